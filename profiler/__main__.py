@@ -1,0 +1,5 @@
+"""``python -m profiler`` is the command ``profile``."""
+
+from profiler.cli import main
+
+main()

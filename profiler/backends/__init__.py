@@ -1,0 +1,1 @@
+"""One file a backend: it opens a case and gives a session that prefills and decodes."""

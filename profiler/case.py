@@ -1,0 +1,67 @@
+"""A case: one frozen point of the grid, known to every floor. Its ``key`` is the only identity there is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+KEY_LENGTH = 16  # hex digits: 64 bits, so that a million cases collide with odds of 1 in 30 million
+
+
+def digest(content: object) -> str:
+    """Short stable hash of plain JSON content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is measured. ``context`` tokens are in the cache when decode starts; ``batch`` counts sequences."""
+
+    model: str  # as shown to people; may be any text
+    model_id: str  # content hash of the config, and of the weights when they are real
+    weights: str  # real | synthetic
+    quant: str  # a name of profiler.quants
+    dtype: str  # compute dtype: fp32 | bf16 | fp16
+    device: str  # cpu | cuda:0
+    backend: str  # a name of profiler.backends
+    path: str  # eager | static | graph
+    context: int  # tokens
+    batch: int  # sequences
+    steps: int  # decode steps
+    fill: str = "prefill"  # prefill | synthetic
+    ubatch: int = 2048  # tokens per sequence and prefill chunk
+    threads: int | None = None  # None: what the backend chooses
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Identity by content. The shown name is no part of it: ``model_id`` says which model it is."""
+        return digest({name: value for name, value in asdict(self).items() if name != "model"})
+
+    @property
+    def load_key(self) -> str:
+        """Equal for cases that can share one loaded model."""
+        return digest([self.model_id, self.weights, self.quant, self.dtype, self.device, self.backend, self.path,
+                       self.threads, self.seed])  # fmt: skip
+
+    @property
+    def kind(self) -> tuple[str, str, int]:
+        """Cases of one kind differ only in context and batch, so a larger one needs more memory."""
+        return self.load_key, self.fill, self.ubatch
+
+    def dominates(self, other: Case) -> bool:
+        """Whether ``other`` needs at least as much memory as this case does."""
+        return self.kind == other.kind and other.context >= self.context and other.batch >= self.batch
+
+    @property
+    def label(self) -> str:
+        """``gemma-4-e2b nf4 c=4096 b=1``: for progress and messages."""
+        return f"{self.model} {self.quant} c={self.context} b={self.batch}"
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Case:
+        """The case of a stored row; unknown fields of a newer writer are an error (TypeError)."""
+        return cls(**row)

@@ -1,0 +1,1 @@
+"""One file a ``model_type``: ``geometry(config) -> Geometry``, written like the paper's equations."""

@@ -1,0 +1,1 @@
+"""Memory and time from geometry, quantization and device, without weights and without torch."""

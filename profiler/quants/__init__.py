@@ -1,0 +1,1 @@
+"""One file a quantization: the bytes it stores, what it leaves alone, and where it cannot run."""

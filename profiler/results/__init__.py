@@ -1,0 +1,1 @@
+"""What was measured, how it is stored, and what is derived from it."""

@@ -1,0 +1,1 @@
+"""Data shipped with the profiler: model configs, devices, named grids. Installed as ``profiler.scenarios``."""
