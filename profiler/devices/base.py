@@ -1,7 +1,8 @@
-"""What a device gives. ``devices/cpu.py`` and ``devices/cuda.py`` each define ``find()`` and a ``Meter``."""
+"""What a device gives: ``devices/KIND.py`` defines ``find() -> list[DeviceInfo]`` (no torch) and ``meter(device) -> Meter``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,20 +23,32 @@ class DeviceInfo:
     driver: str | None = None
 
 
-class Meter(Protocol):
-    """Synchronisation and peak memory of one device, used inside a worker by the measuring loop."""
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Highest memory since the last reset, in bytes; ``None`` where the device has no such counter."""
 
-    def synchronize(self) -> None:
-        """Wait until the device has finished everything queued. No-op on a CPU."""
+    allocated_bytes: int | None  # live tensors (CUDA); None on a CPU
+    reserved_bytes: int | None  # the allocator's segments (CUDA); None on a CPU
+    process_bytes: int | None  # all this process takes on the device: what decides whether it fits
+
+
+class Meter(Protocol):
+    """Clock and peak memory of one device. The clock synchronises, so that no caller can forget to."""
+
+    def now(self) -> float:
+        """Seconds of a monotonic clock, read after the device has finished everything queued."""
+
+    def cpu_s(self) -> float:
+        """CPU seconds this process has used, all threads."""
+
+    def mark(self) -> object:
+        """A point in the device's own order of work; cheap, does not wait."""
+
+    def elapsed(self, marks: Sequence[object]) -> list[float]:
+        """Seconds between each mark and the next. Waits for the device."""
 
     def reset_peak(self) -> None:
-        """Start a new window for ``peak_bytes``."""
+        """Start a new window for ``peak``."""
 
-    def peak_bytes(self) -> int | None:
-        """Peak since the last reset: process memory (CPU), allocated by torch (CUDA)."""
-
-    def process_bytes(self) -> int | None:
-        """Memory of this process on the device now: what decides whether it fits."""
-
-    def reserved_bytes(self) -> int | None:
-        """Allocator segments (CUDA); ``None`` on a CPU."""
+    def peak(self) -> Peak:
+        """The highest values since ``reset_peak``."""
