@@ -15,7 +15,9 @@ MAX_SHOWN = 200  # characters of outside text that one line of ours carries
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(b|k|m|g|t|kb|mb|gb|tb|kib|mib|gib|tib)?$", re.IGNORECASE)
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h)?$", re.IGNORECASE)
 _COUNT = re.compile(r"^(\d+)(k)?$", re.IGNORECASE)
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def printable(text: object, limit: int = MAX_SHOWN) -> str:
@@ -83,5 +85,7 @@ def significant(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")
-    magnitude = len(str(int(abs(rounded)))) if abs(rounded) >= 1 else int(f"{abs(rounded):e}".split("e")[1]) + 1
+    magnitude = (
+        len(str(int(abs(rounded)))) if abs(rounded) >= 1 else int(f"{abs(rounded):e}".split("e")[1]) + 1
+    )
     return f"{rounded:,.{max(0, digits - magnitude)}f}"

@@ -1,4 +1,4 @@
-"""What a backend gives: ``open(job, beat) -> Session``. A session holds one loaded model and serves its cases in turn."""
+"""What a backend gives: ``open(case, source, beat) -> Session``, a loaded model that serves its cases in turn."""
 
 from __future__ import annotations
 
@@ -32,43 +32,68 @@ class ShapeMismatch(Exception):
     """A phase did not process what the case asks for."""
 
 
-class Session(Protocol):
-    """One loaded model. Order of calls: ``begin(case)``, then ``prefill`` or ``fill``, ``save``, ``decode`` …"""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is true of a loaded model whatever the case."""
 
-    meter: Meter
+    weights_bytes: int  # sum of the storages of parameters and buffers, each once
+    unquantized_bytes: int  # part of it that the quantization left in a plain dtype; 0 for a plain dtype
+    cautions: tuple[Caution, ...]
 
-    def weights(self) -> tuple[int, int]:
-        """Bytes of all storages, and the part that a quantization left in a plain dtype."""
 
-    def cautions(self) -> tuple[Caution, ...]:
-        """What is true of this loaded model whatever the case."""
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """The cache as its own objects describe it."""
 
-    def begin(self, case: Case) -> None:
-        """Make the inputs of the case and drop everything of the last one."""
+    length: int  # tokens, as the first attention layer counts them
+    storage_bytes: int  # storages behind the cache, each once
+    retained_bytes: int  # part of them that no tensor of the cache reaches (views into longer storages)
+
+
+class Trial(Protocol):
+    """One case on a loaded model: its inputs and its cache. Starts with an empty cache."""
+
+    tokens: list[
+        list[int]
+    ]  # decoded since the last prefill, fill or restore; one list a step, one token a sequence
 
     def prefill(self) -> int:
-        """Process exactly ``context`` tokens of each sequence into an empty cache; returns tokens processed."""
+        """Drop the cache, then process ``context`` tokens of each sequence; returns tokens processed."""
 
     def fill(self) -> None:
         """Write a random cache of ``context`` tokens instead (``Case.fill == "synthetic"``)."""
 
     def save(self) -> None:
-        """Remember the cache as it is now: every ``restore`` starts decode from here."""
+        """Remember the cache as it is now."""
 
-    def restore(self, last: bool) -> None:
-        """Bring the saved cache back. ``last``: give the saved copy away, so that it is not counted as peak."""
+    def restore(self) -> None:
+        """Make the cache what it was at ``save``."""
+
+    def release(self) -> None:
+        """Forget the saved cache, so that it counts in no peak; the current one stays."""
 
     def step(self) -> None:
-        """One greedy decode step for the whole batch, feeding back its own tokens."""
+        """One greedy decode step for the whole batch, feeding back its own tokens. Does not wait for the device."""
 
-    def length(self) -> int:
-        """Tokens in the cache, as the cache counts them."""
+    def cache(self) -> CacheState:
+        """Length and bytes of the cache now."""
 
-    def cache_bytes(self) -> tuple[int, int]:
-        """Bytes of the storages behind the cache, and the part not reachable through the cache's own tensors."""
 
-    def tokens(self) -> list[list[int]]:
-        """Tokens decoded since the last ``restore``, one list a sequence."""
+class Session(Protocol):
+    """One loaded model, which serves its cases in turn."""
+
+    meter: Meter
+    loaded: Loaded
+
+    def begin(self, case: Case) -> Trial:
+        """Make the inputs of a case. The trial before must not be used any more."""
 
     def close(self) -> None:
         """Free the model."""
+
+
+class Backend(Protocol):
+    """The module-level function of ``backends/NAME.py``."""
+
+    def __call__(self, case: Case, source: Source, beat: Beat) -> Session:
+        """``open``: load the model of ``case``. Raises OutOfMemory, ProfileError."""

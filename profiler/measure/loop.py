@@ -1,11 +1,10 @@
-"""The one measuring loop: warm up, prefill repetitions, snapshot, decode repetitions.
+"""The one measuring loop: each phase warms up once at full shape, then repeats.
 
-    warm-up prefill + steps → prefill × reps → save → (restore → steps) × reps
+    prefill, prefill × reps → save → decode, (restore → decode) × reps → release → one step for the peak
 
-Every window is closed by the device's own clock, which synchronises; after each phase the processed tokens and the
-cache's length are checked: a figure for a shape nobody asked for is worse than none.
-
-    measure(session, case, Effort(reps=3), beat=print)
+Every window is closed by the device's own clock, which synchronises; after each repetition the processed tokens and
+the cache's length are checked: a figure for a shape nobody asked for is worse than none. Time and memory come from
+separate passes, since the saved cache that makes decode repeatable would count as peak.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from profiler.backends.base import Beat, Session, ShapeMismatch
+from profiler.backends.base import Beat, Session, ShapeMismatch, Trial
 from profiler.case import Case
 from profiler.devices.base import Meter, Peak
 from profiler.results.measurement import Caution, Memory, Phase, Sample
@@ -40,68 +39,111 @@ class Result:
 def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
     """Measure one case on a loaded model.
 
-    Raises ShapeMismatch when a phase did not process what the case asks for, and what the backend raises.
+    Raises ShapeMismatch when a phase did not process what the case asks for, and whatever the backend raises.
     """
-    session.begin(case)
+    meter, trial = session.meter, session.begin(case)
+    prefills: list[Sample] = []
     cautions: list[Caution] = []
-    prefills, prefill_peak, retained = _prefill_phase(session, case, effort, beat, cautions)
-    decodes, decode_peak = _decode_phase(session, case, effort, beat, cautions)
-    weights, unquantized = session.weights()
-    cache, _ = session.cache_bytes()
+    prefill_peak = retained = None
+    if case.fill == "synthetic":
+        beat("fill")
+        trial.fill()
+        _check_length(trial, case.context, "fill")
+    else:
+        meter.reset_peak()
+        prefills = _repeat("prefill", lambda: _prefill(meter, trial, case, beat), effort, beat, cautions)
+        prefill_peak, retained = meter.peak(), trial.cache().retained_bytes
+    trial.save()
+    decodes = _repeat("decode", lambda: _decode(meter, trial, case, beat), effort, beat, cautions)
+    cache_bytes = trial.cache().storage_bytes
+    decode_peak = _step_peak(meter, trial)
     memory = Memory(
-        weights_bytes=weights,
-        unquantized_bytes=unquantized,
-        cache_bytes=cache,
+        weights_bytes=session.loaded.weights_bytes,
+        unquantized_bytes=session.loaded.unquantized_bytes,
+        cache_bytes=cache_bytes,
         retained_bytes=retained,
         prefill_peak_bytes=_headline(prefill_peak),
         decode_peak_bytes=_headline(decode_peak),
         process_peak_bytes=_largest(prefill_peak and prefill_peak.process_bytes, decode_peak.process_bytes),
         reserved_bytes=_largest(prefill_peak and prefill_peak.reserved_bytes, decode_peak.reserved_bytes),
     )
-    return Result((*prefills, *decodes), memory, (*session.cautions(), *cautions))
+    return Result((*prefills, *decodes), memory, (*session.loaded.cautions, *cautions))
 
 
-def _prefill_phase(
-    session: Session, case: Case, effort: Effort, beat: Beat, cautions: list[Caution]
-) -> tuple[list[Sample], Peak | None, int | None]:
-    """Fill the cache and leave it saved at depth ``context``: by timed prefills, or with random values."""
-    if case.fill == "synthetic":
-        beat("fill")
-        session.fill()
-        _check_length(session, case.context, "fill")
-        session.save()
-        beat("decode warm-up")
-        _decode(session, case, 1, beat)
-        return [], None, None
-
-    def once() -> Sample:
-        sample = _timed(session.meter, "prefill", session.prefill)
-        if sample.tokens != case.batch * case.context:
-            raise ShapeMismatch(f"prefill processed {sample.tokens} tokens, not {case.batch * case.context}")
-        _check_length(session, case.context, "prefill")
-        return sample
-
-    def warm_up() -> float:
-        start = session.meter.now()
-        once()
-        session.save()
-        _decode(session, case, case.steps, beat)
-        return session.meter.now() - start
-
-    samples, peak = _repeat("prefill", session.meter, effort, beat, cautions, warm_up, lambda last: once())
-    _, retained = session.cache_bytes()
-    session.save()
-    return samples, peak, retained
+def _repeat(
+    phase: Phase, once: Callable[[], Sample], effort: Effort, beat: Beat, cautions: list[Caution]
+) -> list[Sample]:
+    """Warm up with one repetition, then repeat. A warm-up that alone fills the time limit is the measurement."""
+    beat(f"{phase} warm-up")
+    first = once()
+    if first.seconds >= effort.max_phase_s:
+        text = f"{phase}: one cold repetition of {seconds_text(first.seconds)}, since it alone reached --max-phase"
+        cautions.append(Caution(f"{phase}-cold", text, f"--max-phase {round(first.seconds * 4)}s"))
+        return [first]
+    samples: list[Sample] = []
+    spent = 0.0
+    while len(samples) < effort.reps and (not samples or spent < effort.max_phase_s):
+        beat(f"{phase} {len(samples) + 1}/{effort.reps}")
+        samples.append(once())
+        spent += samples[-1].seconds
+    if len(samples) < effort.reps:
+        text = (
+            f"{phase}: {len(samples)} of {effort.reps} repetitions within --max-phase {effort.max_phase_s:g}s"
+        )
+        cautions.append(
+            Caution(f"{phase}-few", text, f"--max-phase {round(first.seconds * (effort.reps + 1))}s")
+        )
+    return samples
 
 
-def _decode_phase(
-    session: Session, case: Case, effort: Effort, beat: Beat, cautions: list[Caution]
-) -> tuple[list[Sample], Peak]:
-    """Decode from the saved cache, over and over."""
+def _prefill(meter: Meter, trial: Trial, case: Case, beat: Beat) -> Sample:
+    """One timed prefill of exactly ``context`` tokens into an empty cache."""
+    cpu, start = meter.cpu_s(), meter.now()
+    tokens = trial.prefill()
+    seconds, cpu = meter.now() - start, meter.cpu_s() - cpu
+    if tokens != case.batch * case.context:
+        raise ShapeMismatch(f"prefill processed {tokens} tokens instead of {case.batch} × {case.context}")
+    _check_length(trial, case.context, "prefill")
+    return Sample("prefill", seconds, tokens, cpu_s=cpu)
 
-    def once(last: bool) -> Sample:
-        session.restore(last)
-        sample, marks = _decode(session, case, case.steps, beat)
-        return sample
 
-    raise NotImplementedError
+def _decode(meter: Meter, trial: Trial, case: Case, beat: Beat) -> Sample:
+    """``steps`` timed decode steps from the saved cache."""
+    trial.restore()
+    cpu, start = meter.cpu_s(), meter.now()
+    marks = [meter.mark()]
+    for _ in range(case.steps):
+        trial.step()
+        marks.append(meter.mark())
+        beat("")
+    seconds, cpu = meter.now() - start, meter.cpu_s() - cpu
+    tokens = sum(len(step) for step in trial.tokens)
+    if tokens != case.batch * case.steps:
+        raise ShapeMismatch(f"decode gave {tokens} tokens instead of {case.batch} × {case.steps}")
+    _check_length(trial, case.context + case.steps, "decode")
+    return Sample("decode", seconds, tokens, step_s=tuple(meter.elapsed(marks)), cpu_s=cpu)
+
+
+def _step_peak(meter: Meter, trial: Trial) -> Peak:
+    """Peak of one decode step without the saved copy of the cache."""
+    trial.release()
+    meter.reset_peak()
+    trial.step()
+    return meter.peak()
+
+
+def _check_length(trial: Trial, expected: int, phase: str) -> None:
+    length = trial.cache().length
+    if length != expected:
+        raise ShapeMismatch(f"after {phase} the cache holds {length} tokens instead of {expected}")
+
+
+def _headline(peak: Peak | None) -> int | None:
+    """Live tensors where the device counts them, else the process."""
+    if peak is None:
+        return None
+    return peak.process_bytes if peak.allocated_bytes is None else peak.allocated_bytes
+
+
+def _largest(*values: int | None) -> int | None:
+    return max((value for value in values if value is not None), default=None)

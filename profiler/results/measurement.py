@@ -22,7 +22,6 @@ class Sample:
     tokens: int  # batch × context (prefill) or batch × steps (decode), as counted from what was processed
     step_s: tuple[float, ...] = ()  # decode: seconds of each step
     cpu_s: float | None = None  # process CPU time over the same window
-    peak_bytes: int | None = None  # peak of this repetition: process (CPU) or allocated (CUDA)
     energy_j: float | None = None
 
 

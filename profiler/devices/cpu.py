@@ -1,0 +1,135 @@
+"""The CPU: what ``/proc`` says of it, its clock, and its peak memory by ``VmHWM``.
+
+``VmHWM`` is reset by writing 5 to ``/proc/self/clear_refs``. ``ru_maxrss`` is no substitute: it survives exec, so a
+small child of a large parent reports the parent's peak.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from profiler.devices.base import DeviceInfo, Peak
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+BF16_UNITS = {
+    "avx512_bf16",
+    "amx_bf16",
+}  # without one of them PyTorch's bf16 GEMM is several times slower than fp32
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "sve",
+    "i8mm",
+    "bf16",
+)
+
+
+def find() -> list[DeviceInfo]:
+    """The one CPU device of this machine."""
+    cpuinfo = _fields(Path("/proc/cpuinfo"))
+    flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
+    features = tuple(name for name in FEATURES if name in flags)
+    has_bf16 = bool(BF16_UNITS & flags) or "bf16" in flags
+    total, free = _memory()
+    return [
+        DeviceInfo(
+            name="cpu",
+            kind="cpu",
+            title=cpuinfo.get("model name", "CPU"),
+            memory_bytes=total,
+            free_bytes=free,
+            default_dtype="bf16" if has_bf16 else "fp32",
+            cores=len(os.sched_getaffinity(0)),
+            features=features,
+        )
+    ]
+
+
+def _memory() -> tuple[int, int]:
+    """Total and available bytes, bounded by the control group's limit where there is one."""
+    fields = _fields(Path("/proc/meminfo"))
+    total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    limit, used = _cgroup()
+    if limit is not None and limit < total:
+        total, free = limit, min(free, limit - used)
+    return total, free
+
+
+def _cgroup() -> tuple[int | None, int]:
+    """Memory limit of this control group (version 2, then 1) and what is used of it."""
+    for folder, limit_file, used_file in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            limit = Path(folder, limit_file).read_text().strip()
+            if limit != "max":
+                return int(limit), int(Path(folder, used_file).read_text())
+        except OSError:
+            continue
+    return None, 0
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """The first block of a ``name : value`` file of ``/proc``."""
+    fields: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        name, colon, value = line.partition(":")
+        if not colon:
+            break
+        fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+class CpuMeter:
+    """Clock and peak memory of this process."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def cpu_s(self) -> float:
+        return time.process_time()
+
+    def mark(self) -> object:
+        return time.perf_counter()
+
+    def elapsed(self, marks: Sequence[object]) -> list[float]:
+        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
+
+    def reset_peak(self) -> None:
+        """Give freed heap pages back first, or the last case's garbage is the next one's peak."""
+        _trim_heap()
+        CLEAR_REFS.write_text("5")
+
+    def peak(self) -> Peak:
+        return Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=process_bytes("VmHWM"))
+
+
+def meter(device: str) -> CpuMeter:
+    """The meter of ``cpu``."""
+    return CpuMeter()
+
+
+def process_bytes(field: str, pid: int | str = "self") -> int:
+    """A memory figure of a process: ``VmRSS`` (now), ``VmHWM`` (peak), ``RssAnon``, ``VmData``. Raises OSError."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/{pid}/status has no {field}")
+
+
+def _trim_heap() -> None:
+    """glibc keeps freed small blocks; another libc has no such call and needs none."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
