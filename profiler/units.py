@@ -85,7 +85,5 @@ def significant(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")
-    magnitude = (
-        len(str(int(abs(rounded)))) if abs(rounded) >= 1 else int(f"{abs(rounded):e}".split("e")[1]) + 1
-    )
+    magnitude = len(str(int(abs(rounded)))) if abs(rounded) >= 1 else int(f"{abs(rounded):e}".split("e")[1]) + 1
     return f"{rounded:,.{max(0, digits - magnitude)}f}"

@@ -53,9 +53,7 @@ class CacheState:
 class Trial(Protocol):
     """One case on a loaded model: its inputs and its cache. Starts with an empty cache."""
 
-    tokens: list[
-        list[int]
-    ]  # decoded since the last prefill, fill or restore; one list a step, one token a sequence
+    tokens: list[list[int]]  # decoded since the last prefill, fill or restore; one list a step, one token a sequence
 
     def prefill(self) -> int:
         """Drop the cache, then process ``context`` tokens of each sequence; returns tokens processed."""

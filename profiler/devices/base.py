@@ -1,4 +1,4 @@
-"""What a device gives: ``devices/KIND.py`` defines ``find() -> list[DeviceInfo]`` (no torch) and ``meter(device) -> Meter``."""
+"""What a device gives: ``devices/KIND.py`` has ``find() -> list[DeviceInfo]`` (no torch) and ``meter(name)``."""
 
 from __future__ import annotations
 

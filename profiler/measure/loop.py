@@ -19,6 +19,9 @@ from profiler.results.measurement import Caution, Memory, Phase, Sample
 from profiler.units import seconds_text
 
 
+NO_PEAK = Peak(None, None, None)
+
+
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How long to measure: repetitions of each phase, and the seconds after which no further one starts."""
@@ -44,7 +47,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
     meter, trial = session.meter, session.begin(case)
     prefills: list[Sample] = []
     cautions: list[Caution] = []
-    prefill_peak = retained = None
+    prefill_peak, retained = NO_PEAK, None
     if case.fill == "synthetic":
         beat("fill")
         trial.fill()
@@ -64,8 +67,8 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
         retained_bytes=retained,
         prefill_peak_bytes=_headline(prefill_peak),
         decode_peak_bytes=_headline(decode_peak),
-        process_peak_bytes=_largest(prefill_peak and prefill_peak.process_bytes, decode_peak.process_bytes),
-        reserved_bytes=_largest(prefill_peak and prefill_peak.reserved_bytes, decode_peak.reserved_bytes),
+        process_peak_bytes=_largest(prefill_peak.process_bytes, decode_peak.process_bytes),
+        reserved_bytes=_largest(prefill_peak.reserved_bytes, decode_peak.reserved_bytes),
     )
     return Result((*prefills, *decodes), memory, (*session.loaded.cautions, *cautions))
 
@@ -87,12 +90,8 @@ def _repeat(
         samples.append(once())
         spent += samples[-1].seconds
     if len(samples) < effort.reps:
-        text = (
-            f"{phase}: {len(samples)} of {effort.reps} repetitions within --max-phase {effort.max_phase_s:g}s"
-        )
-        cautions.append(
-            Caution(f"{phase}-few", text, f"--max-phase {round(first.seconds * (effort.reps + 1))}s")
-        )
+        text = f"{phase}: {len(samples)} of {effort.reps} repetitions within --max-phase {effort.max_phase_s:g}s"
+        cautions.append(Caution(f"{phase}-few", text, f"--max-phase {round(first.seconds * (effort.reps + 1))}s"))
     return samples
 
 
@@ -138,10 +137,8 @@ def _check_length(trial: Trial, expected: int, phase: str) -> None:
         raise ShapeMismatch(f"after {phase} the cache holds {length} tokens instead of {expected}")
 
 
-def _headline(peak: Peak | None) -> int | None:
+def _headline(peak: Peak) -> int | None:
     """Live tensors where the device counts them, else the process."""
-    if peak is None:
-        return None
     return peak.process_bytes if peak.allocated_bytes is None else peak.allocated_bytes
 
 
