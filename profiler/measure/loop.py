@@ -18,7 +18,6 @@ from profiler.devices.base import Meter, Peak
 from profiler.results.measurement import Caution, Memory, Phase, Sample
 from profiler.units import seconds_text
 
-
 NO_PEAK = Peak(None, None, None)
 
 
