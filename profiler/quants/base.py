@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from profiler.devices.base import DeviceInfo
-from profiler.models.geometry import Weight
+from profiler.models.weight import Role, Weight
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
+# bitsandbytes replaces modules whose type is exactly nn.Linear, except the output head. Fused experts are one 3-D
+# parameter and stay in the compute dtype (bitsandbytes issue 1849), as do embeddings, convolutions and norms.
+LINEAR_ROLES: frozenset[Role] = frozenset({"linear"})
 
-def plain_bytes(weight: Weight, dtype: str) -> int:
-    """Bytes of a weight stored in the compute dtype."""
-    return weight.parameters * DTYPE_BYTES[dtype]
+BLOCK = 64  # weights that share one scale
+NESTED_BLOCK = 256  # scales that share one scale, with double quantization
+LEVELS_BYTES = 16 * 4  # each weight keeps its own table of 16 fp32 levels
+NESTED_LEVELS_BYTES = 256 * 4 + 4  # and with double quantization one of 256 levels and an offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,51 @@ class Quant:
 
     name: str
     weight_bytes: Callable[[Weight, str], int]
-    quantizes: Callable[[Weight], bool]  # whether the scheme touches this weight at all
+    roles: frozenset[Role]  # what the scheme quantizes; empty for a plain dtype
     unavailable: Callable[[DeviceInfo], str | None]  # the reason, in words
     load_config: Callable[[str], Any]
     dtype: str | None = None  # the dtype it fixes; None: the device's default compute dtype
+
+
+def plain_bytes(weight: Weight, dtype: str) -> int:
+    """Bytes of a weight stored in the compute dtype."""
+    return weight.parameters * DTYPE_BYTES[dtype]
+
+
+def plain(name: str) -> Quant:
+    """A plain dtype: everything is stored and computed in it."""
+    return Quant(name, plain_bytes, frozenset(), lambda device: None, lambda dtype: None, dtype=name)
+
+
+def four_bit(name: str, levels: str, double: bool) -> Quant:
+    """A 4-bit scheme of bitsandbytes with blocks of 64; ``double`` quantizes the scales as well."""
+
+    def weight_bytes(weight: Weight, dtype: str) -> int:
+        if weight.role not in LINEAR_ROLES:
+            return plain_bytes(weight, dtype)
+        blocks = -(-weight.parameters // BLOCK)
+        packed = -(-weight.parameters // 2) + LEVELS_BYTES
+        if not double:
+            return packed + 4 * blocks
+        return packed + blocks + 4 * -(-blocks // NESTED_BLOCK) + NESTED_LEVELS_BYTES
+
+    def load_config(dtype: str) -> Any:
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        compute = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=levels,
+            bnb_4bit_use_double_quant=double,
+            bnb_4bit_compute_dtype=compute,
+        )
+
+    return Quant(name, weight_bytes, LINEAR_ROLES, bitsandbytes_missing, load_config)
+
+
+def bitsandbytes_missing(device: DeviceInfo) -> str | None:
+    """Why bitsandbytes cannot run here, if it cannot: not installed, or a GPU older than its kernels."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "bitsandbytes is not installed: pip install bitsandbytes"
+    return None

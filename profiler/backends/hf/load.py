@@ -1,0 +1,121 @@
+"""A model for a case: real weights from safetensors or GGUF, or synthetic ones. Text tower only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from profiler import registry
+from profiler.backends.base import Beat, Source
+from profiler.backends.hf import synthetic
+from profiler.case import Case
+from profiler.errors import ProfileError
+from profiler.units import printable
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load(case: Case, source: Source, beat: Beat) -> PreTrainedModel:
+    """The model of a case, in evaluation mode. Raises ProfileError when the weights do not fit the model."""
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    dtype, device = DTYPES[case.dtype], torch.device(case.device)
+    quantization = registry.load("quants", case.quant, "quantization").QUANT.load_config(case.dtype)
+    config = text_config(source)
+    if case.weights == "synthetic":
+        return synthetic.build(config, dtype, device, quantization, case.seed, beat)
+    return _real(config, _folder(source, beat), dtype, device, quantization, beat)
+
+
+def text_config(source: Source) -> PretrainedConfig:
+    """The transformers config of the text tower."""
+    raw = {name: value for name, value in source.config.items() if name not in ("auto_map", "quantization_config")}
+    kind = raw.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ProfileError(f"transformers {transformers.__version__} does not know model_type {printable(kind)}")
+    config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
+    return config.get_text_config(decoder=True)
+
+
+def _real(
+    config: PretrainedConfig, folder: Path, dtype: torch.dtype, device: torch.device, quantization: Any, beat: Beat
+) -> PreTrainedModel:
+    """Read a folder of safetensors; every weight of the text tower must be in it."""
+    beat(f"loading {folder.name}")
+    loaded, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        quantization_config=quantization,
+        device_map={"": device},
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:
+        name = printable(folder.name)
+        raise ProfileError(
+            f"{name}: {len(absent)} weights are missing or of another shape, first {printable(absent[0])}"
+        )
+    model: PreTrainedModel = loaded.eval().requires_grad_(False)
+    return model
+
+
+def _folder(source: Source, beat: Beat) -> Path:
+    """The folder that holds the safetensors of a source."""
+    if source.kind == "folder":
+        return Path(source.location)
+    if source.kind == "gguf":
+        return converted(Path(source.location), beat)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
+
+
+def converted(gguf: Path, beat: Beat) -> Path:
+    """A GGUF file as a folder of safetensors, made once: transformers needs minutes to read GGUF each time.
+
+    Values are those that the quantized file stands for, kept in bf16, or in fp32 when the file itself is fp32.
+    """
+    name = f"{_content_id(gguf)}-{transformers.__version__}"
+    target = Path(platformdirs.user_cache_dir("profile")) / "gguf" / name
+    if target.exists():
+        return target
+    beat(f"converting {gguf.name} to safetensors, once")
+    partial = target.with_name(f"{name}.{os.getpid()}.partial")
+    dtype = torch.float32 if _is_fp32(gguf) else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
+    try:
+        model.save_pretrained(partial)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not target.exists():  # another process may have been first
+            raise
+    return target
+
+
+def _content_id(path: Path) -> str:
+    """Hash of the whole file: a cache must not serve another model."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _is_fp32(gguf: Path) -> bool:
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).get_field("general.file_type")
+    return field is not None and int(field.contents()) == 0

@@ -1,0 +1,188 @@
+"""One loaded transformers model, and the trials on it: prefill in chunks, greedy decode steps, as shipped."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from profiler import registry
+from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory, Source
+from profiler.backends.hf import cache as caches
+from profiler.backends.hf.load import load
+from profiler.case import Case
+from profiler.devices.base import Meter
+from profiler.results.measurement import Caution
+from profiler.units import bytes_text
+
+MEMORY_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
+
+
+def open(case: Case, source: Source, beat: Beat) -> HfSession:
+    """Load the model of a case. Raises OutOfMemory, ProfileError."""
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    with memory_errors():
+        return HfSession(load(case, source, beat), case.device, beat)
+
+
+class HfSession:
+    """A model and the meter of its device."""
+
+    def __init__(self, model: PreTrainedModel, device: str, beat: Beat) -> None:
+        self.model = model
+        self.meter: Meter = registry.load("devices", device.partition(":")[0], "device").meter(device)
+        self.loaded = describe(model)
+        self.beat = beat
+
+    def begin(self, case: Case) -> HfTrial:
+        return HfTrial(self.model, case, self.beat)
+
+    def close(self) -> None:
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class HfTrial:
+    """One case: seeded random token ids, a cache that grows as transformers grows it, greedy tokens."""
+
+    def __init__(self, model: PreTrainedModel, case: Case, beat: Beat) -> None:
+        self.model, self.case, self.beat = model, case, beat
+        self.device = torch.device(case.device)
+        random = torch.Generator().manual_seed(case.seed)
+        shape = (case.batch, case.context)
+        vocabulary = model.config.get_text_config().vocab_size
+        self.ids = torch.randint(vocabulary, shape, generator=random).to(self.device)
+        self.kv = DynamicCache(config=model.config.get_text_config())
+        self.next: torch.Tensor | None = None
+        self.steps: list[torch.Tensor] = []
+        self.saved: list[caches.Saved] | None = None
+        self.saved_next: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Tokens decoded since the last prefill, fill or restore. Waits for the device."""
+        return torch.cat(self.steps, dim=1).T.tolist() if self.steps else []
+
+    def prefill(self) -> int:
+        self._reset()
+        done = 0
+        while done < self.case.context:
+            self.beat(f"prefill {done}/{self.case.context}")
+            ids = self.ids[:, done : done + self.case.ubatch]
+            self._forward(ids)
+            done += ids.shape[1]
+        return done * self.case.batch
+
+    def fill(self) -> None:
+        self._reset()
+        self._forward(self.ids[:, :SEED_TOKENS])
+        with memory_errors(), torch.inference_mode():
+            caches.randomize(self.kv, self.case.context, self.case.seed)
+
+    def save(self) -> None:
+        with memory_errors(), torch.inference_mode():
+            self.saved, self.saved_next = caches.save(self.kv), self.next
+        self.steps = []
+
+    def restore(self) -> None:
+        if self.saved is None:
+            raise RuntimeError("restore without save")
+        with torch.inference_mode():
+            caches.restore(self.kv, self.saved)
+        self.next = self.saved_next
+        self.steps = []
+
+    def release(self) -> None:
+        self.saved = self.saved_next = None
+
+    def step(self) -> None:
+        self._forward(self.next)
+        self.steps.append(self.next)
+
+    def cache(self) -> CacheState:
+        return caches.state(self.kv)
+
+    def _reset(self) -> None:
+        self.kv = DynamicCache(config=self.model.config.get_text_config())
+        self.next = None
+        self.steps = []
+
+    def _forward(self, ids: torch.Tensor | None) -> None:
+        """Run the model over ``ids [batch, tokens]`` after what the cache holds, and choose the next token."""
+        with memory_errors(), torch.inference_mode():
+            output = self.model(input_ids=ids, past_key_values=self.kv, use_cache=True, logits_to_keep=1)
+            self.next = output.logits[:, -1:].argmax(dim=-1)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Every way in which PyTorch says that memory ran out, as OutOfMemory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(str(error).splitlines()[0]) from error
+    except MemoryError as error:
+        raise OutOfMemory(str(error) or "Python could not allocate memory") from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in MEMORY_WORDS):
+            raise
+        raise OutOfMemory(str(error).splitlines()[0]) from error
+
+
+def describe(model: PreTrainedModel) -> Loaded:
+    """True bytes of a loaded model, and what its quantization left in a plain dtype."""
+    storages: dict[int, int] = {}
+    plain: dict[str, int] = {}
+    for name, module in model.named_modules():
+        for tensor in _own_tensors(module):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in storages and not _is_quantized(module):
+                part = _part(name, module, tensor)
+                plain[part] = plain.get(part, 0) + storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
+    total, left = sum(storages.values()), sum(plain.values())
+    if left == total:
+        return Loaded(total, 0, ())
+    parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
+    text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
+    return Loaded(total, left, (Caution("unquantized", text),))
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers of a module itself, and the scales and tables bitsandbytes keeps beside its weight."""
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+    weight = getattr(module, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    for part in (state, getattr(state, "state2", None)):
+        for name in ("absmax", "code", "offset"):
+            tensor = getattr(part, name, None)
+            if isinstance(tensor, torch.Tensor):
+                yield tensor
+    for holder in (weight, getattr(module, "state", None)):
+        for name in ("CB", "SCB"):
+            tensor = getattr(holder, name, None)
+            if isinstance(tensor, torch.Tensor):
+                yield tensor
+
+
+def _part(name: str, module: nn.Module, tensor: torch.Tensor) -> str:
+    if isinstance(module, nn.Embedding):
+        return "per-layer embeddings" if "per_layer" in name else "embeddings"
+    if isinstance(module, nn.Linear):
+        return "output head"
+    if tensor.dim() == 3 and not isinstance(module, nn.Conv1d):
+        return "fused experts"
+    return "norms and the like"

@@ -1,0 +1,156 @@
+"""A model with random weights, written straight into the storage format of its quantization.
+
+The module tree is built on ``meta``, the quantizer of transformers replaces the modules it would replace, and each
+weight is then allocated and filled on the target device, one after another: no tensor of the unquantized model ever
+exists. Norms, positions and other small things are set by the model's own initialisation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from profiler.backends.base import Beat
+from profiler.backends.hf.noise import fill_normal, tile
+
+PATTERN_WEIGHTS = 257 * 256 * 64  # weights quantized once per spread and laid over all; whole blocks, nested ones too
+VECTOR_NOISE = 0.02  # spread laid over norms and biases, so that none is one repeated constant
+
+
+def build(
+    config: PretrainedConfig, dtype: torch.dtype, device: torch.device, quantization: Any, seed: int, beat: Beat
+) -> PreTrainedModel:
+    """A model of this text config with seeded random weights, in evaluation mode."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    if quantization is not None:
+        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+        quantizer.preprocess_model(model=model, device_map={"": device})
+        quantizer.postprocess_model(model)
+    model.tie_weights()  # a tied head is the same parameter, so it is made once
+    maker = _Maker(device, dtype, float(getattr(config, "initializer_range", None) or 0.02), seed)
+    modules = list(model.named_modules())
+    for number, (name, module) in enumerate(modules):
+        beat(f"weights {number}/{len(modules)} {name}")
+        maker.materialize(module)
+    model.tie_weights()
+    model.initialize_weights()
+    for number, parameter in enumerate(model.parameters()):
+        if parameter.is_floating_point() and parameter.dim() <= 1:
+            noise = torch.empty_like(parameter)
+            fill_normal(noise, VECTOR_NOISE, seed + number)
+            parameter.data.add_(noise)
+    return model.eval().requires_grad_(False)
+
+
+class _Maker:
+    """Allocates and fills the parameters of one module after another."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, std: float, seed: int) -> None:
+        self.device, self.dtype, self.std, self.seed = device, dtype, std, seed
+        self.patterns: dict[tuple[str, bool], tuple[torch.Tensor, Any]] = {}
+        self.made: dict[nn.Parameter, nn.Parameter] = {}
+
+    def materialize(self, module: nn.Module) -> None:
+        """Give every own parameter and buffer of ``module`` memory; fill the large ones."""
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.weight = self._four_bit(module)
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            module.weight = self._eight_bit(module)
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                if parameter not in self.made:
+                    self.made[parameter] = self._plain(parameter)
+                setattr(module, name, self.made[parameter])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device=self.device)
+
+    def _plain(self, parameter: nn.Parameter) -> nn.Parameter:
+        filled = nn.Parameter(torch.empty_like(parameter, device=self.device), requires_grad=False)
+        if parameter.dim() >= 2:
+            fill_normal(filled.data, self.std, self._next_seed())
+            filled._is_hf_initialized = True  # type: ignore[attr-defined]  # read by initialize_weights
+        return filled
+
+    def _four_bit(self, module: bnb.nn.Linear4bit) -> bnb.nn.Params4bit:
+        """Packed levels and scales of a quantized pattern, laid over the shape of the weight."""
+        meta = module.weight
+        packed, pattern = self._pattern(meta.quant_type, meta.compress_statistics)
+        count = meta.numel()
+        data = torch.empty((-(-count // 2), 1), dtype=torch.uint8, device=self.device)
+        tile(data.view(-1), packed.view(-1).roll(self._next_seed() * 32))
+        blocks = -(-count // pattern.blocksize)
+        absmax = torch.empty(blocks, dtype=pattern.absmax.dtype, device=self.device)
+        tile(absmax, pattern.absmax)
+        nested = None
+        if pattern.state2 is not None:
+            scales = torch.empty(-(-blocks // pattern.state2.blocksize), device=self.device)
+            tile(scales, pattern.state2.absmax)
+            nested = bnb.functional.QuantState(
+                absmax=scales,
+                code=pattern.state2.code.clone(),
+                blocksize=pattern.state2.blocksize,
+                dtype=pattern.state2.dtype,
+            )
+        state = bnb.functional.QuantState(
+            absmax=absmax,
+            shape=torch.Size(meta.shape),
+            code=pattern.code.clone(),
+            blocksize=pattern.blocksize,
+            quant_type=pattern.quant_type,
+            dtype=self.dtype,
+            offset=None if pattern.offset is None else pattern.offset.clone(),
+            state2=nested,
+        )
+        weight = bnb.nn.Params4bit(
+            data,
+            requires_grad=False,
+            quant_state=state,
+            blocksize=pattern.blocksize,
+            compress_statistics=meta.compress_statistics,
+            quant_type=meta.quant_type,
+            module=module,
+            bnb_quantized=True,
+        )
+        module.quant_state = state
+        weight._is_hf_initialized = True
+        return weight
+
+    def _pattern(self, quant_type: str, nested: bool) -> tuple[torch.Tensor, Any]:
+        """A stretch of normal weights as bitsandbytes itself quantizes it."""
+        key = (quant_type, nested)
+        if key not in self.patterns:
+            values = torch.empty(PATTERN_WEIGHTS, dtype=self.dtype, device=self.device)
+            fill_normal(values, self.std, self.seed)
+            self.patterns[key] = bnb.functional.quantize_4bit(
+                values, blocksize=64, compress_statistics=nested, quant_type=quant_type
+            )
+        return self.patterns[key]
+
+    def _eight_bit(self, module: bnb.nn.Linear8bitLt) -> bnb.nn.Int8Params:
+        """Rows of rounded normal values whose largest is near 127, as row-wise quantization leaves them."""
+        rows, columns = module.weight.shape
+        key = ("int8", False)
+        if key not in self.patterns:
+            values = torch.empty(PATTERN_WEIGHTS, device=self.device)
+            fill_normal(values, 127 / 4, self.seed)  # the largest of some thousand normal values is near 4 sigma
+            self.patterns[key] = values.round_().clamp_(-127, 127).to(torch.int8), None
+        pattern, _ = self.patterns[key]
+        data = torch.empty((rows, columns), dtype=torch.int8, device=self.device)
+        tile(data.view(-1), pattern.roll(self._next_seed() * 31))
+        scales = torch.empty(rows, device=self.device)
+        fill_normal(scales, self.std / 4, self._next_seed())
+        scales.add_(4 * self.std)  # absolute maxima: near 4 sigma, none the same
+        weight = bnb.nn.Int8Params(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=scales)
+        weight._is_hf_initialized = True
+        return weight
+
+    def _next_seed(self) -> int:
+        self.seed += 1
+        return self.seed

@@ -1,0 +1,7 @@
+"""nf4 with double quantization: the scales are themselves 8-bit, with one fp32 scale for every 256 of them."""
+
+from __future__ import annotations
+
+from profiler.quants.base import four_bit
+
+QUANT = four_bit("nf4-dq", levels="nf4", double=True)
