@@ -104,8 +104,7 @@ class HfTrial:
         self.saved = self.saved_next = None
 
     def step(self) -> None:
-        self._forward(self.next)
-        self.steps.append(self.next)
+        self.steps.append(self._forward(self.next))
 
     def cache(self) -> CacheState:
         return caches.state(self.kv)
@@ -115,11 +114,12 @@ class HfTrial:
         self.next = None
         self.steps = []
 
-    def _forward(self, ids: torch.Tensor | None) -> None:
+    def _forward(self, ids: torch.Tensor | None) -> torch.Tensor:
         """Run the model over ``ids [batch, tokens]`` after what the cache holds, and choose the next token."""
         with memory_errors(), torch.inference_mode():
             output = self.model(input_ids=ids, past_key_values=self.kv, use_cache=True, logits_to_keep=1)
             self.next = output.logits[:, -1:].argmax(dim=-1)
+        return self.next
 
 
 @contextmanager
