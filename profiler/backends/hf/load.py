@@ -22,6 +22,13 @@ from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.units import printable
 
+# Names of the text tower's weights in a multimodal checkpoint, and in the text model: transformers maps them itself for
+# Qwen 3.5 only.
+TEXT_TOWER = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,7 +41,7 @@ def load(case: Case, source: Source, beat: Beat) -> PreTrainedModel:
     config = text_config(source)
     if case.weights == "synthetic":
         return synthetic.build(config, dtype, device, quantization, case.seed, beat)
-    return _real(config, _folder(source, beat), dtype, device, quantization, beat)
+    return _real(config, _folder(source, config, beat), dtype, device, quantization, beat)
 
 
 def text_config(source: Source) -> PretrainedConfig:
@@ -63,6 +70,7 @@ def _real(
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
+        key_mapping=TEXT_TOWER,
     )
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
@@ -74,21 +82,22 @@ def _real(
     return model
 
 
-def _folder(source: Source, beat: Beat) -> Path:
+def _folder(source: Source, config: PretrainedConfig, beat: Beat) -> Path:
     """The folder that holds the safetensors of a source."""
     if source.kind == "folder":
         return Path(source.location)
     if source.kind == "gguf":
-        return converted(Path(source.location), beat)
+        return converted(Path(source.location), config, beat)
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
 
 
-def converted(gguf: Path, beat: Beat) -> Path:
+def converted(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
     """A GGUF file as a folder of safetensors, made once: transformers needs minutes to read GGUF each time.
 
-    Values are those that the quantized file stands for, kept in bf16, or in fp32 when the file itself is fp32.
+    Values are those that the quantized file stands for, kept in bf16, or in fp32 when the file itself is fp32. Giving
+    the config spares the second of two slow readings of the vocabulary.
     """
     name = f"{_content_id(gguf)}-{transformers.__version__}"
     target = Path(platformdirs.user_cache_dir("profile")) / "gguf" / name
@@ -97,14 +106,17 @@ def converted(gguf: Path, beat: Beat) -> Path:
     beat(f"converting {gguf.name} to safetensors, once")
     partial = target.with_name(f"{name}.{os.getpid()}.partial")
     dtype = torch.float32 if _is_fp32(gguf) else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, config=config, dtype=dtype)
+    model.hf_quantizer = None  # transformers refuses to save what it read from GGUF, though it is plain tensors now
+    del model.config.quantization_config
     try:
         model.save_pretrained(partial)
         partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    except OSError:
         if not target.exists():  # another process may have been first
             raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
