@@ -20,10 +20,11 @@ from profiler.backends.base import Beat, Source
 from profiler.backends.hf import synthetic
 from profiler.case import Case
 from profiler.errors import ProfileError
+from profiler.models import families
 from profiler.units import printable
 
-# Names of the text tower's weights in a multimodal checkpoint, and in the text model: transformers maps them itself for
-# Qwen 3.5 only.
+# Names of the text tower's weights in a multimodal checkpoint and in the text model: transformers maps them itself
+# for Qwen 3.5 only.
 TEXT_TOWER = {
     r"^model\.language_model\.": "model.",
     r"^language_model\.model\.": "model.",
@@ -50,8 +51,10 @@ def text_config(source: Source) -> PretrainedConfig:
     kind = raw.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise ProfileError(f"transformers {transformers.__version__} does not know model_type {printable(kind)}")
-    config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
-    return config.get_text_config(decoder=True)
+    whole: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
+    config: PretrainedConfig = whole.get_text_config(decoder=True)
+    config.tie_word_embeddings = families.geometry(raw).tied  # some checkpoints state it outside the text config only
+    return config
 
 
 def _real(
