@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from profiler.units import UNKNOWN
+
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 
 Row = Mapping[str, Any]
@@ -39,7 +41,14 @@ def render(rows: Sequence[Row], shown: Callable[[Row], Mapping[str, str]], outpu
     from tabulate import tabulate
 
     style = {"table": "simple", "md": "github"}[output]
-    return tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True) + "\n"
+    sides = ["right" if _is_figures([row[name] for row in cells]) else "left" for name in (cells[0] if cells else ())]
+    text = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=sides or None)
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def _is_figures(column: Sequence[str]) -> bool:
+    """Whether a column holds figures, with units or unknown, which read best when their ends stand together."""
+    return all(cell[:1].isdigit() or cell == UNKNOWN for cell in column) and any(cell != UNKNOWN for cell in column)
 
 
 def _csv(rows: Sequence[Row]) -> str:

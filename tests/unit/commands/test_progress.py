@@ -1,0 +1,72 @@
+"""What is shown on stderr while a sweep runs."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from fakes.lab import make_case
+
+from profiler.commands.progress import Progress
+from profiler.results.measurement import Measurement
+
+MARKUP = "[bold red]x[/bold red]\x1b[99m"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show(monkeypatch: pytest.MonkeyPatch, name: str) -> str:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", stream)
+    case = make_case(model=name)
+    with Progress(2, lambda: 75.0, shown=True) as progress:
+        progress.beat(case, "decode 2/3")
+        progress.row(Measurement(case, {}, "oom", reason=f"too large {name}"))
+        progress._display.refresh()
+    return stream.getvalue()
+
+
+def test_the_case_its_phase_and_the_time_left_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = show(monkeypatch, "tiny")
+    for part in ("tiny bf16 c=512 b=1", "decode 2/3", "1/2", "about 75.0 s left", "warning: tiny", "oom: too large"):
+        assert part in text.replace("\n", " "), part
+
+
+def test_a_name_is_no_markup_and_no_escape_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = show(monkeypatch, MARKUP)
+    assert "[bold red]x[/bold red]" in text.replace("\n", "")
+    assert "\x1b[99m" not in text
+
+
+def test_without_a_terminal_only_failures_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    case = make_case(model="tiny")
+    with Progress(3, lambda: 1.0, shown=Progress.wanted(streaming=False)) as progress:
+        progress.beat(case, "prefill 1/3")
+        progress.row(Measurement(case, {}, "ok"))
+        progress.row(Measurement(case, {}, "skipped", reason="dominated by c=128 b=1"))
+        progress.row(Measurement(case, {}, "failed", reason="exit code 3"))
+    assert capsys.readouterr().err == "warning: tiny bf16 c=512 b=1: failed: exit code 3\n"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "stdout", "streaming", "wanted"),
+    [
+        (True, True, False, True),
+        (True, True, True, False),  # rows would run through it
+        (True, False, True, True),
+        (False, True, False, False),
+        (False, False, True, False),
+    ],
+)
+def test_progress_is_for_terminals(
+    monkeypatch: pytest.MonkeyPatch, stderr: bool, stdout: bool, streaming: bool, wanted: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: stderr, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: stdout, raising=False)
+    assert Progress.wanted(streaming) is wanted
