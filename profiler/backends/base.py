@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from profiler.case import Case
 from profiler.devices.base import Meter
+from profiler.models.source import Source
 from profiler.results.measurement import Caution
 
 Beat = Callable[[str], None]
 """Called at every sign of progress with a few words (``prefill 2048/8192``); it must be cheap."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a model's config and weights are. All a worker needs to know; plain JSON."""
-
-    kind: str  # catalog | folder | gguf | hub
-    location: str  # catalog name, absolute path, hub id
-    revision: str | None
-    config: Mapping[str, Any]  # the raw config.json
 
 
 class OutOfMemory(Exception):

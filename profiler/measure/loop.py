@@ -1,6 +1,6 @@
 """The one measuring loop: each phase warms up once at full shape, then repeats.
 
-    prefill, prefill × reps → save → decode, (restore → decode) × reps → release → one step for the peak
+    prefill × (1 + reps) → save → (restore → decode) × (1 + reps) → release → one step for the peak
 
 Every window is closed by the device's own clock, which synchronises; after each repetition the processed tokens and
 the cache's length are checked: a figure for a shape nobody asked for is worse than none. Time and memory come from
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 from profiler.backends.base import Beat, Session, ShapeMismatch, Trial
 from profiler.case import Case
@@ -53,7 +54,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
         _check_length(trial, case.context, "fill")
     else:
         meter.reset_peak()
-        prefills = _repeat("prefill", lambda: _prefill(meter, trial, case, beat), effort, beat, cautions)
+        prefills = _repeat("prefill", lambda: _prefill(meter, trial, case), effort, beat, cautions)
         prefill_peak, retained = meter.peak(), trial.cache().retained_bytes
     trial.save()
     decodes = _repeat("decode", lambda: _decode(meter, trial, case, beat), effort, beat, cautions)
@@ -64,10 +65,10 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
         unquantized_bytes=session.loaded.unquantized_bytes,
         cache_bytes=cache_bytes,
         retained_bytes=retained,
-        prefill_peak_bytes=_headline(prefill_peak),
-        decode_peak_bytes=_headline(decode_peak),
-        process_peak_bytes=_largest(prefill_peak.process_bytes, decode_peak.process_bytes),
-        reserved_bytes=_largest(prefill_peak.reserved_bytes, decode_peak.reserved_bytes),
+        prefill_peak_bytes=headline(prefill_peak),
+        decode_peak_bytes=headline(decode_peak),
+        process_peak_bytes=largest(prefill_peak.process_bytes, decode_peak.process_bytes),
+        reserved_bytes=largest(prefill_peak.reserved_bytes, decode_peak.reserved_bytes),
     )
     return Result((*prefills, *decodes), memory, (*session.loaded.cautions, *cautions))
 
@@ -80,7 +81,7 @@ def _repeat(
     first = once()
     if first.seconds >= effort.max_phase_s:
         text = f"{phase}: one cold repetition of {seconds_text(first.seconds)}, since it alone reached --max-phase"
-        cautions.append(Caution(f"{phase}-cold", text, f"--max-phase {round(first.seconds * 4)}s"))
+        cautions.append(Caution(f"{phase}-cold", text, f"--max-phase {ceil(first.seconds * (effort.reps + 1))}s"))
         return [first]
     samples: list[Sample] = []
     spent = 0.0
@@ -90,11 +91,11 @@ def _repeat(
         spent += samples[-1].seconds
     if len(samples) < effort.reps:
         text = f"{phase}: {len(samples)} of {effort.reps} repetitions within --max-phase {effort.max_phase_s:g}s"
-        cautions.append(Caution(f"{phase}-few", text, f"--max-phase {round(first.seconds * (effort.reps + 1))}s"))
+        cautions.append(Caution(f"{phase}-few", text, f"--max-phase {ceil(first.seconds * (effort.reps + 1))}s"))
     return samples
 
 
-def _prefill(meter: Meter, trial: Trial, case: Case, beat: Beat) -> Sample:
+def _prefill(meter: Meter, trial: Trial, case: Case) -> Sample:
     """One timed prefill of exactly ``context`` tokens into an empty cache."""
     cpu, start = meter.cpu_s(), meter.now()
     tokens = trial.prefill()
@@ -136,10 +137,11 @@ def _check_length(trial: Trial, expected: int, phase: str) -> None:
         raise ShapeMismatch(f"after {phase} the cache holds {length} tokens instead of {expected}")
 
 
-def _headline(peak: Peak) -> int | None:
-    """Live tensors where the device counts them, else the process."""
+def headline(peak: Peak) -> int | None:
+    """The figure of a phase: live tensors where the device counts them, else the process."""
     return peak.process_bytes if peak.allocated_bytes is None else peak.allocated_bytes
 
 
-def _largest(*values: int | None) -> int | None:
+def largest(*values: int | None) -> int | None:
+    """The largest of the known values; None when none is."""
     return max((value for value in values if value is not None), default=None)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profiler.backends.base import Source
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError
 from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file
 from profiler.models.geometry import Geometry
+from profiler.models.source import Source
 from profiler.registry import unknown
 from profiler.units import printable
 

@@ -12,7 +12,6 @@ from fakes import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from profiler import registry
-from profiler.backends.base import Source
 from profiler.backends.hf import noise
 from profiler.backends.hf import open as open_session
 from profiler.backends.hf.session import HfSession, HfTrial
@@ -21,6 +20,7 @@ from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.measure.loop import Effort, measure
 from profiler.models import families
+from profiler.models.source import Source
 
 CONTEXT, STEPS = 50, 5  # longer than the tiny models' window of 32
 

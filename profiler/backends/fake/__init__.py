@@ -9,25 +9,27 @@ does is read from the model's config, so a ``config.json`` in a folder is a whol
 
 from __future__ import annotations
 
-from profiler.backends.base import Beat, Source
+from profiler.backends.base import Beat, Session
 from profiler.backends.fake.meter import FakeMeter
 from profiler.backends.fake.script import Script
 from profiler.backends.fake.session import FakeSession
 from profiler.case import Case
+from profiler.devices.base import Meter
+from profiler.models.source import Source
 
 __all__ = ["meter", "open"]
 
 
-def open(case: Case, source: Source, beat: Beat) -> FakeSession:
+def open(case: Case, source: Source, beat: Beat) -> Session:
     """Load nothing, in ``load_s`` virtual seconds. Raises ProfileError when the script is not one."""
     session = FakeSession(Script.read(source.config), beat)
     beat("load")
     session.begin(case).strike("load")
-    session.meter.hold(session.script.weights_bytes)
-    session.meter.seconds += session.script.load_s
+    session.machine.hold(session.script.weights_bytes)
+    session.machine.seconds += session.script.load_s
     return session
 
 
-def meter(device: str) -> FakeMeter:
+def meter(device: str) -> Meter:
     """The virtual device before the load. A backend that measures its own machine brings its own meter."""
     return FakeMeter()

@@ -35,11 +35,11 @@ class Script:
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Script:
         """The script in a config; defaults where there is none. Raises ProfileError for what it does not know."""
-        fields = dict(config.get("fake") or {})
         try:
+            fields = dict(config.get("fake") or {})
             faults = tuple(Fault(**fault) for fault in fields.pop("faults", ()))
             script = cls(**fields, faults=faults)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ProfileError(f"the config's 'fake' section is not a script: {printable(error)}") from None
         for fault in faults:
             if fault.kind not in FAULTS:

@@ -9,6 +9,7 @@ from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.fake.meter import BASELINE_BYTES, FakeMeter
 from profiler.backends.fake.script import Script
 from profiler.case import Case
+from profiler.devices.base import Meter
 
 
 class FakeTrial:
@@ -103,15 +104,16 @@ class FakeSession:
 
     def __init__(self, script: Script, beat: Beat) -> None:
         self.script, self.beat = script, beat
-        self.meter = FakeMeter(script.capacity_bytes)
+        self.machine = FakeMeter(script.capacity_bytes)
+        self.meter: Meter = self.machine
         self.loaded = Loaded(script.weights_bytes, script.unquantized_bytes, cautions=())
         self.trial: FakeTrial | None = None
 
     def begin(self, case: Case) -> FakeTrial:
         if self.trial is not None:
             self.trial.drop()
-        self.trial = FakeTrial(case, self.script, self.meter, self.beat)
+        self.trial = FakeTrial(case, self.script, self.machine, self.beat)
         return self.trial
 
     def close(self) -> None:
-        self.meter.held = BASELINE_BYTES
+        self.machine.held = BASELINE_BYTES

@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from profiler import registry
-from profiler.backends.base import Beat, Source
+from profiler.backends.base import Beat
 from profiler.backends.hf import synthetic
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.models import families
+from profiler.models.source import Source
 from profiler.units import printable
 
 # Names of the text tower's weights in a multimodal checkpoint and in the text model: transformers maps them itself

@@ -11,11 +11,12 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from profiler import registry
-from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory, Source
+from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
 from profiler.case import Case
 from profiler.devices.base import Meter
+from profiler.models.source import Source
 from profiler.results.measurement import Caution
 from profiler.units import bytes_text
 
