@@ -82,7 +82,10 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """The module-level function of ``backends/NAME.py``."""
+    """The module-level function of ``backends/NAME.py``.
+
+    A backend whose machine is its own invention may also define ``meter(device) -> Meter``.
+    """
 
     def __call__(self, case: Case, source: Source, beat: Beat) -> Session:
         """``open``: load the model of ``case``. Raises OutOfMemory, ProfileError."""

@@ -20,7 +20,6 @@ from profiler.measure.protocol import LineBuffer, Load, Order, ProtocolError, en
 # -P: a file of the current folder must not stand in for a library's
 COMMAND = (sys.executable, "-P", "-m", "profiler.measure.worker")
 CHUNK = 1 << 16  # bytes read at a time: what a pipe holds
-DRAINS = 4  # chunks to read from a dead worker's pipe; one is enough, unless the machine made pipes larger
 TAIL = 8 * 1024  # bytes kept of what the worker prints
 DEAD_S = 10.0  # after SIGKILL a process is gone at once, unless it hangs inside the kernel
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -90,16 +89,13 @@ class WorkerProcess:
         return heard
 
     def _note_exit(self) -> None:
-        """Take what is left in the pipes; no more than they hold, since a grandchild may write on."""
+        """What it said last, at most a chunk, was ready before its end was, and is read in the same ``wait``."""
         self._selector.unregister(self._pid_fd)
         self.exited = True
-        for _ in range(DRAINS):
-            self._read_message()
-            self._read_output()
 
     def _read_message(self) -> None:
         chunk = self._messages.read(CHUNK)  # None: nothing yet; empty: the end
-        if chunk is None or self.closed or self.broken:
+        if chunk is None:
             return
         try:
             self._heard += self._lines.feed(chunk)
@@ -114,7 +110,7 @@ class WorkerProcess:
         if chunk:
             self._printed = (self._printed + chunk)[-TAIL:]
         elif chunk is not None:
-            self._forget(self._output)
+            self._selector.unregister(self._output)
 
     def _write_order(self) -> None:
         with suppress(BrokenPipeError):  # it died; that is noticed elsewhere

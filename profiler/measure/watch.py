@@ -70,22 +70,26 @@ class Watch:
     def _take(self, message: dict[str, Any]) -> Measurement | None:
         """Note a sign of life; returns the row if this is one. A message that makes no sense ends the case."""
         self._life_at = time.monotonic()
+        text = ""
         try:
             match message["type"]:
-                case "beat":
-                    self._beat(printable(message["text"]))
+                case "row":
+                    row = Measurement.from_json(message["row"])
+                    if row.case == self._case:
+                        return row
+                    raise ValueError
                 case "loaded":
                     self._worker.load = Load.from_json(message["load"])
                     self._started = self._life_at
-                case "row":
-                    row = Measurement.from_json(message["row"])
-                    if row.case != self._case:
-                        raise ValueError
-                    return row
+                case "beat":
+                    text = printable(message["text"])
                 case _:
                     raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError):
             self._worker.broken = f"the worker sent a message that makes no sense: {printable(message, 60)}"
+        if text:
+            self._phase = text.partition(" ")[0]
+            self._on_beat(self._case, text)
         return None
 
     def _given(self, row: Measurement) -> Measurement:
@@ -94,11 +98,6 @@ class Watch:
             return row
         self._worker.stop(grace_s=0)
         return self._with_load(row)
-
-    def _beat(self, text: str) -> None:
-        self._phase = text.partition(" ")[0] or self._phase
-        if text:
-            self._on_beat(self._case, text)
 
     def _death(self) -> tuple[Outcome, str] | None:
         """Why the worker is gone, or might as well be."""

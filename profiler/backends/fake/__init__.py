@@ -25,7 +25,8 @@ def open(case: Case, source: Source, beat: Beat) -> Session:
     session = FakeSession(Script.read(source.config), beat)
     beat("load")
     session.begin(case).strike("load")
-    session.machine.hold(session.script.weights_bytes)
+    session.machine.hold(session.script.weights_bytes + session.script.load_extra_bytes)
+    session.machine.hold(-session.script.load_extra_bytes)
     session.machine.seconds += session.script.load_s
     return session
 

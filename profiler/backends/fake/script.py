@@ -24,6 +24,7 @@ class Script:
     noise: float = 0.0  # relative standard deviation of a phase, seeded by the case
     pause_s: float = 0.0  # real seconds slept in each prefill and step, to have something to interrupt
     weights_bytes: int = 1024 * MIB
+    load_extra_bytes: int = 0  # held beside the weights while they are loaded
     unquantized_bytes: int = 0
     cache_bytes_per_token: int = 16 * 1024
     window: int | None = None  # tokens after which the cache stops growing

@@ -62,7 +62,7 @@ def _real(
     config: PretrainedConfig, folder: Path, dtype: torch.dtype, device: torch.device, quantization: Any, beat: Beat
 ) -> PreTrainedModel:
     """Read a folder of safetensors; every weight of the text tower must be in it."""
-    beat(f"loading {folder.name}")
+    beat(f"load {folder.name}")
     loaded, report = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
@@ -107,7 +107,7 @@ def converted(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
     target = Path(platformdirs.user_cache_dir("profile")) / "gguf" / name
     if target.exists():
         return target
-    beat(f"converting {gguf.name} to safetensors, once")
+    beat(f"load: converting {gguf.name} to safetensors, once")
     partial = target.with_name(f"{name}.{os.getpid()}.partial")
     dtype = torch.float32 if _is_fp32(gguf) else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, config=config, dtype=dtype)

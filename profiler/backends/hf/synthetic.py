@@ -36,7 +36,7 @@ def build(
     maker = _Maker(device, dtype, float(getattr(config, "initializer_range", None) or 0.02), seed)
     modules = list(model.named_modules())
     for number, (name, module) in enumerate(modules):
-        beat(f"weights {number}/{len(modules)} {name}")
+        beat(f"load weights {number}/{len(modules)} {name}")
         maker.materialize(module)
     model.tie_weights()
     model.initialize_weights()

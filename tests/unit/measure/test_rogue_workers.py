@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 import pytest
@@ -63,8 +65,19 @@ def test_a_row_of_another_case_is_refused(rogue) -> None:
     assert outcome == "failed" and "makes no sense" in reason
 
 
-def test_a_row_that_is_whole_is_taken_even_if_the_worker_dies_after_it(rogue) -> None:
-    assert rogue(ROW + "send(); os.kill(os.getpid(), 9)") == ("ok", "")
+def test_a_stop_does_not_wait_for_an_idle_worker(rogue, lab: Lab) -> None:
+    lab.stored = lambda row: os.kill(os.getpid(), signal.SIGTERM)
+    assert rogue(ROW + "send()" + LIVE_ON, grace_s=4) == ("ok", "")
+    assert lab.seconds < 3
+
+
+def test_a_worker_that_does_not_end_with_its_orders_is_ended(rogue, lab: Lab) -> None:
+    assert rogue(ROW + "send()" + LIVE_ON, grace_s=0.3) == ("ok", "")
+
+
+@pytest.mark.parametrize("size", [0, 65_000, 1_000_000])
+def test_a_row_that_is_whole_is_taken_even_if_the_worker_dies_after_it(rogue, size: int) -> None:
+    assert rogue(ROW + f"send(reason='x' * {size}); os.kill(os.getpid(), 9)") == ("ok", "x" * size)
 
 
 def test_a_line_without_end_fails_the_case_with_bounded_memory(rogue) -> None:

@@ -49,11 +49,13 @@ def test_every_row_carries_environment_time_what_was_asked_and_the_load(lab: Lab
 
 
 def test_the_process_peak_includes_the_load(lab: Lab) -> None:
-    lab.cases(source(weights_bytes=1000, cache_bytes_per_token=0, activation_bytes_per_token=0), 64)
+    small = {"weights_bytes": 1000, "cache_bytes_per_token": 1, "activation_bytes_per_token": 0}
+    lab.cases(source(**small, load_extra_bytes=500), 64)
     memory = lab.rows[0].memory
     baseline = 64 * 1024**2
-    assert (memory.baseline_bytes, memory.load_peak_bytes) == (baseline, baseline + 1000)
-    assert memory.process_peak_bytes == baseline + 1000
+    assert (memory.baseline_bytes, memory.load_peak_bytes) == (baseline, baseline + 1500)
+    assert memory.prefill_peak_bytes == baseline + 1064
+    assert memory.process_peak_bytes == baseline + 1500
 
 
 def test_the_next_case_is_sent_only_after_the_row_of_the_last_is_stored(lab: Lab) -> None:
@@ -240,6 +242,15 @@ def test_a_store_that_fails_ends_the_run_and_the_worker(lab: Lab) -> None:
         lab.cases(source(), 64, 128)
 
 
+def test_an_error_of_the_caller_s_own_is_not_blamed_on_the_worker(lab: Lab) -> None:
+    def broken(text: str) -> None:
+        raise TypeError("a bug in the progress bar")
+
+    lab.during = broken
+    with pytest.raises(TypeError, match="progress bar"):
+        lab.cases(source(), 64)
+
+
 @pytest.fixture
 def foreground() -> Iterator[None]:
     """Ctrl-C as a terminal gives it; in a background job of a shell it would be ignored."""
@@ -273,6 +284,7 @@ def test_the_second_interrupt_or_a_term_stops_at_once_and_stores_nothing(
     lab: Lab, signals: tuple[signal.Signals, ...]
 ) -> None:
     def fire(text: str) -> None:
+        lab.during = lambda text: None
         for number in signals:
             os.kill(os.getpid(), number)
 
