@@ -119,7 +119,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="config.json and safetensors")
     parser.add_argument("--reps", type=int, default=1, help="of each phase [default: %(default)s]")
     parser.add_argument("--pairs", type=int, default=3, help="turns of each side [default: %(default)s]")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads [default: %(default)s]")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads [default: %(default)s]")
     return parser.parse_args()
 
 

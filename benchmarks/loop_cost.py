@@ -8,6 +8,7 @@ pair gives a ratio A ÷ B of three things:
 
     prefill, decode   the figures that are reported: the median repetition of A against that of B
     whole             all that passes between the start of the first repetition and the end of the last
+                      (ours has one step more, for the peak of memory, and goes back to the saved cache)
     cpu               the CPU seconds of that, which other work on the machine disturbs less
 
 ``control`` is B ÷ B, two hand-written loops against each other: what the machine's own noise looks like. Weights are
