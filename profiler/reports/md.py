@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from profiler.reports.base import Column, figures, heading, legend, notes, plain
+from profiler.reports.base import Column, answer, figures, heading, legend, notes, plain
 from profiler.results.measurement import Measurement
 
 _ACTIVE = re.compile(r"[\\`*_\[\]#|~$]|^[-+=]")  # what Markdown reads as its own
@@ -34,6 +34,8 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
         lines.append(
             f"{note.number}. **{escaped(note.named_cases(len(measurements)))}**: {escaped(note.text)}{helps}"
         )
+    found = answer(measurements)
+    lines += ["", escaped(found)] if found else []
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from profiler.reports.base import Column, Note, figures, heading, legend, notes, plain
+from profiler.reports.base import STAYS, Column, Note, answer, figures, heading, legend, notes, plain
 from profiler.results.measurement import Measurement
 
-WIDTH = 120  # columns; a fixed width, so that the same rows always give the same text
+WIDTH = 120  # columns, unless it goes to a terminal: the same rows always give the same text
 INDENT = "  "  # before the rows of a model, and as it happens what tabulate puts between columns
-STAYS = 9  # worth of a column that no width drops
 
 
 def render(run: str | None, measurements: Sequence[Measurement], width: int = WIDTH) -> str:
@@ -32,7 +31,12 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
     for note in remarks:
         lines += _wrap(f"[{note.number}] {_note(note, len(grouped))}", width, "    ")
+    found = answer(grouped)
+    lines += ["", *_wrap(found, width, "")] if found else []
     return "\n".join(lines) + "\n"
+
+
+fitted = render
 
 
 def _by_model(measurements: Sequence[Measurement]) -> list[list[Measurement]]:

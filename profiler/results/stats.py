@@ -24,6 +24,7 @@ from profiler.results.measurement import Measurement, Phase
 
 COVERAGE = 0.95
 ORDER_NEEDS = 6  # fewest values whose range covers the median with at least 95 %
+WIDE = 0.5  # of the median: beyond it an interval says that the repetitions cannot be compared, not how they spread
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom; NIST e-Handbook of Statistics, 1.3.6.7.2
 
 Rule = Literal["order", "log-t"]
@@ -53,6 +54,11 @@ class Summary:
         if self.low is None or self.high is None:
             return None
         return max(self.high - self.median, self.median - self.low) / self.median
+
+    @property
+    def wide(self) -> bool:
+        """Whether the interval reaches so far that the median is no figure to compare."""
+        return self.relative_half is not None and self.relative_half > WIDE
 
 
 @dataclass(frozen=True, slots=True)

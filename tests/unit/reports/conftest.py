@@ -13,7 +13,13 @@ from profiler.results.measurement import Caution, Measurement, Memory, Sample
 MIB = 1024**2
 ENVIRONMENT: dict[str, Any] = {
     "cpu": {"title": "AMD EPYC 7763", "cores": 8},
-    "device": {"name": "cpu", "kind": "cpu", "title": "AMD EPYC 7763", "driver": None},
+    "device": {
+        "name": "cpu",
+        "kind": "cpu",
+        "title": "AMD EPYC 7763",
+        "memory_bytes": 64 * 1024**3,
+        "driver": None,
+    },
     "libraries": {"torch": "2.13.0+cpu"},
 }
 CONTENDED = Caution("contended", "other processes took 12 % of the CPU time", "--reps 9")

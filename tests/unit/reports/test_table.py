@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from profiler.reports import table
-from profiler.reports.base import figure, rate_cell
+from profiler.reports.base import figure, heading, notes, rate_cell, rendered
 from profiler.results.measurement import Caution, Measurement, Sample
 
 
@@ -91,6 +91,7 @@ def test_a_run_without_rows_is_said():
         (12.345, 0.05, "12.3"),  # ± 0.62: tenths
         (0.012345, 0.05, "0.0123"),
         (50.0, 3.0, "50"),
+        (8.0, 0.4, "8.0"),  # ± 3.2: units, but a lone digit reads like a slip
     ],
 )
 def test_a_figure_has_no_more_digits_than_its_interval_supports(value, relative_half, shown):
@@ -107,3 +108,70 @@ def test_rate_says_the_longer_arm_of_its_interval(measurements):
     six = tuple(Sample("decode", 16 / rate, 16) for rate in (98.0, 99.0, 100.0, 100.0, 101.0, 104.0))
     measurement: Measurement = replace(measurements[0], samples=six)
     assert rate_cell(measurement, "decode") == "100 ±4%"
+
+
+def timed(measurement: Measurement, *seconds: float, reps: int | None = None) -> Measurement:
+    """Decode repetitions of 16 tokens that took so long."""
+    samples = tuple(Sample("decode", taken, 16) for taken in seconds)
+    return replace(measurement, samples=samples, cautions=(), asked={"reps": reps or len(samples)})
+
+
+def test_an_interval_that_says_nothing_is_shown_as_a_range_and_noted(measurements):
+    odd = timed(measurements[0], 16 / 17, 16 / 30)
+    assert rate_cell(odd, "decode") == "24 (0.61–830)"
+    (note,), (numbers,) = notes([odd])
+    assert note.text == "decode: repetitions differ too much to compare (2 of them): free the machine"
+    assert (note.help, numbers) == ("-r 5", [1])
+    text = " ".join(table.render("r", [odd]).split())
+    assert "±: longer arm of the 95 % interval" in text and "may be asymmetric; (a–b): the interval itself" in text
+
+
+def test_repetitions_that_a_limit_cut_short_need_a_longer_one(measurements):
+    (note,), _ = notes([timed(measurements[0], 1.0, 2.0, reps=5)])
+    assert note.help == "a longer --max-phase"
+
+
+def test_an_interval_of_up_to_half_the_figure_is_an_arm(measurements):
+    usual = timed(measurements[0], 1.0, 1.04)
+    assert rate_cell(usual, "decode") == "16 ±28%"
+    assert notes([usual]) == ([], [[]])
+    assert "(a–b)" not in table.render("r", [usual])
+
+
+def test_reps_stay_when_they_are_not_what_was_asked(measurements):
+    full, cut = timed(measurements[0], 1.0, 1.01, 1.0), timed(measurements[0], 1.0, 1.01, reps=3)
+    assert "reps" not in table.render("r", [full], 60)
+    assert "reps" in table.render("r", [full, cut], 60)
+
+
+def test_the_heading_has_the_memory_of_the_device_and_what_is_computed_in(measurements):
+    parts = heading("r", measurements[:2])
+    assert parts == [
+        "run r", "AMD EPYC 7763 (64.0 GiB)", "real weights", "compute fp32", "cpu", "hf", "eager", "16 steps",
+    ]  # fmt: skip
+    assert "synthetic fill" in heading("r", [measurements[3]])
+
+
+def test_figures_of_the_fake_backend_are_called_fake(measurements):
+    made_up = replace(measurements[0], case=replace(measurements[0].case, backend="fake"))
+    assert heading("r", [measurements[1], made_up])[0] == "FAKE FIGURES"
+    assert "FAKE" not in " ".join(heading("r", measurements))
+
+
+def test_a_table_for_a_terminal_follows_its_width_and_other_formats_do_not(measurements):
+    for width in (90, 140):
+        assert rendered("table", "r", measurements, width)[0] == table.render("r", measurements, width)
+    assert rendered("table", "r", measurements, 90)[0] != rendered("table", "r", measurements, 140)[0]
+    assert rendered("md", "r", measurements, 40) == rendered("md", "r", measurements)
+
+
+def test_a_case_skipped_for_the_end_of_another_points_to_its_note(measurements):
+    cause = "out of memory: 5.00 MiB more were asked for"
+    dead = replace(measurements[4], reason=cause)
+    skipped = replace(measurements[5], reason=f"the model ran out of memory while it was loaded: {cause}")
+    for rows in ([dead, skipped], [skipped, dead]):  # the grid may have the larger case first
+        text = " ".join(table.render("r", rows).split())
+        assert text.count(cause) == 1
+        number = 1 + rows.index(dead)
+        assert f"skipped: the model ran out of memory while it was loaded: see note {number} (" in text
+        assert f"[{number}] oom: {cause}" in text
