@@ -29,6 +29,7 @@ class Loaded:
 
     weights_bytes: int  # sum of the storages of parameters and buffers, each once
     unquantized_bytes: int  # part of it that the quantization left in a plain dtype; 0 for a plain dtype
+    threads: int | None  # CPU threads the backend computes with
     cautions: tuple[Caution, ...]
 
 
@@ -72,7 +73,10 @@ class Session(Protocol):
     """One loaded model, which serves its cases in turn."""
 
     meter: Meter
-    loaded: Loaded
+
+    @property
+    def loaded(self) -> Loaded:
+        """What is loaded, as it is now."""
 
     def begin(self, case: Case) -> Trial:
         """Make the inputs of a case. The trial before must not be used any more."""

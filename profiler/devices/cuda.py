@@ -12,6 +12,7 @@ from typing import Any
 
 from profiler.devices import nvml
 from profiler.devices.base import DeviceInfo, Peak
+from profiler.devices.pressure import run_delay_s
 
 BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 tensor cores
 FP16_CAPABILITY = (7, 0)  # Volta: the first with fp16 tensor cores; before it fp16 may run at 1/64 of fp32's rate
@@ -76,6 +77,9 @@ class CudaMeter:
 
     def cpu_s(self) -> float:
         return time.process_time()
+
+    def waited_s(self) -> float | None:
+        return run_delay_s()
 
     def mark(self) -> object:
         event = self._cuda.Event(enable_timing=True)

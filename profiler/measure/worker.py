@@ -30,7 +30,7 @@ from profiler.errors import ProfileError
 from profiler.measure.limit import lift_limit, limit_memory
 from profiler.measure.loop import headline, largest, measure
 from profiler.measure.protocol import LineBuffer, Load, Order, ProtocolError, encode
-from profiler.results.measurement import Measurement, Memory, Outcome
+from profiler.results.measurement import Caution, Measurement, Memory, Outcome
 from profiler.units import bytes_text, printable
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -164,9 +164,19 @@ def measure_order(model: Model, order: Order, wire: Wire) -> Measurement:
         outcome="ok",
         samples=result.samples,
         memory=memory,
-        cautions=result.cautions,
+        cautions=(*result.cautions, *load_peak(memory)),
         load_s=model.load.load_s,
+        threads=result.threads,
     )
+
+
+def load_peak(memory: Memory) -> list[Caution]:
+    """A caution when loading took more memory than both phases: the peak is then no figure of the case."""
+    phases = largest(memory.prefill_peak_bytes, memory.decode_peak_bytes)
+    if phases is None or memory.load_peak_bytes is None or memory.load_peak_bytes <= phases:
+        return []
+    text = f"loading the model set the peak; prefill and decode stayed below {bytes_text(phases)}"
+    return [Caution("load-peak", text)]
 
 
 def failure(error: Exception, order: Order, phase: str) -> Measurement:
@@ -175,7 +185,7 @@ def failure(error: Exception, order: Order, phase: str) -> Measurement:
     outcome: Outcome = "failed"
     if is_out_of_memory(error):
         limit = order.max_memory_bytes
-        under = "" if limit is None else f" under --max-memory {bytes_text(limit)}"
+        under = "" if limit is None or order.case.device != "cpu" else f" under --max-memory {bytes_text(limit)}"
         outcome, reason = "oom", f"out of memory in {phase}{under}: {words or type(error).__name__}"
     elif isinstance(error, ProfileError):
         reason = words

@@ -93,7 +93,7 @@ def _row(measurement: Measurement, phase: Phase) -> dict[str, Any]:
         "model_n_params": None,
         "n_batch": case.ubatch,
         "n_ubatch": case.ubatch,
-        "n_threads": case.threads or cpu.get("cores") or 0,
+        "n_threads": measurement.threads or case.threads or cpu.get("cores") or 0,
         "type_k": GGML_TYPES.get(case.dtype, plain(case.dtype)),
         "type_v": GGML_TYPES.get(case.dtype, plain(case.dtype)),
         "n_gpu_layers": ALL_LAYERS if on_gpu else 0,

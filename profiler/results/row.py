@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from profiler.results import stats
+from profiler.results.cautions import cautions
 from profiler.results.measurement import SCHEMA, Measurement, Phase
 from profiler.results.redact import redact_json
 
@@ -32,8 +33,9 @@ def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
         "energy": _energy(measurement),
         "ceiling": None,
         "predicted": None,
-        "cautions": [asdict(caution) for caution in measurement.cautions],
+        "cautions": [asdict(caution) for caution in cautions(measurement)],
         "load_s": measurement.load_s,
+        "threads": measurement.threads,
         "started_at": measurement.started_at,
         "asked": measurement.asked,
         "environment": measurement.environment,
@@ -55,6 +57,8 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
     return {
         "tokens": samples[0].tokens,  # of one repetition; the case fixes it
         "seconds": [sample.seconds for sample in samples],
+        "cpu_seconds": [sample.cpu_s for sample in samples],
+        "wait_seconds": [sample.wait_s for sample in samples],
         "tps": _rounded(summary.median),
         "tps_low": _rounded(summary.low),
         "tps_high": _rounded(summary.high),

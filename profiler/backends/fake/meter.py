@@ -33,6 +33,9 @@ class FakeMeter:
     def cpu_s(self) -> float:
         return self.seconds
 
+    def waited_s(self) -> float | None:
+        return None
+
     def mark(self) -> object:
         return self.seconds
 

@@ -106,7 +106,7 @@ class FakeSession:
         self.script, self.beat = script, beat
         self.machine = FakeMeter(script.capacity_bytes)
         self.meter: Meter = self.machine
-        self.loaded = Loaded(script.weights_bytes, script.unquantized_bytes, cautions=())
+        self.loaded = Loaded(script.weights_bytes, script.unquantized_bytes, threads=None, cautions=())
         self.trial: FakeTrial | None = None
 
     def begin(self, case: Case) -> FakeTrial:

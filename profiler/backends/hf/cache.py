@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 )
 
 from profiler.backends.base import CacheState, ShapeMismatch
+from profiler.backends.hf import noise
 from profiler.backends.hf.noise import fill_normal
 from profiler.errors import ProfileError
 
@@ -64,6 +65,7 @@ def randomize(cache: DynamicCache, length: int, seed: int) -> None:
                 layer.cumulative_length = length
             layer.keys = _longer(layer.keys, kept, seed + 7 * index)
             layer.values = _longer(layer.values, kept, seed + 7 * index + 1)
+    noise.forget()
 
 
 def _save_layer(layer: Any) -> Saved:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+import bitsandbytes as bnb
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -18,7 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from profiler import registry
 from profiler.backends.base import Beat
 from profiler.backends.hf import synthetic
+from profiler.backends.hf.unpack import unpacked
 from profiler.case import Case
+from profiler.devices.base import Meter
 from profiler.errors import ProfileError
 from profiler.models import families
 from profiler.models.source import Source
@@ -31,19 +30,38 @@ TEXT_TOWER = {
     r"^language_model\.model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
+REPACKED_ROWS = 32  # bitsandbytes 0.50, nn/modules.py: _convert_weight_packed_for_cpu
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(case: Case, source: Source, beat: Beat) -> PreTrainedModel:
-    """The model of a case, in evaluation mode. Raises ProfileError when the weights do not fit the model."""
+def load(case: Case, source: Source, meter: Meter, beat: Beat) -> PreTrainedModel:
+    """The model of a case, in evaluation mode. Raises ProfileError when the weights do not fit the model.
+
+    The peak that ``meter`` finds afterwards is that of loading alone, without unpacking a GGUF file.
+    """
     transformers.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype, device = DTYPES[case.dtype], torch.device(case.device)
     quantization = registry.load("quants", case.quant, "quantization").QUANT.load_config(case.dtype)
     config = text_config(source)
     if case.weights == "synthetic":
-        return synthetic.build(config, dtype, device, quantization, case.seed, beat)
-    return _real(config, _folder(source, config, beat), dtype, device, quantization, beat)
+        model = synthetic.build(config, dtype, device, quantization, case.seed, beat)
+    else:
+        folder = _folder(source, config, beat)
+        meter.reset_peak()
+        model = _real(config, folder, dtype, device, quantization, beat)
+    _keep_packing(model)
+    return model
+
+
+def _keep_packing(model: PreTrainedModel) -> None:
+    """Spare bitsandbytes an assertion on CPUs with AVX512-BF16.
+
+    There it repacks 4-bit weights in their first pass, in blocks of 32 rows; Qwen 3.5 has projections of 16 and 48.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit) and module.out_features % REPACKED_ROWS:
+            module.support_avx512bf16_for_cpu = False
 
 
 def text_config(source: Source) -> PretrainedConfig:
@@ -91,47 +109,7 @@ def _folder(source: Source, config: PretrainedConfig, beat: Beat) -> Path:
     if source.kind == "folder":
         return Path(source.location)
     if source.kind == "gguf":
-        return converted(Path(source.location), config, beat)
+        return unpacked(Path(source.location), config, beat)
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
-
-
-def converted(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
-    """A GGUF file as a folder of safetensors, made once: transformers needs minutes to read GGUF each time.
-
-    Values are those that the quantized file stands for, kept in bf16, or in fp32 when the file itself is fp32. Giving
-    the config spares the second of two slow readings of the vocabulary.
-    """
-    name = f"{_content_id(gguf)}-{transformers.__version__}"
-    target = Path(platformdirs.user_cache_dir("profile")) / "gguf" / name
-    if target.exists():
-        return target
-    beat(f"load: converting {gguf.name} to safetensors, once")
-    partial = target.with_name(f"{name}.{os.getpid()}.partial")
-    dtype = torch.float32 if _is_fp32(gguf) else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, config=config, dtype=dtype)
-    model.hf_quantizer = None  # transformers refuses to save what it read from GGUF, though it is plain tensors now
-    del model.config.quantization_config
-    try:
-        model.save_pretrained(partial)
-        partial.rename(target)
-    except OSError:
-        if not target.exists():  # another process may have been first
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def _content_id(path: Path) -> str:
-    """Hash of the whole file: a cache must not serve another model."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-def _is_fp32(gguf: Path) -> bool:
-    from gguf import GGUFReader
-
-    field = GGUFReader(gguf).get_field("general.file_type")
-    return field is not None and int(field.contents()) == 0

@@ -57,7 +57,7 @@ def calls(case: Case, effort: Effort) -> str:
         meter=Logged(session.meter, log), loaded=session.loaded, begin=lambda case: Logged(session.begin(case), log)
     )
     measure(logged, case, effort, silent)
-    return " ".join(name for name in log if name not in ("cpu_s", "cache"))
+    return " ".join(name for name in log if name not in ("cpu_s", "waited_s", "cache"))
 
 
 def test_the_order_of_calls() -> None:
@@ -212,3 +212,15 @@ def test_the_headline_is_live_tensors_where_they_are_counted() -> None:
     assert headline(Peak(allocated_bytes=5, reserved_bytes=8, process_bytes=9)) == 5
     assert headline(Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=9)) == 9
     assert headline(Peak(None, None, None)) is None
+
+
+@pytest.mark.parametrize(("share", "cautioned"), [(0.0, False), (0.05, False), (0.4, True)])
+def test_a_figure_taken_beside_other_work_says_so(share: float, cautioned: bool) -> None:
+    case = make_case(1024, steps=2)
+    session = loaded(case)
+    meter = session.meter
+    meter.waited_s = lambda: share * meter.seconds  # type: ignore[method-assign]
+    result = measure(session, case, Effort(reps=1), silent)
+    codes = [caution.code for caution in result.cautions]
+    assert codes == (["prefill-cpu-pressure", "decode-cpu-pressure"] if cautioned else [])
+    assert [sample.wait_s for sample in result.samples] == pytest.approx([share * s.seconds for s in result.samples])
