@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from profiler.commands import listing, options
-from profiler.commands.progress import say
+from profiler.commands.progress import tell, terminal_width
 from profiler.reports.base import plain, rendered
+from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
 from profiler.results.store import Run, Store
 from profiler.units import UNKNOWN
@@ -46,11 +48,22 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
     """Print the rows of RUN: an id, the start of one, or nothing for the latest."""
     with Store.open(store or group_store, create=False) as opened:
         found = opened.find_run(run)
-        rows = opened.rows(found)
-    text, left_out = rendered(output, found, rows)
+        rows = in_grid_order(opened.rows(found))
+    text, left_out = rendered(output, found, rows, terminal_width())
     click.echo(text, nl=False)
-    if left_out:
-        say(left_out)
+    tell(left_out)
+
+
+def in_grid_order(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Rows as a sweep prints them, whatever was stored first: models and formats as first seen, then by size."""
+    models = {row.case.model_id: place for place, row in reversed(list(enumerate(rows)))}
+    quants = {row.case.quant: place for place, row in reversed(list(enumerate(rows)))}
+
+    def place(row: Measurement) -> tuple[int, int, int, int, int]:
+        case = row.case
+        return models[case.model_id], quants[case.quant], case.context, case.batch, case.steps
+
+    return sorted(rows, key=place)
 
 
 def _row(run: Run) -> dict[str, Any]:

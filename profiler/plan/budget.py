@@ -26,7 +26,7 @@ def choose(plan: Plan, budget_s: float) -> Plan:
     for load in loads:
         needed = _first_s(load)
         if needed > left:
-            skipped += [Skip(entry.case, _reason(entry.load_s + entry.run_s, budget_s, left)) for entry in load]
+            skipped += [_skip(entry, entry.load_s + entry.run_s, budget_s, left) for entry in load]
             continue
         left -= needed
         first, *others = sorted(load, key=_run_s)
@@ -34,7 +34,7 @@ def choose(plan: Plan, budget_s: float) -> Plan:
         seconds += [(entry.run_s, entry) for entry in others]
     for needed, entry in sorted(seconds, key=lambda pair: pair[0]):
         if needed > left:
-            skipped.append(Skip(entry.case, _reason(needed, budget_s, left)))
+            skipped.append(_skip(entry, needed, budget_s, left))
             continue
         left -= needed
         kept.add(entry.case)
@@ -124,6 +124,10 @@ def _run_s(entry: Planned) -> float:
 def _first_s(load: Sequence[Planned]) -> float:
     """Loading a model and measuring its cheapest case."""
     return load[0].load_s + min(entry.run_s for entry in load)
+
+
+def _skip(entry: Planned, needed_s: float, budget_s: float, left_s: float) -> Skip:
+    return Skip(entry.case, _reason(needed_s, budget_s, left_s), entry.memory)
 
 
 def _reason(needed_s: float, budget_s: float, left_s: float) -> str:

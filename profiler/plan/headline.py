@@ -122,14 +122,40 @@ def _first_row_s(pair: Pair, limits: Limits, grid: Grid) -> float:
 
 
 def _words(pairs: Sequence[Pair], limits: Limits, grid: Grid) -> str:
-    models = " and ".join(f"{name} {quant.name}" for name, quant in pairs)
+    """What was chosen and why; where it does not fit, what it needs."""
+    models = _listed([f"{name} {quant.name}" for name, quant in pairs])
     free, budget = bytes_text(limits.available_bytes), seconds_text(limits.budget_s)
+    refused = next((reason for _, quant in pairs if (reason := quant.unavailable(limits.device))), None)
+    if refused is not None:
+        return f"no model named (-m): {models}, but {refused}"
+    points = [point for pair in pairs for point in grid(*pair)]
+    if not _holds(points, limits):
+        largest = max(points, key=lambda point: _peak(point, limits))
+        needed = bytes_text(_peak(largest, limits))
+        return (
+            f"no model named (-m), and the {free} free of {limits.device.name} may not hold all of {models}:"
+            f" {largest.case.model} {largest.quant.name} needs about {needed}"
+        )
     seconds = _seconds(pairs, limits, grid)
-    estimate = f"estimated {seconds_text(seconds)}" if seconds <= limits.budget_s else "not all of it will fit"
+    if seconds > limits.budget_s:
+        return (
+            f"no model named (-m): {models} need about {seconds_text(seconds)}, more than the {budget} there are;"
+            " what fits is measured, cheapest first"
+        )
     return (
         f"no model named (-m): {models}, the largest Gemma 4 and Qwen 3.5 that {limits.device.name} with {free} free"
-        f" holds and measures within {budget}; {estimate}"
+        f" holds and measures within {budget}; estimated {seconds_text(seconds)}"
     )
+
+
+def _peak(point: Point, limits: Limits) -> float:
+    return order.estimate(point, limits.device, limits.effort).memory.peak.value
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _quant(name: str) -> Quant:

@@ -41,6 +41,7 @@ class Skip:
 
     case: Case
     reason: str
+    memory: memory.Memory | None = None  # what it would take
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,12 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     planned: list[Planned] = []
     skipped: list[Skip] = []
     for point in points:
-        reason = _impossible(point, device)
+        needed = memory.predict(point.case, point.geometry, point.quant, device)
+        reason = _impossible(point, device) or _too_large(point, needed, available_bytes)
         if reason is None:
-            candidate = estimate(point, device, effort)
-            reason = _too_large(candidate.memory, available_bytes)
-        if reason is None:
-            planned.append(candidate)
+            planned.append(estimate(point, device, effort))
         else:
-            skipped.append(Skip(point.case, reason))
+            skipped.append(Skip(point.case, reason, needed))
     return Plan(tuple(_by_load(planned)), tuple(skipped))
 
 
@@ -103,15 +102,17 @@ def _impossible(point: Point, device: DeviceInfo) -> str | None:
     return None
 
 
-def _too_large(predicted: memory.Memory, available_bytes: int) -> str | None:
+def _too_large(point: Point, predicted: memory.Memory, available_bytes: int) -> str | None:
     """Only what is certain: even the lower bound does not fit."""
     needed = predicted.peak.low
     if needed <= available_bytes:
         return None
     weights, cache = bytes_text(predicted.weights.low), bytes_text(predicted.cache.low)
-    return (
+    reason = (
         f"needs at least {bytes_text(needed)} (weights {weights}, cache {cache}), has {bytes_text(available_bytes)}"
     )
+    left = memory.unquantized_words(point.geometry, point.quant, point.case.dtype)
+    return f"{reason}; {left}" if left else reason
 
 
 def _by_load(planned: list[Planned]) -> list[Planned]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.models.geometry import Geometry
+from profiler.models.weight import Role
 from profiler.predict.interval import Interval, exact
 from profiler.quants.base import DTYPE_BYTES, Quant
+from profiler.units import bytes_text
 
 MIB = 1024**2
 LOGIT_BYTES = 4  # the sampler takes logits in fp32
@@ -23,6 +25,16 @@ FRAMEWORK = {
     # workspaces (CUDA). Seen between the bounds on CPU builds; on cards from Turing to Blackwell.
     "cpu": Interval(600 * MIB, 250 * MIB, 1200 * MIB, "prior"),
     "cuda": Interval(600 * MIB, 150 * MIB, 1500 * MIB, "prior"),
+}
+WORTH_SAYING = 0.25  # of the weights: from here on what is left unquantized decides how large the model is
+ROLES: dict[Role, str] = {
+    "embedding": "embeddings",
+    "head": "output head",
+    "linear": "linear layers",
+    "experts": "fused experts",
+    "router": "routers",
+    "conv": "convolutions",
+    "vector": "norms and biases",
 }
 
 
@@ -54,6 +66,27 @@ def predict(case: Case, geometry: Geometry, quant: Quant, device: DeviceInfo) ->
 def weights_bytes(geometry: Geometry, quant: Quant, dtype: str) -> int:
     """Bytes of all stored weights, scales included."""
     return sum(quant.weight_bytes(weight, dtype) * count for weight, count in geometry.counted_weights())
+
+
+def unquantized_bytes(geometry: Geometry, quant: Quant, dtype: str) -> dict[Role, int]:
+    """Bytes of the weights that a scheme leaves in ``dtype``, by role, largest first; empty for a plain dtype."""
+    if not quant.roles:
+        return {}
+    found: dict[Role, int] = {}
+    for weight, count in geometry.counted_weights():
+        if weight.role not in quant.roles:
+            found[weight.role] = found.get(weight.role, 0) + count * quant.weight_bytes(weight, dtype)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def unquantized_words(geometry: Geometry, quant: Quant, dtype: str) -> str | None:
+    """``nf4 leaves 117 GiB of fused experts in fp32``; None where that is no large part of the weights."""
+    left = unquantized_bytes(geometry, quant, dtype)
+    total = sum(left.values())
+    if total < WORTH_SAYING * weights_bytes(geometry, quant, dtype):
+        return None
+    parts = " and ".join(ROLES[role] for role, size in left.items() if size >= total / 10)
+    return f"{quant.name} leaves {bytes_text(total)} of {parts} in {dtype}"
 
 
 def _cache(case: Case, geometry: Geometry) -> Interval:

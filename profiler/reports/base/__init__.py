@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from profiler import registry
 from profiler.reports.base.best import answer
-from profiler.reports.base.columns import STAYS, Column, figures, heading, legend
 from profiler.reports.base.cells import figure, rate_cell
+from profiler.reports.base.columns import STAYS, Column, figures, heading, legend
 from profiler.reports.base.remarks import Note, notes
 from profiler.reports.base.text import plain
 from profiler.results.measurement import Measurement

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from profiler.reports.base.columns import device_memory
 from profiler.reports.base.cells import figure
+from profiler.reports.base.columns import device_memory
 from profiler.reports.base.text import plain
 from profiler.results import stats
 from profiler.results.measurement import Measurement

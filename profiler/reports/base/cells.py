@@ -20,8 +20,8 @@ def rate_cell(measurement: Measurement, phase: Phase) -> str:
     if summary is None:
         return UNKNOWN
     shown = figure(summary.median, summary.relative_half)
-    if summary.wide:
-        return f"{shown} ({significant(summary.low or 0, FEWEST_DIGITS)}–{significant(summary.high or 0, FEWEST_DIGITS)})"
+    if summary.wide and summary.low and summary.high:
+        return f"{shown} ({significant(summary.low, FEWEST_DIGITS)}–{significant(summary.high, FEWEST_DIGITS)})"
     return f"{shown}{_arm(summary.relative_half)}"
 
 

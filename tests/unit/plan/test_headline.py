@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,7 +65,10 @@ def test_little_memory_falls_back_to_a_smaller_format(choose: Any, make_cpu: Any
 def test_no_memory_at_all_still_names_a_pair_for_the_plan_to_refuse(choose: Any, make_cpu: Any) -> None:
     choice = choose(make_cpu(free_gib=0.5))
     assert [name for name, _ in pairs(choice)] == ["gemma-4-e2b", "qwen3.5-0.8b"]
-    assert "not all of it will fit" in choice.words
+    assert choice.words.startswith(
+        "no model named (-m), and the 512 MiB free of cpu may not hold all of gemma-4-e2b fp32 and qwen3.5-0.8b fp32:"
+        " gemma-4-e2b fp32 needs about 17."
+    )
 
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 16, 64])
@@ -89,6 +93,25 @@ def test_a_longer_budget_never_chooses_smaller_models(choose: Any, make_cpu: Any
 
     for shorter, longer in zip(parameters(300), parameters(7200), strict=True):
         assert shorter <= longer
+
+
+def test_a_time_that_no_pair_keeps_is_said_with_what_it_needs(choose: Any, make_cpu: Any) -> None:
+    words = choose(make_cpu(free_gib=30), budget_s=10).words
+    assert words.startswith("no model named (-m): gemma-4-e2b fp32 and qwen3.5-0.8b fp32 need about ")
+    assert words.endswith(", more than the 10.0 s there are; what fits is measured, cheapest first")
+    assert "within" not in words
+
+
+def test_a_format_that_cannot_run_here_is_said(choose: Any, make_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nf4 = registry.load("quants", "nf4", "quantization")
+    broken = replace(nf4.QUANT, unavailable=lambda device: "bitsandbytes is not installed")
+    monkeypatch.setattr(nf4, "QUANT", broken)
+    assert choose(make_gpu(), asked="nf4").words.endswith(" nf4, but bitsandbytes is not installed")
+
+
+def test_several_formats_read_as_a_list(choose: Any, make_gpu: Any) -> None:
+    words = choose(make_gpu()).words
+    assert "gemma-4-e4b bf16, qwen3.5-9b bf16, gemma-4-e4b nf4 and qwen3.5-9b nf4, the largest" in words
 
 
 def test_formats_that_were_asked_for_are_all_taken_and_no_other(choose: Any, make_gpu: Any) -> None:

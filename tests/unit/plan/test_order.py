@@ -43,6 +43,12 @@ def test_weights_that_cannot_fit_are_left_out_with_both_sizes(make_points: Any, 
     assert plan.cases == ()
     assert "needs at least 115 GiB (weights 114 GiB, cache" in plan.skipped[0].reason
     assert plan.skipped[0].reason.endswith("has 20.0 GiB")
+    assert plan.skipped[0].memory is not None and plan.skipped[0].memory.weights.value > 114 * GIB
+
+
+def test_a_quantized_model_that_stays_large_says_what_is_left(make_points: Any, make_cpu: Any) -> None:
+    plan = order.make(make_points("qwen3.5-35b-a3b", "nf4"), make_cpu(), EFFORT, 20 * GIB)
+    assert plan.skipped[0].reason.endswith("has 20.0 GiB; nf4 leaves 124 GiB of fused experts in fp32")
 
 
 def test_a_cache_that_cannot_fit_is_left_out_and_smaller_ones_stay(make_points: Any, make_cpu: Any) -> None:

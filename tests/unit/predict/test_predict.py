@@ -129,3 +129,20 @@ def test_a_sum_rests_on_the_weakest_of_its_terms() -> None:
     assert total == Interval(14, 12, 18, "prior")
     assert (exact(1) + exact(2)).basis == "exact"
     assert prior(4, 2).scaled(3) == Interval(12, 6, 24, "prior")
+
+
+def test_what_a_quantization_leaves_alone_is_in_words_where_it_decides_the_size() -> None:
+    experts = memory.unquantized_words(geometry("qwen3.5-122b-a10b"), quant("nf4"), "fp32")
+    assert experts == "nf4 leaves 438 GiB of fused experts in fp32"
+    assert memory.unquantized_words(geometry("gemma-4-e2b"), quant("fp32"), "fp32") is None
+    assert memory.unquantized_words(geometry("gemma-4-31b"), quant("nf4"), "bf16") is None  # a seventh of it
+
+
+@pytest.mark.parametrize("model", ["gemma-4-e2b", "qwen3.5-35b-a3b", "qwen3.5-27b"])
+def test_quantized_and_unquantized_weights_add_up(model: str) -> None:
+    shape, scheme = geometry(model), quant("int8")
+    left = memory.unquantized_bytes(shape, scheme, "bf16")
+    linear = sum(scheme.weight_bytes(w, "bf16") * n for w, n in shape.counted_weights() if w.role in scheme.roles)
+    assert sum(left.values()) + linear == memory.weights_bytes(shape, scheme, "bf16")
+    assert list(left.values()) == sorted(left.values(), reverse=True)
+    assert memory.unquantized_bytes(shape, quant("bf16"), "bf16") == {}

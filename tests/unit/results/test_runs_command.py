@@ -71,3 +71,25 @@ def test_no_store_is_said_and_none_is_made(tmp_path):
     with pytest.raises(StoreError, match="there is no store"):
         call(tmp_path / "none.sqlite")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_show_has_the_rows_in_the_order_of_the_grid(tmp_path, make, environment):
+    path = tmp_path / "s.sqlite"
+    base = make().case
+    order = [("nf4", 512, 1), ("fp32", 128, 1), ("nf4", 128, 4), ("nf4", 128, 1), ("fp32", 64, 1)]
+    with Store.open(path) as store:
+        run = store.start_run(["sweep"], environment)
+        for quant, context, batch in order:
+            store.append(run, make(case=replace(base, quant=quant, context=context, batch=batch)))
+        store.append(run, make(case=replace(base, model="other", model_id="o", context=1)))
+        store.append(run, make(case=replace(base, context=64)))
+    shown = [json.loads(line)["case"] for line in call(path, "show", "-o", "jsonl").stdout.splitlines()]
+    assert [(row["model_id"] == "o", row["quant"], row["context"], row["batch"]) for row in shown] == [
+        (False, "nf4", 64, 1),
+        (False, "nf4", 128, 1),
+        (False, "nf4", 128, 4),
+        (False, "nf4", 512, 1),
+        (False, "fp32", 64, 1),
+        (False, "fp32", 128, 1),
+        (True, "nf4", 1, 1),
+    ]
