@@ -25,16 +25,17 @@ def names(folder: str) -> list[str]:
 
 
 def load(folder: str, name: str, what: str) -> ModuleType:
-    """The plug-in module ``name`` of ``profiler.<folder>``; ``what`` names the kind in the error."""
+    """The plug-in module ``name`` of ``profiler.<folder>``, in any case; ``what`` names the kind in the error."""
     known = names(folder)
-    if name.replace("_", "-") not in known:
+    typed = name.casefold().replace("_", "-")
+    if typed not in known:
         raise unknown(what, name, known)
-    return importlib.import_module(f"profiler.{folder}.{name.replace('-', '_')}")
+    return importlib.import_module(f"profiler.{folder}.{typed.replace('-', '_')}")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> NotFound:
     """The error for a name that is not in ``known``: nearest first, then all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)
     nearest = f"Did you mean {' or '.join(near)}? " if near else ""
     return NotFound(f"unknown {what}: {printable(name)}", f"{nearest}Known: {', '.join(known)}.")

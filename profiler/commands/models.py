@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from profiler.models.geometry import Geometry
 from profiler.units import bytes_text, significant
 
 ELEMENT_BYTES = 2  # K and V in a 16-bit dtype
+SHARED = "shared "  # how the kind of a layer starts that has no cache of its own
 
 
 @click.command("models")
@@ -22,8 +24,9 @@ def models(output: str) -> None:
     """List the models that can be named without a path.
 
     Parameters are those of the text decoder; active ones are what a single token goes through. The cache is that of
-    transformers in a 16-bit dtype: what grows with each token, and what a sequence keeps whatever its length (sliding
-    windows, recurrent state). A folder with config.json, a .gguf file or a hub id can be named as well.
+    transformers in a 16-bit dtype: what grows with each token, and what a sequence keeps whatever its length (full
+    sliding windows, recurrent state). Shared layers use the K and V of an earlier one. A folder with config.json, a
+    .gguf file or a hub id can be named as well.
     """
     rows = [row(name, geometry(catalog.raw_config(name))) for name in catalog.names()]
     click.echo(listing.render(rows, shown, output), nl=False)
@@ -49,14 +52,23 @@ def shown(row: Mapping[str, Any]) -> dict[str, str]:
     """A row for people."""
     return {
         "model": row["model"],
-        "parameters": _count(row["parameters"]),
+        "params": _count(row["parameters"]),
         "active": _count(row["active_parameters"]),
-        "layers": " + ".join(f"{count} {kind}" for kind, count in row["layers"].items()),
+        "layers": _layers(row["layers"]),
         "cache/token": bytes_text(row["cache_bytes_per_token"]),
-        "window": bytes_text(row["window_bytes_per_sequence"]),
-        "state": bytes_text(row["state_bytes_per_sequence"]),
-        "max context": f"{row['max_context']:,}",
+        "per sequence": bytes_text(row["window_bytes_per_sequence"] + row["state_bytes_per_sequence"]),
+        "context": f"{row['max_context']:,}",
     }
+
+
+def _layers(kinds: Mapping[str, int]) -> str:
+    """``28 sliding + 7 full, 20 shared``: by kind, and how many of them share."""
+    counts: Counter[str] = Counter()
+    for kind, count in kinds.items():
+        counts[kind.removeprefix(SHARED)] += count
+    shared = sum(count for kind, count in kinds.items() if kind.startswith(SHARED))
+    text = " + ".join(f"{count} {kind}" for kind, count in counts.items())
+    return f"{text}, {shared} shared" if shared else text
 
 
 def _count(parameters: int) -> str:

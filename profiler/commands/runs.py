@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from profiler.commands import listing, options
-from profiler.commands.progress import tell, terminal_width
+from profiler.commands.progress import say, tell, terminal_width
 from profiler.reports.base import plain, rendered
 from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
-from profiler.results.store import Run, Store
-from profiler.units import UNKNOWN
+from profiler.results.store import Run, Store, default_path
+from profiler.units import UNKNOWN, printable
 
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order they are counted to people
 COMMAND_LENGTH = 60  # characters of a command line, of a list of models, of a device's name
@@ -34,8 +34,13 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
     context.obj = store
     if context.invoked_subcommand is not None:
         return
-    with Store.open(store, create=False) as opened:
-        rows = [_row(run) for run in opened.runs()]
+    path = store or default_path()
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with Store.open(path, create=False) as opened:
+            rows = [_row(run) for run in opened.runs()]
+    if not rows:
+        say(f"no run is stored in {printable(path)} yet: profile sweep measures something")
     click.echo(listing.render(rows, _shown, output), nl=False)
 
 

@@ -13,13 +13,17 @@ from profiler.units import UNKNOWN
 
 
 @click.command("scenarios")
+@click.argument("name", required=False)
 @listing.output()
-def scenarios(output: str) -> None:
-    """List the grids that `profile sweep --scenario NAME` measures.
+def scenarios(name: str | None, output: str) -> None:
+    """List the grids that `profile sweep --scenario NAME` measures, or print the file of one.
 
-    Your own: copy one of the shipped TOML files and give its path.
+    Your own: profile scenarios chat > mine.toml, change it, and profile sweep --scenario mine.toml.
     """
-    rows = [asdict(scenario.load(name)) for name in scenario.names()]
+    rows = [asdict(scenario.load(each)) for each in ([name] if name else scenario.names())]
+    if name and output == "table":
+        click.echo(scenario.source(name), nl=False)
+        return
     click.echo(listing.render(rows, _shown, output), nl=False)
 
 

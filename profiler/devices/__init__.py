@@ -29,6 +29,7 @@ def find(name: str | None = None) -> DeviceInfo:
     """
     if name is None:
         return local()[0]
+    name = name.casefold()
     kind, _, number = name.partition(":")
     known = {module.__name__.rpartition(".")[2]: module for module in kinds()}
     if kind not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -10,6 +11,7 @@ from profiler.models import config
 
 # What the files cannot say of themselves; sources are in scenarios/models/SOURCES.md.
 NOTES = {"qwen3.8-27b": "its config is inferred: the authors state the architecture and shape of Qwen 3.6 27B"}
+NEAREST = 3  # names that a suggestion holds
 
 
 @cache
@@ -22,6 +24,22 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> str | None:
     """The catalog's spelling of ``name``, whatever the case; ``None`` if it is not in the catalog."""
     return next((known for known in names() if known == name.casefold()), None)
+
+
+def nearest(name: str) -> list[str]:
+    """Up to three catalog names that ``name`` may have meant, those that start like it first.
+
+    ``gemma3`` is the start of ``gemma-3-1b``; of a hub id only the part after the owner counts.
+    """
+    typed = name.casefold().rpartition("/")[2]
+    alike = [known for known in names() if _letters(known).startswith(_letters(typed)) and _letters(typed)]
+    longer = [known for known in names() if _letters(typed).startswith(_letters(known))]
+    close = difflib.get_close_matches(typed, names(), n=NEAREST, cutoff=0.5)
+    return list(dict.fromkeys([*alike, *longer, *close]))[:NEAREST]
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name))
 
 
 def raw_config(name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ huggingface_hub is imported inside functions: it costs a quarter of a second tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import NotFound, ProfileError
-from profiler.models import config, safetensors_file
+from profiler.models import catalog, config, safetensors_file
 from profiler.models.safetensors_file import Tensor
 from profiler.units import printable
 
 PATIENCE_S = 5.0  # for the first answer of the hub
+ONLY = "Only safetensors are ever loaded; of a GGUF repository download the file and give its path."
 WANTED = ["config.json", "generation_config.json", "*.safetensors", safetensors_file.INDEX]
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats; consolidated files repeat the shards
 
@@ -52,7 +54,7 @@ def raw_config(repository: str, revision: str | None, offline: bool | None = Non
                 )
             )
         except LocalEntryNotFoundError as error:
-            raise refused or error from None
+            raise _absent(repository, refused) or error from None
     return config.parse(_bounded(path), f"config.json of {printable(repository)}"), path.parent.name
 
 
@@ -65,6 +67,29 @@ def _refusal(repository: str, revision: str | None) -> Exception | None:
     except Exception as error:  # put into words by the caller
         return error
     return None
+
+
+def _absent(repository: str, refused: Exception | None) -> Exception | None:
+    """What to say of a config that is not in the cache: the hub's own answer, or that there was none."""
+    from huggingface_hub import errors
+
+    answers = (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled)
+    if refused is None or isinstance(refused, answers):
+        return refused
+    shown, reason = printable(repository), _first_line(refused)
+    words = f"{shown} is not in the hub's cache and the hub cannot be reached ({reason})"
+    return ProfileError(words, _instead(repository))
+
+
+def _instead(repository: str) -> str:
+    """What could be named in place of a model that cannot be fetched."""
+    near = catalog.nearest(repository)[:1]
+    return f"Give a folder, a .gguf file or a catalog name{f' such as {near[0]}' if near else ''}: profile models."
+
+
+def _first_line(error: Exception) -> str:
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error).partition("\n")[0])
+    return printable(text or type(error).__name__, 120)
 
 
 def _no_progress() -> Any:
@@ -133,7 +158,7 @@ def download(repository: str, revision: str | None = None) -> Path:
             snapshot_download(repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
         )
     if safetensors_file.shards(folder) is None:
-        raise ProfileError(f"{printable(repository)} has no safetensors", "Only safetensors are ever loaded.")
+        raise ProfileError(f"{printable(repository)} has no safetensors", ONLY)
     return folder
 
 
@@ -163,14 +188,13 @@ def _in_words(repository: str, revision: str | None) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise ProfileError(
             f"{shown} is not in the hub's cache, and the hub is offline or cannot be reached",
-            "Unset HF_HUB_OFFLINE, or give a catalog name, a folder or a .gguf file.",
+            f"Unset HF_HUB_OFFLINE if it is set. {_instead(repository)}",
         ) from None
     except errors.EntryNotFoundError:
         raise NotFound(
             f"{shown} has no config.json", "For a GGUF repository download the file and give its path."
         ) from None
     except errors.NotASafetensorsRepoError:
-        raise ProfileError(f"{shown} has no safetensors", "Only safetensors are ever loaded.") from None
+        raise ProfileError(f"{shown} has no safetensors", ONLY) from None
     except Exception as error:  # the client's HTTP library is its own affair, and so are its errors
-        reason = printable(str(error).partition("\n")[0] or type(error).__name__, 120)
-        raise ProfileError(f"asking the hub for {shown} failed: {reason}") from None
+        raise ProfileError(f"asking the hub for {shown} failed: {_first_line(error)}") from None

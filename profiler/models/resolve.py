@@ -17,9 +17,9 @@ from profiler.errors import NotFound, ProfileError
 from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file
 from profiler.models.geometry import Geometry
 from profiler.models.source import Source
-from profiler.registry import unknown
 from profiler.units import printable
 
+WITHOUT_WEIGHTS = "Without --weights real it is measured with random values in the same shapes."
 GGUF_SLACK = 0.02  # rope tables, and the K/V weights that Gemma 4 stores for layers that do not use them
 
 
@@ -40,7 +40,7 @@ class Model:
         if weights == "synthetic":
             return self.model_id
         if self.real_id is None:
-            raise ProfileError(f"{self.name}: no real weights: {self.no_weights}")
+            raise ProfileError(f"{self.name}: no real weights: {self.no_weights}", WITHOUT_WEIGHTS)
         return digest([self.model_id, self.real_id])
 
 
@@ -73,10 +73,21 @@ def _existing(name: str) -> Path | None:
 
 
 def _no_such(name: str) -> NotFound:
+    """The error for a name that means nothing, with what may have been meant."""
+    shown = printable(name)
+    _, _, address = name.partition("://")
+    if address:
+        parts = address.split("/")[1:3]
+        meant = f": {printable('/'.join(parts), 80)}" if len(parts) == 2 and all(parts) else ""
+        return NotFound(f"{shown} is a URL", f"Give the hub id owner/name{meant}.")
+    if name.endswith("/") and name.count("/") == 2 and not name.startswith((".", "/", "~")):
+        return NotFound(f"there is no folder {shown}", f"For the hub give owner/name: {printable(name[:-1])}.")
     if os.sep in name or name.endswith(".gguf"):
-        return NotFound(f"no such file, folder or hub id: {printable(name)}")
-    missing = unknown("model", name, catalog.names())
-    return NotFound(missing.message, f"{missing.hint} Or a folder, a .gguf file, a hub id owner/name.")
+        return NotFound(f"no such file, folder or hub id: {shown}")
+    near = catalog.nearest(name)
+    meant = f"Did you mean {' or '.join(near)}? " if near else ""
+    others = f"profile models lists all {len(catalog.names())}. Or a folder, a .gguf file, a hub id owner/name."
+    return NotFound(f"unknown model: {shown}", f"{meant}{others}")
 
 
 def _catalog(name: str) -> Model:

@@ -93,6 +93,15 @@ def test_a_scenario_describes_itself(name: str) -> None:
     assert len(scenario.load(name).description) > 20
 
 
+def test_the_scenario_in_the_readme_is_one_with_every_key(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    found = scenario.load(str(path))
+    assert (found.contexts, found.quants) == ((512, 4096), ("bf16", "nf4"))
+    assert {line.split(" =")[0] for line in text.splitlines()} == scenario.KNOWN
+
+
 @pytest.mark.parametrize("seam", ["family", "quantization", "device", "report", "scenario", "backend"])
 def test_contributing_has_a_recipe_for_every_seam(seam: str) -> None:
     assert re.search(rf"^### Add a {seam}$", CONTRIBUTING, re.MULTILINE)

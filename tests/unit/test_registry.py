@@ -21,7 +21,7 @@ def test_base_is_no_plugin() -> None:
         registry.load("quants", "base", "quantization")
 
 
-@pytest.mark.parametrize("name", ["nf4-dq", "nf4_dq"])
+@pytest.mark.parametrize("name", ["nf4-dq", "nf4_dq", "NF4-dq"])
 def test_a_dash_and_an_underscore_name_the_same_file(name: str) -> None:
     assert registry.load("quants", name, "quantization").__name__ == "profiler.quants.nf4_dq"
 

@@ -49,4 +49,4 @@ def _family(config: Config, model_type: object) -> ModuleType:
     if isinstance(model_type, str) and model_type in known:
         return known[model_type]
     shown = printable(model_type)
-    raise NotFound(f"no rule for model_type {shown}", registry.unknown("model_type", shown, known).hint)
+    raise NotFound(f"model_type {shown} is not supported", registry.unknown("model_type", shown, known).hint)

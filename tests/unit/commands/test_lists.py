@@ -68,3 +68,18 @@ def test_a_list_escapes_what_would_break_a_cell() -> None:
 def test_an_empty_list_is_empty_in_every_format() -> None:
     for output in listing.FORMATS:
         assert listing.render([], dict, output).strip() in ("", "[]")
+
+
+def test_a_scenario_by_name_is_its_file_to_copy(profile: Any, tmp_path: Any) -> None:
+    ran = profile("scenarios", "chat")
+    (tmp_path / "chat.toml").write_text(ran.out)
+    assert scenario.load(str(tmp_path / "chat.toml")) == scenario.load("chat")
+    (row,) = json.loads(profile("scenarios", "chat", "-o", "json").out)
+    assert (row["name"], row["contexts"]) == ("chat", list(scenario.load("chat").contexts))
+    assert profile("scenarios", "chats").code == 2
+
+
+def test_a_file_of_ones_own_is_printed_without_terminal_control(profile: Any, tmp_path: Any) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('# left\u202eto right\ndescription = "mine"\ncontexts = 1\nbatches = 1\nsteps = 1\n')
+    assert profile("scenarios", str(path)).out.splitlines()[:2] == ["# leftto right", 'description = "mine"']

@@ -46,8 +46,13 @@ def test_csv_has_a_row_a_model() -> None:
 def test_people_read_units_and_layers_by_kind(kind: str) -> None:
     text = output(kind)
     line = next(line for line in text.splitlines() if "qwen3.5-35b-a3b" in line)
-    for piece in ("34.7 B", "2.95 B", "30 gated delta + 10 full", "20.0 KiB", "0 B", "61.9 MiB", "262,144"):
+    for piece in ("34.7 B", "2.95 B", "30 gated delta + 10 full", "20.0 KiB", "61.9 MiB", "262,144"):
         assert piece in line
+    assert "28 sliding + 7 full, 20 shared" in next(line for line in text.splitlines() if "gemma-4-e2b" in line)
+
+
+def test_the_table_fits_a_usual_terminal() -> None:
+    assert max(map(len, output("table").splitlines())) <= 120
 
 
 def test_help_says_what_the_columns_mean() -> None:

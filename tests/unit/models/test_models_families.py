@@ -45,7 +45,7 @@ def test_no_model_type_is_served_twice() -> None:
 
 
 def test_an_unknown_model_type_is_refused_by_name_nearest_first() -> None:
-    with pytest.raises(NotFound, match="no rule for model_type gemma5") as caught:
+    with pytest.raises(NotFound, match="model_type gemma5 is not supported") as caught:
         families.geometry(LLAMA | {"model_type": "gemma5"})
     assert caught.value.hint is not None and caught.value.hint.startswith("Did you mean gemma")
 

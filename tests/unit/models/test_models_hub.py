@@ -236,7 +236,9 @@ def test_without_a_connection_a_model_that_is_not_in_the_cache_is_one_line_at_on
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     [unreachable] = client.run(resolved("owner/small"), **nowhere)
     [offline] = client.run(resolved("owner/small"), HF_HUB_OFFLINE="1")
-    assert "asking the hub for owner/small failed" in unreachable
+    first, hint = unreachable.split("\n")
+    assert first == "owner/small is not in the hub's cache and the hub cannot be reached (Connection refused)"
+    assert "a folder, a .gguf file or a catalog name" in hint
     assert "is not in the hub's cache" in offline
 
 
