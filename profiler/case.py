@@ -47,14 +47,15 @@ class Case:
         return digest([self.model_id, self.weights, self.quant, self.dtype, self.device, self.backend, self.path,
                        self.threads, self.seed])  # fmt: skip
 
-    @property
-    def kind(self) -> tuple[str, str, int]:
-        """Cases of one kind differ only in context and batch, so a larger one needs more memory."""
-        return self.load_key, self.fill, self.ubatch
-
     def dominates(self, other: Case) -> bool:
-        """Whether ``other`` needs at least as much memory as this case does."""
-        return self.kind == other.kind and other.context >= self.context and other.batch >= self.batch
+        """Whether ``other`` needs at least as much memory as this case does: the same model, and no axis smaller."""
+        return (
+            (self.load_key, self.fill) == (other.load_key, other.fill)
+            and other.batch >= self.batch
+            and other.context >= self.context
+            and other.context + other.steps >= self.context + self.steps
+            and min(other.ubatch, other.context) >= min(self.ubatch, self.context)
+        )
 
     @property
     def label(self) -> str:

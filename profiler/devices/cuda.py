@@ -25,7 +25,7 @@ def find() -> list[DeviceInfo]:
     CUDA's own order is fastest first, NVML's is by PCI bus. The environment is set so that this process and its
     workers number the cards as NVML does, unless the user has chosen an order.
     """
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", nvml.BY_BUS)
     if not torch_has_cuda():
         return []
     try:
@@ -68,7 +68,9 @@ class CudaMeter:
 
         self._cuda: Any = torch.cuda
         self._device = torch.device(device)
-        self._uuid = _uuid(str(torch.cuda.get_device_properties(self._device).uuid))
+        index = int(device.partition(":")[2] or 0)
+        whole = _uuid(str(torch.cuda.get_device_properties(self._device).uuid))
+        self._uuid = nvml.visible_slice(index) or whole
         self._before = self._asked(nvml.used_bytes, self._uuid)
 
     def now(self) -> float:

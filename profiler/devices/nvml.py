@@ -6,10 +6,17 @@ A library or a driver that is not there is a reason in words (``Missing``), not 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
+
+from profiler.errors import ProfileError
+from profiler.units import printable
+
+BY_BUS = "PCI_BUS_ID"  # the order in which NVML numbers cards
+T = TypeVar("T")
 
 
 class Missing(Exception):
@@ -51,13 +58,39 @@ def gpus() -> list[Gpu]:
     """The GPUs that CUDA would number 0, 1, … in this process under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
 
     ``CUDA_VISIBLE_DEVICES`` may list indices or (the start of) UUIDs; as in CUDA, the first that is not there ends
-    the list. Raises Missing.
+    the list. Raises Missing; ProfileError where a number or a whole card does not say what CUDA would use.
     """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     with library() as nvml:
-        every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        every = _answered(nvml, nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        if len(every) > 1:
+            _check_order(visible)
         chosen = every if visible is None else list(_visible(nvml, every, visible))
-        return [_gpu(nvml, handle) for handle in chosen]
+        return _answered(nvml, partial(_gpu, nvml), chosen)
+
+
+def _answered(nvml: Any, question: Callable[[Any], T], cards: Iterable[Any]) -> list[T]:
+    """What each card answers. One that is lost hides no other; if none answers, that is the error."""
+    answers, error = [], None
+    for card in cards:
+        try:
+            answers.append(question(card))
+        except nvml.NVMLError as refused:
+            error = refused
+    if error is not None and not answers:
+        raise error
+    return answers
+
+
+def _check_order(visible: str | None) -> None:
+    """ProfileError where cards go by numbers in an order that only CUDA knows."""
+    order = os.environ.get("CUDA_DEVICE_ORDER", BY_BUS)
+    by_uuid = visible is not None and all(word.startswith(("GPU-", "MIG-")) for word in _words(visible))
+    if order != BY_BUS and not by_uuid:
+        raise ProfileError(
+            f"CUDA_DEVICE_ORDER is {printable(order)}: which GPU has which number is not known without CUDA",
+            f"Unset it, set it to {BY_BUS}, or name cards by UUID in CUDA_VISIBLE_DEVICES.",
+        )
 
 
 def used_bytes(uuid: str) -> int:
@@ -78,7 +111,7 @@ def process_bytes(uuid: str, pid: int) -> int | None:
 
 
 def _visible(nvml: Any, every: list[Any], visible: str) -> Iterator[Any]:
-    for word in filter(None, (part.strip() for part in visible.split(","))):
+    for word in _words(visible):
         if word.startswith("MIG-"):
             yield nvml.nvmlDeviceGetHandleByUUID(word)
         elif word.isdigit() and int(word) < len(every):
@@ -92,7 +125,22 @@ def _visible(nvml: Any, every: list[Any], visible: str) -> Iterator[Any]:
             return
 
 
+def _words(visible: str) -> list[str]:
+    return [word for part in visible.split(",") if (word := part.strip())]
+
+
+def visible_slice(index: int) -> str | None:
+    """UUID of the MIG slice that is ``cuda:index`` in this process; None for a whole card."""
+    words = _words(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    return words[index] if index < len(words) and words[index].startswith("MIG-") else None
+
+
 def _gpu(nvml: Any, handle: Any) -> Gpu:
+    if _is_split(nvml, handle):
+        raise ProfileError(
+            f"{printable(nvml.nvmlDeviceGetName(handle))} is split into MIG slices, of which CUDA would take any one",
+            "Name a slice as nvidia-smi -L lists it: CUDA_VISIBLE_DEVICES=MIG-…; or use --device cpu.",
+        )
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     try:
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
@@ -108,3 +156,11 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
         capability=capability,
         driver=nvml.nvmlSystemGetDriverVersion(),
     )
+
+
+def _is_split(nvml: Any, handle: Any) -> bool:
+    """Whether this is a whole card in MIG mode: its memory is then nobody's to take as a whole."""
+    try:
+        return not nvml.nvmlDeviceIsMigDeviceHandle(handle) and nvml.nvmlDeviceGetMigMode(handle)[0] == 1
+    except nvml.NVMLError:  # a card that cannot be split
+        return False

@@ -10,10 +10,10 @@ import re
 import signal
 from pathlib import Path
 
+from profiler.devices import cgroup
 from profiler.results.measurement import Outcome
 from profiler.units import printable
 
-CGROUPS = Path("/sys/fs/cgroup")
 LAST_WORDS = 5  # lines in which a message is the cause of death; before them it may be a warning survived
 _OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|MemoryError|cannot allocate memory|can't allocate memory", re.I)
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
@@ -36,19 +36,8 @@ def oom_kills() -> int | None:
 
 
 def _group_counters() -> list[Path]:
-    """Where the counter of this process's memory group may be, version 2 and 1.
-
-    In a container the path in ``/proc/self/cgroup`` may be the host's while the mount shows our own group as root.
-    """
-    found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        number, controllers, group = line.split(":", 2)
-        if number == "0":
-            found += [CGROUPS / group.strip("/") / "memory.events", CGROUPS / "memory.events"]
-        elif "memory" in controllers.split(","):
-            root = CGROUPS / "memory"
-            found += [root / group.strip("/") / "memory.oom_control", root / "memory.oom_control"]
-    return found
+    """Where the counter of this process's memory group may be, version 2 and 1, innermost first."""
+    return [folder / name for folder in cgroup.folders("memory") for name in ("memory.events", "memory.oom_control")]
 
 
 def cause(returncode: int, oom_killed: bool, output: list[str], phase: str) -> tuple[Outcome, str]:

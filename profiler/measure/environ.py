@@ -8,14 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-NAMES = re.compile(
-    "GLIBC_TUNABLES|HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LD_LIBRARY_PATH|LD_PRELOAD"
-    "|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER|VIRTUAL_ENV"
-    "|(ATEN|BITSANDBYTES|BNB|CUBLAS|CUDA|CUDNN|DNNL|GOMP|HIP|HSA|KMP|LC|MALLOC|MKL|NCCL|NVIDIA|OMP|ONEDNN|OPENBLAS"
-    "|PYTORCH|ROCM|ROCR|TORCH|TRANSFORMERS|TRITON|XDG)_.*"
-    "|(PYTHON|TORCHINDUCTOR).*"
+from profiler.results.settings import SPEED, is_secret
+
+PLACES = re.compile(  # what libraries need beside the settings that change speed
+    "HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
+    "|VIRTUAL_ENV|(LC|TRANSFORMERS|XDG)_.*|PYTHON.*"
 )
-SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -24,6 +22,6 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     allowed = {
         name: value
         for name, value in environ.items()
-        if NAMES.fullmatch(name) and not any(word in name.upper() for word in SECRET)
+        if (SPEED.fullmatch(name) or PLACES.fullmatch(name)) and not is_secret(name)
     }
     return allowed | OFFLINE

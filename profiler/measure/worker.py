@@ -2,7 +2,7 @@
 
 It loads the model of its first order, measures order after order, and ends with its orders or with the first row that
 is not ok: after a failure nobody knows what state the model and its device are in. Whatever happens to the parent,
-the kernel kills this process with it.
+the kernel kills this process with it, and a guard what this process has started.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from profiler.errors import ProfileError
 from profiler.measure.limit import lift_limit, limit_memory
 from profiler.measure.loop import headline, largest, measure
 from profiler.measure.protocol import LineBuffer, Load, Order, ProtocolError, encode
+from profiler.measure.watchdog import guard_group
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
 from profiler.units import bytes_text, printable
 
@@ -77,6 +78,7 @@ class Model:
 def main(orders_fd: int, messages_fd: int, parent: int) -> None:
     """Serve the parent until it has no more orders."""
     die_with(parent)
+    guard_group(parent)
     for fd in (orders_fd, messages_fd):
         os.set_inheritable(fd, False)
     with suppress(OSError):  # a hardened machine may refuse; the order of killing is then the kernel's

@@ -108,15 +108,13 @@ def _check_coverage(tensors: dict[str, Tensor], size: int, shown: str) -> None:
 def shards(folder: Path) -> list[Path] | None:
     """The safetensors files that hold a folder's weights, ``None`` if there are none.
 
+    As transformers looks for them: one whole file, else the index. Others, such as an adapter's, are not the model.
     ProfileError if the index names a file that is missing or lies outside the folder.
     """
-    index = folder / INDEX
-    if index.is_file():
-        return [_shard(folder, name) for name in _indexed(index)]
-    single = folder / SINGLE
+    single, index = folder / SINGLE, folder / INDEX
     if single.is_file():
         return [single]
-    return sorted(path for path in folder.glob("*.safetensors") if path.is_file()) or None
+    return [_shard(folder, name) for name in _indexed(index)] if index.is_file() else None
 
 
 def _indexed(index: Path) -> list[str]:
@@ -147,7 +145,10 @@ def verify(folder: Path) -> dict[str, Tensor]:
 
 
 def why_missing(folder: Path) -> str:
-    """Why a folder without safetensors has no real weights, in words."""
+    """Why a folder that ``shards`` finds nothing in has no real weights, in words."""
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return f"{printable(others[0], 60)} is not {SINGLE}, and there is no {INDEX} that names it"
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         return f"only {printable(pickles[0], 60)} and the like: pickled weights can run code and are never loaded"

@@ -1,6 +1,6 @@
 """What a row was measured on: hardware, software and settings that change speed or memory, and nothing else.
 
-Everything here is named one by one. The environment of the process is never dumped: it holds tokens.
+Everything here is chosen. The environment of the process is never dumped: it holds tokens (see ``settings``).
 No torch is imported: versions come from installed metadata.
 """
 
@@ -16,33 +16,15 @@ from typing import Any
 
 import profiler
 from profiler.case import digest
+from profiler.devices import cgroup
 from profiler.devices.base import DeviceInfo
+from profiler.results.settings import settings
 
-LIBRARIES = ("llm-hwprofile", "torch", "transformers", "bitsandbytes", "nvidia-ml-py", "triton")
-SETTINGS = (  # environment variables that change how fast the same code runs
-    "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY",
-    "OMP_PROC_BIND",
-    "OMP_PLACES",
-    "OMP_DYNAMIC",
-    "KMP_BLOCKTIME",
-    "KMP_AFFINITY",
-    "GOMP_CPU_AFFINITY",
-    "GOMP_SPINCOUNT",
-    "MKL_NUM_THREADS",
-    "MKL_DYNAMIC",
-    "OPENBLAS_NUM_THREADS",
-    "ONEDNN_MAX_CPU_ISA",
-    "MALLOC_ARENA_MAX",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "CUDA_LAUNCH_BLOCKING",
-    "NVIDIA_TF32_OVERRIDE",
-    "CUDA_DEVICE_MAX_CONNECTIONS",
+LIBRARIES = (  # with what transformers takes instead of its own kernels where it is installed
+    *("llm-hwprofile", "torch", "transformers", "bitsandbytes", "nvidia-ml-py", "triton"),
+    *("kernels", "flash-attn", "flash-linear-attention", "fla-core", "causal-conv1d"),
 )
-SETTING_LENGTH = 200  # characters kept of one: a longer value is no setting we know
 COMMAND_TIMEOUT_S = 2
-UNLIMITED_V1 = 1 << 62  # control groups version 1 write a number near 2^63 for "no limit"
 
 
 def snapshot(device: DeviceInfo) -> dict[str, Any]:
@@ -65,7 +47,7 @@ def snapshot(device: DeviceInfo) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "settings": {name: os.environ[name][:SETTING_LENGTH] for name in SETTINGS if name in os.environ},
+        "settings": settings(os.environ),
         "source": _source(Path(profiler.__file__).parents[1]),
     }
 
@@ -82,18 +64,9 @@ def environment_key(content: dict[str, Any]) -> str:
     return digest([device, content.get("limits", {}).get("cores"), *parts])
 
 
-def limits(root: Path = Path("/sys/fs/cgroup")) -> dict[str, float | None]:
-    """What the control group allows: bytes of memory and cores' worth of CPU time; None where it sets no limit."""
-    memory = _read(root / "memory.max") or _read(root / "memory/memory.limit_in_bytes")
-    quota, period = (_read(root / "cpu.max") or "").split() or ("", "")
-    if not quota:
-        quota = _read(root / "cpu/cpu.cfs_quota_us") or ""
-        period = _read(root / "cpu/cpu.cfs_period_us") or ""
-    memory_bytes = int(memory) if memory and memory.isdigit() else None
-    return {
-        "memory_bytes": None if memory_bytes is None or memory_bytes > UNLIMITED_V1 else memory_bytes,
-        "cores": int(quota) / int(period) if quota.isdigit() and period.isdigit() else None,
-    }
+def limits() -> dict[str, float | None]:
+    """What control groups allow: bytes of memory and cores' worth of CPU time; None where they set no limit."""
+    return {"memory_bytes": cgroup.memory()[0], "cores": cgroup.cores()}
 
 
 def _cpu_title() -> str | None:
@@ -146,7 +119,7 @@ def _source(root: Path) -> dict[str, Any] | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", *arguments]
+    command = ["git", "--no-optional-locks", "-C", str(root), "-c", "core.fsmonitor=false", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):

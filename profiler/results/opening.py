@@ -68,19 +68,20 @@ def in_words(path: Path) -> Iterator[None]:
 def _words(path: Path, error: Exception) -> tuple[str, str]:
     kept = "What was stored before is safe."
     store, elsewhere = f"the store {printable(path)}", "choose another file with --store or PROFILER_STORE"
+    otherwise = f"C{elsewhere[1:]}."
     text = (str(error.strerror) if isinstance(error, OSError) else str(error)) or type(error).__name__
     for sign, what, do in (
         ("disk is full", "has no space left on its disk", f"Free some space or {elsewhere}. {kept}"),
         ("disk I/O error", "cannot be written: the disk reports an error", f"Check the disk, or {elsewhere}. {kept}"),
         ("locked", f"is held by another process for more than {BUSY_TIMEOUT_S} s", f"Wait for it or {elsewhere}."),
         ("readonly", "may only be read", f"Make the file and its folder writable or {elsewhere}."),
-        ("not a database", "is not a store of profile", f"{elsewhere.capitalize()}."),
+        ("not a database", "is not a store of profile", otherwise),
         ("malformed", "is damaged", f"Try `sqlite3 FILE .recover`, or {elsewhere}."),
         ("FOREIGN KEY", "has no such run or row", "Start the run before adding rows to it."),
     ):
         if sign in text:
             return f"{store} {what}", do
-    return f"{store} cannot be used: {printable(text)}", f"{elsewhere.capitalize()}."
+    return f"{store} cannot be used: {printable(text)}", otherwise
 
 
 def _claim(path: Path, create: bool) -> None:

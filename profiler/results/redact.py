@@ -18,8 +18,15 @@ _TOKENS = re.compile(
 )
 _HEADER = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s?#]+@", re.IGNORECASE)
+_NAMES = r"[A-Za-z0-9_-]*(?:token|api[_-]?key|password|passwd|secret)"
+_VALUE = r"[^\s\"'&,;]+"
+_TOKEN_LIKE = r"(?=[^\s\"'&,;]*[0-9])(?=[^\s\"'&,;]*[A-Za-z])(?=[^\s\"'&,;]{12})"  # no word, and no number
 _NAMED = re.compile(
-    r"([A-Za-z0-9_-]*(?:token|api[_-]?key|apikey|password|passwd|secret)[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;]+",
+    rf"({_NAMES}[\"']?\s*=\s*[\"']?"  # name=value
+    rf"|{_NAMES}[\"']\s*:\s*[\"']"  # JSON
+    rf"|{_NAMES}(?<!token)\s*:\s*"
+    rf"|{_NAMES}\s*:\s*{_TOKEN_LIKE}"  # but not "ms per token: 13"
+    rf"){_VALUE}",
     re.IGNORECASE,
 )
 _SECRET_OPTION = re.compile(r"^--?[a-z0-9-]*(?:token|key|password|secret)$", re.IGNORECASE)

@@ -41,12 +41,6 @@ class Summary:
     rule: Rule | None  # which rule gave the interval
     coverage: float | None  # what the rule attains: exact for ``order``, nominal for ``log-t``
     stdev: float | None  # of the sample, n − 1
-    iqr: float | None  # distance of the quartiles
-
-    @property
-    def relative_iqr(self) -> float | None:
-        """Interquartile range ÷ median."""
-        return None if self.iqr is None else self.iqr / self.median
 
     @property
     def relative_half(self) -> float | None:
@@ -104,10 +98,9 @@ def summarize(values: Sequence[float]) -> Summary | None:
     ordered = sorted(values)
     n, median = len(ordered), statistics.median(ordered)
     if n == 1:
-        return Summary(1, median, None, None, None, None, None, None)
+        return Summary(1, median, None, None, None, None, None)
     low, high, rule, coverage = _order_interval(ordered) if n >= ORDER_NEEDS else _log_t_interval(ordered)
-    iqr = percentile(ordered, 0.75) - percentile(ordered, 0.25)
-    return Summary(n, median, low, high, rule, coverage, statistics.stdev(ordered), iqr)
+    return Summary(n, median, low, high, rule, coverage, statistics.stdev(ordered))
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:

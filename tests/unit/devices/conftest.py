@@ -25,6 +25,8 @@ class Card:
     used: int = 1 * GIB
     capability: tuple[int, int] | None = (8, 9)
     processes: dict[int, int | None] = field(default_factory=dict)
+    split: bool | None = None  # into MIG slices; None: it cannot be
+    fallen: bool = False  # off the bus
 
 
 class FakeNvml(ModuleType):
@@ -53,7 +55,17 @@ class FakeNvml(ModuleType):
         return len(self.cards)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Card:
+        if self.cards[index].fallen:
+            raise NVMLError("GPU is lost")
         return self.cards[index]
+
+    def nvmlDeviceIsMigDeviceHandle(self, card: Card) -> int:
+        return int(card in self.slices.values())
+
+    def nvmlDeviceGetMigMode(self, card: Card) -> list[int]:
+        if card.split is None:
+            raise NVMLError("Not Supported")
+        return [int(card.split), int(card.split)]
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Card:
         known = {card.uuid: card for card in self.cards} | self.slices

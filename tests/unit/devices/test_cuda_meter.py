@@ -104,3 +104,15 @@ def test_a_card_that_nvml_does_not_know_leaves_the_process_unknown(nvml: Any, ca
     nvml(card(uuid="GPU-other"))
     peak = cuda.meter("cuda:0").peak()
     assert (peak.allocated_bytes, peak.process_bytes) == (2 * GIB, None)
+
+
+def test_on_a_slice_the_rest_of_the_card_does_not_count(
+    nvml: Any, card: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch may name the whole card."""
+    module = nvml(card(used=9 * GIB, split=True))
+    module.slices["MIG-1"] = part = card(uuid="MIG-1", used=1 * GIB)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    meter = cuda.meter("cuda:0")
+    module.cards[0].used, part.used = 60 * GIB, 3 * GIB
+    assert meter.peak().process_bytes == 2 * GIB

@@ -143,3 +143,44 @@ def test_a_cuda_build_of_torch_is_told_from_its_files(tmp_path: Any, monkeypatch
     assert not cuda.torch_has_cuda()
     (package / "lib" / "libtorch_cuda.so").write_text("")
     assert cuda.torch_has_cuda()
+
+
+def test_a_card_that_is_lost_hides_no_other(nvml: Any, card: Any) -> None:
+    nvml(card(fallen=True), card(uuid="GPU-bbbb"))
+    assert [device.uuid for device in cuda.find()] == ["GPU-bbbb"]
+    nvml(card(fallen=True))
+    assert cuda.unavailable() == "the NVIDIA driver reports: GPU is lost"
+
+
+def test_a_split_card_is_not_taken_for_a_whole_one(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nvml(card(title="NVIDIA A100", gib=80, split=True), card(uuid="GPU-bbbb", split=False))
+    with pytest.raises(ProfileError, match="NVIDIA A100 is split into MIG slices") as caught:
+        devices.find()
+    assert "CUDA_VISIBLE_DEVICES=MIG-" in (caught.value.hint or "")
+    assert devices.find("cpu").name == "cpu"
+    module.slices["MIG-1"] = card(uuid="MIG-1", gib=10, split=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    assert (devices.find().uuid, devices.find().memory_bytes) == ("MIG-1", 10 * GIB)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert devices.find().uuid == "GPU-bbbb"
+
+
+@pytest.mark.parametrize("visible", [None, "1", "0,GPU-a"])
+def test_numbers_in_an_order_that_only_cuda_knows_are_refused(
+    nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    nvml(card(), card(uuid="GPU-bbbb"))
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ProfileError, match="CUDA_DEVICE_ORDER is FASTEST_FIRST"):
+        devices.find("cuda")
+
+
+def test_cards_by_uuid_and_a_single_card_have_no_order(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    nvml(card())
+    assert devices.find("cuda").uuid == "GPU-aaaa"
+    nvml(card(), card(uuid="GPU-bbbb"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b,GPU-a")
+    assert [device.uuid for device in cuda.find()] == ["GPU-bbbb", "GPU-aaaa"]

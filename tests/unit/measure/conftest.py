@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from fakes.lab import Lab, child_pids, group_members
+from fakes.lab import Lab, child_pids, vanishes
 
 
 @pytest.fixture
@@ -14,6 +14,6 @@ def lab() -> Iterator[Lab]:
     lab = Lab()
     fds = set(os.listdir("/proc/self/fd"))
     yield lab
-    assert not [pid for group in lab.groups for pid in group_members(group)], "a process outlived its run"
+    assert all(vanishes(group) for group in lab.groups), "a process outlived its run"
     assert not child_pids(), "a process was not waited for"
     assert len(os.listdir("/proc/self/fd")) == len(fds), "a file was left open"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from profiler.devices import cgroup
 from profiler.measure import death
 from profiler.measure.death import cause
 
@@ -68,14 +69,7 @@ def test_without_a_group_s_counter_the_machine_s_is_read(tmp_path: Path, monkeyp
     assert death.oom_kills() == int(expected[0])
 
 
-@pytest.mark.parametrize(
-    ("groups", "files"),
-    [
-        ("0::/user.slice/a.scope\n", ["user.slice/a.scope/memory.events", "memory.events"]),
-        ("4:memory:/docker/1\n1:cpu:/\n", ["memory/docker/1/memory.oom_control", "memory/memory.oom_control"]),
-        ("5:cpu,memory:/\n", ["memory/memory.oom_control", "memory/memory.oom_control"]),
-    ],
-)
-def test_where_the_counters_are(groups: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda path: groups)
-    assert death._group_counters() == [death.CGROUPS / file for file in files]
+def test_the_counter_of_our_own_group_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "folders", lambda controller: [Path("/a/b", controller), Path("/a")])
+    names = ("memory.events", "memory.oom_control")  # version 2, version 1
+    assert death._group_counters() == [Path(folder, name) for folder in ("/a/b/memory", "/a") for name in names]

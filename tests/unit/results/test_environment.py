@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 import types
@@ -9,8 +10,10 @@ import types
 import pytest
 
 from profiler.devices.base import DeviceInfo
+from profiler.measure.environ import worker_environment
 from profiler.results import environment
-from profiler.results.environment import environment_key, limits, snapshot
+from profiler.results.environment import environment_key, snapshot
+from profiler.results.settings import settings
 
 CPU = DeviceInfo("cpu", "cpu", "Example CPU", 64, 32, "fp32", cores=8, features=("avx2",))
 GPU = DeviceInfo("cuda:0", "cuda", "Example GPU", 64, 32, "bf16", uuid="GPU-1234-5678", driver="570.1")
@@ -102,26 +105,54 @@ def test_what_does_not_change_speed_keeps_stored_rows_valid(environment, change)
     assert environment_key(changed) == environment_key(environment)
 
 
-def test_limits_of_control_groups_version_2(tmp_path):
-    (tmp_path / "memory.max").write_text("2147483648\n")
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert limits(tmp_path) == {"memory_bytes": 2**31, "cores": 1.5}
+def test_limits_are_those_of_the_control_groups(monkeypatch):
+    monkeypatch.setattr(environment.cgroup, "memory", lambda: (2**31, 5))
+    monkeypatch.setattr(environment.cgroup, "cores", lambda: 1.5)
+    assert snapshot(CPU)["limits"] == {"memory_bytes": 2**31, "cores": 1.5}
 
 
-def test_limits_of_control_groups_version_1(tmp_path):
-    for name, text in (
-        ("memory/memory.limit_in_bytes", "1073741824"),
-        ("cpu/cpu.cfs_quota_us", "200000"),
-        ("cpu/cpu.cfs_period_us", "100000"),
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert limits(tmp_path) == {"memory_bytes": 2**30, "cores": 2.0}
+def test_every_library_that_replaces_kernels_is_recorded():
+    names = ("triton", "kernels", "flash-attn", "flash-linear-attention", "fla-core", "causal-conv1d")
+    assert set(names) <= snapshot(CPU)["libraries"].keys()
 
 
-@pytest.mark.parametrize(("memory", "cpu"), [("max", "max 100000"), ("9223372036854771712", "-1 100000")])
-def test_no_limit_is_none_in_both_versions(tmp_path, memory, cpu):
-    (tmp_path / "memory.max").write_text(memory)
-    (tmp_path / "cpu.max").write_text(cpu)
-    assert limits(tmp_path) == {"memory_bytes": None, "cores": None}
-    assert limits(tmp_path / "absent") == {"memory_bytes": None, "cores": None}
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("OMP_NUM_THREADS", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "GLIBC_TUNABLES"),
+        *("LD_PRELOAD", "LD_LIBRARY_PATH", "MALLOC_ARENA_MAX", "TORCHINDUCTOR_FREEZING", "PYTHONMALLOC"),
+        *("CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING", "BNB_CUDA_VERSION", "TRITON_PTXAS_PATH"),
+    ],
+)
+def test_a_setting_that_reaches_the_worker_and_changes_speed_makes_rows_stale(monkeypatch, name):
+    monkeypatch.delenv(name, raising=False)
+    before = environment_key(snapshot(CPU))
+    monkeypatch.setenv(name, "2")
+    content = snapshot(CPU)
+    assert worker_environment(dict(os.environ))[name] == content["settings"][name] == "2"
+    assert environment_key(content) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_HOME", "TRITON_CACHE_DIR", "CUDA_API_KEY", "HF_HOME"]
+)
+def test_places_and_secrets_are_no_settings(name):
+    assert settings({name: "canary"}) == {}
+
+
+def test_long_settings_are_cut_and_still_told_apart():
+    one, two = (settings({"LD_PRELOAD": "/lib/x" * 1000 + end})["LD_PRELOAD"] for end in ("a", "b"))
+    assert one != two and len(one) < 250
+
+
+def test_asking_for_the_state_of_a_checkout_takes_no_lock_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``git status`` that is cut off would leave its index.lock in a person's checkout."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        raise OSError("no git")
+
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    environment._git(Path("/"), "status")
+    assert commands[0][:2] == ["git", "--no-optional-locks"]

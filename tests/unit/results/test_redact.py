@@ -21,6 +21,9 @@ HF = "hf_" + "aB3dE" * 7
         ('{"api_key": "opaque-value"}', "opaque-value"),
         ("ghp_" + "a1" * 18, "a1a1a1"),
         (f"\n{HF}\n", HF),
+        ("Invalid token: 0p4que-value-9", "0p4que-value-9"),
+        ("{'access_token': 'opaque'}", "opaque"),
+        ("password: hunter2", "hunter2"),
     ],
 )
 def test_a_secret_is_gone_from_text(text, secret):
@@ -30,7 +33,10 @@ def test_a_secret_is_gone_from_text(text, secret):
 
 @pytest.mark.parametrize(
     "text",
-    ["prefill processed 120 tokens, not 128", "hf_transfer is not installed", "https://example.org/a@b", "task-sk-1"],
+    [
+        *("prefill processed 120 tokens, not 128", "hf_transfer is not installed", "https://example.org/a@b"),
+        *("task-sk-1", "2.1 ms per token: 13", "ms/token: 0.123456789012345", "unknown token: mixture-of-experts"),
+    ],
 )
 def test_ordinary_text_stays_as_it_is(text):
     assert redact(text) == text

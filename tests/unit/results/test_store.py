@@ -289,3 +289,10 @@ def old_store(folder: Path) -> Path:
     connection.close()
     os.chmod(path, 0o600)
     return path
+
+
+def test_what_to_do_is_spelled_as_it_must_be_typed(tmp_path):
+    (tmp_path / "text").write_text("no database at all, but long enough to be looked at" * 100)
+    with pytest.raises(StoreError) as caught:
+        Store.open(tmp_path / "text")
+    assert caught.value.hint == "Choose another file with --store or PROFILER_STORE."
