@@ -51,6 +51,14 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary(name)) for name in self.list_commands(ctx)])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Click itself would make a reader that went away an error."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `profile … | head`: the reader has what it wanted
+            _forget_stdout()
+            return 0
+
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and leave with the exit code of design: 0, what the command returned, 2 for usage, 130 for Ctrl-C."""
         try:
@@ -61,9 +69,6 @@ class Commands(click.Group):
             code = _say(printable(error.format_message(), 500), _help(error), error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             code = INTERRUPTED
-        except BrokenPipeError:  # `profile … | head`: the reader has what it wanted
-            _forget_stdout()
-            code = 0
         except Exception as error:
             code = _unexpected(error)
         sys.exit(code if isinstance(code, int) else 0)

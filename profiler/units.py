@@ -11,9 +11,15 @@ UNKNOWN = "–"
 KIB = 1024
 GIB = 1024**3
 MAX_SHOWN = 200  # characters of outside text that one line of ours carries
+MAX_DIGITS = 12  # of a count: more than there are tokens or bytes of anything here
+MAX_BYTES = 1 << 60  # an exbibyte: beyond it are slips of the keyboard, and overflows of the kernel's numbers
+MAX_SECONDS = 366 * 24 * 3600.0
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(b|k|m|g|t|kb|mb|gb|tb|kib|mib|gib|tib)?$", re.IGNORECASE)
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h)?$", re.IGNORECASE)
+_DURATION = re.compile(
+    r"^(?=\d)(?:(\d+(?:\.\d+)?)\s*h)?\s*(?:(\d+(?:\.\d+)?)\s*m)?\s*(?:(\d+(?:\.\d+)?)\s*s)?$", re.IGNORECASE
+)
+_BARE = re.compile(r"^\d+(?:\.\d+)?$")
 _COUNT = re.compile(r"^(\d+)(k)?$", re.IGNORECASE)
 _CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -31,24 +37,39 @@ def parse_count(text: str) -> int:
     match = _COUNT.match(text.strip())
     if not match:
         raise ValueError(f"{printable(text)!r} is not a count such as 4096 or 4k")
+    if len(match[1]) > MAX_DIGITS:
+        raise ValueError(f"{printable(text, 40)!r} is no count of this world")
     return int(match[1]) * (KIB if match[2] else 1)
 
 
 def parse_bytes(text: str) -> int:
-    """``512MiB``, ``1.5g``, ``1GiB`` in bytes; K, M, G, T are powers of 1024. Raises ValueError."""
+    """``512MiB``, ``1.5g``, ``1GiB``, ``100b`` in bytes; K, M, G, T are powers of 1024. Raises ValueError."""
     match = _SIZE.match(text.strip())
     if not match:
         raise ValueError(f"{printable(text)!r} is not a size such as 512MiB or 8GiB")
-    power = {"b": 0, "k": 1, "m": 2, "g": 3, "t": 4}[(match[2] or "b")[0].lower()]
-    return int(float(match[1]) * KIB**power)
+    if match[2] is None:
+        number = printable(text.strip(), 40)
+        raise ValueError(f"{number!r} has no unit, such as {number}GiB or {number}MiB")
+    power = {"b": 0, "k": 1, "m": 2, "g": 3, "t": 4}[match[2][0].lower()]
+    size = float(match[1]) * KIB**power
+    if size > MAX_BYTES:
+        raise ValueError(f"{printable(text, 40)!r} is larger than any memory")
+    return int(size)
 
 
 def parse_seconds(text: str) -> float:
-    """``90``, ``90s``, ``10m``, ``1.5h`` in seconds. Raises ValueError."""
+    """``90s``, ``10m``, ``1.5h``, ``1h30m`` in seconds; a bare number could be any of them. Raises ValueError."""
+    if _BARE.match(text.strip()):
+        number = printable(text.strip(), 40)
+        raise ValueError(f"{number!r} has no unit, such as {number}s, {number}m or {number}h")
     match = _DURATION.match(text.strip())
     if not match:
         raise ValueError(f"{printable(text)!r} is not a duration such as 90s or 10m")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[(match[2] or "s").lower()]
+    hours, minutes, rest = (float(part or 0) for part in match.groups())
+    seconds = 3600 * hours + 60 * minutes + rest
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"{printable(text, 40)!r} is longer than a year")
+    return seconds
 
 
 def bytes_text(value: float | None) -> str:

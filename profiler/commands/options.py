@@ -30,22 +30,27 @@ def parsed(parse: Callable[[str], Any]) -> Callback:
 
 
 def plugin(folder: str, what: str) -> Callback:
-    """A callback that checks the name of a plug-in; an unknown one lists the known, nearest first."""
+    """A callback that checks the name of a plug-in, in any case; an unknown one lists the known, nearest first."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         known = registry.names(folder)
-        if value is not None and value not in known:
+        if value is not None and value.casefold() not in known:
             raise registry.unknown(what, value, known)
-        return value
+        return None if value is None else value.casefold()
 
     return callback
 
 
-def _positive(text: str) -> int:
-    number = parse_count(text)
-    if number < 1:
-        raise ValueError("it must be at least 1")
-    return number
+def _counted(most: int | None) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = parse_count(text)
+        if number < 1:
+            raise ValueError("it must be at least 1")
+        if most is not None and number > most:
+            raise ValueError(f"it must be at most {most:,}")
+        return number
+
+    return parse
 
 
 def _some_bytes(text: str) -> int:
@@ -62,9 +67,9 @@ def _some_seconds(text: str) -> float:
     return seconds
 
 
-def count(*names: str, help: str) -> Decorator:
-    """A whole number from 1."""
-    return click.option(*names, callback=parsed(_positive), metavar="N", help=help)
+def count(*names: str, help: str, most: int | None = None) -> Decorator:
+    """A whole number from 1, to ``most`` if there is one."""
+    return click.option(*names, callback=parsed(_counted(most)), metavar="N", help=help)
 
 
 def duration(*names: str, help: str, default: str | None = None) -> Decorator:
@@ -81,7 +86,8 @@ def size(*names: str, help: str) -> Decorator:
 
 def choice(name: str, words: Sequence[str], help: str, default: str | None = None) -> Decorator:
     """One of a few words."""
-    return click.option(name, type=click.Choice(words), help=help, default=default, show_default=True)
+    kind = click.Choice(words, case_sensitive=False)
+    return click.option(name, type=kind, help=help, default=default, show_default=True)
 
 
 def chosen(name: str, folder: str, default: str, help: str) -> Decorator:
@@ -99,7 +105,7 @@ def output(default: str = "table") -> Decorator:
         metavar="FORMAT",
         default=default,
         show_default=True,
-        help=f"Of the rows on stdout: {', '.join(registry.names('reports'))}.",
+        help=f"Format of the rows on stdout: {', '.join(registry.names('reports'))}.",
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
 import click
 
 from profiler.case import Case
-from profiler.commands.progress import say
+from profiler.commands.progress import say, terminal_width
 from profiler.measure.supervisor import Ending
 from profiler.plan.order import Skip
 from profiler.plan.request import Work
@@ -21,11 +23,15 @@ from profiler.results.store import Store, StoredRow
 
 FAILURES = ("oom", "failed", "timeout")  # a case that the plan left out is no failure
 FAILED, INTERRUPTED = 1, 130
+MODEL = "model"  # code of what is to be known of a model, whatever is measured
 STREAMED = "jsonl"  # the format in which every row is a text of its own
 
 
 class Recorder:
-    """Stores every row before it is shown, and prints what the format prints as rows come, or all at the end."""
+    """Stores every row before it is shown, and prints what the format prints as rows come, or all at the end.
+
+    A context manager around the sweep: one that breaks off is shown and ended as far as that can be done.
+    """
 
     def __init__(self, store: Store, snapshot: dict[str, Any], task: Work, output: str) -> None:
         self.environment = snapshot
@@ -33,19 +39,36 @@ class Recorder:
         self._run = store.start_run(sys.argv[1:], snapshot)
         self._output = output
         self.streams = output == STREAMED
-        self._place = {point.case: index for index, point in enumerate(task.points)}
+        self._place = {point.case.key: index for index, point in enumerate(task.points)}
         self._cautions = {
-            subject.model_id: tuple(Caution("model", text) for text in subject.cautions) for subject in task.subjects
+            subject.model_id: tuple(Caution(MODEL, text) for text in subject.cautions) for subject in task.subjects
         }
-        self._rows: list[Measurement] = []
+        self.rows: list[Measurement] = []  # of this run, those from earlier ones included
+        self._waiting: list[Measurement] = []  # to be printed at the end
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, BrokenPipeError):
+            self._store.finish_run(self._run, "finished" if len(self.rows) == len(self._place) else "interrupted")
+            with suppress(BrokenPipeError):
+                say(f"nobody reads the rows any more; those measured are kept: profile runs show {self._run}")
+        elif error is not None and self._waiting:
+            self._print_rest()
 
     def adopt(self, kept: Mapping[Case, StoredRow]) -> None:
         """Rows from earlier runs."""
         if kept:
-            say(f"{len(kept)} of {len(self._place)} cases are stored already; --fresh measures them again")
+            total = len(self._place)
+            cases = "case is" if total == 1 else "cases are"
+            them = "it" if len(kept) == 1 else "them"
+            say(f"{len(kept)} of {total} {cases} stored already; --fresh measures {them} again")
         for row in kept.values():
             self._store.adopt(self._run, row.id)
-            self._show(row.measurement)
+            self._show(self._with_cautions(row.measurement))
 
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Rows of cases that do not run, with the reason."""
@@ -54,27 +77,40 @@ class Recorder:
             self.append(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
 
     def append(self, row: Measurement) -> None:
-        """A row of this run."""
-        row = replace(row, cautions=(*self._cautions[row.case.model_id], *row.cautions))
-        self._store.append(self._run, row)
-        self._show(row)
+        """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
+        row = self._with_cautions(row)
+        try:
+            self._store.append(self._run, row)
+        finally:
+            self._show(row)
 
     def finish(self, ending: Ending) -> int:
         """Print what was not printed yet, in the order of the grid; the exit code."""
+        self._print_rest()
         self._store.finish_run(self._run, "interrupted" if ending.interrupted else "finished")
-        if not self.streams:
-            self._print(sorted(self._rows, key=lambda row: self._place[row.case]))
         if ending.interrupted:
             return INTERRUPTED
-        return FAILED if any(row.outcome in FAILURES for row in self._rows) else 0
+        return FAILED if any(row.outcome in FAILURES for row in self.rows) else 0
+
+    def _with_cautions(self, row: Measurement) -> Measurement:
+        """``row`` with what is to be said of the model by the name it was asked for."""
+        others = (caution for caution in row.cautions if caution.code != MODEL)
+        return replace(row, cautions=(*self._cautions[row.case.model_id], *others))
 
     def _show(self, row: Measurement) -> None:
-        self._rows.append(row)
+        self.rows.append(row)
         if self.streams:
             self._print([row])
+        else:
+            self._waiting.append(row)
+
+    def _print_rest(self) -> None:
+        rows, self._waiting = self._waiting, []
+        if not self.streams:
+            self._print(sorted(rows, key=lambda row: self._place[row.case.key]))
 
     def _print(self, rows: list[Measurement]) -> None:
-        text, left_out = rendered(self._output, self._run, rows)
+        text, left_out = rendered(self._output, self._run, rows, terminal_width())
         click.echo(text, nl=False)
         if left_out:
             say(left_out)

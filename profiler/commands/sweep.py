@@ -10,9 +10,10 @@ import click
 
 from profiler import devices
 from profiler.case import Case
+from profiler.commands import closing, options
 from profiler.commands import dry_run as preview
-from profiler.commands import options
-from profiler.commands.progress import Progress, say
+from profiler.commands.habits import MeasuringCommand
+from profiler.commands.progress import Progress, say, tell
 from profiler.commands.recorder import Recorder
 from profiler.devices.base import DeviceInfo
 from profiler.measure import supervisor
@@ -24,15 +25,16 @@ from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow, default_path
 
 WEIGHTS = ("auto", "real", "synthetic")
+MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
 MAX_SEED = 2**63 - 1  # what a random generator takes
 
 Kept = Mapping[Case, StoredRow]
 
 
-@click.command("sweep")
-@options.many("-m", "--model", "models", metavar="MODEL", help="Catalog name, folder, .gguf file or hub id.")
-@options.many("-q", "--quant", "quants", metavar="QUANT", help="fp32, bf16, nf4, … [default: the device's dtype]")
-@options.many("-c", "--context", "contexts", metavar="TOKENS", help="In the cache before decode. [default: 512]")
+@click.command("sweep", cls=MeasuringCommand)
+@options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
+@options.many("-q", "--quant", "quants", metavar="QUANT", help="Quantizations: bf16, nf4 … [default: the device's]")
+@options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens in cache before decode. [default: 512]")
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
 @options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
 @options.count("-r", "--reps", help="Repetitions of each phase. [default: 3]")
@@ -43,8 +45,8 @@ Kept = Mapping[Case, StoredRow]
 @options.choice("--weights", WEIGHTS, default="auto", help="auto: real where they are here, else synthetic.")
 @options.choice("--fill", scenario.FILLS, help="What gives the cache its depth. [default: prefill]")
 @options.count("--ubatch", help="Tokens per prefill chunk. [default: 512 on a CPU, 2048 on a GPU]")
-@options.count("--threads", help="CPU threads. [default: the backend's choice]")
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, metavar="N", help="Of weights and tokens.")
+@options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: the backend's choice]")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, metavar="N", help="Seed of weights and tokens.")
 @options.duration("--max-phase", "max_phase_s", help="No repetition of a phase starts after this. [default: 60s]")
 @options.duration("--budget", "budget_s", help="Choose cases that fit this time: 10m.")
 @options.duration("--timeout", "timeout_s", default="1h", help="End a case that takes longer.")
@@ -76,27 +78,30 @@ def sweep(
     task = work(Request(**asked), found, available, say)
     snapshot = environment.snapshot(found)
     if dry_run:
-        kept = stored(task, snapshot, store) if resumed else {}
+        kept = stored(task, snapshot, max_memory, store) if resumed else {}
         plan = make_plan(task, kept, found, available)
-        click.echo(preview.render(plan, kept, output), nl=False)
+        click.echo(preview.render(plan, kept, available, output), nl=False)
         say(preview.summary(plan))
         return 0
     with Store.open(store) as opened:
-        kept = resume.stored(task.points, opened, snapshot, task.effort) if resumed else {}
-        recorder = Recorder(opened, snapshot, task, output)
-        recorder.adopt(kept)
-        plan = make_plan(task, kept, found, available)
-        recorder.skip(plan.skipped)
-        ending = measure(plan, task, Limits(max_memory_bytes=max_memory, case_s=timeout_s), recorder)
-        return recorder.finish(ending)
+        kept = resume.stored(task.points, opened, snapshot, task.effort, max_memory) if resumed else {}
+        with Recorder(opened, snapshot, task, output) as recorder:
+            recorder.adopt(kept)
+            plan = make_plan(task, kept, found, available)
+            recorder.skip(plan.skipped)
+            tell(closing.warning(plan, task.budget_s))
+            ending = measure(plan, task, Limits(max_memory_bytes=max_memory, case_s=timeout_s), recorder)
+            code = recorder.finish(ending)
+            tell(closing.ending(recorder.rows, len(task.points), ending.interrupted, resumed))
+            return code
 
 
-def stored(task: Work, snapshot: dict[str, Any], store: Path | None) -> Kept:
+def stored(task: Work, snapshot: dict[str, Any], max_memory: int | None, store: Path | None) -> Kept:
     """What the store holds already, without making one where there is none."""
     if not (store or default_path()).exists():
         return {}
     with Store.open(store, create=False) as opened:
-        return resume.stored(task.points, opened, snapshot, task.effort)
+        return resume.stored(task.points, opened, snapshot, task.effort, max_memory)
 
 
 def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
@@ -126,8 +131,8 @@ def measure(plan: order.Plan, task: Work, limits: Limits, recorder: Recorder) ->
                 progress.skip()
 
     def take(row: Measurement) -> None:
+        recorder.append(row)  # before anything that could go wrong
         pace.note(row.case, row.load_s, row.outcome == "ok")
-        recorder.append(row)
         progress.row(row)
 
     with Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from profiler import registry
 from profiler.devices.base import DeviceInfo
-from profiler.errors import ProfileError
+from profiler.errors import NotFound, ProfileError
 from profiler.measure.loop import Effort
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
 from profiler.quants.base import Quant
-from profiler.units import bytes_text
+from profiler.units import bytes_text, printable
 
 CONTEXTS, BATCHES, STEPS, REPS = (512,), (1,), (32,), 3
 MAX_PHASE_S = 60.0
 UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
+
+GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 
 Say = Callable[[str], None]
 
@@ -60,13 +63,13 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
     Raises ProfileError for what cannot be meant, NotFound for unknown models, quantizations and scenarios.
     """
     request = _with_scenario(request)
-    quants = tuple(_quant(name) for name in words(request.quants))
+    quants = tuple(dict.fromkeys(_quant(name) for name in words(request.quants)))  # nf4-dq is nf4_dq
     names = words(request.models)
     if request.models and not names:
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:
         return _headline(request, quants, device, available_bytes, say)
-    subjects = tuple(subject(name, request.weights, say) for name in names)
+    subjects = _distinct([subject(name, request.weights, say) for name in names], say)
     return Work(
         points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
         effort=Effort(request.reps or REPS, request.max_phase_s or MAX_PHASE_S),
@@ -86,6 +89,16 @@ def subject(name: str, weights: str, say: Say) -> Subject:
     if weights == "auto":
         weights = "synthetic" if model.real_id is None else "real"
     return Subject(model.name, model.source, model.geometry, weights, model.id_for(weights), model.cautions)
+
+
+def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
+    """Each model once, by its first name: two names of one content are one case, and a case has one row."""
+    found: dict[str, Subject] = {}
+    for entry in subjects:
+        first = found.setdefault(entry.model_id, entry)
+        if first is not entry:
+            say(f"{entry.name} is the same model as {first.name}: measured once")
+    return tuple(found.values())
 
 
 def _downloaded(name: str, model: Model, say: Say) -> Model:
@@ -158,5 +171,11 @@ def _settings(request: Request, device: DeviceInfo) -> Settings:
 
 
 def _quant(name: str) -> Quant:
+    known = registry.names("quants")
+    if GGUF_FORMAT.match(name) and name.casefold().replace("_", "-") not in known:
+        raise NotFound(
+            f"unknown quantization: {printable(name)}, which is a format of GGUF files",
+            f"Give the file with -m FILE.gguf; it is unpacked and stored as -q says: {', '.join(known)}.",
+        )
     found: Quant = registry.load("quants", name, "quantization").QUANT
     return found

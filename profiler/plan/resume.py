@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from profiler.case import Case
 from profiler.measure.loop import Effort
 from profiler.plan.grid import Point
 from profiler.results.environment import environment_key
+from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow
 
 
-def stored(points: Iterable[Point], store: Store, snapshot: dict[str, Any], effort: Effort) -> dict[Case, StoredRow]:
-    """The ``ok`` rows of ``points`` from an environment as fast as ``snapshot``, with as much effort or more."""
+def stored(
+    points: Iterable[Point], store: Store, snapshot: dict[str, Any], effort: Effort, max_memory_bytes: int | None
+) -> dict[Case, StoredRow]:
+    """The ``ok`` rows of ``points`` from an environment as fast as ``snapshot``, with as much effort or more.
+
+    With ``max_memory_bytes`` only those known to keep to it. A row has the case that was asked for: its own may bear
+    another name of the same model, or one that ``redact`` has changed.
+    """
     key = environment_key(snapshot)
-    found = {point.case: store.finished(point.case.key, key) for point in points}
-    return {case: row for case, row in found.items() if row is not None and _as_thorough(row, effort)}
+    found = {}
+    for case in (point.case for point in points):
+        row = store.finished(case.key, key)
+        if row is not None and _as_thorough(row.measurement, effort) and _keeps_to(row.measurement, max_memory_bytes):
+            found[case] = replace(row, measurement=replace(row.measurement, case=case))
+    return found
 
 
-def _as_thorough(row: StoredRow, effort: Effort) -> bool:
+def _as_thorough(row: Measurement, effort: Effort) -> bool:
     """What was asked counts, not what was done: fewer repetitions within the same limit would come out again."""
-    asked = row.measurement.asked
-    return bool(asked.get("reps", 0) >= effort.reps and asked.get("max_phase_s", 0.0) >= effort.max_phase_s)
+    return bool(row.asked.get("reps", 0) >= effort.reps and row.asked.get("max_phase_s", 0.0) >= effort.max_phase_s)
+
+
+def _keeps_to(row: Measurement, limit: int | None) -> bool:
+    """Whether the worker of a row took no more host memory than ``limit``: it was held to that, or it is measured."""
+    if limit is None:
+        return True
+    held_to = row.asked.get("max_memory_bytes")
+    on_host = row.case.device.partition(":")[0] == "cpu"  # a GPU's peak is of its own memory
+    peak = row.memory.process_peak_bytes if on_host else None
+    return any(known is not None and known <= limit for known in (held_to, peak))

@@ -52,11 +52,22 @@ def names() -> list[str]:
 
 def load(name: str) -> Scenario:
     """The shipped scenario ``name``, or the file of that path. Raises NotFound, ProfileError."""
+    file = _file(name)
+    return _parse(file.stem if isinstance(file, Path) else name, file)
+
+
+def source(name: str) -> str:
+    """The text of its file, to copy and change; for a terminal. Raises as ``load``."""
+    lines = _text(f"scenario {printable(name)}", _file(name)).splitlines()
+    return "".join(f"{printable(line.expandtabs(4), MAX_BYTES)}\n" for line in lines)
+
+
+def _file(name: str) -> Traversable:
     if name in names():
-        return _parse(name, resources.files("profiler.scenarios") / f"{name}.toml")
+        return resources.files("profiler.scenarios") / f"{name}.toml"
     path = Path(name)
     if path.suffix == ".toml" or "/" in name:
-        return _parse(path.stem, path)
+        return path
     raise registry.unknown("scenario", name, names())
 
 
@@ -85,15 +96,24 @@ def _parse(name: str, file: Traversable) -> Scenario:
 
 def _read(where: str, file: Traversable) -> dict[str, Any]:
     try:
+        return tomllib.loads(_text(where, file))
+    except ValueError as error:
+        raise ProfileError(f"{where} is not valid TOML: {printable(error)}") from None
+
+
+def _text(where: str, file: Traversable) -> str:
+    try:
+        if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would be waited for
+            raise ProfileError(f"{where} is no regular file", f"Shipped: {', '.join(names())}.")
         with file.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ProfileError(f"{where} is larger than {MAX_BYTES // 1024} KiB", "A scenario is a few lines.")
-        return tomllib.loads(data.decode())
+        return data.decode()
     except OSError as error:
         raise ProfileError(f"{where} cannot be read: {error.strerror}", f"Shipped: {', '.join(names())}.") from None
-    except ValueError as error:  # TOML and UTF-8 alike
-        raise ProfileError(f"{where} is not valid TOML: {printable(error)}") from None
+    except ValueError as error:
+        raise ProfileError(f"{where} is not valid TOML, which is UTF-8: {printable(error)}") from None
 
 
 def _texts(value: Any) -> list[str]:

@@ -45,8 +45,6 @@ def test_what_is_no_count_is_an_error_that_shows_one(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("0", 0),
-        ("512", 512),
         ("512B", 512),
         ("1k", 1024),
         ("1.5g", 1610612736),
@@ -66,12 +64,32 @@ def test_what_is_no_size_is_an_error_that_shows_one(text: str) -> None:
         parse_bytes(text)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("0.5s", 0.5), ("10m", 600), ("1.5h", 5400)])
+@pytest.mark.parametrize("text", ["8", " 1.5 ", "0"])
+def test_a_size_or_a_time_without_a_unit_could_be_anything(text: str) -> None:
+    with pytest.raises(ValueError, match=r"has no unit, such as .*GiB or .*MiB$"):
+        parse_bytes(text)
+    with pytest.raises(ValueError, match=r"has no unit, such as .*s, .*m or .*h$"):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("0.5s", 0.5),
+        ("10m", 600),
+        ("1.5h", 5400),
+        ("1h30m", 5400),
+        ("1h 30m 10s", 5410),
+        ("2m30s", 150),
+        ("1H5S", 3605),
+    ],
+)
 def test_durations(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1d", "10ms", "1:30", "inf"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1d", "10ms", "1:30", "inf", "1m1h", "1m2m", "1h30"])
 def test_what_is_no_duration_is_an_error_that_shows_one(text: str) -> None:
     with pytest.raises(ValueError, match="90s or 10m"):
         parse_seconds(text)

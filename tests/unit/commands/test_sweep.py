@@ -198,8 +198,35 @@ def test_a_dry_run_knows_what_is_stored(sweep: Any) -> None:
     sweep("-c", "128", "-n", "4")
     ran = sweep("-c", "128,256", "-n", "4", "--dry-run")
     assert {row["context"]: row["action"] for row in ran.rows} == {128: "stored", 256: "run"}
+    stored = next(row for row in ran.rows if row["action"] == "stored")
+    assert stored["weights_bytes"] == 1024**3  # as the fake model has it
+    assert stored["peak_bytes"]["low"] == stored["peak_bytes"]["high"] and stored["peak_bytes"]["basis"] == "measured"
     fresh = sweep("-c", "128,256", "-n", "4", "--dry-run", "--fresh")
     assert {row["action"] for row in fresh.rows} == {"run"}
+
+
+def test_a_dry_run_says_what_may_not_fit_and_how_large_what_is_left_out_is(sweep: Any) -> None:
+    """The tiny model takes 250 MiB at least, of which its libraries are nearly all, and 1.2 GiB at most."""
+    arguments = ("-c", "128,8k", "--dry-run", "--max-memory", "700MiB")
+    fits, skipped = sweep(*arguments).rows
+    assert (fits["action"], fits["may_not_fit"]) == ("run", True)
+    assert fits["peak_bytes"]["low"] < 700 * 1024**2 < fits["peak_bytes"]["high"]
+    assert (skipped["action"], skipped["may_not_fit"]) == ("skip", False)
+    assert skipped["cache_bytes"] > fits["cache_bytes"] and skipped["peak_bytes"]["low"] > fits["peak_bytes"]["low"]
+    assert "run (may not fit)" in sweep(*arguments, output="table").out
+
+
+def test_a_dry_run_says_what_a_quantization_leaves(profile: Any) -> None:
+    ran = profile("sweep", "-m", "gemma-4-e2b", "-q", "nf4,fp32", "--dry-run", "-o", "jsonl", "--device", "cpu")
+    dtype = devices.find("cpu").default_dtype
+    words = {row["quant"]: row["note"] or row["reason"] for row in ran.rows}
+    size = {"fp32": "10.3 GiB", "bf16": "5.13 GiB"}[dtype]
+    assert f"nf4 leaves {size} of embeddings in {dtype}" in words["nf4"]
+    assert "leaves" not in (words["fp32"] or "")
+
+
+def test_a_plan_without_cases_is_said(sweep: Any) -> None:
+    assert sweep("-c", "8k", "--dry-run").err == "nothing to run\n"
 
 
 def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
@@ -243,7 +270,12 @@ def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
         (["--fill", "zero"], "--fill"),
         (["--store", "/"], "--store"),
         (["--no-such-option"], "--no-such-option"),
-        (["extra"], "extra"),
+        (["gemma-3-1b"], "models are named with -m: -m gemma-3-1b"),
+        (["-p", "512"], "No such option: -p; the tokens of a prefill are -c"),
+        (["-c", "4k-1k*2"], "counts down, and ranges go up: 1k-4k*2"),
+        (["-q", "q4_k_m"], "q4_k_m, which is a format of GGUF files"),
+        (["--max-memory", "8"], "'8' has no unit, such as 8GiB"),
+        (["--budget", "5"], "'5' has no unit, such as 5s, 5m or 5h"),
         (["-c", "1-9999+1", "-b", "1-99+1"], "the grid has"),
         (["--dry-run", "-o", "llama-bench"], "--dry-run has no format llama-bench"),
     ],
@@ -256,6 +288,21 @@ def test_a_mistake_is_one_clear_line_and_a_hint(sweep: Any, arguments: list[str]
     assert first.startswith("Error: ") and said in first
     assert len(more) <= 1
     assert not Path(os.environ["PROFILER_STORE"]).exists()
+
+
+def test_names_are_known_in_any_case(sweep: Any) -> None:
+    arguments = ("-q", "NF4", "--device", "CPU", "--weights", "Auto", "-c", "64", "-n", "1", "-r", "1")
+    (row,) = sweep(*arguments, output="JSONL").rows
+    assert (row["case"]["quant"], row["case"]["device"]) == ("nf4", "cpu")
+
+
+def test_a_time_may_have_several_units(sweep: Any) -> None:
+    assert sweep("-c", "64", "-n", "1", "--budget", "1h30m", "--dry-run").code == 0
+
+
+def test_one_stored_case_is_said_in_the_singular(sweep: Any) -> None:
+    sweep("-c", "64", "-n", "1")
+    assert sweep("-c", "64", "-n", "1").err == "1 of 1 case is stored already; --fresh measures it again\n"
 
 
 def test_an_unknown_format_lists_the_known(profile: Any) -> None:
@@ -317,8 +364,9 @@ def test_a_budget_holds_when_the_estimates_were_too_low(sweep: Any, monkeypatch:
     assert "does not fit the budget of 1.00 s" in ran.rows[-1]["reason"]
 
 
-def test_a_store_that_fills_up_ends_the_sweep_with_one_line_and_keeps_what_it_has(
-    sweep: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("output", "lines"), [("jsonl", 2), ("csv", 3)])
+def test_a_store_that_fills_up_ends_the_sweep_with_one_line_and_what_was_measured_is_shown(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch, output: str, lines: int
 ) -> None:
     append = Store.append
 
@@ -328,15 +376,58 @@ def test_a_store_that_fills_up_ends_the_sweep_with_one_line_and_keeps_what_it_ha
         return append(self, run, row)
 
     monkeypatch.setattr(Store, "append", full)
-    ran = sweep("-c", "128,256,512", "-n", "4")
+    ran = sweep("-c", "128,256,512", "-n", "4", output=output)
     assert ran.code == 1
     assert ran.err.splitlines() == [
         "Error: the store has no space left on its disk",
         "  What was stored before is safe.",
     ]
-    assert len(ran.rows) == 1
+    assert len(ran.out.splitlines()) == lines  # the row that could not be stored is among them
     with Store.open() as store:
         assert [row.case.context for row in store.rows()] == [128]
+
+
+def test_a_store_that_fills_up_at_the_very_end_costs_no_row(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Store, run: str, how: str) -> None:
+        raise StoreError("the store has no space left on its disk")
+
+    monkeypatch.setattr(Store, "finish_run", full)
+    ran = sweep("-c", "128", "-n", "4", output="csv")
+    assert (ran.code, len(ran.out.splitlines())) == (1, 2)
+
+
+NINES = "9" * 310
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("-r", NINES, "is no count of this world"),
+        ("-c", NINES, "is no count of this world"),
+        ("--ubatch", NINES, "is no count of this world"),
+        ("--max-phase", NINES + "s", "is longer than a year"),
+        ("--budget", NINES + "h", "is longer than a year"),
+        ("--timeout", "9000h", "is longer than a year"),
+        ("--max-memory", NINES + "GiB", "is larger than any memory"),
+        ("--max-memory", "9999999TiB", "is larger than any memory"),
+        ("--threads", "1000000", "it must be at most 4,096"),
+        ("--threads", NINES, "is no count of this world"),
+    ],
+)
+def test_a_number_beyond_reason_is_one_clear_line(sweep: Any, option: str, value: str, said: str) -> None:
+    ran = sweep(option, value)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("Error: ") and said in ran.err
+    assert "unexpected" not in ran.err and len(ran.err) < 300
+
+
+def test_the_largest_numbers_that_are_taken_overflow_nowhere(sweep: Any) -> None:
+    largest = ("-r", "9" * 12, "--max-phase", "8784h", "--timeout", "8784h", "--budget", "8784h", "--threads", "4096")
+    more = ("--max-memory", f"{2**20}TiB", "--ubatch", "9" * 12, "-n", "2")
+    ran = sweep("-c", "128", *largest, *more, "--dry-run")
+    assert ran.code == 0, ran.err
+    (row,) = sweep("-c", "128", "--timeout", "8784h", "-r", "2", *more).rows
+    assert row["outcome"] == "ok"
 
 
 def test_a_store_that_cannot_be_made_is_one_line_before_anything_runs(sweep: Any, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_folder_named_to_break_terminals_and_tables_is_shown_clean(tmp_path: P
         (LLAMA | {"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         (LLAMA | {"num_attention_heads": 0}, "num_attention_heads is 0"),
         (LLAMA | {"num_hidden_layers": 10_000}, "num_hidden_layers is 10000"),
-        (LLAMA | {"model_type": "gpt_bigcode"}, "no rule for model_type gpt_bigcode"),
+        (LLAMA | {"model_type": "gpt_bigcode"}, "model_type gpt_bigcode is not supported"),
         (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1024 KiB"),
     ],
     ids=["-1 layers", "0 heads", "10000 layers", "unknown type", "20 MiB"],
@@ -192,7 +192,61 @@ def test_a_miss_lists_the_nearest_first() -> None:
     assert caught.value.hint is not None and caught.value.hint.startswith("Did you mean gemma-4-e2b")
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("gemma3", ["gemma-3-1b", "gemma-3-270m", "gemma-3-4b"]),
+        ("Gemma_3_270M", ["gemma-3-270m"]),
+        ("google/gemma-3-270m-it", ["gemma-3-270m"]),
+        ("qwen3.5-0.8", ["qwen3.5-0.8b"]),
+    ],
+)
+def test_what_starts_alike_is_nearest(name: str, near: list[str]) -> None:
+    assert catalog.nearest(name)[: len(near)] == near
+
+
+def test_a_miss_counts_the_catalog_instead_of_listing_it() -> None:
+    with pytest.raises(NotFound) as caught:
+        resolve("zzz")
+    assert caught.value.hint == (
+        f"profile models lists all {len(catalog.names())}. Or a folder, a .gguf file, a hub id owner/name."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("https://hub.example/google/gemma-3-270m", "Give the hub id owner/name: google/gemma-3-270m."),
+        ("https://hub.example/google/gemma-3-270m/tree/main", "Give the hub id owner/name: google/gemma-3-270m."),
+        ("https://hub.example", "Give the hub id owner/name."),
+        ("google/gemma-3-270m/", "For the hub give owner/name: google/gemma-3-270m."),
+    ],
+)
+def test_a_url_or_a_trailing_slash_is_told_what_a_hub_id_is(name: str, hint: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        resolve(name)
+    assert caught.value.hint == hint
+
+
 def test_a_file_that_is_no_gguf_and_a_folder_without_config_say_what_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
     assert "neither a folder nor a .gguf file" in one_line(str(tmp_path / "model.bin"))
     assert "has no config.json" in one_line(str(tmp_path))
+
+
+def test_an_adapter_is_not_taken_for_the_model(tmp_path: Path) -> None:
+    path = folder(tmp_path / "lora")
+    safetensors(path / "adapter_model.safetensors", {"base_model.q_proj.lora_A.weight": [5, 8]})
+    model = resolve(str(path))
+    assert model.real_id is None
+    why = "adapter_model.safetensors is not model.safetensors, and there is no model.safetensors.index.json"
+    assert model.no_weights == f"{why} that names it"
+
+
+def test_the_weights_that_are_checked_are_those_that_transformers_loads(tmp_path: Path) -> None:
+    """One whole file goes before an index."""
+    path = folder(tmp_path / "both")
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    assert "gone.safetensors is missing" in one_line(str(path))
+    safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [5, 8]})
+    assert resolve(str(path)).real_id is not None

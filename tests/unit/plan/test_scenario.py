@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,9 @@ def test_a_broken_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -
 def test_a_file_that_is_not_there_is_one_clear_line(name: str) -> None:
     with pytest.raises(ProfileError):
         scenario.load(name)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ProfileError, match="is no regular file"):
+        scenario.load(str(tmp_path / "pipe.toml"))
