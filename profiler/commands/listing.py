@@ -20,7 +20,12 @@ Row = Mapping[str, Any]
 def output() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``-o`` for a list that holds no measurements."""
     return click.option(
-        "-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True, help="Format on stdout."
+        "-o",
+        "--output",
+        type=click.Choice(FORMATS, case_sensitive=False),
+        default="table",
+        show_default=True,
+        help="Format on stdout.",
     )
 
 
