@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,12 @@ def start(folder: str, store: Path) -> subprocess.Popen[str]:
 
 
 def worker_of(parent: int) -> int | None:
-    text = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return int(text[0]) if text else None
+    """The worker of a sweep; git and other short-lived children are none."""
+    with suppress(OSError):
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            if "profiler.measure.worker" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+    return None
 
 
 @pytest.mark.parametrize("victim", ["sweep", "worker"])
@@ -46,7 +50,8 @@ def test_killed_sweeps_lose_nothing_shown_and_repeat_nothing(victim: str, model:
         worker = worker_of(process.pid) if process.poll() is None else None
         target = process.pid if victim == "sweep" else worker
         if target is not None:
-            os.kill(target, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may just have ended
+                os.kill(target, signal.SIGKILL)
         out, _ = process.communicate(timeout=60)
         rows = [json.loads(line) for line in out.split("\n")[:-1]]  # what has no line end was not shown
         assert all(row["reason"] for row in rows if row["outcome"] != "ok")
