@@ -29,6 +29,7 @@ class CatalogDevice:
     bandwidth_bytes_s: float
     flops: Mapping[str, float]  # by dtype: fp32, bf16 (fp32 accumulation), fp16, int8, fp8, fp4
     tdp_w: float | None
+    link_bytes_s: float | None  # to the host, one direction
     titles: tuple[str, ...]  # NVML's names of it
     sources: Mapping[str, str]  # figure, or ``all``, → where it comes from
     standing: str  # which figures were checked, and which are derived
@@ -63,6 +64,7 @@ def _device(entry: Mapping[str, Any]) -> CatalogDevice:
         bandwidth_bytes_s=entry["bandwidth_gb_s"] * GIGA,
         flops={dtype: value * TERA for dtype, value in entry["tflops"].items()},
         tdp_w=entry.get("tdp_w"),
+        link_bytes_s=entry["pcie_gb_s"] * GIGA if "pcie_gb_s" in entry else None,
         titles=tuple(entry.get("titles", ())),
         sources=entry["sources"],
         standing=entry["standing"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,6 @@ from profiler.models.weight import Weight
 
 Part = Literal["attention", "delta", "mlp", "experts", "head", "tables", "other"]
 PARTS: tuple[Part, ...] = ("attention", "delta", "mlp", "experts", "head", "tables", "other")
-Key = tuple[Part, str, Experts | None, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +32,22 @@ class Line:
 
     part: Part
     scheme: str
-    elements: int
-    nbytes: int
     experts: Experts | None  # of which a pass reads a part
+    shared_kv: bool  # in layers that read an earlier layer's cache: a prefill may send one token through them
     on_host: bool
+    elements: int = 0
+    nbytes: int = 0
 
-    def share(self, tokens: int) -> float:
+    def share(self, tokens: float) -> float:
         """The part that a pass over ``tokens`` tokens is expected to read."""
-        return 1.0 if self.experts is None else self.experts.touched(tokens) / self.experts.count
+        if self.experts is None:
+            return 1.0
+        return self.experts.count * (1 - (1 - self.experts.top_k / self.experts.count) ** tokens) / self.experts.count
 
-    def multiplied(self, tokens: int) -> float:
-        """Elements that ``tokens`` tokens are multiplied with, all together."""
-        used = 1.0 if self.experts is None else self.experts.top_k / self.experts.count
-        return self.elements * used * tokens
+    @property
+    def used(self) -> float:
+        """Elements that one token is multiplied with."""
+        return self.elements if self.experts is None else self.elements * self.experts.top_k / self.experts.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +63,44 @@ class Storage:
 
     @property
     def host_bytes(self) -> int:
-        """Weights in the host's memory."""
+        """Weights that stay in the host's memory."""
         return sum(line.nbytes for line in self.lines if line.on_host)
 
     def part_bytes(self, part: Part) -> int:
         """Device bytes of one part."""
         return sum(line.nbytes for line in self.lines if line.part == part and not line.on_host)
 
+    @property
+    def read(self) -> tuple[Line, ...]:
+        """The lines on the device that a pass reads."""
+        return tuple(line for line in self.lines if line.part != "tables" and not line.on_host)
+
 
 def storage(held: Iterable[Held]) -> Storage:
-    """Tensors that cost alike, together."""
-    sums: dict[Key, list[int]] = {}
+    """Tensors that cost alike, together; the largest first within a part."""
+    sums: dict[Line, list[int]] = {}
     for item in held:
-        part = part_of(item.weight, item.layer)
-        experts = item.layer.mlp if part == "experts" and item.layer is not None else None
-        key = part, item.scheme, experts if isinstance(experts, Experts) else None, item.on_host
-        entry = sums.setdefault(key, [0, 0])
+        entry = sums.setdefault(_line(item), [0, 0])
         entry[0] += item.weight.parameters * item.count
         entry[1] += item.nbytes
+    lines = [
+        Line(key.part, key.scheme, key.experts, key.shared_kv, key.on_host, *totals) for key, totals in sums.items()
+    ]
     order = {part: index for index, part in enumerate(PARTS)}
-    lines = [Line(key[0], key[1], *sums[key], *key[2:]) for key in sums]
     return Storage(tuple(sorted(lines, key=lambda line: (order[line.part], line.on_host, -line.nbytes))))
+
+
+def _line(item: Held) -> Line:
+    part = part_of(item.weight, item.layer)
+    experts = item.layer.mlp if item.layer is not None and part == "experts" else None
+    mixer = item.layer.mixer if item.layer is not None else None
+    return Line(
+        part,
+        item.scheme,
+        experts if isinstance(experts, Experts) else None,
+        isinstance(mixer, Attention) and not mixer.owns_cache,
+        item.on_host,
+    )
 
 
 def part_of(weight: Weight, layer: Layer | None) -> Part:
@@ -99,15 +118,15 @@ def part_of(weight: Weight, layer: Layer | None) -> Part:
     return "mlp"
 
 
-def with_head(geometry: Geometry, held: Iterable[Held], copied: bool) -> Iterable[Held]:
-    """``held``, and for a tied model a line for its head: the embedding read once more, or a ``copied`` one.
+def with_head(geometry: Geometry, held: Iterable[Held], copied: bool) -> Iterator[Held]:
+    """``held``, and for a tied model a tensor for its head, which every pass reads whole.
 
-    Where it is not copied the embedding itself becomes the head, so that no byte counts twice.
+    ``copied``: the runtime holds the table twice (llama.cpp: once on the host to look rows up, once on the device).
+    Otherwise the one table becomes the head, so that no byte counts twice.
     """
     for item in held:
         tied = geometry.tied and item.weight.name == EMBEDDING
         if not tied or copied:
             yield item
         if tied:
-            head = Weight("head", item.weight.shape, HEAD)
-            yield Held(head, None, item.count, item.scheme, item.nbytes)
+            yield Held(Weight("head", item.weight.shape, HEAD), None, item.count, item.scheme, item.nbytes)

@@ -1,0 +1,192 @@
+"""The published measurements as cases of ours: which catalog model, device, engine and format each row is.
+
+Every match is spelled out here; what is not is left out with a reason. A row that claims more bytes per second than
+its memory can deliver is left out too: whatever was measured, it was not what the row says.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from profiler.devices import catalog as device_catalog
+from profiler.devices.target import Target, of_catalog
+from profiler.models import catalog, families
+from profiler.models.geometry import Geometry
+from profiler.predict import engines, gguf_mix, work
+from profiler.predict.engines.base import Engine, Setting
+from profiler.predict.storage import Storage
+
+FILE = Path(__file__).parent / "published" / "throughput.csv"
+HIGHEST_SHARE = 0.93  # of a data sheet's bandwidth; refresh and turnaround leave no program more
+CHAT_DEPTH = 256  # tokens in the cache on average, where a row only says that it was a short chat
+BENCH_TOKENS = 64  # llama-bench decodes 128 tokens after the stated depth: half of them on average
+BENCH_PROMPT = 512  # and prefills 512 where depth is 0
+
+DEVICES = {
+    "DGX Spark (GB10, 128GB)": "DGX Spark (GB10)",
+    "Apple M1 (8c, 16GB)": "Apple M1 (8c)",
+    "Apple M1 Pro": "Apple M1 Pro (16c)",
+    "Apple M3 Ultra": "Apple M3 Ultra (80c)",
+    "Apple M4": "Apple M4 (10c)",
+    "Apple M4 (16GB)": "Apple M4 (10c)",
+    "Apple M4 (24GB)": "Apple M4 (10c)",
+    "Apple M5 (10c, 32GB)": "Apple M5 (10c)",
+    "RTX 5060 Ti": "RTX 5060 Ti 16GB",
+}
+ENGINES = {"llama.cpp": "llama.cpp", "ollama": "llama.cpp", "vllm": "vllm"}  # by how the row's engine begins
+GGUF = {  # dynamic mixes by the plain one of nearly the same size
+    "q4_k": "q4_k_m",
+    "q4_k_xl": "q4_k_m",
+    "q8_k_xl": "q8_0",
+    "q6_k_xl": "q6_k",
+    "q5_k_xl": "q5_k_m",
+    "q3_k_xl": "q3_k_m",
+    "q2_k_xl": "q2_k",
+}
+CHECKPOINTS = {"bf16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One published figure and the case it is of."""
+
+    line: int  # of the file
+    model: str
+    geometry: Geometry
+    target: Target
+    engine: Engine
+    setting: Setting
+    storage: Storage
+    depth: int  # tokens in the cache, on average over the decode
+    decode_tps: float
+    prefill_tps: float | None
+    source: str
+    notes: str
+
+    @property
+    def experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return gguf_mix.few_experts(self.geometry) > 1
+
+    def decode_work(self) -> work.Work:
+        """One step."""
+        return work.decode(
+            self.geometry, self.storage, self.depth, 1, self.engine.manner(self.geometry, self.setting)
+        )
+
+    def prefill_work(self) -> work.Work:
+        """The whole prompt."""
+        manner = self.engine.manner(self.geometry, self.setting)
+        return work.prefill(self.geometry, self.storage, self.setting.context, 1, manner)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row that is not used, and why."""
+
+    line: int
+    what: str
+    reason: str
+
+
+def rows() -> tuple[list[Row], list[LeftOut]]:
+    """Single-stream decode rows of tiers A and B: those that are used, and those that are not."""
+    used, left = [], []
+    for line, raw in _wanted():
+        what = f"{raw['model']} {raw['quant']} on {raw['device']}, {raw['engine']}, {raw['decode_tps']} t/s"
+        row = match(line, raw)
+        if isinstance(row, str):
+            left.append(LeftOut(line, what, row))
+            continue
+        share = row.decode_work().nbytes * row.decode_tps / row.target.bandwidth_bytes_s
+        if share > HIGHEST_SHARE:
+            left.append(LeftOut(line, what, f"impossible: {share:.0%} of the memory's bandwidth"))
+            continue
+        used.append(row)
+    return used, left
+
+
+def _wanted() -> Iterator[tuple[int, dict[str, str]]]:
+    with FILE.open(encoding="utf-8", newline="") as file:
+        for line, raw in enumerate(csv.DictReader(file), start=2):
+            if raw["tier"] in ("A", "B") and raw["batch"] == "1" and raw["decode_tps"]:
+                yield line, raw
+
+
+def match(line: int, raw: dict[str, str]) -> Row | str:
+    """The row as a case, or why it is none."""
+    target = _target(raw["device"])
+    if isinstance(target, str):
+        return target
+    if raw["model"] not in catalog.names():
+        return "no config of this model in the catalog"
+    engine = _engine(raw["engine"])
+    if engine is None:
+        return f"no engine with rules for {raw['engine'].split()[0]}"
+    quant = _quant(raw["quant"], engine)
+    if quant is None:
+        return f"no rule for the format {raw['quant']}"
+    geometry = _geometry(raw["model"])
+    context = _context(raw)
+    depth = CHAT_DEPTH if context is None else context + BENCH_TOKENS
+    setting = Setting(quant, max(context or BENCH_PROMPT, 1), 1, kv=_kv(raw["notes"], engine))
+    return Row(
+        line,
+        raw["model"],
+        geometry,
+        target,
+        engine,
+        setting,
+        engine.storage(geometry, quant, "bf16"),
+        depth,
+        float(raw["decode_tps"]),
+        float(raw["prefill_tps"]) if raw["prefill_tps"] else None,
+        raw["source"],
+        raw["notes"],
+    )
+
+
+def _target(name: str) -> Target | str:
+    if name[:2] in ("2x", "4x"):
+        return "several devices"
+    if name.startswith("CPU") or name.endswith("CPU"):
+        return "a CPU whose memory the row does not name"
+    known = {device.name: device for device in device_catalog.devices()}
+    found = known.get(DEVICES.get(name, name))
+    if found is None:
+        return "this device, or this variant of it, is not in the catalog"
+    return of_catalog(found if found.memory_bytes else replace(found, memory_bytes=1))
+
+
+def _engine(text: str) -> Engine | None:
+    lower = text.casefold()
+    return next((engines.find(name) for start, name in ENGINES.items() if lower.startswith(start)), None)
+
+
+def _quant(text: str, engine: Engine) -> str | None:
+    lower = text.casefold().removesuffix(" (ollama default)").removeprefix("qat ").removeprefix("qat-")
+    if engine.name == "vllm":
+        return CHECKPOINTS.get(lower)
+    plain = lower.removeprefix("ud-")
+    plain = GGUF.get(plain, plain)
+    return plain if gguf_mix.known(plain) else None
+
+
+def _context(raw: dict[str, str]) -> int | None:
+    """Tokens before decode; unknown where a row names only what was allocated."""
+    return None if not raw["context"] or "allocated" in raw["notes"] else int(raw["context"])
+
+
+def _kv(notes: str, engine: Engine) -> str | None:
+    if engine.name == "vllm":
+        return "fp8" if "KV cache fp8" in notes else None
+    return "q4_0" if "q4_0 KV" in notes else None
+
+
+@cache
+def _geometry(name: str) -> Geometry:
+    return families.geometry(catalog.raw_config(name))

@@ -1,0 +1,164 @@
+"""What a prediction is for: a device of the catalog, of this machine, or one described in figures; or several.
+
+    --on "rtx 4090"      --on 2x"rtx 3090"      --on cuda:0      --on vram=24,bandwidth=1008,bf16=165
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from profiler import devices
+from profiler.devices import catalog
+from profiler.devices.base import DeviceInfo
+from profiler.errors import NotFound, ProfileError
+from profiler.registry import unknown
+from profiler.units import GIB, printable
+
+MOST = 64  # devices in one machine
+LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, where the data sheet names no link
+FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
+CPU_READ_PER_CORE = 5e9  # bytes per second, uncalibrated: see predict/speeds.py
+CPU_READ_MOST = 40e9
+UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, where the catalog has no figures
+_COUNT = re.compile(r"^(\d+)\s*[x×]\s*(.+)$", re.IGNORECASE)
+_WORD = re.compile(r"[a-z]+|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One device, or ``count`` equal ones. Bytes, bytes per second, FLOP per second, watts."""
+
+    name: str
+    vendor: str  # NVIDIA, AMD, Apple, Intel, CPU, or other
+    kind: str
+    memory_bytes: int
+    bandwidth_bytes_s: float
+    flops: Mapping[str, float] = field(hash=False)
+    tdp_w: float | None = None
+    link_bytes_s: float = LINK_BYTES_S
+    count: int = 1
+    local: str | None = None  # its name on this machine, if it is here: cpu, cuda:0
+    source: str = ""  # where the figures come from, in words
+
+    @property
+    def title(self) -> str:
+        """``2x RTX 3090``."""
+        return self.name if self.count == 1 else f"{self.count}x {self.name}"
+
+    @property
+    def unified(self) -> bool:
+        """Whether the processor's memory is the device's: nothing can be offloaded to anywhere else."""
+        return self.vendor in ("CPU", "Apple") or self.kind in ("desktop-soc", "igpu", "edge")
+
+
+def find(text: str | None = None) -> Target:
+    """The target that ``text`` names; None: the first device of this machine.
+
+    NotFound with the nearest names, ProfileError for figures that are missing or no numbers.
+    """
+    if text is None:
+        return of(devices.find())
+    wanted = text.strip()
+    match = _COUNT.match(wanted)
+    if match and not wanted.casefold().startswith("0"):
+        count = int(match[1])
+        if count > MOST:
+            raise ProfileError(f"--on {printable(text)}: at most {MOST} devices")
+        return replace(find(match[2].strip("\"' ")), count=count)
+    if "=" in wanted:
+        return _described(wanted)
+    if re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        return of(devices.find(wanted))
+    return of_catalog(_named(wanted))
+
+
+def of_catalog(device: catalog.CatalogDevice) -> Target:
+    """A device by its maker's figures."""
+    if device.memory_bytes is None:
+        raise ProfileError(
+            f"{device.name} takes its memory from the host: say how much",
+            f"--on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
+        )
+    return Target(
+        name=device.name,
+        vendor=device.vendor,
+        kind=device.kind,
+        memory_bytes=device.memory_bytes,
+        bandwidth_bytes_s=device.bandwidth_bytes_s,
+        flops=device.flops,
+        tdp_w=device.tdp_w,
+        link_bytes_s=device.link_bytes_s or LINK_BYTES_S,
+        source=device.standing,
+    )
+
+
+def of(device: DeviceInfo) -> Target:
+    """A device of this machine: by the catalog where it is in it. Its memory is what there is, not what is sold."""
+    if device.kind == "cpu":
+        read = min(CPU_READ_PER_CORE * (device.cores or 1), CPU_READ_MOST)
+        return Target(
+            device.title, "CPU", "cpu", device.memory_bytes, read, {}, local=device.name, source="not calibrated"
+        )
+    known = catalog.match(device.title, device.memory_bytes)
+    if known is None:
+        bandwidth, flops = UNKNOWN_GPU
+        return Target(
+            device.title, "other", "gpu", device.memory_bytes, bandwidth, flops, local=device.name, source="a guess"
+        )
+    return replace(of_catalog(known), memory_bytes=device.memory_bytes, local=device.name)
+
+
+def _named(text: str) -> catalog.CatalogDevice:
+    """The catalog's device whose name holds all words of ``text``; the shortest name of several."""
+    words = _WORD.findall(text.casefold())
+    known = catalog.devices()
+    spelled = {device.name: _WORD.findall(device.name.casefold()) for device in known}
+    exact = [device for device in known if spelled[device.name] == words]
+    holding = [device for device in known if words and all(word in spelled[device.name] for word in words)]
+    if exact or holding:
+        return min(exact or holding, key=lambda device: len(device.name))
+    glued = "".join(words)
+    inside = [device for device in known if glued and glued in "".join(spelled[device.name])]
+    if len(inside) >= 1 and len(glued) > 1:
+        return min(inside, key=lambda device: len(device.name))
+    names = {device.name.casefold(): device.name for device in known}
+    missing = unknown("device", text.casefold(), names)
+    hint = (missing.hint or "").split("Known:")[0].strip()
+    for lower, name in names.items():
+        hint = hint.replace(lower, name)
+    raise NotFound(
+        f"unknown device: {printable(text)}",
+        f"{hint} profile devices --catalog lists all; or describe it: --on vram=24,bandwidth=1008,bf16=165".strip(),
+    )
+
+
+def _described(text: str) -> Target:
+    """``vram=24,bandwidth=1008,bf16=165``: GiB, GB/s, TFLOP/s, watts."""
+    figures: dict[str, float] = {}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        name = key.strip().casefold()
+        if name not in FIGURES:
+            raise unknown("figure of a device", name, FIGURES)
+        try:
+            figures[name] = float(value)
+        except ValueError:
+            raise ProfileError(f"--on {printable(name)}={printable(value)} is not a number") from None
+        if not 0 < figures[name] < 1e7:
+            raise ProfileError(f"--on {name}={printable(value)} is out of range")
+    missing = [name for name in ("vram", "bandwidth") if name not in figures]
+    if missing:
+        raise ProfileError(f"--on {printable(text)}: {missing[0]} is missing", "--on vram=24,bandwidth=1008,bf16=165")
+    return Target(
+        name=printable(text),
+        vendor="other",
+        kind="described",
+        memory_bytes=round(figures["vram"] * GIB),
+        bandwidth_bytes_s=figures["bandwidth"] * 1e9,
+        flops={name: figures[name] * 1e12 for name in FIGURES[2:8] if name in figures},
+        tdp_w=figures.get("watts"),
+        link_bytes_s=figures["link"] * 1e9 if "link" in figures else LINK_BYTES_S,
+        source="as described",
+    )

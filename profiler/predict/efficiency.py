@@ -1,0 +1,165 @@
+"""How much of a device a runtime gets: from the fitted shares in ``scenarios/efficiency.toml`` to seconds per byte.
+
+    seconds = Σ max(bytes × read_s, FLOPs × flop_s) + bytes × unpack_s  +  passes × layers × layer_s
+
+A share is a cause, not a row: the part of the data sheet's bandwidth that a maker's memory and kernels reach, the
+clock cycles that a layer's launches take, the rate at which packed weights are multiplied one by one. The file says
+how each was found, and how far off predictions with it have been on devices that it was not fitted to.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from profiler.devices.target import Target
+from profiler.predict.gguf_mix import TYPES
+from profiler.predict.interval import Basis
+from profiler.predict.work import Item, Work
+
+FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
+PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
+PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
+SCHEMES = (*PLAIN, *PACKED, "cache", *(name for name in TYPES if name not in PLAIN))
+WORD_BYTES = {"fp32": 4, "f32": 4}
+
+Bounds = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a runtime makes of one device. Seconds per byte, per FLOP, per layer and pass."""
+
+    read_s: Mapping[str, float]  # by format
+    flop_s: Mapping[str, float]  # by format, many tokens at once
+    few_flop_s: Mapping[str, float]  # by format, up to FEW_TOKENS
+    expert_flops: float  # how many times longer a FLOP takes in experts, which get few tokens each
+    unpack_s: Mapping[str, float]  # per stored byte and pass, in addition
+    layer_s: float
+    expert_layers: float  # a layer of experts launches as much as so many more layers
+    decode: Bounds  # measured over predicted seconds: 90 % lie between
+    prefill: Bounds
+    basis: Basis
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """One phase, and what it is made of."""
+
+    total: float
+    reading: float  # parts where memory binds
+    computing: float  # parts where arithmetic binds
+    launching: float
+
+    @property
+    def binds(self) -> str:
+        """What takes most of it."""
+        parts = {"bandwidth": self.reading, "compute": self.computing, "launches": self.launching}
+        return max(parts, key=lambda name: parts[name])
+
+
+def seconds(work: Work, rates: Rates) -> float:
+    """Seconds of ``work``."""
+    many = work.tokens > FEW_TOKENS
+    flop_s = rates.flop_s if many else rates.few_flop_s
+    read_s, unpack_s = rates.read_s, rates.unpack_s
+    total = work.passes * (work.layers + rates.expert_layers * work.expert_layers) * rates.layer_s
+    for item in work.items:
+        reading, computing = item.nbytes * read_s[item.scheme], item.flops * flop_s[item.scheme]
+        if item.part == "experts" and many:
+            computing *= rates.expert_flops
+        total += reading if reading > computing else computing
+        if item.scheme in unpack_s:
+            total += item.nbytes * unpack_s[item.scheme]
+    return total
+
+
+def split(work: Work, rates: Rates) -> Seconds:
+    """The same, by what binds."""
+    reading = computing = 0.0
+    for item in work.items:
+        read, compute, unpack = costs(item, work, rates)
+        reading += read if read > compute else 0.0
+        computing += (compute if compute >= read else 0.0) + unpack
+    launching = work.passes * (work.layers + rates.expert_layers * work.expert_layers) * rates.layer_s
+    return Seconds(reading + computing + launching, reading, computing, launching)
+
+
+def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
+    """Seconds to read, to compute and to unpack one item of ``work``; the longer of the first two counts."""
+    many = work.tokens > FEW_TOKENS
+    compute = item.flops * (rates.flop_s if many else rates.few_flop_s)[item.scheme]
+    if many and item.part == "experts":
+        compute *= rates.expert_flops
+    return item.nbytes * rates.read_s[item.scheme], compute, item.nbytes * rates.unpack_s.get(item.scheme, 0.0)
+
+
+@cache
+def shares() -> dict[str, Any]:
+    """The content of the file."""
+    text = (resources.files("profiler.scenarios") / "efficiency.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | None = None) -> Rates:
+    """Of ``engine`` on ``target``; ``found`` replaces the shares of the file (for fitting them)."""
+    content = shares() if found is None else found
+    own = content["engine"][engine]
+    maker = target.vendor if target.vendor in content["bandwidth"] else "other"
+    bandwidth = target.bandwidth_bytes_s * content["bandwidth"][maker] * own["bandwidth"]
+    formats, unpacking = content["format"], own.get("unpack_bytes", {})
+    read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in SCHEMES}
+    peak = _peak(target, "fp32" if maker in own["vector_prefill"] else dtype)
+    peak *= own["prefill"].get(maker, own["prefill"]["other"])
+    slower = {**content["prefill"]["slower"], **own.get("slower", {})}  # formats that are multiplied below that rate
+    slots = multiply_slots(target, content) * content["multiply"]["per_slot"]
+    one_by_one = {scheme: 0.5 / slots for scheme in SCHEMES}
+    return Rates(
+        read_s=read_s,
+        flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in SCHEMES},
+        few_flop_s=one_by_one | dict.fromkeys((*PLAIN, "cache"), 1 / peak),
+        expert_flops=content["prefill"]["expert_flops"],
+        unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
+        layer_s=_layer_s(target, maker, content) * own["launch"],
+        expert_layers=own["expert_layers"],
+        decode=tuple(own["spread"]["decode"]),
+        prefill=tuple(own["spread"]["prefill"]),
+        basis=own["basis"] if maker in own["fitted_on"] else "prior",
+    )
+
+
+def group(scheme: str) -> str:
+    """Formats that are read alike: those with code books by the word ``iq``."""
+    return "iq" if scheme.startswith("iq") else scheme
+
+
+def _peak(target: Target, dtype: str) -> float:
+    """FLOP/s of matrix products: in the compute dtype, else in the nearest the device has a figure for."""
+    order = (dtype, "bf16", "fp16", "fp32") if dtype != "fp32" else ("fp32", "bf16")
+    known = [target.flops[name] for name in order if target.flops.get(name)]
+    return known[0] if known else target.bandwidth_bytes_s * 50  # FLOPs a byte: less than any GPU of this list has
+
+
+def multiply_slots(target: Target, content: Mapping[str, Any]) -> float:
+    """Instructions per second of the vector units, from the fp32 figure: integer products issue once per slot.
+
+    Makers count two fp32 operations per lane and clock; where half of the lanes take no integers, or where two
+    instructions count as one dual issue, half of that.
+    """
+    rule = content["multiply"]
+    vector = target.flops.get("fp32") or _peak(target, "bf16") / rule["bf16_per_fp32"]
+    if target.name in rule["scalar"]:  # no instruction for four products of bytes at once (dp4a)
+        return vector / rule["dp4a_gain"]
+    return vector if target.name in rule["full"] or target.vendor in rule["full_makers"] else vector / 2
+
+
+def _layer_s(target: Target, maker: str, content: Mapping[str, Any]) -> float:
+    rule = content["launch"]
+    if maker in rule["cycles_per_layer"]:
+        clock = content["clock_ghz"].get(target.name, rule["otherwise_ghz"])
+        return float(rule["cycles_per_layer"][maker] / (clock * 1e9))
+    return float(rule["seconds_per_layer"].get(maker, rule["seconds_per_layer"]["other"]))

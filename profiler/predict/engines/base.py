@@ -1,0 +1,97 @@
+"""What an engine gives. A file ``predict/engines/NAME.py`` defines one ``ENGINE``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from profiler.devices.target import Target
+from profiler.models.geometry import Geometry
+from profiler.predict.interval import Interval
+from profiler.predict.storage import Storage
+from profiler.predict.work import Manner
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is asked of an engine, beside the model and the device."""
+
+    quant: str
+    context: int  # tokens of each sequence in the cache
+    batch: int
+    dtype: str = "bf16"  # of what is not quantized, and of the activations
+    kv: str | None = None  # format of K and V; None: the engine's default
+    ubatch: int | None = None  # tokens of a sequence per prefill pass; None: the engine's default
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Bytes on the device when it is fullest, per term, and what stays on the host."""
+
+    weights: Interval
+    cache: Interval
+    buffers: Interval  # activations, logits, copies
+    framework: Interval  # the runtime itself: context, libraries, allocator
+    host: Interval
+    peak_phase: str  # prefill | decode
+    reason: str  # what sets the peak beside the weights, in words
+
+    @property
+    def peak(self) -> Interval:
+        """All of it at once: what decides whether a case fits."""
+        return self.weights + self.cache + self.buffers + self.framework
+
+
+class Engine(Protocol):
+    """A runtime. Nothing here imports it."""
+
+    name: str  # as people write it
+    version: str  # which version's rules these are
+    default_quant: str
+    default_kv: str
+
+    @property
+    def quants(self) -> Sequence[str]:
+        """The formats with a rule, as people type them."""
+
+    def check(self, quant: str) -> str:
+        """``quant`` as spelled here. NotFound with the nearest names for one without a rule."""
+
+    def storage(self, geometry: Geometry, quant: str, dtype: str) -> Storage:
+        """The weights as this engine stores them. ProfileError where it cannot."""
+
+    def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
+        """The peak and its terms."""
+
+    def manner(self, geometry: Geometry, setting: Setting) -> Manner:
+        """How it goes through a pass."""
+
+    def verify(self, model: str, setting: Setting, target: Target) -> str:
+        """The command that measures this case."""
+
+
+def widest(geometry: Geometry) -> int:
+    """Most features that a linear layer of the model takes or gives, one token."""
+    return max((max(w.shape) for w, _ in geometry.counted_weights() if w.role == "linear"), default=geometry.hidden)
+
+
+def expert_rows(geometry: Geometry) -> tuple[int, int]:
+    """``(top_k, width)`` of the widest expert layer; (0, 0) in a dense model."""
+    found = [(m.top_k, m.width) for layer, _ in geometry.groups if (m := layer.mlp).kind == "experts"]
+    return max(found, default=(0, 0))  # type: ignore[arg-type]
+
+
+def spread(value: float, low: float, high: float) -> Interval:
+    """A prior with bounds of its own."""
+    return Interval(value, low, high, "prior")
+
+
+def total(intervals: Iterable[Interval]) -> Interval:
+    """Their sum."""
+    first, *others = intervals
+    for other in others:
+        first = first + other
+    return first

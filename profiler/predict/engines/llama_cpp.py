@@ -1,0 +1,120 @@
+"""llama.cpp: GGUF weights, caches of fixed cells, a compute buffer reserved for the largest pass.
+
+Rules read at commits 007dbbf3 (2026-08, ``src/llama-quant.cpp``, in ``gguf_mix``) and 02c28f53 (2026-09,
+``src/llama-kv-cache-iswa.cpp``), and from logs of builds b8240 to b10809.
+
+- The token embedding and Gemma's per-layer embeddings stay on the host, where rows are looked up; a tied embedding is
+  on the device once more, as the output projection.
+- A sliding layer holds ``window + ubatch`` cells, padded to 256, and no more than the context; a full layer the
+  context padded to 256. A layer that shares another's cache holds none.
+- A gated-delta layer keeps ``kernel - 1`` columns of its convolution and its state, both in fp32.
+"""
+
+from __future__ import annotations
+
+from profiler.devices.target import Target
+from profiler.models.geometry import Geometry
+from profiler.models.layers import Attention, Execution
+from profiler.predict import gguf_mix
+from profiler.predict.engines.base import MIB, Setting, Terms, expert_rows, spread, widest
+from profiler.predict.interval import Interval, exact
+from profiler.predict.storage import Held, Storage, storage, with_head
+from profiler.predict.work import Manner
+from profiler.registry import unknown
+
+UBATCH = 512  # --ubatch-size
+PAD = 256  # cells
+KV_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32}
+STATE_BYTES = 4
+CONTEXT = {  # CUDA context and the backend's own pools; Metal and Vulkan take less. Logs of one process per card.
+    "NVIDIA": spread(450 * MIB, 200 * MIB, 900 * MIB),
+    "CPU": spread(120 * MIB, 40 * MIB, 300 * MIB),
+    "other": spread(250 * MIB, 60 * MIB, 700 * MIB),
+}
+MASK_BYTES = 2  # the attention mask, f16, of all cells for each token of a pass
+
+
+class LlamaCpp:
+    """See the module."""
+
+    name = "llama.cpp"
+    version = "commit 007dbbf3 (2026-08)"
+    default_quant = "q4_k_m"
+    default_kv = "f16"
+    quants = tuple(gguf_mix.MIXES)
+
+    def check(self, quant: str) -> str:
+        return gguf_mix.mix(quant)
+
+    def storage(self, geometry: Geometry, quant: str, dtype: str) -> Storage:
+        held = (
+            Held(t.weight, t.layer, t.count, t.type, t.nbytes, on_host=t.weight.role == "embedding")
+            for t in gguf_mix.tensors(geometry, quant)
+        )
+        return storage(with_head(geometry, held, copied=True))
+
+    def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
+        buffers = self._buffers(geometry, setting)
+        return Terms(
+            weights=exact(storage.device_bytes),
+            cache=exact(cache_bytes(geometry, setting)),
+            buffers=buffers,
+            framework=CONTEXT.get(target.vendor, CONTEXT["other"]),
+            host=exact(storage.host_bytes),
+            peak_phase="prefill",
+            reason=f"buffers for a pass of {self._ubatch(setting)} tokens, reserved at the start",
+        )
+
+    def manner(self, geometry: Geometry, setting: Setting) -> Manner:
+        return Manner(
+            ubatch=self._ubatch(setting), cache_bytes=kv_bytes(setting), how=Execution(trims_shared=False)
+        )
+
+    def verify(self, model: str, setting: Setting, target: Target) -> str:
+        kv = "" if setting.kv in (None, "f16") else f" -ctk {setting.kv} -ctv {setting.kv} -fa 1"
+        return f"llama-bench -m {model}-{setting.quant}.gguf -p {setting.context} -n 128 -d {setting.context}{kv}"
+
+    def _ubatch(self, setting: Setting) -> int:
+        return min(setting.ubatch or UBATCH, setting.context)
+
+    def _buffers(self, geometry: Geometry, setting: Setting) -> Interval:
+        """The largest tensors that live at once in a pass. Logs of dense 27B show 38 to 154 MiB, of a 9B 808 MiB.
+
+        Low: hidden states of a pass. High: logits of a whole pass as well, as servers with several slots reserve.
+        """
+        tokens = self._ubatch(setting)
+        chosen, width = expert_rows(geometry)
+        rows = tokens * 4
+        mask = tokens * setting.context * MASK_BYTES
+        activations = rows * (4 * geometry.hidden + 2 * widest(geometry) + 2 * chosen * max(width, geometry.hidden))
+        logits = rows * geometry.vocab
+        return spread(activations + mask + 0.15 * logits, rows * 2 * geometry.hidden, 2 * activations + 2 * mask + logits)
+
+
+def kv_bytes(setting: Setting) -> float:
+    """Bytes of an element of K and V. NotFound for a format without a rule."""
+    kv = (setting.kv or "f16").casefold()
+    if kv not in KV_BYTES:
+        raise unknown("KV format of llama.cpp", kv, KV_BYTES)
+    return KV_BYTES[kv]
+
+
+def cache_bytes(geometry: Geometry, setting: Setting) -> int:
+    """Bytes of all cells and states; what llama.cpp reserves when it starts."""
+    cells = -(-setting.context // PAD) * PAD
+    ubatch = min(setting.ubatch or UBATCH, setting.context)
+    each = kv_bytes(setting)
+    total = 0.0
+    for layer, count in geometry.groups:
+        mixer = layer.mixer
+        if not isinstance(mixer, Attention):
+            conv = mixer.channels * (mixer.kernel - 1)
+            total += count * STATE_BYTES * (mixer.recurrent_elements + conv)
+        elif mixer.owns_cache:
+            window = mixer.window
+            held = cells if window is None else min(cells, -(-(window + ubatch) // PAD) * PAD)
+            total += count * 2 * mixer.kv_heads * mixer.head_dim * held * each
+    return round(total * setting.batch)
+
+
+ENGINE = LlamaCpp()

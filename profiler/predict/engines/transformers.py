@@ -1,0 +1,152 @@
+"""transformers with bitsandbytes, eager, as `profile sweep` runs it: chunks of tokens in, one row of logits out.
+
+Rules read at transformers 5.23 (``cache_utils.py``, ``integrations/sdpa_attention.py``,
+``integrations/bitsandbytes.py``, ``models/gemma4``) and bitsandbytes 0.50:
+
+- bitsandbytes packs modules whose type is exactly ``nn.Linear``, except the head: tables, fused experts (a 3-D
+  parameter) and convolutions stay in the compute dtype.
+- After a prefill a sliding layer's K and V are *views* of all tokens of the last pass and the window before it; the
+  whole storage lives until the first decode step (``DynamicSlidingWindowLayer.update``).
+- A growing layer is copied to append, so one layer exists twice for a moment, and a step reads and writes it once more.
+- Heads beyond 256 wide take no flash kernel: K and V are repeated for every query head
+  (``use_gqa_in_sdpa``), for one layer at a time. A windowed layer's mask has a cell for each pair.
+- Layers that share K and V send only the last token of a pass through a prefill.
+"""
+
+from __future__ import annotations
+
+from profiler import registry
+from profiler.devices.target import Target
+from profiler.models.geometry import Geometry
+from profiler.models.layers import Attention, Execution
+from profiler.predict.engines.base import MIB, Setting, Terms, expert_rows, spread, widest
+from profiler.predict.interval import Interval, exact
+from profiler.predict.storage import Held, Storage, storage, with_head
+from profiler.predict.work import Manner
+from profiler.quants.base import DTYPE_BYTES, Quant
+from profiler.registry import unknown
+
+UBATCH = {"CPU": 512}
+UBATCH_OTHERWISE = 2048
+FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
+SCORE_BYTES = 4
+MASK_BYTES = 2
+PROCESS = {  # interpreter, torch, transformers; on CUDA its context and the libraries' workspaces. Seen on CPU builds.
+    "CPU": spread(560 * MIB, 420 * MIB, 760 * MIB),
+    "other": spread(700 * MIB, 400 * MIB, 1500 * MIB),
+}
+FRAGMENTED = 1.03  # the caching allocator's segments, over what lives in them
+
+
+class Transformers:
+    """See the module."""
+
+    name = "transformers"
+    version = "5.23"
+    default_quant = "bf16"
+    default_kv = "the compute dtype"
+
+    @property
+    def quants(self) -> tuple[str, ...]:
+        return tuple(registry.names("quants"))
+
+    def check(self, quant: str) -> str:
+        if quant.casefold().replace("_", "-") not in self.quants:
+            raise unknown("quantization of transformers", quant, self.quants)
+        return quant.casefold().replace("_", "-")
+
+    def storage(self, geometry: Geometry, quant: str, dtype: str) -> Storage:
+        scheme: Quant = registry.load("quants", quant, "quantization").QUANT
+        plain = scheme.dtype or dtype
+        held = (
+            Held(
+                weight,
+                layer,
+                count,
+                quant if weight.role in scheme.roles else plain,
+                scheme.weight_bytes(weight, plain) * count,
+            )
+            for layer, count in ((None, 1), *geometry.groups)
+            for weight in (layer.weights if layer is not None else geometry.outside)
+        )
+        return storage(with_head(geometry, held, copied=False))
+
+    def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
+        width = DTYPE_BYTES[setting.dtype]
+        held = geometry.cache_bytes(setting.context, setting.batch, width).total
+        prefill = self._prefill_bytes(geometry, setting, target, width)
+        decode = self._decode_bytes(geometry, setting, width)
+        during, phase = (prefill, "prefill") if prefill.value >= decode.value else (decode, "decode")
+        reasons = {
+            "prefill": f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
+            "decode": "copying a layer's cache to append to it",
+        }
+        framework = PROCESS.get(target.vendor, PROCESS["other"])
+        return Terms(
+            weights=exact(storage.device_bytes),
+            cache=exact(held),
+            buffers=during,
+            framework=framework,
+            host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
+            peak_phase=phase,
+            reason=reasons[phase],
+        )
+
+    def manner(self, geometry: Geometry, setting: Setting) -> Manner:
+        return Manner(
+            ubatch=setting.ubatch or UBATCH_OTHERWISE,
+            cache_bytes=DTYPE_BYTES[setting.dtype],
+            cache_touches=3,
+            how=Execution(skips_masked=False, trims_shared=True, every_expert=True),
+        )
+
+    def verify(self, model: str, setting: Setting, target: Target) -> str:
+        device = f" --device {target.local}" if target.local else ""
+        return f"profile sweep -m {model} -q {setting.quant} -c {setting.context} -b {setting.batch}{device}"
+
+    def _chunk(self, setting: Setting, target: Target) -> int:
+        return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)
+
+    def _prefill_bytes(self, geometry: Geometry, setting: Setting, target: Target, width: int) -> Interval:
+        """Beside weights and cache: views, mask, repeated K and V, hidden states, expert rows, logits."""
+        chunk = self._chunk(setting, target)
+        rows = setting.batch * chunk
+        views = retained_bytes(geometry, setting, chunk, width)
+        mask = rows * setting.context * MASK_BYTES
+        layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
+        chosen, expert = expert_rows(geometry)
+        hidden = rows * width * (6 * geometry.hidden + 3 * widest(geometry))
+        routed = rows * chosen * (3 * expert * width + geometry.hidden * SCORE_BYTES)
+        logits = setting.batch * geometry.vocab * (width + 4)
+        sure = views + rows * width * 2 * geometry.hidden + logits
+        value = views + mask + layer + hidden + routed + logits
+        return spread(value * FRAGMENTED, sure, 1.6 * (value - views) + views)
+
+    def _decode_bytes(self, geometry: Geometry, setting: Setting, width: int) -> Interval:
+        layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
+        logits = setting.batch * geometry.vocab * (width + 4)
+        return spread(layer + logits, logits, 2 * layer + 2 * logits)
+
+
+def _layer_kv(mixer: object, setting: Setting, width: int) -> int:
+    """One layer's K and V once more, and repeated for every head where that is what happens."""
+    if not isinstance(mixer, Attention):
+        return 0
+    once = setting.batch * width * mixer.read_elements(setting.context)
+    repeated = once * mixer.heads // mixer.kv_heads if mixer.head_dim > FLASH_WIDTH else 0
+    return once + repeated
+
+
+def retained_bytes(geometry: Geometry, setting: Setting, chunk: int, width: int) -> int:
+    """Bytes that views keep alive after a prefill, over what the sliding layers' cache itself holds."""
+    total = 0
+    for layer, count in geometry.groups:
+        mixer = layer.mixer
+        if isinstance(mixer, Attention) and mixer.window is not None and mixer.owns_cache:
+            last = (setting.context - 1) % chunk + 1
+            stored = min(setting.context, mixer.window - 1 + last)
+            total += count * 2 * mixer.kv_heads * mixer.head_dim * max(0, stored - mixer.held(setting.context))
+    return total * setting.batch * width
+
+
+ENGINE = Transformers()

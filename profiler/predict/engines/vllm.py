@@ -1,0 +1,137 @@
+"""vLLM: weights as the checkpoint has them, a pool of cache pages as large as memory allows.
+
+Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 (memory of sliding layers):
+
+- bf16: everything. fp8: linear layers and experts, one scale a row; embeddings, router and head stay.
+- nvfp4: as NVIDIA's Model Optimizer publishes Gemma 4 and Qwen 3.5: feed-forward layers and experts only (4 bits and
+  an 8-bit scale for 16 weights), attention stays in bf16. Other checkpoints quantize more, and are smaller.
+- int4 (AWQ, GPTQ): linear layers and experts, groups of 128 with a 16-bit scale and a 4-bit zero.
+- A sliding layer holds its window and the tokens of a pass; 16 tokens a page. Gated-delta states are fp32, the
+  convolution's in the compute dtype. Gemma 4 models that share K and V store V's projection as a copy of K's.
+- CUDA graphs and the profiling run take what ``--gpu-memory-utilization`` leaves; what is asked here is the least
+  that serves the case.
+"""
+
+from __future__ import annotations
+
+from profiler.devices.target import Target
+from profiler.models.geometry import Geometry
+from profiler.models.layers import Attention, Execution, Layer
+from profiler.models.weight import Weight
+from profiler.predict.engines.base import MIB, Setting, Terms, expert_rows, spread, widest
+from profiler.predict.interval import Interval, exact
+from profiler.predict.storage import Held, Part, Storage, part_of, storage, with_head
+from profiler.predict.work import Manner
+from profiler.registry import unknown
+
+UBATCH = 8192  # --max-num-batched-tokens of the server
+PAGE = 16
+BYTES = {"bf16": 2.0, "fp16": 2.0}
+PACKED: dict[str, tuple[float, set[Part]]] = {
+    "fp8": (1.0, {"attention", "delta", "mlp", "experts"}),
+    "nvfp4": (0.5 + 1 / 16, {"mlp", "experts"}),
+    "int4": (0.5 + 2.5 / 128, {"attention", "delta", "mlp", "experts"}),
+}
+NAMES = {"awq": "int4", "gptq": "int4"}
+KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0}
+FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured graphs
+HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
+
+
+class Vllm:
+    """See the module."""
+
+    name = "vllm"
+    version = "0.26"
+    default_quant = "bf16"
+    default_kv = "auto"
+    quants = (*BYTES, *PACKED)
+
+    def check(self, quant: str) -> str:
+        spelled = NAMES.get(quant.casefold(), quant.casefold())
+        if spelled not in self.quants:
+            raise unknown("quantization of vllm", quant, (*self.quants, *NAMES))
+        return spelled
+
+    def storage(self, geometry: Geometry, quant: str, dtype: str) -> Storage:
+        held = [_held(weight, None, 1, quant) for weight in geometry.outside]
+        held += [_held(weight, layer, count, quant) for layer, count in geometry.groups for weight in layer.weights]
+        held += [_held(weight, layer, count, quant) for layer, count, weight in _copied_values(geometry)]
+        return storage(with_head(geometry, held, copied=False))
+
+    def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
+        packed = setting.quant in PACKED
+        weights = storage.device_bytes
+        return Terms(
+            weights=Interval(weights, weights * 0.75, weights * 1.02, "prior") if packed else exact(weights),
+            cache=exact(cache_bytes(geometry, setting)),
+            buffers=self._buffers(geometry, setting),
+            framework=FRAMEWORK,
+            host=HOST,
+            peak_phase="prefill",
+            reason=f"a pass of {self._tokens(setting):,} tokens",
+        )
+
+    def manner(self, geometry: Geometry, setting: Setting) -> Manner:
+        return Manner(setting.ubatch or UBATCH, kv_bytes(setting), how=Execution(trims_shared=False))
+
+    def verify(self, model: str, setting: Setting, target: Target) -> str:
+        return (
+            f"vllm bench latency --model {model} --input-len {setting.context} --output-len 128"
+            f" --batch-size {setting.batch}"
+        )
+
+    def _tokens(self, setting: Setting) -> int:
+        return min(setting.ubatch or UBATCH, setting.context * setting.batch)
+
+    def _buffers(self, geometry: Geometry, setting: Setting) -> Interval:
+        tokens = self._tokens(setting)
+        chosen, width = expert_rows(geometry)
+        value = 2 * tokens * (4 * geometry.hidden + 3 * widest(geometry) + 3 * chosen * max(width, geometry.hidden))
+        logits = setting.batch * geometry.vocab * 4
+        return spread(value + 2 * logits, value / 3 + logits, 2.5 * value + 3 * logits)
+
+
+def _held(weight: Weight, layer: Layer | None, count: int, quant: str) -> Held:
+    size, scheme = BYTES.get(quant, 2.0), quant if quant in BYTES else "bf16"
+    extra = 0
+    if quant in PACKED and part_of(weight, layer) in PACKED[quant][1]:
+        size, scheme = PACKED[quant][0], quant
+        extra = 4 * weight.parameters // weight.shape[-1] if quant == "fp8" else 0
+    return Held(weight, layer, count, scheme, round(weight.parameters * size + extra) * count)
+
+
+def _copied_values(geometry: Geometry) -> list[tuple[Layer, int, Weight]]:
+    """Gemma 4: layers with keys but no value projection get a copy of the former."""
+    found = []
+    for layer, count in geometry.groups:
+        names = {weight.name.rpartition(".")[0]: weight for weight in layer.weights}
+        key = names.get("self_attn.k_proj")
+        if key is not None and "self_attn.v_proj" not in names:
+            found.append((layer, count, key))
+    return found
+
+
+def kv_bytes(setting: Setting) -> float:
+    """Bytes of an element of K and V. NotFound for a format without a rule."""
+    kv = (setting.kv or "auto").casefold()
+    if kv not in KV_BYTES:
+        raise unknown("KV format of vllm", kv, KV_BYTES)
+    return KV_BYTES[kv]
+
+
+def cache_bytes(geometry: Geometry, setting: Setting) -> int:
+    """Bytes of the pages and states that the case needs."""
+    pass_tokens = min(setting.ubatch or UBATCH, setting.context)
+    each, total = kv_bytes(setting), 0.0
+    for layer, count in geometry.groups:
+        mixer = layer.mixer
+        if not isinstance(mixer, Attention):
+            total += count * (4 * mixer.recurrent_elements + 2 * mixer.channels * (mixer.kernel - 1))
+        elif mixer.owns_cache:
+            most = setting.context if mixer.window is None else min(setting.context, mixer.window - 1 + pass_tokens)
+            total += count * 2 * mixer.kv_heads * mixer.head_dim * -(-most // PAGE) * PAGE * each
+    return round(total * setting.batch)
+
+
+ENGINE = Vllm()
