@@ -55,6 +55,8 @@ class Storage:
     """All lines of a model. ``tables`` are looked up, a row a token; the others are read whole in every pass."""
 
     lines: tuple[Line, ...]
+    widest: int = 0  # most features that a linear layer takes or gives, one token
+    expert_rows: tuple[int, int] = (0, 0)  # (top_k, width) of the widest expert layer
 
     @property
     def device_bytes(self) -> int:
@@ -79,7 +81,12 @@ class Storage:
 def storage(held: Iterable[Held]) -> Storage:
     """Tensors that cost alike, together; the largest first within a part."""
     sums: dict[Line, list[int]] = {}
+    widest, expert_rows = 0, (0, 0)
     for item in held:
+        if item.weight.role == "linear":
+            widest = max(widest, *item.weight.shape)
+        if item.weight.role == "experts" and item.layer is not None and isinstance(item.layer.mlp, Experts):
+            expert_rows = max(expert_rows, (item.layer.mlp.top_k, item.layer.mlp.width))
         entry = sums.setdefault(_line(item), [0, 0])
         entry[0] += item.weight.parameters * item.count
         entry[1] += item.nbytes
@@ -87,7 +94,8 @@ def storage(held: Iterable[Held]) -> Storage:
         Line(key.part, key.scheme, key.experts, key.shared_kv, key.on_host, *totals) for key, totals in sums.items()
     ]
     order = {part: index for index, part in enumerate(PARTS)}
-    return Storage(tuple(sorted(lines, key=lambda line: (order[line.part], line.on_host, -line.nbytes))))
+    lines.sort(key=lambda line: (order[line.part], line.on_host, -line.nbytes))
+    return Storage(tuple(lines), widest, expert_rows)
 
 
 def _line(item: Held) -> Line:

@@ -70,7 +70,7 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
         mixer = layer.mixer
         if isinstance(mixer, GatedDelta):
             state = STATE_TOUCHES * RECURRENT_BYTES * mixer.recurrent_elements
-            items.append(Item(layer.kind, "state", "fp32", count * batch * state, 0.0))
+            items.append(Item(layer.kind, "state", "fp32", count * batch * state, count * batch * mixer.decode_flops(depth)))
         else:
             read = mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
             flops = mixer.decode_flops(depth)

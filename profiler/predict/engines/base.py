@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,25 +73,6 @@ class Engine(Protocol):
         """The command that measures this case."""
 
 
-def widest(geometry: Geometry) -> int:
-    """Most features that a linear layer of the model takes or gives, one token."""
-    return max((max(w.shape) for w, _ in geometry.counted_weights() if w.role == "linear"), default=geometry.hidden)
-
-
-def expert_rows(geometry: Geometry) -> tuple[int, int]:
-    """``(top_k, width)`` of the widest expert layer; (0, 0) in a dense model."""
-    found = [(m.top_k, m.width) for layer, _ in geometry.groups if (m := layer.mlp).kind == "experts"]
-    return max(found, default=(0, 0))  # type: ignore[arg-type]
-
-
 def spread(value: float, low: float, high: float) -> Interval:
     """A prior with bounds of its own."""
     return Interval(value, low, high, "prior")
-
-
-def total(intervals: Iterable[Interval]) -> Interval:
-    """Their sum."""
-    first, *others = intervals
-    for other in others:
-        first = first + other
-    return first

@@ -16,7 +16,7 @@ from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
 from profiler.predict import gguf_mix
-from profiler.predict.engines.base import MIB, Setting, Terms, expert_rows, spread, widest
+from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.storage import Held, Storage, storage, with_head
 from profiler.predict.work import Manner
@@ -54,7 +54,7 @@ class LlamaCpp:
         return storage(with_head(geometry, held, copied=True))
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
-        buffers = self._buffers(geometry, setting)
+        buffers = self._buffers(geometry, storage, setting)
         return Terms(
             weights=exact(storage.device_bytes),
             cache=exact(cache_bytes(geometry, setting)),
@@ -72,21 +72,21 @@ class LlamaCpp:
 
     def verify(self, model: str, setting: Setting, target: Target) -> str:
         kv = "" if setting.kv in (None, "f16") else f" -ctk {setting.kv} -ctv {setting.kv} -fa 1"
-        return f"llama-bench -m {model}-{setting.quant}.gguf -p {setting.context} -n 128 -d {setting.context}{kv}"
+        return f"llama-bench -m {model}-{setting.quant}.gguf -p {setting.context} -n 128 -d 0,{setting.context}{kv}"
 
     def _ubatch(self, setting: Setting) -> int:
         return min(setting.ubatch or UBATCH, setting.context)
 
-    def _buffers(self, geometry: Geometry, setting: Setting) -> Interval:
+    def _buffers(self, geometry: Geometry, storage: Storage, setting: Setting) -> Interval:
         """The largest tensors that live at once in a pass. Logs of dense 27B show 38 to 154 MiB, of a 9B 808 MiB.
 
         Low: hidden states of a pass. High: logits of a whole pass as well, as servers with several slots reserve.
         """
         tokens = self._ubatch(setting)
-        chosen, width = expert_rows(geometry)
+        chosen, width = storage.expert_rows
         rows = tokens * 4
         mask = tokens * setting.context * MASK_BYTES
-        activations = rows * (4 * geometry.hidden + 2 * widest(geometry) + 2 * chosen * max(width, geometry.hidden))
+        activations = rows * (4 * geometry.hidden + 2 * storage.widest + 2 * chosen * max(width, geometry.hidden))
         logits = rows * geometry.vocab
         return spread(activations + mask + 0.15 * logits, rows * 2 * geometry.hidden, 2 * activations + 2 * mask + logits)
 

@@ -19,7 +19,7 @@ from profiler import registry
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
-from profiler.predict.engines.base import MIB, Setting, Terms, expert_rows, spread, widest
+from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.storage import Held, Storage, storage, with_head
 from profiler.predict.work import Manner
@@ -74,7 +74,7 @@ class Transformers:
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         width = DTYPE_BYTES[setting.dtype]
         held = geometry.cache_bytes(setting.context, setting.batch, width).total
-        prefill = self._prefill_bytes(geometry, setting, target, width)
+        prefill = self._prefill_bytes(geometry, storage, setting, self._chunk(setting, target))
         decode = self._decode_bytes(geometry, setting, width)
         during, phase = (prefill, "prefill") if prefill.value >= decode.value else (decode, "decode")
         reasons = {
@@ -107,15 +107,14 @@ class Transformers:
     def _chunk(self, setting: Setting, target: Target) -> int:
         return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)
 
-    def _prefill_bytes(self, geometry: Geometry, setting: Setting, target: Target, width: int) -> Interval:
+    def _prefill_bytes(self, geometry: Geometry, storage: Storage, setting: Setting, chunk: int) -> Interval:
         """Beside weights and cache: views, mask, repeated K and V, hidden states, expert rows, logits."""
-        chunk = self._chunk(setting, target)
-        rows = setting.batch * chunk
+        width, rows = DTYPE_BYTES[setting.dtype], setting.batch * chunk
         views = retained_bytes(geometry, setting, chunk, width)
         mask = rows * setting.context * MASK_BYTES
         layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
-        chosen, expert = expert_rows(geometry)
-        hidden = rows * width * (6 * geometry.hidden + 3 * widest(geometry))
+        chosen, expert = storage.expert_rows
+        hidden = rows * width * (6 * geometry.hidden + 3 * storage.widest)
         routed = rows * chosen * (3 * expert * width + geometry.hidden * SCORE_BYTES)
         logits = setting.batch * geometry.vocab * (width + 4)
         sure = views + rows * width * 2 * geometry.hidden + logits

@@ -18,7 +18,7 @@ from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Layer
 from profiler.models.weight import Weight
-from profiler.predict.engines.base import MIB, Setting, Terms, expert_rows, spread, widest
+from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.storage import Held, Part, Storage, part_of, storage, with_head
 from profiler.predict.work import Manner
@@ -65,7 +65,7 @@ class Vllm:
         return Terms(
             weights=Interval(weights, weights * 0.75, weights * 1.02, "prior") if packed else exact(weights),
             cache=exact(cache_bytes(geometry, setting)),
-            buffers=self._buffers(geometry, setting),
+            buffers=self._buffers(geometry, storage, setting),
             framework=FRAMEWORK,
             host=HOST,
             peak_phase="prefill",
@@ -84,10 +84,10 @@ class Vllm:
     def _tokens(self, setting: Setting) -> int:
         return min(setting.ubatch or UBATCH, setting.context * setting.batch)
 
-    def _buffers(self, geometry: Geometry, setting: Setting) -> Interval:
+    def _buffers(self, geometry: Geometry, storage: Storage, setting: Setting) -> Interval:
         tokens = self._tokens(setting)
-        chosen, width = expert_rows(geometry)
-        value = 2 * tokens * (4 * geometry.hidden + 3 * widest(geometry) + 3 * chosen * max(width, geometry.hidden))
+        chosen, width = storage.expert_rows
+        value = 2 * tokens * (4 * geometry.hidden + 3 * storage.widest + 3 * chosen * max(width, geometry.hidden))
         logits = setting.batch * geometry.vocab * 4
         return spread(value + 2 * logits, value / 3 + logits, 2.5 * value + 3 * logits)
 

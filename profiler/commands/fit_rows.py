@@ -1,0 +1,189 @@
+"""Predictions as rows: plain JSON, and a page for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from profiler.commands import listing
+from profiler.plan.inquiry import Answer
+from profiler.predict.goal import Goal
+from profiler.predict.interval import Interval
+from profiler.predict.prediction import Phase, Prediction
+from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
+
+SHOWN_VERIFY = 4  # commands under the table
+KINDS = {
+    "bandwidth": "reading weights and cache",
+    "compute": "arithmetic",
+    "launches": "starting kernels, one after the other",
+    "experts": "reading experts",
+    "memory": "it does not fit",
+    "host memory": "reading weights from the host's memory",
+}
+
+
+def render(found: Sequence[Answer], goal: Goal | None, output: str) -> str:
+    """``found`` in a format of ``listing.FORMATS``."""
+    if output not in ("table", "md"):
+        return listing.render([row(answer, goal) for answer in found], _cells, output)
+    if not found:
+        return f"nothing meets {significant(goal.tps)} tok/s\n" if goal else "nothing to show\n"
+    parts = []
+    for title in dict.fromkeys(place(answer.prediction) for answer in found):
+        here = [answer for answer in found if place(answer.prediction) == title]
+        table = listing.render([row(answer, goal) for answer in here], _cells, output)
+        parts += [f"{title}\n\n", table, "\n"]
+    return "".join([*parts, *(f"{line}\n" for line in notes(found))])
+
+
+def row(answer: Answer, goal: Goal | None = None) -> dict[str, Any]:
+    """One prediction as plain JSON. Bytes, seconds, tokens per second, joules; unknown is null."""
+    prediction = answer.prediction
+    setting, terms, machine = prediction.setting, prediction.terms, prediction.machine
+    content = {
+        "model": answer.model,
+        "parameters": answer.parameters,
+        "engine": prediction.engine.name,
+        "engine_version": prediction.engine.version,
+        "device": machine.target.title,
+        "split": machine.split if machine.target.count > 1 else None,
+        "quant": setting.quant,
+        "context": setting.context,
+        "batch": setting.batch,
+        "kv": setting.kv or prediction.engine.default_kv,
+        "verdict": prediction.verdict.word,
+        "reason": prediction.verdict.reason,
+        "usable_bytes": prediction.verdict.usable_bytes,
+        "headroom_bytes": prediction.verdict.headroom_bytes,
+        "offloaded_bytes": prediction.host_bytes,
+        "weights_bytes": interval(terms.weights),
+        "cache_bytes": interval(terms.cache),
+        "buffers_bytes": interval(terms.buffers),
+        "framework_bytes": interval(terms.framework),
+        "peak_bytes": interval(terms.peak),
+        "host_bytes": interval(terms.host),
+        "peak_phase": terms.peak_phase,
+        "peak_reason": terms.reason,
+        "largest_context": answer.largest_context,
+        "largest_batch": answer.largest_batch,
+        "prefill": _phase(prediction.prefill),
+        "decode": _phase(prediction.decode),
+        "ttft_s": interval(prediction.ttft_s),
+        "token_j": interval(prediction.token_j),
+        "binds": prediction.binds,
+        "basis": prediction.basis,
+        "cautions": list(answer.cautions),
+        "verify": prediction.engine.verify(answer.model, setting, machine.target),
+    }
+    return content | ({"goal": goal.met(prediction)} if goal else {})
+
+
+def interval(value: Interval | None) -> dict[str, Any] | None:
+    """Value, bounds, and what they rest on."""
+    if value is None:
+        return None
+    return {"value": value.value, "low": value.low, "high": value.high, "basis": value.basis}
+
+
+def _phase(phase: Phase | None) -> dict[str, Any] | None:
+    if phase is None:
+        return None
+    return {
+        "tokens": phase.tokens,
+        "seconds": interval(phase.seconds),
+        "tps": interval(phase.tps),
+        "binds": phase.binds,
+    }
+
+
+def _cells(row: listing.Row) -> dict[str, str]:
+    """A row for people; columns that say nothing new are in the notes."""
+    cells = {
+        "model": printable(row["model"], 40),
+        "quant": row["quant"],
+        "context": f"{row['context']:,}",
+        "batch": f"{row['batch']:,}",
+        "verdict": row["verdict"],
+        "weights": bytes_text(row["weights_bytes"]["value"]),
+        "cache": bytes_text(row["cache_bytes"]["value"]),
+        "peak": bytes_text(row["peak_bytes"]["value"]),
+        "max context": _most(row["largest_context"]),
+        "max batch": _most(row["largest_batch"]),
+        "prefill t/s": _rate(row["prefill"]),
+        "decode t/s": _rate(row["decode"]),
+        "binds": row["binds"],
+        "basis": row["basis"] if row["decode"] else UNKNOWN,
+    }
+    return cells | ({"goal": row["goal"]} if "goal" in row else {})
+
+
+def _most(value: int) -> str:
+    return f"{value:,}" if value else UNKNOWN
+
+
+def _rate(phase: dict[str, Any] | None) -> str:
+    if phase is None:
+        return UNKNOWN
+    tps = phase["tps"]
+    return f"{rate_text(tps['value'])} ({significant(tps['low'], 2)}–{significant(tps['high'], 2)})"
+
+
+def place(prediction: Prediction) -> str:
+    machine, engine = prediction.machine, prediction.engine
+    split = f", {machine.split} split" if machine.target.count > 1 else ""
+    each = " each" if machine.target.count > 1 else ""
+    ram = f", {bytes_text(machine.ram_bytes)} of host memory" if machine.ram_bytes else ""
+    return (
+        f"{printable(machine.target.title)}{split}, {bytes_text(machine.usable_bytes)} usable{each}{ram}"
+        f" · {engine.name} {engine.version}"
+    )
+
+
+def notes(found: Sequence[Answer]) -> list[str]:
+    """What the columns mean, what is short, and how to check it."""
+    lines = ["t/s: all sequences together; in brackets where 9 of 10 cases like it fall."]
+    bases = dict.fromkeys(answer.prediction.basis for answer in found if answer.prediction.decode)
+    lines += [_BASIS[basis] for basis in bases if basis in _BASIS]
+    binds = dict.fromkeys(answer.prediction.binds for answer in found)
+    lines.append("binds: " + "; ".join(f"{word}: {KINDS[word]}" for word in binds) + ".")
+    for answer in found:
+        if answer.prediction.verdict.word != "fits":
+            lines.append(f"{_label(answer)}: {answer.prediction.verdict.word}, {answer.prediction.verdict.reason}.")
+    cautions: dict[str, dict[str, None]] = {}
+    for answer in found:
+        for caution in answer.cautions:
+            cautions.setdefault(caution, {})[printable(answer.model, 40)] = None
+    lines += [f"{', '.join(models)}: {caution}." for caution, models in cautions.items()]
+    lines += _ttft(found)
+    lines.append("Check it:")
+    for answer in _distinct(found)[:SHOWN_VERIFY]:
+        prediction = answer.prediction
+        lines.append(f"  {prediction.engine.verify(answer.model, prediction.setting, prediction.machine.target)}")
+    return lines
+
+
+def _ttft(found: Sequence[Answer]) -> list[str]:
+    """Time to the first token, where somebody would notice it."""
+    slow = [a for a in found if a.prediction.ttft_s is not None and a.prediction.ttft_s.value > 1]
+    if not slow:
+        return []
+    texts = [f"{_label(a)} {seconds_text(a.prediction.ttft_s.value)}" for a in slow if a.prediction.ttft_s]
+    return ["Time to the first token: " + ", ".join(texts[:SHOWN_VERIFY]) + ("." if len(texts) <= SHOWN_VERIFY else ", …")]
+
+
+def _label(answer: Answer) -> str:
+    setting = answer.prediction.setting
+    return f"{printable(answer.model, 40)} {setting.quant} c={setting.context} b={setting.batch}"
+
+
+def _distinct(found: Sequence[Answer]) -> list[Answer]:
+    """One of each model and format."""
+    return list({(answer.model, answer.prediction.setting.quant): answer for answer in reversed(found)}.values())[::-1]
+
+
+_BASIS = {
+    "fitted": "fitted: learned from published measurements of other devices (benchmarks/accuracy.md).",
+    "prior": "prior: nobody measured this engine on such a device for us; profile calibrate measures it here.",
+    "calibrated": "calibrated: from what this device was measured to do.",
+}

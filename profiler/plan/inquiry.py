@@ -1,0 +1,185 @@
+"""What `profile fit` is asked: models, formats, contexts and batches on machines, and the predictions of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from profiler import devices
+from profiler.devices import target as targets
+from profiler.devices.target import Target
+from profiler.errors import ProfileError
+from profiler.models import catalog, families
+from profiler.models.resolve import Model, resolve
+from profiler.plan.grid import counts, words
+from profiler.predict import engines
+from profiler.predict.engines.base import Engine
+from profiler.predict.goal import Goal
+from profiler.predict.machine import RAM_BYTES_S, Machine, Split
+from profiler.predict.prediction import Prediction, Predictor
+from profiler.quants.base import DTYPE_BYTES
+
+CONTEXTS, BATCHES = (8192,), (1,)
+MAP_CONTEXTS = ("2k-128k*4", "256k")
+HEADLINE = ("gemma-4-", "qwen3.5-")
+QUANTS = {  # where none is named: what people run
+    "llama.cpp": ("q4_k_m",),
+    "vllm": ("bf16",),
+    "transformers": ("bf16", "nf4"),
+}
+MOST = 20_000  # predictions of one call: each is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """The options as typed; empty and None mean that nothing was said."""
+
+    models: tuple[str, ...] = ()
+    on: tuple[str, ...] = ()
+    engine: str = engines.DEFAULT
+    quants: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+    kv: str | None = None
+    split: Split | None = None
+    ram_bytes: int | None = None
+    ram_bandwidth: float | None = None  # GB/s
+    goal: Goal | None = None
+    mapped: bool = False  # contexts are those of a map: as far as each model reaches
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One case: its model, its prediction, and how far the same machine would go."""
+
+    model: str
+    cautions: tuple[str, ...]
+    prediction: Prediction
+    largest_context: int  # at this batch; 0: not one token
+    largest_batch: int  # at this context
+    parameters: int
+
+
+def answers(inquiry: Inquiry) -> list[Answer]:
+    """Predictions in the order asked for; with a goal, those that meet it, best model first.
+
+    Raises NotFound for unknown names, ProfileError for what cannot be meant.
+    """
+    engine = engines.find(inquiry.engine)
+    machines = _machines(inquiry, engine)
+    quants = _quants(inquiry, engine)
+    batches = counts("-b", inquiry.batches) if inquiry.batches else BATCHES
+    models = _models(inquiry, engine, machines, quants[0])
+    contexts = _contexts(inquiry)
+    _check(inquiry, models, contexts, len(quants) * len(batches) * len(machines))
+    found = [
+        answer
+        for machine in machines
+        for model in models
+        for quant in quants
+        for answer in _cases(model, engine, quant, machine, contexts, batches, inquiry.kv)
+    ]
+    return found if inquiry.goal is None else ranked(found, inquiry.goal)
+
+
+def _cases(
+    model: Model,
+    engine: Engine,
+    quant: str,
+    machine: Machine,
+    contexts: Sequence[int],
+    batches: Sequence[int],
+    kv: str | None,
+) -> Iterator[Answer]:
+    predictor = Predictor(model.geometry, engine, quant, machine, compute_dtype(machine.target, quant))
+    longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
+    for context in contexts:
+        if context > model.geometry.max_position:
+            continue
+        widest = predictor.largest_batch(context, kv)
+        for batch in batches:
+            yield Answer(
+                model=model.name,
+                cautions=model.cautions,
+                prediction=predictor.predict(context, batch, kv),
+                largest_context=longest[batch],
+                largest_batch=widest,
+                parameters=model.geometry.parameters,
+            )
+
+
+def ranked(found: Sequence[Answer], goal: Goal) -> list[Answer]:
+    """The answers that meet the goal at least likely: surest first, then the largest model, then the most bits."""
+    order = {"yes": 0, "likely": 1}
+    kept = [(goal.met(answer.prediction), answer) for answer in found]
+    met = [(word, answer) for word, answer in kept if word in order]
+    met.sort(key=lambda pair: (order[pair[0]], -pair[1].parameters, -pair[1].prediction.terms.weights.value))
+    return [answer for _, answer in met]
+
+
+def compute_dtype(target: Target, quant: str) -> str:
+    """What is not quantized is computed in: what the format fixes, else bf16, fp16 or fp32 as the device can."""
+    if quant in DTYPE_BYTES:
+        return quant
+    if target.local:
+        return devices.find(target.local).default_dtype
+    return "fp16" if target.vendor == "NVIDIA" and target.flops and "bf16" not in target.flops else "bf16"
+
+
+def _machines(inquiry: Inquiry, engine: Engine) -> list[Machine]:
+    """``--on`` may be repeated; a comma separates figures of one device, so it does not separate devices."""
+    split: Split = inquiry.split or ("tensor" if engine.name == "vllm" else "layer")
+    speed = RAM_BYTES_S if inquiry.ram_bandwidth is None else inquiry.ram_bandwidth * 1e9
+    found = [targets.find(text) for text in inquiry.on or (None,)]
+    return [Machine(target, split, inquiry.ram_bytes, speed) for target in found]
+
+
+def _quants(inquiry: Inquiry, engine: Engine) -> tuple[str, ...]:
+    """With a goal and no format named, all that the engine has."""
+    asked = words(inquiry.quants)
+    if inquiry.quants and not asked:
+        raise ProfileError("-q: the list is empty")
+    if not asked:
+        asked = tuple(engine.quants) if inquiry.goal else QUANTS.get(engine.name, (engine.default_quant,))
+    return tuple(dict.fromkeys(engine.check(quant) for quant in asked))
+
+
+def _models(inquiry: Inquiry, engine: Engine, machines: Sequence[Machine], quant: str) -> list[Model]:
+    names = words(inquiry.models)
+    if inquiry.models and not names:
+        raise ProfileError("no model named", "profile models lists the catalog.")
+    if not names:
+        pair = (_headline(prefix, engine, machines[0], quant) for prefix in HEADLINE)
+        names = catalog.names() if inquiry.goal else tuple(pair)
+    return [resolve(name) for name in names]
+
+
+def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
+    """The largest model of a family that fits; else the smallest."""
+    shapes = {name: families.geometry(catalog.raw_config(name)) for name in catalog.names() if name.startswith(prefix)}
+    names = sorted(shapes, key=lambda name: shapes[name].parameters, reverse=True)
+    for name in names:
+        predictor = Predictor(shapes[name], engine, quant, machine, compute_dtype(machine.target, quant))
+        if predictor.predict(CONTEXTS[0], 1).verdict.word in ("fits", "tight"):
+            return name
+    return names[-1]
+
+
+def _contexts(inquiry: Inquiry) -> tuple[int, ...]:
+    if inquiry.contexts:
+        return counts("-c", inquiry.contexts)
+    if inquiry.mapped:
+        return counts("-c", MAP_CONTEXTS)
+    return (inquiry.goal.context,) if inquiry.goal and inquiry.goal.context else CONTEXTS
+
+
+def _check(inquiry: Inquiry, models: Sequence[Model], contexts: Sequence[int], times: int) -> None:
+    """A model that is named must reach the contexts that are named; others are left out where they do not."""
+    for model in models if inquiry.models and (inquiry.contexts or inquiry.goal) and not inquiry.mapped else ():
+        most = model.geometry.max_position
+        beyond = [context for context in contexts if context > most]
+        if beyond:
+            raise ProfileError(f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}")
+    many = len(models) * len(contexts) * times
+    if many > MOST:
+        raise ProfileError(f"{many:,} predictions are too many to show", f"At most {MOST:,}.")

@@ -1,0 +1,98 @@
+"""A machine that may run a model: one device or several, and the host's memory to put weights in.
+
+Layer split: each device holds some layers and works on its turn, so time is that of one device and a hop between
+neighbours. Tensor split: each device holds a slice of every layer and all work at once, with two sums over the link
+in every layer. (Megatron-LM, arXiv:1909.08053, section 3.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from profiler.devices.target import Target
+from profiler.models.geometry import Geometry
+from profiler.predict.efficiency import Rates
+from profiler.predict.work import Work
+from profiler.units import GIB
+
+Split = Literal["layer", "tensor"]
+SPLITS: tuple[Split, ...] = ("layer", "tensor")
+HOP_S = 10e-6  # start of a copy between devices
+SUM_S = 15e-6  # start of a sum over devices
+LINK_SHARE = 0.8
+RAM_BYTES_S = 60e9  # two channels of DDR5; a prior
+RAM_SHARE = 0.7
+ACTIVATION_BYTES = 2
+APPLE_SMALL, APPLE_SHARE = 36 * GIB, (0.67, 0.75)  # recommendedMaxWorkingSetSize, up to 36 GiB and above
+SHARED_SHARE = 0.92  # desktop chips whose memory the system uses too
+CARD_SHARE = 0.98  # what a driver leaves of what is sold
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """``target`` (perhaps several), ``ram_bytes`` of host memory to offload to; ``None``: offloading is not asked for."""
+
+    target: Target
+    split: Split = "layer"
+    ram_bytes: int | None = None
+    ram_bytes_s: float = RAM_BYTES_S
+
+    @property
+    def usable_bytes(self) -> int:
+        """Of one device."""
+        target = self.target
+        if target.local:
+            return target.memory_bytes
+        if target.vendor == "Apple":
+            share = APPLE_SHARE[target.memory_bytes > APPLE_SMALL]
+        else:
+            share = SHARED_SHARE if target.unified else CARD_SHARE
+        return int(target.memory_bytes * share)
+
+
+def per_device(nbytes: float, geometry: Geometry, count: int, split: Split) -> float:
+    """What the fullest of ``count`` devices holds of ``nbytes`` that lie in layers."""
+    if count == 1 or split == "tensor":
+        return nbytes / count
+    layers = len(geometry.layers)
+    return nbytes * -(-layers // count) / layers
+
+
+def slower_or_faster(rates: Rates, machine: Machine) -> Rates:
+    """Rates of all devices together."""
+    count = machine.target.count
+    if count == 1 or machine.split == "layer":
+        return rates
+    return replace(
+        rates,
+        read_s={scheme: value / count for scheme, value in rates.read_s.items()},
+        flop_s={scheme: value / count for scheme, value in rates.flop_s.items()},
+        few_flop_s={scheme: value / count for scheme, value in rates.few_flop_s.items()},
+        unpack_s={scheme: value / count for scheme, value in rates.unpack_s.items()},
+    )
+
+
+def link_s(work: Work, geometry: Geometry, machine: Machine) -> float:
+    """Seconds on the links between devices, all passes."""
+    target = machine.target
+    if target.count == 1:
+        return 0.0
+    rate = target.link_bytes_s * LINK_SHARE
+    activations = work.tokens * geometry.hidden * ACTIVATION_BYTES
+    if machine.split == "layer":
+        return work.passes * (target.count - 1) * (HOP_S + activations / rate)
+    around = 2 * (target.count - 1) / target.count  # of a ring
+    return work.passes * 2 * work.layers * (SUM_S + activations * around / rate)
+
+
+def offload_s(work: Work, host_bytes: float, streams: bool, machine: Machine) -> float:
+    """Seconds for the weights that lie in host memory: ``host_bytes`` are read in each pass.
+
+    Few tokens are computed where the weights lie (llama.cpp); many, or an engine that ``streams``, bring the weights
+    over the link.
+    """
+    link = machine.target.link_bytes_s * LINK_SHARE
+    many = work.tokens > 32  # llama.cpp: ggml_backend_cuda_device_offload_op, min_batch_size
+    rate = link if streams or many else machine.ram_bytes_s * RAM_SHARE
+    return work.passes * host_bytes / rate

@@ -1,0 +1,197 @@
+"""The prediction of one case: whether it fits, how fast it is, what binds, and what each figure rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from profiler.models.geometry import Geometry
+from profiler.predict import efficiency, machine, work
+from profiler.predict.efficiency import Bounds, Rates
+from profiler.predict.engines.base import Engine, Setting, Terms
+from profiler.predict.interval import Basis, Interval
+from profiler.predict.machine import Machine
+from profiler.predict.storage import Storage
+from profiler.predict.verdict import Verdict, judge
+from profiler.predict.work import Manner, Work
+
+Binds = Literal["memory", "bandwidth", "compute", "launches", "experts", "host memory"]
+OFFLOAD_SPREAD = 1.8  # which weights lie where is a choice that nobody states
+POWER = (0.4, 0.75, 1.0)  # of the board's limit: idle parts of a step, usual, all of it
+MOST_BATCH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One phase: seconds, tokens of all sequences, and what takes most of the time."""
+
+    seconds: Interval
+    tokens: int
+    binds: Binds
+
+    @property
+    def tps(self) -> Interval:
+        """Tokens per second, all sequences together."""
+        s = self.seconds
+        return Interval(self.tokens / s.value, self.tokens / s.high, self.tokens / s.low, s.basis)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One case. Phases are ``None`` where it does not fit at all."""
+
+    engine: Engine
+    machine: Machine
+    setting: Setting
+    terms: Terms
+    verdict: Verdict
+    prefill: Phase | None
+    decode: Phase | None
+    host_bytes: int  # of weights, beside what the engine keeps there anyway
+
+    @property
+    def basis(self) -> Basis:
+        """What the speeds rest on."""
+        return self.decode.seconds.basis if self.decode else self.terms.peak.basis
+
+    @property
+    def binds(self) -> Binds:
+        """What holds the case back."""
+        if self.decode is None or self.verdict.word in ("no", "offload"):
+            return "memory" if self.decode is None else "host memory"
+        return self.decode.binds
+
+    @property
+    def ttft_s(self) -> Interval | None:
+        """Seconds to the first token: the prefill, which also gives it."""
+        return self.prefill.seconds if self.prefill else None
+
+    def scenario_s(self, answer: int) -> Interval | None:
+        """Seconds for the prompt and ``answer`` tokens after it, at the depth of the case."""
+        if self.prefill is None or self.decode is None:
+            return None
+        return self.prefill.seconds + self.decode.seconds.scaled(answer)
+
+    @property
+    def token_j(self) -> Interval | None:
+        """Joules per decoded token, from the board's power limit; ``None`` where that is not known."""
+        watts = self.machine.target.tdp_w
+        if watts is None or self.decode is None:
+            return None
+        low, usual, high = (share * watts * self.machine.target.count / self.setting.batch for share in POWER)
+        s = self.decode.seconds
+        return Interval(usual * s.value, low * s.low, high * s.high, "prior")
+
+
+class Predictor:
+    """A model in a format on a machine, with what does not depend on context and batch worked out once."""
+
+    def __init__(self, geometry: Geometry, engine: Engine, quant: str, host: Machine, dtype: str = "bf16") -> None:
+        self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
+        self.storage: Storage = engine.storage(geometry, quant, dtype)
+        base = efficiency.rates(host.target, engine.name, dtype)
+        self.rates: Rates = machine.slower_or_faster(base, host)
+
+    def setting(self, context: int, batch: int, kv: str | None = None) -> Setting:
+        """What is asked of the engine; small devices prefill in smaller passes by its own default."""
+        return Setting(self.quant, context, batch, self.dtype, kv)
+
+    def terms(self, setting: Setting) -> Terms:
+        """Memory of the fullest device."""
+        whole = self.engine.memory(self.geometry, self.storage, setting, self.machine.target)
+        return shared_out(whole, self.geometry, self.machine)
+
+    def predict(self, context: int, batch: int, kv: str | None = None) -> Prediction:
+        """The case of ``context`` tokens in each of ``batch`` sequences."""
+        setting = self.setting(context, batch, kv)
+        terms = self.terms(setting)
+        verdict = judge(terms, self.machine)
+        prefill = decode = None
+        if verdict.word != "no":
+            manner = self.engine.manner(self.geometry, setting)
+            prompt = work.prefill(self.geometry, self.storage, context, batch, self.sized(manner))
+            step = work.decode(self.geometry, self.storage, context, batch, manner)
+            prefill = self._phase(prompt, verdict, context * batch, self.rates.prefill)
+            decode = self._phase(step, verdict, batch, self.rates.decode)
+        return Prediction(
+            self.engine, self.machine, setting, terms, verdict, prefill, decode, verdict.offloaded_bytes
+        )
+
+    def sized(self, manner: Manner) -> Manner:
+        """A CPU prefills in smaller passes."""
+        small = self.machine.target.vendor == "CPU" and self.engine.name == "transformers"
+        return replace(manner, ubatch=min(manner.ubatch, 512)) if small else manner
+
+    def largest_context(self, batch: int, kv: str | None = None) -> int:
+        """Most tokens of each sequence for which the case still fits; 0 if none."""
+        return largest(self.geometry.max_position, lambda n: self._fits(n, batch, kv))
+
+    def largest_batch(self, context: int, kv: str | None = None) -> int:
+        """Most sequences of ``context`` tokens that still fit; 0 if not one does."""
+        return largest(MOST_BATCH, lambda n: self._fits(context, n, kv))
+
+    def _fits(self, context: int, batch: int, kv: str | None) -> bool:
+        return judge(self.terms(self.setting(context, batch, kv)), self.machine).word in ("fits", "tight")
+
+    def _phase(self, done: Work, verdict: Verdict, tokens: int, bounds: Bounds) -> Phase:
+        split = efficiency.split(done, self.rates)
+        seconds = split.total + machine.link_s(done, self.geometry, self.machine)
+        binds = experts_or(split.binds, done, self.rates)
+        basis = self.rates.basis
+        low, high = bounds
+        if verdict.offloaded_bytes:
+            there, moved = self._moved(done, verdict.offloaded_bytes)
+            seconds = seconds - there + moved
+            low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
+            binds = "host memory" if moved > seconds / 2 else binds
+        return Phase(Interval(seconds, seconds * low, seconds * high, basis), tokens, binds)
+
+    def _moved(self, done: Work, offloaded: int) -> tuple[float, float]:
+        """Seconds that the offloaded weights would have taken on the device, and what they take from the host.
+
+        Experts go first: a token reads few of them.
+        """
+        lines = sorted(self.storage.read, key=lambda line: line.experts is None)
+        left, read, there = float(offloaded), 0.0, 0.0
+        for line in lines:
+            part = min(left, line.nbytes)
+            left -= part
+            read += part * line.share(done.tokens)
+            there += part * line.share(done.tokens) * self.rates.read_s[line.scheme] * done.passes
+        streams = self.engine.name != "llama.cpp"
+        return there, machine.offload_s(done, read, streams, self.machine)
+
+
+def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
+    """What the fullest of several devices holds: its layers or slices, but buffers and the runtime in whole."""
+    count = host.target.count
+    if count == 1:
+        return terms
+
+    def part(term: Interval) -> Interval:
+        return term.scaled(machine.per_device(1.0, geometry, count, host.split))
+
+    return replace(terms, weights=part(terms.weights), cache=part(terms.cache))
+
+
+def experts_or(binds: str, done: Work, rates: Rates) -> Binds:
+    """``experts`` where they are most of what is read."""
+    if binds == "bandwidth":
+        reading = {item.part: item.nbytes * rates.read_s[item.scheme] for item in done.items if item.kind == "weights"}
+        if reading.get("experts", 0.0) > sum(reading.values()) / 2:
+            return "experts"
+    return binds  # type: ignore[return-value]
+
+
+def largest(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest number up to ``most`` for which ``holds`` is true; it is false for all after the first false."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
