@@ -23,10 +23,11 @@ from published_rows import Row
 
 RESULT = Path(__file__).parent / "accuracy.md"
 LLMFIT_EFFICIENCY = 0.55
-LLMFIT_BYTES = {"q4": 0.5, "q8": 1.0, "q6": 0.75, "q5": 0.625, "q3": 0.375, "q2": 0.25, "bf": 2.0, "fp": 1.0, "nv": 0.5,
-                "iq2": 0.25, "iq3": 0.375, "iq4": 0.5}  # fmt: skip
-LLMFIT_PACKED = {"q4": 0.58, "q8": 1.05, "q6": 0.80, "q5": 0.68, "q3": 0.48, "q2": 0.37, "bf": 2.0, "fp": 1.05,
-                 "nv": 0.58, "iq2": 0.37, "iq3": 0.48, "iq4": 0.58}  # fmt: skip
+# bytes per weight by the start of a format's name: for speed, and as stored
+LLMFIT_BYTES = {"q4": 0.5, "q8": 1.0, "q6": 0.75, "q5": 0.625, "q3": 0.375, "q2": 0.25, "bf": 2.0, "fp": 1.0}
+LLMFIT_BYTES |= {"nv": 0.5, "iq2": 0.25, "iq3": 0.375, "iq4": 0.5}
+LLMFIT_PACKED = {"q4": 0.58, "q8": 1.05, "q6": 0.80, "q5": 0.68, "q3": 0.48, "q2": 0.37, "bf": 2.0, "fp": 1.05}
+LLMFIT_PACKED |= {"nv": 0.58, "iq2": 0.37, "iq3": 0.48, "iq4": 0.58}
 LLMFIT_FIXED_BYTES = 3.2  # per parameter outside the experts
 LLMFIT_PRESSURE_FROM, LLMFIT_PRESSURE_LEAST = 0.6, 0.3
 WORST = 15
@@ -50,7 +51,10 @@ class Summary:
         )
 
 
-HEAD = "| rows | n | MAPE | median | signed median | 9 of 10 within | 90 % interval covers |\n|---|--:|--:|--:|--:|--:|--:|"
+HEAD = (
+    "| rows | n | MAPE | median | signed median | 9 of 10 within | 90 % interval covers |\n"
+    "|---|--:|--:|--:|--:|--:|--:|"
+)
 
 
 def roofline(row: Row) -> float:
@@ -81,7 +85,9 @@ def main() -> None:
     print(RESULT.read_text(encoding="utf-8").split("## Residuals")[0], file=sys.stderr)
 
 
-def page(used: Sequence[Row], left: Sequence[published_rows.LeftOut], decode: list[Judged], prefill: list[Judged]) -> list[str]:
+def page(
+    used: Sequence[Row], left: Sequence[published_rows.LeftOut], decode: list[Judged], prefill: list[Judged]
+) -> list[str]:
     """The lines of ``accuracy.md``."""
     return [
         "# How far off predictions are",
@@ -211,7 +217,11 @@ def noise(used: Sequence[Row]) -> list[str]:
         return ["No case was published by two sources."]
     lines = [f"{len(pairs)} cases were published by more than one source; fastest over slowest, less one:", ""]
     lines += [f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1])]
-    return [*lines, "", f"Median gap {np.median([gap for _, gap in pairs]):.0%}; no formula can be nearer to both than half of it."]
+    return [
+        *lines,
+        "",
+        f"Median gap {np.median([gap for _, gap in pairs]):.0%}; no formula can be nearer to both than half of it.",
+    ]
 
 
 def worst_line(judged: Judged) -> str:

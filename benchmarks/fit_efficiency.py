@@ -1,6 +1,6 @@
 """Fit what runtimes get out of devices, and write ``scenarios/efficiency.toml``.
 
-    python benchmarks/fit_efficiency.py
+python benchmarks/fit_efficiency.py
 """
 
 from __future__ import annotations

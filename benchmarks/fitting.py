@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from published_rows import Row
+
 from profiler.predict import efficiency
 
 HUBER = 0.15  # log units: beyond it a row pulls no harder
@@ -117,7 +117,9 @@ def weights(rows: Sequence[Row]) -> np.ndarray:
     return np.array([1 / np.sqrt(counts[row.target.name, row.engine.name]) for row in rows])
 
 
-def fit(rows: Sequence[Row], start: Content, phase: Phase, note: Callable[[str], None] = lambda text: None) -> Content:
+def fit(
+    rows: Sequence[Row], start: Content, phase: Phase, note: Callable[[str], None] = lambda text: None
+) -> Content:
     """``start`` with the parameters of ``phase`` fitted to ``rows``."""
     parameters = DECODE if phase == "decode" else PREFILL
     timed = Timed(rows, phase)

@@ -41,8 +41,8 @@ def judge(rows: Sequence[Row], start: fitting.Content, phase: str) -> list[Judge
     for device in sorted({row.target.name for row in rows}):
         others = [row for row in rows if row.target.name != device]
         content = fitting.fit(others, start, phase)
-        for row in (row for row in rows if row.target.name == device):
-            bare.append((row, _measured(row, phase), fitting.predicted(row, content, phase)))
+        own = (row for row in rows if row.target.name == device)
+        bare += [(row, _measured(row, phase), fitting.predicted(row, content, phase)) for row in own]
     judged = []
     for row, seconds, predicted in bare:
         low, high = spread([entry for entry in bare if entry[0].target.name != row.target.name])

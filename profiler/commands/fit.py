@@ -15,8 +15,12 @@ from profiler.predict.machine import SPLITS
 @click.command("fit")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--on", multiple=True, metavar="DEVICE", help='"rtx 4090", 2x3090, vram=24,bandwidth=1008,bf16=165.')
-@click.option("--engine", default=engines.DEFAULT, show_default=True, metavar="NAME", help="llama.cpp, transformers, vllm.")
-@options.many("-q", "--quant", "quants", metavar="QUANT", help="Formats of the weights. [default: the engine's usual]")
+@click.option(
+    "--engine", default=engines.DEFAULT, show_default=True, metavar="NAME", help="llama.cpp, transformers, vllm."
+)
+@options.many(
+    "-q", "--quant", "quants", metavar="QUANT", help="Formats of the weights. [default: the engine's usual]"
+)
 @options.many("-c", "--context", "contexts", metavar="TOKENS", help="In the cache. [default: 8k]")
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
 @click.option("--kv", metavar="FORMAT", help="Of K and V: q8_0, fp8, … [default: the engine's]")

@@ -53,7 +53,9 @@ def _cell(answer: Answer) -> str:
     letter = LETTERS[prediction.binds]
     if prediction.decode is None:
         return letter
-    return f"{significant(prediction.decode.tps.value, 2)} {letter}{'+' if prediction.verdict.word == 'tight' else ''}"
+    return (
+        f"{significant(prediction.decode.tps.value, 2)} {letter}{'+' if prediction.verdict.word == 'tight' else ''}"
+    )
 
 
 def _tokens(context: int) -> str:

@@ -169,7 +169,9 @@ def _ttft(found: Sequence[Answer]) -> list[str]:
     if not slow:
         return []
     texts = [f"{_label(a)} {seconds_text(a.prediction.ttft_s.value)}" for a in slow if a.prediction.ttft_s]
-    return ["Time to the first token: " + ", ".join(texts[:SHOWN_VERIFY]) + ("." if len(texts) <= SHOWN_VERIFY else ", …")]
+    return [
+        "Time to the first token: " + ", ".join(texts[:SHOWN_VERIFY]) + ("." if len(texts) <= SHOWN_VERIFY else ", …")
+    ]
 
 
 def _label(answer: Answer) -> str:
@@ -179,7 +181,9 @@ def _label(answer: Answer) -> str:
 
 def _distinct(found: Sequence[Answer]) -> list[Answer]:
     """One of each model and format."""
-    return list({(answer.model, answer.prediction.setting.quant): answer for answer in reversed(found)}.values())[::-1]
+    return list({(answer.model, answer.prediction.setting.quant): answer for answer in reversed(found)}.values())[
+        ::-1
+    ]
 
 
 _BASIS = {

@@ -1,6 +1,6 @@
 """What a prediction is for: a device of the catalog, of this machine, or one described in figures; or several.
 
-    --on "rtx 4090"      --on 2x"rtx 3090"      --on cuda:0      --on vram=24,bandwidth=1008,bf16=165
+--on "rtx 4090"      --on 2x"rtx 3090"      --on cuda:0      --on vram=24,bandwidth=1008,bf16=165
 """
 
 from __future__ import annotations

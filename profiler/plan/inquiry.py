@@ -1,4 +1,4 @@
-"""What `profile fit` is asked: models, formats, contexts and batches on machines, and the predictions of all of them."""
+"""What `profile fit` is asked: models, formats, contexts and batches on machines; and the predictions."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ def answers(inquiry: Inquiry) -> list[Answer]:
         for quant in quants
         for answer in _cases(model, engine, quant, machine, contexts, batches, inquiry.kv)
     ]
-    return found if inquiry.goal is None else ranked(found, inquiry.goal)
+    if inquiry.goal is None:
+        return found
+    best = ranked(found, inquiry.goal)
+    return best if inquiry.quants else most_bits(best)
 
 
 def _cases(
@@ -115,6 +118,15 @@ def ranked(found: Sequence[Answer], goal: Goal) -> list[Answer]:
     met = [(word, answer) for word, answer in kept if word in order]
     met.sort(key=lambda pair: (order[pair[0]], -pair[1].parameters, -pair[1].prediction.terms.weights.value))
     return [answer for _, answer in met]
+
+
+def most_bits(ranked: Sequence[Answer]) -> list[Answer]:
+    """Of each model and case the first format: the surest one with the most bits."""
+    first: dict[tuple[object, ...], Answer] = {}
+    for answer in ranked:
+        p = answer.prediction
+        first.setdefault((answer.model, p.machine, p.setting.context, p.setting.batch), answer)
+    return list(first.values())
 
 
 def compute_dtype(target: Target, quant: str) -> str:
@@ -156,7 +168,9 @@ def _models(inquiry: Inquiry, engine: Engine, machines: Sequence[Machine], quant
 
 def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
     """The largest model of a family that fits; else the smallest."""
-    shapes = {name: families.geometry(catalog.raw_config(name)) for name in catalog.names() if name.startswith(prefix)}
+    shapes = {
+        name: families.geometry(catalog.raw_config(name)) for name in catalog.names() if name.startswith(prefix)
+    }
     names = sorted(shapes, key=lambda name: shapes[name].parameters, reverse=True)
     for name in names:
         predictor = Predictor(shapes[name], engine, quant, machine, compute_dtype(machine.target, quant))
@@ -179,7 +193,9 @@ def _check(inquiry: Inquiry, models: Sequence[Model], contexts: Sequence[int], t
         most = model.geometry.max_position
         beyond = [context for context in contexts if context > most]
         if beyond:
-            raise ProfileError(f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}")
+            raise ProfileError(
+                f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}"
+            )
     many = len(models) * len(contexts) * times
     if many > MOST:
         raise ProfileError(f"{many:,} predictions are too many to show", f"At most {MOST:,}.")

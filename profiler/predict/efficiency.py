@@ -117,7 +117,7 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     peak *= own["prefill"].get(maker, own["prefill"]["other"])
     slower = {**content["prefill"]["slower"], **own.get("slower", {})}  # formats that are multiplied below that rate
     slots = multiply_slots(target, content) * content["multiply"]["per_slot"]
-    one_by_one = {scheme: 0.5 / slots for scheme in SCHEMES}
+    one_by_one = dict.fromkeys(SCHEMES, 0.5 / slots)
     return Rates(
         read_s=read_s,
         flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in SCHEMES},
@@ -151,7 +151,7 @@ def multiply_slots(target: Target, content: Mapping[str, Any]) -> float:
     instructions count as one dual issue, half of that.
     """
     rule = content["multiply"]
-    vector = target.flops.get("fp32") or _peak(target, "bf16") / rule["bf16_per_fp32"]
+    vector: float = target.flops.get("fp32") or _peak(target, "bf16") / rule["bf16_per_fp32"]
     if target.name in rule["scalar"]:  # no instruction for four products of bytes at once (dp4a)
         return vector / rule["dp4a_gain"]
     return vector if target.name in rule["full"] or target.vendor in rule["full_makers"] else vector / 2

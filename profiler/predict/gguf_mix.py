@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from profiler import registry
 from profiler.errors import NotFound
-from profiler.models.geometry import EMBEDDING, Geometry
+from profiler.models.geometry import Geometry
 from profiler.models.gguf_file import BLOCKS
 from profiler.models.layers import Attention, Experts, Layer
 from profiler.models.weight import Weight

@@ -7,12 +7,13 @@ in every layer. (Megatron-LM, arXiv:1909.08053, section 3.)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
-from profiler.predict.efficiency import Rates
+from profiler.predict.efficiency import Bounds, Rates
 from profiler.predict.work import Work
 from profiler.units import GIB
 
@@ -21,6 +22,7 @@ SPLITS: tuple[Split, ...] = ("layer", "tensor")
 HOP_S = 10e-6  # start of a copy between devices
 SUM_S = 15e-6  # start of a sum over devices
 LINK_SHARE = 0.8
+SEVERAL_SPREAD = 1.2  # nine published rows of two and four cards, none of them fitted to, lie within it
 RAM_BYTES_S = 60e9  # two channels of DDR5; a prior
 RAM_SHARE = 0.7
 ACTIVATION_BYTES = 2
@@ -31,7 +33,7 @@ CARD_SHARE = 0.98  # what a driver leaves of what is sold
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``target`` (perhaps several), ``ram_bytes`` of host memory to offload to; ``None``: offloading is not asked for."""
+    """``target`` (perhaps several), and ``ram_bytes`` of host memory to offload to; ``None``: do not offload."""
 
     target: Target
     split: Split = "layer"
@@ -59,18 +61,29 @@ def per_device(nbytes: float, geometry: Geometry, count: int, split: Split) -> f
     return nbytes * -(-layers // count) / layers
 
 
-def slower_or_faster(rates: Rates, machine: Machine) -> Rates:
+def together(rates: Rates, machine: Machine) -> Rates:
     """Rates of all devices together."""
     count = machine.target.count
-    if count == 1 or machine.split == "layer":
+    if count == 1:
+        return rates
+    rates = replace(rates, decode=_wider(rates.decode), prefill=_wider(rates.prefill))
+    if machine.split == "layer":
         return rates
     return replace(
         rates,
-        read_s={scheme: value / count for scheme, value in rates.read_s.items()},
-        flop_s={scheme: value / count for scheme, value in rates.flop_s.items()},
-        few_flop_s={scheme: value / count for scheme, value in rates.few_flop_s.items()},
-        unpack_s={scheme: value / count for scheme, value in rates.unpack_s.items()},
+        read_s=_divided(rates.read_s, count),
+        flop_s=_divided(rates.flop_s, count),
+        few_flop_s=_divided(rates.few_flop_s, count),
+        unpack_s=_divided(rates.unpack_s, count),
     )
+
+
+def _wider(bounds: Bounds) -> Bounds:
+    return bounds[0] / SEVERAL_SPREAD, bounds[1] * SEVERAL_SPREAD
+
+
+def _divided(seconds: Mapping[str, float], count: int) -> Mapping[str, float]:
+    return {scheme: value / count for scheme, value in seconds.items()}
 
 
 def link_s(work: Work, geometry: Geometry, machine: Machine) -> float:

@@ -91,7 +91,7 @@ class Predictor:
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.storage: Storage = engine.storage(geometry, quant, dtype)
         base = efficiency.rates(host.target, engine.name, dtype)
-        self.rates: Rates = machine.slower_or_faster(base, host)
+        self.rates: Rates = machine.together(base, host)
 
     def setting(self, context: int, batch: int, kv: str | None = None) -> Setting:
         """What is asked of the engine; small devices prefill in smaller passes by its own default."""
@@ -178,7 +178,9 @@ def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
 def experts_or(binds: str, done: Work, rates: Rates) -> Binds:
     """``experts`` where they are most of what is read."""
     if binds == "bandwidth":
-        reading = {item.part: item.nbytes * rates.read_s[item.scheme] for item in done.items if item.kind == "weights"}
+        reading = {
+            item.part: item.nbytes * rates.read_s[item.scheme] for item in done.items if item.kind == "weights"
+        }
         if reading.get("experts", 0.0) > sum(reading.values()) / 2:
             return "experts"
     return binds  # type: ignore[return-value]
@@ -194,4 +196,3 @@ def largest(most: int, holds: Callable[[int], bool]) -> int:
         else:
             high = middle - 1
     return low
-

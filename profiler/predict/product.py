@@ -1,12 +1,13 @@
 """Many cases at once: every model × format × context × batch on every machine, without an object for each.
 
-Work depends on model and case, rates on the machine: with both worked out once, a cell of the product costs a sum of a
-few terms. Figures equal those of ``prediction.Predictor``, which is what a cell becomes when it is shown.
+Work depends on model and case, rates on the machine: with both worked out once, a cell of the product costs a sum
+of a few terms. Figures equal those of ``prediction.Predictor``, which is what a cell becomes when it is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from profiler.models.geometry import Geometry
@@ -69,7 +70,7 @@ class _Rated:
     def __init__(self, host: Machine, engine: Engine, dtype: str) -> None:
         self.machine = host
         base = efficiency.rates(host.target, engine.name, dtype)
-        self.rates: Rates = machine.slower_or_faster(base, host)
+        self.rates: Rates = machine.together(base, host)
         self.usable = host.usable_bytes
         self.shared = host.target.unified
         self.memory_key = (host.target.vendor, host.target.count, host.split)
@@ -94,7 +95,7 @@ def _case(
             continue
         small = target.vendor == "CPU" and engine.name == "transformers"
         if small not in prompts:
-            sized = work.Manner(min(manner.ubatch, 512), *_rest(manner)) if small else manner
+            sized = replace(manner, ubatch=min(manner.ubatch, 512)) if small else manner
             done = work.prefill(geometry, storage, setting.context, setting.batch, sized)
             prompts[small] = sums(done), done
         prompt, done = prompts[small]
@@ -106,10 +107,6 @@ def _case(
         yield Cell(index, setting.quant, setting.context, setting.batch, number, headroom, prefill_s, step_s)
 
 
-def _rest(manner: work.Manner) -> tuple[float, float, work.Execution]:
-    return manner.cache_bytes, manner.cache_touches, manner.how
-
-
 def sums(done: Work) -> Sums:
     """Only what a sum needs. Items of one format that compute alike per byte are one term, which changes no sum."""
     many = done.tokens > FEW_TOKENS
@@ -117,7 +114,11 @@ def sums(done: Work) -> Sums:
     for item in done.items:
         if item.nbytes <= 0 and item.flops <= 0:
             continue
-        key = item.scheme, round(item.flops / item.nbytes, 6) if item.nbytes else -1.0, many and item.part == "experts"
+        key = (
+            item.scheme,
+            round(item.flops / item.nbytes, 6) if item.nbytes else -1.0,
+            many and item.part == "experts",
+        )
         nbytes, flops = merged.get(key, (0.0, 0.0))
         merged[key] = nbytes + item.nbytes, flops + item.flops
     items = tuple((key[0], *merged[key], key[2]) for key in merged)

@@ -42,7 +42,8 @@ class Line:
         """The part that a pass over ``tokens`` tokens is expected to read."""
         if self.experts is None:
             return 1.0
-        return self.experts.count * (1 - (1 - self.experts.top_k / self.experts.count) ** tokens) / self.experts.count
+        unused: float = (1 - self.experts.top_k / self.experts.count) ** tokens
+        return 1 - unused
 
     @property
     def used(self) -> float:

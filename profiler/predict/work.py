@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Execution, GatedDelta
+from profiler.models.layers import IDEAL, Attention, Execution, GatedDelta
 from profiler.predict.storage import Part, Storage
 
 Kind = Literal["weights", "cache", "state"]
@@ -57,7 +57,7 @@ class Manner:
     ubatch: int  # tokens of a sequence in one prefill pass
     cache_bytes: float  # per element of K and V
     cache_touches: float = 1.0  # how often a decode step goes over the cache: 3 where appending copies it
-    how: Execution = Execution()
+    how: Execution = IDEAL
 
 
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner: Manner) -> Work:
@@ -70,7 +70,9 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
         mixer = layer.mixer
         if isinstance(mixer, GatedDelta):
             state = STATE_TOUCHES * RECURRENT_BYTES * mixer.recurrent_elements
-            items.append(Item(layer.kind, "state", "fp32", count * batch * state, count * batch * mixer.decode_flops(depth)))
+            items.append(
+                Item(layer.kind, "state", "fp32", count * batch * state, count * batch * mixer.decode_flops(depth))
+            )
         else:
             read = mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
             flops = mixer.decode_flops(depth)

@@ -24,7 +24,15 @@ from profiler.registry import unknown
 
 UBATCH = 512  # --ubatch-size
 PAD = 256  # cells
-KV_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32}
+KV_BYTES = {
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
+}
 STATE_BYTES = 4
 CONTEXT = {  # CUDA context and the backend's own pools; Metal and Vulkan take less. Logs of one process per card.
     "NVIDIA": spread(450 * MIB, 200 * MIB, 900 * MIB),
@@ -66,9 +74,7 @@ class LlamaCpp:
         )
 
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:
-        return Manner(
-            ubatch=self._ubatch(setting), cache_bytes=kv_bytes(setting), how=Execution(trims_shared=False)
-        )
+        return Manner(ubatch=self._ubatch(setting), cache_bytes=kv_bytes(setting), how=Execution(trims_shared=False))
 
     def verify(self, model: str, setting: Setting, target: Target) -> str:
         kv = "" if setting.kv in (None, "f16") else f" -ctk {setting.kv} -ctv {setting.kv} -fa 1"
@@ -88,7 +94,9 @@ class LlamaCpp:
         mask = tokens * setting.context * MASK_BYTES
         activations = rows * (4 * geometry.hidden + 2 * storage.widest + 2 * chosen * max(width, geometry.hidden))
         logits = rows * geometry.vocab
-        return spread(activations + mask + 0.15 * logits, rows * 2 * geometry.hidden, 2 * activations + 2 * mask + logits)
+        return spread(
+            activations + mask + 0.15 * logits, rows * 2 * geometry.hidden, 2 * activations + 2 * mask + logits
+        )
 
 
 def kv_bytes(setting: Setting) -> float:

@@ -7,7 +7,7 @@ Rules read at transformers 5.23 (``cache_utils.py``, ``integrations/sdpa_attenti
   parameter) and convolutions stay in the compute dtype.
 - After a prefill a sliding layer's K and V are *views* of all tokens of the last pass and the window before it; the
   whole storage lives until the first decode step (``DynamicSlidingWindowLayer.update``).
-- A growing layer is copied to append, so one layer exists twice for a moment, and a step reads and writes it once more.
+- A growing layer is copied to append, so one layer exists twice for a moment, and a step goes over it thrice.
 - Heads beyond 256 wide take no flash kernel: K and V are repeated for every query head
   (``use_gqa_in_sdpa``), for one layer at a time. A windowed layer's mask has a cell for each pair.
 - Layers that share K and V send only the last token of a pass through a prefill.
@@ -31,7 +31,7 @@ UBATCH_OTHERWISE = 2048
 FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 SCORE_BYTES = 4
 MASK_BYTES = 2
-PROCESS = {  # interpreter, torch, transformers; on CUDA its context and the libraries' workspaces. Seen on CPU builds.
+PROCESS = {  # interpreter, torch, transformers (seen); on CUDA its context and the libraries' workspaces
     "CPU": spread(560 * MIB, 420 * MIB, 760 * MIB),
     "other": spread(700 * MIB, 400 * MIB, 1500 * MIB),
 }

@@ -28,7 +28,8 @@ def published() -> ModuleType:
 def raw(**changes: str) -> dict[str, str]:
     row = {
         "model": "qwen3.6-27b", "device": "RTX 5090", "engine": "llama.cpp b8828", "quant": "Q4_K_M",
-        "context": "4096", "batch": "1", "prefill_tps": "", "decode_tps": "61.4", "tier": "A", "source": "s", "notes": "",
+        "context": "4096", "batch": "1", "prefill_tps": "", "decode_tps": "61.4", "tier": "A",
+        "source": "s", "notes": "",
     }  # fmt: skip
     return row | changes
 
@@ -78,7 +79,9 @@ def test_allocated_context_is_no_depth(published: ModuleType) -> None:
     assert row.setting.kv == "q4_0"
 
 
-def test_faster_than_memory_is_impossible_and_rejected(published: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faster_than_memory_is_impossible_and_rejected(
+    published: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [(2, raw(decode_tps="105")), (3, raw(decode_tps="90"))]  # 15.8 GB a step at 1792 GB/s: at most 113
     monkeypatch.setattr(published, "_wanted", lambda: iter(rows))
     used, left = published.rows()

@@ -1,0 +1,132 @@
+"""``profile fit`` from the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from profiler.cli import main
+
+PAIR = ["gemma-4-31b", "qwen3.5-27b", "gemma-4-26b-a4b", "qwen3.5-35b-a3b"]
+
+
+def fit(*words: str) -> Result:
+    return CliRunner().invoke(main, ["fit", *words])
+
+
+def rows(*words: str) -> list[dict[str, Any]]:
+    result = fit(*words, "-o", "json")
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize("on", ["rtx 4090", "strix halo", "m4 pro", "h100", "t4"])
+@pytest.mark.parametrize(("engine", "quant"), [("llama.cpp", "q4_k_m"), ("transformers", "nf4")])
+def test_every_figure_of_the_headline_models_has_a_basis(on: str, engine: str, quant: str) -> None:
+    found = rows(*PAIR, "--on", on, "--engine", engine, "-q", quant, "-c", "8k,128k")
+    assert [(row["model"], row["context"]) for row in found] == [(m, c) for m in PAIR for c in (8192, 131072)]
+    for row in found:
+        for name, value in row.items():
+            if isinstance(value, dict) and "value" in value:
+                assert value["low"] <= value["value"] <= value["high"], name
+                assert value["basis"] in ("exact", "calibrated", "fitted", "prior"), name
+        assert (row["decode"] is None) == (row["verdict"] == "no")
+        assert row["verify"]
+
+
+def test_the_page_fits_a_page() -> None:
+    text = fit(*PAIR, "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "8k,128k").stdout
+    assert len(text.splitlines()) < 40
+    for word in ("RTX 4090", "usable", "tight", "Check it", "fitted:", "in brackets where 9 of 10"):
+        assert word in text
+
+
+@pytest.mark.parametrize("output", ["table", "md", "csv", "json", "jsonl"])
+def test_all_formats(output: str) -> None:
+    result = fit("qwen3.5-9b", "--on", "4090", "-o", output)
+    assert result.exit_code == 0
+    assert "qwen3.5-9b" in result.stdout
+    if output == "csv":
+        assert next(csv.DictReader(io.StringIO(result.stdout)))["model"] == "qwen3.5-9b"
+
+
+def test_without_a_model_it_takes_the_largest_pair_that_fits() -> None:
+    found = rows("--on", "rtx 4090", "--engine", "llama.cpp")
+    assert [row["model"] for row in found] == ["gemma-4-31b", "qwen3.5-35b-a3b"]
+
+
+def test_without_a_device_it_means_this_machine() -> None:
+    assert "profile sweep -m gemma-3-270m" in fit("gemma-3-270m").stdout
+
+
+def test_a_goal_keeps_what_meets_it_and_puts_the_largest_first() -> None:
+    found = rows("--on", "rtx 4090", "--engine", "llama.cpp", "--goal", "50 tok/s at 64k")
+    assert {row["goal"] for row in found} <= {"yes", "likely"}
+    assert {row["context"] for row in found} == {65536}
+    sure = [row["parameters"] for row in found if row["goal"] == "yes"]
+    assert sure == sorted(sure, reverse=True)
+    assert len({row["model"] for row in found}) == len(found)
+    assert "nothing meets" in fit("--on", "t4", "--goal", "5000 tok/s at 64k").stdout
+
+
+def test_the_map_names_what_binds_in_each_cell() -> None:
+    text = fit(*PAIR, "--on", "rtx 4090", "--engine", "llama.cpp", "--map").stdout
+    lines = [line.split() for line in text.splitlines() if line.startswith(("gemma", "qwen"))]
+    assert len(lines) == 4
+    assert {word for line in lines for word in line[3:]} & {"B", "E", "L"}
+    assert "·" in text
+
+
+def test_several_devices_and_host_memory_are_named() -> None:
+    text = fit("qwen3.5-122b-a10b", "--on", '2x"rtx 3090"', "--ram", "64g", "--engine", "llama.cpp").stdout
+    assert "2x RTX 3090, layer split" in text
+    assert "of weights in host memory" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nosuch"], "unknown model: nosuch"),
+        (["gemma-4-e2b", "-c", "256k"], "gemma-4-e2b: 262,144 tokens are more than its 131,072 positions"),
+        (["--on", "rtx 9999"], "unknown device: rtx 9999"),
+        (["--engine", "tensorrt"], "unknown engine: tensorrt"),
+        (["-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
+        (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV format of llama.cpp: q2"),
+        (["--goal", "soon"], "--goal 'soon' is not a rate at a context"),
+        (["-c", "0"], "-c: '0' is less than 1"),
+        (["--on", "vram=24"], "--on vram=24: bandwidth is missing"),
+        (["-b", "1-200+1", "-c", "1-200+1", "--on", "4090"], "predictions are too many to show"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
+    result = fit(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {said}") or said in result.stderr.splitlines()[0]
+    assert "Traceback" not in result.output
+
+
+def test_a_folder_with_an_unknown_or_contradictory_config_is_one_line(tmp_path: Any) -> None:
+    for content, said in (({"model_type": "mamba9"}, "no rule for model_type mamba9"), ({}, "model_type is missing")):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        result = fit(str(tmp_path))
+        assert result.exit_code == 2
+        assert said in result.stderr.splitlines()[0]
+
+
+def test_it_imports_no_torch() -> None:
+    code = (
+        "import sys; from profiler.cli import main\n"
+        "try: main(['fit', 'qwen3.5-9b', '--on', '4090'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'bitsandbytes'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
