@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from profiler import devices
-from profiler.devices import catalog
+from profiler.devices import catalog, ceilings
 from profiler.devices.base import DeviceInfo
+from profiler.devices.ceilings import Ceilings
 from profiler.errors import NotFound, ProfileError
 from profiler.registry import unknown
 from profiler.units import GIB, printable
@@ -41,6 +42,7 @@ class Target:
     count: int = 1
     local: str | None = None  # its name on this machine, if it is here: cpu, cuda:0
     source: str = ""  # where the figures come from, in words
+    ceilings: Ceilings | None = field(default=None, hash=False)  # what this very device was measured to do
 
     @property
     def title(self) -> str:
@@ -95,7 +97,21 @@ def of_catalog(device: catalog.CatalogDevice) -> Target:
 
 
 def of(device: DeviceInfo) -> Target:
-    """A device of this machine: by the catalog where it is in it. Its memory is what there is, not what is sold."""
+    """A device of this machine, with its ceilings if `profile calibrate` measured them."""
+    found, measured = _local(device), ceilings.load(device)
+    if measured is None:
+        return found
+    return replace(
+        found,
+        bandwidth_bytes_s=measured.read_bytes_s if found.vendor in ("CPU", "other") else found.bandwidth_bytes_s,
+        flops=found.flops or measured.flops,
+        ceilings=measured,
+        source=f"measured {measured.measured_at[:10]}",
+    )
+
+
+def _local(device: DeviceInfo) -> Target:
+    """By the catalog where it is in it. Its memory is what there is, not what is sold."""
     if device.kind == "cpu":
         read = min(CPU_READ_PER_CORE * (device.cores or 1), CPU_READ_MOST)
         return Target(

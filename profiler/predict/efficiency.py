@@ -1,6 +1,6 @@
 """How much of a device a runtime gets: from the fitted shares in ``scenarios/efficiency.toml`` to seconds per byte.
 
-    seconds = Σ max(bytes × read_s, FLOPs × flop_s) + bytes × unpack_s  +  passes × layers × layer_s
+    seconds = Σ max(bytes × read_s, FLOPs × flop_s) + bytes × unpack_s  +  passes × layers × layer_s + calls × call_s
 
 A share is a cause, not a row: the part of the data sheet's bandwidth that a maker's memory and kernels reach, the
 clock cycles that a layer's launches take, the rate at which packed weights are multiplied one by one. The file says
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from profiler.devices.ceilings import Ceilings
 from profiler.devices.target import Target
 from profiler.predict.gguf_mix import TYPES
 from profiler.predict.interval import Basis
@@ -24,8 +25,8 @@ from profiler.predict.work import Item, Work
 FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
-SCHEMES = (*PLAIN, *PACKED, "cache", *(name for name in TYPES if name not in PLAIN))
-WORD_BYTES = {"fp32": 4, "f32": 4}
+SCHEMES = (*PLAIN, *PACKED, "cache", "copy", *(name for name in TYPES if name not in PLAIN))
+ATTENTION_SLOWER = 2.0  # scores and their sums against large products; flash kernels on CPUs and GPUs alike
 
 Bounds = tuple[float, float]
 
@@ -41,9 +42,11 @@ class Rates:
     unpack_s: Mapping[str, float]  # per stored byte and pass, in addition
     layer_s: float
     expert_layers: float  # a layer of experts launches as much as so many more layers
+    call_s: float  # an operator started from Python; 0 for engines that run a graph of their own
     decode: Bounds  # measured over predicted seconds: 90 % lie between
     prefill: Bounds
     basis: Basis
+    measured: Ceilings | None = None  # this very device's own curves for weights, in place of shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +67,10 @@ class Seconds:
 
 def seconds(work: Work, rates: Rates) -> float:
     """Seconds of ``work``."""
-    many = work.tokens > FEW_TOKENS
-    flop_s = rates.flop_s if many else rates.few_flop_s
-    read_s, unpack_s = rates.read_s, rates.unpack_s
-    total = work.passes * (work.layers + rates.expert_layers * work.expert_layers) * rates.layer_s
+    total = launches_s(work, rates)
     for item in work.items:
-        reading, computing = item.nbytes * read_s[item.scheme], item.flops * flop_s[item.scheme]
-        if item.part == "experts" and many:
-            computing *= rates.expert_flops
-        total += reading if reading > computing else computing
-        if item.scheme in unpack_s:
-            total += item.nbytes * unpack_s[item.scheme]
+        reading, computing, unpacking = costs(item, work, rates)
+        total += (reading if reading > computing else computing) + unpacking
     return total
 
 
@@ -85,17 +81,29 @@ def split(work: Work, rates: Rates) -> Seconds:
         read, compute, unpack = costs(item, work, rates)
         reading += read if read > compute else 0.0
         computing += (compute if compute >= read else 0.0) + unpack
-    launching = work.passes * (work.layers + rates.expert_layers * work.expert_layers) * rates.layer_s
+    launching = launches_s(work, rates)
     return Seconds(reading + computing + launching, reading, computing, launching)
+
+
+def launches_s(work: Work, rates: Rates) -> float:
+    """Seconds that starting things takes, whatever their size."""
+    layers = work.layers + rates.expert_layers * work.expert_layers
+    return work.calls * rates.call_s + work.passes * layers * rates.layer_s
 
 
 def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
     """Seconds to read, to compute and to unpack one item of ``work``; the longer of the first two counts."""
+    read_s = rates.read_s[item.scheme]
+    if rates.measured is not None and item.kind == "weights":
+        found = rates.measured.byte_s(item.scheme, item.rows)
+        if found is not None:
+            least = min(found, rates.measured.byte_s(item.scheme, 1.0) or found)
+            return item.nbytes * least, item.nbytes * found, 0.0
     many = work.tokens > FEW_TOKENS
     compute = item.flops * (rates.flop_s if many else rates.few_flop_s)[item.scheme]
     if many and item.part == "experts":
         compute *= rates.expert_flops
-    return item.nbytes * rates.read_s[item.scheme], compute, item.nbytes * rates.unpack_s.get(item.scheme, 0.0)
+    return item.nbytes * read_s, compute, item.nbytes * rates.unpack_s.get(item.scheme, 0.0)
 
 
 @cache
@@ -128,7 +136,26 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
         expert_layers=own["expert_layers"],
         decode=tuple(own["spread"]["decode"]),
         prefill=tuple(own["spread"]["prefill"]),
+        call_s=own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0)),
         basis=own["basis"] if maker in own["fitted_on"] else "prior",
+    )
+
+
+def calibrated(base: Rates, ceilings: Ceilings, content: Mapping[str, Any] | None = None) -> Rates:
+    """``base`` with what this device was measured to do in place of shares of a data sheet, for PyTorch's own engine."""
+    found = shares() if content is None else content
+    flops = max(ceilings.flops.values(), default=0.0)
+    return replace(
+        base,
+        read_s=dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": 1 / ceilings.copy_bytes_s},
+        flop_s=dict.fromkeys(SCHEMES, ATTENTION_SLOWER / flops) if flops else base.flop_s,
+        few_flop_s=dict.fromkeys(SCHEMES, ATTENTION_SLOWER / flops) if flops else base.few_flop_s,
+        call_s=ceilings.call_s,
+        unpack_s={},
+        decode=tuple(found["calibrated"]["decode"]),
+        prefill=tuple(found["calibrated"]["prefill"]),
+        basis="calibrated",
+        measured=ceilings,
     )
 
 

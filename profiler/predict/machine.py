@@ -13,12 +13,14 @@ from typing import Literal
 
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
+from profiler.predict import efficiency
 from profiler.predict.efficiency import Bounds, Rates
 from profiler.predict.work import Work
 from profiler.units import GIB
 
 Split = Literal["layer", "tensor"]
 SPLITS: tuple[Split, ...] = ("layer", "tensor")
+MEASURED_ENGINE = "transformers"  # whose kernels `profile calibrate` measures
 HOP_S = 10e-6  # start of a copy between devices
 SUM_S = 15e-6  # start of a sum over devices
 LINK_SHARE = 0.8
@@ -59,6 +61,14 @@ def per_device(nbytes: float, geometry: Geometry, count: int, split: Split) -> f
         return nbytes / count
     layers = len(geometry.layers)
     return nbytes * -(-layers // count) / layers
+
+
+def rates(machine: Machine, engine: str, dtype: str) -> Rates:
+    """What ``engine`` makes of the machine: by its own ceilings where PyTorch's kernels were measured on it."""
+    base = efficiency.rates(machine.target, engine, dtype)
+    if machine.target.ceilings is not None and engine == MEASURED_ENGINE:
+        base = efficiency.calibrated(base, machine.target.ceilings)
+    return together(base, machine)
 
 
 def together(rates: Rates, machine: Machine) -> Rates:

@@ -90,8 +90,7 @@ class Predictor:
     def __init__(self, geometry: Geometry, engine: Engine, quant: str, host: Machine, dtype: str = "bf16") -> None:
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.storage: Storage = engine.storage(geometry, quant, dtype)
-        base = efficiency.rates(host.target, engine.name, dtype)
-        self.rates: Rates = machine.together(base, host)
+        self.rates: Rates = machine.rates(host, engine.name, dtype)
 
     def setting(self, context: int, batch: int, kv: str | None = None) -> Setting:
         """What is asked of the engine; small devices prefill in smaller passes by its own default."""

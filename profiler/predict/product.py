@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from profiler.models.geometry import Geometry
-from profiler.predict import efficiency, machine, work
+from profiler.predict import machine, work
 from profiler.predict.efficiency import FEW_TOKENS, Rates
 from profiler.predict.engines.base import Engine, Setting
 from profiler.predict.machine import Machine
@@ -40,6 +40,7 @@ class Sums(NamedTuple):
     passes: int
     launches: float
     expert_launches: float
+    calls: float
     many: bool
 
 
@@ -69,8 +70,7 @@ class _Rated:
 
     def __init__(self, host: Machine, engine: Engine, dtype: str) -> None:
         self.machine = host
-        base = efficiency.rates(host.target, engine.name, dtype)
-        self.rates: Rates = machine.together(base, host)
+        self.rates: Rates = machine.rates(host, engine.name, dtype)
         self.usable = host.usable_bytes
         self.shared = host.target.unified
         self.memory_key = (host.target.vendor, host.target.count, host.split)
@@ -122,14 +122,14 @@ def sums(done: Work) -> Sums:
         nbytes, flops = merged.get(key, (0.0, 0.0))
         merged[key] = nbytes + item.nbytes, flops + item.flops
     items = tuple((key[0], *merged[key], key[2]) for key in merged)
-    return Sums(items, done.passes, done.passes * done.layers, done.passes * done.expert_layers, many)
+    return Sums(items, done.passes, done.passes * done.layers, done.passes * done.expert_layers, done.calls, many)
 
 
 def seconds(done: Sums, rates: Rates) -> float:
     """The same sum as ``efficiency.seconds``."""
     flop_s = rates.flop_s if done.many else rates.few_flop_s
     read_s, unpack_s = rates.read_s, rates.unpack_s
-    total = (done.launches + rates.expert_layers * done.expert_launches) * rates.layer_s
+    total = (done.launches + rates.expert_layers * done.expert_launches) * rates.layer_s + done.calls * rates.call_s
     for scheme, nbytes, flops, experts in done.items:
         reading = nbytes * read_s[scheme]
         computing = flops * flop_s[scheme]

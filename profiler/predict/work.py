@@ -5,14 +5,15 @@ Work depends on model, storage, context and batch, not on the device: it is work
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from profiler.models.geometry import Geometry
-from profiler.models.layers import IDEAL, Attention, Execution, GatedDelta
-from profiler.predict.storage import Part, Storage
+from profiler.models.layers import DELTA_CHUNK, IDEAL, Attention, Execution, GatedDelta
+from profiler.predict.storage import Line, Storage
 
-Kind = Literal["weights", "cache", "state"]
+Kind = Literal["weights", "cache", "state", "activations"]
 STATE_TOUCHES = 2  # a recurrent state is read and written back
 RECURRENT_BYTES = 4
 
@@ -21,11 +22,12 @@ RECURRENT_BYTES = 4
 class Item:
     """One term of the sum. ``flops`` are those of matrix products; ``scheme`` is the format of what is read."""
 
-    part: str  # a Part of the storage, or the kind of layer whose cache it is
+    part: str  # a part of the storage, or the kind of layer whose cache it is
     kind: Kind
     scheme: str
     nbytes: float
     flops: float
+    rows: float = 1.0  # tokens that each tensor is multiplied with in a pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Work:
     tokens: float  # per pass
     layers: int
     expert_layers: int
-    delta_layers: int
+    calls: float  # operators started from Python, all passes; 0 for engines that run a graph of their own
 
     @property
     def nbytes(self) -> float:
@@ -51,6 +53,20 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Calls:
+    """Operators that an eager engine starts, and the activations that they pass between them."""
+
+    layer: float  # a layer with attention, any pass
+    delta_step: float  # a gated-delta layer, decode
+    delta_pass: float  # the same in a prefill pass, whatever its length
+    delta_chunk: float  # and for each of its chunks
+    outside: float  # of the layers, a pass
+    elementwise: float  # tensors of the hidden width that a layer reads or writes for each token
+    state_touches: float  # how often a step goes over a recurrent state
+    element_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manner:
     """What of a runtime changes the amount of work."""
 
@@ -58,26 +74,32 @@ class Manner:
     cache_bytes: float  # per element of K and V
     cache_touches: float = 1.0  # how often a decode step goes over the cache: 3 where appending copies it
     how: Execution = IDEAL
+    calls: Calls | None = None  # of an eager engine
 
 
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner: Manner) -> Work:
     """One decode step of ``batch`` sequences; ``depth`` counts the token of this step."""
     items = [
-        Item(line.part, "weights", line.scheme, line.nbytes * line.share(batch), 2 * line.used * batch)
+        Item(line.part, "weights", line.scheme, line.nbytes * line.share(batch), 2 * line.used * batch, batch)
         for line in storage.read
     ]
+    touches = manner.calls.state_touches if manner.calls else STATE_TOUCHES
     for layer, count in geometry.groups:
-        mixer = layer.mixer
+        mixer, many = layer.mixer, count * batch
+        flops = many * mixer.decode_flops(depth)
         if isinstance(mixer, GatedDelta):
-            state = STATE_TOUCHES * RECURRENT_BYTES * mixer.recurrent_elements
-            items.append(
-                Item(layer.kind, "state", "fp32", count * batch * state, count * batch * mixer.decode_flops(depth))
-            )
+            nbytes = many * touches * RECURRENT_BYTES * mixer.recurrent_elements
+            items.append(Item(layer.kind, "state", "fp32", nbytes, flops, batch))
         else:
             read = mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
-            flops = mixer.decode_flops(depth)
-            items.append(Item(layer.kind, "cache", "cache", count * batch * read, count * batch * flops))
-    return _work(geometry, items, 1, batch)
+            items.append(Item(layer.kind, "cache", "cache", many * read, flops, batch))
+    calls = 0.0
+    if manner.calls is not None:
+        items.append(_activations(geometry, manner.calls, len(geometry.layers) * batch))
+        delta = _delta_layers(geometry)
+        attention = len(geometry.layers) - delta
+        calls = manner.calls.outside + attention * manner.calls.layer + delta * manner.calls.delta_step
+    return Work(tuple(items), 1, batch, len(geometry.layers), _expert_layers(geometry), calls)
 
 
 def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, manner: Manner) -> Work:
@@ -89,20 +111,51 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
     items = []
     for line in storage.read:
         through = passes if manner.how.trims_shared and line.shared_kv else context
-        rows = passes if line.part == "head" else through
+        rows = (passes if line.part == "head" else through) * batch
         share = sum(count * line.share(size * batch) for size, count in sizes)
-        items.append(Item(line.part, "weights", line.scheme, line.nbytes * share, 2 * line.used * rows * batch))
+        flops = 2 * line.used * rows
+        items.append(Item(line.part, "weights", line.scheme, line.nbytes * share, flops, rows / passes * _each(line)))
     spans = ((0, context),) if manner.how.skips_masked else Execution(chunk=chunk).spans(context)
     for layer, count in geometry.groups:
-        flops = count * batch * layer.mixer.prefill_flops(spans, manner.how)
+        flops, many = count * batch * layer.mixer.prefill_flops(spans, manner.how), count * batch * passes
         if isinstance(layer.mixer, Attention):
             read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(passes)) / len(_few(passes))
-            nbytes = count * batch * passes * read * manner.cache_bytes
-            items.append(Item(layer.kind, "cache", "cache", nbytes, flops))
+            items.append(Item(layer.kind, "cache", "cache", many * read * manner.cache_bytes, flops, chunk * batch))
         else:
             state = STATE_TOUCHES * RECURRENT_BYTES * layer.mixer.recurrent_elements
-            items.append(Item(layer.kind, "state", "fp32", count * batch * passes * state, flops))
-    return _work(geometry, items, passes, context * batch / passes)
+            items.append(Item(layer.kind, "state", "fp32", many * state, flops, chunk * batch))
+    calls = 0.0
+    if manner.calls is not None:
+        through = sum(
+            count * sum(layer.tokens_through(size, manner.how) * times for size, times in sizes)
+            for layer, count in geometry.groups
+        )
+        items.append(_activations(geometry, manner.calls, through * batch))
+        calls = _prefill_calls(geometry, manner.calls, sizes)
+    tokens = context * batch / passes
+    return Work(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls)
+
+
+def _each(line: Line) -> float:
+    """The part of a pass's tokens that each tensor of a line is multiplied with."""
+    return 1.0 if line.experts is None else line.experts.top_k / line.experts.count
+
+
+def _prefill_calls(geometry: Geometry, calls: Calls, sizes: Sequence[tuple[int, int]]) -> float:
+    delta = _delta_layers(geometry)
+    attention = len(geometry.layers) - delta
+    total = 0.0
+    for size, times in sizes:
+        chunks = -(-size // DELTA_CHUNK)
+        delta_calls = calls.delta_pass + chunks * calls.delta_chunk
+        total += times * (calls.outside + attention * calls.layer + delta * delta_calls)
+    return total
+
+
+def _activations(geometry: Geometry, calls: Calls, layer_tokens: float) -> Item:
+    """What element-wise operators read and write, ``layer_tokens`` times through a layer."""
+    nbytes = layer_tokens * geometry.hidden * calls.elementwise * calls.element_bytes
+    return Item("activations", "activations", "copy", nbytes, 0.0, 0.0)
 
 
 def _few(passes: int) -> tuple[int, ...]:
@@ -110,10 +163,9 @@ def _few(passes: int) -> tuple[int, ...]:
     return (0, (passes - 1) // 2, passes - 1)
 
 
-def _work(geometry: Geometry, items: list[Item], passes: int, tokens: float) -> Work:
-    experts = sum(count for layer, count in geometry.groups if layer.mlp.kind == "experts")
-    delta = sum(count for layer, count in geometry.groups if layer.kind == "gated delta")
-    return Work(tuple(items), passes, tokens, len(geometry.layers), experts, delta)
+def _delta_layers(geometry: Geometry) -> int:
+    return sum(count for layer, count in geometry.groups if layer.kind == "gated delta")
 
 
-__all__ = ["Item", "Kind", "Manner", "Part", "Work", "decode", "prefill"]
+def _expert_layers(geometry: Geometry) -> int:
+    return sum(count for layer, count in geometry.groups if layer.mlp.kind == "experts")

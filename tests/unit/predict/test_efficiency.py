@@ -22,6 +22,7 @@ RATES = Rates(
     unpack_s={"nf4": 5e-9},
     layer_s=1e-4,
     expert_layers=0.5,
+    call_s=0.0,
     decode=(0.8, 1.25),
     prefill=(0.5, 2.0),
     basis="fitted",
@@ -30,7 +31,7 @@ CARDS = [of_catalog(device) for device in device_catalog.devices() if device.mem
 
 
 def one(item: Item, tokens: float = 1, layers: int = 0, experts: int = 0) -> Work:
-    return Work((item,), 1, tokens, layers, experts, 0)
+    return Work((item,), 1, tokens, layers, experts, 0.0)
 
 
 def test_the_longer_of_reading_and_computing_counts() -> None:

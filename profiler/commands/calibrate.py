@@ -1,0 +1,113 @@
+"""``profile calibrate``: measure what this device can do, in a minute; fit, explain and sweep use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from profiler import devices
+from profiler.commands import listing, options
+from profiler.devices import ceilings
+from profiler.devices.base import DeviceInfo
+from profiler.devices.ceilings import Ceilings
+from profiler.errors import ProfileError
+from profiler.measure.environ import worker_environment
+from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
+
+GAUGE = "profiler.backends.hf.gauge"
+LIMIT_S = 180.0  # it takes half a minute; three times as long on a machine that is busy
+SHOWN_TOKENS = ("1", "16", "256")
+
+
+@click.command("calibrate")
+@options.device()
+@click.option("--show", is_flag=True, help="Only show what was measured before.")
+@listing.output()
+def calibrate(device: str | None, show: bool, output: str) -> int:
+    """Measure this device's ceilings: reading, copying, products by format and size, the cost of a call.
+
+    Kept under a fingerprint of the device, its driver, cores and PyTorch: what changes is measured again. Leave the
+    machine alone meanwhile; what runs beside it makes the ceilings too low.
+    """
+    found = devices.find(device)
+    known = ceilings.load(found)
+    if show:
+        if known is None:
+            raise ProfileError(f"{found.name} was not calibrated as it is now", "profile calibrate takes a minute.")
+    else:
+        known = measure(found)
+        click.echo(f"kept in {ceilings.save(known)}", err=True)
+    click.echo(listing.render(rows(known), _cells, output), nl=False)
+    return 0
+
+
+def measure(device: DeviceInfo) -> Ceilings:
+    """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
+    command = [sys.executable, "-m", GAUGE, device.name]
+    try:
+        done = subprocess.run(
+            command, env=worker_environment(os.environ), capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ProfileError(f"measuring {device.name} took more than {LIMIT_S:.0f} s", "Is the machine busy?") from None
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ProfileError(f"measuring {device.name} failed: {printable(last)}")
+    return _ceilings(device, lines[-1])
+
+
+def _ceilings(device: DeviceInfo, line: str) -> Ceilings:
+    try:
+        content: dict[str, Any] = json.loads(line)
+        found = ceilings.parse(
+            {
+                "schema": ceilings.SCHEMA,
+                "title": device.title,
+                "fingerprint": ceilings.fingerprint(device),
+                "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            | content
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = None
+    if found is None:
+        raise ProfileError(f"measuring {device.name} gave figures that cannot be")
+    return found
+
+
+def rows(found: Ceilings) -> list[dict[str, Any]]:
+    """One figure a row: bytes per second, FLOP per second or seconds."""
+    figures: list[tuple[str, float | None, str]] = [
+        ("read", found.read_bytes_s, "bytes/s"),
+        ("copy", found.copy_bytes_s, "bytes/s"),
+        ("call", found.call_s, "s"),
+        ("call in a graph", found.graph_call_s, "s"),
+    ]
+    figures += [(f"products {dtype}", value, "FLOP/s") for dtype, value in found.flops.items()]
+    figures += [
+        (f"weights {scheme}, {tokens} tokens", 1 / curve[tokens], "bytes/s")
+        for scheme, curve in found.curves.items()
+        for tokens in curve
+    ]
+    return [
+        {"figure": name, "value": value, "unit": unit, "how": found.how.get(name), "measured_at": found.measured_at}
+        for name, value, unit in figures
+    ]
+
+
+def _cells(row: listing.Row) -> dict[str, str]:
+    value, unit = row["value"], row["unit"]
+    if value is None:
+        shown = UNKNOWN
+    elif unit == "s":
+        shown = f"{significant(value * 1e6)} µs" if value < 1e-3 else seconds_text(value)
+    else:
+        shown = f"{bytes_text(value)}/s" if unit == "bytes/s" else f"{significant(value / 1e9)} GFLOP/s"
+    return {"figure": row["figure"], "value": shown, "how": row["how"] or ""}
