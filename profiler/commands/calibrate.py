@@ -55,7 +55,9 @@ def measure(device: DeviceInfo) -> Ceilings:
             command, env=worker_environment(os.environ), capture_output=True, text=True, timeout=LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise ProfileError(f"measuring {device.name} took more than {LIMIT_S:.0f} s", "Is the machine busy?") from None
+        raise ProfileError(
+            f"measuring {device.name} took more than {LIMIT_S:.0f} s", "Is the machine busy?"
+        ) from None
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -14,9 +14,11 @@ import click
 
 from profiler.case import Case
 from profiler.commands.progress import say, terminal_width
+from profiler.devices.base import DeviceInfo
 from profiler.measure.supervisor import Ending
 from profiler.plan.order import Skip
 from profiler.plan.request import Work
+from profiler.predict import beside
 from profiler.reports.base import rendered
 from profiler.results.measurement import Caution, Measurement
 from profiler.results.store import Store, StoredRow
@@ -33,7 +35,9 @@ class Recorder:
     A context manager around the sweep: one that breaks off is shown and ended as far as that can be done.
     """
 
-    def __init__(self, store: Store, snapshot: dict[str, Any], task: Work, output: str) -> None:
+    def __init__(
+        self, store: Store, snapshot: dict[str, Any], task: Work, output: str, device: DeviceInfo | None = None
+    ) -> None:
         self.environment = snapshot
         self._store = store
         self._run = store.start_run(sys.argv[1:], snapshot)
@@ -43,6 +47,8 @@ class Recorder:
         self._cautions = {
             subject.model_id: tuple(Caution(MODEL, text) for text in subject.cautions) for subject in task.subjects
         }
+        self._points = {point.case.key: point for point in task.points}
+        self._device = device
         self.rows: list[Measurement] = []  # of this run, those from earlier ones included
         self._waiting: list[Measurement] = []  # to be printed at the end
 
@@ -78,11 +84,18 @@ class Recorder:
 
     def append(self, row: Measurement) -> None:
         """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
-        row = self._with_cautions(row)
+        row = replace(self._with_cautions(row), expected=self._expected(row.case))
         try:
             self._store.append(self._run, row)
         finally:
             self._show(row)
+
+    def _expected(self, case: Case) -> dict[str, Any]:
+        """What is predicted of the case, to stand beside what was measured."""
+        point = self._points.get(case.key)
+        if point is None or self._device is None:
+            return {}
+        return beside.expected(case, point.geometry, self._device)
 
     def finish(self, ending: Ending) -> int:
         """Print what was not printed yet, in the order of the grid; the exit code."""

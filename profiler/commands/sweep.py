@@ -85,7 +85,7 @@ def sweep(
         return 0
     with Store.open(store) as opened:
         kept = resume.stored(task.points, opened, snapshot, task.effort, max_memory) if resumed else {}
-        with Recorder(opened, snapshot, task, output) as recorder:
+        with Recorder(opened, snapshot, task, output, found) as recorder:
             recorder.adopt(kept)
             plan = make_plan(task, kept, found, available)
             recorder.skip(plan.skipped)

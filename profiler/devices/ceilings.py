@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes per second, FLOP per second, seconds. ``None`` where there is no such thing or it could not be measured."""
+    """Bytes per second, FLOP per second, seconds. ``None`` where there is no such thing."""
 
     title: str
     fingerprint: str
@@ -61,7 +62,7 @@ class Ceilings:
         last_tokens, last = points[-1]
         if at >= last_tokens:
             return math.exp(last + at - last_tokens)
-        for (left, low), (right, high) in zip(points, points[1:], strict=False):
+        for (left, low), (right, high) in pairwise(points):
             if at <= right:
                 return math.exp(low + (high - low) * max(0.0, at - left) / (right - left))
         return math.exp(last)
@@ -70,7 +71,9 @@ class Ceilings:
 def fingerprint(device: DeviceInfo) -> str:
     """Changes when the device, its driver, the cores this process may use or the measured packages do."""
     packages = [_version(name) for name in PACKAGES]
-    return digest([device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, packages])
+    return digest(
+        [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, packages]
+    )
 
 
 def folder() -> Path:
@@ -102,7 +105,9 @@ def save(ceilings: Ceilings) -> Path:
         part.write_text(json.dumps({"schema": SCHEMA} | asdict(ceilings), indent=1), encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        raise ProfileError(f"cannot keep the ceilings: {error.strerror}", "PROFILER_STORE names another folder.") from None
+        raise ProfileError(
+            f"cannot keep the ceilings: {error.strerror}", "PROFILER_STORE names another folder."
+        ) from None
     return path
 
 

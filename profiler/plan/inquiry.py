@@ -85,6 +85,30 @@ def answers(inquiry: Inquiry) -> list[Answer]:
     return best if inquiry.quants else most_bits(best)
 
 
+@dataclass(frozen=True, slots=True)
+class OneCase:
+    """A single case, to be taken apart."""
+
+    model: Model
+    predictor: Predictor
+    context: int
+    batch: int
+
+
+def one_case(inquiry: Inquiry) -> OneCase:
+    """The one case that ``inquiry`` asks about; ProfileError if it is a list."""
+    engine = engines.find(inquiry.engine)
+    (machine,) = _machines(inquiry, engine)
+    quants = _quants(inquiry, engine)[: None if inquiry.quants else 1]
+    contexts, batches, names = _contexts(inquiry), counts("-b", inquiry.batches), words(inquiry.models)
+    if max(map(len, (quants, contexts, batches, names))) > 1:
+        raise ProfileError("explain takes one case: one model, format, context and batch", "profile fit takes lists.")
+    model = resolve(names[0])
+    _check(inquiry, [model], contexts, 1)
+    predictor = Predictor(model.geometry, engine, quants[0], machine, compute_dtype(machine.target, quants[0]))
+    return OneCase(model, predictor, contexts[0], batches[0])
+
+
 def _cases(
     model: Model,
     engine: Engine,

@@ -142,7 +142,7 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
 
 
 def calibrated(base: Rates, ceilings: Ceilings, content: Mapping[str, Any] | None = None) -> Rates:
-    """``base`` with what this device was measured to do in place of shares of a data sheet, for PyTorch's own engine."""
+    """``base`` with what this device was measured to do in place of shares of a data sheet: PyTorch's own engine."""
     found = shares() if content is None else content
     flops = max(ceilings.flops.values(), default=0.0)
     return replace(
@@ -180,7 +180,7 @@ def multiply_slots(target: Target, content: Mapping[str, Any]) -> float:
     rule = content["multiply"]
     vector: float = target.flops.get("fp32") or _peak(target, "bf16") / rule["bf16_per_fp32"]
     if target.name in rule["scalar"]:  # no instruction for four products of bytes at once (dp4a)
-        return vector / rule["dp4a_gain"]
+        return vector / float(rule["dp4a_gain"])
     return vector if target.name in rule["full"] or target.vendor in rule["full_makers"] else vector / 2
 
 

@@ -66,6 +66,7 @@ class Measurement:
     threads: int | None = None  # CPU threads the backend computed with
     started_at: str | None = None  # UTC, ISO 8601
     asked: dict[str, Any] = field(default_factory=dict)  # reps and max_phase_s that were asked for
+    expected: dict[str, Any] = field(default_factory=dict)  # as predicted before it ran (predict/beside.py)
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase, in order."""

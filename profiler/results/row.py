@@ -11,7 +11,7 @@ import statistics
 from dataclasses import asdict
 from typing import Any
 
-from profiler.results import stats
+from profiler.results import beside, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import SCHEMA, Measurement, Phase
 from profiler.results.redact import redact_json
@@ -31,8 +31,8 @@ def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
         "decode": _decode(measurement),
         "memory": asdict(measurement.memory),
         "energy": _energy(measurement),
-        "ceiling": None,
-        "predicted": None,
+        "ceiling": beside.ceiling(measurement),
+        "predicted": beside.predicted(measurement),
         "cautions": [asdict(caution) for caution in cautions(measurement)],
         "load_s": measurement.load_s,
         "threads": measurement.threads,

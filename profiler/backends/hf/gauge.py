@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -28,6 +29,8 @@ CALM_S = 30.0  # after so long, figures are taken from a single run
 CALLS = 2000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPH_KERNELS = 200
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Gauge:
@@ -143,11 +146,11 @@ class Gauge:
             del layers
         return found
 
-    def _layers(self) -> Iterator[tuple[str, list[Callable[[torch.Tensor], torch.Tensor]], torch.dtype, int]]:
+    def _layers(self) -> Iterator[tuple[str, Sequence[Layer], torch.dtype, int]]:
         for name, dtype in DTYPES.items():
             count = max(2, POOL_BYTES // (WIDTH * WIDTH * dtype.itemsize))
             weights = [torch.randn(WIDTH, WIDTH, device=self.device).to(dtype) for _ in range(count)]
-            plain = [lambda x, w=weight: functional.linear(x, w) for weight in weights]
+            plain = [partial(functional.linear, weight=weight) for weight in weights]
             yield name, plain, dtype, WIDTH * WIDTH * dtype.itemsize
         try:
             import bitsandbytes as bnb
@@ -160,7 +163,7 @@ class Gauge:
         }
         for name, (make, per_weight) in packed.items():
             count = max(2, POOL_BYTES // 4 // int(WIDTH * WIDTH * per_weight))
-            layers: list[Callable[[torch.Tensor], torch.Tensor]] = [make().to(self.device) for _ in range(count)]
+            layers: list[Layer] = [make().to(self.device) for _ in range(count)]
             yield name, layers, dtype if name == "nf4" or not self.cuda else torch.float16, int(WIDTH**2 * per_weight)
 
     def flops(self, curves: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -29,15 +29,36 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Bytes on the device when it is fullest, per term, and what stays on the host."""
+    """Bytes on the device, per term, and what stays on the host."""
 
     weights: Interval
-    cache: Interval
-    buffers: Interval  # activations, logits, copies
+    cache: Interval  # of the case's context, all sequences
+    prefill: Interval  # activations, logits, copies while the prompt is worked on
+    decode: Interval  # and in a step
     framework: Interval  # the runtime itself: context, libraries, allocator
     host: Interval
-    peak_phase: str  # prefill | decode
-    reason: str  # what sets the peak beside the weights, in words
+    prefill_reason: str  # what most of it is, in words
+    decode_reason: str
+
+    @property
+    def buffers(self) -> Interval:
+        """Of the phase that takes more."""
+        return self.prefill if self.peak_phase == "prefill" else self.decode
+
+    @property
+    def peak_phase(self) -> str:
+        """``prefill`` or ``decode``: when the device is fullest."""
+        return "prefill" if self.prefill.value >= self.decode.value else "decode"
+
+    @property
+    def reason(self) -> str:
+        """What sets the peak beside weights and cache, in words."""
+        return self.prefill_reason if self.peak_phase == "prefill" else self.decode_reason
+
+    @property
+    def loaded(self) -> Interval:
+        """With the model loaded and nothing asked of it."""
+        return self.weights + self.framework
 
     @property
     def peak(self) -> Interval:

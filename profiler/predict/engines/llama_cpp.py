@@ -66,11 +66,12 @@ class LlamaCpp:
         return Terms(
             weights=exact(storage.device_bytes),
             cache=exact(cache_bytes(geometry, setting)),
-            buffers=buffers,
+            prefill=buffers,
+            decode=buffers,
             framework=CONTEXT.get(target.vendor, CONTEXT["other"]),
             host=exact(storage.host_bytes),
-            peak_phase="prefill",
-            reason=f"buffers for a pass of {self._ubatch(setting)} tokens, reserved at the start",
+            prefill_reason=f"buffers for a pass of {self._ubatch(setting)} tokens, reserved at the start",
+            decode_reason="the same buffers",
         )
 
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:

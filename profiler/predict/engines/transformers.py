@@ -32,7 +32,9 @@ FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 # Operators of a layer that are no views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); of a
 # gated-delta layer without flash-linear-attention 94 in a step, 118 + 9 for each chunk of 64 tokens in a prefill.
 LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0}
-ELEMENTWISE = 75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
+ELEMENTWISE = (
+    75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
+)
 STATE_TOUCHES = 20.0  # element-wise operators that go over the recurrent state in a step
 SCORE_BYTES = 4
 MASK_BYTES = 2
@@ -79,22 +81,15 @@ class Transformers:
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         width = DTYPE_BYTES[setting.dtype]
         held = geometry.cache_bytes(setting.context, setting.batch, width).total
-        prefill = self._prefill_bytes(geometry, storage, setting, self._chunk(setting, target))
-        decode = self._decode_bytes(geometry, setting, width)
-        during, phase = (prefill, "prefill") if prefill.value >= decode.value else (decode, "decode")
-        reasons = {
-            "prefill": f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
-            "decode": "copying a layer's cache to append to it",
-        }
-        framework = PROCESS.get(target.vendor, PROCESS["other"])
         return Terms(
             weights=exact(storage.device_bytes),
             cache=exact(held),
-            buffers=during,
-            framework=framework,
+            prefill=self._prefill_bytes(geometry, storage, setting, self._chunk(setting, target)),
+            decode=self._decode_bytes(geometry, setting, width),
+            framework=PROCESS.get(target.vendor, PROCESS["other"]),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
-            peak_phase=phase,
-            reason=reasons[phase],
+            prefill_reason=f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
+            decode_reason="copying a layer's cache to append to it",
         )
 
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:

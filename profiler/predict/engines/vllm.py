@@ -65,11 +65,12 @@ class Vllm:
         return Terms(
             weights=Interval(weights, weights * 0.75, weights * 1.02, "prior") if packed else exact(weights),
             cache=exact(cache_bytes(geometry, setting)),
-            buffers=self._buffers(geometry, storage, setting),
+            prefill=(buffers := self._buffers(geometry, storage, setting)),
+            decode=buffers,
             framework=FRAMEWORK,
             host=HOST,
-            peak_phase="prefill",
-            reason=f"a pass of {self._tokens(setting):,} tokens",
+            prefill_reason=f"a pass of {self._tokens(setting):,} tokens",
+            decode_reason="what the largest pass took stays reserved",
         )
 
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:

@@ -1,0 +1,106 @@
+"""``profile accuracy``: predicted against measured, over everything in the store."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from profiler.commands import listing, options
+from profiler.results import stats
+from profiler.results.measurement import Measurement, Phase
+from profiler.results.store import Store
+from profiler.units import UNKNOWN, bytes_text, printable, rate_text
+
+FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
+
+
+@click.command("accuracy")
+@click.argument("run", required=False)
+@options.store()
+@listing.output()
+def accuracy(run: str | None, store: Path | None, output: str) -> int:
+    """Print what was predicted before each measurement beside it, the furthest off first.
+
+    Below the table: mean and median error of each figure, and how many lie in the range that nine of ten should.
+    """
+    with Store.open(store, create=False) as opened:
+        measured = opened.rows(opened.find_run(run) if run else None)
+    found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
+    click.echo(listing.render(found, _cells, output) if found else "no row has a prediction beside it\n", nl=False)
+    for line in summary(found):
+        click.echo(line, err=output != "table")
+    return 0
+
+
+def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
+    """One row for each predicted figure of each measurement; ``error`` is predicted over measured, less 1."""
+    found = []
+    for measurement in measured:
+        for figure in FIGURES:
+            predicted, value = measurement.expected.get(figure), _measured(measurement, figure)
+            if measurement.outcome != "ok" or not predicted or not value:
+                continue
+            case = measurement.case
+            found.append(
+                {
+                    "model": case.model,
+                    "quant": case.quant,
+                    "context": case.context,
+                    "batch": case.batch,
+                    "device": case.device,
+                    "figure": figure,
+                    "predicted": predicted["value"],
+                    "low": predicted["low"],
+                    "high": predicted["high"],
+                    "basis": predicted["basis"],
+                    "measured": value,
+                    "error": predicted["value"] / value - 1,
+                    "covered": predicted["low"] <= value <= predicted["high"],
+                    "key": case.key,
+                }
+            )
+    return found
+
+
+def summary(found: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each figure."""
+    lines = []
+    for figure in FIGURES:
+        mine = [row for row in found if row["figure"] == figure]
+        if mine:
+            errors = [row["error"] for row in mine]
+            mean = statistics.fmean(map(abs, errors))
+            covered = statistics.fmean(row["covered"] for row in mine)
+            lines.append(
+                f"{figure}: {len(mine)} cases, off by {mean:.1%} on average, median {statistics.median(errors):+.1%},"
+                f" {covered:.0%} within their range"
+            )
+    return lines
+
+
+def _measured(measurement: Measurement, figure: str) -> float | None:
+    if figure == "peak_bytes":
+        return measurement.memory.process_peak_bytes
+    phase: Phase = "prefill" if figure == "prefill_tps" else "decode"
+    rate = stats.rate(measurement, phase)
+    return rate.median if rate else None
+
+
+def _cells(row: listing.Row) -> dict[str, str]:
+    text = bytes_text if row["figure"] == "peak_bytes" else rate_text
+    return {
+        "model": printable(row["model"], 40),
+        "quant": row["quant"],
+        "context": f"{row['context']:,}",
+        "batch": f"{row['batch']:,}",
+        "figure": row["figure"],
+        "predicted": text(row["predicted"]),
+        "range": f"{text(row['low'])} – {text(row['high'])}",
+        "measured": text(row["measured"]) or UNKNOWN,
+        "error": f"{row['error']:+.0%}",
+        "basis": row["basis"],
+    }

@@ -1,0 +1,137 @@
+"""The page of `profile explain`: a table for each phase, the gap in words, the memory from load to decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from profiler.commands import fit_rows, listing
+from profiler.predict.explanation import Explanation, PhaseParts, cause
+from profiler.predict.prediction import Prediction
+from profiler.results import stats
+from profiler.results.measurement import Measurement, Phase
+from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
+
+SHOWN_CHANGES = 3
+
+
+def render(model: str, prediction: Prediction, found: Explanation, measured: Measurement | None, output: str) -> str:
+    """In a format of ``listing.FORMATS``: for people a page, else a row for each part of a phase and of memory."""
+    if output not in ("table", "md"):
+        return listing.render(rows(found, measured), dict, output)
+    setting = prediction.setting
+    lines = [
+        f"{printable(model)} {setting.quant}, {setting.context:,} tokens in each of {setting.batch:,}"
+        f" sequence{'s' * (setting.batch != 1)}: {prediction.verdict.word}, {prediction.verdict.reason}",
+        fit_rows.place(prediction),
+        "",
+    ]
+    for phase in found.phases:
+        lines += [
+            *_heading(phase, prediction, measured),
+            "",
+            _table(phase, output),
+            cause(phase).capitalize() + ".",
+            "",
+        ]
+    lines += _memory(found)
+    return "\n".join(lines) + "\n"
+
+
+def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any]]:
+    """Parts of time, then of memory, as plain JSON; unknown is null."""
+    table = [
+        {
+            "phase": phase.name,
+            "part": share.part,
+            "bytes": share.nbytes,
+            "flops": share.flops,
+            "ceiling_s": share.ceiling_s,
+            "predicted_s": share.predicted_s,
+            "binds": share.binds,
+            "phase_predicted_s": phase.predicted_s,
+            "phase_measured_s": measured_s(measured, phase.name),
+        }
+        for phase in found.phases
+        for share in phase.shares
+    ]
+    empty = dict.fromkeys(table[0])
+    terms = found.terms
+    memory = {
+        "weights": terms.weights,
+        "framework": terms.framework,
+        "cache": terms.cache,
+        "prefill buffers": terms.prefill,
+        "decode buffers": terms.decode,
+    }
+    return table + [empty | {"phase": "memory", "part": name, "bytes": term.value} for name, term in memory.items()]
+
+
+def measured_s(measured: Measurement | None, phase: str) -> float | None:
+    """Seconds of a whole prefill, or of one decode step, as measured."""
+    name: Phase = "prefill" if phase == "prefill" else "decode"
+    rate = stats.rate(measured, name) if measured else None
+    if rate is None or measured is None:
+        return None
+    tokens = measured.case.batch * (measured.case.context if name == "prefill" else 1)
+    return tokens / rate.median
+
+
+def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | None) -> list[str]:
+    what = "one step" if phase.name == "decode" else f"{phase.passes} pass{'es' * (phase.passes != 1)}"
+    parts = [
+        f"{phase.name}, {what}: ceiling {seconds_text(phase.ceiling_s)}",
+        f"predicted {seconds_text(phase.predicted_s)} ({phase.fraction:.0%} of the ceiling)",
+    ]
+    own = prediction.prefill if phase.name == "prefill" else prediction.decode
+    if own is not None:
+        parts.append(f"{significant(own.tps.low, 2)}–{significant(own.tps.high, 2)} t/s, {own.seconds.basis}")
+    seconds = measured_s(measured, phase.name)
+    if seconds is None:
+        return [" · ".join(parts)]
+    gap = seconds / phase.predicted_s
+    word = "as predicted" if 0.9 <= gap <= 1.1 else f"{significant(gap, 2)} × the prediction"
+    parts.append(f"measured {seconds_text(seconds)}, {word}")
+    if seconds < phase.ceiling_s:
+        parts.append("faster than the ceiling: a bug of ours, please report it")
+    return [" · ".join(parts)]
+
+
+def _table(phase: PhaseParts, output: str) -> str:
+    total = phase.predicted_s
+    cells = [
+        {
+            "part": share.part,
+            "bytes": bytes_text(share.nbytes) if share.nbytes else UNKNOWN,
+            "FLOPs": f"{significant(share.flops / 1e9)} G" if share.flops else UNKNOWN,
+            "ceiling": seconds_text(share.ceiling_s) if share.ceiling_s else UNKNOWN,
+            "predicted": seconds_text(share.predicted_s),
+            "share": f"{share.predicted_s / total:.0%}",
+            "binds": share.binds,
+        }
+        for share in phase.shares
+        if share.predicted_s > 0.001 * total
+    ]
+    return listing.render(cells, dict, output)
+
+
+def _memory(found: Explanation) -> list[str]:
+    """From loading to decode, what sets each, and what to change."""
+    terms = found.terms
+    loaded, cache = terms.loaded.value, terms.cache.value
+    lines = [
+        f"memory: loaded {bytes_text(loaded)} (weights {bytes_text(terms.weights.value)},"
+        f" runtime {bytes_text(terms.framework.value)})",
+        f"  → prefill {bytes_text(loaded + cache + terms.prefill.value)}: cache {bytes_text(cache)},"
+        f" {bytes_text(terms.prefill.value)} for {terms.prefill_reason}",
+        f"  → decode {bytes_text(loaded + cache + terms.decode.value)}: cache {bytes_text(cache)},"
+        f" {bytes_text(terms.decode.value)} for {terms.decode_reason}",
+        f"  the peak is in {terms.peak_phase}: {bytes_text(terms.peak.value)}"
+        f" ({bytes_text(terms.peak.low)} – {bytes_text(terms.peak.high)})",
+    ]
+    if terms.host.value:
+        lines.append(f"  and {bytes_text(terms.host.value)} in the host's memory")
+    if found.changes:
+        best, *others = found.changes[:SHOWN_CHANGES]
+        lines.append(f"what frees most: {best.words}, {bytes_text(best.freed_bytes)}")
+        lines += [f"  then {change.words}, {bytes_text(change.freed_bytes)}" for change in others]
+    return lines

@@ -1,0 +1,203 @@
+"""One case taken apart: where time and memory go, what the device's ceilings would allow, and what would help.
+
+A ceiling is what this device was measured to do (`profile calibrate`), else its maker's figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from profiler.models.geometry import Geometry
+from profiler.predict import efficiency, machine, work
+from profiler.predict.efficiency import Rates
+from profiler.predict.engines.base import Engine, Setting, Terms
+from profiler.predict.machine import Machine
+from profiler.predict.prediction import Predictor, shared_out
+from profiler.predict.work import Work
+from profiler.quants.base import DTYPE_BYTES
+
+PHASES = ("prefill", "decode")
+NAMES = {"other": "norms, routers, convolutions", "mlp": "feed-forward", "tables": "embeddings"}
+SMALLER_KV = {"llama.cpp": "q8_0", "vllm": "fp8"}
+BELOW_PEAK = 0.5  # of the ceiling: further away, the gap has a cause worth naming
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One part of a phase. Seconds of the whole phase; ``ceiling_s`` 0 for what has no bytes and no FLOPs."""
+
+    part: str
+    nbytes: float
+    flops: float
+    ceiling_s: float
+    predicted_s: float
+    binds: str  # bandwidth | compute | launches | link
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseParts:
+    """A phase, part by part."""
+
+    name: str
+    shares: tuple[Share, ...]
+    passes: int
+
+    @property
+    def ceiling_s(self) -> float:
+        """If nothing but reading and computing took time, at the ceilings."""
+        return sum(share.ceiling_s for share in self.shares)
+
+    @property
+    def predicted_s(self) -> float:
+        """As predicted."""
+        return sum(share.predicted_s for share in self.shares)
+
+    @property
+    def fraction(self) -> float:
+        """Ceiling over predicted time, 0..1."""
+        return self.ceiling_s / self.predicted_s
+
+    @property
+    def widest(self) -> Share:
+        """The part whose predicted time is furthest above its ceiling."""
+        return max(self.shares, key=lambda share: share.predicted_s - share.ceiling_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing to do differently, and the bytes that the peak falls by."""
+
+    words: str
+    freed_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Time by phase, memory by moment, and the changes that free most, best first."""
+
+    phases: tuple[PhaseParts, ...]
+    terms: Terms
+    changes: tuple[Change, ...]
+
+
+def explain(predictor: Predictor, context: int, batch: int, kv: str | None = None) -> Explanation:
+    """The case of ``context`` tokens in each of ``batch`` sequences, whether it fits or not."""
+    setting = predictor.setting(context, batch, kv)
+    manner = predictor.engine.manner(predictor.geometry, setting)
+    prompt = work.prefill(predictor.geometry, predictor.storage, context, batch, predictor.sized(manner))
+    step = work.decode(predictor.geometry, predictor.storage, context, batch, manner)
+    phases = tuple(
+        PhaseParts(name, tuple(_shares(done, predictor)), done.passes)
+        for name, done in zip(PHASES, (prompt, step), strict=True)
+    )
+    return Explanation(phases, predictor.terms(setting), tuple(_changes(predictor, setting)))
+
+
+def _shares(done: Work, predictor: Predictor) -> list[Share]:
+    """Parts of equal name together, the longest first; launches and links at the end."""
+    bandwidth, peak = ceilings(predictor.machine, predictor.dtype)
+    parts: dict[str, list[float]] = {}
+    for item in done.items:
+        read, compute, unpack = efficiency.costs(item, done, predictor.rates)
+        entry = parts.setdefault(_name(item), [0.0, 0.0, 0.0, 0.0, 0.0])
+        ceiling = max(item.nbytes / bandwidth, item.flops / peak)
+        bound = compute if compute >= read else 0.0
+        for index, value in enumerate(
+            (item.nbytes, item.flops, ceiling, max(read, compute) + unpack, bound + unpack)
+        ):
+            entry[index] += value
+    shares = [
+        Share(name, nbytes, flops, ceiling, predicted, "compute" if computing > predicted / 2 else "bandwidth")
+        for name, (nbytes, flops, ceiling, predicted, computing) in parts.items()
+        if predicted > 0
+    ]
+    shares.sort(key=lambda share: -share.predicted_s)
+    launching = efficiency.launches_s(done, predictor.rates)
+    shares.append(Share("launches", 0.0, 0.0, 0.0, launching, "launches"))
+    linking = machine.link_s(done, predictor.geometry, predictor.machine)
+    return [*shares, Share("links between devices", 0.0, 0.0, 0.0, linking, "link")] if linking else shares
+
+
+def _name(item: work.Item) -> str:
+    if item.kind == "cache":
+        return f"cache, {item.part} layers"
+    if item.kind == "state":
+        return "state, gated delta layers"
+    if item.part == "activations":
+        return "element-wise operators"
+    return NAMES.get(item.part, item.part)
+
+
+def ceilings(host: Machine, dtype: str) -> tuple[float, float]:
+    """Bytes per second and FLOP per second that all devices of ``host`` could do together."""
+    target, measured = host.target, host.target.ceilings
+    bandwidth = measured.read_bytes_s if measured else target.bandwidth_bytes_s
+    flops = dict(measured.flops) if measured else dict(target.flops)
+    peak = flops.get(dtype) or max(flops.values(), default=bandwidth * 50)
+    together = target.count if host.split == "tensor" else 1
+    return bandwidth * together, max(peak, *flops.values()) * together if flops else peak * together
+
+
+def cause(phase: PhaseParts) -> str:
+    """The likeliest reason, in words, why a phase is not at its ceiling."""
+    if phase.fraction >= BELOW_PEAK and phase.widest.part != "launches":
+        return f"near its ceiling: what is left is in {phase.widest.part}"
+    part = phase.widest
+    share = (part.predicted_s - part.ceiling_s) / (phase.predicted_s - phase.ceiling_s)
+    if part.part == "launches":
+        return f"{share:.0%} of the gap is starting operators one after the other: larger batches or a graph hide it"
+    if part.binds == "compute" and phase.name == "decode":
+        return (
+            f"{share:.0%} of the gap is unpacking and multiplying the weights of {part.part}: the format, not memory"
+        )
+    reasons = {
+        "bandwidth": "kernels that read below the ceiling",
+        "compute": "products below the peak",
+        "link": "links",
+    }
+    return f"{share:.0%} of the gap is {part.part}: {reasons.get(part.binds, part.binds)}"
+
+
+def _changes(predictor: Predictor, setting: Setting) -> list[Change]:
+    """What one change to the case would free at the peak."""
+    engine, geometry, host = predictor.engine, predictor.geometry, predictor.machine
+    now = predictor.terms(setting).peak.value
+    found = []
+
+    def consider(words: str, other: Setting) -> None:
+        found.append(Change(words, now - _peak(engine, geometry, other, host)))
+
+    if setting.context > 1:
+        half = setting.context // 2
+        consider(f"half the context, -c {half}", replace(setting, context=half))
+    if setting.batch > 1:
+        consider(f"half the batch, -b {setting.batch // 2}", replace(setting, batch=setting.batch // 2))
+    if engine.name in SMALLER_KV and setting.kv is None:
+        consider(f"a smaller cache, --kv {SMALLER_KV[engine.name]}", replace(setting, kv=SMALLER_KV[engine.name]))
+    ubatch = engine.manner(geometry, setting).ubatch
+    if setting.context > 256 and ubatch > 256:
+        consider("prefill in passes of 256 tokens", replace(setting, ubatch=256))
+    for quant in _smaller(predictor):
+        consider(f"a smaller format, -q {quant}", replace(setting, quant=quant))
+    return sorted((change for change in found if change.freed_bytes > 0), key=lambda change: -change.freed_bytes)
+
+
+def _smaller(predictor: Predictor) -> Sequence[str]:
+    """The engine's next smaller format, if there is one."""
+    own = predictor.storage.device_bytes
+    sizes = {
+        quant: predictor.engine.storage(predictor.geometry, quant, predictor.dtype).device_bytes
+        for quant in predictor.engine.quants
+    }
+    below = {quant: size for quant, size in sizes.items() if size < 0.97 * own}
+    return [max(below, key=lambda quant: below[quant])] if below else []
+
+
+def _peak(engine: Engine, geometry: Geometry, setting: Setting, host: Machine) -> float:
+    dtype = setting.quant if setting.quant in DTYPE_BYTES else setting.dtype
+    storage = engine.storage(geometry, setting.quant, dtype)
+    return shared_out(engine.memory(geometry, storage, setting, host.target), geometry, host).peak.value
+
+
+__all__ = ["Change", "Explanation", "PhaseParts", "Rates", "Share", "cause", "ceilings", "explain"]

@@ -1,0 +1,30 @@
+"""The fields ``ceiling`` and ``predicted`` of a row, from what was kept beside the measurement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from profiler.results import stats
+from profiler.results.measurement import Measurement
+
+FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
+
+
+def predicted(measurement: Measurement) -> dict[str, Any] | None:
+    """Rates and peak as predicted before measuring, each with bounds and basis; null if nothing was."""
+    known = {name: measurement.expected.get(name) for name in FIGURES}
+    return known if any(known.values()) else None
+
+
+def ceiling(measurement: Measurement) -> dict[str, Any] | None:
+    """The ceiling's over the measured time of each phase: 0..1, above it a bug of ours. Null if not calibrated."""
+    at = measurement.expected.get("ceiling_s")
+    if not at:
+        return None
+    case = measurement.case
+    prefill, decode = stats.rate(measurement, "prefill"), stats.rate(measurement, "decode")
+    return {
+        "prefill_fraction": at["prefill"] * prefill.median / (case.batch * case.context) if prefill else None,
+        "decode_fraction": at["step"] * decode.median / case.batch if decode else None,
+        "bound": measurement.expected.get("decode_bound"),
+    }

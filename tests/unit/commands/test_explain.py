@@ -1,0 +1,100 @@
+"""``profile explain``, ``profile accuracy`` and ``profile calibrate --show`` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from profiler.case import Case
+from profiler.cli import main
+from profiler.models.resolve import resolve
+from profiler.results.measurement import Measurement, Memory, Sample
+from profiler.results.store import Store
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "results.sqlite"))
+    return tmp_path / "results.sqlite"
+
+
+def measured(decode_s: float) -> Measurement:
+    case = Case(
+        "gemma-3-270m", resolve("gemma-3-270m").model_id, "synthetic", "fp32", "fp32", "cpu", "hf", "eager", 128, 1, 8
+    )
+    beside = {
+        "prefill_tps": {"value": 130.0, "low": 60.0, "high": 260.0, "basis": "prior"},
+        "decode_tps": {"value": 8.0, "low": 6.0, "high": 9.0, "basis": "prior"},
+        "peak_bytes": {"value": 1.5e9, "low": 1.4e9, "high": 1.7e9, "basis": "prior"},
+    }
+    samples = (Sample("prefill", 1.0, 128), Sample("decode", decode_s, 8))
+    return Measurement(case, {}, "ok", samples=samples, memory=Memory(process_peak_bytes=1_600_000_000),
+                       started_at="2026-11-24T04:00:00Z", expected=beside)  # fmt: skip
+
+
+def keep(store: Path, row: Measurement) -> None:
+    with Store.open(store) as opened:
+        opened.append(opened.start_run(["sweep"], {}), row)
+
+
+def test_a_page_names_parts_gap_and_memory() -> None:
+    text = run("explain", "gemma-4-26b-a4b", "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "32k").stdout
+    for word in ("prefill, 64 passes", "decode, one step", "experts", "cache, full layers", "% of the gap",
+                 "memory: loaded", "→ prefill", "→ decode", "what frees most", "in the host's memory"):  # fmt: skip
+        assert word in text
+    assert len(text.splitlines()) < 45
+
+
+def test_rows_are_plain_json() -> None:
+    rows = json.loads(run("explain", "qwen3.5-9b", "--on", "h100", "--engine", "vllm", "-o", "json").stdout)
+    assert {row["phase"] for row in rows} == {"prefill", "decode", "memory"}
+    assert all(row["predicted_s"] >= row["ceiling_s"] for row in rows if row["phase"] != "memory")
+
+
+def test_what_was_measured_here_stands_beside(store: Path) -> None:
+    keep(store, measured(decode_s=0.8))
+    text = run("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu").stdout
+    assert "measured 100 ms" in text
+    assert "measured" not in run("explain", "gemma-3-270m", "-q", "fp32", "-c", "256", "--on", "cpu").stdout
+
+
+def test_faster_than_the_ceiling_is_our_bug(store: Path) -> None:
+    keep(store, measured(decode_s=1e-4))
+    assert "a bug of ours" in run("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gemma-3-270m", "-c", "1k,2k"], "explain takes one case"),
+        (["gemma-3-270m", "-q", "fp32,bf16"], "explain takes one case"),
+        (["nosuch"], "unknown model"),
+        (["gemma-4-e2b", "-c", "256k"], "more than its 131,072 positions"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
+    result = run("explain", *words)
+    assert result.exit_code == 2
+    assert said in result.stderr.splitlines()[0]
+
+
+def test_accuracy_lists_predicted_beside_measured_and_counts_what_is_covered(store: Path) -> None:
+    keep(store, measured(decode_s=0.8))
+    result = run("accuracy")
+    assert "decode_tps: 1 cases, off by 20.0% on average, median -20.0%, 0% within their range" in result.output
+    assert "peak_bytes: 1 cases, off by 6.2% on average, median -6.2%, 100% within their range" in result.output
+    rows = json.loads(run("accuracy", "-o", "json").stdout)
+    assert [row["figure"] for row in rows] == ["decode_tps", "peak_bytes", "prefill_tps"]  # furthest off first
+
+
+def test_a_device_that_was_not_calibrated_says_so(store: Path) -> None:
+    result = run("calibrate", "--show", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "was not calibrated" in result.stderr

@@ -1,0 +1,96 @@
+"""What was measured of a device is kept under its fingerprint, and nothing that cannot be is believed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from profiler.devices import ceilings
+from profiler.devices.base import DeviceInfo
+from profiler.devices.ceilings import Ceilings
+from profiler.devices.target import of
+from profiler.errors import ProfileError
+from profiler.units import GIB
+
+CPU = DeviceInfo("cpu", "cpu", "AMD EPYC", 24 * GIB, 20 * GIB, "fp32", cores=2, features=("avx2",))
+CURVE = {"1": 1e-10, "16": 1e-10, "64": 4e-10, "256": 16e-10}
+
+
+def some(**changes: object) -> Ceilings:
+    known = Ceilings(
+        title=CPU.title,
+        fingerprint=ceilings.fingerprint(CPU),
+        measured_at="2026-11-24T04:00:00+00:00",
+        seconds=30.0,
+        read_bytes_s=12e9,
+        copy_bytes_s=8e9,
+        call_s=5e-6,
+        graph_call_s=None,
+        flops={"fp32": 60e9},
+        curves={"fp32": CURVE},
+        how={"read": "sum, 2 threads"},
+    )
+    return replace(known, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "results.sqlite"))
+    return tmp_path
+
+
+def test_what_was_saved_is_loaded() -> None:
+    assert ceilings.load(CPU) is None
+    path = ceilings.save(some())
+    assert path.parent.name == "ceilings"
+    assert ceilings.load(CPU) == some()
+
+
+@pytest.mark.parametrize("change", [{"cores": 4}, {"title": "other"}, {"features": ("avx512f",)}, {"driver": "570"}])
+def test_a_device_that_changed_is_measured_again(change: dict[str, object]) -> None:
+    ceilings.save(some())
+    assert ceilings.load(replace(CPU, **change)) is None  # type: ignore[arg-type]
+    assert ceilings.load(replace(CPU, free_bytes=1)) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "nonsense", '{"schema": 1}', '{"fingerprint": 3}', '{"schema": 99, "fingerprint": "FP"}']
+)
+def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
+    path = ceilings.save(some())
+    path.write_text(text.replace("FP", ceilings.fingerprint(CPU)))
+    assert ceilings.load(CPU) is None
+
+
+@pytest.mark.parametrize("change", [{"read_bytes_s": 0}, {"call_s": -1}, {"read_bytes_s": None}, {"flops": {"fp32": 0}}])
+def test_figures_that_cannot_be_are_refused(change: dict[str, object]) -> None:
+    assert ceilings.parse({"schema": 1} | asdict(some()) | change) is None
+    assert ceilings.parse(json.loads(json.dumps({"schema": 1} | asdict(some())))) == some()
+
+
+def test_a_curve_is_straight_in_logarithms_and_goes_on_in_proportion() -> None:
+    known = some()
+    assert known.byte_s("fp32", 1) == pytest.approx(1e-10)
+    assert known.byte_s("fp32", 32) == pytest.approx(2e-10)
+    assert known.byte_s("fp32", 512) == pytest.approx(32e-10)
+    assert known.byte_s("fp32", 0.1) == pytest.approx(1e-10)
+    assert known.byte_s("nf4", 1) is None
+
+
+def test_a_calibrated_device_is_told_by_what_was_measured() -> None:
+    assert of(CPU).ceilings is None
+    ceilings.save(some())
+    target = of(CPU)
+    assert target.bandwidth_bytes_s == 12e9
+    assert target.flops == {"fp32": 60e9}
+    assert target.source == "measured 2026-11-24"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "file" / "results.sqlite"))
+    with pytest.raises(ProfileError, match="cannot keep the ceilings"):
+        ceilings.save(some())

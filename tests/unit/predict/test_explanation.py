@@ -1,0 +1,104 @@
+"""One case taken apart: parts add up, no ceiling is beaten, and changes free what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from profiler.case import Case
+from profiler.devices import ceilings
+from profiler.devices.base import DeviceInfo
+from profiler.devices.ceilings import Ceilings
+from profiler.devices.target import find
+from profiler.models import catalog, families
+from profiler.predict import beside, engines, explanation
+from profiler.predict.machine import Machine
+from profiler.predict.prediction import Predictor
+from profiler.results import beside as shown
+from profiler.results.measurement import Measurement, Sample
+from profiler.units import GIB
+
+CPU = DeviceInfo("cpu", "cpu", "AMD EPYC", 24 * GIB, 20 * GIB, "fp32", cores=2, features=("avx2",))
+MEASURED = Ceilings("AMD EPYC", "x", "2026-11-24", 30.0, 12e9, 8e9, 5e-6, None, {"fp32": 60e9, "bf16": 5e9},
+                    {"fp32": {"1": 1e-10, "16": 1.2e-10, "256": 20e-10}})  # fmt: skip
+
+
+def predictor(model: str, on: str, engine: str = "llama.cpp") -> Predictor:
+    geometry, runtime = families.geometry(catalog.raw_config(model)), engines.find(engine)
+    return Predictor(geometry, runtime, runtime.check(runtime.default_quant), Machine(find(on)))
+
+
+@pytest.mark.parametrize("engine", engines.names())
+@pytest.mark.parametrize("model", ["gemma-4-e2b", "qwen3.6-35b-a3b", "qwen3.5-9b", "gemma-4-26b-a4b"])
+@pytest.mark.parametrize("on", ["h100 sxm", "2x3090", "m4 max"])
+def test_parts_add_up_to_the_prediction_and_stay_below_the_ceiling(engine: str, model: str, on: str) -> None:
+    case = predictor(model, on, engine)
+    found = explanation.explain(case, 8192, 2)
+    prediction = case.predict(8192, 2)
+    for phase in found.phases:
+        assert phase.predicted_s == pytest.approx(sum(share.predicted_s for share in phase.shares))
+        assert 0 < phase.fraction <= 1, phase.name
+        assert explanation.cause(phase)
+    if prediction.prefill and prediction.decode:
+        assert found.phases[0].predicted_s == pytest.approx(prediction.prefill.seconds.value)
+        assert found.phases[1].predicted_s == pytest.approx(prediction.decode.seconds.value)
+    assert found.terms.peak == prediction.terms.peak
+
+
+def test_launches_are_named_where_they_are_the_gap() -> None:
+    decode = explanation.explain(predictor("gemma-4-e2b", "b300"), 512, 1).phases[1]
+    assert "starting operators" in explanation.cause(decode)
+    assert decode.widest.part == "launches"
+
+
+def test_the_change_that_frees_most_comes_first_and_frees_what_it_says() -> None:
+    case = predictor("gemma-4-31b", "rtx 4090")
+    found = explanation.explain(case, 32768, 2)
+    freed = [change.freed_bytes for change in found.changes]
+    assert freed == sorted(freed, reverse=True)
+    assert freed[-1] > 0
+    half = next(change for change in found.changes if change.words.startswith("half the batch"))
+    now, then = case.predict(32768, 2).terms.peak.value, case.predict(32768, 1).terms.peak.value
+    assert half.freed_bytes == pytest.approx(now - then)
+
+
+def test_a_measured_curve_takes_the_place_of_shares() -> None:
+    plain = predictor("gemma-3-270m", "cpu", "transformers")
+    machine = Machine(replace(find("cpu"), ceilings=MEASURED, bandwidth_bytes_s=12e9, flops=MEASURED.flops))
+    own = Predictor(plain.geometry, plain.engine, "fp32", machine, "fp32").predict(128, 1)
+    assert own.decode is not None
+    assert own.basis == "calibrated"
+    weights = plain.geometry.active_parameters * 4
+    assert own.decode.seconds.value > weights * 1e-10  # no faster than the curve
+    assert own.decode.seconds.value < weights * 1e-10 * 1.5
+
+
+def case(backend: str = "hf") -> Case:
+    return Case("gemma-3-270m", "id", "synthetic", "fp32", "fp32", "cpu", backend, "eager", context=128, batch=1, steps=8)
+
+
+def test_a_prediction_is_kept_beside_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "load", lambda device: MEASURED)
+    geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
+    expected = beside.expected(case(), geometry, CPU)
+    samples = (Sample("prefill", 1.0, 128), Sample("decode", 2.0, 8))
+    row = Measurement(case(), {}, "ok", samples=samples, expected=expected)
+    predicted, ceiling = shown.predicted(row), shown.ceiling(row)
+    assert predicted is not None
+    assert ceiling is not None
+    assert predicted["decode_tps"]["low"] < predicted["decode_tps"]["value"] < predicted["decode_tps"]["high"]
+    assert predicted["peak_bytes"]["basis"] == "prior"
+    assert ceiling["decode_fraction"] == pytest.approx(expected["ceiling_s"]["step"] / (2.0 / 8))
+    assert ceiling["prefill_fraction"] == pytest.approx(expected["ceiling_s"]["prefill"] / 1.0)
+    assert ceiling["bound"] in ("bandwidth", "compute", "launches", "experts")
+
+
+def test_without_calibration_there_is_no_ceiling_and_without_rules_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "load", lambda device: None)
+    geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
+    row = Measurement(case(), {}, "ok", expected=beside.expected(case(), geometry, CPU))
+    assert shown.ceiling(row) is None
+    assert shown.predicted(row) is not None
+    assert beside.expected(case("fake"), geometry, CPU) == {}
+    assert shown.predicted(Measurement(case("fake"), {}, "ok")) is None
