@@ -110,6 +110,14 @@ def page(
         HEAD,
         *(summary.line() for summary in summaries(prefill) if summary.errors),
         "",
+        "## Several devices",
+        "",
+        "None of these rows was fitted to.",
+        "",
+        "| case | engine | measured t/s | predicted | error |",
+        "|---|---|--:|--:|--:|",
+        *several_lines(),
+        "",
         "## The noise floor",
         "",
         *noise(used),
@@ -222,6 +230,17 @@ def noise(used: Sequence[Row]) -> list[str]:
         "",
         f"Median gap {np.median([gap for _, gap in pairs]):.0%}; no formula can be nearer to both than half of it.",
     ]
+
+
+def several_lines() -> list[str]:
+    """Published rows of several equal devices."""
+    lines = []
+    for raw, predicted in published_rows.several():
+        measured = float(raw["decode_tps"])
+        what = f"{raw['model']} {raw['quant']} on {raw['device']}"
+        error = f"{predicted / measured - 1:+.0%}"
+        lines.append(f"| {what} | {raw['engine']} | {measured:.1f} | {predicted:.1f} | {error} |")
+    return lines
 
 
 def worst_line(judged: Judged) -> str:

@@ -18,6 +18,8 @@ from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
 from profiler.predict import engines, gguf_mix, work
 from profiler.predict.engines.base import Engine, Setting
+from profiler.predict.machine import Machine, Split
+from profiler.predict.prediction import Predictor
 from profiler.predict.storage import Storage
 
 FILE = Path(__file__).parent / "published" / "throughput.csv"
@@ -37,6 +39,16 @@ DEVICES = {
     "Apple M5 (10c, 32GB)": "Apple M5 (10c)",
     "RTX 5060 Ti": "RTX 5060 Ti 16GB",
 }
+SEVERAL: dict[str, tuple[str, int, Split]] = {  # never fitted to: a check of the rules for several devices
+    "4x V100 32GB (layer split)": ("V100 32GB", 4, "layer"),
+    "2x RTX 3090 (tensor split)": ("RTX 3090", 2, "tensor"),
+    "2x RTX 3090 (TP2)": ("RTX 3090", 2, "tensor"),
+    "2x RTX 5060 Ti (layer)": ("RTX 5060 Ti 16GB", 2, "layer"),
+    "2x RTX 5060 Ti (tensor)": ("RTX 5060 Ti 16GB", 2, "tensor"),
+    "4x RTX PRO 6000 Blackwell": ("RTX PRO 6000 Blackwell", 4, "tensor"),
+    "4x L4 (TP4)": ("L4", 4, "tensor"),
+    "2x Strix Halo (TP2)": ("Strix Halo (Ryzen AI Max+ 395, Radeon 8060S)", 2, "tensor"),
+}
 ENGINES = {"llama.cpp": "llama.cpp", "ollama": "llama.cpp", "vllm": "vllm"}  # by how the row's engine begins
 GGUF = {  # dynamic mixes by the plain one of nearly the same size
     "q4_k": "q4_k_m",
@@ -47,7 +59,14 @@ GGUF = {  # dynamic mixes by the plain one of nearly the same size
     "q3_k_xl": "q3_k_m",
     "q2_k_xl": "q2_k",
 }
-CHECKPOINTS = {"bf16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4"}
+CHECKPOINTS = {
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "nvfp4": "nvfp4",
+    "bf16/undrafted": "bf16",
+    "awq int4": "int4",
+    "int4": "int4",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +134,21 @@ def _wanted() -> Iterator[tuple[int, dict[str, str]]]:
         for line, raw in enumerate(csv.DictReader(file), start=2):
             if raw["tier"] in ("A", "B") and raw["batch"] == "1" and raw["decode_tps"]:
                 yield line, raw
+
+
+def several() -> Iterator[tuple[dict[str, str], float]]:
+    """Rows of several equal devices, and the decode rate predicted for each."""
+    for _, raw in _wanted():
+        if raw["device"] not in SEVERAL:
+            continue
+        name, count, split = SEVERAL[raw["device"]]
+        row = match(0, raw | {"device": name, "quant": CHECKPOINTS.get(raw["quant"].casefold(), raw["quant"])})
+        if isinstance(row, Row):
+            machine = Machine(replace(row.target, count=count), split)
+            decode = Predictor(row.geometry, row.engine, row.setting.quant, machine).step(
+                row.depth, 1, row.setting.kv
+            )
+            yield raw, 1 / decode
 
 
 def match(line: int, raw: dict[str, str]) -> Row | str:

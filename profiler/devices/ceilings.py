@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -124,6 +123,8 @@ def parse(content: Mapping[str, Any]) -> Ceilings | None:
 
 
 def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and only local devices need it
+
     try:
         return version(name)
     except PackageNotFoundError:

@@ -117,6 +117,12 @@ class Predictor:
             self.engine, self.machine, setting, terms, verdict, prefill, decode, verdict.offloaded_bytes
         )
 
+    def step(self, depth: int, batch: int, kv: str | None = None) -> float:
+        """Seconds of one decode step as if it fitted."""
+        setting = self.setting(depth, batch, kv)
+        done = work.decode(self.geometry, self.storage, depth, batch, self.engine.manner(self.geometry, setting))
+        return efficiency.seconds(done, self.rates) + machine.link_s(done, self.geometry, self.machine)
+
     def sized(self, manner: Manner) -> Manner:
         """A CPU prefills in smaller passes."""
         small = self.machine.target.vendor == "CPU" and self.engine.name == "transformers"

@@ -6,18 +6,23 @@ of a few terms. Figures equal those of ``prediction.Predictor``, which is what a
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
 
 from profiler.models.geometry import Geometry
 from profiler.predict import machine, work
-from profiler.predict.efficiency import FEW_TOKENS, Rates
+from profiler.predict.efficiency import FEW_TOKENS, PLAIN, Rates
 from profiler.predict.engines.base import Engine, Setting
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import shared_out
 from profiler.predict.storage import Storage
 from profiler.predict.work import Work
+
+UNIT, PACKED_UNIT = "bf16", "q4_k"  # formats that the others are counted in
 
 
 class Cell(NamedTuple):
@@ -33,15 +38,32 @@ class Cell(NamedTuple):
     step_s: float | None
 
 
-class Sums(NamedTuple):
-    """Work as numbers: for each format, bytes and FLOPs; experts apart."""
+class Line(NamedTuple):
+    """Σ max(a·r, b·c) for any r and c: terms sorted by b/a, with sums of a before and of b after each place.
 
-    items: tuple[tuple[str, float, float, bool], ...]
-    passes: int
+    ``r`` are a machine's seconds per byte of bf16 and ``c`` per FLOP; ``a`` and ``b`` count other formats by how much
+    slower they are, which is the same on every machine.
+    """
+
+    turns: list[float]  # b/a: where r/c is less, arithmetic binds
+    before: list[float]
+    after: list[float]
+
+    def seconds(self, r: float, c: float) -> float:
+        """The sum."""
+        place = bisect_right(self.turns, r / c)
+        return r * self.before[place] + c * self.after[place]
+
+
+class Sums(NamedTuple):
+    """Work as what a sum over any machine needs."""
+
+    plain: Line  # terms whose products run on the matrix units
+    packed: Line | None  # few tokens times packed weights: on the vector units
     launches: float
     expert_launches: float
     calls: float
-    many: bool
+    nbytes: dict[str, float]  # by format, for what unpacks them
 
 
 def cells(
@@ -80,7 +102,8 @@ def _case(
     index: int, geometry: Geometry, engine: Engine, storage: Storage, setting: Setting, rated: Sequence[_Rated]
 ) -> Iterator[Cell]:
     manner = engine.manner(geometry, setting)
-    step = sums(work.decode(geometry, storage, setting.context, setting.batch, manner))
+    like = rated[0].rates
+    step = sums(work.decode(geometry, storage, setting.context, setting.batch, manner), like)
     prompts: dict[bool, tuple[Sums, Work]] = {}
     needs: dict[tuple[object, ...], tuple[float, float]] = {}
     for number, one in enumerate(rated):
@@ -97,7 +120,7 @@ def _case(
         if small not in prompts:
             sized = replace(manner, ubatch=min(manner.ubatch, 512)) if small else manner
             done = work.prefill(geometry, storage, setting.context, setting.batch, sized)
-            prompts[small] = sums(done), done
+            prompts[small] = sums(done, like), done
         prompt, done = prompts[small]
         prefill_s, step_s = seconds(prompt, one.rates), seconds(step, one.rates)
         if target.count > 1:
@@ -107,35 +130,39 @@ def _case(
         yield Cell(index, setting.quant, setting.context, setting.batch, number, headroom, prefill_s, step_s)
 
 
-def sums(done: Work) -> Sums:
-    """Only what a sum needs. Items of one format that compute alike per byte are one term, which changes no sum."""
+def sums(done: Work, like: Rates) -> Sums:
+    """``like``: rates of any machine, for how formats compare on all of them."""
     many = done.tokens > FEW_TOKENS
-    merged: dict[tuple[str, float, bool], tuple[float, float]] = {}
+    flop_s = like.flop_s if many else like.few_flop_s
+    plain: list[tuple[float, float]] = []
+    packed: list[tuple[float, float]] = []
+    nbytes: dict[str, float] = {}
     for item in done.items:
-        if item.nbytes <= 0 and item.flops <= 0:
-            continue
-        key = (
-            item.scheme,
-            round(item.flops / item.nbytes, 6) if item.nbytes else -1.0,
-            many and item.part == "experts",
-        )
-        nbytes, flops = merged.get(key, (0.0, 0.0))
-        merged[key] = nbytes + item.nbytes, flops + item.flops
-    items = tuple((key[0], *merged[key], key[2]) for key in merged)
-    return Sums(items, done.passes, done.passes * done.layers, done.passes * done.expert_layers, done.calls, many)
+        nbytes[item.scheme] = nbytes.get(item.scheme, 0.0) + item.nbytes
+        a = item.nbytes * like.read_s[item.scheme] / like.read_s[UNIT]
+        slower = like.expert_flops if many and item.part == "experts" else 1.0
+        own_unit = many or item.scheme in (*PLAIN, "cache")
+        b = item.flops * slower * flop_s[item.scheme] / flop_s[UNIT if own_unit else PACKED_UNIT]
+        (plain if own_unit else packed).append((a, b))
+    launches, experts = done.passes * done.layers, done.passes * done.expert_layers
+    return Sums(_line(plain), _line(packed) if packed else None, launches, experts, done.calls, nbytes)
+
+
+def _line(terms: list[tuple[float, float]]) -> Line:
+    ordered = sorted((b / a if a else math.inf, a, b) for a, b in terms if a or b)
+    before = list(accumulate((a for _, a, _ in ordered), initial=0.0))
+    after = list(accumulate((b for _, _, b in reversed(ordered)), initial=0.0))[::-1]
+    return Line([turn for turn, _, _ in ordered], before, after)
 
 
 def seconds(done: Sums, rates: Rates) -> float:
     """The same sum as ``efficiency.seconds``."""
-    flop_s = rates.flop_s if done.many else rates.few_flop_s
-    read_s, unpack_s = rates.read_s, rates.unpack_s
-    total = (done.launches + rates.expert_layers * done.expert_launches) * rates.layer_s + done.calls * rates.call_s
-    for scheme, nbytes, flops, experts in done.items:
-        reading = nbytes * read_s[scheme]
-        computing = flops * flop_s[scheme]
-        if experts:
-            computing *= rates.expert_flops
-        total += reading if reading > computing else computing
-        if unpack_s and scheme in unpack_s:
-            total += nbytes * unpack_s[scheme]
+    r = rates.read_s[UNIT]
+    few = done.packed is not None
+    total = done.plain.seconds(r, (rates.few_flop_s if few else rates.flop_s)[UNIT])
+    if done.packed is not None:
+        total += done.packed.seconds(r, rates.few_flop_s[PACKED_UNIT])
+    total += (done.launches + rates.expert_layers * done.expert_launches) * rates.layer_s + done.calls * rates.call_s
+    for scheme, unpack in rates.unpack_s.items():
+        total += done.nbytes.get(scheme, 0.0) * unpack
     return total

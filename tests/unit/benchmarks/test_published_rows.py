@@ -66,7 +66,7 @@ def test_a_row_becomes_the_case_it_says(published: ModuleType) -> None:
         ({"engine": "mlx-lm"}, "no engine"),
         ({"engine": "Rapid-MLX 0.7.26 (mlx 0.31.2)"}, "no engine"),
         ({"quant": "Q4-XYZ-v2"}, "no rule for the format"),
-        ({"engine": "vLLM 0.26.0", "quant": "AWQ INT4"}, "no rule for the format"),
+        ({"engine": "vLLM 0.26.0", "quant": "Q4_K_M"}, "no rule for the format"),
     ],
 )
 def test_what_does_not_match_exactly_is_left_out(published: ModuleType, changes: dict[str, str], reason: str) -> None:
