@@ -178,7 +178,8 @@ def multiply_slots(target: Target, content: Mapping[str, Any]) -> float:
     instructions count as one dual issue, half of that.
     """
     rule = content["multiply"]
-    vector: float = target.flops.get("fp32") or _peak(target, "bf16") / rule["bf16_per_fp32"]
+    ratio = rule["bf16_per_fp32"].get(target.kind, rule["bf16_per_fp32"]["other"])
+    vector: float = target.flops.get("fp32") or _peak(target, "bf16") / ratio
     if target.name in rule["scalar"]:  # no instruction for four products of bytes at once (dp4a)
         return vector / float(rule["dp4a_gain"])
     return vector if target.name in rule["full"] or target.vendor in rule["full_makers"] else vector / 2

@@ -65,7 +65,9 @@ def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
     assert ceilings.load(CPU) is None
 
 
-@pytest.mark.parametrize("change", [{"read_bytes_s": 0}, {"call_s": -1}, {"read_bytes_s": None}, {"flops": {"fp32": 0}}])
+@pytest.mark.parametrize(
+    "change", [{"read_bytes_s": 0}, {"call_s": -1}, {"read_bytes_s": None}, {"flops": {"fp32": 0}}]
+)
 def test_figures_that_cannot_be_are_refused(change: dict[str, object]) -> None:
     assert ceilings.parse({"schema": 1} | asdict(some()) | change) is None
     assert ceilings.parse(json.loads(json.dumps({"schema": 1} | asdict(some())))) == some()

@@ -99,6 +99,18 @@ def test_a_faster_clock_launches_faster() -> None:
     assert efficiency.rates(unknown, "llama.cpp", "bf16").layer_s > 0
 
 
+def test_a_described_card_comes_out_like_the_one_it_describes() -> None:
+    geometry = families.geometry(catalog.raw_config("qwen3.5-27b"))
+    engine = engines.find("llama.cpp")
+    storage = engine.storage(geometry, "q4_k_m", "bf16")
+    step = work.decode(geometry, storage, 4096, 1, engine.manner(geometry, Setting("q4_k_m", 4096, 1)))
+    named = efficiency.seconds(step, efficiency.rates(find("rtx 4090"), "llama.cpp", "bf16"))
+    described = find("vram=24,bandwidth=1008,bf16=165")
+    assert efficiency.seconds(step, efficiency.rates(described, "llama.cpp", "bf16")) == pytest.approx(
+        named, rel=0.25
+    )
+
+
 def test_a_card_without_dp4a_multiplies_packed_weights_slower_than_its_figures_suggest() -> None:
     content = efficiency.shares()
     pascal, volta = find("p100"), find("v100")

@@ -75,7 +75,7 @@ def test_a_measured_curve_takes_the_place_of_shares() -> None:
 
 
 def case(backend: str = "hf") -> Case:
-    return Case("gemma-3-270m", "id", "synthetic", "fp32", "fp32", "cpu", backend, "eager", context=128, batch=1, steps=8)
+    return Case("gemma-3-270m", "id", "synthetic", "fp32", "fp32", "cpu", backend, "eager", 128, batch=1, steps=8)
 
 
 def test_a_prediction_is_kept_beside_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
