@@ -14,9 +14,11 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from profiler.errors import ProfileError
+from profiler.kernels import native
 from profiler.kernels.sample import GREEDY, Sampling, choose, noise_table
 from profiler.kernels.state import DecodeState
 from profiler.kernels.step import decode_step
+from profiler.kernels.substitute import native_reason, substituted
 
 PREFILL_CHUNK = 2048  # tokens per sequence: bounds the activations of a long prompt
 
@@ -76,6 +78,14 @@ def cut(row: Sequence[int], eos: frozenset[int]) -> list[int]:
         if token in eos:
             return list(row[: index + 1])
     return list(row)
+
+
+def describe_kernels(model: PreTrainedModel) -> str | None:
+    """What computes the matrix–vector products of a decode step on a CPU."""
+    if model.device.type != "cpu":
+        return None
+    reason = native_reason(model)
+    return f"C++ ({native.load()})" if reason is None else f"plain torch: {reason}"
 
 
 class EagerRunner:
@@ -138,14 +148,16 @@ class StaticRunner:
         """Take over a cache that was filled elsewhere, and the logits ``[batch, vocabulary]`` of its last token."""
         with torch.inference_mode():
             self.state = DecodeState(self.model, cache, logits, max_new, self.sampling)
+        self.state.exact = native_reason(self.model) is None
 
     def enqueue(self, steps: int) -> None:
-        for _ in range(steps):
-            self.step()
+        with substituted(self.model):
+            for _ in range(steps):
+                self.advance()
 
     @torch.inference_mode()
-    def step(self) -> torch.Tensor:
-        """One step; gives its logits ``[batch, vocabulary]``."""
+    def advance(self) -> torch.Tensor:
+        """One step, inside ``substituted``; gives its logits ``[batch, vocabulary]``."""
         self.state.set_bucket(self.state.bucket)
         self.state.claim(1)
         return decode_step(self.model, self.state)
@@ -155,4 +167,4 @@ class StaticRunner:
         return [cut(row, self.eos) for row in self.state.out[:, :done].tolist()]
 
     def stats(self) -> RunnerStats:
-        return RunnerStats(self.path)
+        return RunnerStats(self.path, kernels=describe_kernels(self.model))

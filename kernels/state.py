@@ -55,6 +55,7 @@ class DecodeState:
         self.out = torch.zeros((batch, max_new + 1), dtype=torch.int64, device=device)
         self.out[:, :1] = self.token
         self.write += 1
+        self.exact = False  # attention itself skips empty slots, so it is given all of them and one bucket will do
         self.cache = make_static(cache, max(self.capacity, 1), self.slot_of)
 
     @property
@@ -64,7 +65,7 @@ class DecodeState:
 
     def bucket_at(self, length: int) -> int:
         """Slots that full attention reads when ``length`` tokens are cached."""
-        return min(bucket_for(length), self.capacity)
+        return self.capacity if self.exact else min(bucket_for(length), self.capacity)
 
     def set_bucket(self, bucket: int) -> None:
         """Make every full-attention layer read ``bucket`` slots."""
@@ -145,7 +146,7 @@ class DecodeState:
                 token = (layer.keys[:, :, 0].numel() + layer.values[:, :, 0].numel()) * layer.keys.element_size()
                 reads = self.bucket if isinstance(layer, BucketLayer) else layer.slots
                 needed += token * min(self.length + 1, layer.slots)
-                read += token * reads
+                read += token * (min(self.length + 1, layer.slots) if self.exact else reads)
         return needed, read
 
     def _slots(self, window: int | None) -> int:
