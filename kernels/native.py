@@ -1,6 +1,6 @@
 """The C++ loops of ``cpu/``: built once at first use, kept in the user's cache folder, loaded as torch operators.
 
-Not built at installation: that would drag a second torch into pip's build environment. The sources need only a C++17
+Not built at installation: that would drag a second torch into pip's build environment. The sources need only a C++20
 compiler and torch's stable headers; without a compiler the decode step runs on plain torch, and the row says so.
 """
 
@@ -24,7 +24,7 @@ from profiler.units import printable
 
 SOURCES = Path(__file__).parent / "cpu"
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000")  # 2.10, the oldest we take
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000")  # 2.10, the oldest we take
 BASELINE = ("baseline", ("-DISA=baseline", "-DLANES=4"))
 X86 = (
     ("avx2", ("-DISA=avx2", "-DLANES=8", "-mavx2", "-mfma")),

@@ -160,6 +160,9 @@ class StaticRunner:
         """One step, inside ``substituted``; gives its logits ``[batch, vocabulary]``."""
         self.state.set_bucket(self.state.bucket)
         self.state.claim(1)
+        return self._run()
+
+    def _run(self) -> torch.Tensor:
         return decode_step(self.model, self.state)
 
     def read(self) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What stands in for parts of a model while a decode step runs, and only then: prefill stays as transformers ships it.
+"""What stands in for parts of a model while a decode step runs, and only then: prefill stays as it is shipped.
 
 The modules and their forward stay those of transformers. Replaced are the places that transformers itself makes
 exchangeable (attention, experts), ``nn.Linear`` for a few rows, and the one-token gated delta rule.
@@ -123,7 +123,7 @@ def attention(
 def experts(
     module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Chosen experts only, each read once: ``batched_mm`` copies their weights first, so it moves them three times."""
+    """The chosen experts, each read once; ``batched_mm`` copies their weights first and so moves them three times."""
     plain = module.has_gate and not (module.has_bias or module.is_transposed or module.has_post_expert_norm)
     if not plain or module._is_expert_parallel:
         return batched_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]

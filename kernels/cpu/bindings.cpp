@@ -1,16 +1,18 @@
-// The loops of kernels.cpp as torch operators, on torch's own threads, through the stable ABI: no torch header but the
-// stable ones, so the library builds in seconds and one build serves every torch from 2.10 on.
+// The loops of kernels.cpp as torch operators, through the stable ABI: no torch header but the stable ones, so the
+// library builds in seconds.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "kernels.h"
+#include "pool.h"
 
 namespace baseline { extern const Kernels kernels; }
 #if defined(__x86_64__)
@@ -38,19 +40,11 @@ constexpr int64_t kMaxVectors = 8;           // vectors that one pass over the w
 constexpr int64_t kChunkBytes = 64 << 10;    // weights that a thread takes at a time
 constexpr int64_t kSerialBytes = 128 << 10;  // below this, waking a thread costs more than it saves
 
-// Threads take chunks from a counter: a thread that the system holds up delays its own chunk, not half of the work.
+// Chunks are taken from a counter: a thread that the system holds up delays its own chunk, not half of the work.
 template <class Work>
 void share(int64_t chunks, int64_t bytes, const Work& work) {
-  if (bytes < kSerialBytes || chunks == 1) {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) work(chunk);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), chunks);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t turn = begin; turn < end; ++turn)
-      for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) work(chunk);
-  });
+  static Pool& pool = *new Pool;  // never destroyed: its threads outlive main
+  pool.run(chunks, bytes < kSerialBytes ? 1 : torch::stable::get_num_threads(), work);
 }
 
 Type type_of(const Tensor& tensor) {
