@@ -48,7 +48,7 @@ class CompiledRunner(StaticRunner):
         return super()._run() if self.compiled is None else self.compiled(self.model, self.state)
 
     def _compile(self) -> str | None:
-        """Compile, compare one step with the static one, and go back. Gives a reason to fall back, if there is one."""
+        """Compile, compare one step with the static one, go back. Gives a reason to fall back, or ``None``."""
         torch._dynamo.reset()  # type: ignore[no-untyped-call]  # graphs of earlier runners count against its limit
         saved = self.state.save()
         try:

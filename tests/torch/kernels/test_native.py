@@ -113,9 +113,8 @@ def test_bf16_tokens_stay_close_to_transformers(tiny: Tiny, name: str, ops) -> N
     eager.enqueue(1)
     with substituted(model):
         given = static.advance()
-    torch.testing.assert_close(
-        given.float(), eager.logits.float(), atol=0.05 * float(eager.logits.abs().max()), rtol=0
-    )
+    largest = float(eager.logits.abs().max())
+    torch.testing.assert_close(given.float(), eager.logits.float(), atol=0.05 * largest, rtol=0)
 
 
 def test_the_model_is_as_before_when_a_step_is_over(tiny: Tiny) -> None:
@@ -149,7 +148,7 @@ def test_a_compiler_that_fails_is_quoted_in_one_line(tmp_path: Path, monkeypatch
     broken.write_text("#!/bin/sh\necho 'x.cpp:1: fatal error: no such header' >&2\necho more >&2\nexit 1\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(native.BuildFailed, match="^c\\+\\+ failed: x.cpp:1: fatal error: no such header$"):
+    with pytest.raises(native.BuildFailed, match=r"^c\+\+ failed: x\.cpp:1: fatal error: no such header$"):
         native.built(tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
