@@ -8,6 +8,7 @@ copy of every matrix for a library product that is slower than our loops at one 
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ class CompiledRunner(StaticRunner):
 
     path = "graph"
 
-    def adopt(self, cache: Cache, logits: torch.Tensor, max_new: int) -> None:
-        super().adopt(cache, logits, max_new)
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
+        super().adopt(cache, token, max_new, noise)
         self.compiled: Any = None
         self.prepare_s = 0.0
         self.reason = native_reason(self.model)
@@ -52,14 +53,15 @@ class CompiledRunner(StaticRunner):
         torch._dynamo.reset()  # type: ignore[no-untyped-call]  # graphs of earlier runners count against its limit
         saved = self.state.save()
         try:
-            with substituted(self.model):
+            with substituted(self.model), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # inductor's, about torch's own parts
                 expected = self.advance().clone()
                 self.state.restore(saved)
                 self.compiled = torch.compile(decode_step, fullgraph=True, dynamic=False, options=OPTIONS)
                 given = self.advance()
         except Exception as error:  # whatever the compiler raises, the static step still works
             self.compiled = None
-            return f"not compiled: {printable(str(error).strip().splitlines()[0] if str(error) else type(error))}"
+            return f"not compiled: {printable(' '.join(str(error).split()) or type(error).__name__)}"
         finally:
             self.state.restore(saved)
         return self._compare(given, expected)

@@ -142,12 +142,14 @@ class StaticRunner:
     def prepare(self, max_new: int) -> None:
         assert self.prompt is not None, "prefill comes first"
         (cache, logits), self.prompt = self.prompt, None
-        self.adopt(cache, logits, max_new)
+        noise = noise_table(self.sampling, max_new + 1, *logits.shape, logits.device)
+        first = choose(logits, self.sampling, noise, torch.zeros(1, dtype=torch.int64, device=logits.device))
+        self.adopt(cache, first, max_new, noise)
 
-    def adopt(self, cache: Cache, logits: torch.Tensor, max_new: int) -> None:
-        """Take over a cache that was filled elsewhere, and the logits ``[batch, vocabulary]`` of its last token."""
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
+        """Take over a cache that was filled elsewhere, and the token ``[batch, 1]`` that was chosen after it."""
         with torch.inference_mode():
-            self.state = DecodeState(self.model, cache, logits, max_new, self.sampling)
+            self.state = DecodeState(self.model, cache, token, max_new, self.sampling, noise)
         self.state.exact = native_reason(self.model) is None
 
     def enqueue(self, steps: int) -> None:

@@ -10,16 +10,16 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from profiler.errors import ProfileError
 from profiler.kernels.layers import BucketLayer, RingLayer, layer_kinds, make_static, state_tensors
-from profiler.kernels.sample import GREEDY, Sampling, choose, noise_table
+from profiler.kernels.sample import GREEDY, Sampling
 
 SMALLEST_BUCKET = 256  # tokens; doubling from here, attention reads at most twice what is filled
 WINDOWED = ("sliding_attention", "chunked_attention")
 Saved = dict[str, Any]
 
 
-def bucket_for(length: int) -> int:
+def bucket_for(length: int, smallest: int = SMALLEST_BUCKET) -> int:
     """The smallest bucket that holds ``length`` tokens: 256, 512, 1024, …"""
-    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+    return max(smallest, 1 << (length - 1).bit_length())
 
 
 class DecodeState:
@@ -32,13 +32,19 @@ class DecodeState:
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: Cache, logits: torch.Tensor, max_new: int, sampling: Sampling = GREEDY
+        self,
+        model: PreTrainedModel,
+        cache: Cache,
+        token: torch.Tensor,
+        max_new: int,
+        sampling: Sampling = GREEDY,
+        noise: torch.Tensor | None = None,
     ) -> None:
-        """Take over ``cache``, a prefilled DynamicCache, and the ``logits [batch, vocabulary]`` of its last token.
+        """Take over ``cache``, a prefilled DynamicCache, and the ``token [batch, 1]`` that was chosen after it.
 
-        Raises ProfileError for a cache layer that has no static form.
+        ``noise`` is the table of ``sampling``. Raises ProfileError for a cache layer that has no static form.
         """
-        device, batch = logits.device, logits.shape[0]
+        device, batch = token.device, token.shape[0]
         kinds = dict.fromkeys(layer_kinds(cache))
         windows = [window for window in kinds if window is not None]
         self.layer_types = _layer_types(model, windows)
@@ -50,11 +56,12 @@ class DecodeState:
         self.position = torch.tensor([self.context], device=device)
         self.write = torch.zeros(1, dtype=torch.int64, device=device)
         self.slot_of = {window: self.position % self._slots(window) for window in kinds}
-        self.noise = noise_table(sampling, max_new + 1, batch, logits.shape[-1], device)
-        self.token = choose(logits, sampling, self.noise, self.write)
+        self.noise = torch.zeros((1, 1, 1), device=device) if noise is None else noise
+        self.token = token.clone()
         self.out = torch.zeros((batch, max_new + 1), dtype=torch.int64, device=device)
         self.out[:, :1] = self.token
         self.write += 1
+        self.smallest_bucket = SMALLEST_BUCKET
         self.exact = False  # attention itself skips empty slots, so it is given all of them and one bucket will do
         self.cache = make_static(cache, max(self.capacity, 1), self.slot_of)
 
@@ -65,7 +72,7 @@ class DecodeState:
 
     def bucket_at(self, length: int) -> int:
         """Slots that full attention reads when ``length`` tokens are cached."""
-        return self.capacity if self.exact else min(bucket_for(length), self.capacity)
+        return self.capacity if self.exact else min(bucket_for(length, self.smallest_bucket), self.capacity)
 
     def set_bucket(self, bucket: int) -> None:
         """Make every full-attention layer read ``bucket`` slots."""

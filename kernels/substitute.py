@@ -28,10 +28,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 @contextmanager
-def substituted(model: PreTrainedModel) -> Iterator[None]:
-    """Run decode steps inside. Everything is put back at the end."""
+def substituted(model: PreTrainedModel, loops: bool = True) -> Iterator[None]:
+    """Run decode steps inside. Everything is put back at the end. Without ``loops`` a CPU runs what CUDA would."""
     with ExitStack() as stack:
-        for undo in _substitute(model):
+        for undo in _substitute(model, loops):
             stack.callback(undo)
         yield
 
@@ -45,10 +45,10 @@ def native_reason(model: PreTrainedModel) -> str | None:
     return native.missing()
 
 
-def _substitute(model: PreTrainedModel) -> Iterator[Callable[[], None]]:
+def _substitute(model: PreTrainedModel, loops: bool) -> Iterator[Callable[[], None]]:
     """Make each replacement and give the call that takes it back."""
     config = model.config.get_text_config()
-    with_loops = native_reason(model) is None
+    with_loops = loops and native_reason(model) is None
     if getattr(config, "_experts_implementation", None) is not None:
         # the default may read offsets on the host (grouped_mm) or loops over experts (eager); neither can be captured
         yield _swap(config, "_experts_implementation_internal", NAME if with_loops else "batched_mm")

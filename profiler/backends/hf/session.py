@@ -41,7 +41,11 @@ class HfSession:
         self.beat = beat
 
     def begin(self, case: Case) -> HfTrial:
-        return HfTrial(self.model, case, self.beat)
+        if case.path == "eager":
+            return HfTrial(self.model, case, self.beat)
+        from profiler.backends.hf.static import StaticTrial  # only these paths pay for its imports
+
+        return StaticTrial(self.model, case, self.beat)
 
     def close(self) -> None:
         del self.model

@@ -45,7 +45,7 @@ def test_a_failed_compilation_falls_back_and_says_why(tiny: Tiny, monkeypatch: p
         each.prepare(20)
         each.enqueue(20)
     assert runner.read() == eager.read()
-    assert (runner.stats().path, runner.stats().reason) == ("static", "not compiled: no luck today")
+    assert (runner.stats().path, runner.stats().reason) == ("static", "not compiled: no luck today and more")
 
 
 def test_other_logits_are_a_reason_to_fall_back(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

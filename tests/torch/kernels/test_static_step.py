@@ -116,11 +116,11 @@ def test_padded_prompts_are_refused(tiny: Tiny) -> None:
 
 def test_an_unknown_cache_layer_is_refused_by_name_and_left_intact(tiny: Tiny) -> None:
     model = tiny("llama")
-    cache, logits = prefill(model, prompt(1, 5))
+    cache, _ = prefill(model, prompt(1, 5))
     assert isinstance(cache, DynamicCache)
     cache.layers[1] = LinearAttentionAndFullAttentionLayer()
     with pytest.raises(ProfileError, match="layer 1 is a LinearAttentionAndFullAttentionLayer"):
-        DecodeState(model, cache, logits, 4)
+        DecodeState(model, cache, torch.zeros((1, 1), dtype=torch.int64), 4)
     assert cache.layers[0].keys is not None
 
 
