@@ -61,4 +61,9 @@ def _layers(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(config.get(name), list):
             values = config[name][:period]
             cut[name] = (values * 2)[:count] if shared else config[name][:count]
+    exceptions = config.get("per_layer_config")
+    if exceptions and types:  # layer → its differences; they follow the layer's type
+        of_type = {types[int(layer)]: values for layer, values in exceptions.items()}
+        kept = enumerate(cut["layer_types"])
+        cut["per_layer_config"] = {str(layer): of_type[kind] for layer, kind in kept if kind in of_type}
     return cut

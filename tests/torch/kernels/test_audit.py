@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,12 +96,16 @@ class Frozen(StaticStep):
 class Swapped(StaticStep):
     """Puts new buffers in the place of its recurrent state instead of writing into it."""
 
-    def __call__(self) -> torch.Tensor:
-        logits = super().__call__()
+    def __init__(self, model: PreTrainedModel, steps: int) -> None:
+        super().__init__(model, steps)
         for layer in self.state.cache.layers:
             if hasattr(layer, "recurrent_states"):
-                layer.recurrent_states[0] = layer.recurrent_states[0].clone()
-        return logits
+                layer.update_recurrent_state = functools.partial(self.rebind, layer)
+
+    @staticmethod
+    def rebind(layer: Any, new: torch.Tensor, state_idx: int = 0) -> torch.Tensor:
+        layer.recurrent_states[state_idx] = new
+        return new
 
 
 @pytest.mark.parametrize("kind, name", [(Frozen, "llama"), (Swapped, "qwen3_5")])
@@ -119,7 +124,7 @@ def test_reading_a_token_on_the_host_fails(tiny: Tiny) -> None:
             return logits
 
     report = audit_step(lambda: Asking(tiny("llama"), STEPS), STEPS, StaticStep.host)
-    assert "aten._local_scalar_dense.default: reads a value on the host" in [f.text for f in report.findings]
+    assert any("reads a value on the host" in finding.text for finding in report.findings)
 
 
 def quantized(name: str, **options: Any) -> PreTrainedModel:
