@@ -19,7 +19,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_expe
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from profiler.kernels import native
+from profiler.kernels import delta_cuda, native
 
 MAX_ROWS = 8  # rows that one pass over the weights serves; beyond, a matrix product is faster
 NAME = "hwprofile"
@@ -52,6 +52,10 @@ def _substitute(model: PreTrainedModel, loops: bool) -> Iterator[Callable[[], No
     if getattr(config, "_experts_implementation", None) is not None:
         # the default may read offsets on the host (grouped_mm) or loops over experts (eager); neither can be captured
         yield _swap(config, "_experts_implementation_internal", NAME if with_loops else "batched_mm")
+    if with_loops or model.device.type == "cuda":
+        for home in {sys.modules[type(module).__module__] for module in model.modules()}:
+            if hasattr(home, DELTA_RULE):
+                yield _swap(home, DELTA_RULE, _delta_rule(getattr(home, DELTA_RULE)))
     if not with_loops:
         return
     if config._attn_implementation == "sdpa":
@@ -61,9 +65,6 @@ def _substitute(model: PreTrainedModel, loops: bool) -> Iterator[Callable[[], No
         if forward is not None:
             module.forward = forward
             yield lambda module=module: module.__dict__.pop("forward")  # type: ignore[misc]
-    for home in {sys.modules[type(module).__module__] for module in model.modules()}:
-        if hasattr(home, DELTA_RULE):
-            yield _swap(home, DELTA_RULE, _delta_rule(getattr(home, DELTA_RULE)))
 
 
 def _swap(owner: Any, name: str, value: Any) -> Callable[[], None]:
@@ -152,6 +153,10 @@ def _delta_rule(original: Callable[..., Any]) -> Callable[..., Any]:
         if initial_state is None or initial_state.dtype != torch.float32 or not fits:
             return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)  # type: ignore[no-any-return]
         parts = [tensor.contiguous() for tensor in (query, key, value, g, beta)]
+        if query.device.type == "cuda":
+            if not delta_cuda.serves(query, value, initial_state):
+                return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)  # type: ignore[no-any-return]
+            return delta_cuda.delta_step(*parts, initial_state), initial_state
         return torch.ops.hwprofile.gated_delta_step(*parts, initial_state).to(query.dtype), initial_state
 
     return step
