@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import (
     Cache,
+    DummyLayer,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -72,6 +73,8 @@ def _save_layer(layer: Any) -> Saved:
             "recurrent_states": _clones(layer.recurrent_states),
             "has_previous_state": dict(layer.has_previous_state),
         }
+    if isinstance(layer, DummyLayer):  # Gemma 4 E2B and E4B: the layer uses the keys of an earlier one
+        return {}
     if not isinstance(layer, DynamicLayer):
         raise ProfileError(f"no rule for a cache layer of type {type(layer).__name__}")
     if not layer.is_initialized:
