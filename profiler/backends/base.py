@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from profiler.case import Case
 from profiler.devices.base import Meter
+from profiler.models.source import Source
 from profiler.results.measurement import Caution
 
 Beat = Callable[[str], None]
 """Called at every sign of progress with a few words (``prefill 2048/8192``); it must be cheap."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a model's config and weights are. All a worker needs to know; plain JSON."""
-
-    kind: str  # catalog | folder | gguf | hub
-    location: str  # catalog name, absolute path, hub id
-    revision: str | None
-    config: Mapping[str, Any]  # the raw config.json
 
 
 class OutOfMemory(Exception):
@@ -38,6 +29,7 @@ class Loaded:
 
     weights_bytes: int  # sum of the storages of parameters and buffers, each once
     unquantized_bytes: int  # part of it that the quantization left in a plain dtype; 0 for a plain dtype
+    threads: int | None  # CPU threads the backend computes with
     cautions: tuple[Caution, ...]
 
 
@@ -81,7 +73,10 @@ class Session(Protocol):
     """One loaded model, which serves its cases in turn."""
 
     meter: Meter
-    loaded: Loaded
+
+    @property
+    def loaded(self) -> Loaded:
+        """What is loaded, as it is now."""
 
     def begin(self, case: Case) -> Trial:
         """Make the inputs of a case. The trial before must not be used any more."""
@@ -91,7 +86,10 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """The module-level function of ``backends/NAME.py``."""
+    """The module-level function of ``backends/NAME.py``.
+
+    A backend whose machine is its own invention may also define ``meter(device) -> Meter``.
+    """
 
     def __call__(self, case: Case, source: Source, beat: Beat) -> Session:
         """``open``: load the model of ``case``. Raises OutOfMemory, ProfileError."""

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from profiler import registry
-from profiler.backends.base import Source
+from profiler.models.source import Source
 from profiler.units import printable
 
 QUANTS = ("fp32", "bf16", "nf4", "int8")

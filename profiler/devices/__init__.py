@@ -1,1 +1,48 @@
 """One file a device kind: what it is, whether it is here, its clock and its peak memory."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from profiler import registry
+from profiler.devices.base import DeviceInfo
+from profiler.errors import NotFound, ProfileError
+from profiler.units import printable
+
+
+def kinds() -> list[ModuleType]:
+    """The modules of this folder that are device kinds (they have a meter), accelerators first."""
+    modules = [registry.load("devices", name, "device kind") for name in registry.names("devices")]
+    found = [module for module in modules if hasattr(module, "meter")]
+    return sorted(found, key=lambda module: module.__name__.endswith(".cpu"))
+
+
+def local() -> list[DeviceInfo]:
+    """Every device of this machine that can run a model, accelerators first. Imports no torch."""
+    return [device for kind in kinds() for device in kind.find()]
+
+
+def find(name: str | None = None) -> DeviceInfo:
+    """The device ``cpu``, ``cuda`` (the first) or ``cuda:1``; None: the first accelerator, else the CPU.
+
+    Raises NotFound for a kind nobody knows, ProfileError with the reason for one that is not here.
+    """
+    if name is None:
+        return local()[0]
+    kind, _, number = name.partition(":")
+    known = {module.__name__.rpartition(".")[2]: module for module in kinds()}
+    if kind not in known:
+        raise registry.unknown("device", name, known)
+    found: list[DeviceInfo] = known[kind].find()
+    for device in found:
+        if device.name == name or (not number and ":" not in name):
+            return device
+    if found:
+        raise NotFound(f"there is no device {printable(name)}", f"Known: {', '.join(d.name for d in found)}.")
+    raise ProfileError(f"there is no {kind} device here: {known[kind].unavailable()}", "Try --device cpu.")
+
+
+def unavailable() -> dict[str, str]:
+    """Why a kind has no device here, in words, by kind."""
+    absent = [module for module in kinds() if not module.find()]
+    return {module.__name__.rpartition(".")[2]: module.unavailable() for module in absent}

@@ -41,6 +41,9 @@ class Meter(Protocol):
     def cpu_s(self) -> float:
         """CPU seconds this process has used, all threads."""
 
+    def waited_s(self) -> float | None:
+        """Seconds this process has been ready to run without getting a core, all threads; None if not counted."""
+
     def mark(self) -> object:
         """A point in the device's own order of work; cheap, does not wait."""
 

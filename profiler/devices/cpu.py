@@ -10,10 +10,13 @@ import ctypes
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+from profiler.devices import cgroup
 from profiler.devices.base import DeviceInfo, Peak
+from profiler.devices.pressure import run_delay_s
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 BF16_UNITS = {
@@ -56,28 +59,11 @@ def find() -> list[DeviceInfo]:
 
 
 def _memory() -> tuple[int, int]:
-    """Total and available bytes, bounded by the control group's limit where there is one."""
+    """Total and available bytes, bounded by the limits of control groups where there are any."""
     fields = _fields(Path("/proc/meminfo"))
     total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    limit, used = _cgroup()
-    if limit is not None and limit < total:
-        total, free = limit, min(free, limit - used)
-    return total, free
-
-
-def _cgroup() -> tuple[int | None, int]:
-    """Memory limit of this control group (version 2, then 1) and what is used of it."""
-    for folder, limit_file, used_file in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            limit = Path(folder, limit_file).read_text().strip()
-            if limit != "max":
-                return int(limit), int(Path(folder, used_file).read_text())
-        except OSError:
-            continue
-    return None, 0
+    limit, left = cgroup.memory()
+    return min(total, limit or total), free if left is None else min(free, left)
 
 
 def _fields(path: Path) -> dict[str, str]:
@@ -92,13 +78,19 @@ def _fields(path: Path) -> dict[str, str]:
 
 
 class CpuMeter:
-    """Clock and peak memory of this process."""
+    """Clock and peak memory of this process. The peak is unknown where the kernel offers no way to reset it."""
+
+    def __init__(self) -> None:
+        self._has_peak = True
 
     def now(self) -> float:
         return time.perf_counter()
 
     def cpu_s(self) -> float:
         return time.process_time()
+
+    def waited_s(self) -> float | None:
+        return run_delay_s()
 
     def mark(self) -> object:
         return time.perf_counter()
@@ -109,10 +101,16 @@ class CpuMeter:
     def reset_peak(self) -> None:
         """Give freed heap pages back first, or the last case's garbage is the next one's peak."""
         _trim_heap()
-        CLEAR_REFS.write_text("5")
+        try:
+            CLEAR_REFS.write_text("5")
+        except OSError:  # gVisor and hardened machines
+            self._has_peak = False
 
     def peak(self) -> Peak:
-        return Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=process_bytes("VmHWM"))
+        highest = None
+        with suppress(OSError):  # no VmHWM either
+            highest = process_bytes("VmHWM") if self._has_peak else None
+        return Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=highest)
 
 
 def meter(device: str) -> CpuMeter:

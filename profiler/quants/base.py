@@ -18,6 +18,7 @@ LINEAR_ROLES: frozenset[Role] = frozenset({"linear"})
 
 BLOCK = 64  # weights that share one scale
 NESTED_BLOCK = 256  # scales that share one scale, with double quantization
+FOUR_BIT_CAPABILITY = 60  # compute capability × 10 that the kernels need (installation guide of bitsandbytes 0.50)
 LEVELS_BYTES = 16 * 4  # each weight keeps its own table of 16 fp32 levels
 NESTED_LEVELS_BYTES = 256 * 4 + 4  # and with double quantization one of 256 levels and an offset
 
@@ -75,8 +76,11 @@ def four_bit(name: str, levels: str, double: bool) -> Quant:
     return Quant(name, weight_bytes, LINEAR_ROLES, bitsandbytes_missing, load_config)
 
 
-def bitsandbytes_missing(device: DeviceInfo) -> str | None:
+def bitsandbytes_missing(device: DeviceInfo, capability: int = FOUR_BIT_CAPABILITY) -> str | None:
     """Why bitsandbytes cannot run here, if it cannot: not installed, or a GPU older than its kernels."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed: pip install bitsandbytes"
+    for feature in device.features:
+        if feature.startswith("sm_") and int(feature[3:]) < capability:
+            return f"bitsandbytes needs a GPU of compute capability {capability / 10:.1f} or newer for it"
     return None

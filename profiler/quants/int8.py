@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from profiler.devices.base import DeviceInfo
 from profiler.models.weight import Weight
 from profiler.quants.base import LINEAR_ROLES, Quant, bitsandbytes_missing, plain_bytes
 
 SCALE_BYTES = 4
+CAPABILITY = 75
 
 
 def weight_bytes(weight: Weight, dtype: str) -> int:
@@ -24,4 +26,9 @@ def load_config(dtype: str) -> Any:
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
-QUANT = Quant("int8", weight_bytes, LINEAR_ROLES, bitsandbytes_missing, load_config)
+def unavailable(device: DeviceInfo) -> str | None:
+    """Its matrix products need the integer tensor cores of Turing."""
+    return bitsandbytes_missing(device, CAPABILITY)
+
+
+QUANT = Quant("int8", weight_bytes, LINEAR_ROLES, unavailable, load_config)

@@ -22,6 +22,7 @@ class Sample:
     tokens: int  # batch × context (prefill) or batch × steps (decode), as counted from what was processed
     step_s: tuple[float, ...] = ()  # decode: seconds of each step
     cpu_s: float | None = None  # process CPU time over the same window
+    wait_s: float | None = None  # seconds its threads were ready and got no core
     energy_j: float | None = None
 
 
@@ -62,6 +63,7 @@ class Measurement:
     memory: Memory = Memory()
     cautions: tuple[Caution, ...] = ()
     load_s: float | None = None
+    threads: int | None = None  # CPU threads the backend computed with
     started_at: str | None = None  # UTC, ISO 8601
     asked: dict[str, Any] = field(default_factory=dict)  # reps and max_phase_s that were asked for
 

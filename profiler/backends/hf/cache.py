@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 )
 
 from profiler.backends.base import CacheState, ShapeMismatch
+from profiler.backends.hf import noise
 from profiler.backends.hf.noise import fill_normal
 from profiler.errors import ProfileError
 
@@ -64,6 +65,7 @@ def randomize(cache: DynamicCache, length: int, seed: int) -> None:
                 layer.cumulative_length = length
             layer.keys = _longer(layer.keys, kept, seed + 7 * index)
             layer.values = _longer(layer.values, kept, seed + 7 * index + 1)
+    noise.forget()
 
 
 def _save_layer(layer: Any) -> Saved:
@@ -73,7 +75,7 @@ def _save_layer(layer: Any) -> Saved:
             "recurrent_states": _clones(layer.recurrent_states),
             "has_previous_state": dict(layer.has_previous_state),
         }
-    if isinstance(layer, DummyLayer):  # Gemma 4 E2B and E4B: the layer uses the keys of an earlier one
+    if isinstance(layer, DummyLayer):  # a layer that reads another one's keys and values
         return {}
     if not isinstance(layer, DynamicLayer):
         raise ProfileError(f"no rule for a cache layer of type {type(layer).__name__}")

@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+import bitsandbytes as bnb
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from profiler import registry
-from profiler.backends.base import Beat, Source
+from profiler.backends.base import Beat
 from profiler.backends.hf import synthetic
+from profiler.backends.hf.unpack import unpacked
 from profiler.case import Case
+from profiler.devices.base import Meter
 from profiler.errors import ProfileError
+from profiler.models import families
+from profiler.models.source import Source
 from profiler.units import printable
 
+# Names of the text tower's weights in a multimodal checkpoint and in the text model: transformers maps them itself
+# for Qwen 3.5 only.
+TEXT_TOWER = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+REPACKED_ROWS = 32  # bitsandbytes 0.50, nn/modules.py: _convert_weight_packed_for_cpu
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(case: Case, source: Source, beat: Beat) -> PreTrainedModel:
-    """The model of a case, in evaluation mode. Raises ProfileError when the weights do not fit the model."""
+def load(case: Case, source: Source, meter: Meter, beat: Beat) -> PreTrainedModel:
+    """The model of a case, in evaluation mode. Raises ProfileError when the weights do not fit the model.
+
+    The peak that ``meter`` finds afterwards is that of loading alone, without unpacking a GGUF file.
+    """
     transformers.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype, device = DTYPES[case.dtype], torch.device(case.device)
     quantization = registry.load("quants", case.quant, "quantization").QUANT.load_config(case.dtype)
     config = text_config(source)
     if case.weights == "synthetic":
-        return synthetic.build(config, dtype, device, quantization, case.seed, beat)
-    return _real(config, _folder(source, beat), dtype, device, quantization, beat)
+        model = synthetic.build(config, dtype, device, quantization, case.seed, beat)
+    else:
+        folder = _folder(source, config, beat)
+        meter.reset_peak()
+        model = _real(config, folder, dtype, device, quantization, beat)
+    _keep_packing(model)
+    return model
+
+
+def _keep_packing(model: PreTrainedModel) -> None:
+    """Spare bitsandbytes an assertion on CPUs with AVX512-BF16.
+
+    There it repacks 4-bit weights in their first pass, in blocks of 32 rows; Qwen 3.5 has projections of 16 and 48.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit) and module.out_features % REPACKED_ROWS:
+            module.support_avx512bf16_for_cpu = False
 
 
 def text_config(source: Source) -> PretrainedConfig:
@@ -43,15 +70,17 @@ def text_config(source: Source) -> PretrainedConfig:
     kind = raw.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise ProfileError(f"transformers {transformers.__version__} does not know model_type {printable(kind)}")
-    config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
-    return config.get_text_config(decoder=True)
+    whole: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
+    config: PretrainedConfig = whole.get_text_config(decoder=True)
+    config.tie_word_embeddings = families.geometry(raw).tied  # some checkpoints state it outside the text config only
+    return config
 
 
 def _real(
     config: PretrainedConfig, folder: Path, dtype: torch.dtype, device: torch.device, quantization: Any, beat: Beat
 ) -> PreTrainedModel:
     """Read a folder of safetensors; every weight of the text tower must be in it."""
-    beat(f"loading {folder.name}")
+    beat(f"load {folder.name}")
     loaded, report = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
@@ -63,6 +92,7 @@ def _real(
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
+        key_mapping=TEXT_TOWER,
     )
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
@@ -74,48 +104,12 @@ def _real(
     return model
 
 
-def _folder(source: Source, beat: Beat) -> Path:
+def _folder(source: Source, config: PretrainedConfig, beat: Beat) -> Path:
     """The folder that holds the safetensors of a source."""
     if source.kind == "folder":
         return Path(source.location)
     if source.kind == "gguf":
-        return converted(Path(source.location), beat)
+        return unpacked(Path(source.location), config, beat)
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
-
-
-def converted(gguf: Path, beat: Beat) -> Path:
-    """A GGUF file as a folder of safetensors, made once: transformers needs minutes to read GGUF each time.
-
-    Values are those that the quantized file stands for, kept in bf16, or in fp32 when the file itself is fp32.
-    """
-    name = f"{_content_id(gguf)}-{transformers.__version__}"
-    target = Path(platformdirs.user_cache_dir("profile")) / "gguf" / name
-    if target.exists():
-        return target
-    beat(f"converting {gguf.name} to safetensors, once")
-    partial = target.with_name(f"{name}.{os.getpid()}.partial")
-    dtype = torch.float32 if _is_fp32(gguf) else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
-    try:
-        model.save_pretrained(partial)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not target.exists():  # another process may have been first
-            raise
-    return target
-
-
-def _content_id(path: Path) -> str:
-    """Hash of the whole file: a cache must not serve another model."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-def _is_fp32(gguf: Path) -> bool:
-    from gguf import GGUFReader
-
-    field = GGUFReader(gguf).get_field("general.file_type")
-    return field is not None and int(field.contents()) == 0

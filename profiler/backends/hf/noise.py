@@ -21,6 +21,11 @@ def _block(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.cat([noise, noise])
 
 
+def forget() -> None:
+    """Give the blocks' memory back: it must not be in the peak of what is measured next."""
+    _block.cache_clear()
+
+
 def fill_normal(tensor: torch.Tensor, std: float, seed: int) -> None:
     """Fill a contiguous floating tensor in place with values of mean 0 and standard deviation ``std``."""
     flat = tensor.view(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,15 +12,23 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from profiler import registry
-from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory, Source
+from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
 from profiler.case import Case
 from profiler.devices.base import Meter
+from profiler.models.source import Source
 from profiler.results.measurement import Caution
 from profiler.units import bytes_text
 
-MEMORY_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory")
+MEMORY_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+REFUSED = re.compile(r"tried to allocate (\d+) bytes")  # the CPU allocator's words, after a place in its C++
 SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
 
 
@@ -27,25 +36,31 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
     """Load the model of a case. Raises OutOfMemory, ProfileError."""
     if case.threads:
         torch.set_num_threads(case.threads)
+    # The meter comes first: what the device holds before the model is what it subtracts.
+    meter = registry.load("devices", case.device.partition(":")[0], "device").meter(case.device)
     with memory_errors():
-        return HfSession(load(case, source, beat), case.device, beat)
+        return HfSession(load(case, source, meter, beat), meter, beat, notes(source))
 
 
 class HfSession:
     """A model and the meter of its device."""
 
-    def __init__(self, model: PreTrainedModel, device: str, beat: Beat) -> None:
-        self.model = model
-        self.meter: Meter = registry.load("devices", device.partition(":")[0], "device").meter(device)
-        self.loaded = describe(model)
-        self.beat = beat
+    def __init__(self, model: PreTrainedModel, meter: Meter, beat: Beat, notes: tuple[Caution, ...]) -> None:
+        self.model, self.meter = model, meter
+        self._beat, self._notes = beat, notes
+
+    @property
+    def loaded(self) -> Loaded:
+        """As it is now: bitsandbytes repacks some weights in the first forward pass."""
+        return describe(self.model, self._notes)
 
     def begin(self, case: Case) -> HfTrial:
-        if case.path == "eager":
-            return HfTrial(self.model, case, self.beat)
-        from profiler.backends.hf.static import StaticTrial  # only these paths pay for its imports
+        with memory_errors():
+            if case.path == "eager":
+                return HfTrial(self.model, case, self._beat)
+            from profiler.backends.hf.static import StaticTrial  # only these paths pay for its imports
 
-        return StaticTrial(self.model, case, self.beat)
+            return StaticTrial(self.model, case, self._beat)
 
     def close(self) -> None:
         del self.model
@@ -138,10 +153,22 @@ def memory_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in MEMORY_WORDS):
             raise
-        raise OutOfMemory(str(error).splitlines()[0]) from error
+        asked = REFUSED.search(str(error))
+        words = f"{bytes_text(int(asked[1]))} more were asked for" if asked else str(error).splitlines()[0]
+        raise OutOfMemory(words) from error
 
 
-def describe(model: PreTrainedModel) -> Loaded:
+def notes(source: Source) -> tuple[Caution, ...]:
+    """What is true of the weights because of where they come from."""
+    if source.kind != "gguf":
+        return ()
+    text = (
+        "the GGUF file's values, unpacked and stored again as the quantization says: not llama.cpp's kernels or sizes"
+    )
+    return (Caution("gguf", text),)
+
+
+def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
     """True bytes of a loaded model, and what its quantization left in a plain dtype."""
     storages: dict[int, int] = {}
     plain: dict[str, int] = {}
@@ -154,10 +181,10 @@ def describe(model: PreTrainedModel) -> Loaded:
             storages[storage.data_ptr()] = storage.nbytes()
     total, left = sum(storages.values()), sum(plain.values())
     if left == total:
-        return Loaded(total, 0, ())
+        return Loaded(total, 0, torch.get_num_threads(), notes)
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
     text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
-    return Loaded(total, left, (Caution("unquantized", text),))
+    return Loaded(total, left, torch.get_num_threads(), (Caution("unquantized", text), *notes))
 
 
 def _is_quantized(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from profiler.backends.base import Beat
+from profiler.backends.hf import noise
 from profiler.backends.hf.noise import fill_normal, tile
 
 PATTERN_WEIGHTS = 257 * 256 * 64  # weights quantized once per spread and laid over all; whole blocks, nested ones too
@@ -36,15 +37,16 @@ def build(
     maker = _Maker(device, dtype, float(getattr(config, "initializer_range", None) or 0.02), seed)
     modules = list(model.named_modules())
     for number, (name, module) in enumerate(modules):
-        beat(f"weights {number}/{len(modules)} {name}")
+        beat(f"load weights {number}/{len(modules)} {name}")
         maker.materialize(module)
     model.tie_weights()
     model.initialize_weights()
     for number, parameter in enumerate(model.parameters()):
         if parameter.is_floating_point() and parameter.dim() <= 1:
-            noise = torch.empty_like(parameter)
-            fill_normal(noise, VECTOR_NOISE, seed + number)
-            parameter.data.add_(noise)
+            spread = torch.empty_like(parameter)
+            fill_normal(spread, VECTOR_NOISE, seed + number)
+            parameter.data.add_(spread)
+    noise.forget()
     return model.eval().requires_grad_(False)
 
 

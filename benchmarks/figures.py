@@ -1,0 +1,40 @@
+"""How the benchmarks print a figure: median and 95 % interval, from the same statistics as a result row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from profiler.results.stats import summarize
+from profiler.units import seconds_text
+
+
+def in_turn(pairs: int, *sides: Callable[[], None]) -> None:
+    """Run the sides AB, BA, AB, …, so that a machine that warms up or is shared favours none of them."""
+    for number in range(pairs):
+        for side in sides if number % 2 == 0 else reversed(sides):
+            side()
+
+
+def ratio_text(ours: list[float], theirs: list[float]) -> str:
+    """Ours ÷ theirs of each pair: ``1.003 (95 % interval 0.998 to 1.008, 20 pairs)``."""
+    figure = summarize([our / their for our, their in zip(ours, theirs, strict=True)])
+    assert figure is not None
+    if figure.low is None or figure.high is None:
+        return f"{figure.median:.3f} (one pair: no interval)"
+    return f"{figure.median:.3f} (95 % interval {figure.low:.3f} to {figure.high:.3f}, {figure.n} pairs)"
+
+
+def certainly_above(ours: list[float], theirs: list[float], limit: float) -> bool:
+    """Whether the whole interval of ours ÷ theirs lies above ``limit``."""
+    figure = summarize([our / their for our, their in zip(ours, theirs, strict=True)])
+    return figure is not None and figure.low is not None and figure.low > limit
+
+
+def seconds_line(what: str, seconds: list[float]) -> str:
+    """``what: 123 ms (95 % interval 120 ms to 126 ms, 20 times)``."""
+    figure = summarize(seconds)
+    assert figure is not None
+    if figure.low is None or figure.high is None:
+        return f"{what}: {seconds_text(figure.median)} (once: no interval)"
+    interval = f"{seconds_text(figure.low)} to {seconds_text(figure.high)}"
+    return f"{what}: {seconds_text(figure.median)} (95 % interval {interval}, {figure.n} times)"

@@ -1,0 +1,141 @@
+"""What our measuring loop adds to what it measures: the aim is at most 1 %.
+
+    python benchmarks/loop_cost.py [--model gemma-3-270m]
+
+A is ``profiler.measure.loop.measure`` on a loaded model, B a loop as one would write it by hand over the same model
+object: prefill and decode, ``reps`` times after one warm-up, timed as a whole. They take turns (AB, BA, …), and each
+pair gives a ratio A ÷ B of three things:
+
+    prefill, decode   the figures that are reported: the median repetition of A against that of B
+    whole             all that passes between the start of the first repetition and the end of the last
+                      (ours has one step more, for the peak of memory, and goes back to the saved cache)
+    cpu               the CPU seconds of that, which other work on the machine disturbs less
+
+``control`` is B ÷ B, two hand-written loops against each other: what the machine's own noise looks like. Weights are
+synthetic, nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from figures import certainly_above, in_turn, ratio_text
+
+from profiler.backends.base import Session
+from profiler.case import Case
+from profiler.measure.loop import Effort, measure
+from profiler.models.resolve import resolve
+
+AIM = 1.01  # A/B of a reported figure
+
+
+@dataclass
+class Side:
+    """One of the loops, and the seconds of its turns."""
+
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def turn(self, run: Callable[[], tuple[list[float], list[float]]]) -> None:
+        """Run once and keep the median repetition of each phase."""
+        start, cpu = time.perf_counter(), time.process_time()
+        prefills, decodes = run()
+        self.whole.append(time.perf_counter() - start)
+        self.cpu.append(time.process_time() - cpu)
+        self.prefill.append(statistics.median(prefills))
+        self.decode.append(statistics.median(decodes))
+
+
+def main() -> int:
+    """Print the ratios; exit code 1 when a reported figure is dearer than the aim beyond doubt."""
+    options = parse()
+    case, session = load(options)
+    effort = Effort(reps=options.reps)
+
+    def ours() -> tuple[list[float], list[float]]:
+        samples = measure(session, case, effort, lambda text: None).samples
+        phases = ([s.seconds for s in samples if s.phase == phase] for phase in ("prefill", "decode"))
+        return next(phases), next(phases)
+
+    def bare() -> tuple[list[float], list[float]]:
+        return by_hand(session, case, options.reps)
+
+    a, b, again = Side(), Side(), Side()
+    bare()  # once untimed, so that no side pays for the first use of the model
+    in_turn(options.pairs, lambda: a.turn(ours), lambda: b.turn(bare), lambda: again.turn(bare))
+    print(f"{case.label} {case.dtype} {case.device}, {case.steps} steps, {options.reps} reps, A = ours, B = by hand")
+    for what in ("prefill", "decode", "whole", "cpu"):
+        print(f"{what:8} A/B {ratio_text(getattr(a, what), getattr(b, what))}")
+        print(f"{'control':8} B/B {ratio_text(getattr(again, what), getattr(b, what))}")
+    dear = [what for what in ("prefill", "decode") if certainly_above(getattr(a, what), getattr(b, what), AIM)]
+    print(f"aim {AIM - 1:.0%}: {'exceeded by ' + ' and '.join(dear) if dear else 'not exceeded beyond doubt'}")
+    return 1 if dear else 0
+
+
+def by_hand(session: Session, case: Case, reps: int) -> tuple[list[float], list[float]]:
+    """Seconds of each prefill and of each decode, without a warm-up, in the plainest loop over the model."""
+    import torch
+    from transformers import DynamicCache
+
+    model: Any = session.model  # type: ignore[attr-defined]
+    ids = torch.randint(
+        model.config.vocab_size, (case.batch, case.context), generator=torch.Generator().manual_seed(0)
+    )
+    prefills, decodes = [], []
+    with torch.inference_mode():
+        for _ in range(1 + reps):
+            cache = DynamicCache(config=model.config)
+            start = time.perf_counter()
+            token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+            prefills.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            for _ in range(case.steps):
+                token = model(token, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+            decodes.append(time.perf_counter() - start)
+    return prefills[1:], decodes[1:]
+
+
+def load(options: argparse.Namespace) -> tuple[Case, Session]:
+    """The case, and a session of the hf backend with its model loaded."""
+    from profiler.backends.hf import open as open_session
+
+    found = resolve(options.model, offline=True)
+    case = Case(
+        model=found.name,
+        model_id=found.model_id,
+        weights="synthetic",
+        quant=options.quant,
+        dtype="fp32" if options.quant == "fp32" else "bf16",
+        device="cpu",
+        backend="hf",
+        path="eager",
+        context=options.context,
+        batch=1,
+        steps=options.steps,
+        threads=options.threads,
+    )
+    return case, open_session(case, found.source, lambda text: None)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gemma-3-270m", help="a name of profile models [default: %(default)s]")
+    parser.add_argument("--quant", default="fp32", help="[default: %(default)s]")
+    parser.add_argument("--context", type=int, default=128, help="tokens [default: %(default)s]")
+    parser.add_argument("--steps", type=int, default=16, help="decode steps [default: %(default)s]")
+    parser.add_argument("--reps", type=int, default=3, help="of each phase [default: %(default)s]")
+    parser.add_argument("--pairs", type=int, default=12, help="turns of each side [default: %(default)s]")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads [default: %(default)s]")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""``profile devices``: what this machine can run models on, and the catalog of devices by data sheet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from profiler import devices as found
+from profiler.commands import listing
+from profiler.devices import catalog
+from profiler.devices.base import DeviceInfo
+from profiler.units import UNKNOWN, bytes_text, significant
+
+
+@click.command("devices")
+@click.option("--catalog", "from_catalog", is_flag=True, help="List the devices known by data sheet instead.")
+@listing.output()
+def devices(from_catalog: bool, output: str) -> None:
+    """List what this machine can run models on.
+
+    The first one listed is the default of `profile sweep`.
+    """
+    if from_catalog:
+        rows = [_catalog_row(device) for device in catalog.devices()]
+        click.echo(listing.render(rows, _catalog_shown, output), nl=False)
+        return
+    local = found.local()
+    click.echo(listing.render([_row(device) for device in local], _shown, output), nl=False)
+    for kind, reason in found.unavailable().items():
+        click.echo(f"no {kind} device: {reason}", err=True)
+
+
+def _row(device: DeviceInfo) -> dict[str, Any]:
+    """One device of this machine as plain JSON; bytes."""
+    return {
+        "device": device.name,
+        "title": device.title,
+        "memory_bytes": device.memory_bytes,
+        "free_bytes": device.free_bytes,
+        "default_dtype": device.default_dtype,
+        "cores": device.cores,
+        "features": list(device.features),
+        "driver": device.driver,
+    }
+
+
+def _shown(row: listing.Row) -> dict[str, str]:
+    return {
+        "device": row["device"],
+        "title": row["title"],
+        "memory": bytes_text(row["memory_bytes"]),
+        "free": bytes_text(row["free_bytes"]),
+        "default dtype": row["default_dtype"],
+        "cores": UNKNOWN if row["cores"] is None else str(row["cores"]),
+        "features": " ".join(row["features"]) or UNKNOWN,
+        "driver": row["driver"] or UNKNOWN,
+    }
+
+
+def _catalog_row(device: catalog.CatalogDevice) -> dict[str, Any]:
+    """One device of the catalog as plain JSON; bytes, bytes per second, FLOP per second, watts."""
+    return {
+        "device": device.name,
+        "vendor": device.vendor,
+        "class": device.kind,
+        "memory_bytes": device.memory_bytes,
+        "bandwidth_bytes_s": device.bandwidth_bytes_s,
+        "flops": dict(device.flops),
+        "tdp_w": device.tdp_w,
+        "sources": dict(device.sources),
+        "standing": device.standing,
+        "notes": device.notes,
+    }
+
+
+def _catalog_shown(row: listing.Row) -> dict[str, str]:
+    flops = row["flops"]
+    return {
+        "device": row["device"],
+        "class": row["class"],
+        "memory": bytes_text(row["memory_bytes"]),
+        "GB/s": significant(row["bandwidth_bytes_s"] / catalog.GIGA),
+        "bf16 TFLOP/s": _tera(flops.get("bf16")),
+        "int8 TOP/s": _tera(flops.get("int8")),
+        "watts": UNKNOWN if row["tdp_w"] is None else significant(row["tdp_w"]),
+        "standing of the figures": row["standing"],
+    }
+
+
+def _tera(value: float | None) -> str:
+    return UNKNOWN if value is None else significant(value / catalog.TERA)

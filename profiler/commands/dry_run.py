@@ -1,0 +1,112 @@
+"""What a sweep would do: its plan as a table, with reasons, sizes and estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from profiler.case import Case
+from profiler.commands import listing
+from profiler.errors import ProfileError
+from profiler.plan.order import Plan, Planned
+from profiler.predict.interval import Interval
+from profiler.predict.memory import Memory, unquantized_words
+from profiler.results.store import StoredRow
+from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
+
+
+def render(plan: Plan, kept: Mapping[Case, StoredRow], available_bytes: int, output: str) -> str:
+    """Cases in the order they would run, then those that are stored already, then those left out.
+
+    Raises ProfileError for a format that only measurements have.
+    """
+    if output not in listing.FORMATS:
+        raise ProfileError(f"--dry-run has no format {output}", f"Known: {', '.join(listing.FORMATS)}.")
+    rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
+    rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in kept.items()]
+    rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.memory) for skip in plan.skipped]
+    return listing.render(rows, _shown, output)
+
+
+def summary(plan: Plan) -> str:
+    """The plan in one line."""
+    if not plan.cases:
+        return "nothing to run"
+    loads = len({planned.case.load_key for planned in plan.cases})
+    cases, models = len(plan.cases), "model load" if loads == 1 else "model loads"
+    return f"{cases} case{'s' * (cases != 1)} to run, {loads} {models}, about {seconds_text(plan.seconds)}"
+
+
+def _row(case: Case, action: str, reason: str | None = None) -> dict[str, Any]:
+    names = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
+    return {name: getattr(case, name) for name in names} | {
+        "key": case.key,
+        "action": action,
+        "reason": reason,
+        "note": None,
+        "load_s": None,
+        "run_s": None,
+        "may_not_fit": False,
+        "weights_bytes": None,
+        "cache_bytes": None,
+        "peak_bytes": None,
+    }
+
+
+def _estimates(planned: Planned, available_bytes: int) -> dict[str, Any]:
+    point = planned.point
+    return _sizes(planned.memory) | {
+        "load_s": planned.load_s,
+        "run_s": planned.run_s,
+        "may_not_fit": planned.memory.peak.high > available_bytes,
+        "note": unquantized_words(point.geometry, point.quant, point.case.dtype),
+    }
+
+
+def _sizes(predicted: Memory | None) -> dict[str, Any]:
+    """What a case takes by prediction; bytes."""
+    if predicted is None:
+        return {}
+    return {
+        "weights_bytes": round(predicted.weights.value),
+        "cache_bytes": round(predicted.cache.low),  # one cache; the upper values count copies of it
+        "peak_bytes": _interval(predicted.peak),
+    }
+
+
+def _measured(row: StoredRow) -> dict[str, Any]:
+    """What a case took when it was measured; bytes."""
+    found = row.measurement.memory
+    peak = found.process_peak_bytes
+    return {
+        "weights_bytes": found.weights_bytes,
+        "cache_bytes": found.cache_bytes,
+        "peak_bytes": None if peak is None else {"value": peak, "low": peak, "high": peak, "basis": "measured"},
+    }
+
+
+def _interval(interval: Interval) -> dict[str, Any]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high, "basis": interval.basis}
+
+
+def _shown(row: listing.Row) -> dict[str, str]:
+    peak = row["peak_bytes"]
+    return {
+        "model": printable(row["model"], 60),
+        "weights": row["weights"],
+        "quant": row["quant"],
+        "dtype": row["dtype"],
+        "context": f"{row['context']:,}",
+        "batch": f"{row['batch']:,}",
+        "plan": "run (may not fit)" if row["may_not_fit"] else row["action"],
+        "weights size": bytes_text(row["weights_bytes"]),
+        "cache": bytes_text(row["cache_bytes"]),
+        "peak": UNKNOWN if peak is None else _range(bytes_text(peak["low"]), bytes_text(peak["high"])),
+        "load": seconds_text(row["load_s"]),
+        "run": seconds_text(row["run_s"]),
+        "reason": row["reason"] or row["note"] or "",
+    }
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low} – {high}"

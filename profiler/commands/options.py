@@ -1,0 +1,125 @@
+"""Options that several commands share, so that they read and behave the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from profiler import registry
+from profiler.units import parse_bytes, parse_count, parse_seconds
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+Callback = Callable[[click.Context, click.Parameter, str | None], Any]
+
+
+def parsed(parse: Callable[[str], Any]) -> Callback:
+    """A callback that reads a value by a parser of ``units``; its ValueError becomes click's one line."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return callback
+
+
+def plugin(folder: str, what: str) -> Callback:
+    """A callback that checks the name of a plug-in; an unknown one lists the known, nearest first."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        known = registry.names(folder)
+        if value is not None and value not in known:
+            raise registry.unknown(what, value, known)
+        return value
+
+    return callback
+
+
+def _positive(text: str) -> int:
+    number = parse_count(text)
+    if number < 1:
+        raise ValueError("it must be at least 1")
+    return number
+
+
+def _some_bytes(text: str) -> int:
+    size = parse_bytes(text)
+    if size < 1:
+        raise ValueError("it must be more than nothing")
+    return size
+
+
+def _some_seconds(text: str) -> float:
+    seconds = parse_seconds(text)
+    if seconds <= 0:
+        raise ValueError("it must be more than 0 s")
+    return seconds
+
+
+def count(*names: str, help: str) -> Decorator:
+    """A whole number from 1."""
+    return click.option(*names, callback=parsed(_positive), metavar="N", help=help)
+
+
+def duration(*names: str, help: str, default: str | None = None) -> Decorator:
+    """A time such as ``90s`` or ``10m``, in seconds."""
+    return click.option(
+        *names, callback=parsed(_some_seconds), metavar="TIME", help=help, default=default, show_default=True
+    )
+
+
+def size(*names: str, help: str) -> Decorator:
+    """A size such as ``8GiB``, in bytes."""
+    return click.option(*names, callback=parsed(_some_bytes), metavar="SIZE", help=help)
+
+
+def choice(name: str, words: Sequence[str], help: str, default: str | None = None) -> Decorator:
+    """One of a few words."""
+    return click.option(name, type=click.Choice(words), help=help, default=default, show_default=True)
+
+
+def chosen(name: str, folder: str, default: str, help: str) -> Decorator:
+    """The name of a plug-in."""
+    callback = plugin(folder, name.lstrip("-"))
+    return click.option(name, callback=callback, metavar="NAME", help=help, default=default, show_default=True)
+
+
+def output(default: str = "table") -> Decorator:
+    """``-o``: the format of the rows on stdout."""
+    return click.option(
+        "-o",
+        "--output",
+        callback=plugin("reports", "output format"),
+        metavar="FORMAT",
+        default=default,
+        show_default=True,
+        help=f"Of the rows on stdout: {', '.join(registry.names('reports'))}.",
+    )
+
+
+def store() -> Decorator:
+    """``--store``: the file that keeps what was measured."""
+    return click.option(
+        "--store",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Where results are kept. [default: $PROFILER_STORE, else the user data folder]",
+    )
+
+
+def device() -> Decorator:
+    """``--device``: what runs the models."""
+    return click.option(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:N. [default: the first GPU, else the CPU]"
+    )
+
+
+def many(*names: str, metavar: str, help: str) -> Decorator:
+    """A list: repeated, comma-separated, or both."""
+    return click.option(*names, multiple=True, metavar=metavar, help=help)

@@ -1,0 +1,96 @@
+"""``profile runs``: the stored runs; ``profile runs show`` prints the rows of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from profiler.commands import listing, options
+from profiler.commands.progress import tell, terminal_width
+from profiler.reports.base import plain, rendered
+from profiler.results.measurement import Measurement
+from profiler.results.redact import redact_json
+from profiler.results.store import Run, Store
+from profiler.units import UNKNOWN
+
+OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order they are counted to people
+COMMAND_LENGTH = 60  # characters of a command line, of a list of models, of a device's name
+MODELS_LENGTH = 40
+DEVICE_LENGTH = 30
+
+
+@click.group(invoke_without_command=True)
+@options.store()
+@listing.output()
+@click.pass_context
+def runs(context: click.Context, store: Path | None, output: str) -> None:
+    """List the stored runs, oldest first.
+
+    A run without an end is still going, or was killed: `profile sweep` takes its rows up again.
+    """
+    context.obj = store
+    if context.invoked_subcommand is not None:
+        return
+    with Store.open(store, create=False) as opened:
+        rows = [_row(run) for run in opened.runs()]
+    click.echo(listing.render(rows, _shown, output), nl=False)
+
+
+@runs.command()
+@click.argument("run", required=False)
+@options.output()
+@options.store()
+@click.pass_obj
+def show(group_store: Path | None, run: str | None, output: str, store: Path | None) -> None:
+    """Print the rows of RUN: an id, the start of one, or nothing for the latest."""
+    with Store.open(store or group_store, create=False) as opened:
+        found = opened.find_run(run)
+        rows = in_grid_order(opened.rows(found))
+    text, left_out = rendered(output, found, rows, terminal_width())
+    click.echo(text, nl=False)
+    tell(left_out)
+
+
+def in_grid_order(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Rows as a sweep prints them, whatever was stored first: models and formats as first seen, then by size."""
+    models = {row.case.model_id: place for place, row in reversed(list(enumerate(rows)))}
+    quants = {row.case.quant: place for place, row in reversed(list(enumerate(rows)))}
+
+    def place(row: Measurement) -> tuple[int, int, int, int, int]:
+        case = row.case
+        return models[case.model_id], quants[case.quant], case.context, case.batch, case.steps
+
+    return sorted(rows, key=place)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    """One run as plain JSON."""
+    device = run.environment.get("device") or {}
+    row: dict[str, Any] = redact_json(
+        {
+            "run": run.id,
+            "started_at": run.started_at,
+            "finished_at": run.finished_at,
+            "how": run.how,
+            "outcomes": {outcome: run.outcomes[outcome] for outcome in OUTCOMES if outcome in run.outcomes},
+            "models": list(run.models),
+            "device": device.get("title"),
+            "argv": list(run.argv),
+        }
+    )
+    return row
+
+
+def _shown(row: listing.Row) -> dict[str, str]:
+    return {
+        "run": row["run"],
+        "started (UTC)": row["started_at"].replace("T", " ").rstrip("Z"),
+        "ended": plain(row["how"] or UNKNOWN),
+        "cases": ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items()) or "none",
+        "device": plain(row["device"] or UNKNOWN, DEVICE_LENGTH),
+        "models": plain(", ".join(row["models"]) or UNKNOWN, MODELS_LENGTH),
+        "command": plain(" ".join(row["argv"]), COMMAND_LENGTH),
+    }

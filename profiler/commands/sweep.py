@@ -1,0 +1,134 @@
+"""``profile sweep``: measure a grid of model × quantization × context × batch on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from profiler import devices
+from profiler.case import Case
+from profiler.commands import dry_run as preview
+from profiler.commands import options
+from profiler.commands.progress import Progress, say
+from profiler.commands.recorder import Recorder
+from profiler.devices.base import DeviceInfo
+from profiler.measure import supervisor
+from profiler.measure.watch import Limits
+from profiler.plan import budget, order, resume, scenario
+from profiler.plan.request import Request, Work, work
+from profiler.results import environment
+from profiler.results.measurement import Measurement
+from profiler.results.store import Store, StoredRow, default_path
+
+WEIGHTS = ("auto", "real", "synthetic")
+MAX_SEED = 2**63 - 1  # what a random generator takes
+
+Kept = Mapping[Case, StoredRow]
+
+
+@click.command("sweep")
+@options.many("-m", "--model", "models", metavar="MODEL", help="Catalog name, folder, .gguf file or hub id.")
+@options.many("-q", "--quant", "quants", metavar="QUANT", help="fp32, bf16, nf4, … [default: the device's dtype]")
+@options.many("-c", "--context", "contexts", metavar="TOKENS", help="In the cache before decode. [default: 512]")
+@options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
+@options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
+@options.count("-r", "--reps", help="Repetitions of each phase. [default: 3]")
+@click.option("--scenario", metavar="NAME|FILE", help="A named grid: see profile scenarios. Options above go first.")
+@options.device()
+@options.chosen("--backend", folder="backends", default="hf", help="What runs the models.")
+@options.choice("--path", ["eager"], default="eager", help="How decode runs: eager is transformers as shipped.")
+@options.choice("--weights", WEIGHTS, default="auto", help="auto: real where they are here, else synthetic.")
+@options.choice("--fill", scenario.FILLS, help="What gives the cache its depth. [default: prefill]")
+@options.count("--ubatch", help="Tokens per prefill chunk. [default: 512 on a CPU, 2048 on a GPU]")
+@options.count("--threads", help="CPU threads. [default: the backend's choice]")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, metavar="N", help="Of weights and tokens.")
+@options.duration("--max-phase", "max_phase_s", help="No repetition of a phase starts after this. [default: 60s]")
+@options.duration("--budget", "budget_s", help="Choose cases that fit this time: 10m.")
+@options.duration("--timeout", "timeout_s", default="1h", help="End a case that takes longer.")
+@options.size("--max-memory", help="Host memory that a worker may take: 8GiB.")
+@click.option("--dry-run", is_flag=True, help="Print the plan with reasons, sizes and estimates; measure nothing.")
+@click.option("--resume/--fresh", "resumed", default=True, help="Take stored rows of equal cases, or measure again.")
+@options.store()
+@options.output()
+def sweep(
+    device: str | None,
+    timeout_s: float,
+    max_memory: int | None,
+    dry_run: bool,
+    resumed: bool,
+    store: Path | None,
+    output: str,
+    **asked: Any,
+) -> int:
+    """Measure a grid of model × quantization × context × batch.
+
+    Without a model it measures the largest Gemma 4 and Qwen 3.5 that this machine can in five minutes. Lists are
+    comma-separated or repeated: -c 512,4k -b 1 -b 4; ranges are 1k-128k*2 and 1-8+1. Every row is stored when it is
+    measured, so an interrupted sweep goes on where it stopped.
+
+    Exit code: 0 fine, 1 a case failed, 2 usage, 130 interrupted.
+    """
+    found = devices.find(device)
+    available = available_bytes(found, max_memory)
+    task = work(Request(**asked), found, available, say)
+    snapshot = environment.snapshot(found)
+    if dry_run:
+        kept = stored(task, snapshot, store) if resumed else {}
+        plan = make_plan(task, kept, found, available)
+        click.echo(preview.render(plan, kept, output), nl=False)
+        say(preview.summary(plan))
+        return 0
+    with Store.open(store) as opened:
+        kept = resume.stored(task.points, opened, snapshot, task.effort) if resumed else {}
+        recorder = Recorder(opened, snapshot, task, output)
+        recorder.adopt(kept)
+        plan = make_plan(task, kept, found, available)
+        recorder.skip(plan.skipped)
+        ending = measure(plan, task, Limits(max_memory_bytes=max_memory, case_s=timeout_s), recorder)
+        return recorder.finish(ending)
+
+
+def stored(task: Work, snapshot: dict[str, Any], store: Path | None) -> Kept:
+    """What the store holds already, without making one where there is none."""
+    if not (store or default_path()).exists():
+        return {}
+    with Store.open(store, create=False) as opened:
+        return resume.stored(task.points, opened, snapshot, task.effort)
+
+
+def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
+    """Memory a case may take on the device; ``--max-memory`` bounds host memory."""
+    return min(device.free_bytes, max_memory) if max_memory and device.kind == "cpu" else device.free_bytes
+
+
+def make_plan(task: Work, kept: Kept, device: DeviceInfo, available: int) -> order.Plan:
+    """The plan for what is not stored yet, within the budget if there is one."""
+    missing = [point for point in task.points if point.case not in kept]
+    plan = order.make(missing, device, task.effort, available)
+    return plan if task.budget_s is None else budget.choose(plan, task.budget_s)
+
+
+def measure(plan: order.Plan, task: Work, limits: Limits, recorder: Recorder) -> supervisor.Ending:
+    """Run the plan; every case gives the recorder a row."""
+    pace = budget.Pace(plan.cases, task.budget_s)
+
+    def jobs() -> Iterator[supervisor.Job]:
+        for planned in plan.cases:
+            reason = pace.refuse(planned.case)
+            if reason is None:
+                yield supervisor.Job(planned.case, planned.point.source)
+            else:
+                pace.drop(planned.case)
+                recorder.skip([order.Skip(planned.case, reason)])
+                progress.skip()
+
+    def take(row: Measurement) -> None:
+        pace.note(row.case, row.load_s, row.outcome == "ok")
+        recorder.append(row)
+        progress.row(row)
+
+    with Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress:
+        return supervisor.run(jobs(), task.effort, limits, recorder.environment, take, progress.beat)

@@ -1,0 +1,147 @@
+"""NVIDIA GPUs: found by NVML, timed by CUDA events, measured by torch's allocator and by NVML."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from profiler.devices import nvml
+from profiler.devices.base import DeviceInfo, Peak
+from profiler.devices.pressure import run_delay_s
+
+BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 tensor cores
+FP16_CAPABILITY = (7, 0)  # Volta: the first with fp16 tensor cores; before it fp16 may run at 1/64 of fp32's rate
+TORCH_LIBRARY = "lib/libtorch_cuda.so"  # only a CUDA build of torch has it
+
+
+def find() -> list[DeviceInfo]:
+    """The GPUs that a worker of ours could use, as ``cuda:0``, ``cuda:1``, …; none when ``unavailable``.
+
+    CUDA's own order is fastest first, NVML's is by PCI bus. The environment is set so that this process and its
+    workers number the cards as NVML does, unless the user has chosen an order.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if not torch_has_cuda():
+        return []
+    try:
+        return [_info(index, gpu) for index, gpu in enumerate(nvml.gpus())]
+    except nvml.Missing:
+        return []
+
+
+def unavailable() -> str | None:
+    """Why there is no CUDA device, in words; None if there is one."""
+    try:
+        if not nvml.gpus():
+            return "NVML finds no GPU that CUDA_VISIBLE_DEVICES shows"
+    except nvml.Missing as reason:
+        return str(reason)
+    return None if torch_has_cuda() else "the installed torch is a build without CUDA"
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch is a CUDA build, told from its files, since importing it takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    return spec is not None and spec.origin is not None and (Path(spec.origin).parent / TORCH_LIBRARY).exists()
+
+
+def meter(device: str) -> CudaMeter:
+    """The meter of ``cuda:N`` for this process."""
+    return CudaMeter(device)
+
+
+class CudaMeter:
+    """Clock and peak memory of this process on one GPU.
+
+    ``Peak.process_bytes`` is what NVML says of our process when asked: the allocator's segments, the CUDA context
+    and the libraries' workspaces, none of which shrink inside a window. Where NVML cannot tell processes apart it is
+    what the whole card uses beyond what it used before the meter; another program's change then counts as ours.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._cuda: Any = torch.cuda
+        self._device = torch.device(device)
+        self._uuid = _uuid(str(torch.cuda.get_device_properties(self._device).uuid))
+        self._before = self._asked(nvml.used_bytes, self._uuid)
+
+    def now(self) -> float:
+        self._cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def cpu_s(self) -> float:
+        return time.process_time()
+
+    def waited_s(self) -> float | None:
+        return run_delay_s()
+
+    def mark(self) -> object:
+        event = self._cuda.Event(enable_timing=True)
+        event.record(self._cuda.current_stream(self._device))
+        return event
+
+    def elapsed(self, marks: Sequence[Any]) -> list[float]:
+        if marks:
+            marks[-1].synchronize()
+        return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
+
+    def reset_peak(self) -> None:
+        """Give the allocator's unused segments back first, or the last case's are part of the next one's peak."""
+        self._cuda.synchronize(self._device)
+        self._cuda.empty_cache()
+        self._cuda.reset_peak_memory_stats(self._device)
+
+    def peak(self) -> Peak:
+        self._cuda.synchronize(self._device)
+        return Peak(
+            allocated_bytes=self._cuda.max_memory_allocated(self._device),
+            reserved_bytes=self._cuda.max_memory_reserved(self._device),
+            process_bytes=self._process_bytes(),
+        )
+
+    def _process_bytes(self) -> int | None:
+        own = self._asked(nvml.process_bytes, self._uuid, os.getpid())
+        if own is not None or self._before is None:
+            return own
+        used = self._asked(nvml.used_bytes, self._uuid)
+        return None if used is None else max(0, used - self._before)
+
+    @staticmethod
+    def _asked(question: Any, *about: Any) -> int | None:
+        """What NVML answers; unknown where it cannot be asked."""
+        try:
+            answer: int | None = question(*about)
+        except nvml.Missing:
+            return None
+        return answer
+
+
+def _uuid(text: str) -> str:
+    """NVML's spelling of the UUID torch gives (torch leaves out ``GPU-``)."""
+    return text if text.startswith(("GPU-", "MIG-")) else f"GPU-{text}"
+
+
+def _info(index: int, gpu: nvml.Gpu) -> DeviceInfo:
+    return DeviceInfo(
+        name=f"cuda:{index}",
+        kind="cuda",
+        title=gpu.title,
+        memory_bytes=gpu.memory_bytes,
+        free_bytes=gpu.free_bytes,
+        default_dtype=_default_dtype(gpu.capability),
+        features=() if gpu.capability is None else (f"sm_{gpu.capability[0]}{gpu.capability[1]}",),
+        uuid=gpu.uuid,
+        driver=gpu.driver,
+    )
+
+
+def _default_dtype(capability: tuple[int, int] | None) -> str:
+    if capability is None or capability >= BF16_CAPABILITY:  # only cards of that age can be sliced (MIG)
+        return "bf16"
+    return "fp16" if capability >= FP16_CAPABILITY else "fp32"

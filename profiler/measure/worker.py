@@ -1,0 +1,215 @@
+"""The process that holds a model: ``python -m profiler.measure.worker ORDERS MESSAGES PARENT`` (two pipes, a pid).
+
+It loads the model of its first order, measures order after order, and ends with its orders or with the first row that
+is not ok: after a failure nobody knows what state the model and its device are in. Whatever happens to the parent,
+the kernel kills this process with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from select import POLLOUT, poll
+from types import ModuleType
+from typing import Any
+
+from profiler import registry
+from profiler.backends.base import OutOfMemory, Session
+from profiler.case import Case
+from profiler.devices.base import Meter
+from profiler.errors import ProfileError
+from profiler.measure.limit import lift_limit, limit_memory
+from profiler.measure.loop import headline, largest, measure
+from profiler.measure.protocol import LineBuffer, Load, Order, ProtocolError, encode
+from profiler.results.measurement import Caution, Measurement, Memory, Outcome
+from profiler.units import bytes_text, printable
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+FIRST_TO_GO = "1000"  # oom_score_adj: the kernel takes this process before the one that holds the results
+BEAT_S = 0.1  # beats of one phase are at least this far apart: each costs a system call and wakes the parent
+MAX_REASON = 400  # characters
+
+
+class Wire:
+    """The worker's end of the pipe to its parent."""
+
+    def __init__(self, fd: int) -> None:
+        self.phase = "start"
+        self._fd = fd
+        self._last = 0.0
+        self._room = poll()
+        self._room.register(fd, POLLOUT)
+
+    def beat(self, text: str) -> None:
+        """A sign of life. A new phase is told at once; the rest is thinned out, and dropped when nobody reads."""
+        phase, now = text.partition(" ")[0] or self.phase, time.monotonic()
+        if phase == self.phase and now - self._last < BEAT_S:
+            return
+        self.phase, self._last = phase, now
+        if self._room.poll(0):  # room for one page, so a short line goes through whole and does not wait
+            os.write(self._fd, encode({"type": "beat", "text": printable(text)}))
+
+    def send(self, message: dict[str, Any]) -> None:
+        """A message that must arrive. Raises ProtocolError when it cannot be written as one line."""
+        line = memoryview(encode(message))
+        while line:
+            line = line[os.write(self._fd, line) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model, and what loading it took."""
+
+    session: Session
+    load: Load
+    load_peak_bytes: int | None  # of the whole process
+
+
+def main(orders_fd: int, messages_fd: int, parent: int) -> None:
+    """Serve the parent until it has no more orders."""
+    die_with(parent)
+    for fd in (orders_fd, messages_fd):
+        os.set_inheritable(fd, False)
+    with suppress(OSError):  # a hardened machine may refuse; the order of killing is then the kernel's
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the core of a 60 GB process fills somebody's disk
+    serve(read_orders(orders_fd), Wire(messages_fd))
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when ``parent`` ends; it may have ended before we could ask."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def read_orders(fd: int) -> Iterator[Order]:
+    """Orders as they come, until the parent closes the pipe."""
+    lines = LineBuffer(finite=False)
+    while chunk := os.read(fd, 1 << 16):
+        for message in lines.feed(chunk):
+            yield Order.from_json(message)
+
+
+def serve(orders: Iterator[Order], wire: Wire) -> None:
+    """Load once, then a row for every order."""
+    model: Model | None = None
+    for order in orders:
+        try:
+            if model is None:
+                model = load(order, wire)
+                wire.send({"type": "loaded", "load": model.load.to_json()})
+            row = measure_order(model, order, wire)
+        except Exception as error:
+            lift_limit()
+            row = failure(error, order, wire.phase)
+        if send_row(row, wire) != "ok":
+            return
+    if model is not None:
+        model.session.close()
+
+
+def load(order: Order, wire: Wire) -> Model:
+    """The model of ``order``, timed and weighed. The baseline is taken once the framework is imported."""
+    wire.beat("load")
+    backend = registry.load("backends", order.case.backend, "backend")
+    before = meter_of(backend, order.case)
+    before.reset_peak()
+    baseline, start = before.peak().process_bytes, before.now()
+    if order.max_memory_bytes is not None:
+        limit_memory(order.max_memory_bytes)
+    session: Session = backend.open(order.case, order.source, wire.beat)
+    seconds, peak = session.meter.now() - start, session.meter.peak()
+    memory = Memory(
+        weights_bytes=session.loaded.weights_bytes,
+        unquantized_bytes=session.loaded.unquantized_bytes,
+        baseline_bytes=baseline,
+        load_peak_bytes=headline(peak),
+    )
+    return Model(session, Load(seconds, memory), peak.process_bytes)
+
+
+def meter_of(backend: ModuleType, case: Case) -> Meter:
+    """The meter of the case's device; a backend whose machine is its own invention brings ``meter(device)``."""
+    own = getattr(backend, "meter", None)
+    if own is None:
+        own = registry.load("devices", case.device.partition(":")[0], "device").meter
+    meter: Meter = own(case.device)
+    return meter
+
+
+def measure_order(model: Model, order: Order, wire: Wire) -> Measurement:
+    """The ok row of one case. Raises whatever the backend raises."""
+    if order.max_memory_bytes is not None:
+        limit_memory(order.max_memory_bytes)
+    result = measure(model.session, order.case, order.effort, wire.beat)
+    memory = replace(
+        result.memory,
+        baseline_bytes=model.load.memory.baseline_bytes,
+        load_peak_bytes=model.load.memory.load_peak_bytes,
+        process_peak_bytes=largest(result.memory.process_peak_bytes, model.load_peak_bytes),
+    )
+    return Measurement(
+        order.case,
+        environment={},  # the parent knows it
+        outcome="ok",
+        samples=result.samples,
+        memory=memory,
+        cautions=(*result.cautions, *load_peak(memory)),
+        load_s=model.load.load_s,
+        threads=result.threads,
+    )
+
+
+def load_peak(memory: Memory) -> list[Caution]:
+    """A caution when loading took more memory than both phases: the peak is then no figure of the case."""
+    phases = largest(memory.prefill_peak_bytes, memory.decode_peak_bytes)
+    if phases is None or memory.load_peak_bytes is None or memory.load_peak_bytes <= phases:
+        return []
+    text = f"loading the model set the peak; prefill and decode stayed below {bytes_text(phases)}"
+    return [Caution("load-peak", text)]
+
+
+def failure(error: Exception, order: Order, phase: str) -> Measurement:
+    """The row of a case that raised: out of memory, or failed. The parent knows what loading took."""
+    words = printable(" ".join(str(error).split()), MAX_REASON)
+    outcome: Outcome = "failed"
+    if is_out_of_memory(error):
+        limit = order.max_memory_bytes
+        under = "" if limit is None or order.case.device != "cpu" else f" under --max-memory {bytes_text(limit)}"
+        outcome, reason = "oom", f"out of memory in {phase}{under}: {words or type(error).__name__}"
+    elif isinstance(error, ProfileError):
+        reason = words
+    else:
+        reason = f"{phase} failed: {type(error).__name__}: {words}"
+    return Measurement(order.case, {}, outcome, reason)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation was refused. Backends turn their framework's error into OutOfMemory."""
+    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return refused or isinstance(error, OutOfMemory | MemoryError)
+
+
+def send_row(row: Measurement, wire: Wire) -> Outcome:
+    """Send a row, or the row that says why it could not be sent; returns the outcome that was."""
+    try:
+        wire.send({"type": "row", "row": row.to_json()})
+    except ProtocolError as error:
+        reason = f"the result cannot be passed on: {error}"
+        row = Measurement(row.case, {}, "failed", reason)
+        wire.send({"type": "row", "row": row.to_json()})
+    return row.outcome
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]))

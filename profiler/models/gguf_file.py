@@ -1,0 +1,190 @@
+"""GGUF files: the header, read within bounds.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Readers that trust a header's lengths have hung or
+overflowed on 43-byte files (CVE-2025-53630, CVE-2026-27940, llama.cpp#27188), so this one believes no number: a
+length must fit in what is left of the file, counts and names are bounded, and the whole takes two seconds at most.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import ProfileError
+from profiler.units import printable
+
+MAX_COUNT = 2**20  # metadata keys, tensors
+MAX_ARRAY = 2**24
+MAX_STRING = 2**20
+MAX_DIMS = 4
+MAX_SECONDS = 2.0
+KEPT = 4096  # longer arrays (the vocabulary) are walked over and only counted
+CHECK_EVERY = 65536  # strings between two looks at the clock
+
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+STRING, ARRAY = 8, 9
+
+# ggml_type → elements and bytes of a block (ggml.h, ggml-common.h)
+BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40)}
+BLOCKS |= {10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292)}
+BLOCKS |= {16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82)}
+BLOCKS |= {23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2)}
+BLOCKS |= {34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18)}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor. ``shape`` is in the order of transformers: outputs first, the reverse of the file's."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int  # ggml_type
+    offset: int  # into the data section
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int | None:
+        """Stored bytes; ``None`` for a type that is not known here."""
+        if self.type_id not in BLOCKS:
+            return None
+        elements, size = BLOCKS[self.type_id]
+        return -(-self.parameters // elements) * size
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """Metadata and tensors. An array of more than 4,096 entries appears as its length, a ``range``."""
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+
+
+class _Bad(Exception):
+    """What is wrong with the file, in words."""
+
+
+def header(path: Path) -> GgufHeader:
+    """ProfileError for anything but a complete GGUF file of version 2 or 3."""
+    shown = printable(path.name)
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data).header()
+    except OSError as error:
+        raise ProfileError(f"cannot read {shown}: {printable(error.strerror or error)}") from None
+    except ValueError:  # mmap of an empty file, or a NUL byte in the name
+        raise ProfileError(f"{shown} is empty or cannot be read") from None
+    except _Bad as error:
+        raise ProfileError(f"{shown} is not a valid GGUF file: {printable(error)}") from None
+
+
+class _Reader:
+    """A position in the file; every step checks that what it needs is there."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.size = len(data)
+        self.at = 0
+        self.deadline = time.monotonic() + MAX_SECONDS
+
+    def header(self) -> GgufHeader:
+        if self.take(4) != b"GGUF":
+            raise _Bad("it does not start with GGUF")
+        version = self.number("<I")
+        if version not in (2, 3):
+            raise _Bad(f"version {version}, known are 2 and 3")
+        tensors, keys = self.number("<Q"), self.number("<Q")
+        if tensors > MAX_COUNT or keys > MAX_COUNT:
+            raise _Bad(f"{tensors} tensors and {keys} metadata keys")
+        metadata = dict(self.pair() for _ in range(keys))
+        found = [self.tensor() for _ in range(tensors)]
+        self.check_length(metadata, found)
+        return GgufHeader(metadata, {tensor.name: tensor for tensor in found})
+
+    def take(self, length: int) -> bytes:
+        if length > self.size - self.at:
+            raise _Bad(f"truncated at byte {self.size}, or a length that lies")
+        self.at += length
+        return self.data[self.at - length : self.at]
+
+    def number(self, kind: str) -> int:
+        value: int = struct.unpack(kind, self.take(struct.calcsize(kind)))[0]
+        return value
+
+    def string(self) -> str:
+        length = self.number("<Q")
+        if length > MAX_STRING:
+            raise _Bad(f"a string of {length} bytes")
+        return self.take(length).decode("utf-8", "replace")
+
+    def pair(self) -> tuple[str, Any]:
+        self.look_at_clock()
+        key, kind = self.string(), self.number("<I")
+        if kind == ARRAY:
+            return key, self.array(key)
+        return key, self.value(kind)
+
+    def value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self.string()
+        if kind not in SCALARS:
+            raise _Bad(f"metadata of unknown type {kind}")
+        return self.number(SCALARS[kind])
+
+    def array(self, key: str) -> Any:
+        kind, length = self.number("<I"), self.number("<Q")
+        if length > MAX_ARRAY:
+            raise _Bad(f"{key} has {length} entries")
+        if kind != STRING and kind not in SCALARS:
+            raise _Bad(f"{key} is an array of unknown type {kind}")
+        if length <= KEPT:
+            return [self.value(kind) for _ in range(length)]
+        if kind == STRING:
+            self.skip_strings(length)
+        else:
+            self.skip(length * struct.calcsize(SCALARS[kind]))
+        return range(length)
+
+    def skip(self, length: int) -> None:
+        if length > self.size - self.at:
+            raise _Bad(f"truncated at byte {self.size}, or a length that lies")
+        self.at += length
+
+    def skip_strings(self, count: int) -> None:
+        for index in range(count):
+            if index % CHECK_EVERY == 0:
+                self.look_at_clock()
+            self.skip(self.number("<Q"))
+
+    def tensor(self) -> GgufTensor:
+        self.look_at_clock()
+        name, dims = self.string(), self.number("<I")
+        if not 1 <= dims <= MAX_DIMS:
+            raise _Bad(f"{name} has {dims} dimensions")
+        shape = tuple(self.number("<Q") for _ in range(dims))
+        if prod(shape) >= 2**63:
+            raise _Bad(f"{name} has an impossible shape")
+        return GgufTensor(name, shape[::-1], self.number("<I"), self.number("<Q"))
+
+    def check_length(self, metadata: Mapping[str, Any], tensors: list[GgufTensor]) -> None:
+        """The data of every tensor must lie within the file."""
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
+            raise _Bad(f"alignment {alignment}")
+        start = -(-self.at // alignment) * alignment
+        end = start + max((tensor.offset + (tensor.nbytes or 0) for tensor in tensors), default=0)
+        if end > self.size:
+            raise _Bad(f"truncated: {self.size} bytes, its tensors end at byte {end}")
+
+    def look_at_clock(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise _Bad(f"reading its header took more than {MAX_SECONDS:.0f} s")

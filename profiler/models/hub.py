@@ -1,0 +1,176 @@
+"""Models of the Hugging Face hub, through huggingface_hub as its users expect: cache, token, ``HF_ENDPOINT``,
+``HF_HUB_OFFLINE``. Only configs and safetensors are ever fetched; pickles and code are not.
+
+huggingface_hub is imported inside functions: it costs a quarter of a second that other models need not pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import NotFound, ProfileError
+from profiler.models import config, safetensors_file
+from profiler.models.safetensors_file import Tensor
+from profiler.units import printable
+
+PATIENCE_S = 5.0  # for the first answer of the hub
+WANTED = ["config.json", "generation_config.json", "*.safetensors", safetensors_file.INDEX]
+UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats; consolidated files repeat the shards
+
+
+def split(name: str) -> tuple[str, str | None]:
+    """``owner/name@revision`` as id and revision."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
+
+
+def raw_config(repository: str, revision: str | None, offline: bool | None = None) -> tuple[dict[str, Any], str]:
+    """The raw config.json and the commit it is of. ``offline``: only look in the cache; None: ask the environment.
+
+    Without a connection the cache is used. ProfileError says whether the model, the revision, the file, the
+    permission or the connection is missing.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    refused = None if offline else _refusal(repository, revision)
+    cached_only = bool(offline) or refused is not None
+    with _in_words(repository, revision):
+        try:
+            path = Path(
+                hf_hub_download(
+                    repository,
+                    "config.json",
+                    revision=revision,
+                    local_files_only=cached_only,
+                    tqdm_class=_no_progress(),
+                )
+            )
+        except LocalEntryNotFoundError as error:
+            raise refused or error from None
+    return config.parse(_bounded(path), f"config.json of {printable(repository)}"), path.parent.name
+
+
+def _refusal(repository: str, revision: str | None) -> Exception | None:
+    """What the hub has against giving this config, asked once: downloading retries for 20 s without a connection."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=PATIENCE_S)
+    except Exception as error:  # put into words by the caller
+        return error
+    return None
+
+
+def _no_progress() -> Any:
+    return partial(import_module("tqdm").tqdm, disable=True)  # a dependency of huggingface_hub, without types
+
+
+def _bounded(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(config.MAX_BYTES + 1)
+
+
+def headers(repository: str, revision: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a hub model, from the headers of its safetensors files alone (range requests)."""
+    from huggingface_hub import HfApi
+
+    with _in_words(repository, revision):
+        found = HfApi().get_safetensors_metadata(repository, revision=revision)
+    return {
+        name: Tensor(info.dtype, tuple(info.shape), *info.data_offsets)
+        for file in found.files_metadata.values()
+        for name, info in file.tensors.items()
+    }
+
+
+def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | None:
+    """The folder in the cache that holds this model's config and all its weights; ``None`` if anything is missing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with _in_words(repository, revision):
+        try:
+            found = snapshot_download(
+                repository,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=WANTED,
+                ignore_patterns=UNWANTED,
+            )
+        except LocalEntryNotFoundError:
+            return None
+    folder = Path(found)
+    try:
+        whole = safetensors_file.shards(folder) is not None and (folder / "config.json").is_file()
+    except ProfileError:  # a shard that the index names has not been downloaded
+        return None
+    return folder if whole else None
+
+
+def download_size(repository: str, revision: str | None = None) -> int:
+    """Bytes that ``download`` would fetch; what the cache holds is not counted."""
+    from huggingface_hub import snapshot_download
+
+    with _in_words(repository, revision):
+        files = snapshot_download(
+            repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, dry_run=True
+        )
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def download(repository: str, revision: str | None = None) -> Path:
+    """Fetch config and safetensors into the cache; the folder. Prints huggingface_hub's own progress to stderr."""
+    from huggingface_hub import snapshot_download
+
+    with _in_words(repository, revision):
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+        )
+    if safetensors_file.shards(folder) is None:
+        raise ProfileError(f"{printable(repository)} has no safetensors", "Only safetensors are ever loaded.")
+    return folder
+
+
+@contextmanager
+def _in_words(repository: str, revision: str | None) -> Iterator[None]:
+    """Turns what the hub's client raises into one line. The most special class comes first: they are nested."""
+    from huggingface_hub import errors
+
+    shown = printable(repository)
+    try:
+        yield
+    except ProfileError:
+        raise
+    except errors.HFValidationError:
+        raise NotFound(f"{shown} is not a valid hub id", "A hub id is owner/name or owner/name@revision.") from None
+    except errors.GatedRepoError:
+        raise ProfileError(
+            f"{shown} is gated on the hub", "Accept its terms there, then log in with: hf auth login"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise NotFound(
+            f"no model {shown} on the hub, or no permission to see it",
+            "Check the spelling; for a private model log in with: hf auth login",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise NotFound(f"{shown} has no revision {printable(revision)}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise ProfileError(
+            f"{shown} is not in the hub's cache, and the hub is offline or cannot be reached",
+            "Unset HF_HUB_OFFLINE, or give a catalog name, a folder or a .gguf file.",
+        ) from None
+    except errors.EntryNotFoundError:
+        raise NotFound(
+            f"{shown} has no config.json", "For a GGUF repository download the file and give its path."
+        ) from None
+    except errors.NotASafetensorsRepoError:
+        raise ProfileError(f"{shown} has no safetensors", "Only safetensors are ever loaded.") from None
+    except Exception as error:  # the client's HTTP library is its own affair, and so are its errors
+        reason = printable(str(error).partition("\n")[0] or type(error).__name__, 120)
+        raise ProfileError(f"asking the hub for {shown} failed: {reason}") from None

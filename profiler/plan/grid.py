@@ -1,0 +1,162 @@
+"""Lists and ranges as people type them, and the grid of cases that they span.
+
+-c 4096 · -c 1k,4k · -c 1k -c 4k · -c 1k-128k*2 (each twice the last) · -b 1-8+1 (each one more)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from profiler.case import Case
+from profiler.devices.base import DeviceInfo
+from profiler.errors import ProfileError
+from profiler.models.geometry import Geometry
+from profiler.models.source import Source
+from profiler.quants.base import Quant
+from profiler.units import parse_count, printable
+
+MAX_CASES = 100_000  # a slip of the keyboard, not a plan: at a second each it would run for a day
+MAX_DIGITS = 12  # of one number
+
+_RANGE = re.compile(r"^(?P<first>\w+)-(?P<last>\w+)(?:(?P<rule>[*+])(?P<by>\w+))?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model as it will be measured: with the weights that were chosen for it."""
+
+    name: str
+    source: Source
+    geometry: Geometry
+    weights: str  # real | synthetic
+    model_id: str  # identity of the config, and of real weights
+    cautions: tuple[str, ...] = ()  # what to know of it, whatever is measured
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What the grid spans; each axis in the order it was asked for."""
+
+    subjects: tuple[Subject, ...]
+    quants: tuple[Quant, ...]
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for all cases of a sweep."""
+
+    backend: str = "hf"
+    path: str = "eager"
+    fill: str = "prefill"
+    ubatch: int = 512
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A case and what predictions must know of it."""
+
+    case: Case
+    source: Source
+    geometry: Geometry
+    quant: Quant
+
+
+def words(values: Iterable[str]) -> tuple[str, ...]:
+    """The words of a repeated, comma-separated option: no empty ones, no duplicates, order kept."""
+    return tuple(dict.fromkeys(word for value in values for word in map(str.strip, value.split(",")) if word))
+
+
+def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
+    """The positive integers of a list option. Raises ProfileError that names ``option``."""
+    found: dict[int, None] = {}
+    for word in words(values):
+        try:
+            found.update(dict.fromkeys(_numbers(word)))
+        except ValueError as error:
+            raise ProfileError(f"{option}: {error}", "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1.") from None
+    if not found:
+        raise ProfileError(f"{option}: the list is empty", "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1.")
+    return tuple(found)
+
+
+def points(axes: Axes, settings: Settings, device: DeviceInfo) -> list[Point]:
+    """Every case of the grid, models outermost. Raises ProfileError for a grid nobody means to run."""
+    size = 1
+    for axis in (axes.subjects, axes.quants, axes.contexts, axes.batches, axes.steps):
+        size *= len(axis)
+    if size > MAX_CASES:
+        raise ProfileError(
+            f"the grid has {size:,} cases, more than {MAX_CASES:,}", "Ask for fewer points on an axis."
+        )
+    return [
+        Point(_case(subject, quant, context, batch, steps, settings, device), subject.source, subject.geometry, quant)
+        for subject, quant, context, batch, steps in product(
+            axes.subjects, axes.quants, axes.contexts, axes.batches, axes.steps
+        )
+    ]
+
+
+def _case(
+    subject: Subject, quant: Quant, context: int, batch: int, steps: int, settings: Settings, device: DeviceInfo
+) -> Case:
+    return Case(
+        model=subject.name,
+        model_id=subject.model_id,
+        weights=subject.weights,
+        quant=quant.name,
+        dtype=quant.dtype or device.default_dtype,
+        device=device.name,
+        backend=settings.backend,
+        path=settings.path,
+        context=context,
+        batch=batch,
+        steps=steps,
+        fill=settings.fill,
+        ubatch=min(settings.ubatch, context),
+        threads=settings.threads,
+        seed=settings.seed,
+    )
+
+
+def _numbers(word: str) -> Sequence[int]:
+    """One number, or the numbers of a range, the last included where the rule reaches it. Raises ValueError."""
+    match = _RANGE.match(word)
+    if match is None:
+        return [_number(word)]
+    first, last = _number(match["first"]), _number(match["last"])
+    if match["rule"] is None:
+        raise ValueError(f"{printable(word)!r} is a range without a step, such as {printable(word)}*2 or +1")
+    by = _number(match["by"])
+    if first > last:
+        raise ValueError(f"{printable(word)!r} is a range that starts above its end")
+    if match["rule"] == "+":
+        return _bounded(word, range(first, last + 1, by))
+    if by == 1:
+        raise ValueError(f"{printable(word)!r} is a range that never grows")
+    found = [first]
+    while found[-1] * by <= last:
+        found.append(found[-1] * by)
+    return found
+
+
+def _number(word: str) -> int:
+    if len(word) > MAX_DIGITS:
+        raise ValueError(f"{printable(word, 40)!r} is no count of this world")
+    number = parse_count(word)
+    if number < 1:
+        raise ValueError(f"{printable(word)!r} is less than 1")
+    return number
+
+
+def _bounded(word: str, numbers: range) -> range:
+    if len(numbers) > MAX_CASES:
+        raise ValueError(f"{printable(word)!r} is a range of more than {MAX_CASES:,} numbers")
+    return numbers

@@ -1,0 +1,128 @@
+"""The plan of a sweep: which cases run, in which order, and why the others do not.
+
+Models load as rarely as can be: the cases of one load stand together, smallest first, so that an out-of-memory case
+comes after those that fit. A case is left out only for a reason in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from profiler.case import Case
+from profiler.devices.base import DeviceInfo
+from profiler.measure.loop import Effort
+from profiler.plan.grid import Point
+from profiler.predict import memory, timing
+from profiler.units import bytes_text
+
+CASE_S = 0.5  # inputs, snapshots and bookkeeping of a case
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A case that will run, and what it is expected to take."""
+
+    point: Point
+    memory: memory.Memory
+    load_s: float  # of its model; only the first case of a load pays it
+    run_s: float  # warm-ups and repetitions of both phases
+
+    @property
+    def case(self) -> Case:
+        """The case itself."""
+        return self.point.case
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A case that will not run, and the reason in words."""
+
+    case: Case
+    reason: str
+    memory: memory.Memory | None = None  # what it would take
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Cases in the order they run; equal ``load_key`` stand together."""
+
+    cases: tuple[Planned, ...]
+    skipped: tuple[Skip, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Estimate for all of it."""
+        loads = {planned.case.load_key: planned.load_s for planned in self.cases}
+        return sum(loads.values()) + sum(planned.run_s for planned in self.cases)
+
+
+def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_bytes: int) -> Plan:
+    """Order ``points`` and leave out what cannot run on ``device`` with ``available_bytes`` of its memory."""
+    planned: list[Planned] = []
+    skipped: list[Skip] = []
+    for point in points:
+        needed = memory.predict(point.case, point.geometry, point.quant, device)
+        reason = _impossible(point, device) or _too_large(point, needed, available_bytes)
+        if reason is None:
+            planned.append(estimate(point, device, effort))
+        else:
+            skipped.append(Skip(point.case, reason, needed))
+    return Plan(tuple(_by_load(planned)), tuple(skipped))
+
+
+def estimate(point: Point, device: DeviceInfo, effort: Effort) -> Planned:
+    """What a case is expected to take."""
+    times = timing.predict(point.case, point.geometry, point.quant, device)
+    synthetic = point.case.fill == "synthetic"
+    start = times.fill_s.value if synthetic else _phase_s(times.prefill_s.value, effort)
+    decode = _phase_s(times.step_s.value * point.case.steps, effort)
+    return Planned(
+        point=point,
+        memory=memory.predict(point.case, point.geometry, point.quant, device),
+        load_s=times.load_s.value,
+        run_s=CASE_S + start + decode,
+    )
+
+
+def size(case: Case) -> tuple[int, int, int]:
+    """Sort key within a load: by tokens in the cache, then by depth."""
+    return case.context * case.batch, case.context, case.steps
+
+
+def _impossible(point: Point, device: DeviceInfo) -> str | None:
+    """Why this device or this model cannot serve the case at any size of memory."""
+    reason = point.quant.unavailable(device)
+    if reason is not None:
+        return f"{point.quant.name} cannot run on {device.name}: {reason}"
+    positions = point.geometry.max_position  # a few decode steps past the last one are measured all the same
+    if point.case.context > positions:
+        return f"needs {point.case.context:,} positions, the model has {positions:,}"
+    return None
+
+
+def _too_large(point: Point, predicted: memory.Memory, available_bytes: int) -> str | None:
+    """Only what is certain: even the lower bound does not fit."""
+    needed = predicted.peak.low
+    if needed <= available_bytes:
+        return None
+    weights, cache = bytes_text(predicted.weights.low), bytes_text(predicted.cache.low)
+    reason = (
+        f"needs at least {bytes_text(needed)} (weights {weights}, cache {cache}), has {bytes_text(available_bytes)}"
+    )
+    left = memory.unquantized_words(point.geometry, point.quant, point.case.dtype)
+    return f"{reason}; {left}" if left else reason
+
+
+def _by_load(planned: list[Planned]) -> list[Planned]:
+    """Loads in the order of their first case, smallest cases first within each."""
+    loads = {planned_case.case.load_key: index for index, planned_case in reversed(list(enumerate(planned)))}
+    return sorted(planned, key=lambda entry: (loads[entry.case.load_key], size(entry.case)))
+
+
+def _phase_s(once_s: float, effort: Effort) -> float:
+    """Seconds of one phase as ``measure.loop`` runs it: a warm-up, then repetitions until they or the limit end."""
+    if once_s >= effort.max_phase_s:
+        return once_s
+    return once_s * (1 + min(effort.reps, math.ceil(effort.max_phase_s / once_s)))

@@ -1,0 +1,162 @@
+"""What a sweep is asked for, and what follows from it: models with their weights, and the points of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from profiler import registry
+from profiler.devices.base import DeviceInfo
+from profiler.errors import ProfileError
+from profiler.measure.loop import Effort
+from profiler.models.resolve import Model, resolve
+from profiler.plan import headline, scenario
+from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
+from profiler.quants.base import Quant
+from profiler.units import bytes_text
+
+CONTEXTS, BATCHES, STEPS, REPS = (512,), (1,), (32,), 3
+MAX_PHASE_S = 60.0
+UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The options of a sweep as typed; None and empty mean that nothing was said."""
+
+    models: tuple[str, ...] = ()
+    quants: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    reps: int | None = None
+    max_phase_s: float | None = None
+    budget_s: float | None = None
+    scenario: str | None = None
+    weights: str = "auto"
+    fill: str | None = None
+    backend: str = "hf"
+    path: str = "eager"
+    ubatch: int | None = None
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request comes to on one device."""
+
+    points: tuple[Point, ...]
+    effort: Effort
+    budget_s: float | None
+    subjects: tuple[Subject, ...]
+
+
+def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -> Work:
+    """The grid of a request. ``say`` gets what a person should know before it runs.
+
+    Raises ProfileError for what cannot be meant, NotFound for unknown models, quantizations and scenarios.
+    """
+    request = _with_scenario(request)
+    quants = tuple(_quant(name) for name in words(request.quants))
+    names = words(request.models)
+    if request.models and not names:
+        raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
+    if not names:
+        return _headline(request, quants, device, available_bytes, say)
+    subjects = tuple(subject(name, request.weights, say) for name in names)
+    return Work(
+        points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
+        effort=Effort(request.reps or REPS, request.max_phase_s or MAX_PHASE_S),
+        budget_s=request.budget_s,
+        subjects=subjects,
+    )
+
+
+def subject(name: str, weights: str, say: Say) -> Subject:
+    """The model ``name`` with the weights that ``weights`` (auto, real, synthetic) comes to.
+
+    ``auto`` takes real ones where they are on this machine and never downloads; ``real`` downloads from a hub.
+    """
+    model = resolve(name)
+    if weights == "real" and model.real_id is None and model.source.kind == "hub":
+        model = _downloaded(name, model, say)
+    if weights == "auto":
+        weights = "synthetic" if model.real_id is None else "real"
+    return Subject(model.name, model.source, model.geometry, weights, model.id_for(weights), model.cautions)
+
+
+def _downloaded(name: str, model: Model, say: Say) -> Model:
+    from profiler.models import hub
+
+    size = hub.download_size(model.source.location, model.source.revision)
+    say(f"downloading {model.name}: {bytes_text(size)}")
+    hub.download(model.source.location, model.source.revision)
+    return resolve(name)
+
+
+def _with_scenario(request: Request) -> Request:
+    """A scenario fills in what was not said."""
+    if request.scenario is None:
+        return request
+    grid = scenario.load(request.scenario)
+    return replace(
+        request,
+        models=request.models or grid.models,
+        quants=request.quants or grid.quants,
+        contexts=request.contexts or tuple(map(str, grid.contexts)),
+        batches=request.batches or tuple(map(str, grid.batches)),
+        steps=request.steps or tuple(map(str, grid.steps)),
+        fill=request.fill or grid.fill,
+    )
+
+
+def _headline(
+    request: Request, quants: tuple[Quant, ...], device: DeviceInfo, available_bytes: int, say: Say
+) -> Work:
+    """Without a model: the largest Gemma 4 and Qwen 3.5 that can be measured here within the budget."""
+    effort = Effort(request.reps or headline.REPS, request.max_phase_s or MAX_PHASE_S)
+    budget_s = request.budget_s or headline.BUDGET_S
+    template = replace(
+        request,
+        contexts=request.contexts or headline.CONTEXTS,
+        steps=request.steps or headline.STEPS,
+    )
+
+    def grid(name: str, quant: Quant) -> list[Point]:
+        axes = _axes((subject(name, request.weights, say),), (quant,), template, device)
+        return points(axes, _settings(request, device), device)
+
+    choice = headline.choose(headline.Limits(device, effort, available_bytes, budget_s), grid, quants)
+    say(choice.words)
+    chosen = tuple(point for name, quant in choice.pairs for point in grid(name, quant))
+    subjects = tuple(subject(name, request.weights, say) for name in dict.fromkeys(name for name, _ in choice.pairs))
+    return Work(chosen, effort, budget_s, subjects)
+
+
+def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: Request, device: DeviceInfo) -> Axes:
+    return Axes(
+        subjects=subjects,
+        quants=tuple(quants) or (_quant(device.default_dtype),),
+        contexts=counts("-c", request.contexts) if request.contexts else CONTEXTS,
+        batches=counts("-b", request.batches) if request.batches else BATCHES,
+        steps=counts("-n", request.steps) if request.steps else STEPS,
+    )
+
+
+def _settings(request: Request, device: DeviceInfo) -> Settings:
+    return Settings(
+        backend=request.backend,
+        path=request.path,
+        fill=request.fill or "prefill",
+        ubatch=request.ubatch or UBATCH.get(device.kind, UBATCH["cpu"]),
+        threads=request.threads,
+        seed=request.seed,
+    )
+
+
+def _quant(name: str) -> Quant:
+    found: Quant = registry.load("quants", name, "quantization").QUANT
+    return found

@@ -1,0 +1,101 @@
+"""Named grids: ``scenarios/NAME.toml``, or a file of the same form that somebody wrote.
+
+description = "..."          # one line, for `profile scenarios`
+contexts = "512,4k"          # as on the command line; a list of numbers will do as well
+batches = [1]
+steps = 32
+quants = ["bf16", "nf4"]     # left out: the device's default dtype
+models = ["gemma-4-e2b"]     # left out: what -m says
+fill = "synthetic"           # left out: prefill
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from profiler import registry
+from profiler.errors import ProfileError
+from profiler.plan.grid import counts, words
+from profiler.units import printable
+
+NOT_GRIDS = {"devices"}  # a catalog that lies in the same folder
+FILLS = ("prefill", "synthetic")
+REQUIRED = {"description", "contexts", "batches", "steps"}
+KNOWN = REQUIRED | {"quants", "models", "fill"}
+MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A grid by name. Empty ``quants`` and ``models`` leave the choice to the command line."""
+
+    name: str
+    description: str
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    steps: tuple[int, ...]
+    quants: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    fill: str | None = None
+
+
+def names() -> list[str]:
+    """The shipped scenarios, sorted."""
+    files = (entry.name for entry in resources.files("profiler.scenarios").iterdir())
+    return sorted(name[:-5] for name in files if name.endswith(".toml") and name[:-5] not in NOT_GRIDS)
+
+
+def load(name: str) -> Scenario:
+    """The shipped scenario ``name``, or the file of that path. Raises NotFound, ProfileError."""
+    if name in names():
+        return _parse(name, resources.files("profiler.scenarios") / f"{name}.toml")
+    path = Path(name)
+    if path.suffix == ".toml" or "/" in name:
+        return _parse(path.stem, path)
+    raise registry.unknown("scenario", name, names())
+
+
+def _parse(name: str, file: Traversable) -> Scenario:
+    where = f"scenario {printable(file)}" if isinstance(file, Path) else f"scenario {name}"
+    content = _read(where, file)
+    unknown, missing = sorted(content.keys() - KNOWN), sorted(REQUIRED - content.keys())
+    if unknown:
+        raise registry.unknown(f"key in {where}", unknown[0], sorted(KNOWN))
+    if missing:
+        raise ProfileError(f"{where} has no {', '.join(missing)}", f"Known keys: {', '.join(sorted(KNOWN))}.")
+    fill = content.get("fill")
+    if fill is not None and fill not in FILLS:
+        raise ProfileError(f"{where}: fill is {printable(fill)}", f"Known: {', '.join(FILLS)}.")
+    return Scenario(
+        name=printable(name),
+        description=printable(content["description"]),
+        contexts=counts(f"{where}: contexts", _texts(content["contexts"])),
+        batches=counts(f"{where}: batches", _texts(content["batches"])),
+        steps=counts(f"{where}: steps", _texts(content["steps"])),
+        quants=words(_texts(content.get("quants", []))),
+        models=words(_texts(content.get("models", []))),
+        fill=fill,
+    )
+
+
+def _read(where: str, file: Traversable) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ProfileError(f"{where} is larger than {MAX_BYTES // 1024} KiB", "A scenario is a few lines.")
+        return tomllib.loads(data.decode())
+    except OSError as error:
+        raise ProfileError(f"{where} cannot be read: {error.strerror}", f"Shipped: {', '.join(names())}.") from None
+    except ValueError as error:  # TOML and UTF-8 alike
+        raise ProfileError(f"{where} is not valid TOML: {printable(error)}") from None
+
+
+def _texts(value: Any) -> list[str]:
+    """A number, a text or a list of them, as the command line would give it."""
+    return [str(item) for item in (value if isinstance(value, list) else [value])]

@@ -1,0 +1,110 @@
+"""The columns of a table, what all its rows share, and what its figures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from profiler.reports.base.cells import PHASES, rate_cell, repetitions, reps_cell, token_cell, ttft_cell
+from profiler.reports.base.text import plain
+from profiler.results import stats
+from profiler.results.measurement import Measurement
+from profiler.units import UNKNOWN, bytes_text
+
+STAYS = 9  # worth of a column that no width drops
+FAKE = "fake"  # the backend whose figures are made up: nobody may take a copied table for a measurement
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. ``worth`` orders what goes first when a table is too wide: the least; STAYS always stays."""
+
+    title: str
+    cell: Callable[[Measurement], str]
+    worth: int
+    words: str = ""  # of a setting: how its value reads in the heading when all rows share it
+    usual: str | None = None  # of a setting: a value that goes without saying there
+    right: bool = True
+
+
+def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement]) -> list[Column]:
+    """The columns that are always meant, most telling first; ``numbers`` as from ``notes``."""
+    noted = {
+        id(measurement): " ".join(map(str, mine)) for measurement, mine in zip(measurements, numbers, strict=True)
+    }
+    columns = [
+        Column("quant", lambda m: plain(m.case.quant), STAYS, right=False),
+        *(column for column in SETTINGS if len({column.cell(m) for m in measurements}) > 1),
+        Column("context", lambda m: f"{m.case.context:,}", STAYS),
+        Column("batch", lambda m: f"{m.case.batch:,}", STAYS),
+        Column("prefill t/s", lambda m: rate_cell(m, "prefill"), STAYS),
+        Column("decode t/s", lambda m: rate_cell(m, "decode"), STAYS),
+        Column("TTFT", ttft_cell, 5),
+        Column("ms/token", token_cell, 3),
+        Column("weights", lambda m: bytes_text(m.memory.weights_bytes), 4),
+        Column("cache", lambda m: bytes_text(m.memory.cache_bytes), 2),
+        Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), 6),
+        Column("reps", reps_cell, STAYS if any(map(_fell_short, measurements)) else 1),
+    ]
+    if any(measurement.outcome != "ok" for measurement in measurements):
+        columns.append(Column("outcome", lambda m: m.outcome, STAYS, right=False))
+    if any(noted.values()):
+        columns.append(Column("notes", lambda m: noted[id(m)], STAYS, right=False))
+    return columns
+
+
+def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
+    """What is true of all rows: the run, the device and the settings they share."""
+    parts = ["FAKE FIGURES"] if any(m.case.backend == FAKE for m in measurements) else []
+    parts += [f"run {plain(run)}"] if run else []
+    devices = dict.fromkeys(device_title(m) for m in measurements)
+    parts += [title for title in devices if title]
+    for column in SETTINGS:
+        values = {column.cell(m) for m in measurements}
+        if len(values) == 1 and not values & {UNKNOWN, column.usual}:
+            parts.append(column.words.format(values.pop()))
+    return parts
+
+
+def legend(measurements: Sequence[Measurement]) -> str | None:
+    """What ± and a range mean, where a row has one."""
+    summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
+    if not any(summary.low is not None for summary in summaries):
+        return None
+    text = (
+        "t/s: median of the repetitions, all sequences together;"
+        " ±: longer arm of the 95 % interval of that median, which may be asymmetric"
+    )
+    return f"{text}; (a–b): the interval itself" if any(summary.wide for summary in summaries) else text
+
+
+def device_title(measurement: Measurement) -> str:
+    """``AMD EPYC 7763 (64.0 GiB)`` as the environment has it, else the device's name."""
+    device: dict[str, Any] = measurement.environment.get("device") or {}
+    title, memory = plain(device.get("title") or measurement.case.device), device_memory(measurement)
+    return title if memory is None else f"{title} ({bytes_text(memory)})"
+
+
+def device_memory(measurement: Measurement) -> int | None:
+    """Bytes of memory of the device a row was measured on."""
+    device: dict[str, Any] = measurement.environment.get("device") or {}
+    memory = device.get("memory_bytes")
+    return memory if isinstance(memory, int) else None
+
+
+def _fell_short(measurement: Measurement) -> bool:
+    """Whether a phase was not repeated as often as was asked."""
+    asked = measurement.asked.get("reps")
+    return asked is not None and any(count != asked for count in repetitions(measurement))
+
+
+SETTINGS = (  # in the heading where all rows agree, else columns
+    Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),
+    Column("compute", lambda m: plain(m.case.dtype), 8, words="compute {}", right=False),
+    Column("device", lambda m: plain(m.case.device), 8, words="{}", right=False),
+    Column("backend", lambda m: plain(m.case.backend), 8, words="{}", right=False),
+    Column("path", lambda m: plain(m.case.path), 8, words="{}", right=False),
+    Column("fill", lambda m: plain(m.case.fill), 7, words="{} fill", usual="prefill", right=False),
+    Column("steps", lambda m: f"{m.case.steps:,}", 7, words="{} steps"),
+)

@@ -1,0 +1,80 @@
+"""Notes below a table: every caution and reason once, with the cases it is true of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from profiler.reports.base.text import plain
+from profiler.results.cautions import cautions
+from profiler.results.measurement import Measurement
+
+NOTE_LENGTH = 400  # characters of one note
+CASES_NAMED = 4  # cases a note names before "and n more"; the rows carry its number anyway
+
+
+@dataclass(slots=True)
+class Note:
+    """A caution or a reason, once for all the rows it is true of."""
+
+    number: int  # from 1, in order of first need
+    text: str
+    help: str | None
+    cases: list[str] = field(default_factory=list)
+
+    def named_cases(self, total: int) -> str:
+        """The cases in words."""
+        if len(self.cases) == total and total > 1:
+            return "all cases"
+        more = len(self.cases) - CASES_NAMED
+        return ", ".join(self.cases[:CASES_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[int]]]:
+    """Notes in order of first need, and the numbers (from 1) of each row's notes; reasons before cautions."""
+    found: dict[tuple[str, str | None], Note] = {}
+    numbers: list[list[int]] = []
+    models = len({measurement.case.model for measurement in measurements})
+    for measurement in measurements:
+        mine: list[int] = []
+        for remark in dict.fromkeys(_remarks(measurement)):
+            note = found.setdefault(remark, Note(len(found) + 1, *remark))
+            note.cases.append(_label(measurement, models))
+            mine.append(note.number)
+        numbers.append(sorted(mine))
+    _refer(list(found.values()), measurements)
+    return list(found.values()), numbers
+
+
+def _refer(found: Sequence[Note], measurements: Sequence[Measurement]) -> None:
+    """A case that was skipped because of another one's end points to the note of that end."""
+    causes = {
+        plain(m.reason, NOTE_LENGTH): plain(f"{m.outcome}: {m.reason}", NOTE_LENGTH)
+        for m in measurements
+        if m.reason and m.outcome not in ("ok", "skipped")
+    }
+    numbers = {note.text: note.number for note in found}
+    for note in found:
+        for cause, text in causes.items():
+            if note.text.startswith("skipped: ") and note.text.endswith(f": {cause}"):
+                note.text = f"{note.text.removesuffix(cause)}see note {numbers[text]}"
+                break
+
+
+def _label(measurement: Measurement, models: int) -> str:
+    """``Case.label``, without the model where there is only one."""
+    case = measurement.case
+    return plain(case.label) if models > 1 else f"{plain(case.quant)} c={case.context} b={case.batch}"
+
+
+def _remarks(measurement: Measurement) -> list[tuple[str, str | None]]:
+    """Text and help of everything to be said of a row."""
+    remarks: list[tuple[str, str | None]] = []
+    if measurement.outcome != "ok":
+        reason = measurement.reason or "no reason was recorded"
+        remarks.append((plain(f"{measurement.outcome}: {reason}", NOTE_LENGTH), None))
+    remarks += [
+        (plain(caution.text, NOTE_LENGTH), plain(caution.help) if caution.help else None)
+        for caution in cautions(measurement)
+    ]
+    return remarks

@@ -1,0 +1,68 @@
+"""``-o csv``: a line a case for spreadsheets and data frames, in SI units; unknown is empty.
+
+Text that a spreadsheet would take for a formula gets a ``'`` in front (OWASP, "CSV Injection").
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from profiler.reports.base import plain
+from profiler.results.measurement import Measurement
+from profiler.results.row import row
+
+CASE = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
+PHASE = ("tps", "tps_low", "tps_high", "tps_stdev")
+MEMORY = ("weights_bytes", "cache_bytes", "prefill_peak_bytes", "decode_peak_bytes", "process_peak_bytes")
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide forms too: East Asian spreadsheets take them
+REASON_LENGTH = 1000
+
+
+def render(run: str | None, measurements: Sequence[Measurement]) -> str:
+    """Header and one line a case."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header())
+    for measurement in measurements:
+        writer.writerow([_cell(value) for value in _values(row(run, measurement))])
+    return out.getvalue()
+
+
+def header() -> list[str]:
+    """Names of the columns, in order."""
+    phases = [f"{phase}_{name}" for phase in ("prefill", "decode") for name in ("n", *PHASE)]
+    return ["run", "key", *CASE, "outcome", *phases, "ttft_s", "token_s", *MEMORY, "cautions", "reason", "started_at"]
+
+
+def _values(content: dict[str, Any]) -> list[Any]:
+    prefill, decode = content["prefill"] or {}, content["decode"] or {}
+    phases = [
+        value
+        for phase in (prefill, decode)
+        for value in (len(phase["seconds"]) if phase else 0, *(phase.get(name) for name in PHASE))
+    ]
+    case = content["case"]
+    return [
+        content["run"],
+        content["key"],
+        *(case[name] for name in CASE),
+        content["outcome"],
+        *phases,
+        statistics.median(prefill["seconds"]) if prefill else None,
+        decode.get("step_p50_s"),
+        *(content["memory"][name] for name in MEMORY),
+        " ".join(caution["code"] for caution in content["cautions"]),
+        content["reason"],
+        content["started_at"],
+    ]
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = plain(value, REASON_LENGTH)
+    return f"'{text}" if text.startswith(FORMULA) else text

@@ -1,0 +1,137 @@
+"""Opening the store's file: safely, at the right schema, and with SQLite's errors in words."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from profiler.errors import StoreError
+from profiler.units import printable
+
+BUSY_TIMEOUT_S = 30  # a commit takes milliseconds; a disk under load, seconds
+OWNER_ONLY = 0o600  # command lines and model names are the owner's business
+
+SCHEMAS = (
+    # Script i brings a file of schema i to i + 1; a new file starts at 0. Never change one that was released.
+    """
+    CREATE TABLE environments (id TEXT PRIMARY KEY, key TEXT NOT NULL, content TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE runs (
+        id TEXT PRIMARY KEY, started_at TEXT NOT NULL, finished_at TEXT, how TEXT, argv TEXT NOT NULL,
+        environment TEXT NOT NULL REFERENCES environments
+    ) WITHOUT ROWID;
+    CREATE TABLE measurements (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL REFERENCES runs, key TEXT NOT NULL,
+        model TEXT NOT NULL, outcome TEXT NOT NULL, environment TEXT NOT NULL REFERENCES environments,
+        content TEXT NOT NULL, steps BLOB NOT NULL
+    );
+    CREATE INDEX measurements_by_key ON measurements (key, outcome);
+    CREATE TABLE run_rows (
+        run TEXT NOT NULL REFERENCES runs, measurement INTEGER NOT NULL REFERENCES measurements,
+        UNIQUE (run, measurement)
+    );
+    """,
+)
+APPLICATION_ID = 0x70726F66  # "prof": tells our file from another SQLite file
+
+
+def connect(path: Path, create: bool) -> sqlite3.Connection:
+    """A connection to the store at ``path``, its schema brought up to date. Raises StoreError."""
+    with in_words(path):
+        _claim(path, create)
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            _migrate(path, connection)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+@contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the file system raise into a StoreError that says what to do."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(*_words(path, error)) from error
+    except ValueError as error:  # NaN in a row
+        raise StoreError(f"a row for the store {printable(path)} is not valid: {error}") from error
+
+
+def _words(path: Path, error: Exception) -> tuple[str, str]:
+    kept = "What was stored before is safe."
+    store, elsewhere = f"the store {printable(path)}", "choose another file with --store or PROFILER_STORE"
+    text = (str(error.strerror) if isinstance(error, OSError) else str(error)) or type(error).__name__
+    for sign, what, do in (
+        ("disk is full", "has no space left on its disk", f"Free some space or {elsewhere}. {kept}"),
+        ("disk I/O error", "cannot be written: the disk reports an error", f"Check the disk, or {elsewhere}. {kept}"),
+        ("locked", f"is held by another process for more than {BUSY_TIMEOUT_S} s", f"Wait for it or {elsewhere}."),
+        ("readonly", "may only be read", f"Make the file and its folder writable or {elsewhere}."),
+        ("not a database", "is not a store of profile", f"{elsewhere.capitalize()}."),
+        ("malformed", "is damaged", f"Try `sqlite3 FILE .recover`, or {elsewhere}."),
+        ("FOREIGN KEY", "has no such run or row", "Start the run before adding rows to it."),
+    ):
+        if sign in text:
+            return f"{store} {what}", do
+    return f"{store} cannot be used: {printable(text)}", f"{elsewhere.capitalize()}."
+
+
+def _claim(path: Path, create: bool) -> None:
+    """Make sure that ``path`` is a plain file of ours, and create it for its owner alone."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        if not create:
+            raise StoreError(
+                f"there is no store at {printable(path)}", "Measure something first: profile sweep"
+            ) from None
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # another process was first: as good
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, OWNER_ONLY))
+        mode = path.lstat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a plain file"
+        raise StoreError(
+            f"the store {printable(path)} is {kind}", "Name the file itself with --store or PROFILER_STORE."
+        )
+
+
+def _migrate(path: Path, connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date in one transaction, in whichever process is first."""
+    newest = len(SCHEMAS)
+    if _schema(path, connection) == newest:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for script in SCHEMAS[_schema(path, connection) :]:
+            for statement in filter(str.strip, script.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {newest}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _schema(path: Path, connection: sqlite3.Connection) -> int:
+    """Schema number of the file; 0 for an empty one. Raises StoreError for a newer one and for another's file."""
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != APPLICATION_ID and tables:
+        raise StoreError(f"{printable(path)} is an SQLite file of another program", "Name another file with --store.")
+    if schema > len(SCHEMAS):
+        raise StoreError(
+            f"the store {printable(path)} has schema {schema}; this version of profile reads up to {len(SCHEMAS)}",
+            "Update profile, or name another file with --store.",
+        )
+    return int(schema)

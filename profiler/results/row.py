@@ -1,0 +1,91 @@
+"""The public result row: what ``-o json`` and ``-o jsonl`` print, and what every other format is a view of.
+
+Names, units and meaning are in the README ("A result row"). Unknown is null, never 0; NaN cannot be written.
+``schema`` counts changes that a reader must know of; a field that is only added does not change it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict
+from typing import Any
+
+from profiler.results import stats
+from profiler.results.cautions import cautions
+from profiler.results.measurement import SCHEMA, Measurement, Phase
+from profiler.results.redact import redact_json
+
+
+def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
+    """One measurement as plain JSON content; ``run`` is the id of the run it is shown for, if it is stored."""
+    case = measurement.case
+    content = {
+        "schema": SCHEMA,
+        "run": run,
+        "case": asdict(case),
+        "key": case.key,
+        "outcome": measurement.outcome,
+        "reason": measurement.reason,
+        "prefill": _phase(measurement, "prefill"),
+        "decode": _decode(measurement),
+        "memory": asdict(measurement.memory),
+        "energy": _energy(measurement),
+        "ceiling": None,
+        "predicted": None,
+        "cautions": [asdict(caution) for caution in cautions(measurement)],
+        "load_s": measurement.load_s,
+        "threads": measurement.threads,
+        "started_at": measurement.started_at,
+        "asked": measurement.asked,
+        "environment": measurement.environment,
+    }
+    clean: dict[str, Any] = redact_json(content)
+    return clean
+
+
+def dumps(content: dict[str, Any]) -> str:
+    """One line of JSON. ASCII only, so that no control or direction character of a name reaches a terminal."""
+    return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
+
+
+def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
+    summary = stats.rate(measurement, phase)
+    if summary is None:
+        return None
+    samples = measurement.of(phase)
+    return {
+        "tokens": samples[0].tokens,  # of one repetition; the case fixes it
+        "seconds": [sample.seconds for sample in samples],
+        "cpu_seconds": [sample.cpu_s for sample in samples],
+        "wait_seconds": [sample.wait_s for sample in samples],
+        "tps": _rounded(summary.median),
+        "tps_low": _rounded(summary.low),
+        "tps_high": _rounded(summary.high),
+        "interval": summary.rule,
+        "tps_stdev": summary.stdev,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    """Without the last digits, in which the ``exp`` and ``log`` of two machines differ."""
+    return None if value is None else float(f"{value:.12g}")
+
+
+def _decode(measurement: Measurement) -> dict[str, Any] | None:
+    content = _phase(measurement, "decode")
+    steps = stats.steps(measurement)
+    if content is None or steps is None:
+        return content
+    return content | {"step_p50_s": steps.p50_s, "step_p95_s": steps.p95_s, "step_p99_s": steps.p99_s}
+
+
+def _energy(measurement: Measurement) -> dict[str, Any] | None:
+    """Median joules of one repetition of each phase; null unless a meter gave some."""
+    joules: dict[Phase, float | None] = {"prefill": None, "decode": None}
+    for phase in joules:
+        known = [sample.energy_j for sample in measurement.of(phase) if sample.energy_j is not None]
+        joules[phase] = statistics.median(known) if known else None
+    if all(value is None for value in joules.values()):
+        return None
+    return {"prefill_j": joules["prefill"], "decode_j": joules["decode"], "source": None, "scope": None}

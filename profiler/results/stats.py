@@ -1,0 +1,145 @@
+"""Statistics of a measurement, derived from its raw samples each time they are asked for.
+
+The figure of a phase is the **median** over its repetitions with a 95 % interval of that median. Two rules give the
+interval, by the number of repetitions n:
+
+- ``order``, n ≥ 6: the narrowest pair of order statistics (x₍k₎, x₍n+1−k₎) whose coverage 1 − 2·P(Bin(n, ½) < k) is
+  at least 95 %. It assumes no distribution (Thompson 1936; David & Nagaraja, *Order Statistics*, 3rd ed., §7.1).
+  No such pair exists below six: the whole range of n values covers 1 − 2^(1−n), 93.75 % at n = 5 and 75 % at n = 3.
+- ``log-t``, 2 ≤ n ≤ 5: Student's t on the logarithms, exponentiated. It assumes that a rate's noise is a factor and
+  about normal in logarithms, whose median is then exp(mean). It is wide at n = 2 and 3, as so little data deserves.
+
+One repetition has a median and no interval.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from profiler.results.measurement import Measurement, Phase
+
+COVERAGE = 0.95
+ORDER_NEEDS = 6  # fewest values whose range covers the median with at least 95 %
+WIDE = 0.5  # of the median: beyond it an interval says that the repetitions cannot be compared, not how they spread
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom; NIST e-Handbook of Statistics, 1.3.6.7.2
+
+Rule = Literal["order", "log-t"]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Repetitions of one quantity, in its own unit. ``None`` where ``n`` is too small to say."""
+
+    n: int
+    median: float
+    low: float | None  # ends of the interval of the median
+    high: float | None
+    rule: Rule | None  # which rule gave the interval
+    coverage: float | None  # what the rule attains: exact for ``order``, nominal for ``log-t``
+    stdev: float | None  # of the sample, n − 1
+    iqr: float | None  # distance of the quartiles
+
+    @property
+    def relative_iqr(self) -> float | None:
+        """Interquartile range ÷ median."""
+        return None if self.iqr is None else self.iqr / self.median
+
+    @property
+    def relative_half(self) -> float | None:
+        """The longer arm of the interval ÷ median."""
+        if self.low is None or self.high is None:
+            return None
+        return max(self.high - self.median, self.median - self.low) / self.median
+
+    @property
+    def wide(self) -> bool:
+        """Whether the interval reaches so far that the median is no figure to compare."""
+        return self.relative_half is not None and self.relative_half > WIDE
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Seconds of single decode steps over all repetitions: what a sequence waits for each of its tokens."""
+
+    n: int
+    p50_s: float
+    p95_s: float | None  # None below 20 steps, and p99_s below 100: the tail has not been seen
+    p99_s: float | None
+
+
+def rates(measurement: Measurement, phase: Phase) -> list[float]:
+    """Tokens per second of each repetition, all sequences together. Raises ValueError for one that took no time."""
+    samples = measurement.of(phase)
+    if any(not sample.seconds > 0 for sample in samples):
+        raise ValueError(f"a {phase} sample of case {measurement.case.key} did not take any time")
+    return [sample.tokens / sample.seconds for sample in samples]
+
+
+def rate(measurement: Measurement, phase: Phase) -> Summary | None:
+    """Tokens per second of a phase, or None where it was not measured."""
+    return summarize(rates(measurement, phase))
+
+
+def ttft(measurement: Measurement) -> Summary | None:
+    """Time to the first token: seconds of the prefill, which ends with the first token's logits."""
+    return summarize([sample.seconds for sample in measurement.of("prefill")])
+
+
+def steps(measurement: Measurement) -> Steps | None:
+    """Latency of decode steps; None where no repetition timed its steps."""
+    seconds = sorted(step for sample in measurement.of("decode") for step in sample.step_s)
+    if not seconds:
+        return None
+    return Steps(len(seconds), percentile(seconds, 0.5), _tail(seconds, 0.95), _tail(seconds, 0.99))
+
+
+def summarize(values: Sequence[float]) -> Summary | None:
+    """Median, interval and spread of positive values; None of none."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    n, median = len(ordered), statistics.median(ordered)
+    if n == 1:
+        return Summary(1, median, None, None, None, None, None, None)
+    low, high, rule, coverage = _order_interval(ordered) if n >= ORDER_NEEDS else _log_t_interval(ordered)
+    iqr = percentile(ordered, 0.75) - percentile(ordered, 0.25)
+    return Summary(n, median, low, high, rule, coverage, statistics.stdev(ordered), iqr)
+
+
+def percentile(ordered: Sequence[float], fraction: float) -> float:
+    """Percentile of sorted values, linear between them (type 7 of Hyndman & Fan 1996, as numpy's default)."""
+    position = fraction * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def _tail(ordered: Sequence[float], fraction: float) -> float | None:
+    """A tail percentile, or None when fewer than one value is expected beyond it."""
+    enough = len(ordered) >= round(1 / (1 - fraction))
+    return percentile(ordered, fraction) if enough else None
+
+
+def _order_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float]:
+    """Ends, rule and exact coverage of the narrowest symmetric pair of order statistics that covers 95 %."""
+    n, k = len(ordered), 1
+    missed = 2.0 ** (1 - n)  # 2·P(Bin(n, ½) < k)
+    while missed + 2 * math.comb(n, k) * 0.5**n <= 1 - COVERAGE:
+        missed += 2 * math.comb(n, k) * 0.5**n
+        k += 1
+    return ordered[k - 1], ordered[n - k], "order", 1 - missed
+
+
+def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float]:
+    """Ends, rule and nominal coverage of the t interval on logarithms."""
+    logs = [math.log(value) for value in ordered]
+    centre = statistics.fmean(logs)
+    if logs[0] == logs[-1]:
+        return ordered[0], ordered[-1], "log-t", COVERAGE
+    half = T_975[len(logs) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    median = statistics.median(ordered)  # not quite exp(centre): the interval must still hold it
+    return min(math.exp(centre - half), median), max(math.exp(centre + half), median), "log-t", COVERAGE

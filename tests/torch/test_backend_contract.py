@@ -1,0 +1,91 @@
+"""What every backend must do, whoever wrote it: the promises of ``backends/base.py``, kept on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from profiler import registry
+from profiler.backends.base import Session
+from profiler.case import Case
+from profiler.measure.loop import Effort, measure
+from profiler.models.source import Source
+
+CONTEXT, BATCH, STEPS = 40, 2, 4
+
+
+@pytest.fixture(params=registry.names("backends"))
+def case(request: pytest.FixtureRequest) -> Case:
+    fields = {"quant": "fp32", "dtype": "fp32", "device": "cpu", "backend": request.param, "path": "eager"}
+    return Case("tiny", "tiny", "real", context=CONTEXT, batch=BATCH, steps=STEPS, ubatch=16, **fields)
+
+
+@pytest.fixture
+def session(case: Case, tiny_model: Callable[[str], Path]) -> Iterator[Session]:
+    folder = tiny_model("gemma3")
+    config = json.loads((folder / "config.json").read_text())
+    opened = registry.load("backends", case.backend, "backend").open(
+        case, Source("folder", str(folder), None, config), lambda text: None
+    )
+    yield opened
+    opened.close()
+
+
+def test_a_prefill_processes_the_context_of_every_sequence_however_often(session: Session, case: Case) -> None:
+    trial = session.begin(case)
+    for _ in range(2):
+        assert trial.prefill() == BATCH * CONTEXT
+        assert trial.cache().length == CONTEXT
+        assert trial.tokens == []
+
+
+def test_a_step_adds_one_token_to_every_sequence(session: Session, case: Case) -> None:
+    trial = session.begin(case)
+    trial.prefill()
+    for done in range(1, STEPS + 1):
+        trial.step()
+        assert [len(step) for step in trial.tokens] == [BATCH] * done
+        assert trial.cache().length == CONTEXT + done
+
+
+def test_a_restored_cache_is_that_of_the_save(session: Session, case: Case) -> None:
+    trial = session.begin(case)
+    trial.prefill()
+    trial.save()
+    for _ in range(3):
+        trial.restore()
+        assert trial.cache().length == CONTEXT
+        assert trial.tokens == []
+        for _ in range(STEPS):
+            trial.step()
+        assert trial.cache().length == CONTEXT + STEPS
+    trial.release()
+    trial.step()
+    assert trial.cache().length == CONTEXT + STEPS + 1
+
+
+def test_a_fill_gives_the_length_of_a_prefill_and_as_many_bytes(session: Session, case: Case) -> None:
+    filled = session.begin(case)
+    filled.fill()
+    filled.step()
+    there = filled.cache()
+    prefilled = session.begin(case)
+    prefilled.prefill()
+    prefilled.step()
+    assert there.length == prefilled.cache().length == CONTEXT + 1
+    assert there.storage_bytes == prefilled.cache().storage_bytes > 0
+
+
+def test_the_loop_accepts_it(session: Session, case: Case) -> None:
+    result = measure(session, case, Effort(reps=2), lambda text: None)
+    assert [(sample.phase, sample.tokens) for sample in result.samples] == [
+        ("prefill", BATCH * CONTEXT),
+        ("prefill", BATCH * CONTEXT),
+        ("decode", BATCH * STEPS),
+        ("decode", BATCH * STEPS),
+    ]
+    assert all(sample.seconds > 0 for sample in result.samples)
+    assert (result.memory.weights_bytes or 0) > 0

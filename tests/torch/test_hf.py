@@ -1,0 +1,303 @@
+"""The hf backend on tiny models of every family: what it processes, keeps, restores and counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import tiny
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from profiler import registry
+from profiler.backends.hf import open as open_session
+from profiler.backends.hf.session import HfSession, HfTrial
+from profiler.case import Case
+from profiler.devices.cpu import process_bytes
+from profiler.errors import ProfileError
+from profiler.measure.loop import Effort, measure
+from profiler.models import families
+from profiler.models.source import Source
+
+CONTEXT, STEPS = 50, 5  # longer than the tiny models' window of 32
+SCRATCH = 100 * 2**20  # the noise that is laid over weights, before and after quantizing it: the same for any model
+
+
+def silent(text: str) -> None:
+    """A beat that nobody listens to."""
+
+
+def case(**fields: Any) -> Case:
+    base: dict[str, Any] = {
+        "model": "tiny",
+        "model_id": "tiny",
+        "weights": "real",
+        "quant": "fp32",
+        "dtype": "fp32",
+        "device": "cpu",
+        "backend": "hf",
+        "path": "eager",
+        "context": CONTEXT,
+        "batch": 2,
+        "steps": STEPS,
+    }
+    return Case(**(base | fields))
+
+
+def session(folder: Path, asked: Case) -> HfSession:
+    config = json.loads((folder / "config.json").read_text())
+    return open_session(asked, Source("folder", str(folder), None, config), silent)
+
+
+def decoded(trial: HfTrial, steps: int = STEPS) -> list[list[int]]:
+    for _ in range(steps):
+        trial.step()
+    return trial.tokens
+
+
+def test_greedy_tokens_equal_those_of_generate(any_tiny_model: Path) -> None:
+    asked = case()
+    trial = session(any_tiny_model, asked).begin(asked)
+    trial.prefill()
+    first = trial.next.flatten().tolist()
+    ours = [first, *decoded(trial)[:-1]]
+    model = AutoModelForCausalLM.from_pretrained(any_tiny_model, dtype=torch.float32)
+    generated = model.generate(
+        trial.ids, max_new_tokens=STEPS, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(trial.ids)
+    )
+    assert ours == generated[:, CONTEXT:].T.tolist()
+
+
+def test_prefill_in_chunks_leaves_the_same_cache_as_in_one(any_tiny_model: Path) -> None:
+    whole, chunked = case(ubatch=CONTEXT), case(ubatch=16)
+    loaded = session(any_tiny_model, whole)
+    ends = []
+    for asked in (whole, chunked):
+        trial = loaded.begin(asked)
+        assert trial.prefill() == asked.batch * CONTEXT
+        assert trial.cache().length == CONTEXT
+        ends.append((decoded(trial), trial.cache().storage_bytes))
+    assert ends[0] == ends[1]
+
+
+def test_decode_from_the_saved_cache_repeats_itself(any_tiny_model: Path) -> None:
+    asked = case()
+    trial = session(any_tiny_model, asked).begin(asked)
+    trial.prefill()
+    straight = decoded(trial)
+    trial.prefill()
+    trial.save()
+    for _ in range(3):
+        trial.restore()
+        assert decoded(trial) == straight
+        assert trial.cache().length == CONTEXT + STEPS
+
+
+def test_cache_bytes_equal_the_geometry_to_the_byte(any_tiny_model: Path) -> None:
+    config = json.loads((any_tiny_model / "config.json").read_text())
+    asked = case()
+    trial = session(any_tiny_model, asked).begin(asked)
+    trial.prefill()
+    trial.save()
+    trial.restore()
+    decoded(trial)
+    expected = families.geometry(config).cache_bytes(CONTEXT + STEPS, asked.batch, 4)
+    assert trial.cache().storage_bytes == expected.total
+
+
+def test_saving_lets_go_of_the_prefill_chunk_behind_a_window(tiny_model: Any) -> None:
+    asked = case(ubatch=CONTEXT)
+    trial = session(tiny_model("gemma3"), asked).begin(asked)
+    trial.prefill()
+    assert trial.cache().retained_bytes > 0
+    trial.save()
+    assert trial.cache().retained_bytes == 0
+
+
+def test_a_synthetic_fill_has_the_size_and_length_of_a_real_cache(any_tiny_model: Path) -> None:
+    asked = case(fill="synthetic", context=200)
+    loaded = session(any_tiny_model, asked)
+    real, filled = loaded.begin(asked), loaded.begin(asked)
+    real.prefill()
+    filled.fill()
+    for trial in (real, filled):
+        assert trial.cache().length == 200
+        trial.save()
+        trial.restore()
+        decoded(trial)
+    assert filled.cache() == real.cache()
+    for layer in filled.kv.layers:
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            assert tensor is None or (tensor.isfinite().all() and tensor.std() > 0)
+
+
+@pytest.mark.parametrize("quant", ["fp32", "bf16", "int8", "nf4", "nf4-dq", "fp4"])
+def test_synthetic_weights_take_the_bytes_of_real_ones_and_of_the_formula(any_tiny_model: Path, quant: str) -> None:
+    config = json.loads((any_tiny_model / "config.json").read_text())
+    dtype = "bf16" if quant == "bf16" else "fp32"
+    sizes = {}
+    for weights in ("real", "synthetic"):
+        asked = case(weights=weights, quant=quant, dtype=dtype)
+        sizes[weights] = session(any_tiny_model, asked).loaded.weights_bytes
+    rule = registry.load("quants", quant, "quantization").QUANT
+    formula = sum(rule.weight_bytes(weight, dtype) for weight in families.geometry(config).weights())
+    assert sizes["real"] == sizes["synthetic"]
+    assert sizes["synthetic"] - formula == buffer_bytes(any_tiny_model, dtype)
+
+
+def buffer_bytes(folder: Path, dtype: str) -> int:
+    """Rotary frequencies and scalars: stored with the model, in no checkpoint, so no part of the formula."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    stored = model.state_dict()
+    return sum(buffer.untyped_storage().nbytes() for name, buffer in model.named_buffers() if name not in stored)
+
+
+@pytest.mark.parametrize("quant", ["fp32", "int8", "nf4", "nf4-dq"])
+def test_synthetic_models_give_finite_logits_and_no_constant_weight(quant: str) -> None:
+    asked = case(weights="synthetic", quant=quant)
+    for name, config in tiny.CONFIGS.items():
+        loaded = open_session(asked, Source("catalog", name, None, config), silent)
+        logits = loaded.model(loaded.begin(asked).ids).logits
+        assert logits.isfinite().all(), name
+        assert logits.std() > 0, name
+        for label, parameter in loaded.model.named_parameters():
+            if parameter.numel() > 1:
+                assert parameter.float().std() > 0, (name, label)
+
+
+def test_synthetic_weights_follow_the_seed() -> None:
+    source = Source("catalog", "llama", None, tiny.CONFIGS["llama"])
+    first, again, other = (
+        open_session(case(weights="synthetic", quant="nf4", seed=seed), source, silent).model for seed in (1, 1, 2)
+    )
+    pick = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(first.get_parameter(pick), again.get_parameter(pick))
+    assert not torch.equal(first.get_parameter(pick), other.get_parameter(pick))
+
+
+@pytest.mark.parametrize("quant", ["fp32", "bf16", "int8", "nf4"])
+def test_building_takes_at_most_115_percent_of_the_weights(quant: str) -> None:
+    """Counted in live tensors by the profiler of PyTorch, so that the interpreter and the heap do not blur it."""
+    wide = tiny.CONFIGS["qwen3"] | {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 32768}
+    wide |= {"num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}
+    source = Source("catalog", "wide", None, wide)
+    asked = case(weights="synthetic", quant=quant, dtype="bf16" if quant == "bf16" else "fp32")
+    open_session(asked, source, silent)  # so that libraries and threads are there before
+    before = process_bytes("VmRSS")
+    meter = registry.load("devices", "cpu", "device").meter("cpu")
+    meter.reset_peak()
+    weights = open_session(asked, source, silent).loaded.weights_bytes
+    assert meter.peak().process_bytes - before <= 1.15 * weights + SCRATCH
+
+
+def test_a_cpu_that_repacks_four_bit_weights_still_runs_narrow_projections(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes repacks on CPUs with AVX512-BF16 and asserts that a weight has whole blocks of 32 rows."""
+    import bitsandbytes.nn.modules as modules
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", refuse_narrow)
+    asked = case(quant="nf4", context=4)
+    trial = session(tiny_model("qwen3.5"), asked).begin(asked)
+    trial.prefill()
+    assert trial.cache().length == 4
+
+
+def refuse_narrow(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+    assert state.shape[0] % 32 == 0, "N must be divisible by block_n"
+    return weight, state
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tiny_model: Any, tmp_path: Path) -> None:
+    folder = tiny_model("qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(ProfileError, match="11 weights are missing"):
+        session(tmp_path, case())
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": ("gemma3", {"vision_config": VISION}),
+    "gemma4": ("gemma4", {"vision_config": VISION, "audio_config": None}),
+    "gemma4-moe": ("gemma4", {"vision_config": VISION, "audio_config": None}),
+    "qwen3.5": (
+        "qwen3_5",
+        {"vision_config": VISION | {"num_heads": 2, "depth": 1, "out_hidden_size": 64}, "tie_word_embeddings": True},
+    ),
+    "qwen3.5-moe": ("qwen3_5_moe", {"vision_config": VISION | {"num_heads": 2, "depth": 1, "out_hidden_size": 64}}),
+    "llama4": ("llama4", {"vision_config": VISION | {"vision_output_dim": 64, "projector_output_dim": 64}}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MULTIMODAL))
+def test_only_the_text_tower_of_a_multimodal_checkpoint_is_loaded(name: str, tmp_path: Path) -> None:
+    kind, towers = MULTIMODAL[name]
+    config = AutoConfig.for_model(kind, text_config=dict(tiny.CONFIGS[name]), **towers)
+    whole = AutoModelForImageTextToText.from_config(config)
+    whole.save_pretrained(tmp_path)
+    loaded = session(tmp_path, case()).model
+    alone = sum(
+        weight.parameters
+        for weight in families.geometry(json.loads((tmp_path / "config.json").read_text())).weights()
+    )
+    named = dict(loaded.named_parameters())
+    buffers = sum(1 for key in loaded.state_dict() if key not in named and key.endswith("layer_scalar"))
+    assert sum(parameter.numel() for parameter in named.values()) + buffers == alone
+    assert torch.equal(loaded.get_input_embeddings().weight, whole.get_input_embeddings().weight)
+
+
+def test_a_measured_case_counts_its_tokens_and_its_memory(tiny_model: Any) -> None:
+    asked = case(context=64, batch=3, steps=4)
+    loaded = session(tiny_model("qwen3.5"), asked)
+    result = measure(loaded, asked, Effort(reps=2), silent)
+    assert [(sample.phase, sample.tokens) for sample in result.samples] == [("prefill", 192)] * 2 + [
+        ("decode", 12)
+    ] * 2
+    assert all(len(sample.step_s) == 4 for sample in result.samples if sample.phase == "decode")
+    assert result.memory.weights_bytes == loaded.loaded.weights_bytes
+    assert result.memory.process_peak_bytes >= loaded.loaded.weights_bytes
+
+
+@pytest.mark.parametrize("name", ["gemma3_270m", "smollm2"])
+def test_greedy_tokens_of_real_models_equal_those_of_generate(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    asked = case(context=24, batch=1, steps=8)
+    trial = session(folder, asked).begin(asked)
+    trial.prefill()
+    ours = [trial.next.flatten().tolist(), *decoded(trial, 7)]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = model.generate(
+        trial.ids, max_new_tokens=8, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(trial.ids)
+    )
+    assert ours == theirs[:, 24:].T.tolist()
+
+
+@pytest.mark.parametrize("context", [512, 2048, 8192])
+def test_the_cache_of_gemma_3_270m_grows_by_its_three_full_layers_alone(gemma3_270m: Path, context: int) -> None:
+    """2 (K, V) × 4 bytes × 1 K/V head × 256 × (3 full layers × depth + 15 sliding layers × min(depth, 512))."""
+    asked = case(context=context, batch=1, steps=2, fill="synthetic")
+    trial = session(gemma3_270m, asked).begin(asked)
+    trial.fill()
+    trial.save()
+    decoded(trial, 2)
+    depth = context + 2
+    assert trial.cache().storage_bytes == 2 * 4 * 256 * (3 * depth + 15 * min(depth, 512))
+
+
+def test_a_gguf_file_is_measured_like_its_unpacked_folder(gemma3_270m_gguf: Path, gemma3_270m: Path) -> None:
+    from profiler.models.resolve import resolve
+
+    asked = case(context=8, batch=1)
+    given = resolve(str(gemma3_270m_gguf)).source
+    packed = open_session(asked, given, silent)
+    trial, plain = packed.begin(asked), session(gemma3_270m, asked).begin(asked)
+    trial.prefill()
+    plain.prefill()
+    assert decoded(trial) == decoded(plain)
+    assert [caution.code for caution in packed.loaded.cautions] == ["gguf"]

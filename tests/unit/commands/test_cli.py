@@ -1,0 +1,145 @@
+"""The entry point: what is imported, what goes where, and which exit code comes out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from profiler import devices
+from profiler.cli import main, summary
+
+HEAVY = ("torch", "transformers", "bitsandbytes", "huggingface_hub", "numpy", "rich", "gguf", "pynvml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], ()),
+        (["sweep", "--help"], ()),
+        (["scenarios"], ()),
+        (["models"], ()),
+        (["devices"], ("pynvml",)),
+        (["sweep", "-m", "gemma-3-1b", "--dry-run"], ("pynvml",)),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(arguments: list[str], allowed: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from profiler.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as error: assert error.code == 0, error.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = done.stderr.splitlines()[-1]
+    assert [name for name in HEAVY if f"'{name}'" in imported and name not in allowed] == []
+
+
+def test_every_command_has_a_line_in_the_help(profile: Any) -> None:
+    ran = profile("--help")
+    assert ran.code == 0
+    for name in ("devices", "models", "runs", "scenarios", "sweep"):
+        assert summary(name)
+        assert f"  {name} " in ran.out
+    for part in ("options", "listing", "progress", "recorder", "dry_run"):
+        assert summary(part) == ""
+        assert part not in main.list_commands(click.Context(main))
+
+
+def test_no_command_at_all_shows_the_help(profile: Any) -> None:
+    assert profile() == profile("--help")
+
+
+def test_an_unknown_command_names_the_nearest(profile: Any) -> None:
+    ran = profile("sweeep")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.splitlines()[0] == "Error: unknown command: sweeep"
+    assert "Did you mean sweep?" in ran.err
+
+
+def test_the_version_is_shown(profile: Any) -> None:
+    assert profile("--version").out.startswith("profile, version ")
+
+
+def test_a_bug_is_one_line_and_a_log_with_the_traceback(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("oh no\x1b[31m: token=hf_abcdefghijklmnopqrstuvwxyz")
+
+    monkeypatch.setattr(devices, "local", broken)
+    ran = profile("devices")
+    assert ran.code == 1
+    first, second = ran.err.splitlines()
+    assert first.startswith("Error: unexpected: RuntimeError: oh no")
+    assert "hf_abc" not in ran.err and "\x1b" not in ran.err
+    assert "please report it" in second
+    log = Path(second.split("The details are in ")[1].split(";")[0])
+    text = log.read_text()
+    log.unlink()
+    assert "Traceback" in text and "hf_abc" not in text
+
+
+def test_debug_shows_the_traceback(profile: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    def broken() -> None:
+        raise RuntimeError("oh no")
+
+    monkeypatch.setattr(devices, "local", broken)
+    monkeypatch.setenv("PROFILER_DEBUG", "1")
+    ran = profile("devices")
+    assert ran.code == 1
+    assert "Traceback" in ran.err + capfd.readouterr().err
+
+
+def test_ctrl_c_before_anything_runs_is_130(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(devices, "local", interrupted)
+    assert profile("devices").code == 130
+
+
+def start(command_line: list[str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command_line, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+
+
+def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(
+    command_line: list[str], model: Any, sweep: Any
+) -> None:
+    grid = ("-c", "128,256,384,512", "-n", "2", "-r", "1")
+    name = model(pause_s=0.05)
+    running = start(command_line, "sweep", "--backend", "fake", "-m", name, *grid, "-o", "jsonl")
+    assert running.stdout is not None and running.stderr is not None
+    first = running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    rest, errors = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Traceback" not in errors
+    finished = len((first + rest).splitlines())
+    assert 1 <= finished < 4
+    again = sweep("-m", name, *grid)
+    assert again.outcomes == ["ok"] * 4
+    assert again.err.startswith(f"{finished} of 4 cases are stored already")
+
+
+def test_a_reader_that_goes_away_ends_a_sweep_quietly(command_line: list[str], model: Any) -> None:
+    running = start(
+        command_line, "sweep", "--backend", "fake", "-m", model(pause_s=0.02), "-c", "1-50+1", "-n", "1", "-r", "1",
+        "-o", "jsonl",
+    )  # fmt: skip
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.readline()
+    running.stdout.close()
+    started = time.monotonic()
+    errors = running.stderr.read()
+    running.stderr.close()
+    running.wait(timeout=30)
+    assert time.monotonic() - started < 20
+    assert errors == ""

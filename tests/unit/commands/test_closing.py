@@ -1,0 +1,67 @@
+"""What is said before a long sweep, and after one that did not do what was asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes.lab import make_case
+
+from profiler.commands.closing import ending, warning
+from profiler.plan import order
+from profiler.results.measurement import Measurement
+
+OK = Measurement(make_case(128), {}, "ok")
+SKIPPED = Measurement(make_case(512), {}, "skipped", "needs at least 4.00 GiB, has 1.00 GiB")
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Every case is estimated to take so long."""
+    estimate = order.estimate
+    monkeypatch.setattr(order, "estimate", lambda *a: replace(estimate(*a), load_s=1.0, run_s=seconds))
+
+
+def test_a_long_sweep_is_announced_with_what_to_do_about_it(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch, 1800.0)
+    ran = sweep("-c", "128,256", "-n", "2", "-q", "fp32,nf4")
+    first, *_ = ran.err.splitlines()
+    assert first == (
+        "4 cases to run, 2 model loads, about 2h 00m. --budget 30m picks what fits; --dry-run shows the plan"
+    )
+    assert ran.outcomes == ["ok"] * 4
+
+
+def test_a_short_sweep_and_one_with_a_budget_are_not(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert warning(order.Plan(()), None) is None
+    slow(monkeypatch, 1800.0)
+    assert "picks what fits" not in sweep("-c", "128", "-n", "2", "--budget", "1h").err
+
+
+@pytest.mark.parametrize(
+    ("total", "resumed", "said"),
+    [
+        (2, True, "stopped: 1 of 2 cases measured; the same command goes on where it stopped"),
+        (1, True, "stopped: 1 of 1 case measured; the same command goes on where it stopped"),
+        (2, False, "stopped: 1 of 2 cases measured; without --fresh, it goes on from there"),
+    ],
+)
+def test_an_interrupted_sweep_says_how_to_go_on(total: int, resumed: bool, said: str) -> None:
+    assert ending([OK, SKIPPED], total, True, resumed) == said
+
+
+def test_a_sweep_that_measured_something_has_nothing_to_add() -> None:
+    assert ending([SKIPPED, OK], 2, False, True) is None
+
+
+def test_a_sweep_that_measures_nothing_says_why_and_is_no_failure(sweep: Any) -> None:
+    ran = sweep("-c", "128,256", "-n", "4", "--max-memory", "100MiB")
+    assert ran.code == 0
+    assert ran.outcomes == ["skipped"] * 2
+    (line,) = ran.err.splitlines()
+    assert line.startswith("nothing measured: tiny fp32 c=128 b=1: needs at least ")
+
+
+def test_rows_kept_from_before_are_something(sweep: Any) -> None:
+    sweep("-c", "128", "-n", "4")
+    assert "nothing measured" not in sweep("-c", "128", "-n", "4").err

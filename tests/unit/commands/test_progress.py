@@ -1,0 +1,125 @@
+"""What is shown on stderr while a sweep runs."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from fakes.lab import make_case
+
+from profiler.commands import progress as module
+from profiler.commands.progress import Progress, terminal_width
+from profiler.results.measurement import Measurement, Sample
+
+MARKUP = "[bold red]x[/bold red]\x1b[99m"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show(monkeypatch: pytest.MonkeyPatch, name: str) -> str:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", stream)
+    case = make_case(model=name)
+    with Progress(2, lambda: 75.0, shown=True) as progress:
+        progress.beat(case, "decode 2/3")
+        progress.row(Measurement(case, {}, "oom", reason=f"too large {name}"))
+        progress._display.refresh()
+    return stream.getvalue()
+
+
+def test_the_case_its_phase_and_the_time_left_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = show(monkeypatch, "tiny")
+    for part in ("tiny bf16 c=512 b=1", "decode 2/3", "1/2", "about 75.0 s left", "warning: tiny", "oom: too large"):
+        assert part in text.replace("\n", " "), part
+
+
+def test_a_name_is_no_markup_and_no_escape_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = show(monkeypatch, MARKUP)
+    assert "[bold red]x[/bold red]" in text.replace("\n", "")
+    assert "\x1b[99m" not in text
+
+
+def test_without_a_terminal_only_failures_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    case = make_case(model="tiny")
+    with Progress(3, lambda: 1.0, shown=Progress.wanted(streaming=False)) as progress:
+        progress.beat(case, "prefill 1/3")
+        progress.row(Measurement(case, {}, "ok"))
+        progress.row(Measurement(case, {}, "skipped", reason="dominated by c=128 b=1"))
+        progress.row(Measurement(case, {}, "failed", reason="exit code 3"))
+    assert capsys.readouterr().err == "warning: tiny bf16 c=512 b=1: failed: exit code 3\n"
+
+
+def measured() -> Measurement:
+    samples = (Sample("prefill", 64.0, 512), Sample("decode", 2.0, 4))
+    return Measurement(make_case(model="tiny"), {}, "ok", samples=samples)
+
+
+def test_a_long_sweep_leaves_a_line_for_each_case_in_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 31.0, 32.0, 40.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with Progress(3, lambda: 240.0, shown=False) as progress:
+        progress.row(measured())
+        progress.row(Measurement(make_case(model="tiny"), {}, "skipped", reason="dominated by c=128 b=1"))
+        progress.row(measured())
+    assert capsys.readouterr().err.splitlines() == [
+        "1/3 tiny bf16 c=512 b=1: prefill 8.0 t/s, decode 2.0 t/s, 31.0 s; about 4m 00s left",
+        "3/3 tiny bf16 c=512 b=1: prefill 8.0 t/s, decode 2.0 t/s, 8.00 s",
+    ]
+
+
+def test_a_short_sweep_leaves_no_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1, lambda: 59.0, shown=False) as progress:
+        progress.row(measured())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_keeps_the_line_of_a_finished_case_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(2, lambda: 5.0, shown=True) as progress:
+        progress.row(measured())
+    assert "1/2 tiny bf16 c=512 b=1: prefill 8.0 t/s, decode 2.0 t/s" in stream.getvalue()
+
+
+def test_rows_that_stream_through_the_terminal_need_no_lines_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(2, lambda: 500.0, shown=False) as progress:
+        progress.row(measured())
+    assert stream.getvalue() == ""
+
+
+def test_only_a_terminal_has_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "77")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert terminal_width() == 77
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    assert terminal_width() is None
+
+
+@pytest.mark.parametrize(
+    ("stderr", "stdout", "streaming", "wanted"),
+    [
+        (True, True, False, True),
+        (True, True, True, False),  # rows would run through it
+        (True, False, True, True),
+        (False, True, False, False),
+        (False, False, True, False),
+    ],
+)
+def test_progress_is_for_terminals(
+    monkeypatch: pytest.MonkeyPatch, stderr: bool, stdout: bool, streaming: bool, wanted: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: stderr, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: stdout, raising=False)
+    assert Progress.wanted(streaming) is wanted

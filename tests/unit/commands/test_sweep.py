@@ -1,0 +1,374 @@
+"""`profile sweep` from options to rows and exit code, with the fake backend in real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler import devices
+from profiler.errors import StoreError
+from profiler.plan import order
+from profiler.results.store import Store
+
+
+def shapes(ran: Any) -> list[tuple[str, int, int]]:
+    return [(row["case"]["quant"], row["case"]["context"], row["case"]["batch"]) for row in ran.rows]
+
+
+def test_a_grid_gives_a_row_for_every_combination(sweep: Any) -> None:
+    ran = sweep("-q", "fp32,nf4", "-c", "128,512", "-b", "1", "-b", "2", "-n", "4", "-r", "2")
+    assert ran.code == 0
+    assert ran.outcomes == ["ok"] * 8
+    each = [(128, 1), (128, 2), (512, 1), (512, 2)]
+    assert shapes(ran) == [("fp32", *shape) for shape in each] + [("nf4", *shape) for shape in each]
+
+
+def test_figures_are_those_the_device_took(sweep: Any) -> None:
+    ran = sweep("-c", "1k", "-b", "2", "-n", "4", "-r", "3", prefill_s_per_token=0.001, step_s=0.02, load_s=7)
+    (row,) = ran.rows
+    assert row["prefill"]["tokens"] == 2048
+    assert row["prefill"]["seconds"] == pytest.approx([2.048] * 3)
+    assert row["prefill"]["tps"] == pytest.approx(1000)
+    assert row["decode"]["tokens"] == 8
+    assert row["decode"]["tps"] == pytest.approx(100)
+    assert row["load_s"] == pytest.approx(7)
+
+
+def test_defaults_are_what_the_help_says(sweep: Any) -> None:
+    (row,) = sweep().rows
+    dtype = devices.find("cpu").default_dtype
+    case = {name: row["case"][name] for name in ("quant", "dtype", "context", "batch", "steps", "fill", "ubatch")}
+    assert case == {
+        "quant": dtype,
+        "dtype": dtype,
+        "context": 512,
+        "batch": 1,
+        "steps": 32,
+        "fill": "prefill",
+        "ubatch": 512,
+    }
+    assert row["asked"]["reps"] == len(row["decode"]["seconds"]) == 3
+    assert row["case"]["weights"] == "synthetic"  # a folder without weights
+
+
+def test_a_second_sweep_measures_exactly_what_is_missing(sweep: Any) -> None:
+    first = sweep("-c", "128,512", "-n", "4")
+    second = sweep("-c", "128,256,512", "-n", "4")
+    assert second.err.splitlines() == ["2 of 3 cases are stored already; --fresh measures them again"]
+    old = {row["case"]["context"]: row["started_at"] for row in first.rows}
+    new = {row["case"]["context"]: row["started_at"] for row in second.rows}
+    assert {context: new[context] for context in old} == old
+    assert set(new) == {128, 256, 512}
+    with Store.open() as store:
+        assert [run.outcomes for run in store.runs()] == [{"ok": 2}, {"ok": 3}]
+
+
+def test_fresh_measures_everything_again(sweep: Any) -> None:
+    first, second = sweep("-c", "128", "-n", "4"), sweep("-c", "128", "-n", "4", "--fresh")
+    assert first.rows[0]["started_at"] != second.rows[0]["started_at"]
+    assert second.err == ""
+
+
+@pytest.mark.parametrize("more", [("-r", "4"), ("--max-phase", "61s"), ("--seed", "1"), ("--threads", "1")])
+def test_a_row_that_is_not_what_was_asked_is_measured_again(sweep: Any, more: tuple[str, str]) -> None:
+    first = sweep("-c", "128", "-n", "4", "-r", "3")
+    assert sweep("-c", "128", "-n", "4", "-r", "3", *more).rows[0]["started_at"] != first.rows[0]["started_at"]
+
+
+def test_fewer_repetitions_than_stored_are_there_already(sweep: Any) -> None:
+    first = sweep("-c", "128", "-n", "4", "-r", "3")
+    assert sweep("-c", "128", "-n", "4", "-r", "2").rows[0]["started_at"] == first.rows[0]["started_at"]
+
+
+def test_a_row_from_another_environment_is_measured_again(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = sweep("-c", "128", "-n", "4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert sweep("-c", "128", "-n", "4").rows[0]["started_at"] != first.rows[0]["started_at"]
+
+
+def test_a_failed_case_is_tried_again_and_a_good_one_is_not(sweep: Any, model: Any) -> None:
+    broken = [{"kind": "error", "value": "no luck", "context": 256}]
+    first = sweep("-m", model(faults=broken), "-c", "128,256", "-n", "4")
+    second = sweep("-m", model(faults=broken), "-c", "128,256", "-n", "4")
+    assert first.outcomes == second.outcomes == ["ok", "failed"]
+    assert first.rows[0]["started_at"] == second.rows[0]["started_at"]
+    assert first.rows[1]["started_at"] != second.rows[1]["started_at"]
+
+
+def test_out_of_memory_is_a_row_and_larger_cases_are_not_tried(sweep: Any) -> None:
+    ran = sweep("-c", "128,512,1k", "-n", "4", oom_above_tokens=400)
+    assert ran.code == 1
+    assert ran.outcomes == ["ok", "oom", "skipped"]
+    assert ran.rows[2]["reason"].startswith("dominated by c=512 b=1")
+    assert "warning: tiny" in ran.err
+    assert "oom" in ran.err
+
+
+@pytest.mark.parametrize(("kind", "value"), [("signal", 11), ("exit", 3), ("error", "broken")])
+def test_a_case_that_dies_is_a_row_and_the_rest_goes_on(sweep: Any, kind: str, value: object) -> None:
+    fault = {"kind": kind, "value": value, "context": 128, "when": "decode"}
+    ran = sweep("-c", "128,512", "-n", "4", faults=[fault])
+    assert ran.code == 1
+    assert ran.outcomes == ["failed", "ok"]
+
+
+def test_a_case_over_its_time_is_a_row(sweep: Any) -> None:
+    ran = sweep("-c", "128", "-n", "4", "--timeout", "1s", pause_s=30)
+    assert (ran.code, ran.outcomes) == (1, ["timeout"])
+
+
+def test_a_case_that_the_plan_leaves_out_is_a_row_but_no_failure(sweep: Any) -> None:
+    ran = sweep("-c", "128,8k", "-n", "4")
+    assert ran.code == 0
+    reasons = {row["case"]["context"]: (row["outcome"], row["reason"]) for row in ran.rows}
+    assert reasons == {128: ("ok", None), 8192: ("skipped", "needs 8,192 positions, the model has 4,096")}
+
+
+def test_a_case_that_cannot_fit_the_memory_limit_is_not_tried(sweep: Any) -> None:
+    (row,) = sweep("-c", "128", "-n", "4", "--max-memory", "100MiB").rows
+    assert row["outcome"] == "skipped"
+    assert "needs at least" in row["reason"] and row["reason"].endswith("has 100 MiB")
+
+
+def test_a_table_lists_rows_in_the_order_of_the_grid(sweep: Any) -> None:
+    ran = sweep("-c", "512,128", "-n", "4", output="csv")
+    assert [line.split(",")[9] for line in ran.out.splitlines()] == ["context", "512", "128"]
+
+
+def test_rows_stream_in_the_order_they_are_measured(sweep: Any) -> None:
+    assert [context for _, context, _ in shapes(sweep("-c", "512,128", "-n", "4"))] == [128, 512]
+
+
+@pytest.mark.parametrize("output", ["table", "md", "csv", "json", "jsonl", "llama-bench"])
+def test_nothing_but_rows_is_on_stdout_in_any_format(sweep: Any, output: str) -> None:
+    ran = sweep("-c", "128,256", "-n", "4", output=output, faults=[{"kind": "print", "value": 1}])
+    assert (ran.code, ran.err) == (0, "")
+    if output in ("json", "llama-bench"):
+        assert len(json.loads(ran.out)) == (2 if output == "json" else 4)
+    if output == "jsonl":
+        assert len(ran.rows) == 2
+
+
+HOSTILE = "evil\x1b[31m|name\u202e\nX"
+
+
+@pytest.mark.parametrize("output", ["table", "md", "csv", "json", "jsonl", "llama-bench"])
+def test_a_hostile_model_name_breaks_no_output(sweep: Any, model: Any, output: str) -> None:
+    ran = sweep("-m", model(HOSTILE, oom_above_tokens=200), "-c", "128,256", "-n", "4", output=output)
+    assert ran.code == 1
+    assert not set(ran.out + ran.err) & {"\x1b", "\u202e"}
+    if output == "md":
+        widths = {len(line.replace("\\|", "").split("|")) for line in ran.out.splitlines() if line.startswith("|")}
+        assert len(widths) == 1
+
+
+def test_a_hostile_model_name_breaks_no_plan(sweep: Any, model: Any) -> None:
+    for output in ("table", "md", "json"):
+        ran = sweep("-m", model(HOSTILE), "-c", "128", "--dry-run", output=output)
+        assert ran.code == 0
+        assert not set(ran.out + ran.err) & {"\x1b", "\u202e"}
+
+
+def test_a_dry_run_measures_nothing_and_makes_no_store(sweep: Any, tmp_path: Path) -> None:
+    store = tmp_path / "new" / "store.sqlite"
+    ran = sweep("-q", "fp32,nf4", "-c", "512,128,8k", "--dry-run", "--store", str(store))
+    assert ran.code == 0
+    assert not store.parent.exists()
+    plan = [(row["action"], row["quant"], row["context"]) for row in ran.rows]
+    assert plan == [
+        ("run", "fp32", 128),
+        ("run", "fp32", 512),
+        ("run", "nf4", 128),
+        ("run", "nf4", 512),
+        ("skip", "fp32", 8192),
+        ("skip", "nf4", 8192),
+    ]
+    assert ran.rows[4]["reason"] == "needs 8,192 positions, the model has 4,096"
+    for row in ran.rows[:4]:
+        assert row["load_s"] > 0 and row["run_s"] > 0 and row["weights_bytes"] > 0
+        assert row["peak_bytes"]["low"] <= row["peak_bytes"]["value"] <= row["peak_bytes"]["high"]
+    assert ran.err.startswith("4 cases to run, 2 model loads, about ")
+
+
+def test_a_dry_run_knows_what_is_stored(sweep: Any) -> None:
+    sweep("-c", "128", "-n", "4")
+    ran = sweep("-c", "128,256", "-n", "4", "--dry-run")
+    assert {row["context"]: row["action"] for row in ran.rows} == {128: "stored", 256: "run"}
+    fresh = sweep("-c", "128,256", "-n", "4", "--dry-run", "--fresh")
+    assert {row["action"] for row in fresh.rows} == {"run"}
+
+
+def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
+    ran = sweep("-c", "128", "--dry-run", output="table")
+    head, _, line = ran.out.splitlines()
+    for title in ("plan", "weights size", "cache", "peak", "load", "run"):
+        assert title in head
+    assert "MiB" in line and " s" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-c", "x"], "-c: 'x'"),
+        (["-b", "0"], "-b: '0'"),
+        (["-n", "1-8"], "-n: '1-8'"),
+        (["-c", "8-1+1"], "-c: '8-1+1'"),
+        (["-c", ","], "-c: the list is empty"),
+        (["-q", "nf5"], "unknown quantization: nf5"),
+        (["-m", ","], "-m: the list is empty"),
+        (["-m", "gemma-5"], "unknown model: gemma-5"),
+        (["-m", "/no/such"], "no such file, folder or hub id"),
+        (["-r", "0"], "--reps"),
+        (["-r", "many"], "--reps"),
+        (["--budget", "0s"], "--budget"),
+        (["--budget", "soon"], "--budget"),
+        (["--max-phase", "1d"], "--max-phase"),
+        (["--max-memory", "8 bananas"], "--max-memory"),
+        (["--max-memory", "0"], "--max-memory"),
+        (["--timeout", "-1"], "--timeout"),
+        (["--ubatch", "0"], "--ubatch"),
+        (["--threads", "1.5"], "--threads"),
+        (["--seed", "-1"], "--seed"),
+        (["--device", "tpu"], "unknown device: tpu"),
+        (["--device", "cpu:1"], "there is no device cpu:1"),
+        (["--backend", "vllm"], "unknown backend: vllm"),
+        (["--scenario", "chats"], "unknown scenario: chats"),
+        (["--path", "graf"], "--path"),
+        (["--weights", "fake"], "--weights"),
+        (["--weights", "real"], "no real weights"),
+        (["--fill", "zero"], "--fill"),
+        (["--store", "/"], "--store"),
+        (["--no-such-option"], "--no-such-option"),
+        (["extra"], "extra"),
+        (["-c", "1-9999+1", "-b", "1-99+1"], "the grid has"),
+        (["--dry-run", "-o", "llama-bench"], "--dry-run has no format llama-bench"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_a_hint(sweep: Any, arguments: list[str], said: str) -> None:
+    ran = sweep(*arguments)
+    assert ran.code == 2
+    assert ran.out == ""
+    first, *more = ran.err.splitlines()
+    assert first.startswith("Error: ") and said in first
+    assert len(more) <= 1
+    assert not Path(os.environ["PROFILER_STORE"]).exists()
+
+
+def test_an_unknown_format_lists_the_known(profile: Any) -> None:
+    ran = profile("sweep", "-o", "tabel")
+    assert ran.code == 2
+    assert "Did you mean table?" in ran.err
+
+
+def test_a_named_grid_is_measured_and_options_go_first(sweep: Any) -> None:
+    (row,) = sweep("--scenario", "quick", "-n", "4").rows
+    assert (row["case"]["context"], row["case"]["batch"], row["case"]["steps"]) == (128, 1, 4)
+
+
+def test_a_scenario_file_gives_model_quants_and_fill(sweep: Any, profile: Any, model: Any, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    grid = f'models = "{model()}"\nquants = "fp32,bf16"\nfill = "synthetic"\n'
+    file.write_text('description = "mine"\ncontexts = 256\nbatches = 1\nsteps = 4\n' + grid)
+    ran = profile("sweep", "--backend", "fake", "-o", "jsonl", "--scenario", str(file))
+    assert ran.outcomes == ["ok", "ok"]
+    assert {row["case"]["quant"] for row in ran.rows} == {"fp32", "bf16"}
+    assert [row["prefill"] for row in ran.rows] == [None, None]
+    assert all(row["decode"] for row in ran.rows)
+
+
+def test_without_a_model_the_headline_pair_is_measured(profile: Any) -> None:
+    ran = profile("sweep", "--backend", "fake", "-o", "jsonl")
+    assert ran.code == 0
+    models = {row["case"]["model"] for row in ran.rows}
+    assert len(models) == 2
+    assert any(name.startswith("gemma-4-") for name in models)
+    assert any(name.startswith("qwen3.5-") for name in models)
+    assert len([line for line in ran.err.splitlines() if line.startswith("no model named (-m): ")]) == 1
+
+
+def test_what_a_model_leaves_out_is_a_caution_on_its_rows(profile: Any) -> None:
+    ran = profile("sweep", "--backend", "fake", "-o", "jsonl", "-m", "gemma-4-e2b", "-c", "128", "-n", "4")
+    assert "text tower only" in " ".join(caution["text"] for caution in ran.rows[0]["cautions"])
+
+
+def test_a_budget_leaves_out_what_is_estimated_not_to_fit(sweep: Any) -> None:
+    ran = sweep("-c", "128,512", "-n", "4", "--budget", "1s")
+    assert ran.code == 0
+    assert ran.outcomes == ["skipped", "skipped"]
+    assert all("does not fit the budget of 1.00 s" in row["reason"] for row in ran.rows)
+
+
+def test_a_budget_holds_when_the_estimates_were_too_low(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_estimate = order.estimate
+
+    def optimistic(*arguments: Any) -> order.Planned:
+        found = true_estimate(*arguments)
+        return order.Planned(found.point, found.memory, load_s=0.2, run_s=0.05)
+
+    monkeypatch.setattr(order, "estimate", optimistic)
+    ran = sweep("-c", "128,256,384,512", "-n", "2", "-r", "1", "--budget", "1s", pause_s=0.06)
+    assert ran.code == 0
+    assert ran.outcomes[0] == "ok"
+    assert ran.outcomes[-1] == "skipped"
+    assert "does not fit the budget of 1.00 s" in ran.rows[-1]["reason"]
+
+
+def test_a_store_that_fills_up_ends_the_sweep_with_one_line_and_keeps_what_it_has(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Store.append
+
+    def full(self: Store, run: str, row: Any) -> int:
+        if row.case.context > 128:
+            raise StoreError("the store has no space left on its disk", "What was stored before is safe.")
+        return append(self, run, row)
+
+    monkeypatch.setattr(Store, "append", full)
+    ran = sweep("-c", "128,256,512", "-n", "4")
+    assert ran.code == 1
+    assert ran.err.splitlines() == [
+        "Error: the store has no space left on its disk",
+        "  What was stored before is safe.",
+    ]
+    assert len(ran.rows) == 1
+    with Store.open() as store:
+        assert [row.case.context for row in store.rows()] == [128]
+
+
+def test_a_store_that_cannot_be_made_is_one_line_before_anything_runs(sweep: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ran = sweep("-c", "128", "--store", str(tmp_path / "file" / "store.sqlite"))
+    assert ran.code == 1
+    assert ran.out == ""
+    assert ran.err.startswith("Error: the store ")
+
+
+def test_real_weights_of_a_catalog_model_are_refused_in_words(profile: Any) -> None:
+    ran = profile("sweep", "-m", "gemma-3-1b", "--weights", "real")
+    assert ran.code == 2
+    assert "a catalog entry is only a config" in ran.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": -1},
+        {"num_hidden_layers": 10_000},
+        {"num_attention_heads": 0},
+        {"model_type": "nobody\x1b[31m"},
+        {"vocab_size": 10**40},
+    ],
+)
+def test_a_hostile_config_is_one_clear_line(sweep: Any, model: Any, change: dict[str, Any]) -> None:
+    folder = model("hostile")
+    config = Path(folder, "config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    ran = sweep("-m", folder)
+    assert ran.code == 2
+    assert ran.out == ""
+    assert ran.err.startswith("Error: hostile") and "Traceback" not in ran.err
+    assert "\x1b" not in ran.err

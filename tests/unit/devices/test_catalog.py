@@ -1,0 +1,51 @@
+"""The catalog of devices by data sheet."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiler.devices import catalog
+from profiler.units import GIB
+
+DEVICES = {device.name: device for device in catalog.devices()}
+
+
+def test_names_and_titles_are_unique() -> None:
+    assert len(DEVICES) == len(catalog.devices()) > 60
+    titles = [(title, device.memory_bytes) for device in DEVICES.values() for title in device.titles]
+    assert len(titles) == len(set(titles))
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_figures_are_plausible_and_have_a_source(name: str) -> None:
+    device = DEVICES[name]
+    assert 50e9 <= device.bandwidth_bytes_s <= 10e12
+    assert device.memory_bytes is None or 4 * GIB <= device.memory_bytes <= 1024 * GIB
+    assert device.flops
+    assert all(1e12 <= value <= 2e16 for value in device.flops.values())
+    assert device.flops.get("fp16", 1e18) >= device.flops.get("bf16", 0)
+    assert device.sources and device.standing
+    assert set(device.sources) == {"all"} or {"bandwidth", "power", "tensor"} == set(device.sources)
+
+
+def test_a_known_card_has_its_data_sheets_figures() -> None:
+    card = DEVICES["RTX 4090"]
+    assert (card.memory_bytes, card.bandwidth_bytes_s, card.tdp_w) == (24 * GIB, 1008e9, 450)
+    assert card.flops["bf16"] == pytest.approx(165.2e12)
+
+
+@pytest.mark.parametrize(
+    ("title", "gib", "name"),
+    [
+        ("NVIDIA GeForce RTX 4090", 23.99, "RTX 4090"),
+        ("NVIDIA H100 80GB HBM3", 79.6, "H100 SXM"),
+        ("Tesla T4", 15.0, "T4"),
+        ("NVIDIA GeForce RTX 4060 Ti", 16.0, "RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 4060 Ti", 8.0, None),  # the same name on another card
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16.0, None),
+        ("NVIDIA Something New", 24.0, None),
+    ],
+)
+def test_a_card_is_matched_by_its_exact_name_and_memory(title: str, gib: float, name: str | None) -> None:
+    found = catalog.match(title, round(gib * GIB))
+    assert (found.name if found else None) == name

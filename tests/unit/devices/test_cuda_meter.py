@@ -1,0 +1,106 @@
+"""The meter of a GPU, against a torch that keeps a protocol of what it was asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from profiler.devices import cuda
+from profiler.units import GIB
+
+
+class Event:
+    """Records the device's time, which moves by a millisecond at every event."""
+
+    ticks = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: str) -> None:
+        assert stream == "stream of cuda:0"
+        Event.ticks += 1
+        self.at = Event.ticks
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+    def elapsed_time(self, other: Event) -> float:
+        return float(other.at - self.at)  # milliseconds, as in CUDA
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What torch was asked to do, in order."""
+    calls: list[str] = []
+
+    def call(name: str, answer: Any = None) -> Any:
+        def inner(device: str | None = None) -> Any:
+            calls.append(name)
+            return answer
+
+        return inner
+
+    torch = ModuleType("torch")
+    torch.device = str  # type: ignore[attr-defined]
+    torch.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        Event=Event,
+        current_stream=lambda device: f"stream of {device}",
+        get_device_properties=lambda device: SimpleNamespace(uuid="aaaa"),
+        synchronize=call("synchronize"),
+        empty_cache=call("empty_cache"),
+        reset_peak_memory_stats=call("reset"),
+        max_memory_allocated=call("allocated", 2 * GIB),
+        max_memory_reserved=call("reserved", 3 * GIB),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    return calls
+
+
+def test_the_clock_waits_for_the_device(nvml: Any, card: Any, asked: list[str]) -> None:
+    nvml(card())
+    meter = cuda.meter("cuda:0")
+    assert meter.now() < meter.now()
+    assert asked == ["synchronize", "synchronize"]
+
+
+def test_marks_are_events_and_give_seconds(nvml: Any, card: Any, asked: list[str]) -> None:
+    nvml(card())
+    meter = cuda.meter("cuda:0")
+    marks = [meter.mark() for _ in range(3)]
+    assert asked == []  # a mark waits for nothing
+    assert meter.elapsed(marks) == [0.001, 0.001]
+    assert marks[-1].waited  # type: ignore[attr-defined]
+    assert meter.elapsed([]) == []
+
+
+def test_a_new_window_gives_unused_segments_back_first(nvml: Any, card: Any, asked: list[str]) -> None:
+    nvml(card())
+    cuda.meter("cuda:0").reset_peak()
+    assert asked == ["synchronize", "empty_cache", "reset"]
+
+
+def test_the_process_is_what_nvml_says_of_our_pid(nvml: Any, card: Any, asked: list[str]) -> None:
+    nvml(card(processes={1: 9 * GIB, os.getpid(): 4 * GIB}))
+    peak = cuda.meter("cuda:0").peak()
+    assert (peak.allocated_bytes, peak.reserved_bytes, peak.process_bytes) == (2 * GIB, 3 * GIB, 4 * GIB)
+
+
+@pytest.mark.parametrize("processes", [{}, {os.getpid(): None}])
+def test_where_processes_cannot_be_told_apart_the_cards_growth_counts(
+    nvml: Any, card: Any, asked: list[str], processes: dict[int, int | None]
+) -> None:
+    module = nvml(card(used=1 * GIB, processes=processes))
+    meter = cuda.meter("cuda:0")
+    module.cards[0].used = 6 * GIB
+    assert meter.peak().process_bytes == 5 * GIB
+
+
+def test_a_card_that_nvml_does_not_know_leaves_the_process_unknown(nvml: Any, card: Any, asked: list[str]) -> None:
+    nvml(card(uuid="GPU-other"))
+    peak = cuda.meter("cuda:0").peak()
+    assert (peak.allocated_bytes, peak.process_bytes) == (2 * GIB, None)

@@ -1,0 +1,53 @@
+"""Reading config files that nobody should have to trust."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from profiler.errors import ProfileError
+from profiler.models import config
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b"[1]", "holds no JSON object"),
+        (b'"text"', "holds no JSON object"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": -Infinity}', "Infinity"),
+        (b'{"a": ' + b"9" * 100_000 + b"}", "not valid JSON"),
+        (b'{"a": ' + b"[" * 200_000 + b"}", "nested too deeply"),
+        (b'{"a": "' + b"x" * 20 * 1024 * 1024 + b'"}', "larger than 1024 KiB"),
+    ],
+    ids=["empty", "cut", "utf16", "list", "text", "nan", "infinity", "huge number", "deep", "20 MiB"],
+)
+def test_a_bad_file_is_refused_in_one_line_at_once(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    start = time.monotonic()
+    with pytest.raises(ProfileError, match=says) as caught:
+        config.read(path)
+    assert time.monotonic() - start < 2
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_pipe_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="cannot read"):
+        config.read(tmp_path / "config.json")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ProfileError, match="not a regular file"):
+        config.read(pipe)
+
+
+def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "llama", "a": [1, null, true]}')
+    assert config.read(path) == {"model_type": "llama", "a": [1, None, True]}

@@ -1,0 +1,246 @@
+"""GGUF headers: bounded reading, and the configs made of them."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler.errors import NotFound, ProfileError
+from profiler.models import catalog, families, gguf_config, gguf_file
+from profiler.models.gguf_file import GgufHeader, GgufTensor
+
+U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def value(item: Any) -> tuple[int, bytes]:
+    if isinstance(item, bool):
+        return BOOL, struct.pack("<?", item)
+    if isinstance(item, int):
+        return U32, struct.pack("<I", item)
+    if isinstance(item, float):
+        return F32, struct.pack("<f", item)
+    if isinstance(item, str):
+        return STRING, text(item)
+    kinds = [value(entry) for entry in item]
+    return ARRAY, struct.pack("<IQ", kinds[0][0], len(item)) + b"".join(data for _, data in kinds)
+
+
+def gguf(metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> bytes:
+    """A whole file with fp32 tensors of zeros; shapes as in transformers."""
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    for key, item in metadata.items():
+        kind, data = value(item)
+        out += text(key) + struct.pack("<I", kind) + data
+    offset = 0
+    for name, shape in tensors.items():
+        out += text(name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", n) for n in reversed(shape))
+        out += struct.pack("<IQ", 0, offset)
+        size = 4
+        for n in shape:
+            size *= n
+        offset += size
+    return out + bytes(-len(out) % 32) + bytes(offset)
+
+
+LLAMA = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 128,
+    "llama.embedding_length": 8,
+    "llama.feed_forward_length": 16,
+    "llama.attention.head_count": 2,
+    "llama.rope.freq_base": 10000.0,
+    "tokenizer.ggml.tokens": [f"t{n}" for n in range(5000)],
+    "tokenizer.ggml.scores": [0.5] * 5000,
+}
+
+
+def test_a_whole_file_gives_metadata_and_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(LLAMA, {"token_embd.weight": (5, 8), "blk.0.attn_norm.weight": (8,)}))
+    header = gguf_file.header(path)
+    assert header.metadata["llama.block_count"] == 2
+    assert header.metadata["tokenizer.ggml.tokens"] == range(5000)  # counted, not kept
+    tensor = header.tensors["token_embd.weight"]
+    assert (tensor.shape, tensor.parameters, tensor.nbytes) == ((5, 8), 40, 160)
+
+
+def test_block_sizes_round_up_and_unknown_types_have_none() -> None:
+    assert GgufTensor("a", (3, 256), type_id=12, offset=0).nbytes == 3 * 144
+    assert GgufTensor("a", (3, 256), type_id=99, offset=0).nbytes is None
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    whole = gguf(LLAMA | {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.scores": [1.0]}, {"a": (2, 3)})
+    path = tmp_path / "m.gguf"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ProfileError):
+            gguf_file.header(path)
+
+
+def counted(version: int = 3, tensors: int = 0, keys: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, keys)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        # 43 bytes that made gguf 0.19 grow by 120 MB a second: an array of 2^40 entries
+        (counted(keys=1) + text("abc") + struct.pack("<IIQ", ARRAY, 0, 2**40)[:8], "truncated"),
+        (counted(keys=1) + text("a") + struct.pack("<IIQ", ARRAY, 0, 2**40), "has 1099511627776 entries"),
+        (counted(keys=1) + text("a") + struct.pack("<IIQ", ARRAY, STRING, 2**24), "truncated"),
+        (counted(keys=1) + text("a") + struct.pack("<IIQ", ARRAY, 0, 2**24), "truncated"),
+        (counted(keys=1) + text("a") + struct.pack("<IIQ", ARRAY, ARRAY, 1), "array of unknown type"),
+        (counted(keys=1) + text("a") + struct.pack("<I", 77), "unknown type 77"),
+        (counted(keys=1) + struct.pack("<Q", 2**63), "a string of"),
+        (counted(keys=2**40), "metadata keys"),
+        (counted(tensors=2**40), "tensors"),
+        (counted(version=1), "version 1"),
+        (counted(version=2**24 * 3), "version"),  # big-endian
+        (counted(tensors=1) + text("t") + struct.pack("<I", 2**31), "dimensions"),
+        (counted(tensors=1) + text("t") + struct.pack("<IQQIQ", 2, 2**62, 2**62, 0, 0), "impossible shape"),
+        (counted(tensors=1) + text("t") + struct.pack("<IQIQ", 1, 2**40, 0, 0), "truncated"),
+        (counted(tensors=1) + text("t") + struct.pack("<IQIQ", 1, 1, 0, 2**63), "truncated"),
+        (counted(keys=1) + text("general.alignment") + struct.pack("<II", U32, 0), "alignment"),
+        (b"PK\x03\x04" + bytes(60), "does not start with GGUF"),
+        (b"", "empty"),
+    ],
+)
+def test_a_header_that_lies_is_refused_at_once(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    start = time.monotonic()
+    with pytest.raises(ProfileError, match=says):
+        gguf_file.header(path)
+    assert time.monotonic() - start < 2
+
+
+def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(LLAMA, {"token_embd.weight": (5, 8)}))
+    monkeypatch.setattr(gguf_file, "MAX_SECONDS", 0.0)
+    with pytest.raises(ProfileError, match="took more than"):
+        gguf_file.header(path)
+
+
+def header(metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> GgufHeader:
+    return GgufHeader(metadata, {name: GgufTensor(name, shape, 0, 0) for name, shape in tensors.items()})
+
+
+def as_gguf(name: str) -> GgufHeader:
+    """What llama.cpp's converter writes for a catalog model: keys of gguf-py, the tensors that decide something."""
+    raw = catalog.raw_config(name)
+    raw = raw.get("text_config", raw)
+    arch = {"gemma3_text": "gemma3", "qwen3": "qwen3", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe"}.get(
+        raw["model_type"], "gemma4"
+    )
+    keys: dict[str, Any] = {
+        "block_count": raw["num_hidden_layers"],
+        "context_length": raw["max_position_embeddings"],
+        "embedding_length": raw["hidden_size"],
+        "feed_forward_length": raw.get("intermediate_size"),
+        "attention.head_count": raw["num_attention_heads"],
+        "attention.head_count_kv": raw["num_key_value_heads"],
+        "attention.key_length": raw["head_dim"],
+        "attention.sliding_window": raw.get("sliding_window"),
+    }
+    tensors = {"token_embd.weight": (raw["vocab_size"], raw["hidden_size"])}
+    tied_by_default = arch.startswith("gemma")
+    if not raw.get("tie_word_embeddings", tied_by_default):
+        tensors["output.weight"] = (raw["vocab_size"], raw["hidden_size"])
+    if arch == "gemma4":
+        _add_gemma4(raw, keys, tensors)
+    if arch.startswith("qwen35"):
+        _add_qwen35(raw, keys)
+    metadata = {f"{arch}.{key}": item for key, item in keys.items() if item is not None}
+    return header({"general.architecture": arch} | metadata, tensors)
+
+
+def _add_gemma4(raw: dict[str, Any], keys: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> None:
+    sliding = [kind == "sliding_attention" for kind in raw["layer_types"]]
+    shared, width = raw.get("num_kv_shared_layers", 0), raw["intermediate_size"]
+    own = len(sliding) - shared
+    keys |= {
+        "attention.key_length": raw["global_head_dim"],
+        "attention.key_length_swa": raw["head_dim"],
+        "attention.sliding_window_pattern": sliding,
+        "attention.shared_kv_layers": shared,
+        "embedding_length_per_layer_input": raw.get("hidden_size_per_layer_input", 0),
+    }
+    if raw.get("use_double_wide_mlp"):
+        keys["feed_forward_length"] = [width] * own + [2 * width] * shared
+    full_heads = raw.get("num_global_key_value_heads")
+    if full_heads is not None:
+        keys["attention.head_count_kv"] = [raw["num_key_value_heads"] if s else full_heads for s in sliding]
+    if not raw.get("attention_k_eq_v"):
+        tensors[f"blk.{sliding.index(False)}.attn_v.weight"] = (1, 1)
+    if keys["embedding_length_per_layer_input"]:
+        tensors["per_layer_token_embd.weight"] = (raw["vocab_size_per_layer_input"], 1)
+    if raw.get("enable_moe_block"):
+        keys |= {
+            "expert_count": raw["num_experts"],
+            "expert_used_count": raw["top_k_experts"],
+            "expert_feed_forward_length": raw["moe_intermediate_size"],
+        }
+
+
+def _add_qwen35(raw: dict[str, Any], keys: dict[str, Any]) -> None:
+    keys |= {
+        "block_count": raw["num_hidden_layers"] + 1,
+        "nextn_predict_layers": 1,
+        "full_attention_interval": 4,
+        "ssm.conv_kernel": raw["linear_conv_kernel_dim"],
+        "ssm.state_size": raw["linear_key_head_dim"],
+        "ssm.group_count": raw["linear_num_key_heads"],
+        "ssm.time_step_rank": raw["linear_num_value_heads"],
+        "ssm.inner_size": raw["linear_num_value_heads"] * raw["linear_value_head_dim"],
+        "expert_count": raw.get("num_experts"),
+        "expert_used_count": raw.get("num_experts_per_tok"),
+        "expert_feed_forward_length": raw.get("moe_intermediate_size"),
+        "expert_shared_feed_forward_length": raw.get("shared_expert_intermediate_size"),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in catalog.names() if not name.startswith("llama-4")])
+def test_the_metadata_of_a_converted_model_gives_back_its_geometry(name: str) -> None:
+    found = families.geometry(gguf_config.config(as_gguf(name)))
+    original = families.geometry(catalog.raw_config(name))
+    assert found.layers == original.layers
+    assert found.outside == original.outside
+    assert (found.tied, found.max_position) == (original.tied, original.max_position)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"general.architecture": "llama4"}, "GGUF .llama4.: no rule yet"),
+        ({"general.architecture": "llama", "llama.expert_count": 8}, "Mixtral"),
+        ({"general.architecture": "llama", "split.count": 3}, "one of 3 parts"),
+        ({"general.architecture": "llama"}, "embedding_length"),
+        ({"general.architecture": "gemma4", "gemma4.embedding_length": 8}, "which layers attend in full"),
+        ({"general.architecture": "qwen35", "qwen35.embedding_length": 8}, "must be whole numbers"),
+    ],
+)
+def test_a_file_without_a_rule_is_refused_with_the_reason(metadata: dict[str, Any], says: str) -> None:
+    with pytest.raises(ProfileError, match=says):
+        gguf_config.config(header(metadata, {"token_embd.weight": (5, 8)}))
+
+
+def test_an_unknown_architecture_lists_the_known_ones() -> None:
+    with pytest.raises(NotFound, match="unknown GGUF architecture: gemma3n") as caught:
+        gguf_config.config(header({"general.architecture": "gemma3n"}, {}))
+    assert caught.value.hint is not None and "Did you mean gemma3" in caught.value.hint
+
+
+def test_a_file_without_an_embedding_is_no_language_model() -> None:
+    with pytest.raises(ProfileError, match=r"no token_embd\.weight"):
+        gguf_config.config(header({"general.architecture": "llama"}, {"v.patch_embd.weight": (3, 4)}))

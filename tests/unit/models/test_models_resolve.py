@@ -1,0 +1,198 @@
+"""From names to models: which of path, catalog and hub is meant, and what is said when nothing is."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler.errors import NotFound, ProfileError
+from profiler.models import catalog, hub
+from profiler.models.resolve import Model, resolve
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 5,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(hub, "raw_config", refuse)
+    monkeypatch.setattr(hub, "downloaded_snapshot", refuse)
+
+
+def safetensors(path: Path, tensors: dict[str, list[int]], cut: int = 0) -> None:
+    entries, offset = {}, 0
+    for name, shape in tensors.items():
+        size = 4
+        for n in shape:
+            size *= n
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    header = json.dumps(entries).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(offset)
+    path.write_bytes(content[: len(content) - cut])
+
+
+def folder(path: Path, raw: dict[str, Any] = LLAMA) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(raw))
+    return path
+
+
+def one_line(name: str, *, within: float = 2.0) -> str:
+    """The message for a name that must be refused: in time, in one printable line."""
+    start = time.monotonic()
+    with pytest.raises(ProfileError) as caught:
+        resolve(name)
+    assert time.monotonic() - start < within
+    assert "\n" not in caught.value.message
+    assert "\x1b" not in str(caught.value)
+    return caught.value.message
+
+
+def test_a_catalog_name_needs_no_weights_and_no_network() -> None:
+    model = resolve("Gemma-4-E2B")
+    assert (model.name, model.source.kind, model.source.location) == ("gemma-4-e2b", "catalog", "gemma-4-e2b")
+    assert model.real_id is None and model.no_weights is not None
+    assert model.geometry.parameters == 4_628_569_379
+
+
+def test_identities_of_the_catalog_are_distinct_where_configs_are() -> None:
+    ids = {name: resolve(name).model_id for name in catalog.names()}
+    same = {("qwen3.6-27b", "qwen3.8-27b")}
+    clashes = {(a, b) for a in ids for b in ids if a < b and ids[a] == ids[b]}
+    assert clashes <= same
+
+
+def test_an_inferred_config_is_said_to_be_one() -> None:
+    assert any("inferred" in caution for caution in resolve("qwen3.8-27b").cautions)
+
+
+def test_a_folder_with_only_a_config_has_no_real_weights(tmp_path: Path) -> None:
+    model = resolve(str(folder(tmp_path / "small")))
+    assert (model.name, model.source.kind, model.real_id) == ("small", "folder", None)
+    assert model.no_weights == "the folder holds no safetensors"
+    assert model.id_for("synthetic") == model.model_id
+    with pytest.raises(ProfileError, match="no real weights: the folder holds no safetensors"):
+        model.id_for("real")
+
+
+def test_a_folder_of_pickles_has_no_real_weights_and_says_why(tmp_path: Path) -> None:
+    (folder(tmp_path / "old") / "pytorch_model.bin").write_bytes(b"x")
+    model = resolve(str(tmp_path / "old"))
+    assert model.real_id is None and model.no_weights is not None and "pytorch_model.bin" in model.no_weights
+
+
+def test_real_weights_give_an_identity_of_their_own(tmp_path: Path) -> None:
+    path = folder(tmp_path / "small")
+    safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [5, 8]})
+    model = resolve(str(path))
+    assert model.real_id is not None and model.no_weights is None
+    assert len({model.model_id, model.id_for("real"), model.real_id}) == 3
+
+
+def test_the_same_content_elsewhere_is_the_same_model(tmp_path: Path) -> None:
+    def made(name: str) -> Model:
+        path = folder(tmp_path / name)
+        safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [5, 8]})
+        return resolve(str(path))
+
+    one, two = made("one"), made("two")
+    assert one.name != two.name and one.id_for("real") == two.id_for("real")
+
+
+def test_truncated_weights_are_refused_before_anything_loads_them(tmp_path: Path) -> None:
+    path = folder(tmp_path / "cut")
+    safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [5, 8]}, cut=1)
+    assert "truncated" in one_line(str(path))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path / "mixed")
+    safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [6, 8]})
+    assert "[6, 8] in the weights, [5, 8] in the config" in one_line(str(path))
+
+
+def test_a_quantized_checkpoint_is_said_to_be_one(tmp_path: Path) -> None:
+    path = folder(tmp_path / "q", LLAMA | {"quantization_config": {"quant_method": "awq"}})
+    assert resolve(str(path)).cautions == ("the checkpoint's weights are stored quantized (awq)",)
+
+
+def test_existing_paths_come_before_the_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "gemma-4-e2b")
+    assert resolve("gemma-4-e2b").source.kind == "folder"
+
+
+def test_a_folder_named_to_break_terminals_and_tables_is_shown_clean(tmp_path: Path) -> None:
+    model = resolve(str(folder(tmp_path / "\x1b[31mred|\x1b[0m\x07\u202eevil")))
+    assert model.name == "red|evil"
+    assert model.source.location.endswith("evil")
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (LLAMA | {"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+        (LLAMA | {"num_attention_heads": 0}, "num_attention_heads is 0"),
+        (LLAMA | {"num_hidden_layers": 10_000}, "num_hidden_layers is 10000"),
+        (LLAMA | {"model_type": "gpt_bigcode"}, "no rule for model_type gpt_bigcode"),
+        (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1024 KiB"),
+    ],
+    ids=["-1 layers", "0 heads", "10000 layers", "unknown type", "20 MiB"],
+)
+def test_hostile_configs_are_one_line(tmp_path: Path, raw: dict[str, Any], says: str) -> None:
+    assert says in one_line(str(folder(tmp_path / "bad", raw)))
+
+
+def test_a_43_byte_gguf_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 3) + b"abc"
+    path.write_bytes(head + struct.pack("<II", 9, 8))
+    assert path.stat().st_size == 43
+    assert "not a valid GGUF file" in one_line(str(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "\x1b[31mgemma|\x1b[0m",
+        "a" * 10_000,
+        "nul\0byte",
+        "~nobody-here/x",
+        "./missing",
+        "missing.gguf",
+        "/x/y",
+    ],
+)
+def test_names_of_nothing_are_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_line(name)
+
+
+def test_a_miss_lists_the_nearest_first() -> None:
+    with pytest.raises(NotFound) as caught:
+        resolve("gemma4-e2b")
+    assert caught.value.hint is not None and caught.value.hint.startswith("Did you mean gemma-4-e2b")
+
+
+def test_a_file_that_is_no_gguf_and_a_folder_without_config_say_what_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    assert "neither a folder nor a .gguf file" in one_line(str(tmp_path / "model.bin"))
+    assert "has no config.json" in one_line(str(tmp_path))

@@ -1,0 +1,85 @@
+"""Lists, ranges and the grid they span."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.errors import ProfileError
+from profiler.plan.grid import MAX_CASES, counts, words
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["4096"], (4096,)),
+        (["4k"], (4096,)),
+        (["128K"], (131072,)),
+        (["512,4k", "512", "1k"], (512, 4096, 1024)),
+        ([" 1 , 2 ,, "], (1, 2)),
+        (["1-8+1"], (1, 2, 3, 4, 5, 6, 7, 8)),
+        (["1-8+3"], (1, 4, 7)),
+        (["1k-8k*2"], (1024, 2048, 4096, 8192)),
+        (["1k-7k*2"], (1024, 2048, 4096)),
+        (["5-5+1"], (5,)),
+        (["8,1-8*2"], (8, 1, 2, 4)),
+    ],
+)
+def test_a_list_is_read_in_order_without_duplicates(typed: list[str], meant: tuple[int, ...]) -> None:
+    assert counts("-c", typed) == meant
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("x", "0", "-5", "1.5", "4m", "1_0", "9" * 40, "", ",", "\x1b[31m4"),
+        *("1-8", "8-1+1", "1-8*1", "1-8+0", "1-8*0", "0-8+1", "1-", "-", "1-8-9+1", "1-8^2", "1-999999999999+1"),
+    ],
+)
+def test_what_is_no_list_is_one_clear_line_that_names_the_option(typed: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        counts("-c", [typed])
+    assert caught.value.message.startswith("-c: ")
+    assert "\n" not in caught.value.message
+    assert "\x1b" not in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+@given(first=st.integers(1, 10**6), span=st.integers(0, 10**6), by=st.integers(2, 64))
+def test_a_multiplied_range_holds_every_product_up_to_its_end(first: int, span: int, by: int) -> None:
+    found = counts("-c", [f"{first}-{first + span}*{by}"])
+    assert found[0] == first
+    assert all(after == before * by for before, after in pairwise(found))
+    assert found[-1] <= first + span < found[-1] * by
+
+
+def test_words_come_by_comma_and_by_repetition() -> None:
+    assert words(["nf4,int8", "nf4", " bf16"]) == ("nf4", "int8", "bf16")
+
+
+def test_the_grid_is_every_combination_with_models_outermost(make_points: Any) -> None:
+    cases = [point.case for point in make_points("gemma-3-1b,qwen3-0.6b", "fp32,nf4", (128, 256), (1, 2), (4, 8))]
+    assert len(cases) == len(set(cases)) == 32
+    assert [case.model for case in cases] == ["gemma-3-1b"] * 16 + ["qwen3-0.6b"] * 16
+    assert [case.quant for case in cases[:16]] == ["fp32"] * 8 + ["nf4"] * 8
+
+
+def test_a_grid_that_nobody_means_is_refused(make_points: Any) -> None:
+    with pytest.raises(ProfileError, match=f"more than {MAX_CASES:,}"):
+        make_points("gemma-3-1b", "fp32", tuple(range(1, 1001)), tuple(range(1, 200)))
+
+
+def test_a_quant_fixes_the_compute_dtype_or_takes_the_devices(make_points: Any, make_gpu: Any) -> None:
+    dtypes = {point.case.quant: point.case.dtype for point in make_points("gemma-3-1b", "bf16,nf4")}
+    assert dtypes == {"bf16": "bf16", "nf4": "fp32"}
+    (point,) = make_points("gemma-3-1b", "nf4", device=make_gpu())
+    assert (point.case.dtype, point.case.device) == ("bf16", "cuda:0")
+
+
+def test_a_prefill_chunk_is_never_longer_than_the_context(make_points: Any) -> None:
+    chunks = {point.case.context: point.case.ubatch for point in make_points("gemma-3-1b", contexts=(128, 4096))}
+    assert chunks == {128: 128, 4096: 512}

@@ -1,0 +1,117 @@
+"""Which weights a model gets, and what the options come to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from profiler.errors import ProfileError
+from profiler.models import hub
+from profiler.models.resolve import Model, resolve
+from profiler.models.source import Source
+from profiler.plan import request
+from profiler.plan.request import Request, subject, work
+from profiler.units import GIB
+
+REAL_ID = "0123456789abcdef"
+
+
+@pytest.fixture
+def hub_model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A model of a hub whose weights are downloaded or not; the list tells what was asked of the hub."""
+    calls: list[str] = []
+    base = resolve("gemma-3-1b")
+    source = Source("hub", "owner/name", "abc", base.source.config)
+    absent = replace(base, name="owner/name", source=source, no_weights="its weights are not in the hub's cache")
+    here = replace(absent, real_id=REAL_ID, no_weights=None)
+    state = {"model": absent}
+
+    def download(repository: str, revision: str | None) -> None:
+        calls.append(f"download {repository}@{revision}")
+        state["model"] = here
+
+    def size(repository: str, revision: str | None) -> int:
+        calls.append("size")
+        return 2 * GIB
+
+    def install(downloaded: bool) -> list[str]:
+        state["model"] = here if downloaded else absent
+        return calls
+
+    monkeypatch.setattr(request, "resolve", lambda name: state["model"])
+    monkeypatch.setattr(hub, "download_size", size)
+    monkeypatch.setattr(hub, "download", download)
+    return install
+
+
+def silent(text: str) -> None:
+    raise AssertionError(f"nothing should be said: {text}")
+
+
+def test_auto_never_downloads(hub_model: Any) -> None:
+    calls = hub_model(downloaded=False)
+    assert subject("owner/name", "auto", silent).weights == "synthetic"
+    assert calls == []
+
+
+def test_auto_takes_real_weights_that_are_here(hub_model: Any) -> None:
+    calls = hub_model(downloaded=True)
+    real = subject("owner/name", "auto", silent)
+    synthetic = subject("owner/name", "synthetic", silent)
+    assert (real.weights, synthetic.weights, calls) == ("real", "synthetic", [])
+    assert real.model_id != synthetic.model_id
+
+
+def test_real_says_how_much_before_it_downloads(hub_model: Any) -> None:
+    calls = hub_model(downloaded=False)
+    found = subject("owner/name", "real", lambda text: calls.append(text))
+    assert calls == ["size", "downloading owner/name: 2.00 GiB", "download owner/name@abc"]
+    assert found.weights == "real"
+
+
+def test_real_that_is_here_is_not_downloaded_again(hub_model: Any) -> None:
+    calls = hub_model(downloaded=True)
+    assert subject("owner/name", "real", silent).weights == "real"
+    assert calls == []
+
+
+def test_real_weights_that_nobody_has_are_one_clear_line() -> None:
+    with pytest.raises(ProfileError, match="gemma-3-1b: no real weights: a catalog entry is only a config"):
+        subject("gemma-3-1b", "real", silent)
+
+
+def test_a_caution_of_the_model_goes_with_it() -> None:
+    model: Model = resolve("gemma-4-e2b")
+    assert subject("gemma-4-e2b", "auto", silent).cautions == model.cautions != ()
+
+
+def test_defaults_depend_on_the_device(make_cpu: Any, make_gpu: Any) -> None:
+    ask = Request(models=("gemma-3-1b",), contexts=("8k",))
+    (on_cpu,) = work(ask, make_cpu(), 20 * GIB, silent).points
+    (on_gpu,) = work(ask, make_gpu(), 20 * GIB, silent).points
+    assert (on_cpu.case.quant, on_cpu.case.ubatch, on_cpu.case.steps) == ("fp32", 512, 32)
+    assert (on_gpu.case.quant, on_gpu.case.ubatch, on_gpu.case.steps) == ("bf16", 2048, 32)
+
+
+def test_options_go_before_a_scenario_and_a_scenario_before_defaults(make_cpu: Any) -> None:
+    ask = Request(models=("gemma-3-1b",), scenario="batch", quants=("fp32",), steps=("4",))
+    found = work(ask, make_cpu(), 20 * GIB, silent)
+    assert [point.case.batch for point in found.points] == [1, 2, 4, 8, 16, 32, 64]
+    assert {(point.case.quant, point.case.context, point.case.steps) for point in found.points} == {("fp32", 512, 4)}
+
+
+def test_a_named_model_has_no_budget_unless_one_is_given(make_cpu: Any) -> None:
+    ask = Request(models=("gemma-3-1b",))
+    assert work(ask, make_cpu(), 20 * GIB, silent).budget_s is None
+    assert work(replace(ask, budget_s=60.0), make_cpu(), 20 * GIB, silent).budget_s == 60
+
+
+def test_the_headline_keeps_to_options_that_were_given(make_cpu: Any) -> None:
+    said: list[str] = []
+    found = work(Request(contexts=("64",), quants=("bf16",), reps=1), make_cpu(), 20 * GIB, said.append)
+    assert {(point.case.quant, point.case.context) for point in found.points} == {("bf16", 64)}
+    assert found.effort.reps == 1
+    assert found.budget_s == 300
+    assert len(said) == 1

@@ -1,0 +1,74 @@
+"""Named grids, shipped and one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from profiler import registry
+from profiler.errors import NotFound, ProfileError
+from profiler.plan import scenario
+
+GOOD = 'description = "mine"\ncontexts = "1k-4k*2"\nbatches = [1, 2]\nsteps = 8\n'
+
+
+def test_the_device_catalog_is_no_scenario() -> None:
+    assert "devices" not in scenario.names()
+    assert {"quick", "chat", "code", "batch", "long-context"} <= set(scenario.names())
+
+
+@pytest.mark.parametrize("name", scenario.names())
+def test_a_shipped_scenario_names_only_quantizations_that_are_there(name: str) -> None:
+    found = scenario.load(name)
+    assert set(found.quants) <= set(registry.names("quants"))
+    assert found.contexts and found.batches and found.steps
+
+
+def test_long_context_goes_to_128k_without_a_prefill() -> None:
+    found = scenario.load("long-context")
+    assert found.contexts[-1] == 131072
+    assert found.fill == "synthetic"
+
+
+def test_a_file_of_ones_own_is_read_like_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + 'quants = "bf16,nf4"\nmodels = ["gemma-3-1b"]\nfill = "synthetic"\n')
+    found = scenario.load(str(path))
+    assert found == scenario.Scenario(
+        "mine", "mine", (1024, 2048, 4096), (1, 2), (8,), ("bf16", "nf4"), ("gemma-3-1b",), "synthetic"
+    )
+
+
+def test_an_unknown_scenario_names_the_nearest() -> None:
+    with pytest.raises(NotFound) as caught:
+        scenario.load("chats")
+    assert "Did you mean chat?" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("contexts = [", "is not valid TOML"),
+        (GOOD + "batch = 1\n", "unknown key in scenario"),
+        (GOOD.replace("steps = 8", ""), "has no steps"),
+        (GOOD.replace("steps = 8", "steps = 0"), "steps: "),
+        (GOOD.replace("[1, 2]", "[]"), "batches: the list is empty"),
+        (GOOD.replace("[1, 2]", "[1.5]"), "batches: "),
+        (GOOD + 'fill = "magic"\n', "fill is magic"),
+        ("x" * 100_000, "is larger than 64 KiB"),
+    ],
+)
+def test_a_broken_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises(ProfileError) as caught:
+        scenario.load(str(path))
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["no/such.toml", "./x.toml", "."])
+def test_a_file_that_is_not_there_is_one_clear_line(name: str) -> None:
+    with pytest.raises(ProfileError):
+        scenario.load(name)

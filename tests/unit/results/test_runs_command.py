@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from profiler.commands.runs import runs
+from profiler.errors import NotFound, StoreError
+from profiler.results.store import Store
+
+
+@pytest.fixture
+def stored(tmp_path, make, environment):
+    path = tmp_path / "s.sqlite"
+    with Store.open(path) as store:
+        first = store.start_run(["sweep", "-m", "gemma-3-270m", "--token", "opaque"], environment)
+        store.append(first, make())
+        store.append(first, make(256, outcome="oom", reason="no memory", samples=(), cautions=()))
+        store.finish_run(first, "finished")
+        second = store.start_run(["sweep", "-b", "2"], environment)
+        store.append(second, make(case=replace(make().case, batch=2)))
+    return path, first, second
+
+
+def call(path, *arguments):
+    return CliRunner().invoke(runs, ["--store", str(path), *arguments], catch_exceptions=False)
+
+
+def test_runs_lists_every_run_with_what_came_of_it(stored):
+    path, first, second = stored
+    header, _, *lines = call(path).stdout.splitlines()
+    assert header.split() == ["run", "started", "(UTC)", "ended", "cases", "device", "models", "command"]
+    assert [line.split()[0] for line in lines] == [first, second]
+    assert "finished  1 ok, 1 oom  Example CPU  gemma-3-270m  sweep -m gemma-3-270m --token [redacted]" in lines[0]
+    assert " – " in lines[1]
+
+
+def test_runs_as_json_hold_whole_command_lines(stored):
+    path, first, _ = stored
+    listed = [json.loads(line) for line in call(path, "-o", "jsonl").stdout.splitlines()]
+    assert listed[0]["run"] == first
+    assert listed[0]["argv"] == ["sweep", "-m", "gemma-3-270m", "--token", "[redacted]"]
+    assert listed[0]["outcomes"] == {"ok": 1, "oom": 1}
+    assert listed[1]["finished_at"] is None
+
+
+def test_runs_show_prints_the_latest_run_or_the_one_named(stored):
+    path, first, second = stored
+    latest = [json.loads(line) for line in call(path, "show", "-o", "jsonl").stdout.splitlines()]
+    assert [(row["run"], row["case"]["batch"]) for row in latest] == [(second, 2)]
+    named = json.loads(call(path, "show", first, "-o", "json").stdout)
+    assert [row["outcome"] for row in named] == ["ok", "oom"]
+
+
+def test_runs_show_says_on_stderr_what_a_format_leaves_out(stored):
+    path, _, _ = stored
+    result = call(path, "show", "-o", "llama-bench")
+    assert json.loads(result.stdout) == []
+    assert "1 case of batch > 1" in result.stderr
+
+
+def test_an_unknown_format_lists_the_known_ones(stored):
+    with pytest.raises(NotFound) as error:
+        call(stored[0], "show", "-o", "jsn")
+    assert "Did you mean json" in error.value.hint and "llama-bench" in error.value.hint
+
+
+def test_no_store_is_said_and_none_is_made(tmp_path):
+    with pytest.raises(StoreError, match="there is no store"):
+        call(tmp_path / "none.sqlite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_show_has_the_rows_in_the_order_of_the_grid(tmp_path, make, environment):
+    path = tmp_path / "s.sqlite"
+    base = make().case
+    order = [("nf4", 512, 1), ("fp32", 128, 1), ("nf4", 128, 4), ("nf4", 128, 1), ("fp32", 64, 1)]
+    with Store.open(path) as store:
+        run = store.start_run(["sweep"], environment)
+        for quant, context, batch in order:
+            store.append(run, make(case=replace(base, quant=quant, context=context, batch=batch)))
+        store.append(run, make(case=replace(base, model="other", model_id="o", context=1)))
+        store.append(run, make(case=replace(base, context=64)))
+    shown = [json.loads(line)["case"] for line in call(path, "show", "-o", "jsonl").stdout.splitlines()]
+    assert [(row["model_id"] == "o", row["quant"], row["context"], row["batch"]) for row in shown] == [
+        (False, "nf4", 64, 1),
+        (False, "nf4", 128, 1),
+        (False, "nf4", 128, 4),
+        (False, "nf4", 512, 1),
+        (False, "fp32", 64, 1),
+        (False, "fp32", 128, 1),
+        (True, "nf4", 1, 1),
+    ]

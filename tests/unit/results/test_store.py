@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import sqlite3
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from profiler.errors import NotFound, StoreError
+from profiler.results import opening
+from profiler.results.environment import environment_key
+from profiler.results.measurement import Caution, Sample
+from profiler.results.store import Store, default_path
+
+V1 = Path(__file__).with_name("store_v1.sql")
+
+
+def test_a_measurement_comes_back_as_it_was(store, make, environment):
+    run = store.start_run(["sweep"], environment)
+    rows = [make(128), make(256, outcome="oom", reason="no memory – 3 GiB", samples=(), cautions=()), make(512)]
+    for row in rows:
+        store.append(run, row)
+    assert store.rows() == rows
+
+
+def test_samples_of_unequal_shape_come_back_in_order(store, make, environment):
+    samples = (
+        Sample("prefill", 0.1, 128),
+        Sample("decode", 0.2, 4, (0.05, 0.15), cpu_s=0.1),
+        Sample("decode", 0.3, 4, (), energy_j=2.5),
+        Sample("decode", 1 / 3, 4, (1 / 3,)),
+    )
+    run = store.start_run([], environment)
+    store.append(run, make(samples=samples))
+    assert store.rows()[0].samples == samples
+
+
+def test_statistics_are_not_stored(store, make, environment):
+    run = store.start_run([], environment)
+    store.append(run, make())
+    (content,) = store._db.execute("SELECT content FROM measurements").fetchone()
+    assert not any(word in content for word in ("tps", "median", "stdev", "mean"))
+
+
+def test_rows_that_share_an_environment_store_it_once(store, make, environment):
+    run = store.start_run([], environment)
+    for context in (1, 2, 3):
+        store.append(run, make(context))
+    assert store._db.execute("SELECT count(*) FROM environments").fetchone() == (1,)
+
+
+def test_the_file_is_durable_and_for_its_owner_alone(store, environment):
+    store.start_run([], environment)
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    for path in (store.path, Path(f"{store.path}-wal")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_ids_of_runs_sort_by_time_and_never_collide(store, environment):
+    runs = [store.start_run(["sweep"], environment) for _ in range(30)]
+    assert len(set(runs)) == 30
+    assert sorted(runs) == runs
+    assert store.find_run() == runs[-1]
+
+
+def test_a_run_is_found_by_the_start_of_its_id(store, environment):
+    store._db.execute("PRAGMA foreign_keys = OFF")
+    for run in ("261124-093015", "261124-101500", "261125-080000"):
+        store._db.execute("INSERT INTO runs VALUES (?, '', NULL, NULL, '[]', '')", (run,))
+    assert store.find_run("261125") == "261125-080000"
+    assert store.find_run("261124-093015") == "261124-093015"
+    with pytest.raises(NotFound, match="2 runs start with '261124'"):
+        store.find_run("261124")
+    with pytest.raises(NotFound, match="no run starts with '9'") as error:
+        store.find_run("9")
+    assert "261125-080000" in error.value.hint
+
+
+def test_an_empty_store_says_what_to_do(store):
+    with pytest.raises(NotFound, match="no run is stored") as error:
+        store.rows()
+    assert "profile sweep" in error.value.hint
+
+
+def test_resume_finds_the_latest_ok_row_of_the_same_case_and_environment(store, make, environment):
+    key = environment_key(environment)
+    run = store.start_run([], environment)
+    assert store.finished(make().case.key, key) is None
+    store.append(run, make(reason="boom", outcome="failed", samples=()))
+    assert store.finished(make().case.key, key) is None
+    store.append(run, make(load_s=1.0))
+    latest = store.append(run, make(load_s=2.0))
+    store.append(run, make(256))
+    found = store.finished(make().case.key, key)
+    assert (found.id, found.run, found.measurement) == (latest, run, make(load_s=2.0))
+
+
+def test_resume_ignores_rows_from_before_a_driver_update(store, make, environment):
+    updated = copy.deepcopy(environment)
+    updated["device"]["driver"] = "999"
+    run = store.start_run([], environment)
+    store.append(run, make())
+    assert store.finished(make().case.key, environment_key(updated)) is None
+
+
+def test_an_adopted_row_belongs_to_both_runs_once(store, make, environment):
+    first = store.start_run([], environment)
+    row = store.append(first, make())
+    second = store.start_run([], environment)
+    store.adopt(second, row)
+    store.adopt(second, row)
+    store.append(second, make(256))
+    assert [m.case.context for m in store.rows(first)] == [128]
+    assert [m.case.context for m in store.rows(second)] == [128, 256]
+
+
+def test_runs_are_listed_with_their_outcomes_and_how_they_ended(store, make, environment):
+    run = store.start_run(["sweep", "-c", "128"], environment)
+    store.append(run, make())
+    store.append(run, make(256))
+    store.append(run, make(512, outcome="oom", reason="no memory", samples=()))
+    store.finish_run(run, "interrupted")
+    died = store.start_run([], environment)
+    first, second = store.runs()
+    assert (first.id, first.outcomes, first.how) == (run, {"ok": 2, "oom": 1}, "interrupted")
+    assert (first.argv, first.models, first.environment) == (("sweep", "-c", "128"), ("gemma-3-270m",), environment)
+    assert (second.id, second.outcomes, second.how, second.finished_at) == (died, {}, None, None)
+
+
+def test_a_row_for_a_run_that_does_not_exist_is_refused(store, make):
+    with pytest.raises(StoreError, match="no such run"):
+        store.append("261124-000000", make())
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, 0.0, -1.0])
+def test_a_time_that_is_no_time_is_refused_and_nothing_is_written(store, make, environment, seconds):
+    run = store.start_run([], environment)
+    with pytest.raises(StoreError):
+        store.append(run, make(samples=(Sample("decode", seconds, 4),)))
+    assert store.rows(run) == []
+
+
+def test_no_secret_reaches_the_file(tmp_path, make, environment):
+    canary = "hf_" + "C4nary" * 6
+    path = tmp_path / "s.sqlite"
+    with Store.open(path) as store:
+        run = store.start_run(["sweep", "--token", canary, f"https://{canary}@host/m"], environment)
+        case = replace(make().case, model=f"m {canary}")
+        cautions = (Caution("x", canary, canary),)
+        store.append(
+            run, make(case=case, outcome="failed", reason=f"401 for {canary}", samples=(), cautions=cautions)
+        )
+        files = [file.read_bytes() for file in tmp_path.iterdir()]
+    assert not any(canary.encode() in content for content in (*files, path.read_bytes()))
+
+
+def test_the_default_file_is_the_variables_or_in_the_user_data_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "named.sqlite"))
+    assert default_path() == tmp_path / "named.sqlite"
+    monkeypatch.delenv("PROFILER_STORE")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with Store.open() as store:
+        assert store.path == tmp_path / "profile" / "results.sqlite"
+
+
+def test_reading_does_not_create_a_store(tmp_path):
+    with pytest.raises(StoreError, match="there is no store"):
+        Store.open(tmp_path / "none.sqlite", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_symbolic_link_is_refused(tmp_path, exists):
+    target = tmp_path / "target"
+    if exists:
+        Store.open(target).close()
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(target)
+    with pytest.raises(StoreError, match="symbolic link"):
+        Store.open(link)
+    assert target.exists() == exists
+
+
+def test_a_folder_a_text_file_and_another_programs_file_are_refused(tmp_path):
+    with pytest.raises(StoreError, match="not a plain file"):
+        Store.open(tmp_path)
+    text = tmp_path / "notes.txt"
+    text.write_text("no database at all, " * 100)
+    with pytest.raises(StoreError, match="is not a store"):
+        Store.open(text)
+    other = tmp_path / "other.sqlite"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE places (url TEXT)")
+    connection.close()
+    with pytest.raises(StoreError, match="another program"):
+        Store.open(other)
+
+
+def test_a_store_of_a_newer_version_is_refused_in_one_line(tmp_path):
+    with Store.open(tmp_path / "s.sqlite") as store:
+        store._db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError) as error:
+        Store.open(tmp_path / "s.sqlite")
+    assert "schema 99" in error.value.message and "\n" not in error.value.message
+    assert "Update profile" in error.value.hint
+
+
+def test_a_row_of_a_newer_version_is_an_error_in_words(store, make, environment):
+    run = store.start_run([], environment)
+    store.append(run, make())
+    (content,) = store._db.execute("SELECT content FROM measurements").fetchone()
+    newer = json.loads(content) | {"quality": 0.9}
+    store._db.execute("UPDATE measurements SET content = ?", (json.dumps(newer),))
+    with pytest.raises(StoreError, match="cannot be read") as error:
+        store.rows(run)
+    assert "newer version" in error.value.hint
+
+
+def test_a_damaged_store_is_an_error_in_words(tmp_path, make, environment):
+    path = tmp_path / "s.sqlite"
+    with Store.open(path) as store:
+        run = store.start_run([], environment)
+        for context in range(1, 100):
+            store.append(run, make(context))
+    content = path.read_bytes()
+    path.write_bytes(content[:8192] + bytes([0xAB]) * (len(content) - 8192))
+    with pytest.raises(StoreError, match="damaged"), Store.open(path) as store:
+        store.rows()
+
+
+def test_a_store_that_another_process_holds_is_an_error_in_words(tmp_path, make, environment, monkeypatch):
+    monkeypatch.setattr(opening, "BUSY_TIMEOUT_S", 0.05)
+    with Store.open(tmp_path / "s.sqlite") as mine, Store.open(tmp_path / "s.sqlite") as other:
+        run = mine.start_run([], environment)
+        other._db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="held by another process"):
+            mine.append(run, make())
+        other._db.execute("ROLLBACK")
+        mine.append(run, make())
+        assert len(other.rows()) == 1
+
+
+def test_a_store_that_may_only_be_read_is_an_error_in_words(tmp_path, make, environment):
+    path = tmp_path / "s.sqlite"
+    with Store.open(path) as store:
+        run = store.start_run([], environment)
+        store._db.execute("PRAGMA query_only = ON")  # what SQLite says of any file it may not write
+        with pytest.raises(StoreError, match="may only be read"):
+            store.append(run, make())
+
+
+def test_a_store_of_schema_1_reads_as_it_did(tmp_path, make):
+    path = old_store(tmp_path)
+    with Store.open(path) as store:
+        assert [(run.id, run.argv, run.how) for run in store.runs()] == [("261124-093015", ("sweep",), "finished")]
+        assert store.rows() == [make(128), make(256, outcome="oom", reason="no memory", samples=(), cautions=())]
+
+
+def test_an_older_store_is_brought_up_to_date_and_keeps_its_rows(tmp_path, make, monkeypatch):
+    path = old_store(tmp_path)
+    monkeypatch.setattr(opening, "SCHEMAS", (*opening.SCHEMAS, "ALTER TABLE runs ADD COLUMN title TEXT;"))
+    with Store.open(path) as store:
+        assert store._db.execute("PRAGMA user_version").fetchone() == (len(opening.SCHEMAS),)
+        assert store._db.execute("SELECT title FROM runs").fetchall() == [(None,)]
+        assert store.rows()[0] == make(128)
+
+
+def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path, make, monkeypatch):
+    path = old_store(tmp_path)
+    broken = (*opening.SCHEMAS, "ALTER TABLE runs ADD COLUMN title TEXT; NONSENSE;")
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "SCHEMAS", broken)
+        with pytest.raises(StoreError):
+            Store.open(path)
+    with Store.open(path) as store:
+        assert store.rows()[0] == make(128)
+
+
+def old_store(folder: Path) -> Path:
+    path = folder / "old.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(V1.read_text(encoding="utf-8"))
+    connection.close()
+    os.chmod(path, 0o600)
+    return path

@@ -1,0 +1,223 @@
+"""What every plug-in of a seam must do, whoever wrote it. A new file is tested here without being named."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from profiler import devices, registry
+from profiler.case import Case
+from profiler.devices.base import DeviceInfo
+from profiler.errors import ProfileError
+from profiler.models import catalog, families
+from profiler.models.geometry import Geometry, Weight
+from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
+from profiler.results.measurement import Caution, Measurement, Memory, Sample
+
+GIB = 1024**3
+FOLDERS = {
+    "backends": "backend",
+    "devices": "device",
+    "models.families": "family",
+    "quants": "quantization",
+    "reports": "format",
+}
+HOSTILE = "evil\x1b[31m|\n=1+1\u202e"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_seam_has_plugins(folder: str) -> None:
+    assert len(registry.names(folder)) >= 2
+
+
+# Quantizations
+
+WEIGHTS = [
+    Weight("embedding", (262144, 640)),
+    Weight("head", (262144, 640)),
+    Weight("linear", (2048, 640)),
+    Weight("linear", (37, 64)),  # rows that fill no block
+    Weight("experts", (8, 1408, 704)),
+    Weight("router", (8, 704)),
+    Weight("conv", (4096, 1, 4)),
+    Weight("vector", (640,)),
+]
+OLD_GPU = DeviceInfo("cuda:0", "cuda", "Tesla K80", 12 * GIB, 12 * GIB, "fp32", features=("sm_37",))
+QUANTS = registry.names("quants")
+
+
+def quant(name: str) -> Quant:
+    found = registry.load("quants", name, "quantization").QUANT
+    assert isinstance(found, Quant)
+    return found
+
+
+@pytest.mark.parametrize("name", QUANTS)
+def test_a_quant_bears_the_name_of_its_file(name: str) -> None:
+    assert quant(name).name == name
+
+
+@pytest.mark.parametrize("name", QUANTS)
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+@pytest.mark.parametrize("weight", WEIGHTS, ids=lambda weight: f"{weight.role}-{weight.parameters}")
+def test_a_quant_leaves_a_weight_plain_or_makes_it_smaller_than_fp32(name: str, dtype: str, weight: Weight) -> None:
+    scheme = quant(name)
+    stored = scheme.weight_bytes(weight, scheme.dtype or dtype)
+    assert isinstance(stored, int)
+    if weight.role in scheme.roles:
+        assert weight.parameters / 2 < stored < 4 * weight.parameters  # nothing here has less than four bits
+    else:
+        assert stored == plain_bytes(weight, scheme.dtype or dtype)
+
+
+@pytest.mark.parametrize("name", QUANTS)
+def test_a_quant_says_in_words_why_it_cannot_run(name: str) -> None:
+    for device in (*devices.local(), OLD_GPU):
+        reason = quant(name).unavailable(device)
+        assert reason is None or len(reason) > len("unavailable")
+
+
+# Families
+
+
+def one_config_of_each_type() -> dict[str, dict[str, Any]]:
+    return {raw["model_type"]: raw for raw in map(catalog.raw_config, reversed(catalog.names()))}
+
+
+CONFIGS = one_config_of_each_type()
+
+
+@pytest.mark.parametrize("name", registry.names("models.families"))
+def test_a_family_names_the_model_types_it_serves(name: str) -> None:
+    family = registry.load("models.families", name, "family")
+    assert family.MODEL_TYPES
+    for model_type in family.MODEL_TYPES:
+        assert families.by_model_type()[model_type] is family, f"{model_type} is claimed twice"
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_a_cache_never_shrinks_with_depth_and_is_in_proportion_to_batch(model_type: str) -> None:
+    geometry = families.geometry(CONFIGS[model_type])
+    sizes = [geometry.cache_bytes(depth, 1, 2).total for depth in (1, 100, 513, 4096, 100_000)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] > 0
+    assert geometry.cache_bytes(4096, 3, 2).total == 3 * sizes[3]
+
+
+def spoilt(raw: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The config with each field in turn left out or made absurd, in the part that describes the decoder."""
+    part = raw.get("text_config")
+    decoder = part if isinstance(part, dict) else raw
+    found = []
+    for key in decoder:
+        for value in (None, -1, 0, 10**9, 1.5, float("nan"), "x", [], {}, True):
+            other = decoder | {key: value}
+            found.append((f"{key} = {value}", other if decoder is raw else raw | {"text_config": other}))
+        left = {name: value for name, value in decoder.items() if name != key}
+        found.append((f"no {key}", left if decoder is raw else raw | {"text_config": left}))
+    return found
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_a_family_meets_a_spoilt_config_with_a_geometry_or_one_clear_line(model_type: str) -> None:
+    for what, raw in spoilt(CONFIGS[model_type]):
+        try:
+            geometry = families.geometry(raw)
+        except ProfileError as error:
+            assert "\n" not in error.message, what
+            continue
+        assert isinstance(geometry, Geometry), what
+        assert geometry.parameters > 0, what
+        assert geometry.cache_bytes(4096, 1, 2).total >= 0, what
+
+
+# Devices
+
+
+@pytest.mark.parametrize("kind", devices.kinds(), ids=lambda kind: kind.__name__)
+def test_a_device_kind_is_here_or_says_why_not(kind: ModuleType) -> None:
+    found = kind.find()
+    if not found:
+        assert len(kind.unavailable()) > len("unavailable")
+    for device in found:
+        assert isinstance(device, DeviceInfo)
+        assert 0 < device.free_bytes <= device.memory_bytes
+        assert device.default_dtype in DTYPE_BYTES
+        assert devices.find(device.name) == replace(device, free_bytes=devices.find(device.name).free_bytes)
+
+
+@pytest.mark.parametrize("device", [found.name for found in devices.local() if found.kind == "cpu"])
+def test_a_meter_measures_time_and_a_peak(device: str) -> None:
+    meter = devices.cpu.meter(device)
+    meter.reset_peak()
+    marks = [meter.mark(), meter.mark()]
+    start = meter.now()
+    ballast = bytearray(64 * 1024**2)
+    assert len(ballast) <= (meter.peak().process_bytes or 0)
+    assert meter.now() > start
+    assert [seconds >= 0 for seconds in meter.elapsed(marks)] == [True]
+
+
+# Reports
+
+CASE = Case("gemma-4-e2b", "id", "synthetic", "nf4", "bf16", "cuda:0", "hf", "eager", context=4096, batch=1, steps=32)
+PREFILL = tuple(Sample("prefill", seconds, 4096, cpu_s=0.1) for seconds in (1.0, 1.1, 0.9))
+DECODE = tuple(Sample("decode", seconds, 32, step_s=(seconds / 32,) * 32) for seconds in (2.0, 2.1, 1.9))
+OK = Measurement(
+    CASE,
+    {},
+    "ok",
+    samples=PREFILL + DECODE,
+    memory=Memory(weights_bytes=2 * GIB, cache_bytes=GIB, process_peak_bytes=4 * GIB),
+    cautions=(Caution("unquantized", "2 of 3 GiB are not quantized", "-q int8"),),
+    load_s=1.0,
+    started_at="2026-01-01T00:00:00Z",
+)
+MIXED = [
+    OK,
+    replace(OK, case=replace(CASE, fill="synthetic", context=131072), samples=DECODE[:1], memory=Memory()),
+    Measurement(replace(CASE, model=HOSTILE), {}, "failed", reason=f"died: {HOSTILE}"),
+    Measurement(replace(CASE, context=8192), {}, "oom", reason="worker was killed for memory"),
+    Measurement(replace(CASE, batch=64), {}, "skipped", reason="dominated by a smaller case"),
+    Measurement(replace(CASE, steps=1), {}, "timeout", reason="no sign of life for 60 s"),
+]
+REPORTS = registry.names("reports")
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("run", ["20260101-000000-abcd", None])
+@pytest.mark.parametrize("count", range(len(MIXED) + 1))
+def test_a_report_renders_any_number_of_rows_as_whole_lines(name: str, run: str | None, count: int) -> None:
+    text = registry.load("reports", name, "format").render(run, MIXED[:count])
+    assert text == "" or text.endswith("\n")
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_shows_every_row_or_says_that_it_does_not(name: str) -> None:
+    report = registry.load("reports", name, "format")
+    left_out = getattr(report, "left_out", None)
+    if left_out is not None:
+        assert left_out(MIXED)
+        assert left_out([OK]) is None
+        return
+    text = report.render("run", MIXED)
+    for shown in ("gemma-4-e2b", "evil", "131072|131,072|128k", "8192|8,192|8k", "dominated by", "no sign of life"):
+        assert re.search(shown, text), shown
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_lets_no_terminal_control_through(name: str) -> None:
+    text = registry.load("reports", name, "format").render("run", MIXED)
+    assert not set(text) & {"\x1b", "\u202e", "\r", "\x00"}
+
+
+@pytest.mark.parametrize("name", [name for name in REPORTS if name in ("json", "jsonl", "llama-bench")])
+def test_a_json_report_is_json_even_with_unknown_figures(name: str) -> None:
+    text = registry.load("reports", name, "format").render("run", MIXED)
+    rows = [json.loads(line) for line in text.splitlines()] if name == "jsonl" else json.loads(text)
+    assert len(rows) >= 2

@@ -1,0 +1,53 @@
+"""A file in a folder is all that a new plug-in needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import profiler.quants
+from profiler import registry
+from profiler.errors import NotFound
+
+
+def test_names_are_the_files_as_people_type_them() -> None:
+    assert registry.names("quants") == ["bf16", "fp16", "fp32", "fp4", "int8", "nf4", "nf4-dq"]
+
+
+def test_base_is_no_plugin() -> None:
+    assert (Path(profiler.quants.__file__).parent / "base.py").exists()
+    with pytest.raises(NotFound):
+        registry.load("quants", "base", "quantization")
+
+
+@pytest.mark.parametrize("name", ["nf4-dq", "nf4_dq"])
+def test_a_dash_and_an_underscore_name_the_same_file(name: str) -> None:
+    assert registry.load("quants", name, "quantization").__name__ == "profiler.quants.nf4_dq"
+
+
+def test_an_unknown_name_lists_the_nearest_first_and_then_all() -> None:
+    with pytest.raises(NotFound) as caught:
+        registry.load("quants", "nf4dq", "quantization")
+    assert caught.value.message == "unknown quantization: nf4dq"
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("Did you mean nf4-dq or nf4")
+    assert caught.value.hint.endswith("Known: bf16, fp16, fp32, fp4, int8, nf4, nf4-dq.")
+
+
+def test_a_name_like_nothing_gets_no_guess() -> None:
+    assert registry.unknown("report", "zzzz", ["table", "csv"]).hint == "Known: table, csv."
+
+
+@pytest.mark.parametrize("name", ["", "../errors", "nf4.QUANT", "os", "__init__", "\x1b[2J"])
+def test_a_name_is_never_a_path_or_another_module(name: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        registry.load("quants", name, "quantization")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_new_file_is_found_without_being_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "q6_k.py").write_text("QUANT = 'found'\n")
+    monkeypatch.setattr(profiler.quants, "__path__", [*profiler.quants.__path__, str(tmp_path)])
+    assert "q6-k" in registry.names("quants")
+    assert registry.load("quants", "q6-k", "quantization").QUANT == "found"
