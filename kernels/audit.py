@@ -16,8 +16,9 @@ import torch
 from torch.utils._pytree import tree_flatten
 from transformers import PreTrainedModel
 
-from profiler.kernels.twin import Op, Recorder, ReplayFailed, TwinGraph
 from profiler.units import printable
+
+from .twin import Op, Recorder, ReplayFailed, TwinGraph
 
 Step = Callable[[], torch.Tensor]
 Host = Callable[[Any], int]
@@ -186,9 +187,9 @@ def _twin(real: Step, twin: Step, steps: int, host: Host) -> tuple[list[Finding]
         except ReplayFailed as error:
             return [Finding("twin", f"step {number}: {printable(error)}")], first or graphs[key]
         first = first or graphs[key]
-        error = float((given - expected).abs().max() / expected.abs().max())
-        if not error <= TOLERANCE:
-            text = f"step {number}: replayed logits are off by {error:.2g} of the largest"
+        off = float((given - expected).abs().max() / expected.abs().max())
+        if not off <= TOLERANCE:  # NaN is not
+            text = f"step {number}: replayed logits are off by {off:.2g} of the largest"
             return [Finding("twin", text)], first
     assert first is not None, "an audit needs steps"
     return [], first
@@ -196,7 +197,7 @@ def _twin(real: Step, twin: Step, steps: int, host: Host) -> tuple[list[Finding]
 
 def _compile_findings(step: Step) -> list[Finding]:
     """One graph without breaks that serves the following steps as well."""
-    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    torch._dynamo.reset()
     compiled = torch.compile(step, backend="eager", fullgraph=True, dynamic=False)
     try:
         with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
@@ -205,7 +206,7 @@ def _compile_findings(step: Step) -> list[Finding]:
     except Exception as error:
         return [Finding("compile", _words(error))]
     finally:
-        torch._dynamo.reset()  # type: ignore[no-untyped-call]
+        torch._dynamo.reset()
     return []
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from profiler.kernels.runner import RunnerStats, StaticRunner
-from profiler.kernels.step import decode_step
-from profiler.kernels.substitute import native_reason, substituted
 from profiler.units import printable
+
+from .runner import RunnerStats, StaticRunner
+from .step import decode_step
+from .substitute import native_reason, substituted
 
 # Between the products there is too little work to share; inductor's own threads would only meet ours at a barrier.
 OPTIONS: dict[str, Any] = {"cpp.threads": 1, "size_asserts": False}
@@ -50,7 +51,7 @@ class CompiledRunner(StaticRunner):
 
     def _compile(self) -> str | None:
         """Compile, compare one step with the static one, go back. Gives a reason to fall back, or ``None``."""
-        torch._dynamo.reset()  # type: ignore[no-untyped-call]  # graphs of earlier runners count against its limit
+        torch._dynamo.reset()  # graphs of earlier runners count against its limit
         saved = self.state.save()
         try:
             with substituted(self.model), warnings.catch_warnings():

@@ -18,8 +18,9 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from profiler.kernels.native import BUILD_LIMIT_S, BuildFailed
 from profiler.units import printable
+
+from .native import BUILD_LIMIT_S, BuildFailed
 
 SOURCES = Path(__file__).parent / "fused"
 ARCHITECTURES = (80, 86, 89, 90, 120)  # A100, 30 series, 40 series, H100, 50 series

@@ -11,15 +11,17 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
-from profiler.kernels.audit import capture_reason
-from profiler.kernels.runner import RunnerStats, StaticRunner
-from profiler.kernels.step import decode_step
-from profiler.kernels.substitute import substituted
 from profiler.units import printable
+
+from .audit import capture_reason
+from .runner import RunnerStats, StaticRunner
+from .step import decode_step
+from .substitute import substituted
 
 WARM_UP_STEPS = 3  # workspaces of cuBLAS, plans of cuDNN and lazily loaded kernels must exist before capture
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of logits, relative to their largest
@@ -93,7 +95,7 @@ class CudaGraphRunner(StaticRunner):
         return self.advance().clone()
 
     def _capture(
-        self, bucket: int, pool: tuple[int, int], stream: torch.cuda.Stream
+        self, bucket: int, pool: Any, stream: torch.cuda.Stream
     ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         self.state.set_bucket(bucket)
         graph = torch.cuda.CUDAGraph(keep_graph=True)

@@ -107,7 +107,9 @@ def _variants() -> tuple[tuple[str, tuple[str, ...]], ...]:
 def _build(compiler: str, work: Path) -> Path:
     """Compile every instruction set and the bindings side by side, and link them."""
     torch_folder = Path(torch.__file__).parent
-    jobs = [("bindings.cpp", "bindings.o", ("-I", str(torch_folder / "include")))]
+    jobs: list[tuple[str, str, tuple[str, ...]]] = [
+        ("bindings.cpp", "bindings.o", ("-I", str(torch_folder / "include")))
+    ]
     jobs += [("kernels.cpp", f"{name}.o", flags) for name, flags in _variants()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for result in [

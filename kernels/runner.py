@@ -14,11 +14,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from profiler.errors import ProfileError
-from profiler.kernels import native
-from profiler.kernels.sample import GREEDY, Sampling, choose, noise_table
-from profiler.kernels.state import DecodeState
-from profiler.kernels.step import decode_step
-from profiler.kernels.substitute import native_reason, substituted
+
+from . import native
+from .sample import GREEDY, Sampling, choose, noise_table
+from .state import DecodeState
+from .step import decode_step
+from .substitute import native_reason, substituted
 
 PREFILL_CHUNK = 2048  # tokens per sequence: bounds the activations of a long prompt
 
@@ -142,7 +143,8 @@ class StaticRunner:
     def prepare(self, max_new: int) -> None:
         assert self.prompt is not None, "prefill comes first"
         (cache, logits), self.prompt = self.prompt, None
-        noise = noise_table(self.sampling, max_new + 1, *logits.shape, logits.device)
+        batch, vocabulary = logits.shape
+        noise = noise_table(self.sampling, max_new + 1, batch, vocabulary, logits.device)
         first = choose(logits, self.sampling, noise, torch.zeros(1, dtype=torch.int64, device=logits.device))
         self.adopt(cache, first, max_new, noise)
 

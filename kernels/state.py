@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from profiler.errors import ProfileError
-from profiler.kernels.layers import BucketLayer, RingLayer, layer_kinds, make_static, state_tensors
-from profiler.kernels.sample import GREEDY, Sampling
+
+from .layers import BucketLayer, RingLayer, layer_kinds, make_static, state_tensors
+from .sample import GREEDY, Sampling
 
 SMALLEST_BUCKET = 256  # tokens; doubling from here, attention reads at most twice what is filled
 WINDOWED = ("sliding_attention", "chunked_attention")

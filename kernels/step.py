@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from profiler.kernels.sample import choose
-from profiler.kernels.state import DecodeState
+from .sample import choose
+from .state import DecodeState
 
 
 def decode_step(model: PreTrainedModel, state: DecodeState) -> torch.Tensor:

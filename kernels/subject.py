@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from profiler.kernels.audit import AuditReport, Finding, audit_step, model_findings
-from profiler.kernels.runner import StaticRunner
-from profiler.kernels.step import decode_step
-from profiler.kernels.substitute import substituted
+from .audit import AuditReport, Finding, audit_step, model_findings
+from .runner import StaticRunner
+from .step import decode_step
+from .substitute import substituted
 
 CONTEXT = 5
 SMALLEST_BUCKET = 16  # so that some dozen steps pass through several

@@ -19,7 +19,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_expe
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from profiler.kernels import delta_cuda, native
+from . import delta_cuda, native
 
 MAX_ROWS = 8  # rows that one pass over the weights serves; beyond, a matrix product is faster
 NAME = "hwprofile"
@@ -73,7 +73,7 @@ def _swap(owner: Any, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(owner, name, before)
 
 
-def _linear_forward(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """A forward for few rows on the C++ loops, for the modules that have one."""
     if type(module) is nn.Linear and module.weight.dtype in DTYPES and module.weight.is_contiguous():
         weight, bias, scale = module.weight, module.bias, None
@@ -113,7 +113,7 @@ def attention(
     """One query token against the cache; what the loops cannot do goes to SDPA."""
     odd = attention_mask is None or attention_mask.dtype != torch.bool or key.dtype not in DTYPES
     if odd or query.shape[2] != 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -127,7 +127,7 @@ def experts(
     """The chosen experts, each read once; ``batched_mm`` copies their weights first and so moves them three times."""
     plain = module.has_gate and not (module.has_bias or module.is_transposed or module.has_post_expert_norm)
     if not plain or module._is_expert_parallel:
-        return batched_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+        return batched_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
     tokens, choices = top_k_index.shape
     ids = top_k_index.reshape(-1).contiguous()
     rows = hidden_states.repeat_interleave(choices, dim=0)
@@ -151,13 +151,15 @@ def _delta_rule(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         fits = query.shape[1] == 1 and kwargs.get("use_qk_l2norm_in_kernel") and kwargs.get("output_final_state")
         if initial_state is None or initial_state.dtype != torch.float32 or not fits:
-            return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)  # type: ignore[no-any-return]
-        parts = [tensor.contiguous() for tensor in (query, key, value, g, beta)]
+            return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)
+        q, k, v, decay, rate = (tensor.contiguous() for tensor in (query, key, value, g, beta))
         if query.device.type == "cuda":
             if not delta_cuda.serves(query, value, initial_state):
-                return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)  # type: ignore[no-any-return]
-            return delta_cuda.delta_step(*parts, initial_state), initial_state
-        return torch.ops.hwprofile.gated_delta_step(*parts, initial_state).to(query.dtype), initial_state
+                return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)
+            return delta_cuda.delta_step(q, k, v, decay, rate, initial_state), initial_state
+        return torch.ops.hwprofile.gated_delta_step(q, k, v, decay, rate, initial_state).to(
+            query.dtype
+        ), initial_state
 
     return step
 

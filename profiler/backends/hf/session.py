@@ -128,6 +128,9 @@ class HfTrial:
     def cache(self) -> CacheState:
         return caches.state(self.kv)
 
+    def cautions(self) -> tuple[Caution, ...]:
+        return ()
+
     def _reset(self) -> None:
         self.kv = DynamicCache(config=self.model.config.get_text_config())
         self.next = None

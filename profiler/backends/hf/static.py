@@ -37,7 +37,8 @@ class StaticTrial(HfTrial):
         if self.runner is None:
             return super().tokens
         state = self.runner.state
-        return state.out[:, 1 : 1 + state.length - state.context].T.tolist()
+        tokens: list[list[int]] = state.out[:, 1 : 1 + state.length - state.context].T.tolist()
+        return tokens
 
     def save(self) -> None:
         if self.runner is None:

@@ -8,8 +8,8 @@ from importlib.resources import files
 import pytest
 
 from profiler import registry
-from profiler.models.source import Source
 from profiler.commands.audit import report
+from profiler.models.source import Source
 
 ARCHITECTURES = ["gemma-3-270m", "gemma-4-e2b", "gemma-4-12b", "gemma-4-26b-a4b", "qwen3.5-0.8b", "qwen3.5-35b-a3b",
                  "qwen3-0.6b", "llama-4-scout-17b-16e"]  # fmt: skip
