@@ -40,9 +40,7 @@ Kept = Mapping[Case, StoredRow]
 @click.option("--scenario", metavar="NAME|FILE", help="A named grid: see profile scenarios. Options above go first.")
 @options.device()
 @options.chosen("--backend", folder="backends", default="hf", help="What runs the models.")
-@options.choice(
-    "--path", PATHS, default="eager", help="Decode as transformers ships it, or our static step, or that as a graph."
-)
+@options.choice("--path", PATHS, default="eager", help="Decode as shipped, our static step, or that as a graph.")
 @options.choice("--weights", WEIGHTS, default="auto", help="auto: real where they are here, else synthetic.")
 @options.choice("--fill", scenario.FILLS, help="What gives the cache its depth. [default: prefill]")
 @options.count("--ubatch", help="Tokens per prefill chunk. [default: 512 on a CPU, 2048 on a GPU]")
