@@ -1,4 +1,4 @@
-"""What the graph path may capture, and why not."""
+"""``profile audit``: what the graph path may capture, and why not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUANTS = ("fp32", "bf16", "nf4", "int8")
 DTYPE = "fp32"  # of what a quantization leaves plain; a CPU without bf16 units computes it best
 
 
-@click.command()
+@click.command("audit")
 @click.argument("model")
 @click.option(
     "-q", "--quant", multiple=True, help=f"Quantizations, by comma or repeated (default {','.join(QUANTS)})."
