@@ -68,6 +68,9 @@ class Trial(Protocol):
     def cache(self) -> CacheState:
         """Length and bytes of the cache now."""
 
+    def cautions(self) -> tuple[Caution, ...]:
+        """What a reader of the row must know about how this case ran. Asked once it has."""
+
 
 class Session(Protocol):
     """One loaded model, which serves its cases in turn."""

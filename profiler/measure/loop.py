@@ -73,7 +73,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
         process_peak_bytes=largest(prefill_peak.process_bytes, decode_peak.process_bytes),
         reserved_bytes=largest(prefill_peak.reserved_bytes, decode_peak.reserved_bytes),
     )
-    return Result((*prefills, *decodes), memory, (*loaded.cautions, *cautions), loaded.threads)
+    return Result((*prefills, *decodes), memory, (*loaded.cautions, *trial.cautions(), *cautions), loaded.threads)
 
 
 def _repeat(

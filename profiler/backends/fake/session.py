@@ -10,6 +10,7 @@ from profiler.backends.fake.meter import BASELINE_BYTES, FakeMeter
 from profiler.backends.fake.script import Script
 from profiler.case import Case
 from profiler.devices.base import Meter
+from profiler.results.measurement import Caution
 
 
 class FakeTrial:
@@ -65,6 +66,9 @@ class FakeTrial:
 
     def cache(self) -> CacheState:
         return CacheState(self.length, self._bytes(self.length), retained_bytes=0)
+
+    def cautions(self) -> tuple[Caution, ...]:
+        return ()
 
     def drop(self) -> None:
         """Give all memory of this case back."""

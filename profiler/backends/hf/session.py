@@ -56,7 +56,11 @@ class HfSession:
 
     def begin(self, case: Case) -> HfTrial:
         with memory_errors():
-            return HfTrial(self.model, case, self._beat)
+            if case.path == "eager":
+                return HfTrial(self.model, case, self._beat)
+            from profiler.backends.hf.static import StaticTrial  # only these paths pay for its imports
+
+            return StaticTrial(self.model, case, self._beat)
 
     def close(self) -> None:
         del self.model
@@ -123,6 +127,9 @@ class HfTrial:
 
     def cache(self) -> CacheState:
         return caches.state(self.kv)
+
+    def cautions(self) -> tuple[Caution, ...]:
+        return ()
 
     def _reset(self) -> None:
         self.kv = DynamicCache(config=self.model.config.get_text_config())

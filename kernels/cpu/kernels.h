@@ -1,0 +1,43 @@
+// What the loops of kernels.cpp offer to the bindings: plain pointers, one range of work, no torch, no threads.
+#pragma once
+#include <cstdint>
+
+enum class Type : int32_t { f32, bf16, i8 };
+
+// y[m][n] = sum_k x[m][k] * w[n][k] (* scale[n] for int8 rows), for rows n of [begin, end).
+struct Matvec {
+  const float* x;      // [m, k], fp32 whatever the weights are
+  const void* w;       // [n, k]
+  Type type;           // of w
+  const float* scale;  // [n], int8 rows only
+  void* y;             // [m, n]
+  bool y_bf16;         // else fp32
+  int64_t m, n, k;
+};
+
+// One query token per sequence against cached keys and values; online softmax over slots [begin, end).
+struct Attention {
+  const float* q;                      // [group, d]: the query heads that share one key/value head
+  const void *keys, *values;           // [slots, d], [slots, dv]
+  const uint8_t* mask;                 // [slots], 0: not to be read
+  Type type;                           // of keys and values
+  float scale;
+  int64_t group, d, dv;
+  int64_t key_stride, value_stride;    // elements from slot to slot
+  float *top, *sum, *acc;              // out: [group], [group], [group, dv]: running maximum, weights, weighted values
+};
+
+// One head of one token of the gated delta rule; the state [dk, dv] is read once and written once.
+struct DeltaHead {
+  const float *q, *k, *v;  // [dk] (normalised, q scaled), [dk] (normalised), [dv]
+  float decay, beta;       // exp(g), sigmoid(b)
+  float *state, *out;      // [dk, dv], [dv]
+  int64_t dk, dv;
+};
+
+struct Kernels {
+  const char* name;
+  void (*matvec)(const Matvec&, int64_t begin, int64_t end);
+  void (*attention)(const Attention&, int64_t begin, int64_t end);
+  void (*delta)(const DeltaHead&);
+};

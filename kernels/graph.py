@@ -1,0 +1,143 @@
+"""The CUDA ``graph`` path: the decode step captured once per bucket and replayed. Needs a GPU to run.
+
+Capture executes nothing but runs the Python of the step, so state is put back after the warm-up and flags after each
+capture. Every graph shares one pool and one stream; the largest is captured first, so the smaller ones fit into its
+memory. A replay is compared with the static step before it is trusted.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from profiler.units import printable
+
+from .audit import capture_reason
+from .runner import RunnerStats, StaticRunner
+from .step import decode_step
+from .substitute import substituted
+
+WARM_UP_STEPS = 3  # workspaces of cuBLAS, plans of cuDNN and lazily loaded kernels must exist before capture
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of logits, relative to their largest
+
+
+class CudaGraphRunner(StaticRunner):
+    """Falls back to the static step, and says why, when capture is refused, fails or replays wrongly."""
+
+    path = "graph"
+
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
+        super().adopt(cache, token, max_new, noise)
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self.nodes: int | None = None
+        self.pool_bytes: int | None = None
+        start = time.perf_counter()
+        self.reason = capture_reason(self.model)
+        if self.reason is None and max_new > WARM_UP_STEPS:
+            self.reason = self._capture_all()
+        self.prepare_s = time.perf_counter() - start
+
+    def stats(self) -> RunnerStats:
+        path = "graph" if self.graphs else "static"
+        return RunnerStats(path, self.reason, self.nodes, len(self.graphs), self.prepare_s, self.pool_bytes)
+
+    def _run(self) -> torch.Tensor:
+        captured = self.graphs.get(self.state.bucket_at(self.state.length))  # claimed: length counts this step
+        if captured is None:
+            return super()._run()
+        graph, logits = captured
+        graph.replay()
+        return logits  # valid until the next replay of any graph of the pool
+
+    def _buckets(self) -> list[int]:
+        """Every bucket the run will need, largest first."""
+        lengths = range(self.state.context + 1, self.state.capacity + 1)
+        return sorted({self.state.bucket_at(length) for length in lengths}, reverse=True)
+
+    def _capture_all(self) -> str | None:
+        device = self.model.device
+        saved = self.state.save()
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        before = _device_bytes(device)
+        try:
+            with substituted(self.model), torch.inference_mode():
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UP_STEPS):
+                        self.advance()
+                    expected = self._first_logits(saved)
+                torch.cuda.current_stream(device).wait_stream(stream)
+                pool = torch.cuda.graph_pool_handle()
+                captured = {}
+                for bucket in self._buckets():
+                    self.state.restore(saved)
+                    captured[bucket] = self._capture(bucket, pool, stream)
+                self.state.restore(saved)
+                self.graphs = captured
+                given = self.advance().clone()
+        except Exception as error:  # a failed capture leaves the static step as good as before
+            self.graphs = {}
+            return f"not captured: {printable(' '.join(str(error).split()) or type(error).__name__)}"
+        finally:
+            torch.cuda.synchronize(device)
+            self.state.restore(saved)
+        self.pool_bytes = max(0, _device_bytes(device) - before)
+        return self._compare(given, expected)
+
+    def _first_logits(self, saved: dict[str, object]) -> torch.Tensor:
+        self.state.restore(saved)
+        return self.advance().clone()
+
+    def _capture(
+        self, bucket: int, pool: Any, stream: torch.cuda.Stream
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        self.state.set_bucket(bucket)
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            logits = decode_step(self.model, self.state)
+        graph.instantiate()
+        self.nodes = _nodes(graph)
+        return graph, logits
+
+    def _compare(self, given: torch.Tensor, expected: torch.Tensor) -> str | None:
+        error = float((given - expected).abs().max() / expected.abs().max())
+        if error <= TOLERANCE.get(self.model.dtype, 0.0):
+            return None
+        self.graphs = {}
+        return f"replay gives other logits (off by {error:.2g} of the largest)"
+
+
+def _device_bytes(device: torch.device) -> int:
+    """Memory in use on the device, whoever holds it: graphs keep some that the allocator's counters do not show."""
+    torch.cuda.synchronize(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
+def _nodes(graph: torch.cuda.CUDAGraph) -> int | None:
+    """Nodes of a captured graph, ``None`` without the CUDA bindings for Python."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return None
+    error, _, count = runtime.cudaGraphGetNodes(graph.raw_cuda_graph())
+    return int(count) if int(error) == 0 else None
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A collection that frees device memory in the middle of a capture invalidates it."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

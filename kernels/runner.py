@@ -1,0 +1,177 @@
+"""Runners: who executes decode steps. All take the same prompt and give the same tokens.
+
+runner.prefill(ids); runner.prepare(max_new); runner.enqueue(k); tokens = runner.read()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from profiler.errors import ProfileError
+
+from . import native
+from .sample import GREEDY, Sampling, choose, noise_table
+from .state import DecodeState
+from .step import decode_step
+from .substitute import native_reason, substituted
+
+PREFILL_CHUNK = 2048  # tokens per sequence: bounds the activations of a long prompt
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerStats:
+    """What a runner did to get ready. ``None``: does not apply, or cannot be known."""
+
+    path: str  # eager | static | graph: what really runs
+    reason: str | None = None  # why not the path that was asked for
+    nodes_per_token: int | None = None  # kernels of one captured step
+    graphs: int = 0
+    prepare_s: float = 0.0  # warm-up, capture or compilation: never part of a measurement
+    pool_bytes: int | None = None  # device memory that the graphs keep
+    kernels: str | None = None  # what computes matrix–vector products on a CPU, or why plain torch does
+
+
+class StepRunner(Protocol):
+    """Decodes one batch of equally long prompts."""
+
+    def prefill(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
+        """Process ``ids [batch, tokens]``. Raises ProfileError for a mask with padding."""
+
+    def prepare(self, max_new: int) -> None:
+        """Make room for ``max_new`` tokens beyond the first, warm up, capture or compile."""
+
+    def enqueue(self, steps: int) -> None:
+        """Queue decode steps; the host waits for none of them."""
+
+    def read(self) -> list[list[int]]:
+        """Tokens of each sequence since prefill, the first included, cut after an end-of-sequence token."""
+
+    def stats(self) -> RunnerStats:
+        """What ``prepare`` did."""
+
+
+def prefill(
+    model: PreTrainedModel, ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> tuple[DynamicCache, torch.Tensor]:
+    """Run a prompt as transformers ships it, in chunks; gives the cache and the last logits ``[batch, vocabulary]``.
+
+    Raises ProfileError for padded prompts: sequences share one position, so shorter ones would be silently wrong.
+    """
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise ProfileError("prompts of different lengths in one batch are not supported",
+                           "give each length its own batch")  # fmt: skip
+    cache = DynamicCache(config=model.config.get_text_config())
+    for start in range(0, ids.shape[1], PREFILL_CHUNK):
+        chunk = ids[:, start : start + PREFILL_CHUNK]
+        logits = model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return cache, logits[:, -1]
+
+
+def cut(row: Sequence[int], eos: frozenset[int]) -> list[int]:
+    """Tokens up to and including the first end-of-sequence token."""
+    for index, token in enumerate(row):
+        if token in eos:
+            return list(row[: index + 1])
+    return list(row)
+
+
+def describe_kernels(model: PreTrainedModel) -> str | None:
+    """What computes the matrix–vector products of a decode step on a CPU."""
+    if model.device.type != "cpu":
+        return None
+    reason = native_reason(model)
+    return f"C++ ({native.load()})" if reason is None else f"plain torch: {reason}"
+
+
+class EagerRunner:
+    """transformers as shipped, with its growing cache: what the others are compared with."""
+
+    def __init__(self, model: PreTrainedModel, sampling: Sampling = GREEDY, eos: Sequence[int] = ()) -> None:
+        self.model, self.sampling, self.eos = model, sampling, frozenset(eos)
+        self.cache: Cache | None = None
+        self.logits: torch.Tensor | None = None
+        self.tokens: list[torch.Tensor] = []
+
+    def prefill(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
+        with torch.inference_mode():
+            self.cache, self.logits = prefill(self.model, ids, attention_mask)
+
+    def prepare(self, max_new: int) -> None:
+        assert self.logits is not None, "prefill comes first"
+        batch, vocabulary = self.logits.shape
+        self.noise = noise_table(self.sampling, max_new + 1, batch, vocabulary, self.logits.device)
+        self.tokens = [self._choose(0)]
+
+    def enqueue(self, steps: int) -> None:
+        with torch.inference_mode():
+            for _ in range(steps):
+                output = self.model(input_ids=self.tokens[-1], past_key_values=self.cache, use_cache=True)
+                self.logits = output.logits[:, -1]
+                self.tokens.append(self._choose(len(self.tokens)))
+
+    def read(self) -> list[list[int]]:
+        return [cut(row, self.eos) for row in torch.cat(self.tokens, dim=1).tolist()]
+
+    def stats(self) -> RunnerStats:
+        return RunnerStats("eager")
+
+    def _choose(self, write: int) -> torch.Tensor:
+        assert self.logits is not None
+        return choose(self.logits, self.sampling, self.noise, torch.tensor([write], device=self.logits.device))
+
+
+class StaticRunner:
+    """The static-shape step, called from Python."""
+
+    path = "static"
+
+    def __init__(self, model: PreTrainedModel, sampling: Sampling = GREEDY, eos: Sequence[int] = ()) -> None:
+        self.model, self.sampling, self.eos = model, sampling, frozenset(eos)
+        self.prompt: tuple[Any, torch.Tensor] | None = None
+        self.state: DecodeState
+
+    def prefill(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
+        with torch.inference_mode():
+            self.prompt = prefill(self.model, ids, attention_mask)
+
+    def prepare(self, max_new: int) -> None:
+        assert self.prompt is not None, "prefill comes first"
+        (cache, logits), self.prompt = self.prompt, None
+        batch, vocabulary = logits.shape
+        noise = noise_table(self.sampling, max_new + 1, batch, vocabulary, logits.device)
+        first = choose(logits, self.sampling, noise, torch.zeros(1, dtype=torch.int64, device=logits.device))
+        self.adopt(cache, first, max_new, noise)
+
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
+        """Take over a cache that was filled elsewhere, and the token ``[batch, 1]`` that was chosen after it."""
+        with torch.inference_mode():
+            self.state = DecodeState(self.model, cache, token, max_new, self.sampling, noise)
+        self.state.exact = native_reason(self.model) is None
+
+    def enqueue(self, steps: int) -> None:
+        with substituted(self.model):
+            for _ in range(steps):
+                self.advance()
+
+    @torch.inference_mode()
+    def advance(self) -> torch.Tensor:
+        """One step, inside ``substituted``; gives its logits ``[batch, vocabulary]``."""
+        self.state.set_bucket(self.state.bucket)
+        self.state.claim(1)
+        return self._run()
+
+    def _run(self) -> torch.Tensor:
+        return decode_step(self.model, self.state)
+
+    def read(self) -> list[list[int]]:
+        done = self.state.length - self.state.context + 1
+        return [cut(row, self.eos) for row in self.state.out[:, :done].tolist()]
+
+    def stats(self) -> RunnerStats:
+        return RunnerStats(self.path, kernels=describe_kernels(self.model))

@@ -1,0 +1,185 @@
+"""Everything a decode step reads and writes, in tensors whose addresses never change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, LinearAttentionLayer
+
+from profiler.errors import ProfileError
+
+from .layers import BucketLayer, RingLayer, layer_kinds, make_static, state_tensors
+from .sample import GREEDY, Sampling
+
+SMALLEST_BUCKET = 256  # tokens; doubling from here, attention reads at most twice what is filled
+WINDOWED = ("sliding_attention", "chunked_attention")
+Saved = dict[str, Any]
+
+
+def bucket_for(length: int, smallest: int = SMALLEST_BUCKET) -> int:
+    """The smallest bucket that holds ``length`` tokens: 256, 512, 1024, …"""
+    return max(smallest, 1 << (length - 1).bit_length())
+
+
+class DecodeState:
+    """Static buffers of one batch of equally long sequences.
+
+    ``token [batch, 1]`` is fed next, at ``position [1]``; what the step chooses goes to column ``write [1]`` of
+    ``out [batch, max_new + 1]``, whose column 0 is the token that prefill chose. ``slot_of`` holds for each window
+    (``None``: full attention) the cache slot ``[1]`` of the next token. Host numbers (``length``, ``bucket``) follow
+    because the host knows how many steps it enqueued; no step reads them but ``bucket``, which is fixed per graph.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: Cache,
+        token: torch.Tensor,
+        max_new: int,
+        sampling: Sampling = GREEDY,
+        noise: torch.Tensor | None = None,
+    ) -> None:
+        """Take over ``cache``, a prefilled DynamicCache, and the ``token [batch, 1]`` that was chosen after it.
+
+        ``noise`` is the table of ``sampling``. Raises ProfileError for a cache layer that has no static form.
+        """
+        device, batch = token.device, token.shape[0]
+        kinds = dict.fromkeys(layer_kinds(cache))
+        windows = [window for window in kinds if window is not None]
+        self.layer_types = _layer_types(model, windows)
+        self.window = windows[0] if windows else None
+        self.context = int(cache.get_seq_length())
+        self.max_new, self.sampling = max_new, sampling
+        self.capacity = self.context + max_new
+        self.length = self.context
+        self.position = torch.tensor([self.context], device=device)
+        self.write = torch.zeros(1, dtype=torch.int64, device=device)
+        self.slot_of = {window: self.position % self._slots(window) for window in kinds}
+        self.noise = torch.zeros((1, 1, 1), device=device) if noise is None else noise
+        self.token = token.clone()
+        self.out = torch.zeros((batch, max_new + 1), dtype=torch.int64, device=device)
+        self.out[:, :1] = self.token
+        self.write += 1
+        self.smallest_bucket = SMALLEST_BUCKET
+        self.exact = False  # attention itself skips empty slots, so it is given all of them and one bucket will do
+        self.cache = make_static(cache, max(self.capacity, 1), self.slot_of)
+
+    @property
+    def bucket(self) -> int:
+        """Slots that full attention reads in the next step."""
+        return self.bucket_at(self.length + 1)
+
+    def bucket_at(self, length: int) -> int:
+        """Slots that full attention reads when ``length`` tokens are cached."""
+        return self.capacity if self.exact else min(bucket_for(length, self.smallest_bucket), self.capacity)
+
+    def set_bucket(self, bucket: int) -> None:
+        """Make every full-attention layer read ``bucket`` slots."""
+        for layer in self.cache.layers:
+            if isinstance(layer, BucketLayer):
+                layer.bucket = bucket
+
+    def claim(self, steps: int) -> None:
+        """Reserve ``steps`` before they are enqueued. Beyond the capacity a device write would be out of bounds,
+        which on CUDA kills the context, so it is refused here. Raises ProfileError."""
+        if self.length + steps > self.capacity:
+            raise ProfileError(
+                f"{steps} more decode steps do not fit: {self.length} of {self.capacity} cache positions are filled",
+                "prepare the runner for more new tokens",
+            )
+        self.length += steps
+
+    def masks(self) -> Any:
+        """Which slots attention may read, ``[1, 1, 1, slots]``, as transformers takes it: one mask per layer type, or
+        a single one for models without layer types.
+
+        The token at ``position`` is written before attention reads, so slots up to it are filled, and once a ring has
+        wrapped all of them are. A chunk of chunked attention starts at slot 0, so what lies beyond the current slot
+        belongs to the chunk before. Recurrent layers see no padding and get no mask.
+        """
+        if self.layer_types is None:
+            return self._filled(next(iter(self.slot_of)), self.position)
+        masks: dict[str, torch.Tensor | None] = dict.fromkeys(self.layer_types)
+        for name in masks:
+            if name == "full_attention":
+                masks[name] = self._filled(None, self.position)
+            elif name in WINDOWED and self.window is not None:
+                masks[name] = self._filled(self.window, self._last(name))
+        return masks
+
+    def advance(self, token: torch.Tensor) -> None:
+        """Feed back ``token [batch, 1]`` and move every position on by one, in place."""
+        self.out.index_copy_(1, self.write, token)
+        self.token.copy_(token)
+        self.position.add_(1)
+        self.write.add_(1)
+        for window, slot in self.slot_of.items():
+            slot.copy_(self.position % self._slots(window))
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor that a step writes."""
+        own = [self.token, self.position, self.write, self.out, *self.slot_of.values()]
+        return own + [tensor for layer in self.cache.layers for tensor in state_tensors(layer)]
+
+    @torch.inference_mode()
+    def save(self) -> Saved:
+        """What is needed to come back here. Full attention needs no copy: later tokens only go to later slots."""
+        kept = [layer for layer in self.cache.layers if not isinstance(layer, BucketLayer)]
+        own = [self.token, self.position, self.write, *self.slot_of.values()]
+        tensors = own + [tensor for layer in kept for tensor in state_tensors(layer)]
+        flags = [(layer, dict(layer.has_previous_state)) for layer in kept if isinstance(layer, LinearAttentionLayer)]
+        return {"tensors": [(tensor, tensor.clone()) for tensor in tensors], "flags": flags, "length": self.length}
+
+    @torch.inference_mode()
+    def restore(self, saved: Saved) -> None:
+        """Make tensors and Python flags what they were at ``save``, in place."""
+        for tensor, value in saved["tensors"]:
+            tensor.copy_(value)
+        for layer, flags in saved["flags"]:
+            layer.has_previous_state = dict(flags)
+        self.length = saved["length"]
+
+    def storage_bytes(self) -> int:
+        """Bytes behind the cache's tensors, each storage once."""
+        tensors = [tensor for layer in self.cache.layers for tensor in state_tensors(layer)]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    def read_bytes(self) -> tuple[int, int]:
+        """Key and value bytes that the next step's attention needs, and those it reads: buckets are padded."""
+        needed = read = 0
+        for layer in self.cache.layers:
+            if isinstance(layer, (RingLayer, BucketLayer)):
+                token = (layer.keys[:, :, 0].numel() + layer.values[:, :, 0].numel()) * layer.keys.element_size()
+                reads = self.bucket if isinstance(layer, BucketLayer) else layer.slots
+                needed += token * min(self.length + 1, layer.slots)
+                read += token * (min(self.length + 1, layer.slots) if self.exact else reads)
+        return needed, read
+
+    def _slots(self, window: int | None) -> int:
+        return self.capacity if window is None else min(window, self.capacity)
+
+    def _last(self, name: str) -> torch.Tensor:
+        """The last slot ``[1]`` that a windowed layer may read, slots being filled in order."""
+        return self.slot_of[self.window] if name == "chunked_attention" else self.position
+
+    def _filled(self, window: int | None, last: torch.Tensor) -> torch.Tensor:
+        slots = self._slots(window)
+        if window is None:
+            slots = next((layer.bucket for layer in self.cache.layers if isinstance(layer, BucketLayer)), slots)
+        return (torch.arange(slots, device=last.device) <= last).view(1, 1, 1, slots)
+
+
+def _layer_types(model: PreTrainedModel, windows: list[int]) -> set[str] | None:
+    """Layer types of a model that takes a mask for each, ``None`` for one that takes a single mask.
+
+    Raises ProfileError for a layer type whose mask is not a matter of filled slots.
+    """
+    config = model.config.get_text_config()
+    types = getattr(config, "layer_types", None)
+    unknown = set(types or ()) - {"full_attention", "linear_attention", *WINDOWED}
+    if unknown or len(windows) > 1:
+        what = f"attention of type {', '.join(sorted(unknown))}" if unknown else f"several windows {windows}"
+        raise ProfileError(f"{config.model_type}: {what} has no rule in the static decode step", "use --path eager")
+    return set(types) if types else None

@@ -1,0 +1,168 @@
+"""What stands in for parts of a model while a decode step runs, and only then: prefill stays as it is shipped.
+
+The modules and their forward stay those of transformers. Replaced are the places that transformers itself makes
+exchangeable (attention, experts), ``nn.Linear`` for a few rows, and the one-token gated delta rule.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_experts_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from . import delta_cuda, native
+
+MAX_ROWS = 8  # rows that one pass over the weights serves; beyond, a matrix product is faster
+NAME = "hwprofile"
+DELTA_RULE = "torch_recurrent_gated_delta_rule"
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@contextmanager
+def substituted(model: PreTrainedModel, loops: bool = True) -> Iterator[None]:
+    """Run decode steps inside. Everything is put back at the end. Without ``loops`` a CPU runs what CUDA would."""
+    with ExitStack() as stack:
+        for undo in _substitute(model, loops):
+            stack.callback(undo)
+        yield
+
+
+def native_reason(model: PreTrainedModel) -> str | None:
+    """Why the C++ loops do not serve this model, or ``None`` where they do."""
+    if model.device.type != "cpu":
+        return "not a CPU"
+    if model.dtype not in DTYPES:
+        return f"no loops for {model.dtype}"
+    return native.missing()
+
+
+def _substitute(model: PreTrainedModel, loops: bool) -> Iterator[Callable[[], None]]:
+    """Make each replacement and give the call that takes it back."""
+    config = model.config.get_text_config()
+    with_loops = loops and native_reason(model) is None
+    if getattr(config, "_experts_implementation", None) is not None:
+        # the default may read offsets on the host (grouped_mm) or loops over experts (eager); neither can be captured
+        yield _swap(config, "_experts_implementation_internal", NAME if with_loops else "batched_mm")
+    if with_loops or model.device.type == "cuda":
+        for home in {sys.modules[type(module).__module__] for module in model.modules()}:
+            if hasattr(home, DELTA_RULE):
+                yield _swap(home, DELTA_RULE, _delta_rule(getattr(home, DELTA_RULE)))
+    if not with_loops:
+        return
+    if config._attn_implementation == "sdpa":
+        yield _swap(config, "_attn_implementation_internal", NAME)
+    for module in model.modules():
+        forward = _linear_forward(module)
+        if forward is not None:
+            module.forward = forward
+            yield lambda module=module: module.__dict__.pop("forward")  # type: ignore[misc]
+
+
+def _swap(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    return lambda: setattr(owner, name, before)
+
+
+def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A forward for few rows on the C++ loops, for the modules that have one."""
+    if type(module) is nn.Linear and module.weight.dtype in DTYPES and module.weight.is_contiguous():
+        weight, bias, scale = module.weight, module.bias, None
+        original: Callable[[torch.Tensor], torch.Tensor] = lambda x: F.linear(x, weight, bias)  # noqa: E731
+    elif type(module).__name__ == "Linear8bitLt" and not module.state.has_fp16_weights:
+        weight, rows = _int8_rows(module)
+        bias, scale, original = module.bias, rows.float() / 127, type(module).forward.__get__(module)
+    else:
+        return None
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape[0] > MAX_ROWS:
+            return original(x)
+        y = torch.ops.hwprofile.matvec(rows.contiguous(), weight, scale).view(*x.shape[:-1], weight.shape[0])
+        return y if bias is None else y + bias
+
+    return forward
+
+
+def _int8_rows(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and their absolute maxima; bitsandbytes moves them at the first forward."""
+    holder = module.weight if module.weight.CB is not None else module.state
+    return holder.CB, holder.SCB
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """One query token against the cache; what the loops cannot do goes to SDPA."""
+    odd = attention_mask is None or attention_mask.dtype != torch.bool or key.dtype not in DTYPES
+    if odd or query.shape[2] != 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mask = attention_mask.view(-1)  # type: ignore[union-attr]
+    return torch.ops.hwprofile.decode_attention(query.contiguous(), key, value, mask, scale), None
+
+
+def experts(
+    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """The chosen experts, each read once; ``batched_mm`` copies their weights first and so moves them three times."""
+    plain = module.has_gate and not (module.has_bias or module.is_transposed or module.has_post_expert_norm)
+    if not plain or module._is_expert_parallel:
+        return batched_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
+    tokens, choices = top_k_index.shape
+    ids = top_k_index.reshape(-1).contiguous()
+    rows = hidden_states.repeat_interleave(choices, dim=0)
+    inner = module._apply_gate(torch.ops.hwprofile.expert_matvec(rows, module.gate_up_proj, ids))
+    outer = torch.ops.hwprofile.expert_matvec(inner.contiguous(), module.down_proj, ids)
+    weighted = outer * top_k_weights.reshape(-1, 1)
+    return weighted.view(tokens, choices, -1).sum(dim=1).to(hidden_states.dtype)
+
+
+def _delta_rule(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The one-token gated delta rule with its state updated in place; longer inputs go to ``original``."""
+
+    def step(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        initial_state: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        fits = query.shape[1] == 1 and kwargs.get("use_qk_l2norm_in_kernel") and kwargs.get("output_final_state")
+        if initial_state is None or initial_state.dtype != torch.float32 or not fits:
+            return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)
+        q, k, v, decay, rate = (tensor.contiguous() for tensor in (query, key, value, g, beta))
+        if query.device.type == "cuda":
+            if not delta_cuda.serves(query, value, initial_state):
+                return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)
+            return delta_cuda.delta_step(q, k, v, decay, rate, initial_state), initial_state
+        return torch.ops.hwprofile.gated_delta_step(q, k, v, decay, rate, initial_state).to(
+            query.dtype
+        ), initial_state
+
+    return step
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+ALL_EXPERTS_FUNCTIONS.register(NAME, experts)

@@ -1,0 +1,166 @@
+"""The C++ loops agree with torch, in every shape they are used in, and a machine without a compiler still decodes."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import CONFIGS, prompt
+from transformers import PreTrainedModel
+from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
+
+from profiler.kernels import native
+from profiler.kernels.runner import EagerRunner, StaticRunner
+from profiler.kernels.substitute import substituted
+
+Tiny = Callable[[str], PreTrainedModel]
+
+
+@pytest.fixture(scope="module")
+def ops() -> torch._ops._OpNamespace:
+    reason = native.missing()
+    if reason:
+        pytest.skip(reason)
+    return torch.ops.hwprofile
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 11])
+@pytest.mark.parametrize("n, k", [(1, 1), (7, 13), (33, 640), (1030, 65)])
+def test_matvec_is_the_matrix_product(ops, dtype: torch.dtype, rows: int, n: int, k: int) -> None:
+    x, w = torch.randn(rows, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+    expected = F.linear(x.double(), w.double()).to(dtype)
+    torch.testing.assert_close(ops.matvec(x, w), expected, atol=1e-4 if dtype == torch.float32 else 1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_int8_rows_are_scaled(ops, rows: int) -> None:
+    x, scale = torch.randn(rows, 77), torch.rand(50) + 0.1
+    w = torch.randint(-127, 128, (50, 77), dtype=torch.int8)
+    torch.testing.assert_close(ops.matvec(x, w, scale), x @ (w.float() * scale[:, None]).T, atol=1e-3, rtol=1e-4)
+
+
+def test_several_threads_give_what_one_gives(ops) -> None:
+    x, w = torch.randn(2, 512), torch.randn(4099, 512)
+    torch.set_num_threads(1)
+    alone = ops.matvec(x, w)
+    torch.set_num_threads(3)
+    for _ in range(200):
+        assert torch.equal(ops.matvec(x, w), alone)
+
+
+def test_wrong_shapes_are_refused(ops) -> None:
+    with pytest.raises(RuntimeError, match="contiguous weights"):
+        ops.matvec(torch.randn(1, 8), torch.randn(4, 9))
+    with pytest.raises(RuntimeError, match="no such expert"):
+        ops.expert_matvec(torch.randn(1, 8), torch.randn(2, 4, 8), torch.tensor([2]))
+    with pytest.raises(RuntimeError, match="int8 rows need their scales"):
+        ops.matvec(torch.randn(1, 8), torch.zeros(4, 8, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("heads, kv_heads, slots", [(4, 1, 40), (4, 2, 3000), (8, 8, 65)])
+def test_attention_reads_only_what_the_mask_allows(ops, dtype, heads: int, kv_heads: int, slots: int) -> None:
+    query = torch.randn(2, heads, 1, 24, dtype=dtype)
+    keys = torch.randn(2, kv_heads, slots + 9, 24, dtype=dtype)[:, :, :slots]
+    values = torch.randn(2, kv_heads, slots + 9, 20, dtype=dtype)[:, :, :slots]
+    mask = (torch.rand(slots) < 0.7).view(1, 1, 1, slots)
+    mask[..., 64:200] = False
+    mask[..., 0] = True
+    keys[:, :, ~mask.view(-1)] = torch.nan  # never touched, so it cannot spread
+    clean = keys.nan_to_num(0)
+    expected = F.scaled_dot_product_attention(
+        query.float(), clean.float(), values.float(), attn_mask=mask, scale=0.3, enable_gqa=True
+    )
+    given = ops.decode_attention(query, keys, values, mask, 0.3)
+    torch.testing.assert_close(given.float(), expected.transpose(1, 2), atol=1e-5 if dtype == torch.float32 else 1e-2,
+                               rtol=1e-2)  # fmt: skip
+
+
+@pytest.mark.parametrize("key_heads, heads, dk, dv", [(2, 4, 16, 24), (4, 4, 128, 128), (1, 3, 8, 5)])
+def test_the_delta_step_is_the_recurrent_rule(ops, key_heads: int, heads: int, dk: int, dv: int) -> None:
+    state = torch.randn(2, heads, dk, dv)
+    reference = state.clone()
+    for _ in range(16):
+        query, key = torch.randn(2, 1, key_heads, dk), torch.randn(2, 1, key_heads, dk)
+        value, g, beta = torch.randn(2, 1, heads, dv), -torch.rand(2, 1, heads), torch.rand(2, 1, heads)
+        expected, reference = torch_recurrent_gated_delta_rule(
+            query, key, value, g, beta, initial_state=reference, output_final_state=True, use_qk_l2norm_in_kernel=True
+        )
+        given = ops.gated_delta_step(query, key, value, g, beta, state)
+        torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(state, reference, atol=1e-5, rtol=1e-5)
+
+
+def test_experts_are_read_by_number(ops) -> None:
+    x, w, ids = torch.randn(6, 32), torch.randn(5, 48, 32), torch.tensor([4, 0, 0, 2, 1, 4])
+    torch.testing.assert_close(ops.expert_matvec(x, w, ids), torch.einsum("sk,snk->sn", x, w[ids]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4_26b_a4b", "qwen3_5_moe"])
+def test_bf16_tokens_stay_close_to_transformers(tiny: Tiny, name: str, ops) -> None:
+    from tiny_models import build
+
+    model, ids = build(name, torch.bfloat16), prompt(1, 21)
+    eager, static = EagerRunner(model), StaticRunner(model)
+    for runner in (eager, static):
+        runner.prefill(ids)
+        runner.prepare(1)
+    eager.enqueue(1)
+    with substituted(model):
+        given = static.advance()
+    largest = float(eager.logits.abs().max())
+    torch.testing.assert_close(given.float(), eager.logits.float(), atol=0.05 * largest, rtol=0)
+
+
+def test_the_model_is_as_before_when_a_step_is_over(tiny: Tiny) -> None:
+    for name in CONFIGS:
+        model = tiny(name)
+        config = model.config.get_text_config()
+        before = (config._attn_implementation, config._experts_implementation)
+        with substituted(model):
+            pass
+        assert (config._attn_implementation, config._experts_implementation) == before
+        assert not [module for module in model.modules() if "forward" in module.__dict__]
+
+
+def test_a_second_build_is_taken_from_the_cache(tmp_path: Path, ops) -> None:
+    first = native.built(tmp_path)
+    made = first.stat().st_mtime_ns
+    assert native.built(tmp_path) == first
+    assert first.stat().st_mtime_ns == made
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+def test_no_compiler_is_a_reason_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(native.BuildFailed, match=r"no C\+\+ compiler found"):
+        native.built(tmp_path / "cache")
+
+
+def test_a_compiler_that_fails_is_quoted_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'x.cpp:1: fatal error: no such header' >&2\necho more >&2\nexit 1\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(native.BuildFailed, match=r"^c\+\+ failed: x\.cpp:1: fatal error: no such header$"):
+        native.built(tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_without_the_loops_tokens_are_the_same(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "missing", lambda: "no C++ compiler found")
+    for name in ("gemma3", "qwen3_5_moe"):
+        runners = EagerRunner(tiny(name)), StaticRunner(tiny(name))
+        for runner in runners:
+            runner.prefill(prompt(2, 11))
+            runner.prepare(60)
+            runner.enqueue(60)
+        assert runners[0].read() == runners[1].read()
+        assert runners[1].stats().kernels == "plain torch: no C++ compiler found"
+        assert runners[1].state.bucket < runners[1].state.capacity or runners[1].state.capacity <= 256

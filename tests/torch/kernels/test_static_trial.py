@@ -1,0 +1,64 @@
+"""The paths static and graph in the hf backend: the measuring loop sees the same phases, lengths and tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tiny_models import WINDOW, build
+
+from profiler.backends.hf.session import HfTrial
+from profiler.backends.hf.static import StaticTrial
+from profiler.case import Case
+from profiler.kernels.compiled import CompiledRunner
+
+CASE = Case("tiny", "0", "synthetic", "fp32", "fp32", "cpu", "hf", "static", context=WINDOW + 7, batch=2, steps=20)
+
+
+def decode(trial: HfTrial, case: Case) -> list[list[int]]:
+    """The phases of the measuring loop, each checked as it checks them."""
+    if case.fill == "prefill":
+        assert trial.prefill() == case.batch * case.context
+    else:
+        trial.fill()
+    assert trial.cache().length == case.context
+    trial.save()
+    for _ in range(2):
+        trial.restore()
+        for _ in range(case.steps):
+            trial.step()
+        assert trial.cache().length == case.context + case.steps
+    return trial.tokens
+
+
+@pytest.mark.parametrize("fill", ["prefill", "synthetic"])
+@pytest.mark.parametrize("name", ["gemma4_e2b", "qwen3_5_moe"])
+def test_a_static_trial_decodes_the_tokens_of_an_eager_one(name: str, fill: str) -> None:
+    case, model = replace(CASE, fill=fill), build(name)
+    static = StaticTrial(model, case, lambda words: None)
+    assert decode(static, case) == decode(HfTrial(model, case, lambda words: None), case)
+    static.release()
+    static.step()  # the one more that the loop takes for the peak
+    assert static.cache().retained_bytes == 0
+
+
+def test_window_layers_stay_small_at_a_great_depth() -> None:
+    model = build("gemma3")
+    case = replace(CASE, fill="synthetic", context=8192, batch=1, steps=2)
+    trial = StaticTrial(model, case, lambda words: None)
+    decode(trial, case)
+    token = 2 * 2 * 16 * 4  # K and V, two heads of 16, fp32
+    assert trial.cache().storage_bytes == token * (3 * WINDOW + 8192 + 2 + 1)
+    assert trial.runner is not None
+    needed, read = trial.runner.state.read_bytes()
+    assert needed <= read <= 2 * needed
+    assert needed == token * (3 * WINDOW + 8192 + 3)
+
+
+def test_a_graph_that_cannot_be_had_is_a_caution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompiledRunner, "_compile", lambda self: "not compiled: no luck")
+    case = replace(CASE, path="graph")
+    trial = StaticTrial(build("llama"), case, lambda words: None)
+    trial.prefill()
+    trial.save()
+    assert [caution.text for caution in trial.cautions()] == ["path static instead of graph: not compiled: no luck"]
