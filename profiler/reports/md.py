@@ -31,9 +31,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     lines += [meaning, ""] if meaning else []
     for note in remarks:
         helps = f"; try {escaped(note.help)}" if note.help else ""
-        lines.append(
-            f"{note.number}. **{escaped(note.named_cases(len(measurements)))}**: {escaped(note.text)}{helps}"
-        )
+        lines.append(f"{note.number}. **{escaped(note.named_cases(measurements))}**: {escaped(note.text)}{helps}")
     found = answer(measurements)
     lines += ["", escaped(found)] if found else []
     return "\n".join(lines).rstrip("\n") + "\n"

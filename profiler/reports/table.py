@@ -30,7 +30,7 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
     meaning = legend(grouped)
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
     for note in remarks:
-        lines += _wrap(f"[{note.number}] {_note(note, len(grouped))}", width, "    ")
+        lines += _wrap(f"[{note.number}] {_note(note, grouped)}", width, "    ")
     found = answer(grouped)
     lines += ["", *_wrap(found, width, "")] if found else []
     return "\n".join(lines) + "\n"
@@ -68,9 +68,9 @@ def _width(texts: Mapping[Column, Sequence[str]]) -> int:
     return sum(len(INDENT) + max(map(len, cells)) for cells in texts.values())
 
 
-def _note(note: Note, total: int) -> str:
+def _note(note: Note, measurements: Sequence[Measurement]) -> str:
     helps = f"; try {note.help}" if note.help else ""
-    return f"{note.text}{helps} ({note.named_cases(total)})"
+    return f"{note.text}{helps} ({note.named_cases(measurements)})"
 
 
 def _wrap(text: str, width: int, indent: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,26 +21,33 @@ class Note:
     number: int  # from 1, in order of first need
     text: str
     help: str | None
-    cases: list[str] = field(default_factory=list)
+    cases: list[Measurement] = field(default_factory=list)
 
-    def named_cases(self, total: int) -> str:
-        """The cases in words."""
-        if len(self.cases) == total and total > 1:
+    def named_cases(self, measurements: Sequence[Measurement]) -> str:
+        """The cases in words; a model's name alone where it is true of all of its cases."""
+        total = Counter(measurement.case.model for measurement in measurements)
+        if len(self.cases) == len(measurements) > 1:
             return "all cases"
-        more = len(self.cases) - CASES_NAMED
-        return ", ".join(self.cases[:CASES_NAMED]) + (f" and {more} more" if more > 0 else "")
+        mine = Counter(measurement.case.model for measurement in self.cases)
+        named: list[str] = []
+        for case in (measurement.case for measurement in self.cases):
+            whole = len(total) > 1 and mine[case.model] == total[case.model] > 1
+            alone = f"{case.quant} c={case.context} b={case.batch}"
+            named.append(plain(case.model if whole else case.label if len(total) > 1 else alone))
+        named = list(dict.fromkeys(named))
+        more = len(named) - CASES_NAMED
+        return ", ".join(named[:CASES_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[int]]]:
     """Notes in order of first need, and the numbers (from 1) of each row's notes; reasons before cautions."""
     found: dict[tuple[str, str | None], Note] = {}
     numbers: list[list[int]] = []
-    models = len({measurement.case.model for measurement in measurements})
     for measurement in measurements:
         mine: list[int] = []
         for remark in dict.fromkeys(_remarks(measurement)):
             note = found.setdefault(remark, Note(len(found) + 1, *remark))
-            note.cases.append(_label(measurement, models))
+            note.cases.append(measurement)
             mine.append(note.number)
         numbers.append(sorted(mine))
     _refer(list(found.values()), measurements)
@@ -59,12 +67,6 @@ def _refer(found: Sequence[Note], measurements: Sequence[Measurement]) -> None:
             if note.text.startswith("skipped: ") and note.text.endswith(f": {cause}"):
                 note.text = f"{note.text.removesuffix(cause)}see note {numbers[text]}"
                 break
-
-
-def _label(measurement: Measurement, models: int) -> str:
-    """``Case.label``, without the model where there is only one."""
-    case = measurement.case
-    return plain(case.label) if models > 1 else f"{plain(case.quant)} c={case.context} b={case.batch}"
 
 
 def _remarks(measurement: Measurement) -> list[tuple[str, str | None]]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from profiler.case import Case
 from profiler.reports import table
 from profiler.reports.base import figure, heading, notes, rate_cell, rendered
 from profiler.results.measurement import Caution, Measurement, Sample
@@ -175,3 +176,20 @@ def test_a_case_skipped_for_the_end_of_another_points_to_its_note(measurements):
         number = 1 + rows.index(dead)
         assert f"skipped: the model ran out of memory while it was loaded: see note {number} (" in text
         assert f"[{number}] oom: {cause}" in text
+
+
+def test_a_note_on_all_cases_of_a_model_names_the_model_alone() -> None:
+    note = Caution("model", "text tower only")
+    rows = [
+        replace(sample_row(model, context), cautions=(note,) if model == "one" else ()) for model, context in GRID
+    ]
+    assert "text tower only (one)" in table.render(None, rows)
+
+
+GRID = [("one", 128), ("one", 512), ("two", 128)]
+
+
+def sample_row(model: str, context: int) -> Measurement:
+    case = Case(model, model, "synthetic", "fp32", "fp32", "cpu", "hf", "eager", context, 1, 4)
+    samples = (Sample("prefill", 1.0, context), Sample("decode", 1.0, 4, (0.25,) * 4))
+    return Measurement(case, {}, "ok", samples=samples)
