@@ -57,7 +57,7 @@ def calls(case: Case, effort: Effort) -> str:
         meter=Logged(session.meter, log), loaded=session.loaded, begin=lambda case: Logged(session.begin(case), log)
     )
     measure(logged, case, effort, silent)
-    return " ".join(name for name in log if name not in ("cpu_s", "waited_s", "cache"))
+    return " ".join(name for name in log if name not in ("cpu_s", "waited_s", "cache", "cautions"))
 
 
 def test_the_order_of_calls() -> None:
