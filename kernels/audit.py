@@ -30,7 +30,7 @@ FAST_GROUPED_MM = ("sm90", "sm100")  # elsewhere, and in other dtypes than bf16,
 class Finding:
     """A reason not to capture."""
 
-    gate: str  # operators | trace | twin | compile | model
+    gate: str  # operators | device | trace | twin | compile | model | step
     text: str
 
 
@@ -53,7 +53,7 @@ def audit_step(make: Callable[[], Step], steps: int, host: Host = lambda step: 0
     ``steps`` should lead round the smallest window at least twice and through two buckets. ``host(step)`` is what the
     host does before each call, replayed or not; it names the graph that the call belongs to.
     """
-    findings = [*_operator_findings(make()), *_trace_findings(make(), steps, host), *_compile_findings(make())]
+    findings = [*step_findings(make()), *_trace_findings(make(), steps, host), *_compile_findings(make())]
     twin_findings, first = _twin(make(), make(), steps, host)
     findings += twin_findings
     return AuditReport(tuple(dict.fromkeys(findings)), first.kernels, first.pool_bytes)
@@ -112,7 +112,8 @@ def _record(step: Step) -> list[Op]:
     return recorder.ops
 
 
-def _operator_findings(step: Step) -> list[Finding]:
+def step_findings(step: Step) -> list[Finding]:
+    """Operators of one step that capture forbids, or the error that the step raises."""
     try:
         return list(dict.fromkeys(op_findings(_record(step))))
     except Exception as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
-from .audit import AuditReport, Finding, audit_step, model_findings
+from .audit import AuditReport, Finding, Step, audit_step, model_findings, step_findings
 from .runner import StaticRunner
 from .step import decode_step
 from .substitute import substituted
@@ -43,14 +45,31 @@ class StaticStep:
         return bucket
 
 
+def away_findings(model: PreTrainedModel, make: Callable[[PreTrainedModel], Step]) -> tuple[Finding, ...]:
+    """What a step takes from the host, seen by running it on the ``meta`` device: there every host tensor is foreign,
+    and reading a value raises. Quantized models are left out, since bitsandbytes has no kernels there.
+    """
+    if getattr(model, "quantization_method", None) or any("bit" in type(m).__name__ for m in model.modules()):
+        return ()
+    away = copy.deepcopy(model).to("meta")
+    with substituted(away, loops=False):
+        try:
+            step = make(away)
+        except Exception as error:
+            return (Finding("step", " ".join(str(error).split())),)
+        return tuple(replace(finding, gate="device") for finding in step_findings(step))
+
+
 def audit(model: PreTrainedModel) -> AuditReport:
     """Audit the static decode step of a (small) model, round its window and through several buckets."""
     window = getattr(model.config.get_text_config(), "sliding_window", None) or DEFAULT_WINDOW
     steps = WINDOWS * min(window, 4 * DEFAULT_WINDOW)
-    listed = tuple(model_findings(model))
+    listed = (*model_findings(model), *away_findings(model, lambda copied: StaticStep(copied, 1)))
+    if listed:  # refused already; a recording would only find the same again
+        return AuditReport(listed, 0, 0)
     with substituted(model, loops=False):
         try:
             report = audit_step(lambda: StaticStep(model, steps), steps, StaticStep.host)
         except Exception as error:  # a model that the static step refuses or that raises inside it
             return AuditReport((*listed, Finding("step", " ".join(str(error).split()))), 0, 0)
-    return replace(report, findings=(*listed, *report.findings))
+    return report

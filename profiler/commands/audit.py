@@ -36,7 +36,8 @@ def audit(model: str, quant: tuple[str, ...]) -> int:
         plugin = registry.load("quants", name, "quantization")
         found = report(source, plugin.QUANT)
         refused += not found.passed
-        click.echo(f"{printable(model)} {name}: {found.kernels} kernels a token in the small model")
+        size = f": {found.kernels} kernels a token in the small model" if found.kernels else ""
+        click.echo(f"{printable(model)} {name}{size}")
         click.echo(f"  cuda: {'graph' if found.passed else 'static only'}")
         for finding in found.findings:
             click.echo(f"    {finding.gate}: {finding.text}")
@@ -47,13 +48,18 @@ def audit(model: str, quant: tuple[str, ...]) -> int:
 
 def report(source: Source, quant: Any) -> Any:
     """Build the small model of a quantization and audit its step."""
+    import logging
+
     import torch
+    import transformers
 
     from profiler.backends.hf import synthetic
     from profiler.backends.hf.load import DTYPES, text_config
     from profiler.kernels.miniature import miniature
     from profiler.kernels.subject import audit as audit_model
 
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype = quant.dtype or DTYPE
     raw = miniature(text_config(source).to_dict())
     small = text_config(Source(source.kind, source.location, source.revision, raw))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "torch" / "kernels"))
-
-from tiny_models import CONFIGS, WINDOW, build, prompt
+from fakes.architectures import CONFIGS, WINDOW, build, prompt
 from transformers import PreTrainedModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from tiny_models import build
+from fakes.architectures import build
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -23,5 +23,5 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[[str], PreTrainedModel]:
-    """A model of ``tiny_models.CONFIGS`` by name; tests share it and must not change it."""
+    """A model of ``fakes.architectures.CONFIGS`` by name; tests share it and must not change it."""
     return cache(build)

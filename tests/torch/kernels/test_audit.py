@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS, WINDOW, build, prompt
+from fakes.architectures import CONFIGS, WINDOW, build, prompt
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from profiler.kernels.audit import AuditReport, audit_step, model_findings
-from profiler.kernels.subject import StaticStep, audit
+from profiler.kernels.subject import StaticStep, audit, away_findings
 from profiler.kernels.substitute import substituted
 
 Tiny = Callable[[str], PreTrainedModel]
@@ -125,6 +125,16 @@ def test_reading_a_token_on_the_host_fails(tiny: Tiny) -> None:
 
     report = audit_step(lambda: Asking(tiny("llama"), STEPS), STEPS, StaticStep.host)
     assert any("reads a value on the host" in finding.text for finding in report.findings)
+
+
+def test_a_host_tensor_in_the_step_is_seen_on_another_device(tiny: Tiny) -> None:
+    class FromHost(StaticStep):
+        def __call__(self) -> torch.Tensor:
+            self.state.position.copy_(torch.full((1,), 7))
+            return super().__call__()
+
+    found = away_findings(tiny("llama"), lambda model: FromHost(model, 1))
+    assert any("moves data between devices" in finding.text for finding in found)
 
 
 def quantized(name: str, **options: Any) -> PreTrainedModel:

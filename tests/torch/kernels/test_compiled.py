@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import WINDOW, prompt
+from fakes.architectures import WINDOW, prompt
 from transformers import PreTrainedModel
 
 from profiler.kernels import compiled, native

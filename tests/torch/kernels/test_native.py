@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import CONFIGS, prompt
+from fakes.architectures import CONFIGS, prompt
 from transformers import PreTrainedModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
@@ -103,7 +103,7 @@ def test_experts_are_read_by_number(ops) -> None:
 
 @pytest.mark.parametrize("name", ["gemma3", "gemma4_26b_a4b", "qwen3_5_moe"])
 def test_bf16_tokens_stay_close_to_transformers(tiny: Tiny, name: str, ops) -> None:
-    from tiny_models import build
+    from fakes.architectures import build
 
     model, ids = build(name, torch.bfloat16), prompt(1, 21)
     eager, static = EagerRunner(model), StaticRunner(model)

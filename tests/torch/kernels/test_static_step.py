@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import CONFIGS, WINDOW, prompt
+from fakes.architectures import CONFIGS, WINDOW, prompt
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tiny_models import WINDOW, build
+from fakes.architectures import WINDOW, build
 
 from profiler.backends.hf.session import HfTrial
 from profiler.backends.hf.static import StaticTrial
