@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -94,7 +95,8 @@ def build(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreT
     """The model ``name`` of CONFIGS, seeded, in evaluation mode; ``changes`` go over its config."""
     kind, values = CONFIGS[name]
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[kind].from_dict(values | changes)
+    # A copy: some configs correct their list of layer types in place, and the lists here are shared.
+    config = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(values | changes))
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     return model.to(dtype).eval().requires_grad_(False)
 
