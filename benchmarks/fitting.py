@@ -46,14 +46,15 @@ class Parameter:
 
 DECODE = (
     Parameter(("bandwidth", "NVIDIA"), 0.85, 1.1),  # streaming kernels reach it on every generation
-    Parameter(("bandwidth", "AMD"), 0.70, 1.3),
+    Parameter(("bandwidth", "AMD"), 0.82, 1.1),  # chips with little bandwidth a unit show it: 780M, 7900 XT (tier C rows)
     Parameter(("bandwidth", "Apple"), 0.75, 1.2),
     Parameter(("format", "iq"), 0.80, 1.3),
     Parameter(("format", "nvfp4"), 1.0, 1.15),
     Parameter(("launch", "cycles_per_layer", "NVIDIA"), 150e3, 1.8),
     Parameter(("launch", "seconds_per_layer", "Apple"), 80e-6, 1.8),
     Parameter(("launch", "seconds_per_layer", "AMD"), 130e-6, 1.8),
-    Parameter(("multiply", "per_slot"), 0.115, 1.4),
+    Parameter(("multiply", "per_slot", "other"), 0.115, 1.4),
+    Parameter(("multiply", "per_slot", "AMD"), 0.06, 1.8),
     Parameter(("engine", "llama.cpp", "expert_layers"), 0.5, 1.8),
     Parameter(("engine", "vllm", "bandwidth"), 1.0, 1.15),
     Parameter(("engine", "vllm", "launch"), 1.0, 2.0),

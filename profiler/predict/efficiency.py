@@ -124,7 +124,8 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     peak = _peak(target, "fp32" if maker in own["vector_prefill"] else dtype)
     peak *= own["prefill"].get(maker, own["prefill"]["other"])
     slower = {**content["prefill"]["slower"], **own.get("slower", {})}  # formats that are multiplied below that rate
-    slots = multiply_slots(target, content) * content["multiply"]["per_slot"]
+    per_slot = content["multiply"]["per_slot"]
+    slots = multiply_slots(target, content) * per_slot.get(maker, per_slot["other"])
     one_by_one = dict.fromkeys(SCHEMES, 0.5 / slots)
     return Rates(
         read_s=read_s,
