@@ -46,7 +46,7 @@ class Parameter:
 
 DECODE = (
     Parameter(("bandwidth", "NVIDIA"), 0.85, 1.1),  # streaming kernels reach it on every generation
-    Parameter(("bandwidth", "AMD"), 0.82, 1.1),  # chips with little bandwidth a unit show it: 780M, 7900 XT (tier C rows)
+    Parameter(("bandwidth", "AMD"), 0.82, 1.1),  # as the 780M and 7900 XT of tier C rows show
     Parameter(("bandwidth", "Apple"), 0.75, 1.2),
     Parameter(("format", "iq"), 0.80, 1.3),
     Parameter(("format", "nvfp4"), 1.0, 1.15),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,9 +52,10 @@ def judge(rows: Sequence[Row], start: fitting.Content, phase: str) -> list[Judge
 
 
 def spread(entries: Sequence[tuple[Row, float, float]]) -> tuple[float, float]:
-    """Factors on predicted seconds between which 90 % lie; a device's rows weigh together as their square root."""
+    """Factors on predicted seconds between which 90 % lie. Each device weighs as one: a new one is what it is for."""
     ratios = np.array([math.log(seconds / predicted) for _, seconds, predicted in entries])
-    weights = fitting.weights([row for row, _, _ in entries])
+    rows = Counter(row.target.name for row, _, _ in entries)
+    weights = np.array([1 / rows[row.target.name] for row, _, _ in entries])
     order = np.argsort(ratios)
     share = (np.cumsum(weights[order]) - weights[order] / 2) / weights.sum()
     tail = (1 - COVER) / 2

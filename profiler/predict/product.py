@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from profiler.models.geometry import Geometry
-from profiler.predict import machine, work
+from profiler.predict import efficiency, machine, work
 from profiler.predict.efficiency import FEW_TOKENS, PLAIN, Rates
 from profiler.predict.engines.base import Engine, Setting
 from profiler.predict.machine import Machine
@@ -49,11 +49,6 @@ class Line(NamedTuple):
     before: list[float]
     after: list[float]
 
-    def seconds(self, r: float, c: float) -> float:
-        """The sum."""
-        place = bisect_right(self.turns, r / c)
-        return r * self.before[place] + c * self.after[place]
-
 
 class Sums(NamedTuple):
     """Work as what a sum over any machine needs."""
@@ -77,6 +72,7 @@ def cells(
 ) -> Iterator[Cell]:
     """Every combination, models slowest. Contexts beyond a model's positions are left out."""
     rated = [_Rated(host, engine, dtype) for host in machines]
+    like = next((one.rates for one in rated if one.rates.measured is None), None) or rated[0].rates
     for index, geometry in enumerate(models):
         reach = [context for context in contexts if context <= geometry.max_position]
         for quant in quants:
@@ -84,50 +80,91 @@ def cells(
             for context in reach:
                 for batch in batches:
                     setting = Setting(quant, context, batch, dtype)
-                    yield from _case(index, geometry, engine, storage, setting, rated)
+                    case = _Case(geometry, engine, storage, setting, like)
+                    yield from _cells(index, case, rated)
 
 
 class _Rated:
-    """A machine with what a cell needs of it."""
+    """A machine with the few numbers that a cell needs of it."""
 
     def __init__(self, host: Machine, engine: Engine, dtype: str) -> None:
         self.machine = host
-        self.rates: Rates = machine.rates(host, engine.name, dtype)
+        self.rates = rates = machine.rates(host, engine.name, dtype)
         self.usable = host.usable_bytes
         self.shared = host.target.unified
-        self.memory_key = (host.target.vendor, host.target.count, host.split)
+        self.small = host.target.vendor == "CPU" and engine.name == "transformers"  # prefills in smaller passes
+        self.several = host.target.count > 1
+        maker = host.target.vendor if host.target.vendor in engine.makers else "other"
+        self.memory_key = (maker, host.target.unified, host.target.count, host.split)
+        self.read = rates.read_s[UNIT]
+        self.many, self.few, self.packed = rates.flop_s[UNIT], rates.few_flop_s[UNIT], rates.few_flop_s[PACKED_UNIT]
+        self.turn_many, self.turn_few, self.turn_packed = (self.read / c for c in (self.many, self.few, self.packed))
+        self.layer_s, self.expert_s = rates.layer_s, rates.layer_s * rates.expert_layers
+        self.call_s, self.unpack_s = rates.call_s, rates.unpack_s
+
+    def seconds(self, done: Sums) -> float:
+        """The same sum as ``efficiency.seconds``."""
+        total = done.launches * self.layer_s + done.expert_launches * self.expert_s + done.calls * self.call_s
+        turns, before, after = done.plain
+        if done.packed is None:
+            place = bisect_right(turns, self.turn_many)
+            total += self.read * before[place] + self.many * after[place]
+        else:
+            place = bisect_right(turns, self.turn_few)
+            total += self.read * before[place] + self.few * after[place]
+            turns, before, after = done.packed
+            place = bisect_right(turns, self.turn_packed)
+            total += self.read * before[place] + self.packed * after[place]
+        if self.unpack_s:
+            total += sum(done.nbytes.get(scheme, 0.0) * unpack for scheme, unpack in self.unpack_s.items())
+        return total
 
 
-def _case(
-    index: int, geometry: Geometry, engine: Engine, storage: Storage, setting: Setting, rated: Sequence[_Rated]
-) -> Iterator[Cell]:
-    manner = engine.manner(geometry, setting)
-    like = rated[0].rates
-    step = sums(work.decode(geometry, storage, setting.context, setting.batch, manner), like)
-    prompts: dict[bool, tuple[Sums, Work]] = {}
-    needs: dict[tuple[object, ...], tuple[float, float]] = {}
-    for number, one in enumerate(rated):
+class _Case:
+    """One model, format, context and batch: its work and its memory, each worked out when first needed."""
+
+    def __init__(self, geometry: Geometry, engine: Engine, storage: Storage, setting: Setting, like: Rates) -> None:
+        self.geometry, self.engine, self.storage, self.setting, self.like = geometry, engine, storage, setting, like
+        self.manner = engine.manner(geometry, setting)
+        self.step_work = work.decode(geometry, storage, setting.context, setting.batch, self.manner)
+        self.step = sums(self.step_work, like)
+        self.prompts: dict[bool, tuple[Sums, Work]] = {}
+        self.needs: dict[tuple[object, ...], tuple[float, float]] = {}
+
+    def need(self, one: _Rated) -> tuple[float, float]:
+        """Bytes of the fullest device, and what stays on the host."""
         target = one.machine.target
-        need = needs.get(one.memory_key)
-        if need is None:
-            terms = shared_out(engine.memory(geometry, storage, setting, target), geometry, one.machine)
-            need = needs[one.memory_key] = terms.peak.value, terms.host.value
-        headroom = one.usable - need[0] - (need[1] if one.shared else 0.0)
-        if headroom < 0:
-            yield Cell(index, setting.quant, setting.context, setting.batch, number, headroom, None, None)
-            continue
-        small = target.vendor == "CPU" and engine.name == "transformers"
-        if small not in prompts:
-            sized = replace(manner, ubatch=min(manner.ubatch, 512)) if small else manner
-            done = work.prefill(geometry, storage, setting.context, setting.batch, sized)
-            prompts[small] = sums(done, like), done
-        prompt, done = prompts[small]
-        prefill_s, step_s = seconds(prompt, one.rates), seconds(step, one.rates)
-        if target.count > 1:
-            prefill_s += machine.link_s(done, geometry, one.machine)
-            step_s += machine.link_s(work.decode(geometry, storage, setting.context, setting.batch, manner), geometry,
-                                     one.machine)  # fmt: skip
-        yield Cell(index, setting.quant, setting.context, setting.batch, number, headroom, prefill_s, step_s)
+        whole = self.engine.memory(self.geometry, self.storage, self.setting, target)
+        terms = shared_out(whole, self.geometry, one.machine)
+        found = self.needs[one.memory_key] = terms.peak.value, terms.host.value
+        return found
+
+    def prompt(self, small: bool) -> tuple[Sums, Work]:
+        """The prefill's work."""
+        manner = replace(self.manner, ubatch=min(self.manner.ubatch, 512)) if small else self.manner
+        done = work.prefill(self.geometry, self.storage, self.setting.context, self.setting.batch, manner)
+        found = self.prompts[small] = sums(done, self.like), done
+        return found
+
+    def seconds(self, one: _Rated) -> tuple[float, float]:
+        """Of the prefill and of a step."""
+        prompt, done = self.prompts.get(one.small) or self.prompt(one.small)
+        if one.rates.measured is not None:  # curves of its own: formats compare differently than elsewhere
+            return efficiency.seconds(done, one.rates), efficiency.seconds(self.step_work, one.rates)
+        if not one.several:
+            return one.seconds(prompt), one.seconds(self.step)
+        links = (machine.link_s(each, self.geometry, one.machine) for each in (done, self.step_work))
+        return one.seconds(prompt) + next(links), one.seconds(self.step) + next(links)
+
+
+def _cells(index: int, case: _Case, rated: Sequence[_Rated]) -> Iterator[Cell]:
+    quant, context, batch = case.setting.quant, case.setting.context, case.setting.batch
+    needs = case.needs
+    for number, one in enumerate(rated):
+        needed, on_host = needs.get(one.memory_key) or case.need(one)
+        headroom = one.usable - needed - (on_host if one.shared else 0.0)
+        prefill_s, step_s = case.seconds(one) if headroom >= 0 else (None, None)
+        yield Cell(index, quant, context, batch, number, headroom, prefill_s, step_s)
 
 
 def sums(done: Work, like: Rates) -> Sums:
@@ -153,16 +190,3 @@ def _line(terms: list[tuple[float, float]]) -> Line:
     before = list(accumulate((a for _, a, _ in ordered), initial=0.0))
     after = list(accumulate((b for _, _, b in reversed(ordered)), initial=0.0))[::-1]
     return Line([turn for turn, _, _ in ordered], before, after)
-
-
-def seconds(done: Sums, rates: Rates) -> float:
-    """The same sum as ``efficiency.seconds``."""
-    r = rates.read_s[UNIT]
-    few = done.packed is not None
-    total = done.plain.seconds(r, (rates.few_flop_s if few else rates.flop_s)[UNIT])
-    if done.packed is not None:
-        total += done.packed.seconds(r, rates.few_flop_s[PACKED_UNIT])
-    total += (done.launches + rates.expert_layers * done.expert_launches) * rates.layer_s + done.calls * rates.call_s
-    for scheme, unpack in rates.unpack_s.items():
-        total += done.nbytes.get(scheme, 0.0) * unpack
-    return total

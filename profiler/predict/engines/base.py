@@ -73,6 +73,7 @@ class Engine(Protocol):
     version: str  # which version's rules these are
     default_quant: str
     default_kv: str
+    makers: frozenset[str]  # whose devices ``memory`` treats apart from all others
 
     @property
     def quants(self) -> Sequence[str]:

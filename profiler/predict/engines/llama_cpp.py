@@ -49,6 +49,7 @@ class LlamaCpp:
     version = "commit 007dbbf3 (2026-08)"
     default_quant = "q4_k_m"
     default_kv = "f16"
+    makers = frozenset(CONTEXT) - {"other"}
     quants = tuple(gguf_mix.MIXES)
 
     def check(self, quant: str) -> str:

@@ -52,6 +52,7 @@ class Transformers:
     version = "5.23"
     default_quant = "bf16"
     default_kv = "the compute dtype"
+    makers = frozenset(PROCESS) - {"other"}
 
     @property
     def quants(self) -> tuple[str, ...]:

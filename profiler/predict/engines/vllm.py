@@ -45,6 +45,7 @@ class Vllm:
     version = "0.26"
     default_quant = "bf16"
     default_kv = "auto"
+    makers: frozenset[str] = frozenset()
     quants = (*BYTES, *PACKED)
 
     def check(self, quant: str) -> str:
