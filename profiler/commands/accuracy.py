@@ -15,7 +15,7 @@ from profiler.results.measurement import Measurement, Phase
 from profiler.results.store import Store
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text
 
-FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
+FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
 
 
 @click.command("accuracy")
@@ -25,7 +25,8 @@ FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
 def accuracy(run: str | None, store: Path | None, output: str) -> int:
     """Print what was predicted before each measurement beside it, the furthest off first.
 
-    Below the table: mean and median error of each figure, and how many lie in the range that nine of ten should.
+    peak_bytes is the higher of prefill and decode; loading has a peak of its own. Below the table: mean and median
+    error of each figure, and how many lie in the range that nine of ten should.
     """
     with Store.open(store, create=False) as opened:
         measured = opened.rows(opened.find_run(run) if run else None)
@@ -83,15 +84,18 @@ def summary(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _measured(measurement: Measurement, figure: str) -> float | None:
+    memory = measurement.memory
+    if figure == "load_peak_bytes":
+        return memory.load_peak_bytes
     if figure == "peak_bytes":
-        return measurement.memory.process_peak_bytes
+        return max((each for each in (memory.prefill_peak_bytes, memory.decode_peak_bytes) if each), default=None)
     phase: Phase = "prefill" if figure == "prefill_tps" else "decode"
     rate = stats.rate(measurement, phase)
     return rate.median if rate else None
 
 
 def _cells(row: listing.Row) -> dict[str, str]:
-    text = bytes_text if row["figure"] == "peak_bytes" else rate_text
+    text = bytes_text if row["figure"].endswith("_bytes") else rate_text
     return {
         "model": printable(row["model"], 40),
         "quant": row["quant"],

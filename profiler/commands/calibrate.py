@@ -11,18 +11,21 @@ from typing import Any
 
 import click
 
-from profiler import devices
+from profiler import devices, registry
 from profiler.commands import listing, options
 from profiler.devices import ceilings
 from profiler.devices.base import DeviceInfo
 from profiler.devices.ceilings import Ceilings
 from profiler.errors import ProfileError
 from profiler.measure.environ import worker_environment
+from profiler.models.weight import Weight
+from profiler.quants.base import Quant
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
 GAUGE = "profiler.backends.hf.gauge"
 LIMIT_S = 180.0  # it takes half a minute; three times as long on a machine that is busy
-SHOWN_TOKENS = ("1", "16", "256")
+SHOWN_TOKENS = (1, 16, 256)
+SHOWN_LAYER = (2048, 2048)  # output and input features
 
 
 @click.command("calibrate")
@@ -93,15 +96,28 @@ def rows(found: Ceilings) -> list[dict[str, Any]]:
         ("call in a graph", found.graph_call_s, "s"),
     ]
     figures += [(f"products {dtype}", value, "FLOP/s") for dtype, value in found.flops.items()]
+    figures.append(("element-wise operators", 1 / found.activation_s, "bytes/s"))
+    for dtype, cost in found.attention.items():
+        figures.append((f"attention {dtype}, a step's cache", 1 / cost["step_byte_s"], "bytes/s"))
+        figures.append((f"attention {dtype}, a prefill", 1 / cost["pass_flop_s"], "FLOP/s"))
+    size = "×".join(map(str, SHOWN_LAYER))
     figures += [
-        (f"weights {scheme}, {tokens} tokens", 1 / curve[tokens], "bytes/s")
-        for scheme, curve in found.curves.items()
-        for tokens in curve
+        (f"layer {size} {scheme}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, scheme, n), "s")
+        for scheme in found.products
+        for n in SHOWN_TOKENS
     ]
+    figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
     return [
         {"figure": name, "value": value, "unit": unit, "how": found.how.get(name), "measured_at": found.measured_at}
         for name, value, unit in figures
     ]
+
+
+def _layer_s(found: Ceilings, scheme: str, tokens: int) -> float | None:
+    """Seconds of one linear layer as predictions take them."""
+    quant: Quant = registry.load("quants", scheme, "quantization").QUANT
+    nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), "fp32")
+    return found.product_s(scheme, tokens, nbytes, SHOWN_LAYER[0], 1)
 
 
 def _cells(row: listing.Row) -> dict[str, str]:
@@ -110,6 +126,8 @@ def _cells(row: listing.Row) -> dict[str, str]:
         shown = UNKNOWN
     elif unit == "s":
         shown = f"{significant(value * 1e6)} µs" if value < 1e-3 else seconds_text(value)
+    elif unit == "bytes":
+        shown = bytes_text(value)
     else:
         shown = f"{bytes_text(value)}/s" if unit == "bytes/s" else f"{significant(value / 1e9)} GFLOP/s"
     return {"figure": row["figure"], "value": shown, "how": row["how"] or ""}

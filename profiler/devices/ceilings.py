@@ -1,7 +1,7 @@
 """What a device of this machine was measured to do, kept in a file under the device's fingerprint.
 
-Rates are the best of several kernels and thread counts, so that no real program beats them: a fraction above 1 of
-such a ceiling is a bug of ours. Curves are what PyTorch's own products reach by format and number of tokens.
+Ceilings are the best of several kernels and thread counts, so that no real program beats them: a fraction above 1 of
+one is a bug of ours. Rates are what PyTorch's own kernels reach in a long run, and what predictions are made of.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -20,8 +20,17 @@ from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 
-SCHEMA = 1
+SCHEMA = 2
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a linear layer at one number of tokens: ``bytes × byte_s + output features × row_s + call_s`` seconds."""
+
+    byte_s: float
+    row_s: float
+    call_s: float
 
 
 @dataclass(frozen=True)
@@ -32,39 +41,64 @@ class Ceilings:
     fingerprint: str
     measured_at: str
     seconds: float  # that measuring took
+    process_bytes: int  # of a worker before it loads a model; 0 where the system does not say
+    # Ceilings.
     read_bytes_s: float  # streaming, best kernel and thread count
     copy_bytes_s: float  # read and written bytes together
-    call_s: float  # one small operator, called from Python
     graph_call_s: float | None  # one small kernel inside a CUDA graph
-    flops: Mapping[str, float] = field(default_factory=dict)  # matrix products, by dtype
-    curves: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Seconds per stored byte of a linear layer's weight, by format and by tokens in the pass (as text)."""
+    flops: Mapping[str, float]  # matrix products, by dtype
+    # Rates.
+    call_s: float  # one small operator, called from Python
+    activation_s: float  # per byte that element-wise operators of a prefill read and write
+    attention: Mapping[str, Mapping[str, float]]
+    """By dtype: ``step_byte_s`` per byte of K and V that a step appends to and reads, ``pass_flop_s`` in a pass."""
+    products: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """The ``Cost`` of a linear layer by format and by tokens in the pass (as text)."""
+    tall: Mapping[str, Mapping[str, float]]  # how much longer an output head takes than other layers, likewise
     how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads behind a figure
 
     @cached_property
-    def points(self) -> Mapping[str, list[tuple[float, float]]]:
-        """Curves in logarithms, sorted: (log tokens, log seconds per byte)."""
+    def points(self) -> Mapping[str, list[tuple[float, Cost]]]:
+        """Costs by format, sorted: (log tokens, cost)."""
         return {
-            scheme: sorted((math.log(int(tokens)), math.log(seconds)) for tokens, seconds in curve.items())
-            for scheme, curve in self.curves.items()
+            scheme: sorted(
+                ((math.log(int(tokens)), Cost(**cost)) for tokens, cost in costs.items()), key=lambda point: point[0]
+            )
+            for scheme, costs in self.products.items()
         }
 
-    def byte_s(self, scheme: str, tokens: float) -> float | None:
-        """Seconds per stored byte of a weight in a pass of ``tokens`` tokens; straight between points in logarithms.
+    def product_s(
+        self, scheme: str, tokens: float, nbytes: float, rows: float, count: float, head: bool = False
+    ) -> float | None:
+        """Seconds for ``count`` linear layers of ``nbytes`` and ``rows`` output features, all together.
 
-        Beyond the last point in proportion to tokens: by then arithmetic binds. ``None`` for a format not measured.
+        Between measured numbers of tokens straight in logarithms; beyond the last in proportion to tokens: by then
+        arithmetic binds. ``None`` for a format not measured.
         """
         points = self.points.get(scheme)
         if not points:
             return None
-        at = math.log(max(tokens, 1.0))
-        last_tokens, last = points[-1]
-        if at >= last_tokens:
-            return math.exp(last + at - last_tokens)
+
+        def at(cost: Cost, factor: float = 1.0) -> float:
+            return (nbytes * cost.byte_s + rows * cost.row_s) * factor + count * cost.call_s
+
+        longer = self._tall(scheme, tokens) if head else 1.0
+        place = math.log(max(tokens, 1.0))
+        last_place, last = points[-1]
+        if place >= last_place:
+            return longer * at(last, math.exp(place - last_place))
         for (left, low), (right, high) in pairwise(points):
-            if at <= right:
-                return math.exp(low + (high - low) * max(0.0, at - left) / (right - left))
-        return math.exp(last)
+            if place <= right:
+                share = max(0.0, place - left) / (right - left)
+                return float(longer * at(low) ** (1 - share) * at(high) ** share)
+        return longer * at(last)
+
+    def _tall(self, scheme: str, tokens: float) -> float:
+        """At the nearest number of tokens that was measured."""
+        known = self.tall.get(scheme)
+        if not known:
+            return 1.0
+        return known[min(known, key=lambda name: abs(math.log(int(name) / max(tokens, 1.0))))]
 
 
 def fingerprint(device: DeviceInfo) -> str:
@@ -111,15 +145,36 @@ def save(ceilings: Ceilings) -> Path:
 
 
 def parse(content: Mapping[str, Any]) -> Ceilings | None:
-    """A stored file; ``None`` if a newer or older profiler wrote it, or a figure is no positive number."""
+    """A stored file; ``None`` if a newer or older profiler wrote it, or a figure cannot be."""
     known = {name: value for name, value in content.items() if name != "schema"}
     if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__):
         return None
-    numbers = [known[name] for name in ("read_bytes_s", "copy_bytes_s", "call_s", "seconds")]
-    numbers += [*known["flops"].values(), *(value for curve in known["curves"].values() for value in curve.values())]
-    if not all(isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in numbers):
+    trees = [known[name] for name in ("flops", "attention", "tall", "products", "how")]
+    if not all(isinstance(tree, Mapping) for tree in trees):
+        return None
+    costs = [cost for tokens in known["products"].values() for cost in tokens.values()]
+    if any(set(cost) != set(Cost.__dataclass_fields__) for cost in costs):
+        return None
+    measured = ("read_bytes_s", "copy_bytes_s", "call_s", "activation_s", "seconds")
+    positive = [known[name] for name in measured]
+    positive += [*_leaves(known["flops"]), *_leaves(known["attention"]), *_leaves(known["tall"])]
+    if not all(_is_number(value) and value > 0 for value in positive):
+        return None
+    if not all(_is_number(value) and value >= 0 for value in (known["process_bytes"], *_leaves(known["products"]))):
         return None
     return Ceilings(**known)
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[Any]:
+    for value in tree.values():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _version(name: str) -> str:

@@ -13,6 +13,7 @@ from profiler.devices import target
 from profiler.devices.base import DeviceInfo
 from profiler.models.geometry import Geometry
 from profiler.predict import engines, explanation
+from profiler.predict.engines.transformers import Transformers
 from profiler.predict.interval import Interval
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import Predictor
@@ -34,6 +35,9 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(depth, case.batch)
     content: dict[str, Any] = {"peak_bytes": _interval(found.terms.peak)}
+    if isinstance(predictor.engine, Transformers) and case.weights == "real" and machine.target.vendor == "CPU":
+        load = predictor.engine.load_peak(geometry, predictor.storage, case.dtype, machine.target)
+        content["load_peak_bytes"] = _interval(load)
     if found.prefill and deep.decode:
         content |= {"prefill_tps": _interval(found.prefill.tps), "decode_tps": _interval(deep.decode.tps)}
         content |= {"prefill_bound": found.prefill.binds, "decode_bound": deep.decode.binds}

@@ -26,7 +26,6 @@ FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
 SCHEMES = (*PLAIN, *PACKED, "cache", "copy", *(name for name in TYPES if name not in PLAIN))
-ATTENTION_SLOWER = 2.0  # scores and their sums against large products; flash kernels on CPUs and GPUs alike
 
 Bounds = tuple[float, float]
 
@@ -95,10 +94,10 @@ def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
     """Seconds to read, to compute and to unpack one item of ``work``; the longer of the first two counts."""
     read_s = rates.read_s[item.scheme]
     if rates.measured is not None and item.kind == "weights":
-        found = rates.measured.byte_s(item.scheme, item.rows)
+        what = item.nbytes, item.outputs, item.count, item.part == "head"
+        found = rates.measured.product_s(item.scheme, item.rows, *what)
         if found is not None:
-            least = min(found, rates.measured.byte_s(item.scheme, 1.0) or found)
-            return item.nbytes * least, item.nbytes * found, 0.0
+            return min(found, rates.measured.product_s(item.scheme, 1.0, *what) or found), found, 0.0
     many = work.tokens > FEW_TOKENS
     compute = item.flops * (rates.flop_s if many else rates.few_flop_s)[item.scheme]
     if many and item.part == "experts":
@@ -142,15 +141,30 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     )
 
 
-def calibrated(base: Rates, ceilings: Ceilings, content: Mapping[str, Any] | None = None) -> Rates:
-    """``base`` with what this device was measured to do in place of shares of a data sheet: PyTorch's own engine."""
+def calibrated(
+    base: Rates, ceilings: Ceilings, dtype: str, touches: float = 1.0, content: Mapping[str, Any] | None = None
+) -> Rates:
+    """``base`` with what this device was measured to do in place of shares of a data sheet: PyTorch's own engine.
+
+    ``touches``: how often the engine counts a step's way over its cache, which was measured as a whole.
+    """
     found = shares() if content is None else content
     flops = max(ceilings.flops.values(), default=0.0)
+    attention = ceilings.attention.get(dtype)
+    slow = dict.fromkeys(SCHEMES, 1 / flops) if flops else dict(base.flop_s)
+    read_s = dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": ceilings.activation_s}
+    many, few = dict(slow), dict(slow)
+    if attention:
+        read_s["cache"], many["cache"], few["cache"] = (
+            attention["step_byte_s"] / touches,
+            attention["pass_flop_s"],
+            0.0,
+        )
     return replace(
         base,
-        read_s=dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": 1 / ceilings.copy_bytes_s},
-        flop_s=dict.fromkeys(SCHEMES, ATTENTION_SLOWER / flops) if flops else base.flop_s,
-        few_flop_s=dict.fromkeys(SCHEMES, ATTENTION_SLOWER / flops) if flops else base.few_flop_s,
+        read_s=read_s,
+        flop_s=many,
+        few_flop_s=few,
         call_s=ceilings.call_s,
         unpack_s={},
         decode=tuple(found["calibrated"]["decode"]),

@@ -15,7 +15,7 @@ from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.predict import efficiency
 from profiler.predict.efficiency import Bounds, Rates
-from profiler.predict.work import Work
+from profiler.predict.work import GROWING_TOUCHES, Work
 from profiler.units import GIB
 
 Split = Literal["layer", "tensor"]
@@ -67,7 +67,7 @@ def rates(machine: Machine, engine: str, dtype: str) -> Rates:
     """What ``engine`` makes of the machine: by its own ceilings where PyTorch's kernels were measured on it."""
     base = efficiency.rates(machine.target, engine, dtype)
     if machine.target.ceilings is not None and engine == MEASURED_ENGINE:
-        base = efficiency.calibrated(base, machine.target.ceilings)
+        base = efficiency.calibrated(base, machine.target.ceilings, dtype, GROWING_TOUCHES)
     return together(base, machine)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.layers import Attention, Experts, Layer
 from profiler.models.weight import Weight
+from profiler.quants.base import DTYPE_BYTES
 
 Part = Literal["attention", "delta", "mlp", "experts", "head", "tables", "other"]
 PARTS: tuple[Part, ...] = ("attention", "delta", "mlp", "experts", "head", "tables", "other")
@@ -37,6 +38,8 @@ class Line:
     on_host: bool
     elements: int = 0
     nbytes: int = 0
+    outputs: int = 0  # features that its matrices give, all together
+    count: int = 0  # of its tensors
 
     def share(self, tokens: float) -> float:
         """The part that a pass over ``tokens`` tokens is expected to read."""
@@ -44,6 +47,11 @@ class Line:
             return 1.0
         unused: float = (1 - self.experts.top_k / self.experts.count) ** tokens
         return 1 - unused
+
+    @property
+    def packed(self) -> bool:
+        """Whether its format is more than a dtype."""
+        return self.scheme not in DTYPE_BYTES
 
     @property
     def used(self) -> float:
@@ -74,6 +82,11 @@ class Storage:
         return sum(line.nbytes for line in self.lines if line.part == part and not line.on_host)
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing in it is packed."""
+        return not any(line.packed for line in self.lines)
+
+    @property
     def read(self) -> tuple[Line, ...]:
         """The lines on the device that a pass reads."""
         return tuple(line for line in self.lines if line.part != "tables" and not line.on_host)
@@ -88,9 +101,11 @@ def storage(held: Iterable[Held]) -> Storage:
             widest = max(widest, *item.weight.shape)
         if item.weight.role == "experts" and item.layer is not None and isinstance(item.layer.mlp, Experts):
             expert_rows = max(expert_rows, (item.layer.mlp.top_k, item.layer.mlp.width))
-        entry = sums.setdefault(_line(item), [0, 0])
+        entry = sums.setdefault(_line(item), [0, 0, 0, 0])
         entry[0] += item.weight.parameters * item.count
         entry[1] += item.nbytes
+        entry[2] += item.weight.parameters // item.weight.shape[-1] * item.count
+        entry[3] += item.count
     lines = [
         Line(key.part, key.scheme, key.experts, key.shared_kv, key.on_host, *totals) for key, totals in sums.items()
     ]

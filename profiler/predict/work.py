@@ -14,6 +14,7 @@ from profiler.models.layers import DELTA_CHUNK, IDEAL, Attention, Execution, Gat
 from profiler.predict.storage import Line, Storage
 
 Kind = Literal["weights", "cache", "state", "activations"]
+GROWING_TOUCHES = 3  # of a cache that is copied to append to it, and then read
 STATE_TOUCHES = 2  # a recurrent state is read and written back
 RECURRENT_BYTES = 4
 
@@ -28,6 +29,8 @@ class Item:
     nbytes: float
     flops: float
     rows: float = 1.0  # tokens that each tensor is multiplied with in a pass
+    outputs: float = 0.0  # features that its matrices give, and their number: all passes together
+    count: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +75,14 @@ class Manner:
 
     ubatch: int  # tokens of a sequence in one prefill pass
     cache_bytes: float  # per element of K and V
-    cache_touches: float = 1.0  # how often a decode step goes over the cache: 3 where appending copies it
+    cache_touches: float = 1.0  # how often a decode step goes over the cache
     how: Execution = IDEAL
     calls: Calls | None = None  # of an eager engine
 
 
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner: Manner) -> Work:
     """One decode step of ``batch`` sequences; ``depth`` counts the token of this step."""
-    items = [
-        Item(line.part, "weights", line.scheme, line.nbytes * line.share(batch), 2 * line.used * batch, batch)
-        for line in storage.read
-    ]
+    items = [_weights(line, line.share(batch), 2 * line.used * batch, batch) for line in storage.read]
     touches = manner.calls.state_touches if manner.calls else STATE_TOUCHES
     for layer, count in geometry.groups:
         mixer, many = layer.mixer, count * batch
@@ -114,7 +114,7 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
         rows = (passes if line.part == "head" else through) * batch
         share = sum(count * line.share(size * batch) for size, count in sizes)
         flops = 2 * line.used * rows
-        items.append(Item(line.part, "weights", line.scheme, line.nbytes * share, flops, rows / passes * _each(line)))
+        items.append(_weights(line, share, flops, rows / passes * _each(line)))
     spans = ((0, context),) if manner.how.skips_masked else Execution(chunk=chunk).spans(context)
     for layer, count in geometry.groups:
         flops, many = count * batch * layer.mixer.prefill_flops(spans, manner.how), count * batch * passes
@@ -134,6 +134,12 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
         calls = _prefill_calls(geometry, manner.calls, sizes)
     tokens = context * batch / passes
     return Work(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls)
+
+
+def _weights(line: Line, share: float, flops: float, rows: float) -> Item:
+    """``share``: how often all of the line is read."""
+    nbytes, outputs, count = line.nbytes * share, line.outputs * share, line.count * share
+    return Item(line.part, "weights", line.scheme, nbytes, flops, rows, outputs, count)
 
 
 def _each(line: Line) -> float:

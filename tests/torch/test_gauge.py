@@ -13,12 +13,25 @@ from profiler.backends.hf import gauge
 from profiler.commands import calibrate
 from profiler.devices.ceilings import Ceilings
 
+SMALL = {
+    "LOOP_S": 0.01,
+    "RATE_S": 0.005,
+    "POOL_BYTES": 2**20,
+    "SQUARE": (256, 256),
+    "NARROW": (256, 64),
+    "SMALL": (32, 32),
+    "TALL": (1024, 64),
+    "TOKENS": (1, 16),
+    "CALLS": 70,
+    "PEAK_TOKENS": 64,
+}
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, value in {"LOOP_S": 0.01, "POOL_BYTES": 2**20, "WIDTH": 256, "TOKENS": (1, 16), "CALLS": 70}.items():
+    for name, value in SMALL.items():
         monkeypatch.setattr(gauge, name, value)
     monkeypatch.setitem(gauge.READ_BYTES, "cpu", 8 * 2**20)
     yield
@@ -29,18 +42,36 @@ def test_everything_that_is_measured_is_believed_by_its_reader() -> None:
     found = gauge.Gauge("cpu").all() | {"seconds": 1.0}
     known = calibrate._ceilings(devices.find("cpu"), json.dumps(found))
     assert isinstance(known, Ceilings)
-    assert {"fp32", "bf16", "fp16"} <= set(known.curves)
-    assert set(known.curves["fp32"]) == {"1", "16"}
+    assert {"fp32", "bf16", "fp16"} <= set(known.products)
+    assert set(known.products["fp32"]) == {"1", "16"}
+    assert set(known.tall["fp32"]) == {"1", "16"}
+    assert set(known.attention) == {"fp32", "bf16", "fp16"}
     assert known.graph_call_s is None
     assert 1e-7 < known.call_s < 1e-3
+    assert known.process_bytes > 100 * 2**20
     assert torch.get_num_threads() == 1
 
 
-def test_the_fastest_run_counts() -> None:
-    one = gauge.Gauge("cpu")
-    assert 0 < one.best(lambda: None) < 1e-3
+def test_a_run_is_told_by_its_fastest_and_its_usual_time() -> None:
+    times = gauge.Gauge("cpu").time(lambda: None, 0.01)
+    assert 0 < times.best <= times.median < 1e-3
 
 
 def test_several_tokens_take_no_less_than_one() -> None:
-    curve = gauge.Gauge("cpu").curves()["fp32"]
-    assert curve["16"] > 0.3 * curve["1"]
+    products, _ = gauge.Gauge("cpu").products()
+    one, many = (sum(products["fp32"][tokens].values()) for tokens in ("1", "16"))
+    assert many > 0.3 * one
+
+
+def test_costs_are_found_again() -> None:
+    shapes = [(16e6, 2048), (4e6, 2048), (2.6e5, 256)]
+    costs = {"byte_s": 4e-11, "row_s": 6e-8, "call_s": 2e-6}
+    points = [(size, rows, size * 4e-11 + rows * 6e-8 + 2e-6) for size, rows in shapes]
+    assert gauge.solve(points) == pytest.approx(costs)
+
+
+def test_no_cost_is_negative() -> None:
+    """A small layer that takes less than in proportion would need a negative cost of a call."""
+    costs = gauge.solve([(16e6, 2048, 1e-3), (4e6, 2048, 0.3e-3), (2.6e5, 256, 1e-6)])
+    assert min(costs.values()) == 0.0
+    assert costs["byte_s"] > 0

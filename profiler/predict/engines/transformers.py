@@ -22,7 +22,7 @@ from profiler.models.layers import Attention, Execution
 from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.storage import Held, Storage, storage, with_head
-from profiler.predict.work import Calls, Manner
+from profiler.predict.work import GROWING_TOUCHES, Calls, Manner
 from profiler.quants.base import DTYPE_BYTES, Quant
 from profiler.registry import unknown
 
@@ -38,10 +38,14 @@ ELEMENTWISE = (
 STATE_TOUCHES = 20.0  # element-wise operators that go over the recurrent state in a step
 SCORE_BYTES = 4
 MASK_BYTES = 2
-PROCESS = {  # interpreter, torch, transformers (seen); on CUDA its context and the libraries' workspaces
-    "CPU": spread(430 * MIB, 360 * MIB, 600 * MIB),
+PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, bitsandbytes; on CUDA its context and
+    # the libraries' workspaces
+    "CPU": spread(600 * MIB, 360 * MIB, 850 * MIB),
     "other": spread(700 * MIB, 400 * MIB, 1500 * MIB),
 }
+WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing weights leave in a process's heap
+STORED_BYTES = 2  # of a parameter in most checkpoints
+STILL_UNPACKED = 0.6  # of the weights, when the last is packed: they are read ahead; seen 0.1 to 1
 FRAGMENTED = 1.03  # the caching allocator's segments, over what lives in them
 
 
@@ -87,17 +91,30 @@ class Transformers:
             cache=exact(held),
             prefill=self._prefill_bytes(geometry, storage, setting, self._chunk(setting, target)),
             decode=self._decode_bytes(geometry, setting, width),
-            framework=PROCESS.get(target.vendor, PROCESS["other"]),
+            framework=_process(target),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
             prefill_reason=f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
             decode_reason="copying a layer's cache to append to it",
         )
 
+    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval:
+        """Host memory while a checkpoint of 16-bit weights is loaded on a CPU, in bytes.
+
+        The file's pages are mapped and count until all of it is copied; the system can take them back.
+        """
+        width = DTYPE_BYTES[dtype]
+        if width == STORED_BYTES and storage.plain:  # mapped as it is, and read when first used
+            return _process(target) + Interval(0, 0, storage.device_bytes, "prior")
+        stored = geometry.parameters * STORED_BYTES
+        unpacked = width * sum(line.elements for line in storage.lines if line.packed)
+        ahead = Interval(STILL_UNPACKED * unpacked, 0, unpacked, "prior")
+        return exact(storage.device_bytes + stored) + _process(target) + ahead
+
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:
         return Manner(
             ubatch=setting.ubatch or UBATCH_OTHERWISE,
             cache_bytes=DTYPE_BYTES[setting.dtype],
-            cache_touches=3,
+            cache_touches=GROWING_TOUCHES,
             how=Execution(skips_masked=False, trims_shared=True, every_expert=True),
             calls=Calls(
                 layer=next((n for start, n in LAYER_CALLS.items() if geometry.model_type.startswith(start)), 60.0),
@@ -136,6 +153,15 @@ class Transformers:
         layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
         logits = setting.batch * geometry.vocab * (width + 4)
         return spread(layer + logits, logits, 2 * layer + 2 * logits)
+
+
+def _process(target: Target) -> Interval:
+    """What runs beside the model: measured on this machine's CPU, else as seen elsewhere."""
+    known = target.ceilings
+    if target.vendor != "CPU" or known is None or not known.process_bytes:
+        return PROCESS.get(target.vendor, PROCESS["other"])
+    low, usual, high = (known.process_bytes + warm for warm in WARM)
+    return Interval(usual, low, high, "calibrated")
 
 
 def _layer_kv(mixer: object, setting: Setting, width: int) -> int:

@@ -35,7 +35,7 @@ def measured(decode_s: float) -> Measurement:
         "peak_bytes": {"value": 1.5e9, "low": 1.4e9, "high": 1.7e9, "basis": "prior"},
     }
     samples = (Sample("prefill", 1.0, 128), Sample("decode", decode_s, 8))
-    return Measurement(case, {}, "ok", samples=samples, memory=Memory(process_peak_bytes=1_600_000_000),
+    return Measurement(case, {}, "ok", samples=samples, memory=Memory(prefill_peak_bytes=1_600_000_000),
                        started_at="2026-11-24T04:00:00Z", expected=beside)  # fmt: skip
 
 

@@ -16,7 +16,17 @@ from profiler.errors import ProfileError
 from profiler.units import GIB
 
 CPU = DeviceInfo("cpu", "cpu", "AMD EPYC", 24 * GIB, 20 * GIB, "fp32", cores=2, features=("avx2",))
-CURVE = {"1": 1e-10, "16": 1e-10, "64": 4e-10, "256": 16e-10}
+PRODUCTS = {
+    "fp32": {
+        "1": {"byte_s": 1e-10, "row_s": 0.0, "call_s": 0.0},
+        "16": {"byte_s": 1e-10, "row_s": 0.0, "call_s": 0.0},
+        "64": {"byte_s": 4e-10, "row_s": 0.0, "call_s": 0.0},
+    },
+    "int8": {
+        "1": {"byte_s": 1e-10, "row_s": 1e-8, "call_s": 1e-4},
+        "4": {"byte_s": 2e-10, "row_s": 0.0, "call_s": 1e-4},
+    },
+}
 
 
 def some(**changes: object) -> Ceilings:
@@ -28,9 +38,13 @@ def some(**changes: object) -> Ceilings:
         read_bytes_s=12e9,
         copy_bytes_s=8e9,
         call_s=5e-6,
+        activation_s=1e-11,
+        process_bytes=700 * 1024**2,
         graph_call_s=None,
         flops={"fp32": 60e9},
-        curves={"fp32": CURVE},
+        attention={"fp32": {"step_byte_s": 2e-10, "pass_flop_s": 2e-11}},
+        products=PRODUCTS,
+        tall={"fp32": {"1": 1.5, "16": 1.0}},
         how={"read": "sum, 2 threads"},
     )
     return replace(known, **changes)  # type: ignore[arg-type]
@@ -66,20 +80,42 @@ def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"read_bytes_s": 0}, {"call_s": -1}, {"read_bytes_s": None}, {"flops": {"fp32": 0}}]
+    "change",
+    [
+        {"read_bytes_s": 0},
+        {"call_s": -1},
+        {"read_bytes_s": None},
+        {"flops": {"fp32": 0}},
+        {"attention": {"fp32": {"step_byte_s": 0}}},
+        {"products": {"fp32": {"1": {"byte_s": -1}}}},
+        {"tall": None},
+    ],
 )
 def test_figures_that_cannot_be_are_refused(change: dict[str, object]) -> None:
-    assert ceilings.parse({"schema": 1} | asdict(some()) | change) is None
-    assert ceilings.parse(json.loads(json.dumps({"schema": 1} | asdict(some())))) == some()
+    assert ceilings.parse({"schema": ceilings.SCHEMA} | asdict(some()) | change) is None
+    assert ceilings.parse(json.loads(json.dumps({"schema": ceilings.SCHEMA} | asdict(some())))) == some()
 
 
-def test_a_curve_is_straight_in_logarithms_and_goes_on_in_proportion() -> None:
+def test_products_are_straight_in_logarithms_between_tokens_and_go_on_in_proportion() -> None:
     known = some()
-    assert known.byte_s("fp32", 1) == pytest.approx(1e-10)
-    assert known.byte_s("fp32", 32) == pytest.approx(2e-10)
-    assert known.byte_s("fp32", 512) == pytest.approx(32e-10)
-    assert known.byte_s("fp32", 0.1) == pytest.approx(1e-10)
-    assert known.byte_s("nf4", 1) is None
+    assert known.product_s("fp32", 1, 1e6, 100, 1) == pytest.approx(1e-4)
+    assert known.product_s("fp32", 32, 1e6, 100, 1) == pytest.approx(2e-4)
+    assert known.product_s("fp32", 128, 1e6, 100, 1) == pytest.approx(8e-4)
+    assert known.product_s("fp32", 0.1, 1e6, 100, 1) == pytest.approx(1e-4)
+    assert known.product_s("nf4", 1, 1e6, 100, 1) is None
+
+
+def test_a_product_costs_bytes_rows_and_calls_and_more_tokens_no_more_calls() -> None:
+    known = some()
+    assert known.product_s("int8", 1, 1e6, 1000, 3) == pytest.approx(1e-4 + 1e-5 + 3e-4)
+    assert known.product_s("int8", 8, 1e6, 1000, 3) == pytest.approx(2 * 2e-4 + 3e-4)
+
+
+def test_a_head_takes_longer_by_the_nearest_number_of_tokens() -> None:
+    known = some()
+    assert known.product_s("fp32", 1, 1e6, 100, 1, head=True) == pytest.approx(1.5e-4)
+    assert known.product_s("fp32", 32, 1e6, 100, 1, head=True) == pytest.approx(2e-4)
+    assert known.product_s("int8", 1, 1e6, 0, 0, head=True) == pytest.approx(1e-4)
 
 
 def test_a_calibrated_device_is_told_by_what_was_measured() -> None:

@@ -20,8 +20,15 @@ from profiler.results.measurement import Measurement, Sample
 from profiler.units import GIB
 
 CPU = DeviceInfo("cpu", "cpu", "AMD EPYC", 24 * GIB, 20 * GIB, "fp32", cores=2, features=("avx2",))
-MEASURED = Ceilings("AMD EPYC", "x", "2026-11-24", 30.0, 12e9, 8e9, 5e-6, None, {"fp32": 60e9, "bf16": 5e9},
-                    {"fp32": {"1": 1e-10, "16": 1.2e-10, "256": 20e-10}})  # fmt: skip
+MEASURED = Ceilings(
+    title="AMD EPYC", fingerprint="x", measured_at="2026-11-24", seconds=30.0, process_bytes=700 * 1024**2,
+    read_bytes_s=12e9, copy_bytes_s=8e9, graph_call_s=None, flops={"fp32": 60e9, "bf16": 5e9},
+    call_s=5e-6, activation_s=2e-10, attention={"fp32": {"step_byte_s": 4e-10, "pass_flop_s": 4e-11}},
+    products={"fp32": {"1": {"byte_s": 1e-10, "row_s": 0.0, "call_s": 5e-6},
+                       "16": {"byte_s": 1.2e-10, "row_s": 0.0, "call_s": 5e-6},
+                       "256": {"byte_s": 20e-10, "row_s": 0.0, "call_s": 5e-6}}},
+    tall={},
+)  # fmt: skip
 
 
 def predictor(model: str, on: str, engine: str = "llama.cpp") -> Predictor:
