@@ -23,13 +23,14 @@ FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
 @options.store()
 @listing.output()
 def accuracy(run: str | None, store: Path | None, output: str) -> int:
-    """Print what was predicted before each measurement beside it, the furthest off first.
+    """Print what was predicted before each measurement beside it, the furthest off first: of RUN, or of every case
+    in the store.
 
     peak_bytes is the higher of prefill and decode; loading has a peak of its own. Below the table: mean and median
     error of each figure, and how many lie in the range that nine of ten should.
     """
     with Store.open(store, create=False) as opened:
-        measured = opened.rows(opened.find_run(run) if run else None)
+        measured = opened.rows(opened.find_run(run)) if run else opened.newest()
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
     click.echo(listing.render(found, _cells, output) if found else "no row has a prediction beside it\n", nl=False)
     for line in summary(found):

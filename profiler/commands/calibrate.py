@@ -97,6 +97,10 @@ def rows(found: Ceilings) -> list[dict[str, Any]]:
     ]
     figures += [(f"products {dtype}", value, "FLOP/s") for dtype, value in found.flops.items()]
     figures.append(("element-wise operators", 1 / found.activation_s, "bytes/s"))
+    figures += [
+        (f"depthwise convolution {dtype}, a channel", cost["channel_s"], "s")
+        for dtype, cost in found.convolutions.items()
+    ]
     for dtype, cost in found.attention.items():
         figures.append((f"attention {dtype}, a step's cache", 1 / cost["step_byte_s"], "bytes/s"))
         figures.append((f"attention {dtype}, a prefill", 1 / cost["pass_flop_s"], "FLOP/s"))
@@ -116,7 +120,7 @@ def rows(found: Ceilings) -> list[dict[str, Any]]:
 def _layer_s(found: Ceilings, scheme: str, tokens: int) -> float | None:
     """Seconds of one linear layer as predictions take them."""
     quant: Quant = registry.load("quants", scheme, "quantization").QUANT
-    nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), "fp32")
+    nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), quant.dtype or "fp32")
     return found.product_s(scheme, tokens, nbytes, SHOWN_LAYER[0], 1)
 
 

@@ -21,6 +21,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 
 SCHEMA = 2
+LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
 
 
@@ -50,6 +51,10 @@ class Ceilings:
     # Rates.
     call_s: float  # one small operator, called from Python
     activation_s: float  # per byte that element-wise operators of a prefill read and write
+    fresh_byte_s: float  # per byte of memory that is mapped anew for a result
+    convolutions: Mapping[str, Mapping[str, float]]
+    """Depthwise, by dtype: seconds per channel (``channel_s``), and more for each further sequence (``sequence_s``)
+    and each token of a pass (``token_s``)."""
     attention: Mapping[str, Mapping[str, float]]
     """By dtype: ``step_byte_s`` per byte of K and V that a step appends to and reads, ``pass_flop_s`` in a pass."""
     products: Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -75,7 +80,7 @@ class Ceilings:
         Between measured numbers of tokens straight in logarithms; beyond the last in proportion to tokens: by then
         arithmetic binds. ``None`` for a format not measured.
         """
-        points = self.points.get(scheme)
+        points = self.points.get(LIKE.get(scheme, scheme))
         if not points:
             return None
 
@@ -149,7 +154,7 @@ def parse(content: Mapping[str, Any]) -> Ceilings | None:
     known = {name: value for name, value in content.items() if name != "schema"}
     if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__):
         return None
-    trees = [known[name] for name in ("flops", "attention", "tall", "products", "how")]
+    trees = [known[name] for name in ("flops", "attention", "convolutions", "tall", "products", "how")]
     if not all(isinstance(tree, Mapping) for tree in trees):
         return None
     costs = [cost for tokens in known["products"].values() for cost in tokens.values()]
@@ -160,7 +165,9 @@ def parse(content: Mapping[str, Any]) -> Ceilings | None:
     positive += [*_leaves(known["flops"]), *_leaves(known["attention"]), *_leaves(known["tall"])]
     if not all(_is_number(value) and value > 0 for value in positive):
         return None
-    if not all(_is_number(value) and value >= 0 for value in (known["process_bytes"], *_leaves(known["products"]))):
+    others = [known["process_bytes"], known["fresh_byte_s"]]
+    others += [*_leaves(known["products"]), *_leaves(known["convolutions"])]
+    if not all(_is_number(value) and value >= 0 for value in others):
         return None
     return Ceilings(**known)
 

@@ -25,6 +25,8 @@ from profiler.predict.work import Item, Work
 FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
+UNPACKED = ("nf4", "nf4-dq", "fp4")  # a layer at a time, to fp32 on a CPU
+UNPACKED_BYTES = 4
 SCHEMES = (*PLAIN, *PACKED, "cache", "copy", *(name for name in TYPES if name not in PLAIN))
 
 Bounds = tuple[float, float]
@@ -45,6 +47,7 @@ class Rates:
     decode: Bounds  # measured over predicted seconds: 90 % lie between
     prefill: Bounds
     basis: Basis
+    convolution: Mapping[str, float] | None = None  # seconds of a depthwise one: see ``Ceilings``
     measured: Ceilings | None = None  # this very device's own curves for weights, in place of shares
 
 
@@ -97,7 +100,14 @@ def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
         what = item.nbytes, item.outputs, item.count, item.part == "head"
         found = rates.measured.product_s(item.scheme, item.rows, *what)
         if found is not None:
-            return min(found, rates.measured.product_s(item.scheme, 1.0, *what) or found), found, 0.0
+            fresh = item.large * UNPACKED_BYTES * rates.measured.fresh_byte_s if item.scheme in UNPACKED else 0.0
+            return min(found, rates.measured.product_s(item.scheme, 1.0, *what) or found), found, fresh
+    if item.kind == "convolution":
+        cost = rates.convolution
+        each = (
+            cost["channel_s"] + (item.count - 1) * cost["sequence_s"] + item.rows * cost["token_s"] if cost else 0.0
+        )
+        return 0.0, item.outputs * each, 0.0
     many = work.tokens > FEW_TOKENS
     compute = item.flops * (rates.flop_s if many else rates.few_flop_s)[item.scheme]
     if many and item.part == "experts":
@@ -170,6 +180,7 @@ def calibrated(
         decode=tuple(found["calibrated"]["decode"]),
         prefill=tuple(found["calibrated"]["prefill"]),
         basis="calibrated",
+        convolution=ceilings.convolutions.get(dtype),
         measured=ceilings,
     )
 

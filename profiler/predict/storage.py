@@ -12,6 +12,7 @@ from profiler.models.weight import Weight
 from profiler.quants.base import DTYPE_BYTES
 
 Part = Literal["attention", "delta", "mlp", "experts", "head", "tables", "other"]
+LARGE = 8 * 1024**2  # elements: 32 MiB in fp32, from where glibc maps fresh pages for every tensor
 PARTS: tuple[Part, ...] = ("attention", "delta", "mlp", "experts", "head", "tables", "other")
 
 
@@ -40,6 +41,7 @@ class Line:
     nbytes: int = 0
     outputs: int = 0  # features that its matrices give, all together
     count: int = 0  # of its tensors
+    large: int = 0  # elements of those that no heap keeps room for, unpacked
 
     def share(self, tokens: float) -> float:
         """The part that a pass over ``tokens`` tokens is expected to read."""
@@ -101,11 +103,12 @@ def storage(held: Iterable[Held]) -> Storage:
             widest = max(widest, *item.weight.shape)
         if item.weight.role == "experts" and item.layer is not None and isinstance(item.layer.mlp, Experts):
             expert_rows = max(expert_rows, (item.layer.mlp.top_k, item.layer.mlp.width))
-        entry = sums.setdefault(_line(item), [0, 0, 0, 0])
+        entry = sums.setdefault(_line(item), [0, 0, 0, 0, 0])
         entry[0] += item.weight.parameters * item.count
         entry[1] += item.nbytes
         entry[2] += item.weight.parameters // item.weight.shape[-1] * item.count
         entry[3] += item.count
+        entry[4] += item.weight.parameters * item.count if item.weight.parameters > LARGE else 0
     lines = [
         Line(key.part, key.scheme, key.experts, key.shared_kv, key.on_host, *totals) for key, totals in sums.items()
     ]

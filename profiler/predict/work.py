@@ -13,7 +13,7 @@ from profiler.models.geometry import Geometry
 from profiler.models.layers import DELTA_CHUNK, IDEAL, Attention, Execution, GatedDelta
 from profiler.predict.storage import Line, Storage
 
-Kind = Literal["weights", "cache", "state", "activations"]
+Kind = Literal["weights", "cache", "state", "activations", "convolution"]
 GROWING_TOUCHES = 3  # of a cache that is copied to append to it, and then read
 STATE_TOUCHES = 2  # a recurrent state is read and written back
 RECURRENT_BYTES = 4
@@ -31,6 +31,7 @@ class Item:
     rows: float = 1.0  # tokens that each tensor is multiplied with in a pass
     outputs: float = 0.0  # features that its matrices give, and their number: all passes together
     count: float = 0.0
+    large: float = 0.0  # elements of matrices that take fresh memory when they are unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
     calls = 0.0
     if manner.calls is not None:
         items.append(_activations(geometry, manner.calls, len(geometry.layers) * batch))
+        items.append(_convolutions(geometry, 1, batch, batch))
         delta = _delta_layers(geometry)
         attention = len(geometry.layers) - delta
         calls = manner.calls.outside + attention * manner.calls.layer + delta * manner.calls.delta_step
@@ -131,6 +133,7 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
             for layer, count in geometry.groups
         )
         items.append(_activations(geometry, manner.calls, through * batch))
+        items.append(_convolutions(geometry, passes, context * batch / passes, batch))
         calls = _prefill_calls(geometry, manner.calls, sizes)
     tokens = context * batch / passes
     return Work(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls)
@@ -139,7 +142,15 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
 def _weights(line: Line, share: float, flops: float, rows: float) -> Item:
     """``share``: how often all of the line is read."""
     nbytes, outputs, count = line.nbytes * share, line.outputs * share, line.count * share
-    return Item(line.part, "weights", line.scheme, nbytes, flops, rows, outputs, count)
+    return Item(line.part, "weights", line.scheme, nbytes, flops, rows, outputs, count, line.large * share)
+
+
+def _convolutions(geometry: Geometry, passes: int, tokens: float, batch: int) -> Item:
+    """Depthwise, of gated-delta layers: ``outputs`` are channels of all passes, ``count`` sequences of a pass."""
+    channels = sum(
+        count * layer.mixer.channels for layer, count in geometry.groups if isinstance(layer.mixer, GatedDelta)
+    )
+    return Item("convolutions", "convolution", "copy", 0.0, 0.0, tokens, channels * passes, batch)
 
 
 def _each(line: Line) -> float:

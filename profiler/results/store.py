@@ -16,7 +16,7 @@ import os
 import sqlite3
 import string
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -183,8 +183,19 @@ class Store:
             " WHERE l.run = ? ORDER BY l.rowid",
             (self.find_run(run),),
         )
+        return self._with_environments(found)
+
+    def newest(self) -> list[Measurement]:
+        """The last ``ok`` row of every case, of all runs, oldest first."""
+        found = self._read(
+            "SELECT content, steps, environment FROM measurements WHERE id IN"
+            " (SELECT MAX(id) FROM measurements WHERE outcome = 'ok' GROUP BY key) ORDER BY id"
+        )
+        return self._with_environments(found)
+
+    def _with_environments(self, rows: Iterable[tuple[str, bytes, str]]) -> list[Measurement]:
         environments = {name: json.loads(text) for name, text in self._read("SELECT id, content FROM environments")}
-        return self._measurements([(content, steps, environments[name]) for content, steps, name in found])
+        return self._measurements([(content, steps, environments[name]) for content, steps, name in rows])
 
     def _measurements(self, rows: list[tuple[str, bytes, dict[str, Any]]]) -> list[Measurement]:
         try:

@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from profiler import devices
-from profiler.backends.hf import gauge
+from profiler.backends.hf import gauge, products
+from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.commands import calibrate
 from profiler.devices.ceilings import Ceilings
 
-SMALL = {
-    "LOOP_S": 0.01,
+GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "CALL_LAYERS": 2, "CONV_CHANNELS": 16, "PEAK_TOKENS": 64}
+PRODUCTS = {
     "RATE_S": 0.005,
     "POOL_BYTES": 2**20,
     "SQUARE": (256, 256),
     "NARROW": (256, 64),
     "SMALL": (32, 32),
     "TALL": (1024, 64),
+    "LARGE": (512, 256),
     "TOKENS": (1, 16),
-    "CALLS": 70,
-    "PEAK_TOKENS": 64,
 }
 
 
@@ -31,8 +31,9 @@ SMALL = {
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, value in SMALL.items():
-        monkeypatch.setattr(gauge, name, value)
+    for module, values in ((gauge, GAUGE), (products, PRODUCTS)):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
     monkeypatch.setitem(gauge.READ_BYTES, "cpu", 8 * 2**20)
     yield
     torch.set_num_threads(before)
@@ -53,13 +54,13 @@ def test_everything_that_is_measured_is_believed_by_its_reader() -> None:
 
 
 def test_a_run_is_told_by_its_fastest_and_its_usual_time() -> None:
-    times = gauge.Gauge("cpu").time(lambda: None, 0.01)
+    times = Stopwatch(torch.device("cpu")).time(lambda: None, 0.01)
     assert 0 < times.best <= times.median < 1e-3
 
 
 def test_several_tokens_take_no_less_than_one() -> None:
-    products, _ = gauge.Gauge("cpu").products()
-    one, many = (sum(products["fp32"][tokens].values()) for tokens in ("1", "16"))
+    found, _, _ = products.Products(Stopwatch(torch.device("cpu"))).all()
+    one, many = (sum(found["fp32"][tokens].values()) for tokens in ("1", "16"))
     assert many > 0.3 * one
 
 
@@ -67,11 +68,11 @@ def test_costs_are_found_again() -> None:
     shapes = [(16e6, 2048), (4e6, 2048), (2.6e5, 256)]
     costs = {"byte_s": 4e-11, "row_s": 6e-8, "call_s": 2e-6}
     points = [(size, rows, size * 4e-11 + rows * 6e-8 + 2e-6) for size, rows in shapes]
-    assert gauge.solve(points) == pytest.approx(costs)
+    assert products.solve(points) == pytest.approx(costs)
 
 
 def test_no_cost_is_negative() -> None:
     """A small layer that takes less than in proportion would need a negative cost of a call."""
-    costs = gauge.solve([(16e6, 2048, 1e-3), (4e6, 2048, 0.3e-3), (2.6e5, 256, 1e-6)])
+    costs = products.solve([(16e6, 2048, 1e-3), (4e6, 2048, 0.3e-3), (2.6e5, 256, 1e-6)])
     assert min(costs.values()) == 0.0
     assert costs["byte_s"] > 0

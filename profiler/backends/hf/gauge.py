@@ -3,11 +3,7 @@
     python -m profiler.backends.hf.gauge cpu
 
 Ceilings are the fastest of many runs: what the device can do at all. Rates are medians: what a long run gets, once
-clocks have settled. Weights rotate through a pool larger than any cache.
-
-    product = bytes × byte_s + output features × row_s + call_s
-
-is solved for each format and number of tokens from three shapes: square, few inputs a row, and small.
+clocks have settled.
 """
 
 from __future__ import annotations
@@ -16,55 +12,36 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import combinations, cycle
-from typing import Any, NamedTuple, TypeVar
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from profiler.backends.hf.products import DTYPES, RATE_S, SQUARE, Products
+from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.devices.cpu import process_bytes
 
-TOKENS = (1, 4, 16, 64, 256)
-SQUARE, NARROW, SMALL = (2048, 2048), (2048, 512), (256, 256)  # output features, input features
-TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
 PEAK_TOKENS = 1024
-POOL_BYTES = 192 * 1024**2
-POOL_LAYERS = 200
 READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}
 LOOP_S = 0.25  # a ceiling is the best of so many seconds
-RATE_S = 0.04  # a rate the median of runs that take so long
-ROUNDS = 3  # and of so many turns
-CALM_S = 45.0  # after so long, figures are taken from a single run
-CALLS = 2000
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CALL_LAYERS, CALL_NORMS, CALL_ROUNDS = 12, 6, 5  # about as many operators to a product as in a model
+CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 1024, 4, 128
 GRAPH_KERNELS = 200
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
 STEP_DEPTH, PASS_TOKENS, PASS_DEPTH = 2048, 512, 1024
 PASS_WIDTH = 1024  # hidden features of a prefill's element-wise operators
-OUTLIER = 8.0  # above the threshold of LLM.int8: activations of trained models have a few such features
-
-Layer = Callable[[torch.Tensor], torch.Tensor]
-Product = tuple[Callable[[], None], int]
-K = TypeVar("K")
 
 
-class Times(NamedTuple):
-    """Seconds of one run."""
+class Best(NamedTuple):
+    """Bytes and FLOP per second."""
 
-    best: float
-    median: float
-
-
-class Format(NamedTuple):
-    """A format of weights: its inputs' dtype, what makes a layer of so many outputs and inputs, bytes per weight."""
-
-    name: str
-    dtype: torch.dtype
-    make: Callable[[int, int], Layer]
-    width: float
+    read_bytes_s: float
+    copy_bytes_s: float
+    flops: dict[str, float]
 
 
 class Gauge:
@@ -75,46 +52,34 @@ class Gauge:
         self.cuda = self.device.type == "cuda"
         self.threads = torch.get_num_threads()
         self.how: dict[str, str] = {}
-        self.end = time.perf_counter() + CALM_S
+        self.watch = Stopwatch(self.device)
 
     def all(self) -> dict[str, Any]:
         """Everything."""
         idle = process_bytes("VmRSS") if sys.platform == "linux" else 0
         with torch.inference_mode():
-            products, tall = self.products()
+            before = self.ceilings()
+            products, tall, fresh = Products(self.watch).all()
+            after = self.ceilings()  # clocks rise and fall over minutes
             return {
                 "process_bytes": idle,
-                "read_bytes_s": self.read(),
-                "copy_bytes_s": self.copy(),
+                "read_bytes_s": max(before.read_bytes_s, after.read_bytes_s),
+                "copy_bytes_s": max(before.copy_bytes_s, after.copy_bytes_s),
+                "flops": {name: max(value, after.flops[name]) for name, value in before.flops.items()},
                 "call_s": self.call(),
                 "graph_call_s": self.graph_call() if self.cuda else None,
                 "activation_s": self.activations(),
+                "fresh_byte_s": fresh,
+                "convolutions": {name: self.convolution(dtype) for name, dtype in DTYPES.items()},
                 "attention": {name: self.attention(dtype) for name, dtype in DTYPES.items()},
                 "products": products,
                 "tall": tall,
-                "flops": {name: self.flops(dtype) for name, dtype in DTYPES.items()},
                 "how": self.how,
             }
 
-    def time(self, run: Callable[[], object], seconds: float) -> Times:
-        """Runs for ``seconds``, after one to warm up. On a busy machine late figures get one run."""
-        run()
-        self.wait()
-        found: list[float] = []
-        start = time.perf_counter()
-        end = start + (seconds if start < self.end else 0.0)
-        while not found or start < end:
-            run()
-            self.wait()
-            now = time.perf_counter()
-            found.append(now - start)
-            start = now
-        return Times(min(found), statistics.median(found))
-
-    def wait(self) -> None:
-        """Until the device has done all that was queued."""
-        if self.cuda:
-            torch.cuda.synchronize(self.device)
+    def ceilings(self) -> Best:
+        """What nothing beats."""
+        return Best(self.read(), self.copy(), {name: self.flops(dtype) for name, dtype in DTYPES.items()})
 
     def read(self) -> float:
         """Bytes per second that the best reading kernel gets, at the best number of threads."""
@@ -133,7 +98,7 @@ class Gauge:
         for threads in self._thread_counts():
             torch.set_num_threads(threads)
             for name, kernel in kernels.items():
-                found = size / self.time(kernel, LOOP_S).best
+                found = size / self.watch.time(kernel, LOOP_S).best
                 if found > rate:
                     best, rate = f"{name}, {threads} threads" if not self.cuda else name, found
         torch.set_num_threads(self.threads)
@@ -147,26 +112,38 @@ class Gauge:
         """Bytes per second, read and written together."""
         source = torch.ones(READ_BYTES[self.device.type] // 8, dtype=torch.float32, device=self.device)
         target = torch.empty_like(source)
-        return 2 * source.numel() * 4 / self.time(lambda: target.copy_(source), LOOP_S).best
+        return 2 * source.numel() * 4 / self.watch.time(lambda: target.copy_(source), LOOP_S).best
 
     def flops(self, dtype: torch.dtype) -> float:
         """FLOP per second of a large product."""
         rows, columns = SQUARE
         left = torch.randn(PEAK_TOKENS, columns, device=self.device).to(dtype)
         right = torch.randn(rows, columns, device=self.device).to(dtype)
-        seconds = self.time(lambda: functional.linear(left, right), LOOP_S).best
+        seconds = self.watch.time(lambda: functional.linear(left, right), LOOP_S).best
         return 2 * PEAK_TOKENS * rows * columns / seconds
 
     def call(self) -> float:
-        """Seconds of one small operator as models call them: through modules, from Python."""
+        """Seconds of one small operator as models call them: from Python, through modules, between large products.
+
+        A product in between has taken the caches, which makes an operator several times slower than in a loop of its
+        own.
+        """
         norm, small = _Norm(64).to(self.device), torch.ones(1, 1, 64, device=self.device)
-        rounds = CALLS // _Norm.OPERATORS
+        rows, columns = SQUARE
+        weights = [torch.randn(rows, columns, device=self.device) for _ in range(CALL_LAYERS)]
+        inputs = torch.ones(1, 1, columns, device=self.device)
 
-        def run() -> None:
-            for _ in range(rounds):
-                norm(small)
+        def run(norms: int) -> None:
+            for weight in weights:
+                functional.linear(inputs, weight)
+                for _ in range(norms):
+                    norm(small)
 
-        return self.time(run, LOOP_S).median / (rounds * _Norm.OPERATORS)
+        with_them, without = (
+            statistics.median(self.watch.time(partial(run, norms), RATE_S).median for _ in range(CALL_ROUNDS))
+            for norms in (CALL_NORMS, 0)
+        )
+        return max(1e-9, with_them - without) / (CALL_LAYERS * CALL_NORMS * _Norm.OPERATORS)
 
     def graph_call(self) -> float:
         """Seconds of one small kernel when a CUDA graph replays many."""
@@ -175,13 +152,27 @@ class Gauge:
         with torch.cuda.graph(graph):
             for _ in range(GRAPH_KERNELS):
                 small.mul_(1.0)
-        return self.time(graph.replay, LOOP_S).best / GRAPH_KERNELS
+        return self.watch.time(graph.replay, LOOP_S).best / GRAPH_KERNELS
 
     def activations(self) -> float:
         """Seconds per byte that element-wise operators of a prefill read and write, fresh memory for each result."""
         norm = _Norm(PASS_WIDTH).to(self.device)
         hidden = torch.randn(1, PASS_TOKENS, PASS_WIDTH, device=self.device)
-        return self.time(lambda: norm(hidden), LOOP_S).median / (_Norm.TENSORS * hidden.numel() * 4)
+        return self.watch.time(lambda: norm(hidden), LOOP_S).median / (_Norm.TENSORS * hidden.numel() * 4)
+
+    def convolution(self, dtype: torch.dtype) -> dict[str, float]:
+        """Of a depthwise convolution: seconds per channel, sequence and token."""
+        kernel = torch.randn(CONV_CHANNELS, 1, CONV_WIDTH, device=self.device).to(dtype)
+
+        def each(sequences: int, tokens: int) -> float:
+            shape = sequences, CONV_CHANNELS, tokens + CONV_WIDTH - 1
+            inputs = torch.randn(shape, device=self.device).to(dtype)
+            run = partial(functional.conv1d, inputs, kernel, groups=CONV_CHANNELS)
+            return self.watch.time(run, RATE_S).median / CONV_CHANNELS
+
+        one, more, longer = each(1, 1), each(4, 1), each(1, CONV_TOKENS)
+        further, token = max(0.0, more - one) / 3, max(0.0, longer - one) / (CONV_TOKENS - 1)
+        return {"channel_s": one, "sequence_s": further, "token_s": token}
 
     def attention(self, dtype: torch.dtype) -> dict[str, float]:
         """Of a growing cache: seconds per byte of K and V in a decode step, and per FLOP in a masked prefill pass."""
@@ -206,114 +197,9 @@ class Gauge:
 
         flops = 4 * HEADS * HEAD_DIM * PASS_TOKENS * PASS_DEPTH
         return {
-            "step_byte_s": self.time(step, LOOP_S).median / held,
-            "pass_flop_s": self.time(run, LOOP_S).median / flops,
+            "step_byte_s": self.watch.time(step, LOOP_S).median / held,
+            "pass_flop_s": self.watch.time(run, LOOP_S).median / flops,
         }
-
-    def products(self) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, float]]]:
-        """Costs of linear layers by format and tokens, and how much longer than that an output head takes."""
-        formats = list(self._formats())
-        runs = {
-            (one.name, shape, tokens): self._product(layers, shape, tokens, one.dtype)
-            for one in formats
-            for shape, layers in self._pools(one)
-            for tokens in (TALL_TOKENS if shape == TALL else TOKENS)
-        }
-        seconds = self._rounds(runs)
-        found: dict[str, dict[str, dict[str, float]]] = {one.name: {} for one in formats}
-        tall: dict[str, dict[str, float]] = {one.name: {} for one in formats}
-        for one in formats:
-            for tokens in TOKENS:
-                points = [
-                    (rows * columns * one.width, rows, seconds[one.name, (rows, columns), tokens])
-                    for rows, columns in (SQUARE, NARROW, SMALL)
-                ]
-                cost = found[one.name][str(tokens)] = solve(points)
-                taken = seconds.get((one.name, TALL, tokens))
-                if taken is not None:
-                    rows, columns = TALL
-                    usual = rows * columns * one.width * cost["byte_s"] + rows * cost["row_s"] + cost["call_s"]
-                    tall[one.name][str(tokens)] = taken / usual
-        return found, tall
-
-    def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
-        """Seconds of one layer each. All take their turn several times: what a slower minute does, it does to all."""
-        found: dict[K, list[float]] = {key: [] for key in runs}
-        for _ in range(ROUNDS):
-            for key, (run, many) in runs.items():
-                found[key].append(self.time(run, RATE_S).median / many)
-        return {key: statistics.median(values) for key, values in found.items()}
-
-    def _product(self, layers: Sequence[Layer], shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> Product:
-        """A run, and the layers that it multiplies with."""
-        inputs = torch.randn(1, tokens, shape[1], device=self.device).to(dtype)
-        inputs[..., 0] = OUTLIER
-        turn = cycle(layers)
-        many = max(1, len(layers) // max(1, tokens // 4))  # few tokens: a whole round through the pool
-
-        def run() -> None:
-            for _ in range(many):
-                next(turn)(inputs)
-
-        return run, many
-
-    def _pools(self, one: Format) -> Iterator[tuple[tuple[int, int], list[Layer]]]:
-        for shape in (SQUARE, NARROW, SMALL):
-            yield shape, self._pool(one.make, shape, one.width)
-        if one.name in DTYPES:
-            yield TALL, [one.make(*TALL)]
-
-    def _pool(self, make: Callable[[int, int], Layer], shape: tuple[int, int], width: float) -> list[Layer]:
-        count = int(POOL_BYTES * min(1.0, width / 2) // (shape[0] * shape[1] * width))
-        return [make(*shape) for _ in range(max(2, min(count, POOL_LAYERS)))]
-
-    def _formats(self) -> Iterator[Format]:
-        """Those that can be measured here."""
-
-        def plain(dtype: torch.dtype, rows: int, columns: int) -> Layer:
-            weight = torch.randn(rows, columns, device=self.device).to(dtype)
-            return partial(functional.linear, weight=weight)
-
-        for name, dtype in DTYPES.items():
-            yield Format(name, dtype, partial(plain, dtype), dtype.itemsize)
-        try:
-            import bitsandbytes as bnb
-        except ImportError:
-            return
-        dtype = torch.float32 if not self.cuda else torch.bfloat16
-
-        def nf4(rows: int, columns: int) -> Layer:
-            layer: Layer = bnb.nn.Linear4bit(columns, rows, False, dtype, quant_type="nf4").to(self.device)
-            return layer
-
-        def int8(rows: int, columns: int) -> Layer:
-            layer = bnb.nn.Linear8bitLt(columns, rows, False, has_fp16_weights=False, threshold=6.0)
-            moved: Layer = layer.to(self.device)
-            return moved
-
-        yield Format("nf4", dtype, nf4, 0.5625)
-        yield Format("int8", torch.float16 if self.cuda else dtype, int8, 1.0)
-
-
-def solve(points: Sequence[tuple[float, int, float]]) -> dict[str, float]:
-    """Costs per byte, output feature and call, none below 0, from (bytes, output features, seconds) of three shapes.
-
-    The fullest set of costs that all come out positive, by relative error: a shape may take less than the sum of what
-    others show.
-    """
-    seconds = torch.tensor([point[2] for point in points], dtype=torch.float64)
-    columns = torch.tensor([[point[0], point[1], 1.0] for point in points], dtype=torch.float64) / seconds[:, None]
-    best, error = [0.0, 0.0, 0.0], float("inf")
-    for size in (1, 2, 3):
-        for chosen in combinations(range(3), size):
-            part = columns[:, chosen]
-            costs = torch.linalg.lstsq(part, torch.ones(len(points), 1, dtype=torch.float64)).solution
-            miss = float((part @ costs - 1).square().sum())
-            if bool((costs >= 0).all()) and miss < error:
-                best, error = [0.0, 0.0, 0.0], miss
-                for index, value in zip(chosen, costs.flatten().tolist(), strict=True):
-                    best[index] = value
-    return dict(zip(("byte_s", "row_s", "call_s"), best, strict=True))
 
 
 class _Norm(nn.Module):

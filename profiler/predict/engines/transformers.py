@@ -18,11 +18,11 @@ from __future__ import annotations
 from profiler import registry
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Execution
+from profiler.models.layers import Attention, Execution, GatedDelta
 from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.storage import Held, Storage, storage, with_head
-from profiler.predict.work import GROWING_TOUCHES, Calls, Manner
+from profiler.predict.work import GROWING_TOUCHES, RECURRENT_BYTES, Calls, Manner
 from profiler.quants.base import DTYPE_BYTES, Quant
 from profiler.registry import unknown
 
@@ -35,6 +35,7 @@ LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0}
 ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
 )
+DELTA_TENSORS = 24  # seen: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
 STATE_TOUCHES = 20.0  # element-wise operators that go over the recurrent state in a step
 SCORE_BYTES = 4
 MASK_BYTES = 2
@@ -44,6 +45,7 @@ PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, 
     "other": spread(700 * MIB, 400 * MIB, 1500 * MIB),
 }
 WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing weights leave in a process's heap
+EIGHT_BIT = (0, 160 * MIB, 450 * MIB)
 STORED_BYTES = 2  # of a parameter in most checkpoints
 STILL_UNPACKED = 0.6  # of the weights, when the last is packed: they are read ahead; seen 0.1 to 1
 FRAGMENTED = 1.03  # the caching allocator's segments, over what lives in them
@@ -91,7 +93,7 @@ class Transformers:
             cache=exact(held),
             prefill=self._prefill_bytes(geometry, storage, setting, self._chunk(setting, target)),
             decode=self._decode_bytes(geometry, setting, width),
-            framework=_process(target),
+            framework=_process(target) + _eight_bit(setting, target),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
             prefill_reason=f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
             decode_reason="copying a layer's cache to append to it",
@@ -145,8 +147,9 @@ class Transformers:
         hidden = rows * width * (6 * geometry.hidden + 3 * storage.widest)
         routed = rows * chosen * (3 * expert * width + geometry.hidden * SCORE_BYTES)
         logits = setting.batch * geometry.vocab * (width + 4)
+        delta = rows * max((_delta_bytes(layer.mixer) for layer, _ in geometry.groups), default=0)
         sure = views + rows * width * 2 * geometry.hidden + logits
-        value = views + mask + layer + hidden + routed + logits
+        value = views + mask + layer + hidden + routed + logits + delta
         return spread(value * FRAGMENTED, sure, 1.6 * (value - views) + views)
 
     def _decode_bytes(self, geometry: Geometry, setting: Setting, width: int) -> Interval:
@@ -162,6 +165,20 @@ def _process(target: Target) -> Interval:
         return PROCESS.get(target.vendor, PROCESS["other"])
     low, usual, high = (known.process_bytes + warm for warm in WARM)
     return Interval(usual, low, high, "calibrated")
+
+
+def _eight_bit(setting: Setting, target: Target) -> Interval:
+    """What products of 8-bit weights leave behind on a CPU: seen, not understood."""
+    seen = EIGHT_BIT if setting.quant == "int8" and target.vendor == "CPU" else (0, 0, 0)
+    low, usual, high = seen
+    return Interval(usual, low, high, "prior" if usual else "exact")
+
+
+def _delta_bytes(mixer: object) -> int:
+    """For each token of a chunked gated-delta prefill: tensors of all value heads in fp32 that live at once."""
+    return (
+        DELTA_TENSORS * RECURRENT_BYTES * mixer.value_heads * mixer.value_dim if isinstance(mixer, GatedDelta) else 0
+    )
 
 
 def _layer_kv(mixer: object, setting: Setting, width: int) -> int:

@@ -39,6 +39,8 @@ def some(**changes: object) -> Ceilings:
         copy_bytes_s=8e9,
         call_s=5e-6,
         activation_s=1e-11,
+        fresh_byte_s=2e-10,
+        convolutions={"fp32": {"channel_s": 1e-7, "sequence_s": 0.0, "token_s": 1e-9}},
         process_bytes=700 * 1024**2,
         graph_call_s=None,
         flops={"fp32": 60e9},
