@@ -26,7 +26,7 @@ LARGE, LARGE_TOKENS = (6144, 2048), (1,)  # 48 MiB in fp32
 UNPACKED, PACKED_BYTES = "nf4", 0.5625  # per weight, with its block's scale
 POOL_BYTES = 192 * 1024**2
 POOL_LAYERS = 200
-OUTLIER = 8.0  # above the threshold of LLM.int8: some features of trained models are, the more the more tokens
+OUTLIER = 8.0  # above the threshold of LLM.int8: features of trained models are, the more of them the more tokens
 TOKENS_AN_OUTLIER = 16
 Layer = Callable[[torch.Tensor], torch.Tensor]
 Product = tuple[Callable[[], None], int]
@@ -101,7 +101,7 @@ class Products:
     def _product(self, layers: Sequence[Layer], shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> Product:
         """A run, and the layers that it multiplies with."""
         inputs = torch.randn(1, tokens, shape[1], device=self.device).to(dtype)
-        inputs[..., : 1 + tokens // TOKENS_AN_OUTLIER] = OUTLIER
+        inputs[..., : tokens // TOKENS_AN_OUTLIER] = OUTLIER
         turn = cycle(layers)
         many = max(1, len(layers) // max(1, tokens // 4))  # few tokens: a whole round through the pool
 

@@ -82,6 +82,54 @@ def test_a_measured_curve_takes_the_place_of_shares() -> None:
     assert own.decode.seconds.value < weights * 1e-10 * 1.5
 
 
+def step_s(model: str, quant: str, dtype: str, measured: Ceilings) -> float:
+    machine = Machine(replace(find("cpu"), ceilings=measured, bandwidth_bytes_s=12e9, flops=measured.flops))
+    geometry = families.geometry(catalog.raw_config(model))
+    return Predictor(geometry, engines.find("transformers"), quant, machine, dtype).step(128, 1)
+
+
+def test_a_depthwise_convolution_costs_by_channel_where_it_was_measured() -> None:
+    slow = {"bf16": {"channel_s": 1e-5, "sequence_s": 0.0, "token_s": 0.0}}
+    usual, slower = (
+        step_s("qwen3.5-0.8b", "bf16", "bf16", replace(MEASURED, convolutions=found)) for found in ({}, slow)
+    )
+    assert slower - usual == pytest.approx(18 * 6144 * 1e-5)  # layers × channels
+    assert step_s("gemma-3-270m", "bf16", "bf16", replace(MEASURED, convolutions=slow)) == pytest.approx(
+        step_s("gemma-3-270m", "bf16", "bf16", MEASURED)
+    )
+
+
+def test_unpacking_large_layers_costs_fresh_memory() -> None:
+    products = {**MEASURED.products, "nf4": MEASURED.products["fp32"]}
+    heap, fresh = (
+        step_s("qwen3.5-2b", "nf4", "fp32", replace(MEASURED, products=products, fresh_byte_s=cost))
+        for cost in (0.0, 1e-10)
+    )
+    large = 4 * (24 * 3 * 6144 * 2048 + 18 * 6144 * 2048)  # feed-forward of all layers, and queries, keys and values
+    assert fresh - heap == pytest.approx(large * 1e-10)
+    assert step_s("qwen3.5-2b", "fp32", "fp32", MEASURED) == step_s(
+        "qwen3.5-2b", "fp32", "fp32", replace(MEASURED, fresh_byte_s=1e-10)
+    )
+
+
+def test_loading_peaks_with_the_file_and_the_copy_and_not_at_all_where_it_is_mapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ceilings, "load", lambda device: MEASURED)
+    geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
+
+    def load_peak(quant: str, dtype: str, weights: str = "real") -> dict[str, float] | None:
+        asked = replace(case(), quant=quant, dtype=dtype, weights=weights)
+        found: dict[str, float] | None = beside.expected(asked, geometry, CPU).get("load_peak_bytes")
+        return found
+
+    copied, mapped = load_peak("fp32", "fp32"), load_peak("bf16", "bf16")
+    assert copied is not None and mapped is not None
+    assert copied["value"] - MEASURED.process_bytes == pytest.approx(geometry.parameters * 6, rel=0.05)
+    assert mapped["value"] - MEASURED.process_bytes < geometry.parameters * 0.2
+    assert load_peak("fp32", "fp32", "synthetic") is None
+
+
 def case(backend: str = "hf") -> Case:
     return Case("gemma-3-270m", "id", "synthetic", "fp32", "fp32", "cpu", backend, "eager", 128, batch=1, steps=8)
 

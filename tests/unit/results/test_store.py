@@ -40,6 +40,15 @@ def test_samples_of_unequal_shape_come_back_in_order(store, make, environment):
     assert store.rows()[0].samples == samples
 
 
+def test_the_newest_row_of_each_case_stands_for_it(store, make, environment):
+    first, second = store.start_run([], environment), store.start_run([], environment)
+    old, other = make(128, load_s=1.0), make(256)
+    new, failed = make(128, load_s=2.0), make(256, outcome="failed", reason="no", samples=(), cautions=())
+    for run, row in ((first, old), (first, other), (second, new), (second, failed)):
+        store.append(run, row)
+    assert store.newest() == [other, new]
+
+
 def test_statistics_are_not_stored(store, make, environment):
     run = store.start_run([], environment)
     store.append(run, make())
