@@ -10,7 +10,7 @@ from profiler.commands import explain_page, listing, options
 from profiler.devices.target import Target
 from profiler.models.resolve import Model
 from profiler.plan.inquiry import Inquiry, one_case
-from profiler.predict import engines, explanation
+from profiler.predict import beside, engines, explanation
 from profiler.predict.machine import SPLITS, Split
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, default_path
@@ -50,9 +50,11 @@ def explain(
     case = one_case(inquiry)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
     prediction = case.predictor.predict(case.context, case.batch, kv)
-    measured = stored(
-        case.model, prediction.machine.target, prediction.setting.quant, case.context, case.batch, store
-    )
+    measured = None
+    if prediction.engine.name in beside.ENGINES.values():
+        measured = stored(
+            case.model, prediction.machine.target, prediction.setting.quant, case.context, case.batch, store
+        )
     click.echo(explain_page.render(case.model.name, prediction, found, measured, output), nl=False)
     return 0
 
@@ -61,15 +63,14 @@ def stored(
     model: Model, target: Target, quant: str, context: int, batch: int, store: Path | None
 ) -> Measurement | None:
     """The newest measurement of the case on this device."""
-    if target.local is None or not (store or default_path()).exists():
+    if target.local is None or target.count > 1 or not (store or default_path()).exists():
         return None
     ids = {model.model_id} | ({model.id_for("real")} if model.real_id else set())
     with Store.open(store, create=False) as opened:
         rows = [
             row
-            for row in opened.rows()
-            if row.outcome == "ok"
-            and row.case.model_id in ids
+            for row in opened.newest()
+            if row.case.model_id in ids
             and (row.case.quant, row.case.context, row.case.batch, row.case.device)
             == (quant, context, batch, target.local)
         ]

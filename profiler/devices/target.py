@@ -23,7 +23,8 @@ FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "w
 CPU_READ_PER_CORE = 5e9  # bytes per second, uncalibrated: see predict/speeds.py
 CPU_READ_MOST = 40e9
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, where the catalog has no figures
-_COUNT = re.compile(r"^(\d+)\s*[x×]\s*(.+)$", re.IGNORECASE)
+VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})  # another chip, not another size
+_COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 _WORD = re.compile(r"[a-z]+|\d+")
 
 
@@ -133,8 +134,16 @@ def _named(text: str) -> catalog.CatalogDevice:
     spelled = {device.name: _WORD.findall(device.name.casefold()) for device in known}
     exact = [device for device in known if spelled[device.name] == words]
     holding = [device for device in known if words and all(word in spelled[device.name] for word in words)]
-    if exact or holding:
-        return min(exact or holding, key=lambda device: len(device.name))
+    plain = [
+        device
+        for device in holding
+        if not VARIANTS & (set(_WORD.findall(device.name.partition("(")[0].casefold())) - set(words))
+    ]
+    if exact or plain:
+        return min(exact or plain, key=lambda device: len(device.name))
+    if holding:
+        names_held = ", ".join(device.name for device in holding)
+        raise NotFound(f"{printable(text)} is no device of the catalog by itself", f"There is {names_held}.")
     glued = "".join(words)
     inside = [device for device in known if glued and glued in "".join(spelled[device.name])]
     if len(inside) >= 1 and len(glued) > 1:

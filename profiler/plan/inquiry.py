@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -165,6 +166,8 @@ def compute_dtype(target: Target, quant: str) -> str:
 def _machines(inquiry: Inquiry, engine: Engine) -> list[Machine]:
     """``--on`` may be repeated; a comma separates figures of one device, so it does not separate devices."""
     split: Split = inquiry.split or ("tensor" if engine.name == "vllm" else "layer")
+    if inquiry.ram_bandwidth is not None and not math.isfinite(inquiry.ram_bandwidth):
+        raise ProfileError(f"--ram-bandwidth {inquiry.ram_bandwidth} is no bandwidth")
     speed = RAM_BYTES_S if inquiry.ram_bandwidth is None else inquiry.ram_bandwidth * 1e9
     found = [targets.find(text) for text in inquiry.on or (None,)]
     return [Machine(target, split, inquiry.ram_bytes, speed) for target in found]
@@ -205,7 +208,10 @@ def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
 
 def _contexts(inquiry: Inquiry) -> tuple[int, ...]:
     if inquiry.contexts:
-        return counts("-c", inquiry.contexts)
+        asked, wanted = counts("-c", inquiry.contexts), inquiry.goal and inquiry.goal.context
+        if wanted and wanted not in asked:
+            raise ProfileError(f"the goal is for {wanted:,} tokens, which -c does not have", "Leave -c out.")
+        return asked
     if inquiry.mapped:
         return counts("-c", MAP_CONTEXTS)
     return (inquiry.goal.context,) if inquiry.goal and inquiry.goal.context else CONTEXTS

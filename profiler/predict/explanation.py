@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from profiler.models.geometry import Geometry
 from profiler.predict import efficiency, machine, work
-from profiler.predict.efficiency import Rates
+from profiler.predict.efficiency import PLAIN, Rates
 from profiler.predict.engines.base import Engine, Setting, Terms
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import Predictor, shared_out
@@ -20,6 +20,8 @@ from profiler.quants.base import DTYPE_BYTES
 PHASES = ("prefill", "decode")
 NAMES = {"other": "norms, routers, convolutions", "mlp": "feed-forward", "tables": "embeddings"}
 SMALLER_KV = {"llama.cpp": "q8_0", "vllm": "fp8"}
+PLAIN_FLOPS = ("fp32", "bf16", "fp16")
+OWN_FLOPS = {"nvfp4": "fp4"}
 BELOW_PEAK = 0.5  # of the ceiling: further away, the gap has a cause worth naming
 
 
@@ -96,12 +98,16 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
 
 def _shares(done: Work, predictor: Predictor) -> list[Share]:
     """Parts of equal name together, the longest first; launches and links at the end."""
-    bandwidth, peak = ceilings(predictor.machine, predictor.dtype)
+    bandwidth, _ = ceilings(predictor.machine, predictor.dtype)
+    peaks = {
+        scheme: ceilings(predictor.machine, predictor.dtype, scheme, predictor.engine.name)[1]
+        for scheme in {item.scheme for item in done.items}
+    }
     parts: dict[str, list[float]] = {}
     for item in done.items:
         read, compute, unpack = efficiency.costs(item, done, predictor.rates)
         entry = parts.setdefault(_name(item), [0.0, 0.0, 0.0, 0.0, 0.0])
-        ceiling = max(item.nbytes / bandwidth, item.flops / peak)
+        ceiling = max(item.nbytes / bandwidth, item.flops / peaks[item.scheme])
         bound = compute if compute >= read else 0.0
         for index, value in enumerate(
             (item.nbytes, item.flops, ceiling, max(read, compute) + unpack, bound + unpack)
@@ -129,14 +135,22 @@ def _name(item: work.Item) -> str:
     return NAMES.get(item.part, item.part)
 
 
-def ceilings(host: Machine, dtype: str) -> tuple[float, float]:
-    """Bytes per second and FLOP per second that all devices of ``host`` could do together."""
+def ceilings(host: Machine, dtype: str, scheme: str = "", engine: str = "") -> tuple[float, float]:
+    """Bytes per second and FLOP per second that all devices of ``host`` could do together.
+
+    Products run in ``dtype`` or another plain one; those of packed weights may run in the weights' own format, and in
+    llama.cpp in 8 bits. A CPU widens what it is slow at, so there the fastest dtype counts.
+    """
     target, measured = host.target, host.target.ceilings
     bandwidth = measured.read_bytes_s if measured else target.bandwidth_bytes_s
     flops = dict(measured.flops) if measured else dict(target.flops)
-    peak = flops.get(dtype) or max(flops.values(), default=bandwidth * 50)
     together = target.count if host.split == "tensor" else 1
-    return bandwidth * together, max(peak, *flops.values()) * together if flops else peak * together
+    names = {dtype, *PLAIN_FLOPS}
+    if scheme and scheme not in PLAIN:
+        names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if engine == "llama.cpp" else set())
+    known = [value for name, value in flops.items() if name in names or target.vendor == "CPU"]
+    peak = max(known, default=max(flops.values(), default=bandwidth * 50))
+    return bandwidth * together, peak * together
 
 
 def cause(phase: PhaseParts) -> str:

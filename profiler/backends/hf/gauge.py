@@ -9,6 +9,7 @@ clocks have settled.
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import sys
 import time
@@ -222,6 +223,7 @@ class _Norm(nn.Module):
 def main() -> None:
     """Measure the device named on the command line."""
     start = time.perf_counter()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as a worker does: it has a line for every product
     found = Gauge(sys.argv[1]).all()
     print(json.dumps(found | {"seconds": time.perf_counter() - start}))
 

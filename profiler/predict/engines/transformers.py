@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from profiler import registry
 from profiler.devices.target import Target
+from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, GatedDelta
 from profiler.predict.engines.base import MIB, Setting, Terms, spread
@@ -86,6 +87,8 @@ class Transformers:
         return storage(with_head(geometry, held, copied=False))
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
+        if setting.kv is not None:
+            raise ProfileError("transformers keeps K and V in the compute dtype", "Leave --kv out.")
         width = DTYPE_BYTES[setting.dtype]
         held = geometry.cache_bytes(setting.context, setting.batch, width).total
         return Terms(
@@ -140,7 +143,7 @@ class Transformers:
     def _prefill_bytes(self, geometry: Geometry, storage: Storage, setting: Setting, chunk: int) -> Interval:
         """Beside weights and cache: views, mask, repeated K and V, hidden states, expert rows, logits."""
         width, rows = DTYPE_BYTES[setting.dtype], setting.batch * chunk
-        views = retained_bytes(geometry, setting, chunk, width)
+        views = retained_bytes(geometry, setting, chunk, width, min(chunk, setting.context))
         mask = rows * setting.context * MASK_BYTES
         layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
         chosen, expert = storage.expert_rows
@@ -190,13 +193,16 @@ def _layer_kv(mixer: object, setting: Setting, width: int) -> int:
     return once + repeated
 
 
-def retained_bytes(geometry: Geometry, setting: Setting, chunk: int, width: int) -> int:
-    """Bytes that views keep alive after a prefill, over what the sliding layers' cache itself holds."""
+def retained_bytes(geometry: Geometry, setting: Setting, chunk: int, width: int, last: int | None = None) -> int:
+    """Bytes that views keep alive after a pass of ``last`` tokens, over what the sliding layers' cache itself holds.
+
+    Without ``last``: after the prefill, whose last pass may be a short one. Its peak is that of a full pass.
+    """
     total = 0
+    last = (setting.context - 1) % chunk + 1 if last is None else last
     for layer, count in geometry.groups:
         mixer = layer.mixer
         if isinstance(mixer, Attention) and mixer.window is not None and mixer.owns_cache:
-            last = (setting.context - 1) % chunk + 1
             stored = min(setting.context, mixer.window - 1 + last)
             total += count * 2 * mixer.kv_heads * mixer.head_dim * max(0, stored - mixer.held(setting.context))
     return total * setting.batch * width

@@ -85,6 +85,12 @@ def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
     assert said in result.stderr.splitlines()[0]
 
 
+def test_another_engine_is_not_told_what_transformers_took(store: Path) -> None:
+    keep(store, measured(decode_s=0.8))
+    words = ("explain", "gemma-3-270m", "-q", "bf16", "-c", "128", "--on", "cpu", "--engine", "llama.cpp")
+    assert "measured" not in run(*words).stdout
+
+
 def test_accuracy_lists_predicted_beside_measured_and_counts_what_is_covered(store: Path) -> None:
     keep(store, measured(decode_s=0.8))
     result = run("accuracy")

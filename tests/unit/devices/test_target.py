@@ -23,6 +23,7 @@ from profiler.units import GIB
         ("h100 pcie", "H100 PCIe"),
         ("t4", "T4"),
         ("strix halo", "Strix Halo (Ryzen AI Max+ 395, Radeon 8060S)"),
+        ("7900 xtx", "RX 7900 XTX"),
         ("spark", "DGX Spark (GB10)"),
     ],
 )
@@ -54,6 +55,13 @@ def test_what_is_no_device_is_one_clear_line(typed: str) -> None:
         find(typed)
     assert "\n" not in caught.value.message
     assert "\x1b" not in str(caught.value)
+
+
+def test_a_variant_is_another_device() -> None:
+    assert find("rtx 3060").name == "RTX 3060 12GB"
+    with pytest.raises(NotFound, match="no device of the catalog by itself") as raised:
+        find("rtx 4070 ti")
+    assert "RTX 4070 Ti SUPER" in str(raised.value)
 
 
 def test_a_miss_names_the_nearest() -> None:

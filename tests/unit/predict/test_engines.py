@@ -12,6 +12,8 @@ from profiler.models.geometry import Geometry
 from profiler.predict import engines
 from profiler.predict.engines import llama_cpp, transformers, vllm
 from profiler.predict.engines.base import Setting
+from profiler.predict.machine import Machine
+from profiler.predict.prediction import Predictor
 
 GIB, MIB = 1024**3, 1024**2
 ENGINES = engines.names()
@@ -103,6 +105,13 @@ def test_passes_of_a_prefill_bound_what_views_keep() -> None:
     shape, setting = geometry("gemma-4-31b"), Setting("bf16", 32768, 1)
     whole = transformers.retained_bytes(shape, setting, 32768, 2)
     assert transformers.retained_bytes(shape, setting, 2048, 2) < whole / 10
+
+
+@pytest.mark.parametrize("model", ["gemma-3-4b", "gemma-4-e2b", "qwen3.5-0.8b"])
+def test_the_peak_never_falls_as_the_context_grows(model: str) -> None:
+    predictor = Predictor(geometry(model), engines.find("transformers"), "bf16", Machine(find("rtx 4090")))
+    peaks = [predictor.predict(context, 4).terms.peak.value for context in (2047, 2048, 2049, 16384, 16385, 18433)]
+    assert peaks == sorted(peaks)
 
 
 # llama.cpp: cells and states in its logs
