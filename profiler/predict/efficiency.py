@@ -101,7 +101,9 @@ def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
         found = rates.measured.product_s(item.scheme, item.rows, *what)
         if found is not None:
             fresh = item.large * UNPACKED_BYTES * rates.measured.fresh_byte_s if item.scheme in UNPACKED else 0.0
-            return min(found, rates.measured.product_s(item.scheme, 1.0, *what) or found), found, fresh
+            least = min(found, rates.measured.product_s(item.scheme, 1.0, *what) or found)
+            reads = item.scheme in PLAIN and found <= least  # one token: all is reading
+            return least, 0.0 if reads else found, fresh
     if item.kind == "convolution":
         cost = rates.convolution
         each = (

@@ -77,6 +77,7 @@ def test_a_measured_curve_takes_the_place_of_shares() -> None:
     own = Predictor(plain.geometry, plain.engine, "fp32", machine, "fp32").predict(128, 1)
     assert own.decode is not None
     assert own.basis == "calibrated"
+    assert own.decode.binds == "bandwidth"  # one token of plain weights
     weights = plain.geometry.active_parameters * 4
     assert own.decode.seconds.value > weights * 1e-10  # no faster than the curve
     assert own.decode.seconds.value < weights * 1e-10 * 1.5
