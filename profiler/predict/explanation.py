@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from profiler.models.geometry import Geometry
 from profiler.predict import efficiency, machine, work
-from profiler.predict.efficiency import PLAIN, Rates
+from profiler.predict.efficiency import PLAIN
 from profiler.predict.engines.base import Engine, Setting, Terms
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import Predictor, shared_out
@@ -98,9 +98,9 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
 
 def _shares(done: Work, predictor: Predictor) -> list[Share]:
     """Parts of equal name together, the longest first; launches and links at the end."""
-    bandwidth, _ = ceilings(predictor.machine, predictor.dtype)
+    bandwidth = bandwidth_ceiling(predictor.machine)
     peaks = {
-        scheme: ceilings(predictor.machine, predictor.dtype, scheme, predictor.engine.name)[1]
+        scheme: flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.name)
         for scheme in {item.scheme for item in done.items}
     }
     parts: dict[str, list[float]] = {}
@@ -135,22 +135,30 @@ def _name(item: work.Item) -> str:
     return NAMES.get(item.part, item.part)
 
 
-def ceilings(host: Machine, dtype: str, scheme: str = "", engine: str = "") -> tuple[float, float]:
-    """Bytes per second and FLOP per second that all devices of ``host`` could do together.
+def bandwidth_ceiling(host: Machine) -> float:
+    """Bytes per second that the devices of ``host`` which work at once could read."""
+    measured = host.target.ceilings
+    return (measured.read_bytes_s if measured else host.target.bandwidth_bytes_s) * _at_once(host)
+
+
+def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
+    """FLOP per second that they could do with weights in the format ``scheme``.
 
     Products run in ``dtype`` or another plain one; those of packed weights may run in the weights' own format, and in
     llama.cpp in 8 bits. A CPU widens what it is slow at, so there the fastest dtype counts.
     """
     target, measured = host.target, host.target.ceilings
-    bandwidth = measured.read_bytes_s if measured else target.bandwidth_bytes_s
-    flops = dict(measured.flops) if measured else dict(target.flops)
-    together = target.count if host.split == "tensor" else 1
+    flops = measured.flops if measured else target.flops
     names = {dtype, *PLAIN_FLOPS}
-    if scheme and scheme not in PLAIN:
+    if scheme not in PLAIN:
         names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if engine == "llama.cpp" else set())
     known = [value for name, value in flops.items() if name in names or target.vendor == "CPU"]
-    peak = max(known, default=max(flops.values(), default=bandwidth * 50))
-    return bandwidth * together, peak * together
+    return max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * _at_once(host)
+
+
+def _at_once(host: Machine) -> int:
+    """Devices that work at the same time: in a layer split one after the other."""
+    return host.target.count if host.split == "tensor" else 1
 
 
 def cause(phase: PhaseParts) -> str:
@@ -212,6 +220,3 @@ def _peak(engine: Engine, geometry: Geometry, setting: Setting, host: Machine) -
     dtype = setting.quant if setting.quant in DTYPE_BYTES else setting.dtype
     storage = engine.storage(geometry, setting.quant, dtype)
     return shared_out(engine.memory(geometry, storage, setting, host.target), geometry, host).peak.value
-
-
-__all__ = ["Change", "Explanation", "PhaseParts", "Rates", "Share", "cause", "ceilings", "explain"]

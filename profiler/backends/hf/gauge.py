@@ -22,13 +22,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from profiler.backends.hf.products import DTYPES, RATE_S, SQUARE, Products
+from profiler.backends.hf.load import DTYPES
+from profiler.backends.hf.products import RATE_S, SQUARE, Products
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.devices.cpu import process_bytes
 
 PEAK_TOKENS = 1024
 READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}
-LOOP_S = 0.25  # a ceiling is the best of so many seconds
+LOOP_S = 0.15  # a ceiling is the best of so many seconds
 CALL_LAYERS, CALL_NORMS, CALL_ROUNDS = 12, 6, 5  # about as many operators to a product as in a model
 CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 1024, 4, 128
 GRAPH_KERNELS = 200
@@ -41,6 +42,7 @@ class Best(NamedTuple):
     """Bytes and FLOP per second."""
 
     read_bytes_s: float
+    reader: str  # kernel and threads
     copy_bytes_s: float
     flops: dict[str, float]
 
@@ -52,7 +54,6 @@ class Gauge:
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
         self.threads = torch.get_num_threads()
-        self.how: dict[str, str] = {}
         self.watch = Stopwatch(self.device)
 
     def all(self) -> dict[str, Any]:
@@ -60,30 +61,33 @@ class Gauge:
         idle = process_bytes("VmRSS") if sys.platform == "linux" else 0
         with torch.inference_mode():
             before = self.ceilings()
-            products, tall, fresh = Products(self.watch).all()
-            after = self.ceilings()  # clocks rise and fall over minutes
-            return {
-                "process_bytes": idle,
-                "read_bytes_s": max(before.read_bytes_s, after.read_bytes_s),
-                "copy_bytes_s": max(before.copy_bytes_s, after.copy_bytes_s),
-                "flops": {name: max(value, after.flops[name]) for name, value in before.flops.items()},
+            rates = {
                 "call_s": self.call(),
                 "graph_call_s": self.graph_call() if self.cuda else None,
                 "activation_s": self.activations(),
-                "fresh_byte_s": fresh,
                 "convolutions": {name: self.convolution(dtype) for name, dtype in DTYPES.items()},
                 "attention": {name: self.attention(dtype) for name, dtype in DTYPES.items()},
-                "products": products,
-                "tall": tall,
-                "how": self.how,
             }
+            products, tall, fresh = Products(self.watch).all()
+            after = self.ceilings()  # clocks rise and fall over minutes
+        return rates | {
+            "process_bytes": idle,
+            "read_bytes_s": max(before.read_bytes_s, after.read_bytes_s),
+            "copy_bytes_s": max(before.copy_bytes_s, after.copy_bytes_s),
+            "flops": {name: max(value, after.flops[name]) for name, value in before.flops.items()},
+            "products": products,
+            "tall": tall,
+            "fresh_byte_s": fresh,
+            "how": {"read": max(before, after, key=lambda best: best.read_bytes_s).reader},
+        }
 
     def ceilings(self) -> Best:
         """What nothing beats."""
-        return Best(self.read(), self.copy(), {name: self.flops(dtype) for name, dtype in DTYPES.items()})
+        rate, reader = self.read()
+        return Best(rate, reader, self.copy(), {name: self.flops(dtype) for name, dtype in DTYPES.items()})
 
-    def read(self) -> float:
-        """Bytes per second that the best reading kernel gets, at the best number of threads."""
+    def read(self) -> tuple[float, str]:
+        """Bytes per second that the best reading kernel gets, at the best number of threads; and which that is."""
         size = READ_BYTES[self.device.type]
         data = torch.ones(size // 4, dtype=torch.float32, device=self.device)
         matrix, vector = data.view(-1, 8192), torch.ones(8192, device=self.device)
@@ -103,8 +107,7 @@ class Gauge:
                 if found > rate:
                     best, rate = f"{name}, {threads} threads" if not self.cuda else name, found
         torch.set_num_threads(self.threads)
-        self.how["read"] = best
-        return rate
+        return rate, best
 
     def _thread_counts(self) -> list[int]:
         return [self.threads] if self.cuda else sorted({1, max(1, self.threads // 2), self.threads})

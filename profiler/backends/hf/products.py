@@ -12,39 +12,53 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations, cycle
-from typing import Any, NamedTuple, TypeVar
+from math import prod
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.nn import functional
 
+from profiler import registry
+from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.stopwatch import Stopwatch
+from profiler.models.weight import Weight
+from profiler.quants.base import Quant
 
 TOKENS = (1, 4, 16, 64, 256)
 SQUARE, NARROW, SMALL = (2048, 2048), (2048, 512), (256, 256)  # output features, input features
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
 LARGE, LARGE_TOKENS = (6144, 2048), (1,)  # 48 MiB in fp32
-UNPACKED, PACKED_BYTES = "nf4", 0.5625  # per weight, with its block's scale
-POOL_BYTES = 192 * 1024**2
+UNPACKED = "nf4"  # unpacks a whole layer to multiply with it
+POOL_BYTES = 128 * 1024**2
 POOL_LAYERS = 200
 OUTLIER = 8.0  # above the threshold of LLM.int8: features of trained models are, the more of them the more tokens
 TOKENS_AN_OUTLIER = 16
+
 Layer = Callable[[torch.Tensor], torch.Tensor]
+Shape = tuple[int, int]
 Product = tuple[Callable[[], None], int]
 K = TypeVar("K")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RATE_S = 0.04  # a rate is the median of runs that take so long
 ROUNDS = 3  # and that of so many turns
 
-Costs = dict[str, dict[str, dict[str, float]]]  # by format and tokens (as text)
+Costs = dict[str, dict[str, dict[str, float]]]  # by format and tokens (as text): the fields of ``ceilings.Cost``
 
 
 class Format(NamedTuple):
-    """A format of weights: its inputs' dtype, what makes a layer of so many outputs and inputs, bytes per weight."""
+    """A format of weights: its inputs' dtype, and what makes a layer of so many outputs and inputs."""
 
     name: str
     dtype: torch.dtype
     make: Callable[[int, int], Layer]
-    width: float
+
+    def nbytes(self, shape: Shape) -> int:
+        """Of a stored layer, scales included."""
+        quant: Quant = registry.load("quants", self.name, "quantization").QUANT
+        return quant.weight_bytes(Weight("linear", shape), quant.dtype or "fp32")
+
+    def usual_s(self, cost: Mapping[str, float], shape: Shape) -> float:
+        """Seconds of a layer of ``shape`` by what others cost."""
+        return self.nbytes(shape) * cost["byte_s"] + shape[0] * cost["row_s"] + cost["call_s"]
 
 
 class Products:
@@ -65,30 +79,21 @@ class Products:
             for tokens in {TALL: TALL_TOKENS, LARGE: LARGE_TOKENS}.get(shape, TOKENS)
         }
         seconds = self._rounds(runs)
-        found: dict[str, dict[str, dict[str, float]]] = {one.name: {} for one in formats}
+        found: Costs = {one.name: {} for one in formats}
         tall: dict[str, dict[str, float]] = {one.name: {} for one in formats}
+        fresh = 0.0
         for one in formats:
             for tokens in TOKENS:
-                points = [
-                    (rows * columns * one.width, rows, seconds[one.name, (rows, columns), tokens])
-                    for rows, columns in (SQUARE, NARROW, SMALL)
-                ]
+                shapes = (SQUARE, NARROW, SMALL)
+                points = [(one.nbytes(shape), shape[0], seconds[one.name, shape, tokens]) for shape in shapes]
                 cost = found[one.name][str(tokens)] = solve(points)
-                taken = seconds.get((one.name, TALL, tokens))
-                if taken is not None:
-                    rows, columns = TALL
-                    usual = rows * columns * one.width * cost["byte_s"] + rows * cost["row_s"] + cost["call_s"]
-                    tall[one.name][str(tokens)] = taken / usual
-        return found, tall, self._fresh(found, seconds)
-
-    def _fresh(self, costs: Mapping[str, Mapping[str, Mapping[str, float]]], seconds: Mapping[Any, float]) -> float:
-        """Seconds per unpacked byte."""
-        taken = seconds.get((UNPACKED, LARGE, 1))
-        if taken is None:
-            return 0.0
-        (rows, columns), cost = LARGE, costs[UNPACKED]["1"]
-        usual = rows * columns * PACKED_BYTES * cost["byte_s"] + rows * cost["row_s"] + cost["call_s"]
-        return max(0.0, taken - usual) / (rows * columns * 4)
+                if (one.name, TALL, tokens) in seconds:
+                    taken = seconds[one.name, TALL, tokens]
+                    tall[one.name][str(tokens)] = taken / one.usual_s(cost, TALL)
+                if (one.name, LARGE, tokens) in seconds:
+                    longer = seconds[one.name, LARGE, tokens] - one.usual_s(cost, LARGE)
+                    fresh = max(0.0, longer) / (prod(LARGE) * torch.float32.itemsize)
+        return found, tall, fresh
 
     def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
         """Seconds of one layer each. All take their turn several times: what a slower minute does, it does to all."""
@@ -98,7 +103,7 @@ class Products:
                 found[key].append(self.watch.time(run, RATE_S).median / many)
         return {key: statistics.median(values) for key, values in found.items()}
 
-    def _product(self, layers: Sequence[Layer], shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> Product:
+    def _product(self, layers: Sequence[Layer], shape: Shape, tokens: int, dtype: torch.dtype) -> Product:
         """A run, and the layers that it multiplies with."""
         inputs = torch.randn(1, tokens, shape[1], device=self.device).to(dtype)
         inputs[..., : tokens // TOKENS_AN_OUTLIER] = OUTLIER
@@ -111,17 +116,17 @@ class Products:
 
         return run, many
 
-    def _pools(self, one: Format) -> Iterator[tuple[tuple[int, int], list[Layer]]]:
+    def _pools(self, one: Format) -> Iterator[tuple[Shape, list[Layer]]]:
         for shape in (SQUARE, NARROW, SMALL):
-            yield shape, self._pool(one.make, shape, one.width)
+            yield shape, self._pool(one, shape)
         if one.name in DTYPES:
             yield TALL, [one.make(*TALL)]
         if one.name == UNPACKED and not self.cuda:  # there a kernel multiplies packed weights as they are
             yield LARGE, [one.make(*LARGE) for _ in range(2)]
 
-    def _pool(self, make: Callable[[int, int], Layer], shape: tuple[int, int], width: float) -> list[Layer]:
-        count = int(POOL_BYTES * min(1.0, width / 2) // (shape[0] * shape[1] * width))
-        return [make(*shape) for _ in range(max(2, min(count, POOL_LAYERS)))]
+    def _pool(self, one: Format, shape: Shape) -> list[Layer]:
+        pool = POOL_BYTES if one.name in DTYPES else POOL_BYTES // 4  # packing layers takes long
+        return [one.make(*shape) for _ in range(max(2, min(pool // one.nbytes(shape), POOL_LAYERS)))]
 
     def _formats(self) -> Iterator[Format]:
         """Those that can be measured here."""
@@ -131,7 +136,7 @@ class Products:
             return partial(functional.linear, weight=weight)
 
         for name, dtype in DTYPES.items():
-            yield Format(name, dtype, partial(plain, dtype), dtype.itemsize)
+            yield Format(name, dtype, partial(plain, dtype))
         try:
             import bitsandbytes as bnb
         except ImportError:
@@ -147,8 +152,8 @@ class Products:
             moved: Layer = layer.to(self.device).eval()  # training takes other kernels
             return moved
 
-        yield Format(UNPACKED, dtype, nf4, PACKED_BYTES)
-        yield Format("int8", torch.float16 if self.cuda else dtype, int8, 1.0)
+        yield Format(UNPACKED, dtype, nf4)
+        yield Format("int8", torch.float16 if self.cuda else dtype, int8)
 
 
 def solve(points: Sequence[tuple[float, int, float]]) -> dict[str, float]:
