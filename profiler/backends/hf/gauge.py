@@ -26,12 +26,21 @@ from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.products import RATE_S, SQUARE, Products
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.devices.cpu import process_bytes
+from profiler.predict.engines.transformers import LAYER_CALLS, OUTSIDE_CALLS
 
 PEAK_TOKENS = 1024
 READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}
 LOOP_S = 0.15  # a ceiling is the best of so many seconds
-CALL_LAYERS, CALL_NORMS, CALL_ROUNDS = 12, 6, 5  # about as many operators to a product as in a model
-CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 1024, 4, 128
+CALL_S, CALL_ROUNDS = 0.1, 5
+CALL_MODEL = {  # small, so that its products take no longer than the rest; its weights exceed the caches
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 4096, 4, 128
 GRAPH_KERNELS = 200
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
 STEP_DEPTH, PASS_TOKENS, PASS_DEPTH = 2048, 512, 1024
@@ -127,27 +136,30 @@ class Gauge:
         return 2 * PEAK_TOKENS * rows * columns / seconds
 
     def call(self) -> float:
-        """Seconds of one small operator as models call them: from Python, through modules, between large products.
+        """Seconds of one operator of a decoder layer, as transformers calls it in a step: what a layer takes beyond its
+        products with weights, shared among its operators.
 
-        A product in between has taken the caches, which makes an operator several times slower than in a loop of its
-        own.
+        In a loop of its own an operator takes a third of that: neither the Python between operators is in it, nor
+        that a product in between has taken the caches.
         """
-        norm, small = _Norm(64).to(self.device), torch.ones(1, 1, 64, device=self.device)
-        rows, columns = SQUARE
-        weights = [torch.randn(rows, columns, device=self.device) for _ in range(CALL_LAYERS)]
-        inputs = torch.ones(1, 1, columns, device=self.device)
+        from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-        def run(norms: int) -> None:
-            for weight in weights:
-                functional.linear(inputs, weight)
-                for _ in range(norms):
-                    norm(small)
+        model = LlamaForCausalLM(LlamaConfig(**CALL_MODEL)).eval().to(self.device)
+        products = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        inputs = {layer.in_features: torch.ones(1, 1, layer.in_features, device=self.device) for layer in products}
+        cache, token = DynamicCache(config=model.config), torch.ones(1, 1, dtype=torch.long, device=self.device)
 
-        with_them, without = (
-            statistics.median(self.watch.time(partial(run, norms), RATE_S).median for _ in range(CALL_ROUNDS))
-            for norms in (CALL_NORMS, 0)
+        def step() -> None:
+            model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+        def multiply() -> None:
+            for layer in products:
+                functional.linear(inputs[layer.in_features], layer.weight)
+
+        beyond = statistics.median(
+            self.watch.time(step, CALL_S).median - self.watch.time(multiply, CALL_S).median for _ in range(CALL_ROUNDS)
         )
-        return max(1e-9, with_them - without) / (CALL_LAYERS * CALL_NORMS * _Norm.OPERATORS)
+        return max(1e-9, beyond) / (model.config.num_hidden_layers * LAYER_CALLS["llama"] + OUTSIDE_CALLS)
 
     def graph_call(self) -> float:
         """Seconds of one small kernel when a CUDA graph replays many."""
@@ -207,9 +219,8 @@ class Gauge:
 
 
 class _Norm(nn.Module):
-    """An RMS norm as models write it: seven operators and as many lines of Python."""
+    """An RMS norm as models write it."""
 
-    OPERATORS = 7
     TENSORS = 9  # of the hidden width, read or written
 
     def __init__(self, size: int) -> None:

@@ -33,6 +33,7 @@ FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 # Operators of a layer that are no views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); of a
 # gated-delta layer without flash-linear-attention 94 in a step, 118 + 9 for each chunk of 64 tokens in a prefill.
 LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0}
+OUTSIDE_CALLS = 30.0  # of the layers
 ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
 )
@@ -126,7 +127,7 @@ class Transformers:
                 delta_step=94,
                 delta_pass=118,
                 delta_chunk=9,
-                outside=30,
+                outside=OUTSIDE_CALLS,
                 elementwise=ELEMENTWISE,
                 state_touches=STATE_TOUCHES,
                 element_bytes=DTYPE_BYTES[setting.dtype],
