@@ -30,10 +30,14 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     error of each figure, and how many lie in the range that nine of ten should.
     """
     with Store.open(store, create=False) as opened:
-        measured = opened.rows(opened.find_run(run)) if run else opened.newest()
+        measured = list(opened.rows(opened.find_run(run)) if run else opened.newest())
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
     click.echo(listing.render(found, _cells, output) if found else "no row has a prediction beside it\n", nl=False)
-    for line in summary(found):
+    lines = summary(found)
+    left_out = sum(disturbed(one, figure) for one in measured for figure in FIGURES)
+    if left_out:
+        lines.append(f"{left_out} speeds are left out: other work held the CPU while they were measured")
+    for line in lines:
         click.echo(line, err=output != "table")
     return 0
 
@@ -44,7 +48,7 @@ def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
     for measurement in measured:
         for figure in FIGURES:
             predicted, value = measurement.expected.get(figure), _measured(measurement, figure)
-            if measurement.outcome != "ok" or not predicted or not value:
+            if measurement.outcome != "ok" or not predicted or not value or disturbed(measurement, figure):
                 continue
             case = measurement.case
             found.append(
@@ -66,6 +70,11 @@ def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def disturbed(measurement: Measurement, figure: str) -> bool:
+    """Whether a speed was measured beside other work, by its own caution: no prediction is for that."""
+    return any(caution.code == f"{figure.removesuffix('_tps')}-cpu-pressure" for caution in measurement.cautions)
 
 
 def summary(found: Sequence[dict[str, Any]]) -> list[str]:

@@ -9,8 +9,8 @@ from profiler.case import Case
 from profiler.commands import listing
 from profiler.errors import ProfileError
 from profiler.plan.order import Plan, Planned
+from profiler.predict.estimate import Estimate
 from profiler.predict.interval import Interval
-from profiler.predict.memory import Memory, unquantized_words
 from profiler.results.store import StoredRow
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
 
@@ -24,7 +24,7 @@ def render(plan: Plan, kept: Mapping[Case, StoredRow], available_bytes: int, out
         raise ProfileError(f"--dry-run has no format {output}", f"Known: {', '.join(listing.FORMATS)}.")
     rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
     rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in kept.items()]
-    rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.memory) for skip in plan.skipped]
+    rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.takes) for skip in plan.skipped]
     return listing.render(rows, _shown, output)
 
 
@@ -54,22 +54,21 @@ def _row(case: Case, action: str, reason: str | None = None) -> dict[str, Any]:
 
 
 def _estimates(planned: Planned, available_bytes: int) -> dict[str, Any]:
-    point = planned.point
-    return _sizes(planned.memory) | {
+    return _sizes(planned.takes) | {
         "load_s": planned.load_s,
         "run_s": planned.run_s,
-        "may_not_fit": planned.memory.peak.high > available_bytes,
-        "note": unquantized_words(point.geometry, point.quant, point.case.dtype),
+        "may_not_fit": planned.takes.peak.high > available_bytes,
+        "note": planned.takes.left_plain,
     }
 
 
-def _sizes(predicted: Memory | None) -> dict[str, Any]:
+def _sizes(predicted: Estimate | None) -> dict[str, Any]:
     """What a case takes by prediction; bytes."""
     if predicted is None:
         return {}
     return {
         "weights_bytes": round(predicted.weights.value),
-        "cache_bytes": round(predicted.cache.low),  # one cache; the upper values count copies of it
+        "cache_bytes": round(predicted.cache.value),
         "peak_bytes": _interval(predicted.peak),
     }
 

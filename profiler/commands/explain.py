@@ -10,7 +10,8 @@ from profiler.commands import explain_page, listing, options
 from profiler.devices.target import Target
 from profiler.models.resolve import Model
 from profiler.plan.inquiry import Inquiry, one_case
-from profiler.predict import beside, engines, explanation
+from profiler.predict import engines, estimate, explanation
+from profiler.predict.engines.base import Setting
 from profiler.predict.machine import SPLITS, Split
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, default_path
@@ -51,17 +52,13 @@ def explain(
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
     prediction = case.predictor.predict(case.context, case.batch, kv)
     measured = None
-    if prediction.engine.name in beside.ENGINES.values():
-        measured = stored(
-            case.model, prediction.machine.target, prediction.setting.quant, case.context, case.batch, store
-        )
+    if prediction.engine.name == estimate.ENGINE:
+        measured = stored(case.model, prediction.machine.target, prediction.setting, store)
     click.echo(explain_page.render(case.model.name, prediction, found, measured, output), nl=False)
     return 0
 
 
-def stored(
-    model: Model, target: Target, quant: str, context: int, batch: int, store: Path | None
-) -> Measurement | None:
+def stored(model: Model, target: Target, setting: Setting, store: Path | None) -> Measurement | None:
     """The newest measurement of the case on this device."""
     if target.local is None or target.count > 1 or not (store or default_path()).exists():
         return None
@@ -71,7 +68,7 @@ def stored(
             row
             for row in opened.newest()
             if row.case.model_id in ids
-            and (row.case.quant, row.case.context, row.case.batch, row.case.device)
-            == (quant, context, batch, target.local)
+            and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
+            == (setting.quant, setting.dtype, setting.context, setting.batch, target.local)
         ]
     return max(rows, key=lambda row: row.started_at or "", default=None)

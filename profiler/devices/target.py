@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from profiler import devices
-from profiler.devices import catalog, ceilings
+from profiler.devices import catalog, ceilings, priors
 from profiler.devices.base import DeviceInfo
 from profiler.devices.ceilings import Ceilings
 from profiler.errors import NotFound, ProfileError
@@ -20,9 +20,8 @@ from profiler.units import GIB, printable
 MOST = 64  # devices in one machine
 LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, where the data sheet names no link
 FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
-CPU_READ_PER_CORE = 5e9  # bytes per second, uncalibrated: see predict/speeds.py
-CPU_READ_MOST = 40e9
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, where the catalog has no figures
+UNKNOWN_SPREAD = 4.0
 VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})  # another chip, not another size
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 _WORD = re.compile(r"[a-z]+|\d+")
@@ -43,6 +42,7 @@ class Target:
     count: int = 1
     local: str | None = None  # its name on this machine, if it is here: cpu, cuda:0
     source: str = ""  # where the figures come from, in words
+    spread: float = 1.0  # factor that the figures themselves may be off by, either way
     ceilings: Ceilings | None = field(default=None, hash=False)  # what this very device was measured to do
 
     @property
@@ -69,7 +69,10 @@ def find(text: str | None = None) -> Target:
         count = int(match[1])
         if count > MOST:
             raise ProfileError(f"--on {printable(text)}: at most {MOST} devices")
-        return replace(find(match[2].strip("\"' ")), count=count)
+        each = find(match[2].strip("\"' "))
+        if each.count > 1 or each.vendor == "CPU":
+            raise ProfileError(f"--on {printable(text)}: a count goes before one GPU", '--on 2x"rtx 3090"')
+        return replace(each, count=count)
     if "=" in wanted:
         return _described(wanted)
     if re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
@@ -105,7 +108,8 @@ def of(device: DeviceInfo) -> Target:
     return replace(
         found,
         bandwidth_bytes_s=measured.read_bytes_s if found.vendor in ("CPU", "other") else found.bandwidth_bytes_s,
-        flops=found.flops or measured.flops,
+        flops=measured.flops if found.vendor in ("CPU", "other") else found.flops,
+        spread=1.0,
         ceilings=measured,
         source=f"measured {measured.measured_at[:10]}",
     )
@@ -114,15 +118,30 @@ def of(device: DeviceInfo) -> Target:
 def _local(device: DeviceInfo) -> Target:
     """By the catalog where it is in it. Its memory is what there is, not what is sold."""
     if device.kind == "cpu":
-        read = min(CPU_READ_PER_CORE * (device.cores or 1), CPU_READ_MOST)
         return Target(
-            device.title, "CPU", "cpu", device.memory_bytes, read, {}, local=device.name, source="not calibrated"
+            device.title,
+            "CPU",
+            "cpu",
+            device.memory_bytes,
+            priors.read_bytes_s(device),
+            priors.flops(device),
+            local=device.name,
+            source="not calibrated",
+            spread=priors.SPREAD,
         )
     known = catalog.match(device.title, device.memory_bytes)
     if known is None:
         bandwidth, flops = UNKNOWN_GPU
         return Target(
-            device.title, "other", "gpu", device.memory_bytes, bandwidth, flops, local=device.name, source="a guess"
+            device.title,
+            "other",
+            "gpu",
+            device.memory_bytes,
+            bandwidth,
+            flops,
+            local=device.name,
+            source="a guess",
+            spread=UNKNOWN_SPREAD,
         )
     return replace(of_catalog(known), memory_bytes=device.memory_bytes, local=device.name)
 
@@ -167,6 +186,8 @@ def _described(text: str) -> Target:
         name = key.strip().casefold()
         if name not in FIGURES:
             raise unknown("figure of a device", name, FIGURES)
+        if name in figures:
+            raise ProfileError(f"--on {printable(text)}: {name} is given twice", "Give each figure once.")
         try:
             figures[name] = float(value)
         except ValueError:

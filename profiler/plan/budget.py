@@ -127,7 +127,7 @@ def _first_s(load: Sequence[Planned]) -> float:
 
 
 def _skip(entry: Planned, needed_s: float, budget_s: float, left_s: float) -> Skip:
-    return Skip(entry.case, _reason(needed_s, budget_s, left_s), entry.memory)
+    return Skip(entry.case, _reason(needed_s, budget_s, left_s), entry.takes)
 
 
 def _reason(needed_s: float, budget_s: float, left_s: float) -> str:

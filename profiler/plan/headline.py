@@ -108,7 +108,7 @@ def _seconds(pairs: Sequence[Pair], limits: Limits, grid: Grid) -> float:
 def _holds(points: Sequence[Point], limits: Limits) -> bool:
     plan = order.make(points, limits.device, limits.effort, limits.available_bytes)
     bound = limits.available_bytes * (1 - HEADROOM)
-    return not plan.skipped and all(case.memory.peak.value <= bound for case in plan.cases)
+    return not plan.skipped and all(case.takes.peak.value <= bound for case in plan.cases)
 
 
 def _fits(pairs: Sequence[Pair], limits: Limits, grid: Grid) -> bool:
@@ -149,7 +149,7 @@ def _words(pairs: Sequence[Pair], limits: Limits, grid: Grid) -> str:
 
 
 def _peak(point: Point, limits: Limits) -> float:
-    return order.estimate(point, limits.device, limits.effort).memory.peak.value
+    return order.estimate(point, limits.device, limits.effort).takes.peak.value
 
 
 def _listed(words: Sequence[str]) -> str:

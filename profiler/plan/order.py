@@ -14,7 +14,8 @@ from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.measure.loop import Effort
 from profiler.plan.grid import Point
-from profiler.predict import memory, timing
+from profiler.predict import estimate as estimates
+from profiler.predict.estimate import Estimate
 from profiler.units import bytes_text
 
 CASE_S = 0.5  # inputs, snapshots and bookkeeping of a case
@@ -25,7 +26,7 @@ class Planned:
     """A case that will run, and what it is expected to take."""
 
     point: Point
-    memory: memory.Memory
+    takes: Estimate
     load_s: float  # of its model; only the first case of a load pays it
     run_s: float  # warm-ups and repetitions of both phases
 
@@ -41,7 +42,7 @@ class Skip:
 
     case: Case
     reason: str
-    memory: memory.Memory | None = None  # what it would take
+    takes: Estimate | None = None  # what it would take
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +64,25 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     planned: list[Planned] = []
     skipped: list[Skip] = []
     for point in points:
-        needed = memory.predict(point.case, point.geometry, point.quant, device)
-        reason = _impossible(point, device) or _too_large(point, needed, available_bytes)
+        entry = estimate(point, device, effort)
+        reason = _impossible(point, device) or _too_large(entry.takes, available_bytes)
         if reason is None:
-            planned.append(estimate(point, device, effort))
+            planned.append(entry)
         else:
-            skipped.append(Skip(point.case, reason, needed))
+            skipped.append(Skip(point.case, reason, entry.takes))
     return Plan(tuple(_by_load(planned)), tuple(skipped))
 
 
 def estimate(point: Point, device: DeviceInfo, effort: Effort) -> Planned:
     """What a case is expected to take."""
-    times = timing.predict(point.case, point.geometry, point.quant, device)
+    takes = estimates.estimate(point.case, point.geometry, device)
     synthetic = point.case.fill == "synthetic"
-    start = times.fill_s.value if synthetic else _phase_s(times.prefill_s.value, effort)
-    decode = _phase_s(times.step_s.value * point.case.steps, effort)
+    start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
+    decode = _phase_s(takes.step_s.value * point.case.steps, effort)
     return Planned(
         point=point,
-        memory=memory.predict(point.case, point.geometry, point.quant, device),
-        load_s=times.load_s.value,
+        takes=takes,
+        load_s=takes.load_s.value,
         run_s=CASE_S + start + decode,
     )
 
@@ -102,7 +103,7 @@ def _impossible(point: Point, device: DeviceInfo) -> str | None:
     return None
 
 
-def _too_large(point: Point, predicted: memory.Memory, available_bytes: int) -> str | None:
+def _too_large(predicted: Estimate, available_bytes: int) -> str | None:
     """Only what is certain: even the lower bound does not fit."""
     needed = predicted.peak.low
     if needed <= available_bytes:
@@ -111,8 +112,7 @@ def _too_large(point: Point, predicted: memory.Memory, available_bytes: int) -> 
     reason = (
         f"needs at least {bytes_text(needed)} (weights {weights}, cache {cache}), has {bytes_text(available_bytes)}"
     )
-    left = memory.unquantized_words(point.geometry, point.quant, point.case.dtype)
-    return f"{reason}; {left}" if left else reason
+    return f"{reason}; {predicted.left_plain}" if predicted.left_plain else reason
 
 
 def _by_load(planned: list[Planned]) -> list[Planned]:

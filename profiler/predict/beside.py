@@ -9,16 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from profiler.case import Case
-from profiler.devices import target
 from profiler.devices.base import DeviceInfo
 from profiler.models.geometry import Geometry
-from profiler.predict import engines, explanation
-from profiler.predict.engines.transformers import Transformers
+from profiler.predict import explanation
+from profiler.predict.estimate import predictor as predictor_of
 from profiler.predict.interval import Interval
-from profiler.predict.machine import Machine
-from profiler.predict.prediction import Predictor
 
-ENGINES = {"hf": "transformers"}  # by backend: those that an engine's rules describe
+BACKENDS = frozenset({"hf"})  # those that the engine's rules describe
 
 
 def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, Any]:
@@ -26,22 +23,20 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
 
     Empty for a backend whose engine has no rules.
     """
-    name = ENGINES.get(case.backend)
-    if name is None:
+    if case.backend not in BACKENDS:
         return {}
-    machine = Machine(target.of(device))
-    predictor = Predictor(geometry, engines.find(name), case.quant, machine, case.dtype)
+    predictor = predictor_of(case, geometry, device)
+    engine, on = predictor.engine, predictor.machine.target
     depth = case.context + (case.steps + 1) // 2
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(depth, case.batch)
     content: dict[str, Any] = {"peak_bytes": _interval(found.terms.peak)}
-    if isinstance(predictor.engine, Transformers) and case.weights == "real" and machine.target.vendor == "CPU":
-        load = predictor.engine.load_peak(geometry, predictor.storage, case.dtype, machine.target)
+    if case.weights == "real" and (load := engine.load_peak(geometry, predictor.storage, case.dtype, on)) is not None:
         content["load_peak_bytes"] = _interval(load)
     if found.prefill and deep.decode:
         content |= {"prefill_tps": _interval(found.prefill.tps), "decode_tps": _interval(deep.decode.tps)}
         content |= {"prefill_bound": found.prefill.binds, "decode_bound": deep.decode.binds}
-    if machine.target.ceilings is not None:
+    if on.ceilings is not None:
         prefill, decode = explanation.explain(predictor, case.context, case.batch).phases
         content["ceiling_s"] = {"prefill": prefill.ceiling_s, "step": decode.ceiling_s}
     return content

@@ -10,7 +10,7 @@ how each was found, and how far off predictions with it have been on devices tha
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -49,6 +49,11 @@ class Rates:
     basis: Basis
     convolution: Mapping[str, float] | None = None  # seconds of a depthwise one: see ``Ceilings``
     measured: Ceilings | None = None  # this very device's own curves for weights, in place of shares
+
+    @property
+    def own(self) -> bool:
+        """Whether formats compare differently on this device than on others."""
+        return self.measured is not None or self.convolution is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,8 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     own = content["engine"][engine]
     maker = target.vendor if target.vendor in content["bandwidth"] else "other"
     bandwidth = target.bandwidth_bytes_s * content["bandwidth"][maker] * own["bandwidth"]
-    formats, unpacking = content["format"], own.get("unpack_bytes", {})
+    formats = content["format"]
+    unpacking = own.get("unpack_bytes", {}).get(maker) or own.get("unpack_bytes", {}).get("other", {})
     read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in SCHEMES}
     peak = _peak(target, "fp32" if maker in own["vector_prefill"] else dtype)
     peak *= own["prefill"].get(maker, own["prefill"]["other"])
@@ -138,6 +144,9 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     per_slot = content["multiply"]["per_slot"]
     slots = multiply_slots(target, content) * per_slot.get(maker, per_slot["other"])
     one_by_one = dict.fromkeys(SCHEMES, 0.5 / slots)
+    halves = content["halves"] if maker == "CPU" and target.flops.get(dtype, 0.0) < target.flops["fp32"] else None
+    if halves:
+        read_s["cache"] *= halves["cache"]
     return Rates(
         read_s=read_s,
         flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in SCHEMES},
@@ -146,8 +155,9 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
         layer_s=_layer_s(target, maker, content) * own["launch"],
         expert_layers=own["expert_layers"],
-        decode=tuple(own["spread"]["decode"]),
-        prefill=tuple(own["spread"]["prefill"]),
+        decode=_wider(own["spread"]["decode"], target.spread),
+        prefill=_wider(own["spread"]["prefill"], target.spread),
+        convolution=halves["convolution"] if halves else None,
         call_s=own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0)),
         basis=own["basis"] if maker in own["fitted_on"] else "prior",
     )
@@ -185,6 +195,11 @@ def calibrated(
         convolution=ceilings.convolutions.get(dtype),
         measured=ceilings,
     )
+
+
+def _wider(bounds: Sequence[float], spread: float) -> Bounds:
+    low, high = bounds
+    return low / spread, high * spread
 
 
 def group(scheme: str) -> str:

@@ -22,6 +22,7 @@ NAMES = {"other": "norms, routers, convolutions", "mlp": "feed-forward", "tables
 SMALLER_KV = {"llama.cpp": "q8_0", "vllm": "fp8"}
 PLAIN_FLOPS = ("fp32", "bf16", "fp16")
 OWN_FLOPS = {"nvfp4": "fp4"}
+CONVOLUTIONS = "convolutions"
 BELOW_PEAK = 0.5  # of the ceiling: further away, the gap has a cause worth naming
 
 
@@ -35,6 +36,7 @@ class Share:
     ceiling_s: float
     predicted_s: float
     binds: str  # bandwidth | compute | launches | link
+    packed: bool = False  # whether weights in a format that is more than a dtype are most of its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
 
 def _shares(done: Work, predictor: Predictor) -> list[Share]:
     """Parts of equal name together, the longest first; launches and links at the end."""
-    bandwidth = bandwidth_ceiling(predictor.machine)
+    bandwidth = predictor.machine.ceiling_bytes_s
     peaks = {
         scheme: flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.name)
         for scheme in {item.scheme for item in done.items}
@@ -106,16 +108,23 @@ def _shares(done: Work, predictor: Predictor) -> list[Share]:
     parts: dict[str, list[float]] = {}
     for item in done.items:
         read, compute, unpack = efficiency.costs(item, done, predictor.rates)
-        entry = parts.setdefault(_name(item), [0.0, 0.0, 0.0, 0.0, 0.0])
+        entry = parts.setdefault(_name(item), [0.0] * 6)
         ceiling = max(item.nbytes / bandwidth, item.flops / peaks[item.scheme])
-        bound = compute if compute >= read else 0.0
-        for index, value in enumerate(
-            (item.nbytes, item.flops, ceiling, max(read, compute) + unpack, bound + unpack)
-        ):
+        bound, total = compute if compute >= read else 0.0, max(read, compute) + unpack
+        packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
+        for index, value in enumerate((item.nbytes, item.flops, ceiling, total, bound + unpack, packed)):
             entry[index] += value
     shares = [
-        Share(name, nbytes, flops, ceiling, predicted, "compute" if computing > predicted / 2 else "bandwidth")
-        for name, (nbytes, flops, ceiling, predicted, computing) in parts.items()
+        Share(
+            name,
+            nbytes,
+            flops,
+            ceiling,
+            predicted,
+            "compute" if computing > predicted / 2 else "bandwidth",
+            packed > predicted / 2,
+        )
+        for name, (nbytes, flops, ceiling, predicted, computing, packed) in parts.items()
         if predicted > 0
     ]
     shares.sort(key=lambda share: -share.predicted_s)
@@ -135,12 +144,6 @@ def _name(item: work.Item) -> str:
     return NAMES.get(item.part, item.part)
 
 
-def bandwidth_ceiling(host: Machine) -> float:
-    """Bytes per second that the devices of ``host`` which work at once could read."""
-    measured = host.target.ceilings
-    return (measured.read_bytes_s if measured else host.target.bandwidth_bytes_s) * _at_once(host)
-
-
 def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
     """FLOP per second that they could do with weights in the format ``scheme``.
 
@@ -153,12 +156,7 @@ def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
     if scheme not in PLAIN:
         names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if engine == "llama.cpp" else set())
     known = [value for name, value in flops.items() if name in names or target.vendor == "CPU"]
-    return max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * _at_once(host)
-
-
-def _at_once(host: Machine) -> int:
-    """Devices that work at the same time: in a layer split one after the other."""
-    return host.target.count if host.split == "tensor" else 1
+    return max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * host.at_once
 
 
 def cause(phase: PhaseParts) -> str:
@@ -169,7 +167,9 @@ def cause(phase: PhaseParts) -> str:
     share = (part.predicted_s - part.ceiling_s) / (phase.predicted_s - phase.ceiling_s)
     if part.part == "launches":
         return f"{share:.0%} of the gap is starting operators one after the other: larger batches or a graph hide it"
-    if part.binds == "compute" and phase.name == "decode":
+    if part.part == CONVOLUTIONS:
+        return f"{share:.0%} of the gap is depthwise convolutions, which run channel by channel in this dtype"
+    if part.binds == "compute" and part.packed:
         return (
             f"{share:.0%} of the gap is unpacking and multiplying the weights of {part.part}: the format, not memory"
         )

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from profiler.devices.target import Target
+from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
+from profiler.models.layers import Attention
 from profiler.predict import efficiency
 from profiler.predict.efficiency import Bounds, Rates
 from profiler.predict.work import GROWING_TOUCHES, Work
@@ -54,6 +56,17 @@ class Machine:
             share = SHARED_SHARE if target.unified else CARD_SHARE
         return int(target.memory_bytes * share)
 
+    @property
+    def at_once(self) -> int:
+        """Devices that work at the same time: in a layer split one after the other."""
+        return self.target.count if self.split == "tensor" else 1
+
+    @property
+    def ceiling_bytes_s(self) -> float:
+        """Bytes per second that those could read: as measured, else by the data sheet."""
+        measured = self.target.ceilings
+        return (measured.read_bytes_s if measured else self.target.bandwidth_bytes_s) * self.at_once
+
 
 def per_device(nbytes: float, geometry: Geometry, count: int, split: Split) -> float:
     """What the fullest of ``count`` devices holds of ``nbytes`` that lie in layers."""
@@ -61,6 +74,32 @@ def per_device(nbytes: float, geometry: Geometry, count: int, split: Split) -> f
         return nbytes / count
     layers = len(geometry.layers)
     return nbytes * -(-layers // count) / layers
+
+
+def cache_share(geometry: Geometry, count: int, split: Split) -> float:
+    """The part of K and V that the fullest of ``count`` devices holds: a tensor split divides heads, and no head.
+
+    Where there are more devices than heads for K and V, each holds one (vLLM 0.11, ``get_num_kv_heads``).
+    """
+    heads = [layer.mixer.kv_heads for layer, _ in geometry.groups if isinstance(layer.mixer, Attention)]
+    if count == 1 or split == "layer" or not heads:
+        return per_device(1.0, geometry, count, split)
+    return max(-(-each // count) / each for each in heads)
+
+
+def check(geometry: Geometry, machine: Machine) -> None:
+    """ProfileError for a tensor split that no engine makes."""
+    count = machine.target.count
+    if machine.split == "layer" or count == 1:
+        return
+    uneven = next(
+        (m.heads for layer, _ in geometry.groups if isinstance(m := layer.mixer, Attention) and m.heads % count), None
+    )
+    if uneven is not None:
+        raise ProfileError(
+            f"--split tensor over {count} devices: {uneven} attention heads cannot be shared out evenly",
+            "Take a number of devices that divides them, or --split layer.",
+        )
 
 
 def rates(machine: Machine, engine: str, dtype: str) -> Rates:
@@ -86,6 +125,15 @@ def together(rates: Rates, machine: Machine) -> Rates:
         few_flop_s=_divided(rates.few_flop_s, count),
         unpack_s=_divided(rates.unpack_s, count),
     )
+
+
+def sharing_heads(rates: Rates, geometry: Geometry, machine: Machine) -> Rates:
+    """``rates`` where devices outnumber the heads for K and V: some read the same ones."""
+    count = machine.target.count
+    again = count * cache_share(geometry, count, machine.split)
+    if machine.split == "layer" or again <= 1:
+        return rates
+    return replace(rates, read_s={**rates.read_s, "cache": rates.read_s["cache"] * again})
 
 
 def _wider(bounds: Bounds) -> Bounds:

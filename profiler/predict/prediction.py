@@ -90,7 +90,8 @@ class Predictor:
     def __init__(self, geometry: Geometry, engine: Engine, quant: str, host: Machine, dtype: str = "bf16") -> None:
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.storage: Storage = engine.storage(geometry, quant, dtype)
-        self.rates: Rates = machine.rates(host, engine.name, dtype)
+        machine.check(geometry, host)
+        self.rates: Rates = machine.sharing_heads(machine.rates(host, engine.name, dtype), geometry, host)
 
     def setting(self, context: int, batch: int, kv: str | None = None) -> Setting:
         """What is asked of the engine; small devices prefill in smaller passes by its own default."""
@@ -116,6 +117,18 @@ class Predictor:
         return Prediction(
             self.engine, self.machine, setting, terms, verdict, prefill, decode, verdict.offloaded_bytes
         )
+
+    def seconds(self, context: int, depth: int, batch: int) -> tuple[Interval, Interval]:
+        """A prefill of ``context`` tokens, and a decode step at ``depth``, as if both fitted."""
+        setting = self.setting(context, batch)
+        manner = self.engine.manner(self.geometry, setting)
+        prompt = work.prefill(self.geometry, self.storage, context, batch, self.sized(manner))
+        step = work.decode(self.geometry, self.storage, depth, batch, manner)
+        return self._seconds(prompt, self.rates.prefill), self._seconds(step, self.rates.decode)
+
+    def _seconds(self, done: Work, bounds: Bounds) -> Interval:
+        value = efficiency.seconds(done, self.rates) + machine.link_s(done, self.geometry, self.machine)
+        return Interval(value, value * bounds[0], value * bounds[1], self.rates.basis)
 
     def step(self, depth: int, batch: int, kv: str | None = None) -> float:
         """Seconds of one decode step as if it fitted."""
@@ -150,7 +163,12 @@ class Predictor:
             seconds = seconds - there + moved
             low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
             binds = "host memory" if moved > seconds / 2 else binds
-        return Phase(Interval(seconds, seconds * low, seconds * high, basis), tokens, binds)
+        least = 0.0 if verdict.offloaded_bytes or self.machine.target.spread > 1 else self._least(done)
+        return Phase(Interval(seconds, max(seconds * low, min(seconds, least)), seconds * high, basis), tokens, binds)
+
+    def _least(self, done: Work) -> float:
+        """Seconds that reading the weights takes at the ceiling: no range may promise more."""
+        return sum(item.nbytes for item in done.items if item.kind == "weights") / self.machine.ceiling_bytes_s
 
     def _moved(self, done: Work, offloaded: int) -> tuple[float, float]:
         """Seconds that the offloaded weights would have taken on the device, and what they take from the host.
@@ -174,10 +192,8 @@ def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
     if count == 1:
         return terms
 
-    def part(term: Interval) -> Interval:
-        return term.scaled(machine.per_device(1.0, geometry, count, host.split))
-
-    return replace(terms, weights=part(terms.weights), cache=part(terms.cache))
+    weights = terms.weights.scaled(machine.per_device(1.0, geometry, count, host.split))
+    return replace(terms, weights=weights, cache=terms.cache.scaled(machine.cache_share(geometry, count, host.split)))
 
 
 def experts_or(binds: str, done: Work, rates: Rates) -> Binds:

@@ -72,7 +72,7 @@ def cells(
 ) -> Iterator[Cell]:
     """Every combination, models slowest. Contexts beyond a model's positions are left out."""
     rated = [_Rated(host, engine, dtype) for host in machines]
-    like = next((one.rates for one in rated if one.rates.measured is None), None) or rated[0].rates
+    like = next((one.rates for one in rated if not one.rates.own), None) or rated[0].rates
     for index, geometry in enumerate(models):
         reach = [context for context in contexts if context <= geometry.max_position]
         for quant in quants:
@@ -149,7 +149,7 @@ class _Case:
     def seconds(self, one: _Rated) -> tuple[float, float]:
         """Of the prefill and of a step."""
         prompt, done = self.prompts.get(one.small) or self.prompt(one.small)
-        if one.rates.measured is not None:  # curves of its own: formats compare differently than elsewhere
+        if one.rates.own:  # curves of its own: formats compare differently than elsewhere
             return efficiency.seconds(done, one.rates), efficiency.seconds(self.step_work, one.rates)
         if not one.several:
             return one.seconds(prompt), one.seconds(self.step)

@@ -136,8 +136,8 @@ class Gauge:
         return 2 * PEAK_TOKENS * rows * columns / seconds
 
     def call(self) -> float:
-        """Seconds of one operator of a decoder layer, as transformers calls it in a step: what a layer takes beyond its
-        products with weights, shared among its operators.
+        """Seconds of one operator of a decoder layer, as transformers calls it in a step: what a layer takes beyond
+        its products with weights, shared among its operators.
 
         In a loop of its own an operator takes a third of that: neither the Python between operators is in it, nor
         that a product in between has taken the caches.
@@ -156,10 +156,12 @@ class Gauge:
             for layer in products:
                 functional.linear(inputs[layer.in_features], layer.weight)
 
-        beyond = statistics.median(
-            self.watch.time(step, CALL_S).median - self.watch.time(multiply, CALL_S).median for _ in range(CALL_ROUNDS)
+        with_them, without = (
+            statistics.median(self.watch.time(run, CALL_S).median for _ in range(CALL_ROUNDS))
+            for run in (step, multiply)
         )
-        return max(1e-9, beyond) / (model.config.num_hidden_layers * LAYER_CALLS["llama"] + OUTSIDE_CALLS)
+        operators = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
+        return max(1e-9, with_them - without) / operators
 
     def graph_call(self) -> float:
         """Seconds of one small kernel when a CUDA graph replays many."""

@@ -88,6 +88,9 @@ class Engine(Protocol):
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         """The peak and its terms."""
 
+    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
+        """Bytes held while a checkpoint is loaded, where that may exceed every later moment; ``None``: no rule."""
+
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:
         """How it goes through a pass."""
 

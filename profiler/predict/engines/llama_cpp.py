@@ -75,6 +75,9 @@ class LlamaCpp:
             decode_reason="the same buffers",
         )
 
+    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
+        """No rule: weights are mapped, or read straight to the device."""
+
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:
         return Manner(ubatch=self._ubatch(setting), cache_bytes=kv_bytes(setting), how=Execution(trims_shared=False))
 

@@ -103,11 +103,13 @@ class Transformers:
             decode_reason="copying a layer's cache to append to it",
         )
 
-    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval:
+    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
         """Host memory while a checkpoint of 16-bit weights is loaded on a CPU, in bytes.
 
         The file's pages are mapped and count until all of it is copied; the system can take them back.
         """
+        if target.vendor != "CPU":
+            return None
         width = DTYPE_BYTES[dtype]
         if width == STORED_BYTES and storage.plain:  # mapped as it is, and read when first used
             return _process(target) + Interval(0, 0, storage.device_bytes, "prior")

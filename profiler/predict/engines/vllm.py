@@ -74,6 +74,9 @@ class Vllm:
             decode_reason="what the largest pass took stays reserved",
         )
 
+    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
+        """No rule: weights are mapped, or read straight to the device."""
+
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:
         return Manner(setting.ubatch or UBATCH, kv_bytes(setting), how=Execution(trims_shared=False))
 

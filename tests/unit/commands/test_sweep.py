@@ -221,7 +221,7 @@ def test_a_dry_run_says_what_a_quantization_leaves(profile: Any) -> None:
     dtype = devices.find("cpu").default_dtype
     words = {row["quant"]: row["note"] or row["reason"] for row in ran.rows}
     size = {"fp32": "10.3 GiB", "bf16": "5.13 GiB"}[dtype]
-    assert f"nf4 leaves {size} of embeddings in {dtype}" in words["nf4"]
+    assert f"nf4 leaves {size} of embeddings and output head in {dtype}" in words["nf4"]
     assert "leaves" not in (words["fp32"] or "")
 
 
@@ -354,7 +354,7 @@ def test_a_budget_holds_when_the_estimates_were_too_low(sweep: Any, monkeypatch:
 
     def optimistic(*arguments: Any) -> order.Planned:
         found = true_estimate(*arguments)
-        return order.Planned(found.point, found.memory, load_s=0.2, run_s=0.05)
+        return order.Planned(found.point, found.takes, load_s=0.2, run_s=0.05)
 
     monkeypatch.setattr(order, "estimate", optimistic)
     ran = sweep("-c", "128,256,384,512", "-n", "2", "-r", "1", "--budget", "1s", pause_s=0.06)

@@ -48,7 +48,8 @@ def test_a_device_in_figures() -> None:
 @pytest.mark.parametrize(
     "typed",
     ["vram=24", "bandwidth=5", "vram=x,bandwidth=1", "vram=0,bandwidth=1", "vram=nan,bandwidth=1", "weight=3",
-     "999x4090", "0x4090", "", "geforce 1", "2x", "radeon 780m", "vram=-1,bandwidth=3", "=", ",", "\x1b[31m"],
+     "999x4090", "0x4090", "", "geforce 1", "2x", "radeon 780m", "vram=-1,bandwidth=3", "=", ",", "\x1b[31m",
+     "2xcpu", "2x2x3090", "vram=24,vram=8,bandwidth=900"],
 )  # fmt: skip
 def test_what_is_no_device_is_one_clear_line(typed: str) -> None:
     with pytest.raises(ProfileError) as caught:

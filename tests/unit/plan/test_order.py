@@ -43,7 +43,7 @@ def test_weights_that_cannot_fit_are_left_out_with_both_sizes(make_points: Any, 
     assert plan.cases == ()
     assert "needs at least 115 GiB (weights 114 GiB, cache" in plan.skipped[0].reason
     assert plan.skipped[0].reason.endswith("has 20.0 GiB")
-    assert plan.skipped[0].memory is not None and plan.skipped[0].memory.weights.value > 114 * GIB
+    assert plan.skipped[0].takes is not None and plan.skipped[0].takes.weights.value > 114 * GIB
 
 
 def test_a_quantized_model_that_stays_large_says_what_is_left(make_points: Any, make_cpu: Any) -> None:
@@ -61,7 +61,7 @@ def test_a_cache_that_cannot_fit_is_left_out_and_smaller_ones_stay(make_points: 
 
 def test_a_case_that_may_just_fit_is_tried(make_points: Any, make_cpu: Any) -> None:
     (point,) = make_points("gemma-4-e2b", "fp32")
-    needed = order.estimate(point, make_cpu(), EFFORT).memory.peak
+    needed = order.estimate(point, make_cpu(), EFFORT).takes.peak
     assert needed.low < needed.value
     assert order.make([point], make_cpu(), EFFORT, round(needed.low) + 1).skipped == ()
     assert order.make([point], make_cpu(), EFFORT, round(needed.low) - 1).cases == ()

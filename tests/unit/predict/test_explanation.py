@@ -10,7 +10,7 @@ from profiler.case import Case
 from profiler.devices import ceilings
 from profiler.devices.base import DeviceInfo
 from profiler.devices.ceilings import Ceilings
-from profiler.devices.target import find
+from profiler.devices.target import find, of
 from profiler.models import catalog, families
 from profiler.predict import beside, engines, explanation
 from profiler.predict.machine import Machine
@@ -58,6 +58,18 @@ def test_launches_are_named_where_they_are_the_gap() -> None:
     decode = explanation.explain(predictor("gemma-4-e2b", "b300"), 512, 1).phases[1]
     assert "starting operators" in explanation.cause(decode)
     assert decode.widest.part == "launches"
+
+
+def test_the_gap_of_a_cpu_is_in_the_words_of_its_cause() -> None:
+    def cause(quant: str, dtype: str) -> str:
+        geometry = families.geometry(catalog.raw_config("qwen3.5-0.8b"))
+        machine = Machine(of(CPU))
+        case = Predictor(geometry, engines.find("transformers"), quant, machine, dtype)
+        return explanation.cause(explanation.explain(case, 128, 1).phases[1])
+
+    assert "unpacking and multiplying" in cause("nf4", "fp32")
+    assert "depthwise convolutions" in cause("bf16", "bf16")
+    assert "unpacking" not in cause("fp32", "fp32")
 
 
 def test_the_change_that_frees_most_comes_first_and_frees_what_it_says() -> None:

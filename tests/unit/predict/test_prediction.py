@@ -123,6 +123,27 @@ def test_a_layer_split_shares_memory_and_a_tensor_split_time_too() -> None:
     assert layers.decode.seconds.value > one.decode.seconds.value > slices.decode.seconds.value
 
 
+def test_a_tensor_split_divides_heads_and_no_head() -> None:
+    one, four, eight = (
+        predictor("qwen3.5-9b", on, "vllm", "bf16", split="tensor")
+        for on in ("h100 sxm", "4x h100 sxm", "8x h100 sxm")
+    )
+    whole = one.predict(8192, 1).terms.cache.value
+    assert four.predict(8192, 1).terms.cache.value == whole / 4  # four heads for K and V
+    assert eight.predict(8192, 1).terms.cache.value == whole / 4
+    assert eight.rates.read_s["cache"] == pytest.approx(four.rates.read_s["cache"])
+    assert eight.rates.read_s["bf16"] == pytest.approx(four.rates.read_s["bf16"] / 2)
+    with pytest.raises(ProfileError, match="16 attention heads cannot be shared out"):
+        predictor("qwen3.5-9b", "3x h100 sxm", "vllm", "bf16", split="tensor")
+
+
+def test_no_range_promises_more_than_the_memory_can_read() -> None:
+    measured = predictor("qwen3.5-9b", "m4 max").predict(512, 1)
+    assert measured.decode is not None
+    weights = measured.terms.weights.value - 0.5 * GIB  # without its table
+    assert measured.decode.seconds.low >= weights / find("m4 max").bandwidth_bytes_s
+
+
 def test_host_memory_takes_experts_first_and_costs_speed() -> None:
     without = predictor("qwen3.5-122b-a10b", "rtx 4090").predict(8192, 1)
     with_ram = predictor("qwen3.5-122b-a10b", "rtx 4090", ram_bytes=128 * GIB).predict(8192, 1)
