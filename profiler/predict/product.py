@@ -90,6 +90,7 @@ class _Rated:
     def __init__(self, host: Machine, engine: Engine, dtype: str) -> None:
         self.machine = host
         self.rates = rates = machine.rates(host, engine.name, dtype)
+        self.own = rates.own
         self.usable = host.usable_bytes
         self.shared = host.target.unified
         self.small = host.target.vendor == "CPU" and engine.name == "transformers"  # prefills in smaller passes
@@ -149,7 +150,7 @@ class _Case:
     def seconds(self, one: _Rated) -> tuple[float, float]:
         """Of the prefill and of a step."""
         prompt, done = self.prompts.get(one.small) or self.prompt(one.small)
-        if one.rates.own:  # curves of its own: formats compare differently than elsewhere
+        if one.own:  # curves of its own: formats compare differently than elsewhere
             return efficiency.seconds(done, one.rates), efficiency.seconds(self.step_work, one.rates)
         if not one.several:
             return one.seconds(prompt), one.seconds(self.step)
@@ -163,8 +164,10 @@ def _cells(index: int, case: _Case, rated: Sequence[_Rated]) -> Iterator[Cell]:
     for number, one in enumerate(rated):
         needed, on_host = needs.get(one.memory_key) or case.need(one)
         headroom = one.usable - needed - (on_host if one.shared else 0.0)
-        prefill_s, step_s = case.seconds(one) if headroom >= 0 else (None, None)
-        yield Cell(index, quant, context, batch, number, headroom, prefill_s, step_s)
+        if headroom < 0:
+            yield Cell(index, quant, context, batch, number, headroom, None, None)
+        else:
+            yield Cell(index, quant, context, batch, number, headroom, *case.seconds(one))
 
 
 def sums(done: Work, like: Rates) -> Sums:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,13 @@ SOURCES = sources()
 MODULES = [name for name in SOURCES if name != "__init__"]
 
 
-def imports(name: str) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(name: str) -> tuple[tuple[str, bool], ...]:
     """Absolute names that a module imports, and whether it does so inside a function."""
+    return tuple(_imports(name))
+
+
+def _imports(name: str) -> Iterator[tuple[str, bool]]:
     tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
     inside = {
         node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 from profiler.case import Case
 from profiler.cli import main
 from profiler.models.resolve import resolve
-from profiler.results.measurement import Measurement, Memory, Sample
+from profiler.results.measurement import Caution, Measurement, Memory, Sample
 from profiler.results.store import Store
 
 
@@ -98,6 +99,15 @@ def test_accuracy_lists_predicted_beside_measured_and_counts_what_is_covered(sto
     assert "peak_bytes: 1 cases, off by 6.2% on average, median -6.2%, 100% within their range" in result.output
     rows = json.loads(run("accuracy", "-o", "json").stdout)
     assert [row["figure"] for row in rows] == ["decode_tps", "peak_bytes", "prefill_tps"]  # furthest off first
+
+
+def test_accuracy_leaves_out_a_speed_that_says_it_was_disturbed(store: Path) -> None:
+    pressed = Caution("decode-cpu-pressure", "decode: other work held the CPU for 40% of the time")
+    keep(store, replace(measured(decode_s=0.8), cautions=(pressed,)))
+    result = run("accuracy")
+    assert "decode_tps" not in result.output
+    assert "prefill_tps: 1 cases" in result.output
+    assert "1 speeds are left out: other work held the CPU" in result.output
 
 
 def test_a_device_that_was_not_calibrated_says_so(store: Path) -> None:
