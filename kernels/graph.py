@@ -21,7 +21,6 @@ from profiler.units import printable
 from .audit import capture_reason
 from .runner import RunnerStats, StaticRunner
 from .step import decode_step
-from .substitute import substituted
 
 WARM_UP_STEPS = 3  # workspaces of cuBLAS, plans of cuDNN and lazily loaded kernels must exist before capture
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of logits, relative to their largest
@@ -67,7 +66,7 @@ class CudaGraphRunner(StaticRunner):
         stream.wait_stream(torch.cuda.current_stream(device))
         before = _device_bytes(device)
         try:
-            with substituted(self.model), torch.inference_mode():
+            with self.substitutes, torch.inference_mode():
                 with torch.cuda.stream(stream):
                     for _ in range(WARM_UP_STEPS):
                         self.advance()

@@ -19,7 +19,7 @@ from . import native
 from .sample import GREEDY, Sampling, choose, noise_table
 from .state import DecodeState
 from .step import decode_step
-from .substitute import native_reason, substituted
+from .substitute import Substitutes, native_reason
 
 PREFILL_CHUNK = 2048  # tokens per sequence: bounds the activations of a long prompt
 
@@ -135,6 +135,7 @@ class StaticRunner:
         self.model, self.sampling, self.eos = model, sampling, frozenset(eos)
         self.prompt: tuple[Any, torch.Tensor] | None = None
         self.state: DecodeState
+        self.substitutes: Substitutes
 
     def prefill(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
         with torch.inference_mode():
@@ -152,16 +153,17 @@ class StaticRunner:
         """Take over a cache that was filled elsewhere, and the token ``[batch, 1]`` that was chosen after it."""
         with torch.inference_mode():
             self.state = DecodeState(self.model, cache, token, max_new, self.sampling, noise)
+        self.substitutes = Substitutes(self.model)
         self.state.exact = native_reason(self.model) is None
 
     def enqueue(self, steps: int) -> None:
-        with substituted(self.model):
+        with self.substitutes:
             for _ in range(steps):
                 self.advance()
 
     @torch.inference_mode()
     def advance(self) -> torch.Tensor:
-        """One step, inside ``substituted``; gives its logits ``[batch, vocabulary]``."""
+        """One step, inside ``substitutes``; gives its logits ``[batch, vocabulary]``."""
         self.state.set_bucket(self.state.bucket)
         self.state.claim(1)
         return self._run()

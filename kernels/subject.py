@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from .audit import AuditReport, Finding, Step, audit_step, model_findings, step_findings
 from .runner import StaticRunner
 from .step import decode_step
-from .substitute import substituted
+from .substitute import Substitutes
 
 CONTEXT = 5
 SMALLEST_BUCKET = 16  # so that some dozen steps pass through several
@@ -52,7 +52,7 @@ def away_findings(model: PreTrainedModel, make: Callable[[PreTrainedModel], Step
     if getattr(model, "quantization_method", None) or any("bit" in type(m).__name__ for m in model.modules()):
         return ()
     away = copy.deepcopy(model).to("meta")
-    with substituted(away, loops=False):
+    with Substitutes(away, loops=False):
         try:
             step = make(away)
         except Exception as error:
@@ -67,7 +67,7 @@ def audit(model: PreTrainedModel) -> AuditReport:
     listed = (*model_findings(model), *away_findings(model, lambda copied: StaticStep(copied, 1)))
     if listed:  # refused already; a recording would only find the same again
         return AuditReport(listed, 0, 0)
-    with substituted(model, loops=False):
+    with Substitutes(model, loops=False):
         try:
             report = audit_step(lambda: StaticStep(model, steps), steps, StaticStep.host)
         except Exception as error:  # a model that the static step refuses or that raises inside it

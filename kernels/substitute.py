@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -25,15 +24,30 @@ MAX_ROWS = 8  # rows that one pass over the weights serves; beyond, a matrix pro
 NAME = "hwprofile"
 DELTA_RULE = "torch_recurrent_gated_delta_rule"
 DTYPES = (torch.float32, torch.bfloat16)
+_NOTHING = object()
 
 
-@contextmanager
-def substituted(model: PreTrainedModel, loops: bool = True) -> Iterator[None]:
-    """Run decode steps inside. Everything is put back at the end. Without ``loops`` a CPU runs what CUDA would."""
-    with ExitStack() as stack:
-        for undo in _substitute(model, loops):
-            stack.callback(undo)
-        yield
+class Substitutes:
+    """``with Substitutes(model): …`` runs decode steps; everything is put back at the end.
+
+    What to replace is found once, so that entering costs microseconds. Without ``loops`` a CPU runs what CUDA would.
+    """
+
+    def __init__(self, model: PreTrainedModel, loops: bool = True) -> None:
+        self._swaps = list(_swaps(model, loops))
+        self._before: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._before = [space.get(name, _NOTHING) for space, name, _ in self._swaps]
+        for space, name, value in self._swaps:
+            space[name] = value
+
+    def __exit__(self, *error: object) -> None:
+        for (space, name, _), before in zip(self._swaps, self._before, strict=True):
+            if before is _NOTHING:
+                del space[name]
+            else:
+                space[name] = before
 
 
 def native_reason(model: PreTrainedModel) -> str | None:
@@ -45,32 +59,25 @@ def native_reason(model: PreTrainedModel) -> str | None:
     return native.missing()
 
 
-def _substitute(model: PreTrainedModel, loops: bool) -> Iterator[Callable[[], None]]:
-    """Make each replacement and give the call that takes it back."""
+def _swaps(model: PreTrainedModel, loops: bool) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Each replacement: the attributes of an object or module, a name in them, and the value to put there."""
     config = model.config.get_text_config()
     with_loops = loops and native_reason(model) is None
     if getattr(config, "_experts_implementation", None) is not None:
         # the default may read offsets on the host (grouped_mm) or loops over experts (eager); neither can be captured
-        yield _swap(config, "_experts_implementation_internal", NAME if with_loops else "batched_mm")
+        yield vars(config), "_experts_implementation_internal", NAME if with_loops else "batched_mm"
     if with_loops or model.device.type == "cuda":
         for home in {sys.modules[type(module).__module__] for module in model.modules()}:
             if hasattr(home, DELTA_RULE):
-                yield _swap(home, DELTA_RULE, _delta_rule(getattr(home, DELTA_RULE)))
+                yield vars(home), DELTA_RULE, _delta_rule(getattr(home, DELTA_RULE))
     if not with_loops:
         return
     if config._attn_implementation == "sdpa":
-        yield _swap(config, "_attn_implementation_internal", NAME)
+        yield vars(config), "_attn_implementation_internal", NAME
     for module in model.modules():
         forward = _linear_forward(module)
         if forward is not None:
-            module.forward = forward
-            yield lambda module=module: module.__dict__.pop("forward")  # type: ignore[misc]
-
-
-def _swap(owner: Any, name: str, value: Any) -> Callable[[], None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    return lambda: setattr(owner, name, before)
+            yield vars(module), "forward", forward
 
 
 def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:

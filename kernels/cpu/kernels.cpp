@@ -67,10 +67,10 @@ inline uint16_t to_bf16(float value) {  // round to nearest, ties to even
   if (value != value) return 0x7fc0;
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-inline float total(Vec v) {
-  float sum = 0;
-  for (int64_t i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
+inline float total(Vec v) {  // four sums at once: one after the other they would wait for each other
+  float sum[4] = {};
+  for (int64_t i = 0; i < kLanes; ++i) sum[i % 4] += v[i];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // `R` rows of weights against `M` vectors: each weight is loaded once and used M times, from registers.
@@ -126,59 +126,80 @@ void matvec(const Matvec& job, int64_t begin, int64_t end) {
 
 constexpr int64_t kBlock = 64;  // slots whose scores are held at a time; a block that the mask empties is not read
 
-template <class T>
-inline float dot(const float* a, const T* b, int64_t n) {
-  Vec acc[2] = {};
+// Scores of `H` query heads: each key is loaded once and used H times.
+template <class T, int H>
+inline void score(const float* q, const T* key, int64_t d, float scale, float (*out)[kBlock], int64_t slot) {
+  Vec acc[H] = {};
   int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    acc[0] += load(a + i) * load(b + i);
-    acc[1] += load(a + i + kLanes) * load(b + i + kLanes);
+  for (; i + kLanes <= d; i += kLanes) {
+    const Vec k = load(key + i);
+    for (int h = 0; h < H; ++h) acc[h] += k * load(q + h * d + i);
   }
-  float sum = total(acc[0] + acc[1]);
-  for (; i < n; ++i) sum += a[i] * scalar(b[i]);
-  return sum;
+  for (int h = 0; h < H; ++h) {
+    float sum = total(acc[h]);
+    for (int64_t j = i; j < d; ++j) sum += q[h * d + j] * scalar(key[j]);
+    out[h][slot] = scale * sum;
+  }
 }
 
-template <class T>
-inline void add_scaled(float* out, const T* in, float factor, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(out + i, load(out + i) + load(in + i) * factor);
-  for (; i < n; ++i) out[i] += scalar(in[i]) * factor;
-}
-
-// One block for one query head. The accumulator is rescaled when the maximum rises (Milakov, arXiv 1805.02867).
-template <class T>
-inline void attend_block(const Attention& job, int64_t head, const float* scores, int64_t begin, int64_t count) {
-  float top = job.top[head];
-  for (int64_t i = 0; i < count; ++i)
-    if (job.mask[begin + i] && scores[i] > top) top = scores[i];
-  float* acc = job.acc + head * job.dv;
-  if (top > job.top[head]) {
-    const float shrink = std::exp(job.top[head] - top);  // exp(-inf) = 0 the first time
-    for (int64_t i = 0; i < job.dv; ++i) acc[i] *= shrink;
-    job.sum[head] *= shrink;
-    job.top[head] = top;
-  }
+// acc[h] += sum of weight[h][i] * value[i] over a block, for `N` vectors of the columns, all in registers.
+template <class T, int H, int N>
+inline void add_values(const Attention& job, const T* values, const uint8_t* mask, const float (*weight)[kBlock],
+                       int64_t count, float* acc, int64_t column) {
+  Vec sum[H][N];
+  for (int h = 0; h < H; ++h)
+    for (int n = 0; n < N; ++n) sum[h][n] = load(acc + h * job.dv + column + n * kLanes);
   for (int64_t i = 0; i < count; ++i) {
-    if (!job.mask[begin + i]) continue;
-    const float weight = std::exp(scores[i] - top);
-    job.sum[head] += weight;
-    add_scaled(acc, static_cast<const T*>(job.values) + (begin + i) * job.value_stride, weight, job.dv);
+    if (!mask[i]) continue;
+    for (int n = 0; n < N; ++n) {
+      const Vec value = load(values + i * job.value_stride + column + n * kLanes);
+      for (int h = 0; h < H; ++h) sum[h][n] += value * weight[h][i];
+    }
   }
+  for (int h = 0; h < H; ++h)
+    for (int n = 0; n < N; ++n) store(acc + h * job.dv + column + n * kLanes, sum[h][n]);
+}
+
+// One block for `H` query heads from `head` on. The sums shrink when the maximum rises (Milakov, arXiv 1805.02867).
+template <class T, int H>
+void attend_block(const Attention& job, int64_t head, int64_t begin, int64_t count) {
+  const T* keys = static_cast<const T*>(job.keys) + begin * job.key_stride;
+  const T* values = static_cast<const T*>(job.values) + begin * job.value_stride;
+  const uint8_t* mask = job.mask + begin;
+  float *acc = job.acc + head * job.dv, weight[H][kBlock];
+  for (int64_t i = 0; i < count; ++i)
+    if (mask[i]) score<T, H>(job.q + head * job.d, keys + i * job.key_stride, job.d, job.scale, weight, i);
+  for (int h = 0; h < H; ++h) {
+    float top = job.top[head + h];
+    for (int64_t i = 0; i < count; ++i)
+      if (mask[i] && weight[h][i] > top) top = weight[h][i];
+    const float shrink = std::exp(job.top[head + h] - top);  // exp(-inf) = 0 the first time
+    job.top[head + h] = top;
+    job.sum[head + h] *= shrink;
+    for (int64_t i = 0; i < job.dv; ++i) acc[h * job.dv + i] *= shrink;
+    for (int64_t i = 0; i < count; ++i)
+      if (mask[i]) job.sum[head + h] += weight[h][i] = std::exp(weight[h][i] - top);
+  }
+  int64_t column = 0;
+  for (; column + 2 * kLanes <= job.dv; column += 2 * kLanes)
+    add_values<T, H, 2>(job, values, mask, weight, count, acc, column);
+  for (; column + kLanes <= job.dv; column += kLanes)
+    add_values<T, H, 1>(job, values, mask, weight, count, acc, column);
+  for (; column < job.dv; ++column)
+    for (int64_t i = 0; i < count; ++i)
+      for (int h = 0; h < H && mask[i]; ++h)
+        acc[h * job.dv + column] += weight[h][i] * scalar(values[i * job.value_stride + column]);
 }
 
 template <class T>
 void attention_typed(const Attention& job, int64_t begin, int64_t end) {
-  float scores[kBlock];
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t count = start + kBlock < end ? kBlock : end - start;
     if (!std::memchr(job.mask + start, 1, count)) continue;
-    for (int64_t head = 0; head < job.group; ++head) {
-      const T* keys = static_cast<const T*>(job.keys) + start * job.key_stride;
-      for (int64_t i = 0; i < count; ++i)
-        scores[i] = job.mask[start + i] ? job.scale * dot(job.q + head * job.d, keys + i * job.key_stride, job.d) : 0;
-      attend_block<T>(job, head, scores, start, count);
-    }
+    int64_t head = 0;
+    for (; head + 4 <= job.group; head += 4) attend_block<T, 4>(job, head, start, count);
+    for (; head + 2 <= job.group; head += 2) attend_block<T, 2>(job, head, start, count);
+    for (; head < job.group; ++head) attend_block<T, 1>(job, head, start, count);
   }
 }
 

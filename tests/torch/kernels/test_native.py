@@ -15,7 +15,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_d
 
 from profiler.kernels import native
 from profiler.kernels.runner import EagerRunner, StaticRunner
-from profiler.kernels.substitute import substituted
+from profiler.kernels.substitute import Substitutes
 
 Tiny = Callable[[str], PreTrainedModel]
 
@@ -111,7 +111,7 @@ def test_bf16_tokens_stay_close_to_transformers(tiny: Tiny, name: str, ops) -> N
         runner.prefill(ids)
         runner.prepare(1)
     eager.enqueue(1)
-    with substituted(model):
+    with Substitutes(model):
         given = static.advance()
     largest = float(eager.logits.abs().max())
     torch.testing.assert_close(given.float(), eager.logits.float(), atol=0.05 * largest, rtol=0)
@@ -122,7 +122,7 @@ def test_the_model_is_as_before_when_a_step_is_over(tiny: Tiny) -> None:
         model = tiny(name)
         config = model.config.get_text_config()
         before = (config._attn_implementation, config._experts_implementation)
-        with substituted(model):
+        with Substitutes(model):
             pass
         assert (config._attn_implementation, config._experts_implementation) == before
         assert not [module for module in model.modules() if "forward" in module.__dict__]

@@ -15,7 +15,7 @@ from profiler.kernels.layers import BucketLayer, RingLayer
 from profiler.kernels.runner import EagerRunner, StaticRunner, cut, prefill
 from profiler.kernels.sample import Sampling, noise_table
 from profiler.kernels.state import DecodeState, bucket_for
-from profiler.kernels.substitute import substituted
+from profiler.kernels.substitute import Substitutes
 
 Tiny = Callable[[str], PreTrainedModel]
 
@@ -48,7 +48,7 @@ def test_static_logits_differ_by_rounding_only(tiny: Tiny, name: str) -> None:
         runner.prepare(40)
     for _ in range(40):
         eager.enqueue(1)
-        with substituted(model):
+        with Substitutes(model):
             torch.testing.assert_close(static.advance(), eager.logits, atol=1e-4, rtol=0)
 
 
