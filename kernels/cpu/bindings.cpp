@@ -37,7 +37,9 @@ const Kernels& kernels() {
 }
 
 constexpr int64_t kMaxVectors = 8;           // vectors that one pass over the weights serves
-constexpr int64_t kChunkBytes = 64 << 10;    // weights that a thread takes at a time
+constexpr int64_t kChunkBytes = 64 << 10;    // weights that a thread takes at a time, at least
+constexpr int64_t kMostChunkBytes = 256 << 10;
+constexpr int64_t kChunks = 16;              // of one matrix, while they are no larger: a late thread costs one of them
 constexpr int64_t kSerialBytes = 128 << 10;  // below this, waking a thread costs more than it saves
 
 // Chunks are taken from a counter: a thread that the system holds up delays its own chunk, not half of the work.
@@ -74,7 +76,8 @@ const float* floats(const Tensor& tensor, std::vector<float>& copy) {
 
 void run_matvec(Matvec job) {
   const int64_t row_bytes = job.k * bytes_of(job.type);
-  const int64_t rows = std::max<int64_t>(4, kChunkBytes / std::max<int64_t>(1, row_bytes) / 4 * 4);
+  const int64_t bytes = std::clamp(job.n * row_bytes / kChunks, kChunkBytes, kMostChunkBytes);
+  const int64_t rows = std::max<int64_t>(8, bytes / std::max<int64_t>(1, row_bytes) / 8 * 8);
   const int64_t total = job.m, size = job.y_bf16 ? 2 : 4;
   for (int64_t done = 0; done < total; done += kMaxVectors) {
     Matvec part = job;

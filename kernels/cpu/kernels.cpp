@@ -73,39 +73,41 @@ inline float total(Vec v) {  // four sums at once: one after the other they woul
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// `R` rows of weights against `M` vectors: each weight is loaded once and used M times, from registers.
+// `R` rows of weights, `apart` from each other, against `M` vectors: each weight is loaded once and used M times.
 template <class W, int M, int R>
-inline void dot_rows(const Matvec& job, int64_t row) {
+inline void dot_rows(const Matvec& job, int64_t row, int64_t apart) {
   const W* w = static_cast<const W*>(job.w) + row * job.k;
   const int64_t k = job.k, whole = k - k % kLanes;
   Vec acc[M][R] = {};
   for (int64_t i = 0; i < whole; i += kLanes)
     for (int r = 0; r < R; ++r) {
-      const Vec weight = load(w + r * k + i);
+      const Vec weight = load(w + r * apart * k + i);
       for (int m = 0; m < M; ++m) acc[m][r] += weight * load(job.x + m * k + i);
     }
   for (int m = 0; m < M; ++m)
     for (int r = 0; r < R; ++r) {
       float sum = total(acc[m][r]);
-      for (int64_t i = whole; i < k; ++i) sum += scalar(w[r * k + i]) * job.x[m * k + i];
-      if (job.scale) sum *= job.scale[row + r];
-      const int64_t at = m * job.n + row + r;
+      for (int64_t i = whole; i < k; ++i) sum += scalar(w[r * apart * k + i]) * job.x[m * k + i];
+      if (job.scale) sum *= job.scale[row + r * apart];
+      const int64_t at = m * job.n + row + r * apart;
       if (job.y_bf16) static_cast<uint16_t*>(job.y)[at] = to_bf16(sum);
       else static_cast<float*>(job.y)[at] = sum;
     }
 }
 
+// The rows that are read at once lie far apart: each is then a stream of its own to the prefetchers. Neighbouring rows
+// of 640 numbers are one stream read in jumps, and 30 to 40 % slower.
 template <class W, int M, int R>
 void matvec_rows(const Matvec& job, int64_t begin, int64_t end) {
-  int64_t row = begin;
-  for (; row + R <= end; row += R) dot_rows<W, M, R>(job, row);
-  for (; row < end; ++row) dot_rows<W, M, 1>(job, row);
+  const int64_t apart = (end - begin) / R;
+  for (int64_t row = begin; row < begin + apart; ++row) dot_rows<W, M, R>(job, row, apart);
+  for (int64_t row = begin + R * apart; row < end; ++row) dot_rows<W, M, 1>(job, row, 1);
 }
 
 template <class W>
 void matvec_typed(const Matvec& job, int64_t begin, int64_t end) {
   switch (job.m) {  // M × R sums and R weights stay in 16 registers
-    case 1: return matvec_rows<W, 1, 4>(job, begin, end);
+    case 1: return matvec_rows<W, 1, 8>(job, begin, end);
     case 2: return matvec_rows<W, 2, 4>(job, begin, end);
     case 3: return matvec_rows<W, 3, 2>(job, begin, end);
     case 4: return matvec_rows<W, 4, 2>(job, begin, end);
