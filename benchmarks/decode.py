@@ -1,6 +1,6 @@
 """How fast a decode step is on this CPU, against what people use: writes ``decode.md`` beside this file.
 
-    python benchmarks/decode.py [--model FOLDER | --shapes gemma-3-270m] [--dtype fp32] [--context 512] [--batch 1]
+    python benchmarks/decode.py [--model FOLDER | --shapes gemma-3-270m] [--quant fp32] [--context 512] [--batch 1]
                                 [--steps 16] [--pairs 6] [--gguf FILE]
 
 Sides, in turn (AB, BA, …) within one process, each decoding ``steps`` tokens from the same prompt:
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -28,21 +29,25 @@ import torch
 from figures import in_turn, ratio_text
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
+from profiler import registry
 from profiler.backends.hf import synthetic
+from profiler.backends.hf.load import DTYPES
 from profiler.kernels.compiled import CompiledRunner
 from profiler.kernels.runner import EagerRunner, StaticRunner
+from profiler.quants.base import Quant
 from profiler.results.stats import summarize
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+QUANTS = ("fp32", "bf16", "int8")
 RESULT = Path(__file__).with_name("decode.md")
 Side = Callable[[], float]  # seconds of ``steps`` decode steps
 
 
 def main() -> None:
     options = _options()
-    logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product
     torch.set_num_threads(options.threads)
     model = _model(options)
     ids = torch.randint(model.config.vocab_size, (options.batch, options.context),
@@ -64,7 +69,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--shapes", default="gemma-3-270m", help="catalog name, with random weights")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--quant", choices=QUANTS, default="fp32")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=16)
@@ -76,13 +81,17 @@ def _options() -> argparse.Namespace:
 
 
 def _model(options: argparse.Namespace) -> PreTrainedModel:
-    dtype = DTYPES[options.dtype]
+    scheme: Quant = registry.load("quants", options.quant, "quantization").QUANT
+    name = scheme.dtype or "fp32"
+    dtype, how = DTYPES[name], scheme.load_config(name)
     if options.model:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            options.model, dtype=dtype, quantization_config=how
+        )
         return loaded.eval().requires_grad_(False)
     raw = json.loads((files("profiler.scenarios") / "models" / f"{options.shapes}.json").read_text())
     config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw).get_text_config(decoder=True)
-    return synthetic.build(config, dtype, torch.device("cpu"), None, 0, lambda words: None)
+    return synthetic.build(config, dtype, torch.device("cpu"), how, 0, lambda words: None)
 
 
 def _sides(
@@ -143,7 +152,7 @@ def _llama_cpp(options: argparse.Namespace, prompt: list[int]) -> Side:
 
 def _lines(seconds: dict[str, list[float]], options: argparse.Namespace, notes: list[str]) -> Iterator[str]:
     what = options.model.name if options.model else f"{options.shapes} (random weights)"
-    yield f"## {what}, {options.dtype}, batch {options.batch}, context {options.context}, {options.threads} threads"
+    yield f"## {what}, {options.quant}, batch {options.batch}, context {options.context}, {options.threads} threads"
     yield ""
     yield f"{options.pairs} rounds of {options.steps} steps, sides in turn. torch {torch.__version__}."
     yield ""

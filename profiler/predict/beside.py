@@ -21,7 +21,8 @@ BACKENDS = frozenset({"hf"})  # those that the engine's rules describe
 def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, Any]:
     """Plain JSON: rates and peak with bounds and basis; seconds at the ceilings where the device was calibrated.
 
-    Empty for a backend whose engine has no rules.
+    Empty for a backend whose engine has no rules. Those for decode and its memory describe transformers as shipped:
+    another decode path gets its ceiling beside it, and no prediction.
     """
     if case.backend not in BACKENDS:
         return {}
@@ -30,12 +31,14 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
     depth = case.context + (case.steps + 1) // 2
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(depth, case.batch)
-    content: dict[str, Any] = {"peak_bytes": _interval(found.terms.peak)}
+    shipped = case.path == "eager"
+    content: dict[str, Any] = {"peak_bytes": _interval(found.terms.peak)} if shipped else {}
     if case.weights == "real" and (load := engine.load_peak(geometry, predictor.storage, case.dtype, on)) is not None:
         content["load_peak_bytes"] = _interval(load)
     if found.prefill and deep.decode:
-        content |= {"prefill_tps": _interval(found.prefill.tps), "decode_tps": _interval(deep.decode.tps)}
-        content |= {"prefill_bound": found.prefill.binds, "decode_bound": deep.decode.binds}
+        content |= {"prefill_tps": _interval(found.prefill.tps), "prefill_bound": found.prefill.binds}
+        if shipped:
+            content |= {"decode_tps": _interval(deep.decode.tps), "decode_bound": deep.decode.binds}
     if on.ceilings is not None:
         prefill, decode = explanation.explain(predictor, case.context, case.batch).phases
         content["ceiling_s"] = {"prefill": prefill.ceiling_s, "step": decode.ceiling_s}

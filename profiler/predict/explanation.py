@@ -109,7 +109,7 @@ def _shares(done: Work, predictor: Predictor) -> list[Share]:
     for item in done.items:
         read, compute, unpack = efficiency.costs(item, done, predictor.rates)
         entry = parts.setdefault(_name(item), [0.0] * 6)
-        ceiling = max(item.nbytes / bandwidth, item.flops / peaks[item.scheme])
+        ceiling = max((item.nbytes - item.spared) / bandwidth, item.flops / peaks[item.scheme])
         bound, total = compute if compute >= read else 0.0, max(read, compute) + unpack
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
         for index, value in enumerate((item.nbytes, item.flops, ceiling, total, bound + unpack, packed)):

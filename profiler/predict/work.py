@@ -32,6 +32,7 @@ class Item:
     outputs: float = 0.0  # features that its matrices give, and their number: all passes together
     count: float = 0.0
     large: float = 0.0  # elements of matrices that take fresh memory when they are unpacked
+    spared: float = 0.0  # part of ``nbytes`` that a program without copies would not move: no ceiling counts it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,12 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
         flops = many * mixer.decode_flops(depth)
         if isinstance(mixer, GatedDelta):
             nbytes = many * touches * RECURRENT_BYTES * mixer.recurrent_elements
-            items.append(Item(layer.kind, "state", "fp32", nbytes, flops, batch))
+            spared = nbytes * (1 - STATE_TOUCHES / touches)
+            items.append(Item(layer.kind, "state", "fp32", nbytes, flops, batch, spared=spared))
         else:
-            read = mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
-            items.append(Item(layer.kind, "cache", "cache", many * read, flops, batch))
+            nbytes = many * mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
+            spared = nbytes * (1 - 1 / manner.cache_touches)
+            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, batch, spared=spared))
     calls = 0.0
     if manner.calls is not None:
         items.append(_activations(geometry, manner.calls, len(geometry.layers) * batch))
@@ -172,7 +175,7 @@ def _prefill_calls(geometry: Geometry, calls: Calls, sizes: Sequence[tuple[int, 
 def _activations(geometry: Geometry, calls: Calls, layer_tokens: float) -> Item:
     """What element-wise operators read and write, ``layer_tokens`` times through a layer."""
     nbytes = layer_tokens * geometry.hidden * calls.elementwise * calls.element_bytes
-    return Item("activations", "activations", "copy", nbytes, 0.0, 0.0)
+    return Item("activations", "activations", "copy", nbytes, 0.0, 0.0, spared=nbytes)
 
 
 def _few(passes: int) -> tuple[int, ...]:

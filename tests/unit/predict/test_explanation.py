@@ -163,6 +163,19 @@ def test_a_prediction_is_kept_beside_a_measurement(monkeypatch: pytest.MonkeyPat
     assert ceiling["bound"] in ("bandwidth", "compute", "launches", "experts")
 
 
+def test_a_ceiling_counts_no_copy_and_another_path_gets_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "load", lambda device: MEASURED)
+    geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
+    eager, graph = (
+        beside.expected(replace(case(), path=path, context=32768), geometry, CPU) for path in ("eager", "graph")
+    )
+    assert set(eager) - set(graph) == {"peak_bytes", "decode_tps", "decode_bound"}
+    cache = geometry.cache_bytes(32768, 1, 4).total
+    weights = 4 * geometry.parameters
+    assert graph["ceiling_s"] == eager["ceiling_s"]
+    assert graph["ceiling_s"]["step"] == pytest.approx((weights + cache) / MEASURED.read_bytes_s, rel=0.01)
+
+
 def test_without_calibration_there_is_no_ceiling_and_without_rules_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "load", lambda device: None)
     geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
