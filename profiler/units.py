@@ -20,6 +20,7 @@ _DURATION = re.compile(
     r"^(?=\d)(?:(\d+(?:\.\d+)?)\s*h)?\s*(?:(\d+(?:\.\d+)?)\s*m)?\s*(?:(\d+(?:\.\d+)?)\s*s)?$", re.IGNORECASE
 )
 _BARE = re.compile(r"^\d+(?:\.\d+)?$")
+_PERCENT = re.compile(r"^(\d{1,9}(?:\.\d{1,9})?)\s*%$")
 _COUNT = re.compile(r"^(\d+)(k)?$", re.IGNORECASE)
 _CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -70,6 +71,16 @@ def parse_seconds(text: str) -> float:
     if seconds > MAX_SECONDS:
         raise ValueError(f"{printable(text, 40)!r} is longer than a year")
     return seconds
+
+
+def parse_percent(text: str) -> float:
+    """``2%``, ``0.5 %`` as a part of one; a bare number could be either. Raises ValueError."""
+    match = _PERCENT.match(text.strip())
+    if match is None:
+        number = printable(text.strip(), 40)
+        hint = f"no unit, such as {number}%" if _BARE.match(text.strip()) else "another form than 2% or 0.5%"
+        raise ValueError(f"{number!r} has {hint}")
+    return float(match[1]) / 100
 
 
 def bytes_text(value: float | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from profiler.case import Case
-from profiler.devices.base import Meter
+from profiler.devices.base import Meter, Watcher
 from profiler.models.source import Source
 from profiler.results.measurement import Caution
 
@@ -76,6 +76,7 @@ class Session(Protocol):
     """One loaded model, which serves its cases in turn."""
 
     meter: Meter
+    watcher: Watcher  # of the device, while repetitions run
 
     @property
     def loaded(self) -> Loaded:

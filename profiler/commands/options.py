@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from profiler import registry
-from profiler.units import parse_bytes, parse_count, parse_seconds
+from profiler.units import parse_bytes, parse_count, parse_percent, parse_seconds
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -67,6 +67,13 @@ def _some_seconds(text: str) -> float:
     return seconds
 
 
+def _some_share(text: str) -> float:
+    percent = parse_percent(text)
+    if not 0 < percent < 1:
+        raise ValueError("it must be more than 0% and less than 100%")
+    return percent
+
+
 def count(*names: str, help: str, most: int | None = None) -> Decorator:
     """A whole number from 1, to ``most`` if there is one."""
     return click.option(*names, callback=parsed(_counted(most)), metavar="N", help=help)
@@ -77,6 +84,11 @@ def duration(*names: str, help: str, default: str | None = None) -> Decorator:
     return click.option(
         *names, callback=parsed(_some_seconds), metavar="TIME", help=help, default=default, show_default=True
     )
+
+
+def share(*names: str, help: str) -> Decorator:
+    """A part of a whole such as ``2%``."""
+    return click.option(*names, callback=parsed(_some_share), metavar="PERCENT", help=help)
 
 
 def size(*names: str, help: str) -> Decorator:

@@ -1,4 +1,5 @@
-"""What a device gives: ``devices/KIND.py`` has ``find() -> list[DeviceInfo]`` (no torch) and ``meter(name)``."""
+"""What a device gives: ``devices/KIND.py`` has ``find() -> list[DeviceInfo]`` (no torch), ``meter(name)`` and
+``watcher(name)``."""
 
 from __future__ import annotations
 
@@ -32,17 +33,78 @@ class Peak:
     process_bytes: int | None  # all this process takes on the device: what decides whether it fits
 
 
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """What a device's clocks say of one window; ``None`` where it has no such clock."""
+
+    seconds: float  # wall, from before the first launch to after the device has finished
+    cpu_s: float | None  # CPU time of this process, all threads
+    wait_s: float | None  # its threads were ready to run and got no core, summed
+    device_s: float | None = None  # between events at both ends of the device's queue
+    drain_s: float | None = None  # from the last launch until the device had finished
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Counters that grow when something comes between a program and its machine; ``None`` where they do not exist."""
+
+    at_s: float  # of a monotonic clock
+    stalled_s: float | None = None  # some task of the machine was waiting for a core
+    stolen_s: float | None = None  # the hypervisor ran something else, summed over cores
+    swapped_in_bytes: int | None = None  # read back from swap, whole machine
+    swapped_bytes: int | None = None  # of this process, in swap now: no counter, a state
+    retries: int | None = None  # CUDA: the allocator gave its unused segments back to go on
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was seen of a device during one repetition."""
+
+    energy_j: float | None = None
+    invalid: str | None = None  # why the repetition is no figure of this device, in words: "thermal slowdown"
+
+
+class Window(Protocol):
+    """An open window of the device's clocks."""
+
+    def close(self) -> Lap:
+        """Wait until the device has finished, then read the clocks."""
+
+
+class Watcher(Protocol):
+    """Looks at a device from outside while repetitions run on it. Its calls lie outside of what is timed."""
+
+    def start(self) -> None:
+        """A repetition is about to begin."""
+
+    def stop(self) -> Reading:
+        """It has ended, and the device is idle. A repetition that failed is not stopped."""
+
+    def close(self) -> None:
+        """No repetition follows."""
+
+
+class Unwatched:
+    """The watcher of a device that tells nothing."""
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def stop(self) -> Reading:
+        return Reading()
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 class Meter(Protocol):
     """Clock and peak memory of one device. The clock synchronises, so that no caller can forget to."""
 
     def now(self) -> float:
         """Seconds of a monotonic clock, read after the device has finished everything queued."""
 
-    def cpu_s(self) -> float:
-        """CPU seconds this process has used, all threads."""
-
-    def waited_s(self) -> float | None:
-        """Seconds this process has been ready to run without getting a core, all threads; None if not counted."""
+    def window(self) -> Window:
+        """Open a window once the device has finished everything queued."""
 
     def mark(self) -> object:
         """A point in the device's own order of work; cheap, does not wait."""
@@ -51,7 +113,10 @@ class Meter(Protocol):
         """Seconds between each mark and the next. Waits for the device."""
 
     def reset_peak(self) -> None:
-        """Start a new window for ``peak``."""
+        """Start anew for ``peak``, which then is what is held now."""
 
     def peak(self) -> Peak:
         """The highest values since ``reset_peak``."""
+
+    def pressure(self) -> Pressure:
+        """Counters of what may disturb; their differences count."""

@@ -14,9 +14,9 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from profiler.devices import cgroup
-from profiler.devices.base import DeviceInfo, Peak
-from profiler.devices.pressure import run_delay_s
+from profiler.devices import cgroup, pressure
+from profiler.devices.base import DeviceInfo, Peak, Pressure, Unwatched, Watcher
+from profiler.devices.window import HostWindow
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 BF16_UNITS = {
@@ -86,11 +86,8 @@ class CpuMeter:
     def now(self) -> float:
         return time.perf_counter()
 
-    def cpu_s(self) -> float:
-        return time.process_time()
-
-    def waited_s(self) -> float | None:
-        return run_delay_s()
+    def window(self) -> HostWindow:
+        return HostWindow()
 
     def mark(self) -> object:
         return time.perf_counter()
@@ -112,10 +109,18 @@ class CpuMeter:
             highest = process_bytes("VmHWM") if self._has_peak else None
         return Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=highest)
 
+    def pressure(self) -> Pressure:
+        return pressure.read()
+
 
 def meter(device: str) -> CpuMeter:
     """The meter of ``cpu``."""
     return CpuMeter()
+
+
+def watcher(device: str) -> Watcher:
+    """Nothing on a CPU is read while repetitions run."""
+    return Unwatched()
 
 
 def process_bytes(field: str, pid: int | str = "self") -> int:

@@ -6,13 +6,14 @@ import importlib.util
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from profiler.devices import nvml
-from profiler.devices.base import DeviceInfo, Peak
-from profiler.devices.pressure import run_delay_s
+from profiler.devices import nvml, pressure
+from profiler.devices.base import DeviceInfo, Lap, Peak, Pressure, Unwatched, Watcher
+from profiler.devices.window import HostWindow
 
 BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 tensor cores
 FP16_CAPABILITY = (7, 0)  # Volta: the first with fp16 tensor cores; before it fp16 may run at 1/64 of fp32's rate
@@ -55,6 +56,11 @@ def meter(device: str) -> CudaMeter:
     return CudaMeter(device)
 
 
+def watcher(device: str) -> Watcher:
+    """What looks at ``cuda:N`` while repetitions run."""
+    return Unwatched()
+
+
 class CudaMeter:
     """Clock and peak memory of this process on one GPU.
 
@@ -77,11 +83,9 @@ class CudaMeter:
         self._cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def cpu_s(self) -> float:
-        return time.process_time()
-
-    def waited_s(self) -> float | None:
-        return run_delay_s()
+    def window(self) -> CudaWindow:
+        self._cuda.synchronize(self._device)
+        return CudaWindow(self)
 
     def mark(self) -> object:
         event = self._cuda.Event(enable_timing=True)
@@ -107,6 +111,9 @@ class CudaMeter:
             process_bytes=self._process_bytes(),
         )
 
+    def pressure(self) -> Pressure:
+        return replace(pressure.read(), retries=self._cuda.memory_stats(self._device).get("num_alloc_retries"))
+
     def _process_bytes(self) -> int | None:
         own = self._asked(nvml.process_bytes, self._uuid, os.getpid())
         if own is not None or self._before is None:
@@ -122,6 +129,28 @@ class CudaMeter:
         except nvml.Missing:
             return None
         return answer
+
+
+class CudaWindow:
+    """The host's window, and an event at each end of the device's queue.
+
+    The events say when the device began and ended, pauses between its kernels included, so they cannot tell a device
+    that waits for launches from one that works. How long it still worked after the last launch can: nothing is left
+    to do for a device that was kept waiting.
+    """
+
+    def __init__(self, meter: CudaMeter) -> None:
+        self._meter = meter
+        self._host = HostWindow()
+        self._first = meter.mark()
+
+    def close(self) -> Lap:
+        last = self._meter.mark()
+        launched = time.perf_counter()
+        finished = self._meter.now()
+        lap = self._host.close()
+        (device_s,) = self._meter.elapsed([self._first, last])
+        return replace(lap, device_s=device_s, drain_s=finished - launched)
 
 
 def _uuid(text: str) -> str:

@@ -1,11 +1,36 @@
-"""How long this process was ready to run and got no core: the kernel's own count, thread by thread."""
+"""What comes between a program and its machine, as the kernel counts it: waiting for a core, stolen time, swap."""
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
+from profiler.devices.base import Pressure
+
 TASKS = Path("/proc/self/task")
+STALLS = Path("/proc/pressure/cpu")
+STAT = Path("/proc/stat")
+VMSTAT = Path("/proc/vmstat")
+STATUS = Path("/proc/self/status")
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+STEAL = 8  # the column of /proc/stat, after the name
+
+
+def read() -> Pressure:
+    """The counters now; what the kernel does not count is None."""
+    stalled, swapped = _number(STALLS, r"^some .*total=(\d+)"), _number(STATUS, r"^VmSwap:\s+(\d+) kB")
+    stolen, paged = _number(STAT, rf"^cpu +(?:\d+ ){{{STEAL - 1}}}(\d+)"), _number(VMSTAT, r"^pswpin (\d+)")
+    return Pressure(
+        at_s=time.monotonic(),
+        stalled_s=None if stalled is None else stalled / 1e6,
+        stolen_s=None if stolen is None else stolen / TICKS,
+        swapped_in_bytes=None if paged is None else paged * PAGE,
+        swapped_bytes=None if swapped is None else swapped * 1024,
+    )
 
 
 def run_delay_s() -> float | None:
@@ -18,3 +43,12 @@ def run_delay_s() -> float | None:
         with suppress(OSError, IndexError, ValueError):  # a thread may end meanwhile
             waited = (waited or 0) + int(stat.read_text().split()[1])
     return None if waited is None else waited / 1e9
+
+
+def _number(path: Path, pattern: str) -> int | None:
+    """The number in the first line of a file that matches; None where the file or the line is not there."""
+    try:
+        found = re.search(pattern, path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None

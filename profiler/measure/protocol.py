@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from profiler.case import Case
-from profiler.measure.loop import Effort
+from profiler.measure.effort import Effort
 from profiler.models.source import Source
 from profiler.results.measurement import Memory
 from profiler.units import bytes_text

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from profiler.case import Case
+from profiler.measure.effort import Effort
 from profiler.measure.environ import worker_environment
 from profiler.measure.interrupt import Interrupts
-from profiler.measure.loop import Effort
 from profiler.measure.process import WorkerProcess
 from profiler.measure.protocol import Order, ProtocolError
 from profiler.measure.watch import Limits, OnBeat, Stopped, Watch
@@ -96,11 +96,7 @@ class Supervisor:
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         reason = self._reason_to_skip(job.case)
         row = Measurement(job.case, {}, "skipped", reason) if reason else self._measure(job)
-        asked = {
-            "reps": self._effort.reps,
-            "max_phase_s": self._effort.max_phase_s,
-            "max_memory_bytes": self._limits.max_memory_bytes,
-        }
+        asked = {**self._effort.asked, "max_memory_bytes": self._limits.max_memory_bytes}
         return replace(row, environment=self._environment, started_at=started_at, asked=asked)
 
     def _reason_to_skip(self, case: Case) -> str | None:

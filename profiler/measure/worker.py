@@ -169,6 +169,7 @@ def measure_order(model: Model, order: Order, wire: Wire) -> Measurement:
         cautions=(*result.cautions, *load_peak(memory)),
         load_s=model.load.load_s,
         threads=result.threads,
+        stopped=result.stopped,
     )
 
 

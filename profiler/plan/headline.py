@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from profiler import registry
 from profiler.devices.base import DeviceInfo
-from profiler.measure.loop import Effort
+from profiler.measure.effort import Effort
 from profiler.models import catalog, families
 from profiler.plan import order
 from profiler.plan.grid import Point

@@ -6,13 +6,13 @@ comes after those that fit. A case is left out only for a reason in words.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
-from profiler.measure.loop import Effort
+from profiler.measure import steady
+from profiler.measure.effort import Effort
 from profiler.plan.grid import Point
 from profiler.predict import estimate as estimates
 from profiler.predict.estimate import Estimate
@@ -122,7 +122,5 @@ def _by_load(planned: list[Planned]) -> list[Planned]:
 
 
 def _phase_s(once_s: float, effort: Effort) -> float:
-    """Seconds of one phase as ``measure.loop`` runs it: a warm-up, then repetitions until they or the limit end."""
-    if once_s >= effort.max_phase_s:
-        return once_s
-    return once_s * (1 + min(effort.reps, math.ceil(effort.max_phase_s / once_s)))
+    """Seconds of one phase as ``measure.loop`` runs it."""
+    return once_s * steady.likely(once_s, effort)

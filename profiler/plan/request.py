@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 from profiler import registry
 from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
-from profiler.measure.loop import Effort
+from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
 from profiler.quants.base import Quant
 from profiler.units import bytes_text, printable
 
-CONTEXTS, BATCHES, STEPS, REPS = (512,), (1,), (32,), 3
-MAX_PHASE_S = 60.0
+CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
 
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
@@ -35,6 +34,7 @@ class Request:
     batches: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
     reps: int | None = None
+    precision: float | None = None
     max_phase_s: float | None = None
     budget_s: float | None = None
     scenario: str | None = None
@@ -72,7 +72,7 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
     subjects = _distinct([subject(name, request.weights, say) for name in names], say)
     return Work(
         points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
-        effort=Effort(request.reps or REPS, request.max_phase_s or MAX_PHASE_S),
+        effort=_effort(request),
         budget_s=request.budget_s,
         subjects=subjects,
     )
@@ -89,6 +89,16 @@ def subject(name: str, weights: str, say: Say) -> Subject:
     if weights == "auto":
         weights = "synthetic" if model.real_id is None else "real"
     return Subject(model.name, model.source, model.geometry, weights, model.id_for(weights), model.cautions)
+
+
+def _effort(request: Request, usual_reps: int | None = None) -> Effort:
+    """The effort as asked for; ``usual_reps`` where neither a number nor a precision was. Raises ProfileError."""
+    if request.reps is not None and request.precision is not None:
+        raise ProfileError(
+            "-r fixes the number of repetitions, --precision lets it follow from the figures", "Give one of them."
+        )
+    reps = request.reps or (usual_reps if request.precision is None else None)
+    return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION)
 
 
 def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
@@ -130,7 +140,7 @@ def _headline(
     request: Request, quants: tuple[Quant, ...], device: DeviceInfo, available_bytes: int, say: Say
 ) -> Work:
     """Without a model: the largest Gemma 4 and Qwen 3.5 that can be measured here within the budget."""
-    effort = Effort(request.reps or headline.REPS, request.max_phase_s or MAX_PHASE_S)
+    effort = _effort(request, headline.REPS)
     budget_s = request.budget_s or headline.BUDGET_S
     template = replace(
         request,

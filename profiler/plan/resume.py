@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from profiler.case import Case
-from profiler.measure.loop import Effort
+from profiler.measure.effort import Effort
 from profiler.plan.grid import Point
+from profiler.results import stats
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow
@@ -32,8 +33,20 @@ def stored(
 
 
 def _as_thorough(row: Measurement, effort: Effort) -> bool:
-    """What was asked counts, not what was done: fewer repetitions within the same limit would come out again."""
-    return bool(row.asked.get("reps", 0) >= effort.reps and row.asked.get("max_phase_s", 0.0) >= effort.max_phase_s)
+    """What was asked counts, not what was done: fewer repetitions within the same limit would come out again.
+
+    A number of repetitions may also be had by asking for a precision, and the other way round.
+    """
+    if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s:
+        return False
+    phases = {sample.phase for sample in row.samples}
+    if effort.reps is not None:
+        done = min((len(row.of(phase)) for phase in phases), default=0)
+        return bool(max(row.asked.get("reps", 0), done) >= effort.reps)
+    if row.asked.get("precision", 1.0) <= effort.precision:
+        return True
+    halves = [rate.relative_half for phase in phases if (rate := stats.rate(row, phase))]
+    return bool(halves) and all(half is not None and half <= effort.precision for half in halves)
 
 
 def _keeps_to(row: Measurement, limit: int | None) -> bool:

@@ -2,22 +2,115 @@
 
 from __future__ import annotations
 
-from profiler.results import stats
+import statistics
+from collections.abc import Iterator
+from math import ceil
+
+from profiler.results import beside, stats, trend
 from profiler.results.measurement import Caution, Measurement, Phase
+from profiler.units import seconds_text
 
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
+NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
+QUARTILES_NEED = 4  # repetitions
+SOME_DRIFT = 0.03  # over all repetitions; less hides in the interval that is asked for
+IN_QUEUE = 0.5  # of a step: a device that has less than this left to do after the last launch was waiting for it
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def cautions(measurement: Measurement) -> tuple[Caution, ...]:
-    """Stored cautions first; then one for each phase whose repetitions say next to nothing together."""
-    return (*measurement.cautions, *(found for phase in PHASES if (found := _spread(measurement, phase))))
+    """Stored cautions first, then those that follow from the samples of each phase."""
+    found = [*measurement.cautions]
+    for phase in PHASES:
+        found += _invalid(measurement, phase)
+        found += _cut_short(measurement, phase)
+        found += _inexact(measurement, phase)
+        found += _drifting(measurement, phase)
+    found += _launch_bound(measurement)
+    found += _too_fast(measurement)
+    return tuple(found)
 
 
-def _spread(measurement: Measurement, phase: Phase) -> Caution | None:
-    summary = stats.rate(measurement, phase)
-    if summary is None or not summary.wide:
-        return None
-    text = f"{phase}: repetitions differ too much to compare ({summary.n} of them): free the machine"
-    cut_short = summary.n < measurement.asked.get("reps", 0)  # by the limit of a phase: more would not be run either
-    return Caution("spread", text, "a longer --max-phase" if cut_short else f"-r {max(ENOUGH_REPS, summary.n + 2)}")
+def _invalid(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
+    """Repetitions that were thrown out, and whether enough others were had."""
+    reasons = [sample.invalid for sample in measurement.record(phase) if sample.invalid and not sample.warmup]
+    if not reasons:
+        return
+    words = ", ".join(dict.fromkeys(reasons))
+    times, was = ("1 repetition", "was") if len(reasons) == 1 else (f"{len(reasons)} repetitions", "were")
+    if measurement.stopped.get(phase) == "invalid":
+        kept = len(measurement.of(phase))
+        text = f"{phase}: {times} did not count ({words}), too many to replace; {kept or 'none'} did"
+    else:
+        text = f"{phase}: {times} did not count and {was} repeated ({words})"
+    yield Caution(f"{phase}-invalid", text, "better cooling or a lower power limit, then --fresh")
+
+
+def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
+    """Fewer repetitions than were asked for, or than precision needs to decide."""
+    stopped, done = measurement.stopped.get(phase), len(measurement.of(phase))
+    limit, wanted = measurement.asked.get("max_phase_s"), measurement.asked.get("reps") or ENOUGH_REPS
+    if stopped not in ("cold", "time") or not done or limit is None or (stopped == "time" and done >= wanted):
+        return
+    took = statistics.median(sample.seconds for sample in measurement.of(phase))
+    enough = f"--max-phase {ceil(took * (wanted + 1))}s"
+    if stopped == "cold":
+        text = f"{phase}: one cold repetition of {seconds_text(took)}, since it alone reached --max-phase"
+        yield Caution(f"{phase}-cold", text, enough)
+    else:
+        of = f" of {wanted}" if measurement.asked.get("reps") else ""
+        yield Caution(f"{phase}-few", f"{phase}: {done}{of} repetitions within --max-phase {limit:g}s", enough)
+
+
+def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
+    """The worst there is to say of how repetitions spread: incomparable, noisy, or less exact than asked."""
+    rate = stats.rate(measurement, phase)
+    if rate is None or rate.relative_half is None:
+        return
+    asked, stopped = measurement.asked, measurement.stopped.get(phase)
+    seconds = [sample.seconds for sample in measurement.of(phase)]
+    if rate.wide:
+        text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
+        cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # more would not be run either
+        yield Caution("spread", text, "a longer --max-phase" if cut_short else f"-r {max(ENOUGH_REPS, rate.n + 2)}")
+    elif rate.n >= QUARTILES_NEED and trend.spread(seconds) > NOISY:
+        text = f"{phase}: the middle half of the repetitions is spread over more than {NOISY:.0%} of their median"
+        yield Caution(f"{phase}-noisy", text, "--fresh on a quieter machine")
+    elif "precision" in asked and stopped in ("cap", "time") and rate.relative_half > asked["precision"]:
+        within = "the repetitions that takes at most" if stopped == "cap" else "--max-phase"
+        text = f"{phase}: --precision {asked['precision']:.2%} was not reached within {within}".replace(".00%", "%")
+        yield Caution(f"{phase}-imprecise", text, f"-r {4 * rate.n}" if stopped == "cap" else "a longer --max-phase")
+
+
+def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
+    """Repetitions that became slower or faster while they were measured."""
+    counted = [sample.seconds for sample in measurement.record(phase) if sample.invalid is None]
+    last = counted[-max(trend.WINDOW, len(measurement.of(phase))) :]  # with warm-ups, where few repetitions count
+    drift = trend.trend(last) if len(last) < len(counted) else None  # the very first is slow in any case
+    if drift is None or abs(drift) < SOME_DRIFT:
+        return
+    way = "slower" if drift > 0 else "faster"
+    text = f"{phase}: not steady, it became {abs(drift):.0%} {way} from the first repetition to the last"
+    yield Caution(f"{phase}-unsteady", text, "a longer --max-phase, or --fresh when the machine has cooled down")
+
+
+def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
+    """A GPU that was kept waiting: when the host had launched the last step, next to nothing was left to do."""
+    left = [
+        sample.drain_s / statistics.median(sample.step_s)
+        for sample in measurement.of("decode")
+        if sample.drain_s is not None and sample.step_s and statistics.median(sample.step_s) > 0
+    ]
+    if left and statistics.median(left) < IN_QUEUE:
+        text = "decode: launch-bound, the GPU waits for the CPU to start its operators"
+        yield Caution("launch-bound", text, None if measurement.case.path == "graph" else "--path graph")
+
+
+def _too_fast(measurement: Measurement) -> Iterator[Caution]:
+    """Above the ceiling is impossible: the ceiling or the figure is wrong."""
+    fractions = beside.ceiling(measurement) or {}
+    for phase in PHASES:
+        fraction = fractions.get(f"{phase}_fraction")
+        if fraction is not None and fraction > 1:
+            text = f"{phase}: {fraction:.2f} of what this device can do: the ceiling or this figure is wrong"
+            yield Caution(f"{phase}-above-ceiling", text, "profile calibrate")

@@ -17,7 +17,8 @@ from profiler.case import Case
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
 from profiler.results.redact import redact_json
 
-SAMPLE_FIELDS = {field.name: None for field in fields(Sample)}.keys()  # in the order of the constructor
+USUAL = {field.name: field.default for field in fields(Sample)}  # of a sample, in the order of the constructor
+SAMPLE_FIELDS = USUAL.keys()
 
 
 def encode(measurement: Measurement) -> tuple[str, bytes]:
@@ -31,7 +32,7 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
     columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in SAMPLE_FIELDS}
     steps = [second for taken in columns["step_s"] for second in taken]
     columns["step_s"] = [len(taken) for taken in columns["step_s"]]
-    known = {name: column for name, column in columns.items() if any(value is not None for value in column)}
+    known = {name: column for name, column in columns.items() if any(value != USUAL[name] for value in column)}
     content = _without_nulls(redact_json(content | {"samples": known}))
     return dumps(content), struct.pack(f"<{len(steps)}d", *steps)
 
@@ -74,7 +75,7 @@ def _samples(columns: dict[str, list[Any]], steps: bytes) -> tuple[Sample, ...]:
     if start != len(seconds):
         raise ValueError(f"{len(seconds)} step times are stored where {start} are counted")
     columns["step_s"] = taken
-    return tuple(map(Sample, *(columns.get(name, repeat(None)) for name in SAMPLE_FIELDS)))
+    return tuple(map(Sample, *(columns.get(name, repeat(USUAL[name])) for name in SAMPLE_FIELDS)))
 
 
 def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Phase = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed repetition of one phase."""
+    """One timed repetition of one phase. The record keeps all of them; only some count, see ``Measurement.of``."""
 
     phase: Phase
     seconds: float  # wall, from before the first launch to after the last sync
@@ -24,6 +24,10 @@ class Sample:
     cpu_s: float | None = None  # process CPU time over the same window
     wait_s: float | None = None  # seconds its threads were ready and got no core
     energy_j: float | None = None
+    device_s: float | None = None  # CUDA: between events at both ends of the window, on the device's own clock
+    drain_s: float | None = None  # CUDA: seconds the device still worked when the host had launched everything
+    warmup: bool = False  # run before the device was warm: kept in the record, in no statistic
+    invalid: str | None = None  # why it is no figure of this device, in words (throttled): likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +69,16 @@ class Measurement:
     load_s: float | None = None
     threads: int | None = None  # CPU threads the backend computed with
     started_at: str | None = None  # UTC, ISO 8601
-    asked: dict[str, Any] = field(default_factory=dict)  # reps and max_phase_s that were asked for
+    asked: dict[str, Any] = field(default_factory=dict)  # reps or precision, and max_phase_s, that were asked for
+    stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (measure/steady)
     expected: dict[str, Any] = field(default_factory=dict)  # as predicted before it ran (predict/beside.py)
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
-        """The repetitions of one phase, in order."""
+        """The repetitions of one phase that count, in order: no warm-ups, none that is invalid."""
+        return tuple(sample for sample in self.record(phase) if not sample.warmup and sample.invalid is None)
+
+    def record(self, phase: Phase) -> tuple[Sample, ...]:
+        """All repetitions of one phase in order, with its warm-ups and those that do not count."""
         return tuple(sample for sample in self.samples if sample.phase == phase)
 
     def to_json(self) -> dict[str, Any]:

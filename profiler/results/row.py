@@ -11,7 +11,7 @@ import statistics
 from dataclasses import asdict
 from typing import Any
 
-from profiler.results import beside, stats
+from profiler.results import beside, stats, trend
 from profiler.results.cautions import cautions
 from profiler.results.measurement import SCHEMA, Measurement, Phase
 from profiler.results.redact import redact_json
@@ -53,12 +53,21 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
     summary = stats.rate(measurement, phase)
     if summary is None:
         return None
-    samples = measurement.of(phase)
+    samples, record = measurement.of(phase), measurement.record(phase)
+    warmups = [sample.seconds for sample in record if sample.warmup]
     return {
         "tokens": samples[0].tokens,  # of one repetition; the case fixes it
         "seconds": [sample.seconds for sample in samples],
         "cpu_seconds": [sample.cpu_s for sample in samples],
         "wait_seconds": [sample.wait_s for sample in samples],
+        "warmup_seconds": warmups,
+        "invalid": [
+            {"seconds": sample.seconds, "reason": sample.invalid}
+            for sample in record
+            if sample.invalid is not None and not sample.warmup
+        ],
+        "steady": trend.steady(warmups),  # null: there were too few warm-ups to tell
+        "stopped": measurement.stopped.get(phase),
         "tps": _rounded(summary.median),
         "tps_low": _rounded(summary.low),
         "tps_high": _rounded(summary.high),

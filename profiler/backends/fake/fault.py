@@ -32,10 +32,13 @@ class Fault:
     value: Any = None
     context: int | None = None
     batch: int | None = None
+    calls: list[int] | None = None  # the first and the last call it strikes, from 1: a prefill, or a decode step
 
-    def strikes(self, case: Case, when: str) -> bool:
-        """Whether this fault is meant for this phase of this case."""
-        return self.when == when and self.context in (None, case.context) and self.batch in (None, case.batch)
+    def strikes(self, case: Case, when: str, call: int) -> bool:
+        """Whether this fault is meant for this call of this phase of this case."""
+        first, last = self.calls or (1, call)
+        mine = self.context in (None, case.context) and self.batch in (None, case.batch)
+        return self.when == when and mine and first <= call <= last
 
     def happen(self, trial: FakeTrial) -> None:
         """Do the damage."""
@@ -107,6 +110,18 @@ def _nan(value: Any, trial: FakeTrial) -> None:
     trial.meter.elapsed = lambda marks: [math.nan] * (len(marks) - 1)  # type: ignore[method-assign]
 
 
+def _throttle(value: Any, trial: FakeTrial) -> None:
+    """The device slows down by ``value`` virtual seconds, and says so."""
+    trial.meter.seconds += value or 0.0
+    trial.watcher.complaint = "thermal slowdown"
+
+
+def _wait(value: Any, trial: FakeTrial) -> None:
+    """Another program holds the core for ``value`` virtual seconds."""
+    trial.meter.seconds += value
+    trial.meter.waited_s = (trial.meter.waited_s or 0.0) + value
+
+
 FAULTS: dict[str, Callable[[Any, FakeTrial], None]] = {
     "oom": _refuse,
     "error": _raise,
@@ -121,4 +136,6 @@ FAULTS: dict[str, Callable[[Any, FakeTrial], None]] = {
     "child": _fork_child,
     "miscount": _miscount,
     "nan": _nan,
+    "throttle": _throttle,
+    "wait": _wait,
 }

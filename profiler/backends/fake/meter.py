@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from profiler.backends.base import OutOfMemory
-from profiler.devices.base import Peak
+from profiler.devices.base import Lap, Peak, Pressure, Reading
 from profiler.units import bytes_text
 
 BASELINE_BYTES = 64 * 1024**2  # the virtual process before its model
@@ -19,6 +20,8 @@ class FakeMeter:
         self.seconds = 0.0
         self.held = self.highest = BASELINE_BYTES
         self.capacity = capacity_bytes
+        self.waited_s: float | None = None
+        self.strain = Pressure(at_s=0.0)  # what the machine counts beside the clock
 
     def hold(self, size: int) -> None:
         """Take (or, negative, give back) bytes. Raises OutOfMemory above the capacity."""
@@ -30,11 +33,8 @@ class FakeMeter:
     def now(self) -> float:
         return self.seconds
 
-    def cpu_s(self) -> float:
-        return self.seconds
-
-    def waited_s(self) -> float | None:
-        return None
+    def window(self) -> FakeWindow:
+        return FakeWindow(self)
 
     def mark(self) -> object:
         return self.seconds
@@ -47,3 +47,35 @@ class FakeMeter:
 
     def peak(self) -> Peak:
         return Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=self.highest)
+
+    def pressure(self) -> Pressure:
+        return replace(self.strain, at_s=self.seconds)
+
+
+class FakeWindow:
+    """From one virtual moment to another. The virtual process computes all the time."""
+
+    def __init__(self, meter: FakeMeter) -> None:
+        self._meter = meter
+        self._start, self._waited = meter.seconds, meter.waited_s
+
+    def close(self) -> Lap:
+        seconds, waited = self._meter.seconds - self._start, self._meter.waited_s
+        wait_s = None if waited is None or self._waited is None else waited - self._waited
+        return Lap(seconds, cpu_s=seconds, wait_s=wait_s)
+
+
+class FakeWatcher:
+    """Sees what the script says is to be seen: ``complaint`` is set by a fault, and forgotten once it was told."""
+
+    def __init__(self) -> None:
+        self.complaint: str | None = None
+
+    def start(self) -> None:
+        self.complaint = None
+
+    def stop(self) -> Reading:
+        return Reading(invalid=self.complaint)
+
+    def close(self) -> None:
+        """Nothing is held."""

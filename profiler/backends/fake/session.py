@@ -6,22 +6,24 @@ import random
 import time
 
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
-from profiler.backends.fake.meter import BASELINE_BYTES, FakeMeter
+from profiler.backends.fake.fault import PHASES
+from profiler.backends.fake.meter import BASELINE_BYTES, FakeMeter, FakeWatcher
 from profiler.backends.fake.script import Script
 from profiler.case import Case
-from profiler.devices.base import Meter
+from profiler.devices.base import Meter, Watcher
 from profiler.results.measurement import Caution
 
 
 class FakeTrial:
     """One case: counts tokens, takes virtual time and virtual memory, and fails where the script says so."""
 
-    def __init__(self, case: Case, script: Script, meter: FakeMeter, beat: Beat) -> None:
-        self.case, self.script, self.meter, self.beat = case, script, meter, beat
+    def __init__(self, case: Case, script: Script, meter: FakeMeter, watcher: FakeWatcher, beat: Beat) -> None:
+        self.case, self.script, self.meter, self.watcher, self.beat = case, script, meter, watcher, beat
         self.tokens: list[list[int]] = []
         self.length = 0
         self.saved: int | None = None
         self.random = random.Random(case.key)
+        self.calls = dict.fromkeys(PHASES, 0)  # of this case so far
 
     def prefill(self) -> int:
         self._become(0)
@@ -77,8 +79,9 @@ class FakeTrial:
 
     def strike(self, when: str) -> None:
         """Let the faults of this phase happen."""
+        self.calls[when] += 1
         for fault in self.script.faults:
-            if fault.strikes(self.case, when):
+            if fault.strikes(self.case, when, self.calls[when]):
                 fault.happen(self)
 
     def _admit(self) -> None:
@@ -110,13 +113,15 @@ class FakeSession:
         self.script, self.beat = script, beat
         self.machine = FakeMeter(script.capacity_bytes)
         self.meter: Meter = self.machine
+        self.lookout = FakeWatcher()
+        self.watcher: Watcher = self.lookout
         self.loaded = Loaded(script.weights_bytes, script.unquantized_bytes, threads=None, cautions=())
         self.trial: FakeTrial | None = None
 
     def begin(self, case: Case) -> FakeTrial:
         if self.trial is not None:
             self.trial.drop()
-        self.trial = FakeTrial(case, self.script, self.machine, self.beat)
+        self.trial = FakeTrial(case, self.script, self.machine, self.lookout, self.beat)
         return self.trial
 
     def close(self) -> None:

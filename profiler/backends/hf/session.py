@@ -16,7 +16,7 @@ from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
 from profiler.case import Case
-from profiler.devices.base import Meter
+from profiler.devices.base import Meter, Watcher
 from profiler.models.source import Source
 from profiler.results.measurement import Caution
 from profiler.units import bytes_text
@@ -37,16 +37,20 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
     if case.threads:
         torch.set_num_threads(case.threads)
     # The meter comes first: what the device holds before the model is what it subtracts.
-    meter = registry.load("devices", case.device.partition(":")[0], "device").meter(case.device)
+    kind = registry.load("devices", case.device.partition(":")[0], "device")
+    meter = kind.meter(case.device)
     with memory_errors():
-        return HfSession(load(case, source, meter, beat), meter, beat, notes(source))
+        model = load(case, source, meter, beat)
+    return HfSession(model, meter, kind.watcher(case.device), beat, notes(source))
 
 
 class HfSession:
     """A model and the meter of its device."""
 
-    def __init__(self, model: PreTrainedModel, meter: Meter, beat: Beat, notes: tuple[Caution, ...]) -> None:
-        self.model, self.meter = model, meter
+    def __init__(
+        self, model: PreTrainedModel, meter: Meter, watcher: Watcher, beat: Beat, notes: tuple[Caution, ...]
+    ) -> None:
+        self.model, self.meter, self.watcher = model, meter, watcher
         self._beat, self._notes = beat, notes
 
     @property
@@ -63,6 +67,7 @@ class HfSession:
             return StaticTrial(self.model, case, self._beat)
 
     def close(self) -> None:
+        self.watcher.close()
         del self.model
         gc.collect()
         if torch.cuda.is_available():

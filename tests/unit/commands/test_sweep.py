@@ -51,7 +51,8 @@ def test_defaults_are_what_the_help_says(sweep: Any) -> None:
         "fill": "prefill",
         "ubatch": 512,
     }
-    assert row["asked"]["reps"] == len(row["decode"]["seconds"]) == 3
+    assert row["asked"]["precision"] == 0.02
+    assert (row["decode"]["stopped"], len(row["decode"]["seconds"])) == ("precision", 5)
     assert row["case"]["weights"] == "synthetic"  # a folder without weights
 
 

@@ -14,6 +14,8 @@ from profiler.backends.fake.session import FakeSession
 from profiler.case import Case
 from profiler.devices.base import Peak
 from profiler.measure.loop import Effort, Result, headline, measure
+from profiler.results.cautions import cautions
+from profiler.results.measurement import Measurement, Phase, Sample
 
 MIB = 2**20
 BASELINE = 64 * MIB
@@ -29,6 +31,17 @@ def loaded(case: Case, *faults: dict[str, Any], **script: Any) -> FakeSession:
 
 def measured(case: Case, effort: Effort, *faults: dict[str, Any], **script: Any) -> Result:
     return measure(loaded(case, *faults, **script), case, effort, silent)
+
+
+def row(case: Case, effort: Effort, result: Result) -> Measurement:
+    """The row that a worker and its parent make of a result."""
+    return Measurement(
+        case, {}, "ok", None, result.samples, cautions=result.cautions, asked=effort.asked, stopped=result.stopped
+    )
+
+
+def counted(result: Result, phase: Phase) -> tuple[Sample, ...]:
+    return row(make_case(), Effort(), result).of(phase)
 
 
 class Logged:
@@ -54,32 +67,34 @@ def calls(case: Case, effort: Effort) -> str:
     log: list[str] = []
     session = loaded(case)
     logged = SimpleNamespace(
-        meter=Logged(session.meter, log), loaded=session.loaded, begin=lambda case: Logged(session.begin(case), log)
+        meter=Logged(session.meter, log),
+        watcher=Logged(session.watcher, log),
+        loaded=session.loaded,
+        begin=lambda case: Logged(session.begin(case), log),
     )
     measure(logged, case, effort, silent)
-    return " ".join(name for name in log if name not in ("cpu_s", "waited_s", "cache", "cautions"))
+    return " ".join(name for name in log if name not in ("pressure", "cache", "cautions"))
 
 
 def test_the_order_of_calls() -> None:
-    prefill = "now prefill now "
-    decode = "restore now mark step mark step mark now elapsed "
-    expected = f"reset_peak {prefill * 3}peak save {decode * 3}release reset_peak step peak"
-    assert calls(make_case(steps=2), Effort(reps=2)) == expected
+    prefill = "start window prefill stop "
+    decode = "restore start window mark step mark step mark stop elapsed "
+    expected = f"reset_peak {prefill * 7}peak save {decode * 7}release reset_peak step peak"
+    assert calls(make_case(steps=2), Effort(reps=2)) == expected  # five warm-ups and two
 
 
 def test_the_order_of_calls_with_a_synthetic_cache() -> None:
-    decode = "restore now mark step mark now elapsed "
+    decode = "restore start window mark step mark stop elapsed "
     assert calls(make_case(steps=1, fill="synthetic"), Effort(reps=1)) == (
-        f"fill save {decode * 2}release reset_peak step peak"
+        f"fill save {decode * 6}release reset_peak step peak"
     )
 
 
 def test_the_numbers_are_those_of_the_clock() -> None:
     case = make_case(512, batch=4, steps=8)
     result = measured(case, Effort(reps=3), prefill_s_per_token=0.001, step_s=0.25, step_s_per_cached_token=0.001)
-    prefills = [sample for sample in result.samples if sample.phase == "prefill"]
-    decodes = [sample for sample in result.samples if sample.phase == "decode"]
-    assert [len(prefills), len(decodes), len(result.samples)] == [3, 3, 6]
+    prefills, decodes = counted(result, "prefill"), counted(result, "decode")
+    assert [len(prefills), len(decodes)] == [3, 3]
     for sample in prefills:
         assert sample.seconds == pytest.approx(2.048) and sample.cpu_s == pytest.approx(2.048)
         assert (sample.tokens, sample.step_s, sample.energy_j) == (2048, (), None)
@@ -91,27 +106,39 @@ def test_the_numbers_are_those_of_the_clock() -> None:
     assert result.cautions == ()
 
 
-def test_the_warm_up_is_discarded() -> None:
-    """The clock of a first call that compiles: the samples know nothing of it."""
-    case = make_case(512, steps=1)
-    session = loaded(case, prefill_s_per_token=0.001, step_s=0.5)
+def cold_session(case: Case, extra_s: float, **script: Any) -> Any:
+    """A session whose first prefill and first step take ``extra_s`` longer, as where something compiles."""
+    session = loaded(case, **script)
     trial = session.begin(case)
-    slow = {"prefill": trial.prefill, "step": trial.step}
 
     def cold(name: str) -> Any:
-        call = slow[name]
+        call = getattr(trial, name)
 
         def first() -> Any:
-            session.meter.seconds += 10
+            session.machine.seconds += extra_s
             setattr(trial, name, call)
             return call()
 
         return first
 
     trial.prefill, trial.step = cold("prefill"), cold("step")  # type: ignore[method-assign]
-    given = SimpleNamespace(meter=session.meter, loaded=session.loaded, begin=lambda case: trial)
-    result = measure(given, case, Effort(reps=2), silent)
-    assert [sample.seconds for sample in result.samples] == pytest.approx([0.512, 0.512, 0.5, 0.5])
+    return standing_in(session, trial)
+
+
+def standing_in(session: FakeSession, trial: Any) -> Any:
+    return SimpleNamespace(
+        meter=session.meter, watcher=session.watcher, loaded=session.loaded, begin=lambda case: trial
+    )
+
+
+def test_warm_ups_are_kept_and_do_not_count() -> None:
+    """The clock of a first call that compiles: the repetitions know nothing of it."""
+    case = make_case(512, steps=1)
+    result = measure(cold_session(case, 2.0, prefill_s_per_token=0.001, step_s=0.5), case, Effort(reps=2), silent)
+    assert [s.seconds for s in counted(result, "prefill")] == pytest.approx([0.512, 0.512])
+    assert [s.seconds for s in counted(result, "decode")] == pytest.approx([0.5, 0.5])
+    warmups = [sample.seconds for sample in result.samples if sample.warmup and sample.phase == "prefill"]
+    assert warmups == pytest.approx([2.512, *[0.512] * 4])  # four that agree outweigh one that does not
 
 
 def test_memory_is_of_the_phase_and_knows_nothing_of_the_saved_cache() -> None:
@@ -135,37 +162,38 @@ def test_a_window_cache_stops_growing_at_the_window() -> None:
 
 def test_a_synthetic_cache_gives_no_prefill_figure() -> None:
     result = measured(make_case(131072, fill="synthetic"), Effort(reps=2))
-    assert [sample.phase for sample in result.samples] == ["decode", "decode"]
+    assert {sample.phase for sample in result.samples} == {"decode"} and len(counted(result, "decode")) == 2
     assert result.memory.prefill_peak_bytes is None and result.memory.retained_bytes is None
     assert result.memory.process_peak_bytes == result.memory.decode_peak_bytes is not None
 
 
-def test_a_warm_up_as_long_as_the_limit_is_the_measurement_and_said_so() -> None:
-    result = measured(make_case(1000), Effort(reps=3, max_phase_s=10.0), prefill_s_per_token=0.0101)
-    assert [sample.phase for sample in result.samples] == ["prefill", "decode", "decode", "decode"]
-    (caution,) = result.cautions
+def test_a_first_repetition_as_long_as_the_limit_is_the_measurement_and_said_so() -> None:
+    case, effort = make_case(1000), Effort(reps=3, max_phase_s=10.0)
+    result = measured(case, effort, prefill_s_per_token=0.0101)
+    assert [len(counted(result, "prefill")), len(counted(result, "decode"))] == [1, 3]
+    assert result.stopped == {"prefill": "cold", "decode": "reps"}
+    (caution,) = cautions(row(case, effort, result))
     assert caution.code == "prefill-cold" and "one cold repetition of 10.1 s" in caution.text
     assert caution.help == "--max-phase 41s"
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_fewer_repetitions_than_asked_for_are_said(phase: str) -> None:
-    costs = {
-        "prefill_s_per_token": 0.0,
-        "step_s": 0.0,
-        f"{'prefill_s_per_token' if phase == 'prefill' else 'step_s'}": 1,
-    }
-    result = measured(make_case(4, steps=4), Effort(reps=5, max_phase_s=10.0), **costs)
-    assert sum(sample.phase == phase for sample in result.samples) == 3  # 4 s each: the third starts at 8 s
-    (caution,) = result.cautions
+def test_fewer_repetitions_than_asked_for_are_said(phase: Phase) -> None:
+    costs = {f"{'prefill_s_per_token' if phase == 'prefill' else 'step_s'}": 1}
+    case, effort = make_case(4, steps=4), Effort(reps=5, max_phase_s=10.0)
+    result = measured(case, effort, **costs)
+    assert len(counted(result, phase)) == 3  # 4 s each: the third starts at 8 s
+    assert result.stopped[phase] == "time"
+    (caution,) = cautions(row(case, effort, result))
     assert caution.code == f"{phase}-few"
     assert caution.text == f"{phase}: 3 of 5 repetitions within --max-phase 10s"
     assert caution.help == "--max-phase 24s"
 
 
 def test_what_a_caution_advises_gives_all_repetitions() -> None:
-    again = measured(make_case(4), Effort(reps=5, max_phase_s=24.0), prefill_s_per_token=1)
-    assert again.cautions == () and len(again.samples) == 10
+    case, effort = make_case(4), Effort(reps=5, max_phase_s=24.0)
+    again = measured(case, effort, prefill_s_per_token=1)
+    assert cautions(row(case, effort, again)) == () and len(counted(again, "prefill")) == 5
 
 
 @pytest.mark.parametrize(
@@ -193,7 +221,7 @@ def test_a_decode_that_gives_too_few_tokens_raises() -> None:
         trial.tokens[-1].pop()
 
     trial.step = one_sequence_only  # type: ignore[method-assign]
-    given = SimpleNamespace(meter=session.meter, loaded=session.loaded, begin=lambda case: trial)
+    given = standing_in(session, trial)
     with pytest.raises(ShapeMismatch, match="decode gave 4 tokens instead of 2 × 4"):
         measure(given, case, Effort(reps=1), silent)
 
@@ -201,9 +229,10 @@ def test_a_decode_that_gives_too_few_tokens_raises() -> None:
 def test_beats_name_the_phase_and_the_repetition() -> None:
     heard: list[str] = []
     case = make_case(512, steps=2)
-    measure(loaded(case), case, Effort(reps=2), heard.append)
+    measure(loaded(case, step_s=3.0), case, Effort(reps=2), heard.append)
     assert [text for text in heard if text] == [
-        "prefill warm-up", "prefill 1/2", "prefill 2/2", "decode warm-up", "decode 1/2", "decode 2/2",
+        "prefill warm-up", *(f"prefill warm-up {n}" for n in (2, 3, 4, 5)), "prefill 1/2", "prefill 2/2",
+        "decode warm-up", "decode 1/2", "decode 2/2",
     ]  # fmt: skip
     assert heard.count("") == 3 * 2  # one a step
 
@@ -214,13 +243,45 @@ def test_the_headline_is_live_tensors_where_they_are_counted() -> None:
     assert headline(Peak(None, None, None)) is None
 
 
+def test_a_throttled_repetition_is_replaced_and_stays_in_the_record() -> None:
+    case, effort = make_case(100, steps=1), Effort(reps=4)
+    throttled = fault("throttle", 0.5, calls=[7, 7])  # five warm-ups, then the second that counts
+    result = measured(case, effort, throttled, prefill_s_per_token=0.001)
+    whole = row(case, effort, result)
+    assert [s.seconds for s in whole.of("prefill")] == pytest.approx([0.1] * 4)
+    (invalid,) = [s for s in whole.record("prefill") if s.invalid]
+    assert invalid.seconds == pytest.approx(0.6) and invalid.invalid == "thermal slowdown"
+    assert result.stopped["prefill"] == "reps"
+    (caution,) = cautions(whole)
+    assert caution.text == "prefill: 1 repetition did not count and was repeated (thermal slowdown)"
+
+
+@pytest.mark.parametrize(("reps", "most"), [(1, 1), (4, 1), (8, 2), (None, 5)])
+def test_a_device_that_stays_throttled_is_not_repeated_for_ever(reps: int | None, most: int) -> None:
+    case, effort = make_case(100, steps=1), Effort(reps)
+    result = measured(case, effort, fault("throttle", 0.5))
+    whole = row(case, effort, result)
+    assert whole.of("prefill") == () and len([s for s in whole.samples if s.invalid and not s.warmup]) == most + 1
+    assert result.stopped == {"prefill": "invalid", "decode": "precision" if reps is None else "reps"}
+    (caution,) = cautions(whole)
+    assert caution.code == "prefill-invalid" and "too many to replace; none did" in caution.text
+
+
+def test_a_long_throttled_repetition_is_repeated_once() -> None:
+    case, effort = make_case(100), Effort(max_phase_s=1.0)
+    result = measured(case, effort, fault("throttle", 5.0))
+    prefills = [sample for sample in result.samples if sample.phase == "prefill"]
+    assert [(s.warmup, s.invalid) for s in prefills] == [(False, "thermal slowdown")] * 2
+    assert result.stopped["prefill"] == "invalid"
+
+
 @pytest.mark.parametrize(("share", "cautioned"), [(0.0, False), (0.05, False), (0.4, True)])
 def test_a_figure_taken_beside_other_work_says_so(share: float, cautioned: bool) -> None:
-    case = make_case(1024, steps=2)
-    session = loaded(case)
-    meter = session.meter
-    meter.waited_s = lambda: share * meter.seconds  # type: ignore[method-assign]
-    result = measure(session, case, Effort(reps=1), silent)
+    """What a busy neighbour does to a process: it is ready, and waits."""
+    case, factor = make_case(1000, steps=1), share / (1 - share)
+    waits = [fault("wait", 0.1 * factor), fault("wait", 0.01 * factor, when="decode")]
+    result = measured(case, Effort(reps=1), *waits)
     codes = [caution.code for caution in result.cautions]
     assert codes == (["prefill-cpu-pressure", "decode-cpu-pressure"] if cautioned else [])
-    assert [sample.wait_s for sample in result.samples] == pytest.approx([share * s.seconds for s in result.samples])
+    (sample,) = counted(result, "prefill")
+    assert sample.wait_s == pytest.approx(0.1 * share / (1 - share))

@@ -1,0 +1,66 @@
+"""What came between a phase and its machine while it was measured, as cautions: other work, swap, the allocator.
+
+What the repetitions show by themselves (drift, spread, too few of them) is derived when a row is read:
+``results/cautions.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from profiler.devices.base import Pressure
+from profiler.measure.phase import Measured
+from profiler.results.measurement import Caution, Phase, Sample
+from profiler.units import bytes_text
+
+MAX_WAIT = 0.1  # share of the wanted CPU time that a process may miss before its figure is another program's as well
+MAX_STALLED = 0.25  # share of the time in which others may wait for a core: they then run on all that we leave them
+MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake
+SOME_SWAP = 16 * 1024**2  # bytes: less is what any program has that started long ago
+QUIETER = "--fresh on a quieter machine"
+SMALLER = "a smaller -q, -c or -b"
+
+
+def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
+    """Cautions about one phase on a machine of so many ``cores``."""
+    before, after = measured.before, measured.after
+    found = [
+        Caution(f"{phase}-cpu-pressure", text, QUIETER)
+        for text in _pressure(phase, [s for s in measured.samples if not s.warmup], before, after, cores)
+    ]
+    swapped = _swapped(phase, before, after)
+    if swapped:
+        found.append(Caution(f"{phase}-swap", swapped, SMALLER))
+    retries = _grown(before.retries, after.retries)
+    if retries:
+        text = f"{phase}: the allocator gave memory back {retries:.0f} times to go on, which takes long"
+        found.append(Caution(f"{phase}-allocator-retries", text, SMALLER))
+    return found
+
+
+def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: Pressure, cores: int) -> list[str]:
+    """Other work on the cores, told once: as what this process missed, else as what others did."""
+    wall = after.at_s - before.at_s
+    waited = sum(sample.wait_s or 0 for sample in samples)
+    wanted = waited + sum(sample.cpu_s or 0 for sample in samples)
+    if wanted and waited / wanted > MAX_WAIT:
+        return [f"{phase}: other work held the CPU for {waited / wanted:.0%} of the time this process wanted it"]
+    stolen = _grown(before.stolen_s, after.stolen_s)
+    if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
+        return [f"{phase}: the hypervisor took {stolen / (wall * cores):.0%} of the cores' time for other guests"]
+    stalled = _grown(before.stalled_s, after.stalled_s)
+    if wall > 0 and stalled is not None and stalled / wall > MAX_STALLED:
+        return [f"{phase}: other programs waited for a core {stalled / wall:.0%} of the time, so all cores were busy"]
+    return []
+
+
+def _swapped(phase: Phase, before: Pressure, after: Pressure) -> str | None:
+    read = _grown(before.swapped_in_bytes, after.swapped_in_bytes) or 0
+    out = max(before.swapped_bytes or 0, after.swapped_bytes or 0)
+    if out and read >= SOME_SWAP:
+        return f"{phase}: {bytes_text(read)} were read back from swap while it ran"
+    return f"{phase}: {bytes_text(out)} of this process lie in swap" if out >= SOME_SWAP else None
+
+
+def _grown(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else max(0.0, after - before)
