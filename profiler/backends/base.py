@@ -40,6 +40,10 @@ class CacheState:
     length: int  # tokens, as the first attention layer counts them
     storage_bytes: int  # storages behind the cache, each once
     retained_bytes: int  # part of them that no tensor of the cache reaches (views into longer storages)
+    growing_bytes: int  # the parts of storage_bytes: of layers that keep every token
+    window_bytes: int  # of layers that keep the last tokens only
+    recurrent_bytes: int  # of layers that keep a state
+    pool_bytes: int | None = None  # beside the cache: what captured graphs keep for their intermediate results
 
 
 class Trial(Protocol):

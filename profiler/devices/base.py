@@ -31,6 +31,8 @@ class Peak:
     allocated_bytes: int | None  # live tensors (CUDA); None on a CPU
     reserved_bytes: int | None  # the allocator's segments (CUDA); None on a CPU
     process_bytes: int | None  # all this process takes on the device: what decides whether it fits
+    framework_bytes: int | None = None  # part of it that is no tensor: libraries and interpreter, or the CUDA context
+    device_bytes: int | None = None  # all that is used of the device, by all programs (CUDA)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,9 @@ from profiler.devices.base import DeviceInfo, Peak, Pressure, Unwatched, Watcher
 from profiler.devices.window import HostWindow
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
+SMAPS = Path("/proc/self/smaps")
+MAPPING = re.compile("[0-9a-f]+-[0-9a-f]+ ")  # the first line of each mapping; those that follow begin with a name
+WEIGHT_FILES = (".safetensors", ".gguf")
 BF16_UNITS = {
     "avx512_bf16",
     "amx_bf16",
@@ -82,6 +86,7 @@ class CpuMeter:
 
     def __init__(self) -> None:
         self._has_peak = True
+        self._before = _known("RssAnon")
 
     def now(self) -> float:
         return time.perf_counter()
@@ -104,10 +109,15 @@ class CpuMeter:
             self._has_peak = False
 
     def peak(self) -> Peak:
-        highest = None
-        with suppress(OSError):  # no VmHWM either
-            highest = process_bytes("VmHWM") if self._has_peak else None
-        return Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=highest)
+        highest = _known("VmHWM") if self._has_peak else None
+        return Peak(None, None, process_bytes=highest, framework_bytes=self._framework_bytes())
+
+    def _framework_bytes(self) -> int | None:
+        """Private memory from before the model, and the pages of libraries now, which come in as they are used."""
+        files, weights = _known("RssFile"), mapped_weights_bytes()
+        if self._before is None or files is None or weights is None:
+            return None
+        return self._before + max(0, files - weights)
 
     def pressure(self) -> Pressure:
         return pressure.read()
@@ -129,6 +139,31 @@ def process_bytes(field: str, pid: int | str = "self") -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/{pid}/status has no {field}")
+
+
+def mapped_weights_bytes() -> int | None:
+    """Resident pages of weight files that this process has mapped instead of read; None where that is not told.
+
+    safetensors are mapped when they are taken as they are, and their pages come in when they are first used.
+    """
+    try:
+        lines = SMAPS.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    resident, is_weights = 0, False
+    for line in lines:
+        if MAPPING.match(line):
+            is_weights = line.endswith(WEIGHT_FILES)
+        elif is_weights and line.startswith("Rss:"):
+            resident += int(line.split()[1]) * 1024
+    return resident
+
+
+def _known(field: str) -> int | None:
+    """A memory figure of this process; None where there is no such field, or no ``/proc``."""
+    with suppress(OSError):
+        return process_bytes(field)
+    return None
 
 
 def _trim_heap() -> None:

@@ -105,10 +105,13 @@ class CudaMeter:
 
     def peak(self) -> Peak:
         self._cuda.synchronize(self._device)
+        process, segments = self._process_bytes(), self._cuda.memory_reserved(self._device)
         return Peak(
             allocated_bytes=self._cuda.max_memory_allocated(self._device),
             reserved_bytes=self._cuda.max_memory_reserved(self._device),
-            process_bytes=self._process_bytes(),
+            process_bytes=process,
+            framework_bytes=None if process is None else max(0, process - segments),
+            device_bytes=self._asked(nvml.used_bytes, self._uuid),
         )
 
     def pressure(self) -> Pressure:

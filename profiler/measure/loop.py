@@ -20,15 +20,13 @@ from dataclasses import dataclass, replace
 
 from profiler.backends.base import Beat, Session, ShapeMismatch, Trial
 from profiler.case import Case
-from profiler.devices.base import Meter, Peak
 from profiler.measure.cautions import disturbances
 from profiler.measure.effort import Effort
+from profiler.measure.footprint import NO_PEAK, Footprint, footprint, step_footprint, taken_apart
 from profiler.measure.phase import Measured, Repetition, repeat
 from profiler.results.measurement import Caution, Memory, Phase, Sample
 
-__all__ = ["Effort", "Result", "headline", "largest", "measure"]
-
-NO_PEAK = Peak(None, None, None)
+__all__ = ["Effort", "Result", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
     """
     meter, trial = session.meter, session.begin(case)
     phases: dict[Phase, Measured] = {}
-    prefill_peak, retained = NO_PEAK, None
+    prefill = Footprint(NO_PEAK, NO_PEAK, None)
     if case.fill == "synthetic":
         beat("fill")
         trial.fill()
@@ -57,26 +55,15 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
     else:
         meter.reset_peak()
         phases["prefill"] = repeat("prefill", lambda: _prefill(session, trial, case), session, effort, beat)
-        prefill_peak, retained = meter.peak(), trial.cache().retained_bytes
+        prefill = footprint(meter, trial)
     trial.save()
     phases["decode"] = repeat("decode", lambda: _decode(session, trial, case, beat), session, effort, beat)
-    cache_bytes = trial.cache().storage_bytes
-    decode_peak = _step_peak(meter, trial)
-    loaded = session.loaded
-    memory = Memory(
-        weights_bytes=loaded.weights_bytes,
-        unquantized_bytes=loaded.unquantized_bytes,
-        cache_bytes=cache_bytes,
-        retained_bytes=retained,
-        prefill_peak_bytes=headline(prefill_peak),
-        decode_peak_bytes=headline(decode_peak),
-        process_peak_bytes=largest(prefill_peak.process_bytes, decode_peak.process_bytes),
-        reserved_bytes=largest(prefill_peak.reserved_bytes, decode_peak.reserved_bytes),
-    )
-    cores = os.cpu_count() or 1
+    after = trial.cache()
+    decode = step_footprint(meter, trial)
+    loaded, cores = session.loaded, os.cpu_count() or 1
     return Result(
         samples=tuple(sample for measured in phases.values() for sample in measured.samples),
-        memory=memory,
+        memory=taken_apart(session.loaded, prefill, decode, after),
         cautions=(
             *loaded.cautions,
             *trial.cautions(),
@@ -115,25 +102,7 @@ def _decode(session: Session, trial: Trial, case: Case, beat: Beat) -> Sample:
     return replace(sample, tokens=tokens, step_s=tuple(meter.elapsed(marks)))
 
 
-def _step_peak(meter: Meter, trial: Trial) -> Peak:
-    """Peak of one decode step without the saved copy of the cache."""
-    trial.release()
-    meter.reset_peak()
-    trial.step()
-    return meter.peak()
-
-
 def _check_length(trial: Trial, expected: int, phase: str) -> None:
     length = trial.cache().length
     if length != expected:
         raise ShapeMismatch(f"after {phase} the cache holds {length} tokens instead of {expected}")
-
-
-def headline(peak: Peak) -> int | None:
-    """The figure of a phase: live tensors where the device counts them, else the process."""
-    return peak.process_bytes if peak.allocated_bytes is None else peak.allocated_bytes
-
-
-def largest(*values: int | None) -> int | None:
-    """The largest of the known values; None when none is."""
-    return max((value for value in values if value is not None), default=None)

@@ -27,8 +27,9 @@ from profiler.backends.base import OutOfMemory, Session
 from profiler.case import Case
 from profiler.devices.base import Meter
 from profiler.errors import ProfileError
+from profiler.measure.footprint import headline, largest
 from profiler.measure.limit import lift_limit, limit_memory
-from profiler.measure.loop import headline, largest, measure
+from profiler.measure.loop import measure
 from profiler.measure.protocol import LineBuffer, Load, Order, ProtocolError, encode
 from profiler.measure.watchdog import guard_group
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome

@@ -44,6 +44,17 @@ class Memory:
     decode_peak_bytes: int | None = None
     process_peak_bytes: int | None = None  # the figure that decides whether it fits
     reserved_bytes: int | None = None  # CUDA: the allocator's segments
+    # The peak of a phase taken apart (memory_parts.py). Rows of before 2026-11 have none of it.
+    growing_cache_bytes: int | None = None  # the parts of cache_bytes: layers that keep every token,
+    window_cache_bytes: int | None = None  # that keep the last ones,
+    recurrent_bytes: int | None = None  # and that keep a state
+    prefill_cache_bytes: int | None = None  # storages behind the cache after prefill, retained ones included
+    prefill_activation_bytes: int | None = None  # what the phase takes at its peak and gives back when it ends
+    decode_activation_bytes: int | None = None
+    graph_pool_bytes: int | None = None  # CUDA: kept by captured graphs
+    framework_bytes: int | None = None  # interpreter, libraries, the CUDA context: what is no tensor
+    phases_process_bytes: int | None = None  # the process at the peak of both phases, without that of loading
+    device_bytes: int | None = None  # CUDA: used by all programs
 
 
 @dataclass(frozen=True, slots=True)

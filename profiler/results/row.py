@@ -14,6 +14,7 @@ from typing import Any
 from profiler.results import beside, stats, trend
 from profiler.results.cautions import cautions
 from profiler.results.measurement import SCHEMA, Measurement, Phase
+from profiler.results.memory_parts import unaccounted_bytes
 from profiler.results.redact import redact_json
 
 
@@ -29,7 +30,7 @@ def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
         "reason": measurement.reason,
         "prefill": _phase(measurement, "prefill"),
         "decode": _decode(measurement),
-        "memory": asdict(measurement.memory),
+        "memory": asdict(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
         "energy": _energy(measurement),
         "ceiling": beside.ceiling(measurement),
         "predicted": beside.predicted(measurement),

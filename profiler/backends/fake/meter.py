@@ -46,7 +46,7 @@ class FakeMeter:
         self.highest = self.held
 
     def peak(self) -> Peak:
-        return Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=self.highest)
+        return Peak(None, None, process_bytes=self.highest, framework_bytes=BASELINE_BYTES)
 
     def pressure(self) -> Pressure:
         return replace(self.strain, at_s=self.seconds)

@@ -67,7 +67,9 @@ class FakeTrial:
         self.tokens.append([self.random.randrange(32_000) for _ in range(self.case.batch)])
 
     def cache(self) -> CacheState:
-        return CacheState(self.length, self._bytes(self.length), retained_bytes=0)
+        held = self._bytes(self.length)
+        growing, window = (held, 0) if self.script.window is None else (0, held)
+        return CacheState(self.length, held, 0, growing, window, recurrent_bytes=0)
 
     def cautions(self) -> tuple[Caution, ...]:
         return ()

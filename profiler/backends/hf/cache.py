@@ -28,17 +28,36 @@ from profiler.errors import ProfileError
 Saved = dict[str, Any]
 
 
-def state(cache: Cache) -> CacheState:
-    """What the cache holds now. Raises ShapeMismatch when its attention layers disagree about the length."""
-    storages: dict[int, int] = {}
-    own = 0
+def state(cache: Cache, length: int | None = None, pool_bytes: int | None = None) -> CacheState:
+    """What the cache holds now, in static layers too, which do not know their ``length``.
+
+    Raises ShapeMismatch when attention layers disagree about the length.
+    """
+    seen: set[int] = set()
+    growing = window = recurrent = own = 0
     for layer in cache.layers:
+        held = 0
         for tensor in _tensors(layer):
             storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
             own += tensor.numel() * tensor.element_size()
-    total = sum(storages.values())
-    return CacheState(_length(cache), total, max(0, total - own))
+            held += 0 if storage.data_ptr() in seen else storage.nbytes()
+            seen.add(storage.data_ptr())
+        if isinstance(layer, LinearAttentionLayer):
+            recurrent += held
+        elif getattr(layer, "is_sliding", False):
+            window += held
+        else:
+            growing += held
+    total = growing + window + recurrent
+    return CacheState(
+        length=_length(cache) if length is None else length,
+        storage_bytes=total,
+        retained_bytes=max(0, total - own),
+        growing_bytes=growing,
+        window_bytes=window,
+        recurrent_bytes=recurrent,
+        pool_bytes=pool_bytes,
+    )
 
 
 def save(cache: Cache) -> list[Saved]:

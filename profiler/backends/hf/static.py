@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from profiler.backends.base import Beat, CacheState
+from profiler.backends.hf import cache as caches
 from profiler.backends.hf.session import HfTrial, memory_errors
 from profiler.case import Case
 from profiler.kernels.compiled import CompiledRunner
@@ -65,7 +66,7 @@ class StaticTrial(HfTrial):
     def cache(self) -> CacheState:
         if self.runner is None:
             return super().cache()
-        return CacheState(self.runner.state.length, self.runner.state.storage_bytes(), 0)
+        return caches.state(self.runner.state.cache, self.runner.state.length, self.stats().pool_bytes)
 
     def stats(self) -> RunnerStats:
         """What it took to prepare the path, and what really runs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from pathlib import Path
 
 import pytest
@@ -11,17 +13,55 @@ from profiler.devices import cpu
 MIB = 2**20
 
 
-def test_a_new_window_forgets_the_peak_of_the_last() -> None:
+def touched(size: int) -> mmap.mmap:
+    """Private memory of exactly ``size`` bytes, every page of it in use."""
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for start in range(0, size, mmap.PAGESIZE):
+        area[start] = 1
+    return area
+
+
+def test_a_peak_is_a_scripted_allocation_within_a_mebibyte() -> None:
     meter = cpu.meter("cpu")
     meter.reset_peak()
     before = meter.peak().process_bytes
-    held = bytearray(b"\1") * (64 * MIB)
+    touched(200 * MIB).close()
     grown = meter.peak().process_bytes
-    del held
+    assert before is not None and grown is not None
+    assert abs(grown - before - 200 * MIB) < MIB
+
+
+def test_a_new_window_forgets_a_higher_peak_of_the_last() -> None:
+    """As after loading, which may take more than both phases."""
+    meter = cpu.meter("cpu")
     meter.reset_peak()
+    before = meter.peak().process_bytes
+    touched(200 * MIB).close()
+    meter.reset_peak()
+    touched(50 * MIB).close()
     after = meter.peak().process_bytes
-    assert before is not None and grown is not None and after is not None
-    assert grown - before > 60 * MIB and grown - after > 60 * MIB
+    assert before is not None and after is not None
+    assert abs(after - before - 50 * MIB) < MIB
+
+
+def test_mapped_weights_are_told_from_libraries(tmp_path: Path) -> None:
+    held = cpu.meter("cpu").peak().framework_bytes
+    files = [tmp_path / "model.safetensors", tmp_path / "library.so"]
+    for file in files:
+        file.write_bytes(bytes(32 * MIB))
+    maps = [mmap.mmap(os.open(file, os.O_RDONLY), 0, prot=mmap.PROT_READ) for file in files]
+    for area in maps:
+        assert sum(area[start] for start in range(0, len(area), mmap.PAGESIZE)) == 0
+    assert cpu.mapped_weights_bytes() == 32 * MIB
+    grown = cpu.meter("cpu").peak().framework_bytes
+    assert held is not None and grown is not None
+    assert abs(grown - held - 32 * MIB) < MIB  # the library alone
+
+
+def test_a_machine_without_maps_leaves_the_framework_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "SMAPS", tmp_path / "absent")
+    peak = cpu.meter("cpu").peak()
+    assert peak.framework_bytes is None and peak.process_bytes is not None
 
 
 def test_a_peak_that_cannot_be_reset_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

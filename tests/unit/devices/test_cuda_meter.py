@@ -56,6 +56,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         reset_peak_memory_stats=call("reset"),
         max_memory_allocated=call("allocated", 2 * GIB),
         max_memory_reserved=call("reserved", 3 * GIB),
+        memory_reserved=call("reserved now", 3 * GIB),
+        memory_stats=lambda device: {"num_alloc_retries": 2},
     )
     monkeypatch.setitem(sys.modules, "torch", torch)
     return calls
@@ -84,10 +86,31 @@ def test_a_new_window_gives_unused_segments_back_first(nvml: Any, card: Any, ask
     assert asked == ["synchronize", "empty_cache", "reset"]
 
 
+def test_a_window_gives_the_hosts_time_the_devices_and_what_was_left_in_the_queue(
+    nvml: Any, card: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml(card())
+    meter = cuda.meter("cuda:0")
+    window = meter.window()
+    assert asked == ["synchronize"]  # nothing of what was queued before is inside
+    moments = iter((10.0, 10.25, 10.25))  # the last launch, when the device has finished, the end of the window
+    monkeypatch.setattr(cuda.time, "perf_counter", lambda: next(moments))
+    lap = window.close()
+    assert asked == ["synchronize", "synchronize"]
+    assert (lap.device_s, lap.drain_s) == (0.001, 0.25)
+    assert lap.cpu_s is not None
+
+
+def test_what_the_allocator_gave_up_is_counted(nvml: Any, card: Any, asked: list[str]) -> None:
+    nvml(card())
+    assert cuda.meter("cuda:0").pressure().retries == 2
+
+
 def test_the_process_is_what_nvml_says_of_our_pid(nvml: Any, card: Any, asked: list[str]) -> None:
-    nvml(card(processes={1: 9 * GIB, os.getpid(): 4 * GIB}))
+    nvml(card(used=14 * GIB, processes={1: 9 * GIB, os.getpid(): 4 * GIB}))
     peak = cuda.meter("cuda:0").peak()
     assert (peak.allocated_bytes, peak.reserved_bytes, peak.process_bytes) == (2 * GIB, 3 * GIB, 4 * GIB)
+    assert (peak.framework_bytes, peak.device_bytes) == (1 * GIB, 14 * GIB)  # the context; all programs
 
 
 @pytest.mark.parametrize("processes", [{}, {os.getpid(): None}])
