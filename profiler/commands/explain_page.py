@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from profiler.commands import fit_rows, listing
+from profiler.commands import explain_memory, fit_rows, listing
 from profiler.predict.explanation import Explanation, PhaseParts, cause
 from profiler.predict.prediction import Prediction
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
-
-SHOWN_CHANGES = 3
 
 
 def render(model: str, prediction: Prediction, found: Explanation, measured: Measurement | None, output: str) -> str:
@@ -33,7 +31,7 @@ def render(model: str, prediction: Prediction, found: Explanation, measured: Mea
             cause(phase).capitalize() + ".",
             "",
         ]
-    lines += _memory(found)
+    lines += explain_memory.lines(found, measured, output)
     return "\n".join(lines) + "\n"
 
 
@@ -44,6 +42,7 @@ def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any
             "phase": phase.name,
             "part": share.part,
             "bytes": share.nbytes,
+            "measured_bytes": None,
             "flops": share.flops,
             "ceiling_s": share.ceiling_s,
             "predicted_s": share.predicted_s,
@@ -55,15 +54,7 @@ def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any
         for share in phase.shares
     ]
     empty = dict.fromkeys(table[0])
-    terms = found.terms
-    memory = {
-        "weights": terms.weights,
-        "framework": terms.framework,
-        "cache": terms.cache,
-        "prefill buffers": terms.prefill,
-        "decode buffers": terms.decode,
-    }
-    return table + [empty | {"phase": "memory", "part": name, "bytes": term.value} for name, term in memory.items()]
+    return table + [empty | {"phase": "memory"} | row for row in explain_memory.rows(found, measured)]
 
 
 def measured_s(measured: Measurement | None, phase: str) -> float | None:
@@ -112,26 +103,3 @@ def _table(phase: PhaseParts, output: str) -> str:
         if share.predicted_s > 0.001 * total
     ]
     return listing.render(cells, dict, output)
-
-
-def _memory(found: Explanation) -> list[str]:
-    """From loading to decode, what sets each, and what to change."""
-    terms = found.terms
-    loaded, cache = terms.loaded.value, terms.cache.value
-    lines = [
-        f"memory: loaded {bytes_text(loaded)} (weights {bytes_text(terms.weights.value)},"
-        f" runtime {bytes_text(terms.framework.value)})",
-        f"  → prefill {bytes_text(loaded + cache + terms.prefill.value)}: cache {bytes_text(cache)},"
-        f" {bytes_text(terms.prefill.value)} for {terms.prefill_reason}",
-        f"  → decode {bytes_text(loaded + cache + terms.decode.value)}: cache {bytes_text(cache)},"
-        f" {bytes_text(terms.decode.value)} for {terms.decode_reason}",
-        f"  the peak is in {terms.peak_phase}: {bytes_text(terms.peak.value)}"
-        f" ({bytes_text(terms.peak.low)} – {bytes_text(terms.peak.high)})",
-    ]
-    if terms.host.value:
-        lines.append(f"  and {bytes_text(terms.host.value)} in the host's memory")
-    if found.changes:
-        best, *others = found.changes[:SHOWN_CHANGES]
-        lines.append(f"what frees most: {best.words}, {bytes_text(best.freed_bytes)}")
-        lines += [f"  then {change.words}, {bytes_text(change.freed_bytes)}" for change in others]
-    return lines
