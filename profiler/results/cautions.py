@@ -8,13 +8,14 @@ from math import ceil
 
 from profiler.results import beside, stats, trend
 from profiler.results.measurement import Caution, Measurement, Phase
-from profiler.units import seconds_text
+from profiler.units import bytes_text, seconds_text
 
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
 NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
 QUARTILES_NEED = 4  # repetitions
 SOME_DRIFT = 0.03  # over all repetitions; less hides in the interval that is asked for
 IN_QUEUE = 0.5  # of a step: a device that has less than this left to do after the last launch was waiting for it
+MUCH_RETAINED = 0.1  # of the peak of prefill
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -26,6 +27,7 @@ def cautions(measurement: Measurement) -> tuple[Caution, ...]:
         found += _cut_short(measurement, phase)
         found += _inexact(measurement, phase)
         found += _drifting(measurement, phase)
+    found += _retained(measurement)
     found += _launch_bound(measurement)
     found += _too_fast(measurement)
     return tuple(found)
@@ -92,6 +94,14 @@ def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     way = "slower" if drift > 0 else "faster"
     text = f"{phase}: not steady, it became {abs(drift):.0%} {way} from the first repetition to the last"
     yield Caution(f"{phase}-unsteady", text, "a longer --max-phase, or --fresh when the machine has cooled down")
+
+
+def _retained(measurement: Measurement) -> Iterator[Caution]:
+    """A view of its last tokens makes a sliding layer keep the whole chunk until the first decode step."""
+    retained, peak = measurement.memory.retained_bytes, measurement.memory.prefill_peak_bytes
+    if retained and peak and retained / peak > MUCH_RETAINED:
+        text = f"prefill: {bytes_text(retained)} of its peak are kept alive by views of sliding-window layers"
+        yield Caution("retained", text, f"--ubatch {max(1, measurement.case.ubatch // 4)}")
 
 
 def _launch_bound(measurement: Measurement) -> Iterator[Caution]:

@@ -18,6 +18,7 @@ import profiler
 from profiler.case import digest
 from profiler.devices import cgroup
 from profiler.devices.base import DeviceInfo
+from profiler.results.redact import redact_json
 from profiler.results.settings import settings
 
 LIBRARIES = (  # with what transformers takes instead of its own kernels where it is installed
@@ -25,13 +26,26 @@ LIBRARIES = (  # with what transformers takes instead of its own kernels where i
     *("kernels", "flash-attn", "flash-linear-attention", "fla-core", "causal-conv1d"),
 )
 COMMAND_TIMEOUT_S = 2
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")  # absent where the host sets the clocks
 
 
 def snapshot(device: DeviceInfo) -> dict[str, Any]:
-    """Plain JSON content that describes the machine now. Bytes, watts and cores; unknown is None."""
+    """Plain JSON content that describes the machine now. Bytes, watts and cores; unknown is None. No secrets."""
+    content: dict[str, Any] = redact_json(_content(device))
+    return content
+
+
+def _content(device: DeviceInfo) -> dict[str, Any]:
     return {
-        "cpu": {"title": _cpu_title(), "cores": len(os.sched_getaffinity(0))},
-        "memory_bytes": _memory_bytes(),
+        "cpu": {
+            "title": _cpu_title(),
+            "cores": len(os.sched_getaffinity(0)),  # that this process may use
+            "cores_installed": os.cpu_count(),
+            "governor": _read(GOVERNOR),
+        },
+        "memory_bytes": _meminfo("MemTotal"),
+        "swap_bytes": _meminfo("SwapTotal"),
+        "virtual": _is_virtual(),
         "limits": limits(),
         "device": {
             "name": device.name,
@@ -60,7 +74,7 @@ def environment_key(content: dict[str, Any]) -> str:
     """
     ignored = ("name", "memory_bytes", "free_bytes")
     device = {name: value for name, value in content.get("device", {}).items() if name not in ignored}
-    parts = [content.get(name) for name in ("cpu", "system", "python", "libraries", "settings")]
+    parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "libraries", "settings")]
     return digest([device, content.get("limits", {}).get("cores"), *parts])
 
 
@@ -74,9 +88,15 @@ def _cpu_title() -> str | None:
     return found[1].strip() if found else platform.processor() or None
 
 
-def _memory_bytes() -> int | None:
-    found = re.search(r"^MemTotal:\s*(\d+) kB$", _read(Path("/proc/meminfo")) or "", re.MULTILINE)
+def _meminfo(field: str) -> int | None:
+    found = re.search(rf"^{field}:\s*(\d+) kB$", _read(Path("/proc/meminfo")) or "", re.MULTILINE)
     return int(found[1]) * 1024 if found else None
+
+
+def _is_virtual() -> bool | None:
+    """Whether a hypervisor shares this machine's cores out: then time can be stolen. Only x86 says so."""
+    flags = re.search(r"^flags\s*:(.*)$", _read(Path("/proc/cpuinfo")) or "", re.MULTILINE)
+    return "hypervisor" in flags[1].split() if flags else None
 
 
 def _version(name: str) -> str | None:

@@ -15,6 +15,7 @@ from profiler.units import (
     bytes_text,
     parse_bytes,
     parse_count,
+    parse_percent,
     parse_seconds,
     printable,
     rate_text,
@@ -87,6 +88,26 @@ def test_a_size_or_a_time_without_a_unit_could_be_anything(text: str) -> None:
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(("text", "share"), [("2%", 0.02), ("0.5 %", 0.005), (" 100%", 1.0)])
+def test_percents(text: str, share: float) -> None:
+    assert parse_percent(text) == share
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("2", "no unit, such as 2%"),
+        ("0.02", "no unit"),
+        ("-1%", "another form"),
+        ("%", "another form"),
+        ("", "another"),
+    ],
+)
+def test_what_is_no_percent_is_an_error_that_shows_one(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_percent(text)
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1d", "10ms", "1:30", "inf", "1m1h", "1m2m", "1h30"])

@@ -111,3 +111,32 @@ def test_a_measured_row_is_stored_whatever_comes_after(
     assert len(ran.out.splitlines()) == 2  # and it is shown
     with Store.open() as store:
         assert [row.outcome for row in store.rows()] == ["ok"]
+
+
+FAST = ("-c", "128", "-n", "4")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "taken"),
+    [
+        (("--precision", "2%"), ("--precision", "5%"), True),
+        (("-r", "5"), (), True),  # the figures of the fake model do not spread
+        (("-r", "1"), (), False),  # one repetition has no interval
+        ((), ("-r", "5"), True),  # as many as precision took
+        ((), ("-r", "6"), False),
+        ((), ("--max-phase", "90s"), False),
+    ],
+)
+def test_a_row_is_taken_when_it_is_as_exact_as_what_is_asked_for(
+    sweep: Any, before: tuple[str, ...], now: tuple[str, ...], taken: bool
+) -> None:
+    first = sweep(*FAST, *before).rows[0]
+    assert (sweep(*FAST, *now).rows[0]["started_at"] == first["started_at"]) is taken
+
+
+def test_a_row_that_missed_its_precision_is_not_measured_for_ever(sweep: Any, model: Any) -> None:
+    noisy = model("noisy", noise=0.3)
+    first = sweep("-m", noisy, *FAST).rows[0]
+    assert first["decode"]["stopped"] == "cap"
+    assert sweep("-m", noisy, *FAST).rows[0]["started_at"] == first["started_at"]
+    assert sweep("-m", noisy, *FAST, "--precision", "1%").rows[0]["started_at"] != first["started_at"]

@@ -252,6 +252,9 @@ def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
         (["-m", "/no/such"], "no such file, folder or hub id"),
         (["-r", "0"], "--reps"),
         (["-r", "many"], "--reps"),
+        (["--precision", "2"], "'2' has no unit, such as 2%"),
+        (["--precision", "0%"], "more than 0% and less than 100%"),
+        (["--precision", "2%", "-r", "3"], "-r fixes the number of repetitions"),
         (["--budget", "0s"], "--budget"),
         (["--budget", "soon"], "--budget"),
         (["--max-phase", "1d"], "--max-phase"),
@@ -464,3 +467,15 @@ def test_a_hostile_config_is_one_clear_line(sweep: Any, model: Any, change: dict
     assert ran.out == ""
     assert ran.err.startswith("Error: hostile") and "Traceback" not in ran.err
     assert "\x1b" not in ran.err
+
+
+def test_a_row_says_why_each_phase_ended_and_keeps_what_does_not_count(sweep: Any, model: Any) -> None:
+    throttled = {"kind": "throttle", "value": 1.0, "when": "prefill", "calls": [6, 6]}
+    (row,) = sweep("-m", model(faults=[throttled]), "-c", "128", "-n", "4").rows
+    for phase, invalid in (("prefill", 1), ("decode", 0)):
+        found = row[phase]
+        assert (found["stopped"], found["steady"]) == ("precision", True)
+        assert len(found["warmup_seconds"]) == len(found["seconds"]) == 5
+        assert [entry["reason"] for entry in found["invalid"]] == ["thermal slowdown"] * invalid
+    assert [caution["code"] for caution in row["cautions"]] == ["prefill-invalid"]
+    assert row["memory"]["unaccounted_bytes"] == 0

@@ -17,6 +17,7 @@ from profiler.measure.footprint import headline
 from profiler.measure.loop import Effort, Result, measure
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement, Phase, Sample
+from profiler.results.memory_parts import unaccounted_bytes
 
 MIB = 2**20
 BASELINE = 64 * MIB
@@ -151,6 +152,10 @@ def test_memory_is_of_the_phase_and_knows_nothing_of_the_saved_cache() -> None:
     assert memory.weights_bytes == 1000 * MIB and memory.unquantized_bytes == 7
     assert memory.cache_bytes == 2 * 1032 * 1000  # depth context + steps
     assert memory.retained_bytes == 0
+    assert memory.prefill_cache_bytes == 2 * 1024 * 1000
+    assert memory.prefill_activation_bytes == 2 * 256 * 5000
+    assert (memory.framework_bytes, memory.graph_pool_bytes) == (BASELINE, None)
+    assert unaccounted_bytes(memory) == 0
     assert memory.prefill_peak_bytes == held + 2 * 1024 * 1000 + 2 * 256 * 5000
     assert memory.decode_peak_bytes == held + 2 * 1033 * 1000  # one step more, without the saved copy
     assert memory.process_peak_bytes == memory.prefill_peak_bytes
@@ -158,8 +163,10 @@ def test_memory_is_of_the_phase_and_knows_nothing_of_the_saved_cache() -> None:
 
 
 def test_a_window_cache_stops_growing_at_the_window() -> None:
-    sizes = [measured(make_case(c), Effort(reps=1), window=512).memory.cache_bytes for c in (256, 512, 2048)]
-    assert sizes == [260 * 16384, 512 * 16384, 512 * 16384]
+    found = [measured(make_case(c), Effort(reps=1), window=512).memory for c in (256, 512, 2048)]
+    assert [memory.cache_bytes for memory in found] == [260 * 16384, 512 * 16384, 512 * 16384]
+    assert all(memory.window_cache_bytes == memory.cache_bytes for memory in found)
+    assert all((memory.growing_cache_bytes, memory.recurrent_bytes) == (0, 0) for memory in found)
 
 
 def test_a_synthetic_cache_gives_no_prefill_figure() -> None:

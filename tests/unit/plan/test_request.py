@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from profiler.errors import ProfileError
+from profiler.measure.effort import Effort
 from profiler.models import hub
 from profiler.models.resolve import Model, resolve
 from profiler.models.source import Source
-from profiler.plan import request
+from profiler.plan import headline, request
 from profiler.plan.request import Request, subject, work
 from profiler.units import GIB
 
@@ -115,3 +116,23 @@ def test_the_headline_keeps_to_options_that_were_given(make_cpu: Any) -> None:
     assert found.effort.reps == 1
     assert found.budget_s == 300
     assert len(said) == 1
+
+
+def test_a_number_of_repetitions_or_a_precision_decides_but_not_both(make_cpu: Any) -> None:
+    def effort(**asked: Any) -> Effort:
+        return work(Request(models=("gemma-3-1b",), **asked), make_cpu(), 20 * GIB, print).effort
+
+    assert effort() == Effort(None, 60.0, 0.02)
+    assert effort(precision=0.05, max_phase_s=9.0) == Effort(None, 9.0, 0.05)
+    assert effort(reps=7).asked == {"reps": 7, "max_phase_s": 60.0}
+    with pytest.raises(ProfileError, match="-r fixes the number of repetitions"):
+        effort(reps=7, precision=0.05)
+
+
+def test_the_headline_pair_is_measured_twice_unless_a_precision_is_asked_for(make_cpu: Any) -> None:
+    def effort(**asked: Any) -> Effort:
+        request = Request(contexts=("64",), quants=("bf16",), **asked)
+        return work(request, make_cpu(), 20 * GIB, lambda text: None).effort
+
+    assert effort().reps == headline.REPS
+    assert effort(precision=0.1) == Effort(None, 60.0, 0.1)

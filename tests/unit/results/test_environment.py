@@ -29,6 +29,46 @@ def test_a_snapshot_holds_no_variable_that_is_not_named(monkeypatch):
     assert "canary" not in json.dumps(content)
 
 
+def test_a_token_in_a_setting_that_is_recorded_is_not(monkeypatch):
+    canary = "hf_" + "C4nary" * 6
+    monkeypatch.setenv("LD_PRELOAD", f"/lib/a.so?token={canary}")
+    content = snapshot(CPU)
+    assert "/lib/a.so" in content["settings"]["LD_PRELOAD"]
+    assert canary not in json.dumps(content)
+
+
+def test_a_snapshot_is_this_list_and_nothing_else():
+    """An allow-list: whoever adds to it says so here."""
+    content = snapshot(GPU)
+    assert {name: sorted(part) if isinstance(part, dict) else None for name, part in content.items()} == {
+        "cpu": ["cores", "cores_installed", "governor", "title"],
+        "memory_bytes": None,
+        "swap_bytes": None,
+        "virtual": None,
+        "limits": ["cores", "memory_bytes"],
+        "device": [
+            "driver", "features", "free_bytes", "kind", "memory_bytes", "name", "power_limit_w", "title", "uuid_hash",
+        ],
+        "system": None,
+        "python": None,
+        "libraries": sorted(environment.LIBRARIES),
+        "settings": sorted(content["settings"]),
+        "source": content["source"] and ["changed", "commit"],
+    }  # fmt: skip
+
+
+def test_a_machine_without_a_clock_governor_says_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "GOVERNOR", tmp_path / "absent")
+    assert snapshot(CPU)["cpu"]["governor"] is None
+
+
+@pytest.mark.parametrize(("flags", "virtual"), [("fpu hypervisor avx2", True), ("fpu avx2", False), (None, None)])
+def test_a_virtual_machine_is_told_from_a_real_one(monkeypatch, flags, virtual):
+    text = "processor : 0\n" + (f"flags\t\t: {flags}\n" if flags else "")
+    monkeypatch.setattr(environment, "_read", lambda path: text)
+    assert environment._is_virtual() is virtual
+
+
 def test_a_snapshot_names_the_torch_build_and_imports_no_torch():
     code = (
         "import sys, json; from profiler.devices.cpu import find; from profiler.results.environment import snapshot;"
