@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 from profiler.results.stats import summarize
@@ -38,3 +39,9 @@ def seconds_line(what: str, seconds: list[float]) -> str:
         return f"{what}: {seconds_text(figure.median)} (once: no interval)"
     interval = f"{seconds_text(figure.low)} to {seconds_text(figure.high)}"
     return f"{what}: {seconds_text(figure.median)} (95 % interval {interval}, {figure.n} times)"
+
+
+def difference_line(what: str, seconds: list[float]) -> str:
+    """``what: 12 ms (10 ms to 15 ms, 6 differences)``: noise may make one negative, so there is no interval."""
+    low, high = (seconds_text(value) for value in (min(seconds), max(seconds)))
+    return f"{what}: {seconds_text(statistics.median(seconds))} ({low} to {high}, {len(seconds)} differences)"

@@ -7,8 +7,9 @@ object: prefill and decode, ``reps`` times after one warm-up, timed as a whole. 
 pair gives a ratio A ÷ B of three things:
 
     prefill, decode   the figures that are reported: the median repetition of A against that of B
-    whole             all that passes between the start of the first repetition and the end of the last
-                      (ours has one step more, for the peak of memory, and goes back to the saved cache)
+    whole             all that passes between the start of the first repetition and the end of the last, shared out
+                      among the repetitions, of which ours has more: it warms up until the phase is steady
+                      (it also takes one step more, for the peak of memory, and goes back to the saved cache)
     cpu               the CPU seconds of that, which other work on the machine disturbs less
 
 ``control`` is B ÷ B, two hand-written loops against each other: what the machine's own noise looks like. Weights are
@@ -35,6 +36,10 @@ from profiler.models.resolve import resolve
 AIM = 1.01  # A/B of a reported figure
 
 
+Turn = tuple[list[float], list[float], float]
+"""Seconds of each prefill and each decode that count, and those of all, warm-ups included, ÷ one of each."""
+
+
 @dataclass
 class Side:
     """One of the loops, and the seconds of its turns."""
@@ -44,12 +49,12 @@ class Side:
     whole: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def turn(self, run: Callable[[], tuple[list[float], list[float]]]) -> None:
+    def turn(self, run: Callable[[], Turn]) -> None:
         """Run once and keep the median repetition of each phase."""
         start, cpu = time.perf_counter(), time.process_time()
-        prefills, decodes = run()
-        self.whole.append(time.perf_counter() - start)
-        self.cpu.append(time.process_time() - cpu)
+        prefills, decodes, weight = run()
+        self.whole.append((time.perf_counter() - start) / weight)
+        self.cpu.append((time.process_time() - cpu) / weight)
         self.prefill.append(statistics.median(prefills))
         self.decode.append(statistics.median(decodes))
 
@@ -60,13 +65,18 @@ def main() -> int:
     case, session = load(options)
     effort = Effort(reps=options.reps)
 
-    def ours() -> tuple[list[float], list[float]]:
+    def ours() -> Turn:
         samples = measure(session, case, effort, lambda text: None).samples
-        phases = ([s.seconds for s in samples if s.phase == phase] for phase in ("prefill", "decode"))
-        return next(phases), next(phases)
+        prefills, decodes = (
+            [s.seconds for s in samples if s.phase == phase and not s.warmup] for phase in ("prefill", "decode")
+        )
+        one_of_each = statistics.median(prefills) + statistics.median(decodes)
+        return prefills, decodes, sum(s.seconds for s in samples) / one_of_each
 
-    def bare() -> tuple[list[float], list[float]]:
-        return by_hand(session, case, options.reps)
+    def bare() -> Turn:
+        prefills, decodes = by_hand(session, case, options.reps)
+        one_of_each = statistics.median(prefills[1:]) + statistics.median(decodes[1:])
+        return prefills[1:], decodes[1:], sum(prefills + decodes) / one_of_each
 
     a, b, again = Side(), Side(), Side()
     bare()  # once untimed, so that no side pays for the first use of the model
@@ -81,7 +91,7 @@ def main() -> int:
 
 
 def by_hand(session: Session, case: Case, reps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each prefill and of each decode, without a warm-up, in the plainest loop over the model."""
+    """Seconds of each prefill and of each decode, the warm-up first, in the plainest loop over the model."""
     import torch
     from transformers import DynamicCache
 
@@ -100,7 +110,7 @@ def by_hand(session: Session, case: Case, reps: int) -> tuple[list[float], list[
             for _ in range(case.steps):
                 token = model(token, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
             decodes.append(time.perf_counter() - start)
-    return prefills[1:], decodes[1:]
+    return prefills, decodes
 
 
 def load(options: argparse.Namespace) -> tuple[Case, Session]:

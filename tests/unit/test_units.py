@@ -99,10 +99,10 @@ def test_percents(text: str, share: float) -> None:
     ("text", "words"),
     [
         ("2", "no unit, such as 2%"),
-        ("0.02", "no unit"),
+        ("0.02", "no unit, such as 0.02%"),
         ("-1%", "another form"),
         ("%", "another form"),
-        ("", "another"),
+        ("", "another form"),
     ],
 )
 def test_what_is_no_percent_is_an_error_that_shows_one(text: str, words: str) -> None:

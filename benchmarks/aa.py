@@ -1,0 +1,110 @@
+"""Whether two measurements of the same thing agree: the aim is overlapping intervals in at least 93 % of pairs.
+
+    python benchmarks/aa.py [--pairs 40] [--model gemma-3-270m] [--clock cpu]
+
+Each pair is two sweeps of one case, in processes of their own, one right after the other: what a person does who
+measures twice. Their 95 % intervals of the prefill and of the decode rate should overlap. Judged on the CPU time of
+the process (``--clock wall`` for the other), since a shared machine changes what a second is; threads are pinned to
+one. Both sides are also held to what they say of themselves: an interval is within ``--precision``, or the row says
+that it is not.
+
+Two true 95 % intervals of one median overlap more often than in 95 % of pairs (about 99 %). Fewer than 93 % mean that
+repetitions of one process are more alike than processes are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from profiler.results.stats import Summary, summarize
+
+AIM = 0.93
+PHASES = ("prefill", "decode")
+CLOCKS = {"cpu": "cpu_seconds", "wall": "seconds"}
+
+
+def main() -> int:
+    """Print every pair and the share that overlaps; exit code 1 below the aim, or when a row hides its width."""
+    options = parse()
+    overlaps: dict[str, list[bool]] = {phase: [] for phase in PHASES}
+    silent = 0
+    for number in range(options.pairs):
+        one, other = measured(options), measured(options)
+        silent += sum(not honest(row[phase], options.precision) for row in (one, other) for phase in PHASES)
+        words = []
+        for phase in PHASES:
+            a, b = interval(one[phase], options.clock), interval(other[phase], options.clock)
+            overlaps[phase].append(overlap(a, b))
+            words.append(f"{phase} {shown(a)} and {shown(b)}{'' if overlaps[phase][-1] else ' APART'}")
+        print(f"pair {number + 1}/{options.pairs}: {'; '.join(words)}", flush=True)
+    shares = {phase: sum(found) / len(found) for phase, found in overlaps.items()}
+    for phase, share in shares.items():
+        print(f"{phase}, {options.clock} time: {share:.1%} of {options.pairs} pairs overlap, aim {AIM:.0%}")
+    print(f"intervals wider than --precision whose row does not say so: {silent}")
+    return int(min(shares.values()) < AIM or silent > 0)
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The row of one sweep."""
+    with tempfile.TemporaryDirectory(prefix="aa-") as scratch:
+        command = [sys.executable, "-m", "profiler", "sweep", "-m", options.model, "-q", "fp32", "-b", "1"]
+        command += ["-c", str(options.context), "-n", str(options.steps), "--threads", "1", "--device", "cpu"]
+        command += ["--precision", f"{options.precision:.6%}", "--max-phase", options.max_phase]
+        command += ["-o", "jsonl", "--store", str(Path(scratch) / "s.sqlite")]
+        environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environ)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
+    if row["outcome"] != "ok":
+        sys.exit(f"{row['outcome']}: {row['reason']}")
+    return row
+
+
+def interval(phase: dict[str, Any], clock: str) -> Summary:
+    """Seconds of one repetition by a clock, with the interval of their median."""
+    found = summarize(phase[CLOCKS[clock]])
+    assert found is not None
+    return found
+
+
+def overlap(a: Summary, b: Summary) -> bool:
+    """Whether the intervals share a value; a single repetition has none and says nothing."""
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.low <= b.high and b.low <= a.high
+
+
+def honest(phase: dict[str, Any], precision: float) -> bool:
+    """Whether the interval, of wall time, is as narrow as was asked for or the row says why not."""
+    low, high, median = phase["tps_low"], phase["tps_high"], phase["tps"]
+    if phase["stopped"] != "precision":
+        return phase["stopped"] in ("cap", "time", "cold", "invalid")
+    return low is not None and max(high - median, median - low) / median <= precision * (1 + 1e-9)
+
+
+def shown(found: Summary) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.median:.4g} s (once)"
+    return f"{found.low:.4g}–{found.high:.4g} s ({found.n})"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=40, help="[default: %(default)s]")
+    parser.add_argument("--model", default="gemma-3-270m", help="as for -m [default: %(default)s]")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="cpu", help="[default: %(default)s]")
+    parser.add_argument("--context", type=int, default=64, help="tokens [default: %(default)s]")
+    parser.add_argument("--steps", type=int, default=8, help="decode steps [default: %(default)s]")
+    parser.add_argument("--precision", type=float, default=0.02, help="[default: %(default)s]")
+    parser.add_argument("--max-phase", default="30s", help="of each phase [default: %(default)s]")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
