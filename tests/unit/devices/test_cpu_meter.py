@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,27 +22,40 @@ def touched(size: int) -> mmap.mmap:
     return area
 
 
+def closest(size: int, grown: Callable[[], int]) -> int:
+    """Of three tries how far the nearest is off: a process that ran other tests may give memory back meanwhile."""
+    return min(abs(grown() - size) for _ in range(3))
+
+
 def test_a_peak_is_a_scripted_allocation_within_a_mebibyte() -> None:
     meter = cpu.meter("cpu")
-    meter.reset_peak()
-    before = meter.peak().process_bytes
-    touched(200 * MIB).close()
-    grown = meter.peak().process_bytes
-    assert before is not None and grown is not None
-    assert abs(grown - before - 200 * MIB) < MIB
+
+    def grown() -> int:
+        meter.reset_peak()
+        before = meter.peak().process_bytes
+        touched(200 * MIB).close()
+        after = meter.peak().process_bytes
+        assert before is not None and after is not None
+        return after - before
+
+    assert closest(200 * MIB, grown) < MIB
 
 
 def test_a_new_window_forgets_a_higher_peak_of_the_last() -> None:
     """As after loading, which may take more than both phases."""
     meter = cpu.meter("cpu")
-    meter.reset_peak()
-    before = meter.peak().process_bytes
-    touched(200 * MIB).close()
-    meter.reset_peak()
-    touched(50 * MIB).close()
-    after = meter.peak().process_bytes
-    assert before is not None and after is not None
-    assert abs(after - before - 50 * MIB) < MIB
+
+    def grown() -> int:
+        meter.reset_peak()
+        before = meter.peak().process_bytes
+        touched(200 * MIB).close()
+        meter.reset_peak()
+        touched(50 * MIB).close()
+        after = meter.peak().process_bytes
+        assert before is not None and after is not None
+        return after - before
+
+    assert closest(50 * MIB, grown) < MIB
 
 
 def test_mapped_weights_are_told_from_libraries(tmp_path: Path) -> None:
