@@ -121,6 +121,16 @@ def output(default: str = "table") -> Decorator:
     )
 
 
+def html() -> Decorator:
+    """``--html``: the report as one file."""
+    return click.option(
+        "--html",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Write the report as one HTML file that needs no network.",
+    )
+
+
 def store() -> Decorator:
     """``--store``: the file that keeps what was measured."""
     return click.option(

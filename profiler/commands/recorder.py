@@ -40,7 +40,7 @@ class Recorder:
     ) -> None:
         self.environment = snapshot
         self._store = store
-        self._run = store.start_run(sys.argv[1:], snapshot)
+        self.run = store.start_run(sys.argv[1:], snapshot)
         self._output = output
         self.streams = output == STREAMED
         self._place = {point.case.key: index for index, point in enumerate(task.points)}
@@ -59,9 +59,9 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, BrokenPipeError):
-            self._store.finish_run(self._run, "finished" if len(self.rows) == len(self._place) else "interrupted")
+            self._store.finish_run(self.run, "finished" if len(self.rows) == len(self._place) else "interrupted")
             with suppress(BrokenPipeError):
-                say(f"nobody reads the rows any more; those measured are kept: profile runs show {self._run}")
+                say(f"nobody reads the rows any more; those measured are kept: profile runs show {self.run}")
         elif error is not None and self._waiting:
             self._print_rest()
 
@@ -73,7 +73,7 @@ class Recorder:
             them = "it" if len(kept) == 1 else "them"
             say(f"{len(kept)} of {total} {cases} stored already; --fresh measures {them} again")
         for row in kept.values():
-            self._store.adopt(self._run, row.id)
+            self._store.adopt(self.run, row.id)
             self._show(self._with_cautions(row.measurement))
 
     def skip(self, skipped: Iterable[Skip]) -> None:
@@ -86,7 +86,7 @@ class Recorder:
         """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
         row = replace(self._with_cautions(row), expected=self._expected(row.case))
         try:
-            self._store.append(self._run, row)
+            self._store.append(self.run, row)
         finally:
             self._show(row)
 
@@ -100,7 +100,7 @@ class Recorder:
     def finish(self, ending: Ending) -> int:
         """Print what was not printed yet, in the order of the grid; the exit code."""
         self._print_rest()
-        self._store.finish_run(self._run, "interrupted" if ending.interrupted else "finished")
+        self._store.finish_run(self.run, "interrupted" if ending.interrupted else "finished")
         if ending.interrupted:
             return INTERRUPTED
         return FAILED if any(row.outcome in FAILURES for row in self.rows) else 0
@@ -123,7 +123,7 @@ class Recorder:
             self._print(sorted(rows, key=lambda row: self._place[row.case.key]))
 
     def _print(self, rows: list[Measurement]) -> None:
-        text, left_out = rendered(self._output, self._run, rows, terminal_width())
+        text, left_out = rendered(self._output, self.run, rows, terminal_width())
         click.echo(text, nl=False)
         if left_out:
             say(left_out)

@@ -10,7 +10,7 @@ import click
 
 from profiler import devices
 from profiler.case import Case
-from profiler.commands import closing, options
+from profiler.commands import closing, options, page_files
 from profiler.commands import dry_run as preview
 from profiler.commands.habits import MeasuringCommand
 from profiler.commands.progress import Progress, say, tell
@@ -55,6 +55,7 @@ Kept = Mapping[Case, StoredRow]
 @options.size("--max-memory", help="Host memory that a worker may take: 8GiB.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with reasons, sizes and estimates; measure nothing.")
 @click.option("--resume/--fresh", "resumed", default=True, help="Take stored rows of equal cases, or measure again.")
+@options.html()
 @options.store()
 @options.output()
 def sweep(
@@ -63,6 +64,7 @@ def sweep(
     max_memory: int | None,
     dry_run: bool,
     resumed: bool,
+    html: Path | None,
     store: Path | None,
     output: str,
     **asked: Any,
@@ -75,6 +77,7 @@ def sweep(
 
     Exit code: 0 fine, 1 a case failed, 2 usage, 130 interrupted.
     """
+    page_files.check(html)
     found = devices.find(device)
     available = available_bytes(found, max_memory)
     task = work(Request(**asked), found, available, say)
@@ -94,6 +97,8 @@ def sweep(
             tell(closing.warning(plan, task.budget_s))
             ending = measure(plan, task, Limits(max_memory_bytes=max_memory, case_s=timeout_s), recorder)
             code = recorder.finish(ending)
+            if html is not None:
+                page_files.write_rows(html, opened, recorder.run)
             tell(closing.ending(recorder.rows, len(task.points), ending.interrupted, resumed))
             return code
 

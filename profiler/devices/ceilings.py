@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -106,11 +106,14 @@ class Ceilings:
         return known[min(known, key=lambda name: abs(math.log(int(name) / max(tokens, 1.0))))]
 
 
-def fingerprint(device: DeviceInfo) -> str:
-    """Changes when the device, its driver, the cores this process may use or the measured packages do."""
-    packages = [_version(name) for name in PACKAGES]
+def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> str:
+    """Changes when the device, its driver, the cores this process may use or the measured packages do.
+
+    ``packages``: versions of ``PACKAGES`` as they once were; None: as they are now.
+    """
+    versions = [_version(name) for name in PACKAGES] if packages is None else list(packages)
     return digest(
-        [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, packages]
+        [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
     )
 
 
@@ -124,9 +127,12 @@ def folder() -> Path:
     return user_data_path("profile", appauthor=False) / "ceilings"
 
 
-def load(device: DeviceInfo) -> Ceilings | None:
-    """What was measured of ``device``; ``None`` if nothing was, or if something about it has changed since."""
-    mark = fingerprint(device)
+def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings | None:
+    """What was measured of ``device``; ``None`` if nothing was, or if something about it has changed since.
+
+    ``packages`` as for ``fingerprint``.
+    """
+    mark = fingerprint(device, packages)
     try:
         content = json.loads((folder() / f"{mark}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

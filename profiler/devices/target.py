@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from profiler import devices
@@ -100,9 +100,12 @@ def of_catalog(device: catalog.CatalogDevice) -> Target:
     )
 
 
-def of(device: DeviceInfo) -> Target:
-    """A device of this machine, with its ceilings if `profile calibrate` measured them."""
-    found, measured = _local(device), ceilings.load(device)
+def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
+    """A device of this machine, with its ceilings if `profile calibrate` measured them.
+
+    ``packages``: with which versions of ``ceilings.PACKAGES``; None: those installed now.
+    """
+    found, measured = _local(device), ceilings.load(device, packages)
     if measured is None:
         return found
     return replace(

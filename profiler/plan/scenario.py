@@ -23,7 +23,7 @@ from profiler.errors import ProfileError
 from profiler.plan.grid import counts, words
 from profiler.units import printable
 
-NOT_GRIDS = {"devices", "efficiency"}  # a catalog that lies in the same folder
+NOT_GRIDS = {"devices", "efficiency", "quality"}  # data that lies in the same folder
 FILLS = ("prefill", "synthetic")
 REQUIRED = {"description", "contexts", "batches", "steps"}
 KNOWN = REQUIRED | {"quants", "models", "fill"}

@@ -22,9 +22,9 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     lines = [
         " · ".join(escaped(part) for part in heading(run, measurements)),
         "",
-        _line(column.title for column in columns),
-        _line("---:" if column.right else "---" for column in columns),
-        *(_line(escaped(column.cell(measurement)) for column in columns) for measurement in measurements),
+        line(column.title for column in columns),
+        line("---:" if column.right else "---" for column in columns),
+        *(line(escaped(column.cell(measurement)) for column in columns) for measurement in measurements),
         "",
     ]
     meaning = legend(measurements)
@@ -42,5 +42,6 @@ def escaped(text: str) -> str:
     return _ENTITY.sub(lambda found: _ENTITIES[found[0]], _ACTIVE.sub(r"\\\g<0>", text))
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """A row of a table; the cells are escaped already."""
     return f"| {' | '.join(cells)} |"

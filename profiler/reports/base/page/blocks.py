@@ -1,0 +1,113 @@
+"""What a page is made of. All text is as people read it, already ``plain``; a writer escapes it for its format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Tone = Literal["fits", "tight", "offload", "no", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A paragraph. ``muted``: what a figure means, what was left out, why there is nothing."""
+
+    text: str
+    muted: bool = False
+    lead: bool = False  # the answer of the page
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A column of a table."""
+
+    title: str
+    right: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of texts, as many in each as there are columns."""
+
+    columns: tuple[Head, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A field of a map. ``tone`` is said in ``detail`` too: colour alone says nothing to many."""
+
+    value: str
+    span: str = ""  # of a prediction: where nine of ten such cases fall
+    detail: str = ""
+    tone: Tone = "none"
+    measured: bool = False
+    title: str = ""  # the whole of it in one line
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Labelled rows of cells under labelled columns."""
+
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    caption: str | None = None
+    key: str = ""  # what the details of its cells mean, for writers that show them
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart as a Vega-Lite specification (``plots.py``), and in words what it shows."""
+
+    title: str
+    spec: dict[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Charts that are read beside each other."""
+
+    items: tuple[Figure, ...]
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Items of equal rank."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Command lines, to be copied."""
+
+    lines: tuple[str, ...]
+
+
+Block = Text | Table | Map | Figures | Listing | Code
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One question and its answer. ``anchor`` is one word and stable: it names the section, and pages are linked into."""
+
+    anchor: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The whole report. ``facts`` are what is true of all of it, below the title."""
+
+    title: str
+    facts: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
+def muted(text: str) -> Text:
+    """A remark."""
+    return Text(text, muted=True)

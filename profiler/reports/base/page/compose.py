@@ -1,0 +1,74 @@
+"""The page: which machines there are, and the sections in the order of a person's questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from profiler.reports.base.columns import FAKE
+from profiler.reports.base.page import (
+    advice,
+    aside,
+    ceiling,
+    energy,
+    fits,
+    frontier,
+    memory,
+    provenance,
+    quality,
+    speed,
+)
+from profiler.reports.base.page.blocks import Page, Section, muted
+from profiler.reports.base.page.forecast import Forecast
+from profiler.reports.base.page.quality import Score
+from profiler.reports.base.page.side import Side, sides
+from profiler.reports.base.page.words import several
+from profiler.reports.base.text import plain
+from profiler.results.measurement import Measurement
+from profiler.results.store import Run
+
+MOST_SIDES = 4  # machines that can be read beside each other
+
+
+def page(
+    measurements: Sequence[Measurement],
+    run: str | None = None,
+    runs: Sequence[Run] = (),
+    scores: Sequence[Score] | None = None,
+) -> Page:
+    """The report of rows. ``run`` names them if they are of one; ``scores`` None: those that ship."""
+    found = sides(measurements)
+    shown = found[:MOST_SIDES]
+    facts = _facts(found, run)
+    if not shown:
+        return Page("Hardware fit", facts, (Section("run", "No rows", (muted("There is nothing to report yet."),)),))
+    if len(found) > MOST_SIDES:
+        facts = (*facts, f"the first {MOST_SIDES} of {len(found)} machines; name runs to choose others")
+    forecasts = [Forecast.of(side) for side in shown]
+    known = quality.shipped() if scores is None else scores
+    sections = (
+        advice.section(shown, forecasts),
+        fits.section(shown, forecasts),
+        speed.section(shown),
+        ceiling.section(shown, forecasts),
+        memory.section(shown, forecasts),
+        energy.section(shown),
+        frontier.section(shown, known),
+        aside.skipped(shown),
+        aside.cautions(shown),
+        provenance.environment(shown),
+        provenance.commands(runs, run),
+    )
+    return Page(f"Hardware fit: {several([side.title for side in shown], MOST_SIDES)}", facts, sections)
+
+
+def _facts(found: Sequence[Side], run: str | None) -> tuple[str, ...]:
+    """What is true of the whole page. Nobody may take made-up figures for a measurement."""
+    facts = [fact for side in found for fact in side.facts]
+    parts = ["FAKE FIGURES"] if any(fact.case.backend == FAKE for fact in facts) else []
+    parts += [f"run {plain(run)}"] if run else []
+    models = len({fact.model for fact in facts})
+    measured = sum(fact.ok for fact in facts)
+    parts += [f"{measured:,} of {len(facts):,} cases measured", f"{models:,} model{'s' * (models != 1)}"]
+    kinds = {fact.case.weights for fact in facts}
+    parts += [f"{plain(next(iter(kinds)))} weights"] if len(kinds) == 1 else []
+    return tuple(parts)

@@ -1,0 +1,116 @@
+"""What is predicted of the models of a report, on the machine of a side, without weights and without torch.
+
+A stored row has a model's name and not its shapes. So a model is predicted only if the catalog knows its name and the
+weights that were measured take as many bytes as the catalog's shapes say: another model of that name does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from profiler.errors import ProfileError
+from profiler.models import catalog, families
+from profiler.models.geometry import Geometry
+from profiler.predict import engines, explanation
+from profiler.predict.beside import ENGINES
+from profiler.predict.explanation import PhaseParts
+from profiler.predict.machine import Machine
+from profiler.predict.prediction import Prediction, Predictor
+from profiler.quants.base import DTYPE_BYTES
+from profiler.reports.base.page import place
+from profiler.reports.base.page.side import Fact, Side
+
+SAME = 0.02  # of the weights' bytes: buffers and tied tables differ by less, other sizes of a family by far more
+
+
+@dataclass
+class Forecast:
+    """Predictions for one side; each model and format is worked out once."""
+
+    machine: Machine | None
+    dtype: str  # of what is not quantized
+    shapes: dict[str, Geometry]  # of the models that can be predicted
+    missing: dict[str, str]  # why others cannot, in words
+    _known: dict[tuple[str, str, str], Predictor | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, side: Side) -> Forecast:
+        """For the models of ``side`` on its device."""
+        device = place.found(side.environment)
+        dtypes = [fact.case.dtype for fact in side.facts if fact.case.quant not in DTYPE_BYTES]
+        dtype = max(set(dtypes), key=dtypes.count) if dtypes else side.facts[0].case.dtype
+        found = cls(None if device is None else Machine(device), dtype, {}, {})
+        for model in side.models:
+            facts = [fact for fact in side.facts if fact.model == model]
+            reason = found._add(model, facts)
+            if reason is not None:
+                found.missing[model] = reason
+        return found
+
+    def predict(self, model: str, quant: str, context: int, batch: int) -> Prediction | None:
+        """A case; None where the model, the format or the context has no rule."""
+        predictor = self._predictor(model, quant, self._dtype(quant))
+        if predictor is None or not 0 < context <= predictor.geometry.max_position:
+            return None
+        return predictor.predict(context, batch)
+
+    def largest_context(self, fact: Fact) -> int | None:
+        """Tokens of each sequence up to which the case of a row still fits."""
+        predictor = self._predictor(fact.model, fact.case.quant, fact.case.dtype)
+        return None if predictor is None else predictor.largest_context(fact.case.batch)
+
+    def phases(self, fact: Fact) -> tuple[PhaseParts, ...] | None:
+        """Bytes and FLOPs of both phases of a row, part by part; decode at its middle step."""
+        predictor = self._predictor(fact.model, fact.case.quant, fact.case.dtype)
+        if predictor is None:
+            return None
+        case = fact.case
+        depth = case.context + (case.steps + 1) // 2
+        prefill = explanation.explain(predictor, case.context, case.batch).phases[0]
+        return prefill, explanation.explain(predictor, depth, case.batch).phases[1]
+
+    def longest(self, models: Sequence[str]) -> int:
+        """Most positions that any of ``models`` has; 0 if none is known."""
+        return max((self.shapes[model].max_position for model in models if model in self.shapes), default=0)
+
+    def parameters(self, model: str) -> int | None:
+        """Of a model whose shapes are known."""
+        return self.shapes[model].parameters if model in self.shapes else None
+
+    def _dtype(self, quant: str) -> str:
+        return quant if quant in DTYPE_BYTES else self.dtype
+
+    def _predictor(self, model: str, quant: str, dtype: str) -> Predictor | None:
+        name = (model, quant, dtype)
+        if name not in self._known:
+            self._known[name] = None
+            if self.machine is not None and model in self.shapes:
+                engine = engines.find(engines.DEFAULT)
+                with suppress(ProfileError, KeyError):  # a format or a dtype that no rule covers
+                    self._known[name] = Predictor(
+                        self.shapes[model], engine, engine.check(quant), self.machine, dtype
+                    )
+        return self._known[name]
+
+    def _add(self, model: str, facts: Sequence[Fact]) -> str | None:
+        """Take up a model, or say in words why it cannot be predicted."""
+        if self.machine is None:
+            return "the rows do not say which device they were measured on"
+        if not any(fact.case.backend in ENGINES for fact in facts):
+            return "no rules describe what ran it"
+        name = catalog.find(model)
+        if name is None:
+            return "not a model of the catalog, whose shapes are known here"
+        self.shapes[model] = families.geometry(catalog.raw_config(name))
+        for fact in facts:
+            weights = fact.measurement.memory.weights_bytes
+            predictor = self._predictor(model, fact.case.quant, fact.case.dtype)
+            if weights is None or predictor is None:
+                continue
+            if abs(predictor.storage.device_bytes / weights - 1) > SAME:
+                del self.shapes[model]
+                self._known = {key: known for key, known in self._known.items() if key[0] != model}
+                return "its weights are not those of the catalog's model of that name"
+        return None

@@ -1,0 +1,54 @@
+"""The device that stored rows were measured on, as something to predict for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from profiler import devices
+from profiler.case import digest
+from profiler.devices import ceilings, target
+from profiler.devices.base import DeviceInfo
+from profiler.devices.target import Target
+
+
+def found(environment: Mapping[str, Any]) -> Target | None:
+    """The device of an environment; None where its kind, name or memory was not recorded.
+
+    With the ceilings that were in force when the rows were measured: those of the driver and packages that they name,
+    not of what is installed now. Without them a CPU is taken by its cores, a GPU by its maker's figures.
+    """
+    info = _info(environment)
+    if info is None:
+        return None
+    libraries: dict[str, Any] = environment.get("libraries") or {}
+    torch, *others = (str(libraries.get(name) or "") for name in ceilings.PACKAGES)
+    choices = [target.of(info, [version, *others]) for version in (torch.partition("+")[0], torch)]
+    return next((choice for choice in choices if choice.ceilings), choices[0])
+
+
+def _info(environment: Mapping[str, Any]) -> DeviceInfo | None:
+    device: dict[str, Any] = environment.get("device") or {}
+    kind, title, memory = device.get("kind"), device.get("title"), device.get("memory_bytes")
+    if not (isinstance(kind, str) and isinstance(title, str) and isinstance(memory, int) and memory > 0):
+        return None
+    cores = (environment.get("cpu") or {}).get("cores")
+    return DeviceInfo(
+        name=str(device.get("name") or kind),
+        kind=kind,
+        title=title,
+        memory_bytes=memory,
+        free_bytes=memory,
+        default_dtype="fp32",  # rows name their own
+        cores=cores if kind == "cpu" and isinstance(cores, int) else None,
+        features=tuple(str(feature) for feature in device.get("features") or ()),
+        uuid=_uuid(device.get("uuid_hash")),
+        driver=device.get("driver"),
+    )
+
+
+def _uuid(hashed: object) -> str | None:
+    """The UUID behind a stored hash, if the card is in this machine."""
+    if hashed is None:
+        return None
+    return next((device.uuid for device in devices.local() if device.uuid and digest(device.uuid) == hashed), None)

@@ -1,0 +1,100 @@
+"""Scores of models from a file with sources: ``scenarios/quality.toml``, or the reader's own by ``--quality FILE``.
+
+    [[score]]
+    model = "gemma-4-e2b"             # as a report names it
+    benchmark = "LiveCodeBench v6"    # scores of different benchmarks are never compared
+    value = 44.0                      # higher is better
+    source = "Gemma 4 model card"     # who published it; required
+    quants = ["bf16", "fp32", "fp16"] # the formats it holds for; left out: these three, what makers publish
+
+A score says nothing of a format that it was not taken in: what 4 bits lose is somebody's measurement too.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import ProfileError
+from profiler.quants.base import DTYPE_BYTES
+from profiler.reports.base.text import plain
+from profiler.units import printable
+
+PLAIN = tuple(DTYPE_BYTES)
+REQUIRED, OPTIONAL = ("model", "benchmark", "value", "source"), ("quants",)
+MOST_BYTES = 1 << 20
+NAME_LENGTH = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One published figure; texts are ``plain``."""
+
+    model: str
+    benchmark: str
+    value: float
+    source: str
+    quants: tuple[str, ...]
+
+
+def shipped() -> tuple[Score, ...]:
+    """Of the file that comes with the profiler."""
+    text = (resources.files("profiler.scenarios") / "quality.toml").read_text(encoding="utf-8")
+    return parse(text, "quality.toml")
+
+
+def read(path: Path) -> tuple[Score, ...]:
+    """Of a file of the reader's. ProfileError where it cannot be read or an entry is not as above."""
+    shown = printable(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ProfileError(f"{shown} is too large for a list of scores", "At most 1 MiB.")
+        return parse(content.decode("utf-8"), shown)
+    except OSError as error:
+        raise ProfileError(f"cannot read {shown}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ProfileError(f"{shown} is not UTF-8 text") from None
+
+
+def parse(text: str, name: str) -> tuple[Score, ...]:
+    """Scores of a TOML text; ``name`` is for the error."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ProfileError(f"{name} is not TOML: {printable(error)}") from None
+    entries = content.pop("score", [])
+    if content or not isinstance(entries, list):
+        raise ProfileError(f"{name} holds more than [[score]] entries", _form())
+    return tuple(_score(entry, f"{name}, entry {number}") for number, entry in enumerate(entries, 1))
+
+
+def _score(entry: Any, where: str) -> Score:
+    if not isinstance(entry, Mapping):
+        raise ProfileError(f"{where} is not a [[score]] table", _form())
+    missing = [name for name in REQUIRED if name not in entry]
+    unknown = [printable(name, 40) for name in entry if name not in (*REQUIRED, *OPTIONAL)]
+    if missing or unknown:
+        what = f"has no {missing[0]}" if missing else f"has an unknown {unknown[0]}"
+        raise ProfileError(f"{where} {what}", _form())
+    value, quants = entry["value"], entry.get("quants", list(PLAIN))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ProfileError(f"{where}: value is no number", _form())
+    if not isinstance(quants, list) or not quants or not all(isinstance(quant, str) for quant in quants):
+        raise ProfileError(f"{where}: quants is no list of formats", _form())
+    texts = [
+        plain(entry[name], NAME_LENGTH if name != "source" else 300) for name in ("model", "benchmark", "source")
+    ]
+    if not all(isinstance(entry[name], str) for name in ("model", "benchmark", "source")) or not all(texts):
+        raise ProfileError(f"{where}: model, benchmark and source are texts", "Name who published the figure.")
+    return Score(texts[0], texts[1], float(value), texts[2], tuple(quants))
+
+
+def _form() -> str:
+    return f"An entry has {', '.join(REQUIRED)}, and optionally quants."

@@ -1,0 +1,150 @@
+"""One machine of a report: its rows, newest first of each case, with what is derived from them worked out once."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from profiler.case import Case
+from profiler.predict.verdict import TIGHT_BYTES, TIGHT_SHARE
+from profiler.reports.base.columns import SETTINGS, device_memory, device_title
+from profiler.reports.base.page.blocks import Tone
+from profiler.reports.base.text import plain
+from profiler.results import beside, stats
+from profiler.results.measurement import Measurement
+from profiler.results.stats import Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A row and its statistics. Rates in tokens per second, memory in bytes; unknown is None."""
+
+    measurement: Measurement
+    model: str  # printable
+    series: str  # the format, and what else tells this row from others of its model
+    prefill: Summary | None
+    decode: Summary | None
+    peak_bytes: int | None
+    limit_bytes: int | None  # of the device
+
+    @property
+    def case(self) -> Case:
+        return self.measurement.case
+
+    @property
+    def ok(self) -> bool:
+        return self.measurement.outcome == "ok"
+
+    @property
+    def fractions(self) -> dict[str, Any] | None:
+        """Ceiling over measured time of each phase, and what binds decode; None where nothing was calibrated."""
+        return beside.ceiling(self.measurement)
+
+    @property
+    def verdict(self) -> Tone:
+        """By the measured peak, with the thresholds of predictions; ``none`` where the peak is unknown."""
+        if not self.ok:
+            return "no" if self.measurement.outcome == "oom" else "none"
+        if self.peak_bytes is None or self.limit_bytes is None:
+            return "none"
+        left = self.limit_bytes - self.peak_bytes
+        return "tight" if left < max(TIGHT_SHARE * self.limit_bytes, TIGHT_BYTES) else "fits"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The rows of one machine. ``facts`` are in the order of models and formats as first seen, then by size."""
+
+    title: str
+    facts: tuple[Fact, ...]
+    batch: int  # of the figures over context: what most rows have, the smallest of several
+
+    @property
+    def ok(self) -> list[Fact]:
+        return [fact for fact in self.facts if fact.ok]
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(fact.model for fact in self.facts))
+
+    def palette(self, names: Iterable[str]) -> dict[str, int]:
+        """Places of series among all of this side, so that one has one colour in every chart."""
+        every = list(dict.fromkeys(fact.series for fact in self.facts))
+        return {name: every.index(name) for name in names}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Of the newest row."""
+        newest = max(self.facts, key=lambda fact: fact.measurement.started_at or "")
+        return newest.measurement.environment
+
+
+def sides(measurements: Sequence[Measurement]) -> list[Side]:
+    """Machines in the order of their first row. Of a case measured twice the newer row counts, a good one first."""
+    machines: dict[tuple[Any, ...], dict[str, Measurement]] = {}
+    for row in measurements:
+        cases = machines.setdefault(_identity(row), {})
+        known = cases.get(row.case.key)
+        if known is None or row.outcome == "ok" or known.outcome != "ok":
+            cases[row.case.key] = row
+    titles = Counter[str]()
+    found = []
+    for cases in machines.values():
+        rows = in_order(cases.values())
+        title = device_title(rows[0])
+        titles[title] += 1
+        found.append(_side(title if titles[title] == 1 else f"{title} #{titles[title]}", rows))
+    return found
+
+
+def in_order(rows: Iterable[Measurement]) -> list[Measurement]:
+    """Models and formats as first seen, then by size."""
+    listed = list(rows)
+    models = {row.case.model: place for place, row in reversed(list(enumerate(listed)))}
+    quants = {row.case.quant: place for place, row in reversed(list(enumerate(listed)))}
+
+    def place(row: Measurement) -> tuple[int, ...]:
+        case = row.case
+        return models[case.model], quants[case.quant], case.context, case.batch, case.steps
+
+    return sorted(listed, key=place)
+
+
+def _side(title: str, rows: Sequence[Measurement]) -> Side:
+    telling = _telling(rows)
+    shown: dict[str, str] = {}  # cleaning a name takes longer than looking it up, and many rows share one
+    facts = tuple(_fact(row, telling, shown) for row in rows)
+    counts = Counter(fact.case.batch for fact in facts if fact.ok) or Counter(fact.case.batch for fact in facts)
+    batch = min(counts, key=lambda batch: (-counts[batch], batch))
+    return Side(title, facts, batch)
+
+
+def _fact(row: Measurement, telling: Sequence[Any], shown: dict[str, str]) -> Fact:
+    for name in (row.case.model, row.case.quant):
+        if name not in shown:
+            shown[name] = plain(name, 60) or "(no name)"
+    series = " ".join([shown[row.case.quant], *(column.cell(row) for column in telling)])
+    peak, limit = row.memory.process_peak_bytes, device_memory(row)
+    prefill, decode = stats.rate(row, "prefill"), stats.rate(row, "decode")
+    return Fact(row, shown[row.case.model], series, prefill, decode, peak, limit)
+
+
+def _telling(rows: Sequence[Measurement]) -> list[Any]:
+    """Settings that tell rows of one model and format apart; a dtype that merely follows the format does not."""
+    groups: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
+    for row in rows:
+        groups[row.case.model, row.case.quant].append(row)
+    return [
+        column
+        for column in SETTINGS
+        if any(len({column.cell(row) for row in group}) > 1 for group in groups.values())
+    ]
+
+
+def _identity(row: Measurement) -> tuple[Any, ...]:
+    """What makes a machine another one: not its software, nor how much of its memory is free."""
+    device, cpu = row.environment.get("device") or {}, row.environment.get("cpu") or {}
+    told = tuple(str(device.get(name)) for name in ("kind", "title", "memory_bytes", "uuid_hash"))
+    return (row.case.backend == "fake", *told, str(cpu.get("title")), str(cpu.get("cores")))

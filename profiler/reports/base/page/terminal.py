@@ -1,0 +1,111 @@
+"""A page for a terminal: its words and tables; charts are for the other formats."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from profiler.reports.base.page.blocks import Cell, Code, Figures, Listing, Map, Page, Table, Text
+
+WIDTH = 100  # where it goes to no terminal: the same rows always give the same text
+NARROWEST = 40
+MOST_ROWS = 16  # of a table: a page of a terminal, not a scroll
+NARROWEST_CELL = 16  # of words; figures are never wrapped
+GAP = 2  # columns between cells
+
+
+def terminal(page: Page, width: int | None = None) -> str:
+    """``width``: of the terminal, in columns."""
+    columns = max(NARROWEST, width or WIDTH)
+    parts = [_wrapped(page.title, columns), _wrapped(" · ".join(page.facts), columns)]
+    for section in page.sections:
+        parts += ["", _wrapped(section.title, columns), "─" * min(columns, len(section.title))]
+        for block in section.blocks:
+            text = _block(block, columns)
+            parts += [text, ""] if text else []
+        parts.pop()
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _block(block: object, width: int) -> str:
+    if isinstance(block, Text):
+        return _wrapped(block.text, width)
+    if isinstance(block, Table):
+        sides = ["right" if column.right else "left" for column in block.columns]
+        return _grid([column.title for column in block.columns], block.rows, sides, block.caption, width)
+    if isinstance(block, Map):
+        rows = [[label, *map(_cell, cells)] for label, cells in block.rows]
+        return _grid(
+            [block.corner, *block.columns], rows, ["left", *("right" for _ in block.columns)], block.caption, width
+        )
+    if isinstance(block, Listing):
+        return "\n".join(textwrap.fill(f"- {item}", width, subsequent_indent="  ") for item in block.items)
+    if isinstance(block, Code):
+        return "\n".join(f"  {line}" for line in block.lines)
+    if isinstance(block, Figures):
+        return ""
+    raise TypeError(f"no text for {type(block).__name__}")
+
+
+def _cell(cell: Cell) -> str:
+    """``~14 tight``; what needs no word, fits, gets none. What holds a case back is in the other formats."""
+    word = "" if cell.tone in ("fits", "none") or cell.tone == cell.value else f" {cell.tone}"
+    return f"{cell.value}{word}"
+
+
+def _grid(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], sides: Sequence[str], caption: str | None, width: int
+) -> str:
+    """Words wrap; columns that still have no room go below, each time beside the first column again."""
+    shown = [list(titles), *map(list, rows[:MOST_ROWS])]
+    caps = _caps(shown, sides, width)
+    cells = [
+        [
+            "\n".join(textwrap.wrap(text, cap)) if len(text) > cap else text
+            for text, cap in zip(row, caps, strict=True)
+        ]
+        for row in shown
+    ]
+    parts = [_wrapped(caption, width)] if caption else []
+    parts += [
+        tabulate(
+            [[row[place] for place in chosen] for row in cells[1:]],
+            headers=[cells[0][place] for place in chosen],
+            tablefmt="simple",
+            colalign=[sides[place] for place in chosen],
+            disable_numparse=True,
+        )
+        for chosen in _groups(caps, width)
+    ]
+    if len(rows) > MOST_ROWS:
+        parts.append(f"and {len(rows) - MOST_ROWS:,} more lines with --html or --md")
+    return "\n".join(line.rstrip() for part in parts for line in part.splitlines())
+
+
+def _caps(rows: Sequence[Sequence[str]], sides: Sequence[str], width: int) -> list[int]:
+    """Widths of columns: those of words share what the others leave, the narrow ones first."""
+    wanted = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]
+    words = sorted((place for place, side in enumerate(sides) if side == "left"), key=lambda place: wanted[place])
+    room = width - GAP * (len(wanted) - 1) - sum(wanted[place] for place, side in enumerate(sides) if side != "left")
+    for left, place in enumerate(words):
+        wanted[place] = min(wanted[place], max(NARROWEST_CELL, room // (len(words) - left)))
+        room -= wanted[place]
+    return wanted
+
+
+def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Columns that are printed beside each other, the first one in every group."""
+    groups, used = [[0]], widths[0]
+    for place in range(1, len(widths)):
+        if used + GAP + widths[place] > width and len(groups[-1]) > 1:
+            groups.append([0])
+            used = widths[0]
+        groups[-1].append(place)
+        used += GAP + widths[place]
+    return groups
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width))
