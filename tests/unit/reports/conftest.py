@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from profiler.case import Case
+from profiler.reports.base.page import drawing
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
 
 MIB = 1024**2
@@ -116,3 +119,19 @@ def hostile_rows(hostile: str) -> list[Measurement]:
         rows[0],
         replace(failed(replace(case, context=256), "failed", hostile), cautions=(caution,)),
     ]
+
+
+@pytest.fixture
+def real_drawings() -> None:
+    """For tests that need the pictures: Vega takes a second to start, and a moment for each."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_drawings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere a picture is its specification, as text in an SVG."""
+    if "real_drawings" not in request.fixturenames:
+        monkeypatch.setattr(drawing, "svg", written)
+
+
+def written(spec: dict[str, Any]) -> str:
+    return f'<svg width="9" viewBox="0 0 9 9"><text>{html.escape(json.dumps(spec))}</text></svg>'

@@ -12,11 +12,11 @@ from profiler.reports import llama_bench
 from profiler.reports.base import rendered
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "reports"
-FORMATS = registry.names("reports")
+FORMATS = [name for name in registry.names("reports") if name != "html"]  # a page of drawings: page/test_html.py
 
 
 def test_the_formats_are_those_of_the_contract():
-    assert FORMATS == ["csv", "json", "jsonl", "llama-bench", "md", "table"]
+    assert registry.names("reports") == ["csv", "html", "json", "jsonl", "llama-bench", "md", "table"]
 
 
 @pytest.mark.parametrize("output", FORMATS)

@@ -34,11 +34,12 @@ def section(sides: Sequence[Side], forecasts: Sequence[Forecast]) -> Section:
 
 
 def _paragraph(side: Side, forecast: Forecast) -> str:
-    usable = [fact for fact in side.ok if fact.case.batch == min(f.case.batch for f in side.ok) and _clear(fact)]
+    smallest = min((fact.case.batch for fact in side.ok), default=1)
+    usable = [fact for fact in side.ok if fact.case.batch == smallest and _clear(fact)]
     if not usable:
         return f"Nothing here can be recommended: {_why_nothing(side)}."
     fast = [fact for fact in usable if _surely(fact) >= READING_TPS]
-    sizes = {fact.model: _parameters(fact.model, side, forecast) for fact in fast}
+    sizes = {model: _parameters(model, side, forecast) for model in {fact.model for fact in fast}}
     ranked = all(sizes.values())
     fastest = max(usable, key=_median)
     best = max(fast, key=lambda fact: (sizes[fact.model] or 0, _median(fact))) if fast and ranked else fastest

@@ -39,7 +39,7 @@ class Cell:
     """A field of a map. ``tone`` is said in ``detail`` too: colour alone says nothing to many."""
 
     value: str
-    span: str = ""  # of a prediction: where nine of ten such cases fall
+    span: str = ""  # where the figure may lie, if it is far from sure
     detail: str = ""
     tone: Tone = "none"
     measured: bool = False
@@ -92,7 +92,7 @@ Block = Text | Table | Map | Figures | Listing | Code
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One question and its answer. ``anchor`` is one word and stable: it names the section, and pages are linked into."""
+    """One question and its answer. ``anchor``, one word, names it in links and stays as it is."""
 
     anchor: str
     title: str

@@ -25,8 +25,9 @@ def section(sides: Sequence[Side], forecasts: Sequence[Forecast]) -> Section:
         blocks += _side(side, forecast, several=len(sides) > 1)
     blocks.append(
         muted(
-            "Decode in tokens a second. Figures without ~ were measured here, those with ~ are predicted. Fits: at"
-            " least 5 % and 512 MiB are left at the peak; tight: less than that; no: it needs more than there is."
+            "Decode in tokens a second. Figures without ~ were measured here, those with ~ are predicted; with a"
+            " ? the repetitions differ too much to compare. Fits: at least 5 % and 512 MiB are left at the peak;"
+            " tight: less than that; no: it needs more than there is."
         )
     )
     return Section("fits", "What fits?", tuple(blocks))
@@ -106,7 +107,10 @@ def _measured(fact: Fact) -> Cell:
     parts = ["" if verdict == "none" else verdict, words.LIMITS.get(bound, ("", ""))[0]]
     peak = f", peak {bytes_text(fact.peak_bytes)}" if fact.peak_bytes is not None else ""
     title = f"measured: {words.ranged(fact.decode)} t/s{peak}"
-    return Cell(words.rate(fact.decode), "", " · ".join(part for part in parts if part), verdict, True, title)
+    value, span = words.rate(fact.decode), ""
+    if fact.decode is not None and fact.decode.wide and fact.decode.low and fact.decode.high:
+        value, span = f"{value}?", f"{significant(fact.decode.low, 2)}–{significant(fact.decode.high, 2)}"
+    return Cell(value, span, " · ".join(part for part in parts if part), verdict, True, title)
 
 
 def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: int) -> Cell | None:

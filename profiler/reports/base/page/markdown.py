@@ -37,7 +37,7 @@ def _block(block: Block) -> str:
 @_block.register
 def _text(block: Text) -> str:
     if block.lead:
-        return f"**{escaped(block.text)}**"
+        return f"> {escaped(block.text)}"
     return escaped(block.text)
 
 

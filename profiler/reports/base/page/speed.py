@@ -152,17 +152,18 @@ def _side_by_side(sides: Sequence[Side]) -> list[Block]:
 
 def _table(sides: Sequence[Side]) -> list[Block]:
     several = len(sides) > 1
-    rows = [(*((side.title,) if several else ()), *_row(fact)) for side in sides for fact in side.ok]
+    found = [(side.title, fact) for side in sides for fact in side.ok]
+    rows = tuple((*((title,) if several else ()), *_row(fact)) for title, fact in found[:MOST_ROWS])
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("model", right=False),
         Head("format", right=False),
         *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "first token", "ms/token", "reps")),
     )
-    blocks: list[Block] = [Table(columns, tuple(rows[:MOST_ROWS]), "The figures")]
-    if len(rows) > MOST_ROWS:
+    blocks: list[Block] = [Table(columns, rows, "The figures")]
+    if len(found) > MOST_ROWS:
         blocks.append(
-            muted(f"{MOST_ROWS} of {len(rows):,} measured cases are shown; profile runs show -o csv has all of them.")
+            muted(f"{MOST_ROWS} of {len(found):,} measured cases are shown; profile runs show -o csv has all.")
         )
     return blocks
 

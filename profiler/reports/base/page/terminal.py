@@ -69,11 +69,11 @@ def _grid(
         for row in shown
     ]
     parts = [_wrapped(caption, width)] if caption else []
+    rules = ["─" * max(map(len, "\n".join(column).split("\n"))) for column in zip(*cells, strict=True)]
     parts += [
         tabulate(
-            [[row[place] for place in chosen] for row in cells[1:]],
-            headers=[cells[0][place] for place in chosen],
-            tablefmt="simple",
+            [[row[place] for place in chosen] for row in (cells[0], rules, *cells[1:])],
+            tablefmt="plain",  # without headers: tabulate would pad them
             colalign=[sides[place] for place in chosen],
             disable_numparse=True,
         )

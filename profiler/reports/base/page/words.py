@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from profiler.reports.base.cells import figure
 from profiler.reports.base.page.side import Fact
 from profiler.results.stats import Summary
-from profiler.units import KIB, UNKNOWN, significant
+from profiler.units import KIB, UNKNOWN
 
 LIMITS: dict[object, tuple[str, str]] = {  # what holds a case back: in a cell, and in a sentence
     "bandwidth": ("reads", "reading weights and cache"),
@@ -35,7 +35,8 @@ def ranged(summary: Summary | None) -> str:
         return UNKNOWN
     if summary.low is None or summary.high is None:
         return f"{rate(summary)} (measured once)"
-    return f"{rate(summary)} ({significant(summary.low)}–{significant(summary.high)})"
+    ends = (figure(end, summary.relative_half) for end in (summary.low, summary.high))
+    return f"{rate(summary)} ({'–'.join(ends)})"
 
 
 def case(fact: Fact) -> str:

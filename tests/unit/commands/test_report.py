@@ -1,0 +1,75 @@
+"""`profile report` over what a sweep of the fake backend stored, and `profile sweep --html`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from profiler.reports.base.page import drawing
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "store.sqlite"))
+    monkeypatch.setattr(drawing, "svg", lambda spec: '<svg viewBox="0 0 9 9"></svg>')
+
+
+def test_a_sweep_leaves_its_page_and_a_report_makes_it_again(sweep, profile, tmp_path):
+    page = tmp_path / "page.html"
+    assert sweep("-c", "64,128", "-n", "4", "--html", str(page)).code == 0
+    first = page.read_text()
+    assert first.startswith("<!doctype html>") and "FAKE FIGURES" in first and "2 of 2 cases measured" in first
+    run = re.findall(r"run (\d{6}-\d{6})", first)[0]
+    again = profile("report", run, "--html", str(page))
+    assert (again.code, again.out) == (0, "") and page.read_text() == first
+    assert sorted(path.name for path in tmp_path.glob(".page*")) == []
+
+
+def test_without_a_file_the_page_goes_to_the_terminal(sweep, profile):
+    sweep("-c", "64", "-n", "4")
+    shown = profile("report")
+    assert shown.code == 0 and "What should I run on this machine?" in shown.out
+    assert "profile " in shown.out.split("How do I repeat it?")[1]
+
+
+def test_markdown_has_its_charts_beside_it(sweep, profile, tmp_path):
+    sweep("-c", "64,128", "-n", "4")
+    target = tmp_path / "my page.md"
+    assert profile("report", "--md", str(target)).code == 0
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", target.read_text())
+    assert images and all((tmp_path / image.replace("%20", " ")).is_file() for image in images)
+
+
+def test_everything_stored_is_one_report_and_a_run_is_its_own(sweep, profile):
+    sweep("-c", "64", "-n", "4")
+    sweep("-c", "128", "-n", "4")
+    assert "2 of 2 cases measured" in profile("report").out
+    runs = [line.split()[0] for line in profile("runs").out.splitlines()[2:]]
+    assert "1 of 1 cases measured" in profile("report", runs[0]).out
+    assert "2 of 2 cases measured" in profile("report", *runs).out
+
+
+def test_scores_of_the_readers_own_are_read_and_a_bad_file_is_said(sweep, profile, tmp_path):
+    sweep("-c", "64", "-n", "4")
+    own = tmp_path / "scores.toml"
+    own.write_text(
+        '[[score]]\nmodel = "tiny"\nbenchmark = "Mine"\nvalue = 3\nsource = "me"\nquants = ["fp32", "bf16"]\n'
+    )
+    assert "of tiny only is a score known" in " ".join(profile("report", "--quality", str(own)).out.split())
+    own.write_text('[[score]]\nmodel = "tiny"\n')
+    refused = profile("report", "--quality", str(own))
+    assert refused.code == 2 and "entry 1 has no benchmark" in refused.err
+
+
+@pytest.mark.parametrize("command", [("report",), ("sweep", "--backend", "fake")])
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_measured(profile, command, tmp_path):
+    refused = profile(*command, "--html", str(tmp_path / "missing" / "page.html"))
+    assert refused.code == 2 and "there is no folder" in refused.err
+    assert not (tmp_path / "store.sqlite").exists()
+
+
+def test_an_empty_store_is_said(profile):
+    refused = profile("report")
+    assert refused.code != 0 and "Error" in refused.err
