@@ -6,6 +6,7 @@ from typing import Any
 
 from profiler.results import stats
 from profiler.results.measurement import Measurement
+from profiler.results.stats import Summary
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
 
@@ -18,11 +19,16 @@ def predicted(measurement: Measurement) -> dict[str, Any] | None:
 
 def ceiling(measurement: Measurement) -> dict[str, Any] | None:
     """The ceiling's over the measured time of each phase: 0..1, above it a bug of ours. Null if not calibrated."""
-    at = measurement.expected.get("ceiling_s")
+    if not measurement.expected.get("ceiling_s"):
+        return None
+    return shares(measurement, stats.rate(measurement, "prefill"), stats.rate(measurement, "decode"))
+
+
+def shares(measurement: Measurement, prefill: Summary | None, decode: Summary | None) -> dict[str, Any] | None:
+    """The same, of rates that are known already."""
+    at, case = measurement.expected.get("ceiling_s"), measurement.case
     if not at:
         return None
-    case = measurement.case
-    prefill, decode = stats.rate(measurement, "prefill"), stats.rate(measurement, "decode")
     return {
         "prefill_fraction": at["prefill"] * prefill.median / (case.batch * case.context) if prefill else None,
         "decode_fraction": at["step"] * decode.median / case.batch if decode else None,

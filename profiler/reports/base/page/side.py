@@ -40,7 +40,7 @@ class Fact:
     @property
     def fractions(self) -> dict[str, Any] | None:
         """Ceiling over measured time of each phase, and what binds decode; None where nothing was calibrated."""
-        return beside.ceiling(self.measurement)
+        return beside.shares(self.measurement, self.prefill, self.decode)
 
     @property
     def verdict(self) -> Tone:
@@ -59,11 +59,8 @@ class Side:
 
     title: str
     facts: tuple[Fact, ...]
+    ok: tuple[Fact, ...]  # those with a result
     batch: int  # of the figures over context: what most rows have, the smallest of several
-
-    @property
-    def ok(self) -> list[Fact]:
-        return [fact for fact in self.facts if fact.ok]
 
     @property
     def models(self) -> list[str]:
@@ -118,7 +115,7 @@ def _side(title: str, rows: Sequence[Measurement]) -> Side:
     facts = tuple(_fact(row, telling, shown) for row in rows)
     counts = Counter(fact.case.batch for fact in facts if fact.ok) or Counter(fact.case.batch for fact in facts)
     batch = min(counts, key=lambda batch: (-counts[batch], batch))
-    return Side(title, facts, batch)
+    return Side(title, facts, tuple(fact for fact in facts if fact.ok), batch)
 
 
 def _fact(row: Measurement, telling: Sequence[Any], shown: dict[str, str]) -> Fact:

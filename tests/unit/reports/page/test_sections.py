@@ -190,11 +190,21 @@ def test_without_calibration_the_page_says_so():
     assert "nothing was calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
 
 
-def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not():
-    row = measured()
-    metered = replace(row, samples=tuple(replace(s, energy_j=12.5) for s in row.samples))
-    assert "12.5" in text(energy.section(sides([metered])))
-    assert text(energy.section(sides([row]))) == "No energy: no meter was read while these cases were measured."
+def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
+    found = sides([measured()])
+    assert text(energy.section(found)) == "No energy: no meter was read while these cases were measured."
+    joules = {
+        "decode_j": 12.5,
+        "decode_j_per_token": 1.56,
+        "source": "nvml-counter",
+        "scope": "gpu-board",
+        "suspect": True,
+    }
+    monkeypatch.setattr(energy, "row", lambda run, measurement: {"energy": joules})
+    shown = text(energy.section(found))
+    assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "with care" in shown
+    monkeypatch.setattr(energy, "row", lambda run, measurement: {"energy": {"reason": "no RAPL on this machine"}})
+    assert text(energy.section(found)) == "No energy: no RAPL on this machine."
 
 
 def test_the_frontier_holds_formats_of_one_model_against_each_other():
