@@ -12,7 +12,7 @@ from profiler.reports.base.text import plain
 from profiler.results.row import row
 from profiler.units import UNKNOWN, significant
 
-LOOKED_AT = 80  # rows of a machine, evenly from all: either a device has a meter or it has none
+LOOKED_AT = 60  # rows of a machine, evenly from all: either a device has a meter or it has none
 MOST_ROWS = 60
 FIGURES = ("prefill_j", "decode_j")
 Joules = Mapping[str, Any]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from profiler.case import digest
 from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
@@ -103,14 +104,23 @@ class Forecast:
         name = catalog.find(model)
         if name is None:
             return "not a model of the catalog, whose shapes are known here"
-        self.shapes[model] = families.geometry(catalog.raw_config(name))
+        config = catalog.raw_config(name)
+        self.shapes[model] = families.geometry(config)
+        reason = self._doubt(model, facts, digest(config))
+        if reason is not None:
+            del self.shapes[model]
+            self._known = {key: known for key, known in self._known.items() if key[0] != model}
+        return reason
+
+    def _doubt(self, model: str, facts: Sequence[Fact], model_id: str) -> str | None:
+        """Why the rows may be of another model than the catalog's; ``model_id`` is that of its config."""
+        sure = any(fact.case.weights == "synthetic" and fact.case.model_id == model_id for fact in facts)
         for fact in facts:
             weights = fact.measurement.memory.weights_bytes
             predictor = self._predictor(model, fact.case.quant, fact.case.dtype)
             if weights is None or predictor is None:
                 continue
             if abs(predictor.storage.device_bytes / weights - 1) > SAME:
-                del self.shapes[model]
-                self._known = {key: known for key, known in self._known.items() if key[0] != model}
                 return "its weights are not those of the catalog's model of that name"
-        return None
+            sure = True
+        return None if sure else "no row says how large its weights are, and a name alone is not enough"

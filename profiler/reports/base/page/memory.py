@@ -16,7 +16,7 @@ from profiler.results.measurement import Memory
 from profiler.units import GIB, bytes_text
 
 PARTS = ("runtime", "weights", "cache", "working memory")
-MOST_PANELS = 6  # charts: of the models with the most rows
+MOST_PANELS = 6  # charts, of the models with the most rows
 MOST_BARS = 8
 MOST_ROWS = 60
 IN_SIGHT = 3.0  # times the highest bar: a limit further up would press the bars flat, and is said in words instead

@@ -16,6 +16,7 @@ from profiler.units import UNKNOWN, bytes_text
 MOST_COMMANDS = 12
 MOST_VALUES = 4  # of one property, where rows differ
 COMMAND_LENGTH = 2000
+FILES = ("--store", "--html")  # options that name where results go
 
 
 def environment(sides: Sequence[Side]) -> Section:
@@ -60,7 +61,17 @@ def commands(runs: Sequence[Run], run: str | None) -> Section:
 
 
 def _command(run: Run) -> str:
-    return plain("profile " + shlex.join(plain(word, COMMAND_LENGTH) for word in run.argv), COMMAND_LENGTH)
+    words = shlex.join(plain(word, COMMAND_LENGTH) for word in _measuring(run.argv))
+    return plain(f"profile {words}", COMMAND_LENGTH)
+
+
+def _measuring(argv: Sequence[str]) -> Iterable[str]:
+    """A command line without the files it wrote to: they change no figure, and a page is passed on."""
+    named = False
+    for word in argv:
+        if not named and word.partition("=")[0] not in FILES:
+            yield word
+        named = not named and word in FILES
 
 
 def _properties(side: Side) -> dict[str, tuple[str, ...]]:

@@ -83,9 +83,10 @@ def sides(measurements: Sequence[Measurement]) -> list[Side]:
     machines: dict[tuple[Any, ...], dict[str, Measurement]] = {}
     for row in measurements:
         cases = machines.setdefault(_identity(row), {})
-        known = cases.get(row.case.key)
+        key = row.case.key
+        known = cases.get(key)
         if known is None or row.outcome == "ok" or known.outcome != "ok":
-            cases[row.case.key] = row
+            cases[key] = row
     titles = Counter[str]()
     found = []
     for cases in machines.values():

@@ -7,12 +7,27 @@ from dataclasses import replace
 import pytest
 from fakes.reported import ENVIRONMENT, GIB, MEMORY, OTHER, ended, grid, measured
 
-from profiler.reports.base.page import advice, aside, ceiling, compose, energy, fits, frontier, memory, speed
+from profiler.case import digest
+from profiler.models import catalog, families
+from profiler.predict import engines
+from profiler.reports.base.page import (
+    advice,
+    aside,
+    ceiling,
+    compose,
+    energy,
+    fits,
+    frontier,
+    memory,
+    provenance,
+    speed,
+)
 from profiler.reports.base.page.blocks import Figures, Listing, Map, Page, Section, Table, Text
 from profiler.reports.base.page.forecast import Forecast
 from profiler.reports.base.page.quality import Score
 from profiler.reports.base.page.side import sides
 from profiler.results.measurement import Caution, Memory
+from profiler.results.store import Run
 
 E2B = {"model": "gemma-4-e2b", "quant": "bf16", "context": 512}
 
@@ -89,9 +104,6 @@ def cells(*rows) -> dict[tuple[str, str], object]:
 
 def e2b_bytes() -> int:
     """What the catalog's shapes say that its weights take."""
-    from profiler.models import catalog, families
-    from profiler.predict import engines
-
     geometry = families.geometry(catalog.raw_config("gemma-4-e2b"))
     return round(engines.find("transformers").storage(geometry, "bf16", "bf16").device_bytes)
 
@@ -113,6 +125,14 @@ def test_a_measured_cell_shows_the_row_and_a_predicted_one_is_marked():
 def test_a_model_that_only_shares_the_name_is_not_predicted():
     found = cells(measured(**E2B, memory=replace(MEMORY, weights_bytes=e2b_bytes() // 2)))
     assert list(found) == [("gemma-4-e2b · bf16", "512")]
+
+
+def test_a_name_alone_is_not_enough_to_predict():
+    nothing = measured(**E2B, memory=replace(MEMORY, weights_bytes=None))
+    assert list(cells(nothing)) == [("gemma-4-e2b · bf16", "512")]
+    shapes = digest(catalog.raw_config("gemma-4-e2b"))
+    same = measured(**E2B, model_id=shapes, weights="synthetic", memory=replace(MEMORY, weights_bytes=None))
+    assert ("gemma-4-e2b · nf4", "8k") in cells(same)
 
 
 def test_a_model_of_nobody_has_only_its_measured_cells():
@@ -252,6 +272,13 @@ def test_what_was_not_measured_is_listed_by_reason():
     (table,) = aside.skipped(sides(rows)).blocks
     ((outcome, reason, cases),) = table.rows
     assert (outcome, reason) == ("oom", "3 GiB of 2 GiB") and cases.endswith("and 3 more")
+
+
+def test_the_command_that_repeats_a_run_names_no_file_of_its_owner():
+    argv = ("sweep", "--store", "/home/me/x.sqlite", "-m", "a b", "--html=/home/me/p.html", "-c", "4k")
+    run = Run("r", "2026-11-24T09:30:15Z", None, None, argv, {}, (), {})
+    (code, _) = provenance.commands([run], "r").blocks
+    assert code.lines == ("profile sweep -m 'a b' -c 4k",)
 
 
 def test_the_newer_row_of_a_case_counts_and_a_good_one_before_a_bad_one():
