@@ -17,6 +17,7 @@ from profiler.units import UNKNOWN, significant
 MOST_POINTS = 30  # cases of the roofline: they lie on each other beyond
 MOST_SHARES = 16  # lines of the chart of shares
 MOST_ROWS = 60
+UNKNOWN_MAKERS = ("CPU", "other")  # of which no data sheet is in the catalog: their figures are guesses
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -44,7 +45,7 @@ def _roofline(side: Side, forecast: Forecast, where: str) -> Figure | str:
     """The chart, or why there is none."""
     if forecast.machine is None:
         return "the rows do not say which device they were measured on"
-    if forecast.machine.target.ceilings is None and not forecast.machine.target.flops:
+    if forecast.machine.target.ceilings is None and forecast.machine.target.vendor in UNKNOWN_MAKERS:
         return "this device was not calibrated with the packages of these rows; profile calibrate takes a minute"
     known = [fact for fact in side.ok if fact.model in forecast.shapes and fact.case.batch == side.batch]
     points = [point for fact in _spread_out(known) for point in _points(fact, forecast)]

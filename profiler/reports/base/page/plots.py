@@ -116,7 +116,7 @@ def roofline(points: Sequence[Point], bytes_s: float, flop_s: float, series: Pal
         "field": "phase",
         "type": "nominal",
         "scale": {"domain": ["prefill", "decode"], "range": ["square", "circle"]},
-        "legend": {"title": None},
+        "legend": {"title": None, "symbolFillColor": theme.INK, "symbolStrokeColor": theme.INK},
     }
     return _base() | {
         "layer": [

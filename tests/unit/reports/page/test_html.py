@@ -90,11 +90,13 @@ def test_the_page_runs_nothing_and_asks_for_nothing(drawn):
     assert set(re.findall(r"https?://[^\"' <]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not a place
 
 
-def test_charts_are_drawn_in_colours_that_follow_the_theme(drawn):
+def test_charts_are_drawn_in_colours_that_follow_the_theme(drawn, real_drawings):
     text = drawn
     charts = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
     assert len(charts) >= 4 and all(chart.count("<path") > 3 for chart in charts)
-    painted = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{3,8})"', "".join(charts)))
+    point = {"x": 1.0, "y": 1e9, "series": "a", "phase": "prefill", "said": "a"}
+    charts.append(inline(drawing.svg(plots.roofline([point], 1e9, 1e10, {"a": 0})), "no row here has a roofline"))
+    painted = set(re.findall(r' (?:fill|stroke)="([^"]+)"', "".join(charts))) - {"none", "transparent"}
     known = {light for light, _ in theme.COLOURS.values()}
     assert painted <= known, painted - known
     for colour in painted:
