@@ -17,7 +17,6 @@ from profiler.units import UNKNOWN, significant
 MOST_POINTS = 30  # cases of the roofline: they lie on each other beyond
 MOST_SHARES = 16  # lines of the chart of shares
 MOST_ROWS = 60
-UNKNOWN_MAKERS = ("CPU", "other")  # of which no data sheet is in the catalog: their figures are guesses
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -45,13 +44,13 @@ def _roofline(side: Side, forecast: Forecast, where: str) -> Figure | str:
     """The chart, or why there is none."""
     if forecast.machine is None:
         return "the rows do not say which device they were measured on"
-    if forecast.machine.target.ceilings is None and forecast.machine.target.vendor in UNKNOWN_MAKERS:
+    if forecast.machine.target.ceilings is None and forecast.machine.target.spread > 1:  # its figures are guesses
         return "this device was not calibrated with the packages of these rows; profile calibrate takes a minute"
     known = [fact for fact in side.ok if fact.model in forecast.shapes and fact.case.batch == side.batch]
     points = [point for fact in _spread_out(known) for point in _points(fact, forecast)]
     if not points:
         return "FLOPs and bytes are known for models of the catalog only, and none of them was measured"
-    bytes_s = explanation.bandwidth_ceiling(forecast.machine)
+    bytes_s = forecast.machine.ceiling_bytes_s
     dtypes = {fact.case.dtype for fact in known}
     flop_s = max(explanation.flops_ceiling(forecast.machine, dtype, dtype, "transformers") for dtype in dtypes)
     series = side.palette(dict.fromkeys(point["series"] for point in points))
@@ -61,19 +60,16 @@ def _roofline(side: Side, forecast: Forecast, where: str) -> Figure | str:
 
 
 def _points(fact: Fact, forecast: Forecast) -> list[dict[str, Any]]:
-    parts = forecast.phases(fact)
-    if parts is None:
-        return []
+    needed = forecast.needed(fact)
     points = []
-    for phase, name in zip(parts, PHASES, strict=True):
-        seconds = _seconds(fact, name)
-        nbytes, flops = sum(share.nbytes for share in phase.shares), sum(share.flops for share in phase.shares)
+    for (nbytes, flops), phase in zip(needed or (), PHASES, strict=False):
+        seconds = _seconds(fact, phase)
         if seconds is None or not nbytes or not flops:
             continue
         speed = flops / seconds
         where = f"{significant(speed / 1e9)} GFLOP/s at {significant(flops / nbytes)} FLOP a byte"
-        said = f"{words.case(fact)}, {name}: {where}"
-        points.append({"x": flops / nbytes, "y": speed, "series": fact.series, "phase": name, "said": said})
+        said = f"{words.case(fact)}, {phase}: {where}"
+        points.append({"x": flops / nbytes, "y": speed, "series": fact.series, "phase": phase, "said": said})
     return points
 
 

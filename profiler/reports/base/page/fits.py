@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from profiler import registry
 from profiler.reports.base.page import words
 from profiler.reports.base.page.blocks import Block, Cell, Map, Section, muted
-from profiler.reports.base.page.forecast import Forecast
+from profiler.reports.base.page.forecast import SHIPPED, Forecast
 from profiler.reports.base.page.side import Fact, Side
 from profiler.reports.base.text import plain
 from profiler.units import UNKNOWN, bytes_text, significant
@@ -75,21 +75,25 @@ def _contexts(side: Side, forecast: Forecast) -> list[int]:
     return sorted({*measured[::step], *measured[-1:], *others})
 
 
-def _formats(side: Side, model: str, forecast: Forecast) -> list[tuple[str, str]]:
-    """Series and format of each line of a model: what was measured, then what is only predicted."""
+def _formats(side: Side, model: str, forecast: Forecast) -> list[tuple[str, str | None]]:
+    """Lines of a model: what was measured, then what is only predicted. With the format to predict, or None."""
     mine = [fact for fact in side.facts if fact.model == model]
-    found = dict.fromkeys((fact.series, fact.case.quant) for fact in mine)
+    found: dict[str, str | None] = {}
+    for fact in mine:
+        found.setdefault(fact.series, fact.case.quant)
+        if fact.case.path != SHIPPED:
+            found[fact.series] = None
     if model in forecast.shapes:
-        quants = {fact.case.quant for fact in mine}
+        measured = {fact.case.quant for fact in mine}
         known = registry.names("quants")
-        found |= dict.fromkeys((quant, quant) for quant in FORMATS if quant in known and quant not in quants)
-    return list(found)
+        found |= {quant: quant for quant in FORMATS if quant in known and quant not in measured}
+    return list(found.items())
 
 
-def _cell(fact: Fact | None, forecast: Forecast, model: str, quant: str, context: int, batch: int) -> Cell:
+def _cell(fact: Fact | None, forecast: Forecast, model: str, quant: str | None, context: int, batch: int) -> Cell:
     if fact is not None and fact.measurement.outcome != "skipped":
         return _measured(fact)
-    cell = _predicted(forecast, model, quant, context, batch)
+    cell = None if quant is None else _predicted(forecast, model, quant, context, batch)
     if cell is None and fact is not None:
         reason = plain(fact.measurement.reason or "no reason was recorded", 300)
         return Cell(UNKNOWN, detail="skipped", title=f"skipped: {reason}")

@@ -14,15 +14,15 @@ from profiler.case import digest
 from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
-from profiler.predict import engines, explanation
-from profiler.predict.beside import ENGINES
-from profiler.predict.explanation import PhaseParts
+from profiler.predict import engines, work
+from profiler.predict.beside import BACKENDS
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import Prediction, Predictor
 from profiler.quants.base import DTYPE_BYTES
 from profiler.reports.base.page import place
 from profiler.reports.base.page.side import Fact, Side
 
+SHIPPED = "eager"  # the decode path that the rules describe: transformers' own
 SAME = 0.02  # of the weights' bytes: buffers and tied tables differ by less, other sizes of a family by far more
 
 
@@ -59,18 +59,22 @@ class Forecast:
 
     def largest_context(self, fact: Fact) -> int | None:
         """Tokens of each sequence up to which the case of a row still fits."""
+        if fact.case.path != SHIPPED:
+            return None
         predictor = self._predictor(fact.model, fact.case.quant, fact.case.dtype)
         return None if predictor is None else predictor.largest_context(fact.case.batch)
 
-    def phases(self, fact: Fact) -> tuple[PhaseParts, ...] | None:
-        """Bytes and FLOPs of both phases of a row, part by part; decode at its middle step."""
+    def needed(self, fact: Fact) -> tuple[tuple[float, float], ...] | None:
+        """Bytes and FLOPs that prefill and a middle decode step of a row cannot do without: copies do not count."""
         predictor = self._predictor(fact.model, fact.case.quant, fact.case.dtype)
         if predictor is None:
             return None
-        case = fact.case
+        case, shape, stored = fact.case, predictor.geometry, predictor.storage
+        manner = predictor.engine.manner(shape, predictor.setting(case.context, case.batch))
         depth = case.context + (case.steps + 1) // 2
-        prefill = explanation.explain(predictor, case.context, case.batch).phases[0]
-        return prefill, explanation.explain(predictor, depth, case.batch).phases[1]
+        prompt = work.prefill(shape, stored, case.context, case.batch, predictor.sized(manner))
+        step = work.decode(shape, stored, depth, case.batch, manner)
+        return tuple((sum(item.nbytes - item.spared for item in done.items), done.flops) for done in (prompt, step))
 
     def longest(self, models: Sequence[str]) -> int:
         """Most positions that any of ``models`` has; 0 if none is known."""
@@ -99,7 +103,7 @@ class Forecast:
         """Take up a model, or say in words why it cannot be predicted."""
         if self.machine is None:
             return "the rows do not say which device they were measured on"
-        if not any(fact.case.backend in ENGINES for fact in facts):
+        if not any(fact.case.backend in BACKENDS for fact in facts):
             return "no rules describe what ran it"
         name = catalog.find(model)
         if name is None:

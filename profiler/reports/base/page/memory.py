@@ -10,7 +10,7 @@ from profiler.predict.engines.base import Terms
 from profiler.reports.base.page import plots, words
 from profiler.reports.base.page.blocks import Block, Figure, Figures, Head, Section, Table, muted
 from profiler.reports.base.page.fits import CONTEXTS
-from profiler.reports.base.page.forecast import Forecast
+from profiler.reports.base.page.forecast import SHIPPED, Forecast
 from profiler.reports.base.page.side import Fact, Side
 from profiler.results.measurement import Memory
 from profiler.units import GIB, bytes_text
@@ -87,7 +87,8 @@ def _panel(side: Side, forecast: Forecast, model: str, several: bool) -> Figure 
             load = fact.measurement.memory.load_peak_bytes
             marks += [] if load is None else [_mark(at, load)]
             continue
-        prediction = forecast.predict(model, next(iter(facts.values())).case.quant, at, side.batch)
+        like = next(iter(facts.values())).case
+        prediction = forecast.predict(model, like.quant, at, side.batch) if like.path == SHIPPED else None
         if prediction is not None:
             bars += _bars(at, predicted_parts(prediction.terms), "predicted")
     limit = next(iter(facts.values())).limit_bytes

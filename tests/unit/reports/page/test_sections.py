@@ -127,6 +127,13 @@ def test_a_model_that_only_shares_the_name_is_not_predicted():
     assert list(found) == [("gemma-4-e2b · bf16", "512")]
 
 
+def test_another_decode_path_is_not_predicted_by_the_rules_of_this_one():
+    sized = replace(MEMORY, weights_bytes=e2b_bytes())
+    found = cells(measured(**E2B, memory=sized), measured(**E2B, memory=sized, path="graph"))
+    assert found["gemma-4-e2b · bf16 eager", "8k"].value.startswith("~")
+    assert found["gemma-4-e2b · bf16 graph", "8k"].value == ""
+
+
 def test_a_name_alone_is_not_enough_to_predict():
     nothing = measured(**E2B, memory=replace(MEMORY, weights_bytes=None))
     assert list(cells(nothing)) == [("gemma-4-e2b · bf16", "512")]
