@@ -9,7 +9,7 @@ from typing import Protocol
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
 from profiler.models.source import Source
-from profiler.results.measurement import Caution
+from profiler.results.measurement import Caution, DecodePath
 
 Beat = Callable[[str], None]
 """Called at every sign of progress with a few words (``prefill 2048/8192``); it must be cheap."""
@@ -71,6 +71,9 @@ class Trial(Protocol):
 
     def cache(self) -> CacheState:
         """Length and bytes of the cache now."""
+
+    def path(self) -> DecodePath | None:
+        """What the decode path came to; ``None`` for the backend's own. Asked once the case has run."""
 
     def cautions(self) -> tuple[Caution, ...]:
         """What a reader of the row must know about how this case ran. Asked once it has."""

@@ -25,7 +25,6 @@ from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow, default_path
 
 WEIGHTS = ("auto", "real", "synthetic")
-PATHS = ("eager", "static", "graph")
 MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
 MAX_SEED = 2**63 - 1  # what a random generator takes
 
@@ -43,7 +42,9 @@ Kept = Mapping[Case, StoredRow]
 @click.option("--scenario", metavar="NAME|FILE", help="A named grid: see profile scenarios. Options above go first.")
 @options.device()
 @options.chosen("--backend", folder="backends", default="hf", help="What runs the models.")
-@options.choice("--path", PATHS, default="eager", help="Decode as shipped, our static step, or that as a graph.")
+@options.many(
+    "--path", "paths", metavar="PATH", help="Decode steps: eager (as shipped), static, graph. [default: eager]"
+)
 @options.choice("--weights", WEIGHTS, default="auto", help="auto: real where they are here, else synthetic.")
 @options.choice("--fill", scenario.FILLS, help="What gives the cache its depth. [default: prefill]")
 @options.count("--ubatch", help="Tokens per prefill chunk. [default: 512 on a CPU, 2048 on a GPU]")

@@ -24,7 +24,7 @@ from profiler.measure.cautions import disturbances
 from profiler.measure.effort import Effort
 from profiler.measure.footprint import NO_PEAK, Footprint, footprint, step_footprint, taken_apart
 from profiler.measure.phase import Measured, Repetition, repeat
-from profiler.results.measurement import Caution, Memory, Phase, Sample
+from profiler.results.measurement import Caution, DecodePath, Memory, Phase, Sample
 
 __all__ = ["Effort", "Result", "measure"]
 
@@ -38,6 +38,7 @@ class Result:
     cautions: tuple[Caution, ...]
     threads: int | None  # CPU threads the backend computed with
     stopped: dict[str, str]  # by phase, why it ended: a ``steady.Stop``
+    decode_path: DecodePath | None
 
 
 def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
@@ -71,6 +72,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
         ),
         threads=loaded.threads,
         stopped={phase: measured.stopped for phase, measured in phases.items()},
+        decode_path=trial.path(),
     )
 
 

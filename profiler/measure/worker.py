@@ -171,6 +171,7 @@ def measure_order(model: Model, order: Order, wire: Wire) -> Measurement:
         load_s=model.load.load_s,
         threads=result.threads,
         stopped=result.stopped,
+        decode_path=result.decode_path,
     )
 
 

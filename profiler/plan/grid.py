@@ -44,6 +44,7 @@ class Axes:
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
     steps: tuple[int, ...]
+    paths: tuple[str, ...] = ("eager",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,6 @@ class Settings:
     """What is the same for all cases of a sweep."""
 
     backend: str = "hf"
-    path: str = "eager"
     fill: str = "prefill"
     ubatch: int = 512
     threads: int | None = None
@@ -89,22 +89,34 @@ def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
 def points(axes: Axes, settings: Settings, device: DeviceInfo) -> list[Point]:
     """Every case of the grid, models outermost. Raises ProfileError for a grid nobody means to run."""
     size = 1
-    for axis in (axes.subjects, axes.quants, axes.contexts, axes.batches, axes.steps):
+    for axis in (axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps):
         size *= len(axis)
     if size > MAX_CASES:
         raise ProfileError(
             f"the grid has {size:,} cases, more than {MAX_CASES:,}", "Ask for fewer points on an axis."
         )
     return [
-        Point(_case(subject, quant, context, batch, steps, settings, device), subject.source, subject.geometry, quant)
-        for subject, quant, context, batch, steps in product(
-            axes.subjects, axes.quants, axes.contexts, axes.batches, axes.steps
+        Point(
+            _case(subject, quant, path, context, batch, steps, settings, device),
+            subject.source,
+            subject.geometry,
+            quant,
+        )
+        for subject, quant, path, context, batch, steps in product(
+            axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps
         )
     ]
 
 
 def _case(
-    subject: Subject, quant: Quant, context: int, batch: int, steps: int, settings: Settings, device: DeviceInfo
+    subject: Subject,
+    quant: Quant,
+    path: str,
+    context: int,
+    batch: int,
+    steps: int,
+    settings: Settings,
+    device: DeviceInfo,
 ) -> Case:
     return Case(
         model=subject.name,
@@ -114,7 +126,7 @@ def _case(
         dtype=quant.dtype or device.default_dtype,
         device=device.name,
         backend=settings.backend,
-        path=settings.path,
+        path=path,
         context=context,
         batch=batch,
         steps=steps,

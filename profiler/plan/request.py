@@ -14,9 +14,11 @@ from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
 from profiler.quants.base import Quant
+from profiler.registry import unknown
 from profiler.units import bytes_text, printable
 
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
+PATHS = ("eager", "static", "graph")  # how decode steps run; the first where nobody says
 UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
 
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
@@ -41,7 +43,7 @@ class Request:
     weights: str = "auto"
     fill: str | None = None
     backend: str = "hf"
-    path: str = "eager"
+    paths: tuple[str, ...] = ()
     ubatch: int | None = None
     threads: int | None = None
     seed: int = 0
@@ -166,13 +168,22 @@ def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: Reque
         contexts=counts("-c", request.contexts) if request.contexts else CONTEXTS,
         batches=counts("-b", request.batches) if request.batches else BATCHES,
         steps=counts("-n", request.steps) if request.steps else STEPS,
+        paths=_paths(request),
     )
+
+
+def _paths(request: Request) -> tuple[str, ...]:
+    """Raises NotFound with the nearest for an unknown one."""
+    found = tuple(path.casefold() for path in words(request.paths)) or PATHS[:1]
+    for path in found:
+        if path not in PATHS:
+            raise unknown("decode path", path, PATHS)
+    return found
 
 
 def _settings(request: Request, device: DeviceInfo) -> Settings:
     return Settings(
         backend=request.backend,
-        path=request.path,
         fill=request.fill or "prefill",
         ubatch=request.ubatch or UBATCH.get(device.kind, UBATCH["cpu"]),
         threads=request.threads,

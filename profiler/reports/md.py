@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from profiler.reports.base import Column, answer, figures, heading, legend, notes, plain
+from profiler.reports.base import Column, answer, figures, heading, legend, notes, path_lines, plain
 from profiler.results.measurement import Measurement
 
 _ACTIVE = re.compile(r"[\\`*_\[\]#|~$]|^[-+=]")  # what Markdown reads as its own
@@ -32,6 +32,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     for note in remarks:
         helps = f"; try {escaped(note.help)}" if note.help else ""
         lines.append(f"{note.number}. **{escaped(note.named_cases(measurements))}**: {escaped(note.text)}{helps}")
+    lines += [f"- {escaped(words)}" for words in path_lines(measurements)]
     found = answer(measurements)
     lines += ["", escaped(found)] if found else []
     return "\n".join(lines).rstrip("\n") + "\n"

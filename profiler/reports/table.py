@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from profiler.reports.base import STAYS, Column, Note, answer, figures, heading, legend, notes, plain
+from profiler.reports.base import STAYS, Column, Note, answer, figures, heading, legend, notes, path_lines, plain
 from profiler.results.measurement import Measurement
 
 WIDTH = 120  # columns, unless it goes to a terminal: the same rows always give the same text
@@ -31,6 +31,8 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
     for note in remarks:
         lines += _wrap(f"[{note.number}] {_note(note, grouped)}", width, "    ")
+    for words in path_lines(grouped):
+        lines += _wrap(words, width, "    ")
     found = answer(grouped)
     lines += ["", *_wrap(found, width, "")] if found else []
     return "\n".join(lines) + "\n"

@@ -67,6 +67,18 @@ class Caution:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodePath:
+    """What became of ``--path static`` or ``graph``. ``None``: does not apply, or cannot be known."""
+
+    ran: str  # the path that really ran
+    reason: str | None = None  # why it is not the one that was asked for
+    kernels: str | None = None  # CPU: what computes matrix–vector products, or why plain torch does
+    graphs: int = 0
+    nodes_per_token: int | None = None  # kernels of one captured step
+    prepare_s: float = 0.0  # warm-up, capture or compilation: in no measurement
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """One row. ``samples`` are empty unless ``outcome`` is ok; ``reason`` is words for every other outcome."""
 
@@ -83,6 +95,7 @@ class Measurement:
     asked: dict[str, Any] = field(default_factory=dict)  # reps or precision, and max_phase_s, that were asked for
     stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (measure/steady)
     expected: dict[str, Any] = field(default_factory=dict)  # as predicted before it ran (predict/beside.py)
+    decode_path: DecodePath | None = None  # None: transformers as shipped
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: no warm-ups, none that is invalid."""
@@ -104,4 +117,5 @@ class Measurement:
         row["samples"] = tuple(Sample(**s | {"step_s": tuple(s["step_s"])}) for s in row["samples"])
         row["memory"] = Memory(**row["memory"])
         row["cautions"] = tuple(Caution(**caution) for caution in row["cautions"])
+        row["decode_path"] = DecodePath(**path) if (path := row.get("decode_path")) else None
         return cls(**row)

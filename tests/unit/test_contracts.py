@@ -182,7 +182,7 @@ OK = Measurement(
 MIXED = [
     OK,
     replace(OK, case=replace(CASE, fill="synthetic", context=131072), samples=DECODE[:1], memory=Memory()),
-    Measurement(replace(CASE, model=HOSTILE), {}, "failed", reason=f"died: {HOSTILE}"),
+    Measurement(replace(CASE, model=HOSTILE, model_id="other"), {}, "failed", reason=f"died: {HOSTILE}"),
     Measurement(replace(CASE, context=8192), {}, "oom", reason="worker was killed for memory"),
     Measurement(replace(CASE, batch=64), {}, "skipped", reason="dominated by a smaller case"),
     Measurement(replace(CASE, steps=1), {}, "timeout", reason="no sign of life for 60 s"),

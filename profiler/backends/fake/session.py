@@ -11,7 +11,7 @@ from profiler.backends.fake.meter import BASELINE_BYTES, FakeMeter, FakeWatcher
 from profiler.backends.fake.script import Script
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
-from profiler.results.measurement import Caution
+from profiler.results.measurement import Caution, DecodePath
 
 
 class FakeTrial:
@@ -70,6 +70,9 @@ class FakeTrial:
         held = self._bytes(self.length)
         growing, window = (held, 0) if self.script.window is None else (0, held)
         return CacheState(self.length, held, 0, growing, window, recurrent_bytes=0)
+
+    def path(self) -> DecodePath | None:
+        return None
 
     def cautions(self) -> tuple[Caution, ...]:
         return ()

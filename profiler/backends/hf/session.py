@@ -18,7 +18,7 @@ from profiler.backends.hf.load import load
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
 from profiler.models.source import Source
-from profiler.results.measurement import Caution
+from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text
 
 MEMORY_WORDS = (
@@ -132,6 +132,9 @@ class HfTrial:
 
     def cache(self) -> CacheState:
         return caches.state(self.kv)
+
+    def path(self) -> DecodePath | None:
+        return None
 
     def cautions(self) -> tuple[Caution, ...]:
         return ()

@@ -12,8 +12,7 @@ from profiler.kernels.compiled import CompiledRunner
 from profiler.kernels.graph import CudaGraphRunner
 from profiler.kernels.runner import RunnerStats, StaticRunner
 from profiler.kernels.state import Saved
-from profiler.results.measurement import Caution
-from profiler.units import bytes_text, seconds_text
+from profiler.results.measurement import Caution, DecodePath
 
 EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
 
@@ -73,6 +72,12 @@ class StaticTrial(HfTrial):
         assert self.runner is not None, "stats without save"
         return self.runner.stats()
 
+    def path(self) -> DecodePath:
+        stats = self.stats()
+        return DecodePath(
+            stats.path, stats.reason, stats.kernels, stats.graphs, stats.nodes_per_token, stats.prepare_s
+        )
+
     def cautions(self) -> tuple[Caution, ...]:
         """What a reader of the row must know about the path."""
         stats = self.stats()
@@ -83,11 +88,6 @@ class StaticTrial(HfTrial):
             found.append(Caution("plain-torch", f"decode on {stats.kernels}"))
         elif stats.kernels and self.case.quant == "int8":
             found.append(Caution("int8-rows", "decode multiplies 8-bit rows by unrounded activations (not LLM.int8)"))
-        if stats.graphs:
-            pool = f", {bytes_text(stats.pool_bytes)} pool" if stats.pool_bytes is not None else ""
-            nodes = f", {stats.nodes_per_token} nodes a token" if stats.nodes_per_token is not None else ""
-            text = f"{stats.graphs} graphs prepared in {seconds_text(stats.prepare_s)}{nodes}{pool}"
-            found.append(Caution("graph", text))
         return tuple(found)
 
     def _reset(self) -> None:

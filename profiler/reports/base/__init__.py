@@ -14,6 +14,7 @@ from profiler import registry
 from profiler.reports.base.best import answer
 from profiler.reports.base.cells import figure, rate_cell
 from profiler.reports.base.columns import STAYS, Column, figures, heading, legend
+from profiler.reports.base.paths import path_lines
 from profiler.reports.base.remarks import Note, notes
 from profiler.reports.base.text import plain
 from profiler.results.measurement import Measurement
@@ -28,6 +29,7 @@ __all__ = [
     "heading",
     "legend",
     "notes",
+    "path_lines",
     "plain",
     "rate_cell",
     "rendered",

@@ -268,7 +268,7 @@ def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
         (["--device", "cpu:1"], "there is no device cpu:1"),
         (["--backend", "vllm"], "unknown backend: vllm"),
         (["--scenario", "chats"], "unknown scenario: chats"),
-        (["--path", "graf"], "--path"),
+        (["--path", "graf"], "unknown decode path: graf"),
         (["--weights", "fake"], "--weights"),
         (["--weights", "real"], "no real weights"),
         (["--fill", "zero"], "--fill"),

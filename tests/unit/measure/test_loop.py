@@ -75,7 +75,7 @@ def calls(case: Case, effort: Effort) -> str:
         begin=lambda case: Logged(session.begin(case), log),
     )
     measure(logged, case, effort, silent)
-    return " ".join(name for name in log if name not in ("pressure", "cache", "cautions"))
+    return " ".join(name for name in log if name not in ("pressure", "cache", "cautions", "path"))
 
 
 def test_the_order_of_calls() -> None:

@@ -1,0 +1,56 @@
+"""Decode paths beside the one transformers ships."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from profiler.case import Case
+from profiler.reports import md, table
+from profiler.reports.base.paths import path_lines
+from profiler.results.measurement import DecodePath, Measurement, Memory, Sample
+
+CASE = Case("gemma", "id", "real", "fp32", "fp32", "cpu", "hf", "eager", context=512, batch=1, steps=16, ubatch=512)
+NATIVE = DecodePath("graph", kernels="C++ (avx2)", graphs=1, prepare_s=12.0)
+
+
+def row(path: str, tps: float, how: DecodePath | None = None, **memory: int) -> Measurement:
+    samples = tuple(Sample("decode", 16 / tps, 16) for _ in range(5))
+    return Measurement(replace(CASE, path=path), {}, "ok", samples=samples, decode_path=how, memory=Memory(**memory))
+
+
+def test_two_paths_of_a_case_are_a_ratio() -> None:
+    (line,) = path_lines([row("eager", 8.0), row("graph", 27.2, NATIVE)])
+    assert line == (
+        "gemma fp32 c=512 b=1 graph: decodes 3.40 × as fast as eager;"
+        " 1 graph prepared in 12.0 s; products by C++ (avx2)"
+    )
+
+
+def test_on_cuda_the_gap_is_the_share_of_launches() -> None:
+    captured = DecodePath("graph", graphs=3, nodes_per_token=1234, prepare_s=2.0)
+    (line,) = path_lines([row("eager", 20.0), row("graph", 50.0, captured, graph_pool_bytes=64 * 2**20)])
+    assert "launch-bound share of eager 60%" in line
+    assert "3 graphs prepared in 2" in line and "1,234 nodes a token" in line and "pool of 64.0 MiB" in line
+
+
+def test_a_path_that_fell_back_claims_no_gain() -> None:
+    fallen = DecodePath("static", reason="not compiled: no compiler")
+    assert path_lines([row("eager", 8.0), row("graph", 9.0, fallen)]) == []
+
+
+def test_without_the_shipped_path_there_is_no_ratio() -> None:
+    (line,) = path_lines([row("graph", 27.2, NATIVE)])
+    assert "as fast" not in line
+
+
+@pytest.mark.parametrize("report", [table, md])
+def test_a_table_ends_with_it(report: object) -> None:
+    text = report.render("r", [row("eager", 8.0), row("graph", 27.2, NATIVE)])  # type: ignore[attr-defined]
+    assert "3.40 × as fast as" in text.replace("\n    ", " ")
+
+
+def test_what_became_of_the_path_is_kept_in_the_row() -> None:
+    measured = row("graph", 27.2, NATIVE)
+    assert Measurement.from_json(measured.to_json()) == measured
