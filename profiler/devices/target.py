@@ -105,7 +105,8 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
 
     ``packages``: with which versions of ``ceilings.PACKAGES``; None: those installed now.
     """
-    found, measured = _local(device), ceilings.load(device, packages)
+    found = _local(device)
+    measured = ceilings.load(device) if packages is None else ceilings.load(device, packages)
     if measured is None:
         return found
     return replace(
