@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 from profiler.reports.base.page.blocks import Page
 from profiler.reports.base.page.compose import page
-from profiler.reports.base.page.side import sides
-from profiler.reports.base.page.speed import MOST_ROWS
 from profiler.reports.html.blocks import block_html, escaped
 from profiler.reports.html.style import sheet
 from profiler.results.measurement import Measurement
@@ -22,19 +20,6 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """The page of these rows."""
     return document(page(measurements, run))
-
-
-def left_out(measurements: Sequence[Measurement]) -> str | None:
-    """What a page does not hold of these rows."""
-    shown = sum(len(side.facts) for side in sides(measurements))
-    again = len(measurements) - shown
-    parts = (
-        [f"{again} {'row' if again == 1 else 'rows'} of cases that it has a newer or a better row of"]
-        if again
-        else []
-    )
-    parts += [f"all but {MOST_ROWS} rows of its tables"] if shown > MOST_ROWS else []
-    return f"a page leaves out {' and '.join(parts)}: use -o jsonl" if parts else None
 
 
 def document(content: Page) -> str:

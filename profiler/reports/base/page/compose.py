@@ -38,7 +38,7 @@ def page(
     """The report of rows. ``run`` names them if they are of one; ``scores`` None: those that ship."""
     found = sides(measurements)
     shown = found[:MOST_SIDES]
-    facts = _facts(found, run)
+    facts = _facts(found, run, len(measurements))
     if not shown:
         return Page("Hardware fit", facts, (Section("run", "No rows", (muted("There is nothing to report yet."),)),))
     if len(found) > MOST_SIDES:
@@ -61,14 +61,16 @@ def page(
     return Page(f"Hardware fit: {several([side.title for side in shown], MOST_SIDES)}", facts, sections)
 
 
-def _facts(found: Sequence[Side], run: str | None) -> tuple[str, ...]:
+def _facts(found: Sequence[Side], run: str | None, rows: int) -> tuple[str, ...]:
     """What is true of the whole page. Nobody may take made-up figures for a measurement."""
     facts = [fact for side in found for fact in side.facts]
     parts = ["FAKE FIGURES"] if any(fact.case.backend == FAKE for fact in facts) else []
     parts += [f"run {plain(run)}"] if run else []
+    again = rows - len(facts)
     models = len({fact.model for fact in facts})
     measured = sum(fact.ok for fact in facts)
     parts += [f"{measured:,} of {len(facts):,} cases measured", f"{models:,} model{'s' * (models != 1)}"]
+    parts += [f"{again:,} older {'row' if again == 1 else 'rows'} of the same cases left out"] if again else []
     kinds = {fact.case.weights for fact in facts}
     parts += [f"{plain(next(iter(kinds)))} weights"] if len(kinds) == 1 else []
     return tuple(parts)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from profiler.case import digest
+from profiler.case import Case, digest
 from profiler.errors import ProfileError
 from profiler.models import catalog, families
-from profiler.models.geometry import Geometry
+from profiler.models.geometry import CacheBytes, Geometry
 from profiler.predict import engines, work
 from profiler.predict.beside import BACKENDS
 from profiler.predict.machine import Machine
@@ -75,6 +75,10 @@ class Forecast:
         prompt = work.prefill(shape, stored, case.context, case.batch, predictor.sized(manner))
         step = work.decode(shape, stored, depth, case.batch, manner)
         return tuple((sum(item.nbytes - item.spared for item in done.items), done.flops) for done in (prompt, step))
+
+    def cache(self, model: str, like: Case, context: int) -> CacheBytes:
+        """Of a model whose shapes are known, by kind of layer, in the dtype and for the sequences of ``like``."""
+        return self.shapes[model].cache_bytes(context, like.batch, DTYPE_BYTES[like.dtype])
 
     def longest(self, models: Sequence[str]) -> int:
         """Most positions that any of ``models`` has; 0 if none is known."""

@@ -6,16 +6,26 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from profiler.predict.engines.base import Terms
+from profiler.models.geometry import CacheBytes
+from profiler.predict.prediction import Prediction
 from profiler.reports.base.page import plots, words
 from profiler.reports.base.page.blocks import Block, Figure, Figures, Head, Section, Table, muted
 from profiler.reports.base.page.fits import CONTEXTS
 from profiler.reports.base.page.forecast import SHIPPED, Forecast
 from profiler.reports.base.page.side import Fact, Side
+from profiler.results import memory_parts
 from profiler.results.measurement import Memory
 from profiler.units import GIB, bytes_text
 
-PARTS = ("runtime", "weights", "cache", "working memory")
+PARTS = {  # from below, with their places among the colours: the runtime grey, since nothing can be done about it
+    "runtime": 7,
+    "weights": 0,
+    "cache": 1,  # of rows from before it was taken apart
+    "growing cache": 1,
+    "window cache": 5,
+    "recurrent state": 6,
+    "working memory": 3,
+}
 MOST_PANELS = 6  # charts, of the models with the most rows
 MOST_BARS = 8
 MOST_ROWS = 60
@@ -48,21 +58,38 @@ def section(sides: Sequence[Side], forecasts: Sequence[Forecast]) -> Section:
 def parts(memory: Memory) -> dict[str, int] | None:
     """Bytes at the higher peak of prefill and decode, summing to it; None where a part is unknown or they exceed it.
 
-    Working memory is the rest: activations, copies, and what an allocator keeps.
+    Working memory is the rest: activations, copies, captured graphs, and what an allocator keeps.
     """
-    peaks = [peak for peak in (memory.prefill_peak_bytes, memory.decode_peak_bytes) if peak is not None]
-    known = (memory.baseline_bytes, memory.weights_bytes, memory.cache_bytes)
-    if not peaks or any(part is None for part in known):
+    known = memory_parts.parts(memory)
+    total, framework, cache = memory.phases_process_bytes, known.get("framework"), known.get("cache")
+    if total is None or framework is None:  # a row from before the parts were measured
+        total = max((peak for peak in (memory.prefill_peak_bytes, memory.decode_peak_bytes) if peak), default=None)
+        framework, cache = memory.baseline_bytes, memory.cache_bytes
+    if total is None or framework is None or cache is None or memory.weights_bytes is None:
         return None
-    found = dict(zip(PARTS, (part or 0 for part in known), strict=False))
-    rest = max(peaks) - sum(found.values())
-    return None if rest < 0 else found | {PARTS[3]: rest}
+    found = {"runtime": framework, "weights": memory.weights_bytes, **_cache(memory, cache)}
+    rest = total - sum(found.values())
+    return None if rest < 0 else found | {"working memory": rest}
 
 
-def predicted_parts(terms: Terms) -> dict[str, int]:
-    """The same of a prediction."""
-    values = (terms.framework, terms.weights, terms.cache, terms.buffers)
-    return {name: round(term.value) for name, term in zip(PARTS, values, strict=True)}
+def _cache(memory: Memory, total: int) -> dict[str, int]:
+    """By kind of layer, summing to ``total``. What a prefill retains beyond the window is of window layers."""
+    growing, window, state = memory.growing_cache_bytes, memory.window_cache_bytes, memory.recurrent_bytes
+    if growing is None or window is None or state is None:
+        return {"cache": total}
+    state = min(state, total)
+    growing = min(growing, total - state) if window else total - state
+    return {"growing cache": growing, "window cache": total - state - growing, "recurrent state": state}
+
+
+def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[str, int]:
+    """The same of a prediction; ``cache`` by kind of layer, or None to leave it whole."""
+    terms = prediction.terms
+    kinds = {"cache": terms.cache.value}
+    if cache is not None:
+        kinds = {"growing cache": cache.growing, "window cache": cache.window, "recurrent state": cache.state}
+    found = {"runtime": terms.framework.value, "weights": terms.weights.value, **kinds}
+    return {name: round(value) for name, value in (found | {"working memory": terms.buffers.value}).items()}
 
 
 def _models(side: Side) -> list[str]:
@@ -90,7 +117,9 @@ def _panel(side: Side, forecast: Forecast, model: str, several: bool) -> Figure 
         like = next(iter(facts.values())).case
         prediction = forecast.predict(model, like.quant, at, side.batch) if like.path == SHIPPED else None
         if prediction is not None:
-            bars += _bars(at, predicted_parts(prediction.terms), "predicted")
+            whole = any("cache" in found for found in split.values())
+            cache = None if whole else forecast.cache(model, like, at)
+            bars += _bars(at, predicted_parts(prediction, cache), "predicted")
     limit = next(iter(facts.values())).limit_bytes
     return Figure(*_drawn(f"{model} {series}", bars, marks, limit, side.title if several else ""))
 
@@ -108,11 +137,12 @@ def _bars(at: int, found: dict[str, int], how: str) -> list[dict[str, Any]]:
             "x": words.tokens(at),
             "y": nbytes / GIB,
             "part": name,
-            "place": place,
+            "place": list(PARTS).index(name),
             "how": how,
             "said": f"{how}, context {at:,}: {name} {bytes_text(nbytes)}",
         }
-        for place, (name, nbytes) in enumerate(found.items())
+        for name, nbytes in found.items()
+        if nbytes
     ]
 
 
@@ -136,7 +166,9 @@ def _drawn(
         if near
         else f", far below the device's {bytes_text(limit)}"
     )
-    spec = plots.stacks(bars, PARTS, limit / GIB if near and limit else None, marks)
+    used = {bar["part"] for bar in bars}
+    names = {name: colour for name, colour in PARTS.items() if name in used}
+    spec = plots.stacks(bars, names, limit / GIB if near and limit else None, marks)
     return f"{title}{said}{f' · {where}' if where else ''}", spec
 
 

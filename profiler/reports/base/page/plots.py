@@ -22,7 +22,6 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 LETTER_WIDTH, SYMBOL_WIDTH, LEGEND_LETTERS = 6.0, 26.0, 22  # pixels at 11 px; letters that a legend shows
 HEADROOM = 1.15  # of an axis over its highest figure
-PART_COLOURS = (7, 0, 1, 3)  # of parts of memory: the runtime grey, since nothing can be done about it
 TOKENS = "datum.value >= 1024 && datum.value % 1024 == 0 ? datum.value / 1024 + 'k' : datum.value"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
@@ -63,7 +62,7 @@ def curves(points: Sequence[Point], x: str, y: str, series: Palette) -> Spec:
     )
 
 
-def stacks(parts: Sequence[Point], names: Sequence[str], limit: float | None, marks: Sequence[Point] = ()) -> Spec:
+def stacks(parts: Sequence[Point], names: Palette, limit: float | None, marks: Sequence[Point] = ()) -> Spec:
     """GiB of each ``part`` on each other at each ``x``; ``marks`` are short lines across; ``limit`` if in sight.
 
     Predicted bars are pale.
@@ -78,7 +77,7 @@ def stacks(parts: Sequence[Point], names: Sequence[str], limit: float | None, ma
             "encoding": {
                 "x": across,
                 "y": up | {"field": "y", "stack": "zero"},
-                "color": _colour("part", dict(zip(names, PART_COLOURS, strict=True))),
+                "color": _colour("part", names),
                 "order": {"field": "place", "type": "quantitative"},
                 "opacity": {
                     "field": "how",

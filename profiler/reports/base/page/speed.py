@@ -124,12 +124,12 @@ def _curves(
 
 def _side_by_side(sides: Sequence[Side]) -> list[Block]:
     """Cases that two machines at least have measured, and how much faster the others are than the first."""
-    places: dict[tuple[str, str, int, int, int], dict[int, Fact]] = {}
+    places: dict[tuple[object, ...], dict[int, Fact]] = {}
     for number, side in enumerate(sides):
         for fact in side.ok:
             if fact.decode is not None:
                 case = fact.case
-                key = (fact.model, fact.case.quant, case.context, case.batch, case.steps)
+                key = (fact.model, case.quant, case.path, case.fill, case.context, case.batch, case.steps)
                 places.setdefault(key, {}).setdefault(number, fact)
     shared = {key: facts for key, facts in places.items() if len(facts) > 1}
     if not shared:

@@ -188,6 +188,15 @@ def test_parts_of_memory_sum_to_the_peak_or_are_not_shown():
     assert memory.parts(Memory()) is None
 
 
+def test_the_cache_is_shown_by_kind_of_layer_where_it_was_measured_so():
+    split = {"growing_cache_bytes": GIB // 8, "window_cache_bytes": GIB // 8, "recurrent_bytes": 0}
+    own = {"framework_bytes": GIB, "prefill_cache_bytes": GIB // 2, "prefill_activation_bytes": GIB}
+    found = memory.parts(replace(MEMORY, **split, **own, phases_process_bytes=5 * GIB))
+    assert found is not None and sum(found.values()) == 5 * GIB
+    assert found["growing cache"] == GIB // 8 and found["window cache"] == 3 * GIB // 8  # with what prefill retains
+    assert found["runtime"] == GIB and found["working memory"] == 5 * GIB - 3 * GIB - GIB // 2
+
+
 def limit_lines(*rows) -> tuple[str, int]:
     found = sides(rows)
     section = memory.section(found, [Forecast.of(side) for side in found])
@@ -292,6 +301,7 @@ def test_the_newer_row_of_a_case_counts_and_a_good_one_before_a_bad_one():
     old, new = measured(decode=(1.0, 1.0)), measured(decode=(2.0, 2.0))
     (side,) = sides([old, new, ended("failed", "once more")])
     (fact,) = side.facts
+    assert "2 older rows of the same cases left out" in compose.page([old, new, ended("failed", "once more")]).facts
     assert fact.decode is not None and fact.decode.median == pytest.approx(2.0)
 
 
