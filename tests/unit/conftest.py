@@ -1,0 +1,52 @@
+"""A machine with an NVIDIA driver: the real pynvml over the fake library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fakes.nvml import FakeNvml, NoCompiler, build
+
+Plug = Callable[..., FakeNvml]
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds the fake library, without some symbols if they are named; once for each set of them."""
+    folder = tmp_path_factory.mktemp("nvml")
+    try:
+        build(folder)
+    except NoCompiler as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(reason))
+        pytest.skip(str(reason))
+    return lambda *without: build(folder, without)
+
+
+@pytest.fixture
+def driver(nvml_library: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plug]:
+    """``driver()`` installs a driver without cards, ``driver("symbol", …)`` one that lacks symbols."""
+    import pynvml
+
+    made: list[tuple[FakeNvml, ctypes.CDLL]] = []
+
+    def install(*without: str) -> FakeNvml:
+        script = tmp_path / f"script{len(made)}"
+        monkeypatch.setenv("FAKE_NVML", str(script))
+        monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(nvml_library(*without))))
+        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+        made.append((FakeNvml(script), pynvml.nvmlLib))
+        return made[-1][0]
+
+    yield install
+    for script, _ in made:
+        script.let_go()
+    for thread in threading.enumerate():
+        if thread.name == "telemetry":
+            thread.join(5)
+            assert not thread.is_alive(), "the telemetry runs on"
+    assert all(library.fakeUsers() == 0 for _, library in made), "NVML was left open"
