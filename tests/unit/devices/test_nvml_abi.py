@@ -99,7 +99,9 @@ def test_clocks_are_not_for_everybody_to_lock(handle: object) -> None:
         pynvml.nvmlDeviceSetGpuLockedClocks(handle, 1000, 1000)
 
 
-def test_without_a_driver_nothing_can_be_asked(driver: Callable[..., FakeNvml], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_nothing_can_be_asked(
+    driver: Callable[..., FakeNvml], monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver()
     monkeypatch.setenv("FAKE_NVML", "/nowhere")
     with pytest.raises(pynvml.NVMLError_DriverNotLoaded):

@@ -1,0 +1,217 @@
+"""What a device says of itself while something runs on it: snapshots, and what they say of each window.
+
+``Telemetry`` is told when to look; ``Sampler`` looks 25 times a second from a thread of its own. A thread, not a
+process: NVML's calls release the interpreter's lock, so what the measuring thread loses is the Python between them,
+some 100 µs a snapshot (``benchmarks/telemetry_cost.py``). The measuring thread makes no call to a driver: one that
+hangs costs it ``PATIENCE_S`` once; then there is no telemetry any more, and a reason. Nothing here raises into a
+measurement.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from profiler.devices.curve import Span
+from profiler.devices.history import Conditions, History
+from profiler.devices.snapshot import Snapshot, Source, Unknown, Usage
+from profiler.units import printable, seconds_text
+
+TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1 % of its energy
+USAGE_EVERY = 25  # snapshots: memory and processes change slowly, and are dearer to ask for
+PATIENCE_S = 2.0  # an answer takes a millisecond
+IDLE_S = 5.0  # an idle board's counter moves as often as a busy one's, and its power does not change
+
+Figure = tuple[float | None, str | None]
+"""A figure, or None and why."""
+
+
+class Telemetry:
+    """Snapshots of one device from ``open`` to ``close``, one at each ``look``; a ``Watcher`` of its repetitions.
+
+    ``clock`` is the one that repetitions are timed with, and ``pause`` waits by it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        clock: Callable[[], float] = time.perf_counter,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.source = source
+        self.gone: str | None = None  # why there are no more snapshots
+        self.last: Snapshot | None = None
+        self.usage: Usage | None = None  # since ``begin``, the highest of each
+        self._clock, self._pause = clock, pause
+        self._history = History()
+        self._looks = 0
+        self._afresh = self._is_open = False
+        self._idle: Figure | None = None
+
+    def open(self) -> Telemetry:
+        """Have a first snapshot, or a reason why there will be none."""
+        self._guarded(self._open)
+        self.look()
+        return self
+
+    def begin(self) -> None:
+        """A new case: forget the snapshots so far, and ask again for what was not told."""
+        self._history.clear()
+        self.usage, self._looks, self._afresh = None, 0, True
+
+    def start(self) -> None:
+        """A repetition is about to begin: the device is watched all the time."""
+
+    def stop(self, seconds: float) -> Conditions:
+        """What the device was like in a window of so many seconds that has just ended."""
+        now = self._clock()
+        self._settle(now)
+        return self.conditions((now - seconds, now))
+
+    def close(self) -> None:
+        """No more snapshots."""
+        self._give_up("the telemetry was closed")
+        self._close()
+
+    def conditions(self, span: Span) -> Conditions:
+        """What the device was like in a window."""
+        return self._history.conditions(span)
+
+    def counted_j(self, spans: Sequence[Span]) -> Figure:
+        """Joules of windows by the energy counter, or why not."""
+        return self._figure("energy", spans, lambda: self._history.counted_j(spans, self.source.coarse))
+
+    def integrated_j(self, spans: Sequence[Span]) -> Figure:
+        """Joules of windows by the power that was read, or why not."""
+        return self._figure("power", spans, lambda: self._history.integrated_j(spans))
+
+    def idle_w(self) -> Figure:
+        """Watts while nothing runs, or why not. Waits ``IDLE_S`` the first time it is asked."""
+        if self._idle is None:
+            start = self._clock()
+            if self.gone is None:
+                self._pause(IDLE_S)
+            span = (start, self._clock())
+            joules, reason = self.counted_j([span])
+            self._idle = (None if joules is None else joules / (span[1] - span[0])), reason
+        return self._idle
+
+    def look(self) -> None:
+        """Take a snapshot now, unless they have been given up."""
+        if self.gone is None:
+            self._guarded(self._look)
+
+    def _open(self) -> None:
+        self.source.open()
+        self._is_open = True
+
+    def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._guarded(self.source.close)
+
+    def _look(self) -> None:
+        if self._afresh:
+            self._afresh = False
+            self.source.begin()
+        snapshot = self.source.read(self._clock())
+        if self._looks % USAGE_EVERY == 0:
+            self.usage = _highest(self.usage, self.source.usage())
+        self._looks += 1
+        self._keep(snapshot)
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        self.last = snapshot
+        self._history.add(snapshot)
+
+    def _figure(self, what: str, spans: Sequence[Span], ask: Callable[[], float]) -> Figure:
+        if not spans:
+            return None, "nothing was measured"
+        self._settle(spans[-1][1])
+        if self.gone is not None:
+            return None, self.gone
+        if what in self.source.unknown:
+            return None, f"the device does not tell its {what} ({self.source.unknown[what]})"
+        try:
+            return ask(), None
+        except Unknown as reason:
+            return None, str(reason)
+
+    def _settle(self, after_s: float) -> None:
+        """Have a snapshot from after ``after_s``, or none any more."""
+        if self._history.last_s <= after_s:
+            self.look()
+
+    def _give_up(self, reason: str) -> None:
+        self.gone = self.gone or printable(reason)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """Whatever goes wrong in a source is a reason, and no error of the measurement."""
+        try:
+            call()
+        except Unknown as reason:
+            self._give_up(str(reason))
+        except Exception as error:
+            self._give_up(f"the telemetry failed: {type(error).__name__}: {error}")
+
+
+class Sampler(Telemetry):
+    """Telemetry that looks by itself; the source is then used by its thread alone."""
+
+    def __init__(self, source: Source, patience_s: float = PATIENCE_S) -> None:
+        super().__init__(source)
+        self._patience_s = patience_s
+        self._news = threading.Condition()
+        self._wake = threading.Event()
+
+    def open(self) -> Telemetry:
+        threading.Thread(target=self._run, name="telemetry", daemon=True).start()
+        self._settle(float("-inf"))
+        return self
+
+    def close(self) -> None:
+        """No more snapshots. Does not wait for a driver that hangs."""
+        self._give_up("the telemetry was closed")
+
+    def _run(self) -> None:
+        self._guarded(self._open)
+        while self.gone is None:
+            self.look()
+            self._wake.wait(TICK_S)
+            self._wake.clear()
+        self._close()
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        with self._news:
+            super()._keep(snapshot)
+            self._news.notify_all()
+
+    def _settle(self, after_s: float) -> None:
+        self._wake.set()
+        with self._news:
+            answered = self._news.wait_for(
+                lambda: self._history.last_s > after_s or self.gone is not None, self._patience_s
+            )
+        if not answered:
+            self._give_up(f"the driver did not answer for {seconds_text(self._patience_s)}")
+
+    def _give_up(self, reason: str) -> None:
+        with self._news:
+            super()._give_up(reason)
+            self._news.notify_all()
+        self._wake.set()
+
+
+def _highest(before: Usage | None, now: Usage | None) -> Usage | None:
+    if before is None or now is None:
+        return now or before
+    return Usage(
+        _most(before.used_bytes, now.used_bytes),
+        _most(before.own_bytes, now.own_bytes),
+        _most(before.others, now.others),
+    )
+
+
+def _most(*values: int | None) -> int | None:
+    return max((value for value in values if value is not None), default=None)
