@@ -34,7 +34,9 @@ class History:
         self._snapshots: list[Snapshot] = []
 
     def add(self, snapshot: Snapshot) -> None:
-        """Append a snapshot; its time must not lie before the last one's."""
+        """Append a snapshot; in the place of the last if no time has passed since."""
+        if snapshot.at_s <= self.last_s:
+            del self._snapshots[-1]
         self._snapshots.append(snapshot)
 
     def clear(self) -> None:
