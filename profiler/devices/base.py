@@ -62,8 +62,35 @@ class Pressure:
 class Reading:
     """What was seen of a device during one repetition."""
 
-    energy_j: float | None = None
     invalid: str | None = None  # why the repetition is no figure of this device, in words: "thermal slowdown"
+    ended_s: float | None = None  # on the watcher's clock
+    sm_mhz: float | None = None  # median
+    temperature_c: float | None = None  # highest
+    capped: float | None = None  # share of the time in which the power limit held the clocks down
+
+
+Figure = tuple[float | None, str | None]
+"""A figure, or None and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """Joules of some windows together, by two ways of telling."""
+
+    source: str  # nvml-counter, nvml-power, rapl-counter: which of the two is to be taken
+    scope: str  # gpu-board, cpu-package: what they are of
+    counter: Figure  # the device's own counter of energy
+    power: Figure  # its power, read all the time and integrated
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What was seen of a device over a whole case. Bytes; ``None`` where it does not tell."""
+
+    blind: str | None = None  # why a slowdown may have gone unseen
+    used_bytes: int | None = None  # highest, by everybody
+    own_bytes: int | None = None  # highest of this process, its context included
+    others: int | None = None  # most other processes that computed there
 
 
 class Window(Protocol):
@@ -76,24 +103,48 @@ class Window(Protocol):
 class Watcher(Protocol):
     """Looks at a device from outside while repetitions run on it. Its calls lie outside of what is timed."""
 
+    def begin(self, energy: bool) -> None:
+        """The repetitions of another case follow, and whether their energy will be asked for."""
+
     def start(self) -> None:
         """A repetition is about to begin."""
 
-    def stop(self) -> Reading:
-        """It has ended, and the device is idle. A repetition that failed is not stopped."""
+    def stop(self, seconds: float) -> Reading:
+        """It has just ended after so many, and the device is idle. A repetition that failed is not stopped."""
+
+    def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
+        """Energy of windows of this case, by start and end on the watcher's clock; None if it does not look at that."""
+
+    def idle_w(self) -> Figure:
+        """Mean power while nothing runs; waits for seconds when it is first asked."""
+
+    def overview(self) -> Overview:
+        """What was seen since ``begin``."""
 
     def close(self) -> None:
         """No repetition follows."""
 
 
 class Unwatched:
-    """The watcher of a device that tells nothing."""
+    """The watcher of a device at which nobody looks."""
+
+    def begin(self, energy: bool) -> None:
+        """Nothing to forget."""
 
     def start(self) -> None:
         """Nothing to start."""
 
-    def stop(self) -> Reading:
+    def stop(self, seconds: float) -> Reading:
         return Reading()
+
+    def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
+        return None
+
+    def idle_w(self) -> Figure:
+        return None, "nobody looked"
+
+    def overview(self) -> Overview:
+        return Overview()
 
     def close(self) -> None:
         """Nothing to close."""

@@ -30,6 +30,7 @@ class Board:
     name = "nvml"
     scope = "gpu-board"
     coarse = True  # every 20 to 100 ms, by board
+    guards = True
 
     def __init__(self, uuid: str) -> None:
         self.unknown: dict[str, str] = {}

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from profiler.devices import cgroup, pressure
-from profiler.devices.base import DeviceInfo, Peak, Pressure, Unwatched, Watcher
+from profiler.devices.base import DeviceInfo, Peak, Pressure, Watcher
 from profiler.devices.window import HostWindow
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -130,7 +130,7 @@ def meter(device: str) -> CpuMeter:
 
 def watcher(device: str) -> Watcher:
     """Nothing on a CPU is read while repetitions run."""
-    return Unwatched()
+    return Sampler(Rapl())
 
 
 def process_bytes(field: str, pid: int | str = "self") -> int:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from profiler.devices import nvml, pressure
-from profiler.devices.base import DeviceInfo, Lap, Peak, Pressure, Unwatched, Watcher
+from profiler.devices.base import DeviceInfo, Lap, Peak, Pressure, Watcher
+from profiler.devices.board import Board
+from profiler.devices.telemetry import Sampler
 from profiler.devices.window import HostWindow
 
 BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 tensor cores
@@ -58,7 +60,7 @@ def meter(device: str) -> CudaMeter:
 
 def watcher(device: str) -> Watcher:
     """What looks at ``cuda:N`` while repetitions run."""
-    return Unwatched()
+    return Sampler(Board(_nvml_uuid(device)))
 
 
 class CudaMeter:
@@ -74,9 +76,7 @@ class CudaMeter:
 
         self._cuda: Any = torch.cuda
         self._device = torch.device(device)
-        index = int(device.partition(":")[2] or 0)
-        whole = _uuid(str(torch.cuda.get_device_properties(self._device).uuid))
-        self._uuid = nvml.visible_slice(index) or whole
+        self._uuid = _nvml_uuid(device)
         self._before = self._asked(nvml.used_bytes, self._uuid)
 
     def now(self) -> float:
@@ -154,6 +154,14 @@ class CudaWindow:
         lap = self._host.close()
         (device_s,) = self._meter.elapsed([self._first, last])
         return replace(lap, device_s=device_s, drain_s=finished - launched)
+
+
+def _nvml_uuid(device: str) -> str:
+    """What NVML knows ``cuda:N`` of this process by: the numbers of the two differ."""
+    import torch
+
+    slice_ = nvml.visible_slice(int(device.partition(":")[2] or 0))
+    return slice_ or _uuid(str(torch.cuda.get_device_properties(torch.device(device)).uuid))
 
 
 def _uuid(text: str) -> str:

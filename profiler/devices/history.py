@@ -5,26 +5,16 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from profiler.devices import curve
+from profiler.devices.base import Reading
 from profiler.devices.curve import Span
 from profiler.devices.snapshot import SLOWED, SW_POWER_CAP, Snapshot
 
 MARGIN_S = 0.5  # of snapshots on either side of a window, so that steps of a counter enclose it
 TRACE = 0.001  # share of the time, by the driver's counters: a slowdown below it changes no figure
 ENOUGH = 3  # snapshots of a clock for a median
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What a device was like in a window; ``None`` where it does not tell."""
-
-    slowed: str | None  # in words: its clocks were forced down, so the figure is not the device's
-    capped: float | None  # share of the time in which the power limit held the clocks down
-    sm_mhz: float | None  # median
-    temperature_c: int | None  # highest
 
 
 class History:
@@ -48,8 +38,8 @@ class History:
         """When the last snapshot was taken; before all time if there is none."""
         return self._snapshots[-1].at_s if self._snapshots else float("-inf")
 
-    def conditions(self, span: Span) -> Conditions:
-        """What the device was like in ``span``."""
+    def reading(self, span: Span) -> Reading:
+        """What the device was like in ``span``. It is invalid where clocks were forced down."""
         around = self._around([span], 0.0)
         inside = [snapshot for snapshot in around if span[0] <= snapshot.at_s <= span[1]]
         clocks = [snapshot.sm_mhz for snapshot in inside if snapshot.sm_mhz is not None]
@@ -58,8 +48,9 @@ class History:
             for bit, words in SLOWED.items()
             if (share := _share(bit, inside, around))
         ]
-        return Conditions(
-            slowed=" and ".join(slowed) or None,
+        return Reading(
+            invalid=" and ".join(slowed) or None,
+            ended_s=span[1],
             capped=_share(SW_POWER_CAP, inside, around),
             sm_mhz=statistics.median(clocks) if len(clocks) >= ENOUGH else None,
             temperature_c=max((s.temperature_c for s in inside if s.temperature_c is not None), default=None),

@@ -37,6 +37,7 @@ class Rapl:
     name = "rapl"
     scope = "cpu-package"
     coarse = False  # every millisecond
+    guards = False
 
     def __init__(self, folder: Path = POWERCAP) -> None:
         self.unknown: dict[str, str] = {}

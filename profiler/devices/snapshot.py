@@ -48,6 +48,7 @@ class Source(Protocol):
     name: str  # nvml, rapl: what a row says the energy is from
     scope: str  # gpu-board, cpu-package: what the energy is of
     coarse: bool  # its energy counter moves less often than it is read
+    guards: bool  # it tells of slowdowns, so it is worth watching when nobody asks for energy
     unknown: dict[str, str]  # quantity → why it is not told
 
     def open(self) -> None:

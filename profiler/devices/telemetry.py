@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from profiler.devices.base import Consumed, Figure, Overview, Reading
 from profiler.devices.curve import Span
-from profiler.devices.history import Conditions, History
+from profiler.devices.history import History
 from profiler.devices.snapshot import Snapshot, Source, Unknown, Usage
 from profiler.units import printable, seconds_text
 
@@ -22,9 +23,6 @@ TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1 %
 USAGE_EVERY = 25  # snapshots: memory and processes change slowly, and are dearer to ask for
 PATIENCE_S = 2.0  # an answer takes a millisecond
 IDLE_S = 5.0  # an idle board's counter moves as often as a busy one's, and its power does not change
-
-Figure = tuple[float | None, str | None]
-"""A figure, or None and why."""
 
 
 class Telemetry:
@@ -42,41 +40,63 @@ class Telemetry:
         self.source = source
         self.gone: str | None = None  # why there are no more snapshots
         self.last: Snapshot | None = None
-        self.usage: Usage | None = None  # since ``begin``, the highest of each
+        self._usage: Usage | None = None  # since ``begin``, the highest of each
         self._clock, self._pause = clock, pause
         self._history = History()
         self._looks = 0
-        self._afresh = self._is_open = False
+        self._afresh = self._is_open = self._watches = False
         self._idle: Figure | None = None
 
     def open(self) -> Telemetry:
         """Have a first snapshot, or a reason why there will be none."""
+        self._watches = True
         self._guarded(self._open)
         self.look()
         return self
 
-    def begin(self) -> None:
-        """A new case: forget the snapshots so far, and ask again for what was not told."""
+    def begin(self, energy: bool) -> None:
+        """A new case: forget the snapshots so far, and ask again for what was not told. Opens when there is a need."""
         self._history.clear()
-        self.usage, self._looks, self._afresh = None, 0, True
+        self._usage, self._looks, self._afresh = None, 0, True
+        if not self._watches and (energy or self.source.guards):
+            self.open()
 
     def start(self) -> None:
         """A repetition is about to begin: the device is watched all the time."""
 
-    def stop(self, seconds: float) -> Conditions:
+    def stop(self, seconds: float) -> Reading:
         """What the device was like in a window of so many seconds that has just ended."""
+        if not self._watches:
+            return Reading()
         now = self._clock()
         self._settle(now)
-        return self.conditions((now - seconds, now))
+        return self._history.reading((now - seconds, now))
+
+    def consumed(self, spans: Sequence[Span]) -> Consumed | None:
+        """Energy of windows since ``begin``; None if nobody watched."""
+        if not self._watches:
+            return None
+        counter, power, name = self.counted_j(spans), self.integrated_j(spans), self.source.name
+        by_power = "energy" in self.source.unknown and power[0] is not None
+        return Consumed(f"{name}-{'power' if by_power else 'counter'}", self.source.scope, counter, power)
+
+    def overview(self) -> Overview:
+        """Memory and processes since ``begin``, and whether a slowdown would have been seen."""
+        if not self.source.guards:
+            return Overview()
+        usage = self._usage or Usage(None, None, None)
+        return Overview(self.blind, usage.used_bytes, usage.own_bytes, usage.others)
+
+    @property
+    def blind(self) -> str | None:
+        """Why a slowdown may have gone unseen."""
+        reasons = self.source.unknown.get("reasons")
+        return self.gone or (None if reasons is None else f"it does not tell why its clocks are low ({reasons})")
 
     def close(self) -> None:
         """No more snapshots."""
         self._give_up("the telemetry was closed")
         self._close()
-
-    def conditions(self, span: Span) -> Conditions:
-        """What the device was like in a window."""
-        return self._history.conditions(span)
 
     def counted_j(self, spans: Sequence[Span]) -> Figure:
         """Joules of windows by the energy counter, or why not."""
@@ -94,7 +114,10 @@ class Telemetry:
                 self._pause(IDLE_S)
             span = (start, self._clock())
             joules, reason = self.counted_j([span])
-            self._idle = (None if joules is None else joules / (span[1] - span[0])), reason
+            if joules is None:
+                joules = self.integrated_j([span])[0]
+            seconds = span[1] - span[0]
+            self._idle = (None, reason) if joules is None else (joules / seconds, None)
         return self._idle
 
     def look(self) -> None:
@@ -117,7 +140,7 @@ class Telemetry:
             self.source.begin()
         snapshot = self.source.read(self._clock())
         if self._looks % USAGE_EVERY == 0:
-            self.usage = _highest(self.usage, self.source.usage())
+            self._usage = _highest(self._usage, self.source.usage())
         self._looks += 1
         self._keep(snapshot)
 
@@ -166,6 +189,7 @@ class Sampler(Telemetry):
         self._wake = threading.Event()
 
     def open(self) -> Telemetry:
+        self._watches = True
         threading.Thread(target=self._run, name="telemetry", daemon=True).start()
         self._settle(float("-inf"))
         return self

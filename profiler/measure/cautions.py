@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from profiler.devices.base import Pressure
+from profiler.devices.base import Overview, Pressure
 from profiler.measure.phase import Measured
 from profiler.results.measurement import Caution, Phase, Sample
 from profiler.units import bytes_text
@@ -35,6 +35,18 @@ def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
     if retries:
         text = f"{phase}: the allocator gave memory back {retries:.0f} times to go on, which takes long"
         found.append(Caution(f"{phase}-allocator-retries", text, SMALLER))
+    return found
+
+
+def company(seen: Overview, device: str) -> list[Caution]:
+    """Cautions about who else was on the device, and about what nobody could see."""
+    found = []
+    if seen.others:
+        many = "another process computes" if seen.others == 1 else f"{seen.others} other processes compute"
+        found.append(Caution("other-processes", f"{many} on {device}", f"--fresh when {device} is free"))
+    if seen.blind is not None:
+        text = f"a slowdown of {device} would have gone unseen: {seen.blind}"
+        found.append(Caution("unwatched", text))
     return found
 
 

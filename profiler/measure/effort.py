@@ -21,6 +21,7 @@ class Effort:
     reps: int | None = None
     max_phase_s: float = MAX_PHASE_S
     precision: float = PRECISION  # longer arm of the interval ÷ median
+    energy: bool = False  # measure it as well: ten seconds more of a phase that is short
 
     @property
     def fewest(self) -> int:
@@ -36,4 +37,4 @@ class Effort:
     def asked(self) -> dict[str, float]:
         """What a row keeps of it."""
         wanted = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
-        return wanted | {"max_phase_s": self.max_phase_s}
+        return wanted | {"max_phase_s": self.max_phase_s} | ({"energy": True} if self.energy else {})

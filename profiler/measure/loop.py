@@ -20,13 +20,17 @@ from dataclasses import dataclass, replace
 
 from profiler.backends.base import Beat, Session, ShapeMismatch, Trial
 from profiler.case import Case
-from profiler.measure.cautions import disturbances
+from profiler.devices.base import Meter, Unwatched, Watcher
+from profiler.measure.cautions import company, disturbances
 from profiler.measure.effort import Effort
+from profiler.measure.energy import EnergyBook
 from profiler.measure.footprint import NO_PEAK, Footprint, footprint, step_footprint, taken_apart
 from profiler.measure.phase import Measured, Repetition, repeat
-from profiler.results.measurement import Caution, DecodePath, Memory, Phase, Sample
+from profiler.results.measurement import Caution, DecodePath, Energy, Memory, Phase, Sample
 
 __all__ = ["Effort", "Result", "measure"]
+
+UNWATCHED = Unwatched()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Result:
     threads: int | None  # CPU threads the backend computed with
     stopped: dict[str, str]  # by phase, why it ended: a ``steady.Stop``
     decode_path: DecodePath | None
+    energy: Energy | None
 
 
 def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
@@ -47,6 +52,15 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
     Raises ShapeMismatch when a phase did not process what the case asks for, and whatever the backend raises.
     """
     meter, trial = session.meter, session.begin(case)
+    session.watcher.begin(effort.energy)
+    book = EnergyBook(session, effort.energy, beat)
+
+    def prefill_once(watcher: Watcher) -> Sample:
+        return _prefill(meter, watcher, trial, case)
+
+    def decode_once(watcher: Watcher) -> Sample:
+        return _decode(meter, watcher, trial, case, beat)
+
     phases: dict[Phase, Measured] = {}
     prefill = Footprint(NO_PEAK, NO_PEAK, None)
     if case.fill == "synthetic":
@@ -55,10 +69,12 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
         _check_length(trial, case.context, "fill")
     else:
         meter.reset_peak()
-        phases["prefill"] = repeat("prefill", lambda: _prefill(session, trial, case), session, effort, beat)
+        phases["prefill"] = repeat("prefill", lambda: prefill_once(session.watcher), session, effort, beat)
         prefill = footprint(meter, trial)
+        book.enter("prefill", phases["prefill"].samples, lambda: prefill_once(UNWATCHED))
     trial.save()
-    phases["decode"] = repeat("decode", lambda: _decode(session, trial, case, beat), session, effort, beat)
+    phases["decode"] = repeat("decode", lambda: decode_once(session.watcher), session, effort, beat)
+    book.enter("decode", phases["decode"].samples, lambda: decode_once(UNWATCHED))
     after = trial.cache()
     decode = step_footprint(meter, trial)
     loaded, cores = session.loaded, os.cpu_count() or 1
@@ -69,16 +85,18 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
             *loaded.cautions,
             *trial.cautions(),
             *(found for phase, measured in phases.items() for found in disturbances(phase, measured, cores)),
+            *company(session.watcher.overview(), case.device),
         ),
+        energy=book.energy,
         threads=loaded.threads,
         stopped={phase: measured.stopped for phase, measured in phases.items()},
         decode_path=trial.path(),
     )
 
 
-def _prefill(session: Session, trial: Trial, case: Case) -> Sample:
+def _prefill(meter: Meter, watcher: Watcher, trial: Trial, case: Case) -> Sample:
     """One timed prefill of exactly ``context`` tokens into an empty cache."""
-    repetition = Repetition(session)
+    repetition = Repetition(meter, watcher)
     tokens = trial.prefill()
     sample = repetition.end("prefill")
     if tokens != case.batch * case.context:
@@ -87,10 +105,10 @@ def _prefill(session: Session, trial: Trial, case: Case) -> Sample:
     return replace(sample, tokens=tokens)
 
 
-def _decode(session: Session, trial: Trial, case: Case, beat: Beat) -> Sample:
+def _decode(meter: Meter, watcher: Watcher, trial: Trial, case: Case, beat: Beat) -> Sample:
     """``steps`` timed decode steps from the saved cache."""
     trial.restore()
-    meter, repetition = session.meter, Repetition(session)
+    repetition = Repetition(meter, watcher)
     marks = [meter.mark()]
     for _ in range(case.steps):
         trial.step()

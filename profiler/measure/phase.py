@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from profiler.backends.base import Beat, Session
-from profiler.devices.base import Pressure
+from profiler.devices.base import Meter, Pressure, Watcher
 from profiler.measure.effort import Effort
 from profiler.measure.steady import Stop, is_warm, stop
 from profiler.results.measurement import Phase, Sample
@@ -25,25 +25,28 @@ class Measured:
 class Repetition:
     """One repetition from its making to ``end``, by the clocks of the device and what watches it."""
 
-    def __init__(self, session: Session) -> None:
-        self._watcher = session.watcher
+    def __init__(self, meter: Meter, watcher: Watcher) -> None:
+        self._watcher = watcher
         self._watcher.start()
-        self._window = session.meter.window()  # last: nothing of ours is inside
+        self._window = meter.window()  # last: nothing of ours is inside
 
     def end(self, phase: Phase) -> Sample:
         """Wait until the device has finished what was launched; tokens and steps are for the caller to fill in."""
         lap = self._window.close()
-        seen = self._watcher.stop()
+        seen = self._watcher.stop(lap.seconds)
         return Sample(
             phase,
             lap.seconds,
             tokens=0,
             cpu_s=lap.cpu_s,
             wait_s=lap.wait_s,
-            energy_j=seen.energy_j,
             device_s=lap.device_s,
             drain_s=lap.drain_s,
             invalid=seen.invalid,
+            ended_s=seen.ended_s,
+            sm_mhz=seen.sm_mhz,
+            temperature_c=seen.temperature_c,
+            capped=seen.capped,
         )
 
 

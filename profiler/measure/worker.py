@@ -172,6 +172,7 @@ def measure_order(model: Model, order: Order, wire: Wire) -> Measurement:
         threads=result.threads,
         stopped=result.stopped,
         decode_path=result.decode_path,
+        energy=result.energy,
     )
 
 

@@ -16,6 +16,7 @@ from profiler.measure.effort import Effort
 from profiler.plan.grid import Point
 from profiler.predict import estimate as estimates
 from profiler.predict.estimate import Estimate
+from profiler.results.energy import RESOLVED_S
 from profiler.units import bytes_text
 
 CASE_S = 0.5  # inputs, snapshots and bookkeeping of a case
@@ -123,4 +124,5 @@ def _by_load(planned: list[Planned]) -> list[Planned]:
 
 def _phase_s(once_s: float, effort: Effort) -> float:
     """Seconds of one phase as ``measure.loop`` runs it."""
-    return once_s * steady.likely(once_s, effort)
+    again_s = max(RESOLVED_S, once_s) if effort.energy else 0.0
+    return once_s * steady.likely(once_s, effort) + again_s

@@ -36,6 +36,7 @@ class Request:
     batches: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
     reps: int | None = None
+    energy: bool = False
     precision: float | None = None
     max_phase_s: float | None = None
     budget_s: float | None = None
@@ -100,7 +101,7 @@ def _effort(request: Request, usual_reps: int | None = None) -> Effort:
             "-r fixes the number of repetitions, --precision lets it follow from the figures", "Give one of them."
         )
     reps = request.reps or (usual_reps if request.precision is None else None)
-    return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION)
+    return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION, request.energy)
 
 
 def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:

@@ -37,7 +37,7 @@ def _as_thorough(row: Measurement, effort: Effort) -> bool:
 
     A number of repetitions may also be had by asking for a precision, and the other way round.
     """
-    if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s:
+    if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s or (effort.energy and not row.asked.get("energy")):
         return False
     phases = {sample.phase for sample in row.samples}
     if effort.reps is not None:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from math import ceil
 
-from profiler.results import beside, stats, trend
+from profiler.results import beside, conditions, stats, trend
 from profiler.results.measurement import Caution, Measurement, Phase
 from profiler.units import bytes_text, seconds_text
 
@@ -30,6 +30,7 @@ def cautions(measurement: Measurement) -> tuple[Caution, ...]:
     found += _retained(measurement)
     found += _launch_bound(measurement)
     found += _too_fast(measurement)
+    found += conditions.cautions(measurement)
     return tuple(found)
 
 

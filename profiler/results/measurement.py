@@ -28,6 +28,10 @@ class Sample:
     drain_s: float | None = None  # CUDA: seconds the device still worked when the host had launched everything
     warmup: bool = False  # run before the device was warm: kept in the record, in no statistic
     invalid: str | None = None  # why it is no figure of this device, in words (throttled): likewise
+    ended_s: float | None = None  # on a monotonic clock of no known origin: differences say how repetitions lie
+    sm_mhz: float | None = None  # GPU: median clock while it ran
+    temperature_c: float | None = None  # GPU: highest
+    capped: float | None = None  # GPU: share of the time in which the power limit held the clocks down
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,44 @@ class Memory:
     framework_bytes: int | None = None  # interpreter, libraries, the CUDA context: what is no tensor
     phases_process_bytes: int | None = None  # the process at the peak of both phases, without that of loading
     device_bytes: int | None = None  # CUDA: used by all programs
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEnergy:
+    """What a device took while a phase was repeated, by two ways of telling; ``None`` where the reason says why."""
+
+    repetitions: int
+    seconds: float  # of all repetitions
+    window_s: float  # for which the device was watched: what lies between repetitions as well
+    tokens: int  # prompt tokens (prefill) or output tokens (decode) of all repetitions
+    counter_j: float | None = None  # by the device's energy counter
+    counter_reason: str | None = None
+    power_j: float | None = None  # by its power, read 25 times a second
+    power_reason: str | None = None
+    invalid: str | None = None  # why it is no figure of this device, in words (throttled)
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Energy of the phases that ran. Figures are derived in ``energy.py``."""
+
+    source: str | None  # nvml-counter | nvml-power | rapl-counter: which of the two is the figure
+    scope: str | None  # gpu-board | cpu-package: what it is of
+    prefill: PhaseEnergy | None = None
+    decode: PhaseEnergy | None = None
+    idle_w: float | None = None  # with the model loaded and nothing running
+    idle_reason: str | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the device's counter is the figure; else its power, integrated."""
+        return self.source is None or self.source.endswith("counter")
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Energy:
+        """The inverse of ``asdict``, nulls or none."""
+        parts = {phase: PhaseEnergy(**part) for phase in ("prefill", "decode") if (part := content.get(phase))}
+        return cls(**(content | parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +130,7 @@ class Measurement:
     reason: str | None = None
     samples: tuple[Sample, ...] = ()
     memory: Memory = Memory()
+    energy: Energy | None = None  # where it was asked for
     cautions: tuple[Caution, ...] = ()
     load_s: float | None = None
     threads: int | None = None  # CPU threads the backend computed with
@@ -118,4 +161,5 @@ class Measurement:
         row["memory"] = Memory(**row["memory"])
         row["cautions"] = tuple(Caution(**caution) for caution in row["cautions"])
         row["decode_path"] = DecodePath(**path) if (path := row.get("decode_path")) else None
+        row["energy"] = Energy.from_json(row["energy"]) if row.get("energy") else None
         return cls(**row)

@@ -7,11 +7,10 @@ Names, units and meaning are in the README ("A result row"). Unknown is null, ne
 from __future__ import annotations
 
 import json
-import statistics
 from dataclasses import asdict
 from typing import Any
 
-from profiler.results import beside, stats, trend
+from profiler.results import beside, energy, stats, trend
 from profiler.results.cautions import cautions
 from profiler.results.measurement import SCHEMA, Measurement, Phase
 from profiler.results.memory_parts import unaccounted_bytes
@@ -32,7 +31,7 @@ def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
         "decode": _decode(measurement),
         "path": asdict(measurement.decode_path) if measurement.decode_path else None,
         "memory": asdict(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
-        "energy": _energy(measurement),
+        "energy": energy.content(measurement),
         "ceiling": beside.ceiling(measurement),
         "predicted": beside.predicted(measurement),
         "cautions": [asdict(caution) for caution in cautions(measurement)],
@@ -89,14 +88,3 @@ def _decode(measurement: Measurement) -> dict[str, Any] | None:
     if content is None or steps is None:
         return content
     return content | {"step_p50_s": steps.p50_s, "step_p95_s": steps.p95_s, "step_p99_s": steps.p99_s}
-
-
-def _energy(measurement: Measurement) -> dict[str, Any] | None:
-    """Median joules of one repetition of each phase; null unless a meter gave some."""
-    joules: dict[Phase, float | None] = {"prefill": None, "decode": None}
-    for phase in joules:
-        known = [sample.energy_j for sample in measurement.of(phase) if sample.energy_j is not None]
-        joules[phase] = statistics.median(known) if known else None
-    if all(value is None for value in joules.values()):
-        return None
-    return {"prefill_j": joules["prefill"], "decode_j": joules["decode"], "source": None, "scope": None}

@@ -7,9 +7,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 from profiler.backends.base import OutOfMemory
-from profiler.devices.base import Lap, Peak, Pressure, Reading
+from profiler.devices.base import Consumed, Figure, Lap, Overview, Peak, Pressure, Reading
 from profiler.units import bytes_text
 
+UNSTATED: Figure = (None, "the script states no power")
 BASELINE_BYTES = 64 * 1024**2  # the virtual process before its model
 
 
@@ -22,6 +23,19 @@ class FakeMeter:
         self.capacity = capacity_bytes
         self.waited_s: float | None = None
         self.strain = Pressure(at_s=0.0)  # what the machine counts beside the clock
+        self._powered: list[tuple[float, float, float]] = []  # from, until, watts: where a phase took energy
+
+    def work(self, seconds: float, watts: float | None) -> None:
+        """Let time pass on a device that takes so much power."""
+        if watts is not None:
+            self._powered.append((self.seconds, self.seconds + seconds, watts))
+        self.seconds += seconds
+
+    def joules(self, span: tuple[float, float]) -> float:
+        """Energy between two moments."""
+        return sum(
+            max(0.0, min(until, span[1]) - max(start, span[0])) * watts for start, until, watts in self._powered
+        )
 
     def hold(self, size: int) -> None:
         """Take (or, negative, give back) bytes. Raises OutOfMemory above the capacity."""
@@ -66,16 +80,33 @@ class FakeWindow:
 
 
 class FakeWatcher:
-    """Sees what the script says is to be seen: ``complaint`` is set by a fault, and forgotten once it was told."""
+    """Sees what the script says is to be seen: ``complaint`` is set by a fault, and forgotten once it was told.
 
-    def __init__(self) -> None:
+    Virtual energy is virtual watts times virtual seconds; a script that states no watts leaves it unknown.
+    """
+
+    def __init__(self, meter: FakeMeter, idle_w: float | None) -> None:
         self.complaint: str | None = None
+        self._meter, self._idle_w = meter, idle_w
+
+    def begin(self, energy: bool) -> None:
+        self.complaint = None
 
     def start(self) -> None:
         self.complaint = None
 
-    def stop(self) -> Reading:
-        return Reading(invalid=self.complaint)
+    def stop(self, seconds: float) -> Reading:
+        return Reading(invalid=self.complaint, ended_s=self._meter.seconds)
+
+    def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
+        counter: Figure = (sum(map(self._meter.joules, spans)), None) if self._idle_w is not None else UNSTATED
+        return Consumed("fake-counter", "fake", counter, (None, "a virtual device reports no power"))
+
+    def idle_w(self) -> Figure:
+        return UNSTATED if self._idle_w is None else (self._idle_w, None)
+
+    def overview(self) -> Overview:
+        return Overview()
 
     def close(self) -> None:
         """Nothing is held."""

@@ -22,6 +22,9 @@ class Script:
     step_s: float = 0.01  # one decode step of the whole batch
     step_s_per_cached_token: float = 0.0  # and what it grows by with depth, of every sequence
     noise: float = 0.0  # relative standard deviation of a phase, seeded by the case
+    idle_w: float | None = None  # virtual watts; None: nothing tells the energy
+    prefill_w: float = 200.0  # while it computes
+    decode_w: float = 100.0
     pause_s: float = 0.0  # real seconds slept in each prefill and step, to have something to interrupt
     weights_bytes: int = 1024 * MIB
     load_extra_bytes: int = 0  # held beside the weights while they are loaded

@@ -36,7 +36,7 @@ class FakeTrial:
         self.strike("prefill")
         self.meter.hold(-chunk)
         processed = self.case.batch * self.length
-        self._take(processed * self.script.prefill_s_per_token)
+        self._take(processed * self.script.prefill_s_per_token, self.script.prefill_w)
         return processed
 
     def fill(self) -> None:
@@ -62,7 +62,7 @@ class FakeTrial:
     def step(self) -> None:
         self.strike("decode")
         depth = self.case.batch * self.length
-        self._take(self.script.step_s + depth * self.script.step_s_per_cached_token)
+        self._take(self.script.step_s + depth * self.script.step_s_per_cached_token, self.script.decode_w)
         self._become(self.length + 1, keep_tokens=True)
         self.tokens.append([self.random.randrange(32_000) for _ in range(self.case.batch)])
 
@@ -104,9 +104,9 @@ class FakeTrial:
         kept = length if self.script.window is None else min(length, self.script.window)
         return self.case.batch * kept * self.script.cache_bytes_per_token
 
-    def _take(self, seconds: float) -> None:
+    def _take(self, seconds: float, watts: float) -> None:
         factor = 1 + self.script.noise * self.random.gauss(0, 1) if self.script.noise else 1.0
-        self.meter.seconds += seconds * max(factor, 0.1)
+        self.meter.work(seconds * max(factor, 0.1), None if self.script.idle_w is None else watts)
         if self.script.pause_s:
             time.sleep(self.script.pause_s)
 
@@ -118,7 +118,7 @@ class FakeSession:
         self.script, self.beat = script, beat
         self.machine = FakeMeter(script.capacity_bytes)
         self.meter: Meter = self.machine
-        self.lookout = FakeWatcher()
+        self.lookout = FakeWatcher(self.machine, script.idle_w)
         self.watcher: Watcher = self.lookout
         self.loaded = Loaded(script.weights_bytes, script.unquantized_bytes, threads=None, cautions=())
         self.trial: FakeTrial | None = None

@@ -46,7 +46,7 @@ def test_all_packages_count_and_nothing_inside_or_beside_them(tmp_path: Path) ->
     clock.pause(10.0)
     assert telemetry.counted_j([(0.0, 10.0)]) == (pytest.approx(2000), None)
     assert telemetry.integrated_j([(0.0, 10.0)]) == (None, "power was not read")
-    assert telemetry.stop(5.0).slowed is None
+    assert telemetry.stop(5.0).invalid is None
     telemetry.close()
 
 

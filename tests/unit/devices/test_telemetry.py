@@ -147,7 +147,7 @@ def test_a_new_case_asks_again_for_what_was_not_told(bench: Any) -> None:
     telemetry = board.open()
     board.run(1)
     board.machine.control.faults = 0
-    telemetry.begin()
+    telemetry.begin(energy=True)
     board.run(15)
     assert telemetry.counted_j([STEADY])[0] == pytest.approx(3000, rel=0.01)
 
@@ -160,7 +160,7 @@ def test_a_board_that_is_lost_ends_the_telemetry_with_a_reason(bench: Any, symbo
     board.run(30)
     assert telemetry.gone == "the GPU is lost"
     assert telemetry.counted_j([STEADY]) == telemetry.integrated_j([STEADY]) == (None, "the GPU is lost")
-    assert telemetry.conditions((28.0, 29.0)).slowed is None
+    assert telemetry._history.reading((28.0, 29.0)).invalid is None
 
 
 @pytest.mark.parametrize(
@@ -240,12 +240,12 @@ def test_a_forced_slowdown_is_seen(bench: Any, bit: int, words: str) -> None:
     board.card.at(4.0, reasons=bit | SW_POWER_CAP).at(5.0, reasons=0)
     telemetry = board.open()
     board.run(10)
-    during, after = telemetry.conditions((2.0, 6.0)), telemetry.conditions((6.0, 8.0))
-    assert during.slowed == f"{words} for 25.0% of the time" or (
-        bit == HW_SLOWDOWN and words in (during.slowed or "")
+    during, after = telemetry._history.reading((2.0, 6.0)), telemetry._history.reading((6.0, 8.0))
+    assert during.invalid == f"{words} for 25.0% of the time" or (
+        bit == HW_SLOWDOWN and words in (during.invalid or "")
     )
     assert during.capped == pytest.approx(0.25, abs=0.02)
-    assert (after.slowed, after.capped) == (None, 0.0)
+    assert (after.invalid, after.capped) == (None, 0.0)
 
 
 def test_a_slowdown_between_two_snapshots_is_counted_by_the_driver(bench: Any) -> None:
@@ -253,7 +253,7 @@ def test_a_slowdown_between_two_snapshots_is_counted_by_the_driver(bench: Any) -
     board.card.at(4.001, reasons=HW_THERMAL).at(4.021, reasons=0)
     telemetry = board.open()
     board.run(10)
-    assert telemetry.conditions((2.0, 6.0)).slowed == "thermal slowdown by the hardware for 0.5% of the time"
+    assert telemetry._history.reading((2.0, 6.0)).invalid == "thermal slowdown by the hardware for 0.5% of the time"
 
 
 def test_a_counter_that_is_something_else_makes_no_slowdown(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_a_counter_that_is_something_else_makes_no_slowdown(bench: Any, monkeypa
     each = bench(power_w=30_000_000, reasons=0)
     telemetry = each.open()
     each.run(10)
-    assert telemetry.conditions((2.0, 6.0)).slowed is None
+    assert telemetry._history.reading((2.0, 6.0)).invalid is None
 
 
 def test_clocks_and_temperature_are_those_of_the_window(bench: Any) -> None:
@@ -273,10 +273,10 @@ def test_clocks_and_temperature_are_those_of_the_window(bench: Any) -> None:
     board.card.at(3.0, sm_mhz=2100, temperature_c=70).at(5.0, temperature_c=60)
     telemetry = board.open()
     board.run(10)
-    before, hot = telemetry.conditions((1.0, 2.0)), telemetry.conditions((3.0, 6.0))
+    before, hot = telemetry._history.reading((1.0, 2.0)), telemetry._history.reading((3.0, 6.0))
     assert (before.sm_mhz, before.temperature_c) == (2520, 35)
     assert (hot.sm_mhz, hot.temperature_c) == (2100, 70)
-    assert telemetry.conditions((7.0, 7.01)).sm_mhz is None  # too short for a median
+    assert telemetry._history.reading((7.0, 7.01)).sm_mhz is None  # too short for a median
 
 
 @pytest.mark.parametrize(
@@ -295,10 +295,9 @@ def test_other_processes_are_counted_in_containers_too(
     board = bench(used_bytes=9 * GIB)
     telemetry = board.open()
     board.card.at(3.0, processes=processes)
-    telemetry.begin()
+    telemetry.begin(energy=False)
     board.run(5)
-    assert telemetry.usage is not None
-    usage = telemetry.usage
+    usage = telemetry.overview()
     assert (usage.used_bytes, usage.own_bytes, usage.others) == (9 * GIB, own, others)
 
 
@@ -315,7 +314,7 @@ def test_a_driver_that_hangs_is_given_up_and_nothing_waits_for_it_again(driver: 
     machine.fault(symbol, HANG)
     telemetry = Sampler(Board("GPU-aaaa"), patience_s=0.01).open()
     assert telemetry.gone == "the driver did not answer for 10.0 ms"
-    assert telemetry.stop(1.0).slowed is None
+    assert telemetry.stop(1.0).invalid is None
     assert telemetry.counted_j([(0.0, 1.0)]) == (None, telemetry.gone)
     telemetry.close()
     assert any(thread.name == "telemetry" for thread in threading.enumerate())  # it hangs still
@@ -326,9 +325,9 @@ def test_a_thread_takes_snapshots_and_answers_at_once(driver: Driver) -> None:
     machine = driver()
     machine.card(reasons=HW_THERMAL)
     telemetry = Sampler(Board("GPU-aaaa")).open()
-    assert telemetry.stop(0.0).slowed is None  # no time has passed
+    assert telemetry.stop(0.0).invalid is None  # no time has passed
     time.sleep(0.1)
-    assert telemetry.stop(0.1).slowed == "thermal slowdown by the hardware for 100.0% of the time"
+    assert telemetry.stop(0.1).invalid == "thermal slowdown by the hardware for 100.0% of the time"
     assert telemetry.gone is None
     telemetry.close()
 
