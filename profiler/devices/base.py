@@ -63,7 +63,7 @@ class Reading:
     """What was seen of a device during one repetition."""
 
     invalid: str | None = None  # why the repetition is no figure of this device, in words: "thermal slowdown"
-    ended_s: float | None = None  # on the watcher's clock
+    ended_s: float | None = None  # on the meter's clock
     sm_mhz: float | None = None  # median
     temperature_c: float | None = None  # highest
     capped: float | None = None  # share of the time in which the power limit held the clocks down
@@ -113,7 +113,7 @@ class Watcher(Protocol):
         """It has just ended after so many, and the device is idle. A repetition that failed is not stopped."""
 
     def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
-        """Energy of windows of this case, by start and end on the watcher's clock; None if it does not look at that."""
+        """Energy of windows of this case, by start and end on the meter's clock; None if nobody looked."""
 
     def idle_w(self) -> Figure:
         """Mean power while nothing runs; waits for seconds when it is first asked."""

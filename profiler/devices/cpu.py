@@ -17,6 +17,8 @@ from pathlib import Path
 
 from profiler.devices import cgroup, pressure
 from profiler.devices.base import DeviceInfo, Peak, Pressure, Watcher
+from profiler.devices.rapl import Rapl
+from profiler.devices.telemetry import Sampler
 from profiler.devices.window import HostWindow
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -129,7 +131,7 @@ def meter(device: str) -> CpuMeter:
 
 
 def watcher(device: str) -> Watcher:
-    """Nothing on a CPU is read while repetitions run."""
+    """What looks at the energy of the CPU while repetitions run."""
     return Sampler(Rapl())
 
 

@@ -55,7 +55,7 @@ class Telemetry:
         return self
 
     def begin(self, energy: bool) -> None:
-        """A new case: forget the snapshots so far, and ask again for what was not told. Opens when there is a need."""
+        """A new case: forget the snapshots so far, ask again for what was not told; open where there is a need."""
         self._history.clear()
         self._usage, self._looks, self._afresh = None, 0, True
         if not self._watches and (energy or self.source.guards):

@@ -19,7 +19,7 @@ LONG_S = 1.0  # ten moves of a counter: the ends of such a repetition are known 
 
 
 class EnergyBook:
-    """Energy of the phases of one case as they come: where it was asked for, or is free since repetitions are long."""
+    """Energy of the phases of one case as they come: where it was asked for, or is free with long repetitions."""
 
     def __init__(self, session: Session, asked: bool, beat: Beat) -> None:
         self._watcher, self._meter, self._asked, self._beat = session.watcher, session.meter, asked, beat

@@ -18,6 +18,7 @@ from profiler.results.row import row
 CASE = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
 PHASE = ("tps", "tps_low", "tps_high", "tps_stdev")
 MEMORY = ("weights_bytes", "cache_bytes", "prefill_peak_bytes", "decode_peak_bytes", "process_peak_bytes")
+ENERGY = ("prefill_j_per_token", "decode_j_per_token", "idle_w")
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide forms too: East Asian spreadsheets take them
 REASON_LENGTH = 1000
 
@@ -35,7 +36,20 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 def header() -> list[str]:
     """Names of the columns, in order."""
     phases = [f"{phase}_{name}" for phase in ("prefill", "decode") for name in ("n", *PHASE)]
-    return ["run", "key", *CASE, "outcome", *phases, "ttft_s", "token_s", *MEMORY, "cautions", "reason", "started_at"]
+    return [
+        "run",
+        "key",
+        *CASE,
+        "outcome",
+        *phases,
+        "ttft_s",
+        "token_s",
+        *MEMORY,
+        *ENERGY,
+        "cautions",
+        "reason",
+        "started_at",
+    ]
 
 
 def _values(content: dict[str, Any]) -> list[Any]:
@@ -55,6 +69,7 @@ def _values(content: dict[str, Any]) -> list[Any]:
         statistics.median(prefill["seconds"]) if prefill else None,
         decode.get("step_p50_s"),
         *(content["memory"][name] for name in MEMORY),
+        *((content["energy"] or {}).get(name) for name in ENERGY),
         " ".join(caution["code"] for caution in content["cautions"]),
         content["reason"],
         content["started_at"],

@@ -55,7 +55,7 @@ def suspect(measurement: Measurement) -> str | None:
     found = []
     for phase in PHASES:
         part = _part(measurement, phase)
-        if part is None or part.counter_j is None or part.power_j is None:
+        if consumption(measurement, phase) is None or part is None or part.counter_j is None or part.power_j is None:
             continue
         apart = abs(part.counter_j - part.power_j)
         if apart > SUSPECT * max(part.counter_j, part.power_j):

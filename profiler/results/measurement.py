@@ -23,7 +23,6 @@ class Sample:
     step_s: tuple[float, ...] = ()  # decode: seconds of each step
     cpu_s: float | None = None  # process CPU time over the same window
     wait_s: float | None = None  # seconds its threads were ready and got no core
-    energy_j: float | None = None
     device_s: float | None = None  # CUDA: between events at both ends of the window, on the device's own clock
     drain_s: float | None = None  # CUDA: seconds the device still worked when the host had launched everything
     warmup: bool = False  # run before the device was warm: kept in the record, in no statistic

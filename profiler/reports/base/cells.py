@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from profiler.results import stats
+from profiler.results import energy, stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.units import UNKNOWN, significant
 
@@ -51,6 +51,14 @@ def token_cell(measurement: Measurement) -> str:
     steps = stats.steps(measurement)
     seconds = steps.p50_s if steps else measurement.case.batch / rate.median
     return figure(seconds * 1000, rate.relative_half)
+
+
+def energy_cell(measurement: Measurement, phase: Phase) -> str:
+    """Joules per token of a phase; a ``?`` where there is reason to doubt them."""
+    taken = energy.consumption(measurement, phase)
+    if taken is None:
+        return UNKNOWN
+    return f"{significant(taken.per_token_j)}{'?' if energy.suspect(measurement) else ''}"
 
 
 def reps_cell(measurement: Measurement) -> str:

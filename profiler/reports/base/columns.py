@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from profiler.reports.base.cells import PHASES, rate_cell, repetitions, reps_cell, token_cell, ttft_cell
+from profiler.reports.base.cells import PHASES, energy_cell, rate_cell, repetitions, reps_cell, token_cell, ttft_cell
 from profiler.reports.base.text import plain
 from profiler.results import stats
 from profiler.results.measurement import Measurement
@@ -45,6 +45,7 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
         Column("weights", lambda m: bytes_text(m.memory.weights_bytes), 4),
         Column("cache", lambda m: bytes_text(m.memory.cache_bytes), 2),
         Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), 6),
+        *(ENERGY if any(measurement.energy is not None for measurement in measurements) else ()),
         Column("reps", reps_cell, STAYS if any(map(_fell_short, measurements)) else 1),
     ]
     if any(measurement.outcome != "ok" for measurement in measurements):
@@ -68,15 +69,19 @@ def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
 
 
 def legend(measurements: Sequence[Measurement]) -> str | None:
-    """What ± and a range mean, where a row has one."""
+    """What ± and a range mean, and joules, where a row has them."""
     summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
-    if not any(summary.low is not None for summary in summaries):
-        return None
-    text = (
-        "t/s: median of the repetitions, all sequences together;"
-        " ±: longer arm of the 95 % interval of that median, which may be asymmetric"
-    )
-    return f"{text}; (a–b): the interval itself" if any(summary.wide for summary in summaries) else text
+    parts = []
+    if any(summary.low is not None for summary in summaries):
+        parts.append("t/s: median of the repetitions, all sequences together")
+        parts.append("±: longer arm of the 95 % interval of that median, which may be asymmetric")
+    if any(summary.wide for summary in summaries):
+        parts.append("(a–b): the interval itself")
+    scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
+    if scopes:
+        whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
+        parts.append(f"J: energy per prompt token and per output token of {whose}, idle power included")
+    return "; ".join(parts) or None
 
 
 def device_title(measurement: Measurement) -> str:
@@ -99,6 +104,11 @@ def _fell_short(measurement: Measurement) -> bool:
     return asked is not None and any(count != asked for count in repetitions(measurement))
 
 
+SCOPES = {"gpu-board": "the GPU's board alone", "cpu-package": "the CPU alone, without memory and the rest"}
+ENERGY = (  # where somebody asked for it, or it was free
+    Column("J/prompt", lambda m: energy_cell(m, "prefill"), 7),
+    Column("J/token", lambda m: energy_cell(m, "decode"), 7),
+)
 SETTINGS = (  # in the heading where all rows agree, else columns
     Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),
     Column("compute", lambda m: plain(m.case.dtype), 8, words="compute {}", right=False),

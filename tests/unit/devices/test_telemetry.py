@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes.nvml import Card, FakeNvml
+from fakes.nvml import FakeNvml
+from fakes.nvml.bench import Bench
 from fakes.nvml.control import (
     BACKWARDS,
     FROZEN,
@@ -26,31 +27,10 @@ from fakes.nvml.control import (
 
 from profiler.devices.board import Board
 from profiler.devices.snapshot import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
-from profiler.devices.telemetry import TICK_S, Sampler, Telemetry
+from profiler.devices.telemetry import Sampler
 from profiler.units import GIB
 
 Driver = Callable[..., FakeNvml]
-
-
-class Bench:
-    """A card, its telemetry, and a clock that takes a snapshot at every tick of virtual time."""
-
-    def __init__(self, machine: FakeNvml, **card: Any) -> None:
-        self.machine = machine
-        self.card: Card = machine.card(**card)
-        self.telemetry = Telemetry(Board("GPU-aaaa"), lambda: machine.now_s, self.run)
-        self._next = TICK_S
-
-    def open(self) -> Telemetry:
-        return self.telemetry.open()
-
-    def run(self, seconds: float) -> None:
-        end = self.machine.now_s + seconds
-        while self._next <= end:
-            self.machine.now_s = self._next
-            self.telemetry.look()
-            self._next += TICK_S
-        self.machine.now_s = end
 
 
 @pytest.fixture

@@ -7,13 +7,11 @@ import math
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
 from profiler.reports import csv as csv_report
 from profiler.reports import jsonl
-from profiler.results.measurement import Sample
 from profiler.results.row import dumps, row
 
 CONTRACT = {
@@ -61,12 +59,6 @@ def test_what_was_not_measured_is_null(measurements):
     assert row("r", measurements[2])["decode"]["tps_low"] is None
     assert row("r", measurements[4])["decode"] is None
     assert row("r", measurements[0])["energy"] is None
-
-
-def test_energy_is_the_median_joules_of_each_phase(measurements):
-    samples = [Sample("decode", 1.0, 16, energy_j=joules) for joules in (10.0, 30.0, 11.0)]
-    energy = row("r", replace(measurements[0], samples=tuple(samples)))["energy"]
-    assert (energy["prefill_j"], energy["decode_j"]) == (None, 11.0)
 
 
 def test_not_a_number_is_an_error_and_never_written():

@@ -32,7 +32,7 @@ def test_samples_of_unequal_shape_come_back_in_order(store, make, environment):
     samples = (
         Sample("prefill", 0.1, 128),
         Sample("decode", 0.2, 4, (0.05, 0.15), cpu_s=0.1),
-        Sample("decode", 0.3, 4, (), energy_j=2.5),
+        Sample("decode", 0.3, 4, (), sm_mhz=1980.0),
         Sample("decode", 1 / 3, 4, (1 / 3,)),
     )
     run = store.start_run([], environment)
