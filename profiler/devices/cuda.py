@@ -77,6 +77,7 @@ class CudaMeter:
         self._cuda: Any = torch.cuda
         self._device = torch.device(device)
         self._uuid = _nvml_uuid(device)
+        self._silent = False
         self._before = self._asked(nvml.used_bytes, self._uuid)
 
     def now(self) -> float:
@@ -124,12 +125,14 @@ class CudaMeter:
         used = self._asked(nvml.used_bytes, self._uuid)
         return None if used is None else max(0, used - self._before)
 
-    @staticmethod
-    def _asked(question: Any, *about: Any) -> int | None:
-        """What NVML answers; unknown where it cannot be asked."""
+    def _asked(self, question: Any, *about: Any) -> int | None:
+        """What NVML answers; unknown where it cannot be asked. One that hangs is asked once."""
+        if self._silent:
+            return None
         try:
-            answer: int | None = question(*about)
-        except nvml.Missing:
+            answer: int | None = nvml.within(nvml.PATIENCE_S, question, *about)
+        except nvml.Missing as reason:
+            self._silent = isinstance(reason, nvml.Silent)
             return None
         return answer
 

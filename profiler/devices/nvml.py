@@ -10,17 +10,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Thread
 from typing import Any, TypeVar
 
 from profiler.errors import ProfileError
 from profiler.units import printable
 
 BY_BUS = "PCI_BUS_ID"  # the order in which NVML numbers cards
+PATIENCE_S = 2.0  # an answer takes a millisecond
 T = TypeVar("T")
 
 
 class Missing(Exception):
     """NVML cannot be asked; the message says why."""
+
+
+class Silent(Missing):
+    """NVML did not answer in time, and whoever asks again would wait again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,33 @@ def _check_order(visible: str | None) -> None:
             f"CUDA_DEVICE_ORDER is {printable(order)}: which GPU has which number is not known without CUDA",
             f"Unset it, set it to {BY_BUS}, or name cards by UUID in CUDA_VISIBLE_DEVICES.",
         )
+
+
+def within(seconds: float, question: Callable[..., T], *about: Any) -> T:
+    """What NVML answers, if it does in time: a driver may hang, and a measurement must not.
+
+    Raises Silent if it does not, Missing, and whatever the question raises.
+    """
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question(*about))
+        except Exception as error:  # for the thread that waits
+            errors.append(error)
+
+    thread = Thread(target=ask, name="nvml", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # --max-memory leaves no room for a stack
+        raise Missing(str(error)) from None
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise Silent(f"the NVIDIA driver did not answer for {seconds:g} s")
+    return answers[0]
 
 
 def used_bytes(uuid: str) -> int:

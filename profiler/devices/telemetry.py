@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from profiler.devices.base import Consumed, Figure, Overview, Reading
 from profiler.devices.curve import Span
 from profiler.devices.history import History
+from profiler.devices.nvml import PATIENCE_S
 from profiler.devices.snapshot import Snapshot, Source, Unknown, Usage
 from profiler.units import printable, seconds_text
 
 TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1 % of its energy
 USAGE_EVERY = 25  # snapshots: memory and processes change slowly, and are dearer to ask for
-PATIENCE_S = 2.0  # an answer takes a millisecond
 IDLE_S = 5.0  # an idle board's counter moves as often as a busy one's, and its power does not change
 
 
@@ -190,7 +190,7 @@ class Sampler(Telemetry):
 
     def open(self) -> Telemetry:
         self._watches = True
-        threading.Thread(target=self._run, name="telemetry", daemon=True).start()
+        self._guarded(threading.Thread(target=self._run, name="telemetry", daemon=True).start)
         self._settle(float("-inf"))
         return self
 

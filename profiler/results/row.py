@@ -31,7 +31,7 @@ def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
         "decode": _decode(measurement),
         "path": asdict(measurement.decode_path) if measurement.decode_path else None,
         "memory": asdict(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
-        "energy": energy.content(measurement),
+        "energy": _energy(measurement),
         "ceiling": beside.ceiling(measurement),
         "predicted": beside.predicted(measurement),
         "cautions": [asdict(caution) for caution in cautions(measurement)],
@@ -75,6 +75,13 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
         "interval": summary.rule,
         "tps_stdev": summary.stdev,
     }
+
+
+def _energy(measurement: Measurement) -> dict[str, Any] | None:
+    content = energy.content(measurement)
+    if content is None:
+        return None
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in content.items()}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -104,7 +104,11 @@ def _fell_short(measurement: Measurement) -> bool:
     return asked is not None and any(count != asked for count in repetitions(measurement))
 
 
-SCOPES = {"gpu-board": "the GPU's board alone", "cpu-package": "the CPU alone, without memory and the rest"}
+SCOPES = {  # what energy is of, and what it is not of
+    "gpu-board": "the GPU's board alone",
+    "cpu-package": "the CPU alone, without memory and the rest",
+    FAKE: "a device that is made up",
+}
 ENERGY = (  # where somebody asked for it, or it was free
     Column("J/prompt", lambda m: energy_cell(m, "prefill"), 7),
     Column("J/token", lambda m: energy_cell(m, "decode"), 7),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -139,3 +140,28 @@ def test_on_a_slice_the_rest_of_the_card_does_not_count(
     meter = cuda.meter("cuda:0")
     module.cards[0].used, part.used = 60 * GIB, 3 * GIB
     assert meter.peak().process_bytes == 2 * GIB
+
+
+def test_a_driver_that_hangs_leaves_the_process_unknown_and_is_asked_once(
+    nvml: Any, card: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waits for a hundredth of a second."""
+    nvml(card())
+    calls, end = [], threading.Event()
+
+    def hang(uuid: str, *about: int) -> int:
+        calls.append(uuid)
+        end.wait(10)
+        return 0
+
+    monkeypatch.setattr(cuda.nvml, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(cuda.nvml, "used_bytes", hang)
+    meter = cuda.meter("cuda:0")
+    assert meter.peak().process_bytes is None and meter.peak().allocated_bytes == 2 * GIB
+    end.set()
+    assert calls == ["GPU-aaaa"]
+
+
+def test_the_watcher_is_of_the_card_that_torch_uses(nvml: Any, card: Any, asked: list[str]) -> None:
+    nvml(card(uuid="GPU-other"), card())
+    assert cuda.watcher("cuda:0").source._uuid == "GPU-aaaa"

@@ -312,6 +312,18 @@ def test_a_thread_takes_snapshots_and_answers_at_once(driver: Driver) -> None:
     telemetry.close()
 
 
+def test_a_thread_that_cannot_be_had_is_a_reason(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--max-memory`` may leave no room for its stack."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    driver().card()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    telemetry = Sampler(Board("GPU-aaaa")).open()
+    assert telemetry.gone == "the telemetry failed: RuntimeError: can't start new thread"
+
+
 def test_a_mistake_of_ours_ends_the_telemetry_and_not_the_measurement(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
