@@ -4,11 +4,11 @@
 
 A runs with the telemetry of a GPU beside it, B without. The work is what a decode of small operators is, a thread of
 Python that holds the interpreter's lock but for short calls: matrix products of torch, and pure Python beside them.
-The driver is the fake library of the tests, of which each call takes ``--latency`` microseconds, during which the lock
-is free; pynvml, the thread and the snapshots are those of a measurement. Sides take turns (AB, BA, …), and each pair
-gives a ratio A ÷ B of wall time and of the thread's CPU time.
+The driver is the fake library of the tests, of which each call takes ``--latency`` microseconds without the lock;
+pynvml, the thread and the snapshots are those of a measurement. Sides take turns (AB, BA, …), and each pair gives a
+ratio A ÷ B of wall time and of the thread's CPU time. ``control`` is B ÷ B, the machine's own noise.
 
-``control`` is B ÷ B, what the machine's own noise looks like.
+The CPU time of a snapshot is what no other thread can run meanwhile, and can be told on a noisy machine as well.
 """
 
 from __future__ import annotations
@@ -63,12 +63,16 @@ def main() -> int:
             time.sleep(2 * TICK_S)  # let its thread end before the other side runs
 
         in_turn(options.pairs, watched, lambda: b.turn(work), lambda: again.turn(work))
+        seconds = snapshot_s()
     print(f"{options.steps} steps, {1 / TICK_S:.0f} snapshots a second, {options.latency} µs a call; A = watched")
     for what in ("wall", "cpu"):
         print(f"{what:8} A/B {ratio_text(getattr(a, what), getattr(b, what))}")
         print(f"{'control':8} B/B {ratio_text(getattr(again, what), getattr(b, what))}")
-    print(f"cost of a snapshot: {snapshot_us():.0f} µs of Python and calls that take no time")
-    dear = certainly_above(a.wall, b.wall, AIM)
+    share = seconds / TICK_S
+    print(
+        f"a snapshot takes {1e6 * seconds:.0f} µs of CPU time: {share:.2%} of a core, of Python that no other thread can run meanwhile"
+    )
+    dear = certainly_above(a.wall, b.wall, AIM) or share > AIM - 1
     print(f"aim {AIM - 1:.0%}: {'exceeded' if dear else 'not exceeded beyond doubt'}")
     return 1 if dear else 0
 
@@ -86,18 +90,18 @@ def install(folder: Path, latency_us: int) -> None:
     install.machine = machine  # type: ignore[attr-defined]
 
 
-def snapshot_us() -> float:
-    """Microseconds of one snapshot when the driver answers at once."""
+def snapshot_s() -> float:
+    """CPU seconds of one snapshot, when the driver answers at once."""
     install.machine.control.latency_us = 0  # type: ignore[attr-defined]
     board = Board("GPU-aaaa")
     board.open()
     times = 2000
-    start = time.perf_counter()
+    start = time.thread_time()
     for _ in range(times):
         board.read(0.0)
-    seconds = time.perf_counter() - start
+    seconds = time.thread_time() - start
     board.close()
-    return 1e6 * seconds / times
+    return seconds / times
 
 
 def decode_like(steps: int) -> Callable[[], None]:
