@@ -85,11 +85,9 @@ class Consumed:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What was seen of a device over a whole case. Bytes; ``None`` where it does not tell."""
+    """What was seen of a device over a whole case; ``None`` where it does not tell."""
 
     blind: str | None = None  # why a slowdown may have gone unseen
-    used_bytes: int | None = None  # highest, by everybody
-    own_bytes: int | None = None  # highest of this process, its context included
     others: int | None = None  # most other processes that computed there
 
 

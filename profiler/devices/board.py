@@ -6,11 +6,10 @@ a board that is lost ends the telemetry.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from profiler.devices.snapshot import HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL, Snapshot, Unknown, Usage
+from profiler.devices.snapshot import HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL, Snapshot, Unknown
 from profiler.units import printable
 
 # Numbers of nvml.h since driver 570, written out: earlier bindings had other ones, which newer drivers take for
@@ -34,8 +33,6 @@ class Board:
 
     def __init__(self, uuid: str) -> None:
         self.unknown: dict[str, str] = {}
-        self.driver: str | None = None
-        self.limit_w: float | None = None
         self._uuid = uuid
         self._power_usage_is_instant = False
 
@@ -54,9 +51,6 @@ class Board:
         except pynvml.NVMLError as error:
             self.close()
             raise Unknown(f"NVML does not find the GPU by its UUID ({error})") from None
-        self.driver = self._ask("driver", ["nvmlSystemGetDriverVersion"], of_device=False)
-        limit = self._ask("power limit", ["nvmlDeviceGetEnforcedPowerLimit"])
-        self.limit_w = None if limit is None else limit / 1000
         architecture = self._ask("architecture", ["nvmlDeviceGetArchitecture"])
         self._power_usage_is_instant = architecture is not None and architecture < AVERAGED_SINCE
 
@@ -84,18 +78,13 @@ class Board:
             limited_s=tuple((bit, fields[number] / 1e9) for number, bit in LIMITED.items() if number in fields),
         )
 
-    def usage(self) -> Usage:
-        memory = self._ask("memory", ["nvmlDeviceGetMemoryInfo"])
+    def others(self) -> int | None:
+        """All but one: in a container processes have the host's numbers, so this one may bear another name.
+
+        Nobody at all means that the driver does not tell, since a measurement runs there.
+        """
         processes = self._ask("processes", ["nvmlDeviceGetComputeRunningProcesses"])
-        own = [process for process in processes or () if process.pid == os.getpid()]
-        taken = own[0].usedGpuMemory if own else None
-        return Usage(
-            used_bytes=None if memory is None else int(memory.used),
-            own_bytes=None if taken is None else int(taken),
-            # In a container the numbers are the host's: then one of them is this process by another name. Nobody at
-            # all means that the driver does not tell, since a measurement runs there.
-            others=len(processes) - 1 if processes else None,
-        )
+        return len(processes) - 1 if processes else None
 
     def _power_w(self, instant_mw: float | None) -> float | None:
         """Power at this moment. An average over the last second is none: it belongs to what ran before as well."""
@@ -117,7 +106,7 @@ class Board:
                 raise Unknown("the GPU is lost")
         return found
 
-    def _ask(self, what: str, names: list[str], *about: Any, of_device: bool = True) -> Any:
+    def _ask(self, what: str, names: list[str], *about: Any) -> Any:
         """What the first of these functions that exists answers; None, and why in ``unknown``, where none does."""
         if what in self.unknown:
             return None
@@ -126,7 +115,7 @@ class Board:
             function: Callable[..., Any] | None = getattr(nvml, name, None)
             try:
                 if function is not None:
-                    return function(self._handle, *about) if of_device else function()
+                    return function(self._handle, *about)
             except nvml.NVMLError_GpuIsLost:
                 raise Unknown("the GPU is lost") from None
             except (nvml.NVMLError_FunctionNotFound, nvml.NVMLLibraryMismatchError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.devices.snapshot import Snapshot, Unknown, Usage
+from profiler.devices.snapshot import Snapshot, Unknown
 
 POWERCAP = Path("/sys/class/powercap")
 PACKAGES = "intel-rapl:[0-9]*"  # also AMD's; a domain inside a package is intel-rapl:0:0
@@ -65,7 +65,7 @@ class Rapl:
         except (OSError, ValueError) as error:
             raise Unknown(f"the energy counters of this CPU can no longer be read ({error})") from None
 
-    def usage(self) -> Usage | None:
+    def others(self) -> int | None:
         return None
 
     def close(self) -> None:

@@ -33,15 +33,6 @@ class Snapshot:
     limited_s: tuple[tuple[int, float], ...] = ()  # (bit, seconds it has held since the driver's load)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Who uses the memory of a device. Bytes; ``None`` where it does not tell."""
-
-    used_bytes: int | None  # by everybody
-    own_bytes: int | None  # by this process, its context included
-    others: int | None  # other processes that compute there
-
-
 class Source(Protocol):
     """Where snapshots come from. All calls are made by one thread; each may take its time, or never return."""
 
@@ -60,8 +51,8 @@ class Source(Protocol):
     def read(self, at_s: float) -> Snapshot:
         """The device now. Raises Unknown when it is lost."""
 
-    def usage(self) -> Usage | None:
-        """Memory and processes now; dearer than ``read``. None where the device has no such thing."""
+    def others(self) -> int | None:
+        """Other processes that compute there now, None where it does not tell. Dearer than ``read``."""
 
     def close(self) -> None:
         """Give back what ``open`` took."""

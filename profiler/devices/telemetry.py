@@ -17,11 +17,11 @@ from profiler.devices.base import Consumed, Figure, Overview, Reading
 from profiler.devices.curve import Span
 from profiler.devices.history import History
 from profiler.devices.nvml import PATIENCE_S
-from profiler.devices.snapshot import Snapshot, Source, Unknown, Usage
+from profiler.devices.snapshot import Snapshot, Source, Unknown
 from profiler.units import printable, seconds_text
 
 TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1 % of its energy
-USAGE_EVERY = 25  # snapshots: memory and processes change slowly, and are dearer to ask for
+OTHERS_EVERY = 25  # snapshots: processes come and go slowly, and are dearer to ask for
 IDLE_S = 5.0  # an idle board's counter moves as often as a busy one's, and its power does not change
 
 
@@ -40,7 +40,7 @@ class Telemetry:
         self.source = source
         self.gone: str | None = None  # why there are no more snapshots
         self.last: Snapshot | None = None
-        self._usage: Usage | None = None  # since ``begin``, the highest of each
+        self._others: int | None = None  # since ``begin``, the most
         self._clock, self._pause = clock, pause
         self._history = History()
         self._looks = 0
@@ -57,7 +57,7 @@ class Telemetry:
     def begin(self, energy: bool) -> None:
         """A new case: forget the snapshots so far, ask again for what was not told; open where there is a need."""
         self._history.clear()
-        self._usage, self._looks, self._afresh = None, 0, True
+        self._others, self._looks, self._afresh = None, 0, True
         if not self._watches and (energy or self.source.guards):
             self.open()
 
@@ -81,11 +81,8 @@ class Telemetry:
         return Consumed(f"{name}-{'power' if by_power else 'counter'}", self.source.scope, counter, power)
 
     def overview(self) -> Overview:
-        """Memory and processes since ``begin``, and whether a slowdown would have been seen."""
-        if not self.source.guards:
-            return Overview()
-        usage = self._usage or Usage(None, None, None)
-        return Overview(self.blind, usage.used_bytes, usage.own_bytes, usage.others)
+        """Other processes since ``begin``, and whether a slowdown would have been seen."""
+        return Overview(self.blind, self._others) if self.source.guards else Overview()
 
     @property
     def blind(self) -> str | None:
@@ -139,8 +136,9 @@ class Telemetry:
             self._afresh = False
             self.source.begin()
         snapshot = self.source.read(self._clock())
-        if self._looks % USAGE_EVERY == 0:
-            self._usage = _highest(self._usage, self.source.usage())
+        if self._looks % OTHERS_EVERY == 0:
+            seen = (self._others, self.source.others())
+            self._others = max((count for count in seen if count is not None), default=None)
         self._looks += 1
         self._keep(snapshot)
 
@@ -225,17 +223,3 @@ class Sampler(Telemetry):
             super()._give_up(reason)
             self._news.notify_all()
         self._wake.set()
-
-
-def _highest(before: Usage | None, now: Usage | None) -> Usage | None:
-    if before is None or now is None:
-        return now or before
-    return Usage(
-        _most(before.used_bytes, now.used_bytes),
-        _most(before.own_bytes, now.own_bytes),
-        _most(before.others, now.others),
-    )
-
-
-def _most(*values: int | None) -> int | None:
-    return max((value for value in values if value is not None), default=None)

@@ -173,9 +173,7 @@ def test_an_older_driver_is_asked_by_the_older_name(bench: Any, symbol: str) -> 
     assert last is not None and (last.temperature_c, last.reasons) == (35, SW_POWER_CAP)
 
 
-@pytest.mark.parametrize(
-    "name", ["clock", "memory clock", "temperature", "reasons", "fields", "memory", "processes", "power limit"]
-)
+@pytest.mark.parametrize("name", ["clock", "memory clock", "temperature", "reasons", "fields", "processes"])
 def test_whatever_a_board_does_not_tell_leaves_the_rest_known(bench: Any, name: str) -> None:
     symbols = {
         "clock": ["nvmlDeviceGetClockInfo"],
@@ -183,9 +181,7 @@ def test_whatever_a_board_does_not_tell_leaves_the_rest_known(bench: Any, name: 
         "temperature": ["nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"],
         "reasons": ["nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"],
         "fields": ["nvmlDeviceGetFieldValues"],
-        "memory": ["nvmlDeviceGetMemoryInfo"],
         "processes": ["nvmlDeviceGetComputeRunningProcesses_v3"],
-        "power limit": ["nvmlDeviceGetEnforcedPowerLimit"],
     }[name]
     board = bench(power_w=300)
     for symbol in symbols:
@@ -228,6 +224,14 @@ def test_a_forced_slowdown_is_seen(bench: Any, bit: int, words: str) -> None:
     assert (after.invalid, after.capped) == (None, 0.0)
 
 
+def test_a_board_that_does_not_tell_of_slowdowns_is_said_to_be_blind(bench: Any) -> None:
+    assert bench().open().blind is None
+    board = bench()
+    for symbol in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+        board.machine.fault(symbol, NOT_SUPPORTED)
+    assert board.open().overview().blind == "it does not tell why its clocks are low (Not Supported)"
+
+
 def test_a_slowdown_between_two_snapshots_is_counted_by_the_driver(bench: Any) -> None:
     board = bench(reasons=0)
     board.card.at(4.001, reasons=HW_THERMAL).at(4.021, reasons=0)
@@ -260,30 +264,33 @@ def test_clocks_and_temperature_are_those_of_the_window(bench: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "own", "others"),
+    ("processes", "others"),
     [
-        ({}, None, None),  # the driver does not tell
-        ({os.getpid(): 3 * GIB}, 3 * GIB, 0),
-        ({os.getpid(): 3 * GIB, 1: GIB}, 3 * GIB, 1),
-        ({1: GIB}, None, 0),  # in a container: this process by its number on the host
-        ({1: GIB, 2: None}, None, 1),
+        ({}, None),  # the driver does not tell
+        ({os.getpid(): 3 * GIB}, 0),
+        ({os.getpid(): 3 * GIB, 1: GIB}, 1),
+        ({1: GIB}, 0),  # in a container: this process by its number on the host
+        ({1: GIB, 2: None}, 1),
     ],
 )
 def test_other_processes_are_counted_in_containers_too(
-    bench: Any, processes: dict[int, int | None], own: int | None, others: int | None
+    bench: Any, processes: dict[int, int | None], others: int | None
 ) -> None:
-    board = bench(used_bytes=9 * GIB)
+    board = bench(processes=processes)
     telemetry = board.open()
-    board.card.at(3.0, processes=processes)
+    board.run(5)
+    assert telemetry.overview().others == others
+
+
+def test_the_most_others_of_a_case_count_and_none_of_the_case_before(bench: Any) -> None:
+    board = bench(processes={1: GIB, 2: GIB, 3: GIB})
+    telemetry = board.open()
+    board.card.at(3.0, processes={1: GIB})
+    board.run(5)
+    assert telemetry.overview().others == 2
     telemetry.begin(energy=False)
     board.run(5)
-    usage = telemetry.overview()
-    assert (usage.used_bytes, usage.own_bytes, usage.others) == (9 * GIB, own, others)
-
-
-def test_what_the_board_is_set_to_is_known(bench: Any) -> None:
-    source = bench(limit_w=320).open().source
-    assert (source.limit_w, source.driver) == (320, "580.65.06")
+    assert telemetry.overview().others == 0
 
 
 @pytest.mark.parametrize("symbol", ["nvmlInitWithFlags", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetClockInfo"])
