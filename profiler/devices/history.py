@@ -43,11 +43,7 @@ class History:
         around = self._around([span], 0.0)
         inside = [snapshot for snapshot in around if span[0] <= snapshot.at_s <= span[1]]
         clocks = [snapshot.sm_mhz for snapshot in inside if snapshot.sm_mhz is not None]
-        slowed = [
-            f"{words} for {share:.1%} of the time"
-            for bit, words in SLOWED.items()
-            if (share := _share(bit, inside, around))
-        ]
+        slowed = [words for bit, words in SLOWED.items() if _share(bit, inside, around)]
         return Reading(
             invalid=" and ".join(slowed) or None,
             ended_s=span[1],

@@ -57,7 +57,7 @@ class Telemetry:
     def begin(self, energy: bool) -> None:
         """A new case: forget the snapshots so far, ask again for what was not told; open where there is a need."""
         self._history.clear()
-        self._others, self._looks, self._afresh = None, 0, True
+        self._afresh = True
         if not self._watches and (energy or self.source.guards):
             self.open()
 
@@ -133,7 +133,7 @@ class Telemetry:
 
     def _look(self) -> None:
         if self._afresh:
-            self._afresh = False
+            self._afresh, self._others, self._looks = False, None, 0
             self.source.begin()
         snapshot = self.source.read(self._clock())
         if self._looks % OTHERS_EVERY == 0:

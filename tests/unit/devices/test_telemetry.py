@@ -217,9 +217,7 @@ def test_a_forced_slowdown_is_seen(bench: Any, bit: int, words: str) -> None:
     telemetry = board.open()
     board.run(10)
     during, after = telemetry._history.reading((2.0, 6.0)), telemetry._history.reading((6.0, 8.0))
-    assert during.invalid == f"{words} for 25.0% of the time" or (
-        bit == HW_SLOWDOWN and words in (during.invalid or "")
-    )
+    assert during.invalid == words
     assert during.capped == pytest.approx(0.25, abs=0.02)
     assert (after.invalid, after.capped) == (None, 0.0)
 
@@ -237,7 +235,7 @@ def test_a_slowdown_between_two_snapshots_is_counted_by_the_driver(bench: Any) -
     board.card.at(4.001, reasons=HW_THERMAL).at(4.021, reasons=0)
     telemetry = board.open()
     board.run(10)
-    assert telemetry._history.reading((2.0, 6.0)).invalid == "thermal slowdown by the hardware for 0.5% of the time"
+    assert telemetry._history.reading((2.0, 6.0)).invalid == "thermal slowdown by the hardware"
 
 
 def test_a_counter_that_is_something_else_makes_no_slowdown(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,13 +306,11 @@ def test_a_driver_that_hangs_is_given_up_and_nothing_waits_for_it_again(driver: 
 
 
 def test_a_thread_takes_snapshots_and_answers_at_once(driver: Driver) -> None:
-    """Waits for three snapshots, a tenth of a second."""
-    machine = driver()
-    machine.card(reasons=HW_THERMAL)
-    telemetry = Sampler(Board("GPU-aaaa")).open()
-    assert telemetry.stop(0.0).invalid is None  # no time has passed
-    time.sleep(0.1)
-    assert telemetry.stop(0.1).invalid == "thermal slowdown by the hardware for 100.0% of the time"
+    driver().card(reasons=HW_THERMAL)
+    telemetry = Sampler(Board("GPU-aaaa"), patience_s=60).open()
+    start = time.perf_counter()
+    assert telemetry.stop(0.0).invalid is None  # no time has passed in it; a snapshot was taken now
+    assert telemetry.stop(time.perf_counter() - start).invalid == "thermal slowdown by the hardware"
     assert telemetry.gone is None
     telemetry.close()
 
