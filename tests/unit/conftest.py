@@ -49,4 +49,4 @@ def driver(nvml_library: Callable[..., Path], tmp_path: Path, monkeypatch: pytes
         if thread.name == "telemetry":
             thread.join(60)  # a busy machine may forget a thread for seconds
             assert not thread.is_alive(), "the telemetry runs on"
-    assert all(library.fakeUsers() == before for _, library, before in made), "NVML was left open"
+    assert all(library.fakeUsers() <= before for _, library, before in made), "NVML was left open"
