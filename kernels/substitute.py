@@ -1,7 +1,8 @@
 """What stands in for parts of a model while a decode step runs, and only then: prefill stays as it is shipped.
 
 The modules and their forward stay those of transformers. Replaced are the places that transformers itself makes
-exchangeable (attention, experts), ``nn.Linear`` for a few rows, and the one-token gated delta rule.
+exchangeable (attention, experts), ``nn.Linear`` for a few rows, and of a gated-delta layer the one-token rule and
+convolution.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_experts_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -23,6 +25,7 @@ from . import delta_cuda, native
 MAX_ROWS = 8  # rows that one pass over the weights serves; beyond, a matrix product is faster
 NAME = "hwprofile"
 DELTA_RULE = "torch_recurrent_gated_delta_rule"
+CONVOLUTION = "causal_conv1d_update"
 DTYPES = (torch.float32, torch.bfloat16)
 _NOTHING = object()
 
@@ -66,10 +69,11 @@ def _swaps(model: PreTrainedModel, loops: bool) -> Iterator[tuple[dict[str, Any]
     if getattr(config, "_experts_implementation", None) is not None:
         # the default may read offsets on the host (grouped_mm) or loops over experts (eager); neither can be captured
         yield vars(config), "_experts_implementation_internal", NAME if with_loops else "batched_mm"
-    if with_loops or model.device.type == "cuda":
-        for home in {sys.modules[type(module).__module__] for module in model.modules()}:
-            if hasattr(home, DELTA_RULE):
-                yield vars(home), DELTA_RULE, _delta_rule(getattr(home, DELTA_RULE))
+    ours: dict[str, Callable[..., Any]] = {DELTA_RULE: _delta_rule, CONVOLUTION: _convolution}
+    if not with_loops:
+        ours = {DELTA_RULE: _delta_rule} if model.device.type == "cuda" else {}
+    for home in {sys.modules[type(module).__module__] for module in model.modules()}:
+        yield from ((vars(home), name, make(vars(home)[name])) for name, make in ours.items() if name in vars(home))
     if not with_loops:
         return
     if config._attn_implementation == "sdpa":
@@ -167,6 +171,31 @@ def _delta_rule(original: Callable[..., Any]) -> Callable[..., Any]:
         return torch.ops.hwprofile.gated_delta_step(q, k, v, decay, rate, initial_state).to(
             query.dtype
         ), initial_state
+
+    return step
+
+
+def _convolution(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """One token through a causal depthwise convolution, as a sum of products; longer inputs go to ``original``.
+
+    ``conv1d`` takes one channel after the other in bf16, a second a step; in fp32 it leaves OpenMP's threads spinning
+    where ours want to run.
+    """
+
+    def step(
+        hidden_states: torch.Tensor,
+        conv_state: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: str | None = None,
+    ) -> torch.Tensor:
+        if hidden_states.shape[-1] != 1:
+            return original(hidden_states, conv_state, weight, bias, activation)
+        held = torch.cat([conv_state, hidden_states], dim=-1).to(weight.dtype)
+        conv_state.copy_(held[:, :, -conv_state.shape[-1] :])
+        out = (held[:, :, -weight.shape[-1] :].float() * weight.float()).sum(dim=-1, keepdim=True)
+        out = (out if bias is None else out + bias.float()[:, None]).to(weight.dtype)
+        return (out if activation is None else ACT2FN[activation](out)).to(hidden_states.dtype)
 
     return step
 

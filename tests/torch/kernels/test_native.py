@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from fakes.architectures import CONFIGS, prompt
 from transformers import PreTrainedModel
-from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
+from transformers.models.qwen3_5.modeling_qwen3_5 import causal_conv1d_update, torch_recurrent_gated_delta_rule
 
 from profiler.kernels import native
 from profiler.kernels.runner import EagerRunner, StaticRunner
-from profiler.kernels.substitute import Substitutes
+from profiler.kernels.substitute import Substitutes, _convolution
 
 Tiny = Callable[[str], PreTrainedModel]
 
@@ -115,6 +115,21 @@ def test_bf16_tokens_stay_close_to_transformers(tiny: Tiny, name: str, ops) -> N
         given = static.advance()
     largest = float(eager.logits.abs().max())
     torch.testing.assert_close(given.float(), eager.logits.float(), atol=0.05 * largest, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state", [3, 4])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_convolution_of_one_token_is_the_shipped_one(dtype: torch.dtype, state: int, biased: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    token, weight = torch.randn(2, 6, 1, generator=random).to(dtype), torch.randn(6, 4, generator=random).to(dtype)
+    bias = torch.randn(6, generator=random).to(dtype) if biased else None
+    before = torch.randn(2, 6, state, generator=random).to(dtype)
+    ours, shipped = before.clone(), before.clone()
+    given = _convolution(causal_conv1d_update)(token, ours, weight, bias, "silu")
+    expected = causal_conv1d_update(token, shipped, weight, bias, "silu")
+    assert torch.equal(ours, shipped)
+    torch.testing.assert_close(given, expected)
 
 
 def test_the_model_is_as_before_when_a_step_is_over(tiny: Tiny) -> None:
