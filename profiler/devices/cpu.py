@@ -148,16 +148,16 @@ def mapped_weights_bytes() -> int | None:
 
     safetensors are mapped when they are taken as they are, and their pages come in when they are first used.
     """
+    resident, is_weights = 0, False
     try:
-        lines = SMAPS.read_text(errors="replace").splitlines()
+        with SMAPS.open(errors="replace") as lines:  # line by line: the text would be megabytes of the next peak
+            for line in lines:
+                if MAPPING.match(line):
+                    is_weights = line.rstrip().endswith(WEIGHT_FILES)
+                elif is_weights and line.startswith("Rss:"):
+                    resident += int(line.split()[1]) * 1024
     except OSError:
         return None
-    resident, is_weights = 0, False
-    for line in lines:
-        if MAPPING.match(line):
-            is_weights = line.endswith(WEIGHT_FILES)
-        elif is_weights and line.startswith("Rss:"):
-            resident += int(line.split()[1]) * 1024
     return resident
 
 

@@ -181,7 +181,7 @@ def test_a_worker_that_computes_in_silence_is_no_hang_but_has_a_time_limit(lab: 
 
 
 def test_a_slow_case_that_keeps_beating_is_no_hang(lab: Lab) -> None:
-    assert lab.cases(source(pause_s=0.1), 64, hang_s=0.6) == ["ok"]
+    assert lab.cases(source(pause_s=0.05), 64, hang_s=0.6) == ["ok"]
 
 
 def test_a_worker_that_cannot_be_killed_ends_the_use_of_its_device(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
