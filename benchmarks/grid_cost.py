@@ -5,7 +5,8 @@
 A is ``profile sweep`` over a grid of 12 cases. B is what people do without it: for each case a process that imports
 transformers, loads the checkpoint, and runs prefill and decode once for warm-up and ``reps`` times for a figure. B
 has no saved cache to go back to and prefills before every decode; A repeats prefills for their own figure, so both do
-the same number of each. A also writes every row to a store and checks memory.
+the same number of each but for warm-ups, of which A does up to five seconds a phase. A also writes every row to a
+store and checks memory.
 
 The checkpoint is ``--model``, or random weights in the shapes of Gemma 3 270M, written to a temporary folder.
 What A saves is loading, so the ratio falls as cases get longer and rises with the model: see how long one load took.

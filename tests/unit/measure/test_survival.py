@@ -342,7 +342,7 @@ def test_a_worker_without_its_parent_does_not_start() -> None:
 
 def test_the_parent_sleeps_while_a_case_runs(lab: Lab) -> None:
     model = source(pause_s=0.04)
-    lab.run(Job(make_case(64, steps=12), model), max_memory_bytes=2**30)
+    lab.run(Job(make_case(64, steps=4), model), max_memory_bytes=2**30)
     assert lab.rows[0].outcome == "ok" and lab.seconds > 1.2
     assert lab.parent_cpu_s < 0.02 * lab.seconds
 
