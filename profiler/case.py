@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 KEY_LENGTH = 16  # hex digits: 64 bits, so that a million cases collide with odds of 1 in 30 million
@@ -39,7 +39,7 @@ class Case:
     @property
     def key(self) -> str:
         """Identity by content. The shown name is no part of it: ``model_id`` says which model it is."""
-        return digest({name: value for name, value in asdict(self).items() if name != "model"})
+        return digest({name: getattr(self, name) for name in IDENTITY})
 
     @property
     def load_key(self) -> str:
@@ -66,3 +66,6 @@ class Case:
     def from_row(cls, row: dict[str, Any]) -> Case:
         """The case of a stored row; unknown fields of a newer writer are an error (TypeError)."""
         return cls(**row)
+
+
+IDENTITY = tuple(field.name for field in fields(Case) if field.name != "model")

@@ -100,7 +100,7 @@ def summarize(values: Sequence[float]) -> Summary | None:
     if n == 1:
         return Summary(1, median, None, None, None, None, None)
     low, high, rule, coverage = _order_interval(ordered) if n >= ORDER_NEEDS else _log_t_interval(ordered)
-    return Summary(n, median, low, high, rule, coverage, _stdev(ordered))
+    return Summary(n, median, low, high, rule, coverage, stdev(ordered))
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:
@@ -111,7 +111,7 @@ def percentile(ordered: Sequence[float], fraction: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
-def _stdev(values: Sequence[float]) -> float:
+def stdev(values: Sequence[float]) -> float:
     """Of a sample, n − 1. ``statistics.stdev`` counts in fractions, which takes a report over many rows seconds."""
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
@@ -139,6 +139,6 @@ def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float
     centre = statistics.fmean(logs)
     if logs[0] == logs[-1]:
         return ordered[0], ordered[-1], "log-t", COVERAGE
-    half = T_975[len(logs) - 1] * _stdev(logs) / math.sqrt(len(logs))
+    half = T_975[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs))
     median = statistics.median(ordered)  # not quite exp(centre): the interval must still hold it
     return min(math.exp(centre - half), median), max(math.exp(centre + half), median), "log-t", COVERAGE

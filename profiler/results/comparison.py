@@ -1,0 +1,157 @@
+"""Two sets of measurements side by side: the same cases, the ratio of their medians, and how sure it is.
+
+The ratio is that of the medians, B over A. Its 95 % interval is Welch's t interval (Welch 1947) of the difference between
+the mean logarithms of the two sides' repetitions, exponentiated: noise of a time is a factor, about normal in logarithms,
+whose median is then exp(mean). Degrees of freedom are rounded down to a tenth. One repetition on either side gives no
+interval.
+
+It knows the repetitions of one process a side and nothing of how much two processes, or two hours, differ. Between two
+runs of one unchanged program it may well exclude 1: a difference found here is one between these two runs.
+``profiler.gate`` is what tells a regression.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from profiler.case import Case
+from profiler.results import stats, student
+from profiler.results.difference import differences
+from profiler.results.measurement import Measurement, Phase
+
+CONFIDENCE = 0.95
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """B over A of one quantity. Without repetitions on both sides there is no interval."""
+
+    a: float  # medians
+    b: float
+    n: tuple[int, int] = (1, 1)  # repetitions of A and B
+    low: float | None = None  # ends of the 95 % interval
+    high: float | None = None
+    t: float | None = None  # distance of the mean logarithms, in standard errors; infinite where nothing varies
+    df: float | None = None
+
+    @property
+    def value(self) -> float:
+        return self.b / self.a
+
+    @property
+    def significant(self) -> bool | None:
+        """Whether the interval excludes 1; None where there is none."""
+        return None if self.low is None or self.high is None else not self.low <= 1 <= self.high
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided, of the hypothesis that nothing differs."""
+        if self.t is None or self.df is None:
+            return None
+        return 2 * student.tail(self.t, self.df) if math.isfinite(self.t) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One case on both sides, both ``ok``, with the ratios of what both have."""
+
+    a: Measurement
+    b: Measurement
+    rates: Mapping[Phase, Ratio]  # of tokens per second, so above 1 means that B is faster
+    peak: Ratio | None  # of the peak memory that decides whether it fits
+
+    @property
+    def case(self) -> Case:
+        return self.a.case
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two sets of measurements have in common, and what not."""
+
+    pairs: tuple[Pair, ...]  # in the order of A
+    failed: tuple[tuple[Measurement, Measurement], ...]  # on both sides, but not ``ok`` on both
+    only_a: tuple[Measurement, ...]
+    only_b: tuple[Measurement, ...]
+    differences: tuple[str, ...]  # of what the pairs were measured on, in words
+
+
+def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
+    """Pair ``a`` and ``b`` by the keys of their cases. Of several rows of one case the last counts."""
+    left, right = ({row.case.key: row for row in rows} for rows in (a, b))
+    both = [(row, right[key]) for key, row in left.items() if key in right]
+    ended_well = [(row, other) for row, other in both if row.outcome == other.outcome == "ok"]
+    return Comparison(
+        pairs=tuple(pair(row, other) for row, other in ended_well),
+        failed=tuple((row, other) for row, other in both if not row.outcome == other.outcome == "ok"),
+        only_a=tuple(row for key, row in left.items() if key not in right),
+        only_b=tuple(row for key, row in right.items() if key not in left),
+        differences=_differences(ended_well),
+    )
+
+
+def pair(a: Measurement, b: Measurement) -> Pair:
+    """One case measured twice."""
+    rates: dict[Phase, Ratio] = {}
+    for phase in PHASES:
+        found = ratio(stats.rates(a, phase), stats.rates(b, phase))
+        if found is not None:
+            rates[phase] = found
+    return Pair(a, b, rates, _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes))
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio | None:
+    """The ratio of the medians of positive values, B over A, with its interval; None without values on a side."""
+    if not a or not b:
+        return None
+    medians, n = (statistics.median(a), statistics.median(b)), (len(a), len(b))
+    if min(n) < 2:
+        return Ratio(*medians, n)
+    logs_a, logs_b = [math.log(each) for each in a], [math.log(each) for each in b]
+    centre = math.fsum(logs_b) / len(b) - math.fsum(logs_a) / len(a)
+    part_a, part_b = stats.stdev(logs_a) ** 2 / len(a), stats.stdev(logs_b) ** 2 / len(b)
+    error, value = math.sqrt(part_a + part_b), medians[1] / medians[0]
+    if error == 0:
+        return Ratio(*medians, n, value, value, 0.0 if value == 1 else math.inf, 1.0)
+    df = _degrees(part_a, len(a), part_b, len(b))
+    half = student.quantile(1 - (1 - CONFIDENCE) / 2, df) * error
+    low, high = math.exp(centre - half), math.exp(centre + half)
+    return Ratio(*medians, n, min(low, value), max(high, value), abs(centre) / error, df)  # value ≈ exp(centre)
+
+
+def in_words(comparison: Comparison) -> str:
+    """Why two sets have no case in common: the fields of their cases that never agree."""
+    sides = [[row.case for row in rows] for rows in (comparison.only_a, comparison.only_b)]
+    if not all(sides):
+        return "one of them is empty"
+    fields = (
+        "model_id quant dtype device backend path weights context batch steps fill threads ubatch seed".split()
+    )
+    never = [name for name in fields if not set.intersection(*({getattr(c, name) for c in side} for side in sides))]
+    return f"their cases differ in {', '.join(never)}" if never else "no case of one is in the other"
+
+
+def _exact(a: float | None, b: float | None) -> Ratio | None:
+    return Ratio(a, b) if a and b else None
+
+
+def _degrees(part_a: float, n_a: int, part_b: float, n_b: int) -> float:
+    """Welch and Satterthwaite's degrees of freedom, down to a tenth: few values, which ``quantile`` remembers."""
+    below = part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1)
+    return max(1.0, math.floor(10 * (part_a + part_b) ** 2 / below) / 10) if below > 0 else 1.0
+
+
+def _differences(pairs: Iterable[tuple[Measurement, Measurement]]) -> tuple[str, ...]:
+    """Between each two environments once: rows of one run share theirs."""
+    found: dict[str, None] = {}
+    seen: set[tuple[int, int]] = set()
+    for a, b in pairs:
+        environments = (id(a.environment), id(b.environment))
+        if environments not in seen:
+            seen.add(environments)
+            found.update(dict.fromkeys(differences(a.environment, b.environment)))
+    return tuple(found)
