@@ -32,10 +32,10 @@ INCOMPARABLE = 4
 def compare(a: str, b: str, output: str, store: Path | None) -> int:
     """Compare the cases that A and B have in common.
 
-    Each is a stored run (its id or the start of one: profile runs), a file of rows that -o jsonl or -o json printed, or
-    another store, of which the latest run is taken. Ratios are B over A: of the medians, with a 95 % interval from the
-    repetitions of both sides (Welch's t on their logarithms). Two runs of one unchanged program may differ by more than
-    their repetitions show: to tell a regression, profile gate.
+    Each is a stored run (its id or the start of one: profile runs), a file of rows that -o jsonl or -o json printed,
+    or another store, of which the latest run is taken. Ratios are B over A: of the medians, with a 95 % interval
+    from the repetitions of both sides (Welch's t on their logarithms). Two runs of one unchanged program may differ
+    by more than their repetitions show: to tell a regression, profile gate.
 
     Exit code: 0 fine, 2 usage, 4 no case that both have measured.
     """

@@ -22,8 +22,8 @@ CASES_NAMED = 12  # missing cases that a page for people lists before "and n mor
 WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
     "B ÷ A: of the medians; interval: 95 %, by Welch's t on the logarithms of both sides' repetitions.",
-    "faster, slower: it excludes 1. Two runs of one unchanged program may differ by more than their repetitions show:",
-    "profile gate tells a regression.",
+    "faster, slower: it excludes 1. Two runs of one unchanged program may differ by more than their repetitions",
+    "show: profile gate tells a regression.",
 )
 
 

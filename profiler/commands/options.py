@@ -86,9 +86,11 @@ def duration(*names: str, help: str, default: str | None = None) -> Decorator:
     )
 
 
-def share(*names: str, help: str) -> Decorator:
+def share(*names: str, help: str, default: str | None = None) -> Decorator:
     """A part of a whole such as ``2%``."""
-    return click.option(*names, callback=parsed(_some_share), metavar="PERCENT", help=help)
+    return click.option(
+        *names, callback=parsed(_some_share), metavar="PERCENT", help=help, default=default, show_default=True
+    )
 
 
 def size(*names: str, help: str) -> Decorator:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from io import FileIO
 from typing import Any
 
@@ -18,11 +19,22 @@ from profiler.measure.death import oom_kills
 from profiler.measure.protocol import LineBuffer, Load, Order, ProtocolError, encode
 
 # -P: a file of the current folder must not stand in for a library's
-COMMAND = (sys.executable, "-P", "-m", "profiler.measure.worker")
+WORKER = ("-P", "-m", "profiler.measure.worker")
+COMMAND = (sys.executable, *WORKER)
 CHUNK = 1 << 16  # bytes read at a time: what a pipe holds
 TAIL = 8 * 1024  # bytes kept of what the worker prints
 DEAD_S = 10.0  # after SIGKILL a process is gone at once, unless it hangs inside the kernel
 TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A worker of another interpreter, or of other code: what starts Python, and what its environment holds
+    besides.
+    """
+
+    python: tuple[str, ...]  # an interpreter, perhaps behind commands that become it (env, taskset)
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class WorkerProcess:
@@ -32,7 +44,7 @@ class WorkerProcess:
     ends that wait early.
     """
 
-    def __init__(self, environ: Mapping[str, str], wake_fd: int) -> None:
+    def __init__(self, environ: Mapping[str, str], wake_fd: int, launch: Launch | None = None) -> None:
         self.load: Load | None = None  # known once the model is there
         self.broken: str | None = None  # why its messages can no longer be read
         self.closed = False  # it has closed its end
@@ -43,7 +55,7 @@ class WorkerProcess:
         self._printed = bytearray()
         self._unsent = b""
         with ExitStack() as opened:
-            self._start(environ, opened)
+            self._start(environ, launch, opened)
             self._pid_fd = os.pidfd_open(self.pid)
             opened.callback(os.close, self._pid_fd)
             self._selector = opened.enter_context(selectors.DefaultSelector())
@@ -53,17 +65,18 @@ class WorkerProcess:
             self._listen(wake_fd, lambda: os.read(wake_fd, CHUNK))
             self._opened = opened.pop_all()
 
-    def _start(self, environ: Mapping[str, str], opened: ExitStack) -> None:
+    def _start(self, environ: Mapping[str, str], launch: Launch | None, opened: ExitStack) -> None:
+        command = COMMAND if launch is None else (*launch.python, *WORKER)
         with ExitStack() as theirs:
             orders, self._orders = _pipe(theirs, opened)
             self._messages, messages = _pipe(opened, theirs)
             self._process = subprocess.Popen(
-                [*COMMAND, str(orders.fileno()), str(messages.fileno()), str(os.getpid())],
+                [*command, str(orders.fileno()), str(messages.fileno()), str(os.getpid())],
                 bufsize=0,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=dict(environ),
+                env={**environ, **(launch.environ if launch else {})},
                 pass_fds=(orders.fileno(), messages.fileno()),
                 start_new_session=True,
             )

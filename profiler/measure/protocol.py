@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from profiler.case import Case
@@ -20,6 +20,27 @@ from profiler.models.source import Source
 from profiler.results.measurement import Memory
 from profiler.units import bytes_text
 
+FIRST = frozenset(  # fields of Case and Effort that every worker has always known
+    [
+        "model",
+        "model_id",
+        "weights",
+        "quant",
+        "dtype",
+        "device",
+        "backend",
+        "path",
+        "context",
+        "batch",
+        "steps",
+        "fill",
+        "ubatch",
+        "threads",
+        "seed",
+        "reps",
+        "max_phase_s",
+    ]
+)
 MAX_LINE = 16 * 1024**2  # bytes; a million step times, or a config.json larger than any real one
 
 
@@ -54,12 +75,12 @@ class Order:
     max_memory_bytes: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON content."""
+        """Plain JSON content, such that a worker of an earlier version understands it wherever that can be."""
         source = {name: getattr(self.source, name) for name in ("kind", "location", "revision")}
         return {
-            "case": asdict(self.case),
+            "case": _said(self.case),
             "source": source | {"config": dict(self.source.config)},
-            "effort": asdict(self.effort),
+            "effort": _said(self.effort),
             "max_memory_bytes": self.max_memory_bytes,
         }
 
@@ -68,6 +89,14 @@ class Order:
         """The inverse of ``to_json``."""
         case, source, effort = Case(**message["case"]), Source(**message["source"]), Effort(**message["effort"])
         return cls(case, source, effort, message["max_memory_bytes"])
+
+
+def _said(content: Case | Effort) -> dict[str, Any]:
+    """Without fields that came after the first release and are as by default: an earlier worker does not know
+    them.
+    """
+    every = {each.name: (getattr(content, each.name), each.default) for each in fields(content)}
+    return {name: value for name, (value, usual) in every.items() if name in FIRST or value != usual}
 
 
 def encode(message: Mapping[str, Any], finite: bool = True) -> bytes:

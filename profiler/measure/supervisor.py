@@ -16,7 +16,7 @@ from profiler.case import Case
 from profiler.measure.effort import Effort
 from profiler.measure.environ import worker_environment
 from profiler.measure.interrupt import Interrupts
-from profiler.measure.process import WorkerProcess
+from profiler.measure.process import Launch, WorkerProcess
 from profiler.measure.protocol import Order, ProtocolError
 from profiler.measure.watch import Limits, OnBeat, Stopped, Watch
 from profiler.models.source import Source
@@ -82,9 +82,10 @@ class Supervisor:
         environment: dict[str, Any],
         on_beat: OnBeat,
         interrupts: Interrupts,
+        launch: Launch | None = None,
     ) -> None:
         self._effort, self._limits, self._environment = effort, limits, environment
-        self._on_beat, self._interrupts = on_beat, interrupts
+        self._on_beat, self._interrupts, self._launch = on_beat, interrupts, launch
         self._worker: WorkerProcess | None = None
         self._first: Case  # the case the worker was started for: it fixes model and device
         self._too_large: list[Case] = []  # ran out of memory after their model was loaded
@@ -136,7 +137,7 @@ class Supervisor:
             if self._first.load_key != case.load_key or not self._worker.usable:
                 self.finish_worker()
         if self._worker is None:
-            self._worker = WorkerProcess(worker_environment(os.environ), self._interrupts.wake_fd)
+            self._worker = WorkerProcess(worker_environment(os.environ), self._interrupts.wake_fd, self._launch)
             self._first = case
         return self._worker
 
@@ -152,6 +153,11 @@ class Supervisor:
             self._unloadable[row.case.load_key] = f"the model {what}: {row.reason}"
         elif row.outcome == "oom":
             self._too_large.append(row.case)
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether a process of this one may hold a model."""
+        return self._worker is not None
 
     def finish_worker(self) -> None:
         """Let the worker free its model and end; the next one needs the memory."""

@@ -1,12 +1,12 @@
 """Two sets of measurements side by side: the same cases, the ratio of their medians, and how sure it is.
 
-The ratio is that of the medians, B over A. Its 95 % interval is Welch's t interval (Welch 1947) of the difference between
-the mean logarithms of the two sides' repetitions, exponentiated: noise of a time is a factor, about normal in logarithms,
-whose median is then exp(mean). Degrees of freedom are rounded down to a tenth. One repetition on either side gives no
-interval.
+The ratio is that of the medians, B over A. Its 95 % interval is Welch's t interval (Welch 1947) of the difference
+between the mean logarithms of the two sides' repetitions, exponentiated: noise of a time is a factor, about normal
+in logarithms, whose median is then exp(mean). Degrees of freedom are rounded down to a tenth. One repetition on
+either side gives no interval.
 
-It knows the repetitions of one process a side and nothing of how much two processes, or two hours, differ. Between two
-runs of one unchanged program it may well exclude 1: a difference found here is one between these two runs.
+It knows the repetitions of one process a side and nothing of how much two processes, or two hours, differ. Between
+two runs of one unchanged program it may well exclude 1: a difference found here is one between these two runs.
 ``profiler.gate`` is what tells a regression.
 """
 
@@ -128,9 +128,22 @@ def in_words(comparison: Comparison) -> str:
     sides = [[row.case for row in rows] for rows in (comparison.only_a, comparison.only_b)]
     if not all(sides):
         return "one of them is empty"
-    fields = (
-        "model_id quant dtype device backend path weights context batch steps fill threads ubatch seed".split()
-    )
+    fields = [
+        "model_id",
+        "quant",
+        "dtype",
+        "device",
+        "backend",
+        "path",
+        "weights",
+        "context",
+        "batch",
+        "steps",
+        "fill",
+        "threads",
+        "ubatch",
+        "seed",
+    ]
     never = [name for name in fields if not set.intersection(*({getattr(c, name) for c in side} for side in sides))]
     return f"their cases differ in {', '.join(never)}" if never else "no case of one is in the other"
 

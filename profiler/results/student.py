@@ -1,7 +1,7 @@
 """Student's t distribution without scipy: tail and quantile, for tests of a few repetitions or pairs.
 
-The tail is a regularized incomplete beta function, P(T > t) = ½ · I(ν / (ν + t²); ν/2, ½) for t ≥ 0 (Abramowitz & Stegun
-26.7.1), by its continued fraction (NIST DLMF 8.17.22) in Lentz's form.
+The tail is a regularized incomplete beta function, P(T > t) = ½ · I(ν / (ν + t²); ν/2, ½) for t ≥ 0 (Abramowitz &
+Stegun 26.7.1), by its continued fraction (NIST DLMF 8.17.22) in Lentz's form.
 """
 
 from __future__ import annotations

@@ -1,0 +1,253 @@
+"""``profile gate``: did a change make it slower or larger? Two sides in turns, or a stored baseline."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from profiler import devices
+from profiler.commands import gate_page, options
+from profiler.commands.habits import MeasuringCommand
+from profiler.commands.progress import say
+from profiler.devices.base import DeviceInfo
+from profiler.errors import ProfileError
+from profiler.gate import baseline, calibration, cell, preflight
+from profiler.gate import side as sides
+from profiler.gate.bench import Interrupted, WorkerBench
+from profiler.gate.block import METRICS, clock_of
+from profiler.gate.pairs import DELTA, Rule
+from profiler.gate.trial import MOST_CELLS, Plan, Trial
+from profiler.gate.verdict import Verdict, exit_code, worst
+from profiler.measure.supervisor import Job
+from profiler.measure.watch import Limits
+from profiler.plan.request import Request, Work, work
+from profiler.results import environment
+from profiler.results.environment import environment_key
+from profiler.results.redact import redact_json
+
+REPS = 5  # of a block: its value is their median, and a median of fewer is moved by one slow repetition
+INTERRUPTED = 130
+MAX_THREADS = 4096
+FORMATS = gate_page.FORMATS
+
+
+@click.command("gate", cls=MeasuringCommand)
+@click.option(
+    "--base", metavar="REV|VENV|CMD", help="The side to compare with: a git revision, an environment, a command."
+)
+@click.option(
+    "--candidate", metavar="REV|VENV|CMD", help="The side that is judged. [default: what is installed here]"
+)
+@click.option("--baseline", "stored", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="A stored baseline: bytes and tokens exactly, times bluntly.")  # fmt: skip
+@click.option("--accept", is_flag=True, help="Write what is measured now into --baseline. Nothing else ever does.")
+@options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
+@options.many("-q", "--quant", "quants", metavar="QUANT", help="Quantizations: bf16, nf4 … [default: the device's]")
+@options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens in cache before decode. [default: 512]")
+@options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
+@options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
+@options.count("-r", "--reps", help=f"Repetitions of each phase in a block. [default: {REPS}]")
+@options.share("--delta", default=f"{100 * DELTA:g}%", help="Slowdown that is a regression.")
+@options.many("--metric", "metrics", metavar="METRIC", help="prefill, decode: times to gate. [default: both]")
+@options.choice(
+    "--inconclusive", ("fail", "warn"), default="fail", help="Whether an undecided gate ends with 3 or 0."
+)
+@options.device()
+@options.chosen("--backend", folder="backends", default="hf", help="What runs the models.")
+@options.choice("--path", ("eager", "static", "graph"), default="eager", help="How decode runs.")
+@options.choice("--weights", ("auto", "real", "synthetic"), default="auto", help="auto: real where they are here.")
+@options.choice("--fill", ("prefill", "synthetic"), help="What gives the cache its depth. [default: prefill]")
+@options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: the backend's choice]")
+@options.duration("--max-phase", "max_phase_s", help="No repetition of a phase starts after this. [default: 60s]")
+@options.duration("--wait", "wait_s", default="60s", help="How long to wait for a quiet machine.")
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", help="Of the order within pairs. [default: drawn, and kept]"
+)
+@click.option("--record", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Keep every block that ran as JSON, those that do not count too.")  # fmt: skip
+@click.option("-o", "--output", type=click.Choice(FORMATS, case_sensitive=False), default="table", show_default=True,
+              help="Format on stdout.")  # fmt: skip
+def gate(
+    base: str | None,
+    candidate: str | None,
+    stored: Path | None,
+    accept: bool,
+    delta: float,
+    metrics: tuple[str, ...],
+    inconclusive: str,
+    device: str | None,
+    wait_s: float,
+    seed: int | None,
+    record: Path | None,
+    output: str,
+    **asked: Any,
+) -> int:
+    """Tell whether a change made inference slower or larger.
+
+    With --base, both sides run in turns in worker processes, in pairs whose order is drawn: after 6, 10 and 16 pairs
+    a test says slower (FAIL), not slower (PASS), or goes on; a FAIL must fail again in fresh processes. On a CPU the
+    metric is CPU time. With --baseline, bytes and tokens are compared with a stored file, times only bluntly.
+
+    Exit code: 0 PASS, 1 FAIL, 2 usage, 3 inconclusive, 4 incomparable, 130 interrupted.
+    """
+    _check(base, candidate, stored, accept, asked["models"])
+    found = devices.find(device)
+    task = work(Request(**asked | {"reps": asked["reps"] or REPS}), found, found.free_bytes, say)
+    jobs = tuple(Job(point.case, point.source) for point in task.points)
+    if len(jobs) > MOST_CELLS:
+        raise ProfileError(
+            f"{len(jobs)} cells are more than the {MOST_CELLS} that a gate can tell apart from chance",
+            "Gate the cells that matter; profile sweep and profile compare show the others.",
+        )
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    chosen = _metrics(metrics)
+    run = Gate(found, task, jobs, Rule(delta), chosen, seed, wait_s)
+    try:
+        with tempfile.TemporaryDirectory(prefix="profile-gate-") as scratch:
+            verdicts = run.pairs(base, candidate, Path(scratch)) if base else []
+            verdicts += run.standing(stored, accept) if stored else []
+    except Interrupted:
+        say("interrupted: there is no verdict")
+        return INTERRUPTED
+    content = run.content(verdicts)
+    if record is not None:
+        gate_page.keep(record, content)
+    click.echo(gate_page.render(content, verdicts, output), nl=False)
+    return exit_code(worst(verdicts), inconclusive == "fail")
+
+
+class Gate:
+    """One gate on one device, and all that is known about it at the end."""
+
+    def __init__(
+        self,
+        device: DeviceInfo,
+        task: Work,
+        jobs: tuple[Job, ...],
+        rule: Rule,
+        metrics: tuple[Any, ...],
+        seed: int,
+        wait_s: float,
+    ) -> None:
+        self._device, self._task, self._jobs, self._rule = device, task, jobs, rule
+        self._metrics, self._seed, self._wait_s = metrics, seed, wait_s
+        self._environment = redact_json(environment.snapshot(device))
+        self._notes: list[str] = []
+        self._kept: list[dict[str, Any]] = []
+        self._sides: dict[str, Any] = {}
+
+    def pairs(self, base: str, candidate: str | None, scratch: Path) -> list[Verdict]:
+        """Both sides in turns."""
+        left = sides.resolve(base, scratch)
+        right = sides.resolve(candidate, scratch) if candidate else sides.here()
+        self._note_sides(left, right)
+        obstacles = preflight.wait(self._device, self._clock, say, self._wait_s)
+        if obstacles:
+            reason = "; ".join(obstacles)
+            return [Verdict(job.case.label, "machine", "INCONCLUSIVE", reason, "free it") for job in self._jobs]
+        plan = Plan(self._jobs, self._rule, self._seed, self._metrics, *self._calibrations(left))
+        with self._bench() as bench:
+            return Trial(plan, bench, left, right, say, self._kept).run()
+
+    def standing(self, path: Path, accept: bool) -> list[Verdict]:
+        """Each cell by itself, against the file; or into it."""
+        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
+        with self._bench() as bench:
+            here = sides.here()
+            cells = [
+                cell.measure(_name(job), job, bench, here, self._environment, self._metrics) for job in self._jobs
+            ]
+        if accept:
+            return self._accept(path, known, cells)
+        found = [verdict for each in cells for verdict in cell.against(each, known, self._rule, self._metrics)]
+        return found + cell.missing(known, [each.name for each in cells])
+
+    def _accept(self, path: Path, known: baseline.Baseline, cells: Sequence[cell.Cell]) -> list[Verdict]:
+        """Write the cells, unless one failed: a baseline holds no failures."""
+        failed = [each for each in cells if each.failed is not None]
+        if failed:
+            return [verdict for each in failed for verdict in cell.against(each, known, self._rule, self._metrics)]
+        same = {each.name: cell.adds_up(each, known) for each in cells}
+        baseline.write(path, known.accepted({each.name: each.entry() for each in cells}, same))
+        words = {True: "accepted as one more session", False: "accepted"}
+        return [Verdict(each.name, "case", "PASS", words[same[each.name]]) for each in cells]
+
+    def content(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+        """Everything, as plain JSON."""
+        whole: dict[str, Any] = redact_json(
+            {
+                "schema": 1,
+                "word": worst(verdicts),
+                "rule": asdict(self._rule),
+                "seed": self._seed,
+                "effort": asdict(self._task.effort),
+                "clock": self._clock,
+                "sides": self._sides,
+                "notes": self._notes,
+                "cases": [asdict(job.case) | {"key": job.case.key} for job in self._jobs],
+                "environment": self._environment,
+                "verdicts": [verdict.to_json() for verdict in verdicts],
+                "blocks": self._kept,
+            }
+        )
+        return whole
+
+    @property
+    def _clock(self) -> str:
+        return clock_of(self._device.name)
+
+    def _bench(self) -> WorkerBench:
+        return WorkerBench(self._task.effort, Limits(), self._environment, self._seed)
+
+    def _note_sides(self, base: sides.Side, candidate: sides.Side) -> None:
+        self._sides = {
+            name: {"name": side.name, "command": list(side.launch.python), "facts": dict(side.facts)}
+            for name, side in (("base", base), ("candidate", candidate))
+        }
+        self._notes += sides.differences(base, candidate)
+        if sides.is_same(base, candidate):
+            self._notes.append("both sides are the same code in the same environment: this gate tests itself")
+
+    def _calibrations(self, base: sides.Side) -> tuple[Any, Any]:
+        kept = calibration.Calibrations(calibration.default_folder())
+        here, effort = environment_key(self._environment), asdict(self._task.effort)
+        identity = {"command": list(base.launch.python), "name": base.name, **base.facts}
+
+        def key(job: Job) -> str:
+            return calibration.key_of(job.case.key, here, identity, effort)
+
+        return (lambda job: kept.find(key(job))), (lambda job, found: kept.keep(key(job), found))
+
+
+def _check(base: str | None, candidate: str | None, stored: Path | None, accept: bool, models: Sequence[str]) -> None:
+    """What cannot be meant."""
+    if base is None and stored is None:
+        raise ProfileError(
+            "there is nothing to compare with",
+            "Name a side: --base HEAD~1, --base ../old/.venv; or --baseline FILE (made with --accept).",
+        )
+    if accept and (stored is None or base is not None):
+        raise ProfileError("--accept writes a baseline, and goes with --baseline FILE alone")
+    if candidate is not None and base is None:
+        raise ProfileError("--candidate goes with --base")
+    if not models:
+        raise ProfileError("no model is named", "-m MODEL: profile models lists the catalog.")
+
+
+def _metrics(names: Sequence[str]) -> tuple[Any, ...]:
+    chosen = [word for value in names for word in value.split(",") if word]
+    unknown = [word for word in chosen if word not in METRICS]
+    if unknown:
+        raise ProfileError(f"--metric: {unknown[0]!r} is none", f"Known: {', '.join(METRICS)}.")
+    return tuple(metric for metric in METRICS if not chosen or metric in chosen)
+
+
+def _name(job: Job) -> str:
+    """The name of a cell in a baseline: to people its label, to us its key."""
+    return f"{job.case.label} n={job.case.steps} {job.case.key}"

@@ -1,0 +1,65 @@
+"""A block: one order to one warm process, and the figures that a gate takes from its row."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from profiler.results.measurement import Measurement, Phase
+
+Clock = Literal["cpu", "wall"]
+METRICS: tuple[Phase, ...] = ("prefill", "decode")
+PRESSED = {"prefill-cpu-pressure", "decode-cpu-pressure"}  # cautions that spoil a wall clock, not a count of CPU time
+SPOILT = {"throttled", "foreign-process", "clocks"}  # cautions that spoil any clock
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one process gave for one cell."""
+
+    side: str  # base | candidate
+    process: int  # which one of this gate, from 1
+    row: Measurement
+
+    def seconds(self, metric: Phase, clock: Clock) -> float | None:
+        """Median seconds of a repetition; None where the phase or the clock is missing, or the clock stood still."""
+        times = [sample.cpu_s if clock == "cpu" else sample.seconds for sample in self.row.of(metric)]
+        known = [value for value in times if value is not None]
+        if not known or len(known) < len(times) or min(known) <= 0:
+            return None
+        return statistics.median(known)
+
+    def spoilt(self, clock: Clock) -> str | None:
+        """Why its times mean nothing, in words: something outside took part."""
+        codes = SPOILT | (PRESSED if clock == "wall" else set())
+        texts = [caution.text for caution in self.row.cautions if caution.code in codes]
+        return "; ".join(texts) or None
+
+
+def clock_of(device: str) -> Clock:
+    """A CPU's gate counts CPU time, which other programs change far less than the time on the wall."""
+    return "cpu" if device.partition(":")[0] == "cpu" else "wall"
+
+
+def record(stage: str, pair: int, blocks: Sequence[Block], spoilt: str | None) -> list[dict[str, Any]]:
+    """What is kept of the blocks of one pair, in the order they ran: raw seconds, and why they do not count."""
+    return [
+        {
+            "stage": stage,
+            "pair": pair,
+            "place": place,  # 0: ran first
+            "side": block.side,
+            "process": block.process,
+            "key": block.row.case.key,
+            "outcome": block.row.outcome,
+            "reason": block.row.reason,
+            "invalid": spoilt,
+            "started_at": block.row.started_at,
+            "seconds": {metric: [s.seconds for s in block.row.of(metric)] for metric in METRICS},
+            "cpu_seconds": {metric: [s.cpu_s for s in block.row.of(metric)] for metric in METRICS},
+            "cautions": [caution.code for caution in block.row.cautions],
+        }
+        for place, block in enumerate(blocks)
+    ]

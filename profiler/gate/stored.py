@@ -1,0 +1,95 @@
+"""Times against a stored baseline, and what that can and cannot say.
+
+A stored time was taken at another hour, by other processes. Between such sessions one unchanged program differs by
+more than any interval of either shows, so this rule is far blunter than pairs measured side by side:
+
+    FAIL          the lower t bound of now ÷ baseline is above τ
+    PASS          the upper t bound is below 1 + δ
+    inconclusive  anything between: measure both sides (``profile gate --base``)
+
+τ comes from at least ten accepted sessions of the same machine: the larger of 1 + δ and (Q3 + 3 IQR) ÷ median of
+their medians, Tukey's far-out fence. With fewer, nobody knows how much sessions differ, and τ is 1.5. Another
+machine, driver, library or setting is incomparable, and so is another number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from profiler.gate import reference
+from profiler.gate.baseline import Entry
+from profiler.gate.pairs import Rule
+from profiler.gate.state import percent
+from profiler.gate.verdict import Verdict
+from profiler.results import student
+from profiler.results.difference import differences
+from profiler.results.stats import percentile
+
+ENOUGH = 10  # sessions whose quartiles say something
+FEW = 0.5  # slowdown that one session can show: CPU time of one program differed by 8 % (sd) between processes on a
+# machine under full load, and 3 IQR of that are a third
+SETTLE = "measure both sides in turns: profile gate --base"
+
+
+def threshold(entry: Entry, metric: str, rule: Rule) -> float:
+    """τ − 1: the slowdown from which a stored time says FAIL."""
+    medians = sorted(
+        statistics.median(session.blocks[metric]) for session in entry.sessions if metric in session.blocks
+    )
+    if len(medians) < ENOUGH:
+        return max(rule.delta, FEW)
+    first, third = percentile(medians, 0.25), percentile(medians, 0.75)
+    return max(rule.delta, (third + 3 * (third - first)) / statistics.median(medians) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What was measured of one metric."""
+
+    blocks: Sequence[float]  # median seconds of each
+    clock: str
+    environment: Mapping[str, object]
+    threads: int | None
+    reference_s: float | None
+
+
+def verdict(cell: str, metric: str, entry: Entry, now: Now, rule: Rule) -> Verdict:
+    """Of one metric against what is stored of it."""
+    name, changed = f"{metric}_{now.clock}_s", differences(entry.environment, now.environment)
+    if now.threads != entry.threads:
+        changed.append(f"threads {entry.threads} → {now.threads}")
+    if changed:
+        return Verdict(
+            cell, name, "INCOMPARABLE", f"not the machine of the baseline: {'; '.join(changed[:4])}", SETTLE
+        )
+    history = [s for s in entry.sessions if s.clock == now.clock and len(s.blocks.get(metric, ())) > 1]
+    if not history:
+        return Verdict(cell, name, "INCOMPARABLE", "the baseline has no such times", "--accept")
+    if len(now.blocks) < 2:
+        return Verdict(cell, name, "INCONCLUSIVE", "too few blocks without work from outside", "free the machine")
+    before = statistics.median(statistics.median(session.blocks[metric]) for session in history)
+    mean, low, high = (math.exp(value) for value in _bounds([math.log(t / before) for t in now.blocks], rule.alpha))
+    tau = threshold(entry, metric, rule)
+    figures = {"ratio": mean, "low": low, "high": high, "delta": rule.delta, "before": before}
+    figures |= {"now": statistics.median(now.blocks), "detectable": tau}
+    slower = reference.slower(history[-1].reference_s, now.reference_s)
+    if high < 1 + rule.delta:
+        reason = f"not slower by {percent(rule.delta)} than when it was stored"
+        return Verdict(cell, name, "PASS", reason, **figures)
+    if low > 1 + tau and slower is None:
+        reason = f"slower than {len(history)} stored session{'s' * (len(history) > 1)} by more than {percent(tau)}"
+        return Verdict(cell, name, "FAIL", reason, f"to be sure, {SETTLE}", **figures)
+    reason = f"a stored time tells slowdowns from {percent(tau)} here"
+    if slower is not None:
+        reason = f"the machine itself does fixed work {percent(slower)} slower than when it was stored"
+    return Verdict(cell, name, "INCONCLUSIVE", reason, SETTLE, **figures)
+
+
+def _bounds(logs: Sequence[float], alpha: float) -> tuple[float, float, float]:
+    """Mean and one-sided t bounds."""
+    mean, sd = math.fsum(logs) / len(logs), statistics.stdev(logs)
+    half = student.quantile(1 - alpha, len(logs) - 1) * sd / math.sqrt(len(logs)) if sd else 0.0
+    return mean, mean - half, mean + half
