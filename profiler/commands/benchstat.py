@@ -55,7 +55,7 @@ def _side(row: Measurement, phase: Phase) -> str:
     summary = stats.rate(row, phase)
     assert summary is not None  # both sides have this phase
     spread = "∞" if summary.relative_half is None else f"{100 * summary.relative_half:.0f}%"
-    return f"{significant(summary.median, 4).replace(',', '')} ± {spread}"
+    return f"{_plain(summary.median)} ± {spread}"
 
 
 def _change(ratio: Ratio) -> str:
@@ -68,7 +68,11 @@ def _change(ratio: Ratio) -> str:
 
 def _geomean(ratios: Sequence[Ratio]) -> tuple[str, str, str]:
     a, b = (math.exp(math.fsum(map(math.log, sides)) / len(ratios)) for sides in _medians(ratios))
-    return (*(significant(value, 4).replace(",", "") for value in (a, b)), f"{100 * (b / a - 1):+.2f}%")
+    return _plain(a), _plain(b), f"{100 * (b / a - 1):+.2f}%"
+
+
+def _plain(value: float) -> str:
+    return significant(value, 4).replace(",", "")
 
 
 def _medians(ratios: Sequence[Ratio]) -> tuple[list[float], list[float]]:

@@ -10,17 +10,16 @@ from typing import Any
 
 from profiler.commands import listing
 from profiler.errors import ProfileError
-from profiler.gate.state import percent
+from profiler.gate import page
 from profiler.gate.verdict import Verdict
 from profiler.reports.base import plain
-from profiler.units import UNKNOWN, printable, significant
+from profiler.units import UNKNOWN, printable
 
 FORMATS = listing.FORMATS
-WIDTH = 118
 LEGEND = (
-    "Ratios are candidate ÷ base: above 1 is worse. The interval is that of the decision: each end is a one-sided t bound"
-    " at a third of 5 %. s: how much equal sides differ from pair to pair here; MDE: the slowdown that nine of ten such"
-    " gates find. FAIL: beyond noise, and mean and median at least δ, and most pairs worse; confirmed once."
+    "Ratios are candidate ÷ base: above 1 is worse. An end of an interval is a one-sided t bound at a third of 5 %, as"
+    " the decision needs. s: how much equal sides differ from pair to pair here. MDE: the slowdown that nine of ten"
+    " such gates find. FAIL: beyond noise, and mean and median at least δ, and most pairs worse; twice."
 )
 
 
@@ -28,22 +27,20 @@ def render(content: Mapping[str, Any], verdicts: Sequence[Verdict], output: str)
     """In a format of ``FORMATS``, newline included. json has every block; the others have the verdicts."""
     if output == "json":
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
-    rows = [_row(verdict) for verdict in content["verdicts"]]
     if output in ("jsonl", "csv"):
+        rows = [_row(verdict) for verdict in content["verdicts"]]
         return listing.render([_safe(row) for row in rows] if output == "csv" else rows, dict, output)
-    table = listing.render(rows, _cells, output)
-    counted = {word: sum(v.word == word for v in verdicts) for word in dict.fromkeys(v.word for v in verdicts)}
-    lines = [f"{content['word']}: {', '.join(f'{count} {word}' for word, count in counted.items()) or 'no cells'}"]
+    lines = [page.headline(verdicts)]
     for name, side in content["sides"].items():
-        lines.append(f"{name}: {plain(side['name'])}, {plain(side['facts'].get('executable') or UNKNOWN)}")
+        lines.append(f"{name}: {plain(side['name'])}; {plain(side['facts'].get('executable') or UNKNOWN)}")
     lines += [f"  {plain(note)}" for note in content["notes"]]
-    lines += ["", *table.splitlines(), *_reasons(verdicts)]
-    if content["sides"]:
-        spoilt = sum(1 for block in content["blocks"] if block["invalid"]) // 2
-        said = f"{len(content['blocks'])} blocks of {content['effort']['reps']} repetitions, {content['clock']} time"
-        lines += ["", f"{said}, seed {content['seed']}" + (f"; {spoilt} pairs did not count" if spoilt else "")]
-        lines += textwrap.wrap(LEGEND, WIDTH)
-    return "\n".join(lines) + "\n"
+    if output == "md":
+        lines += ["", *listing.render([{"verdict": v} for v in verdicts], _cells, "md").splitlines()]
+    else:
+        lines += ["", *page.table(verdicts)]
+    said = page.reasons(verdicts)
+    lines += ["", *said] if said else []
+    return "\n".join([*lines, *_legend(content)]) + "\n"
 
 
 def keep(path: Path, content: Mapping[str, Any]) -> None:
@@ -54,52 +51,24 @@ def keep(path: Path, content: Mapping[str, Any]) -> None:
         raise ProfileError(f"{printable(path)} cannot be written: {printable(error.strerror)}") from None
 
 
-def _row(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict without the evidence, which only json has room for."""
-    return {name: value for name, value in verdict.items() if name not in ("evidence", "confirmation")}
+def _legend(content: Mapping[str, Any]) -> list[str]:
+    """How much was measured, and what the figures mean; only pairs have such."""
+    if not content["blocks"]:
+        return []
+    spoilt = sum(1 for block in content["blocks"] if block["invalid"]) // 2
+    said = f"{len(content['blocks'])} blocks of {content['effort']['reps']} repetitions, {content['clock']} time"
+    said += f", seed {content['seed']}" + (f"; {spoilt} pairs did not count" if spoilt else "")
+    return ["", said, *textwrap.wrap(LEGEND, page.WIDTH)]
 
 
 def _cells(row: listing.Row) -> dict[str, str]:
-    return {
-        "cell": plain(row["cell"], 60),
-        "metric": plain(row["metric"]),
-        "verdict": row["word"],
-        "ratio": UNKNOWN if row["ratio"] is None else significant(row["ratio"], 4),
-        "interval": _interval(row["low"], row["high"]),
-        "pairs": UNKNOWN if row["pairs"] is None else str(row["pairs"]),
-        "δ": _share(row["delta"]),
-        "s": _share(row["noise"]),
-        "MDE": _share(row["detectable"]),
-    }
+    texts = page.cells(row["verdict"])
+    return {title: text.replace("<", "&lt;") for title, text in texts.items()}
 
 
-def _reasons(verdicts: Sequence[Verdict]) -> list[str]:
-    """What is not a plain PASS, in words, with what to do."""
-    lines: list[str] = []
-    for verdict in verdicts:
-        if verdict.word != "PASS" or verdict.advice:
-            text = f"{plain(verdict.cell)} {plain(verdict.metric)}: {plain(verdict.reason, 400)}{_again(verdict)}"
-            text += f". What to do: {plain(verdict.advice)}" if verdict.advice else ""
-            lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
-    return ["", *lines] if lines else []
-
-
-def _again(verdict: Verdict) -> str:
-    """The interval of the confirmation, beside that of the decision in the table."""
-    import math
-
-    found = verdict.confirmation
-    return "" if found is None else f" ({_interval(math.exp(found.low), math.exp(found.high))})"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return UNKNOWN
-    return f"{significant(low, 4)}–{significant(high, 4)}"
-
-
-def _share(value: float | None) -> str:
-    return UNKNOWN if value is None else percent(value)
+def _row(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """A verdict without the evidence, which only json has room for."""
+    return {name: value for name, value in verdict.items() if name not in ("evidence", "confirmation")}
 
 
 def _safe(row: dict[str, Any]) -> dict[str, Any]:

@@ -51,12 +51,18 @@ class Cell:
 
 
 def measure(
-    name: str, job: Job, bench: Bench, side: Side, environment: Mapping[str, Any], metrics: Sequence[Phase]
+    name: str,
+    job: Job,
+    bench: Bench,
+    side: Side,
+    environment: Mapping[str, Any],
+    metrics: Sequence[Phase],
+    count: int = BLOCKS,
 ) -> Cell:
     """Blocks of one cell, from two processes in turns; it ends with the first that fails."""
     bench.start((side, side))
     blocks: list[Block] = []
-    for number in range(BLOCKS):
+    for number in range(count):
         blocks.append(bench.block(number % 2, job))
         if blocks[-1].row.outcome != "ok":
             break
@@ -67,7 +73,8 @@ def measure(
         if known and None not in known:
             times[metric] = tuple(value for value in known if value is not None)
     rows = tuple(block.row for block in blocks)
-    return Cell(name, job, environment, rows, times, None if _invented(job) else reference.seconds())
+    timed = count > 1 and not _invented(job)
+    return Cell(name, job, environment, rows, times, reference.seconds() if timed else None)
 
 
 def against(cell: Cell, baseline: Baseline, rule: Rule, metrics: Sequence[Phase]) -> list[Verdict]:

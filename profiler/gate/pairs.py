@@ -91,7 +91,7 @@ def decide(found: Evidence, rule: Rule, significant: bool | None = None) -> Deci
 
 def sign_p(worse: int, n: int) -> float:
     """P(at least ``worse`` of ``n`` fair coins)."""
-    return sum(math.comb(n, k) for k in range(worse, n + 1)) / 2**n
+    return sum(math.comb(n, k) for k in range(worse, n + 1)) / float(2**n)
 
 
 def detectable(sd: float, rule: Rule) -> float:

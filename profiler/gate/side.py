@@ -91,7 +91,7 @@ def differences(base: Side, candidate: Side) -> list[str]:
 
 def is_same(base: Side, candidate: Side) -> bool:
     """Whether nothing tells the sides apart: then a gate compares a program with itself."""
-    told = ("executable", "prefix", "code", "libraries")
+    told = ("prefix", "code", "libraries")
     return base.launch.environ == candidate.launch.environ and (
         len(base.launch.python) == len(candidate.launch.python) == 1
         and [base.facts.get(name) for name in told] == [candidate.facts.get(name) for name in told]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profiler.gate import reference
 from profiler.gate.baseline import Entry
@@ -73,19 +73,23 @@ def verdict(cell: str, metric: str, entry: Entry, now: Now, rule: Rule) -> Verdi
     before = statistics.median(statistics.median(session.blocks[metric]) for session in history)
     mean, low, high = (math.exp(value) for value in _bounds([math.log(t / before) for t in now.blocks], rule.alpha))
     tau = threshold(entry, metric, rule)
-    figures = {"ratio": mean, "low": low, "high": high, "delta": rule.delta, "before": before}
-    figures |= {"now": statistics.median(now.blocks), "detectable": tau}
     slower = reference.slower(history[-1].reference_s, now.reference_s)
+    found = Verdict(
+        cell, name, "INCONCLUSIVE", f"a stored time tells slowdowns from {percent(tau)} here", SETTLE,
+        ratio=mean, low=low, high=high, delta=rule.delta, detectable=tau, before=before,
+        now=statistics.median(now.blocks),
+    )  # fmt: skip
     if high < 1 + rule.delta:
         reason = f"not slower by {percent(rule.delta)} than when it was stored"
-        return Verdict(cell, name, "PASS", reason, **figures)
-    if low > 1 + tau and slower is None:
-        reason = f"slower than {len(history)} stored session{'s' * (len(history) > 1)} by more than {percent(tau)}"
-        return Verdict(cell, name, "FAIL", reason, f"to be sure, {SETTLE}", **figures)
-    reason = f"a stored time tells slowdowns from {percent(tau)} here"
+        return replace(found, word="PASS", reason=reason, advice=None)
     if slower is not None:
         reason = f"the machine itself does fixed work {percent(slower)} slower than when it was stored"
-    return Verdict(cell, name, "INCONCLUSIVE", reason, SETTLE, **figures)
+        return replace(found, reason=reason)
+    if low > 1 + tau:
+        sessions = f"{len(history)} stored session{'s' * (len(history) > 1)}"
+        reason = f"slower than {sessions} by more than {percent(tau)}"
+        return replace(found, word="FAIL", reason=reason, advice=f"to be sure, {SETTLE}")
+    return found
 
 
 def _bounds(logs: Sequence[float], alpha: float) -> tuple[float, float, float]:
