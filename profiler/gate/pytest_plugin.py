@@ -6,8 +6,8 @@
     pytest --profile-gate baseline.json --profile-gate-accept     # once, and whenever a change is meant
     pytest --profile-gate baseline.json
 
-Measured in our worker, shown in pytest-benchmark's own table and JSON where that is installed. It is loaded into every
-pytest of an environment that has llm-hwprofile, so it imports nothing beside pytest until a test asks for a case.
+Measured in our worker, shown in pytest-benchmark's own table and JSON where that is installed. It is loaded into
+every pytest of an environment that has llm-hwprofile, so it imports nothing else until a test asks for a case.
 
 Exit status: pytest's own if that is not 0; else 0 PASS, 1 FAIL, 3 inconclusive, 4 incomparable.
 """

@@ -113,7 +113,7 @@ class Suite:
         device: str | None = None,
         **settings: Any,
     ) -> cell.Cell:
-        """Measure one case; ``settings`` are others of ``profile sweep``: backend, path, weights, fill, threads, seed.
+        """Measure one case; ``settings`` are as of ``profile sweep``: backend, path, weights, fill, threads, seed.
 
         Raises ProfileError for what cannot be meant, Interrupted.
         """

@@ -26,11 +26,9 @@ Change = Callable[[Measurement], Measurement]
 
 
 def row(case: Any, prefill_s: float, decode_s: float, **changes: Any) -> Measurement:
-    """One repetition of each phase: it is its own median."""
+    """One repetition of each phase, which is its own median; on the wall it takes three times as long."""
     samples = (
-        Sample(
-            "prefill", 3 * prefill_s, case.batch * case.context, cpu_s=prefill_s
-        ),  # on the wall three times as long
+        Sample("prefill", 3 * prefill_s, case.batch * case.context, cpu_s=prefill_s),
         Sample("decode", 3 * decode_s, case.batch * case.steps, cpu_s=decode_s),
     )
     return replace(Measurement(case, {}, "ok", samples=samples, memory=WEIGHTS, threads=1), **changes)

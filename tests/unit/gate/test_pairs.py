@@ -28,7 +28,7 @@ CLAIMS: dict[str, tuple[Evidence, Decision]] = {
     "a few pairs carry the mean": (replace(CLEAR, p_sign=0.11), "go on"),
     "no slower than δ": (replace(CLEAR, mean=0.0, median=0.0, low=-0.02, high=L - 0.001), "pass"),
     "no slower, or just so": (replace(CLEAR, mean=0.0, median=0.0, low=-0.02, high=L), "go on"),
-    "certainly slower, and certainly less than δ": (
+    "certainly slower, by certainly less": (
         replace(CLEAR, mean=0.02, median=0.02, low=0.01, high=0.03),
         "pass",
     ),
