@@ -10,7 +10,7 @@ from typing import Any
 from profiler.commands import benchstat, listing
 from profiler.reports.base import figure, plain
 from profiler.results import stats
-from profiler.results.comparison import PHASES, Comparison, Pair, Ratio
+from profiler.results.comparison import CONFIDENCE, PHASES, Comparison, Pair, Ratio
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact
 from profiler.units import UNKNOWN, bytes_text, significant
@@ -18,6 +18,7 @@ from profiler.units import UNKNOWN, bytes_text, significant
 FORMATS = (*listing.FORMATS, "benchstat")
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the start of one
 ALL_LISTED = 200  # cases up to which a page for people lists all; of more, those that differ
+MANY = 20  # cases of which one differs by chance
 CASES_NAMED = 12  # missing cases that a page for people lists before "and n more"
 WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
@@ -126,11 +127,10 @@ def _rate(row: Measurement, phase: Phase) -> str:
 
 
 def interval_text(ratio: Ratio) -> str:
-    """``0.93–1.21``; three digits, more where the ends would look alike."""
+    """``0.931–1.208``."""
     if ratio.low is None or ratio.high is None:
         return ""
-    close = ratio.high / ratio.low < 1.02
-    return "–".join(significant(end, 4 if close else 3) for end in (ratio.low, ratio.high))
+    return "–".join(f"{end:.3f}" if 0.1 < end < 10 else significant(end, 3) for end in (ratio.low, ratio.high))
 
 
 def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
@@ -176,6 +176,8 @@ def _summary(found: Comparison) -> list[str]:
         tested = [ratio.significant for ratio in ratios if ratio.significant is not None]
         words = f"{phase}: B ÷ A {significant(mean, 4)} on average (geometric), {len(ratios):,} cases"
         if len(tested) > 1:
-            words += f", {sum(tested):,} differ; of {len(tested):,} equal ones about {len(tested) / 20:,.1f} would"
+            words += f", {sum(tested):,} differ"
+        if len(tested) >= MANY:
+            words += f"; if none did, about {len(tested) * (1 - CONFIDENCE):,.0f} would seem to"
         lines.append(words)
     return [*lines, *LEGEND] if len(lines) > 1 else []

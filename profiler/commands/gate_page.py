@@ -18,7 +18,7 @@ from profiler.units import UNKNOWN, printable
 FORMATS = listing.FORMATS
 LEGEND = (
     "Ratios are candidate ÷ base: above 1 is worse. An end of an interval is a one-sided t bound at a third of 5 %,"
-    " as the decision needs. s: how much equal sides differ from pair to pair here. MDE: the slowdown that nine of ten"
+    " as the decision needs. s: how much equal sides differ from pair to pair. MDE: the slowdown that nine of ten"
     " such gates find. FAIL: beyond noise, and mean and median at least δ, and most pairs worse; and once more."
 )
 

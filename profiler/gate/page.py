@@ -19,9 +19,8 @@ LEFT = 3  # columns of words, before those of figures
 def headline(verdicts: Sequence[Verdict]) -> str:
     """``FAIL: 1 FAIL, 6 PASS``."""
     counted = {word: sum(v.word == word for v in verdicts) for word in dict.fromkeys(v.word for v in verdicts)}
-    return (
-        f"{worst(verdicts)}: {', '.join(f'{count} {word}' for word, count in counted.items()) or 'nothing measured'}"
-    )
+    words = ", ".join(f"{count} {word}" for word, count in counted.items())
+    return f"{worst(verdicts)}: {words or 'nothing was measured'}"
 
 
 def cells(verdict: Verdict) -> dict[str, str]:

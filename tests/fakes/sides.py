@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 from fakes.lab import make_case, source
 from profiler.gate.block import Block
@@ -14,7 +16,10 @@ from profiler.gate.pairs import Rule
 from profiler.gate.side import Side
 from profiler.gate.trial import Plan, Trial
 from profiler.gate.verdict import Verdict
+from profiler.measure import worker
+from profiler.measure.loop import Effort
 from profiler.measure.process import Launch
+from profiler.measure.protocol import Order
 from profiler.measure.supervisor import Job
 from profiler.results.measurement import Measurement, Memory, Sample
 
@@ -84,3 +89,38 @@ def gate(
     planned = Plan(jobs or (JOB,), Rule(delta), metrics=metrics, **find, **plan)
     trial = Trial(planned, bench, BASE, CANDIDATE)
     return trial.run(), trial
+
+
+class Wire:
+    """The worker's end of a pipe that nobody listens to."""
+
+    phase = "start"
+
+    def beat(self, words: str) -> None:
+        self.phase = words.partition(" ")[0] or self.phase
+
+
+class LocalBench:
+    """Blocks of the fake backend in this process: what a worker does, without one. In place of WorkerBench."""
+
+    def __init__(self, effort: Effort, *others: Any, **more: Any) -> None:
+        self.effort = effort
+        self.starts = 0
+
+    def __enter__(self) -> LocalBench:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def start(self, sides: Sequence[Side]) -> None:
+        self.sides, self.starts = list(sides), self.starts + 1
+
+    def block(self, slot: int, job: Job) -> Block:
+        order, wire = Order(job.case, job.source, self.effort, None), Wire()
+        try:
+            with mock.patch.dict(os.environ, self.sides[slot].launch.environ):
+                measured = worker.measure_order(worker.load(order, wire), order, wire)  # type: ignore[arg-type]
+        except Exception as error:
+            measured = worker.failure(error, order, wire.phase)
+        return Block(self.sides[slot].name, 2 * self.starts + slot, measured)

@@ -1,0 +1,191 @@
+"""``profile compare``: the same cases on both sides, ratios with intervals, and what is missing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler.case import Case
+from profiler.commands import compare_page
+from profiler.results import comparison
+from profiler.results.measurement import Measurement, Memory, Sample
+from profiler.results.row import dumps, row
+from profiler.results.store import Store
+
+CASE = Case("gemma-3-270m", "ab12", "real", "nf4", "fp32", "cpu", "hf", "eager", 128, 1, 4)
+HERE: dict[str, Any] = {"cpu": {"title": "Example CPU"}, "libraries": {"torch": "2.12.0"}, "device": {}}
+
+
+def measured(context: int = 128, slower: float = 1.0, **changes: Any) -> Measurement:
+    samples = [Sample("prefill", (1 + n / 100) * slower, context) for n in range(3)]
+    samples += [Sample("decode", (0.4 + n / 100) * slower, 4) for n in range(3)]
+    whole: dict[str, Any] = {"outcome": "ok", "samples": tuple(samples), "environment": HERE}
+    memory = Memory(process_peak_bytes=2**30)
+    return Measurement(case=replace(CASE, context=context), **(whole | {"memory": memory} | changes))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Any:
+    """Store two lists of rows as two runs; their ids and the option that names the store."""
+
+    def keep(a: list[Measurement], b: list[Measurement]) -> tuple[str, ...]:
+        path = tmp_path / "runs.sqlite"
+        with Store.open(path) as store:
+            ids = []
+            for rows in (a, b):
+                ids.append(store.start_run(["sweep"], HERE))
+                for each in rows:
+                    store.append(ids[-1], each)
+        return (*ids, "--store", str(path))
+
+    return keep
+
+
+def compared(profile: Any, arguments: tuple[str, ...]) -> list[dict[str, Any]]:
+    ran = profile("compare", *arguments, "-o", "jsonl")
+    return [json.loads(line) for line in ran.out.splitlines()]
+
+
+def test_a_ratio_is_that_of_the_medians_b_over_a(profile: Any, runs: Any) -> None:
+    prefill, decode, peak = compared(profile, runs([measured()], [measured(slower=2.0)]))
+    assert (prefill["figure"], decode["figure"], peak["figure"]) == ("prefill_tps", "decode_tps", "peak_bytes")
+    assert decode["ratio"] == pytest.approx(0.5)
+    assert decode["a"] == pytest.approx(4 / 0.41)
+    assert decode["low"] < 0.5 < decode["high"]
+    assert decode["significant"] is True
+    assert (peak["ratio"], peak["low"]) == (1.0, None)
+
+
+def test_a_difference_within_the_repetitions_is_not_significant(profile: Any, runs: Any) -> None:
+    decode = compared(profile, runs([measured()], [measured(slower=1.01)]))[1]
+    assert decode["significant"] is False
+    assert decode["low"] < 1 < decode["high"]
+
+
+def test_one_repetition_has_a_ratio_and_no_interval(profile: Any, runs: Any) -> None:
+    once = measured(samples=(Sample("prefill", 1.0, 128), Sample("decode", 0.4, 4)))
+    decode = compared(profile, runs([measured()], [once]))[1]
+    assert decode["ratio"] == pytest.approx(0.41 / 0.4)
+    assert decode["low"] is decode["significant"] is None
+
+
+def test_missing_and_failed_cases_are_listed(profile: Any, runs: Any) -> None:
+    failed = measured(512, outcome="oom", reason="no room", samples=(), memory=Memory())
+    stored = runs([measured(), measured(256), measured(512)], [measured(), failed, measured(1024)])
+    ran = profile("compare", *stored)
+    assert ran.code == 0
+    assert "only in A: 1\n  gemma-3-270m nf4 c=256 b=1" in ran.out
+    assert "only in B: 1\n  gemma-3-270m nf4 c=1024 b=1" in ran.out
+    assert "gemma-3-270m nf4 c=512 b=1 (A ok, B oom)" in ran.out
+    outcomes = [(row["outcome_a"], row["outcome_b"]) for row in compared(profile, stored) if row["figure"] is None]
+    assert outcomes == [("ok", "oom"), ("ok", None), (None, "ok")]
+
+
+def test_what_the_machines_differ_in_is_said_once(profile: Any, runs: Any) -> None:
+    other = HERE | {"libraries": {"torch": "2.13.0"}}
+    b = [measured(context, environment=other) for context in (128, 256)]
+    ran = profile("compare", *runs([measured(), measured(256)], b))
+    assert ran.out.count("torch 2.12.0 → 2.13.0") == 1
+
+
+def test_nothing_in_common_ends_with_four_and_says_why(profile: Any, runs: Any) -> None:
+    b = [replace(measured(), case=replace(CASE, device="cuda:0", quant="int8"))]
+    ran = profile("compare", *runs([measured()], b))
+    assert ran.code == 4
+    assert "their cases differ in quant, device" in ran.err
+
+
+def test_files_of_rows_and_other_stores_can_be_compared(profile: Any, runs: Any, tmp_path: Path) -> None:
+    stored = runs([measured()], [measured(slower=2.0)])
+    lines, array = tmp_path / "a.jsonl", tmp_path / "b.json"
+    lines.write_text(dumps(row(None, measured())) + "\n")
+    array.write_text(f"[{dumps(row('r', measured(slower=2.0)))}]")
+    assert compared(profile, (str(lines), str(array))) == compared(profile, stored)
+    assert compared(profile, (str(lines), stored[3])) == compared(profile, stored)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "it has no 'schema'"),
+        ("{", "no JSON"),
+        ('"text"', "no result row"),
+        ("[1]", "no result row"),
+        (dumps(row(None, measured())).replace('"schema": 1', '"schema": 99'), "newer version"),
+        (dumps(row(None, measured())).replace('"seconds": [1.0', '"seconds": [-1.0'), "no time"),
+        (dumps(row(None, measured())).replace('"context": 128', '"context": "x"'), "no whole number"),
+        ("[" * 100_000, "no JSON"),
+    ],
+)
+def test_a_file_that_holds_no_rows_is_one_line(profile: Any, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    ran = profile("compare", str(tmp_path / "a.jsonl"), str(tmp_path / "a.jsonl"))
+    assert ran.code == 2
+    assert said in ran.err
+
+
+def test_a_file_that_is_not_there_is_said(profile: Any) -> None:
+    ran = profile("compare", "nowhere.jsonl", "nowhere.jsonl")
+    assert (ran.code, "there is no file nowhere.jsonl" in ran.err) == (2, True)
+
+
+def test_the_page_for_people(profile: Any, runs: Any) -> None:
+    more = Memory(process_peak_bytes=2**31)
+    stored = runs([measured(), measured(256)], [measured(slower=2.0, memory=more), measured(256)])
+    assert [line.rstrip() for line in profile("compare", *stored).out.splitlines()[3:10]] == [
+        "model         quant  context  batch  figure              A         B   B ÷ A     interval",
+        "gemma-3-270m  nf4        128      1  prefill t/s       127      63.4  0.5000  0.489–0.511  slower",
+        "gemma-3-270m  nf4        128      1  decode t/s        9.8       4.9  0.5000  0.473–0.528  slower",
+        "gemma-3-270m  nf4        128      1  peak         1.00 GiB  2.00 GiB   2.000               more",
+        "gemma-3-270m  nf4        256      1  prefill t/s       253       253   1.000  0.978–1.023",
+        "gemma-3-270m  nf4        256      1  decode t/s        9.8       9.8   1.000  0.946–1.057",
+        "gemma-3-270m  nf4        256      1  peak         1.00 GiB  1.00 GiB   1.000",
+    ]
+
+
+def test_a_long_page_shows_what_differs() -> None:
+    contexts = range(1, 261)
+    b = [measured(context, slower=2.0 if context == 7 else 1.0) for context in contexts]
+    found = comparison.compare([measured(context) for context in contexts], b)
+    out = compare_page.render(found, ("a", "b"), "table")
+    assert "259 cases that do not differ are left out" in out
+    assert out.count("decode t/s") == 1
+    assert "1 differ; if none did, about 13 would seem to" in out
+    assert compare_page.render(found, ("a", "b"), "csv").count("decode_tps") == 260
+
+
+def test_benchstat_text_reads_as_that_tools(profile: Any, runs: Any) -> None:
+    stored = runs([measured(), measured(256)], [measured(slower=2.0), measured(256)])
+    out = profile("compare", *stored, "-o", "benchstat").out
+    head, units, first, second, mean, *_ = out.splitlines()
+    assert "│" in head and "vs base" in units and "prefill tok/s" in units
+    assert first.split() == ["gemma-3-270m/nf4/c=128/b=1", "126.7", "±", "2%", "63.37", "±", "2%", "-50.00%",
+                             "(p=0.000", "n=3)"]  # fmt: skip
+    assert second.split()[-3:] == ["~", "(p=1.000", "n=3)"]
+    assert mean.split()[0] == "geomean"
+    assert mean.split()[-1] == "-29.29%"  # √½
+
+
+def test_hostile_names_stay_text(profile: Any, runs: Any) -> None:
+    named = replace(CASE, model="=cmd()\x1b[31m|<script>")
+    stored = runs([replace(measured(), case=named)], [replace(measured(), case=named)])
+    for output in ("table", "md", "csv", "benchstat"):
+        assert "\x1b" not in profile("compare", *stored, "-o", output).out
+    cells = list(csv.reader(io.StringIO(profile("compare", *stored, "-o", "csv").out)))
+    assert {len(row) for row in cells} == {len(cells[0])}
+    assert cells[1][1].startswith("'=cmd()")
+    assert r"=cmd()\|&lt;script>" in profile("compare", *stored, "-o", "md").out
+
+
+def test_ten_thousand_cases_are_compared_in_seconds() -> None:
+    rows = [measured(context) for context in range(1, 2001)]
+    start = time.process_time()
+    assert len(comparison.compare(rows, rows).pairs) == 2000
+    assert time.process_time() - start < 1.0  # a fifth of the cases, with room for a slow machine: it takes 0.2 s

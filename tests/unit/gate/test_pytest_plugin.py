@@ -1,0 +1,473 @@
+"""``profile_case`` and ``--profile-gate``: what stock pytest-benchmark lets through, and ours does not.
+
+The suites run in this process, by pytester; what they measure is the fake backend, whose clock is virtual. The
+fixture ``machine`` makes that virtual machine slower or larger: the regression.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_benchmark.plugin
+from fakes.sides import BASE, LocalBench
+
+from profiler.backends import fake  # noqa: F401  # kept imported: every suite below would import it anew
+from profiler.gate import side, suite
+from profiler.gate.bench import WorkerBench
+from profiler.gate.side import Side
+from profiler.measure.process import Launch
+
+pytest_plugins = ["pytester"]
+
+STOCK = """
+import time, pytest
+NOW = [0.0]
+def timer(): return NOW[0]
+def work(seconds): NOW[0] += seconds
+
+@pytest.mark.benchmark(timer=timer)
+def test_NAME(benchmark):
+    benchmark.extra_info["peak_bytes"] = BYTES
+    benchmark.pedantic(work, args=(SECONDS,), rounds=5)
+"""
+
+OURS = """
+def test_NAME(profile_case):
+    profile_case(model="gemma-3-270m", backend="fake", context=64, steps=8)
+"""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the fake machine cost what is said from now on. What a worker does is done in this process."""
+    monkeypatch.setattr(suite, "WorkerBench", LocalBench)
+    monkeypatch.setattr(side, "here", lambda: BASE)
+    monkeypatch.setattr(pytest_benchmark.plugin, "get_cpu_info", dict)  # a second for each saved file
+
+    def cost(**script: Any) -> None:
+        monkeypatch.setenv("PROFILER_FAKE", json.dumps(script))
+
+    return cost
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, machine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the suite of this folder; the exit status and the output."""
+    monkeypatch.setenv("PY_COLORS", "0")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # other people's take most of a second to load
+    plugins = ["-p", "profiler.gate.pytest_plugin", "-p", "no:cacheprovider", "-p", "no:terminalprogress"]
+
+    def pytest_in_process(*arguments: str, benchmark: bool = True) -> pytest.RunResult:
+        stock = ["-p", "pytest_benchmark.plugin"] if benchmark else []
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("default")  # as in a user's project, not as in ours
+            result = pytester.runpytest_inprocess(*stock, *plugins, *arguments)
+        result.errlines += [str(warning.message) for warning in warned]
+        return result
+
+    return pytest_in_process
+
+
+def write(pytester: pytest.Pytester, text: str, name: str = "speed", **values: Any) -> None:
+    for word, value in ({"NAME": name} | values).items():
+        text = text.replace(word, str(value))
+    pytester.makepyfile(test_suite=text)
+
+
+def accept(run: Any) -> None:
+    result = run("--profile-gate", "base.json", "--profile-gate-accept")
+    assert result.ret == 0, result.stdout.str()
+
+
+def gate(run: Any, *arguments: str) -> pytest.RunResult:
+    return run("--profile-gate", "base.json", *arguments)
+
+
+def text(result: pytest.RunResult) -> str:
+    return "\n".join(result.outlines + result.errlines)
+
+
+def test_what_is_as_it_was_passes(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    result = gate(run)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*profile gate*", "PASS: 7 PASS"])
+
+
+# 1. A regression that is saved becomes the next run's baseline.
+
+
+COMPARING = ("--benchmark-autosave", "--benchmark-compare", "--benchmark-compare-fail=mean:5%")
+
+
+def test_stock_a_regression_is_saved_and_passes_the_next_time(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, STOCK, SECONDS=1.0, BYTES=1)
+    assert run("--benchmark-autosave").ret == 0
+    write(pytester, STOCK, SECONDS=3.0, BYTES=1)
+    result = run(*COMPARING)
+    assert result.ret != 0
+    assert "PerformanceRegression: Performance has regressed" in text(result)  # with its traceback
+    assert run(*COMPARING).ret == 0
+
+
+def test_a_regression_never_becomes_the_baseline(pytester: pytest.Pytester, run: Any, machine: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    before = Path("base.json").read_bytes()
+    machine(step_s=0.03)
+    for _ in range(2):
+        result = gate(run, "--benchmark-autosave")
+        assert result.ret == 1
+        result.stdout.fnmatch_lines(["*decode_cpu_s*FAIL*3.000*"])
+    assert Path("base.json").read_bytes() == before
+
+
+# 2. A renamed, new or deleted benchmark has no baseline.
+
+
+def test_stock_a_renamed_benchmark_passes_whatever_it_takes(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, STOCK, SECONDS=1.0, BYTES=1)
+    run("--benchmark-autosave")
+    write(pytester, STOCK, "renamed", SECONDS=30.0, BYTES=1)
+    assert run("--benchmark-compare", "--benchmark-compare-fail=mean:5%").ret == 0
+
+
+def test_a_renamed_benchmark_fails_under_both_names(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    write(pytester, OURS, "renamed")
+    result = gate(run)
+    assert result.ret == 1
+    assert "test_suite.py::test_renamed case: it is not in the baseline" in text(result)
+    assert "test_suite.py::test_speed case: it is in the baseline and was not measured" in text(result)
+
+
+# 3. Under xdist there are no benchmarks.
+
+
+def test_stock_under_xdist_nothing_is_measured_and_it_passes(
+    pytester: pytest.Pytester, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(pytester, STOCK, SECONDS=1.0, BYTES=1)
+    run("--benchmark-autosave")
+    write(pytester, STOCK, SECONDS=30.0, BYTES=1)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")  # as xdist sets it in its workers
+    assert run("--benchmark-compare").ret == 0
+
+
+@pytest.mark.parametrize("how", ["xdist", "disabled", "skipped"])
+def test_where_nothing_can_be_measured_a_gate_is_a_usage_error(
+    pytester: pytest.Pytester, run: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    write(pytester, OURS)
+    accept(run)
+    options = {"xdist": (), "disabled": ("--benchmark-disable",), "skipped": ("--benchmark-skip",)}[how]
+    if how == "xdist":
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    assert gate(run, *options).ret == pytest.ExitCode.USAGE_ERROR
+
+
+# 4. Benchmarks that errored are dropped; a run of errors only passes.
+
+XFAIL = "import pytest\n\n@pytest.mark.xfail\n"
+
+
+def test_stock_a_run_of_errors_only_passes(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, STOCK, SECONDS=1.0, BYTES=1)
+    run("--benchmark-autosave")
+    write(pytester, STOCK.replace("@pytest.mark.b", "@pytest.mark.xfail\n@pytest.mark.b"), SECONDS="None", BYTES=1)
+    assert run("--benchmark-compare", "--benchmark-compare-fail=mean:5%").ret == 0
+
+
+def test_an_errored_case_fails_the_gate_though_the_test_may(
+    pytester: pytest.Pytester, run: Any, machine: Any
+) -> None:
+    write(pytester, OURS)
+    accept(run)
+    machine(faults=[{"kind": "error", "value": "broken", "when": "decode"}])
+    write(pytester, XFAIL + OURS)
+    result = gate(run)
+    assert result.ret == 1
+    assert "decode failed: RuntimeError: broken" in text(result)
+
+
+def test_no_cell_at_all_fails(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    write(pytester, "def test_NAME():\n    pass\n")
+    assert gate(run).ret == 1
+    Path("base.json").write_text(json.dumps(json.loads(Path("base.json").read_text()) | {"cells": {}}))
+    result = gate(run)
+    assert result.ret == 1
+    assert "nothing was measured" in text(result)
+
+
+# 5. Memory in extra_info is never compared.
+
+
+def test_stock_ten_times_the_memory_passes(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, STOCK, SECONDS=1.0, BYTES=1)
+    run("--benchmark-autosave")
+    write(pytester, STOCK, SECONDS=1.0, BYTES=10)
+    assert run("--benchmark-compare", "--benchmark-compare-fail=mean:5%").ret == 0
+
+
+def test_ten_times_the_cache_fails(pytester: pytest.Pytester, run: Any, machine: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    machine(cache_bytes_per_token=160 * 1024)
+    result = gate(run)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*cache_bytes*FAIL*10.00*"])
+
+
+# 6. Fractions of a percent, rates, thresholds of a test: none of them can be said.
+
+
+def test_stock_a_fraction_of_a_percent_and_a_rate_are_parse_errors(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, STOCK, SECONDS=1.0, BYTES=1)
+    for what in ("min:2.5%", "ops:5%"):
+        assert run("--benchmark-compare", f"--benchmark-compare-fail={what}").ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_delta_may_be_a_fraction_of_a_percent_and_each_tests_own(
+    pytester: pytest.Pytester, run: Any, machine: Any
+) -> None:
+    write(pytester, OURS + OURS.replace("NAME", "lenient").replace("steps=8", "steps=8, delta='20%'"))
+    accept(run)
+    machine(step_s=0.0104)
+    assert gate(run).ret == 0
+    assert gate(run, "--profile-gate-delta", "2.5%").ret == 3
+    machine(step_s=0.011)
+    result = gate(run)
+    assert result.ret == 3
+    result.stdout.fnmatch_lines(["*test_speed*decode_cpu_s*INCONCLUSIVE*"])
+    result.stdout.fnmatch_lines(["*test_lenient*decode_cpu_s*PASS*"])
+
+
+# 7. Another machine only warns; a corrupt baseline is skipped.
+
+
+def test_stock_another_machine_only_warns(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, STOCK, SECONDS=1.0, BYTES=1)
+    run("--benchmark-autosave")
+    (saved,) = Path(".benchmarks").rglob("*.json")
+    content = json.loads(saved.read_text())
+    saved.write_text(json.dumps(content | {"machine_info": content["machine_info"] | {"node": "elsewhere"}}))
+    result = run("--benchmark-compare", "--benchmark-compare-fail=mean:5%")
+    assert result.ret == 0
+    assert "machine_info is different" in text(result)
+
+
+def test_another_machine_is_incomparable(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    content = json.loads(Path("base.json").read_text())
+    for entry in content["cells"].values():
+        entry["environment"]["cpu"]["title"] = "Example CPU 9000"
+    Path("base.json").write_text(json.dumps(content))
+    result = gate(run)
+    assert result.ret == 4
+    assert "Example CPU 9000" in text(result)
+    assert gate(run, "--profile-gate-kinds", "workload").ret == 0  # bytes and tokens follow from the case alone
+
+
+def test_stock_a_corrupt_baseline_is_passed_over(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, STOCK, SECONDS=1.0, BYTES=1)
+    run("--benchmark-autosave")
+    (saved,) = Path(".benchmarks").rglob("*.json")
+    saved.write_text("{")
+    assert run("--benchmark-compare").ret == 0
+
+
+@pytest.mark.parametrize("content", ["{", "", "{}", None])
+def test_a_corrupt_or_missing_baseline_is_a_usage_error(
+    pytester: pytest.Pytester, run: Any, content: str | None
+) -> None:
+    write(pytester, OURS)
+    if content is not None:
+        Path("base.json").write_text(content)
+    assert gate(run).ret == pytest.ExitCode.USAGE_ERROR
+
+
+# 8. Files are written in place, and a failure surfaces as a traceback. (Writing: test_baseline.)
+
+
+def test_a_fail_is_words_and_no_traceback(pytester: pytest.Pytester, run: Any, machine: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    machine(step_s=0.05)
+    result = gate(run)
+    assert "Traceback" not in text(result)
+    assert "→ to be sure, measure both sides in turns: profile gate --base" in text(result)
+
+
+# 9. No warm-up, and one round.
+
+
+def test_stock_pedantic_measures_one_cold_round(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, STOCK.replace(", rounds=5", ""), SECONDS=1.0, BYTES=1)
+    run("--benchmark-json=out.json")
+    (found,) = json.loads(Path("out.json").read_text())["benchmarks"]
+    assert found["stats"]["rounds"] == 1
+    assert not found["options"]["warmup"]
+
+
+def test_ours_repeats_after_a_warm_up(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    run("--benchmark-json=out.json")
+    (found,) = json.loads(Path("out.json").read_text())["benchmarks"]
+    assert found["stats"]["rounds"] == 3
+    accept(run)
+    session = next(iter(json.loads(Path("base.json").read_text())["cells"].values()))["sessions"][0]
+    assert len(session["blocks"]["decode"]) == 6  # each the median of three repetitions after one to warm up
+
+
+# What else a person expects.
+
+
+def test_figures_are_those_of_the_worker_in_the_table_and_in_the_json(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    result = run("--benchmark-json=out.json")
+    (found,) = json.loads(Path("out.json").read_text())["benchmarks"]
+    assert found["stats"]["median"] == pytest.approx(0.010)  # the fake's decode step
+    extra = found["extra_info"]["profile"]
+    assert extra["decode_tps"] == pytest.approx({"median": 100, "low": 100, "high": 100})
+    assert extra["prefill_tps"]["median"] == pytest.approx(10_000)
+    assert extra["weights_bytes"] == 1024**3
+    assert len(extra["fingerprint"]) == len(extra["key"]) == 16
+    result.stdout.fnmatch_lines(["*profile_case: seconds of a decode step*", "*test_speed*"])
+
+
+def test_a_table_may_show_the_prefill(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS.replace("steps=8", "steps=8, phase='prefill'"))
+    run("--benchmark-json=out.json")
+    (found,) = json.loads(Path("out.json").read_text())["benchmarks"]
+    assert found["stats"]["median"] == pytest.approx(0.0064)
+
+
+def test_a_test_may_look_at_its_measurement_and_keep_its_own_marker(pytester: pytest.Pytester, run: Any) -> None:
+    marked = "import pytest\n\n@pytest.mark.benchmark(group='mine')" + OURS.replace("    profile", "    it = profile")
+    write(pytester, marked + "    assert it.memory.weights_bytes == 1024**3\n")
+    result = run()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*benchmark 'mine'*"])
+
+
+def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    options = ("--profile-gate", "base.json")
+    assert run(*options, "--profile-gate-accept", benchmark=False).ret == 0
+    assert run(*options, benchmark=False).ret == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("model='no-such-model'", "no-such-model"),
+        ("model='gemma-3-270m', context='1k,2k'", "one case"),
+        ("model='gemma-3-270m', colour=1", "colour"),
+        ("model='gemma-3-270m', delta='5'", "no sign"),
+    ],
+)
+def test_a_call_that_cannot_be_meant_fails_in_words(
+    pytester: pytest.Pytester, run: Any, call: str, said: str
+) -> None:
+    write(pytester, f"def test_NAME(profile_case):\n    profile_case({call}, backend='fake')\n")
+    result = run()
+    assert result.ret == 1
+    assert said in text(result)
+    assert "Traceback" not in text(result)
+
+
+def test_a_second_case_in_one_test_fails(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS + "    profile_case(model='gemma-3-270m', backend='fake', context=64, steps=9)\n")
+    result = run()
+    assert result.ret == 1
+    assert "one case a test" in text(result)
+
+
+def test_a_baseline_is_not_written_where_a_test_fails(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS + "    assert False\n")
+    result = run("--profile-gate", "base.json", "--profile-gate-accept")
+    assert result.ret == 1
+    assert not Path("base.json").exists()
+    assert "not every test passed" in text(result)
+
+
+def test_accepting_a_part_keeps_the_rest(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS + OURS.replace("NAME", "other"))
+    accept(run)
+    assert run("--profile-gate", "base.json", "--profile-gate-accept", "-k", "other").ret == 0
+    assert gate(run).ret == 0
+    result = gate(run, "-k", "other")
+    assert result.ret == 1
+    assert "not selected" in text(result)
+
+
+def test_inconclusive_may_be_let_through_and_a_fail_may_not(
+    pytester: pytest.Pytester, run: Any, machine: Any
+) -> None:
+    write(pytester, OURS)
+    accept(run)
+    machine(step_s=0.011)
+    assert gate(run).ret == 3
+    assert gate(run, "--profile-gate-inconclusive", "warn").ret == 0
+    machine(step_s=0.05)
+    assert gate(run, "--profile-gate-inconclusive", "warn").ret == 1
+
+
+def test_a_failing_test_keeps_pytests_own_status(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    content = json.loads(Path("base.json").read_text())
+    for entry in content["cells"].values():
+        entry["environment"]["cpu"]["title"] = "Example CPU 9000"
+    Path("base.json").write_text(json.dumps(content))
+    write(pytester, OURS + "    assert False\n")
+    assert gate(run).ret == 1
+
+
+def test_collecting_only_gates_nothing(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    assert gate(run, "--collect-only").ret == 0
+
+
+def test_loading_the_plugin_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, pytest; before = set(sys.modules); import profiler.gate.pytest_plugin\n"
+        "print(sorted(name for name in set(sys.modules) - before if not name.startswith('profiler')))\n"
+        "print(sorted(name for name in sys.modules if name.startswith('profiler')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    others, mine = done.stdout.splitlines()
+    assert others == "[]"
+    assert mine == "['profiler', 'profiler.gate', 'profiler.gate.pytest_plugin']"
+
+
+def test_pytest_finds_the_plugin_as_installed() -> None:
+    from importlib.metadata import distribution
+
+    points = [point for point in distribution("llm-hwprofile").entry_points if point.group == "pytest11"]
+    assert [point.value for point in points] == ["profiler.gate.pytest_plugin"]
+
+
+def test_real_workers_give_the_same_and_none_is_left(
+    pytester: pytest.Pytester, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(pytester, OURS)
+    accept(run)  # without workers
+    monkeypatch.setattr(suite, "WorkerBench", WorkerBench)
+    monkeypatch.setattr(side, "here", lambda: Side("here", Launch((sys.executable,))))
+    assert gate(run).ret == 0
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    assert children.read_text().split() == []
