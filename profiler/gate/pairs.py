@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from profiler.results import student
+from profiler.results import stats, student
 
 LOOKS = (6, 10, 16)
 CONFIRM_PAIRS = 10
@@ -71,7 +71,7 @@ class Evidence:
 
 def evidence(logs: Sequence[float], level: float) -> Evidence:
     """Of at least two pairs."""
-    n, mean, sd = len(logs), math.fsum(logs) / len(logs), statistics.stdev(logs)
+    n, mean, sd = len(logs), math.fsum(logs) / len(logs), stats.stdev(logs)
     error = sd / math.sqrt(n)
     half = student.quantile(1 - level, n - 1) * error
     p_slower = student.tail(mean / error, n - 1) if error else float(mean <= 0)

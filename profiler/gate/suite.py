@@ -122,7 +122,8 @@ class Suite:
         rule = Rule(self.delta if delta is None else _percent(delta))
         snapshot = self._snapshots.setdefault(found.name, redact_json(environment.snapshot(found)))
         with WorkerBench(effort, Limits(), snapshot, seed=0) as bench:
-            blocks = 1 if self.gate is None else cell.BLOCKS
+            timed = self.gate is not None and (self.gate.accept or "time" in self.gate.kinds)
+            blocks = cell.BLOCKS if timed else 1
             measured = cell.measure(name, job, bench, self._here(), snapshot, METRICS, blocks)
         if name not in self._cells:  # a test that is run again does not get a second chance
             self._cells[name], self._rules[name] = measured, rule

@@ -173,8 +173,18 @@ def test_noise_is_kept_for_a_week(tmp_path: Path) -> None:
     assert kept.find("other", now=2000.0) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"decode": {"sd": -1, "pairs": 6, "measured_at": 1}}',
-                                  '{"decode": {"sd": NaN, "pairs": 6, "measured_at": 1}}', '{"decode": 3}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "{}",
+        "[]",
+        '{"decode": 3}',
+        '{"decode": {"sd": -1, "pairs": 6, "measured_at": 1}}',
+        '{"decode": {"sd": NaN, "pairs": 6, "measured_at": 1}}',
+    ],
+)
 def test_a_spoilt_file_of_noise_is_as_good_as_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "k.json").write_text(text)
     assert Calibrations(tmp_path).find("k", now=2.0) is None
