@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,24 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize(
-    "name", ["startup", "loop_cost", "grid_cost", "overhead", "memory_parts", "aa", "telemetry_cost"]
-)
+NAMES = ["startup", "loop_cost", "grid_cost", "overhead", "memory_parts", "aa", "telemetry_cost"]
+NAMES += ["gate_real", "gate_calibration"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_explains_itself(name: str) -> None:
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"python benchmarks/{name}.py" in said
+
+
+def test_the_table_of_the_gates_errors_is_that_of_its_rule() -> None:
+    """Two lines of ``benchmarks/gate.md``, simulated again: a change of the rule changes the page."""
+    spec = importlib.util.spec_from_file_location("gate_calibration", FOLDER / "gate_calibration.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gate_calibration"] = module  # where its dataclass looks
+    spec.loader.exec_module(module)
+    page = (FOLDER / "gate.md").read_text(encoding="utf-8")
+    assert module.row(module.Line(False, 0.03, 0.05, 0.0), 4000) in page
+    assert module.row(module.Line(True, 0.03, 0.05, 2.0), 4000) in page

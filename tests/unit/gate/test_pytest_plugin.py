@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -471,3 +473,18 @@ def test_real_workers_give_the_same_and_none_is_left(
     assert gate(run).ret == 0
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     assert children.read_text().split() == []
+
+
+def test_the_readme_works_in_a_fresh_project(pytester: pytest.Pytester, run: Any) -> None:
+    """Copied and pasted; only the backend is another, so that it takes no minute."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (suite_text,) = re.findall(r"```python\n(.*?profile_case.*?)```", readme, re.DOTALL)
+    (named,) = re.findall(r"`(test_\w+\.py)`, in a folder `tests`:", readme)
+    commands = [shlex.split(line, comments=True) for line in readme.splitlines() if line.startswith("pytest tests ")]
+    assert len(commands) == 2
+    Path("tests").mkdir()
+    Path("tests", named).write_text(suite_text.replace("model=", 'backend="fake", model='))
+    for command in commands:
+        result = run(*command[1:])
+        assert result.ret == 0, text(result)
+    result.stdout.fnmatch_lines(["*test_speed?64?*", "PASS: 14 PASS"])
