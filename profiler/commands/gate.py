@@ -20,7 +20,7 @@ from profiler.errors import ProfileError
 from profiler.gate import baseline, calibration, cell, preflight
 from profiler.gate import side as sides
 from profiler.gate.bench import Interrupted, WorkerBench
-from profiler.gate.block import METRICS, clock_of
+from profiler.gate.block import METRICS, clock_of, threads_of
 from profiler.gate.pairs import DELTA, Rule
 from profiler.gate.trial import MOST_CELLS, Plan, Trial
 from profiler.gate.verdict import Verdict, exit_code, worst
@@ -63,7 +63,7 @@ FORMATS = gate_page.FORMATS
 @options.choice("--path", ("eager", "static", "graph"), default="eager", help="How decode runs.")
 @options.choice("--weights", ("auto", "real", "synthetic"), default="auto", help="auto: real where they are here.")
 @options.choice("--fill", ("prefill", "synthetic"), help="What gives the cache its depth. [default: prefill]")
-@options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: the backend's choice]")
+@options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, as idle ones count]")
 @options.duration("--max-phase", "max_phase_s", help="No repetition of a phase starts after this. [default: 60s]")
 @options.duration("--wait", "wait_s", default="60s", help="How long to wait for a quiet machine.")
 @click.option(
@@ -98,7 +98,8 @@ def gate(
     """
     _check(base, candidate, stored, accept, asked["models"])
     found = devices.find(device)
-    task = work(Request(**asked | {"reps": asked["reps"] or REPS}), found, found.free_bytes, say)
+    asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
+    task = work(Request(**asked), found, found.free_bytes, say)
     jobs = tuple(Job(point.case, point.source) for point in task.points)
     if len(jobs) > MOST_CELLS:
         raise ProfileError(

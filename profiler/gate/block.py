@@ -13,6 +13,9 @@ Clock = Literal["cpu", "wall"]
 METRICS: tuple[Phase, ...] = ("prefill", "decode")
 PRESSED = {"prefill-cpu-pressure", "decode-cpu-pressure"}  # cautions that spoil a wall clock, not a count of CPU time
 SPOILT = {"throttled", "foreign-process", "clocks"}  # cautions that spoil any clock
+CPU_THREADS = (
+    1  # unless asked otherwise: idle threads of more spin, and on a busy machine that is most of the CPU time
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,11 @@ class Block:
         codes = SPOILT | (PRESSED if clock == "wall" else set())
         texts = [caution.text for caution in self.row.cautions if caution.code in codes]
         return "; ".join(texts) or None
+
+
+def threads_of(device: str, asked: int | None) -> int | None:
+    """Threads that a gate computes with; None leaves it to the backend."""
+    return CPU_THREADS if asked is None and clock_of(device) == "cpu" else asked
 
 
 def clock_of(device: str) -> Clock:

@@ -46,8 +46,10 @@ class Cell:
         """For a baseline. All rows must be ok."""
         first = self.rows[0]
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        session = Session(at, self.clock, dict(self.times), self.reference_s)
-        return Entry(self.job.case, exact.facts(first), self.environment, first.threads, (session,))
+        sessions: tuple[Session, ...] = ()
+        if len(self.rows) > 1:  # one block says nothing of times
+            sessions = (Session(at, self.clock, dict(self.times), self.reference_s),)
+        return Entry(self.job.case, exact.facts(first), self.environment, first.threads, sessions)
 
 
 def measure(

@@ -12,6 +12,7 @@ from profiler.reports.base import plain
 from profiler.units import UNKNOWN, significant
 
 WIDTH = 118
+CELL_LENGTH = 90  # characters: the id of a test holds its folder, its file and its parameters
 TITLES = ("cell", "metric", "verdict", "ratio", "interval", "pairs", "δ", "s", "MDE")
 LEFT = 3  # columns of words, before those of figures
 
@@ -34,20 +35,21 @@ def cells(verdict: Verdict) -> dict[str, str]:
             for value in (verdict.delta, verdict.noise, verdict.detectable)
         ),
     )
-    words = (plain(verdict.cell, 60), plain(verdict.metric), verdict.word)
+    words = (plain(verdict.cell, CELL_LENGTH), plain(verdict.metric), verdict.word)
     return dict(zip(TITLES, (*words, *figures), strict=True))
 
 
 def table(verdicts: Sequence[Verdict]) -> list[str]:
-    """Aligned lines under their titles."""
+    """Aligned lines under their titles, without the figures that none has."""
     rows = [TITLES, *(tuple(cells(verdict).values()) for verdict in verdicts)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {UNKNOWN}]
+    widths = [max(map(len, column)) for column in columns]
     return [
         "  ".join(
             text.ljust(width) if place < LEFT else text.rjust(width)
             for place, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in zip(*columns, strict=True)
     ]
 
 

@@ -15,7 +15,7 @@ from profiler.errors import ProfileError
 from profiler.gate import baseline, cell, exact, page
 from profiler.gate import side as sides
 from profiler.gate.bench import Interrupted, WorkerBench
-from profiler.gate.block import METRICS
+from profiler.gate.block import METRICS, threads_of
 from profiler.gate.pairs import Rule
 from profiler.gate.verdict import Verdict, exit_code, worst
 from profiler.measure.loop import Effort
@@ -122,7 +122,7 @@ class Suite:
         rule = Rule(self.delta if delta is None else _percent(delta))
         snapshot = self._snapshots.setdefault(found.name, redact_json(environment.snapshot(found)))
         with WorkerBench(effort, Limits(), snapshot, seed=0) as bench:
-            timed = self.gate is not None and (self.gate.accept or "time" in self.gate.kinds)
+            timed = self.gate is not None and "time" in self.gate.kinds
             blocks = cell.BLOCKS if timed else 1
             measured = cell.measure(name, job, bench, self._here(), snapshot, METRICS, blocks)
         if name not in self._cells:  # a test that is run again does not get a second chance
@@ -200,6 +200,7 @@ def _job(
     device: DeviceInfo, model: str, quant: str | None, sizes: Sequence[int | str], reps: int, settings: dict[str, Any]
 ) -> tuple[Job, Effort]:
     context, batch, steps = map(str, sizes)
+    settings = settings | {"threads": threads_of(device.name, settings.get("threads"))}
     quants = () if quant is None else (quant,)
     try:
         request = Request((model,), quants, (context,), (batch,), (steps,), reps=reps, **settings)
