@@ -115,6 +115,8 @@ def gate(
             verdicts += run.standing(stored, accept) if stored else []
     except Interrupted:
         say("interrupted: there is no verdict")
+        if record is not None:
+            gate_page.keep(record, run.content([]))
         return INTERRUPTED
     content = run.content(verdicts)
     if record is not None:

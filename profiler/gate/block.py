@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement, Phase
 
 Clock = Literal["cpu", "wall"]
 METRICS: tuple[Phase, ...] = ("prefill", "decode")
-PRESSED = {"prefill-cpu-pressure", "decode-cpu-pressure"}  # cautions that spoil a wall clock, not a count of CPU time
-SPOILT = {"throttled", "foreign-process", "clocks"}  # cautions that spoil any clock
+PRESSED = ("-cpu-pressure",)  # ends of caution codes that spoil a wall clock, not a count of CPU time
+SPOILT = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and that spoil any clock
 CPU_THREADS = (
     1  # unless asked otherwise: idle threads of more spin, and on a busy machine that is most of the CPU time
 )
@@ -36,8 +37,8 @@ class Block:
 
     def spoilt(self, clock: Clock) -> str | None:
         """Why its times mean nothing, in words: something outside took part."""
-        codes = SPOILT | (PRESSED if clock == "wall" else set())
-        texts = [caution.text for caution in self.row.cautions if caution.code in codes]
+        ends = SPOILT + (PRESSED if clock == "wall" else ())
+        texts = [caution.text for caution in cautions(self.row) if caution.code.endswith(ends)]
         return "; ".join(texts) or None
 
 

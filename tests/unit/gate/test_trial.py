@@ -135,7 +135,7 @@ def test_spoilt_pairs_are_replaced_and_kept() -> None:
 
     def throttled_once(same: Measurement) -> Measurement:
         count[0] += 1
-        return replace(same, cautions=(Caution("throttled", "too hot"),)) if count[0] == 2 else same
+        return replace(same, cautions=(Caution("decode-invalid", "too hot"),)) if count[0] == 2 else same
 
     bench.change["candidate"] = throttled_once
     verdicts, trial = gate(bench)
@@ -145,7 +145,7 @@ def test_spoilt_pairs_are_replaced_and_kept() -> None:
 
 
 def test_more_spoilt_pairs_than_a_quarter_are_inconclusive() -> None:
-    hot = {"base": lambda same: replace(same, cautions=(Caution("throttled", "too hot"),))}
+    hot = {"base": lambda same: replace(same, cautions=(Caution("decode-invalid", "too hot"),))}
     verdicts, trial = gate(FakeBench(change=hot))
     assert verdicts[0].word == "INCONCLUSIVE"
     assert "too hot" in verdicts[0].reason
