@@ -98,6 +98,7 @@ def gate(
     """
     _check(base, candidate, stored, accept, asked["models"])
     found = devices.find(device)
+    asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
     task = work(Request(**asked), found, found.free_bytes, say)
     jobs = tuple(Job(point.case, point.source) for point in task.points)

@@ -201,6 +201,8 @@ def _job(
 ) -> tuple[Job, Effort]:
     context, batch, steps = map(str, sizes)
     settings = settings | {"threads": threads_of(device.name, settings.get("threads"))}
+    if "path" in settings:
+        settings["paths"] = (settings.pop("path"),)
     quants = () if quant is None else (quant,)
     try:
         request = Request((model,), quants, (context,), (batch,), (steps,), reps=reps, **settings)

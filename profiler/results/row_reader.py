@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from profiler.units import bytes_text, printable
 
 SQLITE = b"SQLite format 3\0"  # how such a file begins (sqlite.org/fileformat.html)
 MAX_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their samples
+MEMORY = {each.name for each in dataclass_fields(Memory)}  # a row has what is derived of them too
 OUTCOMES = ("ok", "oom", "skipped", "failed", "timeout")
 
 
@@ -57,7 +59,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         case=_case(row["case"]),
         environment=dict(row["environment"]),
         samples=(*_samples("prefill", row["prefill"]), *_samples("decode", row["decode"])),
-        memory=Memory(**row["memory"]),
+        memory=Memory(**{name: value for name, value in row["memory"].items() if name in MEMORY}),
         cautions=tuple(Caution(**caution) for caution in row["cautions"]),
         asked=dict(row["asked"]),
         **fields,

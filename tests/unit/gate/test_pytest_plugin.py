@@ -385,7 +385,7 @@ def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.
         ("model='no-such-model'", "no-such-model"),
         ("model='gemma-3-270m', context='1k,2k'", "one case"),
         ("model='gemma-3-270m', colour=1", "colour"),
-        ("model='gemma-3-270m', delta='5'", "no sign"),
+        ("model='gemma-3-270m', delta='5'", "no unit"),
     ],
 )
 def test_a_call_that_cannot_be_meant_fails_in_words(
