@@ -42,6 +42,24 @@ class Block:
         return "; ".join(texts) or None
 
 
+def unlike(base: Block, candidate: Block) -> str | None:
+    """Why the two halves of a pair ran under different conditions, as far as a GPU tells; None if they did not."""
+    clocks = [_median([s.sm_mhz for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
+    capped = [_median([s.capped for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
+    a, b = clocks
+    if a and b and max(a, b) > (1 + CLOCKS) * min(a, b):
+        return f"clocks of {a:,.0f} MHz and {b:,.0f} MHz"
+    a, b = capped
+    if a is not None and b is not None and abs(a - b) > CAPPED:
+        return f"the power limit held the clocks down for {a:.0%} and {b:.0%} of the time"
+    return None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
 def threads_of(device: str, asked: int | None) -> int | None:
     """Threads that a gate computes with; None leaves it to the backend."""
     return CPU_THREADS if asked is None and clock_of(device) == "cpu" else asked

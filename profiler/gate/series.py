@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from profiler.gate.bench import Bench
-from profiler.gate.block import Block, Clock, record
+from profiler.gate.block import Block, Clock, record, unlike
 from profiler.gate.side import Side
 from profiler.measure.supervisor import Job
 from profiler.results.measurement import Phase
@@ -52,7 +52,7 @@ class Series:
 
     def add(self, base: Block, candidate: Block) -> str | None:
         """Take a pair, or return why it does not count."""
-        spoilt = base.spoilt(self.clock) or candidate.spoilt(self.clock)
+        spoilt = base.spoilt(self.clock) or candidate.spoilt(self.clock) or unlike(base, candidate)
         values = {m: (base.seconds(m, self.clock), candidate.seconds(m, self.clock)) for m in self.metrics}
         if self.first is None:
             self.first = (base, candidate)

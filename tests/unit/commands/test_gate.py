@@ -12,6 +12,7 @@ import pytest
 from fakes.sides import LocalBench
 
 from profiler.commands import gate as command
+from profiler.gate import series
 from profiler.gate.side import Side
 from profiler.measure.process import Launch
 
@@ -186,6 +187,7 @@ def test_real_workers_of_two_commands(
     profile: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way: probes, processes, slots, confirmation."""
+    monkeypatch.setattr(series, "RESTART", 16)  # two processes for each purpose will do here
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     where = ("-m", model(), "--backend", "fake", "-c", "64", "-n", "8", "--metric", "decode")
     slow = f'env PROFILER_FAKE={{\\"step_s\\":0.012}} {sys.executable}'

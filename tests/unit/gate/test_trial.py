@@ -160,6 +160,26 @@ def test_work_from_outside_spoils_a_wall_clock_and_no_count_of_cpu_time() -> Non
     assert (verdicts[0].metric, verdicts[0].word) == ("decode_wall_s", "INCONCLUSIVE")
 
 
+@pytest.mark.parametrize(
+    ("field", "base", "candidate", "word"),
+    [
+        ("sm_mhz", 1980.0, 1960.0, "PASS"),
+        ("sm_mhz", 1980.0, 1900.0, "INCONCLUSIVE"),
+        ("capped", 0.10, 0.13, "PASS"),
+        ("capped", 0.10, 0.20, "INCONCLUSIVE"),
+    ],
+)
+def test_halves_at_other_clocks_or_another_power_limit_are_no_pair(
+    field: str, base: float, candidate: float, word: str
+) -> None:
+    def at(value: float) -> Any:
+        return lambda same: replace(same, samples=tuple(replace(s, **{field: value}) for s in same.samples))
+
+    on_gpu = Job(make_case(512, device="cuda:0"), source())
+    verdicts, _ = gate(FakeBench(change={"base": at(base), "candidate": at(candidate)}), on_gpu)
+    assert verdicts[0].word == word
+
+
 def test_a_cpu_is_gated_on_cpu_time_and_a_gpu_on_the_wall() -> None:
     verdicts, _ = gate(FakeBench(), Job(make_case(512, device="cuda:0"), source()))
     assert verdicts[0].metric == "decode_wall_s"
