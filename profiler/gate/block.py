@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from profiler.results.cautions import cautions
+from profiler.results.conditions import CAPPED
 from profiler.results.measurement import Measurement, Phase
 
 Clock = Literal["cpu", "wall"]
 METRICS: tuple[Phase, ...] = ("prefill", "decode")
 PRESSED = ("-cpu-pressure",)  # ends of caution codes that spoil a wall clock, not a count of CPU time
 SPOILT = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and that spoil any clock
-CPU_THREADS = (
-    1  # unless asked otherwise: idle threads of more spin, and on a busy machine that is most of the CPU time
-)
+CPU_THREADS = 1  # unless asked otherwise: idle threads spin, on a busy machine for most of the CPU time
+CLOCKS = 0.02  # halves of a pair whose clocks differ by more were not taken under the same conditions
 
 
 @dataclass(frozen=True, slots=True)
