@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import ceil
 
 from profiler.results import beside, conditions, stats, trend
 from profiler.results.measurement import Caution, Measurement, Phase
+from profiler.results.stats import Summary
 from profiler.units import bytes_text, seconds_text
+
+Rates = Mapping[Phase, Summary | None]
 
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
 NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
@@ -19,17 +22,21 @@ MUCH_RETAINED = 0.1  # of the peak of prefill
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
-def cautions(measurement: Measurement) -> tuple[Caution, ...]:
-    """Stored cautions first, then those that follow from the samples of each phase."""
+def cautions(measurement: Measurement, rates: Rates | None = None) -> tuple[Caution, ...]:
+    """Stored cautions first, then those that follow from the samples of each phase.
+
+    ``rates`` of both phases by ``stats.rate``, from those who have worked them out already.
+    """
     found = [*measurement.cautions]
+    rates = rates or {phase: stats.rate(measurement, phase) for phase in PHASES}
     for phase in PHASES:
         found += _invalid(measurement, phase)
         found += _cut_short(measurement, phase)
-        found += _inexact(measurement, phase)
+        found += _inexact(measurement, phase, rates[phase])
         found += _drifting(measurement, phase)
     found += _retained(measurement)
     found += _launch_bound(measurement)
-    found += _too_fast(measurement)
+    found += _too_fast(measurement, rates)
     found += conditions.cautions(measurement)
     return tuple(found)
 
@@ -65,9 +72,8 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
         yield Caution(f"{phase}-few", f"{phase}: {done}{of} repetitions within --max-phase {limit:g}s", enough)
 
 
-def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
+def _inexact(measurement: Measurement, phase: Phase, rate: Summary | None) -> Iterator[Caution]:
     """The worst there is to say of how repetitions spread: incomparable, noisy, or less exact than asked."""
-    rate = stats.rate(measurement, phase)
     if rate is None or rate.relative_half is None:
         return
     asked, stopped = measurement.asked, measurement.stopped.get(phase)
@@ -117,9 +123,9 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
         yield Caution("launch-bound", text, None if measurement.case.path == "graph" else "--path graph")
 
 
-def _too_fast(measurement: Measurement) -> Iterator[Caution]:
+def _too_fast(measurement: Measurement, rates: Rates) -> Iterator[Caution]:
     """Above the ceiling is impossible: the ceiling or the figure is wrong."""
-    fractions = beside.ceiling(measurement) or {}
+    fractions = beside.shares(measurement, rates["prefill"], rates["decode"]) or {}
     for phase in PHASES:
         fraction = fractions.get(f"{phase}_fraction")
         if fraction is not None and fraction > 1:

@@ -49,7 +49,7 @@ def cautions(sides: Sequence[Side]) -> Section:
     for side in sides:
         where = f"{side.title}: " if len(sides) > 1 else ""
         rows = [fact.measurement for fact in side.ok]
-        found = _alike(rows)
+        found = _alike(side)
         items = tuple(f"{where}{_caution(each, rows)}" for each in found[:MOST])
         blocks += [Listing(items)] if items else []
         if len(found) > MOST:
@@ -65,16 +65,16 @@ class _Alike:
     vary: bool = False
 
 
-def _alike(rows: Sequence[Measurement]) -> list[_Alike]:
+def _alike(side: Side) -> list[_Alike]:
     found: dict[tuple[str, str], _Alike] = {}
-    for row in rows:
-        for caution in found_cautions(row):
+    for fact in side.ok:
+        for caution in found_cautions(fact.measurement, {"prefill": fact.prefill, "decode": fact.decode}):
             text = plain(caution.text, NOTE_LENGTH)
             helps = plain(caution.help) if caution.help else None
             alike = found.setdefault((caution.code, _FIGURES.sub("0", text)), _Alike(Note(0, text, helps)))
             alike.vary |= text != alike.note.text
             alike.note.help = helps if helps == alike.note.help else None
-            alike.note.cases.append(row)
+            alike.note.cases.append(fact.measurement)
     return list(found.values())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from profiler.models.geometry import CacheBytes
@@ -26,27 +27,28 @@ PARTS = {  # from below, with their places among the colours: the runtime grey, 
     "recurrent state": 6,
     "working memory": 3,
 }
-MOST_PANELS = 6  # charts, of the models with the most rows
+MOST_PANELS = 3  # charts of a machine, of the models that take most: a row of the page
 MOST_BARS = 8
 MOST_ROWS = 60
 IN_SIGHT = 3.0  # times the highest bar: a limit further up would press the bars flat, and is said in words instead
 
 
 def section(sides: Sequence[Side], forecasts: Sequence[Forecast]) -> Section:
-    """Charts of the models with the most rows, then the figures."""
+    """Charts of the models that take most, then the figures."""
+    several = len(sides) > 1
     panels = [
         figure
         for side, forecast in zip(sides, forecasts, strict=True)
-        for model in _models(side)
-        if (figure := _panel(side, forecast, model, len(sides) > 1)) is not None
+        for figure in islice(_panels(side, forecast, several), MOST_PANELS)
     ]
     blocks: list[Block] = []
     if panels:
-        blocks.append(Figures(tuple(panels[: max(MOST_PANELS, len(sides))])))
+        blocks.append(Figures(tuple(panels)))
         blocks.append(
             muted(
-                "What is held at the peak of prefill and decode. Full colour: measured; pale: predicted. Short line:"
-                " the peak while the weights are loaded. Dashed line: all of the device's memory."
+                f"What is held at the peak of prefill and decode, of the {MOST_PANELS} models that take most. Full"
+                " colour: measured; pale: predicted. Short line: the peak while the weights are loaded. Dashed line: all"
+                " of the device's memory."
             )
         )
     else:
@@ -93,7 +95,16 @@ def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[st
 
 
 def _models(side: Side) -> list[str]:
-    return [model for model, _ in Counter(fact.model for fact in side.ok).most_common()]
+    """Those with a peak, the largest first."""
+    peaks: dict[str, int] = {}
+    for fact in side.ok:
+        peaks[fact.model] = max(peaks.get(fact.model, 0), fact.peak_bytes or 0)
+    return sorted(peaks, key=lambda model: -peaks[model])
+
+
+def _panels(side: Side, forecast: Forecast, several: bool) -> Iterator[Figure]:
+    found = (_panel(side, forecast, model, several) for model in _models(side))
+    return (figure for figure in found if figure is not None)
 
 
 def _panel(side: Side, forecast: Forecast, model: str, several: bool) -> Figure | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from profiler.case import Case
@@ -80,10 +80,10 @@ class Side:
 
 def sides(measurements: Sequence[Measurement]) -> list[Side]:
     """Machines in the order of their first row. Of a case measured twice the newer row counts, a good one first."""
-    machines: dict[tuple[Any, ...], dict[str, Measurement]] = {}
+    machines: dict[tuple[Any, ...], dict[Case, Measurement]] = {}
     for row in measurements:
         cases = machines.setdefault(_identity(row), {})
-        key = row.case.key
+        key = replace(row.case, model="")  # what ``Case.key`` hashes, and far faster over many rows
         known = cases.get(key)
         if known is None or row.outcome == "ok" or known.outcome != "ok":
             cases[key] = row

@@ -13,7 +13,7 @@ from profiler.results.measurement import Phase
 from profiler.results.stats import Summary
 from profiler.units import significant
 
-MOST_PANELS = 4  # models with curves, on all machines together: each takes a tenth of a second to draw
+MOST_PANELS = 3  # models with curves, on all machines together: a row of the page, a quarter of a second each
 MOST_SERIES = 8  # lines that one chart can tell apart
 MOST_POINTS = 24  # of one line
 MOST_ROWS = 60  # of the table
