@@ -9,10 +9,9 @@ from profiler.reports.base.page import words
 from profiler.reports.base.page.blocks import Block, Head, Section, Table, muted
 from profiler.reports.base.page.side import Fact, Side
 from profiler.reports.base.text import plain
-from profiler.results.row import row
+from profiler.results.energy import content
 from profiler.units import UNKNOWN, significant
 
-LOOKED_AT = 60  # rows of a machine, evenly from all: either a device has a meter or it has none
 MOST_ROWS = 60
 FIGURES = ("prefill_j", "decode_j")
 Joules = Mapping[str, Any]
@@ -20,7 +19,7 @@ Joules = Mapping[str, Any]
 
 def section(sides: Sequence[Side]) -> Section:
     """A table of the rows that have energy; else the reasons why none has."""
-    found = [(side, fact, row(None, fact.measurement)["energy"]) for side in sides for fact in _looked_at(side)]
+    found = [(side, fact, content(fact.measurement)) for side in sides for fact in side.ok]
     known = [(side, fact, joules) for side, fact, joules in found if joules and _any(joules)]
     if not known:
         return Section(
@@ -35,11 +34,6 @@ def section(sides: Sequence[Side]) -> Section:
     return Section("energy", "How much energy does it take?", tuple(blocks))
 
 
-def _looked_at(side: Side) -> tuple[Fact, ...]:
-    step = max(1, -(-len(side.ok) // LOOKED_AT))
-    return side.ok[::step]
-
-
 def _any(joules: Joules) -> bool:
     return any(joules.get(name) is not None for name in FIGURES)
 
@@ -49,13 +43,14 @@ def _why(found: Iterable[Joules | None]) -> str:
     reasons = dict.fromkeys(
         plain(joules["reason"], 200).rstrip(".") for joules in found if joules and joules.get("reason")
     )
-    return words.several(list(reasons), 3) if reasons else "no meter was read while these cases were measured"
+    return words.several(list(reasons), 3) if reasons else "nobody asked for it; profile sweep --energy measures it"
 
 
 def _meters(found: Iterable[Joules]) -> str:
     known = dict.fromkeys((joules.get("source"), joules.get("scope")) for joules in found)
     texts = [" of ".join(plain(part, 60) for part in pair if part) for pair in known if any(pair)]
-    return f"Median of the repetitions, by {words.several(texts, 4)}." if texts else "Median of the repetitions."
+    by = f", by {words.several(texts, 4)}" if texts else ""
+    return f"Mean of the repetitions, what the device takes when idle included{by}."
 
 
 def _table(known: Sequence[tuple[Side, Fact, Joules]], several: bool) -> Block:

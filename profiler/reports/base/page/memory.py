@@ -47,8 +47,8 @@ def section(sides: Sequence[Side], forecasts: Sequence[Forecast]) -> Section:
         blocks.append(
             muted(
                 f"What is held at the peak of prefill and decode, of the {MOST_PANELS} models that take most. Full"
-                " colour: measured; pale: predicted. Short line: the peak while the weights are loaded. Dashed line: all"
-                " of the device's memory."
+                " colour: measured; pale: predicted. Short line: the peak while the weights are loaded. Dashed line:"
+                " all of the device's memory."
             )
         )
     else:

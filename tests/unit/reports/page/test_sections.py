@@ -228,7 +228,7 @@ def test_without_calibration_the_page_says_so():
 
 def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
     found = sides([measured()])
-    assert text(energy.section(found)) == "No energy: no meter was read while these cases were measured."
+    assert text(energy.section(found)) == "No energy: nobody asked for it; profile sweep --energy measures it."
     joules = {
         "decode_j": 12.5,
         "decode_j_per_token": 1.56,
@@ -236,10 +236,10 @@ def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeyp
         "scope": "gpu-board",
         "suspect": True,
     }
-    monkeypatch.setattr(energy, "row", lambda run, measurement: {"energy": joules})
+    monkeypatch.setattr(energy, "content", lambda measurement: joules)
     shown = text(energy.section(found))
     assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "with care" in shown
-    monkeypatch.setattr(energy, "row", lambda run, measurement: {"energy": {"reason": "no RAPL on this machine"}})
+    monkeypatch.setattr(energy, "content", lambda measurement: {"reason": "no RAPL on this machine"})
     assert text(energy.section(found)) == "No energy: no RAPL on this machine."
 
 
