@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from profiler.measure.cautions import ONE_OTHER
 from profiler.results.cautions import cautions
-from profiler.results.conditions import CAPPED
 from profiler.results.measurement import Measurement, Phase
 
 Clock = Literal["cpu", "wall"]
 METRICS: tuple[Phase, ...] = ("prefill", "decode")
 PRESSED = ("-cpu-pressure",)  # ends of caution codes that spoil a wall clock, not a count of CPU time
 SPOILT = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and that spoil any clock
-CPU_THREADS = 1  # unless asked otherwise: idle threads spin, on a busy machine for most of the CPU time
-CLOCKS = 0.02  # halves of a pair whose clocks differ by more were not taken under the same conditions
+CLOCKS = 0.02  # relative: two halves of a pair at clocks further apart are not the same machine
+CAPPED = 0.05  # of the time: nor are they when the power limit acted on one so much more than on the other
+CPU_THREADS = 1  # unless asked otherwise: idle threads of more spin, and on a busy machine that is most CPU time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Block:
     def spoilt(self, clock: Clock) -> str | None:
         """Why its times mean nothing, in words: something outside took part."""
         ends = SPOILT + (PRESSED if clock == "wall" else ())
-        texts = [caution.text for caution in cautions(self.row) if caution.code.endswith(ends)]
+        found = [caution.text for caution in cautions(self.row) if caution.code.endswith(ends)]
+        texts = [text for text in found if not text.startswith(ONE_OTHER)]  # the other slot's process, which idles
         return "; ".join(texts) or None
 
 

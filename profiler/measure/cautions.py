@@ -17,6 +17,7 @@ MAX_WAIT = 0.1  # share of the wanted CPU time that a process may miss before it
 MAX_STALLED = 0.25  # share of the time in which others may wait for a core: they then run on all that we leave them
 MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake
 SOME_SWAP = 16 * 1024**2  # bytes: less is what any program has that started long ago
+ONE_OTHER = "another process computes"  # a gate knows this one: it is the other side's
 QUIETER = "--fresh on a quieter machine"
 SMALLER = "a smaller -q, -c or -b"
 
@@ -42,7 +43,7 @@ def company(seen: Overview, device: str) -> list[Caution]:
     """Cautions about who else was on the device, and about what nobody could see."""
     found = []
     if seen.others:
-        many = "another process computes" if seen.others == 1 else f"{seen.others} other processes compute"
+        many = ONE_OTHER if seen.others == 1 else f"{seen.others} other processes compute"
         found.append(Caution("other-processes", f"{many} on {device}", f"--fresh when {device} is free"))
     if seen.blind is not None:
         text = f"a slowdown of {device} would have gone unseen: {seen.blind}"

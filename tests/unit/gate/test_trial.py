@@ -10,9 +10,11 @@ import pytest
 from fakes.lab import make_case, source
 from fakes.sides import FakeBench, gate, row
 
+from profiler.devices.base import Overview
 from profiler.gate import series
 from profiler.gate.calibration import Noise
 from profiler.gate.verdict import Verdict, exit_code, worst
+from profiler.measure.cautions import company
 from profiler.measure.supervisor import Job
 from profiler.results.measurement import Caution, Measurement
 
@@ -178,6 +180,16 @@ def test_halves_at_other_clocks_or_another_power_limit_are_no_pair(
     on_gpu = Job(make_case(512, device="cuda:0"), source())
     verdicts, _ = gate(FakeBench(change={"base": at(base), "candidate": at(candidate)}), on_gpu)
     assert verdicts[0].word == word
+
+
+def test_the_idle_process_of_the_other_side_is_no_foreign_one() -> None:
+    def with_others(count: int) -> dict[str, Any]:
+        seen = company(Overview(None, count), "cuda:0")
+        return {"base": lambda same: replace(same, cautions=tuple(seen))}
+
+    on_gpu = Job(make_case(512, device="cuda:0"), source())
+    words = [gate(FakeBench(change=with_others(count)), on_gpu)[0][0].word for count in (0, 1, 2)]
+    assert words == ["PASS", "PASS", "INCONCLUSIVE"]
 
 
 def test_a_cpu_is_gated_on_cpu_time_and_a_gpu_on_the_wall() -> None:
