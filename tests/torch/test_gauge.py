@@ -14,7 +14,7 @@ from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.commands import calibrate
 from profiler.devices.ceilings import Ceilings
 
-GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "CALL_LAYERS": 2, "CONV_CHANNELS": 16, "PEAK_TOKENS": 64}
+GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "CALL_S": 0.005, "CALL_ROUNDS": 1, "CONV_CHANNELS": 16, "PEAK_TOKENS": 64}
 PRODUCTS = {
     "RATE_S": 0.005,
     "POOL_BYTES": 2**20,

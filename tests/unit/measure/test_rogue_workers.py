@@ -86,7 +86,7 @@ def test_a_line_without_end_fails_the_case_with_bounded_memory(rogue) -> None:
     before = meter.peak().process_bytes or 0
     script = "os.set_blocking(out, True)\nwhile True: os.write(out, b'x' * (1 << 20))"
     assert rogue(script) == ("failed", "the worker sent a line of more than 16.0 MiB; stopped in start")
-    assert (meter.peak().process_bytes or 0) - before < 48 * MIB
+    assert (meter.peak().process_bytes or 0) - before < 128 * MIB  # of gigabytes; a large heap gives little back
 
 
 def test_a_flood_of_output_is_read_and_forgotten(rogue) -> None:
