@@ -113,7 +113,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(
     command_line: list[str], model: Any, sweep: Any
 ) -> None:
     grid = ("-c", "128,256,384,512", "-n", "2", "-r", "1")
-    name = model(pause_s=0.15)
+    name = model(pause_s=0.05)
     running = start(command_line, "sweep", "--backend", "fake", "-m", name, *grid, "-o", "jsonl")
     assert running.stdout is not None and running.stderr is not None
     first = running.stdout.readline()
