@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 from profiler.measure.cautions import ONE_OTHER
 from profiler.results.cautions import cautions
+from profiler.results.conditions import CAPPED, DIFFERENT
 from profiler.results.measurement import Measurement, Phase
 
 Clock = Literal["cpu", "wall"]
 METRICS: tuple[Phase, ...] = ("prefill", "decode")
 PRESSED = ("-cpu-pressure",)  # ends of caution codes that spoil a wall clock, not a count of CPU time
 SPOILT = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and that spoil any clock
-CLOCKS = 0.02  # relative: two halves of a pair at clocks further apart are not the same machine
-CAPPED = 0.05  # of the time: nor are they when the power limit acted on one so much more than on the other
 CPU_THREADS = 1  # unless asked otherwise: idle threads of more spin, and on a busy machine that is most CPU time
 
 
@@ -49,7 +48,7 @@ def unlike(base: Block, candidate: Block) -> str | None:
     clocks = [_median([s.sm_mhz for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
     capped = [_median([s.capped for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
     a, b = clocks
-    if a and b and max(a, b) > (1 + CLOCKS) * min(a, b):
+    if a and b and max(a, b) > (1 + DIFFERENT) * min(a, b):
         return f"clocks of {a:,.0f} MHz and {b:,.0f} MHz"
     a, b = capped
     if a is not None and b is not None and abs(a - b) > CAPPED:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from profiler import registry
 from profiler.devices.base import DeviceInfo
+from profiler.devices.target import Target
 from profiler.measure.effort import Effort
 from profiler.models import catalog, families
 from profiler.plan import order
 from profiler.plan.grid import Point
+from profiler.predict.estimate import host_of
 from profiler.quants.base import Quant
 from profiler.units import bytes_text, seconds_text
 
@@ -40,6 +42,11 @@ class Limits:
     effort: Effort
     available_bytes: int
     budget_s: float
+
+    @property
+    def host(self) -> Target:
+        """The device with what is known of its speed."""
+        return host_of(self.device, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,8 @@ def _fits(pairs: Sequence[Pair], limits: Limits, grid: Grid) -> bool:
 
 def _first_row_s(pair: Pair, limits: Limits, grid: Grid) -> float:
     """Loading a model and measuring its cheapest case."""
-    cases = [order.estimate(point, limits.device, limits.effort) for point in grid(*pair)]
+    host = limits.host
+    cases = [order.estimate(point, host, limits.effort) for point in grid(*pair)]
     return min(case.load_s + case.run_s for case in cases)
 
 
@@ -149,7 +157,7 @@ def _words(pairs: Sequence[Pair], limits: Limits, grid: Grid) -> str:
 
 
 def _peak(point: Point, limits: Limits) -> float:
-    return order.estimate(point, limits.device, limits.effort).takes.peak.value
+    return order.estimate(point, limits.host, limits.effort).takes.peak.value
 
 
 def _listed(words: Sequence[str]) -> str:

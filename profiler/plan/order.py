@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache, partial
 
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
+from profiler.devices.target import Target
 from profiler.measure import steady
 from profiler.measure.effort import Effort
 from profiler.plan.grid import Point
 from profiler.predict import estimate as estimates
-from profiler.predict.estimate import Estimate
+from profiler.predict.estimate import Estimate, host_of
 from profiler.results.energy import RESOLVED_S
 from profiler.units import bytes_text
 
@@ -64,8 +66,9 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     """Order ``points`` and leave out what cannot run on ``device`` with ``available_bytes`` of its memory."""
     planned: list[Planned] = []
     skipped: list[Skip] = []
+    host = cache(partial(host_of, device))
     for point in points:
-        entry = estimate(point, device, effort)
+        entry = estimate(point, host(point.case.threads), effort)
         reason = _impossible(point, device) or _too_large(entry.takes, available_bytes)
         if reason is None:
             planned.append(entry)
@@ -74,9 +77,9 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     return Plan(tuple(_by_load(planned)), tuple(skipped))
 
 
-def estimate(point: Point, device: DeviceInfo, effort: Effort) -> Planned:
-    """What a case is expected to take."""
-    takes = estimates.estimate(point.case, point.geometry, device)
+def estimate(point: Point, host: Target, effort: Effort) -> Planned:
+    """What a case is expected to take on ``host``."""
+    takes = estimates.estimate(point.case, point.geometry, host)
     synthetic = point.case.fill == "synthetic"
     start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
     decode = _phase_s(takes.step_s.value * point.case.steps, effort)

@@ -12,6 +12,7 @@ from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.models.geometry import Geometry
 from profiler.predict import explanation
+from profiler.predict.estimate import host_of, mean_depth
 from profiler.predict.estimate import predictor as predictor_of
 from profiler.predict.interval import Interval
 
@@ -26,11 +27,10 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
     """
     if case.backend not in BACKENDS:
         return {}
-    predictor = predictor_of(case, geometry, device)
+    predictor = predictor_of(case, geometry, host_of(device, case.threads))
     engine, on = predictor.engine, predictor.machine.target
-    depth = case.context + (case.steps + 1) // 2
     found = predictor.predict(case.context, case.batch)
-    deep = predictor.predict(depth, case.batch)
+    deep = predictor.predict(mean_depth(case), case.batch)
     shipped = case.path == "eager"
     content: dict[str, Any] = {"peak_bytes": _interval(found.terms.peak)} if shipped else {}
     if case.weights == "real" and (load := engine.load_peak(geometry, predictor.storage, case.dtype, on)) is not None:

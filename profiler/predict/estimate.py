@@ -52,30 +52,40 @@ class Estimate:
     left_plain: str | None  # ``nf4 leaves 117 GiB of fused experts in fp32``, where that decides the size
 
 
-def estimate(case: Case, geometry: Geometry, device: DeviceInfo) -> Estimate:
-    """Of ``case`` on ``device``, as if it fitted."""
-    found = predictor(case, geometry, device)
-    kind, width = device.kind, DTYPE_BYTES[case.dtype]
+def estimate(case: Case, geometry: Geometry, host: Target) -> Estimate:
+    """Of ``case`` on ``host`` (``host_of``), as if it fitted."""
+    found = predictor(case, geometry, host)
+    kind, width = "cpu" if host.vendor == "CPU" else "cuda", DTYPE_BYTES[case.dtype]
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
     terms = found.terms(found.setting(case.context, case.batch))
-    prefill_s, step_s = found.seconds(case.context, case.context + (case.steps + 1) // 2, case.batch)
+    prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch)
     return Estimate(
         weights=terms.weights,
         cache=exact(held),
         peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
         load_s=_load_s(case, geometry, found.storage, kind),
         prefill_s=prefill_s,
-        fill_s=prior(held / FILL_BYTES_S.get(kind, FILL_BYTES_S["cpu"]), SPREAD),
+        fill_s=prior(held / FILL_BYTES_S[kind], SPREAD),
         step_s=step_s,
         left_plain=left_plain(found.storage, case.quant, case.dtype),
     )
 
 
-def predictor(case: Case, geometry: Geometry, device: DeviceInfo) -> Predictor:
-    """For the cases of a model in a format, on the cores that a case may use."""
-    if case.threads and device.cores and case.threads < device.cores:
-        device = replace(device, cores=case.threads)
-    return _predictor(geometry, case.quant, case.dtype, target.of(device))
+def host_of(device: DeviceInfo, threads: int | None) -> Target:
+    """``device`` with the cores that ``threads`` leave it. Reads a file of ceilings: ask once, not for each case."""
+    if threads and device.cores and threads < device.cores:
+        device = replace(device, cores=threads)
+    return target.of(device)
+
+
+def mean_depth(case: Case) -> int:
+    """Tokens in the cache in the middle of decode."""
+    return case.context + (case.steps + 1) // 2
+
+
+def predictor(case: Case, geometry: Geometry, host: Target) -> Predictor:
+    """For the cases of a model in a format."""
+    return _predictor(geometry, case.quant, case.dtype, host)
 
 
 @lru_cache(maxsize=64)
@@ -97,9 +107,9 @@ def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
 def _load_s(case: Case, geometry: Geometry, storage: Storage, kind: str) -> Interval:
     """Start a worker, then make the weights, or read and pack them."""
     if case.weights == "synthetic":
-        making = storage.device_bytes / FILL_BYTES_S.get(kind, FILL_BYTES_S["cpu"])
+        making = storage.device_bytes / FILL_BYTES_S[kind]
     else:
         packed = sum(line.elements for line in storage.lines if line.packed)
         making = geometry.parameters * CHECKPOINT_BYTES / DISK_BYTES_S
-        making += packed / PACK_ELEMENTS_S.get(kind, PACK_ELEMENTS_S["cpu"])
+        making += packed / PACK_ELEMENTS_S[kind]
     return prior(START_S, 2.0) + prior(making, SPREAD)

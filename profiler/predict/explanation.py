@@ -88,12 +88,10 @@ class Explanation:
 def explain(predictor: Predictor, context: int, batch: int, kv: str | None = None) -> Explanation:
     """The case of ``context`` tokens in each of ``batch`` sequences, whether it fits or not."""
     setting = predictor.setting(context, batch, kv)
-    manner = predictor.engine.manner(predictor.geometry, setting)
-    prompt = work.prefill(predictor.geometry, predictor.storage, context, batch, predictor.sized(manner))
-    step = work.decode(predictor.geometry, predictor.storage, context, batch, manner)
+    works = predictor.works(context, context, batch, kv)
     phases = tuple(
         PhaseParts(name, tuple(_shares(done, predictor)), done.passes)
-        for name, done in zip(PHASES, (prompt, step), strict=True)
+        for name, done in zip(PHASES, works, strict=True)
     )
     return Explanation(phases, predictor.terms(setting), tuple(_changes(predictor, setting)))
 

@@ -14,7 +14,7 @@ from profiler.predict.interval import Basis, Interval
 from profiler.predict.machine import Machine
 from profiler.predict.storage import Storage
 from profiler.predict.verdict import Verdict, judge
-from profiler.predict.work import Manner, Work
+from profiler.predict.work import Work
 
 Binds = Literal["memory", "bandwidth", "compute", "launches", "experts", "host memory"]
 OFFLOAD_SPREAD = 1.8  # which weights lie where is a choice that nobody states
@@ -109,9 +109,7 @@ class Predictor:
         verdict = judge(terms, self.machine)
         prefill = decode = None
         if verdict.word != "no":
-            manner = self.engine.manner(self.geometry, setting)
-            prompt = work.prefill(self.geometry, self.storage, context, batch, self.sized(manner))
-            step = work.decode(self.geometry, self.storage, context, batch, manner)
+            prompt, step = self.works(context, context, batch, kv)
             prefill = self._phase(prompt, verdict, context * batch, self.rates.prefill)
             decode = self._phase(step, verdict, batch, self.rates.decode)
         return Prediction(
@@ -120,26 +118,21 @@ class Predictor:
 
     def seconds(self, context: int, depth: int, batch: int) -> tuple[Interval, Interval]:
         """A prefill of ``context`` tokens, and a decode step at ``depth``, as if both fitted."""
-        setting = self.setting(context, batch)
-        manner = self.engine.manner(self.geometry, setting)
-        prompt = work.prefill(self.geometry, self.storage, context, batch, self.sized(manner))
-        step = work.decode(self.geometry, self.storage, depth, batch, manner)
+        prompt, step = self.works(context, depth, batch)
         return self._seconds(prompt, self.rates.prefill), self._seconds(step, self.rates.decode)
+
+    def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Work, Work]:
+        """What a prefill of ``context`` tokens and a decode step at ``depth`` have to do. A CPU prefills in smaller
+        passes."""
+        manner = self.engine.manner(self.geometry, self.setting(context, batch, kv))
+        small = self.machine.target.vendor == "CPU" and self.engine.name == "transformers"
+        sized = replace(manner, ubatch=min(manner.ubatch, 512)) if small else manner
+        prompt = work.prefill(self.geometry, self.storage, context, batch, sized)
+        return prompt, work.decode(self.geometry, self.storage, depth, batch, manner)
 
     def _seconds(self, done: Work, bounds: Bounds) -> Interval:
         value = efficiency.seconds(done, self.rates) + machine.link_s(done, self.geometry, self.machine)
         return Interval(value, value * bounds[0], value * bounds[1], self.rates.basis)
-
-    def step(self, depth: int, batch: int, kv: str | None = None) -> float:
-        """Seconds of one decode step as if it fitted."""
-        setting = self.setting(depth, batch, kv)
-        done = work.decode(self.geometry, self.storage, depth, batch, self.engine.manner(self.geometry, setting))
-        return efficiency.seconds(done, self.rates) + machine.link_s(done, self.geometry, self.machine)
-
-    def sized(self, manner: Manner) -> Manner:
-        """A CPU prefills in smaller passes."""
-        small = self.machine.target.vendor == "CPU" and self.engine.name == "transformers"
-        return replace(manner, ubatch=min(manner.ubatch, 512)) if small else manner
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """Most tokens of each sequence for which the case still fits; 0 if none."""

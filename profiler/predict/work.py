@@ -52,6 +52,11 @@ class Work:
         return sum(item.nbytes for item in self.items)
 
     @property
+    def needed_bytes(self) -> float:
+        """Of those, what a program without copies reads."""
+        return self.nbytes - sum(item.spared for item in self.items)
+
+    @property
     def flops(self) -> float:
         """FLOPs of matrix products."""
         return sum(item.flops for item in self.items)

@@ -10,6 +10,7 @@ import pytest
 
 from profiler.measure.loop import Effort
 from profiler.plan import order
+from profiler.predict.estimate import host_of
 from profiler.units import GIB
 
 EFFORT = Effort(reps=2, max_phase_s=60)
@@ -61,7 +62,7 @@ def test_a_cache_that_cannot_fit_is_left_out_and_smaller_ones_stay(make_points: 
 
 def test_a_case_that_may_just_fit_is_tried(make_points: Any, make_cpu: Any) -> None:
     (point,) = make_points("gemma-4-e2b", "fp32")
-    needed = order.estimate(point, make_cpu(), EFFORT).takes.peak
+    needed = order.estimate(point, host_of(make_cpu(), None), EFFORT).takes.peak
     assert needed.low < needed.value
     assert order.make([point], make_cpu(), EFFORT, round(needed.low) + 1).skipped == ()
     assert order.make([point], make_cpu(), EFFORT, round(needed.low) - 1).cases == ()
@@ -102,5 +103,7 @@ def test_a_plan_counts_each_load_once(make_points: Any, make_cpu: Any) -> None:
 def test_a_written_cache_costs_no_prefill(make_points: Any, make_cpu: Any) -> None:
     (prefilled,) = make_points("gemma-3-1b", contexts=(16384,))
     (written,) = make_points("gemma-3-1b", contexts=(16384,), fill="synthetic")
-    longer, shorter = (order.estimate(point, make_cpu(), EFFORT).run_s for point in (prefilled, written))
+    longer, shorter = (
+        order.estimate(point, host_of(make_cpu(), None), EFFORT).run_s for point in (prefilled, written)
+    )
     assert shorter < longer / 3

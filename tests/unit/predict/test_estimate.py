@@ -14,7 +14,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
 from profiler.predict import engines
-from profiler.predict.estimate import Estimate, estimate, left_plain
+from profiler.predict.estimate import Estimate, estimate, host_of, left_plain
 from profiler.predict.interval import Interval, exact, prior
 from profiler.predict.storage import Storage
 from profiler.quants.base import Quant
@@ -41,7 +41,8 @@ def stored(name: str, scheme: str, dtype: str) -> Storage:
 def taken(name: str, scheme: str = "fp32", device: DeviceInfo = CPU, **change: Any) -> Estimate:
     how: Quant = registry.load("quants", scheme, "quantization").QUANT
     case = replace(CASE, quant=scheme, dtype=how.dtype or device.default_dtype, device=device.name)
-    return estimate(replace(case, **change), geometry(name), device)
+    case = replace(case, **change)
+    return estimate(case, geometry(name), host_of(device, case.threads))
 
 
 @pytest.mark.parametrize(
@@ -92,12 +93,12 @@ def test_a_larger_case_never_needs_less(change: dict[str, Any], name: str) -> No
 @pytest.mark.parametrize(
     ("name", "scheme", "context", "prefill_tps", "decode_tps"),
     [
-        ("gemma-3-270m", "fp32", 512, 400, 9.1),
-        ("gemma-4-e2b", "fp32", 128, 54, 1.63),
+        ("gemma-3-270m", "fp32", 512, 422, 11.1),
+        ("gemma-4-e2b", "fp32", 128, 65.8, 1.63),
         ("gemma-4-e2b", "nf4", 128, 13.8, 0.215),
-        ("qwen3.5-0.8b", "fp32", 128, 80, 3.9),
-        ("qwen3.5-0.8b", "bf16", 128, 17, 0.95),
-        ("qwen3.5-0.8b", "int8", 128, 60, 2.53),
+        ("qwen3.5-0.8b", "fp32", 128, 90.8, 5.13),
+        ("qwen3.5-0.8b", "bf16", 128, 15.9, 0.846),
+        ("qwen3.5-0.8b", "int8", 128, 58.6, 2.53),
     ],
 )
 def test_priors_hold_what_was_measured_on_two_cores(

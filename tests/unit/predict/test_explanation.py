@@ -98,7 +98,7 @@ def test_a_measured_curve_takes_the_place_of_shares() -> None:
 def step_s(model: str, quant: str, dtype: str, measured: Ceilings) -> float:
     machine = Machine(replace(find("cpu"), ceilings=measured, bandwidth_bytes_s=12e9, flops=measured.flops))
     geometry = families.geometry(catalog.raw_config(model))
-    return Predictor(geometry, engines.find("transformers"), quant, machine, dtype).step(128, 1)
+    return Predictor(geometry, engines.find("transformers"), quant, machine, dtype).seconds(128, 128, 1)[1].value
 
 
 def test_a_depthwise_convolution_costs_by_channel_where_it_was_measured() -> None:

@@ -14,8 +14,9 @@ from profiler.case import Case, digest
 from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.models.geometry import CacheBytes, Geometry
-from profiler.predict import engines, work
+from profiler.predict import engines
 from profiler.predict.beside import BACKENDS
+from profiler.predict.estimate import mean_depth
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import Prediction, Predictor
 from profiler.quants.base import DTYPE_BYTES
@@ -69,12 +70,9 @@ class Forecast:
         predictor = self._predictor(fact.model, fact.case.quant, fact.case.dtype)
         if predictor is None:
             return None
-        case, shape, stored = fact.case, predictor.geometry, predictor.storage
-        manner = predictor.engine.manner(shape, predictor.setting(case.context, case.batch))
-        depth = case.context + (case.steps + 1) // 2
-        prompt = work.prefill(shape, stored, case.context, case.batch, predictor.sized(manner))
-        step = work.decode(shape, stored, depth, case.batch, manner)
-        return tuple((sum(item.nbytes - item.spared for item in done.items), done.flops) for done in (prompt, step))
+        case = fact.case
+        works = predictor.works(case.context, mean_depth(case), case.batch)
+        return tuple((done.needed_bytes, done.flops) for done in works)
 
     def cache(self, model: str, like: Case, context: int) -> CacheBytes:
         """Of a model whose shapes are known, by kind of layer, in the dtype and for the sequences of ``like``."""
