@@ -51,17 +51,17 @@ def explain(
     case = one_case(inquiry)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
     prediction = case.predictor.predict(case.context, case.batch, kv)
-    measured = None
+    measured: list[Measurement] = []
     if prediction.engine.name == estimate.ENGINE:
         measured = stored(case.model, prediction.machine.target, prediction.setting, store)
     click.echo(explain_page.render(case.model.name, prediction, found, measured, output), nl=False)
     return 0
 
 
-def stored(model: Model, target: Target, setting: Setting, store: Path | None) -> Measurement | None:
-    """The newest measurement of the case on this device."""
+def stored(model: Model, target: Target, setting: Setting, store: Path | None) -> list[Measurement]:
+    """The measurements of the case on this device, by any decode path, the newest first."""
     if target.local is None or target.count > 1 or not (store or default_path()).exists():
-        return None
+        return []
     ids = {model.model_id} | ({model.id_for("real")} if model.real_id else set())
     with Store.open(store, create=False) as opened:
         rows = [
@@ -71,4 +71,4 @@ def stored(model: Model, target: Target, setting: Setting, store: Path | None) -
             and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
             == (setting.quant, setting.dtype, setting.context, setting.batch, target.local)
         ]
-    return max(rows, key=lambda row: row.started_at or "", default=None)
+    return sorted(rows, key=lambda row: row.started_at or "", reverse=True)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from profiler.commands import explain_memory, fit_rows, listing
 from profiler.predict.explanation import Explanation, PhaseParts, cause
 from profiler.predict.prediction import Prediction
+from profiler.reports.base import paths
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
 
-def render(model: str, prediction: Prediction, found: Explanation, measured: Measurement | None, output: str) -> str:
-    """In a format of ``listing.FORMATS``: for people a page, else a row for each part of a phase and of memory."""
+def render(model: str, prediction: Prediction, found: Explanation, stored: Sequence[Measurement], output: str) -> str:
+    """In a format of ``listing.FORMATS``: for people a page, else a row for each part of a phase and of memory.
+
+    ``stored``: what was measured of the case, the newest first. Only the path that was predicted stands beside it.
+    """
+    measured = next((row for row in stored if row.case.path == paths.SHIPPED), None)
     if output not in ("table", "md"):
         return listing.render(rows(found, measured), dict, output)
     setting = prediction.setting
@@ -32,6 +38,8 @@ def render(model: str, prediction: Prediction, found: Explanation, measured: Mea
             "",
         ]
     lines += explain_memory.lines(found, measured, output)
+    if others := paths.path_lines(stored):
+        lines += ["", "other decode paths, as measured:", *(f"  {line}" for line in others)]
     return "\n".join(lines) + "\n"
 
 

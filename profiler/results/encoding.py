@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import Any
 
 from profiler.case import Case
-from profiler.results.measurement import Caution, Energy, Measurement, Memory, Sample
+from profiler.results.measurement import Caution, DecodePath, Energy, Measurement, Memory, Sample
 from profiler.results.redact import redact_json
 
 USUAL = {field.name: field.default for field in fields(Sample)}  # of a sample, in the order of the constructor
@@ -60,6 +60,8 @@ def _measurement(row: dict[str, Any], steps: bytes, environment: dict[str, Any])
     row["memory"] = Memory(**row["memory"])
     if "energy" in row:
         row["energy"] = Energy.from_json(row["energy"])
+    if "decode_path" in row:
+        row["decode_path"] = DecodePath(**row["decode_path"])
     row["cautions"] = tuple([Caution(**caution) for caution in row["cautions"]])
     return Measurement(environment=environment, **row)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from profiler.case import Case
 from profiler.errors import ProfileError
-from profiler.results.measurement import SCHEMA, Caution, Measurement, Memory, Phase, Sample
+from profiler.results.measurement import SCHEMA, Caution, DecodePath, Measurement, Memory, Phase, Sample
 from profiler.results.store import Store
 from profiler.units import bytes_text, printable
 
@@ -62,6 +62,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         memory=Memory(**{name: value for name, value in row["memory"].items() if name in MEMORY}),
         cautions=tuple(Caution(**caution) for caution in row["cautions"]),
         asked=dict(row["asked"]),
+        decode_path=DecodePath(**path) if (path := row.get("path")) else None,
         **fields,
     )
 

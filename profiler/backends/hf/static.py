@@ -73,10 +73,10 @@ class StaticTrial(HfTrial):
         return self.runner.stats()
 
     def path(self) -> DecodePath:
-        stats = self.stats()
-        return DecodePath(
-            stats.path, stats.reason, stats.kernels, stats.graphs, stats.nodes_per_token, stats.prepare_s
-        )
+        assert self.runner is not None, "path without save"
+        stats, (needed, read) = self.stats(), self.runner.state.read_bytes()
+        how = (stats.path, stats.reason, stats.kernels, stats.graphs, stats.nodes_per_token, stats.prepare_s)
+        return DecodePath(*how, needed, read)
 
     def cautions(self) -> tuple[Caution, ...]:
         """What a reader of the row must know about the path."""

@@ -43,6 +43,9 @@ def _line(row: Measurement, eager_tps: float | None) -> str | None:
         parts.append(
             graphs + (f", {path.nodes_per_token:,} nodes a token" if path.nodes_per_token is not None else "")
         )
+    if path.cache_needed_bytes and path.cache_read_bytes:
+        waste = path.cache_read_bytes / path.cache_needed_bytes
+        parts.append(f"attention reads {bytes_text(path.cache_read_bytes)} of cache, {waste:.2f} × what it needs")
     if row.memory.graph_pool_bytes:
         parts.append(f"pool of {bytes_text(row.memory.graph_pool_bytes)}")
     if path.kernels and path.ran == row.case.path:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from profiler.case import Case
 from profiler.cli import main
 from profiler.models.resolve import resolve
-from profiler.results.measurement import Caution, Measurement, Memory, Sample
+from profiler.results.measurement import Caution, DecodePath, Measurement, Memory, Sample
 from profiler.results.store import Store
 
 
@@ -64,6 +64,19 @@ def test_what_was_measured_here_stands_beside(store: Path) -> None:
     text = run("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu").stdout
     assert "measured 100 ms" in text
     assert "measured" not in run("explain", "gemma-3-270m", "-q", "fp32", "-c", "256", "--on", "cpu").stdout
+
+
+def test_another_path_is_told_apart_from_what_was_predicted(store: Path) -> None:
+    shipped = measured(decode_s=0.8)
+    how = DecodePath("static", cache_needed_bytes=2**20, cache_read_bytes=3 * 2**19)
+    samples = (Sample("decode", 0.2, 8),)
+    keep(store, shipped)
+    keep(store, replace(shipped, case=replace(shipped.case, path="static"), samples=samples, decode_path=how,
+                        started_at="2026-11-24T05:00:00Z"))  # fmt: skip
+    text = run("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu").stdout
+    assert "measured 100 ms" in text and "measured 25" not in text
+    assert "static: decodes 4.00 × as fast as eager" in text
+    assert "attention reads 1.50 MiB of cache, 1.50 × what it needs" in text
 
 
 def test_faster_than_the_ceiling_is_our_bug(store: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from profiler.case import Case
 from profiler.reports import md, table
 from profiler.reports.base.paths import path_lines
+from profiler.results import row_reader
 from profiler.results.measurement import DecodePath, Measurement, Memory, Sample
+from profiler.results.row import row as as_row
+from profiler.results.store import Store
 
 CASE = Case("gemma", "id", "real", "fp32", "fp32", "cpu", "hf", "eager", context=512, batch=1, steps=16, ubatch=512)
 NATIVE = DecodePath("graph", kernels="C++ (avx2)", graphs=1, prepare_s=12.0)
@@ -54,3 +58,11 @@ def test_a_table_ends_with_it(report: object) -> None:
 def test_what_became_of_the_path_is_kept_in_the_row() -> None:
     measured = row("graph", 27.2, NATIVE)
     assert Measurement.from_json(measured.to_json()) == measured
+
+
+def test_what_became_of_the_path_survives_the_store_and_a_file(tmp_path: Path) -> None:
+    measured = row("graph", 27.2, NATIVE)
+    with Store.open(tmp_path / "s.sqlite") as store:
+        store.append(store.start_run(["sweep"], {}), measured)
+        assert [found.decode_path for found in store.newest()] == [NATIVE]
+    assert row_reader.from_row(as_row(None, measured)).decode_path == NATIVE
