@@ -1,7 +1,7 @@
 """Cases of this repository's own gate: what CI holds still.
 
-    pytest benchmarks/gate_cases.py --benchmark-only --profile-gate benchmarks/gate_baseline.json
-    --profile-gate-kinds workload
+    B=benchmarks/gate_baseline.json
+    pytest benchmarks/gate_cases.py --benchmark-only --profile-gate $B --profile-gate-kinds workload
 
 Synthetic weights, so nothing is downloaded. Bytes and tokens follow from the case alone and are the same on every
 machine; time is gated against the last commit, in pairs, by ``profile gate --base``. After a change that is meant:

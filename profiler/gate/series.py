@@ -14,9 +14,7 @@ from profiler.gate.side import Side
 from profiler.measure.supervisor import Job
 from profiler.results.measurement import Phase
 
-RESTART = (
-    3  # pairs after which both processes are new: some are slower than others from start to end, by luck of layout
-)
+RESTART = 3  # pairs after which both processes are new: some are slow from start to end, by luck of layout
 MOST_SPOILT = 0.25  # of the pairs: with more, it is the machine that is measured
 
 Kept = list[dict[str, Any]]

@@ -1,9 +1,9 @@
 """A side of a gate: the interpreter and the code that measure it, and what is known of them before they do.
 
-    --base HEAD~1              a git revision: our own code as it was then, with the libraries of this environment
-    --base ../old/.venv        a virtual environment (or an interpreter): with its libraries, and with its
-    llm-hwprofile if it has one; else ours is lent to it --base "taskset -c 0 python3"   a command that becomes an
-    interpreter
+    --base HEAD~1                       a git revision: our own code as it was then, with the libraries of this one
+    --base ../old/.venv                 a virtual environment or an interpreter: with its libraries, and with its
+                                        llm-hwprofile if it has one; else ours is lent to it
+    --base "taskset -c 0 python3"       a command that becomes an interpreter
 
 A prefix ``rev:``, ``venv:`` or ``cmd:`` says which is meant where it could be two of them.
 """
