@@ -101,6 +101,7 @@ def rows(found: Ceilings) -> list[dict[str, Any]]:
         (f"depthwise convolution {dtype}, a channel", cost["channel_s"], "s")
         for dtype, cost in found.convolutions.items()
     ]
+    figures.append(("gated delta rule fp32, a prefill", 1 / found.delta_flop_s, "FLOP/s"))
     for dtype, cost in found.attention.items():
         figures.append((f"attention {dtype}, a step's cache", 1 / cost["step_byte_s"], "bytes/s"))
         figures.append((f"attention {dtype}, a prefill", 1 / cost["pass_flop_s"], "FLOP/s"))

@@ -20,7 +20,7 @@ from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 
-SCHEMA = 2
+SCHEMA = 3
 LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
 
@@ -52,6 +52,7 @@ class Ceilings:
     call_s: float  # one small operator, called from Python
     activation_s: float  # per byte that element-wise operators of a prefill read and write
     fresh_byte_s: float  # per byte of memory that is mapped anew for a result
+    delta_flop_s: float  # per FLOP of a gated delta rule in a pass
     convolutions: Mapping[str, Mapping[str, float]]
     """Depthwise, by dtype: seconds per channel (``channel_s``), and more for each further sequence (``sequence_s``)
     and each token of a pass (``token_s``)."""
@@ -166,7 +167,7 @@ def parse(content: Mapping[str, Any]) -> Ceilings | None:
     costs = [cost for tokens in known["products"].values() for cost in tokens.values()]
     if any(set(cost) != set(Cost.__dataclass_fields__) for cost in costs):
         return None
-    measured = ("read_bytes_s", "copy_bytes_s", "call_s", "activation_s", "seconds")
+    measured = ("read_bytes_s", "copy_bytes_s", "call_s", "activation_s", "delta_flop_s", "seconds")
     positive = [known[name] for name in measured]
     positive += [*_leaves(known["flops"]), *_leaves(known["attention"]), *_leaves(known["tall"])]
     if not all(_is_number(value) and value > 0 for value in positive):

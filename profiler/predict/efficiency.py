@@ -27,7 +27,7 @@ PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
 UNPACKED = ("nf4", "nf4-dq", "fp4")  # a layer at a time, to fp32 on a CPU
 UNPACKED_BYTES = 4
-SCHEMES = (*PLAIN, *PACKED, "cache", "copy", *(name for name in TYPES if name not in PLAIN))
+SCHEMES = (*PLAIN, *PACKED, "cache", "state", "copy", *(name for name in TYPES if name not in PLAIN))
 
 Bounds = tuple[float, float]
 
@@ -111,11 +111,13 @@ def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
             return least, 0.0 if reads else found, fresh
     if item.kind == "convolution":
         cost = rates.convolution
-        each = (
-            cost["channel_s"] + (item.count - 1) * cost["sequence_s"] + item.rows * cost["token_s"] if cost else 0.0
-        )
-        return 0.0, item.outputs * each, 0.0
+        if not cost:
+            return 0.0, 0.0, 0.0
+        more = (item.count - 1) * cost["sequence_s"] + max(0.0, item.rows - item.count) * cost["token_s"]
+        return 0.0, item.outputs * (cost["channel_s"] + more), 0.0
     many = work.tokens > FEW_TOKENS
+    if rates.measured is not None and item.kind == "activations" and not many:
+        return 0.0, 0.0, 0.0  # part of what an operator was measured to take
     compute = item.flops * (rates.flop_s if many else rates.few_flop_s)[item.scheme]
     if many and item.part == "experts":
         compute *= rates.expert_flops
@@ -150,7 +152,7 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     return Rates(
         read_s=read_s,
         flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in SCHEMES},
-        few_flop_s=one_by_one | dict.fromkeys((*PLAIN, "cache"), 1 / peak),
+        few_flop_s=one_by_one | dict.fromkeys((*PLAIN, "cache", "state"), 1 / peak),
         expert_flops=content["prefill"]["expert_flops"],
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
         layer_s=_layer_s(target, maker, content) * own["launch"],
@@ -175,7 +177,7 @@ def calibrated(
     attention = ceilings.attention.get(dtype)
     slow = dict.fromkeys(SCHEMES, 1 / flops) if flops else dict(base.flop_s)
     read_s = dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": ceilings.activation_s}
-    many, few = dict(slow), dict(slow)
+    many, few = slow | {"state": ceilings.delta_flop_s}, dict(slow)
     if attention:
         read_s["cache"], many["cache"], few["cache"] = (
             attention["step_byte_s"] / touches,

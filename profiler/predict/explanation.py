@@ -151,7 +151,7 @@ def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
     target, measured = host.target, host.target.ceilings
     flops = measured.flops if measured else target.flops
     names = {dtype, *PLAIN_FLOPS}
-    if scheme not in PLAIN:
+    if scheme not in (*PLAIN, "state"):
         names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if engine == "llama.cpp" else set())
     known = [value for name, value in flops.items() if name in names or target.vendor == "CPU"]
     return max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * host.at_once

@@ -97,7 +97,7 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
         if isinstance(mixer, GatedDelta):
             nbytes = many * touches * RECURRENT_BYTES * mixer.recurrent_elements
             spared = nbytes * (1 - STATE_TOUCHES / touches)
-            items.append(Item(layer.kind, "state", "fp32", nbytes, flops, batch, spared=spared))
+            items.append(Item(layer.kind, "state", "state", nbytes, flops, batch, spared=spared))
         else:
             nbytes = many * mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
             spared = nbytes * (1 - 1 / manner.cache_touches)
@@ -133,7 +133,7 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
             items.append(Item(layer.kind, "cache", "cache", many * read * manner.cache_bytes, flops, chunk * batch))
         else:
             state = STATE_TOUCHES * RECURRENT_BYTES * layer.mixer.recurrent_elements
-            items.append(Item(layer.kind, "state", "fp32", many * state, flops, chunk * batch))
+            items.append(Item(layer.kind, "state", "state", many * state, flops, chunk * batch))
     calls = 0.0
     if manner.calls is not None:
         through = sum(

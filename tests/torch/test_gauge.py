@@ -14,7 +14,8 @@ from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.commands import calibrate
 from profiler.devices.ceilings import Ceilings
 
-GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "CALL_S": 0.005, "CALL_ROUNDS": 1, "CONV_CHANNELS": 16, "PEAK_TOKENS": 64}
+GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "CALL_S": 0.005, "CALL_ROUNDS": 1, "CONV_CHANNELS": 16, "PEAK_TOKENS": 64,
+         "PASS_S": 0.005, "PASS_ROUNDS": 1, "PASS_TOKENS": 64, "PASS_DEPTH": 128}  # fmt: skip
 PRODUCTS = {
     "RATE_S": 0.005,
     "POOL_BYTES": 2**20,
@@ -49,6 +50,8 @@ def test_everything_that_is_measured_is_believed_by_its_reader() -> None:
     assert set(known.attention) == {"fp32", "bf16", "fp16"}
     assert known.graph_call_s is None
     assert 1e-7 < known.call_s < 1e-3
+    assert 1e-13 <= known.activation_s < 1e-7
+    assert 1e-13 < known.delta_flop_s < 1e-7
     assert known.process_bytes > 100 * 2**20
     assert torch.get_num_threads() == 1
 

@@ -13,7 +13,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.products import RATE_S, SQUARE, Products
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.devices.cpu import process_bytes
-from profiler.predict.engines.transformers import LAYER_CALLS, OUTSIDE_CALLS
+from profiler.models.layers import IDEAL, GatedDelta
+from profiler.predict.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTSIDE_CALLS
 
 PEAK_TOKENS = 1024
 READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}
@@ -40,11 +41,20 @@ CALL_MODEL = {  # small, so that its products take no longer than the rest; its 
     "num_key_value_heads": 2,
     "vocab_size": 64,
 }
-CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 4096, 4, 128
+PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise operators and nothing else
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+PASS_S, PASS_ROUNDS = 0.3, 3
+CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 4096, 4, 256
+DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=CONV_WIDTH)
 GRAPH_KERNELS = 200
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
 STEP_DEPTH, PASS_TOKENS, PASS_DEPTH = 2048, 512, 1024
-PASS_WIDTH = 1024  # hidden features of a prefill's element-wise operators
 
 
 class Best(NamedTuple):
@@ -73,9 +83,10 @@ class Gauge:
             rates = {
                 "call_s": self.call(),
                 "graph_call_s": self.graph_call() if self.cuda else None,
-                "activation_s": self.activations(),
                 "convolutions": {name: self.convolution(dtype) for name, dtype in DTYPES.items()},
-                "attention": {name: self.attention(dtype) for name, dtype in DTYPES.items()},
+                "attention": (attention := {name: self.attention(dtype) for name, dtype in DTYPES.items()}),
+                "activation_s": self.activations(attention["fp32"]["pass_flop_s"]),
+                "delta_flop_s": self.delta(),
             }
             products, tall, fresh = Products(self.watch).all()
             after = self.ceilings()  # clocks rise and fall over minutes
@@ -136,32 +147,47 @@ class Gauge:
         return 2 * PEAK_TOKENS * rows * columns / seconds
 
     def call(self) -> float:
-        """Seconds of one operator of a decoder layer, as transformers calls it in a step: what a layer takes beyond
-        its products with weights, shared among its operators.
+        """Seconds of one operator of a decoder layer, as transformers calls it in a step.
 
         In a loop of its own an operator takes a third of that: neither the Python between operators is in it, nor
         that a product in between has taken the caches.
         """
+        operators = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
+        return self.between_products(CALL_MODEL, 1, CALL_S, CALL_ROUNDS) / operators
+
+    def activations(self, attention_flop_s: float) -> float:
+        """Seconds per byte that element-wise operators of a prefill read and write.
+
+        A loop of one operator would find its memory in the caches and mapped: ten times as fast.
+        """
+        layers, hidden = PASS_MODEL["num_hidden_layers"], PASS_MODEL["hidden_size"]
+        attention = 4 * layers * hidden * PASS_TOKENS**2 * attention_flop_s
+        seconds = self.between_products(PASS_MODEL, PASS_TOKENS, PASS_S, PASS_ROUNDS) - attention
+        return max(1e-13, seconds / (layers * ELEMENTWISE * hidden * PASS_TOKENS * 4))
+
+    def between_products(self, model_sizes: Mapping[str, int], tokens: int, seconds: float, rounds: int) -> float:
+        """Seconds that a small model of transformers takes for ``tokens`` beyond its products with weights."""
         from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-        model = LlamaForCausalLM(LlamaConfig(**CALL_MODEL)).eval().to(self.device)
+        model = LlamaForCausalLM(LlamaConfig(**model_sizes)).eval().to(self.device)
         products = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        inputs = {layer.in_features: torch.ones(1, 1, layer.in_features, device=self.device) for layer in products}
-        cache, token = DynamicCache(config=model.config), torch.ones(1, 1, dtype=torch.long, device=self.device)
+        inputs = {
+            layer.in_features: torch.ones(1, tokens, layer.in_features, device=self.device) for layer in products
+        }
+        ids = torch.ones(1, tokens, dtype=torch.long, device=self.device)
+        cache = DynamicCache(config=model.config)
 
         def step() -> None:
-            model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            held = cache if tokens == 1 else DynamicCache(config=model.config)
+            model(input_ids=ids, past_key_values=held, use_cache=True, logits_to_keep=1)
 
         def multiply() -> None:
             for layer in products:
                 functional.linear(inputs[layer.in_features], layer.weight)
 
-        with_them, without = (
-            statistics.median(self.watch.time(run, CALL_S).median for _ in range(CALL_ROUNDS))
-            for run in (step, multiply)
-        )
-        operators = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
-        return max(1e-9, with_them - without) / operators
+        found = [(self.watch.time(step, seconds).median, self.watch.time(multiply, seconds).median)
+                 for _ in range(rounds)]  # fmt: skip
+        return max(1e-9, statistics.median(whole - alone for whole, alone in found))
 
     def graph_call(self) -> float:
         """Seconds of one small kernel when a CUDA graph replays many."""
@@ -172,25 +198,37 @@ class Gauge:
                 small.mul_(1.0)
         return self.watch.time(graph.replay, LOOP_S).best / GRAPH_KERNELS
 
-    def activations(self) -> float:
-        """Seconds per byte that element-wise operators of a prefill read and write, fresh memory for each result."""
-        norm = _Norm(PASS_WIDTH).to(self.device)
-        hidden = torch.randn(1, PASS_TOKENS, PASS_WIDTH, device=self.device)
-        return self.watch.time(lambda: norm(hidden), LOOP_S).median / (_Norm.TENSORS * hidden.numel() * 4)
-
     def convolution(self, dtype: torch.dtype) -> dict[str, float]:
-        """Of a depthwise convolution: seconds per channel, sequence and token."""
+        """Of a depthwise convolution, as models call it: seconds per channel, sequence and token.
+
+        A prefill's input is a transposed view, which takes twice as long as one in order.
+        """
         kernel = torch.randn(CONV_CHANNELS, 1, CONV_WIDTH, device=self.device).to(dtype)
 
-        def each(sequences: int, tokens: int) -> float:
-            shape = sequences, CONV_CHANNELS, tokens + CONV_WIDTH - 1
-            inputs = torch.randn(shape, device=self.device).to(dtype)
-            run = partial(functional.conv1d, inputs, kernel, groups=CONV_CHANNELS)
+        def each(inputs: torch.Tensor, padding: int) -> float:
+            run = partial(functional.conv1d, inputs.to(dtype), kernel, groups=CONV_CHANNELS, padding=padding)
             return self.watch.time(run, RATE_S).median / CONV_CHANNELS
 
-        one, more, longer = each(1, 1), each(4, 1), each(1, CONV_TOKENS)
+        one, more = (each(torch.randn(n, CONV_CHANNELS, CONV_WIDTH, device=self.device), 0) for n in (1, 4))
+        longer = each(torch.randn(1, CONV_TOKENS, CONV_CHANNELS, device=self.device).mT, CONV_WIDTH - 1)
         further, token = max(0.0, more - one) / 3, max(0.0, longer - one) / (CONV_TOKENS - 1)
         return {"channel_s": one, "sequence_s": further, "token_s": token}
+
+    def delta(self) -> float:
+        """Seconds per FLOP of the gated delta rule in a prefill pass, by chunks as transformers computes it."""
+        from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
+
+        def random(*more: int) -> torch.Tensor:
+            return torch.randn(1, PASS_TOKENS, DELTA.value_heads, *more, device=self.device)
+
+        query, key, value = random(DELTA.key_dim), random(DELTA.key_dim), random(DELTA.value_dim)
+        decay, beta = -random().exp(), random().sigmoid()
+
+        def run() -> None:
+            torch_chunk_gated_delta_rule(query, key, value, decay, beta,
+                                         output_final_state=True, use_qk_l2norm_in_kernel=True)  # fmt: skip
+
+        return self.watch.time(run, LOOP_S).median / DELTA.prefill_flops([(0, PASS_TOKENS)], IDEAL)
 
     def attention(self, dtype: torch.dtype) -> dict[str, float]:
         """Of a growing cache: seconds per byte of K and V in a decode step, and per FLOP in a masked prefill pass."""
@@ -218,22 +256,6 @@ class Gauge:
             "step_byte_s": self.watch.time(step, LOOP_S).median / held,
             "pass_flop_s": self.watch.time(run, LOOP_S).median / flops,
         }
-
-
-class _Norm(nn.Module):
-    """An RMS norm as models write it."""
-
-    TENSORS = 9  # of the hidden width, read or written
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``[…, size]``."""
-        wide = hidden.float() * 1.0
-        variance = wide.pow(2).mean(-1, keepdim=True)
-        return self.weight * (wide * torch.rsqrt(variance + 1e-6))
 
 
 def main() -> None:

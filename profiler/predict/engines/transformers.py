@@ -20,6 +20,7 @@ from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, GatedDelta
+from profiler.predict.efficiency import UNPACKED
 from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.storage import Held, Storage, storage, with_head
@@ -47,7 +48,10 @@ PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, 
     "other": spread(700 * MIB, 400 * MIB, 1500 * MIB),
 }
 WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing weights leave in a process's heap
-EIGHT_BIT = (0, 160 * MIB, 450 * MIB)
+EIGHT_BIT = (0, 160 * MIB, 450 * MIB)  # what products of 8-bit weights take beside the weights on a CPU
+UNPACKING = (0, 40 * MIB, 120 * MIB)  # and those of 4-bit ones, with
+UNPACKED_COPIES = (1.0, 1.5, 3.0)  # copies of the largest matrix in fp32
+HEAP_HOLES = 2.0  # seen 1.6 to 3: glibc's heap over tensors below 32 MiB, since what is freed lies between what lives
 STORED_BYTES = 2  # of a parameter in most checkpoints
 STILL_UNPACKED = 0.6  # of the weights, when the last is packed: they are read ahead; seen 0.1 to 1
 FRAGMENTED = 1.03  # the caching allocator's segments, over what lives in them
@@ -92,12 +96,13 @@ class Transformers:
             raise ProfileError("transformers keeps K and V in the compute dtype", "Leave --kv out.")
         width = DTYPE_BYTES[setting.dtype]
         held = geometry.cache_bytes(setting.context, setting.batch, width).total
+        packed = _packed_products(geometry, storage, setting, target)
         return Terms(
             weights=exact(storage.device_bytes),
             cache=exact(held),
-            prefill=self._prefill_bytes(geometry, storage, setting, self._chunk(setting, target)),
-            decode=self._decode_bytes(geometry, setting, width),
-            framework=_process(target) + _eight_bit(setting, target),
+            prefill=self._prefill_bytes(geometry, storage, setting, target) + packed,
+            decode=self._decode_bytes(geometry, setting, width) + packed,
+            framework=_process(target),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
             prefill_reason=f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
             decode_reason="copying a layer's cache to append to it",
@@ -143,14 +148,16 @@ class Transformers:
     def _chunk(self, setting: Setting, target: Target) -> int:
         return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)
 
-    def _prefill_bytes(self, geometry: Geometry, storage: Storage, setting: Setting, chunk: int) -> Interval:
+    def _prefill_bytes(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Interval:
         """Beside weights and cache: views, mask, repeated K and V, hidden states, expert rows, logits."""
+        chunk = self._chunk(setting, target)
         width, rows = DTYPE_BYTES[setting.dtype], setting.batch * chunk
         views = retained_bytes(geometry, setting, chunk, width, min(chunk, setting.context))
         mask = rows * setting.context * MASK_BYTES
         layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
         chosen, expert = storage.expert_rows
-        hidden = rows * width * (6 * geometry.hidden + 3 * storage.widest)
+        holes = HEAP_HOLES if target.vendor == "CPU" else 1.0
+        hidden = holes * rows * width * (6 * geometry.hidden + 3 * storage.widest)
         routed = rows * chosen * (3 * expert * width + geometry.hidden * SCORE_BYTES)
         logits = setting.batch * geometry.vocab * (width + 4)
         delta = rows * max((_delta_bytes(layer.mixer) for layer, _ in geometry.groups), default=0)
@@ -173,11 +180,16 @@ def _process(target: Target) -> Interval:
     return Interval(usual, low, high, "calibrated")
 
 
-def _eight_bit(setting: Setting, target: Target) -> Interval:
-    """What products of 8-bit weights leave behind on a CPU: seen, not understood."""
-    seen = EIGHT_BIT if setting.quant == "int8" and target.vendor == "CPU" else (0, 0, 0)
-    low, usual, high = seen
-    return Interval(usual, low, high, "prior" if usual else "exact")
+def _packed_products(geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Interval:
+    """What multiplying packed weights takes for a moment on a CPU, whatever the phase: seen, not counted."""
+    if target.vendor != "CPU" or setting.quant not in (*UNPACKED, "int8"):
+        return exact(0)
+    taken: tuple[float, ...] = EIGHT_BIT
+    if setting.quant in UNPACKED:
+        largest = 4 * geometry.hidden * storage.widest
+        taken = tuple(heap + copies * largest for heap, copies in zip(UNPACKING, UNPACKED_COPIES, strict=True))
+    low, usual, high = taken
+    return spread(usual, low, high)
 
 
 def _delta_bytes(mixer: object) -> int:

@@ -40,6 +40,7 @@ def some(**changes: object) -> Ceilings:
         call_s=5e-6,
         activation_s=1e-11,
         fresh_byte_s=2e-10,
+        delta_flop_s=1e-10,
         convolutions={"fp32": {"channel_s": 1e-7, "sequence_s": 0.0, "token_s": 1e-9}},
         process_bytes=700 * 1024**2,
         graph_call_s=None,

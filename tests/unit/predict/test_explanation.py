@@ -23,7 +23,7 @@ CPU = DeviceInfo("cpu", "cpu", "AMD EPYC", 24 * GIB, 20 * GIB, "fp32", cores=2, 
 MEASURED = Ceilings(
     title="AMD EPYC", fingerprint="x", measured_at="2026-11-24", seconds=30.0, process_bytes=700 * 1024**2,
     read_bytes_s=12e9, copy_bytes_s=8e9, graph_call_s=None, flops={"fp32": 60e9, "bf16": 5e9},
-    call_s=5e-6, activation_s=2e-10, fresh_byte_s=0.0, convolutions={},
+    call_s=5e-6, activation_s=2e-10, fresh_byte_s=0.0, delta_flop_s=1e-10, convolutions={},
     attention={"fp32": {"step_byte_s": 4e-10, "pass_flop_s": 4e-11}},
     products={"fp32": {"1": {"byte_s": 1e-10, "row_s": 0.0, "call_s": 5e-6},
                        "16": {"byte_s": 1.2e-10, "row_s": 0.0, "call_s": 5e-6},
@@ -110,6 +110,41 @@ def test_a_depthwise_convolution_costs_by_channel_where_it_was_measured() -> Non
     assert step_s("gemma-3-270m", "bf16", "bf16", replace(MEASURED, convolutions=slow)) == pytest.approx(
         step_s("gemma-3-270m", "bf16", "bf16", MEASURED)
     )
+
+
+def prefill_s(model: str, measured: Ceilings) -> float:
+    machine = Machine(replace(find("cpu"), ceilings=measured, bandwidth_bytes_s=12e9, flops=measured.flops))
+    geometry = families.geometry(catalog.raw_config(model))
+    return Predictor(geometry, engines.find("transformers"), "fp32", machine, "fp32").seconds(128, 128, 1)[0].value
+
+
+def test_a_prefill_pays_for_every_token_of_a_convolution_but_the_first() -> None:
+    slow = {"fp32": {"channel_s": 0.0, "sequence_s": 0.0, "token_s": 1e-8}}
+    plain, slower = (prefill_s("qwen3.5-0.8b", replace(MEASURED, convolutions=each)) for each in ({}, slow))
+    assert slower - plain == pytest.approx(18 * 6144 * 127 * 1e-8)  # layers × channels × tokens
+    assert step_s("qwen3.5-0.8b", "fp32", "fp32", replace(MEASURED, convolutions=slow)) == pytest.approx(
+        step_s("qwen3.5-0.8b", "fp32", "fp32", MEASURED)
+    )
+
+
+def test_a_gated_delta_rule_takes_what_was_measured_of_it_and_not_the_rate_of_products() -> None:
+    usual, slower = (prefill_s("qwen3.5-0.8b", replace(MEASURED, delta_flop_s=each)) for each in (1e-10, 3e-10))
+    flops = 18 * 2 * (16 * 64**2 * (6 * 128 + 2 * 128) + 6 * 64 * 16 * 128**2)  # layers × chunks
+    assert slower - usual == pytest.approx(2e-10 * flops)
+    assert prefill_s("gemma-3-270m", replace(MEASURED, delta_flop_s=3e-10)) == prefill_s("gemma-3-270m", MEASURED)
+
+
+def test_a_cpu_keeps_holes_in_its_heap_and_room_to_unpack() -> None:
+    geometry, runtime = families.geometry(catalog.raw_config("gemma-3-270m")), engines.find("transformers")
+    machine = Machine(replace(find("cpu"), ceilings=MEASURED, bandwidth_bytes_s=12e9, flops=MEASURED.flops))
+    terms = {
+        quant: (case := Predictor(geometry, runtime, quant, machine, "fp32")).terms(case.setting(512, 4))
+        for quant in ("fp32", "nf4")
+    }
+    large = 4 * 640 * 2048
+    assert terms["nf4"].decode.value - terms["fp32"].decode.value == pytest.approx(40 * 2**20 + 1.5 * large)
+    hidden = 4 * 2048 * (6 * 640 + 3 * 2048)
+    assert terms["fp32"].prefill.value > 2 * hidden
 
 
 def test_unpacking_large_layers_costs_fresh_memory() -> None:
