@@ -38,8 +38,8 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
             "",
         ]
     lines += explain_memory.lines(found, measured, output)
-    if others := paths.path_lines(stored):
-        lines += ["", "other decode paths, as measured:", *(f"  {line}" for line in others)]
+    if others := _others(stored):
+        lines += ["", "other decode paths, as measured:", *others]
     return "\n".join(lines) + "\n"
 
 
@@ -73,6 +73,17 @@ def measured_s(measured: Measurement | None, phase: str) -> float | None:
         return None
     tokens = measured.case.batch * (measured.case.context if name == "prefill" else 1)
     return tokens / rate.median
+
+
+def _others(stored: Sequence[Measurement]) -> list[str]:
+    """A line for each other path: what it is, and how long its step took."""
+    shipped = [row for row in stored if row.case.path == paths.SHIPPED]
+    lines = []
+    for row in stored:
+        seconds = measured_s(row, "decode")
+        if row.case.path != paths.SHIPPED and seconds is not None:
+            lines += [f"  {line}; {seconds_text(seconds)} a step" for line in paths.path_lines([*shipped, row])]
+    return lines
 
 
 def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | None) -> list[str]:

@@ -45,7 +45,7 @@ def _line(row: Measurement, eager_tps: float | None) -> str | None:
         )
     if path.cache_needed_bytes and path.cache_read_bytes:
         waste = path.cache_read_bytes / path.cache_needed_bytes
-        parts.append(f"attention reads {bytes_text(path.cache_read_bytes)} of cache, {waste:.2f} × what it needs")
+        parts.append(f"reads {bytes_text(path.cache_read_bytes)} of the cache, {waste:.2f} × what attention needs")
     if row.memory.graph_pool_bytes:
         parts.append(f"pool of {bytes_text(row.memory.graph_pool_bytes)}")
     if path.kernels and path.ran == row.case.path:
