@@ -25,9 +25,10 @@ from profiler.predict.work import Item, Work
 FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
+AS_THEY_ARE = (*PLAIN, "cache", "state")  # multiplied without unpacking
 UNPACKED = ("nf4", "nf4-dq", "fp4")  # a layer at a time, to fp32 on a CPU
 UNPACKED_BYTES = 4
-SCHEMES = (*PLAIN, *PACKED, "cache", "state", "copy", *(name for name in TYPES if name not in PLAIN))
+SCHEMES = (*AS_THEY_ARE, *PACKED, "copy", *(name for name in TYPES if name not in PLAIN))
 
 Bounds = tuple[float, float]
 
@@ -152,7 +153,7 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     return Rates(
         read_s=read_s,
         flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in SCHEMES},
-        few_flop_s=one_by_one | dict.fromkeys((*PLAIN, "cache", "state"), 1 / peak),
+        few_flop_s=one_by_one | dict.fromkeys(AS_THEY_ARE, 1 / peak),
         expert_flops=content["prefill"]["expert_flops"],
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
         layer_s=_layer_s(target, maker, content) * own["launch"],

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from profiler.models.geometry import Geometry
 from profiler.predict import efficiency, machine, work
-from profiler.predict.efficiency import FEW_TOKENS, PLAIN, Rates
+from profiler.predict.efficiency import AS_THEY_ARE, FEW_TOKENS, Rates
 from profiler.predict.engines.base import Engine, Setting
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import shared_out
@@ -181,7 +181,7 @@ def sums(done: Work, like: Rates) -> Sums:
         nbytes[item.scheme] = nbytes.get(item.scheme, 0.0) + item.nbytes
         a = item.nbytes * like.read_s[item.scheme] / like.read_s[UNIT]
         slower = like.expert_flops if many and item.part == "experts" else 1.0
-        own_unit = many or item.scheme in (*PLAIN, "cache", "state")
+        own_unit = many or item.scheme in AS_THEY_ARE
         b = item.flops * slower * flop_s[item.scheme] / flop_s[UNIT if own_unit else PACKED_UNIT]
         (plain if own_unit else packed).append((a, b))
     launches, experts = done.passes * done.layers, done.passes * done.expert_layers

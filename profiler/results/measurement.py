@@ -117,7 +117,7 @@ class DecodePath:
     graphs: int = 0
     nodes_per_token: int | None = None  # kernels of one captured step
     prepare_s: float = 0.0  # warm-up, capture or compilation: in no measurement
-    cache_needed_bytes: int | None = None  # keys and values that the last step needs: once, whoever shares them
+    cache_needed_bytes: int | None = None  # keys and values that a step at the end needs: once, whoever shares them
     cache_read_bytes: int | None = None  # and those it reads: buckets are padded
 
 

@@ -95,10 +95,18 @@ def test_a_measured_curve_takes_the_place_of_shares() -> None:
     assert own.decode.seconds.value < weights * 1e-10 * 1.5
 
 
-def step_s(model: str, quant: str, dtype: str, measured: Ceilings) -> float:
+def on_cpu(model: str, quant: str, dtype: str, measured: Ceilings = MEASURED) -> Predictor:
     machine = Machine(replace(find("cpu"), ceilings=measured, bandwidth_bytes_s=12e9, flops=measured.flops))
     geometry = families.geometry(catalog.raw_config(model))
-    return Predictor(geometry, engines.find("transformers"), quant, machine, dtype).seconds(128, 128, 1)[1].value
+    return Predictor(geometry, engines.find("transformers"), quant, machine, dtype)
+
+
+def prefill_s(model: str, measured: Ceilings) -> float:
+    return on_cpu(model, "fp32", "fp32", measured).seconds(128, 128, 1)[0].value
+
+
+def step_s(model: str, quant: str, dtype: str, measured: Ceilings) -> float:
+    return on_cpu(model, quant, dtype, measured).seconds(128, 128, 1)[1].value
 
 
 def test_a_depthwise_convolution_costs_by_channel_where_it_was_measured() -> None:
@@ -110,12 +118,6 @@ def test_a_depthwise_convolution_costs_by_channel_where_it_was_measured() -> Non
     assert step_s("gemma-3-270m", "bf16", "bf16", replace(MEASURED, convolutions=slow)) == pytest.approx(
         step_s("gemma-3-270m", "bf16", "bf16", MEASURED)
     )
-
-
-def prefill_s(model: str, measured: Ceilings) -> float:
-    machine = Machine(replace(find("cpu"), ceilings=measured, bandwidth_bytes_s=12e9, flops=measured.flops))
-    geometry = families.geometry(catalog.raw_config(model))
-    return Predictor(geometry, engines.find("transformers"), "fp32", machine, "fp32").seconds(128, 128, 1)[0].value
 
 
 def test_a_prefill_pays_for_every_token_of_a_convolution_but_the_first() -> None:
@@ -135,12 +137,8 @@ def test_a_gated_delta_rule_takes_what_was_measured_of_it_and_not_the_rate_of_pr
 
 
 def test_a_cpu_keeps_holes_in_its_heap_and_room_to_unpack() -> None:
-    geometry, runtime = families.geometry(catalog.raw_config("gemma-3-270m")), engines.find("transformers")
-    machine = Machine(replace(find("cpu"), ceilings=MEASURED, bandwidth_bytes_s=12e9, flops=MEASURED.flops))
-    terms = {
-        quant: (case := Predictor(geometry, runtime, quant, machine, "fp32")).terms(case.setting(512, 4))
-        for quant in ("fp32", "nf4")
-    }
+    cases = {quant: on_cpu("gemma-3-270m", quant, "fp32") for quant in ("fp32", "nf4")}
+    terms = {quant: case.terms(case.setting(512, 4)) for quant, case in cases.items()}
     large = 4 * 640 * 2048
     assert terms["nf4"].decode.value - terms["fp32"].decode.value == pytest.approx(40 * 2**20 + 1.5 * large)
     hidden = 4 * 2048 * (6 * 640 + 3 * 2048)
