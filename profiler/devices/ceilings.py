@@ -20,7 +20,7 @@ from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 
-SCHEMA = 3
+SCHEMA = 4
 LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
 

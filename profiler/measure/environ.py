@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from profiler.results.settings import SPEED, is_secret
+from profiler.results.settings import SPEED, heap, is_secret
 
 PLACES = re.compile(  # what libraries need beside the settings that change speed
     "HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
@@ -24,4 +24,4 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if (SPEED.fullmatch(name) or PLACES.fullmatch(name)) and not is_secret(name)
     }
-    return allowed | OFFLINE
+    return heap(environ) | allowed | OFFLINE

@@ -27,7 +27,6 @@ PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
 AS_THEY_ARE = (*PLAIN, "cache", "state")  # multiplied without unpacking
 UNPACKED = ("nf4", "nf4-dq", "fp4")  # a layer at a time, to fp32 on a CPU
-UNPACKED_BYTES = 4
 SCHEMES = (*AS_THEY_ARE, *PACKED, "copy", *(name for name in TYPES if name not in PLAIN))
 
 Bounds = tuple[float, float]
@@ -100,29 +99,32 @@ def launches_s(work: Work, rates: Rates) -> float:
 
 
 def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
-    """Seconds to read, to compute and to unpack one item of ``work``; the longer of the first two counts."""
+    """Seconds to read, to compute, and to unpack or to map memory for one item of ``work``; the longer of the first
+    two counts, and the third in any case.
+    """
     read_s = rates.read_s[item.scheme]
+    fresh = item.fresh * rates.measured.fresh_byte_s if rates.measured is not None else 0.0
     if rates.measured is not None and item.kind == "weights":
         what = item.nbytes, item.outputs, item.count, item.part == "head"
         found = rates.measured.product_s(item.scheme, item.rows, *what)
         if found is not None:
-            fresh = item.large * UNPACKED_BYTES * rates.measured.fresh_byte_s if item.scheme in UNPACKED else 0.0
             least = min(found, rates.measured.product_s(item.scheme, 1.0, *what) or found)
             reads = item.scheme in PLAIN and found <= least  # one token: all is reading
-            return least, 0.0 if reads else found, fresh
+            return least, 0.0 if reads else found, fresh if item.scheme in UNPACKED else 0.0
     if item.kind == "convolution":
         cost = rates.convolution
         if not cost:
             return 0.0, 0.0, 0.0
         more = (item.count - 1) * cost["sequence_s"] + max(0.0, item.rows - item.count) * cost["token_s"]
-        return 0.0, item.outputs * (cost["channel_s"] + more), 0.0
+        return 0.0, item.outputs * (cost["channel_s"] + more), fresh
     many = work.tokens > FEW_TOKENS
     if rates.measured is not None and item.kind == "activations" and not many:
         return 0.0, 0.0, 0.0  # part of what an operator was measured to take
     compute = item.flops * (rates.flop_s if many else rates.few_flop_s)[item.scheme]
     if many and item.part == "experts":
         compute *= rates.expert_flops
-    return item.nbytes * read_s, compute, item.nbytes * rates.unpack_s.get(item.scheme, 0.0)
+    wide = fresh if item.kind == "activations" else 0.0
+    return item.nbytes * read_s, compute, item.nbytes * rates.unpack_s.get(item.scheme, 0.0) + wide
 
 
 @cache

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.models.geometry import Geometry
-from profiler.models.layers import DELTA_CHUNK, IDEAL, Attention, Execution, GatedDelta
+from profiler.models.layers import DELTA_CHUNK, IDEAL, Attention, Dense, Execution, GatedDelta, Layer
 from profiler.predict.storage import Line, Storage
 
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
 GROWING_TOUCHES = 3  # of a cache that is copied to append to it, and then read
 STATE_TOUCHES = 2  # a recurrent state is read and written back
 RECURRENT_BYTES = 4
+UNPACKED_BYTES = 4
+LARGE_BYTES = 32 * 1024**2  # from where glibc maps fresh pages for every tensor
+MLP_TENSORS = 4  # as wide as a feed-forward layer: gate, up, activation, product
+CONV_TENSORS = 3  # a convolution takes beside its input: padded, in order, and the result
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Item:
     rows: float = 1.0  # tokens that each tensor is multiplied with in a pass
     outputs: float = 0.0  # features that its matrices give, and their number: all passes together
     count: float = 0.0
-    large: float = 0.0  # elements of matrices that take fresh memory when they are unpacked
+    fresh: float = 0.0  # bytes of results too large for a heap to keep room for, unpacked matrices among them
     spared: float = 0.0  # part of ``nbytes`` that a program without copies would not move: no ceiling counts it
 
 
@@ -140,7 +144,12 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
             count * sum(layer.tokens_through(size, manner.how) * times for size, times in sizes)
             for layer, count in geometry.groups
         )
-        items.append(_activations(geometry, manner.calls, through * batch))
+        wide = sum(
+            count * times * _wide_bytes(layer, layer.tokens_through(size, manner.how) * batch, geometry, manner.calls)
+            for layer, count in geometry.groups
+            for size, times in sizes
+        )
+        items.append(_activations(geometry, manner.calls, through * batch, wide))
         items.append(_convolutions(geometry, passes, context * batch / passes, batch))
         calls = _prefill_calls(geometry, manner.calls, sizes)
     tokens = context * batch / passes
@@ -150,15 +159,17 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
 def _weights(line: Line, share: float, flops: float, rows: float) -> Item:
     """``share``: how often all of the line is read."""
     nbytes, outputs, count = line.nbytes * share, line.outputs * share, line.count * share
-    return Item(line.part, "weights", line.scheme, nbytes, flops, rows, outputs, count, line.large * share)
+    fresh = line.large * share * UNPACKED_BYTES
+    return Item(line.part, "weights", line.scheme, nbytes, flops, rows, outputs, count, fresh)
 
 
 def _convolutions(geometry: Geometry, passes: int, tokens: float, batch: int) -> Item:
     """Depthwise, of gated-delta layers: ``outputs`` are channels of all passes, ``count`` sequences of a pass."""
-    channels = sum(
-        count * layer.mixer.channels for layer, count in geometry.groups if isinstance(layer.mixer, GatedDelta)
-    )
-    return Item("convolutions", "convolution", "copy", 0.0, 0.0, tokens, channels * passes, batch)
+    mixers = [(layer.mixer, count) for layer, count in geometry.groups if isinstance(layer.mixer, GatedDelta)]
+    channels = passes * sum(count * mixer.channels for mixer, count in mixers)
+    results = [(mixer.channels * tokens * RECURRENT_BYTES, count) for mixer, count in mixers]
+    fresh = passes * CONV_TENSORS * sum(count * nbytes for nbytes, count in results if nbytes > LARGE_BYTES)
+    return Item("convolutions", "convolution", "copy", 0.0, 0.0, tokens, channels, batch, fresh)
 
 
 def _each(line: Line) -> float:
@@ -177,10 +188,18 @@ def _prefill_calls(geometry: Geometry, calls: Calls, sizes: Sequence[tuple[int, 
     return total
 
 
-def _activations(geometry: Geometry, calls: Calls, layer_tokens: float) -> Item:
+def _activations(geometry: Geometry, calls: Calls, layer_tokens: float, fresh: float = 0.0) -> Item:
     """What element-wise operators read and write, ``layer_tokens`` times through a layer."""
     nbytes = layer_tokens * geometry.hidden * calls.elementwise * calls.element_bytes
-    return Item("activations", "activations", "copy", nbytes, 0.0, 0.0, spared=nbytes)
+    return Item("activations", "activations", "copy", nbytes, 0.0, 0.0, fresh=fresh, spared=nbytes)
+
+
+def _wide_bytes(layer: Layer, rows: int, geometry: Geometry, calls: Calls) -> float:
+    """Of the tensors that one pass of ``rows`` tokens through ``layer`` writes, those that are too large."""
+    hidden = rows * geometry.hidden * calls.element_bytes
+    inner = rows * (layer.mlp.width if isinstance(layer.mlp, Dense) else 0) * calls.element_bytes
+    written = ((calls.elementwise / 2, hidden), (MLP_TENSORS, inner))
+    return sum(tensors * nbytes for tensors, nbytes in written if nbytes > LARGE_BYTES)
 
 
 def _few(passes: int) -> tuple[int, ...]:

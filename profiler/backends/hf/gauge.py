@@ -50,7 +50,7 @@ PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise ope
     "vocab_size": 64,
 }
 PASS_S, PASS_ROUNDS = 0.3, 3
-CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 4096, 4, 256
+CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 6144, 4, 512
 DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=CONV_WIDTH)
 GRAPH_KERNELS = 200
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128

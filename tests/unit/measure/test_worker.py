@@ -16,6 +16,7 @@ from profiler.measure.environ import worker_environment
 from profiler.measure.loop import Effort
 from profiler.measure.protocol import LineBuffer, Order
 from profiler.measure.worker import Wire, failure
+from profiler.results.settings import HEAP, settings
 
 HEAVY = {"torch", "transformers", "numpy", "bitsandbytes", "click", "rich", "tabulate", "hypothesis", "sqlite3"}
 ORDER = Order(make_case(), source(), Effort(), None)
@@ -41,7 +42,15 @@ def test_secrets_and_strangers_are_left_out_of_the_environment() -> None:
     }  # fmt: skip
     strangers = {"EDITOR": "vi", "HTTPS_PROXY": "http://me:pw@host", "HF_ENDPOINT": "https://host", "PATHOLOGY": "x"}
     given = worker_environment(kept | secret | strangers)
-    assert given == kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    assert given == kept | HEAP | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_"])
+def test_a_heap_that_the_user_has_set_up_stays_as_it_is(name: str) -> None:
+    assert worker_environment({name: "x"}).items() >= {name: "x"}.items()
+    assert not set(worker_environment({name: "x"})) & (set(HEAP) - {name})
+    assert not set(settings({name: "x"})) & (set(HEAP) - {name})
+    assert settings({"HOME": "/h"}) == HEAP  # recorded where it is ours
 
 
 @pytest.mark.parametrize(
