@@ -88,8 +88,9 @@ def _others(stored: Sequence[Measurement]) -> list[str]:
 
 def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | None) -> list[str]:
     what = "one step" if phase.name == "decode" else f"{phase.passes} pass{'es' * (phase.passes != 1)}"
+    guessed = prediction.machine.target.guessed
     parts = [
-        f"{phase.name}, {what}: ceiling {seconds_text(phase.ceiling_s)}",
+        f"{phase.name}, {what}: {'guessed ' * guessed}ceiling {seconds_text(phase.ceiling_s)}",
         f"predicted {seconds_text(phase.predicted_s)} ({phase.fraction:.0%} of the ceiling)",
     ]
     own = prediction.prefill if phase.name == "prefill" else prediction.decode
@@ -102,7 +103,8 @@ def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | 
     word = "as predicted" if 0.9 <= gap <= 1.1 else f"{significant(gap, 2)} × the prediction"
     parts.append(f"measured {seconds_text(seconds)}, {word}")
     if seconds < phase.ceiling_s:
-        parts.append("faster than the ceiling: a bug of ours, please report it")
+        found = "which profile calibrate measures" if guessed else "a bug of ours, please report it"
+        parts.append(f"faster than the ceiling: {found}")
     return [" · ".join(parts)]
 
 

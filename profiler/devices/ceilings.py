@@ -2,6 +2,9 @@
 
 Ceilings are the best of several kernels and thread counts, so that no real program beats them: a fraction above 1 of
 one is a bug of ours. Rates are what PyTorch's own kernels reach in a long run, and what predictions are made of.
+
+On a shared machine a minute may be a third slower than the next, so the last calibrations are kept and taken
+together: of ceilings the best, of rates the middle one.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +26,9 @@ from profiler.errors import ProfileError
 
 SCHEMA = 4
 LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
+KEPT = 5  # calibrations, the last ones
+USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it takes, products are compared
+BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max, "graph_call_s": min}
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
 
 
@@ -62,6 +69,7 @@ class Ceilings:
     """The ``Cost`` of a linear layer by format and by tokens in the pass (as text)."""
     tall: Mapping[str, Mapping[str, float]]  # how much longer an output head takes than other layers, likewise
     how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads behind a figure
+    runs: int = 1  # calibrations that it is made of
 
     @cached_property
     def points(self) -> Mapping[str, list[tuple[float, Cost]]]:
@@ -134,20 +142,74 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
     ``packages`` as for ``fingerprint``.
     """
     mark = fingerprint(device, packages)
+    found = _runs(folder() / f"{mark}.json", mark)
+    return together(found) if found else None
+
+
+def _runs(path: Path, mark: str) -> list[Ceilings]:
+    """Calibrations that a file holds, the oldest first; those that cannot be read are as if they had never been."""
     try:
-        content = json.loads((folder() / f"{mark}.json").read_text(encoding="utf-8"))
+        contents = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return parse(content) if isinstance(content, dict) and content.get("fingerprint") == mark else None
+        return []
+    found = (
+        [parse(content) for content in contents if isinstance(content, dict)] if isinstance(contents, list) else []
+    )
+    return [one for one in found if one is not None and one.fingerprint == mark]
 
 
-def save(ceilings: Ceilings) -> Path:
-    """Keep it. ProfileError if the folder cannot be written."""
+def together(found: Sequence[Ceilings]) -> Ceilings:
+    """Several calibrations of one device, the newest last: of ceilings the best, of rates the median.
+
+    Costs of products belong together: those of the run in which a usual layer takes the median.
+    """
+    newest = found[-1]
+
+    def middle(name: str) -> Any:
+        return _combined([getattr(one, name) for one in found], BEST.get(name, statistics.median))
+
+    own = ("title", "fingerprint", "measured_at", "seconds", "products", "how", "runs")
+    return replace(
+        newest,
+        **{name: middle(name) for name in Ceilings.__dataclass_fields__ if name not in own},
+        products=_usual([one.products for one in found]),
+        how=max(found, key=lambda one: one.read_bytes_s).how,
+        runs=len(found),
+    )
+
+
+def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -> Any:
+    """Numbers by ``rule``, mappings key by key, as the last one has them."""
+    if isinstance(values[-1], Mapping):
+        return {key: _combined([each[key] for each in values if key in each], rule) for key in values[-1]}
+    known = [value for value in values if value is not None]
+    return rule(known) if known else None
+
+
+def _usual(found: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]]) -> dict[str, dict[str, Any]]:
+    def seconds(cost: Mapping[str, float]) -> float:
+        return sum(a * b for a, b in zip(USUAL_LAYER, (cost["byte_s"], cost["row_s"], cost["call_s"]), strict=True))
+
+    def middle(costs: list[Mapping[str, float]]) -> Mapping[str, float]:
+        return sorted(costs, key=seconds)[(len(costs) - 1) // 2]
+
+    return {
+        scheme: {
+            tokens: middle([each[scheme][tokens] for each in found if tokens in each.get(scheme, {})])
+            for tokens in costs
+        }
+        for scheme, costs in found[-1].items()
+    }
+
+
+def save(ceilings: Ceilings, fresh: bool = False) -> Path:
+    """Keep it beside the last ones, with ``fresh`` alone. ProfileError if the folder cannot be written."""
     path = folder() / f"{ceilings.fingerprint}.json"
+    runs = [*([] if fresh else _runs(path, ceilings.fingerprint)), ceilings][-KEPT:]
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"schema": SCHEMA} | asdict(ceilings), indent=1), encoding="utf-8")
+        part.write_text(json.dumps([{"schema": SCHEMA} | asdict(one) for one in runs], indent=1), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise ProfileError(
@@ -157,8 +219,8 @@ def save(ceilings: Ceilings) -> Path:
 
 
 def parse(content: Mapping[str, Any]) -> Ceilings | None:
-    """A stored file; ``None`` if a newer or older profiler wrote it, or a figure cannot be."""
-    known = {name: value for name, value in content.items() if name != "schema"}
+    """One stored calibration; ``None`` if a newer or older profiler wrote it, or a figure cannot be."""
+    known = {"runs": 1} | {name: value for name, value in content.items() if name != "schema"}
     if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__):
         return None
     trees = [known[name] for name in ("flops", "attention", "convolutions", "tall", "products", "how")]

@@ -51,6 +51,11 @@ class Target:
         return self.name if self.count == 1 else f"{self.count}x {self.name}"
 
     @property
+    def guessed(self) -> bool:
+        """Whether its figures are neither measured nor a maker's: then no ceiling holds."""
+        return self.ceilings is None and self.spread > 1
+
+    @property
     def unified(self) -> bool:
         """Whether the processor's memory is the device's: nothing can be offloaded to anywhere else."""
         return self.vendor in ("CPU", "Apple") or self.kind in ("desktop-soc", "igpu", "edge")

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from fakes.ceilings import MEASURED
 
+from profiler import devices
 from profiler.case import Case
 from profiler.cli import main
+from profiler.devices import ceilings
 from profiler.models.resolve import resolve
 from profiler.results.measurement import Caution, DecodePath, Measurement, Memory, Sample
 from profiler.results.store import Store
@@ -79,9 +82,15 @@ def test_another_path_is_told_apart_from_what_was_predicted(store: Path) -> None
     assert "reads 1.50 MiB of the cache, 1.50 × what attention needs; 25.0 ms a step" in " ".join(text.split())
 
 
-def test_faster_than_the_ceiling_is_our_bug(store: Path) -> None:
+def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_measured(store: Path) -> None:
     keep(store, measured(decode_s=1e-4))
-    assert "a bug of ours" in run("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu").stdout
+    words = ("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu")
+    guessed = run(*words).stdout
+    assert "guessed ceiling" in guessed and "a bug of ours" not in guessed
+    assert "faster than the ceiling: which profile calibrate measures" in guessed
+    ceilings.save(replace(MEASURED, fingerprint=ceilings.fingerprint(devices.find("cpu"))))
+    known = run(*words).stdout
+    assert "guessed" not in known and "a bug of ours" in known
 
 
 @pytest.mark.parametrize(

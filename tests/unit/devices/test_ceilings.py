@@ -66,6 +66,28 @@ def test_what_was_saved_is_loaded() -> None:
     assert ceilings.load(CPU) == some()
 
 
+def test_of_several_calibrations_ceilings_are_the_best_and_rates_the_middle() -> None:
+    slow = {"fp32": {"1": {"byte_s": 3e-10, "row_s": 1e-9, "call_s": 0.0}}}
+    usual = {"fp32": {"1": {"byte_s": 2e-10, "row_s": 2e-9, "call_s": 0.0}}}
+    quick = {"fp32": {"1": {"byte_s": 1e-10, "row_s": 3e-9, "call_s": 0.0}}}
+    for call_s, products, read in ((9e-6, slow, 1e10), (5e-6, quick, 3e10), (6e-6, usual, 2e10)):
+        ceilings.save(some(call_s=call_s, products=products, read_bytes_s=read, flops={"fp32": read}))
+    known = ceilings.load(CPU)
+    assert known is not None and known.runs == 3
+    assert known.call_s == 6e-6 and known.products == usual  # costs that belong together stay so
+    assert known.read_bytes_s == 3e10 and known.flops == {"fp32": 3e10}
+    assert known.graph_call_s is None and known.convolutions == some().convolutions
+
+
+def test_the_last_five_calibrations_count_and_fresh_forgets_them() -> None:
+    for call_s in (9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 4.0, 5.0):
+        ceilings.save(some(call_s=call_s))
+    known = ceilings.load(CPU)
+    assert known is not None and (known.runs, known.call_s) == (5, 3.0)
+    ceilings.save(some(call_s=7.0), fresh=True)
+    assert ceilings.load(CPU) == some(call_s=7.0)
+
+
 @pytest.mark.parametrize("change", [{"cores": 4}, {"title": "other"}, {"features": ("avx512f",)}, {"driver": "570"}])
 def test_a_device_that_changed_is_measured_again(change: dict[str, object]) -> None:
     ceilings.save(some())
@@ -74,7 +96,17 @@ def test_a_device_that_changed_is_measured_again(change: dict[str, object]) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "nonsense", '{"schema": 1}', '{"fingerprint": 3}', '{"schema": 99, "fingerprint": "FP"}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "nonsense",
+        "[3]",
+        '[{"schema": 1}]',
+        '[{"fingerprint": 3}]',
+        '[{"schema": 99, "fingerprint": "FP"}]',
+    ],
 )
 def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
     path = ceilings.save(some())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fakes.ceilings import MEASURED
 
 from profiler.case import Case
 from profiler.devices import ceilings
@@ -20,16 +21,8 @@ from profiler.results.measurement import Measurement, Sample
 from profiler.units import GIB
 
 CPU = DeviceInfo("cpu", "cpu", "AMD EPYC", 24 * GIB, 20 * GIB, "fp32", cores=2, features=("avx2",))
-MEASURED = Ceilings(
-    title="AMD EPYC", fingerprint="x", measured_at="2026-11-24", seconds=30.0, process_bytes=700 * 1024**2,
-    read_bytes_s=12e9, copy_bytes_s=8e9, graph_call_s=None, flops={"fp32": 60e9, "bf16": 5e9},
-    call_s=5e-6, activation_s=2e-10, fresh_byte_s=0.0, delta_flop_s=1e-10, convolutions={},
-    attention={"fp32": {"step_byte_s": 4e-10, "pass_flop_s": 4e-11}},
-    products={"fp32": {"1": {"byte_s": 1e-10, "row_s": 0.0, "call_s": 5e-6},
-                       "16": {"byte_s": 1.2e-10, "row_s": 0.0, "call_s": 5e-6},
-                       "256": {"byte_s": 20e-10, "row_s": 0.0, "call_s": 5e-6}}},
-    tall={},
-)  # fmt: skip
+
+NO_TIME = {"fp32": {"channel_s": 0.0, "sequence_s": 0.0, "token_s": 1e-20}}
 
 
 def predictor(model: str, on: str, engine: str = "llama.cpp") -> Predictor:
@@ -156,6 +149,24 @@ def test_unpacking_large_layers_costs_fresh_memory() -> None:
     assert step_s("qwen3.5-2b", "fp32", "fp32", MEASURED) == step_s(
         "qwen3.5-2b", "fp32", "fp32", replace(MEASURED, fresh_byte_s=1e-10)
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "nbytes"),
+    [
+        ("qwen3.5-0.8b", 1, 0.0),  # a convolution's result has 12 MiB, the feed-forward layer's 7
+        ("qwen3.5-0.8b", 4, 18 * 3 * 4 * 2048 * 6144),  # convolutions of all delta layers, feed-forward just below
+        ("gemma-4-e2b", 4, 15 * 4 * 4 * 2048 * 6144),  # feed-forward; layers that share K and V see one token
+    ],
+)
+def test_results_too_large_for_a_heap_take_fresh_memory_in_a_prefill(model: str, batch: int, nbytes: float) -> None:
+    heap, fresh = (
+        on_cpu(model, "fp32", "fp32", replace(MEASURED, fresh_byte_s=cost, convolutions=NO_TIME))
+        .seconds(512, 512, batch)[0]
+        .value
+        for cost in (0.0, 1e-10)
+    )
+    assert fresh - heap == pytest.approx(nbytes * 1e-10, abs=1e-9)
 
 
 def test_loading_peaks_with_the_file_and_the_copy_and_not_at_all_where_it_is_mapped(

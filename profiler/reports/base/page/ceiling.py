@@ -44,7 +44,7 @@ def _roofline(side: Side, forecast: Forecast, where: str) -> Figure | str:
     """The chart, or why there is none."""
     if forecast.machine is None:
         return "the rows do not say which device they were measured on"
-    if forecast.machine.target.ceilings is None and forecast.machine.target.spread > 1:  # its figures are guesses
+    if forecast.machine.target.guessed:
         return "this device was not calibrated with the packages of these rows; profile calibrate takes a minute"
     known = [fact for fact in side.ok if fact.model in forecast.shapes and fact.case.batch == side.batch]
     points = [point for fact in _spread_out(known) for point in _points(fact, forecast)]

@@ -22,7 +22,7 @@ def calibrated(folder: Path, packages: list[str]) -> None:
         {}, {}, {}, {},
     )  # fmt: skip
     (folder / "ceilings").mkdir(exist_ok=True)
-    content = {"schema": ceilings.SCHEMA} | asdict(found)
+    content = [{"schema": ceilings.SCHEMA} | asdict(found)]
     (folder / "ceilings" / f"{mark}.json").write_text(json.dumps(content))
 
 
