@@ -152,9 +152,8 @@ def _runs(path: Path, mark: str) -> list[Ceilings]:
         contents = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    found = (
-        [parse(content) for content in contents if isinstance(content, dict)] if isinstance(contents, list) else []
-    )
+    known = contents if isinstance(contents, list) else []
+    found = [parse(content) for content in known if isinstance(content, dict)]
     return [one for one in found if one is not None and one.fingerprint == mark]
 
 
@@ -220,8 +219,8 @@ def save(ceilings: Ceilings, fresh: bool = False) -> Path:
 
 def parse(content: Mapping[str, Any]) -> Ceilings | None:
     """One stored calibration; ``None`` if a newer or older profiler wrote it, or a figure cannot be."""
-    known = {"runs": 1} | {name: value for name, value in content.items() if name != "schema"}
-    if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__):
+    known = {name: value for name, value in content.items() if name not in ("schema", "runs")}
+    if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__) - {"runs"}:
         return None
     trees = [known[name] for name in ("flops", "attention", "convolutions", "tall", "products", "how")]
     if not all(isinstance(tree, Mapping) for tree in trees):

@@ -12,7 +12,8 @@ from profiler.models.weight import Weight
 from profiler.quants.base import DTYPE_BYTES
 
 Part = Literal["attention", "delta", "mlp", "experts", "head", "tables", "other"]
-LARGE = 8 * 1024**2  # elements: 32 MiB in fp32, from where glibc maps fresh pages for every tensor
+LARGE_BYTES = 32 * 1024**2  # from where glibc maps fresh pages for every tensor
+UNPACKED_BYTES = 4  # of an element: fp32
 PARTS: tuple[Part, ...] = ("attention", "delta", "mlp", "experts", "head", "tables", "other")
 
 
@@ -108,7 +109,9 @@ def storage(held: Iterable[Held]) -> Storage:
         entry[1] += item.nbytes
         entry[2] += item.weight.parameters // item.weight.shape[-1] * item.count
         entry[3] += item.count
-        entry[4] += item.weight.parameters * item.count if item.weight.parameters > LARGE else 0
+        entry[4] += (
+            item.weight.parameters * item.count if item.weight.parameters * UNPACKED_BYTES > LARGE_BYTES else 0
+        )
     lines = [
         Line(key.part, key.scheme, key.experts, key.shared_kv, key.on_host, *totals) for key, totals in sums.items()
     ]

@@ -11,14 +11,12 @@ from typing import Literal
 
 from profiler.models.geometry import Geometry
 from profiler.models.layers import DELTA_CHUNK, IDEAL, Attention, Dense, Execution, GatedDelta, Layer
-from profiler.predict.storage import Line, Storage
+from profiler.predict.storage import LARGE_BYTES, UNPACKED_BYTES, Line, Storage
 
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
 GROWING_TOUCHES = 3  # of a cache that is copied to append to it, and then read
 STATE_TOUCHES = 2  # a recurrent state is read and written back
 RECURRENT_BYTES = 4
-UNPACKED_BYTES = 4
-LARGE_BYTES = 32 * 1024**2  # from where glibc maps fresh pages for every tensor
 MLP_TENSORS = 4  # as wide as a feed-forward layer: gate, up, activation, product
 CONV_TENSORS = 3  # a convolution takes beside its input: padded, in order, and the result
 
@@ -109,7 +107,7 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
     calls = 0.0
     if manner.calls is not None:
         items.append(_activations(geometry, manner.calls, len(geometry.layers) * batch))
-        items.append(_convolutions(geometry, 1, batch, batch))
+        items.append(_convolutions(geometry, manner.calls, 1, batch, batch))
         delta = _delta_layers(geometry)
         attention = len(geometry.layers) - delta
         calls = manner.calls.outside + attention * manner.calls.layer + delta * manner.calls.delta_step
@@ -150,7 +148,7 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
             for size, times in sizes
         )
         items.append(_activations(geometry, manner.calls, through * batch, wide))
-        items.append(_convolutions(geometry, passes, context * batch / passes, batch))
+        items.append(_convolutions(geometry, manner.calls, passes, context * batch / passes, batch))
         calls = _prefill_calls(geometry, manner.calls, sizes)
     tokens = context * batch / passes
     return Work(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls)
@@ -163,11 +161,11 @@ def _weights(line: Line, share: float, flops: float, rows: float) -> Item:
     return Item(line.part, "weights", line.scheme, nbytes, flops, rows, outputs, count, fresh)
 
 
-def _convolutions(geometry: Geometry, passes: int, tokens: float, batch: int) -> Item:
+def _convolutions(geometry: Geometry, calls: Calls, passes: int, tokens: float, batch: int) -> Item:
     """Depthwise, of gated-delta layers: ``outputs`` are channels of all passes, ``count`` sequences of a pass."""
     mixers = [(layer.mixer, count) for layer, count in geometry.groups if isinstance(layer.mixer, GatedDelta)]
     channels = passes * sum(count * mixer.channels for mixer, count in mixers)
-    results = [(mixer.channels * tokens * RECURRENT_BYTES, count) for mixer, count in mixers]
+    results = [(mixer.channels * tokens * calls.element_bytes, count) for mixer, count in mixers]
     fresh = passes * CONV_TENSORS * sum(count * nbytes for nbytes, count in results if nbytes > LARGE_BYTES)
     return Item("convolutions", "convolution", "copy", 0.0, 0.0, tokens, channels, batch, fresh)
 
