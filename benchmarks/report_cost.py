@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,8 +55,11 @@ def main() -> int:
     return 0 if held else 1
 
 
-def fill(path: Path, count: int) -> None:
-    """``count`` rows of ten models; the store's own ``append`` would sync the disk after each."""
+def fill(path: Path, count: int, noise: Callable[[], float] = lambda: 1.0) -> str:
+    """A run of ``count`` rows of ten models, times multiplied by ``noise``; its id.
+
+    The store's own ``append`` would sync the disk after each.
+    """
     import sqlite3
 
     with Store.open(path) as store:
@@ -63,11 +67,12 @@ def fill(path: Path, count: int) -> None:
         connection: sqlite3.Connection = store._db
         connection.execute("PRAGMA synchronous=OFF")
         for number in range(count):
-            store.append(run, row(number))
+            store.append(run, row(number, noise))
         store.finish_run(run, "finished")
+    return run
 
 
-def row(number: int) -> Measurement:
+def row(number: int, noise: Callable[[], float]) -> Measurement:
     """A case of its own for each number."""
     rest, model = divmod(number, len(MODELS))
     rest, quant = divmod(rest, len(QUANTS))
@@ -82,10 +87,10 @@ def row(number: int) -> Measurement:
     )
     rate = (10 + model + quant) * case.batch / (1 + rest / 40)
     samples = [
-        Sample(phase, tokens / (rate * scale * factor), tokens)
-        for phase, tokens, scale in (
-            ("prefill", case.batch * case.context, 30),
-            ("decode", case.batch * case.steps, 1),
+        Sample(phase, seconds := noise() * tokens / (rate * scale * factor), tokens, (seconds / case.steps,) * timed)
+        for phase, tokens, scale, timed in (
+            ("prefill", case.batch * case.context, 30, 0),
+            ("decode", case.batch * case.steps, 1, case.steps),
         )
         for factor in (1.0, 1.01, 0.99)
     ]

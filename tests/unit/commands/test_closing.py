@@ -55,7 +55,7 @@ def test_a_sweep_that_measured_something_has_nothing_to_add() -> None:
 
 
 def test_a_sweep_that_measures_nothing_says_why_and_is_no_failure(sweep: Any) -> None:
-    ran = sweep("-c", "128,256", "-n", "4", "--max-memory", "100MiB")
+    ran = sweep("-q", "fp32", "-c", "128,256", "-n", "4", "--max-memory", "100MiB")
     assert ran.code == 0
     assert ran.outcomes == ["skipped"] * 2
     (line,) = ran.err.splitlines()

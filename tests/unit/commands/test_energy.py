@@ -17,7 +17,7 @@ def test_energy_is_told_per_token_with_its_source_and_scope(sweep: Any) -> None:
 
 
 def test_a_device_that_does_not_tell_prints_a_dash_and_the_reason(sweep: Any) -> None:
-    ran = sweep("-c", "512", "--energy", output="table")
+    ran = sweep("-q", "fp32", "-c", "512", "--energy", output="table")
     assert ran.code == 0
     line = next(line for line in ran.out.splitlines() if line.startswith("  fp32"))
     assert line.split()[-3:] == ["–", "–", "1"]  # J/prompt, J/token, and the note
