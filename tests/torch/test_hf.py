@@ -192,23 +192,35 @@ def test_building_takes_at_most_115_percent_of_the_weights(quant: str) -> None:
     assert meter.peak().process_bytes - before <= 1.15 * weights + SCRATCH
 
 
-def test_a_cpu_that_repacks_four_bit_weights_still_runs_narrow_projections(
+def test_a_cpu_that_repacks_four_bit_weights_still_runs_what_it_cannot_repack(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bitsandbytes repacks on CPUs with AVX512-BF16 and asserts that a weight has whole blocks of 32 rows."""
+    """bitsandbytes repacks on CPUs with AVX512-BF16, and raises for weights without whole blocks of 32 by 64."""
     import bitsandbytes.nn.modules as modules
 
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", refuse_narrow)
+    monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", refuse_broken)
     asked = case(quant="nf4", context=4)
     trial = session(tiny_model("qwen3.5"), asked).begin(asked)
     trial.prefill()
     assert trial.cache().length == 4
 
 
-def refuse_narrow(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-    assert state.shape[0] % 32 == 0, "N must be divisible by block_n"
+def refuse_broken(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+    assert state.shape[0] % 32 == 0 and state.shape[1] % 64 == 0, "the weight has no whole blocks"
     return weight, state
+
+
+@pytest.mark.parametrize(("rows", "columns", "repacked"), [(32, 64, True), (16, 64, False), (32, 96, False)])
+def test_four_bit_weights_are_repacked_in_whole_blocks_only(rows: int, columns: int, repacked: bool) -> None:
+    import bitsandbytes as bnb
+
+    from profiler.backends.hf import load
+
+    layer = bnb.nn.Linear4bit(columns, rows, bias=False)
+    layer.support_avx512bf16_for_cpu = True  # as on a CPU with those units
+    load._keep_packing(torch.nn.Sequential(layer))
+    assert layer.support_avx512bf16_for_cpu is repacked
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tiny_model: Any, tmp_path: Path) -> None:

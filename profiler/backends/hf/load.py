@@ -31,6 +31,7 @@ TEXT_TOWER = {
     r"^language_model\.lm_head\.": "lm_head.",
 }
 REPACKED_ROWS = 32  # bitsandbytes 0.50, nn/modules.py: _convert_weight_packed_for_cpu
+REPACKED_COLUMNS = 64  # a scale for so many weights of a row
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,12 +56,15 @@ def load(case: Case, source: Source, meter: Meter, beat: Beat) -> PreTrainedMode
 
 
 def _keep_packing(model: PreTrainedModel) -> None:
-    """Spare bitsandbytes an assertion on CPUs with AVX512-BF16.
+    """Spare bitsandbytes what it cannot repack on CPUs with AVX512-BF16.
 
-    There it repacks 4-bit weights in their first pass, in blocks of 32 rows; Qwen 3.5 has projections of 16 and 48.
+    There it repacks 4-bit weights in their first pass, in blocks of 32 rows and 64 columns, and raises where a weight
+    has no whole blocks; Qwen 3.5 has projections of 16 and 48 rows.
     """
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit) and module.out_features % REPACKED_ROWS:
+        if isinstance(module, bnb.nn.Linear4bit) and (
+            module.out_features % REPACKED_ROWS or module.in_features % REPACKED_COLUMNS
+        ):
             module.support_avx512bf16_for_cpu = False
 
 

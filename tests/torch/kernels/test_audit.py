@@ -159,6 +159,7 @@ def _quantized_linear(bnb: Any, linear: torch.nn.Linear, options: dict[str, Any]
     else:
         made = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32)
         made.weight = bnb.nn.Params4bit(linear.weight.data.clone(), requires_grad=False, quant_type="nf4")
+        made.support_avx512bf16_for_cpu = False  # such CPUs repack whole blocks only, as backends/hf/load.py knows
     return made.to("cpu")
 
 

@@ -1,0 +1,125 @@
+"""How repetitions of one case lie in time, and how processes differ: what an interval has to know.
+
+    python benchmarks/drift.py [--model gemma-3-270m] [--processes 4] [--reps 160] [--max-phase 36s]
+
+The same case in several processes, one after the other, on one thread's CPU time. For each: the median, how much
+single repetitions vary, how much the medians of blocks of 5, 10 and 20 do, and the correlation of a repetition with
+the one before. Were repetitions independent, that correlation would be near 0, blocks of k would vary by about
+1.25 ÷ √k of what single ones do, and medians of processes hardly at all.
+
+Then the question of ``aa.py``, answered from these series: windows of two processes, drawn at random, are measured
+as a sweep would; how often do their intervals overlap? Once with the interval of ``results.stats``, once with the
+same made wider by √((1 + ρ) ÷ (1 − ρ)), as a chain with that correlation needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from profiler.results.stats import stdev, summarize
+
+PHASES = ("prefill", "decode")
+BLOCKS = (5, 10, 20)
+FEWEST, MOST, PRECISION = 5, 20, 0.02  # of the loop's stopping rule
+DRAWS = 2000
+
+Series = Sequence[float]
+
+
+def main() -> int:
+    """Print what was found; there is no aim here that could be missed."""
+    options = parse()
+    runs = [measured(options, number) for number in range(options.processes)]
+    for phase in PHASES:
+        every = [run[phase] for run in runs]
+        for number, series in enumerate(every, start=1):
+            print(f"{phase}, process {number}: {described(series)}")
+        medians = [statistics.median(series) for series in every]
+        if len(medians) > 1:
+            between = stdev(medians) / statistics.mean(medians)
+            print(f"{phase}: medians of {len(medians)} processes vary by {between:.1%} (standard deviation)")
+            for what, widen in (("as shown", False), ("widened", True)):
+                share = overlapping(every, widen)
+                print(f"{phase}: intervals {what} overlap in {share:.0%} of {DRAWS} drawn pairs of processes")
+    return 0
+
+
+def measured(options: argparse.Namespace, number: int) -> dict[str, list[float]]:
+    """CPU seconds of each repetition, by phase, in the order they ran."""
+    with tempfile.TemporaryDirectory(prefix="drift-") as scratch:
+        command = [sys.executable, "-m", "profiler", "sweep", "-m", options.model, "-q", "fp32", "-b", "1"]
+        command += ["-c", str(options.context), "-n", str(options.steps), "-r", str(options.reps), "--threads", "1"]
+        command += ["--device", "cpu", "--max-phase", options.max_phase, "-o", "jsonl"]
+        command += ["--store", str(Path(scratch) / "s.sqlite")]
+        environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
+    row = json.loads(done.stdout.splitlines()[0])
+    if row["outcome"] != "ok":
+        sys.exit(f"process {number + 1}: {row['outcome']}: {row['reason']}")
+    return {phase: row[phase]["cpu_seconds"] for phase in PHASES}
+
+
+def described(series: Series) -> str:
+    median = statistics.median(series)
+    words = [f"{len(series)} repetitions, median {median:.4g} s, single {stdev(series) / median:.1%}"]
+    for size in BLOCKS:
+        blocks = [statistics.median(series[i : i + size]) for i in range(0, len(series) - size + 1, size)]
+        if len(blocks) > 1:
+            words.append(f"blocks of {size} {stdev(blocks) / median:.1%}")
+    return f"{', '.join(words)}, correlation {correlation(series):.2f}"
+
+
+def correlation(series: Series) -> float:
+    """Of each value with the one before."""
+    mean = statistics.mean(series)
+    below = math.fsum((value - mean) ** 2 for value in series)
+    return math.fsum((a - mean) * (b - mean) for a, b in pairwise(series)) / below if below else 0.0
+
+
+def overlapping(every: Sequence[Series], widen: bool) -> float:
+    """Share of drawn pairs of processes whose intervals share a value."""
+    chance, found = random.Random(1), 0
+    for _ in range(DRAWS):
+        a, b = (interval(series, chance, widen) for series in chance.sample(every, 2))
+        found += a[0] <= b[1] and b[0] <= a[1]
+    return found / DRAWS
+
+
+def interval(series: Series, chance: random.Random, widen: bool) -> tuple[float, float]:
+    """Of repetitions from a random place on, until the interval is narrow enough or there are ``MOST``."""
+    start = chance.randrange(max(1, len(series) - MOST))
+    rho = min(0.95, max(0.0, correlation(series)))
+    wider = math.sqrt((1 + rho) / (1 - rho)) if widen else 1.0
+    for n in range(FEWEST, MOST + 1):
+        found = summarize(series[start : start + n])
+        assert found is not None and found.low is not None and found.high is not None  # five values have one
+        low, high = (found.median + wider * (end - found.median) for end in (found.low, found.high))
+        if max(high - found.median, found.median - low) <= PRECISION * found.median:
+            break
+    return low, high
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gemma-3-270m", help="as for -m [default: %(default)s]")
+    parser.add_argument("--processes", type=int, default=4, help="[default: %(default)s]")
+    parser.add_argument("--context", type=int, default=64, help="tokens [default: %(default)s]")
+    parser.add_argument("--steps", type=int, default=8, help="decode steps [default: %(default)s]")
+    parser.add_argument("--reps", type=int, default=160, help="[default: %(default)s]")
+    parser.add_argument("--max-phase", default="36s", help="of each phase [default: %(default)s]")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
