@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
@@ -39,11 +40,17 @@ def compare(a: str, b: str, output: str, store: Path | None) -> int:
 
     Exit code: 0 fine, 2 usage, 4 no case that both have measured.
     """
-    found = comparison.compare(_rows(a, store), _rows(b, store))
+    found = comparison.compare(_frozen(_rows(a, store)), _frozen(_rows(b, store)))
     if not found.pairs and not found.failed:
         say(f"A and B have no case in common: {comparison.in_words(found)}")
     click.echo(compare_page.render(found, (a, b), output), nl=False)
     return 0 if found.pairs else INCOMPARABLE
+
+
+def _frozen(rows: list[Measurement]) -> list[Measurement]:
+    """Left out of what the collector walks: rows hold no cycles, and this is a fifth of comparing two large runs."""
+    gc.freeze()
+    return rows
 
 
 def _rows(name: str, store: Path | None) -> list[Measurement]:

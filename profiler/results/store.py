@@ -252,15 +252,11 @@ class Store:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Rows hold no cycles, and having the collector walk all of them again and again is a third of reading them.
-
-    Nor need it walk them later, while they are compared: frozen, they are freed as ever when the last name is gone.
-    """
+    """Rows hold no cycles, and having the collector walk all of them again and again is a third of reading them."""
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
-        gc.freeze()
     finally:
         if was_on:
             gc.enable()
