@@ -52,14 +52,21 @@ def main() -> int:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The row of one sweep."""
+    """The row of one sweep that repeats until it is precise."""
+    return sweep(options, "--precision", f"{options.precision:.6%}")
+
+
+def sweep(options: argparse.Namespace, *effort: str) -> dict[str, Any]:
+    """The row of one case, on one thread."""
     with tempfile.TemporaryDirectory(prefix="aa-") as scratch:
         command = [sys.executable, "-m", "profiler", "sweep", "-m", options.model, "-q", "fp32", "-b", "1"]
         command += ["-c", str(options.context), "-n", str(options.steps), "--threads", "1", "--device", "cpu"]
-        command += ["--precision", f"{options.precision:.6%}", "--max-phase", options.max_phase]
+        command += [*effort, "--max-phase", options.max_phase]
         command += ["-o", "jsonl", "--store", str(Path(scratch) / "s.sqlite")]
         environ = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environ)
+    if not done.stdout:
+        sys.exit(f"the sweep ended with exit code {done.returncode} and no row")
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
     if row["outcome"] != "ok":
         sys.exit(f"{row['outcome']}: {row['reason']}")

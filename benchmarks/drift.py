@@ -9,29 +9,26 @@ the one before. Were repetitions independent, that correlation would be near 0, 
 
 Then the question of ``aa.py``, answered from these series: windows of two processes, drawn at random, are measured
 as a sweep would; how often do their intervals overlap? Once with the interval of ``results.stats``, once with the
-same made wider by √((1 + ρ) ÷ (1 − ρ)), as a chain with that correlation needs.
+same made wider by √((1 + ρ) ÷ (1 − ρ)), as a chain with that correlation needs. ρ is that of the
+whole series, which is more than a row of a few repetitions can know.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
+from aa import PHASES, sweep
+
+from profiler.measure.effort import FEWEST, MOST, PRECISION
 from profiler.results.stats import stdev, summarize
 
-PHASES = ("prefill", "decode")
 BLOCKS = (5, 10, 20)
-FEWEST, MOST, PRECISION = 5, 20, 0.02  # of the loop's stopping rule
 DRAWS = 2000
 
 Series = Sequence[float]
@@ -40,9 +37,9 @@ Series = Sequence[float]
 def main() -> int:
     """Print what was found; there is no aim here that could be missed."""
     options = parse()
-    runs = [measured(options, number) for number in range(options.processes)]
+    rows = [sweep(options, "-r", str(options.reps)) for _ in range(options.processes)]
     for phase in PHASES:
-        every = [run[phase] for run in runs]
+        every = [row[phase]["cpu_seconds"] for row in rows]
         for number, series in enumerate(every, start=1):
             print(f"{phase}, process {number}: {described(series)}")
         medians = [statistics.median(series) for series in every]
@@ -53,21 +50,6 @@ def main() -> int:
                 share = overlapping(every, widen)
                 print(f"{phase}: intervals {what} overlap in {share:.0%} of {DRAWS} drawn pairs of processes")
     return 0
-
-
-def measured(options: argparse.Namespace, number: int) -> dict[str, list[float]]:
-    """CPU seconds of each repetition, by phase, in the order they ran."""
-    with tempfile.TemporaryDirectory(prefix="drift-") as scratch:
-        command = [sys.executable, "-m", "profiler", "sweep", "-m", options.model, "-q", "fp32", "-b", "1"]
-        command += ["-c", str(options.context), "-n", str(options.steps), "-r", str(options.reps), "--threads", "1"]
-        command += ["--device", "cpu", "--max-phase", options.max_phase, "-o", "jsonl"]
-        command += ["--store", str(Path(scratch) / "s.sqlite")]
-        environ = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
-    row = json.loads(done.stdout.splitlines()[0])
-    if row["outcome"] != "ok":
-        sys.exit(f"process {number + 1}: {row['outcome']}: {row['reason']}")
-    return {phase: row[phase]["cpu_seconds"] for phase in PHASES}
 
 
 def described(series: Series) -> str:
@@ -99,8 +81,8 @@ def overlapping(every: Sequence[Series], widen: bool) -> float:
 def interval(series: Series, chance: random.Random, widen: bool) -> tuple[float, float]:
     """Of repetitions from a random place on, until the interval is narrow enough or there are ``MOST``."""
     start = chance.randrange(max(1, len(series) - MOST))
-    rho = min(0.95, max(0.0, correlation(series)))
-    wider = math.sqrt((1 + rho) / (1 - rho)) if widen else 1.0
+    rho = min(0.95, max(0.0, correlation(series))) if widen else 0.0
+    wider = math.sqrt((1 + rho) / (1 - rho))
     for n in range(FEWEST, MOST + 1):
         found = summarize(series[start : start + n])
         assert found is not None and found.low is not None and found.high is not None  # five values have one
