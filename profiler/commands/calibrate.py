@@ -51,7 +51,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         assert known is not None  # saved just now
         several = f", with {known.runs - 1} earlier" if known.runs > 1 else ""
         click.echo(f"kept in {path}{several}", err=True)
-    click.echo(listing.render(rows(known), _cells, output), nl=False)
+    click.echo(listing.render(rows(known, found.repacks), _cells, output), nl=False)
     return 0
 
 
@@ -92,7 +92,7 @@ def _ceilings(device: DeviceInfo, line: str) -> Ceilings:
     return found
 
 
-def rows(found: Ceilings) -> list[dict[str, Any]]:
+def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
     """One figure a row: bytes per second, FLOP per second or seconds."""
     figures: list[tuple[str, float | None, str]] = [
         ("read", found.read_bytes_s, "bytes/s"),
@@ -112,7 +112,7 @@ def rows(found: Ceilings) -> list[dict[str, Any]]:
         figures.append((f"attention {dtype}, a prefill", 1 / cost["pass_flop_s"], "FLOP/s"))
     size = "×".join(map(str, SHOWN_LAYER))
     figures += [
-        (f"layer {size} {scheme}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, scheme, n), "s")
+        (f"layer {size} {scheme}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, scheme, n, repacks), "s")
         for scheme in found.products
         for n in SHOWN_TOKENS
     ]
@@ -123,10 +123,10 @@ def rows(found: Ceilings) -> list[dict[str, Any]]:
     ]
 
 
-def _layer_s(found: Ceilings, scheme: str, tokens: int) -> float | None:
+def _layer_s(found: Ceilings, scheme: str, tokens: int, repacks: bool) -> float | None:
     """Seconds of one linear layer as predictions take them."""
     quant: Quant = registry.load("quants", scheme, "quantization").QUANT
-    nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), quant.dtype or "fp32")
+    nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), quant.dtype or "fp32", repacks)
     return found.product_s(scheme, tokens, nbytes, SHOWN_LAYER[0], 1)
 
 

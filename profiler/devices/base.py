@@ -23,6 +23,11 @@ class DeviceInfo:
     uuid: str | None = None
     driver: str | None = None
 
+    @property
+    def repacks(self) -> bool:
+        """Whether bitsandbytes packs 4-bit weights anew here in their first pass, for products with AVX512-BF16."""
+        return "avx512_bf16" in self.features
+
 
 @dataclass(frozen=True, slots=True)
 class Peak:

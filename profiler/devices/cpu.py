@@ -10,7 +10,7 @@ import ctypes
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from profiler.devices.rapl import Rapl
 from profiler.devices.telemetry import Sampler
 from profiler.devices.window import HostWindow
 
+CACHES = "/sys/devices/system/cpu/cpu{}/cache"
 CLEAR_REFS = Path("/proc/self/clear_refs")
 SMAPS = Path("/proc/self/smaps")
 MAPPING = re.compile("[0-9a-f]+-[0-9a-f]+ ")  # the first line of each mapping; those that follow begin with a name
@@ -62,6 +63,20 @@ def find() -> list[DeviceInfo]:
             features=features,
         )
     ]
+
+
+def last_cache_bytes(cores: Iterable[int] | None = None) -> int:
+    """Of the last caches that ``cores`` have, each once; None: of those this process may use. 0 if nothing says."""
+    found: dict[tuple[int, str], int] = {}
+    for core in os.sched_getaffinity(0) if cores is None else cores:
+        for folder in Path(CACHES.format(core)).glob("index*"):
+            with suppress(OSError, ValueError):
+                level, size, shared = (
+                    (folder / name).read_text().strip() for name in ("level", "size", "shared_cpu_list")
+                )
+                found[int(level), shared] = int(size.removesuffix("K")) * 1024
+    last = max((level for level, _ in found), default=0)
+    return sum(size for (level, _), size in found.items() if level == last)
 
 
 def _memory() -> tuple[int, int]:

@@ -44,6 +44,7 @@ class Target:
     source: str = ""  # where the figures come from, in words
     spread: float = 1.0  # factor that the figures themselves may be off by, either way
     ceilings: Ceilings | None = field(default=None, hash=False)  # what this very device was measured to do
+    repacks: bool = False  # bitsandbytes packs 4-bit weights anew on it: ``DeviceInfo.repacks``
 
     @property
     def title(self) -> str:
@@ -137,6 +138,7 @@ def _local(device: DeviceInfo) -> Target:
             local=device.name,
             source="not calibrated",
             spread=priors.SPREAD,
+            repacks=device.repacks,
         )
     known = catalog.match(device.title, device.memory_bytes)
     if known is None:

@@ -205,9 +205,9 @@ def _changes(predictor: Predictor, setting: Setting) -> list[Change]:
 
 def _smaller(predictor: Predictor) -> Sequence[str]:
     """The engine's next smaller format, if there is one."""
-    own = predictor.storage.device_bytes
+    own, repacks = predictor.storage.device_bytes, predictor.machine.target.repacks
     sizes = {
-        quant: predictor.engine.storage(predictor.geometry, quant, predictor.dtype).device_bytes
+        quant: predictor.engine.storage(predictor.geometry, quant, predictor.dtype, repacks).device_bytes
         for quant in predictor.engine.quants
     }
     below = {quant: size for quant, size in sizes.items() if size < 0.97 * own}
@@ -216,5 +216,5 @@ def _smaller(predictor: Predictor) -> Sequence[str]:
 
 def _peak(engine: Engine, geometry: Geometry, setting: Setting, host: Machine) -> float:
     dtype = setting.quant if setting.quant in DTYPE_BYTES else setting.dtype
-    storage = engine.storage(geometry, setting.quant, dtype)
+    storage = engine.storage(geometry, setting.quant, dtype, host.target.repacks)
     return shared_out(engine.memory(geometry, storage, setting, host.target), geometry, host).peak.value

@@ -89,7 +89,7 @@ class Predictor:
 
     def __init__(self, geometry: Geometry, engine: Engine, quant: str, host: Machine, dtype: str = "bf16") -> None:
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
-        self.storage: Storage = engine.storage(geometry, quant, dtype)
+        self.storage: Storage = engine.storage(geometry, quant, dtype, host.target.repacks)
         machine.check(geometry, host)
         self.rates: Rates = machine.sharing_heads(machine.rates(host, engine.name, dtype), geometry, host)
 

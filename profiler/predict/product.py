@@ -73,15 +73,20 @@ def cells(
     """Every combination, models slowest. Contexts beyond a model's positions are left out."""
     rated = [_Rated(host, engine, dtype) for host in machines]
     like = next((one.rates for one in rated if not one.rates.own), None) or rated[0].rates
+    numbered = list(enumerate(rated))
+    groups = {
+        repacks: [each for each in numbered if each[1].machine.target.repacks == repacks]
+        for repacks in {one.machine.target.repacks for one in rated}
+    }
     for index, geometry in enumerate(models):
         reach = [context for context in contexts if context <= geometry.max_position]
         for quant in quants:
-            storage = engine.storage(geometry, quant, dtype)
+            alike = [(engine.storage(geometry, quant, dtype, repacks), group) for repacks, group in groups.items()]
             for context in reach:
                 for batch in batches:
                     setting = Setting(quant, context, batch, dtype)
-                    case = _Case(geometry, engine, storage, setting, like)
-                    yield from _cells(index, case, rated)
+                    for storage, group in alike:
+                        yield from _cells(index, _Case(geometry, engine, storage, setting, like), group)
 
 
 class _Rated:
@@ -158,10 +163,10 @@ class _Case:
         return one.seconds(prompt) + next(links), one.seconds(self.step) + next(links)
 
 
-def _cells(index: int, case: _Case, rated: Sequence[_Rated]) -> Iterator[Cell]:
+def _cells(index: int, case: _Case, rated: Sequence[tuple[int, _Rated]]) -> Iterator[Cell]:
     quant, context, batch = case.setting.quant, case.setting.context, case.setting.batch
     needs = case.needs
-    for number, one in enumerate(rated):
+    for number, one in rated:
         needed, on_host = needs.get(one.memory_key) or case.need(one)
         headroom = one.usable - needed - (on_host if one.shared else 0.0)
         if headroom < 0:

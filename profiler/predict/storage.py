@@ -27,6 +27,7 @@ class Held:
     scheme: str
     nbytes: int
     on_host: bool = False
+    fused: bool = False  # multiplied as it is packed, without a matrix of its values in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +110,8 @@ def storage(held: Iterable[Held]) -> Storage:
         entry[1] += item.nbytes
         entry[2] += item.weight.parameters // item.weight.shape[-1] * item.count
         entry[3] += item.count
-        entry[4] += (
-            item.weight.parameters * item.count if item.weight.parameters * UNPACKED_BYTES > LARGE_BYTES else 0
-        )
+        if item.weight.parameters * UNPACKED_BYTES > LARGE_BYTES and not item.fused:
+            entry[4] += item.weight.parameters * item.count
     lines = [
         Line(key.part, key.scheme, key.experts, key.shared_kv, key.on_host, *totals) for key, totals in sums.items()
     ]

@@ -12,7 +12,7 @@ SCALE_BYTES = 4
 CAPABILITY = 75
 
 
-def weight_bytes(weight: Weight, dtype: str) -> int:
+def weight_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
     """One byte a weight and a scale a row."""
     if weight.role not in LINEAR_ROLES:
         return plain_bytes(weight, dtype)

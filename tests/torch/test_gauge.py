@@ -23,7 +23,6 @@ PRODUCTS = {
     "NARROW": (256, 64),
     "SMALL": (64, 64),  # on a CPU with bf16 units bitsandbytes takes only inputs in blocks of 64, outputs of 32
     "TALL": (1024, 64),
-    "LARGE": (512, 256),
     "TOKENS": (1, 16),
 }
 
@@ -62,7 +61,7 @@ def test_a_run_is_told_by_its_fastest_and_its_usual_time() -> None:
 
 
 def test_several_tokens_take_no_less_than_one() -> None:
-    found, _, _ = products.Products(Stopwatch(torch.device("cpu"))).all()
+    found, _ = products.Products(Stopwatch(torch.device("cpu"))).all()
     one, many = (sum(found["fp32"][tokens].values()) for tokens in ("1", "16"))
     assert many > 0.3 * one
 

@@ -147,6 +147,25 @@ def test_synthetic_weights_take_the_bytes_of_real_ones_and_of_the_formula(any_ti
     assert sizes["synthetic"] - formula == buffer_bytes(any_tiny_model, dtype)
 
 
+@pytest.mark.parametrize("quant", ["nf4", "nf4-dq", "fp4"])
+def test_repacked_weights_take_the_bytes_of_the_formula(
+    any_tiny_model: Path, quant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a first pass does on a CPU with AVX512-BF16, done here on any."""
+    import bitsandbytes.nn.modules as modules
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    opened = session(any_tiny_model, case(quant=quant))
+    for layer in opened.model.modules():
+        if isinstance(layer, modules.Linear4bit) and layer.support_avx512bf16_for_cpu:
+            layer.weight.data, _ = _convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state)
+    config = json.loads((any_tiny_model / "config.json").read_text())
+    rule = registry.load("quants", quant, "quantization").QUANT
+    formula = sum(rule.weight_bytes(weight, "fp32", True) for weight in families.geometry(config).weights())
+    assert opened.loaded.weights_bytes - formula == buffer_bytes(any_tiny_model, "fp32")
+
+
 def buffer_bytes(folder: Path, dtype: str) -> int:
     """Rotary frequencies and scalars: stored with the model, in no checkpoint, so no part of the formula."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)

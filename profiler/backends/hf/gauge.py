@@ -23,14 +23,16 @@ from torch import nn
 from torch.nn import functional
 
 from profiler.backends.hf.load import DTYPES
-from profiler.backends.hf.products import RATE_S, SQUARE, Products
+from profiler.backends.hf.products import RATE_S, SQUARE, Products, past_caches
 from profiler.backends.hf.stopwatch import Stopwatch
-from profiler.devices.cpu import process_bytes
+from profiler.devices.cpu import last_cache_bytes, process_bytes
 from profiler.models.layers import IDEAL, GatedDelta
 from profiler.predict.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTSIDE_CALLS
 
 PEAK_TOKENS = 1024
-READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}
+READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}  # at least
+READ_MOST = 4 * 1024**3
+FRESH_BYTES = 48 * 1024**2  # of a result that is too large for the heap
 LOOP_S = 0.15  # a ceiling is the best of so many seconds
 CALL_S, CALL_ROUNDS = 0.1, 5
 CALL_MODEL = {  # small, so that its products take no longer than the rest; its weights exceed the caches
@@ -74,6 +76,10 @@ class Gauge:
         self.cuda = self.device.type == "cuda"
         self.threads = torch.get_num_threads()
         self.watch = Stopwatch(self.device)
+        self.cache_bytes: int = (
+            torch.cuda.get_device_properties(self.device).L2_cache_size if self.cuda else last_cache_bytes()
+        )
+        self.read_bytes = past_caches(self.cache_bytes, READ_BYTES[self.device.type], READ_MOST)
 
     def all(self) -> dict[str, Any]:
         """Everything."""
@@ -88,8 +94,9 @@ class Gauge:
                 "attention": attention,
                 "activation_s": self.activations(attention["fp32"]["pass_flop_s"]),
                 "delta_flop_s": self.delta(),
+                "fresh_byte_s": 0.0 if self.cuda else self.fresh(),
             }
-            products, tall, fresh = Products(self.watch).all()
+            products, tall = Products(self.watch, self.cache_bytes).all()
             after = self.ceilings()  # clocks rise and fall over minutes
         return rates | {
             "process_bytes": idle,
@@ -98,7 +105,6 @@ class Gauge:
             "flops": {name: max(value, after.flops[name]) for name, value in before.flops.items()},
             "products": products,
             "tall": tall,
-            "fresh_byte_s": fresh,
             "how": {"read": max(before, after, key=lambda best: best.read_bytes_s).reader},
         }
 
@@ -109,7 +115,7 @@ class Gauge:
 
     def read(self) -> tuple[float, str]:
         """Bytes per second that the best reading kernel gets, at the best number of threads; and which that is."""
-        size = READ_BYTES[self.device.type]
+        size = self.read_bytes
         data = torch.ones(size // 4, dtype=torch.float32, device=self.device)
         matrix, vector = data.view(-1, 8192), torch.ones(8192, device=self.device)
         half = data[: data.numel() // 2]
@@ -135,9 +141,17 @@ class Gauge:
 
     def copy(self) -> float:
         """Bytes per second, read and written together."""
-        source = torch.ones(READ_BYTES[self.device.type] // 8, dtype=torch.float32, device=self.device)
+        source = torch.ones(self.read_bytes // 8, dtype=torch.float32, device=self.device)
         target = torch.empty_like(source)
         return 2 * source.numel() * 4 / self.watch.time(lambda: target.copy_(source), LOOP_S).best
+
+    def fresh(self) -> float:
+        """Seconds by which a byte of a result takes longer in memory mapped anew than where there was one before."""
+        source = torch.ones(FRESH_BYTES // 4, device=self.device)
+        target = torch.empty_like(source)
+        anew = self.watch.time(lambda: source + 1, LOOP_S).median
+        there = self.watch.time(lambda: torch.add(source, 1, out=target), LOOP_S).median
+        return max(0.0, anew - there) / FRESH_BYTES
 
     def flops(self, dtype: torch.dtype) -> float:
         """FLOP per second of a large product."""

@@ -21,6 +21,8 @@ from profiler.devices.base import Meter
 from profiler.errors import ProfileError
 from profiler.models import families
 from profiler.models.source import Source
+from profiler.models.weight import Weight
+from profiler.quants.base import repackable
 from profiler.units import printable
 
 # Names of the text tower's weights in a multimodal checkpoint and in the text model: transformers maps them itself
@@ -30,8 +32,6 @@ TEXT_TOWER = {
     r"^language_model\.model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
-REPACKED_ROWS = 32  # bitsandbytes 0.50, nn/modules.py: _convert_weight_packed_for_cpu
-REPACKED_COLUMNS = 64  # a scale for so many weights of a row
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,10 +62,10 @@ def _keep_packing(model: PreTrainedModel) -> None:
     has no whole blocks; Qwen 3.5 has projections of 16 and 48 rows.
     """
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit) and (
-            module.out_features % REPACKED_ROWS or module.in_features % REPACKED_COLUMNS
-        ):
-            module.support_avx512bf16_for_cpu = False
+        if isinstance(module, bnb.nn.Linear4bit):
+            shape = (module.out_features, module.in_features)
+            if not repackable(Weight("linear", shape)):
+                module.support_avx512bf16_for_cpu = False
 
 
 def text_config(source: Source) -> PretrainedConfig:

@@ -3,11 +3,12 @@
     product = bytes × byte_s + output features × row_s + call_s
 
 is solved for each format and number of tokens from three shapes: square, few inputs a row, and small. Weights rotate
-through a pool larger than any cache.
+through a pool larger than the device's caches, as a model's do.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,9 +17,10 @@ from math import prod
 from typing import NamedTuple, TypeVar
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from profiler import registry
+from profiler import devices, registry
 from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.models.weight import Weight
@@ -27,10 +29,14 @@ from profiler.quants.base import Quant
 TOKENS = (1, 4, 16, 64, 256)
 SQUARE, NARROW, SMALL = (2048, 2048), (2048, 512), (256, 256)  # output features, input features
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
-LARGE, LARGE_TOKENS = (6144, 2048), (1,)  # 48 MiB in fp32
-UNPACKED = "nf4"  # unpacks a whole layer to multiply with it
-POOL_BYTES = 128 * 1024**2
-POOL_LAYERS = 200
+FOUR_BIT = "nf4"
+POOL_BYTES = 128 * 1024**2  # at least
+POOL_MOST = 1024**3
+PAST_CACHES = 1.5  # times their size
+POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # at most
+PATTERN = 2**20  # random numbers, repeated through a pool
+RUN_LAYERS = 200  # at most in a run of one token,
+RUN_BYTES = {"cpu": 32 * 1024**2, "cuda": 512 * 1024**2}  # and of so many bytes
 OUTLIER = 8.0  # above the threshold of LLM.int8: features of trained models are, the more of them the more tokens
 TOKENS_AN_OUTLIER = 16
 
@@ -45,16 +51,17 @@ Costs = dict[str, dict[str, dict[str, float]]]  # by format and tokens (as text)
 
 
 class Format(NamedTuple):
-    """A format of weights: its inputs' dtype, and what makes a layer of so many outputs and inputs."""
+    """A format of weights: its inputs' dtype, and what makes layers of a shape that fill so many bytes."""
 
     name: str
     dtype: torch.dtype
-    make: Callable[[int, int], Layer]
+    pool: Callable[[Shape, int], list[Layer]]
+    repacks: bool
 
     def nbytes(self, shape: Shape) -> int:
         """Of a stored layer, scales included."""
         quant: Quant = registry.load("quants", self.name, "quantization").QUANT
-        return quant.weight_bytes(Weight("linear", shape), quant.dtype or "fp32")
+        return quant.weight_bytes(Weight("linear", shape), quant.dtype or "fp32", self.repacks)
 
     def usual_s(self, cost: Mapping[str, float], shape: Shape) -> float:
         """Seconds of a layer of ``shape`` by what others cost."""
@@ -62,26 +69,24 @@ class Format(NamedTuple):
 
 
 class Products:
-    """Of one device."""
+    """Of one device, whose caches hold ``cache_bytes``."""
 
-    def __init__(self, watch: Stopwatch) -> None:
+    def __init__(self, watch: Stopwatch, cache_bytes: int = 0) -> None:
         self.watch, self.device, self.cuda = watch, watch.device, watch.device.type == "cuda"
+        self.pool_bytes = past_caches(cache_bytes, POOL_BYTES, POOL_MOST)
 
-    def all(self) -> tuple[Costs, dict[str, dict[str, float]], float]:
-        """Costs of linear layers by format and tokens; how much longer than that an output head takes; and how much
-        longer, by the byte, a packed layer takes whose unpacked weights are too large for the heap.
-        """
+    def all(self) -> tuple[Costs, dict[str, dict[str, float]]]:
+        """Costs of linear layers by format and tokens; and how much longer than that an output head takes."""
         formats = list(self._formats())
         runs = {
-            (one.name, shape, tokens): self._product(layers, shape, tokens, one.dtype)
+            (one.name, shape, tokens): self._product(one, layers, shape, tokens)
             for one in formats
             for shape, layers in self._pools(one)
-            for tokens in {TALL: TALL_TOKENS, LARGE: LARGE_TOKENS}.get(shape, TOKENS)
+            for tokens in (TALL_TOKENS if shape == TALL else TOKENS)
         }
         seconds = self._rounds(runs)
         found: Costs = {one.name: {} for one in formats}
         tall: dict[str, dict[str, float]] = {one.name: {} for one in formats}
-        fresh = 0.0
         for one in formats:
             for tokens in TOKENS:
                 shapes = (SQUARE, NARROW, SMALL)
@@ -90,10 +95,7 @@ class Products:
                 if (one.name, TALL, tokens) in seconds:
                     taken = seconds[one.name, TALL, tokens]
                     tall[one.name][str(tokens)] = taken / one.usual_s(cost, TALL)
-                if (one.name, LARGE, tokens) in seconds:
-                    longer = seconds[one.name, LARGE, tokens] - one.usual_s(cost, LARGE)
-                    fresh = max(0.0, longer) / (prod(LARGE) * torch.float32.itemsize)
-        return found, tall, fresh
+        return found, tall
 
     def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
         """Seconds of one layer each. All take their turn several times: what a slower minute does, it does to all."""
@@ -103,12 +105,13 @@ class Products:
                 found[key].append(self.watch.time(run, RATE_S).median / many)
         return {key: statistics.median(values) for key, values in found.items()}
 
-    def _product(self, layers: Sequence[Layer], shape: Shape, tokens: int, dtype: torch.dtype) -> Product:
-        """A run, and the layers that it multiplies with."""
-        inputs = torch.randn(1, tokens, shape[1], device=self.device).to(dtype)
+    def _product(self, one: Format, layers: Sequence[Layer], shape: Shape, tokens: int) -> Product:
+        """A run, and the layers that it multiplies with: the next ones of the pool."""
+        inputs = torch.randn(1, tokens, shape[1], device=self.device).to(one.dtype)
         inputs[..., : tokens // TOKENS_AN_OUTLIER] = OUTLIER
         turn = cycle(layers)
-        many = max(1, len(layers) // max(1, tokens // 4))  # few tokens: a whole round through the pool
+        together = min(len(layers), RUN_LAYERS, RUN_BYTES[self.device.type] // one.nbytes(shape))
+        many = max(1, together // max(1, tokens // 4))
 
         def run() -> None:
             for _ in range(many):
@@ -117,43 +120,63 @@ class Products:
         return run, many
 
     def _pools(self, one: Format) -> Iterator[tuple[Shape, list[Layer]]]:
-        for shape in (SQUARE, NARROW, SMALL):
-            yield shape, self._pool(one, shape)
-        if one.name in DTYPES:
-            yield TALL, [one.make(*TALL)]
-        if one.name == UNPACKED and not self.cuda:  # there a kernel multiplies packed weights as they are
-            yield LARGE, [one.make(*LARGE) for _ in range(2)]
-
-    def _pool(self, one: Format, shape: Shape) -> list[Layer]:
-        pool = POOL_BYTES if one.name in DTYPES else POOL_BYTES // 4  # packing layers takes long
-        return [one.make(*shape) for _ in range(max(2, min(pool // one.nbytes(shape), POOL_LAYERS)))]
+        for shape in (SQUARE, NARROW, SMALL, *((TALL,) if one.name in DTYPES else ())):
+            yield shape, one.pool(shape, self.pool_bytes)
 
     def _formats(self) -> Iterator[Format]:
         """Those that can be measured here."""
+        here = devices.find(str(self.device))
 
-        def plain(dtype: torch.dtype, rows: int, columns: int) -> Layer:
-            weight = torch.randn(rows, columns, device=self.device).to(dtype)
-            return partial(functional.linear, weight=weight)
+        def plain(dtype: torch.dtype) -> Callable[[Shape, int], list[Layer]]:
+            """All shapes lie in one buffer, so that a pool takes no time to make."""
+            size = max(self.pool_bytes // dtype.itemsize, prod(TALL))
+            pattern = torch.randn(min(size, PATTERN), device=self.device).to(dtype)
+            buffer = pattern.repeat(-(-size // len(pattern)))[:size]
+
+            def pool(shape: Shape, nbytes: int) -> list[Layer]:
+                many = max(1, min(nbytes // dtype.itemsize // prod(shape), POOL_LAYERS))
+                weights = buffer[: many * prod(shape)].view(many, *shape)
+                return [partial(functional.linear, weight=weight) for weight in weights]
+
+            return pool
 
         for name, dtype in DTYPES.items():
-            yield Format(name, dtype, partial(plain, dtype))
+            yield Format(name, dtype, plain(dtype), repacks=False)
         try:
             import bitsandbytes as bnb
         except ImportError:
             return
-        dtype = torch.float32 if not self.cuda else torch.bfloat16
 
-        def nf4(rows: int, columns: int) -> Layer:
-            layer: Layer = bnb.nn.Linear4bit(columns, rows, False, dtype, quant_type="nf4").to(self.device).eval()
-            return layer
+        def packed(name: str, dtype: torch.dtype, make: Callable[[int, int], nn.Module]) -> Format:
+            """Packing takes long: one layer is packed, and copied."""
 
-        def int8(rows: int, columns: int) -> Layer:
-            layer = bnb.nn.Linear8bitLt(columns, rows, False, has_fp16_weights=False, threshold=6.0)
-            moved: Layer = layer.to(self.device).eval()  # training takes other kernels
-            return moved
+            def pool(shape: Shape, nbytes: int) -> list[Layer]:
+                rows, columns = shape
+                first = make(columns, rows).to(self.device).eval()  # training takes other kernels
+                first(torch.zeros(1, columns, dtype=dtype, device=self.device))
+                many = max(2, min(nbytes // one.nbytes(shape), PACKED_LAYERS))
+                return [first, *(copy.deepcopy(first) for _ in range(many - 1))]
 
-        yield Format(UNPACKED, dtype, nf4)
-        yield Format("int8", torch.float16 if self.cuda else dtype, int8)
+            one = Format(name, dtype, pool, here.repacks)
+            return one
+
+        dtype = DTYPES[here.default_dtype]
+
+        def four_bit(inputs: int, outputs: int) -> nn.Module:
+            made: nn.Module = bnb.nn.Linear4bit(inputs, outputs, False, dtype, quant_type=FOUR_BIT)
+            return made
+
+        def eight_bit(inputs: int, outputs: int) -> nn.Module:
+            made: nn.Module = bnb.nn.Linear8bitLt(inputs, outputs, False, has_fp16_weights=False, threshold=6.0)
+            return made
+
+        yield packed(FOUR_BIT, dtype, four_bit)
+        yield packed("int8", torch.float16 if self.cuda else dtype, eight_bit)
+
+
+def past_caches(cache_bytes: int, least: int, most: int) -> int:
+    """Bytes that are no longer there when a loop over them starts again, between ``least`` and ``most``."""
+    return max(least, min(round(PAST_CACHES * cache_bytes), most))
 
 
 def solve(points: Sequence[tuple[float, int, float]]) -> dict[str, float]:

@@ -82,8 +82,8 @@ class Engine(Protocol):
     def check(self, quant: str) -> str:
         """``quant`` as spelled here. NotFound with the nearest names for one without a rule."""
 
-    def storage(self, geometry: Geometry, quant: str, dtype: str) -> Storage:
-        """The weights as this engine stores them. ProfileError where it cannot."""
+    def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
+        """The weights as this engine stores them, on a device that ``repacks`` or not. ProfileError if it cannot."""
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         """The peak and its terms."""

@@ -55,7 +55,7 @@ class LlamaCpp:
     def check(self, quant: str) -> str:
         return gguf_mix.mix(quant)
 
-    def storage(self, geometry: Geometry, quant: str, dtype: str) -> Storage:
+    def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         held = (
             Held(t.weight, t.layer, t.count, t.type, t.nbytes, on_host=t.weight.role == "embedding")
             for t in gguf_mix.tensors(geometry, quant)

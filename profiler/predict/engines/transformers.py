@@ -25,7 +25,7 @@ from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.storage import Held, Storage, storage, with_head
 from profiler.predict.work import GROWING_TOUCHES, RECURRENT_BYTES, Calls, Manner
-from profiler.quants.base import DTYPE_BYTES, Quant
+from profiler.quants.base import DTYPE_BYTES, Quant, repackable
 from profiler.registry import unknown
 
 UBATCH = {"CPU": 512}
@@ -75,7 +75,7 @@ class Transformers:
             raise unknown("quantization of transformers", quant, self.quants)
         return quant.casefold().replace("_", "-")
 
-    def storage(self, geometry: Geometry, quant: str, dtype: str) -> Storage:
+    def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         scheme: Quant = registry.load("quants", quant, "quantization").QUANT
         plain = scheme.dtype or dtype
         held = (
@@ -84,7 +84,8 @@ class Transformers:
                 layer,
                 count,
                 quant if weight.role in scheme.roles else plain,
-                scheme.weight_bytes(weight, plain) * count,
+                scheme.weight_bytes(weight, plain, repacks) * count,
+                fused=repacks and quant in UNPACKED and repackable(weight),
             )
             for layer, count in ((None, 1), *geometry.groups)
             for weight in (layer.weights if layer is not None else geometry.outside)

@@ -54,7 +54,7 @@ class Vllm:
             raise unknown("quantization of vllm", quant, (*self.quants, *NAMES))
         return spelled
 
-    def storage(self, geometry: Geometry, quant: str, dtype: str) -> Storage:
+    def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         held = [_held(weight, None, 1, quant) for weight in geometry.outside]
         held += [_held(weight, layer, count, quant) for layer, count in geometry.groups for weight in layer.weights]
         held += [_held(weight, layer, count, quant) for layer, count, weight in _copied_values(geometry)]

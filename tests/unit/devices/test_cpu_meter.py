@@ -90,3 +90,18 @@ def test_a_kernel_without_the_counter_leaves_the_peak_unknown(monkeypatch: pytes
     meter = cpu.meter("cpu")
     monkeypatch.setattr(cpu, "process_bytes", lambda field: (_ for _ in ()).throw(OSError(field)))
     assert meter.peak().process_bytes is None
+
+
+def test_the_last_cache_counts_once_for_all_cores_that_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "CACHES", f"{tmp_path}/cpu{{}}/cache")
+    for core, shared in ((0, "0-1"), (1, "0-1"), (2, "2-3")):
+        for index, (level, size, cores) in enumerate([("1", "48K", str(core)), ("3", "32768K", shared)]):
+            folder = tmp_path / f"cpu{core}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, text in (("level", level), ("size", size), ("shared_cpu_list", cores)):
+                (folder / name).write_text(text + "\n")
+    assert cpu.last_cache_bytes([0, 1]) == 32 * 1024**2
+    assert cpu.last_cache_bytes([0, 1, 2]) == 64 * 1024**2
+    assert cpu.last_cache_bytes([7]) == 0  # a system that does not say

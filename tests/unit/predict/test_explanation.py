@@ -88,8 +88,9 @@ def test_a_measured_curve_takes_the_place_of_shares() -> None:
     assert own.decode.seconds.value < weights * 1e-10 * 1.5
 
 
-def on_cpu(model: str, quant: str, dtype: str, measured: Ceilings = MEASURED) -> Predictor:
-    machine = Machine(replace(find("cpu"), ceilings=measured, bandwidth_bytes_s=12e9, flops=measured.flops))
+def on_cpu(model: str, quant: str, dtype: str, measured: Ceilings = MEASURED, repacks: bool = False) -> Predictor:
+    target = replace(find("cpu"), ceilings=measured, bandwidth_bytes_s=12e9, flops=measured.flops, repacks=repacks)
+    machine = Machine(target)
     geometry = families.geometry(catalog.raw_config(model))
     return Predictor(geometry, engines.find("transformers"), quant, machine, dtype)
 
@@ -146,6 +147,9 @@ def test_unpacking_large_layers_costs_fresh_memory() -> None:
     )
     large = 4 * (24 * 3 * 6144 * 2048 + 18 * 6144 * 2048)  # feed-forward of all layers, and queries, keys and values
     assert fresh - heap == pytest.approx(large * 1e-10)
+    assert (
+        on_cpu("qwen3.5-2b", "nf4", "fp32", repacks=True).storage.read[0].large == 0
+    )  # a kernel that unpacks no layer
     assert step_s("qwen3.5-2b", "fp32", "fp32", MEASURED) == step_s(
         "qwen3.5-2b", "fp32", "fp32", replace(MEASURED, fresh_byte_s=1e-10)
     )

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.devices.target import find
+from profiler.devices.base import DeviceInfo
+from profiler.devices.target import Target, find, of
 from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.predict import engines, goal
@@ -173,13 +174,41 @@ def test_tight_is_less_than_five_percent_or_half_a_gib() -> None:
     assert 0 <= tight.verdict.headroom_bytes < 0.05 * tight.verdict.usable_bytes
 
 
+ROTARY_BYTES = 256  # frequencies are no weights
+
+
+def priors_only() -> Target:
+    """A CPU that nobody calibrated."""
+    features = ("avx2", "avx512f", "avx512_bf16")
+    return of(DeviceInfo("cpu", "cpu", "Xeon", 256 * GIB, 250 * GIB, "bf16", cores=16, features=features))
+
+
+def test_a_cpu_that_packs_four_bit_weights_anew_holds_fewer_bytes_of_them() -> None:
+    geometry = families.geometry(catalog.raw_config("qwen3.5-0.8b"))
+    cpu, engine = priors_only(), engines.find("transformers")
+    assert cpu.repacks
+    sizes = {
+        (quant, repacks): Predictor(
+            geometry, engine, quant, Machine(replace(cpu, repacks=repacks))
+        ).storage.device_bytes
+        for quant in ("bf16", "int8", "nf4", "fp4", "nf4-dq")
+        for repacks in (True, False)
+    }
+    assert sizes["nf4", True] + ROTARY_BYTES == 773_944_832  # measured on a CPU with AVX512-BF16, in bf16
+    assert sizes["nf4-dq", True] + ROTARY_BYTES == 773_954_936
+    assert sizes["fp4", True] == sizes["nf4", True] < sizes["nf4", False]
+    assert sizes["nf4-dq", False] < sizes["nf4-dq", True]  # there scales are no longer packed themselves
+    assert all(sizes[quant, True] == sizes[quant, False] for quant in ("bf16", "int8"))
+
+
 @pytest.mark.parametrize("engine", engines.names())
 def test_the_product_gives_what_single_predictions_give(engine: str) -> None:
     runtime = engines.find(engine)
     names = ("gemma-4-e4b", "qwen3.6-35b-a3b", "qwen3.5-9b")
     models = [families.geometry(catalog.raw_config(name)) for name in names]
     machines = [Machine(find(on)) for on in ("rtx 4090", "h100 sxm", "m4 max", "t4")] + [Machine(find("2x3090"))]
-    quants = [runtime.check(runtime.default_quant)]
+    machines += [Machine(replace(priors_only(), repacks=repacks)) for repacks in (True, False)]
+    quants = ["nf4" if engine == "transformers" else runtime.check(runtime.default_quant)]
     count = 0
     for cell in cells(models, runtime, quants, (2048, 32768, 200_000), (1, 16), machines):
         single = Predictor(models[cell.model], runtime, cell.quant, machines[cell.machine])
@@ -191,7 +220,7 @@ def test_the_product_gives_what_single_predictions_give(engine: str) -> None:
             continue
         assert cell.step_s == pytest.approx(expected.decode.seconds.value)
         assert cell.prefill_s == pytest.approx(expected.prefill.seconds.value)
-    assert count == 2 * 5 * (3 + 3 + 2)  # the smallest model stops at 131,072
+    assert count == 2 * 7 * (3 + 3 + 2)  # the smallest model stops at 131,072
 
 
 @pytest.mark.parametrize(
