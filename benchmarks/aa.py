@@ -9,7 +9,8 @@ one. Both sides are also held to what they say of themselves: an interval is wit
 that it is not.
 
 Two true 95 % intervals of one median overlap more often than in 95 % of pairs (about 99 %). Fewer than 93 % mean that
-repetitions of one process are more alike than processes are.
+processes differ by more than was reckoned with: what `profile calibrate` found of it in three calibrations or more,
+else what other CPUs were seen to do.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> int:
     silent = 0
     for number in range(options.pairs):
         one, other = measured(options), measured(options)
-        silent += sum(not honest(row[phase], options.precision) for row in (one, other) for phase in PHASES)
+        silent += sum(not honest(row, phase, options.precision) for row in (one, other) for phase in PHASES)
         words = []
         for phase in PHASES:
             a, b = interval(one[phase], options.clock), interval(other[phase], options.clock)
@@ -74,8 +75,8 @@ def sweep(options: argparse.Namespace, *effort: str) -> dict[str, Any]:
 
 
 def interval(phase: dict[str, Any], clock: str) -> Summary:
-    """Seconds of one repetition by a clock, with the interval of their median."""
-    found = summarize(phase[CLOCKS[clock]])
+    """Seconds of one repetition by a clock, with the interval of their median as a row has it of their rate."""
+    found = summarize(phase[CLOCKS[clock]], phase["tps_between"])
     assert found is not None
     return found
 
@@ -87,12 +88,13 @@ def overlap(a: Summary, b: Summary) -> bool:
     return a.low <= b.high and b.low <= a.high
 
 
-def honest(phase: dict[str, Any], precision: float) -> bool:
-    """Whether the interval, of wall time, is as narrow as was asked for or the row says why not."""
-    low, high, median = phase["tps_low"], phase["tps_high"], phase["tps"]
-    if phase["stopped"] != "precision":
-        return phase["stopped"] in ("cap", "time", "cold", "invalid")
-    return low is not None and max(high - median, median - low) / median <= precision * (1 + 1e-9)
+def honest(row: dict[str, Any], phase: str, precision: float) -> bool:
+    """Whether the interval, of wall time, is as narrow as was asked for or a caution says why not."""
+    low, high, median = (row[phase][name] for name in ("tps_low", "tps_high", "tps"))
+    if low is not None and max(high - median, median - low) / median <= precision * (1 + 1e-9):
+        return True
+    codes = {f"{phase}-{why}" for why in ("imprecise", "between", "noisy", "few", "cold", "invalid")} | {"spread"}
+    return bool(codes & {caution["code"] for caution in row["cautions"]})
 
 
 def shown(found: Summary) -> str:

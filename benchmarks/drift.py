@@ -8,9 +8,8 @@ the one before. Were repetitions independent, that correlation would be near 0, 
 1.25 ÷ √k of what single ones do, and medians of processes hardly at all.
 
 Then the question of ``aa.py``, answered from these series: windows of two processes, drawn at random, are measured
-as a sweep would; how often do their intervals overlap? Once with the interval of ``results.stats``, once with the
-same made wider by √((1 + ρ) ÷ (1 − ρ)), as a chain with that correlation needs. ρ is that of the
-whole series, which is more than a row of a few repetitions can know.
+as a sweep would; how often do their intervals overlap? Once with what the repetitions alone say (``results.stats``),
+once with how much these processes differ added, as a row adds what calibrations showed of that.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def main() -> int:
         if len(medians) > 1:
             between = stdev(medians) / statistics.mean(medians)
             print(f"{phase}: medians of {len(medians)} processes vary by {between:.1%} (standard deviation)")
-            for what, widen in (("as shown", False), ("widened", True)):
-                share = overlapping(every, widen)
+            for what, apart in (("of repetitions", None), ("with that added", between)):
+                share = overlapping(every, apart)
                 print(f"{phase}: intervals {what} overlap in {share:.0%} of {DRAWS} drawn pairs of processes")
     return 0
 
@@ -69,27 +68,24 @@ def correlation(series: Series) -> float:
     return math.fsum((a - mean) * (b - mean) for a, b in pairwise(series)) / below if below else 0.0
 
 
-def overlapping(every: Sequence[Series], widen: bool) -> float:
+def overlapping(every: Sequence[Series], between: float | None) -> float:
     """Share of drawn pairs of processes whose intervals share a value."""
     chance, found = random.Random(1), 0
     for _ in range(DRAWS):
-        a, b = (interval(series, chance, widen) for series in chance.sample(every, 2))
+        a, b = (interval(series, chance, between) for series in chance.sample(every, 2))
         found += a[0] <= b[1] and b[0] <= a[1]
     return found / DRAWS
 
 
-def interval(series: Series, chance: random.Random, widen: bool) -> tuple[float, float]:
+def interval(series: Series, chance: random.Random, between: float | None) -> tuple[float, float]:
     """Of repetitions from a random place on, until the interval is narrow enough or there are ``MOST``."""
     start = chance.randrange(max(1, len(series) - MOST))
-    rho = min(0.95, max(0.0, correlation(series))) if widen else 0.0
-    wider = math.sqrt((1 + rho) / (1 - rho))
     for n in range(FEWEST, MOST + 1):
-        found = summarize(series[start : start + n])
+        found = summarize(series[start : start + n], between)
         assert found is not None and found.low is not None and found.high is not None  # five values have one
-        low, high = (found.median + wider * (end - found.median) for end in (found.low, found.high))
-        if max(high - found.median, found.median - low) <= PRECISION * found.median:
+        if found.within is not None and found.within <= PRECISION:
             break
-    return low, high
+    return found.low, found.high
 
 
 def parse() -> argparse.Namespace:

@@ -97,11 +97,13 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
     figures: list[tuple[str, float | None, str]] = [
         ("read", found.read_bytes_s, "bytes/s"),
         ("copy", found.copy_bytes_s, "bytes/s"),
-        ("call", found.call_s, "s"),
+        *((f"call {dtype}", value, "s") for dtype, value in found.call_s.items()),
         ("call in a graph", found.graph_call_s, "s"),
     ]
     figures += [(f"products {dtype}", value, "FLOP/s") for dtype, value in found.flops.items()]
-    figures.append(("element-wise operators", 1 / found.activation_s, "bytes/s"))
+    figures += [
+        (f"element-wise operators {dtype}", 1 / value, "bytes/s") for dtype, value in found.activation_s.items()
+    ]
     figures += [
         (f"depthwise convolution {dtype}, a channel", cost["channel_s"], "s")
         for dtype, cost in found.convolutions.items()

@@ -25,8 +25,13 @@ class DeviceInfo:
 
     @property
     def repacks(self) -> bool:
-        """Whether bitsandbytes packs 4-bit weights anew here in their first pass, for products with AVX512-BF16."""
-        return "avx512_bf16" in self.features
+        """Whether bitsandbytes packs 4-bit weights anew here in their first pass."""
+        return repacks(self.features)
+
+
+def repacks(features: Sequence[str]) -> bool:
+    """Whether a CPU with these features has the units that bitsandbytes packs 4-bit weights anew for."""
+    return "avx512_bf16" in features
 
 
 @dataclass(frozen=True, slots=True)

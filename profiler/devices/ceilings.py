@@ -24,9 +24,11 @@ from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 
-SCHEMA = 4
+SCHEMA = 5
 LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
 KEPT = 5  # calibrations, the last ones
+BETWEEN_NEEDS = 3  # of them, to tell how much processes differ
+DERIVED = ("runs", "between")  # of several, and in no file
 USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it takes, products are compared
 BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max, "graph_call_s": min}
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
@@ -56,8 +58,8 @@ class Ceilings:
     graph_call_s: float | None  # one small kernel inside a CUDA graph
     flops: Mapping[str, float]  # matrix products, by dtype
     # Rates.
-    call_s: float  # one small operator, called from Python
-    activation_s: float  # per byte that element-wise operators of a prefill read and write
+    call_s: Mapping[str, float]  # one small operator, called from Python; by dtype, fp32 and the device's own
+    activation_s: Mapping[str, float]  # per byte that element-wise operators of a prefill read and write, likewise
     fresh_byte_s: float  # per byte of memory that is mapped anew for a result
     delta_flop_s: float  # per FLOP of a gated delta rule in a pass
     convolutions: Mapping[str, Mapping[str, float]]
@@ -70,6 +72,9 @@ class Ceilings:
     tall: Mapping[str, Mapping[str, float]]  # how much longer an output head takes than other layers, likewise
     how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads behind a figure
     runs: int = 1  # calibrations that it is made of
+    between: Mapping[str, float] | None = None
+    """By phase, how much processes that do the same differ, standard deviation ÷ median: as these calibrations do.
+    ``None`` of fewer than three."""
 
     @cached_property
     def points(self) -> Mapping[str, list[tuple[float, Cost]]]:
@@ -80,6 +85,14 @@ class Ceilings:
             )
             for scheme, costs in self.products.items()
         }
+
+    def call(self, dtype: str) -> float:
+        """Seconds of one small operator; fp32's for a dtype that was not measured."""
+        return self.call_s.get(dtype, self.call_s["fp32"])
+
+    def activation(self, dtype: str) -> float:
+        """Seconds per byte of element-wise operators, likewise."""
+        return self.activation_s.get(dtype, self.activation_s["fp32"])
 
     def product_s(
         self, scheme: str, tokens: float, nbytes: float, rows: float, count: float, head: bool = False
@@ -167,14 +180,34 @@ def together(found: Sequence[Ceilings]) -> Ceilings:
     def middle(name: str) -> Any:
         return _combined([getattr(one, name) for one in found], BEST.get(name, statistics.median))
 
-    own = ("title", "fingerprint", "measured_at", "seconds", "products", "how", "runs")
+    own = ("title", "fingerprint", "measured_at", "seconds", "products", "how", "runs", "between")
     return replace(
         newest,
         **{name: middle(name) for name in Ceilings.__dataclass_fields__ if name not in own},
         products=_usual([one.products for one in found]),
         how=max(found, key=lambda one: one.read_bytes_s).how,
         runs=len(found),
+        between=_between(found) if len(found) >= BETWEEN_NEEDS else None,
     )
+
+
+def _between(found: Sequence[Ceilings]) -> dict[str, float]:
+    """The usual standard deviation, in logarithms, of what a phase is made of: each calibration is a process."""
+    several = {
+        "prefill": str(max(int(tokens) for costs in found[-1].products.values() for tokens in costs)),
+        "decode": "1",
+    }
+    other = {"prefill": "activation_s", "decode": "call_s"}
+    return {phase: _spread(found, tokens, other[phase]) for phase, tokens in several.items()}
+
+
+def _spread(found: Sequence[Ceilings], tokens: str, other: str) -> float:
+    figures = [[getattr(one, other)[dtype] for one in found] for dtype in getattr(found[-1], other)]
+    for scheme in found[-1].products:
+        costs = [one.products[scheme][tokens] for one in found if tokens in one.products.get(scheme, {})]
+        figures.append([_usual_s(cost) for cost in costs])
+    logs = [[math.log(value) for value in values if value > 0] for values in figures]
+    return statistics.median(statistics.stdev(values) for values in logs if len(values) >= BETWEEN_NEEDS)
 
 
 def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -> Any:
@@ -185,12 +218,14 @@ def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -
     return rule(known) if known else None
 
 
-def _usual(found: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]]) -> dict[str, dict[str, Any]]:
-    def seconds(cost: Mapping[str, float]) -> float:
-        return sum(a * b for a, b in zip(USUAL_LAYER, (cost["byte_s"], cost["row_s"], cost["call_s"]), strict=True))
+def _usual_s(cost: Mapping[str, float]) -> float:
+    """Seconds of a usual layer."""
+    return sum(a * b for a, b in zip(USUAL_LAYER, (cost["byte_s"], cost["row_s"], cost["call_s"]), strict=True))
 
+
+def _usual(found: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]]) -> dict[str, dict[str, Any]]:
     def middle(costs: list[Mapping[str, float]]) -> Mapping[str, float]:
-        return sorted(costs, key=seconds)[(len(costs) - 1) // 2]
+        return sorted(costs, key=_usual_s)[(len(costs) - 1) // 2]
 
     return {
         scheme: {
@@ -219,18 +254,20 @@ def save(ceilings: Ceilings, fresh: bool = False) -> Path:
 
 def parse(content: Mapping[str, Any]) -> Ceilings | None:
     """One stored calibration; ``None`` if a newer or older profiler wrote it, or a figure cannot be."""
-    known = {name: value for name, value in content.items() if name not in ("schema", "runs")}
-    if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__) - {"runs"}:
+    known = {name: value for name, value in content.items() if name not in ("schema", *DERIVED)}
+    if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__) - set(DERIVED):
         return None
-    trees = [known[name] for name in ("flops", "attention", "convolutions", "tall", "products", "how")]
-    if not all(isinstance(tree, Mapping) for tree in trees):
+    by_dtype = ("call_s", "activation_s")
+    rates = (*by_dtype, "flops", "attention", "tall")
+    if not all(isinstance(known[name], Mapping) for name in (*rates, "convolutions", "products", "how")):
+        return None
+    if not all("fp32" in known[name] for name in by_dtype):
         return None
     costs = [cost for tokens in known["products"].values() for cost in tokens.values()]
     if any(set(cost) != set(Cost.__dataclass_fields__) for cost in costs):
         return None
-    measured = ("read_bytes_s", "copy_bytes_s", "call_s", "activation_s", "delta_flop_s", "seconds")
-    positive = [known[name] for name in measured]
-    positive += [*_leaves(known["flops"]), *_leaves(known["attention"]), *_leaves(known["tall"])]
+    positive = [known[name] for name in ("read_bytes_s", "copy_bytes_s", "delta_flop_s", "seconds")]
+    positive += [value for name in rates for value in _leaves(known[name])]
     if not all(_is_number(value) and value > 0 for value in positive):
         return None
     others = [known["process_bytes"], known["fresh_byte_s"]]

@@ -14,6 +14,7 @@ FLOPS_OTHERWISE = 8e9
 BF16_FLOPS = 100e9  # with AMX or AVX512-BF16 units
 HALF_FLOPS = 4.5e9  # bf16 or fp16 without such units: converted element by element
 SPREAD = 1.5
+BETWEEN = {"prefill": 0.025, "decode": 0.01}  # of processes on such a machine: benchmarks/drift.py
 
 
 def read_bytes_s(device: DeviceInfo) -> float:

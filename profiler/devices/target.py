@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from profiler import devices
 from profiler.devices import catalog, ceilings, priors
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, repacks
 from profiler.devices.ceilings import Ceilings
 from profiler.errors import NotFound, ProfileError
 from profiler.registry import unknown
@@ -44,7 +44,7 @@ class Target:
     source: str = ""  # where the figures come from, in words
     spread: float = 1.0  # factor that the figures themselves may be off by, either way
     ceilings: Ceilings | None = field(default=None, hash=False)  # what this very device was measured to do
-    repacks: bool = False  # bitsandbytes packs 4-bit weights anew on it: ``DeviceInfo.repacks``
+    features: tuple[str, ...] = ()  # of a CPU of this machine
 
     @property
     def title(self) -> str:
@@ -55,6 +55,11 @@ class Target:
     def guessed(self) -> bool:
         """Whether its figures are neither measured nor a maker's: then no ceiling holds."""
         return self.ceilings is None and self.spread > 1
+
+    @property
+    def repacks(self) -> bool:
+        """As ``DeviceInfo.repacks``."""
+        return repacks(self.features)
 
     @property
     def unified(self) -> bool:
@@ -138,7 +143,7 @@ def _local(device: DeviceInfo) -> Target:
             local=device.name,
             source="not calibrated",
             spread=priors.SPREAD,
-            repacks=device.repacks,
+            features=device.features,
         )
     known = catalog.match(device.title, device.memory_bytes)
     if known is None:

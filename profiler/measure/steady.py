@@ -6,8 +6,9 @@ nor spread (interquartile range below 2 %), at most ``WARMUPS`` of them, and non
 and no more. On a machine with other work the spread never settles; then the caps end it, and the row says so.
 
 **Repetitions.** ``-r N``: so many. Else until the 95 % interval of the rate (``results.stats``) is within the
-precision asked for. Looking after every repetition makes the interval cover a little less than it says: 93 to 97 % in
-place of 95 % for noise of 0.5 to 8 %, in 3000 simulated phases each. Either way ``max_phase_s`` ends them earlier.
+precision asked for, without what processes differ by, which no repetition narrows. Looking after every repetition
+makes the interval cover a little less than it says, and that neighbours count as alike where they look so by chance
+makes it cover more: together COVERS in simulated phases. Either way ``max_phase_s`` ends them earlier.
 """
 
 from __future__ import annotations

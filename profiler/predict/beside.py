@@ -9,18 +9,22 @@ from __future__ import annotations
 from typing import Any
 
 from profiler.case import Case
+from profiler.devices import priors
 from profiler.devices.base import DeviceInfo
+from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.predict import explanation
+from profiler.predict.engines.transformers import left_mapped
 from profiler.predict.estimate import host_of, mean_depth
 from profiler.predict.estimate import predictor as predictor_of
-from profiler.predict.interval import Interval
+from profiler.predict.interval import Interval, exact
 
 BACKENDS = frozenset({"hf"})  # those that the engine's rules describe
 
 
 def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, Any]:
-    """Plain JSON: rates and peak with bounds and basis; seconds at the ceilings where the device was calibrated.
+    """Plain JSON: rates and peak with bounds and basis; seconds at the ceilings where the device was calibrated; and
+    how much processes differ (``stats.between``).
 
     Empty for a backend whose engine has no rules. Those for decode and its memory describe transformers as shipped:
     another decode path gets its ceiling beside it, and no prediction.
@@ -32,17 +36,28 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(mean_depth(case), case.batch)
     shipped = case.path == "eager"
-    content: dict[str, Any] = {"peak_bytes": _interval(found.terms.peak)} if shipped else {}
-    if case.weights == "real" and (load := engine.load_peak(geometry, predictor.storage, case.dtype, on)) is not None:
+    real = case.weights == "real"
+    peak = found.terms.peak + (left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
+    content: dict[str, Any] = {"peak_bytes": _interval(peak)} if shipped else {}
+    if real and (load := engine.load_peak(geometry, predictor.storage, case.dtype, on)) is not None:
         content["load_peak_bytes"] = _interval(load)
     if found.prefill and deep.decode:
         content |= {"prefill_tps": _interval(found.prefill.tps), "prefill_bound": found.prefill.binds}
         if shipped:
             content |= {"decode_tps": _interval(deep.decode.tps), "decode_bound": deep.decode.binds}
+    if (apart := _between(on)) is not None:
+        content["between"] = apart
     if on.ceilings is not None:
         prefill, decode = explanation.explain(predictor, case.context, case.batch).phases
         content["ceiling_s"] = {"prefill": prefill.ceiling_s, "step": decode.ceiling_s}
     return content
+
+
+def _between(on: Target) -> dict[str, Any] | None:
+    """By phase, how much processes of this device differ: standard deviation ÷ median. Not known of other GPUs."""
+    if on.ceilings is not None and on.ceilings.between is not None:
+        return {**on.ceilings.between, "basis": "calibrated"}
+    return {**priors.BETWEEN, "basis": "prior"} if on.vendor == "CPU" else None
 
 
 def _interval(value: Interval) -> dict[str, Any]:

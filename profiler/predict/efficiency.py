@@ -179,7 +179,7 @@ def calibrated(
     flops = max(ceilings.flops.values(), default=0.0)
     attention = ceilings.attention.get(dtype)
     slow = dict.fromkeys(SCHEMES, 1 / flops) if flops else dict(base.flop_s)
-    read_s = dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": ceilings.activation_s}
+    read_s = dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": ceilings.activation(dtype)}
     many, few = slow | {"state": ceilings.delta_flop_s}, dict(slow)
     if attention:
         read_s["cache"], many["cache"], few["cache"] = (
@@ -192,7 +192,7 @@ def calibrated(
         read_s=read_s,
         flop_s=many,
         few_flop_s=few,
-        call_s=ceilings.call_s,
+        call_s=ceilings.call(dtype),
         unpack_s={},
         decode=tuple(found["calibrated"]["decode"]),
         prefill=tuple(found["calibrated"]["prefill"]),

@@ -74,7 +74,7 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 
 def _inexact(measurement: Measurement, phase: Phase, rate: Summary | None) -> Iterator[Caution]:
     """The worst there is to say of how repetitions spread: incomparable, noisy, or less exact than asked."""
-    if rate is None or rate.relative_half is None:
+    if rate is None or rate.relative_half is None or rate.within is None:
         return
     asked, stopped = measurement.asked, measurement.stopped.get(phase)
     seconds = [sample.seconds for sample in measurement.of(phase)]
@@ -85,10 +85,15 @@ def _inexact(measurement: Measurement, phase: Phase, rate: Summary | None) -> It
     elif rate.n >= QUARTILES_NEED and trend.spread(seconds) > NOISY:
         text = f"{phase}: the middle half of the repetitions is spread over more than {NOISY:.0%} of their median"
         yield Caution(f"{phase}-noisy", text, "--fresh on a quieter machine")
-    elif "precision" in asked and stopped in ("cap", "time") and rate.relative_half > asked["precision"]:
+    elif "precision" in asked and stopped in ("cap", "time") and rate.within > asked["precision"]:
         within = "the repetitions that takes at most" if stopped == "cap" else "--max-phase"
         text = f"{phase}: --precision {asked['precision']:.2%} was not reached within {within}".replace(".00%", "%")
         yield Caution(f"{phase}-imprecise", text, f"-r {4 * rate.n}" if stopped == "cap" else "a longer --max-phase")
+    elif rate.between and "precision" in asked and rate.relative_half > asked["precision"]:
+        known = measurement.expected.get("between", {}).get("basis") == "calibrated"
+        how = "as calibrations showed" if known else "as on other CPUs"
+        text = f"{phase}: processes differ by {rate.between:.1%} here, {how}: more repetitions would not narrow that"
+        yield Caution(f"{phase}-between", text, "a quieter machine" if known else "profile calibrate, three times")
 
 
 def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:

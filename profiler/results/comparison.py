@@ -5,9 +5,9 @@ between the mean logarithms of the two sides' repetitions, exponentiated: noise 
 in logarithms, whose median is then exp(mean). Degrees of freedom are rounded down to a tenth. One repetition on
 either side gives no interval.
 
-It knows the repetitions of one process a side and nothing of how much two processes, or two hours, differ. Between
-two runs of one unchanged program it may well exclude 1: a difference found here is one between these two runs.
-``profiler.gate`` is what tells a regression.
+Like the interval of a row (``stats``) it is wider where neighbouring repetitions are alike, and by how much processes
+differ, where that was known when the rows were measured. It still knows one process a side and nothing of how two
+hours differ: a difference found here is one between these two runs. ``profiler.gate`` is what tells a regression.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from profiler.results.difference import differences
 from profiler.results.measurement import Measurement, Phase
 
 CONFIDENCE = 0.95
+MOST_DEGREES = 200.0  # beyond, Student's t is the normal distribution for any purpose here
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -98,14 +99,19 @@ def pair(a: Measurement, b: Measurement) -> Pair:
     """One case measured twice."""
     rates: dict[Phase, Ratio] = {}
     for phase in PHASES:
-        found = ratio(stats.rates(a, phase), stats.rates(b, phase))
+        found = ratio(stats.rates(a, phase), stats.rates(b, phase), stats.between(a, phase), stats.between(b, phase))
         if found is not None:
             rates[phase] = found
     return Pair(a, b, rates, _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes))
 
 
-def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio | None:
-    """The ratio of the medians of positive values, B over A, with its interval; None without values on a side."""
+def ratio(
+    a: Sequence[float], b: Sequence[float], between_a: float | None = None, between_b: float | None = None
+) -> Ratio | None:
+    """The ratio of the medians of positive values, B over A, with its interval; None without values on a side.
+
+    Values are in the order they were taken. ``between_a`` and ``between_b``: how much processes differ (``stats``).
+    """
     if not a or not b:
         return None
     medians, n = (statistics.median(a), statistics.median(b)), (len(a), len(b))
@@ -113,11 +119,12 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio | None:
         return Ratio(*medians, n)
     logs_a, logs_b = [math.log(each) for each in a], [math.log(each) for each in b]
     centre = math.fsum(logs_b) / len(b) - math.fsum(logs_a) / len(a)
-    part_a, part_b = stats.stdev(logs_a) ** 2 / len(a), stats.stdev(logs_b) ** 2 / len(b)
-    error, value = math.sqrt(part_a + part_b), medians[1] / medians[0]
+    part_a, part_b = ((stats.widening(logs) * stats.stdev(logs)) ** 2 / len(logs) for logs in (logs_a, logs_b))
+    apart = (between_a or 0.0) ** 2 + (between_b or 0.0) ** 2
+    error, value = math.sqrt(part_a + part_b + apart), medians[1] / medians[0]
     if error == 0:
         return Ratio(*medians, n, value, value, 0.0 if value == 1 else math.inf, 1.0)
-    df = _degrees(part_a, len(a), part_b, len(b))
+    df = _degrees(part_a, len(a), part_b, len(b), apart)
     half = student.quantile(1 - (1 - CONFIDENCE) / 2, df) * error
     low, high = math.exp(centre - half), math.exp(centre + half)
     return Ratio(*medians, n, min(low, value), max(high, value), abs(centre) / error, df)  # value ≈ exp(centre)
@@ -152,10 +159,15 @@ def _exact(a: float | None, b: float | None) -> Ratio | None:
     return Ratio(a, b) if a and b else None
 
 
-def _degrees(part_a: float, n_a: int, part_b: float, n_b: int) -> float:
-    """Welch and Satterthwaite's degrees of freedom, down to a tenth: few values, which ``quantile`` remembers."""
+def _degrees(part_a: float, n_a: int, part_b: float, n_b: int, apart: float) -> float:
+    """Welch and Satterthwaite's degrees of freedom, down to a tenth: few values, which ``quantile`` remembers.
+
+    ``apart``, by which processes differ, is taken as known, not as estimated from these values.
+    """
     below = part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1)
-    return max(1.0, math.floor(10 * (part_a + part_b) ** 2 / below) / 10) if below > 0 else 1.0
+    if below <= 0:
+        return MOST_DEGREES if apart else 1.0
+    return min(MOST_DEGREES, max(1.0, math.floor(10 * (part_a + part_b + apart) ** 2 / below) / 10))
 
 
 def _differences(pairs: Iterable[tuple[Measurement, Measurement]]) -> tuple[str, ...]:

@@ -74,6 +74,8 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
         "tps_high": _rounded(summary.high),
         "interval": summary.rule,
         "tps_stdev": summary.stdev,
+        "tps_between": summary.between,  # how much processes differ, and how that is known; null: it is not
+        "between_basis": measurement.expected["between"]["basis"] if summary.between is not None else None,
     }
 
 

@@ -63,8 +63,20 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         cautions=tuple(Caution(**caution) for caution in row["cautions"]),
         asked=dict(row["asked"]),
         decode_path=DecodePath(**path) if (path := row.get("path")) else None,
+        expected=_expected(row),
         **fields,
     )
+
+
+def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
+    """How much processes differ, without which an interval would be narrower than the row's own."""
+    phases = {phase: row[phase] for phase in ("prefill", "decode") if row[phase] is not None}
+    known = {
+        phase: float(each["tps_between"]) for phase, each in phases.items() if each.get("tps_between") is not None
+    }
+    if not known:
+        return {}
+    return {"between": {**known, "basis": next(phases[phase].get("between_basis") for phase in known)}}
 
 
 def _case(content: Mapping[str, Any]) -> Case:

@@ -9,12 +9,21 @@ interval, by the number of repetitions n:
 - ``log-t``, 2 ≤ n ≤ 5: Student's t on the logarithms, exponentiated. It assumes that a rate's noise is a factor and
   about normal in logarithms, whose median is then exp(mean). It is wide at n = 2 and 3, as so little data deserves.
 
-One repetition has a median and no interval.
+One repetition has a median and no interval. Both rules take repetitions as independent, and they are not all there is
+to differ, so the ends are moved, in logarithms of the distance to the median:
+
+- **neighbours**: repetitions of one process are more like their neighbours than like others (0.6 to 0.7 correlated on
+  shared CPUs, ``benchmarks/drift.py``). From five on, the interval is wider by √((1 + r) ÷ (1 − r)) for their lag-1
+  correlation r, as the mean of a chain with that correlation asks for (Priestley, *Spectral Analysis*, §5.3.2);
+  see ``widening``.
+- **processes**: two processes that measure the same thing differ by more than their repetitions show. Where it is
+  known how much (``between``, one standard deviation ÷ median), 1.96 of it is added, as independent errors add.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +34,9 @@ from profiler.results.measurement import Measurement, Phase
 COVERAGE = 0.95
 ORDER_NEEDS = 6  # fewest values whose range covers the median with at least 95 %
 WIDE = 0.5  # of the median: beyond it an interval says that the repetitions cannot be compared, not how they spread
+CORRELATION_NEEDS = 5  # values: fewer say nothing of how neighbours differ
+MOST_CORRELATED = 0.9
+Z_975 = 1.96
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom; NIST e-Handbook of Statistics, 1.3.6.7.2
 
 Rule = Literal["order", "log-t"]
@@ -39,8 +51,10 @@ class Summary:
     low: float | None  # ends of the interval of the median
     high: float | None
     rule: Rule | None  # which rule gave the interval
-    coverage: float | None  # what the rule attains: exact for ``order``, nominal for ``log-t``
+    coverage: float | None  # what the rule attains for independent values: exact for ``order``, nominal for ``log-t``
     stdev: float | None  # of the sample, n − 1
+    within: float | None = None  # the longer arm ÷ median by the repetitions alone, without what processes differ by
+    between: float | None = None  # how much processes differ: standard deviation ÷ median; None: not known
 
     @property
     def relative_half(self) -> float | None:
@@ -75,12 +89,18 @@ def rates(measurement: Measurement, phase: Phase) -> list[float]:
 
 def rate(measurement: Measurement, phase: Phase) -> Summary | None:
     """Tokens per second of a phase, or None where it was not measured."""
-    return summarize(rates(measurement, phase))
+    return summarize(rates(measurement, phase), between(measurement, phase))
+
+
+def between(measurement: Measurement, phase: Phase) -> float | None:
+    """How much processes that measure this differ, as far as it was known: standard deviation ÷ median."""
+    known = measurement.expected.get("between")
+    return known.get(phase) if known else None
 
 
 def ttft(measurement: Measurement) -> Summary | None:
     """Time to the first token: seconds of the prefill, which ends with the first token's logits."""
-    return summarize([sample.seconds for sample in measurement.of("prefill")])
+    return summarize([sample.seconds for sample in measurement.of("prefill")], between(measurement, "prefill"))
 
 
 def steps(measurement: Measurement) -> Steps | None:
@@ -91,8 +111,8 @@ def steps(measurement: Measurement) -> Steps | None:
     return Steps(len(seconds), percentile(seconds, 0.5), _tail(seconds, 0.95), _tail(seconds, 0.99))
 
 
-def summarize(values: Sequence[float]) -> Summary | None:
-    """Median, interval and spread of positive values; None of none."""
+def summarize(values: Sequence[float], between: float | None = None) -> Summary | None:
+    """Median, interval and spread of positive values, in the order they were taken; None of none."""
     if not values:
         return None
     ordered = sorted(values)
@@ -100,7 +120,31 @@ def summarize(values: Sequence[float]) -> Summary | None:
     if n == 1:
         return Summary(1, median, None, None, None, None, None)
     low, high, rule, coverage = _order_interval(ordered) if n >= ORDER_NEEDS else _log_t_interval(ordered)
-    return Summary(n, median, low, high, rule, coverage, stdev(ordered))
+    low, high = _moved(median, low, high, widening(values), 0.0)
+    within = max(high - median, median - low) / median
+    if between:
+        low, high = _moved(median, low, high, 1.0, Z_975 * between)
+    return Summary(n, median, low, high, rule, coverage, stdev(ordered), within, between)
+
+
+def widening(values: Sequence[float]) -> float:
+    """By which factor an interval has to be wider because each value is like the one before; 1 for fewer than five.
+
+    √((1 + r) ÷ (1 − r)) for the lag-1 correlation r of ``values``, in the order they were taken. So few values
+    make r come out too low by (1 + 3·r) ÷ n, which is added (Marriott & Pope 1954); what is left below 0 counts as 0,
+    since no machine makes up for a slow repetition with a fast one.
+    """
+    n = len(values)
+    if n < CORRELATION_NEEDS:
+        return 1.0
+    mean = math.fsum(values) / n
+    off = [value - mean for value in values]
+    squares = math.fsum(each * each for each in off)
+    if squares <= 0:
+        return 1.0
+    plain = math.fsum(map(operator.mul, off, off[1:])) / squares
+    r = min(MOST_CORRELATED, max(0.0, plain + (1 + 3 * plain) / n))
+    return math.sqrt((1 + r) / (1 - r))
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:
@@ -121,6 +165,14 @@ def _tail(ordered: Sequence[float], fraction: float) -> float | None:
     """A tail percentile, or None when fewer than one value is expected beyond it."""
     enough = len(ordered) >= round(1 / (1 - fraction))
     return percentile(ordered, fraction) if enough else None
+
+
+def _moved(median: float, low: float, high: float, factor: float, more: float) -> tuple[float, float]:
+    """The ends of an interval, ``factor`` times as far from the median, and ``more`` added; in logarithms."""
+    if factor == 1 and not more:
+        return low, high
+    below, above = (math.hypot(factor * math.log(end / median), more) for end in (low, high))
+    return median * math.exp(-below), median * math.exp(above)
 
 
 def _order_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float]:

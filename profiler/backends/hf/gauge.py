@@ -13,17 +13,19 @@ import logging
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from profiler import devices
+from profiler.backends.hf.decay import log_decays
 from profiler.backends.hf.load import DTYPES
-from profiler.backends.hf.products import RATE_S, SQUARE, Products, past_caches
+from profiler.backends.hf.products import POOL_BYTES, POOL_MOST, RATE_S, SQUARE, Products, past_caches
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.devices.cpu import last_cache_bytes, process_bytes
 from profiler.models.layers import IDEAL, GatedDelta
@@ -84,15 +86,18 @@ class Gauge:
     def all(self) -> dict[str, Any]:
         """Everything."""
         idle = process_bytes("VmRSS") if sys.platform == "linux" else 0
+        own = dict.fromkeys(("fp32", devices.find(str(self.device)).default_dtype))
         with torch.inference_mode():
             before = self.ceilings()
             attention = {name: self.attention(dtype) for name, dtype in DTYPES.items()}
             rates = {
-                "call_s": self.call(),
+                "call_s": {name: self.call(DTYPES[name]) for name in own},
                 "graph_call_s": self.graph_call() if self.cuda else None,
                 "convolutions": {name: self.convolution(dtype) for name, dtype in DTYPES.items()},
                 "attention": attention,
-                "activation_s": self.activations(attention["fp32"]["pass_flop_s"]),
+                "activation_s": {
+                    name: self.activations(DTYPES[name], attention[name]["pass_flop_s"]) for name in own
+                },
                 "delta_flop_s": self.delta(),
                 "fresh_byte_s": 0.0 if self.cuda else self.fresh(),
             }
@@ -161,30 +166,33 @@ class Gauge:
         seconds = self.watch.time(lambda: functional.linear(left, right), LOOP_S).best
         return 2 * PEAK_TOKENS * rows * columns / seconds
 
-    def call(self) -> float:
+    def call(self, dtype: torch.dtype) -> float:
         """Seconds of one operator of a decoder layer, as transformers calls it in a step.
 
         In a loop of its own an operator takes a third of that: neither the Python between operators is in it, nor
         that a product in between has taken the caches.
         """
         operators = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
-        return self.between_products(CALL_MODEL, 1, CALL_S, CALL_ROUNDS) / operators
+        return self.between_products(CALL_MODEL, dtype, 1, CALL_S, CALL_ROUNDS) / operators
 
-    def activations(self, attention_flop_s: float) -> float:
+    def activations(self, dtype: torch.dtype, attention_flop_s: float) -> float:
         """Seconds per byte that element-wise operators of a prefill touch, between products as in a model."""
         layers, hidden = PASS_MODEL["num_hidden_layers"], PASS_MODEL["hidden_size"]
         attention = 4 * layers * hidden * PASS_TOKENS**2 * attention_flop_s
-        seconds = self.between_products(PASS_MODEL, PASS_TOKENS, PASS_S, PASS_ROUNDS) - attention
-        return max(1e-13, seconds / (layers * ELEMENTWISE * hidden * PASS_TOKENS * 4))
+        seconds = self.between_products(PASS_MODEL, dtype, PASS_TOKENS, PASS_S, PASS_ROUNDS) - attention
+        return max(1e-13, seconds / (layers * ELEMENTWISE * hidden * PASS_TOKENS * dtype.itemsize))
 
-    def between_products(self, model_sizes: Mapping[str, int], tokens: int, seconds: float, rounds: int) -> float:
+    def between_products(
+        self, model_sizes: Mapping[str, int], dtype: torch.dtype, tokens: int, seconds: float, rounds: int
+    ) -> float:
         """Seconds that a small model of transformers takes for ``tokens`` beyond its products with weights."""
         from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-        model = LlamaForCausalLM(LlamaConfig(**model_sizes)).eval().to(self.device)
+        model = LlamaForCausalLM(LlamaConfig(**model_sizes)).eval().to(self.device, dtype)
         products = [module for module in model.modules() if isinstance(module, nn.Linear)]
         inputs = {
-            layer.in_features: torch.ones(1, tokens, layer.in_features, device=self.device) for layer in products
+            layer.in_features: torch.ones(1, tokens, layer.in_features, device=self.device, dtype=dtype)
+            for layer in products
         }
         ids = torch.ones(1, tokens, dtype=torch.long, device=self.device)
         cache = DynamicCache(config=model.config)
@@ -234,7 +242,8 @@ class Gauge:
             return torch.randn(1, PASS_TOKENS, DELTA.value_heads, *more, device=self.device)
 
         query, key, value = random(DELTA.key_dim), random(DELTA.key_dim), random(DELTA.value_dim)
-        decay, beta = -random().exp(), random().sigmoid()
+        decay = log_decays(DELTA.value_heads).to(self.device).expand(1, PASS_TOKENS, -1)
+        beta = random().sigmoid()
 
         def run() -> None:
             torch_chunk_gated_delta_rule(query, key, value, decay, beta,
@@ -249,12 +258,17 @@ class Gauge:
             return torch.randn(1, heads, tokens, HEAD_DIM, device=self.device).to(dtype)
 
         query, new = random(HEADS, 1), random(KV_HEADS, 1)
-        pool = cycle([(random(KV_HEADS, STEP_DEPTH), random(KV_HEADS, STEP_DEPTH)) for _ in range(32)])
+        first = random(KV_HEADS, STEP_DEPTH)
+        many = max(2, past_caches(self.cache_bytes, POOL_BYTES, POOL_MOST) // (2 * first.nbytes))
+        pool = deque((first.clone(), first.clone()) for _ in range(many))
 
         def step() -> None:
-            keys, values = (torch.cat((each, new), dim=2) for each in next(pool))
+            keys, values = (torch.cat((each, new), dim=2) for each in pool.popleft())
+            pool.append((keys, values))  # as in a model, what was appended to is the cache from then on
             functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
 
+        for _ in range(many):  # so that freed blocks have room for one token more
+            step()
         held = 2 * KV_HEADS * STEP_DEPTH * HEAD_DIM * dtype.itemsize
         queries, keys, values = random(HEADS, PASS_TOKENS), random(KV_HEADS, PASS_DEPTH), random(KV_HEADS, PASS_DEPTH)
         mask = torch.ones(PASS_TOKENS, PASS_DEPTH, dtype=torch.bool, device=self.device)

@@ -27,6 +27,7 @@ from profiler.models.weight import Weight
 from profiler.quants.base import Quant
 
 TOKENS = (1, 4, 16, 64, 256)
+MORE_TOKENS = {"int8": (1024,)}  # whose cost a token grows again, as what it writes between steps leaves the caches
 SQUARE, NARROW, SMALL = (2048, 2048), (2048, 512), (256, 256)  # output features, input features
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
 FOUR_BIT = "nf4"
@@ -37,8 +38,8 @@ POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # at most
 PATTERN = 2**20  # random numbers, repeated through a pool
 RUN_LAYERS = 200  # at most in a run of one token,
 RUN_BYTES = {"cpu": 32 * 1024**2, "cuda": 512 * 1024**2}  # and of so many bytes
-OUTLIER = 8.0  # above the threshold of LLM.int8: features of trained models are, the more of them the more tokens
-TOKENS_AN_OUTLIER = 16
+OUTLIER = 8.0  # above the threshold of LLM.int8, which keeps such features in 16 bits
+OUTLYING, FEW = 2, 4  # as many as SmolLM2-135M has before attention (Gemma 3 270M 10 to 120); of fewer tokens half
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 Shape = tuple[int, int]
@@ -57,6 +58,11 @@ class Format(NamedTuple):
     dtype: torch.dtype
     pool: Callable[[Shape, int], list[Layer]]
     repacks: bool
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Numbers of tokens that it is measured with."""
+        return (*TOKENS, *MORE_TOKENS.get(self.name, ()))
 
     def nbytes(self, shape: Shape) -> int:
         """Of a stored layer, scales included."""
@@ -82,13 +88,13 @@ class Products:
             (one.name, shape, tokens): self._product(one, layers, shape, tokens)
             for one in formats
             for shape, layers in self._pools(one)
-            for tokens in (TALL_TOKENS if shape == TALL else TOKENS)
+            for tokens in (TALL_TOKENS if shape == TALL else one.tokens)
         }
         seconds = self._rounds(runs)
         found: Costs = {one.name: {} for one in formats}
         tall: dict[str, dict[str, float]] = {one.name: {} for one in formats}
         for one in formats:
-            for tokens in TOKENS:
+            for tokens in one.tokens:
                 shapes = (SQUARE, NARROW, SMALL)
                 points = [(one.nbytes(shape), shape[0], seconds[one.name, shape, tokens]) for shape in shapes]
                 cost = found[one.name][str(tokens)] = solve(points)
@@ -108,7 +114,7 @@ class Products:
     def _product(self, one: Format, layers: Sequence[Layer], shape: Shape, tokens: int) -> Product:
         """A run, and the layers that it multiplies with: the next ones of the pool."""
         inputs = torch.randn(1, tokens, shape[1], device=self.device).to(one.dtype)
-        inputs[..., : tokens // TOKENS_AN_OUTLIER] = OUTLIER
+        inputs[..., : OUTLYING if tokens >= FEW else OUTLYING // 2] = OUTLIER
         turn = cycle(layers)
         together = min(len(layers), RUN_LAYERS, RUN_BYTES[self.device.type] // one.nbytes(shape))
         many = max(1, together // max(1, tokens // 4))

@@ -49,6 +49,11 @@ PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, 
 }
 WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing weights leave in a process's heap
 EIGHT_BIT = (0, 160 * MIB, 450 * MIB)  # what products of 8-bit weights take beside the weights on a CPU
+INTEGER_HOLES = (
+    2e5,
+    8e5,
+    2e6,
+)  # and with torch._int_mm (AVX-512) for each token of a pass: holes in the heap, seen 7 to 9e5
 UNPACKING = (0, 40 * MIB, 120 * MIB)  # and those of 4-bit ones, with
 UNPACKED_COPIES = (1.0, 1.5, 3.0)  # copies of the largest matrix in fp32
 HEAP_HOLES = 2.0  # seen 1.6 to 3: glibc's heap over what lives in it; fewer above 32 MiB a tensor, which it maps
@@ -97,7 +102,7 @@ class Transformers:
             raise ProfileError("transformers keeps K and V in the compute dtype", "Leave --kv out.")
         width = DTYPE_BYTES[setting.dtype]
         held = geometry.cache_bytes(setting.context, setting.batch, width).total
-        packed = _packed_products(geometry, storage, setting, target)
+        packed = _packed_products(geometry, storage, setting, target, setting.batch * self._chunk(setting, target))
         return Terms(
             weights=exact(storage.device_bytes),
             cache=exact(held),
@@ -117,11 +122,13 @@ class Transformers:
         if target.vendor != "CPU":
             return None
         width = DTYPE_BYTES[dtype]
-        if width == STORED_BYTES and storage.plain:  # mapped as it is, and read when first used
-            return _process(target) + Interval(0, 0, storage.device_bytes, "prior")
+        packed = [line for line in storage.lines if line.packed]
+        unpacked = sum(line.elements for line in packed)
+        if width == STORED_BYTES:  # what is not packed is mapped as it is, and read when first used
+            read = sum(line.nbytes for line in packed) + STORED_BYTES * unpacked
+            return exact(read) + _process(target) + Interval(0, 0, storage.device_bytes, "prior")
         stored = geometry.parameters * STORED_BYTES
-        unpacked = width * sum(line.elements for line in storage.lines if line.packed)
-        ahead = Interval(STILL_UNPACKED * unpacked, 0, unpacked, "prior")
+        ahead = Interval(STILL_UNPACKED * width * unpacked, 0, width * unpacked, "prior")
         return exact(storage.device_bytes + stored) + _process(target) + ahead
 
     def manner(self, geometry: Geometry, setting: Setting) -> Manner:
@@ -181,16 +188,30 @@ def _process(target: Target) -> Interval:
     return Interval(usual, low, high, "calibrated")
 
 
-def _packed_products(geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Interval:
+def _packed_products(geometry: Geometry, storage: Storage, setting: Setting, target: Target, rows: int) -> Interval:
     """What multiplying packed weights takes for a moment on a CPU, whatever the phase: seen, not counted."""
     if target.vendor != "CPU" or setting.quant not in (*UNPACKED, "int8"):
         return exact(0)
     taken: tuple[float, ...] = EIGHT_BIT
+    if "avx512f" in target.features:
+        taken = tuple(rows * each for each in INTEGER_HOLES)
     if setting.quant in UNPACKED:
         largest = 4 * geometry.hidden * storage.widest
         taken = tuple(heap + copies * largest for heap, copies in zip(UNPACKING, UNPACKED_COPIES, strict=True))
     low, usual, high = taken
     return spread(usual, low, high)
+
+
+def left_mapped(storage: Storage, dtype: str, target: Target) -> Interval:
+    """Bytes of a checkpoint on a CPU that were packed and still count for the process.
+
+    Weights that are not packed stay in the mapped file where it has their dtype, and so does the rest of it. The
+    system takes those pages back when it needs them: no part of what decides whether a model fits.
+    """
+    if target.vendor != "CPU" or DTYPE_BYTES[dtype] != STORED_BYTES:
+        return exact(0)
+    read = STORED_BYTES * sum(line.elements for line in storage.lines if line.packed)
+    return Interval(read, 0, read, "prior")
 
 
 def _delta_bytes(mixer: object) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,23 @@ def test_a_difference_within_the_repetitions_is_not_significant(profile: Any, ru
     decode = compared(profile, runs([measured()], [measured(slower=1.01)]))[1]
     assert decode["significant"] is False
     assert decode["low"] < 1 < decode["high"]
+
+
+def test_what_processes_differ_by_widens_a_ratio_also_from_a_file_of_rows(
+    profile: Any, runs: Any, tmp_path: Path
+) -> None:
+    apart = {"between": {"prefill": 0.02, "decode": 0.03, "basis": "calibrated"}}
+    a, b = measured(expected=apart), measured(slower=1.1, expected=apart)
+    _, decode, _ = compared(profile, runs([a], [b]))
+    _, alone, _ = compared(profile, runs([measured()], [measured(slower=1.1)]))
+    assert decode["ratio"] == alone["ratio"]
+    assert math.log(decode["high"] / decode["ratio"]) > 1.96 * math.hypot(0.03, 0.03)
+    assert decode["high"] - decode["low"] > alone["high"] - alone["low"]
+    files = []
+    for name, each in (("a", a), ("b", b)):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text(dumps(row(None, each)) + "\n")
+    assert compared(profile, tuple(map(str, files)))[1] == decode
 
 
 def test_one_repetition_has_a_ratio_and_no_interval(profile: Any, runs: Any) -> None:

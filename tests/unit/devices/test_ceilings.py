@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def some(**changes: object) -> Ceilings:
         seconds=30.0,
         read_bytes_s=12e9,
         copy_bytes_s=8e9,
-        call_s=5e-6,
-        activation_s=1e-11,
+        call_s={"fp32": 5e-6},
+        activation_s={"fp32": 1e-11, "bf16": 3e-11},
         fresh_byte_s=2e-10,
         delta_flop_s=1e-10,
         convolutions={"fp32": {"channel_s": 1e-7, "sequence_s": 0.0, "token_s": 1e-9}},
@@ -71,21 +72,45 @@ def test_of_several_calibrations_ceilings_are_the_best_and_rates_the_middle() ->
     usual = {"fp32": {"1": {"byte_s": 2e-10, "row_s": 2e-9, "call_s": 0.0}}}
     quick = {"fp32": {"1": {"byte_s": 1e-10, "row_s": 3e-9, "call_s": 0.0}}}
     for call_s, products, read in ((9e-6, slow, 1e10), (5e-6, quick, 3e10), (6e-6, usual, 2e10)):
-        ceilings.save(some(call_s=call_s, products=products, read_bytes_s=read, flops={"fp32": read}))
+        ceilings.save(some(call_s={"fp32": call_s}, products=products, read_bytes_s=read, flops={"fp32": read}))
     known = ceilings.load(CPU)
     assert known is not None and known.runs == 3
-    assert known.call_s == 6e-6 and known.products == usual  # costs that belong together stay so
+    assert (
+        known.call("fp32") == known.call("bf16") == 6e-6 and known.products == usual
+    )  # costs that belong together stay so
     assert known.read_bytes_s == 3e10 and known.flops == {"fp32": 3e10}
     assert known.graph_call_s is None and known.convolutions == some().convolutions
 
 
+def test_three_calibrations_tell_how_much_processes_differ_and_two_do_not() -> None:
+    def slower(factor: float) -> Ceilings:
+        products = {
+            scheme: {tokens: {name: factor * value for name, value in cost.items()} for tokens, cost in costs.items()}
+            for scheme, costs in PRODUCTS.items()
+        }
+        return some(products=products, call_s={"fp32": factor * 5e-6}, activation_s={"fp32": 1e-11 * factor**2})
+
+    for factor in (1.0, 1.1):
+        ceilings.save(slower(factor))
+    known = ceilings.load(CPU)
+    assert known is not None and known.between is None
+    ceilings.save(slower(1.21))
+    known = ceilings.load(CPU)
+    step = math.log(1.1)
+    assert known is not None and known.between is not None
+    assert known.between["decode"] == pytest.approx(step)  # of 1, 1.1 and 1.21 in logarithms
+    assert known.between["prefill"] == pytest.approx(1.5 * step)  # the middle of products and of other operators
+    again = json.loads((ceilings.folder() / f"{known.fingerprint}.json").read_text())
+    assert all("between" not in one or one["between"] is None for one in again)  # derived, not kept
+
+
 def test_the_last_five_calibrations_count_and_fresh_forgets_them() -> None:
     for call_s in (9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 4.0, 5.0):
-        ceilings.save(some(call_s=call_s))
+        ceilings.save(some(call_s={"fp32": call_s}))
     known = ceilings.load(CPU)
-    assert known is not None and (known.runs, known.call_s) == (5, 3.0)
-    ceilings.save(some(call_s=7.0), fresh=True)
-    assert ceilings.load(CPU) == some(call_s=7.0)
+    assert known is not None and (known.runs, known.call("fp32")) == (5, 3.0)
+    ceilings.save(some(call_s={"fp32": 7.0}), fresh=True)
+    assert ceilings.load(CPU) == some(call_s={"fp32": 7.0})
 
 
 @pytest.mark.parametrize("change", [{"cores": 4}, {"title": "other"}, {"features": ("avx512f",)}, {"driver": "570"}])
@@ -118,7 +143,9 @@ def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
     "change",
     [
         {"read_bytes_s": 0},
-        {"call_s": -1},
+        {"call_s": {"fp32": -1}},
+        {"call_s": 5e-6},
+        {"activation_s": {"bf16": 1e-11}},
         {"read_bytes_s": None},
         {"flops": {"fp32": 0}},
         {"attention": {"fp32": {"step_byte_s": 0}}},

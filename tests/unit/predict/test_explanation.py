@@ -89,7 +89,13 @@ def test_a_measured_curve_takes_the_place_of_shares() -> None:
 
 
 def on_cpu(model: str, quant: str, dtype: str, measured: Ceilings = MEASURED, repacks: bool = False) -> Predictor:
-    target = replace(find("cpu"), ceilings=measured, bandwidth_bytes_s=12e9, flops=measured.flops, repacks=repacks)
+    target = replace(
+        find("cpu"),
+        ceilings=measured,
+        bandwidth_bytes_s=12e9,
+        flops=measured.flops,
+        features=("avx512_bf16",) if repacks else (),
+    )
     machine = Machine(target)
     geometry = families.geometry(catalog.raw_config(model))
     return Predictor(geometry, engines.find("transformers"), quant, machine, dtype)

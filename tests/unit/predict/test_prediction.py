@@ -189,7 +189,7 @@ def test_a_cpu_that_packs_four_bit_weights_anew_holds_fewer_bytes_of_them() -> N
     assert cpu.repacks
     sizes = {
         (quant, repacks): Predictor(
-            geometry, engine, quant, Machine(replace(cpu, repacks=repacks))
+            geometry, engine, quant, Machine(replace(cpu, features=("avx512_bf16",) if repacks else ()))
         ).storage.device_bytes
         for quant in ("bf16", "int8", "nf4", "fp4", "nf4-dq")
         for repacks in (True, False)
@@ -207,7 +207,9 @@ def test_the_product_gives_what_single_predictions_give(engine: str) -> None:
     names = ("gemma-4-e4b", "qwen3.6-35b-a3b", "qwen3.5-9b")
     models = [families.geometry(catalog.raw_config(name)) for name in names]
     machines = [Machine(find(on)) for on in ("rtx 4090", "h100 sxm", "m4 max", "t4")] + [Machine(find("2x3090"))]
-    machines += [Machine(replace(priors_only(), repacks=repacks)) for repacks in (True, False)]
+    machines += [
+        Machine(replace(priors_only(), features=("avx512_bf16",) if repacks else ())) for repacks in (True, False)
+    ]
     quants = ["nf4" if engine == "transformers" else runtime.check(runtime.default_quant)]
     count = 0
     for cell in cells(models, runtime, quants, (2048, 32768, 200_000), (1, 16), machines):

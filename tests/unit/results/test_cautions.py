@@ -47,6 +47,28 @@ def test_of_spread_noise_and_imprecision_only_the_worst_is_told() -> None:
     assert told(row(incomparable, "time", warmups=(0.1,)))["spread"] == "a longer --max-phase"
 
 
+@pytest.mark.parametrize(
+    ("basis", "words", "help"),
+    [
+        ("calibrated", "as calibrations showed", "a quieter machine"),
+        ("prior", "as on other CPUs", "profile calibrate, three times"),
+    ],
+)
+def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, words: str, help: str) -> None:
+    apart = {"between": {"prefill": 0.025, "decode": 0.015, "basis": basis}}
+    quiet = row([0.1, 0.101, 0.1, 0.0995, 0.1], expected=apart)
+    (caution,) = cautions(quiet)
+    assert caution == Caution(
+        "decode-between",
+        f"decode: processes differ by 1.5% here, {words}: more repetitions would not narrow that",
+        help,
+    )
+    assert told(replace(quiet, asked={"precision": 0.05, "max_phase_s": 60.0})) == {}
+    assert told(replace(quiet, asked={"reps": 5, "max_phase_s": 60.0})) == {}
+    wide = [0.100, 0.106, 0.097, 0.104, 0.100, 0.103, 0.098, 0.105, 0.1, 0.096] * 2
+    assert set(told(row(wide[:8], "cap", expected=apart))) == {"decode-imprecise"}
+
+
 def test_a_precision_that_nobody_asked_for_is_not_missed() -> None:
     wide = [0.100, 0.106, 0.097, 0.104, 0.100, 0.103]
     assert told(row(wide, "reps", {"reps": 6, "max_phase_s": 60.0})) == {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -13,6 +14,22 @@ from profiler.results.measurement import Sample
 from profiler.results.stats import summarize
 
 positive = st.floats(min_value=1e-6, max_value=1e9)
+
+
+def zigzag(values):
+    """From both ends in turn: each value is unlike the one before."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    turns = [each for pair in zip(ordered, reversed(ordered), strict=True) for each in pair]
+    return [*turns[: 2 * half], *ordered[half : len(ordered) - half]]
+
+
+def chain(generator, n, correlation, spread):
+    """Values around 1, each correlated with the one before: a first-order autoregressive chain in logarithms."""
+    state = generator.gauss(0, 1)
+    for _ in range(n):
+        yield math.exp(spread * state)
+        state = correlation * state + math.sqrt(1 - correlation**2) * generator.gauss(0, 1)
 
 
 def test_nothing_measured_has_no_summary():
@@ -30,9 +47,7 @@ def test_one_repetition_has_a_median_and_no_spread():
     [(6, 1, 0.96875), (8, 1, 0.9921875), (9, 2, 0.9609375), (10, 2, 0.978515625), (20, 6, 0.958610534667969)],
 )
 def test_from_six_values_on_the_interval_is_the_published_pair_of_order_statistics(n, k, coverage):
-    values = [float(i) for i in range(1, n + 1)]
-    random.Random(n).shuffle(values)
-    summary = summarize(values)
+    summary = summarize(zigzag([float(i) for i in range(1, n + 1)]))
     assert (summary.low, summary.high) == (k, n + 1 - k)
     assert summary.rule == "order"
     assert summary.coverage == pytest.approx(coverage, abs=1e-12)
@@ -57,6 +72,53 @@ def test_interval_covers_the_true_median_of_multiplicative_noise_as_often_as_it_
         summary = summarize([100 * math.exp(generator.gauss(0, 0.1)) for _ in range(n)])
         hits += summary.low <= 100 <= summary.high
     assert hits / trials > 0.935  # 0.95 less three standard errors
+
+
+def test_repetitions_that_are_like_their_neighbours_say_less():
+    values = [float(i) for i in range(1, 11)]
+    apart, alike = summarize(zigzag(values)), summarize(values)
+    assert alike.median == apart.median
+    factor = stats.widening(values)
+    assert math.log(alike.high / alike.median) == pytest.approx(factor * math.log(apart.high / apart.median))
+    assert math.log(alike.median / alike.low) == pytest.approx(factor * math.log(apart.median / apart.low))
+    plain = sum((a - 5.5) * (b - 5.5) for a, b in itertools.pairwise(values)) / 82.5
+    r = min(0.9, plain + (1 + 3 * plain) / 10)
+    assert factor == pytest.approx(math.sqrt((1 + r) / (1 - r))) == pytest.approx(math.sqrt(1.9 / 0.1))
+
+
+def test_four_repetitions_cannot_show_that_neighbours_are_alike():
+    assert stats.widening([1.0, 2.0, 3.0, 4.0]) == 1
+    assert stats.widening([2.0] * 9) == 1
+
+
+def test_an_interval_of_correlated_repetitions_covers_what_one_of_independent_ones_would_not():
+    generator, trials = random.Random(5), 1500
+    wider = plain = 0
+    for _ in range(trials):
+        values = list(chain(generator, 20, 0.6, 0.02))
+        found, taken_as_independent = summarize(values), summarize(zigzag(values))
+        wider += found.low <= 1 <= found.high
+        plain += taken_as_independent.low <= 1 <= taken_as_independent.high
+    assert plain / trials < 0.75
+    assert wider / trials > 0.87
+
+
+def test_what_processes_differ_by_adds_to_an_interval_as_independent_errors_do():
+    values = [100.0, 98.0, 102.0, 99.0, 101.0, 100.0, 98.5, 101.5]
+    alone, among = summarize(values), summarize(values, between=0.03)
+    assert (alone.between, among.between) == (None, 0.03)
+    assert alone.within == among.within == pytest.approx(alone.relative_half)
+    half = math.hypot(math.log(alone.high / alone.median), 1.96 * 0.03)
+    assert math.log(among.high / among.median) == pytest.approx(half)
+    assert summarize([5.0], between=0.03).low is None
+    assert summarize([5.0] * 6, between=0.03).high == pytest.approx(5 * math.exp(1.96 * 0.03))
+
+
+def test_a_row_knows_what_processes_differ_by_from_what_was_kept_with_it(make):
+    known = make(expected={"between": {"prefill": 0.05, "decode": 0.01, "basis": "prior"}})
+    assert (stats.between(known, "prefill"), stats.between(known, "decode")) == (0.05, 0.01)
+    assert stats.rate(known, "prefill").between == 0.05
+    assert stats.between(make(), "prefill") is None
 
 
 def test_order_interval_covers_the_median_of_one_sided_noise_too():
