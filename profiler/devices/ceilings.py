@@ -187,27 +187,26 @@ def together(found: Sequence[Ceilings]) -> Ceilings:
         products=_usual([one.products for one in found]),
         how=max(found, key=lambda one: one.read_bytes_s).how,
         runs=len(found),
-        between=_between(found) if len(found) >= BETWEEN_NEEDS else None,
+        between=_between(found),
     )
 
 
-def _between(found: Sequence[Ceilings]) -> dict[str, float]:
-    """The usual standard deviation, in logarithms, of what a phase is made of: each calibration is a process."""
-    several = {
-        "prefill": str(max(int(tokens) for costs in found[-1].products.values() for tokens in costs)),
-        "decode": "1",
-    }
-    other = {"prefill": "activation_s", "decode": "call_s"}
-    return {phase: _spread(found, tokens, other[phase]) for phase, tokens in several.items()}
+def _between(found: Sequence[Ceilings]) -> dict[str, float] | None:
+    """The usual standard deviation, in logarithms, of a layer's time: each calibration is a process of its own.
 
+    Of one token for decode; for prefill of the most tokens that all formats were measured with. ``None`` where
+    fewer than ``BETWEEN_NEEDS`` calibrations have a format in common.
+    """
+    schemes = set.intersection(*(set(one.products) for one in found))
+    tokens = [set(one.products[scheme]) for one in found for scheme in schemes]
+    if len(found) < BETWEEN_NEEDS or not tokens or not (several := set.intersection(*tokens)):
+        return None
 
-def _spread(found: Sequence[Ceilings], tokens: str, other: str) -> float:
-    figures = [[getattr(one, other)[dtype] for one in found] for dtype in getattr(found[-1], other)]
-    for scheme in found[-1].products:
-        costs = [one.products[scheme][tokens] for one in found if tokens in one.products.get(scheme, {})]
-        figures.append([_usual_s(cost) for cost in costs])
-    logs = [[math.log(value) for value in values if value > 0] for values in figures]
-    return statistics.median(statistics.stdev(values) for values in logs if len(values) >= BETWEEN_NEEDS)
+    def spread(tokens: str) -> float:
+        taken = ([_usual_s(one.products[scheme][tokens]) for one in found] for scheme in schemes)
+        return statistics.median(statistics.stdev(map(math.log, each)) if min(each) > 0 else 0.0 for each in taken)
+
+    return {"prefill": spread(max(several, key=int)), "decode": spread(min(several, key=int))}
 
 
 def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -> Any:

@@ -8,7 +8,8 @@ and no more. On a machine with other work the spread never settles; then the cap
 **Repetitions.** ``-r N``: so many. Else until the 95 % interval of the rate (``results.stats``) is within the
 precision asked for, without what processes differ by, which no repetition narrows. Looking after every repetition
 makes the interval cover a little less than it says, and that neighbours count as alike where they look so by chance
-makes it cover more: together COVERS in simulated phases. Either way ``max_phase_s`` ends them earlier.
+makes it cover more: together 95 to 97 % for independent noise of 0.5 to 8 %, in 1200 simulated phases each. Either
+way ``max_phase_s`` ends them earlier.
 """
 
 from __future__ import annotations

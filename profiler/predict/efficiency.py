@@ -48,12 +48,13 @@ class Rates:
     prefill: Bounds
     basis: Basis
     convolution: Mapping[str, float] | None = None  # seconds of a depthwise one: see ``Ceilings``
+    apart: bool = False  # some formats are multiplied at rates of their own here
     measured: Ceilings | None = None  # this very device's own curves for weights, in place of shares
 
     @property
     def own(self) -> bool:
         """Whether formats compare differently on this device than on others."""
-        return self.measured is not None or self.convolution is not None
+        return self.measured is not None or self.convolution is not None or self.apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,9 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     maker = target.vendor if target.vendor in content["bandwidth"] else "other"
     bandwidth = target.bandwidth_bytes_s * content["bandwidth"][maker] * own["bandwidth"]
     formats = content["format"]
-    unpacking = own.get("unpack_bytes", {}).get(maker) or own.get("unpack_bytes", {}).get("other", {})
+    kind = "repacking" if target.repacks else maker
+    of_fp32 = own.get("of_fp32", {}).get(kind, {})
+    unpacking = own.get("unpack_bytes", {}).get(kind) or own.get("unpack_bytes", {}).get("other", {})
     read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in SCHEMES}
     peak = _peak(target, "fp32" if maker in own["vector_prefill"] else dtype)
     peak *= own["prefill"].get(maker, own["prefill"]["other"])
@@ -154,7 +157,8 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
         read_s["cache"] *= halves["cache"]
     return Rates(
         read_s=read_s,
-        flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in SCHEMES},
+        flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in SCHEMES}
+        | {scheme: 1 / (share * _peak(target, "fp32")) for scheme, share in of_fp32.items()},
         few_flop_s=one_by_one | dict.fromkeys(AS_THEY_ARE, 1 / peak),
         expert_flops=content["prefill"]["expert_flops"],
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
@@ -165,6 +169,7 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
         convolution=halves["convolution"] if halves else None,
         call_s=own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0)),
         basis=own["basis"] if maker in own["fitted_on"] else "prior",
+        apart=bool(of_fp32),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from profiler import devices
-from profiler.backends.hf import gauge, products
+from profiler.backends.hf import decay, gauge, products
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.commands import calibrate
 from profiler.devices.ceilings import Ceilings
@@ -80,3 +80,21 @@ def test_no_cost_is_negative() -> None:
     costs = products.solve([(16e6, 2048, 1e-3), (4e6, 2048, 0.3e-3), (2.6e5, 256, 1e-6)])
     assert min(costs.values()) == 0.0
     assert costs["byte_s"] > 0
+
+
+def test_a_pool_is_no_longer_in_the_caches_when_it_starts_again() -> None:
+    assert products.past_caches(0, 128, 1024) == 128
+    assert products.past_caches(200, 128, 1024) == 300
+    assert products.past_caches(4000, 128, 1024) == 1024
+    found = products.Products(Stopwatch(torch.device("cpu")), cache_bytes=2 * 2**20)
+    layers = next(one for one in found._formats() if one.name == "fp32").pool((256, 256), found.pool_bytes)
+    together = {layer.keywords["weight"].data_ptr() for layer in layers}  # type: ignore[attr-defined]
+    assert len(together) == 12  # 3 MiB of 256 KiB each
+
+
+def test_states_are_measured_with_decays_that_leave_normal_numbers() -> None:
+    decays = decay.log_decays(4000)
+    assert decays.min() >= -1.6
+    assert decays.max() < 0
+    chunk = (64 * decays).exp()
+    assert (chunk >= torch.finfo(torch.float32).tiny).float().mean() > 0.98

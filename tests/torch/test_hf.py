@@ -186,6 +186,37 @@ def test_synthetic_models_give_finite_logits_and_no_constant_weight(quant: str) 
                 assert parameter.float().std() > 0, (name, label)
 
 
+def test_synthetic_states_fade_as_slowly_as_trained_ones_start_to() -> None:
+    """Those of transformers' own initialisation shrink by e^-10 a token and end in denormal numbers."""
+    loaded = open_session(case(weights="synthetic"), Source("catalog", "q", None, tiny.CONFIGS["qwen3.5"]), silent)
+    found = [module for module in loaded.model.modules() if hasattr(module, "dt_bias")]
+    assert found
+    for module in found:
+        steps = torch.nn.functional.softplus(module.dt_bias.float())
+        assert 0.0009 < steps.min() <= steps.max() < 0.11
+        assert steps.unique().numel() == steps.numel()
+
+
+def test_synthetic_models_have_features_that_llm_int8_keeps_in_16_bits() -> None:
+    """Without any an 8-bit layer skips their operators, which few layers before attention do in a trained model."""
+    import bitsandbytes as bnb
+
+    asked = case(weights="synthetic", quant="int8")
+    outlying: list[int] = []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        outlying.append(int((inputs[0].flatten(0, -2).abs() >= 6).any(dim=0).sum()))
+
+    for name in ("gemma3", "qwen3"):
+        loaded = open_session(asked, Source("catalog", name, None, tiny.CONFIGS[name]), silent)
+        for label, module in loaded.model.named_modules():
+            if isinstance(module, bnb.nn.Linear8bitLt) and label.endswith("q_proj"):
+                module.register_forward_pre_hook(look)
+        loaded.begin(asked).prefill()
+    assert len(outlying) >= 4
+    assert all(1 <= count <= 3 for count in outlying)
+
+
 def test_synthetic_weights_follow_the_seed() -> None:
     source = Source("catalog", "llama", None, tiny.CONFIGS["llama"])
     first, again, other = (

@@ -195,6 +195,43 @@ def test_loading_peaks_with_the_file_and_the_copy_and_not_at_all_where_it_is_map
     assert copied["value"] - MEASURED.process_bytes == pytest.approx(geometry.parameters * 6, rel=0.05)
     assert mapped["value"] - MEASURED.process_bytes < geometry.parameters * 0.2
     assert load_peak("fp32", "fp32", "synthetic") is None
+    packed = load_peak("nf4", "bf16")  # only what is packed is read while loading, and stays in the mapped file
+    linear = sum(weight.parameters for weight in geometry.weights() if weight.role == "linear")
+    assert packed is not None
+    assert packed["value"] - MEASURED.process_bytes == pytest.approx(
+        (2 + 0.5 + 4 / 64) * linear + 35 * 2**20, rel=0.01
+    )
+
+
+def test_a_packed_checkpoint_of_16_bits_stays_mapped_and_counts_for_the_process_but_not_for_whether_it_fits() -> None:
+    geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
+    linear = sum(weight.parameters for weight in geometry.weights() if weight.role == "linear")
+
+    def peak(dtype: str, weights: str, quant: str = "nf4") -> dict[str, float]:
+        asked = replace(case(), quant=quant, dtype=dtype, weights=weights)
+        found: dict[str, float] = beside.expected(asked, geometry, CPU)["peak_bytes"]
+        return found
+
+    assert peak("bf16", "real")["value"] - peak("bf16", "synthetic")["value"] == pytest.approx(2 * linear)
+    assert peak("bf16", "real")["low"] == peak("bf16", "synthetic")["low"]  # the system may take them back
+    assert peak("fp32", "real") == peak("fp32", "synthetic")  # then every weight was copied
+    assert peak("bf16", "real", "bf16") == peak("bf16", "synthetic", "bf16")
+    alone = Predictor(geometry, engines.find("transformers"), "nf4", Machine(of(CPU)), "bf16").predict(128, 1)
+    assert alone.terms.peak.value == pytest.approx(peak("bf16", "synthetic")["value"])
+
+
+def test_eight_bit_products_of_a_cpu_with_avx512_leave_holes_by_the_token() -> None:
+    geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
+    engine = engines.find("transformers")
+
+    def buffers(context: int, features: tuple[str, ...]) -> float:
+        machine = Machine(of(replace(CPU, features=features)))
+        return Predictor(geometry, engine, "int8", machine, "bf16").predict(context, 1).terms.decode.value
+
+    few, many = (buffers(context, ("avx2", "avx512f")) for context in (128, 512))
+    same = [buffers(context, ("avx2",)) for context in (128, 512)]
+    assert many - few == pytest.approx(384 * 8e5, rel=0.02)
+    assert same[1] - same[0] < 0.05 * (many - few)
 
 
 def case(backend: str = "hf") -> Case:

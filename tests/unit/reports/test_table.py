@@ -106,7 +106,7 @@ def test_rate_of_a_phase_that_was_not_measured_is_unknown_not_zero(measurements)
 
 
 def test_rate_says_the_longer_arm_of_its_interval(measurements):
-    six = tuple(Sample("decode", 16 / rate, 16) for rate in (98.0, 99.0, 100.0, 100.0, 101.0, 104.0))
+    six = tuple(Sample("decode", 16 / rate, 16) for rate in (98.0, 104.0, 99.0, 101.0, 100.0, 100.0))
     measurement: Measurement = replace(measurements[0], samples=six)
     assert rate_cell(measurement, "decode") == "100 ±4%"
 
