@@ -41,10 +41,10 @@ def main() -> int:
 def show(memory: Memory) -> int:
     """The parts as lines; exit code 1 when they do not add up."""
     for name, size in parts(memory).items():
-        print(f"{name:12} {bytes_text(size):>10}")
+        print(f"{name:24} {bytes_text(size):>10}")
     left, whole = unaccounted_bytes(memory), memory.phases_process_bytes
-    print(f"{'left over':12} {bytes_text(left):>10}")
-    print(f"{'process':12} {bytes_text(whole):>10}")
+    print(f"{'left over':24} {bytes_text(left):>10}")
+    print(f"{'process':24} {bytes_text(whole):>10}")
     print(f"cache at the end of decode: growing {bytes_text(memory.growing_cache_bytes)}, window "
           f"{bytes_text(memory.window_cache_bytes)}, recurrent {bytes_text(memory.recurrent_bytes)}; "
           f"retained after prefill {bytes_text(memory.retained_bytes)}")  # fmt: skip

@@ -31,6 +31,7 @@ class Loaded:
     unquantized_bytes: int  # part of it that the quantization left in a plain dtype; 0 for a plain dtype
     threads: int | None  # CPU threads the backend computes with
     cautions: tuple[Caution, ...]
+    left_mapped_bytes: int | None = None  # CPU: of checkpoint files, read to pack weights and mapped still
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any
         ("prefill buffers", terms.prefill.value, None if prefill is None else prefill + retained),
         ("decode buffers", terms.decode.value, memory.decode_activation_bytes),
         ("graph pool", None, memory.graph_pool_bytes),
+        ("checkpoint, left mapped", None, memory.left_mapped_bytes),
         ("not accounted for", None, unaccounted_bytes(memory)),
         ("peak of both phases", terms.peak.value, memory.phases_process_bytes),
         ("peak of loading", None, memory.load_peak_bytes),

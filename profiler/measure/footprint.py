@@ -65,6 +65,7 @@ def taken_apart(loaded: Loaded, prefill: Footprint, decode: Footprint, after: Ca
         decode_activation_bytes=decode.activation_bytes,
         graph_pool_bytes=after.pool_bytes,
         framework_bytes=decode.held.framework_bytes,
+        left_mapped_bytes=loaded.left_mapped_bytes,
         process_peak_bytes=largest(prefill.peak.process_bytes, decode.peak.process_bytes),
         phases_process_bytes=largest(prefill.peak.process_bytes, decode.peak.process_bytes),
         reserved_bytes=largest(prefill.peak.reserved_bytes, decode.peak.reserved_bytes),

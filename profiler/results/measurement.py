@@ -56,6 +56,7 @@ class Memory:
     decode_activation_bytes: int | None = None
     graph_pool_bytes: int | None = None  # CUDA: kept by captured graphs
     framework_bytes: int | None = None  # interpreter, libraries, the CUDA context: what is no tensor
+    left_mapped_bytes: int | None = None  # CPU: of checkpoint files that stay mapped though no weight is in them
     phases_process_bytes: int | None = None  # the process at the peak of both phases, without that of loading
     device_bytes: int | None = None  # CUDA: used by all programs
 

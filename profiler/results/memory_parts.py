@@ -1,6 +1,6 @@
 """The peak of a case taken apart: what the measured parts add up to, and what is left over.
 
-    process at the peak = framework + weights + cache + activations + graph pool + unaccounted
+    process at the peak = framework + weights + cache + activations + graph pool + left mapped + unaccounted
 
 of the phase whose peak is the higher one. On a GPU the remainder holds what the allocator reserved and did not use;
 on a CPU the model's Python objects, what the heap keeps between blocks, and tables that kernels made of weights.
@@ -31,6 +31,7 @@ def parts(memory: Memory) -> dict[str, int | None]:
         "cache": memory.prefill_cache_bytes if in_prefill else memory.cache_bytes,
         "activations": memory.prefill_activation_bytes if in_prefill else memory.decode_activation_bytes,
         "graph pool": memory.graph_pool_bytes or 0,
+        "checkpoint, left mapped": memory.left_mapped_bytes or 0,
     }
 
 

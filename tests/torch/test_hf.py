@@ -166,6 +166,20 @@ def test_repacked_weights_take_the_bytes_of_the_formula(
     assert opened.loaded.weights_bytes - formula == buffer_bytes(any_tiny_model, "fp32")
 
 
+@pytest.mark.parametrize("quant", ["nf4", "int8", "bf16"])
+def test_what_was_packed_of_a_mapped_checkpoint_is_told(tiny_model: Any, tmp_path: Path, quant: str) -> None:
+    """A checkpoint of 16 bits is mapped for what is taken as it is, and so the rest of it stays."""
+    AutoModelForCausalLM.from_pretrained(tiny_model("qwen3"), dtype=torch.bfloat16).save_pretrained(tmp_path)
+    asked = case(quant=quant, dtype="bf16", context=8)
+    opened = session(tmp_path, asked)
+    opened.begin(asked).prefill()
+    weights = families.geometry(json.loads((tmp_path / "config.json").read_text())).weights()
+    packed = 2 * sum(weight.parameters for weight in weights if weight.role == "linear")
+    left = opened.loaded.left_mapped_bytes
+    assert left is not None
+    assert abs(left - (0 if quant == "bf16" else packed)) < 64 * 1024  # the file's head, and pages around
+
+
 def buffer_bytes(folder: Path, dtype: str) -> int:
     """Rotary frequencies and scalars: stored with the model, in no checkpoint, so no part of the formula."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
+from profiler.devices.cpu import mapped_weights_bytes
 from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text
@@ -191,11 +193,13 @@ def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
                 plain[part] = plain.get(part, 0) + storage.nbytes()
             storages[storage.data_ptr()] = storage.nbytes()
     total, left = sum(storages.values()), sum(plain.values())
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    mapped = mapped_weights_bytes(storages) if on_cpu and sys.platform == "linux" else None
     if left == total:
-        return Loaded(total, 0, torch.get_num_threads(), notes)
+        return Loaded(total, 0, torch.get_num_threads(), notes, mapped)
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
     text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
-    return Loaded(total, left, torch.get_num_threads(), (Caution("unquantized", text), *notes))
+    return Loaded(total, left, torch.get_num_threads(), (Caution("unquantized", text), *notes), mapped)
 
 
 def _is_quantized(module: nn.Module) -> bool:

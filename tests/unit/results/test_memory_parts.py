@@ -34,6 +34,11 @@ def test_the_pool_of_a_graph_is_a_part() -> None:
     assert unaccounted_bytes(replace(WHOLE, graph_pool_bytes=15)) == 5
 
 
+def test_a_checkpoint_that_stays_mapped_is_a_part_and_none_where_nobody_told() -> None:
+    assert unaccounted_bytes(replace(WHOLE, left_mapped_bytes=12)) == 8
+    assert unaccounted_bytes(replace(WHOLE, left_mapped_bytes=None)) == 20
+
+
 def test_parts_that_are_counted_too_high_give_a_negative_remainder_and_not_zero() -> None:
     assert unaccounted_bytes(replace(WHOLE, weights_bytes=1100)) == -80
 

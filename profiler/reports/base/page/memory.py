@@ -25,6 +25,7 @@ PARTS = {  # from below, with their places among the colours: the runtime grey, 
     "growing cache": 1,
     "window cache": 5,
     "recurrent state": 6,
+    "checkpoint, left mapped": 4,
     "working memory": 3,
 }
 MOST_PANELS = 3  # charts of a machine, of the models that take most: a row of the page
@@ -70,6 +71,8 @@ def parts(memory: Memory) -> dict[str, int] | None:
     if total is None or framework is None or cache is None or memory.weights_bytes is None:
         return None
     found = {"runtime": framework, "weights": memory.weights_bytes, **_cache(memory, cache)}
+    if memory.left_mapped_bytes:
+        found["checkpoint, left mapped"] = memory.left_mapped_bytes
     rest = total - sum(found.values())
     return None if rest < 0 else found | {"working memory": rest}
 
