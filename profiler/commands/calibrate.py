@@ -15,7 +15,7 @@ from profiler import devices, registry
 from profiler.commands import listing, options
 from profiler.devices import ceilings
 from profiler.devices.base import DeviceInfo
-from profiler.devices.ceilings import Ceilings
+from profiler.devices.ceilings import BETWEEN_NEEDS, Ceilings
 from profiler.errors import ProfileError
 from profiler.measure.environ import worker_environment
 from profiler.models.weight import Weight
@@ -93,7 +93,7 @@ def _ceilings(device: DeviceInfo, line: str) -> Ceilings:
 
 
 def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
-    """One figure a row: bytes per second, FLOP per second or seconds."""
+    """One figure a row: bytes per second, FLOP per second, seconds, or a share."""
     figures: list[tuple[str, float | None, str]] = [
         ("read", found.read_bytes_s, "bytes/s"),
         ("copy", found.copy_bytes_s, "bytes/s"),
@@ -119,8 +119,12 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
         for n in SHOWN_TOKENS
     ]
     figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
+    apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in ("prefill", "decode")}
+    figures += [(name, value, "share") for name, value in apart.items()]
+    told = f"{found.runs} calibrations" if found.between else f"takes {BETWEEN_NEEDS} calibrations"
+    how = {**found.how, **dict.fromkeys(apart, told)}
     return [
-        {"figure": name, "value": value, "unit": unit, "how": found.how.get(name), "measured_at": found.measured_at}
+        {"figure": name, "value": value, "unit": unit, "how": how.get(name), "measured_at": found.measured_at}
         for name, value, unit in figures
     ]
 
@@ -140,6 +144,8 @@ def _cells(row: listing.Row) -> dict[str, str]:
         shown = f"{significant(value * 1e6)} µs" if value < 1e-3 else seconds_text(value)
     elif unit == "bytes":
         shown = bytes_text(value)
+    elif unit == "share":
+        shown = f"{value:.1%}"
     else:
         shown = f"{bytes_text(value)}/s" if unit == "bytes/s" else f"{significant(value / 1e9)} GFLOP/s"
     return {"figure": row["figure"], "value": shown, "how": row["how"] or ""}

@@ -14,8 +14,7 @@ to differ, so the ends are moved, in logarithms of the distance to the median:
 
 - **neighbours**: repetitions of one process are more like their neighbours than like others (0.6 to 0.7 correlated on
   shared CPUs, ``benchmarks/drift.py``). From five on, the interval is wider by √((1 + r) ÷ (1 − r)) for their lag-1
-  correlation r, as the mean of a chain with that correlation asks for (Priestley, *Spectral Analysis*, §5.3.2);
-  see ``widening``.
+  correlation r, as the mean of a chain with that correlation asks for (Zwiers & von Storch 1995); see ``widening``.
 - **processes**: two processes that measure the same thing differ by more than their repetitions show. Where it is
   known how much (``between``, one standard deviation ÷ median), 1.96 of it is added, as independent errors add.
 """
@@ -131,7 +130,7 @@ def widening(values: Sequence[float]) -> float:
     """By which factor an interval has to be wider because each value is like the one before; 1 for fewer than five.
 
     √((1 + r) ÷ (1 − r)) for the lag-1 correlation r of ``values``, in the order they were taken. So few values
-    make r come out too low by (1 + 3·r) ÷ n, which is added (Marriott & Pope 1954); what is left below 0 counts as 0,
+    make r come out too low by (1 + 3·r) ÷ n, which is added (Kendall 1954); what is left below 0 counts as 0,
     since no machine makes up for a slow repetition with a fast one.
     """
     n = len(values)

@@ -34,6 +34,7 @@ from profiler.predict.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTS
 PEAK_TOKENS = 1024
 READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}  # at least
 READ_MOST = 4 * 1024**3
+CACHES_IN_FREE = 24  # caches are taken for no larger than this part of free memory: several pools lie side by side
 FRESH_BYTES = 48 * 1024**2  # of a result that is too large for the heap
 LOOP_S = 0.15  # a ceiling is the best of so many seconds
 CALL_S, CALL_ROUNDS = 0.1, 5
@@ -78,25 +79,25 @@ class Gauge:
         self.cuda = self.device.type == "cuda"
         self.threads = torch.get_num_threads()
         self.watch = Stopwatch(self.device)
-        self.cache_bytes: int = (
-            torch.cuda.get_device_properties(self.device).L2_cache_size if self.cuda else last_cache_bytes()
-        )
+        here = devices.find(device)
+        caches = torch.cuda.get_device_properties(self.device).L2_cache_size if self.cuda else last_cache_bytes()
+        self.cache_bytes: int = min(caches, here.free_bytes // CACHES_IN_FREE)
+        self.own = dict.fromkeys(("fp32", here.default_dtype))
         self.read_bytes = past_caches(self.cache_bytes, READ_BYTES[self.device.type], READ_MOST)
 
     def all(self) -> dict[str, Any]:
         """Everything."""
         idle = process_bytes("VmRSS") if sys.platform == "linux" else 0
-        own = dict.fromkeys(("fp32", devices.find(str(self.device)).default_dtype))
         with torch.inference_mode():
             before = self.ceilings()
             attention = {name: self.attention(dtype) for name, dtype in DTYPES.items()}
             rates = {
-                "call_s": {name: self.call(DTYPES[name]) for name in own},
+                "call_s": {name: self.call(DTYPES[name]) for name in self.own},
                 "graph_call_s": self.graph_call() if self.cuda else None,
                 "convolutions": {name: self.convolution(dtype) for name, dtype in DTYPES.items()},
                 "attention": attention,
                 "activation_s": {
-                    name: self.activations(DTYPES[name], attention[name]["pass_flop_s"]) for name in own
+                    name: self.activations(DTYPES[name], attention[name]["pass_flop_s"]) for name in self.own
                 },
                 "delta_flop_s": self.delta(),
                 "fresh_byte_s": 0.0 if self.cuda else self.fresh(),

@@ -49,11 +49,9 @@ PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, 
 }
 WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing weights leave in a process's heap
 EIGHT_BIT = (0, 160 * MIB, 450 * MIB)  # what products of 8-bit weights take beside the weights on a CPU
-INTEGER_HOLES = (
-    2e5,
-    8e5,
-    2e6,
-)  # and with torch._int_mm (AVX-512) for each token of a pass: holes in the heap, seen 7 to 9e5
+# And with torch._int_mm (AVX-512): holes in the heap by the token of a pass, seen 7e5 to 9e5. Larger passes write
+# tensors that no heap holds.
+INTEGER_HOLES, HOLES_MOST = (2e5, 8e5, 2e6), 4096
 UNPACKING = (0, 40 * MIB, 120 * MIB)  # and those of 4-bit ones, with
 UNPACKED_COPIES = (1.0, 1.5, 3.0)  # copies of the largest matrix in fp32
 HEAP_HOLES = 2.0  # seen 1.6 to 3: glibc's heap over what lives in it; fewer above 32 MiB a tensor, which it maps
@@ -194,7 +192,7 @@ def _packed_products(geometry: Geometry, storage: Storage, setting: Setting, tar
         return exact(0)
     taken: tuple[float, ...] = EIGHT_BIT
     if "avx512f" in target.features:
-        taken = tuple(rows * each for each in INTEGER_HOLES)
+        taken = tuple(min(rows, HOLES_MOST) * each for each in INTEGER_HOLES)
     if setting.quant in UNPACKED:
         largest = 4 * geometry.hidden * storage.widest
         taken = tuple(heap + copies * largest for heap, copies in zip(UNPACKING, UNPACKED_COPIES, strict=True))
