@@ -83,9 +83,10 @@ def interval(series: Series, chance: random.Random, between: float | None) -> tu
     for n in range(FEWEST, MOST + 1):
         found = summarize(series[start : start + n], between)
         assert found is not None and found.low is not None and found.high is not None  # five values have one
+        ends = found.low, found.high
         if found.within is not None and found.within <= PRECISION:
             break
-    return found.low, found.high
+    return ends
 
 
 def parse() -> argparse.Namespace:

@@ -145,10 +145,9 @@ def several() -> Iterator[tuple[dict[str, str], float]]:
         row = match(0, raw | {"device": name, "quant": CHECKPOINTS.get(raw["quant"].casefold(), raw["quant"])})
         if isinstance(row, Row):
             machine = Machine(replace(row.target, count=count), split)
-            decode = Predictor(row.geometry, row.engine, row.setting.quant, machine).step(
-                row.depth, 1, row.setting.kv
-            )
-            yield raw, 1 / decode
+            predictor = Predictor(row.geometry, row.engine, row.setting.quant, machine)
+            _, step = predictor.seconds(row.depth, row.depth, 1, row.setting.kv)
+            yield raw, 1 / step.value
 
 
 def match(line: int, raw: dict[str, str]) -> Row | str:

@@ -116,9 +116,9 @@ class Predictor:
             self.engine, self.machine, setting, terms, verdict, prefill, decode, verdict.offloaded_bytes
         )
 
-    def seconds(self, context: int, depth: int, batch: int) -> tuple[Interval, Interval]:
+    def seconds(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Interval, Interval]:
         """A prefill of ``context`` tokens, and a decode step at ``depth``, as if both fitted."""
-        prompt, step = self.works(context, depth, batch)
+        prompt, step = self.works(context, depth, batch, kv)
         return self._seconds(prompt, self.rates.prefill), self._seconds(step, self.rates.decode)
 
     def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Work, Work]:

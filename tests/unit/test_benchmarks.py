@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 NAMES = ["startup", "loop_cost", "grid_cost", "overhead", "memory_parts", "aa", "telemetry_cost"]
-NAMES += ["gate_real", "gate_calibration"]
+NAMES += ["gate_real", "gate_calibration", "drift", "compare_cost", "report_cost"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,3 +33,11 @@ def test_the_table_of_the_gates_errors_is_that_of_its_rule() -> None:
     page = (FOLDER / "gate.md").read_text(encoding="utf-8")
     assert module.row(module.Line(False, 0.03, 0.05, 0.0), 4000) in page
     assert module.row(module.Line(True, 0.03, 0.05, 2.0), 4000) in page
+
+
+def test_every_published_row_of_several_devices_gets_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    published = importlib.import_module("published_rows")
+    found = list(published.several())
+    assert len(found) >= 10
+    assert all(0.3 < predicted / float(raw["decode_tps"]) < 3 for raw, predicted in found)

@@ -37,7 +37,9 @@ def test_how_much_processes_differ_takes_three_calibrations() -> None:
     assert several["processes differ, decode"]["value"] == "0.8%"
 
 
-def test_a_device_that_was_never_calibrated_has_nothing_to_show(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_was_never_calibrated_has_nothing_to_show(
+    profile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ceilings, "load", lambda device: None)
     ran = profile("calibrate", "--show", "--device", "cpu")
     assert ran.code == 2
