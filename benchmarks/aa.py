@@ -93,8 +93,9 @@ def honest(row: dict[str, Any], phase: str, precision: float) -> bool:
     low, high, median = (row[phase][name] for name in ("tps_low", "tps_high", "tps"))
     if low is not None and max(high - median, median - low) / median <= precision * (1 + 1e-9):
         return True
-    codes = {f"{phase}-{why}" for why in ("imprecise", "between", "noisy", "few", "cold", "invalid")} | {"spread"}
-    return bool(codes & {caution["code"] for caution in row["cautions"]})
+    codes = {f"{phase}-{why}" for why in ("imprecise", "noisy", "few", "cold", "invalid")} | {"between", "spread"}
+    told = [caution for caution in row["cautions"] if caution["code"] in codes]
+    return any(phase in caution["text"] for caution in told)
 
 
 def shown(found: Summary) -> str:

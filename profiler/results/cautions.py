@@ -34,6 +34,7 @@ def cautions(measurement: Measurement, rates: Rates | None = None) -> tuple[Caut
         found += _cut_short(measurement, phase)
         found += _inexact(measurement, phase, rates[phase])
         found += _drifting(measurement, phase)
+    found += _between(measurement, rates)
     found += _retained(measurement)
     found += _launch_bound(measurement)
     found += _too_fast(measurement, rates)
@@ -89,11 +90,23 @@ def _inexact(measurement: Measurement, phase: Phase, rate: Summary | None) -> It
         within = "the repetitions that takes at most" if stopped == "cap" else "--max-phase"
         text = f"{phase}: --precision {asked['precision']:.2%} was not reached within {within}".replace(".00%", "%")
         yield Caution(f"{phase}-imprecise", text, f"-r {4 * rate.n}" if stopped == "cap" else "a longer --max-phase")
-    elif rate.between and "precision" in asked and rate.relative_half > asked["precision"]:
+
+
+def _between(measurement: Measurement, rates: Rates) -> Iterator[Caution]:
+    """Phases whose repetitions are as precise as was asked and whose figure is not: another process gives another."""
+    asked = measurement.asked.get("precision")
+    if asked is None:
+        return
+    wide = [
+        f"{rate.between:.1%} in {phase}"
+        for phase, rate in rates.items()
+        if rate and rate.between and rate.relative_half and (rate.within or 0) <= asked < rate.relative_half
+    ]
+    if wide:
         known = measurement.expected.get("between", {}).get("basis") == "calibrated"
         how = "as calibrations showed" if known else "as on other CPUs"
-        text = f"{phase}: processes differ by {rate.between:.1%} here, {how}: more repetitions would not narrow that"
-        yield Caution(f"{phase}-between", text, "a quieter machine" if known else "profile calibrate, three times")
+        text = f"processes differ by {' and '.join(wide)}, {how}: more repetitions would not narrow that"
+        yield Caution("between", text, "a quieter machine" if known else "profile calibrate, three times")
 
 
 def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:

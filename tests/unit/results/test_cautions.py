@@ -59,8 +59,8 @@ def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, w
     quiet = row([0.1, 0.101, 0.1, 0.0995, 0.1], expected=apart)
     (caution,) = cautions(quiet)
     assert caution == Caution(
-        "decode-between",
-        f"decode: processes differ by 1.5% here, {words}: more repetitions would not narrow that",
+        "between",
+        f"processes differ by 1.5% in decode, {words}: more repetitions would not narrow that",
         help,
     )
     assert told(replace(quiet, asked={"precision": 0.05, "max_phase_s": 60.0})) == {}
