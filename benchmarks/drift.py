@@ -9,7 +9,7 @@ the one before. Were repetitions independent, that correlation would be near 0, 
 
 Then the question of ``aa.py``, answered from these series: windows of two processes, drawn at random, are measured
 as a sweep would; how often do their intervals overlap? Once with what the repetitions alone say (``results.stats``),
-once with how much these processes differ added, as a row adds what calibrations showed of that.
+once as a row has them, with what its calibrations, or other CPUs, say of how processes differ.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> int:
         if len(medians) > 1:
             between = stdev(medians) / statistics.mean(medians)
             print(f"{phase}: medians of {len(medians)} processes vary by {between:.1%} (standard deviation)")
-            for what, apart in (("of repetitions", None), ("with that added", between)):
+            for what, apart in (("of repetitions", None), ("as rows have them", rows[0][phase]["tps_between"])):
                 share = overlapping(every, apart)
                 print(f"{phase}: intervals {what} overlap in {share:.0%} of {DRAWS} drawn pairs of processes")
     return 0

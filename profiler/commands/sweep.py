@@ -38,7 +38,7 @@ Kept = Mapping[Case, StoredRow]
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
 @options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
 @options.count("-r", "--reps", help="Repetitions of each phase. [default: as many as --precision takes]")
-@options.share("--precision", help="Repeat until the 95 % interval is within this, 5 to 20 times. [default: 2%]")
+@options.share("--precision", help="Repeat until repetitions tell the rate within this, 5 to 20 times. [default: 2%]")
 @click.option("--energy", is_flag=True, help="Measure energy as well: ten seconds more for a short phase.")
 @click.option("--scenario", metavar="NAME|FILE", help="A named grid: see profile scenarios. Options above go first.")
 @options.device()

@@ -204,7 +204,7 @@ def _between(found: Sequence[Ceilings]) -> dict[str, float] | None:
 
     def spread(tokens: str) -> float:
         taken = ([_usual_s(one.products[scheme][tokens]) for one in found] for scheme in schemes)
-        return statistics.median(statistics.stdev(map(math.log, each)) if min(each) > 0 else 0.0 for each in taken)
+        return statistics.median([statistics.stdev(map(math.log, each)) for each in taken if min(each) > 0] or [0.0])
 
     return {"prefill": spread(max(several, key=int)), "decode": spread(min(several, key=int))}
 

@@ -10,7 +10,7 @@ import ctypes
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -158,23 +158,19 @@ def process_bytes(field: str, pid: int | str = "self") -> int:
     raise OSError(f"/proc/{pid}/status has no {field}")
 
 
-def mapped_weights_bytes(used: Mapping[int, int] | None = None) -> int | None:
+def mapped_weights_bytes() -> int | None:
     """Resident pages of weight files that this process has mapped instead of read; None where that is not told.
 
     safetensors are mapped when they are taken as they are, and their pages come in when they are first used.
-    ``used``: the bytes of each weight by its address; those in such a mapping are taken off, so that what is left are
-    pages that were read and that nothing uses any more.
     """
-    resident, is_weights, start, end = 0, False, 0, 0
+    resident, is_weights = 0, False
     try:
         with SMAPS.open(errors="replace") as lines:  # line by line: the text would be megabytes of the next peak
             for line in lines:
                 if MAPPING.match(line):
                     is_weights = line.rstrip().endswith(WEIGHT_FILES)
-                    start, end = (int(text, 16) for text in line.split()[0].split("-"))
                 elif is_weights and line.startswith("Rss:"):
-                    inside = sum(size for address, size in (used or {}).items() if start <= address < end)
-                    resident += max(0, int(line.split()[1]) * 1024 - inside)
+                    resident += int(line.split()[1]) * 1024
     except OSError:
         return None
     return resident

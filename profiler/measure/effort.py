@@ -12,7 +12,8 @@ MAX_PHASE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """``reps`` repetitions of each phase; None: until the 95 % interval of its rate is within ``precision``.
+    """``reps`` repetitions of each phase; None: until the 95 % interval of its rate, by the repetitions
+    alone, is within ``precision``.
 
     Precision decides from ``FEWEST`` repetitions on and gives up after ``MOST``. No repetition starts once those of
     its phase have taken ``max_phase_s`` seconds together.

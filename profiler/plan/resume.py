@@ -45,7 +45,7 @@ def _as_thorough(row: Measurement, effort: Effort) -> bool:
         return bool(max(row.asked.get("reps", 0), done) >= effort.reps)
     if row.asked.get("precision", 1.0) <= effort.precision:
         return True
-    halves = [rate.relative_half for phase in phases if (rate := stats.rate(row, phase))]
+    halves = [rate.within for phase in phases if (rate := stats.rate(row, phase))]
     return bool(halves) and all(half is not None and half <= effort.precision for half in halves)
 
 

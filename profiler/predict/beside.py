@@ -39,8 +39,10 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
     real = case.weights == "real"
     peak = found.terms.peak + (left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": _interval(peak)} if shipped else {}
-    if real and (load := engine.load_peak(geometry, predictor.storage, case.dtype, on)) is not None:
-        content["load_peak_bytes"] = _interval(load)
+    if real:
+        packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded: repacking comes with the first pass
+        if (load := engine.load_peak(geometry, packed, case.dtype, on)) is not None:
+            content["load_peak_bytes"] = _interval(load)
     if found.prefill and deep.decode:
         content |= {"prefill_tps": _interval(found.prefill.tps), "prefill_bound": found.prefill.binds}
         if shipped:

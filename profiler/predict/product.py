@@ -101,7 +101,7 @@ class _Rated:
         self.small = host.target.vendor == "CPU" and engine.name == "transformers"  # prefills in smaller passes
         self.several = host.target.count > 1
         maker = host.target.vendor if host.target.vendor in engine.makers else "other"
-        self.memory_key = (maker, host.target.unified, host.target.count, host.split)
+        self.memory_key = (maker, host.target.unified, host.target.count, host.split, host.target.features)
         self.read = rates.read_s[UNIT]
         self.many, self.few, self.packed = rates.flop_s[UNIT], rates.few_flop_s[UNIT], rates.few_flop_s[PACKED_UNIT]
         self.turn_many, self.turn_few, self.turn_packed = (self.read / c for c in (self.many, self.few, self.packed))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from math import ceil
 
 from profiler.results import beside, conditions, stats, trend
 from profiler.results.measurement import Caution, Measurement, Phase
-from profiler.results.stats import Summary
+from profiler.results.stats import Z_975, Summary
 from profiler.units import bytes_text, seconds_text
 
 Rates = Mapping[Phase, Summary | None]
@@ -100,12 +101,12 @@ def _between(measurement: Measurement, rates: Rates) -> Iterator[Caution]:
     wide = [
         f"{rate.between:.1%} in {phase}"
         for phase, rate in rates.items()
-        if rate and rate.between and rate.relative_half and (rate.within or 0) <= asked < rate.relative_half
+        if rate and rate.between and (rate.within or 0) <= asked < math.expm1(Z_975 * rate.between)
     ]
     if wide:
         known = measurement.expected.get("between", {}).get("basis") == "calibrated"
-        how = "as calibrations showed" if known else "as on other CPUs"
-        text = f"processes differ by {' and '.join(wide)}, {how}: more repetitions would not narrow that"
+        who = "processes differ, as calibrations showed" if known else "on CPUs processes usually differ"
+        text = f"{who}, by {' and '.join(wide)}: more repetitions would not narrow that"
         yield Caution("between", text, "a quieter machine" if known else "profile calibrate, three times")
 
 

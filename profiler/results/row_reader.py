@@ -71,11 +71,11 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
 def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
     """How much processes differ, without which an interval would be narrower than the row's own."""
     phases = {phase: row[phase] for phase in ("prefill", "decode") if row[phase] is not None}
-    known = {
-        phase: float(each["tps_between"]) for phase, each in phases.items() if each.get("tps_between") is not None
-    }
+    known = {phase: value for phase, each in phases.items() if (value := each.get("tps_between")) is not None}
     if not known:
         return {}
+    if not all(type(value) in (int, float) and 0 <= value < 1 for value in known.values()):
+        raise ValueError("how much processes differ is no share")
     return {"between": {**known, "basis": next(phases[phase].get("between_basis") for phase in known)}}
 
 

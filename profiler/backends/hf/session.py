@@ -193,13 +193,28 @@ def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
                 plain[part] = plain.get(part, 0) + storage.nbytes()
             storages[storage.data_ptr()] = storage.nbytes()
     total, left = sum(storages.values()), sum(plain.values())
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    mapped = mapped_weights_bytes(storages) if on_cpu and sys.platform == "linux" else None
+    mapped = _left_mapped_bytes(model)
     if left == total:
         return Loaded(total, 0, torch.get_num_threads(), notes, mapped)
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
     text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
     return Loaded(total, left, torch.get_num_threads(), (Caution("unquantized", text), *notes), mapped)
+
+
+def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
+    """Pages of a checkpoint that were read to pack its weights and stay mapped beside the weights taken as they are.
+
+    Those are in the file in the model's own dtype, else it would not be mapped; what is resident bounds them.
+    """
+    if sys.platform != "linux" or any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        return None
+    mapped = mapped_weights_bytes()
+    packed = sum(
+        module.in_features * module.out_features * model.dtype.itemsize
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and _is_quantized(module)
+    )
+    return None if mapped is None else min(mapped, packed)
 
 
 def _is_quantized(module: nn.Module) -> bool:

@@ -75,6 +75,8 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     if any(summary.low is not None for summary in summaries):
         parts.append("t/s: median of the repetitions, all sequences together")
         parts.append("±: longer arm of the 95 % interval of that median, which may be asymmetric")
+    if any(summary.between for summary in summaries):
+        parts.append("it counts how much processes differ")
     if any(summary.wide for summary in summaries):
         parts.append("(a–b): the interval itself")
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)

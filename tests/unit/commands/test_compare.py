@@ -21,6 +21,7 @@ from profiler.results.row import dumps, row
 from profiler.results.store import Store
 
 CASE = Case("gemma-3-270m", "ab12", "real", "nf4", "fp32", "cpu", "hf", "eager", 128, 1, 4)
+APART = {"between": {"prefill": 0.02, "decode": 0.03, "basis": "calibrated"}}
 HERE: dict[str, Any] = {"cpu": {"title": "Example CPU"}, "libraries": {"torch": "2.12.0"}, "device": {}}
 
 
@@ -73,8 +74,7 @@ def test_a_difference_within_the_repetitions_is_not_significant(profile: Any, ru
 def test_what_processes_differ_by_widens_a_ratio_also_from_a_file_of_rows(
     profile: Any, runs: Any, tmp_path: Path
 ) -> None:
-    apart = {"between": {"prefill": 0.02, "decode": 0.03, "basis": "calibrated"}}
-    a, b = measured(expected=apart), measured(slower=1.1, expected=apart)
+    a, b = measured(expected=APART), measured(slower=1.1, expected=APART)
     _, decode, _ = compared(profile, runs([a], [b]))
     _, alone, _ = compared(profile, runs([measured()], [measured(slower=1.1)]))
     assert decode["ratio"] == alone["ratio"]
@@ -139,6 +139,18 @@ def test_files_of_rows_and_other_stores_can_be_compared(profile: Any, runs: Any,
         (dumps(row(None, measured())).replace('"schema": 1', '"schema": 99'), "newer version"),
         (dumps(row(None, measured())).replace('"seconds": [1.0', '"seconds": [-1.0'), "no time"),
         (dumps(row(None, measured())).replace('"context": 128', '"context": "x"'), "no whole number"),
+        (
+            dumps(row(None, measured(expected=APART))).replace('"tps_between": 0.02', '"tps_between": 1000'),
+            "no share",
+        ),
+        (
+            dumps(row(None, measured(expected=APART))).replace('"tps_between": 0.02', '"tps_between": true'),
+            "no share",
+        ),
+        (
+            dumps(row(None, measured(expected=APART))).replace('"tps_between": 0.02', '"tps_between": 1e999'),
+            "no share",
+        ),
         ("[" * 100_000, "no JSON"),
     ],
 )

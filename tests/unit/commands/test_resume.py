@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.lab import make_case
 
+from profiler.measure.effort import Effort
 from profiler.models import catalog
 from profiler.models.resolve import resolve
+from profiler.plan import resume
 from profiler.plan.budget import Pace
+from profiler.results.measurement import Measurement, Sample
 from profiler.results.store import Store
 
 TOKEN = "hf_" + "aB3dE" * 7
@@ -140,3 +144,11 @@ def test_a_row_that_missed_its_precision_is_not_measured_for_ever(sweep: Any, mo
     assert first["decode"]["stopped"] == "cap"
     assert sweep("-m", noisy, *FAST).rows[0]["started_at"] == first["started_at"]
     assert sweep("-m", noisy, *FAST, "--precision", "1%").rows[0]["started_at"] != first["started_at"]
+
+
+def test_a_row_of_many_repetitions_is_as_exact_as_they_are_whatever_processes_differ_by() -> None:
+    apart = {"between": {"prefill": 0.05, "decode": 0.05, "basis": "prior"}}
+    samples = tuple(Sample("decode", 1 + n / 1000, 32) for n in range(20))
+    row = Measurement(make_case(), {}, "ok", samples=samples, asked={"reps": 20, "max_phase_s": 60.0}, expected=apart)
+    assert resume._as_thorough(row, Effort())
+    assert not resume._as_thorough(row, Effort(precision=0.0001))

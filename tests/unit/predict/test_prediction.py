@@ -208,9 +208,10 @@ def test_the_product_gives_what_single_predictions_give(engine: str) -> None:
     models = [families.geometry(catalog.raw_config(name)) for name in names]
     machines = [Machine(find(on)) for on in ("rtx 4090", "h100 sxm", "m4 max", "t4")] + [Machine(find("2x3090"))]
     machines += [
-        Machine(replace(priors_only(), features=("avx512_bf16",) if repacks else ())) for repacks in (True, False)
+        Machine(replace(priors_only(), features=features))
+        for features in (("avx512f", "avx512_bf16"), ("avx512f",), ("avx2",))
     ]
-    quants = ["nf4" if engine == "transformers" else runtime.check(runtime.default_quant)]
+    quants = ["nf4", "int8"] if engine == "transformers" else [runtime.check(runtime.default_quant)]
     count = 0
     for cell in cells(models, runtime, quants, (2048, 32768, 200_000), (1, 16), machines):
         single = Predictor(models[cell.model], runtime, cell.quant, machines[cell.machine])
@@ -222,7 +223,7 @@ def test_the_product_gives_what_single_predictions_give(engine: str) -> None:
             continue
         assert cell.step_s == pytest.approx(expected.decode.seconds.value)
         assert cell.prefill_s == pytest.approx(expected.prefill.seconds.value)
-    assert count == 2 * 7 * (3 + 3 + 2)  # the smallest model stops at 131,072
+    assert count == len(quants) * 2 * 8 * (3 + 3 + 2)  # the smallest model stops at 131,072
 
 
 @pytest.mark.parametrize(

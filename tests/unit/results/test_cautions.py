@@ -50,8 +50,8 @@ def test_of_spread_noise_and_imprecision_only_the_worst_is_told() -> None:
 @pytest.mark.parametrize(
     ("basis", "words", "help"),
     [
-        ("calibrated", "as calibrations showed", "a quieter machine"),
-        ("prior", "as on other CPUs", "profile calibrate, three times"),
+        ("calibrated", "processes differ, as calibrations showed", "a quieter machine"),
+        ("prior", "on CPUs processes usually differ", "profile calibrate, three times"),
     ],
 )
 def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, words: str, help: str) -> None:
@@ -60,10 +60,12 @@ def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, w
     (caution,) = cautions(quiet)
     assert caution == Caution(
         "between",
-        f"processes differ by 1.5% in decode, {words}: more repetitions would not narrow that",
+        f"{words}, by 1.5% in decode: more repetitions would not narrow that",
         help,
     )
     assert told(replace(quiet, asked={"precision": 0.05, "max_phase_s": 60.0})) == {}
+    little = replace(quiet, expected={"between": {"decode": 0.002, "basis": basis}})
+    assert told(little) == {}  # there repetitions would
     assert told(replace(quiet, asked={"reps": 5, "max_phase_s": 60.0})) == {}
     wide = [0.100, 0.106, 0.097, 0.104, 0.100, 0.103, 0.098, 0.105, 0.1, 0.096] * 2
     assert set(told(row(wide[:8], "cap", expected=apart))) == {"decode-imprecise"}
