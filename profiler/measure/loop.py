@@ -46,8 +46,8 @@ class Result:
     energy: Energy | None
 
 
-def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
-    """Measure one case on a loaded model.
+def measure(session: Session, case: Case, effort: Effort, beat: Beat, again: bool = False) -> Result:
+    """Measure one case on a loaded model; ``again``, if this process has done so before.
 
     Raises ShapeMismatch when a phase did not process what the case asks for, and whatever the backend raises.
     """
@@ -69,11 +69,11 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat) -> Result:
         _check_length(trial, case.context, "fill")
     else:
         meter.reset_peak()
-        phases["prefill"] = repeat("prefill", lambda: prefill_once(session.watcher), session, effort, beat)
+        phases["prefill"] = repeat("prefill", lambda: prefill_once(session.watcher), session, effort, beat, again)
         prefill = footprint(meter, trial)
         book.enter("prefill", phases["prefill"].samples, lambda: prefill_once(UNWATCHED))
     trial.save()
-    phases["decode"] = repeat("decode", lambda: decode_once(session.watcher), session, effort, beat)
+    phases["decode"] = repeat("decode", lambda: decode_once(session.watcher), session, effort, beat, again)
     book.enter("decode", phases["decode"].samples, lambda: decode_once(UNWATCHED))
     after = trial.cache()
     decode = step_footprint(meter, trial)

@@ -50,10 +50,15 @@ class Repetition:
         )
 
 
-def repeat(phase: Phase, once: Callable[[], Sample], session: Session, effort: Effort, beat: Beat) -> Measured:
-    """Warm up, then repeat ``once`` as ``effort`` says. A first repetition that alone takes that long is all."""
+def repeat(
+    phase: Phase, once: Callable[[], Sample], session: Session, effort: Effort, beat: Beat, again: bool = False
+) -> Measured:
+    """Warm up, then repeat ``once`` as ``effort`` says. A first repetition that alone takes that long is all.
+
+    ``again``: this process has measured the case before.
+    """
     before = session.meter.pressure()
-    warmups, samples = _warmed(phase, once, effort, beat), []
+    warmups, samples = _warmed(phase, once, effort, beat, again), []
     if warmups[0].seconds >= effort.max_phase_s:
         samples, warmups = warmups, []
     else:
@@ -66,11 +71,11 @@ def repeat(phase: Phase, once: Callable[[], Sample], session: Session, effort: E
     return Measured((*marked, *samples), ended, before, session.meter.pressure())
 
 
-def _warmed(phase: Phase, once: Callable[[], Sample], effort: Effort, beat: Beat) -> list[Sample]:
+def _warmed(phase: Phase, once: Callable[[], Sample], effort: Effort, beat: Beat, again: bool) -> list[Sample]:
     """The warm-ups: at least one, which may turn out to be all there is time for."""
     beat(f"{phase} warm-up")
     warmups = [once()]
-    while not is_warm(warmups, effort):
+    while not is_warm(warmups, effort, again):
         beat(f"{phase} warm-up {len(warmups) + 1}")
         warmups.append(once())
     return warmups

@@ -3,7 +3,9 @@
 **Warm-up.** Repetitions at full shape until the last five neither drift (Theil–Sen slope × 5 below 1 % of the median)
 nor spread (interquartile range below 2 %), at most ``WARMUPS`` of them, and none starts once they have taken
 ``WARMUP_S`` seconds: a phase of five seconds or more gets the one that loads code, starts threads and touches memory,
-and no more. On a machine with other work the spread never settles; then the caps end it, and the row says so.
+and no more. On a machine with other work the spread never settles; then the caps end it, and the row says so. A
+case that this process has measured before, as the blocks of a gate do, warms up for ``AGAIN_S`` at most: code and
+memory are there.
 
 **Repetitions.** ``-r N``: so many. Else until the 95 % interval of the rate (``results.stats``) is within the
 precision asked for, without what processes differ by, which no repetition narrows. Looking after every repetition
@@ -25,6 +27,7 @@ from profiler.results.stats import summarize
 
 WARMUPS = 20
 WARMUP_S = 5.0
+AGAIN_S = 1.0
 USUAL = 10  # repetitions that a precision of 2 % takes where they spread by 2 %; what a plan reckons with
 INVALID_SHARE = 4  # one repetition in so many may be replaced, and one in any case
 
@@ -33,10 +36,10 @@ Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 the first repetition alone filled that · too many were invalid."""
 
 
-def is_warm(warmups: Sequence[Sample], effort: Effort) -> bool:
-    """Whether the repetitions so far are warm-up enough; at least one is."""
+def is_warm(warmups: Sequence[Sample], effort: Effort, again: bool = False) -> bool:
+    """Whether the repetitions so far are warm-up enough; at least one is. ``again``: measured here before."""
     seconds = [sample.seconds for sample in warmups]
-    if len(seconds) >= WARMUPS or sum(seconds) >= min(WARMUP_S, effort.max_phase_s):
+    if len(seconds) >= WARMUPS or sum(seconds) >= min(AGAIN_S if again else WARMUP_S, effort.max_phase_s):
         return True
     return trend.steady(seconds) is True
 

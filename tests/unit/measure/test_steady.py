@@ -38,6 +38,13 @@ def test_a_phase_is_warm_when_it_is_steady_or_has_had_its_share(seconds: tuple[f
     assert is_warm(samples(*seconds), Effort()) is warm
 
 
+def test_a_case_that_was_measured_here_before_warms_up_for_a_second() -> None:
+    seconds = samples(0.5, 0.6)
+    assert not is_warm(seconds, Effort())
+    assert is_warm(seconds, Effort(), again=True)
+    assert not is_warm(samples(0.5, 0.3), Effort(), again=True)
+
+
 def test_a_short_limit_shortens_the_warm_up_too() -> None:
     assert not is_warm(samples(0.5, 0.4), Effort(max_phase_s=1.0))
     assert is_warm(samples(0.5, 0.6), Effort(max_phase_s=1.0))

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from fakes.lab import make_case, source
@@ -15,7 +16,8 @@ from profiler.errors import ProfileError
 from profiler.measure.environ import worker_environment
 from profiler.measure.loop import Effort
 from profiler.measure.protocol import LineBuffer, Order
-from profiler.measure.worker import Wire, failure
+from profiler.measure.worker import Wire, failure, serve
+from profiler.results.measurement import Measurement
 from profiler.results.settings import HEAP, settings
 
 HEAVY = {"torch", "transformers", "numpy", "bitsandbytes", "click", "rich", "tabulate", "hypothesis", "sqlite3"}
@@ -110,3 +112,31 @@ def test_a_beat_costs_next_to_nothing(pipe: tuple[int, int]) -> None:
     for _ in range(10_000):
         wire.beat("")
     assert (time.perf_counter() - start) / 10_000 < 20e-6
+
+
+class Kept:
+    """A wire that keeps what is sent."""
+
+    phase = "prefill"
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def beat(self, text: str) -> None:
+        """Nobody listens."""
+
+    def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "row":
+            self.rows.append(Measurement.from_json(message["row"]))
+
+
+def test_a_case_that_the_process_has_measured_warms_up_for_a_second_when_it_comes_again() -> None:
+    noisy = source(noise=0.3, prefill_s_per_token=0.4 / 64, step_s=0.1)  # half a second each, and never steady
+    first, other = (Order(make_case(context=64, steps=4, batch=b), noisy, Effort(reps=2), None) for b in (1, 2))
+    kept = Kept()
+    serve(iter([first, first, other]), kept)  # type: ignore[arg-type]
+    assert [row.outcome for row in kept.rows] == ["ok"] * 3
+    for phase in ("prefill", "decode"):
+        taken = [sum(s.seconds for s in row.record(phase) if s.warmup) for row in kept.rows]
+        assert taken[0] >= 5 and taken[2] >= 5
+        assert 1 <= taken[1] < 2
