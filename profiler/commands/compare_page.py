@@ -22,10 +22,11 @@ MANY = 20  # cases of which one differs by chance
 CASES_NAMED = 12  # missing cases that a page for people lists before "and n more"
 WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
-    "B ÷ A: of the medians; interval: 95 %, by Welch's t on the logarithms of both sides' repetitions.",
-    "faster, slower: it excludes 1. Two runs of one unchanged program may differ by more than their repetitions",
-    "show: profile gate tells a regression.",
+    "B ÷ A: of the medians; interval: 95 %, by Welch's t on the logarithms of both sides' repetitions, wider by how",
+    "much processes differ. faster, slower: it excludes 1. Two hours may differ by more than these two runs show:",
+    "profile gate tells a regression.",
 )
+NARROW = "Where rows do not know how much processes differ, it is of repetitions alone, and too narrow: {rows:,} of {all:,}."
 
 
 def render(found: Comparison, names: tuple[str, str], output: str) -> str:
@@ -180,4 +181,12 @@ def _summary(found: Comparison) -> list[str]:
         if len(tested) >= MANY:
             words += f"; if none did, about {len(tested) * (1 - CONFIDENCE):,.0f} would seem to"
         lines.append(words)
-    return [*lines, *LEGEND] if len(lines) > 1 else []
+    if len(lines) == 1:
+        return []
+    known = [
+        stats.between(row, phase) is not None
+        for pair in found.pairs
+        for phase in pair.rates
+        for row in (pair.a, pair.b)
+    ]
+    return [*lines, *LEGEND, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]

@@ -87,6 +87,12 @@ def test_what_processes_differ_by_widens_a_ratio_also_from_a_file_of_rows(
     assert compared(profile, tuple(map(str, files)))[1] == decode
 
 
+def test_a_page_says_where_processes_may_differ_by_more_than_it_knows(profile: Any, runs: Any) -> None:
+    assert "too narrow" not in profile("compare", *runs([measured(expected=APART)], [measured(expected=APART)])).out
+    page = profile("compare", *runs([measured()], [measured(expected=APART)])).out
+    assert "it is of repetitions alone, and too narrow: 2 of 4." in page
+
+
 def test_one_repetition_has_a_ratio_and_no_interval(profile: Any, runs: Any) -> None:
     once = measured(samples=(Sample("prefill", 1.0, 128), Sample("decode", 0.4, 4)))
     decode = compared(profile, runs([measured()], [once]))[1]
