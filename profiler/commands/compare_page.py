@@ -26,7 +26,7 @@ LEGEND = (
     "much processes differ. faster, slower: it excludes 1. Two hours may differ by more than these two runs show:",
     "profile gate tells a regression.",
 )
-NARROW = "Where rows do not know how much processes differ, it is of repetitions alone, and too narrow: {rows:,} of {all:,}."
+NARROW = "Of {rows:,} of {all:,} rates it is not known how much processes differ: their part of it is too narrow."
 
 
 def render(found: Comparison, names: tuple[str, str], output: str) -> str:
