@@ -4,11 +4,12 @@
 
 A runs with the telemetry of a GPU beside it, B without. The work is what a decode of small operators is, a thread of
 Python that holds the interpreter's lock but for short calls: matrix products of torch, and pure Python beside them.
-The driver is the fake library of the tests, of which each call takes ``--latency`` microseconds without the lock;
-pynvml, the thread and the snapshots are those of a measurement. Sides take turns (AB, BA, …), and each pair gives a
-ratio A ÷ B of wall time and of the thread's CPU time. ``control`` is B ÷ B, the machine's own noise.
+The driver is the fake library of the tests, of which each call takes ``--latency`` microseconds; pynvml, the process
+that watches and its snapshots are those of a measurement; during B it is stopped. Sides take turns (AB, BA, …), and
+each pair gives a ratio A ÷ B of wall time and of the thread's CPU time. ``control`` is B ÷ B, the machine's own
+noise: many short turns say more than few long ones.
 
-The CPU time of a snapshot is what no other thread can run meanwhile, and can be told on a noisy machine as well.
+The CPU time of a snapshot is what the watching process takes of a core, and can be told on a noisy machine as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -26,7 +28,8 @@ from pathlib import Path
 from figures import certainly_above, in_turn, ratio_text
 
 from profiler.devices.board import Board
-from profiler.devices.telemetry import TICK_S, Sampler
+from profiler.devices.sampler import Sampler
+from profiler.devices.telemetry import TICK_S
 
 AIM = 1.01  # A/B of the time of the measuring thread
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -55,14 +58,22 @@ def main() -> int:
         work()  # once untimed
         a, b, again = Side(), Side(), Side()
 
-        def watched() -> None:
-            telemetry = Sampler(Board("GPU-aaaa")).open()
-            assert telemetry.gone is None, telemetry.gone
-            a.turn(work)
-            telemetry.close()
-            time.sleep(2 * TICK_S)  # let its thread end before the other side runs
+        telemetry = Sampler(Board("GPU-aaaa"))
+        telemetry.open()
+        assert telemetry.gone is None, telemetry.gone
+        watching = telemetry._process.pid
 
+        def watched() -> None:
+            os.kill(watching, signal.SIGCONT)
+            a.turn(work)
+            os.kill(watching, signal.SIGSTOP)
+
+        os.kill(watching, signal.SIGSTOP)
         in_turn(options.pairs, watched, lambda: b.turn(work), lambda: again.turn(work))
+        os.kill(watching, signal.SIGCONT)
+        telemetry.stop(0.0)
+        assert telemetry.gone is None, telemetry.gone  # it lived to the end
+        telemetry.close()
         seconds = snapshot_s()
     print(f"{options.steps} steps, {1 / TICK_S:.0f} snapshots a second, {options.latency} µs a call; A = watched")
     for what in ("wall", "cpu"):
@@ -84,7 +95,9 @@ def install(folder: Path, latency_us: int) -> None:
     machine = FakeNvml(folder / "script")
     machine.card(power_w=300, reasons=0, processes={os.getpid(): 2**30})
     machine.control.latency_us = latency_us
-    pynvml.nvmlLib = ctypes.CDLL(str(build(folder)))
+    library = build(folder)
+    os.environ["LD_LIBRARY_PATH"] = str(library.parent)  # where the process that watches finds it
+    pynvml.nvmlLib = ctypes.CDLL(str(library))
     install.machine = machine  # type: ignore[attr-defined]
 
 
@@ -121,9 +134,9 @@ def decode_like(steps: int) -> Callable[[], None]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30_000, help="of the work [default: %(default)s]")
+    parser.add_argument("--steps", type=int, default=4000, help="of the work [default: %(default)s]")
     parser.add_argument("--latency", type=int, default=100, help="of a call, in µs [default: %(default)s]")
-    parser.add_argument("--pairs", type=int, default=12, help="turns of each side [default: %(default)s]")
+    parser.add_argument("--pairs", type=int, default=200, help="turns of each side [default: %(default)s]")
     return parser.parse_args()
 
 

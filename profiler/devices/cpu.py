@@ -18,7 +18,7 @@ from pathlib import Path
 from profiler.devices import cgroup, pressure
 from profiler.devices.base import DeviceInfo, Peak, Pressure, Watcher
 from profiler.devices.rapl import Rapl
-from profiler.devices.telemetry import Sampler
+from profiler.devices.sampler import Sampler
 from profiler.devices.window import HostWindow
 
 CACHES = "/sys/devices/system/cpu/cpu{}/cache"

@@ -14,7 +14,7 @@ from typing import Any
 from profiler.devices import nvml, pressure
 from profiler.devices.base import DeviceInfo, Lap, Peak, Pressure, Watcher
 from profiler.devices.board import Board
-from profiler.devices.telemetry import Sampler
+from profiler.devices.sampler import Sampler
 from profiler.devices.window import HostWindow
 
 BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 tensor cores

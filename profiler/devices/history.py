@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from profiler.devices import curve
@@ -18,7 +18,7 @@ ENOUGH = 3  # snapshots of a clock for a median
 
 
 class History:
-    """Grows at its end, by one thread; may be asked by another."""
+    """Grows at its end; ``clear`` keeps the last snapshot."""
 
     def __init__(self) -> None:
         self._snapshots: list[Snapshot] = []
@@ -32,6 +32,9 @@ class History:
     def clear(self) -> None:
         """Forget all but the last snapshot, which may begin the next window."""
         del self._snapshots[:-1]
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return iter(self._snapshots)
 
     @property
     def last_s(self) -> float:

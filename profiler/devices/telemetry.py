@@ -1,24 +1,19 @@
 """What a device says of itself while something runs on it: snapshots, and what they say of each window.
 
-``Telemetry`` is told when to look; ``Sampler`` looks 25 times a second from a thread of its own. A thread, not a
-process: NVML's calls release the interpreter's lock, so what the measuring thread loses is the Python between them,
-some 100 µs a snapshot (``benchmarks/telemetry_cost.py``). The measuring thread makes no call to a driver: one that
-hangs costs it ``PATIENCE_S`` once; then there is no telemetry any more, and a reason. Nothing here raises into a
+``Telemetry`` looks when it is told to; ``sampler.Sampler`` has it look 25 times a second. Nothing here raises into a
 measurement.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 
 from profiler.devices.base import Consumed, Figure, Overview, Reading
 from profiler.devices.curve import Span
 from profiler.devices.history import History
-from profiler.devices.nvml import PATIENCE_S
 from profiler.devices.snapshot import Snapshot, Source, Unknown
-from profiler.units import printable, seconds_text
+from profiler.units import printable
 
 TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1 % of its energy
 OTHERS_EVERY = 25  # snapshots: processes come and go slowly, and are dearer to ask for
@@ -175,51 +170,3 @@ class Telemetry:
             self._give_up(str(reason))
         except Exception as error:
             self._give_up(f"the telemetry failed: {type(error).__name__}: {error}")
-
-
-class Sampler(Telemetry):
-    """Telemetry that looks by itself; the source is then used by its thread alone."""
-
-    def __init__(self, source: Source, patience_s: float = PATIENCE_S) -> None:
-        super().__init__(source)
-        self._patience_s = patience_s
-        self._news = threading.Condition()
-        self._wake = threading.Event()
-
-    def open(self) -> Telemetry:
-        self._watches = True
-        self._guarded(threading.Thread(target=self._run, name="telemetry", daemon=True).start)
-        self._settle(float("-inf"))
-        return self
-
-    def close(self) -> None:
-        """No more snapshots. Does not wait for a driver that hangs."""
-        self._give_up("the telemetry was closed")
-
-    def _run(self) -> None:
-        self._guarded(self._open)
-        while self.gone is None:
-            self.look()
-            self._wake.wait(TICK_S)
-            self._wake.clear()
-        self._close()
-
-    def _keep(self, snapshot: Snapshot) -> None:
-        with self._news:
-            super()._keep(snapshot)
-            self._news.notify_all()
-
-    def _settle(self, after_s: float) -> None:
-        self._wake.set()
-        with self._news:
-            answered = self._news.wait_for(
-                lambda: self._history.last_s > after_s or self.gone is not None, self._patience_s
-            )
-        if not answered:
-            self._give_up(f"the driver did not answer for {seconds_text(self._patience_s)}")
-
-    def _give_up(self, reason: str) -> None:
-        with self._news:
-            super()._give_up(reason)
-            self._news.notify_all()
-        self._wake.set()

@@ -1,13 +1,11 @@
 """What is read of a board while something runs on it, and what becomes of a board that does not play along.
 
-The board is scripted and time is virtual, unless a test says that it waits: then for a hundredth of a second.
+The board is scripted and time is virtual.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,16 +16,13 @@ from fakes.nvml.control import (
     BACKWARDS,
     FROZEN,
     GPU_IS_LOST,
-    HANG,
     NOT_SUPPORTED,
     RESET,
     TURING,
     UNKNOWN_ERROR,
 )
 
-from profiler.devices.board import Board
 from profiler.devices.snapshot import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
-from profiler.devices.telemetry import Sampler
 from profiler.units import GIB
 
 Driver = Callable[..., FakeNvml]
@@ -289,42 +284,6 @@ def test_the_most_others_of_a_case_count_and_none_of_the_case_before(bench: Any)
     telemetry.begin(energy=False)
     board.run(5)
     assert telemetry.overview().others == 0
-
-
-@pytest.mark.parametrize("symbol", ["nvmlInitWithFlags", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetClockInfo"])
-def test_a_driver_that_hangs_is_given_up_and_nothing_waits_for_it_again(driver: Driver, symbol: str) -> None:
-    """Waits for a hundredth of a second."""
-    machine = driver()
-    machine.card()
-    machine.fault(symbol, HANG)
-    telemetry = Sampler(Board("GPU-aaaa"), patience_s=0.01).open()
-    assert telemetry.gone == "the driver did not answer for 10.0 ms"
-    assert telemetry.stop(1.0).invalid is None
-    assert telemetry.counted_j([(0.0, 1.0)]) == (None, telemetry.gone)
-    telemetry.close()
-    assert any(thread.name == "telemetry" for thread in threading.enumerate())  # it hangs still
-
-
-def test_a_thread_takes_snapshots_and_answers_at_once(driver: Driver) -> None:
-    driver().card(reasons=HW_THERMAL)
-    telemetry = Sampler(Board("GPU-aaaa"), patience_s=60).open()
-    start = time.perf_counter()
-    assert telemetry.stop(0.0).invalid is None  # no time has passed in it; a snapshot was taken now
-    assert telemetry.stop(time.perf_counter() - start).invalid == "thermal slowdown by the hardware"
-    assert telemetry.gone is None
-    telemetry.close()
-
-
-def test_a_thread_that_cannot_be_had_is_a_reason(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--max-memory`` may leave no room for its stack."""
-
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    driver().card()
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    telemetry = Sampler(Board("GPU-aaaa")).open()
-    assert telemetry.gone == "the telemetry failed: RuntimeError: can't start new thread"
 
 
 def test_a_mistake_of_ours_ends_the_telemetry_and_not_the_measurement(

@@ -15,8 +15,8 @@ from profiler.backends import fake
 from profiler.backends.fake.meter import FakeMeter
 from profiler.backends.fake.session import FakeSession
 from profiler.devices.board import Board
+from profiler.devices.sampler import Sampler
 from profiler.devices.snapshot import HW_THERMAL, SW_POWER_CAP
-from profiler.devices.telemetry import Sampler
 from profiler.measure.effort import Effort
 from profiler.measure.loop import Result, measure
 from profiler.results import energy
