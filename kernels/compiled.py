@@ -3,20 +3,27 @@
 Inductor fuses what lies between the matrix–vector products (norms, rotary positions, cache writes, activations) and
 removes the Python of some thousand operator calls. Weights are not frozen into the graph: freezing packs a second
 copy of every matrix for a library product that is slower than our loops at one token.
+
+Compiling takes a minute, so it is done once for a model and batch: the number of cache slots is left open, and more
+contexts run the same code.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from profiler.units import printable
 
+from .layers import StaticLayer
 from .runner import RunnerStats, StaticRunner
+from .state import DecodeState
 from .step import decode_step
 from .substitute import native_reason
 
@@ -27,6 +34,7 @@ OPTIONS: dict[str, Any] = {
     "size_asserts": False,
     "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
 }
+BATCHES = 64  # graphs of one model that may live at a time
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # of logits, relative to their largest; order of sums differs
 
 
@@ -56,10 +64,11 @@ class CompiledRunner(StaticRunner):
 
     def _compile(self) -> str | None:
         """Compile, compare one step with the static one, go back. Gives a reason to fall back, or ``None``."""
-        torch._dynamo.reset()  # graphs of earlier runners count against its limit
+        _forget_others(self.model)
+        _leave_open(self.state)
         saved = self.state.save()
         try:
-            with self.substitutes, warnings.catch_warnings():
+            with self.substitutes, warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=BATCHES):
                 warnings.simplefilter("ignore", DeprecationWarning)  # inductor's, about torch's own parts
                 expected = self.advance().clone()
                 self.state.restore(saved)
@@ -78,3 +87,23 @@ class CompiledRunner(StaticRunner):
             return None
         self.compiled = None
         return f"compiled step gives other logits (off by {error:.2g} of the largest)"
+
+
+_compiled_for: weakref.ref[PreTrainedModel] | None = None
+
+
+def _forget_others(model: PreTrainedModel) -> None:
+    """What was compiled for another model must not run for this one: no guard looks at modules."""
+    global _compiled_for
+    if _compiled_for is None or _compiled_for() is not model:
+        torch._dynamo.reset()
+        _compiled_for = weakref.ref(model)
+
+
+def _leave_open(state: DecodeState) -> None:
+    """Let the compiled step take any number of cache slots and of tokens to come."""
+    torch._dynamo.maybe_mark_dynamic(state.out, 1)
+    for layer in state.cache.layers:
+        if isinstance(layer, StaticLayer):
+            torch._dynamo.maybe_mark_dynamic(layer.keys, 2)
+            torch._dynamo.maybe_mark_dynamic(layer.values, 2)

@@ -36,8 +36,8 @@ class StaticLayer(CacheLayerMixin):
 
     @property
     def slots(self) -> int:
-        """Tokens the layer can hold."""
-        return int(self.keys.shape[2])
+        """Tokens the layer can hold. No ``int(…)``: while a step is compiled it stands for any number."""
+        return self.keys.shape[2]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         raise RuntimeError("a static layer is made with its tensors")
@@ -69,16 +69,17 @@ class RingLayer(StaticLayer):
 
 
 class BucketLayer(StaticLayer):
-    """Full attention: slot = position. Attention reads the first ``bucket`` slots, a host number fixed per graph."""
+    """Full attention: slot = position. Attention reads the first ``bucket`` slots, a host number fixed per graph, or
+    all of them where it is ``None``."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor) -> None:
-        super().__init__(keys, values, slot)
-        self.bucket = self.slots
+    bucket: int | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = super().update(key_states, value_states)
+        if self.bucket is None:
+            return keys, values
         return keys[:, :, : self.bucket], values[:, :, : self.bucket]
 
     def get_seq_length(self) -> Any:

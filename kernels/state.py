@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from profiler.errors import ProfileError
 
-from .layers import BucketLayer, RingLayer, layer_kinds, make_static, state_tensors
+from .layers import BucketLayer, RingLayer, StaticLayer, layer_kinds, make_static, state_tensors
 from .sample import GREEDY, Sampling
 
 SMALLEST_BUCKET = 256  # tokens; doubling from here, attention reads at most twice what is filled
@@ -56,7 +56,7 @@ class DecodeState:
         self.length = self.context
         self.position = torch.tensor([self.context], device=device)
         self.write = torch.zeros(1, dtype=torch.int64, device=device)
-        self.slot_of = {window: self.position % self._slots(window) for window in kinds}
+        self.slot_of = {window: self.position.clone() for window in kinds}
         self.noise = torch.zeros((1, 1, 1), device=device) if noise is None else noise
         self.token = token.clone()
         self.out = torch.zeros((batch, max_new + 1), dtype=torch.int64, device=device)
@@ -65,6 +65,7 @@ class DecodeState:
         self.smallest_bucket = SMALLEST_BUCKET
         self.exact = False  # attention itself skips empty slots, so it is given all of them and one bucket will do
         self.cache = make_static(cache, max(self.capacity, 1), self.slot_of)
+        self._place()
 
     @property
     def bucket(self) -> int:
@@ -79,7 +80,7 @@ class DecodeState:
         """Make every full-attention layer read ``bucket`` slots."""
         for layer in self.cache.layers:
             if isinstance(layer, BucketLayer):
-                layer.bucket = bucket
+                layer.bucket = None if bucket >= layer.slots else bucket
 
     def claim(self, steps: int) -> None:
         """Reserve ``steps`` before they are enqueued. Beyond the capacity a device write would be out of bounds,
@@ -115,8 +116,7 @@ class DecodeState:
         self.token.copy_(token)
         self.position.add_(1)
         self.write.add_(1)
-        for window, slot in self.slot_of.items():
-            slot.copy_(self.position % self._slots(window))
+        self._place()
 
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor that a step writes."""
@@ -157,17 +157,22 @@ class DecodeState:
                 read += token * (min(self.length + 1, layer.slots) if self.exact else reads)
         return needed, read
 
-    def _slots(self, window: int | None) -> int:
-        return self.capacity if window is None else min(window, self.capacity)
+    def _place(self) -> None:
+        """The slots of the next token."""
+        for slot in self.slot_of.values():
+            slot.copy_(self.position % self._layer(slot).slots)
+
+    def _layer(self, slot: torch.Tensor) -> StaticLayer:
+        """The first layer that keeps its tokens at ``slot``: all of them hold equally many."""
+        return next(layer for layer in self.cache.layers if isinstance(layer, StaticLayer) and layer.slot is slot)
 
     def _last(self, name: str) -> torch.Tensor:
         """The last slot ``[1]`` that a windowed layer may read, slots being filled in order."""
         return self.slot_of[self.window] if name == "chunked_attention" else self.position
 
     def _filled(self, window: int | None, last: torch.Tensor) -> torch.Tensor:
-        slots = self._slots(window)
-        if window is None:
-            slots = next((layer.bucket for layer in self.cache.layers if isinstance(layer, BucketLayer)), slots)
+        layer = self._layer(self.slot_of[window])
+        slots = (layer.bucket if isinstance(layer, BucketLayer) else None) or layer.slots
         return (torch.arange(slots, device=last.device) <= last).view(1, 1, 1, slots)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -31,6 +32,32 @@ def test_compiled_tokens_are_those_of_transformers(tiny: Tiny, name: str) -> Non
         graph.enqueue(256)
     eager.enqueue(256)
     assert graph.read() == eager.read()
+
+
+@pytest.mark.slow
+def test_other_contexts_run_the_same_code_and_other_models_do_not(tiny: Tiny) -> None:
+    """Rings that are not full, full ones and growing layers: the number of slots is left open."""
+    if reason := native.missing():
+        pytest.skip(reason)
+
+    def tokens(kind: type[EagerRunner] | type[CompiledRunner], model: PreTrainedModel, context: int) -> object:
+        runner = kind(model)
+        runner.prefill(prompt(1, context))
+        runner.prepare(24)
+        assert kind is EagerRunner or (runner.stats().path, runner.stats().reason) == ("graph", None)
+        runner.enqueue(24)
+        return runner.read()
+
+    first, second = tiny("gemma3"), copy.deepcopy(tiny("gemma3"))
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.mul_(1.3)
+    assert tokens(CompiledRunner, first, 2 * WINDOW) == tokens(EagerRunner, first, 2 * WINDOW)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for context in (5, WINDOW - 3, 5 * WINDOW):
+            assert tokens(CompiledRunner, first, context) == tokens(EagerRunner, first, context)
+    assert tokens(EagerRunner, second, 9) != tokens(EagerRunner, first, 9)
+    assert tokens(CompiledRunner, second, 9) == tokens(EagerRunner, second, 9)
 
 
 def test_a_failed_compilation_falls_back_and_says_why(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
