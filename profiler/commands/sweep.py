@@ -141,7 +141,8 @@ def measure(plan: order.Plan, task: Work, limits: Limits, recorder: Recorder) ->
 
     def take(row: Measurement) -> None:
         recorder.append(row)  # before anything that could go wrong
-        pace.note(row.case, row.load_s, row.outcome == "ok")
+        prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
+        pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
         progress.row(row)
 
     with Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress:

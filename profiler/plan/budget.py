@@ -67,8 +67,8 @@ class Pace:
         room = left - self._reserve(left) if case.load_key in self._loaded else left
         return None if needed <= room else _reason(needed, self._budget_s, max(0.0, room))
 
-    def note(self, case: Case, load_s: float | None, measured: bool) -> None:
-        """A case has given its row; ``load_s`` is what its worker took to load.
+    def note(self, case: Case, load_s: float | None, measured: bool, prepare_s: float = 0.0) -> None:
+        """A case has given its row; ``load_s`` is what its worker took to load, ``prepare_s`` to compile its step.
 
         Only a case that was ``measured`` corrects estimates; after another the next one loads the model again.
         """
@@ -81,6 +81,7 @@ class Pace:
             return
         if case.load_key not in self._loaded:
             taken -= load_s or 0.0
+        taken -= prepare_s  # of another batch it is compiled again, of another context not
         self._loaded.add(case.load_key)
         ran, estimated = self._ran.get(case.load_key, (0.0, 0.0))
         self._ran[case.load_key] = ran + max(0.0, taken), estimated + entry.run_s

@@ -107,6 +107,16 @@ def test_cases_run_as_planned_when_the_estimates_hold(plan_of: Any) -> None:
     assert (len(ran), refused, seconds) == (9, [], plan.seconds)
 
 
+def test_a_compilation_does_not_make_the_further_cases_look_slow(plan_of: Any) -> None:
+    plan = plan_of({"fp32": (5.0, [10.0, 10.0, 10.0])})
+    clock = Clock()
+    pace = budget.Pace(plan.cases, 100.0, clock)
+    clock.seconds += 5.0 + 60.0 + 10.0
+    pace.note(plan.cases[0].case, 5.0, measured=True, prepare_s=60.0)
+    assert pace.refuse(plan.cases[1].case) is None
+    assert pace.remaining_s() == pytest.approx(20.0)
+
+
 def test_what_was_measured_corrects_the_rest_of_the_same_load(plan_of: Any) -> None:
     plan = plan_of({"fp32": (10, [5, 20, 30])})
     ran, refused, seconds = run(plan, 70, {"fp32": 2.0})
