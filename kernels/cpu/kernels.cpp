@@ -79,11 +79,14 @@ inline void dot_rows(const Matvec& job, int64_t row, int64_t apart) {
   const W* w = static_cast<const W*>(job.w) + row * job.k;
   const int64_t k = job.k, whole = k - k % kLanes;
   Vec acc[M][R] = {};
-  for (int64_t i = 0; i < whole; i += kLanes)
-    for (int r = 0; r < R; ++r) {
-      const Vec weight = load(w + r * apart * k + i);
-      for (int m = 0; m < M; ++m) acc[m][r] += weight * load(job.x + m * k + i);
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    Vec weight[R];
+    for (int r = 0; r < R; ++r) weight[r] = load(w + r * apart * k + i);
+    for (int m = 0; m < M; ++m) {
+      const Vec x = load(job.x + m * k + i);
+      for (int r = 0; r < R; ++r) acc[m][r] += weight[r] * x;
     }
+  }
   for (int m = 0; m < M; ++m)
     for (int r = 0; r < R; ++r) {
       float sum = total(acc[m][r]);
@@ -104,17 +107,21 @@ void matvec_rows(const Matvec& job, int64_t begin, int64_t end) {
   for (int64_t row = begin + R * apart; row < end; ++row) dot_rows<W, M, 1>(job, row, 1);
 }
 
+// M × R sums, R weights and one x stay in registers: 32 of them with AVX-512, else 16 (NEON has 32 of four lanes).
+constexpr int kAtOnce[] = {0, 8, LANES == 16 ? 8 : 4, LANES == 16 ? 6 : 3, LANES == 16 ? 6 : 2, LANES == 16 ? 4 : 2,
+                           LANES == 16 ? 4 : 2, LANES == 16 ? 3 : 1, LANES == 16 ? 3 : 1};
+
 template <class W>
 void matvec_typed(const Matvec& job, int64_t begin, int64_t end) {
-  switch (job.m) {  // M × R sums and R weights stay in 16 registers
-    case 1: return matvec_rows<W, 1, 8>(job, begin, end);
-    case 2: return matvec_rows<W, 2, 4>(job, begin, end);
-    case 3: return matvec_rows<W, 3, 2>(job, begin, end);
-    case 4: return matvec_rows<W, 4, 2>(job, begin, end);
-    case 5: return matvec_rows<W, 5, 2>(job, begin, end);
-    case 6: return matvec_rows<W, 6, 2>(job, begin, end);
-    case 7: return matvec_rows<W, 7, 1>(job, begin, end);
-    default: return matvec_rows<W, 8, 1>(job, begin, end);
+  switch (job.m) {
+    case 1: return matvec_rows<W, 1, kAtOnce[1]>(job, begin, end);
+    case 2: return matvec_rows<W, 2, kAtOnce[2]>(job, begin, end);
+    case 3: return matvec_rows<W, 3, kAtOnce[3]>(job, begin, end);
+    case 4: return matvec_rows<W, 4, kAtOnce[4]>(job, begin, end);
+    case 5: return matvec_rows<W, 5, kAtOnce[5]>(job, begin, end);
+    case 6: return matvec_rows<W, 6, kAtOnce[6]>(job, begin, end);
+    case 7: return matvec_rows<W, 7, kAtOnce[7]>(job, begin, end);
+    default: return matvec_rows<W, 8, kAtOnce[8]>(job, begin, end);
   }
 }
 
