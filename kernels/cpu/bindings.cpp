@@ -150,6 +150,9 @@ Tensor decode_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, d
                          own + 2 * group},
                         begin, std::min(slots, begin + part));
   });
+  // Each tensor's data and type are asked for once: a question to torch takes as long as ten elements.
+  void* const to = out.data_ptr();
+  const bool to_f32 = type_of(query) == Type::f32;
   std::vector<float> sum(dv);
   for (int64_t head = 0; head < batch * heads; ++head) {
     const int64_t job = head / group, in = head % group;
@@ -165,12 +168,13 @@ Tensor decode_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, d
     }
     for (int64_t i = 0; i < dv; ++i) {
       const float value = sum[i] / weights;
-      if (type_of(query) == Type::f32) static_cast<float*>(out.data_ptr())[head * dv + i] = value;
-      else {
-        uint32_t bits;
-        std::memcpy(&bits, &value, sizeof bits);
-        static_cast<uint16_t*>(out.data_ptr())[head * dv + i] = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+      if (to_f32) {
+        static_cast<float*>(to)[head * dv + i] = value;
+        continue;
       }
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      static_cast<uint16_t*>(to)[head * dv + i] = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
     }
   }
   return out;

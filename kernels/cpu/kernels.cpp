@@ -151,53 +151,52 @@ inline void score(const float* q, const T* key, int64_t d, float scale, float (*
   }
 }
 
-// acc[h] += sum of weight[h][i] * value[i] over a block, for `N` vectors of the columns, all in registers.
+// acc[h] += sum of weight[h][i] * value[slot[i]] for `N` slots: their rows are read side by side from end to end, as the
+// prefetchers like it, and the sums lie in the first cache level.
 template <class T, int H, int N>
-inline void add_values(const Attention& job, const T* values, const uint8_t* mask, const float (*weight)[kBlock],
-                       int64_t count, float* acc, int64_t column) {
-  Vec sum[H][N];
-  for (int h = 0; h < H; ++h)
-    for (int n = 0; n < N; ++n) sum[h][n] = load(acc + h * job.dv + column + n * kLanes);
-  for (int64_t i = 0; i < count; ++i) {
-    if (!mask[i]) continue;
-    for (int n = 0; n < N; ++n) {
-      const Vec value = load(values + i * job.value_stride + column + n * kLanes);
-      for (int h = 0; h < H; ++h) sum[h][n] += value * weight[h][i];
+inline void add_values(const Attention& job, const T* values, const int64_t* slots, const float (*weight)[kBlock],
+                       int64_t first, float* acc) {
+  int64_t column = 0;
+  for (; column + kLanes <= job.dv; column += kLanes) {
+    Vec value[N];
+    for (int n = 0; n < N; ++n) value[n] = load(values + slots[first + n] * job.value_stride + column);
+    for (int h = 0; h < H; ++h) {
+      Vec sum = load(acc + h * job.dv + column);
+      for (int n = 0; n < N; ++n) sum += value[n] * weight[h][first + n];
+      store(acc + h * job.dv + column, sum);
     }
   }
-  for (int h = 0; h < H; ++h)
-    for (int n = 0; n < N; ++n) store(acc + h * job.dv + column + n * kLanes, sum[h][n]);
+  for (; column < job.dv; ++column)
+    for (int n = 0; n < N; ++n)
+      for (int h = 0; h < H; ++h)
+        acc[h * job.dv + column] +=
+            weight[h][first + n] * scalar(values[slots[first + n] * job.value_stride + column]);
 }
 
 // One block for `H` query heads from `head` on. The sums shrink when the maximum rises (Milakov, arXiv 1805.02867).
 template <class T, int H>
 void attend_block(const Attention& job, int64_t head, int64_t begin, int64_t count) {
-  const T* keys = static_cast<const T*>(job.keys) + begin * job.key_stride;
-  const T* values = static_cast<const T*>(job.values) + begin * job.value_stride;
-  const uint8_t* mask = job.mask + begin;
+  const T* keys = static_cast<const T*>(job.keys);
+  const T* values = static_cast<const T*>(job.values);
   float *acc = job.acc + head * job.dv, weight[H][kBlock];
-  for (int64_t i = 0; i < count; ++i)
-    if (mask[i]) score<T, H>(job.q + head * job.d, keys + i * job.key_stride, job.d, job.scale, weight, i);
+  int64_t slots[kBlock], filled = 0;
+  for (int64_t slot = begin; slot < begin + count; ++slot)
+    if (job.mask[slot]) slots[filled++] = slot;
+  for (int64_t i = 0; i < filled; ++i)
+    score<T, H>(job.q + head * job.d, keys + slots[i] * job.key_stride, job.d, job.scale, weight, i);
   for (int h = 0; h < H; ++h) {
     float top = job.top[head + h];
-    for (int64_t i = 0; i < count; ++i)
-      if (mask[i] && weight[h][i] > top) top = weight[h][i];
+    for (int64_t i = 0; i < filled; ++i)
+      if (weight[h][i] > top) top = weight[h][i];
     const float shrink = std::exp(job.top[head + h] - top);  // exp(-inf) = 0 the first time
     job.top[head + h] = top;
     job.sum[head + h] *= shrink;
     for (int64_t i = 0; i < job.dv; ++i) acc[h * job.dv + i] *= shrink;
-    for (int64_t i = 0; i < count; ++i)
-      if (mask[i]) job.sum[head + h] += weight[h][i] = std::exp(weight[h][i] - top);
+    for (int64_t i = 0; i < filled; ++i) job.sum[head + h] += weight[h][i] = std::exp(weight[h][i] - top);
   }
-  int64_t column = 0;
-  for (; column + 2 * kLanes <= job.dv; column += 2 * kLanes)
-    add_values<T, H, 2>(job, values, mask, weight, count, acc, column);
-  for (; column + kLanes <= job.dv; column += kLanes)
-    add_values<T, H, 1>(job, values, mask, weight, count, acc, column);
-  for (; column < job.dv; ++column)
-    for (int64_t i = 0; i < count; ++i)
-      for (int h = 0; h < H && mask[i]; ++h)
-        acc[h * job.dv + column] += weight[h][i] * scalar(values[i * job.value_stride + column]);
+  int64_t i = 0;
+  for (; i + 4 <= filled; i += 4) add_values<T, H, 4>(job, values, slots, weight, i, acc);
+  for (; i < filled; ++i) add_values<T, H, 1>(job, values, slots, weight, i, acc);
 }
 
 template <class T>
