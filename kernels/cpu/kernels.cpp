@@ -135,55 +135,67 @@ void matvec(const Matvec& job, int64_t begin, int64_t end) {
 
 constexpr int64_t kBlock = 64;  // slots whose scores are held at a time; a block that the mask empties is not read
 
-// Scores of `H` query heads: each key is loaded once and used H times.
-template <class T, int H>
-inline void score(const float* q, const T* key, int64_t d, float scale, float (*out)[kBlock], int64_t slot) {
-  Vec acc[H] = {};
+// Rows of keys or values that are read at once, a part of a block apart: as with weights, each is a stream of its own.
+constexpr int kStreams = LANES == 16 ? 4 : 2;
+
+// Scores of `H` query heads at slots[first], slots[first + apart], …: each key is loaded once and used H times.
+template <class T, int H, int N>
+inline void score(const float* q, const Attention& job, const int64_t* slots, float (*out)[kBlock], int64_t first,
+                  int64_t apart) {
+  const T* keys[N];
+  for (int n = 0; n < N; ++n) keys[n] = static_cast<const T*>(job.keys) + slots[first + n * apart] * job.key_stride;
+  Vec acc[H][N] = {};
   int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes) {
-    const Vec k = load(key + i);
-    for (int h = 0; h < H; ++h) acc[h] += k * load(q + h * d + i);
+  for (; i + kLanes <= job.d; i += kLanes) {
+    Vec key[N];
+    for (int n = 0; n < N; ++n) key[n] = load(keys[n] + i);
+    for (int h = 0; h < H; ++h) {
+      const Vec query = load(q + h * job.d + i);
+      for (int n = 0; n < N; ++n) acc[h][n] += key[n] * query;
+    }
   }
-  for (int h = 0; h < H; ++h) {
-    float sum = total(acc[h]);
-    for (int64_t j = i; j < d; ++j) sum += q[h * d + j] * scalar(key[j]);
-    out[h][slot] = scale * sum;
-  }
+  for (int h = 0; h < H; ++h)
+    for (int n = 0; n < N; ++n) {
+      float sum = total(acc[h][n]);
+      for (int64_t j = i; j < job.d; ++j) sum += q[h * job.d + j] * scalar(keys[n][j]);
+      out[h][first + n * apart] = job.scale * sum;
+    }
 }
 
-// acc[h] += sum of weight[h][i] * value[slot[i]] for `N` slots: their rows are read side by side from end to end, as the
-// prefetchers like it, and the sums lie in the first cache level.
+// acc[h] += sum of weight[h][i] * value[slot[i]] for i = first, first + apart, …; the sums lie in the first cache level.
 template <class T, int H, int N>
-inline void add_values(const Attention& job, const T* values, const int64_t* slots, const float (*weight)[kBlock],
-                       int64_t first, float* acc) {
+inline void add_values(const Attention& job, const int64_t* slots, const float (*weight)[kBlock], int64_t first,
+                       int64_t apart, float* acc) {
+  const T* values[N];
+  for (int n = 0; n < N; ++n)
+    values[n] = static_cast<const T*>(job.values) + slots[first + n * apart] * job.value_stride;
   int64_t column = 0;
   for (; column + kLanes <= job.dv; column += kLanes) {
     Vec value[N];
-    for (int n = 0; n < N; ++n) value[n] = load(values + slots[first + n] * job.value_stride + column);
+    for (int n = 0; n < N; ++n) value[n] = load(values[n] + column);
     for (int h = 0; h < H; ++h) {
       Vec sum = load(acc + h * job.dv + column);
-      for (int n = 0; n < N; ++n) sum += value[n] * weight[h][first + n];
+      for (int n = 0; n < N; ++n) sum += value[n] * weight[h][first + n * apart];
       store(acc + h * job.dv + column, sum);
     }
   }
   for (; column < job.dv; ++column)
     for (int n = 0; n < N; ++n)
       for (int h = 0; h < H; ++h)
-        acc[h * job.dv + column] +=
-            weight[h][first + n] * scalar(values[slots[first + n] * job.value_stride + column]);
+        acc[h * job.dv + column] += weight[h][first + n * apart] * scalar(values[n][column]);
 }
 
 // One block for `H` query heads from `head` on. The sums shrink when the maximum rises (Milakov, arXiv 1805.02867).
 template <class T, int H>
 void attend_block(const Attention& job, int64_t head, int64_t begin, int64_t count) {
-  const T* keys = static_cast<const T*>(job.keys);
-  const T* values = static_cast<const T*>(job.values);
+  const float* q = job.q + head * job.d;
   float *acc = job.acc + head * job.dv, weight[H][kBlock];
   int64_t slots[kBlock], filled = 0;
   for (int64_t slot = begin; slot < begin + count; ++slot)
     if (job.mask[slot]) slots[filled++] = slot;
-  for (int64_t i = 0; i < filled; ++i)
-    score<T, H>(job.q + head * job.d, keys + slots[i] * job.key_stride, job.d, job.scale, weight, i);
+  const int64_t apart = filled / kStreams, whole = apart * kStreams;
+  for (int64_t i = 0; i < apart; ++i) score<T, H, kStreams>(q, job, slots, weight, i, apart);
+  for (int64_t i = whole; i < filled; ++i) score<T, H, 1>(q, job, slots, weight, i, 1);
   for (int h = 0; h < H; ++h) {
     float top = job.top[head + h];
     for (int64_t i = 0; i < filled; ++i)
@@ -194,9 +206,8 @@ void attend_block(const Attention& job, int64_t head, int64_t begin, int64_t cou
     for (int64_t i = 0; i < job.dv; ++i) acc[h * job.dv + i] *= shrink;
     for (int64_t i = 0; i < filled; ++i) job.sum[head + h] += weight[h][i] = std::exp(weight[h][i] - top);
   }
-  int64_t i = 0;
-  for (; i + 4 <= filled; i += 4) add_values<T, H, 4>(job, values, slots, weight, i, acc);
-  for (; i < filled; ++i) add_values<T, H, 1>(job, values, slots, weight, i, acc);
+  for (int64_t i = 0; i < apart; ++i) add_values<T, H, kStreams>(job, slots, weight, i, apart, acc);
+  for (int64_t i = whole; i < filled; ++i) add_values<T, H, 1>(job, slots, weight, i, 1, acc);
 }
 
 template <class T>
