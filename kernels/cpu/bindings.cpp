@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -67,10 +66,7 @@ const float* floats(const Tensor& tensor, std::vector<float>& copy) {
   STD_TORCH_CHECK(type_of(tensor) == Type::bf16, "hwprofile: activations in fp32 or bf16 only");
   const auto* from = static_cast<const uint16_t*>(tensor.data_ptr());
   copy.resize(tensor.numel());
-  for (size_t i = 0; i < copy.size(); ++i) {
-    const uint32_t bits = uint32_t(from[i]) << 16;
-    std::memcpy(&copy[i], &bits, sizeof bits);
-  }
+  for (size_t i = 0; i < copy.size(); ++i) copy[i] = from_bf16(from[i]);
   return copy.data();
 }
 
@@ -168,13 +164,8 @@ Tensor decode_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, d
     }
     for (int64_t i = 0; i < dv; ++i) {
       const float value = sum[i] / weights;
-      if (to_f32) {
-        static_cast<float*>(to)[head * dv + i] = value;
-        continue;
-      }
-      uint32_t bits;
-      std::memcpy(&bits, &value, sizeof bits);
-      static_cast<uint16_t*>(to)[head * dv + i] = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+      if (to_f32) static_cast<float*>(to)[head * dv + i] = value;
+      else static_cast<uint16_t*>(to)[head * dv + i] = to_bf16(value);
     }
   }
   return out;

@@ -22,7 +22,6 @@ typedef float LooseVec __attribute__((vector_size(4 * LANES), aligned(1), may_al
 
 inline Vec load(const float* p) { return *reinterpret_cast<const LooseVec*>(p); }
 
-// bf16 is the upper half of an fp32.
 #if LANES == 16
 inline Vec load(const uint16_t* p) {
   const auto half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -55,18 +54,7 @@ inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 
 inline float scalar(float value) { return value; }
 inline float scalar(int8_t value) { return value; }
-inline float scalar(uint16_t value) {
-  uint32_t bits = uint32_t(value) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-inline uint16_t to_bf16(float value) {  // round to nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (value != value) return 0x7fc0;
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
+inline float scalar(uint16_t value) { return from_bf16(value); }
 inline float total(Vec v) {  // four sums at once: one after the other they would wait for each other
   float sum[4] = {};
   for (int64_t i = 0; i < kLanes; ++i) sum[i % 4] += v[i];
@@ -107,21 +95,23 @@ void matvec_rows(const Matvec& job, int64_t begin, int64_t end) {
   for (int64_t row = begin + R * apart; row < end; ++row) dot_rows<W, M, 1>(job, row, 1);
 }
 
-// M × R sums, R weights and one x stay in registers: 32 of them with AVX-512, else 16 (NEON has 32 of four lanes).
-constexpr int kAtOnce[] = {0, 8, LANES == 16 ? 8 : 4, LANES == 16 ? 6 : 3, LANES == 16 ? 6 : 2, LANES == 16 ? 4 : 2,
-                           LANES == 16 ? 4 : 2, LANES == 16 ? 3 : 1, LANES == 16 ? 3 : 1};
+// Rows at once for `m` vectors: m × rows sums, as many weights and one x stay in registers, 32 of them with AVX-512, else
+// 16 (NEON has 32 of four lanes).
+constexpr int at_once(int m) {
+  return LANES == 16 ? (m < 3 ? 8 : m < 5 ? 6 : m < 7 ? 4 : 3) : m == 1 ? 8 : m == 2 ? 4 : m == 3 ? 3 : m < 7 ? 2 : 1;
+}
 
 template <class W>
 void matvec_typed(const Matvec& job, int64_t begin, int64_t end) {
   switch (job.m) {
-    case 1: return matvec_rows<W, 1, kAtOnce[1]>(job, begin, end);
-    case 2: return matvec_rows<W, 2, kAtOnce[2]>(job, begin, end);
-    case 3: return matvec_rows<W, 3, kAtOnce[3]>(job, begin, end);
-    case 4: return matvec_rows<W, 4, kAtOnce[4]>(job, begin, end);
-    case 5: return matvec_rows<W, 5, kAtOnce[5]>(job, begin, end);
-    case 6: return matvec_rows<W, 6, kAtOnce[6]>(job, begin, end);
-    case 7: return matvec_rows<W, 7, kAtOnce[7]>(job, begin, end);
-    default: return matvec_rows<W, 8, kAtOnce[8]>(job, begin, end);
+    case 1: return matvec_rows<W, 1, at_once(1)>(job, begin, end);
+    case 2: return matvec_rows<W, 2, at_once(2)>(job, begin, end);
+    case 3: return matvec_rows<W, 3, at_once(3)>(job, begin, end);
+    case 4: return matvec_rows<W, 4, at_once(4)>(job, begin, end);
+    case 5: return matvec_rows<W, 5, at_once(5)>(job, begin, end);
+    case 6: return matvec_rows<W, 6, at_once(6)>(job, begin, end);
+    case 7: return matvec_rows<W, 7, at_once(7)>(job, begin, end);
+    default: return matvec_rows<W, 8, at_once(8)>(job, begin, end);
   }
 }
 

@@ -1,6 +1,21 @@
 // What the loops of kernels.cpp offer to the bindings: plain pointers, one range of work, no torch, no threads.
 #pragma once
 #include <cstdint>
+#include <cstring>
+
+// bf16 is the upper half of an fp32. Internal linkage: a copy built for AVX-512 must not serve the baseline.
+static inline float from_bf16(uint16_t value) {
+  const uint32_t bits = uint32_t(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+static inline uint16_t to_bf16(float value) {  // round to nearest, ties to even
+  if (value != value) return 0x7fc0;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
 
 enum class Type : int32_t { f32, bf16, i8 };
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
@@ -51,8 +51,7 @@ class Watch(Telemetry):
 def watch() -> None:
     """Look at a source until nobody listens any more. ``argv[1]`` is the connection, which gives the source first."""
     link = Connection(int(sys.argv[1]))
-    with suppress(EOFError, OSError):
-        telemetry = Watch(link.recv())
+    with suppress(EOFError, OSError), closing(Watch(link.recv())) as telemetry:
         link.send(None)  # we are here: from now on only the driver can be late
         telemetry.open()
         while True:
@@ -62,7 +61,6 @@ def watch() -> None:
                 telemetry.begin(energy=False)
             else:
                 link.send(telemetry.report())
-    telemetry.close()
 
 
 class Sampler(Telemetry):
@@ -74,23 +72,12 @@ class Sampler(Telemetry):
         self._process: subprocess.Popen[bytes]
         self._link: Connection | None = None
 
-    def open(self) -> Telemetry:
-        self._watches = True
-        self._guarded(self._start)
-        self._settle(float("-inf"))
-        return self
-
     def begin(self, energy: bool) -> None:
-        self._others = None
         super().begin(energy)
-        if self.gone is None and self._link is not None:
+        if self._link is not None:
             self._guarded(lambda: self._send(BEGIN))
 
-    def close(self) -> None:
-        """No more snapshots. Does not wait for a driver that hangs."""
-        self._give_up("the telemetry was closed")
-
-    def _start(self) -> None:
+    def _open(self) -> None:
         mine, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
@@ -100,11 +87,7 @@ class Sampler(Telemetry):
         self._send(self.source)
         self._receive(START_S, "the process that watches the device did not start within")
 
-    def _settle(self, after_s: float) -> None:
-        if self._history.last_s <= after_s and self.gone is None:
-            self._guarded(self._ask)
-
-    def _ask(self) -> None:
+    def _look(self) -> None:
         self._send(REPORT)
         report: Report = self._receive(self._patience_s, "the driver did not answer for")
         self.source.unknown, self._others = report.unknown, report.others

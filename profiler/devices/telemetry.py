@@ -39,7 +39,7 @@ class Telemetry:
         self._clock, self._pause = clock, pause
         self._history = History()
         self._looks = 0
-        self._afresh = self._is_open = self._watches = False
+        self._is_open = self._watches = False
         self._idle: Figure | None = None
 
     def open(self) -> Telemetry:
@@ -52,7 +52,8 @@ class Telemetry:
     def begin(self, energy: bool) -> None:
         """A new case: forget the snapshots so far, ask again for what was not told; open where there is a need."""
         self._history.clear()
-        self._afresh = True
+        self._others, self._looks = None, 0
+        self._guarded(self.source.begin)
         if not self._watches and (energy or self.source.guards):
             self.open()
 
@@ -127,9 +128,6 @@ class Telemetry:
             self._guarded(self.source.close)
 
     def _look(self) -> None:
-        if self._afresh:
-            self._afresh, self._others, self._looks = False, None, 0
-            self.source.begin()
         snapshot = self.source.read(self._clock())
         if self._looks % OTHERS_EVERY == 0:
             seen = (self._others, self.source.others())

@@ -82,9 +82,8 @@ def test_every_term_is_an_interval_around_its_value(device: DeviceInfo, name: st
 def test_the_first_case_of_a_compiled_path_waits_for_the_compiler() -> None:
     eager, static, graph = (taken("gemma-3-270m", path=path) for path in ("eager", "static", "graph"))
     assert static.load_s == eager.load_s
-    assert (
-        graph.load_s.low - eager.load_s.low < 10 < 70 < graph.load_s.high - eager.load_s.high
-    )  # cached; cold 43 to 78
+    low, high = graph.load_s.low - eager.load_s.low, graph.load_s.high - eager.load_s.high
+    assert low < 10 < 70 < high  # seconds with inductor's cache, and 43 to 78 without
 
 
 @pytest.mark.parametrize("change", [{"context": 4096}, {"batch": 8}])
