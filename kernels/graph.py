@@ -38,8 +38,9 @@ class CudaGraphRunner(StaticRunner):
         self.pool_bytes: int | None = None
         start = time.perf_counter()
         self.reason = capture_reason(self.model)
-        if self.reason is None and max_new > WARM_UP_STEPS:
-            self.reason = self._capture_all()
+        if self.reason is None:
+            short = f"{max_new} steps are too few to warm up and capture"
+            self.reason = self._capture_all() if max_new > WARM_UP_STEPS else short
         self.prepare_s = time.perf_counter() - start
 
     def stats(self) -> RunnerStats:
@@ -64,14 +65,14 @@ class CudaGraphRunner(StaticRunner):
         saved = self.state.save()
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        before = _device_bytes(device)
         try:
             with self.substitutes, torch.inference_mode():
                 with torch.cuda.stream(stream):
-                    for _ in range(WARM_UP_STEPS):
-                        self.advance()
+                    for bucket in self._buckets():
+                        self._warm_up(bucket, saved)
                     expected = self._first_logits(saved)
                 torch.cuda.current_stream(device).wait_stream(stream)
+                before = _kept_bytes(device)
                 pool = torch.cuda.graph_pool_handle()
                 captured = {}
                 for bucket in self._buckets():
@@ -79,6 +80,7 @@ class CudaGraphRunner(StaticRunner):
                     captured[bucket] = self._capture(bucket, pool, stream)
                 self.state.restore(saved)
                 self.graphs = captured
+                self.pool_bytes = max(0, _kept_bytes(device) - before)
                 given = self.advance().clone()
         except Exception as error:  # a failed capture leaves the static step as good as before
             self.graphs = {}
@@ -86,8 +88,14 @@ class CudaGraphRunner(StaticRunner):
         finally:
             torch.cuda.synchronize(device)
             self.state.restore(saved)
-        self.pool_bytes = max(0, _device_bytes(device) - before)
         return self._compare(given, expected)
+
+    def _warm_up(self, bucket: int, saved: dict[str, object]) -> None:
+        """A bucket may take kernels of its own."""
+        self.state.restore(saved)
+        self.state.set_bucket(bucket)
+        for _ in range(WARM_UP_STEPS):
+            decode_step(self.model, self.state)
 
     def _first_logits(self, saved: dict[str, object]) -> torch.Tensor:
         self.state.restore(saved)
@@ -112,11 +120,14 @@ class CudaGraphRunner(StaticRunner):
         return f"replay gives other logits (off by {error:.2g} of the largest)"
 
 
-def _device_bytes(device: torch.device) -> int:
-    """Memory in use on the device, whoever holds it: graphs keep some that the allocator's counters do not show."""
+def _kept_bytes(device: torch.device) -> int:
+    """Memory that the allocator has taken and no living tensor fills, when all that can be given back has been: what
+    graphs keep for their intermediate results."""
     torch.cuda.synchronize(device)
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free
+    gc.collect()
+    torch.cuda.empty_cache()
+    stats = torch.cuda.memory_stats(device)
+    return int(stats["reserved_bytes.all.current"]) - int(stats["allocated_bytes.all.current"])
 
 
 def _nodes(graph: torch.cuda.CUDAGraph) -> int | None:

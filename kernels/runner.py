@@ -19,7 +19,7 @@ from . import native
 from .sample import GREEDY, Sampling, choose, noise_table
 from .state import DecodeState
 from .step import decode_step
-from .substitute import Substitutes, native_reason
+from .substitute import Substitutes, native_reason, skips_empty_slots
 
 PREFILL_CHUNK = 2048  # tokens per sequence: bounds the activations of a long prompt
 
@@ -154,7 +154,7 @@ class StaticRunner:
         with torch.inference_mode():
             self.state = DecodeState(self.model, cache, token, max_new, self.sampling, noise)
         self.substitutes = Substitutes(self.model)
-        self.state.exact = native_reason(self.model) is None
+        self.state.exact = skips_empty_slots(self.model, self.state.cache.layers)
 
     def enqueue(self, steps: int) -> None:
         with self.substitutes:

@@ -8,7 +8,7 @@ convolution.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_expe
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from . import delta_cuda, native
+from . import cuda, native
+from .layers import StaticLayer
 
 MAX_ROWS = 8  # rows that one pass over the weights serves; beyond, a matrix product is faster
 NAME = "hwprofile"
 DELTA_RULE = "torch_recurrent_gated_delta_rule"
 CONVOLUTION = "causal_conv1d_update"
 DTYPES = (torch.float32, torch.bfloat16)
+NORM_OFF = 0.03  # by which bf16 may round, where a family rounds twice
 _NOTHING = object()
 
 
@@ -62,24 +64,42 @@ def native_reason(model: PreTrainedModel) -> str | None:
     return native.missing()
 
 
+def cuda_reason(model: PreTrainedModel) -> str | None:
+    """Why our CUDA kernels do not serve this model, or ``None`` where they do."""
+    if model.device.type != "cuda":
+        return "not a CUDA device"
+    if model.dtype not in cuda.DTYPES:
+        return f"no kernels for {model.dtype}"
+    return cuda.missing()
+
+
+def skips_empty_slots(model: PreTrainedModel, layers: Iterable[Any]) -> bool:
+    """Whether attention over these static layers reads filled slots only, however many there are."""
+    if model.config.get_text_config()._attn_implementation != "sdpa":
+        return False
+    widths = {layer.keys.shape[-1] for layer in layers if isinstance(layer, StaticLayer)}
+    return native_reason(model) is None or (cuda_reason(model) is None and widths <= set(cuda.WIDTHS))
+
+
 def _swaps(model: PreTrainedModel, loops: bool) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Each replacement: the attributes of an object or module, a name in them, and the value to put there."""
     config = model.config.get_text_config()
-    with_loops = loops and native_reason(model) is None
+    with_loops, with_kernels = (loops and reason(model) is None for reason in (native_reason, cuda_reason))
     if getattr(config, "_experts_implementation", None) is not None:
         # the default may read offsets on the host (grouped_mm) or loops over experts (eager); neither can be captured
         yield vars(config), "_experts_implementation_internal", NAME if with_loops else "batched_mm"
-    ours: dict[str, Callable[..., Any]] = {DELTA_RULE: _delta_rule, CONVOLUTION: _convolution}
-    if not with_loops:
-        ours = {DELTA_RULE: _delta_rule} if model.device.type == "cuda" else {}
+    if not (with_loops or with_kernels):
+        return
+    ours: dict[str, Callable[..., Any]] = {DELTA_RULE: _delta_rule}
+    if with_loops:
+        ours[CONVOLUTION] = _convolution
     for home in {sys.modules[type(module).__module__] for module in model.modules()}:
         yield from ((vars(home), name, make(vars(home)[name])) for name, make in ours.items() if name in vars(home))
-    if not with_loops:
-        return
     if config._attn_implementation == "sdpa":
         yield vars(config), "_attn_implementation_internal", NAME
+    make = _linear_forward if with_loops else NormForward()
     for module in model.modules():
-        forward = _linear_forward(module)
+        forward = make(module)
         if forward is not None:
             yield vars(module), "forward", forward
 
@@ -105,6 +125,57 @@ def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | Non
     return forward
 
 
+class NormForward:
+    """Gives a root mean square norm a forward on our CUDA kernel: one launch instead of eight.
+
+    Families differ in whether one is added to the weights. Which of the two a class does is found by comparing what
+    it gives; a class that does neither keeps its own forward.
+    """
+
+    def __init__(self) -> None:
+        self._offsets: dict[type, float | None] = {}
+
+    def __call__(self, module: Any) -> Callable[..., torch.Tensor] | None:
+        kind = type(module)
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        weight = getattr(module, "weight", None)
+        if "RMSNorm" not in kind.__name__ or eps is None:
+            return None
+        if weight is not None and (weight.dim() != 1 or weight.dtype not in cuda.DTYPES):
+            return None
+        if kind not in self._offsets and weight is not None:
+            self._offsets[kind] = _norm_offset(module, weight, eps)
+        offset = 0.0 if weight is None else self._offsets[kind]
+        return None if offset is None else _norm_forward(module, weight, offset, eps)
+
+
+def _norm_forward(module: Any, weight: torch.Tensor | None, offset: float, eps: float) -> Callable[..., torch.Tensor]:
+    original = type(module).forward.__get__(module)
+    gated = type(module).__name__.endswith("Gated")
+
+    def forward(hidden_states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        dtypes = {each.dtype for each in (hidden_states, weight, gate) if each is not None}
+        if len(dtypes) > 1 or not dtypes <= cuda.DTYPES.keys() or gated != (gate is not None):
+            return original(hidden_states, gate) if gated else original(hidden_states)
+        beside = None if gate is None else gate.contiguous()
+        return torch.ops.hwprofile_cuda.rms_norm(hidden_states.contiguous(), weight, beside, offset, eps)
+
+    return forward
+
+
+@torch.inference_mode()
+def _norm_offset(module: Any, weight: torch.Tensor, eps: float) -> float | None:
+    """What the module adds to its weights, 0 or 1; ``None`` if it computes something else."""
+    x = torch.linspace(-2, 3, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
+    inputs = (x, x.flip(-1)) if type(module).__name__.endswith("Gated") else (x,)
+    expected = type(module).forward(module, *inputs)
+    for offset in (0.0, 1.0):
+        given = _norm_forward(module, weight, offset, eps)(*inputs)
+        if given.dtype == expected.dtype and torch.allclose(given, expected, rtol=NORM_OFF, atol=NORM_OFF):
+            return offset
+    return None
+
+
 def _int8_rows(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and their absolute maxima; bitsandbytes moves them at the first forward."""
     holder = module.weight if module.weight.CB is not None else module.state
@@ -121,15 +192,18 @@ def attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """One query token against the cache; what the loops cannot do goes to SDPA."""
+    """One query token against the cache; what our own code cannot do goes to SDPA."""
     odd = attention_mask is None or attention_mask.dtype != torch.bool or key.dtype not in DTYPES
-    if odd or query.shape[2] != 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
+    odd = odd or query.shape[2] != 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None
+    on_gpu = key.device.type == "cuda"
+    if odd or (on_gpu and not cuda.serves_attention(query, key, value, attention_mask)):  # type: ignore[arg-type]
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = attention_mask.view(-1)  # type: ignore[union-attr]
-    return torch.ops.hwprofile.decode_attention(query.contiguous(), key, value, mask, scale), None
+    space = torch.ops.hwprofile_cuda if on_gpu else torch.ops.hwprofile
+    return space.decode_attention(query.contiguous(), key, value, mask, scale), None
 
 
 def experts(
@@ -165,9 +239,9 @@ def _delta_rule(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)
         q, k, v, decay, rate = (tensor.contiguous() for tensor in (query, key, value, g, beta))
         if query.device.type == "cuda":
-            if not delta_cuda.serves(query, value, initial_state):
+            if not cuda.serves_delta(query, value, initial_state):
                 return original(query, key, value, g=g, beta=beta, initial_state=initial_state, **kwargs)
-            return delta_cuda.delta_step(q, k, v, decay, rate, initial_state), initial_state
+            return torch.ops.hwprofile_cuda.gated_delta_step(q, k, v, decay, rate, initial_state), initial_state
         return torch.ops.hwprofile.gated_delta_step(q, k, v, decay, rate, initial_state).to(
             query.dtype
         ), initial_state

@@ -1,26 +1,15 @@
 // One token of the gated delta rule (Yang et al., arXiv 2412.06464) in one launch: transformers' own takes some seventy
 // and moves the recurrent state fourteen times. Here the state is read once and written once.
 //
-// Grid (heads × batch, dv / columns); a block holds its strip of the state in shared memory. Threads are (column, part):
-// each of the kParts threads of a column takes its share of the rows, and shares are added by shuffles.
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
-#include <stdint.h>
-
-#include "delta_math.h"
-
-namespace {
+// Grid (heads × batch, dv / 32), block (32, 8): threads are (column, part), and each of the 8 threads of a column takes
+// its share of the rows of the block's strip of the state, which shared memory [dk, 32] holds.
+#include "element.h"
 
 constexpr int kColumns = 32;  // of the state, one a lane: reads of a row are 128 contiguous bytes
 constexpr int kParts = 8;     // threads that share the rows of a column
 constexpr int kLargestKey = 256;
 
-__device__ float load(const float* p) { return *p; }
-__device__ float load(const __nv_bfloat16* p) { return __bfloat162float(*p); }
-__device__ void save(float* p, float v) { *p = v; }
-__device__ void save(__nv_bfloat16* p, float v) { *p = __float2bfloat16(v); }
-
-// Sum over the kParts threads of a column; every one of them gets it.
+// Sum over the threads of a column; every one of them gets it.
 __device__ float over_parts(float value, float* shared, int column, int part) {
   shared[part * kColumns + column] = value;
   __syncthreads();
@@ -30,12 +19,11 @@ __device__ float over_parts(float value, float* shared, int column, int part) {
   return sum;
 }
 
-// Euclidean norm of a head's key or query, computed by every block for itself: dk numbers, cheaper than a launch.
-template <class T>
-__device__ void normalised(const T* from, float* to, int dk, float factor, float* shared, int thread) {
+// A head's key or query over its Euclidean norm. Every block computes it for itself: dk numbers, cheaper than a launch.
+__device__ void normalised(const element* from, float* to, int dk, float factor, float* shared, int thread) {
   float square = 0.f;
   for (int i = thread; i < dk; i += kColumns * kParts) {
-    const float value = load(from + i);
+    const float value = widened(from[i]);
     to[i] = value;
     square += value * value;
   }
@@ -49,10 +37,12 @@ __device__ void normalised(const T* from, float* to, int dk, float factor, float
   __syncthreads();
 }
 
-template <class T>
-__global__ void delta_step(const T* q, const T* k, const T* v, const float* g, const T* beta, float* state, T* out,
-                           int heads, int key_heads, int dk, int dv) {
-  extern __shared__ float strip[];  // [dk, kColumns]
+// All are contiguous: q, k [batch, key_heads, dk], v, out [batch, heads, dv], g [batch, heads] in fp32, beta
+// [batch, heads], state [batch, heads, dk, dv] in fp32, which is updated.
+extern "C" __global__ void delta_step(const element* q, const element* k, const element* v, const float* g,
+                                      const element* beta, float* state, element* out, int heads, int key_heads,
+                                      int dk, int dv) {
+  extern __shared__ float strip[];
   __shared__ float unit_q[kLargestKey], unit_k[kLargestKey], shared[kColumns * kParts];
   const int column = threadIdx.x, part = threadIdx.y, thread = part * kColumns + column;
   const int head = blockIdx.x, batch = head / heads, at = blockIdx.y * kColumns + column;
@@ -61,48 +51,24 @@ __global__ void delta_step(const T* q, const T* k, const T* v, const float* g, c
   normalised(k + source, unit_k, dk, 1.f, shared, thread);
 
   const int share = (dk + kParts - 1) / kParts, first = part * share, last = min(dk, first + share);
-  const int rows = max(0, last - first);
-  float* mine = strip + first * kColumns + column;
-  float* global = state + (int64_t(head) * dk + first) * dv + at;
+  float* const mine = strip + column;
+  float* const global = state + (long long)head * dk * dv + at;
   const bool inside = at < dv;
-  for (int row = 0; row < rows; ++row) mine[row * kColumns] = inside ? global[int64_t(row) * dv] : 0.f;
-
   const float decay = expf(g[head]);
-  const float memory = over_parts(delta_memory(mine, unit_k + first, rows, kColumns), shared, column, part);
-  const float value = inside ? load(v + int64_t(head) * dv + at) : 0.f;
-  const float delta = delta_error(value, decay, memory, load(beta + head));
-  const float own = delta_update(mine, unit_q + first, unit_k + first, decay, delta, rows, kColumns);
-  const float sum = over_parts(own, shared, column, part);
-
-  if (!inside) return;
-  for (int row = 0; row < rows; ++row) global[int64_t(row) * dv] = mine[row * kColumns];
-  if (part == 0) save(out + int64_t(head) * dv + at, sum);
-}
-
-template <class T>
-int launch(const void* q, const void* k, const void* v, const void* g, const void* beta, void* state, void* out,
-           int batch, int heads, int key_heads, int dk, int dv, void* stream) {
-  if (dk > kLargestKey || heads % key_heads) return cudaErrorInvalidValue;
-  const dim3 grid(batch * heads, (dv + kColumns - 1) / kColumns), block(kColumns, kParts);
-  delta_step<T><<<grid, block, dk * kColumns * sizeof(float), static_cast<cudaStream_t>(stream)>>>(
-      static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), static_cast<const float*>(g),
-      static_cast<const T*>(beta), static_cast<float*>(state), static_cast<T*>(out), heads, key_heads, dk, dv);
-  return cudaGetLastError();
-}
-
-}  // namespace
-
-// All pointers are on the device and contiguous: q, k [batch, key_heads, dk], v [batch, heads, dv], g [batch, heads] in
-// fp32, beta [batch, heads], state [batch, heads, dk, dv] in fp32 (updated), out [batch, heads, dv]. The stream has no
-// default, so that a capture cannot miss the launch. Returns a cudaError_t.
-extern "C" int hwprofile_delta_step_f32(const void* q, const void* k, const void* v, const void* g, const void* beta,
-                                        void* state, void* out, int batch, int heads, int key_heads, int dk, int dv,
-                                        void* stream) {
-  return launch<float>(q, k, v, g, beta, state, out, batch, heads, key_heads, dk, dv, stream);
-}
-
-extern "C" int hwprofile_delta_step_bf16(const void* q, const void* k, const void* v, const void* g, const void* beta,
-                                         void* state, void* out, int batch, int heads, int key_heads, int dk, int dv,
-                                         void* stream) {
-  return launch<__nv_bfloat16>(q, k, v, g, beta, state, out, batch, heads, key_heads, dk, dv, stream);
+  float memory = 0.f;  // what the state's column holds for the key, before it is written
+  for (int row = first; row < last; ++row) {
+    const float value = inside ? decay * global[(long long)row * dv] : 0.f;
+    mine[row * kColumns] = value;
+    memory += value * unit_k[row];
+  }
+  memory = over_parts(memory, shared, column, part);
+  const float delta = widened(beta[head]) * ((inside ? widened(v[(long long)head * dv + at]) : 0.f) - memory);
+  float sum = 0.f;
+  for (int row = first; row < last; ++row) {
+    const float value = mine[row * kColumns] + unit_k[row] * delta;
+    if (inside) global[(long long)row * dv] = value;
+    sum += value * unit_q[row];
+  }
+  sum = over_parts(sum, shared, column, part);
+  if (inside && part == 0) out[(long long)head * dv + at] = narrowed(sum);
 }

@@ -57,7 +57,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
 
 def measure(device: DeviceInfo) -> Ceilings:
     """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
-    command = [sys.executable, "-m", GAUGE, device.name]
+    command = [sys.executable, "-P", "-m", GAUGE, device.name]
     try:
         done = subprocess.run(
             command, env=worker_environment(os.environ), capture_output=True, text=True, timeout=LIMIT_S, check=False

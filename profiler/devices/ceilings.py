@@ -24,13 +24,13 @@ from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 
-SCHEMA = 5
+SCHEMA = 6
 LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
 KEPT = 5  # calibrations, the last ones
 BETWEEN_NEEDS = 3  # of them, to tell how much processes differ
 DERIVED = ("runs", "between")  # of several, and in no file
 USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it takes, products are compared
-BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max, "graph_call_s": min}
+BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max}
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
 
 
@@ -55,9 +55,9 @@ class Ceilings:
     # Ceilings.
     read_bytes_s: float  # streaming, best kernel and thread count
     copy_bytes_s: float  # read and written bytes together
-    graph_call_s: float | None  # one small kernel inside a CUDA graph
     flops: Mapping[str, float]  # matrix products, by dtype
     # Rates.
+    graph_call_s: float | None  # what a GPU takes for one small operator of a step, however it is started
     call_s: Mapping[str, float]  # one small operator, called from Python; by dtype, fp32 and the device's own
     activation_s: Mapping[str, float]  # per byte that element-wise operators of a prefill read and write, likewise
     fresh_byte_s: float  # per byte of memory that is mapped anew for a result
@@ -70,6 +70,7 @@ class Ceilings:
     products: Mapping[str, Mapping[str, Mapping[str, float]]]
     """The ``Cost`` of a linear layer by format and by tokens in the pass (as text)."""
     tall: Mapping[str, Mapping[str, float]]  # how much longer an output head takes than other layers, likewise
+    host_s: Mapping[str, float]  # a linear layer, started from Python; by format, of a GPU, which works meanwhile
     how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads behind a figure
     runs: int = 1  # calibrations that it is made of
     between: Mapping[str, float] | None = None
@@ -257,7 +258,7 @@ def parse(content: Mapping[str, Any]) -> Ceilings | None:
     if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__) - set(DERIVED):
         return None
     by_dtype = ("call_s", "activation_s")
-    rates = (*by_dtype, "flops", "attention", "tall")
+    rates = (*by_dtype, "flops", "attention", "tall", "host_s")
     if not all(isinstance(known[name], Mapping) for name in (*rates, "convolutions", "products", "how")):
         return None
     if not all("fp32" in known[name] for name in by_dtype):

@@ -60,7 +60,7 @@ def taken_apart(loaded: Loaded, prefill: Footprint, decode: Footprint, after: Ca
         prefill_cache_bytes=None if prefill.cache is None else prefill.cache.storage_bytes,
         retained_bytes=None if prefill.cache is None else prefill.cache.retained_bytes,
         prefill_peak_bytes=headline(prefill.peak),
-        decode_peak_bytes=headline(decode.peak),
+        decode_peak_bytes=_with_pool(headline(decode.peak), after),
         prefill_activation_bytes=prefill.activation_bytes,
         decode_activation_bytes=decode.activation_bytes,
         graph_pool_bytes=after.pool_bytes,
@@ -71,6 +71,11 @@ def taken_apart(loaded: Loaded, prefill: Footprint, decode: Footprint, after: Ca
         reserved_bytes=largest(prefill.peak.reserved_bytes, decode.peak.reserved_bytes),
         device_bytes=largest(prefill.peak.device_bytes, decode.peak.device_bytes),
     )
+
+
+def _with_pool(peak: int | None, cache: CacheState) -> int | None:
+    """A replayed graph works in memory that is no living tensor's."""
+    return None if peak is None else peak + (cache.pool_bytes or 0)
 
 
 def headline(peak: Peak) -> int | None:

@@ -12,5 +12,5 @@ MEASURED = Ceilings(
     products={"fp32": {"1": {"byte_s": 1e-10, "row_s": 0.0, "call_s": 5e-6},
                        "16": {"byte_s": 1.2e-10, "row_s": 0.0, "call_s": 5e-6},
                        "256": {"byte_s": 20e-10, "row_s": 0.0, "call_s": 5e-6}}},
-    tall={},
+    tall={}, host_s={},
 )  # fmt: skip

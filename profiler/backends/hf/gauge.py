@@ -25,13 +25,14 @@ from torch.nn import functional
 from profiler import devices
 from profiler.backends.hf.decay import log_decays
 from profiler.backends.hf.load import DTYPES
-from profiler.backends.hf.products import POOL_BYTES, POOL_MOST, RATE_S, SQUARE, Products, past_caches
+from profiler.backends.hf.products import POOL_BYTES, POOL_MOST, RATE_S, Products, past_caches
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.devices.cpu import last_cache_bytes, process_bytes
 from profiler.models.layers import IDEAL, GatedDelta
 from profiler.predict.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTSIDE_CALLS
 
-PEAK_TOKENS = 1024
+# By kind of device: a GPU is only busy with more than fits a CPU's minute.
+PEAK = {"cpu": (1024, 2048, 2048), "cuda": (8192, 8192, 8192)}  # tokens, output and input features
 READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}  # at least
 READ_MOST = 4 * 1024**3
 CACHES_IN_FREE = 24  # caches are taken for no larger than this part of free memory: several pools lie side by side
@@ -46,20 +47,25 @@ CALL_MODEL = {  # small, so that its products take no longer than the rest; its 
     "num_key_value_heads": 2,
     "vocab_size": 64,
 }
+CALL_OPERATORS = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
+CALL_DEPTH = 64
 PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise operators and nothing else
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
     "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "vocab_size": 64,
 }
+PASS_HIDDEN = {"cpu": 1024, "cuda": 4096}
+PASS_INNER = 3  # times as wide
 PASS_S, PASS_ROUNDS = 0.3, 3
+LEAST_BYTE_S = 1e-14
 CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 6144, 4, 512
 DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=CONV_WIDTH)
-GRAPH_KERNELS = 200
+DELTA_BATCH = {"cpu": 1, "cuda": 16}
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
-STEP_DEPTH, PASS_TOKENS, PASS_DEPTH = 2048, 512, 1024
+STEP_DEPTH = {"cpu": 2048, "cuda": 65536}
+PASS_TOKENS = {"cpu": 512, "cuda": 2048}  # as many as a sweep gives them at a time
+PASS_DEPTH = 2  # times as many
 
 
 class Best(NamedTuple):
@@ -79,7 +85,7 @@ class Gauge:
         self.cuda = self.device.type == "cuda"
         self.threads = torch.get_num_threads()
         self.watch = Stopwatch(self.device)
-        here = devices.find(device)
+        self.here = here = devices.find(device)
         caches = torch.cuda.get_device_properties(self.device).L2_cache_size if self.cuda else last_cache_bytes()
         self.cache_bytes: int = min(caches, here.free_bytes // CACHES_IN_FREE)
         self.own = dict.fromkeys(("fp32", here.default_dtype))
@@ -93,7 +99,7 @@ class Gauge:
             attention = {name: self.attention(dtype) for name, dtype in DTYPES.items()}
             rates = {
                 "call_s": {name: self.call(DTYPES[name]) for name in self.own},
-                "graph_call_s": self.graph_call() if self.cuda else None,
+                "graph_call_s": self.graph_call(DTYPES[self.here.default_dtype]) if self.cuda else None,
                 "convolutions": {name: self.convolution(dtype) for name, dtype in DTYPES.items()},
                 "attention": attention,
                 "activation_s": {
@@ -102,7 +108,7 @@ class Gauge:
                 "delta_flop_s": self.delta(),
                 "fresh_byte_s": 0.0 if self.cuda else self.fresh(),
             }
-            products, tall = Products(self.watch, self.cache_bytes).all()
+            products, tall, host_s = Products(self.watch, self.cache_bytes).all()
             after = self.ceilings()  # clocks rise and fall over minutes
         return rates | {
             "process_bytes": idle,
@@ -111,6 +117,7 @@ class Gauge:
             "flops": {name: max(value, after.flops[name]) for name, value in before.flops.items()},
             "products": products,
             "tall": tall,
+            "host_s": host_s,
             "how": {"read": max(before, after, key=lambda best: best.read_bytes_s).reader},
         }
 
@@ -161,11 +168,11 @@ class Gauge:
 
     def flops(self, dtype: torch.dtype) -> float:
         """FLOP per second of a large product."""
-        rows, columns = SQUARE
-        left = torch.randn(PEAK_TOKENS, columns, device=self.device).to(dtype)
+        tokens, rows, columns = PEAK[self.device.type]
+        left = torch.randn(tokens, columns, device=self.device).to(dtype)
         right = torch.randn(rows, columns, device=self.device).to(dtype)
         seconds = self.watch.time(lambda: functional.linear(left, right), LOOP_S).best
-        return 2 * PEAK_TOKENS * rows * columns / seconds
+        return 2 * tokens * rows * columns / seconds
 
     def call(self, dtype: torch.dtype) -> float:
         """Seconds of one operator of a decoder layer, as transformers calls it in a step.
@@ -173,23 +180,35 @@ class Gauge:
         In a loop of its own an operator takes a third of that: neither the Python between operators is in it, nor
         that a product in between has taken the caches.
         """
-        operators = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
-        return self.between_products(CALL_MODEL, dtype, 1, CALL_S, CALL_ROUNDS) / operators
+        return self.between_products(CALL_MODEL, dtype, 1, CALL_S, CALL_ROUNDS) / CALL_OPERATORS
+
+    def graph_call(self, dtype: torch.dtype) -> float:
+        """The same of what the device itself takes: the step as a CUDA graph."""
+        return self.between_products(CALL_MODEL, dtype, 1, CALL_S, CALL_ROUNDS, self.watch.captured) / CALL_OPERATORS
 
     def activations(self, dtype: torch.dtype, attention_flop_s: float) -> float:
         """Seconds per byte that element-wise operators of a prefill touch, between products as in a model."""
-        layers, hidden = PASS_MODEL["num_hidden_layers"], PASS_MODEL["hidden_size"]
-        attention = 4 * layers * hidden * PASS_TOKENS**2 * attention_flop_s
-        seconds = self.between_products(PASS_MODEL, dtype, PASS_TOKENS, PASS_S, PASS_ROUNDS) - attention
-        return max(1e-13, seconds / (layers * ELEMENTWISE * hidden * PASS_TOKENS * dtype.itemsize))
+        layers, hidden = PASS_MODEL["num_hidden_layers"], PASS_HIDDEN[self.device.type]
+        tokens = PASS_TOKENS[self.device.type]
+        sizes = PASS_MODEL | {"hidden_size": hidden, "intermediate_size": PASS_INNER * hidden}
+        attention = 4 * layers * hidden * tokens**2 * attention_flop_s
+        seconds = self.between_products(sizes, dtype, tokens, PASS_S, PASS_ROUNDS) - attention
+        return max(LEAST_BYTE_S, seconds / (layers * ELEMENTWISE * hidden * tokens * dtype.itemsize))
 
     def between_products(
-        self, model_sizes: Mapping[str, int], dtype: torch.dtype, tokens: int, seconds: float, rounds: int
+        self,
+        model_sizes: Mapping[str, int],
+        dtype: torch.dtype,
+        tokens: int,
+        seconds: float,
+        rounds: int,
+        how: Callable[[Callable[[], object]], Callable[[], object]] = lambda run: run,
     ) -> float:
         """Seconds that a small model of transformers takes for ``tokens`` beyond its products with weights."""
         from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-        model = LlamaForCausalLM(LlamaConfig(**model_sizes)).eval().to(self.device, dtype)
+        with self.device:
+            model = LlamaForCausalLM(LlamaConfig(**model_sizes)).eval().to(dtype)
         products = [module for module in model.modules() if isinstance(module, nn.Linear)]
         inputs = {
             layer.in_features: torch.ones(1, tokens, layer.in_features, device=self.device, dtype=dtype)
@@ -201,23 +220,17 @@ class Gauge:
         def step() -> None:
             held = cache if tokens == 1 else DynamicCache(config=model.config)  # decode appends, a prefill starts
             model(input_ids=ids, past_key_values=held, use_cache=True, logits_to_keep=1)
+            if self.cuda and held is cache and cache.get_seq_length() > CALL_DEPTH:
+                cache.crop(-1)  # cuDNN makes a plan for each new length, which takes longer than the step
 
         def multiply() -> None:
             for layer in products:
                 functional.linear(inputs[layer.in_features], layer.weight)
 
-        found = [(self.watch.time(step, seconds).median, self.watch.time(multiply, seconds).median)
+        whole_step, products_alone = how(step), how(multiply)
+        found = [(self.watch.time(whole_step, seconds).median, self.watch.time(products_alone, seconds).median)
                  for _ in range(rounds)]  # fmt: skip
         return max(1e-9, statistics.median(whole - alone for whole, alone in found))
-
-    def graph_call(self) -> float:
-        """Seconds of one small kernel when a CUDA graph replays many."""
-        small = torch.ones(64, device=self.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(GRAPH_KERNELS):
-                small.mul_(1.0)
-        return self.watch.time(graph.replay, LOOP_S).best / GRAPH_KERNELS
 
     def convolution(self, dtype: torch.dtype) -> dict[str, float]:
         """Of a depthwise convolution, as models call it: seconds per channel, sequence and token.
@@ -239,18 +252,20 @@ class Gauge:
         """Seconds per FLOP of the gated delta rule in a prefill pass, by chunks as transformers computes it."""
         from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
+        tokens, batch = PASS_TOKENS["cpu"], DELTA_BATCH[self.device.type]
+
         def random(*more: int) -> torch.Tensor:
-            return torch.randn(1, PASS_TOKENS, DELTA.value_heads, *more, device=self.device)
+            return torch.randn(batch, tokens, DELTA.value_heads, *more, device=self.device)
 
         query, key, value = random(DELTA.key_dim), random(DELTA.key_dim), random(DELTA.value_dim)
-        decay = log_decays(DELTA.value_heads).to(self.device).expand(1, PASS_TOKENS, -1)
+        decay = log_decays(DELTA.value_heads).to(self.device).expand(batch, tokens, -1)
         beta = random().sigmoid()
 
         def run() -> None:
             torch_chunk_gated_delta_rule(query, key, value, decay, beta,
                                          output_final_state=True, use_qk_l2norm_in_kernel=True)  # fmt: skip
 
-        return self.watch.time(run, LOOP_S).median / DELTA.prefill_flops([(0, PASS_TOKENS)], IDEAL)
+        return self.watch.time(run, LOOP_S).median / (batch * DELTA.prefill_flops([(0, tokens)], IDEAL))
 
     def attention(self, dtype: torch.dtype) -> dict[str, float]:
         """Of a growing cache: seconds per byte of K and V in a decode step, and per FLOP in a masked prefill pass."""
@@ -259,7 +274,8 @@ class Gauge:
             return torch.randn(1, heads, tokens, HEAD_DIM, device=self.device).to(dtype)
 
         query, new = random(HEADS, 1), random(KV_HEADS, 1)
-        first = random(KV_HEADS, STEP_DEPTH)
+        depth = STEP_DEPTH[self.device.type]
+        first = random(KV_HEADS, depth)
         many = max(2, past_caches(self.cache_bytes, POOL_BYTES, POOL_MOST) // (2 * first.nbytes))
         pool = deque((first.clone(), first.clone()) for _ in range(many))
 
@@ -270,15 +286,16 @@ class Gauge:
 
         for _ in range(many):  # so that freed blocks have room for one token more
             step()
-        held = 2 * KV_HEADS * STEP_DEPTH * HEAD_DIM * dtype.itemsize
-        queries, keys, values = random(HEADS, PASS_TOKENS), random(KV_HEADS, PASS_DEPTH), random(KV_HEADS, PASS_DEPTH)
-        mask = torch.ones(PASS_TOKENS, PASS_DEPTH, dtype=torch.bool, device=self.device)
-        mask = mask.tril(PASS_DEPTH - PASS_TOKENS)[None, None]
+        held = 2 * KV_HEADS * depth * HEAD_DIM * dtype.itemsize
+        tokens = PASS_TOKENS[self.device.type]
+        cached = PASS_DEPTH * tokens
+        queries, keys, values = random(HEADS, tokens), random(KV_HEADS, cached), random(KV_HEADS, cached)
+        mask = torch.ones(tokens, cached, dtype=torch.bool, device=self.device).tril(cached - tokens)[None, None]
 
         def run() -> None:
             functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
 
-        flops = 4 * HEADS * HEAD_DIM * PASS_TOKENS * PASS_DEPTH
+        flops = 4 * HEADS * HEAD_DIM * tokens * cached
         return {
             "step_byte_s": self.watch.time(step, LOOP_S).median / held,
             "pass_flop_s": self.watch.time(run, LOOP_S).median / flops,

@@ -2,9 +2,10 @@
 
     product = bytes × byte_s + output features × row_s + call_s
 
-is solved for each format and number of tokens from three shapes: square, few inputs a row, and small. Weights rotate
-through a pool larger than the device's caches where memory allows, as a model's do; small packed layers, which take
-long to copy, through 1,024.
+is what the device takes: on a GPU measured in a CUDA graph where that can be, while what starting a layer takes from
+Python is told apart. It is solved for each format and number of tokens from three shapes: square, few inputs a row,
+and small. Weights rotate through a pool larger than the device's caches where memory allows, as a model's do; small
+packed layers, which take long to copy, through 1,024.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from profiler.quants.base import Quant
 
 TOKENS = (1, 4, 16, 64, 256)
 MORE_TOKENS = {"int8": (1024,)}  # whose cost a token grows again, as what it writes between steps leaves the caches
-SQUARE, NARROW, SMALL = (2048, 2048), (2048, 512), (256, 256)  # output features, input features
+# Square, narrow, small: output features, input features. In a small one a GPU has less to do than to start.
+SHAPES = {
+    "cpu": ((2048, 2048), (2048, 512), (256, 256)),
+    "cuda": ((8192, 8192), (8192, 2048), (1024, 1024)),
+}
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
 FOUR_BIT = "nf4"
 POOL_BYTES = 128 * 1024**2  # at least
@@ -44,7 +49,7 @@ OUTLYING, FEW = 2, 4  # as many as SmolLM2-135M has before attention (Gemma 3 27
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 Shape = tuple[int, int]
-Product = tuple[Callable[[], None], int]
+Product = tuple[Callable[[], object], int]
 K = TypeVar("K")
 RATE_S = 0.04  # a rate is the median of runs that take so long
 ROUNDS = 3  # and that of so many turns
@@ -59,6 +64,7 @@ class Format(NamedTuple):
     dtype: torch.dtype
     pool: Callable[[Shape, int], list[Layer]]
     repacks: bool
+    captured: bool = False  # in a CUDA graph: LLM.int8() looks for outlying features on the host
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -81,9 +87,12 @@ class Products:
     def __init__(self, watch: Stopwatch, cache_bytes: int = 0) -> None:
         self.watch, self.device, self.cuda = watch, watch.device, watch.device.type == "cuda"
         self.pool_bytes = past_caches(cache_bytes, POOL_BYTES, POOL_MOST)
+        self.shapes = SHAPES[self.device.type]
 
-    def all(self) -> tuple[Costs, dict[str, dict[str, float]]]:
-        """Costs of linear layers by format and tokens; and how much longer than that an output head takes."""
+    def all(self) -> tuple[Costs, dict[str, dict[str, float]], dict[str, float]]:
+        """Costs of linear layers by format and tokens; how much longer than that an output head takes; and what
+        starting a layer takes, which a GPU does not wait for.
+        """
         formats = list(self._formats())
         runs = {
             (one.name, shape, tokens): self._product(one, layers, shape, tokens)
@@ -91,18 +100,22 @@ class Products:
             for shape, layers in self._pools(one)
             for tokens in (TALL_TOKENS if shape == TALL else one.tokens)
         }
-        seconds = self._rounds(runs)
+        starts = {one.name: runs[one.name, self.shapes[-1], 1] for one in formats} if self.cuda else {}
+        within = {one.name for one in formats if one.captured}
+        seconds = self._rounds(
+            {key: (self.watch.captured(run), many) if key[0] in within else (run, many)
+             for key, (run, many) in runs.items()}
+        )  # fmt: skip
         found: Costs = {one.name: {} for one in formats}
         tall: dict[str, dict[str, float]] = {one.name: {} for one in formats}
         for one in formats:
             for tokens in one.tokens:
-                shapes = (SQUARE, NARROW, SMALL)
-                points = [(one.nbytes(shape), shape[0], seconds[one.name, shape, tokens]) for shape in shapes]
+                points = [(one.nbytes(shape), shape[0], seconds[one.name, shape, tokens]) for shape in self.shapes]
                 cost = found[one.name][str(tokens)] = solve(points)
                 if (one.name, TALL, tokens) in seconds:
                     taken = seconds[one.name, TALL, tokens]
                     tall[one.name][str(tokens)] = taken / one.usual_s(cost, TALL)
-        return found, tall
+        return found, tall, self._rounds(starts)
 
     def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
         """Seconds of one layer each. All take their turn several times: what a slower minute does, it does to all."""
@@ -129,7 +142,7 @@ class Products:
         return run, many
 
     def _pools(self, one: Format) -> Iterator[tuple[Shape, list[Layer]]]:
-        for shape in (SQUARE, NARROW, SMALL, *((TALL,) if one.name in DTYPES else ())):
+        for shape in (*self.shapes, *((TALL,) if one.name in DTYPES else ())):
             yield shape, one.pool(shape, self.pool_bytes)
 
     def _formats(self) -> Iterator[Format]:
@@ -150,7 +163,7 @@ class Products:
             return pool
 
         for name, dtype in DTYPES.items():
-            yield Format(name, dtype, plain(dtype), repacks=False)
+            yield Format(name, dtype, plain(dtype), repacks=False, captured=self.cuda)
         try:
             import bitsandbytes as bnb
         except ImportError:
@@ -166,7 +179,7 @@ class Products:
                 many = max(2, min(nbytes // one.nbytes(shape), PACKED_LAYERS))
                 return [first, *(copy.deepcopy(first) for _ in range(many - 1))]
 
-            one = Format(name, dtype, pool, here.repacks)
+            one = Format(name, dtype, pool, here.repacks, captured=self.cuda and name == FOUR_BIT)
             return one
 
         dtype = DTYPES[here.default_dtype]

@@ -49,6 +49,7 @@ def some(**changes: object) -> Ceilings:
         attention={"fp32": {"step_byte_s": 2e-10, "pass_flop_s": 2e-11}},
         products=PRODUCTS,
         tall={"fp32": {"1": 1.5, "16": 1.0}},
+        host_s={},
         how={"read": "sum, 2 threads"},
     )
     return replace(known, **changes)  # type: ignore[arg-type]

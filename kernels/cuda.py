@@ -1,0 +1,257 @@
+"""Our CUDA kernels (``fused/``): compiled at first use by NVRTC, which torch brings along, for the shapes at hand.
+
+No compiler is needed, nothing is built at installation, and the sources include no header of CUDA's. Registered as
+torch operators, so that a capture, an audit and fake tensors see them. Where NVRTC cannot be had the decode step is
+plain torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from profiler.units import printable
+
+SOURCES = Path(__file__).parent / "fused"
+ARCHITECTURES = (80, 86, 89, 90, 120)  # A100, 30 series, 40 series, H100, 50 series: what is checked without a GPU
+DTYPES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
+LARGEST_KEY = 256  # kLargestKey in delta_step.cu
+COLUMNS, PARTS = 32, 8  # kColumns and kParts there
+WIDTHS = (16, 32, 64, 128, 256, 512)  # of attention heads
+GROUPS = (4, 2, 1)  # query heads that a block serves
+THREADS, JOINERS, MORE = 128, 512, 4  # of attention.cu: threads of a block, and what a part holds beside its sums
+MOST_CHUNKS, LEAST_CHUNK = JOINERS, 64  # slots
+BLOCKS_EACH = 8  # for every multiprocessor, so that all are busy to the end
+NORM_THREADS = 256  # kThreads in rms_norm.cu
+Defines = tuple[str, ...]
+
+LIBRARY = torch.library.Library("hwprofile_cuda", "DEF")
+LIBRARY.define(
+    "gated_delta_step(Tensor query, Tensor key, Tensor value, Tensor g, Tensor beta, Tensor(a!) state) -> Tensor"
+)
+LIBRARY.define("rms_norm(Tensor x, Tensor? weight, Tensor? gate, float offset, float eps) -> Tensor")
+LIBRARY.define("decode_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> Tensor")
+
+
+class KernelFailed(RuntimeError):
+    """A kernel cannot be had or started here. The message says why, in one line."""
+
+
+@cache
+def missing() -> str | None:
+    """Why the kernels cannot be had on this machine, or ``None``."""
+    try:
+        from cuda.bindings import driver, nvrtc  # noqa: F401
+    except ImportError:
+        return "the Python package cuda-bindings is not installed"
+    try:
+        compiled("delta_step", 90, ())
+    except KernelFailed as error:
+        return str(error)
+    return None
+
+
+def compiled(source: str, architecture: int, defines: Defines) -> bytes:
+    """``fused/<source>.cu`` as machine code for one architecture (90: H100). Raises KernelFailed."""
+    from cuda.bindings import nvrtc
+
+    header = "element.h"
+    text, included = (SOURCES / f"{source}.cu").read_bytes(), (SOURCES / header).read_bytes()
+    try:
+        status, program = nvrtc.nvrtcCreateProgram(text, f"{source}.cu".encode(), 1, [included], [header.encode()])
+    except RuntimeError as error:  # the library is not there
+        raise KernelFailed(printable(error)) from None
+    _check(nvrtc, status)
+    options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", *defines]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    if int(status):
+        log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+        nvrtc.nvrtcGetProgramLog(program, log)
+        lines = [line for line in log.decode(errors="replace").splitlines() if "error" in line] or [str(status)]
+        raise KernelFailed(f"NVRTC failed: {printable(lines[0])}")
+    status, size = nvrtc.nvrtcGetCUBINSize(program)
+    _check(nvrtc, status)
+    code = b" " * size
+    _check(nvrtc, *nvrtc.nvrtcGetCUBIN(program, code))
+    nvrtc.nvrtcDestroyProgram(program)
+    return code
+
+
+@cache
+def module(source: str, device: int, defines: Defines) -> Any:
+    """The loaded module of one device."""
+    from cuda.bindings import driver
+
+    major, minor = torch.cuda.get_device_capability(device)
+    with torch.cuda.device(device):
+        torch.cuda.current_stream()  # torch's context must be there to load into
+        status, loaded = driver.cuModuleLoadData(compiled(source, 10 * major + minor, defines))
+    _check(driver, status)
+    return loaded
+
+
+@cache
+def function(source: str, name: str, device: int, defines: Defines) -> Any:
+    """A kernel of a module."""
+    from cuda.bindings import driver
+
+    status, found = driver.cuModuleGetFunction(module(source, device, defines), name.encode())
+    _check(driver, status)
+    return found
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    block: tuple[int, int],
+    shared: int,
+    *values: torch.Tensor | int | float | None,
+) -> None:
+    """Start a kernel on the current stream, so that a capture sees it; ``None`` is a null pointer.
+
+    Raises KernelFailed if it is refused.
+    """
+    from cuda.bindings import driver
+
+    device = next(value.device for value in values if isinstance(value, torch.Tensor))
+    kinds = {int: ctypes.c_int, float: ctypes.c_float}
+    plain = tuple(value.data_ptr() if isinstance(value, torch.Tensor) else value or 0 for value in values)
+    types = tuple(kinds.get(type(value), ctypes.c_void_p) for value in values)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    (status,) = driver.cuLaunchKernel(kernel, *grid, *block, 1, shared, stream, (plain, types), 0)
+    _check(driver, status)
+
+
+def _check(library: Any, status: Any, *_: Any) -> None:
+    if int(status):
+        raise KernelFailed(f"{library.__name__.rpartition('.')[2]}: {status.name}")
+
+
+def serves_delta(query: torch.Tensor, value: torch.Tensor, state: torch.Tensor) -> bool:
+    """Whether ``gated_delta_step`` computes this case."""
+    shapes = query.shape[-1] <= LARGEST_KEY and value.dtype == query.dtype and state.is_contiguous()
+    return shapes and query.dtype in DTYPES and missing() is None
+
+
+def serves_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether ``decode_attention`` computes this case."""
+    alike = query.dtype == keys.dtype == values.dtype and keys.shape == values.shape
+    laid_out = keys.is_contiguous() and values.is_contiguous() and mask.numel() == keys.shape[2]
+    return alike and laid_out and query.dtype in DTYPES and query.shape[-1] in WIDTHS and missing() is None
+
+
+@torch.library.impl(LIBRARY, "gated_delta_step", "CUDA")
+def _delta_step(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    state: torch.Tensor,
+) -> torch.Tensor:
+    """Shapes of ``hwprofile::gated_delta_step``."""
+    batch, _, heads, dv = value.shape
+    key_heads, dk = key.shape[2:]
+    out = torch.empty_like(value)
+    kernel = function("delta_step", "delta_step", query.device.index or 0, DTYPES[query.dtype])
+    tensors = (query, key, value, g.float(), beta.to(query.dtype), state, out)
+    grid, block = (batch * heads, -(-dv // COLUMNS), 1), (COLUMNS, PARTS)
+    launch(kernel, grid, block, 4 * COLUMNS * dk, *tensors, heads, key_heads, dk, dv)
+    return out
+
+
+@torch.library.impl(LIBRARY, "decode_attention", "CUDA")
+def _decode_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Shapes of ``hwprofile::decode_attention``."""
+    batch, heads, _, width = query.shape
+    kv_heads, slots, device = keys.shape[1], keys.shape[2], query.device.index or 0
+    defines, group = attention_defines(query.dtype, width, heads // kv_heads)
+    size = chunk_slots(slots, batch * heads // group, _multiprocessors(device))
+    chunks = -(-slots // size)
+    parts = torch.empty((batch, heads, chunks, width + MORE), dtype=torch.float32, device=query.device)
+    out = query.new_empty((batch, 1, heads, width))
+    kernels = [function("attention", f"attention_{name}", device, defines) for name in ("part", "join")]
+    launch(kernels[0], (chunks, heads // group, batch), (THREADS, 1), 0, query, keys, values, mask, parts,
+           heads, kv_heads, slots, size, scale * math.log2(math.e))  # fmt: skip
+    launch(kernels[1], (heads, batch, 1), (JOINERS, 1), 0, parts, out, heads, chunks)
+    return out
+
+
+@torch.library.impl(LIBRARY, "rms_norm", "CUDA")
+def _rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, gate: torch.Tensor | None, offset: float, eps: float
+) -> torch.Tensor:
+    """``x / rms(x) · (offset + weight)`` over the last axis, times ``silu(gate)``; fp32 inside. All contiguous."""
+    out, width = torch.empty_like(x), x.shape[-1]
+    defines = (*DTYPES[x.dtype], *(() if gate is None else ("-DGATED",)))
+    kernel = function("rms_norm", "rms_norm", x.device.index or 0, defines)
+    launch(kernel, (x.numel() // width, 1, 1), (NORM_THREADS, 1), 0, x, weight, gate, out, width, offset, eps)
+    return out
+
+
+@torch.library.impl(LIBRARY, "rms_norm", "CPU")
+def _rms_norm_in_words(
+    x: torch.Tensor, weight: torch.Tensor | None, gate: torch.Tensor | None, offset: float, eps: float
+) -> torch.Tensor:
+    """What the kernel computes, as plain torch: tests hold it to that."""
+    wide = x.float()
+    out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    out = out if weight is None else out * (offset + weight.float())
+    return (out if gate is None else out * torch.nn.functional.silu(gate.float())).to(x.dtype)
+
+
+@torch.library.register_fake("hwprofile_cuda::rms_norm", lib=LIBRARY)
+def _(
+    x: torch.Tensor, weight: torch.Tensor | None, gate: torch.Tensor | None, offset: float, eps: float
+) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("hwprofile_cuda::gated_delta_step", lib=LIBRARY)
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    state: torch.Tensor,
+) -> torch.Tensor:
+    return torch.empty_like(value)
+
+
+@torch.library.register_fake("hwprofile_cuda::decode_attention", lib=LIBRARY)
+def _(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    return query.new_empty((query.shape[0], 1, query.shape[1], query.shape[3]))
+
+
+def attention_defines(dtype: torch.dtype, width: int, shared_by: int) -> tuple[Defines, int]:
+    """What ``attention.cu`` is compiled with, and the query heads of a block, of ``shared_by`` that share a cache."""
+    group = next(group for group in GROUPS if shared_by % group == 0)
+    return (*DTYPES[dtype], f"-DWIDTH={width}", f"-DGROUP={group}"), group
+
+
+def chunk_slots(slots: int, rows: int, multiprocessors: int) -> int:
+    """Slots that a block reads, when ``rows`` blocks share out each of them."""
+    chunks = max(1, min(MOST_CHUNKS, BLOCKS_EACH * multiprocessors // rows))
+    return max(LEAST_CHUNK, -(-slots // chunks))
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def nvcc_command(nvcc: str, source: str, output: Path, architecture: int, defines: Sequence[str]) -> list[str]:
+    """How nvcc compiles a kernel; ptxas reports registers and spills on stderr."""
+    return [nvcc, "-O3", "-std=c++17", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v", *defines,
+            str(SOURCES / f"{source}.cu"), "-o", str(output)]  # fmt: skip

@@ -1,0 +1,16 @@
+// What activations are made of: float, or bf16 as its bits. No header of CUDA's is needed, so NVRTC takes it anywhere.
+#pragma once
+
+#ifdef BF16
+typedef unsigned short element;
+__device__ inline float widened(element value) { return __uint_as_float((unsigned)value << 16); }
+__device__ inline element narrowed(float value) {
+  const unsigned bits = __float_as_uint(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;           // NaN
+  return (element)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);  // to nearest, ties to even
+}
+#else
+typedef float element;
+__device__ inline float widened(element value) { return value; }
+__device__ inline element narrowed(float value) { return value; }
+#endif
