@@ -3,8 +3,8 @@
     python benchmarks/one_process.py --device cuda:0 --out rows.jsonl [--seconds 120] \
         qwen3.5-0.8b:bf16:512+32768:graph+static+eager gemma-4-e2b:nf4:512:graph
 
-A case is ``model:quantization:contexts:paths[:batches]``. Weights are synthetic; the cache is filled with random values
-unless a path ends in ``*`` (``eager*``), which measures the prefill as well. Every row is printed and written at once.
+A case is ``model:quantization:contexts:paths[:batches]``. Weights are synthetic; the cache is filled with random
+values unless a path ends in ``*`` (``eager*``), which measures the prefill as well. Every row is written at once.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ THREADS, JOINERS, MORE = 128, 512, 4  # of attention.cu: threads of a block, and
 MOST_CHUNKS, LEAST_CHUNK = JOINERS, 64  # slots
 BLOCKS_EACH = 8  # for every multiprocessor, so that all are busy to the end
 NORM_THREADS = 256  # kThreads in rms_norm.cu
+MATVEC_WARPS, VECTOR_BYTES = 4, 16  # of matvec.cu
+MOST_TOKENS, MOST_WEIGHT_BYTES = 4, 32 * 1024**2  # beyond, the library's product is as fast
 Defines = tuple[str, ...]
 
 LIBRARY = torch.library.Library("hwprofile_cuda", "DEF")
@@ -36,6 +38,7 @@ LIBRARY.define(
     "gated_delta_step(Tensor query, Tensor key, Tensor value, Tensor g, Tensor beta, Tensor(a!) state) -> Tensor"
 )
 LIBRARY.define("rms_norm(Tensor x, Tensor? weight, Tensor? gate, float offset, float eps) -> Tensor")
+LIBRARY.define("matvec(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 LIBRARY.define("decode_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> Tensor")
 
 
@@ -213,6 +216,34 @@ def _(
     x: torch.Tensor, weight: torch.Tensor | None, gate: torch.Tensor | None, offset: float, eps: float
 ) -> torch.Tensor:
     return torch.empty_like(x)
+
+
+def serves_matvec(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether ``matvec`` computes ``x [..., columns]`` times ``weight`` faster than the library."""
+    few = x.numel() <= MOST_TOKENS * x.shape[-1] and weight.nbytes <= MOST_WEIGHT_BYTES
+    return few and x.dtype == weight.dtype == torch.bfloat16 and weight[0].nbytes % VECTOR_BYTES == 0
+
+
+@torch.library.impl(LIBRARY, "matvec", "CUDA")
+def _matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """``torch.nn.functional.linear`` of contiguous tensors."""
+    rows, columns = weight.shape
+    out = x.new_empty((*x.shape[:-1], rows))
+    defines = (*DTYPES[x.dtype], f"-DTOKENS={x.numel() // columns}")
+    kernel = function("matvec", "matvec", x.device.index or 0, defines)
+    grid, block = (-(-rows // MATVEC_WARPS), 1, 1), (32 * MATVEC_WARPS, 1)
+    launch(kernel, grid, block, 0, x, weight, bias, out, rows, columns)
+    return out
+
+
+@torch.library.impl(LIBRARY, "matvec", "CPU")
+def _matvec_in_words(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+@torch.library.register_fake("hwprofile_cuda::matvec", lib=LIBRARY)
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 @torch.library.register_fake("hwprofile_cuda::gated_delta_step", lib=LIBRARY)

@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +19,10 @@ from pathlib import Path
 import platformdirs
 import torch
 
+from profiler import paths
 from profiler.units import printable
 
 SOURCES = Path(__file__).parent / "cpu"
-COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000")  # 2.10, the oldest we take
 BASELINE = ("baseline", ("-DISA=baseline", "-DLANES=4"))
 X86 = (
@@ -85,11 +84,10 @@ def built(folder: Path | None = None) -> Path:
 
 
 def _compiler() -> str:
-    for name in (os.environ.get("CXX"), *COMPILERS):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
-    raise BuildFailed("no C++ compiler found (CXX, c++, g++, clang++)")
+    found = paths.compiler()
+    if found is None:
+        raise BuildFailed(f"no C++ compiler found (CXX, {', '.join(paths.COMPILERS)})")
+    return found
 
 
 def _fingerprint(compiler: str) -> str:

@@ -97,11 +97,12 @@ def _swaps(model: PreTrainedModel, loops: bool) -> Iterator[tuple[dict[str, Any]
         yield from ((vars(home), name, make(vars(home)[name])) for name, make in ours.items() if name in vars(home))
     if config._attn_implementation == "sdpa":
         yield vars(config), "_attn_implementation_internal", NAME
-    make = _linear_forward if with_loops else NormForward()
+    makers = (_linear_forward,) if with_loops else (NormForward(), _small_linear_forward)
     for module in model.modules():
-        forward = make(module)
-        if forward is not None:
-            yield vars(module), "forward", forward
+        for make in makers:
+            forward = make(module)
+            if forward is not None:
+                yield vars(module), "forward", forward
 
 
 def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -121,6 +122,22 @@ def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | Non
             return original(x)
         y = torch.ops.hwprofile.matvec(rows.contiguous(), weight, scale).view(*x.shape[:-1], weight.shape[0])
         return y if bias is None else y + bias
+
+    return forward
+
+
+def _small_linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A forward on our CUDA kernel, for matrices that take less to read than a library's product takes to start."""
+    if type(module) is not nn.Linear or not module.weight.is_contiguous():
+        return None
+    weight, bias = module.weight, module.bias
+    if not cuda.serves_matvec(weight[:1], weight):
+        return None
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if not cuda.serves_matvec(x, weight):
+            return F.linear(x, weight, bias)
+        return torch.ops.hwprofile_cuda.matvec(x.contiguous(), weight, bias)
 
     return forward
 

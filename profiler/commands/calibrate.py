@@ -15,7 +15,7 @@ from profiler import devices, registry
 from profiler.commands import listing, options
 from profiler.devices import ceilings
 from profiler.devices.base import DeviceInfo
-from profiler.devices.ceilings import BETWEEN_NEEDS, Ceilings
+from profiler.devices.ceilings import BETWEEN_NEEDS, Ceilings, rows_of
 from profiler.errors import ProfileError
 from profiler.measure.environ import worker_environment
 from profiler.models.weight import Weight
@@ -98,7 +98,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
         ("read", found.read_bytes_s, "bytes/s"),
         ("copy", found.copy_bytes_s, "bytes/s"),
         *((f"call {dtype}", value, "s") for dtype, value in found.call_s.items()),
-        ("call in a graph", found.graph_call_s, "s"),
+        ("a call's work on the device", found.graph_call_s, "s"),
     ]
     figures += [(f"products {dtype}", value, "FLOP/s") for dtype, value in found.flops.items()]
     figures += [
@@ -111,13 +111,17 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
     figures.append(("gated delta rule fp32, a prefill", 1 / found.delta_flop_s, "FLOP/s"))
     for dtype, cost in found.attention.items():
         figures.append((f"attention {dtype}, a step's cache", 1 / cost["step_byte_s"], "bytes/s"))
+        if "own_byte_s" in cost:
+            figures.append((f"attention {dtype}, a step's cache, by ours", 1 / cost["own_byte_s"], "bytes/s"))
         figures.append((f"attention {dtype}, a prefill", 1 / cost["pass_flop_s"], "FLOP/s"))
     size = "×".join(map(str, SHOWN_LAYER))
     figures += [
         (f"layer {size} {scheme}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, scheme, n, repacks), "s")
         for scheme in found.products
         for n in SHOWN_TOKENS
+        if str(n) in found.products[scheme]
     ]
+    figures += [(f"starting a layer {scheme}", value, "s") for scheme, value in found.host_s.items()]
     figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
     apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in ("prefill", "decode")}
     figures += [(name, value, "share") for name, value in apart.items()]
@@ -131,7 +135,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
 
 def _layer_s(found: Ceilings, scheme: str, tokens: int, repacks: bool) -> float | None:
     """Seconds of one linear layer as predictions take them."""
-    quant: Quant = registry.load("quants", scheme, "quantization").QUANT
+    quant: Quant = registry.load("quants", scheme.removesuffix(rows_of("")), "quantization").QUANT
     nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), quant.dtype or "fp32", repacks)
     return found.product_s(scheme, tokens, nbytes, SHOWN_LAYER[0], 1)
 

@@ -9,6 +9,7 @@ import click
 from profiler.commands import explain_page, listing, options
 from profiler.devices.target import Target
 from profiler.models.resolve import Model
+from profiler.paths import PATHS
 from profiler.plan.inquiry import Inquiry, one_case
 from profiler.predict import engines, estimate, explanation
 from profiler.predict.engines.base import Setting
@@ -25,6 +26,7 @@ from profiler.results.store import Store, default_path
 @click.option("-c", "--context", metavar="TOKENS", default="8k", show_default=True, help="In the cache.")
 @click.option("-b", "--batch", metavar="N", default="1", show_default=True, help="Sequences at once.")
 @click.option("--kv", metavar="FORMAT", help="Of K and V. [default: the engine's]")
+@options.choice("--path", PATHS, help="Decode steps of transformers. [default: as profile sweep runs them there]")
 @options.choice("--split", SPLITS, help="Of several devices. [default: tensor with vllm, else layer]")
 @options.store()
 @listing.output()
@@ -36,6 +38,7 @@ def explain(
     context: str,
     batch: str,
     kv: str | None,
+    path: str | None,
     split: Split | None,
     store: Path | None,
     output: str,
@@ -46,7 +49,7 @@ def explain(
     to decode; and the one change that frees most.
     """
     inquiry = Inquiry(
-        (model,), (on,) if on else (), engine, (quant,) if quant else (), (context,), (batch,), kv, split
+        (model,), (on,) if on else (), engine, (quant,) if quant else (), (context,), (batch,), kv, split, path=path
     )
     case = one_case(inquiry)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from profiler.commands import explain_memory, fit_rows, listing
+from profiler.paths import EAGER
 from profiler.predict.explanation import Explanation, PhaseParts, cause
 from profiler.predict.prediction import Prediction
 from profiler.reports.base import paths
@@ -19,7 +20,8 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
 
     ``stored``: what was measured of the case, the newest first. Only the path that was predicted stands beside it.
     """
-    measured = next((row for row in stored if row.case.path == paths.SHIPPED), None)
+    predicted = prediction.setting.path
+    measured = next((row for row in stored if row.case.path == predicted), None)
     if output not in ("table", "md"):
         return listing.render(rows(found, measured), dict, output)
     setting = prediction.setting
@@ -38,7 +40,7 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
             "",
         ]
     lines += explain_memory.lines(found, measured, output)
-    if others := _others(stored):
+    if others := _others(stored, predicted):
         lines += ["", "other decode paths, as measured:", *others]
     return "\n".join(lines) + "\n"
 
@@ -75,14 +77,17 @@ def measured_s(measured: Measurement | None, phase: str) -> float | None:
     return tokens / rate.median
 
 
-def _others(stored: Sequence[Measurement]) -> list[str]:
-    """A line for each other path: what it is, and how long its step took."""
-    shipped = [row for row in stored if row.case.path == paths.SHIPPED]
+def _others(stored: Sequence[Measurement], predicted: str) -> list[str]:
+    """A line for each path but the predicted one: what it is, and how long its step took."""
+    shipped = [row for row in stored if row.case.path == EAGER]
     lines = []
     for row in stored:
         seconds = measured_s(row, "decode")
-        if row.case.path != paths.SHIPPED and seconds is not None:
-            lines += [f"  {line}; {seconds_text(seconds)} a step" for line in paths.path_lines([*shipped, row])]
+        if row.case.path == predicted or seconds is None:
+            continue
+        about = paths.path_lines([*shipped, row]) if row.case.path != EAGER else []
+        line = about[0] if about else f"{printable(row.case.label)} {row.case.path}"
+        lines.append(f"  {line}; {seconds_text(seconds)} a step")
     return lines
 
 

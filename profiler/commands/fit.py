@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from profiler.commands import fit_map, fit_rows, listing, options
+from profiler.paths import PATHS
 from profiler.plan.inquiry import Inquiry, answers
 from profiler.predict import engines, goal
 from profiler.predict.machine import SPLITS
@@ -25,6 +26,7 @@ from profiler.predict.machine import SPLITS
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
 @click.option("--kv", metavar="FORMAT", help="Of K and V: q8_0, fp8, … [default: the engine's]")
 @click.option("--goal", "wish", metavar="GOAL", help='Only what meets it, best first: "20 tok/s at 64k".')
+@options.choice("--path", PATHS, help="Decode steps of transformers. [default: as profile sweep runs them there]")
 @options.choice("--split", SPLITS, help="Of several devices. [default: tensor with vllm, else layer]")
 @options.size("--ram", "ram_bytes", help="Host memory to offload weights to: 64GiB.")
 @click.option("--ram-bandwidth", type=click.FloatRange(min=0.1), metavar="GB/s", help="Of that memory. [default: 60]")

@@ -44,7 +44,10 @@ Kept = Mapping[Case, StoredRow]
 @options.device()
 @options.chosen("--backend", folder="backends", default="hf", help="What runs the models.")
 @options.many(
-    "--path", "paths", metavar="PATH", help="Decode steps: eager (as shipped), static, graph. [default: eager]"
+    "--path",
+    "paths",
+    metavar="PATH",
+    help="Decode steps: eager (as shipped), static, graph. [default: graph on a GPU, static on a CPU]",
 )
 @options.choice("--weights", WEIGHTS, default="auto", help="auto: real where they are here, else synthetic.")
 @options.choice("--fill", scenario.FILLS, help="What gives the cache its depth. [default: prefill]")

@@ -66,9 +66,11 @@ class Ceilings:
     """Depthwise, by dtype: seconds per channel (``channel_s``), and more for each further sequence (``sequence_s``)
     and each token of a pass (``token_s``)."""
     attention: Mapping[str, Mapping[str, float]]
-    """By dtype: ``step_byte_s`` per byte of K and V that a step appends to and reads, ``pass_flop_s`` in a pass."""
+    """By dtype: ``step_byte_s`` per byte of K and V that a step appends to and reads, ``pass_flop_s`` in a pass, and
+    where there is one ``own_byte_s`` per byte that a decode step of ours reads."""
     products: Mapping[str, Mapping[str, Mapping[str, float]]]
-    """The ``Cost`` of a linear layer by format and by tokens in the pass (as text)."""
+    """The ``Cost`` of a linear layer by format and by tokens in the pass (as text). ``fp32 rows`` (``rows_of``) are
+    those of the loops of our own decode step on a CPU."""
     tall: Mapping[str, Mapping[str, float]]  # how much longer an output head takes than other layers, likewise
     host_s: Mapping[str, float]  # a linear layer, started from Python; by format, of a GPU, which works meanwhile
     how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads behind a figure
@@ -127,6 +129,11 @@ class Ceilings:
         if not known:
             return 1.0
         return known[min(known, key=lambda name: abs(math.log(int(name) / max(tokens, 1.0))))]
+
+
+def rows_of(scheme: str) -> str:
+    """What products of this format are called where loops of ours multiply."""
+    return f"{scheme} rows"
 
 
 def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> str:
@@ -198,7 +205,9 @@ def _between(found: Sequence[Ceilings]) -> dict[str, float] | None:
     Of one token for decode; for prefill of the most tokens that all formats were measured with. ``None`` where
     fewer than ``BETWEEN_NEEDS`` calibrations have a format in common.
     """
-    schemes = set.intersection(*(set(one.products) for one in found))
+    schemes = {
+        name for name in set.intersection(*(set(one.products) for one in found)) if not name.endswith(rows_of(""))
+    }
     tokens = [set(one.products[scheme]) for one in found for scheme in schemes]
     if len(found) < BETWEEN_NEEDS or not tokens or not (several := set.intersection(*tokens)):
         return None

@@ -11,10 +11,12 @@ from profiler.devices import target as targets
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models import catalog, families
+from profiler.models.geometry import Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.plan.grid import counts, words
 from profiler.predict import engines
 from profiler.predict.engines.base import Engine
+from profiler.predict.engines.transformers import usual_path
 from profiler.predict.goal import Goal
 from profiler.predict.machine import RAM_BYTES_S, Machine, Split
 from profiler.predict.prediction import Prediction, Predictor
@@ -46,6 +48,7 @@ class Inquiry:
     ram_bytes: int | None = None
     ram_bandwidth: float | None = None  # GB/s
     goal: Goal | None = None
+    path: str | None = None  # of decode steps of transformers; None: as a sweep there
     mapped: bool = False  # contexts are those of a map: as far as each model reaches
 
 
@@ -78,7 +81,7 @@ def answers(inquiry: Inquiry) -> list[Answer]:
         for machine in machines
         for model in models
         for quant in quants
-        for answer in _cases(model, engine, quant, machine, contexts, batches, inquiry.kv)
+        for answer in _cases(model, engine, quant, machine, contexts, batches, inquiry)
     ]
     if inquiry.goal is None:
         return found
@@ -106,7 +109,7 @@ def one_case(inquiry: Inquiry) -> OneCase:
         raise ProfileError("explain takes one case: one model, format, context and batch", "profile fit takes lists.")
     model = resolve(names[0])
     _check(inquiry, [model], contexts, 1)
-    predictor = Predictor(model.geometry, engine, quants[0], machine, compute_dtype(machine.target, quants[0]))
+    predictor = _predictor(model.geometry, engine, quants[0], machine, inquiry.path)
     return OneCase(model, predictor, contexts[0], batches[0])
 
 
@@ -117,9 +120,9 @@ def _cases(
     machine: Machine,
     contexts: Sequence[int],
     batches: Sequence[int],
-    kv: str | None,
+    inquiry: Inquiry,
 ) -> Iterator[Answer]:
-    predictor = Predictor(model.geometry, engine, quant, machine, compute_dtype(machine.target, quant))
+    predictor, kv = _predictor(model.geometry, engine, quant, machine, inquiry.path), inquiry.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     for context in contexts:
         if context > model.geometry.max_position:
@@ -134,6 +137,14 @@ def _cases(
                 largest_batch=widest,
                 parameters=model.geometry.parameters,
             )
+
+
+def _predictor(
+    geometry: Geometry, engine: Engine, quant: str, machine: Machine, path: str | None = None
+) -> Predictor:
+    """As a sweep would run it there."""
+    target = machine.target
+    return Predictor(geometry, engine, quant, machine, compute_dtype(target, quant), path or usual_path(target))
 
 
 def ranked(found: Sequence[Answer], goal: Goal) -> list[Answer]:
@@ -200,7 +211,7 @@ def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
     }
     names = sorted(shapes, key=lambda name: shapes[name].parameters, reverse=True)
     for name in names:
-        predictor = Predictor(shapes[name], engine, quant, machine, compute_dtype(machine.target, quant))
+        predictor = _predictor(shapes[name], engine, quant, machine)
         if predictor.predict(CONTEXTS[0], 1).verdict.word in ("fits", "tight"):
             return name
     return names[-1]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from profiler import registry
+from profiler import paths, registry
 from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
@@ -18,7 +18,7 @@ from profiler.registry import unknown
 from profiler.units import bytes_text, printable
 
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
-PATHS = ("eager", "static", "graph")  # how decode steps run; the first where nobody says
+OWN_STEP = ("hf",)  # backends that run the decode step of ours
 UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
 
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
@@ -169,17 +169,21 @@ def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: Reque
         contexts=counts("-c", request.contexts) if request.contexts else CONTEXTS,
         batches=counts("-b", request.batches) if request.batches else BATCHES,
         steps=counts("-n", request.steps) if request.steps else STEPS,
-        paths=_paths(request),
+        paths=_paths(request, device),
     )
 
 
-def _paths(request: Request) -> tuple[str, ...]:
+def _paths(request: Request, device: DeviceInfo) -> tuple[str, ...]:
     """Raises NotFound with the nearest for an unknown one."""
-    found = tuple(path.casefold() for path in words(request.paths)) or PATHS[:1]
+    found = tuple(path.casefold() for path in words(request.paths)) or (_usual_path(request, device),)
     for path in found:
-        if path not in PATHS:
-            raise unknown("decode path", path, PATHS)
+        if path not in paths.PATHS:
+            raise unknown("decode path", path, paths.PATHS)
     return found
+
+
+def _usual_path(request: Request, device: DeviceInfo) -> str:
+    return paths.usual(device.kind) if request.backend in OWN_STEP else paths.EAGER
 
 
 def _settings(request: Request, device: DeviceInfo) -> Settings:

@@ -26,8 +26,7 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
     """Plain JSON: rates and peak with bounds and basis; seconds at the ceilings where the device was calibrated; and
     how much processes differ (``stats.between``).
 
-    Empty for a backend whose engine has no rules. Those for decode and its memory describe transformers as shipped:
-    another decode path gets its ceiling beside it, and no prediction.
+    Empty for a backend whose engine has no rules.
     """
     if case.backend not in BACKENDS:
         return {}
@@ -35,18 +34,20 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
     engine, on = predictor.engine, predictor.machine.target
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(mean_depth(case), case.batch)
-    shipped = case.path == "eager"
     real = case.weights == "real"
     peak = found.terms.peak + (left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
-    content: dict[str, Any] = {"peak_bytes": _interval(peak)} if shipped else {}
+    content: dict[str, Any] = {"peak_bytes": _interval(peak)}
     if real:
         packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded: repacking comes with the first pass
         if (load := engine.load_peak(geometry, packed, case.dtype, on)) is not None:
             content["load_peak_bytes"] = _interval(load)
     if found.prefill and deep.decode:
-        content |= {"prefill_tps": _interval(found.prefill.tps), "prefill_bound": found.prefill.binds}
-        if shipped:
-            content |= {"decode_tps": _interval(deep.decode.tps), "decode_bound": deep.decode.binds}
+        content |= {
+            "prefill_tps": _interval(found.prefill.tps),
+            "prefill_bound": found.prefill.binds,
+            "decode_tps": _interval(deep.decode.tps),
+            "decode_bound": deep.decode.binds,
+        }
     if (apart := _between(on)) is not None:
         content["between"] = apart
     if on.ceilings is not None:

@@ -16,12 +16,14 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from profiler.devices.ceilings import Ceilings
+from profiler.devices.ceilings import Ceilings, rows_of
 from profiler.devices.target import Target
+from profiler.paths import GRAPH
 from profiler.predict.gguf_mix import TYPES
 from profiler.predict.interval import Basis
 from profiler.predict.work import Item, Work
 
+MOST_ROWS = 8  # tokens that the loops of our own step multiply with; beyond, it is torch's own product
 FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
@@ -44,12 +46,17 @@ class Rates:
     layer_s: float
     expert_layers: float  # a layer of experts launches as much as so many more layers
     call_s: float  # an operator started from Python; 0 for engines that run a graph of their own
+    # Of a GPU, which works while Python starts what comes next: what an operator takes there whatever its size
+    # (``None``: calls and work take turns), and what starting a linear layer takes, by format.
+    device_call_s: float | None
+    start_s: Mapping[str, float]
     decode: Bounds  # measured over predicted seconds: 90 % lie between
     prefill: Bounds
     basis: Basis
     convolution: Mapping[str, float] | None = None  # seconds of a depthwise one: see ``Ceilings``
     apart: bool = False  # some formats are multiplied at rates of their own here
     measured: Ceilings | None = None  # this very device's own curves for weights, in place of shares
+    rows: bool = False  # few tokens are multiplied by loops of ours, which were measured apart
 
     @property
     def own(self) -> bool:
@@ -75,11 +82,8 @@ class Seconds:
 
 def seconds(work: Work, rates: Rates) -> float:
     """Seconds of ``work``."""
-    total = launches_s(work, rates)
-    for item in work.items:
-        reading, computing, unpacking = costs(item, work, rates)
-        total += (reading if reading > computing else computing) + unpacking
-    return total
+    busy = _busy_s(work, rates)
+    return busy + _launching_s(work, rates, busy)
 
 
 def split(work: Work, rates: Rates) -> Seconds:
@@ -89,14 +93,32 @@ def split(work: Work, rates: Rates) -> Seconds:
         read, compute, unpack = costs(item, work, rates)
         reading += read if read > compute else 0.0
         computing += (compute if compute >= read else 0.0) + unpack
-    launching = launches_s(work, rates)
+    launching = _launching_s(work, rates, reading + computing)
     return Seconds(reading + computing + launching, reading, computing, launching)
 
 
 def launches_s(work: Work, rates: Rates) -> float:
-    """Seconds that starting things takes, whatever their size."""
+    """Seconds that starting things takes, whatever their size, beyond what a device is busy with meanwhile."""
+    return _launching_s(work, rates, _busy_s(work, rates))
+
+
+def _busy_s(work: Work, rates: Rates) -> float:
+    total = 0.0
+    for item in work.items:
+        reading, computing, unpacking = costs(item, work, rates)
+        total += (reading if reading > computing else computing) + unpacking
+    return total
+
+
+def _launching_s(work: Work, rates: Rates, busy_s: float) -> float:
     layers = work.layers + rates.expert_layers * work.expert_layers
-    return work.calls * rates.call_s + work.passes * layers * rates.layer_s
+    by_layer = work.passes * layers * rates.layer_s
+    if rates.device_call_s is None:
+        return work.calls * rates.call_s + by_layer
+    small_s = work.calls * rates.device_call_s
+    products = (item for item in work.items if item.kind == "weights")
+    host_s = work.calls * rates.call_s + sum(item.count * rates.start_s.get(item.scheme, 0.0) for item in products)
+    return by_layer + small_s + max(0.0, host_s - busy_s - small_s)
 
 
 def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
@@ -107,9 +129,12 @@ def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
     fresh = item.fresh * rates.measured.fresh_byte_s if rates.measured is not None else 0.0
     if rates.measured is not None and item.kind == "weights":
         what = item.nbytes, item.outputs, item.count, item.part == "head"
-        found = rates.measured.product_s(item.scheme, item.rows, *what)
+        scheme = item.scheme
+        if rates.rows and item.rows <= MOST_ROWS and rows_of(scheme) in rates.measured.points:
+            scheme = rows_of(scheme)
+        found = rates.measured.product_s(scheme, item.rows, *what)
         if found is not None:
-            least = min(found, rates.measured.product_s(item.scheme, 1.0, *what) or found)
+            least = min(found, rates.measured.product_s(scheme, 1.0, *what) or found)
             reads = item.scheme in PLAIN and found <= least  # one token: all is reading
             return least, 0.0 if reads else found, fresh if item.scheme in UNPACKED else 0.0
     if item.kind == "convolution":
@@ -168,6 +193,8 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
         prefill=_wider(own["spread"]["prefill"], target.spread),
         convolution=halves["convolution"] if halves else None,
         call_s=own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0)),
+        device_call_s=None,
+        start_s={},
         basis=own["basis"] if maker in own["fitted_on"] else "prior",
         apart=bool(of_fp32),
     )
@@ -198,12 +225,42 @@ def calibrated(
         flop_s=many,
         few_flop_s=few,
         call_s=ceilings.call(dtype),
+        device_call_s=ceilings.graph_call_s,
+        start_s=ceilings.host_s,
         unpack_s={},
         decode=tuple(found["calibrated"]["decode"]),
         prefill=tuple(found["calibrated"]["prefill"]),
         basis="calibrated",
         convolution=ceilings.convolutions.get(dtype),
         measured=ceilings,
+    )
+
+
+def own_step(base: Rates, target: Target, dtype: str, path: str) -> Rates:
+    """Of a decode step of ours on ``target``, from what transformers' own gets there.
+
+    Captured or compiled it has no calls from Python. On a CPU loops of ours multiply and read the cache; on a GPU the
+    cache alone.
+    """
+    rule, on_cpu = shares()["step"], target.vendor == "CPU"
+    read_s, found = dict(base.read_s), base.measured
+    if found is not None:
+        attention = found.attention.get(dtype, {})
+        read_s["cache"] = attention.get("own_byte_s", read_s["cache"])
+    elif on_cpu:
+        read_s = {scheme: value * rule["reads"] for scheme, value in read_s.items()}
+        read_s["cache"] = read_s["fp32"]
+    device_call_s = base.device_call_s
+    if device_call_s is None and not on_cpu:
+        device_call_s = rule["device_call_s"]
+    return replace(
+        base,
+        read_s=read_s,
+        call_s=0.0 if path == GRAPH else base.call_s,
+        device_call_s=device_call_s,
+        start_s={} if path == GRAPH else base.start_s,
+        convolution=None if on_cpu else base.convolution,
+        rows=on_cpu,
     )
 
 

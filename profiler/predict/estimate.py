@@ -87,12 +87,12 @@ def mean_depth(case: Case) -> int:
 
 def predictor(case: Case, geometry: Geometry, host: Target) -> Predictor:
     """For the cases of a model in a format."""
-    return _predictor(geometry, case.quant, case.dtype, host)
+    return _predictor(geometry, case.quant, case.dtype, host, case.path)
 
 
 @lru_cache(maxsize=64)
-def _predictor(geometry: Geometry, quant: str, dtype: str, device: Target) -> Predictor:
-    return Predictor(geometry, engines.find(ENGINE), quant, Machine(device), dtype)
+def _predictor(geometry: Geometry, quant: str, dtype: str, device: Target, path: str) -> Predictor:
+    return Predictor(geometry, engines.find(ENGINE), quant, Machine(device), dtype, path)
 
 
 def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:

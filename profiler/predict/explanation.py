@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from profiler.models.geometry import Geometry
 from profiler.predict import efficiency, machine, work
-from profiler.predict.efficiency import PLAIN
+from profiler.predict.efficiency import PLAIN, Rates
 from profiler.predict.engines.base import Engine, Setting, Terms
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import Predictor, shared_out
@@ -90,13 +90,13 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
     setting = predictor.setting(context, batch, kv)
     works = predictor.works(context, context, batch, kv)
     phases = tuple(
-        PhaseParts(name, tuple(_shares(done, predictor)), done.passes)
-        for name, done in zip(PHASES, works, strict=True)
+        PhaseParts(name, tuple(_shares(done, predictor, rates)), done.passes)
+        for name, done, rates in zip(PHASES, works, (predictor.rates, predictor.step_rates), strict=True)
     )
     return Explanation(phases, predictor.terms(setting), tuple(_changes(predictor, setting)))
 
 
-def _shares(done: Work, predictor: Predictor) -> list[Share]:
+def _shares(done: Work, predictor: Predictor, rates: Rates) -> list[Share]:
     """Parts of equal name together, the longest first; launches and links at the end."""
     bandwidth = predictor.machine.ceiling_bytes_s
     peaks = {
@@ -105,7 +105,7 @@ def _shares(done: Work, predictor: Predictor) -> list[Share]:
     }
     parts: dict[str, list[float]] = {}
     for item in done.items:
-        read, compute, unpack = efficiency.costs(item, done, predictor.rates)
+        read, compute, unpack = efficiency.costs(item, done, rates)
         entry = parts.setdefault(_name(item), [0.0] * 6)
         ceiling = max((item.nbytes - item.spared) / bandwidth, item.flops / peaks[item.scheme])
         bound, total = compute if compute >= read else 0.0, max(read, compute) + unpack
@@ -126,7 +126,7 @@ def _shares(done: Work, predictor: Predictor) -> list[Share]:
         if predicted > 0
     ]
     shares.sort(key=lambda share: -share.predicted_s)
-    launching = efficiency.launches_s(done, predictor.rates)
+    launching = efficiency.launches_s(done, rates)
     shares.append(Share("launches", 0.0, 0.0, 0.0, launching, "launches"))
     linking = machine.link_s(done, predictor.geometry, predictor.machine)
     return [*shares, Share("links between devices", 0.0, 0.0, 0.0, linking, "link")] if linking else shares
@@ -195,7 +195,7 @@ def _changes(predictor: Predictor, setting: Setting) -> list[Change]:
         consider(f"half the batch, -b {setting.batch // 2}", replace(setting, batch=setting.batch // 2))
     if engine.name in SMALLER_KV and setting.kv is None:
         consider(f"a smaller cache, --kv {SMALLER_KV[engine.name]}", replace(setting, kv=SMALLER_KV[engine.name]))
-    ubatch = engine.manner(geometry, setting).ubatch
+    ubatch = engine.manner(geometry, setting, host.target).ubatch
     if setting.context > 256 and ubatch > 256:
         consider("prefill in passes of 256 tokens", replace(setting, ubatch=256))
     for quant in _smaller(predictor):

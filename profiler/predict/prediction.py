@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from profiler.models.geometry import Geometry
+from profiler.paths import EAGER
 from profiler.predict import efficiency, machine, work
 from profiler.predict.efficiency import Bounds, Rates
 from profiler.predict.engines.base import Engine, Setting, Terms
 from profiler.predict.interval import Basis, Interval
-from profiler.predict.machine import Machine
+from profiler.predict.machine import MEASURED_ENGINE, Machine
 from profiler.predict.storage import Storage
 from profiler.predict.verdict import Verdict, judge
 from profiler.predict.work import Work
@@ -87,15 +88,27 @@ class Prediction:
 class Predictor:
     """A model in a format on a machine, with what does not depend on context and batch worked out once."""
 
-    def __init__(self, geometry: Geometry, engine: Engine, quant: str, host: Machine, dtype: str = "bf16") -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        engine: Engine,
+        quant: str,
+        host: Machine,
+        dtype: str = "bf16",
+        path: str = EAGER,
+    ) -> None:
+        """``path``: how decode steps of transformers run."""
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
+        self.path = path
         self.storage: Storage = engine.storage(geometry, quant, dtype, host.target.repacks)
         machine.check(geometry, host)
         self.rates: Rates = machine.sharing_heads(machine.rates(host, engine.name, dtype), geometry, host)
+        shipped = path == EAGER or engine.name != MEASURED_ENGINE
+        self.step_rates: Rates = self.rates if shipped else efficiency.own_step(self.rates, host.target, dtype, path)
 
     def setting(self, context: int, batch: int, kv: str | None = None) -> Setting:
         """What is asked of the engine; small devices prefill in smaller passes by its own default."""
-        return Setting(self.quant, context, batch, self.dtype, kv)
+        return Setting(self.quant, context, batch, self.dtype, kv, path=self.path)
 
     def terms(self, setting: Setting) -> Terms:
         """Memory of the fullest device."""
@@ -110,8 +123,8 @@ class Predictor:
         prefill = decode = None
         if verdict.word != "no":
             prompt, step = self.works(context, context, batch, kv)
-            prefill = self._phase(prompt, verdict, context * batch, self.rates.prefill)
-            decode = self._phase(step, verdict, batch, self.rates.decode)
+            prefill = self._phase(prompt, verdict, context * batch, self.rates, self.rates.prefill)
+            decode = self._phase(step, verdict, batch, self.step_rates, self.step_rates.decode)
         return Prediction(
             self.engine, self.machine, setting, terms, verdict, prefill, decode, verdict.offloaded_bytes
         )
@@ -119,20 +132,21 @@ class Predictor:
     def seconds(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Interval, Interval]:
         """A prefill of ``context`` tokens, and a decode step at ``depth``, as if both fitted."""
         prompt, step = self.works(context, depth, batch, kv)
-        return self._seconds(prompt, self.rates.prefill), self._seconds(step, self.rates.decode)
+        return (
+            self._seconds(prompt, self.rates, self.rates.prefill),
+            self._seconds(step, self.step_rates, self.step_rates.decode),
+        )
 
     def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Work, Work]:
         """What a prefill of ``context`` tokens and a decode step at ``depth`` have to do. A CPU prefills in smaller
         passes."""
-        manner = self.engine.manner(self.geometry, self.setting(context, batch, kv))
-        small = self.machine.target.vendor == "CPU" and self.engine.name == "transformers"
-        sized = replace(manner, ubatch=min(manner.ubatch, 512)) if small else manner
-        prompt = work.prefill(self.geometry, self.storage, context, batch, sized)
-        return prompt, work.decode(self.geometry, self.storage, depth, batch, manner)
+        asked = (self.geometry, self.setting(context, batch, kv), self.machine.target)
+        prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.manner(*asked))
+        return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_manner(*asked))
 
-    def _seconds(self, done: Work, bounds: Bounds) -> Interval:
-        value = efficiency.seconds(done, self.rates) + machine.link_s(done, self.geometry, self.machine)
-        return Interval(value, value * bounds[0], value * bounds[1], self.rates.basis)
+    def _seconds(self, done: Work, rates: Rates, bounds: Bounds) -> Interval:
+        value = efficiency.seconds(done, rates) + machine.link_s(done, self.geometry, self.machine)
+        return Interval(value, value * bounds[0], value * bounds[1], rates.basis)
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """Most tokens of each sequence for which the case still fits; 0 if none."""
@@ -145,14 +159,14 @@ class Predictor:
     def _fits(self, context: int, batch: int, kv: str | None) -> bool:
         return judge(self.terms(self.setting(context, batch, kv)), self.machine).word in ("fits", "tight")
 
-    def _phase(self, done: Work, verdict: Verdict, tokens: int, bounds: Bounds) -> Phase:
-        split = efficiency.split(done, self.rates)
+    def _phase(self, done: Work, verdict: Verdict, tokens: int, rates: Rates, bounds: Bounds) -> Phase:
+        split = efficiency.split(done, rates)
         seconds = split.total + machine.link_s(done, self.geometry, self.machine)
-        binds = experts_or(split.binds, done, self.rates)
-        basis = self.rates.basis
+        binds = experts_or(split.binds, done, rates)
+        basis = rates.basis
         low, high = bounds
         if verdict.offloaded_bytes:
-            there, moved = self._moved(done, verdict.offloaded_bytes)
+            there, moved = self._moved(done, verdict.offloaded_bytes, rates)
             seconds = seconds - there + moved
             low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
             binds = "host memory" if moved > seconds / 2 else binds
@@ -163,7 +177,7 @@ class Predictor:
         """Seconds that reading the weights takes at the ceiling: no range may promise more."""
         return sum(item.nbytes for item in done.items if item.kind == "weights") / self.machine.ceiling_bytes_s
 
-    def _moved(self, done: Work, offloaded: int) -> tuple[float, float]:
+    def _moved(self, done: Work, offloaded: int, rates: Rates) -> tuple[float, float]:
         """Seconds that the offloaded weights would have taken on the device, and what they take from the host.
 
         Experts go first: a token reads few of them.
@@ -174,7 +188,7 @@ class Predictor:
             part = min(left, line.nbytes)
             left -= part
             read += part * line.share(done.tokens)
-            there += part * line.share(done.tokens) * self.rates.read_s[line.scheme] * done.passes
+            there += part * line.share(done.tokens) * rates.read_s[line.scheme] * done.passes
         streams = self.engine.name != "llama.cpp"
         return there, machine.offload_s(done, read, streams, self.machine)
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from math import ceil
 
+from profiler.paths import EAGER
 from profiler.results import beside, conditions, stats, trend
 from profiler.results.measurement import Caution, Measurement, Phase
 from profiler.results.stats import Z_975, Summary
@@ -19,6 +20,7 @@ NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils
 QUARTILES_NEED = 4  # repetitions
 SOME_DRIFT = 0.03  # over all repetitions; less hides in the interval that is asked for
 IN_QUEUE = 0.5  # of a step: a device that has less than this left to do after the last launch was waiting for it
+MUCH_SLOWER = 1.3  # a step of the first repetition than of later ones
 MUCH_RETAINED = 0.1  # of the peak of prefill
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
@@ -38,6 +40,7 @@ def cautions(measurement: Measurement, rates: Rates | None = None) -> tuple[Caut
     found += _between(measurement, rates)
     found += _retained(measurement)
     found += _launch_bound(measurement)
+    found += _new_lengths(measurement)
     found += _too_fast(measurement, rates)
     found += conditions.cautions(measurement)
     return tuple(found)
@@ -140,6 +143,20 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
     if left and statistics.median(left) < IN_QUEUE:
         text = "decode: launch-bound, the GPU waits for the CPU to start its operators"
         yield Caution("launch-bound", text, None if measurement.case.path == "graph" else "--path graph")
+
+
+def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
+    """A growing cache on a GPU whose attention is planned for each length: repetitions meet the same ones again, a
+    generation only new ones. cuDNN does so for bf16 and fp16 on an H100 and newer (60 ms a length on an H200)."""
+    first, later = next(iter(measurement.record("decode")), None), measurement.of("decode")
+    if first is None or not later or not first.warmup or not measurement.case.device.startswith("cuda"):
+        return
+    usual = statistics.median(statistics.median(sample.step_s) for sample in later if sample.step_s)
+    new = statistics.median(first.step_s[1:]) if len(first.step_s) > 1 else 0.0
+    if measurement.case.path == EAGER and new > MUCH_SLOWER * usual:
+        took = f"{seconds_text(new)} instead of {seconds_text(usual)}"
+        text = f"decode: a step at a length met for the first time takes {took}, and a generation meets no others"
+        yield Caution("new-lengths", text, "TORCH_CUDNN_SDPA_DEPRIORITIZED=1, or --path graph")
 
 
 def _too_fast(measurement: Measurement, rates: Rates) -> Iterator[Caution]:

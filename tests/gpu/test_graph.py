@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -131,6 +132,19 @@ def run_again(model: PreTrainedModel) -> list[list[int]]:
     runner.prepare(40)
     runner.enqueue(40)
     return runner.read()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(16, 1024), (1536, 6144), (2048, 520)])
+def test_small_products_are_those_of_torch(tokens: int, shape: tuple[int, int]) -> None:
+    random = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+    x, weight, bias = random(tokens, shape[1]), random(shape), random(shape[0])
+    assert cuda.serves_matvec(x, weight)
+    for added in (bias, None):
+        given = torch.ops.hwprofile_cuda.matvec(x, weight, added)
+        wide = None if added is None else added.float()
+        expected = torch.nn.functional.linear(x.float(), weight.float(), wide)
+        torch.testing.assert_close(given.float(), expected, atol=0.3, rtol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)

@@ -28,6 +28,7 @@ from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.products import POOL_BYTES, POOL_MOST, RATE_S, Products, past_caches
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.devices.cpu import last_cache_bytes, process_bytes
+from profiler.kernels import cuda, native
 from profiler.models.layers import IDEAL, GatedDelta
 from profiler.predict.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTSIDE_CALLS
 
@@ -40,13 +41,13 @@ FRESH_BYTES = 48 * 1024**2  # of a result that is too large for the heap
 LOOP_S = 0.15  # a ceiling is the best of so many seconds
 CALL_S, CALL_ROUNDS = 0.1, 5
 CALL_MODEL = {  # small, so that its products take no longer than the rest; its weights exceed the caches
-    "hidden_size": 512,
-    "intermediate_size": 1024,
     "num_hidden_layers": 12,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "vocab_size": 64,
 }
+CALL_HIDDEN = {"cpu": 512, "cuda": 2048}  # on a GPU what an operator takes grows slowly with it
+CALL_INNER = 2  # times as wide
 CALL_OPERATORS = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
 CALL_DEPTH = 64
 PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise operators and nothing else
@@ -81,6 +82,7 @@ class Gauge:
     """Figures of one device."""
 
     def __init__(self, device: str) -> None:
+        native.missing()  # builds the loops of our own step, before the clock runs
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
         self.threads = torch.get_num_threads()
@@ -180,11 +182,16 @@ class Gauge:
         In a loop of its own an operator takes a third of that: neither the Python between operators is in it, nor
         that a product in between has taken the caches.
         """
-        return self.between_products(CALL_MODEL, dtype, 1, CALL_S, CALL_ROUNDS) / CALL_OPERATORS
+        return self.between_products(self._call_sizes(), dtype, 1, CALL_S, CALL_ROUNDS) / CALL_OPERATORS
 
     def graph_call(self, dtype: torch.dtype) -> float:
         """The same of what the device itself takes: the step as a CUDA graph."""
-        return self.between_products(CALL_MODEL, dtype, 1, CALL_S, CALL_ROUNDS, self.watch.captured) / CALL_OPERATORS
+        found = self.between_products(self._call_sizes(), dtype, 1, CALL_S, CALL_ROUNDS, self.watch.captured)
+        return found / CALL_OPERATORS
+
+    def _call_sizes(self) -> dict[str, int]:
+        hidden = CALL_HIDDEN[self.device.type]
+        return CALL_MODEL | {"hidden_size": hidden, "intermediate_size": CALL_INNER * hidden}
 
     def activations(self, dtype: torch.dtype, attention_flop_s: float) -> float:
         """Seconds per byte that element-wise operators of a prefill touch, between products as in a model."""
@@ -192,6 +199,7 @@ class Gauge:
         tokens = PASS_TOKENS[self.device.type]
         sizes = PASS_MODEL | {"hidden_size": hidden, "intermediate_size": PASS_INNER * hidden}
         attention = 4 * layers * hidden * tokens**2 * attention_flop_s
+        attention /= 2 if self.cuda else 1  # there a first pass needs no mask and skips what is to come
         seconds = self.between_products(sizes, dtype, tokens, PASS_S, PASS_ROUNDS) - attention
         return max(LEAST_BYTE_S, seconds / (layers * ELEMENTWISE * hidden * tokens * dtype.itemsize))
 
@@ -216,11 +224,12 @@ class Gauge:
         }
         ids = torch.ones(1, tokens, dtype=torch.long, device=self.device)
         cache = DynamicCache(config=model.config)
+        model(input_ids=ids.expand(-1, CALL_DEPTH) if tokens == 1 else ids, past_key_values=cache, use_cache=True)
 
         def step() -> None:
             held = cache if tokens == 1 else DynamicCache(config=model.config)  # decode appends, a prefill starts
             model(input_ids=ids, past_key_values=held, use_cache=True, logits_to_keep=1)
-            if self.cuda and held is cache and cache.get_seq_length() > CALL_DEPTH:
+            if self.cuda and held is cache:
                 cache.crop(-1)  # cuDNN makes a plan for each new length, which takes longer than the step
 
         def multiply() -> None:
@@ -280,8 +289,10 @@ class Gauge:
         pool = deque((first.clone(), first.clone()) for _ in range(many))
 
         def step() -> None:
-            keys, values = (torch.cat((each, new), dim=2) for each in pool.popleft())
-            pool.append((keys, values))  # as in a model, what was appended to is the cache from then on
+            kept = pool.popleft()
+            keys, values = (torch.cat((each, new), dim=2) for each in kept)
+            # As in a model, what was appended to is the cache from then on; but cuDNN plans for each new length.
+            pool.append(kept if self.cuda else (keys, values))
             functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
 
         for _ in range(many):  # so that freed blocks have room for one token more
@@ -296,10 +307,27 @@ class Gauge:
             functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
 
         flops = 4 * HEADS * HEAD_DIM * tokens * cached
-        return {
+        found = {
             "step_byte_s": self.watch.time(step, LOOP_S).median / held,
             "pass_flop_s": self.watch.time(run, LOOP_S).median / flops,
         }
+        own = self.own_attention(query, pool)
+        return found if own is None else found | {"own_byte_s": self.watch.time(own, LOOP_S).median / held}
+
+    def own_attention(
+        self, query: torch.Tensor, pool: deque[tuple[torch.Tensor, torch.Tensor]]
+    ) -> Callable[[], object] | None:
+        """That of our own decode step, over each cache in turn; ``None`` where there is none."""
+        if query.dtype not in (torch.float32, torch.bfloat16) or (cuda if self.cuda else native).missing():
+            return None
+        attend = (torch.ops.hwprofile_cuda if self.cuda else torch.ops.hwprofile).decode_attention
+
+        def step() -> None:
+            keys, values = pool[0]
+            pool.rotate()
+            attend(query, keys, values, torch.ones(keys.shape[2], dtype=torch.bool, device=self.device), 1.0)
+
+        return self.watch.captured(step) if self.cuda else step
 
 
 def main() -> None:

@@ -25,10 +25,13 @@ from torch.nn import functional
 from profiler import devices, registry
 from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.stopwatch import Stopwatch
+from profiler.devices.ceilings import rows_of
+from profiler.kernels import native
 from profiler.models.weight import Weight
 from profiler.quants.base import Quant
 
 TOKENS = (1, 4, 16, 64, 256)
+ROW_TOKENS = (1, 4, 8)
 MORE_TOKENS = {"int8": (1024,)}  # whose cost a token grows again, as what it writes between steps leaves the caches
 # Square, narrow, small: output features, input features. In a small one a GPU has less to do than to start.
 SHAPES = {
@@ -60,20 +63,26 @@ Costs = dict[str, dict[str, dict[str, float]]]  # by format and tokens (as text)
 class Format(NamedTuple):
     """A format of weights: its inputs' dtype, and what makes layers of a shape that fill so many bytes."""
 
-    name: str
+    scheme: str
     dtype: torch.dtype
     pool: Callable[[Shape, int], list[Layer]]
     repacks: bool
     captured: bool = False  # in a CUDA graph: LLM.int8() looks for outlying features on the host
+    rows: bool = False  # by the loops of our own decode step
+
+    @property
+    def name(self) -> str:
+        """What its costs are kept under."""
+        return rows_of(self.scheme) if self.rows else self.scheme
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Numbers of tokens that it is measured with."""
-        return (*TOKENS, *MORE_TOKENS.get(self.name, ()))
+        return ROW_TOKENS if self.rows else (*TOKENS, *MORE_TOKENS.get(self.scheme, ()))
 
     def nbytes(self, shape: Shape) -> int:
         """Of a stored layer, scales included."""
-        quant: Quant = registry.load("quants", self.name, "quantization").QUANT
+        quant: Quant = registry.load("quants", self.scheme, "quantization").QUANT
         return quant.weight_bytes(Weight("linear", shape), quant.dtype or "fp32", self.repacks)
 
     def usual_s(self, cost: Mapping[str, float], shape: Shape) -> float:
@@ -98,7 +107,7 @@ class Products:
             (one.name, shape, tokens): self._product(one, layers, shape, tokens)
             for one in formats
             for shape, layers in self._pools(one)
-            for tokens in (TALL_TOKENS if shape == TALL else one.tokens)
+            for tokens in (tuple(n for n in one.tokens if n in TALL_TOKENS) if shape == TALL else one.tokens)
         }
         starts = {one.name: runs[one.name, self.shapes[-1], 1] for one in formats} if self.cuda else {}
         within = {one.name for one in formats if one.captured}
@@ -142,8 +151,27 @@ class Products:
         return run, many
 
     def _pools(self, one: Format) -> Iterator[tuple[Shape, list[Layer]]]:
-        for shape in (*self.shapes, *((TALL,) if one.name in DTYPES else ())):
+        for shape in (*self.shapes, *((TALL,) if one.scheme in DTYPES else ())):
             yield shape, one.pool(shape, self.pool_bytes)
+
+    def _rows(self) -> Iterator[Format]:
+        """The same as the loops of our own decode step multiply them."""
+
+        def pool_of(dtype: torch.dtype) -> Callable[[Shape, int], list[Layer]]:
+            pattern = torch.randint(-127, 127, (PATTERN,)).to(dtype)
+
+            def pool(shape: Shape, nbytes: int) -> list[Layer]:
+                many = max(1, min(nbytes // dtype.itemsize // prod(shape), POOL_LAYERS))
+                weights = pattern.repeat(-(-many * prod(shape) // PATTERN))[: many * prod(shape)].view(many, *shape)
+                scale = torch.ones(shape[0]) if dtype == torch.int8 else None
+                return [partial(_multiplied, weight=weight, scale=scale) for weight in weights]
+
+            return pool
+
+        yield Format("fp32", torch.float32, pool_of(torch.float32), repacks=False, rows=True)
+        yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, rows=True)
+        own = DTYPES[devices.find(str(self.device)).default_dtype]
+        yield Format("int8", own, pool_of(torch.int8), repacks=False, rows=True)
 
     def _formats(self) -> Iterator[Format]:
         """Those that can be measured here."""
@@ -164,6 +192,8 @@ class Products:
 
         for name, dtype in DTYPES.items():
             yield Format(name, dtype, plain(dtype), repacks=False, captured=self.cuda)
+        if not self.cuda and native.missing() is None:
+            yield from self._rows()
         try:
             import bitsandbytes as bnb
         except ImportError:
@@ -194,6 +224,10 @@ class Products:
 
         yield packed(FOUR_BIT, dtype, four_bit)
         yield packed("int8", torch.float16 if self.cuda else dtype, eight_bit)
+
+
+def _multiplied(inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.hwprofile.matvec(inputs[0], weight, scale)  # type: ignore[no-any-return]
 
 
 def past_caches(cache_bytes: int, least: int, most: int) -> int:

@@ -8,10 +8,12 @@ from profiler.backends.base import Beat, CacheState
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.session import HfTrial, memory_errors
 from profiler.case import Case
+from profiler.errors import ProfileError
 from profiler.kernels.compiled import CompiledRunner
 from profiler.kernels.graph import CudaGraphRunner
 from profiler.kernels.runner import RunnerStats, StaticRunner
 from profiler.kernels.state import Saved
+from profiler.paths import EAGER
 from profiler.results.measurement import Caution, DecodePath
 
 EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
@@ -31,6 +33,7 @@ class StaticTrial(HfTrial):
         super().__init__(model, case, beat)
         self.runner: StaticRunner | None = None
         self.start: Saved | None = None
+        self.refused: str | None = None  # why no runner takes this model
 
     @property
     def tokens(self) -> list[list[int]]:
@@ -41,24 +44,43 @@ class StaticTrial(HfTrial):
         return tokens
 
     def save(self) -> None:
-        if self.runner is None:
+        if self.runner is None and self.refused is None:
             self.beat(f"{self.case.path} step: preparing")
             assert self.next is not None, "nothing is prefilled"
-            self.runner = runner_for(self.model, self.case.path)
+            self._adopt()
+        if self.runner is None:
+            super().save()
+        else:
+            self.start = self.runner.state.save()
+
+    def _adopt(self) -> None:
+        """Move the cache into a runner, unless it has a layer without a rule: then the model runs as shipped."""
+        runner = runner_for(self.model, self.case.path)
+        assert self.next is not None
+        try:
             with memory_errors():
-                self.runner.adopt(self.kv, self.next, self.case.steps + EXTRA_STEPS)
-        self.start = self.runner.state.save()
+                runner.adopt(self.kv, self.next, self.case.steps + EXTRA_STEPS)
+        except ProfileError as error:
+            self.refused = error.message
+        else:
+            self.runner = runner
 
     def restore(self) -> None:
-        if self.runner is None or self.start is None:
+        if self.runner is None:
+            super().restore()
+        elif self.start is None:
             raise RuntimeError("restore without save")
-        self.runner.state.restore(self.start)
+        else:
+            self.runner.state.restore(self.start)
 
     def release(self) -> None:
+        super().release()
         self.start = None
 
     def step(self) -> None:
-        assert self.runner is not None, "step without save"
+        if self.runner is None:
+            super().step()
+            return
         with memory_errors():
             self.runner.enqueue(1)
 
@@ -69,14 +91,14 @@ class StaticTrial(HfTrial):
 
     def stats(self) -> RunnerStats:
         """What it took to prepare the path, and what really runs."""
-        assert self.runner is not None, "stats without save"
+        if self.runner is None:
+            return RunnerStats(EAGER, self.refused)
         return self.runner.stats()
 
     def path(self) -> DecodePath:
-        assert self.runner is not None, "path without save"
-        stats, (needed, read) = self.stats(), self.runner.state.read_bytes()
+        stats = self.stats()
         how = (stats.path, stats.reason, stats.kernels, stats.graphs, stats.nodes_per_token, stats.prepare_s)
-        return DecodePath(*how, needed, read)
+        return DecodePath(*how) if self.runner is None else DecodePath(*how, *self.runner.state.read_bytes())
 
     def cautions(self) -> tuple[Caution, ...]:
         """What a reader of the row must know about the path."""
@@ -92,4 +114,4 @@ class StaticTrial(HfTrial):
 
     def _reset(self) -> None:
         super()._reset()
-        self.runner = self.start = None
+        self.runner = self.start = self.refused = None

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
+from profiler.paths import EAGER
 from profiler.predict.interval import Interval
 from profiler.predict.storage import Storage
 from profiler.predict.work import Manner
@@ -25,6 +26,7 @@ class Setting:
     dtype: str = "bf16"  # of what is not quantized, and of the activations
     kv: str | None = None  # format of K and V; None: the engine's default
     ubatch: int | None = None  # tokens of a sequence per prefill pass; None: the engine's default
+    path: str = EAGER  # how decode steps of transformers run: see ``profiler.paths``
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,11 @@ class Engine(Protocol):
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
         """Bytes held while a checkpoint is loaded, where that may exceed every later moment; ``None``: no rule."""
 
-    def manner(self, geometry: Geometry, setting: Setting) -> Manner:
-        """How it goes through a pass."""
+    def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
+        """How it goes through a pass of a prefill, on a GPU where no ``target`` is given."""
+
+    def step_manner(self, geometry: Geometry, setting: Setting, target: Target) -> Manner:
+        """How it goes through a decode step."""
 
     def verify(self, model: str, setting: Setting, target: Target) -> str:
         """The command that measures this case."""

@@ -78,7 +78,10 @@ class LlamaCpp:
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
         """No rule: weights are mapped, or read straight to the device."""
 
-    def manner(self, geometry: Geometry, setting: Setting) -> Manner:
+    def step_manner(self, geometry: Geometry, setting: Setting, target: Target) -> Manner:
+        return self.manner(geometry, setting, target)
+
+    def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
         return Manner(ubatch=self._ubatch(setting), cache_bytes=kv_bytes(setting), how=Execution(trims_shared=False))
 
     def verify(self, model: str, setting: Setting, target: Target) -> str:

@@ -15,11 +15,15 @@ Rules read at transformers 5.23 (``cache_utils.py``, ``integrations/sdpa_attenti
 
 from __future__ import annotations
 
-from profiler import registry
+from collections.abc import Mapping
+from dataclasses import replace
+
+from profiler import paths, registry
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, GatedDelta
+from profiler.paths import EAGER
 from profiler.predict.efficiency import UNPACKED
 from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
@@ -33,13 +37,20 @@ UBATCH_OTHERWISE = 2048
 FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 # Operators of a layer that are no views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); of a
 # gated-delta layer without flash-linear-attention 94 in a step, 118 + 9 for each chunk of 64 tokens in a prefill.
-LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0}
+LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0, "": 60.0}
+# The same of our own step; on a GPU norms, attention and the delta rule are kernels of ours.
+STEP_CALLS = {
+    "CPU": {"gemma4": 100.0, "gemma3": 84.0, "qwen3_5": 70.0, "qwen3": 56.0, "llama": 50.0, "delta": 62.0, "": 70.0},
+    "other": {"gemma4": 39.0, "gemma3": 31.0, "qwen3_5": 36.0, "qwen3": 29.0, "llama": 27.0, "delta": 30.0, "": 35.0},
+}
+STEP_OUTSIDE_CALLS = 45.0
 OUTSIDE_CALLS = 30.0  # of the layers
 ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
 )
 DELTA_TENSORS = 24  # seen: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
 STATE_TOUCHES = 20.0  # element-wise operators that go over the recurrent state in a step
+STATE_READ_WRITTEN = 2.0  # by our own
 SCORE_BYTES = 4
 MASK_BYTES = 2
 PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, bitsandbytes; on CUDA its context and
@@ -105,11 +116,11 @@ class Transformers:
             weights=exact(storage.device_bytes),
             cache=exact(held),
             prefill=self._prefill_bytes(geometry, storage, setting, target) + packed,
-            decode=self._decode_bytes(geometry, setting, width) + packed,
+            decode=(self._decode_bytes if setting.path == EAGER else _step_bytes)(geometry, setting, width) + packed,
             framework=_process(target),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
             prefill_reason=f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
-            decode_reason="copying a layer's cache to append to it",
+            decode_reason="copying a layer's cache to append to it" if setting.path == EAGER else "logits",
         )
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
@@ -129,14 +140,29 @@ class Transformers:
         ahead = Interval(STILL_UNPACKED * width * unpacked, 0, width * unpacked, "prior")
         return exact(storage.device_bytes + stored) + _process(target) + ahead
 
-    def manner(self, geometry: Geometry, setting: Setting) -> Manner:
+    def step_manner(self, geometry: Geometry, setting: Setting, target: Target) -> Manner:
+        shipped = self.manner(geometry, setting, target)
+        if setting.path == EAGER:
+            return shipped
+        assert shipped.calls is not None
+        counted = STEP_CALLS["CPU" if target.vendor == "CPU" else "other"]
+        calls = replace(
+            shipped.calls,
+            layer=_by_family(counted, geometry),
+            delta_step=counted["delta"],
+            outside=STEP_OUTSIDE_CALLS,
+            state_touches=STATE_READ_WRITTEN,
+        )
+        return replace(shipped, cache_touches=1.0, calls=calls)
+
+    def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
         return Manner(
-            ubatch=setting.ubatch or UBATCH_OTHERWISE,
+            ubatch=setting.ubatch or UBATCH.get(target.vendor if target else "", UBATCH_OTHERWISE),
             cache_bytes=DTYPE_BYTES[setting.dtype],
             cache_touches=GROWING_TOUCHES,
             how=Execution(skips_masked=False, trims_shared=True, every_expert=True),
             calls=Calls(
-                layer=next((n for start, n in LAYER_CALLS.items() if geometry.model_type.startswith(start)), 60.0),
+                layer=_by_family(LAYER_CALLS, geometry),
                 delta_step=94,
                 delta_pass=118,
                 delta_chunk=9,
@@ -149,7 +175,8 @@ class Transformers:
 
     def verify(self, model: str, setting: Setting, target: Target) -> str:
         device = f" --device {target.local}" if target.local else ""
-        return f"profile sweep -m {model} -q {setting.quant} -c {setting.context} -b {setting.batch}{device}"
+        path = f" --path {setting.path}" if target.local and setting.path != usual_path(target) else ""
+        return f"profile sweep -m {model} -q {setting.quant} -c {setting.context} -b {setting.batch}{path}{device}"
 
     def _chunk(self, setting: Setting, target: Target) -> int:
         return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)
@@ -175,6 +202,22 @@ class Transformers:
         layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
         logits = setting.batch * geometry.vocab * (width + 4)
         return spread(layer + logits, logits, 2 * layer + 2 * logits)
+
+
+def usual_path(target: Target) -> str:
+    """How a sweep runs decode steps there."""
+    return paths.usual({"CPU": "cpu", "NVIDIA": "cuda"}.get(target.vendor, "other"))
+
+
+def _by_family(counted: Mapping[str, float], geometry: Geometry) -> float:
+    """The count of a layer; that of the empty name for a family without one."""
+    return next(count for start, count in counted.items() if geometry.model_type.startswith(start))
+
+
+def _step_bytes(geometry: Geometry, setting: Setting, width: int) -> Interval:
+    """Beside a cache that is written in place."""
+    logits = setting.batch * geometry.vocab * (width + 4)
+    return spread(1.5 * logits, logits, 3 * logits)
 
 
 def _process(target: Target) -> Interval:

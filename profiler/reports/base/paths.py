@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from profiler.case import Case
+from profiler.paths import EAGER
 from profiler.reports.base.text import plain
 from profiler.results import stats
 from profiler.results.measurement import Measurement
 from profiler.units import bytes_text, seconds_text
-
-SHIPPED = "eager"
 
 
 def launch_share(eager_tps: float, graph_tps: float) -> float:
@@ -24,9 +23,9 @@ def path_lines(measurements: Sequence[Measurement]) -> list[str]:
     shipped: dict[Case, float] = {}
     for row in measurements:
         rate = stats.rate(row, "decode")
-        if row.case.path == SHIPPED and rate is not None:
+        if row.case.path == EAGER and rate is not None:
             shipped[row.case] = rate.median
-    return [line for row in measurements if (line := _line(row, shipped.get(replace(row.case, path=SHIPPED))))]
+    return [line for row in measurements if (line := _line(row, shipped.get(replace(row.case, path=EAGER))))]
 
 
 def _line(row: Measurement, eager_tps: float | None) -> str | None:
@@ -35,9 +34,9 @@ def _line(row: Measurement, eager_tps: float | None) -> str | None:
         return None
     parts = []
     if eager_tps is not None and path.ran == row.case.path:
-        parts.append(f"decodes {rate.median / eager_tps:.2f} × as fast as {SHIPPED}")
+        parts.append(f"decodes {rate.median / eager_tps:.2f} × as fast as {EAGER}")
         if path.nodes_per_token is not None:
-            parts.append(f"launch-bound share of {SHIPPED} {launch_share(eager_tps, rate.median):.0%}")
+            parts.append(f"launch-bound share of {EAGER} {launch_share(eager_tps, rate.median):.0%}")
     if path.graphs:
         graphs = f"{path.graphs} graph{'s' * (path.graphs != 1)} prepared in {seconds_text(path.prepare_s)}"
         parts.append(

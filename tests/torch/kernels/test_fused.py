@@ -50,6 +50,14 @@ extern "C" bool run(const element* x, const element* weight, const element* gate
 """
 
 
+MATVEC = """
+extern "C" bool run(const element* x, const element* weight, const element* bias, element* out, int rows,
+                    int columns) {
+  return host::grid({(rows + 3) / 4, 1, 1}, {128, 1, 1}, [=] { matvec(x, weight, bias, out, rows, columns); });
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def on_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Callable[..., bool]]:
     """Compiles a kernel for the CPU; gives its ``run``, which is false where threads wait for ever."""
@@ -146,6 +154,22 @@ def test_the_norm_is_what_its_words_say(
 
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize(("rows", "columns"), [(5, 64), (8, 2056), (3, 1024)])
+def test_small_products_are_those_of_torch(
+    on_host: Callable[..., Callable[..., bool]], dtype: torch.dtype, tokens: int, rows: int, columns: int
+) -> None:
+    run = on_host("matvec", MATVEC, (*cuda.DTYPES[dtype], f"-DTOKENS={tokens}"))
+    x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((tokens, columns), (rows, columns), (rows,)))
+    tolerance = 1e-3 if dtype == torch.float32 else 3e-2
+    for added in (bias, None):
+        out = torch.full((tokens, rows), torch.nan, dtype=dtype)
+        assert run(x, weight, added, out, rows, columns)
+        expected = torch.nn.functional.linear(x, weight, added)
+        torch.testing.assert_close(out, expected, atol=tolerance * columns**0.5, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", cuda.DTYPES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_norms_of_every_family_are_known(name: str, dtype: torch.dtype) -> None:
     make, found = NormForward(), 0
@@ -200,6 +224,7 @@ def test_nvcc_takes_every_architecture_without_spills(dtype: torch.dtype, tmp_pa
     for source, defines in (
         ("delta_step", cuda.DTYPES[dtype]),
         ("rms_norm", cuda.DTYPES[dtype]),
+        ("matvec", (*cuda.DTYPES[dtype], "-DTOKENS=4")),
         ("attention", widest),
     ):
         for architecture in cuda.ARCHITECTURES:

@@ -23,7 +23,7 @@ def test_figures_are_shown_by_dtype_and_with_their_units() -> None:
     assert found["call bf16"]["value"] == "8.00 µs"
     assert found["element-wise operators bf16"]["value"] == "2.33 GiB/s"
     assert found["products fp32"]["value"] == "60.0 GFLOP/s"
-    assert found["call in a graph"]["value"] == "–"
+    assert found["a call's work on the device"]["value"] == "–"
 
 
 def test_how_much_processes_differ_takes_three_calibrations() -> None:

@@ -64,9 +64,9 @@ def test_rows_are_plain_json() -> None:
 
 def test_what_was_measured_here_stands_beside(store: Path) -> None:
     keep(store, measured(decode_s=0.8))
-    text = run("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu").stdout
-    assert "measured 100 ms" in text
-    assert "measured" not in run("explain", "gemma-3-270m", "-q", "fp32", "-c", "256", "--on", "cpu").stdout
+    words = ("explain", "gemma-3-270m", "-q", "fp32", "--on", "cpu", "--path", "eager", "-c")
+    assert "measured 100 ms" in run(*words, "128").stdout
+    assert "measured" not in run(*words, "256").stdout
 
 
 def test_another_path_is_told_apart_from_what_was_predicted(store: Path) -> None:
@@ -76,15 +76,19 @@ def test_another_path_is_told_apart_from_what_was_predicted(store: Path) -> None
     keep(store, shipped)
     keep(store, replace(shipped, case=replace(shipped.case, path="static"), samples=samples, decode_path=how,
                         started_at="2026-11-24T05:00:00Z"))  # fmt: skip
-    text = run("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu").stdout
+    words = ("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu", "--path")
+    text = run(*words, "eager").stdout
     assert "measured 100 ms" in text and "measured 25" not in text
     assert "static: decodes 4.00 × as fast as eager" in text
     assert "reads 1.50 MiB of the cache, 1.50 × what attention needs; 25.0 ms a step" in " ".join(text.split())
+    other = run(*words, "static").stdout
+    assert "measured 25.0 ms" in other and "measured 100" not in other
+    assert "eager; 100 ms a step" in other
 
 
 def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_measured(store: Path) -> None:
     keep(store, measured(decode_s=1e-4))
-    words = ("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu")
+    words = ("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu", "--path", "eager")
     guessed = run(*words).stdout
     assert "guessed ceiling" in guessed and "a bug of ours" not in guessed
     assert "faster than the ceiling: which profile calibrate measures" in guessed

@@ -124,6 +124,18 @@ def test_a_gpu_with_nothing_left_to_do_after_the_last_launch_was_waiting(path: s
     assert told(on_gpu(None)) == {}
 
 
+def test_lengths_that_are_planned_for_are_told_since_repetitions_meet_them_again() -> None:
+    def on(device: str, first_s: float, path: str = "eager") -> Measurement:
+        cold = Sample("decode", 1.0, 4, step_s=(1.0, first_s, first_s, first_s), warmup=True)
+        warm = Sample("decode", 0.12, 4, step_s=(0.03,) * 4)
+        return Measurement(make_case(path=path, device=device), {}, "ok", samples=(cold, *(warm,) * 5))
+
+    (told_of,) = cautions(on("cuda:0", 0.09))
+    assert told_of.code == "new-lengths"
+    assert "takes 90.0 ms instead of 30.0 ms" in told_of.text
+    assert told(on("cuda:0", 0.033)) == told(on("cpu", 0.09)) == told(on("cuda:0", 0.09, "graph")) == {}
+
+
 def test_faster_than_the_ceiling_is_told_as_an_error_of_one_of_them() -> None:
     quick = row([0.1] * 5, expected={"ceiling_s": {"prefill": 1.0, "step": 0.004}})
     (caution,) = cautions(quick)  # 32 steps in 0.1 s: 3.1 ms each

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from profiler import registry
 from profiler.reports.base.page import words
 from profiler.reports.base.page.blocks import Block, Cell, Map, Section, muted
-from profiler.reports.base.page.forecast import SHIPPED, Forecast
+from profiler.reports.base.page.forecast import Forecast
 from profiler.reports.base.page.side import Fact, Side
 from profiler.reports.base.text import plain
 from profiler.units import UNKNOWN, bytes_text, significant
@@ -81,7 +81,7 @@ def _formats(side: Side, model: str, forecast: Forecast) -> list[tuple[str, str 
     found: dict[str, str | None] = {}
     for fact in mine:
         found.setdefault(fact.series, fact.case.quant)
-        if fact.case.path != SHIPPED:
+        if fact.case.path != forecast.path:
             found[fact.series] = None
     if model in forecast.shapes:
         measured = {fact.case.quant for fact in mine}

@@ -6,6 +6,7 @@ weights that were measured take as many bytes as the catalog's shapes say: anoth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from profiler.case import Case, digest
 from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.models.geometry import CacheBytes, Geometry
+from profiler.paths import EAGER
 from profiler.predict import engines
 from profiler.predict.beside import BACKENDS
 from profiler.predict.estimate import mean_depth
@@ -23,7 +25,6 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.reports.base.page import place
 from profiler.reports.base.page.side import Fact, Side
 
-SHIPPED = "eager"  # the decode path that the rules describe: transformers' own
 SAME = 0.02  # of the weights' bytes: buffers and tied tables differ by less, other sizes of a family by far more
 
 
@@ -35,7 +36,8 @@ class Forecast:
     dtype: str  # of what is not quantized
     shapes: dict[str, Geometry]  # of the models that can be predicted
     missing: dict[str, str]  # why others cannot, in words
-    _known: dict[tuple[str, str, str], Predictor | None] = field(default_factory=dict)
+    path: str = EAGER  # how decode steps of what was not measured are thought to run: as those of most rows
+    _known: dict[tuple[str, str, str, str], Predictor | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, side: Side) -> Forecast:
@@ -43,7 +45,8 @@ class Forecast:
         device = place.found(side.environment)
         dtypes = [fact.case.dtype for fact in side.facts if fact.case.quant not in DTYPE_BYTES]
         dtype = max(set(dtypes), key=dtypes.count) if dtypes else side.facts[0].case.dtype
-        found = cls(None if device is None else Machine(device), dtype, {}, {})
+        run = Counter(fact.case.path for fact in side.facts).most_common(1)[0][0]
+        found = cls(None if device is None else Machine(device), dtype, {}, {}, run)
         for model in side.models:
             facts = [fact for fact in side.facts if fact.model == model]
             reason = found._add(model, facts)
@@ -53,21 +56,19 @@ class Forecast:
 
     def predict(self, model: str, quant: str, context: int, batch: int) -> Prediction | None:
         """A case; None where the model, the format or the context has no rule."""
-        predictor = self._predictor(model, quant, self._dtype(quant))
+        predictor = self._predictor(model, quant, self._dtype(quant), self.path)
         if predictor is None or not 0 < context <= predictor.geometry.max_position:
             return None
         return predictor.predict(context, batch)
 
     def largest_context(self, fact: Fact) -> int | None:
         """Tokens of each sequence up to which the case of a row still fits."""
-        if fact.case.path != SHIPPED:
-            return None
-        predictor = self._predictor(fact.model, fact.case.quant, fact.case.dtype)
+        predictor = self._of(fact)
         return None if predictor is None else predictor.largest_context(fact.case.batch)
 
     def needed(self, fact: Fact) -> tuple[tuple[float, float], ...] | None:
         """Bytes and FLOPs that prefill and a middle decode step of a row cannot do without: copies do not count."""
-        predictor = self._predictor(fact.model, fact.case.quant, fact.case.dtype)
+        predictor = self._of(fact)
         if predictor is None:
             return None
         case = fact.case
@@ -89,15 +90,18 @@ class Forecast:
     def _dtype(self, quant: str) -> str:
         return quant if quant in DTYPE_BYTES else self.dtype
 
-    def _predictor(self, model: str, quant: str, dtype: str) -> Predictor | None:
-        name = (model, quant, dtype)
+    def _of(self, fact: Fact) -> Predictor | None:
+        return self._predictor(fact.model, fact.case.quant, fact.case.dtype, fact.case.path)
+
+    def _predictor(self, model: str, quant: str, dtype: str, path: str) -> Predictor | None:
+        name = (model, quant, dtype, path)
         if name not in self._known:
             self._known[name] = None
             if self.machine is not None and model in self.shapes:
                 engine = engines.find(engines.DEFAULT)
                 with suppress(ProfileError, KeyError):  # a format or a dtype that no rule covers
                     self._known[name] = Predictor(
-                        self.shapes[model], engine, engine.check(quant), self.machine, dtype
+                        self.shapes[model], engine, engine.check(quant), self.machine, dtype, path
                     )
         return self._known[name]
 
@@ -123,7 +127,7 @@ class Forecast:
         sure = any(fact.case.weights == "synthetic" and fact.case.model_id == model_id for fact in facts)
         for fact in facts:
             weights = fact.measurement.memory.weights_bytes
-            predictor = self._predictor(model, fact.case.quant, fact.case.dtype)
+            predictor = self._of(fact)
             if weights is None or predictor is None:
                 continue
             if abs(predictor.storage.device_bytes / weights - 1) > SAME:

@@ -12,7 +12,7 @@ from profiler.predict.prediction import Prediction
 from profiler.reports.base.page import plots, words
 from profiler.reports.base.page.blocks import Block, Figure, Figures, Head, Section, Table, muted
 from profiler.reports.base.page.fits import CONTEXTS
-from profiler.reports.base.page.forecast import SHIPPED, Forecast
+from profiler.reports.base.page.forecast import Forecast
 from profiler.reports.base.page.side import Fact, Side
 from profiler.results import memory_parts
 from profiler.results.measurement import Memory
@@ -129,7 +129,7 @@ def _panel(side: Side, forecast: Forecast, model: str, several: bool) -> Figure 
             marks += [] if load is None else [_mark(at, load)]
             continue
         like = next(iter(facts.values())).case
-        prediction = forecast.predict(model, like.quant, at, side.batch) if like.path == SHIPPED else None
+        prediction = forecast.predict(model, like.quant, at, side.batch) if like.path == forecast.path else None
         if prediction is not None:
             whole = any("cache" in found for found in split.values())
             cache = None if whole else forecast.cache(model, like, at)

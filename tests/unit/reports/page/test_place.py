@@ -18,8 +18,8 @@ def calibrated(folder: Path, packages: list[str]) -> None:
     device = DeviceInfo("cpu", "cpu", "Some CPU", 64 * GIB, 64 * GIB, "fp32", cores=8, features=("avx2",))
     mark = ceilings.fingerprint(device, packages)
     found = Ceilings(
-        "Some CPU", mark, "2026-11-24", 30.0, 0, 5e10, 4e10, None, {"fp32": 1e11},
-        {"fp32": 1e-5}, {"fp32": 1e-9}, 0.0, 1e-10, {}, {}, {}, {},
+        "Some CPU", mark, "2026-11-24", 30.0, 0, 5e10, 4e10, {"fp32": 1e11}, None,
+        {"fp32": 1e-5}, {"fp32": 1e-9}, 0.0, 1e-10, {}, {}, {}, {}, {},
     )  # fmt: skip
     (folder / "ceilings").mkdir(exist_ok=True)
     content = [{"schema": ceilings.SCHEMA} | asdict(found)]

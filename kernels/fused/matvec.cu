@@ -1,0 +1,49 @@
+// Few tokens times the rows of a matrix, for matrices so small that a library's product takes longer to start than to read.
+//
+// Grid (rows / 4), block 128: each warp takes a row and reads it once for all TOKENS, which are fixed when it is compiled.
+#include "element.h"
+
+constexpr int kWarps = 4, kVector = 16 / sizeof(element), kStride = 32 * kVector, kUnroll = 4;
+
+__device__ inline void unpack(const uint4& bits, float* out) {
+  const element* each = reinterpret_cast<const element*>(&bits);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) out[i] = widened(each[i]);
+}
+
+// x [TOKENS, columns], weight [rows, columns], bias [rows] or null, out [TOKENS, rows]; columns are whole vectors.
+extern "C" __global__ void __launch_bounds__(32 * kWarps)
+    matvec(const element* x, const element* weight, const element* bias, element* out, int rows, int columns) {
+  const int row = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= rows) return;
+  const element* const own = weight + (long long)row * columns;
+  float sum[TOKENS] = {};
+  for (int start = lane * kVector; start < columns; start += kStride * kUnroll) {
+    uint4 bits[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int at = start + u * kStride;
+      bits[u] = at < columns ? *reinterpret_cast<const uint4*>(own + at) : uint4{0, 0, 0, 0};
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int at = start + u * kStride;
+      float w[kVector];
+      unpack(bits[u], w);
+#pragma unroll
+      for (int token = 0; token < TOKENS; ++token) {
+        float wide[kVector];
+        unpack(at < columns ? *reinterpret_cast<const uint4*>(x + (long long)token * columns + at) : uint4{0, 0, 0, 0},
+               wide);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) sum[token] += w[i] * wide[i];
+      }
+    }
+  }
+#pragma unroll
+  for (int token = 0; token < TOKENS; ++token) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) sum[token] += __shfl_xor_sync(0xffffffffu, sum[token], step);
+    if (lane == 0) out[(long long)token * rows + row] = narrowed(sum[token] + (bias ? widened(bias[row]) : 0.f));
+  }
+}
