@@ -9,6 +9,7 @@ how each was found, and how far off predictions with it have been on devices tha
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from profiler.predict.gguf_mix import TYPES
 from profiler.predict.interval import Basis
 from profiler.predict.work import Item, Work
 
-MOST_ROWS = 8  # tokens that the loops of our own step multiply with; beyond, it is torch's own product
+OWN_ROWS = {"CPU": (8, math.inf), "other": (4, 32 * 1024**2)}  # as ``Rates.rows``: kernels/substitute.py, cuda.py
 FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
@@ -56,7 +57,8 @@ class Rates:
     convolution: Mapping[str, float] | None = None  # seconds of a depthwise one: see ``Ceilings``
     apart: bool = False  # some formats are multiplied at rates of their own here
     measured: Ceilings | None = None  # this very device's own curves for weights, in place of shares
-    rows: bool = False  # few tokens are multiplied by loops of ours, which were measured apart
+    rows: tuple[int, float] | None = None
+    """Up to so many tokens, and bytes of a matrix, products are ours, which were measured apart."""
 
     @property
     def own(self) -> bool:
@@ -115,8 +117,9 @@ def _launching_s(work: Work, rates: Rates, busy_s: float) -> float:
     by_layer = work.passes * layers * rates.layer_s
     if rates.device_call_s is None:
         return work.calls * rates.call_s + by_layer
-    small_s = work.calls * rates.device_call_s
-    products = (item for item in work.items if item.kind == "weights")
+    products = [item for item in work.items if item.kind == "weights"]
+    apart = sum(item.count for item in products) if rates.measured is not None else 0.0  # measured with their own
+    small_s = max(0.0, work.calls - apart) * rates.device_call_s
     host_s = work.calls * rates.call_s + sum(item.count * rates.start_s.get(item.scheme, 0.0) for item in products)
     return by_layer + small_s + max(0.0, host_s - busy_s - small_s)
 
@@ -130,8 +133,10 @@ def costs(item: Item, work: Work, rates: Rates) -> tuple[float, float, float]:
     if rates.measured is not None and item.kind == "weights":
         what = item.nbytes, item.outputs, item.count, item.part == "head"
         scheme = item.scheme
-        if rates.rows and item.rows <= MOST_ROWS and rows_of(scheme) in rates.measured.points:
-            scheme = rows_of(scheme)
+        if rates.rows is not None and rows_of(scheme) in rates.measured.points:
+            most, largest = rates.rows
+            if item.rows <= most and item.nbytes <= largest * item.count:
+                scheme = rows_of(scheme)
         found = rates.measured.product_s(scheme, item.rows, *what)
         if found is not None:
             least = min(found, rates.measured.product_s(scheme, 1.0, *what) or found)
@@ -260,7 +265,7 @@ def own_step(base: Rates, target: Target, dtype: str, path: str) -> Rates:
         device_call_s=device_call_s,
         start_s={} if path == GRAPH else base.start_s,
         convolution=None if on_cpu else base.convolution,
-        rows=on_cpu,
+        rows=OWN_ROWS["CPU" if on_cpu else "other"],
     )
 
 

@@ -26,18 +26,19 @@ from profiler import devices, registry
 from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.stopwatch import Stopwatch
 from profiler.devices.ceilings import rows_of
-from profiler.kernels import native
+from profiler.kernels import cuda, native
 from profiler.models.weight import Weight
 from profiler.quants.base import Quant
 
 TOKENS = (1, 4, 16, 64, 256)
-ROW_TOKENS = (1, 4, 8)
+ROW_TOKENS = {"cpu": (1, 4, 8), "cuda": (1, 4)}
 MORE_TOKENS = {"int8": (1024,)}  # whose cost a token grows again, as what it writes between steps leaves the caches
 # Square, narrow, small: output features, input features. In a small one a GPU has less to do than to start.
 SHAPES = {
     "cpu": ((2048, 2048), (2048, 512), (256, 256)),
     "cuda": ((8192, 8192), (8192, 2048), (1024, 1024)),
 }
+ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # of what a kernel of ours multiplies on a GPU: no large ones
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
 FOUR_BIT = "nf4"
 POOL_BYTES = 128 * 1024**2  # at least
@@ -78,7 +79,11 @@ class Format(NamedTuple):
     @property
     def tokens(self) -> tuple[int, ...]:
         """Numbers of tokens that it is measured with."""
-        return ROW_TOKENS if self.rows else (*TOKENS, *MORE_TOKENS.get(self.scheme, ()))
+        return (
+            ROW_TOKENS["cuda" if self.captured else "cpu"]
+            if self.rows
+            else (*TOKENS, *MORE_TOKENS.get(self.scheme, ()))
+        )
 
     def nbytes(self, shape: Shape) -> int:
         """Of a stored layer, scales included."""
@@ -96,7 +101,6 @@ class Products:
     def __init__(self, watch: Stopwatch, cache_bytes: int = 0) -> None:
         self.watch, self.device, self.cuda = watch, watch.device, watch.device.type == "cuda"
         self.pool_bytes = past_caches(cache_bytes, POOL_BYTES, POOL_MOST)
-        self.shapes = SHAPES[self.device.type]
 
     def all(self) -> tuple[Costs, dict[str, dict[str, float]], dict[str, float]]:
         """Costs of linear layers by format and tokens; how much longer than that an output head takes; and what
@@ -109,7 +113,7 @@ class Products:
             for shape, layers in self._pools(one)
             for tokens in (tuple(n for n in one.tokens if n in TALL_TOKENS) if shape == TALL else one.tokens)
         }
-        starts = {one.name: runs[one.name, self.shapes[-1], 1] for one in formats} if self.cuda else {}
+        starts = {one.name: runs[one.name, self._shapes(one)[-1], 1] for one in formats} if self.cuda else {}
         within = {one.name for one in formats if one.captured}
         seconds = self._rounds(
             {key: (self.watch.captured(run), many) if key[0] in within else (run, many)
@@ -119,7 +123,8 @@ class Products:
         tall: dict[str, dict[str, float]] = {one.name: {} for one in formats}
         for one in formats:
             for tokens in one.tokens:
-                points = [(one.nbytes(shape), shape[0], seconds[one.name, shape, tokens]) for shape in self.shapes]
+                shapes = self._shapes(one)
+                points = [(one.nbytes(shape), shape[0], seconds[one.name, shape, tokens]) for shape in shapes]
                 cost = found[one.name][str(tokens)] = solve(points)
                 if (one.name, TALL, tokens) in seconds:
                     taken = seconds[one.name, TALL, tokens]
@@ -151,23 +156,35 @@ class Products:
         return run, many
 
     def _pools(self, one: Format) -> Iterator[tuple[Shape, list[Layer]]]:
-        for shape in (*self.shapes, *((TALL,) if one.scheme in DTYPES else ())):
+        tall = (TALL,) if one.scheme in DTYPES and not (one.rows and self.cuda) else ()
+        for shape in (*self._shapes(one), *tall):
             yield shape, one.pool(shape, self.pool_bytes)
 
+    def _shapes(self, one: Format) -> tuple[Shape, Shape, Shape]:
+        return ROW_SHAPES if one.rows and self.cuda else SHAPES[self.device.type]
+
     def _rows(self) -> Iterator[Format]:
-        """The same as the loops of our own decode step multiply them."""
+        """The same as our own decode step multiplies them."""
 
         def pool_of(dtype: torch.dtype) -> Callable[[Shape, int], list[Layer]]:
-            pattern = torch.randint(-127, 127, (PATTERN,)).to(dtype)
+            pattern = torch.randint(-127, 127, (PATTERN,), device=self.device).to(dtype)
 
             def pool(shape: Shape, nbytes: int) -> list[Layer]:
                 many = max(1, min(nbytes // dtype.itemsize // prod(shape), POOL_LAYERS))
                 weights = pattern.repeat(-(-many * prod(shape) // PATTERN))[: many * prod(shape)].view(many, *shape)
+                if self.cuda:
+                    return [partial(torch.ops.hwprofile_cuda.matvec, weight=weight, bias=None) for weight in weights]
                 scale = torch.ones(shape[0]) if dtype == torch.int8 else None
                 return [partial(_multiplied, weight=weight, scale=scale) for weight in weights]
 
             return pool
 
+        if self.cuda:
+            if cuda.missing() is None:
+                yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, captured=True, rows=True)
+            return
+        if native.missing() is not None:
+            return
         yield Format("fp32", torch.float32, pool_of(torch.float32), repacks=False, rows=True)
         yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, rows=True)
         own = DTYPES[devices.find(str(self.device)).default_dtype]
@@ -192,8 +209,7 @@ class Products:
 
         for name, dtype in DTYPES.items():
             yield Format(name, dtype, plain(dtype), repacks=False, captured=self.cuda)
-        if not self.cuda and native.missing() is None:
-            yield from self._rows()
+        yield from self._rows()
         try:
             import bitsandbytes as bnb
         except ImportError:
