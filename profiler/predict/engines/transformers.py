@@ -38,8 +38,8 @@ FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 # Operators of a layer that are no views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); of a
 # gated-delta layer without flash-linear-attention 94 in a step, 118 + 9 for each chunk of 64 tokens in a prefill.
 LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0, "": 60.0}
-# The same of our own step; on a GPU norms, attention (which takes as long as six of the others) and the delta rule are
-# kernels of ours.
+# The same of our own step; on a GPU norms, attention (which takes as long as six of the others) and the delta rule
+# are kernels of ours.
 STEP_CALLS = {
     "CPU": {"gemma4": 100.0, "gemma3": 84.0, "qwen3_5": 70.0, "qwen3": 56.0, "llama": 50.0, "delta": 62.0, "": 70.0},
     "other": {"gemma4": 43.0, "gemma3": 35.0, "qwen3_5": 40.0, "qwen3": 33.0, "llama": 31.0, "delta": 30.0, "": 39.0},

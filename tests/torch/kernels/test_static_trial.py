@@ -10,6 +10,8 @@ from fakes.architectures import WINDOW, build
 from profiler.backends.hf.session import HfTrial
 from profiler.backends.hf.static import StaticTrial
 from profiler.case import Case
+from profiler.errors import ProfileError
+from profiler.kernels import state
 from profiler.kernels.compiled import CompiledRunner
 
 CASE = Case("tiny", "0", "synthetic", "fp32", "fp32", "cpu", "hf", "static", context=WINDOW + 7, batch=2, steps=20)
@@ -62,3 +64,20 @@ def test_a_graph_that_cannot_be_had_is_a_caution(monkeypatch: pytest.MonkeyPatch
     trial.prefill()
     trial.save()
     assert [caution.text for caution in trial.cautions()] == ["path static instead of graph: not compiled: no luck"]
+
+
+@pytest.mark.parametrize("fill", ["prefill", "synthetic"])
+def test_a_model_without_a_rule_runs_as_shipped_and_says_so(monkeypatch: pytest.MonkeyPatch, fill: str) -> None:
+    def refuse(cache: object) -> list[int | None]:
+        raise ProfileError("cache layer 0 is a StrangeLayer, for which the static decode step has no rule", "…")
+
+    monkeypatch.setattr(state, "layer_kinds", refuse)
+    case, model = replace(CASE, fill=fill), build("qwen3")
+    trial = StaticTrial(model, case, lambda words: None)
+    tokens = decode(trial, case)
+    assert tokens == decode(HfTrial(model, case, lambda words: None), case)
+    assert trial.path().ran == "eager"
+    (caution,) = trial.cautions()
+    assert caution.text.startswith("path eager instead of static: cache layer 0 is a StrangeLayer")
+    trial.release()
+    trial.step()
