@@ -47,14 +47,17 @@ class KernelFailed(RuntimeError):
 
 
 @cache
-def missing() -> str | None:
-    """Why the kernels cannot be had on this machine, or ``None``."""
+def missing(device: int | None = None) -> str | None:
+    """Why the kernels cannot be had on this device, or ``None``. Without one: whether they can be compiled at all."""
     try:
         from cuda.bindings import driver, nvrtc  # noqa: F401
     except ImportError:
         return "the Python package cuda-bindings is not installed"
     try:
-        compiled("delta_step", 90, ())
+        if device is None:
+            compiled("delta_step", min(ARCHITECTURES), ())
+        else:
+            module("delta_step", device, ())
     except KernelFailed as error:
         return str(error)
     return None
@@ -127,8 +130,14 @@ def launch(
     plain = tuple(value.data_ptr() if isinstance(value, torch.Tensor) else value or 0 for value in values)
     types = tuple(kinds.get(type(value), ctypes.c_void_p) for value in values)
     stream = torch.cuda.current_stream(device).cuda_stream
-    (status,) = driver.cuLaunchKernel(kernel, *grid, *block, 1, shared, stream, (plain, types), 0)
+    with torch.cuda.device(device):
+        (status,) = driver.cuLaunchKernel(kernel, *grid, *block, 1, shared, stream, (plain, types), 0)
     _check(driver, status)
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """What kernels read 16 bytes at a time must begin where such reads may."""
+    return tensor if tensor.data_ptr() % VECTOR_BYTES == 0 else tensor.clone()
 
 
 def _check(library: Any, status: Any, *_: Any) -> None:
@@ -136,17 +145,23 @@ def _check(library: Any, status: Any, *_: Any) -> None:
         raise KernelFailed(f"{library.__name__.rpartition('.')[2]}: {status.name}")
 
 
+def _index(tensor: torch.Tensor) -> int | None:
+    """The device to ask for; ``None`` for a tensor that only stands for one on a GPU."""
+    return tensor.device.index or 0 if torch.cuda.is_available() else None
+
+
 def serves_delta(query: torch.Tensor, value: torch.Tensor, state: torch.Tensor) -> bool:
     """Whether ``gated_delta_step`` computes this case."""
     shapes = query.shape[-1] <= LARGEST_KEY and value.dtype == query.dtype and state.is_contiguous()
-    return shapes and query.dtype in DTYPES and missing() is None
+    return shapes and query.dtype in DTYPES and missing(_index(query)) is None
 
 
 def serves_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> bool:
     """Whether ``decode_attention`` computes this case."""
     alike = query.dtype == keys.dtype == values.dtype and keys.shape == values.shape
     laid_out = keys.is_contiguous() and values.is_contiguous() and mask.numel() == keys.shape[2]
-    return alike and laid_out and query.dtype in DTYPES and query.shape[-1] in WIDTHS and missing() is None
+    known = query.dtype in DTYPES and query.shape[-1] in WIDTHS
+    return alike and laid_out and known and missing(_index(query)) is None
 
 
 @torch.library.impl(LIBRARY, "gated_delta_step", "CUDA")
@@ -221,7 +236,8 @@ def _(
 def serves_matvec(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether ``matvec`` computes ``x [..., columns]`` times ``weight`` faster than the library."""
     few = x.numel() <= MOST_TOKENS * x.shape[-1] and weight.nbytes <= MOST_WEIGHT_BYTES
-    return few and x.dtype == weight.dtype == torch.bfloat16 and weight[0].nbytes % VECTOR_BYTES == 0
+    aligned = weight[0].nbytes % VECTOR_BYTES == 0
+    return few and aligned and x.dtype == weight.dtype == torch.bfloat16
 
 
 @torch.library.impl(LIBRARY, "matvec", "CUDA")
@@ -232,7 +248,7 @@ def _matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     defines = (*DTYPES[x.dtype], f"-DTOKENS={x.numel() // columns}")
     kernel = function("matvec", "matvec", x.device.index or 0, defines)
     grid, block = (-(-rows // MATVEC_WARPS), 1, 1), (32 * MATVEC_WARPS, 1)
-    launch(kernel, grid, block, 0, x, weight, bias, out, rows, columns)
+    launch(kernel, grid, block, 0, _aligned(x), weight, bias, out, rows, columns)
     return out
 
 

@@ -83,7 +83,7 @@ class CudaGraphRunner(StaticRunner):
                 self.pool_bytes = max(0, _kept_bytes(device) - before)
                 given = self.advance().clone()
         except Exception as error:  # a failed capture leaves the static step as good as before
-            self.graphs = {}
+            self._drop()
             return f"not captured: {printable(' '.join(str(error).split()) or type(error).__name__)}"
         finally:
             torch.cuda.synchronize(device)
@@ -112,11 +112,14 @@ class CudaGraphRunner(StaticRunner):
         self.nodes = _nodes(graph)
         return graph, logits
 
+    def _drop(self) -> None:
+        self.graphs, self.nodes, self.pool_bytes = {}, None, None
+
     def _compare(self, given: torch.Tensor, expected: torch.Tensor) -> str | None:
         error = float((given - expected).abs().max() / expected.abs().max())
         if error <= TOLERANCE.get(self.model.dtype, 0.0):
             return None
-        self.graphs = {}
+        self._drop()
         return f"replay gives other logits (off by {error:.2g} of the largest)"
 
 

@@ -70,15 +70,16 @@ def cuda_reason(model: PreTrainedModel) -> str | None:
         return "not a CUDA device"
     if model.dtype not in cuda.DTYPES:
         return f"no kernels for {model.dtype}"
-    return cuda.missing()
+    return cuda.missing(model.device.index or 0)
 
 
 def skips_empty_slots(model: PreTrainedModel, layers: Iterable[Any]) -> bool:
     """Whether attention over these static layers reads filled slots only, however many there are."""
     if model.config.get_text_config()._attn_implementation != "sdpa":
         return False
-    widths = {layer.keys.shape[-1] for layer in layers if isinstance(layer, StaticLayer)}
-    return native_reason(model) is None or (cuda_reason(model) is None and widths <= set(cuda.WIDTHS))
+    static = [layer for layer in layers if isinstance(layer, StaticLayer)]
+    fits = all(layer.keys.shape == layer.values.shape and layer.keys.shape[-1] in cuda.WIDTHS for layer in static)
+    return native_reason(model) is None or (fits and cuda_reason(model) is None)
 
 
 def _swaps(model: PreTrainedModel, loops: bool) -> Iterator[tuple[dict[str, Any], str, Any]]:
@@ -131,7 +132,7 @@ def _small_linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor]
     if type(module) is not nn.Linear or not module.weight.is_contiguous():
         return None
     weight, bias = module.weight, module.bias
-    if not cuda.serves_matvec(weight[:1], weight):
+    if not cuda.serves_matvec(weight[:1], weight) or weight.data_ptr() % cuda.VECTOR_BYTES or _hooked(module):
         return None
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -140,6 +141,11 @@ def _small_linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor]
         return torch.ops.hwprofile_cuda.matvec(x.contiguous(), weight, bias)
 
     return forward
+
+
+def _hooked(module: Any) -> bool:
+    """Whether accelerate moves weights around this module's own forward."""
+    return hasattr(module, "_hf_hook")
 
 
 class NormForward:
@@ -156,7 +162,7 @@ class NormForward:
         kind = type(module)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         weight = getattr(module, "weight", None)
-        if "RMSNorm" not in kind.__name__ or eps is None:
+        if "RMSNorm" not in kind.__name__ or eps is None or _hooked(module):
             return None
         if weight is not None and (weight.dim() != 1 or weight.dtype not in cuda.DTYPES):
             return None
@@ -186,11 +192,12 @@ def _norm_offset(module: Any, weight: torch.Tensor, eps: float) -> float | None:
     x = torch.linspace(-2, 3, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
     inputs = (x, x.flip(-1)) if type(module).__name__.endswith("Gated") else (x,)
     expected = type(module).forward(module, *inputs)
-    for offset in (0.0, 1.0):
-        given = _norm_forward(module, weight, offset, eps)(*inputs)
-        if given.dtype == expected.dtype and torch.allclose(given, expected, rtol=NORM_OFF, atol=NORM_OFF):
-            return offset
-    return None
+    off = {
+        offset: float((_norm_forward(module, weight, offset, eps)(*inputs) - expected).abs().max())
+        for offset in (0.0, 1.0)
+    }
+    nearest = min(off, key=lambda offset: off[offset])
+    return nearest if off[nearest] <= NORM_OFF * max(1.0, float(expected.abs().max())) else None
 
 
 def _int8_rows(module: Any) -> tuple[torch.Tensor, torch.Tensor]:

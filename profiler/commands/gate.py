@@ -60,7 +60,9 @@ FORMATS = gate_page.FORMATS
 )
 @options.device()
 @options.chosen("--backend", folder="backends", default="hf", help="What runs the models.")
-@options.choice("--path", ("eager", "static", "graph"), default="eager", help="How decode runs.")
+@options.choice(
+    "--path", ("eager", "static", "graph"), default="eager", help="How decode runs; a sweep's own default is faster."
+)
 @options.choice("--weights", ("auto", "real", "synthetic"), default="auto", help="auto: real where they are here.")
 @options.choice("--fill", ("prefill", "synthetic"), help="What gives the cache its depth. [default: prefill]")
 @options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, as idle ones count]")

@@ -48,6 +48,8 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, An
             "decode_tps": _interval(deep.decode.tps),
             "decode_bound": deep.decode.binds,
         }
+        if predictor.path != case.path:
+            content["path"] = predictor.path
     if (apart := _between(on)) is not None:
         content["between"] = apart
     if on.ceilings is not None:

@@ -22,9 +22,10 @@ from profiler.devices.target import Target
 from profiler.paths import GRAPH
 from profiler.predict.gguf_mix import TYPES
 from profiler.predict.interval import Basis
-from profiler.predict.work import Item, Work
+from profiler.predict.work import GROWING_TOUCHES, Item, Work
 
 OWN_ROWS = {"CPU": (8, math.inf), "other": (4, 32 * 1024**2)}  # as ``Rates.rows``: kernels/substitute.py, cuda.py
+OWN_FORMATS = ("fp32", "bf16", "int8")  # that loops of our own step on a CPU multiply with
 FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
@@ -249,11 +250,11 @@ def own_step(base: Rates, target: Target, dtype: str, path: str) -> Rates:
     """
     rule, on_cpu = shares()["step"], target.vendor == "CPU"
     read_s, found = dict(base.read_s), base.measured
-    if found is not None:
-        attention = found.attention.get(dtype, {})
-        read_s["cache"] = attention.get("own_byte_s", read_s["cache"])
+    if found is not None and (attention := found.attention.get(dtype)):
+        divided = GROWING_TOUCHES * base.read_s["cache"] / attention["step_byte_s"]  # 1, but over several devices
+        read_s["cache"] = divided * attention.get("own_byte_s", attention["step_byte_s"])
     elif on_cpu:
-        read_s = {scheme: value * rule["reads"] for scheme, value in read_s.items()}
+        read_s |= {scheme: read_s[scheme] * rule["reads"] for scheme in OWN_FORMATS}
         read_s["cache"] = read_s["fp32"]
     device_call_s = base.device_call_s
     if device_call_s is None and not on_cpu:
@@ -263,7 +264,9 @@ def own_step(base: Rates, target: Target, dtype: str, path: str) -> Rates:
         read_s=read_s,
         call_s=0.0 if path == GRAPH else base.call_s,
         device_call_s=device_call_s,
-        start_s={} if path == GRAPH else base.start_s,
+        start_s={}
+        if path == GRAPH
+        else {name: base.start_s.get(rows_of(name), s) for name, s in base.start_s.items()},
         convolution=None if on_cpu else base.convolution,
         rows=OWN_ROWS["CPU" if on_cpu else "other"],
     )

@@ -99,7 +99,7 @@ class Predictor:
     ) -> None:
         """``path``: how decode steps of transformers run."""
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
-        self.path = path
+        self.path = path = engine.runs(path, quant, dtype, host.target)
         self.storage: Storage = engine.storage(geometry, quant, dtype, host.target.repacks)
         machine.check(geometry, host)
         self.rates: Rates = machine.sharing_heads(machine.rates(host, engine.name, dtype), geometry, host)

@@ -87,11 +87,12 @@ class Manner:
     cache_touches: float = 1.0  # how often a decode step goes over the cache
     how: Execution = IDEAL
     calls: Calls | None = None  # of an eager engine
+    expert_copies: float | None = None  # how often a step moves the experts of each token; None: reads each once
 
 
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner: Manner) -> Work:
     """One decode step of ``batch`` sequences; ``depth`` counts the token of this step."""
-    items = [_weights(line, line.share(batch), 2 * line.used * batch, batch) for line in storage.read]
+    items = [_weights(line, _moved(line, batch, manner), 2 * line.used * batch, batch) for line in storage.read]
     touches = manner.calls.state_touches if manner.calls else STATE_TOUCHES
     for layer, count in geometry.groups:
         mixer, many = layer.mixer, count * batch
@@ -152,6 +153,13 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
         calls = _prefill_calls(geometry, manner.calls, sizes)
     tokens = context * batch / passes
     return Work(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls)
+
+
+def _moved(line: Line, batch: int, manner: Manner) -> float:
+    """How often a step of ``batch`` tokens goes over a line of weights."""
+    if line.experts is None or manner.expert_copies is None:
+        return line.share(batch)
+    return manner.expert_copies * batch * line.experts.top_k / line.experts.count
 
 
 def _weights(line: Line, share: float, flops: float, rows: float) -> Item:

@@ -14,6 +14,9 @@ FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
 def predicted(measurement: Measurement) -> dict[str, Any] | None:
     """Rates and peak as predicted before measuring, each with bounds and basis; null if nothing was."""
     known = {name: measurement.expected.get(name) for name in FIGURES}
+    path = measurement.decode_path
+    if path is not None and path.ran != measurement.case.path and measurement.expected.get("path") != path.ran:
+        known["decode_tps"] = None  # of a step that did not run
     return known if any(known.values()) else None
 
 

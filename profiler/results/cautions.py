@@ -149,11 +149,12 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
     """A growing cache on a GPU whose attention is planned for each length: repetitions meet the same ones again, a
     generation only new ones. cuDNN does so for bf16 and fp16 on an H100 and newer (60 ms a length on an H200)."""
     first, later = next(iter(measurement.record("decode")), None), measurement.of("decode")
-    if first is None or not later or not first.warmup or not measurement.case.device.startswith("cuda"):
+    steps = [statistics.median(sample.step_s) for sample in later if sample.step_s]
+    shipped = measurement.case.path == EAGER and measurement.case.device.startswith("cuda")
+    if not shipped or first is None or not first.warmup or len(first.step_s) < 2 or not steps:
         return
-    usual = statistics.median(statistics.median(sample.step_s) for sample in later if sample.step_s)
-    new = statistics.median(first.step_s[1:]) if len(first.step_s) > 1 else 0.0
-    if measurement.case.path == EAGER and new > MUCH_SLOWER * usual:
+    usual, new = statistics.median(steps), statistics.median(first.step_s[1:])
+    if new > MUCH_SLOWER * usual:
         took = f"{seconds_text(new)} instead of {seconds_text(usual)}"
         text = f"decode: a step at a length met for the first time takes {took}, and a generation meets no others"
         yield Caution("new-lengths", text, "TORCH_CUDNN_SDPA_DEPRIORITIZED=1, or --path graph")

@@ -53,8 +53,6 @@ CALL_PRODUCTS = 7 * CALL_MODEL["num_hidden_layers"] + 1  # linear layers among t
 CALL_DEPTH = 64
 PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise operators and nothing else
     "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
     "vocab_size": 64,
 }
 PASS_HIDDEN = {"cpu": 1024, "cuda": 4096}
@@ -79,11 +77,6 @@ class Best(NamedTuple):
     flops: dict[str, float]
 
 
-def as_it_is(run: Callable[[], object]) -> Callable[[], object]:
-    """Started from Python."""
-    return run
-
-
 class Gauge:
     """Figures of one device."""
 
@@ -91,6 +84,8 @@ class Gauge:
         native.missing()  # builds the loops of our own step, before the clock runs
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
+        if self.cuda:
+            torch.cuda.set_device(self.device)
         self.threads = torch.get_num_threads()
         self.watch = Stopwatch(self.device)
         self.here = here = devices.find(device)
@@ -203,11 +198,14 @@ class Gauge:
         """Seconds per byte that element-wise operators of a prefill touch, between products as in a model."""
         layers, hidden = PASS_MODEL["num_hidden_layers"], PASS_HIDDEN[self.device.type]
         tokens = PASS_TOKENS[self.device.type]
-        sizes = PASS_MODEL | {"hidden_size": hidden, "intermediate_size": PASS_INNER * hidden}
+        heads = {
+            "num_attention_heads": hidden // HEAD_DIM,
+            "num_key_value_heads": hidden // HEAD_DIM * KV_HEADS // HEADS,
+        }
+        sizes = PASS_MODEL | heads | {"hidden_size": hidden, "intermediate_size": PASS_INNER * hidden}
         attention = 4 * layers * hidden * tokens**2 * attention_flop_s
         attention /= 2 if self.cuda else 1  # there a first pass needs no mask and skips what is to come
-        how = self.watch.captured if self.cuda else as_it_is  # a GPU is not to wait for a slow host
-        seconds = self.between_products(sizes, dtype, tokens, PASS_S, PASS_ROUNDS, how) - attention
+        seconds = self.between_products(sizes, dtype, tokens, PASS_S, PASS_ROUNDS) - attention
         return max(LEAST_BYTE_S, seconds / (layers * ELEMENTWISE * hidden * tokens * dtype.itemsize))
 
     def between_products(
@@ -217,7 +215,7 @@ class Gauge:
         tokens: int,
         seconds: float,
         rounds: int,
-        how: Callable[[Callable[[], object]], Callable[[], object]] = as_it_is,
+        how: Callable[[Callable[[], object]], Callable[[], object]] = lambda run: run,
     ) -> float:
         """Seconds that a small model of transformers takes for ``tokens`` beyond its products with weights."""
         from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -232,12 +230,14 @@ class Gauge:
         ids = torch.ones(1, tokens, dtype=torch.long, device=self.device)
         cache = DynamicCache(config=model.config)
         model(input_ids=ids.expand(-1, CALL_DEPTH) if tokens == 1 else ids, past_key_values=cache, use_cache=True)
+        filled = [(layer.keys, layer.values) for layer in cache.layers]
 
         def step() -> None:
             held = cache if tokens == 1 else DynamicCache(config=model.config)  # decode appends, a prefill starts
             model(input_ids=ids, past_key_values=held, use_cache=True, logits_to_keep=1)
-            if self.cuda and held is cache:
-                cache.crop(-1)  # cuDNN makes a plan for each new length, which takes longer than the step
+            if self.cuda:  # cuDNN makes a plan for each new length, which takes longer than the step
+                for layer, kept in zip(cache.layers, filled, strict=True):
+                    layer.keys, layer.values = kept
 
         def multiply() -> None:
             for layer in products:
@@ -318,21 +318,21 @@ class Gauge:
             "step_byte_s": self.watch.time(step, LOOP_S).median / held,
             "pass_flop_s": self.watch.time(run, LOOP_S).median / flops,
         }
-        own = self.own_attention(query, pool)
-        return found if own is None else found | {"own_byte_s": self.watch.time(own, LOOP_S).median / held}
+        own = self.own_attention(query, first, many)
+        return found if own is None else found | {"own_byte_s": self.watch.time(own, LOOP_S).median / (many * held)}
 
-    def own_attention(
-        self, query: torch.Tensor, pool: deque[tuple[torch.Tensor, torch.Tensor]]
-    ) -> Callable[[], object] | None:
-        """That of our own decode step, over each cache in turn; ``None`` where there is none."""
-        if query.dtype not in (torch.float32, torch.bfloat16) or (cuda if self.cuda else native).missing():
+    def own_attention(self, query: torch.Tensor, first: torch.Tensor, many: int) -> Callable[[], object] | None:
+        """That of our own decode step over so many caches, more than caches of the device hold; ``None``: none."""
+        missing = cuda.missing(self.device.index or 0) if self.cuda else native.missing()
+        if query.dtype not in (torch.float32, torch.bfloat16) or missing is not None:
             return None
         attend = (torch.ops.hwprofile_cuda if self.cuda else torch.ops.hwprofile).decode_attention
+        pool = [(first.clone(), first.clone()) for _ in range(many)]
+        mask = torch.ones(first.shape[2], dtype=torch.bool, device=self.device)
 
         def step() -> None:
-            keys, values = pool[0]
-            pool.rotate()
-            attend(query, keys, values, torch.ones(keys.shape[2], dtype=torch.bool, device=self.device), 1.0)
+            for keys, values in pool:
+                attend(query, keys, values, mask, 1.0)
 
         return self.watch.captured(step) if self.cuda else step
 

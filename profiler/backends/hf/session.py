@@ -40,6 +40,8 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
         torch.set_num_threads(case.threads)
     # The meter comes first: what the device holds before the model is what it subtracts.
     kind = registry.load("devices", case.device.partition(":")[0], "device")
+    if case.device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(case.device))  # kernels and graphs of ours go where the current stream is
     meter = kind.meter(case.device)
     with memory_errors():
         model = load(case, source, meter, beat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,10 @@ import torch
 CALM_S = {"cpu": 40.0, "cuda": 100.0}  # after so long, figures are taken from a single run
 QUEUED_S = 2e-3  # of runs between two waits for a GPU, each of which takes some ten microseconds
 MOST_QUEUED = 1000
+
+
+def _replay(graph: torch.cuda.CUDAGraph, run: object) -> None:
+    graph.replay()
 
 
 class Times(NamedTuple):
@@ -49,13 +54,16 @@ class Stopwatch:
         return Times(min(found), statistics.median(found))
 
     def captured(self, run: Callable[[], object]) -> Callable[[], object]:
-        """``run`` as a CUDA graph, which takes what the device takes, whatever starting its kernels does."""
+        """``run`` as a CUDA graph, which takes what the device takes, whatever starting its kernels does.
+
+        What is returned keeps ``run`` alive, and so the tensors that the graph reads.
+        """
         run()
         self.wait()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        return graph.replay
+        return partial(_replay, graph, run)
 
     def _together(self, run: Callable[[], object]) -> int:
         start = time.perf_counter()

@@ -99,6 +99,9 @@ class Engine(Protocol):
     def step_manner(self, geometry: Geometry, setting: Setting, target: Target) -> Manner:
         """How it goes through a decode step."""
 
+    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
+        """The decode path that is run where ``path`` is asked for."""
+
     def verify(self, model: str, setting: Setting, target: Target) -> str:
         """The command that measures this case."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
+from profiler.paths import EAGER
 from profiler.predict import gguf_mix
 from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
@@ -77,6 +78,9 @@ class LlamaCpp:
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
         """No rule: weights are mapped, or read straight to the device."""
+
+    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
+        return EAGER
 
     def step_manner(self, geometry: Geometry, setting: Setting, target: Target) -> Manner:
         return self.manner(geometry, setting, target)

@@ -23,7 +23,7 @@ from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, GatedDelta
-from profiler.paths import EAGER
+from profiler.paths import EAGER, GRAPH, STATIC
 from profiler.predict.efficiency import UNPACKED
 from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
@@ -45,6 +45,9 @@ STEP_CALLS = {
     "other": {"gemma4": 43.0, "gemma3": 35.0, "qwen3_5": 40.0, "qwen3": 33.0, "llama": 31.0, "delta": 30.0, "": 39.0},
 }
 STEP_OUTSIDE_CALLS = 45.0
+OWN_DTYPES = ("fp32", "bf16")  # that kernels of our own step compute in; others take torch's, over buckets
+PADDED = 1.5  # of a bucket, which is between one and two times what is filled
+EXPERT_COPIES = 3.0  # transformers' ``batched_mm`` copies the experts of each token first: read, written, read
 OUTSIDE_CALLS = 30.0  # of the layers
 ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
@@ -117,7 +120,12 @@ class Transformers:
             weights=exact(storage.device_bytes),
             cache=exact(held),
             prefill=self._prefill_bytes(geometry, storage, setting, target) + packed,
-            decode=(self._decode_bytes if setting.path == EAGER else _step_bytes)(geometry, setting, width) + packed,
+            decode=packed
+            + (
+                self._decode_bytes(geometry, setting, width)
+                if setting.path == EAGER
+                else _step_bytes(geometry, storage, setting, width, target)
+            ),
             framework=_process(target),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
             prefill_reason=f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
@@ -141,12 +149,17 @@ class Transformers:
         ahead = Interval(STILL_UNPACKED * width * unpacked, 0, width * unpacked, "prior")
         return exact(storage.device_bytes + stored) + _process(target) + ahead
 
+    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
+        """LLM.int8() looks for outlying features on the host: no graph may hold it."""
+        return STATIC if path == GRAPH and quant == "int8" and target.vendor != "CPU" else path
+
     def step_manner(self, geometry: Geometry, setting: Setting, target: Target) -> Manner:
         shipped = self.manner(geometry, setting, target)
         if setting.path == EAGER:
             return shipped
         assert shipped.calls is not None
-        counted = STEP_CALLS["CPU" if target.vendor == "CPU" else "other"]
+        on_cpu, ours = target.vendor == "CPU", setting.dtype in OWN_DTYPES
+        counted = STEP_CALLS["CPU" if on_cpu or not ours else "other"]
         calls = replace(
             shipped.calls,
             layer=_by_family(counted, geometry),
@@ -154,7 +167,10 @@ class Transformers:
             outside=STEP_OUTSIDE_CALLS,
             state_touches=STATE_READ_WRITTEN,
         )
-        return replace(shipped, cache_touches=1.0, calls=calls)
+        read = 1.0 if ours else PADDED
+        return replace(
+            shipped, cache_touches=read, calls=calls, expert_copies=None if on_cpu and ours else EXPERT_COPIES
+        )
 
     def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
         return Manner(
@@ -207,6 +223,8 @@ class Transformers:
 
 def usual_path(target: Target) -> str:
     """How a sweep runs decode steps there."""
+    if target.vendor == "CPU" and not target.local:  # another machine's compilers are not known
+        return STATIC
     return paths.usual({"CPU": "cpu", "NVIDIA": "cuda"}.get(target.vendor, "other"))
 
 
@@ -215,10 +233,12 @@ def _by_family(counted: Mapping[str, float], geometry: Geometry) -> float:
     return next(count for start, count in counted.items() if geometry.model_type.startswith(start))
 
 
-def _step_bytes(geometry: Geometry, setting: Setting, width: int) -> Interval:
-    """Beside a cache that is written in place."""
+def _step_bytes(geometry: Geometry, storage: Storage, setting: Setting, width: int, target: Target) -> Interval:
+    """Beside a cache that is written in place: logits, and on a GPU copies of a layer's chosen experts."""
     logits = setting.batch * geometry.vocab * (width + 4)
-    return spread(1.5 * logits, logits, 3 * logits)
+    chosen, inner = storage.expert_rows
+    copied = 0 if target.vendor == "CPU" else setting.batch * chosen * 3 * inner * geometry.hidden * width
+    return spread(1.5 * logits + copied, logits, 3 * logits + 2 * copied)
 
 
 def _process(target: Target) -> Interval:

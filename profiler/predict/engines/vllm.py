@@ -18,6 +18,7 @@ from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Layer
 from profiler.models.weight import Weight
+from profiler.paths import EAGER
 from profiler.predict.engines.base import MIB, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.storage import Held, Part, Storage, part_of, storage, with_head
@@ -76,6 +77,9 @@ class Vllm:
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
         """No rule: weights are mapped, or read straight to the device."""
+
+    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
+        return EAGER
 
     def step_manner(self, geometry: Geometry, setting: Setting, target: Target) -> Manner:
         return self.manner(geometry, setting, target)
