@@ -41,11 +41,16 @@ constexpr int64_t kMostChunkBytes = 256 << 10;
 constexpr int64_t kChunks = 16;              // of one matrix, while they are no larger: a late thread costs one of them
 constexpr int64_t kSerialBytes = 128 << 10;  // below this, waking a thread costs more than it saves
 
+// One for all kinds of work: helpers of a second pool would spin where those of the first are to run.
+Pool& pool() {
+  static Pool& only = *new Pool;  // never destroyed: its threads outlive main
+  return only;
+}
+
 // Chunks are taken from a counter: a thread that the system holds up delays its own chunk, not half of the work.
 template <class Work>
 void share(int64_t chunks, int64_t bytes, const Work& work) {
-  static Pool& pool = *new Pool;  // never destroyed: its threads outlive main
-  pool.run(chunks, bytes < kSerialBytes ? 1 : torch::stable::get_num_threads(), work);
+  pool().run(chunks, bytes < kSerialBytes ? 1 : torch::stable::get_num_threads(), work);
 }
 
 Type type_of(const Tensor& tensor) {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,3 +181,23 @@ def test_without_the_loops_tokens_are_the_same(tiny: Tiny, monkeypatch: pytest.M
         assert runners[0].read() == runners[1].read()
         assert runners[1].stats().kernels == "plain torch: no C++ compiler found"
         assert runners[1].state.bucket < runners[1].state.capacity or runners[1].state.capacity <= 256
+
+
+def test_all_kinds_of_work_share_one_pool_of_threads() -> None:
+    """Helpers of a second pool would spin on the cores that those of the first need."""
+    script = """
+import os, torch
+from profiler.kernels import native
+native.load()
+torch.set_num_threads(2)
+ops, threads = torch.ops.hwprofile, lambda: len(os.listdir("/proc/self/task"))
+ops.matvec(torch.ones(1, 1024), torch.ones(1024, 1024), None)
+once = threads()
+cache = torch.ones(1, 2, 8192, 64)
+ops.decode_attention(torch.ones(1, 2, 1, 64), cache, cache, torch.ones(8192, dtype=torch.bool), 1.0)
+heads = [torch.ones(1, 1, 32, 128) for _ in range(3)]
+ops.gated_delta_step(*heads, torch.zeros(1, 1, 32), torch.ones(1, 1, 32), torch.ones(1, 32, 128, 128))
+print(threads() - once)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "0", done.stderr
