@@ -28,6 +28,7 @@ NAME = "hwprofile"
 DELTA_RULE = "torch_recurrent_gated_delta_rule"
 CONVOLUTION = "causal_conv1d_update"
 DTYPES = (torch.float32, torch.bfloat16)
+PARALLEL_FROM = 32768  # numbers from which torch's operators call OpenMP's threads (at::internal::GRAIN_SIZE)
 NORM_OFF = 0.03  # by which bf16 may round, where a family rounds twice
 _NOTHING = object()
 
@@ -277,7 +278,7 @@ def _convolution(original: Callable[..., torch.Tensor]) -> Callable[..., torch.T
     """One token through a causal depthwise convolution, as a sum of products; longer inputs go to ``original``.
 
     ``conv1d`` takes one channel after the other in bf16, a second a step; in fp32 it leaves OpenMP's threads spinning
-    where ours want to run.
+    where ours want to run. So does every operator over ``PARALLEL_FROM`` numbers: channels are taken in parts.
     """
 
     def step(
@@ -289,13 +290,24 @@ def _convolution(original: Callable[..., torch.Tensor]) -> Callable[..., torch.T
     ) -> torch.Tensor:
         if hidden_states.shape[-1] != 1:
             return original(hidden_states, conv_state, weight, bias, activation)
-        held = torch.cat([conv_state, hidden_states], dim=-1).to(weight.dtype)
-        conv_state.copy_(held[:, :, -conv_state.shape[-1] :])
-        out = (held[:, :, -weight.shape[-1] :].float() * weight.float()).sum(dim=-1, keepdim=True)
-        out = (out if bias is None else out + bias.float()[:, None]).to(weight.dtype)
+        channels = hidden_states.shape[1]
+        size = max(1, (PARALLEL_FROM - 1) // (hidden_states.shape[0] * (conv_state.shape[-1] + 1)))
+        parts = [slice(start, start + size) for start in range(0, channels, size)]
+        of = [(hidden_states[:, p], conv_state[:, p], weight[p], None if bias is None else bias[p]) for p in parts]
+        convolved = [_convolved(*each) for each in of]
+        out = convolved[0] if len(convolved) == 1 else torch.cat(convolved, dim=1)
         return (out if activation is None else ACT2FN[activation](out)).to(hidden_states.dtype)
 
     return step
+
+
+def _convolved(
+    hidden_states: torch.Tensor, conv_state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    held = torch.cat([conv_state, hidden_states], dim=-1).to(weight.dtype)
+    conv_state.copy_(held[:, :, -conv_state.shape[-1] :])
+    out = (held[:, :, -weight.shape[-1] :].float() * weight.float()).sum(dim=-1, keepdim=True)
+    return (out if bias is None else out + bias.float()[:, None]).to(weight.dtype)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)

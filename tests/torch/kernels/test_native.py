@@ -122,11 +122,14 @@ def test_bf16_tokens_stay_close_to_transformers(tiny: Tiny, name: str, ops) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("state", [3, 4])
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_convolution_of_one_token_is_the_shipped_one(dtype: torch.dtype, state: int, biased: bool) -> None:
+@pytest.mark.parametrize("n", [6, 7001])  # 7,001 channels are taken in parts
+def test_the_convolution_of_one_token_is_the_shipped_one(
+    dtype: torch.dtype, state: int, biased: bool, n: int
+) -> None:
     random = torch.Generator().manual_seed(0)
-    token, weight = torch.randn(2, 6, 1, generator=random).to(dtype), torch.randn(6, 4, generator=random).to(dtype)
-    bias = torch.randn(6, generator=random).to(dtype) if biased else None
-    before = torch.randn(2, 6, state, generator=random).to(dtype)
+    token, weight = torch.randn(2, n, 1, generator=random).to(dtype), torch.randn(n, 4, generator=random).to(dtype)
+    bias = torch.randn(n, generator=random).to(dtype) if biased else None
+    before = torch.randn(2, n, state, generator=random).to(dtype)
     ours, shipped = before.clone(), before.clone()
     given = _convolution(causal_conv1d_update)(token, ours, weight, bias, "silu")
     expected = causal_conv1d_update(token, shipped, weight, bias, "silu")
