@@ -32,7 +32,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     for note in remarks:
         helps = f"; try {escaped(note.help)}" if note.help else ""
         lines.append(f"{note.number}. **{escaped(note.named_cases(measurements))}**: {escaped(note.text)}{helps}")
-    lines += [f"- {escaped(words)}" for words in path_lines(measurements)]
+    lines += [f"- {escaped(words)}" for words in path_lines(measurements, brief=True)]
     found = answer(measurements)
     lines += ["", escaped(found)] if found else []
     return "\n".join(lines).rstrip("\n") + "\n"

@@ -31,7 +31,7 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
     for note in remarks:
         lines += _wrap(f"[{note.number}] {_note(note, grouped)}", width, "    ")
-    for words in path_lines(grouped):
+    for words in path_lines(grouped, brief=True):
         lines += _wrap(words, width, "    ")
     found = answer(grouped)
     lines += ["", *_wrap(found, width, "")] if found else []

@@ -66,3 +66,15 @@ def test_what_became_of_the_path_survives_the_store_and_a_file(tmp_path: Path) -
         store.append(store.start_run(["sweep"], {}), measured)
         assert [found.decode_path for found in store.newest()] == [NATIVE]
     assert row_reader.from_row(as_row(None, measured)).decode_path == NATIVE
+
+
+def test_a_table_says_of_the_usual_step_only_what_is_news() -> None:
+    usual = DecodePath("static", kernels="C++ (avx2)", cache_needed_bytes=2**20, cache_read_bytes=2**20)
+    assert path_lines([row("static", 27.2, usual)], brief=True) == []
+    (line,) = path_lines([row("static", 27.2, usual)])
+    assert "1.00 × what attention needs; products by C++ (avx2)" in line
+    padded = replace(usual, cache_read_bytes=3 * 2**19)
+    (line,) = path_lines([row("static", 27.2, padded)], brief=True)
+    assert "1.50 × what attention needs; products by C++ (avx2)" in line
+    (line,) = path_lines([row("eager", 8.0), row("static", 16.0, usual)], brief=True)
+    assert "decodes 2.00 × as fast as eager; products by C++ (avx2)" in line
