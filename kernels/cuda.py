@@ -39,6 +39,7 @@ LIBRARY.define(
 )
 LIBRARY.define("rms_norm(Tensor x, Tensor? weight, Tensor? gate, float offset, float eps) -> Tensor")
 LIBRARY.define("matvec(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+LIBRARY.define("expert_matvec(Tensor x, Tensor weight, Tensor ids) -> Tensor")
 LIBRARY.define("decode_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> Tensor")
 
 
@@ -248,8 +249,35 @@ def _matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     defines = (*DTYPES[x.dtype], f"-DTOKENS={x.numel() // columns}")
     kernel = function("matvec", "matvec", x.device.index or 0, defines)
     grid, block = (-(-rows // MATVEC_WARPS), 1, 1), (32 * MATVEC_WARPS, 1)
-    launch(kernel, grid, block, 0, _aligned(x), weight, bias, out, rows, columns)
+    launch(kernel, grid, block, 0, _aligned(x), weight, bias, out, rows, columns, None)
     return out
+
+
+def serves_experts(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether ``expert_matvec`` computes ``x [tokens, columns]`` times matrices of ``weight``."""
+    laid_out = weight.is_contiguous() and weight.shape[-1] * weight.element_size() % VECTOR_BYTES == 0
+    return laid_out and x.dtype == weight.dtype and x.dtype in DTYPES and weight.data_ptr() % VECTOR_BYTES == 0
+
+
+@torch.library.impl(LIBRARY, "expert_matvec", "CUDA")
+def _expert_matvec(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Shapes of ``hwprofile::expert_matvec``: a matrix of ``weight [experts, rows, columns]`` for each token."""
+    _, rows, columns = weight.shape
+    out = x.new_empty((x.shape[0], rows))
+    kernel = function("matvec", "matvec", x.device.index or 0, (*DTYPES[x.dtype], "-DTOKENS=1", "-DCHOSEN"))
+    grid, block = (-(-rows // MATVEC_WARPS), x.shape[0], 1), (32 * MATVEC_WARPS, 1)
+    launch(kernel, grid, block, 0, _aligned(x.contiguous()), weight, None, out, rows, columns, ids)
+    return out
+
+
+@torch.library.impl(LIBRARY, "expert_matvec", "CPU")
+def _expert_matvec_in_words(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("tk,trk->tr", x, weight[ids])
+
+
+@torch.library.register_fake("hwprofile_cuda::expert_matvec", lib=LIBRARY)
+def _(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((x.shape[0], weight.shape[1]))
 
 
 @torch.library.impl(LIBRARY, "matvec", "CPU")

@@ -1,6 +1,7 @@
 // Few tokens times the rows of a matrix, for matrices so small that a library's product takes longer to start than to read.
 //
 // Grid (rows / 4), block 128: each warp takes a row and reads it once for all TOKENS, which are fixed when it is compiled.
+// With CHOSEN the grid is (rows / 4, tokens), and each token has a matrix of its own among those of `weight`.
 #include "element.h"
 
 constexpr int kWarps = 4, kVector = 16 / sizeof(element), kStride = 32 * kVector, kUnroll = 4;
@@ -12,10 +13,17 @@ __device__ inline void unpack(const uint4& bits, float* out) {
 }
 
 // x [TOKENS, columns], weight [rows, columns], bias [rows] or null, out [TOKENS, rows]; columns are whole vectors.
+// With CHOSEN: x [tokens, columns], weight [experts, rows, columns], ids [tokens], out [tokens, rows].
 extern "C" __global__ void __launch_bounds__(32 * kWarps)
-    matvec(const element* x, const element* weight, const element* bias, element* out, int rows, int columns) {
+    matvec(const element* x, const element* weight, const element* bias, element* out, int rows, int columns,
+           const long long* ids) {
   const int row = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= rows) return;
+#ifdef CHOSEN
+  x += (long long)blockIdx.y * columns;
+  out += (long long)blockIdx.y * rows;
+  weight += ids[blockIdx.y] * rows * columns;
+#endif
   const element* const own = weight + (long long)row * columns;
   float sum[TOKENS] = {};
   for (int start = lane * kVector; start < columns; start += kStride * kUnroll) {

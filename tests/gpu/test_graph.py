@@ -148,6 +148,15 @@ def test_small_products_are_those_of_torch(tokens: int, shape: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
+def test_each_token_is_multiplied_with_its_own_expert(dtype: torch.dtype) -> None:
+    x, weight = (torch.randn(shape, device="cuda").to(dtype) for shape in ((5, 2048), (3, 600, 2048)))
+    ids = torch.tensor([2, 0, 0, 1, 2], device="cuda")
+    given = torch.ops.hwprofile_cuda.expert_matvec(x, weight, ids)
+    expected = torch.einsum("tk,trk->tr", x.float(), weight[ids].float())
+    torch.testing.assert_close(given.float(), expected, atol=0.5 if dtype == torch.bfloat16 else 1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", cuda.DTYPES)
 @pytest.mark.parametrize("width", [64, 1536, 5120])
 def test_the_norm_is_what_its_words_say(dtype: torch.dtype, width: int) -> None:
     x, gate, weight = torch.randn(5, width), torch.randn(5, width), torch.randn(width)

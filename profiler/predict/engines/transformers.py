@@ -47,7 +47,9 @@ STEP_CALLS = {
 STEP_OUTSIDE_CALLS = 45.0
 OWN_DTYPES = ("fp32", "bf16")  # that kernels of our own step compute in; others take torch's, over buckets
 PADDED = 1.5  # of a bucket, which is between one and two times what is filled
-EXPERT_COPIES = 3.0  # transformers' ``batched_mm`` copies the experts of each token first: read, written, read
+# How often a step on a GPU moves the experts of each token, those that two tokens share twice: by a kernel of ours,
+# or by transformers' ``batched_mm``, which copies them first.
+EXPERT_COPIES = {True: 1.0, False: 3.0}
 OUTSIDE_CALLS = 30.0  # of the layers
 ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
@@ -169,7 +171,7 @@ class Transformers:
         )
         read = 1.0 if ours else PADDED
         return replace(
-            shipped, cache_touches=read, calls=calls, expert_copies=None if on_cpu and ours else EXPERT_COPIES
+            shipped, cache_touches=read, calls=calls, expert_copies=None if on_cpu and ours else EXPERT_COPIES[ours]
         )
 
     def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
@@ -234,10 +236,14 @@ def _by_family(counted: Mapping[str, float], geometry: Geometry) -> float:
 
 
 def _step_bytes(geometry: Geometry, storage: Storage, setting: Setting, width: int, target: Target) -> Interval:
-    """Beside a cache that is written in place: logits, and on a GPU copies of a layer's chosen experts."""
+    """Beside a cache that is written in place: logits, and copies of chosen experts where no kernel is ours."""
     logits = setting.batch * geometry.vocab * (width + 4)
     chosen, inner = storage.expert_rows
-    copied = 0 if target.vendor == "CPU" else setting.batch * chosen * 3 * inner * geometry.hidden * width
+    copied = (
+        0
+        if target.vendor == "CPU" or setting.dtype in OWN_DTYPES
+        else setting.batch * chosen * 3 * inner * geometry.hidden * width
+    )
     return spread(1.5 * logits + copied, logits, 3 * logits + 2 * copied)
 
 

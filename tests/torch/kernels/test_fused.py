@@ -53,7 +53,14 @@ extern "C" bool run(const element* x, const element* weight, const element* gate
 MATVEC = """
 extern "C" bool run(const element* x, const element* weight, const element* bias, element* out, int rows,
                     int columns) {
-  return host::grid({(rows + 3) / 4, 1, 1}, {128, 1, 1}, [=] { matvec(x, weight, bias, out, rows, columns); });
+  return host::grid({(rows + 3) / 4, 1, 1}, {128, 1, 1}, [=] { matvec(x, weight, bias, out, rows, columns, 0); });
+}
+"""
+EXPERTS = """
+extern "C" bool run(const element* x, const element* weight, const long long* ids, element* out, int tokens, int rows,
+                    int columns) {
+  return host::grid({(rows + 3) / 4, tokens, 1}, {128, 1, 1},
+                    [=] { matvec(x, weight, 0, out, rows, columns, ids); });
 }
 """
 
@@ -170,6 +177,19 @@ def test_small_products_are_those_of_torch(
 
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
+def test_each_token_is_multiplied_with_its_own_expert(
+    on_host: Callable[..., Callable[..., bool]], dtype: torch.dtype
+) -> None:
+    run = on_host("matvec", EXPERTS, (*cuda.DTYPES[dtype], "-DTOKENS=1", "-DCHOSEN"))
+    x, weight = torch.randn(5, 264).to(dtype), torch.randn(3, 6, 264).to(dtype)
+    ids, out = torch.tensor([2, 0, 0, 1, 2]), torch.full((5, 6), torch.nan, dtype=dtype)
+    assert cuda.serves_experts(x, weight)
+    assert run(x, weight, ids, out, 5, 6, 264)
+    expected = torch.ops.hwprofile_cuda.expert_matvec(x, weight, ids)
+    torch.testing.assert_close(out, expected, atol=1e-3 if dtype == torch.float32 else 0.5, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", cuda.DTYPES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_norms_of_every_family_are_known(name: str, dtype: torch.dtype) -> None:
     make, found = NormForward(), 0
@@ -225,6 +245,7 @@ def test_nvcc_takes_every_architecture_without_spills(dtype: torch.dtype, tmp_pa
         ("delta_step", cuda.DTYPES[dtype]),
         ("rms_norm", cuda.DTYPES[dtype]),
         ("matvec", (*cuda.DTYPES[dtype], "-DTOKENS=4")),
+        ("matvec", (*cuda.DTYPES[dtype], "-DTOKENS=1", "-DCHOSEN")),
         ("attention", widest),
     ):
         for architecture in cuda.ARCHITECTURES:
