@@ -105,8 +105,18 @@ def test_ctrl_c_before_anything_runs_is_130(profile: Any, monkeypatch: pytest.Mo
 
 def start(command_line: list[str], *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*command_line, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+        [*command_line, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        preexec_fn=_hears_ctrl_c,
     )
+
+
+def _hears_ctrl_c() -> None:
+    """A shell has its background jobs ignore Ctrl-C, the tests among them, and what they start would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(
