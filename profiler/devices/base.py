@@ -66,6 +66,8 @@ class Pressure:
     swapped_in_bytes: int | None = None  # read back from swap, whole machine
     swapped_bytes: int | None = None  # of this process, in swap now: no counter, a state
     retries: int | None = None  # CUDA: the allocator gave its unused segments back to go on
+    busy_s: float | None = None  # cores worked for anybody, summed
+    own_s: float | None = None  # and for this process
 
 
 @dataclass(frozen=True, slots=True)

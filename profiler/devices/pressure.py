@@ -30,7 +30,18 @@ def read() -> Pressure:
         stolen_s=None if stolen is None else stolen / TICKS,
         swapped_in_bytes=None if paged is None else paged * PAGE,
         swapped_bytes=None if swapped is None else swapped * 1024,
+        busy_s=_busy_s(),
+        own_s=time.process_time(),
     )
+
+
+def _busy_s() -> float | None:
+    """Seconds that all cores together did not idle: user, nice, system, irq and softirq of /proc/stat."""
+    try:
+        user, nice, system, _, _, irq, softirq = map(int, STAT.read_text().split()[1:8])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq) / TICKS
 
 
 def run_delay_s() -> float | None:

@@ -6,6 +6,7 @@ What the repetitions show by themselves (drift, spread, too few of them) is deri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from profiler.devices.base import Overview, Pressure
@@ -14,6 +15,7 @@ from profiler.results.measurement import Caution, Phase, Sample
 from profiler.units import bytes_text
 
 MAX_WAIT = 0.1  # share of the wanted CPU time that a process may miss before its figure is another program's as well
+MIN_BLAME = 0.5  # of a wait that others must have worked: threads of one process wait for each other as well
 MAX_STALLED = 0.25  # share of the time in which others may wait for a core: they then run on all that we leave them
 MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake
 SOME_SWAP = 16 * 1024**2  # bytes: less is what any program has that started long ago
@@ -56,15 +58,22 @@ def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: 
     wall = after.at_s - before.at_s
     waited = sum(sample.wait_s or 0 for sample in samples)
     wanted = waited + sum(sample.cpu_s or 0 for sample in samples)
-    if wanted and waited / wanted > MAX_WAIT:
+    others = _others(before, after)
+    if wanted and waited / wanted > MAX_WAIT and others >= waited * MIN_BLAME:
         return [f"{phase}: other work held the CPU for {waited / wanted:.0%} of the time this process wanted it"]
     stolen = _grown(before.stolen_s, after.stolen_s)
     if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
         return [f"{phase}: the hypervisor took {stolen / (wall * cores):.0%} of the cores' time for other guests"]
     stalled = _grown(before.stalled_s, after.stalled_s)
-    if wall > 0 and stalled is not None and stalled / wall > MAX_STALLED:
+    if wall > 0 and stalled is not None and stalled / wall > MAX_STALLED and others >= stalled * MIN_BLAME:
         return [f"{phase}: other programs waited for a core {stalled / wall:.0%} of the time, so all cores were busy"]
     return []
+
+
+def _others(before: Pressure, after: Pressure) -> float:
+    """Seconds that cores worked for other programs; endless where nobody counts."""
+    busy, own = _grown(before.busy_s, after.busy_s), _grown(before.own_s, after.own_s)
+    return math.inf if busy is None or own is None else max(0.0, busy - own)
 
 
 def _swapped(phase: Phase, before: Pressure, after: Pressure) -> str | None:

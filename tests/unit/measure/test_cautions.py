@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from profiler.devices.base import Pressure
@@ -38,6 +40,15 @@ def test_what_this_process_missed_is_told_before_what_others_did() -> None:
     waited = Sample("decode", 10.0, 1, cpu_s=6.0, wait_s=4.0)
     ((_, text, _),) = told(Pressure(0.0, 0.0, 0.0), Pressure(10.0, 9.0, 2.0), waited)
     assert text == "decode: other work held the CPU for 40% of the time this process wanted it"
+
+
+def test_threads_of_one_process_that_wait_for_each_other_are_nobody_elses_work() -> None:
+    waited = Sample("decode", 10.0, 1, cpu_s=16.0, wait_s=4.0)
+    start, alone = Pressure(0.0, 0.0, busy_s=100.0, own_s=1.0), Pressure(10.0, 5.0, busy_s=117.0, own_s=17.0)
+    assert told(start, alone, waited) == []
+    beside = replace(alone, busy_s=120.0)
+    ((_, text, _),) = told(start, beside, waited)
+    assert text == "decode: other work held the CPU for 20% of the time this process wanted it"
 
 
 def test_a_warm_up_beside_other_work_is_no_reason_to_doubt_what_followed() -> None:
