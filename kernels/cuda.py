@@ -18,6 +18,8 @@ import torch
 
 from profiler.units import printable
 
+from . import shapes
+
 SOURCES = Path(__file__).parent / "fused"
 ARCHITECTURES = (80, 86, 89, 90, 120)  # A100, 30 series, 40 series, H100, 50 series: what is checked without a GPU
 DTYPES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
@@ -275,11 +277,6 @@ def _expert_matvec_in_words(x: torch.Tensor, weight: torch.Tensor, ids: torch.Te
     return torch.einsum("tk,trk->tr", x, weight[ids])
 
 
-@torch.library.register_fake("hwprofile_cuda::expert_matvec", lib=LIBRARY)
-def _(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return x.new_empty((x.shape[0], weight.shape[1]))
-
-
 @torch.library.impl(LIBRARY, "matvec", "CPU")
 def _matvec_in_words(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.nn.functional.linear(x, weight, bias)
@@ -290,23 +287,8 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@torch.library.register_fake("hwprofile_cuda::gated_delta_step", lib=LIBRARY)
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    state: torch.Tensor,
-) -> torch.Tensor:
-    return torch.empty_like(value)
-
-
-@torch.library.register_fake("hwprofile_cuda::decode_attention", lib=LIBRARY)
-def _(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
-    return query.new_empty((query.shape[0], 1, query.shape[1], query.shape[3]))
+for _shape in (shapes.expert_matvec, shapes.gated_delta_step, shapes.decode_attention):
+    torch.library.register_fake(f"hwprofile_cuda::{_shape.__name__}", _shape, lib=LIBRARY)
 
 
 def attention_defines(dtype: torch.dtype, width: int, shared_by: int) -> tuple[Defines, int]:

@@ -22,6 +22,8 @@ import torch
 from profiler import paths
 from profiler.units import printable
 
+from . import shapes
+
 SOURCES = Path(__file__).parent / "cpu"
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000")  # 2.10, the oldest we take
 BASELINE = ("baseline", ("-DISA=baseline", "-DLANES=4"))
@@ -138,15 +140,8 @@ def _register_shapes() -> None:
     def _(x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         return x.new_empty((x.shape[0], w.shape[0]))
 
-    @torch.library.register_fake("hwprofile::expert_matvec")
-    def _(x: torch.Tensor, w: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        return x.new_empty((x.shape[0], w.shape[1]))
-
-    @torch.library.register_fake("hwprofile::decode_attention")
-    def _(
-        query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        return query.new_empty((query.shape[0], 1, query.shape[1], values.shape[3]))
+    for shape in (shapes.expert_matvec, shapes.decode_attention):
+        torch.library.register_fake(f"hwprofile::{shape.__name__}", shape)
 
     @torch.library.register_fake("hwprofile::gated_delta_step")
     def _(

@@ -9,7 +9,6 @@
 #include "element.h"
 
 constexpr int kThreads = 128, kWarps = kThreads / 32;
-constexpr int kVector = 16 / sizeof(element);                            // elements of one load
 constexpr int kLanes = WIDTH / kVector < 32 ? WIDTH / kVector : 32;      // that share a slot
 constexpr int kSlots = 32 / kLanes;                                      // that a warp takes at once
 constexpr int kTakers = kWarps * kSlots;                                 // of a block
@@ -22,12 +21,6 @@ constexpr float kNone = -1e30f;  // less than any score; an infinity would make 
 
 // The elements of a lane lie apart, so that neighbouring lanes read neighbouring bytes.
 __device__ inline int place(int load, int lane) { return (load * kLanes + lane) * kVector; }
-
-__device__ inline void unpack(const uint4& bits, float* out) {
-  const element* each = reinterpret_cast<const element*>(&bits);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) out[i] = widened(each[i]);
-}
 
 // q [batch, heads, WIDTH], keys and values [batch, kv_heads, slots, WIDTH], mask [slots]: 1 where a slot may be read.
 // parts [batch, heads, chunks, WIDTH + 4] in fp32. `scale` has log2(e) in it.

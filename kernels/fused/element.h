@@ -14,3 +14,11 @@ typedef float element;
 __device__ inline float widened(element value) { return value; }
 __device__ inline element narrowed(float value) { return value; }
 #endif
+
+constexpr int kVector = 16 / sizeof(element);  // elements of one load, the widest there is
+
+__device__ inline void unpack(const uint4& bits, float* out) {
+  const element* each = reinterpret_cast<const element*>(&bits);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) out[i] = widened(each[i]);
+}

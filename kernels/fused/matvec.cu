@@ -4,13 +4,7 @@
 // With CHOSEN the grid is (rows / 4, tokens), and each token has a matrix of its own among those of `weight`.
 #include "element.h"
 
-constexpr int kWarps = 4, kVector = 16 / sizeof(element), kStride = 32 * kVector, kUnroll = 4;
-
-__device__ inline void unpack(const uint4& bits, float* out) {
-  const element* each = reinterpret_cast<const element*>(&bits);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) out[i] = widened(each[i]);
-}
+constexpr int kWarps = 4, kStride = 32 * kVector, kUnroll = 4;
 
 // x [TOKENS, columns], weight [rows, columns], bias [rows] or null, out [TOKENS, rows]; columns are whole vectors.
 // With CHOSEN: x [tokens, columns], weight [experts, rows, columns], ids [tokens], out [tokens, rows].
