@@ -67,6 +67,7 @@ class GgufHeader:
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+    data: int = 0  # where the data section begins in the file
 
 
 class _Bad(Exception):
@@ -107,8 +108,11 @@ class _Reader:
             raise _Bad(f"{tensors} tensors and {keys} metadata keys")
         metadata = dict(self.pair() for _ in range(keys))
         found = [self.tensor() for _ in range(tensors)]
-        self.check_length(metadata, found)
-        return GgufHeader(metadata, {tensor.name: tensor for tensor in found})
+        data = self.check_length(metadata, found)
+        tensors_by_name = {tensor.name: tensor for tensor in found}
+        if len(tensors_by_name) < len(found):
+            raise _Bad("two of its tensors have the same name")
+        return GgufHeader(metadata, tensors_by_name, data)
 
     def take(self, length: int) -> bytes:
         if length > self.size - self.at:
@@ -175,8 +179,8 @@ class _Reader:
             raise _Bad(f"{name} has an impossible shape")
         return GgufTensor(name, shape[::-1], self.number("<I"), self.number("<Q"))
 
-    def check_length(self, metadata: Mapping[str, Any], tensors: list[GgufTensor]) -> None:
-        """The data of every tensor must lie within the file."""
+    def check_length(self, metadata: Mapping[str, Any], tensors: list[GgufTensor]) -> int:
+        """The data of every tensor must lie within the file; gives where the data begin."""
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
             raise _Bad(f"alignment {alignment}")
@@ -184,6 +188,7 @@ class _Reader:
         end = start + max((tensor.offset + (tensor.nbytes or 0) for tensor in tensors), default=0)
         if end > self.size:
             raise _Bad(f"truncated: {self.size} bytes, its tensors end at byte {end}")
+        return start
 
     def look_at_clock(self) -> None:
         if time.monotonic() > self.deadline:
