@@ -73,6 +73,7 @@ class GgufHeader:
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
+    data: int = 0  # where the data section begins in the file
 
 
 class _Bad(Exception):
@@ -125,10 +126,10 @@ class _Reader:
         for _ in range(tensors):
             tensor = self.tensor()
             if tensor.name in found:
-                raise _Bad(f"the tensor {printable(tensor.name, 80)} stands there twice")
+                raise _Bad(f"two of its tensors have the same name, {printable(tensor.name, 80)}")
             found[tensor.name] = tensor
-        self.check_length(metadata, list(found.values()))
-        return GgufHeader(metadata, found)
+        data = self.check_length(metadata, list(found.values()))
+        return GgufHeader(metadata, found, data)
 
     def take(self, length: int) -> bytes:
         """The next bytes, at most ``MAX_STRING``: longer ones are only skipped."""
@@ -225,8 +226,8 @@ class _Reader:
             raise _Bad(f"{name} has an impossible shape")
         return GgufTensor(name, shape[::-1], self.number("<I"), self.number("<Q"))
 
-    def check_length(self, metadata: Mapping[str, Any], tensors: list[GgufTensor]) -> None:
-        """The data of every tensor must lie within the file."""
+    def check_length(self, metadata: Mapping[str, Any], tensors: list[GgufTensor]) -> int:
+        """The data of every tensor must lie within the file; gives where the data begin."""
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
             raise _Bad(f"alignment {alignment}")
@@ -234,6 +235,7 @@ class _Reader:
         end = start + max((tensor.offset + (tensor.nbytes or 0) for tensor in tensors), default=0)
         if end > self.size:
             raise _Bad(f"truncated: {self.size} bytes, its tensors end at byte {end}")
+        return start
 
     def look_at_clock(self) -> None:
         if time.thread_time() > self.deadline:

@@ -6,17 +6,17 @@ without holes (https://github.com/huggingface/safetensors#format). Checked here,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from profiler.errors import ProfileError
+from profiler.models import identity
 from profiler.units import printable
 
 MAX_HEADER = 16 * 1024 * 1024  # the largest real headers are a few MiB
@@ -29,8 +29,6 @@ BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "
 BITS |= {"U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64}
 BITS |= {"F64": 64, "C64": 64}
 
-SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file's data, for its identity
-
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -40,6 +38,13 @@ class Tensor:
     shape: tuple[int, ...]
     begin: int  # offsets into the data that follows the header
     end: int
+    file: Path | None = None  # where it is; None if only its header is known
+    data: int = 0  # where the data begin in the file
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.end - self.begin
 
 
 def header(path: Path) -> dict[str, Tensor]:
@@ -59,7 +64,7 @@ def header(path: Path) -> dict[str, Tensor]:
         raise ProfileError(f"cannot read {shown}: {printable(error.strerror)}") from None
     tensors = _entries(content, shown)
     _check_coverage(tensors, size - 8 - length, shown)
-    return tensors
+    return {name: replace(tensor, file=path, data=8 + length) for name, tensor in tensors.items()}
 
 
 _AGAIN = "Copy or download the file again."
@@ -141,7 +146,16 @@ def _shard(folder: Path, name: str) -> Path:
 
 def verify(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's weights, every file checked; empty if it has no safetensors."""
-    return {name: tensor for path in shards(folder) or () for name, tensor in header(path).items()}
+    found: dict[str, Tensor] = {}
+    for path in shards(folder) or ():
+        for name, tensor in header(path).items():
+            if name in found:
+                raise ProfileError(
+                    f"{printable(name)} is stored twice, the second time in {printable(path.name)}",
+                    f"Which of them is meant cannot be known. {_AGAIN}",
+                )
+            found[name] = tensor
+    return found
 
 
 def why_missing(folder: Path) -> str:
@@ -155,35 +169,23 @@ def why_missing(folder: Path) -> str:
     return "the folder holds no safetensors"
 
 
-def content_id(folder: Path) -> str:
-    """Hash of the headers, sizes and samples of the data of all weight files of ``folder``."""
-    return files_id(shards(folder) or [])
+def unread(folder: Path) -> list[Path]:
+    """Other safetensors files of a folder with weights: nothing of them is loaded."""
+    read = {path.name for path in shards(folder) or ()}
+    return sorted(path for path in folder.glob("*.safetensors") if path.name not in read)
 
 
-def files_id(paths: list[Path]) -> str:
-    """Hash of names, sizes, first 64 KiB and evenly spaced samples: tells fine-tunes of one shape apart in
-    milliseconds, where hashing tens of GiB would take minutes."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode("utf-8", "surrogateescape"))
-        with path.open("rb") as file:
-            digest.update(file.read(65536))
-            for offset in _sample_offsets(size):
-                file.seek(offset)
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def _sample_offsets(size: int) -> Iterator[int]:
-    return (size * n // (SAMPLES + 1) for n in range(1, SAMPLES + 1))
-
-
-def check_embedding(tensors: dict[str, Tensor], vocab: int, hidden: int) -> None:
-    """ProfileError if the stored embedding is not ``[vocab, hidden]``: config and weights are of different models."""
+def spans(tensors: Mapping[str, Tensor]) -> Iterator[identity.Span]:
+    """Where the data of ``verify``'s tensors are."""
     for name, tensor in tensors.items():
-        if name.endswith("embed_tokens.weight") and tensor.shape != (vocab, hidden) and len(tensor.shape) == 2:
-            raise ProfileError(
-                f"{printable(name)} is {list(tensor.shape)} in the weights, {[vocab, hidden]} in the config",
-                "Config and weights are not of the same model.",
-            )
+        if tensor.file is not None:
+            label = f"{name} {tensor.dtype} {list(tensor.shape)}"
+            yield identity.Span(label, tensor.file, tensor.data + tensor.begin, tensor.nbytes)
+
+
+def same_data(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values in the same number type (``identity`` says how exactly)."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    first, second = (identity.content_id(spans({"": tensor})) for tensor in (one, other))
+    return first == second

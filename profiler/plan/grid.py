@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
+from profiler.models.remark import Remark
 from profiler.models.source import Source
 from profiler.quants.base import Quant
 from profiler.units import parse_count, printable
@@ -32,7 +34,13 @@ class Subject:
     geometry: Geometry
     weights: str  # real | synthetic
     model_id: str  # identity of the config, and of real weights
-    cautions: tuple[str, ...] = ()  # what to know of it, whatever is measured
+    remarks: tuple[Remark, ...] = ()  # what to know of it, whatever is measured
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # what the files hold that its weights come from
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """The remarks in words."""
+        return tuple(remark.text for remark in self.remarks)
 
 
 @dataclass(frozen=True, slots=True)
