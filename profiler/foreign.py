@@ -82,13 +82,13 @@ def open_file(path: Path, shown: str | None = None) -> BinaryIO:
             raise
         return os.fdopen(fd, "rb")
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"there is no file {shown}") from None
+        raise NotFound(f"cannot read {shown}: there is no such file") from None
     except (OSError, ValueError) as error:
         raise ProfileError(f"cannot read {shown}: {why(error)}") from None
 
 
 def read_bytes(path: Path, most: int = BUDGET.nbytes, shown: str | None = None, hint: str | None = None) -> bytes:
-    """The content of a regular file of at most ``most`` bytes. Raises as ``open_file``; ``hint`` is for one too large."""
+    """The content of a regular file of at most ``most`` bytes; ``hint`` is for a larger one. As ``open_file`` else."""
     shown = printable(path) if shown is None else shown
     with open_file(path, shown) as file:
         try:
@@ -137,7 +137,9 @@ def json_value(content: bytes | str, budget: Budget = BUDGET) -> Any:
     return value
 
 
-def read_toml(path: Path, budget: Budget = BUDGET, shown: str | None = None, hint: str | None = None) -> dict[str, Any]:
+def read_toml(
+    path: Path, budget: Budget = BUDGET, shown: str | None = None, hint: str | None = None
+) -> dict[str, Any]:
     """The table in a TOML file. Raises as ``read_bytes``, and ProfileError for what is not TOML or over budget."""
     shown = printable(path) if shown is None else shown
     content = read_bytes(path, budget.nbytes, shown, hint)
@@ -186,17 +188,6 @@ def is_folder(path: Path) -> bool:
 def exists(path: Path) -> bool:
     """Whether there is anything, likewise."""
     return _is(path, lambda mode: True)
-
-
-def expanded(name: str, what: str) -> Path:
-    """``name`` with ``~`` expanded. ProfileError that names ``what`` if there is no such user or home."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        user = name.partition("/")[0]
-        raise ProfileError(
-            f"{what} is {printable(name)}, but {printable(user)} has no home directory", "Give an absolute path."
-        ) from None
 
 
 def why(error: Exception) -> str:

@@ -32,7 +32,8 @@ def output() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def render(rows: Sequence[Row], shown: Callable[[Row], Mapping[str, str]], output: str) -> str:
     """``rows`` in a format of ``FORMATS``, newline included; ``shown`` turns one into texts for people.
 
-    csv flattens what is nested to JSON and guards text against spreadsheets; table and md escape what would break a cell.
+    csv flattens what is nested to JSON and guards text against spreadsheets; table and md escape what would break a
+    cell.
     """
     if output == "json":
         return json.dumps(list(rows), indent=2) + "\n"

@@ -6,7 +6,7 @@ without holes (https://github.com/huggingface/safetensors#format). Checked here,
 
 from __future__ import annotations
 
-import json
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from profiler.errors import ProfileError
+from profiler.foreign import Budget, exists, is_file, json_value, open_file, read_json, why
 from profiler.models import identity
 from profiler.units import printable
 
 MAX_HEADER = 16 * 1024 * 1024  # the largest real headers are a few MiB
+MAX_HEADERS = 4 * MAX_HEADER  # of all files of a model
 MAX_SHARDS = 1000
+HEADER = Budget(nbytes=MAX_HEADER, values=2**21, depth=8)
+INDEXED = Budget(nbytes=2 * MAX_HEADER, values=2**20, depth=8)  # 210,000 tensors of a trillion parameters take 20 MiB
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -47,21 +51,21 @@ class Tensor:
         return self.end - self.begin
 
 
-def header(path: Path) -> dict[str, Tensor]:
+def header(path: Path, most: int = MAX_HEADER) -> dict[str, Tensor]:
     """Name → tensor. ProfileError for anything but a complete file: a truncated one is named as such."""
     shown = printable(path.name)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+    with open_file(path, shown) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
             if length is None or length + 8 > size:
                 raise ProfileError(f"{shown} is truncated or no safetensors file ({size} bytes)", _AGAIN)
-            if length > MAX_HEADER:
+            if length > min(most, MAX_HEADER):
                 raise ProfileError(f"{shown}: a header of {length} bytes is larger than any real one")
             content = file.read(length)
-    except OSError as error:
-        raise ProfileError(f"cannot read {shown}: {printable(error.strerror)}") from None
+        except OSError as error:
+            raise ProfileError(f"cannot read {shown}: {why(error)}") from None
     tensors = _entries(content, shown)
     _check_coverage(tensors, size - 8 - length, shown)
     return {name: replace(tensor, file=path, data=8 + length) for name, tensor in tensors.items()}
@@ -72,12 +76,12 @@ _AGAIN = "Copy or download the file again."
 
 def _entries(content: bytes, shown: str) -> dict[str, Tensor]:
     try:
-        entries = json.loads(content)
+        entries = json_value(content, HEADER)
         if not isinstance(entries, dict):
             raise ValueError("no JSON object")
         entries.pop("__metadata__", None)
         return {name: _entry(name, fields) for name, fields in entries.items()}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ProfileError(f"{shown}: bad safetensors header: {printable(error, 120)}") from None
 
 
@@ -117,18 +121,16 @@ def shards(folder: Path) -> list[Path] | None:
     ProfileError if the index names a file that is missing or lies outside the folder.
     """
     single, index = folder / SINGLE, folder / INDEX
-    if single.is_file():
+    if is_file(single):
         return [single]
-    return [_shard(folder, name) for name in _indexed(index)] if index.is_file() else None
+    return [_shard(folder, name) for name in _indexed(index)] if exists(index) else None
 
 
 def _indexed(index: Path) -> list[str]:
+    content = read_json(index, INDEXED, INDEX, _AGAIN)
     try:
-        if index.stat().st_size > MAX_HEADER:
-            raise ProfileError(f"{INDEX} is larger than any real one")
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        names = sorted(set(content["weight_map"].values()))
+    except (LookupError, TypeError, AttributeError):
         raise ProfileError(f"{INDEX} is not a valid index of safetensors files") from None
     if not names or len(names) > MAX_SHARDS or not all(isinstance(name, str) for name in names):
         raise ProfileError(f"{INDEX} is not a valid index of safetensors files")
@@ -139,7 +141,7 @@ def _shard(folder: Path, name: str) -> Path:
     if Path(name).name != name or not name.endswith(".safetensors"):
         raise ProfileError(f"{INDEX} names {printable(name)}, which is no safetensors file of this folder")
     path = folder / name
-    if not path.is_file():
+    if not is_file(path):
         raise ProfileError(f"{printable(name)} is missing, {INDEX} names it", _AGAIN)
     return path
 
@@ -147,8 +149,11 @@ def _shard(folder: Path, name: str) -> Path:
 def verify(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's weights, every file checked; empty if it has no safetensors."""
     found: dict[str, Tensor] = {}
+    left = MAX_HEADERS
     for path in shards(folder) or ():
-        for name, tensor in header(path).items():
+        tensors = header(path, left)
+        left -= max((tensor.data for tensor in tensors.values()), default=0)
+        for name, tensor in tensors.items():
             if name in found:
                 raise ProfileError(
                     f"{printable(name)} is stored twice, the second time in {printable(path.name)}",

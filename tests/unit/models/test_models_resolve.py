@@ -144,7 +144,7 @@ def test_a_folder_named_to_break_terminals_and_tables_is_shown_clean(tmp_path: P
         (LLAMA | {"num_attention_heads": 0}, "num_attention_heads is 0"),
         (LLAMA | {"num_hidden_layers": 10_000}, "num_hidden_layers is 10000"),
         (LLAMA | {"model_type": "gpt_bigcode"}, "model_type gpt_bigcode is not supported"),
-        (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1024 KiB"),
+        (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1.00 MiB"),
     ],
     ids=["-1 layers", "0 heads", "10000 layers", "unknown type", "20 MiB"],
 )
