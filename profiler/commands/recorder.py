@@ -70,23 +70,30 @@ class Recorder:
             cases = "case is" if total == 1 else "cases are"
             them = "it" if len(kept) == 1 else "them"
             say(f"{len(kept)} of {total} {cases} stored already; --fresh measures {them} again")
+            self._store.adopt(self.run, *(row.id for row in kept.values()))
         for row in kept.values():
-            self._store.adopt(self.run, row.id)
             self._show(self._with_cautions(row.measurement))
+
+    def take(self, row: StoredRow) -> None:
+        """A row that another sweep has stored while this one ran."""
+        self._store.adopt(self.run, row.id)
+        self._show(self._with_cautions(row.measurement))
 
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Rows of cases that do not run, with the reason."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        for entry in skipped:
-            self.append(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
+        rows = (Measurement(e.case, self.environment, "skipped", e.reason, started_at=now) for e in skipped)
+        self.append(*rows)
 
-    def append(self, row: Measurement) -> None:
-        """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
-        row = replace(self._with_cautions(row), expected=self._expected(row.case))
+    def append(self, *measured: Measurement) -> None:
+        """Rows of this run. What cannot be stored is shown all the same: there is no other copy of it."""
+        rows = [replace(self._with_cautions(row), expected=self._expected(row.case)) for row in measured]
         try:
-            self._store.append(self.run, row)
+            if rows:
+                self._store.append_all(self.run, rows)
         finally:
-            self._show(row)
+            for row in rows:
+                self._show(row)
 
     def _expected(self, case: Case) -> dict[str, Any]:
         """What is predicted of the case, to stand beside what was measured."""

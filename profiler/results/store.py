@@ -18,6 +18,7 @@ import string
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +69,8 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._db = connection
+        self._environments: dict[str, dict[str, Any]] = {}  # those that were read, by id
+        self._known: tuple[dict[str, Any], str] | None = None  # the environment stored last, and its id
 
     @classmethod
     def open(cls, path: Path | None = None, create: bool = True) -> Store:
@@ -100,26 +103,37 @@ class Store:
         return run
 
     def append(self, run: str, measurement: Measurement) -> int:
-        """Store one row of ``run`` and return its id. It is durable when this returns."""
-        for sample in measurement.samples:
-            if not sample.seconds > 0 or sample.tokens < 1:
-                raise StoreError(f"a {sample.phase} sample of {measurement.case.key} has no time or no tokens")
-        case = measurement.case
-        with self._writing() as db:
-            row = db.execute(
-                "INSERT INTO measurements (run, key, model, outcome, environment, content, steps)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (run, case.key, redact(case.model), measurement.outcome,
-                 self._environment(measurement.environment), *encode(measurement)),
-            ).lastrowid  # fmt: skip
-            assert row is not None  # sqlite3 gives one after every INSERT
-            db.execute("INSERT INTO run_rows (run, measurement) VALUES (?, ?)", (run, row))
+        """Store one row of ``run`` and return its id. It is durable when this returns, and its case's lease is back."""
+        (row,) = self.append_all(run, [measurement])
         return row
 
-    def adopt(self, run: str, measurement_id: int) -> None:
-        """Make a row kept from an earlier run belong to ``run`` as well; a second time changes nothing."""
+    def append_all(self, run: str, measurements: Sequence[Measurement]) -> list[int]:
+        """The same for many rows at once: all of them or none, and the disk is synced once."""
+        for measurement in measurements:
+            for sample in measurement.samples:
+                if not sample.seconds > 0 or sample.tokens < 1:
+                    raise StoreError(f"a {sample.phase} sample of {measurement.case.key} has no time or no tokens")
         with self._writing() as db:
-            db.execute("INSERT OR IGNORE INTO run_rows (run, measurement) VALUES (?, ?)", (run, measurement_id))
+            return [self._insert(db, run, measurement) for measurement in measurements]
+
+    def _insert(self, db: sqlite3.Connection, run: str, measurement: Measurement) -> int:
+        case = measurement.case
+        row = db.execute(
+            "INSERT INTO measurements (run, key, model, outcome, environment, content, steps)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (run, case.key, redact(case.model), measurement.outcome,
+             self._environment(measurement.environment), *encode(measurement)),
+        ).lastrowid  # fmt: skip
+        assert row is not None  # sqlite3 gives one after every INSERT
+        db.execute("INSERT INTO run_rows (run, measurement) VALUES (?, ?)", (run, row))
+        db.execute("DELETE FROM leases WHERE key = ? AND run = ?", (case.key, run))
+        return row
+
+    def adopt(self, run: str, *measurement_ids: int) -> None:
+        """Make rows kept from earlier runs belong to ``run`` as well; a second time changes nothing."""
+        with self._writing() as db:
+            rows = [(run, measurement_id) for measurement_id in measurement_ids]
+            db.executemany("INSERT OR IGNORE INTO run_rows (run, measurement) VALUES (?, ?)", rows)
 
     def finish_run(self, run: str, how: str) -> None:
         """Note that ``run`` came to its end, and how: ``finished``, ``interrupted``."""
@@ -132,13 +146,22 @@ class Store:
     def finished(self, key: str, environment_key: str) -> StoredRow | None:
         """The latest ``ok`` row of a case on a machine and software of equal speed, for ``--resume``."""
         found = self._read(
-            "SELECT m.id, m.run, m.content, m.steps, e.content FROM measurements m JOIN environments e"
+            "SELECT m.id, m.run, m.content, m.steps, e.id FROM measurements m JOIN environments e"
             " ON e.id = m.environment WHERE m.key = ? AND m.outcome = 'ok' AND e.key = ? ORDER BY m.id DESC LIMIT 1",
             (key, environment_key),
         )
-        for row, run, content, steps, environment in found:
-            return StoredRow(row, run, *self._measurements([(content, steps, json.loads(environment))]))
+        for row, run, content, steps, name in found:
+            return StoredRow(row, run, *self._measurements([(content, steps, self._environment_of(name))]))
         return None
+
+    def newest_id(self) -> int:
+        """Id of the row that was stored last, by whichever run; 0 where there is none."""
+        return int(self._read("SELECT COALESCE(MAX(id), 0) FROM measurements")[0][0])
+
+    def has_newer(self, key: str, since: int) -> bool:
+        """Whether an ``ok`` row of a case was stored after the row ``since``, in whatever environment."""
+        query = "SELECT 1 FROM measurements WHERE key = ? AND outcome = 'ok' AND id > ? LIMIT 1"
+        return bool(self._read(query, (key, since)))
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
@@ -216,14 +239,24 @@ class Store:
                 "A newer version of profile may have written it.",
             ) from error
 
+    def _environment_of(self, name: str) -> dict[str, Any]:
+        """A stored environment; rows that share one get the same object."""
+        if name not in self._environments:
+            ((text,),) = self._read("SELECT content FROM environments WHERE id = ?", (name,))
+            self._environments[name] = json.loads(text)
+        return self._environments[name]
+
     def _environment(self, content: dict[str, Any]) -> str:
-        """Id of an environment, stored now if it is new."""
-        content = redact_json(content)
-        name = digest(content)
+        """Id of an environment, stored now if it is new. The rows of a sweep share one, so the last is remembered."""
+        if self._known is not None and self._known[0] == content:
+            return self._known[1]
+        clean = redact_json(content)
+        name = digest(clean)
         self._db.execute(
             "INSERT OR IGNORE INTO environments (id, key, content) VALUES (?, ?, ?)",
-            (name, environment_key(content), dumps(content)),
+            (name, environment_key(clean), dumps(clean)),
         )
+        self._known = deepcopy(content), name
         return name
 
     def _free_id(self, stamp: str) -> str:
@@ -245,6 +278,7 @@ class Store:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
+                self._known = None  # it may go with what was not committed
                 if self._db.in_transaction:  # a full disk has rolled back already
                     self._db.execute("ROLLBACK")
                 raise
