@@ -53,7 +53,10 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 @pytest.mark.parametrize(
     ("attacks", "said"),
     [
-        (("DROP TABLE run_rows", f"CREATE VIEW run_rows AS {ENDLESS} i AS run, i AS measurement FROM n"), "is a view"),
+        (
+            ("DROP TABLE run_rows", f"CREATE VIEW run_rows AS {ENDLESS} i AS run, i AS measurement FROM n"),
+            "is a view",
+        ),
         (("DROP TABLE runs", f"CREATE VIEW runs AS {ENDLESS} 'x' AS id FROM n"), "runs is a view"),
         (("DROP TABLE environments",), "has no table environments"),
         (("DROP INDEX measurements_by_key",), "has no index measurements_by_key"),
@@ -73,9 +76,15 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
         (("UPDATE measurements SET content = x'00'",), "cannot be read"),
         (("UPDATE measurements SET content = CAST(x'ff' AS TEXT)",), "cannot be used"),
         (("UPDATE measurements SET content = replace(content, '\"batch\":1', '\"batch\":-4')",), "case.batch is -4"),
-        (("UPDATE measurements SET content = replace(content, '\"batch\":1', '\"batch\":NaN')",), "case.batch is nan"),
+        (
+            ("UPDATE measurements SET content = replace(content, '\"batch\":1', '\"batch\":NaN')",),
+            "case.batch is nan",
+        ),
         (("UPDATE measurements SET content = replace(content, '\"seconds\":[', '\"seconds\":[9,')",), "columns of"),
-        (("UPDATE measurements SET content = replace(content, '\"seconds\"', '\"cpu_s\"')",), "samples has no seconds"),
+        (
+            ("UPDATE measurements SET content = replace(content, '\"seconds\"', '\"cpu_s\"')",),
+            "samples has no seconds",
+        ),
         (("UPDATE measurements SET steps = x'000000000000f87f'",), "samples.step_s holds nan"),
         (("UPDATE measurements SET steps = 'text'",), "cannot be read"),
         (("UPDATE environments SET content = '[1]'",), "environment is a list"),
@@ -122,7 +131,7 @@ def test_reading_a_store_of_another_leaves_it_and_its_folder_as_they_were(tamper
 
 @pytest.mark.parametrize("attack", ["UPDATE runs SET argv = '{'", "UPDATE runs SET argv = '[1]'"])
 def test_a_list_of_runs_that_cannot_be_is_one_line(tampered: Any, attack: str) -> None:
-    with Store.open(tampered(attack)) as store, pytest.raises(StoreError, match="a run of .* cannot be read"):
+    with Store.open(tampered(attack)) as store, pytest.raises(StoreError, match=r"a run of .* cannot be read"):
         store.runs()
 
 
