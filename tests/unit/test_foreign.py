@@ -80,7 +80,7 @@ def test_an_endless_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         ("-" + "1" * 400, "it is a number of 401 characters"),
         ("1e400", "it is 1e400"),
         ("1e+0400", "it is 1e+0400"),
-        ("1" * 20 + "e300", "which is not a finite number"),
+        ("1" * 20 + "e300", "which no number here can be"),
         ('{"a": {"b": [0, {"c": NaN}]}}', "a.b[1].c is NaN"),
         ("-Infinity", "it is -Infinity"),
         ('{"a": 1, "b": 2, "a": 3}', "a stands there twice"),
