@@ -16,6 +16,7 @@ from profiler.case import Case
 from profiler.commands.progress import say, terminal_width
 from profiler.devices.base import DeviceInfo
 from profiler.measure.supervisor import Ending
+from profiler.models.remark import CODES
 from profiler.plan.order import Skip
 from profiler.plan.request import Work
 from profiler.predict import beside
@@ -25,7 +26,6 @@ from profiler.results.store import Store, StoredRow
 
 FAILURES = ("oom", "failed", "timeout")  # a case that the plan left out is no failure
 FAILED, INTERRUPTED = 1, 130
-MODEL = "model"  # code of what is to be known of a model, whatever is measured
 STREAMED = "jsonl"  # the format in which every row is a text of its own
 
 
@@ -44,9 +44,7 @@ class Recorder:
         self._output = output
         self.streams = output == STREAMED
         self._place = {point.case.key: index for index, point in enumerate(task.points)}
-        self._cautions = {
-            subject.model_id: tuple(Caution(MODEL, text) for text in subject.cautions) for subject in task.subjects
-        }
+        self._subjects = {subject.model_id: subject for subject in task.subjects}
         self._points = {point.case.key: point for point in task.points}
         self._device = device
         self.rows: list[Measurement] = []  # of this run, those from earlier ones included
@@ -72,23 +70,30 @@ class Recorder:
             cases = "case is" if total == 1 else "cases are"
             them = "it" if len(kept) == 1 else "them"
             say(f"{len(kept)} of {total} {cases} stored already; --fresh measures {them} again")
+            self._store.adopt(self.run, *(row.id for row in kept.values()))
         for row in kept.values():
-            self._store.adopt(self.run, row.id)
             self._show(self._with_cautions(row.measurement))
+
+    def take(self, row: StoredRow) -> None:
+        """A row that another sweep has stored while this one ran."""
+        self._store.adopt(self.run, row.id)
+        self._show(self._with_cautions(row.measurement))
 
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Rows of cases that do not run, with the reason."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        for entry in skipped:
-            self.append(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
+        rows = (Measurement(e.case, self.environment, "skipped", e.reason, started_at=now) for e in skipped)
+        self.append(*rows)
 
-    def append(self, row: Measurement) -> None:
-        """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
-        row = replace(self._with_cautions(row), expected=self._expected(row.case))
+    def append(self, *measured: Measurement) -> None:
+        """Rows of this run. What cannot be stored is shown all the same: there is no other copy of it."""
+        rows = [replace(self._with_cautions(row), expected=self._expected(row.case)) for row in measured]
         try:
-            self._store.append(self.run, row)
+            if rows:
+                self._store.append_all(self.run, rows)
         finally:
-            self._show(row)
+            for row in rows:
+                self._show(row)
 
     def _expected(self, case: Case) -> dict[str, Any]:
         """What is predicted of the case, to stand beside what was measured."""
@@ -107,8 +112,10 @@ class Recorder:
 
     def _with_cautions(self, row: Measurement) -> Measurement:
         """``row`` with what is to be said of the model by the name it was asked for."""
-        others = (caution for caution in row.cautions if caution.code != MODEL)
-        return replace(row, cautions=(*self._cautions[row.case.model_id], *others))
+        subject = self._subjects[row.case.model_id]
+        about = (Caution(remark.code, remark.text) for remark in subject.remarks)
+        others = (caution for caution in row.cautions if caution.code not in CODES)
+        return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
 
     def _show(self, row: Measurement) -> None:
         self.rows.append(row)

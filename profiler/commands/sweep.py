@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from profiler.commands import closing, options, page_files
 from profiler.commands import dry_run as preview
 from profiler.commands.habits import MeasuringCommand
 from profiler.commands.progress import Progress, say, tell
+from profiler.commands.queue import Find, Queue
 from profiler.commands.recorder import Recorder
 from profiler.devices.base import DeviceInfo
 from profiler.measure import supervisor
@@ -21,6 +22,7 @@ from profiler.measure.watch import Limits
 from profiler.plan import budget, order, resume, scenario
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
+from profiler.results.leases import Leases
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow, default_path
 
@@ -94,13 +96,23 @@ def sweep(
         say(preview.summary(plan))
         return 0
     with Store.open(store) as opened:
+        since = opened.newest_id()  # rows of other sweeps that come after it are as fresh as our own
         kept = resume.stored(task.points, opened, snapshot, task.effort, max_memory) if resumed else {}
         with Recorder(opened, snapshot, task, output, found) as recorder:
             recorder.adopt(kept)
             plan = make_plan(task, kept, found, available)
             recorder.skip(plan.skipped)
             tell(closing.warning(plan, task.budget_s))
-            ending = measure(plan, task, Limits(max_memory_bytes=max_memory, case_s=timeout_s), recorder)
+
+            def find(planned: order.Planned) -> StoredRow | None:
+                if not opened.has_newer(planned.case.key, since):
+                    return None
+                found = resume.stored([planned.point], opened, snapshot, task.effort, max_memory)
+                row = found.get(planned.case)
+                return row if row is not None and row.id > since else None
+
+            limits = Limits(max_memory_bytes=max_memory, case_s=timeout_s)
+            ending = measure(plan, task, limits, recorder, find, opened.path)
             code = recorder.finish(ending)
             if html is not None:
                 page_files.write_rows(html, opened, recorder.run)
@@ -128,19 +140,11 @@ def make_plan(task: Work, kept: Kept, device: DeviceInfo, available: int) -> ord
     return plan if task.budget_s is None else budget.choose(plan, task.budget_s)
 
 
-def measure(plan: order.Plan, task: Work, limits: Limits, recorder: Recorder) -> supervisor.Ending:
-    """Run the plan; every case gives the recorder a row."""
+def measure(
+    plan: order.Plan, task: Work, limits: Limits, recorder: Recorder, find: Find, store: Path
+) -> supervisor.Ending:
+    """Run the plan; every case gives the recorder a row, measured here or by another sweep of the same store."""
     pace = budget.Pace(plan.cases, task.budget_s)
-
-    def jobs() -> Iterator[supervisor.Job]:
-        for planned in plan.cases:
-            reason = pace.refuse(planned.case)
-            if reason is None:
-                yield supervisor.Job(planned.case, planned.point.source)
-            else:
-                pace.drop(planned.case)
-                recorder.skip([order.Skip(planned.case, reason)])
-                progress.skip()
 
     def take(row: Measurement) -> None:
         recorder.append(row)  # before anything that could go wrong
@@ -148,5 +152,13 @@ def measure(plan: order.Plan, task: Work, limits: Limits, recorder: Recorder) ->
         pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
         progress.row(row)
 
-    with Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress:
-        return supervisor.run(jobs(), task.effort, limits, recorder.environment, take, progress.beat)
+    def beat(case: Case, phase: str) -> None:
+        leases.renew()
+        progress.beat(case, phase)
+
+    with (
+        Leases(store, recorder.run, environment.environment_key(recorder.environment)) as leases,
+        Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress,
+    ):
+        queue = Queue(plan.cases, pace, leases, find, recorder, progress)
+        return supervisor.run(queue.jobs(), task.effort, limits, recorder.environment, take, beat)

@@ -23,7 +23,7 @@ TICK_S = 0.15  # the resident size is read more than five times a second
 IDLE_SHARE = 0.01  # of a core: a process that hangs may still have a thread that looks at the clock
 MAX_REASON = 400  # characters
 
-OnBeat = Callable[[Case, str], None]
+OnBeat = Callable[[Case, str], None]  # also called without words, several times a second, while a case is watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Watch:
                 row = self._take(message)
                 if row is not None:
                     return self._given(row)
+            self._on_beat(self._case, "")
             self._interrupts.announce(self._case.label)
             if self._interrupts.at_once:
                 raise Stopped

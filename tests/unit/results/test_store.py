@@ -260,7 +260,7 @@ def test_a_store_that_may_only_be_read_is_an_error_in_words(tmp_path, make, envi
     with Store.open(path) as store:
         run = store.start_run([], environment)
         store._db.execute("PRAGMA query_only = ON")  # what SQLite says of any file it may not write
-        with pytest.raises(StoreError, match="may only be read"):
+        with pytest.raises(StoreError, match="is read-only"):
             store.append(run, make())
 
 
