@@ -47,11 +47,13 @@ PARTS = (  # prefix → what such tensors are, where they are legitimately left 
     (re.compile(r"(model\.)?multi_modal_projector\b"), "projector of the towers"),
     (re.compile(r"mtp\b|blk\.\d+\.nextn\b"), "multi-token prediction"),
     (re.compile(r".*\brotary_emb\.inv_freq$"), "rotary frequencies, which are computed"),
-    (re.compile(r"rope_freqs\."), "rotary factors, which are not applied: the tokens differ, the speed does not"),
     (re.compile(r".*\b(lora_\w+|adapters?|ia3_l)\."), "an adapter, which is not applied"),
 )
 NUMBERED = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
 SHARED = re.compile(r"model\.layers\.(\d+)\.self_attn\.[kv]_(proj|norm)\.")
+ROPE_FACTORS = "rope_f"  # rope_freqs, rope_factors_long: what a GGUF file divides rotary frequencies by
+COMPUTED = "rotary factors, which transformers computes"
+NOT_APPLIED = "rotary factors, which are not applied: the tokens differ, the speed does not"
 OUTPUT_BIAS = (".o_proj.bias", ".attn_output.bias")
 OTHER = "not a part of this model"
 
@@ -315,6 +317,8 @@ def _left(rest: list[Stored], geometry: Geometry) -> tuple[Left, ...]:
 
 
 def _why(tensor: Stored, geometry: Geometry) -> str:
+    if tensor.name.startswith(ROPE_FACTORS):
+        return COMPUTED if geometry.model_type.startswith("gemma4") else NOT_APPLIED
     if tensor.target == HEAD and geometry.tied:
         return "a second copy of the tied embedding"
     for pattern, why in PARTS:

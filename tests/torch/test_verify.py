@@ -132,6 +132,13 @@ def test_a_tensor_that_transformers_passes_over_unlisted_is_refused(
         session(copy)
 
 
+def test_codes_in_a_plain_module_are_refused_after_loading(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = session(copy).model
+    loaded.model.norm.weight = torch.nn.Parameter(torch.ones(64, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ProfileError, match=r"model\.norm\.weight was loaded as int8"):
+        verify._check_values(loaded, "m")
+
+
 def test_values_that_fp16_cannot_hold_are_refused(copy: Path) -> None:
     session(copy, "fp16")
     change(copy, {"model.norm.weight": torch.full((64,), 7e4)})

@@ -78,9 +78,10 @@ def taken(model: PreTrainedModel, report: Mapping[str, Any], promise: Promise, n
     if ignored:
         count = f"{len(ignored)} tensors" if len(ignored) > 1 else "a tensor"
         raise ProfileError(f"{name}: transformers did not take {count} of the file, first {printable(ignored[0])}")
-    _check_tie(model, promise.geometry, name)
     if not promise.quantized:
+        _check_tie(model, promise.geometry, name)
         _check_count(model, promise.geometry, name)
+        _check_values(model, name)
 
 
 def _left(accounted: Account) -> set[str]:
@@ -95,6 +96,15 @@ def _check_count(model: PreTrainedModel, geometry: Geometry, name: str) -> None:
         raise ProfileError(
             f"{name}: the loaded model has {count:,} parameters, and its config describes {geometry.parameters:,}"
         )
+
+
+def _check_values(model: PreTrainedModel, name: str) -> None:
+    """Codes in a module that does not unpack them would be multiplied as if they were values."""
+    for path, module in model.named_modules():
+        for label, tensor in _own(module):
+            if not tensor.is_floating_point() and type(module).__name__ not in QUANTIZED:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                raise ProfileError(f"{name}: {path}.{label} was loaded as {dtype}, which are no values")
 
 
 def parameters(model: PreTrainedModel) -> int:

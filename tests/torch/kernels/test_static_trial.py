@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from profiler.backends.hf.session import HfTrial
 from profiler.backends.hf.static import StaticTrial
 from profiler.case import Case
 from profiler.errors import ProfileError
-from profiler.kernels import native, state
+from profiler.kernels import native, runner, state, substitute
 from profiler.kernels.compiled import CompiledRunner
 
 CASE = Case("tiny", "0", "synthetic", "fp32", "fp32", "cpu", "hf", "static", context=WINDOW + 7, batch=2, steps=20)
@@ -122,3 +124,20 @@ def test_a_dtype_without_loops_is_no_fault_of_the_machine(path: str) -> None:
     trial = prepared(replace(CASE, path=path), torch.float16)
     assert trial.path().machine is None
     assert "plain torch: no loops for torch.float16" in [trial.path().kernels]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason", "fault"),
+    [(torch.bfloat16, "no NVRTC", True), (torch.float16, "no kernels for torch.float16", False)],
+)
+def test_a_gpu_without_our_kernels_says_so(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, reason: str, fault: bool
+) -> None:
+    """It decoded on plain torch without a word."""
+    monkeypatch.setattr(substitute.cuda, "missing", lambda device: "no NVRTC")
+    model: Any = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype)
+    assert runner.describe_kernels(model) == f"plain torch: {reason}"
+    assert runner.falls_back(model) is fault
+    monkeypatch.setattr(substitute.cuda, "missing", lambda device: None)
+    model.dtype = torch.bfloat16
+    assert runner.describe_kernels(model) is None and not runner.falls_back(model)

@@ -12,8 +12,7 @@ import pytest
 from fakes import tiny, weights
 
 from profiler.errors import ProfileError
-from profiler.models import families, gguf_names
-from profiler.models.account import account
+from profiler.models import account, families, gguf_names
 from profiler.models.gguf_file import GgufHeader, GgufTensor
 from profiler.models.resolve import resolve
 
@@ -139,7 +138,8 @@ def test_biases_on_some_projections_only_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "why"),
     [
-        ("rope_freqs.weight", (8,), "rotary factors, which are not applied: the tokens differ, the speed does not"),
+        ("rope_freqs.weight", (8,), account.NOT_APPLIED),
+        ("rope_factors_long.weight", (8,), account.NOT_APPLIED),
         ("blk.1.attn_q.bias", (32,), "not a part of this model"),
         ("blk.0.attn_q_norm.weight", (16,), "not a part of this model"),
         ("v.patch_embd.weight", (4, 4), "not a part of this model"),
@@ -159,7 +159,9 @@ def test_a_block_that_drafts_is_left_out_with_its_bytes_whether_the_metadata_say
     names = {gguf_names.own_name("qwen35", name): tuple(shape) for name, shape in weights.described(raw).items()}
     names |= {"blk.4.attn_norm.weight": (64,), "blk.4.nextn.eh_proj.weight": (64, 128)}
     tensors = {name: GgufTensor(name, shape, 1, 0) for name, shape in names.items()}
-    found = account(gguf_names.stored(GgufHeader({"general.architecture": "qwen35"}, tensors), geometry), geometry)
+    found = account.account(
+        gguf_names.stored(GgufHeader({"general.architecture": "qwen35"}, tensors), geometry), geometry
+    )
     (left,) = found.left
     assert (left.why, left.nbytes) == ("multi-token prediction", 2 * (64 + 64 * 128))
 
