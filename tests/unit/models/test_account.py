@@ -233,6 +233,13 @@ def test_files_beside_the_weights_are_told_and_not_the_model(tmp_path: Path) -> 
     assert "consolidated.safetensors (1.0" in found.cautions[1]
 
 
+def test_an_adapter_alone_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ProfileError, match="holds an adapter") as caught:
+        resolve(str(tmp_path))
+    assert caught.value.hint is not None and "merge_and_unload" in caught.value.hint
+
+
 def test_code_of_the_checkpoint_that_is_not_run_is_told(tmp_path: Path) -> None:
     raw = LLAMA | {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnModel"}}
     assert "auto_map" in model(tmp_path, SHAPES, raw).cautions[0]
