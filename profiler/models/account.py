@@ -176,7 +176,7 @@ def account(
         rest = _head_for_embedding(rest, taken)
     _refuse_layers(rest, len(geometry.layers), by)
     if not (scheme and rest):  # a quantization may have names of its own
-        _refuse_missing(expected, taken, rest, by)
+        _refuse_missing(expected, taken, rest, geometry.model_type, by)
     if not scheme:
         _refuse_shapes(expected, taken, by)
         _refuse_codes(taken)
@@ -243,7 +243,7 @@ def _head_for_embedding(rest: list[Stored], taken: dict[str, list[Stored]]) -> l
 
 
 def _refuse_missing(
-    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[Stored], by: Description
+    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[Stored], kind: str, by: Description
 ) -> None:
     missing = [by.own_name(name) for name in expected if name not in taken]
     if not missing:
@@ -252,6 +252,9 @@ def _refuse_missing(
         wrapped = [tensor.name for tensor in rest if f".{part}" in f".{tensor.name}"]
         if wrapped:
             raise ProfileError(f"its weights are named as {program} wraps a model: {_few(wrapped)}", hint)
+    if not taken and rest:
+        names = _few([tensor.name for tensor in rest])
+        raise ProfileError(f"no tensor of the file has a name that transformers knows of {kind}: {names}", by.hint)
     count = f"{len(missing)} of the {len(expected)} weights" if len(missing) > 1 else "a weight"
     hint = by.hint
     if missing == [HEAD]:

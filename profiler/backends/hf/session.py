@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,10 +17,12 @@ from profiler import registry
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
+from profiler.backends.hf.unpack import kept_dtype
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
 from profiler.errors import ProfileError
+from profiler.models import gguf_file
 from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text
@@ -180,10 +183,9 @@ def notes(source: Source) -> tuple[Caution, ...]:
     """What is true of the weights because of where they come from."""
     if source.kind != "gguf":
         return ()
-    text = (
-        "the GGUF file's values, unpacked and stored again as the quantization says: not llama.cpp's kernels or sizes"
-    )
-    return (Caution("gguf", text),)
+    dtype = str(kept_dtype(gguf_file.header(Path(source.location)))).removeprefix("torch.")
+    how = f"unpacked to {dtype} and stored again as the quantization says: not llama.cpp's kernels or sizes"
+    return (Caution("gguf", f"the GGUF file's values, {how}"),)
 
 
 def refuse_overflow(model: PreTrainedModel) -> None:

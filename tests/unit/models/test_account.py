@@ -126,6 +126,11 @@ def test_names_of_a_wrapped_model_are_refused_before_loading(tmp_path: Path, pre
     assert f"named as {program} wraps a model: {prefix}" in error.message and error.hint is not None
 
 
+def test_names_of_another_program_are_shown(tmp_path: Path) -> None:
+    error = refused(tmp_path, {"layers.0.attention.wq.weight": [64, 64], "tok_embeddings.weight": [32, 64]})
+    assert "no tensor of the file has a name that transformers knows of llama: layers.0.attention.wq" in error.message
+
+
 def test_a_checkpoint_saved_without_its_head_class_is_the_same_model(tmp_path: Path) -> None:
     found = model(tmp_path, {name.removeprefix("model."): shape for name, shape in SHAPES.items()})
     assert unused(found) == []
