@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
+from bitsandbytes import cextension
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -17,15 +17,13 @@ from profiler import registry
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
-from profiler.backends.hf.unpack import kept_dtype
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
 from profiler.errors import ProfileError
-from profiler.models import gguf_file
 from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
-from profiler.units import bytes_text
+from profiler.units import bytes_text, printable
 
 MEMORY_WORDS = (
     "can't allocate memory",
@@ -35,6 +33,7 @@ MEMORY_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 REFUSED = re.compile(r"tried to allocate (\d+) bytes")  # the CPU allocator's words, after a place in its C++
+NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # what stands in for the native library of bitsandbytes
 SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
 
 
@@ -183,9 +182,10 @@ def notes(source: Source) -> tuple[Caution, ...]:
     """What is true of the weights because of where they come from."""
     if source.kind != "gguf":
         return ()
-    dtype = str(kept_dtype(gguf_file.header(Path(source.location)))).removeprefix("torch.")
-    how = f"unpacked to {dtype} and stored again as the quantization says: not llama.cpp's kernels or sizes"
-    return (Caution("gguf", f"the GGUF file's values, {how}"),)
+    text = (
+        "the GGUF file's values, unpacked and stored again as the quantization says: not llama.cpp's kernels or sizes"
+    )
+    return (Caution("gguf", text),)
 
 
 def refuse_overflow(model: PreTrainedModel) -> None:
@@ -213,7 +213,21 @@ def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
         return Loaded(total, 0, torch.get_num_threads(), notes, mapped)
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
     text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
-    return Loaded(total, left, torch.get_num_threads(), (Caution("unquantized", text), *notes), mapped)
+    said = (Caution("unquantized", text), *_without_library(model), *notes)
+    return Loaded(total, left, torch.get_num_threads(), said, mapped)
+
+
+def _without_library(model: PreTrainedModel) -> tuple[Caution, ...]:
+    """On a CPU bitsandbytes goes on without its native library, and says so to nobody."""
+    if model.device.type != "cpu" or type(cextension.lib).__name__ != NO_LIBRARY:
+        return ()
+    try:
+        cextension.get_native_library()
+        reason = "it did not load at first"
+    except Exception as error:  # whatever the loader raises is the reason
+        reason = printable(" ".join(str(error).split()) or type(error).__name__, 200)
+    text = f"bitsandbytes computes on plain torch, without its native library: {reason}"
+    return (Caution("bitsandbytes-torch", text, "reinstall bitsandbytes"),)
 
 
 def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
