@@ -15,6 +15,7 @@ from fakes.lab import make_case
 from profiler import paths
 from profiler.devices.base import DeviceInfo
 from profiler.measure.effort import Effort
+from profiler.measure.environ import worker_environment
 from profiler.models.remark import EAGER
 from profiler.plan import resume
 from profiler.plan.request import Request, work
@@ -127,6 +128,19 @@ def test_a_row_that_is_taken_on_a_fallback_says_so(compiler: Path, store: Store)
     )
     assert "No space left on device" in said and "--fresh" in said
     assert resume.fallbacks([]) is None
+
+
+def test_a_worker_finds_the_compiler_that_the_plan_found(
+    compiler: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a plan chose our step and the row ran on plain torch, for want of a compiler that CXX names."""
+    own = compiler.rename(tmp_path / "my-own-compiler")
+    monkeypatch.setenv("CXX", str(own))
+    here = (paths.compiler(), paths.machine_state())
+    worker = worker_environment(os.environ)
+    for name in set(os.environ) - set(worker):
+        monkeypatch.delenv(name)
+    assert (paths.compiler(), paths.machine_state()) == here == (str(own), here[1])
 
 
 def test_looking_at_the_machine_leaves_nothing_behind(compiler: Path, tmp_path: Path) -> None:
