@@ -12,7 +12,7 @@ import pytest
 from fakes import tiny, weights
 
 from profiler.errors import ProfileError
-from profiler.models import account, families, gguf_names
+from profiler.models import account, families, gguf_config, gguf_names
 from profiler.models.gguf_file import GgufHeader, GgufTensor
 from profiler.models.resolve import resolve
 
@@ -178,3 +178,7 @@ def test_metadata_that_the_geometry_does_not_show_is_a_part_of_the_identity(tmp_
     one = resolve(str(file(tmp_path / "one.gguf")))
     other = resolve(str(file(tmp_path / "other.gguf", **{"rope.dimension_count": 16})))
     assert one.real_id != other.real_id
+
+
+def test_every_architecture_with_a_rule_has_names() -> None:
+    assert set(gguf_names.MODULES) == set(gguf_config.ARCHITECTURES) - {"llama4"}  # which is refused
