@@ -33,6 +33,10 @@ CODES = frozenset(  # number types of safetensors that stand for values only tog
         *("F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"),
     ]
 )
+ADD_SCHEME = "Put the quantization_config that belongs to the checkpoint into its config.json."
+SCALE = re.compile(  # of AWQ, GPTQ, compressed-tensors, fp8, bitsandbytes, MLX
+    r"(.+?)\.(?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
+)
 EXPERT = re.compile(r"(.*\bmlp\.experts)\.\d+\.(gate|up|down)_proj\.(.+)")  # transformers stacks them when it loads
 WRAPPERS = (  # part of a name → what wrapped the model that was saved, and how to save it without
     ("_orig_mod.", "torch.compile", "Save model._orig_mod instead."),
@@ -180,6 +184,7 @@ def account(
     if not scheme:
         _refuse_shapes(expected, taken, by)
         _refuse_codes(taken)
+        _refuse_scales(rest, expected)
     every = [tensor for tensors in taken.values() for tensor in tensors]
     dtypes: dict[str, int] = {}
     for tensor in every:
@@ -284,7 +289,19 @@ def _refuse_codes(taken: Mapping[str, list[Stored]]) -> None:
         raise ProfileError(
             f"{which} stored as codes, and config.json has no quantization_config that says which values they "
             f"stand for: {printable(coded[0].name)} is {coded[0].dtype}",
-            "Put the quantization_config that belongs to the checkpoint into its config.json.",
+            ADD_SCHEME,
+        )
+
+
+def _refuse_scales(rest: list[Stored], expected: Mapping[str, Weight]) -> None:
+    """A weight that has a scale beside it holds codes, in whatever number type they are kept."""
+    modules = _modules(expected)
+    scales = [tensor for tensor in rest if (scale := SCALE.fullmatch(tensor.target or "")) and scale[1] in modules]
+    if scales:
+        raise ProfileError(
+            f"the file holds scales of weights, and config.json has no quantization_config that says how they are "
+            f"applied: {_few([tensor.name for tensor in scales])}",
+            ADD_SCHEME,
         )
 
 
@@ -300,8 +317,9 @@ def _refuse_layers(rest: list[Stored], count: int, by: Description) -> None:
     layers = f"layer {min(beyond)}" if len(beyond) == 1 else f"layers {min(beyond)} to {max(beyond)}"
     tensors = [tensor for each in beyond.values() for tensor in each]
     size = bytes_text(sum(tensor.nbytes for tensor in tensors))
+    described = f"{count} layer{'s' * (count != 1)}"
     raise ProfileError(
-        f"{by.place} describes {count} layers ({by.layers}), and the file holds {layers} as well: "
+        f"{by.place} describes {described} ({by.layers}), and the file holds {layers} as well: "
         f"{len(tensors)} tensors, {size} ({_few([tensor.name for tensor in tensors])})",
         by.hint,
     )

@@ -61,7 +61,7 @@ def test_a_checkpoint_as_transformers_saves_it_is_taken_whole(tmp_path: Path, na
 def test_layers_that_the_config_does_not_count_are_refused_by_name_number_and_size(tmp_path: Path) -> None:
     error = refused(tmp_path, SHAPES, LLAMA | {"num_hidden_layers": 1})
     assert error.message.startswith(
-        "m: config.json describes 1 layers (num_hidden_layers), and the file holds layer 1"
+        "m: config.json describes 1 layer (num_hidden_layers), and the file holds layer 1"
     )
     assert "9 tensors, 120 KiB (model.layers.1." in error.message
 
@@ -170,6 +170,14 @@ def test_a_tensor_that_no_weight_takes_is_told(tmp_path: Path, name: str, why: s
 def test_codes_that_no_quantization_explains_are_refused(tmp_path: Path, dtype: str) -> None:
     error = refused(tmp_path, SHAPES, dtype={QUERY: dtype})
     assert f"{QUERY} is {dtype}" in error.message and "quantization_config" in error.message
+
+
+@pytest.mark.parametrize("leaf", ["weight_scale", "weight_scale_inv", "scales", "SCB", "qzeros", "weight.absmax"])
+def test_scales_that_no_quantization_explains_are_refused(tmp_path: Path, leaf: str) -> None:
+    """Codes may be kept in a number type of values."""
+    scale = f"{QUERY.removesuffix('weight')}{leaf}"
+    error = refused(tmp_path, SHAPES | {scale: [64]})
+    assert scale in error.message and "quantization_config" in error.message
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F16", "BF16"])
