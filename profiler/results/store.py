@@ -103,7 +103,7 @@ class Store:
         return run
 
     def append(self, run: str, measurement: Measurement) -> int:
-        """Store one row of ``run`` and return its id. It is durable when this returns, and its case's lease is back."""
+        """Store one row of ``run`` and return its id. It is durable when this returns, and its lease is gone."""
         (row,) = self.append_all(run, [measurement])
         return row
 
