@@ -65,7 +65,7 @@ def stored(model: Model, target: Target, setting: Setting, store: Path | None) -
     """The measurements of the case on this device, by any decode path, the newest first."""
     if target.local is None or target.count > 1 or not (store or default_path()).exists():
         return []
-    ids = {model.model_id} | ({model.id_for("real")} if model.real_id else set())
+    ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
     with Store.open(store, create=False) as opened:
         rows = [
             row

@@ -16,6 +16,7 @@ from profiler.case import Case
 from profiler.commands.progress import say, terminal_width
 from profiler.devices.base import DeviceInfo
 from profiler.measure.supervisor import Ending
+from profiler.models.remark import CODES
 from profiler.plan.order import Skip
 from profiler.plan.request import Work
 from profiler.predict import beside
@@ -25,7 +26,6 @@ from profiler.results.store import Store, StoredRow
 
 FAILURES = ("oom", "failed", "timeout")  # a case that the plan left out is no failure
 FAILED, INTERRUPTED = 1, 130
-MODEL = "model"  # code of what is to be known of a model, whatever is measured
 STREAMED = "jsonl"  # the format in which every row is a text of its own
 
 
@@ -44,9 +44,7 @@ class Recorder:
         self._output = output
         self.streams = output == STREAMED
         self._place = {point.case.key: index for index, point in enumerate(task.points)}
-        self._cautions = {
-            subject.model_id: tuple(Caution(MODEL, text) for text in subject.cautions) for subject in task.subjects
-        }
+        self._subjects = {subject.model_id: subject for subject in task.subjects}
         self._points = {point.case.key: point for point in task.points}
         self._device = device
         self.rows: list[Measurement] = []  # of this run, those from earlier ones included
@@ -122,8 +120,10 @@ class Recorder:
 
     def _with_cautions(self, row: Measurement) -> Measurement:
         """``row`` with what is to be said of the model by the name it was asked for."""
-        others = (caution for caution in row.cautions if caution.code != MODEL)
-        return replace(row, cautions=(*self._cautions[row.case.model_id], *others))
+        subject = self._subjects[row.case.model_id]
+        about = (Caution(remark.code, remark.text) for remark in subject.remarks)
+        others = (caution for caution in row.cautions if caution.code not in CODES)
+        return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
 
     def _show(self, row: Measurement) -> None:
         self.rows.append(row)

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from profiler.case import Case
-from profiler.errors import ProfileError
+from profiler.errors import NotFound, ProfileError
+from profiler.foreign import BadContent, Budget, json_value, read_bytes
 from profiler.gate.exact import BOUNDS
-from profiler.units import bytes_text, printable
+from profiler.units import printable
 
 FORMAT = "llm-hwprofile baseline"
 SCHEMA = 1
-MAX_BYTES = 64 * 1024**2
+BUDGET = Budget(nbytes=64 * 1024**2, values=2**22)  # thousands of cells with all their sessions
 MOST_SESSIONS = 30  # the oldest go: what a machine did long ago says little of what it does now
 
 
@@ -70,20 +71,16 @@ class Baseline:
 def read(path: Path) -> Baseline:
     """The baseline in a file. Raises ProfileError for one that is not there, or not whole, or of a newer version."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _wrong(path, f"it is larger than {bytes_text(MAX_BYTES)}")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except FileNotFoundError:
+        content = read_bytes(path, BUDGET.nbytes)
+    except NotFound:
         raise ProfileError(
             f"there is no baseline {printable(path)}", "Make one of what is measured now: --accept."
         ) from None
-    except OSError as error:
-        raise ProfileError(f"the baseline {printable(path)} cannot be read: {printable(error.strerror)}") from None
-    except (ValueError, RecursionError):
-        raise _wrong(path, "it is no JSON") from None
     try:
-        return _parsed(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _parsed(json_value(content, BUDGET))
+    except BadContent as error:
+        raise _wrong(path, f"it is no JSON: {printable(error)}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _wrong(path, f"{type(error).__name__}: {printable(error)}") from None
 
 
@@ -148,10 +145,6 @@ def _times(values: Iterable[Any]) -> Iterator[float]:
         if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError("a time is no number of seconds")
         yield float(value)
-
-
-def _refuse(word: str) -> float:
-    raise ValueError(f"{word} is no number")
 
 
 def _wrong(path: Path, why: str) -> ProfileError:

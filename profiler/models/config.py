@@ -7,12 +7,12 @@ may come from anywhere: 10,000 layers or a 20 MiB file cost minutes and gigabyte
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from profiler.errors import ProfileError
+from profiler.foreign import BadContent, Budget, json_value, read_bytes
 from profiler.units import printable
 
 MAX_BYTES = 1024 * 1024  # the largest real config.json is a few tens of KiB
@@ -66,37 +66,18 @@ REQUIRED: Final = _Required()
 
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; ProfileError if it is too large, no regular file, no JSON, or no object."""
-    shown = printable(path)
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ProfileError(f"{shown} is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ProfileError(f"{shown} is larger than {MAX_BYTES // 1024} KiB: not a model's config")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise ProfileError(f"cannot read {shown}: {printable(getattr(error, 'strerror', None) or error)}") from None
-    return parse(content, shown)
+    return parse(read_bytes(path, MAX_BYTES), printable(path))
 
 
 def parse(content: bytes, shown: str) -> dict[str, Any]:
     """The JSON object in ``content``; ``shown`` names it in errors and is printable already."""
-    if len(content) > MAX_BYTES:
-        raise ProfileError(f"{shown} is larger than {MAX_BYTES // 1024} KiB: not a model's config")
     try:
-        value = json.loads(content, parse_constant=_no_constant)
-    except RecursionError:
-        raise ProfileError(f"{shown} is nested too deeply: not a model's config") from None
-    except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits, NaN
+        value = json_value(content, Budget(nbytes=MAX_BYTES))
+    except BadContent as error:
         raise ProfileError(f"{shown} is not valid JSON: {printable(error)}") from None
     if not isinstance(value, dict):
         raise ProfileError(f"{shown} holds no JSON object: not a model's config")
     return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 class Config:

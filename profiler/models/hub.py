@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import NotFound, ProfileError
+from profiler.foreign import read_bytes
 from profiler.models import catalog, config, safetensors_file
 from profiler.models.safetensors_file import Tensor
 from profiler.units import printable
@@ -97,8 +98,7 @@ def _no_progress() -> Any:
 
 
 def _bounded(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(config.MAX_BYTES + 1)
+    return read_bytes(path, config.MAX_BYTES)
 
 
 def headers(repository: str, revision: str | None = None) -> dict[str, Tensor]:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
+from profiler.models.remark import Remark
 from profiler.models.source import Source
 from profiler.quants.base import Quant
 from profiler.units import parse_count, printable
 
 MAX_CASES = 100_000  # a slip of the keyboard, not a plan: at a second each it would run for a day
+
+LISTS = "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1."
 
 _RANGE = re.compile(r"^(?P<first>\w+)-(?P<last>\w+)(?:(?P<rule>[*+])(?P<by>\w+))?$")
 
@@ -32,7 +36,13 @@ class Subject:
     geometry: Geometry
     weights: str  # real | synthetic
     model_id: str  # identity of the config, and of real weights
-    cautions: tuple[str, ...] = ()  # what to know of it, whatever is measured
+    remarks: tuple[Remark, ...] = ()  # what to know of it, whatever is measured
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # what the files hold that its weights come from
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """The remarks in words."""
+        return tuple(remark.text for remark in self.remarks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +84,19 @@ def words(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
-    """The positive integers of a list option. Raises ProfileError that names ``option``."""
+    """The positive integers of a list option, at most ``MAX_CASES``. Raises ProfileError that names ``option``."""
     found: dict[int, None] = {}
     for word in words(values):
         try:
-            found.update(dict.fromkeys(_numbers(word)))
+            numbers = _numbers(word)
+            # Counted before they are made: a list may name many ranges, and the same number again and again.
+            if len(numbers) > MAX_CASES - len(found):
+                raise ValueError(f"the list has more than {MAX_CASES:,} numbers")
         except ValueError as error:
-            raise ProfileError(f"{option}: {error}", "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1.") from None
+            raise ProfileError(f"{option}: {error}", LISTS) from None
+        found.update(dict.fromkeys(numbers))
     if not found:
-        raise ProfileError(f"{option}: the list is empty", "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1.")
+        raise ProfileError(f"{option}: the list is empty", LISTS)
     return tuple(found)
 
 
@@ -150,7 +164,7 @@ def _numbers(word: str) -> Sequence[int]:
         rising = f"{match['last']}-{match['first']}{match['rule']}{match['by']}"
         raise ValueError(f"{printable(word)!r} counts down, and ranges go up: {printable(rising)}")
     if match["rule"] == "+":
-        return _bounded(word, range(first, last + 1, by))
+        return range(first, last + 1, by)
     if by == 1:
         raise ValueError(f"{printable(word)!r} is a range that never grows")
     found = [first]
@@ -164,9 +178,3 @@ def _number(word: str) -> int:
     if number < 1:
         raise ValueError(f"{printable(word)!r} is less than 1")
     return number
-
-
-def _bounded(word: str, numbers: range) -> range:
-    if len(numbers) > MAX_CASES:
-        raise ValueError(f"{printable(word)!r} is a range of more than {MAX_CASES:,} numbers")
-    return numbers

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from profiler import paths, registry
 from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
+from profiler.models.remark import SYNTHETIC, Remark
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
@@ -87,11 +89,38 @@ def subject(name: str, weights: str, say: Say) -> Subject:
     ``auto`` takes real ones where they are on this machine and never downloads; ``real`` downloads from a hub.
     """
     model = resolve(name)
-    if weights == "real" and model.real_id is None and model.source.kind == "hub":
+    if weights == "real" and model.checkpoint is None and model.source.kind == "hub":
         model = _downloaded(name, model, say)
+    asked = weights
     if weights == "auto":
-        weights = "synthetic" if model.real_id is None else "real"
-    return Subject(model.name, model.source, model.geometry, weights, model.id_for(weights), model.cautions)
+        weights = "synthetic" if model.checkpoint is None else "real"
+    return Subject(
+        model.name,
+        model.source,
+        model.geometry,
+        weights,
+        model.id_for(weights),
+        _remarks(model, weights, asked),
+        _checkpoint(model, weights, asked),
+    )
+
+
+def _remarks(model: Model, weights: str, asked: str) -> tuple[Remark, ...]:
+    """What to know of a model with these weights. A catalog entry never has real ones, so there they are no news."""
+    if weights == "real":
+        return model.remarks
+    files = model.checkpoint.remarks if model.checkpoint else ()  # which are not read at all
+    about = tuple(remark for remark in model.remarks if remark not in files)
+    if asked == "auto" and model.no_weights is not None and model.source.kind != "catalog":
+        return (*about, Remark(f"weights are synthetic: {model.no_weights}", SYNTHETIC))
+    return about
+
+
+def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
+    """What a row keeps of where its weights come from; for synthetic ones the reason."""
+    if weights == "real" and model.checkpoint is not None:
+        return model.checkpoint.to_json()
+    return {"reason": (model.no_weights if asked == "auto" else None) or "--weights synthetic was asked for"}
 
 
 def _effort(request: Request, usual_reps: int | None = None) -> Effort:

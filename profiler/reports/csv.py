@@ -1,6 +1,6 @@
 """``-o csv``: a line a case for spreadsheets and data frames, in SI units; unknown is empty.
 
-Text that a spreadsheet would take for a formula gets a ``'`` in front (OWASP, "CSV Injection").
+Text passes the guard of every CSV file here, ``units.spreadsheet_cell``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from profiler.reports.base import plain
 from profiler.results.measurement import Measurement
 from profiler.results.row import row
+from profiler.units import spreadsheet_cell
 
 CASE = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
 PHASE = ("tps", "tps_low", "tps_high", "tps_stdev")
 MEMORY = ("weights_bytes", "cache_bytes", "prefill_peak_bytes", "decode_peak_bytes", "process_peak_bytes")
 ENERGY = ("prefill_j_per_token", "decode_j_per_token", "idle_w")
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide forms too: East Asian spreadsheets take them
 REASON_LENGTH = 1000
 
 
@@ -79,5 +79,4 @@ def _values(content: dict[str, Any]) -> list[Any]:
 def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    text = plain(value, REASON_LENGTH)
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return spreadsheet_cell(plain(value, REASON_LENGTH))

@@ -16,6 +16,7 @@ from typing import Any
 from profiler.case import Case
 from profiler.results.measurement import Caution, DecodePath, Energy, Measurement, Memory, Sample
 from profiler.results.redact import redact_json
+from profiler.results.validity import check_columns, check_part, check_row, check_times
 
 USUAL = {field.name: field.default for field in fields(Sample)}  # of a sample, in the order of the constructor
 SAMPLE_FIELDS = USUAL.keys()
@@ -40,9 +41,14 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
 def decode(rows: Sequence[tuple[str, bytes, dict[str, Any]]]) -> list[Measurement]:
     """The inverse of ``encode``, of (JSON, step times, environment) each.
 
-    Raises TypeError, KeyError, ValueError or struct.error for what it did not write.
+    Raises TypeError, KeyError, ValueError or struct.error for what it did not write, and for what cannot be.
     """
-    contents = json.loads(f"[{','.join(content for content, _, _ in rows)}]")  # at once: a third faster
+    try:
+        contents = json.loads(f"[{','.join(content for content, _, _ in rows)}]")  # at once: a third faster
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    for environment in {id(environment): environment for _, _, environment in rows}.values():
+        check_part("environment", environment)
     return [
         _measurement(content, steps, environment)
         for content, (_, steps, environment) in zip(contents, rows, strict=True)
@@ -55,6 +61,7 @@ def dumps(content: Any) -> str:
 
 
 def _measurement(row: dict[str, Any], steps: bytes, environment: dict[str, Any]) -> Measurement:
+    check_row(row)
     row["samples"] = _samples(row["samples"], steps)
     row["case"] = Case.from_row(row["case"])
     row["memory"] = Memory(**row["memory"])
@@ -67,11 +74,11 @@ def _measurement(row: dict[str, Any], steps: bytes, environment: dict[str, Any])
 
 
 def _samples(columns: dict[str, list[Any]], steps: bytes) -> tuple[Sample, ...]:
-    if not columns:
+    if columns == {}:
         return ()
-    if unknown := columns.keys() - SAMPLE_FIELDS:
-        raise ValueError(f"samples have unknown columns: {', '.join(unknown)}")
+    check_columns(columns)
     seconds = struct.unpack(f"<{len(steps) // 8}d", steps)
+    check_times(seconds, "samples.step_s")
     taken, start = [], 0
     for count in columns["step_s"]:
         taken.append(seconds[start : start + count])

@@ -141,6 +141,7 @@ class Measurement:
     stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (measure/steady)
     expected: dict[str, Any] = field(default_factory=dict)  # as predicted before it ran (predict/beside.py)
     decode_path: DecodePath | None = None  # None: transformers as shipped
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # what the weights' files hold and the model takes
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: no warm-ups, none that is invalid."""

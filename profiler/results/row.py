@@ -30,6 +30,7 @@ def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
         "prefill": _phase(measurement, "prefill"),
         "decode": _decode(measurement),
         "path": asdict(measurement.decode_path) if measurement.decode_path else None,
+        "checkpoint": measurement.checkpoint or None,
         "memory": asdict(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
         "energy": _energy(measurement),
         "ceiling": beside.ceiling(measurement),

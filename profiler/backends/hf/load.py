@@ -9,29 +9,25 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from profiler import registry
 from profiler.backends.base import Beat
-from profiler.backends.hf import synthetic
+from profiler.backends.hf import synthetic, verify
 from profiler.backends.hf.unpack import unpacked
 from profiler.case import Case
 from profiler.devices.base import Meter
 from profiler.errors import ProfileError
 from profiler.models import families
+from profiler.models.account import TEXT_TOWER
+from profiler.models.checkpoint import NAMED_ELSEWHERE
 from profiler.models.source import Source
 from profiler.models.weight import Weight
 from profiler.quants.base import repackable
 from profiler.units import printable
 
-# Names of the text tower's weights in a multimodal checkpoint and in the text model: transformers maps them itself
-# for Qwen 3.5 only.
-TEXT_TOWER = {
-    r"^model\.language_model\.": "model.",
-    r"^language_model\.model\.": "model.",
-    r"^language_model\.lm_head\.": "lm_head.",
-}
+NOT_OF_THE_MODEL = ("auto_map", "quantization_config", NAMED_ELSEWHERE)  # fields of a config, which speak of files
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,9 +44,9 @@ def load(case: Case, source: Source, meter: Meter, beat: Beat) -> PreTrainedMode
     if case.weights == "synthetic":
         model = synthetic.build(config, dtype, device, quantization, case.seed, beat)
     else:
-        folder = _folder(source, config, beat)
+        folder = _folder(source, config, beat, case.model_id)
         meter.reset_peak()
-        model = _real(config, folder, dtype, device, quantization, beat)
+        model = _real(config, folder, source, dtype, device, quantization, beat)
     _keep_packing(model)
     return model
 
@@ -70,7 +66,7 @@ def _keep_packing(model: PreTrainedModel) -> None:
 
 def text_config(source: Source) -> PretrainedConfig:
     """The transformers config of the text tower."""
-    raw = {name: value for name, value in source.config.items() if name not in ("auto_map", "quantization_config")}
+    raw = {name: value for name, value in source.config.items() if name not in NOT_OF_THE_MODEL}
     kind = raw.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise ProfileError(f"transformers {transformers.__version__} does not know model_type {printable(kind)}")
@@ -81,39 +77,48 @@ def text_config(source: Source) -> PretrainedConfig:
 
 
 def _real(
-    config: PretrainedConfig, folder: Path, dtype: torch.dtype, device: torch.device, quantization: Any, beat: Beat
+    config: PretrainedConfig,
+    folder: Path,
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Any,
+    beat: Beat,
 ) -> PreTrainedModel:
-    """Read a folder of safetensors; every weight of the text tower must be in it."""
-    beat(f"load {folder.name}")
-    loaded, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        quantization_config=quantization,
-        device_map={"": device},
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        key_mapping=TEXT_TOWER,
-    )
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if absent:
-        name = printable(folder.name)
-        raise ProfileError(
-            f"{name}: {len(absent)} weights are missing or of another shape, first {printable(absent[0])}"
+    """Read a folder of safetensors; every weight of the text tower must be in it.
+
+    transformers gets a folder of weights and nothing else. In the checkpoint's own it would attach an adapter where
+    peft is installed, and prefer a distributed checkpoint or a file that the config names to the one checked here.
+    """
+    name = printable(Path(source.location).name)
+    beat(f"load {name}")
+    with verify.weights_alone(folder) as alone:
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            alone,
+            config=config,
+            generation_config=GenerationConfig(),  # tokens are greedy here, whatever a file of the folder asks for
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported and refused below, in words
+            key_mapping=TEXT_TOWER,
         )
+    verify.taken(loaded, report, folder, source.config, name)
     model: PreTrainedModel = loaded.eval().requires_grad_(False)
     return model
 
 
-def _folder(source: Source, config: PretrainedConfig, beat: Beat) -> Path:
-    """The folder that holds the safetensors of a source."""
+def _folder(source: Source, config: PretrainedConfig, beat: Beat, identity: str) -> Path:
+    """The folder that holds the safetensors of a source, whose content ``identity`` stands for."""
     if source.kind == "folder":
         return Path(source.location)
     if source.kind == "gguf":
-        return unpacked(Path(source.location), config, beat)
+        return unpacked(Path(source.location), config, beat, identity)
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))

@@ -19,6 +19,7 @@ from profiler.backends.hf.load import load
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
+from profiler.errors import ProfileError
 from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text
@@ -45,6 +46,8 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
     meter = kind.meter(case.device)
     with memory_errors():
         model = load(case, source, meter, beat)
+        if case.weights == "real" and model.dtype == torch.float16:  # the one dtype that other checkpoints overflow
+            refuse_overflow(model)
     return HfSession(model, meter, kind.watcher(case.device), beat, notes(source))
 
 
@@ -181,6 +184,14 @@ def notes(source: Source) -> tuple[Caution, ...]:
         "the GGUF file's values, unpacked and stored again as the quantization says: not llama.cpp's kernels or sizes"
     )
     return (Caution("gguf", text),)
+
+
+def refuse_overflow(model: PreTrainedModel) -> None:
+    """Raise ProfileError for a weight, or the scale of one, that is not finite: 65,504 is the largest of fp16."""
+    for name, module in model.named_modules():
+        for tensor in _own_tensors(module):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ProfileError(f"{name}: some weights are larger than fp16 can hold", "-q bf16 or -q fp32 can.")
 
 
 def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:

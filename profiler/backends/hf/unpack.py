@@ -20,23 +20,29 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from profiler.backends.base import Beat
 from profiler.errors import ProfileError
 from profiler.models import gguf_file
-from profiler.models.safetensors_file import files_id
+from profiler.models.checkpoint import gguf_spans
+from profiler.models.identity import content_id
 from profiler.units import bytes_text, printable
 
-ALL_FP32 = 0  # general.file_type
+RULES = 2  # of unpacking: folders made by others are made again
+FP32 = 0  # ggml_type
 SPARE = 1.1  # of the disk space that the folder itself takes
 
 
-def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
-    """The folder of ``gguf``, made on first use. Raises ProfileError when the disk is too small for it."""
+def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat, identity: str | None = None) -> Path:
+    """The folder of ``gguf``, made on first use. Raises ProfileError when the disk is too small for it.
+
+    ``identity``: hash of the file's content, where it is known already.
+    """
     cache = Path(platformdirs.user_cache_dir("profile")) / "gguf"
-    target = cache / f"{files_id([gguf])}-transformers-{transformers.__version__}"
+    header = gguf_file.header(gguf)
+    identity = identity or content_id(gguf_spans(gguf, header))
+    target = cache / f"{identity}-transformers-{transformers.__version__}-{RULES}"
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     _sweep(cache)
-    header = gguf_file.header(gguf)
-    dtype = torch.float32 if header.metadata.get("general.file_type") == ALL_FP32 else torch.bfloat16
+    dtype = kept_dtype(header)
     size = sum(prod(tensor.shape) for tensor in header.tensors.values()) * dtype.itemsize
     free = shutil.disk_usage(cache).free
     if size * SPARE > free:
@@ -55,9 +61,25 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
     return target
 
 
+def kept_dtype(header: gguf_file.GgufHeader) -> torch.dtype:
+    """fp32 where most parameters are stored so: ``general.file_type`` is a hint that many writers get wrong."""
+    wide = sum(tensor.parameters for tensor in header.tensors.values() if tensor.type_id == FP32)
+    every = sum(tensor.parameters for tensor in header.tensors.values())
+    return torch.float32 if 2 * wide > every else torch.bfloat16
+
+
 def _write(gguf: Path, config: PretrainedConfig, dtype: torch.dtype, folder: Path) -> None:
-    """Giving the config spares the second of two slow readings of the vocabulary."""
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, config=config, dtype=dtype)
+    """Giving the config spares the second of two slow readings of the vocabulary.
+
+    Raises ProfileError for a weight that transformers found nothing for: it would be saved with random values.
+    """
+    model, report = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, config=config, dtype=dtype, output_loading_info=True
+    )
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:
+        name = printable(gguf.name)
+        raise ProfileError(f"{name}: transformers found no values for {len(absent)} weights, first {absent[0]}")
     model.hf_quantizer = None  # transformers refuses to save what it read from GGUF, though it is plain tensors now
     with suppress(AttributeError):
         del model.config.quantization_config

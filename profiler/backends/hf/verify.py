@@ -1,0 +1,107 @@
+"""What transformers took of a checkpoint, held against its headers; nothing else of its folder is loaded."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from profiler.errors import ProfileError
+from profiler.models import families, safetensors_file
+from profiler.models.account import BASE, Account, in_text_model
+from profiler.models.checkpoint import account_of, is_quantized
+from profiler.models.geometry import Geometry
+from profiler.models.safetensors_file import INDEX, SINGLE
+from profiler.units import printable
+
+QUANTIZED = ("Linear4bit", "Linear8bitLt")  # modules whose weight has another shape than its values
+CHANGED = "The files may have changed since they were checked: try again."
+
+
+@contextmanager
+def weights_alone(folder: Path) -> Iterator[Path]:
+    """A folder of links to the weight files of ``folder``, as long as they are being read.
+
+    transformers looks at more than weights: it attaches an adapter that lies beside them where peft is installed, and
+    prefers a distributed checkpoint. What is measured must not depend on either. Raises ProfileError when no such
+    folder can be made.
+    """
+    paths = safetensors_file.shards(folder) or []
+    if not (folder / SINGLE).is_file():
+        paths = [*paths, folder / INDEX]
+    try:
+        made = tempfile.TemporaryDirectory(prefix="profile-weights-")
+        for path in paths:
+            os.symlink(path.absolute(), Path(made.name) / path.name)
+    except OSError as error:
+        raise ProfileError(
+            f"cannot link to the weights in a temporary folder: {printable(error.strerror or error)}",
+            "Set TMPDIR to a folder that can be written to.",
+        ) from error
+    with made:
+        yield Path(made.name)
+
+
+def taken(model: PreTrainedModel, report: Mapping[str, Any], folder: Path, raw: Mapping[str, Any], name: str) -> None:
+    """Raise ProfileError unless the model took every tensor that the headers of ``folder`` promise, and no other."""
+    geometry = families.geometry(raw)
+    tensors = safetensors_file.verify(folder)
+    accounted = account_of(tensors, raw, geometry)
+    absent = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
+    if absent:
+        which = f"{len(absent)} weights are missing or of another shape" if len(absent) > 1 else "a weight is missing"
+        raise ProfileError(f"{name}: {which}, first {printable(absent[0])}", CHANGED)
+    ignored = sorted(set(report["unexpected_keys"]) - _left(accounted))
+    if ignored:
+        count = f"{len(ignored)} tensors" if len(ignored) > 1 else "a tensor"
+        raise ProfileError(f"{name}: transformers did not take {count} of the file, first {printable(ignored[0])}")
+    if not is_quantized(raw):
+        _check_count(model, geometry, name)
+    _check_tie(model, geometry, name)
+
+
+def _left(accounted: Account) -> set[str]:
+    """Names that transformers may report as unexpected."""
+    names = {in_text_model(name) for name in accounted.left_names}
+    return names | {BASE + name for name in names} | {name.removeprefix(BASE) for name in names}
+
+
+def _check_count(model: PreTrainedModel, geometry: Geometry, name: str) -> None:
+    count = parameters(model)
+    if count != geometry.parameters:
+        raise ProfileError(
+            f"{name}: the loaded model has {count:,} parameters, and its config describes {geometry.parameters:,}"
+        )
+
+
+def parameters(model: PreTrainedModel) -> int:
+    """Parameters of a loaded model as values, however they are packed; tied ones once."""
+    counts: dict[int, int] = {}
+    for module in model.modules():
+        for label, tensor in _own(module):
+            packed = label == "weight" and type(module).__name__ in QUANTIZED
+            counts[id(tensor)] = module.in_features * module.out_features if packed else tensor.numel()
+    return sum(counts.values())
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters of a module itself, and its buffers that checkpoints store."""
+    yield from module.named_parameters(recurse=False)
+    for label, buffer in module.named_buffers(recurse=False):
+        if label not in module._non_persistent_buffers_set:
+            yield label, buffer
+
+
+def _check_tie(model: PreTrainedModel, geometry: Geometry, name: str) -> None:
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is table.weight
+    if tied != geometry.tied:
+        does = "tied the output head to the embedding" if tied else "did not tie the output head to the embedding"
+        raise ProfileError(f"{name}: transformers {does}, against the config")
