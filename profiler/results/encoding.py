@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import fields
-from itertools import repeat
+from dataclasses import replace
 from typing import Any
 
 from profiler.case import Case
-from profiler.results.measurement import Caution, DecodePath, Energy, Measurement, Memory, Sample
+from profiler.results.measurement import USUAL, Caution, DecodePath, Energy, Measurement, Memory, Repetitions, Sample
 from profiler.results.redact import redact_json
 from profiler.results.validity import check_columns, check_part, check_row, check_times
 
-USUAL = {field.name: field.default for field in fields(Sample)}  # of a sample, in the order of the constructor
 SAMPLE_FIELDS = USUAL.keys()
 
 
@@ -27,7 +25,7 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
 
     In the JSON, ``step_s`` of a sample is the number of its step times. Raises ValueError for NaN or infinity.
     """
-    content = measurement.to_json()
+    content = replace(measurement, samples=(), environment={}).to_json()
     del content["environment"]
     samples = measurement.samples
     columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in SAMPLE_FIELDS}
@@ -73,7 +71,7 @@ def _measurement(row: dict[str, Any], steps: bytes, environment: dict[str, Any])
     return Measurement(environment=environment, **row)
 
 
-def _samples(columns: dict[str, list[Any]], steps: bytes) -> tuple[Sample, ...]:
+def _samples(columns: dict[str, list[Any]], steps: bytes) -> Sequence[Sample]:
     if columns == {}:
         return ()
     check_columns(columns)
@@ -86,7 +84,7 @@ def _samples(columns: dict[str, list[Any]], steps: bytes) -> tuple[Sample, ...]:
     if start != len(seconds):
         raise ValueError(f"{len(seconds)} step times are stored where {start} are counted")
     columns["step_s"] = taken
-    return tuple(map(Sample, *(columns.get(name, repeat(USUAL[name])) for name in SAMPLE_FIELDS)))
+    return Repetitions(columns)
 
 
 def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,9 @@ def read(path: Path) -> list[Measurement]:
                 with Store.read_only(path) as store:
                     return store.rows()
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise ProfileError(f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}: no file of result rows")
+                raise ProfileError(
+                    f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}: no file of result rows"
+                )
             contents = _array(path, file) if start.lstrip().startswith(b"[") else _lines(path, file)
             return _measurements(contents, path)
         except OSError as error:
