@@ -88,7 +88,7 @@ def open_file(path: Path, shown: str | None = None) -> BinaryIO:
 
 
 def read_bytes(path: Path, most: int = BUDGET.nbytes, shown: str | None = None, hint: str | None = None) -> bytes:
-    """The content of a regular file of at most ``most`` bytes; ``hint`` is for a larger one. As ``open_file`` else."""
+    """The content of a regular file of at most ``most`` bytes; ``hint`` is for a larger one. Raises as that."""
     shown = printable(path) if shown is None else shown
     with open_file(path, shown) as file:
         try:

@@ -23,6 +23,7 @@ from typing import Any
 from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
+from profiler.foreign import read_json
 
 SCHEMA = 6
 LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
@@ -170,12 +171,28 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 def _runs(path: Path, mark: str) -> list[Ceilings]:
     """Calibrations that a file holds, the oldest first; those that cannot be read are as if they had never been."""
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        contents = read_json(path)
+    except ProfileError:
         return []
     known = contents if isinstance(contents, list) else []
-    found = [parse(content) for content in known if isinstance(content, dict)]
+    found = [_readable(content) for content in known if isinstance(content, dict)]
     return [one for one in found if one is not None and one.fingerprint == mark]
+
+
+def _readable(content: Mapping[str, Any]) -> Ceilings | None:
+    """``parse`` of a file that anything may have written: ``None`` too where a part is of another shape."""
+    try:
+        found = parse(content)
+        by_tokens = () if found is None else (*found.products.values(), *found.tall.values())
+        if not all(map(_counts_tokens, by_tokens)):
+            return None
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return found
+
+
+def _counts_tokens(by_tokens: Mapping[str, Any]) -> bool:
+    return all(int(name) > 0 for name in by_tokens)
 
 
 def together(found: Sequence[Ceilings]) -> Ceilings:

@@ -15,11 +15,11 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tomllib
 from pathlib import Path
 
 import profiler
 from profiler.errors import ProfileError
+from profiler.foreign import toml_value
 from profiler.units import printable
 
 GIT_S = 60
@@ -52,10 +52,11 @@ def revision(commit: str, folder: Path, root: Path | None = None) -> Path:
     if project is None:
         raise ProfileError(f"revision {short} has no pyproject.toml", "It is older than this package.")
     try:
-        mapped = tomllib.loads(project.decode())["tool"]["setuptools"]["package-dir"]
+        mapped = toml_value(project.decode())["tool"]["setuptools"]["package-dir"]
     except (ValueError, KeyError, TypeError):
         mapped = {}
-    inside = {name: path for name, path in mapped.items() if name.startswith(f"{PACKAGE}.")}
+    folders = mapped.items() if isinstance(mapped, dict) else ()
+    inside = {name: str(path) for name, path in folders if name.startswith(f"{PACKAGE}.")}
     archive = _git(root, "archive", "--format=tar", commit, "--", PACKAGE, *inside.values())
     if archive is None:
         raise ProfileError(f"revision {short} has no folder {PACKAGE}/", "It is older than this package.")

@@ -6,16 +6,19 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from profiler.errors import StoreError
 from profiler.results import read_only
-from profiler.units import printable
+from profiler.results.guard import MAX_VALUE, Guarded, Tables, check_tables, tables
+from profiler.units import bytes_text, printable
 
 BUSY_TIMEOUT_S = 30  # a commit takes milliseconds; a disk under load, seconds
 OWNER_ONLY = 0o600  # command lines and model names are the owner's business
 
+DAMAGED = "It is damaged, or was made to do harm."
 READ_ONLY = ("is read-only", "Give another one: --store FILE, or PROFILER_STORE.")
 
 SCHEMAS = (
@@ -48,7 +51,7 @@ SCHEMAS = (
 APPLICATION_ID = 0x70726F66  # "prof": tells our file from another SQLite file
 
 
-def connect(path: Path, create: bool) -> sqlite3.Connection:
+def connect(path: Path, create: bool) -> Guarded:
     """A connection to the store at ``path``, its schema brought up to date. Raises StoreError.
 
     Without ``create`` the caller only reads, so a store that cannot be written is opened as it is.
@@ -60,17 +63,30 @@ def connect(path: Path, create: bool) -> sqlite3.Connection:
         except sqlite3.OperationalError as error:
             if create or not read_only.may_be(error):
                 raise
-        connection = read_only.connect(path, BUSY_TIMEOUT_S)
-        try:
-            _schema(path, connection)
-        except BaseException:
-            connection.close()
-            raise
+        return _to_read(path)
+
+
+def connect_to_read(path: Path) -> Guarded:
+    """A connection to somebody's store at ``path`` that changes nothing: no schema, no journal. Raises StoreError."""
+    with in_words(path):
+        _claim(path, create=False)
+        return _to_read(path)
+
+
+def _to_read(path: Path) -> Guarded:
+    connection = read_only.connect(path, BUSY_TIMEOUT_S)
+    try:
+        if not _schema(path, connection):
+            raise StoreError(f"{printable(path)} is an empty database", "Measure something first: profile sweep")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _to_write(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+def _to_write(path: Path) -> Guarded:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, factory=Guarded)
+    connection.limit(path)
     try:
         _migrate(path, connection)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -111,6 +127,9 @@ def _words(path: Path, error: Exception) -> tuple[str, str]:
         ("Read-only file system", *READ_ONLY),
         ("not a database", "is not a store of profile", otherwise),
         ("malformed", "is damaged", f"Try `sqlite3 FILE .recover`, or {elsewhere}."),
+        ("interrupted", "takes longer to read than a file of its size can", f"{DAMAGED} {otherwise}"),
+        ("more than the file can hold", "gives more than a file of its size can hold", f"{DAMAGED} {otherwise}"),
+        ("too big", f"holds a value of more than {bytes_text(MAX_VALUE)}", f"{DAMAGED} {otherwise}"),
         ("FOREIGN KEY", "has no such run or row", "Start the run before adding rows to it."),
     ):
         if sign in text:
@@ -161,12 +180,24 @@ def _schema(path: Path, connection: sqlite3.Connection) -> int:
     """Schema number of the file; 0 for an empty one. Raises StoreError for a newer one and for another's file."""
     (schema,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application != APPLICATION_ID and tables:
+    found = tables(connection)
+    if application != APPLICATION_ID and found:
         raise StoreError(f"{printable(path)} is an SQLite file of another program", "Name another file with --store.")
     if schema > len(SCHEMAS):
         raise StoreError(
             f"the store {printable(path)} has schema {schema}; this version of profile reads up to {len(SCHEMAS)}",
             "Update profile, or name another file with --store.",
         )
+    if not 0 <= schema <= len(SCHEMAS):
+        raise StoreError(f"{printable(path)} is not a store of profile: it has schema {schema}", "Name another file.")
+    check_tables(path, found, _ours(schema))
     return int(schema)
+
+
+@cache
+def _ours(schema: int) -> Tables:
+    """What a store of this schema holds: what its scripts make."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as made:
+        for script in SCHEMAS[:schema]:
+            made.executescript(script)
+        return tables(made)

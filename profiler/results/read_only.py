@@ -7,11 +7,14 @@ copied together with it: the log may hold rows that the file itself does not hav
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
+
+from profiler.results.guard import Guarded
 
 SIGNS = ("unable to open database file", "readonly")  # how SQLite says that it cannot write
 
@@ -21,7 +24,7 @@ def may_be(error: sqlite3.Error) -> bool:
     return any(sign in str(error) for sign in SIGNS)
 
 
-def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
+def connect(path: Path, timeout_s: float) -> Guarded:
     """A connection that only reads ``path`` as it is. Raises sqlite3.Error or OSError."""
     log = path.with_name(f"{path.name}-wal")
     try:
@@ -34,9 +37,10 @@ def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     return _opened(path, "immutable=1", timeout_s)
 
 
-def _opened(path: Path, how: str, timeout_s: float) -> sqlite3.Connection:
-    address = f"file:{quote(str(path.absolute()))}?{how}"
-    connection = sqlite3.connect(address, uri=True, timeout=timeout_s, isolation_level=None)
+def _opened(path: Path, how: str, timeout_s: float) -> Guarded:
+    address = f"file:{quote(os.fsencode(path.absolute()))}?{how}"
+    connection = sqlite3.connect(address, uri=True, timeout=timeout_s, isolation_level=None, factory=Guarded)
+    connection.limit(path)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # nothing is opened before this
         connection.execute("PRAGMA query_only = ON")
@@ -46,7 +50,7 @@ def _opened(path: Path, how: str, timeout_s: float) -> sqlite3.Connection:
     return connection
 
 
-def _copied(path: Path, log: Path, timeout_s: float) -> sqlite3.Connection:
+def _copied(path: Path, log: Path, timeout_s: float) -> Guarded:
     """A private copy of the store with its log; its files go as soon as they are open."""
     with tempfile.TemporaryDirectory(prefix="profile-store-") as folder:
         copy = Path(folder) / "store.sqlite"

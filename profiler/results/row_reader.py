@@ -22,6 +22,7 @@ MAX_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their 
 LINE = Budget(nbytes=1 << 24, values=1 << 19, depth=16, twice=True)  # of one row: a hundred thousand repetitions
 ARRAY = Budget(nbytes=1 << 28, values=1 << 23, depth=17, twice=True)  # of all rows, which -o json prints as one value
 MAX_SAMPLES = 1 << 21  # repetitions of all rows of a file
+COLUMNS = {"cpu_s": "cpu_seconds", "wait_s": "wait_seconds"}  # of samples, as a row calls them
 MEMORY = {each.name for each in dataclass_fields(Memory)}  # a row has what is derived of them too
 
 
@@ -67,7 +68,7 @@ def _loaded(text: bytes, path: Path, line: int, budget: Budget) -> Any:
     try:
         return json_value(text, budget)
     except BadContent as error:
-        raise _no_row(path, line, f"it is no JSON: {error}") from None
+        raise _no_row(path, line, f"it is not JSON: {error}") from None
 
 
 def _measurements(contents: Iterable[tuple[int, Any]], path: Path) -> list[Measurement]:
@@ -101,7 +102,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         "decode_path": row.get("path"),
         "expected": _expected(row),
     }
-    check_row(content)
+    check_row(content, "path")
     path = content["decode_path"]
     return Measurement(
         **content
@@ -122,7 +123,7 @@ def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
     if not known:
         return {}
     if not all(type(value) in (int, float) and 0 <= value < 1 for value in known.values()):
-        raise ValueError("how much processes differ is no share")
+        raise ValueError("tps_between, how much processes differ, is no share")
     return {"between": {**known, "basis": next(phases[phase].get("between_basis") for phase in known)}}
 
 
@@ -140,7 +141,7 @@ def _samples(phase: Phase, content: Mapping[str, Any] | None) -> Iterable[Sample
         "wait_s": waited,
         "step_s": [0] * count,
     }
-    check_columns(columns)
+    check_columns(columns, phase, COLUMNS)
     return [
         Sample(phase, s, content["tokens"], cpu_s=c, wait_s=w) for s, c, w in zip(seconds, cpu, waited, strict=True)
     ]

@@ -11,7 +11,6 @@ that ``redact`` knows as a secret is written.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sqlite3
 import string
@@ -26,14 +25,18 @@ from typing import Any
 
 from profiler.case import digest
 from profiler.errors import NotFound, StoreError
+from profiler.foreign import Budget, json_value
 from profiler.results.encoding import decode, dumps, encode
 from profiler.results.environment import environment_key
+from profiler.results.guard import Guarded
 from profiler.results.measurement import Measurement
-from profiler.results.opening import connect, in_words
+from profiler.results.opening import connect, connect_to_read, in_words
 from profiler.results.redact import redact, redact_argv, redact_json
+from profiler.results.validity import check_part
 from profiler.units import printable
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
+PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or a command line
 RUN_ID = "%y%m%d-%H%M%S"
 
 
@@ -66,7 +69,7 @@ class Store:
     Every method raises StoreError when the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: Guarded) -> None:
         self.path = path
         self._db = connection
         self._environments: dict[str, dict[str, Any]] = {}  # those that were read, by id
@@ -80,6 +83,11 @@ class Store:
         """
         path = path or default_path()
         return cls(path, connect(path, create))
+
+    @classmethod
+    def read_only(cls, path: Path) -> Store:
+        """Open somebody's store to read its rows; the file stays as it is. Raises StoreError as ``open``."""
+        return cls(path, connect_to_read(path))
 
     def __enter__(self) -> Store:
         return self
@@ -179,15 +187,18 @@ class Store:
             models.setdefault(run, []).append(model)
             counts = outcomes.setdefault(run, {})
             counts[outcome] = counts.get(outcome, 0) + count
-        return [
-            Run(run, started, finished, how, tuple(json.loads(argv)), json.loads(environment),
-                tuple(dict.fromkeys(models.get(run, ()))), outcomes.get(run, {}))
-            for run, started, finished, how, argv, environment in found
-        ]  # fmt: skip
+        with self._content_in_words("run"):
+            return [
+                Run(_text(run), _text(started), finished, how, tuple(map(_text, _json(argv))),
+                    _environment(environment), tuple(dict.fromkeys(map(_text, models.get(run, ())))),
+                    outcomes.get(run, {}))
+                for run, started, finished, how, argv, environment in found
+            ]  # fmt: skip
 
     def find_run(self, prefix: str | None = None) -> str:
         """Id of the latest run, or of the one run whose id starts with ``prefix``. Raises NotFound."""
-        known: list[str] = [run for (run,) in self._read("SELECT id FROM runs ORDER BY id")]
+        with self._content_in_words("run"):
+            known = [_text(run) for (run,) in self._read("SELECT id FROM runs ORDER BY id")]
         if not known:
             raise NotFound(f"no run is stored in {printable(self.path)}", "Measure something first: profile sweep")
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
@@ -226,16 +237,23 @@ class Store:
         return self._with_environments(found)
 
     def _with_environments(self, rows: Iterable[tuple[str, bytes, str]]) -> list[Measurement]:
-        environments = {name: json.loads(text) for name, text in self._read("SELECT id, content FROM environments")}
-        return self._measurements([(content, steps, environments[name]) for content, steps, name in rows])
+        with self._content_in_words("row"):
+            environments = {name: _json(text) for name, text in self._read("SELECT id, content FROM environments")}
+            whole = [(content, steps, environments[name]) for content, steps, name in rows]
+        return self._measurements(whole)
 
     def _measurements(self, rows: list[tuple[str, bytes, dict[str, Any]]]) -> list[Measurement]:
+        with self._content_in_words("row"), _collector_paused():
+            return decode(rows)
+
+    @contextmanager
+    def _content_in_words(self, what: str) -> Iterator[None]:
+        """Turn what is raised by content that we cannot have written into a StoreError."""
         try:
-            with _collector_paused():
-                return decode(rows)
-        except (TypeError, KeyError, ValueError, struct.error) as error:
+            yield
+        except (TypeError, KeyError, ValueError, AttributeError, RecursionError, struct.error) as error:
             raise StoreError(
-                f"a row of {printable(self.path)} cannot be read: {printable(error)}",
+                f"a {what} of {printable(self.path)} cannot be read: {printable(error)}",
                 "A newer version of profile may have written it.",
             ) from error
 
@@ -243,7 +261,8 @@ class Store:
         """A stored environment; rows that share one get the same object."""
         if name not in self._environments:
             ((text,),) = self._read("SELECT content FROM environments WHERE id = ?", (name,))
-            self._environments[name] = json.loads(text)
+            with self._content_in_words("row"):
+                self._environments[name] = _json(text)
         return self._environments[name]
 
     def _environment(self, content: dict[str, Any]) -> str:
@@ -267,7 +286,7 @@ class Store:
 
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with in_words(self.path):
-            return self._db.execute(query, values).fetchall()
+            return list(self._db.read(query, values))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -282,6 +301,24 @@ class Store:
                 if self._db.in_transaction:  # a full disk has rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+
+def _json(text: str) -> Any:
+    """Plain content of a row. Raises ValueError or TypeError."""
+    return json_value(_text(text), PART)
+
+
+def _text(value: Any) -> str:
+    """A value of a column of texts: SQLite itself takes anything there. Raises ValueError."""
+    if not isinstance(value, str):
+        raise ValueError(f"{printable(repr(value), 60)} is not text")
+    return value
+
+
+def _environment(text: str) -> dict[str, Any]:
+    content: dict[str, Any] = _json(text)
+    check_part("environment", content)
+    return content
 
 
 @contextmanager

@@ -140,15 +140,18 @@ def allowed(kind: type) -> Mapping[str, Allowed]:
     return {field.name: _allowed(field.name, hints[field.name]) for field in dataclass_fields(kind)}
 
 
-def check_row(row: Mapping[str, Any]) -> None:
-    """ValueError unless ``row`` can be a stored measurement, apart from its samples and its environment."""
+def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
+    """ValueError unless ``row`` can be a stored measurement, apart from its samples and its environment.
+
+    ``path_name``: what its decode path is called in the file.
+    """
     check(Measurement, {name: value for name, value in row.items() if name != "samples"})
     check(Case, row["case"], "case")
     check(Memory, row["memory"], "memory")
     for caution in row["cautions"]:
         check(Caution, caution, "cautions")
     if path := row.get("decode_path"):
-        check(DecodePath, path, "decode_path")
+        check(DecodePath, path, path_name)
     if energy := row.get("energy"):
         check(Energy, energy, "energy")
         for phase in ("prefill", "decode"):
@@ -156,28 +159,30 @@ def check_row(row: Mapping[str, Any]) -> None:
                 check(PhaseEnergy, part, f"energy.{phase}")
 
 
-def check_columns(columns: Any) -> None:
+def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str] | None = None) -> None:
     """ValueError unless ``columns``, which hold a list for each field of a ``Sample``, can be repetitions of a row.
 
-    ``step_s`` holds how many steps each has.
+    ``step_s`` holds how many steps each has. ``where`` and ``names``: what they are called in the file.
     """
+    names = names or {}
     if not isinstance(columns, Mapping):
-        raise ValueError(f"samples is {shown(columns)}, must be an object")
+        raise ValueError(f"{where} is {shown(columns)}, must be an object")
     fields = allowed(Sample)
     if unknown := [name for name in columns if name not in fields]:
-        raise ValueError(f"samples has an unknown column, {printable(unknown[0], 60)}")
+        raise ValueError(f"{where} has an unknown column, {printable(unknown[0], 60)}")
     if missing := [name for name in ("phase", "seconds", "tokens", "step_s") if name not in columns]:
-        raise ValueError(f"samples has no {missing[0]}")
+        raise ValueError(f"{where} has no {missing[0]}")
     for name, values in columns.items():
+        at = _at(where, names.get(name, name))
         if not isinstance(values, list):
-            raise ValueError(f"samples.{name} is {shown(values)}, must be a list")
+            raise ValueError(f"{at} is {shown(values)}, must be a list")
         rule = _COUNT if name == "step_s" else fields[name]
         if not _all(rule, values):
             wrong = next(value for value in values if not rule.takes(value))
-            raise ValueError(f"samples.{name} holds {shown(wrong)}, must be {rule}")
+            raise ValueError(f"{at} holds {shown(wrong)}, must be {rule}")
     sizes = {len(values) for values in columns.values()}
     if len(sizes) > 1 or max(sizes) > MOST_SAMPLES:
-        raise ValueError(f"samples has columns of {max(sizes):,} and {min(sizes):,} entries")
+        raise ValueError(f"{where} has columns of {max(sizes):,} and {min(sizes):,} entries")
 
 
 def check(kind: type, content: Any, where: str = "") -> None:
