@@ -131,19 +131,23 @@ class Repetitions(Sequence[Sample]):
     """The samples of a stored row, by column as the store keeps them. They are made when one is looked at.
 
     A report reads a hundred thousand rows and shows sixty; making a million samples took it longer than all the rest.
-    ``columns`` has a list for each field that some sample states, ``step_s`` among them; all are of one length.
+    ``columns`` has a list for each field that some sample states, all of one length; instead of step times it has how
+    many each sample took, and ``step_s`` gives them when it is called.
     """
 
-    __slots__ = ("_made", "columns")
+    __slots__ = ("_made", "_step_s", "columns")
 
-    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        self.columns = columns
+    def __init__(
+        self, columns: Mapping[str, Sequence[Any]], step_s: Callable[[], Sequence[tuple[float, ...]]]
+    ) -> None:
+        self.columns, self._step_s = columns, step_s
         self._made: tuple[Sample, ...] | None = None
 
     @property
     def _samples(self) -> tuple[Sample, ...]:
         if self._made is None:
-            values = (self.columns.get(name, repeat(value)) for name, value in USUAL.items())
+            columns = {**self.columns, "step_s": self._step_s()}
+            values = (columns.get(name, repeat(value)) for name, value in USUAL.items())
             self._made = tuple(map(Sample, *values))
         return self._made
 
@@ -252,7 +256,7 @@ class Measurement(_Derived):
             columns.get("invalid", repeat(None)),
             repeat(False) if warmups else columns.get("warmup", repeat(False)),
         )
-        every = zip(columns["phase"], columns["seconds"], columns["tokens"], *left_out)
+        every = zip(columns["phase"], columns["seconds"], columns["tokens"], *left_out, strict=False)
         return [(s, tokens) for which, s, tokens, why, warm in every if which == phase and why is None and not warm]
 
     def to_json(self) -> dict[str, Any]:

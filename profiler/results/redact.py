@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 MARK = "[redacted]"
+SHORT = 200  # characters of a text that is remembered
 
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])"
@@ -42,6 +44,15 @@ _SECRET_OPTION = re.compile(r"^--?[a-z0-9-]*(?:token|key|password|secret)$", re.
 
 def redact(text: str) -> str:
     """``text`` without known token forms, authorization headers, URL userinfo and ``token=…`` values."""
+    return _short(text) if len(text) <= SHORT else _redacted(text)
+
+
+@lru_cache(maxsize=8192)  # thousands of rows share their names, versions and settings
+def _short(text: str) -> str:
+    return _redacted(text)
+
+
+def _redacted(text: str) -> str:
     text = _TOKENS.sub(MARK, text)
     text = _HEADER.sub(rf"\1 {MARK}", text)
     text = _USERINFO.sub(rf"\1{MARK}@", text)

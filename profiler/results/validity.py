@@ -173,13 +173,12 @@ def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str]
     if missing := [name for name in ("phase", "seconds", "tokens", "step_s") if name not in columns]:
         raise ValueError(f"{where} has no {missing[0]}")
     for name, values in columns.items():
-        at = _at(where, names.get(name, name))
         if not isinstance(values, list):
-            raise ValueError(f"{at} is {shown(values)}, must be a list")
+            raise ValueError(f"{_at(where, names.get(name, name))} is {shown(values)}, must be a list")
         rule = _COUNT if name == "step_s" else fields[name]
         if not _all(rule, values):
             wrong = next(value for value in values if not rule.takes(value))
-            raise ValueError(f"{at} holds {shown(wrong)}, must be {rule}")
+            raise ValueError(f"{_at(where, names.get(name, name))} holds {shown(wrong)}, must be {rule}")
     sizes = {len(values) for values in columns.values()}
     if len(sizes) > 1 or max(sizes) > MOST_SAMPLES:
         raise ValueError(f"{where} has columns of {max(sizes):,} and {min(sizes):,} entries")
@@ -210,32 +209,43 @@ def _surely(kind: type, content: Mapping[str, Any]) -> bool:
     Rows of one store have the same fields of the same types, so what these allow is looked up once for all of them,
     and numbers are compared together.
     """
-    ranges, texts = _form(kind, tuple(content), tuple(map(type, content.values())))
+    form = _form(kind, tuple(content), tuple(map(type, content.values())))
+    if form is None:
+        return False
+    ranges, texts, others = form
     for pick, low, high in ranges:
         values = pick(content)
         if not (low <= min(values) and max(values) <= high):
             return False
-    return not texts or max(map(len, texts(content))) <= MOST_TEXT
+    return all(rule.takes(content[name]) for name, rule in others) and max(map(len, texts(content))) <= MOST_TEXT
+
+
+Pick = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
 
 @lru_cache(maxsize=512)
-def _form(kind: type, names: tuple[str, ...], types: tuple[type, ...]) -> tuple[list[Any], Any]:
-    """What to compare of a mapping with these fields: numbers with their range, and texts. Never true: it is open."""
-    fields, groups, texts = allowed(kind), dict[tuple[float, float], list[str]](), list[str]()
+def _form(
+    kind: type, names: tuple[str, ...], types: tuple[type, ...]
+) -> tuple[list[tuple[Pick, float, float]], Pick, list[tuple[str, Allowed]]] | None:
+    """What to compare of a mapping with these fields: whole numbers by their range, texts, and others one by one."""
+    fields, numbers = allowed(kind), dict[tuple[float, float], list[str]]()
+    texts, others = list[str](), list[tuple[str, Allowed]]()
     for name, found in zip(names, types, strict=True):
         rule = fields.get(name)
-        if rule is None or found not in rule.kinds or found is float or (found is str and rule.words):
-            return [(lambda content: (1,), 0, 0)], None
+        if rule is None or found not in rule.kinds:
+            return None
         if found is int:
-            groups.setdefault((rule.low, rule.high), []).append(name)
-        elif found is str:
+            numbers.setdefault((rule.low, rule.high), []).append(name)
+        elif found is str and not rule.words:
             texts.append(name)
-    return [(_picked(some), low, high) for (low, high), some in groups.items()], _picked(texts) if texts else None
+        elif found in (float, str):
+            others.append((name, rule))
+    return [(_picked(some), low, high) for (low, high), some in numbers.items()], _picked(texts), others
 
 
-def _picked(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+def _picked(names: Sequence[str]) -> Pick:
     """Takes these fields out of a mapping, as a tuple whatever their number."""
-    return itemgetter(*names, names[0])
+    return itemgetter(*names, names[0]) if names else lambda content: ("",)
 
 
 def check_times(seconds: Sequence[float], where: str) -> None:
@@ -247,18 +257,18 @@ def check_times(seconds: Sequence[float], where: str) -> None:
 
 def check_part(name: str, content: Any, where: str = "") -> None:
     """ValueError unless ``content`` can be the part ``name`` of ``PARTS`` of a row."""
-    where = _at(where, name)
-    _check_tree(content, PARTS[name], where)
-    if name != "expected":
+    if type(content) is not dict or not _tree_fits(content, PARTS[name]):
+        _check_tree(content, PARTS[name], _at(where, name))
+    if name != "expected" or not content:
         return
-    for part, needed in WHOLE.items():
-        missing = [field for field in needed if content.get(part) and content[part].get(field) is None]
+    for part in WHOLE.keys() & content.keys():
+        missing = [field for field in WHOLE[part] if content[part] and content[part].get(field) is None]
         if missing:
-            raise ValueError(f"{where}.{part} has no {missing[0]}")
+            raise ValueError(f"{_at(where, name)}.{part} has no {missing[0]}")
     between = content.get("between") or {}
     for phase in ("prefill", "decode"):
         if phase in between and not 0 <= (between[phase] or 0) < PROCESSES_APART:
-            raise ValueError(f"{where}.between.{phase} is {shown(between[phase])}, must be a share of one")
+            raise ValueError(f"{_at(where, name)}.between.{phase} is {shown(between[phase])}, must be a share of one")
 
 
 def shown(value: Any) -> str:
@@ -266,6 +276,22 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping | list | tuple):
         return "an object" if isinstance(value, Mapping) else "a list"
     return "null" if value is None else printable(repr(value), 60)
+
+
+def _tree_fits(content: dict[str, Any], form: Mapping[str, Any]) -> bool:
+    """Whether ``_check_tree`` would find nothing, told fast; False leaves it open."""
+    for name, value in content.items():
+        kinds = form.get(name)
+        if type(value) is dict:
+            if type(kinds) is not dict or not _tree_fits(value, kinds):
+                return False
+        elif (
+            type(value) is list
+            or (kinds is not None and type(kinds) is not tuple)
+            or not (_ANY if kinds is None or value is None else _OF[kinds]).takes(value)
+        ):
+            return False
+    return True
 
 
 def _check_tree(content: Any, form: Mapping[str, Any], where: str) -> None:
