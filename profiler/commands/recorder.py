@@ -126,7 +126,7 @@ class Recorder:
         return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
 
     def _show(self, row: Measurement) -> None:
-        self.rows.append(row)
+        self.rows.append(replace(row, samples=()))  # what is shown at the end is kept whole below, and only there
         if self.streams:
             self._print([row])
         else:

@@ -59,7 +59,7 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
                 click.echo(part, nl=False)
             return
         with collector_paused():
-            text, left_out = rendered(output, found, in_grid_order(list(opened.each(found))), terminal_width())
+            text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), terminal_width())
     click.echo(text, nl=False)
     tell(left_out)
 

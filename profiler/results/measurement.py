@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import repeat
 from typing import Any, Literal, overload
 
 from profiler.case import Case
@@ -143,12 +142,16 @@ class Repetitions(Sequence[Sample]):
         self.columns, self._step_s = columns, step_s
         self._made: tuple[Sample, ...] | None = None
 
+    def column(self, name: str) -> Sequence[Any]:
+        """The field ``name`` of all samples."""
+        if name == "step_s":
+            return self._step_s()
+        return self.columns.get(name) or [USUAL[name]] * len(self)
+
     @property
     def _samples(self) -> tuple[Sample, ...]:
         if self._made is None:
-            columns = {**self.columns, "step_s": self._step_s()}
-            values = (columns.get(name, repeat(value)) for name, value in USUAL.items())
-            self._made = tuple(map(Sample, *values))
+            self._made = tuple(map(Sample, *map(self.column, USUAL)))
         return self._made
 
     @overload
@@ -233,12 +236,19 @@ class Measurement(_Derived):
 
     def timed(self, phase: Phase, warmups: bool = False) -> list[tuple[float, int]]:
         """Seconds and tokens of each repetition that counts, in order; with ``warmups``, of each that is valid."""
-        found: list[tuple[float, int]] = self.known(("timed", phase, warmups), lambda: self._timed(phase, warmups))
+        found: list[tuple[float, int]] = self.known(
+            ("timed", phase, warmups),
+            lambda: [*zip(*(self._column(name, phase, warmups) for name in ("seconds", "tokens")), strict=True)],
+        )
         return found
 
     def seconds(self, phase: Phase, warmups: bool = False) -> list[float]:
         """The same without tokens."""
         return [seconds for seconds, _ in self.timed(phase, warmups)]
+
+    def column(self, name: str, phase: Phase) -> list[Any]:
+        """The field ``name`` of each repetition that counts, in order."""
+        return self._column(name, phase, warmups=False)
 
     def states(self, name: str) -> bool:
         """Whether any sample states the field ``name``; most leave most of theirs out."""
@@ -246,18 +256,25 @@ class Measurement(_Derived):
             return name in self.samples.columns
         return any(getattr(sample, name) != USUAL[name] for sample in self.samples)
 
-    def _timed(self, phase: Phase, warmups: bool) -> list[tuple[float, int]]:
-        if not isinstance(self.samples, Repetitions):
-            samples = self.record(phase)
-            valid = (sample for sample in samples if sample.invalid is None and (warmups or not sample.warmup))
-            return [(sample.seconds, sample.tokens) for sample in valid]
-        columns = self.samples.columns
-        left_out = (
-            columns.get("invalid", repeat(None)),
-            repeat(False) if warmups else columns.get("warmup", repeat(False)),
-        )
-        every = zip(columns["phase"], columns["seconds"], columns["tokens"], *left_out, strict=False)
-        return [(s, tokens) for which, s, tokens, why, warm in every if which == phase and why is None and not warm]
+    def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
+        places = self.known(("places", phase, warmups), lambda: self._places(phase, warmups))
+        values = self._values(name)
+        return [values[place] for place in places]
+
+    def _places(self, phase: Phase, warmups: bool) -> list[int]:
+        """Which samples count."""
+        places = [place for place, which in enumerate(self._values("phase")) if which == phase]
+        for name in ("invalid",) if warmups else ("invalid", "warmup"):
+            if self.states(name):
+                values = self._values(name)
+                places = [place for place in places if not values[place] and values[place] != ""]
+        return places
+
+    def _values(self, name: str) -> Sequence[Any]:
+        """The field ``name`` of all samples."""
+        if isinstance(self.samples, Repetitions):
+            return self.samples.column(name)
+        return [getattr(sample, name) for sample in self.samples]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON content: exactly what the store keeps."""

@@ -71,10 +71,15 @@ def redact_argv(argv: Sequence[str]) -> list[str]:
 
 def redact_json(content: Any) -> Any:
     """Plain JSON content with every string redacted."""
+    if type(content) in _TEXTLESS:
+        return content
     if isinstance(content, str):
         return redact(content)
     if isinstance(content, dict):
-        return {name: redact_json(value) for name, value in content.items()}
+        return {name: value if type(value) in _TEXTLESS else redact_json(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [redact_json(value) for value in content]
+        return [value if type(value) in _TEXTLESS else redact_json(value) for value in content]
     return content
+
+
+_TEXTLESS = frozenset({int, float, bool, type(None)})  # nine tenths of a row

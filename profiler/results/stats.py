@@ -27,6 +27,7 @@ import operator
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from profiler.results.measurement import Measurement, Phase
@@ -108,7 +109,12 @@ def ttft(measurement: Measurement) -> Summary | None:
 
 def steps(measurement: Measurement) -> Steps | None:
     """Latency of decode steps; None where no repetition timed its steps."""
-    seconds = sorted(step for sample in measurement.of("decode") for step in sample.step_s)
+    found: Steps | None = measurement.known("steps", lambda: _steps(measurement))
+    return found
+
+
+def _steps(measurement: Measurement) -> Steps | None:
+    seconds = sorted(chain.from_iterable(measurement.column("step_s", "decode")))
     if not seconds:
         return None
     return Steps(len(seconds), percentile(seconds, 0.5), _tail(seconds, 0.95), _tail(seconds, 0.99))

@@ -252,7 +252,7 @@ class Store:
         for start in range(0, len(order), CHUNK):
             ids = order[start : start + CHUNK]
             marks = ", ".join("?" * len(ids))
-            query = f"SELECT content, id, environment FROM measurements WHERE id IN ({marks}) ORDER BY id"
+            query = f"SELECT content, steps, environment FROM measurements WHERE id IN ({marks}) ORDER BY id"
             rows = dict(zip(sorted(ids), self._each(query, tuple(ids)), strict=True))
             yield from (rows[row] for row in ids)
 
@@ -291,7 +291,8 @@ class Store:
 
     def _steps(self, row: int) -> bytes:
         """The packed step times of a row."""
-        ((steps,),) = self._read("SELECT steps FROM measurements WHERE id = ?", (row,))
+        with in_words(self.path):
+            ((steps,),) = self._db.read("SELECT steps FROM measurements WHERE id = ?", (row,))
         if not isinstance(steps, bytes):
             raise ValueError("its step times are not bytes")
         return steps
