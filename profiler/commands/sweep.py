@@ -84,6 +84,8 @@ def sweep(
     """
     page_files.check(html)
     found = devices.find(device)
+    for limit in found.limits:
+        tell(f"{found.name}: {limit}")
     available = available_bytes(found, max_memory)
     task = work(Request(**asked), found, available, say)
     snapshot = environment.snapshot(found)

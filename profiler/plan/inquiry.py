@@ -131,7 +131,7 @@ def _cases(
         for batch in batches:
             yield Answer(
                 model=model.name,
-                cautions=model.cautions,
+                cautions=(*model.cautions, *machine.target.limits),
                 prediction=predictor.predict(context, batch, kv),
                 largest_context=longest[batch],
                 largest_batch=widest,

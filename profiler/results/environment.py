@@ -16,7 +16,7 @@ from typing import Any
 
 import profiler
 from profiler.case import digest
-from profiler.devices import cgroup
+from profiler.devices import allowance, cgroup
 from profiler.devices.base import DeviceInfo
 from profiler.results.redact import redact_json
 from profiler.results.settings import settings
@@ -39,7 +39,7 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
     return {
         "cpu": {
             "title": _cpu_title(),
-            "cores": len(os.sched_getaffinity(0)),  # that this process may use
+            "cores": len(allowance.usable_cpus()),  # that this process may use
             "cores_installed": os.cpu_count(),
             "governor": _read(GOVERNOR),
         },
@@ -75,12 +75,23 @@ def environment_key(content: dict[str, Any]) -> str:
     ignored = ("name", "memory_bytes", "free_bytes")
     device = {name: value for name, value in content.get("device", {}).items() if name not in ignored}
     parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "libraries", "settings")]
-    return digest([device, content.get("limits", {}).get("cores"), *parts])
+    limits = content.get("limits", {})
+    confined = [limits["cpus"]] if limits.get("cpus") else []  # rows from before it was recorded keep their key
+    return digest([device, limits.get("cores"), *parts, *confined])
 
 
-def limits() -> dict[str, float | None]:
-    """What control groups allow: bytes of memory and cores' worth of CPU time; None where they set no limit."""
-    return {"memory_bytes": cgroup.memory()[0], "cores": cgroup.cores()}
+def limits() -> dict[str, Any]:
+    """What this process may use: bytes of memory and cores' worth of CPU time that control groups allow, threads that
+    a worker takes by itself and physical cores, and which CPUs these are; None where there is no limit.
+    """
+    found = allowance.find()
+    return {
+        "memory_bytes": None if found.memory_limit is None else found.memory_limit.nbytes,
+        "cores": cgroup.cores(),
+        "threads": found.threads,
+        "physical": found.physical,
+        "cpus": None if found.confined is None else list(found.confined),
+    }
 
 
 def _cpu_title() -> str | None:

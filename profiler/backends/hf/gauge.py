@@ -27,7 +27,9 @@ from profiler.backends.hf.decay import log_decays
 from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.products import POOL_BYTES, POOL_MOST, RATE_S, Products, past_caches
 from profiler.backends.hf.stopwatch import Stopwatch
-from profiler.devices.cpu import last_cache_bytes, process_bytes
+from profiler.devices import allowance
+from profiler.devices.cpu import process_bytes
+from profiler.devices.topology import last_cache_bytes
 from profiler.kernels import cuda, native
 from profiler.models.layers import IDEAL, GatedDelta
 from profiler.predict.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTSIDE_CALLS
@@ -86,9 +88,10 @@ class Gauge:
         self.cuda = self.device.type == "cuda"
         if self.cuda:
             torch.cuda.set_device(self.device)
-        self.threads = torch.get_num_threads()
-        self.watch = Stopwatch(self.device)
         self.here = here = devices.find(device)
+        self.threads = min(torch.get_num_threads(), allowance.find().threads)  # as a worker
+        torch.set_num_threads(self.threads)
+        self.watch = Stopwatch(self.device, here.running)
         caches = torch.cuda.get_device_properties(self.device).L2_cache_size if self.cuda else last_cache_bytes()
         self.cache_bytes: int = min(caches, here.free_bytes // CACHES_IN_FREE)
         self.own = dict.fromkeys(("fp32", here.default_dtype))

@@ -33,6 +33,8 @@ def _info(environment: Mapping[str, Any]) -> DeviceInfo | None:
     if not (isinstance(kind, str) and isinstance(title, str) and isinstance(memory, int) and memory > 0):
         return None
     cores = (environment.get("cpu") or {}).get("cores")
+    limits: dict[str, Any] = environment.get("limits") or {}
+    quota, confined = limits.get("cores"), limits.get("cpus")
     return DeviceInfo(
         name=str(device.get("name") or kind),
         kind=kind,
@@ -44,7 +46,15 @@ def _info(environment: Mapping[str, Any]) -> DeviceInfo | None:
         features=tuple(str(feature) for feature in device.get("features") or ()),
         uuid=_uuid(device.get("uuid_hash")),
         driver=device.get("driver"),
+        threads=_count(limits.get("threads")) if kind == "cpu" else None,
+        physical=_count(limits.get("physical")),
+        quota=float(quota) if isinstance(quota, int | float) and 0 < quota < (_count(cores) or 1) else None,
+        confined=tuple(confined) if isinstance(confined, list) else None,
     )
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _uuid(hashed: object) -> str | None:

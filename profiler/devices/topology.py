@@ -1,0 +1,45 @@
+"""The cores behind CPU numbers, as Linux shows them under ``/sys/devices/system/cpu``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+CPUS = Path("/sys/devices/system/cpu")
+SIBLINGS = ("topology/core_cpus_list", "topology/thread_siblings_list")  # the second is the older name
+SPEEDS = ("cpu_capacity", "cpufreq/cpuinfo_max_freq")  # what tells a fast core from an efficient one: Arm, x86
+
+
+def physical_cores(cpus: Iterable[int]) -> int:
+    """Cores that ``cpus`` lie on: two hardware threads of a core count once. Where nothing says, each is a core."""
+    return len({_read(cpu, SIBLINGS) or str(cpu) for cpu in cpus})
+
+
+def speeds(cpus: Iterable[int]) -> tuple[int, ...]:
+    """How fast ``cpus`` can be, sorted, each value once: kHz, or Arm's capacity. Empty where nothing says."""
+    found = (_read(cpu, SPEEDS) for cpu in cpus)
+    return tuple(sorted({int(text) for text in found if text is not None and text.isdigit()}))
+
+
+def last_cache_bytes(cpus: Iterable[int] | None = None) -> int:
+    """Of the last caches that ``cpus`` have, each once; None: of those this process may use. 0 if nothing says."""
+    found: dict[tuple[int, str], int] = {}
+    for cpu in os.sched_getaffinity(0) if cpus is None else cpus:
+        for folder in (CPUS / f"cpu{cpu}" / "cache").glob("index*"):
+            with suppress(OSError, ValueError):
+                level, size, shared = (
+                    (folder / name).read_text().strip() for name in ("level", "size", "shared_cpu_list")
+                )
+                found[int(level), shared] = int(size.removesuffix("K")) * 1024
+    last = max((level for level, _ in found), default=0)
+    return sum(size for (level, _), size in found.items() if level == last)
+
+
+def _read(cpu: int, names: Iterable[str]) -> str | None:
+    """The first of these files of a CPU that there is."""
+    for name in names:
+        with suppress(OSError):
+            return (CPUS / f"cpu{cpu}" / name).read_text().strip()
+    return None
