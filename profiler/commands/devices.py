@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -25,12 +26,12 @@ def devices(from_catalog: bool, output: str) -> None:
         rows = [_catalog_row(device) for device in catalog.devices()]
         click.echo(listing.render(rows, _catalog_shown, output), nl=False)
         return
-    local = found.local()
+    local, absent = found.listed()
     click.echo(listing.render([_row(device) for device in local], _shown, output), nl=False)
     for device in local:
         for reason in device.limits:
             click.echo(f"{device.name}: {reason}", err=True)
-    for kind, reason in found.unavailable().items():
+    for kind, reason in absent.items():
         click.echo(f"no {kind} device: {reason}", err=True)
 
 
@@ -48,6 +49,7 @@ def _row(device: DeviceInfo) -> dict[str, Any]:
         "limits": list(device.limits),
         "features": list(device.features),
         "driver": device.driver,
+        "slice": None if device.slice is None else asdict(device.slice),
     }
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from profiler.devices import nvml, pressure
+from profiler.devices import allowance, nvml, pressure
 from profiler.devices.base import DeviceInfo, Lap, Peak, Pressure, Watcher
 from profiler.devices.board import Board
 from profiler.devices.sampler import Sampler
@@ -41,7 +41,7 @@ def unavailable() -> str | None:
     """Why there is no CUDA device, in words; None if there is one."""
     try:
         if not nvml.gpus():
-            return "NVML finds no GPU that CUDA_VISIBLE_DEVICES shows"
+            return nvml.hidden()
     except nvml.Missing as reason:
         return str(reason)
     return None if torch_has_cuda() else "the installed torch is a build without CUDA"
@@ -173,6 +173,8 @@ def _uuid(text: str) -> str:
 
 
 def _info(index: int, gpu: nvml.Gpu) -> DeviceInfo:
+    allowed = allowance.find()
+    slow = allowed.quota is not None and allowed.cores < 1  # one thread starts a GPU's work
     return DeviceInfo(
         name=f"cuda:{index}",
         kind="cuda",
@@ -183,6 +185,9 @@ def _info(index: int, gpu: nvml.Gpu) -> DeviceInfo:
         features=() if gpu.capability is None else (f"sm_{gpu.capability[0]}{gpu.capability[1]}",),
         uuid=gpu.uuid,
         driver=gpu.driver,
+        quota=allowed.cores if slow else None,
+        limits=(allowed.quota_text(1),) if slow else (),
+        slice=gpu.slice,
     )
 
 

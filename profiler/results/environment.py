@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
             "uuid_hash": None if device.uuid is None else digest(device.uuid),
             "driver": device.driver,
             "power_limit_w": None if device.uuid is None else _power_limit_w(device.uuid),
+            **({} if device.slice is None else {"slice": asdict(device.slice)}),
         },
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

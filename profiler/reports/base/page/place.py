@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from profiler import devices
 from profiler.case import digest
 from profiler.devices import ceilings, target
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, Slice
 from profiler.devices.target import Target
 
 
@@ -50,7 +51,17 @@ def _info(environment: Mapping[str, Any]) -> DeviceInfo | None:
         physical=_count(limits.get("physical")),
         quota=float(quota) if isinstance(quota, int | float) and 0 < quota < (_count(cores) or 1) else None,
         confined=tuple(confined) if isinstance(confined, list) else None,
+        slice=_slice(device.get("slice")),
     )
+
+
+def _slice(content: object) -> Slice | None:
+    """The part of a card as it was recorded; None for a whole one, and for content that cannot be."""
+    with suppress(TypeError):
+        part = Slice(**content) if isinstance(content, dict) else None
+        if part is not None and isinstance(part.memory_share, float) and isinstance(part.of_bytes, int):
+            return part
+    return None
 
 
 def _count(value: object) -> int | None:
@@ -61,4 +72,5 @@ def _uuid(hashed: object) -> str | None:
     """The UUID behind a stored hash, if the card is in this machine."""
     if hashed is None:
         return None
-    return next((device.uuid for device in devices.local() if device.uuid and digest(device.uuid) == hashed), None)
+    here, _ = devices.listed()
+    return next((device.uuid for device in here if device.uuid and digest(device.uuid) == hashed), None)
