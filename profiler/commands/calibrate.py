@@ -45,6 +45,9 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     known = ceilings.load(found)
     for limit in found.limits:
         click.echo(f"{found.name}: {limit}", err=True)
+    if found.kind == "cpu" and found.running < 1:
+        share = f"{found.running:.0%}"
+        click.echo(f"figures are of the time in which the process runs; predictions take it for {share}", err=True)
     if show:
         if known is None:
             raise ProfileError(f"{found.name} was not calibrated as it is now", "profile calibrate takes a minute.")
@@ -60,7 +63,8 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
 
 def measure(device: DeviceInfo) -> Ceilings:
     """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
-    command, limit_s = [sys.executable, "-P", "-m", GAUGE, device.name], LIMIT_S / device.running
+    command = [sys.executable, "-P", "-m", GAUGE, device.name, str(device.threads or 0), str(device.running)]
+    limit_s = LIMIT_S / device.running
     try:
         done = subprocess.run(
             command, env=worker_environment(os.environ), capture_output=True, text=True, timeout=limit_s, check=False

@@ -18,6 +18,7 @@ import os
 import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from profiler.devices import cgroup, topology
@@ -97,6 +98,15 @@ def find(environ: Mapping[str, str] = os.environ) -> Allowance:
         confined=confined,
         memory_limit=memory_limit(),
     )
+
+
+@cache
+def at_start() -> Allowance:
+    """What was found when this process first asked.
+
+    To be asked before OpenMP is loaded, which may pin the thread that loads it to one CPU (OMP_PROC_BIND).
+    """
+    return find()
 
 
 def usable_cpus() -> frozenset[int]:

@@ -32,8 +32,9 @@ DERIVED = ("runs", "between")  # of several, and in no file
 USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it takes, products are compared
 BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max}
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
-HOST_S = ("call_s", "host_s")  # fields that are seconds of Python
-WORK_S = (*HOST_S, "activation_s", "fresh_byte_s", "delta_flop_s", "convolutions", "attention", "products")
+WORK_S = (  # fields that are seconds
+    *("call_s", "activation_s", "fresh_byte_s", "delta_flop_s", "convolutions", "attention", "products", "host_s"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +126,15 @@ class Ceilings:
                 return float(longer * at(low) ** (1 - share) * at(high) ** share)
         return longer * at(last)
 
-    def running(self, share: float, on_cpu: bool) -> Ceilings:
-        """Of the same device where a CPU quota lets the process run for this ``share`` of the time.
+    def running(self, share: float) -> Ceilings:
+        """Of the same CPU where a quota lets the process run for this ``share`` of the time.
 
-        Calibrations under a quota are of the time in which it runs. A GPU works on meanwhile: there only what Python
-        does takes longer.
+        Calibrations under a quota are of the time in which it runs.
         """
         if share >= 1:
             return self
-        slower = {name: _divided(getattr(self, name), share) for name in (WORK_S if on_cpu else HOST_S)}
-        faster = {name: _divided(getattr(self, name), 1 / share) for name in (BEST if on_cpu else ())}
+        slower = {name: _divided(getattr(self, name), share) for name in WORK_S}
+        faster = {name: _divided(getattr(self, name), 1 / share) for name in BEST}
         return replace(self, **slower, **faster)
 
     def _tall(self, scheme: str, tokens: float) -> float:

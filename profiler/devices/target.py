@@ -126,7 +126,8 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     measured = ceilings.load(device) if packages is None else ceilings.load(device, packages)
     if measured is None:
         return found
-    measured = measured.running(device.running, found.vendor == "CPU")
+    if found.vendor == "CPU":
+        measured = measured.running(device.running)
     return replace(
         found,
         bandwidth_bytes_s=measured.read_bytes_s if found.vendor in ("CPU", "other") else found.bandwidth_bytes_s,

@@ -38,7 +38,7 @@ SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of
 
 def open(case: Case, source: Source, beat: Beat) -> HfSession:
     """Load the model of a case. Raises OutOfMemory, ProfileError."""
-    allowed = allowance.find()
+    allowed = allowance.at_start()
     torch.set_num_threads(case.threads or min(torch.get_num_threads(), allowed.threads))
     # The meter comes first: what the device holds before the model is what it subtracts.
     kind = registry.load("devices", case.device.partition(":")[0], "device")

@@ -95,12 +95,6 @@ def test_ceilings_that_were_measured_under_a_quota_hold_for_the_share_of_the_tim
         assert seconds(HALF, quant=quant) == pytest.approx([2 * value for value in seconds(ONE, quant=quant)])
 
 
-def test_a_gpu_works_on_while_a_quota_holds_its_process() -> None:
-    half = MEASURED.running(0.5, on_cpu=False)
-    assert half.read_bytes_s == MEASURED.read_bytes_s and half.products == MEASURED.products
-    assert half.call("fp32") == 2 * MEASURED.call("fp32")
-
-
 def terms(device: DeviceInfo, context: int) -> tuple[Terms, Machine]:
     geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
     host = Machine(of(device))
