@@ -84,8 +84,6 @@ def sweep(
     """
     page_files.check(html)
     found = devices.find(device)
-    for limit in found.limits:
-        tell(f"{found.name}: {limit}")
     available = available_bytes(found, max_memory)
     task = work(Request(**asked), found, available, say)
     snapshot = environment.snapshot(found)
@@ -93,7 +91,8 @@ def sweep(
         kept = stored(task, snapshot, max_memory, store) if resumed else {}
         plan = make_plan(task, kept, found, available)
         click.echo(preview.render(plan, kept, available, output), nl=False)
-        say(preview.summary(plan))
+        for line in (*found.limits, preview.summary(plan)):
+            say(line)
         return 0
     with Store.open(store) as opened:
         kept = resume.stored(task.points, opened, snapshot, task.effort, max_memory) if resumed else {}
