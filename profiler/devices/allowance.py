@@ -26,6 +26,7 @@ from profiler.devices.cgroup import MemoryLimit, Quota
 from profiler.units import bytes_text
 
 MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
 # What torch's default number of threads follows, the first that is set: MKL's goes before OpenMP's in its builds.
 THREAD_SETTINGS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
 MOST_AT_ALL = "OMP_THREAD_LIMIT"
@@ -123,7 +124,7 @@ def threads_within(quota: float) -> int:
 
 def memory_limit() -> MemoryLimit | None:
     """The tightest limit on the memory of a worker that is less than the machine has, and what sets it."""
-    found = [limit for limit in (cgroup.memory_limit(), *_rlimits()) if limit is not None]
+    found = [limit for limit in (cgroup.memory_limit(), _nodes_limit(), *_rlimits()) if limit is not None]
     tightest = min(found, key=lambda limit: limit.nbytes, default=None)
     return tightest if tightest is not None and tightest.nbytes < _meminfo("MemTotal") else None
 
@@ -132,9 +133,34 @@ def memory() -> tuple[int, int]:
     """Bytes that a worker may take at all, and those that are available now."""
     total, free = _meminfo("MemTotal"), _meminfo("MemAvailable")
     _, left = cgroup.memory()
-    limit = memory_limit()
+    limit, nodes = memory_limit(), _allowed_nodes()
     total = total if limit is None else limit.nbytes
-    return total, min(total, free if left is None else min(free, left))
+    of_nodes = sum(free for _, free in nodes.values()) if nodes else None
+    return total, min(bound for bound in (total, free, left, of_nodes) if bound is not None)
+
+
+def _allowed_nodes() -> dict[int, tuple[int, int]] | None:
+    """Memory nodes that a cpuset leaves to this process, by ``topology.node_bytes``; None where it leaves all."""
+    nodes = topology.node_bytes()
+    lines = (line.partition(":") for line in _lines(STATUS))
+    allowed = next((cgroup.numbers(value.strip()) for name, _, value in lines if name == "Mems_allowed_list"), None)
+    kept = {node: size for node, size in nodes.items() if node in (allowed or ())}
+    return kept if kept and len(kept) < len(nodes) else None
+
+
+def _nodes_limit() -> MemoryLimit | None:
+    nodes = _allowed_nodes()
+    if nodes is None:
+        return None
+    where = f"a cpuset with memory of node{'s' * (len(nodes) > 1)} {', '.join(map(str, sorted(nodes)))}"
+    return MemoryLimit(sum(total for total, _ in nodes.values()), where)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _rlimits() -> Iterator[MemoryLimit]:

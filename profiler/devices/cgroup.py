@@ -22,8 +22,8 @@ DEFAULT_PERIOD_US = 100_000  # of a quota, where none is written
 # Above memory.high the kernel takes pages back and slows the group down, so a model that needs more does not run.
 MEMORY_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank in a path of mountinfo is \040
-_CPU_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
-MOST_CPUS = 1 << 16  # a longer list is no list of CPUs
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+MOST_NUMBERS = 1 << 16  # a longer list is no list of CPUs or memory nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def cpus() -> frozenset[int] | None:
     """The CPUs that cpusets leave to this process's group, ancestors included; None where nothing says."""
     for folder in folders("cpuset"):
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
-            found = _cpu_list(_read(folder / name) or "")
+            found = numbers(_read(folder / name) or "")
             if found:
                 return found
     return None
@@ -140,7 +140,10 @@ def _quotas() -> Iterator[Quota]:
 def _groups(controller: str) -> list[tuple[Path, str]]:
     """Folders of a controller's groups, innermost first, and what each group is called."""
     found: dict[Path, str] = {}
-    mounts = _mounts() or _usual_mounts(controller)
+    mounts = [
+        mount for mount in _mounts() if mount.place.is_relative_to(ROOT)
+    ]  # others show another machine's groups
+    mounts = mounts or [*_usual_mounts(controller), *_mounts()]
     for number, controllers, path in _memberships():
         is_v2 = number == "0" and not controllers
         if not is_v2 and controller not in controllers.split(","):
@@ -195,12 +198,12 @@ def _usual_mounts(controller: str) -> list[_Mount]:
     ]
 
 
-def _cpu_list(text: str) -> frozenset[int]:
+def numbers(text: str) -> frozenset[int]:
     """``0-3,8`` as numbers; empty for what is no such list."""
     found: set[int] = set()
     for part in filter(None, text.split(",")):
-        match = _CPU_RANGE.fullmatch(part.strip())
-        if match is None or not int(match[1]) <= int(match[2] or match[1]) < MOST_CPUS:
+        match = _RANGE.fullmatch(part.strip())
+        if match is None or not int(match[1]) <= int(match[2] or match[1]) < MOST_NUMBERS:
             return frozenset()
         found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return frozenset(found)

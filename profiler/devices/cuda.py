@@ -16,6 +16,8 @@ from profiler.devices.base import DeviceInfo, Lap, Peak, Pressure, Watcher
 from profiler.devices.board import Board
 from profiler.devices.sampler import Sampler
 from profiler.devices.window import HostWindow
+from profiler.errors import ProfileError
+from profiler.units import printable
 
 BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 tensor cores
 FP16_CAPABILITY = (7, 0)  # Volta: the first with fp16 tensor cores; before it fp16 may run at 1/64 of fp32's rate
@@ -77,6 +79,7 @@ class CudaMeter:
         self._cuda: Any = torch.cuda
         self._device = torch.device(device)
         self._uuid = _nvml_uuid(device)
+        _check_card(device, self._uuid)
         self._silent = False
         self._before = self._asked(nvml.used_bytes, self._uuid)
 
@@ -165,6 +168,19 @@ def _nvml_uuid(device: str) -> str:
 
     slice_ = nvml.visible_slice(int(device.partition(":")[2] or 0))
     return slice_ or _uuid(str(torch.cuda.get_device_properties(torch.device(device)).uuid))
+
+
+def _check_card(device: str, uuid: str) -> None:
+    """ProfileError where CUDA numbers cards otherwise than NVML: the row would bear another card's name.
+
+    CUDA leaves out a card that it cannot use, and the others move up.
+    """
+    other = next((each.name for each in find() if each.uuid == uuid and each.name != device), None)
+    if other is not None:
+        raise ProfileError(
+            f"{device} of CUDA is {other} by NVML, so it is not known which card would be measured",
+            f"Name it: CUDA_VISIBLE_DEVICES={printable(uuid)}",
+        )
 
 
 def _uuid(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The cores behind CPU numbers, as Linux shows them under ``/sys/devices/system/cpu``."""
+"""The cores behind CPU numbers and the memory nodes, as Linux shows them under ``/sys/devices/system``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 CPUS = Path("/sys/devices/system/cpu")
+NODES = Path("/sys/devices/system/node")
 SIBLINGS = ("topology/core_cpus_list", "topology/thread_siblings_list")  # the second is the older name
 SPEEDS = ("cpu_capacity", "cpufreq/cpuinfo_max_freq")  # what tells a fast core from an efficient one: Arm, x86
 
@@ -35,6 +36,18 @@ def last_cache_bytes(cpus: Iterable[int] | None = None) -> int:
                 found[int(level), shared] = int(size.removesuffix("K")) * 1024
     last = max((level for level, _ in found), default=0)
     return sum(size for (level, _), size in found.items() if level == last)
+
+
+def node_bytes() -> dict[int, tuple[int, int]]:
+    """Memory of each node in bytes: all of it, and what is free or cached files. Empty where nothing says."""
+    found = {}
+    for folder in NODES.glob("node[0-9]*"):
+        with suppress(OSError, ValueError, KeyError, IndexError):
+            lines = (line.split() for line in (folder / "meminfo").read_text().splitlines())  # Node 0 MemTotal: 1 kB
+            known = {line[2].rstrip(":"): int(line[3]) * 1024 for line in lines}
+            free = known["MemFree"] + known.get("Active(file)", 0) + known.get("Inactive(file)", 0)
+            found[int(folder.name.removeprefix("node"))] = known["MemTotal"], free
+    return {node: size for node, size in found.items() if size[0]}
 
 
 def _read(cpu: int, names: Iterable[str]) -> str | None:

@@ -158,6 +158,31 @@ def test_a_limit_of_the_process_bounds_memory_and_one_that_linux_ignores_does_no
     assert allowance.memory() == (GIB // 2, GIB // 4)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "nodes", "total", "free"),
+    [("0", "node 0", 3 * GIB, 2 * GIB), ("0,2", "nodes 0, 2", 7 * GIB, 5 * GIB), ("0-1023", None, 8 * GIB, 6 * GIB)],
+)
+def test_a_cpuset_of_memory_nodes_bounds_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, nodes: str | None, total: int, free: int
+) -> None:
+    kib = GIB // 1024
+    for node, size in ((0, 3), (1, 1), (2, 4)):
+        folder = tmp_path / f"node{node}"
+        folder.mkdir()
+        lines = [("MemTotal", size), ("MemFree", size - 2), ("Active(file)", 1), ("Inactive(file)", 0)]
+        text = "\n".join(f"Node {node} {name}: {gib * kib} kB" for name, gib in lines)
+        (folder / "meminfo").write_text(text)
+    (tmp_path / "status").write_text(f"Cpus_allowed_list:\t0-1\nMems_allowed_list:\t{allowed}\n")
+    monkeypatch.setattr(topology, "NODES", tmp_path)
+    monkeypatch.setattr(allowance, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(cgroup, "memory", lambda: (None, None))
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
+    monkeypatch.setattr(allowance, "_meminfo", lambda field: {"MemTotal": 8 * GIB, "MemAvailable": 6 * GIB}[field])
+    assert allowance.memory() == (total, free)
+    limit = allowance.memory_limit()
+    assert (None if limit is None else limit.where) == (nodes and f"a cpuset with memory of {nodes}")
+
+
 def ask(*before: str, cpus: list[int] | None = None) -> list[object]:
     """What a process that is started behind a command, or with an affinity, finds of itself."""
     command = [*before, sys.executable, "-c", ASK, json.dumps(cpus or [])]

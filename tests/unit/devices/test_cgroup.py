@@ -34,6 +34,7 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
             "".join(f"{line}\n" for line in ("22 1 8:1 / / rw - ext4 /dev/vda rw", *lines))
         )
         (tmp_path / "membership").write_text(membership)
+        monkeypatch.setattr(cgroup, "ROOT", tmp_path)
         monkeypatch.setattr(cgroup, "MOUNTS", tmp_path / "mounts")
         monkeypatch.setattr(cgroup, "MEMBERSHIP", tmp_path / "membership")
         return mount
@@ -70,6 +71,22 @@ def test_without_a_list_of_mounts_the_usual_places_are_looked_at(lay: Lay, monke
     mount = lay("1:cpu:/a\n0::/\n", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"})
     monkeypatch.setattr(cgroup, "MOUNTS", mount / "absent")
     monkeypatch.setattr(cgroup, "ROOT", mount)
+    assert cgroup.cores() == 0.5
+
+
+def test_groups_that_are_mounted_elsewhere_only_are_found_there(lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount = lay("0::/a\n", {"a/cpu.max": "50000 100000"})
+    monkeypatch.setattr(cgroup, "ROOT", mount / "absent")
+    assert cgroup.cores() == 0.5
+
+
+def test_the_hosts_groups_that_a_container_is_shown_are_not_its_own(lay: Lay) -> None:
+    mount = lay("0::/a\n", {"a/cpu.max": "50000 100000"})
+    host = mount.parent.with_name(f"{mount.parent.name} of the host")
+    (host / "a").mkdir(parents=True)
+    (host / "a" / "cpu.max").write_text("10000 100000")
+    with cgroup.MOUNTS.open("a") as mounts:
+        mounts.write(V2.format(shows="/", mount=str(host).replace(" ", "\\040")) + "\n")
     assert cgroup.cores() == 0.5
 
 
