@@ -121,7 +121,7 @@ class Pressure:
     retries: int | None = None  # CUDA: the allocator gave its unused segments back to go on
     busy_s: float | None = None  # cores worked for anybody, summed
     own_s: float | None = None  # and for this process
-    # Of the control group whose quota of CPU time is the tightest:
+    # Of the control group whose quota of CPU time is the tightest; without one the last is of any there may be:
     period_s: float | None = None  # after which there is new time; no counter
     periods: int | None = None
     throttled: int | None = None  # periods in which the time was used up

@@ -8,9 +8,11 @@ side; a controller belongs to one of them, and the other has no files for it. (m
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/sys/fs/cgroup")  # where hierarchies are mounted if the kernel does not say
@@ -23,6 +25,7 @@ DEFAULT_PERIOD_US = 100_000  # of a quota, where none is written
 MEMORY_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank in a path of mountinfo is \040
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+MOST_GROUPS = 4096  # looked through on one level; a machine with more has no answer in time
 MOST_NUMBERS = 1 << 16  # a longer list is no list of CPUs or memory nodes
 
 
@@ -91,6 +94,17 @@ def memory() -> tuple[int | None, int | None]:
 def quota() -> Quota | None:
     """The tightest quota of CPU time on the way up; None without one."""
     return min(_quotas(), key=lambda quota: quota.cores, default=None)
+
+
+def held_s() -> float | None:
+    """Seconds for which CPUs of our own group stood still for a quota of any group, also of one that cannot be seen
+    from here. None where the kernel does not count (before Linux 6.7).
+    """
+    for folder in folders("cpu")[:1]:
+        stat = _stat(folder / "cpu.stat.local")
+        if stat:
+            return stat.get("throttled_usec", 0) / 1e6 or stat.get("throttled_time", 0) / 1e9
+    return None
 
 
 def cores() -> float | None:
@@ -163,10 +177,31 @@ def _up(mount: _Mount, group: PurePosixPath) -> Iterator[tuple[Path, str]]:
     reading them gives nothing.
     """
     inside = PurePosixPath()
-    if ".." not in group.parts and ".." not in mount.shows.parts and group.is_relative_to(mount.shows):
+    if ".." in mount.shows.parts and ".." not in group.parts:
+        # A namespace without a mount of its own: we see the tree above us, and our place in it by its depth alone.
+        depth = mount.shows.parts.count("..") + len(group.parts) - 1
+        inside = _where(mount.place, depth, os.getpid())
+    elif ".." not in group.parts and group.is_relative_to(mount.shows):
         inside = group.relative_to(mount.shows)
     for part in (inside, *inside.parents):
         yield mount.place / part, str(PurePosixPath("/", part))
+
+
+@cache
+def _where(place: Path, depth: int, pid: int) -> PurePosixPath:
+    """The group so deep below ``place`` that the process is in; ``place`` itself where it is not found."""
+    level = [place]
+    for _ in range(depth):
+        level = [child for folder in level for child in _children(folder)][:MOST_GROUPS]
+    found = (each for each in level if str(pid) in (_read(each / "cgroup.procs") or "").split())
+    return PurePosixPath(next(found, place).relative_to(place))
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return [child for child in folder.iterdir() if child.is_dir()]
+    except OSError:
+        return []
 
 
 def _memberships() -> Iterator[tuple[str, str, str]]:
@@ -178,7 +213,7 @@ def _memberships() -> Iterator[tuple[str, str, str]]:
 
 def _mounts() -> list[_Mount]:
     """Every hierarchy that this process sees, as the kernel lists them."""
-    found = []
+    found: dict[Path, _Mount] = {}  # by place: of several at one, the last covers the others
     for line in (_read(MOUNTS) or "").splitlines():
         before, _, after = line.partition(" - ")
         left, right = before.split(" "), after.split(" ")
@@ -186,8 +221,8 @@ def _mounts() -> list[_Mount]:
             continue
         shows, place = (_ESCAPED.sub(lambda found: chr(int(found[1], 8)), text) for text in left[3:5])
         controllers = frozenset(right[2].split(",")) if right[0] == "cgroup" else frozenset()
-        found.append(_Mount(Path(place), PurePosixPath(shows), controllers, right[0] == "cgroup2"))
-    return found
+        found[Path(place)] = _Mount(Path(place), PurePosixPath(shows), controllers, right[0] == "cgroup2")
+    return list(found.values())
 
 
 def _usual_mounts(controller: str) -> list[_Mount]:

@@ -26,7 +26,7 @@ def read() -> Pressure:
     stalled, swapped = _number(STALLS, r"^some .*total=(\d+)"), _number(STATUS, r"^VmSwap:\s+(\d+) kB")
     stolen, paged = _number(STAT, rf"^cpu +(?:\d+ ){{{STEAL - 1}}}(\d+)"), _number(VMSTAT, r"^pswpin (\d+)")
     quota = cgroup.quota()
-    periods, throttled, throttled_s = (quota and quota.throttled()) or (None, None, None)
+    periods, throttled, throttled_s = (quota and quota.throttled()) or (None, None, cgroup.held_s())
     return Pressure(
         at_s=time.monotonic(),
         stalled_s=None if stalled is None else stalled / 1e6,

@@ -83,8 +83,11 @@ def _throttled(phase: Phase, measured: Measured) -> str | None:
     before, after = measured.before, measured.after
     periods, used_up = _grown(before.periods, after.periods), _grown(before.throttled, after.throttled)
     stood, wall = _grown(before.throttled_s, after.throttled_s), after.at_s - before.at_s
-    if not periods or not used_up or stood is None or wall <= 0 or stood / wall < SOME_THROTTLED:
+    if stood is None or wall <= 0 or stood / wall < SOME_THROTTLED:
         return None
+    if not periods or not used_up:
+        what = f"cores stood still for {seconds_text(stood)} of {seconds_text(wall)}"
+        return f"{phase}: a CPU quota that cannot be seen from here held this process up: {what}"
     text = f"{phase}: the CPU quota was used up in {used_up:.0f} of {periods:.0f} periods"
     seconds = [sample.seconds for sample in measured.samples if not sample.warmup]
     if seconds and after.period_s is not None and statistics.median(seconds) < PERIODS_TO_AVERAGE * after.period_s:

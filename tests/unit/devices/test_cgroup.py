@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,17 @@ def test_a_group_that_the_mount_does_not_show_is_looked_for_at_its_root(lay: Lay
     assert cgroup.cores() == 0.5
 
 
+def test_in_a_namespace_without_a_mount_of_its_own_the_process_is_looked_for(lay: Lay) -> None:
+    """As bubblewrap leaves it: the list says ``/``, and the mount shows the tree two levels above us."""
+    files = {"a/cpu.max": "50000 100000", "a/b/cgroup.procs": f"1\n{os.getpid()}", "c/d/cpu.max": "1000 100000"}
+    lay("0::/\n", files | {"c/d/cgroup.procs": f"1{os.getpid()}"}, V2, shows="/../..")
+    assert cgroup.cores() == 0.5
+    (cgroup.ROOT / "the mount" / "a" / "b" / "e").mkdir()
+    (cgroup.ROOT / "the mount" / "a" / "b" / "e" / "cgroup.procs").write_text(str(os.getpid()))
+    cgroup.MEMBERSHIP.write_text("0::/e\n")
+    assert [folder.name for folder in cgroup.folders("cpu")] == ["e", "b", "a", "the mount"]
+
+
 def test_in_a_hybrid_layout_each_controller_is_read_where_it_is(lay: Lay) -> None:
     files = {
         "cpu,cpuacct/a/cpu.cfs_quota_us": "120000",
@@ -207,6 +219,18 @@ def test_how_often_a_quota_ran_out_is_counted_by_the_group_that_has_it(
     lay("0::/a/b\n", {"a/cpu.max": "50000 100000"} | ({} if stat is None else {"a/cpu.stat": stat}))
     quota = cgroup.quota()
     assert quota is not None and quota.throttled() == found
+
+
+def test_what_unseen_groups_take_is_counted_by_our_own(lay: Lay) -> None:
+    lay("0::/a\n", {"a/cpu.stat.local": "throttled_usec 1500000", "cpu.stat.local": "throttled_usec 9"})
+    assert cgroup.held_s() == 1.5
+    lay("0::/b\n", {})
+    assert cgroup.held_s() is None
+
+
+def test_of_two_mounts_at_one_place_the_last_counts(lay: Lay) -> None:
+    lay("0::/\n", {"cpu.max": "50000 100000"}, V2.replace("{shows}", "/../.."), V2)
+    assert cgroup.cores() == 0.5 and len(cgroup.folders("cpu")) == 1
 
 
 @pytest.mark.parametrize(

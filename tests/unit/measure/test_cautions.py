@@ -63,6 +63,15 @@ def test_a_quota_that_runs_out_is_told_and_is_nobody_elses_work() -> None:
     assert told(start, replace(after, throttled=1, throttled_s=0.01, stalled_s=0.0)) == []
 
 
+def test_a_quota_that_cannot_be_seen_is_told_by_what_it_takes() -> None:
+    """A container does not see the groups that its own lies in, and the kernel counts what they take from it."""
+    waited = Sample("decode", 10.0, 1, cpu_s=5.0, wait_s=5.0)
+    ((code, text, _),) = told(Pressure(0.0, throttled_s=1.0), Pressure(10.0, throttled_s=6.0), waited)
+    assert code == "decode-throttled"
+    assert text.endswith("a CPU quota that cannot be seen from here held this process up: cores stood still for"
+                         " 5.00 s of 10.0 s")  # fmt: skip
+
+
 def test_repetitions_as_short_as_a_quotas_period_are_said_to_be_of_a_burst() -> None:
     short = [Sample("decode", 0.03, 1, cpu_s=0.03, wait_s=0.0)] * 5
     start = Pressure(0.0, period_s=0.1, periods=0, throttled=0, throttled_s=0.0)
