@@ -8,7 +8,8 @@ more threads than cores' worth of time all of them stand still for the rest of e
 ``min(1, quota ÷ n) × R(n)``, where R is the rate without a quota, so a thread more than the quota has cores pays off
 where R(n + 1) ÷ R(n) is above (n + 1) ÷ quota. On two cores a second thread made decode 1.3 times as fast and a
 prefill 1.4 to 1.7 times: two threads were slower than one at a quota of 1, about equal at 1.25 and faster at 1.5.
-Hence the nearest whole number, and at least one thread. ``benchmarks/quota.py`` measures it.
+(A prefill of LLM.int8, 1.2 times as fast by the second thread, was slower at 1.5 too.) Hence the nearest whole
+number, and at least one thread. ``benchmarks/quota.py`` measures it.
 """
 
 from __future__ import annotations
@@ -129,22 +130,22 @@ def memory_limit() -> MemoryLimit | None:
     return tightest if tightest is not None and tightest.nbytes < _meminfo("MemTotal") else None
 
 
-def memory() -> tuple[int, int]:
-    """Bytes that a worker may take at all, and those that are available now."""
-    total, free = _meminfo("MemTotal"), _meminfo("MemAvailable")
-    _, left = cgroup.memory()
-    limit, nodes = memory_limit(), _allowed_nodes()
-    total = total if limit is None else limit.nbytes
+def memory(limit: MemoryLimit | None) -> tuple[int, int]:
+    """Bytes that a worker may take at all under ``limit`` (``memory_limit``), and those that are available now."""
+    total = _meminfo("MemTotal") if limit is None else limit.nbytes
+    free, (_, left), nodes = _meminfo("MemAvailable"), cgroup.memory(), _allowed_nodes()
     of_nodes = sum(free for _, free in nodes.values()) if nodes else None
     return total, min(bound for bound in (total, free, left, of_nodes) if bound is not None)
 
 
 def _allowed_nodes() -> dict[int, tuple[int, int]] | None:
     """Memory nodes that a cpuset leaves to this process, by ``topology.node_bytes``; None where it leaves all."""
-    nodes = topology.node_bytes()
     lines = (line.partition(":") for line in _lines(STATUS))
     allowed = next((cgroup.numbers(value.strip()) for name, _, value in lines if name == "Mems_allowed_list"), None)
-    kept = {node: size for node, size in nodes.items() if node in (allowed or ())}
+    if not allowed or topology.nodes() <= allowed:
+        return None
+    nodes = topology.node_bytes()
+    kept = {node: size for node, size in nodes.items() if node in allowed}
     return kept if kept and len(kept) < len(nodes) else None
 
 

@@ -153,24 +153,30 @@ def _quotas() -> Iterator[Quota]:
 
 def _groups(controller: str) -> list[tuple[Path, str]]:
     """Folders of a controller's groups, innermost first, and what each group is called."""
+    return _found(controller, _read(MOUNTS) or "", _read(MEMBERSHIP) or "", ROOT, os.getpid())
+
+
+@cache
+def _found(controller: str, mountinfo: str, membership: str, root: Path, pid: int) -> list[tuple[Path, str]]:
+    """The same from what the kernel lists; worked out once for each text of it."""
     found: dict[Path, str] = {}
-    mounts = [
-        mount for mount in _mounts() if mount.place.is_relative_to(ROOT)
-    ]  # others show another machine's groups
-    mounts = mounts or [*_usual_mounts(controller), *_mounts()]
-    for number, controllers, path in _memberships():
+    seen = _mounts(mountinfo)
+    mounts = [mount for mount in seen if mount.place.is_relative_to(root)]  # elsewhere are the host's, or a copy
+    mounts = mounts or [*_usual_mounts(controller, root), *seen]
+    for number, controllers, path in _memberships(membership):
         is_v2 = number == "0" and not controllers
         if not is_v2 and controller not in controllers.split(","):
             continue
         for mount in mounts:
             if mount.is_v2 == is_v2 and (is_v2 or controller in mount.controllers):
-                found |= {folder: name for folder, name in _up(mount, PurePosixPath(path)) if folder not in found}
+                groups = _up(mount, PurePosixPath(path), pid)
+                found |= {folder: name for folder, name in groups if folder not in found}
     if not found:  # no list of groups: what is mounted is all there is to ask
         found = {mount.place: "/" for mount in mounts if mount.is_v2 or controller in mount.controllers}
     return list(found.items())
 
 
-def _up(mount: _Mount, group: PurePosixPath) -> Iterator[tuple[Path, str]]:
+def _up(mount: _Mount, group: PurePosixPath, pid: int) -> Iterator[tuple[Path, str]]:
     """From ``group`` to the mount's root, which is all there is where the mount does not show the group.
 
     The group may bear the host's name for it, where we see only what is below it: such folders are not there, and
@@ -180,14 +186,13 @@ def _up(mount: _Mount, group: PurePosixPath) -> Iterator[tuple[Path, str]]:
     if ".." in mount.shows.parts and ".." not in group.parts:
         # A namespace without a mount of its own: we see the tree above us, and our place in it by its depth alone.
         depth = mount.shows.parts.count("..") + len(group.parts) - 1
-        inside = _where(mount.place, depth, os.getpid())
+        inside = _where(mount.place, depth, pid)
     elif ".." not in group.parts and group.is_relative_to(mount.shows):
         inside = group.relative_to(mount.shows)
     for part in (inside, *inside.parents):
         yield mount.place / part, str(PurePosixPath("/", part))
 
 
-@cache
 def _where(place: Path, depth: int, pid: int) -> PurePosixPath:
     """The group so deep below ``place`` that the process is in; ``place`` itself where it is not found."""
     level = [place]
@@ -204,17 +209,17 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _memberships() -> Iterator[tuple[str, str, str]]:
-    for line in (_read(MEMBERSHIP) or "").splitlines():
+def _memberships(text: str) -> Iterator[tuple[str, str, str]]:
+    for line in text.splitlines():
         if line.count(":") >= 2:
             number, controllers, path = line.split(":", 2)
             yield number, controllers, path.removesuffix(" (deleted)")
 
 
-def _mounts() -> list[_Mount]:
+def _mounts(mountinfo: str) -> list[_Mount]:
     """Every hierarchy that this process sees, as the kernel lists them."""
     found: dict[Path, _Mount] = {}  # by place: of several at one, the last covers the others
-    for line in (_read(MOUNTS) or "").splitlines():
+    for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         left, right = before.split(" "), after.split(" ")
         if len(left) < 5 or len(right) < 3 or right[0] not in ("cgroup", "cgroup2"):
@@ -225,11 +230,11 @@ def _mounts() -> list[_Mount]:
     return list(found.values())
 
 
-def _usual_mounts(controller: str) -> list[_Mount]:
+def _usual_mounts(controller: str, root: Path) -> list[_Mount]:
     """Where distributions mount them."""
     return [
-        _Mount(ROOT, PurePosixPath("/"), frozenset(), True),
-        _Mount(ROOT / controller, PurePosixPath("/"), frozenset({controller}), False),
+        _Mount(root, PurePosixPath("/"), frozenset(), True),
+        _Mount(root / controller, PurePosixPath("/"), frozenset({controller}), False),
     ]
 
 

@@ -48,8 +48,8 @@ def find() -> list[DeviceInfo]:
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
     features = tuple(name for name in FEATURES if name in flags)
     has_bf16 = bool(BF16_UNITS & flags) or "bf16" in flags
-    total, free = allowance.memory()
     allowed = allowance.find()
+    total, free = allowance.memory(allowed.memory_limit)
     return [
         DeviceInfo(
             name="cpu",

@@ -46,6 +46,7 @@ class Target:
     spread: float = 1.0  # factor that the figures themselves may be off by, either way
     ceilings: Ceilings | None = field(default=None, hash=False)  # what this very device was measured to do
     features: tuple[str, ...] = ()  # of a CPU of this machine
+    default_dtype: str | None = None  # of a device of this machine
     running: float = 1.0  # share of the time in which a CPU quota lets a process run; in the figures above already
     limits: tuple[str, ...] = ()  # of this process, as ``DeviceInfo.limits``
     memory_limit: str | None = None  # likewise
@@ -152,11 +153,13 @@ def _local(device: DeviceInfo) -> Target:
             source="not calibrated",
             spread=priors.SPREAD,
             features=device.features,
+            default_dtype=device.default_dtype,
             running=device.running,
             limits=device.limits,
             memory_limit=device.memory_limit,
         )
-    return replace(_local_gpu(device), local=device.name, running=device.running, limits=device.limits)
+    own = {"local": device.name, "default_dtype": device.default_dtype}
+    return replace(_local_gpu(device), running=device.running, limits=device.limits, **own)
 
 
 def _local_gpu(device: DeviceInfo) -> Target:

@@ -152,10 +152,10 @@ def test_a_limit_of_the_process_bounds_memory_and_one_that_linux_ignores_does_no
     monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
     monkeypatch.setattr(allowance, "_meminfo", lambda field: 8 * GIB)
     assert allowance.memory_limit() == MemoryLimit(GIB, "RLIMIT_DATA (ulimit -d)")
-    assert allowance.memory() == (GIB, GIB)
+    assert allowance.memory(allowance.memory_limit()) == (GIB, GIB)
     monkeypatch.setattr(cgroup, "memory_limit", lambda: MemoryLimit(GIB // 2, "memory.max of the control group /"))
     monkeypatch.setattr(cgroup, "memory", lambda: (GIB // 2, GIB // 4))
-    assert allowance.memory() == (GIB // 2, GIB // 4)
+    assert allowance.memory(allowance.memory_limit()) == (GIB // 2, GIB // 4)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_cpuset_of_memory_nodes_bounds_memory(
     monkeypatch.setattr(cgroup, "memory", lambda: (None, None))
     monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
     monkeypatch.setattr(allowance, "_meminfo", lambda field: {"MemTotal": 8 * GIB, "MemAvailable": 6 * GIB}[field])
-    assert allowance.memory() == (total, free)
+    assert allowance.memory(allowance.memory_limit()) == (total, free)
     limit = allowance.memory_limit()
     assert (None if limit is None else limit.where) == (nodes and f"a cpuset with memory of {nodes}")
 
