@@ -158,8 +158,13 @@ def _local(device: DeviceInfo) -> Target:
             limits=device.limits,
             memory_limit=device.memory_limit,
         )
-    own = {"local": device.name, "default_dtype": device.default_dtype}
-    return replace(_local_gpu(device), running=device.running, limits=device.limits, **own)
+    return replace(
+        _local_gpu(device),
+        local=device.name,
+        default_dtype=device.default_dtype,
+        running=device.running,
+        limits=device.limits,
+    )
 
 
 def _local_gpu(device: DeviceInfo) -> Target:
