@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+from profiler.units import printable
+
 ROOT = Path("/sys/fs/cgroup")  # where hierarchies are mounted if the kernel does not say
 MEMBERSHIP = Path("/proc/self/cgroup")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -25,6 +27,7 @@ DEFAULT_PERIOD_US = 100_000  # of a quota, where none is written
 MEMORY_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank in a path of mountinfo is \040
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+MOST_NAME = 48  # characters of a group's name; of a longer path the last part is shown
 MOST_GROUPS = 4096  # looked through on one level; a machine with more has no answer in time
 MOST_NUMBERS = 1 << 16  # a longer list is no list of CPUs or memory nodes
 
@@ -190,7 +193,13 @@ def _up(mount: _Mount, group: PurePosixPath, pid: int) -> Iterator[tuple[Path, s
     elif ".." not in group.parts and group.is_relative_to(mount.shows):
         inside = group.relative_to(mount.shows)
     for part in (inside, *inside.parents):
-        yield mount.place / part, str(PurePosixPath("/", part))
+        yield mount.place / part, _name(PurePosixPath("/", part))
+
+
+def _name(group: PurePosixPath) -> str:
+    """As shown to people: orchestrators make long paths, and anybody may name a group anything."""
+    whole = printable(group)
+    return whole if len(whole) <= MOST_NAME else f"…/{printable(group.name, MOST_NAME)}"
 
 
 def _where(place: Path, depth: int, pid: int) -> PurePosixPath:

@@ -165,6 +165,15 @@ def test_the_tightest_group_on_the_way_up_decides(lay: Lay) -> None:
     assert quota.where == "cpu.max of the control group /a"
 
 
+def test_the_name_of_a_group_is_short_and_printable(lay: Lay) -> None:
+    path = f"kubepods.slice/kubepods-burstable.slice/pod\x1b[31m/{'ab' * 32}"
+    lay(f"0::/{path}\n", {f"{path}/cpu.max": "50000 100000"})
+    quota = cgroup.quota()
+    assert quota is not None and quota.cores == 0.5
+    assert "\x1b" not in quota.where and len(quota.where) < 90
+    assert "of the control group …/abab" in quota.where
+
+
 def test_memory_high_binds_where_it_is_lower_than_the_limit(lay: Lay) -> None:
     """Above it the kernel takes pages back and slows the group down until it is below."""
     lay("0::/\n", {"memory.max": "1000", "memory.high": "800", "memory.current": "300"})
