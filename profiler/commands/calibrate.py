@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices, registry
+from profiler import checkout, devices, registry
 from profiler.commands import listing, options
 from profiler.devices import ceilings
 from profiler.devices.base import DeviceInfo
@@ -65,10 +65,10 @@ def measure(device: DeviceInfo) -> Ceilings:
     """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
     command = [sys.executable, "-P", "-m", GAUGE, device.name, str(device.threads or 0), str(device.running)]
     limit_s = LIMIT_S / device.running
+    environ = worker_environment(os.environ)
+    environ |= checkout.environ(environ)
     try:
-        done = subprocess.run(
-            command, env=worker_environment(os.environ), capture_output=True, text=True, timeout=limit_s, check=False
-        )
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
         raise ProfileError(
             f"measuring {device.name} took more than {limit_s:.0f} s", "Is the machine busy?"
