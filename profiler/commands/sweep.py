@@ -94,7 +94,7 @@ def sweep(
         kept = stored(task, snapshot, max_memory, store) if resumed else {}
         plan = make_plan(task, kept, found, available)
         click.echo(preview.render(plan, kept, available, output, task.subjects), nl=False)
-        for line in preview.about(task.subjects):
+        for line in (*found.limits, *preview.about(task.subjects)):
             say(line)
         tell(resume.fallbacks(kept.values()))
         say(preview.summary(plan))

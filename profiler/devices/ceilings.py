@@ -33,6 +33,9 @@ DERIVED = ("runs", "between")  # of several, and in no file
 USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it takes, products are compared
 BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max}
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
+WORK_S = (  # fields that are seconds
+    *("call_s", "activation_s", "fresh_byte_s", "delta_flop_s", "convolutions", "attention", "products", "host_s"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,17 @@ class Ceilings:
                 return float(longer * at(low) ** (1 - share) * at(high) ** share)
         return longer * at(last)
 
+    def running(self, share: float) -> Ceilings:
+        """Of the same CPU where a quota lets the process run for this ``share`` of the time.
+
+        Calibrations under a quota are of the time in which it runs.
+        """
+        if share >= 1:
+            return self
+        slower = {name: _divided(getattr(self, name), share) for name in WORK_S}
+        faster = {name: _divided(getattr(self, name), 1 / share) for name in BEST}
+        return replace(self, **slower, **faster)
+
     def _tall(self, scheme: str, tokens: float) -> float:
         """At the nearest number of tokens that was measured."""
         known = self.tall.get(scheme)
@@ -132,20 +146,24 @@ class Ceilings:
         return known[min(known, key=lambda name: abs(math.log(int(name) / max(tokens, 1.0))))]
 
 
+def _divided(value: Any, by: float) -> Any:
+    """A number, or each of a mapping."""
+    return {name: _divided(each, by) for name, each in value.items()} if isinstance(value, Mapping) else value / by
+
+
 def rows_of(scheme: str) -> str:
     """What products of this format are called where loops of ours multiply."""
     return f"{scheme} rows"
 
 
 def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> str:
-    """Changes when the device, its driver, the cores this process may use or the measured packages do.
+    """Changes when the device, its driver, what this process may use of it or the measured packages do.
 
     ``packages``: versions of ``PACKAGES`` as they once were; None: as they are now.
     """
     versions = [_version(name) for name in PACKAGES] if packages is None else list(packages)
-    return digest(
-        [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
-    )
+    parts = [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
+    return digest([*parts, device.mark] if device.mark else parts)
 
 
 def folder() -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from profiler.case import Case
+from profiler.devices import cgroup
 from profiler.measure import death
 from profiler.measure.interrupt import Interrupts
 from profiler.measure.process import WorkerProcess
@@ -49,6 +50,7 @@ class Watch:
         self._worker, self._case, self._limits = worker, case, limits
         self._interrupts, self._on_beat = interrupts, on_beat
         self._phase = "start"
+        self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of a hundredth is no hang
         self._started = time.monotonic()
         self._life_at, self._life_cpu = self._started, worker.cpu_s() or 0.0
 
@@ -129,7 +131,7 @@ class Watch:
     def _last_life(self, now: float) -> float:
         """When it last said something or used the CPU."""
         cpu = self._worker.cpu_s() or self._life_cpu
-        if cpu - self._life_cpu > IDLE_SHARE * (now - self._life_at):
+        if cpu - self._life_cpu > self._idle_share * (now - self._life_at):
             self._life_at, self._life_cpu = now, cpu
         return self._life_at
 

@@ -25,6 +25,7 @@ from typing import Any
 from profiler import registry
 from profiler.backends.base import OutOfMemory, Session
 from profiler.case import Case
+from profiler.devices import allowance
 from profiler.devices.base import Meter
 from profiler.errors import ProfileError
 from profiler.measure.footprint import headline, largest
@@ -84,6 +85,7 @@ def main(orders_fd: int, messages_fd: int, parent: int) -> None:
         os.set_inheritable(fd, False)
     with suppress(OSError):  # a hardened machine may refuse; the order of killing is then the kernel's
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
+    allowance.at_start()  # before a backend's libraries pin this thread
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the core of a 60 GB process fills somebody's disk
     serve(read_orders(orders_fd), Wire(messages_fd))
 

@@ -131,7 +131,7 @@ def _cases(
         for batch in batches:
             yield Answer(
                 model=model.name,
-                cautions=model.cautions,
+                cautions=(*model.cautions, *machine.target.limits),
                 prediction=predictor.predict(context, batch, kv),
                 largest_context=longest[batch],
                 largest_batch=widest,
@@ -170,7 +170,7 @@ def compute_dtype(target: Target, quant: str) -> str:
     if quant in DTYPE_BYTES:
         return quant
     if target.local:
-        return devices.find(target.local).default_dtype
+        return target.default_dtype or devices.find(target.local).default_dtype
     return "fp16" if target.vendor == "NVIDIA" and target.flops and "bf16" not in target.flops else "bf16"
 
 

@@ -69,7 +69,7 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     host = cache(partial(host_of, device))
     for point in points:
         entry = estimate(point, host(point.case.threads), effort)
-        reason = _impossible(point, device) or _too_large(entry.takes, available_bytes)
+        reason = _impossible(point, device) or _too_large(entry.takes, available_bytes, device)
         if reason is None:
             planned.append(entry)
         else:
@@ -107,7 +107,7 @@ def _impossible(point: Point, device: DeviceInfo) -> str | None:
     return None
 
 
-def _too_large(predicted: Estimate, available_bytes: int) -> str | None:
+def _too_large(predicted: Estimate, available_bytes: int, device: DeviceInfo) -> str | None:
     """Only what is certain: even the lower bound does not fit."""
     needed = predicted.peak.low
     if needed <= available_bytes:
@@ -116,6 +116,8 @@ def _too_large(predicted: Estimate, available_bytes: int) -> str | None:
     reason = (
         f"needs at least {bytes_text(needed)} (weights {weights}, cache {cache}), has {bytes_text(available_bytes)}"
     )
+    if device.memory_limit is not None:
+        reason += f"; {device.memory_limit} allows {bytes_text(device.memory_bytes)}"
     return f"{reason}; {predicted.left_plain}" if predicted.left_plain else reason
 
 

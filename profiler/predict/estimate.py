@@ -65,7 +65,7 @@ def estimate(case: Case, geometry: Geometry, host: Target) -> Estimate:
         weights=terms.weights,
         cache=exact(held),
         peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
-        load_s=_load_s(case, geometry, found.storage, kind),
+        load_s=_load_s(case, geometry, found.storage, kind).scaled(1 / host.running),
         prefill_s=prefill_s,
         fill_s=prior(held / FILL_BYTES_S[kind], SPREAD),
         step_s=step_s,
@@ -74,10 +74,11 @@ def estimate(case: Case, geometry: Geometry, host: Target) -> Estimate:
 
 
 def host_of(device: DeviceInfo, threads: int | None) -> Target:
-    """``device`` with the cores that ``threads`` leave it. Reads a file of ceilings: ask once, not for each case."""
-    if threads and device.cores and threads < device.cores:
-        device = replace(device, cores=threads)
-    return target.of(device)
+    """``device`` as so many ``threads`` use it; None: as many as a worker takes by itself.
+
+    Reads a file of ceilings: ask once, not for each case.
+    """
+    return target.of(replace(device, threads=threads) if threads and device.cores else device)
 
 
 def mean_depth(case: Case) -> int:

@@ -10,13 +10,14 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import profiler
 from profiler.case import digest
-from profiler.devices import cgroup
+from profiler.devices import allowance, cgroup
 from profiler.devices.base import DeviceInfo
 from profiler.results.redact import redact_json
 from profiler.results.settings import settings
@@ -42,7 +43,7 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
     return {
         "cpu": {
             "title": _cpu_title(),
-            "cores": len(os.sched_getaffinity(0)),  # that this process may use
+            "cores": len(allowance.usable_cpus()),  # that this process may use
             "cores_installed": os.cpu_count(),
             "governor": _read(GOVERNOR),
         },
@@ -60,6 +61,7 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
             "uuid_hash": None if device.uuid is None else digest(device.uuid),
             "driver": device.driver,
             "power_limit_w": None if device.uuid is None else _power_limit_w(device.uuid),
+            **({} if device.slice is None else {"slice": asdict(device.slice)}),
         },
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -80,12 +82,23 @@ def environment_key(content: dict[str, Any]) -> str:
     parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "settings")]
     installed = {name: version for name, version in content.get("libraries", {}).items() if version is not None}
     parts.append(installed)  # so that a library which is recorded from now on does not make every row a stranger
-    return digest([device, content.get("limits", {}).get("cores"), *parts])
+    limits = content.get("limits", {})
+    confined = [limits["cpus"]] if limits.get("cpus") else []  # rows from before it was recorded keep their key
+    return digest([device, limits.get("cores"), *parts, *confined])
 
 
-def limits() -> dict[str, float | None]:
-    """What control groups allow: bytes of memory and cores' worth of CPU time; None where they set no limit."""
-    return {"memory_bytes": cgroup.memory()[0], "cores": cgroup.cores()}
+def limits() -> dict[str, Any]:
+    """What this process may use: bytes of memory and cores' worth of CPU time that control groups allow, threads that
+    a worker takes by itself and physical cores, and which CPUs these are; None where there is no limit.
+    """
+    found = allowance.find()
+    return {
+        "memory_bytes": None if found.memory_limit is None else found.memory_limit.nbytes,
+        "cores": cgroup.cores(),
+        "threads": found.threads,
+        "physical": found.physical,
+        "cpus": None if found.confined is None else list(found.confined),
+    }
 
 
 def _cpu_title() -> str | None:

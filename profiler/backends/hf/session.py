@@ -18,6 +18,8 @@ from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
 from profiler.case import Case
+from profiler.devices import allowance
+from profiler.devices.allowance import Allowance
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
 from profiler.errors import ProfileError
@@ -39,8 +41,8 @@ SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of
 
 def open(case: Case, source: Source, beat: Beat) -> HfSession:
     """Load the model of a case. Raises OutOfMemory, ProfileError."""
-    if case.threads:
-        torch.set_num_threads(case.threads)
+    allowed = allowance.at_start()
+    torch.set_num_threads(case.threads or min(torch.get_num_threads(), allowed.threads))
     # The meter comes first: what the device holds before the model is what it subtracts.
     kind = registry.load("devices", case.device.partition(":")[0], "device")
     if case.device.startswith("cuda"):
@@ -50,7 +52,7 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
         model = load(case, source, meter, beat)
         if case.weights == "real" and model.dtype == torch.float16:  # the one dtype that other checkpoints overflow
             refuse_overflow(model)
-    return HfSession(model, meter, kind.watcher(case.device), beat, notes(source))
+    return HfSession(model, meter, kind.watcher(case.device), beat, (*notes(source), *limited(allowed)))
 
 
 class HfSession:
@@ -194,6 +196,15 @@ def refuse_overflow(model: PreTrainedModel) -> None:
         for tensor in _own_tensors(module):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise ProfileError(f"{name}: some weights are larger than fp16 can hold", "-q bf16 or -q fp32 can.")
+
+
+def limited(allowed: Allowance) -> tuple[Caution, ...]:
+    """What a reader must know of the CPU time that this process gets: figures without the quota are higher."""
+    if allowed.quota is None:
+        return ()
+    threads = torch.get_num_threads()
+    better = f"--threads {allowed.threads}" if threads > allowed.threads else None
+    return (Caution("cpu-quota", allowed.quota_text(threads), better),)
 
 
 def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
