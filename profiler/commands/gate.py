@@ -99,6 +99,10 @@ def gate(
     Exit code: 0 PASS, 1 FAIL, 2 usage, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
     _check(base, candidate, stored, accept, asked["models"])
+    if stored is not None:  # before anything is measured
+        _known(stored, accept)
+    if record is not None:
+        baseline.check(record)
     found = devices.find(device)
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
@@ -150,9 +154,16 @@ class Gate:
 
     def pairs(self, base: str, candidate: str | None, scratch: Path) -> list[Verdict]:
         """Both sides in turns."""
-        left = sides.resolve(base, scratch)
-        right = sides.resolve(candidate, scratch) if candidate else sides.here()
+        left = sides.resolve(base, scratch, lambda words: say(f"the base {words}"))
+        right = (
+            sides.resolve(candidate, scratch, lambda words: say(f"the candidate {words}"))
+            if candidate
+            else sides.here()
+        )
         self._note_sides(left, right)
+        with self._bench() as bench:
+            for side in (left, right):
+                bench.check(side, self._jobs)
         obstacles = preflight.wait(self._device, self._clock, say, self._wait_s)
         if obstacles:
             reason = "; ".join(obstacles)
@@ -163,7 +174,7 @@ class Gate:
 
     def standing(self, path: Path, accept: bool) -> list[Verdict]:
         """Each cell by itself, against the file; or into it."""
-        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
+        known = _known(path, accept)
         with self._bench() as bench:
             here = sides.here()
             cells = [
@@ -244,6 +255,13 @@ def _check(base: str | None, candidate: str | None, stored: Path | None, accept:
         raise ProfileError("--candidate goes with --base")
     if not models:
         raise ProfileError("no model is named", "-m MODEL: profile models lists the catalog.")
+
+
+def _known(path: Path, accept: bool) -> baseline.Baseline:
+    """The baseline to compare with, or to add to. Raises ProfileError for one that cannot be read or written."""
+    if accept:
+        baseline.check(path)
+    return baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
 
 
 def _metrics(names: Sequence[str]) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from profiler.commands.recorder import Recorder
 from profiler.devices.base import DeviceInfo
 from profiler.measure import supervisor
 from profiler.measure.watch import Limits
-from profiler.plan import budget, order, resume, scenario
+from profiler.plan import budget, order, refusal, resume, scenario
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
 from profiler.results.measurement import Measurement
@@ -80,19 +80,21 @@ def sweep(
     comma-separated or repeated: -c 512,4k -b 1 -b 4; ranges are 1k-128k*2 and 1-8+1. Every row is stored when it is
     measured, so an interrupted sweep goes on where it stopped.
 
-    Exit code: 0 fine, 1 a case failed, 2 usage, 130 interrupted.
+    Exit code: 0 fine, 1 a case failed or a model was refused, 2 usage, 130 interrupted.
     """
     page_files.check(html)
     found = devices.find(device)
     available = available_bytes(found, max_memory)
     task = work(Request(**asked), found, available, say)
+    for line in refusal.lines(task.refused):  # before the rows, so that nobody waits for them
+        say(line)
     snapshot = environment.snapshot(found)
     if dry_run:
         kept = stored(task, snapshot, max_memory, store) if resumed else {}
         plan = make_plan(task, kept, found, available)
         click.echo(preview.render(plan, kept, available, output), nl=False)
         say(preview.summary(plan))
-        return 0
+        return refusal.REFUSED if task.refused else 0
     with Store.open(store) as opened:
         kept = resume.stored(task.points, opened, snapshot, task.effort, max_memory) if resumed else {}
         with Recorder(opened, snapshot, task, output, found) as recorder:
@@ -105,7 +107,8 @@ def sweep(
             if html is not None:
                 page_files.write_rows(html, opened, recorder.run)
             tell(closing.ending(recorder.rows, len(task.points), ending.interrupted, resumed))
-            return code
+            tell(closing.refused(task.refused))
+            return code or (refusal.REFUSED if task.refused else 0)
 
 
 def stored(task: Work, snapshot: dict[str, Any], max_memory: int | None, store: Path | None) -> Kept:

@@ -7,9 +7,11 @@ session.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from typing import Any
 
 from profiler.case import Case
 from profiler.errors import ProfileError
+from profiler.gate.advice import COMMAND, FrontEnd
 from profiler.gate.exact import BOUNDS
 from profiler.units import bytes_text, printable
 
@@ -67,24 +70,38 @@ class Baseline:
         return Baseline(cells)
 
 
-def read(path: Path) -> Baseline:
+def read(path: Path, front: FrontEnd = COMMAND) -> Baseline:
     """The baseline in a file. Raises ProfileError for one that is not there, or not whole, or of a newer version."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise _wrong(path, f"it is larger than {bytes_text(MAX_BYTES)}")
+            raise _wrong(path, f"it is larger than {bytes_text(MAX_BYTES)}", front)
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         raise ProfileError(
-            f"there is no baseline {printable(path)}", "Make one of what is measured now: --accept."
+            f"there is no baseline {printable(path)}", f"To make one of what is measured now, add {front.accept}."
         ) from None
     except OSError as error:
         raise ProfileError(f"the baseline {printable(path)} cannot be read: {printable(error.strerror)}") from None
     except (ValueError, RecursionError):
-        raise _wrong(path, "it is no JSON") from None
+        raise _wrong(path, "it is not JSON", front) from None
     try:
         return _parsed(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _wrong(path, f"{type(error).__name__}: {printable(error)}") from None
+        raise _wrong(path, f"{type(error).__name__}: {printable(error)}", front) from None
+
+
+def check(path: Path) -> None:
+    """ProfileError if ``write`` could not put a file there: whoever measures for minutes should know before."""
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not (target.is_file() and os.access(target, os.W_OK)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        why = getattr(error, "strerror", None) or error
+        hint = "Name a file in a folder that you may write to."
+        raise ProfileError(f"{printable(path)} cannot be written: {printable(why)}", hint) from None
 
 
 def write(path: Path, baseline: Baseline) -> None:
@@ -154,6 +171,6 @@ def _refuse(word: str) -> float:
     raise ValueError(f"{word} is no number")
 
 
-def _wrong(path: Path, why: str) -> ProfileError:
-    hint = "Take it from version control, or make a new one of what is measured now: delete it, then --accept."
+def _wrong(path: Path, why: str, front: FrontEnd) -> ProfileError:
+    hint = f"Take it from version control; or delete it, and add {front.accept} to make one of what is measured now."
     return ProfileError(f"{printable(path)} cannot be used as a baseline: {printable(why)}", hint)

@@ -14,6 +14,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.gate import baseline, cell, exact, page
 from profiler.gate import side as sides
+from profiler.gate.advice import PYTEST
 from profiler.gate.bench import Interrupted, WorkerBench
 from profiler.gate.block import METRICS, threads_of
 from profiler.gate.pairs import Rule
@@ -29,6 +30,10 @@ from profiler.results.redact import redact_json
 from profiler.units import parse_percent
 
 KINDS = ("workload", "machine", "time")
+UNSETTLED = (
+    "warning: some stored times are too noisy to settle anything. That does not fail the session;"
+    " --profile-gate-inconclusive fail makes it."
+)
 
 
 class Replay:
@@ -65,11 +70,12 @@ class Gate:
 
 @dataclass(slots=True)
 class Suite:
-    """One session. ``lines`` are for the terminal, once it has finished."""
+    """One session. ``lines`` and then ``warnings`` are for the terminal, once it has finished."""
 
     gate: Gate | None
     delta: float
     lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     _cells: dict[str, cell.Cell] = field(default_factory=dict)  # by the id of the test
     _rules: dict[str, Rule] = field(default_factory=dict)
     _broken: dict[str, str] = field(default_factory=dict)  # why a test has no cell
@@ -140,10 +146,13 @@ class Suite:
         verdicts += [
             Verdict(name, "case", "FAIL", why) for name, why in self._broken.items() if name not in self._cells
         ]
-        verdicts += cell.missing(gate.known, [*self._cells, *self._broken])
+        verdicts += cell.missing(gate.known, [*self._cells, *self._broken], PYTEST)
         told = page.reasons(verdicts)
         self.lines = [page.headline(verdicts), "", *page.table(verdicts), *([""] if told else []), *told]
-        return exit_code(worst(verdicts), gate.inconclusive_fails)
+        word = worst(verdicts)
+        if word == "INCONCLUSIVE" and not gate.inconclusive_fails:
+            self.warnings = [UNSETTLED]
+        return exit_code(word, gate.inconclusive_fails)
 
     def close(self) -> None:
         """Nothing of ours outlives the session."""
@@ -151,7 +160,7 @@ class Suite:
 
     def _verdicts(self, gate: Gate, name: str) -> list[Verdict]:
         timed = METRICS if "time" in gate.kinds else ()
-        found = cell.against(self._cells[name], gate.known, self._rules[name], timed)
+        found = cell.against(self._cells[name], gate.known, self._rules[name], timed, PYTEST)
         return [
             verdict
             for verdict in found
@@ -167,7 +176,11 @@ class Suite:
             return 1
         same = {name: cell.adds_up(found, gate.known) for name, found in self._cells.items()}
         entries = {name: found.entry() for name, found in self._cells.items()}
-        baseline.write(gate.path, gate.known.accepted(entries, same))
+        try:
+            baseline.write(gate.path, gate.known.accepted(entries, same))
+        except ProfileError as error:
+            self.lines = str(error).splitlines()
+            return 1
         others = [name for name in gate.known.cells if name not in entries]
         self.lines = [f"{name}: accepted{' as one more session' * same[name]}" for name in entries]
         self.lines += [f"{name}: kept as it was, not measured" for name in others]
@@ -190,7 +203,9 @@ def open_suite(config: pytest.Config) -> Suite:
         if not kinds or kinds - set(KINDS):
             raise ProfileError(f"--profile-gate-kinds: known are {', '.join(KINDS)}")
         path, accept = Path(named), bool(config.getoption("profile_gate_accept"))
-        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
+        if accept:
+            baseline.check(path)
+        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path, PYTEST)
     except ProfileError as error:
         raise pytest.UsageError(str(error)) from None
     return Suite(Gate(path, accept, known, kinds, config.getoption("profile_gate_inconclusive") == "fail"), delta)
