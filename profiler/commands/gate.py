@@ -26,10 +26,12 @@ from profiler.gate.trial import MOST_CELLS, Plan, Trial
 from profiler.gate.verdict import Verdict, exit_code, worst
 from profiler.measure.supervisor import Job
 from profiler.measure.watch import Limits
+from profiler.plan.refusal import Refusal, together
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
 from profiler.results.environment import environment_key
 from profiler.results.redact import redact_json
+from profiler.units import printable
 
 REPS = 5  # of a block: its value is their median, and a median of fewer is moved by one slow repetition
 INTERRUPTED = 130
@@ -107,6 +109,8 @@ def gate(
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
     task = work(Request(**asked), found, found.free_bytes, say)
+    if accept and task.refused:  # a baseline without a model that was named would say that it is new, each time
+        raise together(task.refused)
     jobs = tuple(Job(point.case, point.source) for point in task.points)
     if len(jobs) > MOST_CELLS:
         raise ProfileError(
@@ -118,7 +122,8 @@ def gate(
     run = Gate(found, task, jobs, Rule(delta), chosen, seed, wait_s)
     try:
         with tempfile.TemporaryDirectory(prefix="profile-gate-") as scratch:
-            verdicts = run.pairs(base, candidate, Path(scratch)) if base else []
+            verdicts = [_refused(refusal) for refusal in task.refused]
+            verdicts += run.pairs(base, candidate, Path(scratch)) if base else []
             verdicts += run.standing(stored, accept) if stored else []
     except Interrupted:
         say("interrupted: there is no verdict")
@@ -262,6 +267,11 @@ def _known(path: Path, accept: bool) -> baseline.Baseline:
     if accept:
         baseline.check(path)
     return baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
+
+
+def _refused(refusal: Refusal) -> Verdict:
+    """Of a model of the list that neither side can run: the others are judged without it."""
+    return Verdict(printable(refusal.name), "case", "INCOMPARABLE", f"the model was refused: {refusal.text}")
 
 
 def _metrics(names: Sequence[str]) -> tuple[Any, ...]:

@@ -123,8 +123,8 @@ class WorkerBench:
             slot.supervisor.stop_worker()
         if row.outcome != "ok":
             raise ProfileError(
-                f"{printable(side.name)}: a worker of it does not measure: {row.reason}",
-                "The gate talks to a process of each side over pipes that it inherits; name the interpreter itself.",
+                f"{printable(side.name)}: its worker process does not measure: {row.reason}",
+                "A gate talks to a worker process of each side over pipes that it inherits: name its interpreter.",
             )
 
     def _slot(self, side: Side) -> _Slot:

@@ -183,8 +183,8 @@ def _revision(text: str) -> Meaning:
     found = staging.commit(text) if text else None
     if found is None:
         where = staging.checkout()
-        missing = "the profiler does not run from a git checkout" if where is None else f"{printable(where)} has none"
-        raise ProfileError(f"there is no such revision, {missing}")
+        place = f" in {printable(where)}" if where else ": the profiler does not run from a git checkout"
+        raise ProfileError(f"there is no such revision{place}")
     words = (
         f"runs the code of commit {found[:12]} of {printable(staging.checkout())} with {printable(sys.executable)}"
     )

@@ -1,9 +1,9 @@
 """Code of ours in a folder of its own, for a side that does not run what is installed here.
 
 A revision is read object by object (``git ls-tree``, ``git cat-file``), so the checkout is neither touched nor
-written to, and the code is that of the commit to the byte: attributes, filters, hooks, end-of-line and text conversion
-belong to checking out, which does not happen. Of git's settings only those of the repository are read, and none of the
-commands that they could name runs. The folders that ``pyproject.toml`` of that revision maps into the
+written to, and the code is that of the commit to the byte: attributes, filters, hooks, end-of-line and text
+conversion belong to checking out, which does not happen. Of git's settings only those of the repository are read, and
+none of the commands that they could name runs. The folders that ``pyproject.toml`` of that revision maps into the
 package (``kernels/`` is ``profiler.kernels``) are put where an installation would have them, and the folder goes
 first on PYTHONPATH, before any installed copy.
 
@@ -33,6 +33,7 @@ PACKAGE = "profiler"
 MOST_FILES, MOST_BYTES = 20_000, 256 * 1024**2  # of a revision's package: ours are a hundredth of that
 LFS = b"version https://git-lfs.github.com/spec/"
 INSTEAD = "Make a virtual environment of that revision, and name its folder: venv:FOLDER"
+DAMAGED = "The clone is damaged or partial, and nothing is fetched here. Fetch that revision, or name a venv:FOLDER"
 LINK, SUBMODULE = "120000", "160000"
 KEPT = ("PATH", "HOME", "XDG_CONFIG_HOME", "TMPDIR", "LD_LIBRARY_PATH")  # of the environment, for git
 
@@ -135,12 +136,14 @@ def _is_inside(path: PurePosixPath) -> bool:
 
 def _tree(root: Path, commit: str, path: str) -> list[Blob]:
     """What lies at or below ``path`` in a commit; nothing if it has no such path."""
-    listed = _git(root, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, "--", path) or b""
+    listed = _git(root, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, "--", path)
+    if listed is None:
+        raise ProfileError(f"git does not list {printable(path)} of {_revision(commit)}", DAMAGED)
     found = []
     for entry in listed.split(b"\0")[:-1]:
         fields, _, name = entry.partition(b"\t")
         mode, _, digest, size = fields.decode().split()
-        found.append(Blob(PurePosixPath(os.fsdecode(name)), mode, digest, 0 if size == "-" else int(size)))
+        found.append(Blob(PurePosixPath(os.fsdecode(name)), mode, digest, int(size) if size.isdigit() else 0))
     return found
 
 
@@ -151,7 +154,7 @@ def _contents(root: Path, blobs: Sequence[Blob]) -> list[bytes]:
     for blob in blobs:
         header = f"{blob.name} blob {blob.size}\n".encode()
         if answer is None or not answer.startswith(header, at):
-            raise ProfileError(f"git does not give the content of {printable(blob.path)}", "Try: git fsck")
+            raise ProfileError(f"git does not give the content of {printable(blob.path)}", DAMAGED)
         at += len(header)
         found.append(answer[at : at + blob.size])
         at += blob.size + 1  # a newline ends it

@@ -108,23 +108,12 @@ class LlamaCpp:
         context, batch = str(setting.context), str(setting.batch)
         kv = ("-ctk", setting.kv, "-ctv", setting.kv) if setting.kv not in (None, "f16") else ()
         split = ("-sm", SPLIT_MODES[machine.split]) if machine.target.count > 1 else ()
-        if setting.batch == 1:
-            what: tuple[str, ...] = (
-                "llama-bench",
-                "-m",
-                file,
-                "-p",
-                context,
-                "-n",
-                str(GENERATED),
-                "-d",
-                f"0,{context}",
-            )
-        else:  # llama-bench measures one sequence
-            cells = setting.batch * (setting.context + GENERATED)
-            what = ("llama-batched-bench", "-m", file, "-c", str(cells))
-            what += ("-npp", context, "-ntg", str(GENERATED), "-npl", batch)
-        return command(what, kv, split, **blanks)
+        sizes: tuple[str, ...] = ("-p", context, "-n", str(GENERATED), "-d", f"0,{context}")
+        tool = "llama-bench"
+        if setting.batch > 1:  # llama-bench measures one sequence
+            tool, cells = "llama-batched-bench", str(setting.batch * (setting.context + GENERATED))
+            sizes = ("-c", cells, "-npp", context, "-ntg", str(GENERATED), "-npl", batch)
+        return command(tool, "-m", file, sizes, kv, split, **blanks)
 
     def _ubatch(self, setting: Setting) -> int:
         return min(setting.ubatch or UBATCH, setting.context)

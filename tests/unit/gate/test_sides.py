@@ -98,7 +98,7 @@ def test_a_command_is_a_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("typed", ["no-such-thing", "", "rev:no-such-thing", "venv:/nowhere", "cmd:no-such-program"])
 def test_what_is_no_side_is_said(typed: str, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="cannot be a side|is not a revision"):
+    with pytest.raises(ProfileError, match=r"cannot be a side|is not a revision"):
         side.resolve(typed, tmp_path)
 
 
