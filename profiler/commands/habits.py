@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from profiler.units import printable
+from profiler.shell import quote
 
 ELSEWHERE = {  # options of llama-bench
     "-p": "the tokens of a prefill are -c: a case prefills exactly its context",
@@ -28,6 +28,6 @@ class MeasuringCommand(click.Command):
                 raise
             raise click.UsageError(f"No such option: {error.option_name}; {meant}", ctx) from None
         if ctx.args:
-            named = " ".join(f"-m {printable(word)}" for word in ctx.args[:3])
+            named = " ".join(f"-m {quote(word)}" for word in ctx.args[:3])
             raise click.UsageError(f"Got unexpected argument; models are named with -m: {named}", ctx)
         return ctx.args

@@ -60,8 +60,9 @@ class Recorder:
     ) -> None:
         if isinstance(error, BrokenPipeError):
             self._store.finish_run(self.run, "finished" if len(self.rows) == len(self._place) else "interrupted")
+            again = self._store.command("runs", "show", self.run)
             with suppress(BrokenPipeError):
-                say(f"nobody reads the rows any more; those measured are kept: profile runs show {self.run}")
+                say(f"nobody reads the rows any more; those measured are kept: {again}")
         elif error is not None and self._waiting:
             self._print_rest()
 

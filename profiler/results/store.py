@@ -30,6 +30,7 @@ from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.opening import connect, in_words
 from profiler.results.redact import redact, redact_argv, redact_json
+from profiler.shell import Command, command
 from profiler.units import printable
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -162,18 +163,25 @@ class Store:
             for run, started, finished, how, argv, environment in found
         ]  # fmt: skip
 
+    def command(self, *words: str) -> Command:
+        """A command that reads or writes this store, wherever it is."""
+        named = () if self.path == default_path() else ("--store", str(self.path))
+        return command("profile", words, named)
+
     def find_run(self, prefix: str | None = None) -> str:
         """Id of the latest run, or of the one run whose id starts with ``prefix``. Raises NotFound."""
         known: list[str] = [run for (run,) in self._read("SELECT id FROM runs ORDER BY id")]
         if not known:
-            raise NotFound(f"no run is stored in {printable(self.path)}", "Measure something first: profile sweep")
+            first = self.command("sweep")
+            raise NotFound(f"no run is stored in {printable(self.path)}", f"Measure something first: {first}")
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
         if prefix is None or prefix in matching:
             return prefix or matching[-1]
         if len(matching) != 1:
             what = f"{len(matching)} runs start with" if matching else "no run starts with"
             recent = ", ".join((matching or known)[-5:])
-            raise NotFound(f"{what} {printable(prefix)!r}", f"The latest: {recent}. All of them: profile runs")
+            every = self.command("runs")
+            raise NotFound(f"{what} {printable(prefix)!r}", f"The latest: {recent}. All of them: {every}")
         return matching[0]
 
     def rows(self, run: str | None = None) -> list[Measurement]:
