@@ -41,10 +41,10 @@ def settle(job: Job) -> Command:
         "--weights": (case.weights, "synthetic" if source.kind == "catalog" else "real"),
         "--threads": (case.threads, threads_of(case.device, None)),
     }
-    words = [word for name, (value, usual) in options.items() if value != usual for word in (name, str(value))]
+    others = {name: str(value) for name, (value, usual) in options.items() if value not in (None, usual)}
     return command(
         ("profile", "gate", "--base", "REV", "-m", model, "-q", case.quant),
         sizes,
-        words,
+        *others.items(),
         REV="a revision, an environment or a command",
     )

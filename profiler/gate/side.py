@@ -148,7 +148,7 @@ def _only(kind: str, text: str) -> Meaning:
 def _environment(text: str) -> Meaning:
     """A folder with ``bin/python``, or an interpreter's path."""
     try:
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         folder, file = path.is_dir(), path.is_file()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
         raise ProfileError("there is no such path") from None

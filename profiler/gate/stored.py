@@ -5,7 +5,7 @@ more than any interval of either shows, so this rule is far blunter than pairs m
 
     FAIL          the lower t bound of now ÷ baseline is above τ
     PASS          the upper t bound is below 1 + δ
-    inconclusive  anything between: measure both sides (``profile gate --base``)
+    inconclusive  anything between: measure both sides, by ``profile gate``
 
 τ comes from at least ten accepted sessions of the same machine: the larger of 1 + δ and (Q3 + 3 IQR) ÷ median of
 their medians, Tukey's far-out fence. With fewer, nobody knows how much sessions differ, and τ is 1.5. Another

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact_json
 from profiler.units import parse_percent
 
+ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
+ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
+OPTION = re.compile(r"(?<![\w-])(--?[a-z]+)(?![\w-])(?: (?=[\w.]))?")
 KINDS = ("workload", "machine", "time")
 UNSETTLED = (
     "warning: some stored times are too noisy to settle anything. That does not fail the session;"
@@ -93,8 +97,8 @@ class Suite:
             try:
                 found = self.measure(node.nodeid, model, **asked)
             except ProfileError as error:
-                self._broken.setdefault(node.nodeid, error.message)
-                pytest.fail(str(error), pytrace=False)
+                self._broken.setdefault(node.nodeid, _as_arguments(error.message))
+                pytest.fail(_as_arguments(str(error)), pytrace=False)
             except Interrupted:
                 raise KeyboardInterrupt from None
             failed = found.failed
@@ -254,6 +258,16 @@ def _show(found: cell.Cell, phase: Phase, replay: Replay, benchmark: Any) -> Non
 def _rates(rows: Sequence[Measurement], phase: Phase) -> dict[str, float | None] | None:
     summary = stats.summarize([rate for row in rows for rate in stats.rates(row, phase)])
     return None if summary is None else {"median": summary.median, "low": summary.low, "high": summary.high}
+
+
+def _as_arguments(text: str) -> str:
+    """A message about options of ``profile sweep``, in the arguments of ``profile_case`` that stand for them."""
+
+    def argument(option: re.Match[str]) -> str:
+        name = ARGUMENTS.get(option[1])
+        return option[0] if name is None else f"{name}=" if option[2] else name
+
+    return OPTION.sub(argument, text)
 
 
 def _percent(text: str) -> float:

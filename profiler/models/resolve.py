@@ -64,7 +64,7 @@ def _existing(name: str) -> Path | None:
     """The absolute path that ``name`` means, if there is something; bare catalog names are never shadowed by chance
     files, because only folders and .gguf files count."""
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # Path.expanduser would take a folder called ~ for the home
         if name and (path.is_dir() or path.is_file()):
             return path.absolute()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
