@@ -16,6 +16,7 @@ from profiler import registry
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
+from profiler.backends.hf.reported import loading_errors
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
@@ -43,7 +44,7 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
     if case.device.startswith("cuda"):
         torch.cuda.set_device(torch.device(case.device))  # kernels and graphs of ours go where the current stream is
     meter = kind.meter(case.device)
-    with memory_errors():
+    with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)
     return HfSession(model, meter, kind.watcher(case.device), beat, notes(source))
 
