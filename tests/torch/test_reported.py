@@ -21,14 +21,9 @@ torch.set_num_threads(1)
 
 
 def info(**found: object) -> LoadStateDictInfo:
-    fields = {
-        "missing_keys": set(),
-        "unexpected_keys": set(),
-        "mismatched_keys": set(),
-        "error_msgs": [],
-        "skipped_pp_keys": set(),
-    }
-    return LoadStateDictInfo(**(fields | {"conversion_errors": {}} | found))
+    keys = ("missing_keys", "unexpected_keys", "mismatched_keys", "skipped_pp_keys")
+    fields = {name: set() for name in keys} | {"error_msgs": [], "conversion_errors": {}}
+    return LoadStateDictInfo(**(fields | found))
 
 
 def report(found: LoadStateDictInfo) -> None:
