@@ -103,7 +103,7 @@ def answers(inquiry: Inquiry) -> Found:
         except ProfileError as error:
             impossible[error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
-    if refused and not found:
+    if refused and not found and {name for name, _ in models} <= {each.name for each in impossible.values()}:
         raise together(refused)
     if inquiry.goal is not None:
         found = ranked(found, inquiry.goal)

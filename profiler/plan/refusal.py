@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -27,7 +28,8 @@ class Refusal:
         shown, said = printable(self.name), self.error.message
         for prefix in (shown, PurePath(self.name).name, PurePath(self.name).stem):
             said = said.removeprefix(f"{printable(prefix)}: ")
-        text = said if said.count(shown) else f"{shown}: {said}"
+        named = re.search(rf"(?<![\w.-]){re.escape(shown)}(?![\w-])", said)  # not as a part of another word
+        text = said if named else f"{shown}: {said}"
         return f"{text}. {self.error.hint}" if self.error.hint else text
 
 

@@ -159,6 +159,7 @@ def test_a_baseline_is_not_made_without_a_model_that_was_named(
 def test_a_refusal_names_the_model_once_and_as_it_was_typed() -> None:
     assert Refusal("./x/a", ProfileError("a: vocab_size is missing")).text == "./x/a: vocab_size is missing"
     assert Refusal("a.gguf", ProfileError("a: cut short", "Copy it.")).text == "a.gguf: cut short. Copy it."
+    assert Refusal("trunc", ProfileError("model.safetensors is truncated")).text.startswith("trunc: model.")
     assert Refusal("gemma", NotFound("unknown model: gemma")).text == "unknown model: gemma"
 
 
