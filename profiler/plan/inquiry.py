@@ -96,14 +96,14 @@ def answers(inquiry: Inquiry) -> Found:
     )
     _check_count(len(models) * len(contexts) * len(quants) * len(batches) * len(machines))
     found: list[Answer] = []
-    impossible: dict[str, Refusal] = {}
+    impossible: dict[tuple[str, str], Refusal] = {}
     for machine, (name, model), quant in product(machines, models, quants):
         try:
             found += _cases(name, model, engine, quant, machine, contexts, batches, inquiry)
         except ProfileError as error:
-            impossible[error.message] = Refusal(name, error)
+            impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
-    if refused and not found and {name for name, _ in models} <= {each.name for each in impossible.values()}:
+    if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
         raise together(refused)
     if inquiry.goal is not None:
         found = ranked(found, inquiry.goal)
