@@ -196,10 +196,12 @@ class Transformers:
 
     def verify(self, model: Named, setting: Setting, machine: Machine) -> Command:
         target = machine.target
-        sizes = ("-q", setting.quant, "-c", str(setting.context), "-b", str(setting.batch))
+        own = model.as_stored and "quantization_config" in model.source.config  # which a sweep takes by itself
+        quant = ("-q", setting.quant) if setting.quant in self.quants and not own else ()
+        sizes = ("-c", str(setting.context), "-b", str(setting.batch))
         path = ("--path", setting.path) if target.local and setting.path != usual_path(target) else ()
         device = ("--device", target.local) if target.local else ()
-        return command("profile", "sweep", "-m", model.argument, sizes, path, device)
+        return command("profile", "sweep", "-m", model.argument, quant, sizes, path, device)
 
     def _chunk(self, setting: Setting, target: Target) -> int:
         return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)
