@@ -8,6 +8,7 @@ long as this process takes its place, and a line on stderr says so.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import shutil
 import stat
@@ -67,6 +68,15 @@ def scratch(name: str) -> Path:
     if os.access(folder, os.W_OK):
         return folder
     return _instead(name, f"{printable(folder)} is not writable")
+
+
+def is_private(path: Path) -> bool:
+    """Whether this folder, which a person named, is one that ``cache`` would take. It is made if it is missing."""
+    try:
+        _make(Path(os.path.abspath(path)))
+    except (ProfileError, OSError):
+        return False
+    return os.access(path, os.W_OK)
 
 
 def distrust(path: Path, top: Path) -> str | None:
@@ -154,7 +164,10 @@ def _instead(name: str, why: str) -> Path:
 @once
 def _private(why: str) -> Path:
     """A folder of this process alone. Said once for each reason."""
-    folder = Path(tempfile.mkdtemp(prefix="profile-cache-"))  # 0700
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="profile-cache-"))  # 0700
+    except FileNotFoundError as error:  # none of those that Python tries
+        raise OSError(errno.EACCES, f"{why}, and no temporary folder (TMPDIR) can be written") from error
     owner = os.getpid()
 
     def remove() -> None:
@@ -162,10 +175,20 @@ def _private(why: str) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
-    if sys.stderr is not None:
-        print(
-            f"warning: the cache is not used, because {why}; what it would hold is built again in a private folder."
-            f" {CACHE}=FOLDER names another one.",
-            file=sys.stderr,
-        )
+    note(f"the cache is not used, because {why}; a private folder takes its place. {CACHE}=FOLDER names another one")
     return folder
+
+
+_notes: list[str] = []
+
+
+def note(text: str) -> None:
+    """Something about the cache that a person should know: one line on stderr, and on the rows of a worker."""
+    _notes.append(text)
+    if sys.stderr is not None:
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def notes() -> tuple[str, ...]:
+    """What was noted in this process."""
+    return tuple(_notes)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from profiler import files
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.gate.exact import BOUNDS
@@ -96,22 +96,7 @@ def write(path: Path, baseline: Baseline) -> None:
         "cells": {name: asdict(entry) for name, entry in sorted(baseline.cells.items())},
     }
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
-    path = Path(os.path.realpath(path))  # a link stays a link
-    other = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with other.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        other.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        other.unlink(missing_ok=True)
-        raise ProfileError(f"{printable(path)} cannot be written: {printable(error.strerror)}") from None
+    files.write(path, text)
 
 
 def _parsed(content: Any) -> Baseline:
