@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices
+from profiler import devices, files
 from profiler.commands import gate_page, options
 from profiler.commands.habits import MeasuringCommand
 from profiler.commands.progress import say
@@ -104,7 +104,7 @@ def gate(
     if stored is not None:  # before anything is measured
         _known(stored, accept)
     if record is not None:
-        baseline.check(record)
+        files.check(record)
     found = devices.find(device)
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
@@ -265,7 +265,7 @@ def _check(base: str | None, candidate: str | None, stored: Path | None, accept:
 def _known(path: Path, accept: bool) -> baseline.Baseline:
     """The baseline to compare with, or to add to. Raises ProfileError for one that cannot be read or written."""
     if accept:
-        baseline.check(path)
+        files.check(path)
     return baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
 
 

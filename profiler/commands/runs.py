@@ -13,7 +13,7 @@ from profiler.commands.progress import say, tell, terminal_width
 from profiler.reports.base import plain, rendered
 from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
-from profiler.results.store import Run, Store, default_path
+from profiler.results.store import Run, Store, default_path, existing
 from profiler.shell import command
 from profiler.units import UNKNOWN, printable
 
@@ -38,7 +38,7 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
         return
     path = store or default_path()
     rows: list[dict[str, Any]] = []
-    if path.exists():
+    if existing(path):
         with Store.open(path, create=False) as opened:
             rows = [_row(run) for run in opened.runs()]
     if not rows:

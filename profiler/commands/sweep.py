@@ -22,7 +22,7 @@ from profiler.plan import budget, order, refusal, resume, scenario
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
 from profiler.results.measurement import Measurement
-from profiler.results.store import Store, StoredRow, default_path
+from profiler.results.store import Store, StoredRow, existing
 
 WEIGHTS = ("auto", "real", "synthetic")
 MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
@@ -113,7 +113,7 @@ def sweep(
 
 def stored(task: Work, snapshot: dict[str, Any], max_memory: int | None, store: Path | None) -> Kept:
     """What the store holds already, without making one where there is none."""
-    if not (store or default_path()).exists():
+    if existing(store) is None:
         return {}
     with Store.open(store, create=False) as opened:
         return resume.stored(task.points, opened, snapshot, task.effort, max_memory)

@@ -7,17 +7,15 @@ session.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from profiler import files
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.gate.advice import COMMAND, FrontEnd
@@ -90,20 +88,6 @@ def read(path: Path, front: FrontEnd = COMMAND) -> Baseline:
         raise _wrong(path, f"{type(error).__name__}: {printable(error)}", front) from None
 
 
-def check(path: Path) -> None:
-    """ProfileError if ``write`` could not put a file there: whoever measures for minutes should know before."""
-    target = Path(os.path.realpath(path))
-    try:
-        if target.exists() and not (target.is_file() and os.access(target, os.W_OK)):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte
-        why = getattr(error, "strerror", None) or error
-        hint = "Name a file in a folder that you may write to."
-        raise ProfileError(f"{printable(path)} cannot be written: {printable(why)}", hint) from None
-
-
 def write(path: Path, baseline: Baseline) -> None:
     """Put the file in place whole and for good. Raises ProfileError; the old file is then as it was."""
     content = {
@@ -113,22 +97,7 @@ def write(path: Path, baseline: Baseline) -> None:
         "cells": {name: asdict(entry) for name, entry in sorted(baseline.cells.items())},
     }
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
-    path = Path(os.path.realpath(path))  # a link stays a link
-    other = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with other.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        other.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        other.unlink(missing_ok=True)
-        raise ProfileError(f"{printable(path)} cannot be written: {printable(error.strerror)}") from None
+    files.write(path, text)
 
 
 def _parsed(content: Any) -> Baseline:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from profiler import devices
+from profiler import devices, files
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.gate import baseline, cell, exact, page
@@ -208,7 +208,7 @@ def open_suite(config: pytest.Config) -> Suite:
             raise ProfileError(f"--profile-gate-kinds: known are {', '.join(KINDS)}")
         path, accept = Path(named), bool(config.getoption("profile_gate_accept"))
         if accept:
-            baseline.check(path)
+            files.check(path)
         known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path, PYTEST)
     except ProfileError as error:
         raise pytest.UsageError(str(error)) from None

@@ -22,7 +22,7 @@ from select import POLLOUT, poll
 from types import ModuleType
 from typing import Any
 
-from profiler import registry
+from profiler import folders, registry
 from profiler.backends.base import OutOfMemory, Session
 from profiler.case import Case
 from profiler.devices.base import Meter
@@ -170,7 +170,7 @@ def measure_order(model: Model, order: Order, wire: Wire, again: bool = False) -
         outcome="ok",
         samples=result.samples,
         memory=memory,
-        cautions=(*result.cautions, *load_peak(memory)),
+        cautions=(*result.cautions, *load_peak(memory), *(Caution("cache", text) for text in folders.notes())),
         load_s=model.load.load_s,
         threads=result.threads,
         stopped=result.stopped,

@@ -19,6 +19,7 @@ from typing import Any
 from profiler.errors import ProfileError
 from profiler.units import printable
 
+MAGIC = b"GGUF"
 MAX_COUNT = 2**20  # metadata keys, tensors
 MAX_ARRAY = 2**24
 MAX_STRING = 2**20
@@ -69,6 +70,15 @@ class GgufHeader:
     tensors: Mapping[str, GgufTensor]
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins as GGUF does, whatever its name: Ollama keeps them as ``sha256-…``."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 class _Bad(Exception):
     """What is wrong with the file, in words."""
 
@@ -97,7 +107,7 @@ class _Reader:
         self.deadline = time.monotonic() + MAX_SECONDS
 
     def header(self) -> GgufHeader:
-        if self.take(4) != b"GGUF":
+        if self.take(len(MAGIC)) != MAGIC:
             raise _Bad("it does not start with GGUF")
         version = self.number("<I")
         if version not in (2, 3):

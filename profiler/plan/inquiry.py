@@ -14,7 +14,7 @@ from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
 from profiler.models.resolve import Model, resolve
-from profiler.plan.grid import counts, words
+from profiler.plan.grid import counts, model_names, words
 from profiler.plan.refusal import Refusal, accepted, together
 from profiler.predict import engines
 from profiler.predict.engines.base import Engine, Named
@@ -126,7 +126,7 @@ def one_case(inquiry: Inquiry) -> OneCase:
     engine = engines.find(inquiry.engine)
     (machine,) = _machines(inquiry, engine)
     quants = _quants(inquiry, engine)[: None if inquiry.quants else 1]
-    contexts, batches, names = _contexts(inquiry), counts("-b", inquiry.batches), words(inquiry.models)
+    contexts, batches, names = _contexts(inquiry), counts("-b", inquiry.batches), model_names(inquiry.models)
     if max(map(len, (quants, contexts, batches, names))) > 1:
         raise ProfileError("explain takes one case: one model, format, context and batch", "profile fit takes lists.")
     if not names:
@@ -220,7 +220,7 @@ def _quants(inquiry: Inquiry, engine: Engine) -> tuple[str, ...]:
 
 
 def _names(inquiry: Inquiry, engine: Engine, machines: Sequence[Machine], quant: str) -> tuple[str, ...]:
-    names = words(inquiry.models)
+    names = model_names(inquiry.models)
     if inquiry.models and not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
     if not names:

@@ -12,7 +12,7 @@ from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
-from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
+from profiler.plan.grid import Axes, Point, Settings, Subject, counts, model_names, points, words
 from profiler.plan.refusal import Refusal, accepted
 from profiler.quants.base import Quant
 from profiler.registry import unknown
@@ -70,7 +70,7 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
     """
     request = _with_scenario(request)
     quants = tuple(dict.fromkeys(_quant(name) for name in words(request.quants)))  # nf4-dq is nf4_dq
-    names = words(request.models)
+    names = model_names(request.models)
     if request.models and not names:
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:

@@ -23,8 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from profiler import folders
 from profiler.case import digest
-from profiler.errors import NotFound, StoreError
+from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.results.encoding import decode, dumps, encode
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
@@ -270,11 +271,21 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def default_path() -> Path:
-    """``$PROFILER_STORE``, else ``profile/results.sqlite`` in the user data folder."""
-    named = os.environ.get("PROFILER_STORE")
-    if named:
-        return Path(named).expanduser()
-    from platformdirs import user_data_path
+def existing(path: Path | None) -> Path | None:
+    """``path``, or the default one, if there is a store to read; ``None`` too if this user has no place for one."""
+    try:
+        path = path or default_path()
+        return path if path.exists() else None
+    except ProfileError:
+        return None
+    except OSError:  # opening it will say why
+        return path
 
-    return user_data_path("profile", appauthor=False) / "results.sqlite"
+
+def default_path() -> Path:
+    """``$PROFILER_STORE``, else ``profile/results.sqlite`` in the user data folder.
+
+    Raises ProfileError if there is neither.
+    """
+    named = os.environ.get("PROFILER_STORE")
+    return folders.expanded(named) if named else folders.data() / "results.sqlite"

@@ -45,7 +45,7 @@ OTHERS: dict[tuple[str, ...], Table] = {
         0,
     ),
     # pip install --help
-    ("pip", "install"): (_options("", "-U -e"), 1, 9),
+    ("pip", "install"): (_options("", "-U -e --force-reinstall"), 1, 9),
     # huggingface_hub, docs/source/en/guides/cli.md
     ("hf", "auth", "login"): ({}, 0, 0),
     # git-config(1)

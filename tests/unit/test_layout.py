@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each floor imports only itself and what is below it.
 FLOORS = [
-    {"case", "errors", "paths", "units", "registry", "shell"},
+    {"case", "console", "errors", "files", "folders", "paths", "units", "registry", "shell"},
     {"models", "quants", "devices", "kernels", "scenarios"},
     {"predict", "backends", "results"},
     {"plan", "measure"},

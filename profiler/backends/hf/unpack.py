@@ -12,11 +12,11 @@ from contextlib import suppress
 from math import prod
 from pathlib import Path
 
-import platformdirs
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from profiler import folders
 from profiler.backends.base import Beat
 from profiler.errors import ProfileError
 from profiler.models import gguf_file
@@ -29,11 +29,15 @@ SPARE = 1.1  # of the disk space that the folder itself takes
 
 def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
     """The folder of ``gguf``, made on first use. Raises ProfileError when the disk is too small for it."""
-    cache = Path(platformdirs.user_cache_dir("profile")) / "gguf"
+    cache = folders.cache("gguf")
     target = cache / f"{files_id([gguf])}-transformers-{transformers.__version__}"
-    if target.exists():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(target):
+        if target.is_dir() and _is_ours(target, cache):
+            return target
+        _set_aside(target)
+    if not os.access(cache, os.W_OK):
+        cache = folders.scratch("gguf")
+        target = cache / target.name
     _sweep(cache)
     header = gguf_file.header(gguf)
     dtype = torch.float32 if header.metadata.get("general.file_type") == ALL_FP32 else torch.bfloat16
@@ -55,6 +59,26 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
     return target
 
 
+def _is_ours(target: Path, cache: Path) -> bool:
+    """Whether nobody else can have written the folder, nor any file of it. Says who may have."""
+    for path in (target, *target.rglob("*")):
+        why = folders.distrust(path, cache)
+        if why is not None:
+            folders.note(f"{why}: the file is unpacked anew")
+            return False
+    return True
+
+
+def _set_aside(target: Path) -> None:
+    """Make room for a folder of ours: what cannot be removed goes by another name."""
+    aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    target.rename(aside)
+    if aside.is_symlink() or not aside.is_dir():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _write(gguf: Path, config: PretrainedConfig, dtype: torch.dtype, folder: Path) -> None:
     """Giving the config spares the second of two slow readings of the vocabulary."""
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, config=config, dtype=dtype)
@@ -62,6 +86,8 @@ def _write(gguf: Path, config: PretrainedConfig, dtype: torch.dtype, folder: Pat
     with suppress(AttributeError):
         del model.config.quantization_config
     model.save_pretrained(folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)  # whatever the umask
 
 
 def _sweep(cache: Path) -> None:
