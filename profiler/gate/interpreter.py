@@ -58,6 +58,12 @@ def fault():
     for device in sorted({order.case.device for order in orders}):
         if device.startswith("cuda") and "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
             return f"its torch {sys.modules['torch'].__version__} cannot use a GPU"
+    from profiler import devices
+    for order in orders:
+        quant = registry.load("quants", order.case.quant, "quantization").QUANT
+        reason = "torch" in sys.modules and quant.unavailable(devices.find(order.case.device))
+        if reason:
+            return reason
 try: said = fault()
 except BaseException as error: said = f"{type(error).__name__}: {error}"
 print("\\n" + sys.argv[1], json.dumps({"fault": said}))

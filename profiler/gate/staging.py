@@ -31,6 +31,7 @@ from profiler.units import bytes_text, printable
 GIT_S = 60
 PACKAGE = "profiler"
 MOST_FILES, MOST_BYTES = 20_000, 256 * 1024**2  # of a revision's package: ours are a hundredth of that
+MOST_PROJECT, MOST_LINK = 256 * 1024, 4096  # bytes of pyproject.toml, and of a link
 LFS = b"version https://git-lfs.github.com/spec/"
 INSTEAD = "Make a virtual environment of that revision, and name its folder: venv:FOLDER"
 DAMAGED = "The clone is damaged or partial, and nothing is fetched here. Fetch that revision, or name a venv:FOLDER"
@@ -97,6 +98,10 @@ def _mapped(root: Path, commit: str) -> Mapping[str, str]:
     project = [blob for blob in _tree(root, commit, "pyproject.toml") if str(blob.path) == "pyproject.toml"]
     if not project:
         raise ProfileError(f"{_revision(commit)} has no pyproject.toml", "It is older than this package.")
+    if project[0].size > MOST_PROJECT:
+        raise ProfileError(
+            f"pyproject.toml of {_revision(commit)} is larger than {bytes_text(MOST_PROJECT)}", INSTEAD
+        )
     (content,) = _contents(root, project)
     try:
         mapped = tomllib.loads(content.decode())["tool"]["setuptools"]["package-dir"]
@@ -123,6 +128,8 @@ def _files(root: Path, commit: str, path: str, place: PurePosixPath, linked: boo
         if blob.mode != LINK:
             yield Blob(target, blob.mode, blob.name, blob.size)
             continue
+        if blob.size > MOST_LINK:
+            raise ProfileError(f"{printable(blob.path)} of {_revision(commit)} is not a link that could be followed")
         (named,) = _contents(root, [blob])
         found = PurePosixPath(os.path.normpath(blob.path.parent / os.fsdecode(named)))
         if linked or not _is_inside(found):

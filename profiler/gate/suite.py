@@ -32,7 +32,7 @@ from profiler.units import parse_percent
 
 ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
 ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
-OPTION = re.compile(r"(?<![\w-])(--?[a-z]+)(?![\w-])(?: (?=[\w.]))?")
+OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 KINDS = ("workload", "machine", "time")
 UNSETTLED = (
     "warning: some stored times are too noisy to settle anything. That does not fail the session;"
@@ -262,12 +262,7 @@ def _rates(rows: Sequence[Measurement], phase: Phase) -> dict[str, float | None]
 
 def _as_arguments(text: str) -> str:
     """A message about options of ``profile sweep``, in the arguments of ``profile_case`` that stand for them."""
-
-    def argument(option: re.Match[str]) -> str:
-        name = ARGUMENTS.get(option[1])
-        return option[0] if name is None else f"{name}=" if option[2] else name
-
-    return OPTION.sub(argument, text)
+    return OPTION.sub(lambda option: ARGUMENTS.get(option[0], option[0]), text)
 
 
 def _percent(text: str) -> float:

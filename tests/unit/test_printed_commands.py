@@ -304,7 +304,11 @@ def texts(path: Path) -> Iterator[str]:
 
 
 SOURCES = sorted(path for folder in ("profiler", "kernels") for path in (ROOT / folder).rglob("*.py"))
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "tests" / "golden" / "reports").iterdir()]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "tests" / "golden" / "reports").iterdir()),
+    *sorted((ROOT / "scenarios").glob("*.toml")),  # `profile scenarios NAME` prints them
+]
 
 
 def test_commands_in_messages_and_help_are_ones_that_their_programs_take() -> None:

@@ -391,6 +391,9 @@ def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.
         ("model='gemma-3-270m', context='1k,2k'", "one case"),
         ("model='gemma-3-270m', colour=1", "colour"),
         ("model='gemma-3-270m', delta='5'", "no unit"),
+        ("model='gemma-3-270m', context='x'", "context: 'x' is not a count"),
+        ("model='gemma-3-270m', quant='q4_k_m'", "Give the file with model FILE.gguf; it is unpacked"),
+        ("model='gemma-3-270m', weights='real'", "Without weights real it is measured with random values"),
     ],
 )
 def test_a_call_that_cannot_be_meant_fails_in_words(
