@@ -22,11 +22,12 @@ def audit(model: str, quant: tuple[str, ...]) -> int:
     intermediates, compared from step to step and compiled. No GPU, no weights and no download are needed. On a CPU
     the graph is compiled code around C++ loops, so it needs a compiler. Exit code 1 when CUDA refuses one.
     """
-    from profiler.backends.hf.small import audited
-    from profiler.kernels import native
     from profiler.models.resolve import resolve
 
-    source = resolve(model).source
+    source = resolve(model).source  # before torch is imported, which takes seconds
+    from profiler.backends.hf.small import audited
+    from profiler.kernels import native
+
     names = [name for item in quant or QUANTS for name in item.split(",")]
     refused = 0
     for name in names:

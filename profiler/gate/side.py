@@ -108,7 +108,8 @@ def probe(launch: Launch) -> dict[str, Any]:
             env=worker_environment(os.environ) | dict(launch.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=PROBE_S,
             check=False,
         )

@@ -95,6 +95,8 @@ def model_names(values: Iterable[str]) -> tuple[str, ...]:
 def _exists(path: str) -> bool:
     try:
         return Path(path).expanduser().exists()
+    except PermissionError:  # resolving it will say so
+        return True
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
         return False
 
