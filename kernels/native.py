@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ X86 = (
     ("avx512", ("-DISA=avx512", "-DLANES=16", "-mavx512f")),
 )
 BUILD_LIMIT_S = 300
+NOEXEC = "failed to map segment"  # what the loader says of a file on a disk that is mounted so
 ONLY_OURS = 0o700
 REMEDY = f"{folders.CACHE}=FOLDER names another folder"
 
@@ -49,8 +51,8 @@ class FolderFailed(BuildFailed):
 def load() -> str:
     """Build if needed and register ``torch.ops.hwprofile``; gives the instruction set that was chosen at run time.
 
-    Where the cache cannot keep the library, or nothing in it can be run (it is full, read-only or mounted noexec),
-    one is built in a temporary folder. Raises BuildFailed.
+    Where the cache cannot keep the library (it is full or read-only), one is built in a temporary folder; where it
+    cannot be run from (it is mounted noexec), it is copied there. Raises BuildFailed.
     """
     try:
         library = _opened(built())
@@ -83,15 +85,30 @@ def _opened(path: Path) -> ctypes.CDLL:
         if found.st_uid not in (0, os.geteuid()) or found.st_mode & folders.OTHERS:
             raise FolderFailed(f"{printable(path)} may have been written by another user")
         with torch._ops.dl_open_guard():
-            return ctypes.CDLL(f"/proc/self/fd/{file}")
+            try:
+                return ctypes.CDLL(f"/proc/self/fd/{file}")
+            except OSError as error:
+                if NOEXEC not in str(error):
+                    raise
+                return _copied(file)
     except OSError as error:
         folder = printable(path.parent)
-        if "failed to map segment" in str(error):
-            raise FolderFailed(f"{folder} is mounted noexec, so no library in it can be loaded") from error
+        if NOEXEC in str(error):
+            why = f"{folder} and {printable(tempfile.gettempdir())} are mounted noexec, so no library can be loaded"
+            raise BuildFailed(f"{why}; {REMEDY}") from error
         raise FolderFailed(f"{path.name} in {folder} does not load: {printable(error)}") from error
     finally:
         if file >= 0:
             os.close(file)
+
+
+def _copied(file: int) -> ctypes.CDLL:
+    """The library from where libraries may be run. Raises OSError."""
+    with tempfile.TemporaryDirectory(prefix="profile-native-") as work, os.fdopen(os.dup(file), "rb") as source:
+        target = Path(work) / "decode.so"
+        with target.open("xb") as copy:
+            shutil.copyfileobj(source, copy)
+        return ctypes.CDLL(str(target))
 
 
 @cache

@@ -26,13 +26,14 @@ def audit(model: str, quant: tuple[str, ...]) -> int:
     the graph is compiled code around C++ loops, so it needs a compiler. Exit code 1 when CUDA refuses one, or
     one cannot be built.
     """
-    from profiler.backends.hf.small import audited
-    from profiler.kernels import native
     from profiler.models.resolve import resolve
 
-    source = resolve(model).source
+    source = resolve(model).source  # before torch is imported, which takes seconds
     names = words(quant or QUANTS)
-    plugins = {name: registry.load("quants", name, "quantization").QUANT for name in names}  # typing mistakes first
+    plugins = {name: registry.load("quants", name, "quantization").QUANT for name in names}  # typing mistakes too
+    from profiler.backends.hf.small import audited
+    from profiler.kernels import native
+
     refused = 0
     for name, plugin in plugins.items():
         try:

@@ -46,6 +46,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         if known is None:
             raise ProfileError(f"{found.name} was not calibrated as it is now", "profile calibrate takes a minute.")
     else:
+        ceilings.check_folder()  # measuring takes a minute
         path = ceilings.save(measure(found), fresh)
         known = ceilings.load(found)
         assert known is not None  # saved just now
@@ -60,7 +61,13 @@ def measure(device: DeviceInfo) -> Ceilings:
     command = [sys.executable, "-P", "-m", GAUGE, device.name]
     try:
         done = subprocess.run(
-            command, env=worker_environment(os.environ), capture_output=True, text=True, timeout=LIMIT_S, check=False
+            command,
+            env=worker_environment(os.environ),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=LIMIT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise ProfileError(

@@ -14,6 +14,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -249,15 +250,26 @@ def save(ceilings: Ceilings, fresh: bool = False) -> Path:
     """Keep it beside the last ones, with ``fresh`` alone. ProfileError if the folder cannot be written."""
     path = folder() / f"{ceilings.fingerprint}.json"
     runs = [*([] if fresh else _runs(path, ceilings.fingerprint)), ceilings][-KEPT:]
-    elsewhere = "PROFILER_STORE names another folder."
+    with _keeping(path):
+        files.write(path, json.dumps([{"schema": SCHEMA} | asdict(one) for one in runs], indent=1))
+    return path
+
+
+def check_folder() -> None:
+    """ProfileError if ``save`` would fail."""
+    path = folder() / "ceilings.json"
+    with _keeping(path):
+        files.check(path)
+
+
+@contextmanager
+def _keeping(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, json.dumps([{"schema": SCHEMA} | asdict(one) for one in runs], indent=1))
-    except OSError as error:
-        raise ProfileError(f"cannot keep the ceilings: {folders.describe(error)}", elsewhere) from None
-    except ProfileError as error:
-        raise ProfileError(f"cannot keep the ceilings: {error.message}", elsewhere) from None
-    return path
+        yield
+    except (OSError, ProfileError) as error:
+        why = error.message if isinstance(error, ProfileError) else folders.describe(error)
+        raise ProfileError(f"cannot keep the ceilings: {why}", "PROFILER_STORE names another folder.") from None
 
 
 def parse(content: Mapping[str, Any]) -> Ceilings | None:

@@ -68,6 +68,9 @@ def _existing(name: str) -> Path | None:
         path = Path(os.path.expanduser(name))  # Path.expanduser would take a folder called ~ for the home
         if name and (path.is_dir() or (path.is_file() and (gguf_file.is_gguf(path) or catalog.find(name) is None))):
             return path.absolute()
+    except PermissionError:
+        if os.sep in name:
+            raise ProfileError(f"{printable(name)} may not be read by this user") from None
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
         pass
     return None

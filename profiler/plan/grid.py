@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
@@ -94,7 +95,9 @@ def model_names(values: Iterable[str]) -> tuple[str, ...]:
 
 def _exists(path: str) -> bool:
     try:
-        return os.path.exists(os.path.expanduser(path))
+        return Path(os.path.expanduser(path)).exists()  # Path.expanduser would take a folder called ~ for the home
+    except PermissionError:  # resolving it will say so
+        return True
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
         return False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
     cache = folders.cache("gguf")
     target = cache / f"{files_id([gguf])}-transformers-{transformers.__version__}"
     if os.path.lexists(target):
-        if target.is_dir() and _is_ours(target, cache):
+        if _is_ours(target, cache):
             return target
         _set_aside(target)
     if not os.access(cache, os.W_OK):
@@ -61,7 +62,7 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
 
 def _is_ours(target: Path, cache: Path) -> bool:
     """Whether nobody else can have written the folder, nor any file of it. Says who may have."""
-    for path in (target, *target.rglob("*")):
+    for path in chain([target], target.rglob("*")):  # a link is not walked through
         why = folders.distrust(path, cache)
         if why is not None:
             folders.note(f"{why}: the file is unpacked anew")
@@ -86,8 +87,13 @@ def _write(gguf: Path, config: PretrainedConfig, dtype: torch.dtype, folder: Pat
     with suppress(AttributeError):
         del model.config.quantization_config
     model.save_pretrained(folder)
+    _close(folder)
+
+
+def _close(folder: Path) -> None:
+    """To everybody else, whatever the umask."""
     for path in (folder, *folder.rglob("*")):
-        path.chmod(0o700 if path.is_dir() else 0o600)  # whatever the umask
+        path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def _sweep(cache: Path) -> None:
