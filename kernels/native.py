@@ -7,18 +7,21 @@ compiler and torch's stable headers; without a compiler the decode step runs on 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from profiler import paths
+from profiler import folders, paths
 from profiler.units import printable
 
 from . import shapes
@@ -31,27 +34,81 @@ X86 = (
     ("avx512", ("-DISA=avx512", "-DLANES=16", "-mavx512f")),
 )
 BUILD_LIMIT_S = 300
+NOEXEC = "failed to map segment"  # what the loader says of a file on a disk that is mounted so
+ONLY_OURS = 0o700
+REMEDY = f"{folders.CACHE}=FOLDER names another folder"
 
 
 class BuildFailed(Exception):
     """The loops cannot be had here. The message says why, in one line."""
 
 
+class FolderFailed(BuildFailed):
+    """They cannot be had from this folder, but perhaps from another one."""
+
+
 @cache
 def load() -> str:
     """Build if needed and register ``torch.ops.hwprofile``; gives the instruction set that was chosen at run time.
 
-    Raises BuildFailed.
+    Where the cache cannot keep the library (it is full or read-only), one is built in a temporary folder; where it
+    cannot be run from (it is mounted noexec), it is copied there. Raises BuildFailed.
     """
-    path = built()
     try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        raise BuildFailed(f"{path.name} does not load: {printable(error)}") from error
+        library = _opened(built())
+    except FolderFailed as error:
+        library = _built_aside(error)
     _register_shapes()
-    name = ctypes.CDLL(str(path)).hwprofile_instruction_set
-    name.restype = ctypes.c_char_p
-    return str(name().decode())
+    library.hwprofile_instruction_set.restype = ctypes.c_char_p
+    return str(library.hwprofile_instruction_set().decode())
+
+
+def _built_aside(first: FolderFailed) -> ctypes.CDLL:
+    """The library from a folder that is gone once it is loaded. Raises BuildFailed with both reasons."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="profile-native-") as work:
+            library = _build(_compiler(), Path(work))
+            library.chmod(ONLY_OURS)
+            return _opened(library)
+    except BuildFailed as error:
+        raise BuildFailed(f"{first}; {error}; {REMEDY}") from error
+    except OSError as error:
+        raise BuildFailed(f"{first}; in a temporary folder: {folders.describe(error)}; {REMEDY}") from error
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    """Load the very file that was looked at, whatever its name means by now. Raises BuildFailed."""
+    file = -1
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        found = os.fstat(file)
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & folders.OTHERS:
+            raise FolderFailed(f"{printable(path)} may have been written by another user")
+        with torch._ops.dl_open_guard():
+            try:
+                return ctypes.CDLL(f"/proc/self/fd/{file}")
+            except OSError as error:
+                if NOEXEC not in str(error):
+                    raise
+                return _copied(file)
+    except OSError as error:
+        folder = printable(path.parent)
+        if NOEXEC in str(error):
+            why = f"{folder} and {printable(tempfile.gettempdir())} are mounted noexec, so no library can be loaded"
+            raise BuildFailed(f"{why}; {REMEDY}") from error
+        raise FolderFailed(f"{path.name} in {folder} does not load: {printable(error)}") from error
+    finally:
+        if file >= 0:
+            os.close(file)
+
+
+def _copied(file: int) -> ctypes.CDLL:
+    """The library from where libraries may be run. Raises OSError."""
+    with tempfile.TemporaryDirectory(prefix="profile-native-") as work, os.fdopen(os.dup(file), "rb") as source:
+        target = Path(work) / "decode.so"
+        with target.open("xb") as copy:
+            shutil.copyfileobj(source, copy)
+        return ctypes.CDLL(str(target))
 
 
 @cache
@@ -67,20 +124,24 @@ def missing() -> str | None:
 def built(folder: Path | None = None) -> Path:
     """The library for these sources, this compiler and this torch, built into ``folder`` (default: the user's cache).
 
-    Raises BuildFailed without a compiler, or when it fails.
+    One that another user may have written is built anew. Raises BuildFailed without a compiler, or when it fails.
     """
     compiler = _compiler()
-    folder = folder or paths.native_folder()
-    target = folder / f"decode-{_fingerprint(compiler)}.so"
-    if target.exists():
-        return target
     try:
+        folder = folder or folders.cache("native")
+        target = folder / f"decode-{_fingerprint(compiler)}.so"
+        with suppress(FileNotFoundError):
+            why = folders.distrust(target, folder)
+            if why is None:
+                return target
+            folders.note(f"{why}: our kernels are built anew")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             library = _build(compiler, Path(work))
+            library.chmod(ONLY_OURS)
             os.replace(library, target)  # atomic: another process may be building the same
     except OSError as error:
-        raise BuildFailed(f"cannot build into {printable(folder)}: {error.strerror}") from error
+        raise FolderFailed(f"cannot build into the cache: {folders.describe(error)}") from error
     return target
 
 
@@ -93,8 +154,14 @@ def _compiler() -> str:
 
 def _fingerprint(compiler: str) -> str:
     """Changes with everything that goes into the library."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=BUILD_LIMIT_S).stdout
-    parts = [version, torch.__version__, platform.machine(), repr(FLAGS), repr(_variants())]
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=BUILD_LIMIT_S).stdout
+    parts = [
+        version.decode("utf-8", "replace"),
+        torch.__version__,
+        platform.machine(),
+        repr(FLAGS),
+        repr(_variants()),
+    ]
     texts = [part.encode() for part in parts] + [path.read_bytes() for path in sorted(SOURCES.iterdir())]
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
@@ -110,26 +177,40 @@ def _build(compiler: str, work: Path) -> Path:
         ("bindings.cpp", "bindings.o", ("-I", str(torch_folder / "include")))
     ]
     jobs += [("kernels.cpp", f"{name}.o", flags) for name, flags in _variants()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in [
-            pool.submit(_run, [compiler, *FLAGS, *flags, "-c", str(SOURCES / source), "-o", str(work / made)])
-            for source, made, flags in jobs
-        ]:
-            result.result()
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for result in [
+                pool.submit(
+                    _run, [compiler, *FLAGS, *flags, "-c", str(SOURCES / source), "-o", str(work / made)], work
+                )
+                for source, made, flags in jobs
+            ]:
+                result.result()
+    except RuntimeError as error:  # a limit on threads
+        raise BuildFailed(f"cannot compile: {printable(error)}") from error
     library = work / "decode.so"
     objects = [str(work / made) for _, made, _ in jobs]
-    _run([compiler, "-shared", *objects, "-o", str(library), "-L", str(torch_folder / "lib"), "-ltorch_cpu"])
+    _run([compiler, "-shared", *objects, "-o", str(library), "-L", str(torch_folder / "lib"), "-ltorch_cpu"], work)
     return library
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], work: Path) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=BUILD_LIMIT_S,
+            env={**os.environ, "TMPDIR": str(work)},  # what the compiler writes on its way is run as well
+        )
     except subprocess.TimeoutExpired as error:
         raise BuildFailed(f"{Path(command[0]).name} took more than {BUILD_LIMIT_S} s") from error
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
-        raise BuildFailed(f"{Path(command[0]).name} failed: {printable(errors[0])}")
+        full = any(os.strerror(number) in done.stderr for number in (errno.ENOSPC, errno.EDQUOT))
+        kind = FolderFailed if full else BuildFailed
+        raise kind(f"{Path(command[0]).name} failed: {printable(errors[0])}")
 
 
 def _register_shapes() -> None:

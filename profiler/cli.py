@@ -6,6 +6,7 @@ command of the same name; what that returns is the exit code (None: 0).
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import os
@@ -13,18 +14,29 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
-from profiler import __version__, registry
+from profiler import __version__, console, folders, registry
 from profiler.errors import ProfileError
 from profiler.units import printable
 
 INTERRUPTED = 128 + signal.SIGINT
 DEBUG = "PROFILER_DEBUG"  # show tracebacks, for those who mend the profiler
 ISSUES = "please report it with that file"
+HINTS = {
+    errno.EMFILE: "Raise the limit on open files: ulimit -n 1024.",
+    errno.ENFILE: "The machine has too many files open: close some programs.",
+    errno.EAGAIN: "The limit on processes and threads is reached: raise it (ulimit -u), or end some.",
+    errno.ENOMEM: "Free some memory, or raise the limit (ulimit -v).",
+    errno.ENOSPC: "Free some space on that disk. TMPDIR names another folder for temporary files.",
+    errno.EDQUOT: "Free some space on that disk. TMPDIR names another folder for temporary files.",
+    errno.EROFS: "Choose a folder on a disk that can be written.",
+    errno.EACCES: "Choose a folder of yours, or ask its owner for access.",
+}
 
 
 class Commands(click.Group):
@@ -56,22 +68,30 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # `profile … | head`: the reader has what it wanted
-            _forget_stdout()
             return 0
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and leave with the exit code of design: 0, what the command returned, 2 for usage, 130 for Ctrl-C."""
-        try:
-            code = super().main(args, **{"prog_name": "profile", **extra, "standalone_mode": False})
-        except ProfileError as error:
-            code = _say(error.message, error.hint, error.exit_code)
-        except click.ClickException as error:
-            code = _say(printable(error.format_message(), 500), _help(error), error.exit_code)
-        except (KeyboardInterrupt, click.Abort):
-            code = INTERRUPTED
-        except Exception as error:
-            code = _unexpected(error)
+        with console.guarded():
+            code = self._code(args, extra)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def _code(self, args: Sequence[str] | None, extra: dict[str, Any]) -> Any:
+        try:
+            if not os.environ.get(DEBUG):
+                _calm_warnings()
+            return super().main(args, **{"prog_name": "profile", **extra, "standalone_mode": False})
+        except ProfileError as error:
+            return _say(error.message, error.hint, error.exit_code)
+        except click.ClickException as error:
+            return _say(printable(error.format_message(), 500), _help(error), error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            return INTERRUPTED
+        except BrokenPipeError:  # of the help
+            return 0
+        except Exception as error:
+            found = fault(error)
+            return _unexpected(error) if found is None else _say(*found, 1)
 
 
 def summary(name: str) -> str:
@@ -117,11 +137,36 @@ def _help(error: click.ClickException) -> str | None:
     return f"Try '{context.command_path} --help'." if context else None
 
 
-def _forget_stdout() -> None:
-    """Point stdout at nothing, so that Python's own flush at exit does not fail on the closed pipe."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
+def _calm_warnings() -> None:
+    """A library's warning is no error of a command, even under ``PYTHONWARNINGS=error``."""
+    if any(option.partition(":")[0] == "error" for option in sys.warnoptions):
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")
+
+
+def fault(error: BaseException) -> tuple[str, str] | None:
+    """What is wrong with the environment, and what to do, if that is what ``error`` is about; ``None`` for a bug."""
+    if isinstance(error, OSError):
+        hint = HINTS.get(error.errno or 0, f"{DEBUG}=1 shows where it happened.")
+        if isinstance(error, FileNotFoundError) and not _has_current_folder():
+            return "the current folder does not exist any more", "Change to another one: cd"
+        return f"the system refused: {printable(folders.describe(error), 500)}", hint
+    if isinstance(error, MemoryError):
+        return "out of memory", "Free some, raise the limit (ulimit -v), or ask for less."
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "the system refused another thread", HINTS[errno.EAGAIN]
+    if isinstance(error, ImportError) and not (error.name or "profiler").startswith("profiler"):
+        what = printable(" ".join(str(error).split()), 300)
+        return f"a library cannot be loaded: {what}", "Install it again: pip install --force-reinstall llm-hwprofile"
+    return None
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _unexpected(error: Exception) -> int:
@@ -132,7 +177,13 @@ def _unexpected(error: Exception) -> int:
     from profiler.results.redact import redact, redact_argv
 
     command, text = " ".join(redact_argv(sys.argv[1:])), redact("".join(traceback.format_exception(error)))
-    with tempfile.NamedTemporaryFile("w", prefix="profile-", suffix=".log", delete=False, encoding="utf-8") as file:
-        file.write(f"profile {__version__}: {command}\n{text}")
-    what = f"{type(error).__name__}: {printable(redact(str(error)))}"
-    return _say(f"unexpected: {what}", f"The details are in {file.name}; {ISSUES}. {DEBUG}=1 shows them here.", 1)
+    what = f"unexpected: {type(error).__name__}: {printable(redact(str(error)))}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="profile-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(f"profile {__version__}: {command}\n{text}")
+    except OSError as refused:
+        kept = f"The details could not be kept ({printable(refused.strerror or refused)})"
+        return _say(what, f"{kept}: {DEBUG}=1 shows them here; please report it with them.", 1)
+    return _say(what, f"The details are in {printable(file.name)}; {ISSUES}. {DEBUG}=1 shows them here.", 1)

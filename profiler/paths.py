@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
-
+from profiler import folders
 from profiler.case import digest
 
 EAGER, STATIC, GRAPH = PATHS = ("eager", "static", "graph")
@@ -36,11 +36,6 @@ def why_eager(kind: str) -> str | None:
     return NO_COMPILER if kind == "cpu" and compiler() is None else None
 
 
-def native_folder() -> Path:
-    """Where the built loops are kept."""
-    return Path(platformdirs.user_cache_dir("profile")) / "native"
-
-
 def machine_state() -> str:
     """Hash of what decides whether our step can be built and compiled here, as far as a look at the machine tells.
 
@@ -48,10 +43,13 @@ def machine_state() -> str:
     """
     found = compiler()
     stamp = None
+    places = [Path(tempfile.gettempdir())]
+    with suppress(OSError):  # no cache folder can be made: then the temporary one says why
+        places.insert(0, folders.cache("native"))
     if found is not None:
         status = os.stat(found)
         stamp = [os.path.realpath(found), status.st_size, status.st_mtime_ns]
-    return digest([stamp, *(fault(folder) for folder in (native_folder(), Path(tempfile.gettempdir())))])
+    return digest([stamp, *map(fault, places)])
 
 
 def fault(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
@@ -18,8 +19,13 @@ NOT_PLUGINS = {"base"}
 
 
 def names(folder: str) -> list[str]:
-    """Names of the plug-ins in ``profiler.<folder>``, sorted, as people type them."""
+    """Names of the plug-ins in ``profiler.<folder>``, sorted, as people type them.
+
+    Raises OSError if the folder cannot be read, for want of file descriptors say.
+    """
     package = importlib.import_module(f"profiler.{folder}")
+    for path in package.__path__:
+        os.listdir(path)  # pkgutil takes a folder that cannot be read for an empty one
     found = (module.name for module in pkgutil.iter_modules(package.__path__))
     return sorted(name.replace("_", "-") for name in found if name not in NOT_PLUGINS)
 

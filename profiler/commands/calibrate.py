@@ -52,6 +52,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         if known is None:
             raise ProfileError(f"{found.name} was not calibrated as it is now", "profile calibrate takes a minute.")
     else:
+        ceilings.check_folder()  # measuring takes a minute
         path = ceilings.save(measure(found), fresh)
         known = ceilings.load(found)
         assert known is not None  # saved just now
@@ -68,7 +69,15 @@ def measure(device: DeviceInfo) -> Ceilings:
     environ = worker_environment(os.environ)
     environ |= checkout.environ(environ)
     try:
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=limit_s, check=False)
+        done = subprocess.run(
+            command,
+            env=environ,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=limit_s,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise ProfileError(
             f"measuring {device.name} took more than {limit_s:.0f} s", "Is the machine busy?"

@@ -15,7 +15,7 @@ from profiler.predict import engines, estimate, explanation
 from profiler.predict.engines.base import Setting
 from profiler.predict.machine import SPLITS, Split
 from profiler.results.measurement import Measurement
-from profiler.results.store import Store, default_path
+from profiler.results.store import Store, existing
 
 
 @click.command("explain")
@@ -63,7 +63,7 @@ def explain(
 
 def stored(model: Model, target: Target, setting: Setting, store: Path | None) -> list[Measurement]:
     """The measurements of the case on this device, by any decode path, the newest first."""
-    if target.local is None or target.count > 1 or not (store or default_path()).exists():
+    if target.local is None or target.count > 1 or existing(store) is None:
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
     with Store.open(store, create=False) as opened:

@@ -74,7 +74,8 @@ def row(answer: Answer, goal: Goal | None = None) -> dict[str, Any]:
         "binds": prediction.binds,
         "basis": prediction.basis,
         "cautions": list(answer.cautions),
-        "verify": prediction.engine.verify(answer.model, setting, machine.target),
+        "verify": str(answer.verify),
+        "verify_blanks": dict(answer.verify.blanks),
     }
     return content | ({"goal": goal.met(prediction)} if goal else {})
 
@@ -158,8 +159,8 @@ def notes(found: Sequence[Answer]) -> list[str]:
     lines += _ttft(found)
     lines.append("Check it:")
     for answer in _distinct(found)[:SHOWN_VERIFY]:
-        prediction = answer.prediction
-        lines.append(f"  {prediction.engine.verify(answer.model, prediction.setting, prediction.machine.target)}")
+        lines.append(f"  {answer.verify}")
+        lines += [f"  # {blank}: {what}" for blank, what in answer.verify.blanks.items()]
     return lines
 
 

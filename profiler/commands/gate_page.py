@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from profiler import files
 from profiler.commands import listing
-from profiler.errors import ProfileError
 from profiler.gate import page
 from profiler.gate.verdict import Verdict
 from profiler.reports.base import plain
-from profiler.units import UNKNOWN, printable
+from profiler.units import UNKNOWN
 
 FORMATS = listing.FORMATS
 LEGEND = (
@@ -45,10 +45,7 @@ def render(content: Mapping[str, Any], verdicts: Sequence[Verdict], output: str)
 
 def keep(path: Path, content: Mapping[str, Any]) -> None:
     """The whole gate in a file. Raises ProfileError."""
-    try:
-        path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ProfileError(f"{printable(path)} cannot be written: {printable(error.strerror)}") from None
+    files.write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _legend(content: Mapping[str, Any]) -> list[str]:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from profiler.errors import ProfileError
+from profiler import files
 from profiler.reports.base.page.blocks import Figures, Page
 from profiler.results.store import Store
-from profiler.units import printable
 
 
 def check(path: Path | None) -> None:
     """ProfileError if ``path`` cannot be written: a sweep takes hours, and its page comes last."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise ProfileError(f"there is no folder {printable(path.parent)} to write {printable(path.name)} to")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ProfileError(f"{printable(path)} cannot be written", "Name a file in a folder of yours.")
+    if path is not None:
+        files.check(path)
 
 
 def write_html(path: Path, page: Page) -> None:
     """One file that needs nothing else."""
     from profiler.reports.html import document
 
-    _write(path, document(page))
+    files.write(path, document(page))
 
 
 def write_rows(path: Path, store: Store, run: str) -> None:
@@ -40,6 +34,9 @@ def write_markdown(path: Path, page: Page) -> None:
     """The text, and its charts as ``STEM-charts/N.svg`` beside it."""
     from profiler.reports.base.page import drawing, markdown
 
+    if not files.is_plain(path):  # a pipe has nothing beside it
+        files.write(path, markdown.markdown(page, {}))
+        return
     folder = path.with_name(f"{path.stem}-charts")
     figures = [
         figure
@@ -50,22 +47,10 @@ def write_markdown(path: Path, page: Page) -> None:
     ]
     images: dict[int, str] = {}
     if figures:
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise ProfileError(f"cannot make {printable(folder)}: {error.strerror}") from None
-    for number, figure in enumerate(figures, 1):
-        image = folder / f"{number:02}.svg"
-        _write(image, drawing.svg(figure.spec))
-        images[id(figure)] = markdown.address(folder.name, image.name)
-    _write(path, markdown.markdown(page, images))
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ProfileError(f"cannot write {printable(path)}: {error.strerror}") from None
+        files.make_folder(folder)
+    with drawing.kept():
+        for number, figure in enumerate(figures, 1):
+            image = folder / f"{number:02}.svg"
+            files.write(image, drawing.svg(figure.spec))
+            images[id(figure)] = markdown.address(folder.name, image.name)
+    files.write(path, markdown.markdown(page, images))

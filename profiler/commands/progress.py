@@ -5,7 +5,6 @@ A terminal also gets a bar with the case and its phase. Elsewhere, a sweep of le
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import click
 
+from profiler import console
 from profiler.case import Case
 from profiler.reports.base import figure
 from profiler.results import stats
@@ -38,7 +38,7 @@ def tell(text: str | None) -> None:
 
 def terminal_width() -> int | None:
     """Columns of the terminal that stdout is, or None if it is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return console.width()
 
 
 class Progress:
@@ -131,12 +131,13 @@ def _display() -> Any:
     from rich import progress
     from rich.console import Console
 
+    columns, lines = console.size()  # rich would take COLUMNS as it comes
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=20),
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[left]}", markup=False),
-        console=Console(stderr=True),
+        console=Console(stderr=True, width=columns, height=lines),
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,

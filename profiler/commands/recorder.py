@@ -14,6 +14,7 @@ import click
 
 from profiler.case import Case
 from profiler.commands.progress import say, tell, terminal_width
+from profiler.console import OutputLost
 from profiler.devices.base import DeviceInfo
 from profiler.measure.supervisor import Ending
 from profiler.models.remark import CODES
@@ -50,6 +51,7 @@ class Recorder:
         self._device = device
         self.rows: list[Measurement] = []  # of this run, those from earlier ones included
         self._waiting: list[Measurement] = []  # to be printed at the end
+        self._lost: OutputLost | None = None  # why rows could not be printed
 
     def __enter__(self) -> Recorder:
         return self
@@ -59,8 +61,9 @@ class Recorder:
     ) -> None:
         if isinstance(error, BrokenPipeError):
             self._store.finish_run(self.run, "finished" if len(self.rows) == len(self._place) else "interrupted")
+            again = self._store.command("runs", "show", self.run)
             with suppress(BrokenPipeError):
-                say(f"nobody reads the rows any more; those measured are kept: profile runs show {self.run}")
+                say(f"nobody reads the rows any more; those measured are kept: {again}")
         elif error is not None and self._waiting:
             self._print_rest()
 
@@ -116,9 +119,12 @@ class Recorder:
         """Print what was not printed yet, in the order of the grid; the exit code."""
         self._print_rest()
         self._store.finish_run(self.run, "interrupted" if ending.interrupted else "finished")
+        if self._lost is not None:
+            say(f"Error: {self._lost.message}\n  Every row is stored: profile runs show {self.run}")
         if ending.interrupted:
             return INTERRUPTED
-        return FAILED if any(row.outcome in FAILURES for row in self.rows) else 0
+        failed = self._lost is not None or any(row.outcome in FAILURES for row in self.rows)
+        return FAILED if failed else 0
 
     def _with_cautions(self, row: Measurement) -> Measurement:
         """``row`` with what is to be said of the model by the name it was asked for."""
@@ -140,7 +146,13 @@ class Recorder:
             self._print(sorted(rows, key=lambda row: self._place[row.case.key]))
 
     def _print(self, rows: list[Measurement]) -> None:
+        if self._lost is not None:
+            return
         text, left_out = rendered(self._output, self.run, rows, terminal_width())
-        click.echo(text, nl=False)
+        try:
+            click.echo(text, nl=False)
+        except OutputLost as error:  # rows are stored before they are shown, so the sweep goes on
+            self._lost = error
+            return
         if left_out:
             say(left_out)

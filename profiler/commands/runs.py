@@ -13,7 +13,8 @@ from profiler.commands.progress import say, tell, terminal_width
 from profiler.reports.base import plain, rendered, streamed
 from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
-from profiler.results.store import Run, Store, collector_paused, default_path
+from profiler.results.store import Run, Store, collector_paused, default_path, existing
+from profiler.shell import command
 from profiler.units import UNKNOWN, printable
 
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order they are counted to people
@@ -29,14 +30,15 @@ DEVICE_LENGTH = 30
 def runs(context: click.Context, store: Path | None, output: str) -> None:
     """List the stored runs, oldest first.
 
-    A run without an end is still going, or was killed: `profile sweep` takes its rows up again.
+    A run without an end is still going, or was killed: `profile sweep` takes its rows up again. The command of a run
+    is cut where it is long; `-o json` has it whole.
     """
     context.obj = store
     if context.invoked_subcommand is not None:
         return
     path = store or default_path()
     rows: list[dict[str, Any]] = []
-    if path.exists():
+    if existing(path):
         with Store.open(path, create=False) as opened:
             rows = [_row(run) for run in opened.runs()]
     if not rows:
@@ -103,5 +105,5 @@ def _shown(row: listing.Row) -> dict[str, str]:
         "cases": ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items()) or "none",
         "device": plain(row["device"] or UNKNOWN, DEVICE_LENGTH),
         "models": plain(", ".join(row["models"]) or UNKNOWN, MODELS_LENGTH),
-        "command": plain(" ".join(row["argv"]), COMMAND_LENGTH),
+        "command": printable(str(command("profile", row["argv"])), COMMAND_LENGTH),
     }

@@ -19,12 +19,12 @@ from profiler.commands.recorder import Recorder
 from profiler.devices.base import DeviceInfo
 from profiler.measure import supervisor
 from profiler.measure.watch import Limits
-from profiler.plan import budget, order, resume, scenario
+from profiler.plan import budget, order, refusal, resume, scenario
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
 from profiler.results.leases import Leases
 from profiler.results.measurement import Measurement
-from profiler.results.store import Store, StoredRow, default_path
+from profiler.results.store import Store, StoredRow, existing
 
 WEIGHTS = ("auto", "real", "synthetic")
 MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
@@ -83,12 +83,14 @@ def sweep(
     measured, so an interrupted sweep goes on where it stopped. Sweeps that run on one store at the same time share
     the work: a case that another one is measuring is left to it, and its row is taken.
 
-    Exit code: 0 fine, 1 a case failed, 2 usage, 130 interrupted.
+    Exit code: 0 fine, 1 a case failed or a model was refused, 2 usage, 130 interrupted.
     """
     page_files.check(html)
     found = devices.find(device)
     available = available_bytes(found, max_memory)
     task = work(Request(**asked), found, available, say)
+    for line in refusal.lines(task.refused):  # before the rows, so that nobody waits for them
+        say(line)
     snapshot = environment.snapshot(found)
     if dry_run:
         kept = stored(task, snapshot, max_memory, store) if resumed else {}
@@ -98,7 +100,7 @@ def sweep(
             say(line)
         tell(resume.fallbacks(kept.values()))
         say(preview.summary(plan))
-        return 0
+        return refusal.REFUSED if task.refused else 0
     with Store.open(store) as opened:
         since = opened.newest_id()  # rows of other sweeps that come after it are as fresh as our own
         kept = resume.stored(task.points, opened, snapshot, task.effort, max_memory) if resumed else {}
@@ -121,12 +123,13 @@ def sweep(
             if html is not None:
                 page_files.write_rows(html, opened, recorder.run)
             tell(closing.ending(recorder.rows, len(task.points), ending.interrupted, resumed))
-            return code
+            tell(closing.refused(task.refused))
+            return code or (refusal.REFUSED if task.refused else 0)
 
 
 def stored(task: Work, snapshot: dict[str, Any], max_memory: int | None, store: Path | None) -> Kept:
     """What the store holds already, without making one where there is none."""
-    if not (store or default_path()).exists():
+    if existing(store) is None:
         return {}
     with Store.open(store, create=False) as opened:
         return resume.stored(task.points, opened, snapshot, task.effort, max_memory)

@@ -14,12 +14,14 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from profiler import files, folders
 from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
@@ -169,11 +171,7 @@ def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> st
 def folder() -> Path:
     """Beside the results: in the folder of ``$PROFILER_STORE``, else in the user data folder."""
     named = os.environ.get("PROFILER_STORE")
-    if named:
-        return Path(named).expanduser().parent / "ceilings"
-    from platformdirs import user_data_path
-
-    return user_data_path("profile", appauthor=False) / "ceilings"
+    return folders.expanded(named).parent / "ceilings" if named else folders.data() / "ceilings"
 
 
 def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings | None:
@@ -182,7 +180,10 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
     ``packages`` as for ``fingerprint``.
     """
     mark = fingerprint(device, packages)
-    found = _runs(folder() / f"{mark}.json", mark)
+    try:
+        found = _runs(folder() / f"{mark}.json", mark)
+    except ProfileError:  # no home: nothing can have been kept
+        return None
     return together(found) if found else None
 
 
@@ -284,16 +285,26 @@ def save(ceilings: Ceilings, fresh: bool = False) -> Path:
     """Keep it beside the last ones, with ``fresh`` alone. ProfileError if the folder cannot be written."""
     path = folder() / f"{ceilings.fingerprint}.json"
     runs = [*([] if fresh else _runs(path, ceilings.fingerprint)), ceilings][-KEPT:]
-    part = path.with_suffix(f".{os.getpid()}.part")
+    with _keeping(path):
+        files.write(path, json.dumps([{"schema": SCHEMA} | asdict(one) for one in runs], indent=1))
+    return path
+
+
+def check_folder() -> None:
+    """ProfileError if ``save`` would fail."""
+    path = folder() / "ceilings.json"
+    with _keeping(path):
+        files.check(path)
+
+
+@contextmanager
+def _keeping(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps([{"schema": SCHEMA} | asdict(one) for one in runs], indent=1), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise ProfileError(
-            f"cannot keep the ceilings: {error.strerror}", "PROFILER_STORE names another folder."
-        ) from None
-    return path
+        yield
+    except (OSError, ProfileError) as error:
+        why = error.message if isinstance(error, ProfileError) else folders.describe(error)
+        raise ProfileError(f"cannot keep the ceilings: {why}", "PROFILER_STORE names another folder.") from None
 
 
 def parse(content: Mapping[str, Any]) -> Ceilings | None:

@@ -94,7 +94,11 @@ def find(text: str | None = None) -> Target:
     if "=" in wanted:
         return _described(wanted)
     if re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
-        return of(devices.find(wanted))
+        try:
+            return of(devices.find(wanted))
+        except ProfileError as error:  # here a device is named by another option than where one is measured
+            hint = error.hint.replace("--device", "--on") if error.hint else None
+            raise type(error)(error.message.replace("--device", "--on"), hint) from None
     return of_catalog(_named(wanted))
 
 

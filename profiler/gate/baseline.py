@@ -8,16 +8,17 @@ session.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from profiler import files
 from profiler.case import Case
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import BadContent, Budget, json_value, read_bytes
+from profiler.gate.advice import COMMAND, FrontEnd
 from profiler.gate.exact import BOUNDS
 from profiler.results.measurement import Measurement
 from profiler.results.validity import check, check_part
@@ -71,20 +72,20 @@ class Baseline:
         return Baseline(cells)
 
 
-def read(path: Path) -> Baseline:
+def read(path: Path, front: FrontEnd = COMMAND) -> Baseline:
     """The baseline in a file. Raises ProfileError for one that is not there, or not whole, or of a newer version."""
     try:
         content = read_bytes(path, BUDGET.nbytes)
     except NotFound:
         raise ProfileError(
-            f"there is no baseline {printable(path)}", "Make one of what is measured now: --accept."
+            f"there is no baseline {printable(path)}", f"To make one of what is measured now, add {front.accept}."
         ) from None
     try:
         return _parsed(json_value(content, BUDGET))
     except BadContent as error:
-        raise _wrong(path, f"it is no JSON: {printable(error)}") from None
+        raise _wrong(path, f"it is not JSON: {printable(error)}", front) from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise _wrong(path, f"{type(error).__name__}: {printable(error)}") from None
+        raise _wrong(path, f"{type(error).__name__}: {printable(error)}", front) from None
 
 
 def write(path: Path, baseline: Baseline) -> None:
@@ -96,22 +97,7 @@ def write(path: Path, baseline: Baseline) -> None:
         "cells": {name: asdict(entry) for name, entry in sorted(baseline.cells.items())},
     }
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
-    path = Path(os.path.realpath(path))  # a link stays a link
-    other = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with other.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        other.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        other.unlink(missing_ok=True)
-        raise ProfileError(f"{printable(path)} cannot be written: {printable(error.strerror)}") from None
+    files.write(path, text)
 
 
 def _parsed(content: Any) -> Baseline:
@@ -153,6 +139,6 @@ def _times(values: Iterable[Any]) -> Iterator[float]:
         yield float(value)
 
 
-def _wrong(path: Path, why: str) -> ProfileError:
-    hint = "Take it from version control, or make a new one of what is measured now: delete it, then --accept."
+def _wrong(path: Path, why: str, front: FrontEnd) -> ProfileError:
+    hint = f"Take it from version control; or delete it, and add {front.accept} to make one of what is measured now."
     return ProfileError(f"{printable(path)} cannot be used as a baseline: {printable(why)}", hint)

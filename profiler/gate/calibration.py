@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from profiler import files, folders
 from profiler.case import digest
 from profiler.errors import ProfileError
 from profiler.foreign import read_json
@@ -74,11 +74,9 @@ class Calibrations:
         if path is None:
             return
         content = {name: {"sd": n.sd, "pairs": n.pairs, "measured_at": n.measured_at} for name, n in found.items()}
-        with suppress(OSError):
+        with suppress(OSError, ProfileError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            other = path.with_suffix(f".{os.getpid()}")
-            other.write_text(json.dumps(content), encoding="utf-8")
-            other.replace(path)
+            files.write(path, json.dumps(content))
 
     def _path(self, key: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{key}.json"
@@ -91,6 +89,4 @@ def key_of(case_key: str, environment_key: str, base: Mapping[str, Any], effort:
 
 def default_folder() -> Path:
     """In the user's cache folder, which may be deleted at any time."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("profile", appauthor=False) / "gate"
+    return folders.cache("gate")

@@ -126,7 +126,7 @@ class Supervisor:
             worker = self._worker_for(case)
             worker.send(Order(case, job.source, self._effort, limits.max_memory_bytes))
         except OSError as error:
-            return self._not_started(case, f"no worker could be started: {os.strerror(error.errno or 0)}")
+            return self._not_started(case, f"no worker could be started: {error.strerror or error}")
         except ProtocolError as error:
             return self._not_started(case, f"the model's config cannot be passed to a worker: {error}")
         row = Watch(worker, case, limits, self._interrupts, self._on_beat).row()

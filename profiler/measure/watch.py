@@ -53,6 +53,7 @@ class Watch:
         self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of a hundredth is no hang
         self._started = time.monotonic()
         self._life_at, self._life_cpu = self._started, worker.cpu_s() or 0.0
+        self._group_cpu: float | None = None  # of the worker and its compilers, once it has been silent for a while
 
     def row(self) -> Measurement:
         """The row, with an empty environment; unless it is ok the worker has been ended. Raises Stopped."""
@@ -129,10 +130,17 @@ class Watch:
         return None
 
     def _last_life(self, now: float) -> float:
-        """When it last said something or used the CPU."""
-        cpu = self._worker.cpu_s() or self._life_cpu
-        if cpu - self._life_cpu > self._idle_share * (now - self._life_at):
-            self._life_at, self._life_cpu = now, cpu
+        """When it last said something, or it or a compiler that it waits for used the CPU."""
+        cpu, silence = self._worker.cpu_s() or self._life_cpu, now - self._life_at
+        if cpu - self._life_cpu > self._idle_share * silence:
+            self._life_at, self._life_cpu, self._group_cpu = now, cpu, None
+        elif self._group_cpu is None:
+            if silence > self._limits.hang_s / 2:
+                self._group_cpu = self._worker.group_cpu_s()
+        elif silence > self._limits.hang_s:
+            group = self._worker.group_cpu_s()
+            if group - self._group_cpu > self._idle_share * silence / 2:
+                self._life_at, self._life_cpu, self._group_cpu = now, cpu, group
         return self._life_at
 
     def _failed(self, outcome: Outcome, reason: str) -> Measurement:

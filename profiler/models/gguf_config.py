@@ -40,7 +40,8 @@ def config(header: GgufHeader) -> Raw:
     keys = _Keys(header)
     parts = header.metadata.get("split.count", 1)
     if parts not in (0, 1):
-        raise keys.error(f"one of {printable(parts)} parts of a split file: merge them with llama-gguf-split first")
+        merge = "llama-gguf-split --merge FIRST.gguf MERGED.gguf"
+        raise keys.error(f"one of {printable(parts)} parts of a split file: merge them first: {merge}")
     if keys.architecture not in ARCHITECTURES:
         raise unknown("GGUF architecture", keys.architecture, ARCHITECTURES)
     return ARCHITECTURES[keys.architecture](keys)

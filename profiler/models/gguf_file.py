@@ -21,6 +21,7 @@ from profiler.errors import ProfileError
 from profiler.foreign import open_file, why
 from profiler.units import bytes_text, printable
 
+MAGIC = b"GGUF"
 MAX_COUNT = 2**16  # metadata keys, tensors: the largest real files have a few thousand
 MAX_ARRAY = 2**24
 MAX_STRING = 2**20
@@ -76,6 +77,15 @@ class GgufHeader:
     data: int = 0  # where the data section begins in the file
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins as GGUF does, whatever its name: Ollama keeps them as ``sha256-…``."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 class _Bad(Exception):
     """What is wrong with the file, in words."""
 
@@ -108,7 +118,7 @@ class _Reader:
         self.deadline = time.thread_time() + MAX_SECONDS
 
     def header(self) -> GgufHeader:
-        if self.take(min(4, self.size)) != b"GGUF":
+        if self.take(min(len(MAGIC), self.size)) != MAGIC:
             raise _Bad("it does not start with GGUF" if self.size else "it is empty")
         version = self.number("<I")
         if version not in (2, 3):

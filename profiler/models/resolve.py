@@ -23,6 +23,7 @@ from profiler.models.source import Source
 from profiler.units import printable
 
 WITHOUT_WEIGHTS = "Without --weights real it is measured with random values in the same shapes."
+BESIDE = ("config.json", "model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,25 @@ def resolve(name: str, *, offline: bool | None = None) -> Model:
     """
     path = _existing(name)
     if path is not None:
-        return _gguf(path) if path.is_file() else _folder(path)
+        return _folder(path) if path.is_dir() else _gguf(path)
     known = catalog.find(name)
     if known is not None:
         return _catalog(known)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".gguf", "/")):
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.casefold().endswith((".gguf", "/")):
         return _hub(name, offline)
     raise _no_such(name)
 
 
 def _existing(name: str) -> Path | None:
-    """The absolute path that ``name`` means, if there is something; bare catalog names are never shadowed by chance
-    files, because only folders and .gguf files count."""
+    """The absolute path that ``name`` means, if there is something. A chance file that is no GGUF file does not stand
+    in the way of a catalog name."""
     try:
-        path = Path(name).expanduser()
-        if name and (path.is_dir() or path.is_file()):
+        path = Path(os.path.expanduser(name))  # Path.expanduser would take a folder called ~ for the home
+        if name and (path.is_dir() or (path.is_file() and (gguf_file.is_gguf(path) or catalog.find(name) is None))):
             return path.absolute()
+    except PermissionError:
+        if os.sep in name:
+            raise ProfileError(f"{printable(name)} may not be read by this user") from None
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
         pass
     return None
@@ -94,7 +98,7 @@ def _no_such(name: str) -> NotFound:
         return NotFound(f"{shown} is a URL", f"Give the hub id owner/name{meant}.")
     if name.endswith("/") and name.count("/") == 2 and not name.startswith((".", "/", "~")):
         return NotFound(f"there is no folder {shown}", f"For the hub give owner/name: {printable(name[:-1])}.")
-    if os.sep in name or name.endswith(".gguf"):
+    if os.sep in name or name.casefold().endswith(".gguf"):
         return NotFound(f"no such file, folder or hub id: {shown}")
     near = catalog.nearest(name)
     meant = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -132,8 +136,11 @@ def _folder(path: Path) -> Model:
 
 def _gguf(path: Path) -> Model:
     name = _shown(path.stem)
-    if path.suffix != ".gguf":
-        raise ProfileError(f"{_shown(path.name)} is neither a folder nor a .gguf file")
+    if not os.access(path, os.R_OK):
+        raise ProfileError(f"{_shown(path.name)} may not be read by this user")
+    if not gguf_file.is_gguf(path) and path.suffix.casefold() != ".gguf":
+        hint = "Give its folder, in which config.json lies." if path.name in BESIDE else None
+        raise ProfileError(f"{_shown(path.name)} is neither a folder nor a GGUF file", hint)
     header = gguf_file.header(path)
     source = Source("gguf", str(path), None, gguf_config.config(header))
     return _model(name, source, find=partial(of_gguf, path, header))

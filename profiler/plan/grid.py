@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from profiler.case import Case
@@ -20,6 +22,7 @@ from profiler.models.source import Source
 from profiler.quants.base import Quant
 from profiler.units import parse_count, printable
 
+MOST_COMMAS = 16  # of one path
 MAX_CASES = 100_000  # a slip of the keyboard, not a plan: at a second each it would run for a day
 
 LISTS = "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1."
@@ -81,6 +84,32 @@ class Point:
 def words(values: Iterable[str]) -> tuple[str, ...]:
     """The words of a repeated, comma-separated option: no empty ones, no duplicates, order kept."""
     return tuple(dict.fromkeys(word for value in values for word in map(str.strip, value.split(",")) if word))
+
+
+def model_names(values: Iterable[str]) -> tuple[str, ...]:
+    """The models of a repeated, comma-separated option. What exists as a file or folder is one model, commas and all.
+
+    ``a,b/model,gemma-3-1b`` is two models if there is a folder ``a,b/model``: the longest path that exists counts.
+    """
+    found: dict[str, None] = {}
+    for value in values:
+        parts = value.split(",")
+        while parts:
+            most = min(len(parts), MOST_COMMAS + 1)
+            taken = next((n for n in range(most, 1, -1) if _exists(",".join(parts[:n]))), 1)
+            name = ",".join(parts[:taken]) if taken > 1 else parts[0].strip()
+            found |= {name: None} if name else {}
+            parts = parts[taken:]
+    return tuple(found)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(os.path.expanduser(path)).exists()  # Path.expanduser would take a folder called ~ for the home
+    except PermissionError:  # resolving it will say so
+        return True
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
+        return False
 
 
 def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from functools import cache, partial
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
+from profiler.errors import ProfileError
 from profiler.measure import steady
 from profiler.measure.effort import Effort
 from profiler.plan.grid import Point
@@ -68,7 +69,11 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     skipped: list[Skip] = []
     host = cache(partial(host_of, device))
     for point in points:
-        entry = estimate(point, host(point.case.threads), effort)
+        try:
+            entry = estimate(point, host(point.case.threads), effort)
+        except ProfileError as error:  # of this model in this quantization: the others are as they were
+            skipped.append(Skip(point.case, error.message))
+            continue
         reason = _impossible(point, device) or _too_large(entry.takes, available_bytes, device)
         if reason is None:
             planned.append(entry)

@@ -14,7 +14,8 @@ from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
 from profiler.models.remark import EAGER, SYNTHETIC, Remark
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
-from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
+from profiler.plan.grid import Axes, Point, Settings, Subject, counts, model_names, points, words
+from profiler.plan.refusal import Refusal, accepted
 from profiler.quants.base import Quant
 from profiler.registry import unknown
 from profiler.units import bytes_text, printable
@@ -60,27 +61,30 @@ class Work:
     effort: Effort
     budget_s: float | None
     subjects: tuple[Subject, ...]
+    refused: tuple[Refusal, ...] = ()  # models of the list that the others go on without
 
 
 def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -> Work:
     """The grid of a request. ``say`` gets what a person should know before it runs.
 
-    Raises ProfileError for what cannot be meant, NotFound for unknown models, quantizations and scenarios.
+    Raises ProfileError for what cannot be meant, NotFound for unknown quantizations and scenarios, and the reason
+    why a model cannot be measured where none of those named can.
     """
     request = _with_scenario(request)
     quants = tuple(dict.fromkeys(_quant(name) for name in words(request.quants)))  # nf4-dq is nf4_dq
-    names = words(request.models)
+    names = model_names(request.models)
     if request.models and not names:
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:
         return _headline(request, quants, device, available_bytes, say)
-    found = [_with_path(subject(name, request.weights, say), request, device) for name in names]
+    found, refused = accepted(names, lambda name: _with_path(subject(name, request.weights, say), request, device))
     subjects = _distinct(found, say)
     return Work(
         points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
         effort=_effort(request),
         budget_s=request.budget_s,
         subjects=subjects,
+        refused=refused,
     )
 
 

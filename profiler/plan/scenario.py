@@ -20,7 +20,7 @@ from typing import Any
 from profiler import registry
 from profiler.errors import ProfileError
 from profiler.foreign import BadContent, Budget, read_bytes, toml_value
-from profiler.plan.grid import counts, words
+from profiler.plan.grid import counts, model_names, words
 from profiler.units import printable
 
 NOT_GRIDS = {"devices", "efficiency", "quality"}  # data that lies in the same folder
@@ -90,7 +90,7 @@ def _parse(name: str, file: Traversable) -> Scenario:
         batches=counts(f"{where}: batches", _texts(content["batches"])),
         steps=counts(f"{where}: steps", _texts(content["steps"])),
         quants=words(_texts(content.get("quants", []))),
-        models=words(_texts(content.get("models", []))),
+        models=model_names(_texts(content.get("models", []))),
         fill=fill,
     )
 

@@ -43,4 +43,4 @@ def _clocks(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     known = [sample.sm_mhz for sample in measurement.of(phase) if sample.sm_mhz]
     if known and max(known) > (1 + DIFFERENT) * min(known):
         text = f"{phase}: clocks differ between repetitions, {min(known):,.0f} to {max(known):,.0f} MHz"
-        yield Caution(f"{phase}-clocks-differ", text, "locked clocks: nvidia-smi --lock-gpu-clocks")
+        yield Caution(f"{phase}-clocks-differ", text, "locked clocks: sudo nvidia-smi --lock-gpu-clocks=MHZ")

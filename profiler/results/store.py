@@ -26,8 +26,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from profiler import folders
 from profiler.case import digest
-from profiler.errors import NotFound, StoreError
+from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.foreign import Budget, json_value
 from profiler.results.encoding import decode, dumps, encode
 from profiler.results.environment import environment_key
@@ -36,6 +37,7 @@ from profiler.results.measurement import Measurement
 from profiler.results.opening import connect, connect_to_read, in_words
 from profiler.results.redact import redact, redact_argv, redact_json
 from profiler.results.validity import check_part
+from profiler.shell import Command, command
 from profiler.units import printable
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -210,19 +212,26 @@ class Store:
                 for run, started, finished, how, argv, environment in found
             ]  # fmt: skip
 
+    def command(self, *words: str) -> Command:
+        """A command that reads or writes this store, wherever it is."""
+        named = () if self.path == default_path() else ("--store", str(self.path))
+        return command("profile", words, named)
+
     def find_run(self, prefix: str | None = None) -> str:
         """Id of the latest run, or of the one run whose id starts with ``prefix``. Raises NotFound."""
         with self._content_in_words("run"):
             known = [_text(run) for (run,) in self._read("SELECT id FROM runs ORDER BY id")]
         if not known:
-            raise NotFound(f"no run is stored in {printable(self.path)}", "Measure something first: profile sweep")
+            first = self.command("sweep")
+            raise NotFound(f"no run is stored in {printable(self.path)}", f"Measure something first: {first}")
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
         if prefix is None or prefix in matching:
             return prefix or matching[-1]
         if len(matching) != 1:
             what = f"{len(matching)} runs start with" if matching else "no run starts with"
             recent = ", ".join((matching or known)[-5:])
-            raise NotFound(f"{what} {printable(prefix)!r}", f"The latest: {recent}. All of them: profile runs")
+            every = self.command("runs")
+            raise NotFound(f"{what} {printable(prefix)!r}", f"The latest: {recent}. All of them: {every}")
         return matching[0]
 
     def rows(self, run: str | None = None) -> list[Measurement]:
@@ -394,11 +403,21 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def default_path() -> Path:
-    """``$PROFILER_STORE``, else ``profile/results.sqlite`` in the user data folder."""
-    named = os.environ.get("PROFILER_STORE")
-    if named:
-        return Path(named).expanduser()
-    from platformdirs import user_data_path
+def existing(path: Path | None) -> Path | None:
+    """``path``, or the default one, if there is a store to read; ``None`` too if this user has no place for one."""
+    try:
+        path = path or default_path()
+        return path if path.exists() else None
+    except ProfileError:
+        return None
+    except OSError:  # opening it will say why
+        return path
 
-    return user_data_path("profile", appauthor=False) / "results.sqlite"
+
+def default_path() -> Path:
+    """``$PROFILER_STORE``, else ``profile/results.sqlite`` in the user data folder.
+
+    Raises ProfileError if there is neither.
+    """
+    named = os.environ.get("PROFILER_STORE")
+    return folders.expanded(named) if named else folders.data() / "results.sqlite"

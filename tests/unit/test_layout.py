@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each floor imports only itself and what is below it.
 FLOORS = [
-    {"case", "checkout", "errors", "foreign", "paths", "registry", "units"},
+    {"case", "checkout", "console", "errors", "files", "folders", "foreign", "paths", "registry", "shell", "units"},
     {"models", "quants", "devices", "kernels", "scenarios"},
     {"predict", "backends", "results"},
     {"plan", "measure"},

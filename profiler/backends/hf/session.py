@@ -17,6 +17,7 @@ from profiler import registry
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
+from profiler.backends.hf.reported import loading_errors
 from profiler.case import Case
 from profiler.devices import allowance
 from profiler.devices.allowance import Allowance
@@ -48,7 +49,7 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
     if case.device.startswith("cuda"):
         torch.cuda.set_device(torch.device(case.device))  # kernels and graphs of ours go where the current stream is
     meter = kind.meter(case.device)
-    with memory_errors():
+    with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)
         if case.weights == "real" and model.dtype == torch.float16:  # the one dtype that other checkpoints overflow
             refuse_overflow(model)

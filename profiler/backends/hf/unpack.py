@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from itertools import chain
 from math import prod
 from pathlib import Path
 
-import platformdirs
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from profiler import folders
 from profiler.backends.base import Beat
 from profiler.errors import ProfileError
 from profiler.models import gguf_file
@@ -34,13 +35,17 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat, identity: str | N
 
     ``identity``: hash of the file's content, where it is known already.
     """
-    cache = Path(platformdirs.user_cache_dir("profile")) / "gguf"
+    cache = folders.cache("gguf")
     header = gguf_file.header(gguf)
     identity = identity or content_id(gguf_spans(gguf, header))
     target = cache / f"{identity}-transformers-{transformers.__version__}-{RULES}"
-    if target.exists():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(target):
+        if _is_ours(target, cache):
+            return target
+        _set_aside(target)
+    if not os.access(cache, os.W_OK):
+        cache = folders.scratch("gguf")
+        target = cache / target.name
     _sweep(cache)
     dtype = kept_dtype(header)
     size = sum(prod(tensor.shape) for tensor in header.tensors.values()) * dtype.itemsize
@@ -68,6 +73,26 @@ def kept_dtype(header: gguf_file.GgufHeader) -> torch.dtype:
     return torch.float32 if 2 * wide > every else torch.bfloat16
 
 
+def _is_ours(target: Path, cache: Path) -> bool:
+    """Whether nobody else can have written the folder, nor any file of it. Says who may have."""
+    for path in chain([target], target.rglob("*")):  # a link is not walked through
+        why = folders.distrust(path, cache)
+        if why is not None:
+            folders.note(f"{why}: the file is unpacked anew")
+            return False
+    return True
+
+
+def _set_aside(target: Path) -> None:
+    """Make room for a folder of ours: what cannot be removed goes by another name."""
+    aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    target.rename(aside)
+    if aside.is_symlink() or not aside.is_dir():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _write(gguf: Path, config: PretrainedConfig, dtype: torch.dtype, folder: Path) -> None:
     """Giving the config spares the second of two slow readings of the vocabulary.
 
@@ -84,6 +109,13 @@ def _write(gguf: Path, config: PretrainedConfig, dtype: torch.dtype, folder: Pat
     with suppress(AttributeError):
         del model.config.quantization_config
     model.save_pretrained(folder)
+    _close(folder)
+
+
+def _close(folder: Path) -> None:
+    """To everybody else, whatever the umask."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def _sweep(cache: Path) -> None:

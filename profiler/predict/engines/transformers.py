@@ -25,12 +25,14 @@ from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, GatedDelta
 from profiler.paths import EAGER, GRAPH, STATIC
 from profiler.predict.efficiency import UNPACKED
-from profiler.predict.engines.base import MIB, Setting, Terms, spread
+from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
+from profiler.predict.machine import Machine
 from profiler.predict.storage import Held, Storage, storage, with_head
 from profiler.predict.work import GROWING_TOUCHES, RECURRENT_BYTES, Calls, Manner
 from profiler.quants.base import DTYPE_BYTES, Quant, repackable
 from profiler.registry import unknown
+from profiler.shell import Command, command
 
 UBATCH = {"CPU": 512}
 UBATCH_OTHERWISE = 2048
@@ -192,10 +194,14 @@ class Transformers:
             ),
         )
 
-    def verify(self, model: str, setting: Setting, target: Target) -> str:
-        device = f" --device {target.local}" if target.local else ""
-        path = f" --path {setting.path}" if target.local and setting.path != usual_path(target) else ""
-        return f"profile sweep -m {model} -q {setting.quant} -c {setting.context} -b {setting.batch}{path}{device}"
+    def verify(self, model: Named, setting: Setting, machine: Machine) -> Command:
+        target = machine.target
+        own = model.as_stored and "quantization_config" in model.source.config  # which a sweep takes by itself
+        quant = ("-q", setting.quant) if setting.quant in self.quants and not own else ()
+        sizes = ("-c", str(setting.context), "-b", str(setting.batch))
+        path = ("--path", setting.path) if target.local and setting.path != usual_path(target) else ()
+        device = ("--device", target.local) if target.local else ()
+        return command("profile", "sweep", "-m", model.argument, quant, sizes, path, device)
 
     def _chunk(self, setting: Setting, target: Target) -> int:
         return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)

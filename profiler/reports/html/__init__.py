@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from profiler.reports.base.page import drawing
 from profiler.reports.base.page.blocks import Page
 from profiler.reports.base.page.compose import page
 from profiler.reports.html.blocks import block_html, escaped
@@ -18,8 +19,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 
 
 def render(run: str | None, measurements: Sequence[Measurement]) -> str:
-    """The page of these rows."""
-    return document(page(measurements, run))
+    """The page of these rows. All in ASCII: what it is printed to may have another encoding than the page says."""
+    return document(page(measurements, run)).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def document(content: Page) -> str:
@@ -27,12 +28,13 @@ def document(content: Page) -> str:
     links = "".join(
         f'<li><a href="#{section.anchor}">{section.anchor.capitalize()}</a></li>' for section in content.sections
     )
-    sections = "\n".join(
-        f'<section id="{section.anchor}">\n<h2>{escaped(section.title)}</h2>\n'
-        + "\n".join(map(block_html, section.blocks))
-        + "\n</section>"
-        for section in content.sections
-    )
+    with drawing.kept():
+        sections = "\n".join(
+            f'<section id="{section.anchor}">\n<h2>{escaped(section.title)}</h2>\n'
+            + "\n".join(map(block_html, section.blocks))
+            + "\n</section>"
+            for section in content.sections
+        )
     facts = " · ".join(map(escaped, content.facts))
     return f"""<!doctype html>
 <html lang="en">

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from fakes.architectures import CONFIGS, prompt
 from transformers import PreTrainedModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import causal_conv1d_update, torch_recurrent_gated_delta_rule
 
+from profiler import folders, paths
 from profiler.kernels import native
 from profiler.kernels.runner import EagerRunner, StaticRunner
 from profiler.kernels.substitute import Substitutes, _convolution
@@ -154,6 +158,128 @@ def test_a_second_build_is_taken_from_the_cache(tmp_path: Path, ops) -> None:
     assert native.built(tmp_path) == first
     assert first.stat().st_mtime_ns == made
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+PLANTED = """
+#include <stdio.h>
+__attribute__((constructor)) static void ran(void) { fputs("PLANTED RAN\\n", stderr); }
+"""
+
+
+def plant(library: Path) -> None:
+    compiler = paths.compiler()
+    assert compiler is not None
+    command = [compiler, "-x", "c", "-shared", "-fPIC", "-", "-o", str(library)]
+    subprocess.run(command, input=PLANTED.encode(), check=True)
+
+
+LOAD = "from profiler.kernels import native; print(native.missing() or native.load())"
+
+
+def load_with(cache: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LOAD],
+        env={**os.environ, "PROFILER_CACHE": str(cache), **environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("how", ["belongs to another user", "may be written by other users", "is a symbolic link"])
+def test_a_library_that_others_may_have_planted_is_not_run_but_built_anew(
+    tmp_path: Path, ops: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "belongs to another user" and os.geteuid() != 0:
+        pytest.skip("only root can plant a file of another user")
+    real = native.built()
+    (tmp_path / "native").mkdir(mode=0o700)
+    planted = tmp_path / "native" / real.name
+    if how == "is a symbolic link":
+        plant(tmp_path / "theirs.so")
+        planted.symlink_to(tmp_path / "theirs.so")
+    else:
+        plant(planted)
+        planted.chmod(0o777 if how == "may be written by other users" else 0o755)
+        if how == "belongs to another user":
+            os.chown(planted, 65534, 65534)
+    monkeypatch.setattr(native, "_build", lambda compiler, work: Path(shutil.copy(real, work / "decode.so")))
+    monkeypatch.setenv("PROFILER_CACHE", str(tmp_path))
+    monkeypatch.setattr(folders, "_notes", [])
+    assert native.built() == planted
+    assert planted.read_bytes() == real.read_bytes() and stat.S_IMODE(planted.lstat().st_mode) == 0o700
+    assert [how in text and "built anew" in text for text in folders.notes()] == [True]
+    loaded = load_with(tmp_path)
+    assert loaded.stdout.strip() == native.load() and "PLANTED" not in loaded.stderr
+
+
+def test_a_library_that_was_swapped_after_it_was_looked_at_is_not_run(tmp_path: Path) -> None:
+    plant(tmp_path / "decode.so")
+    (tmp_path / "decode.so").chmod(0o777)
+    (tmp_path / "link.so").symlink_to("decode.so")
+    for name in ("decode.so", "link.so"):
+        with pytest.raises(native.FolderFailed):
+            native._opened(tmp_path / name)
+
+
+class Library:
+    """Stands for the library: a second copy of it in one process would register its operators again."""
+
+    class hwprofile_instruction_set:
+        def __new__(cls) -> Any:
+            return b"stand-in"
+
+
+def test_a_library_in_a_cache_mounted_noexec_is_run_from_a_copy(
+    tmp_path: Path, ops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "decode.so").write_bytes(b"library")
+    tried = []
+
+    def loads(path: str) -> Any:
+        tried.append(path)
+        if path.startswith("/proc/self/fd/"):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        assert Path(path).read_bytes() == b"library"
+        return Library
+
+    monkeypatch.setattr(native.ctypes, "CDLL", loads)
+    assert native._opened(tmp_path / "decode.so") is Library
+    assert len(tried) == 2 and not Path(tried[1]).exists()
+
+
+def test_where_nothing_may_be_run_the_reason_names_both_folders_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "decode.so").touch(0o700)
+
+    def refused(path: str) -> Any:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(native.ctypes, "CDLL", refused)
+    with pytest.raises(native.BuildFailed) as caught:
+        native._opened(tmp_path / "decode.so")
+    words = str(caught.value)
+    assert words.startswith(f"{tmp_path} and ") and "mounted noexec" in words
+    assert words.endswith("PROFILER_CACHE=FOLDER names another folder")
+
+
+def test_a_full_cache_is_no_reason_to_go_without_the_loops(
+    tmp_path: Path, ops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = native.built()
+
+    def build(compiler: str, work: Path) -> Path:
+        if work.is_relative_to(tmp_path):
+            raise OSError(28, "No space left on device")
+        return Path(shutil.copy(real, work / "decode.so"))
+
+    monkeypatch.setenv("PROFILER_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "_build", build)
+    monkeypatch.setattr(native, "_opened", lambda path: Library)
+    monkeypatch.setattr(native, "_register_shapes", lambda: None)
+    assert native.load.__wrapped__() == "stand-in"
+    assert list((tmp_path / "native").iterdir()) == []
 
 
 def test_no_compiler_is_a_reason_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,6 @@ def test_a_table_that_nobody_reads_ends_the_run_as_finished(sweep: Any, monkeypa
         if not err:
             raise BrokenPipeError
 
-    monkeypatch.setattr("profiler.cli._forget_stdout", lambda: None)
     monkeypatch.setattr(click, "echo", closed)
     assert sweep("-c", "128", "-n", "4", output="table").code == 0
     with Store.open() as store:

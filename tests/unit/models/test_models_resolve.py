@@ -223,7 +223,7 @@ def test_a_url_or_a_trailing_slash_is_told_what_a_hub_id_is(name: str, hint: str
 
 def test_a_file_that_is_no_gguf_and_a_folder_without_config_say_what_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
-    assert "neither a folder nor a .gguf file" in one_line(str(tmp_path / "model.bin"))
+    assert "neither a folder nor a GGUF file" in one_line(str(tmp_path / "model.bin"))
     assert "has no config.json" in one_line(str(tmp_path))
 
 

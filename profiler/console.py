@@ -1,0 +1,159 @@
+"""stdout and stderr as they are found: of any encoding, full, closed, or with a reader that has gone.
+
+What an encoding lacks is written in ASCII. A text that stdout does not take ends the command with one line on stderr;
+stderr itself never ends anything, since there is nowhere left to say so.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import select
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+from profiler.errors import ProfileError
+from profiler.units import printable
+
+ASCII = "profile-ascii"  # the name of our handler of encoding errors
+INSTEAD = {
+    "–": "-", "—": "-", "−": "-", "─": "-", "│": "|", "·": "-", "…": "...", "×": "x", "±": "+-", "≈": "~", "≤": "<=",
+    "≥": ">=", "→": "->", "←": "<-", "÷": "/", "µ": "u", "μ": "u", "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*",
+    "°": " deg", "²": "^2", "³": "^3", "≠": "!=", "∞": "inf", "\u00a0": " ", "\u202f": " ", "\u2011": "-",
+    "█": "#", "▏": "|", "━": "-", "╸": "-", "╺": "-",
+}  # fmt: skip
+NARROWEST, WIDEST, USUAL = 20, 1000, (80, 24)
+
+
+class OutputLost(ProfileError):
+    """stdout does not take what a command prints. What the command did besides, such as storing rows, is done."""
+
+    exit_code = 1
+
+
+class Stream(io.TextIOBase):
+    """A text stream over one of the process's own, written without a buffer.
+
+    It has no ``buffer``: click would write UTF-8 to it wherever the encoding is ASCII.
+    """
+
+    def __init__(self, inner: TextIO, lost: type[OutputLost] | None) -> None:
+        """``lost``: what is raised if the text is not taken, except for a reader that has gone; ``None``: nothing."""
+        self._inner, self._lost = inner, lost
+        self._name = "stdout" if lost else "stderr"
+        self._encoding = getattr(inner, "encoding", None) or "utf-8"
+        self._encode = codecs.getincrementalencoder(self._encoding)(ASCII).encode  # UTF-16 has one mark at its start
+        try:
+            self._fd: int | None = inner.fileno()
+        except (OSError, ValueError, AttributeError):
+            self._fd = None  # a stand-in of a test
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    @property
+    def errors(self) -> str:  # type: ignore[override]
+        return ASCII
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError):
+            return self._inner.isatty()
+        return False
+
+    def fileno(self) -> int:
+        return self._inner.fileno()
+
+    def write(self, text: str) -> int:
+        try:
+            self._put(text)
+        except BrokenPipeError:
+            if self._lost is not None:
+                raise
+        except (OSError, ValueError) as error:  # ValueError: closed by somebody in this process
+            if self._lost is not None:
+                raise self._lost(*_words(self._name, error)) from None
+        return len(text)
+
+    def _put(self, text: str) -> None:
+        if self._fd is None:
+            self._inner.write(text.encode(self._encoding, ASCII).decode(self._encoding))
+            self._inner.flush()
+            return
+        rest = memoryview(self._encode(text))
+        while rest:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:  # whoever has the other end made it so for both of us
+                select.select([], [self._fd], [])
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Have ``sys.stdout`` and ``sys.stderr`` be such streams; those that were closed are opened on nothing."""
+    _open_standard_files()
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        with suppress(OSError, ValueError):
+            stream.flush()
+    sys.stdout, sys.stderr = Stream(before[0], OutputLost), Stream(before[1], None)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def width() -> int | None:
+    """Columns of the terminal that stdout is, within what a table can be laid out for; ``None`` if it is none."""
+    return size()[0] if sys.stdout.isatty() else None
+
+
+def size() -> tuple[int, int]:
+    """Columns and lines, whatever the environment says they are."""
+    columns, lines = shutil.get_terminal_size(USUAL)
+    return min(max(columns, NARROWEST), WIDEST), min(max(lines, 1), WIDEST)
+
+
+def _open_standard_files() -> None:
+    """Give the numbers 0 to 2 to files, before the store gets one of them and somebody prints into it.
+
+    stdout is opened for reading, so that writing to it fails as it would have.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):
+                os.open(os.devnull, flags)  # the lowest free number, which is this one
+    streams: Any = sys
+    if sys.stdout is None:
+        streams.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", write_through=True)
+    if sys.stderr is None:
+        streams.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", write_through=True)
+
+
+def _words(name: str, error: Exception) -> tuple[str, str | None]:
+    number = error.errno if isinstance(error, OSError) else errno.EBADF
+    if number == errno.EBADF:
+        return f"{name} is closed: what was to be printed is lost", "Send it to /dev/null if you do not need it."
+    reason = error.strerror if isinstance(error, OSError) else None
+    hint = "Free some space, or send it elsewhere." if number in (errno.ENOSPC, errno.EDQUOT) else None
+    return f"{name} cannot be written: {printable(reason or error)}", hint
+
+
+def _ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(INSTEAD.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing), error.end
+
+
+codecs.register_error(ASCII, _ascii)

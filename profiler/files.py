@@ -1,0 +1,188 @@
+"""Files that we write: whole or not at all, with one line that says why if they cannot be written.
+
+A text goes to a new file of an unpredictable name beside the old one, which then takes its place. So a reader never
+sees half a file, and nobody who may write to the same folder can point the writing somewhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from profiler.errors import ProfileError
+from profiler.units import printable
+
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+MODE = 0o666  # less the umask, as any program's files
+LONGEST_NAME = 180  # bytes of a name that a temporary one repeats: file systems take 255
+LINKS = 40  # as many as the kernel follows
+
+
+def write(path: Path, text: str) -> None:
+    """Put ``text`` (as UTF-8) in place whole, for good. The mode of a file that is there already stays.
+
+    A link to a file stays a link. A pipe, a device or ``/dev/stdout`` is written to as it is. Raises ProfileError; an
+    old file is then as it was.
+    """
+    data = text.encode("utf-8", "backslashreplace")  # lone surrogates: names that are not UTF-8
+    with _in_words(path):
+        target = _end(path)
+        if _is_plain(target):
+            _replace(target, data)
+        else:
+            _write_through(target, data)
+
+
+def check(path: Path) -> None:
+    """ProfileError if ``write`` would fail on ``path``: whoever measures for hours should know before."""
+    with _in_words(path):
+        target = _end(path)
+        if _is_plain(target):
+            file, part = _create(target)
+            os.close(file)
+            _remove_quietly(part)
+        elif not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def is_plain(path: Path) -> bool:
+    """Whether ``path`` is a plain file or none yet, so that others can lie beside it. Raises ProfileError."""
+    with _in_words(path):
+        return _is_plain(_end(path))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder, or take the one that is there unless another user's link leads to it. Raises ProfileError."""
+    with _in_words(path):
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.stat(_end(path)).st_mode):
+                raise
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _refused(path, error) from None
+    except ValueError:
+        raise ProfileError(f"{printable(path)} is not a path: it holds a NUL byte") from None
+
+
+def _refused(path: Path, error: OSError) -> ProfileError:
+    name = printable(path)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return ProfileError(
+            f"{name} cannot be written: there is no folder {printable(path.parent)}", "Make it first."
+        )
+    if error.errno == errno.ENXIO:
+        return ProfileError(f"{name} cannot be written: it is a pipe that nobody reads")
+    hints = {
+        errno.ENOSPC: "Free some space, or name a file on another disk.",
+        errno.EDQUOT: "Free some space, or name a file on another disk.",
+        errno.ENAMETOOLONG: "Choose a shorter name.",
+        errno.EISDIR: "Name a file in it.",
+        errno.EMFILE: "Raise the limit on open files: ulimit -n 1024.",
+        errno.EPIPE: "Whoever read it has stopped.",
+    }
+    return ProfileError(
+        f"{name} cannot be written: {printable(error.strerror or error)}",
+        hints.get(error.errno or 0, "Name a file in a folder of yours."),
+    )
+
+
+def _end(path: Path) -> Path:
+    """Where the links of ``path`` lead. Raises OSError for another user's link, who may have put it in our way."""
+    for _ in range(LINKS):
+        if _is_open(path):
+            return path
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return path
+        if not stat.S_ISLNK(found.st_mode):
+            return path
+        if found.st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EACCES, "it is another user's symbolic link")
+        path = path.parent / os.readlink(path)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _is_open(path: Path) -> bool:
+    """Whether it is one of our open files: its name may be gone, or be another file's by now."""
+    return path.name.isdigit() and os.path.realpath(path.parent) == f"/proc/{os.getpid()}/fd"
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether there is a plain file, or none yet. Raises OSError for a folder and for what may not be written."""
+    if _is_open(path):
+        return False
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return True
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not os.access(path, os.W_OK):  # a new file could take its place all the same, but was it meant to?
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return stat.S_ISREG(mode)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    if _is_open(path):
+        file = os.dup(int(path.name))
+    else:
+        file = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # no wait for a pipe's reader
+        os.set_blocking(file, True)
+    try:
+        _write_all(file, data)
+    finally:
+        os.close(file)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    file, part = _create(target)
+    try:
+        try:
+            with suppress(FileNotFoundError):
+                os.fchmod(file, stat.S_IMODE(os.stat(target).st_mode) & 0o777)
+            _write_all(file, data)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(part, target)
+    except BaseException:
+        _remove_quietly(part)
+        raise
+    with suppress(OSError):  # some file systems cannot; the file itself is there
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _create(target: Path) -> tuple[int, Path]:
+    """A new file beside ``target``."""
+    if len(os.fsencode(target.name)) > os.pathconf(target.parent, "PC_NAME_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    start = os.fsdecode(os.fsencode(target.name)[:LONGEST_NAME])
+    part = target.with_name(f".{start}.{os.urandom(8).hex()}.part")
+    return os.open(part, NEW, MODE), part
+
+
+def _write_all(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _remove_quietly(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

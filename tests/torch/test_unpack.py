@@ -1,0 +1,75 @@
+"""A GGUF file's unpacked folder is taken from the cache only if nobody else can have written to it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from profiler import folders
+from profiler.backends.hf import unpack
+from profiler.models import gguf_file
+
+
+@pytest.fixture
+def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file whose unpacking is a stand-in: what is tested is whether it is done."""
+    monkeypatch.setenv("PROFILER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(folders, "_notes", [])
+    monkeypatch.setattr(gguf_file, "header", lambda path: gguf_file.GgufHeader({}, {}))
+
+    def write(gguf: Path, config: Any, dtype: Any, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("ours")
+        unpack._close(folder)
+
+    monkeypatch.setattr(unpack, "_write", write)
+    path = tmp_path / "sha256-0000"
+    path.write_bytes(b"GGUF" + bytes(100))
+    return path
+
+
+def unpacked(gguf: Path) -> Path:
+    return unpack.unpacked(gguf, LlamaConfig(), lambda text: None)
+
+
+def test_a_folder_of_ours_is_taken_again(gguf: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = unpacked(gguf)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) == 0o600
+    (folder / "model.safetensors").write_text("again")
+    assert unpacked(gguf) == folder and (folder / "model.safetensors").read_text() == "again"
+    assert folders.notes() == ()
+
+
+@pytest.mark.parametrize(
+    "how", ["open file", "link to a file", "link to a folder", "dangling link", "another user's"]
+)
+def test_what_others_may_have_written_is_unpacked_anew(gguf: Path, tmp_path: Path, how: str) -> None:
+    if how == "another user's" and os.geteuid() != 0:
+        pytest.skip("only root can plant a file of another user")
+    folder = unpacked(gguf)
+    weights = folder / "model.safetensors"
+    weights.write_text("planted")
+    if how == "open file":
+        weights.chmod(0o666)
+    elif how == "another user's":
+        os.chown(weights, 65534, 65534)
+    else:
+        elsewhere = tmp_path / "elsewhere"
+        weights.rename(elsewhere) if how == "link to a file" else folder.rename(elsewhere)
+        link = weights if how == "link to a file" else folder
+        link.symlink_to(elsewhere if how != "dangling link" else tmp_path / "none")
+    again = unpacked(gguf)
+    assert again == folder and not again.is_symlink()
+    assert weights.read_text() == "ours" and not weights.is_symlink()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert [text.endswith("the file is unpacked anew") for text in folders.notes()] == [True]
