@@ -177,7 +177,7 @@ class Config:
         if name not in self.raw and value is None:
             raise self.error(f"{self.named(name)} is missing")
         if not _is_within(value, *RANGES[name]):
-            raise self.refused(name, self._wanted(name), value)
+            raise self.refused(name, f"a whole number from {RANGES[name][0]} to {RANGES[name][1]}", value)
         found: int = value
         return found
 
@@ -192,15 +192,20 @@ class Config:
             raise self.refused(name, "true or false")
         return bool(value)
 
-    def names_of(self, name: str, length: int, allowed: Collection[str]) -> list[str] | None:
-        """A list of ``length`` words out of ``allowed``, such as ``layer_types``; ``None`` when absent or null."""
+    def names_of(
+        self, name: str, length: int, allowed: Collection[str], older: Mapping[str, str] = MappingProxyType({})
+    ) -> list[str] | None:
+        """A list of ``length`` words out of ``allowed``, such as ``layer_types``; ``None`` when absent or null.
+
+        ``older`` maps words that may stand for allowed ones.
+        """
         value = self.raw.get(name)
         if value is None:
             return None
         if not isinstance(value, list):
             raise self.refused(name, "a list")
         for entry in value:
-            if not isinstance(entry, str) or entry not in allowed:
+            if not isinstance(entry, str) or older.get(entry, entry) not in allowed:
                 known = ", ".join(allowed)
                 raise self.error(
                     f"{self.named(name)} holds {shown(entry)}, for which there is no rule; known: {known}"
@@ -208,7 +213,7 @@ class Config:
         if len(value) != length:
             count = self.named("num_hidden_layers")
             raise self.error(f"{self.named(name)} has {len(value)} entries, {count} is {length}")
-        return value
+        return [older.get(entry, entry) for entry in value]
 
     def numbers(self, name: str) -> list[int] | None:
         """A list of whole numbers; ``None`` when absent or null."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from profiler.case import digest
@@ -17,7 +18,7 @@ from profiler.errors import NotFound, ProfileError
 from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file
 from profiler.models.geometry import Geometry
 from profiler.models.source import Source
-from profiler.units import printable
+from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real it is measured with random values in the same shapes."
 GGUF_SLACK = 0.02  # rope tables, and the K/V weights that Gemma 4 stores for layers that do not use them
@@ -121,9 +122,14 @@ def _gguf(path: Path) -> Model:
     if path.suffix != ".gguf":
         raise ProfileError(f"{_shown(path.name)} is neither a folder nor a .gguf file")
     header = gguf_file.header(path)
+    try:
+        raw, names = gguf_config.named_config(header)
+    except ProfileError as error:
+        raise type(error)(f"{name}: {error.message}", error.hint) from None
     model = _model(
         name,
-        Source("gguf", str(path), None, gguf_config.config(header)),
+        Source("gguf", str(path), None, raw),
+        names=names,
         real_id=safetensors_file.files_id([path]),
     )
     _check_count(header, model.geometry, name)
@@ -161,12 +167,15 @@ def _model(
     name: str,
     source: Source,
     *,
+    names: Mapping[str, str] = MappingProxyType({}),
     real_id: str | None = None,
     no_weights: str | None = None,
     cautions: tuple[str, ...] = (),
 ) -> Model:
     try:
-        geometry = families.geometry(source.config)
+        geometry = families.geometry(source.config, "GGUF" if source.kind == "gguf" else "config.json", names)
+    except families.Unserved as error:
+        raise families.Unserved(f"{name}: {error.message}{_holds(source)}", error.hint) from None
     except ProfileError as error:
         raise type(error)(f"{name}: {error.message}", error.hint) from None
     return Model(
@@ -178,6 +187,18 @@ def _model(
         no_weights=no_weights,
         cautions=(*geometry.cautions, *_stored_format(source.config), *cautions),
     )
+
+
+def _holds(source: Source) -> str:
+    """What a folder stores of a model that there is no rule for, in words."""
+    if source.kind != "folder":
+        return ""
+    try:
+        tensors = safetensors_file.verify(Path(source.location))
+    except ProfileError as error:
+        return f"; {error.message}"
+    stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
+    return f"; the folder stores {stored:,} bytes ({bytes_text(stored)}) in {len(tensors)} tensors" if tensors else ""
 
 
 def _stored_format(raw: Mapping[str, Any]) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ def _change(raw: Raw, declared: list[str], chance: random.Random) -> str:
         length = max(
             0, (count if isinstance(count, int) and 0 <= count < 50 else 4) + chance.choice((0, 0, 0, 0, 1, -1))
         )
-        own = TYPES[:2] if chance.random() < 0.5 else TYPES
+        own = chance.choice((TYPES[:2], ["full_attention", "linear_attention", "attention", "mamba"], TYPES))
         raw[field] = [chance.choice(own) for _ in range(length)]
     elif kind < 0.25:
         raw.pop(field, None)

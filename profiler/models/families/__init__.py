@@ -2,7 +2,7 @@
 
 A file also gives ``TEXT``, which maps every ``model_type`` of a text decoder that it serves to the fields of
 transformers' config class, and ``WRAPPED``, which maps those of multimodal models to the decoder's ``model_type`` and
-their own fields. ``base`` holds what files share.
+their own fields; ``MODEL_TYPES`` are both. ``base`` holds what files share.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = {"num_hidden_layers": "{:,} layers", "hidden_size": "hidden size {:,}", 
 def by_model_type() -> Mapping[str, ModuleType]:
     """The family file of each known ``model_type``."""
     families = (registry.load(FOLDER, name, "family") for name in registry.names(FOLDER))
-    return {model_type: family for family in families for model_type in (*family.WRAPPED, *family.TEXT)}
+    return {model_type: family for family in families for model_type in family.MODEL_TYPES}
 
 
 def geometry(
@@ -51,6 +51,10 @@ def geometry(
         _wrapped(outer, family, model_type) if model_type in family.WRAPPED else _plain(outer, family, model_type)
     )
     config.check()
+    if "auto_map" in outer:
+        config.cautions += (
+            f"auto_map names code that came with the model; it is never run, this is plain {model_type}",
+        )
     result: Geometry = family.geometry(config)
     return result
 
@@ -112,13 +116,24 @@ def _family(config: Config) -> ModuleType:
     raise unserved(f"{config.where}: model_type {printable(model_type, 60)}", _sizes(config.raw))
 
 
-def unserved(what: str, sizes: list[str]) -> ProfileError:
-    """The error for a model of a family without a rule. That is a fact of the file, not a typing mistake."""
+class Unserved(ProfileError):
+    """A model of a family without a rule. That is a fact of its file, not a typing mistake."""
+
+
+def unserved(what: str, sizes: list[str]) -> Unserved:
+    """The error for such a model; ``sizes`` is what its file says of it, in words."""
     size = f" ({', '.join(sizes)})" if sizes else ""
-    return ProfileError(
+    return Unserved(
         f"{what}{size}: no rule for this family yet, so nothing is predicted or measured",
-        f"Families with a rule: {', '.join(registry.names(FOLDER))}. profile models lists models to start with.",
+        f"These families have one: {'; '.join(titles())}. profile models lists models of them.",
     )
+
+
+@cache
+def titles() -> tuple[str, ...]:
+    """What people call each family: the first words of its file."""
+    files = (registry.load(FOLDER, name, "family") for name in registry.names(FOLDER))
+    return tuple((file.__doc__ or file.__name__).partition(":")[0] for file in files)
 
 
 def _sizes(raw: Mapping[str, Any]) -> list[str]:

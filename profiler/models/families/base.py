@@ -36,6 +36,8 @@ ACTIVATIONS = [
     "xielu",
 ]
 """Names in transformers' ``ACT2FN``."""
+OLDER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
+"""Older names of layer types, which transformers replaces."""
 DTYPES = [
     "bfloat16",
     "float16",

@@ -61,6 +61,7 @@ class Gemma3Config:
 
 TEXT = {"gemma3_text": Gemma3TextConfig}
 WRAPPED = {"gemma3": ("gemma3_text", Gemma3Config)}
+MODEL_TYPES = (*WRAPPED, *TEXT)
 THETA = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 
 
@@ -115,5 +116,5 @@ def _attention(config: Config, kind: str) -> Attention:
 
 def _layer_types(config: Config) -> list[str]:
     count = config.number("num_hidden_layers")
-    given = config.names_of("layer_types", count, ("sliding_attention", "full_attention"))
+    given = config.names_of("layer_types", count, ("sliding_attention", "full_attention"), base.OLDER_TYPES)
     return given or base.every_nth_full(count, config.number("sliding_window_pattern", 6), "sliding_attention")

@@ -91,6 +91,7 @@ class Gemma4Config:
 UNIFIED = "gemma4_unified_text"
 TEXT = {"gemma4_text": Gemma4TextConfig, UNIFIED: Gemma4UnifiedTextConfig}
 WRAPPED = {"gemma4": ("gemma4_text", Gemma4Config), "gemma4_unified": (UNIFIED, Gemma4Config)}
+MODEL_TYPES = (*WRAPPED, *TEXT)
 PER_LAYER = "per_layer_config"
 SAVED_FIELDS = {"head_dim", "num_key_value_heads"}
 GLOBAL_HEAD_DIM = 512

@@ -43,6 +43,7 @@ class LlamaConfig:
 
 TEXT = {"llama": LlamaConfig}
 WRAPPED: dict[str, tuple[str, type]] = {}
+MODEL_TYPES = (*WRAPPED, *TEXT)
 WINDOWS = ("sliding_window", "attention_chunk_size")
 
 

@@ -69,6 +69,7 @@ class Llama4Config:
 
 TEXT = {"llama4_text": Llama4TextConfig}
 WRAPPED = {"llama4": ("llama4_text", Llama4Config)}
+MODEL_TYPES = (*WRAPPED, *TEXT)
 
 
 def geometry(config: Config) -> Geometry:
@@ -137,7 +138,7 @@ def _mlp_weights(mlp: Dense | Experts, hidden: int) -> tuple[Weight, ...]:
 
 def _layer_types(config: Config) -> list[str]:
     count, interval = config.number("num_hidden_layers"), config.number("no_rope_layer_interval")
-    given = config.names_of("layer_types", count, ("chunked_attention", "full_attention"))
+    given = config.names_of("layer_types", count, ("chunked_attention", "full_attention"), base.OLDER_TYPES)
     rope = config.numbers("no_rope_layers") or [int((index + 1) % interval != 0) for index in range(count)]
     if len(rope) < count or (given is None and len(rope) > count):
         raise config.error(f"no_rope_layers has {len(rope)} entries, num_hidden_layers is {count}")

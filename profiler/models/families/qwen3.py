@@ -46,6 +46,7 @@ class Qwen3Config:
 
 TEXT = {"qwen3": Qwen3Config}
 WRAPPED: dict[str, tuple[str, type]] = {}
+MODEL_TYPES = (*WRAPPED, *TEXT)
 
 
 def geometry(config: Config) -> Geometry:
@@ -94,7 +95,7 @@ def _attention(config: Config, kind: str) -> Attention:
 def _layer_types(config: Config) -> list[str]:
     """Which layers have a window; ``use_sliding_window`` switches the window itself, also of ``layer_types``."""
     count = config.number("num_hidden_layers")
-    given = config.names_of("layer_types", count, ("full_attention", "sliding_attention"))
+    given = config.names_of("layer_types", count, ("full_attention", "sliding_attention"), base.OLDER_TYPES)
     windowed = config.flag("use_sliding_window") and config.value("sliding_window") is not None
     if given is None:
         first = config.number("max_window_layers") if windowed else count

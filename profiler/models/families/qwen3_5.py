@@ -80,6 +80,7 @@ class Qwen3_5Config:
 MOE = "qwen3_5_moe_text"
 TEXT = {"qwen3_5_text": Qwen3_5TextConfig, MOE: Qwen3_5MoeTextConfig}
 WRAPPED = {"qwen3_5": ("qwen3_5_text", Qwen3_5Config), "qwen3_5_moe": (MOE, Qwen3_5Config)}
+MODEL_TYPES = (*WRAPPED, *TEXT)
 ROTATED = 0.25  # of a head's channels, where neither the config nor its rope_parameters says partial_rotary_factor
 
 
@@ -172,9 +173,8 @@ def _mlp_weights(mlp: Dense | Experts, hidden: int) -> tuple[Weight, ...]:
 
 def _layer_types(config: Config) -> list[str]:
     count = config.number("num_hidden_layers")
-    given = config.names_of("layer_types", count, ("linear_attention", "full_attention"))
-    if given and "full_attention" not in given:
-        raise config.error(
-            "layer_types has no full_attention layer, without which transformers keeps no count of tokens"
-        )
-    return given or base.every_nth_full(count, config.number("full_attention_interval", 4), "linear_attention")
+    given = config.names_of("layer_types", count, ("linear_attention", "full_attention"), base.OLDER_TYPES)
+    types = given or base.every_nth_full(count, config.number("full_attention_interval", 4), "linear_attention")
+    if "full_attention" not in types:
+        raise config.error("no layer is of type full_attention, without which transformers does not count tokens")
+    return types
