@@ -15,6 +15,7 @@ from profiler.models import catalog, families, gguf_config, gguf_file
 from profiler.models.geometry import Geometry
 from profiler.models.gguf_file import GgufHeader, GgufTensor
 from profiler.models.layers import Attention
+from profiler.models.resolve import resolve
 
 U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10
 
@@ -393,3 +394,28 @@ def test_rope_scaling_of_a_file_decides_its_largest_context(changes: dict[str, A
 def test_a_file_without_an_embedding_is_no_language_model() -> None:
     with pytest.raises(ProfileError, match=r"no token_embd\.weight"):
         gguf_config.config(header({"general.architecture": "llama"}, {"v.patch_embd.weight": (3, 4)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"llama.attention.head_count_kv": 3},
+            "odd: GGUF: llama.attention.head_count (2) is not a multiple of llama.attention.head_count_kv (3)",
+        ),
+        (
+            {"llama.block_count": 10**9},
+            "odd: GGUF (llama): llama.block_count is 1000000000, must be a whole number from 1 to 1000",
+        ),
+        (
+            {"general.architecture": "glm4"},
+            "odd: GGUF architecture glm4 (40 parameters, 160 bytes (160 B) in 1 tensors)",
+        ),
+    ],
+)
+def test_errors_of_a_file_name_the_file_and_its_key(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(gguf(LLAMA | changes, {"token_embd.weight": (5, 8)}))
+    with pytest.raises(ProfileError) as caught:
+        resolve(str(path))
+    assert caught.value.message.startswith(says)

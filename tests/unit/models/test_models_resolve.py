@@ -13,8 +13,6 @@ import pytest
 from profiler.errors import NotFound, ProfileError
 from profiler.models import catalog, hub
 from profiler.models.resolve import Model, resolve
-from tests.unit.models.test_models_gguf import LLAMA as GGUF_LLAMA
-from tests.unit.models.test_models_gguf import gguf
 
 LLAMA = {
     "model_type": "llama",
@@ -169,20 +167,6 @@ def test_a_folder_of_an_unknown_family_says_what_it_stores(tmp_path: Path) -> No
     assert "measured; the folder" not in one_line(str(path))
     safetensors(path / "model.safetensors", {"a": [5, 8], "b": [8]})
     assert one_line(str(path)).endswith("measured; the folder stores 192 bytes (192 B) in 2 tensors")
-
-
-def test_errors_of_a_gguf_file_name_the_file_and_its_key(tmp_path: Path) -> None:
-    path = tmp_path / "odd.gguf"
-    path.write_bytes(gguf(GGUF_LLAMA | {"llama.attention.head_count_kv": 3}, {"token_embd.weight": (5, 8)}))
-    assert one_line(str(path)).startswith(
-        "odd: GGUF: llama.attention.head_count (2) is not a multiple of llama.atten"
-    )
-    path.write_bytes(gguf(GGUF_LLAMA | {"llama.block_count": 10**9}, {"token_embd.weight": (5, 8)}))
-    assert one_line(str(path)).startswith(
-        "odd: GGUF (llama): llama.block_count is 1000000000, must be a whole number"
-    )
-    path.write_bytes(gguf(GGUF_LLAMA | {"general.architecture": "glm4"}, {"token_embd.weight": (5, 8)}))
-    assert one_line(str(path)).startswith("odd: GGUF architecture glm4 (40 parameters, 160 bytes")
 
 
 def test_a_43_byte_gguf_is_one_line(tmp_path: Path) -> None:
