@@ -247,7 +247,9 @@ class Config:
     def divides(self, smaller: str, small: int, larger: str, large: int) -> None:
         """ProfileError unless ``small`` divides ``large``."""
         if large % small:
-            raise self.error(f"{self.named(larger)} ({large}) is not a multiple of {self.named(smaller)} ({small})")
+            unstated = ", the default" if smaller in self.fields and smaller not in self.raw else ""
+            part = f"{self.named(smaller)} ({small}{unstated})"
+            raise self.error(f"{self.named(larger)} ({large}) is not a multiple of {part}")
 
     def _wanted(self, name: str) -> str:
         """The values that a field takes, in words."""

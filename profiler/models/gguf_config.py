@@ -94,11 +94,11 @@ def _facts(keys: _Keys) -> list[str]:
     """What a file of an architecture without a rule says of itself."""
     tensors = keys.header.tensors.values()
     layers, known = keys.get("block_count"), [tensor.nbytes for tensor in tensors]
-    facts = [f"{layers:,} layers"] if type(layers) is int and layers > 0 else []
+    facts = [families.counted(layers, "layer")] if type(layers) is int and layers > 0 else []
     facts.append(f"{sum(tensor.parameters for tensor in tensors):,} parameters")
     stored = sum(size for size in known if size is not None)
     more = " or more" if None in known else ""
-    return [*facts, f"{stored:,} bytes ({bytes_text(stored)}){more} in {len(known)} tensors"]
+    return [*facts, f"{stored:,} bytes ({bytes_text(stored)}){more} in {families.counted(len(known), 'tensor')}"]
 
 
 def _common(keys: _Keys, model_type: str) -> Raw:
@@ -111,6 +111,8 @@ def _common(keys: _Keys, model_type: str) -> Raw:
         stated = shown(keys.get("embedding_length"))
         raise keys.error(f"{keys.key('embedding_length')} is {stated}, but token_embd.weight is {hidden} wide")
     keys.names |= {"hidden_size": keys.key("embedding_length"), "vocab_size": "the rows of token_embd.weight"}
+    if keys.has("blk.0.attn_q.bias") != keys.has("blk.0.attn_output.bias"):
+        raise keys.error("no rule for attention with a bias on some of its projections and not on all four")
     heads = keys.number("attention.head_count", "num_attention_heads")
     raw = {
         "model_type": model_type,

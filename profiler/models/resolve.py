@@ -198,7 +198,11 @@ def _holds(source: Source) -> str:
     except ProfileError as error:
         return f"; {error.message}"
     stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
-    return f"; the folder stores {stored:,} bytes ({bytes_text(stored)}) in {len(tensors)} tensors" if tensors else ""
+    return (
+        f"; the folder stores {stored:,} bytes ({bytes_text(stored)}) in {families.counted(len(tensors), 'tensor')}"
+        if tensors
+        else ""
+    )
 
 
 def _stored_format(raw: Mapping[str, Any]) -> tuple[str, ...]:

@@ -85,6 +85,7 @@ class Read:
     tied: bool
     cache: list[tuple[Any, ...]]
     reach: int
+    stepped: bool  # whether the model was small enough to take a step
 
 
 def theirs(raw: dict[str, Any]) -> Read:
@@ -99,13 +100,16 @@ def theirs(raw: dict[str, Any]) -> Read:
         model = AutoModelForCausalLM.from_config(config, **load).eval()
     weights = stored_weights(model)
     cache = DynamicCache(config=config)
-    if sum(parameter.numel() for parameter in model.parameters()) < SMALL:
+    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+    if small:
         # A step on "meta" takes a hundred times as long as one of so few parameters; what they hold does not matter.
         model = model.to_empty(device="cpu")
         with torch.no_grad():
             for tokens in (CONTEXT, 1):
                 model(torch.zeros((1, tokens), dtype=torch.long), past_key_values=cache, use_cache=True)
-    return Read(weights, bool(config.tie_word_embeddings), [kept(layer) for layer in cache.layers], reach(config))
+    return Read(
+        weights, bool(config.tie_word_embeddings), [kept(layer) for layer in cache.layers], reach(config), small
+    )
 
 
 def kept(layer: Any) -> tuple[Any, ...]:
@@ -133,14 +137,14 @@ def ours(raw: dict[str, Any]) -> Read:
         else:
             between = CONTEXT + 1 if mixer.window is None else min(CONTEXT + 1, mixer.window - 1)
             cache.append((mixer.window, mixer.kv_heads, mixer.head_dim, between))
-    return Read(described_weights(geometry), geometry.tied, cache, geometry.max_position)
+    return Read(described_weights(geometry), geometry.tied, cache, geometry.max_position, small)
 
 
 def reach(config: Any) -> int:
     """vLLM's rule for the largest context, on what transformers made of the config."""
     longest, factor = config.max_position_embeddings, 1.0
     found = config.rope_parameters
-    if "gemma3" in config.model_type or not found:
+    if "gemma3" in str(config.model_type) or not found:
         return int(longest)
     nested = [found[kind] for kind in set(getattr(config, "layer_types", ())) & set(found)]
     for parameters in nested or [found]:
@@ -165,9 +169,16 @@ WITHOUT_RULE = (
     "(factor|rope_theta|partial_rotary_factor) is .*, must be a number",
     "(rope_scaling|rope_parameters) is .*, must be an object",
     "factor makes a context of .* tokens",
+    "(dtype|num_labels) is .*, must be",
+    "head_dim is 1, must be even",  # its rotation makes two channels of one
     # a contradiction that it resolves in silence, by not reading one of the two
+    "is given outside text_config",
     "holds a text_config of",
 )
+
+
+# What only a step shows: a model that is too large for one has not been asked.
+NOT_ASKED = ("for which there is no rule", "is not a multiple of", "must be even", "is more than")
 
 
 def excused(message: str) -> bool:
@@ -202,6 +213,8 @@ def disagreement(raw: dict[str, Any]) -> str | None:
             None if isinstance(mine, ProfileError) else f"taken, but refused: {type(error).__name__}: {error}"[-300:]
         )
     if isinstance(mine, ProfileError):
+        if not their.stepped and any(reason in mine.message for reason in NOT_ASKED):
+            return None
         return f"refused without need: {mine.message}"
     return next(
         (

@@ -7,7 +7,7 @@ their own fields; ``MODEL_TYPES`` are both. ``base`` holds what files share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from profiler import registry
 from profiler.errors import ProfileError
 from profiler.models.config import Config
+from profiler.models.families import base
 from profiler.models.geometry import Geometry
 from profiler.units import printable
 
@@ -26,7 +27,12 @@ OTHER_PARTS = (
     "generator",
     "text_encoder",
 )  # names that transformers takes for the part that is the decoder
-SIZES = {"num_hidden_layers": "{:,} layers", "hidden_size": "hidden size {:,}", "vocab_size": "vocabulary {:,}"}
+DECODERS = ("rope_scaling", "rope_parameters", "per_layer_config", "layer_types")  # fields of the decoder only
+SIZES: Mapping[str, Callable[[int], str]] = {
+    "num_hidden_layers": lambda count: counted(count, "layer"),
+    "hidden_size": "hidden size {:,}".format,
+    "vocab_size": "vocabulary {:,}".format,
+}
 
 
 @cache
@@ -51,6 +57,8 @@ def geometry(
         _wrapped(outer, family, model_type) if model_type in family.WRAPPED else _plain(outer, family, model_type)
     )
     config.check()
+    for part in (outer, config):
+        base.check_any(part)
     if "auto_map" in outer:
         config.cautions += (
             f"auto_map names code that came with the model; it is never run, this is plain {model_type}",
@@ -85,6 +93,9 @@ def _wrapped(outer: Config, family: ModuleType, model_type: str) -> Config:
     for name in OTHER_PARTS:
         if name in outer:
             raise outer.error(f"{name} is given beside text_config: which of them is the decoder is not clear")
+    for name in DECODERS:
+        if name in outer:
+            raise outer.error(f"{name} is given outside text_config, where transformers does not look for it")
     inner = outer.part("text_config") or {}
     stated = inner.get("model_type")
     if stated not in (None, inside, model_type):
@@ -140,5 +151,10 @@ def _sizes(raw: Mapping[str, Any]) -> list[str]:
     """What the config of an unknown family says of its size, where it uses the usual names."""
     inner = raw.get("text_config")
     part = {**raw, **inner} if isinstance(inner, Mapping) else raw
-    found = ((text, part.get(name)) for name, text in SIZES.items())
-    return [text.format(value) for text, value in found if type(value) is int and 0 < value < 2**40]
+    found = ((words, part.get(name)) for name, words in SIZES.items())
+    return [words(value) for words, value in found if type(value) is int and 0 < value < 2**40]
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

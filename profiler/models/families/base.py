@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 
 from profiler.models.config import Config, shown
@@ -61,6 +62,9 @@ DTYPES = [
 """Names of number types that torch has; transformers fails to read a config with any other."""
 
 
+MOST_LABELS = 2**17  # of a classifier; transformers makes a word for each
+
+
 def check_common(config: Config, activation: str, *, allow: Collection[str] = ()) -> None:
     """ProfileError for settings that no family has a rule for, or with which transformers builds no module.
 
@@ -78,9 +82,18 @@ def check_common(config: Config, activation: str, *, allow: Collection[str] = ()
         raise config.error("is_encoder_decoder is true: no rule for an encoder, only for causal decoders")
     if "per_layer_config" not in allow and config.part("per_layer_config"):
         raise config.error(f"per_layer_config: no rule for {config.model_type} with layers of its own shape")
-    dtype = config.raw.get("dtype") if "dtype" in config else config.raw.get("torch_dtype")
-    if isinstance(dtype, str) and dtype not in DTYPES:
-        raise config.refused("dtype" if "dtype" in config else "torch_dtype", f"one of {', '.join(DTYPES)}")
+
+
+def check_any(config: Config) -> None:
+    """ProfileError for fields that every config class of transformers works with before it checks them."""
+    name = "dtype" if "dtype" in config else "torch_dtype"
+    if name in config and config.raw[name] not in DTYPES:
+        raise config.refused(name, f"one of {', '.join(DTYPES)}")
+    labels, count = config.part("id2label"), config.raw.get("num_labels")
+    if labels is not None and not all(re.fullmatch(r"\s*-?\d{1,9}\s*", key) for key in labels):
+        raise config.error("id2label must be an object with whole numbers as keys")
+    if count is not None and (type(count) is not int or not 0 <= count <= MOST_LABELS):
+        raise config.refused("num_labels", f"a whole number from 0 to {MOST_LABELS}")
 
 
 def check_rotary(config: Config, name: str, head_dim: int) -> None:

@@ -169,17 +169,18 @@ def _largest_context(config: Config, types: list[str], layers: tuple[Layer, ...]
 
 
 def _attention(config: Config, kind: str) -> Attention:
-    heads = config.number("num_attention_heads")
-    kv_heads = config.number("num_key_value_heads")
-    owns = not kind.endswith("shared")
+    heads, kv_heads = config.number("num_attention_heads"), config.number("num_key_value_heads")
+    owns, stated = not kind.endswith("shared"), "num_key_value_heads"
     if kind.startswith("sliding"):
         window, head_dim = config.number("sliding_window"), config.number("head_dim")
         attention = Attention("sliding", heads, kv_heads, head_dim, window, owns)
+        base.check_rotary(config, "head_dim", head_dim)
     else:
-        head_dim, kv_heads = _full_heads(config, kv_heads)
-        attention = Attention("full", heads, kv_heads, head_dim, None, owns)
-    base.check_rotary(config, "head_dim" if kind.startswith("sliding") else "global_head_dim", head_dim)
-    config.divides("the layer's K/V heads", kv_heads, "num_attention_heads", heads)
+        head_dim, full_kv_heads = _full_heads(config, kv_heads)
+        attention = Attention("full", heads, full_kv_heads, head_dim, None, owns)
+        base.check_rotary(config, "global_head_dim", head_dim)
+        stated = stated if full_kv_heads == kv_heads else "num_global_key_value_heads"
+    config.divides(stated, attention.kv_heads, "num_attention_heads", heads)
     return attention
 
 

@@ -91,4 +91,4 @@ def refuse_windows(config: Config) -> None:
     for name in WINDOWS:
         if name in config:
             raise config.error(f"{name} is {shown(config.raw[name])}: no rule for Llama with windows, set it to null")
-    config.names_of("layer_types", config.number("num_hidden_layers"), ("full_attention",))
+    config.names_of("layer_types", config.number("num_hidden_layers"), ("full_attention",), base.OLDER_TYPES)

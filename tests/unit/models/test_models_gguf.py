@@ -409,7 +409,7 @@ def test_a_file_without_an_embedding_is_no_language_model() -> None:
         ),
         (
             {"general.architecture": "glm4"},
-            "odd: GGUF architecture glm4 (40 parameters, 160 bytes (160 B) in 1 tensors)",
+            "odd: GGUF architecture glm4 (40 parameters, 160 bytes (160 B) in 1 tensor)",
         ),
     ],
 )

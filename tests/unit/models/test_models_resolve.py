@@ -152,7 +152,7 @@ def test_a_folder_named_to_break_terminals_and_tables_is_shown_clean(tmp_path: P
         (LLAMA | {"num_hidden_layers": 10_000}, "num_hidden_layers is 10000"),
         (
             LLAMA | {"model_type": "gpt_bigcode"},
-            "model_type gpt_bigcode (1 layers, hidden size 8, vocabulary 5): no rule for this family",
+            "model_type gpt_bigcode (1 layer, hidden size 8, vocabulary 5): no rule for this family",
         ),
         (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1024 KiB"),
     ],
