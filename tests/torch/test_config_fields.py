@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -283,3 +284,20 @@ def test_activations_are_those_of_transformers() -> None:
 
 def test_number_types_are_names_in_torch() -> None:
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in DTYPES)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_config_that_transformers_has_written_gives_the_same_geometry(name: str) -> None:
+    config = CONFIG_MAPPING[BASES[name]["model_type"]].from_dict(copy.deepcopy(BASES[name]))
+    geometry = families.geometry(BASES[name])
+    for saved in (
+        config.to_dict(),
+        json.loads(config.to_json_string(use_diff=False)),
+        json.loads(config.to_json_string()),
+    ):
+        again = families.geometry(saved)
+        assert (again.layers, again.tied, again.max_position) == (
+            geometry.layers,
+            geometry.tied,
+            geometry.max_position,
+        )

@@ -90,7 +90,7 @@ def check_any(config: Config) -> None:
     if name in config and config.raw[name] not in DTYPES:
         raise config.refused(name, f"one of {', '.join(DTYPES)}")
     labels, count = config.part("id2label"), config.raw.get("num_labels")
-    if labels is not None and not all(re.fullmatch(r"\s*-?\d{1,9}\s*", key) for key in labels):
+    if labels is not None and not all(re.fullmatch(r"\s*-?\d{1,9}\s*", str(key)) for key in labels):
         raise config.error("id2label must be an object with whole numbers as keys")
     if count is not None and (type(count) is not int or not 0 <= count <= MOST_LABELS):
         raise config.refused("num_labels", f"a whole number from 0 to {MOST_LABELS}")
