@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 
 import profiler
 from profiler.errors import ProfileError
+from profiler.foreign import toml_value
 from profiler.shell import command
 from profiler.units import bytes_text, printable
 

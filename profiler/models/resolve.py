@@ -11,16 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError
-from profiler.models import catalog, config, families, gguf_config, gguf_file, hub
+from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file
 from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
 from profiler.models.remark import Remark
 from profiler.models.source import Source
-from profiler.units import printable
+from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real it is measured with random values in the same shapes."
 BESIDE = ("config.json", "model.safetensors", "model.safetensors.index.json")
@@ -142,8 +143,11 @@ def _gguf(path: Path) -> Model:
         hint = "Give its folder, in which config.json lies." if path.name in BESIDE else None
         raise ProfileError(f"{_shown(path.name)} is neither a folder nor a GGUF file", hint)
     header = gguf_file.header(path)
-    source = Source("gguf", str(path), None, gguf_config.config(header))
-    return _model(name, source, find=partial(of_gguf, path, header))
+    try:
+        raw, names = gguf_config.named_config(header)
+    except ProfileError as error:
+        raise type(error)(f"{name}: {error.message}", error.hint) from None
+    return _model(name, Source("gguf", str(path), None, raw), names=names, find=partial(of_gguf, path, header))
 
 
 def _hub(name: str, offline: bool | None) -> Model:
@@ -168,12 +172,15 @@ def _model(
     *,
     find: Callable[[Geometry], Checkpoint | None] = lambda geometry: None,
     no_weights: Callable[[], str | None] = lambda: None,
+    names: Mapping[str, str] = MappingProxyType({}),
     cautions: tuple[str, ...] = (),
 ) -> Model:
     """``find`` looks for the weights that a geometry needs, ``no_weights`` says why there are none."""
     try:
-        geometry = families.geometry(source.config)
+        geometry = families.geometry(source.config, "GGUF" if source.kind == "gguf" else "config.json", names)
         checkpoint = find(geometry)
+    except families.Unserved as error:
+        raise families.Unserved(f"{name}: {error.message}{_holds(source)}", error.hint) from None
     except ProfileError as error:
         raise type(error)(f"{name}: {error.message}", error.hint) from None
     return Model(
@@ -187,6 +194,22 @@ def _model(
             *map(Remark, (*geometry.cautions, *_stored_format(source.config), *cautions)),
             *(checkpoint.remarks if checkpoint else ()),
         ),
+    )
+
+
+def _holds(source: Source) -> str:
+    """What a folder stores of a model that there is no rule for, in words."""
+    if source.kind != "folder":
+        return ""
+    try:
+        tensors = safetensors_file.verify(Path(source.location))
+    except ProfileError as error:
+        return f"; {error.message}"
+    stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
+    return (
+        f"; the folder stores {stored:,} bytes ({bytes_text(stored)}) in {families.counted(len(tensors), 'tensor')}"
+        if tensors
+        else ""
     )
 
 

@@ -143,13 +143,23 @@ def test_a_folder_named_to_break_terminals_and_tables_is_shown_clean(tmp_path: P
         (LLAMA | {"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         (LLAMA | {"num_attention_heads": 0}, "num_attention_heads is 0"),
         (LLAMA | {"num_hidden_layers": 10_000}, "num_hidden_layers is 10000"),
-        (LLAMA | {"model_type": "gpt_bigcode"}, "model_type gpt_bigcode is not supported"),
+        (
+            LLAMA | {"model_type": "gpt_bigcode"},
+            "model_type gpt_bigcode (1 layer, hidden size 8, vocabulary 5): no rule for this family",
+        ),
         (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1.00 MiB"),
     ],
     ids=["-1 layers", "0 heads", "10000 layers", "unknown type", "20 MiB"],
 )
 def test_hostile_configs_are_one_line(tmp_path: Path, raw: dict[str, Any], says: str) -> None:
     assert says in one_line(str(folder(tmp_path / "bad", raw)))
+
+
+def test_a_folder_of_an_unknown_family_says_what_it_stores(tmp_path: Path) -> None:
+    path = folder(tmp_path / "glm", LLAMA | {"model_type": "glm4"})
+    assert "measured; the folder" not in one_line(str(path))
+    safetensors(path / "model.safetensors", {"a": [5, 8], "b": [8]})
+    assert one_line(str(path)).endswith("measured; the folder stores 192 bytes (192 B) in 2 tensors")
 
 
 def test_a_43_byte_gguf_is_one_line(tmp_path: Path) -> None:
