@@ -143,7 +143,7 @@ def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | 
 def _check_reference(repository: str, revision: str | None) -> None:
     """ProfileError if what the cache has as the commit of a branch or tag is no small file.
 
-    The hub's client reads it whole, and waits for a pipe.
+    The client reads it whole, and waits for a pipe.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name

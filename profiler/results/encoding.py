@@ -60,7 +60,7 @@ def decode(rows: Sequence[tuple[str, Steps, dict[str, Any]]]) -> list[Measuremen
 def dumps(content: Any) -> str:
     """Compact JSON; raises ValueError for NaN, which is no JSON.
 
-    ASCII only: a path that is not UTF-8 has characters that SQLite refuses, and as escapes they come back whole.
+    ASCII only: a path whose name is not UTF-8 has characters that SQLite refuses; as escapes they come back whole.
     """
     return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 

@@ -173,8 +173,8 @@ def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
     if energy := row.get("energy"):
         check(Energy, energy, "energy")
         for phase in ("prefill", "decode"):
-            if part := energy.get(phase):
-                check(PhaseEnergy, part, f"energy.{phase}")
+            if (part := energy.get(phase)) is not None:
+                check(PhaseEnergy, part or None, f"energy.{phase}")
 
 
 def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str] | None = None) -> None:

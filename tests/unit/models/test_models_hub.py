@@ -248,3 +248,13 @@ def test_a_model_without_a_config_says_what_to_do(client: Client, monkeypatch: p
     monkeypatch.delitem(FILES, "config.json")
     [said] = client.run(resolved("owner/small"))
     assert said.startswith("owner/small has no config.json") and "GGUF" in said
+
+
+def test_a_pipe_or_a_huge_file_as_cached_reference_is_not_read(client: Client) -> None:
+    refs = client.cache / "hub" / "models--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    os.mkfifo(refs / "main")
+    (refs / "big").write_bytes(b"0" * 5000)
+    pipe, big = client.run("hub.downloaded_snapshot('owner/name')", "hub.downloaded_snapshot('owner/name', 'big')")
+    assert "the cached reference of owner/name is a pipe" in pipe
+    assert "the cached reference of owner/name is larger than 1.00 KiB" in big

@@ -15,23 +15,42 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from profiler.commands import compare_page
+from profiler.commands import accuracy, compare_page, listing
 from profiler.errors import ProfileError
 from profiler.gate import baseline
 from profiler.plan import scenario
 from profiler.reports.base import rendered
-from profiler.reports.base.page import compose, quality, terminal
+from profiler.reports.base.page import compose, markdown, quality, terminal
 from profiler.results import comparison, row_reader
 from profiler.results.measurement import DecodePath, Energy, Measurement, Memory, PhaseEnergy
 from profiler.results.row import dumps, row
 from profiler.results.store import Store
 
 QUICK = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 NASTY = st.sampled_from(
     [
-        *(None, True, False, "", "x", "é\u202e\ud800", "q" * 70_000, [], {}, [[]], {"a": {}}, ["x"], [1, None]),
+        *(
+            None,
+            True,
+            False,
+            "",
+            "x",
+            "cuda:x",
+            "fp16",
+            "nf4",
+            "graph",
+            "skipped",
+            "é\u202e\ud800",
+            "q" * 70_000,
+            [],
+            {},
+            [[]],
+            {"a": {}},
+            ["x"],
+            [1, None],
+        ),
         *(0, -1, -4, 1, 2**31, 2**53, 2**63, 10**30, 10**200, 1.5, -0.0, 1e-9, 1e-320, 1e18, 1e308),
         *(math.nan, math.inf, -math.inf),
     ]
@@ -98,7 +117,13 @@ def use(rows: list[Measurement]) -> None:
         compare_page.render(compare, ("a", "b"), output).encode()
     for output in ("table", "md", "csv", "json", "jsonl", "llama-bench"):
         rendered(output, "r", rows)[0].encode()
-    terminal.terminal(compose.page(rows, "r")).encode()
+    page = compose.page(rows, "r")
+    terminal.terminal(page).encode()
+    markdown.markdown(page, {}).encode()
+    found = accuracy.rows(rows)
+    accuracy.summary(found)
+    for output in listing.FORMATS:
+        listing.render(found, accuracy._cells, output).encode()
 
 
 def accepted(read: Callable[[], list[Measurement]]) -> bool:
@@ -148,7 +173,12 @@ def test_any_content_of_a_store(stored: Path, data: st.DataObject) -> None:
     accepted(lambda: row_reader.read(stored))
     db.execute(f"UPDATE {table} SET content = ?", (text,))
     db.close()
+
+
+def test_what_is_fuzzed_is_good_before_it_is_changed(stored: Path, tmp_path: Path, make: Any) -> None:
+    (tmp_path / "rows.jsonl").write_text(dumps(row("r", full(make))))
     assert accepted(lambda: row_reader.read(stored))
+    assert accepted(lambda: row_reader.read(tmp_path / "rows.jsonl"))
 
 
 @settings(QUICK, max_examples=60)
