@@ -63,6 +63,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         cautions=tuple(Caution(**caution) for caution in row["cautions"]),
         asked=dict(row["asked"]),
         decode_path=DecodePath(**path) if (path := row.get("path")) else None,
+        checkpoint=dict(row.get("checkpoint") or {}),
         expected=_expected(row),
         **fields,
     )
