@@ -54,7 +54,7 @@ PARTS = (  # prefix → what such tensors are, where they are legitimately left 
     (re.compile(r".*\b(lora_\w+|adapters?|ia3_l)\."), "an adapter, which is not applied"),
 )
 NUMBERED = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
-SHARED = re.compile(r"model\.layers\.(\d+)\.self_attn\.[kv]_(proj|norm)\.")
+SHARED = re.compile(r"model\.layers\.(\d{1,9})\.self_attn\.[kv]_(proj|norm)\.")
 ROPE_FACTORS = "rope_f"  # rope_freqs, rope_factors_long: what a GGUF file divides rotary frequencies by
 COMPUTED = "rotary factors, which transformers computes"
 NOT_APPLIED = "rotary factors, which are not applied: the tokens differ, the speed does not"
@@ -346,7 +346,7 @@ def _why(tensor: Stored, geometry: Geometry) -> str:
         if pattern.match(tensor.target or tensor.name):
             return why
     shared = SHARED.match(tensor.target or "")
-    if shared is not None:
+    if shared is not None and int(shared[1]) < len(geometry.layers):
         mixer = geometry.layers[int(shared[1])].mixer
         if not getattr(mixer, "owns_cache", True):
             return "keys and values of layers that share those of an earlier one"
