@@ -12,7 +12,7 @@ from fakes import tiny, weights
 
 from profiler.errors import ProfileError
 from profiler.models import families
-from profiler.models.account import Stored, account
+from profiler.models.account import Entry, account
 from profiler.models.remark import BESIDE, UNUSED
 from profiler.models.resolve import Model, resolve
 from profiler.units import printable
@@ -269,6 +269,6 @@ def test_a_file_that_the_config_names_as_its_weights_is_not_swapped_for_another(
 
 def test_a_name_without_a_rule_is_no_weight() -> None:
     geometry = families.geometry(LLAMA)
-    stored = [Stored(name, name, tuple(shape), "F32", 1) for name, shape in SHAPES.items()]
-    found = account([*stored, Stored("strange", None, (3,), "Q4_K", 7)], geometry)
+    stored = [Entry(name, name, tuple(shape), "F32", 1) for name, shape in SHAPES.items()]
+    found = account([*stored, Entry("strange", None, (3,), "Q4_K", 7)], geometry)
     assert [(left.names, left.nbytes) for left in found.left] == [(("strange",), 7)]
