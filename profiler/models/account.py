@@ -54,7 +54,7 @@ PARTS = (  # prefix → what such tensors are, where they are legitimately left 
     (re.compile(r".*\b(lora_\w+|adapters?|ia3_l)\."), "an adapter, which is not applied"),
 )
 NUMBERED = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
-SHARED = re.compile(r"model\.layers\.(\d+)\.self_attn\.[kv]_(proj|norm)\.")
+SHARED = re.compile(r"model\.layers\.(\d{1,9})\.self_attn\.[kv]_(proj|norm)\.")
 ROPE_FACTORS = "rope_f"  # rope_freqs, rope_factors_long: what a GGUF file divides rotary frequencies by
 COMPUTED = "rotary factors, which transformers computes"
 NOT_APPLIED = "rotary factors, which are not applied: the tokens differ, the speed does not"
@@ -77,7 +77,7 @@ SHOWN, KEPT = 2, 32  # names in a sentence, and in the row
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Entry:
     """One tensor as a header states it. ``name`` is the file's own, ``target`` what the model calls it."""
 
     name: str
@@ -155,7 +155,7 @@ class Account:
 
 
 def account(
-    stored: Iterable[Stored], geometry: Geometry, *, scheme: bool = False, by: Description = CONFIG
+    stored: Iterable[Entry], geometry: Geometry, *, scheme: bool = False, by: Description = CONFIG
 ) -> Account:
     """Account for every tensor of ``stored``.
 
@@ -167,8 +167,8 @@ def account(
     """
     found = list(stored)
     expected = dict(_expected(geometry))
-    taken: dict[str, list[Stored]] = {}
-    rest: list[Stored] = []
+    taken: dict[str, list[Entry]] = {}
+    rest: list[Entry] = []
     owners = _modules(expected) if scheme else {}
     for tensor in found:
         target = _target(tensor, expected, owners)
@@ -218,7 +218,7 @@ def _modules(expected: Mapping[str, Weight]) -> dict[str, str]:
     return {name.removesuffix(".weight"): name for name in expected if not name.endswith(".bias")}
 
 
-def _target(tensor: Stored, expected: Mapping[str, Weight], owners: Mapping[str, str]) -> str | None:
+def _target(tensor: Entry, expected: Mapping[str, Weight], owners: Mapping[str, str]) -> str | None:
     """The weight that a tensor is, or is a part of."""
     if tensor.target is None:
         return None
@@ -239,7 +239,7 @@ def _target(tensor: Stored, expected: Mapping[str, Weight], owners: Mapping[str,
     return None
 
 
-def _head_for_embedding(rest: list[Stored], taken: dict[str, list[Stored]]) -> list[Stored]:
+def _head_for_embedding(rest: list[Entry], taken: dict[str, list[Entry]]) -> list[Entry]:
     """A tied model may be stored by its head alone: transformers then ties the other way round."""
     heads = [tensor for tensor in rest if tensor.target == HEAD]
     if heads:
@@ -248,7 +248,7 @@ def _head_for_embedding(rest: list[Stored], taken: dict[str, list[Stored]]) -> l
 
 
 def _refuse_missing(
-    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[Stored], kind: str, by: Description
+    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[Entry], kind: str, by: Description
 ) -> None:
     missing = [by.own_name(name) for name in expected if name not in taken]
     if not missing:
@@ -270,7 +270,7 @@ def _refuse_missing(
     raise ProfileError(f"{count} that {by.place} describes {are} not in the file: {_few(missing)}", hint)
 
 
-def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Stored]], by: Description) -> None:
+def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Entry]], by: Description) -> None:
     for name, tensors in taken.items():
         wanted, first = expected[name], tensors[0]
         if len(tensors) == 1 and first.shape != wanted.shape:
@@ -282,7 +282,7 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Stor
             raise ProfileError(f"{given}, {wanted.parameters:,} in {by.place}", by.hint)
 
 
-def _refuse_codes(taken: Mapping[str, list[Stored]]) -> None:
+def _refuse_codes(taken: Mapping[str, list[Entry]]) -> None:
     coded = [tensor for tensors in taken.values() for tensor in tensors if tensor.dtype in CODES]
     if coded:
         which = f"{len(coded)} weights are" if len(coded) > 1 else "a weight is"
@@ -293,7 +293,7 @@ def _refuse_codes(taken: Mapping[str, list[Stored]]) -> None:
         )
 
 
-def _refuse_scales(rest: list[Stored], expected: Mapping[str, Weight]) -> None:
+def _refuse_scales(rest: list[Entry], expected: Mapping[str, Weight]) -> None:
     """A weight that has a scale beside it holds codes, in whatever number type they are kept."""
     modules = _modules(expected)
     scales = [tensor for tensor in rest if (scale := SCALE.fullmatch(tensor.target or "")) and scale[1] in modules]
@@ -305,9 +305,9 @@ def _refuse_scales(rest: list[Stored], expected: Mapping[str, Weight]) -> None:
         )
 
 
-def _refuse_layers(rest: list[Stored], count: int, by: Description) -> None:
+def _refuse_layers(rest: list[Entry], count: int, by: Description) -> None:
     """Whole decoder layers that the model does not have: then it is not the model of this file."""
-    beyond: dict[int, list[Stored]] = {}
+    beyond: dict[int, list[Entry]] = {}
     for tensor in rest:
         number = NUMBERED.match(tensor.target or "")
         if number is not None and int(number[1]) >= count:
@@ -325,9 +325,9 @@ def _refuse_layers(rest: list[Stored], count: int, by: Description) -> None:
     )
 
 
-def _left(rest: list[Stored], geometry: Geometry) -> tuple[Left, ...]:
+def _left(rest: list[Entry], geometry: Geometry) -> tuple[Left, ...]:
     """What is not taken, by reason; the largest first."""
-    groups: dict[str, list[Stored]] = {}
+    groups: dict[str, list[Entry]] = {}
     for tensor in rest:
         groups.setdefault(_why(tensor, geometry), []).append(tensor)
     found = (
@@ -337,7 +337,7 @@ def _left(rest: list[Stored], geometry: Geometry) -> tuple[Left, ...]:
     return tuple(sorted(found, key=lambda left: -left.nbytes))
 
 
-def _why(tensor: Stored, geometry: Geometry) -> str:
+def _why(tensor: Entry, geometry: Geometry) -> str:
     if tensor.name.startswith(ROPE_FACTORS):
         return COMPUTED if geometry.model_type.startswith("gemma4") else NOT_APPLIED
     if tensor.target == HEAD and geometry.tied:
@@ -346,7 +346,7 @@ def _why(tensor: Stored, geometry: Geometry) -> str:
         if pattern.match(tensor.target or tensor.name):
             return why
     shared = SHARED.match(tensor.target or "")
-    if shared is not None:
+    if shared is not None and int(shared[1]) < len(geometry.layers):
         mixer = geometry.layers[int(shared[1])].mixer
         if not getattr(mixer, "owns_cache", True):
             return "keys and values of layers that share those of an earlier one"

@@ -12,9 +12,10 @@ from fakes import tiny, weights
 
 from profiler.errors import ProfileError
 from profiler.models import families
-from profiler.models.account import Stored, account
+from profiler.models.account import Entry, account
 from profiler.models.remark import BESIDE, UNUSED
 from profiler.models.resolve import Model, resolve
+from profiler.units import printable
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -155,6 +156,7 @@ def test_a_tower_that_is_left_out_is_told_with_its_bytes(tmp_path: Path, tower: 
     [
         ("model.layers.0.self_attn.q_proj.bias", "not a part of this model"),
         ("model.layers.0.self_attn.q_norm.weight", "not a part of this model"),
+        (f"model.layers.{'9' * 6000}.self_attn.k_proj.weight", "not a part of this model"),
         ("score.weight", "not a part of this model"),
         ("model.layers.0.self_attn.q_proj.lora_A.weight", "an adapter, which is not applied"),
         ("model.layers.0.self_attn.rotary_emb.inv_freq", "rotary frequencies, which are computed"),
@@ -162,8 +164,10 @@ def test_a_tower_that_is_left_out_is_told_with_its_bytes(tmp_path: Path, tower: 
 )
 def test_a_tensor_that_no_weight_takes_is_told(tmp_path: Path, name: str, why: str) -> None:
     found = model(tmp_path, SHAPES | {name: [8]})
-    assert [(left["why"], left["names"], left["bytes"]) for left in unused(found)] == [(why, [name], 32)]
-    assert name in found.cautions[0] and "32 B" in found.cautions[0]
+    assert [(left["why"], left["names"], left["bytes"]) for left in unused(found)] == [
+        (why, [printable(name, 120)], 32)
+    ]
+    assert printable(name, 60) in found.cautions[0] and "32 B" in found.cautions[0]
 
 
 @pytest.mark.parametrize("dtype", ["I8", "U8", "F8_E4M3", "F8_E5M2", "I32", "BOOL", "F4"])
@@ -265,6 +269,6 @@ def test_a_file_that_the_config_names_as_its_weights_is_not_swapped_for_another(
 
 def test_a_name_without_a_rule_is_no_weight() -> None:
     geometry = families.geometry(LLAMA)
-    stored = [Stored(name, name, tuple(shape), "F32", 1) for name, shape in SHAPES.items()]
-    found = account([*stored, Stored("strange", None, (3,), "Q4_K", 7)], geometry)
+    stored = [Entry(name, name, tuple(shape), "F32", 1) for name, shape in SHAPES.items()]
+    found = account([*stored, Entry("strange", None, (3,), "Q4_K", 7)], geometry)
     assert [(left.names, left.nbytes) for left in found.left] == [(("strange",), 7)]

@@ -160,7 +160,7 @@ def test_a_block_that_drafts_is_left_out_with_its_bytes_whether_the_metadata_say
     names |= {"blk.4.attn_norm.weight": (64,), "blk.4.nextn.eh_proj.weight": (64, 128)}
     tensors = {name: GgufTensor(name, shape, 1, 0) for name, shape in names.items()}
     found = account.account(
-        gguf_names.stored(GgufHeader({"general.architecture": "qwen35"}, tensors), geometry), geometry
+        gguf_names.entries(GgufHeader({"general.architecture": "qwen35"}, tensors), geometry), geometry
     )
     (left,) = found.left
     assert (left.why, left.nbytes) == ("multi-token prediction", 2 * (64 + 64 * 128))
