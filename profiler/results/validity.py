@@ -93,6 +93,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "stopped": STOPPED,
     "checkpoint": {},
 }
+NEEDED = dict.fromkeys(("phase", "seconds", "tokens", "step_s"))  # columns of samples
 MOST_DEPTH = 8  # lists and objects inside each other, where names are free
 
 
@@ -168,10 +169,12 @@ def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str]
     if not isinstance(columns, Mapping):
         raise ValueError(f"{where} is {shown(columns)}, must be an object")
     fields = allowed(Sample)
-    if unknown := [name for name in columns if name not in fields]:
-        raise ValueError(f"{where} has an unknown column, {printable(unknown[0], 60)}")
-    if missing := [name for name in ("phase", "seconds", "tokens", "step_s") if name not in columns]:
-        raise ValueError(f"{where} has no {missing[0]}")
+    if columns.keys() - fields.keys():
+        unknown = next(name for name in columns if name not in fields)
+        raise ValueError(f"{where} has an unknown column, {printable(unknown, 60)}")
+    if not columns.keys() >= NEEDED.keys():
+        missing = next(name for name in NEEDED if name not in columns)
+        raise ValueError(f"{where} has no {missing}")
     for name, values in columns.items():
         if not isinstance(values, list):
             raise ValueError(f"{_at(where, names.get(name, name))} is {shown(values)}, must be a list")
@@ -179,7 +182,7 @@ def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str]
         if not _all(rule, values):
             wrong = next(value for value in values if not rule.takes(value))
             raise ValueError(f"{_at(where, names.get(name, name))} holds {shown(wrong)}, must be {rule}")
-    sizes = {len(values) for values in columns.values()}
+    sizes = set(map(len, columns.values()))
     if len(sizes) > 1 or max(sizes) > MOST_SAMPLES:
         raise ValueError(f"{where} has columns of {max(sizes):,} and {min(sizes):,} entries")
 
