@@ -29,6 +29,7 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+MOST_SHOWN = 40  # characters of a number in a message
 TOML_INTEGERS = range(-(2**63), 2**63)  # what the specification asks for (toml.io/en/v1.0.0#integer)
 
 # Cheap signs that a number may be out of range; only then is every number of the text looked at.
@@ -55,7 +56,7 @@ class Budget:
     nbytes: int = 1 << 20
     values: int = 1 << 18  # numbers, texts, lists and objects, all together
     depth: int = 64  # lists and objects inside each other
-    digits: int = 40  # of a whole number: floats hold it, and no count or size of anything comes near
+    digits: int = 300  # of a whole number: a float still holds it; whether it can be is for the field to say
     twice: bool = False  # whether an object may name a key twice, of which Python takes the last
 
 
@@ -133,7 +134,7 @@ def json_value(content: bytes | str, budget: Budget = BUDGET) -> Any:
     if containers > budget.depth:
         _check_depth(value, budget.depth)
     if odd:
-        raise BadContent(next(_odd_fields(value), f"{odd[0]} is not a number of JSON"))
+        raise BadContent(next(_odd_fields(value), f"{odd[0]}, which no number here can be"))
     return value
 
 
@@ -221,7 +222,7 @@ def _hooks(content: bytes | str, budget: Budget, odd: list[str]) -> dict[str, An
     """
 
     def strange(text: str) -> _Odd:
-        odd.append(text if len(text) <= budget.digits else f"a number of {len(text):,} characters")
+        odd.append(text if len(text) <= MOST_SHOWN else f"a number of {len(text):,} characters")
         return _Odd(odd[-1])
 
     def whole(text: str) -> Any:
@@ -251,7 +252,7 @@ def _odd_fields(value: Any) -> Iterator[str]:
     """What is said of each number that none can be, with the name of its field."""
     for where, leaf in _leaves(value):
         if isinstance(leaf, _Odd):
-            yield f"{where or 'it'} is {leaf.text}, which is not a finite number"
+            yield f"{where or 'it'} is {leaf.text}, which no number here can be"
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:

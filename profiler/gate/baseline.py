@@ -8,7 +8,6 @@ session.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +19,15 @@ from profiler.case import Case
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import BadContent, Budget, json_value, read_bytes
 from profiler.gate.exact import BOUNDS
+from profiler.results.measurement import Measurement
+from profiler.results.validity import check, check_part
+from profiler.units import MAX_BYTES as MOST_BYTES
 from profiler.units import printable
 
 FORMAT = "llm-hwprofile baseline"
 SCHEMA = 1
 BUDGET = Budget(nbytes=64 * 1024**2, values=2**22)  # thousands of cells with all their sessions
+SHORTEST_S, LONGEST_S = 1e-9, 1e9  # of a block: quotients of such times, and their logarithms, stay finite
 MOST_SESSIONS = 30  # the oldest go: what a machine did long ago says little of what it does now
 
 
@@ -114,19 +117,22 @@ def write(path: Path, baseline: Baseline) -> None:
 def _parsed(content: Any) -> Baseline:
     if content["format"] != FORMAT:
         raise ValueError("it is no baseline")
-    if content["schema"] > SCHEMA:
+    if type(content["schema"]) is not int or content["schema"] > SCHEMA:
         raise ValueError("a newer version of profile wrote it")
     return Baseline({str(name): _entry(entry) for name, entry in content["cells"].items()})
 
 
 def _entry(content: Mapping[str, Any]) -> Entry:
     facts = {name: value for name, value in content["facts"].items() if name in BOUNDS}
-    if not all(isinstance(value, int) and value >= 0 for value in facts.values()):
+    if not all(type(value) is int and 0 <= value <= MOST_BYTES for value in facts.values()):
         raise ValueError("a figure is no number of bytes or tokens")
+    check(Case, content["case"], "case")
+    check(Measurement, {"threads": content["threads"]})
+    check_part("environment", content["environment"])
     return Entry(
         case=Case.from_row(content["case"]),
         facts=facts,
-        environment=dict(content["environment"]),
+        environment=content["environment"],
         threads=content["threads"],
         sessions=tuple(_session(session) for session in content["sessions"]),
     )
@@ -142,7 +148,7 @@ def _session(content: Mapping[str, Any]) -> Session:
 
 def _times(values: Iterable[Any]) -> Iterator[float]:
     for value in values:
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not SHORTEST_S <= value <= LONGEST_S:
             raise ValueError("a time is no number of seconds")
         yield float(value)
 

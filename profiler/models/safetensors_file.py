@@ -51,8 +51,13 @@ class Tensor:
         return self.end - self.begin
 
 
-def header(path: Path, most: int = MAX_HEADER) -> dict[str, Tensor]:
+def header(path: Path) -> dict[str, Tensor]:
     """Name → tensor. ProfileError for anything but a complete file: a truncated one is named as such."""
+    return _header(path, MAX_HEADER)[0]
+
+
+def _header(path: Path, most: int) -> tuple[dict[str, Tensor], int]:
+    """The same of a header of at most ``most`` bytes, and its length."""
     shown = printable(path.name)
     with open_file(path, shown) as file:
         try:
@@ -61,14 +66,14 @@ def header(path: Path, most: int = MAX_HEADER) -> dict[str, Tensor]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
             if length is None or length + 8 > size:
                 raise ProfileError(f"{shown} is truncated or no safetensors file ({size} bytes)", _AGAIN)
-            if length > min(most, MAX_HEADER):
+            if length > most:
                 raise ProfileError(f"{shown}: a header of {length} bytes is larger than any real one")
             content = file.read(length)
         except OSError as error:
             raise ProfileError(f"cannot read {shown}: {why(error)}") from None
     tensors = _entries(content, shown)
     _check_coverage(tensors, size - 8 - length, shown)
-    return {name: replace(tensor, file=path, data=8 + length) for name, tensor in tensors.items()}
+    return {name: replace(tensor, file=path, data=8 + length) for name, tensor in tensors.items()}, length
 
 
 _AGAIN = "Copy or download the file again."
@@ -147,12 +152,23 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def verify(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, every file checked; empty if it has no safetensors."""
+    """All tensors of a folder's weights, every file checked; empty if it has no safetensors.
+
+    A file counts once, by however many names an index calls it: links and hard links are free to make.
+    """
     found: dict[str, Tensor] = {}
+    files: set[tuple[int, int]] = set()
     left = MAX_HEADERS
     for path in shards(folder) or ():
-        tensors = header(path, left)
-        left -= max((tensor.data for tensor in tensors.values()), default=0)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ProfileError(f"cannot read {printable(path.name)}: {why(error)}", _AGAIN) from None
+        if (file := (status.st_dev, status.st_ino)) in files:
+            continue
+        files.add(file)
+        tensors, length = _header(path, min(left, MAX_HEADER))
+        left -= length
         for name, tensor in tensors.items():
             if name in found:
                 raise ProfileError(

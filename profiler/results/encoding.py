@@ -59,8 +59,11 @@ def decode(rows: Sequence[tuple[str, Steps, dict[str, Any]]]) -> list[Measuremen
 
 
 def dumps(content: Any) -> str:
-    """Compact JSON; raises ValueError for NaN, which is no JSON."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """Compact JSON; raises ValueError for NaN, which is no JSON.
+
+    ASCII only: a path whose name is not UTF-8 has characters that SQLite refuses, and as escapes they come back whole.
+    """
+    return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def _measurement(row: dict[str, Any], steps: Steps, environment: dict[str, Any]) -> Measurement:

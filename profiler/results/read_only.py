@@ -27,11 +27,14 @@ def may_be(error: sqlite3.Error) -> bool:
 def connect(path: Path, timeout_s: float) -> Guarded:
     """A connection that only reads ``path`` as it is. Raises sqlite3.Error or OSError."""
     log = path.with_name(f"{path.name}-wal")
-    try:
-        return _opened(path, "mode=ro", timeout_s)  # works beside a living writer: it has made the index
-    except sqlite3.OperationalError as error:
-        if not may_be(error):
-            raise
+    # Beside a living writer ``ro`` works, because it has made the index. Where there is no log, ``ro`` would make one
+    # and leave it there; ``rw`` removes what it made.
+    for mode in ("ro",) if log.exists() else ("rw", "ro"):
+        try:
+            return _opened(path, f"mode={mode}", timeout_s)
+        except sqlite3.OperationalError as error:
+            if not may_be(error):
+                raise
     if log.exists() and log.stat().st_size:
         return _copied(path, log, timeout_s)
     return _opened(path, "immutable=1", timeout_s)

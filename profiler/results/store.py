@@ -144,7 +144,7 @@ class Store:
         row = db.execute(
             "INSERT INTO measurements (run, key, model, outcome, environment, content, steps)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (run, case.key, redact(case.model), measurement.outcome,
+            (run, case.key, _encodable(redact(case.model)), measurement.outcome,
              self._environment(measurement.environment), *encode(measurement)),
         ).lastrowid  # fmt: skip
         assert row is not None  # sqlite3 gives one after every INSERT
@@ -361,6 +361,11 @@ class Store:
 def _json(text: str) -> Any:
     """Plain content of a row. Raises ValueError or TypeError."""
     return json_value(_text(text), PART)
+
+
+def _encodable(text: str) -> str:
+    """``text`` for a column, without what UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _text(value: Any) -> str:

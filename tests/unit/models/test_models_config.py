@@ -23,7 +23,7 @@ from profiler.models import config
         (b'{"a": {"b": [0, NaN]}}', r"config.json is not valid JSON: a\.b\[1\] is NaN"),
         (b'{"a": -Infinity}', "config.json is not valid JSON: a is -Infinity"),
         (b'{"a": ' + b"9" * 100_000 + b"}", "not valid JSON"),
-        (b'{"a": {"b": 1e999}}', r"a\.b is 1e999, which is not a finite number"),
+        (b'{"a": {"b": 1e999}}', r"a\.b is 1e999, which no number here can be"),
         (b'{"a": 1' + b"0" * 400 + b".5}", "a is a number of 403 characters"),
         (b'{"a": 1, "a": 2}', "a stands there twice"),
         (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "nested more than 64 deep"),

@@ -132,6 +132,49 @@ def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pyt
         gguf_file.header(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (counted(keys=2) + (text("a") + struct.pack("<IB", 0, 1)) * 2, "metadata key a stands there twice"),
+        (counted(tensors=2) + (text("t") + struct.pack("<IQIQ", 1, 1, 0, 0)) * 2, "the same name, t"),
+        (counted(keys=1) + text("a") + struct.pack("<If", F32, float("nan")), "a is nan, which is not a finite"),
+        (counted(keys=1) + text("a") + struct.pack("<IIQf", ARRAY, F32, 1, float("inf")), "a is inf"),
+        (counted(keys=1) + text("k" * 2000) + struct.pack("<IB", 0, 1), "a string of 2000 bytes"),
+        (counted(tensors=1) + text("k" * 2000) + struct.pack("<IQIQ", 1, 1, 0, 0), "a string of 2000 bytes"),
+        (counted(tensors=2**17), "131072 tensors"),
+    ],
+)
+def test_what_no_writer_makes_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content + bytes(64))
+    with pytest.raises(ProfileError, match=says):
+        gguf_file.header(path)
+
+
+def test_what_is_kept_of_a_header_is_bounded_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf({f"k{n}": "x" * 100 for n in range(10)} | {"v": ["y" * 100] * 5000}, {}))
+    assert gguf_file.header(path).metadata["v"] == range(5000)  # only walked over
+    monkeypatch.setattr(gguf_file, "MAX_KEPT", 1024)
+    with pytest.raises(ProfileError, match=r"more than 1\.00 KiB of metadata"):
+        gguf_file.header(path)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(LLAMA, {"token_embd.weight": (5, 8)}))
+    monkeypatch.setattr(gguf_file, "WINDOW", 64)
+    real = gguf_file._Reader.header
+
+    def cut(reader: gguf_file._Reader) -> GgufHeader:
+        path.write_bytes(path.read_bytes()[:100])
+        return real(reader)
+
+    monkeypatch.setattr(gguf_file._Reader, "header", cut)
+    with pytest.raises(ProfileError, match="not a valid GGUF file"):
+        gguf_file.header(path)
+
+
 def header(metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> GgufHeader:
     return GgufHeader(metadata, {name: GgufTensor(name, shape, 0, 0) for name, shape in tensors.items()})
 
