@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from sys import intern
 from typing import Any
 
 from profiler.case import Case
 from profiler.results.measurement import USUAL, Caution, DecodePath, Energy, Measurement, Memory, Repetitions, Sample
-from profiler.results.redact import redact_json
+from profiler.results.redact import SHORT, redact_json
 from profiler.results.validity import check_columns, check_part, check_row, check_times
 
 SAMPLE_FIELDS = USUAL.keys()
@@ -68,7 +69,7 @@ def dumps(content: Any) -> str:
 def _measurement(row: dict[str, Any], steps: Steps, environment: dict[str, Any]) -> Measurement:
     check_row(row)
     row["samples"] = _samples(row["samples"], steps)
-    row["case"] = Case.from_row(row["case"])
+    row["case"] = Case(**{name: _shared(value) for name, value in row["case"].items()})
     row["memory"] = Memory(**row["memory"])
     if "energy" in row:
         row["energy"] = Energy.from_json(row["energy"])
@@ -84,7 +85,13 @@ def _samples(columns: dict[str, list[Any]], steps: Steps) -> Sequence[Sample]:
     check_columns(columns)
     if not callable(steps):
         _step_times(columns["step_s"], steps)  # what cannot be is said now
+    columns["phase"] = list(map(intern, columns["phase"]))
     return Repetitions(columns, partial(_step_times, columns["step_s"], steps))
+
+
+def _shared(value: Any) -> Any:
+    """One text for all rows that have it: JSON makes a new one for each."""
+    return intern(value) if type(value) is str and len(value) <= SHORT else value
 
 
 def _step_times(counts: Sequence[int], steps: Steps) -> list[tuple[float, ...]]:

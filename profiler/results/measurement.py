@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, overload
 
@@ -224,6 +225,11 @@ class Measurement(_Derived):
         if question not in known:
             known[question] = answer()
         return known[question]
+
+    def forget(self) -> None:
+        """Give the memory of what is known back: of a hundred thousand rows it would be more than the rows."""
+        with suppress(AttributeError):
+            object.__delattr__(self, "_known")
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: no warm-ups, none that is invalid."""

@@ -350,7 +350,6 @@ class Store:
 
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with in_words(self.path):
-            self._db.limit(self.path)  # it may have grown since it was opened
             return list(self._db.read(query, values))
 
     @contextmanager

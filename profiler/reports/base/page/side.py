@@ -14,7 +14,8 @@ from profiler.reports.base.columns import SETTINGS, device_memory, device_title
 from profiler.reports.base.page.blocks import Tone
 from profiler.reports.base.text import plain
 from profiler.results import beside, stats
-from profiler.results.measurement import Measurement
+from profiler.results.cautions import cautions
+from profiler.results.measurement import Caution, Measurement
 from profiler.results.stats import Summary
 
 _CASE = attrgetter(*IDENTITY)
@@ -32,6 +33,7 @@ class Fact:
     decode: Summary | None
     peak_bytes: int | None
     limit_bytes: int | None  # of the device
+    cautions: tuple[Caution, ...] = ()  # of a row with a result: all that is to be said of it
 
     @property
     def case(self) -> Case:
@@ -136,7 +138,10 @@ def _fact(row: Measurement, telling: Sequence[Any], shown: dict[tuple[Any, ...],
         shown[named] = model, " ".join([quant, *(column.cell(row) for column in telling)])
     model, series = shown[named]
     peak, limit = row.memory.process_peak_bytes, device_memory(row)
-    return Fact(row, model, series, stats.rate(row, "prefill"), stats.rate(row, "decode"), peak, limit)
+    prefill, decode = stats.rate(row, "prefill"), stats.rate(row, "decode")
+    noted = cautions(row, {"prefill": prefill, "decode": decode}) if row.outcome == "ok" else ()
+    row.forget()
+    return Fact(row, model, series, prefill, decode, peak, limit, noted)
 
 
 def _telling(rows: Sequence[Measurement]) -> list[Any]:
