@@ -251,6 +251,19 @@ def gguf(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_way_from_a_folder_to_a_file_works_from_the_checkout_of_llama_cpp(
+    models: list[str], tmp_path: Path
+) -> None:
+    """So the folder is named by its whole path, whatever was typed; the commands are quoted as any."""
+    (row,) = json.loads(run("fit", "$(touch ran)", "--engine", "llama.cpp", "-c", "64", "-o", "json").stdout)
+    (said,) = row["verify_blanks"].values()
+    convert, quantize = by_a_shell(said.partition(": ")[2].split(" && "), tmp_path)
+    for words in (convert, quantize):
+        printed.check(words)
+    assert convert[2] == str(tmp_path / "$(touch ran)")
+    assert not Path("ran").exists()
+
+
 # Advice of the gate and of the plugin
 
 

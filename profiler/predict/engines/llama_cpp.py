@@ -148,7 +148,7 @@ def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     if source.kind == "folder":
         direct = quant in CONVERTED
         first = (blank, quant) if direct else ("MODEL-F16.gguf", "f16")
-        made = command(*CONVERT, model.argument, "--outfile", first[0], "--outtype", first[1])
+        made = command(*CONVERT, source.location, "--outfile", first[0], "--outtype", first[1])
         then = "" if direct else f" && {command('llama-quantize', first[0], blank, kind)}"
         return blank, {blank: f"what this makes, in a checkout of llama.cpp: {made}{then}"}
     return blank, {blank: f"a GGUF file of {model.title} in {kind}"}
