@@ -52,7 +52,7 @@ def test_secrets_and_strangers_are_left_out_of_the_environment() -> None:
 def test_settings_that_break_what_a_worker_imports_do_not_reach_it() -> None:
     """transformers reads its own docstrings, which -OO strips; a library's warning is no failure of a model."""
     breaking = ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONPROFILEIMPORTTIME")
-    given = worker_environment({name: "2" for name in breaking} | {"PYTHONPATH": "/x", "PYTHONIOENCODING": "latin-1"})
+    given = worker_environment(dict.fromkeys(breaking, "2") | {"PYTHONPATH": "/x", "PYTHONIOENCODING": "latin-1"})
     assert not set(given) & set(breaking)
     assert given["PYTHONPATH"] == "/x" and given["PYTHONIOENCODING"] == "utf-8:backslashreplace"
 
