@@ -14,10 +14,23 @@ from typing import Any
 
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError
-from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file
+from profiler.models import (
+    catalog,
+    config,
+    families,
+    gguf_config,
+    gguf_file,
+    gguf_stored,
+    hub,
+    safetensors_file,
+    scheme,
+    stored,
+)
 from profiler.models.geometry import Geometry
+from profiler.models.safetensors_file import Tensor
 from profiler.models.source import Source
-from profiler.units import printable
+from profiler.models.stored import Stored
+from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real it is measured with random values in the same shapes."
 GGUF_SLACK = 0.02  # rope tables, and the K/V weights that Gemma 4 stores for layers that do not use them
@@ -34,6 +47,7 @@ class Model:
     real_id: str | None  # content hash of the weights
     no_weights: str | None  # why there are no real weights here, in words
     cautions: tuple[str, ...]
+    stored: Stored | None = None  # how its weights are stored, where there are headers to tell
 
     def id_for(self, weights: str) -> str:
         """Identity of the model with ``real`` or ``synthetic`` weights, as ``Case.model_id`` wants it."""
@@ -111,6 +125,7 @@ def _folder(path: Path) -> Model:
         Source("folder", str(path), None, raw),
         real_id=safetensors_file.content_id(path) if tensors else None,
         no_weights=None if tensors else safetensors_file.why_missing(path),
+        tensors=tensors,
     )
     safetensors_file.check_embedding(tensors, model.geometry.vocab, model.geometry.hidden)
     return model
@@ -125,6 +140,7 @@ def _gguf(path: Path) -> Model:
         name,
         Source("gguf", str(path), None, gguf_config.config(header)),
         real_id=safetensors_file.files_id([path]),
+        gguf=header,
     )
     _check_count(header, model.geometry, name)
     return model
@@ -152,7 +168,7 @@ def _hub(name: str, offline: bool | None) -> Model:
         return _model(_shown(name), source, no_weights="its weights are not in the hub's cache")
     tensors = safetensors_file.verify(snapshot)
     source = Source("hub", repository, snapshot.name, config.read(snapshot / "config.json"))
-    model = _model(_shown(name), source, real_id=snapshot.name)
+    model = _model(_shown(name), source, real_id=snapshot.name, tensors=tensors)
     safetensors_file.check_embedding(tensors, model.geometry.vocab, model.geometry.hidden)
     return model
 
@@ -164,9 +180,12 @@ def _model(
     real_id: str | None = None,
     no_weights: str | None = None,
     cautions: tuple[str, ...] = (),
+    tensors: Mapping[str, Tensor] | None = None,
+    gguf: gguf_file.GgufHeader | None = None,
 ) -> Model:
     try:
         geometry = families.geometry(source.config)
+        held = _stored(geometry, source.config, tensors, gguf)
     except ProfileError as error:
         raise type(error)(f"{name}: {error.message}", error.hint) from None
     return Model(
@@ -176,17 +195,32 @@ def _model(
         model_id=digest(source.config),
         real_id=real_id,
         no_weights=no_weights,
-        cautions=(*geometry.cautions, *_stored_format(source.config), *cautions),
+        cautions=(*geometry.cautions, *_of_storage(held, source.config), *cautions),
+        stored=held,
     )
 
 
-def _stored_format(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """A caution if the checkpoint's own weights are quantized already."""
-    scheme = raw.get("quantization_config")
-    if not isinstance(scheme, dict):
-        return ()
-    method = printable(scheme.get("quant_method", "unnamed"), 40)
-    return (f"the checkpoint's weights are stored quantized ({method})",)
+def _stored(
+    geometry: Geometry, raw: Mapping[str, Any], tensors: Mapping[str, Tensor] | None, gguf: gguf_file.GgufHeader | None
+) -> Stored | None:
+    if gguf is not None:
+        return gguf_stored.from_gguf(geometry, gguf)
+    return stored.from_safetensors(geometry, tensors, scheme.of(raw)) if tensors else None
+
+
+def _of_storage(held: Stored | None, raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """What to know of how the weights are stored: a quantization of their own, and what of the file is not used."""
+    said = []
+    stated = scheme.of(raw)
+    if stated is not None:
+        said.append(f"the checkpoint's weights are stored quantized ({stated.name})")
+    if held is not None and held.trouble is not None:
+        said.append(held.trouble)
+    if held is not None and held.left_out:
+        most, *others = held.left_out
+        more = f" and {len(others)} other places ({bytes_text(sum(each.nbytes for each in others))})" if others else ""
+        said.append(f"the decoder leaves out {most.words}{more} of the file")
+    return tuple(said)
 
 
 def _shown(name: str) -> str:
