@@ -26,8 +26,8 @@ OUTSIDE: dict[str, tuple[Role, str]] = {
 }
 PLAIN = frozenset({"f32", "f16", "bf16", "f64"})
 
-# general.file_type (llama_ftype) → the mix that it stands for, and the types that llama-quantize gives the matrices of
-# layers then. Others in between are what is called a dynamic mix, for which there is no rule.
+# general.file_type (llama_ftype) → the mix that it stands for, and the types that llama-quantize gives the matrices
+# of layers then. Others in between are what is called a dynamic mix, for which there is no rule.
 FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     0: ("f32", frozenset({"f32"})),
     1: ("f16", frozenset({"f16"})),

@@ -201,7 +201,10 @@ def _model(
 
 
 def _stored(
-    geometry: Geometry, raw: Mapping[str, Any], tensors: Mapping[str, Tensor] | None, gguf: gguf_file.GgufHeader | None
+    geometry: Geometry,
+    raw: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None,
+    gguf: gguf_file.GgufHeader | None,
 ) -> Stored | None:
     if gguf is not None:
         return gguf_stored.from_gguf(geometry, gguf)
@@ -218,7 +221,9 @@ def _of_storage(held: Stored | None, raw: Mapping[str, Any]) -> tuple[str, ...]:
         said.append(held.trouble)
     if held is not None and held.left_out:
         most, *others = held.left_out
-        more = f" and {len(others)} other places ({bytes_text(sum(each.nbytes for each in others))})" if others else ""
+        more = (
+            f" and {len(others)} other places ({bytes_text(sum(each.nbytes for each in others))})" if others else ""
+        )
         said.append(f"the decoder leaves out {most.words}{more} of the file")
     return tuple(said)
 

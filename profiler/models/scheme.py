@@ -41,7 +41,7 @@ class Scheme:
 
 
 def of(raw: Mapping[str, Any]) -> Scheme | None:
-    """The scheme of a raw config, which may state it for the whole model or for its text part; ``None`` if neither."""
+    """The scheme that a raw config states, for the whole model or for its text part; ``None`` if it states none."""
     inner = raw.get("text_config")
     for part in (raw, inner if isinstance(inner, dict) else {}):
         for key in KEYS:

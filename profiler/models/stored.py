@@ -23,7 +23,9 @@ PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
 # tower, or the layers of multi-token prediction, stand elsewhere and are not taken.
 DECODER = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
 LAYER = re.compile(r"layers\.(\d+)\.(.+)", re.DOTALL)
-EXPERT = re.compile(r"(?P<place>(?:.*\.)?experts)\.\d+\.(?P<part>gate_proj|up_proj|down_proj|gate_up_proj)\.(?P<rest>.+)")
+EXPERT = re.compile(
+    r"(?P<place>(?:.*\.)?experts)\.\d+\.(?P<part>gate_proj|up_proj|down_proj|gate_up_proj)\.(?P<rest>.+)"
+)
 SCALE = re.compile(r"(scale|qzeros|g_idx|absmax|quant_map|quant_state|zero_point|qweight|_blocks$|\.SCB$)")
 
 # What bitsandbytes writes to a file beside a weight and holds no memory for once it is loaded; the offset of nested
@@ -178,7 +180,7 @@ def _place(name: str, outside: _Names, layers: list[_Names]) -> tuple[int | None
 
 
 class _Names:
-    """The weights of a layer, or of what is outside of them, by the names that a checkpoint may give their tensors."""
+    """The weights of a layer, or of what is outside the layers, by the names that their tensors may have."""
 
     def __init__(self, weights: Iterable[Weight]) -> None:
         self.exact = {weight.name: weight for weight in weights}
@@ -289,7 +291,7 @@ def _in_decoder(name: str) -> bool:
 
 
 def _uneven(packed: list[_Group], scheme: Scheme | None) -> str | None:
-    """transformers 5.23 (``Fp8Dequantize``) takes blocks as rows ÷ rows of scales: wrong where a last one is short."""
+    """transformers 5.23 (``Fp8Dequantize``) takes a block as rows ÷ rows of scales: wrong where the last is short."""
     if scheme is None or scheme.method != "fp8":
         return None
     block = scheme.config.get("weight_block_size", [128, 128])
@@ -304,5 +306,6 @@ def _uneven(packed: list[_Group], scheme: Scheme | None) -> str | None:
                 grid > 1 and size != grid * length
                 for size, grid, length in zip(code.shape[-2:], scale.shape[-2:], block, strict=False)
             ):
-                return f"{printable(name, 80)} does not divide into blocks of {printable(block[0], 10)} × {printable(block[1], 10)}"
+                size = " × ".join(printable(length, 10) for length in block)
+                return f"{printable(name, 80)} does not divide into blocks of {size}"
     return None
