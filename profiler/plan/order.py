@@ -68,6 +68,10 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     skipped: list[Skip] = []
     host = cache(partial(host_of, device))
     for point in points:
+        if point.refused is not None:
+            takes = estimate(point, host(point.case.threads), effort).takes if point.stored is not None else None
+            skipped.append(Skip(point.case, point.refused, takes))
+            continue
         entry = estimate(point, host(point.case.threads), effort)
         reason = _impossible(point, device) or _too_large(entry.takes, available_bytes)
         if reason is None:
@@ -79,7 +83,7 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
 
 def estimate(point: Point, host: Target, effort: Effort) -> Planned:
     """What a case is expected to take on ``host``."""
-    takes = estimates.estimate(point.case, point.geometry, host)
+    takes = estimates.estimate(point.case, point.geometry, host, point.stored)
     synthetic = point.case.fill == "synthetic"
     start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
     decode = _phase_s(takes.step_s.value * point.case.steps, effort)

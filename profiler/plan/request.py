@@ -10,9 +10,11 @@ from profiler import paths, registry
 from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
+from profiler.models import scheme
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
+from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.registry import unknown
 from profiler.units import bytes_text, printable
@@ -21,6 +23,7 @@ CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 OWN_STEP = ("hf",)  # backends that run the decode step of ours
 UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
 
+OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 
 Say = Callable[[str], None]
@@ -66,13 +69,16 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
     Raises ProfileError for what cannot be meant, NotFound for unknown models, quantizations and scenarios.
     """
     request = _with_scenario(request)
-    quants = tuple(dict.fromkeys(_quant(name) for name in words(request.quants)))  # nf4-dq is nf4_dq
+    quants, own = _asked(words(request.quants))
     names = words(request.models)
     if request.models and not names:
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:
+        for error in own.values():
+            raise error
         return _headline(request, quants, device, available_bytes, say)
     subjects = _distinct([subject(name, request.weights, say) for name in names], say)
+    quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
     return Work(
         points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
         effort=_effort(request),
@@ -91,7 +97,40 @@ def subject(name: str, weights: str, say: Say) -> Subject:
         model = _downloaded(name, model, say)
     if weights == "auto":
         weights = "synthetic" if model.real_id is None else "real"
-    return Subject(model.name, model.source, model.geometry, weights, model.id_for(weights), model.cautions)
+    cautions, stored = model.cautions, model.stored
+    if weights == "synthetic":
+        cautions, stored = (*cautions, *_not_reproduced(model)), None
+    return Subject(model.name, model.source, model.geometry, weights, model.id_for(weights), cautions, stored)
+
+
+def _not_reproduced(model: Model) -> tuple[str, ...]:
+    """A caution where random weights stand in for a quantization that nothing here can make."""
+    own = scheme.of(model.source.config)
+    if own is None or own.name in registry.names("quants"):
+        return ()
+    return (f"the random weights are stored as -q says, not in {own.name}",)
+
+
+def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
+    """The quantizations that are known, nf4_dq and nf4-dq once, and names that only a checkpoint may have."""
+    found: dict[Quant, None] = {}
+    own: dict[str, NotFound] = {}
+    for name in names:
+        try:
+            found[_quant(name)] = None
+        except NotFound as error:
+            if not OF_CHECKPOINTS.fullmatch(name):
+                raise
+            own[name.casefold()] = error
+    return tuple(found), own
+
+
+def _stored_in(name: str, subjects: Sequence[Subject], error: NotFound) -> Quant:
+    """The quantization ``name`` of a checkpoint among ``subjects``; raises ``error`` if none is stored so."""
+    for entry in subjects:
+        if entry.stored is not None and entry.stored.quant.casefold() == name:
+            return checkpoint.quant_of(entry.stored)
+    raise error
 
 
 def _effort(request: Request, usual_reps: int | None = None) -> Effort:
@@ -165,7 +204,7 @@ def _headline(
 def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: Request, device: DeviceInfo) -> Axes:
     return Axes(
         subjects=subjects,
-        quants=tuple(quants) or (_quant(device.default_dtype),),
+        quants=tuple(quants),
         contexts=counts("-c", request.contexts) if request.contexts else CONTEXTS,
         batches=counts("-b", request.batches) if request.batches else BATCHES,
         steps=counts("-n", request.steps) if request.steps else STEPS,

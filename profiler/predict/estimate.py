@@ -56,7 +56,7 @@ class Estimate:
 
 
 def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Estimate:
-    """Of ``case`` on ``host`` (``host_of``), as if it fitted; ``stored``: the checkpoint that runs as it is stored."""
+    """Of ``case`` on ``host`` (``host_of``), as if it fitted; ``stored``: a checkpoint that runs as it is stored."""
     found = predictor(case, geometry, host, stored)
     kind, width = "cpu" if host.vendor == "CPU" else "cuda", DTYPE_BYTES[case.dtype]
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total

@@ -1,7 +1,7 @@
 """Checkpoints that are quantized already: what transformers makes of them, and what they weigh by their config alone.
 
-Rules read at transformers 5.23 (``quantizers/``). A checkpoint is kept as it is stored, or it is unpacked into a plain
-dtype while it is loaded, or it is not loaded at all; the reason is for a person.
+Rules read at transformers 5.23 (``quantizers/``). A checkpoint is kept as it is stored, or it is unpacked into a
+plain dtype while it is loaded, or it is not loaded at all; the reason is for a person.
 """
 
 from __future__ import annotations
@@ -22,6 +22,18 @@ from profiler.models.stored import Stored, StoredWeight
 from profiler.models.weight import Weight
 from profiler.quants.base import FOUR_BIT_CAPABILITY, Quant, bitsandbytes_missing, plain_bytes
 
+# The packages that transformers needs to run a checkpoint as it is stored.
+LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    BITSANDBYTES: ("bitsandbytes",),
+    "awq": ("gptqmodel",),
+    "gptq": ("optimum", "gptqmodel"),
+    "fp8": ("kernels",),
+}
+NEVER: Mapping[str, str] = {  # and what it never runs so
+    COMPRESSED: "transformers unpacks compressed-tensors in the first pass",
+    "mxfp4": "transformers keeps MXFP4 in the experts of gpt-oss only",
+    MLX: "transformers does not read MLX checkpoints; mlx-lm runs them",
+}
 FP8_CAPABILITY = 89
 INT8_CAPABILITY = 75
 CHECKPOINT_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -35,16 +47,22 @@ def not_as_stored(stored: Stored, device: DeviceInfo) -> str | None:
     scheme = stored.scheme
     if scheme is None:
         return None
-    rules: Mapping[str, str | None] = {
-        BITSANDBYTES: bitsandbytes_missing(device, INT8_CAPABILITY if scheme.name == "int8" else FOUR_BIT_CAPABILITY),
-        "awq": _missing("gptqmodel"),
-        "gptq": _missing("optimum", "gptqmodel"),
-        "fp8": _fp8(device),
-        COMPRESSED: "transformers unpacks compressed-tensors in the first pass",
-        "mxfp4": "transformers keeps MXFP4 in the experts of gpt-oss only",
-        MLX: "transformers does not read MLX checkpoints; mlx-lm runs them",
-    }
-    return rules.get(scheme.method, "there is no rule here for how transformers loads it")
+    never = never_as_stored(stored, _multiplies_fp8(device))
+    if never is not None:
+        return never
+    if scheme.method == BITSANDBYTES:
+        return bitsandbytes_missing(device, INT8_CAPABILITY if scheme.name == "int8" else FOUR_BIT_CAPABILITY)
+    return _missing(*LIBRARIES[scheme.method])
+
+
+def never_as_stored(stored: Stored, multiplies_fp8: bool) -> str | None:
+    """The same, whatever is installed; ``multiplies_fp8``: whether the device has units for it."""
+    method = stored.scheme.method if stored.scheme is not None else BITSANDBYTES
+    if method in NEVER:
+        return NEVER[method]
+    if method == "fp8" and not multiplies_fp8:
+        return "transformers multiplies fp8 on GPUs of compute capability 8.9 or newer only"
+    return None if method in LIBRARIES else "there is no rule here for how transformers loads it"
 
 
 def not_unpacked(stored: Stored) -> str | None:
@@ -65,11 +83,9 @@ def _missing(*modules: str) -> str | None:
     return f"{' and '.join(absent)} {verb} not installed: pip install {' '.join(absent)}"
 
 
-def _fp8(device: DeviceInfo) -> str | None:
-    capability = [int(feature[3:]) for feature in device.features if feature[:3] == "sm_" and feature[3:].isdigit()]
-    if not capability or max(capability) < FP8_CAPABILITY:
-        return "transformers multiplies fp8 on GPUs of compute capability 8.9 or newer only"
-    return _missing("kernels")
+def _multiplies_fp8(device: DeviceInfo) -> bool:
+    known = [int(feature[3:]) for feature in device.features if feature[:3] == "sm_" and feature[3:].isdigit()]
+    return max(known, default=0) >= FP8_CAPABILITY
 
 
 def quant_of(stored: Stored) -> Quant:
@@ -179,7 +195,7 @@ class _Fp8(_Rule):
         scale = 1 if self.scheme.config.get("scale_fmt") == "ue8m0" else 4
         if not isinstance(block, list) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
             return outputs * inputs + 4
-        return outputs * inputs + scale * -(-outputs // block[0]) * -(-inputs // block[1])
+        return int(outputs * inputs + scale * -(-outputs // block[0]) * -(-inputs // block[1]))
 
 
 class _BitsAndBytes(_Rule):
@@ -193,7 +209,7 @@ class _BitsAndBytes(_Rule):
             return None
         name = {"fp4-dq": "nf4-dq"}.get(self.scheme.name, self.scheme.name)  # of one size
         ours: Quant = registry.load("quants", name, "quantization").QUANT
-        return ours.weight_bytes(weight, "bf16", False)
+        return int(ours.weight_bytes(weight, "bf16", False))
 
 
 class _Mlx(_Rule):

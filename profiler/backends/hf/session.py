@@ -19,6 +19,7 @@ from profiler.backends.hf.load import load
 from profiler.case import Case
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
+from profiler.models import scheme
 from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text
@@ -31,6 +32,8 @@ MEMORY_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 REFUSED = re.compile(r"tried to allocate (\d+) bytes")  # the CPU allocator's words, after a place in its C++
+CODES = ("weight", "qweight", "weight_packed")  # as bitsandbytes, AWQ and GPTQ, compressed-tensors name them
+VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
 
 
@@ -45,7 +48,7 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
     meter = kind.meter(case.device)
     with memory_errors():
         model = load(case, source, meter, beat)
-    return HfSession(model, meter, kind.watcher(case.device), beat, notes(source))
+    return HfSession(model, meter, kind.watcher(case.device), beat, notes(source, case))
 
 
 class HfSession:
@@ -173,8 +176,12 @@ def memory_errors() -> Iterator[None]:
         raise OutOfMemory(words) from error
 
 
-def notes(source: Source) -> tuple[Caution, ...]:
+def notes(source: Source, case: Case) -> tuple[Caution, ...]:
     """What is true of the weights because of where they come from."""
+    stated = scheme.of(source.config) if case.weights == "real" and source.kind != "gguf" else None
+    if stated is not None and case.quant != stated.name:
+        text = f"the checkpoint's {stated.name} values, unpacked into {case.quant}: not its own size or speed"
+        return (Caution("unpacked", text),)
     if source.kind != "gguf":
         return ()
     text = (
@@ -208,6 +215,9 @@ def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
 
     Those are in the file in the model's own dtype, else it would not be mapped; what is resident bounds them.
     """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and quantizer.pre_quantized:  # nothing was packed
+        return 0 if sys.platform == "linux" else None
     if sys.platform != "linux" or any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return None
     mapped = mapped_weights_bytes()
@@ -220,7 +230,14 @@ def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    """Whether a module's weight is codes, in the module of whatever quantizer."""
+    if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+        return True
+    return any(
+        tensor.dtype not in VALUES
+        for tensor in (getattr(module, name, None) for name in CODES)
+        if isinstance(tensor, torch.Tensor)
+    )
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
