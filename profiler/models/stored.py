@@ -262,7 +262,8 @@ def _trouble(packed: list[_Group], rest: Mapping[str, Tensor], scheme: Scheme | 
     """What speaks against loading: codes that no scheme explains, or scales that nobody would read."""
     if scheme is None:
         if packed:
-            name, tensor = packed[0].tensors[0]
+            tensors = packed[0].tensors
+            name, tensor = next((pair for pair in tensors if pair[1].dtype not in PLAIN), tensors[0])
             return f"{printable(name, 80)} is stored as {tensor.dtype}, and config.json has no quantization_config"
         stray = next((name for name in rest if SCALE.search(name) and _in_decoder(name)), None)
         return None if stray is None else f"{printable(stray, 80)} belongs to a quantization that config.json omits"

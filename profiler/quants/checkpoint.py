@@ -76,11 +76,15 @@ def not_unpacked(stored: Stored) -> str | None:
 
 
 def _missing(*modules: str) -> str | None:
-    absent = [name.replace("_", "-") for name in modules if importlib.util.find_spec(name) is None]
+    absent = [name.replace("_", "-") for name in modules if not _installed(name)]
     if not absent:
         return None
     verb = "is" if len(absent) == 1 else "are"
     return f"{' and '.join(absent)} {verb} not installed: pip install {' '.join(absent)}"
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _multiplies_fp8(device: DeviceInfo) -> bool:

@@ -54,7 +54,7 @@ def load(case: Case, source: Source, meter: Meter, beat: Beat) -> PreTrainedMode
     if case.weights == "synthetic":
         model = synthetic.build(config, dtype, device, quantization, case.seed, beat)
     else:
-        folder = _folder(source, config, beat)
+        folder = _folder(source, config, beat, dtype)
         if source.kind != "gguf" and (own := _own_quantization(case, source, folder, stated)) is not None:
             config.quantization_config = own  # transformers takes this for a checkpoint that is quantized already
         meter.reset_peak()
@@ -164,12 +164,12 @@ def _quantizer_errors(folder: Path, config: PretrainedConfig) -> Iterator[None]:
         raise ProfileError(f"{printable(folder.name)}: transformers cannot load {method}: {words}") from error
 
 
-def _folder(source: Source, config: PretrainedConfig, beat: Beat) -> Path:
+def _folder(source: Source, config: PretrainedConfig, beat: Beat, dtype: torch.dtype) -> Path:
     """The folder that holds the safetensors of a source."""
     if source.kind == "folder":
         return Path(source.location)
     if source.kind == "gguf":
-        return unpacked(Path(source.location), config, beat)
+        return unpacked(Path(source.location), config, beat, dtype)
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))

@@ -1,7 +1,8 @@
 """A GGUF file as a folder of safetensors, unpacked once: transformers needs minutes to read GGUF each time.
 
-Values are those that the quantized file stands for, kept in bf16, or in fp32 when the file itself is fp32. The folder
-lies in the user's cache under ``profile/gguf`` and may be deleted at any time.
+Values are those that the quantized file stands for, kept in the dtype they are computed in, or in fp32 when the file
+itself is fp32: 16 bits would round what a case in fp32 computes with. The folder lies in the user's cache under
+``profile/gguf`` and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ from profiler.models import gguf_file
 from profiler.models.safetensors_file import files_id
 from profiler.units import bytes_text, printable
 
-ALL_FP32 = 0  # general.file_type
+USUAL = torch.bfloat16
 SPARE = 1.1  # of the disk space that the folder itself takes
 
 
-def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
-    """The folder of ``gguf``, made on first use. Raises ProfileError when the disk is too small for it."""
+def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat, computed_in: torch.dtype = USUAL) -> Path:
+    """The folder of ``gguf`` for cases in ``computed_in``, made on first use.
+
+    Raises ProfileError when the disk is too small for it.
+    """
     cache = Path(platformdirs.user_cache_dir("profile")) / "gguf"
-    target = cache / f"{files_id([gguf])}-transformers-{transformers.__version__}"
+    header = gguf_file.header(gguf)
+    dtype = _kept_in(header, computed_in)
+    other = "" if dtype == _kept_in(header, USUAL) else f"-{str(dtype).removeprefix('torch.')}"
+    target = cache / f"{files_id([gguf])}-transformers-{transformers.__version__}{other}"
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     _sweep(cache)
-    header = gguf_file.header(gguf)
-    dtype = torch.float32 if header.metadata.get("general.file_type") == ALL_FP32 else torch.bfloat16
     size = sum(prod(tensor.shape) for tensor in header.tensors.values()) * dtype.itemsize
     free = shutil.disk_usage(cache).free
     if size * SPARE > free:
@@ -53,6 +58,14 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _kept_in(header: gguf_file.GgufHeader, computed_in: torch.dtype) -> torch.dtype:
+    """The smallest dtype that loses nothing of a case in ``computed_in``."""
+    types = {gguf_file.TYPE_NAMES.get(tensor.type_id) for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    if types == {"f32"}:
+        return torch.float32
+    return USUAL if types == {"bf16"} else computed_in
 
 
 def _write(gguf: Path, config: PretrainedConfig, dtype: torch.dtype, folder: Path) -> None:
