@@ -26,6 +26,7 @@ from profiler.gate.trial import MOST_CELLS, Plan, Trial
 from profiler.gate.verdict import Verdict, exit_code, worst
 from profiler.measure.supervisor import Job
 from profiler.measure.watch import Limits
+from profiler.plan.grid import runnable
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
 from profiler.results.environment import environment_key
@@ -109,7 +110,7 @@ def gate(
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
     task = work(Request(**asked), found, found.free_bytes, say)
-    jobs = tuple(Job(point.case, point.source) for point in task.points)
+    jobs = tuple(Job(point.case, point.source) for point in runnable(task.points))
     if len(jobs) > MOST_CELLS:
         raise ProfileError(
             f"{len(jobs)} cells are more than the {MOST_CELLS} that a gate can tell apart from chance",

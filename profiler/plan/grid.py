@@ -74,6 +74,15 @@ class Point:
     note: str | None = None  # what becomes of the weights while they are loaded, in words
 
 
+def runnable(points: Iterable[Point]) -> list[Point]:
+    """``points``, for a caller that has no rows of skipped cases. ProfileError for the first that is refused."""
+    found = list(points)
+    for point in found:
+        if point.refused is not None:
+            raise ProfileError(f"{printable(point.case.model, 80)}: {point.refused}")
+    return found
+
+
 def words(values: Iterable[str]) -> tuple[str, ...]:
     """The words of a repeated, comma-separated option: no empty ones, no duplicates, order kept."""
     return tuple(dict.fromkeys(word for value in values for word in map(str.strip, value.split(",")) if word))

@@ -89,6 +89,12 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> Choice:
     return Choice(quant, note=f"transformers unpacks {stored.quant} into {quant.name}")
 
 
+def never_loaded(model: Model, device: DeviceInfo) -> str | None:
+    """Why a checkpoint whose headers are not here yet could not be loaded, in words; ``None`` where it could."""
+    stored = held(model)
+    return None if stored is None or stored.scheme is None else _own(stored, device).refused
+
+
 def _registered(name: str) -> Quant:
     found: Quant = registry.load("quants", name, "quantization").QUANT
     return found

@@ -14,6 +14,7 @@ from profiler.models import scheme
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
+from profiler.plan.quantization import never_loaded
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.registry import unknown
@@ -77,7 +78,7 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
         for error in own.values():
             raise error
         return _headline(request, quants, device, available_bytes, say)
-    subjects = _distinct([subject(name, request.weights, say) for name in names], say)
+    subjects = _distinct([subject(name, request.weights, say, device) for name in names], say)
     quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
     return Work(
         points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
@@ -87,13 +88,17 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
     )
 
 
-def subject(name: str, weights: str, say: Say) -> Subject:
+def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None) -> Subject:
     """The model ``name`` with the weights that ``weights`` (auto, real, synthetic) comes to.
 
     ``auto`` takes real ones where they are on this machine and never downloads; ``real`` downloads from a hub.
     """
     model = resolve(name)
     if weights == "real" and model.real_id is None and model.source.kind == "hub":
+        if device is not None and (reason := never_loaded(model, device)) is not None:
+            raise ProfileError(
+                f"{model.name} is not downloaded: {reason}", "--weights synthetic measures its shapes."
+            )
         model = _downloaded(name, model, say)
     if weights == "auto":
         weights = "synthetic" if model.real_id is None else "real"

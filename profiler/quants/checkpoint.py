@@ -39,6 +39,7 @@ INT8_CAPABILITY = 75
 CHECKPOINT_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 PLAIN_EXPRESSION = re.compile(r"re:(?:\.\*|[\w.^$-]|\\\.)*")
 MOST_WILDCARDS = 4
+MOST_SKIPPED = 4096  # modules that a config names one by one: each is compared with every weight
 SCALE_BYTES = 2  # of AWQ, GPTQ, MLX and most of compressed-tensors
 
 
@@ -150,9 +151,15 @@ class _Rule:
         self.scheme = scheme
         skipped = scheme.config.get(self.skipping)
         self.skipped = [word for word in skipped if isinstance(word, str)] if isinstance(skipped, list) else []
+        if len(self.skipped) > MOST_SKIPPED:
+            raise ProfileError(f"{len(self.skipped):,} modules that are not quantized")
 
     def __call__(self, weight: Weight, path: str) -> int | None:
-        if weight.role not in self.roles or any(word in path for word in self.skipped):
+        return None if any(word in path for word in self.skipped) else self.of(weight)
+
+    def of(self, weight: Weight) -> int | None:
+        """Bytes of one weight wherever it stands."""
+        if weight.role not in self.roles:
             return None
         matrices = math.prod(weight.shape[:-2])
         outputs, inputs = weight.shape[-2:]
@@ -257,11 +264,13 @@ class _Compressed(_Rule):
             raise ProfileError("compressed-tensors of an unusual kind")
         if not all(_bounded(word) for word in self.skipped):
             raise ProfileError("compressed-tensors of an unusual kind")
+        self.names = {word for word in self.skipped if not word.startswith("re:")}
+        self.patterns = [re.compile(word[3:]) for word in self.skipped if word.startswith("re:")]
 
     def __call__(self, weight: Weight, path: str) -> int | None:
-        if any(_matches(word, path) for word in self.skipped):
+        if path in self.names or any(pattern.match(path) for pattern in self.patterns):
             return None
-        return _Rule.__call__(self, weight, path)
+        return self.of(weight)
 
     def matrix_bytes(self, outputs: int, inputs: int) -> int:
         bits, floats = self.weights["num_bits"], self.weights.get("type") == "float"
@@ -273,11 +282,6 @@ class _Compressed(_Rule):
         shape = 16 if bits == 4 and not floats else 0
         zeros = 0 if self.weights.get("symmetric", True) else 4 * -(-outputs * bits // 32) * groups
         return int(-(-inputs * bits // 8) * outputs + scale + shape + zeros)
-
-
-def _matches(word: str, path: str) -> bool:
-    """As compressed-tensors matches a module: a regular expression after ``re:``, else the whole name."""
-    return re.match(word[3:], path) is not None if word.startswith("re:") else word == path
 
 
 def _bounded(word: str) -> bool:

@@ -43,6 +43,7 @@ CONTEXT = {  # CUDA context and the backend's own pools; Metal and Vulkan take l
     "CPU": spread(120 * MIB, 40 * MIB, 300 * MIB),
     "other": spread(250 * MIB, 60 * MIB, 700 * MIB),
 }
+MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the version that made them, and by importance matrices
 MASK_BYTES = 2  # the attention mask, f16, of all cells for each token of a pass
 
 
@@ -64,7 +65,7 @@ class LlamaCpp:
             Held(t.weight, t.layer, t.count, t.type, t.nbytes, on_host=t.weight.role == "embedding")
             for t in gguf_mix.tensors(geometry, quant)
         )
-        return storage(with_head(geometry, held, copied=True))
+        return storage(with_head(geometry, held, copied=True), None if quant in gguf_mix.PLAIN else MIX_BOUNDS)
 
     def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
         """Every tensor of the file; for another checkpoint, what it would be as it is."""
