@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from math import prod
@@ -219,12 +220,19 @@ def gguf_size(kind: str, shape: tuple[int, ...]) -> int:
 
 
 def gguf(
-    path: Path, kind: str = "q8_0", *, found: Mapping[str, tuple[str, tuple[int, ...]]] | None = None, **keys: Any
+    path: Path,
+    kind: str = "q8_0",
+    *,
+    found: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
+    architecture: str = "llama",
+    file_type: int = 1,
+    sparse: bool = False,
+    **keys: int,
 ) -> Path:
-    """A GGUF file of the same Llama; ``keys`` replace its metadata, ``file_type`` among them."""
+    """A GGUF file of the same Llama; ``keys`` replace its metadata. ``sparse``: a hole in place of the data."""
     metadata: dict[str, Any] = {
-        "general.architecture": "llama",
-        "general.file_type": keys.pop("file_type", 1),
+        "general.architecture": architecture,
+        "general.file_type": file_type,
         "llama.block_count": LAYERS,
         "llama.context_length": 8192,
         "llama.embedding_length": HIDDEN,
@@ -234,7 +242,8 @@ def gguf(
         "llama.attention.key_length": HEAD_DIM,
         "llama.rope.dimension_count": HEAD_DIM,
     }
-    metadata |= {f"llama.{name}": value for name, value in keys.items()}
+    metadata = {name.replace("llama.", f"{architecture}."): value for name, value in metadata.items()}
+    metadata |= {f"{architecture}.{name}": value for name, value in keys.items()}
     held = gguf_tensors(kind) if found is None else found
     out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(held), len(metadata)))
     for key, value in metadata.items():
@@ -247,7 +256,8 @@ def gguf(
         sizes.append(-(-gguf_size(type_name, shape) // 32) * 32)
         offset += sizes[-1]
     out += bytes(-len(out) % 32)
-    path.write_bytes(bytes(out) + bytes(offset))
+    path.write_bytes(bytes(out) if sparse else bytes(out) + bytes(offset))
+    os.truncate(path, len(out) + offset)
     return path
 
 

@@ -156,7 +156,7 @@ def _quantizer_errors(folder: Path, config: PretrainedConfig) -> Iterator[None]:
     own = getattr(config, "quantization_config", None)
     try:
         yield
-    except (ImportError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ImportError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
         if own is None:
             raise
         words = printable(str(error).partition("\n")[0] or type(error).__name__, 200)
