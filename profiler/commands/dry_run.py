@@ -71,7 +71,7 @@ def _estimates(planned: Planned, available_bytes: int) -> dict[str, Any]:
         "load_s": planned.load_s,
         "run_s": planned.run_s,
         "may_not_fit": planned.takes.peak.high > available_bytes,
-        "note": planned.takes.left_plain,
+        "note": "; ".join(filter(None, (planned.point.note, planned.takes.left_plain))) or None,
     }
 
 

@@ -22,7 +22,11 @@ from profiler.predict.machine import SPLITS
     "--engine", default=engines.DEFAULT, show_default=True, metavar="NAME", help="llama.cpp, transformers, vllm."
 )
 @options.many(
-    "-q", "--quant", "quants", metavar="QUANT", help="Formats of the weights. [default: the engine's usual]"
+    "-q",
+    "--quant",
+    "quants",
+    metavar="QUANT",
+    help="Formats of the weights. [default: the model's own]",
 )
 @options.many("-c", "--context", "contexts", metavar="TOKENS", help="In the cache. [default: 8k]")
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")

@@ -26,6 +26,7 @@ from profiler.gate.trial import MOST_CELLS, Plan, Trial
 from profiler.gate.verdict import Verdict, exit_code, worst
 from profiler.measure.supervisor import Job
 from profiler.measure.watch import Limits
+from profiler.plan.grid import runnable
 from profiler.plan.refusal import Refusal, together
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
@@ -50,7 +51,13 @@ FORMATS = gate_page.FORMATS
               help="A stored baseline: bytes and tokens exactly, times bluntly.")  # fmt: skip
 @click.option("--accept", is_flag=True, help="Write what is measured now into --baseline. Nothing else ever does.")
 @options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
-@options.many("-q", "--quant", "quants", metavar="QUANT", help="Quantizations: bf16, nf4 … [default: the device's]")
+@options.many(
+    "-q",
+    "--quant",
+    "quants",
+    metavar="QUANT",
+    help="Quantizations: bf16, nf4 … [default: the model's own]",
+)
 @options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens in cache before decode. [default: 512]")
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
 @options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
@@ -111,7 +118,7 @@ def gate(
     task = work(Request(**asked), found, found.free_bytes, say)
     if accept and task.refused:  # a baseline without a model that was named would say that it is new, each time
         raise together(task.refused)
-    jobs = tuple(Job(point.case, point.source) for point in task.points)
+    jobs = tuple(Job(point.case, point.source) for point in runnable(task.points))
     if len(jobs) > MOST_CELLS:
         raise ProfileError(
             f"{len(jobs)} cells are more than the {MOST_CELLS} that a gate can tell apart from chance",

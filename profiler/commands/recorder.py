@@ -113,7 +113,9 @@ class Recorder:
         point = self._points.get(case.key)
         if point is None or self._device is None:
             return {}
-        return beside.expected(case, point.geometry, self._device)
+        if point.refused is not None:
+            return {}
+        return beside.expected(case, point.geometry, self._device, point.stored)
 
     def finish(self, ending: Ending) -> int:
         """Print what was not printed yet, in the order of the grid; the exit code."""

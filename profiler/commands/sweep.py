@@ -35,7 +35,13 @@ Kept = Mapping[Case, StoredRow]
 
 @click.command("sweep", cls=MeasuringCommand)
 @options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
-@options.many("-q", "--quant", "quants", metavar="QUANT", help="Quantizations: bf16, nf4 … [default: the device's]")
+@options.many(
+    "-q",
+    "--quant",
+    "quants",
+    metavar="QUANT",
+    help="Quantizations: bf16, nf4 … [default: the model's own]",
+)
 @options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens in cache before decode. [default: 512]")
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
 @options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")

@@ -23,6 +23,7 @@ from profiler.gate.verdict import Verdict, exit_code, worst
 from profiler.measure.loop import Effort
 from profiler.measure.supervisor import Job
 from profiler.measure.watch import Limits
+from profiler.plan.grid import runnable
 from profiler.plan.request import Request, work
 from profiler.results import environment, stats
 from profiler.results.environment import environment_key
@@ -232,7 +233,8 @@ def _job(
         raise ProfileError(
             f"profile_case measures one case, and these are {len(task.points)}", "Parametrize the test."
         )
-    return Job(task.points[0].case, task.points[0].source), task.effort
+    (point,) = runnable(task.points)
+    return Job(point.case, point.source), task.effort
 
 
 def _show(found: cell.Cell, phase: Phase, replay: Replay, benchmark: Any) -> None:

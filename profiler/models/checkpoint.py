@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import ProfileError
-from profiler.models import gguf_names, identity, safetensors_file
+from profiler.models import gguf_names, identity, safetensors_file, scheme
 from profiler.models.account import Account, Entry, account, in_text_model
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.gguf_file import GgufHeader
+from profiler.models.gguf_stored import from_gguf
 from profiler.models.identity import Span
 from profiler.models.remark import BESIDE, Remark
 from profiler.models.safetensors_file import INDEX, SINGLE, Tensor
+from profiler.models.stored import Stored, from_safetensors
 from profiler.units import bytes_text, printable
 
-SCHEMES = ("quantization_config", "quantization")  # the second is MLX's
 ADAPTER = "adapter_config.json"
 NAMED_ELSEWHERE = "transformers_weights"  # a field of config.json by which transformers reads another file
 
@@ -27,6 +28,7 @@ class Checkpoint:
     """The weight files of a model whose config describes them."""
 
     account: Account
+    stored: Stored  # the bytes of every weight
     spans: tuple[Span, ...]
     beside: tuple[Remark, ...] = ()
 
@@ -57,13 +59,14 @@ def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Check
     accounted = account_of(tensors, raw, geometry)
     if geometry.tied and not is_quantized(raw):
         _check_head(tensors)
-    return Checkpoint(accounted, tuple(safetensors_file.spans(tensors)), tuple(_beside(folder, raw)))
+    stored = from_safetensors(geometry, tensors, scheme.of(raw))
+    return Checkpoint(accounted, stored, tuple(safetensors_file.spans(tensors)), tuple(_beside(folder, raw)))
 
 
 def of_gguf(path: Path, header: GgufHeader, geometry: Geometry) -> Checkpoint:
     """A GGUF file. Raises ProfileError where metadata and tensors are not of the same model."""
     found = account(gguf_names.entries(header, geometry), geometry, by=gguf_names.description(header))
-    return Checkpoint(found, tuple(gguf_spans(path, header)))
+    return Checkpoint(found, from_gguf(geometry, header), tuple(gguf_spans(path, header)))
 
 
 def gguf_spans(path: Path, header: GgufHeader) -> list[Span]:
@@ -86,7 +89,7 @@ def account_of(tensors: Mapping[str, Tensor], raw: Mapping[str, Any], geometry: 
 
 def is_quantized(raw: Mapping[str, Any]) -> bool:
     """Whether a config states a quantization of its own."""
-    return any(raw.get(name) for name in SCHEMES)
+    return scheme.of(raw) is not None
 
 
 def why_missing(folder: Path) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError
-from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file
+from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file, scheme
 from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
 from profiler.models.remark import Remark
 from profiler.models.source import Source
+from profiler.models.stored import Stored
 from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real it is measured with random values in the same shapes."
@@ -48,6 +49,11 @@ class Model:
     def real_id(self) -> str | None:
         """Content hash of the weights, None where there are none. Reads what ``identity`` says that it covers."""
         return None if self.checkpoint is None else self.checkpoint.content_id()
+
+    @property
+    def stored(self) -> Stored | None:
+        """How its weights are stored, where there are headers to tell."""
+        return None if self.checkpoint is None else self.checkpoint.stored
 
     def id_for(self, weights: str) -> str:
         """Identity of the model with ``real`` or ``synthetic`` weights, as ``Case.model_id`` wants it."""
@@ -191,7 +197,7 @@ def _model(
         checkpoint=checkpoint,
         no_weights=None if checkpoint else no_weights(),
         remarks=(
-            *map(Remark, (*geometry.cautions, *_stored_format(source.config), *cautions)),
+            *map(Remark, (*geometry.cautions, *_of_storage(checkpoint, source.config), *cautions)),
             *(checkpoint.remarks if checkpoint else ()),
         ),
     )
@@ -213,13 +219,13 @@ def _holds(source: Source) -> str:
     )
 
 
-def _stored_format(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """A caution if the checkpoint's own weights are quantized already."""
-    scheme = raw.get("quantization_config")
-    if not isinstance(scheme, dict):
-        return ()
-    method = printable(scheme.get("quant_method", "unnamed"), 40)
-    return (f"the checkpoint's weights are stored quantized ({method})",)
+def _of_storage(checkpoint: Checkpoint | None, raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """What to know of how the weights are stored: a quantization, and why codes are no values."""
+    stated = scheme.of(raw)
+    said = [] if stated is None else [f"the checkpoint's weights are stored quantized ({stated.name})"]
+    if checkpoint is not None and checkpoint.stored.trouble is not None:
+        said.append(checkpoint.stored.trouble)
+    return tuple(said)
 
 
 def _shown(name: str) -> str:

@@ -19,6 +19,8 @@ from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.remark import Remark
 from profiler.models.source import Source
+from profiler.models.stored import Stored
+from profiler.plan.quantization import Choice, choices
 from profiler.quants.base import Quant
 from profiler.units import parse_count, printable
 
@@ -40,6 +42,7 @@ class Subject:
     weights: str  # real | synthetic
     model_id: str  # identity of the config, and of real weights
     remarks: tuple[Remark, ...] = ()  # what to know of it, whatever is measured
+    stored: Stored | None = None  # how its real weights are stored
     checkpoint: dict[str, Any] = field(default_factory=dict)  # what the files hold that its weights come from
 
     @property
@@ -53,7 +56,7 @@ class Axes:
     """What the grid spans; each axis in the order it was asked for."""
 
     subjects: tuple[Subject, ...]
-    quants: tuple[Quant, ...]
+    quants: tuple[Quant, ...]  # empty: each model's own, else the device's
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
     steps: tuple[int, ...]
@@ -79,6 +82,18 @@ class Point:
     source: Source
     geometry: Geometry
     quant: Quant
+    stored: Stored | None = None  # the checkpoint, where it is run as it is stored
+    refused: str | None = None  # why it cannot be measured so, in words
+    note: str | None = None  # what becomes of the weights while they are loaded, in words
+
+
+def runnable(points: Iterable[Point]) -> list[Point]:
+    """``points``, for a caller that has no rows of skipped cases. ProfileError for the first that is refused."""
+    found = list(points)
+    for point in found:
+        if point.refused is not None:
+            raise ProfileError(f"{printable(point.case.model, 80)}: {point.refused}")
+    return found
 
 
 def words(values: Iterable[str]) -> tuple[str, ...]:
@@ -133,22 +148,26 @@ def points(axes: Axes, settings: Settings, device: DeviceInfo) -> list[Point]:
     """Every case of the grid, models outermost. Raises ProfileError for a grid nobody means to run."""
     size = 1
     for axis in (axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps):
-        size *= len(axis)
+        size *= max(1, len(axis))
     if size > MAX_CASES:
         raise ProfileError(
             f"the grid has {size:,} cases, more than {MAX_CASES:,}", "Ask for fewer points on an axis."
         )
     return [
-        Point(
-            _case(subject, quant, path, context, batch, steps, settings, device),
-            subject.source,
-            subject.geometry,
-            quant,
-        )
-        for subject, quant, path, context, batch, steps in product(
-            axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps
+        _point(subject, choice, _case(subject, choice.quant, path, context, batch, steps, settings, device))
+        for subject in axes.subjects
+        for choice, path, context, batch, steps in product(
+            choices(subject.source, subject.weights, subject.stored, axes.quants, device),
+            axes.paths,
+            axes.contexts,
+            axes.batches,
+            axes.steps,
         )
     ]
+
+
+def _point(subject: Subject, choice: Choice, case: Case) -> Point:
+    return Point(case, subject.source, subject.geometry, choice.quant, choice.stored, choice.refused, choice.note)
 
 
 def _case(

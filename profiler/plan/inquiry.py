@@ -14,7 +14,9 @@ from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
 from profiler.models.resolve import Model, resolve
+from profiler.models.stored import Stored
 from profiler.plan.grid import counts, model_names, words
+from profiler.plan.quantization import Variant, held, variants
 from profiler.plan.refusal import Refusal, accepted, together
 from profiler.predict import engines
 from profiler.predict.engines.base import Engine, Named
@@ -66,6 +68,7 @@ class Answer:
     largest_context: int  # at this batch; 0: not one token
     largest_batch: int  # at this context
     parameters: int
+    stored: Stored | None = None  # how the model's checkpoint is stored, whatever is predicted
 
     @property
     def verify(self) -> Command:
@@ -90,16 +93,18 @@ def answers(inquiry: Inquiry) -> Found:
     machines = _machines(inquiry, engine)
     quants = _quants(inquiry, engine)
     batches = counts("-b", inquiry.batches) if inquiry.batches else BATCHES
+    asked = words(inquiry.quants)
     contexts = _contexts(inquiry)
-    models, refused = accepted(
-        _names(inquiry, engine, machines, quants[0]), lambda name: _model(name, inquiry, contexts)
-    )
-    _check_count(len(models) * len(contexts) * len(quants) * len(batches) * len(machines))
+    first = engine.check(asked[0]) if asked and not inquiry.models else quants[0]
+    models, refused = accepted(_names(inquiry, engine, machines, first), lambda name: _model(name, inquiry, contexts))
+    _check_count(len(models) * len(contexts) * max(len(quants), len(asked)) * len(batches) * len(machines))
     found: list[Answer] = []
     impossible: dict[tuple[str, str], Refusal] = {}
-    for machine, (name, model), quant in product(machines, models, quants):
+    for machine, (name, model) in product(machines, models):
         try:
-            found += _cases(name, model, engine, quant, machine, contexts, batches, inquiry)
+            as_stored = held(model)
+            for variant in variants(model, as_stored, engine, machine.target, asked, quants):
+                found += _cases(name, model, as_stored, engine, variant, machine, contexts, batches, inquiry)
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
@@ -119,34 +124,37 @@ class OneCase:
     predictor: Predictor
     context: int
     batch: int
+    cautions: tuple[str, ...] = ()
 
 
 def one_case(inquiry: Inquiry) -> OneCase:
     """The one case that ``inquiry`` asks about; ProfileError if it is a list."""
     engine = engines.find(inquiry.engine)
     (machine,) = _machines(inquiry, engine)
-    quants = _quants(inquiry, engine)[: None if inquiry.quants else 1]
+    asked, usual = words(inquiry.quants), _quants(inquiry, engine)
     contexts, batches, names = _contexts(inquiry), counts("-b", inquiry.batches), model_names(inquiry.models)
-    if max(map(len, (quants, contexts, batches, names))) > 1:
+    if max(map(len, (asked, contexts, batches, names))) > 1:
         raise ProfileError("explain takes one case: one model, format, context and batch", "profile fit takes lists.")
     if not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], inquiry, contexts)
-    predictor = _predictor(model.geometry, engine, quants[0], machine, inquiry.path)
-    return OneCase(model, predictor, contexts[0], batches[0])
+    variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
+    predictor = _predictor(model.geometry, engine, variant, machine, inquiry.path)
+    return OneCase(model, predictor, contexts[0], batches[0], (*model.cautions, *variant.cautions))
 
 
 def _cases(
     name: str,
     model: Model,
+    stored: Stored | None,
     engine: Engine,
-    quant: str,
+    variant: Variant,
     machine: Machine,
     contexts: Sequence[int],
     batches: Sequence[int],
     inquiry: Inquiry,
 ) -> Iterator[Answer]:
-    predictor, kv = _predictor(model.geometry, engine, quant, machine, inquiry.path), inquiry.kv
+    predictor, kv = _predictor(model.geometry, engine, variant, machine, inquiry.path), inquiry.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     for context in contexts:
         if context > model.geometry.max_position:
@@ -156,20 +164,22 @@ def _cases(
             yield Answer(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=not inquiry.quants),
-                cautions=(*model.cautions, *machine.target.limits),
+                cautions=(*model.cautions, *variant.cautions, *machine.target.limits),
                 prediction=predictor.predict(context, batch, kv),
                 largest_context=longest[batch],
                 largest_batch=widest,
                 parameters=model.geometry.parameters,
+                stored=stored,
             )
 
 
 def _predictor(
-    geometry: Geometry, engine: Engine, quant: str, machine: Machine, path: str | None = None
+    geometry: Geometry, engine: Engine, variant: Variant, machine: Machine, path: str | None = None
 ) -> Predictor:
     """As a sweep would run it there."""
-    target = machine.target
-    return Predictor(geometry, engine, quant, machine, compute_dtype(target, quant), path or usual_path(target))
+    target, quant = machine.target, variant.quant
+    dtype = variant.dtype or compute_dtype(target, quant)
+    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.stored)
 
 
 def ranked(found: Sequence[Answer], goal: Goal) -> list[Answer]:
@@ -210,13 +220,10 @@ def _machines(inquiry: Inquiry, engine: Engine) -> list[Machine]:
 
 
 def _quants(inquiry: Inquiry, engine: Engine) -> tuple[str, ...]:
-    """With a goal and no format named, all that the engine has."""
-    asked = words(inquiry.quants)
-    if inquiry.quants and not asked:
+    """Where neither -q nor the checkpoint decides: with a goal all that the engine has."""
+    if inquiry.quants and not words(inquiry.quants):
         raise ProfileError("-q: the list is empty")
-    if not asked:
-        asked = tuple(engine.quants) if inquiry.goal else QUANTS.get(engine.name, (engine.default_quant,))
-    return tuple(dict.fromkeys(engine.check(quant) for quant in asked))
+    return tuple(engine.quants) if inquiry.goal else QUANTS.get(engine.name, (engine.default_quant,))
 
 
 def _names(inquiry: Inquiry, engine: Engine, machines: Sequence[Machine], quant: str) -> tuple[str, ...]:
@@ -236,7 +243,7 @@ def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
     }
     names = sorted(shapes, key=lambda name: shapes[name].parameters, reverse=True)
     for name in names:
-        predictor = _predictor(shapes[name], engine, quant, machine)
+        predictor = _predictor(shapes[name], engine, Variant(quant), machine)
         if predictor.predict(CONTEXTS[0], 1).verdict.word in ("fits", "tight"):
             return name
     return names[-1]

@@ -70,6 +70,10 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     host = cache(partial(host_of, device))
     for point in points:
         try:
+            if point.refused is not None:
+                takes = estimate(point, host(point.case.threads), effort).takes if point.stored is not None else None
+                skipped.append(Skip(point.case, point.refused, takes))
+                continue
             entry = estimate(point, host(point.case.threads), effort)
         except ProfileError as error:  # of this model in this quantization: the others are as they were
             skipped.append(Skip(point.case, error.message))
@@ -84,7 +88,7 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
 
 def estimate(point: Point, host: Target, effort: Effort) -> Planned:
     """What a case is expected to take on ``host``."""
-    takes = estimates.estimate(point.case, point.geometry, host)
+    takes = estimates.estimate(point.case, point.geometry, host, point.stored)
     synthetic = point.case.fill == "synthetic"
     start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
     decode = _phase_s(takes.step_s.value * point.case.steps, effort)

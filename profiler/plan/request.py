@@ -11,11 +11,14 @@ from profiler import paths, registry
 from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
+from profiler.models import scheme
 from profiler.models.remark import EAGER, SYNTHETIC, Remark
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, model_names, points, words
+from profiler.plan.quantization import never_loaded
 from profiler.plan.refusal import Refusal, accepted
+from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.registry import unknown
 from profiler.units import bytes_text, printable
@@ -24,6 +27,7 @@ CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 OWN_STEP = ("hf",)  # backends that run the decode step of ours
 UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
 
+OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 
 Say = Callable[[str], None]
@@ -71,14 +75,19 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
     why a model cannot be measured where none of those named can.
     """
     request = _with_scenario(request)
-    quants = tuple(dict.fromkeys(_quant(name) for name in words(request.quants)))  # nf4-dq is nf4_dq
+    quants, own = _asked(words(request.quants))
     names = model_names(request.models)
     if request.models and not names:
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:
+        for error in own.values():
+            raise error
         return _headline(request, quants, device, available_bytes, say)
-    found, refused = accepted(names, lambda name: _with_path(subject(name, request.weights, say), request, device))
+    found, refused = accepted(
+        names, lambda name: _with_path(subject(name, request.weights, say, device), request, device)
+    )
     subjects = _distinct(found, say)
+    quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
     return Work(
         points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
         effort=_effort(request),
@@ -88,13 +97,17 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
     )
 
 
-def subject(name: str, weights: str, say: Say) -> Subject:
+def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None) -> Subject:
     """The model ``name`` with the weights that ``weights`` (auto, real, synthetic) comes to.
 
     ``auto`` takes real ones where they are on this machine and never downloads; ``real`` downloads from a hub.
     """
     model = resolve(name)
     if weights == "real" and model.checkpoint is None and model.source.kind == "hub":
+        if device is not None and (reason := never_loaded(model, device)) is not None:
+            raise ProfileError(
+                f"{model.name} is not downloaded: {reason}", "--weights synthetic measures its shapes."
+            )
         model = _downloaded(name, model, say)
     asked = weights
     if weights == "auto":
@@ -106,6 +119,7 @@ def subject(name: str, weights: str, say: Say) -> Subject:
         weights,
         model.id_for(weights),
         _remarks(model, weights, asked),
+        model.stored if weights == "real" else None,
         _checkpoint(model, weights, asked),
     )
 
@@ -115,7 +129,7 @@ def _remarks(model: Model, weights: str, asked: str) -> tuple[Remark, ...]:
     if weights == "real":
         return model.remarks
     files = model.checkpoint.remarks if model.checkpoint else ()  # which are not read at all
-    about = tuple(remark for remark in model.remarks if remark not in files)
+    about = (*(remark for remark in model.remarks if remark not in files), *map(Remark, _not_reproduced(model)))
     if asked == "auto" and model.no_weights is not None and model.source.kind != "catalog":
         return (*about, Remark(f"weights are synthetic: {model.no_weights}", SYNTHETIC))
     return about
@@ -126,6 +140,36 @@ def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
     if weights == "real" and model.checkpoint is not None:
         return model.checkpoint.to_json()
     return {"reason": (model.no_weights if asked == "auto" else None) or "--weights synthetic was asked for"}
+
+
+def _not_reproduced(model: Model) -> tuple[str, ...]:
+    """A caution where random weights stand in for a quantization that nothing here can make."""
+    own = scheme.of(model.source.config)
+    if own is None or own.name in registry.names("quants"):
+        return ()
+    return (f"the random weights are stored as -q says, not in {own.name}",)
+
+
+def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
+    """The quantizations that are known, nf4_dq and nf4-dq once, and names that only a checkpoint may have."""
+    found: dict[Quant, None] = {}
+    own: dict[str, NotFound] = {}
+    for name in names:
+        try:
+            found[_quant(name)] = None
+        except NotFound as error:
+            if not OF_CHECKPOINTS.fullmatch(name):
+                raise
+            own[name.casefold()] = error
+    return tuple(found), own
+
+
+def _stored_in(name: str, subjects: Sequence[Subject], error: NotFound) -> Quant:
+    """The quantization ``name`` of a checkpoint among ``subjects``; raises ``error`` if none is stored so."""
+    for entry in subjects:
+        if entry.stored is not None and entry.stored.quant.casefold() == name:
+            return checkpoint.quant_of(entry.stored)
+    raise error
 
 
 def _effort(request: Request, usual_reps: int | None = None) -> Effort:
@@ -202,7 +246,7 @@ def _headline(
 def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: Request, device: DeviceInfo) -> Axes:
     return Axes(
         subjects=subjects,
-        quants=tuple(quants) or (_quant(device.default_dtype),),
+        quants=tuple(quants),
         contexts=counts("-c", request.contexts) if request.contexts else CONTEXTS,
         batches=counts("-b", request.batches) if request.batches else BATCHES,
         steps=counts("-n", request.steps) if request.steps else STEPS,

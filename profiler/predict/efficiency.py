@@ -19,8 +19,8 @@ from typing import Any
 
 from profiler.devices.ceilings import Ceilings, rows_of
 from profiler.devices.target import Target
+from profiler.models.gguf_file import TYPES
 from profiler.paths import GRAPH
-from profiler.predict.gguf_mix import TYPES
 from profiler.predict.interval import Basis
 from profiler.predict.work import GROWING_TOUCHES, Item, Work
 

@@ -24,6 +24,7 @@ from profiler.devices.allowance import Allowance
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
 from profiler.errors import ProfileError
+from profiler.models import scheme
 from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text, printable
@@ -37,6 +38,8 @@ MEMORY_WORDS = (
 )
 REFUSED = re.compile(r"tried to allocate (\d+) bytes")  # the CPU allocator's words, after a place in its C++
 NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # what stands in for the native library of bitsandbytes
+CODES = ("weight", "qweight", "weight_packed")  # as bitsandbytes, AWQ and GPTQ, compressed-tensors name them
+VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
 
 
@@ -53,7 +56,7 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
         model = load(case, source, meter, beat)
         if case.weights == "real" and model.dtype == torch.float16:  # the one dtype that other checkpoints overflow
             refuse_overflow(model)
-    return HfSession(model, meter, kind.watcher(case.device), beat, (*notes(source), *limited(allowed)))
+    return HfSession(model, meter, kind.watcher(case.device), beat, (*notes(source, case), *limited(allowed)))
 
 
 class HfSession:
@@ -181,8 +184,12 @@ def memory_errors() -> Iterator[None]:
         raise OutOfMemory(words) from error
 
 
-def notes(source: Source) -> tuple[Caution, ...]:
+def notes(source: Source, case: Case) -> tuple[Caution, ...]:
     """What is true of the weights because of where they come from."""
+    stated = scheme.of(source.config) if case.weights == "real" and source.kind != "gguf" else None
+    if stated is not None and case.quant != stated.name:
+        text = f"the checkpoint's {stated.name} values, unpacked into {case.quant}: not its own size or speed"
+        return (Caution("unpacked", text),)
     if source.kind != "gguf":
         return ()
     text = (
@@ -247,6 +254,9 @@ def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
 
     Those are in the file in the model's own dtype, else it would not be mapped; what is resident bounds them.
     """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and quantizer.pre_quantized:  # nothing was packed
+        return 0 if sys.platform == "linux" else None
     if sys.platform != "linux" or any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return None
     mapped = mapped_weights_bytes()
@@ -259,7 +269,14 @@ def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    """Whether a module's weight is codes, in the module of whatever quantizer."""
+    if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+        return True
+    return any(
+        tensor.dtype not in VALUES
+        for tensor in (getattr(module, name, None) for name in CODES)
+        if isinstance(tensor, torch.Tensor)
+    )
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -1,7 +1,8 @@
 """A GGUF file as a folder of safetensors, unpacked once: transformers needs minutes to read GGUF each time.
 
-Values are those that the quantized file stands for, kept in bf16, or in fp32 when the file itself is fp32. The folder
-lies in the user's cache under ``profile/gguf`` and may be deleted at any time.
+Values are those that the quantized file stands for, kept in the dtype they are computed in, or in fp32 when the file
+itself is fp32: 16 bits would round what a case in fp32 computes with. The folder lies in the user's cache under
+``profile/gguf`` and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -26,19 +27,25 @@ from profiler.models.identity import content_id
 from profiler.units import bytes_text, printable
 
 RULES = 2  # of unpacking: folders made by others are made again
-FP32 = 0  # ggml_type
+USUAL = torch.bfloat16
 SPARE = 1.1  # of the disk space that the folder itself takes
 
 
-def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat, identity: str | None = None) -> Path:
-    """The folder of ``gguf``, made on first use. Raises ProfileError when the disk is too small for it.
+def unpacked(
+    gguf: Path, config: PretrainedConfig, beat: Beat, identity: str | None = None, computed_in: torch.dtype = USUAL
+) -> Path:
+    """The folder of ``gguf`` for cases in ``computed_in``, made on first use.
+
+    Raises ProfileError when the disk is too small for it.
 
     ``identity``: hash of the file's content, where it is known already.
     """
     cache = folders.cache("gguf")
     header = gguf_file.header(gguf)
     identity = identity or content_id(gguf_spans(gguf, header))
-    target = cache / f"{identity}-transformers-{transformers.__version__}-{RULES}"
+    dtype = _kept_in(header, computed_in)
+    other = "" if dtype == _kept_in(header, USUAL) else f"-{str(dtype).removeprefix('torch.')}"
+    target = cache / f"{identity}-transformers-{transformers.__version__}-{RULES}{other}"
     if os.path.lexists(target):
         if _is_ours(target, cache):
             return target
@@ -47,7 +54,6 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat, identity: str | N
         cache = folders.scratch("gguf")
         target = cache / target.name
     _sweep(cache)
-    dtype = kept_dtype(header)
     size = sum(prod(tensor.shape) for tensor in header.tensors.values()) * dtype.itemsize
     free = shutil.disk_usage(cache).free
     if size * SPARE > free:
@@ -66,11 +72,12 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat, identity: str | N
     return target
 
 
-def kept_dtype(header: gguf_file.GgufHeader) -> torch.dtype:
-    """fp32 where most parameters are stored so: ``general.file_type`` is a hint that many writers get wrong."""
-    wide = sum(tensor.parameters for tensor in header.tensors.values() if tensor.type_id == FP32)
-    every = sum(tensor.parameters for tensor in header.tensors.values())
-    return torch.float32 if 2 * wide > every else torch.bfloat16
+def _kept_in(header: gguf_file.GgufHeader, computed_in: torch.dtype) -> torch.dtype:
+    """The smallest dtype that loses nothing of a case in ``computed_in``."""
+    types = {gguf_file.TYPE_NAMES.get(tensor.type_id) for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    if types == {"f32"}:
+        return torch.float32
+    return USUAL if types == {"bf16"} else computed_in
 
 
 def _is_ours(target: Path, cache: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Protocol
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.source import Source
+from profiler.models.stored import Stored
 from profiler.paths import EAGER
 from profiler.predict.interval import Interval
 from profiler.predict.machine import Machine
@@ -104,6 +105,9 @@ class Engine(Protocol):
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         """The weights as this engine stores them, on a device that ``repacks`` or not. ProfileError if it cannot."""
+
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """The weights of a checkpoint that is run as it is stored; what is not quantized is in ``dtype``."""
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         """The peak and its terms."""

@@ -12,18 +12,20 @@ Rules read at commits 007dbbf3 (2026-08, ``src/llama-quant.cpp``, in ``gguf_mix`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from profiler.devices.target import Target
 from profiler.models import gguf_file
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
+from profiler.models.stored import Stored
 from profiler.paths import EAGER
 from profiler.predict import gguf_mix
 from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.machine import Machine
-from profiler.predict.storage import Held, Storage, storage, with_head
+from profiler.predict.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.predict.work import Manner
 from profiler.registry import unknown
 from profiler.shell import Command, command, quote
@@ -55,6 +57,7 @@ FILE_TYPES = {  # general.file_type → mix (enum llama_ftype, include/llama.h)
 }  # fmt: skip
 CONVERT = ("python3", "convert_hf_to_gguf.py")
 CONVERTED = ("f32", "f16", "bf16", "q8_0")  # its --outtype
+MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the version that made them, and by importance matrices
 MASK_BYTES = 2  # the attention mask, f16, of all cells for each token of a pass
 
 
@@ -76,17 +79,25 @@ class LlamaCpp:
             Held(t.weight, t.layer, t.count, t.type, t.nbytes, on_host=t.weight.role == "embedding")
             for t in gguf_mix.tensors(geometry, quant)
         )
-        return storage(with_head(geometry, held, copied=True))
+        return storage(with_head(geometry, held, copied=True), None if quant in gguf_mix.PLAIN else MIX_BOUNDS)
+
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """Every tensor of the file; for another checkpoint, what it would be as it is."""
+        held = (replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, stored))
+        return storage(with_head(geometry, held, copied=True), bounds_of(stored))
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         buffers = self._buffers(geometry, storage, setting)
+        device, host = storage.device_bytes, storage.host_bytes
+        if target.vendor == "CPU":  # one memory, in which a tied table is held once
+            device, host = device + host - (storage.part_bytes("head") if geometry.tied else 0), 0
         return Terms(
-            weights=exact(storage.device_bytes),
+            weights=storage.known(device),
             cache=exact(cache_bytes(geometry, setting)),
             prefill=buffers,
             decode=buffers,
             framework=CONTEXT.get(target.vendor, CONTEXT["other"]),
-            host=exact(storage.host_bytes),
+            host=storage.known(host),
             prefill_reason=f"buffers for a pass of {self._ubatch(setting)} tokens, reserved at the start",
             decode_reason="the same buffers",
         )

@@ -23,14 +23,15 @@ from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, GatedDelta
+from profiler.models.stored import Stored
 from profiler.paths import EAGER, GRAPH, STATIC
 from profiler.predict.efficiency import UNPACKED
 from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.machine import Machine
-from profiler.predict.storage import Held, Storage, storage, with_head
+from profiler.predict.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.predict.work import GROWING_TOUCHES, RECURRENT_BYTES, Calls, Manner
-from profiler.quants.base import DTYPE_BYTES, Quant, repackable
+from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes, repackable
 from profiler.registry import unknown
 from profiler.shell import Command, command
 
@@ -47,6 +48,7 @@ STEP_CALLS = {
     "other": {"gemma4": 43.0, "gemma3": 35.0, "qwen3_5": 40.0, "qwen3": 33.0, "llama": 31.0, "delta": 30.0, "": 39.0},
 }
 STEP_OUTSIDE_CALLS = 45.0
+CHECKPOINT_DTYPES = (*DTYPE_BYTES, "fp64")
 OWN_DTYPES = ("fp32", "bf16")  # that kernels of our own step compute in; others take torch's, over buckets
 PADDED = 1.5  # of a bucket, which is between one and two times what is filled
 # How often a step on a GPU moves the experts of each token, those that two tokens share twice: by a kernel of ours,
@@ -114,6 +116,20 @@ class Transformers:
         )
         return storage(with_head(geometry, held, copied=False))
 
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """Packed weights as the checkpoint has them, unless bitsandbytes packs them anew; others in ``dtype``."""
+
+        def loaded(item: Held) -> Held:
+            if item.scheme in CHECKPOINT_DTYPES:
+                return replace(item, scheme=dtype, nbytes=plain_bytes(item.weight, dtype))
+            if item.scheme in UNPACKED and repacks and repackable(item.weight):
+                ours: Quant = registry.load("quants", item.scheme, "quantization").QUANT
+                return replace(item, nbytes=ours.weight_bytes(item.weight, dtype, True), fused=True)
+            return item
+
+        held = map(loaded, as_stored(geometry, stored))
+        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
+
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         if setting.kv is not None:
             raise ProfileError("transformers keeps K and V in the compute dtype", "Leave --kv out.")
@@ -121,7 +137,7 @@ class Transformers:
         held = geometry.cache_bytes(setting.context, setting.batch, width).total
         packed = _packed_products(geometry, storage, setting, target, setting.batch * self._chunk(setting, target))
         return Terms(
-            weights=exact(storage.device_bytes),
+            weights=storage.weights,
             cache=exact(held),
             prefill=self._prefill_bytes(geometry, storage, setting, target) + packed,
             decode=packed

@@ -17,12 +17,13 @@ from __future__ import annotations
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Layer
+from profiler.models.stored import Stored
 from profiler.models.weight import Weight
 from profiler.paths import EAGER
 from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.machine import Machine
-from profiler.predict.storage import Held, Part, Storage, part_of, storage, with_head
+from profiler.predict.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
 from profiler.predict.work import Manner
 from profiler.registry import unknown
 from profiler.shell import Command, command
@@ -35,6 +36,8 @@ PACKED: dict[str, tuple[float, set[Part]]] = {
     "nvfp4": (0.5 + 1 / 16, {"mlp", "experts"}),
     "int4": (0.5 + 2.5 / 128, {"attention", "delta", "mlp", "experts"}),
 }
+FORMAT_BOUNDS = (0.75, 1.02)  # checkpoints of one format differ in what they quantize
+DTYPES = ("fp32", "fp64", *BYTES)  # of a checkpoint; computed in 16 bits
 NAMES = {"awq": "int4", "gptq": "int4"}
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0}
 # Options of ``vllm bench latency``: vllm/benchmarks/latency.py, vllm/engine/arg_utils.py, vllm/config/cache.py.
@@ -71,13 +74,20 @@ class Vllm:
         held = [_held(weight, None, 1, quant) for weight in geometry.outside]
         held += [_held(weight, layer, count, quant) for layer, count in geometry.groups for weight in layer.weights]
         held += [_held(weight, layer, count, quant) for layer, count, weight in _copied_values(geometry)]
-        return storage(with_head(geometry, held, copied=False))
+        return storage(with_head(geometry, held, copied=False), FORMAT_BOUNDS if quant in PACKED else None)
+
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """As the checkpoint has them; what is not quantized is computed in ``dtype``."""
+        held = [
+            _held(item.weight, item.layer, item.count, dtype) if item.scheme in DTYPES else item
+            for item in as_stored(geometry, stored)
+        ]
+        held += [_held(weight, layer, count, dtype) for layer, count, weight in _copied_values(geometry)]
+        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
-        packed = setting.quant in PACKED
-        weights = storage.device_bytes
         return Terms(
-            weights=Interval(weights, weights * 0.75, weights * 1.02, "prior") if packed else exact(weights),
+            weights=storage.weights,
             cache=exact(cache_bytes(geometry, setting)),
             prefill=(buffers := self._buffers(geometry, storage, setting)),
             decode=buffers,
