@@ -43,8 +43,8 @@ class CompiledRunner(StaticRunner):
 
     path = "graph"
 
-    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
-        super().adopt(cache, token, max_new, noise)
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int) -> None:
+        super().adopt(cache, token, max_new)
         self.compiled: Any = None
         self.prepare_s = 0.0
         self.reason = native_reason(self.model)

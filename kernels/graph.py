@@ -31,8 +31,8 @@ class CudaGraphRunner(StaticRunner):
 
     path = "graph"
 
-    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
-        super().adopt(cache, token, max_new, noise)
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int) -> None:
+        super().adopt(cache, token, max_new)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self.nodes: int | None = None
         self.pool_bytes: int | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices, registry
+from profiler import checkout, devices, registry
 from profiler.commands import listing, options
 from profiler.devices import ceilings
 from profiler.devices.base import DeviceInfo
@@ -58,10 +58,10 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
 def measure(device: DeviceInfo) -> Ceilings:
     """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
     command = [sys.executable, "-P", "-m", GAUGE, device.name]
+    environ = worker_environment(os.environ)
+    environ |= checkout.environ(environ)
     try:
-        done = subprocess.run(
-            command, env=worker_environment(os.environ), capture_output=True, text=True, timeout=LIMIT_S, check=False
-        )
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
         raise ProfileError(
             f"measuring {device.name} took more than {LIMIT_S:.0f} s", "Is the machine busy?"

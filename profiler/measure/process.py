@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from typing import Any
 
+from profiler import checkout
 from profiler.devices.cpu import process_bytes
 from profiler.measure.death import oom_kills
 from profiler.measure.protocol import LineBuffer, Load, Order, ProtocolError, encode
@@ -76,7 +77,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**environ, **(launch.environ if launch else {})},
+                env={**environ, **(launch.environ if launch else checkout.environ(environ))},
                 pass_fds=(orders.fileno(), messages.fileno()),
                 start_new_session=True,
             )

@@ -107,7 +107,8 @@ def _shares(done: Work, predictor: Predictor, rates: Rates) -> list[Share]:
     for item in done.items:
         read, compute, unpack = efficiency.costs(item, done, rates)
         entry = parts.setdefault(_name(item), [0.0] * 6)
-        ceiling = max((item.nbytes - item.spared) / bandwidth, item.flops / peaks[item.scheme])
+        needed_flops = item.flops - item.spared_flops
+        ceiling = max((item.nbytes - item.spared) / bandwidth, needed_flops / peaks[item.scheme])
         bound, total = compute if compute >= read else 0.0, max(read, compute) + unpack
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
         for index, value in enumerate((item.nbytes, item.flops, ceiling, total, bound + unpack, packed)):

@@ -187,8 +187,9 @@ class Predictor:
         for line in lines:
             part = min(left, line.nbytes)
             left -= part
-            read += part * line.share(done.tokens)
-            there += part * line.share(done.tokens) * rates.read_s[line.scheme] * done.passes
+            share = line.share(done.tokens, done.how)
+            read += part * share
+            there += part * share * rates.read_s[line.scheme] * done.passes
         streams = self.engine.name != "llama.cpp"
         return there, machine.offload_s(done, read, streams, self.machine)
 

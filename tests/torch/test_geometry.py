@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry, Weight
 from profiler.models.layers import Execution, GatedDelta
+from profiler.predict import engines, work
+from profiler.predict.engines.base import Setting
 
 WINDOW = 8
 
@@ -235,3 +238,28 @@ def test_flops_are_those_of_the_flop_counter(name: str) -> None:
         model(ids[:, context:], past_key_values=cache, use_cache=True, logits_to_keep=1)
     predicted = geometry.decode_flops(context + 1, batch, COUNTED) - countable(geometry, None, batch)
     assert counter.get_total_flops() == pytest.approx(predicted, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["llama-4-scout-17b-16e", "llama-4-maverick-17b-128e"])
+def test_predicted_flops_of_llama_4_are_those_of_one_real_layer(name: str) -> None:
+    """Real widths and all experts, on ``meta``: it is shapes that the counter counts."""
+    raw = catalog.raw_config(name)
+    raw = raw | {
+        "text_config": raw["text_config"]
+        | {"num_hidden_layers": 1, "moe_layers": [0], "no_rope_layers": [1], "layer_types": ["chunked_attention"]}
+    }
+    tokens = 512
+    config = AutoConfig.for_model(**copy.deepcopy(raw)).get_text_config()
+    with torch.device("meta"):
+        feed_forward = Llama4TextMoe(config).to(torch.bfloat16)
+        hidden = torch.empty((1, tokens, config.hidden_size), dtype=torch.bfloat16)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        feed_forward(hidden)
+    geometry, engine = families.geometry(raw), engines.find("transformers")
+    setting = Setting("bf16", tokens, 1, "bf16", None)
+    storage = engine.storage(geometry, "bf16", "bf16")
+    predicted = work.prefill(geometry, storage, tokens, 1, engine.manner(geometry, setting, None))
+    parts = ("experts", "mlp", "other")  # expert tensors, the shared expert, and the router among the small ones
+    flops = sum(item.flops for item in predicted.items if item.kind == "weights" and item.part in parts)
+    assert counter.get_total_flops() == pytest.approx(flops, rel=0.01)

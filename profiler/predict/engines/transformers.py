@@ -124,7 +124,7 @@ class Transformers:
             prefill=self._prefill_bytes(geometry, storage, setting, target) + packed,
             decode=packed
             + (
-                self._decode_bytes(geometry, setting, width)
+                self._decode_bytes(geometry, storage, setting, width)
                 if setting.path == EAGER
                 else _step_bytes(geometry, storage, setting, width, target)
             ),
@@ -211,16 +211,18 @@ class Transformers:
         holes = HEAP_HOLES if target.vendor == "CPU" else 1.0
         hidden = holes * rows * width * (6 * geometry.hidden + 3 * storage.widest)
         routed = rows * chosen * (3 * expert * width + geometry.hidden * SCORE_BYTES)
+        batched = _batched_experts_bytes(geometry, storage, rows, width)
         logits = setting.batch * geometry.vocab * (width + 4)
         delta = rows * max((_delta_bytes(layer.mixer) for layer, _ in geometry.groups), default=0)
-        sure = views + rows * width * 2 * geometry.hidden + logits
-        value = views + mask + layer + hidden + routed + logits + delta
-        return spread(value * FRAGMENTED, sure, 1.6 * (value - views) + views)
+        sure = views + rows * width * 2 * geometry.hidden + logits + batched
+        value = views + mask + layer + hidden + max(routed, batched) + logits + delta
+        return spread(value * FRAGMENTED, sure, 1.6 * (value - views - batched) + views + batched * FRAGMENTED)
 
-    def _decode_bytes(self, geometry: Geometry, setting: Setting, width: int) -> Interval:
+    def _decode_bytes(self, geometry: Geometry, storage: Storage, setting: Setting, width: int) -> Interval:
         layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
         logits = setting.batch * geometry.vocab * (width + 4)
-        return spread(layer + logits, logits, 2 * layer + 2 * logits)
+        batched = exact(_batched_experts_bytes(geometry, storage, setting.batch, width))
+        return batched + spread(layer + logits, logits, 2 * layer + 2 * logits)
 
 
 def usual_path(target: Target) -> str:
@@ -244,7 +246,19 @@ def _step_bytes(geometry: Geometry, storage: Storage, setting: Setting, width: i
         if target.vendor == "CPU" or setting.dtype in OWN_DTYPES
         else setting.batch * chosen * 3 * inner * geometry.hidden * width
     )
-    return spread(1.5 * logits + copied, logits, 3 * logits + 2 * copied)
+    batched = exact(_batched_experts_bytes(geometry, storage, setting.batch, width))
+    return batched + spread(1.5 * logits + copied, logits, 3 * logits + 2 * copied)
+
+
+def _batched_experts_bytes(geometry: Geometry, storage: Storage, rows: int, width: int) -> int:
+    """What Llama 4's experts hold at once for ``rows`` tokens, since every token goes to every expert.
+
+    ``Llama4TextMoe.forward`` repeats the tokens for each expert, and ``Llama4TextExperts`` multiplies them in one
+    ``bmm``. The peak is either the activation (routed input, gate and up, the activated gate, and the product with
+    it) or the second product (routed input, gate and up, that product, and the output).
+    """
+    experts, inner = storage.batched_experts
+    return experts * rows * width * max(geometry.hidden + 4 * inner, 2 * geometry.hidden + 3 * inner)
 
 
 def _process(target: Target) -> Interval:
