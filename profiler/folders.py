@@ -69,6 +69,14 @@ def cache(name: str) -> Path:
     return top / name
 
 
+def place(name: str) -> Path | None:
+    """Where ``cache`` looks first; nothing is made. None for a user without a home."""
+    try:
+        return _top() / name
+    except ProfileError:
+        return None
+
+
 def scratch(name: str) -> Path:
     """Like ``cache``, for those who must be able to write."""
     folder = cache(name)

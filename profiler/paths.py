@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from profiler import folders
@@ -43,9 +42,7 @@ def machine_state() -> str:
     """
     found = compiler()
     stamp = None
-    places = [Path(tempfile.gettempdir())]
-    with suppress(OSError):  # no cache folder can be made: then the temporary one says why
-        places.insert(0, folders.cache("native"))
+    places = filter(None, (folders.place("native"), Path(tempfile.gettempdir())))
     if found is not None:
         status = os.stat(found)
         stamp = [os.path.realpath(found), status.st_size, status.st_mtime_ns]

@@ -179,11 +179,12 @@ def account(
     if geometry.tied and EMBEDDING not in taken:
         rest = _head_for_embedding(rest, taken)
     _refuse_layers(rest, len(geometry.layers), by)
+    if not scheme:
+        _refuse_codes(taken, rest, expected)
     if not (scheme and rest):  # a quantization may have names of its own
         _refuse_missing(expected, taken, rest, geometry.model_type, by)
     if not scheme:
         _refuse_shapes(expected, taken, by)
-        _refuse_codes(taken)
         _refuse_scales(rest, expected)
     every = [tensor for tensors in taken.values() for tensor in tensors]
     dtypes: dict[str, int] = {}
@@ -282,10 +283,13 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Entr
             raise ProfileError(f"{given}, {wanted.parameters:,} in {by.place}", by.hint)
 
 
-def _refuse_codes(taken: Mapping[str, list[Entry]]) -> None:
+def _refuse_codes(taken: Mapping[str, list[Entry]], rest: list[Entry], expected: Mapping[str, Weight]) -> None:
+    """Codes under a weight's own name, or beside it as AWQ and GPTQ keep them (``q_proj.qweight``)."""
     coded = [tensor for tensors in taken.values() for tensor in tensors if tensor.dtype in CODES]
+    modules = _modules(expected)
+    coded += [t for t in rest if t.dtype in CODES and (t.target or "").rpartition(".")[0] in modules]
     if coded:
-        which = f"{len(coded)} weights are" if len(coded) > 1 else "a weight is"
+        which = f"{len(coded)} tensors of weights are" if len(coded) > 1 else "a weight is"
         raise ProfileError(
             f"{which} stored as codes, and config.json has no quantization_config that says which values they "
             f"stand for: {printable(coded[0].name)} is {coded[0].dtype}",

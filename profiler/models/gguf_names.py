@@ -13,8 +13,8 @@ from profiler.models.account import Description, Entry
 from profiler.models.geometry import Geometry
 from profiler.models.gguf_file import GgufHeader, GgufTensor
 
-BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
-NEXTN = re.compile(r"blk\.(\d+)\.nextn\.")
+BLOCK = re.compile(r"blk\.(\d{1,9})\.(.+)")
+NEXTN = re.compile(r"blk\.(\d{1,9})\.nextn\.")
 
 TABLES = {
     "token_embd.weight": "model.embed_tokens.weight",

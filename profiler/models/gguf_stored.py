@@ -18,7 +18,7 @@ from profiler.models.stored import LeftOut, Stored, StoredWeight
 from profiler.models.weight import Role, Weight
 from profiler.units import printable
 
-BLOCK = re.compile(r"blk\.(\d+)\.(.+)", re.DOTALL)
+BLOCK = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)
 OUTSIDE: dict[str, tuple[Role, str]] = {
     "token_embd.weight": ("embedding", EMBEDDING),
     "per_layer_token_embd.weight": ("embedding", "model.embed_tokens_per_layer.weight"),

@@ -22,7 +22,7 @@ PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
 # Where the decoder's layers stand in a checkpoint; ``model.`` is transformers' own place for them. A vision or audio
 # tower, or the layers of multi-token prediction, stand elsewhere and are not taken.
 DECODER = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
-LAYER = re.compile(r"layers\.(\d+)\.(.+)", re.DOTALL)
+LAYER = re.compile(r"layers\.(\d{1,9})\.(.+)", re.DOTALL)
 EXPERT = re.compile(
     r"(?P<place>(?:.*\.)?experts)\.\d+\.(?P<part>gate_proj|up_proj|down_proj|gate_up_proj)\.(?P<rest>.+)"
 )
@@ -116,7 +116,7 @@ class _Group:
 
 def from_safetensors(geometry: Geometry, tensors: Mapping[str, Tensor], scheme: Scheme | None) -> Stored:
     """What the tensors of a folder's safetensors files are to the decoder of ``geometry``."""
-    groups, rest = _grouped(geometry, tensors)
+    groups, rest = _grouped(geometry, tensors, packed=scheme is not None)
     weights, packed = [], []
     taken: Counter[str] = Counter()
     for group in groups:
@@ -147,8 +147,10 @@ def _expected(geometry: Geometry) -> int:
     return len(geometry.outside) + sum(count * len(layer.weights) for layer, count in geometry.groups)
 
 
-def _grouped(geometry: Geometry, tensors: Mapping[str, Tensor]) -> tuple[list[_Group], dict[str, Tensor]]:
-    """Tensors by the weight that they are of, and those that are of none."""
+def _grouped(
+    geometry: Geometry, tensors: Mapping[str, Tensor], packed: bool
+) -> tuple[list[_Group], dict[str, Tensor]]:
+    """Tensors by the weight that they are of, and those that are of none. ``packed``: a weight may be several."""
     outside = _Names(geometry.outside)
     kinds = {layer: _Names(layer.weights) for layer, _ in geometry.groups}
     layers = [kinds[layer] for layer in geometry.layers]
@@ -156,7 +158,7 @@ def _grouped(geometry: Geometry, tensors: Mapping[str, Tensor]) -> tuple[list[_G
     rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         number, names, local = _place(name, outside, layers)
-        found = names.find(local) if names is not None else None
+        found = names.find(local, packed) if names is not None else None
         if found is None:
             rest[name] = tensor
             continue
@@ -188,8 +190,8 @@ class _Names:
             name.removesuffix(".weight"): weight for name, weight in self.exact.items() if weight.role != "vector"
         }
 
-    def find(self, name: str) -> tuple[Weight, str] | None:
-        """The weight that a tensor is of, and what follows the module's name."""
+    def find(self, name: str, packed: bool) -> tuple[Weight, str] | None:
+        """The weight that a tensor is of, and what follows the module's name; ``packed``: or one part of it."""
         if name in self.exact:
             return self.exact[name], "weight"
         match = EXPERT.fullmatch(name)
@@ -198,6 +200,8 @@ class _Names:
             weight = self.exact.get(f"{match['place']}.{fused}")
             return None if weight is None else (weight, match["rest"])
         module, _, last = name.rpartition(".")
+        if not packed:
+            return None
         if last == "bias":  # of a layer that has none here
             return None
         while module:

@@ -157,6 +157,11 @@ def _claim(path: Path, create: bool) -> None:
         raise StoreError(
             f"the store {printable(path)} is {kind}", "Name the file itself with --store or PROFILER_STORE."
         )
+    # SQLite opens these by itself: it would wait for a pipe, and write through a link to whatever it names.
+    for beside in (path.with_name(f"{path.name}-{name}") for name in ("wal", "shm", "journal")):
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(beside.lstat().st_mode):
+                raise StoreError(f"{printable(beside)}, beside the store, is not a plain file", "Remove it.")
 
 
 def _migrate(path: Path, connection: sqlite3.Connection) -> None:

@@ -7,6 +7,7 @@ copied together with it: the log may hold rows that the file itself does not hav
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -15,7 +16,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from profiler.results.guard import Guarded
+from profiler.units import GIB, bytes_text
 
+MOST_COPIED = 4 * GIB  # bytes of a temporary folder
 SIGNS = ("unable to open database file", "readonly")  # how SQLite says that it cannot write
 
 
@@ -36,6 +39,8 @@ def connect(path: Path, timeout_s: float) -> Guarded:
             if not may_be(error):
                 raise
     if log.exists() and log.stat().st_size:
+        if path.stat().st_size + log.stat().st_size > MOST_COPIED:
+            raise OSError(errno.EFBIG, f"the store and its log are larger than {bytes_text(MOST_COPIED)}")
         return _copied(path, log, timeout_s)
     return _opened(path, "immutable=1", timeout_s)
 

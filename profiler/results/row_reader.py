@@ -14,7 +14,7 @@ from profiler.errors import ProfileError
 from profiler.foreign import BadContent, Budget, json_value, open_file, why
 from profiler.results.measurement import SCHEMA, Caution, DecodePath, Measurement, Memory, Phase, Sample
 from profiler.results.store import Store
-from profiler.results.validity import check_columns, check_row
+from profiler.results.validity import check_columns, check_row, check_tokens
 from profiler.units import bytes_text, printable
 
 SQLITE = b"SQLite format 3\0"  # how such a file begins (sqlite.org/fileformat.html)
@@ -22,6 +22,7 @@ MAX_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their 
 LINE = Budget(nbytes=1 << 24, values=1 << 19, depth=16, twice=True)  # of one row: a hundred thousand repetitions
 ARRAY = Budget(nbytes=1 << 28, values=1 << 23, depth=17, twice=True)  # of all rows, which -o json prints as one value
 MAX_SAMPLES = 1 << 21  # repetitions of all rows of a file
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 COLUMNS = {"cpu_s": "cpu_seconds", "wait_s": "wait_seconds"}  # of samples, as a row calls them
 MEMORY = {each.name for each in dataclass_fields(Memory)}  # a row has what is derived of them too
 
@@ -109,7 +110,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         **content
         | {
             "case": Case.from_row(content["case"]),
-            "samples": (*_samples("prefill", row["prefill"]), *_samples("decode", row["decode"])),
+            "samples": tuple(sample for phase in PHASES for sample in _samples(phase, row[phase], row["case"])),
             "memory": Memory(**content["memory"]),
             "cautions": tuple(Caution(**caution) for caution in content["cautions"]),
             "decode_path": DecodePath(**path) if path else None,
@@ -128,7 +129,7 @@ def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"between": {**known, "basis": next(phases[phase].get("between_basis") for phase in known)}}
 
 
-def _samples(phase: Phase, content: Mapping[str, Any] | None) -> Iterable[Sample]:
+def _samples(phase: Phase, content: Mapping[str, Any] | None, case: Mapping[str, Any]) -> Iterable[Sample]:
     if content is None:
         return []
     seconds = content["seconds"]
@@ -143,6 +144,7 @@ def _samples(phase: Phase, content: Mapping[str, Any] | None) -> Iterable[Sample
         "step_s": [0] * count,
     }
     check_columns(columns, phase, COLUMNS)
+    check_tokens(case, columns["phase"], columns["tokens"])
     return [
         Sample(phase, s, content["tokens"], cpu_s=c, wait_s=w) for s, c, w in zip(seconds, cpu, waited, strict=True)
     ]

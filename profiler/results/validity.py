@@ -177,6 +177,17 @@ def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
                 check(PhaseEnergy, part or None, f"energy.{phase}")
 
 
+def check_tokens(case: Mapping[str, Any], phases: Sequence[str], tokens: Sequence[int]) -> None:
+    """ValueError unless each repetition processed what its case asks for; nothing else is ever measured."""
+    context, batch, steps = (case.get(name) for name in ("context", "batch", "steps"))
+    if not (type(context) is type(batch) is type(steps) is int):
+        raise ValueError("case has no context, batch or steps")
+    asked = {("prefill", batch * context), ("decode", batch * steps)}
+    if other := set(zip(phases, tokens, strict=True)) - asked:
+        phase, count = min(other, key=str)
+        raise ValueError(f"{phase} has repetitions of {shown(count)} tokens, which case does not ask for")
+
+
 def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str] | None = None) -> None:
     """ValueError unless ``columns``, which hold a list for each field of a ``Sample``, can be repetitions of a row.
 

@@ -220,7 +220,7 @@ PARSERS = {
 PARSE_THEMSELVES = {  # beside ``foreign``, and why
     "commands.calibrate": "what our own process printed",
     "devices.catalog": "ships with the profiler",
-    "gate.side": "what an interpreter printed that the user names",
+    "gate.interpreter": "what an interpreter printed that the user names, bounded there",
     "gate.staging": "a revision that the user runs",
     "measure.protocol": "lines of our own worker, bounded there",
     "predict.efficiency": "ships with the profiler",

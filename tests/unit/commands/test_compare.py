@@ -159,6 +159,8 @@ IMPOSSIBLE = [  # what no row of ours holds, and what is said of it
     (('"seconds": [1.0', '"seconds": [Infinity'), "prefill.seconds[0] is Infinity"),
     (('"seconds": [1.0', '"seconds": ["1.0"'), "prefill.seconds holds '1.0'"),
     (('"tokens": 128', '"tokens": -128'), "prefill.tokens holds -128"),
+    (('"tokens": 128', '"tokens": 129'), "prefill has repetitions of 129 tokens"),
+    (('"context": 128', '"context": 64'), "prefill has repetitions of 128 tokens"),
     (('"cpu_seconds": [', '"cpu_seconds": [1, '), "prefill has columns"),
     (('"outcome": "ok"', '"outcome": "fine"'), "outcome is 'fine'"),
     (('"load_s": null', '"load_s": -1e999'), "load_s is -1e999"),

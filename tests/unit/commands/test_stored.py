@@ -229,8 +229,8 @@ def test_a_quantization_that_no_checkpoint_of_the_sweep_has_is_unknown(tmp_path:
 def test_codes_without_a_scheme_are_not_measured(tmp_path: Path) -> None:
     path = str(made.folder(tmp_path / "m", "fp8", config={}))
     for asked in ((), ("-q", "bf16")):
-        (row,) = plan("-m", path, *asked)
-        assert row["action"] == "skip" and "cannot be taken as values" in row["reason"]
+        result = run("sweep", *ONE, "-m", path, *asked)
+        assert result.exit_code == 2 and "stored as codes" in result.stderr
 
 
 def test_random_weights_are_not_said_to_be_in_a_quantization_that_nothing_here_makes(tmp_path: Path) -> None:

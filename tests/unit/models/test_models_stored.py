@@ -10,8 +10,9 @@ import pytest
 from fakes import stored as made
 
 from profiler.errors import ProfileError
+from profiler.models import families, safetensors_file, scheme
 from profiler.models.resolve import resolve
-from profiler.models.stored import Stored
+from profiler.models.stored import Stored, from_safetensors
 
 QUANTS = sorted(made.CONFIGS)
 
@@ -67,14 +68,6 @@ def test_what_bitsandbytes_writes_for_reading_alone_takes_no_memory(tmp_path: Pa
     assert found.nbytes - sum(weight.nbytes for weight in found.weights) == linears * (170 - 4)
 
 
-def test_layers_beyond_those_of_the_config_are_left_out_by_name_and_bytes(tmp_path: Path) -> None:
-    path = made.folder(tmp_path / "m", "bf16", config={"num_hidden_layers": 3})
-    model = resolve(str(path))
-    assert model.stored is not None
-    assert [(left.name, left.count) for left in model.stored.left_out] == [("model.layers.3", 9)]
-    assert any("9 tensors of model.layers.3 (1.13 MiB)" in caution for caution in model.cautions)
-
-
 def test_a_tower_and_a_prediction_layer_are_no_part_of_the_decoder(tmp_path: Path) -> None:
     held = made.tensors("bf16") | {
         "vision_tower.layers.0.self_attn.q_proj.weight": ("BF16", (64, 64)),
@@ -95,16 +88,19 @@ def test_the_decoder_of_a_multimodal_checkpoint_is_found_under_its_other_names(p
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "fp8 codes, no config": ("fp8", {}, "F8_E4M3, and config.json has no quantization_config"),
-    "int8 codes, no config": ("int8", {}, "is stored as I8, and config.json has no quantization_config"),
-    "AutoGPTQ's own file beside": ("gptq", {}, "I32, and config.json has no quantization_config"),
     "config of another method": ("gptq", made.CONFIGS["fp8"], "which is not how transformers reads fp8"),
     "config says awq, weights are plain": ("bf16", made.CONFIGS["awq"], "no tensor of the decoder is quantized"),
 }
 
 
+@pytest.mark.parametrize("quant", ["fp8", "int8", "gptq"])  # the last as AutoGPTQ has it, with a file of its own
+def test_codes_that_no_config_explains_are_refused(quant: str, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"stored as codes, and config\.json has no quantization_config"):
+        resolve(str(made.folder(tmp_path / "m", quant, config={})))
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_codes_that_nothing_explains_are_told_apart_from_values(case: str, tmp_path: Path) -> None:
+def test_codes_that_the_config_explains_wrongly_are_told_apart_from_values(case: str, tmp_path: Path) -> None:
     quant, config, words = WRONG[case]
     found = stored(made.folder(tmp_path / "m", quant, config=config))
     assert found.trouble is not None and words in found.trouble
@@ -160,7 +156,9 @@ def test_experts_stored_one_by_one_are_the_fused_weight_of_transformers(tmp_path
         for part, shape in (("gate_proj", (32, 64)), ("up_proj", (32, 64)), ("down_proj", (64, 32))):
             held[f"{place}.{n}.{part}.weight"] = ("F8_E4M3", shape)
             held[f"{place}.{n}.{part}.weight_scale_inv"] = ("F32", (1, 1))
-    found = stored(made.folder(tmp_path / "m", "fp8", found=held, config=config))
+    path = made.folder(tmp_path / "m", "fp8", found=held, config=config)
+    geometry = families.geometry(config)
+    found = from_safetensors(geometry, safetensors_file.verify(path), scheme.of(config))  # other weights are missing
     experts = {weight.weight.name: weight.nbytes for weight in found.weights}
     assert experts == {"mlp.experts.gate_up_proj": 4 * (32 * 64 + 4), "mlp.experts.down_proj": 2 * (64 * 32 + 4)}
     assert found.missing > 0 and not found.exact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -127,6 +128,21 @@ def test_reading_a_store_of_another_leaves_it_and_its_folder_as_they_were(tamper
     before = path.read_bytes(), sorted(path.parent.iterdir())
     assert len(row_reader.read(path)) == 2
     assert (path.read_bytes(), sorted(path.parent.iterdir())) == before
+
+
+@pytest.mark.parametrize("name", ["wal", "shm", "journal"])
+def test_what_lies_beside_a_store_must_be_plain_files(tampered: Any, name: str) -> None:
+    """SQLite waits for a pipe, and writes through a link."""
+    path = tampered()
+    beside, victim = path.with_name(f"{path.name}-{name}"), path.with_name("victim")
+    victim.write_text("precious")
+    for plant in (lambda: os.mkfifo(beside), lambda: beside.symlink_to(victim)):
+        plant()
+        assert "beside the store, is not a plain file" in refused(path)
+        with pytest.raises(StoreError, match="not a plain file"):
+            Store.open(path)
+        beside.unlink()
+    assert victim.read_text() == "precious"
 
 
 @pytest.mark.parametrize("attack", ["UPDATE runs SET argv = '{'", "UPDATE runs SET argv = '[1]'"])
