@@ -33,12 +33,13 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 STRETCHED = ("linear", "dynamic", "proportional")  # a factor on top of max_position_embeddings
 WITH_ORIGINAL = ("yarn", "longrope", "llama3")
 LARGEST_FACTOR = 100_000  # beyond any scaling ever tried
+SHARE = "partial_rotary_factor"
 POSITIONS = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
 
 
 def largest_context(config: Config, head_dim: int, types: Collection[str], rotated: float | None = None) -> int:
-    """Tokens up to which a model with one set of RoPE parameters is made to work; ProfileError if they are bad.
+    """The largest context, in tokens, of a model with one set of RoPE parameters; ProfileError if they are bad.
 
     ``types``: of the model's layers. ``rotated``: the part of a head's channels that a family rotates by default;
     None for one that rotates all of them.
@@ -47,12 +48,13 @@ def largest_context(config: Config, head_dim: int, types: Collection[str], rotat
     found = dict(config.part(source) or {})
     if not set(found).isdisjoint(types):
         raise config.error(f"{source} is given for each layer type, but {config.model_type} takes one for all layers")
-    if "rope_theta" in config.raw:
-        found.setdefault("rope_theta", config.raw["rope_theta"])
-    share = config.raw.get("partial_rotary_factor", rotated)
-    if share is not None:
-        found.setdefault("partial_rotary_factor", share)
-    return _Scaling(config, source, found, head_dim, partial=rotated is not None).largest_context()
+    outside = {name: name for name in ("rope_theta", SHARE) if name in config.raw and name not in found}
+    found |= {name: config.raw[name] for name in outside}
+    if SHARE in outside and found[SHARE] is None:
+        del found[SHARE]  # null takes a family's default away without giving another
+    elif rotated is not None:
+        found.setdefault(SHARE, rotated)
+    return _Scaling(config, source, found, head_dim, outside, partial=rotated is not None).largest_context()
 
 
 def check_by_type(
@@ -72,23 +74,35 @@ def check_by_type(
         found = (given or {}).get(kind)
         if found is not None and not isinstance(found, Mapping):
             raise config.error(f"{where} is {shown(found)}, must be an object")
-        found = dict(found or {}) | (dict(older or {}) if kind == "full_attention" else {})
-        if thetas.get(kind) in config.raw:
-            found.setdefault("rope_theta", config.raw[thetas[kind]])
-        if "partial_rotary_factor" in config:
-            found.setdefault("partial_rotary_factor", config.raw["partial_rotary_factor"])
-        reach.append(_Scaling(config, where, found, head_dims[kind]).largest_context())
+        scaled = dict(older or {}) if kind == "full_attention" else {}
+        found = dict(found or {}) | scaled
+        outside = {"rope_theta": thetas.get(kind, ""), SHARE: SHARE}
+        outside = {name: field for name, field in outside.items() if field in config.raw and name not in found}
+        found |= {name: config.raw[field] for name, field in outside.items()}
+        if found.get(SHARE, 0) is None and SHARE in outside:
+            del found[SHARE]
+        outside |= {name: f"rope_scaling.{name}" for name in scaled}
+        reach.append(_Scaling(config, where, found, head_dims[kind], outside).largest_context())
     return max(reach)
 
 
 class _Scaling:
-    """One set of RoPE parameters, and where in the config it stands."""
+    """One set of RoPE parameters, and where in the config it stands; ``outside`` names what stands elsewhere."""
 
-    def __init__(self, config: Config, where: str, found: Parameters, head_dim: int, partial: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        where: str,
+        found: Parameters,
+        head_dim: int,
+        outside: Mapping[str, str],
+        partial: bool = False,
+    ) -> None:
         self.config = config
         self.where = where
         self.found = found
         self.head_dim = head_dim
+        self.outside = outside
         self.partial = partial
         self.kind = found.get("rope_type", found.get("type", "default"))
 
@@ -136,7 +150,7 @@ class _Scaling:
 
     def check_share(self) -> None:
         """transformers cannot rotate only a part of the channels in families that rotate all of them."""
-        name = "partial_rotary_factor"
+        name = SHARE
         self.expect(name, _is_share, "a number above 0, 1 at most")
         if (
             not self.partial
@@ -147,7 +161,7 @@ class _Scaling:
 
     def check_longrope(self) -> None:
         """One factor for each pair of rotated channels."""
-        rotated = int(self.head_dim * self.found.get("partial_rotary_factor", 1.0))
+        rotated = int(self.head_dim * self.found.get(SHARE, 1.0))
         pairs = -(-rotated // 2)
         for name in ("short_factor", "long_factor"):
             value = self.found[name]
@@ -171,8 +185,8 @@ class _Scaling:
 
     def error(self, name: str, text: str) -> ProfileError:
         """What is wrong with one parameter."""
-        stated = self.config.named(f"{self.where}.{name}")
-        return self.config.error(f"{stated} {text}")
+        stated = self.outside.get(name, f"{self.where}.{name}")
+        return self.config.error(f"{self.config.named(stated)} {text}")
 
 
 def _is_number(value: object) -> bool:

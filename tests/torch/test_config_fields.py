@@ -167,7 +167,7 @@ WITHOUT_RULE = (
     "per_layer_config",
     "rope_parameters.* for which there is no rule",
     # transformers warns that these are no values to work with, or never comes to look at them
-    "(factor|rope_theta|partial_rotary_factor) is .*, must be a number",
+    "(factor|rope_theta|rope_local_base_freq|partial_rotary_factor) is .*, must be a number",
     "(rope_scaling|rope_parameters) is .*, must be an object",
     "factor makes a context of .* tokens",
     "(dtype|num_labels) is .*, must be",

@@ -22,12 +22,9 @@ from profiler.units import printable
 FOLDER = "models.families"
 TIED = "tie_word_embeddings"
 TOWERS = {"vision_config": "vision", "audio_config": "audio"}
-OTHER_PARTS = (
-    "decoder",
-    "generator",
-    "text_encoder",
-)  # names that transformers takes for the part that is the decoder
-DECODERS = ("rope_scaling", "rope_parameters", "per_layer_config", "layer_types")  # fields of the decoder only
+# Other names of the part that transformers takes for the decoder, and fields that must not stand outside of it
+OTHER_PARTS = ("decoder", "generator", "text_encoder")
+DECODERS = ("rope_scaling", "rope_parameters", "per_layer_config", "layer_types")
 SIZES: Mapping[str, Callable[[int], str]] = {
     "num_hidden_layers": lambda count: counted(count, "layer"),
     "hidden_size": "hidden size {:,}".format,

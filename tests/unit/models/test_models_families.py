@@ -283,7 +283,12 @@ def test_gemma_3_counts_its_scaling_in_max_position_embeddings() -> None:
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 0}}, "rope_scaling.low_freq_factor is 0"),
         ({"rope_parameters": LONG | {"long_factor": [4.0]}}, "long_factor must be a list of 8 numbers"),
         ({"rope_parameters": {"full_attention": YARN}}, "given for each layer type, but qwen3 takes one"),
-        ({"rope_theta": None}, "rope_theta is null, must be a number"),
+        ({"rope_theta": None}, "config: rope_theta is null, must be a number"),
+        ({"rope_parameters": {"rope_theta": None}}, "config: rope_parameters.rope_theta is null, must be a number"),
+        (
+            {"rope_scaling": YARN, "partial_rotary_factor": 0.5},
+            "config: partial_rotary_factor is 0.5, but qwen3 rotates",
+        ),
     ],
 )
 def test_rope_parameters_that_transformers_cannot_use_are_named(fields: dict[str, Any], says: str) -> None:
