@@ -248,10 +248,7 @@ class Measurement(_Derived):
 
     def timed(self, phase: Phase, warmups: bool = False) -> list[tuple[float, int]]:
         """Seconds and tokens of each repetition that counts, in order; with ``warmups``, of each that is valid."""
-        found: list[tuple[float, int]] = self.known(
-            ("timed", phase, warmups),
-            lambda: [*zip(*(self._column(name, phase, warmups) for name in ("seconds", "tokens")), strict=True)],
-        )
+        found: list[tuple[float, int]] = self.known(("timed", phase, warmups), lambda: self._timed(phase, warmups))
         return found
 
     def seconds(self, phase: Phase, warmups: bool = False) -> list[float]:
@@ -267,6 +264,15 @@ class Measurement(_Derived):
         if isinstance(self.samples, Repetitions):
             return name in self.samples.columns
         return any(getattr(sample, name) != USUAL[name] for sample in self.samples)
+
+    def _timed(self, phase: Phase, warmups: bool) -> list[tuple[float, int]]:
+        if isinstance(self.samples, Repetitions):
+            columns = self.samples.columns
+            if "invalid" not in columns and (warmups or "warmup" not in columns):  # most rows, and at once
+                every = zip(columns["phase"], columns["seconds"], columns["tokens"], strict=True)
+                return [(seconds, tokens) for which, seconds, tokens in every if which == phase]
+        columns = {name: self._column(name, phase, warmups) for name in ("seconds", "tokens")}
+        return [*zip(columns["seconds"], columns["tokens"], strict=True)]
 
     def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
         places = self.known(("places", phase, warmups), lambda: self._places(phase, warmups))
