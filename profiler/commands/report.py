@@ -64,6 +64,7 @@ def read(store: Path | None, names: tuple[str, ...]) -> tuple[list[Measurement],
         chosen = list(dict.fromkeys(opened.find_run(name) for name in names))
         runs = [run for run in opened.runs() if not chosen or run.id in chosen]
         rows = [row for run in chosen for row in opened.rows(run)] if chosen else opened.latest()
+        first = opened.command("sweep")
     if not rows:
-        raise NotFound("there are no rows to report", "Measure something first: profile sweep")
+        raise NotFound("there are no rows to report", f"Measure something first: {first}")
     return rows, runs, chosen[0] if len(chosen) == 1 else None
