@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices
+from profiler import devices, files
 from profiler.commands import gate_page, options
 from profiler.commands.habits import MeasuringCommand
 from profiler.commands.progress import say
@@ -99,6 +99,8 @@ def gate(
     Exit code: 0 PASS, 1 FAIL, 2 usage, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
     _check(base, candidate, stored, accept, asked["models"])
+    if record is not None:
+        files.check(record)
     found = devices.find(device)
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
