@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache as once
 from pathlib import Path
 
@@ -23,6 +23,13 @@ from profiler.units import printable
 
 CACHE = "PROFILER_CACHE"  # names the cache folder; workers get it from us
 NAME = "profile"
+COMPILERS = {  # caches of libraries that run what lies there, in places that others may write to
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCH_EXTENSIONS_DIR": "extensions",
+    "PYTORCH_KERNEL_CACHE_PATH": "torch",
+}
+NOWHERE = os.path.join(os.devnull, "none")  # no folder can ever be made there
 PRIVATE = 0o700
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -68,6 +75,25 @@ def scratch(name: str) -> Path:
     if os.access(folder, os.W_OK):
         return folder
     return _instead(name, f"{printable(folder)} is not writable")
+
+
+def compilers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where libraries keep compiled code, and our own cache for a worker, by the variables that say so.
+
+    A folder that the user has named stays, if nobody else can write to it.
+    """
+    found = {}
+    for name, folder in COMPILERS.items():
+        named = environ.get(name)
+        if named and is_private(Path(named)):
+            found[name] = named
+            continue
+        try:
+            place = scratch(folder)
+            found |= {name: str(place), CACHE: str(place.parent)}
+        except OSError:  # nowhere to write; what needs a cache says so, and nothing is taken from a common place
+            found[name] = NOWHERE
+    return found
 
 
 def is_private(path: Path) -> bool:

@@ -86,8 +86,8 @@ def model_names(values: Iterable[str]) -> tuple[str, ...]:
         parts = value.split(",")
         while parts:
             most = min(len(parts), MOST_COMMAS + 1)
-            taken = next((n for n in range(most, 1, -1) if _exists(",".join(parts[:n]))), 1)
-            name = ",".join(parts[:taken]) if taken > 1 else parts[0].strip()
+            taken = next((n for n in range(most, 1, -1) if _exists(",".join(parts[:n]).strip())), 1)
+            name = ",".join(parts[:taken]).strip()
             found |= {name: None} if name else {}
             parts = parts[taken:]
     return tuple(found)

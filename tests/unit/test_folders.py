@@ -13,7 +13,8 @@ from fakes import forked
 
 from profiler import folders
 from profiler.errors import ProfileError
-from profiler.measure.environ import CACHES, NOWHERE, caches, worker_environment
+from profiler.folders import COMPILERS, NOWHERE, compilers
+from profiler.measure.environ import worker_environment
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 NOBODY = 65534
@@ -104,7 +105,7 @@ def test_what_another_user_has_made_is_not_used(
     found = folders.cache("native")
     assert shared not in found.parents and list(found.iterdir()) == []
     assert f"{shared}/profile belongs to another user" in capsys.readouterr().err
-    for variable, folder in caches({}).items():
+    for variable, folder in compilers({}).items():
         assert shared not in Path(folder).parents, variable
     folders._private.cache_clear()
     os.chown(planted.parent, 0, 0)
@@ -135,16 +136,16 @@ def test_a_cache_that_cannot_be_made_is_replaced_and_that_is_said_once(
 
 def test_a_worker_keeps_compiled_code_in_folders_of_its_user(top: Path) -> None:
     given = worker_environment({"PATH": "/bin"})
-    for name in CACHES:
+    for name in COMPILERS:
         assert Path(given[name]).parent == top and mode(Path(given[name])) == 0o700
     assert given[folders.CACHE] == str(top)
 
 
 def test_a_folder_that_the_user_has_named_stays_if_it_is_private(top: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir(0o700)
-    assert caches({"TRITON_CACHE_DIR": str(tmp_path / "mine")})["TRITON_CACHE_DIR"] == str(tmp_path / "mine")
+    assert compilers({"TRITON_CACHE_DIR": str(tmp_path / "mine")})["TRITON_CACHE_DIR"] == str(tmp_path / "mine")
     (tmp_path / "link").symlink_to("mine")
-    assert caches({"TRITON_CACHE_DIR": str(tmp_path / "link")})["TRITON_CACHE_DIR"] == str(top / "triton")
+    assert compilers({"TRITON_CACHE_DIR": str(tmp_path / "link")})["TRITON_CACHE_DIR"] == str(top / "triton")
 
 
 def test_without_any_folder_to_write_to_nothing_is_taken_from_a_common_one(
@@ -154,8 +155,8 @@ def test_without_any_folder_to_write_to_nothing_is_taken_from_a_common_one(
         raise OSError(13, "Permission denied")
 
     monkeypatch.setattr(folders, "scratch", none)
-    found = caches({})
-    assert set(found) == set(CACHES) and set(found.values()) == {NOWHERE}
+    found = compilers({})
+    assert set(found) == set(COMPILERS) and set(found.values()) == {NOWHERE}
 
 
 def test_a_private_folder_ends_with_its_process(top: Path) -> None:

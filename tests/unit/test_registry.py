@@ -51,3 +51,14 @@ def test_a_new_file_is_found_without_being_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(profiler.quants, "__path__", [*profiler.quants.__path__, str(tmp_path)])
     assert "q6-k" in registry.names("quants")
     assert registry.load("quants", "q6-k", "quantization").QUANT == "found"
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too few file descriptors every name was unknown, and the list of known ones was empty."""
+
+    def refused(path: str) -> list[str]:
+        raise OSError(24, "Too many open files", path)
+
+    monkeypatch.setattr(registry.os, "listdir", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        registry.load("quants", "nf4", "quantization")

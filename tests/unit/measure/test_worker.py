@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fakes.lab import make_case, source
 
+from profiler import folders
 from profiler.backends.base import OutOfMemory
 from profiler.errors import ProfileError
-from profiler.measure.environ import caches, worker_environment
+from profiler.measure.environ import worker_environment
 from profiler.measure.loop import Effort
 from profiler.measure.protocol import LineBuffer, Order
 from profiler.measure.worker import Wire, failure, serve
@@ -45,7 +46,15 @@ def test_secrets_and_strangers_are_left_out_of_the_environment() -> None:
     strangers = {"EDITOR": "vi", "HTTPS_PROXY": "http://me:pw@host", "HF_ENDPOINT": "https://host", "PATHOLOGY": "x"}
     given = worker_environment(kept | secret | strangers)
     ours = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    assert given == kept | HEAP | ours | caches({})
+    assert given == kept | HEAP | ours | folders.compilers({})
+
+
+def test_settings_that_break_what_a_worker_imports_do_not_reach_it() -> None:
+    """transformers reads its own docstrings, which -OO strips; a library's warning is no failure of a model."""
+    breaking = ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONPROFILEIMPORTTIME")
+    given = worker_environment(dict.fromkeys(breaking, "2") | {"PYTHONPATH": "/x", "PYTHONIOENCODING": "latin-1"})
+    assert not set(given) & set(breaking)
+    assert given["PYTHONPATH"] == "/x" and given["PYTHONIOENCODING"] == "utf-8:backslashreplace"
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_"])

@@ -250,3 +250,20 @@ def test_the_weights_that_are_checked_are_those_that_transformers_loads(tmp_path
     assert "gone.safetensors is missing" in one_line(str(path))
     safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [5, 8]})
     assert resolve(str(path)).real_id is not None
+
+
+@pytest.mark.parametrize("name", ["MODEL.GGUF", "sha256-0123", "model", "gemma-3-1b", "model.bin"])
+def test_a_gguf_file_is_known_by_its_first_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / name).write_bytes(b"GGUF" + bytes(16))
+    monkeypatch.chdir(tmp_path)
+    for typed in (name, f"./{name}", str(tmp_path / name)):
+        assert "version" in one_line(typed).lower()  # the header's reader has it
+
+
+def test_a_chance_file_does_not_stand_in_the_way_of_a_catalog_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gemma-3-1b").write_text("notes")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("gemma-3-1b").source.kind == "catalog"
+    assert "neither a folder nor a GGUF file" in one_line("./gemma-3-1b")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.errors import ProfileError
-from profiler.plan.grid import MAX_CASES, counts, words
+from profiler.plan.grid import MAX_CASES, counts, model_names, words
 
 
 @pytest.mark.parametrize(
@@ -83,3 +85,23 @@ def test_a_quant_fixes_the_compute_dtype_or_takes_the_devices(make_points: Any, 
 def test_a_prefill_chunk_is_never_longer_than_the_context(make_points: Any) -> None:
     chunks = {point.case.context: point.case.ubatch for point in make_points("gemma-3-1b", contexts=(128, 4096))}
     assert chunks == {128: 128, 4096: 512}
+
+
+def test_a_model_whose_path_holds_commas_is_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a,b/model", "a", "c,d,e", "c,d"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model_names(["./a,b/model"]) == ("./a,b/model",)
+    assert model_names(["x, ./a,b/model ,y", "x"]) == ("x", "./a,b/model", "y")
+    assert model_names(["c,d,e"]) == ("c,d,e",)  # the longest that exists
+    assert model_names(["c,d,y"]) == ("c,d", "y")
+    assert model_names(["~/a,b/model,a"]) == ("~/a,b/model", "a")
+    assert model_names(["x,,y, ", ","]) == ("x", "y")
+    assert model_names([f"{'x' * 300},y\0"]) == ("x" * 300, "y\0")
+
+
+def test_a_long_list_of_models_is_read_at_once() -> None:
+    start = time.process_time()
+    assert len(model_names([",".join(f"name{n}" for n in range(5000))])) == 5000
+    assert time.process_time() - start < 2
