@@ -67,6 +67,7 @@ def read(store: Store, names: tuple[str, ...]) -> tuple[list[Measurement], list[
     chosen = list(dict.fromkeys(store.find_run(name) for name in names))
     runs = [run for run in store.runs() if not chosen or run.id in chosen]
     rows = [row for run in chosen for row in store.each(run)] if chosen else list(store.latest())
+    first = store.command("sweep")
     if not rows:
-        raise NotFound("there are no rows to report", "Measure something first: profile sweep")
+        raise NotFound("there are no rows to report", f"Measure something first: {first}")
     return rows, runs, chosen[0] if len(chosen) == 1 else None

@@ -18,8 +18,8 @@ from profiler.shell import command
 from profiler.units import UNKNOWN, printable
 
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order they are counted to people
-COMMAND_LENGTH = 60  # characters of a command line, of a list of models, of a device's name
-MODELS_LENGTH = 40
+COMMAND_LENGTH = 300  # characters of a command line, which is the last column; a part of one cannot be pasted
+MODELS_LENGTH = 40  # of a list of models, of a device's name
 DEVICE_LENGTH = 30
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from profiler.errors import StoreError
 from profiler.results import read_only
 from profiler.results.guard import MAX_VALUE, Guarded, Tables, check_tables, tables
+from profiler.shell import Command, command
 from profiler.units import bytes_text, printable
 
 BUSY_TIMEOUT_S = 30  # a commit takes milliseconds; a disk under load, seconds
@@ -139,6 +140,13 @@ def _words(path: Path, error: Exception) -> tuple[str, str]:
     return f"{store} cannot be used: {printable(text)}", otherwise
 
 
+def _sweep(path: Path) -> Command:
+    """What makes the store at ``path``."""
+    from profiler.results.store import default_path
+
+    return command("profile", "sweep", () if path == default_path() else ("--store", str(path)))
+
+
 def _claim(path: Path, create: bool) -> None:
     """Make sure that ``path`` is a plain file of ours, and create it for its owner alone."""
     try:
@@ -146,7 +154,7 @@ def _claim(path: Path, create: bool) -> None:
     except FileNotFoundError:
         if not create:
             raise StoreError(
-                f"there is no store at {printable(path)}", "Measure something first: profile sweep"
+                f"there is no store at {printable(path)}", f"Measure something first: {_sweep(path)}"
             ) from None
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another process was first: as good

@@ -294,6 +294,24 @@ def test_a_hint_about_another_store_names_it(tmp_path: Path) -> None:
     assert run(*words[1:]).exit_code == 0
 
 
+@pytest.mark.parametrize("words", [("report",), ("runs", "show"), ("accuracy",)])
+def test_a_store_that_is_not_there_is_made_by_the_printed_command(words: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "no $(touch ran).sqlite"
+    ran = run(*words, "--store", str(path))
+    (printed_words,) = by_a_shell([ran.stderr.rpartition("Measure something first: ")[2]], tmp_path)
+    assert printed_words == ["profile", "sweep", "--store", str(path)]
+    printed.check(printed_words)
+
+
+def test_the_listed_command_of_a_run_can_be_pasted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    argv = ["sweep", "-m", "./two words", "-q", "nf4", "-c", "512,4k", "--store", str(path)]
+    with Store.open(path) as store:
+        store.start_run(argv, {"device": {"title": "Example"}})
+    line = run("runs", "--store", str(path)).stdout.splitlines()[-1]
+    assert by_a_shell([line[line.index("profile ") :]], tmp_path) == [["profile", *argv]]
+
+
 def test_models_that_were_given_as_arguments_are_quoted(tmp_path: Path) -> None:
     ran = run("sweep", "two words", "$(touch ran)")
     named = ran.stderr.splitlines()[0].rpartition("models are named with -m: ")[2]

@@ -138,3 +138,52 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(
     again = sweep("-m", name, *grid)
     assert again.outcomes == ["ok"] * 4
     assert again.err.startswith(f"{finished} of 4 cases are stored already")
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr(devices, "local", broken)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(24, "Too many open files", "/x"), "the system refused: /x: Too many open files|ulimit -n"),
+        (OSError(28, "No space left on device", "/x"), "/x: No space left on device|Free some space"),
+        (PermissionError(13, "Permission denied", b"/x"), "/x: Permission denied|ask its owner"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "Resource temporarily unavailable|ulimit -u"),
+        (OSError(5, "Input/output error"), "Input/output error|PROFILER_DEBUG=1"),
+        (MemoryError(), "out of memory|ulimit -v"),
+        (RuntimeError("can't start new thread"), "the system refused another thread|ulimit -u"),
+        (ImportError("x.so: Too many files", name="rich"), "cannot be loaded: x.so: Too many|Install it again"),
+        (ImportError("no\nlines", name="torch._C"), "cannot be loaded: no lines|Install it again"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_environment_is_one_line_and_what_to_do(
+    profile: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    raising(monkeypatch, error)
+    ran = profile("devices")
+    what, _, hint = said.partition("|")
+    first, second = ran.err.splitlines()
+    assert (ran.code, ran.out) == (1, "") and first.startswith("Error: ") and what in first and hint in second
+    assert "report it" not in ran.err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), ImportError("x", name="profiler.devices"), AssertionError()])
+def test_a_bug_stays_a_bug(profile: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    raising(monkeypatch, error)
+    assert "unexpected: " in profile("devices").err
+
+
+def test_a_bug_is_told_where_no_log_can_be_kept(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    raising(monkeypatch, RuntimeError("a\udcff"))
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", nowhere)
+    first, second = profile("devices").err.splitlines()
+    assert first == "Error: unexpected: RuntimeError: a?"
+    assert "could not be kept (No usable temporary directory found)" in second and "PROFILER_DEBUG=1" in second

@@ -169,7 +169,7 @@ def umask(mask: int) -> Callable[[Path], None]:
 
 ALL = tuple(CALLS)
 FAULTS: dict[str, Fault] = {
-    **{name: Fault(encoding=name) for name in ("latin-1", "ascii", "cp1252", "utf-16", "koi8-r")},
+    **{name: Fault(encoding=name) for name in ("latin-1", "ascii", "cp1252", "utf-16")},
     "numbers of another locale": Fault(env(LC_ALL="de_DE.UTF-8", LC_NUMERIC="de_DE.UTF-8", LANG="de_DE.UTF-8")),
     "stdout full": Fault(onto("/dev/full", 1), silent=True),
     "stderr full": Fault(onto("/dev/full", 2), mute=True),
@@ -205,7 +205,7 @@ FAULTS: dict[str, Fault] = {
     "umask 777": Fault(umask(0o777), refused=NO_STORE, as_user=True),
     **{
         f"COLUMNS={columns}": Fault(env(COLUMNS=columns, LINES=columns, TERM="dumb"), terminal=True)
-        for columns in ("0", "1", "7", "40", "-5", "x", "²", "9" * 9, "9" * 5000)
+        for columns in ("0", "1", "7", "²", "9" * 5000)
     },
     "NO_COLOR": Fault(env(NO_COLOR="1", FORCE_COLOR="1", TERM="xterm"), terminal=True),
 }
