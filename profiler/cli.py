@@ -148,6 +148,8 @@ def fault(error: BaseException) -> tuple[str, str] | None:
     """What is wrong with the environment, and what to do, if that is what ``error`` is about; ``None`` for a bug."""
     if isinstance(error, OSError):
         hint = HINTS.get(error.errno or 0, f"{DEBUG}=1 shows where it happened.")
+        if "temporary directory" in str(error):  # tempfile, after it has tried several
+            return "there is no folder for temporary files that can be written", "TMPDIR names one."
         if isinstance(error, FileNotFoundError) and not _has_current_folder():
             return "the current folder does not exist any more", "Change to another one: cd"
         return f"the system refused: {printable(folders.describe(error), 500)}", hint

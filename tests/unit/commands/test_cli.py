@@ -154,6 +154,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         (OSError(28, "No space left on device", "/x"), "/x: No space left on device|Free some space"),
         (PermissionError(13, "Permission denied", b"/x"), "/x: Permission denied|ask its owner"),
         (BlockingIOError(11, "Resource temporarily unavailable"), "Resource temporarily unavailable|ulimit -u"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/x']"), "temporary files|TMPDIR names one"),
         (OSError(5, "Input/output error"), "Input/output error|PROFILER_DEBUG=1"),
         (MemoryError(), "out of memory|ulimit -v"),
         (RuntimeError("can't start new thread"), "the system refused another thread|ulimit -u"),
