@@ -160,7 +160,7 @@ def _by_itself(model: Model, stored: Stored, engine: Engine, target: Target, usu
         return [_unpacked_gguf(stored, engine.check(quant)) for quant in usual]
     if engine.name == "llama.cpp":
         return [_converted(model, stored, engine)]
-    if stored.scheme is None:
+    if not stored.packed:
         dtype = stored.dtype if stored.dtype in DTYPE_BYTES else None
         return [Variant(_plain(engine, dtype))] if dtype else [Variant(engine.check(quant)) for quant in usual]
     if engine.name == "transformers":

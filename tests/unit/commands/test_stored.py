@@ -233,6 +233,14 @@ def test_codes_without_a_scheme_are_not_measured(tmp_path: Path) -> None:
         assert row["action"] == "skip" and "cannot be taken as values" in row["reason"]
 
 
+def test_codes_without_a_scheme_are_priced_as_they_are(tmp_path: Path) -> None:
+    path = str(made.folder(tmp_path / "m", "fp8", config={}))
+    for engine in ("transformers", "vllm"):
+        (row,) = fit(path, "--engine", engine)
+        assert sizes(row) == ("f8_e4m3", made.total(made.tensors("fp8")), "exact")
+        assert any("has no quantization_config" in caution for caution in row["cautions"])
+
+
 def test_random_weights_are_not_said_to_be_in_a_quantization_that_nothing_here_makes(tmp_path: Path) -> None:
     path = str(made.folder(tmp_path / "m", "awq"))
     (row,) = plan("-m", path, "--weights", "synthetic", "-q", "bf16")
