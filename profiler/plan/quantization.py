@@ -165,7 +165,8 @@ def _by_itself(model: Model, stored: Stored, engine: Engine, target: Target, usu
         return [Variant(_plain(engine, dtype))] if dtype else [Variant(engine.check(quant)) for quant in usual]
     if engine.name == "transformers":
         return [_by_transformers(stored, target)]
-    told = f"{engine.name} does not read MLX checkpoints" if stored.scheme.method == MLX else None
+    mlx = stored.scheme is not None and stored.scheme.method == MLX
+    told = f"{engine.name} does not read MLX checkpoints" if mlx else None
     return [Variant(stored.quant, stored, stored.dtype or "bf16", (told,) if told else ())]
 
 
