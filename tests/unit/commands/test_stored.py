@@ -143,6 +143,10 @@ def test_the_bytes_by_a_scheme_are_those_of_the_tensors_that_it_makes(quant: str
     [
         {"quant_method": "aqlm", "nbits_per_codebook": 16},
         {"quant_method": "compressed-tensors", "config_groups": {"a": {}, "b": {}}},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": {"targets": 1, "weights": {"num_bits": 4}}}},
+        {"quant_method": "compressed-tensors", "ignore": ["re:(a+)+$"]}
+        | {"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": 4}}}},
+        {"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["x"] * 5000},
         {"bits": 4, "group_size": 32, "mode": "mxfp4"},
         {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"a": {}}},
         {"quant_method": 7},
