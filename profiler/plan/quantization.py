@@ -160,12 +160,13 @@ def _by_itself(model: Model, stored: Stored, engine: Engine, target: Target, usu
         return [_unpacked_gguf(stored, engine.check(quant)) for quant in usual]
     if engine.name == "llama.cpp":
         return [_converted(model, stored, engine)]
-    if stored.scheme is None:
+    if not stored.packed:
         dtype = stored.dtype if stored.dtype in DTYPE_BYTES else None
         return [Variant(_plain(engine, dtype))] if dtype else [Variant(engine.check(quant)) for quant in usual]
     if engine.name == "transformers":
         return [_by_transformers(stored, target)]
-    told = f"{engine.name} does not read MLX checkpoints" if stored.scheme.method == MLX else None
+    mlx = stored.scheme is not None and stored.scheme.method == MLX
+    told = f"{engine.name} does not read MLX checkpoints" if mlx else None
     return [Variant(stored.quant, stored, stored.dtype or "bf16", (told,) if told else ())]
 
 

@@ -258,9 +258,9 @@ class _Compressed(_Rule):
         stated = list(groups.values()) if isinstance(groups, dict) else []
         if len(stated) != 1 or not isinstance(stated[0], dict) or not isinstance(stated[0].get("weights"), dict):
             raise ProfileError("compressed-tensors with several groups")
-        self.targets = [word for word in stated[0].get("targets") or [] if isinstance(word, str)]
+        targets = stated[0].get("targets")
         self.weights: Mapping[str, Any] = stated[0]["weights"]
-        if self.weights.get("num_bits") not in (4, 8) or "Linear" not in self.targets:
+        if self.weights.get("num_bits") not in (4, 8) or not isinstance(targets, list) or "Linear" not in targets:
             raise ProfileError("compressed-tensors of an unusual kind")
         if not all(_bounded(word) for word in self.skipped):
             raise ProfileError("compressed-tensors of an unusual kind")

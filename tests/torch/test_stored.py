@@ -22,6 +22,7 @@ from profiler.backends.hf.session import HfSession
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
+from profiler.models.scheme import of as resolve_scheme
 
 LAYERS = 3
 MODULES = ("self_attn.v_proj", "mlp.down_proj")
@@ -229,6 +230,18 @@ def test_a_scale_that_the_headers_do_not_show_to_be_needed_is_refused_after_load
 def test_a_second_quantization_is_refused_in_the_worker_too(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="stored in fp8: it is not quantized a second time"):
         session(fp8(plain, tmp_path / "m"), "nf4")
+
+
+def test_a_scheme_that_is_stated_for_the_text_part_alone_is_found(plain: Path, tmp_path: Path) -> None:
+    path = fp8(plain, tmp_path / "m")
+    raw = json.loads((path / "config.json").read_text())
+    scheme = raw.pop("quantization_config")
+    gemma = {
+        "model_type": "gemma3",
+        "text_config": raw | {"model_type": "gemma3_text", "quantization_config": scheme},
+    }
+    found = resolve_scheme(gemma)
+    assert found is not None and found.name == "fp8"
 
 
 def test_what_a_quantizer_raises_is_one_line(plain: Path, tmp_path: Path) -> None:

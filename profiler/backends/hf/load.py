@@ -107,6 +107,8 @@ def text_config(source: Source) -> PretrainedConfig:
         raise ProfileError(f"transformers {transformers.__version__} does not know model_type {printable(kind)}")
     whole: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(raw)
     config: PretrainedConfig = whole.get_text_config(decoder=True)
+    if hasattr(config, "quantization_config"):  # stated for the text part alone; ``load`` sets what is meant
+        del config.quantization_config
     config.tie_word_embeddings = families.geometry(raw).tied  # some checkpoints state it outside the text config only
     return config
 

@@ -143,6 +143,10 @@ def test_the_bytes_by_a_scheme_are_those_of_the_tensors_that_it_makes(quant: str
     [
         {"quant_method": "aqlm", "nbits_per_codebook": 16},
         {"quant_method": "compressed-tensors", "config_groups": {"a": {}, "b": {}}},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": {"targets": 1, "weights": {"num_bits": 4}}}},
+        {"quant_method": "compressed-tensors", "ignore": ["re:(a+)+$"]}
+        | {"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": 4}}}},
+        {"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["x"] * 5000},
         {"bits": 4, "group_size": 32, "mode": "mxfp4"},
         {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"a": {}}},
         {"quant_method": 7},
@@ -231,6 +235,14 @@ def test_codes_without_a_scheme_are_not_measured(tmp_path: Path) -> None:
     for asked in ((), ("-q", "bf16")):
         result = run("sweep", *ONE, "-m", path, *asked)
         assert result.exit_code == 2 and "stored as codes" in result.stderr
+
+
+def test_codes_without_a_scheme_are_priced_as_they_are(tmp_path: Path) -> None:
+    path = str(made.folder(tmp_path / "m", "fp8", config={}))
+    for engine in ("transformers", "vllm"):
+        (row,) = fit(path, "--engine", engine)
+        assert sizes(row) == ("f8_e4m3", made.total(made.tensors("fp8")), "exact")
+        assert any("has no quantization_config" in caution for caution in row["cautions"])
 
 
 def test_random_weights_are_not_said_to_be_in_a_quantization_that_nothing_here_makes(tmp_path: Path) -> None:
