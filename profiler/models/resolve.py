@@ -204,19 +204,17 @@ def _model(
 
 
 def _holds(source: Source) -> str:
-    """What a folder stores of a model that there is no rule for, in words."""
-    if source.kind != "folder":
-        return ""
+    """What is stored here of a model that there is no rule for, in words."""
+    folder = Path(source.location) if source.kind == "folder" else None
+    if source.kind == "hub":
+        folder = hub.downloaded_snapshot(source.location, source.revision)
     try:
-        tensors = safetensors_file.verify(Path(source.location))
+        tensors = safetensors_file.verify(folder) if folder else {}
     except ProfileError as error:
         return f"; {error.message}"
     stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
-    return (
-        f"; the folder stores {stored:,} bytes ({bytes_text(stored)}) in {families.counted(len(tensors), 'tensor')}"
-        if tensors
-        else ""
-    )
+    count = families.counted(len(tensors), "tensor")
+    return f"; its weights are {stored:,} bytes ({bytes_text(stored)}) in {count}" if tensors else ""
 
 
 def _of_storage(checkpoint: Checkpoint | None, raw: Mapping[str, Any]) -> tuple[str, ...]:
