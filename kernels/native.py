@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-import platformdirs
 import torch
 
 from profiler import paths
@@ -71,7 +70,7 @@ def built(folder: Path | None = None) -> Path:
     Raises BuildFailed without a compiler, or when it fails.
     """
     compiler = _compiler()
-    folder = folder or Path(platformdirs.user_cache_dir("profile")) / "native"
+    folder = folder or paths.native_folder()
     target = folder / f"decode-{_fingerprint(compiler)}.so"
     if target.exists():
         return target
@@ -88,7 +87,7 @@ def built(folder: Path | None = None) -> Path:
 def _compiler() -> str:
     found = paths.compiler()
     if found is None:
-        raise BuildFailed(f"no C++ compiler found (CXX, {', '.join(paths.COMPILERS)})")
+        raise BuildFailed(paths.NO_COMPILER)
     return found
 
 

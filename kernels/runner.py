@@ -18,7 +18,7 @@ from profiler.errors import ProfileError
 from . import native
 from .state import DecodeState
 from .step import decode_step
-from .substitute import Substitutes, native_reason, skips_empty_slots
+from .substitute import Substitutes, fallback, skips_empty_slots
 
 PREFILL_CHUNK = 2048  # tokens per sequence: bounds the activations of a long prompt
 
@@ -33,7 +33,8 @@ class RunnerStats:
     graphs: int = 0
     prepare_s: float = 0.0  # warm-up, capture or compilation: never part of a measurement
     pool_bytes: int | None = None  # device memory that the graphs keep
-    kernels: str | None = None  # what computes matrix–vector products on a CPU, or why plain torch does
+    kernels: str | None = None  # what computes matrix–vector products, or why plain torch does
+    fault: bool = False  # whether it fell back because of this machine: next time it may not
 
 
 def prefill(
@@ -62,11 +63,17 @@ def cut(row: Sequence[int], eos: frozenset[int]) -> list[int]:
 
 
 def describe_kernels(model: PreTrainedModel) -> str | None:
-    """What computes the matrix–vector products of a decode step on a CPU."""
-    if model.device.type != "cpu":
-        return None
-    reason = native_reason(model)
-    return f"C++ ({native.load()})" if reason is None else f"plain torch: {reason}"
+    """What computes the matrix–vector products of a decode step: on a GPU only told where our kernels are missing."""
+    missing = fallback(model)
+    if missing is not None:
+        return f"plain torch: {missing[0]}"
+    return f"C++ ({native.load()})" if model.device.type == "cpu" else None
+
+
+def falls_back(model: PreTrainedModel) -> bool:
+    """Whether this machine, and not the model, is why a step runs on plain torch."""
+    missing = fallback(model)
+    return missing is not None and missing[1]
 
 
 class EagerRunner:
@@ -147,4 +154,4 @@ class StaticRunner:
         return [cut(row, self.eos) for row in self.state.out[:, :done].tolist()]
 
     def stats(self) -> RunnerStats:
-        return RunnerStats(self.path, kernels=describe_kernels(self.model))
+        return RunnerStats(self.path, kernels=describe_kernels(self.model), fault=falls_back(self.model))

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from profiler.case import Case
-from profiler.commands.progress import say, terminal_width
+from profiler.commands.progress import say, tell, terminal_width
 from profiler.devices.base import DeviceInfo
 from profiler.measure.supervisor import Ending
 from profiler.models.remark import CODES
+from profiler.plan import resume
 from profiler.plan.order import Skip
 from profiler.plan.request import Work
 from profiler.predict import beside
@@ -71,6 +72,7 @@ class Recorder:
             them = "it" if len(kept) == 1 else "them"
             say(f"{len(kept)} of {total} {cases} stored already; --fresh measures {them} again")
             self._store.adopt(self.run, *(row.id for row in kept.values()))
+        tell(resume.fallbacks(kept.values()))
         for row in kept.values():
             self._show(self._with_cautions(row.measurement))
 

@@ -92,7 +92,10 @@ def sweep(
     if dry_run:
         kept = stored(task, snapshot, max_memory, store) if resumed else {}
         plan = make_plan(task, kept, found, available)
-        click.echo(preview.render(plan, kept, available, output), nl=False)
+        click.echo(preview.render(plan, kept, available, output, task.subjects), nl=False)
+        for line in preview.about(task.subjects):
+            say(line)
+        tell(resume.fallbacks(kept.values()))
         say(preview.summary(plan))
         return 0
     with Store.open(store) as opened:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from profiler.results.settings import SPEED, heap, is_secret
 
 PLACES = re.compile(  # what libraries need beside the settings that change speed
-    "HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
+    "CXX|HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
     "|VIRTUAL_ENV|(LC|TRANSFORMERS|XDG)_.*|PYTHON.*"
 )
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}

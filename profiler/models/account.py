@@ -33,6 +33,10 @@ CODES = frozenset(  # number types of safetensors that stand for values only tog
         *("F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"),
     ]
 )
+ADD_SCHEME = "Put the quantization_config that belongs to the checkpoint into its config.json."
+SCALE = re.compile(  # of AWQ, GPTQ, compressed-tensors, fp8, bitsandbytes, MLX
+    r"(.+?)\.(?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
+)
 EXPERT = re.compile(r"(.*\bmlp\.experts)\.\d+\.(gate|up|down)_proj\.(.+)")  # transformers stacks them when it loads
 WRAPPERS = (  # part of a name → what wrapped the model that was saved, and how to save it without
     ("_orig_mod.", "torch.compile", "Save model._orig_mod instead."),
@@ -47,11 +51,13 @@ PARTS = (  # prefix → what such tensors are, where they are legitimately left 
     (re.compile(r"(model\.)?multi_modal_projector\b"), "projector of the towers"),
     (re.compile(r"mtp\b|blk\.\d+\.nextn\b"), "multi-token prediction"),
     (re.compile(r".*\brotary_emb\.inv_freq$"), "rotary frequencies, which are computed"),
-    (re.compile(r"rope_freqs\."), "rotary factors, which are not applied: the tokens differ, the speed does not"),
     (re.compile(r".*\b(lora_\w+|adapters?|ia3_l)\."), "an adapter, which is not applied"),
 )
 NUMBERED = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
-SHARED = re.compile(r"model\.layers\.(\d+)\.self_attn\.[kv]_(proj|norm)\.")
+SHARED = re.compile(r"model\.layers\.(\d{1,9})\.self_attn\.[kv]_(proj|norm)\.")
+ROPE_FACTORS = "rope_f"  # rope_freqs, rope_factors_long: what a GGUF file divides rotary frequencies by
+COMPUTED = "rotary factors, which transformers computes"
+NOT_APPLIED = "rotary factors, which are not applied: the tokens differ, the speed does not"
 OUTPUT_BIAS = (".o_proj.bias", ".attn_output.bias")
 OTHER = "not a part of this model"
 
@@ -71,7 +77,7 @@ SHOWN, KEPT = 2, 32  # names in a sentence, and in the row
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Entry:
     """One tensor as a header states it. ``name`` is the file's own, ``target`` what the model calls it."""
 
     name: str
@@ -149,7 +155,7 @@ class Account:
 
 
 def account(
-    stored: Iterable[Stored], geometry: Geometry, *, scheme: bool = False, by: Description = CONFIG
+    stored: Iterable[Entry], geometry: Geometry, *, scheme: bool = False, by: Description = CONFIG
 ) -> Account:
     """Account for every tensor of ``stored``.
 
@@ -161,8 +167,8 @@ def account(
     """
     found = list(stored)
     expected = dict(_expected(geometry))
-    taken: dict[str, list[Stored]] = {}
-    rest: list[Stored] = []
+    taken: dict[str, list[Entry]] = {}
+    rest: list[Entry] = []
     owners = _modules(expected) if scheme else {}
     for tensor in found:
         target = _target(tensor, expected, owners)
@@ -174,10 +180,11 @@ def account(
         rest = _head_for_embedding(rest, taken)
     _refuse_layers(rest, len(geometry.layers), by)
     if not (scheme and rest):  # a quantization may have names of its own
-        _refuse_missing(expected, taken, rest, by)
+        _refuse_missing(expected, taken, rest, geometry.model_type, by)
     if not scheme:
         _refuse_shapes(expected, taken, by)
         _refuse_codes(taken)
+        _refuse_scales(rest, expected)
     every = [tensor for tensors in taken.values() for tensor in tensors]
     dtypes: dict[str, int] = {}
     for tensor in every:
@@ -211,7 +218,7 @@ def _modules(expected: Mapping[str, Weight]) -> dict[str, str]:
     return {name.removesuffix(".weight"): name for name in expected if not name.endswith(".bias")}
 
 
-def _target(tensor: Stored, expected: Mapping[str, Weight], owners: Mapping[str, str]) -> str | None:
+def _target(tensor: Entry, expected: Mapping[str, Weight], owners: Mapping[str, str]) -> str | None:
     """The weight that a tensor is, or is a part of."""
     if tensor.target is None:
         return None
@@ -232,7 +239,7 @@ def _target(tensor: Stored, expected: Mapping[str, Weight], owners: Mapping[str,
     return None
 
 
-def _head_for_embedding(rest: list[Stored], taken: dict[str, list[Stored]]) -> list[Stored]:
+def _head_for_embedding(rest: list[Entry], taken: dict[str, list[Entry]]) -> list[Entry]:
     """A tied model may be stored by its head alone: transformers then ties the other way round."""
     heads = [tensor for tensor in rest if tensor.target == HEAD]
     if heads:
@@ -241,7 +248,7 @@ def _head_for_embedding(rest: list[Stored], taken: dict[str, list[Stored]]) -> l
 
 
 def _refuse_missing(
-    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[Stored], by: Description
+    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[Entry], kind: str, by: Description
 ) -> None:
     missing = [by.own_name(name) for name in expected if name not in taken]
     if not missing:
@@ -250,6 +257,9 @@ def _refuse_missing(
         wrapped = [tensor.name for tensor in rest if f".{part}" in f".{tensor.name}"]
         if wrapped:
             raise ProfileError(f"its weights are named as {program} wraps a model: {_few(wrapped)}", hint)
+    if not taken and rest:
+        names = _few([tensor.name for tensor in rest])
+        raise ProfileError(f"no tensor of the file has a name that transformers knows of {kind}: {names}", by.hint)
     count = f"{len(missing)} of the {len(expected)} weights" if len(missing) > 1 else "a weight"
     hint = by.hint
     if missing == [HEAD]:
@@ -260,7 +270,7 @@ def _refuse_missing(
     raise ProfileError(f"{count} that {by.place} describes {are} not in the file: {_few(missing)}", hint)
 
 
-def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Stored]], by: Description) -> None:
+def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Entry]], by: Description) -> None:
     for name, tensors in taken.items():
         wanted, first = expected[name], tensors[0]
         if len(tensors) == 1 and first.shape != wanted.shape:
@@ -272,20 +282,32 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Stor
             raise ProfileError(f"{given}, {wanted.parameters:,} in {by.place}", by.hint)
 
 
-def _refuse_codes(taken: Mapping[str, list[Stored]]) -> None:
+def _refuse_codes(taken: Mapping[str, list[Entry]]) -> None:
     coded = [tensor for tensors in taken.values() for tensor in tensors if tensor.dtype in CODES]
     if coded:
         which = f"{len(coded)} weights are" if len(coded) > 1 else "a weight is"
         raise ProfileError(
             f"{which} stored as codes, and config.json has no quantization_config that says which values they "
             f"stand for: {printable(coded[0].name)} is {coded[0].dtype}",
-            "Put the quantization_config that belongs to the checkpoint into its config.json.",
+            ADD_SCHEME,
         )
 
 
-def _refuse_layers(rest: list[Stored], count: int, by: Description) -> None:
+def _refuse_scales(rest: list[Entry], expected: Mapping[str, Weight]) -> None:
+    """A weight that has a scale beside it holds codes, in whatever number type they are kept."""
+    modules = _modules(expected)
+    scales = [tensor for tensor in rest if (scale := SCALE.fullmatch(tensor.target or "")) and scale[1] in modules]
+    if scales:
+        raise ProfileError(
+            f"the file holds scales of weights, and config.json has no quantization_config that says how they are "
+            f"applied: {_few([tensor.name for tensor in scales])}",
+            ADD_SCHEME,
+        )
+
+
+def _refuse_layers(rest: list[Entry], count: int, by: Description) -> None:
     """Whole decoder layers that the model does not have: then it is not the model of this file."""
-    beyond: dict[int, list[Stored]] = {}
+    beyond: dict[int, list[Entry]] = {}
     for tensor in rest:
         number = NUMBERED.match(tensor.target or "")
         if number is not None and int(number[1]) >= count:
@@ -295,16 +317,17 @@ def _refuse_layers(rest: list[Stored], count: int, by: Description) -> None:
     layers = f"layer {min(beyond)}" if len(beyond) == 1 else f"layers {min(beyond)} to {max(beyond)}"
     tensors = [tensor for each in beyond.values() for tensor in each]
     size = bytes_text(sum(tensor.nbytes for tensor in tensors))
+    described = f"{count} layer{'s' * (count != 1)}"
     raise ProfileError(
-        f"{by.place} describes {count} layers ({by.layers}), and the file holds {layers} as well: "
+        f"{by.place} describes {described} ({by.layers}), and the file holds {layers} as well: "
         f"{len(tensors)} tensors, {size} ({_few([tensor.name for tensor in tensors])})",
         by.hint,
     )
 
 
-def _left(rest: list[Stored], geometry: Geometry) -> tuple[Left, ...]:
+def _left(rest: list[Entry], geometry: Geometry) -> tuple[Left, ...]:
     """What is not taken, by reason; the largest first."""
-    groups: dict[str, list[Stored]] = {}
+    groups: dict[str, list[Entry]] = {}
     for tensor in rest:
         groups.setdefault(_why(tensor, geometry), []).append(tensor)
     found = (
@@ -314,14 +337,16 @@ def _left(rest: list[Stored], geometry: Geometry) -> tuple[Left, ...]:
     return tuple(sorted(found, key=lambda left: -left.nbytes))
 
 
-def _why(tensor: Stored, geometry: Geometry) -> str:
+def _why(tensor: Entry, geometry: Geometry) -> str:
+    if tensor.name.startswith(ROPE_FACTORS):
+        return COMPUTED if geometry.model_type.startswith("gemma4") else NOT_APPLIED
     if tensor.target == HEAD and geometry.tied:
         return "a second copy of the tied embedding"
     for pattern, why in PARTS:
         if pattern.match(tensor.target or tensor.name):
             return why
     shared = SHARED.match(tensor.target or "")
-    if shared is not None:
+    if shared is not None and int(shared[1]) < len(geometry.layers):
         mixer = geometry.layers[int(shared[1])].mixer
         if not getattr(mixer, "owns_cache", True):
             return "keys and values of layers that share those of an earlier one"

@@ -9,7 +9,7 @@ from typing import Any
 
 from profiler.errors import ProfileError
 from profiler.models import gguf_names, identity, safetensors_file
-from profiler.models.account import Account, Stored, account, in_text_model
+from profiler.models.account import Account, Entry, account, in_text_model
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.gguf_file import GgufHeader
 from profiler.models.identity import Span
@@ -62,7 +62,7 @@ def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Check
 
 def of_gguf(path: Path, header: GgufHeader, geometry: Geometry) -> Checkpoint:
     """A GGUF file. Raises ProfileError where metadata and tensors are not of the same model."""
-    found = account(gguf_names.stored(header, geometry), geometry, by=gguf_names.description(header))
+    found = account(gguf_names.entries(header, geometry), geometry, by=gguf_names.description(header))
     return Checkpoint(found, tuple(gguf_spans(path, header)))
 
 
@@ -78,7 +78,7 @@ def gguf_spans(path: Path, header: GgufHeader) -> list[Span]:
 def account_of(tensors: Mapping[str, Tensor], raw: Mapping[str, Any], geometry: Geometry) -> Account:
     """The account of a checkpoint of safetensors."""
     stored = (
-        Stored(name, in_text_model(name), tensor.shape, tensor.dtype, tensor.nbytes)
+        Entry(name, in_text_model(name), tensor.shape, tensor.dtype, tensor.nbytes)
         for name, tensor in tensors.items()
     )
     return account(stored, geometry, scheme=is_quantized(raw))

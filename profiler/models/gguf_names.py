@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from profiler.models.account import Description, Stored
+from profiler.models.account import Description, Entry
 from profiler.models.geometry import Geometry
 from profiler.models.gguf_file import GgufHeader, GgufTensor
 
@@ -123,7 +123,7 @@ def own_name(architecture: str, target: str) -> str:
     return f"blk.{number}.{modules[module]}.{leaf}" if module in modules else target
 
 
-def stored(header: GgufHeader, geometry: Geometry) -> Iterator[Stored]:
+def entries(header: GgufHeader, geometry: Geometry) -> Iterator[Entry]:
     """Every tensor of a file, with the weight that it is where the architecture has a rule for its name."""
     architecture = str(header.metadata.get("general.architecture"))
     drafting = {number[1] for name in header.tensors if (number := NEXTN.match(name))}
@@ -134,7 +134,7 @@ def stored(header: GgufHeader, geometry: Geometry) -> Iterator[Stored]:
         shape = _as_expected(tensor, shapes.get(leaf))
         known = tensor.type_id < len(NAMES) and NAMES[tensor.type_id]
         dtype = known or f"ggml type {tensor.type_id}"
-        yield Stored(tensor.name, target, shape, dtype, tensor.nbytes or 0)
+        yield Entry(tensor.name, target, shape, dtype, tensor.nbytes or 0)
 
 
 def parameter(architecture: str, name: str, drafting: Collection[str] = ()) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from profiler.errors import ProfileError
 from profiler.units import GIB, printable
 
-WHOLE_BYTES = 2 * GIB  # a second or two
+WHOLE_BYTES = GIB  # a second or two
 SAMPLE_BYTES = 4096
 SAMPLES, FEWEST = 16, 2  # of one tensor; its first and last bytes are always among them
 ALL_SAMPLES = 2**14  # of one checkpoint, unless it has more tensors

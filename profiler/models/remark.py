@@ -8,7 +8,8 @@ MODEL = "model"  # anything else that is true of the model whatever is measured
 UNUSED = "unused-weights"  # tensors of the file that the model does not take
 BESIDE = "files-beside"  # files beside the weights that are not loaded
 SYNTHETIC = "synthetic-weights"  # random values, because there are no real weights here
-CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC})
+EAGER = "eager-path"  # decode runs as transformers ships it, because our own step cannot be built here
+CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER})
 
 
 @dataclass(frozen=True, slots=True)

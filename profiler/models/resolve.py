@@ -16,7 +16,7 @@ from typing import Any
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError
 from profiler.models import catalog, config, families, gguf_config, gguf_file, hub
-from profiler.models.checkpoint import Checkpoint, of_folder, of_gguf, why_missing
+from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
 from profiler.models.remark import Remark
 from profiler.models.source import Source
@@ -114,6 +114,11 @@ def _catalog(name: str) -> Model:
 
 def _folder(path: Path) -> Model:
     name = _shown(path.name)
+    if not (path / "config.json").is_file() and (path / ADAPTER).is_file():
+        raise NotFound(
+            f"folder {name} holds an adapter ({ADAPTER}), which is no model by itself",
+            "Merge it into its base model with peft's merge_and_unload, save that, and give the folder.",
+        )
     if not (path / "config.json").is_file():
         raise NotFound(f"folder {name} has no config.json", "For GGUF give the .gguf file itself.")
     raw = config.read(path / "config.json")

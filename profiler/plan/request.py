@@ -11,7 +11,7 @@ from profiler import paths, registry
 from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
-from profiler.models.remark import SYNTHETIC, Remark
+from profiler.models.remark import EAGER, SYNTHETIC, Remark
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, points, words
@@ -74,7 +74,8 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:
         return _headline(request, quants, device, available_bytes, say)
-    subjects = _distinct([subject(name, request.weights, say) for name in names], say)
+    found = [_with_path(subject(name, request.weights, say), request, device) for name in names]
+    subjects = _distinct(found, say)
     return Work(
         points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
         effort=_effort(request),
@@ -180,14 +181,17 @@ def _headline(
         steps=request.steps or headline.STEPS,
     )
 
+    def chosen_subject(name: str) -> Subject:
+        return _with_path(subject(name, request.weights, say), request, device)
+
     def grid(name: str, quant: Quant) -> list[Point]:
-        axes = _axes((subject(name, request.weights, say),), (quant,), template, device)
+        axes = _axes((chosen_subject(name),), (quant,), template, device)
         return points(axes, _settings(request, device), device)
 
     choice = headline.choose(headline.Limits(device, effort, available_bytes, budget_s), grid, quants)
     say(choice.words)
     chosen = tuple(point for name, quant in choice.pairs for point in grid(name, quant))
-    subjects = tuple(subject(name, request.weights, say) for name in dict.fromkeys(name for name, _ in choice.pairs))
+    subjects = tuple(map(chosen_subject, dict.fromkeys(name for name, _ in choice.pairs)))
     return Work(chosen, effort, budget_s, subjects)
 
 
@@ -209,6 +213,15 @@ def _paths(request: Request, device: DeviceInfo) -> tuple[str, ...]:
         if path not in paths.PATHS:
             raise unknown("decode path", path, paths.PATHS)
     return found
+
+
+def _with_path(subject: Subject, request: Request, device: DeviceInfo) -> Subject:
+    """The subject, with the reason if nobody named a path and our own step cannot be had."""
+    reason = paths.why_eager(device.kind) if request.backend in OWN_STEP and not words(request.paths) else None
+    if reason is None:
+        return subject
+    remark = Remark(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
+    return replace(subject, remarks=(*subject.remarks, remark))
 
 
 def _usual_path(request: Request, device: DeviceInfo) -> str:

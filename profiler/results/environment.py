@@ -21,9 +21,12 @@ from profiler.devices.base import DeviceInfo
 from profiler.results.redact import redact_json
 from profiler.results.settings import settings
 
-LIBRARIES = (  # with what transformers takes instead of its own kernels where it is installed
-    *("llm-hwprofile", "torch", "transformers", "bitsandbytes", "nvidia-ml-py", "triton"),
-    *("kernels", "flash-attn", "flash-linear-attention", "fla-core", "causal-conv1d"),
+LIBRARIES = (  # what runs a model, and what transformers and bitsandbytes take instead of their own where it is there
+    *("llm-hwprofile", "torch", "transformers", "bitsandbytes", "nvidia-ml-py", "triton", "cuda-bindings"),
+    *("accelerate", "safetensors", "gguf", "peft"),  # what loads weights
+    *("kernels", "flash-attn", "flash-attn-4", "flash-linear-attention", "fla-core", "causal-conv1d", "tilelang"),
+    *("autoawq", "gptqmodel", "optimum", "compressed-tensors", "auto-round", "torchao", "hqq", "optimum-quanto"),
+    *("fbgemm-gpu-genai", "liger-kernel", "deepspeed", "intel-extension-for-pytorch", "nvidia-cudnn-cu13"),
 )
 COMMAND_TIMEOUT_S = 2
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")  # absent where the host sets the clocks
@@ -74,7 +77,9 @@ def environment_key(content: dict[str, Any]) -> str:
     """
     ignored = ("name", "memory_bytes", "free_bytes")
     device = {name: value for name, value in content.get("device", {}).items() if name not in ignored}
-    parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "libraries", "settings")]
+    parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "settings")]
+    installed = {name: version for name, version in content.get("libraries", {}).items() if version is not None}
+    parts.append(installed)  # so that a library which is recorded from now on does not make every row a stranger
     return digest([device, content.get("limits", {}).get("cores"), *parts])
 
 

@@ -114,12 +114,18 @@ class DecodePath:
 
     ran: str  # the path that really ran
     reason: str | None = None  # why it is not the one that was asked for
-    kernels: str | None = None  # CPU: what computes matrix–vector products, or why plain torch does
+    kernels: str | None = None  # what computes matrix–vector products, or why plain torch does
     graphs: int = 0
     nodes_per_token: int | None = None  # kernels of one captured step
     prepare_s: float = 0.0  # warm-up, capture or compilation: in no measurement
     cache_needed_bytes: int | None = None  # keys and values that a step at the end needs: once, whoever shares them
     cache_read_bytes: int | None = None  # and those it reads: buckets are padded
+    machine: str | None = None  # it fell back because of the machine in this state (``paths.machine_state``)
+
+    @property
+    def on_plain_torch(self) -> bool:
+        """Whether our own loops or kernels could not be had."""
+        return self.kernels is not None and self.kernels.startswith("plain torch")
 
 
 @dataclass(frozen=True, slots=True)

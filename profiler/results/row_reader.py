@@ -102,6 +102,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         **{name: row[name] for name in ("cautions", "asked", "environment")},
         "decode_path": row.get("path"),
         "expected": _expected(row),
+        "checkpoint": row.get("checkpoint") or {},
     }
     check_row(content, "path")
     path = content["decode_path"]

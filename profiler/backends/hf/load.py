@@ -92,6 +92,7 @@ def _real(
     """
     name = printable(Path(source.location).name)
     beat(f"load {name}")
+    promise = verify.Promise.of(folder, source.config, name)
     with verify.weights_alone(folder) as alone:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             alone,
@@ -108,7 +109,7 @@ def _real(
             ignore_mismatched_sizes=True,  # reported and refused below, in words
             key_mapping=TEXT_TOWER,
         )
-    verify.taken(loaded, report, folder, source.config, name)
+    verify.taken(loaded, report, promise, name)
     model: PreTrainedModel = loaded.eval().requires_grad_(False)
     return model
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from bitsandbytes import cextension
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -22,7 +23,7 @@ from profiler.devices.cpu import mapped_weights_bytes
 from profiler.errors import ProfileError
 from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
-from profiler.units import bytes_text
+from profiler.units import bytes_text, printable
 
 MEMORY_WORDS = (
     "can't allocate memory",
@@ -32,6 +33,7 @@ MEMORY_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 REFUSED = re.compile(r"tried to allocate (\d+) bytes")  # the CPU allocator's words, after a place in its C++
+NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # what stands in for the native library of bitsandbytes
 SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
 
 
@@ -211,7 +213,21 @@ def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
         return Loaded(total, 0, torch.get_num_threads(), notes, mapped)
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
     text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
-    return Loaded(total, left, torch.get_num_threads(), (Caution("unquantized", text), *notes), mapped)
+    said = (Caution("unquantized", text), *_without_library(model), *notes)
+    return Loaded(total, left, torch.get_num_threads(), said, mapped)
+
+
+def _without_library(model: PreTrainedModel) -> tuple[Caution, ...]:
+    """On a CPU bitsandbytes goes on without its native library, and says so to nobody."""
+    if model.device.type != "cpu" or type(cextension.lib).__name__ != NO_LIBRARY:
+        return ()
+    try:
+        cextension.get_native_library()
+        reason = "it did not load at first"
+    except Exception as error:  # whatever the loader raises is the reason
+        reason = printable(" ".join(str(error).split()) or type(error).__name__, 200)
+    text = f"bitsandbytes computes on plain torch, without its native library: {reason}"
+    return (Caution("bitsandbytes-torch", text, "reinstall bitsandbytes"),)
 
 
 def _left_mapped_bytes(model: PreTrainedModel) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from profiler.models.safetensors_file import INDEX, SINGLE
 from profiler.units import printable
 
 QUANTIZED = ("Linear4bit", "Linear8bitLt")  # modules whose weight has another shape than its values
-CHANGED = "The files may have changed since they were checked: try again."
+CHANGED = "The files may have changed while they were read: try again."
 
 
 @contextmanager
@@ -36,35 +37,51 @@ def weights_alone(folder: Path) -> Iterator[Path]:
     paths = safetensors_file.shards(folder) or []
     if not (folder / SINGLE).is_file():
         paths = [*paths, folder / INDEX]
-    try:
-        made = tempfile.TemporaryDirectory(prefix="profile-weights-")
-        for path in paths:
-            os.symlink(path.absolute(), Path(made.name) / path.name)
-    except OSError as error:
-        raise ProfileError(
-            f"cannot link to the weights in a temporary folder: {printable(error.strerror or error)}",
-            "Set TMPDIR to a folder that can be written to.",
-        ) from error
-    with made:
-        yield Path(made.name)
+    with ExitStack() as kept:
+        try:
+            made = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="profile-weights-")))
+            for path in paths:
+                os.symlink(path.absolute(), made / path.name)
+        except OSError as error:
+            raise ProfileError(
+                f"cannot link to the weights in a temporary folder: {printable(error.strerror or error)}",
+                "Set TMPDIR to a folder that can be written to.",
+            ) from error
+        yield made
 
 
-def taken(model: PreTrainedModel, report: Mapping[str, Any], folder: Path, raw: Mapping[str, Any], name: str) -> None:
-    """Raise ProfileError unless the model took every tensor that the headers of ``folder`` promise, and no other."""
-    geometry = families.geometry(raw)
-    tensors = safetensors_file.verify(folder)
-    accounted = account_of(tensors, raw, geometry)
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What the headers of a checkpoint and its config say before it is loaded."""
+
+    geometry: Geometry
+    account: Account
+    quantized: bool  # by a scheme of its own, so that weights have no shapes of their own
+
+    @classmethod
+    def of(cls, folder: Path, raw: Mapping[str, Any], name: str) -> Promise:
+        """Raises ProfileError where the two do not agree: the files may have changed since they were planned with."""
+        try:
+            geometry = families.geometry(raw)
+            return cls(geometry, account_of(safetensors_file.verify(folder), raw, geometry), is_quantized(raw))
+        except ProfileError as error:
+            raise type(error)(f"{name}: {error.message}", error.hint) from None
+
+
+def taken(model: PreTrainedModel, report: Mapping[str, Any], promise: Promise, name: str) -> None:
+    """Raise ProfileError unless the model took every tensor that was promised, and no other."""
     absent = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
     if absent:
         which = f"{len(absent)} weights are missing or of another shape" if len(absent) > 1 else "a weight is missing"
         raise ProfileError(f"{name}: {which}, first {printable(absent[0])}", CHANGED)
-    ignored = sorted(set(report["unexpected_keys"]) - _left(accounted))
+    ignored = sorted(set(report["unexpected_keys"]) - _left(promise.account))
     if ignored:
         count = f"{len(ignored)} tensors" if len(ignored) > 1 else "a tensor"
         raise ProfileError(f"{name}: transformers did not take {count} of the file, first {printable(ignored[0])}")
-    if not is_quantized(raw):
-        _check_count(model, geometry, name)
-    _check_tie(model, geometry, name)
+    if not promise.quantized:
+        _check_tie(model, promise.geometry, name)
+        _check_count(model, promise.geometry, name)
+        _check_values(model, name)
 
 
 def _left(accounted: Account) -> set[str]:
@@ -79,6 +96,15 @@ def _check_count(model: PreTrainedModel, geometry: Geometry, name: str) -> None:
         raise ProfileError(
             f"{name}: the loaded model has {count:,} parameters, and its config describes {geometry.parameters:,}"
         )
+
+
+def _check_values(model: PreTrainedModel, name: str) -> None:
+    """Codes in a module that does not unpack them would be multiplied as if they were values."""
+    for path, module in model.named_modules():
+        for label, tensor in _own(module):
+            if not tensor.is_floating_point() and type(module).__name__ not in QUANTIZED:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                raise ProfileError(f"{name}: {path}.{label} was loaded as {dtype}, which are no values")
 
 
 def parameters(model: PreTrainedModel) -> int:

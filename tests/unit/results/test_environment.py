@@ -29,6 +29,21 @@ def test_a_snapshot_holds_no_variable_that_is_not_named(monkeypatch):
     assert "canary" not in json.dumps(content)
 
 
+def test_every_setting_that_reaches_a_worker_and_changes_what_transformers_runs_is_recorded(monkeypatch):
+    for name in ("TRANSFORMERS_SDPA_FORCE_GQA", "TRANSFORMERS_DISABLE_DEEPGEMM_LINEAR"):
+        monkeypatch.setenv(name, "1")
+        assert worker_environment(os.environ)[name] == snapshot(CPU)["settings"][name] == "1"
+
+
+@pytest.mark.parametrize("name", ["peft", "gptqmodel", "kernels", "causal-conv1d"])
+def test_an_optional_package_that_changes_loading_changes_the_key_and_its_absence_does_not(name):
+    content = snapshot(CPU)
+    absent = copy.deepcopy(content) | {"libraries": {n: v for n, v in content["libraries"].items() if v is not None}}
+    assert environment_key(absent) == environment_key(content)
+    content["libraries"][name] = "1.2.3"
+    assert environment_key(content) != environment_key(absent)
+
+
 def test_a_token_in_a_setting_that_is_recorded_is_not(monkeypatch):
     canary = "hf_" + "C4nary" * 6
     monkeypatch.setenv("LD_PRELOAD", f"/lib/a.so?token={canary}")
