@@ -1,4 +1,4 @@
-"""The cases of a sweep in turn. One that another sweep of the same store is measuring is left to it and comes last."""
+"""The cases of a sweep in turn. One that another sweep of the same store is measuring is left to it until the end."""
 
 from __future__ import annotations
 

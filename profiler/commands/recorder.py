@@ -84,18 +84,26 @@ class Recorder:
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Rows of cases that do not run, with the reason."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        rows = (Measurement(e.case, self.environment, "skipped", e.reason, started_at=now) for e in skipped)
-        self.append(*rows)
-
-    def append(self, *measured: Measurement) -> None:
-        """Rows of this run. What cannot be stored is shown all the same: there is no other copy of it."""
-        rows = [replace(self._with_cautions(row), expected=self._expected(row.case)) for row in measured]
+        rows = [
+            self._whole(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
+            for entry in skipped
+        ]
         try:
-            if rows:
-                self._store.append_all(self.run, rows)
+            self._store.append_all(self.run, rows)
         finally:
             for row in rows:
                 self._show(row)
+
+    def append(self, row: Measurement) -> None:
+        """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
+        row = self._whole(row)
+        try:
+            self._store.append(self.run, row)
+        finally:
+            self._show(row)
+
+    def _whole(self, row: Measurement) -> Measurement:
+        return replace(self._with_cautions(row), expected=self._expected(row.case))
 
     def _expected(self, case: Case) -> dict[str, Any]:
         """What is predicted of the case, to stand beside what was measured."""
@@ -120,7 +128,7 @@ class Recorder:
         return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
 
     def _show(self, row: Measurement) -> None:
-        self.rows.append(row)
+        self.rows.append(replace(row, samples=()))  # what is shown at the end is kept whole below, and only there
         if self.streams:
             self._print([row])
         else:

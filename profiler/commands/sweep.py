@@ -80,7 +80,8 @@ def sweep(
 
     Without a model it measures the largest Gemma 4 and Qwen 3.5 that this machine can in five minutes. Lists are
     comma-separated or repeated: -c 512,4k -b 1 -b 4; ranges are 1k-128k*2 and 1-8+1. Every row is stored when it is
-    measured, so an interrupted sweep goes on where it stopped.
+    measured, so an interrupted sweep goes on where it stopped. Sweeps that run on one store at the same time share
+    the work: a case that another one is measuring is left to it, and its row is taken.
 
     Exit code: 0 fine, 1 a case failed, 2 usage, 130 interrupted.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from profiler.reports.base import plain
@@ -25,11 +25,19 @@ REASON_LENGTH = 1000
 
 def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """Header and one line a case."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header())
+    return "".join(stream(run, measurements))
+
+
+def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
+    """The same, line by line."""
+    yield _line(header())
     for measurement in measurements:
-        writer.writerow([_cell(value) for value in _values(row(run, measurement))])
+        yield _line([_cell(value) for value in _values(row(run, measurement))])
+
+
+def _line(cells: Sequence[Any]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(cells)
     return out.getvalue()
 
 

@@ -95,10 +95,7 @@ class Leases:
     def release(self, key: str) -> None:
         """Give the lease of a case back that will not be measured; ``Store.append`` does it for one that was."""
         with in_words(self._path):
-            self._db.execute(
-                "DELETE FROM leases WHERE key = ? AND environment = ? AND run = ?",
-                (key, self._environment, self._run),
-            )
+            self._db.execute("DELETE FROM leases WHERE key = ? AND run = ?", (key, self._run))
 
     def renew(self) -> None:
         """Show that this run lives, if it is time to. Never waits: a store that is busy is tried again soon."""

@@ -48,6 +48,7 @@ SCHEMAS = (
     CREATE INDEX leases_by_run ON leases (run);
     """,
 )
+OLDEST_READ = 1  # schema: reading leaves such a store as it is, so that the version that wrote it still opens it
 APPLICATION_ID = 0x70726F66  # "prof": tells our file from another SQLite file
 
 
@@ -59,7 +60,7 @@ def connect(path: Path, create: bool) -> Guarded:
     with in_words(path):
         _claim(path, create)
         try:
-            return _to_write(path)
+            return _opened(path, create)
         except sqlite3.OperationalError as error:
             if create or not read_only.may_be(error):
                 raise
@@ -84,11 +85,12 @@ def _to_read(path: Path) -> Guarded:
     return connection
 
 
-def _to_write(path: Path) -> Guarded:
+def _opened(path: Path, to_write: bool) -> Guarded:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, factory=Guarded)
     connection.limit(path)
     try:
-        _migrate(path, connection)
+        if to_write or _schema(path, connection) < OLDEST_READ:
+            _migrate(path, connection)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")

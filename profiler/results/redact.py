@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 MARK = "[redacted]"
+SHORT = 200  # characters of a text that is remembered
 
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])"
@@ -42,6 +44,15 @@ _SECRET_OPTION = re.compile(r"^--?[a-z0-9-]*(?:token|key|password|secret)$", re.
 
 def redact(text: str) -> str:
     """``text`` without known token forms, authorization headers, URL userinfo and ``token=…`` values."""
+    return _short(text) if len(text) <= SHORT else _redacted(text)
+
+
+@lru_cache(maxsize=8192)  # thousands of rows share their names, versions and settings
+def _short(text: str) -> str:
+    return _redacted(text)
+
+
+def _redacted(text: str) -> str:
     text = _TOKENS.sub(MARK, text)
     text = _HEADER.sub(rf"\1 {MARK}", text)
     text = _USERINFO.sub(rf"\1{MARK}@", text)
@@ -60,10 +71,15 @@ def redact_argv(argv: Sequence[str]) -> list[str]:
 
 def redact_json(content: Any) -> Any:
     """Plain JSON content with every string redacted."""
+    if type(content) in _TEXTLESS:
+        return content
     if isinstance(content, str):
         return redact(content)
     if isinstance(content, dict):
-        return {name: redact_json(value) for name, value in content.items()}
+        return {name: value if type(value) in _TEXTLESS else redact_json(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [redact_json(value) for value in content]
+        return [value if type(value) in _TEXTLESS else redact_json(value) for value in content]
     return content
+
+
+_TEXTLESS = frozenset({int, float, bool, type(None)})  # nine tenths of a row

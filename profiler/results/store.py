@@ -15,13 +15,16 @@ import os
 import sqlite3
 import string
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from profiler.case import digest
 from profiler.errors import NotFound, StoreError
@@ -38,6 +41,7 @@ from profiler.units import printable
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or a command line
 RUN_ID = "%y%m%d-%H%M%S"
+CHUNK = 500  # rows that are decoded together
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,17 @@ class Run:
     environment: dict[str, Any]
     models: tuple[str, ...]
     outcomes: dict[str, int]
+
+
+class Placed(NamedTuple):
+    """What rows are put in order by, without the rest of them."""
+
+    id: int
+    model_id: str
+    quant: str
+    context: int
+    batch: int
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +126,7 @@ class Store:
         return run
 
     def append(self, run: str, measurement: Measurement) -> int:
-        """Store one row of ``run`` and return its id. It is durable when this returns, and its case's lease is back."""
+        """Store one row of ``run`` and return its id. It is durable when this returns, and its lease is gone."""
         (row,) = self.append_all(run, [measurement])
         return row
 
@@ -212,38 +227,78 @@ class Store:
 
     def rows(self, run: str | None = None) -> list[Measurement]:
         """Rows of a run in the order it got them; ``run`` as for ``find_run``."""
-        found = self._read(
-            "SELECT m.content, m.steps, m.environment FROM run_rows l JOIN measurements m ON m.id = l.measurement"
-            " WHERE l.run = ? ORDER BY l.rowid",
-            (self.find_run(run),),
-        )
-        return self._with_environments(found)
+        return list(self._of_run(run, "m.steps"))
 
-    def newest(self) -> list[Measurement]:
-        """The last ``ok`` row of every case, of all runs, oldest first."""
-        found = self._read(
-            "SELECT content, steps, environment FROM measurements WHERE id IN"
+    def each(self, run: str | None = None) -> Iterator[Measurement]:
+        """The same one after the other, for more rows than memory should hold.
+
+        Their step times are read when they are looked at: keep the store open as long as that may be.
+        """
+        return self._of_run(run, "m.id")
+
+    def _of_run(self, run: str | None, steps: str) -> Iterator[Measurement]:
+        query = (
+            f"SELECT m.content, {steps}, m.environment FROM run_rows l JOIN measurements m ON m.id = l.measurement"
+        )
+        return self._each(f"{query} WHERE l.run = ? ORDER BY l.rowid", (self.find_run(run),))
+
+    def in_order(self, run: str, places: Callable[[Sequence[Placed]], list[Any]]) -> Iterator[Measurement]:
+        """Rows of a run in another order, one after the other: ``places`` gives a key for each to sort them by."""
+        names = [f"json_extract(m.content, '$.case.{name}')" for name in Placed._fields[1:]]
+        query = f"SELECT m.id, {', '.join(names)} FROM run_rows l JOIN measurements m ON m.id = l.measurement"
+        found = [Placed(*each) for each in self._read(f"{query} WHERE l.run = ? ORDER BY l.rowid", (run,))]
+        with self._content_in_words("row"):
+            order = [each.id for _, each in sorted(zip(places(found), found, strict=True), key=itemgetter(0))]
+        for start in range(0, len(order), CHUNK):
+            ids = order[start : start + CHUNK]
+            marks = ", ".join("?" * len(ids))
+            query = f"SELECT content, steps, environment FROM measurements WHERE id IN ({marks}) ORDER BY id"
+            rows = dict(zip(sorted(ids), self._each(query, tuple(ids)), strict=True))
+            yield from (rows[row] for row in ids)
+
+    def newest(self) -> Iterator[Measurement]:
+        """The last ``ok`` row of every case, of all runs, oldest first; step times as for ``each``."""
+        return self._each(
+            "SELECT content, id, environment FROM measurements WHERE id IN"
             " (SELECT MAX(id) FROM measurements WHERE outcome = 'ok' GROUP BY key) ORDER BY id"
         )
-        return self._with_environments(found)
 
-    def latest(self) -> list[Measurement]:
-        """The last row of every case in every environment of equal speed, an ``ok`` one if there is; oldest first."""
-        found = self._read(
-            "SELECT content, steps, environment FROM measurements WHERE id IN"
+    def latest(self) -> Iterator[Measurement]:
+        """The last row of every case in every environment of equal speed, an ``ok`` one if there is; oldest first.
+
+        Step times as for ``each``.
+        """
+        return self._each(
+            "SELECT content, id, environment FROM measurements WHERE id IN"
             " (SELECT COALESCE(MAX(CASE WHEN m.outcome = 'ok' THEN m.id END), MAX(m.id)) FROM measurements m"
             " JOIN environments e ON e.id = m.environment GROUP BY m.key, e.key) ORDER BY id"
         )
-        return self._with_environments(found)
 
-    def _with_environments(self, rows: Iterable[tuple[str, bytes, str]]) -> list[Measurement]:
-        with self._content_in_words("row"):
-            environments = {name: _json(text) for name, text in self._read("SELECT id, content FROM environments")}
-            whole = [(content, steps, environments[name]) for content, steps, name in rows]
-        return self._measurements(whole)
+    def _each(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[Measurement]:
+        """Rows of a query that gives content, step times or the id to find them by, and environment."""
+        with in_words(self.path):
+            self._db.limit(self.path)  # it may have grown
+            found = self._db.read(query, values)
+            while chunk := list(islice(found, CHUNK)):
+                with self._content_in_words("row"), collector_paused():
+                    rows = [
+                        (content, partial(self._steps, steps) if isinstance(steps, int) else steps,
+                         self._environment_of(name))
+                        for content, steps, name in chunk
+                    ]  # fmt: skip
+                    measurements = decode(rows)
+                yield from measurements
+
+    def _steps(self, row: int) -> bytes:
+        """The packed step times of a row."""
+        with in_words(self.path):
+            ((steps,),) = self._db.read("SELECT steps FROM measurements WHERE id = ?", (row,))
+        if not isinstance(steps, bytes):
+            raise ValueError("its step times are not bytes")
+        return steps
 
     def _measurements(self, rows: list[tuple[str, bytes, dict[str, Any]]]) -> list[Measurement]:
-        with self._content_in_words("row"), _collector_paused():
+        with self._content_in_words("row"), collector_paused():
             return decode(rows)
 
     @contextmanager
@@ -327,7 +382,7 @@ def _environment(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Rows hold no cycles, and having the collector walk all of them again and again is a third of reading them."""
     was_on = gc.isenabled()
     gc.disable()

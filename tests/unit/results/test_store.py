@@ -46,7 +46,7 @@ def test_the_newest_row_of_each_case_stands_for_it(store, make, environment):
     new, failed = make(128, load_s=2.0), make(256, outcome="failed", reason="no", samples=(), cautions=())
     for run, row in ((first, old), (first, other), (second, new), (second, failed)):
         store.append(run, row)
-    assert store.newest() == [other, new]
+    assert list(store.newest()) == [other, new]
 
 
 def test_statistics_are_not_stored(store, make, environment):
