@@ -190,7 +190,10 @@ BOMBS: list[tuple[Callable[[Path], list[str]], str]] = [
     (store("view.sqlite", *VIEW), "run_rows is a view"),
     (own_store("own-view.sqlite", *VIEW), "run_rows is a view"),
     (store("blob.sqlite", "UPDATE measurements SET steps = zeroblob(100000000)"), "more than 32.0 MiB"),
-    (own_store("own-blob.sqlite", "UPDATE measurements SET steps = zeroblob(100000000)"), "more than 32.0 MiB"),
+    (
+        own_store("own-blob.sqlite", "UPDATE measurements SET content = CAST(zeroblob(100000000) AS TEXT)"),
+        "more than 32.0 MiB",
+    ),
 ]
 
 
