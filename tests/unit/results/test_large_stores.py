@@ -1,0 +1,117 @@
+"""Many rows: read one after the other, shown as they are read, and no dearer each than few."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from profiler import registry
+from profiler.commands.runs import _places, in_grid_order
+from profiler.errors import StoreError
+from profiler.reports.base import rendered, streamed
+from profiler.results import stats
+from profiler.results.measurement import Caution, Measurement, Repetitions
+
+STREAMING = ("csv", "json", "jsonl")
+
+
+@pytest.fixture
+def filled(store: Any, make: Any, environment: Any) -> Any:
+    """A run whose rows were not stored in the order of the grid."""
+    run = store.start_run([], environment)
+    rows = [make(context) for context in (512, 128, 1024, 256)]
+    rows.append(make(64, outcome="oom", reason="no memory", samples=(), cautions=()))
+    store.append_all(run, rows)
+    return store
+
+
+def test_rows_one_after_the_other_are_those_at_once_with_their_step_times(filled: Any) -> None:
+    at_once = filled.rows()
+    assert list(filled.each()) == list(filled.latest()) == at_once
+    assert [stats.steps(row) for row in filled.each()] == [stats.steps(row) for row in at_once]
+    assert len(list(filled.newest())) == 4
+
+
+def test_samples_of_a_stored_row_are_made_when_they_are_looked_at(filled: Any, make: Any) -> None:
+    row = next(filled.each())
+    assert isinstance(row.samples, Repetitions)
+    stats.rate(row, "decode")
+    assert row.samples._made is None
+    assert row.samples == make(512).samples == tuple(row.samples)
+    assert row.of("decode") == make(512).of("decode")
+    assert row.to_json() == make(512).to_json()
+
+
+def test_step_times_that_are_missing_are_said_in_words(filled: Any) -> None:
+    filled._db.execute("UPDATE measurements SET steps = x'00'")
+    with pytest.raises(StoreError, match="cannot be read"):
+        filled.rows()
+
+
+@pytest.mark.parametrize("output", STREAMING)
+def test_rows_shown_as_they_are_read_are_those_shown_at_once(filled: Any, output: str) -> None:
+    run = filled.find_run()
+    at_once, _ = rendered(output, run, in_grid_order(filled.rows()))
+    parts = streamed(output, run, filled.in_order(run, _places))
+    assert parts is not None
+    assert "".join(parts) == at_once
+    empty = streamed(output, run, [])
+    assert empty is not None and "".join(empty) == rendered(output, run, [])[0]
+
+
+def test_formats_that_can_be_shown_row_by_row_are_known() -> None:
+    assert tuple(name for name in registry.names("reports") if streamed(name, None, []) is not None) == STREAMING
+
+
+def test_many_rows_are_stored_all_or_none(store: Any, make: Any, environment: Any) -> None:
+    run = store.start_run([], environment)
+    wrong = make(256, samples=(replace(make(256).samples[0], tokens=0),))
+    with pytest.raises(StoreError, match="no tokens"):
+        store.append_all(run, [make(128), wrong])
+    assert store.rows(run) == []
+    ids = store.append_all(run, [make(128), make(256)])
+    other = store.start_run([], environment)
+    store.adopt(other, *ids)
+    assert store.rows(other) == store.rows(run)
+
+
+def test_an_environment_that_went_with_a_failed_transaction_is_stored_again(
+    store: Any, make: Any, environment: Any
+) -> None:
+    run = store.start_run([], environment)
+    changed = environment | {"python": "3.99"}
+    with pytest.raises(StoreError):
+        store.append("no such run", make(environment=changed))
+    store.append(run, make(environment=changed))
+    assert store.rows(run)[0].environment == changed
+
+
+def noted(count: int, make: Any) -> list[Measurement]:
+    """Rows of which each has a caution of its own, half of them a reason that another's end explains."""
+    rows = []
+    for number in range(count):
+        row = make(number + 1, cautions=(Caution("own", f"caution of row {number}"),))
+        if number % 4 == 1:
+            row = replace(row, outcome="oom", reason=f"no memory for row {number}", samples=())
+        elif number % 4 == 2:
+            why = f"the model ran out of memory: no memory for row {number - 1}"
+            row = replace(row, outcome="skipped", reason=why, samples=())
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("output", ["table", "md"])
+def test_a_table_of_many_notes_costs_each_row_what_a_short_one_does(output: str, make: Any) -> None:
+    def cpu_s_a_row(count: int) -> float:
+        rows = noted(count, make)
+        start = time.process_time()
+        text, _ = rendered(output, None, rows)
+        taken = time.process_time() - start
+        assert "see note" in text
+        return taken / count
+
+    cpu_s_a_row(50)
+    assert cpu_s_a_row(1600) < 3 * min(cpu_s_a_row(200) for _ in range(3))
