@@ -8,6 +8,12 @@ has no saved cache to go back to and prefills before every decode; A repeats pre
 the same number of each but for warm-ups, of which A does up to five seconds a phase. A also writes every row to a
 store and checks memory.
 
+    python benchmarks/grid_cost.py --scale [--cases 300,3000,10000]
+
+What a case of a long sweep costs of our own: CPU time of the sweep's process over the fake backend, whose model takes
+none, by the number of cases. The aim is 5 ms a case at 10,000, and no more than at 300: nothing may walk over all
+cases for each of them. CPU time of the worker and of a dry run are given beside it.
+
 The checkpoint is ``--model``, or random weights in the shapes of Gemma 3 270M, written to a temporary folder.
 What A saves is loading, so the ratio falls as cases get longer and rises with the model: see how long one load took.
 """
@@ -25,6 +31,9 @@ from pathlib import Path
 
 from figures import in_turn, ratio_text, seconds_line
 
+from profiler.models.catalog import raw_config
+
+LIMIT_S = 0.005  # of our own, for each case of a long sweep
 CONTEXTS, BATCHES, STEPS = (32, 64, 128), (1, 2), (4, 8)
 
 PLAIN = """
@@ -54,6 +63,8 @@ with torch.inference_mode():
 def main() -> int:
     """Print the seconds of both sides and their ratio."""
     options = parse()
+    if options.scale:
+        return scale([int(count) for count in options.cases.split(",")])
     sweeps, plains, loads = [], [], []
     with tempfile.TemporaryDirectory(prefix="grid-cost-") as scratch:
         folder = options.model or write_checkpoint(Path(scratch) / "model")
@@ -74,6 +85,38 @@ def main() -> int:
     print(seconds_line("  of which each import and load", loads))
     print(f"scripts ÷ sweep: {ratio_text(plains, sweeps)}")
     return 0
+
+
+def scale(counts: list[int]) -> int:
+    """Print the cost of a case by the number of cases; exit code 1 where the aim is missed."""
+    with tempfile.TemporaryDirectory(prefix="grid-cost-") as scratch:
+        folder = Path(scratch) / "tiny"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(raw_config("gemma-3-270m") | {"fake": {}}))
+        costs = {}
+        for count in counts:
+            command = [sys.executable, "-m", "profiler", "sweep", "--backend", "fake", "-m", str(folder), "-n", "1"]
+            command += ["-c", f"1-{count // 10}+1", "-b", "1-10+1", "-r", "1", "-o", "jsonl"]
+            command += ["--store", str(Path(scratch) / f"{count}.sqlite")]
+            planning = cpu_s([*command, "--dry-run"])[0]
+            ours, theirs = cpu_s(command)
+            costs[count] = ours / count
+            print(f"{count:6,} cases: {ours / count * 1e3:.2f} ms a case, the worker {theirs / count * 1e3:.2f} ms,"
+                  f" a dry run {planning / count * 1e3:.2f} ms")  # fmt: skip
+    held = costs[counts[-1]] <= min(LIMIT_S, 1.5 * costs[counts[0]])
+    print(f"aim {LIMIT_S * 1e3:.0f} ms a case, and as at {counts[0]:,}: {'held' if held else 'MISSED'}")
+    return 0 if held else 1
+
+
+def cpu_s(command: list[str]) -> tuple[float, float]:
+    """CPU seconds of a command's own process and of its children."""
+    code = f"import os, sys; from profiler.cli import main\ntry: main({command[3:]!r})\n"
+    code += "finally: print(*os.times()[:4], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    user, system, child_user, child_system = map(float, done.stderr.splitlines()[-1].split())
+    return user + system, child_user + child_system
 
 
 def sweep_s(folder: Path, store: Path, options: argparse.Namespace) -> float:
@@ -106,8 +149,6 @@ def write_checkpoint(folder: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from profiler.models.catalog import raw_config
-
     fields = raw_config("gemma-3-270m")
     torch.manual_seed(0)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -121,6 +162,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--reps", type=int, default=1, help="of each phase [default: %(default)s]")
     parser.add_argument("--pairs", type=int, default=3, help="turns of each side [default: %(default)s]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [default: %(default)s]")
+    parser.add_argument("--scale", action="store_true", help="what a case costs by the number of cases")
+    parser.add_argument("--cases", default="300,3000,10000", help="of --scale [default: %(default)s]")
     return parser.parse_args()
 
 

@@ -58,7 +58,7 @@ def show(memory: Memory) -> int:
 def the_order(options: argparse.Namespace) -> Order:
     """What a worker is told to measure."""
     found = resolve(options.model, offline=True)
-    weights = options.weights if options.weights != "auto" else ("real" if found.real_id else "synthetic")
+    weights = options.weights if options.weights != "auto" else ("real" if found.checkpoint else "synthetic")
     plain = options.quant if options.quant in DTYPE_BYTES else devices.find(options.device).default_dtype
     case = Case(
         model=found.name,

@@ -43,8 +43,8 @@ class CompiledRunner(StaticRunner):
 
     path = "graph"
 
-    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
-        super().adopt(cache, token, max_new, noise)
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int) -> None:
+        super().adopt(cache, token, max_new)
         self.compiled: Any = None
         self.prepare_s = 0.0
         self.reason = native_reason(self.model)
@@ -56,8 +56,9 @@ class CompiledRunner(StaticRunner):
     def stats(self) -> RunnerStats:
         static = super().stats()
         path = "graph" if self.compiled is not None else "static"
+        fault = static.fault or (self.reason is not None and native_reason(self.model) is None)  # it did not compile
         return RunnerStats(path, self.reason, graphs=int(path == "graph"), prepare_s=self.prepare_s,
-                           kernels=static.kernels)  # fmt: skip
+                           kernels=static.kernels, fault=fault)  # fmt: skip
 
     def _run(self) -> torch.Tensor:
         return super()._run() if self.compiled is None else self.compiled(self.model, self.state)

@@ -31,21 +31,25 @@ class CudaGraphRunner(StaticRunner):
 
     path = "graph"
 
-    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
-        super().adopt(cache, token, max_new, noise)
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int) -> None:
+        super().adopt(cache, token, max_new)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self.nodes: int | None = None
         self.pool_bytes: int | None = None
         start = time.perf_counter()
-        self.reason = capture_reason(self.model)
-        if self.reason is None:
-            short = f"{max_new} steps are too few to warm up and capture"
-            self.reason = self._capture_all() if max_new > WARM_UP_STEPS else short
+        self.reason, self.fault = capture_reason(self.model), False
+        if self.reason is None and max_new <= WARM_UP_STEPS:
+            self.reason = f"{max_new} steps are too few to warm up and capture"
+        elif self.reason is None:
+            self.reason = self._capture_all()
+            self.fault = self.reason is not None
         self.prepare_s = time.perf_counter() - start
 
     def stats(self) -> RunnerStats:
         path = "graph" if self.graphs else "static"
-        return RunnerStats(path, self.reason, self.nodes, len(self.graphs), self.prepare_s, self.pool_bytes)
+        static = super().stats()
+        how = (self.nodes, len(self.graphs), self.prepare_s, self.pool_bytes, static.kernels)
+        return RunnerStats(path, self.reason, *how, self.fault or static.fault)
 
     def _run(self) -> torch.Tensor:
         captured = self.graphs.get(self.state.bucket_at(self.state.length))  # claimed: length counts this step

@@ -148,7 +148,7 @@ def built(folder: Path | None = None) -> Path:
 def _compiler() -> str:
     found = paths.compiler()
     if found is None:
-        raise BuildFailed(f"no C++ compiler found (CXX, {', '.join(paths.COMPILERS)})")
+        raise BuildFailed(paths.NO_COMPILER)
     return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -16,10 +16,9 @@ from transformers.cache_utils import Cache
 from profiler.errors import ProfileError
 
 from . import native
-from .sample import GREEDY, Sampling, choose, noise_table
 from .state import DecodeState
 from .step import decode_step
-from .substitute import Substitutes, native_reason, skips_empty_slots
+from .substitute import Substitutes, fallback, skips_empty_slots
 
 PREFILL_CHUNK = 2048  # tokens per sequence: bounds the activations of a long prompt
 
@@ -34,26 +33,8 @@ class RunnerStats:
     graphs: int = 0
     prepare_s: float = 0.0  # warm-up, capture or compilation: never part of a measurement
     pool_bytes: int | None = None  # device memory that the graphs keep
-    kernels: str | None = None  # what computes matrix–vector products on a CPU, or why plain torch does
-
-
-class StepRunner(Protocol):
-    """Decodes one batch of equally long prompts."""
-
-    def prefill(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
-        """Process ``ids [batch, tokens]``. Raises ProfileError for a mask with padding."""
-
-    def prepare(self, max_new: int) -> None:
-        """Make room for ``max_new`` tokens beyond the first, warm up, capture or compile."""
-
-    def enqueue(self, steps: int) -> None:
-        """Queue decode steps; the host waits for none of them."""
-
-    def read(self) -> list[list[int]]:
-        """Tokens of each sequence since prefill, the first included, cut after an end-of-sequence token."""
-
-    def stats(self) -> RunnerStats:
-        """What ``prepare`` did."""
+    kernels: str | None = None  # what computes matrix–vector products, or why plain torch does
+    fault: bool = False  # whether it fell back because of this machine: next time it may not
 
 
 def prefill(
@@ -82,18 +63,24 @@ def cut(row: Sequence[int], eos: frozenset[int]) -> list[int]:
 
 
 def describe_kernels(model: PreTrainedModel) -> str | None:
-    """What computes the matrix–vector products of a decode step on a CPU."""
-    if model.device.type != "cpu":
-        return None
-    reason = native_reason(model)
-    return f"C++ ({native.load()})" if reason is None else f"plain torch: {reason}"
+    """What computes the matrix–vector products of a decode step: on a GPU only told where our kernels are missing."""
+    missing = fallback(model)
+    if missing is not None:
+        return f"plain torch: {missing[0]}"
+    return f"C++ ({native.load()})" if model.device.type == "cpu" else None
+
+
+def falls_back(model: PreTrainedModel) -> bool:
+    """Whether this machine, and not the model, is why a step runs on plain torch."""
+    missing = fallback(model)
+    return missing is not None and missing[1]
 
 
 class EagerRunner:
     """transformers as shipped, with its growing cache: what the others are compared with."""
 
-    def __init__(self, model: PreTrainedModel, sampling: Sampling = GREEDY, eos: Sequence[int] = ()) -> None:
-        self.model, self.sampling, self.eos = model, sampling, frozenset(eos)
+    def __init__(self, model: PreTrainedModel, eos: Sequence[int] = ()) -> None:
+        self.model, self.eos = model, frozenset(eos)
         self.cache: Cache | None = None
         self.logits: torch.Tensor | None = None
         self.tokens: list[torch.Tensor] = []
@@ -104,16 +91,14 @@ class EagerRunner:
 
     def prepare(self, max_new: int) -> None:
         assert self.logits is not None, "prefill comes first"
-        batch, vocabulary = self.logits.shape
-        self.noise = noise_table(self.sampling, max_new + 1, batch, vocabulary, self.logits.device)
-        self.tokens = [self._choose(0)]
+        self.tokens = [self.logits.argmax(dim=-1, keepdim=True)]
 
     def enqueue(self, steps: int) -> None:
         with torch.inference_mode():
             for _ in range(steps):
                 output = self.model(input_ids=self.tokens[-1], past_key_values=self.cache, use_cache=True)
                 self.logits = output.logits[:, -1]
-                self.tokens.append(self._choose(len(self.tokens)))
+                self.tokens.append(self.logits.argmax(dim=-1, keepdim=True))
 
     def read(self) -> list[list[int]]:
         return [cut(row, self.eos) for row in torch.cat(self.tokens, dim=1).tolist()]
@@ -121,18 +106,14 @@ class EagerRunner:
     def stats(self) -> RunnerStats:
         return RunnerStats("eager")
 
-    def _choose(self, write: int) -> torch.Tensor:
-        assert self.logits is not None
-        return choose(self.logits, self.sampling, self.noise, torch.tensor([write], device=self.logits.device))
-
 
 class StaticRunner:
     """The static-shape step, called from Python."""
 
     path = "static"
 
-    def __init__(self, model: PreTrainedModel, sampling: Sampling = GREEDY, eos: Sequence[int] = ()) -> None:
-        self.model, self.sampling, self.eos = model, sampling, frozenset(eos)
+    def __init__(self, model: PreTrainedModel, eos: Sequence[int] = ()) -> None:
+        self.model, self.eos = model, frozenset(eos)
         self.prompt: tuple[Any, torch.Tensor] | None = None
         self.state: DecodeState
         self.substitutes: Substitutes
@@ -144,15 +125,12 @@ class StaticRunner:
     def prepare(self, max_new: int) -> None:
         assert self.prompt is not None, "prefill comes first"
         (cache, logits), self.prompt = self.prompt, None
-        batch, vocabulary = logits.shape
-        noise = noise_table(self.sampling, max_new + 1, batch, vocabulary, logits.device)
-        first = choose(logits, self.sampling, noise, torch.zeros(1, dtype=torch.int64, device=logits.device))
-        self.adopt(cache, first, max_new, noise)
+        self.adopt(cache, logits.argmax(dim=-1, keepdim=True), max_new)
 
-    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int, noise: torch.Tensor | None = None) -> None:
+    def adopt(self, cache: Cache, token: torch.Tensor, max_new: int) -> None:
         """Take over a cache that was filled elsewhere, and the token ``[batch, 1]`` that was chosen after it."""
         with torch.inference_mode():
-            self.state = DecodeState(self.model, cache, token, max_new, self.sampling, noise)
+            self.state = DecodeState(self.model, cache, token, max_new)
         self.substitutes = Substitutes(self.model)
         self.state.exact = skips_empty_slots(self.model, self.state.cache.layers)
 
@@ -176,4 +154,4 @@ class StaticRunner:
         return [cut(row, self.eos) for row in self.state.out[:, :done].tolist()]
 
     def stats(self) -> RunnerStats:
-        return RunnerStats(self.path, kernels=describe_kernels(self.model))
+        return RunnerStats(self.path, kernels=describe_kernels(self.model), fault=falls_back(self.model))

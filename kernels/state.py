@@ -11,7 +11,6 @@ from transformers.cache_utils import Cache, LinearAttentionLayer
 from profiler.errors import ProfileError
 
 from .layers import BucketLayer, RingLayer, StaticLayer, layer_kinds, make_static, state_tensors
-from .sample import GREEDY, Sampling
 
 SMALLEST_BUCKET = 256  # tokens; doubling from here, attention reads at most twice what is filled
 WINDOWED = ("sliding_attention", "chunked_attention")
@@ -38,12 +37,10 @@ class DecodeState:
         cache: Cache,
         token: torch.Tensor,
         max_new: int,
-        sampling: Sampling = GREEDY,
-        noise: torch.Tensor | None = None,
     ) -> None:
         """Take over ``cache``, a prefilled DynamicCache, and the ``token [batch, 1]`` that was chosen after it.
 
-        ``noise`` is the table of ``sampling``. Raises ProfileError for a cache layer that has no static form.
+        Raises ProfileError for a cache layer that has no static form.
         """
         device, batch = token.device, token.shape[0]
         kinds = dict.fromkeys(layer_kinds(cache))
@@ -51,13 +48,12 @@ class DecodeState:
         self.layer_types = _layer_types(model, windows)
         self.window = windows[0] if windows else None
         self.context = int(cache.get_seq_length())
-        self.max_new, self.sampling = max_new, sampling
+        self.max_new = max_new
         self.capacity = self.context + max_new
         self.length = self.context
         self.position = torch.tensor([self.context], device=device)
         self.write = torch.zeros(1, dtype=torch.int64, device=device)
         self.slot_of = {window: self.position.clone() for window in kinds}
-        self.noise = torch.zeros((1, 1, 1), device=device) if noise is None else noise
         self.token = token.clone()
         self.out = torch.zeros((batch, max_new + 1), dtype=torch.int64, device=device)
         self.out[:, :1] = self.token

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from .sample import choose
 from .state import DecodeState
 
 
 def decode_step(model: PreTrainedModel, state: DecodeState) -> torch.Tensor:
-    """Feed ``state.token``, choose the next and move the state on by one; returns its logits ``[batch, vocabulary]``.
+    """Feed ``state.token`` and move the state on to the likeliest next token; returns logits ``[batch, vocabulary]``.
 
     The model is transformers' own, unmodified. It is given the position and the masks as tensors, since what it would
     derive from the cache are Python numbers, which a captured graph repeats for ever.
@@ -22,5 +21,5 @@ def decode_step(model: PreTrainedModel, state: DecodeState) -> torch.Tensor:
         past_key_values=state.cache,
         use_cache=True,
     ).logits[:, -1]
-    state.advance(choose(logits, state.sampling, state.noise, state.write))
+    state.advance(logits.argmax(dim=-1, keepdim=True))
     return logits

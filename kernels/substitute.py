@@ -74,6 +74,17 @@ def cuda_reason(model: PreTrainedModel) -> str | None:
     return cuda.missing(model.device.index or 0)
 
 
+def fallback(model: PreTrainedModel) -> tuple[str, bool] | None:
+    """Why a decode step runs on plain torch, and whether that lies in this machine and not in the model.
+
+    ``None`` where our own loops or kernels run.
+    """
+    on_cpu = model.device.type == "cpu"
+    reason = native_reason(model) if on_cpu else cuda_reason(model)
+    served: Any = DTYPES if on_cpu else cuda.DTYPES
+    return None if reason is None else (reason, model.dtype in served)
+
+
 def skips_empty_slots(model: PreTrainedModel, layers: Iterable[Any]) -> bool:
     """Whether attention over these static layers reads filled slots only, however many there are."""
     if model.config.get_text_config()._attn_implementation != "sdpa":

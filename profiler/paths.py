@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from profiler import folders
+from profiler.case import digest
 
 EAGER, STATIC, GRAPH = PATHS = ("eager", "static", "graph")
+SHORT_OF_MEMORY = "short of memory"  # a state of the machine that is not compared: it may be over
+BUILD_BYTES = 16 * 1024**2  # objects and library of our loops, with room
 COMPILERS = ("c++", "g++", "clang++")  # after what CXX names
 
 
@@ -17,6 +25,45 @@ def compiler() -> str | None:
     """The C++ compiler that builds the loops of our step on a CPU."""
     found = (shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name)
     return next((path for path in found if path), None)
+
+
+NO_COMPILER = f"no C++ compiler found (CXX, {', '.join(COMPILERS)})"
+
+
+def why_eager(kind: str) -> str | None:
+    """Why a device that has a step of ours runs models as shipped where nobody says otherwise; ``None`` if it does
+    not."""
+    return NO_COMPILER if kind == "cpu" and compiler() is None else None
+
+
+def machine_state() -> str:
+    """Hash of what decides whether our step can be built and compiled here, as far as a look at the machine tells.
+
+    A row that fell back because of the machine keeps it: while it is the same, the row would fall back again.
+    """
+    found = compiler()
+    stamp = None
+    places = [Path(tempfile.gettempdir())]
+    with suppress(OSError):  # no cache folder can be made: then the temporary one says why
+        places.insert(0, folders.cache("native"))
+    if found is not None:
+        status = os.stat(found)
+        stamp = [os.path.realpath(found), status.st_size, status.st_mtime_ns]
+    return digest([stamp, *map(fault, places)])
+
+
+def fault(folder: Path) -> str | None:
+    """What keeps a library from being built into ``folder`` and run from there; ``None`` if nothing does."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+            return "noexec"
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, BUILD_BYTES)
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return None
 
 
 def usual(kind: str) -> str:

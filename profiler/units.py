@@ -6,6 +6,7 @@ Unknown is ``None`` and prints ``–``; it is never 0.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 UNKNOWN = "–"
 KIB = 1024
@@ -22,15 +23,52 @@ _DURATION = re.compile(
 _BARE = re.compile(r"^\d+(?:\.\d+)?$")
 _PERCENT = re.compile(r"^(\d{1,9}(?:\.\d{1,9})?)\s*%$")
 _COUNT = re.compile(r"^(\d+)(k)?$", re.IGNORECASE)
-_CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
+_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # a terminal's colours and cursor moves, whole
+_UNSEEN = {"Cc", "Cf", "Cn", "Co", "Zl", "Zp"}  # control, format (direction, joiners), unassigned, private, line ends
+# Characters of other categories that show as nothing (Default_Ignorable_Code_Point of Unicode's
+# DerivedCoreProperties.txt): fillers, variation selectors. Two names that differ in them look the same.
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_LOOKED_AT = 16  # characters of outside text looked at for each one shown: the rest is cut off unread
+_FORMULA = ("=", "+", "-", "@", "\N{MINUS SIGN}")  # how spreadsheets know one (OWASP, "CSV Injection")
 
 
 def printable(text: object, limit: int = MAX_SHOWN) -> str:
-    """Outside text made safe for one line of a terminal: no control characters, no bidi marks, bounded length."""
-    clean = _CONTROL.sub("", str(text)).encode("utf-8", "replace").decode()
+    """Outside text made safe for one line of a terminal, a table or a file.
+
+    No control, format, direction or zero-width characters, and a bounded length. What cannot be encoded, such as the
+    bytes of a file name that is not UTF-8, becomes ``?``.
+    """
+    clean = _visible(_text(text)[: _LOOKED_AT * limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def _text(value: object) -> str:
+    """``str``, where Python makes one: it refuses numbers of thousands of digits, and lists nested too deeply."""
+    try:
+        return str(value)
+    except (ValueError, RecursionError):
+        return f"({type(value).__name__} too large to show)"
+
+
+def _visible(text: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    text = _BLANK.sub("", _ESCAPE.sub("", text))
+    if not text.isprintable():  # it may still hold spaces of other widths, which are fine
+        text = "".join(char for char in text if unicodedata.category(char) not in _UNSEEN)
+    return text.encode("utf-8", "replace").decode()
+
+
+def spreadsheet_cell(value: object) -> object:
+    """A value of a CSV file: text that a spreadsheet would take for a formula gets a ``'`` in front.
+
+    Text is looked at as spreadsheets do, without leading blanks, and with the wide and small forms that East Asian
+    ones take as well. Numbers stay numbers.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(" ".join(value.split()), max(len(value), MAX_SHOWN))
+    return f"'{text}" if unicodedata.normalize("NFKC", text[:8]).lstrip().startswith(_FORMULA) else text
 
 
 def parse_count(text: str) -> int:

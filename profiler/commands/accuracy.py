@@ -108,7 +108,7 @@ def _cells(row: listing.Row) -> dict[str, str]:
     text = bytes_text if row["figure"].endswith("_bytes") else rate_text
     return {
         "model": printable(row["model"], 40),
-        "quant": row["quant"],
+        "quant": printable(row["quant"], 40),
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
         "figure": row["figure"],
@@ -116,5 +116,5 @@ def _cells(row: listing.Row) -> dict[str, str]:
         "range": f"{text(row['low'])} – {text(row['high'])}",
         "measured": text(row["measured"]) or UNKNOWN,
         "error": f"{row['error']:+.0%}",
-        "basis": row["basis"],
+        "basis": printable(row["basis"], 40),
     }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import click
 
 from profiler import registry
+from profiler.commands.progress import say
+from profiler.errors import ProfileError
+from profiler.plan.grid import words
 from profiler.units import printable
 
 QUANTS = ("fp32", "bf16", "nf4", "int8")
@@ -20,19 +23,25 @@ def audit(model: str, quant: tuple[str, ...]) -> int:
 
     The architecture is built small, with random weights, and its step is recorded, replayed with poisoned
     intermediates, compared from step to step and compiled. No GPU, no weights and no download are needed. On a CPU
-    the graph is compiled code around C++ loops, so it needs a compiler. Exit code 1 when CUDA refuses one.
+    the graph is compiled code around C++ loops, so it needs a compiler. Exit code 1 when CUDA refuses one, or
+    one cannot be built.
     """
     from profiler.models.resolve import resolve
 
     source = resolve(model).source  # before torch is imported, which takes seconds
+    names = words(quant or QUANTS)
+    plugins = {name: registry.load("quants", name, "quantization").QUANT for name in names}  # typing mistakes too
     from profiler.backends.hf.small import audited
     from profiler.kernels import native
 
-    names = [name for item in quant or QUANTS for name in item.split(",")]
     refused = 0
-    for name in names:
-        plugin = registry.load("quants", name, "quantization")
-        found = audited(source, plugin.QUANT)
+    for name, plugin in plugins.items():
+        try:
+            found = audited(source, plugin)
+        except ProfileError as error:  # of this quantization: the others are as they were
+            say(f"{printable(model)} {name}: {error.message}")
+            refused += 1
+            continue
         refused += not found.passed
         size = f": {found.kernels} kernels a token in the small model" if found.kernels else ""
         click.echo(f"{printable(model)} {name}{size}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices, registry
+from profiler import checkout, devices, registry
 from profiler.commands import listing, options
 from profiler.devices import ceilings
 from profiler.devices.base import DeviceInfo
@@ -36,12 +36,18 @@ SHOWN_LAYER = (2048, 2048)  # output and input features
 def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     """Measure this device's ceilings: reading, copying, products by format and size, the cost of a call.
 
-    Kept under a fingerprint of the device, its driver, cores and PyTorch: what changes is measured again. Leave the
+    Kept under a fingerprint of the device, its driver, cores, CPU quota and PyTorch: what changes is measured again.
+    Where a quota throttles, figures are of the time in which the process runs; predictions add the rest. Leave the
     machine alone meanwhile; what runs beside it makes the ceilings too low. Where minutes differ, as on a shared
     machine, calibrate several times: the last five count, of ceilings the best and of rates the middle one.
     """
     found = devices.find(device)
     known = ceilings.load(found)
+    for limit in found.limits:
+        click.echo(f"{found.name}: {limit}", err=True)
+    if found.kind == "cpu" and found.running < 1:
+        share = f"{found.running:.0%}"
+        click.echo(f"figures are of the time in which the process runs; predictions take it for {share}", err=True)
     if show:
         if known is None:
             raise ProfileError(f"{found.name} was not calibrated as it is now", "profile calibrate takes a minute.")
@@ -58,20 +64,23 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
 
 def measure(device: DeviceInfo) -> Ceilings:
     """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
-    command = [sys.executable, "-P", "-m", GAUGE, device.name]
+    command = [sys.executable, "-P", "-m", GAUGE, device.name, str(device.threads or 0), str(device.running)]
+    limit_s = LIMIT_S / device.running
+    environ = worker_environment(os.environ)
+    environ |= checkout.environ(environ)
     try:
         done = subprocess.run(
             command,
-            env=worker_environment(os.environ),
+            env=environ,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=LIMIT_S,
+            timeout=limit_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise ProfileError(
-            f"measuring {device.name} took more than {LIMIT_S:.0f} s", "Is the machine busy?"
+            f"measuring {device.name} took more than {limit_s:.0f} s", "Is the machine busy?"
         ) from None
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:

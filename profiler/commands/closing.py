@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from profiler.commands import dry_run
 from profiler.plan.order import Plan
+from profiler.plan.refusal import Refusal
 from profiler.results.measurement import Measurement
 from profiler.units import printable
 
@@ -29,3 +30,11 @@ def ending(rows: Sequence[Measurement], total: int, interrupted: bool, resumed: 
     if measured or not rows:
         return None
     return f"nothing measured: {printable(rows[0].case.label)}: {printable(rows[0].reason, REASON_LENGTH)}"
+
+
+def refused(models: Sequence[Refusal]) -> str | None:
+    """That models of the list have no rows: said again below the table, where it is not scrolled away."""
+    if not models:
+        return None
+    names = ", ".join(printable(each.name, 80) for each in models)
+    return f"no rows for {names}: refused, as said above"

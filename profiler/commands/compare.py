@@ -10,6 +10,7 @@ import click
 from profiler.commands import compare_page, options
 from profiler.commands.progress import say
 from profiler.errors import ProfileError
+from profiler.foreign import exists
 from profiler.results import comparison, row_reader
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store
@@ -56,9 +57,9 @@ def _frozen(rows: list[Measurement]) -> list[Measurement]:
 def _rows(name: str, store: Path | None) -> list[Measurement]:
     """The rows of a run or of a file; a file of that name goes first."""
     path = Path(name)
-    if path.is_file():
+    if exists(path):
         return row_reader.read(path)
-    if path.is_dir() or path.suffix in (".jsonl", ".json", ".sqlite"):
+    if path.suffix in (".jsonl", ".json", ".sqlite"):
         raise ProfileError(f"there is no file {printable(name)}", "Give a run (profile runs) or a file of rows.")
     with Store.open(store, create=False) as opened:
         return opened.rows(opened.find_run(name))

@@ -16,7 +16,6 @@ from profiler.results.redact import redact
 from profiler.units import UNKNOWN, bytes_text, significant
 
 FORMATS = (*listing.FORMATS, "benchstat")
-FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the start of one
 ALL_LISTED = 200  # cases up to which a page for people lists all; of more, those that differ
 MANY = 20  # cases of which one differs by chance
 CASES_NAMED = 12  # missing cases that a page for people lists before "and n more"
@@ -92,18 +91,12 @@ def _case(row: Measurement) -> dict[str, Any]:
 
 
 def _clean(row: dict[str, Any], output: str) -> dict[str, Any]:
-    """Without secrets; in CSV also without what a spreadsheet would run."""
-    safe = _csv_text if output == "csv" else redacted
+    """Without secrets; the cells of a CSV file are also guarded where that is written."""
+    safe = plain if output == "csv" else redacted
     return {name: safe(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 redacted = lru_cache(redact)  # a run has few names and many rows
-
-
-@lru_cache
-def _csv_text(text: str) -> str:
-    text = plain(text)
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 HEADER = ("model", "quant", "context", "batch", "figure", "A", "B", "B ÷ A", "interval", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -25,9 +26,12 @@ def devices(from_catalog: bool, output: str) -> None:
         rows = [_catalog_row(device) for device in catalog.devices()]
         click.echo(listing.render(rows, _catalog_shown, output), nl=False)
         return
-    local = found.local()
+    local, absent = found.listed()
     click.echo(listing.render([_row(device) for device in local], _shown, output), nl=False)
-    for kind, reason in found.unavailable().items():
+    for device in local:
+        for reason in device.limits:
+            click.echo(f"{device.name}: {reason}", err=True)
+    for kind, reason in absent.items():
         click.echo(f"no {kind} device: {reason}", err=True)
 
 
@@ -39,9 +43,13 @@ def _row(device: DeviceInfo) -> dict[str, Any]:
         "memory_bytes": device.memory_bytes,
         "free_bytes": device.free_bytes,
         "default_dtype": device.default_dtype,
-        "cores": device.cores,
+        "cores": device.usable_cores,
+        "cores_installed": device.installed,
+        "threads": device.threads,
+        "limits": list(device.limits),
         "features": list(device.features),
         "driver": device.driver,
+        "slice": None if device.slice is None else asdict(device.slice),
     }
 
 
@@ -52,10 +60,18 @@ def _shown(row: listing.Row) -> dict[str, str]:
         "memory": bytes_text(row["memory_bytes"]),
         "free": bytes_text(row["free_bytes"]),
         "default dtype": row["default_dtype"],
-        "cores": UNKNOWN if row["cores"] is None else str(row["cores"]),
+        "cores": _cores(row),
         "features": " ".join(row["features"]) or UNKNOWN,
         "driver": row["driver"] or UNKNOWN,
     }
+
+
+def _cores(row: listing.Row) -> str:
+    """``2``, or ``1 of 2`` where this process may not use them all, or not all of the time."""
+    cores, installed = row["cores"], row["cores_installed"]
+    if cores is None:
+        return UNKNOWN
+    return f"{cores:g} of {installed}" if installed is not None and cores < installed else f"{cores:g}"
 
 
 def _catalog_row(device: catalog.CatalogDevice) -> dict[str, Any]:

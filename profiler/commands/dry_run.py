@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiler.case import Case
 from profiler.commands import listing
 from profiler.errors import ProfileError
+from profiler.plan.grid import Subject
 from profiler.plan.order import Plan, Planned
 from profiler.predict.estimate import Estimate
 from profiler.predict.interval import Interval
@@ -15,8 +16,11 @@ from profiler.results.store import StoredRow
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
 
 
-def render(plan: Plan, kept: Mapping[Case, StoredRow], available_bytes: int, output: str) -> str:
-    """Cases in the order they would run, then those that are stored already, then those left out.
+def render(
+    plan: Plan, kept: Mapping[Case, StoredRow], available_bytes: int, output: str, subjects: Sequence[Subject] = ()
+) -> str:
+    """Cases in the order they would run, then those that are stored already, then those left out. Each with what is
+    to be known of its model, which a table has no room for: ``about`` says that.
 
     Raises ProfileError for a format that only measurements have.
     """
@@ -25,7 +29,16 @@ def render(plan: Plan, kept: Mapping[Case, StoredRow], available_bytes: int, out
     rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
     rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in kept.items()]
     rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.takes) for skip in plan.skipped]
+    remarks = {subject.model_id: subject.remarks for subject in subjects}
+    cases = [*(planned.case for planned in plan.cases), *kept, *(skip.case for skip in plan.skipped)]
+    for row, case in zip(rows, cases, strict=True):
+        row["cautions"] = [{"code": each.code, "text": each.text} for each in remarks.get(case.model_id, ())]
     return listing.render(rows, _shown, output)
+
+
+def about(subjects: Sequence[Subject]) -> list[str]:
+    """What is to be known of the models of a plan, a line each."""
+    return [f"{printable(each.name, 60)}: {remark.text}" for each in subjects for remark in each.remarks]
 
 
 def summary(plan: Plan) -> str:
@@ -58,7 +71,7 @@ def _estimates(planned: Planned, available_bytes: int) -> dict[str, Any]:
         "load_s": planned.load_s,
         "run_s": planned.run_s,
         "may_not_fit": planned.takes.peak.high > available_bytes,
-        "note": planned.takes.left_plain,
+        "note": "; ".join(filter(None, (planned.point.note, planned.takes.left_plain))) or None,
     }
 
 

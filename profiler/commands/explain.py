@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from profiler.commands import explain_page, listing, options
+from profiler.commands.progress import say
 from profiler.devices.target import Target
 from profiler.models.resolve import Model
 from profiler.paths import PATHS
@@ -22,7 +23,7 @@ from profiler.results.store import Store, existing
 @click.argument("model")
 @click.option("--on", metavar="DEVICE", help="As with profile fit. [default: this machine]")
 @click.option("--engine", default=engines.DEFAULT, show_default=True, metavar="NAME", help="The runtime.")
-@click.option("-q", "--quant", metavar="QUANT", help="Format of the weights. [default: the engine's usual]")
+@click.option("-q", "--quant", metavar="QUANT", help="Format of the weights. [default: the model's own]")
 @click.option("-c", "--context", metavar="TOKENS", default="8k", show_default=True, help="In the cache.")
 @click.option("-b", "--batch", metavar="N", default="1", show_default=True, help="Sequences at once.")
 @click.option("--kv", metavar="FORMAT", help="Of K and V. [default: the engine's]")
@@ -57,6 +58,8 @@ def explain(
     measured: list[Measurement] = []
     if prediction.engine.name == estimate.ENGINE:
         measured = stored(case.model, prediction.machine.target, prediction.setting, store)
+    for caution in case.cautions:
+        say(f"{case.model.name}: {caution}")
     click.echo(explain_page.render(case.model.name, prediction, found, measured, output), nl=False)
     return 0
 
@@ -65,7 +68,7 @@ def stored(model: Model, target: Target, setting: Setting, store: Path | None) -
     """The measurements of the case on this device, by any decode path, the newest first."""
     if target.local is None or target.count > 1 or existing(store) is None:
         return []
-    ids = {model.model_id} | ({model.id_for("real")} if model.real_id else set())
+    ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
     with Store.open(store, create=False) as opened:
         rows = [
             row

@@ -29,6 +29,7 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
         f"{printable(model)} {setting.quant}, {setting.context:,} tokens in each of {setting.batch:,}"
         f" sequence{'s' * (setting.batch != 1)}: {prediction.verdict.word}, {prediction.verdict.reason}",
         fit_rows.place(prediction),
+        *prediction.machine.target.limits,
         "",
     ]
     for phase in found.phases:

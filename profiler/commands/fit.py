@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from profiler.commands import fit_map, fit_rows, listing, options
+from profiler.commands.progress import say
 from profiler.paths import PATHS
+from profiler.plan import refusal
 from profiler.plan.inquiry import Inquiry, answers
 from profiler.predict import engines, goal
 from profiler.predict.machine import SPLITS
@@ -20,7 +22,11 @@ from profiler.predict.machine import SPLITS
     "--engine", default=engines.DEFAULT, show_default=True, metavar="NAME", help="llama.cpp, transformers, vllm."
 )
 @options.many(
-    "-q", "--quant", "quants", metavar="QUANT", help="Formats of the weights. [default: the engine's usual]"
+    "-q",
+    "--quant",
+    "quants",
+    metavar="QUANT",
+    help="Formats of the weights. [default: the model's own]",
 )
 @options.many("-c", "--context", "contexts", metavar="TOKENS", help="In the cache. [default: 8k]")
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
@@ -38,10 +44,10 @@ def fit(output: str, wish: str | None, mapped: bool, **asked: Any) -> int:
     Without a model: the largest Gemma 4 and Qwen 3.5 that fit. Without --on: this machine. Every figure is given with
     the range that nine of ten such cases fall in, and what it rests on: exact, calibrated, fitted or a prior.
     """
-    inquiry = Inquiry(**asked, goal=goal.parse(wish) if wish is not None else None)
-    if mapped:
-        click.echo(fit_map.render(inquiry, output), nl=False)
-        return 0
+    inquiry = Inquiry(**asked, goal=goal.parse(wish) if wish is not None else None, mapped=mapped)
     found = answers(inquiry)
-    click.echo(fit_rows.render(found, inquiry.goal, output), nl=False)
-    return 0
+    page = fit_map if mapped else fit_rows
+    click.echo(page.render(found.answers, inquiry.goal, output), nl=False)
+    for line in refusal.lines(found.refused):
+        say(line)
+    return refusal.REFUSED if found.refused else 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from profiler.commands import fit_rows, listing
-from profiler.plan.inquiry import Answer, Inquiry, answers
+from profiler.plan.inquiry import Answer
+from profiler.predict.goal import Goal
 from profiler.units import significant
 
 LETTERS = {
@@ -19,12 +19,10 @@ LETTERS = {
 }
 
 
-def render(inquiry: Inquiry, output: str) -> str:
-    """The map of what is asked, over contexts of its own unless some are named;
-    json, jsonl and csv give the rows."""
-    found = answers(replace(inquiry, mapped=True))
+def render(found: Sequence[Answer], goal: Goal | None, output: str) -> str:
+    """The map of ``found``; json, jsonl and csv give the rows."""
     if output not in ("table", "md"):
-        return fit_rows.render(found, inquiry.goal, output)
+        return fit_rows.render(found, goal, output)
     parts = []
     for title in dict.fromkeys(fit_rows.place(answer.prediction) for answer in found):
         here = [answer for answer in found if fit_rows.place(answer.prediction) == title]

@@ -52,6 +52,7 @@ def row(answer: Answer, goal: Goal | None = None) -> dict[str, Any]:
         "context": setting.context,
         "batch": setting.batch,
         "kv": setting.kv or prediction.engine.default_kv,
+        "stored": _stored(answer),
         "verdict": prediction.verdict.word,
         "reason": prediction.verdict.reason,
         "usable_bytes": prediction.verdict.usable_bytes,
@@ -74,9 +75,18 @@ def row(answer: Answer, goal: Goal | None = None) -> dict[str, Any]:
         "binds": prediction.binds,
         "basis": prediction.basis,
         "cautions": list(answer.cautions),
-        "verify": prediction.engine.verify(answer.model, setting, machine.target),
+        "verify": str(answer.verify),
+        "verify_blanks": dict(answer.verify.blanks),
     }
     return content | ({"goal": goal.met(prediction)} if goal else {})
+
+
+def _stored(answer: Answer) -> dict[str, Any] | None:
+    """How the checkpoint is stored, whatever is predicted; null where neither headers nor config tell."""
+    found = answer.stored
+    if found is None:
+        return None
+    return {"quant": found.quant, "bytes": found.nbytes, "from": "headers" if found.from_headers else "config"}
 
 
 def interval(value: Interval | None) -> dict[str, Any] | None:
@@ -158,8 +168,8 @@ def notes(found: Sequence[Answer]) -> list[str]:
     lines += _ttft(found)
     lines.append("Check it:")
     for answer in _distinct(found)[:SHOWN_VERIFY]:
-        prediction = answer.prediction
-        lines.append(f"  {prediction.engine.verify(answer.model, prediction.setting, prediction.machine.target)}")
+        lines.append(f"  {answer.verify}")
+        lines += [f"  # {blank}: {what}" for blank, what in answer.verify.blanks.items()]
     return lines
 
 

@@ -26,10 +26,13 @@ from profiler.gate.trial import MOST_CELLS, Plan, Trial
 from profiler.gate.verdict import Verdict, exit_code, worst
 from profiler.measure.supervisor import Job
 from profiler.measure.watch import Limits
+from profiler.plan.grid import runnable
+from profiler.plan.refusal import Refusal, together
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
 from profiler.results.environment import environment_key
 from profiler.results.redact import redact_json
+from profiler.units import printable
 
 REPS = 5  # of a block: its value is their median, and a median of fewer is moved by one slow repetition
 INTERRUPTED = 130
@@ -48,7 +51,13 @@ FORMATS = gate_page.FORMATS
               help="A stored baseline: bytes and tokens exactly, times bluntly.")  # fmt: skip
 @click.option("--accept", is_flag=True, help="Write what is measured now into --baseline. Nothing else ever does.")
 @options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
-@options.many("-q", "--quant", "quants", metavar="QUANT", help="Quantizations: bf16, nf4 … [default: the device's]")
+@options.many(
+    "-q",
+    "--quant",
+    "quants",
+    metavar="QUANT",
+    help="Quantizations: bf16, nf4 … [default: the model's own]",
+)
 @options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens in cache before decode. [default: 512]")
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
 @options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
@@ -99,13 +108,17 @@ def gate(
     Exit code: 0 PASS, 1 FAIL, 2 usage, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
     _check(base, candidate, stored, accept, asked["models"])
+    if stored is not None:  # before anything is measured
+        _known(stored, accept)
     if record is not None:
         files.check(record)
     found = devices.find(device)
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
     task = work(Request(**asked), found, found.free_bytes, say)
-    jobs = tuple(Job(point.case, point.source) for point in task.points)
+    if accept and task.refused:  # a baseline without a model that was named would say that it is new, each time
+        raise together(task.refused)
+    jobs = tuple(Job(point.case, point.source) for point in runnable(task.points))
     if len(jobs) > MOST_CELLS:
         raise ProfileError(
             f"{len(jobs)} cells are more than the {MOST_CELLS} that a gate can tell apart from chance",
@@ -116,7 +129,8 @@ def gate(
     run = Gate(found, task, jobs, Rule(delta), chosen, seed, wait_s)
     try:
         with tempfile.TemporaryDirectory(prefix="profile-gate-") as scratch:
-            verdicts = run.pairs(base, candidate, Path(scratch)) if base else []
+            verdicts = [_refused(refusal) for refusal in task.refused]
+            verdicts += run.pairs(base, candidate, Path(scratch)) if base else []
             verdicts += run.standing(stored, accept) if stored else []
     except Interrupted:
         say("interrupted: there is no verdict")
@@ -152,9 +166,16 @@ class Gate:
 
     def pairs(self, base: str, candidate: str | None, scratch: Path) -> list[Verdict]:
         """Both sides in turns."""
-        left = sides.resolve(base, scratch)
-        right = sides.resolve(candidate, scratch) if candidate else sides.here()
+        left = sides.resolve(base, scratch, lambda words: say(f"the base {words}"))
+        right = (
+            sides.resolve(candidate, scratch, lambda words: say(f"the candidate {words}"))
+            if candidate
+            else sides.here()
+        )
         self._note_sides(left, right)
+        with self._bench() as bench:
+            for side in (left, right):
+                bench.check(side, self._jobs)
         obstacles = preflight.wait(self._device, self._clock, say, self._wait_s)
         if obstacles:
             reason = "; ".join(obstacles)
@@ -165,7 +186,7 @@ class Gate:
 
     def standing(self, path: Path, accept: bool) -> list[Verdict]:
         """Each cell by itself, against the file; or into it."""
-        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
+        known = _known(path, accept)
         with self._bench() as bench:
             here = sides.here()
             cells = [
@@ -246,6 +267,18 @@ def _check(base: str | None, candidate: str | None, stored: Path | None, accept:
         raise ProfileError("--candidate goes with --base")
     if not models:
         raise ProfileError("no model is named", "-m MODEL: profile models lists the catalog.")
+
+
+def _known(path: Path, accept: bool) -> baseline.Baseline:
+    """The baseline to compare with, or to add to. Raises ProfileError for one that cannot be read or written."""
+    if accept:
+        files.check(path)
+    return baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
+
+
+def _refused(refusal: Refusal) -> Verdict:
+    """Of a model of the list that neither side can run: the others are judged without it."""
+    return Verdict(printable(refusal.name), "case", "INCOMPARABLE", f"the model was refused: {refusal.text}")
 
 
 def _metrics(names: Sequence[str]) -> tuple[Any, ...]:

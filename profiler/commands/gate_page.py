@@ -29,7 +29,7 @@ def render(content: Mapping[str, Any], verdicts: Sequence[Verdict], output: str)
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
     if output in ("jsonl", "csv"):
         rows = [_row(verdict) for verdict in content["verdicts"]]
-        return listing.render([_safe(row) for row in rows] if output == "csv" else rows, dict, output)
+        return listing.render(rows, dict, output)
     lines = [page.headline(verdicts)]
     for name, side in content["sides"].items():
         lines.append(f"{name}: {plain(side['name'])}; {plain(side['facts'].get('executable') or UNKNOWN)}")
@@ -66,11 +66,3 @@ def _cells(row: listing.Row) -> dict[str, str]:
 def _row(verdict: Mapping[str, Any]) -> dict[str, Any]:
     """A verdict without the evidence, which only json has room for."""
     return {name: value for name, value in verdict.items() if name not in ("evidence", "confirmation")}
-
-
-def _safe(row: dict[str, Any]) -> dict[str, Any]:
-    """Nothing in it that a spreadsheet would run."""
-    return {
-        name: f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
-        for name, value in row.items()
-    }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from profiler.units import printable
+from profiler.shell import quote
 
-ELSEWHERE = {  # options of llama-bench
-    "-p": "the tokens of a prefill are -c: a case prefills exactly its context",
-    "-d": "the depth of decode is -c",
-    "-t": "the number of threads is --threads",
-    "-u": "tokens per prefill chunk are --ubatch",
+ELSEWHERE = {  # options of llama-bench → ours, in words
+    "-p": ("-c", "the tokens of a prefill are -c: a case prefills exactly its context"),
+    "-d": ("-c", "the depth of decode is -c"),
+    "-t": ("--threads", "the number of threads is --threads"),
+    "-u": ("--ubatch", "tokens per prefill chunk are --ubatch"),
 }
 
 
@@ -23,11 +23,11 @@ class MeasuringCommand(click.Command):
         try:
             super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            meant = ELSEWHERE.get(error.option_name)
-            if meant is None:
+            ours, meant = ELSEWHERE.get(error.option_name, (None, ""))
+            if not any(ours in option.opts for option in self.params):
                 raise
             raise click.UsageError(f"No such option: {error.option_name}; {meant}", ctx) from None
         if ctx.args:
-            named = " ".join(f"-m {printable(word)}" for word in ctx.args[:3])
+            named = " ".join(f"-m {quote(word)}" for word in ctx.args[:3])
             raise click.UsageError(f"Got unexpected argument; models are named with -m: {named}", ctx)
         return ctx.args

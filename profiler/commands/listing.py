@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from profiler.units import UNKNOWN
+from profiler.units import UNKNOWN, spreadsheet_cell
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 
@@ -32,7 +32,8 @@ def output() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def render(rows: Sequence[Row], shown: Callable[[Row], Mapping[str, str]], output: str) -> str:
     """``rows`` in a format of ``FORMATS``, newline included; ``shown`` turns one into texts for people.
 
-    csv flattens what is nested to JSON; table and md escape what would break a cell.
+    csv flattens what is nested to JSON and guards text against spreadsheets; table and md escape what would break a
+    cell.
     """
     if output == "json":
         return json.dumps(list(rows), indent=2) + "\n"
@@ -61,5 +62,6 @@ def _csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: json.dumps(v) if isinstance(v, list | dict) else v for name, v in row.items()})
+        flat = ((name, json.dumps(v) if isinstance(v, list | dict) else v) for name, v in row.items())
+        writer.writerow({name: spreadsheet_cell(value) for name, value in flat})
     return text.getvalue()

@@ -18,6 +18,7 @@ from profiler.case import Case
 from profiler.reports.base import figure
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
+from profiler.results.store import StoredRow
 from profiler.units import printable, seconds_text
 
 SHORT_S = 60.0  # a sweep that is estimated to take no longer needs no line for each case in a log
@@ -84,6 +85,20 @@ class Progress:
         self._done += 1
         if self._display is not None:
             self._display.advance(self._task)
+
+    def waiting(self, case: Case, run: str) -> None:
+        """Nothing is left but what another sweep is measuring."""
+        self._line(printable(f"waiting for run {run}, which is measuring {case.label}", 500))
+        if self._display is not None:
+            self._display.update(self._task, description=printable(f"{case.label} · waiting for run {run}"), left="")
+
+    def taken(self, row: StoredRow) -> None:
+        """Another sweep has measured a case."""
+        self.skip()
+        self._last = time.monotonic()
+        if self._lines:
+            label = row.measurement.case.label
+            self._line(printable(f"{self._done}/{self._total} {label}: measured by run {row.run}", 500))
 
     def row(self, measurement: Measurement) -> None:
         """A case is done. One that failed is always worth a line."""

@@ -13,10 +13,12 @@ from typing import Any
 import click
 
 from profiler.case import Case
-from profiler.commands.progress import say, terminal_width
+from profiler.commands.progress import say, tell, terminal_width
 from profiler.console import OutputLost
 from profiler.devices.base import DeviceInfo
 from profiler.measure.supervisor import Ending
+from profiler.models.remark import CODES
+from profiler.plan import resume
 from profiler.plan.order import Skip
 from profiler.plan.request import Work
 from profiler.predict import beside
@@ -26,7 +28,6 @@ from profiler.results.store import Store, StoredRow
 
 FAILURES = ("oom", "failed", "timeout")  # a case that the plan left out is no failure
 FAILED, INTERRUPTED = 1, 130
-MODEL = "model"  # code of what is to be known of a model, whatever is measured
 STREAMED = "jsonl"  # the format in which every row is a text of its own
 
 
@@ -45,9 +46,7 @@ class Recorder:
         self._output = output
         self.streams = output == STREAMED
         self._place = {point.case.key: index for index, point in enumerate(task.points)}
-        self._cautions = {
-            subject.model_id: tuple(Caution(MODEL, text) for text in subject.cautions) for subject in task.subjects
-        }
+        self._subjects = {subject.model_id: subject for subject in task.subjects}
         self._points = {point.case.key: point for point in task.points}
         self._device = device
         self.rows: list[Measurement] = []  # of this run, those from earlier ones included
@@ -62,8 +61,9 @@ class Recorder:
     ) -> None:
         if isinstance(error, BrokenPipeError):
             self._store.finish_run(self.run, "finished" if len(self.rows) == len(self._place) else "interrupted")
+            again = self._store.command("runs", "show", self.run)
             with suppress(BrokenPipeError):
-                say(f"nobody reads the rows any more; those measured are kept: profile runs show {self.run}")
+                say(f"nobody reads the rows any more; those measured are kept: {again}")
         elif error is not None and self._waiting:
             self._print_rest()
 
@@ -74,30 +74,48 @@ class Recorder:
             cases = "case is" if total == 1 else "cases are"
             them = "it" if len(kept) == 1 else "them"
             say(f"{len(kept)} of {total} {cases} stored already; --fresh measures {them} again")
+            self._store.adopt(self.run, *(row.id for row in kept.values()))
+        tell(resume.fallbacks(kept.values()))
         for row in kept.values():
-            self._store.adopt(self.run, row.id)
             self._show(self._with_cautions(row.measurement))
+
+    def take(self, row: StoredRow) -> None:
+        """A row that another sweep has stored while this one ran."""
+        self._store.adopt(self.run, row.id)
+        self._show(self._with_cautions(row.measurement))
 
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Rows of cases that do not run, with the reason."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        for entry in skipped:
-            self.append(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
+        rows = [
+            self._whole(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
+            for entry in skipped
+        ]
+        try:
+            self._store.append_all(self.run, rows)
+        finally:
+            for row in rows:
+                self._show(row)
 
     def append(self, row: Measurement) -> None:
         """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
-        row = replace(self._with_cautions(row), expected=self._expected(row.case))
+        row = self._whole(row)
         try:
             self._store.append(self.run, row)
         finally:
             self._show(row)
+
+    def _whole(self, row: Measurement) -> Measurement:
+        return replace(self._with_cautions(row), expected=self._expected(row.case))
 
     def _expected(self, case: Case) -> dict[str, Any]:
         """What is predicted of the case, to stand beside what was measured."""
         point = self._points.get(case.key)
         if point is None or self._device is None:
             return {}
-        return beside.expected(case, point.geometry, self._device)
+        if point.refused is not None:
+            return {}
+        return beside.expected(case, point.geometry, self._device, point.stored)
 
     def finish(self, ending: Ending) -> int:
         """Print what was not printed yet, in the order of the grid; the exit code."""
@@ -112,11 +130,13 @@ class Recorder:
 
     def _with_cautions(self, row: Measurement) -> Measurement:
         """``row`` with what is to be said of the model by the name it was asked for."""
-        others = (caution for caution in row.cautions if caution.code != MODEL)
-        return replace(row, cautions=(*self._cautions[row.case.model_id], *others))
+        subject = self._subjects[row.case.model_id]
+        about = (Caution(remark.code, remark.text) for remark in subject.remarks)
+        others = (caution for caution in row.cautions if caution.code not in CODES)
+        return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
 
     def _show(self, row: Measurement) -> None:
-        self.rows.append(row)
+        self.rows.append(replace(row, samples=()))  # what is shown at the end is kept whole below, and only there
         if self.streams:
             self._print([row])
         else:

@@ -10,7 +10,7 @@ from profiler.commands import options, page_files
 from profiler.commands.progress import say, terminal_width
 from profiler.errors import NotFound
 from profiler.results.measurement import Measurement
-from profiler.results.store import Run, Store
+from profiler.results.store import Run, Store, collector_paused
 from profiler.units import printable
 
 
@@ -44,8 +44,9 @@ def report(
     for path in (html, md):
         page_files.check(path)
     known = scores.read(quality) if quality else None
-    rows, runs, run = read(store, names)
-    page = compose.page(rows, run, runs, known)
+    with Store.open(store, create=False) as opened, collector_paused():
+        rows, runs, run = read(opened, names)
+        page = compose.page(rows, run, runs, known)
     if html is not None:
         page_files.write_html(html, page)
     if md is not None:
@@ -58,12 +59,14 @@ def report(
     return 0
 
 
-def read(store: Path | None, names: tuple[str, ...]) -> tuple[list[Measurement], list[Run], str | None]:
-    """Rows, the runs they are of, and the run's id if there is one only. NotFound where there is nothing."""
-    with Store.open(store, create=False) as opened:
-        chosen = list(dict.fromkeys(opened.find_run(name) for name in names))
-        runs = [run for run in opened.runs() if not chosen or run.id in chosen]
-        rows = [row for run in chosen for row in opened.rows(run)] if chosen else opened.latest()
+def read(store: Store, names: tuple[str, ...]) -> tuple[list[Measurement], list[Run], str | None]:
+    """Rows, the runs they are of, and the run's id if there is one only. NotFound where there is nothing.
+
+    The rows may be looked at as long as ``store`` is open.
+    """
+    chosen = list(dict.fromkeys(store.find_run(name) for name in names))
+    runs = [run for run in store.runs() if not chosen or run.id in chosen]
+    rows = [row for run in chosen for row in store.each(run)] if chosen else list(store.latest())
     if not rows:
         raise NotFound("there are no rows to report", "Measure something first: profile sweep")
     return rows, runs, chosen[0] if len(chosen) == 1 else None

@@ -10,10 +10,11 @@ import click
 
 from profiler.commands import listing, options
 from profiler.commands.progress import say, tell, terminal_width
-from profiler.reports.base import plain, rendered
+from profiler.reports.base import plain, rendered, streamed
 from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
-from profiler.results.store import Run, Store, default_path, existing
+from profiler.results.store import Run, Store, collector_paused, default_path, existing
+from profiler.shell import command
 from profiler.units import UNKNOWN, printable
 
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order they are counted to people
@@ -29,7 +30,8 @@ DEVICE_LENGTH = 30
 def runs(context: click.Context, store: Path | None, output: str) -> None:
     """List the stored runs, oldest first.
 
-    A run without an end is still going, or was killed: `profile sweep` takes its rows up again.
+    A run without an end is still going, or was killed: `profile sweep` takes its rows up again. The command of a run
+    is cut where it is long; `-o json` has it whole.
     """
     context.obj = store
     if context.invoked_subcommand is not None:
@@ -53,22 +55,28 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
     """Print the rows of RUN: an id, the start of one, or nothing for the latest."""
     with Store.open(store or group_store, create=False) as opened:
         found = opened.find_run(run)
-        rows = in_grid_order(opened.rows(found))
-    text, left_out = rendered(output, found, rows, terminal_width())
+        parts = streamed(output, found, opened.in_order(found, _places))
+        if parts is not None:
+            for part in parts:
+                click.echo(part, nl=False)
+            return
+        with collector_paused():
+            text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), terminal_width())
     click.echo(text, nl=False)
     tell(left_out)
 
 
 def in_grid_order(rows: Sequence[Measurement]) -> list[Measurement]:
     """Rows as a sweep prints them, whatever was stored first: models and formats as first seen, then by size."""
-    models = {row.case.model_id: place for place, row in reversed(list(enumerate(rows)))}
-    quants = {row.case.quant: place for place, row in reversed(list(enumerate(rows)))}
+    places = _places([row.case for row in rows])
+    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
 
-    def place(row: Measurement) -> tuple[int, int, int, int, int]:
-        case = row.case
-        return models[case.model_id], quants[case.quant], case.context, case.batch, case.steps
 
-    return sorted(rows, key=place)
+def _places(cases: Sequence[Any]) -> list[tuple[int, ...]]:
+    """The same as a key to sort by, for each of ``cases``, which have the fields of one."""
+    models = {case.model_id: place for place, case in reversed(list(enumerate(cases)))}
+    quants = {case.quant: place for place, case in reversed(list(enumerate(cases)))}
+    return [(models[case.model_id], quants[case.quant], case.context, case.batch, case.steps) for case in cases]
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -97,5 +105,5 @@ def _shown(row: listing.Row) -> dict[str, str]:
         "cases": ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items()) or "none",
         "device": plain(row["device"] or UNKNOWN, DEVICE_LENGTH),
         "models": plain(", ".join(row["models"]) or UNKNOWN, MODELS_LENGTH),
-        "command": plain(" ".join(row["argv"]), COMMAND_LENGTH),
+        "command": printable(str(command("profile", row["argv"])), COMMAND_LENGTH),
     }

@@ -1,4 +1,4 @@
-"""``profile scenarios``: the named grids for ``profile sweep --scenario``."""
+"""``profile scenarios``: the named grids for ``profile sweep --scenario NAME``."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from profiler.commands import closing, options, page_files
 from profiler.commands import dry_run as preview
 from profiler.commands.habits import MeasuringCommand
 from profiler.commands.progress import Progress, say, tell
+from profiler.commands.queue import Find, Queue
 from profiler.commands.recorder import Recorder
 from profiler.devices.base import DeviceInfo
 from profiler.measure import supervisor
 from profiler.measure.watch import Limits
-from profiler.plan import budget, order, resume, scenario
+from profiler.plan import budget, order, refusal, resume, scenario
 from profiler.plan.request import Request, Work, work
 from profiler.results import environment
+from profiler.results.leases import Leases
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow, existing
 
@@ -33,7 +35,13 @@ Kept = Mapping[Case, StoredRow]
 
 @click.command("sweep", cls=MeasuringCommand)
 @options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
-@options.many("-q", "--quant", "quants", metavar="QUANT", help="Quantizations: bf16, nf4 … [default: the device's]")
+@options.many(
+    "-q",
+    "--quant",
+    "quants",
+    metavar="QUANT",
+    help="Quantizations: bf16, nf4 … [default: the model's own]",
+)
 @options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens in cache before decode. [default: 512]")
 @options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
 @options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
@@ -78,34 +86,51 @@ def sweep(
 
     Without a model it measures the largest Gemma 4 and Qwen 3.5 that this machine can in five minutes. Lists are
     comma-separated or repeated: -c 512,4k -b 1 -b 4; ranges are 1k-128k*2 and 1-8+1. Every row is stored when it is
-    measured, so an interrupted sweep goes on where it stopped.
+    measured, so an interrupted sweep goes on where it stopped. Sweeps that run on one store at the same time share
+    the work: a case that another one is measuring is left to it, and its row is taken.
 
-    Exit code: 0 fine, 1 a case failed, 2 usage, 130 interrupted.
+    Exit code: 0 fine, 1 a case failed or a model was refused, 2 usage, 130 interrupted.
     """
     page_files.check(html)
     found = devices.find(device)
     available = available_bytes(found, max_memory)
     task = work(Request(**asked), found, available, say)
+    for line in refusal.lines(task.refused):  # before the rows, so that nobody waits for them
+        say(line)
     snapshot = environment.snapshot(found)
     if dry_run:
         kept = stored(task, snapshot, max_memory, store) if resumed else {}
         plan = make_plan(task, kept, found, available)
-        click.echo(preview.render(plan, kept, available, output), nl=False)
+        click.echo(preview.render(plan, kept, available, output, task.subjects), nl=False)
+        for line in (*found.limits, *preview.about(task.subjects)):
+            say(line)
+        tell(resume.fallbacks(kept.values()))
         say(preview.summary(plan))
-        return 0
+        return refusal.REFUSED if task.refused else 0
     with Store.open(store) as opened:
+        since = opened.newest_id()  # rows of other sweeps that come after it are as fresh as our own
         kept = resume.stored(task.points, opened, snapshot, task.effort, max_memory) if resumed else {}
         with Recorder(opened, snapshot, task, output, found) as recorder:
             recorder.adopt(kept)
             plan = make_plan(task, kept, found, available)
             recorder.skip(plan.skipped)
             tell(closing.warning(plan, task.budget_s))
-            ending = measure(plan, task, Limits(max_memory_bytes=max_memory, case_s=timeout_s), recorder)
+
+            def find(planned: order.Planned) -> StoredRow | None:
+                if not opened.has_newer(planned.case.key, since):
+                    return None
+                found = resume.stored([planned.point], opened, snapshot, task.effort, max_memory)
+                row = found.get(planned.case)
+                return row if row is not None and row.id > since else None
+
+            limits = Limits(max_memory_bytes=max_memory, case_s=timeout_s)
+            ending = measure(plan, task, limits, recorder, find, opened.path)
             code = recorder.finish(ending)
             if html is not None:
                 page_files.write_rows(html, opened, recorder.run)
             tell(closing.ending(recorder.rows, len(task.points), ending.interrupted, resumed))
-            return code
+            tell(closing.refused(task.refused))
+            return code or (refusal.REFUSED if task.refused else 0)
 
 
 def stored(task: Work, snapshot: dict[str, Any], max_memory: int | None, store: Path | None) -> Kept:
@@ -128,19 +153,11 @@ def make_plan(task: Work, kept: Kept, device: DeviceInfo, available: int) -> ord
     return plan if task.budget_s is None else budget.choose(plan, task.budget_s)
 
 
-def measure(plan: order.Plan, task: Work, limits: Limits, recorder: Recorder) -> supervisor.Ending:
-    """Run the plan; every case gives the recorder a row."""
+def measure(
+    plan: order.Plan, task: Work, limits: Limits, recorder: Recorder, find: Find, store: Path
+) -> supervisor.Ending:
+    """Run the plan; every case gives the recorder a row, measured here or by another sweep of the same store."""
     pace = budget.Pace(plan.cases, task.budget_s)
-
-    def jobs() -> Iterator[supervisor.Job]:
-        for planned in plan.cases:
-            reason = pace.refuse(planned.case)
-            if reason is None:
-                yield supervisor.Job(planned.case, planned.point.source)
-            else:
-                pace.drop(planned.case)
-                recorder.skip([order.Skip(planned.case, reason)])
-                progress.skip()
 
     def take(row: Measurement) -> None:
         recorder.append(row)  # before anything that could go wrong
@@ -148,5 +165,13 @@ def measure(plan: order.Plan, task: Work, limits: Limits, recorder: Recorder) ->
         pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
         progress.row(row)
 
-    with Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress:
-        return supervisor.run(jobs(), task.effort, limits, recorder.environment, take, progress.beat)
+    def beat(case: Case, phase: str) -> None:
+        leases.renew()
+        progress.beat(case, phase)
+
+    with (
+        Leases(store, recorder.run, environment.environment_key(recorder.environment)) as leases,
+        Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress,
+    ):
+        queue = Queue(plan.cases, pace, leases, find, recorder, progress)
+        return supervisor.run(queue.jobs(), task.effort, limits, recorder.environment, take, beat)

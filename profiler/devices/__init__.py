@@ -43,7 +43,23 @@ def find(name: str | None = None) -> DeviceInfo:
     raise ProfileError(f"there is no {kind} device here: {known[kind].unavailable()}", "Try --device cpu.")
 
 
+def listed() -> tuple[list[DeviceInfo], dict[str, str]]:
+    """The devices of this machine, and by kind why one has none that could be used, in words."""
+    found: list[DeviceInfo] = []
+    absent: dict[str, str] = {}
+    for module in kinds():
+        kind = module.__name__.rpartition(".")[2]
+        try:
+            here = module.find()
+        except ProfileError as error:  # it is here, and nobody knows which part of it would be used
+            absent[kind] = " ".join(filter(None, (f"{error.message}.", error.hint)))
+            continue
+        found += here
+        if not here:
+            absent[kind] = module.unavailable()
+    return found, absent
+
+
 def unavailable() -> dict[str, str]:
     """Why a kind has no device here, in words, by kind."""
-    absent = [module for module in kinds() if not module.find()]
-    return {module.__name__.rpartition(".")[2]: module.unavailable() for module in absent}
+    return listed()[1]

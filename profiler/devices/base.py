@@ -5,7 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A MIG slice: which part of a whole card it is. Shares are 0..1; ``None`` where NVML does not tell."""
+
+    profile: str  # 1g.10gb
+    of_title: str  # NVIDIA H100 80GB HBM3
+    of_bytes: int  # memory of the whole card
+    memory_share: float  # of its memory, and so of the bandwidth: slices have memory controllers of their own
+    compute_share: float | None  # of its multiprocessors
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +29,52 @@ class DeviceInfo:
     memory_bytes: int  # all of it
     free_bytes: int  # available now
     default_dtype: str  # fp32 on a CPU without bf16 units
-    cores: int | None = None  # usable by this process
+    cores: int | None = None  # CPUs that this process may run on
     features: tuple[str, ...] = ()  # avx2, avx512_bf16, amx_bf16; sm_89
     uuid: str | None = None
     driver: str | None = None
+    threads: int | None = None  # that a worker computes with unless it is told otherwise; CPU
+    physical: int | None = None  # cores behind ``cores``: hardware threads of one core count once
+    installed: int | None = None  # CPUs of the machine, usable or not
+    quota: float | None = None  # cores' worth of CPU time, where a control group allows less than ``cores``
+    confined: tuple[int, ...] | None = None  # as ``allowance.Allowance.confined``
+    limits: tuple[str, ...] = ()  # why less than the machine may be used, in words
+    memory_limit: str | None = None  # what ``memory_bytes`` is bounded by, where it is less than the machine has
+    slice: Slice | None = None  # of a card that is shared out (MIG)
+
+    @property
+    def usable_cores(self) -> float | None:
+        """Cores' worth of CPU time."""
+        if self.quota is None:
+            return self.cores
+        return int(self.quota) if self.quota.is_integer() else self.quota
+
+    @property
+    def at_once(self) -> int:
+        """Threads that compute at the same time: no more than there are cores."""
+        cores = self.cores or 1
+        return min(self.threads or cores, cores)
+
+    @property
+    def running(self) -> float:
+        """Share of the time in which those threads may run, 0..1: below 1 where they use a quota up before it ends.
+
+        Threads that wait for each other spin, so each of them takes time of the quota as long as any has work. A GPU
+        is started by one thread.
+        """
+        return 1.0 if self.quota is None else min(1.0, self.quota / self.at_once)
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What tells this device from the same one without limits: figures of one are no figures of the other."""
+        if self.kind != "cpu":  # one thread starts its work, which takes less than a core
+            return {"quota": self.quota} if self.quota is not None and self.quota < 1 else {}
+        own = {
+            "quota": self.quota,
+            "threads": None if self.threads in (None, self.physical) else self.threads,
+            "cpus": None if self.confined is None else list(self.confined),
+        }
+        return {name: value for name, value in own.items() if value is not None}
 
     @property
     def repacks(self) -> bool:
@@ -68,6 +121,11 @@ class Pressure:
     retries: int | None = None  # CUDA: the allocator gave its unused segments back to go on
     busy_s: float | None = None  # cores worked for anybody, summed
     own_s: float | None = None  # and for this process
+    # Of the control group whose quota of CPU time is the tightest; without one the last is of any there may be:
+    period_s: float | None = None  # after which there is new time; no counter
+    periods: int | None = None
+    throttled: int | None = None  # periods in which the time was used up
+    throttled_s: float | None = None  # for which its cores stood still, summed
 
 
 @dataclass(frozen=True, slots=True)

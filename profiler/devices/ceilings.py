@@ -25,6 +25,7 @@ from profiler import files, folders
 from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
+from profiler.foreign import read_json
 
 SCHEMA = 6
 LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
@@ -34,6 +35,9 @@ DERIVED = ("runs", "between")  # of several, and in no file
 USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it takes, products are compared
 BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max}
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
+WORK_S = (  # fields that are seconds
+    *("call_s", "activation_s", "fresh_byte_s", "delta_flop_s", "convolutions", "attention", "products", "host_s"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,17 @@ class Ceilings:
                 return float(longer * at(low) ** (1 - share) * at(high) ** share)
         return longer * at(last)
 
+    def running(self, share: float) -> Ceilings:
+        """Of the same CPU where a quota lets the process run for this ``share`` of the time.
+
+        Calibrations under a quota are of the time in which it runs.
+        """
+        if share >= 1:
+            return self
+        slower = {name: _divided(getattr(self, name), share) for name in WORK_S}
+        faster = {name: _divided(getattr(self, name), 1 / share) for name in BEST}
+        return replace(self, **slower, **faster)
+
     def _tall(self, scheme: str, tokens: float) -> float:
         """At the nearest number of tokens that was measured."""
         known = self.tall.get(scheme)
@@ -133,20 +148,24 @@ class Ceilings:
         return known[min(known, key=lambda name: abs(math.log(int(name) / max(tokens, 1.0))))]
 
 
+def _divided(value: Any, by: float) -> Any:
+    """A number, or each of a mapping."""
+    return {name: _divided(each, by) for name, each in value.items()} if isinstance(value, Mapping) else value / by
+
+
 def rows_of(scheme: str) -> str:
     """What products of this format are called where loops of ours multiply."""
     return f"{scheme} rows"
 
 
 def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> str:
-    """Changes when the device, its driver, the cores this process may use or the measured packages do.
+    """Changes when the device, its driver, what this process may use of it or the measured packages do.
 
     ``packages``: versions of ``PACKAGES`` as they once were; None: as they are now.
     """
     versions = [_version(name) for name in PACKAGES] if packages is None else list(packages)
-    return digest(
-        [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
-    )
+    parts = [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
+    return digest([*parts, device.mark] if device.mark else parts)
 
 
 def folder() -> Path:
@@ -171,12 +190,28 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 def _runs(path: Path, mark: str) -> list[Ceilings]:
     """Calibrations that a file holds, the oldest first; those that cannot be read are as if they had never been."""
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        contents = read_json(path)
+    except ProfileError:
         return []
     known = contents if isinstance(contents, list) else []
-    found = [parse(content) for content in known if isinstance(content, dict)]
+    found = [_readable(content) for content in known if isinstance(content, dict)]
     return [one for one in found if one is not None and one.fingerprint == mark]
+
+
+def _readable(content: Mapping[str, Any]) -> Ceilings | None:
+    """``parse`` of a file that anything may have written: ``None`` too where a part is of another shape."""
+    try:
+        found = parse(content)
+        by_tokens = () if found is None else (*found.products.values(), *found.tall.values())
+        if not all(map(_counts_tokens, by_tokens)):
+            return None
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return found
+
+
+def _counts_tokens(by_tokens: Mapping[str, Any]) -> bool:
+    return all(int(name) > 0 for name in by_tokens)
 
 
 def together(found: Sequence[Ceilings]) -> Ceilings:

@@ -1,35 +1,83 @@
-"""The control groups this process lies in, version 2 and 1: what they allow, and what is left of it.
+"""The control groups this process lies in, version 1 and 2: what they allow, and what is left of it.
 
-A limit of any group on the way up holds. In a container the path in ``/proc/self/cgroup`` may be the host's while the
-mount shows our own group as its root; folders that are not there are passed over, and the root is always looked at.
+A limit of any group on the way up to the root holds. Where a hierarchy is mounted, and which of its groups the mount
+shows as its root, is in ``/proc/self/mountinfo``: a container may see its own group there, the host's tree, or,
+behind a cgroup namespace, neither by the name that ``/proc/self/cgroup`` gives. Both versions may be mounted side by
+side; a controller belongs to one of them, and the other has no files for it. (man 7 cgroups, man 7 cgroup_namespaces)
 """
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
-ROOT = Path("/sys/fs/cgroup")
+from profiler.units import printable
+
+ROOT = Path("/sys/fs/cgroup")  # where hierarchies are mounted if the kernel does not say
 MEMBERSHIP = Path("/proc/self/cgroup")
+MOUNTS = Path("/proc/self/mountinfo")
 UNLIMITED_V1 = 1 << 62  # version 1 writes a number near 2^63 for "no limit"
 RECLAIMABLE = ("inactive_file", "active_file")  # the cache of files, which the kernel drops before it runs short
+DEFAULT_PERIOD_US = 100_000  # of a quota, where none is written
+# Above memory.high the kernel takes pages back and slows the group down, so a model that needs more does not run.
+MEMORY_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank in a path of mountinfo is \040
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+MOST_NAME = 48  # characters of a group's name; of a longer path the last part is shown
+MOST_GROUPS = 4096  # looked through on one level; a machine with more has no answer in time
+MOST_NUMBERS = 1 << 16  # a longer list is no list of CPUs or memory nodes
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """Bytes that a group may take, and where that is written: ``memory.max of the control group /a``."""
+
+    nbytes: int
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """CPU time that a group may take: ``cores`` cores' worth, handed out anew every ``period_s`` seconds."""
+
+    cores: float
+    period_s: float
+    where: str
+    folder: Path
+
+    def throttled(self) -> tuple[int, int, float] | None:
+        """Periods so far, those in which the group used its quota up, and seconds its CPUs stood still for that,
+        summed over CPUs. None where the kernel does not count.
+        """
+        stat = _stat(self.folder / "cpu.stat")
+        stood_s = stat.get("throttled_usec", 0) / 1e6 or stat.get("throttled_time", 0) / 1e9
+        if "nr_periods" not in stat:
+            return None
+        return stat["nr_periods"], stat.get("nr_throttled", 0), stood_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """A mounted hierarchy. ``controllers`` of version 1; version 2 has none here."""
+
+    place: Path
+    shows: PurePosixPath  # the group that is its root
+    controllers: frozenset[str]
+    is_v2: bool
 
 
 def folders(controller: str) -> list[Path]:
-    """Where the files of a controller may be: our own group, then each it lies in, up to the root."""
-    found = []
-    for line in (_read(MEMBERSHIP) or "").splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            mount = ROOT
-        elif controller in controllers.split(","):
-            mount = ROOT / controller
-        else:
-            continue
-        group = PurePosixPath(path.strip("/"))
-        if ".." in group.parts:  # outside of what this namespace shows
-            group = PurePosixPath()
-        found += [mount / part for part in (group, *group.parents)]
-    return found or [ROOT, ROOT / controller]
+    """Where the files of a controller may be: our own group, then each it lies in, up to the root of the mount."""
+    return [folder for folder, _ in _groups(controller)]
+
+
+def memory_limit() -> MemoryLimit | None:
+    """The tightest limit on memory, whichever group on the way up has it; None without one. Swap does not count."""
+    return min(_memory_limits(), key=lambda limit: limit.nbytes, default=None)
 
 
 def memory() -> tuple[int | None, int | None]:
@@ -37,40 +85,195 @@ def memory() -> tuple[int | None, int | None]:
 
     Pages of files count as used by a group, but they make room when it is needed, so they count as free here.
     """
-    allowed, free = [], []
+    allowed, free = [limit.nbytes for limit in _memory_limits()], []
     for folder in folders("memory"):
-        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-        if limit is None or limit > UNLIMITED_V1:
-            continue
-        allowed.append(limit)
-        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
-        if used is not None:
-            free.append(max(0, limit - used + _reclaimable(folder)))
+        limits = [limit.nbytes for limit in _limits_in(folder, "")]
+        used = _number(folder / "memory.current", folder / "memory.usage_in_bytes")
+        if limits and used is not None:
+            free.append(max(0, min(limits) - used + _reclaimable(folder)))
     return min(allowed, default=None), min(free, default=None)
+
+
+def quota() -> Quota | None:
+    """The tightest quota of CPU time on the way up; None without one."""
+    return min(_quotas(), key=lambda quota: quota.cores, default=None)
+
+
+def held_s() -> float | None:
+    """Seconds for which CPUs of our own group stood still for a quota of any group, also of one that cannot be seen
+    from here. None where the kernel does not count (before Linux 6.7).
+    """
+    for folder in folders("cpu")[:1]:
+        stat = _stat(folder / "cpu.stat.local")
+        if stat:
+            return stat.get("throttled_usec", 0) / 1e6 or stat.get("throttled_time", 0) / 1e9
+    return None
 
 
 def cores() -> float | None:
     """Cores' worth of CPU time that is allowed; None without a limit."""
-    allowed = []
-    for folder in folders("cpu"):
+    found = quota()
+    return None if found is None else found.cores
+
+
+def cpus() -> frozenset[int] | None:
+    """The CPUs that cpusets leave to this process's group, ancestors included; None where nothing says."""
+    for folder in folders("cpuset"):
+        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+            found = numbers(_read(folder / name) or "")
+            if found:
+                return found
+    return None
+
+
+def _memory_limits() -> Iterator[MemoryLimit]:
+    groups = _groups("memory")
+    for folder, name in groups:
+        yield from _limits_in(folder, name)
+    for folder, name in groups[-1:]:  # version 1 also tells the tightest limit of groups that the mount does not show
+        above = _stat(folder / "memory.stat").get("hierarchical_memory_limit", UNLIMITED_V1)
+        if above < UNLIMITED_V1:
+            yield MemoryLimit(above, f"memory.limit_in_bytes of a control group above {name}")
+
+
+def _limits_in(folder: Path, name: str) -> Iterator[MemoryLimit]:
+    for file in MEMORY_LIMITS:
+        limit = _number(folder / file)
+        if limit is not None and limit < UNLIMITED_V1:
+            yield MemoryLimit(limit, f"{file} of the control group {name}")
+
+
+def _quotas() -> Iterator[Quota]:
+    for folder, name in _groups("cpu"):
         quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")
+        file = "cpu.max" if quota else "cpu.cfs_quota_us"
         quota = quota or _read(folder / "cpu.cfs_quota_us") or ""
-        period = period or _read(folder / "cpu.cfs_period_us") or ""
-        if quota.isdigit() and period.isdigit():
-            allowed.append(int(quota) / int(period))
-    return min(allowed, default=None)
+        period = period or _read(folder / "cpu.cfs_period_us") or str(DEFAULT_PERIOD_US)
+        if quota.isdigit() and period.isdigit() and int(quota) > 0 < int(period):  # max and -1: no limit
+            where = f"{file} of the control group {name}"
+            yield Quota(int(quota) / int(period), int(period) / 1e6, where, folder)
+
+
+def _groups(controller: str) -> list[tuple[Path, str]]:
+    """Folders of a controller's groups, innermost first, and what each group is called."""
+    return _found(controller, _read(MOUNTS) or "", _read(MEMBERSHIP) or "", ROOT, os.getpid())
+
+
+@cache
+def _found(controller: str, mountinfo: str, membership: str, root: Path, pid: int) -> list[tuple[Path, str]]:
+    """The same from what the kernel lists; worked out once for each text of it."""
+    found: dict[Path, str] = {}
+    seen = _mounts(mountinfo)
+    mounts = [mount for mount in seen if mount.place.is_relative_to(root)]  # elsewhere are the host's, or a copy
+    mounts = mounts or [*_usual_mounts(controller, root), *seen]
+    for number, controllers, path in _memberships(membership):
+        is_v2 = number == "0" and not controllers
+        if not is_v2 and controller not in controllers.split(","):
+            continue
+        for mount in mounts:
+            if mount.is_v2 == is_v2 and (is_v2 or controller in mount.controllers):
+                groups = _up(mount, PurePosixPath(path), pid)
+                found |= {folder: name for folder, name in groups if folder not in found}
+    if not found:  # no list of groups: what is mounted is all there is to ask
+        found = {mount.place: "/" for mount in mounts if mount.is_v2 or controller in mount.controllers}
+    return list(found.items())
+
+
+def _up(mount: _Mount, group: PurePosixPath, pid: int) -> Iterator[tuple[Path, str]]:
+    """From ``group`` to the mount's root, which is all there is where the mount does not show the group.
+
+    The group may bear the host's name for it, where we see only what is below it: such folders are not there, and
+    reading them gives nothing.
+    """
+    inside = PurePosixPath()
+    if ".." in mount.shows.parts and ".." not in group.parts:
+        # A namespace without a mount of its own: we see the tree above us, and our place in it by its depth alone.
+        depth = mount.shows.parts.count("..") + len(group.parts) - 1
+        inside = _where(mount.place, depth, pid)
+    elif ".." not in group.parts and group.is_relative_to(mount.shows):
+        inside = group.relative_to(mount.shows)
+    for part in (inside, *inside.parents):
+        yield mount.place / part, _name(PurePosixPath("/", part))
+
+
+def _name(group: PurePosixPath) -> str:
+    """As shown to people: orchestrators make long paths, and anybody may name a group anything."""
+    whole = printable(group)
+    return whole if len(whole) <= MOST_NAME else f"…/{printable(group.name, MOST_NAME)}"
+
+
+def _where(place: Path, depth: int, pid: int) -> PurePosixPath:
+    """The group so deep below ``place`` that the process is in; ``place`` itself where it is not found."""
+    level = [place]
+    for _ in range(depth):
+        level = [child for folder in level for child in _children(folder)][:MOST_GROUPS]
+    found = (each for each in level if str(pid) in (_read(each / "cgroup.procs") or "").split())
+    return PurePosixPath(next(found, place).relative_to(place))
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return [child for child in folder.iterdir() if child.is_dir()]
+    except OSError:
+        return []
+
+
+def _memberships(text: str) -> Iterator[tuple[str, str, str]]:
+    for line in text.splitlines():
+        if line.count(":") >= 2:
+            number, controllers, path = line.split(":", 2)
+            yield number, controllers, path.removesuffix(" (deleted)")
+
+
+def _mounts(mountinfo: str) -> list[_Mount]:
+    """Every hierarchy that this process sees, as the kernel lists them."""
+    found: dict[Path, _Mount] = {}  # by place: of several at one, the last covers the others
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        left, right = before.split(" "), after.split(" ")
+        if len(left) < 5 or len(right) < 3 or right[0] not in ("cgroup", "cgroup2"):
+            continue
+        shows, place = (_ESCAPED.sub(lambda found: chr(int(found[1], 8)), text) for text in left[3:5])
+        controllers = frozenset(right[2].split(",")) if right[0] == "cgroup" else frozenset()
+        found[Path(place)] = _Mount(Path(place), PurePosixPath(shows), controllers, right[0] == "cgroup2")
+    return list(found.values())
+
+
+def _usual_mounts(controller: str, root: Path) -> list[_Mount]:
+    """Where distributions mount them."""
+    return [
+        _Mount(root, PurePosixPath("/"), frozenset(), True),
+        _Mount(root / controller, PurePosixPath("/"), frozenset({controller}), False),
+    ]
+
+
+def numbers(text: str) -> frozenset[int]:
+    """``0-3,8`` as numbers; empty for what is no such list."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None or not int(match[1]) <= int(match[2] or match[1]) < MOST_NUMBERS:
+            return frozenset()
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(found)
 
 
 def _reclaimable(folder: Path) -> int:
     """Bytes of cached files. Version 1 has the sum over the groups inside under ``total_``."""
-    lines = (line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
-    stat = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+    stat = _stat(folder / "memory.stat")
     return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in RECLAIMABLE)
 
 
-def _number(path: Path) -> int | None:
-    text = _read(path)
-    return int(text) if text is not None and text.isdigit() else None
+def _stat(path: Path) -> dict[str, int]:
+    """A file of ``name number`` lines."""
+    lines = (line.split() for line in (_read(path) or "").splitlines())
+    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+
+
+def _number(*paths: Path) -> int | None:
+    """The number in the first of these files that has one."""
+    texts = (_read(path) for path in paths)
+    return next((int(text) for text in texts if text is not None and text.isdigit()), None)
 
 
 def _read(path: Path) -> str | None:

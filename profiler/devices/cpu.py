@@ -7,21 +7,19 @@ small child of a large parent reports the parent's peak.
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from profiler.devices import cgroup, pressure
+from profiler.devices import allowance, pressure
 from profiler.devices.base import DeviceInfo, Peak, Pressure, Watcher
 from profiler.devices.rapl import Rapl
 from profiler.devices.sampler import Sampler
 from profiler.devices.window import HostWindow
 
-CACHES = "/sys/devices/system/cpu/cpu{}/cache"
 CLEAR_REFS = Path("/proc/self/clear_refs")
 SMAPS = Path("/proc/self/smaps")
 MAPPING = re.compile("[0-9a-f]+-[0-9a-f]+ ")  # the first line of each mapping; those that follow begin with a name
@@ -50,7 +48,8 @@ def find() -> list[DeviceInfo]:
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
     features = tuple(name for name in FEATURES if name in flags)
     has_bf16 = bool(BF16_UNITS & flags) or "bf16" in flags
-    total, free = _memory()
+    allowed = allowance.find()
+    total, free = allowance.memory(allowed.memory_limit)
     return [
         DeviceInfo(
             name="cpu",
@@ -59,32 +58,17 @@ def find() -> list[DeviceInfo]:
             memory_bytes=total,
             free_bytes=free,
             default_dtype="bf16" if has_bf16 else "fp32",
-            cores=len(os.sched_getaffinity(0)),
+            cores=allowed.cpus,
             features=features,
+            threads=allowed.threads,
+            physical=allowed.physical,
+            installed=allowed.installed,
+            quota=None if allowed.quota is None else allowed.quota.cores,
+            confined=allowed.confined,
+            limits=allowed.reasons,
+            memory_limit=None if allowed.memory_limit is None else allowed.memory_limit.where,
         )
     ]
-
-
-def last_cache_bytes(cores: Iterable[int] | None = None) -> int:
-    """Of the last caches that ``cores`` have, each once; None: of those this process may use. 0 if nothing says."""
-    found: dict[tuple[int, str], int] = {}
-    for core in os.sched_getaffinity(0) if cores is None else cores:
-        for folder in Path(CACHES.format(core)).glob("index*"):
-            with suppress(OSError, ValueError):
-                level, size, shared = (
-                    (folder / name).read_text().strip() for name in ("level", "size", "shared_cpu_list")
-                )
-                found[int(level), shared] = int(size.removesuffix("K")) * 1024
-    last = max((level for level, _ in found), default=0)
-    return sum(size for (level, _), size in found.items() if level == last)
-
-
-def _memory() -> tuple[int, int]:
-    """Total and available bytes, bounded by the limits of control groups where there are any."""
-    fields = _fields(Path("/proc/meminfo"))
-    total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    limit, left = cgroup.memory()
-    return min(total, limit or total), free if left is None else min(free, left)
 
 
 def _fields(path: Path) -> dict[str, str]:

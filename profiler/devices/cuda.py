@@ -11,11 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from profiler.devices import nvml, pressure
+from profiler.devices import allowance, nvml, pressure
 from profiler.devices.base import DeviceInfo, Lap, Peak, Pressure, Watcher
 from profiler.devices.board import Board
 from profiler.devices.sampler import Sampler
 from profiler.devices.window import HostWindow
+from profiler.errors import ProfileError
+from profiler.units import printable
 
 BF16_CAPABILITY = (8, 0)  # Ampere: the first with bf16 tensor cores
 FP16_CAPABILITY = (7, 0)  # Volta: the first with fp16 tensor cores; before it fp16 may run at 1/64 of fp32's rate
@@ -41,7 +43,7 @@ def unavailable() -> str | None:
     """Why there is no CUDA device, in words; None if there is one."""
     try:
         if not nvml.gpus():
-            return "NVML finds no GPU that CUDA_VISIBLE_DEVICES shows"
+            return nvml.hidden()
     except nvml.Missing as reason:
         return str(reason)
     return None if torch_has_cuda() else "the installed torch is a build without CUDA"
@@ -77,6 +79,7 @@ class CudaMeter:
         self._cuda: Any = torch.cuda
         self._device = torch.device(device)
         self._uuid = _nvml_uuid(device)
+        _check_card(device, self._uuid)
         self._silent = False
         self._before = self._asked(nvml.used_bytes, self._uuid)
 
@@ -167,12 +170,27 @@ def _nvml_uuid(device: str) -> str:
     return slice_ or _uuid(str(torch.cuda.get_device_properties(torch.device(device)).uuid))
 
 
+def _check_card(device: str, uuid: str) -> None:
+    """ProfileError where CUDA numbers cards otherwise than NVML: the row would bear another card's name.
+
+    CUDA leaves out a card that it cannot use, and the others move up.
+    """
+    other = next((each.name for each in find() if each.uuid == uuid and each.name != device), None)
+    if other is not None:
+        raise ProfileError(
+            f"{device} of CUDA is {other} by NVML, so it is not known which card would be measured",
+            f"Name it: CUDA_VISIBLE_DEVICES={printable(uuid)}",
+        )
+
+
 def _uuid(text: str) -> str:
     """NVML's spelling of the UUID torch gives (torch leaves out ``GPU-``)."""
     return text if text.startswith(("GPU-", "MIG-")) else f"GPU-{text}"
 
 
 def _info(index: int, gpu: nvml.Gpu) -> DeviceInfo:
+    allowed = allowance.find()
+    slow = allowed.quota is not None and allowed.cores < 1  # one thread starts a GPU's work
     return DeviceInfo(
         name=f"cuda:{index}",
         kind="cuda",
@@ -183,6 +201,9 @@ def _info(index: int, gpu: nvml.Gpu) -> DeviceInfo:
         features=() if gpu.capability is None else (f"sm_{gpu.capability[0]}{gpu.capability[1]}",),
         uuid=gpu.uuid,
         driver=gpu.driver,
+        quota=allowed.cores if slow else None,
+        limits=(allowed.quota_text(1),) if slow else (),
+        slice=gpu.slice,
     )
 
 

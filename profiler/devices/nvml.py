@@ -6,18 +6,28 @@ A library or a driver that is not there is a reason in words (``Missing``), not 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
 
+from profiler.devices.base import Slice
 from profiler.errors import ProfileError
 from profiler.units import printable
 
 BY_BUS = "PCI_BUS_ID"  # the order in which NVML numbers cards
 PATIENCE_S = 2.0  # an answer takes a millisecond
+HIDING = ("none", "void")  # values of NVIDIA_VISIBLE_DEVICES with which a container gets no GPU
+# fp32 lanes of a multiprocessor by compute capability (CUDA programming guide); of those that can be sliced A100 and
+# A30 have 64. NVML tells the lanes of a card, and the multiprocessors of a slice.
+LANES, LANES_OTHERWISE = {(8, 0): 64}, 128
+EIGHTHS = 8  # of a card's memory: slices get whole ones, on smaller cards two at a time (MIG user guide)
+SHOWN_SLICES = 8
+_PROFILE = re.compile(r"\bMIG (\S+)$")  # NVIDIA H100 80GB HBM3 MIG 1g.10gb
+_NUMBER = re.compile(r"[+-]?\d+")
 T = TypeVar("T")
 
 
@@ -39,6 +49,7 @@ class Gpu:
     free_bytes: int
     capability: tuple[int, int] | None  # CUDA compute capability
     driver: str
+    slice: Slice | None = None
 
 
 @contextmanager
@@ -63,16 +74,45 @@ def library() -> Iterator[Any]:
 def gpus() -> list[Gpu]:
     """The GPUs that CUDA would number 0, 1, … in this process under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
 
-    ``CUDA_VISIBLE_DEVICES`` may list indices or (the start of) UUIDs; as in CUDA, the first that is not there ends
-    the list. Raises Missing; ProfileError where a number or a whole card does not say what CUDA would use.
+    Raises Missing; ProfileError where a number or a whole card does not say what CUDA would use.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     with library() as nvml:
-        every = _answered(nvml, nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        every = _cards(nvml)
         if len(every) > 1:
             _check_order(visible)
-        chosen = every if visible is None else list(_visible(nvml, every, visible))
+        chosen = list(every.values()) if visible is None else _visible(nvml, every, visible)
         return _answered(nvml, partial(_gpu, nvml), chosen)
+
+
+def hidden() -> str:
+    """Why no GPU is shown to this process, in words. Raises Missing."""
+    with library() as nvml:
+        count = nvml.nvmlDeviceGetCount()
+    visible, passed = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("NVIDIA_VISIBLE_DEVICES")
+    if not count:
+        why = f"; NVIDIA_VISIBLE_DEVICES={passed} gave this container none" if passed in HIDING else ""
+        return f"NVML finds no GPU{why}"
+    if visible is None:
+        return "NVML finds no GPU that CUDA could use"
+    if not visible.strip():
+        return "CUDA_VISIBLE_DEVICES is empty, which hides every GPU"
+    words = _words(visible)
+    twice = ": it names one twice, which CUDA takes for an empty list" if len(set(words)) < len(words) else ""
+    return f"CUDA_VISIBLE_DEVICES={printable(visible, 80)} shows none of {count} GPU{'s' * (count != 1)}{twice}"
+
+
+def _cards(nvml: Any) -> dict[int, Any]:
+    """Handles by NVML's number; one that is lost leaves a gap, so that the others keep theirs."""
+    found, error = {}, None
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            found[index] = nvml.nvmlDeviceGetHandleByIndex(index)
+        except nvml.NVMLError as refused:
+            error = refused
+    if error is not None and not found:
+        raise error
+    return found
 
 
 def _answered(nvml: Any, question: Callable[[Any], T], cards: Iterable[Any]) -> list[T]:
@@ -143,52 +183,151 @@ def process_bytes(uuid: str, pid: int) -> int | None:
     return int(taken[0]) if taken and taken[0] is not None else None
 
 
-def _visible(nvml: Any, every: list[Any], visible: str) -> Iterator[Any]:
-    for word in _words(visible):
-        if word.startswith("MIG-"):
-            yield nvml.nvmlDeviceGetHandleByUUID(word)
-        elif word.isdigit() and int(word) < len(every):
-            yield every[int(word)]
-        elif word.startswith("GPU-"):
-            matching = [handle for handle in every if nvml.nvmlDeviceGetUUID(handle).startswith(word)]
-            if len(matching) != 1:
-                return
-            yield matching[0]
-        else:
-            return
+def _visible(nvml: Any, every: Mapping[int, Any], visible: str) -> list[Any]:
+    """The handles that ``CUDA_VISIBLE_DEVICES`` lists, as CUDA reads it.
+
+    The first word says whether all are numbers, GPUs or slices. A number may have text after it; of a UUID the start
+    is enough. The first that is not there ends the list, and one that is named twice empties it (as does PyTorch:
+    ``torch.cuda._parse_visible_devices``). Of slices a process gets one, the first (MIG user guide).
+    """
+    words = _words(visible)
+    if words and words[0].startswith("MIG-"):
+        handle = _slice_handle(nvml, every, words[0])
+        return [] if handle is None or words.count(words[0]) > 1 else [handle]
+    is_uuid = bool(words) and words[0].startswith("GPU-")
+    chosen: list[int] = []
+    for word in words:
+        index = _by_uuid(nvml, every, word) if is_uuid else _by_number(every, word)
+        if index is None:
+            break
+        if index in chosen:
+            return []
+        chosen.append(index)
+    return [every[index] for index in chosen]
+
+
+def _by_number(every: Mapping[int, Any], word: str) -> int | None:
+    found = _NUMBER.match(word)
+    number = int(found[0]) if found is not None and len(found[0]) < 10 else -1
+    return number if number in every else None
+
+
+def _by_uuid(nvml: Any, every: Mapping[int, Any], word: str) -> int | None:
+    """The card whose UUID begins so; None if none or several do."""
+    if not word.startswith("GPU-"):
+        return None
+    matching = [index for index, handle in every.items() if nvml.nvmlDeviceGetUUID(handle).startswith(word)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _slice_handle(nvml: Any, every: Mapping[int, Any], word: str) -> Any:
+    """The slice of this UUID, or of the one that begins so; None if there is none."""
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(word)
+    except nvml.NVMLError:
+        slices = [handle for card in every.values() for handle in _slices(nvml, card)]
+    matching = [handle for handle in slices if nvml.nvmlDeviceGetUUID(handle).startswith(word)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _slices(nvml: Any, card: Any) -> Iterator[Any]:
+    """The MIG slices of a card."""
+    try:
+        most = nvml.nvmlDeviceGetMaxMigDeviceCount(card)
+    except nvml.NVMLError:  # a card that cannot be split, or an old driver
+        return
+    for index in range(most):
+        try:
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index)
+        except nvml.NVMLError:  # no slice has this number
+            continue
 
 
 def _words(visible: str) -> list[str]:
-    return [word for part in visible.split(",") if (word := part.strip())]
+    """Between commas. An empty one names nothing, so it ends the list."""
+    words = [word.strip() for word in visible.split(",")]
+    return words[: words.index("")] if "" in words else words
 
 
 def visible_slice(index: int) -> str | None:
     """UUID of the MIG slice that is ``cuda:index`` in this process; None for a whole card."""
     words = _words(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    return words[index] if index < len(words) and words[index].startswith("MIG-") else None
+    if index or not words or not words[0].startswith("MIG-"):
+        return None
+    try:
+        with library() as nvml:
+            handle = _slice_handle(nvml, _cards(nvml), words[0])
+            return words[0] if handle is None else str(nvml.nvmlDeviceGetUUID(handle))
+    except Missing:
+        return words[0]
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
+    title = nvml.nvmlDeviceGetName(handle)
     if _is_split(nvml, handle):
+        uuids = [nvml.nvmlDeviceGetUUID(each) for each in _slices(nvml, handle)]
+        ways = " or ".join(f"CUDA_VISIBLE_DEVICES={uuid}" for uuid in uuids[:SHOWN_SLICES])
         raise ProfileError(
-            f"{printable(nvml.nvmlDeviceGetName(handle))} is split into MIG slices, of which CUDA would take any one",
-            "Name a slice as nvidia-smi -L lists it: CUDA_VISIBLE_DEVICES=MIG-…; or use --device cpu.",
+            f"{printable(title)} is split into MIG slices, of which CUDA would take any one",
+            f"Name a slice: {ways or 'CUDA_VISIBLE_DEVICES=MIG-… as nvidia-smi -L lists it'}; or use --device cpu.",
         )
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    try:
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    except nvml.NVMLError:  # a MIG slice does not tell
-        capability = None
-    else:
-        capability = (int(major), int(minor))
+    card = _whole(nvml, handle)
+    capability = _capability(nvml, card)
     return Gpu(
         uuid=nvml.nvmlDeviceGetUUID(handle),
-        title=nvml.nvmlDeviceGetName(handle),
+        title=title,
         memory_bytes=int(memory.total),
         free_bytes=int(memory.free),
         capability=capability,
         driver=nvml.nvmlSystemGetDriverVersion(),
+        slice=None if card is handle else _slice(nvml, handle, card, capability),
     )
+
+
+def _whole(nvml: Any, handle: Any) -> Any:
+    """The card that a slice is of; a whole card itself."""
+    try:
+        if nvml.nvmlDeviceIsMigDeviceHandle(handle):
+            return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    except nvml.NVMLError:  # an older driver knows no slices
+        pass
+    return handle
+
+
+def _slice(nvml: Any, handle: Any, card: Any, capability: tuple[int, int] | None) -> Slice:
+    """Which part of ``card`` a slice is."""
+    title, whole = nvml.nvmlDeviceGetName(handle), int(nvml.nvmlDeviceGetMemoryInfo(card).total)
+    profile = _PROFILE.search(title)
+    eighths = max(1, min(EIGHTHS, round(EIGHTHS * int(nvml.nvmlDeviceGetMemoryInfo(handle).total) / whole)))
+    return Slice(
+        profile=profile[1] if profile else "slice",
+        of_title=nvml.nvmlDeviceGetName(card),
+        of_bytes=whole,
+        memory_share=eighths / EIGHTHS,
+        compute_share=_compute_share(nvml, handle, card, capability),
+    )
+
+
+def _compute_share(nvml: Any, handle: Any, card: Any, capability: tuple[int, int] | None) -> float | None:
+    """Multiprocessors of a slice ÷ those of the card; None where NVML does not tell either."""
+    if capability is None:
+        return None
+    try:
+        own = int(nvml.nvmlDeviceGetAttributes_v2(handle).multiprocessorCount)
+        all_lanes = int(nvml.nvmlDeviceGetNumGpuCores(card))
+    except nvml.NVMLError:
+        return None
+    share = own * LANES.get(capability, LANES_OTHERWISE) / all_lanes if all_lanes else 0.0
+    return share if 0 < share <= 1 else None
+
+
+def _capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except nvml.NVMLError:
+        return None
+    return int(major), int(minor)
 
 
 def _is_split(nvml: Any, handle: Any) -> bool:

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from profiler.devices import cgroup
 from profiler.devices.base import Pressure
 
 TASKS = Path("/proc/self/task")
@@ -24,6 +25,8 @@ def read() -> Pressure:
     """The counters now; what the kernel does not count is None."""
     stalled, swapped = _number(STALLS, r"^some .*total=(\d+)"), _number(STATUS, r"^VmSwap:\s+(\d+) kB")
     stolen, paged = _number(STAT, rf"^cpu +(?:\d+ ){{{STEAL - 1}}}(\d+)"), _number(VMSTAT, r"^pswpin (\d+)")
+    quota = cgroup.quota()
+    periods, throttled, throttled_s = (quota and quota.throttled()) or (None, None, cgroup.held_s())
     return Pressure(
         at_s=time.monotonic(),
         stalled_s=None if stalled is None else stalled / 1e6,
@@ -32,6 +35,10 @@ def read() -> Pressure:
         swapped_bytes=None if swapped is None else swapped * 1024,
         busy_s=_busy_s(),
         own_s=time.process_time(),
+        period_s=None if quota is None else quota.period_s,
+        periods=periods,
+        throttled=throttled,
+        throttled_s=throttled_s,
     )
 
 

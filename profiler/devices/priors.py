@@ -26,18 +26,18 @@ BETWEEN = {"prefill": 0.025, "decode": 0.01}  # of processes on such a machine: 
 
 
 def read_bytes_s(device: DeviceInfo) -> float:
-    """Bytes per second of all cores."""
-    return min(READ_BYTES_S * (device.cores or 1), READ_MOST)
+    """Bytes per second of the threads that run at once, as long as they may run."""
+    return min(READ_BYTES_S * device.at_once, READ_MOST)
 
 
 def flops(device: DeviceInfo) -> dict[str, float]:
-    """FLOP per second of all cores, by dtype."""
+    """FLOP per second of the threads that run at once, as long as they may run, by dtype."""
     rates = {
         "fp32": _first(FP32_FLOPS, device.features, FLOPS_OTHERWISE),
         "bf16": _first(BF16_FLOPS, device.features, HALF_FLOPS),
         "fp16": HALF_FLOPS,
     }
-    return {name: rate * (device.cores or 1) for name, rate in rates.items()}
+    return {name: rate * device.at_once for name, rate in rates.items()}
 
 
 def _first(rates: Mapping[str, float], features: Sequence[str], otherwise: float) -> float:

@@ -9,12 +9,14 @@ process waits for ``PATIENCE_S`` once; then there is no telemetry any more, and 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
+from profiler import checkout
 from profiler.devices.nvml import PATIENCE_S
 from profiler.devices.snapshot import Snapshot, Source, Unknown
 from profiler.devices.telemetry import TICK_S, Telemetry
@@ -81,7 +83,10 @@ class Sampler(Telemetry):
         mine, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno())], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                [*COMMAND, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **checkout.environ(os.environ)},
             )
         self._link = mine
         self._send(self.source)

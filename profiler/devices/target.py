@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from profiler import devices
 from profiler.devices import catalog, ceilings, priors
-from profiler.devices.base import DeviceInfo, repacks
+from profiler.devices.base import DeviceInfo, Slice, repacks
 from profiler.devices.ceilings import Ceilings
 from profiler.errors import NotFound, ProfileError
 from profiler.registry import unknown
@@ -22,6 +22,7 @@ LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, where the data sheet names no link
 FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, where the catalog has no figures
 UNKNOWN_SPREAD = 4.0
+SLICE_SPREAD = 1.25  # shares of a data sheet's figures; nobody measured a slice for us
 VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})  # another chip, not another size
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 _WORD = re.compile(r"[a-z]+|\d+")
@@ -45,11 +46,17 @@ class Target:
     spread: float = 1.0  # factor that the figures themselves may be off by, either way
     ceilings: Ceilings | None = field(default=None, hash=False)  # what this very device was measured to do
     features: tuple[str, ...] = ()  # of a CPU of this machine
+    default_dtype: str | None = None  # of a device of this machine
+    running: float = 1.0  # share of the time in which a CPU quota lets a process run; in the figures above already
+    limits: tuple[str, ...] = ()  # of this process, as ``DeviceInfo.limits``
+    memory_limit: str | None = None  # likewise
+    part: str | None = None  # of a card that is shared out: MIG 1g.10gb
 
     @property
     def title(self) -> str:
-        """``2x RTX 3090``."""
-        return self.name if self.count == 1 else f"{self.count}x {self.name}"
+        """``2x RTX 3090``, ``H100 SXM MIG 1g.10gb``."""
+        name = self.name if self.part is None else f"{self.name} {self.part}"
+        return name if self.count == 1 else f"{self.count}x {name}"
 
     @property
     def guessed(self) -> bool:
@@ -87,7 +94,11 @@ def find(text: str | None = None) -> Target:
     if "=" in wanted:
         return _described(wanted)
     if re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
-        return of(devices.find(wanted))
+        try:
+            return of(devices.find(wanted))
+        except ProfileError as error:  # here a device is named by another option than where one is measured
+            hint = error.hint.replace("--device", "--on") if error.hint else None
+            raise type(error)(error.message.replace("--device", "--on"), hint) from None
     return of_catalog(_named(wanted))
 
 
@@ -120,6 +131,8 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     measured = ceilings.load(device) if packages is None else ceilings.load(device, packages)
     if measured is None:
         return found
+    if found.vendor == "CPU":
+        measured = measured.running(device.running)
     return replace(
         found,
         bandwidth_bytes_s=measured.read_bytes_s if found.vendor in ("CPU", "other") else found.bandwidth_bytes_s,
@@ -138,13 +151,29 @@ def _local(device: DeviceInfo) -> Target:
             "CPU",
             "cpu",
             device.memory_bytes,
-            priors.read_bytes_s(device),
-            priors.flops(device),
+            priors.read_bytes_s(device) * device.running,
+            {dtype: rate * device.running for dtype, rate in priors.flops(device).items()},
             local=device.name,
             source="not calibrated",
             spread=priors.SPREAD,
             features=device.features,
+            default_dtype=device.default_dtype,
+            running=device.running,
+            limits=device.limits,
+            memory_limit=device.memory_limit,
         )
+    return replace(
+        _local_gpu(device),
+        local=device.name,
+        default_dtype=device.default_dtype,
+        running=device.running,
+        limits=device.limits,
+    )
+
+
+def _local_gpu(device: DeviceInfo) -> Target:
+    if device.slice is not None:
+        return _slice(device, device.slice)
     known = catalog.match(device.title, device.memory_bytes)
     if known is None:
         bandwidth, flops = UNKNOWN_GPU
@@ -155,11 +184,26 @@ def _local(device: DeviceInfo) -> Target:
             device.memory_bytes,
             bandwidth,
             flops,
-            local=device.name,
             source="a guess",
             spread=UNKNOWN_SPREAD,
         )
-    return replace(of_catalog(known), memory_bytes=device.memory_bytes, local=device.name)
+    return replace(of_catalog(known), memory_bytes=device.memory_bytes)
+
+
+def _slice(device: DeviceInfo, part: Slice) -> Target:
+    """By the shares of the whole card that a slice has. What of the card's power it takes is not known."""
+    whole = _local_gpu(replace(device, title=part.of_title, memory_bytes=part.of_bytes, slice=None))
+    compute = part.compute_share or part.memory_share
+    return replace(
+        whole,
+        memory_bytes=device.memory_bytes,
+        bandwidth_bytes_s=whole.bandwidth_bytes_s * part.memory_share,
+        flops={dtype: rate * compute for dtype, rate in whole.flops.items()},
+        tdp_w=None,
+        source=f"a slice: {part.memory_share:.0%} of the bandwidth, {compute:.0%} of the multiprocessors",
+        spread=max(whole.spread, SLICE_SPREAD),
+        part=f"MIG {part.profile}",
+    )
 
 
 def _named(text: str) -> catalog.CatalogDevice:

@@ -8,7 +8,6 @@ session.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -17,13 +16,19 @@ from typing import Any
 
 from profiler import files
 from profiler.case import Case
-from profiler.errors import ProfileError
+from profiler.errors import NotFound, ProfileError
+from profiler.foreign import BadContent, Budget, json_value, read_bytes
+from profiler.gate.advice import COMMAND, FrontEnd
 from profiler.gate.exact import BOUNDS
-from profiler.units import bytes_text, printable
+from profiler.results.measurement import Measurement
+from profiler.results.validity import check, check_part
+from profiler.units import MAX_BYTES as MOST_BYTES
+from profiler.units import printable
 
 FORMAT = "llm-hwprofile baseline"
 SCHEMA = 1
-MAX_BYTES = 64 * 1024**2
+BUDGET = Budget(nbytes=64 * 1024**2, values=2**22)  # thousands of cells with all their sessions
+SHORTEST_S, LONGEST_S = 1e-9, 1e9  # of a block: quotients of such times, and their logarithms, stay finite
 MOST_SESSIONS = 30  # the oldest go: what a machine did long ago says little of what it does now
 
 
@@ -67,24 +72,20 @@ class Baseline:
         return Baseline(cells)
 
 
-def read(path: Path) -> Baseline:
+def read(path: Path, front: FrontEnd = COMMAND) -> Baseline:
     """The baseline in a file. Raises ProfileError for one that is not there, or not whole, or of a newer version."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _wrong(path, f"it is larger than {bytes_text(MAX_BYTES)}")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except FileNotFoundError:
+        content = read_bytes(path, BUDGET.nbytes)
+    except NotFound:
         raise ProfileError(
-            f"there is no baseline {printable(path)}", "Make one of what is measured now: --accept."
+            f"there is no baseline {printable(path)}", f"To make one of what is measured now, add {front.accept}."
         ) from None
-    except OSError as error:
-        raise ProfileError(f"the baseline {printable(path)} cannot be read: {printable(error.strerror)}") from None
-    except (ValueError, RecursionError):
-        raise _wrong(path, "it is no JSON") from None
     try:
-        return _parsed(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _wrong(path, f"{type(error).__name__}: {printable(error)}") from None
+        return _parsed(json_value(content, BUDGET))
+    except BadContent as error:
+        raise _wrong(path, f"it is not JSON: {printable(error)}", front) from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _wrong(path, f"{type(error).__name__}: {printable(error)}", front) from None
 
 
 def write(path: Path, baseline: Baseline) -> None:
@@ -102,19 +103,22 @@ def write(path: Path, baseline: Baseline) -> None:
 def _parsed(content: Any) -> Baseline:
     if content["format"] != FORMAT:
         raise ValueError("it is no baseline")
-    if content["schema"] > SCHEMA:
+    if type(content["schema"]) is not int or content["schema"] > SCHEMA:
         raise ValueError("a newer version of profile wrote it")
     return Baseline({str(name): _entry(entry) for name, entry in content["cells"].items()})
 
 
 def _entry(content: Mapping[str, Any]) -> Entry:
     facts = {name: value for name, value in content["facts"].items() if name in BOUNDS}
-    if not all(isinstance(value, int) and value >= 0 for value in facts.values()):
+    if not all(type(value) is int and 0 <= value <= MOST_BYTES for value in facts.values()):
         raise ValueError("a figure is no number of bytes or tokens")
+    check(Case, content["case"], "case")
+    check(Measurement, {"threads": content["threads"]})
+    check_part("environment", content["environment"])
     return Entry(
         case=Case.from_row(content["case"]),
         facts=facts,
-        environment=dict(content["environment"]),
+        environment=content["environment"],
         threads=content["threads"],
         sessions=tuple(_session(session) for session in content["sessions"]),
     )
@@ -130,15 +134,11 @@ def _session(content: Mapping[str, Any]) -> Session:
 
 def _times(values: Iterable[Any]) -> Iterator[float]:
     for value in values:
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not SHORTEST_S <= value <= LONGEST_S:
             raise ValueError("a time is no number of seconds")
         yield float(value)
 
 
-def _refuse(word: str) -> float:
-    raise ValueError(f"{word} is no number")
-
-
-def _wrong(path: Path, why: str) -> ProfileError:
-    hint = "Take it from version control, or make a new one of what is measured now: delete it, then --accept."
+def _wrong(path: Path, why: str, front: FrontEnd) -> ProfileError:
+    hint = f"Take it from version control; or delete it, and add {front.accept} to make one of what is measured now."
     return ProfileError(f"{printable(path)} cannot be used as a baseline: {printable(why)}", hint)

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from profiler import devices
+from profiler.case import Case
+from profiler.errors import ProfileError
+from profiler.gate import side as sides
 from profiler.gate.block import Block
 from profiler.gate.side import Side
 from profiler.measure.interrupt import Interrupts
 from profiler.measure.loop import Effort
 from profiler.measure.process import Launch
+from profiler.measure.protocol import Order
 from profiler.measure.supervisor import Job, Supervisor
 from profiler.measure.watch import Limits, OnBeat, Stopped
+from profiler.models.source import Source
+from profiler.units import printable
 
 PADDING = 4096  # bytes: where the stack starts depends on the environment's size, and with it speed (Mytkowicz 2009)
 ROOM = 1.1  # of the first process's peak must be free for a second one beside it
+
+
+TRIVIAL = Job(  # of the backend that costs nothing, which every version has
+    Case("side", "side", "synthetic", "fp32", "fp32", "cpu", "fake", "eager", context=1, batch=1, steps=1, ubatch=1),
+    Source("folder", os.devnull, None, {}),
+)
 
 
 class Interrupted(Exception):
@@ -32,6 +45,9 @@ class Bench(Protocol):
 
     def block(self, slot: int, job: Job) -> Block:
         """Measure one case on the process of a slot. Raises Interrupted."""
+
+    def check(self, side: Side, jobs: Sequence[Job]) -> None:
+        """Raises ProfileError where a side cannot take these jobs at all: then there is nothing to judge."""
 
 
 @dataclass(slots=True)
@@ -94,6 +110,22 @@ class WorkerBench:
             peak = row.memory.process_peak_bytes
             self.resident = peak is None or devices.find(job.case.device).free_bytes > ROOM * peak
         return Block(mine.side.name, mine.process, row)
+
+    def check(self, side: Side, jobs: Sequence[Job]) -> None:
+        """Both its profiler and a worker of it: the first may answer where the second does not even start."""
+        sides.check(side, [Order(job.case, job.source, self._effort, None) for job in jobs])
+        slot = self._slot(side)
+        try:
+            row = slot.supervisor.row(TRIVIAL)
+        except Stopped:
+            raise Interrupted from None
+        finally:
+            slot.supervisor.stop_worker()
+        if row.outcome != "ok":
+            raise ProfileError(
+                f"{printable(side.name)}: its worker process does not measure: {row.reason}",
+                "A gate talks to a worker process of each side over pipes that it inherits: name its interpreter.",
+            )
 
     def _slot(self, side: Side) -> _Slot:
         self._processes += 1

@@ -20,6 +20,7 @@ from typing import Any
 from profiler import files, folders
 from profiler.case import digest
 from profiler.errors import ProfileError
+from profiler.foreign import read_json
 from profiler.gate.series import RESTART
 from profiler.results.measurement import Phase
 
@@ -54,7 +55,7 @@ class Calibrations:
             return None
         now = time.time() if now is None else now
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             found: dict[Phase, Noise] = {name: Noise(**values) for name, values in content.items()}
             good = all(
                 name in ("prefill", "decode")
@@ -63,7 +64,7 @@ class Calibrations:
                 and 0 <= now - each.measured_at < KEPT_S
                 for name, each in found.items()
             )
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (ProfileError, ValueError, TypeError, AttributeError):
             return None
         return found if good and found else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from profiler import registry
 from profiler.gate import exact, reference, stored
+from profiler.gate.advice import COMMAND, FrontEnd, settle
 from profiler.gate.baseline import Baseline, Entry, Session
 from profiler.gate.bench import Bench
 from profiler.gate.block import Block, Clock, clock_of
@@ -79,32 +80,34 @@ def measure(
     return Cell(name, job, environment, rows, times, reference.seconds() if timed else None)
 
 
-def against(cell: Cell, baseline: Baseline, rule: Rule, metrics: Sequence[Phase]) -> list[Verdict]:
+def against(
+    cell: Cell, baseline: Baseline, rule: Rule, metrics: Sequence[Phase], front: FrontEnd = COMMAND
+) -> list[Verdict]:
     """The verdicts on a cell. One that failed, or that the baseline does not know, is a FAIL."""
     if cell.failed is not None:
         return [Verdict(cell.name, "case", "FAIL", f"{cell.failed.outcome}: {cell.failed.reason}")]
     entry = baseline.cells.get(cell.name)
     if entry is None:
         reason = "it is not in the baseline: new, or under another name"
-        return [Verdict(cell.name, "case", "FAIL", reason, "if it is meant: --accept")]
+        return [Verdict(cell.name, "case", "FAIL", reason, front.if_meant)]
     changed = _changed(entry, cell)
     if changed:
         reason = f"it is another case than the baseline's: {', '.join(changed)}"
-        return [Verdict(cell.name, "case", "INCOMPARABLE", reason, "if it is meant: --accept")]
+        return [Verdict(cell.name, "case", "INCOMPARABLE", reason, front.if_meant)]
     same = not differences(entry.environment, cell.environment)
-    found = exact.verdicts(cell.name, entry.facts, exact.facts(cell.rows[0]), "the baseline", same)
+    found = exact.verdicts(cell.name, entry.facts, exact.facts(cell.rows[0]), "the baseline", same, front.if_meant)
     for metric in metrics:
         now = stored.Now(
             cell.times.get(metric, ()), cell.clock, cell.environment, cell.rows[0].threads, cell.reference_s
         )
-        found.append(stored.verdict(cell.name, metric, entry, now, rule))
+        found.append(stored.verdict(cell.name, metric, entry, now, rule, front, settle(cell.job)))
     return found
 
 
-def missing(baseline: Baseline, measured: Sequence[str]) -> list[Verdict]:
+def missing(baseline: Baseline, measured: Sequence[str], front: FrontEnd = COMMAND) -> list[Verdict]:
     """A FAIL for each cell of the baseline that was not measured: deleted, renamed, or not selected."""
     reason = "it is in the baseline and was not measured: deleted, renamed, or not selected"
-    advice = "measure all of it; or, if it is meant, delete the baseline and --accept"
+    advice = f"measure all of it; or, if it is meant, delete the baseline and add {front.accept}"
     return [Verdict(name, "case", "FAIL", reason, advice) for name in baseline.cells if name not in measured]
 
 

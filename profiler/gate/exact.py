@@ -50,20 +50,32 @@ def facts(row: Measurement) -> dict[str, int]:
 
 
 def verdicts(
-    cell: str, before: Mapping[str, int], now: Mapping[str, int], against: str, same_machine: bool = True
+    cell: str,
+    before: Mapping[str, int],
+    now: Mapping[str, int],
+    against: str,
+    same_machine: bool = True,
+    if_meant: str | None = None,
 ) -> list[Verdict]:
     """One for each figure that either side has. ``against`` names the other side to people: the base, the
-    baseline.
+    baseline. ``if_meant`` tells them what to do about a change that is no mistake, where there is something.
     """
     return [
-        _verdict(cell, name, bound, before.get(name), now.get(name), against, same_machine)
+        _verdict(cell, name, bound, before.get(name), now.get(name), against, same_machine, if_meant)
         for name, bound in BOUNDS.items()
         if name in before or name in now
     ]
 
 
 def _verdict(
-    cell: str, name: str, bound: Bound, before: int | None, now: int | None, against: str, same_machine: bool
+    cell: str,
+    name: str,
+    bound: Bound,
+    before: int | None,
+    now: int | None,
+    against: str,
+    same_machine: bool,
+    if_meant: str | None,
 ) -> Verdict:
     if bound.of == "machine" and not same_machine:
         reason = f"it depends on the machine and its software, which are not those of {against}"
@@ -75,10 +87,10 @@ def _verdict(
     ratio = now / before if before else None
     parts = {"before": before, "now": now, "ratio": ratio}
     if now > before * (1 + bound.above):
-        return Verdict(cell, name, "FAIL", _change(name, before, now), _advice(bound), **parts)  # type: ignore[arg-type]
+        return Verdict(cell, name, "FAIL", _change(name, before, now), _advice(bound, if_meant), **parts)  # type: ignore[arg-type]
     if bound.below is not None and now < before * (1 - bound.below):
         reason = f"{_change(name, before, now)}: another workload, or an improvement that is to be accepted"
-        return Verdict(cell, name, "FAIL", reason, _advice(bound), **parts)  # type: ignore[arg-type]
+        return Verdict(cell, name, "FAIL", reason, _advice(bound, if_meant), **parts)  # type: ignore[arg-type]
     return Verdict(cell, name, "PASS", "the same" if now == before else _change(name, before, now), **parts)  # type: ignore[arg-type]
 
 
@@ -90,5 +102,6 @@ def _change(name: str, before: int, now: int) -> str:
     return f"{a} → {b}"
 
 
-def _advice(bound: Bound) -> str:
-    return "if it is meant: --accept" if bound.of == "workload" else "find what holds it; if it is meant: --accept"
+def _advice(bound: Bound, if_meant: str | None) -> str | None:
+    parts = ["find what holds it" if bound.of == "machine" else None, if_meant]
+    return "; ".join(part for part in parts if part) or None

@@ -55,18 +55,21 @@ def table(verdicts: Sequence[Verdict]) -> list[str]:
 
 def reasons(verdicts: Sequence[Verdict]) -> list[str]:
     """What is not a plain PASS, in words, with what to do; the same words of several metrics once."""
-    said: dict[tuple[str, str, str | None], list[str]] = {}
+    said: dict[tuple[str, str, str | None, str | None], list[str]] = {}
     for verdict in verdicts:
         if verdict.word != "PASS" or verdict.advice:
             again = verdict.confirmation
             ends = "" if again is None else f" ({interval(math.exp(again.low), math.exp(again.high))})"
-            said.setdefault((verdict.cell, verdict.reason + ends, verdict.advice), []).append(verdict.metric)
+            key = (verdict.cell, verdict.reason + ends, verdict.advice, verdict.command)
+            said.setdefault(key, []).append(verdict.metric)
     lines: list[str] = []
-    for (cell, reason, advice), metrics in said.items():
+    for (cell, reason, advice, command), metrics in said.items():
         text = f"{plain(cell)} {plain(', '.join(metrics))}: {plain(reason, 400)}"
         lines += textwrap.wrap(text, WIDTH, subsequent_indent="    ")
         if advice:
             lines += textwrap.wrap(f"    → {plain(advice)}", WIDTH, subsequent_indent="      ")
+        if command:
+            lines.append(f"      {command}")  # never wrapped: it is there to be pasted
     return lines
 
 

@@ -5,43 +5,34 @@
                                         llm-hwprofile if it has one; else ours is lent to it
     --base "taskset -c 0 python3"       a command that becomes an interpreter
 
-A prefix ``rev:``, ``venv:`` or ``cmd:`` says which is meant where it could be two of them.
+A prefix ``rev:``, ``venv:`` or ``cmd:`` says which is meant. Without one, a name that is both a revision and a
+program is refused: which code runs must not depend on what branches a repository has. What will run is said before it
+does.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from profiler.errors import ProfileError
-from profiler.gate import staging
-from profiler.measure.environ import worker_environment
+from profiler.gate import interpreter, staging
 from profiler.measure.process import Launch
+from profiler.measure.protocol import Order
 from profiler.results.environment import LIBRARIES
+from profiler.shell import quote
 from profiler.units import UNKNOWN, printable
 
-PROBE_S = 60  # an interpreter on a network file system may take its time
+KINDS = {"rev": "a git revision", "venv": "an environment", "cmd": "a command"}
 FORMS = "A git revision, a folder with a virtual environment, an interpreter, or a command that becomes one."
 
-PROBE = """
-import json, sys
-from importlib import metadata, util
-def version(name):
-    try: return metadata.version(name)
-    except metadata.PackageNotFoundError: return None
-spec = util.find_spec("profiler")
-worker = spec and util.find_spec("profiler.measure") and util.find_spec("profiler.measure.worker")
-print(json.dumps({"python": sys.version.split()[0], "executable": sys.executable, "prefix": sys.prefix,
-    "code": spec and spec.origin, "worker": bool(worker), "libraries": {n: version(n) for n in sys.argv[1:]}}))
-"""
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +44,72 @@ class Side:
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter says of itself
 
 
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a person's word for a side may mean. Finding it runs nothing but git."""
+
+    kind: str  # of KINDS
+    text: str  # without a prefix
+    words: str  # what runs, for people
+    python: tuple[str, ...]  # what starts the interpreter
+    commit: str | None = None
+
+
 def here() -> Side:
     """What is installed here."""
     launch = Launch((sys.executable,))
-    return Side("what is installed here", launch, probe(launch))
+    return Side("what is installed here", launch, interpreter.about(launch))
 
 
-def resolve(text: str, scratch: Path) -> Side:
+def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Side:
     """The side that ``text`` means; ``scratch`` is a folder for code, which must live as long as the side.
 
-    Raises ProfileError for what is none, or has no interpreter that can measure.
+    ``say`` gets what runs, before it does. Raises ProfileError for what is none, or has no interpreter that can
+    measure.
     """
+    found = meaning(text)
+    say(found.words)
+    if found.commit is not None:
+        return _of_revision(found, found.commit, scratch)
+    return _with_code(text, Launch(found.python), scratch)
+
+
+def meaning(text: str) -> Meaning:
+    """What ``text`` means. Raises ProfileError where that is nothing that could be run, or two things."""
     kind, _, rest = text.partition(":")
-    kinds: dict[str, Callable[[str, Path], Side | None]] = {"rev": _revision, "venv": _venv, "cmd": _command}
-    if kind in kinds and rest:
-        side = kinds[kind](rest, scratch)
-    else:
-        side = _venv(text, scratch) or _revision(text, scratch) or _command(text, scratch)
-    if side is None:
-        raise ProfileError(f"{printable(text)!r} is no side that can be measured", FORMS)
-    return side
+    if kind in KINDS and rest:
+        return _only(kind, rest)
+    found: list[Meaning] = []
+    faults: list[ProfileError] = []
+    for look in (_environment, _revision, _command):
+        try:
+            found.append(look(text))
+        except ProfileError as error:
+            faults.append(error)
+    if not found:
+        reasons = "; ".join(dict.fromkeys(error.message for error in faults))
+        raise ProfileError(f"{_quoted(text)} is not a revision, environment or command we can run: {reasons}", FORMS)
+    code = [each for each in found if each.kind == "rev"]
+    programs = [each for each in found if each.kind != "rev"]
+    if code and programs:
+        two = (code[0], programs[0])
+        both = " and ".join(f"{KINDS[each.kind]}, which {each.words}" for each in two)
+        spelled = " or ".join(quote(f"{each.kind}:{text}") for each in two)
+        raise ProfileError(f"{_quoted(text)} is two things here: {both}", f"Say which is meant: {spelled}")
+    return found[0]
+
+
+def check(side: Side, orders: Sequence[Order]) -> None:
+    """Raises ProfileError where the profiler of this side cannot take these orders: too old, or broken."""
+    fault = interpreter.fault(side.launch, orders)
+    if fault is not None:
+        version = (side.facts.get("libraries") or {}).get("llm-hwprofile")
+        what = f"its profiler{f' ({_text(version)})' if version else ''} cannot measure this: {fault}"
+        raise ProfileError(
+            f"{printable(side.name)}: {what}",
+            "Name a side with a newer llm-hwprofile, torch and transformers, or one without any llm-hwprofile: then"
+            " ours is lent to it.",
+        )
 
 
 def differences(base: Side, candidate: Side) -> list[str]:
@@ -98,56 +135,75 @@ def is_same(base: Side, candidate: Side) -> bool:
     )
 
 
-def probe(launch: Launch) -> dict[str, Any]:
-    """What an interpreter says of itself. Raises ProfileError when it says nothing of use."""
-    command = [*launch.python, "-P", "-c", PROBE, *LIBRARIES]
-    what = printable(shlex.join(launch.python))
+def _only(kind: str, text: str) -> Meaning:
+    look = {"rev": _revision, "venv": _environment, "cmd": _command}[kind]
     try:
-        done = subprocess.run(
-            command,
-            env=worker_environment(os.environ) | dict(launch.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=PROBE_S,
-            check=False,
-        )
-        facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return facts
-    except OSError as error:
-        raise ProfileError(f"{what} cannot be started: {printable(error.strerror)}", FORMS) from None
-    except subprocess.TimeoutExpired:
-        raise ProfileError(f"{what} did not answer within {PROBE_S} s", FORMS) from None
-    except (ValueError, IndexError):
-        said = printable(" ".join(done.stderr.split()[-12:]))
-        raise ProfileError(f"{what} is no Python that answers: {said or 'it said nothing'}", FORMS) from None
+        return look(text)
+    except ProfileError as error:
+        raise ProfileError(
+            f"{kind}:{printable(text)} cannot be a side: {error.message}", error.hint or FORMS
+        ) from None
 
 
-def _venv(text: str, scratch: Path) -> Side | None:
+def _environment(text: str) -> Meaning:
     """A folder with ``bin/python``, or an interpreter's path."""
-    path = Path(text).expanduser()
-    python = path / "bin" / "python" if path.is_dir() else path
-    if not (python.is_file() and os.access(python, os.X_OK)) or (path == python and os.sep not in text):
-        return None
-    return _with_code(text, Launch((os.path.abspath(python),)), scratch)  # not resolved: a venv's python is a link
+    try:
+        path = Path(os.path.expanduser(text))
+        folder, file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
+        raise ProfileError("there is no such path") from None
+    python = path / "bin" / "python" if folder else path
+    if not text or not (folder or file):
+        raise ProfileError("there is no such path")
+    if file and os.sep not in text:
+        raise ProfileError("a file in the current folder is named as a path: ./NAME")
+    if not python.is_file():
+        raise ProfileError(f"the folder {printable(text)} has no bin/python")
+    if not os.access(python, os.X_OK):
+        raise ProfileError(f"{printable(python)} cannot be executed")
+    start = os.path.abspath(python)  # not resolved: a venv's python is a link
+    return Meaning("venv", text, f"runs the interpreter {printable(start)}", (start,))
 
 
-def _command(text: str, scratch: Path) -> Side | None:
-    words = shlex.split(text)
-    if not words or shutil.which(words[0]) is None:
-        return None
-    return _with_code(text, Launch(tuple(words)), scratch)
+def _command(text: str) -> Meaning:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ProfileError(f"as a command it does not parse: {printable(error)}") from None
+    if not words or "\0" in text:
+        raise ProfileError("as a command it is empty")
+    program = shutil.which(words[0])
+    if program is None:
+        raise ProfileError(f"there is no program {printable(words[0])}")
+    shown = " ".join(map(quote, (program, *words[1:])))
+    return Meaning("cmd", text, f"runs the command {shown}", tuple(words))
+
+
+def _revision(text: str) -> Meaning:
+    found = staging.commit(text) if text else None
+    if found is None:
+        where = staging.checkout()
+        place = f" in {printable(where)}" if where else ": the profiler does not run from a git checkout"
+        raise ProfileError(f"there is no such revision{place}")
+    words = (
+        f"runs the code of commit {found[:12]} of {printable(staging.checkout())} with {printable(sys.executable)}"
+    )
+    return Meaning("rev", text, words, (sys.executable,), found)
 
 
 def _with_code(text: str, launch: Launch, scratch: Path) -> Side:
     """With the llm-hwprofile that it has, else with a copy of ours."""
-    facts = probe(launch)
+    facts = interpreter.about(launch)
     if facts.get("worker"):
         return Side(text, launch, facts)
     lent = Launch(launch.python, staging.environ(staging.lend(scratch / f"lent-{len(os.listdir(scratch))}")))
-    facts = probe(lent)
-    if not (facts.get("libraries") or {}).get("torch"):
+    facts = interpreter.about(lent)
+    if not facts["worker"]:
+        raise ProfileError(
+            f"{printable(text)} neither has llm-hwprofile nor imports ours from PYTHONPATH",
+            "Name an interpreter that is not started with -I or -E, or install llm-hwprofile there.",
+        )
+    if not facts["libraries"].get("torch"):
         raise ProfileError(
             f"{printable(text)}: neither llm-hwprofile nor torch is installed there",
             "Install what runs the models there: torch, transformers; our own code is lent.",
@@ -155,16 +211,17 @@ def _with_code(text: str, launch: Launch, scratch: Path) -> Side:
     return Side(f"{text} (with our own code)", lent, facts)
 
 
-def _revision(text: str, scratch: Path) -> Side | None:
-    commit = staging.commit(text)
-    if commit is None:
-        return None
+def _of_revision(found: Meaning, commit: str, scratch: Path) -> Side:
     folder = staging.revision(commit, scratch / commit[:12])
-    launch = Launch((sys.executable,), staging.environ(folder))
-    facts = probe(launch)
-    if not facts.get("worker") or not str(facts.get("code", "")).startswith(str(folder)):
-        raise ProfileError(f"revision {printable(text)} has no profiler that can measure", FORMS)
-    return Side(text if text == commit else f"{text} ({commit[:12]})", launch, facts)
+    launch = Launch(found.python, staging.environ(folder))
+    facts = interpreter.about(launch)
+    if not facts["worker"] or not str(facts.get("code", "")).startswith(str(folder)):
+        raise ProfileError(f"revision {printable(found.text)} has no profiler that can measure", FORMS)
+    return Side(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, facts)
+
+
+def _quoted(text: str) -> str:
+    return repr(printable(text))
 
 
 def _text(value: object) -> str:

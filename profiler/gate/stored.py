@@ -5,7 +5,7 @@ more than any interval of either shows, so this rule is far blunter than pairs m
 
     FAIL          the lower t bound of now ÷ baseline is above τ
     PASS          the upper t bound is below 1 + δ
-    inconclusive  anything between: measure both sides (``profile gate --base``)
+    inconclusive  anything between: measure both sides, by ``profile gate``
 
 τ comes from at least ten accepted sessions of the same machine: the larger of 1 + δ and (Q3 + 3 IQR) ÷ median of
 their medians, Tukey's far-out fence. With fewer, nobody knows how much sessions differ, and τ is 1.5. Another
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from profiler.gate import reference
+from profiler.gate.advice import SETTLE, FrontEnd
 from profiler.gate.baseline import Entry
 from profiler.gate.pairs import Rule
 from profiler.gate.state import percent
@@ -27,11 +28,11 @@ from profiler.gate.verdict import Verdict
 from profiler.results import student
 from profiler.results.difference import differences
 from profiler.results.stats import percentile
+from profiler.shell import Command
 
 ENOUGH = 10  # sessions whose quartiles say something
 FEW = 0.5  # slowdown that one session can show: CPU time of one program differed by 8 % (sd) between processes on a
 # machine under full load, and 3 IQR of that are a third
-SETTLE = "measure both sides in turns: profile gate --base"
 
 
 def threshold(entry: Entry, metric: str, rule: Rule) -> float:
@@ -56,18 +57,17 @@ class Now:
     reference_s: float | None
 
 
-def verdict(cell: str, metric: str, entry: Entry, now: Now, rule: Rule) -> Verdict:
-    """Of one metric against what is stored of it."""
+def verdict(cell: str, metric: str, entry: Entry, now: Now, rule: Rule, front: FrontEnd, settle: Command) -> Verdict:
+    """Of one metric against what is stored of it; ``settle`` is the gate of two sides to send people to."""
     name, changed = f"{metric}_{now.clock}_s", differences(entry.environment, now.environment)
     if now.threads != entry.threads:
         changed.append(f"threads {entry.threads} → {now.threads}")
     if changed:
-        return Verdict(
-            cell, name, "INCOMPARABLE", f"not the machine of the baseline: {'; '.join(changed[:4])}", SETTLE
-        )
+        reason = f"not the machine of the baseline: {'; '.join(changed[:4])}"
+        return Verdict(cell, name, "INCOMPARABLE", reason, SETTLE, str(settle))
     history = [s for s in entry.sessions if s.clock == now.clock and len(s.blocks.get(metric, ())) > 1]
     if not history:
-        return Verdict(cell, name, "INCOMPARABLE", "the baseline has no such times", "--accept")
+        return Verdict(cell, name, "INCOMPARABLE", "the baseline has no such times", front.if_meant)
     if len(now.blocks) < 2:
         return Verdict(cell, name, "INCONCLUSIVE", "too few blocks without work from outside", "free the machine")
     before = statistics.median(statistics.median(session.blocks[metric]) for session in history)
@@ -75,13 +75,13 @@ def verdict(cell: str, metric: str, entry: Entry, now: Now, rule: Rule) -> Verdi
     tau = threshold(entry, metric, rule)
     slower = reference.slower(history[-1].reference_s, now.reference_s)
     found = Verdict(
-        cell, name, "INCONCLUSIVE", f"a stored time tells slowdowns from {percent(tau)} here", SETTLE,
+        cell, name, "INCONCLUSIVE", f"a stored time tells slowdowns from {percent(tau)} here", SETTLE, str(settle),
         ratio=mean, low=low, high=high, delta=rule.delta, detectable=tau, before=before,
         now=statistics.median(now.blocks),
     )  # fmt: skip
     if high < 1 + rule.delta:
         reason = f"not slower by {percent(rule.delta)} than when it was stored"
-        return replace(found, word="PASS", reason=reason, advice=None)
+        return replace(found, word="PASS", reason=reason, advice=None, command=None)
     if slower is not None:
         reason = f"the machine itself does fixed work {percent(slower)} slower than when it was stored"
         return replace(found, reason=reason)

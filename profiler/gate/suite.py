@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from profiler import devices
+from profiler import devices, files
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.gate import baseline, cell, exact, page
 from profiler.gate import side as sides
+from profiler.gate.advice import PYTEST
 from profiler.gate.bench import Interrupted, WorkerBench
 from profiler.gate.block import METRICS, threads_of
 from profiler.gate.pairs import Rule
@@ -21,6 +23,7 @@ from profiler.gate.verdict import Verdict, exit_code, worst
 from profiler.measure.loop import Effort
 from profiler.measure.supervisor import Job
 from profiler.measure.watch import Limits
+from profiler.plan.grid import runnable
 from profiler.plan.request import Request, work
 from profiler.results import environment, stats
 from profiler.results.environment import environment_key
@@ -28,7 +31,14 @@ from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact_json
 from profiler.units import parse_percent
 
+ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
+ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
+OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 KINDS = ("workload", "machine", "time")
+UNSETTLED = (
+    "warning: some stored times are too noisy to settle anything. That does not fail the session;"
+    " --profile-gate-inconclusive fail makes it."
+)
 
 
 class Replay:
@@ -65,11 +75,12 @@ class Gate:
 
 @dataclass(slots=True)
 class Suite:
-    """One session. ``lines`` are for the terminal, once it has finished."""
+    """One session. ``lines`` and then ``warnings`` are for the terminal, once it has finished."""
 
     gate: Gate | None
     delta: float
     lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     _cells: dict[str, cell.Cell] = field(default_factory=dict)  # by the id of the test
     _rules: dict[str, Rule] = field(default_factory=dict)
     _broken: dict[str, str] = field(default_factory=dict)  # why a test has no cell
@@ -87,8 +98,8 @@ class Suite:
             try:
                 found = self.measure(node.nodeid, model, **asked)
             except ProfileError as error:
-                self._broken.setdefault(node.nodeid, error.message)
-                pytest.fail(str(error), pytrace=False)
+                self._broken.setdefault(node.nodeid, _as_arguments(error.message))
+                pytest.fail(_as_arguments(str(error)), pytrace=False)
             except Interrupted:
                 raise KeyboardInterrupt from None
             failed = found.failed
@@ -140,10 +151,13 @@ class Suite:
         verdicts += [
             Verdict(name, "case", "FAIL", why) for name, why in self._broken.items() if name not in self._cells
         ]
-        verdicts += cell.missing(gate.known, [*self._cells, *self._broken])
+        verdicts += cell.missing(gate.known, [*self._cells, *self._broken], PYTEST)
         told = page.reasons(verdicts)
         self.lines = [page.headline(verdicts), "", *page.table(verdicts), *([""] if told else []), *told]
-        return exit_code(worst(verdicts), gate.inconclusive_fails)
+        word = worst(verdicts)
+        if word == "INCONCLUSIVE" and not gate.inconclusive_fails:
+            self.warnings = [UNSETTLED]
+        return exit_code(word, gate.inconclusive_fails)
 
     def close(self) -> None:
         """Nothing of ours outlives the session."""
@@ -151,7 +165,7 @@ class Suite:
 
     def _verdicts(self, gate: Gate, name: str) -> list[Verdict]:
         timed = METRICS if "time" in gate.kinds else ()
-        found = cell.against(self._cells[name], gate.known, self._rules[name], timed)
+        found = cell.against(self._cells[name], gate.known, self._rules[name], timed, PYTEST)
         return [
             verdict
             for verdict in found
@@ -167,7 +181,11 @@ class Suite:
             return 1
         same = {name: cell.adds_up(found, gate.known) for name, found in self._cells.items()}
         entries = {name: found.entry() for name, found in self._cells.items()}
-        baseline.write(gate.path, gate.known.accepted(entries, same))
+        try:
+            baseline.write(gate.path, gate.known.accepted(entries, same))
+        except ProfileError as error:
+            self.lines = str(error).splitlines()
+            return 1
         others = [name for name in gate.known.cells if name not in entries]
         self.lines = [f"{name}: accepted{' as one more session' * same[name]}" for name in entries]
         self.lines += [f"{name}: kept as it was, not measured" for name in others]
@@ -190,7 +208,9 @@ def open_suite(config: pytest.Config) -> Suite:
         if not kinds or kinds - set(KINDS):
             raise ProfileError(f"--profile-gate-kinds: known are {', '.join(KINDS)}")
         path, accept = Path(named), bool(config.getoption("profile_gate_accept"))
-        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
+        if accept:
+            files.check(path)
+        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path, PYTEST)
     except ProfileError as error:
         raise pytest.UsageError(str(error)) from None
     return Suite(Gate(path, accept, known, kinds, config.getoption("profile_gate_inconclusive") == "fail"), delta)
@@ -213,7 +233,8 @@ def _job(
         raise ProfileError(
             f"profile_case measures one case, and these are {len(task.points)}", "Parametrize the test."
         )
-    return Job(task.points[0].case, task.points[0].source), task.effort
+    (point,) = runnable(task.points)
+    return Job(point.case, point.source), task.effort
 
 
 def _show(found: cell.Cell, phase: Phase, replay: Replay, benchmark: Any) -> None:
@@ -239,6 +260,11 @@ def _show(found: cell.Cell, phase: Phase, replay: Replay, benchmark: Any) -> Non
 def _rates(rows: Sequence[Measurement], phase: Phase) -> dict[str, float | None] | None:
     summary = stats.summarize([rate for row in rows for rate in stats.rates(row, phase)])
     return None if summary is None else {"median": summary.median, "low": summary.low, "high": summary.high}
+
+
+def _as_arguments(text: str) -> str:
+    """A message about options of ``profile sweep``, in the arguments of ``profile_case`` that stand for them."""
+    return OPTION.sub(lambda option: ARGUMENTS.get(option[0], option[0]), text)
 
 
 def _percent(text: str) -> float:

@@ -23,6 +23,7 @@ class Verdict:
     word: Word
     reason: str  # in words; of a PASS too
     advice: str | None = None  # what to do
+    command: str | None = None  # the command that does it, to paste
     ratio: float | None = None
     low: float | None = None  # bounds that the decision rests on, each one-sided
     high: float | None = None

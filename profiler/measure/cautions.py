@@ -7,17 +7,20 @@ What the repetitions show by themselves (drift, spread, too few of them) is deri
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from profiler.devices.base import Overview, Pressure
 from profiler.measure.phase import Measured
 from profiler.results.measurement import Caution, Phase, Sample
-from profiler.units import bytes_text
+from profiler.units import bytes_text, seconds_text
 
 MAX_WAIT = 0.1  # share of the wanted CPU time that a process may miss before its figure is another program's as well
 MIN_BLAME = 0.5  # of a wait that others must have worked: threads of one process wait for each other as well
 MAX_STALLED = 0.25  # share of the time in which others may wait for a core: they then run on all that we leave them
 MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake
+SOME_THROTTLED = 0.02  # of the time: now and then a period is used up by a thread that does nothing for the phase
+PERIODS_TO_AVERAGE = 5  # in a repetition, which may begin with all of a period's time or with none
 SOME_SWAP = 16 * 1024**2  # bytes: less is what any program has that started long ago
 ONE_OTHER = "another process computes"  # a gate knows this one: it is the other side's
 QUIETER = "--fresh on a quieter machine"
@@ -31,6 +34,9 @@ def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
         Caution(f"{phase}-cpu-pressure", text, QUIETER)
         for text in _pressure(phase, [s for s in measured.samples if not s.warmup], before, after, cores)
     ]
+    throttled = _throttled(phase, measured)
+    if throttled:
+        found.append(Caution(f"{phase}-throttled", throttled, "a larger CPU quota"))
     swapped = _swapped(phase, before, after)
     if swapped:
         found.append(Caution(f"{phase}-swap", swapped, SMALLER))
@@ -56,7 +62,8 @@ def company(seen: Overview, device: str) -> list[Caution]:
 def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: Pressure, cores: int) -> list[str]:
     """Other work on the cores, told once: as what this process missed, else as what others did."""
     wall = after.at_s - before.at_s
-    waited = sum(sample.wait_s or 0 for sample in samples)
+    stood = _grown(before.throttled_s, after.throttled_s) or 0.0  # for the quota, which is nobody else's work
+    waited = max(0.0, sum(sample.wait_s or 0 for sample in samples) - stood)
     wanted = waited + sum(sample.cpu_s or 0 for sample in samples)
     others = _others(before, after)
     if wanted and waited / wanted > MAX_WAIT and others >= waited * MIN_BLAME:
@@ -65,9 +72,28 @@ def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: 
     if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
         return [f"{phase}: the hypervisor took {stolen / (wall * cores):.0%} of the cores' time for other guests"]
     stalled = _grown(before.stalled_s, after.stalled_s)
+    stalled = None if stalled is None else max(0.0, stalled - stood)
     if wall > 0 and stalled is not None and stalled / wall > MAX_STALLED and others >= stalled * MIN_BLAME:
         return [f"{phase}: other programs waited for a core {stalled / wall:.0%} of the time, so all cores were busy"]
     return []
+
+
+def _throttled(phase: Phase, measured: Measured) -> str | None:
+    """That a CPU quota was used up, so that the process stood still for the rest of the period."""
+    before, after = measured.before, measured.after
+    periods, used_up = _grown(before.periods, after.periods), _grown(before.throttled, after.throttled)
+    stood, wall = _grown(before.throttled_s, after.throttled_s), after.at_s - before.at_s
+    if stood is None or wall <= 0 or stood / wall < SOME_THROTTLED:
+        return None
+    if not periods or not used_up:
+        what = f"cores stood still for {seconds_text(stood)} of {seconds_text(wall)}"
+        return f"{phase}: a CPU quota that cannot be seen from here held this process up: {what}"
+    text = f"{phase}: the CPU quota was used up in {used_up:.0f} of {periods:.0f} periods"
+    seconds = [sample.seconds for sample in measured.samples if not sample.warmup]
+    if seconds and after.period_s is not None and statistics.median(seconds) < PERIODS_TO_AVERAGE * after.period_s:
+        many = seconds_text(after.period_s)
+        text += f"; repetitions are not much longer than a period ({many}), so a long run may be slower"
+    return text
 
 
 def _others(before: Pressure, after: Pressure) -> float:

@@ -16,6 +16,7 @@ from profiler.units import printable
 
 LAST_WORDS = 5  # lines in which a message is the cause of death; before them it may be a warning survived
 _OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|MemoryError|cannot allocate memory|can't allocate memory", re.I)
+_CRY = re.compile(r"what\(\):|error|assert|fatal|abort", re.I)  # of a library in C++ that ends the process
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
 
 
@@ -53,7 +54,9 @@ def cause(returncode: int, oom_killed: bool, output: list[str], phase: str) -> t
     if said and returncode != 0:
         return "oom", f"out of memory in {phase}: {printable(said[-1])}"
     if returncode < 0:
-        return "failed", f"the worker was killed by {_signal_name(-returncode)} in {phase}"
+        cried = [line for line in output[-LAST_WORDS:] if _CRY.search(line)]
+        last = f": {printable(cried[-1])}" if cried else ""
+        return "failed", f"the worker was killed by {_signal_name(-returncode)} in {phase}{last}"
     last = f": {printable(output[-1])}" if output else ""
     return "failed", f"the worker ended in {phase} with exit code {returncode} and no result{last}"
 

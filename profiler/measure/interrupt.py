@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -46,6 +47,11 @@ class Interrupts:
         self.asked = True
         with suppress(BlockingIOError):  # thousands of signals nobody has looked at: it rings already
             os.write(self._ring_fd, b"!")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for so long, or until a signal comes."""
+        if select.select([self.wake_fd], [], [], seconds)[0]:
+            os.read(self.wake_fd, 1 << 16)
 
     def announce(self, label: str) -> None:
         """Say once, on stderr, what the first Ctrl-C does. Not from the handler: it may have interrupted a print."""

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from io import FileIO
+from pathlib import Path
 from typing import Any
 
+from profiler import checkout
 from profiler.devices.cpu import process_bytes
 from profiler.measure.death import oom_kills
 from profiler.measure.protocol import LineBuffer, Load, Order, ProtocolError, encode
@@ -76,7 +78,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**environ, **(launch.environ if launch else {})},
+                env={**environ, **(launch.environ if launch else checkout.environ(environ))},
                 pass_fds=(orders.fileno(), messages.fileno()),
                 start_new_session=True,
             )
@@ -165,6 +167,18 @@ class WorkerProcess:
         except OSError:
             return None
         return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def group_cpu_s(self) -> float:
+        """CPU seconds of all that this worker has started and is still there, itself and what has ended included.
+
+        Reads every process of the machine, so it is for when the worker itself has long been silent.
+        """
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = stat.read_bytes().rpartition(b")")[2].split()
+                ticks += sum(map(int, fields[11:15])) if int(fields[2]) == self.pid else 0
+        return ticks / TICKS
 
     def wait_exit(self, seconds: float) -> bool:
         """Whether it has ended, after at most ``seconds``; what it prints meanwhile is read."""

@@ -23,6 +23,7 @@ from profiler.models.source import Source
 from profiler.results.measurement import Measurement
 
 OnRow = Callable[[Measurement], None]
+WAIT_S = 0.5  # for what another sweep is measuring
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Ending:
 
 
 def run(
-    jobs: Iterable[Job],
+    jobs: Iterable[Job | None],
     effort: Effort,
     limits: Limits,
     environment: dict[str, Any],
@@ -51,18 +52,24 @@ def run(
 ) -> Ending:
     """Measure ``jobs`` in their order, in worker processes; ``on_row`` gets a row for each and must store it.
 
-    Jobs of one load key should follow each other, since they share a worker. Call it in the main thread, or Ctrl-C
-    is not handled. No process is left when it returns or raises (only ``on_row`` and ``on_beat`` can make it raise).
+    Jobs of one load key should follow each other, since they share a worker. None among them means that none can be
+    done yet: the worker gives its memory back, and the next job is asked for after ``WAIT_S``. Call it in the main
+    thread, or Ctrl-C is not handled. No process is left when it returns or raises (only ``jobs``, ``on_row`` and
+    ``on_beat`` can make it raise).
     """
     with Interrupts() as interrupts:
         supervisor = Supervisor(effort, limits, environment, on_beat, interrupts)
         rows = 0
         try:
             for job in jobs:
+                if job is None:
+                    supervisor.finish_worker()
+                    interrupts.wait(WAIT_S)
                 if interrupts.asked:
                     break
-                on_row(supervisor.row(job))
-                rows += 1
+                if job is not None:
+                    on_row(supervisor.row(job))
+                    rows += 1
             if not interrupts.at_once:
                 supervisor.finish_worker()
         except Stopped:
@@ -88,7 +95,7 @@ class Supervisor:
         self._on_beat, self._interrupts, self._launch = on_beat, interrupts, launch
         self._worker: WorkerProcess | None = None
         self._first: Case  # the case the worker was started for: it fixes model and device
-        self._too_large: list[Case] = []  # ran out of memory after their model was loaded
+        self._too_large: dict[str, list[Case]] = {}  # by load key, those that ran out of memory after it was loaded
         self._unloadable: dict[str, str] = {}  # load key → reason
         self._wedged: dict[str, int] = {}  # device → process that cannot be killed and may hold it
 
@@ -107,7 +114,7 @@ class Supervisor:
             return f"process {pid}, which used {case.device} before, hangs inside the kernel and cannot be killed"
         if case.load_key in self._unloadable:
             return self._unloadable[case.load_key]
-        for smaller in self._too_large:
+        for smaller in self._too_large.get(case.load_key, ()):
             if smaller.dominates(case):
                 return f"dominated by c={smaller.context} b={smaller.batch}, which ran out of memory"
         return None
@@ -152,7 +159,8 @@ class Supervisor:
             what = "ran out of memory while it was loaded" if row.outcome == "oom" else "could not be loaded"
             self._unloadable[row.case.load_key] = f"the model {what}: {row.reason}"
         elif row.outcome == "oom":
-            self._too_large.append(row.case)
+            known = self._too_large.setdefault(row.case.load_key, [])
+            known[:] = [*(other for other in known if not row.case.dominates(other)), row.case]
 
     @property
     def has_worker(self) -> bool:

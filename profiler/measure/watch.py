@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from profiler.case import Case
+from profiler.devices import cgroup
 from profiler.measure import death
 from profiler.measure.interrupt import Interrupts
 from profiler.measure.process import WorkerProcess
@@ -23,7 +24,7 @@ TICK_S = 0.15  # the resident size is read more than five times a second
 IDLE_SHARE = 0.01  # of a core: a process that hangs may still have a thread that looks at the clock
 MAX_REASON = 400  # characters
 
-OnBeat = Callable[[Case, str], None]
+OnBeat = Callable[[Case, str], None]  # also called without words, several times a second, while a case is watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,10 @@ class Watch:
         self._worker, self._case, self._limits = worker, case, limits
         self._interrupts, self._on_beat = interrupts, on_beat
         self._phase = "start"
+        self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of a hundredth is no hang
         self._started = time.monotonic()
         self._life_at, self._life_cpu = self._started, worker.cpu_s() or 0.0
+        self._group_cpu: float | None = None  # of the worker and its compilers, once it has been silent for a while
 
     def row(self) -> Measurement:
         """The row, with an empty environment; unless it is ok the worker has been ended. Raises Stopped."""
@@ -60,6 +63,7 @@ class Watch:
                 row = self._take(message)
                 if row is not None:
                     return self._given(row)
+            self._on_beat(self._case, "")
             self._interrupts.announce(self._case.label)
             if self._interrupts.at_once:
                 raise Stopped
@@ -126,10 +130,17 @@ class Watch:
         return None
 
     def _last_life(self, now: float) -> float:
-        """When it last said something or used the CPU."""
-        cpu = self._worker.cpu_s() or self._life_cpu
-        if cpu - self._life_cpu > IDLE_SHARE * (now - self._life_at):
-            self._life_at, self._life_cpu = now, cpu
+        """When it last said something, or it or a compiler that it waits for used the CPU."""
+        cpu, silence = self._worker.cpu_s() or self._life_cpu, now - self._life_at
+        if cpu - self._life_cpu > self._idle_share * silence:
+            self._life_at, self._life_cpu, self._group_cpu = now, cpu, None
+        elif self._group_cpu is None:
+            if silence > self._limits.hang_s / 2:
+                self._group_cpu = self._worker.group_cpu_s()
+        elif silence > self._limits.hang_s:
+            group = self._worker.group_cpu_s()
+            if group - self._group_cpu > self._idle_share * silence / 2:
+                self._life_at, self._life_cpu, self._group_cpu = now, cpu, group
         return self._life_at
 
     def _failed(self, outcome: Outcome, reason: str) -> Measurement:

@@ -25,8 +25,10 @@ from typing import Any
 from profiler import folders, registry
 from profiler.backends.base import OutOfMemory, Session
 from profiler.case import Case
+from profiler.devices import allowance
 from profiler.devices.base import Meter
 from profiler.errors import ProfileError
+from profiler.measure import cause
 from profiler.measure.footprint import headline, largest
 from profiler.measure.limit import lift_limit, limit_memory
 from profiler.measure.loop import measure
@@ -38,7 +40,7 @@ from profiler.units import bytes_text, printable
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 FIRST_TO_GO = "1000"  # oom_score_adj: the kernel takes this process before the one that holds the results
 BEAT_S = 0.1  # beats of one phase are at least this far apart: each costs a system call and wakes the parent
-MAX_REASON = 400  # characters
+MAX_REASON = 500  # characters
 
 
 class Wire:
@@ -84,6 +86,7 @@ def main(orders_fd: int, messages_fd: int, parent: int) -> None:
         os.set_inheritable(fd, False)
     with suppress(OSError):  # a hardened machine may refuse; the order of killing is then the kernel's
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
+    allowance.at_start()  # before a backend's libraries pin this thread
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the core of a 60 GB process fills somebody's disk
     serve(read_orders(orders_fd), Wire(messages_fd))
 
@@ -189,23 +192,28 @@ def load_peak(memory: Memory) -> list[Caution]:
 
 def failure(error: Exception, order: Order, phase: str) -> Measurement:
     """The row of a case that raised: out of memory, or failed. The parent knows what loading took."""
-    words = printable(" ".join(str(error).split()), MAX_REASON)
     outcome: Outcome = "failed"
     if is_out_of_memory(error):
+        words = " ".join(str(error).split()) or type(error).__name__
         limit = order.max_memory_bytes
         under = "" if limit is None or order.case.device != "cpu" else f" under --max-memory {bytes_text(limit)}"
-        outcome, reason = "oom", f"out of memory in {phase}{under}: {words or type(error).__name__}"
+        outcome, reason = "oom", f"out of memory in {phase}{under}: {words}"
     elif isinstance(error, ProfileError):
-        reason = words
+        reason = cause.said(error)
     else:
-        reason = f"{phase} failed: {type(error).__name__}: {words}"
-    return Measurement(order.case, {}, outcome, reason)
+        reason = f"{phase} failed: {cause.said(error)}"
+    return Measurement(order.case, {}, outcome, printable(reason, MAX_REASON))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation was refused. Backends turn their framework's error into OutOfMemory."""
-    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return refused or isinstance(error, OutOfMemory | MemoryError)
+    """Whether an allocation was refused, whoever has wrapped it since. Backends turn their framework's error into
+    OutOfMemory.
+    """
+    named = (each for link, each in cause.chain(error) if link != "after")
+    return any(
+        isinstance(each, OutOfMemory | MemoryError) or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
+        for each in named
+    )
 
 
 def send_row(row: Measurement, wire: Wire) -> Outcome:

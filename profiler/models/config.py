@@ -1,5 +1,9 @@
 """Raw ``config.json`` files: read within bounds, every number checked before it is used, nothing executed.
 
+Fields are read as transformers reads them: each family repeats the declarations of transformers' config class
+(names, types, defaults), and ``Config`` checks a raw config against them, because transformers refuses a field of
+another type. ``tests/torch/test_config_fields.py`` compares the declarations with transformers' own.
+
 ``auto_map`` and every other key that could name code are never looked at. The bounds are there because a config
 may come from anywhere: 10,000 layers or a 20 MiB file cost minutes and gigabytes elsewhere.
 """
@@ -7,12 +11,15 @@ may come from anywhere: 10,000 layers or a 20 MiB file cost minutes and gigabyte
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from profiler.errors import ProfileError
+from profiler.foreign import BadContent, Budget, json_value, read_bytes
 from profiler.units import printable
 
 MAX_BYTES = 1024 * 1024  # the largest real config.json is a few tens of KiB
@@ -57,116 +64,162 @@ RANGES: Final[Mapping[str, tuple[int, int]]] = {
 }
 
 
-class _Required:
-    """Says that a field has no default."""
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a config class of transformers."""
+
+    kinds: tuple[Any, ...]  # the annotation, a union taken apart: int, NoneType, list[int], Literal[...]
+    default: Any
+
+    def takes(self, value: object) -> bool:
+        """Whether transformers accepts ``value`` here: it tells whole numbers, floats and booleans apart."""
+        return any(_is_of(value, kind) for kind in self.kinds)
+
+    @property
+    def wanted(self) -> str:
+        """The values it takes, in words."""
+        return " or ".join(_words(kind) for kind in self.kinds)
 
 
-REQUIRED: Final = _Required()
+@cache
+def declared(fields: type) -> Mapping[str, Field]:
+    """The fields of a class that repeats a config class of transformers, by name."""
+    hints = get_type_hints(fields)
+    union = (UnionType, Union)
+    return {
+        name: Field(get_args(hint) if get_origin(hint) in union else (hint,), getattr(fields, name))
+        for name, hint in hints.items()
+    }
+
+
+class Anything:
+    """Declares nothing: any field may hold anything until it is read."""
 
 
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; ProfileError if it is too large, no regular file, no JSON, or no object."""
-    shown = printable(path)
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ProfileError(f"{shown} is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ProfileError(f"{shown} is larger than {MAX_BYTES // 1024} KiB: not a model's config")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise ProfileError(f"cannot read {shown}: {printable(getattr(error, 'strerror', None) or error)}") from None
-    return parse(content, shown)
+    return parse(read_bytes(path, MAX_BYTES), printable(path))
 
 
 def parse(content: bytes, shown: str) -> dict[str, Any]:
     """The JSON object in ``content``; ``shown`` names it in errors and is printable already."""
-    if len(content) > MAX_BYTES:
-        raise ProfileError(f"{shown} is larger than {MAX_BYTES // 1024} KiB: not a model's config")
     try:
-        value = json.loads(content, parse_constant=_no_constant)
-    except RecursionError:
-        raise ProfileError(f"{shown} is nested too deeply: not a model's config") from None
-    except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits, NaN
+        value = json_value(content, Budget(nbytes=MAX_BYTES))
+    except BadContent as error:
         raise ProfileError(f"{shown} is not valid JSON: {printable(error)}") from None
     if not isinstance(value, dict):
         raise ProfileError(f"{shown} holds no JSON object: not a model's config")
     return value
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
 class Config:
     """The fields of one raw config, checked as they are asked for.
 
-    Every method raises ProfileError naming the field, what was found and what is allowed.
+    ``fields`` declares names, types and defaults as transformers does. ``names`` gives the name that a field has in
+    the file where that is not the config's own: the keys of a GGUF file. Every method raises ProfileError naming
+    the field, what was found and what is allowed.
     """
 
-    def __init__(self, raw: Mapping[str, Any], where: str = "config") -> None:
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        where: str = "config",
+        fields: type = Anything,
+        *,
+        model_type: str = "",
+        names: Mapping[str, str] = MappingProxyType({}),
+        cautions: tuple[str, ...] = (),
+    ) -> None:
         self.raw = raw
         self.where = where
+        self.fields = declared(fields)
+        self.model_type = model_type
+        self.names = names
+        self.cautions = cautions
 
-    def number(self, name: str, default: int | _Required = REQUIRED) -> int:
-        """An integer within its range in ``RANGES``; absent or null gives ``default``."""
-        value = self.optional(name)
-        if value is not None:
-            return value
-        if isinstance(default, _Required):
-            raise self.error(f"{name} is missing")
-        return default
+    def check(self) -> None:
+        """ProfileError for the first declared field with a value of a type that transformers refuses."""
+        for name, field in self.fields.items():
+            if name in self.raw and not field.takes(self.raw[name]):
+                raise self.refused(name, self._wanted(name))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the config states ``name`` and not as null."""
+        return self.raw.get(name) is not None
+
+    def value(self, name: str) -> Any:
+        """What the config states, or the declared default where it states nothing."""
+        field = self.fields.get(name)
+        return self.raw.get(name, field.default if field else None)
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """An integer within its range in ``RANGES``; ``default`` is for fields that transformers does not declare."""
+        value = default if default is not None and name not in self.raw else self.value(name)
+        if name not in self.raw and value is None:
+            raise self.error(f"{self.named(name)} is missing")
+        if not _is_within(value, *RANGES[name]):
+            raise self.refused(name, f"a whole number from {RANGES[name][0]} to {RANGES[name][1]}", value)
+        found: int = value
+        return found
 
     def optional(self, name: str) -> int | None:
-        """The same, ``None`` when absent or null."""
-        value = self.raw.get(name)
-        if value is None:
-            return None
-        low, high = RANGES[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.error(f"{name} is {_shown(value)}, must be a whole number from {low} to {high}")
-        return value
+        """The same, ``None`` when it is null, or absent without a default."""
+        return None if self.value(name) is None else self.number(name)
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        """A boolean; absent or null gives ``default``."""
-        value = self.raw.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(f"{name} is {_shown(value)}, must be true or false")
-        return value
+    def flag(self, name: str) -> bool:
+        """A boolean; absent gives the declared default, and null counts as false."""
+        value = self.value(name)
+        if not isinstance(value, bool | None):
+            raise self.refused(name, "true or false")
+        return bool(value)
 
-    def names(self, name: str, length: int, allowed: Collection[str]) -> list[str] | None:
-        """A list of ``length`` words out of ``allowed``, such as ``layer_types``; ``None`` when absent."""
+    def names_of(
+        self, name: str, length: int, allowed: Collection[str], older: Mapping[str, str] = MappingProxyType({})
+    ) -> list[str] | None:
+        """A list of ``length`` words out of ``allowed``, such as ``layer_types``; ``None`` when absent or null.
+
+        ``older`` maps words that may stand for allowed ones.
+        """
         value = self.raw.get(name)
         if value is None:
             return None
         if not isinstance(value, list):
-            raise self.error(f"{name} is {_shown(value)}, must be a list")
-        if len(value) != length:
-            raise self.error(f"{name} has {len(value)} entries, num_hidden_layers is {length}")
+            raise self.refused(name, "a list")
         for entry in value:
-            if entry not in allowed:
+            if not isinstance(entry, str) or older.get(entry, entry) not in allowed:
                 known = ", ".join(allowed)
-                raise self.error(f"{name} holds {_shown(entry)}, for which there is no rule; known: {known}")
-        return value
+                raise self.error(
+                    f"{self.named(name)} holds {shown(entry)}, for which there is no rule; known: {known}"
+                )
+        if len(value) != length:
+            count = self.named("num_hidden_layers")
+            raise self.error(f"{self.named(name)} has {len(value)} entries, {count} is {length}")
+        return [older.get(entry, entry) for entry in value]
 
-    def numbers(self, name: str, low: int, high: int) -> list[int] | None:
-        """A list of at most 1,000 whole numbers from ``low`` to ``high``; ``None`` when absent."""
+    def numbers(self, name: str) -> list[int] | None:
+        """A list of whole numbers; ``None`` when absent or null."""
         value = self.raw.get(name)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) > 1000 or not all(_is_within(v, low, high) for v in value):
-            raise self.error(f"{name} must be a list of whole numbers from {low} to {high}")
+        if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+            raise self.error(f"{self.named(name)} must be a list of whole numbers")
         return value
 
     def part(self, name: str) -> Mapping[str, Any] | None:
-        """A JSON object inside, ``None`` when absent."""
+        """A JSON object inside, ``None`` when absent or null."""
         value = self.raw.get(name)
         if value is not None and not isinstance(value, dict):
-            raise self.error(f"{name} is {_shown(value)}, must be an object")
+            raise self.refused(name, "an object")
         return value
+
+    def named(self, name: str) -> str:
+        """What the field is called in the file."""
+        return self.names.get(name, name)
+
+    def refused(self, name: str, wanted: str, value: object = None) -> ProfileError:
+        """The error for a field whose value cannot be used; ``wanted`` says which could."""
+        found = self.raw.get(name, value)
+        return self.error(f"{self.named(name)} is {shown(found)}, must be {wanted}")
 
     def error(self, text: str) -> ProfileError:
         """A contradiction in this config, in words."""
@@ -175,10 +228,21 @@ class Config:
     def divides(self, smaller: str, small: int, larger: str, large: int) -> None:
         """ProfileError unless ``small`` divides ``large``."""
         if large % small:
-            raise self.error(f"{larger} ({large}) is not a multiple of {smaller} ({small})")
+            unstated = ", the default" if smaller in self.fields and smaller not in self.raw else ""
+            part = f"{self.named(smaller)} ({small}{unstated})"
+            raise self.error(f"{self.named(larger)} ({large}) is not a multiple of {part}")
+
+    def _wanted(self, name: str) -> str:
+        """The values that a field takes, in words."""
+        field = self.fields.get(name)
+        if name in RANGES and (field is None or int in field.kinds):
+            low, high = RANGES[name]
+            rest = " or null" if field and NoneType in field.kinds else ""
+            return f"a whole number from {low} to {high}{rest}"
+        return field.wanted if field else "another value"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A JSON value in a message. An integer of thousands of digits cannot even be turned into text."""
     if isinstance(value, int) and value.bit_length() > 128:
         return "a huge number"
@@ -189,3 +253,32 @@ def _shown(value: object) -> str:
 
 def _is_within(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a JSON value is of the annotated type, as ``huggingface_hub.dataclasses.strict`` decides it."""
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(entry, get_args(kind)[0]) for entry in value)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is list:
+        return f"a list of {'whole numbers' if get_args(kind)[0] is int else 'words'}"
+    if get_origin(kind) is Literal:
+        return " or ".join(f'"{value}"' for value in get_args(kind))
+    return WORDS[get_origin(kind) or kind]
+
+
+WORDS: Final[Mapping[Any, str]] = {
+    int: "a whole number",
+    float: "a number with a decimal point",
+    bool: "true or false",
+    str: "text",
+    dict: "an object",
+    NoneType: "null",
+}

@@ -1,49 +1,105 @@
 """From the metadata of a GGUF file to the raw config that the families read.
 
 Key names: ``gguf-py/gguf/constants.py`` of llama.cpp. What the keys mean for transformers: its own
-``modeling_gguf_pytorch_utils.py`` and ``integrations/gguf/gguf_config_mapping.py`` (5.23). Where they leave something
-open, the tensors of the file decide; where those do too, the file is refused by name.
+``modeling_gguf_pytorch_utils.py`` and ``integrations/gguf/gguf_config_mapping.py`` (5.23). Which keys may be missing,
+and what holds then: ``llama_model::load_hparams`` of llama.cpp. Where they leave something open, the tensors of the
+file decide; where those do too, the file is refused by name.
+
+Every number is checked against its bounds before anything of that length is made, and errors name the key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 from profiler.errors import ProfileError
+from profiler.models import families
+from profiler.models.config import RANGES, shown
 from profiler.models.gguf_file import GgufHeader
-from profiler.registry import unknown
-from profiler.units import printable
+from profiler.units import bytes_text, printable
 
 Raw = dict[str, Any]
 
+NO_MODEL = {  # general.type → what such a file holds
+    "adapter": "an adapter, which changes a model but is none",
+    "imatrix": "an importance matrix, which is for quantizing",
+    "mmproj": "a projector of images or sound, which is only a part of a model",
+    "vocab": "only a vocabulary",
+}
+SCALED = ("linear", "yarn")  # whose factor stretches context_length; the others count their scaling already
+NOT_SCALED = ("", "none", "longrope")
+
 
 class _Keys:
-    """The metadata under the prefix of one architecture."""
+    """The metadata under the prefix of one architecture. ``names``: the key that each field of the config is from."""
 
     def __init__(self, header: GgufHeader) -> None:
         self.header = header
         self.architecture = str(header.metadata.get("general.architecture"))
+        self.names: dict[str, str] = {}
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self.header.metadata.get(f"{self.architecture}.{name}", default)
+        return self.header.metadata.get(self.key(name), default)
+
+    def key(self, name: str) -> str:
+        return f"{self.architecture}.{name}"
+
+    def number(self, name: str, field: str, default: int | None = None) -> int:
+        """The whole number under a key, within the bounds of the config's ``field``. A list must be all the same."""
+        self.names[field] = self.key(name)
+        value = self.get(name, default)
+        if isinstance(value, list) and value and all(entry == value[0] for entry in value):
+            value = value[0]
+        if isinstance(value, list | range) and field != "num_hidden_layers":
+            raise self.error(f"{self.key(name)} differs between layers: no rule for that")
+        return self.checked(name, field, value)
+
+    def checked(self, name: str, field: str, value: Any) -> int:
+        low, high = RANGES[field]
+        if value is None:
+            raise self.error(f"{self.key(name)} is missing")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(f"{self.key(name)} is {shown(value)}, must be a whole number from {low} to {high}")
+        return value
 
     def has(self, tensor: str) -> bool:
         return tensor in self.header.tensors
 
     def error(self, text: str) -> ProfileError:
-        return ProfileError(f"GGUF ({printable(self.architecture)}): {text}")
+        return ProfileError(f"GGUF ({printable(self.architecture, 60)}): {text}")
 
 
 def config(header: GgufHeader) -> Raw:
     """The raw config of the model in a GGUF file; ProfileError for an architecture or a file without a rule."""
+    return named_config(header)[0]
+
+
+def named_config(header: GgufHeader) -> tuple[Raw, Mapping[str, str]]:
+    """The same, and the key of the file that each field is from, for errors."""
     keys = _Keys(header)
     parts = header.metadata.get("split.count", 1)
     if parts not in (0, 1):
-        raise keys.error(f"one of {printable(parts)} parts of a split file: merge them with llama-gguf-split first")
+        merge = "llama-gguf-split --merge FIRST.gguf MERGED.gguf"
+        raise keys.error(f"one of {printable(parts)} parts of a split file: merge them first: {merge}")
+    kind = header.metadata.get("general.type")
+    if isinstance(kind, str) and kind in NO_MODEL:
+        raise keys.error(f"the file holds {NO_MODEL[kind]} (general.type {kind})")
     if keys.architecture not in ARCHITECTURES:
-        raise unknown("GGUF architecture", keys.architecture, ARCHITECTURES)
-    return ARCHITECTURES[keys.architecture](keys)
+        raise families.unserved(f"GGUF architecture {printable(keys.architecture, 60)}", _facts(keys))
+    return ARCHITECTURES[keys.architecture](keys), keys.names
+
+
+def _facts(keys: _Keys) -> list[str]:
+    """What a file of an architecture without a rule says of itself."""
+    tensors = keys.header.tensors.values()
+    layers, known = keys.get("block_count"), [tensor.nbytes for tensor in tensors]
+    facts = [families.counted(layers, "layer")] if type(layers) is int and layers > 0 else []
+    facts.append(f"{sum(tensor.parameters for tensor in tensors):,} parameters")
+    stored = sum(size for size in known if size is not None)
+    more = " or more" if None in known else ""
+    return [*facts, f"{stored:,} bytes ({bytes_text(stored)}){more} in {families.counted(len(known), 'tensor')}"]
 
 
 def _common(keys: _Keys, model_type: str) -> Raw:
@@ -53,63 +109,119 @@ def _common(keys: _Keys, model_type: str) -> Raw:
         raise keys.error("no token_embd.weight: not the weights of a language model")
     vocab, hidden = embedding.shape
     if keys.get("embedding_length") != hidden:
-        raise keys.error(f"embedding_length is not the width of token_embd.weight, {hidden}")
-    return {
+        stated = shown(keys.get("embedding_length"))
+        raise keys.error(f"{keys.key('embedding_length')} is {stated}, but token_embd.weight is {hidden} wide")
+    keys.names |= {"hidden_size": keys.key("embedding_length"), "vocab_size": "the rows of token_embd.weight"}
+    if keys.has("blk.0.attn_q.bias") != keys.has("blk.0.attn_output.bias"):
+        raise keys.error("no rule for attention with a bias on some of its projections and not on all four")
+    heads = keys.number("attention.head_count", "num_attention_heads")
+    raw = {
         "model_type": model_type,
         "vocab_size": vocab,
         "hidden_size": hidden,
-        "num_hidden_layers": keys.get("block_count"),
-        "intermediate_size": keys.get("feed_forward_length"),
-        "num_attention_heads": keys.get("attention.head_count"),
-        "num_key_value_heads": keys.get("attention.head_count_kv"),
-        "head_dim": keys.get("attention.key_length"),
-        "max_position_embeddings": keys.get("context_length"),
+        "num_hidden_layers": keys.number("block_count", "num_hidden_layers"),
+        "num_attention_heads": heads,
+        "max_position_embeddings": keys.number("context_length", "max_position_embeddings"),
         "tie_word_embeddings": not keys.has("output.weight"),
         "attention_bias": keys.has("blk.0.attn_q.bias"),
     }
+    return raw | _scaling(keys)
+
+
+def _heads(keys: _Keys, raw: Raw) -> Raw:
+    """Number and size of K/V heads, where they are alike in all layers."""
+    heads, size = raw["num_attention_heads"], raw["hidden_size"] // raw["num_attention_heads"]
+    if keys.architecture == "llama" and keys.get("rope.dimension_count") is not None:
+        size = keys.number("rope.dimension_count", "head_dim")
+    return {
+        "num_key_value_heads": keys.number("attention.head_count_kv", "num_key_value_heads", heads),
+        "head_dim": keys.number("attention.key_length", "head_dim", size),
+    }
+
+
+def _width(keys: _Keys) -> Raw:
+    return {"intermediate_size": keys.number("feed_forward_length", "intermediate_size")}
+
+
+def _scaling(keys: _Keys) -> Raw:
+    """RoPE scaling, where the context follows from it. The context_length of Gemma counts it already."""
+    if keys.architecture.startswith("gemma"):
+        return {}
+    kind, factor = keys.get("rope.scaling.type"), keys.get("rope.scaling.factor")
+    if kind is None and keys.get("rope.scale_linear") is not None:  # its older name
+        kind, factor = "linear", keys.get("rope.scale_linear")
+    if kind is None or kind in NOT_SCALED:
+        return {}
+    name = keys.key("rope.scaling.type")
+    if kind not in SCALED:
+        known = ", ".join((*SCALED, *filter(None, NOT_SCALED)))
+        raise keys.error(f"{name} is {shown(kind)}, for which there is no rule; known: {known}")
+    if factor is None or factor == 0:
+        return {}
+    if isinstance(factor, float) and not isfinite(factor):
+        raise keys.error(f"{keys.key('rope.scaling.factor')} is {factor}, must be a number of at least 1")
+    parameters = {"rope_type": kind, "factor": factor}
+    if kind == "yarn" and keys.get("rope.scaling.original_context_length") is not None:
+        parameters["original_max_position_embeddings"] = keys.get("rope.scaling.original_context_length")
+    keys.names |= {
+        "rope_parameters.rope_type": name,
+        "rope_parameters.factor": keys.key("rope.scaling.factor"),
+        "rope_parameters.original_max_position_embeddings": keys.key("rope.scaling.original_context_length"),
+    }
+    return {"rope_parameters": parameters}
 
 
 def _llama(keys: _Keys) -> Raw:
     if keys.get("expert_count"):
         raise keys.error("no rule for Llama with experts (Mixtral)")
     raw = _common(keys, "llama")
-    raw["head_dim"] = raw["head_dim"] or keys.get("rope.dimension_count")
-    return raw | {"mlp_bias": keys.has("blk.0.ffn_gate.bias")}
+    return raw | _heads(keys, raw) | _width(keys) | {"mlp_bias": keys.has("blk.0.ffn_gate.bias")}
 
 
 def _qwen3(keys: _Keys) -> Raw:
-    return _common(keys, "qwen3")
+    raw = _common(keys, "qwen3")
+    return raw | _heads(keys, raw) | _width(keys)
 
 
 def _gemma3(keys: _Keys) -> Raw:
     raw = _common(keys, "gemma3_text")
     pattern = keys.get("attention.sliding_window_pattern", 6)  # llama.cpp and transformers both take 6 if absent
-    if isinstance(pattern, list):
-        raw["layer_types"] = _types(pattern)
-    else:
-        raw["sliding_window_pattern"] = pattern
-    return raw | {"sliding_window": keys.get("attention.sliding_window")}
+    keys.names["layer_types"] = keys.names["sliding_window_pattern"] = keys.key("attention.sliding_window_pattern")
+    layers: Raw = (
+        {"layer_types": _types(pattern)} if isinstance(pattern, list) else {"sliding_window_pattern": pattern}
+    )
+    window = {"sliding_window": keys.number("attention.sliding_window", "sliding_window")}
+    return raw | _heads(keys, raw) | _width(keys) | layers | window
 
 
 def _gemma4(keys: _Keys) -> Raw:
     raw = _common(keys, "gemma4_text")
-    pattern = keys.get("attention.sliding_window_pattern")
+    pattern, name = keys.get("attention.sliding_window_pattern"), keys.key("attention.sliding_window_pattern")
+    count = raw["num_hidden_layers"]
     if not isinstance(pattern, list) or not pattern or all(pattern):
-        raise keys.error("attention.sliding_window_pattern does not say which layers attend in full")
-    types, shared = _types(pattern), keys.get("attention.shared_kv_layers", 0)
+        raise keys.error(f"{name} does not say which layers attend in full")
+    if len(pattern) != count:
+        raise keys.error(f"{name} has {len(pattern)} entries, {keys.key('block_count')} is {count}")
+    keys.names["layer_types"] = name
+    types, shared = _types(pattern), keys.number("attention.shared_kv_layers", "num_kv_shared_layers", 0)
+    if shared >= count:
+        stated = keys.key("attention.shared_kv_layers")
+        raise keys.error(f"{stated} is {shared}, must be less than {keys.key('block_count')}, which is {count}")
     first_full = types.index("full_attention")
-    kv_heads = _per_type(keys, "attention.head_count_kv", types)
+    kv_heads = _kv_heads(keys, types, raw["num_attention_heads"])
     raw |= {
         "layer_types": types,
-        "sliding_window": keys.get("attention.sliding_window"),
-        "head_dim": keys.get("attention.key_length_swa"),
-        "global_head_dim": keys.get("attention.key_length"),
+        "sliding_window": keys.number("attention.sliding_window", "sliding_window"),
+        "head_dim": keys.number("attention.key_length_swa", "head_dim"),
+        "global_head_dim": keys.number("attention.key_length", "global_head_dim"),
         "num_key_value_heads": kv_heads.get("sliding_attention", kv_heads["full_attention"]),
         "num_global_key_value_heads": kv_heads["full_attention"],
         # the projection that full layers share between K and V is stored once
         "attention_k_eq_v": not keys.has(f"blk.{first_full}.attn_v.weight"),
         "num_kv_shared_layers": shared,
-        "hidden_size_per_layer_input": keys.get("embedding_length_per_layer_input", 0),
+        "hidden_size_per_layer_input": keys.number(
+            "embedding_length_per_layer_input", "hidden_size_per_layer_input", 0
+        ),
     }
     if not raw["attention_k_eq_v"] and len(set(kv_heads.values())) > 1:
         raise keys.error("full and sliding layers differ in K/V heads, but full layers store a value projection")
@@ -117,19 +229,19 @@ def _gemma4(keys: _Keys) -> Raw:
         if not keys.has("per_layer_token_embd.weight"):
             raise keys.error("per_layer_token_embd.weight is missing")
         raw["vocab_size_per_layer_input"] = keys.header.tensors["per_layer_token_embd.weight"].shape[0]
-    return raw | _gemma4_widths(keys, len(types), shared) | _gemma4_experts(keys)
+    return raw | _gemma4_widths(keys, count, shared) | _gemma4_experts(keys)
 
 
-def _gemma4_widths(keys: _Keys, count: int, shared: Any) -> Raw:
+def _gemma4_widths(keys: _Keys, count: int, shared: int) -> Raw:
     """One width, or one a layer: then the shared-KV layers must be twice as wide and the others equal."""
     widths = keys.get("feed_forward_length")
     if not isinstance(widths, list) or not widths:
-        return {"intermediate_size": widths}
-    first = count - (shared if isinstance(shared, int) else 0)
+        return _width(keys)
+    width, first = keys.checked("feed_forward_length", "intermediate_size", widths[0]), count - shared
     for wide in (False, True):
-        if widths == [widths[0]] * first + [widths[0] * (2 if wide else 1)] * (count - first):
-            return {"intermediate_size": widths[0], "use_double_wide_mlp": wide}
-    raise keys.error("no rule for these feed_forward_length values")
+        if widths == [width] * first + [width * (2 if wide else 1)] * shared:
+            return {"intermediate_size": width, "use_double_wide_mlp": wide}
+    raise keys.error(f"no rule for these values of {keys.key('feed_forward_length')}")
 
 
 def _gemma4_experts(keys: _Keys) -> Raw:
@@ -137,38 +249,48 @@ def _gemma4_experts(keys: _Keys) -> Raw:
         return {}
     return {
         "enable_moe_block": True,
-        "num_experts": keys.get("expert_count"),
-        "top_k_experts": keys.get("expert_used_count"),
-        "moe_intermediate_size": keys.get("expert_feed_forward_length"),
+        "num_experts": keys.number("expert_count", "num_experts"),
+        "top_k_experts": keys.number("expert_used_count", "top_k_experts"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length", "moe_intermediate_size"),
+    }
+
+
+def _qwen35_common(keys: _Keys, model_type: str) -> Raw:
+    raw = _common(keys, model_type)
+    raw |= _heads(keys, raw)
+    extra = keys.number("nextn_predict_layers", "mtp_num_hidden_layers", 0)
+    values = keys.number("ssm.time_step_rank", "linear_num_value_heads")
+    inner = keys.get("ssm.inner_size")
+    if type(inner) is not int or inner < 1 or inner % values:
+        stated = f"{keys.key('ssm.inner_size')} is {shown(inner)}"
+        raise keys.error(f"{stated}, must be a multiple of {keys.key('ssm.time_step_rank')}, which is {values}")
+    if extra >= raw["num_hidden_layers"]:
+        raise keys.error(f"{keys.key('nextn_predict_layers')} is {extra}, which leaves no layer for the decoder")
+    return raw | {
+        # the file counts the multi-token-prediction layer, the decoder does not
+        "num_hidden_layers": raw["num_hidden_layers"] - extra,
+        "mtp_num_hidden_layers": extra,
+        "full_attention_interval": keys.number("full_attention_interval", "full_attention_interval", 4),
+        "linear_conv_kernel_dim": keys.number("ssm.conv_kernel", "linear_conv_kernel_dim"),
+        "linear_key_head_dim": keys.number("ssm.state_size", "linear_key_head_dim"),
+        "linear_num_key_heads": keys.number("ssm.group_count", "linear_num_key_heads"),
+        "linear_num_value_heads": values,
+        "linear_value_head_dim": keys.checked("ssm.inner_size", "linear_value_head_dim", inner // values),
     }
 
 
 def _qwen35(keys: _Keys) -> Raw:
-    raw = _common(keys, "qwen3_5_text")
-    extra = keys.get("nextn_predict_layers", 0)
-    values, inner, count = keys.get("ssm.time_step_rank"), keys.get("ssm.inner_size"), raw["num_hidden_layers"]
-    if not all(isinstance(n, int) and n > 0 for n in (values, inner, count)) or not isinstance(extra, int):
-        raise keys.error("ssm.time_step_rank, ssm.inner_size and block_count must be whole numbers")
-    return raw | {
-        # the file counts the multi-token-prediction layer, the decoder does not
-        "num_hidden_layers": count - extra,
-        "mtp_num_hidden_layers": extra,
-        "full_attention_interval": keys.get("full_attention_interval"),
-        "linear_conv_kernel_dim": keys.get("ssm.conv_kernel"),
-        "linear_key_head_dim": keys.get("ssm.state_size"),
-        "linear_num_key_heads": keys.get("ssm.group_count"),
-        "linear_num_value_heads": values,
-        "linear_value_head_dim": inner // values,
-    }
+    return _qwen35_common(keys, "qwen3_5_text") | _width(keys)
 
 
 def _qwen35moe(keys: _Keys) -> Raw:
-    return _qwen35(keys) | {
-        "model_type": "qwen3_5_moe_text",
-        "num_experts": keys.get("expert_count"),
-        "num_experts_per_tok": keys.get("expert_used_count"),
-        "moe_intermediate_size": keys.get("expert_feed_forward_length"),
-        "shared_expert_intermediate_size": keys.get("expert_shared_feed_forward_length"),
+    return _qwen35_common(keys, "qwen3_5_moe_text") | {
+        "num_experts": keys.number("expert_count", "num_experts"),
+        "num_experts_per_tok": keys.number("expert_used_count", "num_experts_per_tok"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length", "moe_intermediate_size"),
+        "shared_expert_intermediate_size": keys.number(
+            "expert_shared_feed_forward_length", "shared_expert_intermediate_size"
+        ),
     }
 
 
@@ -191,11 +313,15 @@ def _types(pattern: list[Any]) -> list[str]:
     return ["sliding_attention" if sliding else "full_attention" for sliding in pattern]
 
 
-def _per_type(keys: _Keys, name: str, types: list[str]) -> dict[str, Any]:
-    """A value that may be given once or for every layer, by layer type."""
-    value = keys.get(name)
+def _kv_heads(keys: _Keys, types: list[str], heads: int) -> dict[str, int]:
+    """K/V heads by layer type; the file states them once or for every layer, and as many as heads if not at all."""
+    name = "attention.head_count_kv"
+    value = keys.get(name, heads)
     values = value if isinstance(value, list) else [value] * len(types)
-    found = dict(zip(types, values, strict=False))
-    if len(values) != len(types) or any(found[kind] != v for kind, v in zip(types, values, strict=True)):
-        raise keys.error(f"{name} differs between layers of one kind")
-    return found
+    if len(values) != len(types):
+        raise keys.error(f"{keys.key(name)} has {len(values)} entries, {keys.key('block_count')} is {len(types)}")
+    found = dict(zip(types, values, strict=True))
+    if any(found[kind] != count for kind, count in zip(types, values, strict=True)):
+        raise keys.error(f"{keys.key(name)} differs between layers of one kind")
+    keys.names["num_key_value_heads"] = keys.key(name)
+    return {kind: keys.checked(name, "num_key_value_heads", count) for kind, count in found.items()}

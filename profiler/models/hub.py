@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import NotFound, ProfileError
+from profiler.foreign import exists, read_bytes
 from profiler.models import catalog, config, safetensors_file
 from profiler.models.safetensors_file import Tensor
 from profiler.units import printable
 
+MAX_REFERENCE = 1024  # bytes: a commit is 40
 PATIENCE_S = 5.0  # for the first answer of the hub
 ONLY = "Only safetensors are ever loaded; of a GGUF repository download the file and give its path."
 WANTED = ["config.json", "generation_config.json", "*.safetensors", safetensors_file.INDEX]
@@ -97,8 +99,7 @@ def _no_progress() -> Any:
 
 
 def _bounded(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(config.MAX_BYTES + 1)
+    return read_bytes(path, config.MAX_BYTES)
 
 
 def headers(repository: str, revision: str | None = None) -> dict[str, Tensor]:
@@ -120,6 +121,7 @@ def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | 
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     with _in_words(repository, revision):
+        _check_reference(repository, revision)
         try:
             found = snapshot_download(
                 repository,
@@ -136,6 +138,20 @@ def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | 
     except ProfileError:  # a shard that the index names has not been downloaded
         return None
     return folder if whole else None
+
+
+def _check_reference(repository: str, revision: str | None) -> None:
+    """ProfileError if what the cache has as the commit of a branch or tag is no small file.
+
+    The client reads it whole, and waits for a pipe.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    reference = folder / "refs" / (revision or constants.DEFAULT_REVISION)
+    if exists(reference):
+        read_bytes(reference, MAX_REFERENCE, f"the cached reference of {printable(repository)}")
 
 
 def download_size(repository: str, revision: str | None = None) -> int:

@@ -7,34 +7,53 @@ of local weights, at most one small file from the hub.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError
-from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file
+from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file, scheme
+from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
+from profiler.models.remark import Remark
 from profiler.models.source import Source
-from profiler.units import printable
+from profiler.models.stored import Stored
+from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real it is measured with random values in the same shapes."
 BESIDE = ("config.json", "model.safetensors", "model.safetensors.index.json")
-GGUF_SLACK = 0.02  # rope tables, and the K/V weights that Gemma 4 stores for layers that do not use them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
-    """A model as found. ``real_id`` is set exactly when its real weights are here and whole."""
+    """A model as found. ``checkpoint`` is set exactly when its real weights are here and whole."""
 
     name: str  # for people; printable
     source: Source
     geometry: Geometry
     model_id: str  # content hash of the config
-    real_id: str | None  # content hash of the weights
+    checkpoint: Checkpoint | None
     no_weights: str | None  # why there are no real weights here, in words
-    cautions: tuple[str, ...]
+    remarks: tuple[Remark, ...]
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """The remarks in words."""
+        return tuple(remark.text for remark in self.remarks)
+
+    @cached_property
+    def real_id(self) -> str | None:
+        """Content hash of the weights, None where there are none. Reads what ``identity`` says that it covers."""
+        return None if self.checkpoint is None else self.checkpoint.content_id()
+
+    @property
+    def stored(self) -> Stored | None:
+        """How its weights are stored, where there are headers to tell."""
+        return None if self.checkpoint is None else self.checkpoint.stored
 
     def id_for(self, weights: str) -> str:
         """Identity of the model with ``real`` or ``synthetic`` weights, as ``Case.model_id`` wants it."""
@@ -65,7 +84,7 @@ def _existing(name: str) -> Path | None:
     """The absolute path that ``name`` means, if there is something. A chance file that is no GGUF file does not stand
     in the way of a catalog name."""
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # Path.expanduser would take a folder called ~ for the home
         if name and (path.is_dir() or (path.is_file() and (gguf_file.is_gguf(path) or catalog.find(name) is None))):
             return path.absolute()
     except PermissionError:
@@ -99,25 +118,27 @@ def _catalog(name: str) -> Model:
     return _model(
         name,
         Source("catalog", name, None, catalog.raw_config(name)),
-        no_weights="a catalog entry is only a config; give a folder, a .gguf file or a hub id",
+        no_weights=lambda: "a catalog entry is only a config; give a folder, a .gguf file or a hub id",
         cautions=(note,) if note else (),
     )
 
 
 def _folder(path: Path) -> Model:
     name = _shown(path.name)
+    if not (path / "config.json").is_file() and (path / ADAPTER).is_file():
+        raise NotFound(
+            f"folder {name} holds an adapter ({ADAPTER}), which is no model by itself",
+            "Merge it into its base model with peft's merge_and_unload, save that, and give the folder.",
+        )
     if not (path / "config.json").is_file():
         raise NotFound(f"folder {name} has no config.json", "For GGUF give the .gguf file itself.")
     raw = config.read(path / "config.json")
-    tensors = safetensors_file.verify(path)
-    model = _model(
+    return _model(
         name,
         Source("folder", str(path), None, raw),
-        real_id=safetensors_file.content_id(path) if tensors else None,
-        no_weights=None if tensors else safetensors_file.why_missing(path),
+        find=partial(of_folder, path, raw),
+        no_weights=partial(why_missing, path),
     )
-    safetensors_file.check_embedding(tensors, model.geometry.vocab, model.geometry.hidden)
-    return model
 
 
 def _gguf(path: Path) -> Model:
@@ -128,24 +149,11 @@ def _gguf(path: Path) -> Model:
         hint = "Give its folder, in which config.json lies." if path.name in BESIDE else None
         raise ProfileError(f"{_shown(path.name)} is neither a folder nor a GGUF file", hint)
     header = gguf_file.header(path)
-    model = _model(
-        name,
-        Source("gguf", str(path), None, gguf_config.config(header)),
-        real_id=safetensors_file.files_id([path]),
-    )
-    _check_count(header, model.geometry, name)
-    return model
-
-
-def _check_count(header: gguf_file.GgufHeader, geometry: Geometry, name: str) -> None:
-    """ProfileError if the file's tensors are not the model that its metadata describes."""
-    count = len(geometry.layers)
-    extra = tuple(f"blk.{n}." for n in range(count, count + 8))  # multi-token prediction
-    stored = sum(tensor.parameters for tensor in header.tensors.values() if not tensor.name.startswith(extra))
-    if abs(stored - geometry.parameters) > GGUF_SLACK * geometry.parameters:
-        raise ProfileError(
-            f"{name}: its tensors hold {stored:,} parameters, its metadata describes {geometry.parameters:,}"
-        )
+    try:
+        raw, names = gguf_config.named_config(header)
+    except ProfileError as error:
+        raise type(error)(f"{name}: {error.message}", error.hint) from None
+    return _model(name, Source("gguf", str(path), None, raw), names=names, find=partial(of_gguf, path, header))
 
 
 def _hub(name: str, offline: bool | None) -> Model:
@@ -156,24 +164,29 @@ def _hub(name: str, offline: bool | None) -> Model:
     if snapshot is None:
         raw, commit = hub.raw_config(repository, revision, offline)
         source = Source("hub", repository, commit, raw)
-        return _model(_shown(name), source, no_weights="its weights are not in the hub's cache")
-    tensors = safetensors_file.verify(snapshot)
-    source = Source("hub", repository, snapshot.name, config.read(snapshot / "config.json"))
-    model = _model(_shown(name), source, real_id=snapshot.name)
-    safetensors_file.check_embedding(tensors, model.geometry.vocab, model.geometry.hidden)
-    return model
+        return _model(_shown(name), source, no_weights=lambda: "its weights are not in the hub's cache")
+    raw = config.read(snapshot / "config.json")
+    source = Source("hub", repository, snapshot.name, raw)
+    return _model(
+        _shown(name), source, find=partial(of_folder, snapshot, raw), no_weights=partial(why_missing, snapshot)
+    )
 
 
 def _model(
     name: str,
     source: Source,
     *,
-    real_id: str | None = None,
-    no_weights: str | None = None,
+    find: Callable[[Geometry], Checkpoint | None] = lambda geometry: None,
+    no_weights: Callable[[], str | None] = lambda: None,
+    names: Mapping[str, str] = MappingProxyType({}),
     cautions: tuple[str, ...] = (),
 ) -> Model:
+    """``find`` looks for the weights that a geometry needs, ``no_weights`` says why there are none."""
     try:
-        geometry = families.geometry(source.config)
+        geometry = families.geometry(source.config, "GGUF" if source.kind == "gguf" else "config.json", names)
+        checkpoint = find(geometry)
+    except families.Unserved as error:
+        raise families.Unserved(f"{name}: {error.message}{_holds(source)}", error.hint) from None
     except ProfileError as error:
         raise type(error)(f"{name}: {error.message}", error.hint) from None
     return Model(
@@ -181,19 +194,38 @@ def _model(
         source=source,
         geometry=geometry,
         model_id=digest(source.config),
-        real_id=real_id,
-        no_weights=no_weights,
-        cautions=(*geometry.cautions, *_stored_format(source.config), *cautions),
+        checkpoint=checkpoint,
+        no_weights=None if checkpoint else no_weights(),
+        remarks=(
+            *map(Remark, (*geometry.cautions, *_of_storage(checkpoint, source.config), *cautions)),
+            *(checkpoint.remarks if checkpoint else ()),
+        ),
     )
 
 
-def _stored_format(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """A caution if the checkpoint's own weights are quantized already."""
-    scheme = raw.get("quantization_config")
-    if not isinstance(scheme, dict):
-        return ()
-    method = printable(scheme.get("quant_method", "unnamed"), 40)
-    return (f"the checkpoint's weights are stored quantized ({method})",)
+def _holds(source: Source) -> str:
+    """What a folder stores of a model that there is no rule for, in words."""
+    if source.kind != "folder":
+        return ""
+    try:
+        tensors = safetensors_file.verify(Path(source.location))
+    except ProfileError as error:
+        return f"; {error.message}"
+    stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
+    return (
+        f"; the folder stores {stored:,} bytes ({bytes_text(stored)}) in {families.counted(len(tensors), 'tensor')}"
+        if tensors
+        else ""
+    )
+
+
+def _of_storage(checkpoint: Checkpoint | None, raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """What to know of how the weights are stored: a quantization, and why codes are no values."""
+    stated = scheme.of(raw)
+    said = [] if stated is None else [f"the checkpoint's weights are stored quantized ({stated.name})"]
+    if checkpoint is not None and checkpoint.stored.trouble is not None:
+        said.append(checkpoint.stored.trouble)
+    return tuple(said)
 
 
 def _shown(name: str) -> str:

@@ -6,21 +6,25 @@ without holes (https://github.com/huggingface/safetensors#format). Checked here,
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from profiler.errors import ProfileError
+from profiler.foreign import Budget, exists, is_file, json_value, open_file, read_json, why
+from profiler.models import identity
 from profiler.units import printable
 
 MAX_HEADER = 16 * 1024 * 1024  # the largest real headers are a few MiB
+MAX_HEADERS = 4 * MAX_HEADER  # of all files of a model
 MAX_SHARDS = 1000
+HEADER = Budget(nbytes=MAX_HEADER, values=2**21, depth=8)
+INDEXED = Budget(nbytes=2 * MAX_HEADER, values=2**20, depth=8)  # 210,000 tensors of a trillion parameters take 20 MiB
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -28,8 +32,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 BITS |= {"U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64}
 BITS |= {"F64": 64, "C64": 64}
-
-SAMPLES, SAMPLE_BYTES = 16, 4096  # of each file's data, for its identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +42,38 @@ class Tensor:
     shape: tuple[int, ...]
     begin: int  # offsets into the data that follows the header
     end: int
+    file: Path | None = None  # where it is; None if only its header is known
+    data: int = 0  # where the data begin in the file
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.end - self.begin
 
 
 def header(path: Path) -> dict[str, Tensor]:
     """Name → tensor. ProfileError for anything but a complete file: a truncated one is named as such."""
+    return _header(path, MAX_HEADER)[0]
+
+
+def _header(path: Path, most: int) -> tuple[dict[str, Tensor], int]:
+    """The same of a header of at most ``most`` bytes, and its length."""
     shown = printable(path.name)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+    with open_file(path, shown) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
             if length is None or length + 8 > size:
                 raise ProfileError(f"{shown} is truncated or no safetensors file ({size} bytes)", _AGAIN)
-            if length > MAX_HEADER:
+            if length > most:
                 raise ProfileError(f"{shown}: a header of {length} bytes is larger than any real one")
             content = file.read(length)
-    except OSError as error:
-        raise ProfileError(f"cannot read {shown}: {printable(error.strerror)}") from None
+        except OSError as error:
+            raise ProfileError(f"cannot read {shown}: {why(error)}") from None
     tensors = _entries(content, shown)
     _check_coverage(tensors, size - 8 - length, shown)
-    return tensors
+    return {name: replace(tensor, file=path, data=8 + length) for name, tensor in tensors.items()}, length
 
 
 _AGAIN = "Copy or download the file again."
@@ -67,12 +81,12 @@ _AGAIN = "Copy or download the file again."
 
 def _entries(content: bytes, shown: str) -> dict[str, Tensor]:
     try:
-        entries = json.loads(content)
+        entries = json_value(content, HEADER)
         if not isinstance(entries, dict):
             raise ValueError("no JSON object")
         entries.pop("__metadata__", None)
         return {name: _entry(name, fields) for name, fields in entries.items()}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ProfileError(f"{shown}: bad safetensors header: {printable(error, 120)}") from None
 
 
@@ -112,18 +126,16 @@ def shards(folder: Path) -> list[Path] | None:
     ProfileError if the index names a file that is missing or lies outside the folder.
     """
     single, index = folder / SINGLE, folder / INDEX
-    if single.is_file():
+    if is_file(single):
         return [single]
-    return [_shard(folder, name) for name in _indexed(index)] if index.is_file() else None
+    return [_shard(folder, name) for name in _indexed(index)] if exists(index) else None
 
 
 def _indexed(index: Path) -> list[str]:
+    content = read_json(index, INDEXED, INDEX, _AGAIN)
     try:
-        if index.stat().st_size > MAX_HEADER:
-            raise ProfileError(f"{INDEX} is larger than any real one")
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        names = sorted(set(content["weight_map"].values()))
+    except (LookupError, TypeError, AttributeError):
         raise ProfileError(f"{INDEX} is not a valid index of safetensors files") from None
     if not names or len(names) > MAX_SHARDS or not all(isinstance(name, str) for name in names):
         raise ProfileError(f"{INDEX} is not a valid index of safetensors files")
@@ -134,14 +146,37 @@ def _shard(folder: Path, name: str) -> Path:
     if Path(name).name != name or not name.endswith(".safetensors"):
         raise ProfileError(f"{INDEX} names {printable(name)}, which is no safetensors file of this folder")
     path = folder / name
-    if not path.is_file():
+    if not is_file(path):
         raise ProfileError(f"{printable(name)} is missing, {INDEX} names it", _AGAIN)
     return path
 
 
 def verify(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, every file checked; empty if it has no safetensors."""
-    return {name: tensor for path in shards(folder) or () for name, tensor in header(path).items()}
+    """All tensors of a folder's weights, every file checked; empty if it has no safetensors.
+
+    A file counts once, by however many names an index calls it: links and hard links are free to make.
+    """
+    found: dict[str, Tensor] = {}
+    files: set[tuple[int, int]] = set()
+    left = MAX_HEADERS
+    for path in shards(folder) or ():
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ProfileError(f"cannot read {printable(path.name)}: {why(error)}", _AGAIN) from None
+        if (file := (status.st_dev, status.st_ino)) in files:
+            continue
+        files.add(file)
+        tensors, length = _header(path, min(left, MAX_HEADER))
+        left -= length
+        for name, tensor in tensors.items():
+            if name in found:
+                raise ProfileError(
+                    f"{printable(name)} is stored twice, the second time in {printable(path.name)}",
+                    f"Which of them is meant cannot be known. {_AGAIN}",
+                )
+            found[name] = tensor
+    return found
 
 
 def why_missing(folder: Path) -> str:
@@ -155,35 +190,23 @@ def why_missing(folder: Path) -> str:
     return "the folder holds no safetensors"
 
 
-def content_id(folder: Path) -> str:
-    """Hash of the headers, sizes and samples of the data of all weight files of ``folder``."""
-    return files_id(shards(folder) or [])
+def unread(folder: Path) -> list[Path]:
+    """Other safetensors files of a folder with weights: nothing of them is loaded."""
+    read = {path.name for path in shards(folder) or ()}
+    return sorted(path for path in folder.glob("*.safetensors") if path.name not in read)
 
 
-def files_id(paths: list[Path]) -> str:
-    """Hash of names, sizes, first 64 KiB and evenly spaced samples: tells fine-tunes of one shape apart in
-    milliseconds, where hashing tens of GiB would take minutes."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode("utf-8", "surrogateescape"))
-        with path.open("rb") as file:
-            digest.update(file.read(65536))
-            for offset in _sample_offsets(size):
-                file.seek(offset)
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def _sample_offsets(size: int) -> Iterator[int]:
-    return (size * n // (SAMPLES + 1) for n in range(1, SAMPLES + 1))
-
-
-def check_embedding(tensors: dict[str, Tensor], vocab: int, hidden: int) -> None:
-    """ProfileError if the stored embedding is not ``[vocab, hidden]``: config and weights are of different models."""
+def spans(tensors: Mapping[str, Tensor]) -> Iterator[identity.Span]:
+    """Where the data of ``verify``'s tensors are."""
     for name, tensor in tensors.items():
-        if name.endswith("embed_tokens.weight") and tensor.shape != (vocab, hidden) and len(tensor.shape) == 2:
-            raise ProfileError(
-                f"{printable(name)} is {list(tensor.shape)} in the weights, {[vocab, hidden]} in the config",
-                "Config and weights are not of the same model.",
-            )
+        if tensor.file is not None:
+            label = f"{name} {tensor.dtype} {list(tensor.shape)}"
+            yield identity.Span(label, tensor.file, tensor.data + tensor.begin, tensor.nbytes)
+
+
+def same_data(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values in the same number type (``identity`` says how exactly)."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    first, second = (identity.content_id(spans({"": tensor})) for tensor in (one, other))
+    return first == second

@@ -6,8 +6,12 @@ runs, what it measured corrects the estimates of the same load, and a case that 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from heapq import heappop, heappush
 
 from profiler.case import Case
 from profiler.plan.order import Plan, Planned, Skip, size
@@ -43,7 +47,11 @@ def choose(plan: Plan, budget_s: float) -> Plan:
 
 
 class Pace:
-    """How a running sweep does against its estimates. Without a budget it refuses nothing and only tells the rest."""
+    """How a running sweep does against its estimates. Without a budget it refuses nothing and only tells the rest.
+
+    Progress asks for the rest at every row and beat, so sums are kept rather than taken: each question and each row
+    costs the same in a sweep of ten thousand cases as in one of ten.
+    """
 
     def __init__(
         self, cases: Sequence[Planned], budget_s: float | None = None, clock: Clock = time.monotonic
@@ -51,8 +59,12 @@ class Pace:
         self._clock = clock
         self._budget_s = budget_s
         self._waiting = {entry.case: entry for entry in cases}
-        self._loaded: set[str] = set()
-        self._ran: dict[str, tuple[float, float]] = {}  # load key → seconds taken, seconds estimated
+        self._loads = {key: _Load(load) for key, load in _loads(cases).items()}
+        self._remaining_s = math.fsum(load.rest_s for load in self._loads.values())
+        self._reserved_s = 0.0  # for the first case of every load that still waits for it
+        self._dearest: list[tuple[float, str]] = []  # a heap of (−seconds, load key); some entries are out of date
+        for key in self._loads:
+            self._reserve(key)
         self._started = self._last = clock()
 
     def refuse(self, case: Case) -> str | None:
@@ -62,9 +74,10 @@ class Pace:
         """
         if self._budget_s is None:
             return None
+        load = self._loads[case.load_key]
         left = self._budget_s - (self._clock() - self._started)
-        needed = self._seconds(self._waiting[case])
-        room = left - self._reserve(left) if case.load_key in self._loaded else left
+        needed = (0.0 if load.loaded else load.load_s) + self._waiting[case].run_s * load.ratio
+        room = left - self._reserved(left) if load.loaded else left
         return None if needed <= room else _reason(needed, self._budget_s, max(0.0, room))
 
     def note(self, case: Case, load_s: float | None, measured: bool, prepare_s: float = 0.0) -> None:
@@ -75,40 +88,98 @@ class Pace:
         now = self._clock()
         taken = now - self._last
         self._last = now
-        entry = self._waiting.pop(case)
-        if not measured:
-            self._loaded.discard(case.load_key)
-            return
-        if case.load_key not in self._loaded:
-            taken -= load_s or 0.0
-        taken -= prepare_s  # of another batch it is compiled again, of another context not
-        self._loaded.add(case.load_key)
-        ran, estimated = self._ran.get(case.load_key, (0.0, 0.0))
-        self._ran[case.load_key] = ran + max(0.0, taken), estimated + entry.run_s
+        with self._changing(case) as (load, entry):
+            if measured and not load.loaded:
+                taken -= load_s or 0.0
+            load.loaded = measured
+            if measured:
+                taken -= prepare_s  # of another batch it is compiled again, of another context not
+                load.ran_s += max(0.0, taken)
+                load.estimated_s += entry.run_s
 
     def drop(self, case: Case) -> None:
         """A case will not run."""
-        self._waiting.pop(case)
+        with self._changing(case):
+            pass
+
+    def pause(self) -> None:
+        """What has passed since the last row was spent waiting, and says nothing of how long cases take."""
+        self._last = self._clock()
 
     def remaining_s(self) -> float:
         """Corrected estimate of what is still to do."""
-        loads = {case.load_key: entry.load_s for case, entry in self._waiting.items()}
-        loading = sum(seconds for key, seconds in loads.items() if key not in self._loaded)
-        return loading + sum(entry.run_s * self._ratio(case) for case, entry in self._waiting.items())
+        return max(0.0, self._remaining_s) if self._waiting else 0.0
 
-    def _seconds(self, entry: Planned) -> float:
-        loading = 0.0 if entry.case.load_key in self._loaded else entry.load_s
-        return loading + entry.run_s * self._ratio(entry.case)
+    @contextmanager
+    def _changing(self, case: Case) -> Iterator[tuple[_Load, Planned]]:
+        """Take a case out of those that wait, and keep the sums right whatever else changes in its load."""
+        key = case.load_key
+        load, entry = self._loads[key], self._waiting.pop(case)
+        self._remaining_s -= load.rest_s
+        load.take(entry)
+        yield load, entry
+        self._remaining_s += load.rest_s
+        self._reserve(key)
 
-    def _ratio(self, case: Case) -> float:
-        ran, estimated = self._ran.get(case.load_key, (1.0, 1.0))
-        return ran / estimated
+    def _reserve(self, key: str) -> None:
+        """Note anew what the first case of a load needs."""
+        load = self._loads[key]
+        self._reserved_s -= load.reserved_s
+        load.reserved_s = load.first_s
+        if load.reserved_s:
+            self._reserved_s += load.reserved_s
+            heappush(self._dearest, (-load.reserved_s, key))
 
-    def _reserve(self, left: float) -> float:
+    def _reserved(self, left: float) -> float:
         """Seconds that the first cases of the waiting loads need, as far as they can still run at all."""
-        waiting = _loads([entry for case, entry in self._waiting.items() if case.load_key not in self._loaded])
-        firsts = (_first_s(load) for load in waiting.values())
-        return sum(seconds for seconds in firsts if seconds <= left)
+        while self._dearest and -self._dearest[0][0] > left:  # nor can it later: what is left only shrinks
+            seconds, key = heappop(self._dearest)
+            load = self._loads[key]
+            if load.reserved_s == -seconds:
+                self._reserved_s -= load.reserved_s
+                load.reserved_s = 0.0
+        return max(0.0, self._reserved_s)
+
+
+class _Load:
+    """The cases of one load that still wait, and how those that ran did against their estimates."""
+
+    def __init__(self, entries: Sequence[Planned]) -> None:
+        self.load_s = entries[0].load_s
+        self.loaded = False
+        self.ran_s = self.estimated_s = 0.0
+        self.reserved_s = 0.0  # what the budget keeps for its first case
+        self._waiting = len(entries)
+        self._run_s = math.fsum(entry.run_s for entry in entries)
+        self._cheapest = Counter(entry.run_s for entry in entries)
+        self._by_cost = sorted(self._cheapest, reverse=True)
+
+    @property
+    def ratio(self) -> float:
+        """Seconds taken for each that was estimated."""
+        return self.ran_s / self.estimated_s if self.estimated_s else 1.0
+
+    @property
+    def rest_s(self) -> float:
+        """Estimate of what still waits."""
+        if not self._waiting:
+            return 0.0
+        return (0.0 if self.loaded else self.load_s) + self._run_s * self.ratio
+
+    @property
+    def first_s(self) -> float:
+        """Loading the model and measuring the cheapest case that waits; 0 where it is loaded, or none waits."""
+        if self.loaded or not self._waiting:
+            return 0.0
+        while not self._cheapest[self._by_cost[-1]]:
+            self._by_cost.pop()
+        return self.load_s + self._by_cost[-1]
+
+    def take(self, entry: Planned) -> None:
+        """One of them no longer waits."""
+        self._waiting -= 1
+        self._run_s -= entry.run_s
+        self._cheapest[entry.run_s] -= 1
 
 
 def _loads(cases: Sequence[Planned]) -> dict[str, list[Planned]]:

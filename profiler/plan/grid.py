@@ -5,22 +5,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
+from profiler.models.remark import Remark
 from profiler.models.source import Source
+from profiler.models.stored import Stored
+from profiler.plan.quantization import Choice, choices
 from profiler.quants.base import Quant
 from profiler.units import parse_count, printable
 
 MOST_COMMAS = 16  # of one path
 MAX_CASES = 100_000  # a slip of the keyboard, not a plan: at a second each it would run for a day
+
+LISTS = "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1."
 
 _RANGE = re.compile(r"^(?P<first>\w+)-(?P<last>\w+)(?:(?P<rule>[*+])(?P<by>\w+))?$")
 
@@ -34,7 +41,14 @@ class Subject:
     geometry: Geometry
     weights: str  # real | synthetic
     model_id: str  # identity of the config, and of real weights
-    cautions: tuple[str, ...] = ()  # what to know of it, whatever is measured
+    remarks: tuple[Remark, ...] = ()  # what to know of it, whatever is measured
+    stored: Stored | None = None  # how its real weights are stored
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # what the files hold that its weights come from
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """The remarks in words."""
+        return tuple(remark.text for remark in self.remarks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +56,7 @@ class Axes:
     """What the grid spans; each axis in the order it was asked for."""
 
     subjects: tuple[Subject, ...]
-    quants: tuple[Quant, ...]
+    quants: tuple[Quant, ...]  # empty: each model's own, else the device's
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
     steps: tuple[int, ...]
@@ -68,6 +82,18 @@ class Point:
     source: Source
     geometry: Geometry
     quant: Quant
+    stored: Stored | None = None  # the checkpoint, where it is run as it is stored
+    refused: str | None = None  # why it cannot be measured so, in words
+    note: str | None = None  # what becomes of the weights while they are loaded, in words
+
+
+def runnable(points: Iterable[Point]) -> list[Point]:
+    """``points``, for a caller that has no rows of skipped cases. ProfileError for the first that is refused."""
+    found = list(points)
+    for point in found:
+        if point.refused is not None:
+            raise ProfileError(f"{printable(point.case.model, 80)}: {point.refused}")
+    return found
 
 
 def words(values: Iterable[str]) -> tuple[str, ...]:
@@ -94,7 +120,7 @@ def model_names(values: Iterable[str]) -> tuple[str, ...]:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).expanduser().exists()
+        return Path(os.path.expanduser(path)).exists()  # Path.expanduser would take a folder called ~ for the home
     except PermissionError:  # resolving it will say so
         return True
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
@@ -102,15 +128,19 @@ def _exists(path: str) -> bool:
 
 
 def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
-    """The positive integers of a list option. Raises ProfileError that names ``option``."""
+    """The positive integers of a list option, at most ``MAX_CASES``. Raises ProfileError that names ``option``."""
     found: dict[int, None] = {}
     for word in words(values):
         try:
-            found.update(dict.fromkeys(_numbers(word)))
+            numbers = _numbers(word)
+            # Counted before they are made: a list may name many ranges, and the same number again and again.
+            if len(numbers) > MAX_CASES - len(found):
+                raise ValueError(f"the list has more than {MAX_CASES:,} numbers")
         except ValueError as error:
-            raise ProfileError(f"{option}: {error}", "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1.") from None
+            raise ProfileError(f"{option}: {error}", LISTS) from None
+        found.update(dict.fromkeys(numbers))
     if not found:
-        raise ProfileError(f"{option}: the list is empty", "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1.")
+        raise ProfileError(f"{option}: the list is empty", LISTS)
     return tuple(found)
 
 
@@ -118,22 +148,26 @@ def points(axes: Axes, settings: Settings, device: DeviceInfo) -> list[Point]:
     """Every case of the grid, models outermost. Raises ProfileError for a grid nobody means to run."""
     size = 1
     for axis in (axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps):
-        size *= len(axis)
+        size *= max(1, len(axis))
     if size > MAX_CASES:
         raise ProfileError(
             f"the grid has {size:,} cases, more than {MAX_CASES:,}", "Ask for fewer points on an axis."
         )
     return [
-        Point(
-            _case(subject, quant, path, context, batch, steps, settings, device),
-            subject.source,
-            subject.geometry,
-            quant,
-        )
-        for subject, quant, path, context, batch, steps in product(
-            axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps
+        _point(subject, choice, _case(subject, choice.quant, path, context, batch, steps, settings, device))
+        for subject in axes.subjects
+        for choice, path, context, batch, steps in product(
+            choices(subject.source, subject.weights, subject.stored, axes.quants, device),
+            axes.paths,
+            axes.contexts,
+            axes.batches,
+            axes.steps,
         )
     ]
+
+
+def _point(subject: Subject, choice: Choice, case: Case) -> Point:
+    return Point(case, subject.source, subject.geometry, choice.quant, choice.stored, choice.refused, choice.note)
 
 
 def _case(
@@ -178,7 +212,7 @@ def _numbers(word: str) -> Sequence[int]:
         rising = f"{match['last']}-{match['first']}{match['rule']}{match['by']}"
         raise ValueError(f"{printable(word)!r} counts down, and ranges go up: {printable(rising)}")
     if match["rule"] == "+":
-        return _bounded(word, range(first, last + 1, by))
+        return range(first, last + 1, by)
     if by == 1:
         raise ValueError(f"{printable(word)!r} is a range that never grows")
     found = [first]
@@ -192,9 +226,3 @@ def _number(word: str) -> int:
     if number < 1:
         raise ValueError(f"{printable(word)!r} is less than 1")
     return number
-
-
-def _bounded(word: str, numbers: range) -> range:
-    if len(numbers) > MAX_CASES:
-        raise ValueError(f"{printable(word)!r} is a range of more than {MAX_CASES:,} numbers")
-    return numbers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from profiler import devices
 from profiler.devices import target as targets
@@ -13,14 +14,18 @@ from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
 from profiler.models.resolve import Model, resolve
+from profiler.models.stored import Stored
 from profiler.plan.grid import counts, model_names, words
+from profiler.plan.quantization import Variant, held, variants
+from profiler.plan.refusal import Refusal, accepted, together
 from profiler.predict import engines
-from profiler.predict.engines.base import Engine
+from profiler.predict.engines.base import Engine, Named
 from profiler.predict.engines.transformers import usual_path
 from profiler.predict.goal import Goal
 from profiler.predict.machine import RAM_BYTES_S, Machine, Split
 from profiler.predict.prediction import Prediction, Predictor
 from profiler.quants.base import DTYPE_BYTES
+from profiler.shell import Command
 
 CONTEXTS, BATCHES = (8192,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
@@ -57,36 +62,58 @@ class Answer:
     """One case: its model, its prediction, and how far the same machine would go."""
 
     model: str
+    named: Named
     cautions: tuple[str, ...]
     prediction: Prediction
     largest_context: int  # at this batch; 0: not one token
     largest_batch: int  # at this context
     parameters: int
+    stored: Stored | None = None  # how the model's checkpoint is stored, whatever is predicted
+
+    @property
+    def verify(self) -> Command:
+        """The command that measures it."""
+        return self.prediction.engine.verify(self.named, self.prediction.setting, self.prediction.machine)
 
 
-def answers(inquiry: Inquiry) -> list[Answer]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The predictions, and what of a list could not be predicted."""
+
+    answers: list[Answer]
+    refused: tuple[Refusal, ...] = ()
+
+
+def answers(inquiry: Inquiry) -> Found:
     """Predictions in the order asked for; with a goal, those that meet it, best model first.
 
-    Raises NotFound for unknown names, ProfileError for what cannot be meant.
+    Raises NotFound for unknown names, ProfileError for what cannot be meant, and where no model at all is left.
     """
     engine = engines.find(inquiry.engine)
     machines = _machines(inquiry, engine)
     quants = _quants(inquiry, engine)
     batches = counts("-b", inquiry.batches) if inquiry.batches else BATCHES
-    models = _models(inquiry, engine, machines, quants[0])
+    asked = words(inquiry.quants)
     contexts = _contexts(inquiry)
-    _check(inquiry, models, contexts, len(quants) * len(batches) * len(machines))
-    found = [
-        answer
-        for machine in machines
-        for model in models
-        for quant in quants
-        for answer in _cases(model, engine, quant, machine, contexts, batches, inquiry)
-    ]
-    if inquiry.goal is None:
-        return found
-    best = ranked(found, inquiry.goal)
-    return best if inquiry.quants else most_bits(best)
+    first = engine.check(asked[0]) if asked and not inquiry.models else quants[0]
+    models, refused = accepted(_names(inquiry, engine, machines, first), lambda name: _model(name, inquiry, contexts))
+    _check_count(len(models) * len(contexts) * max(len(quants), len(asked)) * len(batches) * len(machines))
+    found: list[Answer] = []
+    impossible: dict[tuple[str, str], Refusal] = {}
+    for machine, (name, model) in product(machines, models):
+        try:
+            as_stored = held(model)
+            for variant in variants(model, as_stored, engine, machine.target, asked, quants):
+                found += _cases(name, model, as_stored, engine, variant, machine, contexts, batches, inquiry)
+        except ProfileError as error:
+            impossible[name, error.message] = Refusal(name, error)
+    refused += tuple(impossible.values())
+    if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
+        raise together(refused)
+    if inquiry.goal is not None:
+        found = ranked(found, inquiry.goal)
+        found = found if inquiry.quants else most_bits(found)
+    return Found(found, refused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,32 +124,37 @@ class OneCase:
     predictor: Predictor
     context: int
     batch: int
+    cautions: tuple[str, ...] = ()
 
 
 def one_case(inquiry: Inquiry) -> OneCase:
     """The one case that ``inquiry`` asks about; ProfileError if it is a list."""
     engine = engines.find(inquiry.engine)
     (machine,) = _machines(inquiry, engine)
-    quants = _quants(inquiry, engine)[: None if inquiry.quants else 1]
+    asked, usual = words(inquiry.quants), _quants(inquiry, engine)
     contexts, batches, names = _contexts(inquiry), counts("-b", inquiry.batches), model_names(inquiry.models)
-    if max(map(len, (quants, contexts, batches, names))) > 1:
+    if max(map(len, (asked, contexts, batches, names))) > 1:
         raise ProfileError("explain takes one case: one model, format, context and batch", "profile fit takes lists.")
-    model = resolve(names[0])
-    _check(inquiry, [model], contexts, 1)
-    predictor = _predictor(model.geometry, engine, quants[0], machine, inquiry.path)
-    return OneCase(model, predictor, contexts[0], batches[0])
+    if not names:
+        raise ProfileError("no model named", "profile models lists the catalog.")
+    _, model = _model(names[0], inquiry, contexts)
+    variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
+    predictor = _predictor(model.geometry, engine, variant, machine, inquiry.path)
+    return OneCase(model, predictor, contexts[0], batches[0], (*model.cautions, *variant.cautions))
 
 
 def _cases(
+    name: str,
     model: Model,
+    stored: Stored | None,
     engine: Engine,
-    quant: str,
+    variant: Variant,
     machine: Machine,
     contexts: Sequence[int],
     batches: Sequence[int],
     inquiry: Inquiry,
 ) -> Iterator[Answer]:
-    predictor, kv = _predictor(model.geometry, engine, quant, machine, inquiry.path), inquiry.kv
+    predictor, kv = _predictor(model.geometry, engine, variant, machine, inquiry.path), inquiry.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     for context in contexts:
         if context > model.geometry.max_position:
@@ -131,20 +163,23 @@ def _cases(
         for batch in batches:
             yield Answer(
                 model=model.name,
-                cautions=model.cautions,
+                named=Named(model.source.argument(name), model.source, as_stored=not inquiry.quants),
+                cautions=(*model.cautions, *variant.cautions, *machine.target.limits),
                 prediction=predictor.predict(context, batch, kv),
                 largest_context=longest[batch],
                 largest_batch=widest,
                 parameters=model.geometry.parameters,
+                stored=stored,
             )
 
 
 def _predictor(
-    geometry: Geometry, engine: Engine, quant: str, machine: Machine, path: str | None = None
+    geometry: Geometry, engine: Engine, variant: Variant, machine: Machine, path: str | None = None
 ) -> Predictor:
     """As a sweep would run it there."""
-    target = machine.target
-    return Predictor(geometry, engine, quant, machine, compute_dtype(target, quant), path or usual_path(target))
+    target, quant = machine.target, variant.quant
+    dtype = variant.dtype or compute_dtype(target, quant)
+    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.stored)
 
 
 def ranked(found: Sequence[Answer], goal: Goal) -> list[Answer]:
@@ -170,7 +205,7 @@ def compute_dtype(target: Target, quant: str) -> str:
     if quant in DTYPE_BYTES:
         return quant
     if target.local:
-        return devices.find(target.local).default_dtype
+        return target.default_dtype or devices.find(target.local).default_dtype
     return "fp16" if target.vendor == "NVIDIA" and target.flops and "bf16" not in target.flops else "bf16"
 
 
@@ -185,23 +220,20 @@ def _machines(inquiry: Inquiry, engine: Engine) -> list[Machine]:
 
 
 def _quants(inquiry: Inquiry, engine: Engine) -> tuple[str, ...]:
-    """With a goal and no format named, all that the engine has."""
-    asked = words(inquiry.quants)
-    if inquiry.quants and not asked:
+    """Where neither -q nor the checkpoint decides: with a goal all that the engine has."""
+    if inquiry.quants and not words(inquiry.quants):
         raise ProfileError("-q: the list is empty")
-    if not asked:
-        asked = tuple(engine.quants) if inquiry.goal else QUANTS.get(engine.name, (engine.default_quant,))
-    return tuple(dict.fromkeys(engine.check(quant) for quant in asked))
+    return tuple(engine.quants) if inquiry.goal else QUANTS.get(engine.name, (engine.default_quant,))
 
 
-def _models(inquiry: Inquiry, engine: Engine, machines: Sequence[Machine], quant: str) -> list[Model]:
+def _names(inquiry: Inquiry, engine: Engine, machines: Sequence[Machine], quant: str) -> tuple[str, ...]:
     names = model_names(inquiry.models)
     if inquiry.models and not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
     if not names:
         pair = (_headline(prefix, engine, machines[0], quant) for prefix in HEADLINE)
         names = catalog.names() if inquiry.goal else tuple(pair)
-    return [resolve(name) for name in names]
+    return names
 
 
 def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
@@ -211,7 +243,7 @@ def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
     }
     names = sorted(shapes, key=lambda name: shapes[name].parameters, reverse=True)
     for name in names:
-        predictor = _predictor(shapes[name], engine, quant, machine)
+        predictor = _predictor(shapes[name], engine, Variant(quant), machine)
         if predictor.predict(CONTEXTS[0], 1).verdict.word in ("fits", "tight"):
             return name
     return names[-1]
@@ -228,15 +260,18 @@ def _contexts(inquiry: Inquiry) -> tuple[int, ...]:
     return (inquiry.goal.context,) if inquiry.goal and inquiry.goal.context else CONTEXTS
 
 
-def _check(inquiry: Inquiry, models: Sequence[Model], contexts: Sequence[int], times: int) -> None:
-    """A model that is named must reach the contexts that are named; others are left out where they do not."""
-    for model in models if inquiry.models and (inquiry.contexts or inquiry.goal) and not inquiry.mapped else ():
-        most = model.geometry.max_position
-        beyond = [context for context in contexts if context > most]
-        if beyond:
-            raise ProfileError(
-                f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}"
-            )
-    many = len(models) * len(contexts) * times
+def _model(name: str, inquiry: Inquiry, contexts: Sequence[int]) -> tuple[str, Model]:
+    """With its name. A model that is named must reach the contexts that are named; others are left out where they
+    do not.
+    """
+    model = resolve(name)
+    most = model.geometry.max_position
+    beyond = [context for context in contexts if context > most]
+    if beyond and inquiry.models and (inquiry.contexts or inquiry.goal) and not inquiry.mapped:
+        raise ProfileError(f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}")
+    return name, model
+
+
+def _check_count(many: int) -> None:
     if many > MOST:
         raise ProfileError(f"{many:,} predictions are too many to show", f"At most {MOST:,}.")

@@ -13,6 +13,7 @@ from functools import cache, partial
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
+from profiler.errors import ProfileError
 from profiler.measure import steady
 from profiler.measure.effort import Effort
 from profiler.plan.grid import Point
@@ -68,8 +69,16 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
     skipped: list[Skip] = []
     host = cache(partial(host_of, device))
     for point in points:
-        entry = estimate(point, host(point.case.threads), effort)
-        reason = _impossible(point, device) or _too_large(entry.takes, available_bytes)
+        try:
+            if point.refused is not None:
+                takes = estimate(point, host(point.case.threads), effort).takes if point.stored is not None else None
+                skipped.append(Skip(point.case, point.refused, takes))
+                continue
+            entry = estimate(point, host(point.case.threads), effort)
+        except ProfileError as error:  # of this model in this quantization: the others are as they were
+            skipped.append(Skip(point.case, error.message))
+            continue
+        reason = _impossible(point, device) or _too_large(entry.takes, available_bytes, device)
         if reason is None:
             planned.append(entry)
         else:
@@ -79,7 +88,7 @@ def make(points: Iterable[Point], device: DeviceInfo, effort: Effort, available_
 
 def estimate(point: Point, host: Target, effort: Effort) -> Planned:
     """What a case is expected to take on ``host``."""
-    takes = estimates.estimate(point.case, point.geometry, host)
+    takes = estimates.estimate(point.case, point.geometry, host, point.stored)
     synthetic = point.case.fill == "synthetic"
     start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
     decode = _phase_s(takes.step_s.value * point.case.steps, effort)
@@ -107,7 +116,7 @@ def _impossible(point: Point, device: DeviceInfo) -> str | None:
     return None
 
 
-def _too_large(predicted: Estimate, available_bytes: int) -> str | None:
+def _too_large(predicted: Estimate, available_bytes: int, device: DeviceInfo) -> str | None:
     """Only what is certain: even the lower bound does not fit."""
     needed = predicted.peak.low
     if needed <= available_bytes:
@@ -116,6 +125,8 @@ def _too_large(predicted: Estimate, available_bytes: int) -> str | None:
     reason = (
         f"needs at least {bytes_text(needed)} (weights {weights}, cache {cache}), has {bytes_text(available_bytes)}"
     )
+    if device.memory_limit is not None:
+        reason += f"; {device.memory_limit} allows {bytes_text(device.memory_bytes)}"
     return f"{reason}; {predicted.left_plain}" if predicted.left_plain else reason
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from profiler import paths, registry
 from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
+from profiler.models import scheme
+from profiler.models.remark import EAGER, SYNTHETIC, Remark
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, model_names, points, words
+from profiler.plan.quantization import never_loaded
+from profiler.plan.refusal import Refusal, accepted
+from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.registry import unknown
 from profiler.units import bytes_text, printable
@@ -21,6 +27,7 @@ CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 OWN_STEP = ("hf",)  # backends that run the decode step of ours
 UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
 
+OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 
 Say = Callable[[str], None]
@@ -58,40 +65,111 @@ class Work:
     effort: Effort
     budget_s: float | None
     subjects: tuple[Subject, ...]
+    refused: tuple[Refusal, ...] = ()  # models of the list that the others go on without
 
 
 def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -> Work:
     """The grid of a request. ``say`` gets what a person should know before it runs.
 
-    Raises ProfileError for what cannot be meant, NotFound for unknown models, quantizations and scenarios.
+    Raises ProfileError for what cannot be meant, NotFound for unknown quantizations and scenarios, and the reason
+    why a model cannot be measured where none of those named can.
     """
     request = _with_scenario(request)
-    quants = tuple(dict.fromkeys(_quant(name) for name in words(request.quants)))  # nf4-dq is nf4_dq
+    quants, own = _asked(words(request.quants))
     names = model_names(request.models)
     if request.models and not names:
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:
+        for error in own.values():
+            raise error
         return _headline(request, quants, device, available_bytes, say)
-    subjects = _distinct([subject(name, request.weights, say) for name in names], say)
+    found, refused = accepted(
+        names, lambda name: _with_path(subject(name, request.weights, say, device), request, device)
+    )
+    subjects = _distinct(found, say)
+    quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
     return Work(
         points=tuple(points(_axes(subjects, quants, request, device), _settings(request, device), device)),
         effort=_effort(request),
         budget_s=request.budget_s,
         subjects=subjects,
+        refused=refused,
     )
 
 
-def subject(name: str, weights: str, say: Say) -> Subject:
+def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None) -> Subject:
     """The model ``name`` with the weights that ``weights`` (auto, real, synthetic) comes to.
 
     ``auto`` takes real ones where they are on this machine and never downloads; ``real`` downloads from a hub.
     """
     model = resolve(name)
-    if weights == "real" and model.real_id is None and model.source.kind == "hub":
+    if weights == "real" and model.checkpoint is None and model.source.kind == "hub":
+        if device is not None and (reason := never_loaded(model, device)) is not None:
+            raise ProfileError(
+                f"{model.name} is not downloaded: {reason}", "--weights synthetic measures its shapes."
+            )
         model = _downloaded(name, model, say)
+    asked = weights
     if weights == "auto":
-        weights = "synthetic" if model.real_id is None else "real"
-    return Subject(model.name, model.source, model.geometry, weights, model.id_for(weights), model.cautions)
+        weights = "synthetic" if model.checkpoint is None else "real"
+    return Subject(
+        model.name,
+        model.source,
+        model.geometry,
+        weights,
+        model.id_for(weights),
+        _remarks(model, weights, asked),
+        model.stored if weights == "real" else None,
+        _checkpoint(model, weights, asked),
+    )
+
+
+def _remarks(model: Model, weights: str, asked: str) -> tuple[Remark, ...]:
+    """What to know of a model with these weights. A catalog entry never has real ones, so there they are no news."""
+    if weights == "real":
+        return model.remarks
+    files = model.checkpoint.remarks if model.checkpoint else ()  # which are not read at all
+    about = (*(remark for remark in model.remarks if remark not in files), *map(Remark, _not_reproduced(model)))
+    if asked == "auto" and model.no_weights is not None and model.source.kind != "catalog":
+        return (*about, Remark(f"weights are synthetic: {model.no_weights}", SYNTHETIC))
+    return about
+
+
+def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
+    """What a row keeps of where its weights come from; for synthetic ones the reason."""
+    if weights == "real" and model.checkpoint is not None:
+        return model.checkpoint.to_json()
+    return {"reason": (model.no_weights if asked == "auto" else None) or "--weights synthetic was asked for"}
+
+
+def _not_reproduced(model: Model) -> tuple[str, ...]:
+    """A caution where random weights stand in for a quantization that nothing here can make."""
+    own = scheme.of(model.source.config)
+    if own is None or own.name in registry.names("quants"):
+        return ()
+    return (f"the random weights are stored as -q says, not in {own.name}",)
+
+
+def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
+    """The quantizations that are known, nf4_dq and nf4-dq once, and names that only a checkpoint may have."""
+    found: dict[Quant, None] = {}
+    own: dict[str, NotFound] = {}
+    for name in names:
+        try:
+            found[_quant(name)] = None
+        except NotFound as error:
+            if not OF_CHECKPOINTS.fullmatch(name):
+                raise
+            own[name.casefold()] = error
+    return tuple(found), own
+
+
+def _stored_in(name: str, subjects: Sequence[Subject], error: NotFound) -> Quant:
+    """The quantization ``name`` of a checkpoint among ``subjects``; raises ``error`` if none is stored so."""
+    for entry in subjects:
+        if entry.stored is not None and entry.stored.quant.casefold() == name:
+            return checkpoint.quant_of(entry.stored)
+    raise error
 
 
 def _effort(request: Request, usual_reps: int | None = None) -> Effort:
@@ -151,21 +229,24 @@ def _headline(
         steps=request.steps or headline.STEPS,
     )
 
+    def chosen_subject(name: str) -> Subject:
+        return _with_path(subject(name, request.weights, say), request, device)
+
     def grid(name: str, quant: Quant) -> list[Point]:
-        axes = _axes((subject(name, request.weights, say),), (quant,), template, device)
+        axes = _axes((chosen_subject(name),), (quant,), template, device)
         return points(axes, _settings(request, device), device)
 
     choice = headline.choose(headline.Limits(device, effort, available_bytes, budget_s), grid, quants)
     say(choice.words)
     chosen = tuple(point for name, quant in choice.pairs for point in grid(name, quant))
-    subjects = tuple(subject(name, request.weights, say) for name in dict.fromkeys(name for name, _ in choice.pairs))
+    subjects = tuple(map(chosen_subject, dict.fromkeys(name for name, _ in choice.pairs)))
     return Work(chosen, effort, budget_s, subjects)
 
 
 def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: Request, device: DeviceInfo) -> Axes:
     return Axes(
         subjects=subjects,
-        quants=tuple(quants) or (_quant(device.default_dtype),),
+        quants=tuple(quants),
         contexts=counts("-c", request.contexts) if request.contexts else CONTEXTS,
         batches=counts("-b", request.batches) if request.batches else BATCHES,
         steps=counts("-n", request.steps) if request.steps else STEPS,
@@ -180,6 +261,15 @@ def _paths(request: Request, device: DeviceInfo) -> tuple[str, ...]:
         if path not in paths.PATHS:
             raise unknown("decode path", path, paths.PATHS)
     return found
+
+
+def _with_path(subject: Subject, request: Request, device: DeviceInfo) -> Subject:
+    """The subject, with the reason if nobody named a path and our own step cannot be had."""
+    reason = paths.why_eager(device.kind) if request.backend in OWN_STEP and not words(request.paths) else None
+    if reason is None:
+        return subject
+    remark = Remark(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
+    return replace(subject, remarks=(*subject.remarks, remark))
 
 
 def _usual_path(request: Request, device: DeviceInfo) -> str:

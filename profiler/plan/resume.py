@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+from profiler import paths
 from profiler.case import Case
 from profiler.measure.effort import Effort
 from profiler.plan.grid import Point
@@ -13,6 +15,7 @@ from profiler.results import stats
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow
+from profiler.units import printable
 
 
 def stored(
@@ -23,13 +26,43 @@ def stored(
     With ``max_memory_bytes`` only those known to keep to it. A row has the case that was asked for: its own may bear
     another name of the same model, or one that ``redact`` has changed.
     """
-    key = environment_key(snapshot)
+    key, here = environment_key(snapshot), cache(paths.machine_state)
     found = {}
     for case in (point.case for point in points):
         row = store.finished(case.key, key)
-        if row is not None and _as_thorough(row.measurement, effort) and _keeps_to(row.measurement, max_memory_bytes):
+        if row is None or not _as_thorough(row.measurement, effort):
+            continue
+        if _keeps_to(row.measurement, max_memory_bytes) and _runs_alike(row.measurement, here):
             found[case] = replace(row, measurement=replace(row.measurement, case=case))
     return found
+
+
+def fallbacks(stored_rows: Iterable[StoredRow]) -> str | None:
+    """That some of the rows taken from the store were measured on a fallback, in one line."""
+    found = [
+        row.measurement for row in stored_rows if row.measurement.decode_path and row.measurement.decode_path.machine
+    ]
+    if not found:
+        return None
+    path = found[0].decode_path
+    why = path.reason or path.kernels if path else None
+    rows_were, them = ("stored row was", "it") if len(found) == 1 else ("stored rows were", "them")
+    fallback = f"measured on a fallback that this machine still needs ({printable(why, 200)})"
+    return f"{len(found)} {rows_were} {fallback}; --fresh measures {them} again"
+
+
+def _runs_alike(row: Measurement, here: Callable[[], str]) -> bool:
+    """Whether the decode step would run here as it did in the row: on the same fallback, or on none. ``here`` gives
+    the state of this machine.
+
+    A cache folder that was full, or a compiler that was missing, changes speed and nothing else that a row records.
+    """
+    path = row.decode_path
+    if path is None or row.case.device.partition(":")[0] != "cpu":
+        return path is None or path.machine != paths.SHORT_OF_MEMORY
+    if path.machine is not None:
+        return path.machine == here()
+    return path.on_plain_torch or path.kernels is None or paths.compiler() is not None
 
 
 def _as_thorough(row: Measurement, effort: Effort) -> bool:

@@ -11,7 +11,6 @@ fill = "synthetic"           # left out: prefill
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -20,6 +19,7 @@ from typing import Any
 
 from profiler import registry
 from profiler.errors import ProfileError
+from profiler.foreign import BadContent, Budget, read_bytes, toml_value
 from profiler.plan.grid import counts, model_names, words
 from profiler.units import printable
 
@@ -28,6 +28,7 @@ FILLS = ("prefill", "synthetic")
 REQUIRED = {"description", "contexts", "batches", "steps"}
 KNOWN = REQUIRED | {"quants", "models", "fill"}
 MAX_BYTES = 64 * 1024
+BUDGET = Budget(nbytes=MAX_BYTES, values=2**14, depth=8)  # a scenario is a few lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +97,16 @@ def _parse(name: str, file: Traversable) -> Scenario:
 
 def _read(where: str, file: Traversable) -> dict[str, Any]:
     try:
-        return tomllib.loads(_text(where, file))
-    except ValueError as error:
+        return toml_value(_text(where, file), BUDGET)
+    except BadContent as error:
         raise ProfileError(f"{where} is not valid TOML: {printable(error)}") from None
 
 
 def _text(where: str, file: Traversable) -> str:
     try:
-        if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would be waited for
-            raise ProfileError(f"{where} is no regular file", f"Shipped: {', '.join(names())}.")
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ProfileError(f"{where} is larger than {MAX_BYTES // 1024} KiB", "A scenario is a few lines.")
-        return data.decode()
-    except OSError as error:
-        raise ProfileError(f"{where} cannot be read: {error.strerror}", f"Shipped: {', '.join(names())}.") from None
+        return (read_bytes(file, MAX_BYTES, where) if isinstance(file, Path) else file.read_bytes()).decode()
+    except ProfileError as error:
+        raise type(error)(error.message, f"Shipped: {', '.join(names())}.") from None
     except ValueError as error:
         raise ProfileError(f"{where} is not valid TOML, which is UTF-8: {printable(error)}") from None
 

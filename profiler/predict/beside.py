@@ -13,6 +13,7 @@ from profiler.devices import priors
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
+from profiler.models.stored import Stored
 from profiler.predict import explanation
 from profiler.predict.engines.transformers import left_mapped
 from profiler.predict.estimate import host_of, mean_depth
@@ -22,19 +23,19 @@ from profiler.predict.interval import Interval, exact
 BACKENDS = frozenset({"hf"})  # those that the engine's rules describe
 
 
-def expected(case: Case, geometry: Geometry, device: DeviceInfo) -> dict[str, Any]:
+def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored | None = None) -> dict[str, Any]:
     """Plain JSON: rates and peak with bounds and basis; seconds at the ceilings where the device was calibrated; and
     how much processes differ (``stats.between``).
 
-    Empty for a backend whose engine has no rules.
+    ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
     """
     if case.backend not in BACKENDS:
         return {}
-    predictor = predictor_of(case, geometry, host_of(device, case.threads))
+    predictor = predictor_of(case, geometry, host_of(device, case.threads), stored)
     engine, on = predictor.engine, predictor.machine.target
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(mean_depth(case), case.batch)
-    real = case.weights == "real"
+    real = case.weights == "real" and stored is None  # nothing is packed while it is loaded
     peak = found.terms.peak + (left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": _interval(peak)}
     if real:

@@ -19,8 +19,8 @@ from typing import Any
 
 from profiler.devices.ceilings import Ceilings, rows_of
 from profiler.devices.target import Target
+from profiler.models.gguf_file import TYPES
 from profiler.paths import GRAPH
-from profiler.predict.gguf_mix import TYPES
 from profiler.predict.interval import Basis
 from profiler.predict.work import GROWING_TOUCHES, Item, Work
 
@@ -184,6 +184,8 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     slots = multiply_slots(target, content) * per_slot.get(maker, per_slot["other"])
     one_by_one = dict.fromkeys(SCHEMES, 0.5 / slots)
     halves = content["halves"] if maker == "CPU" and target.flops.get(dtype, 0.0) < target.flops["fp32"] else None
+    call_s = own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0))
+    own_running = target.running if maker == "CPU" else 1.0  # a GPU works on while a quota holds its process
     if halves:
         read_s["cache"] *= halves["cache"]
     return Rates(
@@ -193,12 +195,12 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
         few_flop_s=one_by_one | dict.fromkeys(AS_THEY_ARE, 1 / peak),
         expert_flops=content["prefill"]["expert_flops"],
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
-        layer_s=_layer_s(target, maker, content) * own["launch"],
+        layer_s=_layer_s(target, maker, content) * own["launch"] / own_running,
         expert_layers=own["expert_layers"],
         decode=_wider(own["spread"]["decode"], target.spread),
         prefill=_wider(own["spread"]["prefill"], target.spread),
-        convolution=halves["convolution"] if halves else None,
-        call_s=own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0)),
+        convolution={name: s / own_running for name, s in halves["convolution"].items()} if halves else None,
+        call_s=call_s / target.running,
         device_call_s=None,
         start_s={},
         basis=own["basis"] if maker in own["fitted_on"] else "prior",

@@ -14,6 +14,7 @@ from profiler.devices import target
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
+from profiler.models.stored import Stored
 from profiler.predict import engines
 from profiler.predict.interval import Interval, exact, prior
 from profiler.predict.machine import Machine
@@ -54,9 +55,9 @@ class Estimate:
     left_plain: str | None  # ``nf4 leaves 117 GiB of fused experts in fp32``, where that decides the size
 
 
-def estimate(case: Case, geometry: Geometry, host: Target) -> Estimate:
-    """Of ``case`` on ``host`` (``host_of``), as if it fitted."""
-    found = predictor(case, geometry, host)
+def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Estimate:
+    """Of ``case`` on ``host`` (``host_of``), as if it fitted; ``stored``: a checkpoint that runs as it is stored."""
+    found = predictor(case, geometry, host, stored)
     kind, width = "cpu" if host.vendor == "CPU" else "cuda", DTYPE_BYTES[case.dtype]
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
     terms = found.terms(found.setting(case.context, case.batch))
@@ -65,7 +66,7 @@ def estimate(case: Case, geometry: Geometry, host: Target) -> Estimate:
         weights=terms.weights,
         cache=exact(held),
         peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
-        load_s=_load_s(case, geometry, found.storage, kind),
+        load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
         prefill_s=prefill_s,
         fill_s=prior(held / FILL_BYTES_S[kind], SPREAD),
         step_s=step_s,
@@ -74,10 +75,11 @@ def estimate(case: Case, geometry: Geometry, host: Target) -> Estimate:
 
 
 def host_of(device: DeviceInfo, threads: int | None) -> Target:
-    """``device`` with the cores that ``threads`` leave it. Reads a file of ceilings: ask once, not for each case."""
-    if threads and device.cores and threads < device.cores:
-        device = replace(device, cores=threads)
-    return target.of(device)
+    """``device`` as so many ``threads`` use it; None: as many as a worker takes by itself.
+
+    Reads a file of ceilings: ask once, not for each case.
+    """
+    return target.of(replace(device, threads=threads) if threads and device.cores else device)
 
 
 def mean_depth(case: Case) -> int:
@@ -85,14 +87,16 @@ def mean_depth(case: Case) -> int:
     return case.context + (case.steps + 1) // 2
 
 
-def predictor(case: Case, geometry: Geometry, host: Target) -> Predictor:
+def predictor(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Predictor:
     """For the cases of a model in a format."""
-    return _predictor(geometry, case.quant, case.dtype, host, case.path)
+    return _predictor(geometry, case.quant, case.dtype, host, case.path, stored)
 
 
 @lru_cache(maxsize=64)
-def _predictor(geometry: Geometry, quant: str, dtype: str, device: Target, path: str) -> Predictor:
-    return Predictor(geometry, engines.find(ENGINE), quant, Machine(device), dtype, path)
+def _predictor(
+    geometry: Geometry, quant: str, dtype: str, device: Target, path: str, stored: Stored | None
+) -> Predictor:
+    return Predictor(geometry, engines.find(ENGINE), quant, Machine(device), dtype, path, stored)
 
 
 def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
@@ -106,9 +110,12 @@ def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
     return f"{quant} leaves {bytes_text(total)} of {' and '.join(NAMES[part] for part in largest)} in {dtype}"
 
 
-def _load_s(case: Case, geometry: Geometry, storage: Storage, kind: str) -> Interval:
+def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: str) -> Interval:
     """Start a worker, then make the weights, or read and pack them; compile the step where it is a graph."""
-    if case.weights == "synthetic":
+    storage = found.storage
+    if found.stored is not None:
+        making = found.stored.nbytes / DISK_BYTES_S
+    elif case.weights == "synthetic":
         making = storage.device_bytes / FILL_BYTES_S[kind]
     else:
         packed = sum(line.elements for line in storage.lines if line.packed)

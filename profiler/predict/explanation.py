@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from profiler.models.geometry import Geometry
 from profiler.predict import efficiency, machine, work
 from profiler.predict.efficiency import PLAIN, Rates
-from profiler.predict.engines.base import Engine, Setting, Terms
+from profiler.predict.engines.base import Setting, Terms
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import Predictor, shared_out
 from profiler.predict.work import Work
@@ -107,7 +106,8 @@ def _shares(done: Work, predictor: Predictor, rates: Rates) -> list[Share]:
     for item in done.items:
         read, compute, unpack = efficiency.costs(item, done, rates)
         entry = parts.setdefault(_name(item), [0.0] * 6)
-        ceiling = max((item.nbytes - item.spared) / bandwidth, item.flops / peaks[item.scheme])
+        needed_flops = item.flops - item.spared_flops
+        ceiling = max((item.nbytes - item.spared) / bandwidth, needed_flops / peaks[item.scheme])
         bound, total = compute if compute >= read else 0.0, max(read, compute) + unpack
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
         for index, value in enumerate((item.nbytes, item.flops, ceiling, total, bound + unpack, packed)):
@@ -186,7 +186,7 @@ def _changes(predictor: Predictor, setting: Setting) -> list[Change]:
     found = []
 
     def consider(words: str, other: Setting) -> None:
-        found.append(Change(words, now - _peak(engine, geometry, other, host)))
+        found.append(Change(words, now - _peak(predictor, other)))
 
     if setting.context > 1:
         half = setting.context // 2
@@ -204,17 +204,17 @@ def _changes(predictor: Predictor, setting: Setting) -> list[Change]:
 
 
 def _smaller(predictor: Predictor) -> Sequence[str]:
-    """The engine's next smaller format, if there is one."""
-    own, repacks = predictor.storage.device_bytes, predictor.machine.target.repacks
-    sizes = {
-        quant: predictor.engine.storage(predictor.geometry, quant, predictor.dtype, repacks).device_bytes
-        for quant in predictor.engine.quants
-    }
+    """The engine's next smaller format, if there is one and the checkpoint can be had in it."""
+    own, stored = predictor.storage.device_bytes, predictor.stored
+    if stored is not None and stored.scheme is not None:
+        return []
+    sizes = {quant: predictor.storage_in(quant, predictor.dtype).device_bytes for quant in predictor.engine.quants}
     below = {quant: size for quant, size in sizes.items() if size < 0.97 * own}
     return [max(below, key=lambda quant: below[quant])] if below else []
 
 
-def _peak(engine: Engine, geometry: Geometry, setting: Setting, host: Machine) -> float:
+def _peak(predictor: Predictor, setting: Setting) -> float:
     dtype = setting.quant if setting.quant in DTYPE_BYTES else setting.dtype
-    storage = engine.storage(geometry, setting.quant, dtype, host.target.repacks)
-    return shared_out(engine.memory(geometry, storage, setting, host.target), geometry, host).peak.value
+    storage = predictor.storage_in(setting.quant, dtype)
+    host, geometry = predictor.machine, predictor.geometry
+    return shared_out(predictor.engine.memory(geometry, storage, setting, host.target), geometry, host).peak.value

@@ -16,15 +16,10 @@ from functools import lru_cache
 from profiler import registry
 from profiler.errors import NotFound
 from profiler.models.geometry import Geometry
-from profiler.models.gguf_file import BLOCKS
+from profiler.models.gguf_file import BLOCKS, TYPES
 from profiler.models.layers import Attention, Experts, Layer
 from profiler.models.weight import Weight
 
-TYPES = {
-    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12,
-    "q5_k": 13, "q6_k": 14, "iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq1_s": 19, "iq4_nl": 20, "iq3_s": 21,
-    "iq2_s": 22, "iq4_xs": 23, "iq1_m": 29, "bf16": 30,
-}  # fmt: skip
 MIXES = {  # the type that a mix starts from
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q6_k": "q6_k", "q5_k_m": "q5_k", "q5_k_s": "q5_k",
     "q5_0": "q5_0", "q4_k_m": "q4_k", "q4_k_s": "q4_k", "q4_0": "q4_0", "iq4_nl": "iq4_nl", "iq4_xs": "iq4_xs",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from profiler.models.geometry import Geometry
+from profiler.models.stored import Stored
 from profiler.paths import EAGER
 from profiler.predict import efficiency, machine, work
 from profiler.predict.efficiency import Bounds, Rates
@@ -96,15 +97,24 @@ class Predictor:
         host: Machine,
         dtype: str = "bf16",
         path: str = EAGER,
+        stored: Stored | None = None,
     ) -> None:
-        """``path``: how decode steps of transformers run."""
+        """``path``: how decode steps of transformers run. ``stored``: the checkpoint that is run as it is stored."""
+        self.stored = stored
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target)
-        self.storage: Storage = engine.storage(geometry, quant, dtype, host.target.repacks)
+        self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
         self.rates: Rates = machine.sharing_heads(machine.rates(host, engine.name, dtype), geometry, host)
         shipped = path == EAGER or engine.name != MEASURED_ENGINE
         self.step_rates: Rates = self.rates if shipped else efficiency.own_step(self.rates, host.target, dtype, path)
+
+    def storage_in(self, quant: str, dtype: str) -> Storage:
+        """The weights in another quantization, or in the one of the checkpoint."""
+        repacks = self.machine.target.repacks
+        if self.stored is not None and quant == self.stored.quant:
+            return self.engine.stored(self.geometry, self.stored, dtype, repacks)
+        return self.engine.storage(self.geometry, quant, dtype, repacks)
 
     def setting(self, context: int, batch: int, kv: str | None = None) -> Setting:
         """What is asked of the engine; small devices prefill in smaller passes by its own default."""
@@ -187,8 +197,9 @@ class Predictor:
         for line in lines:
             part = min(left, line.nbytes)
             left -= part
-            read += part * line.share(done.tokens)
-            there += part * line.share(done.tokens) * rates.read_s[line.scheme] * done.passes
+            share = line.share(done.tokens, done.how)
+            read += part * share
+            there += part * share * rates.read_s[line.scheme] * done.passes
         streams = self.engine.name != "llama.cpp"
         return there, machine.offload_s(done, read, streams, self.machine)
 

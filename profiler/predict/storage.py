@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
-from profiler.models.layers import Attention, Experts, Layer
+from profiler.models.layers import IDEAL, Attention, Execution, Experts, Layer
+from profiler.models.stored import Stored
 from profiler.models.weight import Weight
+from profiler.predict.interval import Interval, exact
 from profiler.quants.base import DTYPE_BYTES
 
 Part = Literal["attention", "delta", "mlp", "experts", "head", "tables", "other"]
 LARGE_BYTES = 32 * 1024**2  # from where glibc maps fresh pages for every tensor
 UNPACKED_BYTES = 4  # of an element: fp32
+# Bytes that follow from what a config says of its quantization: it does not state all of padding, zero points, scales
+# of 16 or 32 bits, and modules that were left alone.
+DERIVED = (0.94, 1.1)
 PARTS: tuple[Part, ...] = ("attention", "delta", "mlp", "experts", "head", "tables", "other")
 
 
@@ -45,9 +50,13 @@ class Line:
     count: int = 0  # of its tensors
     large: int = 0  # elements of those that no heap keeps room for, unpacked
 
-    def share(self, tokens: float) -> float:
+    def whole(self, how: Execution) -> bool:
+        """Whether every token is multiplied with all of it: no experts, or a runtime that runs all of them."""
+        return self.experts is None or (how.every_expert and self.experts.batched)
+
+    def share(self, tokens: float, how: Execution = IDEAL) -> float:
         """The part that a pass over ``tokens`` tokens is expected to read."""
-        if self.experts is None:
+        if self.experts is None or self.whole(how):
             return 1.0
         unused: float = (1 - self.experts.top_k / self.experts.count) ** tokens
         return 1 - unused
@@ -57,10 +66,13 @@ class Line:
         """Whether its format is more than a dtype."""
         return self.scheme not in DTYPE_BYTES
 
-    @property
-    def used(self) -> float:
+    def used_share(self, how: Execution = IDEAL) -> float:
+        """The part of its elements that one token is multiplied with: 0..1."""
+        return 1.0 if self.experts is None or self.whole(how) else self.experts.top_k / self.experts.count
+
+    def used(self, how: Execution = IDEAL) -> float:
         """Elements that one token is multiplied with."""
-        return self.elements if self.experts is None else self.elements * self.experts.top_k / self.experts.count
+        return self.elements * self.used_share(how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,20 @@ class Storage:
     lines: tuple[Line, ...]
     widest: int = 0  # most features that a linear layer takes or gives, one token
     expert_rows: tuple[int, int] = (0, 0)  # (top_k, width) of the widest expert layer
+    batched_experts: tuple[int, int] = (0, 0)  # (experts, width), where transformers runs all of them for every token
+    bounds: tuple[float, float] | None = None  # of its bytes, as factors; None: they are known to the byte
+
+    @property
+    def weights(self) -> Interval:
+        """Weights on the device."""
+        return self.known(self.device_bytes)
+
+    def known(self, nbytes: float) -> Interval:
+        """A part of the bytes, as well as they are known."""
+        if self.bounds is None:
+            return exact(nbytes)
+        low, high = self.bounds
+        return Interval(nbytes, nbytes * low, nbytes * high, "prior")
 
     @property
     def device_bytes(self) -> int:
@@ -96,15 +122,18 @@ class Storage:
         return tuple(line for line in self.lines if line.part != "tables" and not line.on_host)
 
 
-def storage(held: Iterable[Held]) -> Storage:
+def storage(held: Iterable[Held], bounds: tuple[float, float] | None = None) -> Storage:
     """Tensors that cost alike, together; the largest first within a part."""
     sums: dict[Line, list[int]] = {}
-    widest, expert_rows = 0, (0, 0)
+    widest, expert_rows, batched_experts = 0, (0, 0), (0, 0)
     for item in held:
         if item.weight.role == "linear":
             widest = max(widest, *item.weight.shape)
         if item.weight.role == "experts" and item.layer is not None and isinstance(item.layer.mlp, Experts):
-            expert_rows = max(expert_rows, (item.layer.mlp.top_k, item.layer.mlp.width))
+            experts = item.layer.mlp
+            expert_rows = max(expert_rows, (experts.top_k, experts.width))
+            if experts.batched:
+                batched_experts = max(batched_experts, (experts.count, experts.width))
         entry = sums.setdefault(_line(item), [0, 0, 0, 0, 0])
         entry[0] += item.weight.parameters * item.count
         entry[1] += item.nbytes
@@ -117,7 +146,19 @@ def storage(held: Iterable[Held]) -> Storage:
     ]
     order = {part: index for index, part in enumerate(PARTS)}
     lines.sort(key=lambda line: (order[line.part], line.on_host, -line.nbytes))
-    return Storage(tuple(lines), widest, expert_rows)
+    return Storage(tuple(lines), widest, expert_rows, batched_experts, bounds)
+
+
+def as_stored(geometry: Geometry, stored: Stored) -> Iterator[Held]:
+    """Every weight of a checkpoint as its headers have it."""
+    for item in stored.weights:
+        layer = None if item.layer is None else geometry.layers[item.layer]
+        yield Held(item.weight, layer, 1, item.scheme, item.nbytes)
+
+
+def bounds_of(stored: Stored) -> tuple[float, float] | None:
+    """How far the bytes of a checkpoint may be off."""
+    return None if stored.exact else DERIVED
 
 
 def _line(item: Held) -> Line:

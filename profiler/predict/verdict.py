@@ -35,11 +35,13 @@ def judge(terms: Terms, machine: Machine) -> Verdict:
     shared = round(terms.host.value) if machine.target.unified else 0
     needed = round(peak.value) + shared
     headroom = usable - needed
+    limit = machine.target.memory_limit
+    bound = "" if limit is None else f" of the {bytes_text(usable)} that {limit} allows"
     if headroom >= 0:
         close = headroom < max(TIGHT_SHARE * usable, TIGHT_BYTES) or peak.high + shared > usable
         sure = "" if peak.high + shared <= usable else f", but it may take {bytes_text(peak.high + shared)}"
-        return Verdict("tight" if close else "fits", headroom, usable, f"{bytes_text(headroom)} left{sure}")
-    missing = f"{bytes_text(-headroom)} missing"
+        return Verdict("tight" if close else "fits", headroom, usable, f"{bytes_text(headroom)} left{bound}{sure}")
+    missing = f"{bytes_text(-headroom)} missing{bound and f': {limit} allows {bytes_text(usable)}'}"
     room = machine.ram_bytes - RAM_RESERVE - round(terms.host.value) if machine.ram_bytes is not None else 0
     offloaded = -headroom * machine.target.count
     movable = terms.weights.value * machine.target.count

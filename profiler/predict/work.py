@@ -35,6 +35,7 @@ class Item:
     count: float = 0.0
     fresh: float = 0.0  # bytes of results too large for a heap to keep room for, unpacked matrices among them
     spared: float = 0.0  # part of ``nbytes`` that a program without copies would not move: no ceiling counts it
+    spared_flops: float = 0.0  # part of ``flops`` that goes to experts no token chose: no ceiling counts it either
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Work:
     layers: int
     expert_layers: int
     calls: float  # operators started from Python, all passes; 0 for engines that run a graph of their own
+    how: Execution = IDEAL  # how the engine that does it runs a layer
 
     @property
     def nbytes(self) -> float:
@@ -62,6 +64,11 @@ class Work:
     def flops(self) -> float:
         """FLOPs of matrix products."""
         return sum(item.flops for item in self.items)
+
+    @property
+    def needed_flops(self) -> float:
+        """Of those, what goes to experts that a token chose, and to everything else."""
+        return self.flops - sum(item.spared_flops for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,10 @@ class Manner:
 
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner: Manner) -> Work:
     """One decode step of ``batch`` sequences; ``depth`` counts the token of this step."""
-    items = [_weights(line, _moved(line, batch, manner), 2 * line.used * batch, batch) for line in storage.read]
+    items = [
+        _weights(line, _moved(line, batch, manner), line.share(batch), 2 * batch, batch, manner.how)
+        for line in storage.read
+    ]
     touches = manner.calls.state_touches if manner.calls else STATE_TOUCHES
     for layer, count in geometry.groups:
         mixer, many = layer.mixer, count * batch
@@ -112,7 +122,7 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
         delta = _delta_layers(geometry)
         attention = len(geometry.layers) - delta
         calls = manner.calls.outside + attention * manner.calls.layer + delta * manner.calls.delta_step
-    return Work(tuple(items), 1, batch, len(geometry.layers), _expert_layers(geometry), calls)
+    return Work(tuple(items), 1, batch, len(geometry.layers), _expert_layers(geometry), calls, manner.how)
 
 
 def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, manner: Manner) -> Work:
@@ -125,9 +135,10 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
     for line in storage.read:
         through = passes if manner.how.trims_shared and line.shared_kv else context
         rows = (passes if line.part == "head" else through) * batch
-        share = sum(count * line.share(size * batch) for size, count in sizes)
-        flops = 2 * line.used * rows
-        items.append(_weights(line, share, flops, rows / passes * _each(line)))
+        share = sum(count * line.share(size * batch, manner.how) for size, count in sizes)
+        needed = sum(count * line.share(size * batch) for size, count in sizes)
+        each = rows / passes * line.used_share(manner.how)
+        items.append(_weights(line, share, needed, 2 * rows, each, manner.how))
     spans = ((0, context),) if manner.how.skips_masked else Execution(chunk=chunk).spans(context)
     for layer, count in geometry.groups:
         flops, many = count * batch * layer.mixer.prefill_flops(spans, manner.how), count * batch * passes
@@ -152,21 +163,33 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
         items.append(_convolutions(geometry, manner.calls, passes, context * batch / passes, batch))
         calls = _prefill_calls(geometry, manner.calls, sizes)
     tokens = context * batch / passes
-    return Work(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls)
+    return Work(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls, manner.how)
 
 
 def _moved(line: Line, batch: int, manner: Manner) -> float:
     """How often a step of ``batch`` tokens goes over a line of weights."""
-    if line.experts is None or manner.expert_copies is None:
-        return line.share(batch)
+    if line.experts is None or line.whole(manner.how) or manner.expert_copies is None:
+        return line.share(batch, manner.how)
     return manner.expert_copies * batch * line.experts.top_k / line.experts.count
 
 
-def _weights(line: Line, share: float, flops: float, rows: float) -> Item:
-    """``share``: how often all of the line is read."""
+def _weights(line: Line, share: float, needed: float, flops: float, rows: float, how: Execution) -> Item:
+    """``share``: how often all of the line is read, ``needed``: how often without copies and unchosen experts;
+    ``flops``: of each element that is used, all passes."""
     nbytes, outputs, count = line.nbytes * share, line.outputs * share, line.count * share
-    fresh = line.large * share * UNPACKED_BYTES
-    return Item(line.part, "weights", line.scheme, nbytes, flops, rows, outputs, count, fresh)
+    return Item(
+        line.part,
+        "weights",
+        line.scheme,
+        nbytes,
+        flops * line.used(how),
+        rows,
+        outputs,
+        count,
+        fresh=line.large * share * UNPACKED_BYTES,
+        spared=line.nbytes * (share - needed),
+        spared_flops=flops * (line.used(how) - line.used()),
+    )
 
 
 def _convolutions(geometry: Geometry, calls: Calls, passes: int, tokens: float, batch: int) -> Item:
@@ -176,11 +199,6 @@ def _convolutions(geometry: Geometry, calls: Calls, passes: int, tokens: float, 
     results = [(mixer.channels * tokens * calls.element_bytes, count) for mixer, count in mixers]
     fresh = passes * CONV_TENSORS * sum(count * nbytes for nbytes, count in results if nbytes > LARGE_BYTES)
     return Item("convolutions", "convolution", "copy", 0.0, 0.0, tokens, channels, batch, fresh)
-
-
-def _each(line: Line) -> float:
-    """The part of a pass's tokens that each tensor of a line is multiplied with."""
-    return 1.0 if line.experts is None else line.experts.top_k / line.experts.count
 
 
 def _prefill_calls(geometry: Geometry, calls: Calls, sizes: Sequence[tuple[int, int]]) -> float:

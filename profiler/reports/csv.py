@@ -1,6 +1,6 @@
 """``-o csv``: a line a case for spreadsheets and data frames, in SI units; unknown is empty.
 
-Text that a spreadsheet would take for a formula gets a ``'`` in front (OWASP, "CSV Injection").
+Text passes the guard of every CSV file here, ``units.spreadsheet_cell``.
 """
 
 from __future__ import annotations
@@ -8,28 +8,36 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from profiler.reports.base import plain
 from profiler.results.measurement import Measurement
 from profiler.results.row import row
+from profiler.units import spreadsheet_cell
 
 CASE = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
 PHASE = ("tps", "tps_low", "tps_high", "tps_stdev")
 MEMORY = ("weights_bytes", "cache_bytes", "prefill_peak_bytes", "decode_peak_bytes", "process_peak_bytes")
 ENERGY = ("prefill_j_per_token", "decode_j_per_token", "idle_w")
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide forms too: East Asian spreadsheets take them
 REASON_LENGTH = 1000
 
 
 def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """Header and one line a case."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header())
+    return "".join(stream(run, measurements))
+
+
+def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
+    """The same, line by line."""
+    yield _line(header())
     for measurement in measurements:
-        writer.writerow([_cell(value) for value in _values(row(run, measurement))])
+        yield _line([_cell(value) for value in _values(row(run, measurement))])
+
+
+def _line(cells: Sequence[Any]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(cells)
     return out.getvalue()
 
 
@@ -79,5 +87,4 @@ def _values(content: dict[str, Any]) -> list[Any]:
 def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    text = plain(value, REASON_LENGTH)
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return spreadsheet_cell(plain(value, REASON_LENGTH))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from profiler.results.measurement import Measurement
-from profiler.results.row import dumps, row
+from profiler.results.row import line
 
 
 def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """A JSON array."""
-    rows = ",\n".join(dumps(row(run, measurement)) for measurement in measurements)
-    return f"[\n{rows}\n]\n" if rows else "[]\n"
+    return "".join(stream(run, measurements))
+
+
+def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
+    """The same, row by row."""
+    before = "[\n"
+    for measurement in measurements:
+        yield before + line(run, measurement)
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from profiler.results.measurement import Measurement
-from profiler.results.row import dumps, row
+from profiler.results.row import line
 
 
 def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """JSON lines."""
-    return "".join(dumps(row(run, measurement)) + "\n" for measurement in measurements)
+    return "".join(stream(run, measurements))
+
+
+def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
+    """The same, row by row."""
+    return (line(run, measurement) + "\n" for measurement in measurements)

@@ -97,7 +97,7 @@ def _row(measurement: Measurement, phase: Phase) -> dict[str, Any]:
         "type_k": GGML_TYPES.get(case.dtype, plain(case.dtype)),
         "type_v": GGML_TYPES.get(case.dtype, plain(case.dtype)),
         "n_gpu_layers": ALL_LAYERS if on_gpu else 0,
-        "main_gpu": int(case.device.partition(":")[2] or 0) if on_gpu else 0,
+        "main_gpu": _number(case.device) if on_gpu else 0,
         "n_prompt": prompt,
         "n_gen": generated,
         "n_depth": depth,
@@ -124,3 +124,9 @@ def _zulu(started_at: str | None) -> str:
         return datetime.fromisoformat(started_at or "").astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except ValueError:
         return ""
+
+
+def _number(device: str) -> int:
+    """Of ``cuda:1`` the 1; 0 where the name has none."""
+    number = device.partition(":")[2]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 6 else 0

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from profiler.reports.base import Column, answer, figures, heading, legend, notes, path_lines, plain
+from profiler.reports.base.remarks import rows_of_models
 from profiler.results.measurement import Measurement
 
 _ACTIVE = re.compile(r"[\\`*_\[\]#|~$]|^[-+=]")  # what Markdown reads as its own
@@ -29,9 +30,11 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     ]
     meaning = legend(measurements)
     lines += [meaning, ""] if meaning else []
+    total = rows_of_models(measurements)
     for note in remarks:
         helps = f"; try {escaped(note.help)}" if note.help else ""
-        lines.append(f"{note.number}. **{escaped(note.named_cases(measurements))}**: {escaped(note.text)}{helps}")
+        cases = escaped(note.named_cases(measurements, total))
+        lines.append(f"{note.number}. **{cases}**: {escaped(note.text)}{helps}")
     lines += [f"- {escaped(words)}" for words in path_lines(measurements, brief=True)]
     found = answer(measurements)
     lines += ["", escaped(found)] if found else []

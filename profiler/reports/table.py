@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
 from profiler.reports.base import STAYS, Column, Note, answer, figures, heading, legend, notes, path_lines, plain
+from profiler.reports.base.remarks import rows_of_models
 from profiler.results.measurement import Measurement
 
 WIDTH = 120  # columns, unless it goes to a terminal: the same rows always give the same text
@@ -29,8 +31,9 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
         body = body[len(group) :]
     meaning = legend(grouped)
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
+    total = rows_of_models(grouped)
     for note in remarks:
-        lines += _wrap(f"[{note.number}] {_note(note, grouped)}", width, "    ")
+        lines += _wrap(f"[{note.number}] {_note(note, grouped, total)}", width, "    ")
     for words in path_lines(grouped, brief=True):
         lines += _wrap(words, width, "    ")
     found = answer(grouped)
@@ -70,9 +73,9 @@ def _width(texts: Mapping[Column, Sequence[str]]) -> int:
     return sum(len(INDENT) + max(map(len, cells)) for cells in texts.values())
 
 
-def _note(note: Note, measurements: Sequence[Measurement]) -> str:
+def _note(note: Note, measurements: Sequence[Measurement], total: Counter[str]) -> str:
     helps = f"; try {note.help}" if note.help else ""
-    return f"{note.text}{helps} ({note.named_cases(measurements)})"
+    return f"{note.text}{helps} ({note.named_cases(measurements, total)})"
 
 
 def _wrap(text: str, width: int, indent: str) -> list[str]:

@@ -48,6 +48,8 @@ def cautions(measurement: Measurement, rates: Rates | None = None) -> tuple[Caut
 
 def _invalid(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """Repetitions that were thrown out, and whether enough others were had."""
+    if not measurement.states("invalid"):
+        return
     reasons = [sample.invalid for sample in measurement.record(phase) if sample.invalid and not sample.warmup]
     if not reasons:
         return
@@ -63,11 +65,14 @@ def _invalid(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 
 def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """Fewer repetitions than were asked for, or than precision needs to decide."""
-    stopped, done = measurement.stopped.get(phase), len(measurement.of(phase))
-    limit, wanted = measurement.asked.get("max_phase_s"), measurement.asked.get("reps") or ENOUGH_REPS
-    if stopped not in ("cold", "time") or not done or limit is None or (stopped == "time" and done >= wanted):
+    stopped = measurement.stopped.get(phase)
+    if stopped not in ("cold", "time"):
         return
-    took = statistics.median(sample.seconds for sample in measurement.of(phase))
+    done = len(measurement.timed(phase))
+    limit, wanted = measurement.asked.get("max_phase_s"), measurement.asked.get("reps") or ENOUGH_REPS
+    if not done or limit is None or (stopped == "time" and done >= wanted):
+        return
+    took = statistics.median(measurement.seconds(phase))
     enough = f"--max-phase {ceil(took * (wanted + 1))}s"
     if stopped == "cold":
         text = f"{phase}: one cold repetition of {seconds_text(took)}, since it alone reached --max-phase"
@@ -82,7 +87,7 @@ def _inexact(measurement: Measurement, phase: Phase, rate: Summary | None) -> It
     if rate is None or rate.relative_half is None or rate.within is None:
         return
     asked, stopped = measurement.asked, measurement.stopped.get(phase)
-    seconds = [sample.seconds for sample in measurement.of(phase)]
+    seconds = measurement.seconds(phase)
     if rate.wide:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
         cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # more would not be run either
@@ -115,8 +120,8 @@ def _between(measurement: Measurement, rates: Rates) -> Iterator[Caution]:
 
 def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """Repetitions that became slower or faster while they were measured."""
-    counted = [sample.seconds for sample in measurement.record(phase) if sample.invalid is None]
-    last = counted[-max(trend.WINDOW, len(measurement.of(phase))) :]  # with warm-ups, where few repetitions count
+    counted = measurement.seconds(phase, warmups=True)
+    last = counted[-max(trend.WINDOW, len(measurement.timed(phase))) :]  # with warm-ups, where few repetitions count
     drift = trend.trend(last) if len(last) < len(counted) else None  # the very first is slow in any case
     if drift is None or abs(drift) < SOME_DRIFT:
         return
@@ -135,6 +140,8 @@ def _retained(measurement: Measurement) -> Iterator[Caution]:
 
 def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
     """A GPU that was kept waiting: when the host had launched the last step, next to nothing was left to do."""
+    if not measurement.states("drain_s"):
+        return
     left = [
         sample.drain_s / statistics.median(sample.step_s)
         for sample in measurement.of("decode")
@@ -148,10 +155,11 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
 def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
     """A growing cache on a GPU whose attention is planned for each length: repetitions meet the same ones again, a
     generation only new ones. cuDNN does so for bf16 and fp16 on an H100 and newer (60 ms a length on an H200)."""
+    if measurement.case.path != EAGER or not measurement.case.device.startswith("cuda"):
+        return
     first, later = next(iter(measurement.record("decode")), None), measurement.of("decode")
     steps = [statistics.median(sample.step_s) for sample in later if sample.step_s]
-    shipped = measurement.case.path == EAGER and measurement.case.device.startswith("cuda")
-    if not shipped or first is None or not first.warmup or len(first.step_s) < 2 or not steps:
+    if first is None or not first.warmup or len(first.step_s) < 2 or not steps:
         return
     usual, new = statistics.median(steps), statistics.median(first.step_s[1:])
     if new > MUCH_SLOWER * usual:

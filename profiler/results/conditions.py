@@ -15,8 +15,12 @@ DIFFERENT = 0.02  # of the clock: more than the step of 15 MHz in which boards s
 def cautions(measurement: Measurement) -> Iterator[Caution]:
     """Power limit and clocks of each phase, then energy that is unknown or not to be believed."""
     for phase in PHASES:
-        yield from _capped(measurement, phase)
-        yield from _clocks(measurement, phase)
+        if measurement.states("capped"):
+            yield from _capped(measurement, phase)
+        if measurement.states("sm_mhz"):
+            yield from _clocks(measurement, phase)
+    if measurement.energy is None:
+        return
     if reason := energy.unknown(measurement):
         yield Caution("energy-unknown", f"energy: {reason}")
     if doubt := energy.suspect(measurement):
@@ -39,4 +43,4 @@ def _clocks(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     known = [sample.sm_mhz for sample in measurement.of(phase) if sample.sm_mhz]
     if known and max(known) > (1 + DIFFERENT) * min(known):
         text = f"{phase}: clocks differ between repetitions, {min(known):,.0f} to {max(known):,.0f} MHz"
-        yield Caution(f"{phase}-clocks-differ", text, "locked clocks: nvidia-smi --lock-gpu-clocks")
+        yield Caution(f"{phase}-clocks-differ", text, "locked clocks: sudo nvidia-smi --lock-gpu-clocks=MHZ")

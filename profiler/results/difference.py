@@ -15,6 +15,7 @@ NAMES = {  # what a person calls it, where "cpu governor" is not good enough
     "device uuid_hash": "card",
     "device power_limit_w": "power limit in W",
     "limits cores": "cores' worth of CPU time allowed",
+    "limits cpus": "physical cores, caches and speeds of the CPUs allowed",
     "python": "Python",
 }
 PARTS = ("cpu", "device")
@@ -36,7 +37,8 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def _flat(environment: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for part in PARTS:
         yield from ((f"{part} {name}", value) for name, value in _part(environment, part) if name not in OF_NO_WEIGHT)
-    yield "limits cores", dict(_part(environment, "limits")).get("cores")
+    limits = dict(_part(environment, "limits"))
+    yield from ((f"limits {name}", limits.get(name)) for name in ("cores", "cpus"))
     yield from ((name, environment.get(name)) for name in ALONE)
     for part in NAMED:
         yield from _part(environment, part)

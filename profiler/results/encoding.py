@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
-from dataclasses import fields
-from itertools import repeat
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from sys import intern
 from typing import Any
 
 from profiler.case import Case
-from profiler.results.measurement import Caution, DecodePath, Energy, Measurement, Memory, Sample
-from profiler.results.redact import redact_json
+from profiler.results.measurement import USUAL, Caution, DecodePath, Energy, Measurement, Memory, Repetitions, Sample
+from profiler.results.redact import SHORT, redact_json
+from profiler.results.validity import check_columns, check_part, check_row, check_times
 
-USUAL = {field.name: field.default for field in fields(Sample)}  # of a sample, in the order of the constructor
 SAMPLE_FIELDS = USUAL.keys()
+
+Steps = bytes | Callable[[], bytes]  # packed, or how to get them
 
 
 def encode(measurement: Measurement) -> tuple[str, bytes]:
@@ -26,7 +30,7 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
 
     In the JSON, ``step_s`` of a sample is the number of its step times. Raises ValueError for NaN or infinity.
     """
-    content = measurement.to_json()
+    content = replace(measurement, samples=(), environment={}).to_json()
     del content["environment"]
     samples = measurement.samples
     columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in SAMPLE_FIELDS}
@@ -37,12 +41,17 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
     return dumps(content), struct.pack(f"<{len(steps)}d", *steps)
 
 
-def decode(rows: Sequence[tuple[str, bytes, dict[str, Any]]]) -> list[Measurement]:
+def decode(rows: Sequence[tuple[str, Steps, dict[str, Any]]]) -> list[Measurement]:
     """The inverse of ``encode``, of (JSON, step times, environment) each.
 
-    Raises TypeError, KeyError, ValueError or struct.error for what it did not write.
+    Raises TypeError, KeyError, ValueError or struct.error for what it did not write, and for what cannot be.
     """
-    contents = json.loads(f"[{','.join(content for content, _, _ in rows)}]")  # at once: a third faster
+    try:
+        contents = json.loads(f"[{','.join(content for content, _, _ in rows)}]")  # at once: a third faster
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    for environment in {id(environment): environment for _, _, environment in rows}.values():
+        check_part("environment", environment)
     return [
         _measurement(content, steps, environment)
         for content, (_, steps, environment) in zip(contents, rows, strict=True)
@@ -50,13 +59,17 @@ def decode(rows: Sequence[tuple[str, bytes, dict[str, Any]]]) -> list[Measuremen
 
 
 def dumps(content: Any) -> str:
-    """Compact JSON; raises ValueError for NaN, which is no JSON."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """Compact JSON; raises ValueError for NaN, which is no JSON.
+
+    ASCII only: a path whose name is not UTF-8 has characters that SQLite refuses; as escapes they come back whole.
+    """
+    return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def _measurement(row: dict[str, Any], steps: bytes, environment: dict[str, Any]) -> Measurement:
+def _measurement(row: dict[str, Any], steps: Steps, environment: dict[str, Any]) -> Measurement:
+    check_row(row)
     row["samples"] = _samples(row["samples"], steps)
-    row["case"] = Case.from_row(row["case"])
+    row["case"] = Case(**{name: _shared(value) for name, value in row["case"].items()})
     row["memory"] = Memory(**row["memory"])
     if "energy" in row:
         row["energy"] = Energy.from_json(row["energy"])
@@ -66,20 +79,30 @@ def _measurement(row: dict[str, Any], steps: bytes, environment: dict[str, Any])
     return Measurement(environment=environment, **row)
 
 
-def _samples(columns: dict[str, list[Any]], steps: bytes) -> tuple[Sample, ...]:
-    if not columns:
+def _samples(columns: dict[str, list[Any]], steps: Steps) -> Sequence[Sample]:
+    if columns == {}:
         return ()
-    if unknown := columns.keys() - SAMPLE_FIELDS:
-        raise ValueError(f"samples have unknown columns: {', '.join(unknown)}")
-    seconds = struct.unpack(f"<{len(steps) // 8}d", steps)
-    taken, start = [], 0
-    for count in columns["step_s"]:
-        taken.append(seconds[start : start + count])
-        start += count
-    if start != len(seconds):
-        raise ValueError(f"{len(seconds)} step times are stored where {start} are counted")
-    columns["step_s"] = taken
-    return tuple(map(Sample, *(columns.get(name, repeat(USUAL[name])) for name in SAMPLE_FIELDS)))
+    check_columns(columns)
+    if not callable(steps):
+        _step_times(columns["step_s"], steps)  # what cannot be is said now
+    columns["phase"] = list(map(intern, columns["phase"]))
+    return Repetitions(columns, partial(_step_times, columns["step_s"], steps))
+
+
+def _shared(value: Any) -> Any:
+    """One text for all rows that have it: JSON makes a new one for each."""
+    return intern(value) if type(value) is str and len(value) <= SHORT else value
+
+
+def _step_times(counts: Sequence[int], steps: Steps) -> list[tuple[float, ...]]:
+    """Those of each sample, from all of them in a row. Raises ValueError or struct.error for what cannot be."""
+    packed = steps() if callable(steps) else steps
+    seconds = struct.unpack(f"<{len(packed) // 8}d", packed)
+    check_times(seconds, "samples.step_s")
+    if sum(counts) != len(seconds):
+        raise ValueError(f"{len(seconds)} step times are stored where {sum(counts)} are counted")
+    ends = list(accumulate(counts))
+    return [seconds[end - count : end] for count, end in zip(counts, ends, strict=True)]
 
 
 def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:

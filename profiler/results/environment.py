@@ -10,20 +10,24 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import profiler
 from profiler.case import digest
-from profiler.devices import cgroup
+from profiler.devices import allowance, cgroup
 from profiler.devices.base import DeviceInfo
 from profiler.results.redact import redact_json
 from profiler.results.settings import settings
 
-LIBRARIES = (  # with what transformers takes instead of its own kernels where it is installed
-    *("llm-hwprofile", "torch", "transformers", "bitsandbytes", "nvidia-ml-py", "triton"),
-    *("kernels", "flash-attn", "flash-linear-attention", "fla-core", "causal-conv1d"),
+LIBRARIES = (  # what runs a model, and what transformers and bitsandbytes take instead of their own where it is there
+    *("llm-hwprofile", "torch", "transformers", "bitsandbytes", "nvidia-ml-py", "triton", "cuda-bindings"),
+    *("accelerate", "safetensors", "gguf", "peft"),  # what loads weights
+    *("kernels", "flash-attn", "flash-attn-4", "flash-linear-attention", "fla-core", "causal-conv1d", "tilelang"),
+    *("autoawq", "gptqmodel", "optimum", "compressed-tensors", "auto-round", "torchao", "hqq", "optimum-quanto"),
+    *("fbgemm-gpu-genai", "liger-kernel", "deepspeed", "intel-extension-for-pytorch", "nvidia-cudnn-cu13"),
 )
 COMMAND_TIMEOUT_S = 2
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")  # absent where the host sets the clocks
@@ -39,7 +43,7 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
     return {
         "cpu": {
             "title": _cpu_title(),
-            "cores": len(os.sched_getaffinity(0)),  # that this process may use
+            "cores": len(allowance.usable_cpus()),  # that this process may use
             "cores_installed": os.cpu_count(),
             "governor": _read(GOVERNOR),
         },
@@ -57,6 +61,7 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
             "uuid_hash": None if device.uuid is None else digest(device.uuid),
             "driver": device.driver,
             "power_limit_w": None if device.uuid is None else _power_limit_w(device.uuid),
+            **({} if device.slice is None else {"slice": asdict(device.slice)}),
         },
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -74,13 +79,26 @@ def environment_key(content: dict[str, Any]) -> str:
     """
     ignored = ("name", "memory_bytes", "free_bytes")
     device = {name: value for name, value in content.get("device", {}).items() if name not in ignored}
-    parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "libraries", "settings")]
-    return digest([device, content.get("limits", {}).get("cores"), *parts])
+    parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "settings")]
+    installed = {name: version for name, version in content.get("libraries", {}).items() if version is not None}
+    parts.append(installed)  # so that a library which is recorded from now on does not make every row a stranger
+    limits = content.get("limits", {})
+    confined = [limits["cpus"]] if limits.get("cpus") else []  # rows from before it was recorded keep their key
+    return digest([device, limits.get("cores"), *parts, *confined])
 
 
-def limits() -> dict[str, float | None]:
-    """What control groups allow: bytes of memory and cores' worth of CPU time; None where they set no limit."""
-    return {"memory_bytes": cgroup.memory()[0], "cores": cgroup.cores()}
+def limits() -> dict[str, Any]:
+    """What this process may use: bytes of memory and cores' worth of CPU time that control groups allow, threads that
+    a worker takes by itself and physical cores, and which CPUs these are; None where there is no limit.
+    """
+    found = allowance.find()
+    return {
+        "memory_bytes": None if found.memory_limit is None else found.memory_limit.nbytes,
+        "cores": cgroup.cores(),
+        "threads": found.threads,
+        "physical": found.physical,
+        "cpus": None if found.confined is None else list(found.confined),
+    }
 
 
 def _cpu_title() -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, overload
 
 from profiler.case import Case
 
@@ -31,6 +33,9 @@ class Sample:
     sm_mhz: float | None = None  # GPU: median clock while it ran
     temperature_c: float | None = None  # GPU: highest
     capped: float | None = None  # GPU: share of the time in which the power limit held the clocks down
+
+
+USUAL = {each.name: each.default for each in fields(Sample)}  # of a sample, in the order of the constructor
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,23 +119,90 @@ class DecodePath:
 
     ran: str  # the path that really ran
     reason: str | None = None  # why it is not the one that was asked for
-    kernels: str | None = None  # CPU: what computes matrix–vector products, or why plain torch does
+    kernels: str | None = None  # what computes matrix–vector products, or why plain torch does
     graphs: int = 0
     nodes_per_token: int | None = None  # kernels of one captured step
     prepare_s: float = 0.0  # warm-up, capture or compilation: in no measurement
     cache_needed_bytes: int | None = None  # keys and values that a step at the end needs: once, whoever shares them
     cache_read_bytes: int | None = None  # and those it reads: buckets are padded
+    machine: str | None = None  # it fell back because of the machine in this state (``paths.machine_state``)
+
+    @property
+    def on_plain_torch(self) -> bool:
+        """Whether our own loops or kernels could not be had."""
+        return self.kernels is not None and self.kernels.startswith("plain torch")
+
+
+class Repetitions(Sequence[Sample]):
+    """The samples of a stored row, by column as the store keeps them. They are made when one is looked at.
+
+    A report reads a hundred thousand rows and shows sixty; making a million samples took it longer than all the rest.
+    ``columns`` has a list for each field that some sample states, all of one length; instead of step times it has how
+    many each sample took, and ``step_s`` gives them when it is called.
+    """
+
+    __slots__ = ("_made", "_step_s", "columns")
+
+    def __init__(
+        self, columns: Mapping[str, Sequence[Any]], step_s: Callable[[], Sequence[tuple[float, ...]]]
+    ) -> None:
+        self.columns, self._step_s = columns, step_s
+        self._made: tuple[Sample, ...] | None = None
+
+    def column(self, name: str) -> Sequence[Any]:
+        """The field ``name`` of all samples."""
+        if name == "step_s":
+            return self._step_s()
+        return self.columns.get(name) or [USUAL[name]] * len(self)
+
+    @property
+    def _samples(self) -> tuple[Sample, ...]:
+        if self._made is None:
+            self._made = tuple(map(Sample, *map(self.column, USUAL)))
+        return self._made
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, place: int | slice) -> Sample | tuple[Sample, ...]:
+        return self._samples[place]
+
+    def __len__(self) -> int:
+        return len(self.columns["seconds"])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    def __eq__(self, other: object) -> bool:
+        return self._samples == (other._samples if isinstance(other, Repetitions) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._samples)
+
+    def __repr__(self) -> str:
+        return repr(self._samples)
+
+    def __reduce__(self) -> tuple[type[tuple[Sample, ...]], tuple[tuple[Sample, ...]]]:
+        return tuple, (self._samples,)
+
+
+class _Derived:
+    """Room for what is worked out of a row and asked for again and again: its rows are frozen, so it stays true."""
+
+    __slots__ = ("_known",)
+    _known: dict[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(_Derived):
     """One row. ``samples`` are empty unless ``outcome`` is ok; ``reason`` is words for every other outcome."""
 
     case: Case
     environment: dict[str, Any]
     outcome: Outcome
     reason: str | None = None
-    samples: tuple[Sample, ...] = ()
+    samples: Sequence[Sample] = ()  # a tuple, or ``Repetitions``
     memory: Memory = Memory()
     energy: Energy | None = None  # where it was asked for
     cautions: tuple[Caution, ...] = ()
@@ -141,18 +213,84 @@ class Measurement:
     stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (measure/steady)
     expected: dict[str, Any] = field(default_factory=dict)  # as predicted before it ran (predict/beside.py)
     decode_path: DecodePath | None = None  # None: transformers as shipped
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # what the weights' files hold and the model takes
+
+    def known(self, question: Any, answer: Callable[[], Any]) -> Any:
+        """``answer()``, worked out once for each ``question``."""
+        try:
+            known = self._known
+        except AttributeError:
+            known = {}
+            object.__setattr__(self, "_known", known)
+        if question not in known:
+            known[question] = answer()
+        return known[question]
+
+    def forget(self) -> None:
+        """Give the memory of what is known back: of a hundred thousand rows it would be more than the rows."""
+        with suppress(AttributeError):
+            object.__delattr__(self, "_known")
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: no warm-ups, none that is invalid."""
-        return tuple(sample for sample in self.record(phase) if not sample.warmup and sample.invalid is None)
+        counted: tuple[Sample, ...] = self.known(
+            ("of", phase),
+            lambda: tuple(sample for sample in self.record(phase) if not sample.warmup and sample.invalid is None),
+        )
+        return counted
 
     def record(self, phase: Phase) -> tuple[Sample, ...]:
         """All repetitions of one phase in order, with its warm-ups and those that do not count."""
-        return tuple(sample for sample in self.samples if sample.phase == phase)
+        every: tuple[Sample, ...] = self.known(
+            ("record", phase), lambda: tuple(sample for sample in self.samples if sample.phase == phase)
+        )
+        return every
+
+    def timed(self, phase: Phase, warmups: bool = False) -> list[tuple[float, int]]:
+        """Seconds and tokens of each repetition that counts, in order; with ``warmups``, of each that is valid."""
+        found: list[tuple[float, int]] = self.known(
+            ("timed", phase, warmups),
+            lambda: [*zip(*(self._column(name, phase, warmups) for name in ("seconds", "tokens")), strict=True)],
+        )
+        return found
+
+    def seconds(self, phase: Phase, warmups: bool = False) -> list[float]:
+        """The same without tokens."""
+        return [seconds for seconds, _ in self.timed(phase, warmups)]
+
+    def column(self, name: str, phase: Phase) -> list[Any]:
+        """The field ``name`` of each repetition that counts, in order."""
+        return self._column(name, phase, warmups=False)
+
+    def states(self, name: str) -> bool:
+        """Whether any sample states the field ``name``; most leave most of theirs out."""
+        if isinstance(self.samples, Repetitions):
+            return name in self.samples.columns
+        return any(getattr(sample, name) != USUAL[name] for sample in self.samples)
+
+    def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
+        places = self.known(("places", phase, warmups), lambda: self._places(phase, warmups))
+        values = self._values(name)
+        return [values[place] for place in places]
+
+    def _places(self, phase: Phase, warmups: bool) -> list[int]:
+        """Which samples count."""
+        places = [place for place, which in enumerate(self._values("phase")) if which == phase]
+        for name in ("invalid",) if warmups else ("invalid", "warmup"):
+            if self.states(name):
+                values = self._values(name)
+                places = [place for place in places if not values[place] and values[place] != ""]
+        return places
+
+    def _values(self, name: str) -> Sequence[Any]:
+        """The field ``name`` of all samples."""
+        if isinstance(self.samples, Repetitions):
+            return self.samples.column(name)
+        return [getattr(sample, name) for sample in self.samples]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON content: exactly what the store keeps."""
-        return asdict(self)
+        return asdict(replace(self, samples=tuple(self.samples)))
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Measurement:

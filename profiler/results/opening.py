@@ -6,14 +6,20 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from profiler.errors import StoreError
-from profiler.units import printable
+from profiler.results import read_only
+from profiler.results.guard import MAX_VALUE, Guarded, Tables, check_tables, tables
+from profiler.units import bytes_text, printable
 
 BUSY_TIMEOUT_S = 30  # a commit takes milliseconds; a disk under load, seconds
 OWNER_ONLY = 0o600  # command lines and model names are the owner's business
+
+DAMAGED = "It is damaged, or was made to do harm."
+READ_ONLY = ("is read-only", "Give another one: --store FILE, or PROFILER_STORE.")
 
 SCHEMAS = (
     # Script i brings a file of schema i to i + 1; a new file starts at 0. Never change one that was released.
@@ -34,23 +40,63 @@ SCHEMAS = (
         UNIQUE (run, measurement)
     );
     """,
+    """
+    CREATE TABLE leases (
+        key TEXT NOT NULL, environment TEXT NOT NULL, run TEXT NOT NULL REFERENCES runs, machine TEXT,
+        pid INTEGER NOT NULL, started INTEGER, beat INTEGER NOT NULL, PRIMARY KEY (key, environment)
+    ) WITHOUT ROWID;
+    CREATE INDEX leases_by_run ON leases (run);
+    """,
 )
+OLDEST_READ = 1  # schema: reading leaves such a store as it is, so that the version that wrote it still opens it
 APPLICATION_ID = 0x70726F66  # "prof": tells our file from another SQLite file
 
 
-def connect(path: Path, create: bool) -> sqlite3.Connection:
-    """A connection to the store at ``path``, its schema brought up to date. Raises StoreError."""
+def connect(path: Path, create: bool) -> Guarded:
+    """A connection to the store at ``path``, its schema brought up to date. Raises StoreError.
+
+    Without ``create`` the caller only reads, so a store that cannot be written is opened as it is.
+    """
     with in_words(path):
         _claim(path, create)
-        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
+            return _opened(path, create)
+        except sqlite3.OperationalError as error:
+            if create or not read_only.may_be(error):
+                raise
+        return _to_read(path)
+
+
+def connect_to_read(path: Path) -> Guarded:
+    """A connection to somebody's store at ``path`` that changes nothing: no schema, no journal. Raises StoreError."""
+    with in_words(path):
+        _claim(path, create=False)
+        return _to_read(path)
+
+
+def _to_read(path: Path) -> Guarded:
+    connection = read_only.connect(path, BUSY_TIMEOUT_S)
+    try:
+        if not _schema(path, connection):
+            raise StoreError(f"{printable(path)} is an empty database", "Measure something first: profile sweep")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _opened(path: Path, to_write: bool) -> Guarded:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, factory=Guarded)
+    connection.limit(path)
+    try:
+        if to_write or _schema(path, connection) < OLDEST_READ:
             _migrate(path, connection)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-        except BaseException:
-            connection.close()
-            raise
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -70,13 +116,22 @@ def _words(path: Path, error: Exception) -> tuple[str, str]:
     store, elsewhere = f"the store {printable(path)}", "choose another file with --store or PROFILER_STORE"
     otherwise = f"C{elsewhere[1:]}."
     text = (str(error.strerror) if isinstance(error, OSError) else str(error)) or type(error).__name__
+    if "unable to open" in text and path.exists():  # all that SQLite says, whatever the reason
+        if not os.access(path, os.R_OK):
+            return f"{store} cannot be read by this user", f"Ask its owner for permission or {elsewhere}."
+        if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            text = "readonly"
     for sign, what, do in (
         ("disk is full", "has no space left on its disk", f"Free some space or {elsewhere}. {kept}"),
         ("disk I/O error", "cannot be written: the disk reports an error", f"Check the disk, or {elsewhere}. {kept}"),
         ("locked", f"is held by another process for more than {BUSY_TIMEOUT_S} s", f"Wait for it or {elsewhere}."),
-        ("readonly", "may only be read", f"Make the file and its folder writable or {elsewhere}."),
+        ("readonly", *READ_ONLY),
+        ("Read-only file system", *READ_ONLY),
         ("not a database", "is not a store of profile", otherwise),
         ("malformed", "is damaged", f"Try `sqlite3 FILE .recover`, or {elsewhere}."),
+        ("interrupted", "takes longer to read than a file of its size can", f"{DAMAGED} {otherwise}"),
+        ("more than the file can hold", "gives more than a file of its size can hold", f"{DAMAGED} {otherwise}"),
+        ("too big", f"holds a value of more than {bytes_text(MAX_VALUE)}", f"{DAMAGED} {otherwise}"),
         ("FOREIGN KEY", "has no such run or row", "Start the run before adding rows to it."),
     ):
         if sign in text:
@@ -127,12 +182,24 @@ def _schema(path: Path, connection: sqlite3.Connection) -> int:
     """Schema number of the file; 0 for an empty one. Raises StoreError for a newer one and for another's file."""
     (schema,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application != APPLICATION_ID and tables:
+    found = tables(connection)
+    if application != APPLICATION_ID and found:
         raise StoreError(f"{printable(path)} is an SQLite file of another program", "Name another file with --store.")
     if schema > len(SCHEMAS):
         raise StoreError(
             f"the store {printable(path)} has schema {schema}; this version of profile reads up to {len(SCHEMAS)}",
             "Update profile, or name another file with --store.",
         )
+    if not 0 <= schema <= len(SCHEMAS):
+        raise StoreError(f"{printable(path)} is not a store of profile: it has schema {schema}", "Name another file.")
+    check_tables(path, found, _ours(schema))
     return int(schema)
+
+
+@cache
+def _ours(schema: int) -> Tables:
+    """What a store of this schema holds: what its scripts make."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as made:
+        for script in SCHEMAS[:schema]:
+            made.executescript(script)
+        return tables(made)

@@ -27,6 +27,7 @@ import operator
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from profiler.results.measurement import Measurement, Phase
@@ -81,15 +82,18 @@ class Steps:
 
 def rates(measurement: Measurement, phase: Phase) -> list[float]:
     """Tokens per second of each repetition, all sequences together. Raises ValueError for one that took no time."""
-    samples = measurement.of(phase)
-    if any(not sample.seconds > 0 for sample in samples):
+    timed = measurement.timed(phase)
+    if any(not seconds > 0 for seconds, _ in timed):
         raise ValueError(f"a {phase} sample of case {measurement.case.key} did not take any time")
-    return [sample.tokens / sample.seconds for sample in samples]
+    return [tokens / seconds for seconds, tokens in timed]
 
 
 def rate(measurement: Measurement, phase: Phase) -> Summary | None:
     """Tokens per second of a phase, or None where it was not measured."""
-    return summarize(rates(measurement, phase), between(measurement, phase))
+    found: Summary | None = measurement.known(
+        ("rate", phase), lambda: summarize(rates(measurement, phase), between(measurement, phase))
+    )
+    return found
 
 
 def between(measurement: Measurement, phase: Phase) -> float | None:
@@ -100,12 +104,17 @@ def between(measurement: Measurement, phase: Phase) -> float | None:
 
 def ttft(measurement: Measurement) -> Summary | None:
     """Time to the first token: seconds of the prefill, which ends with the first token's logits."""
-    return summarize([sample.seconds for sample in measurement.of("prefill")], between(measurement, "prefill"))
+    return summarize(measurement.seconds("prefill"), between(measurement, "prefill"))
 
 
 def steps(measurement: Measurement) -> Steps | None:
     """Latency of decode steps; None where no repetition timed its steps."""
-    seconds = sorted(step for sample in measurement.of("decode") for step in sample.step_s)
+    found: Steps | None = measurement.known("steps", lambda: _steps(measurement))
+    return found
+
+
+def _steps(measurement: Measurement) -> Steps | None:
+    seconds = sorted(chain.from_iterable(measurement.column("step_s", "decode")))
     if not seconds:
         return None
     return Steps(len(seconds), percentile(seconds, 0.5), _tail(seconds, 0.95), _tail(seconds, 0.99))
@@ -189,7 +198,7 @@ def _order_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float
 def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float]:
     """Ends, rule and nominal coverage of the t interval on logarithms."""
     logs = [math.log(value) for value in ordered]
-    centre = statistics.fmean(logs)
+    centre = math.fsum(logs) / len(logs)
     if logs[0] == logs[-1]:
         return ordered[0], ordered[-1], "log-t", COVERAGE
     half = T_975[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs))

@@ -11,30 +11,39 @@ that ``redact`` knows as a secret is written.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sqlite3
 import string
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from profiler import folders
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError, StoreError
+from profiler.foreign import Budget, json_value
 from profiler.results.encoding import decode, dumps, encode
 from profiler.results.environment import environment_key
+from profiler.results.guard import Guarded
 from profiler.results.measurement import Measurement
-from profiler.results.opening import connect, in_words
+from profiler.results.opening import connect, connect_to_read, in_words
 from profiler.results.redact import redact, redact_argv, redact_json
+from profiler.results.validity import check_part
+from profiler.shell import Command, command
 from profiler.units import printable
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
+PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or a command line
 RUN_ID = "%y%m%d-%H%M%S"
+CHUNK = 500  # rows that are decoded together
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,17 @@ class Run:
     environment: dict[str, Any]
     models: tuple[str, ...]
     outcomes: dict[str, int]
+
+
+class Placed(NamedTuple):
+    """What rows are put in order by, without the rest of them."""
+
+    id: int
+    model_id: str
+    quant: str
+    context: int
+    batch: int
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +86,11 @@ class Store:
     Every method raises StoreError when the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: Guarded) -> None:
         self.path = path
         self._db = connection
+        self._environments: dict[str, dict[str, Any]] = {}  # those that were read, by id
+        self._known: tuple[dict[str, Any], str] | None = None  # the environment stored last, and its id
 
     @classmethod
     def open(cls, path: Path | None = None, create: bool = True) -> Store:
@@ -78,6 +100,11 @@ class Store:
         """
         path = path or default_path()
         return cls(path, connect(path, create))
+
+    @classmethod
+    def read_only(cls, path: Path) -> Store:
+        """Open somebody's store to read its rows; the file stays as it is. Raises StoreError as ``open``."""
+        return cls(path, connect_to_read(path))
 
     def __enter__(self) -> Store:
         return self
@@ -101,26 +128,37 @@ class Store:
         return run
 
     def append(self, run: str, measurement: Measurement) -> int:
-        """Store one row of ``run`` and return its id. It is durable when this returns."""
-        for sample in measurement.samples:
-            if not sample.seconds > 0 or sample.tokens < 1:
-                raise StoreError(f"a {sample.phase} sample of {measurement.case.key} has no time or no tokens")
-        case = measurement.case
-        with self._writing() as db:
-            row = db.execute(
-                "INSERT INTO measurements (run, key, model, outcome, environment, content, steps)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (run, case.key, redact(case.model), measurement.outcome,
-                 self._environment(measurement.environment), *encode(measurement)),
-            ).lastrowid  # fmt: skip
-            assert row is not None  # sqlite3 gives one after every INSERT
-            db.execute("INSERT INTO run_rows (run, measurement) VALUES (?, ?)", (run, row))
+        """Store one row of ``run`` and return its id. It is durable when this returns, and its lease is gone."""
+        (row,) = self.append_all(run, [measurement])
         return row
 
-    def adopt(self, run: str, measurement_id: int) -> None:
-        """Make a row kept from an earlier run belong to ``run`` as well; a second time changes nothing."""
+    def append_all(self, run: str, measurements: Sequence[Measurement]) -> list[int]:
+        """The same for many rows at once: all of them or none, and the disk is synced once."""
+        for measurement in measurements:
+            for sample in measurement.samples:
+                if not sample.seconds > 0 or sample.tokens < 1:
+                    raise StoreError(f"a {sample.phase} sample of {measurement.case.key} has no time or no tokens")
         with self._writing() as db:
-            db.execute("INSERT OR IGNORE INTO run_rows (run, measurement) VALUES (?, ?)", (run, measurement_id))
+            return [self._insert(db, run, measurement) for measurement in measurements]
+
+    def _insert(self, db: sqlite3.Connection, run: str, measurement: Measurement) -> int:
+        case = measurement.case
+        row = db.execute(
+            "INSERT INTO measurements (run, key, model, outcome, environment, content, steps)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (run, case.key, _encodable(redact(case.model)), measurement.outcome,
+             self._environment(measurement.environment), *encode(measurement)),
+        ).lastrowid  # fmt: skip
+        assert row is not None  # sqlite3 gives one after every INSERT
+        db.execute("INSERT INTO run_rows (run, measurement) VALUES (?, ?)", (run, row))
+        db.execute("DELETE FROM leases WHERE key = ? AND run = ?", (case.key, run))
+        return row
+
+    def adopt(self, run: str, *measurement_ids: int) -> None:
+        """Make rows kept from earlier runs belong to ``run`` as well; a second time changes nothing."""
+        with self._writing() as db:
+            rows = [(run, measurement_id) for measurement_id in measurement_ids]
+            db.executemany("INSERT OR IGNORE INTO run_rows (run, measurement) VALUES (?, ?)", rows)
 
     def finish_run(self, run: str, how: str) -> None:
         """Note that ``run`` came to its end, and how: ``finished``, ``interrupted``."""
@@ -133,13 +171,22 @@ class Store:
     def finished(self, key: str, environment_key: str) -> StoredRow | None:
         """The latest ``ok`` row of a case on a machine and software of equal speed, for ``--resume``."""
         found = self._read(
-            "SELECT m.id, m.run, m.content, m.steps, e.content FROM measurements m JOIN environments e"
+            "SELECT m.id, m.run, m.content, m.steps, e.id FROM measurements m JOIN environments e"
             " ON e.id = m.environment WHERE m.key = ? AND m.outcome = 'ok' AND e.key = ? ORDER BY m.id DESC LIMIT 1",
             (key, environment_key),
         )
-        for row, run, content, steps, environment in found:
-            return StoredRow(row, run, *self._measurements([(content, steps, json.loads(environment))]))
+        for row, run, content, steps, name in found:
+            return StoredRow(row, run, *self._measurements([(content, steps, self._environment_of(name))]))
         return None
+
+    def newest_id(self) -> int:
+        """Id of the row that was stored last, by whichever run; 0 where there is none."""
+        return int(self._read("SELECT COALESCE(MAX(id), 0) FROM measurements")[0][0])
+
+    def has_newer(self, key: str, since: int) -> bool:
+        """Whether an ``ok`` row of a case was stored after the row ``since``, in whatever environment."""
+        query = "SELECT 1 FROM measurements WHERE key = ? AND outcome = 'ok' AND id > ? LIMIT 1"
+        return bool(self._read(query, (key, since)))
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
@@ -157,74 +204,142 @@ class Store:
             models.setdefault(run, []).append(model)
             counts = outcomes.setdefault(run, {})
             counts[outcome] = counts.get(outcome, 0) + count
-        return [
-            Run(run, started, finished, how, tuple(json.loads(argv)), json.loads(environment),
-                tuple(dict.fromkeys(models.get(run, ()))), outcomes.get(run, {}))
-            for run, started, finished, how, argv, environment in found
-        ]  # fmt: skip
+        with self._content_in_words("run"):
+            return [
+                Run(_text(run), _text(started), finished, how, tuple(map(_text, _json(argv))),
+                    _environment(environment), tuple(dict.fromkeys(map(_text, models.get(run, ())))),
+                    outcomes.get(run, {}))
+                for run, started, finished, how, argv, environment in found
+            ]  # fmt: skip
+
+    def command(self, *words: str) -> Command:
+        """A command that reads or writes this store, wherever it is."""
+        named = () if self.path == default_path() else ("--store", str(self.path))
+        return command("profile", words, named)
 
     def find_run(self, prefix: str | None = None) -> str:
         """Id of the latest run, or of the one run whose id starts with ``prefix``. Raises NotFound."""
-        known: list[str] = [run for (run,) in self._read("SELECT id FROM runs ORDER BY id")]
+        with self._content_in_words("run"):
+            known = [_text(run) for (run,) in self._read("SELECT id FROM runs ORDER BY id")]
         if not known:
-            raise NotFound(f"no run is stored in {printable(self.path)}", "Measure something first: profile sweep")
+            first = self.command("sweep")
+            raise NotFound(f"no run is stored in {printable(self.path)}", f"Measure something first: {first}")
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
         if prefix is None or prefix in matching:
             return prefix or matching[-1]
         if len(matching) != 1:
             what = f"{len(matching)} runs start with" if matching else "no run starts with"
             recent = ", ".join((matching or known)[-5:])
-            raise NotFound(f"{what} {printable(prefix)!r}", f"The latest: {recent}. All of them: profile runs")
+            every = self.command("runs")
+            raise NotFound(f"{what} {printable(prefix)!r}", f"The latest: {recent}. All of them: {every}")
         return matching[0]
 
     def rows(self, run: str | None = None) -> list[Measurement]:
         """Rows of a run in the order it got them; ``run`` as for ``find_run``."""
-        found = self._read(
-            "SELECT m.content, m.steps, m.environment FROM run_rows l JOIN measurements m ON m.id = l.measurement"
-            " WHERE l.run = ? ORDER BY l.rowid",
-            (self.find_run(run),),
-        )
-        return self._with_environments(found)
+        return list(self._of_run(run, "m.steps"))
 
-    def newest(self) -> list[Measurement]:
-        """The last ``ok`` row of every case, of all runs, oldest first."""
-        found = self._read(
-            "SELECT content, steps, environment FROM measurements WHERE id IN"
+    def each(self, run: str | None = None) -> Iterator[Measurement]:
+        """The same one after the other, for more rows than memory should hold.
+
+        Their step times are read when they are looked at: keep the store open as long as that may be.
+        """
+        return self._of_run(run, "m.id")
+
+    def _of_run(self, run: str | None, steps: str) -> Iterator[Measurement]:
+        query = (
+            f"SELECT m.content, {steps}, m.environment FROM run_rows l JOIN measurements m ON m.id = l.measurement"
+        )
+        return self._each(f"{query} WHERE l.run = ? ORDER BY l.rowid", (self.find_run(run),))
+
+    def in_order(self, run: str, places: Callable[[Sequence[Placed]], list[Any]]) -> Iterator[Measurement]:
+        """Rows of a run in another order, one after the other: ``places`` gives a key for each to sort them by."""
+        names = [f"json_extract(m.content, '$.case.{name}')" for name in Placed._fields[1:]]
+        query = f"SELECT m.id, {', '.join(names)} FROM run_rows l JOIN measurements m ON m.id = l.measurement"
+        found = [Placed(*each) for each in self._read(f"{query} WHERE l.run = ? ORDER BY l.rowid", (run,))]
+        with self._content_in_words("row"):
+            order = [each.id for _, each in sorted(zip(places(found), found, strict=True), key=itemgetter(0))]
+        for start in range(0, len(order), CHUNK):
+            ids = order[start : start + CHUNK]
+            marks = ", ".join("?" * len(ids))
+            query = f"SELECT content, steps, environment FROM measurements WHERE id IN ({marks}) ORDER BY id"
+            rows = dict(zip(sorted(ids), self._each(query, tuple(ids)), strict=True))
+            yield from (rows[row] for row in ids)
+
+    def newest(self) -> Iterator[Measurement]:
+        """The last ``ok`` row of every case, of all runs, oldest first; step times as for ``each``."""
+        return self._each(
+            "SELECT content, id, environment FROM measurements WHERE id IN"
             " (SELECT MAX(id) FROM measurements WHERE outcome = 'ok' GROUP BY key) ORDER BY id"
         )
-        return self._with_environments(found)
 
-    def latest(self) -> list[Measurement]:
-        """The last row of every case in every environment of equal speed, an ``ok`` one if there is; oldest first."""
-        found = self._read(
-            "SELECT content, steps, environment FROM measurements WHERE id IN"
+    def latest(self) -> Iterator[Measurement]:
+        """The last row of every case in every environment of equal speed, an ``ok`` one if there is; oldest first.
+
+        Step times as for ``each``.
+        """
+        return self._each(
+            "SELECT content, id, environment FROM measurements WHERE id IN"
             " (SELECT COALESCE(MAX(CASE WHEN m.outcome = 'ok' THEN m.id END), MAX(m.id)) FROM measurements m"
             " JOIN environments e ON e.id = m.environment GROUP BY m.key, e.key) ORDER BY id"
         )
-        return self._with_environments(found)
 
-    def _with_environments(self, rows: Iterable[tuple[str, bytes, str]]) -> list[Measurement]:
-        environments = {name: json.loads(text) for name, text in self._read("SELECT id, content FROM environments")}
-        return self._measurements([(content, steps, environments[name]) for content, steps, name in rows])
+    def _each(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[Measurement]:
+        """Rows of a query that gives content, step times or the id to find them by, and environment."""
+        with in_words(self.path):
+            self._db.limit(self.path)  # it may have grown
+            found = self._db.read(query, values)
+            while chunk := list(islice(found, CHUNK)):
+                with self._content_in_words("row"), collector_paused():
+                    rows = [
+                        (content, partial(self._steps, steps) if isinstance(steps, int) else steps,
+                         self._environment_of(name))
+                        for content, steps, name in chunk
+                    ]  # fmt: skip
+                    measurements = decode(rows)
+                yield from measurements
+
+    def _steps(self, row: int) -> bytes:
+        """The packed step times of a row."""
+        with in_words(self.path):
+            ((steps,),) = self._db.read("SELECT steps FROM measurements WHERE id = ?", (row,))
+        if not isinstance(steps, bytes):
+            raise ValueError("its step times are not bytes")
+        return steps
 
     def _measurements(self, rows: list[tuple[str, bytes, dict[str, Any]]]) -> list[Measurement]:
+        with self._content_in_words("row"), collector_paused():
+            return decode(rows)
+
+    @contextmanager
+    def _content_in_words(self, what: str) -> Iterator[None]:
+        """Turn what is raised by content that we cannot have written into a StoreError."""
         try:
-            with _collector_paused():
-                return decode(rows)
-        except (TypeError, KeyError, ValueError, struct.error) as error:
+            yield
+        except (TypeError, KeyError, ValueError, AttributeError, RecursionError, struct.error) as error:
             raise StoreError(
-                f"a row of {printable(self.path)} cannot be read: {printable(error)}",
+                f"a {what} of {printable(self.path)} cannot be read: {printable(error)}",
                 "A newer version of profile may have written it.",
             ) from error
 
+    def _environment_of(self, name: str) -> dict[str, Any]:
+        """A stored environment; rows that share one get the same object."""
+        if name not in self._environments:
+            ((text,),) = self._read("SELECT content FROM environments WHERE id = ?", (name,))
+            with self._content_in_words("row"):
+                self._environments[name] = _json(text)
+        return self._environments[name]
+
     def _environment(self, content: dict[str, Any]) -> str:
-        """Id of an environment, stored now if it is new."""
-        content = redact_json(content)
-        name = digest(content)
+        """Id of an environment, stored now if it is new. The rows of a sweep share one, so the last is remembered."""
+        if self._known is not None and self._known[0] == content:
+            return self._known[1]
+        clean = redact_json(content)
+        name = digest(clean)
         self._db.execute(
             "INSERT OR IGNORE INTO environments (id, key, content) VALUES (?, ?, ?)",
-            (name, environment_key(content), dumps(content)),
+            (name, environment_key(clean), dumps(clean)),
         )
+        self._known = deepcopy(content), name
         return name
 
     def _free_id(self, stamp: str) -> str:
@@ -235,7 +350,7 @@ class Store:
 
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with in_words(self.path):
-            return self._db.execute(query, values).fetchall()
+            return list(self._db.read(query, values))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -246,13 +361,37 @@ class Store:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
+                self._known = None  # it may go with what was not committed
                 if self._db.in_transaction:  # a full disk has rolled back already
                     self._db.execute("ROLLBACK")
                 raise
 
 
+def _json(text: str) -> Any:
+    """Plain content of a row. Raises ValueError or TypeError."""
+    return json_value(_text(text), PART)
+
+
+def _encodable(text: str) -> str:
+    """``text`` for a column, without what UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _text(value: Any) -> str:
+    """A value of a column of texts: SQLite itself takes anything there. Raises ValueError."""
+    if not isinstance(value, str):
+        raise ValueError(f"{printable(repr(value), 60)} is not text")
+    return value
+
+
+def _environment(text: str) -> dict[str, Any]:
+    content: dict[str, Any] = _json(text)
+    check_part("environment", content)
+    return content
+
+
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Rows hold no cycles, and having the collector walk all of them again and again is a third of reading them."""
     was_on = gc.isenabled()
     gc.disable()

@@ -116,6 +116,9 @@ class LocalBench:
     def start(self, sides: Sequence[Side]) -> None:
         self.sides, self.starts = list(sides), self.starts + 1
 
+    def check(self, side: Side, jobs: Sequence[Job]) -> None:
+        pass
+
     def block(self, slot: int, job: Job) -> Block:
         order, wire = Order(job.case, job.source, self.effort, None), Wire()
         try:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each floor imports only itself and what is below it.
 FLOORS = [
-    {"case", "console", "errors", "files", "folders", "paths", "units", "registry"},
+    {"case", "checkout", "console", "errors", "files", "folders", "foreign", "paths", "registry", "shell", "units"},
     {"models", "quants", "devices", "kernels", "scenarios"},
     {"predict", "backends", "results"},
     {"plan", "measure"},
@@ -206,6 +206,41 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "Usage: profile" in answer.stdout
     assert answer.stderr == "0 []\n"
+
+
+PARSERS = {
+    "json.load",
+    "json.loads",
+    "tomllib.load",
+    "tomllib.loads",
+    "sqlite3.connect",
+    "csv.reader",
+    "csv.DictReader",
+}
+PARSE_THEMSELVES = {  # beside ``foreign``, and why
+    "commands.calibrate": "what our own process printed",
+    "devices.catalog": "ships with the profiler",
+    "gate.side": "what an interpreter printed that the user names",
+    "gate.staging": "a revision that the user runs",
+    "measure.protocol": "lines of our own worker, bounded there",
+    "predict.efficiency": "ships with the profiler",
+    "reports.base.page.drawing": "what our own process printed",
+    "results.encoding": "rows of a store, bounded by ``guard`` and checked by ``validity``",
+    "results.opening": "``guard`` limits the connection",
+    "results.read_only": "``guard`` limits the connection",
+}
+
+
+def test_files_of_others_are_parsed_within_the_budget() -> None:
+    """By ``profiler.foreign``: a parser of the standard library takes whatever memory and time a file asks for."""
+    found = {
+        name
+        for name in MODULES
+        for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in PARSERS
+    }
+    assert found - {"foreign"} <= set(PARSE_THEMSELVES)
+    assert "foreign" in found
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:

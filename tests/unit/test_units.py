@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import unicodedata
+import time
 
 import pytest
+from fakes.unseen import unseen
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from profiler.units import (
     rate_text,
     seconds_text,
     significant,
+    spreadsheet_cell,
 )
 
 
@@ -179,7 +181,7 @@ def test_what_is_shown_is_within_half_a_unit_of_the_third_digit(value: float) ->
 def test_printable_text_is_one_bounded_line_without_controls(text: str) -> None:
     shown = printable(text)
     assert len(shown) <= MAX_SHOWN
-    assert shown.isprintable() or not [c for c in shown if unicodedata.category(c) == "Cc" or c in "\u2028\u2029"]
+    assert unseen(shown) == []
     shown.encode("utf-8")
 
 
@@ -191,10 +193,51 @@ def test_printable_text_is_one_bounded_line_without_controls(text: str) -> None:
         ("\u202egnp.exe", "gnp.exe"),
         ("plain | pipe", "plain | pipe"),
         ("\ud800", "?"),
+        ("a\u061cb\u200bc\ufeffd\u2060e\u00adf", "abcdef"),  # bidi mark, zero widths, byte order mark, soft hyphen
+        ("\u3164\u115f\ufe0f\u034fx\U000e0100\U000e0061", "x"),  # fillers, selectors, tags
+        ("\ue000\U000f0000x", "x"),  # private use: whatever a font makes of it
+        ("名前 é🙂\u00a0x", "名前 é🙂\u00a0x"),
     ],
 )
 def test_terminal_control_does_not_survive(hostile: str, shown: str) -> None:
     assert printable(hostile) == shown
+
+
+def test_what_python_cannot_turn_into_text_is_said_so() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert printable(10**5000) == "(int too large to show)"
+    assert printable(deep) == "(list too large to show)"
+
+
+def test_a_huge_text_is_not_looked_at_to_its_end() -> None:
+    start = time.process_time()
+    assert printable("\u200b" * 50_000_000) == ""
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("=1", "'=1"),
+        ("\ufeff=1", "'=1"),
+        ("\u200b=1", "'=1"),
+        ("\t\r\n =1", "'=1"),
+        ("\u00a0@x", "'@x"),
+        ("－1", "'－1"),
+        ("﹢1", "'﹢1"),
+        ("⁼1", "'⁼1"),
+        ("−1", "'−1"),
+        ("a=1", "a=1"),
+        ("–", "–"),
+        (-1.5, -1.5),
+        (None, None),
+        (True, True),
+    ],
+)
+def test_text_of_a_spreadsheet_cell_is_no_formula(value: object, cell: object) -> None:
+    assert spreadsheet_cell(value) == cell
 
 
 def test_long_text_ends_in_an_ellipsis() -> None:

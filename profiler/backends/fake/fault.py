@@ -102,6 +102,12 @@ def _fork_child(value: Any, trial: FakeTrial) -> None:
     subprocess.Popen(["sleep", str(value)])
 
 
+def _compile(value: Any, trial: FakeTrial) -> None:
+    """Wait for a program that computes for ``value`` real seconds, as for a compiler."""
+    busy = f"import time; end = time.monotonic() + {float(value)}\nwhile time.monotonic() < end: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+
+
 def _miscount(value: Any, trial: FakeTrial) -> None:
     trial.length += value
 
@@ -134,6 +140,7 @@ FAULTS: dict[str, Callable[[Any, FakeTrial], None]] = {
     "allocate-shared": _allocate_shared,
     "print": _print,
     "child": _fork_child,
+    "compile": _compile,
     "miscount": _miscount,
     "nan": _nan,
     "throttle": _throttle,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from profiler.backends.fake.fault import FAULTS, PHASES, Fault
 from profiler.errors import ProfileError
+from profiler.foreign import json_value
 from profiler.units import printable
 
 MIB = 1024**2
@@ -43,7 +43,7 @@ class Script:
     def read(cls, config: Mapping[str, Any]) -> Script:
         """The script in a config; defaults where there is none. Raises ProfileError for what it does not know."""
         try:
-            fields = dict(config.get("fake") or {}) | json.loads(os.environ.get(OTHERWISE) or "{}")
+            fields = dict(config.get("fake") or {}) | json_value(os.environ.get(OTHERWISE) or "{}")
             faults = tuple(Fault(**fault) for fault in fields.pop("faults", ()))
             script = cls(**fields, faults=faults)
         except (TypeError, ValueError) as error:

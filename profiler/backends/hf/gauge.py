@@ -1,6 +1,6 @@
 """Measures a device's ceilings and PyTorch's own rates; run as a process of its own, prints one JSON object.
 
-    python -m profiler.backends.hf.gauge cpu
+    python -m profiler.backends.hf.gauge DEVICE THREADS RUNNING
 
 Ceilings are the fastest of many runs: what the device can do at all. Rates are medians: what a long run gets, once
 clocks have settled.
@@ -27,7 +27,8 @@ from profiler.backends.hf.decay import log_decays
 from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.products import POOL_BYTES, POOL_MOST, RATE_S, Products, past_caches
 from profiler.backends.hf.stopwatch import Stopwatch
-from profiler.devices.cpu import last_cache_bytes, process_bytes
+from profiler.devices.cpu import process_bytes
+from profiler.devices.topology import last_cache_bytes
 from profiler.kernels import cuda, native
 from profiler.models.layers import IDEAL, GatedDelta
 from profiler.predict.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTSIDE_CALLS
@@ -80,14 +81,18 @@ class Best(NamedTuple):
 class Gauge:
     """Figures of one device."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, threads: int | None = None, running: float = 1.0) -> None:
+        """``threads``: as a worker computes with; ``running``: see ``Stopwatch``. Whoever starts this process knows
+        both: OpenMP may have pinned this thread by now.
+        """
         native.missing()  # builds the loops of our own step, before the clock runs
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
         if self.cuda:
             torch.cuda.set_device(self.device)
-        self.threads = torch.get_num_threads()
-        self.watch = Stopwatch(self.device)
+        self.threads = min(torch.get_num_threads(), threads or torch.get_num_threads())
+        torch.set_num_threads(self.threads)
+        self.watch = Stopwatch(self.device, running)
         self.here = here = devices.find(device)
         caches = torch.cuda.get_device_properties(self.device).L2_cache_size if self.cuda else last_cache_bytes()
         self.cache_bytes: int = min(caches, here.free_bytes // CACHES_IN_FREE)
@@ -338,10 +343,10 @@ class Gauge:
 
 
 def main() -> None:
-    """Measure the device named on the command line."""
+    """Measure the device named on the command line; 0 threads: as torch likes."""
     start = time.perf_counter()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as a worker does: it has a line for every product
-    found = Gauge(sys.argv[1]).all()
+    found = Gauge(sys.argv[1], int(sys.argv[2]) or None, float(sys.argv[3])).all()
     print(json.dumps(found | {"seconds": time.perf_counter() - start}))
 
 

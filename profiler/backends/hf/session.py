@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from bitsandbytes import cextension
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -16,12 +17,17 @@ from profiler import registry
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load
+from profiler.backends.hf.reported import loading_errors
 from profiler.case import Case
+from profiler.devices import allowance
+from profiler.devices.allowance import Allowance
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
+from profiler.errors import ProfileError
+from profiler.models import scheme
 from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
-from profiler.units import bytes_text
+from profiler.units import bytes_text, printable
 
 MEMORY_WORDS = (
     "can't allocate memory",
@@ -31,21 +37,26 @@ MEMORY_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 REFUSED = re.compile(r"tried to allocate (\d+) bytes")  # the CPU allocator's words, after a place in its C++
+NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # what stands in for the native library of bitsandbytes
+CODES = ("weight", "qweight", "weight_packed")  # as bitsandbytes, AWQ and GPTQ, compressed-tensors name them
+VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
 
 
 def open(case: Case, source: Source, beat: Beat) -> HfSession:
     """Load the model of a case. Raises OutOfMemory, ProfileError."""
-    if case.threads:
-        torch.set_num_threads(case.threads)
+    allowed = allowance.at_start()
+    torch.set_num_threads(case.threads or min(torch.get_num_threads(), allowed.threads))
     # The meter comes first: what the device holds before the model is what it subtracts.
     kind = registry.load("devices", case.device.partition(":")[0], "device")
     if case.device.startswith("cuda"):
         torch.cuda.set_device(torch.device(case.device))  # kernels and graphs of ours go where the current stream is
     meter = kind.meter(case.device)
-    with memory_errors():
+    with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)
-    return HfSession(model, meter, kind.watcher(case.device), beat, notes(source))
+        if case.weights == "real" and model.dtype == torch.float16:  # the one dtype that other checkpoints overflow
+            refuse_overflow(model)
+    return HfSession(model, meter, kind.watcher(case.device), beat, (*notes(source, case), *limited(allowed)))
 
 
 class HfSession:
@@ -173,14 +184,35 @@ def memory_errors() -> Iterator[None]:
         raise OutOfMemory(words) from error
 
 
-def notes(source: Source) -> tuple[Caution, ...]:
+def notes(source: Source, case: Case) -> tuple[Caution, ...]:
     """What is true of the weights because of where they come from."""
+    stated = scheme.of(source.config) if case.weights == "real" and source.kind != "gguf" else None
+    if stated is not None and case.quant != stated.name:
+        text = f"the checkpoint's {stated.name} values, unpacked into {case.quant}: not its own size or speed"
+        return (Caution("unpacked", text),)
     if source.kind != "gguf":
         return ()
     text = (
         "the GGUF file's values, unpacked and stored again as the quantization says: not llama.cpp's kernels or sizes"
     )
     return (Caution("gguf", text),)
+
+
+def refuse_overflow(model: PreTrainedModel) -> None:
+    """Raise ProfileError for a weight, or the scale of one, that is not finite: 65,504 is the largest of fp16."""
+    for name, module in model.named_modules():
+        for tensor in _own_tensors(module):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ProfileError(f"{name}: some weights are larger than fp16 can hold", "-q bf16 or -q fp32 can.")
+
+
+def limited(allowed: Allowance) -> tuple[Caution, ...]:
+    """What a reader must know of the CPU time that this process gets: figures without the quota are higher."""
+    if allowed.quota is None:
+        return ()
+    threads = torch.get_num_threads()
+    better = f"--threads {allowed.threads}" if threads > allowed.threads else None
+    return (Caution("cpu-quota", allowed.quota_text(threads), better),)
 
 
 def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
@@ -200,7 +232,21 @@ def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
         return Loaded(total, 0, torch.get_num_threads(), notes, mapped)
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
     text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
-    return Loaded(total, left, torch.get_num_threads(), (Caution("unquantized", text), *notes), mapped)
+    said = (Caution("unquantized", text), *_without_library(model), *notes)
+    return Loaded(total, left, torch.get_num_threads(), said, mapped)
+
+
+def _without_library(model: PreTrainedModel) -> tuple[Caution, ...]:
+    """On a CPU bitsandbytes goes on without its native library, and says so to nobody."""
+    if model.device.type != "cpu" or type(cextension.lib).__name__ != NO_LIBRARY:
+        return ()
+    try:
+        cextension.get_native_library()
+        reason = "it did not load at first"
+    except Exception as error:  # whatever the loader raises is the reason
+        reason = printable(" ".join(str(error).split()) or type(error).__name__, 200)
+    text = f"bitsandbytes computes on plain torch, without its native library: {reason}"
+    return (Caution("bitsandbytes-torch", text, "reinstall bitsandbytes"),)
 
 
 def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
@@ -208,6 +254,9 @@ def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
 
     Those are in the file in the model's own dtype, else it would not be mapped; what is resident bounds them.
     """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and quantizer.pre_quantized:  # nothing was packed
+        return 0 if sys.platform == "linux" else None
     if sys.platform != "linux" or any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return None
     mapped = mapped_weights_bytes()
@@ -220,7 +269,14 @@ def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    """Whether a module's weight is codes, in the module of whatever quantizer."""
+    if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+        return True
+    return any(
+        tensor.dtype not in VALUES
+        for tensor in (getattr(module, name, None) for name in CODES)
+        if isinstance(tensor, torch.Tensor)
+    )
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -6,14 +6,14 @@ from transformers import PreTrainedModel
 
 from profiler.backends.base import Beat, CacheState
 from profiler.backends.hf import cache as caches
-from profiler.backends.hf.session import HfTrial, memory_errors
+from profiler.backends.hf.session import MEMORY_WORDS, HfTrial, memory_errors
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.kernels.compiled import CompiledRunner
 from profiler.kernels.graph import CudaGraphRunner
 from profiler.kernels.runner import RunnerStats, StaticRunner
 from profiler.kernels.state import Saved
-from profiler.paths import EAGER
+from profiler.paths import EAGER, SHORT_OF_MEMORY, machine_state
 from profiler.results.measurement import Caution, DecodePath
 
 EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
@@ -24,6 +24,12 @@ def runner_for(model: PreTrainedModel, path: str) -> StaticRunner:
     if path == "static":
         return StaticRunner(model)
     return CudaGraphRunner(model) if model.device.type == "cuda" else CompiledRunner(model)
+
+
+def _state(stats: RunnerStats) -> str:
+    """What a row keeps of a machine that it fell back on: no look at it tells whether memory would be there again."""
+    short = any(words in (stats.reason or "") for words in MEMORY_WORDS)
+    return SHORT_OF_MEMORY if short else machine_state()
 
 
 class StaticTrial(HfTrial):
@@ -98,7 +104,10 @@ class StaticTrial(HfTrial):
     def path(self) -> DecodePath:
         stats = self.stats()
         how = (stats.path, stats.reason, stats.kernels, stats.graphs, stats.nodes_per_token, stats.prepare_s)
-        return DecodePath(*how) if self.runner is None else DecodePath(*how, *self.runner.state.read_bytes())
+        if self.runner is None:
+            return DecodePath(*how)
+        needed, read = self.runner.state.read_bytes()
+        return DecodePath(*how, needed, read, _state(stats) if stats.fault else None)
 
     def cautions(self) -> tuple[Caution, ...]:
         """What a reader of the row must know about the path."""
@@ -106,7 +115,7 @@ class StaticTrial(HfTrial):
         found = []
         if stats.path != self.case.path:
             found.append(Caution("path", f"path {stats.path} instead of {self.case.path}: {stats.reason}"))
-        if stats.kernels and stats.kernels.startswith("plain torch"):
+        if stats.kernels and DecodePath(stats.path, kernels=stats.kernels).on_plain_torch:
             found.append(Caution("plain-torch", f"decode on {stats.kernels}"))
         elif stats.kernels and self.case.quant == "int8":
             found.append(Caution("int8-rows", "decode multiplies 8-bit rows by unrounded activations (not LLM.int8)"))

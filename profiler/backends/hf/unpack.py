@@ -1,7 +1,8 @@
 """A GGUF file as a folder of safetensors, unpacked once: transformers needs minutes to read GGUF each time.
 
-Values are those that the quantized file stands for, kept in bf16, or in fp32 when the file itself is fp32. The folder
-lies in the user's cache under ``profile/gguf`` and may be deleted at any time.
+Values are those that the quantized file stands for, kept in the dtype they are computed in, or in fp32 when the file
+itself is fp32: 16 bits would round what a case in fp32 computes with. The folder lies in the user's cache under
+``profile/gguf`` and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -21,17 +22,30 @@ from profiler import folders
 from profiler.backends.base import Beat
 from profiler.errors import ProfileError
 from profiler.models import gguf_file
-from profiler.models.safetensors_file import files_id
+from profiler.models.checkpoint import gguf_spans
+from profiler.models.identity import content_id
 from profiler.units import bytes_text, printable
 
-ALL_FP32 = 0  # general.file_type
+RULES = 2  # of unpacking: folders made by others are made again
+USUAL = torch.bfloat16
 SPARE = 1.1  # of the disk space that the folder itself takes
 
 
-def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
-    """The folder of ``gguf``, made on first use. Raises ProfileError when the disk is too small for it."""
+def unpacked(
+    gguf: Path, config: PretrainedConfig, beat: Beat, identity: str | None = None, computed_in: torch.dtype = USUAL
+) -> Path:
+    """The folder of ``gguf`` for cases in ``computed_in``, made on first use.
+
+    Raises ProfileError when the disk is too small for it.
+
+    ``identity``: hash of the file's content, where it is known already.
+    """
     cache = folders.cache("gguf")
-    target = cache / f"{files_id([gguf])}-transformers-{transformers.__version__}"
+    header = gguf_file.header(gguf)
+    identity = identity or content_id(gguf_spans(gguf, header))
+    dtype = _kept_in(header, computed_in)
+    other = "" if dtype == _kept_in(header, USUAL) else f"-{str(dtype).removeprefix('torch.')}"
+    target = cache / f"{identity}-transformers-{transformers.__version__}-{RULES}{other}"
     if os.path.lexists(target):
         if _is_ours(target, cache):
             return target
@@ -40,8 +54,6 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
         cache = folders.scratch("gguf")
         target = cache / target.name
     _sweep(cache)
-    header = gguf_file.header(gguf)
-    dtype = torch.float32 if header.metadata.get("general.file_type") == ALL_FP32 else torch.bfloat16
     size = sum(prod(tensor.shape) for tensor in header.tensors.values()) * dtype.itemsize
     free = shutil.disk_usage(cache).free
     if size * SPARE > free:
@@ -58,6 +70,14 @@ def unpacked(gguf: Path, config: PretrainedConfig, beat: Beat) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _kept_in(header: gguf_file.GgufHeader, computed_in: torch.dtype) -> torch.dtype:
+    """The smallest dtype that loses nothing of a case in ``computed_in``."""
+    types = {gguf_file.TYPE_NAMES.get(tensor.type_id) for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    if types == {"f32"}:
+        return torch.float32
+    return USUAL if types == {"bf16"} else computed_in
 
 
 def _is_ours(target: Path, cache: Path) -> bool:
@@ -81,8 +101,17 @@ def _set_aside(target: Path) -> None:
 
 
 def _write(gguf: Path, config: PretrainedConfig, dtype: torch.dtype, folder: Path) -> None:
-    """Giving the config spares the second of two slow readings of the vocabulary."""
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, config=config, dtype=dtype)
+    """Giving the config spares the second of two slow readings of the vocabulary.
+
+    Raises ProfileError for a weight that transformers found nothing for: it would be saved with random values.
+    """
+    model, report = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, config=config, dtype=dtype, output_loading_info=True
+    )
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:
+        name = printable(gguf.name)
+        raise ProfileError(f"{name}: transformers found no values for {len(absent)} weights, first {absent[0]}")
     model.hf_quantizer = None  # transformers refuses to save what it read from GGUF, though it is plain tensors now
     with suppress(AttributeError):
         del model.config.quantization_config

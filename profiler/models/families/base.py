@@ -1,31 +1,105 @@
-"""What the families share: attention projections, tables outside the layers, and which part of a config counts."""
+"""What the families share: attention projections, tables outside the layers, and checks of settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Sequence
 
-from profiler.models.config import Config
+from profiler.models.config import Config, shown
 from profiler.models.geometry import EMBEDDING, HEAD
 from profiler.models.layers import Attention, Experts, Layer
 from profiler.models.weight import Weight, linear, norm
 
-TIED = "tie_word_embeddings"
-TOWERS = {"vision_config": "vision", "audio_config": "audio"}
+ACTIVATIONS = [
+    "gelu",
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+    "hardswish",
+    "laplace",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "prelu",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "sqrtsoftplus",
+    "swish",
+    "tanh",
+    "xielu",
+]
+"""Names in transformers' ``ACT2FN``."""
+OLDER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
+"""Older names of layer types, which transformers replaces."""
+DTYPES = [
+    "bfloat16",
+    "float16",
+    "float32",
+    "float64",
+    "half",
+    "float",
+    "double",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+    "float4_e2m1fn_x2",
+    "int8",
+    "uint8",
+    "int16",
+    "int32",
+    "int64",
+]
+"""Names of number types that torch has; transformers fails to read a config with any other."""
 
 
-def text_part(raw: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
-    """The config of the text decoder, and cautions on what else the checkpoint holds.
+MOST_LABELS = 2**17  # of a classifier; transformers makes a word for each
 
-    Whether the head is tied may be said outside ``text_config`` only; transformers' text classes would not see it.
+
+def check_common(config: Config, activation: str, *, allow: Collection[str] = ()) -> None:
+    """ProfileError for settings that no family has a rule for, or with which transformers builds no module.
+
+    ``activation`` is the family's name of that field; ``allow`` names settings for which this family has a rule.
     """
-    outer = Config(raw)
-    inner = outer.part("text_config")
-    if inner is None:
-        return outer, ()
-    towers = " and ".join(word for key, word in TOWERS.items() if outer.part(key))
-    left_out = f"text tower only: the {towers} tower is left out" if towers else "text tower only"
-    return Config({TIED: raw.get(TIED)} | dict(inner), "text_config"), (left_out,)
+    name = config.value(activation)
+    if name not in ACTIVATIONS:
+        raise config.refused(activation, f"one of {', '.join(ACTIVATIONS)}")
+    vocab, padding = config.number("vocab_size"), config.value("pad_token_id")
+    if padding is not None and not -vocab <= padding < vocab:
+        raise config.error(
+            f"pad_token_id is {shown(padding)}, which is not in the vocabulary of {vocab} (vocab_size)"
+        )
+    if config.raw.get("is_encoder_decoder"):
+        raise config.error("is_encoder_decoder is true: no rule for an encoder, only for causal decoders")
+    if "per_layer_config" not in allow and config.part("per_layer_config"):
+        raise config.error(f"per_layer_config: no rule for {config.model_type} with layers of its own shape")
+
+
+def check_any(config: Config) -> None:
+    """ProfileError for fields that every config class of transformers works with before it checks them."""
+    name = "dtype" if "dtype" in config else "torch_dtype"
+    if name in config and config.raw[name] not in DTYPES:
+        raise config.refused(name, f"one of {', '.join(DTYPES)}")
+    labels, count = config.part("id2label"), config.raw.get("num_labels")
+    if labels is not None and not all(re.fullmatch(r"\s*-?\d{1,9}\s*", str(key)) for key in labels):
+        raise config.error("id2label must be an object with whole numbers as keys")
+    if count is not None and (type(count) is not int or not 0 <= count <= MOST_LABELS):
+        raise config.refused("num_labels", f"a whole number from 0 to {MOST_LABELS}")
+
+
+def check_rotary(config: Config, name: str, head_dim: int) -> None:
+    """ProfileError for a head with an odd number of channels, which RoPE cannot take in pairs."""
+    if head_dim % 2:
+        raise config.error(f"{config.named(name)} is {head_dim}, must be even for RoPE")
 
 
 def attention_weights(

@@ -6,24 +6,73 @@ leaves out what equals a default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from profiler.models.config import Config
 from profiler.models.families import base
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Dense, Layer
+from profiler.models.rope import check_by_type
 from profiler.models.weight import gated_mlp, norm
 
-MODEL_TYPES = ("gemma3", "gemma3_text")
+
+class Gemma3TextConfig:
+    """The fields of transformers' class of that name."""
+
+    vocab_size: int = 262_208
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 256
+    hidden_activation: str = "gelu_pytorch_tanh"
+    max_position_embeddings: int = 131_072
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 1
+    bos_token_id: int | None = 2
+    tie_word_embeddings: bool = True
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    attention_dropout: int | float | None = 0.0
+    query_pre_attn_scalar: int = 256
+    sliding_window: int | None = 4096
+    layer_types: list[str] | None = None
+    final_logit_softcapping: float | None = None
+    attn_logit_softcapping: float | None = None
+    use_bidirectional_attention: bool | None = False
 
 
-def geometry(raw: Mapping[str, Any]) -> Geometry:
-    """Geometry of a raw ``config.json``; ProfileError names the field that is missing or wrong."""
-    config, cautions = base.text_part(raw)
+class Gemma3Config:
+    """The fields of transformers' class of that name."""
+
+    text_config: dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+    mm_tokens_per_image: int | None = 256
+    boi_token_index: int | None = 255_999
+    eoi_token_index: int | None = 256_000
+    image_token_index: int | None = 262_144
+    initializer_range: float | None = 0.02
+    tie_word_embeddings: bool | None = True
+
+
+TEXT = {"gemma3_text": Gemma3TextConfig}
+WRAPPED = {"gemma3": ("gemma3_text", Gemma3Config)}
+MODEL_TYPES = (*WRAPPED, *TEXT)
+THETA = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
+
+
+def geometry(config: Config) -> Geometry:
+    """Geometry of a decoder's config; ProfileError names the field that is missing or wrong."""
+    base.check_common(config, "hidden_activation")
     base.refuse_bidirectional(config)
+    if config.value("query_pre_attn_scalar") <= 0:
+        raise config.refused("query_pre_attn_scalar", "a whole number above 0")
     hidden, width = config.number("hidden_size"), config.number("intermediate_size")
-    config.divides("num_attention_heads", config.number("num_attention_heads", 8), "hidden_size", hidden)
+    config.divides("num_attention_heads", config.number("num_attention_heads"), "hidden_size", hidden)
     bias = config.flag("attention_bias")
 
     def layer(kind: str) -> Layer:
@@ -40,30 +89,32 @@ def geometry(raw: Mapping[str, Any]) -> Geometry:
             ),
         )
 
-    vocab, tied = config.number("vocab_size", 262208), config.flag("tie_word_embeddings", True)
+    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
+    types, head_dim = _layer_types(config), config.number("head_dim")
+    base.check_rotary(config, "head_dim", head_dim)
+    check_by_type(config, types, THETA, dict.fromkeys(types, head_dim))
     return Geometry(
         model_type="gemma3_text",
-        layers=base.layers(_layer_types(config), layer),
+        layers=base.layers(types, layer),
         vocab=vocab,
         hidden=hidden,
         tied=tied,
-        max_position=config.number("max_position_embeddings", 131072),
+        max_position=config.number("max_position_embeddings"),  # not the scaled one: see rope.py
         outside=base.tables(vocab, hidden, tied),
-        cautions=cautions,
+        cautions=config.cautions,
     )
 
 
 def _attention(config: Config, kind: str) -> Attention:
-    heads, kv_heads = config.number("num_attention_heads", 8), config.number("num_key_value_heads", 4)
+    heads, kv_heads = config.number("num_attention_heads"), config.number("num_key_value_heads")
     config.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-    head_dim = config.number("head_dim", 256)
+    head_dim = config.number("head_dim")
     if kind == "full_attention":
         return Attention("full", heads, kv_heads, head_dim)
-    return Attention("sliding", heads, kv_heads, head_dim, window=config.number("sliding_window", 4096))
+    return Attention("sliding", heads, kv_heads, head_dim, window=config.number("sliding_window"))
 
 
 def _layer_types(config: Config) -> list[str]:
     count = config.number("num_hidden_layers")
-    given = config.names("layer_types", count, ("sliding_attention", "full_attention"))
-    pattern = config.number("sliding_window_pattern", 6)
-    return given or base.every_nth_full(count, pattern, "sliding_attention")
+    given = config.names_of("layer_types", count, ("sliding_attention", "full_attention"), base.OLDER_TYPES)
+    return given or base.every_nth_full(count, config.number("sliding_window_pattern", 6), "sliding_attention")

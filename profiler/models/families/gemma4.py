@@ -11,30 +11,105 @@ Shapes and defaults from transformers 5.23, ``models/gemma4`` and ``models/gemma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from profiler.models.config import Config
 from profiler.models.families import base
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Dense, Experts, Layer
+from profiler.models.rope import check_by_type
 from profiler.models.weight import Weight, gated_mlp, linear, norm
 
-MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
+class _Both:
+    """The fields that transformers' two text classes share."""
+
+    vocab_size: int = 262_144
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 30
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 256
+    hidden_activation: str = "gelu_pytorch_tanh"
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 1
+    bos_token_id: int | None = 2
+    tie_word_embeddings: bool = True
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    attention_dropout: int | float | None = 0.0
+    layer_types: list[str] | None = None
+    final_logit_softcapping: float | None = None
+    attention_k_eq_v: bool = False
+    num_kv_shared_layers: int = 0
+    use_double_wide_mlp: bool = False
+
+
+class Gemma4TextConfig(_Both):
+    """The fields of transformers' class of that name."""
+
+    max_position_embeddings: int = 131_072
+    sliding_window: int = 512
+    use_bidirectional_attention: Literal["all", "vision"] | None = None
+    vocab_size_per_layer_input: int = 262_144
+    hidden_size_per_layer_input: int = 256
+    enable_moe_block: bool = False
+    num_experts: int | None = None
+    top_k_experts: int | None = None
+    moe_intermediate_size: int | None = None
+
+
+class Gemma4UnifiedTextConfig(_Both):
+    """The fields of transformers' class of that name. It has neither experts nor per-layer embeddings."""
+
+    max_position_embeddings: int = 262_144
+    sliding_window: int = 1024
+    use_bidirectional_attention: Literal["all", "vision"] | None = "vision"
+
+
+class Gemma4Config:
+    """The fields of transformers' classes ``Gemma4Config`` and ``Gemma4UnifiedConfig``."""
+
+    text_config: dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+    audio_config: dict[str, Any] | None = None
+    boi_token_id: int | None = 255_999
+    eoi_token_id: int | None = 258_882
+    image_token_id: int | None = 258_880
+    video_token_id: int | None = 258_884
+    boa_token_id: int | None = 256_000
+    eoa_token_index: int | None = 258_883
+    audio_token_id: int | None = 258_881
+    initializer_range: float | None = 0.02
+    tie_word_embeddings: bool = True
+
+
+UNIFIED = "gemma4_unified_text"
+TEXT = {"gemma4_text": Gemma4TextConfig, UNIFIED: Gemma4UnifiedTextConfig}
+WRAPPED = {"gemma4": ("gemma4_text", Gemma4Config), "gemma4_unified": (UNIFIED, Gemma4Config)}
+MODEL_TYPES = (*WRAPPED, *TEXT)
+PER_LAYER = "per_layer_config"
 SAVED_FIELDS = {"head_dim", "num_key_value_heads"}
+GLOBAL_HEAD_DIM = 512
 
 
-def geometry(raw: Mapping[str, Any]) -> Geometry:
-    """Geometry of a raw ``config.json``; ProfileError names the field that is missing or wrong."""
-    config, cautions = base.text_part(raw)
+def geometry(config: Config) -> Geometry:
+    """Geometry of a decoder's config; ProfileError names the field that is missing or wrong."""
+    base.check_common(config, "hidden_activation", allow=(PER_LAYER,))
     base.refuse_bidirectional(config)
-    unified = str(raw["model_type"]).startswith("gemma4_unified")  # has neither experts nor per-layer embeddings
+    _refuse_rewritten(config)
+    unified = config.model_type == UNIFIED
     hidden = config.number("hidden_size")
-    per_layer = 0 if unified else config.number("hidden_size_per_layer_input", 256)
+    per_layer = 0 if unified else config.number("hidden_size_per_layer_input")
     experts = None if unified else _experts(config)
     types = _layer_types(config)
     first_shared = _first_shared(config, types)
+    if first_shared < len(types) and not (unified or per_layer):
+        raise config.error("num_kv_shared_layers without hidden_size_per_layer_input: transformers cannot run this")
     kinds = [f"{kind} shared" if i >= first_shared else kind for i, kind in enumerate(types)]
 
     def layer(kind: str) -> Layer:
@@ -53,33 +128,59 @@ def geometry(raw: Mapping[str, Any]) -> Geometry:
             ),
         )
 
-    vocab, tied = config.number("vocab_size", 262144), config.flag("tie_word_embeddings", True)
+    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
+    layers = base.layers(kinds, layer)
     return Geometry(
-        model_type="gemma4_unified_text" if unified else "gemma4_text",
-        layers=base.layers(kinds, layer),
+        model_type=config.model_type,
+        layers=layers,
         vocab=vocab,
         hidden=hidden,
         tied=tied,
-        max_position=config.number("max_position_embeddings", 262144 if unified else 131072),
+        max_position=_largest_context(config, types, layers),
         outside=(
             *base.tables(vocab, hidden, tied),
             *(_per_layer_tables(config, len(types), hidden, per_layer) if per_layer else ()),
         ),
-        cautions=cautions,
+        cautions=config.cautions,
     )
 
 
+def _refuse_rewritten(config: Config) -> None:
+    """ProfileError for fields of other families that transformers writes over Gemma 4's own."""
+    if "rope_scaling" in config.raw:
+        raise config.error("rope_scaling is given, in place of which Gemma 4 has rope_parameters")
+    if "attention_chunk_size" in config:
+        raise config.error(
+            "attention_chunk_size is given beside sliding_window, and transformers refuses both together"
+        )
+
+
+def _largest_context(config: Config, types: list[str], layers: tuple[Layer, ...]) -> int:
+    """With the config's own RoPE parameters, which then must be there for every layer type."""
+    given = config.part("rope_parameters")
+    if given is None:
+        return config.number("max_position_embeddings")
+    for kind in sorted(set(types)):
+        if not given.get(kind):
+            raise config.error(f"rope_parameters says nothing of {kind} layers")
+    mixers = [layer.mixer for layer in layers]
+    head_dims = {kind: m.head_dim for kind, m in zip(types, mixers, strict=True) if isinstance(m, Attention)}
+    return check_by_type(config, types, {}, head_dims)
+
+
 def _attention(config: Config, kind: str) -> Attention:
-    heads = config.number("num_attention_heads")
-    kv_heads = config.number("num_key_value_heads")
-    owns = not kind.endswith("shared")
+    heads, kv_heads = config.number("num_attention_heads"), config.number("num_key_value_heads")
+    owns, stated = not kind.endswith("shared"), "num_key_value_heads"
     if kind.startswith("sliding"):
-        window, head_dim = config.number("sliding_window"), config.number("head_dim", 256)
+        window, head_dim = config.number("sliding_window"), config.number("head_dim")
         attention = Attention("sliding", heads, kv_heads, head_dim, window, owns)
+        base.check_rotary(config, "head_dim", head_dim)
     else:
-        head_dim, kv_heads = _full_heads(config, kv_heads)
-        attention = Attention("full", heads, kv_heads, head_dim, None, owns)
-    config.divides("the layer's K/V heads", kv_heads, "num_attention_heads", heads)
+        head_dim, full_kv_heads = _full_heads(config, kv_heads)
+        attention = Attention("full", heads, full_kv_heads, head_dim, None, owns)
+        base.check_rotary(config, "global_head_dim", head_dim)
+        stated = stated if full_kv_heads == kv_heads else "num_global_key_value_heads"
+    config.divides(stated, attention.kv_heads, "num_attention_heads", heads)
     return attention
 
 
@@ -88,18 +189,20 @@ def _full_heads(config: Config, kv_heads: int) -> tuple[int, int]:
 
     transformers writes both as ``per_layer_config`` since 5.15 when it saves a config, one entry for each full layer.
     """
-    saved = config.part("per_layer_config")
-    if saved is None:
+    if PER_LAYER not in config.raw:
         own = config.optional("num_global_key_value_heads") if config.flag("attention_k_eq_v") else None
-        return config.number("global_head_dim", 512), own or kv_heads
+        return config.number("global_head_dim", GLOBAL_HEAD_DIM), own or kv_heads
+    saved = config.part(PER_LAYER)
+    head_dim = config.number("head_dim")
+    if not saved:
+        return head_dim, kv_heads
     full = [index for index, kind in enumerate(_layer_types(config)) if kind == "full_attention"]
     entries = [entry for entry in saved.values() if isinstance(entry, dict) and entry.keys() <= SAVED_FIELDS]
     indexes = sorted(int(key) for key in saved if key.isdecimal() and len(key) < 5)
     if indexes != full or len(entries) != len(full) or any(entry != entries[0] for entry in entries):
-        raise config.error("per_layer_config must give every full_attention layer the same head_dim and K/V heads")
-    entry = Config(entries[0], f"{config.where}: per_layer_config")
-    head_dim = entry.number("head_dim", config.number("head_dim", 256))
-    return head_dim, entry.number("num_key_value_heads", kv_heads)
+        raise config.error(f"{PER_LAYER} must give every full_attention layer the same head_dim and K/V heads")
+    entry = Config(entries[0], f"{config.where}: {PER_LAYER}")
+    return entry.number("head_dim", head_dim), entry.number("num_key_value_heads", kv_heads)
 
 
 def _attention_weights(config: Config, attention: Attention, hidden: int) -> tuple[Weight, ...]:
@@ -129,7 +232,7 @@ def _per_layer_input_weights(hidden: int, size: int) -> tuple[Weight, ...]:
 
 
 def _per_layer_tables(config: Config, count: int, hidden: int, size: int) -> tuple[Weight, ...]:
-    rows = config.number("vocab_size_per_layer_input", 262144)
+    rows = config.number("vocab_size_per_layer_input")
     return (
         Weight("embedding", (rows, count * size), "model.embed_tokens_per_layer.weight"),
         *linear("model.per_layer_model_projection", count * size, hidden),
@@ -165,13 +268,13 @@ def _expert_weights(experts: Experts, hidden: int) -> tuple[Weight, ...]:
 
 def _layer_types(config: Config) -> list[str]:
     count = config.number("num_hidden_layers")
-    given = config.names("layer_types", count, ("sliding_attention", "full_attention"))
+    given = config.names_of("layer_types", count, ("sliding_attention", "full_attention"))
     types = given or base.every_nth_full(count, 6, "sliding_attention")
     return [*types[:-1], "full_attention"]  # transformers makes the last layer full whatever the config says
 
 
 def _first_shared(config: Config, types: list[str]) -> int:
-    shared = config.number("num_kv_shared_layers", 0)
+    shared = config.number("num_kv_shared_layers")
     first = len(types) - shared
     if first < 1:
         raise config.error(f"num_kv_shared_layers ({shared}) leaves no layer with a cache of its own")

@@ -6,24 +6,91 @@ full layer is twice as wide, for its output gate. ``attn_output_gate`` in the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from profiler.models.config import Config
 from profiler.models.families import base
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Dense, Experts, GatedDelta, Layer
+from profiler.models.rope import largest_context
 from profiler.models.weight import Weight, gated_mlp, linear, norm
 
-MODEL_TYPES = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
+
+class _Both:
+    """The fields that transformers' dense and mixture-of-experts text classes share."""
+
+    vocab_size: int = 248320
+    num_attention_heads: int = 16
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
+    head_dim: int = 256
+    linear_conv_kernel_dim: int = 4
+    linear_key_head_dim: int = 128
+    linear_value_head_dim: int = 128
+    linear_num_key_heads: int = 16
+    linear_num_value_heads: int = 32
+    layer_types: list[str] | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
 
 
-def geometry(raw: Mapping[str, Any]) -> Geometry:
-    """Geometry of a raw ``config.json``; ProfileError names the field that is missing or wrong."""
-    config, cautions = base.text_part(raw)
-    if config.number("mtp_num_hidden_layers", 0):
+class Qwen3_5TextConfig(_Both):
+    """The fields of transformers' class of that name."""
+
+    hidden_size: int = 4096
+    intermediate_size: int = 12288
+    num_hidden_layers: int = 32
+    num_key_value_heads: int = 4
+
+
+class Qwen3_5MoeTextConfig(_Both):
+    """The fields of transformers' class of that name."""
+
+    hidden_size: int = 2048
+    num_hidden_layers: int = 40
+    num_key_value_heads: int = 2
+    moe_intermediate_size: int = 512
+    shared_expert_intermediate_size: int = 512
+    num_experts_per_tok: int = 8
+    num_experts: int = 256
+    output_router_logits: bool = False
+    router_aux_loss_coef: float = 0.001
+
+
+class Qwen3_5Config:
+    """The fields of transformers' classes ``Qwen3_5Config`` and ``Qwen3_5MoeConfig``."""
+
+    text_config: dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+    image_token_id: int = 248056
+    video_token_id: int = 248057
+    vision_start_token_id: int = 248053
+    vision_end_token_id: int = 248054
+    tie_word_embeddings: bool = False
+
+
+MOE = "qwen3_5_moe_text"
+TEXT = {"qwen3_5_text": Qwen3_5TextConfig, MOE: Qwen3_5MoeTextConfig}
+WRAPPED = {"qwen3_5": ("qwen3_5_text", Qwen3_5Config), "qwen3_5_moe": (MOE, Qwen3_5Config)}
+MODEL_TYPES = (*WRAPPED, *TEXT)
+ROTATED = 0.25  # of a head's channels, where neither the config nor its rope_parameters says partial_rotary_factor
+
+
+def geometry(config: Config) -> Geometry:
+    """Geometry of a decoder's config; ProfileError names the field that is missing or wrong."""
+    base.check_common(config, "hidden_act")
+    cautions = config.cautions
+    if config.raw.get("mtp_num_hidden_layers"):
         cautions += ("the multi-token-prediction layer of this checkpoint is left out",)
-    sparse = "moe" in str(raw["model_type"])
+    sparse = config.model_type == MOE
     hidden = config.number("hidden_size")
     mlp: Dense | Experts = _experts(config) if sparse else Dense(config.number("intermediate_size"))
 
@@ -32,14 +99,15 @@ def geometry(raw: Mapping[str, Any]) -> Geometry:
         weights = (*_mixer_weights(config, mixer), *_mlp_weights(mlp, hidden), *base.pre_norms(hidden))
         return Layer(mixer, mlp, weights)
 
-    vocab, tied = config.number("vocab_size", 248320), config.flag("tie_word_embeddings")
+    types = _layer_types(config)
+    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
     return Geometry(
-        model_type="qwen3_5_moe_text" if sparse else "qwen3_5_text",
-        layers=base.layers(_layer_types(config), layer),
+        model_type=config.model_type,
+        layers=base.layers(types, layer),
         vocab=vocab,
         hidden=hidden,
         tied=tied,
-        max_position=config.number("max_position_embeddings", 32768),
+        max_position=largest_context(config, config.number("head_dim"), types, ROTATED),
         outside=base.tables(vocab, hidden, tied),
         cautions=cautions,
     )
@@ -48,16 +116,16 @@ def geometry(raw: Mapping[str, Any]) -> Geometry:
 def _attention(config: Config) -> Attention:
     heads, kv_heads = config.number("num_attention_heads"), config.number("num_key_value_heads")
     config.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-    return Attention("full", heads, kv_heads, config.number("head_dim", 256))
+    return Attention("full", heads, kv_heads, config.number("head_dim"))
 
 
 def _delta(config: Config) -> GatedDelta:
     delta = GatedDelta(
-        key_heads=config.number("linear_num_key_heads", 16),
-        value_heads=config.number("linear_num_value_heads", 32),
-        key_dim=config.number("linear_key_head_dim", 128),
-        value_dim=config.number("linear_value_head_dim", 128),
-        kernel=config.number("linear_conv_kernel_dim", 4),
+        key_heads=config.number("linear_num_key_heads"),
+        value_heads=config.number("linear_num_value_heads"),
+        key_dim=config.number("linear_key_head_dim"),
+        value_dim=config.number("linear_value_head_dim"),
+        kernel=config.number("linear_conv_kernel_dim"),
     )
     config.divides("linear_num_key_heads", delta.key_heads, "linear_num_value_heads", delta.value_heads)
     return delta
@@ -87,7 +155,7 @@ def _experts(config: Config) -> Experts:
         count="num_experts",
         top_k="num_experts_per_tok",
         width=config.number("moe_intermediate_size"),
-        shared_width=config.number("shared_expert_intermediate_size", 512),
+        shared_width=config.number("shared_expert_intermediate_size"),
     )
 
 
@@ -105,5 +173,8 @@ def _mlp_weights(mlp: Dense | Experts, hidden: int) -> tuple[Weight, ...]:
 
 def _layer_types(config: Config) -> list[str]:
     count = config.number("num_hidden_layers")
-    given = config.names("layer_types", count, ("linear_attention", "full_attention"))
-    return given or base.every_nth_full(count, config.number("full_attention_interval", 4), "linear_attention")
+    given = config.names_of("layer_types", count, ("linear_attention", "full_attention"), base.OLDER_TYPES)
+    types = given or base.every_nth_full(count, config.number("full_attention_interval", 4), "linear_attention")
+    if "full_attention" not in types:
+        raise config.error("no layer is of type full_attention, without which transformers does not count tokens")
+    return types

@@ -8,10 +8,15 @@ from typing import Protocol
 
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
+from profiler.models.source import Source
+from profiler.models.stored import Stored
 from profiler.paths import EAGER
 from profiler.predict.interval import Interval
+from profiler.predict.machine import Machine
 from profiler.predict.storage import Storage
 from profiler.predict.work import Manner
+from profiler.shell import Command
+from profiler.units import printable
 
 MIB = 1024**2
 
@@ -27,6 +32,20 @@ class Setting:
     kv: str | None = None  # format of K and V; None: the engine's default
     ubatch: int | None = None  # tokens of a sequence per prefill pass; None: the engine's default
     path: str = EAGER  # how decode steps of transformers run: see ``profiler.paths``
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A model as a person named it: what a command that measures it has to say."""
+
+    argument: str  # for the options of ``profile`` that take a model
+    source: Source
+    as_stored: bool = True  # nobody asked for another quantization than that of its file
+
+    @property
+    def title(self) -> str:
+        """For a sentence."""
+        return printable(self.argument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,9 @@ class Engine(Protocol):
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         """The weights as this engine stores them, on a device that ``repacks`` or not. ProfileError if it cannot."""
 
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """The weights of a checkpoint that is run as it is stored; what is not quantized is in ``dtype``."""
+
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         """The peak and its terms."""
 
@@ -102,8 +124,9 @@ class Engine(Protocol):
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         """The decode path that is run where ``path`` is asked for."""
 
-    def verify(self, model: str, setting: Setting, target: Target) -> str:
-        """The command that measures this case."""
+    def verify(self, model: Named, setting: Setting, machine: Machine) -> Command:
+        """The command that measures this case. What we do not know, such as the name of a file that does not exist
+        yet, is a blank of it, never a guess."""
 
 
 def spread(value: float, low: float, high: float) -> Interval:

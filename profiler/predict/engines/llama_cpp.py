@@ -12,16 +12,23 @@ Rules read at commits 007dbbf3 (2026-08, ``src/llama-quant.cpp``, in ``gguf_mix`
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from profiler.devices.target import Target
+from profiler.models import gguf_file
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
+from profiler.models.stored import Stored
 from profiler.paths import EAGER
 from profiler.predict import gguf_mix
-from profiler.predict.engines.base import MIB, Setting, Terms, spread
+from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
-from profiler.predict.storage import Held, Storage, storage, with_head
+from profiler.predict.machine import Machine
+from profiler.predict.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.predict.work import Manner
 from profiler.registry import unknown
+from profiler.shell import Command, command, quote
 
 UBATCH = 512  # --ubatch-size
 PAD = 256  # cells
@@ -40,6 +47,17 @@ CONTEXT = {  # CUDA context and the backend's own pools; Metal and Vulkan take l
     "CPU": spread(120 * MIB, 40 * MIB, 300 * MIB),
     "other": spread(250 * MIB, 60 * MIB, 700 * MIB),
 }
+GENERATED = 128  # tokens of a decode that llama-bench is told to measure: its own default
+SPLIT_MODES = {"layer": "layer", "tensor": "row"}
+FILE_TYPES = {  # general.file_type → mix (enum llama_ftype, include/llama.h)
+    0: "f32", 1: "f16", 2: "q4_0", 7: "q8_0", 8: "q5_0", 10: "q2_k", 11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l",
+    14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s", 17: "q5_k_m", 18: "q6_k", 19: "iq2_xxs", 20: "iq2_xs", 22: "iq3_xs",
+    23: "iq3_xxs", 24: "iq1_s", 25: "iq4_nl", 26: "iq3_s", 27: "iq3_m", 28: "iq2_s", 29: "iq2_m", 30: "iq4_xs",
+    31: "iq1_m", 32: "bf16",
+}  # fmt: skip
+CONVERT = ("python3", "convert_hf_to_gguf.py")
+CONVERTED = ("f32", "f16", "bf16", "q8_0")  # its --outtype
+MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the version that made them, and by importance matrices
 MASK_BYTES = 2  # the attention mask, f16, of all cells for each token of a pass
 
 
@@ -61,17 +79,25 @@ class LlamaCpp:
             Held(t.weight, t.layer, t.count, t.type, t.nbytes, on_host=t.weight.role == "embedding")
             for t in gguf_mix.tensors(geometry, quant)
         )
-        return storage(with_head(geometry, held, copied=True))
+        return storage(with_head(geometry, held, copied=True), None if quant in gguf_mix.PLAIN else MIX_BOUNDS)
+
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """Every tensor of the file; for another checkpoint, what it would be as it is."""
+        held = (replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, stored))
+        return storage(with_head(geometry, held, copied=True), bounds_of(stored))
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         buffers = self._buffers(geometry, storage, setting)
+        device, host = storage.device_bytes, storage.host_bytes
+        if target.vendor == "CPU":  # one memory, in which a tied table is held once
+            device, host = device + host - (storage.part_bytes("head") if geometry.tied else 0), 0
         return Terms(
-            weights=exact(storage.device_bytes),
+            weights=storage.known(device),
             cache=exact(cache_bytes(geometry, setting)),
             prefill=buffers,
             decode=buffers,
             framework=CONTEXT.get(target.vendor, CONTEXT["other"]),
-            host=exact(storage.host_bytes),
+            host=storage.known(host),
             prefill_reason=f"buffers for a pass of {self._ubatch(setting)} tokens, reserved at the start",
             decode_reason="the same buffers",
         )
@@ -88,9 +114,17 @@ class LlamaCpp:
     def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
         return Manner(ubatch=self._ubatch(setting), cache_bytes=kv_bytes(setting), how=Execution(trims_shared=False))
 
-    def verify(self, model: str, setting: Setting, target: Target) -> str:
-        kv = "" if setting.kv in (None, "f16") else f" -ctk {setting.kv} -ctv {setting.kv} -fa 1"
-        return f"llama-bench -m {model}-{setting.quant}.gguf -p {setting.context} -n 128 -d 0,{setting.context}{kv}"
+    def verify(self, model: Named, setting: Setting, machine: Machine) -> Command:
+        file, blanks = _file(model, setting.quant)
+        context, batch = str(setting.context), str(setting.batch)
+        kv = ("-ctk", setting.kv, "-ctv", setting.kv) if setting.kv not in (None, "f16") else ()
+        split = ("-sm", SPLIT_MODES[machine.split]) if machine.target.count > 1 else ()
+        sizes: tuple[str, ...] = ("-p", context, "-n", str(GENERATED), "-d", f"0,{context}")
+        tool = "llama-bench"
+        if setting.batch > 1:  # llama-bench measures one sequence
+            tool, cells = "llama-batched-bench", str(setting.batch * (setting.context + GENERATED))
+            sizes = ("-c", cells, "-npp", context, "-ntg", str(GENERATED), "-npl", batch)
+        return command(tool, "-m", file, sizes, kv, split, **blanks)
 
     def _ubatch(self, setting: Setting) -> int:
         return min(setting.ubatch or UBATCH, setting.context)
@@ -109,6 +143,32 @@ class LlamaCpp:
         return spread(
             activations + mask + 0.15 * logits, rows * 2 * geometry.hidden, 2 * activations + 2 * mask + logits
         )
+
+
+def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
+    """The GGUF file to measure: the one that was named, else a blank that says how to make one."""
+    source, kind = model.source, quant.upper().replace("-", "_")
+    if source.kind == "gguf" and (model.as_stored or file_type(Path(source.location)) == quant):
+        if "," not in model.argument:
+            return model.argument, {}
+        return "FILE.gguf", {"FILE.gguf": f"a link to {quote(model.argument)}: llama-bench takes a comma for a list"}
+    blank = f"MODEL-{kind}.gguf"
+    if source.kind == "gguf":
+        made = command("llama-quantize", "--allow-requantize", model.argument, blank, kind)
+        return blank, {blank: f"what this makes: {made}"}
+    if source.kind == "folder":
+        direct = quant in CONVERTED
+        first = (blank, quant) if direct else ("MODEL-F16.gguf", "f16")
+        made = command(*CONVERT, source.location, "--outfile", first[0], "--outtype", first[1])
+        then = "" if direct else f" && {command('llama-quantize', first[0], blank, kind)}"
+        return blank, {blank: f"what this makes, in a checkout of llama.cpp: {made}{then}"}
+    return blank, {blank: f"a GGUF file of {model.title} in {kind}"}
+
+
+def file_type(path: Path) -> str | None:
+    """The mix that a GGUF file says it is, as ``-q`` spells it; None where it does not say."""
+    number = gguf_file.header(path).metadata.get("general.file_type")
+    return FILE_TYPES.get(number) if isinstance(number, int) else None
 
 
 def kv_bytes(setting: Setting) -> float:

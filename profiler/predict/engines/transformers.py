@@ -23,14 +23,17 @@ from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, GatedDelta
+from profiler.models.stored import Stored
 from profiler.paths import EAGER, GRAPH, STATIC
 from profiler.predict.efficiency import UNPACKED
-from profiler.predict.engines.base import MIB, Setting, Terms, spread
+from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
-from profiler.predict.storage import Held, Storage, storage, with_head
+from profiler.predict.machine import Machine
+from profiler.predict.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.predict.work import GROWING_TOUCHES, RECURRENT_BYTES, Calls, Manner
-from profiler.quants.base import DTYPE_BYTES, Quant, repackable
+from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes, repackable
 from profiler.registry import unknown
+from profiler.shell import Command, command
 
 UBATCH = {"CPU": 512}
 UBATCH_OTHERWISE = 2048
@@ -45,6 +48,7 @@ STEP_CALLS = {
     "other": {"gemma4": 43.0, "gemma3": 35.0, "qwen3_5": 40.0, "qwen3": 33.0, "llama": 31.0, "delta": 30.0, "": 39.0},
 }
 STEP_OUTSIDE_CALLS = 45.0
+CHECKPOINT_DTYPES = (*DTYPE_BYTES, "fp64")
 OWN_DTYPES = ("fp32", "bf16")  # that kernels of our own step compute in; others take torch's, over buckets
 PADDED = 1.5  # of a bucket, which is between one and two times what is filled
 # How often a step on a GPU moves the experts of each token, those that two tokens share twice: by a kernel of ours,
@@ -112,6 +116,20 @@ class Transformers:
         )
         return storage(with_head(geometry, held, copied=False))
 
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """Packed weights as the checkpoint has them, unless bitsandbytes packs them anew; others in ``dtype``."""
+
+        def loaded(item: Held) -> Held:
+            if item.scheme in CHECKPOINT_DTYPES:
+                return replace(item, scheme=dtype, nbytes=plain_bytes(item.weight, dtype))
+            if item.scheme in UNPACKED and repacks and repackable(item.weight):
+                ours: Quant = registry.load("quants", item.scheme, "quantization").QUANT
+                return replace(item, nbytes=ours.weight_bytes(item.weight, dtype, True), fused=True)
+            return item
+
+        held = map(loaded, as_stored(geometry, stored))
+        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
+
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         if setting.kv is not None:
             raise ProfileError("transformers keeps K and V in the compute dtype", "Leave --kv out.")
@@ -119,12 +137,12 @@ class Transformers:
         held = geometry.cache_bytes(setting.context, setting.batch, width).total
         packed = _packed_products(geometry, storage, setting, target, setting.batch * self._chunk(setting, target))
         return Terms(
-            weights=exact(storage.device_bytes),
+            weights=storage.weights,
             cache=exact(held),
             prefill=self._prefill_bytes(geometry, storage, setting, target) + packed,
             decode=packed
             + (
-                self._decode_bytes(geometry, setting, width)
+                self._decode_bytes(geometry, storage, setting, width)
                 if setting.path == EAGER
                 else _step_bytes(geometry, storage, setting, width, target)
             ),
@@ -192,10 +210,14 @@ class Transformers:
             ),
         )
 
-    def verify(self, model: str, setting: Setting, target: Target) -> str:
-        device = f" --device {target.local}" if target.local else ""
-        path = f" --path {setting.path}" if target.local and setting.path != usual_path(target) else ""
-        return f"profile sweep -m {model} -q {setting.quant} -c {setting.context} -b {setting.batch}{path}{device}"
+    def verify(self, model: Named, setting: Setting, machine: Machine) -> Command:
+        target = machine.target
+        own = model.as_stored and "quantization_config" in model.source.config  # which a sweep takes by itself
+        quant = ("-q", setting.quant) if setting.quant in self.quants and not own else ()
+        sizes = ("-c", str(setting.context), "-b", str(setting.batch))
+        path = ("--path", setting.path) if target.local and setting.path != usual_path(target) else ()
+        device = ("--device", target.local) if target.local else ()
+        return command("profile", "sweep", "-m", model.argument, quant, sizes, path, device)
 
     def _chunk(self, setting: Setting, target: Target) -> int:
         return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)
@@ -211,16 +233,18 @@ class Transformers:
         holes = HEAP_HOLES if target.vendor == "CPU" else 1.0
         hidden = holes * rows * width * (6 * geometry.hidden + 3 * storage.widest)
         routed = rows * chosen * (3 * expert * width + geometry.hidden * SCORE_BYTES)
+        batched = _batched_experts_bytes(geometry, storage, rows, width)
         logits = setting.batch * geometry.vocab * (width + 4)
         delta = rows * max((_delta_bytes(layer.mixer) for layer, _ in geometry.groups), default=0)
-        sure = views + rows * width * 2 * geometry.hidden + logits
-        value = views + mask + layer + hidden + routed + logits + delta
-        return spread(value * FRAGMENTED, sure, 1.6 * (value - views) + views)
+        sure = views + rows * width * 2 * geometry.hidden + logits + batched
+        value = views + mask + layer + hidden + max(routed, batched) + logits + delta
+        return spread(value * FRAGMENTED, sure, 1.6 * (value - views - batched) + views + batched * FRAGMENTED)
 
-    def _decode_bytes(self, geometry: Geometry, setting: Setting, width: int) -> Interval:
+    def _decode_bytes(self, geometry: Geometry, storage: Storage, setting: Setting, width: int) -> Interval:
         layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
         logits = setting.batch * geometry.vocab * (width + 4)
-        return spread(layer + logits, logits, 2 * layer + 2 * logits)
+        batched = exact(_batched_experts_bytes(geometry, storage, setting.batch, width))
+        return batched + spread(layer + logits, logits, 2 * layer + 2 * logits)
 
 
 def usual_path(target: Target) -> str:
@@ -244,7 +268,19 @@ def _step_bytes(geometry: Geometry, storage: Storage, setting: Setting, width: i
         if target.vendor == "CPU" or setting.dtype in OWN_DTYPES
         else setting.batch * chosen * 3 * inner * geometry.hidden * width
     )
-    return spread(1.5 * logits + copied, logits, 3 * logits + 2 * copied)
+    batched = exact(_batched_experts_bytes(geometry, storage, setting.batch, width))
+    return batched + spread(1.5 * logits + copied, logits, 3 * logits + 2 * copied)
+
+
+def _batched_experts_bytes(geometry: Geometry, storage: Storage, rows: int, width: int) -> int:
+    """What Llama 4's experts hold at once for ``rows`` tokens, since every token goes to every expert.
+
+    ``Llama4TextMoe.forward`` repeats the tokens for each expert, and ``Llama4TextExperts`` multiplies them in one
+    ``bmm``. The peak is either the activation (routed input, gate and up, the activated gate, and the product with
+    it) or the second product (routed input, gate and up, that product, and the output).
+    """
+    experts, inner = storage.batched_experts
+    return experts * rows * width * max(geometry.hidden + 4 * inner, 2 * geometry.hidden + 3 * inner)
 
 
 def _process(target: Target) -> Interval:

@@ -17,13 +17,16 @@ from __future__ import annotations
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Layer
+from profiler.models.stored import Stored
 from profiler.models.weight import Weight
 from profiler.paths import EAGER
-from profiler.predict.engines.base import MIB, Setting, Terms, spread
+from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
-from profiler.predict.storage import Held, Part, Storage, part_of, storage, with_head
+from profiler.predict.machine import Machine
+from profiler.predict.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
 from profiler.predict.work import Manner
 from profiler.registry import unknown
+from profiler.shell import Command, command
 
 UBATCH = 8192  # --max-num-batched-tokens of the server
 PAGE = 16
@@ -33,8 +36,20 @@ PACKED: dict[str, tuple[float, set[Part]]] = {
     "nvfp4": (0.5 + 1 / 16, {"mlp", "experts"}),
     "int4": (0.5 + 2.5 / 128, {"attention", "delta", "mlp", "experts"}),
 }
+FORMAT_BOUNDS = (0.75, 1.02)  # checkpoints of one format differ in what they quantize
+DTYPES = ("fp32", "fp64", *BYTES)  # of a checkpoint; computed in 16 bits
 NAMES = {"awq": "int4", "gptq": "int4"}
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0}
+# Options of ``vllm bench latency``: vllm/benchmarks/latency.py, vllm/engine/arg_utils.py, vllm/config/cache.py.
+WHILE_LOADING = {
+    "bf16": ("--dtype", "bfloat16"),
+    "fp16": ("--dtype", "float16"),
+    "fp8": ("--quantization", "fp8"),
+}
+KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8_per_token_head"}
+PARALLEL = {"tensor": "--tensor-parallel-size", "layer": "--pipeline-parallel-size"}
+LOADS = ("folder", "hub")  # kinds of sources
+CHECKPOINT = "CHECKPOINT"
 FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured graphs
 HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
 
@@ -59,13 +74,20 @@ class Vllm:
         held = [_held(weight, None, 1, quant) for weight in geometry.outside]
         held += [_held(weight, layer, count, quant) for layer, count in geometry.groups for weight in layer.weights]
         held += [_held(weight, layer, count, quant) for layer, count, weight in _copied_values(geometry)]
-        return storage(with_head(geometry, held, copied=False))
+        return storage(with_head(geometry, held, copied=False), FORMAT_BOUNDS if quant in PACKED else None)
+
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """As the checkpoint has them; what is not quantized is computed in ``dtype``."""
+        held = [
+            _held(item.weight, item.layer, item.count, dtype) if item.scheme in DTYPES else item
+            for item in as_stored(geometry, stored)
+        ]
+        held += [_held(weight, layer, count, dtype) for layer, count, weight in _copied_values(geometry)]
+        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
-        packed = setting.quant in PACKED
-        weights = storage.device_bytes
         return Terms(
-            weights=Interval(weights, weights * 0.75, weights * 1.02, "prior") if packed else exact(weights),
+            weights=storage.weights,
             cache=exact(cache_bytes(geometry, setting)),
             prefill=(buffers := self._buffers(geometry, storage, setting)),
             decode=buffers,
@@ -87,10 +109,15 @@ class Vllm:
     def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
         return Manner(setting.ubatch or UBATCH, kv_bytes(setting), how=Execution(trims_shared=False))
 
-    def verify(self, model: str, setting: Setting, target: Target) -> str:
-        return (
-            f"vllm bench latency --model {model} --input-len {setting.context} --output-len 128"
-            f" --batch-size {setting.batch}"
+    def verify(self, model: Named, setting: Setting, machine: Machine) -> Command:
+        checkpoint, how, blanks = _checkpoint(model, setting.quant)
+        kv = KV_DTYPES.get((setting.kv or "auto").casefold())
+        return command(
+            ("vllm", "bench", "latency", "--model", checkpoint, *how),
+            ("--input-len", str(setting.context), "--output-len", "128", "--batch-size", str(setting.batch)),
+            ("--kv-cache-dtype", kv) if kv else (),
+            (PARALLEL[machine.split], str(machine.target.count)) if machine.target.count > 1 else (),
+            **blanks,
         )
 
     def _tokens(self, setting: Setting) -> int:
@@ -102,6 +129,22 @@ class Vllm:
         value = 2 * tokens * (4 * geometry.hidden + 3 * storage.widest + 3 * chosen * max(width, geometry.hidden))
         logits = setting.batch * geometry.vocab * 4
         return spread(value + 2 * logits, value / 3 + logits, 2.5 * value + 3 * logits)
+
+
+def _checkpoint(model: Named, quant: str) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """What ``--model`` is given, the options that make it ``quant``, and the blank where there is no such checkpoint.
+
+    vLLM quantizes to fp8 while it loads; other quantizations have to be stored.
+    """
+    stored = "quantization_config" in model.source.config
+    if model.source.kind in LOADS and (model.as_stored if stored else quant in WHILE_LOADING):
+        hub = model.source.kind == "hub"
+        revision = ("--revision", model.source.revision) if hub and model.source.revision else ()
+        how = () if stored else WHILE_LOADING[quant]
+        return model.source.location if hub else model.argument, (*revision, *how), {}
+    weights = "weights" if quant in WHILE_LOADING else f"weights in {quant}"
+    meant = f"a folder or hub id with the {weights} of {model.title}"
+    return CHECKPOINT, WHILE_LOADING.get(quant, ()), {CHECKPOINT: meant}
 
 
 def _held(weight: Weight, layer: Layer | None, count: int, quant: str) -> Held:

@@ -3,12 +3,13 @@
 A file ``reports/NAME.py`` is the output format ``NAME`` of ``-o`` and gives ``render(run, measurements) -> str``: the
 whole text, ending in a newline unless it is empty. A format that cannot hold every row also gives
 ``left_out(measurements) -> str | None``, the sentence that says so on stderr; one that can follow a terminal's width
-gives ``fitted(run, measurements, width) -> str``.
+gives ``fitted(run, measurements, width) -> str``, and one whose rows do not depend on each other
+``stream(run, measurements)``, which yields the text row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from profiler import registry
 from profiler.reports.base.best import answer
@@ -33,6 +34,7 @@ __all__ = [
     "plain",
     "rate_cell",
     "rendered",
+    "streamed",
 ]
 
 
@@ -48,3 +50,9 @@ def rendered(
     fitted = getattr(report, "fitted", None)
     text = fitted(run, measurements, width) if fitted and width else report.render(run, measurements)
     return text, left_out(measurements) if left_out else None
+
+
+def streamed(output: str, run: str | None, measurements: Iterable[Measurement]) -> Iterator[str] | None:
+    """The text of a format row by row, as rows are read; None for a format that needs all of them at once."""
+    stream = getattr(registry.load("reports", output, "output format"), "stream", None)
+    return None if stream is None else stream(run, measurements)

@@ -69,7 +69,7 @@ def reps_cell(measurement: Measurement) -> str:
 
 def repetitions(measurement: Measurement) -> list[int]:
     """How often each phase that ran was repeated."""
-    return [count for count in (len(measurement.of(phase)) for phase in PHASES) if count]
+    return [count for count in (len(measurement.timed(phase)) for phase in PHASES) if count]
 
 
 def _digits(value: float, relative_half: float | None) -> int:

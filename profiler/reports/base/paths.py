@@ -54,4 +54,4 @@ def _line(row: Measurement, eager_tps: float | None, brief: bool) -> str | None:
         parts.append(f"pool of {bytes_text(row.memory.graph_pool_bytes)}")
     if path.kernels and path.ran == row.case.path and (parts or not brief):
         parts.append(f"products by {plain(path.kernels)}")
-    return f"{plain(row.case.label)} {row.case.path}: {'; '.join(parts)}" if parts else None
+    return f"{plain(row.case.label)} {plain(row.case.path)}: {'; '.join(parts)}" if parts else None

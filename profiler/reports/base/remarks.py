@@ -23,9 +23,12 @@ class Note:
     help: str | None
     cases: list[Measurement] = field(default_factory=list)
 
-    def named_cases(self, measurements: Sequence[Measurement]) -> str:
-        """The cases in words; a model's name alone where it is true of all of its cases."""
-        total = Counter(measurement.case.model for measurement in measurements)
+    def named_cases(self, measurements: Sequence[Measurement], total: Counter[str] | None = None) -> str:
+        """The cases in words; a model's name alone where it is true of all of its cases.
+
+        ``total``: ``rows_of_models(measurements)``, from those who name many notes.
+        """
+        total = rows_of_models(measurements) if total is None else total
         if len(self.cases) == len(measurements) > 1:
             return "all cases"
         mine = Counter(measurement.case.model for measurement in self.cases)
@@ -37,6 +40,11 @@ class Note:
         named = list(dict.fromkeys(named))
         more = len(named) - CASES_NAMED
         return ", ".join(named[:CASES_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def rows_of_models(measurements: Sequence[Measurement]) -> Counter[str]:
+    """How many rows each model has, by name."""
+    return Counter(measurement.case.model for measurement in measurements)
 
 
 def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[int]]]:
@@ -63,9 +71,13 @@ def _refer(found: Sequence[Note], measurements: Sequence[Measurement]) -> None:
     }
     numbers = {note.text: note.number for note in found}
     for note in found:
-        for cause, text in causes.items():
-            if note.text.startswith("skipped: ") and note.text.endswith(f": {cause}"):
-                note.text = f"{note.text.removesuffix(cause)}see note {numbers[text]}"
+        if not note.text.startswith("skipped: "):
+            continue
+        parts = note.text.split(": ")
+        for place in range(1, len(parts)):  # the longest first
+            cause = ": ".join(parts[place:])
+            if cause in causes:
+                note.text = f"{note.text.removesuffix(cause)}see note {numbers[causes[cause]]}"
                 break
 
 

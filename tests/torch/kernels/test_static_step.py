@@ -13,7 +13,6 @@ from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 from profiler.errors import ProfileError
 from profiler.kernels.layers import BucketLayer, RingLayer
 from profiler.kernels.runner import EagerRunner, StaticRunner, cut, prefill
-from profiler.kernels.sample import Sampling, noise_table
 from profiler.kernels.state import DecodeState, bucket_for
 from profiler.kernels.substitute import Substitutes
 
@@ -122,27 +121,6 @@ def test_an_unknown_cache_layer_is_refused_by_name_and_left_intact(tiny: Tiny) -
     with pytest.raises(ProfileError, match="layer 1 is a LinearAttentionAndFullAttentionLayer"):
         DecodeState(model, cache, torch.zeros((1, 1), dtype=torch.int64), 4)
     assert cache.layers[0].keys is not None
-
-
-@pytest.mark.parametrize("top_k", [5, 0])
-def test_all_runners_sample_alike_and_not_greedily(tiny: Tiny, top_k: int) -> None:
-    model, ids, sampling = tiny("qwen3"), prompt(2, 9), Sampling(temperature=0.8, top_k=top_k, seed=3)
-    static = run(StaticRunner, model, ids, 30, sampling=sampling)
-    assert static == run(EagerRunner, model, ids, 30, sampling=sampling)
-    assert static != run(StaticRunner, model, ids, 30)
-    assert static != run(StaticRunner, model, ids, 30, sampling=Sampling(0.8, top_k, seed=4))
-
-
-def test_gumbel_noise_draws_from_the_softmax() -> None:
-    logits = torch.tensor([0.0, 1.0, 2.0])
-    noise = noise_table(Sampling(temperature=1.0, top_k=0), 20_000, 1, 3, torch.device("cpu"))[:, 0]
-    drawn = (logits + noise).argmax(dim=-1).bincount(minlength=3) / 20_000
-    torch.testing.assert_close(drawn, logits.softmax(0), atol=0.015, rtol=0)
-
-
-def test_a_noise_table_larger_than_memory_is_refused() -> None:
-    with pytest.raises(ProfileError, match="noise table"):
-        noise_table(Sampling(temperature=1.0, top_k=0), 4096, 8, 262_144, torch.device("cpu"))
 
 
 def test_tokens_after_the_end_are_cut() -> None:

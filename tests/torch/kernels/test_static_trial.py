@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from fakes.architectures import WINDOW, build
 
+from profiler import paths
 from profiler.backends.hf.session import HfTrial
 from profiler.backends.hf.static import StaticTrial
 from profiler.case import Case
 from profiler.errors import ProfileError
-from profiler.kernels import state
+from profiler.kernels import native, runner, state, substitute
 from profiler.kernels.compiled import CompiledRunner
 
 CASE = Case("tiny", "0", "synthetic", "fp32", "fp32", "cpu", "hf", "static", context=WINDOW + 7, batch=2, steps=20)
@@ -81,3 +86,58 @@ def test_a_model_without_a_rule_runs_as_shipped_and_says_so(monkeypatch: pytest.
     assert caution.text.startswith("path eager instead of static: cache layer 0 is a StrangeLayer")
     trial.release()
     trial.step()
+
+
+def prepared(case: Case, dtype: torch.dtype = torch.float32) -> StaticTrial:
+    trial = StaticTrial(build("llama", dtype), case, lambda words: None)
+    trial.prefill()
+    trial.save()
+    return trial
+
+
+def test_a_fallback_of_the_machine_is_kept_with_the_state_it_was_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which resume tells whether it would fall back again."""
+    assert prepared(CASE).path().machine is None
+    monkeypatch.setattr(native, "missing", lambda: "cannot build: No space left on device")
+    trial = prepared(CASE)
+    assert trial.path().machine == paths.machine_state()
+    (caution,) = trial.cautions()
+    assert (caution.code, caution.text) == (
+        "plain-torch",
+        "decode on plain torch: cannot build: No space left on device",
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [("not compiled: no luck", paths.machine_state), ("not compiled: out of memory", lambda: paths.SHORT_OF_MEMORY)],
+)
+def test_a_graph_that_did_not_compile_is_a_fallback_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, reason: str, state: Callable[[], str]
+) -> None:
+    monkeypatch.setattr(CompiledRunner, "_compile", lambda self: reason)
+    assert prepared(replace(CASE, path="graph")).path().machine == state()
+
+
+@pytest.mark.parametrize("path", ["static", "graph"])
+def test_a_dtype_without_loops_is_no_fault_of_the_machine(path: str) -> None:
+    trial = prepared(replace(CASE, path=path), torch.float16)
+    assert trial.path().machine is None
+    assert "plain torch: no loops for torch.float16" in [trial.path().kernels]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason", "fault"),
+    [(torch.bfloat16, "no NVRTC", True), (torch.float16, "no kernels for torch.float16", False)],
+)
+def test_a_gpu_without_our_kernels_says_so(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, reason: str, fault: bool
+) -> None:
+    """It decoded on plain torch without a word."""
+    monkeypatch.setattr(substitute.cuda, "missing", lambda device: "no NVRTC")
+    model: Any = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype)
+    assert runner.describe_kernels(model) == f"plain torch: {reason}"
+    assert runner.falls_back(model) is fault
+    monkeypatch.setattr(substitute.cuda, "missing", lambda device: None)
+    model.dtype = torch.bfloat16
+    assert runner.describe_kernels(model) is None and not runner.falls_back(model)

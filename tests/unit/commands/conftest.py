@@ -49,11 +49,12 @@ def profile() -> Profile:
 
 @pytest.fixture
 def sweep(profile: Profile, model: MakeModel) -> Profile:
-    """A sweep of a fake model; rows as JSON lines."""
+    """A sweep of a fake model; rows as JSON lines. Its weights are asked to be synthetic, since it has no others."""
 
     def run(*arguments: str, output: str = "jsonl", **script: Any) -> Ran:
         named = () if {"-m", "--model"} & set(arguments) else ("-m", model(**script))
-        return profile("sweep", "--backend", "fake", "-o", output, *named, *arguments)
+        weights = () if "--weights" in arguments else ("--weights", "synthetic")
+        return profile("sweep", "--backend", "fake", "-o", output, *named, *weights, *arguments)
 
     return run
 

@@ -135,16 +135,56 @@ def test_files_of_rows_and_other_stores_can_be_compared(profile: Any, runs: Any,
     assert compared(profile, (str(lines), stored[3])) == compared(profile, stored)
 
 
+def changed(old: str, new: str) -> str:
+    """A row of a file with one thing changed."""
+    text = dumps(row(None, measured()))
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+IMPOSSIBLE = [  # what no row of ours holds, and what is said of it
+    (('"batch": 1', '"batch": -4'), "case.batch is -4, must be a whole number from 1"),
+    (('"batch": 1', '"batch": 1.5'), "case.batch is 1.5"),
+    (('"batch": 1', '"batch": true'), "case.batch is True"),
+    (('"batch": 1', '"batch": null'), "case.batch is null"),
+    (('"steps": 4', '"steps": 0'), "case.steps is 0"),
+    (('"quant": "nf4"', '"quant": ["nf4"]'), "case.quant is a list"),
+    (('"quant": "nf4"', f'"quant": "{"q" * 100_000}"'), "case.quant is 'qqqq"),
+    (('"quant": "nf4"', '"quant": "nf4", "colour": 1'), "case.colour is not a field"),
+    (('"process_peak_bytes": 1073741824', '"process_peak_bytes": -1'), "memory.process_peak_bytes is -1"),
+    (('"process_peak_bytes": 1073741824', '"process_peak_bytes": NaN'), "memory.process_peak_bytes is NaN"),
+    (('"process_peak_bytes": 1073741824', f'"process_peak_bytes": 1{"0" * 400}'), "is a number of 401 characters"),
+    (('"process_peak_bytes": 1073741824', '"process_peak_bytes": "1 GiB"'), "memory.process_peak_bytes is '1 GiB'"),
+    (('"seconds": [1.0', '"seconds": [1e-320'), "prefill.seconds holds"),
+    (('"seconds": [1.0', '"seconds": [Infinity'), "prefill.seconds[0] is Infinity"),
+    (('"seconds": [1.0', '"seconds": ["1.0"'), "prefill.seconds holds '1.0'"),
+    (('"tokens": 128', '"tokens": -128'), "prefill.tokens holds -128"),
+    (('"cpu_seconds": [', '"cpu_seconds": [1, '), "prefill has columns"),
+    (('"outcome": "ok"', '"outcome": "fine"'), "outcome is 'fine'"),
+    (('"load_s": null', '"load_s": -1e999'), "load_s is -1e999"),
+    (('"threads": null', '"threads": 0'), "threads is 0"),
+    (('"device": {}', '"device": "cpu"'), "environment.device is 'cpu', must be an object"),
+    (('"device": {}', '"device": {"power_limit_w": "x"}'), "environment.device.power_limit_w is 'x'"),
+    (('"device": {}', f'"more": {"[" * 12}{"]" * 12}'), "environment.more is nested too deeply"),
+    (('"cautions": []', '"cautions": ["x"]'), "cautions is 'x', must be an object"),
+    (('"schema": 1', '"schema": "1"'), "newer version"),
+]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("{}", "it has no 'schema'"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ('"text"', "no result row"),
         ("[1]", "no result row"),
         (dumps(row(None, measured())).replace('"schema": 1', '"schema": 99'), "newer version"),
-        (dumps(row(None, measured())).replace('"seconds": [1.0', '"seconds": [-1.0'), "no time"),
-        (dumps(row(None, measured())).replace('"context": 128', '"context": "x"'), "no whole number"),
+        (dumps(row(None, measured())).replace('"seconds": [1.0', '"seconds": [-1.0'), "prefill.seconds holds -1.0"),
+        (
+            dumps(row(None, measured())).replace('"context": 128', '"context": "x"'),
+            "case.context is 'x', must be a whole number",
+        ),
+        *((changed(*edit), said) for edit, said in IMPOSSIBLE),
         (
             dumps(row(None, measured(expected=APART))).replace('"tps_between": 0.02', '"tps_between": 1000'),
             "no share",
@@ -155,9 +195,9 @@ def test_files_of_rows_and_other_stores_can_be_compared(profile: Any, runs: Any,
         ),
         (
             dumps(row(None, measured(expected=APART))).replace('"tps_between": 0.02', '"tps_between": 1e999'),
-            "no share",
+            "tps_between is 1e999",
         ),
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_a_file_that_holds_no_rows_is_one_line(profile: Any, tmp_path: Path, content: str, said: str) -> None:

@@ -22,7 +22,7 @@ def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """No processes: what a worker does is done here. A side's name is the JSON of what its machine costs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(command, "WorkerBench", LocalBench)
-    monkeypatch.setattr(command.sides, "resolve", lambda text, scratch: side(text))
+    monkeypatch.setattr(command.sides, "resolve", lambda text, scratch, say: side(text))
     monkeypatch.setattr(command.sides, "here", lambda: side("{}"))
     return tmp_path
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from profiler import devices
 from profiler.commands import listing
+from profiler.devices.base import DeviceInfo
 from profiler.plan import scenario
+from profiler.units import GIB
+
+CPU = DeviceInfo("cpu", "cpu", "Some CPU", 24 * GIB, 20 * GIB, "fp32", cores=2, threads=2, physical=2, installed=2)
 
 
 def test_the_first_device_listed_is_the_default(profile: Any) -> None:
@@ -22,11 +27,37 @@ def test_the_first_device_listed_is_the_default(profile: Any) -> None:
 
 
 def test_a_kind_that_is_not_here_is_a_reason_on_stderr(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "unavailable", lambda: {"cuda": "no driver"})
+    monkeypatch.setattr(devices, "listed", lambda: ([CPU], {"cuda": "no driver"}))
     ran = profile("devices")
     assert ran.code == 0
     assert ran.err == "no cuda device: no driver\n"
     assert "no driver" not in ran.out
+
+
+def test_what_this_process_may_not_use_is_shown(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = "a CPU quota allows 0.5 of 2 cores (cpu.max of the control group /a) and throttles 1 thread"
+    limited = replace(CPU, quota=0.5, threads=1, limits=(quota,))
+    monkeypatch.setattr(devices, "listed", lambda: ([limited], {}))
+    (row,) = json.loads(profile("devices", "-o", "json").out)
+    assert (row["cores"], row["cores_installed"], row["threads"], row["limits"]) == (0.5, 2, 1, [quota])
+    ran = profile("devices")
+    assert "0.5 of 2" in ran.out
+    assert ran.err == f"cpu: {quota}\n"
+    monkeypatch.setattr(devices, "listed", lambda: ([replace(CPU, cores=1)], {}))
+    assert "1 of 2" in profile("devices").out
+    monkeypatch.setattr(devices, "listed", lambda: ([CPU], {}))
+    assert " of 2" not in profile("devices").out
+
+
+def test_a_plan_says_what_holds_it_back(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = replace(
+        CPU, memory_bytes=8 * GIB, memory_limit="memory.max of the control group /a", limits=("a limit",)
+    )
+    monkeypatch.setattr(devices, "find", lambda name=None: limited)
+    assert "a limit\n" in sweep("--dry-run", output="json").err
+    monkeypatch.setattr(devices, "find", lambda name=None: replace(limited, free_bytes=1))
+    (row,) = json.loads(sweep("--dry-run", output="json").out)
+    assert row["reason"].endswith("; memory.max of the control group /a allows 8.00 GiB")
 
 
 def test_the_catalog_gives_a_source_for_its_figures(profile: Any) -> None:

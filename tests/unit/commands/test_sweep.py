@@ -479,3 +479,18 @@ def test_a_row_says_why_each_phase_ended_and_keeps_what_does_not_count(sweep: An
         assert [entry["reason"] for entry in found["invalid"]] == ["thermal slowdown"] * invalid
     assert [caution["code"] for caution in row["cautions"]] == ["prefill-invalid"]
     assert row["memory"]["unaccounted_bytes"] == 0
+
+
+def test_a_folder_whose_name_is_not_utf8_is_measured_stored_and_shown(
+    profile: Any, model: Any, tmp_path: Path
+) -> None:
+    folder = Path(model()).rename(tmp_path / "m\udcff\udce9")
+    arguments = ("--store", str(tmp_path / "s\udcfe.sqlite"))
+    ran = profile("sweep", "--backend", "fake", "-m", str(folder), "-c", "16", "-n", "2", "-o", "jsonl", *arguments)
+    assert (ran.code, ran.outcomes) == (0, ["ok"])
+    for command in (["runs"], ["runs", "show"], ["runs", "show", "-o", "csv"], ["report"], ["fit", str(folder)]):
+        shown = profile(*command, *(arguments if command[0] != "fit" else ()))
+        assert shown.code == 0 and "unexpected" not in shown.err
+    rows = tmp_path / "rows\udcff.jsonl"
+    rows.write_text(ran.out)
+    assert profile("compare", str(rows), arguments[1]).code == 0

@@ -27,6 +27,9 @@ class Card:
     processes: dict[int, int | None] = field(default_factory=dict)
     split: bool | None = None  # into MIG slices; None: it cannot be
     fallen: bool = False  # off the bus
+    lanes: int | None = None  # fp32, of all multiprocessors
+    multiprocessors: int | None = None  # of a slice
+    whole: Card | None = None  # that this slice is of
 
 
 class FakeNvml(ModuleType):
@@ -66,6 +69,32 @@ class FakeNvml(ModuleType):
         if card.split is None:
             raise NVMLError("Not Supported")
         return [int(card.split), int(card.split)]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, card: Card) -> int:
+        if card.split is None:
+            raise NVMLError("Not Supported")
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, card: Card, index: int) -> Card:
+        known = [each for each in self.slices.values() if each.whole is card]
+        if index == 0 or index > len(known):  # numbers have gaps
+            raise NVMLError("Not Found")
+        return known[index - 1]
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, card: Card) -> Card:
+        if card.whole is None:
+            raise NVMLError("Not Supported")
+        return card.whole
+
+    def nvmlDeviceGetAttributes_v2(self, card: Card) -> Any:
+        if card.multiprocessors is None:
+            raise NVMLError("Not Supported")
+        return SimpleNamespace(multiprocessorCount=card.multiprocessors)
+
+    def nvmlDeviceGetNumGpuCores(self, card: Card) -> int:
+        if card.lanes is None:
+            raise NVMLError("Not Supported")
+        return card.lanes
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Card:
         known = {card.uuid: card for card in self.cards} | self.slices

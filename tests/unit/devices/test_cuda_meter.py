@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from profiler.devices import cuda
+from profiler.errors import ProfileError
 from profiler.units import GIB
 
 
@@ -69,6 +70,13 @@ def test_the_clock_waits_for_the_device(nvml: Any, card: Any, asked: list[str]) 
     meter = cuda.meter("cuda:0")
     assert meter.now() < meter.now()
     assert asked == ["synchronize", "synchronize"]
+
+
+def test_a_card_that_cuda_numbers_otherwise_is_not_measured(nvml: Any, card: Any, asked: list[str]) -> None:
+    """CUDA may skip a card that NVML lists: power and memory would be another card's."""
+    nvml(card(uuid="GPU-bbbb"), card())
+    with pytest.raises(ProfileError, match="cuda:0 of CUDA is cuda:1 by NVML"):
+        cuda.meter("cuda:0")
 
 
 def test_marks_are_events_and_give_seconds(nvml: Any, card: Any, asked: list[str]) -> None:

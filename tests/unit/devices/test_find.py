@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from profiler import devices
-from profiler.devices import cuda
+from profiler import cli, devices
+from profiler.devices import cgroup, cuda, target
+from profiler.devices import nvml as nvml_module
+from profiler.devices.cgroup import Quota
 from profiler.errors import NotFound, ProfileError
+from profiler.predict import efficiency
 from profiler.units import GIB
 
 
@@ -99,6 +105,22 @@ def test_a_gpu_that_is_lost_is_a_reason_and_no_error(nvml: Any, card: Any) -> No
         ("", []),
         ("GPU-", []),  # ambiguous
         ("MIG-1", ["GPU-slice"]),
+        ("MIG-1,MIG-2", ["GPU-slice"]),  # a process gets one slice
+        ("MIG-1,0", ["GPU-slice"]),
+        ("MIG-9,0", []),
+        ("0,0", []),  # named twice: CUDA takes it for an empty list
+        ("1,0,1", []),
+        ("GPU-b,GPU-bbbb", []),
+        ("GPU-b,0", ["GPU-bbbb"]),  # the first word says what all are
+        ("1,GPU-a", ["GPU-bbbb"]),
+        (" 1 , 0 ", ["GPU-bbbb", "GPU-aaaa"]),
+        ("1,,0", ["GPU-bbbb"]),
+        (",1", []),
+        ("1gpu,0", ["GPU-bbbb", "GPU-aaaa"]),  # as strtoul reads it
+        ("+1", ["GPU-bbbb"]),
+        ("²", []),
+        ("9" * 5000, []),
+        ("NoDevFiles", []),
     ],
 )
 def test_only_visible_gpus_are_found_in_the_order_given(
@@ -150,6 +172,126 @@ def test_a_card_that_is_lost_hides_no_other(nvml: Any, card: Any) -> None:
     assert [device.uuid for device in cuda.find()] == ["GPU-bbbb"]
     nvml(card(fallen=True))
     assert cuda.unavailable() == "the NVIDIA driver reports: GPU is lost"
+
+
+@pytest.mark.parametrize(
+    ("visible", "words"),
+    [
+        ("", "CUDA_VISIBLE_DEVICES is empty, which hides every GPU"),
+        ("-1", "CUDA_VISIBLE_DEVICES=-1 shows none of 2 GPUs"),
+        ("1,1", "shows none of 2 GPUs: it names one twice, which CUDA takes for an empty list"),
+        ("\x1b[31m", "shows none of 2 GPUs"),
+    ],
+)
+def test_a_list_that_hides_every_gpu_is_the_reason(
+    nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch, visible: str, words: str
+) -> None:
+    nvml(card(), card(uuid="GPU-bbbb"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    reason = devices.unavailable()["cuda"]
+    assert words in reason and "\x1b" not in reason
+
+
+def test_a_container_that_was_given_no_gpu_says_so(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml()
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "void")
+    assert devices.unavailable()["cuda"] == "NVML finds no GPU; NVIDIA_VISIBLE_DEVICES=void gave this container none"
+
+
+def test_numbers_stay_those_of_the_driver_where_a_card_is_lost(
+    nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml(card(fallen=True), card(uuid="GPU-bbbb"), card(uuid="GPU-cccc"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
+    assert [device.uuid for device in cuda.find()] == ["GPU-cccc", "GPU-bbbb"]
+
+
+H100 = {"title": "NVIDIA H100 80GB HBM3", "gib": 80, "capability": (9, 0), "lanes": 132 * 128}
+A30 = {"title": "NVIDIA A30", "gib": 24, "capability": (8, 0), "lanes": 56 * 64}
+
+
+@pytest.mark.parametrize(
+    ("whole", "profile", "gib", "multiprocessors", "memory", "compute"),
+    [
+        (H100, "1g.10gb", 10, 16, 1 / 8, 16 / 132),
+        (H100, "1g.20gb", 20, 16, 2 / 8, 16 / 132),  # another memory controller with the same multiprocessors
+        (H100, "3g.40gb", 39, 60, 4 / 8, 60 / 132),
+        (H100, "1c.3g.40gb", 39, 16, 4 / 8, 16 / 132),
+        (H100, "7g.80gb", 79, 132, 1.0, 1.0),
+        (H100, "2g.20gb", 20, None, 2 / 8, None),
+        (A30, "1g.6gb", 6, 14, 2 / 8, 14 / 56),
+    ],
+)
+def test_a_slice_is_predicted_by_its_share_of_the_card(
+    nvml: Any,
+    card: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, Any],
+    profile: str,
+    gib: int,
+    multiprocessors: int | None,
+    memory: float,
+    compute: float | None,
+) -> None:
+    parent = card(**whole, split=True)
+    module = nvml(parent, card(uuid="GPU-bbbb"))
+    title = f"{parent.title} MIG {profile}"
+    module.slices["MIG-1"] = card(
+        title, "MIG-1", gib, capability=None, multiprocessors=multiprocessors, whole=parent, used=0
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    found = devices.find()
+    assert (found.uuid, found.title, found.memory_bytes) == ("MIG-1", title, gib * GIB)
+    assert found.features == (f"sm_{parent.capability[0]}{parent.capability[1]}",)
+    assert found.slice is not None
+    assert (found.slice.profile, found.slice.memory_share, found.slice.compute_share) == (profile, memory, compute)
+    on, all_of_it = target.of(found), target.find("H100 SXM" if whole is H100 else "A30")
+    assert on.title == f"{all_of_it.name} MIG {profile}"
+    assert on.bandwidth_bytes_s == all_of_it.bandwidth_bytes_s * memory
+    assert on.flops["bf16"] == all_of_it.flops["bf16"] * (compute or memory)
+    assert (on.memory_bytes, on.tdp_w, on.local) == (gib * GIB, None, "cuda:0")
+    assert on.guessed  # nobody measured a slice for us, and its maker states no figures of one
+
+
+def test_a_slice_is_found_by_the_start_of_its_uuid_and_measured_by_the_whole(
+    nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = card(**H100, split=True)
+    module = nvml(parent)
+    for uuid in ("MIG-aa11", "MIG-bb22"):
+        module.slices[uuid] = card(f"{parent.title} MIG 1g.10gb", uuid, 10, capability=None, whole=parent)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b")
+    assert devices.find().uuid == nvml_module.visible_slice(0) == "MIG-bb22"
+    assert nvml_module.visible_slice(1) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-")
+    assert cuda.find() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(ProfileError) as caught:
+        devices.find()
+    assert "CUDA_VISIBLE_DEVICES=MIG-aa11 or CUDA_VISIBLE_DEVICES=MIG-bb22" in (caught.value.hint or "")
+    assert nvml_module.visible_slice(0) is None
+
+
+def test_devices_lists_the_cpu_beside_a_card_that_is_split(nvml: Any, card: Any) -> None:
+    nvml(card(**H100, split=True))
+    result = CliRunner().invoke(cli.main, ["devices", "-o", "json"])
+    assert [row["device"] for row in json.loads(result.stdout)] == ["cpu"]
+    assert "no cuda device: NVIDIA H100 80GB HBM3 is split into MIG slices" in result.stderr
+
+
+def test_a_quota_below_one_core_slows_what_python_starts_on_a_gpu(
+    nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml(card())
+    free = devices.find()
+    slow = Quota(0.5, 0.1, "cpu.max of the control group /", Path("/"))
+    monkeypatch.setattr(cgroup, "quota", lambda: slow)
+    found = devices.find()
+    assert (found.running, free.running) == (0.5, 1.0)
+    assert "0.5 of" in found.limits[0]
+    assert target.of(found).bandwidth_bytes_s == target.of(free).bandwidth_bytes_s
+    one, half = (efficiency.rates(target.of(each), "transformers", "bf16") for each in (free, found))
+    assert half.call_s == 2 * one.call_s > 0 and half.read_s == one.read_s
 
 
 def test_a_split_card_is_not_taken_for_a_whole_one(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:

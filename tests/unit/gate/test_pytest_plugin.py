@@ -21,6 +21,7 @@ import pytest_benchmark.plugin
 from fakes.sides import BASE, LocalBench
 
 from profiler.backends import fake  # noqa: F401  # kept imported: every suite below would import it anew
+from profiler.errors import ProfileError
 from profiler.gate import side, suite
 from profiler.gate.bench import WorkerBench
 from profiler.gate.side import Side
@@ -98,6 +99,9 @@ def accept(run: Any) -> None:
 
 def gate(run: Any, *arguments: str) -> pytest.RunResult:
     return run("--profile-gate", "base.json", *arguments)
+
+
+STRICT = ("--profile-gate-inconclusive", "fail")
 
 
 def text(result: pytest.RunResult) -> str:
@@ -255,9 +259,9 @@ def test_delta_may_be_a_fraction_of_a_percent_and_each_tests_own(
     accept(run)
     machine(step_s=0.0104)
     assert gate(run).ret == 0
-    assert gate(run, "--profile-gate-delta", "2.5%").ret == 3
+    assert gate(run, *STRICT, "--profile-gate-delta", "2.5%").ret == 3
     machine(step_s=0.011)
-    result = gate(run)
+    result = gate(run, *STRICT)
     assert result.ret == 3
     result.stdout.fnmatch_lines(["*test_speed*decode_cpu_s*INCONCLUSIVE*"])
     result.stdout.fnmatch_lines(["*test_lenient*decode_cpu_s*PASS*"])
@@ -317,7 +321,8 @@ def test_a_fail_is_words_and_no_traceback(pytester: pytest.Pytester, run: Any, m
     machine(step_s=0.05)
     result = gate(run)
     assert "Traceback" not in text(result)
-    assert "→ to be sure, measure both sides in turns: profile gate --base" in text(result)
+    assert "→ to be sure, measure both sides in turns" in text(result)
+    assert "      profile gate --base REV -m gemma-3-270m " in text(result)
 
 
 # 9. No warm-up, and one round.
@@ -386,6 +391,9 @@ def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.
         ("model='gemma-3-270m', context='1k,2k'", "one case"),
         ("model='gemma-3-270m', colour=1", "colour"),
         ("model='gemma-3-270m', delta='5'", "no unit"),
+        ("model='gemma-3-270m', context='x'", "context: 'x' is not a count"),
+        ("model='gemma-3-270m', quant='q4_k_m'", "Give the file with model FILE.gguf; it is unpacked"),
+        ("model='gemma-3-270m', weights='real'", "Without weights real it is measured with random values"),
     ],
 )
 def test_a_call_that_cannot_be_meant_fails_in_words(
@@ -423,16 +431,64 @@ def test_accepting_a_part_keeps_the_rest(pytester: pytest.Pytester, run: Any) ->
     assert "not selected" in text(result)
 
 
-def test_inconclusive_may_be_let_through_and_a_fail_may_not(
+def test_a_noisy_stored_time_warns_unless_it_is_to_fail_and_a_fail_always_fails(
     pytester: pytest.Pytester, run: Any, machine: Any
 ) -> None:
     write(pytester, OURS)
     accept(run)
     machine(step_s=0.011)
-    assert gate(run).ret == 3
-    assert gate(run, "--profile-gate-inconclusive", "warn").ret == 0
+    result = gate(run)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["INCONCLUSIVE: *", "*decode_cpu_s*INCONCLUSIVE*", "warning: some stored times are*"])
+    strict = gate(run, *STRICT)
+    assert strict.ret == 3
+    assert "warning:" not in text(strict)
     machine(step_s=0.05)
-    assert gate(run, "--profile-gate-inconclusive", "warn").ret == 1
+    assert gate(run).ret == 1
+
+
+def test_a_missing_baseline_names_the_option_of_the_plugin(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    result = gate(run)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "add --profile-gate-accept" in text(result)
+    assert run("--profile-gate", "base.json", "--profile-gate-accept").ret == 0
+
+
+def test_every_advice_of_the_plugin_names_options_of_the_plugin(pytester: pytest.Pytester, run: Any) -> None:
+    write(pytester, OURS)
+    accept(run)
+    write(pytester, OURS, "renamed")
+    said = text(gate(run))
+    assert "--profile-gate-accept" in said
+    assert re.findall(r"(?<![\w-])--accept", said) == []
+
+
+@pytest.mark.parametrize("where", ["none/base.json", "file/base.json", "."])
+def test_a_baseline_that_cannot_be_written_is_one_line_before_measuring(
+    pytester: pytest.Pytester, run: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(pytester, OURS)
+    Path("file").write_text("")
+    monkeypatch.setattr(suite, "WorkerBench", None)  # nothing is measured
+    result = run("--profile-gate", where, "--profile-gate-accept")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "cannot be written" in text(result)
+    assert "INTERNALERROR" not in text(result)
+
+
+def test_a_baseline_on_a_disk_that_fills_up_meanwhile_is_one_line(
+    pytester: pytest.Pytester, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise ProfileError("base.json cannot be written: No space left on device")
+
+    write(pytester, OURS)
+    monkeypatch.setattr(suite.baseline, "write", full)
+    result = run("--profile-gate", "base.json", "--profile-gate-accept")
+    assert result.ret == 1
+    assert "No space left on device" in text(result)
+    assert "INTERNALERROR" not in text(result)
 
 
 def test_a_failing_test_keeps_pytests_own_status(pytester: pytest.Pytester, run: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fakes.lab import QUICK, make_case, source
 
 from profiler.errors import ProfileError
-from profiler.gate import bench, calibration, preflight, side, staging
+from profiler.gate import bench, calibration, interpreter, preflight, side, staging
 from profiler.gate.bench import Interrupted, WorkerBench
 from profiler.gate.calibration import Calibrations, Noise
 from profiler.gate.side import Side
@@ -73,14 +73,14 @@ def test_an_unknown_revision_is_none_and_an_option_is_no_revision(repository: Pa
 
 def test_a_revision_goes_before_what_is_installed(repository: Path, tmp_path: Path) -> None:
     folder = staging.revision(staging.commit("HEAD", repository) or "", tmp_path / "now", repository)
-    facts = side.probe(Launch((sys.executable,), staging.environ(folder)))
+    facts = interpreter.about(Launch((sys.executable,), staging.environ(folder)))
     assert str(facts["code"]).startswith(str(folder))
 
 
 def test_our_own_code_can_be_lent(tmp_path: Path) -> None:
     folder = staging.lend(tmp_path / "lent")
     assert (folder / "profiler" / "kernels" / "step.py").exists()
-    assert side.probe(Launch((sys.executable,), staging.environ(folder)))["worker"]
+    assert interpreter.about(Launch((sys.executable,), staging.environ(folder)))["worker"]
 
 
 def test_an_environment_and_an_interpreter_are_sides(tmp_path: Path) -> None:
@@ -98,13 +98,13 @@ def test_a_command_is_a_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("typed", ["no-such-thing", "", "rev:no-such-thing", "venv:/nowhere", "cmd:no-such-program"])
 def test_what_is_no_side_is_said(typed: str, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="no side"):
+    with pytest.raises(ProfileError, match=r"cannot be a side|is not a revision"):
         side.resolve(typed, tmp_path)
 
 
 @pytest.mark.parametrize("typed", ["cmd:true", "cmd:false", "cmd:echo no"])
 def test_a_command_that_is_no_interpreter_is_said(typed: str, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="no Python that answers"):
+    with pytest.raises(ProfileError, match="is not a Python that answers"):
         side.resolve(typed, tmp_path)
 
 

@@ -51,6 +51,34 @@ def test_threads_of_one_process_that_wait_for_each_other_are_nobody_elses_work()
     assert text == "decode: other work held the CPU for 20% of the time this process wanted it"
 
 
+def test_a_quota_that_runs_out_is_told_and_is_nobody_elses_work() -> None:
+    waited = Sample("decode", 10.0, 1, cpu_s=5.0, wait_s=5.0)
+    start = Pressure(0.0, 0.0, busy_s=0.0, own_s=0.0, period_s=0.1, periods=0, throttled=0, throttled_s=0.0)
+    after = Pressure(
+        10.0, 5.0, busy_s=20.0, own_s=5.0, period_s=0.1, periods=100, throttled=98, throttled_s=5.0
+    )  # others kept the machine busy meanwhile
+    assert told(start, after, waited) == [
+        ("decode-throttled", "decode: the CPU quota was used up in 98 of 100 periods", "a larger CPU quota")
+    ]
+    assert told(start, replace(after, throttled=1, throttled_s=0.01, stalled_s=0.0)) == []
+
+
+def test_a_quota_that_cannot_be_seen_is_told_by_what_it_takes() -> None:
+    """A container does not see the groups that its own lies in, and the kernel counts what they take from it."""
+    waited = Sample("decode", 10.0, 1, cpu_s=5.0, wait_s=5.0)
+    ((code, text, _),) = told(Pressure(0.0, throttled_s=1.0), Pressure(10.0, throttled_s=6.0), waited)
+    assert code == "decode-throttled"
+    assert text.endswith("a CPU quota that cannot be seen from here held this process up: cores stood still for"
+                         " 5.00 s of 10.0 s")  # fmt: skip
+
+
+def test_repetitions_as_short_as_a_quotas_period_are_said_to_be_of_a_burst() -> None:
+    short = [Sample("decode", 0.03, 1, cpu_s=0.03, wait_s=0.0)] * 5
+    start = Pressure(0.0, period_s=0.1, periods=0, throttled=0, throttled_s=0.0)
+    ((_, text, _),) = told(start, Pressure(1.0, period_s=0.1, periods=10, throttled=9, throttled_s=0.5), *short)
+    assert text.endswith("repetitions are not much longer than a period (100 ms), so a long run may be slower")
+
+
 def test_a_warm_up_beside_other_work_is_no_reason_to_doubt_what_followed() -> None:
     disturbed = Sample("decode", 10.0, 1, cpu_s=1.0, wait_s=9.0, warmup=True)
     assert told(Pressure(0.0), Pressure(10.0), disturbed, Sample("decode", 10.0, 1, cpu_s=10.0, wait_s=0.0)) == []

@@ -180,6 +180,11 @@ def test_a_worker_that_computes_in_silence_is_no_hang_but_has_a_time_limit(lab: 
     assert lab.reason == "still in prefill after 900 ms; stopped"
 
 
+def test_a_worker_that_waits_for_a_compiler_is_no_hang(lab: Lab) -> None:
+    """The first use compiles our loops, which takes a slow machine minutes; ended half way, it would start anew."""
+    assert lab.cases(source(fault("compile", 2.0, calls=[1, 1])), 64, hang_s=0.5) == ["ok"]
+
+
 def test_a_slow_case_that_keeps_beating_is_no_hang(lab: Lab) -> None:
     assert lab.cases(source(pause_s=0.05), 64, hang_s=0.6) == ["ok"]
 

@@ -20,13 +20,21 @@ from profiler.models import config
         (b"\xff\xfe{}", "not valid JSON"),
         (b"[1]", "holds no JSON object"),
         (b'"text"', "holds no JSON object"),
-        (b'{"a": NaN}', "NaN"),
-        (b'{"a": -Infinity}', "Infinity"),
+        (b'{"a": {"b": [0, NaN]}}', r"config.json is not valid JSON: a\.b\[1\] is NaN"),
+        (b'{"a": -Infinity}', "config.json is not valid JSON: a is -Infinity"),
         (b'{"a": ' + b"9" * 100_000 + b"}", "not valid JSON"),
-        (b'{"a": ' + b"[" * 200_000 + b"}", "nested too deeply"),
-        (b'{"a": "' + b"x" * 20 * 1024 * 1024 + b'"}', "larger than 1024 KiB"),
+        (b'{"a": {"b": 1e999}}', r"a\.b is 1e999, which no number here can be"),
+        (b'{"a": 1' + b"0" * 400 + b".5}", "a is a number of 403 characters"),
+        (b'{"a": 1, "a": 2}', "a stands there twice"),
+        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "nested more than 64 deep"),
+        (b'{"a": [' + b"[]," * 300_000 + b"0]}", "more than 262,144 values"),
+        (b'{"a": ' + b"[" * 200_000 + b"}", "nested more than 64 deep"),
+        (b'{"a": "' + b"x" * 20 * 1024 * 1024 + b'"}', "larger than 1.00 MiB"),
     ],
-    ids=["empty", "cut", "utf16", "list", "text", "nan", "infinity", "huge number", "deep", "20 MiB"],
+    ids=[
+        *("empty", "cut", "utf16", "list", "text", "nan", "infinity", "huge number"),
+        *("overflow", "400 digits", "twice", "70 deep", "many", "deep", "20 MiB"),
+    ],
 )
 def test_a_bad_file_is_refused_in_one_line_at_once(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "config.json"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import struct
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from profiler.errors import NotFound, ProfileError
+from profiler.errors import ProfileError
 from profiler.models import catalog, families, gguf_config, gguf_file
+from profiler.models.geometry import Geometry
 from profiler.models.gguf_file import GgufHeader, GgufTensor
+from profiler.models.layers import Attention
+from profiler.models.resolve import resolve
 
 U32, F32, BOOL, STRING, ARRAY, U64 = 4, 6, 7, 8, 9, 10
 
@@ -132,6 +136,49 @@ def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pyt
         gguf_file.header(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (counted(keys=2) + (text("a") + struct.pack("<IB", 0, 1)) * 2, "metadata key a stands there twice"),
+        (counted(tensors=2) + (text("t") + struct.pack("<IQIQ", 1, 1, 0, 0)) * 2, "the same name, t"),
+        (counted(keys=1) + text("a") + struct.pack("<If", F32, float("nan")), "a is nan, which is not a finite"),
+        (counted(keys=1) + text("a") + struct.pack("<IIQf", ARRAY, F32, 1, float("inf")), "a is inf"),
+        (counted(keys=1) + text("k" * 2000) + struct.pack("<IB", 0, 1), "a string of 2000 bytes"),
+        (counted(tensors=1) + text("k" * 2000) + struct.pack("<IQIQ", 1, 1, 0, 0), "a string of 2000 bytes"),
+        (counted(tensors=2**17), "131072 tensors"),
+    ],
+)
+def test_what_no_writer_makes_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content + bytes(64))
+    with pytest.raises(ProfileError, match=says):
+        gguf_file.header(path)
+
+
+def test_what_is_kept_of_a_header_is_bounded_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf({f"k{n}": "x" * 100 for n in range(10)} | {"v": ["y" * 100] * 5000}, {}))
+    assert gguf_file.header(path).metadata["v"] == range(5000)  # only walked over
+    monkeypatch.setattr(gguf_file, "MAX_KEPT", 1024)
+    with pytest.raises(ProfileError, match=r"more than 1\.00 KiB of metadata"):
+        gguf_file.header(path)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(LLAMA, {"token_embd.weight": (5, 8)}))
+    monkeypatch.setattr(gguf_file, "WINDOW", 64)
+    real = gguf_file._Reader.header
+
+    def cut(reader: gguf_file._Reader) -> GgufHeader:
+        path.write_bytes(path.read_bytes()[:100])
+        return real(reader)
+
+    monkeypatch.setattr(gguf_file._Reader, "header", cut)
+    with pytest.raises(ProfileError, match="not a valid GGUF file"):
+        gguf_file.header(path)
+
+
 def header(metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> GgufHeader:
     return GgufHeader(metadata, {name: GgufTensor(name, shape, 0, 0) for name, shape in tensors.items()})
 
@@ -226,8 +273,11 @@ def test_the_metadata_of_a_converted_model_gives_back_its_geometry(name: str) ->
         ({"general.architecture": "llama", "llama.expert_count": 8}, "Mixtral"),
         ({"general.architecture": "llama", "split.count": 3}, "one of 3 parts"),
         ({"general.architecture": "llama"}, "embedding_length"),
-        ({"general.architecture": "gemma4", "gemma4.embedding_length": 8}, "which layers attend in full"),
-        ({"general.architecture": "qwen35", "qwen35.embedding_length": 8}, "must be whole numbers"),
+        (
+            {"general.architecture": "llama", "general.type": "adapter"},
+            "an adapter, which changes a model but is none",
+        ),
+        ({"general.architecture": "clip", "general.type": "mmproj"}, "only a part of a model"),
     ],
 )
 def test_a_file_without_a_rule_is_refused_with_the_reason(metadata: dict[str, Any], says: str) -> None:
@@ -235,12 +285,180 @@ def test_a_file_without_a_rule_is_refused_with_the_reason(metadata: dict[str, An
         gguf_config.config(header(metadata, {"token_embd.weight": (5, 8)}))
 
 
-def test_an_unknown_architecture_lists_the_known_ones() -> None:
-    with pytest.raises(NotFound, match="unknown GGUF architecture: gemma3n") as caught:
-        gguf_config.config(header({"general.architecture": "gemma3n"}, {}))
-    assert caught.value.hint is not None and "Did you mean gemma3" in caught.value.hint
+@pytest.mark.parametrize("architecture", ["gemma3n", "glm4", "qwen3moe", "bert", "gemma4-assistant"])
+def test_an_architecture_without_a_rule_says_what_the_file_holds(architecture: str) -> None:
+    metadata = {"general.architecture": architecture, f"{architecture}.block_count": 2}
+    with pytest.raises(families.Unserved) as caught:
+        gguf_config.config(header(metadata, {"token_embd.weight": (5, 8), "output_norm.weight": (8,)}))
+    facts = "2 layers, 48 parameters, 192 bytes (192 B) in 2 tensors"
+    refused = "no rule for this family yet, so nothing is predicted or measured"
+    assert caught.value.message == f"GGUF architecture {architecture} ({facts}): {refused}"
+    assert "Did you mean" not in str(caught.value)
+
+
+def small(architecture: str, **changes: Any) -> GgufHeader:
+    """A small file of an architecture; ``changes`` in its keys, ``None`` for one that is missing."""
+    keys: dict[str, Any] = {
+        "block_count": 3,
+        "context_length": 4096,
+        "embedding_length": 64,
+        "feed_forward_length": 128,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "attention.key_length": 16,
+    }
+    if architecture.startswith("gemma"):
+        keys |= {"attention.sliding_window": 512}
+    if architecture == "gemma4":
+        keys |= {"attention.sliding_window_pattern": [True, True, False], "attention.key_length_swa": 16}
+    if architecture == "qwen35":
+        keys |= {"ssm.time_step_rank": 4, "ssm.inner_size": 64, "ssm.conv_kernel": 4, "ssm.state_size": 16}
+        keys |= {"ssm.group_count": 2, "full_attention_interval": 3}
+    keys |= changes
+    metadata = {f"{architecture}.{key}": item for key, item in keys.items() if item is not None}
+    return header({"general.architecture": architecture} | metadata, {"token_embd.weight": (5, 64)})
+
+
+def geometry_of(found: GgufHeader) -> Geometry:
+    raw, names = gguf_config.named_config(found)
+    return families.geometry(raw, "GGUF", names)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gemma4", "qwen35"])
+def test_a_small_file_of_each_architecture_has_a_geometry(architecture: str) -> None:
+    assert len(geometry_of(small(architecture)).layers) == 3
+
+
+HUGE = [4 * 10**9, -(10**9), 2**31, 0, -1, 1.5, True, "3", [], [3, 4], range(5000)]
+REQUIRED = ("block_count", "context_length", "attention.head_count")
+
+
+@pytest.mark.parametrize("value", HUGE, ids=str)
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        *(
+            (architecture, key)
+            for architecture in ("llama", "qwen3", "gemma3", "gemma4", "qwen35")
+            for key in REQUIRED
+        ),
+        ("llama", "attention.head_count_kv"),
+        ("qwen3", "attention.key_length"),
+        ("gemma3", "attention.sliding_window"),
+        ("gemma4", "attention.shared_kv_layers"),
+        ("gemma4", "attention.head_count_kv"),
+        ("gemma4", "feed_forward_length"),
+        ("gemma4", "attention.key_length_swa"),
+        ("qwen35", "nextn_predict_layers"),
+        ("qwen35", "ssm.inner_size"),
+        ("qwen35", "ssm.time_step_rank"),
+    ],
+)
+def test_an_absurd_value_is_refused_by_its_key_before_anything_is_made_of_it(
+    architecture: str, key: str, value: Any
+) -> None:
+    if key in ("attention.shared_kv_layers", "nextn_predict_layers") and value in (0, True):
+        value = 10**6
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProfileError, match=rf"{architecture}\.{key}") as caught:
+            geometry_of(small(architecture, **{key: value}))
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["block_count", "context_length", "embedding_length", "feed_forward_length"])
+def test_a_missing_key_that_llama_cpp_needs_is_named(key: str) -> None:
+    with pytest.raises(ProfileError, match=rf"llama\.{key} is (missing|null)"):
+        geometry_of(small("llama", **{key: None}))
+
+
+def test_missing_keys_of_heads_mean_what_they_mean_to_llama_cpp() -> None:
+    found = geometry_of(small("llama", **{"attention.head_count_kv": None, "attention.key_length": None}))
+    assert found.layers[0].mixer == Attention("full", heads=4, kv_heads=4, head_dim=16)
+
+
+def test_values_stated_for_every_layer_count_once_if_they_are_all_the_same() -> None:
+    lists = {"attention.head_count": [4] * 3, "attention.head_count_kv": [2] * 3, "feed_forward_length": [128] * 3}
+    assert geometry_of(small("llama", **lists)).layers == geometry_of(small("llama")).layers
+    with pytest.raises(ProfileError, match=r"llama\.attention\.head_count_kv differs between layers"):
+        geometry_of(small("llama", **{"attention.head_count_kv": [2, 2, 1]}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"attention.head_count_kv": 3}, r"llama\.attention\.head_count \(4\) is not a multiple of llama\.attention"),
+        ({"attention.key_length": 15}, r"llama\.attention\.key_length is 15, must be even"),
+        (
+            {"attention.head_count": 3},
+            r"llama\.embedding_length \(64\) is not a multiple of llama\.attention\.head_count",
+        ),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": -4.0},
+            r"llama\.rope\.scaling\.factor is -4\.0, must be a number from 1",
+        ),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 0},
+            r"llama\.rope\.scaling\.original_context_length is 0",
+        ),
+        ({"rope.scaling.type": "ntk"}, r'llama\.rope\.scaling\.type is "ntk", for which there is no rule'),
+    ],
+)
+def test_contradictions_name_the_keys_of_the_file(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ProfileError, match=says):
+        geometry_of(small("llama", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "context"),
+    [
+        ({}, 4096),
+        ({"rope.scaling.type": "none"}, 4096),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, 16384),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 1024},
+            4096,
+        ),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 0.0}, 4096),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, 8192),
+        ({"rope.scale_linear": 2.0}, 8192),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 32.0}, 4096),
+    ],
+)
+def test_rope_scaling_of_a_file_decides_its_largest_context(changes: dict[str, Any], context: int) -> None:
+    for architecture in ("llama", "qwen3", "qwen35"):
+        assert geometry_of(small(architecture, **changes)).max_position == context
+    assert geometry_of(small("gemma3", **changes)).max_position == 4096
 
 
 def test_a_file_without_an_embedding_is_no_language_model() -> None:
     with pytest.raises(ProfileError, match=r"no token_embd\.weight"):
         gguf_config.config(header({"general.architecture": "llama"}, {"v.patch_embd.weight": (3, 4)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"llama.attention.head_count_kv": 3},
+            "odd: GGUF: llama.attention.head_count (2) is not a multiple of llama.attention.head_count_kv (3)",
+        ),
+        (
+            {"llama.block_count": 10**9},
+            "odd: GGUF (llama): llama.block_count is 1000000000, must be a whole number from 1 to 1000",
+        ),
+        (
+            {"general.architecture": "glm4"},
+            "odd: GGUF architecture glm4 (40 parameters, 160 bytes (160 B) in 1 tensor)",
+        ),
+    ],
+)
+def test_errors_of_a_file_name_the_file_and_its_key(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(gguf(LLAMA | changes, {"token_embd.weight": (5, 8)}))
+    with pytest.raises(ProfileError) as caught:
+        resolve(str(path))
+    assert caught.value.message.startswith(says)

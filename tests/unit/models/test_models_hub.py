@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from fakes import weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = {
@@ -33,26 +33,19 @@ CONFIG = {
 }
 
 
-def shard(tensors: dict[str, list[int]]) -> bytes:
-    entries, offset = {}, 0
-    for name, shape in tensors.items():
-        size = 4
-        for n in shape:
-            size *= n
-        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    header = json.dumps(entries).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(offset)
+WEIGHTS = weights.described(CONFIG)
+FIRST = "model.embed_tokens.weight"
+REST = {name: shape for name, shape in WEIGHTS.items() if name != FIRST}
 
 
 INDEX = {
     "metadata": {},
-    "weight_map": {"model.embed_tokens.weight": "a.safetensors", "model.norm.weight": "b.safetensors"},
+    "weight_map": {name: "a.safetensors" if name == FIRST else "b.safetensors" for name in WEIGHTS},
 }
 FILES = {
     "config.json": json.dumps(CONFIG).encode(),
-    "a.safetensors": shard({"model.embed_tokens.weight": [5, 8]}),
-    "b.safetensors": shard({"model.norm.weight": [8]}) + bytes(0),
+    "a.safetensors": weights.content({FIRST: WEIGHTS[FIRST]}),
+    "b.safetensors": weights.content(REST),
     "model.safetensors.index.json": json.dumps(INDEX).encode(),
     "pytorch_model.bin": b"a pickle",
     "modeling_evil.py": b"raise SystemExit",
@@ -162,7 +155,10 @@ class Client:
         return [path.rpartition("/")[2] for method, path, _ in self.seen if method == "GET" and "/resolve/" in path]
 
 
-RESOLVED = "(lambda m: [m.source.kind, m.source.revision, m.real_id, m.geometry.parameters])(resolve({name!r}{more}))"
+RESOLVED = (
+    "(lambda m: [m.source.kind, m.source.revision, m.real_id is not None, m.geometry.parameters])"
+    "(resolve({name!r}{more}))"
+)
 
 
 def resolved(name: str, more: str = "") -> str:
@@ -185,19 +181,19 @@ PARAMETERS = 5 * 8 + 8 + 4 * 8 * 8 + 3 * 8 * 16 + 2 * 8
 
 
 def test_looking_at_a_model_fetches_its_config_and_nothing_else(client: Client) -> None:
-    assert client.run(resolved("owner/small")) == [["hub", COMMIT, None, PARAMETERS]]
+    assert client.run(resolved("owner/small")) == [["hub", COMMIT, False, PARAMETERS]]
     assert client.fetched() == ["config.json"]
 
 
 def test_once_looked_at_a_model_is_known_offline(client: Client) -> None:
     client.run(resolved("owner/small"))
-    assert client.run(resolved("owner/small", ", offline=True")) == [["hub", COMMIT, None, PARAMETERS]]
+    assert client.run(resolved("owner/small", ", offline=True")) == [["hub", COMMIT, False, PARAMETERS]]
     assert client.seen == []
 
 
 def test_headers_are_read_by_range(client: Client) -> None:
     [found] = client.run("{name: t.shape for name, t in hub.headers('owner/small').items()}")
-    assert found == {"model.embed_tokens.weight": [5, 8], "model.norm.weight": [8]}
+    assert found == WEIGHTS
     ranges = [asked for _, path, asked in client.seen if path.endswith(".safetensors") and asked]
     assert len(ranges) == 2 and all(asked.startswith("bytes=0-") for asked in ranges)
 
@@ -215,7 +211,7 @@ def test_a_downloaded_model_is_real_and_the_hub_is_not_asked_again(client: Clien
     snapshot = "hub.downloaded_snapshot('owner/small')"
     before, folder, after = client.run(snapshot, "hub.download('owner/small')", snapshot)
     assert before is None and folder == after
-    assert client.run(resolved("owner/small")) == [["hub", COMMIT, COMMIT, PARAMETERS]]
+    assert client.run(resolved("owner/small")) == [["hub", COMMIT, True, PARAMETERS]]
     assert client.seen == []
     (Path(folder) / "b.safetensors").unlink()
     assert client.run(snapshot) == [None]
@@ -245,10 +241,20 @@ def test_without_a_connection_a_model_that_is_not_in_the_cache_is_one_line_at_on
 def test_without_a_connection_the_cache_is_used(client: Client) -> None:
     client.run(resolved("owner/small"))
     known = client.run(resolved("owner/small"), HF_ENDPOINT="http://127.0.0.1:9")
-    assert known == client.run(resolved("owner/small"), HF_HUB_OFFLINE="1") == [["hub", COMMIT, None, PARAMETERS]]
+    assert known == client.run(resolved("owner/small"), HF_HUB_OFFLINE="1") == [["hub", COMMIT, False, PARAMETERS]]
 
 
 def test_a_model_without_a_config_says_what_to_do(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FILES, "config.json")
     [said] = client.run(resolved("owner/small"))
     assert said.startswith("owner/small has no config.json") and "GGUF" in said
+
+
+def test_a_pipe_or_a_huge_file_as_cached_reference_is_not_read(client: Client) -> None:
+    refs = client.cache / "hub" / "models--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    os.mkfifo(refs / "main")
+    (refs / "big").write_bytes(b"0" * 5000)
+    pipe, big = client.run("hub.downloaded_snapshot('owner/name')", "hub.downloaded_snapshot('owner/name', 'big')")
+    assert "the cached reference of owner/name is a pipe" in pipe
+    assert "the cached reference of owner/name is larger than 1.00 KiB" in big

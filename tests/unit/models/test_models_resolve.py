@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import weights
 
 from profiler.errors import NotFound, ProfileError
 from profiler.models import catalog, hub
@@ -35,15 +36,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def safetensors(path: Path, tensors: dict[str, list[int]], cut: int = 0) -> None:
-    entries, offset = {}, 0
-    for name, shape in tensors.items():
-        size = 4
-        for n in shape:
-            size *= n
-        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    header = json.dumps(entries).encode()
-    content = struct.pack("<Q", len(header)) + header + bytes(offset)
+    content = weights.content(tensors)
     path.write_bytes(content[: len(content) - cut])
 
 
@@ -99,7 +92,7 @@ def test_a_folder_of_pickles_has_no_real_weights_and_says_why(tmp_path: Path) ->
 
 def test_real_weights_give_an_identity_of_their_own(tmp_path: Path) -> None:
     path = folder(tmp_path / "small")
-    safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [5, 8]})
+    safetensors(path / "model.safetensors", weights.described(LLAMA))
     model = resolve(str(path))
     assert model.real_id is not None and model.no_weights is None
     assert len({model.model_id, model.id_for("real"), model.real_id}) == 3
@@ -108,7 +101,7 @@ def test_real_weights_give_an_identity_of_their_own(tmp_path: Path) -> None:
 def test_the_same_content_elsewhere_is_the_same_model(tmp_path: Path) -> None:
     def made(name: str) -> Model:
         path = folder(tmp_path / name)
-        safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [5, 8]})
+        safetensors(path / "model.safetensors", weights.described(LLAMA))
         return resolve(str(path))
 
     one, two = made("one"), made("two")
@@ -123,8 +116,8 @@ def test_truncated_weights_are_refused_before_anything_loads_them(tmp_path: Path
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = folder(tmp_path / "mixed")
-    safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [6, 8]})
-    assert "[6, 8] in the weights, [5, 8] in the config" in one_line(str(path))
+    safetensors(path / "model.safetensors", weights.described(LLAMA) | {"model.embed_tokens.weight": [6, 8]})
+    assert "[6, 8] in the weights, [5, 8] in config.json" in one_line(str(path))
 
 
 def test_a_quantized_checkpoint_is_said_to_be_one(tmp_path: Path) -> None:
@@ -150,13 +143,23 @@ def test_a_folder_named_to_break_terminals_and_tables_is_shown_clean(tmp_path: P
         (LLAMA | {"num_hidden_layers": -1}, "num_hidden_layers is -1"),
         (LLAMA | {"num_attention_heads": 0}, "num_attention_heads is 0"),
         (LLAMA | {"num_hidden_layers": 10_000}, "num_hidden_layers is 10000"),
-        (LLAMA | {"model_type": "gpt_bigcode"}, "model_type gpt_bigcode is not supported"),
-        (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1024 KiB"),
+        (
+            LLAMA | {"model_type": "gpt_bigcode"},
+            "model_type gpt_bigcode (1 layer, hidden size 8, vocabulary 5): no rule for this family",
+        ),
+        (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1.00 MiB"),
     ],
     ids=["-1 layers", "0 heads", "10000 layers", "unknown type", "20 MiB"],
 )
 def test_hostile_configs_are_one_line(tmp_path: Path, raw: dict[str, Any], says: str) -> None:
     assert says in one_line(str(folder(tmp_path / "bad", raw)))
+
+
+def test_a_folder_of_an_unknown_family_says_what_it_stores(tmp_path: Path) -> None:
+    path = folder(tmp_path / "glm", LLAMA | {"model_type": "glm4"})
+    assert "measured; the folder" not in one_line(str(path))
+    safetensors(path / "model.safetensors", {"a": [5, 8], "b": [8]})
+    assert one_line(str(path)).endswith("measured; the folder stores 192 bytes (192 B) in 2 tensors")
 
 
 def test_a_43_byte_gguf_is_one_line(tmp_path: Path) -> None:
@@ -248,7 +251,7 @@ def test_the_weights_that_are_checked_are_those_that_transformers_loads(tmp_path
     path = folder(tmp_path / "both")
     (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
     assert "gone.safetensors is missing" in one_line(str(path))
-    safetensors(path / "model.safetensors", {"model.embed_tokens.weight": [5, 8]})
+    safetensors(path / "model.safetensors", weights.described(LLAMA))
     assert resolve(str(path)).real_id is not None
 
 

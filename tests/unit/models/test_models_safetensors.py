@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from profiler.errors import ProfileError
-from profiler.models import safetensors_file
+from profiler.models import identity, safetensors_file
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 BF16 = {"dtype": "BF16", "shape": [5], "data_offsets": [24, 34]}
@@ -130,12 +131,69 @@ def test_a_folder_of_pickles_says_so(tmp_path: Path) -> None:
     assert "never loaded" in safetensors_file.why_missing(tmp_path)
 
 
+def content_id(folder: Path) -> str:
+    return identity.content_id(safetensors_file.spans(safetensors_file.verify(folder)))
+
+
 def test_the_identity_of_weights_changes_with_a_fine_tune_of_the_same_shapes(tmp_path: Path) -> None:
     size = 4 * 1_000_000
     path = written(tmp_path, {"a": {"dtype": "F32", "shape": [1_000_000], "data_offsets": [0, size]}}, size)
-    before = safetensors_file.content_id(tmp_path)
-    assert before == safetensors_file.content_id(tmp_path)
+    before = content_id(tmp_path)
+    assert before == content_id(tmp_path)
     with path.open("r+b") as file:  # as a fine-tune does: values everywhere, shapes nowhere
         file.seek(100)
         file.write(b"\x01" * (size - 100))
-    assert safetensors_file.content_id(tmp_path) != before
+    assert content_id(tmp_path) != before
+
+
+def test_a_file_of_many_names_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = written(tmp_path, {"a": F32}, 24, "0.safetensors")
+    for n in range(1, 40):
+        link = tmp_path / f"{n}.safetensors"
+        link.symlink_to(whole.name) if n % 2 else link.hardlink_to(whole)
+    index = {"weight_map": {str(n): f"{n}.safetensors" for n in range(40)}}
+    (tmp_path / safetensors_file.INDEX).write_text(json.dumps(index))
+    read: list[Path] = []
+    real = safetensors_file._header
+    monkeypatch.setattr(safetensors_file, "_header", lambda path, most: read.append(path) or real(path, most))
+    assert set(safetensors_file.verify(tmp_path)) == {"a"}
+    assert len(read) == 1
+
+
+def test_headers_are_bounded_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {"__metadata__": {"x": "y" * 1000}}
+    for n in range(5):
+        written(tmp_path, entries, 0, f"{n}.safetensors")
+    index = {"weight_map": {str(n): f"{n}.safetensors" for n in range(5)}}
+    (tmp_path / safetensors_file.INDEX).write_text(json.dumps(index))
+    safetensors_file.verify(tmp_path)
+    monkeypatch.setattr(safetensors_file, "MAX_HEADERS", 4000)
+    with pytest.raises(ProfileError, match=r"3\.safetensors: a header of .* is larger than any real one"):
+        safetensors_file.verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ('{"weight_map": {"a": "' + "a" * 100_000 + '.safetensors"}}', "is missing"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "a stands there twice"),
+        ('{"weight_map": {"a": NaN}}', "weight_map.a is NaN"),
+        ("[" * 100_000, "nested more than 8 deep"),
+    ],
+)
+def test_an_index_that_cannot_be_is_one_line(tmp_path: Path, index: str, says: str) -> None:
+    (tmp_path / safetensors_file.INDEX).write_text(index)
+    with pytest.raises(ProfileError, match=says) as caught:
+        safetensors_file.verify(tmp_path)
+    assert "\n" not in caught.value.message and len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", safetensors_file.INDEX])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    if name == safetensors_file.INDEX:
+        with pytest.raises(ProfileError, match="is a pipe"):
+            safetensors_file.verify(tmp_path)
+    else:
+        with pytest.raises(ProfileError, match="is a pipe"):
+            safetensors_file.header(tmp_path / name)

@@ -59,6 +59,22 @@ def test_a_multiplied_range_holds_every_product_up_to_its_end(first: int, span: 
     assert found[-1] <= first + span < found[-1] * by
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["1-100000+1,100001-200000+1"],
+        ["1-60000+1", "2-60001+1"],
+        [",".join(f"{n}-{n + 99_998}+1" for n in range(1, 10**9, 99_999))],
+        ["1-999999999999+1"],
+    ],
+)
+def test_a_list_is_counted_before_it_is_made(words: list[str]) -> None:
+    start = time.process_time()
+    with pytest.raises(ProfileError, match=f"more than {MAX_CASES:,} numbers"):
+        counts("-c", words)
+    assert time.process_time() - start < 1
+
+
 def test_words_come_by_comma_and_by_repetition() -> None:
     assert words(["nf4,int8", "nf4", " bf16"]) == ("nf4", "int8", "bf16")
 

@@ -10,13 +10,13 @@ import pytest
 from profiler.errors import ProfileError
 from profiler.measure.effort import Effort
 from profiler.models import hub
+from profiler.models.account import Account
+from profiler.models.checkpoint import Checkpoint
 from profiler.models.resolve import Model, resolve
 from profiler.models.source import Source
 from profiler.plan import headline, request
 from profiler.plan.request import Request, subject, work
 from profiler.units import GIB
-
-REAL_ID = "0123456789abcdef"
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def hub_model(monkeypatch: pytest.MonkeyPatch) -> Any:
     base = resolve("gemma-3-1b")
     source = Source("hub", "owner/name", "abc", base.source.config)
     absent = replace(base, name="owner/name", source=source, no_weights="its weights are not in the hub's cache")
-    here = replace(absent, real_id=REAL_ID, no_weights=None)
+    here = replace(absent, checkpoint=Checkpoint(Account(1, 2, 1, {"BF16": 2}), ()), no_weights=None)
     state = {"model": absent}
 
     def download(repository: str, revision: str | None) -> None:

@@ -57,7 +57,7 @@ def test_an_unknown_scenario_names_the_nearest() -> None:
         (GOOD.replace("[1, 2]", "[]"), "batches: the list is empty"),
         (GOOD.replace("[1, 2]", "[1.5]"), "batches: "),
         (GOOD + 'fill = "magic"\n', "fill is magic"),
-        ("x" * 100_000, "is larger than 64 KiB"),
+        ("x" * 100_000, "is larger than 64.0 KiB"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:
@@ -77,5 +77,5 @@ def test_a_file_that_is_not_there_is_one_clear_line(name: str) -> None:
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.toml")
-    with pytest.raises(ProfileError, match="is no regular file"):
+    with pytest.raises(ProfileError, match="is a pipe, not a regular file"):
         scenario.load(str(tmp_path / "pipe.toml"))

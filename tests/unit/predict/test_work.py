@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from profiler.devices import target
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Execution
 from profiler.predict import engines, work
+from profiler.predict.engines.base import Setting
 from profiler.predict.storage import Storage
 from profiler.predict.work import Manner
 
@@ -64,6 +68,33 @@ def test_a_pass_of_many_tokens_reads_every_expert_once() -> None:
     step = work.decode(geometry, storage, 4096, 1, PLAIN)
     (read,) = (item.nbytes for item in step.items if item.part == "experts")
     assert read == pytest.approx(experts * 8 / 256, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "experts"), [("llama-4-scout-17b-16e", 16), ("llama-4-maverick-17b-128e", 128)])
+def test_transformers_runs_every_expert_of_llama_4(name: str, experts: int) -> None:
+    """Its ``Llama4TextExperts`` is one ``bmm`` over all of them; llama.cpp and vLLM run the chosen one only."""
+    geometry, storage = shape(name)
+    engine = engines.find("transformers")
+    setting = Setting("bf16", 2048, 1, "bf16", None)
+    manner = engine.manner(geometry, setting, None)
+    chosen = Manner(ubatch=2048, cache_bytes=2, how=replace(manner.how, every_expert=False))
+    for pass_of, tokens in ((work.prefill, 2048), (work.decode, 2048)):
+        (all_of_them,) = (i for i in pass_of(geometry, storage, tokens, 1, manner).items if i.part == "experts")
+        (only_chosen,) = (i for i in pass_of(geometry, storage, tokens, 1, chosen).items if i.part == "experts")
+        assert all_of_them.flops == pytest.approx(experts * only_chosen.flops)
+        assert all_of_them.flops - all_of_them.spared_flops == pytest.approx(only_chosen.flops)
+        assert all_of_them.nbytes == storage.part_bytes("experts")
+        assert all_of_them.nbytes - all_of_them.spared == pytest.approx(only_chosen.nbytes)
+    whole = work.prefill(geometry, storage, 2048, 1, manner)
+    assert whole.flops == pytest.approx(geometry.prefill_flops(2048, 1, replace(manner.how, chunk=2048)), rel=0.01)
+
+
+def test_the_buffers_of_llama_4_hold_every_token_for_every_expert() -> None:
+    geometry, storage = shape("llama-4-maverick-17b-128e")
+    terms = engines.find("transformers").memory(
+        geometry, storage, Setting("bf16", 2048, 1, "bf16", None), target.find("h100")
+    )
+    assert 17 * 2**30 < terms.prefill.low < terms.prefill.value < 21 * 2**30
 
 
 def test_lookups_and_what_lies_on_the_host_are_not_read() -> None:

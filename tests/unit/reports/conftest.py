@@ -92,6 +92,11 @@ HOSTILE = [
     "hf_" + "C4nary" * 6,
     "hf_C4naryC4n\x00aryC4nary12345678",  # a token once the control character is gone
     "\udc80 lone surrogate",
+    "\ufeff=1+1",
+    "\u200b=1+1",
+    "\u061c\u2061@SUM(A1)",
+    "\u3000\uff1d1+1",
+    "a\u061cb\u2060c\U000e0041d\ue000e\u2029f",
     "",
     "名前 é" * 60,
 ]

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from profiler.devices.allowance import Allowance
 from profiler.devices.base import DeviceInfo
+from profiler.devices.cgroup import MemoryLimit
 from profiler.measure.environ import worker_environment
 from profiler.results import environment
 from profiler.results.environment import environment_key, snapshot
@@ -27,6 +29,21 @@ def test_a_snapshot_holds_no_variable_that_is_not_named(monkeypatch):
     content = snapshot(CPU)
     assert content["settings"]["OMP_NUM_THREADS"] == "3"
     assert "canary" not in json.dumps(content)
+
+
+def test_every_setting_that_reaches_a_worker_and_changes_what_transformers_runs_is_recorded(monkeypatch):
+    for name in ("TRANSFORMERS_SDPA_FORCE_GQA", "TRANSFORMERS_DISABLE_DEEPGEMM_LINEAR"):
+        monkeypatch.setenv(name, "1")
+        assert worker_environment(os.environ)[name] == snapshot(CPU)["settings"][name] == "1"
+
+
+@pytest.mark.parametrize("name", ["peft", "gptqmodel", "kernels", "causal-conv1d"])
+def test_an_optional_package_that_changes_loading_changes_the_key_and_its_absence_does_not(name):
+    content = snapshot(CPU)
+    absent = copy.deepcopy(content) | {"libraries": {n: v for n, v in content["libraries"].items() if v is not None}}
+    assert environment_key(absent) == environment_key(content)
+    content["libraries"][name] = "1.2.3"
+    assert environment_key(content) != environment_key(absent)
 
 
 def test_a_token_in_a_setting_that_is_recorded_is_not(monkeypatch):
@@ -45,7 +62,7 @@ def test_a_snapshot_is_this_list_and_nothing_else():
         "memory_bytes": None,
         "swap_bytes": None,
         "virtual": None,
-        "limits": ["cores", "memory_bytes"],
+        "limits": ["cores", "cpus", "memory_bytes", "physical", "threads"],
         "device": [
             "driver", "features", "free_bytes", "kind", "memory_bytes", "name", "power_limit_w", "title", "uuid_hash",
         ],
@@ -123,6 +140,7 @@ def fake_nvml(limit):
         lambda s: s["settings"].update(OMP_NUM_THREADS="1"),
         lambda s: s["cpu"].update(cores=1),
         lambda s: s["limits"].update(cores=1.5),
+        lambda s: s["limits"].update(cpus=[1, 2**25]),
         lambda s: s.update(system="Linux 7.0"),
     ],
 )
@@ -137,6 +155,7 @@ def test_what_changes_speed_makes_stored_rows_stale(environment, change):
     [
         lambda s: s["device"].update(free_bytes=1),
         lambda s: s["limits"].update(memory_bytes=2**30),
+        lambda s: s["limits"].update(threads=8, physical=8, cpus=None),  # recorded since, of the same machine
         lambda s: s.update(source={"commit": "abc", "changed": True}),
         lambda s: s.update(memory_bytes=1),
     ],
@@ -147,10 +166,13 @@ def test_what_does_not_change_speed_keeps_stored_rows_valid(environment, change)
     assert environment_key(changed) == environment_key(environment)
 
 
-def test_limits_are_those_of_the_control_groups(monkeypatch):
-    monkeypatch.setattr(environment.cgroup, "memory", lambda: (2**31, 5))
+def test_limits_are_those_of_this_process(monkeypatch):
+    limit = MemoryLimit(2**31, "memory.max of the control group /")
+    found = Allowance(1, 2, 1, 1, None, None, (1, 2**25), limit)
+    monkeypatch.setattr(environment.allowance, "find", lambda: found)
     monkeypatch.setattr(environment.cgroup, "cores", lambda: 1.5)
-    assert snapshot(CPU)["limits"] == {"memory_bytes": 2**31, "cores": 1.5}
+    expected = {"memory_bytes": 2**31, "cores": 1.5, "threads": 1, "physical": 1, "cpus": [1, 2**25]}
+    assert snapshot(CPU)["limits"] == expected
 
 
 def test_every_library_that_replaces_kernels_is_recorded():

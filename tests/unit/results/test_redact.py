@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from profiler.results.redact import redact, redact_argv, redact_json
@@ -40,6 +42,26 @@ def test_a_secret_is_gone_from_text(text, secret):
 )
 def test_ordinary_text_stays_as_it_is(text):
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("a", "a.", "a-", "token", "token:", "token: ", "token ", "secret'", '"token" : ', "bearer ", "hf_", "sk-"),
+        *("://a", "a://", "a@", "http://", "api_", "api-key=", " ", "é", "gho_", "0a", "a:", "password"),
+    ],
+)
+def test_redaction_takes_time_in_proportion_to_the_text(piece):
+    """Expressions that look again from every letter took 40 s for 100,000 of them."""
+    start = time.process_time()
+    redact(piece * (400_000 // len(piece)))
+    redact("token:" + piece * (400_000 // len(piece)))
+    assert time.process_time() - start < 2
+
+
+def test_a_long_value_is_a_secret_whatever_it_holds():
+    assert "a" * 300 not in redact("token: " + "a" * 300)
+    assert redact("x" * 10_000 + "token=abc" + "y" * 10_000) == "x" * 10_000 + "token=[redacted]"
 
 
 def test_the_value_behind_a_secret_option_is_hidden():

@@ -33,7 +33,8 @@ def test_runs_lists_every_run_with_what_came_of_it(stored):
     header, _, *lines = call(path).stdout.splitlines()
     assert header.split() == ["run", "started", "(UTC)", "ended", "cases", "device", "models", "command"]
     assert [line.split()[0] for line in lines] == [first, second]
-    assert "finished  1 ok, 1 oom  Example CPU  gemma-3-270m  sweep -m gemma-3-270m --token [redacted]" in lines[0]
+    assert "finished  1 ok, 1 oom  Example CPU  gemma-3-270m  profile sweep -m gemma-3-270m" in lines[0]
+    assert lines[0].endswith("--token '[redacted]'")
     assert " – " in lines[1]
 
 

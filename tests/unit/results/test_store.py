@@ -46,7 +46,7 @@ def test_the_newest_row_of_each_case_stands_for_it(store, make, environment):
     new, failed = make(128, load_s=2.0), make(256, outcome="failed", reason="no", samples=(), cautions=())
     for run, row in ((first, old), (first, other), (second, new), (second, failed)):
         store.append(run, row)
-    assert store.newest() == [other, new]
+    assert list(store.newest()) == [other, new]
 
 
 def test_statistics_are_not_stored(store, make, environment):
@@ -260,7 +260,7 @@ def test_a_store_that_may_only_be_read_is_an_error_in_words(tmp_path, make, envi
     with Store.open(path) as store:
         run = store.start_run([], environment)
         store._db.execute("PRAGMA query_only = ON")  # what SQLite says of any file it may not write
-        with pytest.raises(StoreError, match="may only be read"):
+        with pytest.raises(StoreError, match="is read-only"):
             store.append(run, make())
 
 

@@ -11,7 +11,6 @@ from profiler.reports.base.page.blocks import Block, Head, Listing, Section, Tab
 from profiler.reports.base.page.side import Fact, Side
 from profiler.reports.base.remarks import NOTE_LENGTH, Note
 from profiler.reports.base.text import plain
-from profiler.results.cautions import cautions as found_cautions
 from profiler.results.measurement import Measurement
 
 MOST = 40  # reasons, and cautions
@@ -68,7 +67,7 @@ class _Alike:
 def _alike(side: Side) -> list[_Alike]:
     found: dict[tuple[str, str], _Alike] = {}
     for fact in side.ok:
-        for caution in found_cautions(fact.measurement, {"prefill": fact.prefill, "decode": fact.decode}):
+        for caution in fact.cautions:
             text = plain(caution.text, NOTE_LENGTH)
             helps = plain(caution.help) if caution.help else None
             alike = found.setdefault((caution.code, _FIGURES.sub("0", text)), _Alike(Note(0, text, helps)))

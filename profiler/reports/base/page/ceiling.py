@@ -119,7 +119,7 @@ def _table(sides: Sequence[Side]) -> list[Block]:
         Table(columns, table, "Share of the ceiling: what the device was measured to do ÷ what it took")
     ]
     if len(rows) > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show -o json has all."))
+        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show RUN -o json has all."))
     above = [
         words.case(fact) for _, fact, found in rows if any((found[f"{phase}_fraction"] or 0) > 1 for phase in PHASES)
     ]

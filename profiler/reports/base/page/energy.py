@@ -30,7 +30,7 @@ def section(sides: Sequence[Side]) -> Section:
     if suspect:
         blocks.append(muted(f"Two meters disagree, so take it with care: {words.several(suspect, 4)}."))
     if len(known) > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} cases are shown; profile runs show -o json has all."))
+        blocks.append(muted(f"{MOST_ROWS} cases are shown; profile runs show RUN -o json has all."))
     return Section("energy", "How much energy does it take?", tuple(blocks))
 
 

@@ -73,7 +73,7 @@ class Forecast:
             return None
         case = fact.case
         works = predictor.works(case.context, mean_depth(case), case.batch)
-        return tuple((done.needed_bytes, done.flops) for done in works)
+        return tuple((done.needed_bytes, done.needed_flops) for done in works)
 
     def cache(self, model: str, like: Case, context: int) -> CacheBytes:
         """Of a model whose shapes are known, by kind of layer, in the dtype and for the sequences of ``like``."""

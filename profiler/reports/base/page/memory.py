@@ -202,7 +202,7 @@ def _table(sides: Sequence[Side]) -> list[Block]:
     caption = "Weights and cache by themselves; then the peak of each phase, everything counted"
     blocks: list[Block] = [Table(columns, table, caption)]
     if len(rows) > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show -o csv has all."))
+        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show RUN -o csv has all."))
     return blocks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +9,9 @@ from profiler.reports.base.page import words
 from profiler.reports.base.page.blocks import Block, Code, Head, Section, Table, muted
 from profiler.reports.base.page.side import Side
 from profiler.reports.base.text import plain
+from profiler.results.redact import redact_argv
 from profiler.results.store import Run
+from profiler.shell import command
 from profiler.units import UNKNOWN, bytes_text
 
 MOST_COMMANDS = 12
@@ -47,13 +48,13 @@ def commands(runs: Sequence[Run], run: str | None) -> Section:
     title = "How do I repeat it?"
     lines = list(dict.fromkeys(_command(each) for each in runs))
     if not lines:
-        shown = f"profile runs show {plain(run)}" if run else "profile runs"
+        shown = f"profile runs show {plain(run)}" if run else "profile runs show RUN"
         return Section(
-            "repeat", title, (muted(f"{shown} has the rows, profile runs the command that measured them."),)
+            "repeat", title, (muted(f"{shown} has the rows, profile runs -o json the command that measured them."),)
         )
     blocks: list[Block] = [Code(tuple(lines[-MOST_COMMANDS:]))]
     if len(lines) > MOST_COMMANDS:
-        blocks.append(muted(f"The newest {MOST_COMMANDS} of {len(lines):,}; profile runs lists all of them."))
+        blocks.append(muted(f"The newest {MOST_COMMANDS} of {len(lines):,}; profile runs -o json has all of them."))
     blocks.append(
         muted("Add --fresh to measure again what is stored. Files and folders are as they were named then.")
     )
@@ -61,8 +62,11 @@ def commands(runs: Sequence[Run], run: str | None) -> Section:
 
 
 def _command(run: Run) -> str:
-    words = shlex.join(plain(word, COMMAND_LENGTH) for word in _measuring(run.argv))
-    return plain(f"profile {words}", COMMAND_LENGTH)
+    """As it can be pasted. One that is too long for a page is described instead: a part of it does something else."""
+    shown = str(command("profile", redact_argv(list(_measuring(run.argv)))))
+    if len(shown) <= COMMAND_LENGTH:
+        return shown
+    return f"# a command of {len(shown):,} characters: profile runs -o json has it, as run {plain(run.id)}"
 
 
 def _measuring(argv: Sequence[str]) -> Iterable[str]:

@@ -13,7 +13,6 @@ A score says nothing of a format that it was not taken in: what 4 bits lose is s
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from profiler.errors import ProfileError
+from profiler.foreign import BadContent, Budget, read_bytes, toml_value
 from profiler.quants.base import DTYPE_BYTES
 from profiler.reports.base.text import plain
 from profiler.units import printable
 
 PLAIN = tuple(DTYPE_BYTES)
 REQUIRED, OPTIONAL = ("model", "benchmark", "value", "source"), ("quants",)
-MOST_BYTES = 1 << 20
+BUDGET = Budget(depth=8)  # a list of scores
 NAME_LENGTH = 80
 
 
@@ -52,13 +52,7 @@ def read(path: Path) -> tuple[Score, ...]:
     """Of a file of the reader's. ProfileError where it cannot be read or an entry is not as above."""
     shown = printable(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ProfileError(f"{shown} is too large for a list of scores", "At most 1 MiB.")
-        return parse(content.decode("utf-8"), shown)
-    except OSError as error:
-        raise ProfileError(f"cannot read {shown}: {error.strerror}") from None
+        return parse(read_bytes(path, BUDGET.nbytes).decode("utf-8"), shown)
     except UnicodeDecodeError:
         raise ProfileError(f"{shown} is not UTF-8 text") from None
 
@@ -66,8 +60,8 @@ def read(path: Path) -> tuple[Score, ...]:
 def parse(text: str, name: str) -> tuple[Score, ...]:
     """Scores of a TOML text; ``name`` is for the error."""
     try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        content = toml_value(text, BUDGET)
+    except BadContent as error:
         raise ProfileError(f"{name} is not TOML: {printable(error)}") from None
     entries = content.pop("score", [])
     if content or not isinstance(entries, list):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from profiler.case import Case
+from profiler.case import IDENTITY, Case
 from profiler.predict.verdict import TIGHT_BYTES, TIGHT_SHARE
 from profiler.reports.base.columns import SETTINGS, device_memory, device_title
 from profiler.reports.base.page.blocks import Tone
 from profiler.reports.base.text import plain
 from profiler.results import beside, stats
-from profiler.results.measurement import Measurement
+from profiler.results.cautions import cautions
+from profiler.results.measurement import Caution, Measurement
 from profiler.results.stats import Summary
+
+_CASE = attrgetter(*IDENTITY)
+_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps")  # what ``SETTINGS`` show
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Fact:
     decode: Summary | None
     peak_bytes: int | None
     limit_bytes: int | None  # of the device
+    cautions: tuple[Caution, ...] = ()  # of a row with a result: all that is to be said of it
 
     @property
     def case(self) -> Case:
@@ -78,12 +84,18 @@ class Side:
         return newest.measurement.environment
 
 
-def sides(measurements: Sequence[Measurement]) -> list[Side]:
+def sides(measurements: Iterable[Measurement]) -> list[Side]:
     """Machines in the order of their first row. Of a case measured twice the newer row counts, a good one first."""
-    machines: dict[tuple[Any, ...], dict[Case, Measurement]] = {}
+    machines: dict[tuple[Any, ...], dict[tuple[Any, ...], Measurement]] = {}
+    identities: dict[tuple[int, str], tuple[Any, ...]] = {}
+    kept: list[dict[str, Any]] = []
     for row in measurements:
-        cases = machines.setdefault(_identity(row), {})
-        key = replace(row.case, model="")  # what ``Case.key`` hashes, and far faster over many rows
+        name = id(row.environment), row.case.backend  # many rows share an environment, and ``kept`` holds on to it
+        if name not in identities:
+            identities[name] = _identity(row)
+            kept.append(row.environment)
+        cases = machines.setdefault(identities[name], {})
+        key = _CASE(row.case)  # what ``Case.key`` hashes, and far faster over many rows
         known = cases.get(key)
         if known is None or row.outcome == "ok" or known.outcome != "ok":
             cases[key] = row
@@ -112,32 +124,35 @@ def in_order(rows: Iterable[Measurement]) -> list[Measurement]:
 
 def _side(title: str, rows: Sequence[Measurement]) -> Side:
     telling = _telling(rows)
-    shown: dict[str, str] = {}  # cleaning a name takes longer than looking it up, and many rows share one
+    shown: dict[tuple[Any, ...], tuple[str, str]] = {}  # many rows share their names
     facts = tuple(_fact(row, telling, shown) for row in rows)
     counts = Counter(fact.case.batch for fact in facts if fact.ok) or Counter(fact.case.batch for fact in facts)
     batch = min(counts, key=lambda batch: (-counts[batch], batch))
     return Side(title, facts, tuple(fact for fact in facts if fact.ok), batch)
 
 
-def _fact(row: Measurement, telling: Sequence[Any], shown: dict[str, str]) -> Fact:
-    for name in (row.case.model, row.case.quant):
-        if name not in shown:
-            shown[name] = plain(name, 60) or "(no name)"
-    series = " ".join([shown[row.case.quant], *(column.cell(row) for column in telling)])
+def _fact(row: Measurement, telling: Sequence[Any], shown: dict[tuple[Any, ...], tuple[str, str]]) -> Fact:
+    named = (row.case.model, row.case.quant, *_SETTINGS(row.case))
+    if named not in shown:
+        model, quant = (plain(name, 60) or "(no name)" for name in (row.case.model, row.case.quant))
+        shown[named] = model, " ".join([quant, *(column.cell(row) for column in telling)])
+    model, series = shown[named]
     peak, limit = row.memory.process_peak_bytes, device_memory(row)
     prefill, decode = stats.rate(row, "prefill"), stats.rate(row, "decode")
-    return Fact(row, shown[row.case.model], series, prefill, decode, peak, limit)
+    noted = cautions(row, {"prefill": prefill, "decode": decode}) if row.outcome == "ok" else ()
+    row.forget()
+    return Fact(row, model, series, prefill, decode, peak, limit, noted)
 
 
 def _telling(rows: Sequence[Measurement]) -> list[Any]:
     """Settings that tell rows of one model and format apart; a dtype that merely follows the format does not."""
-    groups: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
+    groups: dict[tuple[str, str], dict[tuple[Any, ...], Measurement]] = defaultdict(dict)
     for row in rows:
-        groups[row.case.model, row.case.quant].append(row)
+        groups[row.case.model, row.case.quant].setdefault(_SETTINGS(row.case), row)
     return [
         column
         for column in SETTINGS
-        if any(len({column.cell(row) for row in group}) > 1 for group in groups.values())
+        if any(len({column.cell(row) for row in group.values()}) > 1 for group in groups.values())
     ]
 
 

@@ -163,7 +163,7 @@ def _table(sides: Sequence[Side]) -> list[Block]:
     blocks: list[Block] = [Table(columns, rows, "The figures")]
     if len(found) > MOST_ROWS:
         blocks.append(
-            muted(f"{MOST_ROWS} of {len(found):,} measured cases are shown; profile runs show -o csv has all.")
+            muted(f"{MOST_ROWS} of {len(found):,} measured cases are shown; profile runs show RUN -o csv has all.")
         )
     return blocks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fakes.reported import ENVIRONMENT, GIB
 
@@ -14,8 +15,8 @@ from profiler.devices.ceilings import Ceilings
 from profiler.reports.base.page import place
 
 
-def calibrated(folder: Path, packages: list[str]) -> None:
-    device = DeviceInfo("cpu", "cpu", "Some CPU", 64 * GIB, 64 * GIB, "fp32", cores=8, features=("avx2",))
+def calibrated(folder: Path, packages: list[str], **limits: Any) -> None:
+    device = DeviceInfo("cpu", "cpu", "Some CPU", 64 * GIB, 64 * GIB, "fp32", cores=8, features=("avx2",), **limits)
     mark = ceilings.fingerprint(device, packages)
     found = Ceilings(
         "Some CPU", mark, "2026-11-24", 30.0, 0, 5e10, 4e10, {"fp32": 1e11}, None,
@@ -35,6 +36,34 @@ def test_ceilings_of_the_packages_that_the_rows_name_are_taken(tmp_path, monkeyp
     assert (place.found(local) or found).ceilings is not None
     newer = place.found(ENVIRONMENT | {"libraries": {"torch": "2.14.0", "bitsandbytes": "0.50.2"}})
     assert newer is not None and newer.ceilings is None
+
+
+def test_ceilings_of_the_limits_that_the_rows_name_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "store.sqlite"))
+    limits = {"cores": 0.5, "threads": 1, "physical": 8, "cpus": None}
+    calibrated(tmp_path, ["2.13.0", "0.50.2"], quota=0.5, threads=1, physical=8)
+    free = place.found(ENVIRONMENT)
+    assert free is not None and free.ceilings is None
+    found = place.found(ENVIRONMENT | {"limits": limits})
+    assert found is not None and found.ceilings is not None and found.bandwidth_bytes_s == 2.5e10
+    calibrated(tmp_path, ["2.13.0", "0.50.2"], threads=1, physical=8, confined=(1, 2**25))
+    pinned = place.found(ENVIRONMENT | {"limits": limits | {"cores": None, "cpus": [1, 2**25]}})
+    assert pinned is not None and pinned.ceilings is not None and pinned.bandwidth_bytes_s == 5e10
+
+
+def test_a_slice_of_a_card_is_predicted_as_one():
+    part = {"profile": "1g.10gb", "of_title": "NVIDIA H100 80GB HBM3", "of_bytes": 80 * GIB, "memory_share": 0.125,
+            "compute_share": None}  # fmt: skip
+    device = {
+        "name": "cuda:0",
+        "kind": "cuda",
+        "title": "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "memory_bytes": 10 * GIB,
+    }
+    found = place.found({"device": device | {"slice": part}})
+    assert found is not None and found.title == "H100 SXM MIG 1g.10gb"
+    for broken in ({}, {"profile": 1}, "x", part | {"memory_share": "x"}):
+        assert place.found({"device": device | {"slice": broken}}).title == device["title"]
 
 
 def test_a_device_that_was_not_recorded_is_not_guessed():

@@ -1,0 +1,202 @@
+"""What this process may use of the machine: the tightest of affinity, cpusets, CPU quota and limits on memory.
+
+The one place that says so. Workers take their threads from it, predictions their cores and memory, rows and
+calibrations their identity, and tables their words.
+
+How many threads are best under a quota: each thread that runs uses it up, those that spin at a barrier too, so with
+more threads than cores' worth of time all of them stand still for the rest of each period. ``n`` threads give
+``min(1, quota ÷ n) × R(n)``, where R is the rate without a quota, so a thread more than the quota has cores pays off
+where R(n + 1) ÷ R(n) is above (n + 1) ÷ quota. On two cores a second thread made decode 1.3 times as fast and a
+prefill 1.4 to 1.7 times: two threads were slower than one at a quota of 1, about equal at 1.25 and faster at 1.5.
+(A prefill of LLM.int8, 1.2 times as fast by the second thread, was slower at 1.5 too.) Hence the nearest whole
+number, and at least one thread. ``benchmarks/quota.py`` measures it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from profiler.devices import cgroup, topology
+from profiler.devices.cgroup import MemoryLimit, Quota
+from profiler.units import bytes_text
+
+MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
+# What torch's default number of threads follows, the first that is set: MKL's goes before OpenMP's in its builds.
+THREAD_SETTINGS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
+MOST_AT_ALL = "OMP_THREAD_LIMIT"
+# RLIMIT_RSS is none of them: Linux has ignored it since 2.4.30 (man 2 getrlimit).
+RLIMITS = {"RLIMIT_AS": "ulimit -v", "RLIMIT_DATA": "ulimit -d"}
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """CPU time and memory of this process. Bytes; ``None`` where there is no limit."""
+
+    cpus: int  # logical CPUs it may run on
+    installed: int  # and those that are online
+    physical: int  # cores behind ``cpus``
+    threads: int  # that a worker computes with unless it is told otherwise
+    threads_from: str | None  # the setting that makes them fewer than the cores: OMP_NUM_THREADS
+    quota: Quota | None  # only where it is less than ``cpus``
+    confined: tuple[int, ...] | None  # physical cores, last caches in bytes and speeds, where not all CPUs are usable
+    memory_limit: MemoryLimit | None
+
+    @property
+    def cores(self) -> float:
+        """Cores' worth of CPU time: at most as many as CPUs."""
+        return self.cpus if self.quota is None else self.quota.cores
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why less than the machine is used, in words: a sentence for each limit."""
+        return tuple(self._reasons())
+
+    def _reasons(self) -> Iterator[str]:
+        if self.cpus < self.installed:
+            yield f"CPU affinity or a cpuset allows {self.cpus} of {self.installed} cores"
+        if self.quota is not None:
+            yield self.quota_text(self.threads)
+        if self.threads_from is not None:
+            yield f"{self.threads_from} allows {_threads(self.threads)}"
+        if self.memory_limit is not None:
+            of = bytes_text(_meminfo("MemTotal"))
+            yield f"{self.memory_limit.where} allows {bytes_text(self.memory_limit.nbytes)} of {of} of memory"
+
+    def quota_text(self, threads: int) -> str:
+        """What the quota means for so many threads. There must be one."""
+        assert self.quota is not None
+        text = f"a CPU quota allows {self.cores:g} of {self.cpus} cores ({self.quota.where})"
+        if threads <= self.cores:
+            return text
+        return f"{text} and throttles {_threads(threads)}"
+
+
+def find(environ: Mapping[str, str] = os.environ) -> Allowance:
+    """Of this process, now. A worker that it starts inherits all of it."""
+    usable = usable_cpus()
+    quota = cgroup.quota()
+    if quota is not None and quota.cores >= len(usable):
+        quota = None
+    physical = topology.physical_cores(usable)
+    asked, setting = _asked(environ, physical)
+    installed = max(len(usable), os.sysconf("SC_NPROCESSORS_ONLN"))
+    confined = None
+    if len(usable) < installed:
+        confined = (physical, topology.last_cache_bytes(usable), *topology.speeds(usable))
+    return Allowance(
+        cpus=len(usable),
+        installed=installed,
+        physical=physical,
+        threads=asked if quota is None else min(asked, threads_within(quota.cores)),
+        threads_from=setting,
+        quota=quota,
+        confined=confined,
+        memory_limit=memory_limit(),
+    )
+
+
+@cache
+def at_start() -> Allowance:
+    """What was found when this process first asked.
+
+    To be asked before OpenMP is loaded, which may pin the thread that loads it to one CPU (OMP_PROC_BIND).
+    """
+    return find()
+
+
+def usable_cpus() -> frozenset[int]:
+    """CPUs that affinity and cpusets leave. A cpuset that shares none with the affinity is not this process's."""
+    affinity = frozenset(os.sched_getaffinity(0))
+    group = cgroup.cpus()
+    return affinity if group is None else affinity & group or affinity
+
+
+def threads_within(quota: float) -> int:
+    """Threads that get most out of so many cores' worth of time: see the module."""
+    return max(1, math.floor(quota + 0.5))
+
+
+def memory_limit() -> MemoryLimit | None:
+    """The tightest limit on the memory of a worker that is less than the machine has, and what sets it."""
+    found = [limit for limit in (cgroup.memory_limit(), _nodes_limit(), *_rlimits()) if limit is not None]
+    tightest = min(found, key=lambda limit: limit.nbytes, default=None)
+    return tightest if tightest is not None and tightest.nbytes < _meminfo("MemTotal") else None
+
+
+def memory(limit: MemoryLimit | None) -> tuple[int, int]:
+    """Bytes that a worker may take at all under ``limit`` (``memory_limit``), and those that are available now."""
+    total = _meminfo("MemTotal") if limit is None else limit.nbytes
+    free, (_, left), nodes = _meminfo("MemAvailable"), cgroup.memory(), _allowed_nodes()
+    of_nodes = sum(free for _, free in nodes.values()) if nodes else None
+    return total, min(bound for bound in (total, free, left, of_nodes) if bound is not None)
+
+
+def _allowed_nodes() -> dict[int, tuple[int, int]] | None:
+    """Memory nodes that a cpuset leaves to this process, by ``topology.node_bytes``; None where it leaves all."""
+    lines = (line.partition(":") for line in _lines(STATUS))
+    allowed = next((cgroup.numbers(value.strip()) for name, _, value in lines if name == "Mems_allowed_list"), None)
+    if not allowed or topology.nodes() <= allowed:
+        return None
+    nodes = topology.node_bytes()
+    kept = {node: size for node, size in nodes.items() if node in allowed}
+    return kept if kept and len(kept) < len(nodes) else None
+
+
+def _nodes_limit() -> MemoryLimit | None:
+    nodes = _allowed_nodes()
+    if nodes is None:
+        return None
+    where = f"a cpuset with memory of node{'s' * (len(nodes) > 1)} {', '.join(map(str, sorted(nodes)))}"
+    return MemoryLimit(sum(total for total, _ in nodes.values()), where)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _rlimits() -> Iterator[MemoryLimit]:
+    for name, command in RLIMITS.items():
+        soft = resource.getrlimit(getattr(resource, name))[0]
+        if soft != resource.RLIM_INFINITY:
+            yield MemoryLimit(soft, f"{name} ({command})")
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _asked(environ: Mapping[str, str], physical: int) -> tuple[int, str | None]:
+    """Threads that torch takes by itself, and the setting that makes them fewer than the physical cores.
+
+    torch takes the cores of its process's affinity, hardware threads not counted, and never more (MKL_DYNAMIC).
+    """
+    settings = {name: _count(environ.get(name, "")) for name in (*THREAD_SETTINGS, MOST_AT_ALL)}
+    first = next((name for name in THREAD_SETTINGS if settings[name]), None)
+    named = [(settings[name], name) for name in (first, MOST_AT_ALL) if name is not None]
+    least, name = min(((count, name) for count, name in named if count), default=(physical, None))
+    return (least, name) if least < physical else (physical, None)
+
+
+def _count(text: str) -> int | None:
+    """A number of threads; of a list, one for each level of nesting, the first. None for what OpenMP ignores."""
+    first = text.partition(",")[0].strip()
+    return int(first) if first.isdecimal() and first.isascii() and len(first) < 10 and int(first) else None
+
+
+def _meminfo(field: str) -> int:
+    """Bytes of a line of ``/proc/meminfo``."""
+    for line in MEMINFO.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"{MEMINFO} has no {field}")

@@ -1,0 +1,357 @@
+"""The tensors of a checkpoint against the weights of the model that its config describes: every one is accounted for.
+
+Nothing is loaded: names, shapes, number types and bytes come from headers. What the model needs and the file lacks,
+or has in another shape or as codes that no quantization explains, is refused. What the file holds and the model does
+not take is listed by name and size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from profiler.errors import ProfileError
+from profiler.models.geometry import EMBEDDING, HEAD, Geometry
+from profiler.models.remark import UNUSED, Remark
+from profiler.models.weight import Weight
+from profiler.units import bytes_text, printable
+
+# Names of the text tower's weights in a multimodal checkpoint and in the text model. The loader gives transformers
+# the same table, which knows them by itself for Qwen 3.5 only.
+TEXT_TOWER = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+LAYER = "model.layers."
+BASE = "model."  # transformers adds it where a checkpoint was saved without its head
+CODES = frozenset(  # number types of safetensors that stand for values only together with a quantization
+    [
+        *("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64"),
+        *("F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"),
+    ]
+)
+ADD_SCHEME = "Put the quantization_config that belongs to the checkpoint into its config.json."
+SCALE = re.compile(  # of AWQ, GPTQ, compressed-tensors, fp8, bitsandbytes, MLX
+    r"(.+?)\.(?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
+)
+EXPERT = re.compile(r"(.*\bmlp\.experts)\.\d+\.(gate|up|down)_proj\.(.+)")  # transformers stacks them when it loads
+WRAPPERS = (  # part of a name → what wrapped the model that was saved, and how to save it without
+    ("_orig_mod.", "torch.compile", "Save model._orig_mod instead."),
+    ("base_model.model.", "PEFT", "Save model.merge_and_unload() instead."),
+    ("_fsdp_wrapped_module.", "FSDP", "Save its full state dict instead."),
+    ("_checkpoint_wrapped_module.", "activation checkpointing", "Save the model that it wraps instead."),
+    ("module.", "DataParallel", "Save model.module instead."),
+)
+PARTS = (  # prefix → what such tensors are, where they are legitimately left out
+    (re.compile(r"(model\.)?(visual|vision_\w+|vision|image_newline|embed_vision)\b"), "vision tower"),
+    (re.compile(r"(model\.)?(audio_\w+|embed_audio)\b"), "audio tower"),
+    (re.compile(r"(model\.)?multi_modal_projector\b"), "projector of the towers"),
+    (re.compile(r"mtp\b|blk\.\d+\.nextn\b"), "multi-token prediction"),
+    (re.compile(r".*\brotary_emb\.inv_freq$"), "rotary frequencies, which are computed"),
+    (re.compile(r".*\b(lora_\w+|adapters?|ia3_l)\."), "an adapter, which is not applied"),
+)
+NUMBERED = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
+SHARED = re.compile(r"model\.layers\.(\d{1,9})\.self_attn\.[kv]_(proj|norm)\.")
+ROPE_FACTORS = "rope_f"  # rope_freqs, rope_factors_long: what a GGUF file divides rotary frequencies by
+COMPUTED = "rotary factors, which transformers computes"
+NOT_APPLIED = "rotary factors, which are not applied: the tokens differ, the speed does not"
+OUTPUT_BIAS = (".o_proj.bias", ".attn_output.bias")
+OTHER = "not a part of this model"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What describes the model that the file holds, for messages."""
+
+    place: str
+    layers: str  # its name for the number of layers
+    hint: str
+    own_name: Callable[[str], str] = str  # the file's name of a weight, from that of transformers
+
+
+CONFIG = Description("config.json", "num_hidden_layers", "Config and weights are not of the same model.")
+SHOWN, KEPT = 2, 32  # names in a sentence, and in the row
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor as a header states it. ``name`` is the file's own, ``target`` what the model calls it."""
+
+    name: str
+    target: str | None  # None: the format has no rule for the name
+    shape: tuple[int, ...]
+    dtype: str  # F32, BF16, Q4_K …
+    nbytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Tensors of the file that the model does not take, all for one reason."""
+
+    why: str
+    names: tuple[str, ...]
+    parameters: int
+    nbytes: int
+
+    def __str__(self) -> str:
+        count = len(self.names)
+        shown = ", ".join(printable(name, 60) for name in self.names[:SHOWN]) + (" …" if count > SHOWN else "")
+        return f"{self.why}: {count} tensor{'s' * (count != 1)}, {bytes_text(self.nbytes)} ({shown})"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a checkpoint holds, and what of it the model takes."""
+
+    tensors: int  # in the file
+    nbytes: int
+    parameters: int  # that the model takes
+    dtypes: Mapping[str, int]  # bytes that the model takes, by stored number type
+    left: tuple[Left, ...] = ()
+
+    @property
+    def left_names(self) -> frozenset[str]:
+        """Every tensor of the file that the model does not take."""
+        return frozenset(name for group in self.left for name in group.names)
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What is left out, as one sentence; empty if everything is taken."""
+        if not self.left:
+            return ()
+        count, size = len(self.left_names), sum(group.nbytes for group in self.left)
+        text = f"{count} of the file's {self.tensors} tensors ({bytes_text(size)} of {bytes_text(self.nbytes)})"
+        return (Remark(f"{text} are not used: {'; '.join(map(str, self.left))}", UNUSED),)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON content for a row. Names of a long list are cut; ``count`` is not."""
+        return {
+            "tensors": self.tensors,
+            "bytes": self.nbytes,
+            "parameters": self.parameters,
+            "dtypes": dict(self.dtypes),
+            "unused": [
+                {
+                    "why": group.why,
+                    "count": len(group.names),
+                    "parameters": group.parameters,
+                    "bytes": group.nbytes,
+                    "names": [printable(name, 120) for name in group.names[:KEPT]],
+                }
+                for group in self.left
+            ],
+        }
+
+
+def account(
+    stored: Iterable[Entry], geometry: Geometry, *, scheme: bool = False, by: Description = CONFIG
+) -> Account:
+    """Account for every tensor of ``stored``.
+
+    ``scheme``: the config states a quantization, so that a weight may be spread over several tensors of other shapes
+    and number types; those of one module then count as its weight. ``by`` is what the geometry comes from.
+
+    Raises ProfileError for a weight that is missing, that has another shape or that is no plain number, and for whole
+    layers that the model does not have.
+    """
+    found = list(stored)
+    expected = dict(_expected(geometry))
+    taken: dict[str, list[Entry]] = {}
+    rest: list[Entry] = []
+    owners = _modules(expected) if scheme else {}
+    for tensor in found:
+        target = _target(tensor, expected, owners)
+        if target is None:
+            rest.append(tensor)
+        else:
+            taken.setdefault(target, []).append(tensor)
+    if geometry.tied and EMBEDDING not in taken:
+        rest = _head_for_embedding(rest, taken)
+    _refuse_layers(rest, len(geometry.layers), by)
+    if not (scheme and rest):  # a quantization may have names of its own
+        _refuse_missing(expected, taken, rest, geometry.model_type, by)
+    if not scheme:
+        _refuse_shapes(expected, taken, by)
+        _refuse_codes(taken)
+        _refuse_scales(rest, expected)
+    every = [tensor for tensors in taken.values() for tensor in tensors]
+    dtypes: dict[str, int] = {}
+    for tensor in every:
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.nbytes
+    return Account(
+        tensors=len(found),
+        nbytes=sum(tensor.nbytes for tensor in found),
+        parameters=sum(expected[name].parameters for name in taken),
+        dtypes=dtypes,
+        left=_left(rest, geometry),
+    )
+
+
+def in_text_model(name: str) -> str:
+    """The name that a tensor of a safetensors checkpoint has in the text model."""
+    for pattern, replacement in TEXT_TOWER.items():
+        name, count = re.subn(pattern, replacement, name)
+        if count:
+            break
+    return name
+
+
+def _expected(geometry: Geometry) -> Iterable[tuple[str, Weight]]:
+    yield from ((weight.name, weight) for weight in geometry.outside)
+    for index, layer in enumerate(geometry.layers):
+        yield from ((f"{LAYER}{index}.{weight.name}", weight) for weight in layer.weights)
+
+
+def _modules(expected: Mapping[str, Weight]) -> dict[str, str]:
+    """Module → its weight: a quantizer stores codes, scales and zero points beside each other."""
+    return {name.removesuffix(".weight"): name for name in expected if not name.endswith(".bias")}
+
+
+def _target(tensor: Entry, expected: Mapping[str, Weight], owners: Mapping[str, str]) -> str | None:
+    """The weight that a tensor is, or is a part of."""
+    if tensor.target is None:
+        return None
+    for name in (tensor.target, BASE + tensor.target):
+        if name in expected:
+            return name
+        if (expert := EXPERT.fullmatch(name)) is not None:
+            fused = f"{expert[1]}.{'down_proj' if expert[2] == 'down' else 'gate_up_proj'}"
+            if fused in expected and (owners or expert[3] == "weight"):
+                return fused
+        module = name
+        while owners and module:
+            if module in owners:
+                return owners[module]
+            if module.removesuffix("_blocks").removesuffix("_scales") in owners:  # MXFP4 beside a fused parameter
+                return owners[module.removesuffix("_blocks").removesuffix("_scales")]
+            module = module.rpartition(".")[0]
+    return None
+
+
+def _head_for_embedding(rest: list[Entry], taken: dict[str, list[Entry]]) -> list[Entry]:
+    """A tied model may be stored by its head alone: transformers then ties the other way round."""
+    heads = [tensor for tensor in rest if tensor.target == HEAD]
+    if heads:
+        taken[EMBEDDING] = heads
+    return [tensor for tensor in rest if tensor.target != HEAD]
+
+
+def _refuse_missing(
+    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[Entry], kind: str, by: Description
+) -> None:
+    missing = [by.own_name(name) for name in expected if name not in taken]
+    if not missing:
+        return
+    for part, program, hint in WRAPPERS:
+        wrapped = [tensor.name for tensor in rest if f".{part}" in f".{tensor.name}"]
+        if wrapped:
+            raise ProfileError(f"its weights are named as {program} wraps a model: {_few(wrapped)}", hint)
+    if not taken and rest:
+        names = _few([tensor.name for tensor in rest])
+        raise ProfileError(f"no tensor of the file has a name that transformers knows of {kind}: {names}", by.hint)
+    count = f"{len(missing)} of the {len(expected)} weights" if len(missing) > 1 else "a weight"
+    hint = by.hint
+    if missing == [HEAD]:
+        hint = 'If the head is the embedding, say so in config.json: "tie_word_embeddings": true.'
+    elif all(name.endswith(OUTPUT_BIAS) for name in missing):
+        hint = "transformers has a bias on all four projections of attention or on none: it cannot run this model."
+    are = "are" if len(missing) > 1 else "is"
+    raise ProfileError(f"{count} that {by.place} describes {are} not in the file: {_few(missing)}", hint)
+
+
+def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Entry]], by: Description) -> None:
+    for name, tensors in taken.items():
+        wanted, first = expected[name], tensors[0]
+        if len(tensors) == 1 and first.shape != wanted.shape:
+            given = f"{printable(first.name)} is {list(first.shape)} in the weights"
+            raise ProfileError(f"{given}, {list(wanted.shape)} in {by.place}", by.hint)
+        total = sum(tensor.parameters for tensor in tensors)  # of experts one by one, or of gate and up apart
+        if total != wanted.parameters:
+            given = f"{by.own_name(name)} has {total:,} parameters in the weights ({len(tensors)} tensors)"
+            raise ProfileError(f"{given}, {wanted.parameters:,} in {by.place}", by.hint)
+
+
+def _refuse_codes(taken: Mapping[str, list[Entry]]) -> None:
+    coded = [tensor for tensors in taken.values() for tensor in tensors if tensor.dtype in CODES]
+    if coded:
+        which = f"{len(coded)} weights are" if len(coded) > 1 else "a weight is"
+        raise ProfileError(
+            f"{which} stored as codes, and config.json has no quantization_config that says which values they "
+            f"stand for: {printable(coded[0].name)} is {coded[0].dtype}",
+            ADD_SCHEME,
+        )
+
+
+def _refuse_scales(rest: list[Entry], expected: Mapping[str, Weight]) -> None:
+    """A weight that has a scale beside it holds codes, in whatever number type they are kept."""
+    modules = _modules(expected)
+    scales = [tensor for tensor in rest if (scale := SCALE.fullmatch(tensor.target or "")) and scale[1] in modules]
+    if scales:
+        raise ProfileError(
+            f"the file holds scales of weights, and config.json has no quantization_config that says how they are "
+            f"applied: {_few([tensor.name for tensor in scales])}",
+            ADD_SCHEME,
+        )
+
+
+def _refuse_layers(rest: list[Entry], count: int, by: Description) -> None:
+    """Whole decoder layers that the model does not have: then it is not the model of this file."""
+    beyond: dict[int, list[Entry]] = {}
+    for tensor in rest:
+        number = NUMBERED.match(tensor.target or "")
+        if number is not None and int(number[1]) >= count:
+            beyond.setdefault(int(number[1]), []).append(tensor)
+    if not beyond:
+        return
+    layers = f"layer {min(beyond)}" if len(beyond) == 1 else f"layers {min(beyond)} to {max(beyond)}"
+    tensors = [tensor for each in beyond.values() for tensor in each]
+    size = bytes_text(sum(tensor.nbytes for tensor in tensors))
+    described = f"{count} layer{'s' * (count != 1)}"
+    raise ProfileError(
+        f"{by.place} describes {described} ({by.layers}), and the file holds {layers} as well: "
+        f"{len(tensors)} tensors, {size} ({_few([tensor.name for tensor in tensors])})",
+        by.hint,
+    )
+
+
+def _left(rest: list[Entry], geometry: Geometry) -> tuple[Left, ...]:
+    """What is not taken, by reason; the largest first."""
+    groups: dict[str, list[Entry]] = {}
+    for tensor in rest:
+        groups.setdefault(_why(tensor, geometry), []).append(tensor)
+    found = (
+        Left(why, tuple(t.name for t in group), sum(t.parameters for t in group), sum(t.nbytes for t in group))
+        for why, group in groups.items()
+    )
+    return tuple(sorted(found, key=lambda left: -left.nbytes))
+
+
+def _why(tensor: Entry, geometry: Geometry) -> str:
+    if tensor.name.startswith(ROPE_FACTORS):
+        return COMPUTED if geometry.model_type.startswith("gemma4") else NOT_APPLIED
+    if tensor.target == HEAD and geometry.tied:
+        return "a second copy of the tied embedding"
+    for pattern, why in PARTS:
+        if pattern.match(tensor.target or tensor.name):
+            return why
+    shared = SHARED.match(tensor.target or "")
+    if shared is not None and int(shared[1]) < len(geometry.layers):
+        mixer = geometry.layers[int(shared[1])].mixer
+        if not getattr(mixer, "owns_cache", True):
+            return "keys and values of layers that share those of an earlier one"
+    return OTHER
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(printable(name, 60) for name in names[:SHOWN]) + (" …" if len(names) > SHOWN else "")

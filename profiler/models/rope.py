@@ -1,0 +1,191 @@
+"""RoPE scaling: what a config says of it, and the largest context that follows.
+
+Fields and checks are those of transformers 5.23, ``modeling_rope_utils.py``: the older ``rope_scaling`` goes before
+``rope_parameters``, ``type`` is the older name of ``rope_type``, and either may hold an object for each layer type.
+transformers itself limits no context. The limit is vLLM's (``derive_max_model_len_info``):
+
+- ``yarn``: ``factor`` × ``original_max_position_embeddings``; the latter is ``max_position_embeddings`` if not given.
+- ``linear`` and ``dynamic``, and ``proportional`` with a factor: ``factor`` × ``max_position_embeddings``.
+- ``longrope``, ``llama3`` and ``default``: ``max_position_embeddings``, which counts the scaling already.
+- Gemma 3: ``max_position_embeddings`` whatever the type, because its published configs count the scaling already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from profiler.errors import ProfileError
+from profiler.models.config import RANGES, Config, shown
+
+Parameters = Mapping[str, Any]
+
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "proportional": (),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+"""The types that transformers knows, and the fields without which it refuses them."""
+STRETCHED = ("linear", "dynamic", "proportional")  # a factor on top of max_position_embeddings
+WITH_ORIGINAL = ("yarn", "longrope", "llama3")
+LARGEST_FACTOR = 100_000  # beyond any scaling ever tried
+POSITIONS = "max_position_embeddings"
+ORIGINAL = "original_max_position_embeddings"
+
+
+def largest_context(config: Config, head_dim: int, types: Collection[str], rotated: float | None = None) -> int:
+    """Tokens up to which a model with one set of RoPE parameters is made to work; ProfileError if they are bad.
+
+    ``types``: of the model's layers. ``rotated``: the part of a head's channels that a family rotates by default;
+    None for one that rotates all of them.
+    """
+    source = "rope_scaling" if config.raw.get("rope_scaling") else "rope_parameters"
+    found = dict(config.part(source) or {})
+    if not set(found).isdisjoint(types):
+        raise config.error(f"{source} is given for each layer type, but {config.model_type} takes one for all layers")
+    if "rope_theta" in config.raw:
+        found.setdefault("rope_theta", config.raw["rope_theta"])
+    share = config.raw.get("partial_rotary_factor", rotated)
+    if share is not None:
+        found.setdefault("partial_rotary_factor", share)
+    return _Scaling(config, source, found, head_dim, partial=rotated is not None).largest_context()
+
+
+def check_by_type(
+    config: Config, types: Collection[str], thetas: Mapping[str, str], head_dims: Mapping[str, int]
+) -> int:
+    """The same for a model with RoPE parameters for each layer type of ``types``: the largest context of all of them.
+
+    ``thetas`` names the fields outside that give a type's ``rope_theta``, if any.
+    """
+    given = config.part("rope_parameters")
+    older = config.part("rope_scaling")
+    if older is not None and given is not None and not given.get("full_attention"):
+        raise config.error("rope_scaling is given, but rope_parameters says nothing of full_attention layers")
+    reach = [config.number(POSITIONS)]
+    for kind in sorted(set(types)):
+        where = f"rope_parameters.{kind}"
+        found = (given or {}).get(kind)
+        if found is not None and not isinstance(found, Mapping):
+            raise config.error(f"{where} is {shown(found)}, must be an object")
+        found = dict(found or {}) | (dict(older or {}) if kind == "full_attention" else {})
+        if thetas.get(kind) in config.raw:
+            found.setdefault("rope_theta", config.raw[thetas[kind]])
+        if "partial_rotary_factor" in config:
+            found.setdefault("partial_rotary_factor", config.raw["partial_rotary_factor"])
+        reach.append(_Scaling(config, where, found, head_dims[kind]).largest_context())
+    return max(reach)
+
+
+class _Scaling:
+    """One set of RoPE parameters, and where in the config it stands."""
+
+    def __init__(self, config: Config, where: str, found: Parameters, head_dim: int, partial: bool = False) -> None:
+        self.config = config
+        self.where = where
+        self.found = found
+        self.head_dim = head_dim
+        self.partial = partial
+        self.kind = found.get("rope_type", found.get("type", "default"))
+
+    def largest_context(self) -> int:
+        """Tokens, at most the largest that ``max_position_embeddings`` may be."""
+        self.check()
+        positions = self.config.number(POSITIONS)
+        if self.kind == "yarn":
+            original = self.original()
+            factor = self.found["factor"]
+            reach = original * (positions / original if factor is None else factor)
+        else:
+            reach = positions * (self.found.get("factor", 1) if self.kind in STRETCHED else 1)
+        low, high = RANGES[POSITIONS]
+        if not low <= reach <= high:
+            raise self.error("factor", f"makes a context of {reach:,.0f} tokens, must be from {low} to {high:,}")
+        return int(reach)
+
+    def check(self) -> None:
+        """ProfileError for parameters with which transformers cannot compute its frequencies."""
+        if not isinstance(self.kind, str) or self.kind not in REQUIRED:
+            raise self.error(
+                "rope_type", f"is {shown(self.kind)}, for which there is no rule; known: {', '.join(REQUIRED)}"
+            )
+        missing = [name for name in REQUIRED[self.kind] if name not in self.found]
+        if missing:
+            raise self.error(missing[0], f'is missing, which rope_type "{self.kind}" needs')
+        self.expect("rope_theta", _is_number, "a number")
+        if self.partial:
+            self.expect("mrope_section", _is_section, "a list of three whole numbers")
+        if self.kind == "default" and not self.partial:
+            return
+        self.check_share()
+        if self.kind == "default":
+            return
+        nullable = self.kind in ("yarn", "longrope")
+        self.expect("factor", _is_factor, f"a number from 1 to {LARGEST_FACTOR:,}", nullable)
+        if self.kind in WITH_ORIGINAL:
+            self.original()
+        if self.kind == "llama3":
+            for name in ("low_freq_factor", "high_freq_factor"):
+                self.expect(name, lambda value: _is_number(value) and value != 0, "a number other than 0")
+        if self.kind == "longrope":
+            self.check_longrope()
+
+    def check_share(self) -> None:
+        """transformers cannot rotate only a part of the channels in families that rotate all of them."""
+        name = "partial_rotary_factor"
+        self.expect(name, _is_share, "a number above 0, 1 at most")
+        if (
+            not self.partial
+            and self.kind != "proportional"
+            and int(self.head_dim * self.found.get(name, 1)) < self.head_dim
+        ):
+            raise self.error(name, f"is {shown(self.found[name])}, but {self.config.model_type} rotates whole heads")
+
+    def check_longrope(self) -> None:
+        """One factor for each pair of rotated channels."""
+        rotated = int(self.head_dim * self.found.get("partial_rotary_factor", 1.0))
+        pairs = -(-rotated // 2)
+        for name in ("short_factor", "long_factor"):
+            value = self.found[name]
+            if not isinstance(value, list) or len(value) != pairs or not all(map(_is_number, value)):
+                raise self.error(name, f"must be a list of {pairs} numbers, half of the {rotated} rotated channels")
+
+    def original(self) -> int:
+        """The context before scaling; stated outside the parameters, it goes before the one inside."""
+        low, high = 2, RANGES[POSITIONS][1]
+        outside = ORIGINAL in self.config.raw
+        value = (self.config.raw if outside else self.found).get(ORIGINAL, self.config.number(POSITIONS))
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            wanted = f"is {shown(value)}, must be a whole number from {low} to {high}"
+            raise self.config.error(f"{ORIGINAL} {wanted}") if outside else self.error(ORIGINAL, wanted)
+        return value
+
+    def expect(self, name: str, good: Callable[[Any], bool], wanted: str, nullable: bool = False) -> None:
+        """ProfileError if ``name`` is there and not ``good``."""
+        if name in self.found and not (nullable and self.found[name] is None) and not good(self.found[name]):
+            raise self.error(name, f"is {shown(self.found[name])}, must be {wanted}")
+
+    def error(self, name: str, text: str) -> ProfileError:
+        """What is wrong with one parameter."""
+        stated = self.config.named(f"{self.where}.{name}")
+        return self.config.error(f"{stated} {text}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_factor(value: object) -> bool:
+    return _is_number(value) and 1 <= value <= LARGEST_FACTOR  # type: ignore[operator]
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 < value <= 1  # type: ignore[operator]
+
+
+def _is_section(value: object) -> bool:
+    return isinstance(value, list) and len(value) >= 3 and all(type(entry) is int for entry in value)

@@ -1,0 +1,312 @@
+"""A model as its checkpoint stores it: the bytes of every weight, from the tensors of the file's headers.
+
+A quantized weight is several tensors (codes, scales, zero points). They are counted together under the weight that
+transformers knows, so that predictions read exactly what the file holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from profiler.models.geometry import Geometry
+from profiler.models.safetensors_file import Tensor
+from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
+from profiler.models.weight import Weight
+from profiler.units import bytes_text, printable
+
+PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
+
+# Where the decoder's layers stand in a checkpoint; ``model.`` is transformers' own place for them. A vision or audio
+# tower, or the layers of multi-token prediction, stand elsewhere and are not taken.
+DECODER = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
+LAYER = re.compile(r"layers\.(\d+)\.(.+)", re.DOTALL)
+EXPERT = re.compile(
+    r"(?P<place>(?:.*\.)?experts)\.\d+\.(?P<part>gate_proj|up_proj|down_proj|gate_up_proj)\.(?P<rest>.+)"
+)
+SCALE = re.compile(r"(scale|qzeros|g_idx|absmax|quant_map|quant_state|zero_point|qweight|_blocks$|\.SCB$)")
+
+# What bitsandbytes writes to a file beside a weight and holds no memory for once it is loaded; the offset of nested
+# scales is in the first, and takes a tensor of its own then.
+SERIALIZED = re.compile(r"\.quant_state\.bitsandbytes__|\.weight_format$")
+NESTED_OFFSET_BYTES = 4
+
+# Tensors of one quantized weight, by what follows the module's name: those that must be there, and those that may.
+# Others would be left unused by transformers, and the codes be taken for values.
+PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    "awq": (frozenset({"qweight", "scales"}), frozenset({"qzeros"})),
+    "gptq": (frozenset({"qweight", "scales"}), frozenset({"qzeros", "g_idx"})),
+    "fp8": (frozenset({"weight", "weight_scale_inv"}), frozenset({"activation_scale"})),
+    MLX: (frozenset({"weight", "scales"}), frozenset({"biases"})),
+    "int8": (frozenset({"weight", "SCB"}), frozenset({"weight_format"})),
+    "4 bits": (
+        frozenset({"weight", "weight.absmax", "weight.quant_map"}),
+        frozenset({"weight.nested_absmax", "weight.nested_quant_map"}),
+    ),
+    COMPRESSED: (
+        frozenset(),
+        frozenset({"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx",
+                   "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale"}),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """One weight of the decoder, with the bytes that it takes once it is loaded as it is stored."""
+
+    weight: Weight
+    layer: int | None  # None: outside the layers
+    scheme: str  # a dtype (bf16), a format of ``predict`` (int4, nf4), or a type of GGUF (q4_k)
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Tensors of the file that are no part of the decoder."""
+
+    name: str  # where they stand: ``model.visual``, ``blk.32``
+    count: int
+    nbytes: int
+
+    @property
+    def words(self) -> str:
+        """``436 tensors of model.visual (812 MiB)``."""
+        what = self.name if self.count == 1 else f"{self.count:,} tensors of {self.name}"
+        return f"{what} ({bytes_text(self.nbytes)})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """How a checkpoint is stored. Compared by identity, so that it can be part of a key."""
+
+    quant: str  # its own quantization: bf16, awq, q4_k_m …
+    dtype: str | None  # of most of what is not quantized: fp32, bf16, fp16; None: not known, or GGUF
+    packed: bool  # whether it is more than a dtype
+    weights: tuple[StoredWeight, ...]
+    nbytes: int  # of all tensors that the decoder takes, as the file holds them
+    scheme: Scheme | None = None
+    gguf: bool = False
+    from_headers: bool = True  # False: derived from what the config says of its scheme
+    left_out: tuple[LeftOut, ...] = ()
+    missing: int = 0  # weights of the decoder that the file does not hold
+    trouble: str | None = None  # why its numbers must not be taken for values, in words
+    uneven: str | None = None  # why transformers would unpack it with the wrong scales, in words
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bytes are those of the headers, for every weight of the model."""
+        return self.from_headers and not self.missing
+
+
+@dataclass(slots=True)
+class _Group:
+    """The tensors of one weight, by what follows the name of its module."""
+
+    weight: Weight
+    layer: int | None
+    parts: dict[str, list[tuple[str, Tensor]]]
+
+    @property
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        return [pair for pairs in self.parts.values() for pair in pairs]
+
+
+def from_safetensors(geometry: Geometry, tensors: Mapping[str, Tensor], scheme: Scheme | None) -> Stored:
+    """What the tensors of a folder's safetensors files are to the decoder of ``geometry``."""
+    groups, rest = _grouped(geometry, tensors)
+    weights, packed = [], []
+    taken: Counter[str] = Counter()
+    for group in groups:
+        nbytes = sum(_runtime_bytes(name, tensor) for name, tensor in group.tensors)
+        dtype = _plain_dtype(group)
+        if dtype is None:
+            packed.append(group)
+            nbytes += NESTED_OFFSET_BYTES if "weight.nested_absmax" in group.parts else 0
+        else:
+            taken[dtype] += nbytes
+        weights.append(StoredWeight(group.weight, group.layer, dtype or _rate(group.weight, nbytes, scheme), nbytes))
+    plain = max(taken, key=lambda name: taken[name]) if taken else None
+    return Stored(
+        quant=_own_name(plain, packed, scheme),
+        dtype=plain,
+        packed=bool(packed) or scheme is not None,
+        weights=tuple(weights),
+        nbytes=sum(tensor.end - tensor.begin for group in groups for _, tensor in group.tensors),
+        scheme=scheme,
+        left_out=_left_out((name, tensor.end - tensor.begin) for name, tensor in rest.items()),
+        missing=_expected(geometry) - len(weights),
+        trouble=_trouble(packed, rest, scheme),
+        uneven=_uneven(packed, scheme),
+    )
+
+
+def _expected(geometry: Geometry) -> int:
+    return len(geometry.outside) + sum(count * len(layer.weights) for layer, count in geometry.groups)
+
+
+def _grouped(geometry: Geometry, tensors: Mapping[str, Tensor]) -> tuple[list[_Group], dict[str, Tensor]]:
+    """Tensors by the weight that they are of, and those that are of none."""
+    outside = _Names(geometry.outside)
+    kinds = {layer: _Names(layer.weights) for layer, _ in geometry.groups}
+    layers = [kinds[layer] for layer in geometry.layers]
+    groups: dict[tuple[int | None, str], _Group] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        number, names, local = _place(name, outside, layers)
+        found = names.find(local) if names is not None else None
+        if found is None:
+            rest[name] = tensor
+            continue
+        weight, part = found
+        group = groups.setdefault((number, weight.name), _Group(weight, number, {}))
+        group.parts.setdefault(part, []).append((name, tensor))
+    return list(groups.values()), rest
+
+
+def _place(name: str, outside: _Names, layers: list[_Names]) -> tuple[int | None, _Names | None, str]:
+    """The layer of a tensor, the names that are known there, and its own name there."""
+    if name.startswith(("lm_head.", "language_model.lm_head.", "model.lm_head.")):
+        return None, outside, name[name.index("lm_head.") :]
+    prefix = next(prefix for prefix in DECODER if name.startswith(prefix))
+    local = name[len(prefix) :]
+    match = LAYER.fullmatch(local)
+    if match is None:
+        return None, outside, f"model.{local}"
+    number = int(match[1])
+    return number, layers[number] if number < len(layers) else None, match[2]
+
+
+class _Names:
+    """The weights of a layer, or of what is outside the layers, by the names that their tensors may have."""
+
+    def __init__(self, weights: Iterable[Weight]) -> None:
+        self.exact = {weight.name: weight for weight in weights}
+        self.modules = {
+            name.removesuffix(".weight"): weight for name, weight in self.exact.items() if weight.role != "vector"
+        }
+
+    def find(self, name: str) -> tuple[Weight, str] | None:
+        """The weight that a tensor is of, and what follows the module's name."""
+        if name in self.exact:
+            return self.exact[name], "weight"
+        match = EXPERT.fullmatch(name)
+        if match is not None:
+            fused = "down_proj" if match["part"] == "down_proj" else "gate_up_proj"
+            weight = self.exact.get(f"{match['place']}.{fused}")
+            return None if weight is None else (weight, match["rest"])
+        module, _, last = name.rpartition(".")
+        if last == "bias":  # of a layer that has none here
+            return None
+        while module:
+            if module in self.modules:
+                return self.modules[module], name[len(module) + 1 :]
+            module, _, _ = module.rpartition(".")
+        for module, weight in self.modules.items():  # a fused tensor of experts has no module of its own
+            if weight.role == "experts" and name.startswith(f"{module}_"):
+                return weight, name[len(module) :]
+        return None
+
+
+def _plain_dtype(group: _Group) -> str | None:
+    """The dtype of a weight that is stored as values; ``None`` for codes with whatever belongs to them."""
+    if set(group.parts) != {"weight"}:
+        return None
+    dtypes = {PLAIN.get(tensor.dtype) for _, tensor in group.tensors}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _runtime_bytes(name: str, tensor: Tensor) -> int:
+    return 0 if SERIALIZED.search(name) else tensor.end - tensor.begin
+
+
+def _rate(weight: Weight, nbytes: int, scheme: Scheme | None) -> str:
+    """The format that a packed weight is read like."""
+    if scheme is not None and scheme.rate is not None:
+        return scheme.rate
+    return "int4" if nbytes < 0.8 * weight.parameters else "fp8"
+
+
+def _own_name(plain: str | None, packed: list[_Group], scheme: Scheme | None) -> str:
+    if scheme is not None:
+        return scheme.name
+    if packed:  # codes that nothing explains: named by the type that most of them have
+        types = Counter(tensor.dtype for group in packed for _, tensor in group.tensors)
+        return types.most_common(1)[0][0].casefold()
+    return plain or "unknown"
+
+
+def _left_out(tensors: Iterable[tuple[str, int]]) -> tuple[LeftOut, ...]:
+    """Tensors by the place they stand at, the largest first."""
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for name, nbytes in tensors:
+        place = _place_name(name)
+        counts[place] += 1
+        sizes[place] += nbytes
+    return tuple(LeftOut(printable(place, 60), counts[place], sizes[place]) for place, _ in sizes.most_common())
+
+
+def _place_name(name: str) -> str:
+    """``model.visual`` of ``model.visual.blocks.3.norm1.weight``; ``model.layers.3`` of a layer's tensor."""
+    words = name.split(".")
+    for place, word in enumerate(words):
+        if word.isdigit():
+            return ".".join(words[: place + 1 if words[place - 1] in ("layers", "blk") else place])
+    return ".".join(words[:2]) if len(words) > 3 else name
+
+
+def _trouble(packed: list[_Group], rest: Mapping[str, Tensor], scheme: Scheme | None) -> str | None:
+    """What speaks against loading: codes that no scheme explains, or scales that nobody would read."""
+    if scheme is None:
+        if packed:
+            tensors = packed[0].tensors
+            name, tensor = next((pair for pair in tensors if pair[1].dtype not in PLAIN), tensors[0])
+            return f"{printable(name, 80)} is stored as {tensor.dtype}, and config.json has no quantization_config"
+        stray = next((name for name in rest if SCALE.search(name) and _in_decoder(name)), None)
+        return None if stray is None else f"{printable(stray, 80)} belongs to a quantization that config.json omits"
+    if not packed:
+        return f"config.json says {scheme.method}, but no tensor of the decoder is quantized"
+    kind = scheme.method
+    if kind == BITSANDBYTES:
+        kind = "int8" if scheme.name == "int8" else "4 bits"
+    rule = PARTS.get(kind)
+    for group in packed if rule else ():
+        assert rule is not None
+        needed, allowed = rule
+        parts = {part for part in group.parts if not SERIALIZED.search(f".{part}")}
+        if group.weight.role != "experts" and not (needed <= parts <= needed | allowed):
+            wrong = sorted(parts - needed - allowed) or sorted(needed - parts)
+            word = "has the part" if parts - needed - allowed else "lacks the part"
+            name = printable(group.tensors[0][0], 80)
+            return f"{name} {word} {printable(wrong[0], 40)}, which is not how transformers reads {scheme.method}"
+    return None
+
+
+def _in_decoder(name: str) -> bool:
+    """Whether a tensor stands where the decoder's do, whatever it is."""
+    prefix = next(prefix for prefix in DECODER if name.startswith(prefix))
+    return LAYER.fullmatch(name[len(prefix) :]) is not None
+
+
+def _uneven(packed: list[_Group], scheme: Scheme | None) -> str | None:
+    """transformers 5.23 (``Fp8Dequantize``) takes a block as rows ÷ rows of scales: wrong where the last is short."""
+    if scheme is None or scheme.method != "fp8":
+        return None
+    block = scheme.config.get("weight_block_size", [128, 128])
+    if not isinstance(block, list) or len(block) != 2:
+        return None  # one scale a weight
+    for group in packed:
+        codes, scales = group.parts.get("weight", []), group.parts.get("weight_scale_inv", [])
+        if len(codes) != len(scales):
+            continue
+        for (name, code), (_, scale) in zip(codes, scales, strict=True):
+            if len(scale.shape) >= 2 and any(
+                grid > 1 and size != grid * length
+                for size, grid, length in zip(code.shape[-2:], scale.shape[-2:], block, strict=False)
+            ):
+                size = " × ".join(printable(length, 10) for length in block)
+                return f"{printable(name, 80)} does not divide into blocks of {size}"
+    return None

@@ -1,0 +1,301 @@
+"""Checkpoints that are quantized already: what transformers makes of them, and what they weigh by their config alone.
+
+Rules read at transformers 5.23 (``quantizers/``). A checkpoint is kept as it is stored, or it is unpacked into a
+plain dtype while it is loaded, or it is not loaded at all; the reason is for a person.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from profiler import registry
+from profiler.devices.base import DeviceInfo
+from profiler.errors import ProfileError
+from profiler.models.geometry import Geometry
+from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
+from profiler.models.stored import Stored, StoredWeight
+from profiler.models.weight import Weight
+from profiler.quants.base import FOUR_BIT_CAPABILITY, Quant, bitsandbytes_missing, plain_bytes
+
+# The packages that transformers needs to run a checkpoint as it is stored.
+LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    BITSANDBYTES: ("bitsandbytes",),
+    "awq": ("gptqmodel",),
+    "gptq": ("optimum", "gptqmodel"),
+    "fp8": ("kernels",),
+}
+NEVER: Mapping[str, str] = {  # and what it never runs so
+    COMPRESSED: "transformers unpacks compressed-tensors in the first pass",
+    "mxfp4": "transformers keeps MXFP4 in the experts of gpt-oss only",
+    MLX: "transformers does not read MLX checkpoints; mlx-lm runs them",
+}
+FP8_CAPABILITY = 89
+INT8_CAPABILITY = 75
+CHECKPOINT_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+PLAIN_EXPRESSION = re.compile(r"re:(?:\.\*|[\w.^$-]|\\\.)*")
+MOST_WILDCARDS = 4
+MOST_SKIPPED = 4096  # modules that a config names one by one: each is compared with every weight
+SCALE_BYTES = 2  # of AWQ, GPTQ, MLX and most of compressed-tensors
+
+
+def not_as_stored(stored: Stored, device: DeviceInfo) -> str | None:
+    """Why transformers cannot run the checkpoint as it is stored on ``device``, in words; ``None`` if it can."""
+    scheme = stored.scheme
+    if scheme is None:
+        return None
+    never = never_as_stored(stored, _multiplies_fp8(device))
+    if never is not None:
+        return never
+    if scheme.method == BITSANDBYTES:
+        return bitsandbytes_missing(device, INT8_CAPABILITY if scheme.name == "int8" else FOUR_BIT_CAPABILITY)
+    return _missing(*LIBRARIES[scheme.method])
+
+
+def never_as_stored(stored: Stored, multiplies_fp8: bool) -> str | None:
+    """The same, whatever is installed; ``multiplies_fp8``: whether the device has units for it."""
+    method = stored.scheme.method if stored.scheme is not None else BITSANDBYTES
+    if method in NEVER:
+        return NEVER[method]
+    if method == "fp8" and not multiplies_fp8:
+        return "transformers multiplies fp8 on GPUs of compute capability 8.9 or newer only"
+    return None if method in LIBRARIES else "there is no rule here for how transformers loads it"
+
+
+def not_unpacked(stored: Stored) -> str | None:
+    """Why transformers cannot unpack the checkpoint into a plain dtype, in words; ``None`` if it can."""
+    method = stored.scheme.method if stored.scheme is not None else ""
+    if method == "fp8":
+        return f"transformers would unpack it wrongly: {stored.uneven}" if stored.uneven else None
+    if method == COMPRESSED:
+        return _missing("compressed_tensors")
+    return "transformers cannot unpack it"
+
+
+def _missing(*modules: str) -> str | None:
+    absent = [name.replace("_", "-") for name in modules if not _installed(name)]
+    if not absent:
+        return None
+    verb = "is" if len(absent) == 1 else "are"
+    return f"{' and '.join(absent)} {verb} not installed: pip install {' '.join(absent)}"
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _multiplies_fp8(device: DeviceInfo) -> bool:
+    known = [int(feature[3:]) for feature in device.features if feature[:3] == "sm_" and feature[3:].isdigit()]
+    return max(known, default=0) >= FP8_CAPABILITY
+
+
+def quant_of(stored: Stored) -> Quant:
+    """The quantization of a checkpoint that is run as it is stored: nothing is quantized while it is loaded."""
+    if stored.quant in registry.names("quants"):
+        ours: Quant = registry.load("quants", stored.quant, "quantization").QUANT
+        return replace(ours, dtype=stored.dtype)
+    return Quant(
+        stored.quant, plain_bytes, frozenset(), lambda device: None, lambda dtype: None, dtype=stored.dtype or "bf16"
+    )
+
+
+def from_config(geometry: Geometry, scheme: Scheme, raw: Mapping[str, Any]) -> Stored | None:
+    """What the weights weigh by the scheme that a config states; ``None`` where it does not say enough."""
+    dtype = _dtype(raw)
+    weights = []
+    places: list[tuple[int | None, Weight]] = [(None, weight) for weight in geometry.outside]
+    places += [(number, weight) for number, layer in enumerate(geometry.layers) for weight in layer.weights]
+    try:
+        rule = RULES[scheme.method](scheme)
+    except (KeyError, ProfileError):
+        return None
+    for number, weight in places:
+        module = weight.name.removesuffix(".weight")
+        path = module if number is None else f"model.layers.{number}.{module}"
+        packed = rule(weight, path)
+        nbytes = plain_bytes(weight, dtype) if packed is None else packed
+        rate = dtype if packed is None else scheme.rate or ("int4" if nbytes < 0.8 * weight.parameters else "fp8")
+        weights.append(StoredWeight(weight, number, rate, nbytes))
+    return Stored(
+        quant=scheme.name,
+        dtype=dtype,
+        packed=True,
+        weights=tuple(weights),
+        nbytes=sum(weight.nbytes for weight in weights),
+        scheme=scheme,
+        from_headers=False,
+    )
+
+
+def _dtype(raw: Mapping[str, Any]) -> str:
+    inner = raw.get("text_config")
+    for part in (raw, inner if isinstance(inner, dict) else {}):
+        for key in ("torch_dtype", "dtype"):
+            stated = part.get(key)
+            if isinstance(stated, str) and stated in CHECKPOINT_DTYPES:
+                return CHECKPOINT_DTYPES[stated]
+    return "bf16"
+
+
+class _Rule:
+    """Bytes of the weights that a method quantizes; ``None`` for one that it leaves in the checkpoint's dtype."""
+
+    roles = frozenset({"linear", "experts"})
+    skipping = "modules_to_not_convert"
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+        skipped = scheme.config.get(self.skipping)
+        self.skipped = [word for word in skipped if isinstance(word, str)] if isinstance(skipped, list) else []
+        if len(self.skipped) > MOST_SKIPPED:
+            raise ProfileError(f"{len(self.skipped):,} modules that are not quantized")
+
+    def __call__(self, weight: Weight, path: str) -> int | None:
+        return None if any(word in path for word in self.skipped) else self.of(weight)
+
+    def of(self, weight: Weight) -> int | None:
+        """Bytes of one weight wherever it stands."""
+        if weight.role not in self.roles:
+            return None
+        matrices = math.prod(weight.shape[:-2])
+        outputs, inputs = weight.shape[-2:]
+        return int(matrices * self.matrix_bytes(outputs, inputs))
+
+    def matrix_bytes(self, outputs: int, inputs: int) -> int:
+        """Of one matrix with all that belongs to it."""
+        raise NotImplementedError
+
+    def groups(self, inputs: int, usual: int) -> int:
+        """Groups of inputs that share a scale; -1 for the size stands for one group."""
+        size = self.scheme.config.get("group_size", usual)
+        return 1 if size == -1 else -(-inputs // (self.scheme.number("group_size") or usual))
+
+
+class _Awq(_Rule):
+    """Codes of several outputs in words of 32 bits, with scales and zero points for each group of inputs."""
+
+    def matrix_bytes(self, outputs: int, inputs: int) -> int:
+        bits, groups = self.scheme.bits or 4, self.groups(inputs, 128)
+        words = -(-outputs * bits // 32)
+        return 4 * inputs * words + groups * (4 * words + SCALE_BYTES * outputs)
+
+
+class _Gptq(_Rule):
+    """Codes of several inputs in words of 32 bits; the group of each input is stored too."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__(scheme)
+        if scheme.config.get("dynamic"):
+            raise ProfileError("gptq with rules for single modules")
+
+    def matrix_bytes(self, outputs: int, inputs: int) -> int:
+        bits, groups = self.scheme.bits or 4, self.groups(inputs, 128)
+        zeros = groups * 4 * -(-outputs * bits // 32)
+        return 4 * -(-inputs * bits // 32) * outputs + zeros + SCALE_BYTES * groups * outputs + 4 * inputs
+
+
+class _Fp8(_Rule):
+    """A byte a weight; a scale of 32 bits (8 with ue8m0) for each block, or one in all."""
+
+    def matrix_bytes(self, outputs: int, inputs: int) -> int:
+        block = self.scheme.config.get("weight_block_size", [128, 128])
+        scale = 1 if self.scheme.config.get("scale_fmt") == "ue8m0" else 4
+        if not isinstance(block, list) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+            return outputs * inputs + 4
+        return int(outputs * inputs + scale * -(-outputs // block[0]) * -(-inputs // block[1]))
+
+
+class _BitsAndBytes(_Rule):
+    """As we quantize ourselves; modules may be left out by name."""
+
+    roles = frozenset({"linear"})
+    skipping = "llm_int8_skip_modules"
+
+    def __call__(self, weight: Weight, path: str) -> int | None:
+        if weight.role not in self.roles or any(word in path for word in self.skipped):
+            return None
+        name = {"fp4-dq": "nf4-dq"}.get(self.scheme.name, self.scheme.name)  # of one size
+        ours: Quant = registry.load("quants", name, "quantization").QUANT
+        return int(ours.weight_bytes(weight, "bf16", False))
+
+
+class _Mlx(_Rule):
+    """Tables and head as well; scales and biases of 16 bits for each group; modules may have bits of their own."""
+
+    roles = frozenset({"linear", "experts", "embedding", "head"})
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__(scheme)
+        if scheme.config.get("mode", "affine") != "affine" or scheme.bits is None or not scheme.number("group_size"):
+            raise ProfileError("an MLX mode without a rule")
+
+    def __call__(self, weight: Weight, path: str) -> int | None:
+        own = self.scheme.config.get(path)
+        if weight.role not in self.roles or own is False:
+            return None
+        bits, group = self.scheme.bits or 4, self.scheme.number("group_size") or 64
+        if isinstance(own, dict):
+            bits, group = own.get("bits", bits), own.get("group_size", group)
+        if not (isinstance(bits, int) and isinstance(group, int) and group > 0):
+            return None
+        rows = weight.parameters // weight.shape[-1]
+        return rows * (4 * -(-weight.shape[-1] * bits // 32) + 2 * SCALE_BYTES * -(-weight.shape[-1] // group))
+
+
+class _Compressed(_Rule):
+    """Groups of modules, each with a scheme of its own; ``Linear`` stands for all of them, the head included."""
+
+    roles = frozenset({"linear", "experts", "head"})
+    skipping = "ignore"
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__(scheme)
+        groups = scheme.config.get("config_groups")
+        stated = list(groups.values()) if isinstance(groups, dict) else []
+        if len(stated) != 1 or not isinstance(stated[0], dict) or not isinstance(stated[0].get("weights"), dict):
+            raise ProfileError("compressed-tensors with several groups")
+        self.targets = [word for word in stated[0].get("targets") or [] if isinstance(word, str)]
+        self.weights: Mapping[str, Any] = stated[0]["weights"]
+        if self.weights.get("num_bits") not in (4, 8) or "Linear" not in self.targets:
+            raise ProfileError("compressed-tensors of an unusual kind")
+        if not all(_bounded(word) for word in self.skipped):
+            raise ProfileError("compressed-tensors of an unusual kind")
+        self.names = {word for word in self.skipped if not word.startswith("re:")}
+        self.patterns = [re.compile(word[3:]) for word in self.skipped if word.startswith("re:")]
+
+    def __call__(self, weight: Weight, path: str) -> int | None:
+        if path in self.names or any(pattern.match(path) for pattern in self.patterns):
+            return None
+        return self.of(weight)
+
+    def matrix_bytes(self, outputs: int, inputs: int) -> int:
+        bits, floats = self.weights["num_bits"], self.weights.get("type") == "float"
+        size = self.weights.get("group_size")
+        groups = -(-inputs // size) if isinstance(size, int) and size > 0 else 1
+        scale = (1 if floats and bits == 4 else SCALE_BYTES) * outputs * groups
+        if self.weights.get("strategy") == "tensor":
+            scale = SCALE_BYTES
+        shape = 16 if bits == 4 and not floats else 0
+        zeros = 0 if self.weights.get("symmetric", True) else 4 * -(-outputs * bits // 32) * groups
+        return int(-(-inputs * bits // 8) * outputs + scale + shape + zeros)
+
+
+def _bounded(word: str) -> bool:
+    """Whether a foreign expression is plain enough to be matched without taking forever."""
+    return not word.startswith("re:") or (
+        PLAIN_EXPRESSION.fullmatch(word) is not None and word.count(".*") <= MOST_WILDCARDS
+    )
+
+
+RULES: Mapping[str, type[_Rule]] = {
+    "awq": _Awq,
+    "gptq": _Gptq,
+    "fp8": _Fp8,
+    BITSANDBYTES: _BitsAndBytes,
+    COMPRESSED: _Compressed,
+    MLX: _Mlx,
+}

@@ -1,0 +1,349 @@
+"""Whether what a row says can be: every field of its type and in a range in which it can lie.
+
+A row may be somebody else's, edited, or of a store that was tampered with. What is read as a batch of −4 or as a NaN
+becomes a figure without a warning, so a row is checked before it is a ``Measurement``. The types are those of the
+dataclasses, so that a field which is added to one of them is checked too. Everything here raises ValueError that
+names the field, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from dataclasses import fields as dataclass_fields
+from functools import cache
+from itertools import compress
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from profiler.case import Case
+from profiler.results.measurement import Caution, DecodePath, Energy, Measurement, Memory, PhaseEnergy, Sample
+from profiler.units import MAX_BYTES, printable
+
+MOST_TEXT = 64 * 1024  # characters
+MOST_COUNT = 2**53  # whole numbers that a float holds exactly
+MOST = 1e18  # of floats: sums and products of some of them stay finite
+MOST_SAMPLES = 100_000  # repetitions of a row
+PROCESSES_APART = 1.0  # standard deviation ÷ median, which a share of a time cannot reach
+
+RANGES: dict[str, tuple[float, float]] = {  # of fields that may not be 0, or may be less
+    "context": (1, MOST_COUNT),
+    "batch": (1, MOST_COUNT),
+    "steps": (1, MOST_COUNT),
+    "ubatch": (1, MOST_COUNT),
+    "threads": (1, MOST_COUNT),
+    "tokens": (1, MOST_COUNT),
+    "seconds": (1e-9, 1e9),
+    "seed": (0, 2**63),
+    "wait_s": (-MOST, MOST),  # differences of counters that are read one after the other
+    "drain_s": (-MOST, MOST),
+    "counter_j": (-MOST, MOST),
+    "power_j": (-MOST, MOST),
+    "temperature_c": (-300, 10_000),
+}
+# What reports read of the semi-structured parts. Names that are not here may hold any JSON.
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What one field may hold."""
+
+    kinds: frozenset[type]
+    low: float = 0
+    high: float = MOST
+    words: frozenset[str] = frozenset()  # empty: any text
+
+    def takes(self, value: Any) -> bool:
+        """Whether ``value`` can be what the field holds. NaN is in no range."""
+        kind = type(value)
+        if kind not in self.kinds:
+            return False
+        if kind is int or kind is float:
+            return bool(self.low <= value <= self.high)
+        if kind is str:
+            return value in self.words if self.words else len(value) <= MOST_TEXT
+        return True
+
+    def __str__(self) -> str:
+        words = ["null"] if NoneType in self.kinds else []
+        if int in self.kinds:
+            kind = "a number" if float in self.kinds else "a whole number"
+            words.insert(0, f"{kind} from {self.low:g} to {self.high:g}")
+        if str in self.kinds:
+            text = " or ".join(sorted(self.words)) or f"a text of at most {MOST_TEXT:,} characters"
+            words.insert(0, text)
+        if bool in self.kinds:
+            words.insert(0, "true or false")
+        if dict in self.kinds:
+            words.insert(0, "an object")
+        if list in self.kinds:
+            words.insert(0, "a list")
+        return " or ".join(words)
+
+
+Form = Mapping[str, "Allowed | Form"]
+
+NUMBER = Allowed(frozenset({int, float, NoneType}))
+SIZE = Allowed(frozenset({int, float, NoneType}), 1e-15)  # something that figures are divided by
+TEXT = Allowed(frozenset({str, NoneType}))
+FLAG = Allowed(frozenset({bool, NoneType}))
+ANY = Allowed(frozenset({int, float, str, bool, NoneType}), -MOST)
+COUNT = Allowed(frozenset({int}), high=MOST_COUNT)
+
+ENVIRONMENT: Form = {
+    "cpu": {"title": TEXT, "cores": NUMBER, "cores_installed": NUMBER, "governor": TEXT},
+    "memory_bytes": NUMBER,
+    "swap_bytes": NUMBER,
+    "virtual": FLAG,
+    "limits": {"memory_bytes": NUMBER, "cores": NUMBER},
+    "device": {
+        "name": TEXT,
+        "kind": TEXT,
+        "title": TEXT,
+        "memory_bytes": NUMBER,
+        "free_bytes": NUMBER,
+        "features": Allowed(frozenset({list, NoneType})),
+        "uuid_hash": TEXT,
+        "driver": TEXT,
+        "power_limit_w": NUMBER,
+    },
+    "system": TEXT,
+    "python": TEXT,
+    "libraries": {},
+    "settings": {},
+    "source": {"commit": TEXT, "changed": FLAG},
+}
+ASKED = {"reps": NUMBER, "precision": NUMBER, "max_phase_s": NUMBER, "max_memory_bytes": NUMBER, "energy": FLAG}
+FIGURE = {"value": SIZE, "low": NUMBER, "high": NUMBER, "basis": TEXT}
+EXPECTED: Form = {
+    "peak_bytes": FIGURE,
+    "load_peak_bytes": FIGURE,
+    "prefill_tps": FIGURE,
+    "decode_tps": FIGURE,
+    "prefill_bound": TEXT,
+    "decode_bound": TEXT,
+    "path": TEXT,
+    "between": {"prefill": NUMBER, "decode": NUMBER, "basis": TEXT},
+    "ceiling_s": {"prefill": NUMBER, "step": NUMBER},
+}
+WHOLE: dict[str, tuple[str, ...]] = {  # parts of ``expected`` that are read without asking what is in them
+    **dict.fromkeys(("peak_bytes", "load_peak_bytes", "prefill_tps", "decode_tps"), tuple(FIGURE)),
+    "between": ("basis",),
+    "ceiling_s": ("prefill", "step"),
+}
+STOPPED = {"prefill": TEXT, "decode": TEXT}
+PARTS: dict[str, Form] = {
+    "asked": ASKED,
+    "expected": EXPECTED,
+    "environment": ENVIRONMENT,
+    "stopped": STOPPED,
+    "checkpoint": {},
+}
+MOST_DEPTH = 8  # lists and objects inside each other, where names are free
+
+
+@cache
+def allowed(kind: type) -> Mapping[str, Allowed]:
+    """By name, what each field of a dataclass may hold."""
+    hints = get_type_hints(kind)
+    return {field.name: _allowed(field.name, hints[field.name]) for field in dataclass_fields(kind)}
+
+
+def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
+    """ValueError unless ``row`` can be a stored measurement, apart from its samples and its environment.
+
+    ``path_name``: what its decode path is called in the file.
+    """
+    fields = allowed(Measurement)
+    for name, value in row.items():
+        if name in PARTS:
+            check_part(name, value)
+        elif name not in fields:
+            raise ValueError(f"{printable(name, 60)} is not a field that this version of profile knows")
+        elif name != "samples" and not fields[name].takes(value):
+            raise ValueError(f"{name} is {shown(value)}, must be {fields[name]}")
+    check(Case, row["case"], "case")
+    check(Memory, row["memory"], "memory")
+    for caution in row["cautions"]:
+        check(Caution, caution, "cautions")
+    if path := row.get("decode_path"):
+        check(DecodePath, path, path_name)
+    if energy := row.get("energy"):
+        check(Energy, energy, "energy")
+        for phase in ("prefill", "decode"):
+            if (part := energy.get(phase)) is not None:
+                check(PhaseEnergy, part or None, f"energy.{phase}")
+
+
+def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str] | None = None) -> None:
+    """ValueError unless ``columns``, which hold a list for each field of a ``Sample``, can be repetitions of a row.
+
+    ``step_s`` holds how many steps each has. ``where`` and ``names``: what they are called in the file.
+    """
+    names = names or {}
+    if not isinstance(columns, dict):
+        raise ValueError(f"{where} is {shown(columns)}, must be an object")
+    fields = allowed(Sample)
+    if unknown := [name for name in columns if name not in fields]:
+        raise ValueError(f"{where} has an unknown column, {printable(unknown[0], 60)}")
+    if missing := [name for name in ("phase", "seconds", "tokens", "step_s") if name not in columns]:
+        raise ValueError(f"{where} has no {missing[0]}")
+    for name, values in columns.items():
+        rule = COUNT if name == "step_s" else fields[name]
+        if not isinstance(values, list):
+            raise ValueError(f"{_at(where, names.get(name, name))} is {shown(values)}, must be a list")
+        if not _all(rule, values):
+            wrong = next(value for value in values if not rule.takes(value))
+            raise ValueError(f"{_at(where, names.get(name, name))} holds {shown(wrong)}, must be {rule}")
+    sizes = {len(values) for values in columns.values()}
+    if len(sizes) > 1 or max(sizes) > MOST_SAMPLES:
+        raise ValueError(f"{where} has columns of {max(sizes):,} and {min(sizes):,} entries")
+
+
+def check(kind: type, content: Any, where: str = "") -> None:
+    """ValueError unless ``content`` is a mapping whose fields ``kind``, a dataclass, can hold."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where or 'it'} is {shown(content)}, must be an object")
+    fields = allowed(kind)
+    if _is_usual(fields, content):
+        return
+    for name, value in content.items():
+        if name not in fields:
+            raise ValueError(f"{_at(where, name)} is not a field that this version of profile knows")
+        if not fields[name].takes(value):
+            raise ValueError(f"{_at(where, name)} is {shown(value)}, must be {fields[name]}")
+
+
+def check_times(seconds: Sequence[float], where: str) -> None:
+    """ValueError unless all of ``seconds``, which are floats, can be the time of a step."""
+    if seconds and not (min(seconds) >= 0 and max(seconds) <= MOST and math.isfinite(sum(seconds))):
+        wrong = next(value for value in seconds if not 0 <= value <= MOST)
+        raise ValueError(f"{where} holds {shown(wrong)}, must be a number from 0 to {MOST:g}")
+
+
+def check_part(name: str, content: Any) -> None:
+    """ValueError unless ``content`` can be the part ``name`` of ``PARTS`` of a row."""
+    _check_form(content, PARTS[name], name)
+    if name != "expected":
+        return
+    for part, needed in WHOLE.items():
+        if (known := content.get(part)) and (missing := [field for field in needed if known.get(field) is None]):
+            raise ValueError(f"{name}.{part} has no {missing[0]}")
+    between = content.get("between") or {}
+    for phase in ("prefill", "decode"):
+        if (between.get(phase) or 0) >= PROCESSES_APART:
+            raise ValueError(f"{name}.between.{phase} is {shown(between[phase])}, must be a share of one")
+
+
+def shown(value: Any) -> str:
+    """A value in a message, on one line."""
+    if isinstance(value, Mapping | list | tuple):
+        return "an object" if isinstance(value, Mapping) else "a list"
+    return "null" if value is None else printable(repr(value), 60)
+
+
+def _check_form(content: Any, form: Form, where: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is {shown(content)}, must be an object")
+    if _is_usual(form, content):
+        return
+    for name, value in content.items():
+        rule = form.get(name)
+        if rule is None:
+            _check_plain(value, _at(where, name), MOST_DEPTH)
+        elif isinstance(rule, Allowed):
+            if not rule.takes(value):
+                raise ValueError(f"{where}.{name} is {shown(value)}, must be {rule}")
+            if isinstance(value, list):
+                _check_plain(value, f"{where}.{name}", MOST_DEPTH)
+        elif value is not None:
+            _check_form(value, rule, f"{where}.{name}")
+
+
+def _check_plain(value: Any, where: str, depth: int) -> None:
+    """ValueError unless ``value`` is JSON of the usual size."""
+    if isinstance(value, dict | list):
+        if not depth:
+            raise ValueError(f"{where} is nested too deeply")
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_plain(each, where, depth - 1)
+    elif not ANY.takes(value):
+        raise ValueError(f"{where} is {shown(value)}, must be {ANY}")
+
+
+def _allowed(name: str, hint: Any) -> Allowed:
+    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    kinds: set[type] = set()
+    words: set[str] = set()
+    for option in options:
+        origin = get_origin(option)
+        if origin is Literal:
+            words |= set(get_args(option))
+            kinds.add(str)
+        elif origin is dict or is_dataclass(option):
+            kinds.add(dict)
+        elif origin in (tuple, list):
+            kinds |= {list, tuple}
+        else:
+            kinds |= {int, float} if option is float else {option}
+    low, high = RANGES.get(
+        name, (0, MAX_BYTES if name.endswith("_bytes") else MOST if float in kinds else MOST_COUNT)
+    )
+    return Allowed(frozenset(kinds), low, high, frozenset(words))
+
+
+def _all(rule: Allowed, values: list[Any]) -> bool:
+    """Whether ``rule`` takes every value: a column has one kind of them, so they are looked at all together."""
+    kinds = set(map(type, values))
+    if not kinds <= rule.kinds:
+        return False
+    if kinds == {str}:
+        return set(values) <= rule.words if rule.words else max(map(len, values)) <= MOST_TEXT
+    if kinds <= {int, float}:
+        total = sum(values)
+        return not values or (total == total and rule.low <= min(values) and max(values) <= rule.high)  # NaN ≠ NaN
+    return all(map(rule.takes, values))
+
+
+class _Shape:
+    """Objects of the same names, in the same order, with values of the same types: most of a store's are."""
+
+    def __init__(self, rules: Sequence[Allowed], kinds: Sequence[type]) -> None:
+        self.numbers = [kind in (int, float) for kind in kinds]
+        self.texts = [kind is str for kind in kinds]
+        self.lows = [rule.low for rule, number in zip(rules, self.numbers, strict=True) if number]
+        self.highs = [rule.high for rule, number in zip(rules, self.numbers, strict=True) if number]
+
+    def holds(self, values: Collection[Any]) -> bool:
+        """Whether numbers are in range and texts not too long; types are right already."""
+        numbers = tuple(compress(values, self.numbers))
+        return (
+            all(map(operator.le, self.lows, numbers))
+            and all(map(operator.le, numbers, self.highs))
+            and max(map(len, compress(values, self.texts)), default=0) <= MOST_TEXT
+        )
+
+
+_SHAPES: dict[tuple[Any, ...], _Shape] = {}
+_MOST_SHAPES = 1000
+
+
+def _is_usual(form: Form, content: Mapping[str, Any]) -> bool:
+    """Whether ``content`` is good as its like have been; a slower look must tell where not."""
+    kinds = tuple(map(type, content.values()))
+    key = (id(form), *content, *kinds)
+    shape = _SHAPES.get(key)
+    if shape is None:
+        rules = [form.get(name) for name in content]
+        plain = [rule for rule in rules if isinstance(rule, Allowed) and not rule.words]
+        fit = len(plain) == len(kinds) < 100 and len(_SHAPES) < _MOST_SHAPES
+        if not fit or list in kinds or not all(kind in rule.kinds for kind, rule in zip(kinds, plain, strict=True)):
+            return False
+        shape = _SHAPES[key] = _Shape(plain, kinds)
+    return shape.holds(content.values())
+
+
+def _at(where: str, name: Any) -> str:
+    return f"{where}.{printable(name, 60)}" if where else printable(name, 60)

@@ -1,0 +1,241 @@
+"""What `profile fit`, `explain` and the plan of a sweep make of checkpoints that state their own quantization."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from fakes import stored as made
+
+from profiler.cli import main
+from profiler.quants import checkpoint
+
+SHARED = {  # shapes of Llama 3.1 8B
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "max_position_embeddings": 131072,
+}  # fmt: skip
+ONE = ("--device", "cpu", "-c", "32", "-n", "2", "--path", "eager", "--dry-run")
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def fit(*words: str) -> list[dict[str, Any]]:
+    result = run("fit", *words, "-o", "json")
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def plan(*words: str) -> list[dict[str, Any]]:
+    result = run("sweep", *ONE, *words, "-o", "json")
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def sizes(row: dict[str, Any]) -> tuple[str, float, str]:
+    return row["quant"], row["weights_bytes"]["value"], row["weights_bytes"]["basis"]
+
+
+PACKED = sorted(set(made.CONFIGS) - {"fp32", "bf16", "fp16", "nf4-dq"})
+
+
+@pytest.mark.parametrize("quant", PACKED)
+def test_fit_prices_the_tensors_of_a_quantized_checkpoint(quant: str, tmp_path: Path) -> None:
+    """Never the engine's usual quantization; a byte a tensor that is read once and dropped is not held."""
+    path = made.folder(tmp_path / "m", quant)
+    (row,) = fit(str(path), "--engine", "vllm", "--on", "rtx 4090")
+    held = made.total({name: entry for name, entry in made.tensors(quant).items() if "weight_format" not in name})
+    assert sizes(row) == (quant, held, "exact")
+    assert row["stored"] == {"quant": quant, "bytes": made.total(made.tensors(quant)), "from": "headers"}
+
+
+@pytest.mark.parametrize("quant", ["fp32", "bf16", "fp16"])
+def test_fit_prices_a_plain_checkpoint_in_its_own_dtype(quant: str, tmp_path: Path) -> None:
+    (row,) = fit(str(made.folder(tmp_path / "m", quant)))
+    assert sizes(row) == (quant, made.total(made.tensors(quant)), "exact")
+
+
+@pytest.mark.parametrize("kind", made.GGUF)
+def test_fit_prices_a_gguf_file_as_itself(kind: str, tmp_path: Path) -> None:
+    """On a GPU the table from which rows are looked up stays on the host; on a CPU there is one memory."""
+    path = str(made.gguf(tmp_path / "m.gguf", kind))
+    whole = sum(made.gguf_size(*entry) for entry in made.gguf_tensors(kind).values())
+    (gpu,) = fit(path, "--engine", "llama.cpp", "--on", "rtx 4090")
+    table = made.gguf_size(kind, (made.VOCAB, made.HIDDEN))
+    assert sizes(gpu) == (kind, whole - table, "exact") and gpu["host_bytes"]["value"] == table
+    (cpu,) = fit(path, "--engine", "llama.cpp")
+    assert sizes(cpu) == (kind, whole, "exact") and cpu["host_bytes"]["value"] == 0
+
+
+def test_a_tied_gguf_file_is_held_whole_on_a_device(tmp_path: Path) -> None:
+    held = made.gguf_tensors("q8_0", head=False)
+    path = made.gguf(tmp_path / "m.gguf", found=held)
+    (row,) = fit(str(path), "--engine", "llama.cpp", "--on", "rtx 4090")
+    assert sizes(row) == ("q8_0", sum(made.gguf_size(*entry) for entry in held.values()), "exact")
+
+
+def test_two_files_of_one_model_differ_in_speed_as_in_bytes(tmp_path: Path) -> None:
+    """Reading the file's tensors is what a decode step does."""
+    files = [str(made.gguf(tmp_path / f"{kind}.gguf", kind)) for kind in ("f32", "q4_0")]
+    explained = [json.loads(run("explain", path, "--engine", "llama.cpp", "-o", "json").stdout) for path in files]
+    matrices = ("attention", "feed-forward")
+    read = [
+        sum(part["bytes"] for part in parts if part["phase"] == "decode" and part["part"] in matrices)
+        for parts in explained
+    ]
+    assert read[0] == 32 / (18 * 8 / 32) * read[1]
+
+
+def test_another_quantization_of_a_file_is_said_not_to_be_the_file(tmp_path: Path) -> None:
+    path = str(made.gguf(tmp_path / "m.gguf", "q8_0"))
+    own, other = fit(path, "--engine", "llama.cpp", "-q", "Q8_0,q4_k_m")
+    assert own["quant"] == "q8_0" and own["weights_bytes"]["value"] == own["stored"]["bytes"]
+    assert not any("predicted as" in caution for caution in own["cautions"])
+    assert "predicted as q4_k_m, not as the q8_0 of this checkpoint" in other["cautions"]
+    assert "predicted as q4_k_m" in run("explain", path, "--engine", "llama.cpp", "-q", "q4_k_m").stderr
+
+
+def test_an_engine_that_cannot_read_a_checkpoint_says_what_can(tmp_path: Path) -> None:
+    result = run("fit", str(made.folder(tmp_path / "m", "awq")), "--engine", "llama.cpp")
+    assert result.exit_code == 2
+    assert "its weights are stored in awq, and llama.cpp reads GGUF files only" in result.stderr
+    (row,) = fit(str(made.folder(tmp_path / "plain", "bf16")), "--engine", "llama.cpp")
+    assert row["quant"] == "bf16" and any("converted to bf16" in caution for caution in row["cautions"])
+
+
+@pytest.mark.parametrize(
+    ("quant", "gib"),
+    [
+        ("awq", 5.33),
+        ("gptq", 5.34),
+        ("fp8", 8.46),
+        ("compressed-tensors", 5.31),
+        ("nf4-dq", 5.31),
+        ("mlx-4bit", 4.21),
+    ],
+)
+def test_a_config_alone_is_priced_by_its_scheme_and_not_called_exact(quant: str, gib: float, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(made.LLAMA | SHARED | made.CONFIGS[quant]))
+    (row,) = fit(str(tmp_path), "--engine", "vllm", "--on", "rtx 4090")
+    name, nbytes, basis = sizes(row)
+    assert name == quant and basis == "prior"
+    assert nbytes / 2**30 == pytest.approx(gib, abs=0.01)
+    assert row["stored"]["from"] == "config"
+
+
+@pytest.mark.parametrize("quant", sorted(checkpoint.RULES))
+def test_the_bytes_by_a_scheme_are_those_of_the_tensors_that_it_makes(quant: str, tmp_path: Path) -> None:
+    quant = {"bitsandbytes": "nf4-dq", "mlx": "mlx-4bit"}.get(quant, quant)
+    (tmp_path / "config.json").write_text(json.dumps(made.LLAMA | made.CONFIGS[quant]))
+    (alone,) = fit(str(tmp_path), "--engine", "vllm", "--on", "rtx 4090")
+    (whole,) = fit(str(made.folder(tmp_path / "m", quant)), "--engine", "vllm", "--on", "rtx 4090")
+    assert alone["weights_bytes"]["value"] == whole["weights_bytes"]["value"]
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        {"quant_method": "aqlm", "nbits_per_codebook": 16},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": {}, "b": {}}},
+        {"bits": 4, "group_size": 32, "mode": "mxfp4"},
+        {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"a": {}}},
+        {"quant_method": 7},
+    ],
+    ids=lambda scheme: str(scheme.get("quant_method", "mlx mxfp4")),
+)
+def test_a_scheme_that_cannot_be_priced_is_one_line(scheme: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(made.LLAMA | {"quantization_config": scheme}))
+    result = run("fit", str(tmp_path), "--engine", "vllm")
+    assert result.exit_code == 2
+    assert "not enough of it to tell what its weights take" in result.stderr
+    assert fit(str(tmp_path), "--engine", "vllm", "-q", "bf16")  # what a person names is predicted
+
+
+@pytest.mark.parametrize(
+    ("quant", "says"),
+    [
+        ("awq", "its weights are stored in awq: gptqmodel is not installed: pip install gptqmodel"),
+        ("gptq", "its weights are stored in gptq: optimum and gptqmodel are not installed: pip install"),
+        ("mlx-4bit", "its weights are stored in mlx-4bit: transformers does not read MLX checkpoints"),
+        ("mxfp4", "its weights are stored in mxfp4: transformers keeps MXFP4 in the experts of gpt-oss only"),
+    ],
+)
+def test_the_plan_refuses_what_cannot_be_loaded_and_runs_the_other_models(
+    quant: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_installed", lambda module: False)
+    packed = str(made.folder(tmp_path / "packed", quant))
+    rows = {row["model"]: row for row in plan("-m", packed, "-m", str(made.folder(tmp_path / "plain", "bf16")))}
+    assert rows["plain"]["action"] == "run"
+    assert rows["packed"]["action"] == "skip" and rows["packed"]["reason"].startswith(says)
+    assert "measure the unquantized checkpoint with -q nf4" in rows["packed"]["reason"]
+    assert rows["packed"]["weights_bytes"] == made.total(made.tensors(quant))
+
+
+def test_the_plan_runs_a_checkpoint_as_it_is_stored_once_the_library_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_installed", lambda module: True)
+    (row,) = plan("-m", str(made.folder(tmp_path / "m", "awq")))
+    assert (row["action"], row["quant"], row["dtype"]) == ("run", "awq", "bf16")
+    assert row["weights_bytes"] == made.total(made.tensors("awq"))
+
+
+@pytest.mark.parametrize("quant", ["int8", "nf4-dq"])
+def test_the_plan_of_a_bitsandbytes_checkpoint_has_its_own_name_and_bytes(quant: str, tmp_path: Path) -> None:
+    path = str(made.folder(tmp_path / "m", quant))
+    (own,) = plan("-m", path)
+    assert (own["action"], own["quant"]) == ("run", quant)
+    (predicted,) = fit(path, "--engine", "vllm", "--on", "rtx 4090")
+    assert own["weights_bytes"] == predicted["weights_bytes"]["value"]
+    assert plan("-m", path, "-q", quant) == [own]
+
+
+def test_fp8_on_a_cpu_is_unpacked_and_said_to_be(tmp_path: Path) -> None:
+    (row,) = plan("-m", str(made.folder(tmp_path / "m", "fp8")))
+    assert (row["action"], row["quant"], row["note"]) == ("run", "bf16", "transformers unpacks fp8 into bf16")
+    assert row["weights_bytes"] == made.total(made.tensors("bf16"))
+    (kept,) = plan("-m", str(tmp_path / "m"), "-q", "fp8")
+    assert kept["action"] == "skip" and kept["reason"].endswith("-q bf16 measures it unpacked")
+
+
+@pytest.mark.parametrize(
+    ("quant", "asked", "says"),
+    [
+        ("awq", "nf4", "its weights are quantized already (awq): leave -q nf4 out"),
+        ("fp8", "int8", "its weights are quantized already (fp8): leave -q int8 out"),
+        ("nf4-dq", "nf4", "its weights are quantized already (nf4-dq): leave -q nf4 out"),
+        ("int8", "bf16", "its weights are stored in int8: transformers cannot unpack it; leave -q out"),
+        ("bf16", "awq", "its weights are not stored in awq, and nothing here quantizes to it"),
+    ],
+)
+def test_a_second_quantization_is_refused(quant: str, asked: str, says: str, tmp_path: Path) -> None:
+    path, other = str(made.folder(tmp_path / "m", quant)), str(made.folder(tmp_path / "awq", "awq"))
+    rows = {row["model"]: row for row in plan("-m", path, "-m", other, "-q", asked)}
+    assert rows["m"]["action"] == "skip" and rows["m"]["reason"].startswith(says)
+
+
+def test_a_quantization_that_no_checkpoint_of_the_sweep_has_is_unknown(tmp_path: Path) -> None:
+    result = run("sweep", *ONE, "-m", str(made.folder(tmp_path / "m", "bf16")), "-q", "awq")
+    assert result.exit_code == 2 and "unknown quantization: awq" in result.stderr
+
+
+def test_codes_without_a_scheme_are_not_measured(tmp_path: Path) -> None:
+    path = str(made.folder(tmp_path / "m", "fp8", config={}))
+    for asked in ((), ("-q", "bf16")):
+        (row,) = plan("-m", path, *asked)
+        assert row["action"] == "skip" and "cannot be taken as values" in row["reason"]
+
+
+def test_random_weights_are_not_said_to_be_in_a_quantization_that_nothing_here_makes(tmp_path: Path) -> None:
+    path = str(made.folder(tmp_path / "m", "awq"))
+    (row,) = plan("-m", path, "--weights", "synthetic", "-q", "bf16")
+    assert (row["action"], row["quant"]) == ("run", "bf16")
+    (own,) = plan("-m", str(made.folder(tmp_path / "b", "nf4-dq")), "--weights", "synthetic")
+    assert own["quant"] == "nf4-dq"

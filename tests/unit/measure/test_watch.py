@@ -1,0 +1,29 @@
+"""What counts as a sign of life depends on the CPU time that a worker can get."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from profiler.devices import cgroup
+from profiler.measure import watch
+from profiler.measure.watch import Limits, Watch
+
+
+@pytest.mark.parametrize(
+    ("quota", "used_s", "hangs"),
+    [(None, 0.5, True), (None, 2.0, False), (0.02, 0.5, False), (0.02, 0.001, True), (4.0, 0.5, True)],
+)
+def test_a_worker_that_a_quota_holds_to_a_hundredth_of_a_core_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, used_s: float, hangs: bool
+) -> None:
+    monkeypatch.setattr(cgroup, "cores", lambda: quota)
+    clock = SimpleNamespace(monotonic=lambda: 1000.0)
+    monkeypatch.setattr(watch, "time", clock)
+    cpu_s = iter([0.0, used_s])
+    worker: Any = SimpleNamespace(cpu_s=lambda: next(cpu_s), broken=None, resident_bytes=lambda: None)
+    waiting = Watch(worker, case=None, limits=Limits(hang_s=60), interrupts=None, on_beat=None)  # type: ignore[arg-type]
+    clock.monotonic = lambda: 1100.0
+    assert (waiting._excess() is not None) is hangs

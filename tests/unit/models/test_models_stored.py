@@ -1,0 +1,183 @@
+"""How a checkpoint is stored: its own quantization and its bytes, from headers and from what its config says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import stored as made
+
+from profiler.errors import ProfileError
+from profiler.models.resolve import resolve
+from profiler.models.stored import Stored
+
+QUANTS = sorted(made.CONFIGS)
+
+
+def stored(path: Path) -> Stored:
+    found = resolve(str(path)).stored
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_a_folder_states_its_own_quantization_and_the_sum_of_its_headers(quant: str, tmp_path: Path) -> None:
+    found = stored(made.folder(tmp_path / "m", quant))
+    assert found.quant == quant
+    assert found.nbytes == made.total(made.tensors(quant))
+    assert found.exact and not found.left_out
+    if quant != "mxfp4":  # nobody stores the linear layers of a Llama so, and transformers would not read them
+        assert found.trouble is None
+
+
+@pytest.mark.parametrize("kind", made.GGUF)
+def test_a_gguf_file_states_its_own_quantization_and_the_sum_of_its_header(kind: str, tmp_path: Path) -> None:
+    """``general.file_type`` says f16 in all of them: the tensors decide."""
+    found = stored(made.gguf(tmp_path / "m.gguf", kind))
+    assert found.quant == kind
+    assert found.nbytes == sum(made.gguf_size(*entry) for entry in made.gguf_tensors(kind).values())
+    assert sum(weight.nbytes for weight in found.weights) == found.nbytes
+
+
+@pytest.mark.parametrize(
+    ("file_type", "down", "name"),
+    [
+        (15, "q6_k", "q4_k_m"),
+        (15, "q8_0", "q4_k_m"),
+        (14, "q5_k", "q4_k_s"),
+        (15, "iq4_xs", "mixed"),
+        (15, "q3_k", "mixed"),
+    ],
+)
+def test_a_mix_has_the_name_that_the_file_states_only_where_its_layers_are_that_mix(
+    file_type: int, down: str, name: str, tmp_path: Path
+) -> None:
+    """A third party's dynamic mix keeps ``general.file_type`` and puts other types into some layers."""
+    held = made.gguf_tensors("q4_k")
+    held |= {key: (down, shape) for key, (_, shape) in held.items() if "ffn_down" in key}
+    assert stored(made.gguf(tmp_path / "m.gguf", found=held, file_type=file_type)).quant == name
+
+
+def test_what_bitsandbytes_writes_for_reading_alone_takes_no_memory(tmp_path: Path) -> None:
+    """170 bytes of JSON become one offset of 4 bytes when a weight with nested scales is loaded."""
+    found = stored(made.folder(tmp_path / "m", "nf4-dq"))
+    linears = made.LAYERS * len(made.LINEAR)
+    assert found.nbytes - sum(weight.nbytes for weight in found.weights) == linears * (170 - 4)
+
+
+def test_layers_beyond_those_of_the_config_are_left_out_by_name_and_bytes(tmp_path: Path) -> None:
+    path = made.folder(tmp_path / "m", "bf16", config={"num_hidden_layers": 3})
+    model = resolve(str(path))
+    assert model.stored is not None
+    assert [(left.name, left.count) for left in model.stored.left_out] == [("model.layers.3", 9)]
+    assert any("9 tensors of model.layers.3 (1.13 MiB)" in caution for caution in model.cautions)
+
+
+def test_a_tower_and_a_prediction_layer_are_no_part_of_the_decoder(tmp_path: Path) -> None:
+    held = made.tensors("bf16") | {
+        "vision_tower.layers.0.self_attn.q_proj.weight": ("BF16", (64, 64)),
+        "mtp.layers.0.mlp.up_proj.weight": ("BF16", (64, 64)),
+    }
+    found = stored(made.folder(tmp_path / "m", "bf16", found=held))
+    assert found.nbytes == made.total(made.tensors("bf16"))
+    assert {left.name for left in found.left_out} == {"vision_tower.layers.0", "mtp.layers.0"}
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", ""])
+def test_the_decoder_of_a_multimodal_checkpoint_is_found_under_its_other_names(prefix: str, tmp_path: Path) -> None:
+    held = {
+        f"{prefix}{name.removeprefix('model.')}" if name.startswith("model.") else name: entry
+        for name, entry in made.tensors("awq").items()
+    }
+    assert stored(made.folder(tmp_path / "m", "awq", found=held)).exact
+
+
+WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "fp8 codes, no config": ("fp8", {}, "F8_E4M3, and config.json has no quantization_config"),
+    "int8 codes, no config": ("int8", {}, "is stored as I8, and config.json has no quantization_config"),
+    "AutoGPTQ's own file beside": ("gptq", {}, "I32, and config.json has no quantization_config"),
+    "config of another method": ("gptq", made.CONFIGS["fp8"], "which is not how transformers reads fp8"),
+    "config says awq, weights are plain": ("bf16", made.CONFIGS["awq"], "no tensor of the decoder is quantized"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_codes_that_nothing_explains_are_told_apart_from_values(case: str, tmp_path: Path) -> None:
+    quant, config, words = WRONG[case]
+    found = stored(made.folder(tmp_path / "m", quant, config=config))
+    assert found.trouble is not None and words in found.trouble
+    assert found.nbytes == made.total(made.tensors(quant))  # whatever they mean, they weigh the same
+
+
+@pytest.mark.parametrize(
+    ("quant", "old", "new"),
+    [("fp8", "weight_scale_inv", "weight_scale"), ("awq", "scales", "scale"), ("int8", "SCB", "scb")],
+)
+def test_scales_under_a_name_that_transformers_does_not_read_are_trouble(
+    quant: str, old: str, new: str, tmp_path: Path
+) -> None:
+    """vLLM and others store fp8 with ``weight_scale``; transformers would leave it out and take codes for values."""
+    held = {
+        name.removesuffix(old) + new if name.endswith(f".{old}") else name: entry
+        for name, entry in made.tensors(quant).items()
+    }
+    found = stored(made.folder(tmp_path / "m", quant, found=held))
+    assert found.trouble is not None and new in found.trouble
+
+
+def test_a_scale_that_is_left_over_beside_plain_weights_is_trouble(tmp_path: Path) -> None:
+    held = made.tensors("bf16") | {"model.layers.0.self_attn.attn_scale": ("F32", (1,))}
+    assert "belongs to a quantization" in str(stored(made.folder(tmp_path / "m", "bf16", found=held)).trouble)
+
+
+def test_blocks_that_transformers_would_cut_in_the_wrong_places_are_seen(tmp_path: Path) -> None:
+    """192 rows in blocks of 128 have two rows of scales; 192 ÷ 2 is 96."""
+    fp8 = made.CONFIGS["fp8"]["quantization_config"] | {"weight_block_size": [192, 128]}
+    held = made.tensors("fp8")
+    for name, (dtype, shape) in list(held.items()):
+        if name.endswith("weight_scale_inv"):
+            rows = held[name.removesuffix("_scale_inv")][1][0]
+            held[name] = (dtype, (-(-rows // 192), shape[1]))
+    found = stored(made.folder(tmp_path / "m", "fp8", found=held, config={"quantization_config": fp8}))
+    assert found.trouble is None
+    assert found.uneven is not None and "192 × 128" in found.uneven
+    assert stored(made.folder(tmp_path / "even", "fp8")).uneven is None
+
+
+def test_experts_stored_one_by_one_are_the_fused_weight_of_transformers(tmp_path: Path) -> None:
+    config = {
+        "model_type": "qwen3_5_moe_text", "num_hidden_layers": 1, "hidden_size": 64, "vocab_size": 128,
+        "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1,
+        "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "layer_types": ["full_attention"],
+        "quantization_config": made.CONFIGS["fp8"]["quantization_config"],
+    }  # fmt: skip
+    place = "model.layers.0.mlp.experts"
+    held: made.Tensors = {}
+    for n in range(2):
+        for part, shape in (("gate_proj", (32, 64)), ("up_proj", (32, 64)), ("down_proj", (64, 32))):
+            held[f"{place}.{n}.{part}.weight"] = ("F8_E4M3", shape)
+            held[f"{place}.{n}.{part}.weight_scale_inv"] = ("F32", (1, 1))
+    found = stored(made.folder(tmp_path / "m", "fp8", found=held, config=config))
+    experts = {weight.weight.name: weight.nbytes for weight in found.weights}
+    assert experts == {"mlp.experts.gate_up_proj": 4 * (32 * 64 + 4), "mlp.experts.down_proj": 2 * (64 * 32 + 4)}
+    assert found.missing > 0 and not found.exact
+
+
+def test_a_gguf_type_that_is_not_known_is_refused_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = made.gguf(tmp_path / "m.gguf", "q8_0")
+    content = path.read_bytes()
+    name = b"blk.2.ffn_up.weight"
+    place = content.index(name) + len(name) + 4 + 2 * 8
+    path.write_bytes(content[:place] + (77).to_bytes(4, "little") + content[place + 4 :])
+    with pytest.raises(ProfileError, match=r"blk.2.ffn_up.weight is stored in type 77 of ggml"):
+        resolve(str(path))
+
+
+def test_a_config_alone_has_a_scheme_and_no_headers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(made.LLAMA | made.CONFIGS["awq"]))
+    model = resolve(str(tmp_path))
+    assert model.stored is None
+    assert model.cautions == ("the checkpoint's weights are stored quantized (awq)",)
