@@ -140,7 +140,8 @@ def verified(*words: str) -> list[str]:
 
 @pytest.mark.parametrize("engine", ["transformers", "llama.cpp", "vllm"])
 def test_fit_prints_a_command_that_measures_the_very_folder(engine: str, models: list[str], tmp_path: Path) -> None:
-    lines = [verified("--engine", engine, "--", os.path.join(".", name, ""))[0] for name in models]
+    quant = "q4_k_m" if engine == "llama.cpp" else "bf16"
+    lines = verified("--engine", engine, "-q", quant, "--", *(os.path.join(".", name, "") for name in models))
     assert all(line.isprintable() for line in lines)
     for name, words in zip(models, by_a_shell(lines, tmp_path), strict=True):
         printed.check(words)
