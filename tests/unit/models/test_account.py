@@ -167,7 +167,8 @@ def test_a_tensor_that_no_weight_takes_is_told(tmp_path: Path, name: str, why: s
     assert [(left["why"], left["names"], left["bytes"]) for left in unused(found)] == [
         (why, [printable(name, 120)], 32)
     ]
-    assert printable(name, 60) in found.cautions[0] and "32 B" in found.cautions[0]
+    (caution,) = [remark.text for remark in found.remarks if remark.code == UNUSED]
+    assert printable(name, 60) in caution and "32 B" in caution
 
 
 @pytest.mark.parametrize("dtype", ["I8", "U8", "F8_E4M3", "F8_E5M2", "I32", "BOOL", "F4"])
