@@ -67,6 +67,9 @@ class BadContent(ValueError):
     """What is wrong with a text, in words without its file."""
 
 
+LFS = b"version https://git-lfs.github.com/spec/"  # how the text begins that stands for a file of Git LFS
+
+
 def open_file(path: Path, shown: str | None = None) -> BinaryIO:
     """A regular file, opened for reading. NotFound if there is none, else ProfileError that says why not.
 
@@ -78,6 +81,8 @@ def open_file(path: Path, shown: str | None = None) -> BinaryIO:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         try:
             _refuse_special(os.fstat(fd).st_mode, shown)  # another file may have taken the name meanwhile
+            if os.pread(fd, len(LFS), 0) == LFS:
+                raise ProfileError(f"{shown} is a pointer of Git LFS, not the file itself", "Fetch it: git lfs pull")
         except BaseException:
             os.close(fd)
             raise

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 import profiler
 from profiler.errors import ProfileError
-from profiler.foreign import toml_value
+from profiler.foreign import LFS, toml_value
 from profiler.shell import command
 from profiler.units import bytes_text, printable
 
@@ -32,7 +32,6 @@ GIT_S = 60
 PACKAGE = "profiler"
 MOST_FILES, MOST_BYTES = 20_000, 256 * 1024**2  # of a revision's package: ours are a hundredth of that
 MOST_PROJECT, MOST_LINK = 256 * 1024, 4096  # bytes of pyproject.toml, and of a link
-LFS = b"version https://git-lfs.github.com/spec/"
 INSTEAD = "Make a virtual environment of that revision, and name its folder: venv:FOLDER"
 DAMAGED = "The clone is damaged or partial, and nothing is fetched here. Fetch that revision, or name a venv:FOLDER"
 LINK, SUBMODULE = "120000", "160000"

@@ -132,8 +132,4 @@ def _beside(folder: Path, raw: Mapping[str, Any]) -> list[Remark]:
         shown = ", ".join(f"{printable(path.name, 60)} ({bytes_text(path.stat().st_size)})" for path in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         found.append(Remark(f"files beside the weights are not read: {shown}{more}", BESIDE))
-    if raw.get("auto_map"):
-        found.append(
-            Remark("the checkpoint's own code (auto_map) is not run: transformers' model of this type is", BESIDE)
-        )
     return found

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from profiler import foreign
 from profiler.errors import NotFound, ProfileError
-from profiler.foreign import BadContent, Budget, json_value, toml_value
+from profiler.foreign import BadContent, Budget, json_value, open_file, toml_value
 from profiler.reports.base.page import quality
 from profiler.results import row_reader
 
@@ -145,3 +145,12 @@ def test_any_text_is_a_value_or_refused(text: str | bytes) -> None:
                 parse(text, small)  # type: ignore[operator]
             except BadContent as error:
                 assert str(error)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.gguf"])
+def test_a_pointer_of_git_lfs_is_named_as_such(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123456\n")
+    with pytest.raises(ProfileError, match="is a pointer of Git LFS") as caught:
+        open_file(path, name)
+    assert caught.value.hint == "Fetch it: git lfs pull"
