@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order they ar
 COMMAND_LENGTH = 300  # characters of a command line, which is the last column; a part of one cannot be pasted
 MODELS_LENGTH = 40  # of a list of models, of a device's name
 DEVICE_LENGTH = 30
+AT_ONCE = 200  # rows that are written together
 
 
 @click.group(invoke_without_command=True)
@@ -57,8 +59,8 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
         found = opened.find_run(run)
         parts = streamed(output, found, opened.in_order(found, _places))
         if parts is not None:
-            for part in parts:
-                click.echo(part, nl=False)
+            while text := "".join(islice(parts, AT_ONCE)):
+                click.echo(text, nl=False)
             return
         with collector_paused():
             text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), terminal_width())

@@ -29,6 +29,7 @@ OWN_FORMATS = ("fp32", "bf16", "int8")  # that loops of our own step on a CPU mu
 FEW_TOKENS = 8  # up to so many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
+UNTIMED = 2.0  # how far off the speed of a format may be that was never timed with an engine
 AS_THEY_ARE = (*PLAIN, "cache", "state")  # multiplied without unpacking
 UNPACKED = ("nf4", "nf4-dq", "fp4")  # a layer at a time, to fp32 on a CPU
 SCHEMES = (*AS_THEY_ARE, *PACKED, "copy", *(name for name in TYPES if name not in PLAIN))
@@ -272,6 +273,11 @@ def own_step(base: Rates, target: Target, dtype: str, path: str) -> Rates:
         convolution=None if on_cpu else base.convolution,
         rows=OWN_ROWS["CPU" if on_cpu else "other"],
     )
+
+
+def untimed(rates: Rates) -> Rates:
+    """The same for formats that nobody timed there: they are taken to be read at the full rate, and may not be."""
+    return replace(rates, decode=_wider(rates.decode, UNTIMED), prefill=_wider(rates.prefill, UNTIMED), basis="prior")
 
 
 def _wider(bounds: Sequence[float], spread: float) -> Bounds:

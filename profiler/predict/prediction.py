@@ -108,6 +108,8 @@ class Predictor:
         self.rates: Rates = machine.sharing_heads(machine.rates(host, engine.name, dtype), geometry, host)
         shipped = path == EAGER or engine.name != MEASURED_ENGINE
         self.step_rates: Rates = self.rates if shipped else efficiency.own_step(self.rates, host.target, dtype, path)
+        if stored is not None and not engine.timed(stored):
+            self.rates, self.step_rates = map(efficiency.untimed, (self.rates, self.step_rates))
 
     def storage_in(self, quant: str, dtype: str) -> Storage:
         """The weights in another quantization, or in the one of the checkpoint."""

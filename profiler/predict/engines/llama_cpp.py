@@ -86,6 +86,10 @@ class LlamaCpp:
         held = (replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, stored))
         return storage(with_head(geometry, held, copied=True), bounds_of(stored))
 
+    def timed(self, stored: Stored) -> bool:
+        known = {*gguf_mix.MIXES.values(), *gguf_mix.FALLBACK.values()}
+        return all(weight.scheme in known for weight in stored.weights)
+
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         buffers = self._buffers(geometry, storage, setting)
         device, host = storage.device_bytes, storage.host_bytes

@@ -23,6 +23,7 @@ from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, GatedDelta
+from profiler.models.scheme import BITSANDBYTES
 from profiler.models.stored import Stored
 from profiler.paths import EAGER, GRAPH, STATIC
 from profiler.predict.efficiency import UNPACKED
@@ -129,6 +130,9 @@ class Transformers:
 
         held = map(loaded, as_stored(geometry, stored))
         return storage(with_head(geometry, held, copied=False), bounds_of(stored))
+
+    def timed(self, stored: Stored) -> bool:
+        return stored.scheme is not None and stored.scheme.method == BITSANDBYTES
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
         if setting.kv is not None:

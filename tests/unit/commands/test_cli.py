@@ -71,7 +71,7 @@ def test_a_bug_is_one_line_and_a_log_with_the_traceback(profile: Any, monkeypatc
     def broken() -> None:
         raise RuntimeError("oh no\x1b[31m: token=hf_abcdefghijklmnopqrstuvwxyz")
 
-    monkeypatch.setattr(devices, "local", broken)
+    monkeypatch.setattr(devices, "listed", broken)
     ran = profile("devices")
     assert ran.code == 1
     first, second = ran.err.splitlines()
@@ -88,7 +88,7 @@ def test_debug_shows_the_traceback(profile: Any, monkeypatch: pytest.MonkeyPatch
     def broken() -> None:
         raise RuntimeError("oh no")
 
-    monkeypatch.setattr(devices, "local", broken)
+    monkeypatch.setattr(devices, "listed", broken)
     monkeypatch.setenv("PROFILER_DEBUG", "1")
     ran = profile("devices")
     assert ran.code == 1
@@ -99,7 +99,7 @@ def test_ctrl_c_before_anything_runs_is_130(profile: Any, monkeypatch: pytest.Mo
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(devices, "local", interrupted)
+    monkeypatch.setattr(devices, "listed", interrupted)
     assert profile("devices").code == 130
 
 
@@ -144,7 +144,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def broken() -> None:
         raise error
 
-    monkeypatch.setattr(devices, "local", broken)
+    monkeypatch.setattr(devices, "listed", broken)
 
 
 @pytest.mark.parametrize(

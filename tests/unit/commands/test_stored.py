@@ -92,6 +92,18 @@ def test_two_files_of_one_model_differ_in_speed_as_in_bytes(tmp_path: Path) -> N
     assert read[0] == 32 / (18 * 8 / 32) * read[1]
 
 
+def test_the_speed_of_a_format_that_nobody_timed_is_a_prior(tmp_path: Path) -> None:
+    """AWQ in vLLM and q4_0 in llama.cpp were fitted; AWQ in transformers and MXFP4 in llama.cpp were not."""
+    awq = str(made.folder(tmp_path / "m", "awq"))
+    files = {kind: str(made.gguf(tmp_path / f"{kind}.gguf", kind)) for kind in ("q4_0", "mxfp4")}
+    on = ("--on", "rtx 4090")
+    bases = [
+        fit(path, "--engine", engine, *on)[0]["decode"]["tps"]["basis"]
+        for path, engine in ((files["q4_0"], "llama.cpp"), (files["mxfp4"], "llama.cpp"), (awq, "transformers"))
+    ]
+    assert bases == ["fitted", "prior", "prior"]
+
+
 def test_another_quantization_of_a_file_is_said_not_to_be_the_file(tmp_path: Path) -> None:
     path = str(made.gguf(tmp_path / "m.gguf", "q8_0"))
     own, other = fit(path, "--engine", "llama.cpp", "-q", "Q8_0,q4_k_m")
