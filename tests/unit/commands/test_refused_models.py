@@ -24,7 +24,7 @@ def bad(tmp_path: Path) -> dict[str, str]:
     made = {}
     for name, content in {
         "unsupported": {"model_type": "mamba9"},
-        "incomplete": {key: value for key, value in CONFIGS["gemma3"].items() if key != "hidden_size"},
+        "incomplete": CONFIGS["gemma3"] | {"hidden_size": 0},
         "empty": None,
     }.items():
         folder = tmp_path / name

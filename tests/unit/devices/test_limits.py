@@ -115,7 +115,9 @@ def test_fit_says_what_holds_this_process_back(monkeypatch: pytest.MonkeyPatch) 
     from profiler import devices
 
     monkeypatch.setattr(devices, "find", lambda name=None: HALF)
-    (answer,) = answers(Inquiry(models=("gemma-3-270m",), engine="transformers", quants=("bf16",)))
+    (answer,) = answers(Inquiry(models=("gemma-3-270m",), engine="transformers", quants=("bf16",))).answers
     assert "a CPU quota allows less" in answer.cautions
-    (other,) = answers(Inquiry(models=("gemma-3-270m",), on=("rtx 4090",), engine="transformers", quants=("bf16",)))
+    (other,) = answers(
+        Inquiry(models=("gemma-3-270m",), on=("rtx 4090",), engine="transformers", quants=("bf16",))
+    ).answers
     assert other.cautions == ()
