@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from profiler import checkout
 from profiler.errors import ProfileError
 from profiler.gate import interpreter, staging
 from profiler.measure.process import Launch
@@ -57,7 +58,7 @@ class Meaning:
 
 def here() -> Side:
     """What is installed here."""
-    launch = Launch((sys.executable,))
+    launch = Launch((sys.executable,), checkout.environ(os.environ))
     return Side("what is installed here", launch, interpreter.about(launch))
 
 

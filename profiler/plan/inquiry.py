@@ -156,14 +156,13 @@ def _cases(
 ) -> Iterator[Answer]:
     predictor, kv = _predictor(model.geometry, engine, variant, machine, inquiry.path), inquiry.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
-    for context in contexts:
-        if context > model.geometry.max_position:
-            continue
+    as_stored = variant.stored is not None or not inquiry.quants
+    for context in _reached(contexts, model.geometry.max_position, inquiry):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
             yield Answer(
                 model=model.name,
-                named=Named(model.source.argument(name), model.source, as_stored=not inquiry.quants),
+                named=Named(model.source.argument(name), model.source, as_stored=as_stored),
                 cautions=(*model.cautions, *variant.cautions, *machine.target.limits),
                 prediction=predictor.predict(context, batch, kv),
                 largest_context=longest[batch],
@@ -171,6 +170,13 @@ def _cases(
                 parameters=model.geometry.parameters,
                 stored=stored,
             )
+
+
+def _reached(contexts: Sequence[int], most: int, inquiry: Inquiry) -> tuple[int, ...]:
+    """The contexts that a model has positions for; where nobody named any, at most its longest."""
+    if not (inquiry.contexts or inquiry.goal or inquiry.mapped):
+        contexts = [min(context, most) for context in contexts]
+    return tuple(context for context in contexts if context <= most)
 
 
 def _predictor(

@@ -73,11 +73,7 @@ def check_common(config: Config, activation: str, *, allow: Collection[str] = ()
     name = config.value(activation)
     if name not in ACTIVATIONS:
         raise config.refused(activation, f"one of {', '.join(ACTIVATIONS)}")
-    vocab, padding = config.number("vocab_size"), config.value("pad_token_id")
-    if padding is not None and not -vocab <= padding < vocab:
-        raise config.error(
-            f"pad_token_id is {shown(padding)}, which is not in the vocabulary of {vocab} (vocab_size)"
-        )
+    check_padding(config, "vocab_size")
     if config.raw.get("is_encoder_decoder"):
         raise config.error("is_encoder_decoder is true: no rule for an encoder, only for causal decoders")
     if "per_layer_config" not in allow and config.part("per_layer_config"):
@@ -116,6 +112,13 @@ def attention_weights(
         *linear("self_attn.o_proj", hidden, queries, bias),
         *(norms if qk_norm else ()),
     )
+
+
+def check_padding(config: Config, size: str) -> None:
+    """ProfileError unless the token that pads is a row of the table whose number of rows is in the field ``size``."""
+    rows, padding = config.number(size), config.value("pad_token_id")
+    if padding is not None and not -rows <= padding < rows:
+        raise config.error(f"pad_token_id is {shown(padding)}, which is not in the vocabulary of {rows} ({size})")
 
 
 def tables(vocab: int, hidden: int, tied: bool) -> tuple[Weight, ...]:

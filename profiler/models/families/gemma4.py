@@ -233,6 +233,7 @@ def _per_layer_input_weights(hidden: int, size: int) -> tuple[Weight, ...]:
 
 def _per_layer_tables(config: Config, count: int, hidden: int, size: int) -> tuple[Weight, ...]:
     rows = config.number("vocab_size_per_layer_input")
+    base.check_padding(config, "vocab_size_per_layer_input")
     return (
         Weight("embedding", (rows, count * size), "model.embed_tokens_per_layer.weight"),
         *linear("model.per_layer_model_projection", count * size, hidden),

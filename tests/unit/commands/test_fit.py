@@ -7,12 +7,14 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from profiler.cli import main
+from profiler.models import catalog
 
 PAIR = ["gemma-4-31b", "qwen3.5-27b", "gemma-4-26b-a4b", "qwen3.5-35b-a3b"]
 
@@ -133,3 +135,10 @@ def test_it_imports_no_torch() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_a_model_of_fewer_positions_than_the_usual_context_is_predicted_at_its_longest(tmp_path: Path) -> None:
+    config = catalog.raw_config("qwen3-0.6b") | {"max_position_embeddings": 2048}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (row,) = rows(str(tmp_path), "--on", "4090", "-q", "bf16")
+    assert row["context"] == 2048

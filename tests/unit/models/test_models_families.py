@@ -294,3 +294,10 @@ def test_gemma_3_counts_its_scaling_in_max_position_embeddings() -> None:
 def test_rope_parameters_that_transformers_cannot_use_are_named(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(ProfileError, match=says):
         families.geometry(QWEN3 | {"max_position_embeddings": 40960} | fields)
+
+
+def test_padding_must_be_a_row_of_every_table_that_takes_it() -> None:
+    raw = catalog.raw_config("gemma-4-e2b")
+    text = raw["text_config"] | {"vocab_size_per_layer_input": 4, "pad_token_id": 5}
+    with pytest.raises(ProfileError, match=r"pad_token_id is 5.*vocab_size_per_layer_input"):
+        families.geometry(raw | {"text_config": text})
