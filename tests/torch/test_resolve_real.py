@@ -88,8 +88,10 @@ def _in_type(source: Path, kind: str, file_type: int, target: Path) -> Path:
 @pytest.mark.parametrize("name", ["smollm2_gguf", "gemma3_270m_gguf"])
 def test_real_weights_are_loaded_as_the_values_of_their_file(name: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(name)
-    asked = Case("m", "m", "real", "bf16", "bf16", "cpu", "hf", "eager", context=8, batch=1, steps=1)
-    model = open_session(asked, resolve(str(path)).source, lambda text: None).model
+    found = resolve(str(path))
+    identity = found.id_for("real")
+    asked = Case("m", identity, "real", "bf16", "bf16", "cpu", "hf", "eager", context=8, batch=1, steps=1)
+    model = open_session(asked, found.source, lambda text: None).model
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     for n in range(3):
         for theirs, ours in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):

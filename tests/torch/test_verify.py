@@ -162,10 +162,10 @@ def test_a_gguf_that_lacks_a_weight_is_not_filled_with_random_values(
             return None, {"missing_keys": {"model.norm.weight"}, "mismatched_keys": set(), "unexpected_keys": set()}
 
     monkeypatch.setattr(unpack, "AutoModelForCausalLM", Nothing)
-    monkeypatch.setattr(unpack.platformdirs, "user_cache_dir", lambda name: str(tmp_path))
+    monkeypatch.setenv("PROFILER_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ProfileError, match=r"found no values for 1 weights, first model\.norm\.weight"):
         unpack.unpacked(gemma3_270m_gguf, None, lambda text: None)  # type: ignore[arg-type]
-    assert list((tmp_path / "gguf").iterdir()) == []
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_gguf_is_kept_in_the_width_of_its_tensors_whatever_its_metadata_says(
         "norm": GgufTensor("norm", (256,), types[1], 0),
     }
     for said in (0, 1, 7):
-        assert unpack.kept_dtype(GgufHeader({"general.file_type": said}, tensors)) == dtype
+        assert unpack._kept_in(GgufHeader({"general.file_type": said}, tensors), torch.bfloat16) == dtype
 
 
 def test_an_unpacked_gguf_is_accounted_for_like_any_checkpoint(gemma3_270m_gguf: Path) -> None:

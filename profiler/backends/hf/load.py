@@ -26,7 +26,7 @@ from profiler.models.account import TEXT_TOWER
 from profiler.models.checkpoint import NAMED_ELSEWHERE
 from profiler.models.scheme import BITSANDBYTES, Scheme
 from profiler.models.source import Source
-from profiler.models.stored import SCALE, from_safetensors
+from profiler.models.stored import from_safetensors
 from profiler.models.weight import Weight
 from profiler.quants import checkpoint
 from profiler.quants.base import repackable
@@ -147,12 +147,6 @@ def _real(
             key_mapping=TEXT_TOWER,
         )
     verify.taken(loaded, report, promise, name)
-    unread = sorted(key for key in report["unexpected_keys"] if SCALE.search(key))
-    if unread:
-        raise ProfileError(
-            f"{name}: transformers left out {len(unread)} tensors of the quantization,"
-            f" first {printable(unread[0], 80)}: the weights would be wrong"
-        )
     model: PreTrainedModel = loaded.eval().requires_grad_(False)
     return model
 
