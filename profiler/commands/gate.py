@@ -130,7 +130,7 @@ def gate(
     try:
         with tempfile.TemporaryDirectory(prefix="profile-gate-") as scratch:
             verdicts = [_refused(refusal) for refusal in task.refused]
-            verdicts += run.pairs(base, candidate, Path(scratch)) if base else []
+            verdicts += run.pairs(base, candidate, Path(scratch)) if base is not None else []
             verdicts += run.standing(stored, accept) if stored else []
     except Interrupted:
         say("interrupted: there is no verdict")
@@ -169,7 +169,7 @@ class Gate:
         left = sides.resolve(base, scratch, lambda words: say(f"the base {words}"))
         right = (
             sides.resolve(candidate, scratch, lambda words: say(f"the candidate {words}"))
-            if candidate
+            if candidate is not None
             else sides.here()
         )
         self._note_sides(left, right)

@@ -77,6 +77,8 @@ def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Side:
 
 def meaning(text: str) -> Meaning:
     """What ``text`` means. Raises ProfileError where that is nothing that could be run, or two things."""
+    if not text.strip():
+        raise ProfileError("the side to compare is an empty text", FORMS)
     kind, _, rest = text.partition(":")
     if kind in KINDS and rest:
         return _only(kind, rest)

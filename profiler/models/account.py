@@ -33,6 +33,7 @@ CODES = frozenset(  # number types of safetensors that stand for values only tog
         *("F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"),
     ]
 )
+NEVER_MULTIPLIED = frozenset({"F64", "Q8_1", "Q8_K"})  # of ggml: for results in between, or for nothing at all
 ADD_SCHEME = "Put the quantization_config that belongs to the checkpoint into its config.json."
 SCALE = re.compile(  # of AWQ, GPTQ, compressed-tensors, fp8, bitsandbytes, MLX
     r"(.+?)\.(?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
@@ -180,7 +181,7 @@ def account(
         rest = _head_for_embedding(rest, taken)
     _refuse_layers(rest, len(geometry.layers), by)
     if not scheme:
-        _refuse_codes(taken, rest, expected)
+        _refuse_codes(taken, rest, expected, by)
     if not (scheme and rest):  # a quantization may have names of its own
         _refuse_missing(expected, taken, rest, geometry.model_type, by)
     if not scheme:
@@ -283,13 +284,22 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Entr
             raise ProfileError(f"{given}, {wanted.parameters:,} in {by.place}", by.hint)
 
 
-def _refuse_codes(taken: Mapping[str, list[Entry]], rest: list[Entry], expected: Mapping[str, Weight]) -> None:
+def _refuse_codes(
+    taken: Mapping[str, list[Entry]], rest: list[Entry], expected: Mapping[str, Weight], by: Description
+) -> None:
     """Codes under a weight's own name, or beside it as AWQ and GPTQ keep them (``q_proj.qweight``)."""
-    coded = [tensor for tensors in taken.values() for tensor in tensors if tensor.dtype in CODES]
+    codes = CODES if by is CONFIG else CODES | NEVER_MULTIPLIED
+    coded = [tensor for tensors in taken.values() for tensor in tensors if tensor.dtype in codes]
     modules = _modules(expected)
     coded += [t for t in rest if t.dtype in CODES and (t.target or "").rpartition(".")[0] in modules]
     if coded:
         which = f"{len(coded)} tensors of weights are" if len(coded) > 1 else "a weight is"
+        if by is not CONFIG:
+            raise ProfileError(
+                f"{which} stored in a number type that no engine multiplies: {printable(coded[0].name)} is "
+                f"{coded[0].dtype}",
+                "Convert or quantize the model again.",
+            )
         raise ProfileError(
             f"{which} stored as codes, and config.json has no quantization_config that says which values they "
             f"stand for: {printable(coded[0].name)} is {coded[0].dtype}",

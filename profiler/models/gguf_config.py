@@ -112,6 +112,9 @@ def _common(keys: _Keys, model_type: str) -> Raw:
         stated = shown(keys.get("embedding_length"))
         raise keys.error(f"{keys.key('embedding_length')} is {stated}, but token_embd.weight is {hidden} wide")
     keys.names |= {"hidden_size": keys.key("embedding_length"), "vocab_size": "the rows of token_embd.weight"}
+    _check_vocabulary(keys, vocab)
+    if keys.get("attention.causal") is False:
+        raise keys.error(f"{keys.key('attention.causal')} is false: no rule for a model that is no causal decoder")
     if keys.has("blk.0.attn_q.bias") != keys.has("blk.0.attn_output.bias"):
         raise keys.error("no rule for attention with a bias on some of its projections and not on all four")
     heads = keys.number("attention.head_count", "num_attention_heads")
@@ -128,14 +131,31 @@ def _common(keys: _Keys, model_type: str) -> Raw:
     return raw | _scaling(keys)
 
 
+def _check_vocabulary(keys: _Keys, rows: int) -> None:
+    """llama.cpp refuses an embedding of another number of rows than the file has words."""
+    words = keys.header.metadata.get("tokenizer.ggml.tokens")
+    said = {
+        keys.key("vocab_size"): keys.get("vocab_size"),
+        "tokenizer.ggml.tokens": len(words) if isinstance(words, list | range) else None,
+    }
+    for name, count in said.items():
+        if type(count) is int and count != rows:
+            raise keys.error(f"{name} says {count:,} words, and token_embd.weight has {rows:,} rows")
+
+
 def _heads(keys: _Keys, raw: Raw) -> Raw:
     """Number and size of K/V heads, where they are alike in all layers."""
     heads, size = raw["num_attention_heads"], raw["hidden_size"] // raw["num_attention_heads"]
     if keys.architecture == "llama" and keys.get("rope.dimension_count") is not None:
         size = keys.number("rope.dimension_count", "head_dim")
+    key_length = keys.number("attention.key_length", "head_dim", size)
+    value_length = keys.get("attention.value_length")
+    if value_length is not None and value_length != key_length:
+        name, other = keys.key("attention.value_length"), keys.key("attention.key_length")
+        raise keys.error(f"{name} is {shown(value_length)}, {other} is {key_length}: no rule for values of another size")
     return {
         "num_key_value_heads": keys.number("attention.head_count_kv", "num_key_value_heads", heads),
-        "head_dim": keys.number("attention.key_length", "head_dim", size),
+        "head_dim": key_length,
     }
 
 
@@ -171,14 +191,23 @@ def _scaling(keys: _Keys) -> Raw:
     return {"rope_parameters": parameters}
 
 
+def _refuse_window(keys: _Keys) -> None:
+    window = keys.get("attention.sliding_window")
+    if window:
+        name = keys.key("attention.sliding_window")
+        raise keys.error(f"{name} is {shown(window)}: no rule for {keys.architecture} with sliding windows")
+
+
 def _llama(keys: _Keys) -> Raw:
     if keys.get("expert_count"):
         raise keys.error("no rule for Llama with experts (Mixtral)")
+    _refuse_window(keys)
     raw = _common(keys, "llama")
     return raw | _heads(keys, raw) | _width(keys) | {"mlp_bias": keys.has("blk.0.ffn_gate.bias")}
 
 
 def _qwen3(keys: _Keys) -> Raw:
+    _refuse_window(keys)
     raw = _common(keys, "qwen3")
     return raw | _heads(keys, raw) | _width(keys)
 

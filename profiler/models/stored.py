@@ -275,6 +275,9 @@ def _trouble(packed: list[_Group], rest: Mapping[str, Tensor], scheme: Scheme | 
         return f"config.json says {scheme.method}, but no tensor of the decoder is quantized"
     kind = scheme.method
     if kind == BITSANDBYTES:
+        contradiction = _against_bitsandbytes(packed, scheme)
+        if contradiction is not None:
+            return contradiction
         kind = "int8" if scheme.name == "int8" else "4 bits"
     rule = PARTS.get(kind)
     for group in packed if rule else ():
@@ -287,6 +290,40 @@ def _trouble(packed: list[_Group], rest: Mapping[str, Tensor], scheme: Scheme | 
             name = printable(group.tensors[0][0], 80)
             return f"{name} {word} {printable(wrong[0], 40)}, which is not how transformers reads {scheme.method}"
     return None
+
+
+def _against_bitsandbytes(packed: list[_Group], scheme: Scheme) -> str | None:
+    """Where the config of a bitsandbytes checkpoint and its tensors say different things.
+
+    transformers believes the config on how to load, and the file on which levels the codes stand for.
+    """
+    if scheme.config.get("load_in_4bit") and scheme.config.get("load_in_8bit"):
+        return "config.json has both load_in_4bit and load_in_8bit"
+    if scheme.name != "int8":
+        held = {_four_bit_name(group) for group in packed} - {None}
+        if held - {scheme.name}:
+            fields = "bnb_4bit_quant_type, bnb_4bit_use_double_quant"
+            names = " and ".join(sorted(map(str, held)))
+            return f"config.json says {scheme.name} ({fields}), and the file holds {names}"
+    skipped = scheme.config.get("llm_int8_skip_modules")
+    words = [word for word in skipped if isinstance(word, str) and word] if isinstance(skipped, list) else []
+    for group in packed:
+        module = next((name.removesuffix(".weight") for name, _ in group.parts.get("weight", ())), "")
+        for word in words:
+            if module and (module.startswith(word) or module.endswith(word)):  # as transformers compares them
+                return (
+                    f"config.json says that {printable(word, 60)} is not quantized (llm_int8_skip_modules), and "
+                    f"{printable(module, 80)} is"
+                )
+    return None
+
+
+def _four_bit_name(group: _Group) -> str | None:
+    """``nf4``, ``fp4-dq``: what the tensors beside a weight say of its codes; ``None`` where they do not."""
+    state = next((part for part in group.parts if "quant_state.bitsandbytes__" in part), None)
+    if state is None:
+        return None
+    return state.rpartition("__")[2] + ("-dq" if "weight.nested_absmax" in group.parts else "")
 
 
 def _in_decoder(name: str) -> bool:

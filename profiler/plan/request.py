@@ -77,6 +77,8 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
     request = _with_scenario(request)
     quants, own = _asked(words(request.quants))
     names = model_names(request.models)
+    if request.quants and not (quants or own):
+        raise ProfileError("-q: the list is empty", "Leave it out for the device's default dtype.")
     if request.models and not names:
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:

@@ -209,3 +209,9 @@ def test_what_runs_is_said_before_it_runs(gate: Any, tmp_path: Path) -> None:
     assert said == [f"runs the interpreter {tmp_path}/bin/python"]
     assert (tmp_path / "ran").exists()
     assert f"the base runs the interpreter {tmp_path}/bin/python\n" in gate("--base", str(tmp_path)).stderr
+
+
+@pytest.mark.parametrize("words", [("--base", ""), ("--base", " "), ("--base", "cmd:" + PYTHON, "--candidate", "")])
+def test_an_empty_side_is_usage_as_where_a_variable_of_a_script_is_not_set(words: tuple[str, ...], gate: Any) -> None:
+    result = gate(*words)
+    assert result.exit_code == 2 and "is an empty text" in result.stderr

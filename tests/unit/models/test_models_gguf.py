@@ -458,7 +458,8 @@ def test_a_file_without_an_embedding_is_no_language_model() -> None:
 )
 def test_errors_of_a_file_name_the_file_and_its_key(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     path = tmp_path / "odd.gguf"
-    path.write_bytes(gguf(LLAMA | changes, {"token_embd.weight": (5, 8)}))
+    words = {"tokenizer.ggml.tokens": ["a", "b", "c", "d", "e"]}
+    path.write_bytes(gguf(LLAMA | words | changes, {"token_embd.weight": (5, 8)}))
     with pytest.raises(ProfileError) as caught:
         resolve(str(path))
     assert caught.value.message.startswith(says)

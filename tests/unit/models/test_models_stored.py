@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,46 @@ def test_a_config_alone_has_a_scheme_and_no_headers(tmp_path: Path) -> None:
     model = resolve(str(tmp_path))
     assert model.stored is None
     assert model.cautions == ("the checkpoint's weights are stored quantized (awq)",)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bnb_4bit_quant_type": "fp4"}, "config.json says fp4-dq .* and the file holds nf4-dq"),
+        ({"bnb_4bit_use_double_quant": False}, "config.json says nf4 .* and the file holds nf4-dq"),
+        ({"load_in_8bit": True}, "both load_in_4bit and load_in_8bit"),
+        ({"llm_int8_skip_modules": ["q_proj"]}, r"q_proj is not quantized \(llm_int8_skip_modules\)"),
+    ],
+)
+def test_a_bitsandbytes_config_that_its_tensors_contradict_is_trouble(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """transformers takes the levels from the file, so the row would bear the name of another quantization."""
+    said = made.CONFIGS["nf4-dq"]["quantization_config"] | change
+    found = stored(made.folder(tmp_path / "m", "nf4-dq", config={"quantization_config": said}))
+    assert found.trouble is not None and re.search(words, found.trouble)
+    assert stored(made.folder(tmp_path / "right", "nf4-dq")).trouble is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"vocab_size": 512}, "llama.vocab_size says 512 words, and token_embd.weight has"),
+        ({"attention.value_length": 32}, "llama.attention.value_length is 32"),
+        ({"attention.sliding_window": 16}, "llama.attention.sliding_window is 16: no rule"),
+    ],
+)
+def test_metadata_of_a_gguf_that_its_tensors_or_our_rules_contradict_is_refused(
+    keys: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ProfileError, match=words):
+        resolve(str(made.gguf(tmp_path / "m.gguf", **keys)))
+
+
+@pytest.mark.parametrize("kind", ["f64", "i8"])
+def test_a_gguf_weight_in_a_number_type_that_nothing_multiplies_is_refused(kind: str, tmp_path: Path) -> None:
+    held = made.gguf_tensors("f16")
+    held["blk.0.ffn_up.weight"] = (kind, held["blk.0.ffn_up.weight"][1])
+    with pytest.raises(ProfileError, match=f"blk.0.ffn_up.weight is {kind.upper()}") as caught:
+        resolve(str(made.gguf(tmp_path / "m.gguf", found=held)))
+    assert caught.value.hint == "Convert or quantize the model again."
