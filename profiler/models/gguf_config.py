@@ -152,7 +152,9 @@ def _heads(keys: _Keys, raw: Raw) -> Raw:
     value_length = keys.get("attention.value_length")
     if value_length is not None and value_length != key_length:
         name, other = keys.key("attention.value_length"), keys.key("attention.key_length")
-        raise keys.error(f"{name} is {shown(value_length)}, {other} is {key_length}: no rule for values of another size")
+        raise keys.error(
+            f"{name} is {shown(value_length)}, {other} is {key_length}: no rule for values of another size"
+        )
     return {
         "num_key_value_heads": keys.number("attention.head_count_kv", "num_key_value_heads", heads),
         "head_dim": key_length,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from profiler.shell import Command, command
 from profiler.units import bytes_text, printable
 
 BUSY_TIMEOUT_S = 30  # a commit takes milliseconds; a disk under load, seconds
+SWITCH_S = 5.0  # it takes milliseconds
 OWNER_ONLY = 0o600  # command lines and model names are the owner's business
 
 DAMAGED = "It is damaged, or was made to do harm."
@@ -61,11 +63,23 @@ def connect(path: Path, create: bool) -> Guarded:
     with in_words(path):
         _claim(path, create)
         try:
-            return _opened(path, create)
+            return _patiently(lambda: _opened(path, create))
         except sqlite3.OperationalError as error:
             if create or not read_only.may_be(error):
                 raise
         return _to_read(path)
+
+
+def _patiently(open_it: Callable[[], Guarded]) -> Guarded:
+    """SQLite does not wait by itself while another process turns on the write-ahead log of a new file."""
+    deadline = time.monotonic() + SWITCH_S
+    while True:
+        try:
+            return open_it()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(SWITCH_S / 500)
 
 
 def connect_to_read(path: Path) -> Guarded:
@@ -193,9 +207,10 @@ def _migrate(path: Path, connection: sqlite3.Connection) -> None:
 
 def _schema(path: Path, connection: sqlite3.Connection) -> int:
     """Schema number of the file; 0 for an empty one. Raises StoreError for a newer one and for another's file."""
-    (schema,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    found = tables(connection)
+    with _one_snapshot(connection):  # another process may be making the file at this moment
+        (schema,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        found = tables(connection)
     if application != APPLICATION_ID and found:
         raise StoreError(f"{printable(path)} is an SQLite file of another program", "Name another file with --store.")
     if schema > len(SCHEMAS):
@@ -207,6 +222,20 @@ def _schema(path: Path, connection: sqlite3.Connection) -> int:
         raise StoreError(f"{printable(path)} is not a store of profile: it has schema {schema}", "Name another file.")
     check_tables(path, found, _ours(schema))
     return int(schema)
+
+
+@contextmanager
+def _one_snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Everything that is read inside is of one moment."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 @cache

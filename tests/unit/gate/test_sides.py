@@ -96,7 +96,7 @@ def test_a_command_is_a_side(tmp_path: Path) -> None:
     assert found.launch.python == ("env", "PROFILER_TEST=1", sys.executable)
 
 
-@pytest.mark.parametrize("typed", ["no-such-thing", "", "rev:no-such-thing", "venv:/nowhere", "cmd:no-such-program"])
+@pytest.mark.parametrize("typed", ["no-such-thing", "rev:no-such-thing", "venv:/nowhere", "cmd:no-such-program"])
 def test_what_is_no_side_is_said(typed: str, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"cannot be a side|is not a revision"):
         side.resolve(typed, tmp_path)
