@@ -9,6 +9,7 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from profiler.reports.base import plain
@@ -85,6 +86,9 @@ def _values(content: dict[str, Any]) -> list[Any]:
 
 
 def _cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
+    return _text(value) if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=4096)  # thousands of rows share a few names
+def _text(value: str) -> object:
     return spreadsheet_cell(plain(value, REASON_LENGTH))

@@ -6,7 +6,7 @@ from typing import Any
 
 from profiler.results import stats
 from profiler.results.measurement import Measurement
-from profiler.results.stats import Summary
+from profiler.results.stats import Centres
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
 
@@ -20,20 +20,23 @@ def predicted(measurement: Measurement) -> dict[str, Any] | None:
     return known if any(known.values()) else None
 
 
-def ceiling(measurement: Measurement) -> dict[str, Any] | None:
+def ceiling(measurement: Measurement, centres: Centres | None = None) -> dict[str, Any] | None:
     """The ceiling's over the measured time of each phase: 0..1, above it a bug of ours. Null if not calibrated."""
     if not measurement.expected.get("ceiling_s"):
         return None
-    return shares(measurement, stats.rate(measurement, "prefill"), stats.rate(measurement, "decode"))
+    prefill, decode = (centres or stats.centres(measurement)).values()
+    return shares(measurement, prefill and prefill.median, decode and decode.median)
 
 
-def shares(measurement: Measurement, prefill: Summary | None, decode: Summary | None) -> dict[str, Any] | None:
+def shares(measurement: Measurement, prefill_tps: float | None, decode_tps: float | None) -> dict[str, Any] | None:
     """The same, of rates that are known already."""
     at, case = measurement.expected.get("ceiling_s"), measurement.case
     if not at:
         return None
+    prefill = None if prefill_tps is None else at["prefill"] * prefill_tps / (case.batch * case.context)
+    decode = None if decode_tps is None else at["step"] * decode_tps / case.batch
     return {
-        "prefill_fraction": at["prefill"] * prefill.median / (case.batch * case.context) if prefill else None,
-        "decode_fraction": at["step"] * decode.median / case.batch if decode else None,
+        "prefill_fraction": prefill,
+        "decode_fraction": decode,
         "bound": measurement.expected.get("decode_bound"),
     }

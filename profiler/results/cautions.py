@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import ceil
 
 from profiler.paths import EAGER
 from profiler.results import beside, conditions, stats, trend
 from profiler.results.measurement import Caution, Measurement, Phase
-from profiler.results.stats import Z_975, Summary
+from profiler.results.stats import Z_975, Centre, Centres
 from profiler.units import bytes_text, seconds_text
-
-Rates = Mapping[Phase, Summary | None]
 
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
 NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
@@ -25,31 +23,45 @@ MUCH_RETAINED = 0.1  # of the peak of prefill
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
-def cautions(measurement: Measurement, rates: Rates | None = None) -> tuple[Caution, ...]:
+def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[Caution, ...]:
     """Stored cautions first, then those that follow from the samples of each phase.
 
-    ``rates`` of both phases by ``stats.rate``, from those who have worked them out already.
+    ``centres`` by ``stats.centres``, from those who have worked them out already.
     """
+    centres, stated = centres or stats.centres(measurement), measurement.stated
     found = [*measurement.cautions]
-    rates = rates or {phase: stats.rate(measurement, phase) for phase in PHASES}
-    for phase in PHASES:
-        found += _invalid(measurement, phase)
-        found += _cut_short(measurement, phase)
-        found += _inexact(measurement, phase, rates[phase])
-        found += _drifting(measurement, phase)
-    found += _between(measurement, rates)
-    found += _retained(measurement)
-    found += _launch_bound(measurement)
-    found += _new_lengths(measurement)
-    found += _too_fast(measurement, rates)
-    found += conditions.cautions(measurement)
+    for phase, centre in centres.items():
+        _of_phase(found, measurement, phase, centre)
+    if "precision" in measurement.asked:
+        found += _between(measurement)
+    if measurement.memory.retained_bytes:
+        found += _retained(measurement)
+    if "drain_s" in stated:
+        found += _launch_bound(measurement)
+    if measurement.case.device.startswith("cuda"):
+        found += _new_lengths(measurement)
+    if measurement.expected.get("ceiling_s"):
+        found += _too_fast(measurement, centres)
+    if measurement.energy is not None or not stated.isdisjoint(conditions.STATED):
+        found += conditions.cautions(measurement)
     return tuple(found)
+
+
+def _of_phase(found: list[Caution], measurement: Measurement, phase: Phase, centre: Centre | None) -> None:
+    """Add what follows from the repetitions of one phase. Most rows have nothing, and that has to be seen quickly."""
+    stated = measurement.stated
+    if "invalid" in stated:
+        found += _invalid(measurement, phase)
+    if measurement.stopped:
+        found += _cut_short(measurement, phase)
+    if centre is not None and ("precision" in measurement.asked or not centre.near or centre.spread > 1 + NOISY):
+        found += _inexact(measurement, phase)
+    if "warmup" in stated:  # without them the very first counts, which is slow in any case
+        found += _drifting(measurement, phase)
 
 
 def _invalid(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """Repetitions that were thrown out, and whether enough others were had."""
-    if not measurement.states("invalid"):
-        return
     reasons = [sample.invalid for sample in measurement.record(phase) if sample.invalid and not sample.warmup]
     if not reasons:
         return
@@ -82,8 +94,9 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
         yield Caution(f"{phase}-few", f"{phase}: {done}{of} repetitions within --max-phase {limit:g}s", enough)
 
 
-def _inexact(measurement: Measurement, phase: Phase, rate: Summary | None) -> Iterator[Caution]:
+def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """The worst there is to say of how repetitions spread: incomparable, noisy, or less exact than asked."""
+    rate = stats.rate(measurement, phase)
     if rate is None or rate.relative_half is None or rate.within is None:
         return
     asked, stopped = measurement.asked, measurement.stopped.get(phase)
@@ -101,11 +114,12 @@ def _inexact(measurement: Measurement, phase: Phase, rate: Summary | None) -> It
         yield Caution(f"{phase}-imprecise", text, f"-r {4 * rate.n}" if stopped == "cap" else "a longer --max-phase")
 
 
-def _between(measurement: Measurement, rates: Rates) -> Iterator[Caution]:
+def _between(measurement: Measurement) -> Iterator[Caution]:
     """Phases whose repetitions are as precise as was asked and whose figure is not: another process gives another."""
     asked = measurement.asked.get("precision")
     if asked is None:
         return
+    rates = {phase: stats.rate(measurement, phase) for phase in PHASES}
     wide = [
         f"{rate.between:.1%} in {phase}"
         for phase, rate in rates.items()
@@ -140,8 +154,6 @@ def _retained(measurement: Measurement) -> Iterator[Caution]:
 
 def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
     """A GPU that was kept waiting: when the host had launched the last step, next to nothing was left to do."""
-    if not measurement.states("drain_s"):
-        return
     left = [
         sample.drain_s / statistics.median(sample.step_s)
         for sample in measurement.of("decode")
@@ -155,7 +167,7 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
 def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
     """A growing cache on a GPU whose attention is planned for each length: repetitions meet the same ones again, a
     generation only new ones. cuDNN does so for bf16 and fp16 on an H100 and newer (60 ms a length on an H200)."""
-    if measurement.case.path != EAGER or not measurement.case.device.startswith("cuda"):
+    if measurement.case.path != EAGER:
         return
     first, later = next(iter(measurement.record("decode")), None), measurement.of("decode")
     steps = [statistics.median(sample.step_s) for sample in later if sample.step_s]
@@ -168,9 +180,9 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
         yield Caution("new-lengths", text, "TORCH_CUDNN_SDPA_DEPRIORITIZED=1, or --path graph")
 
 
-def _too_fast(measurement: Measurement, rates: Rates) -> Iterator[Caution]:
+def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
     """Above the ceiling is impossible: the ceiling or the figure is wrong."""
-    fractions = beside.shares(measurement, rates["prefill"], rates["decode"]) or {}
+    fractions = beside.ceiling(measurement, centres) or {}
     for phase in PHASES:
         fraction = fractions.get(f"{phase}_fraction")
         if fraction is not None and fraction > 1:

@@ -9,6 +9,7 @@ from profiler.results.measurement import Caution, Measurement, Phase
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 CAPPED = 0.05  # of the time: two figures further apart in it were taken under different conditions
+STATED = ("capped", "sm_mhz")  # fields of samples that are looked at
 DIFFERENT = 0.02  # of the clock: more than the step of 15 MHz in which boards set it, and than most figures spread
 
 

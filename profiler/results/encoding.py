@@ -9,18 +9,29 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import accumulate
 from sys import intern
 from typing import Any
 
+from msgspec import convert
+from msgspec.structs import astuple
+
 from profiler.case import Case
+from profiler.results import typed
 from profiler.results.measurement import USUAL, Caution, DecodePath, Energy, Measurement, Memory, Repetitions, Sample
 from profiler.results.redact import SHORT, redact_json
-from profiler.results.validity import check_columns, check_part, check_row, check_times
+from profiler.results.validity import check_columns, check_expected, check_field, check_part, check_row, check_times
 
 SAMPLE_FIELDS = USUAL.keys()
+AT_CASE, AT_MEMORY, AT_SAMPLES = map(typed.FIELDS.index, ("case", "memory", "samples"))
+AT_ENVIRONMENT = [field.name for field in fields(Measurement)].index("environment")
+PARTS = [(place, name) for place, name in enumerate(typed.FIELDS) if name in typed.JSON]
+MOST_PARTS = 1000  # of rows, that are remembered
+LONGEST_PART = 4096  # bytes
+
+_parts: dict[tuple[str, bytes], Any] = {}
 
 Steps = bytes | Callable[[], bytes]  # packed, or how to get them
 
@@ -46,16 +57,21 @@ def decode(rows: Sequence[tuple[str, Steps, dict[str, Any]]]) -> list[Measuremen
 
     Raises TypeError, KeyError, ValueError or struct.error for what it did not write, and for what cannot be.
     """
-    try:
-        contents = json.loads(f"[{','.join(content for content, _, _ in rows)}]")  # at once: a third faster
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    text = f"[{','.join([content for content, _, _ in rows])}]"  # at once: a third faster
     for environment in {id(environment): environment for _, _, environment in rows}.values():
         check_part("environment", environment)
+    usual = typed.rows(text) or ()
+    contents, make = (usual, _of_typed) if len(usual) == len(rows) else (_loaded(text), _measurement)
     return [
-        _measurement(content, steps, environment)
-        for content, (_, steps, environment) in zip(contents, rows, strict=True)
+        make(content, steps, environment) for content, (_, steps, environment) in zip(contents, rows, strict=True)
     ]
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def dumps(content: Any) -> str:
@@ -66,26 +82,67 @@ def dumps(content: Any) -> str:
     return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
+def _of_typed(row: Any, steps: Steps, environment: dict[str, Any]) -> Measurement:
+    """The measurement of a row whose types and ranges have been checked."""
+    values = list(astuple(row))
+    for place, name in PARTS:
+        if (part := values[place]) is typed.NULL:
+            values[place] = None
+        else:
+            text = bytes(part)
+            values[place] = _parts[name, text] if (name, text) in _parts else _part(name, text)
+    values[AT_CASE] = convert(row.case, Case, from_attributes=True)
+    values[AT_MEMORY] = convert(row.memory, Memory, from_attributes=True)
+    values[AT_SAMPLES] = _samples(typed.columns(row.samples), steps)
+    values.insert(AT_ENVIRONMENT, environment)
+    return Measurement(*values)
+
+
+def _part(name: str, text: bytes) -> Any:
+    """A part of a row that may hold more than we know. Rows in which it has the same text share one object."""
+    content = typed.expected(text) if name == "expected" else None
+    if content is None:
+        check_field(name, content := json.loads(text))
+    else:
+        check_expected(content)
+    made = _made(name, content)
+    if len(text) <= LONGEST_PART:
+        if len(_parts) >= MOST_PARTS:
+            _parts.clear()
+        _parts[name, text] = made
+    return made
+
+
 def _measurement(row: dict[str, Any], steps: Steps, environment: dict[str, Any]) -> Measurement:
+    """The same of a row that has to be looked at field by field; ValueError says what is wrong with it."""
     check_row(row)
-    row["samples"] = _samples(row["samples"], steps)
-    row["case"] = Case(**{name: _shared(value) for name, value in row["case"].items()})
-    row["memory"] = Memory(**row["memory"])
-    if "energy" in row:
-        row["energy"] = Energy.from_json(row["energy"])
-    if "decode_path" in row:
-        row["decode_path"] = DecodePath(**row["decode_path"])
-    row["cautions"] = tuple([Caution(**caution) for caution in row["cautions"]])
-    return Measurement(environment=environment, **row)
+    if row["samples"] != {}:
+        check_columns(row["samples"])
+        row["samples"]["phase"] = list(map(intern, row["samples"]["phase"]))
+    made = {name: _made(name, value) for name, value in row.items()}
+    return Measurement(environment=environment, **made | {"samples": _samples(row["samples"], steps)})
+
+
+def _made(name: str, content: Any) -> Any:
+    """A field as a ``Measurement`` has it, of JSON that has been checked."""
+    if name == "case":
+        return Case(**{field: _shared(value) for field, value in content.items()})
+    if name == "memory":
+        return Memory(**content)
+    if name == "cautions":
+        return tuple([Caution(**caution) for caution in content])
+    if name == "energy":
+        return Energy.from_json(content) if content is not None else None
+    if name == "decode_path":
+        return DecodePath(**content) if content is not None else None
+    return content
 
 
 def _samples(columns: dict[str, list[Any]], steps: Steps) -> Sequence[Sample]:
     if columns == {}:
         return ()
-    check_columns(columns)
     if not callable(steps):
         _step_times(columns["step_s"], steps)  # what cannot be is said now
-    columns["phase"] = list(map(intern, columns["phase"]))
     return Repetitions(columns, partial(_step_times, columns["step_s"], steps))
 
 

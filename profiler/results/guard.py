@@ -61,7 +61,9 @@ class Guarded(sqlite3.Connection):
         """The rows of a query, one after the other. Raises sqlite3.Error, ``TooMuch`` among them."""
         left = self.most_bytes
         for row in self.execute(query, values):
-            left -= sum(len(value) for value in row if isinstance(value, str | bytes))
+            for value in row:
+                if isinstance(value, (str, bytes)):
+                    left -= len(value)
             if left < 0:
                 raise TooMuch("a query gives more than the file can hold")
             yield row

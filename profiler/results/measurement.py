@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import compress
 from typing import Any, Literal, overload
 
 from profiler.case import Case
@@ -259,18 +261,38 @@ class Measurement(_Derived):
         """The field ``name`` of each repetition that counts, in order."""
         return self._column(name, phase, warmups=False)
 
+    @property
+    def stated(self) -> Set[str]:
+        """The fields that some sample states; most leave most of theirs out."""
+        if isinstance(self.samples, Repetitions):
+            return self.samples.columns.keys()
+        return {name for name in USUAL if self.states(name)}
+
     def states(self, name: str) -> bool:
-        """Whether any sample states the field ``name``; most leave most of theirs out."""
+        """Whether any sample states the field ``name``."""
         if isinstance(self.samples, Repetitions):
             return name in self.samples.columns
         return any(getattr(sample, name) != USUAL[name] for sample in self.samples)
 
+    @property
+    def counted(self) -> tuple[Sequence[Phase], Sequence[float], Sequence[int]] | None:
+        """Phase, seconds and tokens of all repetitions that count; None where each has to be looked at."""
+        if not isinstance(self.samples, Repetitions):
+            return None
+        columns = self.samples.columns
+        if "invalid" in columns:
+            return None
+        found = columns["phase"], columns["seconds"], columns["tokens"]
+        if "warmup" not in columns:
+            return found
+        counts = list(map(operator.not_, columns["warmup"]))
+        phases, seconds, tokens = (list(compress(column, counts)) for column in found)
+        return phases, seconds, tokens
+
     def _timed(self, phase: Phase, warmups: bool) -> list[tuple[float, int]]:
-        if isinstance(self.samples, Repetitions):
-            columns = self.samples.columns
-            if "invalid" not in columns and (warmups or "warmup" not in columns):  # most rows, and at once
-                every = zip(columns["phase"], columns["seconds"], columns["tokens"], strict=True)
-                return [(seconds, tokens) for which, seconds, tokens in every if which == phase]
+        every = None if warmups and self.states("warmup") else self.counted
+        if every is not None:
+            return [(seconds, tokens) for which, seconds, tokens in zip(*every, strict=True) if which == phase]
         columns = {name: self._column(name, phase, warmups) for name in ("seconds", "tokens")}
         return [*zip(columns["seconds"], columns["tokens"], strict=True)]
 

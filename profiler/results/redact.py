@@ -76,8 +76,17 @@ def redact_json(content: Any) -> Any:
     if isinstance(content, str):
         return redact(content)
     if isinstance(content, dict):
-        return {name: value if type(value) in _TEXTLESS else redact_json(value) for name, value in content.items()}
+        return {
+            name: value
+            if (kind := type(value)) in _TEXTLESS
+            else redact(value)
+            if kind is str
+            else redact_json(value)
+            for name, value in content.items()
+        }
     if isinstance(content, (list, tuple)):
+        if _TEXTLESS.issuperset(map(type, content)):  # the times of repetitions
+            return list(content)
         return [value if type(value) in _TEXTLESS else redact_json(value) for value in content]
     return content
 

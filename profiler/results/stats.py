@@ -25,10 +25,11 @@ from __future__ import annotations
 import math
 import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from profiler.results.measurement import Measurement, Phase
 
@@ -37,6 +38,7 @@ ORDER_NEEDS = 6  # fewest values whose range covers the median with at least 95 
 WIDE = 0.5  # of the median: beyond it an interval says that the repetitions cannot be compared, not how they spread
 CORRELATION_NEEDS = 5  # values: fewer say nothing of how neighbours differ
 MOST_CORRELATED = 0.9
+MOST_WIDENING = math.sqrt((1 + MOST_CORRELATED) / (1 - MOST_CORRELATED))
 Z_975 = 1.96
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom; NIST e-Handbook of Statistics, 1.3.6.7.2
 
@@ -70,6 +72,44 @@ class Summary:
         return self.within is not None and self.within > WIDE
 
 
+class Centre(NamedTuple):
+    """Where repetitions lie and how far apart, without an interval."""
+
+    n: int
+    median: float
+    spread: float  # the largest ÷ the smallest
+
+    @property
+    def near(self) -> bool:
+        """Whether the repetitions are surely not ``wide``, since they lie near enough to each other."""
+        return self.spread <= _most_spread(self.n)
+
+    def reach(self, between: float | None) -> float:
+        """The most by which an end of the interval of the median can lie from it, as a difference of logarithms."""
+        return _reach(self.n) * math.log(self.spread) + Z_975 * (between or 0.0)
+
+
+@cache
+def _reach(n: int) -> float:
+    """The same of n values whose logarithms differ by 1 at most, without what processes differ by.
+
+    The ends of ``order`` are two of the values, so they lie within that range of the median. The standard deviation
+    of n logarithms is at most half their range × √(n ÷ (n − 1)), and t times that ÷ √n is half of ``log-t``, around a
+    mean that lies within the range too. Neighbours that are as correlated as they may be widen both.
+    """
+    apart = 1 + T_975[n - 1] / (2 * math.sqrt(n - 1)) if 1 < n < ORDER_NEEDS else 1.0
+    return apart * (MOST_WIDENING if n >= CORRELATION_NEEDS else 1.0)
+
+
+@cache
+def _most_spread(n: int) -> float:
+    """The largest ÷ the smallest of n values up to which their interval cannot be ``wide``."""
+    return math.exp(math.log1p(WIDE) / _reach(n)) if n > 1 else math.inf
+
+
+Centres = Mapping[Phase, Centre | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Steps:
     """Seconds of single decode steps over all repetitions: what a sequence waits for each of its tokens."""
@@ -83,8 +123,9 @@ class Steps:
 def rates(measurement: Measurement, phase: Phase) -> list[float]:
     """Tokens per second of each repetition, all sequences together. Raises ValueError for one that took no time."""
     timed = measurement.timed(phase)
-    if any(not seconds > 0 for seconds, _ in timed):
-        raise ValueError(f"a {phase} sample of case {measurement.case.key} did not take any time")
+    for seconds, _ in timed:
+        if not seconds > 0:
+            raise ValueError(f"a {phase} sample of case {measurement.case.key} did not take any time")
     return [tokens / seconds for seconds, tokens in timed]
 
 
@@ -94,6 +135,27 @@ def rate(measurement: Measurement, phase: Phase) -> Summary | None:
         ("rate", phase), lambda: summarize(rates(measurement, phase), between(measurement, phase))
     )
     return found
+
+
+def centre(values: list[float]) -> Centre | None:
+    """Of values in any order, which are put in order; None of none."""
+    if not values:
+        return None
+    values.sort()
+    n, half = len(values), len(values) // 2
+    median = values[half] if n % 2 else (values[half - 1] + values[half]) / 2
+    return Centre(n, median, values[-1] / values[0])
+
+
+def centres(measurement: Measurement) -> Centres:
+    """Of the rates of both phases, None of one that was not measured: a tenth of the work of ``rate``."""
+    found: dict[Phase, list[float]] = {"prefill": [], "decode": []}
+    columns = measurement.counted
+    if columns is None:
+        return {phase: centre(rates(measurement, phase)) for phase in found}
+    for phase, seconds, tokens in zip(*columns, strict=True):
+        found[phase].append(tokens / seconds)
+    return {phase: centre(values) for phase, values in found.items()}
 
 
 def between(measurement: Measurement, phase: Phase) -> float | None:

@@ -141,6 +141,7 @@ PARTS: dict[str, Form] = {
     "stopped": STOPPED,
     "checkpoint": {},
 }
+OBJECTS: dict[str, type] = {"case": Case, "memory": Memory, "cautions": Caution, "decode_path": DecodePath}
 MOST_DEPTH = 8  # lists and objects inside each other, where names are free
 
 
@@ -156,25 +157,36 @@ def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
 
     ``path_name``: what its decode path is called in the file.
     """
-    fields = allowed(Measurement)
+    for name in ("case", "memory", "cautions"):
+        if name not in row:
+            raise KeyError(name)
     for name, value in row.items():
-        if name in PARTS:
-            check_part(name, value)
-        elif name not in fields:
-            raise ValueError(f"{printable(name, 60)} is not a field that this version of profile knows")
-        elif name != "samples" and not fields[name].takes(value):
-            raise ValueError(f"{name} is {shown(value)}, must be {fields[name]}")
-    check(Case, row["case"], "case")
-    check(Memory, row["memory"], "memory")
-    for caution in row["cautions"]:
-        check(Caution, caution, "cautions")
-    if path := row.get("decode_path"):
-        check(DecodePath, path, path_name)
-    if energy := row.get("energy"):
-        check(Energy, energy, "energy")
-        for phase in ("prefill", "decode"):
-            if (part := energy.get(phase)) is not None:
-                check(PhaseEnergy, part or None, f"energy.{phase}")
+        if name != "samples":
+            check_field(name, value, path_name)
+
+
+def check_field(name: str, value: Any, path_name: str = "decode_path") -> None:
+    """ValueError unless ``value`` can be the field ``name`` of a stored measurement; ``path_name`` as for a row."""
+    if name in PARTS:
+        check_part(name, value)
+        return
+    rule = allowed(Measurement).get(name)
+    if rule is None:
+        raise ValueError(f"{printable(name, 60)} is not a field that this version of profile knows")
+    if not rule.takes(value):
+        raise ValueError(f"{name} is {shown(value)}, must be {rule}")
+    if name == "energy" and value:
+        _check_energy(value)
+    elif name in OBJECTS and value:
+        for each in value if name == "cautions" else [value]:
+            check(OBJECTS[name], each, path_name if name == "decode_path" else name)
+
+
+def _check_energy(energy: Mapping[str, Any]) -> None:
+    check(Energy, energy, "energy")
+    for phase in ("prefill", "decode"):
+        if (part := energy.get(phase)) is not None:
+            check(PhaseEnergy, part or None, f"energy.{phase}")
 
 
 def check_tokens(case: Mapping[str, Any], phases: Sequence[str], tokens: Sequence[int]) -> None:
@@ -237,15 +249,19 @@ def check_times(seconds: Sequence[float], where: str) -> None:
 def check_part(name: str, content: Any) -> None:
     """ValueError unless ``content`` can be the part ``name`` of ``PARTS`` of a row."""
     _check_form(content, PARTS[name], name)
-    if name != "expected":
-        return
+    if name == "expected":
+        check_expected(content)
+
+
+def check_expected(content: Mapping[str, Any]) -> None:
+    """ValueError unless the parts of ``expected``, each of which can be, are whole."""
     for part, needed in WHOLE.items():
         if (known := content.get(part)) and (missing := [field for field in needed if known.get(field) is None]):
-            raise ValueError(f"{name}.{part} has no {missing[0]}")
+            raise ValueError(f"expected.{part} has no {missing[0]}")
     between = content.get("between") or {}
     for phase in ("prefill", "decode"):
         if (between.get(phase) or 0) >= PROCESSES_APART:
-            raise ValueError(f"{name}.between.{phase} is {shown(between[phase])}, must be a share of one")
+            raise ValueError(f"expected.between.{phase} is {shown(between[phase])}, must be a share of one")
 
 
 def shown(value: Any) -> str:

@@ -6,10 +6,12 @@ import copy
 import json
 import math
 import sqlite3
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +23,8 @@ from profiler.gate import baseline
 from profiler.plan import scenario
 from profiler.reports.base import rendered
 from profiler.reports.base.page import compose, markdown, quality, terminal
-from profiler.results import comparison, row_reader
+from profiler.results import comparison, row_reader, typed
+from profiler.results.encoding import decode, encode
 from profiler.results.measurement import DecodePath, Energy, Measurement, Memory, PhaseEnergy
 from profiler.results.row import dumps, row
 from profiler.results.store import Store
@@ -102,9 +105,9 @@ def changed(whole: Any, data: st.DataObject) -> Any:
         if what == "remove":
             del holder[last]
         elif what == "add" and isinstance(holder, dict):
-            holder["more"] = data.draw(NASTY)
+            holder["more"] = copy.deepcopy(data.draw(NASTY))  # or one may be put into itself
         else:
-            holder[last] = data.draw(NASTY)
+            holder[last] = copy.deepcopy(data.draw(NASTY))
         if not list(places(whole)):
             break
     return whole
@@ -169,10 +172,12 @@ def test_any_content_of_a_store(stored: Path, data: st.DataObject) -> None:
     db = sqlite3.connect(stored, isolation_level=None)
     ((text,),) = db.execute(f"SELECT content FROM {table}").fetchall()
     new = json.dumps(changed(json.loads(text), data))
-    db.execute(f"UPDATE {table} SET content = ?", (new,))
-    accepted(lambda: row_reader.read(stored))
-    db.execute(f"UPDATE {table} SET content = ?", (text,))
-    db.close()
+    try:
+        db.execute(f"UPDATE {table} SET content = ?", (new,))
+        accepted(lambda: row_reader.read(stored))
+    finally:  # the next example begins with it
+        db.execute(f"UPDATE {table} SET content = ?", (text,))
+        db.close()
 
 
 def test_what_is_fuzzed_is_good_before_it_is_changed(stored: Path, tmp_path: Path, make: Any) -> None:
@@ -241,3 +246,22 @@ def test_any_scenario_and_any_scores(tmp_path: Path, content: dict[str, str] | s
             read()
         except ProfileError as error:
             assert "\n" not in error.message
+
+
+@QUICK
+@given(st.data())
+def test_what_is_decoded_at_once_is_what_a_look_at_each_field_takes(make: Any, data: st.DataObject) -> None:
+    whole = json.loads(encode(full(make))[0])
+    content = json.dumps(changed(whole, data) if data.draw(st.booleans()) else whole)
+    steps = encode(full(make))[1]
+    with patch.object(typed, "rows", return_value=None):
+        slowly = outcome(lambda: decode([(content, steps, {})]))
+    assert outcome(lambda: decode([(content, steps, {})])) == slowly
+    assert (typed.rows(f"[{content}]") is not None) or content != json.dumps(whole)
+
+
+def outcome(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (TypeError, KeyError, ValueError, AttributeError, struct.error) as error:
+        return type(error), str(error)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.results import stats
+from profiler.results import stats, trend
+from profiler.results.cautions import NOISY
 from profiler.results.measurement import Sample
 from profiler.results.stats import summarize
 
@@ -188,3 +189,31 @@ def test_tail_latency_is_unknown_until_enough_steps_were_seen(make):
     assert steps_of(20).p95_s == pytest.approx(0.01905)
     assert steps_of(99).p99_s is None
     assert steps_of(100).p99_s == pytest.approx(0.09901)
+
+
+SPREADS = st.sampled_from([1.0001, 1.003, 1.02, 1.05, 1.1, 1.3, 2.0])
+
+
+@given(st.data(), st.integers(1, 12), SPREADS)
+def test_a_quick_look_never_says_less_than_the_interval(data, n, spread):
+    values = data.draw(st.lists(st.floats(1.0, spread), min_size=n, max_size=n))
+    between = data.draw(st.sampled_from([None, 0.01, 0.2]))
+    summary, centre = summarize(values, between), stats.centre(sorted(values))
+    assert centre.median == summary.median
+    assert not (centre.near and summary.wide)
+    for end in (summary.low, summary.high):
+        if end is not None:
+            assert abs(math.log(end / centre.median)) <= centre.reach(between) + 1e-12
+
+
+def test_a_quick_look_is_worth_having():
+    near, far = stats.centre([10.0, 10.2, 10.4]), stats.centre([10.0, 20.0, 30.0])
+    assert near.near and not far.near
+    assert near.reach(None) < math.log(1.11)
+
+
+@given(st.lists(st.floats(0.1, 0.2), min_size=4, max_size=12))
+def test_repetitions_that_a_quick_look_passes_have_no_caution_about_their_spread(seconds):
+    centre = stats.centre([1 / second for second in seconds])
+    if centre.near and centre.spread <= 1 + NOISY:
+        assert trend.spread(seconds) <= NOISY + 1e-12

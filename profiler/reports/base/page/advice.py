@@ -38,7 +38,7 @@ def _paragraph(side: Side, forecast: Forecast) -> str:
     usable = [fact for fact in side.ok if fact.case.batch == smallest and _clear(fact)]
     if not usable:
         return f"Nothing here can be recommended: {_why_nothing(side)}."
-    fast = [fact for fact in usable if _surely(fact) >= READING_TPS]
+    fast = [fact for fact in usable if fact.least_tps >= READING_TPS or _surely(fact) >= READING_TPS]
     sizes = {model: _parameters(model, side, forecast) for model in {fact.model for fact in fast}}
     ranked = all(sizes.values())
     fastest = max(usable, key=_median)
@@ -99,25 +99,28 @@ def _bound(best: Fact) -> str:
 def _why_nothing(side: Side) -> str:
     if not side.ok:
         return "no case was measured to its end"
-    if all(fact.decode is None for fact in side.ok):
+    if all(fact.decode_tps is None for fact in side.ok):
         return "no decode was measured"
-    if all(fact.decode is None or fact.decode.wide for fact in side.ok):
+    if not any(fact.comparable for fact in side.ok):
         return "the repetitions of every case differ too much to compare"
     return "no case fits with room to spare"
 
 
 def _clear(fact: Fact) -> bool:
-    return fact.decode is not None and not fact.decode.wide and fact.verdict in ("fits", "none")
+    return fact.comparable and fact.verdict in ("fits", "none")
 
 
 def _surely(fact: Fact) -> float:
     """The lower end of the interval; of a single repetition its figure."""
-    assert fact.decode is not None  # _clear
-    return fact.decode.median if fact.decode.low is None else fact.decode.low
+    if _median(fact) < READING_TPS:  # no end is needed
+        return _median(fact)
+    decode = fact.decode
+    assert decode is not None  # _clear
+    return decode.median if decode.low is None else decode.low
 
 
 def _median(fact: Fact) -> float:
-    return fact.decode.median if fact.decode else 0.0
+    return fact.decode_tps or 0.0
 
 
 def _parameters(model: str, side: Side, forecast: Forecast) -> float | None:
@@ -125,7 +128,7 @@ def _parameters(model: str, side: Side, forecast: Forecast) -> float | None:
     known = forecast.parameters(model)
     if known is not None:
         return known
-    plain = [fact for fact in side.ok if fact.model == model and fact.case.quant in DTYPE_BYTES]
+    plain = [fact for fact in side.ok_of(model) if fact.case.quant in DTYPE_BYTES]
     counted = [
         fact.measurement.memory.weights_bytes / DTYPE_BYTES[fact.case.quant]
         for fact in plain

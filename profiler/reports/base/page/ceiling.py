@@ -11,13 +11,13 @@ from profiler.reports.base.page.blocks import Block, Figure, Figures, Head, Sect
 from profiler.reports.base.page.forecast import Forecast
 from profiler.reports.base.page.side import Fact, Side
 from profiler.results.measurement import Phase
-from profiler.results.stats import Summary
 from profiler.units import UNKNOWN, significant
 
 MOST_POINTS = 30  # cases of the roofline: they lie on each other beyond
 MOST_SHARES = 16  # lines of the chart of shares
 MOST_ROWS = 60
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # cautions
 
 
 def section(sides: Sequence[Side], forecasts: Sequence[Forecast]) -> Section:
@@ -75,15 +75,15 @@ def _points(fact: Fact, forecast: Forecast) -> list[dict[str, Any]]:
 
 def _seconds(fact: Fact, phase: Phase) -> float | None:
     """Of a whole prefill, or of one step."""
-    summary: Summary | None = fact.prefill if phase == "prefill" else fact.decode
-    if summary is None:
+    tps = fact.prefill_tps if phase == "prefill" else fact.decode_tps
+    if tps is None:
         return None
-    return fact.case.batch * (fact.case.context if phase == "prefill" else 1) / summary.median
+    return fact.case.batch * (fact.case.context if phase == "prefill" else 1) / tps
 
 
 def _shares(side: Side, where: str) -> Figure | None:
     points = []
-    for fact in _spread_out([fact for fact in side.ok if fact.fractions], MOST_SHARES):
+    for fact in _spread_out([fact for fact in side.ok if fact.calibrated], MOST_SHARES):
         found = fact.fractions or {}
         for phase in PHASES:
             share = found[f"{phase}_fraction"]
@@ -94,8 +94,7 @@ def _shares(side: Side, where: str) -> Figure | None:
 
 
 def _table(sides: Sequence[Side]) -> list[Block]:
-    known = [(side, fact, fact.fractions) for side in sides for fact in side.ok]
-    rows = [(side, fact, found) for side, fact, found in known if found is not None]
+    rows = [(side, fact) for side in sides for fact in side.ok if fact.calibrated]
     if not rows:
         return [
             muted(
@@ -112,17 +111,15 @@ def _table(sides: Sequence[Side]) -> list[Block]:
         Head("decode is held back by", right=False),
     )
     table = tuple(
-        (*((side.title,) if several else ()), words.case(fact), *_cells(found))
-        for side, fact, found in rows[:MOST_ROWS]
+        (*((side.title,) if several else ()), words.case(fact), *_cells(fact.fractions or {}))
+        for side, fact in rows[:MOST_ROWS]
     )
     blocks: list[Block] = [
         Table(columns, table, "Share of the ceiling: what the device was measured to do ÷ what it took")
     ]
     if len(rows) > MOST_ROWS:
         blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show RUN -o json has all."))
-    above = [
-        words.case(fact) for _, fact, found in rows if any((found[f"{phase}_fraction"] or 0) > 1 for phase in PHASES)
-    ]
+    above = [words.case(fact) for _, fact in rows if any(caution.code in ABOVE for caution in fact.cautions)]
     if above:
         blocks.append(muted(f"Above 100 %: {words.several(above, 4)}. That is a bug of ours; please report it."))
     return blocks

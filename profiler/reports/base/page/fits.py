@@ -77,7 +77,7 @@ def _contexts(side: Side, forecast: Forecast) -> list[int]:
 
 def _formats(side: Side, model: str, forecast: Forecast) -> list[tuple[str, str | None]]:
     """Lines of a model: what was measured, then what is only predicted. With the format to predict, or None."""
-    mine = [fact for fact in side.facts if fact.model == model]
+    mine = side.of[model]
     found: dict[str, str | None] = {}
     for fact in mine:
         found.setdefault(fact.series, fact.case.quant)

@@ -48,8 +48,7 @@ class Forecast:
         run = Counter(fact.case.path for fact in side.facts).most_common(1)[0][0]
         found = cls(None if device is None else Machine(device), dtype, {}, {}, run)
         for model in side.models:
-            facts = [fact for fact in side.facts if fact.model == model]
-            reason = found._add(model, facts)
+            reason = found._add(model, side.of[model])
             if reason is not None:
                 found.missing[model] = reason
         return found

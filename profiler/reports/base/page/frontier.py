@@ -79,17 +79,15 @@ def _rated(side: Side, scores: dict[tuple[str, str], Score]) -> tuple[int, list[
     """Cases that can be compared: one number of sequences, and the one context that most of them have."""
     smallest = min((fact.case.batch for fact in side.ok), default=1)
     usable = [
-        fact
-        for fact in side.ok
-        if fact.decode and not fact.decode.wide and fact.peak_bytes is not None and fact.case.batch == smallest
+        fact for fact in side.ok if fact.case.batch == smallest and fact.peak_bytes is not None and fact.comparable
     ]
     counts = Counter(fact.case.context for fact in usable)
     context = min(counts, key=lambda at: (-counts[at], at), default=0)
     found = []
     for fact in usable:
-        if fact.case.context == context and fact.decode and fact.peak_bytes is not None:
+        if fact.case.context == context and fact.decode_tps is not None and fact.peak_bytes is not None:
             score = scores.get((fact.model, fact.case.quant))
-            found.append(Rated(fact, fact.decode.median, fact.peak_bytes, score.value if score else None))
+            found.append(Rated(fact, fact.decode_tps, fact.peak_bytes, score.value if score else None))
     return context, found
 
 

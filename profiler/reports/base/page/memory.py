@@ -112,7 +112,7 @@ def _panels(side: Side, forecast: Forecast, several: bool) -> Iterator[Figure]:
 
 def _panel(side: Side, forecast: Forecast, model: str, several: bool) -> Figure | None:
     """Of the format of a model that has the most contexts."""
-    mine = [fact for fact in side.ok if fact.model == model and fact.case.batch == side.batch]
+    mine = [fact for fact in side.ok_of(model) if fact.case.batch == side.batch]
     split = {id(fact): found for fact in mine if (found := parts(fact.measurement.memory)) is not None}
     mine = [fact for fact in mine if id(fact) in split]
     if not mine:

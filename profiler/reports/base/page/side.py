@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from profiler.case import IDENTITY, Case
 from profiler.predict.verdict import TIGHT_BYTES, TIGHT_SHARE
@@ -22,31 +23,46 @@ _CASE = attrgetter(*IDENTITY)
 _SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps")  # what ``SETTINGS`` show
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """A row and its statistics. Rates in tokens per second, memory in bytes; unknown is None."""
 
     measurement: Measurement
+    case: Case
+    ok: bool
     model: str  # printable
     series: str  # the format, and what else tells this row from others of its model
-    prefill: Summary | None
-    decode: Summary | None
+    prefill_tps: float | None  # medians
+    decode_tps: float | None
+    least_tps: float  # that the lower end of decode's interval can be
+    near: bool  # decode's repetitions surely lie near enough to each other to compare their median
     peak_bytes: int | None
     limit_bytes: int | None  # of the device
     cautions: tuple[Caution, ...] = ()  # of a row with a result: all that is to be said of it
 
     @property
-    def case(self) -> Case:
-        return self.measurement.case
+    def prefill(self) -> Summary | None:
+        """With its interval: worked out when it is asked for, since a page shows few rows of many."""
+        return stats.rate(self.measurement, "prefill")
 
     @property
-    def ok(self) -> bool:
-        return self.measurement.outcome == "ok"
+    def decode(self) -> Summary | None:
+        """Likewise."""
+        return stats.rate(self.measurement, "decode")
+
+    @property
+    def comparable(self) -> bool:
+        """Whether decode was measured, and its median can be compared."""
+        return self.near or (self.decode is not None and not self.decode.wide)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the ceilings of its device were known."""
+        return bool(self.measurement.expected.get("ceiling_s"))
 
     @property
     def fractions(self) -> dict[str, Any] | None:
         """Ceiling over measured time of each phase, and what binds decode; None where nothing was calibrated."""
-        return beside.shares(self.measurement, self.prefill, self.decode)
+        return beside.shares(self.measurement, self.prefill_tps, self.decode_tps)
 
     @property
     def verdict(self) -> Tone:
@@ -67,10 +83,15 @@ class Side:
     facts: tuple[Fact, ...]
     ok: tuple[Fact, ...]  # those with a result
     batch: int  # of the figures over context: what most rows have, the smallest of several
+    of: Mapping[str, Sequence[Fact]]  # by model
 
     @property
     def models(self) -> list[str]:
-        return list(dict.fromkeys(fact.model for fact in self.facts))
+        return list(self.of)
+
+    def ok_of(self, model: str) -> list[Fact]:
+        """Rows of a model with a result."""
+        return [fact for fact in self.of.get(model, ()) if fact.ok]
 
     def palette(self, names: Iterable[str]) -> dict[str, int]:
         """Places of series among all of this side, so that one has one colour in every chart."""
@@ -128,7 +149,10 @@ def _side(title: str, rows: Sequence[Measurement]) -> Side:
     facts = tuple(_fact(row, telling, shown) for row in rows)
     counts = Counter(fact.case.batch for fact in facts if fact.ok) or Counter(fact.case.batch for fact in facts)
     batch = min(counts, key=lambda batch: (-counts[batch], batch))
-    return Side(title, facts, tuple(fact for fact in facts if fact.ok), batch)
+    of: dict[str, list[Fact]] = {}
+    for fact in facts:
+        of.setdefault(fact.model, []).append(fact)
+    return Side(title, facts, tuple(fact for fact in facts if fact.ok), batch, of)
 
 
 def _fact(row: Measurement, telling: Sequence[Any], shown: dict[tuple[Any, ...], tuple[str, str]]) -> Fact:
@@ -138,10 +162,16 @@ def _fact(row: Measurement, telling: Sequence[Any], shown: dict[tuple[Any, ...],
         shown[named] = model, " ".join([quant, *(column.cell(row) for column in telling)])
     model, series = shown[named]
     peak, limit = row.memory.process_peak_bytes, device_memory(row)
-    prefill, decode = stats.rate(row, "prefill"), stats.rate(row, "decode")
-    noted = cautions(row, {"prefill": prefill, "decode": decode}) if row.outcome == "ok" else ()
+    centres = stats.centres(row)
+    ok = row.outcome == "ok"
+    noted = cautions(row, centres) if ok else ()
     row.forget()
-    return Fact(row, model, series, prefill, decode, peak, limit, noted)
+    prefill, decode = centres["prefill"], centres["decode"]
+    prefill_tps = prefill and prefill.median
+    if decode is None:
+        return Fact(row, row.case, ok, model, series, prefill_tps, None, 0.0, False, peak, limit, noted)
+    least = decode.median * math.exp(-decode.reach(stats.between(row, "decode")))
+    return Fact(row, row.case, ok, model, series, prefill_tps, decode.median, least, decode.near, peak, limit, noted)
 
 
 def _telling(rows: Sequence[Measurement]) -> list[Any]:

@@ -10,7 +10,6 @@ from profiler.reports.base.page import plots, words
 from profiler.reports.base.page.blocks import Block, Figure, Figures, Head, Section, Table, muted
 from profiler.reports.base.page.side import Fact, Side
 from profiler.results.measurement import Phase
-from profiler.results.stats import Summary
 from profiler.units import significant
 
 MOST_PANELS = 3  # models with curves, on all machines together: a row of the page, a quarter of a second each
@@ -23,7 +22,7 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 def section(sides: Sequence[Side]) -> Section:
     """Charts by model, machines beside each other, then the figures."""
     blocks: list[Block] = []
-    if not any(fact.prefill or fact.decode for side in sides for fact in side.ok):
+    if not any(fact.prefill_tps or fact.decode_tps for side in sides for fact in side.ok):
         blocks.append(muted("No speed: no case was measured to its end."))
         return Section("speed", "How fast is it?", tuple(blocks))
     several = len(sides) > 1
@@ -68,7 +67,7 @@ def _panels(sides: Sequence[Side]) -> list[tuple[Side, str]]:
 
 
 def _has_curve(side: Side, model: str) -> bool:
-    places = {(fact.case.context, fact.case.batch) for fact in side.ok if fact.model == model}
+    places = {(fact.case.context, fact.case.batch) for fact in side.ok_of(model)}
     return len(places) > 1
 
 
@@ -78,48 +77,48 @@ def _shown(title: str, figures: Iterable[Figure | None], why: str) -> list[Block
 
 
 def _over_context(side: Side, model: str, phase: Phase, several: bool) -> Figure | None:
-    facts = [fact for fact in side.ok if fact.model == model and fact.case.batch == side.batch]
-    points = [(fact, fact.case.context, fact.prefill if phase == "prefill" else fact.decode) for fact in facts]
+    facts = [fact for fact in side.ok_of(model) if fact.case.batch == side.batch]
+    points = [(fact, fact.case.context) for fact in facts if _median(fact, phase) is not None]
     batch = f", {side.batch} at once" if side.batch > 1 else ""
-    return _curves(f"{model}{batch}", points, "context", f"{phase} t/s", side, several)
+    return _curves(f"{model}{batch}", points, "context", phase, side, several)
 
 
 def _over_batch(side: Side, model: str, several: bool) -> Figure | None:
-    facts = [fact for fact in side.ok if fact.model == model and fact.decode]
+    facts = [fact for fact in side.ok_of(model) if fact.decode_tps]
     batches: dict[int, set[int]] = {}
     for fact in facts:
         batches.setdefault(fact.case.context, set()).add(fact.case.batch)
     if not batches:
         return None
     context = max(batches, key=lambda at: (len(batches[at]), -at))
-    points = [(fact, fact.case.batch, fact.decode) for fact in facts if fact.case.context == context]
+    points = [(fact, fact.case.batch) for fact in facts if fact.case.context == context]
     title = f"{model}, {words.tokens(context)} tokens"
-    return _curves(title, points, "sequences at once", "decode t/s", side, several)
+    return _curves(title, points, "sequences at once", "decode", side, several)
+
+
+def _median(fact: Fact, phase: Phase) -> float | None:
+    return fact.prefill_tps if phase == "prefill" else fact.decode_tps
 
 
 def _curves(
-    title: str,
-    rows: Sequence[tuple[Fact, int, Summary | None]],
-    x: str,
-    y: str,
-    side: Side,
-    several: bool,
+    title: str, found: Sequence[tuple[Fact, int]], x: str, phase: Phase, side: Side, several: bool
 ) -> Figure | None:
     """A line for each series; None unless there are two places to compare."""
-    found = [(fact, at, summary) for fact, at, summary in rows if summary is not None]
-    if len({at for _, at, _ in found}) < 2:
+    if len({at for _, at in found}) < 2:
         return None
-    series = list(dict.fromkeys(fact.series for fact, _, _ in found))[:MOST_SERIES]
+    series = list(dict.fromkeys(fact.series for fact, _ in found))[:MOST_SERIES]
     points = []
     for name in series:
-        mine = {at: (fact, at, summary) for fact, at, summary in found if fact.series == name}
+        mine = {at: fact for fact, at in found if fact.series == name}
         step = -(-len(mine) // MOST_POINTS)
-        for fact, at, summary in list(mine.values())[::step]:
+        for at, fact in list(mine.items())[::step]:
+            summary = fact.prefill if phase == "prefill" else fact.decode
+            assert summary is not None  # it has a median
             said = f"{fact.series}, {x} {at:,}: {words.ranged(summary)} t/s"
             low, high = (summary.low, summary.high) if summary.high is not None else (None, None)
             points.append({"x": at, "y": summary.median, "low": low, "high": high, "series": name, "said": said})
     where = f" · {side.title}" if several else ""
-    return Figure(f"{title}{where}", plots.curves(points, x, y, side.palette(series)))
+    return Figure(f"{title}{where}", plots.curves(points, x, f"{phase} t/s", side.palette(series)))
 
 
 def _side_by_side(sides: Sequence[Side]) -> list[Block]:
@@ -127,7 +126,7 @@ def _side_by_side(sides: Sequence[Side]) -> list[Block]:
     places: dict[tuple[object, ...], dict[int, Fact]] = {}
     for number, side in enumerate(sides):
         for fact in side.ok:
-            if fact.decode is not None:
+            if fact.decode_tps is not None:
                 case = fact.case
                 key = (fact.model, case.quant, case.path, case.fill, case.context, case.batch, case.steps)
                 places.setdefault(key, {}).setdefault(number, fact)
@@ -141,7 +140,7 @@ def _side_by_side(sides: Sequence[Side]) -> list[Block]:
     )
     rows = []
     for facts in list(shared.values())[:MOST_ROWS]:
-        medians = [fact.decode.median for fact in facts.values() if fact.decode]
+        medians = [fact.decode_tps for fact in facts.values() if fact.decode_tps]
         cells = (words.ranged(facts[n].decode) if n in facts else "–" for n in range(len(sides)))
         rows.append((words.case(next(iter(facts.values()))), *cells, f"{significant(max(medians) / min(medians))} ×"))
     caption = (
