@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -45,8 +47,7 @@ def report(
         page_files.check(path)
     known = scores.read(quality) if quality else None
     with Store.open(store, create=False) as opened, collector_paused():
-        rows, runs, run = read(opened, names)
-        page = compose.page(rows, run, runs, known)
+        page = compose.page(*read(opened, names), known)
     if html is not None:
         page_files.write_html(html, page)
     if md is not None:
@@ -59,15 +60,15 @@ def report(
     return 0
 
 
-def read(store: Store, names: tuple[str, ...]) -> tuple[list[Measurement], list[Run], str | None]:
-    """Rows, the runs they are of, and the run's id if there is one only. NotFound where there is nothing.
+def read(store: Store, names: tuple[str, ...]) -> tuple[Iterable[Measurement], str | None, list[Run]]:
+    """Rows, the run's id if they are of one only, and their runs. NotFound where there is nothing.
 
     The rows may be looked at as long as ``store`` is open.
     """
     chosen = list(dict.fromkeys(store.find_run(name) for name in names))
     runs = [run for run in store.runs() if not chosen or run.id in chosen]
-    rows = [row for run in chosen for row in store.each(run)] if chosen else list(store.latest())
-    first = store.command("sweep")
-    if not rows:
-        raise NotFound("there are no rows to report", f"Measure something first: {first}")
-    return rows, runs, chosen[0] if len(chosen) == 1 else None
+    rows = (row for run in chosen for row in store.each(run)) if chosen else store.latest()
+    first = next(rows, None)
+    if first is None:
+        raise NotFound("there are no rows to report", f"Measure something first: {store.command('sweep')}")
+    return chain([first], rows), chosen[0] if len(chosen) == 1 else None, runs

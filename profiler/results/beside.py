@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from profiler.case import Case
 from profiler.results import stats
 from profiler.results.measurement import Measurement
 from profiler.results.stats import Centres
@@ -22,21 +24,20 @@ def predicted(measurement: Measurement) -> dict[str, Any] | None:
 
 def ceiling(measurement: Measurement, centres: Centres | None = None) -> dict[str, Any] | None:
     """The ceiling's over the measured time of each phase: 0..1, above it a bug of ours. Null if not calibrated."""
-    if not measurement.expected.get("ceiling_s"):
-        return None
-    prefill, decode = (centres or stats.centres(measurement)).values()
-    return shares(measurement, prefill and prefill.median, decode and decode.median)
-
-
-def shares(measurement: Measurement, prefill_tps: float | None, decode_tps: float | None) -> dict[str, Any] | None:
-    """The same, of rates that are known already."""
-    at, case = measurement.expected.get("ceiling_s"), measurement.case
+    at = measurement.expected.get("ceiling_s")
     if not at:
         return None
-    prefill = None if prefill_tps is None else at["prefill"] * prefill_tps / (case.batch * case.context)
-    decode = None if decode_tps is None else at["step"] * decode_tps / case.batch
-    return {
-        "prefill_fraction": prefill,
-        "decode_fraction": decode,
-        "bound": measurement.expected.get("decode_bound"),
-    }
+    prefill, decode = (centre and centre.median for centre in (centres or stats.centres(measurement)).values())
+    return shares(measurement.case, at, prefill, decode) | {"bound": measurement.expected.get("decode_bound")}
+
+
+def shares(
+    case: Case, ceiling_s: Mapping[str, float] | None, prefill_tps: float | None, decode_tps: float | None
+) -> dict[str, float | None]:
+    """The same, of rates that are known already."""
+    prefill = decode = None
+    if ceiling_s and prefill_tps is not None:
+        prefill = ceiling_s["prefill"] * prefill_tps / (case.batch * case.context)
+    if ceiling_s and decode_tps is not None:
+        decode = ceiling_s["step"] * decode_tps / case.batch
+    return {"prefill_fraction": prefill, "decode_fraction": decode}

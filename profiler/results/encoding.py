@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from sys import intern
 from typing import Any
 
-from msgspec import convert
-from msgspec.structs import astuple
+from msgspec import Raw, convert
 
 from profiler.case import Case
 from profiler.results import typed
@@ -25,9 +24,6 @@ from profiler.results.redact import SHORT, redact_json
 from profiler.results.validity import check_columns, check_expected, check_field, check_part, check_row, check_times
 
 SAMPLE_FIELDS = USUAL.keys()
-AT_CASE, AT_MEMORY, AT_SAMPLES = map(typed.FIELDS.index, ("case", "memory", "samples"))
-AT_ENVIRONMENT = [field.name for field in fields(Measurement)].index("environment")
-PARTS = [(place, name) for place, name in enumerate(typed.FIELDS) if name in typed.JSON]
 MOST_PARTS = 1000  # of rows, that are remembered
 LONGEST_PART = 4096  # bytes
 
@@ -84,22 +80,34 @@ def dumps(content: Any) -> str:
 
 def _of_typed(row: Any, steps: Steps, environment: dict[str, Any]) -> Measurement:
     """The measurement of a row whose types and ranges have been checked."""
-    values = list(astuple(row))
-    for place, name in PARTS:
-        if (part := values[place]) is typed.NULL:
-            values[place] = None
-        else:
-            text = bytes(part)
-            values[place] = _parts[name, text] if (name, text) in _parts else _part(name, text)
-    values[AT_CASE] = convert(row.case, Case, from_attributes=True)
-    values[AT_MEMORY] = convert(row.memory, Memory, from_attributes=True)
-    values[AT_SAMPLES] = _samples(typed.columns(row.samples), steps)
-    values.insert(AT_ENVIRONMENT, environment)
-    return Measurement(*values)
+    return Measurement(
+        convert(row.case, Case, from_attributes=True),
+        environment,
+        row.outcome,
+        row.reason,
+        _samples(typed.columns(row.samples), steps),
+        convert(row.memory, Memory, from_attributes=True),
+        None if row.energy is typed.NULL else _part("energy", row.energy),
+        _part("cautions", row.cautions),
+        row.load_s,
+        row.threads,
+        row.started_at,
+        _part("asked", row.asked),
+        _part("stopped", row.stopped),
+        _part("expected", row.expected),
+        None if row.decode_path is typed.NULL else _part("decode_path", row.decode_path),
+        _part("checkpoint", row.checkpoint),
+    )
 
 
-def _part(name: str, text: bytes) -> Any:
+def _part(name: str, raw: Raw) -> Any:
     """A part of a row that may hold more than we know. Rows in which it has the same text share one object."""
+    text = bytes(raw)
+    known = _parts.get((name, text), _parts)
+    return _new_part(name, text) if known is _parts else known
+
+
+def _new_part(name: str, text: bytes) -> Any:
     content = typed.expected(text) if name == "expected" else None
     if content is None:
         check_field(name, content := json.loads(text))

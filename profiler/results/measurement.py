@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import compress
 from typing import Any, Literal, overload
@@ -192,8 +191,9 @@ class Repetitions(Sequence[Sample]):
 class _Derived:
     """Room for what is worked out of a row and asked for again and again: its rows are frozen, so it stays true."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_again", "_known")
     _known: dict[Any, Any]
+    _again: Callable[[], Measurement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +228,17 @@ class Measurement(_Derived):
             known[question] = answer()
         return known[question]
 
-    def forget(self) -> None:
-        """Give the memory of what is known back: of a hundred thousand rows it would be more than the rows."""
-        with suppress(AttributeError):
-            object.__delattr__(self, "_known")
+    @property
+    def again(self) -> Callable[[], Measurement]:
+        """What gives this row once more: its store where it has one, so that the row itself need not be kept."""
+        try:
+            return self._again
+        except AttributeError:
+            return lambda: self
+
+    def kept_in(self, store: Callable[[], Measurement]) -> None:
+        """``store`` reads this row again, as long as the store is open."""
+        object.__setattr__(self, "_again", store)
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: no warm-ups, none that is invalid."""

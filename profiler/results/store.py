@@ -44,6 +44,7 @@ TIME = "%Y-%m-%dT%H:%M:%SZ"
 PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or a command line
 RUN_ID = "%y%m%d-%H%M%S"
 CHUNK = 500  # rows that are decoded together
+MOST_ROWS = 500  # that are remembered when they are read once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Store:
         self.path = path
         self._db = connection
         self._environments: dict[str, dict[str, Any]] = {}  # those that were read, by id
+        self._rows: dict[int, Measurement] = {}  # the last that were read once more
         self._known: tuple[dict[str, Any], str] | None = None  # the environment stored last, and its id
 
     @classmethod
@@ -277,6 +279,9 @@ class Store:
 
         Step times as for ``each``.
         """
+        ((different,),) = self._read("SELECT COUNT(*) = COUNT(DISTINCT key) FROM measurements")
+        if different:  # as in most large stores, where looking for the last of each takes as long as reading them
+            return self._each("SELECT content, id, environment FROM measurements ORDER BY id")
         return self._each(
             "SELECT content, id, environment FROM measurements WHERE id IN"
             " (SELECT COALESCE(MAX(CASE WHEN m.outcome = 'ok' THEN m.id END), MAX(m.id)) FROM measurements m"
@@ -289,14 +294,38 @@ class Store:
             self._db.limit(self.path)  # it may have grown
             found = self._db.read(query, values)
             while chunk := list(islice(found, CHUNK)):
-                with self._content_in_words("row"), collector_paused():
-                    rows = [
-                        (content, partial(self._steps, steps) if isinstance(steps, int) else steps,
-                         self._environment_of(name))
-                        for content, steps, name in chunk
-                    ]  # fmt: skip
-                    measurements = decode(rows)
-                yield from measurements
+                yield from self._decoded(chunk)
+
+    def _decoded(self, found: Sequence[tuple[str, bytes | int, str]]) -> list[Measurement]:
+        """Rows of content, step times or the id to find them by, and environment."""
+        with self._content_in_words("row"), collector_paused():
+            rows = decode(
+                [
+                    (
+                        text,
+                        partial(self._steps, steps) if isinstance(steps, int) else steps,
+                        self._environment_of(name),
+                    )
+                    for text, steps, name in found
+                ]
+            )
+        for (_, row, _), measurement in zip(found, rows, strict=True):
+            if isinstance(row, int):
+                measurement.kept_in(partial(self._row, row))
+        return rows
+
+    def _row(self, row: int) -> Measurement:
+        """A row by its number; the last few are remembered."""
+        known = self._rows.get(row)
+        if known is None:
+            found = self._read("SELECT content, id, environment FROM measurements WHERE id = ?", (row,))
+            if not found:
+                raise StoreError(f"a row of {printable(self.path)} was deleted while it was read", "Try again.")
+            (known,) = self._decoded(found)
+            if len(self._rows) >= MOST_ROWS:
+                self._rows.clear()
+            self._rows[row] = known
+        return known
 
     def _steps(self, row: int) -> bytes:
         """The packed step times of a row."""

@@ -34,7 +34,7 @@ def rows(text: str) -> Sequence[Any] | None:
     """The rows of a JSON list as objects with ``FIELDS``; None if one of them is not as we write them.
 
     ``case`` and ``memory`` are objects with the fields of their classes, and ``samples`` has a column for each field
-    of ``Sample``. The fields in ``JSON`` are text that was not looked at. What a row leaves out has its default value.
+    of ``Sample``. The fields in ``JSON`` are text that was not looked at. What a row leaves out has its default.
     """
     try:
         found: list[Any] = _decoder().decode(text)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from profiler.case import Case
 from profiler.reports.base.cells import PHASES, energy_cell, rate_cell, repetitions, reps_cell, token_cell, ttft_cell
 from profiler.reports.base.text import plain
 from profiler.results import stats
@@ -21,7 +22,7 @@ class Column:
     """One column. ``worth`` orders what goes first when a table is too wide: the least; STAYS always stays."""
 
     title: str
-    cell: Callable[[Measurement], str]
+    cell: Callable[[Any], str]  # of a measurement; of a setting, of anything that has a case
     worth: int
     words: str = ""  # of a setting: how its value reads in the heading when all rows share it
     usual: str | None = None  # of a setting: a value that goes without saying there
@@ -86,14 +87,24 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     return "; ".join(parts) or None
 
 
-def device_title(measurement: Measurement) -> str:
+class OfDevice(Protocol):
+    """A row, or what is known of one."""
+
+    @property
+    def case(self) -> Case: ...
+
+    @property
+    def environment(self) -> dict[str, Any]: ...
+
+
+def device_title(measurement: OfDevice) -> str:
     """``AMD EPYC 7763 (64.0 GiB)`` as the environment has it, else the device's name."""
     device: dict[str, Any] = measurement.environment.get("device") or {}
     title, memory = plain(device.get("title") or measurement.case.device), device_memory(measurement)
     return title if memory is None else f"{title} ({bytes_text(memory)})"
 
 
-def device_memory(measurement: Measurement) -> int | None:
+def device_memory(measurement: OfDevice) -> int | None:
     """Bytes of memory of the device a row was measured on."""
     device: dict[str, Any] = measurement.environment.get("device") or {}
     memory = device.get("memory_bytes")

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from profiler.case import Case
 from profiler.reports.base.text import plain
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement
 
 NOTE_LENGTH = 400  # characters of one note
 CASES_NAMED = 4  # cases a note names before "and n more"; the rows carry its number anyway
+
+
+class HasCase(Protocol):
+    """A row, or what is known of one."""
+
+    @property
+    def case(self) -> Case: ...
 
 
 @dataclass(slots=True)
@@ -21,9 +30,9 @@ class Note:
     number: int  # from 1, in order of first need
     text: str
     help: str | None
-    cases: list[Measurement] = field(default_factory=list)
+    cases: list[HasCase] = field(default_factory=list)
 
-    def named_cases(self, measurements: Sequence[Measurement], total: Counter[str] | None = None) -> str:
+    def named_cases(self, measurements: Sequence[HasCase], total: Counter[str] | None = None) -> str:
         """The cases in words; a model's name alone where it is true of all of its cases.
 
         ``total``: ``rows_of_models(measurements)``, from those who name many notes.
@@ -42,7 +51,7 @@ class Note:
         return ", ".join(named[:CASES_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def rows_of_models(measurements: Sequence[Measurement]) -> Counter[str]:
+def rows_of_models(measurements: Sequence[HasCase]) -> Counter[str]:
     """How many rows each model has, by name."""
     return Counter(measurement.case.model for measurement in measurements)
 

@@ -86,11 +86,10 @@ def _memory(best: Fact, forecast: Forecast) -> str:
 
 
 def _bound(best: Fact) -> str:
-    found = best.fractions
-    if found is None or found["decode_fraction"] is None:
+    share = best.shares["decode_fraction"]
+    if share is None:
         return ""
-    share = found["decode_fraction"]
-    what = words.LIMITS.get(found["bound"], (None, None))[1]
+    what = words.LIMITS.get(best.bound, (None, None))[1]
     held = f", held back by {what}" if what else ""
     near = "near" if share >= NEAR else "far from"
     return f"Decode is {near} what this device can do, at {share:.0%} of its ceiling{held}."
@@ -130,8 +129,6 @@ def _parameters(model: str, side: Side, forecast: Forecast) -> float | None:
         return known
     plain = [fact for fact in side.ok_of(model) if fact.case.quant in DTYPE_BYTES]
     counted = [
-        fact.measurement.memory.weights_bytes / DTYPE_BYTES[fact.case.quant]
-        for fact in plain
-        if fact.measurement.memory.weights_bytes
+        fact.memory.weights_bytes / DTYPE_BYTES[fact.case.quant] for fact in plain if fact.memory.weights_bytes
     ]
     return max(counted, default=None)

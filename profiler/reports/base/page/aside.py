@@ -11,7 +11,6 @@ from profiler.reports.base.page.blocks import Block, Head, Listing, Section, Tab
 from profiler.reports.base.page.side import Fact, Side
 from profiler.reports.base.remarks import NOTE_LENGTH, Note
 from profiler.reports.base.text import plain
-from profiler.results.measurement import Measurement
 
 MOST = 40  # reasons, and cautions
 CASES = 4  # that a reason names
@@ -25,8 +24,8 @@ def skipped(sides: Sequence[Side]) -> Section:
         where = side.title if len(sides) > 1 else ""
         for fact in side.facts:
             if not fact.ok:
-                reason = plain(fact.measurement.reason or "no reason was recorded", NOTE_LENGTH)
-                reasons.setdefault((where, fact.measurement.outcome, reason), []).append(fact)
+                reason = plain(fact.reason or "no reason was recorded", NOTE_LENGTH)
+                reasons.setdefault((where, fact.outcome, reason), []).append(fact)
     title = "What was not measured, and why?"
     if not reasons:
         return Section("skipped", title, (muted("Nothing: every case has a result."),))
@@ -47,9 +46,8 @@ def cautions(sides: Sequence[Side]) -> Section:
     blocks: list[Block] = []
     for side in sides:
         where = f"{side.title}: " if len(sides) > 1 else ""
-        rows = [fact.measurement for fact in side.ok]
         found = _alike(side)
-        items = tuple(f"{where}{_caution(each, rows)}" for each in found[:MOST])
+        items = tuple(f"{where}{_caution(each, side.ok)}" for each in found[:MOST])
         blocks += [Listing(items)] if items else []
         if len(found) > MOST:
             blocks.append(muted(f"{where}{MOST} of {len(found):,} cautions are shown."))
@@ -73,11 +71,11 @@ def _alike(side: Side) -> list[_Alike]:
             alike = found.setdefault((caution.code, _FIGURES.sub("0", text)), _Alike(Note(0, text, helps)))
             alike.vary |= text != alike.note.text
             alike.note.help = helps if helps == alike.note.help else None
-            alike.note.cases.append(fact.measurement)
+            alike.note.cases.append(fact)
     return list(found.values())
 
 
-def _caution(alike: _Alike, rows: Sequence[Measurement]) -> str:
+def _caution(alike: _Alike, rows: Sequence[Fact]) -> str:
     note = alike.note
     helps = f"; try {note.help}" if note.help else ""
     return f"{note.text}{helps} ({'the figures vary: ' if alike.vary else ''}{note.named_cases(rows)})"

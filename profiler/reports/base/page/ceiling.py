@@ -83,8 +83,8 @@ def _seconds(fact: Fact, phase: Phase) -> float | None:
 
 def _shares(side: Side, where: str) -> Figure | None:
     points = []
-    for fact in _spread_out([fact for fact in side.ok if fact.calibrated], MOST_SHARES):
-        found = fact.fractions or {}
+    for fact in _spread_out([fact for fact in side.ok if fact.ceiling_s], MOST_SHARES):
+        found = fact.shares
         for phase in PHASES:
             share = found[f"{phase}_fraction"]
             if share is not None:
@@ -94,7 +94,7 @@ def _shares(side: Side, where: str) -> Figure | None:
 
 
 def _table(sides: Sequence[Side]) -> list[Block]:
-    rows = [(side, fact) for side in sides for fact in side.ok if fact.calibrated]
+    rows = [(side, fact) for side in sides for fact in side.ok if fact.ceiling_s]
     if not rows:
         return [
             muted(
@@ -111,8 +111,7 @@ def _table(sides: Sequence[Side]) -> list[Block]:
         Head("decode is held back by", right=False),
     )
     table = tuple(
-        (*((side.title,) if several else ()), words.case(fact), *_cells(fact.fractions or {}))
-        for side, fact in rows[:MOST_ROWS]
+        (*((side.title,) if several else ()), words.case(fact), *_cells(fact)) for side, fact in rows[:MOST_ROWS]
     )
     blocks: list[Block] = [
         Table(columns, table, "Share of the ceiling: what the device was measured to do ÷ what it took")
@@ -125,12 +124,13 @@ def _table(sides: Sequence[Side]) -> list[Block]:
     return blocks
 
 
-def _cells(found: dict[str, Any]) -> tuple[str, str, str]:
+def _cells(fact: Fact) -> tuple[str, str, str]:
+    found = fact.shares
     texts = (
         UNKNOWN if share is None else f"{share:.0%}" for share in (found[f"{phase}_fraction"] for phase in PHASES)
     )
     prefill, decode = texts
-    return prefill, decode, words.LIMITS.get(found["bound"], ("", UNKNOWN))[1]
+    return prefill, decode, words.LIMITS.get(fact.bound, ("", UNKNOWN))[1]
 
 
 def _spread_out(facts: Sequence[Fact], most: int = MOST_POINTS) -> list[Fact]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from profiler.reports.base.columns import FAKE
 from profiler.reports.base.page import (
@@ -30,15 +30,19 @@ MOST_SIDES = 4  # machines that can be read beside each other
 
 
 def page(
-    measurements: Sequence[Measurement],
+    measurements: Iterable[Measurement],
     run: str | None = None,
     runs: Sequence[Run] = (),
     scores: Sequence[Score] | None = None,
 ) -> Page:
-    """The report of rows. ``run`` names them if they are of one; ``scores`` None: those that ship."""
-    found = sides(measurements)
+    """The report of rows. ``run`` names them if they are of one; ``scores`` None: those that ship.
+
+    Rows of a store are read as they are needed: it must be open until the page is there.
+    """
+    counted = Counted(measurements)
+    found = sides(counted)
     shown = found[:MOST_SIDES]
-    facts = _facts(found, run, len(measurements))
+    facts = _facts(found, run, counted.count)
     if not shown:
         return Page("Hardware fit", facts, (Section("run", "No rows", (muted("There is nothing to report yet."),)),))
     if len(found) > MOST_SIDES:
@@ -59,6 +63,18 @@ def page(
         provenance.commands(runs, run),
     )
     return Page(f"Hardware fit: {several([side.title for side in shown], MOST_SIDES)}", facts, sections)
+
+
+class Counted:
+    """Rows, counted as they go by."""
+
+    def __init__(self, rows: Iterable[Measurement]) -> None:
+        self.rows, self.count = rows, 0
+
+    def __iter__(self) -> Iterator[Measurement]:
+        for row in self.rows:
+            self.count += 1
+            yield row
 
 
 def _facts(found: Sequence[Side], run: str | None, rows: int) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from profiler.reports.base.page import words
 from profiler.reports.base.page.blocks import Block, Head, Section, Table, muted
 from profiler.reports.base.page.side import Fact, Side
 from profiler.reports.base.text import plain
-from profiler.results.energy import content
 from profiler.units import UNKNOWN, significant
 
 MOST_ROWS = 60
@@ -19,7 +18,7 @@ Joules = Mapping[str, Any]
 
 def section(sides: Sequence[Side]) -> Section:
     """A table of the rows that have energy; else the reasons why none has."""
-    found = [(side, fact, content(fact.measurement)) for side in sides for fact in side.ok]
+    found = [(side, fact, fact.energy) for side in sides for fact in side.ok]
     known = [(side, fact, joules) for side, fact, joules in found if joules and _any(joules)]
     if not known:
         return Section(

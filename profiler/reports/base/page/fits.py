@@ -91,22 +91,22 @@ def _formats(side: Side, model: str, forecast: Forecast) -> list[tuple[str, str 
 
 
 def _cell(fact: Fact | None, forecast: Forecast, model: str, quant: str | None, context: int, batch: int) -> Cell:
-    if fact is not None and fact.measurement.outcome != "skipped":
+    if fact is not None and fact.outcome != "skipped":
         return _measured(fact)
     cell = None if quant is None else _predicted(forecast, model, quant, context, batch)
     if cell is None and fact is not None:
-        reason = plain(fact.measurement.reason or "no reason was recorded", 300)
+        reason = plain(fact.reason or "no reason was recorded", 300)
         return Cell(UNKNOWN, detail="skipped", title=f"skipped: {reason}")
     return cell or Cell("", title="neither measured nor predicted")
 
 
 def _measured(fact: Fact) -> Cell:
     if not fact.ok:
-        outcome = fact.measurement.outcome
-        reason = plain(fact.measurement.reason or "no reason was recorded", 300)
+        outcome = fact.outcome
+        reason = plain(fact.reason or "no reason was recorded", 300)
         detail = "no · memory" if outcome == "oom" else ""
         return Cell(outcome, "", detail, fact.verdict, True, f"measured: {reason}")
-    bound = fact.measurement.expected.get("decode_bound")
+    bound = fact.bound
     verdict = fact.verdict
     parts = ["" if verdict == "none" else verdict, words.LIMITS.get(bound, ("", ""))[0]]
     peak = f", peak {bytes_text(fact.peak_bytes)}" if fact.peak_bytes is not None else ""

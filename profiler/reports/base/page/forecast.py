@@ -125,7 +125,7 @@ class Forecast:
         """Why the rows may be of another model than the catalog's; ``model_id`` is that of its config."""
         sure = any(fact.case.weights == "synthetic" and fact.case.model_id == model_id for fact in facts)
         for fact in facts:
-            weights = fact.measurement.memory.weights_bytes
+            weights = fact.memory.weights_bytes
             predictor = self._of(fact)
             if weights is None or predictor is None:
                 continue

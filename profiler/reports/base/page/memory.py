@@ -113,7 +113,7 @@ def _panels(side: Side, forecast: Forecast, several: bool) -> Iterator[Figure]:
 def _panel(side: Side, forecast: Forecast, model: str, several: bool) -> Figure | None:
     """Of the format of a model that has the most contexts."""
     mine = [fact for fact in side.ok_of(model) if fact.case.batch == side.batch]
-    split = {id(fact): found for fact in mine if (found := parts(fact.measurement.memory)) is not None}
+    split = {id(fact): found for fact in mine if (found := parts(fact.memory)) is not None}
     mine = [fact for fact in mine if id(fact) in split]
     if not mine:
         return None
@@ -125,7 +125,7 @@ def _panel(side: Side, forecast: Forecast, model: str, several: bool) -> Figure 
         fact = facts.get(at)
         if fact is not None:
             bars += _bars(at, split[id(fact)], "measured")
-            load = fact.measurement.memory.load_peak_bytes
+            load = fact.memory.load_peak_bytes
             marks += [] if load is None else [_mark(at, load)]
             continue
         like = next(iter(facts.values())).case
@@ -207,7 +207,7 @@ def _table(sides: Sequence[Side]) -> list[Block]:
 
 
 def _cells(fact: Fact) -> tuple[str, ...]:
-    memory = fact.measurement.memory
+    memory = fact.memory
     left = None if fact.limit_bytes is None or fact.peak_bytes is None else fact.limit_bytes - fact.peak_bytes
     values = (
         memory.weights_bytes,

@@ -83,11 +83,11 @@ def _properties(side: Side) -> dict[str, tuple[str, ...]]:
     found: dict[str, dict[str, None]] = {}
     seen: set[int] = set()
     for fact in side.facts:
-        if id(fact.measurement.environment) not in seen:  # many rows share one
-            seen.add(id(fact.measurement.environment))
-            for name, value in _pairs(fact.measurement.environment):
+        if id(fact.environment) not in seen:  # many rows share one
+            seen.add(id(fact.environment))
+            for name, value in _pairs(fact.environment):
                 found.setdefault(name, {})[value] = None
-    starts = sorted(start for fact in side.facts if (start := fact.measurement.started_at))
+    starts = sorted(start for fact in side.facts if (start := fact.started_at))
     first = {"rows": (f"{len(side.facts):,}",)}
     if starts:
         days = list(dict.fromkeys(plain(start, 40)[:16].replace("T", " ") for start in (starts[0], starts[-1])))

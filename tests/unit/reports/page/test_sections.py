@@ -26,7 +26,8 @@ from profiler.reports.base.page.blocks import Figures, Listing, Map, Page, Secti
 from profiler.reports.base.page.forecast import Forecast
 from profiler.reports.base.page.quality import Score
 from profiler.reports.base.page.side import sides
-from profiler.results.measurement import Caution, Memory
+from profiler.results import energy as derived
+from profiler.results.measurement import Caution, Energy, Memory
 from profiler.results.store import Run
 
 E2B = {"model": "gemma-4-e2b", "quant": "bf16", "context": 512}
@@ -236,11 +237,12 @@ def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeyp
         "scope": "gpu-board",
         "suspect": True,
     }
-    monkeypatch.setattr(energy, "content", lambda measurement: joules)
-    shown = text(energy.section(found))
+    metered = replace(measured(), energy=Energy("nvml-counter", "gpu-board"))
+    monkeypatch.setattr(derived, "content", lambda measurement: joules)
+    shown = text(energy.section(sides([metered])))
     assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "with care" in shown
-    monkeypatch.setattr(energy, "content", lambda measurement: {"reason": "no RAPL on this machine"})
-    assert text(energy.section(found)) == "No energy: no RAPL on this machine."
+    monkeypatch.setattr(derived, "content", lambda measurement: {"reason": "no RAPL on this machine"})
+    assert text(energy.section(sides([metered]))) == "No energy: no RAPL on this machine."
 
 
 def test_the_frontier_holds_formats_of_one_model_against_each_other():
