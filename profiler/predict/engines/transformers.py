@@ -22,7 +22,7 @@ from profiler import paths, registry
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Execution, GatedDelta
+from profiler.models.layers import RECURRENT_BYTES, Attention, Execution, GatedDelta
 from profiler.models.scheme import BITSANDBYTES
 from profiler.models.stored import Stored
 from profiler.paths import EAGER, GRAPH, STATIC
@@ -31,7 +31,7 @@ from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.machine import Machine
 from profiler.predict.storage import Held, Storage, as_stored, bounds_of, storage, with_head
-from profiler.predict.work import GROWING_TOUCHES, RECURRENT_BYTES, Calls, Manner
+from profiler.predict.work import GROWING_TOUCHES, Calls, Manner
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes, repackable
 from profiler.registry import unknown
 from profiler.shell import Command, command
