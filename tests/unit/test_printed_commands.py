@@ -105,7 +105,7 @@ def test_a_shell_reads_back_what_was_quoted(tmp_path: Path) -> None:
 
 def test_a_blank_is_in_capitals_and_says_what_it_stands_for() -> None:
     made = command("profile", "gate", "--base", "REV", REV="a git revision")
-    assert made.explained == "profile gate --base REV (REV is a git revision)"
+    assert (str(made), made.blanks) == ("profile gate --base REV", {"REV": "a git revision"})
     for wrong in ({"rev": "lower"}, {"OTHER": "not there"}):
         with pytest.raises(ValueError, match="not a blank"):
             Command(("profile", "REV", "rev"), wrong)
