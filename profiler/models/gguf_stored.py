@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 from profiler.errors import ProfileError
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.gguf_file import TYPE_NAMES, GgufHeader, GgufTensor
 from profiler.models.layers import Attention
-from profiler.models.stored import LeftOut, Stored, StoredWeight
+from profiler.models.stored import Stored, StoredWeight
 from profiler.models.weight import Role, Weight
 from profiler.units import printable
 
@@ -57,17 +56,14 @@ MIXED = "mixed"
 
 def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
     """What the tensors of a GGUF file are to the model of ``geometry``. ProfileError for a type that is not known."""
-    weights, rest = [], []
+    weights = []
     for tensor in header.tensors.values():
         nbytes = tensor.nbytes
         if nbytes is None or tensor.type_id not in TYPE_NAMES:
             raise ProfileError(
                 f"{printable(tensor.name, 80)} is stored in type {tensor.type_id} of ggml, which is not known here"
             )
-        placed = _placed(geometry, tensor)
-        if placed is None:
-            rest.append((tensor.name, nbytes))
-        else:
+        if (placed := _placed(geometry, tensor)) is not None:
             weight, layer = placed
             weights.append(StoredWeight(weight, layer, TYPE_NAMES[tensor.type_id], nbytes))
     types = {weight.scheme for weight in weights if weight.weight.role != "vector"}
@@ -78,7 +74,6 @@ def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
         weights=tuple(weights),
         nbytes=sum(weight.nbytes for weight in weights),
         gguf=True,
-        left_out=_left_out(rest),
     )
 
 
@@ -133,13 +128,3 @@ def _agrees(types: frozenset[str], sizes: Counter[str]) -> bool:
     small = (1 - MOSTLY) * sizes.total()
     odd = {name for name in sizes if name not in allowed}
     return odd <= PLAIN and sum(sizes[name] for name in odd) <= small and any(name in allowed for name in sizes)
-
-
-def _left_out(rest: Iterable[tuple[str, int]]) -> tuple[LeftOut, ...]:
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for name, nbytes in rest:
-        place = ".".join(name.split(".")[:2])
-        counts[place] += 1
-        sizes[place] += nbytes
-    return tuple(LeftOut(printable(place, 60), counts[place], sizes[place]) for place, _ in sizes.most_common())

@@ -15,7 +15,7 @@ from profiler.models.geometry import Geometry
 from profiler.models.safetensors_file import Tensor
 from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
 from profiler.models.weight import Weight
-from profiler.units import bytes_text, printable
+from profiler.units import printable
 
 PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
 
@@ -63,21 +63,6 @@ class StoredWeight:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Tensors of the file that are no part of the decoder."""
-
-    name: str  # where they stand: ``model.visual``, ``blk.32``
-    count: int
-    nbytes: int
-
-    @property
-    def words(self) -> str:
-        """``436 tensors of model.visual (812 MiB)``."""
-        what = self.name if self.count == 1 else f"{self.count:,} tensors of {self.name}"
-        return f"{what} ({bytes_text(self.nbytes)})"
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
     """How a checkpoint is stored. Compared by identity, so that it can be part of a key."""
@@ -90,7 +75,6 @@ class Stored:
     scheme: Scheme | None = None
     gguf: bool = False
     from_headers: bool = True  # False: derived from what the config says of its scheme
-    left_out: tuple[LeftOut, ...] = ()
     missing: int = 0  # weights of the decoder that the file does not hold
     trouble: str | None = None  # why its numbers must not be taken for values, in words
     uneven: str | None = None  # why transformers would unpack it with the wrong scales, in words
@@ -136,7 +120,6 @@ def from_safetensors(geometry: Geometry, tensors: Mapping[str, Tensor], scheme: 
         weights=tuple(weights),
         nbytes=sum(tensor.end - tensor.begin for group in groups for _, tensor in group.tensors),
         scheme=scheme,
-        left_out=_left_out((name, tensor.end - tensor.begin) for name, tensor in rest.items()),
         missing=_expected(geometry) - len(weights),
         trouble=_trouble(packed, rest, scheme),
         uneven=_uneven(packed, scheme),
@@ -240,26 +223,6 @@ def _own_name(plain: str | None, packed: list[_Group], scheme: Scheme | None) ->
         types = Counter(tensor.dtype for group in packed for _, tensor in group.tensors)
         return types.most_common(1)[0][0].casefold()
     return plain or "unknown"
-
-
-def _left_out(tensors: Iterable[tuple[str, int]]) -> tuple[LeftOut, ...]:
-    """Tensors by the place they stand at, the largest first."""
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for name, nbytes in tensors:
-        place = _place_name(name)
-        counts[place] += 1
-        sizes[place] += nbytes
-    return tuple(LeftOut(printable(place, 60), counts[place], sizes[place]) for place, _ in sizes.most_common())
-
-
-def _place_name(name: str) -> str:
-    """``model.visual`` of ``model.visual.blocks.3.norm1.weight``; ``model.layers.3`` of a layer's tensor."""
-    words = name.split(".")
-    for place, word in enumerate(words):
-        if word.isdigit():
-            return ".".join(words[: place + 1 if words[place - 1] in ("layers", "blk") else place])
-    return ".".join(words[:2]) if len(words) > 3 else name
 
 
 def _trouble(packed: list[_Group], rest: Mapping[str, Tensor], scheme: Scheme | None) -> str | None:

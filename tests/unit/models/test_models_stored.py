@@ -12,24 +12,30 @@ from fakes import stored as made
 
 from profiler.errors import ProfileError
 from profiler.models import families, safetensors_file, scheme
+from profiler.models.checkpoint import Checkpoint
 from profiler.models.resolve import resolve
 from profiler.models.stored import Stored, from_safetensors
 
 QUANTS = sorted(made.CONFIGS)
 
 
-def stored(path: Path) -> Stored:
-    found = resolve(str(path)).stored
+def checkpoint(path: Path) -> Checkpoint:
+    found = resolve(str(path)).checkpoint
     assert found is not None
     return found
 
 
+def stored(path: Path) -> Stored:
+    return checkpoint(path).stored
+
+
 @pytest.mark.parametrize("quant", QUANTS)
 def test_a_folder_states_its_own_quantization_and_the_sum_of_its_headers(quant: str, tmp_path: Path) -> None:
-    found = stored(made.folder(tmp_path / "m", quant))
+    whole = checkpoint(made.folder(tmp_path / "m", quant))
+    found = whole.stored
     assert found.quant == quant
     assert found.nbytes == made.total(made.tensors(quant))
-    assert found.exact and not found.left_out
+    assert found.exact and not whole.account.left
     if quant != "mxfp4":  # nobody stores the linear layers of a Llama so, and transformers would not read them
         assert found.trouble is None
 
@@ -74,9 +80,12 @@ def test_a_tower_and_a_prediction_layer_are_no_part_of_the_decoder(tmp_path: Pat
         "vision_tower.layers.0.self_attn.q_proj.weight": ("BF16", (64, 64)),
         "mtp.layers.0.mlp.up_proj.weight": ("BF16", (64, 64)),
     }
-    found = stored(made.folder(tmp_path / "m", "bf16", found=held))
-    assert found.nbytes == made.total(made.tensors("bf16"))
-    assert {left.name for left in found.left_out} == {"vision_tower.layers.0", "mtp.layers.0"}
+    whole = checkpoint(made.folder(tmp_path / "m", "bf16", found=held))
+    assert whole.stored.nbytes == made.total(made.tensors("bf16"))
+    assert [(left.why, left.nbytes) for left in whole.account.left] == [
+        ("vision tower", 2 * 64 * 64),
+        ("multi-token prediction", 2 * 64 * 64),
+    ]
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", ""])
