@@ -25,8 +25,9 @@ OUTSIDE: dict[str, tuple[Role, str]] = {
 }
 PLAIN = frozenset({"f32", "f16", "bf16", "f64"})
 
-# general.file_type (llama_ftype) → the mix that it stands for, and the types that llama-quantize gives the matrices
-# of layers then. Others in between are what is called a dynamic mix, for which there is no rule.
+# general.file_type (enum llama_ftype, include/llama.h) → the mix that it stands for, and the types that
+# llama-quantize gives the matrices of the layers. A file with other types is a "dynamic" mix, for which there is no
+# rule.
 FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     0: ("f32", frozenset({"f32"})),
     1: ("f16", frozenset({"f16"})),
@@ -44,12 +45,25 @@ FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     16: ("q5_k_s", frozenset({"q5_k"})),
     17: ("q5_k_m", frozenset({"q5_k", "q6_k"})),
     18: ("q6_k", frozenset({"q6_k"})),
+    19: ("iq2_xxs", frozenset({"iq2_xxs", "q2_k", "q4_k"})),
+    20: ("iq2_xs", frozenset({"iq2_xs", "q2_k", "q4_k"})),
+    22: ("iq3_xs", frozenset({"iq3_s", "iq3_xxs", "q4_k"})),
+    23: ("iq3_xxs", frozenset({"iq3_xxs", "iq2_s", "iq3_s", "q3_k", "q4_k"})),
+    24: ("iq1_s", frozenset({"iq1_s", "iq2_xxs", "q2_k", "q4_k"})),
     25: ("iq4_nl", frozenset({"iq4_nl", "q5_k"})),
+    26: ("iq3_s", frozenset({"iq3_s", "q4_k"})),
+    27: ("iq3_m", frozenset({"iq3_s", "q4_k"})),
+    28: ("iq2_s", frozenset({"iq2_xs", "iq3_s", "q4_k"})),
+    29: ("iq2_m", frozenset({"iq2_s", "iq3_s", "q4_k"})),
     30: ("iq4_xs", frozenset({"iq4_xs", "q5_k"})),
+    31: ("iq1_m", frozenset({"iq1_m", "iq2_xxs", "q2_k", "q4_k"})),
     32: ("bf16", frozenset({"bf16"})),
 }
-# Rows that do not fill the blocks of the first type are stored in the second, and routers or small tensors plainly.
-FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq4_xs": "iq4_nl"}
+FALLBACK = {  # where a row does not fill the blocks of the first type (``tensor_type_fallback``, src/llama-quant.cpp)
+    "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq1_s": "iq4_nl",
+    "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl", "iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl",
+    "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl",
+}  # fmt: skip
 MOSTLY = 0.9  # of the layers' parameters in one type: then it is the file's, whatever general.file_type says
 MIXED = "mixed"
 
