@@ -15,7 +15,7 @@ from profiler.predict.storage import LARGE_BYTES, UNPACKED_BYTES, Line, Storage
 
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
 GROWING_TOUCHES = 3  # of a cache that is copied to append to it, and then read
-STATE_TOUCHES = 2  # a recurrent state is read and written back
+STATE_TOUCHES = 2.0  # a step that does no more than it must reads a recurrent state and writes it back
 MLP_TENSORS = 4  # as wide as a feed-forward layer: gate, up, activation, product
 CONV_TENSORS = 3  # a convolution takes beside its input: padded, in order, and the result
 

@@ -31,7 +31,7 @@ from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.machine import Machine
 from profiler.predict.storage import Held, Storage, as_stored, bounds_of, storage, with_head
-from profiler.predict.work import GROWING_TOUCHES, Calls, Manner
+from profiler.predict.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, Manner
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes, repackable
 from profiler.registry import unknown
 from profiler.shell import Command, command
@@ -60,8 +60,7 @@ ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
 )
 DELTA_TENSORS = 24  # seen: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
-STATE_TOUCHES = 20.0  # element-wise operators that go over the recurrent state in a step
-STATE_READ_WRITTEN = 2.0  # by our own
+EAGER_STATE_TOUCHES = 20.0  # times that the element-wise operators of a shipped step read or write a recurrent state
 SCORE_BYTES = 4
 MASK_BYTES = 2
 PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, bitsandbytes; on CUDA its context and
@@ -189,7 +188,7 @@ class Transformers:
             layer=_by_family(counted, geometry),
             delta_step=counted["delta"],
             outside=STEP_OUTSIDE_CALLS,
-            state_touches=STATE_READ_WRITTEN,
+            state_touches=STATE_TOUCHES,
         )
         read = 1.0 if ours else PADDED
         return replace(
@@ -209,7 +208,7 @@ class Transformers:
                 delta_chunk=9,
                 outside=OUTSIDE_CALLS,
                 elementwise=ELEMENTWISE,
-                state_touches=STATE_TOUCHES,
+                state_touches=EAGER_STATE_TOUCHES,
                 element_bytes=DTYPE_BYTES[setting.dtype],
             ),
         )
