@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from profiler import paths, registry
+from profiler.case import prefill_chunk
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
@@ -36,8 +37,6 @@ from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes, repackable
 from profiler.registry import unknown
 from profiler.shell import Command, command
 
-UBATCH = {"CPU": 512}
-UBATCH_OTHERWISE = 2048
 FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 # Operators of a layer that are no views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); of a
 # gated-delta layer without flash-linear-attention 94 in a step, 118 + 9 for each chunk of 64 tokens in a prefill.
@@ -197,7 +196,7 @@ class Transformers:
 
     def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
         return Manner(
-            ubatch=setting.ubatch or UBATCH.get(target.vendor if target else "", UBATCH_OTHERWISE),
+            ubatch=_ubatch(setting, target),
             cache_bytes=DTYPE_BYTES[setting.dtype],
             cache_touches=GROWING_TOUCHES,
             how=Execution(skips_masked=False, trims_shared=True, every_expert=True),
@@ -223,7 +222,7 @@ class Transformers:
         return command("profile", "sweep", "-m", model.argument, quant, sizes, path, device)
 
     def _chunk(self, setting: Setting, target: Target) -> int:
-        return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)
+        return min(_ubatch(setting, target), setting.context)
 
     def _prefill_bytes(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Interval:
         """Beside weights and cache: views, mask, repeated K and V, hidden states, expert rows, logits."""
@@ -255,6 +254,11 @@ def usual_path(target: Target) -> str:
     if target.vendor == "CPU" and not target.local:  # another machine's compilers are not known
         return STATIC
     return paths.usual({"CPU": "cpu", "NVIDIA": "cuda"}.get(target.vendor, "other"))
+
+
+def _ubatch(setting: Setting, target: Target | None) -> int:
+    """Tokens of a sequence in one prefill pass, however short the context."""
+    return setting.ubatch or prefill_chunk("cpu" if target is not None and target.vendor == "CPU" else "")
 
 
 def _by_family(counted: Mapping[str, float], geometry: Geometry) -> float:
