@@ -57,12 +57,7 @@ def _shapes(name: str) -> list[tuple[int, int]]:
     """Rows and columns of every matrix that a step multiplies with, a tied table among them."""
     geometry = families.geometry(catalog.raw_config(name))
     roles = {"linear", "head", *(["embedding"] if geometry.tied else [])}
-    return [
-        (weight.shape[0], weight.shape[1])
-        for weight, count in geometry.counted_weights()
-        if weight.role in roles
-        for _ in range(count)
-    ]
+    return [(weight.shape[0], weight.shape[1]) for weight in geometry.weights() if weight.role in roles]
 
 
 def _product(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, tokens: int) -> Callable[[], None]:

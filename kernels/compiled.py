@@ -35,7 +35,10 @@ OPTIONS: dict[str, Any] = {
     "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
 }
 BATCHES = 64  # graphs of one model that may live at a time
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # of logits, relative to their largest; order of sums differs
+# How far logits may be off, relative to the largest. In fp32 only the order of sums differs. In bf16 inductor also
+# keeps what fused operators pass on in fp32, where the static step rounds after each of them. That adds up over the
+# layers: a Gemma 3 of a few layers is off by 0.008 (torch 2.14). The margin up to 0.25 is chosen, not measured.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 class CompiledRunner(StaticRunner):

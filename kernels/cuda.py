@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -306,9 +305,3 @@ def chunk_slots(slots: int, rows: int, multiprocessors: int) -> int:
 @cache
 def _multiprocessors(device: int) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def nvcc_command(nvcc: str, source: str, output: Path, architecture: int, defines: Sequence[str]) -> list[str]:
-    """How nvcc compiles a kernel; ptxas reports registers and spills on stderr."""
-    return [nvcc, "-O3", "-std=c++17", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v", *defines,
-            str(SOURCES / f"{source}.cu"), "-o", str(output)]  # fmt: skip

@@ -13,14 +13,13 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from profiler.case import PREFILL_CHUNK
 from profiler.errors import ProfileError
 
 from . import native
 from .state import DecodeState
 from .step import decode_step
 from .substitute import Substitutes, fallback, skips_empty_slots
-
-PREFILL_CHUNK = 2048  # tokens per sequence: bounds the activations of a long prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
+# Tokens of a sequence that a prefill runs in one pass by default: more gain little, and activations grow with them.
+PREFILL_CHUNK, PREFILL_CHUNK_CPU = 2048, 512
 KEY_LENGTH = 16  # hex digits: 64 bits, so that a million cases collide with odds of 1 in 30 million
 
 
@@ -40,7 +42,7 @@ class Case(_Digests):
     batch: int  # sequences
     steps: int  # decode steps
     fill: str = "prefill"  # prefill | synthetic
-    ubatch: int = 2048  # tokens per sequence and prefill chunk
+    ubatch: int = PREFILL_CHUNK  # tokens per sequence and prefill pass
     threads: int | None = None  # None: what the backend chooses
     seed: int = 0
 
@@ -87,3 +89,8 @@ class Case(_Digests):
 
 
 IDENTITY = tuple(field.name for field in fields(Case) if field.name != "model")
+
+
+def prefill_chunk(kind: str) -> int:
+    """Tokens of a prefill pass by default, on a device of this ``kind`` (cpu, cuda, …)."""
+    return PREFILL_CHUNK_CPU if kind == "cpu" else PREFILL_CHUNK

@@ -2,8 +2,8 @@
 
 A checkpoint, a scenario, a list of scores, rows or a store may come from anywhere. A pipe is waited for without end,
 64 KiB of dotted TOML keys become 4 GiB of dictionaries, and ``1e999`` is infinite. So every reader of such a file
-opens it with ``open_file`` and parses it with ``read_json`` or ``read_toml``, which say no before the damage is done.
-What they raise is one line that names the file.
+opens it with ``open_file`` and parses it with ``read_json`` or ``toml_value``, which refuse in
+time. What they raise is one line that names the file.
 """
 
 from __future__ import annotations
@@ -143,18 +143,6 @@ def json_value(content: bytes | str, budget: Budget = BUDGET) -> Any:
     return value
 
 
-def read_toml(
-    path: Path, budget: Budget = BUDGET, shown: str | None = None, hint: str | None = None
-) -> dict[str, Any]:
-    """The table in a TOML file. Raises as ``read_bytes``, and ProfileError for what is not TOML or over budget."""
-    shown = printable(path) if shown is None else shown
-    content = read_bytes(path, budget.nbytes, shown, hint)
-    try:
-        return toml_value(content.decode("utf-8"), budget)
-    except ValueError as error:  # not UTF-8, or BadContent
-        raise ProfileError(f"{shown} is not valid TOML: {printable(error)}", hint) from None
-
-
 def toml_value(text: str, budget: Budget = BUDGET) -> dict[str, Any]:
     """The table of a TOML text. BadContent for anything else and for more than ``budget`` allows.
 
@@ -184,11 +172,6 @@ def toml_value(text: str, budget: Budget = BUDGET) -> dict[str, Any]:
 def is_file(path: Path) -> bool:
     """Whether there is a regular file, behind links if need be. A name that cannot exist names none."""
     return _is(path, stat.S_ISREG)
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder, likewise."""
-    return _is(path, stat.S_ISDIR)
 
 
 def exists(path: Path) -> bool:

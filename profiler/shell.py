@@ -32,12 +32,6 @@ class Command:
     def __str__(self) -> str:
         return " ".join(map(quote, self.words))
 
-    @property
-    def explained(self) -> str:
-        """The command, and in the same line what its blanks stand for."""
-        said = "; ".join(f"{blank} is {what}" for blank, what in self.blanks.items())
-        return f"{self} ({said})" if said else str(self)
-
 
 def command(*words: str | Iterable[str], **blanks: str) -> Command:
     """A command of words and lists of words; ``REV="a git revision"`` says what the blank REV stands for."""

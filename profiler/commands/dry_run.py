@@ -11,7 +11,6 @@ from profiler.errors import ProfileError
 from profiler.plan.grid import Subject
 from profiler.plan.order import Plan, Planned
 from profiler.predict.estimate import Estimate
-from profiler.predict.interval import Interval
 from profiler.results.store import StoredRow
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
 
@@ -82,7 +81,7 @@ def _sizes(predicted: Estimate | None) -> dict[str, Any]:
     return {
         "weights_bytes": round(predicted.weights.value),
         "cache_bytes": round(predicted.cache.value),
-        "peak_bytes": _interval(predicted.peak),
+        "peak_bytes": predicted.peak.to_json(),
     }
 
 
@@ -95,10 +94,6 @@ def _measured(row: StoredRow) -> dict[str, Any]:
         "cache_bytes": found.cache_bytes,
         "peak_bytes": None if peak is None else {"value": peak, "low": peak, "high": peak, "basis": "measured"},
     }
-
-
-def _interval(interval: Interval) -> dict[str, Any]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "basis": interval.basis}
 
 
 def _shown(row: listing.Row) -> dict[str, str]:

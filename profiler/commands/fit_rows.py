@@ -91,9 +91,7 @@ def _stored(answer: Answer) -> dict[str, Any] | None:
 
 def interval(value: Interval | None) -> dict[str, Any] | None:
     """Value, bounds, and what they rest on."""
-    if value is None:
-        return None
-    return {"value": value.value, "low": value.low, "high": value.high, "basis": value.basis}
+    return None if value is None else value.to_json()
 
 
 def _phase(phase: Phase | None) -> dict[str, Any] | None:

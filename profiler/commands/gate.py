@@ -202,10 +202,7 @@ class Gate:
         failed = [each for each in cells if each.failed is not None]
         if failed:
             return [verdict for each in failed for verdict in cell.against(each, known, self._rule, self._metrics)]
-        same = {each.name: cell.adds_up(each, known) for each in cells}
-        baseline.write(path, known.accepted({each.name: each.entry() for each in cells}, same))
-        words = {True: "accepted as one more session", False: "accepted"}
-        return [Verdict(each.name, "case", "PASS", words[same[each.name]]) for each in cells]
+        return [Verdict(name, "case", "PASS", words) for name, words in cell.accept(path, known, cells).items()]
 
     def content(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         """Everything, as plain JSON."""

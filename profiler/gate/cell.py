@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from profiler import registry
 from profiler.gate import exact, reference, stored
 from profiler.gate.advice import COMMAND, FrontEnd, settle
-from profiler.gate.baseline import Baseline, Entry, Session
+from profiler.gate.baseline import Baseline, Entry, Session, write
 from profiler.gate.bench import Bench
 from profiler.gate.block import Block, Clock, clock_of
 from profiler.gate.pairs import Rule
@@ -120,6 +121,16 @@ def adds_up(cell: Cell, baseline: Baseline) -> bool:
         verdict.word == "FAIL"
         for verdict in exact.verdicts(cell.name, entry.facts, exact.facts(cell.rows[0]), "the baseline")
     )
+
+
+def accept(path: Path, known: Baseline, cells: Sequence[Cell]) -> dict[str, str]:
+    """Write ``cells``, none of which failed, into the baseline ``known`` at ``path``. Says of each how it was taken.
+
+    Raises ProfileError where the file cannot be written.
+    """
+    same = {each.name: adds_up(each, known) for each in cells}
+    write(path, known.accepted({each.name: each.entry() for each in cells}, same))
+    return {name: "accepted as one more session" if more else "accepted" for name, more in same.items()}
 
 
 def _changed(entry: Entry, cell: Cell) -> list[str]:

@@ -179,15 +179,13 @@ class Suite:
             why = "nothing was measured" if not self._cells else "not every test passed"
             self.lines = [f"{gate.path} is as it was: {why}"]
             return 1
-        same = {name: cell.adds_up(found, gate.known) for name, found in self._cells.items()}
-        entries = {name: found.entry() for name, found in self._cells.items()}
         try:
-            baseline.write(gate.path, gate.known.accepted(entries, same))
+            accepted = cell.accept(gate.path, gate.known, list(self._cells.values()))
         except ProfileError as error:
             self.lines = str(error).splitlines()
             return 1
-        others = [name for name in gate.known.cells if name not in entries]
-        self.lines = [f"{name}: accepted{' as one more session' * same[name]}" for name in entries]
+        others = [name for name in gate.known.cells if name not in accepted]
+        self.lines = [f"{name}: {how}" for name, how in accepted.items()]
         self.lines += [f"{name}: kept as it was, not measured" for name in others]
         return 0
 

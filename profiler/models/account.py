@@ -36,7 +36,7 @@ CODES = frozenset(  # number types of safetensors that stand for values only tog
 NEVER_MULTIPLIED = frozenset({"F64", "Q8_1", "Q8_K"})  # of ggml: for results in between, or for nothing at all
 ADD_SCHEME = "Put the quantization_config that belongs to the checkpoint into its config.json."
 SCALE = re.compile(  # of AWQ, GPTQ, compressed-tensors, fp8, bitsandbytes, MLX
-    r"(.+?)\.(?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
+    r"(.+?)[._](?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
 )
 EXPERT = re.compile(r"(.*\bmlp\.experts)\.\d+\.(gate|up|down)_proj\.(.+)")  # transformers stacks them when it loads
 WRAPPERS = (  # part of a name → what wrapped the model that was saved, and how to save it without
@@ -310,13 +310,23 @@ def _refuse_codes(
 def _refuse_scales(rest: list[Entry], expected: Mapping[str, Weight]) -> None:
     """A weight that has a scale beside it holds codes, in whatever number type they are kept."""
     modules = _modules(expected)
-    scales = [tensor for tensor in rest if (scale := SCALE.fullmatch(tensor.target or "")) and scale[1] in modules]
+    scales = [tensor for tensor in rest if _scaled(tensor.target or "", expected, modules)]
     if scales:
         raise ProfileError(
             f"the file holds scales of weights, and config.json has no quantization_config that says how they are "
             f"applied: {_few([tensor.name for tensor in scales])}",
             ADD_SCHEME,
         )
+
+
+def _scaled(name: str, expected: Mapping[str, Weight], modules: Mapping[str, str]) -> bool:
+    """Whether a tensor is the scale of a weight that the model has, or of one expert of such a weight."""
+    scale = SCALE.fullmatch(name)
+    if scale is None:
+        return False
+    expert = EXPERT.fullmatch(name)
+    fused = expert and f"{expert[1]}.{'down_proj' if expert[2] == 'down' else 'gate_up_proj'}"
+    return scale[1] in modules or fused in expected
 
 
 def _refuse_layers(rest: list[Entry], count: int, by: Description) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 from profiler.errors import ProfileError
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.gguf_file import TYPE_NAMES, GgufHeader, GgufTensor
 from profiler.models.layers import Attention
-from profiler.models.stored import LeftOut, Stored, StoredWeight
+from profiler.models.stored import Stored, StoredWeight
 from profiler.models.weight import Role, Weight
 from profiler.units import printable
 
@@ -26,8 +25,9 @@ OUTSIDE: dict[str, tuple[Role, str]] = {
 }
 PLAIN = frozenset({"f32", "f16", "bf16", "f64"})
 
-# general.file_type (llama_ftype) → the mix that it stands for, and the types that llama-quantize gives the matrices
-# of layers then. Others in between are what is called a dynamic mix, for which there is no rule.
+# general.file_type (enum llama_ftype, include/llama.h) → the mix that it stands for, and the types that
+# llama-quantize gives the matrices of the layers. A file with other types is a "dynamic" mix, for which there is no
+# rule.
 FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     0: ("f32", frozenset({"f32"})),
     1: ("f16", frozenset({"f16"})),
@@ -45,29 +45,39 @@ FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     16: ("q5_k_s", frozenset({"q5_k"})),
     17: ("q5_k_m", frozenset({"q5_k", "q6_k"})),
     18: ("q6_k", frozenset({"q6_k"})),
+    19: ("iq2_xxs", frozenset({"iq2_xxs", "q2_k", "q4_k"})),
+    20: ("iq2_xs", frozenset({"iq2_xs", "q2_k", "q4_k"})),
+    22: ("iq3_xs", frozenset({"iq3_s", "iq3_xxs", "q4_k"})),
+    23: ("iq3_xxs", frozenset({"iq3_xxs", "iq2_s", "iq3_s", "q3_k", "q4_k"})),
+    24: ("iq1_s", frozenset({"iq1_s", "iq2_xxs", "q2_k", "q4_k"})),
     25: ("iq4_nl", frozenset({"iq4_nl", "q5_k"})),
+    26: ("iq3_s", frozenset({"iq3_s", "q4_k"})),
+    27: ("iq3_m", frozenset({"iq3_s", "q4_k"})),
+    28: ("iq2_s", frozenset({"iq2_xs", "iq3_s", "q4_k"})),
+    29: ("iq2_m", frozenset({"iq2_s", "iq3_s", "q4_k"})),
     30: ("iq4_xs", frozenset({"iq4_xs", "q5_k"})),
+    31: ("iq1_m", frozenset({"iq1_m", "iq2_xxs", "q2_k", "q4_k"})),
     32: ("bf16", frozenset({"bf16"})),
 }
-# Rows that do not fill the blocks of the first type are stored in the second, and routers or small tensors plainly.
-FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq4_xs": "iq4_nl"}
+FALLBACK = {  # where a row does not fill the blocks of the first type (``tensor_type_fallback``, src/llama-quant.cpp)
+    "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq1_s": "iq4_nl",
+    "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl", "iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl",
+    "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl",
+}  # fmt: skip
 MOSTLY = 0.9  # of the layers' parameters in one type: then it is the file's, whatever general.file_type says
 MIXED = "mixed"
 
 
 def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
     """What the tensors of a GGUF file are to the model of ``geometry``. ProfileError for a type that is not known."""
-    weights, rest = [], []
+    weights = []
     for tensor in header.tensors.values():
         nbytes = tensor.nbytes
         if nbytes is None or tensor.type_id not in TYPE_NAMES:
             raise ProfileError(
                 f"{printable(tensor.name, 80)} is stored in type {tensor.type_id} of ggml, which is not known here"
             )
-        placed = _placed(geometry, tensor)
-        if placed is None:
-            rest.append((tensor.name, nbytes))
-        else:
+        if (placed := _placed(geometry, tensor)) is not None:
             weight, layer = placed
             weights.append(StoredWeight(weight, layer, TYPE_NAMES[tensor.type_id], nbytes))
     types = {weight.scheme for weight in weights if weight.weight.role != "vector"}
@@ -78,7 +88,6 @@ def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
         weights=tuple(weights),
         nbytes=sum(weight.nbytes for weight in weights),
         gguf=True,
-        left_out=_left_out(rest),
     )
 
 
@@ -133,13 +142,3 @@ def _agrees(types: frozenset[str], sizes: Counter[str]) -> bool:
     small = (1 - MOSTLY) * sizes.total()
     odd = {name for name in sizes if name not in allowed}
     return odd <= PLAIN and sum(sizes[name] for name in odd) <= small and any(name in allowed for name in sizes)
-
-
-def _left_out(rest: Iterable[tuple[str, int]]) -> tuple[LeftOut, ...]:
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for name, nbytes in rest:
-        place = ".".join(name.split(".")[:2])
-        counts[place] += 1
-        sizes[place] += nbytes
-    return tuple(LeftOut(printable(place, 60), counts[place], sizes[place]) for place, _ in sizes.most_common())

@@ -17,7 +17,6 @@ from typing import Any
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import exists, read_bytes
 from profiler.models import catalog, config, safetensors_file
-from profiler.models.safetensors_file import Tensor
 from profiler.units import printable
 
 MAX_REFERENCE = 1024  # bytes: a commit is 40
@@ -100,19 +99,6 @@ def _no_progress() -> Any:
 
 def _bounded(path: Path) -> bytes:
     return read_bytes(path, config.MAX_BYTES)
-
-
-def headers(repository: str, revision: str | None = None) -> dict[str, Tensor]:
-    """All tensors of a hub model, from the headers of its safetensors files alone (range requests)."""
-    from huggingface_hub import HfApi
-
-    with _in_words(repository, revision):
-        found = HfApi().get_safetensors_metadata(repository, revision=revision)
-    return {
-        name: Tensor(info.dtype, tuple(info.shape), *info.data_offsets)
-        for file in found.files_metadata.values()
-        for name, info in file.tensors.items()
-    }
 
 
 def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | None:

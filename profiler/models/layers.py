@@ -7,7 +7,6 @@ Cache rules are those of transformers 5.23, ``cache_utils.py``, after at least o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,23 +15,22 @@ from profiler.models.weight import Weight
 DELTA_CHUNK = 64  # tokens per chunk of the gated delta rule; transformers and flash-linear-attention agree
 RECURRENT_BYTES = 4  # transformers, llama.cpp and vLLM all keep the recurrent state in fp32 whatever the dtype
 
-Span = tuple[int, int]
-"""Tokens before a prefill chunk, and tokens in it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Execution:
     """What a runtime does that changes the amount of work, not its result."""
 
-    chunk: int | None = None  # tokens per sequence and prefill pass; None: the whole context in one
     skips_masked: bool = True  # attention leaves out masked blocks (flash kernels); False: full rectangles
-    trims_shared: bool = True  # prefill sends only the last token of a chunk through shared-KV layers
+    trims_shared: bool = True  # prefill sends only the last token of a pass through shared-KV layers
     every_expert: bool = False  # layers that mark themselves ``batched`` multiply each token with every expert
 
-    def spans(self, context: int) -> tuple[Span, ...]:
-        """The prefill passes over ``context`` tokens."""
-        size = self.chunk or max(context, 1)
-        return tuple((start, min(size, context - start)) for start in range(0, context, size))
+    def tokens_through(self, tokens: int, shares_kv: bool) -> int:
+        """Tokens of a prefill pass, one sequence, that go through the weights of a layer.
+
+        Where a layer shares the K/V of an earlier one, only the last token has to: nothing reads the results of the
+        others (transformers, ``Gemma4TextModel._maybe_slice_kv_shared_inputs``, with one row of logits requested).
+        """
+        return min(tokens, 1) if self.trims_shared and shares_kv else tokens
 
 
 IDEAL = Execution()
@@ -81,13 +79,16 @@ class Attention:
         """One token of one sequence, against everything that is held."""
         return self.flops_of(self.held(depth))
 
-    def prefill_flops(self, spans: Sequence[Span], how: Execution) -> int:
-        """One sequence."""
-        return self.flops_of(sum(self._pairs(start, tokens, how) for start, tokens in spans))
-
-    def _pairs(self, start: int, tokens: int, how: Execution) -> int:
-        """(query, key) pairs that are multiplied for one chunk of ``tokens`` after ``start`` others."""
+    def prefill_flops(self, context: int, chunk: int, how: Execution) -> int:
+        """One sequence of ``context`` tokens, in passes of at most ``chunk`` tokens."""
         last_only = how.trims_shared and not self.owns_cache
+        if how.skips_masked and not last_only:
+            return self.flops_of(self._seen(context))  # the same in any number of passes
+        starts = range(0, context, chunk)
+        return self.flops_of(sum(self._pairs(start, min(chunk, context - start), last_only, how) for start in starts))
+
+    def _pairs(self, start: int, tokens: int, last_only: bool, how: Execution) -> int:
+        """(query, key) pairs that a pass of ``tokens`` after ``start`` others multiplies."""
         if not how.skips_masked:
             before = start if self.window is None else min(start, self.window - 1)
             return (1 if last_only else tokens) * (before + tokens)
@@ -141,13 +142,16 @@ class GatedDelta:
         """
         return 7 * self.recurrent_elements
 
-    def prefill_flops(self, spans: Sequence[Span], how: Execution) -> int:
-        """One sequence, by chunks of C = 64 (padded up), with K = key_dim and V = value_dim, per value head:
+    def prefill_flops(self, context: int, chunk: int, how: Execution) -> int:
+        """One sequence of ``context`` tokens, in passes of at most ``chunk`` tokens.
 
-        C²K each for K·Kᵀ and Q·Kᵀ, C²V for scores × values, CKV each for reading the state by key and by query and
-        for updating it (all × 2), and the two triangular solves, C²(K + V), which ``FlopCounterMode`` does not count.
+        A pass works in chunks of C = 64 tokens (the last one padded). With K = key_dim and V = value_dim, a chunk and
+        value head cost C²K each for K·Kᵀ and Q·Kᵀ, C²V for scores × values, CKV each for reading the state by key and
+        by query and for updating it (all × 2), and C²(K + V) for the two triangular solves, which
+        ``FlopCounterMode`` does not count.
         """
-        chunks = sum(-(-tokens // DELTA_CHUNK) for _, tokens in spans)
+        whole, rest = divmod(context, chunk)
+        chunks = whole * -(-chunk // DELTA_CHUNK) + -(-rest // DELTA_CHUNK)
         return chunks * (self.matmul_flops_per_chunk + self.solve_flops_per_chunk)
 
     @property
@@ -181,9 +185,23 @@ class Experts:
     batched: bool = False  # transformers multiplies every token with every expert here (Llama 4: one bmm over all)
     kind: Literal["experts"] = "experts"
 
-    def touched(self, tokens: int) -> float:
-        """Experts that ``tokens`` tokens are expected to use, choosing independently: E·(1 − (1 − k/E)^n)."""
-        return self.count * (1 - (1 - self.top_k / self.count) ** tokens)
+    def all_run(self, how: Execution) -> bool:
+        """Whether every token is multiplied with every expert."""
+        return how.every_expert and self.batched
+
+    def read_share(self, tokens: float, how: Execution = IDEAL) -> float:
+        """The part of the experts that a pass over ``tokens`` tokens is expected to read, 0..1.
+
+        Tokens choose independently: 1 − (1 − k/E)^n.
+        """
+        if self.all_run(how):
+            return 1.0
+        unused: float = (1 - self.top_k / self.count) ** tokens
+        return 1 - unused
+
+    def used_share(self, how: Execution = IDEAL) -> float:
+        """The part of the experts that one token is multiplied with, 0..1."""
+        return 1.0 if self.all_run(how) else self.top_k / self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,51 +213,24 @@ class Layer:
     weights: tuple[Weight, ...]
     parameters: int = field(init=False, compare=False, repr=False)
     routed: int = field(init=False, compare=False, repr=False)  # elements in expert tensors
-    multiplied: int = field(init=False, compare=False, repr=False)  # elements each token is multiplied with
 
     def __post_init__(self) -> None:
-        def total(*roles: str) -> int:
-            return sum(weight.parameters for weight in self.weights if weight.role in roles)
-
+        routed = sum(weight.parameters for weight in self.weights if weight.role == "experts")
         object.__setattr__(self, "parameters", sum(weight.parameters for weight in self.weights))
-        object.__setattr__(self, "routed", total("experts"))
-        object.__setattr__(self, "multiplied", total("linear", "router", "conv"))
+        object.__setattr__(self, "routed", routed)
 
     @property
     def kind(self) -> str:
         """``full``, ``sliding``, ``chunked`` or ``gated delta``; ``shared`` in front when the cache is another's."""
-        shared = isinstance(self.mixer, Attention) and not self.mixer.owns_cache
-        return f"shared {self.mixer.kind}" if shared else self.mixer.kind
+        return f"shared {self.mixer.kind}" if self.shares_kv else self.mixer.kind
 
-    def decode_flops(self, depth: int, batch: int, how: Execution = IDEAL) -> float:
-        """One decode step of ``batch`` sequences at ``depth``."""
-        return batch * (self._multiply_flops(how) + self.mixer.decode_flops(depth))
+    @property
+    def shares_kv(self) -> bool:
+        """Whether its attention reads the K and V of an earlier layer."""
+        return isinstance(self.mixer, Attention) and not self.mixer.owns_cache
 
-    def prefill_flops(self, spans: Sequence[Span], batch: int, how: Execution = IDEAL) -> float:
-        """All passes of a prefill of ``batch`` sequences."""
-        tokens = sum(self.tokens_through(tokens, how) for _, tokens in spans)
-        return batch * (tokens * self._multiply_flops(how) + self.mixer.prefill_flops(spans, how))
-
-    def tokens_through(self, tokens: int, how: Execution = IDEAL) -> int:
-        """Tokens of a prefill chunk that go through this layer's weights.
-
-        Only the last does where K/V are shared: nothing after it reads the others' results (transformers,
-        ``Gemma4TextModel._maybe_slice_kv_shared_inputs``, with one logit asked for).
-        """
-        trimmed = how.trims_shared and isinstance(self.mixer, Attention) and not self.mixer.owns_cache
-        return min(tokens, 1) if trimmed else tokens
-
-    def expert_share(self, tokens: int, how: Execution = IDEAL) -> float:
-        """Part of the expert tensors that a pass over ``tokens`` tokens is expected to read."""
-        if isinstance(self.mlp, Dense):
-            return 0.0
-        if how.every_expert and self.mlp.batched:
-            return 1.0
-        return self.mlp.touched(tokens) / self.mlp.count
-
-    def _multiply_flops(self, how: Execution) -> float:
-        """One token through the weights: two per element, experts by the part that is used."""
-        if isinstance(self.mlp, Dense):
-            return 2 * self.multiplied
-        whole = how.every_expert and self.mlp.batched
-        return 2 * (self.multiplied + self.routed * (1 if whole else self.mlp.top_k / self.mlp.count))
+    @property
+    def active(self) -> float:
+        """Parameters that one token is multiplied with or scaled by: of the experts those it chooses."""
+        chosen = self.mlp.used_share() if isinstance(self.mlp, Experts) else 1.0
+        return self.parameters - self.routed * (1 - chosen)

@@ -51,13 +51,11 @@ class Tensor:
         return self.end - self.begin
 
 
-def header(path: Path) -> dict[str, Tensor]:
-    """Name → tensor. ProfileError for anything but a complete file: a truncated one is named as such."""
-    return _header(path, MAX_HEADER)[0]
+def header(path: Path, most: int = MAX_HEADER) -> tuple[dict[str, Tensor], int]:
+    """Name → tensor, and the bytes of the header, of which it may have ``most``.
 
-
-def _header(path: Path, most: int) -> tuple[dict[str, Tensor], int]:
-    """The same of a header of at most ``most`` bytes, and its length."""
+    ProfileError for anything but a complete file: a truncated one is named as such.
+    """
     shown = printable(path.name)
     with open_file(path, shown) as file:
         try:
@@ -167,7 +165,7 @@ def verify(folder: Path) -> dict[str, Tensor]:
         if (file := (status.st_dev, status.st_ino)) in files:
             continue
         files.add(file)
-        tensors, length = _header(path, min(left, MAX_HEADER))
+        tensors, length = header(path, min(left, MAX_HEADER))
         left -= length
         for name, tensor in tensors.items():
             if name in found:

@@ -15,7 +15,7 @@ from profiler.models.geometry import Geometry
 from profiler.models.safetensors_file import Tensor
 from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
 from profiler.models.weight import Weight
-from profiler.units import bytes_text, printable
+from profiler.units import printable
 
 PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
 
@@ -26,7 +26,6 @@ LAYER = re.compile(r"layers\.(\d{1,9})\.(.+)", re.DOTALL)
 EXPERT = re.compile(
     r"(?P<place>(?:.*\.)?experts)\.\d+\.(?P<part>gate_proj|up_proj|down_proj|gate_up_proj)\.(?P<rest>.+)"
 )
-SCALE = re.compile(r"(scale|qzeros|g_idx|absmax|quant_map|quant_state|zero_point|qweight|_blocks$|\.SCB$)")
 
 # What bitsandbytes writes to a file beside a weight and holds no memory for once it is loaded; the offset of nested
 # scales is in the first, and takes a tensor of its own then.
@@ -63,21 +62,6 @@ class StoredWeight:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Tensors of the file that are no part of the decoder."""
-
-    name: str  # where they stand: ``model.visual``, ``blk.32``
-    count: int
-    nbytes: int
-
-    @property
-    def words(self) -> str:
-        """``436 tensors of model.visual (812 MiB)``."""
-        what = self.name if self.count == 1 else f"{self.count:,} tensors of {self.name}"
-        return f"{what} ({bytes_text(self.nbytes)})"
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
     """How a checkpoint is stored. Compared by identity, so that it can be part of a key."""
@@ -90,7 +74,6 @@ class Stored:
     scheme: Scheme | None = None
     gguf: bool = False
     from_headers: bool = True  # False: derived from what the config says of its scheme
-    left_out: tuple[LeftOut, ...] = ()
     missing: int = 0  # weights of the decoder that the file does not hold
     trouble: str | None = None  # why its numbers must not be taken for values, in words
     uneven: str | None = None  # why transformers would unpack it with the wrong scales, in words
@@ -115,8 +98,11 @@ class _Group:
 
 
 def from_safetensors(geometry: Geometry, tensors: Mapping[str, Tensor], scheme: Scheme | None) -> Stored:
-    """What the tensors of a folder's safetensors files are to the decoder of ``geometry``."""
-    groups, rest = _grouped(geometry, tensors, packed=scheme is not None)
+    """What the tensors of a folder's safetensors files are to the decoder of ``geometry``.
+
+    Codes and scales without a ``scheme`` are not looked for: ``account`` refuses such files.
+    """
+    groups = _grouped(geometry, tensors, packed=scheme is not None)
     weights, packed = [], []
     taken: Counter[str] = Counter()
     for group in groups:
@@ -130,15 +116,14 @@ def from_safetensors(geometry: Geometry, tensors: Mapping[str, Tensor], scheme: 
         weights.append(StoredWeight(group.weight, group.layer, dtype or _rate(group.weight, nbytes, scheme), nbytes))
     plain = max(taken, key=lambda name: taken[name]) if taken else None
     return Stored(
-        quant=_own_name(plain, packed, scheme),
+        quant=scheme.name if scheme is not None else plain or "unknown",
         dtype=plain,
-        packed=bool(packed) or scheme is not None,
+        packed=scheme is not None,
         weights=tuple(weights),
         nbytes=sum(tensor.end - tensor.begin for group in groups for _, tensor in group.tensors),
         scheme=scheme,
-        left_out=_left_out((name, tensor.end - tensor.begin) for name, tensor in rest.items()),
         missing=_expected(geometry) - len(weights),
-        trouble=_trouble(packed, rest, scheme),
+        trouble=None if scheme is None else _trouble(packed, scheme),
         uneven=_uneven(packed, scheme),
     )
 
@@ -147,25 +132,21 @@ def _expected(geometry: Geometry) -> int:
     return len(geometry.outside) + sum(count * len(layer.weights) for layer, count in geometry.groups)
 
 
-def _grouped(
-    geometry: Geometry, tensors: Mapping[str, Tensor], packed: bool
-) -> tuple[list[_Group], dict[str, Tensor]]:
-    """Tensors by the weight that they are of, and those that are of none. ``packed``: a weight may be several."""
+def _grouped(geometry: Geometry, tensors: Mapping[str, Tensor], packed: bool) -> list[_Group]:
+    """The decoder's tensors by the weight they belong to. ``packed``: a weight may consist of several."""
     outside = _Names(geometry.outside)
     kinds = {layer: _Names(layer.weights) for layer, _ in geometry.groups}
     layers = [kinds[layer] for layer in geometry.layers]
     groups: dict[tuple[int | None, str], _Group] = {}
-    rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         number, names, local = _place(name, outside, layers)
         found = names.find(local, packed) if names is not None else None
         if found is None:
-            rest[name] = tensor
             continue
         weight, part = found
         group = groups.setdefault((number, weight.name), _Group(weight, number, {}))
         group.parts.setdefault(part, []).append((name, tensor))
-    return list(groups.values()), rest
+    return list(groups.values())
 
 
 def _place(name: str, outside: _Names, layers: list[_Names]) -> tuple[int | None, _Names | None, str]:
@@ -215,11 +196,16 @@ class _Names:
 
 
 def _plain_dtype(group: _Group) -> str | None:
-    """The dtype of a weight that is stored as values; ``None`` for codes with whatever belongs to them."""
-    if set(group.parts) != {"weight"}:
+    """The dtype of a weight that is stored as values; ``None`` for codes with whatever belongs to them.
+
+    Experts that are stored one by one may differ in it: the dtype of most bytes stands for all of them.
+    """
+    sizes: Counter[str] = Counter()
+    for _, tensor in group.tensors:
+        sizes[tensor.dtype] += tensor.nbytes
+    if set(group.parts) != {"weight"} or not sizes.keys() <= PLAIN.keys():
         return None
-    dtypes = {PLAIN.get(tensor.dtype) for _, tensor in group.tensors}
-    return dtypes.pop() if len(dtypes) == 1 else None
+    return PLAIN[sizes.most_common(1)[0][0]]
 
 
 def _runtime_bytes(name: str, tensor: Tensor) -> int:
@@ -233,44 +219,8 @@ def _rate(weight: Weight, nbytes: int, scheme: Scheme | None) -> str:
     return "int4" if nbytes < 0.8 * weight.parameters else "fp8"
 
 
-def _own_name(plain: str | None, packed: list[_Group], scheme: Scheme | None) -> str:
-    if scheme is not None:
-        return scheme.name
-    if packed:  # codes that nothing explains: named by the type that most of them have
-        types = Counter(tensor.dtype for group in packed for _, tensor in group.tensors)
-        return types.most_common(1)[0][0].casefold()
-    return plain or "unknown"
-
-
-def _left_out(tensors: Iterable[tuple[str, int]]) -> tuple[LeftOut, ...]:
-    """Tensors by the place they stand at, the largest first."""
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for name, nbytes in tensors:
-        place = _place_name(name)
-        counts[place] += 1
-        sizes[place] += nbytes
-    return tuple(LeftOut(printable(place, 60), counts[place], sizes[place]) for place, _ in sizes.most_common())
-
-
-def _place_name(name: str) -> str:
-    """``model.visual`` of ``model.visual.blocks.3.norm1.weight``; ``model.layers.3`` of a layer's tensor."""
-    words = name.split(".")
-    for place, word in enumerate(words):
-        if word.isdigit():
-            return ".".join(words[: place + 1 if words[place - 1] in ("layers", "blk") else place])
-    return ".".join(words[:2]) if len(words) > 3 else name
-
-
-def _trouble(packed: list[_Group], rest: Mapping[str, Tensor], scheme: Scheme | None) -> str | None:
-    """What speaks against loading: codes that no scheme explains, or scales that nobody would read."""
-    if scheme is None:
-        if packed:
-            tensors = packed[0].tensors
-            name, tensor = next((pair for pair in tensors if pair[1].dtype not in PLAIN), tensors[0])
-            return f"{printable(name, 80)} is stored as {tensor.dtype}, and config.json has no quantization_config"
-        stray = next((name for name in rest if SCALE.search(name) and _in_decoder(name)), None)
-        return None if stray is None else f"{printable(stray, 80)} belongs to a quantization that config.json omits"
+def _trouble(packed: list[_Group], scheme: Scheme) -> str | None:
+    """Why transformers would misread the checkpoint: tensors that contradict its ``scheme``, or scales it ignores."""
     if not packed:
         return f"config.json says {scheme.method}, but no tensor of the decoder is quantized"
     kind = scheme.method
@@ -324,12 +274,6 @@ def _four_bit_name(group: _Group) -> str | None:
     if state is None:
         return None
     return state.rpartition("__")[2] + ("-dq" if "weight.nested_absmax" in group.parts else "")
-
-
-def _in_decoder(name: str) -> bool:
-    """Whether a tensor stands where the decoder's do, whatever it is."""
-    prefix = next(prefix for prefix in DECODER if name.startswith(prefix))
-    return LAYER.fullmatch(name[len(prefix) :]) is not None
 
 
 def _uneven(packed: list[_Group], scheme: Scheme | None) -> str | None:

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from profiler.case import Case
+from profiler.case import PREFILL_CHUNK_CPU, Case
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
@@ -69,7 +69,7 @@ class Settings:
 
     backend: str = "hf"
     fill: str = "prefill"
-    ubatch: int = 512
+    ubatch: int = PREFILL_CHUNK_CPU
     threads: int | None = None
     seed: int = 0
 

@@ -49,7 +49,7 @@ def choices(
         if not asked and own is not None and own.name in registry.names("quants"):
             usual = (_registered(own.name),)
         return [Choice(quant, refused=_unknown(quant)) for quant in usual]
-    if stored is None or stored.gguf or (stored.scheme is None and stored.trouble is None):
+    if stored is None or stored.scheme is None:
         return [Choice(quant, refused=_unknown(quant)) for quant in usual]
     return [_of_checkpoint(stored, quant, device) for quant in asked] or [_own(stored, device)]
 
@@ -68,7 +68,7 @@ def _own(stored: Stored, device: DeviceInfo) -> Choice:
 
 
 def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> Choice:
-    """``quant`` of a checkpoint that is quantized already, or that holds codes which nothing explains."""
+    """``quant`` of a checkpoint that is quantized already."""
     if stored.trouble is not None:
         as_stored = stored if quant.name == stored.quant else None
         return Choice(quant, as_stored, f"its weights cannot be taken as values: {stored.trouble}")

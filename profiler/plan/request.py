@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from profiler import paths, registry
+from profiler.case import prefill_chunk
 from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
@@ -25,7 +26,6 @@ from profiler.units import bytes_text, printable
 
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 OWN_STEP = ("hf",)  # backends that run the decode step of ours
-UBATCH = {"cpu": 512, "cuda": 2048}  # larger ones gain little there, and activations grow with them
 
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
@@ -282,7 +282,7 @@ def _settings(request: Request, device: DeviceInfo) -> Settings:
     return Settings(
         backend=request.backend,
         fill=request.fill or "prefill",
-        ubatch=request.ubatch or UBATCH.get(device.kind, UBATCH["cpu"]),
+        ubatch=request.ubatch or prefill_chunk(device.kind),
         threads=request.threads,
         seed=request.seed,
     )

@@ -18,7 +18,7 @@ from profiler.predict import explanation
 from profiler.predict.engines.transformers import left_mapped
 from profiler.predict.estimate import host_of, mean_depth
 from profiler.predict.estimate import predictor as predictor_of
-from profiler.predict.interval import Interval, exact
+from profiler.predict.interval import exact
 
 BACKENDS = frozenset({"hf"})  # those that the engine's rules describe
 
@@ -37,16 +37,16 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
     deep = predictor.predict(mean_depth(case), case.batch)
     real = case.weights == "real" and stored is None  # nothing is packed while it is loaded
     peak = found.terms.peak + (left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
-    content: dict[str, Any] = {"peak_bytes": _interval(peak)}
+    content: dict[str, Any] = {"peak_bytes": peak.to_json()}
     if real:
         packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded: repacking comes with the first pass
         if (load := engine.load_peak(geometry, packed, case.dtype, on)) is not None:
-            content["load_peak_bytes"] = _interval(load)
+            content["load_peak_bytes"] = load.to_json()
     if found.prefill and deep.decode:
         content |= {
-            "prefill_tps": _interval(found.prefill.tps),
+            "prefill_tps": found.prefill.tps.to_json(),
             "prefill_bound": found.prefill.binds,
-            "decode_tps": _interval(deep.decode.tps),
+            "decode_tps": deep.decode.tps.to_json(),
             "decode_bound": deep.decode.binds,
         }
         if predictor.path != case.path:
@@ -64,7 +64,3 @@ def _between(on: Target) -> dict[str, Any] | None:
     if on.ceilings is not None and on.ceilings.between is not None:
         return {**on.ceilings.between, "basis": "calibrated"}
     return {**priors.BETWEEN, "basis": "prior"} if on.vendor == "CPU" else None
-
-
-def _interval(value: Interval) -> dict[str, Any]:
-    return {"value": value.value, "low": value.low, "high": value.high, "basis": value.basis}

@@ -17,6 +17,7 @@ from profiler import registry
 from profiler.errors import NotFound
 from profiler.models.geometry import Geometry
 from profiler.models.gguf_file import BLOCKS, TYPES
+from profiler.models.gguf_stored import FALLBACK
 from profiler.models.layers import Attention, Experts, Layer
 from profiler.models.weight import Weight
 
@@ -26,11 +27,6 @@ MIXES = {  # the type that a mix starts from
     "q3_k_l": "q3_k", "q3_k_m": "q3_k", "q3_k_s": "q3_k", "iq3_m": "iq3_s", "iq3_s": "iq3_s", "iq3_xs": "iq3_s",
     "iq3_xxs": "iq3_xxs", "q2_k": "q2_k", "iq2_m": "iq2_s", "iq2_s": "iq2_xs", "iq2_xs": "iq2_xs",
     "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s",
-}  # fmt: skip
-FALLBACK = {  # where a row does not fill the type's blocks
-    "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq1_s": "iq4_nl",
-    "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl", "iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl",
-    "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl",
 }  # fmt: skip
 LOWEST = {"iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq1_s", "iq1_m"}
 PLAIN = {"f32", "f16", "bf16"}

@@ -11,7 +11,6 @@ from profiler.predict.prediction import Prediction
 from profiler.units import parse_count, printable
 
 Answer = Literal["yes", "likely", "unlikely", "no"]
-ORDER: tuple[Answer, ...] = ("yes", "likely", "unlikely", "no")
 EXAMPLE = '--goal "20 tok/s at 64k"'
 _GOAL = re.compile(
     r"^\s*(?P<rate>\d+(?:\.\d+)?)\s*(?:tok(?:en)?s?(?:/s| per second)|t/s)?\s*(?:(?:at|@)\s*(?P<context>\w+))?\s*$",

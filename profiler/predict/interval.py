@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Basis = Literal["exact", "calibrated", "fitted", "prior"]
 ORDER: tuple[Basis, ...] = ("exact", "calibrated", "fitted", "prior")  # a sum rests on the weakest of its terms
@@ -30,6 +30,10 @@ class Interval:
     def scaled(self, factor: float) -> Interval:
         """``factor`` times as much."""
         return Interval(self.value * factor, self.low * factor, self.high * factor, self.basis)
+
+    def to_json(self) -> dict[str, Any]:
+        """``value``, ``low``, ``high`` and ``basis``."""
+        return {"value": self.value, "low": self.low, "high": self.high, "basis": self.basis}
 
 
 def exact(value: float) -> Interval:

@@ -69,12 +69,6 @@ class Prediction:
         """Seconds to the first token: the prefill, which also gives it."""
         return self.prefill.seconds if self.prefill else None
 
-    def scenario_s(self, answer: int) -> Interval | None:
-        """Seconds for the prompt and ``answer`` tokens after it, at the depth of the case."""
-        if self.prefill is None or self.decode is None:
-            return None
-        return self.prefill.seconds + self.decode.seconds.scaled(answer)
-
     @property
     def token_j(self) -> Interval | None:
         """Joules per decoded token, from the board's power limit; ``None`` where that is not known."""

@@ -52,14 +52,11 @@ class Line:
 
     def whole(self, how: Execution) -> bool:
         """Whether every token is multiplied with all of it: no experts, or a runtime that runs all of them."""
-        return self.experts is None or (how.every_expert and self.experts.batched)
+        return self.experts is None or self.experts.all_run(how)
 
     def share(self, tokens: float, how: Execution = IDEAL) -> float:
         """The part that a pass over ``tokens`` tokens is expected to read."""
-        if self.experts is None or self.whole(how):
-            return 1.0
-        unused: float = (1 - self.experts.top_k / self.experts.count) ** tokens
-        return 1 - unused
+        return 1.0 if self.experts is None else self.experts.read_share(tokens, how)
 
     @property
     def packed(self) -> bool:
@@ -68,7 +65,7 @@ class Line:
 
     def used_share(self, how: Execution = IDEAL) -> float:
         """The part of its elements that one token is multiplied with: 0..1."""
-        return 1.0 if self.experts is None or self.whole(how) else self.experts.top_k / self.experts.count
+        return 1.0 if self.experts is None else self.experts.used_share(how)
 
     def used(self, how: Execution = IDEAL) -> float:
         """Elements that one token is multiplied with."""
@@ -164,12 +161,11 @@ def bounds_of(stored: Stored) -> tuple[float, float] | None:
 def _line(item: Held) -> Line:
     part = part_of(item.weight, item.layer)
     experts = item.layer.mlp if item.layer is not None and part == "experts" else None
-    mixer = item.layer.mixer if item.layer is not None else None
     return Line(
         part,
         item.scheme,
         experts if isinstance(experts, Experts) else None,
-        isinstance(mixer, Attention) and not mixer.owns_cache,
+        item.layer is not None and item.layer.shares_kv,
         item.on_host,
     )
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.models.geometry import Geometry
-from profiler.models.layers import DELTA_CHUNK, IDEAL, Attention, Dense, Execution, GatedDelta, Layer
+from profiler.models.layers import DELTA_CHUNK, IDEAL, RECURRENT_BYTES, Attention, Dense, Execution, GatedDelta, Layer
 from profiler.predict.storage import LARGE_BYTES, UNPACKED_BYTES, Line, Storage
 
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
 GROWING_TOUCHES = 3  # of a cache that is copied to append to it, and then read
-STATE_TOUCHES = 2  # a recurrent state is read and written back
-RECURRENT_BYTES = 4
+STATE_TOUCHES = 2.0  # a step that does no more than it must reads a recurrent state and writes it back
 MLP_TENSORS = 4  # as wide as a feed-forward layer: gate, up, activation, product
 CONV_TENSORS = 3  # a convolution takes beside its input: padded, in order, and the result
 
@@ -133,15 +132,14 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
     passes = whole + bool(rest)
     items = []
     for line in storage.read:
-        through = passes if manner.how.trims_shared and line.shared_kv else context
-        rows = (passes if line.part == "head" else through) * batch
-        share = sum(count * line.share(size * batch, manner.how) for size, count in sizes)
-        needed = sum(count * line.share(size * batch) for size, count in sizes)
+        through = [(manner.how.tokens_through(size, line.shared_kv) * batch, count) for size, count in sizes]
+        rows = passes * batch if line.part == "head" else sum(tokens * count for tokens, count in through)
+        share = sum(count * line.share(tokens, manner.how) for tokens, count in through)
+        needed = sum(count * line.share(tokens) for tokens, count in through)
         each = rows / passes * line.used_share(manner.how)
         items.append(_weights(line, share, needed, 2 * rows, each, manner.how))
-    spans = ((0, context),) if manner.how.skips_masked else Execution(chunk=chunk).spans(context)
     for layer, count in geometry.groups:
-        flops, many = count * batch * layer.mixer.prefill_flops(spans, manner.how), count * batch * passes
+        flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, manner.how), count * batch * passes
         if isinstance(layer.mixer, Attention):
             read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(passes)) / len(_few(passes))
             items.append(Item(layer.kind, "cache", "cache", many * read * manner.cache_bytes, flops, chunk * batch))
@@ -150,16 +148,14 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
             items.append(Item(layer.kind, "state", "state", many * state, flops, chunk * batch))
     calls = 0.0
     if manner.calls is not None:
-        through = sum(
-            count * sum(layer.tokens_through(size, manner.how) * times for size, times in sizes)
-            for layer, count in geometry.groups
-        )
-        wide = sum(
-            count * times * _wide_bytes(layer, layer.tokens_through(size, manner.how) * batch, geometry, manner.calls)
+        written = [
+            (layer, manner.how.tokens_through(size, layer.shares_kv) * batch, count * times)
             for layer, count in geometry.groups
             for size, times in sizes
-        )
-        items.append(_activations(geometry, manner.calls, through * batch, wide))
+        ]
+        layer_tokens = sum(tokens * times for _, tokens, times in written)
+        wide = sum(times * _wide_bytes(layer, tokens, geometry, manner.calls) for layer, tokens, times in written)
+        items.append(_activations(geometry, manner.calls, layer_tokens, wide))
         items.append(_convolutions(geometry, manner.calls, passes, context * batch / passes, batch))
         calls = _prefill_calls(geometry, manner.calls, sizes)
     tokens = context * batch / passes

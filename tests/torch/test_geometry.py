@@ -17,7 +17,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Execution, GatedDelta
+from profiler.models.layers import GatedDelta
 from profiler.predict import engines, work
 from profiler.predict.engines.base import Setting
 
@@ -92,12 +92,8 @@ def test_cache_bytes_are_those_of_a_real_cache(name: str, dtype: torch.dtype) ->
             assert cache_storages(cache) == expected.total, (batch, context, expected)
 
 
-# What FlopCounterMode counts in transformers: full rectangles of eager attention, all of batched experts.
-COUNTED = Execution(skips_masked=False, every_expert=True)
-
-
-def countable(geometry: Geometry, context: int | None, batch: int) -> float:
-    """FLOPs that the counter cannot see: element-wise steps of the recurrence, triangular solves."""
+def unseen_flops(geometry: Geometry, context: int | None, batch: int) -> float:
+    """FLOPs that the counter cannot see: triangular solves in a prefill, all of the recurrence in a decode step."""
     unseen = 0.0
     for layer in geometry.layers:
         if isinstance(layer.mixer, GatedDelta):
@@ -122,15 +118,18 @@ def test_flops_are_those_of_the_flop_counter(name: str) -> None:
     with torch.no_grad(), counter:
         for piece in ids[:, :context].split(chunk, dim=1):
             model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    how = Execution(chunk=chunk, skips_masked=False, every_expert=True)
-    unseen = sum(countable(geometry, tokens, batch) for _, tokens in how.spans(context))
-    assert counter.get_total_flops() == pytest.approx(geometry.prefill_flops(context, batch, how) - unseen, rel=0.01)
+    engine = engines.find("transformers")
+    manner = engine.manner(geometry, Setting("fp32", context, batch, "fp32", ubatch=chunk), None)
+    storage = engine.storage(geometry, "fp32", "fp32")
+    unseen = sum(unseen_flops(geometry, tokens, batch) for tokens in (chunk, chunk, context - 2 * chunk))
+    predicted = work.prefill(geometry, storage, context, batch, manner).flops
+    assert counter.get_total_flops() == pytest.approx(predicted - unseen, rel=0.01)
 
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(ids[:, context:], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    predicted = geometry.decode_flops(context + 1, batch, COUNTED) - countable(geometry, None, batch)
-    assert counter.get_total_flops() == pytest.approx(predicted, rel=0.01)
+    predicted = work.decode(geometry, storage, context + 1, batch, manner).flops
+    assert counter.get_total_flops() == pytest.approx(predicted - unseen_flops(geometry, None, batch), rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["llama-4-scout-17b-16e", "llama-4-maverick-17b-128e"])

@@ -41,7 +41,7 @@ def special(folder: Path) -> dict[str, Path]:
     return found
 
 
-READERS: list[Callable[[Path], Any]] = [foreign.read_bytes, foreign.read_json, foreign.read_toml]
+READERS: list[Callable[[Path], Any]] = [foreign.read_bytes, foreign.read_json]
 READERS += [row_reader.read, quality.read]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from fakes import printed
+from fakes import printed, stored
 from fakes.lab import make_case, source
 from fakes.printed import VALUE
 from fakes.tiny import CONFIGS
@@ -105,7 +105,7 @@ def test_a_shell_reads_back_what_was_quoted(tmp_path: Path) -> None:
 
 def test_a_blank_is_in_capitals_and_says_what_it_stands_for() -> None:
     made = command("profile", "gate", "--base", "REV", REV="a git revision")
-    assert made.explained == "profile gate --base REV (REV is a git revision)"
+    assert (str(made), made.blanks) == ("profile gate --base REV", {"REV": "a git revision"})
     for wrong in ({"rev": "lower"}, {"OTHER": "not there"}):
         with pytest.raises(ValueError, match="not a blank"):
             Command(("profile", "REV", "rev"), wrong)
@@ -221,6 +221,20 @@ def test_a_quantization_that_nobody_has_a_file_of_is_a_blank_with_the_way_to_it(
     assert f"llama-quantize --allow-requantize '{gguf}' MODEL-Q5_K_M.gguf Q5_K_M" in made
     page = run("fit", str(gguf), "--engine", "llama.cpp", "-c", "64", "-q", "q5_k_m").stdout
     assert "  # MODEL-Q5_K_M.gguf: what this makes: llama-quantize --allow-requantize" in page
+
+
+def test_a_file_is_measured_as_a_mix_only_where_its_tensors_are_that_mix(tmp_path: Path) -> None:
+    """A third party's dynamic mix keeps ``general.file_type``: it is no measurement of Q4_K_M."""
+    held = stored.gguf_tensors("q4_k")
+    dynamic = held | {key: ("iq4_xs", shape) for key, (_, shape) in held.items() if "ffn_down" in key}
+    said = {}
+    for name, tensors in (("plain", held), ("dynamic", dynamic)):
+        path = stored.gguf(tmp_path / f"{name}.gguf", found=tensors, file_type=15)
+        asked = ("--engine", "llama.cpp", "-c", "64", "-q", "q4_k_m", "-o", "json")
+        (row,) = json.loads(run("fit", str(path), *asked).stdout)
+        said[name] = row["verify"]
+    assert f"-m {tmp_path / 'plain.gguf'} " in said["plain"]
+    assert "-m MODEL-Q4_K_M.gguf " in said["dynamic"]
 
 
 @pytest.fixture

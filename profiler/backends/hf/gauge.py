@@ -286,7 +286,7 @@ class Gauge:
             torch_chunk_gated_delta_rule(query, key, value, decay, beta,
                                          output_final_state=True, use_qk_l2norm_in_kernel=True)  # fmt: skip
 
-        return self.watch.time(run, LOOP_S).median / (batch * DELTA.prefill_flops([(0, tokens)], IDEAL))
+        return self.watch.time(run, LOOP_S).median / (batch * DELTA.prefill_flops(tokens, tokens, IDEAL))
 
     def attention(self, dtype: torch.dtype) -> dict[str, float]:
         """Of a growing cache: seconds per byte of K and V in a decode step, and per FLOP in a masked prefill pass."""

@@ -16,18 +16,15 @@ from profiler.models.rope import check_by_type
 from profiler.models.weight import gated_mlp, norm
 
 
-class Gemma3TextConfig:
-    """The fields of transformers' class of that name."""
+class GemmaFields:
+    """The fields that transformers' text classes of Gemma 3 and Gemma 4 share, with the same defaults."""
 
-    vocab_size: int = 262_208
     hidden_size: int = 2304
     intermediate_size: int = 9216
-    num_hidden_layers: int = 26
     num_attention_heads: int = 8
     num_key_value_heads: int = 4
     head_dim: int = 256
     hidden_activation: str = "gelu_pytorch_tanh"
-    max_position_embeddings: int = 131_072
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
     use_cache: bool = True
@@ -38,10 +35,18 @@ class Gemma3TextConfig:
     rope_parameters: dict[str, Any] | None = None
     attention_bias: bool = False
     attention_dropout: int | float | None = 0.0
-    query_pre_attn_scalar: int = 256
-    sliding_window: int | None = 4096
     layer_types: list[str] | None = None
     final_logit_softcapping: float | None = None
+
+
+class Gemma3TextConfig(GemmaFields):
+    """The fields of transformers' class of that name."""
+
+    vocab_size: int = 262_208
+    num_hidden_layers: int = 26
+    max_position_embeddings: int = 131_072
+    query_pre_attn_scalar: int = 256
+    sliding_window: int | None = 4096
     attn_logit_softcapping: float | None = None
     use_bidirectional_attention: bool | None = False
 

@@ -15,35 +15,18 @@ from typing import Any, Literal
 
 from profiler.models.config import Config
 from profiler.models.families import base
+from profiler.models.families.gemma3 import GemmaFields
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Dense, Experts, Layer
 from profiler.models.rope import check_by_type
 from profiler.models.weight import Weight, gated_mlp, linear, norm
 
 
-class _Both:
+class _Both(GemmaFields):
     """The fields that transformers' two text classes share."""
 
     vocab_size: int = 262_144
-    hidden_size: int = 2304
-    intermediate_size: int = 9216
     num_hidden_layers: int = 30
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 4
-    head_dim: int = 256
-    hidden_activation: str = "gelu_pytorch_tanh"
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    use_cache: bool = True
-    pad_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 1
-    bos_token_id: int | None = 2
-    tie_word_embeddings: bool = True
-    rope_parameters: dict[str, Any] | None = None
-    attention_bias: bool = False
-    attention_dropout: int | float | None = 0.0
-    layer_types: list[str] | None = None
-    final_logit_softcapping: float | None = None
     attention_k_eq_v: bool = False
     num_kv_shared_layers: int = 0
     use_double_wide_mlp: bool = False

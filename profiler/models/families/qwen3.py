@@ -16,7 +16,25 @@ from profiler.models.rope import largest_context
 from profiler.models.weight import gated_mlp
 
 
-class Qwen3Config:
+class QwenFields:
+    """The fields that transformers' text classes of Qwen 3 and Qwen 3.5 share, with the same defaults."""
+
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    layer_types: list[str] | None = None
+    attention_dropout: float | int = 0.0
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+
+class Qwen3Config(QwenFields):
     """The fields of transformers' class of that name."""
 
     vocab_size: int = 151936
@@ -26,22 +44,9 @@ class Qwen3Config:
     num_attention_heads: int = 32
     num_key_value_heads: int | None = 32
     head_dim: int = 128
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 32768
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    use_cache: bool = True
-    tie_word_embeddings: bool = False
-    rope_parameters: dict[str, Any] | None = None
-    attention_bias: bool = False
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
     max_window_layers: int = 28
-    layer_types: list[str] | None = None
-    attention_dropout: float | int = 0.0
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
 
 
 TEXT = {"qwen3": Qwen3Config}

@@ -10,36 +10,24 @@ from typing import Any
 
 from profiler.models.config import Config
 from profiler.models.families import base
+from profiler.models.families.qwen3 import QwenFields
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Dense, Experts, GatedDelta, Layer
 from profiler.models.rope import largest_context
 from profiler.models.weight import Weight, gated_mlp, linear, norm
 
 
-class _Both:
+class _Both(QwenFields):
     """The fields that transformers' dense and mixture-of-experts text classes share."""
 
     vocab_size: int = 248320
     num_attention_heads: int = 16
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 32768
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    use_cache: bool = True
-    tie_word_embeddings: bool = False
-    rope_parameters: dict[str, Any] | None = None
-    attention_bias: bool = False
-    attention_dropout: float | int = 0.0
     head_dim: int = 256
     linear_conv_kernel_dim: int = 4
     linear_key_head_dim: int = 128
     linear_value_head_dim: int = 128
     linear_num_key_heads: int = 16
     linear_num_value_heads: int = 32
-    layer_types: list[str] | None = None
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
 
 
 class Qwen3_5TextConfig(_Both):

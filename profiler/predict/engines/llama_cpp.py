@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from profiler.devices.target import Target
-from profiler.models import gguf_file
+from profiler.models import gguf_file, gguf_stored
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
 from profiler.models.stored import Stored
@@ -49,12 +49,6 @@ CONTEXT = {  # CUDA context and the backend's own pools; Metal and Vulkan take l
 }
 GENERATED = 128  # tokens of a decode that llama-bench is told to measure: its own default
 SPLIT_MODES = {"layer": "layer", "tensor": "row"}
-FILE_TYPES = {  # general.file_type → mix (enum llama_ftype, include/llama.h)
-    0: "f32", 1: "f16", 2: "q4_0", 7: "q8_0", 8: "q5_0", 10: "q2_k", 11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l",
-    14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s", 17: "q5_k_m", 18: "q6_k", 19: "iq2_xxs", 20: "iq2_xs", 22: "iq3_xs",
-    23: "iq3_xxs", 24: "iq1_s", 25: "iq4_nl", 26: "iq3_s", 27: "iq3_m", 28: "iq2_s", 29: "iq2_m", 30: "iq4_xs",
-    31: "iq1_m", 32: "bf16",
-}  # fmt: skip
 CONVERT = ("python3", "convert_hf_to_gguf.py")
 CONVERTED = ("f32", "f16", "bf16", "q8_0")  # its --outtype
 MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the version that made them, and by importance matrices
@@ -87,7 +81,7 @@ class LlamaCpp:
         return storage(with_head(geometry, held, copied=True), bounds_of(stored))
 
     def timed(self, stored: Stored) -> bool:
-        known = {*gguf_mix.MIXES.values(), *gguf_mix.FALLBACK.values()}
+        known = {*gguf_mix.MIXES.values(), *gguf_stored.FALLBACK.values()}
         return all(weight.scheme in known for weight in stored.weights)
 
     def memory(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Terms:
@@ -152,7 +146,9 @@ class LlamaCpp:
 def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     """The GGUF file to measure: the one that was named, else a blank that says how to make one."""
     source, kind = model.source, quant.upper().replace("-", "_")
-    if source.kind == "gguf" and (model.as_stored or file_type(Path(source.location)) == quant):
+    if source.kind == "gguf" and (
+        model.as_stored or gguf_stored.own_name(gguf_file.header(Path(source.location))) == quant
+    ):
         if "," not in model.argument:
             return model.argument, {}
         return "FILE.gguf", {"FILE.gguf": f"a link to {quote(model.argument)}: llama-bench takes a comma for a list"}
@@ -169,10 +165,8 @@ def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     return blank, {blank: f"a GGUF file of {model.title} in {kind}"}
 
 
-def file_type(path: Path) -> str | None:
-    """The mix that a GGUF file says it is, as ``-q`` spells it; None where it does not say."""
-    number = gguf_file.header(path).metadata.get("general.file_type")
-    return FILE_TYPES.get(number) if isinstance(number, int) else None
+def _own_mix(path: Path) -> str:
+    return gguf_stored.own_name(gguf_file.header(path))
 
 
 def kv_bytes(setting: Setting) -> float:

@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from profiler import paths, registry
+from profiler.case import prefill_chunk
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Execution, GatedDelta
+from profiler.models.layers import RECURRENT_BYTES, Attention, Execution, GatedDelta
 from profiler.models.scheme import BITSANDBYTES
 from profiler.models.stored import Stored
 from profiler.paths import EAGER, GRAPH, STATIC
@@ -31,13 +32,11 @@ from profiler.predict.engines.base import MIB, Named, Setting, Terms, spread
 from profiler.predict.interval import Interval, exact
 from profiler.predict.machine import Machine
 from profiler.predict.storage import Held, Storage, as_stored, bounds_of, storage, with_head
-from profiler.predict.work import GROWING_TOUCHES, RECURRENT_BYTES, Calls, Manner
+from profiler.predict.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, Manner
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes, repackable
 from profiler.registry import unknown
 from profiler.shell import Command, command
 
-UBATCH = {"CPU": 512}
-UBATCH_OTHERWISE = 2048
 FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 # Operators of a layer that are no views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); of a
 # gated-delta layer without flash-linear-attention 94 in a step, 118 + 9 for each chunk of 64 tokens in a prefill.
@@ -60,8 +59,7 @@ ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
 )
 DELTA_TENSORS = 24  # seen: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
-STATE_TOUCHES = 20.0  # element-wise operators that go over the recurrent state in a step
-STATE_READ_WRITTEN = 2.0  # by our own
+EAGER_STATE_TOUCHES = 20.0  # times that the element-wise operators of a shipped step read or write a recurrent state
 SCORE_BYTES = 4
 MASK_BYTES = 2
 PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, bitsandbytes; on CUDA its context and
@@ -189,7 +187,7 @@ class Transformers:
             layer=_by_family(counted, geometry),
             delta_step=counted["delta"],
             outside=STEP_OUTSIDE_CALLS,
-            state_touches=STATE_READ_WRITTEN,
+            state_touches=STATE_TOUCHES,
         )
         read = 1.0 if ours else PADDED
         return replace(
@@ -198,7 +196,7 @@ class Transformers:
 
     def manner(self, geometry: Geometry, setting: Setting, target: Target | None = None) -> Manner:
         return Manner(
-            ubatch=setting.ubatch or UBATCH.get(target.vendor if target else "", UBATCH_OTHERWISE),
+            ubatch=_ubatch(setting, target),
             cache_bytes=DTYPE_BYTES[setting.dtype],
             cache_touches=GROWING_TOUCHES,
             how=Execution(skips_masked=False, trims_shared=True, every_expert=True),
@@ -209,7 +207,7 @@ class Transformers:
                 delta_chunk=9,
                 outside=OUTSIDE_CALLS,
                 elementwise=ELEMENTWISE,
-                state_touches=STATE_TOUCHES,
+                state_touches=EAGER_STATE_TOUCHES,
                 element_bytes=DTYPE_BYTES[setting.dtype],
             ),
         )
@@ -224,7 +222,7 @@ class Transformers:
         return command("profile", "sweep", "-m", model.argument, quant, sizes, path, device)
 
     def _chunk(self, setting: Setting, target: Target) -> int:
-        return min(setting.ubatch or UBATCH.get(target.vendor, UBATCH_OTHERWISE), setting.context)
+        return min(_ubatch(setting, target), setting.context)
 
     def _prefill_bytes(self, geometry: Geometry, storage: Storage, setting: Setting, target: Target) -> Interval:
         """Beside weights and cache: views, mask, repeated K and V, hidden states, expert rows, logits."""
@@ -256,6 +254,11 @@ def usual_path(target: Target) -> str:
     if target.vendor == "CPU" and not target.local:  # another machine's compilers are not known
         return STATIC
     return paths.usual({"CPU": "cpu", "NVIDIA": "cuda"}.get(target.vendor, "other"))
+
+
+def _ubatch(setting: Setting, target: Target | None) -> int:
+    """Tokens of a sequence in one prefill pass, however short the context."""
+    return setting.ubatch or prefill_chunk("cpu" if target is not None and target.vendor == "CPU" else "")
 
 
 def _by_family(counted: Mapping[str, float], geometry: Geometry) -> float:

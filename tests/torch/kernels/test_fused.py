@@ -250,8 +250,9 @@ def test_nvcc_takes_every_architecture_without_spills(dtype: torch.dtype, tmp_pa
         ("attention", widest),
     ):
         for architecture in cuda.ARCHITECTURES:
-            command = cuda.nvcc_command(nvcc, source, tmp_path / "made.cubin", architecture, defines)
-            done = subprocess.run(command, capture_output=True, text=True)
+            files = (str(cuda.SOURCES / f"{source}.cu"), "-o", str(tmp_path / "made.cubin"))
+            compiler = (nvcc, "-O3", "-std=c++17", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v")
+            done = subprocess.run([*compiler, *defines, *files], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             found = re.findall(r"(\d+) bytes spill stores.*?Used (\d+) registers", done.stderr, re.S)
             for spills, registers in found:

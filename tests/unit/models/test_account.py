@@ -185,6 +185,27 @@ def test_scales_that_no_quantization_explains_are_refused(tmp_path: Path, leaf: 
     assert scale in error.message and "quantization_config" in error.message
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{experts}.3.up_proj.weight_scale",
+        "{experts}.3.down_proj.weight_scale_inv",
+        "{experts}.gate_up_proj_scales",
+        "{experts}.down_proj.scales",
+    ],
+)
+def test_scales_of_experts_that_no_quantization_explains_are_refused(tmp_path: Path, name: str) -> None:
+    raw = tiny.CONFIGS["qwen3.5-moe"]
+    scale = name.format(experts="model.layers.0.mlp.experts")
+    assert scale in refused(tmp_path, weights.described(raw) | {scale: [1]}, raw).message
+
+
+def test_a_scale_that_is_of_no_weight_is_told_and_not_refused(tmp_path: Path) -> None:
+    """vLLM keeps the scales of an 8-bit KV cache so; transformers leaves them out."""
+    scale = "model.layers.0.self_attn.k_scale"
+    assert [left["names"] for left in unused(model(tmp_path, SHAPES | {scale: [1]}))] == [[scale]]
+
+
 @pytest.mark.parametrize("dtype", ["F64", "F16", "BF16"])
 def test_number_types_are_told_with_their_bytes(tmp_path: Path, dtype: str) -> None:
     found = model(tmp_path, SHAPES, dtype={QUERY: dtype})

@@ -191,13 +191,6 @@ def test_once_looked_at_a_model_is_known_offline(client: Client) -> None:
     assert client.seen == []
 
 
-def test_headers_are_read_by_range(client: Client) -> None:
-    [found] = client.run("{name: t.shape for name, t in hub.headers('owner/small').items()}")
-    assert found == WEIGHTS
-    ranges = [asked for _, path, asked in client.seen if path.endswith(".safetensors") and asked]
-    assert len(ranges) == 2 and all(asked.startswith("bytes=0-") for asked in ranges)
-
-
 def test_a_download_takes_safetensors_and_configs_and_never_pickles_or_code(client: Client) -> None:
     wanted = {"config.json", "a.safetensors", "b.safetensors", "model.safetensors.index.json"}
     size = "hub.download_size('owner/small')"

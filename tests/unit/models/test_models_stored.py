@@ -9,27 +9,34 @@ from typing import Any
 
 import pytest
 from fakes import stored as made
+from fakes import tiny, weights
 
 from profiler.errors import ProfileError
 from profiler.models import families, safetensors_file, scheme
+from profiler.models.checkpoint import Checkpoint
 from profiler.models.resolve import resolve
 from profiler.models.stored import Stored, from_safetensors
 
 QUANTS = sorted(made.CONFIGS)
 
 
-def stored(path: Path) -> Stored:
-    found = resolve(str(path)).stored
+def checkpoint(path: Path) -> Checkpoint:
+    found = resolve(str(path)).checkpoint
     assert found is not None
     return found
 
 
+def stored(path: Path) -> Stored:
+    return checkpoint(path).stored
+
+
 @pytest.mark.parametrize("quant", QUANTS)
 def test_a_folder_states_its_own_quantization_and_the_sum_of_its_headers(quant: str, tmp_path: Path) -> None:
-    found = stored(made.folder(tmp_path / "m", quant))
+    whole = checkpoint(made.folder(tmp_path / "m", quant))
+    found = whole.stored
     assert found.quant == quant
     assert found.nbytes == made.total(made.tensors(quant))
-    assert found.exact and not found.left_out
+    assert found.exact and not whole.account.left
     if quant != "mxfp4":  # nobody stores the linear layers of a Llama so, and transformers would not read them
         assert found.trouble is None
 
@@ -74,9 +81,12 @@ def test_a_tower_and_a_prediction_layer_are_no_part_of_the_decoder(tmp_path: Pat
         "vision_tower.layers.0.self_attn.q_proj.weight": ("BF16", (64, 64)),
         "mtp.layers.0.mlp.up_proj.weight": ("BF16", (64, 64)),
     }
-    found = stored(made.folder(tmp_path / "m", "bf16", found=held))
-    assert found.nbytes == made.total(made.tensors("bf16"))
-    assert {left.name for left in found.left_out} == {"vision_tower.layers.0", "mtp.layers.0"}
+    whole = checkpoint(made.folder(tmp_path / "m", "bf16", found=held))
+    assert whole.stored.nbytes == made.total(made.tensors("bf16"))
+    assert [(left.why, left.nbytes) for left in whole.account.left] == [
+        ("vision tower", 2 * 64 * 64),
+        ("multi-token prediction", 2 * 64 * 64),
+    ]
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", ""])
@@ -124,11 +134,6 @@ def test_scales_under_a_name_that_transformers_does_not_read_are_trouble(
     assert found.trouble is not None and new in found.trouble
 
 
-def test_a_scale_that_is_left_over_beside_plain_weights_is_trouble(tmp_path: Path) -> None:
-    held = made.tensors("bf16") | {"model.layers.0.self_attn.attn_scale": ("F32", (1,))}
-    assert "belongs to a quantization" in str(stored(made.folder(tmp_path / "m", "bf16", found=held)).trouble)
-
-
 def test_blocks_that_transformers_would_cut_in_the_wrong_places_are_seen(tmp_path: Path) -> None:
     """192 rows in blocks of 128 have two rows of scales; 192 ÷ 2 is 96."""
     fp8 = made.CONFIGS["fp8"]["quantization_config"] | {"weight_block_size": [192, 128]}
@@ -163,6 +168,19 @@ def test_experts_stored_one_by_one_are_the_fused_weight_of_transformers(tmp_path
     experts = {weight.weight.name: weight.nbytes for weight in found.weights}
     assert experts == {"mlp.experts.gate_up_proj": 4 * (32 * 64 + 4), "mlp.experts.down_proj": 2 * (64 * 32 + 4)}
     assert found.missing > 0 and not found.exact
+
+
+def test_experts_of_two_number_types_are_values_and_no_trouble(tmp_path: Path) -> None:
+    raw = tiny.CONFIGS["qwen3.5-moe"]
+    shapes = weights.described(raw)
+    fused = "model.layers.0.mlp.experts.down_proj"
+    count, rows, columns = shapes.pop(fused)
+    parts = [f"model.layers.0.mlp.experts.{index}.down_proj.weight" for index in range(count)]
+    shapes |= {part: [rows, columns] for part in parts}
+    found = stored(weights.folder(tmp_path / "m", raw, shapes, dtype={parts[0]: "BF16"}))
+    (down,) = [each for each in found.weights if each.layer == 0 and each.weight.name == "mlp.experts.down_proj"]
+    assert (found.trouble, found.packed, found.quant, down.scheme) == (None, False, "fp32", "fp32")
+    assert down.nbytes == (4 * (count - 1) + 2) * rows * columns
 
 
 def test_a_gguf_type_that_is_not_known_is_refused_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from profiler.errors import NotFound
-from profiler.models import catalog, families
+from profiler.models import catalog, families, gguf_stored
 from profiler.models.geometry import Geometry
+from profiler.models.gguf_file import TYPES, GgufHeader, GgufTensor
 from profiler.predict import gguf_mix
 
 MIB = 1024**2
@@ -80,3 +81,18 @@ def test_an_unknown_mix_names_the_nearest() -> None:
     with pytest.raises(NotFound, match="q4_k_m"):
         gguf_mix.mix("q4km")
     assert gguf_mix.mix("Q4_K_M") == gguf_mix.mix("q4-k-m") == "q4_k_m"
+
+
+@pytest.mark.parametrize("model", ["gemma-3-270m", "gemma-4-26b-a4b", "qwen3.5-2b", "qwen3.6-35b-a3b", "qwen3-8b"])
+def test_a_file_of_a_mix_is_recognized_by_the_types_that_the_rules_give_its_layers(model: str) -> None:
+    """Two views of llama-quantize: what a mix gives each tensor, and which types a file of that mix may hold."""
+    numbers = {name: number for number, (name, _) in gguf_stored.FILE_TYPES.items()}
+    assert gguf_mix.MIXES.keys() <= numbers.keys()
+    for mix in gguf_mix.MIXES:
+        inside = [tensor for tensor in gguf_mix.tensors(geometry(model), mix) if tensor.layer is not None]
+        held = {
+            name: GgufTensor(name, (*tensor.weight.shape, tensor.count), TYPES[tensor.type], 0)
+            for number, tensor in enumerate(inside)
+            if tensor.weight.role != "vector" and (name := f"blk.{number}.matrix.weight")
+        }
+        assert gguf_stored.own_name(GgufHeader({"general.file_type": numbers[mix]}, held)) == mix

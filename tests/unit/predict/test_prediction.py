@@ -13,7 +13,6 @@ from profiler.models import catalog, families
 from profiler.predict import engines, goal
 from profiler.predict.machine import Machine
 from profiler.predict.prediction import Predictor, largest
-from profiler.predict.product import cells
 from profiler.units import GIB
 
 
@@ -71,9 +70,6 @@ def test_every_figure_lies_within_its_bounds_and_rests_on_something(on: str, mod
     for term in (prediction.decode.seconds, prediction.decode.tps, prediction.prefill.tps, prediction.terms.peak):
         assert 0 < term.low < term.value < term.high
         assert term.basis in ("exact", "calibrated", "fitted", "prior")
-    assert prediction.scenario_s(100).value == pytest.approx(  # type: ignore[union-attr]
-        prediction.prefill.seconds.value + 100 * prediction.decode.seconds.value
-    )
 
 
 def test_decode_slows_with_depth_and_a_batch_gives_more_tokens() -> None:
@@ -199,31 +195,6 @@ def test_a_cpu_that_packs_four_bit_weights_anew_holds_fewer_bytes_of_them() -> N
     assert sizes["fp4", True] == sizes["nf4", True] < sizes["nf4", False]
     assert sizes["nf4-dq", False] < sizes["nf4-dq", True]  # there scales are no longer packed themselves
     assert all(sizes[quant, True] == sizes[quant, False] for quant in ("bf16", "int8"))
-
-
-@pytest.mark.parametrize("engine", engines.names())
-def test_the_product_gives_what_single_predictions_give(engine: str) -> None:
-    runtime = engines.find(engine)
-    names = ("gemma-4-e4b", "qwen3.6-35b-a3b", "qwen3.5-9b")
-    models = [families.geometry(catalog.raw_config(name)) for name in names]
-    machines = [Machine(find(on)) for on in ("rtx 4090", "h100 sxm", "m4 max", "t4")] + [Machine(find("2x3090"))]
-    machines += [
-        Machine(replace(priors_only(), features=features))
-        for features in (("avx512f", "avx512_bf16"), ("avx512f",), ("avx2",))
-    ]
-    quants = ["nf4", "int8"] if engine == "transformers" else [runtime.check(runtime.default_quant)]
-    count = 0
-    for cell in cells(models, runtime, quants, (2048, 32768, 200_000), (1, 16), machines):
-        single = Predictor(models[cell.model], runtime, cell.quant, machines[cell.machine])
-        expected = single.predict(cell.context, cell.batch)
-        count += 1
-        assert cell.headroom_bytes == pytest.approx(expected.verdict.headroom_bytes, abs=2)
-        if expected.decode is None or expected.prefill is None:
-            assert (cell.step_s, cell.prefill_s) == (None, None)
-            continue
-        assert cell.step_s == pytest.approx(expected.decode.seconds.value)
-        assert cell.prefill_s == pytest.approx(expected.prefill.seconds.value)
-    assert count == len(quants) * 2 * 8 * (3 + 3 + 2)  # the smallest model stops at 131,072
 
 
 @pytest.mark.parametrize(
