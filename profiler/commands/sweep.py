@@ -147,8 +147,7 @@ def sweep(
     Separate values with commas or repeat the option: -c 512,4k -b 1 -b 4. Ranges are written 1k-128k*2 or 1-8+1; k is
     1024. Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit and finish in about five minutes.
 
-    Each row is stored as soon as it is measured. To continue an interrupted sweep, run the same command again. Sweeps
-    that use one store at the same time share the work: a case that one of them is measuring is left to it.
+    Each row is stored at once, so the same command continues an interrupted sweep. Several sweeps may share a store.
 
     Exit codes: 0 success, 1 a case failed or a model was refused, 2 usage error, 130 interrupted.
     """

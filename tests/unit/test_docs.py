@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from fakes.reported import measured
 
 from profiler import registry
@@ -127,6 +129,17 @@ def test_the_readme_leads_to_every_page() -> None:
     assert [name for name in PAGES if f"](docs/{name})" not in README] == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_output_that_is_shown_is_what_its_command_prints(document: str) -> None:
+    """A block that begins with ``$ profile`` holds real output; a line ``…`` stands for what was left out."""
+    for block in re.findall(r"^```text\n\$ (profile .*?)^```", DOCUMENTS[document], re.DOTALL | re.MULTILINE):
+        line, _, shown = block.partition("\n")
+        ran = CliRunner().invoke(main, shlex.split(line)[1:], catch_exceptions=False)
+        assert ran.exit_code == 0
+        for part in re.split(r"^…\n", shown, flags=re.MULTILINE):
+            assert part in ran.stdout, f"{document}: {line} prints something else now:\n{ran.stdout}"
+
+
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
 def test_links_lead_to_files_and_headings_that_are_there(document: str) -> None:
     path = ROOT / document
@@ -140,6 +153,21 @@ def test_links_lead_to_files_and_headings_that_are_there(document: str) -> None:
             titles = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
             known = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
             assert heading in known, f"{document}: {target}"
+
+
+def test_the_accuracy_that_is_claimed_is_the_one_that_was_found() -> None:
+    found = (ROOT / "benchmarks" / "accuracy.md").read_text(encoding="utf-8")
+    decode, prefill = found.split("## Decode")[1].split("## Prefill")
+    claimed = re.findall(r"^\| (decode|prefill)(?:, ([\w ]+))? \|(.*)\|$", PAGES["predictions.md"], re.MULTILINE)
+    assert len(claimed) == 4
+    for phase, rows, cells in claimed:
+        text = decode if phase == "decode" else prefill
+        (line,) = re.findall(rf"^\| (?:\*\*)?{rows or 'all'}(?:\*\*)? \|(.*)\|$", text, re.MULTILINE)
+        figures = [cell.strip() for cell in line.split("|")]
+        assert [cell.strip() for cell in cells.split("|")] == [*figures[:3], figures[5]], (phase, rows)
+    for phase in ("decode", "prefill"):
+        (mean,) = re.findall(rf"^\| {phase} \|[^|]*\| ([\d.]+%)", PAGES["predictions.md"], re.MULTILINE)
+        assert mean in README
 
 
 def test_every_field_of_a_row_is_documented() -> None:
