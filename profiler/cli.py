@@ -112,7 +112,7 @@ def summary(name: str) -> str:
     cls=Commands,
     name="profile",
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="profile")
 @click.pass_context

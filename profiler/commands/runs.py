@@ -54,7 +54,10 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
 @options.store()
 @click.pass_obj
 def show(group_store: Path | None, run: str | None, output: str, store: Path | None) -> None:
-    """Print the rows of RUN (an id or a unique start of it), or of the latest run."""
+    """Print the rows of a run.
+
+    RUN is an id from profile runs, or a unique start of one. Without it, the latest run is printed.
+    """
     with Store.open(store or group_store, create=False) as opened:
         found = opened.find_run(run)
         parts = streamed(output, found, opened.in_order(found, _places))
