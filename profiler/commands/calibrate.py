@@ -41,8 +41,8 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     calibrate again when one of them changes.
 
     Leave the machine idle meanwhile, since other work makes the ceilings too low. On a shared machine, calibrate
-    several times: the last five count, with the best of the ceilings and the median of the rates. Under a CPU quota,
-    the figures are for the time in which the process runs, and predictions add the rest.
+    several times: the five latest are combined, taking the best of each ceiling and the median of each rate. Under a
+    CPU quota, the figures are for the time in which the process runs, and predictions add the rest.
     """
     found = devices.find(device)
     known = ceilings.load(found)

@@ -42,10 +42,10 @@ INCOMPARABLE = 4
 def compare(a: str, b: str, output: str, store: Path | None) -> int:
     """Compare the cases that two sets of results have in common.
 
-    A and B are stored runs (the id from profile runs, or a unique start of it), files of rows written with -o json or
-    -o jsonl, or other stores, whose latest run is taken. A ratio is B over A, from the medians of both, with a 95%
-    interval that covers their repetitions (Welch's t on logarithms). Two runs of an unchanged program can differ by
-    more than that: to detect a regression, use profile gate.
+    A and B are stored runs (an id from profile runs, or a unique start of one), files of rows written with -o json or
+    -o jsonl, or other stores, whose latest run is taken. Each ratio is the median of B over the median of A, with a
+    95% interval from the repetitions of both (Welch's t on logarithms). Two runs of an unchanged program can differ
+    by more than that: to detect a regression, use profile gate.
 
     Exit codes: 0 success, 2 usage error, 4 no case was measured in both.
     """

@@ -147,7 +147,7 @@ def sweep(
     Separate values with commas or repeat the option: -c 512,4k -b 1 -b 4. Ranges are written 1k-128k*2 or 1-8+1; k is
     1024. Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit and finish in about five minutes.
 
-    Each row is stored at once, so the same command continues an interrupted sweep. Several sweeps may share a store.
+    Each row is stored immediately; the same command continues an interrupted sweep. Several sweeps may share a store.
 
     Exit codes: 0 success, 1 a case failed or a model was refused, 2 usage error, 130 interrupted.
     """
