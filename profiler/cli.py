@@ -112,14 +112,14 @@ def summary(name: str) -> str:
     cls=Commands,
     name="profile",
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="profile")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """How fast models run on this machine: each model × quantization × context × batch, measured.
+    """Measure and predict how fast language models run on your hardware, and how much memory they take.
 
-    Start with `profile sweep`: it measures a small grid sized to this machine.
+    Start with profile sweep, which measures a small grid sized to this machine.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -1,4 +1,4 @@
-"""``profile accuracy``: predicted against measured, over everything in the store."""
+"""``profile accuracy``: compare predictions with what was measured, for everything in the store."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
 @options.store()
 @listing.output()
 def accuracy(run: str | None, store: Path | None, output: str) -> int:
-    """Print what was predicted before each measurement beside it, the furthest off first: of RUN, or of every case
-    in the store.
+    """Compare each stored measurement with its prediction, the largest errors first.
 
-    peak_bytes is the higher of prefill and decode; loading has a peak of its own. Below the table: mean and median
-    error of each figure, and how many lie in the range that nine of ten should.
+    The rows are those of RUN, or of every case in the store. peak_bytes is the higher peak of prefill and decode;
+    loading has a peak of its own. Below the table are the mean and median error of each figure, and how many
+    measurements lie in the predicted range, which should hold nine in ten.
     """
     with Store.open(store, create=False) as opened:
         measured = list(opened.rows(opened.find_run(run)) if run else opened.newest())

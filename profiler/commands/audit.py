@@ -1,4 +1,4 @@
-"""``profile audit``: what the graph path may capture, and why not."""
+"""``profile audit``: show whether a model's decode step can be captured as a graph, and if not, why."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ QUANTS = ("fp32", "bf16", "nf4", "int8")
 
 @click.command("audit")
 @click.argument("model")
-@click.option(
-    "-q", "--quant", multiple=True, help=f"Quantizations, by comma or repeated (default {','.join(QUANTS)})."
-)
+@click.option("-q", "--quant", multiple=True, help=f"Quantizations. [default: {','.join(QUANTS)}]")
 def audit(model: str, quant: tuple[str, ...]) -> int:
-    """Say for MODEL and each quantization whether its decode step may be a graph on CUDA and on a CPU, and why not.
+    """Check for each quantization of MODEL whether its decode step can run as a graph, on CUDA and on a CPU.
 
-    The architecture is built small, with random weights, and its step is recorded, replayed with poisoned
-    intermediates, compared from step to step and compiled. No GPU, no weights and no download are needed. On a CPU
-    the graph is compiled code around C++ loops, so it needs a compiler. Exit code 1 when CUDA refuses one, or
-    one cannot be built.
+    The check builds a small copy of the architecture with random weights, records its decode step, replays it with
+    poisoned intermediates, compares steps with each other and compiles them. It needs no GPU, weights or download. On
+    a CPU, a graph is compiled code around C++ loops and needs a compiler.
+
+    Exit codes: 0 all can be captured, 1 CUDA refuses one or one cannot be built, 2 usage error.
     """
     from profiler.models.resolve import resolve
 

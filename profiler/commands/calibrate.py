@@ -1,4 +1,4 @@
-"""``profile calibrate``: measure what this device can do, in a minute; fit, explain and sweep use it."""
+"""``profile calibrate``: measure the ceilings of this device in a minute, for better predictions."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ SHOWN_LAYER = (2048, 2048)  # output and input features
 
 @click.command("calibrate")
 @options.device()
-@click.option("--show", is_flag=True, help="Only show what was measured before.")
-@click.option("--fresh", is_flag=True, help="Forget earlier calibrations.")
+@click.option("--show", is_flag=True, help="Show what was measured before, and measure nothing.")
+@click.option("--fresh", is_flag=True, help="Discard earlier calibrations of this device.")
 @listing.output()
 def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
-    """Measure this device's ceilings: reading, copying, products by format and size, the cost of a call.
+    """Measure what this device can really reach: the ceilings behind predictions and efficiency figures.
 
-    Kept under a fingerprint of the device, its driver, cores, CPU quota and PyTorch: what changes is measured again.
-    Where a quota throttles, figures are of the time in which the process runs; predictions add the rest. Leave the
-    machine alone meanwhile; what runs beside it makes the ceilings too low. Where minutes differ, as on a shared
-    machine, calibrate several times: the last five count, of ceilings the best and of rates the middle one.
+    This takes about a minute. It times reading and copying memory, matrix products by data type and size, attention
+    and the cost of a call. The results are stored for this device, driver, core count, CPU quota and PyTorch version;
+    calibrate again when one of them changes.
+
+    Leave the machine idle meanwhile, since other work makes the ceilings too low. On a shared machine, calibrate
+    several times: the five latest are combined, taking the best of each ceiling and the median of each rate. Under a
+    CPU quota, the figures are for the time in which the process runs, and predictions add the rest.
     """
     found = devices.find(device)
     known = ceilings.load(found)

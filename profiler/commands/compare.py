@@ -1,4 +1,4 @@
-"""``profile compare``: two runs side by side, ratios with intervals."""
+"""``profile compare``: compare two runs, with ratios and their intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from profiler.units import printable
 INCOMPARABLE = 4
 
 
-@click.command()
+@click.command(
+    "compare",
+    cls=options.Command,
+    examples={
+        "profile compare 261124-0539 261125-1012": "two stored runs, by the start of their ids",
+        "profile compare before.jsonl after.jsonl": "two files written with -o jsonl",
+        "profile compare before.sqlite 261125-1012": "the latest run of another store against a run of this one",
+    },
+)
 @click.argument("a")
 @click.argument("b")
 @click.option(
@@ -28,18 +36,18 @@ INCOMPARABLE = 4
     type=click.Choice(compare_page.FORMATS, case_sensitive=False),
     default="table",
     show_default=True,
-    help="Format on stdout; benchstat: text laid out as by that tool.",
+    help="Output format; benchstat is laid out like that tool's.",
 )
 @options.store()
 def compare(a: str, b: str, output: str, store: Path | None) -> int:
-    """Compare the cases that A and B have in common.
+    """Compare the cases that two sets of results have in common.
 
-    Each is a stored run (its id or the start of one: profile runs), a file of rows that -o jsonl or -o json printed,
-    or another store, of which the latest run is taken. Ratios are B over A: of the medians, with a 95 % interval
-    from the repetitions of both sides (Welch's t on their logarithms). Two runs of one unchanged program may differ
-    by more than their repetitions show: to tell a regression, profile gate.
+    A and B are stored runs (an id from profile runs, or a unique start of one), files of rows written with -o json or
+    -o jsonl, or other stores, whose latest run is taken. Each ratio is the median of B over the median of A, with a
+    95% interval from the repetitions of both (Welch's t on logarithms). Two runs of an unchanged program can differ
+    by more than that: to detect a regression, use profile gate.
 
-    Exit code: 0 fine, 2 usage, 4 no case that both have measured.
+    Exit codes: 0 success, 2 usage error, 4 no case was measured in both.
     """
     found = comparison.compare(_frozen(_rows(a, store)), _frozen(_rows(b, store)))
     if not found.pairs and not found.failed:

@@ -1,4 +1,4 @@
-"""``profile devices``: what this machine can run models on, and the catalog of devices by data sheet."""
+"""``profile devices``: list the devices of this machine, or the catalog of data sheets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from profiler.units import UNKNOWN, bytes_text, significant
 
 
 @click.command("devices")
-@click.option("--catalog", "from_catalog", is_flag=True, help="List the devices known by data sheet instead.")
+@click.option("--catalog", "from_catalog", is_flag=True, help="List the catalog of data sheets instead.")
 @listing.output()
 def devices(from_catalog: bool, output: str) -> None:
-    """List what this machine can run models on.
+    """List the devices of this machine that can run models.
 
-    The first one listed is the default of `profile sweep`.
+    The first one is the default of profile sweep.
     """
     if from_catalog:
         rows = [_catalog_row(device) for device in catalog.devices()]

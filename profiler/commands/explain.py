@@ -1,4 +1,4 @@
-"""``profile explain``: one case taken apart: where its time and memory go, and what would help."""
+"""``profile explain``: show where the time and memory of one case go, and what would help."""
 
 from __future__ import annotations
 
@@ -19,18 +19,47 @@ from profiler.results.measurement import Measurement
 from profiler.results.store import Store, existing
 
 
-@click.command("explain")
+@click.command(
+    "explain",
+    cls=options.Command,
+    examples={
+        "profile explain qwen3.5-4b -q nf4 -c 32k": "one case on this machine, with the measurement if there is one",
+        'profile explain qwen3.5-4b --on "rtx 4090" -q nf4': "the same model on a GPU you do not have",
+    },
+)
 @click.argument("model")
-@click.option("--on", metavar="DEVICE", help="As with profile fit. [default: this machine]")
-@click.option("--engine", default=engines.DEFAULT, show_default=True, metavar="NAME", help="The runtime.")
-@click.option("-q", "--quant", metavar="QUANT", help="Format of the weights. [default: the model's own]")
-@click.option("-c", "--context", metavar="TOKENS", default="8k", show_default=True, help="In the cache.")
-@click.option("-b", "--batch", metavar="N", default="1", show_default=True, help="Sequences at once.")
-@click.option("--kv", metavar="FORMAT", help="Of K and V. [default: the engine's]")
-@options.choice("--path", PATHS, help="Decode steps of transformers. [default: as profile sweep runs them there]")
-@options.choice("--split", SPLITS, help="Of several devices. [default: tensor with vllm, else layer]")
-@options.store()
-@listing.output()
+@options.group(
+    "What to explain",
+    click.option("-q", "--quant", metavar="QUANT", help="Quantization. [default: the model's own]"),
+    click.option(
+        "-c",
+        "--context",
+        metavar="TOKENS",
+        default="8k",
+        show_default=True,
+        help="Tokens in the cache when decode starts.",
+    ),
+    click.option("-b", "--batch", metavar="N", default="1", show_default=True, help="Sequences processed together."),
+    click.option("--kv", metavar="TYPE", help="Type of the KV cache, such as q8_0 or fp8. [default: the engine's]"),
+)
+@options.group(
+    "Where it would run",
+    click.option("--on", metavar="DEVICE", help="A device, as for profile fit. [default: this machine]"),
+    click.option(
+        "--engine",
+        default=engines.DEFAULT,
+        show_default=True,
+        metavar="NAME",
+        help="The engine that would run the model: transformers, llama.cpp or vllm.",
+    ),
+    options.choice(
+        "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"
+    ),
+    options.choice(
+        "--split", SPLITS, help="How several devices share a model. [default: tensor for vllm, otherwise layer]"
+    ),
+)
+@options.group("Results", options.store(), listing.output())
 def explain(
     model: str,
     on: str | None,
@@ -44,10 +73,11 @@ def explain(
     store: Path | None,
     output: str,
 ) -> int:
-    """Take one case apart: bytes, FLOPs, the ceiling's time and the predicted one for each part of both phases.
+    """Show where the time and memory of one case go.
 
-    Beside them what was measured of this case here, if it is in the store; what sets the peak of memory from loading
-    to decode; and the one change that frees most.
+    For each part of prefill and decode, this prints bytes, FLOPs, the time at the device's ceiling and the predicted
+    time; then what determines peak memory, and which single change would free the most. If the case was measured on
+    this machine, the measurement is shown beside the prediction.
     """
     inquiry = Inquiry(
         (model,), (on,) if on else (), engine, (quant,) if quant else (), (context,), (batch,), kv, split, path=path

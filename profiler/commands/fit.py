@@ -1,4 +1,4 @@
-"""``profile fit``: what fits where and how fast, predicted from a config alone, without weights."""
+"""``profile fit``: predict what fits and how fast, on this machine or another, without weights."""
 
 from __future__ import annotations
 
@@ -15,34 +15,72 @@ from profiler.predict import engines, goal
 from profiler.predict.machine import SPLITS
 
 
-@click.command("fit")
+@click.command(
+    "fit",
+    cls=options.Command,
+    examples={
+        "profile fit": "the largest Gemma 4 and Qwen 3.5 that fit this machine",
+        'profile fit gemma-4-e4b --on "rtx 4090" -q bf16,nf4 -c 4k,32k': "a model on a GPU you do not have",
+        "profile fit model.gguf --engine llama.cpp": "a GGUF file, from the tensors in its header",
+        'profile fit qwen3.5-27b --on 2x3090 --engine vllm --goal "20 tok/s at 64k"': "only what meets a goal",
+        'profile fit gemma-4-e4b --on "rtx 4090" -q bf16,int8,nf4 -c 4k,32k,128k --map': "a map instead of a table",
+    },
+)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option("--on", multiple=True, metavar="DEVICE", help='"rtx 4090", 2x3090, vram=24,bandwidth=1008,bf16=165.')
-@click.option(
-    "--engine", default=engines.DEFAULT, show_default=True, metavar="NAME", help="llama.cpp, transformers, vllm."
+@options.group(
+    "What to predict",
+    options.many("-q", "--quant", "quants", metavar="QUANT", help="Quantizations. [default: the model's own]"),
+    options.many(
+        "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 8k]"
+    ),
+    options.many("-b", "--batch", "batches", metavar="N", help="Sequences processed together. [default: 1]"),
+    click.option("--kv", metavar="TYPE", help="Type of the KV cache, such as q8_0 or fp8. [default: the engine's]"),
 )
-@options.many(
-    "-q",
-    "--quant",
-    "quants",
-    metavar="QUANT",
-    help="Formats of the weights. [default: the model's own]",
+@options.group(
+    "Where it would run",
+    click.option(
+        "--on",
+        multiple=True,
+        metavar="DEVICE",
+        help='A device from profile devices --catalog ("rtx 4090", 2x3090) or its data sheet '
+        "(vram=24,bandwidth=1008,bf16=165). [default: this machine]",
+    ),
+    click.option(
+        "--engine",
+        default=engines.DEFAULT,
+        show_default=True,
+        metavar="NAME",
+        help="The engine that would run the model: transformers, llama.cpp or vllm.",
+    ),
+    options.choice(
+        "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"
+    ),
+    options.choice(
+        "--split", SPLITS, help="How several devices share a model. [default: tensor for vllm, otherwise layer]"
+    ),
+    options.size("--ram", "ram_bytes", help="Host memory that weights may be offloaded to, such as 64GiB."),
+    click.option(
+        "--ram-bandwidth", type=click.FloatRange(min=0.1), metavar="GB/s", help="Speed of that memory. [default: 60]"
+    ),
 )
-@options.many("-c", "--context", "contexts", metavar="TOKENS", help="In the cache. [default: 8k]")
-@options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
-@click.option("--kv", metavar="FORMAT", help="Of K and V: q8_0, fp8, … [default: the engine's]")
-@click.option("--goal", "wish", metavar="GOAL", help='Only what meets it, best first: "20 tok/s at 64k".')
-@options.choice("--path", PATHS, help="Decode steps of transformers. [default: as profile sweep runs them there]")
-@options.choice("--split", SPLITS, help="Of several devices. [default: tensor with vllm, else layer]")
-@options.size("--ram", "ram_bytes", help="Host memory to offload weights to: 64GiB.")
-@click.option("--ram-bandwidth", type=click.FloatRange(min=0.1), metavar="GB/s", help="Of that memory. [default: 60]")
-@click.option("--map", "mapped", is_flag=True, help="Speed and what binds for each model × format × context.")
-@listing.output()
+@options.group(
+    "Results",
+    click.option(
+        "--goal", "wish", metavar="GOAL", help='Show only what meets this goal, best first: "20 tok/s at 64k".'
+    ),
+    click.option(
+        "--map", "mapped", is_flag=True, help="Show decode speed and bottleneck as a grid of quantization × context."
+    ),
+    listing.output(),
+)
 def fit(output: str, wish: str | None, mapped: bool, **asked: Any) -> int:
-    """Predict whether models fit, how fast they run and what holds them back.
+    """Predict whether a model fits, how fast it runs and what limits it, without loading it.
 
-    Without a model: the largest Gemma 4 and Qwen 3.5 that fit. Without --on: this machine. Every figure is given with
-    the range that nine of ten such cases fall in, and what it rests on: exact, calibrated, fitted or a prior.
+    Only the model's config.json or GGUF header is read. Each figure comes with the range that should hold nine cases
+    in ten, and with its basis: exact, calibrated, fitted or prior. Without MODEL, the largest Gemma 4 and Qwen 3.5
+    that fit are predicted.
+
+    Exit codes: 0 success, 1 a model was refused, 2 usage error.
     """
     inquiry = Inquiry(**asked, goal=goal.parse(wish) if wish is not None else None, mapped=mapped)
     found = answers(inquiry)

@@ -28,8 +28,8 @@ def render(found: Sequence[Answer], goal: Goal | None, output: str) -> str:
         here = [answer for answer in found if fit_rows.place(answer.prediction) == title]
         parts.append(f"{title}\n\n{listing.render(_lines(here), dict, output)}\n")
     used = dict.fromkeys(answer.prediction.binds for answer in found)
-    legend = " · ".join(f"{LETTERS[word]} {fit_rows.KINDS[word]}" for word in used)
-    return "".join(parts) + f"decode t/s and what binds: {legend}. A + is a tight fit.\n"
+    legend = "; ".join(f"{LETTERS[word]}: {fit_rows.KINDS[word]}" for word in used)
+    return "".join(parts) + f"decode t/s, and what limits it. {legend}; +: a tight fit\n"
 
 
 def _lines(found: Sequence[Answer]) -> list[dict[str, str]]:

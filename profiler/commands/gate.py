@@ -1,4 +1,4 @@
-"""``profile gate``: did a change make it slower or larger? Two sides in turns, or a stored baseline."""
+"""``profile gate``: decide whether a change made inference slower or larger."""
 
 from __future__ import annotations
 
@@ -40,50 +40,116 @@ MAX_THREADS = 4096
 FORMATS = gate_page.FORMATS
 
 
-@click.command("gate", cls=MeasuringCommand)
-@click.option(
-    "--base", metavar="REV|VENV|CMD", help="The side to compare with: a git revision, an environment, a command."
+@click.command(
+    "gate",
+    cls=MeasuringCommand,
+    examples={
+        "profile gate --base HEAD~1 -m gemma-3-270m -c 64 -n 16": "this checkout against its previous commit",
+        "profile gate --base ../old/.venv -m ./my-model -q nf4": "against an environment with other library versions",
+        "profile gate --baseline speed.json --accept -m gemma-3-270m": "store a baseline; without --accept, compare",
+    },
 )
-@click.option(
-    "--candidate", metavar="REV|VENV|CMD", help="The side that is judged. [default: what is installed here]"
+@options.group(
+    "What to compare",
+    click.option(
+        "--base",
+        metavar="REV|VENV|CMD",
+        help="What to compare with: a git revision, a virtual environment or a Python command.",
+    ),
+    click.option("--candidate", metavar="REV|VENV|CMD", help="What to judge. [default: this installation]"),
+    click.option(
+        "--baseline",
+        "stored",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Compare with this stored baseline: bytes and tokens exactly, times only coarsely.",
+    ),
+    click.option(
+        "--accept", is_flag=True, help="Write the new measurements to --baseline, which nothing else changes."
+    ),
 )
-@click.option("--baseline", "stored", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="A stored baseline: bytes and tokens exactly, times bluntly.")  # fmt: skip
-@click.option("--accept", is_flag=True, help="Write what is measured now into --baseline. Nothing else ever does.")
-@options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
-@options.many(
-    "-q",
-    "--quant",
-    "quants",
-    metavar="QUANT",
-    help="Quantizations: bf16, nf4 … [default: the model's own]",
+@options.group(
+    "Cases",
+    options.many(
+        "-m",
+        "--model",
+        "models",
+        metavar="MODEL",
+        help="Models: catalog names (see profile models), folders, .gguf files or Hugging Face ids.",
+    ),
+    options.many(
+        "-q", "--quant", "quants", metavar="QUANT", help="Quantizations, such as bf16,nf4. [default: the model's own]"
+    ),
+    options.many(
+        "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 512]"
+    ),
+    options.many("-b", "--batch", "batches", metavar="N", help="Sequences processed together. [default: 1]"),
+    options.many("-n", "--steps", "steps", metavar="N", help="Tokens to decode for each sequence. [default: 32]"),
+    options.choice(
+        "--weights",
+        ("auto", "real", "synthetic"),
+        default="auto",
+        help="auto: real weights if they are on this machine, otherwise random values.",
+    ),
+    options.choice(
+        "--fill",
+        ("prefill", "synthetic"),
+        help="Fill the cache by a real prefill or with random values. [default: prefill]",
+    ),
 )
-@options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens in cache before decode. [default: 512]")
-@options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
-@options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
-@options.count("-r", "--reps", help=f"Repetitions of each phase in a block. [default: {REPS}]")
-@options.share("--delta", default=f"{100 * DELTA:g}%", help="Slowdown that is a regression.")
-@options.many("--metric", "metrics", metavar="METRIC", help="prefill, decode: times to gate. [default: both]")
-@options.choice(
-    "--inconclusive", ("fail", "warn"), default="fail", help="Whether an undecided gate ends with 3 or 0."
+@options.group(
+    "Decision",
+    options.share("--delta", default=f"{100 * DELTA:g}%", help="The smallest slowdown that counts as a regression."),
+    options.many("--metric", "metrics", metavar="METRIC", help="Time prefill or decode. [default: both]"),
+    options.choice(
+        "--inconclusive",
+        ("fail", "warn"),
+        default="fail",
+        help="Exit with 3 (fail) or 0 (warn) when the gate cannot decide.",
+    ),
 )
-@options.device()
-@options.chosen("--backend", folder="backends", default="hf", help="What runs the models.")
-@options.choice(
-    "--path", ("eager", "static", "graph"), default="eager", help="How decode runs; a sweep's own default is faster."
+@options.group(
+    "How to run it",
+    options.device(),
+    options.chosen("--backend", folder="backends", default="hf", help="What runs the models."),
+    options.choice(
+        "--path",
+        ("eager", "static", "graph"),
+        default="eager",
+        help="How decode runs. A sweep uses static or graph unless told otherwise.",
+    ),
+    options.count(
+        "--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, since idle threads use CPU time]"
+    ),
+    options.count("-r", "--reps", help=f"Repetitions of each phase per block. [default: {REPS}]"),
+    options.duration(
+        "--max-phase", "max_phase_s", help="Start no further repetition of a phase after this time. [default: 60s]"
+    ),
+    options.duration("--wait", "wait_s", default="60s", help="How long to wait for the machine to become quiet."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Seed of the order within pairs. [default: random, and recorded]",
+    ),
 )
-@options.choice("--weights", ("auto", "real", "synthetic"), default="auto", help="auto: real where they are here.")
-@options.choice("--fill", ("prefill", "synthetic"), help="What gives the cache its depth. [default: prefill]")
-@options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, as idle ones count]")
-@options.duration("--max-phase", "max_phase_s", help="No repetition of a phase starts after this. [default: 60s]")
-@options.duration("--wait", "wait_s", default="60s", help="How long to wait for a quiet machine.")
-@click.option(
-    "--seed", type=click.IntRange(0), metavar="N", help="Of the order within pairs. [default: drawn, and kept]"
+@options.group(
+    "Results",
+    click.option(
+        "--record",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Write every block that ran to this JSON file, including those that do not count.",
+    ),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Choice(FORMATS, case_sensitive=False),
+        default="table",
+        show_default=True,
+        help="Output format.",
+    ),
 )
-@click.option("--record", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Keep every block that ran as JSON, those that do not count too.")  # fmt: skip
-@click.option("-o", "--output", type=click.Choice(FORMATS, case_sensitive=False), default="table", show_default=True,
-              help="Format on stdout.")  # fmt: skip
 def gate(
     base: str | None,
     candidate: str | None,
@@ -99,13 +165,13 @@ def gate(
     output: str,
     **asked: Any,
 ) -> int:
-    """Tell whether a change made inference slower or larger.
+    """Decide whether a change made inference slower or larger.
 
-    With --base, both sides run in turns in worker processes, in pairs whose order is drawn: after 6, 10 and 16 pairs
-    a test says slower (FAIL), not slower (PASS), or goes on; a FAIL must fail again in fresh processes. On a CPU the
-    metric is CPU time. With --baseline, bytes and tokens are compared with a stored file, times only bluntly.
+    With --base, the gate runs both versions in turns, in worker processes, as pairs in random order. After 6, 10 and
+    16 pairs it decides PASS or FAIL, or continues; a FAIL has to be confirmed in new processes. On a CPU it compares
+    CPU time. With --baseline, it compares bytes and tokens exactly with a stored file, and times only coarsely.
 
-    Exit code: 0 PASS, 1 FAIL, 2 usage, 3 inconclusive, 4 incomparable, 130 interrupted.
+    Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
     _check(base, candidate, stored, accept, asked["models"])
     if stored is not None:  # before anything is measured

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from profiler.commands import options
 from profiler.shell import quote
 
 ELSEWHERE = {  # options of llama-bench → ours, in words
@@ -14,7 +15,7 @@ ELSEWHERE = {  # options of llama-bench → ours, in words
 }
 
 
-class MeasuringCommand(click.Command):
+class MeasuringCommand(options.Command):
     """A command whose model is an option: it says so to those who give it as an argument."""
 
     allow_extra_args = True  # to be looked at below

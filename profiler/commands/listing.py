@@ -25,7 +25,7 @@ def output() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         type=click.Choice(FORMATS, case_sensitive=False),
         default="table",
         show_default=True,
-        help="Format on stdout.",
+        help="Output format.",
     )
 
 

@@ -1,4 +1,4 @@
-"""``profile models``: the models that can be named without a path, and what each keeps in memory."""
+"""``profile models``: list the models you can name without a path, and their cache sizes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SHARED = "shared "  # how the kind of a layer starts that has no cache of its ow
 @click.command("models")
 @listing.output()
 def models(output: str) -> None:
-    """List the models that can be named without a path.
+    """List the models that you can name without a path.
 
-    Parameters are those of the text decoder; active ones are what a single token goes through. The cache is that of
+    Parameters are those of the text decoder; active ones are those that a single token uses. The cache is that of
     transformers in a 16-bit dtype: what grows with each token, and what a sequence keeps whatever its length (full
-    sliding windows, recurrent state). Shared layers use the K and V of an earlier one. A folder with config.json, a
-    .gguf file or a hub id can be named as well.
+    sliding windows, recurrent state). Shared layers use the K and V of an earlier layer. You can also name a folder
+    with config.json, a .gguf file or a Hugging Face id.
     """
     rows = [row(name, geometry(catalog.raw_config(name))) for name in catalog.names()]
     click.echo(listing.render(rows, shown, output), nl=False)

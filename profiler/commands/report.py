@@ -1,4 +1,4 @@
-"""``profile report``: what to run on this machine, what fits, how fast and why: a page in the terminal or a file."""
+"""``profile report``: show what to run on this machine, what fits, how fast, and why."""
 
 from __future__ import annotations
 
@@ -16,29 +16,38 @@ from profiler.results.store import Run, Store, collector_paused
 from profiler.units import printable
 
 
-@click.command("report")
+@click.command(
+    "report",
+    cls=options.Command,
+    examples={
+        "profile report": "everything in the store, in the terminal",
+        "profile report --html fit.html --md fit.md": "a page to share, as HTML and as Markdown",
+        "profile report 261124-1006 261201-18": "two runs; a unique start of each id is enough",
+    },
+)
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @options.html()
 @click.option(
     "--md",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write Markdown, with its charts as SVG in a folder beside it.",
+    help="Write the report as Markdown, with its charts as SVG files in a folder beside it.",
 )
 @click.option(
     "--quality",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Scores of models, with sources, instead of those that ship.",
+    help="Quality scores of models, with sources, instead of the built-in ones.",
 )
 @options.store()
 def report(
     names: tuple[str, ...], html: Path | None, md: Path | None, quality: Path | None, store: Path | None
 ) -> int:
-    """Report what fits this machine: of RUNs, or of everything in the store, the newest row of each case.
+    """Show what to run on this machine: what fits, how fast, and why.
 
-    Rows of several machines stand side by side. Without --html and --md the page goes to the terminal. What was not
-    measured is predicted where the catalog knows the model, and marked as such.
+    The report covers the runs you name, or the newest row of every case in the store. Rows of several machines stand
+    side by side. A case that was not measured is predicted if the catalog knows its model, and is marked as such.
+    Without --html or --md, the report goes to the terminal.
     """
     from profiler.reports.base.page import compose, terminal
     from profiler.reports.base.page import quality as scores

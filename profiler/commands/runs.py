@@ -1,4 +1,4 @@
-"""``profile runs``: the stored runs; ``profile runs show`` prints the rows of one."""
+"""``profile runs``: list stored runs; ``profile runs show`` prints the rows of one."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ AT_ONCE = 200  # rows that are written together
 def runs(context: click.Context, store: Path | None, output: str) -> None:
     """List the stored runs, oldest first.
 
-    A run without an end is still going, or was killed: `profile sweep` takes its rows up again. The command of a run
-    is cut where it is long; `-o json` has it whole.
+    A run without an end is still in progress or was killed; profile sweep continues it. The table cuts long commands;
+    -o json has them in full.
     """
     context.obj = store
     if context.invoked_subcommand is not None:
@@ -54,7 +54,10 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
 @options.store()
 @click.pass_obj
 def show(group_store: Path | None, run: str | None, output: str, store: Path | None) -> None:
-    """Print the rows of RUN: an id, the start of one, or nothing for the latest."""
+    """Print the rows of a run.
+
+    RUN is an id from profile runs, or a unique start of one. Without it, the latest run is printed.
+    """
     with Store.open(store or group_store, create=False) as opened:
         found = opened.find_run(run)
         parts = streamed(output, found, opened.in_order(found, _places))

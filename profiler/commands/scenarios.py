@@ -1,4 +1,4 @@
-"""``profile scenarios``: the named grids for ``profile sweep --scenario NAME``."""
+"""``profile scenarios``: list the grids for ``profile sweep --scenario NAME``, or print one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from profiler.units import UNKNOWN
 @click.argument("name", required=False)
 @listing.output()
 def scenarios(name: str | None, output: str) -> None:
-    """List the grids that `profile sweep --scenario NAME` measures, or print the file of one.
+    """List the grids for `profile sweep --scenario NAME`, or print the file of one.
 
-    Your own: profile scenarios chat > mine.toml, change it, and profile sweep --scenario mine.toml.
+    To make your own, run `profile scenarios chat > mine.toml`, edit the file, and run
+    `profile sweep --scenario mine.toml`.
     """
     rows = [asdict(scenario.load(each)) for each in ([name] if name else scenario.names())]
     if name and output == "table":

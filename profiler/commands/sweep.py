@@ -33,44 +33,104 @@ MAX_SEED = 2**63 - 1  # what a random generator takes
 Kept = Mapping[Case, StoredRow]
 
 
-@click.command("sweep", cls=MeasuringCommand)
-@options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
-@options.many(
-    "-q",
-    "--quant",
-    "quants",
-    metavar="QUANT",
-    help="Quantizations: bf16, nf4 … [default: the model's own]",
+@click.command(
+    "sweep",
+    cls=MeasuringCommand,
+    examples={
+        "profile sweep": "the largest Gemma 4 and Qwen 3.5 that fit, in about five minutes",
+        "profile sweep -m gemma-4-e2b,qwen3.5-2b -q bf16,nf4 -c 512,4k,32k": "a grid of twelve cases",
+        "profile sweep -m ./my-model -q nf4 -c 1k-32k*2": "your own checkpoint, doubling the context from 1k to 32k",
+        "profile sweep -m qwen3.5-4b -c 128k --fill synthetic": "decode at 128k without the long prefill",
+        "profile sweep --scenario chat --budget 30m --dry-run": "what would run within 30 minutes, and why",
+    },
 )
-@options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens in cache before decode. [default: 512]")
-@options.many("-b", "--batch", "batches", metavar="N", help="Sequences at once. [default: 1]")
-@options.many("-n", "--steps", "steps", metavar="N", help="Decode steps. [default: 32]")
-@options.count("-r", "--reps", help="Repetitions of each phase. [default: as many as --precision takes]")
-@options.share("--precision", help="Repeat until repetitions tell the rate within this, 5 to 20 times. [default: 2%]")
-@click.option("--energy", is_flag=True, help="Measure energy as well: ten seconds more for a short phase.")
-@click.option("--scenario", metavar="NAME|FILE", help="A named grid: see profile scenarios. Options above go first.")
-@options.device()
-@options.chosen("--backend", folder="backends", default="hf", help="What runs the models.")
-@options.many(
-    "--path",
-    "paths",
-    metavar="PATH",
-    help="Decode steps: eager (as shipped), static, graph. [default: graph on a GPU, static on a CPU]",
+@options.group(
+    "What to measure",
+    options.many(
+        "-m",
+        "--model",
+        "models",
+        metavar="MODEL",
+        help="Models: catalog names (see profile models), folders, .gguf files or Hugging Face ids.",
+    ),
+    options.many(
+        "-q", "--quant", "quants", metavar="QUANT", help="Quantizations, such as bf16,nf4. [default: the model's own]"
+    ),
+    options.many(
+        "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 512]"
+    ),
+    options.many("-b", "--batch", "batches", metavar="N", help="Sequences processed together. [default: 1]"),
+    options.many("-n", "--steps", "steps", metavar="N", help="Tokens to decode for each sequence. [default: 32]"),
+    click.option(
+        "--scenario",
+        metavar="NAME|FILE",
+        help="Take the grid from a scenario (see profile scenarios). The options above override it.",
+    ),
+    options.choice(
+        "--weights",
+        WEIGHTS,
+        default="auto",
+        help="auto: real weights if they are on this machine, otherwise random values. Nothing is downloaded.",
+    ),
+    options.choice(
+        "--fill",
+        scenario.FILLS,
+        help="Fill the cache by a real prefill or with random values, which costs no prefill. [default: prefill]",
+    ),
+    click.option("--energy", is_flag=True, help="Also measure joules per token; adds about ten seconds per phase."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, MAX_SEED),
+        default=0,
+        metavar="N",
+        help="Seed of synthetic weights and prompt tokens.",
+    ),
 )
-@options.choice("--weights", WEIGHTS, default="auto", help="auto: real where they are here, else synthetic.")
-@options.choice("--fill", scenario.FILLS, help="What gives the cache its depth. [default: prefill]")
-@options.count("--ubatch", help="Tokens per prefill chunk. [default: 512 on a CPU, 2048 on a GPU]")
-@options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: the backend's choice]")
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, metavar="N", help="Seed of weights and tokens.")
-@options.duration("--max-phase", "max_phase_s", help="No repetition of a phase starts after this. [default: 60s]")
-@options.duration("--budget", "budget_s", help="Choose cases that fit this time: 10m.")
-@options.duration("--timeout", "timeout_s", default="1h", help="End a case that takes longer.")
-@options.size("--max-memory", help="Host memory that a worker may take: 8GiB.")
-@click.option("--dry-run", is_flag=True, help="Print the plan with reasons, sizes and estimates; measure nothing.")
-@click.option("--resume/--fresh", "resumed", default=True, help="Take stored rows of equal cases, or measure again.")
-@options.html()
-@options.store()
-@options.output()
+@options.group(
+    "How to run it",
+    options.device(),
+    options.chosen("--backend", folder="backends", default="hf", help="What runs the models."),
+    options.many(
+        "--path",
+        "paths",
+        metavar="PATH",
+        help="How decode runs: eager (transformers as shipped), static or graph. "
+        "[default: graph on a GPU, static on a CPU]",
+    ),
+    options.count("--ubatch", help="Tokens per prefill chunk. [default: 512 on a CPU, 2048 on a GPU]"),
+    options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: the backend's choice]"),
+    options.size("--max-memory", help="Host memory that one worker process may use, such as 8GiB."),
+)
+@options.group(
+    "How long to measure",
+    options.count("-r", "--reps", help="Repetitions of each phase. [default: as many as --precision needs]"),
+    options.share(
+        "--precision",
+        help="Repeat, 5 to 20 times, until the 95% interval of the rate is within this. [default: 2%]",
+    ),
+    options.duration(
+        "--max-phase", "max_phase_s", help="Start no further repetition of a phase after this time. [default: 60s]"
+    ),
+    options.duration("--budget", "budget_s", help="Choose the cases that fit into this time, such as 10m."),
+    options.duration("--timeout", "timeout_s", default="1h", help="Stop a case that takes longer than this."),
+)
+@options.group(
+    "Results",
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print what would run, with sizes, time estimates and reasons; measure nothing.",
+    ),
+    click.option(
+        "--resume/--fresh",
+        "resumed",
+        default=True,
+        help="Reuse stored rows of the same cases, or measure them again.",
+    ),
+    options.html(),
+    options.store(),
+    options.output(),
+)
 def sweep(
     device: str | None,
     timeout_s: float,
@@ -82,14 +142,14 @@ def sweep(
     output: str,
     **asked: Any,
 ) -> int:
-    """Measure a grid of model × quantization × context × batch.
+    """Measure every combination of model, quantization, context and batch.
 
-    Without a model it measures the largest Gemma 4 and Qwen 3.5 that this machine can in five minutes. Lists are
-    comma-separated or repeated: -c 512,4k -b 1 -b 4; ranges are 1k-128k*2 and 1-8+1. Every row is stored when it is
-    measured, so an interrupted sweep goes on where it stopped. Sweeps that run on one store at the same time share
-    the work: a case that another one is measuring is left to it, and its row is taken.
+    Separate values with commas or repeat the option: -c 512,4k -b 1 -b 4. Ranges are written 1k-128k*2 or 1-8+1; k is
+    1024. Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit and finish in about five minutes.
 
-    Exit code: 0 fine, 1 a case failed or a model was refused, 2 usage, 130 interrupted.
+    Each row is stored immediately; the same command continues an interrupted sweep. Several sweeps may share a store.
+
+    Exit codes: 0 success, 1 a case failed or a model was refused, 2 usage error, 130 interrupted.
     """
     page_files.check(html)
     found = devices.find(device)

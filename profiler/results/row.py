@@ -1,6 +1,6 @@
 """The public result row: what ``-o json`` and ``-o jsonl`` print, and what every other format is a view of.
 
-Names, units and meaning are in the README ("A result row"). Unknown is null, never 0; NaN cannot be written.
+Names, units and meaning are in docs/result-row.md. Unknown is null, never 0; NaN cannot be written.
 ``schema`` counts changes that a reader must know of; a field that is only added does not change it.
 """
 

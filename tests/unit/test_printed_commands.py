@@ -352,6 +352,7 @@ def texts(path: Path) -> Iterator[str]:
 SOURCES = sorted(path for folder in ("profiler", "kernels") for path in (ROOT / folder).rglob("*.py"))
 DOCUMENTS = [
     ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "tests" / "golden" / "reports").iterdir()),
     *sorted((ROOT / "scenarios").glob("*.toml")),  # `profile scenarios NAME` prints them
 ]
@@ -382,7 +383,7 @@ def test_commands_in_documents_are_ones_that_their_programs_take(path: Path) -> 
     for block in re.findall(r"^```(?:sh|text)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
             if re.match(r"profile [a-z]", line):
-                printed.check(shlex.split(line, comments=True))
+                printed.check(shlex.split(line.split(" > ")[0], comments=True))
 
 
 def options(*commands: click.Command) -> set[str]:

@@ -539,12 +539,12 @@ def test_real_workers_give_the_same_and_none_is_left(
     assert children.read_text().split() == []
 
 
-def test_the_readme_works_in_a_fresh_project(pytester: pytest.Pytester, run: Any) -> None:
+def test_the_documented_suite_works_in_a_fresh_project(pytester: pytest.Pytester, run: Any) -> None:
     """Copied and pasted; only the backend is another, so that it takes no minute."""
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    (suite_text,) = re.findall(r"```python\n(.*?profile_case.*?)```", readme, re.DOTALL)
-    (named,) = re.findall(r"`(test_\w+\.py)`, in a folder `tests`:", readme)
-    commands = [shlex.split(line, comments=True) for line in readme.splitlines() if line.startswith("pytest tests ")]
+    page = (Path(__file__).parents[3] / "docs" / "gates.md").read_text(encoding="utf-8")
+    (suite_text,) = re.findall(r"```python\n(.*?profile_case.*?)```", page, re.DOTALL)
+    (named,) = re.findall(r"`(test_\w+\.py)`, in a folder `tests`:", page)
+    commands = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("pytest tests ")]
     assert len(commands) == 2
     Path("tests").mkdir()
     Path("tests", named).write_text(suite_text.replace("model=", 'backend="fake", model='))
