@@ -47,7 +47,7 @@ FORMATS = gate_page.FORMATS
 @click.option(
     "--candidate", metavar="REV|VENV|CMD", help="The side that is judged. [default: what is installed here]"
 )
-@click.option("--baseline", "stored", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--baseline", "stored", type=options.FilePath(), metavar="FILE",
               help="A stored baseline: bytes and tokens exactly, times bluntly.")  # fmt: skip
 @click.option("--accept", is_flag=True, help="Write what is measured now into --baseline. Nothing else ever does.")
 @options.many("-m", "--model", "models", metavar="MODEL", help="Catalog names, folders, .gguf files or hub ids.")
@@ -80,7 +80,7 @@ FORMATS = gate_page.FORMATS
 @click.option(
     "--seed", type=click.IntRange(0), metavar="N", help="Of the order within pairs. [default: drawn, and kept]"
 )
-@click.option("--record", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--record", type=options.FilePath(), metavar="FILE",
               help="Keep every block that ran as JSON, those that do not count too.")  # fmt: skip
 @click.option("-o", "--output", type=click.Choice(FORMATS, case_sensitive=False), default="table", show_default=True,
               help="Format on stdout.")  # fmt: skip

@@ -19,13 +19,13 @@ from profiler.units import printable
 @options.html()
 @click.option(
     "--md",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.FilePath(),
     metavar="FILE",
     help="Write Markdown, with its charts as SVG in a folder beside it.",
 )
 @click.option(
     "--quality",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.FilePath(),
     metavar="FILE",
     help="Scores of models, with sources, instead of those that ship.",
 )

@@ -34,7 +34,7 @@ from profiler.results.encoding import decode, dumps, encode
 from profiler.results.environment import environment_key
 from profiler.results.guard import Guarded
 from profiler.results.measurement import Measurement
-from profiler.results.opening import connect, connect_to_read, in_words
+from profiler.results.opening import check_in_place, connect, connect_to_read, in_words
 from profiler.results.redact import redact, redact_argv, redact_json
 from profiler.results.validity import check_part
 from profiler.shell import Command, command
@@ -358,6 +358,7 @@ class Store:
         with in_words(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                check_in_place(self.path, self._db)
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
@@ -406,11 +407,12 @@ def existing(path: Path | None) -> Path | None:
     """``path``, or the default one, if there is a store to read; ``None`` too if this user has no place for one."""
     try:
         path = path or default_path()
-        return path if path.exists() else None
-    except ProfileError:
+        path.lstat()
+    except (ProfileError, FileNotFoundError):
         return None
     except OSError:  # opening it will say why
-        return path
+        pass
+    return path
 
 
 def default_path() -> Path:

@@ -406,16 +406,16 @@ NINES = "9" * 310
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("-r", NINES, "is no count of this world"),
-        ("-c", NINES, "is no count of this world"),
-        ("--ubatch", NINES, "is no count of this world"),
+        ("-r", NINES, "has more digits than any count here"),
+        ("-c", NINES, "has more digits than any count here"),
+        ("--ubatch", NINES, "has more digits than any count here"),
         ("--max-phase", NINES + "s", "is longer than a year"),
         ("--budget", NINES + "h", "is longer than a year"),
         ("--timeout", "9000h", "is longer than a year"),
         ("--max-memory", NINES + "GiB", "is larger than any memory"),
         ("--max-memory", "9999999TiB", "is larger than any memory"),
         ("--threads", "1000000", "it must be at most 4,096"),
-        ("--threads", NINES, "is no count of this world"),
+        ("--threads", NINES, "has more digits than any count here"),
     ],
 )
 def test_a_number_beyond_reason_is_one_clear_line(sweep: Any, option: str, value: str, said: str) -> None:

@@ -102,7 +102,7 @@ def test_a_tied_head_of_other_values_is_refused(tmp_path: Path) -> None:
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
     with pytest.raises(
-        ProfileError, match="ties the output head to the embedding, and the file holds another lm_head"
+        ProfileError, match="says that the output head is the input embedding .tie_word_embeddings., but the file holds both, lm_head"
     ):
         resolve(str(path))
 

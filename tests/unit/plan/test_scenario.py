@@ -56,7 +56,7 @@ def test_an_unknown_scenario_names_the_nearest() -> None:
         (GOOD.replace("steps = 8", "steps = 0"), "steps: "),
         (GOOD.replace("[1, 2]", "[]"), "batches: the list is empty"),
         (GOOD.replace("[1, 2]", "[1.5]"), "batches: "),
-        (GOOD + 'fill = "magic"\n', "fill is magic"),
+        (GOOD + 'fill = "magic"\n', "fill is 'magic'"),
         ("x" * 100_000, "is larger than 64.0 KiB"),
     ],
 )
