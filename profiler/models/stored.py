@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from profiler.models.geometry import Geometry
-from profiler.models.safetensors_file import Tensor
+from profiler.models.safetensors_file import Tensor, integers
 from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
 from profiler.models.weight import Weight
 from profiler.units import bytes_text, printable
@@ -46,8 +46,8 @@ PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"weight.nested_absmax", "weight.nested_quant_map"}),
     ),
     COMPRESSED: (
-        frozenset(),
-        frozenset({"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx",
+        frozenset({"weight_scale"}),
+        frozenset({"weight", "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx",
                    "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale"}),
     ),
 }  # fmt: skip
@@ -281,6 +281,8 @@ def _trouble(packed: list[_Group], rest: Mapping[str, Tensor], scheme: Scheme | 
         kind = "int8" if scheme.name == "int8" else "4 bits"
     if kind == "fp8" and (contradiction := _against_blocks(packed, scheme)) is not None:
         return contradiction
+    if kind == COMPRESSED and (contradiction := _against_shapes(packed)) is not None:
+        return contradiction
     rule = PARTS.get(kind)
     for group in packed if rule else ():
         assert rule is not None
@@ -361,6 +363,17 @@ def _against_blocks(packed: list[_Group], scheme: Scheme) -> str | None:
                 f"{printable(name, 80)} has {_times(grid)} scales, and its config's weight_block_size of {stated} "
                 f"needs {_times(needed)}"
             )
+    return None
+
+
+def _against_shapes(packed: list[_Group]) -> str | None:
+    """Where the shape that a packed weight states is not the model's: codes would be unpacked to the wrong places."""
+    for group in packed:
+        for name, tensor in group.parts.get("weight_shape", []) if group.weight.role != "experts" else []:
+            stated = integers(tensor)
+            if stated is not None and stated != group.weight.shape:
+                shape = _times(group.weight.shape)
+                return f"{printable(name, 80)} says {_times(stated)}, and the model's weight is {shape}"
     return None
 
 
