@@ -280,7 +280,7 @@ class Store:
         return self._each(
             "SELECT content, id, environment FROM measurements WHERE id IN"
             " (SELECT COALESCE(MAX(CASE WHEN m.outcome = 'ok' THEN m.id END), MAX(m.id)) FROM measurements m"
-            " JOIN environments e ON e.id = m.environment GROUP BY m.key, e.key) ORDER BY id"
+            " LEFT JOIN environments e ON e.id = m.environment GROUP BY m.key, e.key) ORDER BY id"
         )
 
     def _each(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[Measurement]:
@@ -324,9 +324,11 @@ class Store:
     def _environment_of(self, name: str) -> dict[str, Any]:
         """A stored environment; rows that share one get the same object."""
         if name not in self._environments:
-            ((text,),) = self._read("SELECT content FROM environments WHERE id = ?", (name,))
+            found = self._read("SELECT content FROM environments WHERE id = ?", (name,))
             with self._content_in_words("row"):
-                self._environments[name] = _json(text)
+                if not found:
+                    raise ValueError("the store does not hold its environment")
+                self._environments[name] = _json(found[0][0])
         return self._environments[name]
 
     def _environment(self, content: dict[str, Any]) -> str:

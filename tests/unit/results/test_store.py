@@ -370,3 +370,22 @@ def test_a_link_to_nothing_and_a_path_below_a_file_are_not_taken_for_no_store(tm
     assert existing(link) == link
     assert existing(tmp_path / "file" / "x") == tmp_path / "file" / "x"
     assert existing(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("DELETE FROM environments", "the store does not hold its environment"),
+        ("UPDATE measurements SET content = 'null'", "its content is no object"),
+        ("UPDATE measurements SET content = x'00ff'", "its content is not text"),
+    ],
+)
+def test_a_row_that_somebody_broke_is_named_and_not_left_out(store, make, environment, change, said):
+    store.append(store.start_run([], environment), make(128))
+    with closing(sqlite3.connect(store.path)) as db:
+        db.execute(change)
+        db.commit()
+    with Store.open(store.path) as opened:
+        for read in (opened.rows, lambda: list(opened.latest()), lambda: list(opened.newest())):
+            with pytest.raises(StoreError, match=said):
+                read()
