@@ -62,7 +62,7 @@ def cache(name: str) -> Path:
     try:
         top = _top()
         _make(top)
-        _make(top / name)
+        _make_inside(top, name)
     except (ProfileError, OSError) as error:
         why = error.message if isinstance(error, ProfileError) else describe(error)
         return _instead(name, printable(why))
@@ -177,6 +177,14 @@ def _make(folder: Path) -> None:
         mode = os.lstat(parent).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise ProfileError(f"anybody may replace what is in {printable(parent)}")
+
+
+def _make_inside(top: Path, name: str) -> None:
+    """Like ``_make``. A folder that cannot be written is named by itself, so that it is said once for all in it."""
+    try:
+        _make(top / name)
+    except PermissionError:
+        raise ProfileError(f"{printable(top)} is not writable") from None
 
 
 def _wrong(found: os.stat_result) -> str | None:

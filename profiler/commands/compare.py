@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import click
@@ -64,10 +65,12 @@ def _frozen(rows: list[Measurement]) -> list[Measurement]:
 
 def _rows(name: str, store: Path | None) -> list[Measurement]:
     """The rows of a run or of a file; a file of that name goes first."""
+    if not name:
+        raise ProfileError("an empty name names no run and no file", "Give a run (profile runs) or a file of rows.")
     path = Path(name)
     if exists(path):
         return row_reader.read(path)
-    if path.suffix in (".jsonl", ".json", ".sqlite"):
+    if os.sep in name or path.suffix in (".jsonl", ".json", ".sqlite"):
         raise ProfileError(f"there is no file {printable(name)}", "Give a run (profile runs) or a file of rows.")
     with Store.open(store, create=False) as opened:
         return opened.rows(opened.find_run(name))

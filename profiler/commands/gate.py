@@ -60,7 +60,7 @@ FORMATS = gate_page.FORMATS
     click.option(
         "--baseline",
         "stored",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=options.FilePath(),
         metavar="FILE",
         help="Compare with this stored baseline: bytes and tokens exactly, times only coarsely.",
     ),
@@ -137,7 +137,7 @@ FORMATS = gate_page.FORMATS
     "Results",
     click.option(
         "--record",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=options.FilePath(),
         metavar="FILE",
         help="Write every block that ran to this JSON file, including those that do not count.",
     ),

@@ -173,11 +173,23 @@ def output(default: str = "table") -> Decorator:
     )
 
 
+class FilePath(click.Path):
+    """The path of a file. An empty one, as of an unset variable, is a usage error."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; name a file.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def html() -> Decorator:
     """``--html``: the report as one file."""
     return click.option(
         "--html",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FilePath(),
         metavar="FILE",
         help="Write the report as a single HTML file that needs no network.",
     )
@@ -187,7 +199,7 @@ def store() -> Decorator:
     """``--store``: the file that keeps what was measured."""
     return click.option(
         "--store",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FilePath(),
         metavar="FILE",
         help="The file that keeps results. [default: $PROFILER_STORE, or a file in the user data folder]",
     )

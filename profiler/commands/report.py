@@ -29,13 +29,13 @@ from profiler.units import printable
 @options.html()
 @click.option(
     "--md",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.FilePath(),
     metavar="FILE",
     help="Write the report as Markdown, with its charts as SVG files in a folder beside it.",
 )
 @click.option(
     "--quality",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.FilePath(),
     metavar="FILE",
     help="Quality scores of models, with sources, instead of the built-in ones.",
 )

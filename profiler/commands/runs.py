@@ -13,6 +13,7 @@ from profiler.commands import listing, options
 from profiler.commands.progress import say, tell, terminal_width
 from profiler.reports.base import plain, rendered, streamed
 from profiler.results.measurement import Measurement
+from profiler.results.opening import sweep_into
 from profiler.results.redact import redact_json
 from profiler.results.store import Run, Store, collector_paused, default_path, existing
 from profiler.shell import command
@@ -44,7 +45,7 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
         with Store.open(path, create=False) as opened:
             rows = [_row(run) for run in opened.runs()]
     if not rows:
-        say(f"no run is stored in {printable(path)} yet: profile sweep measures something")
+        say(f"no run is stored in {printable(path)} yet: {sweep_into(path)} measures something")
     click.echo(listing.render(rows, _shown, output), nl=False)
 
 

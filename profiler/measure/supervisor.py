@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from profiler.case import Case
+from profiler.folders import describe
 from profiler.measure.effort import Effort
 from profiler.measure.environ import worker_environment
 from profiler.measure.interrupt import Interrupts
@@ -126,7 +127,7 @@ class Supervisor:
             worker = self._worker_for(case)
             worker.send(Order(case, job.source, self._effort, limits.max_memory_bytes))
         except OSError as error:
-            return self._not_started(case, f"no worker could be started: {error.strerror or error}")
+            return self._not_started(case, f"no worker could be started: {describe(error)}")
         except ProtocolError as error:
             return self._not_started(case, f"the model's config cannot be passed to a worker: {error}")
         row = Watch(worker, case, limits, self._interrupts, self._on_beat).row()

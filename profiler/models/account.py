@@ -278,6 +278,12 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Entr
         if len(tensors) == 1 and first.shape != wanted.shape:
             given = f"{printable(first.name)} is {list(first.shape)} in the weights"
             raise ProfileError(f"{given}, {list(wanted.shape)} in {by.place}", by.hint)
+        if len(tensors) > 1 and all(tensor.shape == wanted.shape for tensor in tensors):
+            raise ProfileError(
+                f"the file holds {len(tensors)} tensors for one weight of the model, {by.own_name(name)}: "
+                f"{_few([tensor.name for tensor in tensors])}; which of them the model should have is not stated",
+                "Save the checkpoint with one of them.",
+            )
         total = sum(tensor.parameters for tensor in tensors)  # of experts one by one, or of gate and up apart
         if total != wanted.parameters:
             given = f"{by.own_name(name)} has {total:,} parameters in the weights ({len(tensors)} tensors)"

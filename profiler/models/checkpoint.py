@@ -113,10 +113,14 @@ def _check_head(tensors: Mapping[str, Tensor]) -> None:
     if head is None or embedding is None or safetensors_file.same_data(head, embedding):
         return
     raise ProfileError(
-        f"config.json ties the output head to the embedding, and the file holds another {HEAD} "
-        f"({bytes_text(head.nbytes)}, {head.dtype} {list(head.shape)})",
-        'If that head is meant, say so in config.json: "tie_word_embeddings": false. Else take it out of the file.',
+        f"config.json says that the output head is the input embedding (tie_word_embeddings), but the file holds "
+        f"both, {HEAD} ({_described(head)}) and {EMBEDDING} ({_described(embedding)}), and their values differ",
+        f'If both are meant, write "tie_word_embeddings": false into config.json. Else take {HEAD} out of the file.',
     )
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}, {bytes_text(tensor.nbytes)}"
 
 
 def _beside(folder: Path, raw: Mapping[str, Any]) -> list[Remark]:

@@ -9,7 +9,8 @@ UNUSED = "unused-weights"  # tensors of the file that the model does not take
 BESIDE = "files-beside"  # files beside the weights that are not loaded
 SYNTHETIC = "synthetic-weights"  # random values, because there are no real weights here
 EAGER = "eager-path"  # decode runs as transformers ships it, because our own step cannot be built here
-CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER})
+THREADS = "too-many-threads"  # more than there are cores
+CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS})
 
 
 @dataclass(frozen=True, slots=True)

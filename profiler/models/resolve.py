@@ -16,6 +16,7 @@ from typing import Any
 
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError
+from profiler.folders import describe
 from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file, scheme
 from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
@@ -69,6 +70,16 @@ def resolve(name: str, *, offline: bool | None = None) -> Model:
 
     NotFound with the nearest names if there is none; ProfileError for a config without a rule, or broken weights.
     """
+    try:
+        return _resolved(name, offline)
+    except OSError as error:
+        raise ProfileError(
+            f"{printable(name)} cannot be read: {describe(error)}",
+            "Ask its owner for access.",
+        ) from error
+
+
+def _resolved(name: str, offline: bool | None) -> Model:
     path = _existing(name)
     if path is not None:
         return _folder(path) if path.is_dir() else _gguf(path)

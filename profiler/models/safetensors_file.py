@@ -23,6 +23,7 @@ from profiler.units import printable
 MAX_HEADER = 16 * 1024 * 1024  # the largest real headers are a few MiB
 MAX_HEADERS = 4 * MAX_HEADER  # of all files of a model
 MAX_SHARDS = 1000
+MOST_INTEGERS = 8  # of a tensor that states a shape
 HEADER = Budget(nbytes=MAX_HEADER, values=2**21, depth=8)
 INDEXED = Budget(nbytes=2 * MAX_HEADER, values=2**20, depth=8)  # 210,000 tensors of a trillion parameters take 20 MiB
 INDEX = "model.safetensors.index.json"
@@ -200,6 +201,21 @@ def spans(tensors: Mapping[str, Tensor]) -> Iterator[identity.Span]:
         if tensor.file is not None:
             label = f"{name} {tensor.dtype} {list(tensor.shape)}"
             yield identity.Span(label, tensor.file, tensor.data + tensor.begin, tensor.nbytes)
+
+
+def integers(tensor: Tensor) -> tuple[int, ...] | None:
+    """The values of a short tensor of whole numbers, such as a stored shape; ``None`` for any other.
+
+    Raises ProfileError where its file cannot be read.
+    """
+    size = {"I32": 4, "I64": 8}.get(tensor.dtype)
+    if size is None or tensor.file is None or tensor.nbytes > MOST_INTEGERS * size:
+        return None
+    with open_file(tensor.file) as file:
+        content = os.pread(file.fileno(), tensor.nbytes, tensor.data + tensor.begin)
+    return tuple(
+        int.from_bytes(content[at : at + size], "little", signed=True) for at in range(0, len(content), size)
+    )
 
 
 def same_data(one: Tensor, other: Tensor) -> bool:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from profiler.models.geometry import Geometry
-from profiler.models.safetensors_file import Tensor
+from profiler.models.safetensors_file import Tensor, integers
 from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
 from profiler.models.weight import Weight
 from profiler.units import printable
@@ -45,8 +45,8 @@ PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"weight.nested_absmax", "weight.nested_quant_map"}),
     ),
     COMPRESSED: (
-        frozenset(),
-        frozenset({"weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx",
+        frozenset({"weight_scale"}),
+        frozenset({"weight", "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx",
                    "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale"}),
     ),
 }  # fmt: skip
@@ -229,6 +229,10 @@ def _trouble(packed: list[_Group], scheme: Scheme) -> str | None:
         if contradiction is not None:
             return contradiction
         kind = "int8" if scheme.name == "int8" else "4 bits"
+    if kind == "fp8" and (contradiction := _against_blocks(packed, scheme)) is not None:
+        return contradiction
+    if kind == COMPRESSED and (contradiction := _against_shapes(packed)) is not None:
+        return contradiction
     rule = PARTS.get(kind)
     for group in packed if rule else ():
         assert rule is not None
@@ -276,22 +280,56 @@ def _four_bit_name(group: _Group) -> str | None:
     return state.rpartition("__")[2] + ("-dq" if "weight.nested_absmax" in group.parts else "")
 
 
+def _blocks(packed: list[_Group], scheme: Scheme) -> Iterator[tuple[str, list[tuple[int, int, int]]]]:
+    """Each fp8 tensor with a grid of scales, and for its rows and columns: size, scales, length of a block."""
+    block = scheme.config.get("weight_block_size", [128, 128])
+    if (
+        not isinstance(block, list)
+        or len(block) != 2
+        or not all(type(length) is int and length > 0 for length in block)
+    ):
+        return  # one scale a weight
+    for group in packed:
+        codes, scales = group.parts.get("weight", []), group.parts.get("weight_scale_inv", [])
+        if len(codes) == len(scales):
+            for (name, code), (_, scale) in zip(codes, scales, strict=True):
+                if len(scale.shape) >= 2:
+                    yield name, list(zip(code.shape[-2:], scale.shape[-2:], block, strict=False))
+
+
+def _against_blocks(packed: list[_Group], scheme: Scheme) -> str | None:
+    """Where the file has more or fewer scales than blocks of the size that its config states."""
+    for name, sides in _blocks(packed, scheme):
+        grid, needed = [scales for _, scales, _ in sides], [-(-size // length) for size, _, length in sides]
+        if grid != needed and any(scales > 1 for scales in grid):
+            stated = _times(length for _, _, length in sides)
+            return (
+                f"{printable(name, 80)} has {_times(grid)} scales, and its config's weight_block_size of {stated} "
+                f"needs {_times(needed)}"
+            )
+    return None
+
+
+def _against_shapes(packed: list[_Group]) -> str | None:
+    """Where the shape that a packed weight states is not the model's: codes would be unpacked to the wrong places."""
+    for group in packed:
+        for name, tensor in group.parts.get("weight_shape", []) if group.weight.role != "experts" else []:
+            stated = integers(tensor)
+            if stated is not None and stated != group.weight.shape:
+                shape = _times(group.weight.shape)
+                return f"{printable(name, 80)} says {_times(stated)}, and the model's weight is {shape}"
+    return None
+
+
+def _times(sizes: Iterable[int]) -> str:
+    return " × ".join(printable(size, 10) for size in sizes)
+
+
 def _uneven(packed: list[_Group], scheme: Scheme | None) -> str | None:
     """transformers 5.23 (``Fp8Dequantize``) takes a block as rows ÷ rows of scales: wrong where the last is short."""
     if scheme is None or scheme.method != "fp8":
         return None
-    block = scheme.config.get("weight_block_size", [128, 128])
-    if not isinstance(block, list) or len(block) != 2:
-        return None  # one scale a weight
-    for group in packed:
-        codes, scales = group.parts.get("weight", []), group.parts.get("weight_scale_inv", [])
-        if len(codes) != len(scales):
-            continue
-        for (name, code), (_, scale) in zip(codes, scales, strict=True):
-            if len(scale.shape) >= 2 and any(
-                grid > 1 and size != grid * length
-                for size, grid, length in zip(code.shape[-2:], scale.shape[-2:], block, strict=False)
-            ):
-                size = " × ".join(printable(length, 10) for length in block)
-                return f"{printable(name, 80)} does not divide into blocks of {size}"
+    for name, sides in _blocks(packed, scheme):
+        if any(scales > 1 and size != scales * length for size, scales, length in sides):
+            return f"{printable(name, 80)} does not divide into blocks of {_times(length for _, _, length in sides)}"
     return None

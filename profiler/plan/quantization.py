@@ -78,6 +78,8 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> Choice:
             return Choice(replace(quant, dtype=stored.dtype), stored)
         unpacking = checkpoint.not_unpacked(stored)
         instead = MEASURE_ANOTHER if unpacking else f"-q {stored.dtype or 'bf16'} measures it unpacked"
+        if stored.uneven and unpacking:  # what is particular to the file comes first; the device is known
+            reason = f"{unpacking}, and {reason}"
         return Choice(quant, stored, f"its weights are stored in {stored.quant}: {reason}; {instead}")
     if quant.name not in DTYPE_BYTES:
         return Choice(quant, refused=f"its weights are quantized already ({stored.quant}): leave -q {quant.name} out")

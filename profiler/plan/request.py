@@ -13,7 +13,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.measure.effort import MAX_PHASE_S, PRECISION, Effort
 from profiler.models import scheme
-from profiler.models.remark import EAGER, SYNTHETIC, Remark
+from profiler.models.remark import EAGER, SYNTHETIC, THREADS, Remark
 from profiler.models.resolve import Model, resolve
 from profiler.plan import headline, scenario
 from profiler.plan.grid import Axes, Point, Settings, Subject, counts, model_names, points, words
@@ -86,7 +86,10 @@ def work(request: Request, device: DeviceInfo, available_bytes: int, say: Say) -
             raise error
         return _headline(request, quants, device, available_bytes, say)
     found, refused = accepted(
-        names, lambda name: _with_path(subject(name, request.weights, say, device), request, device)
+        names,
+        lambda name: _with_threads(
+            _with_path(subject(name, request.weights, say, device), request, device), request, device
+        ),
     )
     subjects = _distinct(found, say)
     quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
@@ -208,6 +211,11 @@ def _with_scenario(request: Request) -> Request:
     if request.scenario is None:
         return request
     grid = scenario.load(request.scenario)
+    if not request.quants:
+        try:
+            _asked(grid.quants)
+        except NotFound as error:
+            raise NotFound(f"scenario {printable(request.scenario)}: quants: {error.message}", error.hint) from None
     return replace(
         request,
         models=request.models or grid.models,
@@ -232,7 +240,7 @@ def _headline(
     )
 
     def chosen_subject(name: str) -> Subject:
-        return _with_path(subject(name, request.weights, say), request, device)
+        return _with_threads(_with_path(subject(name, request.weights, say), request, device), request, device)
 
     def grid(name: str, quant: Quant) -> list[Point]:
         axes = _axes((chosen_subject(name),), (quant,), template, device)
@@ -272,6 +280,15 @@ def _with_path(subject: Subject, request: Request, device: DeviceInfo) -> Subjec
         return subject
     remark = Remark(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
     return replace(subject, remarks=(*subject.remarks, remark))
+
+
+def _with_threads(subject: Subject, request: Request, device: DeviceInfo) -> Subject:
+    """The subject, with a caution if more threads are asked for than the cores that this process may use."""
+    if request.threads is None or device.cores is None or request.threads <= device.cores:
+        return subject
+    cores = "1 core" if device.cores == 1 else f"{device.cores} cores"
+    text = f"--threads {request.threads} is more than the {cores} that this process may use, and usually slower"
+    return replace(subject, remarks=(*subject.remarks, Remark(text, THREADS)))
 
 
 def _usual_path(request: Request, device: DeviceInfo) -> str:

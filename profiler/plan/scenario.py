@@ -82,17 +82,32 @@ def _parse(name: str, file: Traversable) -> Scenario:
         raise ProfileError(f"{where} has no {', '.join(missing)}", f"Known keys: {', '.join(sorted(KNOWN))}.")
     fill = content.get("fill")
     if fill is not None and fill not in FILLS:
-        raise ProfileError(f"{where}: fill is {printable(fill)}", f"Known: {', '.join(FILLS)}.")
+        raise ProfileError(f"{where}: fill is {_quoted(fill)}", f"Known: {', '.join(FILLS)}.")
+    if not isinstance(content["description"], str):
+        raise ProfileError(f"{where}: description is {_quoted(content['description'])}, which is not text")
     return Scenario(
         name=printable(name),
         description=printable(content["description"]),
         contexts=counts(f"{where}: contexts", _texts(content["contexts"])),
         batches=counts(f"{where}: batches", _texts(content["batches"])),
         steps=counts(f"{where}: steps", _texts(content["steps"])),
-        quants=words(_texts(content.get("quants", []))),
-        models=model_names(_texts(content.get("models", []))),
+        quants=words(_names(where, content, "quants")),
+        models=model_names(_names(where, content, "models")),
         fill=fill,
     )
+
+
+def _names(where: str, content: dict[str, Any], key: str) -> list[str]:
+    """A text or a list of texts; a number or a table names nothing. Raises ProfileError."""
+    value = content.get(key, [])
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, str):
+            raise ProfileError(f"{where}: {key} holds {_quoted(item)}, which is not text", f'Write {key} = ["NAME"].')
+    return _texts(value)
+
+
+def _quoted(value: Any) -> str:
+    return repr(printable(value, 60)) if isinstance(value, str) else printable(value, 60)
 
 
 def _read(where: str, file: Traversable) -> dict[str, Any]:
@@ -104,7 +119,9 @@ def _read(where: str, file: Traversable) -> dict[str, Any]:
 
 def _text(where: str, file: Traversable) -> str:
     try:
-        return (read_bytes(file, MAX_BYTES, where) if isinstance(file, Path) else file.read_bytes()).decode()
+        return (read_bytes(file, MAX_BYTES, where) if isinstance(file, Path) else file.read_bytes()).decode(
+            "utf-8-sig"
+        )
     except ProfileError as error:
         raise type(error)(error.message, f"Shipped: {', '.join(names())}.") from None
     except ValueError as error:

@@ -36,6 +36,7 @@ class Guarded(sqlite3.Connection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.file: tuple[int, int] | None = None  # device and inode of what was opened
         self.ticks_left = self.ticks = STEPS // TICK
         self.most_bytes = BYTES
         self.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
@@ -51,6 +52,23 @@ class Guarded(sqlite3.Connection):
                 size += part.stat().st_size
         self.ticks = (STEPS + STEPS_PER_BYTE * size) // TICK
         self.most_bytes = BYTES + BYTES_PER_BYTE * size
+
+    def remember(self, path: Path) -> None:
+        """Note which file ``path`` is now; ``moved`` compares with it."""
+        found = path.stat()
+        self.file = found.st_dev, found.st_ino
+
+    def moved(self, path: Path) -> bool:
+        """Whether ``path`` no longer names the file that is open. What is written then is lost with that file, and
+        SQLite says nothing.
+        """
+        if self.file is None:
+            return False
+        try:
+            found = path.stat()
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) != self.file
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         """As of any connection; each query has the whole budget."""

@@ -80,6 +80,7 @@ class Leases:
         with in_words(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                opening.check_in_place(self._path, self._db)  # before a case is measured whose row would be lost
                 holder = self._holder(key)
                 if holder is None:
                     mine = (key, self._environment, self._run, this_machine(), os.getpid(), started_at(os.getpid()))

@@ -93,7 +93,9 @@ def _to_read(path: Path) -> Guarded:
     connection = read_only.connect(path, BUSY_TIMEOUT_S)
     try:
         if not _schema(path, connection):
-            raise StoreError(f"{printable(path)} is an empty database", "Measure something first: profile sweep")
+            raise StoreError(
+                f"{printable(path)} is an empty database", f"Measure something first: {sweep_into(path)}"
+            )
     except BaseException:
         connection.close()
         raise
@@ -101,9 +103,11 @@ def _to_read(path: Path) -> Guarded:
 
 
 def _opened(path: Path, to_write: bool) -> Guarded:
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, factory=Guarded)
+    # In full: SQLite takes ``:memory:`` for no file at all.
+    connection = sqlite3.connect(path.absolute(), timeout=BUSY_TIMEOUT_S, isolation_level=None, factory=Guarded)
     connection.limit(path)
     try:
+        connection.remember(path)
         if to_write or _schema(path, connection) < OLDEST_READ:
             _migrate(path, connection)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -143,22 +147,34 @@ def _words(path: Path, error: Exception) -> tuple[str, str]:
         ("readonly", *READ_ONLY),
         ("Read-only file system", *READ_ONLY),
         ("not a database", "is not a store of profile", otherwise),
-        ("malformed", "is damaged", f"Try `sqlite3 FILE .recover`, or {elsewhere}."),
+        ("malformed", "is damaged", f"Try {command('sqlite3', str(path), '.recover')}, or {elsewhere}."),
         ("interrupted", "takes longer to read than a file of its size can", f"{DAMAGED} {otherwise}"),
         ("more than the file can hold", "gives more than a file of its size can hold", f"{DAMAGED} {otherwise}"),
         ("too big", f"holds a value of more than {bytes_text(MAX_VALUE)}", f"{DAMAGED} {otherwise}"),
-        ("FOREIGN KEY", "has no such run or row", "Start the run before adding rows to it."),
+        ("FOREIGN KEY", "has no such run: another program may have removed it", "Run the same command again."),
     ):
         if sign in text:
             return f"{store} {what}", do
     return f"{store} cannot be used: {printable(text)}", otherwise
 
 
-def _sweep(path: Path) -> Command:
+def sweep_into(path: Path) -> Command:
     """What makes the store at ``path``."""
     from profiler.results.store import default_path
 
     return command("profile", "sweep", () if path == default_path() else ("--store", str(path)))
+
+
+def check_in_place(path: Path, connection: Guarded) -> None:
+    """StoreError if the store was removed, renamed or replaced since it was opened.
+
+    SQLite goes on writing to the file that nobody can find any more, and reports success.
+    """
+    if connection.moved(path):
+        raise StoreError(
+            f"the store {printable(path)} was removed, renamed or replaced while it was in use",
+            "Rows stored before that are in the old file. Put it back if you can, and run the same command again.",
+        )
 
 
 def _claim(path: Path, create: bool) -> None:
@@ -168,7 +184,7 @@ def _claim(path: Path, create: bool) -> None:
     except FileNotFoundError:
         if not create:
             raise StoreError(
-                f"there is no store at {printable(path)}", f"Measure something first: {_sweep(path)}"
+                f"there is no store at {printable(path)}", f"Measure something first: {sweep_into(path)}"
             ) from None
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another process was first: as good
@@ -211,14 +227,14 @@ def _schema(path: Path, connection: sqlite3.Connection) -> int:
         (schema,) = connection.execute("PRAGMA user_version").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         found = tables(connection)
-    if application != APPLICATION_ID and found:
+    if application != APPLICATION_ID and (found or application or schema):
         raise StoreError(f"{printable(path)} is an SQLite file of another program", "Name another file with --store.")
     if schema > len(SCHEMAS):
         raise StoreError(
             f"the store {printable(path)} has schema {schema}; this version of profile reads up to {len(SCHEMAS)}",
             "Update profile, or name another file with --store.",
         )
-    if not 0 <= schema <= len(SCHEMAS):
+    if not 0 <= schema <= len(SCHEMAS) or (schema == 0 and found):
         raise StoreError(f"{printable(path)} is not a store of profile: it has schema {schema}", "Name another file.")
     check_tables(path, found, _ours(schema))
     return int(schema)

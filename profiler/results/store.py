@@ -34,7 +34,7 @@ from profiler.results.encoding import decode, dumps, encode
 from profiler.results.environment import environment_key
 from profiler.results.guard import Guarded
 from profiler.results.measurement import Measurement
-from profiler.results.opening import connect, connect_to_read, in_words
+from profiler.results.opening import check_in_place, connect, connect_to_read, in_words
 from profiler.results.redact import redact, redact_argv, redact_json
 from profiler.results.validity import check_part
 from profiler.shell import Command, command
@@ -285,7 +285,7 @@ class Store:
         return self._each(
             "SELECT content, id, environment FROM measurements WHERE id IN"
             " (SELECT COALESCE(MAX(CASE WHEN m.outcome = 'ok' THEN m.id END), MAX(m.id)) FROM measurements m"
-            " JOIN environments e ON e.id = m.environment GROUP BY m.key, e.key) ORDER BY id"
+            " LEFT JOIN environments e ON e.id = m.environment GROUP BY m.key, e.key) ORDER BY id"
         )
 
     def _each(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[Measurement]:
@@ -353,9 +353,11 @@ class Store:
     def _environment_of(self, name: str) -> dict[str, Any]:
         """A stored environment; rows that share one get the same object."""
         if name not in self._environments:
-            ((text,),) = self._read("SELECT content FROM environments WHERE id = ?", (name,))
+            found = self._read("SELECT content FROM environments WHERE id = ?", (name,))
             with self._content_in_words("row"):
-                self._environments[name] = _json(text)
+                if not found:
+                    raise ValueError("the store does not hold its environment")
+                self._environments[name] = _json(found[0][0])
         return self._environments[name]
 
     def _environment(self, content: dict[str, Any]) -> str:
@@ -387,6 +389,7 @@ class Store:
         with in_words(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                check_in_place(self.path, self._db)
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
@@ -435,11 +438,12 @@ def existing(path: Path | None) -> Path | None:
     """``path``, or the default one, if there is a store to read; ``None`` too if this user has no place for one."""
     try:
         path = path or default_path()
-        return path if path.exists() else None
-    except ProfileError:
+        path.lstat()
+    except (ProfileError, FileNotFoundError):
         return None
     except OSError:  # opening it will say why
-        return path
+        pass
+    return path
 
 
 def default_path() -> Path:

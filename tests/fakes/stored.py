@@ -189,13 +189,14 @@ def folder(path: Path, quant: str, *, found: Tensors | None = None, config: Mapp
     path.mkdir(parents=True, exist_ok=True)
     raw = LLAMA | (CONFIGS[quant] if config is None else dict(config))
     (path / "config.json").write_text(json.dumps(raw))
-    entries, offset = {}, 0
+    entries, data = {}, bytearray()
     for name, (dtype, shape) in (tensors(quant) if found is None else found).items():
-        end = offset + size_of(dtype, shape)
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
+        stated = LINEAR.get(name.removesuffix(".weight_shape").partition("layers.")[2].partition(".")[2])
+        size = size_of(dtype, shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + size]}
+        data += struct.pack("<2q", *stated) if name.endswith(".weight_shape") and stated else bytes(size)
     header = json.dumps(entries).encode()
-    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(offset))
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +123,29 @@ def test_a_cache_in_a_folder_in_which_anybody_may_replace_it_is_not_used(
     (tmp_path / "open").chmod(0o777)
     monkeypatch.setenv(folders.CACHE, str(folder))
     assert tmp_path not in folders.cache("native").parents
+
+
+@ROOT_ONLY
+def test_a_cache_that_cannot_be_written_is_said_once_for_all_folders_in_it(shared: Path) -> None:
+    (shared / "profile").mkdir(0o755)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        sys.stderr = os.fdopen(write, "w")
+        os.environ[folders.CACHE] = str(shared / "profile")
+        folders._private.cache_clear()
+        compilers({})
+        sys.stderr.flush()
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as said:
+        text = said.read()
+    assert text.count("the cache is not used") == 1
+    assert f"{shared}/profile is not writable" in text
 
 
 @pytest.mark.parametrize("place", ["/dev/null", "/dev/null/x", "~nobody-of-this-name/x"])

@@ -212,6 +212,10 @@ def test_a_file_that_holds_no_rows_is_one_line(profile: Any, tmp_path: Path, con
 def test_a_file_that_is_not_there_is_said(profile: Any) -> None:
     ran = profile("compare", "nowhere.jsonl", "nowhere.jsonl")
     assert (ran.code, "there is no file nowhere.jsonl" in ran.err) == (2, True)
+    below = profile("compare", "some/where", "some/where")
+    assert (below.code, "there is no file some/where" in below.err) == (2, True)
+    empty = profile("compare", "", "")
+    assert (empty.code, empty.err.startswith("Error: an empty name names no run and no file")) == (2, True)
 
 
 def test_the_page_for_people(profile: Any, runs: Any) -> None:

@@ -340,3 +340,30 @@ def test_charts_that_cannot_be_drawn_end_in_one_line(place: Path) -> None:
     assert ended.returncode == 2
     assert re.fullmatch(r"Error: the charts cannot be drawn: .*\n  .*ulimit -v 3145728.*\n", ended.stderr), ended
     assert not page.exists()
+
+
+def test_a_folder_that_this_user_may_not_read_is_one_refused_model_and_the_others_run(seeded: Path) -> None:
+    closed, open_one = seeded / "closed", seeded / "a,b" / "tiny"
+    closed.mkdir()
+    closed.chmod(0)
+
+    def be_a_user() -> None:
+        os.environ["PROFILER_STORE"] = str(seeded / "none.sqlite")
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+
+    try:
+        alone = forked.run(["fit", str(closed), "--on", "rtx 3090"], be_a_user)
+        both = forked.run(["sweep", *GRID, "--dry-run", "-m", str(closed), "-m", str(open_one)], be_a_user)
+    finally:
+        closed.rmdir()
+    assert alone.code == 2
+    assert alone.said.splitlines() == [
+        f"Error: {closed} cannot be read: {closed}/config.json: Permission denied",
+        "  Ask its owner for access.",
+    ]
+    assert both.code == 1
+    assert f"refused: {closed} cannot be read: {closed}/config.json: Permission denied" in both.said
+    assert "1 case to run" in both.said

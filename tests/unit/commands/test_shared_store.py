@@ -198,3 +198,14 @@ def test_a_case_that_has_its_row_is_free_again(shared: Any, tmp_path: Path) -> N
     with Store.open(tmp_path / "s.sqlite") as store:
         store.append(mine._run, Measurement(case, ENVIRONMENT, "failed", "boom"))
     assert theirs.claim(case.key) is None
+
+
+def test_a_sweep_whose_store_is_removed_says_so_and_ends(model: Any, tmp_path: Path) -> None:
+    store = tmp_path / "s.sqlite"
+    sweep = start(model(pause_s=0.1), store)
+    until(lambda: leased(store))
+    store.unlink()
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 1
+    assert "was removed, renamed or replaced while it was in use" in err
+    assert len(out.splitlines()) < len(CONTEXTS), "the rest was measured for nobody"

@@ -273,6 +273,8 @@ def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
         (["--weights", "real"], "no real weights"),
         (["--fill", "zero"], "--fill"),
         (["--store", "/"], "--store"),
+        (["--store", ""], "Invalid value for '--store': it is empty"),
+        (["--html", ""], "Invalid value for '--html': it is empty"),
         (["--no-such-option"], "--no-such-option"),
         (["gemma-3-1b"], "models are named with -m: -m gemma-3-1b"),
         (["-p", "512"], "No such option: -p; the tokens of a prefill are -c"),
@@ -292,6 +294,27 @@ def test_a_mistake_is_one_clear_line_and_a_hint(sweep: Any, arguments: list[str]
     assert first.startswith("Error: ") and said in first
     assert len(more) <= 1
     assert not Path(os.environ["PROFILER_STORE"]).exists()
+
+
+def test_more_threads_than_cores_are_a_caution_with_their_number(sweep: Any) -> None:
+    cores = devices.find("cpu").cores
+    assert cores is not None
+    said = f"--threads {cores + 1} is more than the {cores} core"
+    ran = sweep("-c", "64", "-n", "1", "-r", "1", "--threads", str(cores + 1))
+    (caution,) = [caution for caution in ran.rows[0]["cautions"] if caution["code"] == "too-many-threads"]
+    assert ran.code == 0 and caution["text"].startswith(said)
+    assert said in sweep("-c", "64", "--threads", str(cores + 1), "--dry-run", output="table").err
+    again = sweep("-c", "64", "-n", "1", "-r", "1", "--threads", str(cores))
+    assert not [caution for caution in again.rows[0]["cautions"] if caution["code"] == "too-many-threads"]
+
+
+def test_an_unknown_quantization_of_a_scenario_names_the_scenario(sweep: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('description = "x"\ncontexts = 64\nbatches = 1\nsteps = 1\nquants = ["zz"]\n')
+    ran = sweep("--scenario", str(path))
+    assert ran.code == 2
+    assert ran.err.startswith(f"Error: scenario {path}: quants: unknown quantization: zz\n")
+    assert sweep("--scenario", str(path), "-q", "bf16").code == 0
 
 
 def test_names_are_known_in_any_case(sweep: Any) -> None:
@@ -406,16 +429,16 @@ NINES = "9" * 310
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("-r", NINES, "is no count of this world"),
-        ("-c", NINES, "is no count of this world"),
-        ("--ubatch", NINES, "is no count of this world"),
+        ("-r", NINES, "has more digits than any count here"),
+        ("-c", NINES, "has more digits than any count here"),
+        ("--ubatch", NINES, "has more digits than any count here"),
         ("--max-phase", NINES + "s", "is longer than a year"),
         ("--budget", NINES + "h", "is longer than a year"),
         ("--timeout", "9000h", "is longer than a year"),
         ("--max-memory", NINES + "GiB", "is larger than any memory"),
         ("--max-memory", "9999999TiB", "is larger than any memory"),
         ("--threads", "1000000", "it must be at most 4,096"),
-        ("--threads", NINES, "is no count of this world"),
+        ("--threads", NINES, "has more digits than any count here"),
     ],
 )
 def test_a_number_beyond_reason_is_one_clear_line(sweep: Any, option: str, value: str, said: str) -> None:

@@ -158,7 +158,7 @@ def test_an_unknown_backend_is_a_row_too(lab: Lab) -> None:
 def test_a_worker_that_cannot_be_started_is_a_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "COMMAND", ("/nowhere/python",))
     assert lab.cases(source(), 64, 128) == ["failed", "skipped"]
-    assert lab.rows[0].reason == "no worker could be started: No such file or directory"
+    assert lab.rows[0].reason == "no worker could be started: /nowhere/python: No such file or directory"
 
 
 def test_silence_without_cpu_time_is_a_hang(lab: Lab) -> None:

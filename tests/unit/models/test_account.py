@@ -101,10 +101,19 @@ def test_a_tied_head_of_other_values_is_refused(tmp_path: Path) -> None:
     path = weights.folder(tmp_path / "m", TIED, last)
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
-    with pytest.raises(
-        ProfileError, match="ties the output head to the embedding, and the file holds another lm_head"
-    ):
+    with pytest.raises(ProfileError) as caught:
         resolve(str(path))
+    said = caught.value.message
+    assert "says that the output head is the input embedding (tie_word_embeddings), but the file holds both" in said
+    assert f"{HEAD} (F32 [32, 64], 8.00 KiB) and {TABLE} (F32 [32, 64], 8.00 KiB), and their values differ" in said
+
+
+def test_two_tensors_for_one_weight_are_refused_by_both_names(tmp_path: Path) -> None:
+    twice = SHAPES | {TABLE.removeprefix("model."): SHAPES[TABLE]}
+    with pytest.raises(ProfileError) as caught:
+        model(tmp_path, twice, LLAMA)
+    assert f"2 tensors for one weight of the model, {TABLE}: " in caught.value.message
+    assert TABLE.removeprefix("model.") in caught.value.message.replace(TABLE, "")
 
 
 def test_a_tied_model_may_be_stored_by_its_head_alone(tmp_path: Path) -> None:

@@ -148,6 +148,32 @@ def test_blocks_that_transformers_would_cut_in_the_wrong_places_are_seen(tmp_pat
     assert stored(made.folder(tmp_path / "even", "fp8")).uneven is None
 
 
+def test_scales_for_blocks_of_another_size_than_the_config_states_are_trouble(tmp_path: Path) -> None:
+    fp8 = made.CONFIGS["fp8"]["quantization_config"] | {"weight_block_size": [64, 64]}
+    found = stored(made.folder(tmp_path / "m", "fp8", config={"quantization_config": fp8}))
+    assert found.trouble is not None
+    assert "weight_block_size of 64 × 64 needs" in found.trouble
+
+
+def test_codes_of_compressed_tensors_without_a_scale_are_not_taken_for_values(tmp_path: Path) -> None:
+    held = made.tensors("compressed-tensors")
+    del held["model.layers.1.mlp.up_proj.weight_scale"]
+    found = stored(made.folder(tmp_path / "m", "compressed-tensors", found=held))
+    assert found.trouble is not None
+    assert found.trouble.startswith("model.layers.1.mlp.up_proj.weight_packed lacks the part weight_scale")
+
+
+def test_a_packed_weight_that_states_another_shape_than_the_model_has_is_trouble(tmp_path: Path) -> None:
+    path = made.folder(tmp_path / "m", "compressed-tensors")
+    assert stored(path).trouble is None
+    tensor = safetensors_file.verify(path)["model.layers.0.mlp.up_proj.weight_shape"]
+    with (path / "model.safetensors").open("r+b") as file:
+        file.seek(tensor.data + tensor.begin)
+        file.write((128).to_bytes(8, "little"))
+    said = stored(path).trouble
+    assert said is not None and said.startswith("model.layers.0.mlp.up_proj.weight_shape says 128 × ")
+
+
 def test_experts_stored_one_by_one_are_the_fused_weight_of_transformers(tmp_path: Path) -> None:
     config = {
         "model_type": "qwen3_5_moe_text", "num_hidden_layers": 1, "hidden_size": 64, "vocab_size": 128,

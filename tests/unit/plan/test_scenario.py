@@ -56,8 +56,12 @@ def test_an_unknown_scenario_names_the_nearest() -> None:
         (GOOD.replace("steps = 8", "steps = 0"), "steps: "),
         (GOOD.replace("[1, 2]", "[]"), "batches: the list is empty"),
         (GOOD.replace("[1, 2]", "[1.5]"), "batches: "),
-        (GOOD + 'fill = "magic"\n', "fill is magic"),
+        (GOOD + 'fill = "magic"\n', "fill is 'magic'"),
         ("x" * 100_000, "is larger than 64.0 KiB"),
+        (GOOD + "fill = ''\n", "fill is ''"),
+        (GOOD + "quants = [5]\n", "quants holds 5, which is not text"),
+        (GOOD + "models = {a = 1}\n", "models holds {'a': 1}, which is not text"),
+        (GOOD.replace('"mine"', "5"), "description is 5, which is not text"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:
@@ -67,6 +71,12 @@ def test_a_broken_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -
         scenario.load(str(path))
     assert said in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_a_file_that_an_editor_saved_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert scenario.load(str(path)).steps == (8,)
 
 
 @pytest.mark.parametrize("name", ["no/such.toml", "./x.toml", "."])

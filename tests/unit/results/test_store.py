@@ -6,6 +6,7 @@ import math
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from profiler.errors import NotFound, StoreError
 from profiler.results import opening
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Caution, Sample
-from profiler.results.store import Store, default_path
+from profiler.results.store import Store, default_path, existing
 
 V1 = Path(__file__).with_name("store_v1.sql")
 
@@ -305,3 +306,86 @@ def test_what_to_do_is_spelled_as_it_must_be_typed(tmp_path):
     with pytest.raises(StoreError) as caught:
         Store.open(tmp_path / "text")
     assert caught.value.hint == "Choose another file with --store or PROFILER_STORE."
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
+def test_no_row_goes_to_a_file_that_the_store_is_not_any_more(tmp_path, make, environment, how):
+    """SQLite would write on and report success: the rows would be in a file that nobody finds."""
+    path = tmp_path / "results.sqlite"
+    with Store.open(path) as store:
+        run = store.start_run([], environment)
+        store.append(run, make(128))
+        if how == "removed":
+            path.unlink()
+        else:
+            path.rename(tmp_path / "old.sqlite")
+        if how == "replaced":
+            with Store.open(path) as other:
+                other.start_run([], environment)
+        for write in (lambda: store.append(run, make(256)), lambda: store.finish_run(run, "finished")):
+            with pytest.raises(StoreError, match="was removed, renamed or replaced while it was in use"):
+                write()
+
+
+def test_a_name_that_sqlite_takes_for_no_file_is_a_file(tmp_path, make, environment, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path(":memory:")
+    with Store.open(path) as store:
+        store.append(store.start_run([], environment), make(128))
+    with Store.open(path) as store:
+        assert len(store.rows()) == 1
+
+
+def test_a_file_with_another_programs_mark_is_not_called_a_newer_store(tmp_path):
+    path = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA application_id = 12345")
+        db.execute("PRAGMA user_version = 7")
+    with pytest.raises(StoreError, match="is an SQLite file of another program"):
+        Store.open(path)
+
+
+@pytest.mark.parametrize("read", [lambda path: Store.open(path, create=False), Store.read_only])
+def test_tables_without_the_number_of_their_schema_are_no_empty_store(tmp_path, store, read):
+    with closing(sqlite3.connect(store.path)) as db:
+        db.execute("PRAGMA user_version = 0")
+    with pytest.raises(StoreError, match="is not a store of profile: it has schema 0"):
+        read(store.path)
+
+
+def test_a_damaged_store_names_a_command_that_can_be_pasted(tmp_path, store, environment):
+    path = tmp_path / "a b.sqlite"
+    with Store.open(path) as opened:
+        opened.start_run([], environment)
+    os.truncate(path, 3 * 4096)
+    with pytest.raises(StoreError, match="is damaged") as caught:
+        Store.open(path)
+    assert f"sqlite3 '{path}' .recover" in caught.value.hint
+
+
+def test_a_link_to_nothing_and_a_path_below_a_file_are_not_taken_for_no_store(tmp_path):
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(tmp_path / "nowhere.sqlite")
+    (tmp_path / "file").touch()
+    assert existing(link) == link
+    assert existing(tmp_path / "file" / "x") == tmp_path / "file" / "x"
+    assert existing(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("DELETE FROM environments", "the store does not hold its environment"),
+        ("UPDATE measurements SET content = 'null'", "its content is no object"),
+        ("UPDATE measurements SET content = x'00ff'", "its content is not text"),
+    ],
+)
+def test_a_row_that_somebody_broke_is_named_and_not_left_out(store, make, environment, change, said):
+    store.append(store.start_run([], environment), make(128))
+    with closing(sqlite3.connect(store.path)) as db:
+        db.execute(change)
+        db.commit()
+    with Store.open(store.path) as opened:
+        for read in (opened.rows, lambda: list(opened.latest()), lambda: list(opened.newest())):
+            with pytest.raises(StoreError, match=said):
+                read()

@@ -52,7 +52,7 @@ def read(path: Path) -> tuple[Score, ...]:
     """Of a file of the reader's. ProfileError where it cannot be read or an entry is not as above."""
     shown = printable(path)
     try:
-        return parse(read_bytes(path, BUDGET.nbytes).decode("utf-8"), shown)
+        return parse(read_bytes(path, BUDGET.nbytes).decode("utf-8-sig"), shown)
     except UnicodeDecodeError:
         raise ProfileError(f"{shown} is not UTF-8 text") from None
 
@@ -64,9 +64,27 @@ def parse(text: str, name: str) -> tuple[Score, ...]:
     except BadContent as error:
         raise ProfileError(f"{name} is not TOML: {printable(error)}") from None
     entries = content.pop("score", [])
-    if content or not isinstance(entries, list):
-        raise ProfileError(f"{name} holds more than [[score]] entries", _form())
-    return tuple(_score(entry, f"{name}, entry {number}") for number, entry in enumerate(entries, 1))
+    if content:
+        raise ProfileError(f"{name} holds {printable(next(iter(content)), 40)}, and only [[score]] is read", _form())
+    if not isinstance(entries, list):
+        raise ProfileError(f"{name}: score is no list; each entry begins with [[score]]", _form())
+    scores = tuple(_score(entry, f"{name}, entry {number}") for number, entry in enumerate(entries, 1))
+    _refuse_contradictions(scores, name)
+    return scores
+
+
+def _refuse_contradictions(scores: tuple[Score, ...], name: str) -> None:
+    """ProfileError where two entries give one model different scores of one benchmark in one format."""
+    known: dict[tuple[str, str, str], tuple[int, float]] = {}
+    for number, score in enumerate(scores, 1):
+        for quant in score.quants:
+            first, value = known.setdefault((score.model, score.benchmark, quant), (number, score.value))
+            if value != score.value:
+                raise ProfileError(
+                    f"{name}: entries {first} and {number} give {score.model} in {quant} two scores of "
+                    f"{score.benchmark}: {value:g} and {score.value:g}",
+                    "Keep one of them.",
+                )
 
 
 def _score(entry: Any, where: str) -> Score:
@@ -77,6 +95,11 @@ def _score(entry: Any, where: str) -> Score:
     if missing or unknown:
         what = f"has no {missing[0]}" if missing else f"has an unknown {unknown[0]}"
         raise ProfileError(f"{where} {what}", _form())
+    for field in ("model", "benchmark", "source"):
+        if not isinstance(entry[field], str) or not plain(entry[field]):
+            why = "is not text" if not isinstance(entry[field], str) else "is empty"
+            hint = "Name who published the figure." if field == "source" else _form()
+            raise ProfileError(f"{where}: {field} {why}", hint)
     value, quants = entry["value"], entry.get("quants", list(PLAIN))
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ProfileError(f"{where}: value is no number", _form())
@@ -85,8 +108,6 @@ def _score(entry: Any, where: str) -> Score:
     texts = [
         plain(entry[name], NAME_LENGTH if name != "source" else 300) for name in ("model", "benchmark", "source")
     ]
-    if not all(isinstance(entry[name], str) for name in ("model", "benchmark", "source")) or not all(texts):
-        raise ProfileError(f"{where}: model, benchmark and source are texts", "Name who published the figure.")
     return Score(texts[0], texts[1], float(value), texts[2], tuple(quants))
 
 

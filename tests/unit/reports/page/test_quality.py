@@ -24,6 +24,16 @@ def test_no_unsupported_score_ships():
     assert not [score for score in found if score.model.startswith("llama-4")]
 
 
+def test_a_file_that_an_editor_saved_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "scores.toml"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert quality.read(path) == quality.parse(GOOD, "f")
+
+
+def test_an_entry_may_be_there_twice(tmp_path):
+    assert len(quality.parse(GOOD + GOOD, "f")) == 2
+
+
 def test_a_score_holds_for_unquantized_weights_unless_it_says_otherwise():
     (score,) = quality.parse(GOOD, "f")
     assert score.quants == ("fp32", "bf16", "fp16")
@@ -35,13 +45,16 @@ def test_a_score_holds_for_unquantized_weights_unless_it_says_otherwise():
     ("text", "said"),
     [
         ("]", "is not TOML"),
-        ("[other]\n", "holds more than"),
+        ("[other]\n", "holds other, and only ..score.. is read"),
         (GOOD.replace('source = "s"\n', ""), "entry 1 has no source"),
-        (GOOD.replace('"s"', '""'), "are texts"),
+        (GOOD.replace('"s"', '""'), "source is empty"),
         (GOOD.replace("1.5", "nan"), "value is no number"),
         (GOOD.replace("1.5", "true"), "value is no number"),
         (GOOD + "stars = 5\n", "unknown stars"),
         (GOOD + "quants = []\n", "quants is no list"),
+        (GOOD.replace('"m"', "5"), "model is not text"),
+        ("score = 5\n", "score is no list"),
+        (GOOD + GOOD.replace("1.5", "2.5"), "entries 1 and 2 give m in fp32 two scores of b: 1.5 and 2.5"),
     ],
 )
 def test_a_file_that_is_not_such_a_list_is_said(text, said):
