@@ -29,7 +29,7 @@ from profiler.results import environment, stats
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact_json
-from profiler.units import parse_percent
+from profiler.units import parse_percent, printable
 
 ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
 ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
@@ -153,6 +153,7 @@ class Suite:
         ]
         verdicts += cell.missing(gate.known, [*self._cells, *self._broken], PYTEST)
         told = page.reasons(verdicts)
+        told += cell.fallbacks(self._cells.values())
         self.lines = [page.headline(verdicts), "", *page.table(verdicts), *([""] if told else []), *told]
         word = worst(verdicts)
         if word == "INCONCLUSIVE" and not gate.inconclusive_fails:
@@ -189,6 +190,7 @@ class Suite:
         others = [name for name in gate.known.cells if name not in entries]
         self.lines = [f"{name}: accepted{' as one more session' * same[name]}" for name in entries]
         self.lines += [f"{name}: kept as it was, not measured" for name in others]
+        self.lines += cell.fallbacks(self._cells.values())
         return 0
 
     def _here(self) -> sides.Side:
@@ -200,13 +202,18 @@ class Suite:
 def open_suite(config: pytest.Config) -> Suite:
     """The suite of a session. Raises UsageError for options that cannot be meant, and for a baseline that is none."""
     try:
-        delta = _percent(config.getoption("profile_gate_delta"))
+        delta = _percent(config.getoption("profile_gate_delta"), "--profile-gate-delta")
         named = config.getoption("profile_gate")
         if not named:
             return Suite(None, delta)
-        kinds = frozenset(word.strip() for word in config.getoption("profile_gate_kinds").split(","))
-        if not kinds or kinds - set(KINDS):
-            raise ProfileError(f"--profile-gate-kinds: known are {', '.join(KINDS)}")
+        words = [word.strip() for word in config.getoption("profile_gate_kinds").split(",")]
+        unknown = [word for word in words if word not in KINDS]
+        if unknown:
+            raise ProfileError(
+                f"--profile-gate-kinds: {printable(unknown[0], 60)!r} is not a kind",
+                f"Known: {', '.join(KINDS)}.",
+            )
+        kinds = frozenset(words)
         path, accept = Path(named), bool(config.getoption("profile_gate_accept"))
         if accept:
             files.check(path)
@@ -267,11 +274,11 @@ def _as_arguments(text: str) -> str:
     return OPTION.sub(lambda option: ARGUMENTS.get(option[0], option[0]), text)
 
 
-def _percent(text: str) -> float:
+def _percent(text: str, name: str = "delta") -> float:
     try:
         share = parse_percent(text)
     except ValueError as error:
-        raise ProfileError(f"delta: {error}") from None
+        raise ProfileError(f"{name}: {error}") from None
     if share <= 0:
-        raise ProfileError("delta: it must be more than 0 %")
+        raise ProfileError(f"{name}: it must be more than 0 %")
     return share

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +148,14 @@ def test_an_interrupted_bench_gives_no_block() -> None:
         running._interrupts.asked = True
         with pytest.raises(Interrupted):
             running.block(0, Job(make_case(64), source()))
+
+
+def test_a_ctrl_c_while_a_side_is_tried_out_ends_the_gate() -> None:
+    """The bench that measures afterwards is another one, and the signal is not sent again."""
+    with WorkerBench(QUICK, Limits(), {}, seed=0) as running:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            running.check(side.here(), [])
 
 
 def test_workers_get_environments_of_different_sizes() -> None:
