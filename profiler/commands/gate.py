@@ -287,6 +287,8 @@ def _refused(refusal: Refusal) -> Verdict:
 
 def _metrics(names: Sequence[str]) -> tuple[Any, ...]:
     chosen = [word for value in names for word in value.split(",") if word]
+    if names and not chosen:
+        raise ProfileError("--metric: the list is empty", f"Known: {', '.join(METRICS)}.")
     unknown = [word for word in chosen if word not in METRICS]
     if unknown:
         raise ProfileError(f"--metric: {unknown[0]!r} is none", f"Known: {', '.join(METRICS)}.")

@@ -17,6 +17,7 @@ from profiler.gate.pairs import Rule
 from profiler.gate.side import Side
 from profiler.gate.verdict import Verdict
 from profiler.measure.supervisor import Job
+from profiler.results import decoded
 from profiler.results.difference import differences
 from profiler.results.measurement import Measurement, Phase
 
@@ -48,10 +49,12 @@ class Cell:
         first = self.rows[0]
         at = datetime.now(UTC).isoformat(timespec="seconds")
         sessions: tuple[Session, ...] = ()
-        steps = {step.of(row) for row in self.rows}
+        steps = {decoded.step(row) for row in self.rows}
         if len(self.rows) > 1 and len(steps) == 1:  # one block says nothing of times, nor do those of two programs
             sessions = (Session(at, self.clock, dict(self.times), self.reference_s),)
-        return Entry(self.job.case, exact.facts(first), self.environment, first.threads, sessions, step.of(first))
+        return Entry(
+            self.job.case, exact.facts(first), self.environment, first.threads, sessions, decoded.step(first)
+        )
 
 
 def measure(

@@ -62,6 +62,11 @@ def commit(revision: str, root: Path | None = None) -> str | None:
     return found.decode().strip() if found else None
 
 
+def is_shallow(root: Path) -> bool:
+    """Whether the clone at ``root`` holds a part of the history only, as those of most CI services do."""
+    return git.output(root, "rev-parse", "--is-shallow-repository") == b"true\n"
+
+
 def revision(commit: str, folder: Path, root: Path | None = None) -> Path:
     """The package of ``commit``, laid out as installed, in ``folder``, unless it is there. Raises ProfileError."""
     if folder.exists():

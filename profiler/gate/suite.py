@@ -35,6 +35,8 @@ ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n":
 ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
 OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 KINDS = ("workload", "machine", "time")
+CASE = ("model", "quant", "context", "batch", "steps", "reps", "delta", "device", "phase")
+SETTINGS = ("backend", "path", "weights", "fill", "threads", "ubatch", "seed", "max_phase_s")
 UNSETTLED = (
     "warning: some stored times are too noisy to settle anything. That does not fail the session;"
     " --profile-gate-inconclusive fail makes it."
@@ -95,13 +97,16 @@ class Suite:
             __tracebackhide__ = True
             if node.nodeid in self._cells:
                 pytest.fail("profile_case measures one case a test: parametrize the test", pytrace=False)
+            refused: ProfileError | None = None
             try:
                 found = self.measure(node.nodeid, model, **asked)
             except ProfileError as error:
-                self._broken.setdefault(node.nodeid, _as_arguments(error.message))
-                pytest.fail(_as_arguments(str(error)), pytrace=False)
+                refused = error
             except Interrupted:
                 raise KeyboardInterrupt from None
+            if refused is not None:  # outside of ``except``: pytest would show the message of that once more
+                self._broken.setdefault(node.nodeid, _as_arguments(refused.message))
+                pytest.fail(_as_arguments(str(refused)), pytrace=False)
             failed = found.failed
             if failed is not None:
                 pytest.fail(f"{failed.case.label}: {failed.outcome}: {failed.reason}", pytrace=False)
@@ -226,15 +231,15 @@ def open_suite(config: pytest.Config) -> Suite:
 def _job(
     device: DeviceInfo, model: str, quant: str | None, sizes: Sequence[int | str], reps: int, settings: dict[str, Any]
 ) -> tuple[Job, Effort]:
+    strange = [name for name in settings if name not in SETTINGS]
+    if strange:
+        raise ProfileError(f"profile_case has no argument {strange[0]}", f"Known: {', '.join(CASE + SETTINGS)}.")
     context, batch, steps = map(str, sizes)
     settings = settings | {"threads": threads_of(device.name, settings.get("threads"))}
     if "path" in settings:
         settings["paths"] = (settings.pop("path"),)
     quants = () if quant is None else (quant,)
-    try:
-        request = Request((model,), quants, (context,), (batch,), (steps,), reps=reps, **settings)
-    except TypeError as error:
-        raise ProfileError(f"profile_case: {error}") from None
+    request = Request((model,), quants, (context,), (batch,), (steps,), reps=reps, **settings)
     task = work(request, device, device.free_bytes, lambda text: None)
     if len(task.points) != 1:
         raise ProfileError(

@@ -237,6 +237,8 @@ class Store:
         if not known:
             first = self.command("sweep")
             raise NotFound(f"no run is stored in {printable(self.path)}", f"Measure something first: {first}")
+        if prefix is not None and not prefix.strip():
+            raise NotFound("the name of a run is an empty text", f"All runs: {self.command('runs')}")
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
         if prefix is None or prefix in matching:
             return prefix or matching[-1]

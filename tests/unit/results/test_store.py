@@ -127,6 +127,13 @@ def test_a_run_is_found_by_the_start_of_its_id(store, environment):
     assert "261125-080000" in error.value.hint
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_run(store, environment, name):
+    store.start_run([], environment)
+    with pytest.raises(NotFound, match="is an empty text"):
+        store.find_run(name)
+
+
 def test_an_empty_store_says_what_to_do(store):
     with pytest.raises(NotFound, match="no run is stored") as error:
         store.rows()
