@@ -77,7 +77,7 @@ def _in_words(path: Path) -> Iterator[None]:
 
 def _refused(path: Path, error: OSError) -> ProfileError:
     name = printable(path)
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
         return ProfileError(
             f"{name} cannot be written: there is no folder {printable(path.parent)}", "Make it first."
         )

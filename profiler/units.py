@@ -77,7 +77,7 @@ def parse_count(text: str) -> int:
     if not match:
         raise ValueError(f"{printable(text)!r} is not a count such as 4096 or 4k")
     if len(match[1]) > MAX_DIGITS:
-        raise ValueError(f"{printable(text, 40)!r} has more digits than any count here")
+        raise ValueError(f"{printable(text, 40)!r} is too large")
     return int(match[1]) * (KIB if match[2] else 1)
 
 

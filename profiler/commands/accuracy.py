@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from profiler.commands import listing, options
+from profiler.commands.progress import say
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.store import Store
@@ -30,9 +31,11 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     measurements lie in the predicted range, which should hold nine in ten.
     """
     with Store.open(store, create=False) as opened:
-        measured = list(opened.rows(opened.find_run(run)) if run else opened.newest())
+        measured = list(opened.rows(opened.find_run(run)) if run is not None else opened.newest())
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
-    click.echo(listing.render(found, _cells, output) if found else "no row has a prediction beside it\n", nl=False)
+    if not found:
+        say("no row has a prediction beside it")
+    click.echo(listing.render(found, _cells, output), nl=False)
     lines = summary(found)
     left_out = sum(disturbed(one, figure) for one in measured for figure in FIGURES)
     if left_out:

@@ -65,8 +65,8 @@ def _frozen(rows: list[Measurement]) -> list[Measurement]:
 
 def _rows(name: str, store: Path | None) -> list[Measurement]:
     """The rows of a run or of a file; a file of that name goes first."""
-    if not name:
-        raise ProfileError("an empty name names no run and no file", "Give a run (profile runs) or a file of rows.")
+    if not name.strip():
+        raise ProfileError("one of the two names is an empty text", "Give a run (profile runs) or a file of rows.")
     path = Path(name)
     if exists(path):
         return row_reader.read(path)

@@ -107,4 +107,4 @@ def stored(model: Model, target: Target, setting: Setting, store: Path | None) -
             and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
             == (setting.quant, setting.dtype, setting.context, setting.batch, target.local)
         ]
-    return sorted(rows, key=lambda row: row.started_at or "", reverse=True)
+    return rows[::-1]

@@ -248,7 +248,10 @@ class Gate:
             return [Verdict(job.case.label, "machine", "INCONCLUSIVE", reason, "free it") for job in self._jobs]
         plan = Plan(self._jobs, self._rule, self._seed, self._metrics, *self._calibrations(left))
         with self._bench() as bench:
-            return Trial(plan, bench, left, right, say, self._kept).run()
+            trial = Trial(plan, bench, left, right, say, self._kept)
+            verdicts = trial.run()
+        self._notes += trial.notes
+        return verdicts
 
     def standing(self, path: Path, accept: bool) -> list[Verdict]:
         """Each cell by itself, against the file; or into it."""
@@ -258,6 +261,7 @@ class Gate:
             cells = [
                 cell.measure(_name(job), job, bench, here, self._environment, self._metrics) for job in self._jobs
             ]
+        self._notes += cell.fallbacks(cells)
         if accept:
             return self._accept(path, known, cells)
         found = [verdict for each in cells for verdict in cell.against(each, known, self._rule, self._metrics)]
@@ -346,6 +350,8 @@ def _refused(refusal: Refusal) -> Verdict:
 
 def _metrics(names: Sequence[str]) -> tuple[Any, ...]:
     chosen = [word for value in names for word in value.split(",") if word]
+    if names and not chosen:
+        raise ProfileError("--metric: the list is empty", f"Known: {', '.join(METRICS)}.")
     unknown = [word for word in chosen if word not in METRICS]
     if unknown:
         raise ProfileError(f"--metric: {unknown[0]!r} is none", f"Known: {', '.join(METRICS)}.")

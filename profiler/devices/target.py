@@ -26,6 +26,7 @@ SLICE_SPREAD = 1.25  # shares of a data sheet's figures; nobody measured a slice
 VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})  # another chip, not another size
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 _WORD = re.compile(r"[a-z]+|\d+")
+MOST_NAMED = 8  # of the devices that a word may mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +208,14 @@ def _slice(device: DeviceInfo, part: Slice) -> Target:
 
 
 def _named(text: str) -> catalog.CatalogDevice:
-    """The catalog's device whose name holds all words of ``text``; the shortest name of several."""
+    """The catalog's device whose name holds all words of ``text``, or which NVML calls so. Of several that share a
+    number the one with the shortest name; a word without a number, such as ``rtx``, must mean one device only.
+    """
     words = _WORD.findall(text.casefold())
     known = catalog.devices()
+    titled = [device for device in known if words in [_WORD.findall(title.casefold()) for title in device.titles]]
+    if titled:
+        return titled[0]
     spelled = {device.name: _WORD.findall(device.name.casefold()) for device in known}
     exact = [device for device in known if spelled[device.name] == words]
     holding = [device for device in known if words and all(word in spelled[device.name] for word in words)]
@@ -219,14 +225,15 @@ def _named(text: str) -> catalog.CatalogDevice:
         if not VARIANTS & (set(_WORD.findall(device.name.partition("(")[0].casefold())) - set(words))
     ]
     if exact or plain:
-        return min(exact or plain, key=lambda device: len(device.name))
+        return _shortest(text, exact or plain)
     if holding:
         names_held = ", ".join(device.name for device in holding)
         raise NotFound(f"{printable(text)} is no device of the catalog by itself", f"There is {names_held}.")
     glued = "".join(words)
-    inside = [device for device in known if glued and glued in "".join(spelled[device.name])]
+    whole = re.compile(rf"(?<!\d(?=\d)){re.escape(glued)}(?!(?<=\d)\d)")  # rtx40 is no part of rtx4060
+    inside = [device for device in known if glued and whole.search("".join(spelled[device.name]))]
     if len(inside) >= 1 and len(glued) > 1:
-        return min(inside, key=lambda device: len(device.name))
+        return _shortest(text, inside)
     names = {device.name.casefold(): device.name for device in known}
     missing = unknown("device", text.casefold(), names)
     hint = (missing.hint or "").split("Known:")[0].strip()
@@ -236,6 +243,16 @@ def _named(text: str) -> catalog.CatalogDevice:
         f"unknown device: {printable(text)}",
         f"{hint} profile devices --catalog lists all; or describe it: --on vram=24,bandwidth=1008,bf16=165".strip(),
     )
+
+
+def _shortest(text: str, found: Sequence[catalog.CatalogDevice]) -> catalog.CatalogDevice:
+    if len(found) > 1 and not any(map(str.isdigit, text)):
+        some = ", ".join(device.name for device in found[:MOST_NAMED])
+        rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        raise NotFound(
+            f"{len(found)} devices of the catalog are called {printable(text)}", f"Name one: {some}{rest}."
+        )
+    return min(found, key=lambda device: len(device.name))
 
 
 def _described(text: str) -> Target:

@@ -51,6 +51,7 @@ class Entry:
     environment: Mapping[str, Any]
     threads: int | None
     sessions: tuple[Session, ...]
+    step: str | None = None  # the decode step that ran; None in files from before it was stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,14 @@ def read(path: Path, front: FrontEnd = COMMAND) -> Baseline:
         ) from None
     try:
         return _parsed(json_value(content, BUDGET))
+    except ProfileError as error:
+        raise ProfileError(f"{printable(path)} cannot be used as a baseline: {error.message}", error.hint) from None
     except BadContent as error:
         raise _wrong(path, f"it is not JSON: {printable(error)}", front) from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise _wrong(path, f"{type(error).__name__}: {printable(error)}", front) from None
+    except KeyError as error:
+        raise _wrong(path, f"it has no {printable(error)}", front) from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _wrong(path, printable(error), front) from None
 
 
 def write(path: Path, baseline: Baseline) -> None:
@@ -104,7 +109,7 @@ def _parsed(content: Any) -> Baseline:
     if content["format"] != FORMAT:
         raise ValueError("it is no baseline")
     if type(content["schema"]) is not int or content["schema"] > SCHEMA:
-        raise ValueError("a newer version of profile wrote it")
+        raise ProfileError("a newer version of profile wrote it", "Update profile, or name another file.")
     return Baseline({str(name): _entry(entry) for name, entry in content["cells"].items()})
 
 
@@ -115,12 +120,15 @@ def _entry(content: Mapping[str, Any]) -> Entry:
     check(Case, content["case"], "case")
     check(Measurement, {"threads": content["threads"]})
     check_part("environment", content["environment"])
+    if not isinstance(ran := content.get("step"), str | None):
+        raise ValueError("its decode step is no text")
     return Entry(
         case=Case.from_row(content["case"]),
         facts=facts,
         environment=content["environment"],
         threads=content["threads"],
         sessions=tuple(_session(session) for session in content["sessions"]),
+        step=ran,
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from profiler import registry
-from profiler.gate import exact, reference, stored
+from profiler.gate import exact, reference, step, stored
 from profiler.gate.advice import COMMAND, FrontEnd, settle
 from profiler.gate.baseline import Baseline, Entry, Session, write
 from profiler.gate.bench import Bench
@@ -18,6 +18,7 @@ from profiler.gate.pairs import Rule
 from profiler.gate.side import Side
 from profiler.gate.verdict import Verdict
 from profiler.measure.supervisor import Job
+from profiler.results import decoded
 from profiler.results.difference import differences
 from profiler.results.measurement import Measurement, Phase
 
@@ -49,9 +50,12 @@ class Cell:
         first = self.rows[0]
         at = datetime.now(UTC).isoformat(timespec="seconds")
         sessions: tuple[Session, ...] = ()
-        if len(self.rows) > 1:  # one block says nothing of times
+        steps = {decoded.step(row) for row in self.rows}
+        if len(self.rows) > 1 and len(steps) == 1:  # one block says nothing of times, nor do those of two programs
             sessions = (Session(at, self.clock, dict(self.times), self.reference_s),)
-        return Entry(self.job.case, exact.facts(first), self.environment, first.threads, sessions)
+        return Entry(
+            self.job.case, exact.facts(first), self.environment, first.threads, sessions, decoded.step(first)
+        )
 
 
 def measure(
@@ -96,13 +100,24 @@ def against(
         reason = f"it is another case than the baseline's: {', '.join(changed)}"
         return [Verdict(cell.name, "case", "INCOMPARABLE", reason, front.if_meant)]
     same = not differences(entry.environment, cell.environment)
-    found = exact.verdicts(cell.name, entry.facts, exact.facts(cell.rows[0]), "the baseline", same, front.if_meant)
+    other_step = step.unlike_baseline(entry.step, cell.rows)
+    facts = exact.facts(cell.rows[0])
+    found = exact.verdicts(cell.name, entry.facts, facts, "the baseline", same, front.if_meant, other_step)
     for metric in metrics:
+        if other_step and metric == "decode":
+            found.append(Verdict(cell.name, f"decode_{cell.clock}_s", "INCOMPARABLE", other_step, step.ADVICE))
+            continue
         now = stored.Now(
             cell.times.get(metric, ()), cell.clock, cell.environment, cell.rows[0].threads, cell.reference_s
         )
         found.append(stored.verdict(cell.name, metric, entry, now, rule, front, settle(cell.job)))
     return found
+
+
+def fallbacks(cells: Iterable[Cell]) -> list[str]:
+    """Cases that ran another decode step than was asked for, in words."""
+    found = (step.fallback(row) for cell in cells for row in cell.rows if row.outcome == "ok")
+    return list(dict.fromkeys(text for text in found if text))
 
 
 def missing(baseline: Baseline, measured: Sequence[str], front: FrontEnd = COMMAND) -> list[Verdict]:
@@ -116,6 +131,8 @@ def adds_up(cell: Cell, baseline: Baseline) -> bool:
     """Whether a cell is what the baseline has, measured once more: then its times are one more session."""
     entry = baseline.cells.get(cell.name)
     if entry is None or _changed(entry, cell) or differences(entry.environment, cell.environment):
+        return False
+    if step.unlike_baseline(entry.step, cell.rows):
         return False
     return entry.threads == cell.rows[0].threads and not any(
         verdict.word == "FAIL"

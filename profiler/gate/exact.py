@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from profiler.gate import step
 from profiler.gate.verdict import Verdict
 from profiler.results.measurement import Measurement
 from profiler.units import bytes_text
@@ -56,15 +57,22 @@ def verdicts(
     against: str,
     same_machine: bool = True,
     if_meant: str | None = None,
+    other_step: str | None = None,
 ) -> list[Verdict]:
     """One for each figure that either side has. ``against`` names the other side to people: the base, the
     baseline. ``if_meant`` tells them what to do about a change that is no mistake, where there is something.
+    ``other_step`` says that the sides ran different decode steps, where they did.
     """
-    return [
-        _verdict(cell, name, bound, before.get(name), now.get(name), against, same_machine, if_meant)
-        for name, bound in BOUNDS.items()
-        if name in before or name in now
-    ]
+    found = []
+    for name, bound in BOUNDS.items():
+        before_, now_ = before.get(name), now.get(name)
+        if before_ is None and now_ is None:
+            continue
+        if other_step and name in step.FIGURES:
+            found.append(Verdict(cell, name, "INCOMPARABLE", other_step, step.ADVICE, before=before_, now=now_))
+        else:
+            found.append(_verdict(cell, name, bound, before_, now_, against, same_machine, if_meant))
+    return found
 
 
 def _verdict(

@@ -52,12 +52,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    tabled = any(config.pluginmanager.has_plugin(name) for name in BENCHMARK)
+    tabled = _tabled(config)
     config.pluginmanager.register(Tabled() if tabled else Plain(), "llm-hwprofile-fixture")
-    if not config.getoption("profile_gate"):
+    if config.getoption("profile_gate") is None:
         if config.getoption("profile_gate_accept"):
             raise pytest.UsageError("--profile-gate-accept writes the file of --profile-gate, which is not given")
         return
+    if not config.getoption("profile_gate"):  # the variable of a script that is not set: no gate would always pass
+        raise pytest.UsageError("--profile-gate has no file: its value is an empty text")
     if config.getoption("dist", "no") != "no" or os.environ.get("PYTEST_XDIST_WORKER"):
         raise pytest.UsageError("--profile-gate measures, which several processes at once cannot: run it with -n 0")
     if tabled and (config.getoption("benchmark_disable") or _skipped(config)):
@@ -67,12 +69,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = open_suite(config)
 
 
+def _tabled(config: pytest.Config) -> bool:
+    return any(config.pluginmanager.has_plugin(name) for name in BENCHMARK)
+
+
 def _skipped(config: pytest.Config) -> bool:
     return bool(config.getoption("benchmark_skip") and not config.getoption("benchmark_only"))
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
     """Give pytest-benchmark a clock that plays back what was measured: the ``timer`` of its own marker."""
     for item in items:
         if FIXTURE in getattr(item, "fixturenames", ()):
@@ -80,6 +86,8 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
 
             item.stash[REPLAY] = replay = Replay()
             marker = item.get_closest_marker("benchmark")
+            if not _tabled(config):  # then nobody has registered that marker
+                continue
             options = {**(marker.kwargs if marker else {}), "timer": replay.timer}
             item.add_marker(pytest.mark.benchmark(**options), append=False)
 

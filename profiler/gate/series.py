@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from profiler.gate import step
 from profiler.gate.bench import Bench
 from profiler.gate.block import Block, Clock, record, unlike
 from profiler.gate.side import Side
@@ -43,6 +44,7 @@ class Series:
     logs: dict[Phase, list[float]] = field(default_factory=dict)  # ln(candidate ÷ base), a value a pair
     first: tuple[Block, Block] | None = None  # base and candidate, for what does not vary
     spoilt: int = 0
+    other_step: str | None = None  # that the two of a pair ran different decode steps
 
     @property
     def pairs(self) -> int:
@@ -54,6 +56,7 @@ class Series:
         values = {m: (base.seconds(m, self.clock), candidate.seconds(m, self.clock)) for m in self.metrics}
         if self.first is None:
             self.first = (base, candidate)
+        self.other_step = self.other_step or step.difference(base.row, candidate.row)
         if spoilt is None:
             missing = [metric for metric, both in values.items() if None in both]
             if missing:

@@ -27,11 +27,20 @@ from profiler.gate import interpreter, staging
 from profiler.measure.process import Launch
 from profiler.measure.protocol import Order
 from profiler.results.environment import LIBRARIES
-from profiler.shell import quote
+from profiler.shell import command, quote
 from profiler.units import UNKNOWN, printable
 
 KINDS = {"rev": "a git revision", "venv": "an environment", "cmd": "a command"}
 FORMS = "A git revision, a folder with a virtual environment, an interpreter, or a command that becomes one."
+
+OLD_SIDE = (
+    "Name a side with a newer llm-hwprofile, torch and transformers, or one without any llm-hwprofile: then ours is"
+    " lent to it."
+)
+OLD_REVISION = (
+    "Name a revision that runs with the libraries installed here, or make a virtual environment of that revision and"
+    " name its folder: venv:FOLDER"
+)
 
 Say = Callable[[str], None]
 
@@ -43,6 +52,7 @@ class Side:
     name: str  # as a person typed it
     launch: Launch
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter says of itself
+    of_revision: bool = False  # with the libraries that are installed here
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,8 @@ def meaning(text: str) -> Meaning:
             faults.append(error)
     if not found:
         reasons = "; ".join(dict.fromkeys(error.message for error in faults))
-        raise ProfileError(f"{_quoted(text)} is not a revision, environment or command we can run: {reasons}", FORMS)
+        hint = next((error.hint for error in faults if error.hint), FORMS)
+        raise ProfileError(f"{_quoted(text)} is not a revision, environment or command we can run: {reasons}", hint)
     code = [each for each in found if each.kind == "rev"]
     programs = [each for each in found if each.kind != "rev"]
     if code and programs:
@@ -108,11 +119,7 @@ def check(side: Side, orders: Sequence[Order]) -> None:
     if fault is not None:
         version = (side.facts.get("libraries") or {}).get("llm-hwprofile")
         what = f"its profiler{f' ({_text(version)})' if version else ''} cannot measure this: {fault}"
-        raise ProfileError(
-            f"{printable(side.name)}: {what}",
-            "Name a side with a newer llm-hwprofile, torch and transformers, or one without any llm-hwprofile: then"
-            " ours is lent to it.",
-        )
+        raise ProfileError(f"{printable(side.name)}: {what}", OLD_REVISION if side.of_revision else OLD_SIDE)
 
 
 def differences(base: Side, candidate: Side) -> list[str]:
@@ -185,7 +192,12 @@ def _command(text: str) -> Meaning:
 def _revision(text: str) -> Meaning:
     found = staging.commit(text) if text else None
     if found is None:
+        if shutil.which("git") is None:
+            raise ProfileError("git is not installed, which finds revisions")
         where = staging.checkout()
+        if where and staging.is_shallow(where):
+            what = f"there is no such revision in {printable(where)}, a shallow clone, which holds the latest commits"
+            raise ProfileError(what, f"Fetch the others: {command('git', '-C', str(where), 'fetch', '--unshallow')}")
         place = f" in {printable(where)}" if where else ": the profiler does not run from a git checkout"
         raise ProfileError(f"there is no such revision{place}")
     words = (
@@ -220,7 +232,7 @@ def _of_revision(found: Meaning, commit: str, scratch: Path) -> Side:
     facts = interpreter.about(launch)
     if not facts["worker"] or not str(facts.get("code", "")).startswith(str(folder)):
         raise ProfileError(f"revision {printable(found.text)} has no profiler that can measure", FORMS)
-    return Side(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, facts)
+    return Side(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, facts, True)
 
 
 def _quoted(text: str) -> str:

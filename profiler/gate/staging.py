@@ -16,26 +16,22 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 
 import profiler
+from profiler import git
 from profiler.errors import ProfileError
 from profiler.foreign import LFS, toml_value
-from profiler.shell import command
 from profiler.units import bytes_text, printable
 
-GIT_S = 60
 PACKAGE = "profiler"
 MOST_FILES, MOST_BYTES = 20_000, 256 * 1024**2  # of a revision's package: ours are a hundredth of that
 MOST_PROJECT, MOST_LINK = 256 * 1024, 4096  # bytes of pyproject.toml, and of a link
 INSTEAD = "Make a virtual environment of that revision, and name its folder: venv:FOLDER"
 DAMAGED = "The clone is damaged or partial, and nothing is fetched here. Fetch that revision, or name a venv:FOLDER"
 LINK, SUBMODULE = "120000", "160000"
-KEPT = ("PATH", "HOME", "XDG_CONFIG_HOME", "TMPDIR", "LD_LIBRARY_PATH")  # of the environment, for git
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +58,13 @@ def commit(revision: str, root: Path | None = None) -> str | None:
     root = root or checkout()
     if root is None or revision.startswith("-") or "\0" in revision:
         return None
-    found = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    found = git.output(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     return found.decode().strip() if found else None
+
+
+def is_shallow(root: Path) -> bool:
+    """Whether the clone at ``root`` holds a part of the history only, as those of most CI services do."""
+    return git.output(root, "rev-parse", "--is-shallow-repository") == b"true\n"
 
 
 def revision(commit: str, folder: Path, root: Path | None = None) -> Path:
@@ -142,7 +143,7 @@ def _is_inside(path: PurePosixPath) -> bool:
 
 def _tree(root: Path, commit: str, path: str) -> list[Blob]:
     """What lies at or below ``path`` in a commit; nothing if it has no such path."""
-    listed = _git(root, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, "--", path)
+    listed = git.output(root, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, "--", path)
     if listed is None:
         raise ProfileError(f"git does not list {printable(path)} of {_revision(commit)}", DAMAGED)
     found = []
@@ -155,7 +156,7 @@ def _tree(root: Path, commit: str, path: str) -> list[Blob]:
 
 def _contents(root: Path, blobs: Sequence[Blob]) -> list[bytes]:
     """The content of each, as it is stored."""
-    answer = _git(root, "cat-file", "--batch", stdin="".join(f"{blob.name}\n" for blob in blobs).encode())
+    answer = git.output(root, "cat-file", "--batch", stdin="".join(f"{blob.name}\n" for blob in blobs).encode())
     at, found = 0, []
     for blob in blobs:
         header = f"{blob.name} blob {blob.size}\n".encode()
@@ -186,62 +187,11 @@ def checkout() -> Path | None:
     if (installed / ".git").exists():
         return installed
     try:
-        top = _git(Path.cwd(), "rev-parse", "--show-toplevel")
+        top = git.output(Path.cwd(), "rev-parse", "--show-toplevel")
     except FileNotFoundError:  # the folder we stand in was removed
         return None
     root = Path(os.fsdecode(top).rstrip("\n")) if top else None
     return root if root and (root / PACKAGE / "measure" / "worker.py").exists() else None
-
-
-def _git(root: Path, *arguments: str, stdin: bytes = b"") -> bytes | None:
-    """What git prints, or None when it refuses. Nothing that the repository's settings name is run, nothing fetched.
-
-    Raises ProfileError where the repository belongs to somebody else, whom git's settings do not trust.
-    """
-    safe = [word for folder in _safe() for word in ("-c", f"safe.directory={folder}")]
-    options = ["--no-pager", "--no-optional-locks", "--literal-pathspecs", "-c", "core.fsmonitor=false", *safe]
-    line = ["git", "-C", str(root), *options, *arguments]
-    try:
-        done = subprocess.run(line, input=stdin, capture_output=True, timeout=GIT_S, check=False, env=_environ())
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    if b"dubious ownership" in done.stderr:
-        trust = command("git", "config", "--global", "--add", "safe.directory", str(root))
-        raise ProfileError(
-            f"git refuses the repository {printable(root)}, which belongs to another user",
-            f"If you trust that user: {trust}",
-        )
-    return done.stdout if done.returncode == 0 else None
-
-
-def _environ() -> dict[str, str]:
-    """For git: no variable of a hook that we may have been started by, no settings but the repository's."""
-    kept = {name: value for name, value in os.environ.items() if name in KEPT}
-    return kept | {
-        "LC_ALL": "C",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_NO_LAZY_FETCH": "1",  # a partial clone would fetch what is missing, by a command of its settings
-        "GIT_ALLOW_PROTOCOL": "none",
-        "GIT_TERMINAL_PROMPT": "0",
-    }
-
-
-@cache
-def _safe() -> tuple[str, ...]:
-    """The folders of other people that the user or the administrator trusts, which git asks for by this setting."""
-    found: list[str] = []
-    for scope in ("--system", "--global"):
-        line = ["git", "config", scope, "-z", "--get-all", "safe.directory"]
-        kept = {name: value for name, value in os.environ.items() if name in KEPT}
-        try:
-            done = subprocess.run(line, cwd="/", capture_output=True, timeout=GIT_S, check=False, env=kept)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        found += [os.fsdecode(folder) for folder in done.stdout.split(b"\0") if folder]
-    return tuple(found)
 
 
 def _revision(commit: str) -> str:

@@ -29,12 +29,14 @@ from profiler.results import environment, stats
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact_json
-from profiler.units import parse_percent
+from profiler.units import parse_percent, printable
 
 ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
 ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
 OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 KINDS = ("workload", "machine", "time")
+CASE = ("model", "quant", "context", "batch", "steps", "reps", "delta", "device", "phase")
+SETTINGS = ("backend", "path", "weights", "fill", "threads", "ubatch", "seed", "max_phase_s")
 UNSETTLED = (
     "warning: some stored times are too noisy to settle anything. That does not fail the session;"
     " --profile-gate-inconclusive fail makes it."
@@ -95,13 +97,16 @@ class Suite:
             __tracebackhide__ = True
             if node.nodeid in self._cells:
                 pytest.fail("profile_case measures one case a test: parametrize the test", pytrace=False)
+            refused: ProfileError | None = None
             try:
                 found = self.measure(node.nodeid, model, **asked)
             except ProfileError as error:
-                self._broken.setdefault(node.nodeid, _as_arguments(error.message))
-                pytest.fail(_as_arguments(str(error)), pytrace=False)
+                refused = error
             except Interrupted:
                 raise KeyboardInterrupt from None
+            if refused is not None:  # outside of ``except``: pytest would show the message of that once more
+                self._broken.setdefault(node.nodeid, _as_arguments(refused.message))
+                pytest.fail(_as_arguments(str(refused)), pytrace=False)
             failed = found.failed
             if failed is not None:
                 pytest.fail(f"{failed.case.label}: {failed.outcome}: {failed.reason}", pytrace=False)
@@ -153,6 +158,7 @@ class Suite:
         ]
         verdicts += cell.missing(gate.known, [*self._cells, *self._broken], PYTEST)
         told = page.reasons(verdicts)
+        told += cell.fallbacks(self._cells.values())
         self.lines = [page.headline(verdicts), "", *page.table(verdicts), *([""] if told else []), *told]
         word = worst(verdicts)
         if word == "INCONCLUSIVE" and not gate.inconclusive_fails:
@@ -187,6 +193,7 @@ class Suite:
         others = [name for name in gate.known.cells if name not in accepted]
         self.lines = [f"{name}: {how}" for name, how in accepted.items()]
         self.lines += [f"{name}: kept as it was, not measured" for name in others]
+        self.lines += cell.fallbacks(self._cells.values())
         return 0
 
     def _here(self) -> sides.Side:
@@ -198,13 +205,18 @@ class Suite:
 def open_suite(config: pytest.Config) -> Suite:
     """The suite of a session. Raises UsageError for options that cannot be meant, and for a baseline that is none."""
     try:
-        delta = _percent(config.getoption("profile_gate_delta"))
+        delta = _percent(config.getoption("profile_gate_delta"), "--profile-gate-delta")
         named = config.getoption("profile_gate")
         if not named:
             return Suite(None, delta)
-        kinds = frozenset(word.strip() for word in config.getoption("profile_gate_kinds").split(","))
-        if not kinds or kinds - set(KINDS):
-            raise ProfileError(f"--profile-gate-kinds: known are {', '.join(KINDS)}")
+        words = [word.strip() for word in config.getoption("profile_gate_kinds").split(",")]
+        unknown = [word for word in words if word not in KINDS]
+        if unknown:
+            raise ProfileError(
+                f"--profile-gate-kinds: {printable(unknown[0], 60)!r} is not a kind",
+                f"Known: {', '.join(KINDS)}.",
+            )
+        kinds = frozenset(words)
         path, accept = Path(named), bool(config.getoption("profile_gate_accept"))
         if accept:
             files.check(path)
@@ -217,15 +229,15 @@ def open_suite(config: pytest.Config) -> Suite:
 def _job(
     device: DeviceInfo, model: str, quant: str | None, sizes: Sequence[int | str], reps: int, settings: dict[str, Any]
 ) -> tuple[Job, Effort]:
+    strange = [name for name in settings if name not in SETTINGS]
+    if strange:
+        raise ProfileError(f"profile_case has no argument {strange[0]}", f"Known: {', '.join(CASE + SETTINGS)}.")
     context, batch, steps = map(str, sizes)
     settings = settings | {"threads": threads_of(device.name, settings.get("threads"))}
     if "path" in settings:
         settings["paths"] = (settings.pop("path"),)
     quants = () if quant is None else (quant,)
-    try:
-        request = Request((model,), quants, (context,), (batch,), (steps,), reps=reps, **settings)
-    except TypeError as error:
-        raise ProfileError(f"profile_case: {error}") from None
+    request = Request((model,), quants, (context,), (batch,), (steps,), reps=reps, **settings)
     task = work(request, device, device.free_bytes, lambda text: None)
     if len(task.points) != 1:
         raise ProfileError(
@@ -265,11 +277,11 @@ def _as_arguments(text: str) -> str:
     return OPTION.sub(lambda option: ARGUMENTS.get(option[0], option[0]), text)
 
 
-def _percent(text: str) -> float:
+def _percent(text: str, name: str = "delta") -> float:
     try:
         share = parse_percent(text)
     except ValueError as error:
-        raise ProfileError(f"delta: {error}") from None
+        raise ProfileError(f"{name}: {error}") from None
     if share <= 0:
-        raise ProfileError("delta: it must be more than 0 %")
+        raise ProfileError(f"{name}: it must be more than 0 %")
     return share

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from profiler.gate import exact
+from profiler.gate import exact, step
 from profiler.gate.bench import Bench
 from profiler.gate.block import METRICS, clock_of
 from profiler.gate.calibration import PAIRS, Noise, noise
@@ -24,7 +24,7 @@ from profiler.gate.pairs import CONFIRM_PAIRS, Evidence, Rule, evidence
 from profiler.gate.series import Broken, Kept, Series, Stage
 from profiler.gate.side import Side
 from profiler.gate.state import State
-from profiler.gate.verdict import Verdict
+from profiler.gate.verdict import Verdict, Word
 from profiler.measure.supervisor import Job
 from profiler.results.measurement import Phase
 from profiler.units import printable
@@ -58,6 +58,7 @@ class Trial:
     candidate: Side
     say: Callable[[str], None] = lambda text: None
     kept: Kept = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _states: dict[Name, State] = field(default_factory=dict)
     _exact: dict[str, list[Verdict]] = field(default_factory=dict)
     _family: Family[Name] = field(init=False)
@@ -102,12 +103,15 @@ class Trial:
             stage = Stage("noise", self.bench, (self.base, self.base), 0, self.plan.seed, self.kept)
             stage.advance(series, PAIRS, self._ended)
         for each in series:
-            if each.pairs >= PAIRS:
+            if each.other_step:
+                self._unlike_steps(each, "INCONCLUSIVE")
+            elif each.pairs >= PAIRS:
                 found[each.job.case.key] = {m: noise(logs, time.time()) for m, logs in each.logs.items()}
                 self.plan.keep_noise(each.job, found[each.job.case.key])
         for job in jobs:
             for metric, state in self._open(job):
-                state.calibrated(found[job.case.key][metric])
+                if metric in found[job.case.key]:
+                    state.calibrated(found[job.case.key][metric])
 
     def _decide(self, jobs: Sequence[Job]) -> None:
         """Pairs until every metric has a word, or the last look has been."""
@@ -160,6 +164,9 @@ class Trial:
             stage = Stage("confirmation", self.bench, (self.candidate, self.base), 1, self.plan.seed, self.kept)
             stage.advance(series, CONFIRM_PAIRS, lambda each, error: None)
             for each in series:
+                if each.other_step and "decode" in each.metrics:
+                    self._unlike_steps(each, "INCOMPARABLE")
+                    failed.discard((each.job.case.key, "decode"))
                 if each.pairs >= CONFIRM_PAIRS:
                     again |= {(each.job.case.key, m): evidence(logs, level) for m, logs in each.logs.items()}
         rejected = holm({name: found.p_slower for name, found in again.items()}, level)
@@ -177,16 +184,30 @@ class Trial:
                 state.close("FAIL", f"the candidate did not run it: {error}")
 
     def _compare_exactly(self, series: Series) -> None:
-        """What must not vary, from the first pair; and that both sides computed with as many threads."""
+        """What must not vary, from the first pair; and that both sides computed with as many threads, by one step."""
         case = series.job.case
-        if series.first is None or case.key in self._exact:
+        if series.first is None:
             return
         base, candidate = (block.row for block in series.first)
-        self._exact[case.key] = exact.verdicts(case.label, exact.facts(base), exact.facts(candidate), "the base")
+        if series.other_step or case.key not in self._exact:
+            self._exact[case.key] = exact.verdicts(
+                case.label, exact.facts(base), exact.facts(candidate), "the base", other_step=series.other_step
+            )
+        if series.other_step:
+            self._unlike_steps(series, "INCOMPARABLE")
+        elif (text := step.fallback(candidate)) and text not in self.notes:
+            self.notes.append(text)
         if base.threads != candidate.threads:
             for _, state in self._open(series.job):
                 reason = f"the base computes with {base.threads} threads, the candidate with {candidate.threads}"
                 state.close("INCOMPARABLE", reason, "set --threads")
+
+    def _unlike_steps(self, series: Series, word: Word) -> None:
+        """The decode times of such a cell are those of two different programs."""
+        state = self._states.get((series.job.case.key, "decode"))
+        if state is not None and series.other_step:
+            state.evidence = None  # a ratio would be taken for one
+            state.close(word, series.other_step, step.ADVICE)
 
     def _verdicts(self, job: Job) -> Iterator[Verdict]:
         for metric in self._metrics(job):

@@ -116,6 +116,9 @@ def _no_such(name: str) -> NotFound:
         return NotFound(f"{shown} is a URL", f"Give the hub id owner/name{meant}.")
     if name.endswith("/") and name.count("/") == 2 and not name.startswith((".", "/", "~")):
         return NotFound(f"there is no folder {shown}", f"For the hub give owner/name: {printable(name[:-1])}.")
+    if name.rstrip("/").casefold() in catalog.names():  # as the shell completes the name of a folder
+        model = printable(name.rstrip("/").casefold())
+        return NotFound(f"there is no folder {shown}", f"For the catalog's model give its name alone: {model}.")
     if os.sep in name or name.casefold().endswith(".gguf"):
         return NotFound(f"no such file, folder or hub id: {shown}")
     near = catalog.nearest(name)
@@ -142,7 +145,7 @@ def _folder(path: Path) -> Model:
             "Merge it into its base model with peft's merge_and_unload, save that, and give the folder.",
         )
     if not (path / "config.json").is_file():
-        raise NotFound(f"folder {name} has no config.json", "For GGUF give the .gguf file itself.")
+        raise NotFound(f"folder {printable(path)} has no config.json", "For GGUF give the .gguf file itself.")
     raw = config.read(path / "config.json")
     return _model(
         name,
@@ -155,10 +158,10 @@ def _folder(path: Path) -> Model:
 def _gguf(path: Path) -> Model:
     name = _shown(path.stem)
     if not os.access(path, os.R_OK):
-        raise ProfileError(f"{_shown(path.name)} may not be read by this user")
+        raise ProfileError(f"{printable(path)} may not be read by this user", "Ask its owner for permission.")
     if not gguf_file.is_gguf(path) and path.suffix.casefold() != ".gguf":
         hint = "Give its folder, in which config.json lies." if path.name in BESIDE else None
-        raise ProfileError(f"{_shown(path.name)} is neither a folder nor a GGUF file", hint)
+        raise ProfileError(f"{printable(path)} is neither a folder nor a GGUF file", hint)
     header = gguf_file.header(path)
     try:
         raw, names = gguf_config.named_config(header)

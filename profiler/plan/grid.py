@@ -205,12 +205,12 @@ def _numbers(word: str) -> Sequence[int]:
     if match is None:
         return [_number(word)]
     first, last = _number(match["first"]), _number(match["last"])
+    if first > last:
+        rising = f"{match['last']}-{match['first']}{match['rule'] or '*'}{match['by'] or 2}"
+        raise ValueError(f"{printable(word)!r} counts down, and ranges go up: {printable(rising)}")
     if match["rule"] is None:
         raise ValueError(f"{printable(word)!r} is a range without a step, such as {printable(word)}*2 or +1")
     by = _number(match["by"])
-    if first > last:
-        rising = f"{match['last']}-{match['first']}{match['rule']}{match['by']}"
-        raise ValueError(f"{printable(word)!r} counts down, and ranges go up: {printable(rising)}")
     if match["rule"] == "+":
         return range(first, last + 1, by)
     if by == 1:

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from profiler.case import Case
-from profiler.results import stats, student
+from profiler.results import decoded, stats, student
 from profiler.results.difference import differences
 from profiler.results.measurement import Measurement, Phase
+from profiler.units import printable
 
 CONFIDENCE = 0.95
 MOST_DEGREES = 200.0  # beyond, Student's t is the normal distribution for any purpose here
@@ -171,7 +172,7 @@ def _degrees(part_a: float, n_a: int, part_b: float, n_b: int, apart: float) -> 
 
 
 def _differences(pairs: Iterable[tuple[Measurement, Measurement]]) -> tuple[str, ...]:
-    """Between each two environments once: rows of one run share theirs."""
+    """Between each two environments once, since rows of one run share theirs; and what became of a decode step."""
     found: dict[str, None] = {}
     seen: set[tuple[int, int]] = set()
     for a, b in pairs:
@@ -179,4 +180,7 @@ def _differences(pairs: Iterable[tuple[Measurement, Measurement]]) -> tuple[str,
         if environments not in seen:
             seen.add(environments)
             found.update(dict.fromkeys(differences(a.environment, b.environment)))
+        unlike = decoded.difference(a, b, ("A", "B"))
+        if unlike:
+            found[f"{printable(a.case.label)}: {unlike}"] = None
     return tuple(found)

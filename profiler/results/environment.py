@@ -6,19 +6,21 @@ No torch is imported: versions come from installed metadata.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
-import subprocess
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import profiler
+from profiler import git
 from profiler.case import digest
 from profiler.devices import allowance, cgroup
 from profiler.devices.base import DeviceInfo
+from profiler.errors import ProfileError
 from profiler.results.redact import redact_json
 from profiler.results.settings import settings
 
@@ -30,6 +32,8 @@ LIBRARIES = (  # what runs a model, and what transformers and bitsandbytes take 
     *("fbgemm-gpu-genai", "liger-kernel", "deepspeed", "intel-extension-for-pytorch", "nvidia-cudnn-cu13"),
 )
 COMMAND_TIMEOUT_S = 2
+CODE = ("profiler", "kernels", "scenarios")  # what of a checkout runs
+LINK, SHA1_DIGITS = "120000", 40  # of git: a mode, and the length of a name in a repository that uses SHA-1
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")  # absent where the host sets the clocks
 
 
@@ -148,23 +152,38 @@ def _power_limit_w(uuid: str) -> float | None:
 
 
 def _source(root: Path) -> dict[str, Any] | None:
-    """Commit of the checkout the profiler runs from, and whether it was changed; None for an installed copy."""
+    """Commit of the checkout the profiler runs from, and whether the code that runs is another; None for an installed
+    copy.
+
+    The files are compared here: ``git status`` would run the filters that the repository names.
+    """
     if not (root / ".git").exists():
         return None
-    commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "changed": None if changed is None else bool(changed)}
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", str(root), "-c", "core.fsmonitor=false", *arguments]
     try:
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=COMMAND_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        commit = git.output(root, "rev-parse", "--verify", "HEAD", wait_s=COMMAND_TIMEOUT_S)
+        names = ("--", *CODE)
+        listed = commit and git.output(root, "ls-tree", "-r", "-z", "HEAD", *names, wait_s=COMMAND_TIMEOUT_S)
+    except ProfileError:  # another user's repository
+        return {"commit": None, "changed": None}
+    return {
+        "commit": commit.decode().strip() if commit else None,
+        "changed": any(_differs(root, entry) for entry in listed.split(b"\0")[:-1]) if listed else None,
+    }
+
+
+def _differs(root: Path, entry: bytes) -> bool:
+    """Whether a file is another than its entry in the tree of the commit says."""
+    fields, _, name = entry.partition(b"\t")
+    mode, kind, stored = fields.decode().split()
+    if kind != "blob":  # a submodule, whose code is in another repository
+        return False
+    path = root / os.fsdecode(name)
+    try:
+        content = os.fsencode(os.readlink(path)) if mode == LINK else path.read_bytes()
+    except OSError:
+        return True
+    digest_of = hashlib.sha1 if len(stored) == SHA1_DIGITS else hashlib.sha256
+    return digest_of(b"blob %d\0" % len(content) + content).hexdigest() != stored
 
 
 def _read(path: Path) -> str | None:

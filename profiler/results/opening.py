@@ -50,6 +50,11 @@ SCHEMAS = (
     ) WITHOUT ROWID;
     CREATE INDEX leases_by_run ON leases (run);
     """,
+    # The order of runs is that in which they were stored: by their ids a clock that goes back would change it.
+    """
+    CREATE TABLE run_order (number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL UNIQUE REFERENCES runs);
+    INSERT INTO run_order (run) SELECT id FROM runs ORDER BY id;
+    """,
 )
 OLDEST_READ = 1  # schema: reading leaves such a store as it is, so that the version that wrote it still opens it
 APPLICATION_ID = 0x70726F66  # "prof": tells our file from another SQLite file

@@ -40,6 +40,7 @@ from profiler.results.validity import check_part
 from profiler.shell import Command, command
 from profiler.units import printable
 
+ORDER_SCHEMA = 3  # the first schema that keeps the order of runs
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or a command line
 RUN_ID = "%y%m%d-%H%M%S"
@@ -119,13 +120,18 @@ class Store:
         self._db.close()
 
     def start_run(self, argv: Sequence[str], environment: dict[str, Any]) -> str:
-        """Register a run and return its id: the time it started, ``261124-093015``, so ids sort by time."""
+        """Register a run and return its id: the time it started, ``261124-093015``."""
         now = datetime.now(UTC)
         with self._writing() as db:
             run = self._free_id(now.strftime(RUN_ID))
             db.execute(
                 "INSERT INTO runs (id, started_at, argv, environment) VALUES (?, ?, ?, ?)",
                 (run, now.strftime(TIME), dumps(redact_argv(argv)), self._environment(environment)),
+            )
+            db.execute(  # this run, and before it those of an earlier version that still has the file open
+                "INSERT INTO run_order (run) SELECT id FROM runs WHERE id NOT IN (SELECT run FROM run_order)"
+                " ORDER BY id = ?, id",
+                (run,),
             )
         return run
 
@@ -191,10 +197,10 @@ class Store:
         return bool(self._read(query, (key, since)))
 
     def runs(self) -> list[Run]:
-        """All runs, oldest first."""
+        """All runs in the order in which they were stored, whatever the clock said."""
         found = self._read(
             "SELECT r.id, r.started_at, r.finished_at, r.how, r.argv, e.content FROM runs r"
-            " JOIN environments e ON e.id = r.environment ORDER BY r.id"
+            f" JOIN environments e ON e.id = r.environment {self._in_order_of_storing()}"
         )
         models: dict[str, list[str]] = {}
         outcomes: dict[str, dict[str, int]] = {}
@@ -214,18 +220,27 @@ class Store:
                 for run, started, finished, how, argv, environment in found
             ]  # fmt: skip
 
+    def _in_order_of_storing(self) -> str:
+        """The end of a query over ``runs r``. Only ids tell the order in a store of an older schema."""
+        ((schema,),) = self._read("PRAGMA user_version")
+        if schema < ORDER_SCHEMA:
+            return "ORDER BY r.id"
+        return "LEFT JOIN run_order o ON o.run = r.id ORDER BY o.number IS NULL, o.number, r.id"
+
     def command(self, *words: str) -> Command:
         """A command that reads or writes this store, wherever it is."""
         named = () if self.path == default_path() else ("--store", str(self.path))
         return command("profile", words, named)
 
     def find_run(self, prefix: str | None = None) -> str:
-        """Id of the latest run, or of the one run whose id starts with ``prefix``. Raises NotFound."""
+        """Id of the run that was stored last, or of the one run whose id starts with ``prefix``. Raises NotFound."""
         with self._content_in_words("run"):
-            known = [_text(run) for (run,) in self._read("SELECT id FROM runs ORDER BY id")]
+            known = [_text(run) for (run,) in self._read(f"SELECT r.id FROM runs r {self._in_order_of_storing()}")]
         if not known:
             first = self.command("sweep")
             raise NotFound(f"no run is stored in {printable(self.path)}", f"Measure something first: {first}")
+        if prefix is not None and not prefix.strip():
+            raise NotFound("the name of a run is an empty text", f"All runs: {self.command('runs')}")
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
         if prefix is None or prefix in matching:
             return prefix or matching[-1]

@@ -140,6 +140,13 @@ def test_what_cannot_be_written_is_said_before_and_after(tmp_path: Path, name: s
         assert "\n" not in caught.value.message
 
 
+def test_a_folder_that_takes_no_files_is_not_said_to_be_missing() -> None:
+    for attempt in (files.check, lambda path: files.write(path, "x")):
+        with pytest.raises(ProfileError) as caught:
+            attempt(Path("/proc/page"))
+        assert "there is no folder" not in caught.value.message
+
+
 def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
     files.check(tmp_path / ("ü" * 127))
     assert list(tmp_path.iterdir()) == []

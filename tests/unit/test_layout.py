@@ -22,7 +22,20 @@ ROOT = Path(__file__).parents[2]
 
 # Each floor imports only itself and what is below it.
 FLOORS = [
-    {"case", "checkout", "console", "errors", "files", "folders", "foreign", "paths", "registry", "shell", "units"},
+    {
+        "case",
+        "checkout",
+        "console",
+        "errors",
+        "files",
+        "folders",
+        "foreign",
+        "git",
+        "paths",
+        "registry",
+        "shell",
+        "units",
+    },
     {"models", "quants", "devices", "kernels", "scenarios"},
     {"predict", "backends", "results"},
     {"plan", "measure"},

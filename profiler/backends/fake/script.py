@@ -28,6 +28,7 @@ class Script:
     idle_w: float | None = None  # virtual watts; None: nothing tells the energy
     prefill_w: float = 200.0  # while it computes
     decode_w: float = 100.0
+    path: Mapping[str, Any] | None = None  # what became of ``--path``: fields of ``DecodePath``
     pause_s: float = 0.0  # real seconds slept in each prefill and step, to have something to interrupt
     weights_bytes: int = 1024 * MIB
     load_extra_bytes: int = 0  # held beside the weights while they are loaded

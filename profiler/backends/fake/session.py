@@ -72,7 +72,8 @@ class FakeTrial:
         return CacheState(self.length, held, 0, growing, window, recurrent_bytes=0)
 
     def path(self) -> DecodePath | None:
-        return None
+        how = self.script.path
+        return None if how is None else DecodePath(**how)
 
     def cautions(self) -> tuple[Caution, ...]:
         return ()

@@ -16,7 +16,7 @@ import pytest
 from profiler.case import Case
 from profiler.commands import compare_page
 from profiler.results import comparison
-from profiler.results.measurement import Measurement, Memory, Sample
+from profiler.results.measurement import DecodePath, Measurement, Memory, Sample
 from profiler.results.row import dumps, row
 from profiler.results.store import Store
 
@@ -119,6 +119,25 @@ def test_what_the_machines_differ_in_is_said_once(profile: Any, runs: Any) -> No
     assert ran.out.count("torch 2.12.0 → 2.13.0") == 1
 
 
+def test_a_decode_step_that_fell_back_on_one_side_is_said_with_the_reason(profile: Any, runs: Any) -> None:
+    case = replace(CASE, path="static")
+    fallen = replace(measured(), case=case, decode_path=DecodePath("eager", "no C++ compiler"))
+    usual = replace(measured(), case=case, decode_path=DecodePath("static"))
+    said = "different decode steps ran: A static, B eager (no C++ compiler)"
+    assert said in " ".join(profile("compare", *runs([usual], [fallen])).out.split())
+    assert "different decode steps" not in profile("compare", *runs([fallen], [fallen])).out
+
+
+@pytest.mark.parametrize("names", [("", "2"), ("2", " ")])
+def test_an_empty_name_is_usage_as_where_a_variable_of_a_script_is_not_set(
+    profile: Any, runs: Any, names: tuple[str, ...]
+) -> None:
+    _, _, *store = runs([measured()], [measured()])
+    ran = profile("compare", *names, *store)
+    assert ran.code == 2
+    assert "is an empty text" in ran.err or "2 runs start" in ran.err
+
+
 def test_nothing_in_common_ends_with_four_and_says_why(profile: Any, runs: Any) -> None:
     b = [replace(measured(), case=replace(CASE, device="cuda:0", quant="int8"))]
     ran = profile("compare", *runs([measured()], b))
@@ -215,7 +234,7 @@ def test_a_file_that_is_not_there_is_said(profile: Any) -> None:
     below = profile("compare", "some/where", "some/where")
     assert (below.code, "there is no file some/where" in below.err) == (2, True)
     empty = profile("compare", "", "")
-    assert (empty.code, empty.err.startswith("Error: an empty name names no run and no file")) == (2, True)
+    assert (empty.code, empty.err.startswith("Error: one of the two names is an empty text")) == (2, True)
 
 
 def test_the_page_for_people(profile: Any, runs: Any) -> None:

@@ -140,3 +140,15 @@ def test_a_device_that_was_not_calibrated_says_so(store: Path) -> None:
     result = run("calibrate", "--show", "--device", "cpu")
     assert result.exit_code == 2
     assert "was not calibrated" in result.stderr
+
+
+def test_accuracy_of_nothing_is_an_empty_list_of_json(store: Path) -> None:
+    keep(store, replace(measured(decode_s=0.8), expected={}))
+    result = run("accuracy", "-o", "json")
+    assert json.loads(result.stdout) == []
+    assert "no row has a prediction beside it" in result.stderr
+
+
+def test_accuracy_of_an_empty_name_is_usage(store: Path) -> None:
+    keep(store, measured(decode_s=0.8))
+    assert run("accuracy", "").exit_code == 2

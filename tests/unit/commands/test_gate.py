@@ -162,6 +162,8 @@ def test_inconclusive_may_be_let_through(gate: Any, tmp_path: Path, monkeypatch:
         (("--base", "{}", "--delta", "5"), "has no unit"),
         (("--base", "{}", "--delta", "0%"), "more than 0%"),
         (("--base", "{}", "-c", "1-20+1"), "more than the 8"),
+        (("--base", "{}", "--metric", ""), "--metric: the list is empty"),
+        (("--base", "{}", "--metric", ","), "--metric: the list is empty"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error(gate: Any, arguments: tuple[str, ...], said: str) -> None:

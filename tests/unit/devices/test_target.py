@@ -25,6 +25,8 @@ from profiler.units import GIB
         ("strix halo", "Strix Halo (Ryzen AI Max+ 395, Radeon 8060S)"),
         ("7900 xtx", "RX 7900 XTX"),
         ("spark", "DGX Spark (GB10)"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),  # as nvidia-smi prints it
+        ("rtx4090", "RTX 4090"),
     ],
 )
 def test_a_name_is_matched_by_its_words(typed: str, name: str) -> None:
@@ -56,6 +58,19 @@ def test_what_is_no_device_is_one_clear_line(typed: str) -> None:
         find(typed)
     assert "\n" not in caught.value.message
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("typed", ["rtx", "a", "Apple", "jetson"])
+def test_a_word_that_many_devices_have_is_not_one_of_them(typed: str) -> None:
+    with pytest.raises(NotFound, match="devices of the catalog are called") as raised:
+        find(typed)
+    assert (raised.value.hint or "").startswith("Name one: ")
+
+
+@pytest.mark.parametrize("typed", ["rtx 40", "rtx 409", "7900x0", "306"])
+def test_a_part_of_a_number_is_no_device(typed: str) -> None:
+    with pytest.raises(NotFound, match="unknown device"):
+        find(typed)
 
 
 def test_a_variant_is_another_device() -> None:

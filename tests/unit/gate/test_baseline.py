@@ -18,6 +18,7 @@ from profiler.gate.baseline import Baseline, Entry, Session
 from profiler.gate.pairs import Rule
 from profiler.gate.verdict import worst
 from profiler.measure.supervisor import Job
+from profiler.results.measurement import DecodePath
 
 JOB = Job(make_case(512), source())
 HERE: dict[str, Any] = {"system": "Linux 6.1", "libraries": {"torch": "2.13.0"}, "device": {"features": ["avx2"]}}
@@ -126,6 +127,40 @@ def test_another_machine_is_incomparable_in_time_and_peak_and_comparable_in_what
 def test_another_number_of_threads_is_incomparable() -> None:
     found = replace(measured(), rows=tuple(replace(row, threads=2) for row in measured().rows))
     assert words(found, kept(measured()))["decode_cpu_s"] == "INCOMPARABLE"
+
+
+STATIC = Job(replace(make_case(512), path="static"), source())
+EAGER = DecodePath("eager", "no compiler")
+
+
+def test_another_decode_step_than_the_baselines_is_incomparable_in_decode_and_its_memory() -> None:
+    found = words(measured(job=STATIC, decode_path=EAGER), kept(measured(job=STATIC)))
+    unlike = {name for name, word in found.items() if word == "INCOMPARABLE"}
+    assert unlike == {"decode_cpu_s", "cache_bytes", "process_peak_bytes"}
+    assert set(found.values()) == {"PASS", "INCOMPARABLE"}
+
+
+def test_a_baseline_from_before_the_step_was_stored_is_compared_as_it_was() -> None:
+    old = kept(measured(job=STATIC))
+    old = Baseline({name: replace(entry, step=None) for name, entry in old.cells.items()})
+    assert set(words(measured(job=STATIC, decode_path=EAGER), old).values()) == {"PASS"}
+
+
+def test_a_session_on_another_step_replaces_what_was_accepted() -> None:
+    fallen, usual = measured(job=STATIC, decode_path=EAGER), kept(measured(job=STATIC))
+    assert not cell.adds_up(fallen, usual)
+    assert cell.adds_up(fallen, kept(fallen))
+    assert cell.fallbacks([fallen, fallen]) == [f"{STATIC.case.label}: --path static ran eager (no compiler)"]
+
+
+def test_the_step_is_kept_in_the_file_and_read_where_there_is_none(tmp_path: Path) -> None:
+    known = kept(measured(job=STATIC, decode_path=EAGER))
+    baseline.write(tmp_path / "base.json", known)
+    assert baseline.read(tmp_path / "base.json").cells["cell"].step == "eager"
+    content = json.loads((tmp_path / "base.json").read_text())
+    del content["cells"]["cell"]["step"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert baseline.read(tmp_path / "old.json").cells["cell"].step is None
 
 
 def test_a_machine_that_is_slower_itself_gives_no_fail() -> None:

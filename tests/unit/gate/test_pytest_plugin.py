@@ -312,6 +312,35 @@ def test_a_corrupt_or_missing_baseline_is_a_usage_error(
     assert gate(run).ret == pytest.ExitCode.USAGE_ERROR
 
 
+@pytest.mark.parametrize("more", [(), ("--profile-gate-accept",)])
+def test_an_empty_name_of_a_baseline_is_usage_as_where_a_variable_of_a_script_is_not_set(
+    pytester: pytest.Pytester, run: Any, more: tuple[str, ...]
+) -> None:
+    write(pytester, OURS)
+    result = run("--profile-gate", "", *more)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--profile-gate has no file" in text(result)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("delta", "0%", "--profile-gate-delta: it must be more than 0 %"),
+        ("delta", "5", "--profile-gate-delta: '5' has no unit"),
+        ("kinds", "time,tmie", "--profile-gate-kinds: 'tmie' is not a kind"),
+        ("kinds", "", "--profile-gate-kinds: '' is not a kind"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_named_with_its_value(
+    pytester: pytest.Pytester, run: Any, option: str, value: str, said: str
+) -> None:
+    write(pytester, OURS)
+    accept(run)
+    result = gate(run, f"--profile-gate-{option}", value)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert said in text(result)
+
+
 # 8. Files are written in place, and a failure surfaces as a traceback. (Writing: test_baseline.)
 
 
@@ -379,7 +408,7 @@ def test_a_test_may_look_at_its_measurement_and_keep_its_own_marker(pytester: py
 
 def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.Pytester, run: Any) -> None:
     write(pytester, OURS)
-    options = ("--profile-gate", "base.json")
+    options = ("--profile-gate", "base.json", "--strict-markers", "-W", "error")
     assert run(*options, "--profile-gate-accept", benchmark=False).ret == 0
     assert run(*options, benchmark=False).ret == 0
 
@@ -389,7 +418,7 @@ def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.
     [
         ("model='no-such-model'", "no-such-model"),
         ("model='gemma-3-270m', context='1k,2k'", "one case"),
-        ("model='gemma-3-270m', colour=1", "colour"),
+        ("model='gemma-3-270m', colour=1", "profile_case has no argument colour"),
         ("model='gemma-3-270m', delta='5'", "no unit"),
         ("model='gemma-3-270m', context='x'", "context: 'x' is not a count"),
         ("model='gemma-3-270m', quant='q4_k_m'", "Give the file with model FILE.gguf; it is unpacked"),
@@ -404,6 +433,7 @@ def test_a_call_that_cannot_be_meant_fails_in_words(
     assert result.ret == 1
     assert said in text(result)
     assert "Traceback" not in text(result)
+    assert "During handling" not in text(result)
 
 
 def test_a_second_case_in_one_test_fails(pytester: pytest.Pytester, run: Any) -> None:

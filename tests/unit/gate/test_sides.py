@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +104,36 @@ def test_what_is_no_side_is_said(typed: str, tmp_path: Path) -> None:
         side.resolve(typed, tmp_path)
 
 
+def test_without_git_a_revision_is_not_said_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for typed in ("rev:HEAD", "HEAD"):
+        with pytest.raises(ProfileError, match="git is not installed"):
+            side.resolve(typed, tmp_path)
+
+
+def test_a_revision_that_a_shallow_clone_lacks_is_told_how_to_fetch_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), str(clone))
+    monkeypatch.setattr(staging, "checkout", lambda: clone)
+    for typed in ("rev:HEAD~1", "HEAD~1"):
+        with pytest.raises(ProfileError, match="a shallow clone") as raised:
+            side.resolve(typed, tmp_path)
+        assert raised.value.hint == f"Fetch the others: git -C {clone} fetch --unshallow"
+    git(clone, "fetch", "-q", "--unshallow")
+    assert staging.commit("HEAD~1") is not None
+
+
+def test_a_revision_that_does_not_import_is_not_told_to_lend_our_code(tmp_path: Path) -> None:
+    broken = Side("HEAD~1", Launch((sys.executable,), {"PYTHONPATH": str(tmp_path)}), of_revision=True)
+    (tmp_path / "profiler").mkdir()
+    (tmp_path / "profiler" / "__init__.py").write_text("import no_such_library\n")
+    with pytest.raises(ProfileError, match="No module named 'no_such_library'") as raised:
+        side.check(broken, [])
+    assert "Name a revision" in (raised.value.hint or "")
+
+
 @pytest.mark.parametrize("typed", ["cmd:true", "cmd:false", "cmd:echo no"])
 def test_a_command_that_is_no_interpreter_is_said(typed: str, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="is not a Python that answers"):
@@ -146,6 +178,14 @@ def test_an_interrupted_bench_gives_no_block() -> None:
         running._interrupts.asked = True
         with pytest.raises(Interrupted):
             running.block(0, Job(make_case(64), source()))
+
+
+def test_a_ctrl_c_while_a_side_is_tried_out_ends_the_gate() -> None:
+    """The bench that measures afterwards is another one, and the signal is not sent again."""
+    with WorkerBench(QUICK, Limits(), {}, seed=0) as running:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            running.check(side.here(), [])
 
 
 def test_workers_get_environments_of_different_sizes() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from profiler.errors import ProfileError
 from profiler.gate import staging
+from profiler.git import trusted
 
 AUTHOR = ("-c", "user.name=a", "-c", "user.email=a@b")
 CONTENT = "RAW = '$Format:%H$'\r\n"  # export-subst and end-of-line conversion would both change it
@@ -190,12 +191,12 @@ def test_a_repository_that_the_user_trusts_is_read(
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".gitconfig").write_text(f"[safe]\n\tdirectory = {repository}\n")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    staging._safe.cache_clear()
+    trusted.cache_clear()
     try:
-        assert str(repository) in staging._safe()
+        assert str(repository) in trusted()
         if os.geteuid() == 0:
             for path in (repository, repository / ".git"):
                 os.chown(path, 65534, 65534)
         assert staging.commit("HEAD", repository) == first
     finally:
-        staging._safe.cache_clear()
+        trusted.cache_clear()

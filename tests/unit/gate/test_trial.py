@@ -16,11 +16,11 @@ from profiler.gate.calibration import Noise
 from profiler.gate.verdict import Verdict, exit_code, worst
 from profiler.measure.cautions import company
 from profiler.measure.supervisor import Job
-from profiler.results.measurement import Caution, Measurement
+from profiler.results.measurement import Caution, DecodePath, Measurement
 
 
-def one(bench: FakeBench, **options: Any) -> Verdict:
-    verdicts, _ = gate(bench, **options)
+def one(bench: FakeBench, jobs: tuple[Job, ...] = (), **options: Any) -> Verdict:
+    verdicts, _ = gate(bench, *jobs, **options)
     return next(verdict for verdict in verdicts if verdict.metric == "decode_cpu_s")
 
 
@@ -273,3 +273,79 @@ def test_kept_noise_is_taken_for_what_it_was_measured_for() -> None:
     gate(bench, known_noise=None, find_noise=find)
     assert asked == [512]
     assert bench.ran.count("base") == 6
+
+
+# One side fell back to another decode step.
+
+EAGER = DecodePath("eager", "cache layer 0 has no rule")
+TORCH = DecodePath("static", kernels="plain torch: the cache folder is full")
+SAID = "the base static, the candidate eager (cache layer 0 has no rule)"
+STATIC = Job(replace(make_case(512), path="static"), source())
+
+
+def ran(path: DecodePath) -> Any:
+    return lambda same: replace(same, decode_path=path)
+
+
+@pytest.mark.parametrize("fell", ["base", "candidate"])
+@pytest.mark.parametrize("path", [EAGER, TORCH], ids=["eager", "plain-torch"])
+def test_a_fall_back_of_one_side_makes_decode_and_its_memory_incomparable(fell: str, path: DecodePath) -> None:
+    bench = FakeBench(slowdown=1.0, change={fell: ran(path)})
+    verdicts, trial = gate(bench, STATIC, metrics=("prefill", "decode"))
+    words = {verdict.metric: verdict.word for verdict in verdicts}
+    assert words["decode_cpu_s"] == words["cache_bytes"] == words["process_peak_bytes"] == "INCOMPARABLE"
+    assert words["weights_bytes"] == words["decode_tokens"] == "PASS"
+    assert words["prefill_cpu_s"] == "FAIL"  # no step takes part in it
+    decode = next(verdict for verdict in verdicts if verdict.metric == "decode_cpu_s")
+    assert decode.ratio is None and (path.reason or path.kernels or "") in decode.reason
+    assert trial.notes == []
+
+
+def test_a_fall_back_says_which_side_ran_what_and_why() -> None:
+    verdict = one(FakeBench(change={"candidate": ran(EAGER)}), jobs=(STATIC,))
+    assert SAID in verdict.reason and "--path eager" in (verdict.advice or "")
+
+
+def test_a_side_that_does_not_say_what_ran_ran_what_was_asked_for() -> None:
+    assert one(FakeBench(change={"candidate": ran(DecodePath("static"))}), jobs=(STATIC,)).word == "PASS"
+    assert "the base static" in one(FakeBench(change={"candidate": ran(EAGER)}), jobs=(STATIC,)).reason
+
+
+def test_both_sides_on_one_fall_back_are_compared_and_it_is_said() -> None:
+    verdicts, trial = gate(FakeBench(change={"base": ran(EAGER), "candidate": ran(EAGER)}), STATIC)
+    assert {verdict.word for verdict in verdicts} == {"PASS"}
+    (note,) = trial.notes
+    assert note.endswith("--path static ran eager (cache layer 0 has no rule)")
+
+
+def falls_back_after(rows: int) -> Any:
+    """A change of the rows of a side: the first ones run as asked for."""
+    seen: list[Measurement] = []
+
+    def change(same: Measurement) -> Measurement:
+        seen.append(same)
+        return replace(same, decode_path=EAGER) if len(seen) > rows else same
+
+    return change
+
+
+def test_a_fall_back_in_a_later_pair_counts_too() -> None:
+    verdict = one(FakeBench(change={"candidate": falls_back_after(4)}), jobs=(STATIC,))
+    assert verdict.word == "INCOMPARABLE" and verdict.ratio is None
+
+
+def test_a_fall_back_in_the_pairs_that_confirm_is_no_confirmation() -> None:
+    verdict = one(FakeBench(slowdown=0.2, change={"candidate": falls_back_after(6)}), jobs=(STATIC,))
+    assert verdict.word == "INCOMPARABLE"
+
+
+def test_processes_of_the_base_that_differ_in_step_are_no_noise() -> None:
+    kept: list[Any] = []
+    verdict = one(
+        FakeBench(change={"base": falls_back_after(3)}),
+        jobs=(STATIC,),
+        known_noise=None,
+        keep_noise=lambda job, found: kept.append(found),
+    )
+    assert verdict.word == "INCONCLUSIVE" and "different decode steps" in verdict.reason
+    assert kept == []

@@ -231,6 +231,19 @@ def test_a_url_or_a_trailing_slash_is_told_what_a_hub_id_is(name: str, hint: str
     assert caught.value.hint == hint
 
 
+def test_a_catalog_name_with_the_slash_of_a_folder_is_told_the_name() -> None:
+    with pytest.raises(NotFound) as caught:
+        resolve("Gemma-3-270m/")
+    assert (caught.value.hint or "").endswith(" gemma-3-270m.")
+
+
+def test_a_refused_path_is_named_as_a_path(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "config.json", tmp_path / "empty"):
+        assert str(path) in one_line(str(path))
+
+
 def test_a_file_that_is_no_gguf_and_a_folder_without_config_say_what_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
     assert "neither a folder nor a GGUF file" in one_line(str(tmp_path / "model.bin"))

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -209,14 +208,52 @@ def test_long_settings_are_cut_and_still_told_apart():
     assert one != two and len(one) < 250
 
 
-def test_asking_for_the_state_of_a_checkout_takes_no_lock_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``git status`` that is cut off would leave its index.lock in a person's checkout."""
-    commands: list[list[str]] = []
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with a commit, whose settings and attributes name programs for every occasion."""
+    root = tmp_path / "checkout"
+    (root / "profiler").mkdir(parents=True)
+    (root / "profiler" / "units.py").write_text("MIB = 1\n")
+    (root / "profiler" / "link.py").symlink_to("units.py")
+    (root / "README.md").write_text("text\n")
+    for words in (
+        ("init", "-q"),
+        ("add", "-A"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"),
+        *(
+            ("config", name, f"touch {tmp_path}/ran")
+            for name in ("filter.x.clean", "filter.x.process", "core.fsmonitor")
+        ),
+    ):
+        subprocess.run(["git", "-C", root, *words], check=True, capture_output=True)
+    (root / ".gitattributes").write_text("* filter=x\n")
+    return root
 
-    def run(command: list[str], **options: Any) -> Any:
-        commands.append(command)
-        raise OSError("no git")
 
-    monkeypatch.setattr(environment.subprocess, "run", run)
-    environment._git(Path("/"), "status")
-    assert commands[0][:2] == ["git", "--no-optional-locks"]
+def test_the_state_of_a_checkout_is_that_of_the_code_that_runs(checkout: Path) -> None:
+    found = environment._source(checkout)
+    assert found is not None and len(found["commit"]) == 40
+    assert found["changed"] is False
+    (checkout / "README.md").write_text("no code\n")
+    os.utime(checkout / "profiler" / "units.py", (1, 1))
+    assert environment._source(checkout) == found
+    (checkout / "profiler" / "units.py").write_text("MIB = 2\n")
+    assert environment._source(checkout) == {**found, "changed": True}
+    (checkout / "profiler" / "units.py").unlink()
+    assert environment._source(checkout) == {**found, "changed": True}
+
+
+def test_asking_for_the_state_of_a_checkout_runs_nothing_and_takes_no_lock(checkout: Path) -> None:
+    """``git status`` runs the filters that a repository names, and if it is cut off leaves its index.lock."""
+    (checkout / "profiler" / "units.py").write_text("MIB = 3\n")
+    before = sorted(path.name for path in (checkout / ".git").iterdir())
+    assert environment._source(checkout) is not None
+    assert sorted(path.name for path in (checkout / ".git").iterdir()) == before
+    assert not (checkout.parent / "ran").exists()
+    subprocess.run(["git", "-C", checkout, "status"], capture_output=True, check=False)
+    assert (checkout.parent / "ran").exists()  # the trap works
+
+
+def test_a_checkout_of_which_git_says_nothing_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(checkout))
+    assert environment._source(checkout) == {"commit": None, "changed": None}

@@ -8,12 +8,15 @@ import sqlite3
 import stat
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from profiler.errors import NotFound, StoreError
 from profiler.results import opening
+from profiler.results import store as store_module
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Caution, Sample
 from profiler.results.store import Store, default_path, existing
@@ -79,6 +82,39 @@ def test_ids_of_runs_sort_by_time_and_never_collide(store, environment):
     assert store.find_run() == runs[-1]
 
 
+class Clock:
+    """In place of ``datetime``: each run starts a day before the one that was stored before it."""
+
+    days = 28
+
+    @classmethod
+    def now(cls, zone: Any) -> datetime:
+        cls.days -= 1
+        return datetime(2026, 11, cls.days, tzinfo=zone)
+
+
+def test_the_latest_run_is_the_one_stored_last_though_the_clock_went_back(store, environment, make, monkeypatch):
+    monkeypatch.setattr(store_module, "datetime", Clock)
+    runs = [store.start_run(["sweep"], environment) for _ in range(3)]
+    assert sorted(runs) != runs
+    assert [run.id for run in store.runs()] == runs
+    assert store.find_run() == runs[-1]
+    store.append(runs[-1], make(7))
+    assert [row.case.context for row in store.rows()] == [7]
+    with pytest.raises(NotFound) as error:
+        store.find_run("99")
+    assert error.value.hint.startswith(f"The latest: {', '.join(runs)}.")
+
+
+def test_runs_of_an_earlier_version_that_still_has_the_file_open_come_before_ours(store, environment):
+    first = store.start_run([], environment)
+    store._db.execute("PRAGMA foreign_keys = OFF")
+    store._db.execute("INSERT INTO runs SELECT '991231-000000', '', NULL, NULL, '[]', environment FROM runs")
+    assert store.find_run() == "991231-000000"
+    last = store.start_run([], environment)
+    assert [run.id for run in store.runs()] == [first, "991231-000000", last]
+
+
 def test_a_run_is_found_by_the_start_of_its_id(store, environment):
     store._db.execute("PRAGMA foreign_keys = OFF")
     for run in ("261124-093015", "261124-101500", "261125-080000"):
@@ -90,6 +126,13 @@ def test_a_run_is_found_by_the_start_of_its_id(store, environment):
     with pytest.raises(NotFound, match="no run starts with '9'") as error:
         store.find_run("9")
     assert "261125-080000" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_run(store, environment, name):
+    store.start_run([], environment)
+    with pytest.raises(NotFound, match="is an empty text"):
+        store.find_run(name)
 
 
 def test_an_empty_store_says_what_to_do(store):
