@@ -1,7 +1,7 @@
 """What a CPU is taken to do before `profile calibrate`: rates of PyTorch's kernels, not a maker's peaks.
 
-Per core, seen on two cores of server CPUs with AVX2 and with AMX, torch 2.13 and 2.14; the factor ``SPREAD`` either
-way.
+Per core, seen on two cores of server CPUs with AVX2, with AVX-512 (without and with units for bf16) and with AMX, torch
+2.13 and 2.14; the factor ``SPREAD`` either way.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ FP32_FLOPS = {
     "asimd": 20e9,
 }  # large products; the first that is there
 FLOPS_OTHERWISE = 8e9
-BF16_FLOPS = {"amx_bf16": 1000e9, "avx512_bf16": 150e9, "bf16": 100e9}  # likewise
-HALF_FLOPS = 4.5e9  # bf16 or fp16 without such units: converted element by element
+# Likewise. A CPU without units for bf16 converts it: in blocks where it has AVX-512, otherwise element by element.
+BF16_FLOPS = {"amx_bf16": 1000e9, "avx512_bf16": 150e9, "bf16": 100e9, "avx512f": 30e9}
+FP16_FLOPS = {"avx512f": 14e9}
+HALF_FLOPS = 4.5e9  # of others, in both
 SPREAD = 1.5
 BETWEEN = {"prefill": 0.025, "decode": 0.01}  # of processes on such a machine: benchmarks/drift.py
 
@@ -35,7 +37,7 @@ def flops(device: DeviceInfo) -> dict[str, float]:
     rates = {
         "fp32": _first(FP32_FLOPS, device.features, FLOPS_OTHERWISE),
         "bf16": _first(BF16_FLOPS, device.features, HALF_FLOPS),
-        "fp16": HALF_FLOPS,
+        "fp16": _first(FP16_FLOPS, device.features, HALF_FLOPS),
     }
     return {name: rate * device.at_once for name, rate in rates.items()}
 

@@ -151,6 +151,14 @@ def test_a_cpu_with_bf16_units_computes_bf16_faster_than_fp32_and_one_without_sl
     assert slow.prefill_s.value > 10 * fast.prefill_s.value
 
 
+def test_a_cpu_with_avx512_converts_halves_faster_than_one_without_and_slower_than_its_units_compute() -> None:
+    with_units, blocks = (replace(CPU, features=("avx2", "avx512f", *more)) for more in (("avx512_bf16",), ()))
+    rates = [priors.flops(device) for device in (with_units, blocks, CPU)]
+    assert rates[0]["bf16"] > rates[1]["bf16"] > rates[2]["bf16"]
+    assert rates[0]["fp16"] == rates[1]["fp16"] > rates[2]["fp16"]
+    assert rates[1]["bf16"] < rates[1]["fp32"]
+
+
 def test_a_cpu_without_calibration_says_so() -> None:
     assert target.of(CPU).source == "not calibrated"
     assert target.of(CPU).spread > 1
