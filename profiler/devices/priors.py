@@ -1,6 +1,6 @@
 """What a CPU is taken to do before `profile calibrate`: rates of PyTorch's kernels, not a maker's peaks.
 
-Per core, seen on two cores of server CPUs with AVX2, with AVX-512 (without and with units for bf16) and with AMX, torch
+Per core, seen on two cores of server CPUs with AVX2, AVX-512 (without and with units for bf16) and AMX, torch
 2.13 and 2.14; the factor ``SPREAD`` either way.
 """
 
