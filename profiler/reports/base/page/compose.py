@@ -79,14 +79,14 @@ class Counted:
 
 def _facts(found: Sequence[Side], run: str | None, rows: int) -> tuple[str, ...]:
     """What is true of the whole page. Nobody may take made-up figures for a measurement."""
-    facts = [fact for side in found for fact in side.facts]
-    parts = ["FAKE FIGURES"] if any(fact.case.backend == FAKE for fact in facts) else []
+    parts = ["FAKE FIGURES"] if any(side.facts[0].case.backend == FAKE for side in found) else []  # it has its own
     parts += [f"run {plain(run)}"] if run else []
-    again = rows - len(facts)
-    models = len({fact.model for fact in facts})
-    measured = sum(fact.ok for fact in facts)
-    parts += [f"{measured:,} of {len(facts):,} cases measured", f"{models:,} model{'s' * (models != 1)}"]
+    cases = sum(len(side.facts) for side in found)
+    again = rows - cases
+    models = len({model for side in found for model in side.models})
+    measured = sum(len(side.ok) for side in found)
+    parts += [f"{measured:,} of {cases:,} cases measured", f"{models:,} model{'s' * (models != 1)}"]
     parts += [f"{again:,} older {'row' if again == 1 else 'rows'} of the same cases left out"] if again else []
-    kinds = {fact.case.weights for fact in facts}
+    kinds = {fact.case.weights for side in found for fact in side.facts}
     parts += [f"{plain(next(iter(kinds)))} weights"] if len(kinds) == 1 else []
     return tuple(parts)

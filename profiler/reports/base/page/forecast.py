@@ -45,7 +45,7 @@ class Forecast:
         device = place.found(side.environment)
         dtypes = [fact.case.dtype for fact in side.facts if fact.case.quant not in DTYPE_BYTES]
         dtype = max(set(dtypes), key=dtypes.count) if dtypes else side.facts[0].case.dtype
-        run = Counter(fact.case.path for fact in side.facts).most_common(1)[0][0]
+        run = Counter([fact.case.path for fact in side.facts]).most_common(1)[0][0]
         found = cls(None if device is None else Machine(device), dtype, {}, {}, run)
         for model in side.models:
             reason = found._add(model, side.of[model])

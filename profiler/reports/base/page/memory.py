@@ -99,9 +99,8 @@ def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[st
 
 def _models(side: Side) -> list[str]:
     """Those with a peak, the largest first."""
-    peaks: dict[str, int] = {}
-    for fact in side.ok:
-        peaks[fact.model] = max(peaks.get(fact.model, 0), fact.peak_bytes or 0)
+    found = {model: [fact.peak_bytes or 0 for fact in side.ok_of(model)] for model in side.models}
+    peaks = {model: max(mine) for model, mine in found.items() if mine}
     return sorted(peaks, key=lambda model: -peaks[model])
 
 

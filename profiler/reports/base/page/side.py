@@ -32,9 +32,11 @@ class Fact:
     case: Case
     environment: dict[str, Any]
     outcome: str
+    ok: bool
     reason: str | None
     started_at: str | None
     memory: Memory
+    peak_bytes: int | None
     limit_bytes: int | None  # memory of the device
     prefill_tps: float | None  # medians
     decode_tps: float | None
@@ -52,14 +54,6 @@ class Fact:
     def measurement(self) -> Measurement:
         """The whole row. A page shows few of many, so they are read once more and not kept."""
         return self.again()
-
-    @property
-    def ok(self) -> bool:
-        return self.outcome == "ok"
-
-    @property
-    def peak_bytes(self) -> int | None:
-        return self.memory.process_peak_bytes
 
     @property
     def prefill(self) -> Summary | None:
@@ -183,7 +177,8 @@ def _fact(row: Measurement) -> Fact:
     least = decode.median * math.exp(-decode.reach(stats.between(row, "decode"))) if decode else 0.0
     expected = row.expected
     return Fact(
-        row.case, row.environment, row.outcome, row.reason, row.started_at, row.memory, device_memory(row),
+        row.case, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory,
+        row.memory.process_peak_bytes, device_memory(row),
         prefill and prefill.median, decode and decode.median, least, decode is not None and decode.near,
         expected.get("ceiling_s"), expected.get("decode_bound"), joules, noted, row.again,
     )  # fmt: skip

@@ -67,8 +67,9 @@ def _panels(sides: Sequence[Side]) -> list[tuple[Side, str]]:
 
 
 def _has_curve(side: Side, model: str) -> bool:
-    places = {(fact.case.context, fact.case.batch) for fact in side.ok_of(model)}
-    return len(places) > 1
+    places = ((fact.case.context, fact.case.batch) for fact in side.of.get(model, ()) if fact.ok)
+    first = next(places, None)
+    return any(place != first for place in places)
 
 
 def _shown(title: str, figures: Iterable[Figure | None], why: str) -> list[Block]:
