@@ -52,10 +52,14 @@ class Forked:
     def __init__(self, arguments: list[int], environ: Mapping[str, str], kept: Sequence[int]) -> None:
         self.returncode: int | None = None
         reading, writing = os.pipe2(os.O_CLOEXEC)
+        ready, begun = os.pipe2(os.O_CLOEXEC)
         self.pid = forked.fork()
         if self.pid == 0:
-            _be_the_worker(arguments, environ, kept, writing)
+            _be_the_worker(arguments, environ, kept, writing, begun)
         os.close(writing)
+        os.close(begun)
+        os.read(ready, 1)  # its group is there to be killed, as when Popen returns
+        os.close(ready)
         self.stdout = FileIO(reading, "rb")
 
     def wait(self) -> int:
@@ -68,12 +72,15 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def _be_the_worker(arguments: list[int], environ: Mapping[str, str], kept: Sequence[int], output: int) -> NoReturn:
+def _be_the_worker(
+    arguments: list[int], environ: Mapping[str, str], kept: Sequence[int], output: int, begun: int
+) -> NoReturn:
     """In the child: what a fresh interpreter would begin with, and then the worker."""
     code = 1
     try:
         os.setsid()
         _fresh_signals()
+        os.write(begun, b"!")
         _fresh_files(output, kept)
         os.environ.clear()
         os.environ.update(environ)

@@ -237,7 +237,7 @@ def test_a_barrier_that_not_every_thread_reaches_is_found(
 
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
-def test_nvcc_takes_every_architecture_without_spills(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_nvcc_takes_the_kernels_without_spills(dtype: torch.dtype, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
@@ -249,7 +249,7 @@ def test_nvcc_takes_every_architecture_without_spills(dtype: torch.dtype, tmp_pa
         ("matvec", (*cuda.DTYPES[dtype], "-DTOKENS=1", "-DCHOSEN")),
         ("attention", widest),
     ):
-        for architecture in cuda.ARCHITECTURES:
+        for architecture in (80, 90, 120):  # the rest have the registers of the 80: NVRTC takes all, see below
             command = cuda.nvcc_command(nvcc, source, tmp_path / "made.cubin", architecture, defines)
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
