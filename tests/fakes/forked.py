@@ -1,4 +1,4 @@
-"""A command in a fork of this process, in which something of the environment is broken first.
+"""A command in a fork of this process, in which something of the environment may be broken first.
 
 A fork costs a few milliseconds where a fresh interpreter costs a fifth of a second, and whatever the fault does to
 file descriptors, limits, users and variables ends with it.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import io
 import os
+import selectors
 import signal
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 LIMIT_S = 10.0
@@ -34,6 +37,70 @@ class Ended:
         return self.err.decode("utf-8", "replace")
 
 
+def fork() -> int:
+    """``os.fork``; the thread that receives orders for pytest-xdist, which 3.12 warns of, holds nothing we use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+class Command:
+    """``profile ARGUMENTS`` that runs while the test goes on: the part of ``subprocess.Popen`` that tests need.
+
+    Not for tests that hold a connection to the same SQLite file, which a fork would take for its own.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.returncode: int | None = None
+        import_module(f"profiler.commands.{arguments[0]}")  # once here rather than in every fork
+        (out, theirs), (err, their_err) = os.pipe(), os.pipe()
+        self.pid = fork()
+        if self.pid == 0:
+            _be_the_command(arguments, _hear_ctrl_c, "utf-8", False, theirs, their_err)
+        os.close(theirs)
+        os.close(their_err)
+        self.stdout, self.stderr = io.FileIO(out), io.FileIO(err)
+
+    def poll(self) -> int | None:
+        return self._wait(os.WNOHANG)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What is still to come on stdout and stderr, once the command has ended."""
+        heard = {self.stdout: b"", self.stderr: b""}
+        deadline = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            for file in heard:
+                selector.register(file, selectors.EVENT_READ)
+            while selector.get_map():
+                ready = selector.select(deadline - time.monotonic())
+                assert ready, f"the command hung for {timeout} s"
+                for key, _ in ready:
+                    chunk = os.read(key.fd, 1 << 16)
+                    heard[key.fileobj] += chunk  # type: ignore[index]
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+        self._wait()
+        for file in heard:
+            file.close()
+        out, err = (each.decode("utf-8") for each in heard.values())
+        return out, err
+
+    def _wait(self, flags: int = 0) -> int | None:
+        if self.returncode is None:
+            done, status = os.waitpid(self.pid, flags)
+            self.returncode = os.waitstatus_to_exitcode(status) if done else None
+        return self.returncode
+
+
+def _hear_ctrl_c() -> None:
+    """A shell has its background jobs ignore Ctrl-C, the tests among them, and their forks would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run(
     arguments: Sequence[str],
     fault: Callable[[], None] = lambda: None,
@@ -42,7 +109,7 @@ def run(
 ) -> Ended:
     """``profile ARGUMENTS`` after ``fault()``; ``terminal``: both outputs say that they are one."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = os.fork()
+        child = fork()
         if child == 0:
             _be_the_command(arguments, fault, encoding, terminal, out.fileno(), err.fileno())
         status = _wait(child)

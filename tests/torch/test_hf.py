@@ -22,6 +22,10 @@ from profiler.models import families
 from profiler.models.source import Source
 
 CONTEXT, STEPS = 50, 5  # longer than the tiny models' window of 32
+# A quantization's rule sees one weight at a time: every model in one format, every format in a model with all roles.
+EVERY_ROLE = "qwen3.5-moe"
+EVERY_MODEL = [(name, "nf4") for name in sorted(tiny.CONFIGS)]
+QUANTS = ("fp32", "bf16", "int8", "nf4-dq", "fp4")
 SCRATCH = 100 * 2**20  # the noise that is laid over weights, before and after quantizing it: the same for any model
 
 
@@ -133,37 +137,41 @@ def test_a_synthetic_fill_has_the_size_and_length_of_a_real_cache(any_tiny_model
             assert tensor is None or (tensor.isfinite().all() and tensor.std() > 0)
 
 
-@pytest.mark.parametrize("quant", ["fp32", "bf16", "int8", "nf4", "nf4-dq", "fp4"])
-def test_synthetic_weights_take_the_bytes_of_real_ones_and_of_the_formula(any_tiny_model: Path, quant: str) -> None:
-    config = json.loads((any_tiny_model / "config.json").read_text())
+@pytest.mark.parametrize(("name", "quant"), [*EVERY_MODEL, *((EVERY_ROLE, quant) for quant in QUANTS)])
+def test_synthetic_weights_take_the_bytes_of_real_ones_and_of_the_formula(
+    tiny_model: Any, name: str, quant: str
+) -> None:
+    folder = tiny_model(name)
+    config = json.loads((folder / "config.json").read_text())
     dtype = "bf16" if quant == "bf16" else "fp32"
     sizes = {}
     for weights in ("real", "synthetic"):
         asked = case(weights=weights, quant=quant, dtype=dtype)
-        sizes[weights] = session(any_tiny_model, asked).loaded.weights_bytes
+        sizes[weights] = session(folder, asked).loaded.weights_bytes
     rule = registry.load("quants", quant, "quantization").QUANT
     formula = sum(rule.weight_bytes(weight, dtype) for weight in families.geometry(config).weights())
     assert sizes["real"] == sizes["synthetic"]
-    assert sizes["synthetic"] - formula == buffer_bytes(any_tiny_model, dtype)
+    assert sizes["synthetic"] - formula == buffer_bytes(folder, dtype)
 
 
-@pytest.mark.parametrize("quant", ["nf4", "nf4-dq", "fp4"])
+@pytest.mark.parametrize(("name", "quant"), [*EVERY_MODEL, (EVERY_ROLE, "nf4-dq"), (EVERY_ROLE, "fp4")])
 def test_repacked_weights_take_the_bytes_of_the_formula(
-    any_tiny_model: Path, quant: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Any, name: str, quant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a first pass does on a CPU with AVX512-BF16, done here on any."""
     import bitsandbytes.nn.modules as modules
     from bitsandbytes.functional import _convert_weight_packed_for_cpu
 
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    opened = session(any_tiny_model, case(quant=quant))
+    folder = tiny_model(name)
+    opened = session(folder, case(quant=quant))
     for layer in opened.model.modules():
         if isinstance(layer, modules.Linear4bit) and layer.support_avx512bf16_for_cpu:
             layer.weight.data, _ = _convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state)
-    config = json.loads((any_tiny_model / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     rule = registry.load("quants", quant, "quantization").QUANT
     formula = sum(rule.weight_bytes(weight, "fp32", True) for weight in families.geometry(config).weights())
-    assert opened.loaded.weights_bytes - formula == buffer_bytes(any_tiny_model, "fp32")
+    assert opened.loaded.weights_bytes - formula == buffer_bytes(folder, "fp32")
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8", "bf16"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from fakes import tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -46,10 +47,13 @@ def change(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **confi
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
 
 
-@pytest.mark.parametrize("quant", ["fp32", "nf4", "int8"])
-def test_the_parameters_of_a_loaded_model_are_those_of_its_geometry(any_tiny_model: Path, quant: str) -> None:
-    config = json.loads((any_tiny_model / CONFIG).read_text())
-    loaded = session(any_tiny_model, quant=quant).model
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [*((name, "nf4") for name in sorted(tiny.CONFIGS)), ("qwen3.5-moe", "fp32"), ("qwen3.5-moe", "int8")],
+)
+def test_the_parameters_of_a_loaded_model_are_those_of_its_geometry(tiny_model: Any, name: str, quant: str) -> None:
+    config = json.loads((tiny_model(name) / CONFIG).read_text())
+    loaded = session(tiny_model(name), quant=quant).model
     assert verify.parameters(loaded) == families.geometry(config).parameters
 
 

@@ -1,4 +1,4 @@
-"""A machine with an NVIDIA driver: the real pynvml over the fake library."""
+"""Workers that start at once, and a machine with an NVIDIA driver: the real pynvml over the fake library."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fakes import warm_workers
 from fakes.nvml import FakeNvml, NoCompiler, build
 
 Plug = Callable[..., FakeNvml]
+
+
+@pytest.fixture
+def fresh_interpreters() -> None:
+    """For tests about how a worker starts: each is an interpreter of its own, as in production."""
+
+
+@pytest.fixture(autouse=True)
+def _warm_workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere workers are forks of this process; see ``fakes.warm_workers``."""
+    if "fresh_interpreters" not in request.fixturenames:
+        warm_workers.install(monkeypatch)
 
 
 @pytest.fixture(scope="session")

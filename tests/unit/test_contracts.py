@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fakes.drawings import written
 
 from profiler import devices, registry
 from profiler.case import Case
@@ -17,6 +18,7 @@ from profiler.errors import ProfileError
 from profiler.models import catalog, families
 from profiler.models.geometry import Geometry, Weight
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
+from profiler.reports.base.page import drawing
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
 
 GIB = 1024**3
@@ -190,6 +192,13 @@ MIXED = [
 REPORTS = registry.names("reports")
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn in tests/unit/reports/page/."""
+    monkeypatch.setattr(drawing, "svg", written)
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("run", ["20260101-000000-abcd", None])
 @pytest.mark.parametrize("count", range(len(MIXED) + 1))
@@ -198,6 +207,7 @@ def test_a_report_renders_any_number_of_rows_as_whole_lines(name: str, run: str 
     assert text == "" or text.endswith("\n")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_shows_every_row_or_says_that_it_does_not(name: str) -> None:
     report = registry.load("reports", name, "format")
@@ -211,6 +221,7 @@ def test_a_report_shows_every_row_or_says_that_it_does_not(name: str) -> None:
         assert re.search(shown, text), shown
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_lets_no_terminal_control_through(name: str) -> None:
     text = registry.load("reports", name, "format").render("run", MIXED)

@@ -186,7 +186,7 @@ def test_without_any_folder_to_write_to_nothing_is_taken_from_a_common_one(
 def test_a_private_folder_ends_with_its_process(top: Path) -> None:
     found: list[str] = []
     reading, writing = os.pipe()
-    child = os.fork()
+    child = forked.fork()
     if child == 0:
         os.environ[folders.CACHE] = os.devnull
         os.write(writing, bytes(folders.cache("native")))

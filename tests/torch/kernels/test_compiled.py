@@ -18,19 +18,20 @@ Tiny = Callable[[str], PreTrainedModel]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma3", "gemma4_26b_a4b", "gemma4_e2b", "qwen3_5", "qwen3_5_moe", "llama"])
+@pytest.mark.parametrize("name", ["gemma4_26b_a4b", "gemma4_e2b", "qwen3_5_moe", "llama"])
 def test_compiled_tokens_are_those_of_transformers(tiny: Tiny, name: str) -> None:
+    """Round the ring, and on to the second bucket of 256 slots; gemma3 is in the next test."""
     if reason := native.missing():
         pytest.skip(reason)
     eager, graph = EagerRunner(tiny(name)), CompiledRunner(tiny(name))
     for runner in (eager, graph):
-        runner.prefill(prompt(2, WINDOW - 3))
-        runner.prepare(256)
+        runner.prefill(prompt(2, 256 - WINDOW))
+        runner.prepare(3 * WINDOW)
     assert graph.stats().reason is None
     assert graph.stats().path == "graph"
     with torch._dynamo.config.patch(error_on_recompile=True):
-        graph.enqueue(256)
-    eager.enqueue(256)
+        graph.enqueue(3 * WINDOW)
+    eager.enqueue(3 * WINDOW)
     assert graph.read() == eager.read()
 
 

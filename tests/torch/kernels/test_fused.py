@@ -237,7 +237,7 @@ def test_a_barrier_that_not_every_thread_reaches_is_found(
 
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
-def test_nvcc_takes_every_architecture_without_spills(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_nvcc_takes_the_kernels_without_spills(dtype: torch.dtype, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
@@ -249,7 +249,7 @@ def test_nvcc_takes_every_architecture_without_spills(dtype: torch.dtype, tmp_pa
         ("matvec", (*cuda.DTYPES[dtype], "-DTOKENS=1", "-DCHOSEN")),
         ("attention", widest),
     ):
-        for architecture in cuda.ARCHITECTURES:
+        for architecture in (80, 90, 120):  # the rest have the registers of the 80: NVRTC takes all, see below
             files = (str(cuda.SOURCES / f"{source}.cu"), "-o", str(tmp_path / "made.cubin"))
             compiler = (nvcc, "-O3", "-std=c++17", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v")
             done = subprocess.run([*compiler, *defines, *files], capture_output=True, text=True)

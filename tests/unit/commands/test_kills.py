@@ -10,32 +10,30 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.forked import Command
 from fakes.lab import group_members
 
 KILLS = int(os.environ.get("PROFILE_KILLS", "6"))
 CONTEXTS = tuple(range(16, 32 + 8 * KILLS))  # so many cases that every kill falls into a sweep that is still going
 
 
-def start(folder: str, store: Path) -> subprocess.Popen[str]:
+def start(folder: str, store: Path) -> Command:
     grid = ["-m", folder, "-c", ",".join(map(str, CONTEXTS)), "-n", "1", "-r", "1", "--backend", "fake"]
-    command = [sys.executable, "-P", "-m", "profiler", "sweep", *grid, "-o", "jsonl", "--store", str(store)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Command(["sweep", *grid, "-o", "jsonl", "--store", str(store)])
 
 
 def worker_of(parent: int) -> int | None:
-    """The worker of a sweep; git and other short-lived children are none."""
+    """The worker of a sweep, which leads a session; git and other short-lived children do not."""
     with suppress(OSError):
-        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-            if "profiler.measure.worker" in Path(f"/proc/{child}/cmdline").read_text():
-                return int(child)
+        for child in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
+            if os.getsid(child) == child:
+                return child
     return None
 
 
@@ -46,7 +44,7 @@ def test_killed_sweeps_lose_nothing_shown_and_repeat_nothing(victim: str, model:
     shown: set[str] = set()
     for _ in range(KILLS):
         process = start(folder, store)
-        time.sleep(chance.uniform(0.1, 1.2))
+        time.sleep(chance.uniform(0.05, 0.8))
         worker = worker_of(process.pid) if process.poll() is None else None
         target = process.pid if victim == "sweep" else worker
         if target is not None:

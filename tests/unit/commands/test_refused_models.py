@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,28 @@ from profiler.plan.refusal import Refusal, accepted, together
 
 
 @pytest.fixture
-def bad(tmp_path: Path) -> dict[str, str]:
-    """Models that cannot be used, and a part of the reason."""
+def short_path() -> Iterator[Path]:
+    """A folder whose path is shown whole; with -n, pytest's own have long ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def bad(short_path: Path) -> dict[str, str]:
+    """Models that cannot be used, by what is wrong with them."""
     made = {}
     for name, content in {
         "unsupported": {"model_type": "mamba9"},
         "incomplete": CONFIGS["gemma3"] | {"hidden_size": 0},
         "empty": None,
     }.items():
-        folder = tmp_path / name
+        folder = short_path / name
         folder.mkdir()
         if content is not None:
             (folder / "config.json").write_text(json.dumps(content))
         made[name] = str(folder)
-    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
-    return made | {"broken.gguf": str(tmp_path / "broken.gguf"), "misspelt": "no-such-model"}
+    (short_path / "broken.gguf").write_bytes(b"GGUF")
+    return made | {"broken.gguf": str(short_path / "broken.gguf"), "misspelt": "no-such-model"}
 
 
 REASONS = {

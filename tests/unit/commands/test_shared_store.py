@@ -6,7 +6,6 @@ import json
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.forked import Command
 
 from profiler.results import leases
 from profiler.results.environment import environment_key
@@ -33,13 +33,12 @@ class Clock:
         return self.seconds
 
 
-def start(folder: str, store: Path, *more: str, contexts: range = CONTEXTS) -> subprocess.Popen[str]:
+def start(folder: str, store: Path, *more: str, contexts: range = CONTEXTS) -> Command:
     grid = ["-m", folder, "-c", ",".join(map(str, contexts)), "-n", "1", "-r", "1", "--backend", "fake"]
-    command = [sys.executable, "-P", "-m", "profiler", "sweep", *grid, "-o", "jsonl", "--store", str(store), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Command(["sweep", *grid, "-o", "jsonl", "--store", str(store), *more])
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
+def ended(process: Command) -> tuple[list[dict[str, Any]], str]:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     return [json.loads(line) for line in out.splitlines()], err
@@ -81,15 +80,14 @@ def test_two_sweeps_of_one_grid_measure_every_case_once(model: Any, tmp_path: Pa
 
 
 def test_a_killed_sweep_hands_its_case_to_the_one_that_waits(model: Any, tmp_path: Path) -> None:
-    store, folder = tmp_path / "s.sqlite", model(pause_s=0.25)
+    store, folder = tmp_path / "s.sqlite", model(pause_s=0.4)
     victim = start(folder, store, contexts=range(20, 21))
     ((run, pid),) = until(lambda: leased(store))
     assert pid == victim.pid
     heir = start(folder, store, contexts=range(20, 21))
-    assert heir.stderr is not None
-    assert heir.stderr.readline() == f"waiting for run {run}, which is measuring tiny fp32 c=20 b=1\n"
+    assert heir.stderr.readline().decode() == f"waiting for run {run}, which is measuring tiny fp32 c=20 b=1\n"
     victim.send_signal(signal.SIGKILL)
-    victim.communicate()
+    victim.communicate(timeout=60)
     rows, _ = ended(heir)
     assert victim.returncode == -signal.SIGKILL
     assert [row["outcome"] for row in rows] == ["ok"]
@@ -97,16 +95,20 @@ def test_a_killed_sweep_hands_its_case_to_the_one_that_waits(model: Any, tmp_pat
     assert query(store, "SELECT * FROM leases") == []
 
 
-def test_a_sweep_that_waits_stops_at_once_when_it_is_interrupted(model: Any, tmp_path: Path) -> None:
+def test_a_sweep_that_waits_stops_at_once_when_it_is_interrupted(
+    model: Any, tmp_path: Path, command_line: list[str]
+) -> None:
     store, folder = tmp_path / "s.sqlite", model()
+    grid = ("-m", folder, "-c", "20", "-n", "1", "-r", "1", "--backend", "fake", "--store", str(store))
+    ended(start(folder, store, contexts=range(20, 21)))
     with Store.open(store) as opened:
         run = opened.start_run([], ENVIRONMENT)
-        ended(start(folder, store, contexts=range(20, 21)))
         query = "SELECT m.key, e.key FROM measurements m JOIN environments e ON e.id = m.environment"
         ((key, environment),) = opened._db.execute(query).fetchall()
         with Leases(store, run, environment) as mine:
             assert mine.claim(key) is None
-            waiting = start(folder, store, "--fresh", contexts=range(20, 21))
+            command = [*command_line, "sweep", *grid, "--fresh"]  # no fork: SQLite would find our connection in it
+            waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             assert waiting.stderr is not None and "waiting for run" in waiting.stderr.readline()
             waiting.send_signal(signal.SIGINT)
             _, err = waiting.communicate(timeout=10)

@@ -64,6 +64,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 def run(pytester: pytest.Pytester, machine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the suite of this folder; the exit status and the output."""
     monkeypatch.setenv("PY_COLORS", "0")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # what is inside is no part of a run with -n
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # other people's take most of a second to load
     plugins = ["-p", "profiler.gate.pytest_plugin", "-p", "no:cacheprovider", "-p", "no:terminalprogress"]
 

@@ -22,6 +22,7 @@ from profiler.measure.supervisor import Job
 from profiler.results.measurement import Measurement
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_a_grid_of_two_models_gives_a_row_each_in_planned_order(lab: Lab) -> None:
     other = source(weights_bytes=2 * 1024**3)
     jobs = [Job(make_case(c), source()) for c in (512, 1024)] + [Job(make_case(256, model_id="other"), other)]
@@ -205,16 +206,19 @@ def test_a_worker_that_cannot_be_killed_ends_the_use_of_its_device(lab: Lab, mon
     assert "which used cpu before" in lab.reason
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_private_memory_above_the_limit_is_refused_and_said(lab: Lab) -> None:
     model = source(fault("allocate", 512, context=64))
     assert lab.cases(model, 32, 64, max_memory_bytes=256 * 2**20) == ["ok", "oom"]
     assert lab.reason == "out of memory in prefill under --max-memory 256 MiB: MemoryError"
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_private_memory_below_the_limit_is_granted(lab: Lab) -> None:
     assert lab.cases(source(fault("allocate", 160)), 64, max_memory_bytes=256 * 2**20) == ["ok"]
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_shared_memory_above_the_limit_is_ended_by_the_backstop(lab: Lab) -> None:
     model = source(fault("allocate-shared", 300, context=64))
     assert lab.cases(model, 64, 32, max_memory_bytes=200 * 2**20) == ["oom", "ok"]
@@ -345,6 +349,7 @@ def test_a_worker_without_its_parent_does_not_start() -> None:
     assert ended.returncode == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_the_parent_sleeps_while_a_case_runs(lab: Lab) -> None:
     model = source(pause_s=0.04)
     lab.run(Job(make_case(64, steps=4), model), max_memory_bytes=2**30)
@@ -352,6 +357,7 @@ def test_the_parent_sleeps_while_a_case_runs(lab: Lab) -> None:
     assert lab.parent_cpu_s < 0.02 * lab.seconds
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_the_worker_s_surroundings(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own session, first to go when memory is short, no core dump, and no secret in its environment."""
     core = resource.getrlimit(resource.RLIMIT_CORE)

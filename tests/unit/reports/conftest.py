@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from fakes.drawings import written
 
 from profiler.case import Case
 from profiler.reports.base.page import drawing
@@ -136,7 +135,3 @@ def _quick_drawings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """Elsewhere a picture is its specification, as text in an SVG."""
     if "real_drawings" not in request.fixturenames:
         monkeypatch.setattr(drawing, "svg", written)
-
-
-def written(spec: dict[str, Any]) -> str:
-    return f'<svg width="9" viewBox="0 0 9 9"><text>{html.escape(json.dumps(spec))}</text></svg>'

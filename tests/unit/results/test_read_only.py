@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.forked import fork
 
 from profiler.errors import StoreError
 from profiler.results import read_only
@@ -44,7 +45,7 @@ def written(path: Path, make: Any, environment: Any, rows: int = 3) -> Store:
 def as_reader(work: Callable[[], Any]) -> str:
     """What ``work`` returns, or the error it raises, as a user who may write nothing here."""
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             if os.geteuid() == 0:

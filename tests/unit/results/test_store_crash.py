@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes.forked import fork
 
 from profiler.results.store import Store
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 def in_child(work) -> int:
     """Run ``work`` in a forked process and return its pid."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             work()
