@@ -122,7 +122,7 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     """A stranger decides on the first screen. What does not fit here belongs into docs/."""
     assert len(README.split()) <= 1000
     first = "\n".join(README.splitlines()[:40])
-    assert re.findall(r"^pip install .*&& (.*)$", first, re.MULTILINE) == ["profile sweep", "pytest"]
+    assert re.findall(r"^pip install .*&& (.*)$", first, re.MULTILINE) == ["profile sweep", "pytest -n 2"]
 
 
 def test_the_readme_leads_to_every_page() -> None:
