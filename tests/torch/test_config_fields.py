@@ -63,7 +63,9 @@ BASES = TINY | {
         }
     },
 }
-FAMILIES = set(families.by_model_type().values())
+FAMILIES = list(
+    dict.fromkeys(families.by_model_type().values())
+)  # in one order: seeds name the same configs everywhere
 TEXT = {kind: fields for family in FAMILIES for kind, fields in family.TEXT.items()}
 WRAPPED = {kind: fields for family in FAMILIES for kind, (_, fields) in family.WRAPPED.items()}
 FIELDS = {kind: list(declared(fields)) for kind, fields in TEXT.items()}
