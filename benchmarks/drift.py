@@ -24,8 +24,8 @@ from itertools import pairwise
 
 from aa import PHASES, sweep
 
-from profiler.measure.effort import FEWEST, MOST, PRECISION
 from profiler.results.stats import stdev, summarize
+from profiler.run.repetitions import FEWEST, MOST, PRECISION
 
 BLOCKS = (5, 10, 20)
 DRAWS = 2000

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from itertools import product
 
+from profiler.cost import engines
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Predictor
 from profiler.devices import target
-from profiler.models import catalog, families
-from profiler.predict import engines
-from profiler.predict.machine import Machine
-from profiler.predict.prediction import Predictor
+from profiler.models import families, hub
 
 COLD = [sys.executable, "-m", "profiler", "fit", "--on", "rtx 4090", "--engine", "llama.cpp"]
 QUANTS = ("q4_k_m", "q8_0", "q6_k", "q5_k_m", "q3_k_m", "iq4_xs", "q4_0", "bf16")
@@ -33,8 +33,8 @@ def cold() -> None:
 def whole() -> None:
     """Every model × quantization × context × batch."""
     machine, engine = Machine(target.find("rtx 4090")), engines.find("llama.cpp")
-    for name in catalog.names():
-        geometry = families.geometry(catalog.raw_config(name))
+    for name in hub.names():
+        geometry = families.geometry(hub.shipped_config(name))
         for quant in QUANTS:
             predictor = Predictor(geometry, engine, quant, machine)
             for context, batch in product(CONTEXTS, BATCHES):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from published_rows import Row
 
-from profiler.predict import efficiency
+from profiler.cost import rates as cost_rates
 
 HUBER = 0.15  # log units: beyond it a row pulls no harder
 STEPS = 12
@@ -82,8 +82,8 @@ def priors(content: Content) -> Content:
 
 def predicted(row: Row, content: Content, phase: Phase) -> float:
     """Seconds: a decode step, or the whole prefill."""
-    rates = efficiency.rates(row.target, row.engine.name, "bf16", content)
-    return efficiency.seconds(row.decode_work() if phase == "decode" else row.prefill_work(), rates)
+    rates = cost_rates.rates(row.target, row.engine.name, "bf16", content)
+    return cost_rates.seconds(row.decode_work() if phase == "decode" else row.prefill_work(), rates)
 
 
 def measured(row: Row, phase: Phase) -> float | None:
@@ -104,12 +104,12 @@ class Timed:
     def predict(self, content: Content) -> np.ndarray:
         """Log seconds of all rows."""
         rates = {
-            key: efficiency.rates(row.target, row.engine.name, "bf16", content)
+            key: cost_rates.rates(row.target, row.engine.name, "bf16", content)
             for row in self.rows
             if (key := (row.target.name, row.engine.name))
         }
         pairs = zip(self.rows, self.work, strict=True)
-        return np.log([efficiency.seconds(w, rates[row.target.name, row.engine.name]) for row, w in pairs])
+        return np.log([cost_rates.seconds(w, rates[row.target.name, row.engine.name]) for row, w in pairs])
 
 
 def weights(rows: Sequence[Row]) -> np.ndarray:

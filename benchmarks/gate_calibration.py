@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.gate.pairs import CONFIRM_PAIRS, Rule, decide, evidence, supports
+from profiler.gate.rule import CONFIRM_PAIRS, RegressionRule, decide, evidence, supports
 
 PAGE = Path(__file__).parent / "gate.md"
 NOISES = (0.015, 0.03, 0.05)
@@ -59,7 +59,7 @@ def main() -> int:
         for sd in NOISES
         for delta in DELTAS
         for slowdown in SLOWDOWNS
-        if supports(sd, Rule(delta))
+        if supports(sd, RegressionRule(delta))
     ]
     page = HEAD.format(trials=options.trials) + "".join(row(line, options.trials) for line in lines)
     if options.write:
@@ -88,7 +88,7 @@ def row(line: Line, trials: int) -> str:
 
 def trial(line: Line, draw: random.Random) -> tuple[str, bool, int]:
     """The word of one gate, whether it was FAIL before the confirmation, and its pairs."""
-    rule, logs = Rule(line.delta), []
+    rule, logs = RegressionRule(line.delta), []
     for look in rule.looks:
         while len(logs) < look:
             logs.append(pair(line, draw))

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from figures import in_turn, ratio_text, seconds_line
 
-from profiler.models.catalog import raw_config
+from profiler.models.hub import shipped_config
 
 LIMIT_S = 0.005  # of our own, for each case of a long sweep
 CONTEXTS, BATCHES, STEPS = (32, 64, 128), (1, 2), (4, 8)
@@ -92,7 +92,7 @@ def scale(counts: list[int]) -> int:
     with tempfile.TemporaryDirectory(prefix="grid-cost-") as scratch:
         folder = Path(scratch) / "tiny"
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(raw_config("gemma-3-270m") | {"fake": {}}))
+        (folder / "config.json").write_text(json.dumps(shipped_config("gemma-3-270m") | {"fake": {}}))
         costs = {}
         for count in counts:
             command = [sys.executable, "-m", "profiler", "sweep", "--backend", "fake", "-m", str(folder), "-n", "1"]
@@ -149,7 +149,7 @@ def write_checkpoint(folder: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = raw_config("gemma-3-270m")
+    fields = shipped_config("gemma-3-270m")
     torch.manual_seed(0)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)

@@ -2,7 +2,7 @@
 
     python benchmarks/loop_cost.py [--model gemma-3-270m]
 
-A is ``profiler.measure.loop.measure`` on a loaded model, B a loop as one would write it by hand over the same model
+A is ``profiler.run.loop.measure`` on a loaded model, B a loop as one would write it by hand over the same model
 object: prefill and decode, ``reps`` times after one warm-up, timed as a whole. They take turns (AB, BA, …), and each
 pair gives a ratio A ÷ B of three things:
 
@@ -30,8 +30,9 @@ from figures import certainly_above, in_turn, ratio_text
 
 from profiler.backends.base import Session
 from profiler.case import Case
-from profiler.measure.loop import Effort, measure
 from profiler.models.resolve import resolve
+from profiler.run.loop import measure
+from profiler.run.repetitions import Effort
 
 AIM = 1.01  # A/B of a reported figure
 

@@ -16,13 +16,12 @@ from typing import Any
 
 from profiler import devices
 from profiler.case import Case
-from profiler.measure import worker
-from profiler.measure.effort import Effort
-from profiler.measure.protocol import Order
 from profiler.models.resolve import resolve
 from profiler.quants.base import DTYPE_BYTES
-from profiler.results.measurement import Memory
-from profiler.results.memory_parts import parts, peak_phase, unaccounted_bytes
+from profiler.results.measurement import Memory, parts, peak_phase, unaccounted_bytes
+from profiler.run import worker
+from profiler.run.protocol import Order
+from profiler.run.repetitions import Effort
 from profiler.units import bytes_text
 
 AIM = 0.03  # of the process

@@ -16,13 +16,12 @@ from pathlib import Path
 
 from profiler import devices
 from profiler.backends.hf import session
-from profiler.case import Case, digest
-from profiler.measure.effort import Effort
-from profiler.measure.loop import measure
-from profiler.models import catalog
-from profiler.models.source import Source
+from profiler.case import Case, Source, digest
+from profiler.models import hub
 from profiler.results.measurement import Measurement
 from profiler.results.stats import summarize
+from profiler.run.loop import measure
+from profiler.run.repetitions import Effort
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def _measure(
     model: str, quant: str, every: list[tuple[int, str, int]], options: argparse.Namespace, end: float, out: object
 ) -> None:
     """All cases of one load."""
-    config = catalog.raw_config(model)
+    config = hub.shipped_config(model)
     source, dtype = Source("catalog", model, None, config), devices.find(options.device).default_dtype
     dtype = quant if quant in ("fp32", "bf16", "fp16") else dtype
     loaded = None

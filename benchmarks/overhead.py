@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--pairs 12]
 
-    loop     A is ``profiler.measure.loop.measure`` over the fake backend's trial, whose steps do next to nothing; B
+    loop     A is ``profiler.run.loop.measure`` over the fake backend's trial, whose steps do next to nothing; B
              calls the same trial's steps without clocks, watcher and checks. The difference of all they take, per
              decode step, is what the loop costs
     store    one row of 2 × 20 repetitions with 128 timed steps each: appending it until it is durable, and reading
@@ -27,11 +27,11 @@ from typing import Any
 from figures import difference_line, in_turn, ratio_text, seconds_line
 
 from profiler.backends import fake
-from profiler.case import Case
-from profiler.measure.loop import Effort, measure
-from profiler.models.source import Source
+from profiler.case import Case, Source
 from profiler.results.measurement import Measurement, Sample
 from profiler.results.store import Store
+from profiler.run.loop import measure
+from profiler.run.repetitions import Effort
 from profiler.scenarios import __file__ as scenarios
 
 CASE = Case("fake", "fake", "synthetic", "fp32", "fp32", "cpu", "fake", "eager", context=128, batch=1, steps=500)

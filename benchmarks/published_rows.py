@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from profiler.devices import catalog as device_catalog
+from profiler.cost import engines, gguf_mix, work
+from profiler.cost.engines.base import Engine, EngineRequest
+from profiler.cost.machine import Machine, Split
+from profiler.cost.prediction import Predictor
+from profiler.cost.storage import Storage
+from profiler.devices import target as device_catalog
 from profiler.devices.target import Target, of_catalog
-from profiler.models import catalog, families
+from profiler.models import families, hub
 from profiler.models.geometry import Geometry
-from profiler.predict import engines, gguf_mix, work
-from profiler.predict.engines.base import Engine, Setting
-from profiler.predict.machine import Machine, Split
-from profiler.predict.prediction import Predictor
-from profiler.predict.storage import Storage
 
 FILE = Path(__file__).parent / "published" / "throughput.csv"
 HIGHEST_SHARE = 0.93  # of a data sheet's bandwidth; refresh and turnaround leave no program more
@@ -78,7 +78,7 @@ class Row:
     geometry: Geometry
     target: Target
     engine: Engine
-    setting: Setting
+    setting: EngineRequest
     storage: Storage
     depth: int  # tokens in the cache, on average over the decode
     decode_tps: float
@@ -91,13 +91,13 @@ class Row:
         """Whether the model is a mixture of experts."""
         return gguf_mix.few_experts(self.geometry) > 1
 
-    def decode_work(self) -> work.Work:
+    def decode_work(self) -> work.PhaseWork:
         """One step."""
         return work.decode(
             self.geometry, self.storage, self.depth, 1, self.engine.manner(self.geometry, self.setting)
         )
 
-    def prefill_work(self) -> work.Work:
+    def prefill_work(self) -> work.PhaseWork:
         """The whole prompt."""
         manner = self.engine.manner(self.geometry, self.setting)
         return work.prefill(self.geometry, self.storage, self.setting.context, 1, manner)
@@ -155,7 +155,7 @@ def match(line: int, raw: dict[str, str]) -> Row | str:
     target = _target(raw["device"])
     if isinstance(target, str):
         return target
-    if raw["model"] not in catalog.names():
+    if raw["model"] not in hub.names():
         return "no config of this model in the catalog"
     engine = _engine(raw["engine"])
     if engine is None:
@@ -166,7 +166,7 @@ def match(line: int, raw: dict[str, str]) -> Row | str:
     geometry = _geometry(raw["model"])
     context = _context(raw)
     depth = CHAT_DEPTH if context is None else context + BENCH_TOKENS
-    setting = Setting(quant, max(context or BENCH_PROMPT, 1), 1, kv=_kv(raw["notes"], engine))
+    setting = EngineRequest(quant, max(context or BENCH_PROMPT, 1), 1, kv=_kv(raw["notes"], engine))
     return Row(
         line,
         raw["model"],
@@ -188,7 +188,7 @@ def _target(name: str) -> Target | str:
         return "several devices"
     if name.startswith("CPU") or name.endswith("CPU"):
         return "a CPU whose memory the row does not name"
-    known = {device.name: device for device in device_catalog.devices()}
+    known = {device.name: device for device in device_catalog.data_sheets()}
     found = known.get(DEVICES.get(name, name))
     if found is None:
         return "this device, or this variant of it, is not in the catalog"
@@ -222,4 +222,4 @@ def _kv(notes: str, engine: Engine) -> str | None:
 
 @cache
 def _geometry(name: str) -> Geometry:
-    return families.geometry(catalog.raw_config(name))
+    return families.geometry(hub.shipped_config(name))

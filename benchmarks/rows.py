@@ -16,7 +16,7 @@ import torch
 from figures import in_turn, ratio_text
 
 from profiler.kernels import native
-from profiler.models import catalog, families
+from profiler.models import families, hub
 from profiler.results.stats import summarize
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
 
 def _shapes(name: str) -> list[tuple[int, int]]:
     """Rows and columns of every matrix that a step multiplies with, a tied table among them."""
-    geometry = families.geometry(catalog.raw_config(name))
+    geometry = families.geometry(hub.shipped_config(name))
     roles = {"linear", "head", *(["embedding"] if geometry.tied else [])}
     return [(weight.shape[0], weight.shape[1]) for weight in geometry.weights() if weight.role in roles]
 

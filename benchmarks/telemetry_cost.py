@@ -27,7 +27,7 @@ from pathlib import Path
 
 from figures import certainly_above, in_turn, ratio_text
 
-from profiler.devices.board import Board
+from profiler.devices.cuda import Board
 from profiler.devices.sampler import Sampler
 from profiler.devices.telemetry import TICK_S
 

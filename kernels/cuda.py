@@ -17,7 +17,7 @@ import torch
 
 from profiler.units import printable
 
-from . import shapes
+from . import native
 
 SOURCES = Path(__file__).parent / "fused"
 ARCHITECTURES = (80, 86, 89, 90, 120)  # A100, 30 series, 40 series, H100, 50 series: what is checked without a GPU
@@ -286,7 +286,7 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-for _shape in (shapes.expert_matvec, shapes.gated_delta_step, shapes.decode_attention):
+for _shape in (native.expert_matvec, native.gated_delta_step, native.decode_attention):
     torch.library.register_fake(f"hwprofile_cuda::{_shape.__name__}", _shape, lib=LIBRARY)
 
 

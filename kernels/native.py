@@ -1,7 +1,9 @@
-"""The C++ loops of ``cpu/``: built once at first use, kept in the user's cache folder, loaded as torch operators.
+"""Our C++ loops of ``cpu/``: built at first use, kept in the user's cache folder, loaded as torch operators.
 
 Not built at installation: that would drag a second torch into pip's build environment. The sources need only a C++20
 compiler and torch's stable headers; without a compiler the decode step runs on plain torch, and the row says so.
+
+What the operators return is stated once, for the CPU's and CUDA's alike, for compilation and for fake tensors.
 """
 
 from __future__ import annotations
@@ -21,10 +23,8 @@ from pathlib import Path
 
 import torch
 
-from profiler import folders, paths
+from profiler import decode_path, folders
 from profiler.units import printable
-
-from . import shapes
 
 SOURCES = Path(__file__).parent / "cpu"
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000")  # 2.10, the oldest we take
@@ -146,9 +146,9 @@ def built(folder: Path | None = None) -> Path:
 
 
 def _compiler() -> str:
-    found = paths.compiler()
+    found = decode_path.compiler()
     if found is None:
-        raise BuildFailed(paths.NO_COMPILER)
+        raise BuildFailed(decode_path.NO_COMPILER)
     return found
 
 
@@ -220,7 +220,7 @@ def _register_shapes() -> None:
     def _(x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         return x.new_empty((x.shape[0], w.shape[0]))
 
-    for shape in (shapes.expert_matvec, shapes.decode_attention):
+    for shape in (expert_matvec, decode_attention):
         torch.library.register_fake(f"hwprofile::{shape.__name__}", shape)
 
     @torch.library.register_fake("hwprofile::gated_delta_step")
@@ -233,3 +233,27 @@ def _register_shapes() -> None:
         state: torch.Tensor,
     ) -> torch.Tensor:
         return state.new_empty((value.shape[0], 1, value.shape[2], value.shape[3]))
+
+
+def decode_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """``[batch, 1, heads, width]``"""
+    return query.new_empty((query.shape[0], 1, query.shape[1], values.shape[3]))
+
+
+def expert_matvec(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """``[tokens, rows]``"""
+    return x.new_empty((x.shape[0], weight.shape[1]))
+
+
+def gated_delta_step(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    state: torch.Tensor,
+) -> torch.Tensor:
+    """``[batch, 1, heads, dv]``, in the dtype of the values"""
+    return torch.empty_like(value)

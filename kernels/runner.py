@@ -1,6 +1,8 @@
-"""Runners: who executes decode steps. All take the same prompt and give the same tokens.
+"""Runners execute decode steps. All of them take the same prompt and return the same tokens.
 
-runner.prefill(ids); runner.prepare(max_new); runner.enqueue(k); tokens = runner.read()
+    runner.prefill(ids); runner.prepare(max_new); runner.enqueue(k); tokens = runner.read()
+
+``decode_step`` is the only forward pass of a single token there is, whichever runner calls it.
 """
 
 from __future__ import annotations
@@ -17,9 +19,25 @@ from profiler.case import PREFILL_CHUNK
 from profiler.errors import ProfileError
 
 from . import native
+from .patches import Patches, fallback, skips_empty_slots
 from .state import DecodeState
-from .step import decode_step
-from .substitute import Substitutes, fallback, skips_empty_slots
+
+
+def decode_step(model: PreTrainedModel, state: DecodeState) -> torch.Tensor:
+    """Feed ``state.token`` and move the state on to the likeliest next token; returns logits ``[batch, vocabulary]``.
+
+    The model is transformers' own, unmodified. It is given the position and the masks as tensors, since what it would
+    derive from the cache are Python numbers, which a captured graph repeats for ever.
+    """
+    logits: torch.Tensor = model(
+        input_ids=state.token,
+        position_ids=state.position[None].expand(state.token.shape[0], 1),
+        attention_mask=state.masks(),
+        past_key_values=state.cache,
+        use_cache=True,
+    ).logits[:, -1]
+    state.advance(logits.argmax(dim=-1, keepdim=True))
+    return logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +133,7 @@ class StaticRunner:
         self.model, self.eos = model, frozenset(eos)
         self.prompt: tuple[Any, torch.Tensor] | None = None
         self.state: DecodeState
-        self.substitutes: Substitutes
+        self.patches: Patches
 
     def prefill(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
         with torch.inference_mode():
@@ -130,11 +148,11 @@ class StaticRunner:
         """Take over a cache that was filled elsewhere, and the token ``[batch, 1]`` that was chosen after it."""
         with torch.inference_mode():
             self.state = DecodeState(self.model, cache, token, max_new)
-        self.substitutes = Substitutes(self.model)
+        self.patches = Patches(self.model)
         self.state.exact = skips_empty_slots(self.model, self.state.cache.layers)
 
     def enqueue(self, steps: int) -> None:
-        with self.substitutes:
+        with self.patches:
             for _ in range(steps):
                 self.advance()
 

@@ -1,15 +1,31 @@
-"""A case: one frozen point of the grid, known to every floor. Its ``key`` is the only identity there is."""
+"""A case of the grid, the task of measuring it, and where its model's weights are.
+
+A case is frozen, known to every floor, and identified by its ``key`` alone. A ``Task`` adds the source of the weights
+and travels from the grid to the worker. A ``ModelNote`` is a sentence to know before reading a figure of a model.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 # Tokens of a sequence that a prefill runs in one pass by default: more gain little, and activations grow with them.
 PREFILL_CHUNK, PREFILL_CHUNK_CPU = 2048, 512
 KEY_LENGTH = 16  # hex digits: 64 bits, so that a million cases collide with odds of 1 in 30 million
+
+FILES = ("folder", "gguf")  # kinds whose location is a path
+
+MODEL = "model"  # anything else that is true of the model whatever is measured
+UNUSED = "unused-weights"  # tensors of the file that the model does not take
+BESIDE = "files-beside"  # files beside the weights that are not loaded
+SYNTHETIC = "synthetic-weights"  # random values, because there are no real weights here
+EAGER = "eager-path"  # decode runs as transformers ships it, because our own step cannot be built here
+THREADS = "too-many-threads"  # more than there are cores
+CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS})
 
 
 def digest(content: object) -> str:
@@ -94,3 +110,49 @@ IDENTITY = tuple(field.name for field in fields(Case) if field.name != "model")
 def prefill_chunk(kind: str) -> int:
     """Tokens of a prefill pass by default, on a device of this ``kind`` (cpu, cuda, …)."""
     return PREFILL_CHUNK_CPU if kind == "cpu" else PREFILL_CHUNK
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Plain JSON content."""
+
+    kind: str  # catalog | folder | gguf | hub
+    location: str  # catalog name, absolute path, hub id
+    revision: str | None
+    config: Mapping[str, Any]  # the raw config.json
+
+    def argument(self, typed: str | None = None) -> str:
+        """What a command line names this model by: what was ``typed``, if that is known, else where it is.
+
+        A path is always recognizable as one, so that a folder called like a model of the catalog, or like an option,
+        is never taken for that.
+        """
+        if self.kind in FILES:
+            return _path(typed or self.location, self.kind)
+        if typed is not None:
+            return typed
+        return f"{self.location}@{self.revision}" if self.kind == "hub" and self.revision else self.location
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A case and where its model is: what travels from the grid to the worker."""
+
+    case: Case
+    source: Source
+
+
+def _path(typed: str, kind: str) -> str:
+    path = os.path.expanduser(typed)
+    if path.partition(os.sep)[0] not in ("", ".", ".."):
+        path = os.path.join(".", path)
+    ends_open = path != path.rstrip() and kind == "folder"  # blanks around a word of a list are dropped
+    return os.path.join(path, "") if ends_open else path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNote:
+    """``code`` is one of ``CODES``; ``text`` is for people."""
+
+    text: str
+    code: str = MODEL

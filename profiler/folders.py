@@ -1,8 +1,11 @@
-"""The user's own folders: results among the user's data, and caches that nobody else can have written to.
+"""The folders we use: the user's results and caches, and the folder of this package for child processes.
 
 Libraries and compiled graphs in a cache are run, so a cache is used only if every folder from its top down belongs to
 this user (or to root), is writable by nobody else and is no symbolic link. Otherwise a private folder that lives as
 long as this process takes its place, and a line on stderr says so.
+
+``python -m profiler`` finds the package in the current folder. Children are started with ``-P``, so that a stray file
+of the current folder cannot stand in for a library, and then have to be told where the package is.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ COMPILERS = {  # caches of libraries that run what lies there, in places that ot
 NOWHERE = os.path.join(os.devnull, "none")  # no folder can ever be made there
 PRIVATE = 0o700
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def expanded(text: str) -> Path:
@@ -234,3 +239,11 @@ def note(text: str) -> None:
 def notes() -> tuple[str, ...]:
     """What was noted in this process."""
     return tuple(_notes)
+
+
+def child_environ(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a child that runs this same code needs beside ``inherited``: nothing where the package is installed."""
+    if sys.flags.safe_path or not sys.path or Path(sys.path[0]).resolve() != ROOT:
+        return {}
+    others = inherited.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [others])])}

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from profiler.case import Case
+from profiler.case import Case, Source
 from profiler.devices.base import Meter, Watcher
-from profiler.models.source import Source
 from profiler.results.measurement import Caution, DecodePath
 
 Beat = Callable[[str], None]

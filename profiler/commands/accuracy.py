@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from profiler.commands import listing, options
-from profiler.commands.progress import say
+from profiler.commands import options
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.store import Store
+from profiler.show import output as show_output
+from profiler.show.progress import say
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
@@ -22,7 +23,7 @@ FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
 @click.command("accuracy")
 @click.argument("run", required=False)
 @options.store()
-@listing.output()
+@show_output.output()
 def accuracy(run: str | None, store: Path | None, output: str) -> int:
     """Compare each stored measurement with its prediction, the largest errors first.
 
@@ -35,7 +36,7 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
     if not found:
         say("no row has a prediction beside it")
-    click.echo(listing.render(found, _cells, output), nl=False)
+    click.echo(show_output.render(found, _cells, output), nl=False)
     lines = summary(found)
     left_out = sum(disturbed(one, figure) for one in measured for figure in FIGURES)
     if left_out:
@@ -107,7 +108,7 @@ def _measured(measurement: Measurement, figure: str) -> float | None:
     return rate.median if rate else None
 
 
-def _cells(row: listing.Row) -> dict[str, str]:
+def _cells(row: show_output.JsonRow) -> dict[str, str]:
     text = bytes_text if row["figure"].endswith("_bytes") else rate_text
     return {
         "model": printable(row["model"], 40),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from profiler import registry
-from profiler.commands.progress import say
 from profiler.errors import ProfileError
-from profiler.plan.grid import words
+from profiler.run.grid import words
+from profiler.show.progress import say
 from profiler.units import printable
 
 QUANTS = ("fp32", "bf16", "nf4", "int8")
@@ -30,7 +30,7 @@ def audit(model: str, quant: tuple[str, ...]) -> int:
     source = resolve(model).source  # before torch is imported, which takes seconds
     names = words(quant or QUANTS)
     plugins = {name: registry.load("quants", name, "quantization").QUANT for name in names}  # typing mistakes too
-    from profiler.backends.hf.small import audited
+    from profiler.backends.hf import audited
     from profiler.kernels import native
 
     refused = 0

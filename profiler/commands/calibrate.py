@@ -11,18 +11,19 @@ from typing import Any
 
 import click
 
-from profiler import checkout, devices, registry
-from profiler.commands import listing, options
-from profiler.devices import ceilings
+from profiler import devices, folders, registry
+from profiler.commands import options
+from profiler.devices import calibration
 from profiler.devices.base import DeviceInfo
-from profiler.devices.ceilings import BETWEEN_NEEDS, Ceilings, rows_of
+from profiler.devices.calibration import BETWEEN_NEEDS, Ceilings, rows_of
 from profiler.errors import ProfileError
-from profiler.measure.environ import worker_environment
-from profiler.models.weight import Weight
+from profiler.models.layers import Weight
 from profiler.quants.base import Quant
+from profiler.run.process import worker_environment
+from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
-GAUGE = "profiler.backends.hf.gauge"
+MICROBENCHMARK = "profiler.backends.hf.microbenchmark"
 LIMIT_S = 180.0  # it takes half a minute; three times as long on a machine that is busy
 SHOWN_TOKENS = (1, 16, 256)
 SHOWN_LAYER = (2048, 2048)  # output and input features
@@ -32,7 +33,7 @@ SHOWN_LAYER = (2048, 2048)  # output and input features
 @options.device()
 @click.option("--show", is_flag=True, help="Show what was measured before, and measure nothing.")
 @click.option("--fresh", is_flag=True, help="Discard earlier calibrations of this device.")
-@listing.output()
+@show_output.output()
 def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     """Measure what this device can really reach: the ceilings behind predictions and efficiency figures.
 
@@ -45,7 +46,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     CPU quota, the figures are for the time in which the process runs, and predictions add the rest.
     """
     found = devices.find(device)
-    known = ceilings.load(found)
+    known = calibration.load(found)
     for limit in found.limits:
         click.echo(f"{found.name}: {limit}", err=True)
     if found.kind == "cpu" and found.running < 1:
@@ -55,22 +56,22 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         if known is None:
             raise ProfileError(f"{found.name} was not calibrated as it is now", "profile calibrate takes a minute.")
     else:
-        ceilings.check_folder()  # measuring takes a minute
-        path = ceilings.save(measure(found), fresh)
-        known = ceilings.load(found)
+        calibration.check_folder()  # measuring takes a minute
+        path = calibration.save(measure(found), fresh)
+        known = calibration.load(found)
         assert known is not None  # saved just now
         several = f", with {known.runs - 1} earlier" if known.runs > 1 else ""
         click.echo(f"kept in {path}{several}", err=True)
-    click.echo(listing.render(rows(known, found.repacks), _cells, output), nl=False)
+    click.echo(show_output.render(rows(known, found.repacks), _cells, output), nl=False)
     return 0
 
 
 def measure(device: DeviceInfo) -> Ceilings:
     """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
-    command = [sys.executable, "-P", "-m", GAUGE, device.name, str(device.threads or 0), str(device.running)]
+    command = [sys.executable, "-P", "-m", MICROBENCHMARK, device.name, str(device.threads or 0), str(device.running)]
     limit_s = LIMIT_S / device.running
     environ = worker_environment(os.environ)
-    environ |= checkout.environ(environ)
+    environ |= folders.child_environ(environ)
     try:
         done = subprocess.run(
             command,
@@ -95,11 +96,11 @@ def measure(device: DeviceInfo) -> Ceilings:
 def _ceilings(device: DeviceInfo, line: str) -> Ceilings:
     try:
         content: dict[str, Any] = json.loads(line)
-        found = ceilings.parse(
+        found = calibration.parse(
             {
-                "schema": ceilings.SCHEMA,
+                "schema": calibration.SCHEMA,
                 "title": device.title,
-                "fingerprint": ceilings.fingerprint(device),
+                "fingerprint": calibration.fingerprint(device),
                 "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
             | content
@@ -159,7 +160,7 @@ def _layer_s(found: Ceilings, scheme: str, tokens: int, repacks: bool) -> float 
     return found.product_s(scheme, tokens, nbytes, SHOWN_LAYER[0], 1)
 
 
-def _cells(row: listing.Row) -> dict[str, str]:
+def _cells(row: show_output.JsonRow) -> dict[str, str]:
     value, unit = row["value"], row["unit"]
     if value is None:
         shown = UNKNOWN

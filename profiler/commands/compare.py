@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from profiler.commands import compare_page, options
-from profiler.commands.progress import say
+from profiler.commands import options
 from profiler.errors import ProfileError
 from profiler.foreign import exists
-from profiler.results import comparison, row_reader
+from profiler.results import comparison, row
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store
+from profiler.show import compare as show_compare
+from profiler.show.progress import say
 from profiler.units import printable
 
 INCOMPARABLE = 4
@@ -22,7 +23,7 @@ INCOMPARABLE = 4
 
 @click.command(
     "compare",
-    cls=options.Command,
+    cls=options.DocumentedCommand,
     examples={
         "profile compare 261124-0539 261125-1012": "two stored runs, by the start of their ids",
         "profile compare before.jsonl after.jsonl": "two files written with -o jsonl",
@@ -34,7 +35,7 @@ INCOMPARABLE = 4
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(compare_page.FORMATS, case_sensitive=False),
+    type=click.Choice(show_compare.FORMATS, case_sensitive=False),
     default="table",
     show_default=True,
     help="Output format; benchstat is laid out like that tool's.",
@@ -53,7 +54,7 @@ def compare(a: str, b: str, output: str, store: Path | None) -> int:
     found = comparison.compare(_frozen(_rows(a, store)), _frozen(_rows(b, store)))
     if not found.pairs and not found.failed:
         say(f"A and B have no case in common: {comparison.in_words(found)}")
-    click.echo(compare_page.render(found, (a, b), output), nl=False)
+    click.echo(show_compare.render(found, (a, b), output), nl=False)
     return 0 if found.pairs else INCOMPARABLE
 
 
@@ -69,7 +70,7 @@ def _rows(name: str, store: Path | None) -> list[Measurement]:
         raise ProfileError("one of the two names is an empty text", "Give a run (profile runs) or a file of rows.")
     path = Path(name)
     if exists(path):
-        return row_reader.read(path)
+        return row.read(path)
     if os.sep in name or path.suffix in (".jsonl", ".json", ".sqlite"):
         raise ProfileError(f"there is no file {printable(name)}", "Give a run (profile runs) or a file of rows.")
     with Store.open(store, create=False) as opened:

@@ -8,26 +8,26 @@ from typing import Any
 import click
 
 from profiler import devices as found
-from profiler.commands import listing
-from profiler.devices import catalog
+from profiler.devices import target
 from profiler.devices.base import DeviceInfo
+from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, significant
 
 
 @click.command("devices")
 @click.option("--catalog", "from_catalog", is_flag=True, help="List the catalog of data sheets instead.")
-@listing.output()
+@show_output.output()
 def devices(from_catalog: bool, output: str) -> None:
     """List the devices of this machine that can run models.
 
     The first one is the default of profile sweep.
     """
     if from_catalog:
-        rows = [_catalog_row(device) for device in catalog.devices()]
-        click.echo(listing.render(rows, _catalog_shown, output), nl=False)
+        rows = [_catalog_row(device) for device in target.data_sheets()]
+        click.echo(show_output.render(rows, _catalog_shown, output), nl=False)
         return
     local, absent = found.listed()
-    click.echo(listing.render([_row(device) for device in local], _shown, output), nl=False)
+    click.echo(show_output.render([_row(device) for device in local], _shown, output), nl=False)
     for device in local:
         for reason in device.limits:
             click.echo(f"{device.name}: {reason}", err=True)
@@ -53,7 +53,7 @@ def _row(device: DeviceInfo) -> dict[str, Any]:
     }
 
 
-def _shown(row: listing.Row) -> dict[str, str]:
+def _shown(row: show_output.JsonRow) -> dict[str, str]:
     return {
         "device": row["device"],
         "title": row["title"],
@@ -66,7 +66,7 @@ def _shown(row: listing.Row) -> dict[str, str]:
     }
 
 
-def _cores(row: listing.Row) -> str:
+def _cores(row: show_output.JsonRow) -> str:
     """``2``, or ``1 of 2`` where this process may not use them all, or not all of the time."""
     cores, installed = row["cores"], row["cores_installed"]
     if cores is None:
@@ -74,7 +74,7 @@ def _cores(row: listing.Row) -> str:
     return f"{cores:g} of {installed}" if installed is not None and cores < installed else f"{cores:g}"
 
 
-def _catalog_row(device: catalog.CatalogDevice) -> dict[str, Any]:
+def _catalog_row(device: target.CatalogDevice) -> dict[str, Any]:
     """One device of the catalog as plain JSON; bytes, bytes per second, FLOP per second, watts."""
     return {
         "device": device.name,
@@ -90,13 +90,13 @@ def _catalog_row(device: catalog.CatalogDevice) -> dict[str, Any]:
     }
 
 
-def _catalog_shown(row: listing.Row) -> dict[str, str]:
+def _catalog_shown(row: show_output.JsonRow) -> dict[str, str]:
     flops = row["flops"]
     return {
         "device": row["device"],
         "class": row["class"],
         "memory": bytes_text(row["memory_bytes"]),
-        "GB/s": significant(row["bandwidth_bytes_s"] / catalog.GIGA),
+        "GB/s": significant(row["bandwidth_bytes_s"] / target.GIGA),
         "bf16 TFLOP/s": _tera(flops.get("bf16")),
         "int8 TOP/s": _tera(flops.get("int8")),
         "watts": UNKNOWN if row["tdp_w"] is None else significant(row["tdp_w"]),
@@ -105,4 +105,4 @@ def _catalog_shown(row: listing.Row) -> dict[str, str]:
 
 
 def _tera(value: float | None) -> str:
-    return UNKNOWN if value is None else significant(value / catalog.TERA)
+    return UNKNOWN if value is None else significant(value / target.TERA)

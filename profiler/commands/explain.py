@@ -6,22 +6,24 @@ from pathlib import Path
 
 import click
 
-from profiler.commands import explain_page, listing, options
-from profiler.commands.progress import say
+from profiler.commands import options
+from profiler.cost import engines, estimate, explanation
+from profiler.cost.engines.base import EngineRequest
+from profiler.cost.machine import SPLITS, Split
+from profiler.decode_path import PATHS
 from profiler.devices.target import Target
 from profiler.models.resolve import Model
-from profiler.paths import PATHS
-from profiler.plan.inquiry import Inquiry, one_case
-from profiler.predict import engines, estimate, explanation
-from profiler.predict.engines.base import Setting
-from profiler.predict.machine import SPLITS, Split
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, existing
+from profiler.run.fit import FitRequest, one_case
+from profiler.show import explain as show_explain
+from profiler.show import output as show_output
+from profiler.show.progress import say
 
 
 @click.command(
     "explain",
-    cls=options.Command,
+    cls=options.DocumentedCommand,
     examples={
         "profile explain qwen3.5-4b -q nf4 -c 32k": "one case on this machine, with the measurement if there is one",
         'profile explain qwen3.5-4b --on "rtx 4090" -q nf4': "the same model on a GPU you do not have",
@@ -59,7 +61,7 @@ from profiler.results.store import Store, existing
         "--split", SPLITS, help="How several devices share a model. [default: tensor for vllm, otherwise layer]"
     ),
 )
-@options.group("Results", options.store(), listing.output())
+@options.group("Results", options.store(), show_output.output())
 def explain(
     model: str,
     on: str | None,
@@ -79,10 +81,10 @@ def explain(
     time; then what determines peak memory, and which single change would free the most. If the case was measured on
     this machine, the measurement is shown beside the prediction.
     """
-    inquiry = Inquiry(
+    fit_request = FitRequest(
         (model,), (on,) if on else (), engine, (quant,) if quant else (), (context,), (batch,), kv, split, path=path
     )
-    case = one_case(inquiry)
+    case = one_case(fit_request)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
     prediction = case.predictor.predict(case.context, case.batch, kv)
     measured: list[Measurement] = []
@@ -90,11 +92,11 @@ def explain(
         measured = stored(case.model, prediction.machine.target, prediction.setting, store)
     for caution in case.cautions:
         say(f"{case.model.name}: {caution}")
-    click.echo(explain_page.render(case.model.name, prediction, found, measured, output), nl=False)
+    click.echo(show_explain.render(case.model.name, prediction, found, measured, output), nl=False)
     return 0
 
 
-def stored(model: Model, target: Target, setting: Setting, store: Path | None) -> list[Measurement]:
+def stored(model: Model, target: Target, setting: EngineRequest, store: Path | None) -> list[Measurement]:
     """The measurements of the case on this device, by any decode path, the newest first."""
     if target.local is None or target.count > 1 or existing(store) is None:
         return []

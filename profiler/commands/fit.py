@@ -6,18 +6,20 @@ from typing import Any
 
 import click
 
-from profiler.commands import fit_map, fit_rows, listing, options
-from profiler.commands.progress import say
-from profiler.paths import PATHS
-from profiler.plan import refusal
-from profiler.plan.inquiry import Inquiry, answers
-from profiler.predict import engines, goal
-from profiler.predict.machine import SPLITS
+from profiler.commands import options
+from profiler.cost import engines, prediction
+from profiler.cost.machine import SPLITS
+from profiler.decode_path import PATHS
+from profiler.run import request
+from profiler.run.fit import FitRequest, predictions
+from profiler.show import fit as show_fit
+from profiler.show import output as show_output
+from profiler.show.progress import say
 
 
 @click.command(
     "fit",
-    cls=options.Command,
+    cls=options.DocumentedCommand,
     examples={
         "profile fit": "the largest Gemma 4 and Qwen 3.5 that fit this machine",
         'profile fit gemma-4-e4b --on "rtx 4090" -q bf16,nf4 -c 4k,32k': "a model on a GPU you do not have",
@@ -71,7 +73,7 @@ from profiler.predict.machine import SPLITS
     click.option(
         "--map", "mapped", is_flag=True, help="Show decode speed and bottleneck as a grid of quantization × context."
     ),
-    listing.output(),
+    show_output.output(),
 )
 def fit(output: str, wish: str | None, mapped: bool, **asked: Any) -> int:
     """Predict whether a model fits, how fast it runs and what limits it, without loading it.
@@ -82,10 +84,10 @@ def fit(output: str, wish: str | None, mapped: bool, **asked: Any) -> int:
 
     Exit codes: 0 success, 1 a model was refused, 2 usage error.
     """
-    inquiry = Inquiry(**asked, goal=goal.parse(wish) if wish is not None else None, mapped=mapped)
-    found = answers(inquiry)
-    page = fit_map if mapped else fit_rows
-    click.echo(page.render(found.answers, inquiry.goal, output), nl=False)
-    for line in refusal.lines(found.refused):
+    fit_request = FitRequest(**asked, goal=prediction.parse(wish) if wish is not None else None, mapped=mapped)
+    found = predictions(fit_request)
+    render = show_fit.render_map if mapped else show_fit.render
+    click.echo(render(found.answers, fit_request.goal, output), nl=False)
+    for line in request.lines(found.refused):
         say(line)
-    return refusal.REFUSED if found.refused else 0
+    return request.REFUSED if found.refused else 0

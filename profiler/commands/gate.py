@@ -12,32 +12,30 @@ from typing import Any
 import click
 
 from profiler import devices, files
-from profiler.commands import gate_page, options
-from profiler.commands.habits import MeasuringCommand
-from profiler.commands.progress import say
+from profiler.case import Task
+from profiler.commands import options
+from profiler.commands.options import MeasuringCommand
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.gate import baseline, calibration, cell, preflight
-from profiler.gate import side as sides
-from profiler.gate.bench import Interrupted, WorkerBench
-from profiler.gate.block import METRICS, clock_of, threads_of
-from profiler.gate.pairs import DELTA, Rule
-from profiler.gate.trial import MOST_CELLS, Plan, Trial
-from profiler.gate.verdict import Verdict, exit_code, worst
-from profiler.measure.supervisor import Job
-from profiler.measure.watch import Limits
-from profiler.plan.grid import runnable
-from profiler.plan.refusal import Refusal, together
-from profiler.plan.request import Request, Work, work
+from profiler.gate import baseline, page, preflight, suite
+from profiler.gate import trial as gate_trial
+from profiler.gate import variants as variants
+from profiler.gate.bench import METRICS, Interrupted, WorkerBench, clock_of, threads_of
+from profiler.gate.rule import DELTA, GateVerdict, RegressionRule, exit_code, worst
+from profiler.gate.trial import MOST_CELLS, GatePlan, GateTrial
 from profiler.results import environment
 from profiler.results.environment import environment_key
 from profiler.results.redact import redact_json
+from profiler.run.grid import runnable
+from profiler.run.request import Refusal, ResolvedRequest, SweepRequest, resolve_request, together
+from profiler.run.supervisor import WorkerLimits
+from profiler.show.progress import say
 from profiler.units import printable
 
 REPS = 5  # of a block: its value is their median, and a median of fewer is moved by one slow repetition
 INTERRUPTED = 130
 MAX_THREADS = 4096
-FORMATS = gate_page.FORMATS
+FORMATS = page.FORMATS
 
 
 @click.command(
@@ -181,100 +179,105 @@ def gate(
     found = devices.find(device)
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
-    task = work(Request(**asked), found, found.free_bytes, say)
-    if accept and task.refused:  # a baseline without a model that was named would say that it is new, each time
-        raise together(task.refused)
-    jobs = tuple(Job(point.case, point.source) for point in runnable(task.points))
-    if len(jobs) > MOST_CELLS:
+    resolved = resolve_request(SweepRequest(**asked), found, found.free_bytes, say)
+    if accept and resolved.refused:  # a baseline without a model that was named would say that it is new, each time
+        raise together(resolved.refused)
+    tasks = tuple(runnable(resolved.tasks))
+    if len(tasks) > MOST_CELLS:
         raise ProfileError(
-            f"{len(jobs)} cells are more than the {MOST_CELLS} that a gate can tell apart from chance",
+            f"{len(tasks)} cells are more than the {MOST_CELLS} that a gate can tell apart from chance",
             "Gate the cells that matter; profile sweep and profile compare show the others.",
         )
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     chosen = _metrics(metrics)
-    run = Gate(found, task, jobs, Rule(delta), chosen, seed, wait_s)
+    run = GateRun(found, resolved, tasks, RegressionRule(delta), chosen, seed, wait_s)
     try:
         with tempfile.TemporaryDirectory(prefix="profile-gate-") as scratch:
-            verdicts = [_refused(refusal) for refusal in task.refused]
+            verdicts = [_refused(refusal) for refusal in resolved.refused]
             verdicts += run.pairs(base, candidate, Path(scratch)) if base is not None else []
             verdicts += run.standing(stored, accept) if stored else []
     except Interrupted:
         say("interrupted: there is no verdict")
         if record is not None:
-            gate_page.keep(record, run.content([]))
+            page.keep(record, run.content([]))
         return INTERRUPTED
     content = run.content(verdicts)
     if record is not None:
-        gate_page.keep(record, content)
-    click.echo(gate_page.render(content, verdicts, output), nl=False)
+        page.keep(record, content)
+    click.echo(page.render(content, verdicts, output), nl=False)
     return exit_code(worst(verdicts), inconclusive == "fail")
 
 
-class Gate:
+class GateRun:
     """One gate on one device, and all that is known about it at the end."""
 
     def __init__(
         self,
         device: DeviceInfo,
-        task: Work,
-        jobs: tuple[Job, ...],
-        rule: Rule,
+        resolved: ResolvedRequest,
+        tasks: tuple[Task, ...],
+        rule: RegressionRule,
         metrics: tuple[Any, ...],
         seed: int,
         wait_s: float,
     ) -> None:
-        self._device, self._task, self._jobs, self._rule = device, task, jobs, rule
+        self._device, self._resolved, self._tasks, self._rule = device, resolved, tasks, rule
         self._metrics, self._seed, self._wait_s = metrics, seed, wait_s
         self._environment = redact_json(environment.snapshot(device))
         self._notes: list[str] = []
         self._kept: list[dict[str, Any]] = []
-        self._sides: dict[str, Any] = {}
+        self._variants: dict[str, Any] = {}
 
-    def pairs(self, base: str, candidate: str | None, scratch: Path) -> list[Verdict]:
+    def pairs(self, base: str, candidate: str | None, scratch: Path) -> list[GateVerdict]:
         """Both sides in turns."""
-        left = sides.resolve(base, scratch, lambda words: say(f"the base {words}"))
+        left = variants.resolve(base, scratch, lambda words: say(f"the base {words}"))
         right = (
-            sides.resolve(candidate, scratch, lambda words: say(f"the candidate {words}"))
+            variants.resolve(candidate, scratch, lambda words: say(f"the candidate {words}"))
             if candidate is not None
-            else sides.here()
+            else variants.here()
         )
         self._note_sides(left, right)
         with self._bench() as bench:
-            for side in (left, right):
-                bench.check(side, self._jobs)
+            for variant in (left, right):
+                bench.check(variant, self._tasks)
         obstacles = preflight.wait(self._device, self._clock, say, self._wait_s)
         if obstacles:
             reason = "; ".join(obstacles)
-            return [Verdict(job.case.label, "machine", "INCONCLUSIVE", reason, "free it") for job in self._jobs]
-        plan = Plan(self._jobs, self._rule, self._seed, self._metrics, *self._calibrations(left))
+            return [
+                GateVerdict(task.case.label, "machine", "INCONCLUSIVE", reason, "free it") for task in self._tasks
+            ]
+        plan = GatePlan(self._tasks, self._rule, self._seed, self._metrics, *self._calibrations(left))
         with self._bench() as bench:
-            trial = Trial(plan, bench, left, right, say, self._kept)
+            trial = GateTrial(plan, bench, left, right, say, self._kept)
             verdicts = trial.run()
         self._notes += trial.notes
         return verdicts
 
-    def standing(self, path: Path, accept: bool) -> list[Verdict]:
+    def standing(self, path: Path, accept: bool) -> list[GateVerdict]:
         """Each cell by itself, against the file; or into it."""
         known = _known(path, accept)
         with self._bench() as bench:
-            here = sides.here()
+            here = variants.here()
             cells = [
-                cell.measure(_name(job), job, bench, here, self._environment, self._metrics) for job in self._jobs
+                suite.measure(_name(task), task, bench, here, self._environment, self._metrics)
+                for task in self._tasks
             ]
-        self._notes += cell.fallbacks(cells)
+        self._notes += suite.fallbacks(cells)
         if accept:
             return self._accept(path, known, cells)
-        found = [verdict for each in cells for verdict in cell.against(each, known, self._rule, self._metrics)]
-        return found + cell.missing(known, [each.name for each in cells])
+        found = [verdict for each in cells for verdict in suite.against(each, known, self._rule, self._metrics)]
+        return found + suite.missing(known, [each.name for each in cells])
 
-    def _accept(self, path: Path, known: baseline.Baseline, cells: Sequence[cell.Cell]) -> list[Verdict]:
+    def _accept(
+        self, path: Path, known: baseline.Baseline, cells: Sequence[suite.GateMeasurement]
+    ) -> list[GateVerdict]:
         """Write the cells, unless one failed: a baseline holds no failures."""
         failed = [each for each in cells if each.failed is not None]
         if failed:
-            return [verdict for each in failed for verdict in cell.against(each, known, self._rule, self._metrics)]
-        return [Verdict(name, "case", "PASS", words) for name, words in cell.accept(path, known, cells).items()]
+            return [verdict for each in failed for verdict in suite.against(each, known, self._rule, self._metrics)]
+        return [GateVerdict(name, "case", "PASS", words) for name, words in suite.accept(path, known, cells).items()]
 
-    def content(self, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    def content(self, verdicts: Sequence[GateVerdict]) -> dict[str, Any]:
         """Everything, as plain JSON."""
         whole: dict[str, Any] = redact_json(
             {
@@ -282,11 +285,11 @@ class Gate:
                 "word": worst(verdicts),
                 "rule": asdict(self._rule),
                 "seed": self._seed,
-                "effort": asdict(self._task.effort),
+                "effort": asdict(self._resolved.effort),
                 "clock": self._clock,
-                "sides": self._sides,
+                "sides": self._variants,
                 "notes": self._notes,
-                "cases": [asdict(job.case) | {"key": job.case.key} for job in self._jobs],
+                "cases": [asdict(task.case) | {"key": task.case.key} for task in self._tasks],
                 "environment": self._environment,
                 "verdicts": [verdict.to_json() for verdict in verdicts],
                 "blocks": self._kept,
@@ -299,26 +302,26 @@ class Gate:
         return clock_of(self._device.name)
 
     def _bench(self) -> WorkerBench:
-        return WorkerBench(self._task.effort, Limits(), self._environment, self._seed)
+        return WorkerBench(self._resolved.effort, WorkerLimits(), self._environment, self._seed)
 
-    def _note_sides(self, base: sides.Side, candidate: sides.Side) -> None:
-        self._sides = {
-            name: {"name": side.name, "command": list(side.launch.python), "facts": dict(side.facts)}
-            for name, side in (("base", base), ("candidate", candidate))
+    def _note_sides(self, base: variants.Variant, candidate: variants.Variant) -> None:
+        self._variants = {
+            name: {"name": variant.name, "command": list(variant.launch.python), "facts": dict(variant.facts)}
+            for name, variant in (("base", base), ("candidate", candidate))
         }
-        self._notes += sides.differences(base, candidate)
-        if sides.is_same(base, candidate):
+        self._notes += variants.differences(base, candidate)
+        if variants.is_same(base, candidate):
             self._notes.append("both sides are the same code in the same environment: this gate tests itself")
 
-    def _calibrations(self, base: sides.Side) -> tuple[Any, Any]:
-        kept = calibration.Calibrations(calibration.default_folder())
-        here, effort = environment_key(self._environment), asdict(self._task.effort)
+    def _calibrations(self, base: variants.Variant) -> tuple[Any, Any]:
+        kept = gate_trial.Calibrations(gate_trial.default_folder())
+        here, effort = environment_key(self._environment), asdict(self._resolved.effort)
         identity = {"command": list(base.launch.python), "name": base.name, **base.facts}
 
-        def key(job: Job) -> str:
-            return calibration.key_of(job.case.key, here, identity, effort)
+        def key(task: Task) -> str:
+            return gate_trial.key_of(task.case.key, here, identity, effort)
 
-        return (lambda job: kept.find(key(job))), (lambda job, found: kept.keep(key(job), found))
+        return (lambda task: kept.find(key(task))), (lambda task, found: kept.keep(key(task), found))
 
 
 def _check(base: str | None, candidate: str | None, stored: Path | None, accept: bool, models: Sequence[str]) -> None:
@@ -343,9 +346,9 @@ def _known(path: Path, accept: bool) -> baseline.Baseline:
     return baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
 
 
-def _refused(refusal: Refusal) -> Verdict:
+def _refused(refusal: Refusal) -> GateVerdict:
     """Of a model of the list that neither side can run: the others are judged without it."""
-    return Verdict(printable(refusal.name), "case", "INCOMPARABLE", f"the model was refused: {refusal.text}")
+    return GateVerdict(printable(refusal.name), "case", "INCOMPARABLE", f"the model was refused: {refusal.text}")
 
 
 def _metrics(names: Sequence[str]) -> tuple[Any, ...]:
@@ -358,6 +361,6 @@ def _metrics(names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(metric for metric in METRICS if not chosen or metric in chosen)
 
 
-def _name(job: Job) -> str:
+def _name(task: Task) -> str:
     """The name of a cell in a baseline: to people its label, to us its key."""
-    return f"{job.case.label} n={job.case.steps} {job.case.key}"
+    return f"{task.case.label} n={task.case.steps} {task.case.key}"

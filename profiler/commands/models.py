@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from profiler.commands import listing
-from profiler.models import catalog
+from profiler.models import hub
 from profiler.models.families import geometry
 from profiler.models.geometry import Geometry
+from profiler.show import output as show_output
 from profiler.units import bytes_text, significant
 
 ELEMENT_BYTES = 2  # K and V in a 16-bit dtype
@@ -19,7 +19,7 @@ SHARED = "shared "  # how the kind of a layer starts that has no cache of its ow
 
 
 @click.command("models")
-@listing.output()
+@show_output.output()
 def models(output: str) -> None:
     """List the models that you can name without a path.
 
@@ -28,8 +28,8 @@ def models(output: str) -> None:
     sliding windows, recurrent state). Shared layers use the K and V of an earlier layer. You can also name a folder
     with config.json, a .gguf file or a Hugging Face id.
     """
-    rows = [row(name, geometry(catalog.raw_config(name))) for name in catalog.names()]
-    click.echo(listing.render(rows, shown, output), nl=False)
+    rows = [row(name, geometry(hub.shipped_config(name))) for name in hub.names()]
+    click.echo(show_output.render(rows, shown, output), nl=False)
 
 
 def row(name: str, model: Geometry) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""What the commands share: the options themselves, and the form of a long command's help.
+"""Options that several commands share, so that they read and behave the same everywhere.
 
-A command with many options declares them in groups (``group``) and gives examples; ``Command`` prints both. Click has
-neither. Libraries that add them replace its parser or import rich for every ``--help``, which this does not.
+Options that people know from other tools are answered with what they are called here.
 """
 
 from __future__ import annotations
@@ -13,14 +12,19 @@ from typing import Any
 import click
 
 from profiler import registry
+from profiler.shell import quote
 from profiler.units import parse_bytes, parse_count, parse_percent, parse_seconds
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
-
 GROUP = "help_group"  # the attribute in which a parameter keeps the title of its group
+
+ELSEWHERE = {  # options of llama-bench → ours, in words
+    "-p": ("-c", "the tokens of a prefill are -c: a case prefills exactly its context"),
+    "-d": ("-c", "the depth of decode is -c"),
+    "-t": ("--threads", "the number of threads is --threads"),
+    "-u": ("--ubatch", "tokens per prefill chunk are --ubatch"),
+}
 
 
 def group(title: str, *declared: Decorator) -> Decorator:
@@ -37,7 +41,7 @@ def group(title: str, *declared: Decorator) -> Decorator:
     return decorate
 
 
-class Command(click.Command):
+class DocumentedCommand(click.Command):
     """A command whose help shows examples first, then its options by group.
 
     ``examples`` maps a command line to what it does, in a few words. Options without a group come last.
@@ -165,11 +169,11 @@ def output(default: str = "table") -> Decorator:
     return click.option(
         "-o",
         "--output",
-        callback=plugin("reports", "output format"),
+        callback=plugin("show.writers", "output format"),
         metavar="FORMAT",
         default=default,
         show_default=True,
-        help=f"Output format: {', '.join(registry.names('reports'))}.",
+        help=f"Output format: {', '.join(registry.names('show.writers'))}.",
     )
 
 
@@ -215,3 +219,22 @@ def device() -> Decorator:
 def many(*names: str, metavar: str, help: str) -> Decorator:
     """A list: repeated, comma-separated, or both."""
     return click.option(*names, multiple=True, metavar=metavar, help=help)
+
+
+class MeasuringCommand(DocumentedCommand):
+    """A command whose model is an option: it says so to those who give it as an argument."""
+
+    allow_extra_args = True  # to be looked at below
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            ours, meant = ELSEWHERE.get(error.option_name, (None, ""))
+            if not any(ours in option.opts for option in self.params):
+                raise
+            raise click.UsageError(f"No such option: {error.option_name}; {meant}", ctx) from None
+        if ctx.args:
+            named = " ".join(f"-m {quote(word)}" for word in ctx.args[:3])
+            raise click.UsageError(f"Got unexpected argument; models are named with -m: {named}", ctx)
+        return ctx.args

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import click
 
-from profiler.commands import options, page_files
-from profiler.commands.progress import say, terminal_width
+from profiler.commands import options
 from profiler.errors import NotFound
 from profiler.results.measurement import Measurement
 from profiler.results.store import Run, Store, collector_paused
+from profiler.show.progress import say, terminal_width
+from profiler.show.report import files
 from profiler.units import printable
 
 
 @click.command(
     "report",
-    cls=options.Command,
+    cls=options.DocumentedCommand,
     examples={
         "profile report": "everything in the store, in the terminal",
         "profile report --html fit.html --md fit.md": "a page to share, as HTML and as Markdown",
@@ -49,23 +50,24 @@ def report(
     side by side. A case that was not measured is predicted if the catalog knows its model, and is marked as such.
     Without --html or --md, the report goes to the terminal.
     """
-    from profiler.reports.base.page import compose, terminal
-    from profiler.reports.base.page import quality as scores
+    from profiler.show.report import page as report_page
+    from profiler.show.report import quality as scores
+    from profiler.show.writers import table
 
     for path in (html, md):
-        page_files.check(path)
+        files.check(path)
     known = scores.read(quality) if quality else None
     with Store.open(store, create=False) as opened, collector_paused():
-        page = compose.page(*read(opened, names), known)
+        page = report_page.page(*read(opened, names), known)
     if html is not None:
-        page_files.write_html(html, page)
+        files.write_html(html, page)
     if md is not None:
-        page_files.write_markdown(md, page)
+        files.write_markdown(md, page)
     for path in (html, md):
         if path is not None:
             say(f"wrote {printable(path)}")
     if html is None and md is None:
-        click.echo(terminal.terminal(page, terminal_width()), nl=False)
+        click.echo(table.terminal(page, terminal_width()), nl=False)
     return 0
 
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import click
 
-from profiler.commands import listing, options
-from profiler.commands.progress import say, tell, terminal_width
-from profiler.reports.base import plain, rendered, streamed
+from profiler.commands import options
+from profiler.results.database import sweep_into
 from profiler.results.measurement import Measurement
-from profiler.results.opening import sweep_into
 from profiler.results.redact import redact_json
 from profiler.results.store import Run, Store, collector_paused, default_path, existing
 from profiler.shell import command
+from profiler.show import output as show_output
+from profiler.show.columns import plain
+from profiler.show.output import rendered, streamed
+from profiler.show.progress import say, tell, terminal_width
 from profiler.units import UNKNOWN, printable
 
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order they are counted to people
@@ -28,7 +30,7 @@ AT_ONCE = 200  # rows that are written together
 
 @click.group(invoke_without_command=True)
 @options.store()
-@listing.output()
+@show_output.output()
 @click.pass_context
 def runs(context: click.Context, store: Path | None, output: str) -> None:
     """List the stored runs, oldest first.
@@ -46,7 +48,7 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
             rows = [_row(run) for run in opened.runs()]
     if not rows:
         say(f"no run is stored in {printable(path)} yet: {sweep_into(path)} measures something")
-    click.echo(listing.render(rows, _shown, output), nl=False)
+    click.echo(show_output.render(rows, _shown, output), nl=False)
 
 
 @runs.command()
@@ -103,7 +105,7 @@ def _row(run: Run) -> dict[str, Any]:
     return row
 
 
-def _shown(row: listing.Row) -> dict[str, str]:
+def _shown(row: show_output.JsonRow) -> dict[str, str]:
     return {
         "run": row["run"],
         "started (UTC)": row["started_at"].replace("T", " ").rstrip("Z"),

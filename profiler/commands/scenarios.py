@@ -7,28 +7,28 @@ from typing import Any
 
 import click
 
-from profiler.commands import listing
-from profiler.plan import scenario
+from profiler.run import grid
+from profiler.show import output as show_output
 from profiler.units import UNKNOWN
 
 
 @click.command("scenarios")
 @click.argument("name", required=False)
-@listing.output()
+@show_output.output()
 def scenarios(name: str | None, output: str) -> None:
     """List the grids for `profile sweep --scenario NAME`, or print the file of one.
 
     To make your own, run `profile scenarios chat > mine.toml`, edit the file, and run
     `profile sweep --scenario mine.toml`.
     """
-    rows = [asdict(scenario.load(each)) for each in ([name] if name else scenario.names())]
+    rows = [asdict(grid.load(each)) for each in ([name] if name else grid.names())]
     if name and output == "table":
-        click.echo(scenario.source(name), nl=False)
+        click.echo(grid.source(name), nl=False)
         return
-    click.echo(listing.render(rows, _shown, output), nl=False)
+    click.echo(show_output.render(rows, _shown, output), nl=False)
 
 
-def _shown(row: listing.Row) -> dict[str, str]:
+def _shown(row: show_output.JsonRow) -> dict[str, str]:
     """A scenario for people."""
     return {
         "scenario": row["name"],

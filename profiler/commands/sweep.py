@@ -10,27 +10,28 @@ import click
 
 from profiler import devices
 from profiler.case import Case
-from profiler.commands import closing, options, page_files
-from profiler.commands import dry_run as preview
-from profiler.commands.habits import MeasuringCommand
-from profiler.commands.progress import Progress, say, tell
-from profiler.commands.queue import Find, Queue
-from profiler.commands.recorder import Recorder
+from profiler.commands import options
+from profiler.commands.options import MeasuringCommand
 from profiler.devices.base import DeviceInfo
-from profiler.measure import supervisor
-from profiler.measure.watch import Limits
-from profiler.plan import budget, order, refusal, resume, scenario
-from profiler.plan.request import Request, Work, work
 from profiler.results import environment
 from profiler.results.leases import Leases
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow, existing
+from profiler.run import grid, request, supervisor
+from profiler.run import plan as run_plan
+from profiler.run.request import ResolvedRequest, SweepRequest, resolve_request
+from profiler.run.supervisor import WorkerLimits
+from profiler.show import plan as preview
+from profiler.show import plan as show_plan
+from profiler.show.progress import Progress, say, tell
+from profiler.show.recorder import Find, Queue, RowRecorder
+from profiler.show.report import files
 
 WEIGHTS = ("auto", "real", "synthetic")
 MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
 MAX_SEED = 2**63 - 1  # what a random generator takes
 
-Kept = Mapping[Case, StoredRow]
+KeptRows = Mapping[Case, StoredRow]
 
 
 @click.command(
@@ -74,7 +75,7 @@ Kept = Mapping[Case, StoredRow]
     ),
     options.choice(
         "--fill",
-        scenario.FILLS,
+        grid.FILLS,
         help="Fill the cache by a real prefill or with random values, which costs no prefill. [default: prefill]",
     ),
     click.option("--energy", is_flag=True, help="Also measure joules per token; adds about ten seconds per phase."),
@@ -151,54 +152,56 @@ def sweep(
 
     Exit codes: 0 success, 1 a case failed or a model was refused, 2 usage error, 130 interrupted.
     """
-    page_files.check(html)
+    files.check(html)
     found = devices.find(device)
     available = available_bytes(found, max_memory)
-    task = work(Request(**asked), found, available, say)
-    for line in refusal.lines(task.refused):  # before the rows, so that nobody waits for them
+    resolved = resolve_request(SweepRequest(**asked), found, available, say)
+    for line in request.lines(resolved.refused):  # before the rows, so that nobody waits for them
         say(line)
     snapshot = environment.snapshot(found)
     if dry_run:
-        kept = stored(task, snapshot, max_memory, store) if resumed else {}
-        plan = make_plan(task, kept, found, available)
-        click.echo(preview.render(plan, kept, available, output, task.subjects), nl=False)
-        for line in (*found.limits, *preview.about(task.subjects)):
+        kept = stored(resolved, snapshot, max_memory, store) if resumed else {}
+        plan = make_plan(resolved, kept, found, available)
+        click.echo(preview.render(plan, kept, available, output, resolved.subjects), nl=False)
+        for line in (*found.limits, *preview.about(resolved.subjects)):
             say(line)
-        tell(resume.fallbacks(kept.values()))
+        tell(run_plan.fallbacks(kept.values()))
         say(preview.summary(plan))
-        return refusal.REFUSED if task.refused else 0
+        return request.REFUSED if resolved.refused else 0
     with Store.open(store) as opened:
         since = opened.newest_id()  # rows of other sweeps that come after it are as fresh as our own
-        kept = resume.stored(task.points, opened, snapshot, task.effort, max_memory) if resumed else {}
-        with Recorder(opened, snapshot, task, output, found) as recorder:
+        kept = run_plan.stored(resolved.tasks, opened, snapshot, resolved.effort, max_memory) if resumed else {}
+        with RowRecorder(opened, snapshot, resolved, output, found) as recorder:
             recorder.adopt(kept)
-            plan = make_plan(task, kept, found, available)
+            plan = make_plan(resolved, kept, found, available)
             recorder.skip(plan.skipped)
-            tell(closing.warning(plan, task.budget_s))
+            tell(show_plan.warning(plan, resolved.budget_s))
 
-            def find(planned: order.Planned) -> StoredRow | None:
+            def find(planned: run_plan.Planned) -> StoredRow | None:
                 if not opened.has_newer(planned.case.key, since):
                     return None
-                found = resume.stored([planned.point], opened, snapshot, task.effort, max_memory)
+                found = run_plan.stored([planned.task], opened, snapshot, resolved.effort, max_memory)
                 row = found.get(planned.case)
                 return row if row is not None and row.id > since else None
 
-            limits = Limits(max_memory_bytes=max_memory, case_s=timeout_s)
-            ending = measure(plan, task, limits, recorder, find, opened.path)
+            limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
+            ending = measure(plan, resolved, limits, recorder, find, opened.path)
             code = recorder.finish(ending)
             if html is not None:
-                page_files.write_rows(html, opened, recorder.run)
-            tell(closing.ending(recorder.rows, len(task.points), ending.interrupted, resumed))
-            tell(closing.refused(task.refused))
-            return code or (refusal.REFUSED if task.refused else 0)
+                files.write_rows(html, opened, recorder.run)
+            tell(show_plan.ending(recorder.rows, len(resolved.tasks), ending.interrupted, resumed))
+            tell(show_plan.refused(resolved.refused))
+            return code or (request.REFUSED if resolved.refused else 0)
 
 
-def stored(task: Work, snapshot: dict[str, Any], max_memory: int | None, store: Path | None) -> Kept:
+def stored(
+    resolved: ResolvedRequest, snapshot: dict[str, Any], max_memory: int | None, store: Path | None
+) -> KeptRows:
     """What the store holds already, without making one where there is none."""
     if existing(store) is None:
         return {}
     with Store.open(store, create=False) as opened:
-        return resume.stored(task.points, opened, snapshot, task.effort, max_memory)
+        return run_plan.stored(resolved.tasks, opened, snapshot, resolved.effort, max_memory)
 
 
 def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
@@ -206,18 +209,23 @@ def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
     return min(device.free_bytes, max_memory) if max_memory and device.kind == "cpu" else device.free_bytes
 
 
-def make_plan(task: Work, kept: Kept, device: DeviceInfo, available: int) -> order.Plan:
+def make_plan(resolved: ResolvedRequest, kept: KeptRows, device: DeviceInfo, available: int) -> run_plan.SweepPlan:
     """The plan for what is not stored yet, within the budget if there is one."""
-    missing = [point for point in task.points if point.case not in kept]
-    plan = order.make(missing, device, task.effort, available)
-    return plan if task.budget_s is None else budget.choose(plan, task.budget_s)
+    missing = [task for task in resolved.tasks if task.case not in kept]
+    plan = run_plan.make(missing, device, resolved.effort, available)
+    return plan if resolved.budget_s is None else run_plan.choose(plan, resolved.budget_s)
 
 
 def measure(
-    plan: order.Plan, task: Work, limits: Limits, recorder: Recorder, find: Find, store: Path
+    plan: run_plan.SweepPlan,
+    resolved: ResolvedRequest,
+    limits: WorkerLimits,
+    recorder: RowRecorder,
+    find: Find,
+    store: Path,
 ) -> supervisor.Ending:
     """Run the plan; every case gives the recorder a row, measured here or by another sweep of the same store."""
-    pace = budget.Pace(plan.cases, task.budget_s)
+    pace = run_plan.Pace(plan.cases, resolved.budget_s)
 
     def take(row: Measurement) -> None:
         recorder.append(row)  # before anything that could go wrong
@@ -234,4 +242,4 @@ def measure(
         Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress,
     ):
         queue = Queue(plan.cases, pace, leases, find, recorder, progress)
-        return supervisor.run(queue.jobs(), task.effort, limits, recorder.environment, take, beat)
+        return supervisor.run(queue.tasks(), resolved.effort, limits, recorder.environment, take, beat)

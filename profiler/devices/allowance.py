@@ -1,4 +1,6 @@
-"""What this process may use of the machine: the tightest of affinity, cpusets, CPU quota and limits on memory.
+"""What this process may use of the machine: cores, memory nodes, CPU time and memory, whichever limit is tightest.
+
+Cores and nodes are read from ``/sys/devices/system``; limits come from affinity, cpusets, quotas and rlimits.
 
 The one place that says so. Workers take their threads from it, predictions their cores and memory, rows and
 calibrations their identity, and tables their words.
@@ -17,14 +19,20 @@ from __future__ import annotations
 import math
 import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from profiler.devices import cgroup, topology
+from profiler.devices import cgroup
 from profiler.devices.cgroup import MemoryLimit, Quota
 from profiler.units import bytes_text
+
+CPUS = Path("/sys/devices/system/cpu")
+NODES = Path("/sys/devices/system/node")
+SIBLINGS = ("topology/core_cpus_list", "topology/thread_siblings_list")  # the second is the older name
+SPEEDS = ("cpu_capacity", "cpufreq/cpuinfo_max_freq")  # what tells a fast core from an efficient one: Arm, x86
 
 MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
@@ -33,6 +41,68 @@ THREAD_SETTINGS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
 MOST_AT_ALL = "OMP_THREAD_LIMIT"
 # RLIMIT_RSS is none of them: Linux has ignored it since 2.4.30 (man 2 getrlimit).
 RLIMITS = {"RLIMIT_AS": "ulimit -v", "RLIMIT_DATA": "ulimit -d"}
+
+
+def physical_cores(cpus: Iterable[int]) -> int:
+    """Cores that ``cpus`` lie on: two hardware threads of a core count once. Where nothing says, each is a core."""
+    return len({_read(CPUS, cpu, SIBLINGS) or str(cpu) for cpu in cpus})
+
+
+def speeds(cpus: Iterable[int]) -> tuple[int, ...]:
+    """How fast ``cpus`` can be, sorted, each value once: kHz, or Arm's capacity. Empty where nothing says."""
+    found = (_read(CPUS, cpu, SPEEDS) for cpu in cpus)
+    return tuple(sorted({int(text) for text in found if text is not None and text.isdigit()}))
+
+
+def last_cache_bytes(cpus: Iterable[int] | None = None) -> int:
+    """Of the last caches that ``cpus`` have, each once; None: of those this process may use. 0 if nothing says."""
+    return _last_cache_bytes(CPUS, frozenset(os.sched_getaffinity(0) if cpus is None else cpus))
+
+
+@cache
+def _last_cache_bytes(root: Path, cpus: frozenset[int]) -> int:
+    found: dict[tuple[int, str], int] = {}
+    for cpu in cpus:
+        for folder in (root / f"cpu{cpu}" / "cache").glob("index*"):
+            with suppress(OSError, ValueError):
+                level, size, shared = (
+                    (folder / name).read_text().strip() for name in ("level", "size", "shared_cpu_list")
+                )
+                found[int(level), shared] = int(size.removesuffix("K")) * 1024
+    last = max((level for level, _ in found), default=0)
+    return sum(size for (level, _), size in found.items() if level == last)
+
+
+def memory_nodes() -> frozenset[int]:
+    """Memory nodes of the machine, also those without memory."""
+    return _nodes(NODES)
+
+
+@cache
+def _nodes(root: Path) -> frozenset[int]:
+    return frozenset(int(name) for path in root.glob("node[0-9]*") if (name := path.name[len("node") :]).isdigit())
+
+
+def node_bytes() -> dict[int, tuple[int, int]]:
+    """Memory of each node in bytes: all of it, and what is free or cached files. Empty where nothing says."""
+    found = {}
+    for node in memory_nodes():
+        with suppress(OSError, ValueError, KeyError, IndexError):
+            text = (NODES / f"node{node}" / "meminfo").read_text()
+            lines = (line.split() for line in text.splitlines())  # Node 0 MemTotal: 1 kB
+            known = {line[2].rstrip(":"): int(line[3]) * 1024 for line in lines}
+            free = known["MemFree"] + known.get("Active(file)", 0) + known.get("Inactive(file)", 0)
+            found[node] = known["MemTotal"], free
+    return {node: size for node, size in found.items() if size[0]}
+
+
+@cache
+def _read(root: Path, cpu: int, names: tuple[str, ...]) -> str | None:
+    """The first of these files of a CPU that there is. They do not change, and a large machine has many."""
+    for name in names:
+        with suppress(OSError):
+            return (root / f"cpu{cpu}" / name).read_text().strip()
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +154,12 @@ def find(environ: Mapping[str, str] = os.environ) -> Allowance:
     quota = cgroup.quota()
     if quota is not None and quota.cores >= len(usable):
         quota = None
-    physical = topology.physical_cores(usable)
+    physical = physical_cores(usable)
     asked, setting = _asked(environ, physical)
     installed = max(len(usable), os.sysconf("SC_NPROCESSORS_ONLN"))
     confined = None
     if len(usable) < installed:
-        confined = (physical, topology.last_cache_bytes(usable), *topology.speeds(usable))
+        confined = (physical, last_cache_bytes(usable), *speeds(usable))
     return Allowance(
         cpus=len(usable),
         installed=installed,
@@ -142,9 +212,9 @@ def _allowed_nodes() -> dict[int, tuple[int, int]] | None:
     """Memory nodes that a cpuset leaves to this process, by ``topology.node_bytes``; None where it leaves all."""
     lines = (line.partition(":") for line in _lines(STATUS))
     allowed = next((cgroup.numbers(value.strip()) for name, _, value in lines if name == "Mems_allowed_list"), None)
-    if not allowed or topology.nodes() <= allowed:
+    if not allowed or memory_nodes() <= allowed:
         return None
-    nodes = topology.node_bytes()
+    nodes = node_bytes()
     kept = {node: size for node, size in nodes.items() if node in allowed}
     return kept if kept and len(kept) < len(nodes) else None
 

@@ -1,11 +1,31 @@
-"""What a device gives: ``devices/KIND.py`` has ``find() -> list[DeviceInfo]`` (no torch), ``meter(name)`` and
-``watcher(name)``."""
+"""What a device provides, and what the host's kernel counts while a device is timed.
+
+``devices/KIND.py`` has ``find() -> list[DeviceInfo]`` (without torch), ``meter(name)`` and ``watcher(name)``. Every
+timed window also holds the host's own clocks: time spent waiting for a core, time stolen by a hypervisor, and
+swapping.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
+
+from profiler.devices import cgroup
+
+TASKS = Path("/proc/self/task")
+STALLS = Path("/proc/pressure/cpu")
+STAT = Path("/proc/stat")
+VMSTAT = Path("/proc/vmstat")
+STATUS = Path("/proc/self/status")
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+STEAL = 8  # the column of /proc/stat, after the name
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +159,8 @@ class Reading:
     capped: float | None = None  # share of the time in which the power limit held the clocks down
 
 
-Figure = tuple[float | None, str | None]
+CeilingFigure = tuple[float | None, str | None]
+
 """A figure, or None and why."""
 
 
@@ -149,8 +170,8 @@ class Consumed:
 
     source: str  # nvml-counter, nvml-power, rapl-counter: which of the two is to be taken
     scope: str  # gpu-board, cpu-package: what they are of
-    counter: Figure  # the device's own counter of energy
-    power: Figure  # its power, read all the time and integrated
+    counter: CeilingFigure  # the device's own counter of energy
+    power: CeilingFigure  # its power, read all the time and integrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +204,7 @@ class Watcher(Protocol):
     def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
         """Energy of windows of this case, by start and end on the meter's clock; None if nobody looked."""
 
-    def idle_w(self) -> Figure:
+    def idle_w(self) -> CeilingFigure:
         """Mean power while nothing runs; waits for seconds when it is first asked."""
 
     def overview(self) -> Overview:
@@ -208,7 +229,7 @@ class Unwatched:
     def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
         return None
 
-    def idle_w(self) -> Figure:
+    def idle_w(self) -> CeilingFigure:
         return None, "nobody looked"
 
     def overview(self) -> Overview:
@@ -241,3 +262,70 @@ class Meter(Protocol):
 
     def pressure(self) -> Pressure:
         """Counters of what may disturb; their differences count."""
+
+
+def read() -> Pressure:
+    """The counters now; what the kernel does not count is None."""
+    stalled, swapped = _number(STALLS, r"^some .*total=(\d+)"), _number(STATUS, r"^VmSwap:\s+(\d+) kB")
+    stolen, paged = _number(STAT, rf"^cpu +(?:\d+ ){{{STEAL - 1}}}(\d+)"), _number(VMSTAT, r"^pswpin (\d+)")
+    quota = cgroup.quota()
+    periods, throttled, throttled_s = (quota and quota.throttled()) or (None, None, cgroup.held_s())
+    return Pressure(
+        at_s=time.monotonic(),
+        stalled_s=None if stalled is None else stalled / 1e6,
+        stolen_s=None if stolen is None else stolen / TICKS,
+        swapped_in_bytes=None if paged is None else paged * PAGE,
+        swapped_bytes=None if swapped is None else swapped * 1024,
+        busy_s=_busy_s(),
+        own_s=time.process_time(),
+        period_s=None if quota is None else quota.period_s,
+        periods=periods,
+        throttled=throttled,
+        throttled_s=throttled_s,
+    )
+
+
+def _busy_s() -> float | None:
+    """Seconds that all cores together did not idle: user, nice, system, irq and softirq of /proc/stat."""
+    try:
+        user, nice, system, _, _, irq, softirq = map(int, STAT.read_text().split()[1:8])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq) / TICKS
+
+
+def run_delay_s() -> float | None:
+    """Seconds that all living threads of this process have waited for a core; None where the kernel does not count.
+
+    The second figure of ``/proc/PID/task/TID/schedstat``, in nanoseconds (Documentation/scheduler/sched-stats).
+    """
+    waited = None
+    for stat in TASKS.glob("*/schedstat"):
+        with suppress(OSError, IndexError, ValueError):  # a thread may end meanwhile
+            waited = (waited or 0) + int(stat.read_text().split()[1])
+    return None if waited is None else waited / 1e9
+
+
+def _number(path: Path, pattern: str) -> int | None:
+    """The number in the first line of a file that matches; None where the file or the line is not there."""
+    try:
+        found = re.search(pattern, path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+class HostWindow:
+    """Wall time, CPU time and waiting of this process from its making to ``close``."""
+
+    def __init__(self) -> None:
+        self._waited, self._cpu_s = run_delay_s(), time.process_time()
+        self._start = time.perf_counter()
+
+    def close(self) -> Lap:
+        seconds = time.perf_counter() - self._start
+        cpu_s, waited = time.process_time() - self._cpu_s, run_delay_s()
+        wait_s = None
+        if waited is not None and self._waited is not None:
+            wait_s = max(0.0, waited - self._waited)  # a thread that ended takes its count along
+        return Lap(seconds, cpu_s, wait_s)

@@ -16,10 +16,9 @@ from contextlib import closing, suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
-from profiler import checkout
+from profiler import folders
 from profiler.devices.nvml import PATIENCE_S
-from profiler.devices.snapshot import Snapshot, Source, Unknown
-from profiler.devices.telemetry import TICK_S, Telemetry
+from profiler.devices.telemetry import TICK_S, Snapshot, Telemetry, TelemetrySource, Unknown
 from profiler.units import seconds_text
 
 # -P: a file of the current folder must not stand in for a library's
@@ -39,7 +38,7 @@ class Report(NamedTuple):
     gone: str | None
 
 
-class Watch(Telemetry):
+class SampledTelemetry(Telemetry):
     """The side that looks."""
 
     def report(self) -> Report:
@@ -53,7 +52,7 @@ class Watch(Telemetry):
 def watch() -> None:
     """Look at a source until nobody listens any more. ``argv[1]`` is the connection, which gives the source first."""
     link = Connection(int(sys.argv[1]))
-    with suppress(EOFError, OSError), closing(Watch(link.recv())) as telemetry:
+    with suppress(EOFError, OSError), closing(SampledTelemetry(link.recv())) as telemetry:
         link.send(None)  # we are here: from now on only the driver can be late
         telemetry.open()
         while True:
@@ -68,7 +67,7 @@ def watch() -> None:
 class Sampler(Telemetry):
     """The side that asks. The source is opened in the other process only."""
 
-    def __init__(self, source: Source, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, source: TelemetrySource, patience_s: float = PATIENCE_S) -> None:
         super().__init__(source)
         self._patience_s = patience_s
         self._process: subprocess.Popen[bytes]
@@ -86,7 +85,7 @@ class Sampler(Telemetry):
                 [*COMMAND, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **checkout.environ(os.environ)},
+                env={**os.environ, **folders.child_environ(os.environ)},
             )
         self._link = mine
         self._send(self.source)

@@ -1,21 +1,49 @@
-"""What a prediction is for: a device of the catalog, of this machine, or one described in figures; or several.
+"""What a prediction is for: a device of the catalog, of this machine, described in figures, or several of one.
 
 --on "rtx 4090"      --on 2x"rtx 3090"      --on cuda:0      --on vram=24,bandwidth=1008,bf16=165
+
+The catalog is ``scenarios/devices.toml``, where each figure carries its source; a figure that is not known is
+``None`` or absent. A CPU that was never calibrated is given rates of PyTorch's kernels per core, seen on two cores of
+server CPUs with AVX2 and with AMX under torch 2.13 and 2.14, within a factor of ``SPREAD`` either way.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from typing import Any
 
 from profiler import devices
-from profiler.devices import catalog, ceilings, priors
+from profiler.devices import calibration
 from profiler.devices.base import DeviceInfo, Slice, repacks
-from profiler.devices.ceilings import Ceilings
+from profiler.devices.calibration import Ceilings
 from profiler.errors import NotFound, ProfileError
 from profiler.registry import unknown
 from profiler.units import GIB, printable
+
+READ_BYTES_S = 10e9  # weights of one token; two cores read 14 to 21 GB/s of them
+READ_MOST = 60e9  # all cores of a socket with two to four memory channels
+FP32_FLOPS = {
+    "amx_bf16": 180e9,
+    "avx512f": 90e9,
+    "avx2": 30e9,
+    "asimd": 20e9,
+}  # large products; the first that is there
+FLOPS_OTHERWISE = 8e9
+# Likewise. A CPU without units for bf16 converts it: in blocks where it has AVX-512, otherwise element by element.
+BF16_FLOPS = {"amx_bf16": 1000e9, "avx512_bf16": 150e9, "bf16": 100e9, "avx512f": 30e9}
+FP16_FLOPS = {"avx512f": 14e9}
+HALF_FLOPS = 4.5e9  # of others, in both
+SPREAD = 1.5
+BETWEEN = {"prefill": 0.025, "decode": 0.01}  # of processes on such a machine: benchmarks/drift.py
+
+GIGA = 1e9
+TERA = 1e12
+MEMORY_TOLERANCE = 0.15  # a driver keeps some of the memory that is sold; an 8 GB card is no 16 GB card
 
 MOST = 64  # devices in one machine
 LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, where the data sheet names no link
@@ -27,6 +55,79 @@ VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 _WORD = re.compile(r"[a-z]+|\d+")
 MOST_NAMED = 8  # of the devices that a word may mean
+
+
+def assumed_read_bytes_s(device: DeviceInfo) -> float:
+    """Bytes per second of the threads that run at once, as long as they may run."""
+    return min(READ_BYTES_S * device.at_once, READ_MOST)
+
+
+def assumed_flops(device: DeviceInfo) -> dict[str, float]:
+    """FLOP per second of the threads that run at once, as long as they may run, by dtype."""
+    rates = {
+        "fp32": _first(FP32_FLOPS, device.features, FLOPS_OTHERWISE),
+        "bf16": _first(BF16_FLOPS, device.features, HALF_FLOPS),
+        "fp16": _first(FP16_FLOPS, device.features, HALF_FLOPS),
+    }
+    return {name: rate * device.at_once for name, rate in rates.items()}
+
+
+def _first(rates: Mapping[str, float], features: Sequence[str], otherwise: float) -> float:
+    return next((rate for name, rate in rates.items() if name in features), otherwise)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogDevice:
+    """One device. Bytes, bytes per second, FLOP per second (dense), watts."""
+
+    name: str
+    vendor: str
+    kind: str  # consumer | workstation | datacenter | desktop-soc | edge | igpu
+    memory_bytes: int | None
+    bandwidth_bytes_s: float
+    flops: Mapping[str, float]  # by dtype: fp32, bf16 (fp32 accumulation), fp16, int8, fp8, fp4
+    tdp_w: float | None
+    link_bytes_s: float | None  # to the host, one direction
+    titles: tuple[str, ...]  # NVML's names of it
+    sources: Mapping[str, str]  # figure, or ``all``, → where it comes from
+    standing: str  # which figures were checked, and which are derived
+    notes: str | None
+
+    def matches(self, title: str, memory_bytes: int) -> bool:
+        """Whether a card found here is this one: by NVML's exact name, since a laptop's chip is another one."""
+        if title not in self.titles or self.memory_bytes is None:
+            return False
+        return abs(memory_bytes / self.memory_bytes - 1) <= MEMORY_TOLERANCE
+
+
+@cache
+def data_sheets() -> tuple[CatalogDevice, ...]:
+    """All of them, in the order of the file."""
+    text = (resources.files("profiler.scenarios") / "devices.toml").read_text(encoding="utf-8")
+    return tuple(_device(entry) for entry in tomllib.loads(text)["device"])
+
+
+def match(title: str, memory_bytes: int) -> CatalogDevice | None:
+    """The catalog's entry of a card that NVML found, or None."""
+    return next((device for device in data_sheets() if device.matches(title, memory_bytes)), None)
+
+
+def _device(entry: Mapping[str, Any]) -> CatalogDevice:
+    memory = entry.get("memory_gib")
+    return CatalogDevice(
+        name=entry["name"],
+        vendor=entry["vendor"],
+        kind=entry["class"],
+        memory_bytes=None if memory is None else round(memory * GIB),
+        bandwidth_bytes_s=entry["bandwidth_gb_s"] * GIGA,
+        flops={dtype: value * TERA for dtype, value in entry["tflops"].items()},
+        tdp_w=entry.get("tdp_w"),
+        link_bytes_s=entry["pcie_gb_s"] * GIGA if "pcie_gb_s" in entry else None,
+        titles=tuple(entry.get("titles", ())),
+        sources=entry["sources"],
+        standing=entry["standing"],
+        notes=entry.get("notes"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +204,7 @@ def find(text: str | None = None) -> Target:
     return of_catalog(_named(wanted))
 
 
-def of_catalog(device: catalog.CatalogDevice) -> Target:
+def of_catalog(device: CatalogDevice) -> Target:
     """A device by its maker's figures."""
     if device.memory_bytes is None:
         raise ProfileError(
@@ -129,7 +230,7 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     ``packages``: with which versions of ``ceilings.PACKAGES``; None: those installed now.
     """
     found = _local(device)
-    measured = ceilings.load(device) if packages is None else ceilings.load(device, packages)
+    measured = calibration.load(device) if packages is None else calibration.load(device, packages)
     if measured is None:
         return found
     if found.vendor == "CPU":
@@ -152,11 +253,11 @@ def _local(device: DeviceInfo) -> Target:
             "CPU",
             "cpu",
             device.memory_bytes,
-            priors.read_bytes_s(device) * device.running,
-            {dtype: rate * device.running for dtype, rate in priors.flops(device).items()},
+            assumed_read_bytes_s(device) * device.running,
+            {dtype: rate * device.running for dtype, rate in assumed_flops(device).items()},
             local=device.name,
             source="not calibrated",
-            spread=priors.SPREAD,
+            spread=SPREAD,
             features=device.features,
             default_dtype=device.default_dtype,
             running=device.running,
@@ -175,7 +276,7 @@ def _local(device: DeviceInfo) -> Target:
 def _local_gpu(device: DeviceInfo) -> Target:
     if device.slice is not None:
         return _slice(device, device.slice)
-    known = catalog.match(device.title, device.memory_bytes)
+    known = match(device.title, device.memory_bytes)
     if known is None:
         bandwidth, flops = UNKNOWN_GPU
         return Target(
@@ -207,12 +308,12 @@ def _slice(device: DeviceInfo, part: Slice) -> Target:
     )
 
 
-def _named(text: str) -> catalog.CatalogDevice:
+def _named(text: str) -> CatalogDevice:
     """The catalog's device whose name holds all words of ``text``, or which NVML calls so. Of several that share a
     number the one with the shortest name; a word without a number, such as ``rtx``, must mean one device only.
     """
     words = _WORD.findall(text.casefold())
-    known = catalog.devices()
+    known = data_sheets()
     titled = [device for device in known if words in [_WORD.findall(title.casefold()) for title in device.titles]]
     if titled:
         return titled[0]
@@ -245,7 +346,7 @@ def _named(text: str) -> catalog.CatalogDevice:
     )
 
 
-def _shortest(text: str, found: Sequence[catalog.CatalogDevice]) -> catalog.CatalogDevice:
+def _shortest(text: str, found: Sequence[CatalogDevice]) -> CatalogDevice:
     if len(found) > 1 and not any(map(str.isdigit, text)):
         some = ", ".join(device.name for device in found[:MOST_NAMED])
         rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""

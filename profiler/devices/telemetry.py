@@ -1,23 +1,229 @@
-"""What a device says of itself while something runs on it: snapshots, and what they say of each window.
+"""Telemetry: snapshots of a device while something runs on it, and the energy and clocks of each timed window.
 
-``Telemetry`` looks when it is told to; ``sampler.Sampler`` has it look 25 times a second. Nothing here raises into a
+``Telemetry`` takes a snapshot when told to; ``sampler.Sampler`` has it take 25 a second. Nothing here raises into a
 measurement.
+
+A counter that moves in steps of some 100 ms is known at the moments at which it moves, so its curve goes through
+those: that halves the error at either end of a window. A fine counter is known whenever it is read. Power is
+integrated by the trapezoid rule.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
 
-from profiler.devices.base import Consumed, Figure, Overview, Reading
-from profiler.devices.curve import Span
-from profiler.devices.history import History
-from profiler.devices.snapshot import Snapshot, Source, Unknown
-from profiler.units import printable
+from profiler.devices.base import CeilingFigure, Consumed, Overview, Reading
+from profiler.units import printable, seconds_text
+
+# Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReasons).
+SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x04, 0x08, 0x20, 0x40, 0x80
+SLOWED = {  # a repetition under one of these is no figure of the device
+    HW_SLOWDOWN: "hardware slowdown",
+    SW_THERMAL: "thermal slowdown by the driver",
+    HW_THERMAL: "thermal slowdown by the hardware",
+    POWER_BRAKE: "power brake",
+}
+
+STILL_S = 1.0  # counters move every 20 to 100 ms: one that has not for so long does not count
+MOST_W = 20_000.0  # beyond it a counter has jumped: no board or package takes a tenth of this
+SHORTEST_S = 0.2  # over which that is judged: a coarse counter moves by the energy of its whole step at once
+TimeSpan = tuple[float, float]
+Points = Sequence[tuple[float, float]]
+
+MARGIN_S = 0.5  # of snapshots on either side of a window, so that steps of a counter enclose it
+TRACE = 0.001  # share of the time, by the driver's counters: a slowdown below it changes no figure
+ENOUGH = 3  # snapshots of a clock for a median
 
 TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1 % of its energy
 OTHERS_EVERY = 25  # snapshots: processes come and go slowly, and are dearer to ask for
 IDLE_S = 5.0  # an idle board's counter moves as often as a busy one's, and its power does not change
+
+
+class Unknown(Exception):
+    """A figure cannot be had; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A device at one moment; ``None`` where it does not tell."""
+
+    at_s: float  # on the clock of the measurement
+    energy_j: float | None = None  # a counter: only differences mean something
+    power_w: float | None = None  # at this moment, no average
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+    temperature_c: int | None = None
+    reasons: int | None = None  # why clocks are below their maximum: bits as above
+    limited_s: tuple[tuple[int, float], ...] = ()  # (bit, seconds it has held since the driver's load)
+
+
+class TelemetrySource(Protocol):
+    """Where snapshots come from. All calls are made by one thread; each may take its time, or never return."""
+
+    name: str  # nvml, rapl: what a row says the energy is from
+    scope: str  # gpu-board, cpu-package: what the energy is of
+    coarse: bool  # its energy counter moves less often than it is read
+    guards: bool  # it tells of slowdowns, so it is worth watching when nobody asks for energy
+    unknown: dict[str, str]  # quantity → why it is not told
+
+    def open(self) -> None:
+        """Get ready. Raises Unknown when nothing can be told at all."""
+
+    def begin(self) -> None:
+        """Ask again for what was not told."""
+
+    def read(self, at_s: float) -> Snapshot:
+        """The device now. Raises Unknown when it is lost."""
+
+    def others(self) -> int | None:
+        """Other processes that compute there now, None where it does not tell. Dearer than ``read``."""
+
+    def close(self) -> None:
+        """Give back what ``open`` took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Joules over time: two points or more."""
+
+    times: Sequence[float]
+    joules: Sequence[float]
+
+    def over(self, spans: Iterable[TimeSpan]) -> float:
+        """Joules of all spans together. Raises Unknown where the curve does not reach."""
+        return sum(self._at(end) - self._at(start) for start, end in spans)
+
+    def _at(self, at_s: float) -> float:
+        beyond = max(self.times[0] - at_s, at_s - self.times[-1])
+        if beyond > STILL_S:
+            raise Unknown(f"nothing was read for {seconds_text(beyond)} at an end of the window")
+        place = min(max(bisect_right(self.times, at_s), 1), len(self.times) - 1)
+        start, end = self.times[place - 1], self.times[place]
+        before, after = self.joules[place - 1], self.joules[place]
+        return before + (after - before) * (at_s - start) / (end - start)
+
+
+def of_counter(points: Points, coarse: bool) -> Curve:
+    """The curve of a counter read at ``points`` of (seconds, joules). Raises Unknown for one that does not count."""
+    if len(points) < 2:
+        raise Unknown("the energy counter was not read")
+    moves: list[tuple[float, float]] = []
+    moved_s = points[0][0]
+    for (earlier, before), (at_s, now) in pairwise(points):
+        if now < before:
+            raise Unknown("the energy counter went backwards")
+        if now - before > MOST_W * max(at_s - earlier, SHORTEST_S):
+            raise Unknown("the energy counter jumped")
+        if now > before:
+            moves.append(((earlier + at_s) / 2, now))
+            moved_s = at_s
+        elif at_s - moved_s > STILL_S:
+            raise Unknown(f"the energy counter stood still for {seconds_text(points[-1][0] - moved_s)}")
+    if len(moves) < 2 and (coarse or not moves):
+        raise Unknown(f"the energy counter moved less than twice in {seconds_text(points[-1][0] - points[0][0])}")
+    return _through(moves if coarse else points)
+
+
+def of_power(points: Points) -> Curve:
+    """The integral of power read at ``points`` of (seconds, watts). Raises Unknown where too little was read."""
+    if len(points) < 2:
+        raise Unknown("power was not read")
+    total, sums = 0.0, [(points[0][0], 0.0)]
+    for (start, before), (end, after) in pairwise(points):
+        if end - start > STILL_S:
+            raise Unknown(f"power was not read for {seconds_text(end - start)}")
+        total += (end - start) * (before + after) / 2
+        sums.append((end, total))
+    return _through(sums)
+
+
+def _through(points: Points) -> Curve:
+    return Curve([at_s for at_s, _ in points], [joules for _, joules in points])
+
+
+class History:
+    """Grows at its end; ``clear`` keeps the last snapshot."""
+
+    def __init__(self) -> None:
+        self._snapshots: list[Snapshot] = []
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Append a snapshot; in the place of the last if no time has passed since."""
+        if snapshot.at_s <= self.last_s:
+            del self._snapshots[-1]
+        self._snapshots.append(snapshot)
+
+    def clear(self) -> None:
+        """Forget all but the last snapshot, which may begin the next window."""
+        del self._snapshots[:-1]
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return iter(self._snapshots)
+
+    @property
+    def last_s(self) -> float:
+        """When the last snapshot was taken; before all time if there is none."""
+        return self._snapshots[-1].at_s if self._snapshots else float("-inf")
+
+    def reading(self, span: TimeSpan) -> Reading:
+        """What the device was like in ``span``. It is invalid where clocks were forced down."""
+        around = self._around([span], 0.0)
+        inside = [snapshot for snapshot in around if span[0] <= snapshot.at_s <= span[1]]
+        clocks = [snapshot.sm_mhz for snapshot in inside if snapshot.sm_mhz is not None]
+        slowed = [words for bit, words in SLOWED.items() if _share(bit, inside, around)]
+        return Reading(
+            invalid=" and ".join(slowed) or None,
+            ended_s=span[1],
+            capped=_share(SW_POWER_CAP, inside, around),
+            sm_mhz=statistics.median(clocks) if len(clocks) >= ENOUGH else None,
+            temperature_c=max((s.temperature_c for s in inside if s.temperature_c is not None), default=None),
+        )
+
+    def counted_j(self, spans: Sequence[TimeSpan], coarse: bool) -> float:
+        """Joules of ``spans`` by the energy counter. Raises Unknown."""
+        around = self._around(spans, MARGIN_S)
+        return of_counter([(s.at_s, s.energy_j) for s in around if s.energy_j is not None], coarse).over(spans)
+
+    def integrated_j(self, spans: Sequence[TimeSpan]) -> float:
+        """Joules of ``spans`` by the power at each snapshot. Raises Unknown."""
+        around = self._around(spans, 0.0)
+        return of_power([(s.at_s, s.power_w) for s in around if s.power_w is not None]).over(spans)
+
+    def _around(self, spans: Sequence[TimeSpan], margin_s: float) -> list[Snapshot]:
+        """The snapshots from the last before ``spans`` to the first after them, and a margin."""
+        snapshots = self._snapshots[:]  # the other thread goes on
+        times = [snapshot.at_s for snapshot in snapshots]
+        first = max(0, bisect_right(times, spans[0][0] - margin_s) - 1)
+        return snapshots[first : bisect_right(times, spans[-1][1] + margin_s) + 1]
+
+
+def _share(bit: int, inside: Sequence[Snapshot], around: Sequence[Snapshot]) -> float | None:
+    """Share of the time for which a reason held: the larger of what was sampled and what the driver counted.
+
+    The counter misses nothing but is not everywhere; a sample is.
+    """
+    seen = [bool(snapshot.reasons & bit) for snapshot in inside if snapshot.reasons is not None]
+    sampled = sum(seen) / len(seen) if seen else None
+    known = [share for share in (sampled, _counted(bit, around)) if share is not None]
+    return max(known) if known else None
+
+
+def _counted(bit: int, around: Sequence[Snapshot]) -> float | None:
+    """The share by the driver's counter; None where there is none, or it cannot be what it is taken for."""
+    counts = [(snapshot.at_s, held) for snapshot in around for number, held in snapshot.limited_s if number == bit]
+    if len(counts) < 2:
+        return None
+    backwards = any(later < earlier for (_, earlier), (_, later) in pairwise(counts))
+    share = (counts[-1][1] - counts[0][1]) / (counts[-1][0] - counts[0][0])
+    if backwards or share > 1.1:  # a number that another driver uses for something else
+        return None
+    return min(share, 1.0) if share >= TRACE else 0.0
 
 
 class Telemetry:
@@ -28,7 +234,7 @@ class Telemetry:
 
     def __init__(
         self,
-        source: Source,
+        source: TelemetrySource,
         clock: Callable[[], float] = time.perf_counter,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -40,7 +246,7 @@ class Telemetry:
         self._history = History()
         self._looks = 0
         self._is_open = self._watches = False
-        self._idle: Figure | None = None
+        self._idle: CeilingFigure | None = None
 
     def open(self) -> Telemetry:
         """Have a first snapshot, or a reason why there will be none."""
@@ -68,7 +274,7 @@ class Telemetry:
         self._settle(now)
         return self._history.reading((now - seconds, now))
 
-    def consumed(self, spans: Sequence[Span]) -> Consumed | None:
+    def consumed(self, spans: Sequence[TimeSpan]) -> Consumed | None:
         """Energy of windows since ``begin``; None if nobody watched."""
         if not self._watches:
             return None
@@ -91,15 +297,15 @@ class Telemetry:
         self._give_up("the telemetry was closed")
         self._close()
 
-    def counted_j(self, spans: Sequence[Span]) -> Figure:
+    def counted_j(self, spans: Sequence[TimeSpan]) -> CeilingFigure:
         """Joules of windows by the energy counter, or why not."""
         return self._figure("energy", spans, lambda: self._history.counted_j(spans, self.source.coarse))
 
-    def integrated_j(self, spans: Sequence[Span]) -> Figure:
+    def integrated_j(self, spans: Sequence[TimeSpan]) -> CeilingFigure:
         """Joules of windows by the power that was read, or why not."""
         return self._figure("power", spans, lambda: self._history.integrated_j(spans))
 
-    def idle_w(self) -> Figure:
+    def idle_w(self) -> CeilingFigure:
         """Watts while nothing runs, or why not. Waits ``IDLE_S`` the first time it is asked."""
         if self._idle is None:
             start = self._clock()
@@ -139,7 +345,7 @@ class Telemetry:
         self.last = snapshot
         self._history.add(snapshot)
 
-    def _figure(self, what: str, spans: Sequence[Span], ask: Callable[[], float]) -> Figure:
+    def _figure(self, what: str, spans: Sequence[TimeSpan], ask: Callable[[], float]) -> CeilingFigure:
         if not spans:
             return None, "nothing was measured"
         self._settle(spans[-1][1])

@@ -1,38 +1,50 @@
-"""What one pytest session measures by ``profile_case``, and its verdicts."""
+"""What one pytest session measures by ``profile_case``, its cases compared with a baseline, and its verdicts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from profiler import devices, files
+from profiler import devices, files, registry
+from profiler.case import Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.gate import baseline, cell, exact, page
-from profiler.gate import side as sides
-from profiler.gate.advice import PYTEST
-from profiler.gate.bench import Interrupted, WorkerBench
-from profiler.gate.block import METRICS, threads_of
-from profiler.gate.pairs import Rule
-from profiler.gate.verdict import Verdict, exit_code, worst
-from profiler.measure.loop import Effort
-from profiler.measure.supervisor import Job
-from profiler.measure.watch import Limits
-from profiler.plan.grid import runnable
-from profiler.plan.request import Request, work
-from profiler.results import environment, stats
-from profiler.results.environment import environment_key
+from profiler.gate import baseline, page
+from profiler.gate import baseline as gate_baseline
+from profiler.gate import rule as gate_rule
+from profiler.gate import variants as variants
+from profiler.gate.baseline import COMMAND, PYTEST, Baseline, BaselineEntry, BaselineSession, FrontEnd, settle, write
+from profiler.gate.bench import (
+    METRICS,
+    Bench,
+    GateClock,
+    Interrupted,
+    ProcessBlock,
+    WorkerBench,
+    clock_of,
+    threads_of,
+)
+from profiler.gate.rule import GateVerdict, RegressionRule, exit_code, worst
+from profiler.gate.variants import Variant
+from profiler.results import environment, measurement, stats
+from profiler.results.environment import differences, environment_key
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact_json
+from profiler.run.grid import runnable
+from profiler.run.repetitions import Effort
+from profiler.run.request import SweepRequest, resolve_request
+from profiler.run.supervisor import WorkerLimits
 from profiler.units import parse_percent, printable
 
+BLOCKS = 6  # in two processes: an interval needs some, and one process may be slow from start to end
+
 ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
-ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
 OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 KINDS = ("workload", "machine", "time")
 CASE = ("model", "quant", "context", "batch", "steps", "reps", "delta", "device", "phase")
@@ -41,6 +53,158 @@ UNSETTLED = (
     "warning: some stored times are too noisy to settle anything. That does not fail the session;"
     " --profile-gate-inconclusive fail makes it."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class GateMeasurement:
+    """What was measured. ``rows`` ends with the one that failed, if one did."""
+
+    name: str
+    task: Task
+    environment: Mapping[str, Any]
+    rows: tuple[Measurement, ...]
+    times: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # metric → median seconds of each block
+    reference_s: float | None = None
+
+    @property
+    def failed(self) -> Measurement | None:
+        """The row that did not end well."""
+        return next((row for row in self.rows if row.outcome != "ok"), None)
+
+    @property
+    def clock(self) -> GateClock:
+        return clock_of(self.task.case.device)
+
+    def entry(self) -> BaselineEntry:
+        """For a baseline. All rows must be ok."""
+        first = self.rows[0]
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        sessions: tuple[BaselineSession, ...] = ()
+        steps = {measurement.step(row) for row in self.rows}
+        if len(self.rows) > 1 and len(steps) == 1:  # one block says nothing of times, nor do those of two programs
+            sessions = (BaselineSession(at, self.clock, dict(self.times), self.reference_s),)
+        return BaselineEntry(
+            self.task.case, gate_rule.facts(first), self.environment, first.threads, sessions, measurement.step(first)
+        )
+
+
+def measure(
+    name: str,
+    task: Task,
+    bench: Bench,
+    variant: Variant,
+    environment: Mapping[str, Any],
+    metrics: Sequence[Phase],
+    count: int = BLOCKS,
+) -> GateMeasurement:
+    """Blocks of one cell, from two processes in turns; it ends with the first that fails."""
+    bench.start((variant, variant))
+    blocks: list[ProcessBlock] = []
+    for number in range(count):
+        blocks.append(bench.block(number % 2, task))
+        if blocks[-1].row.outcome != "ok":
+            break
+    clock = clock_of(task.case.device)
+    times: dict[str, tuple[float, ...]] = {}
+    for metric in metrics:
+        known = [block.seconds(metric, clock) for block in blocks if block.spoilt(clock) is None]
+        if known and None not in known:
+            times[metric] = tuple(value for value in known if value is not None)
+    rows = tuple(block.row for block in blocks)
+    timed = count > 1 and not _invented(task)
+    return GateMeasurement(name, task, environment, rows, times, gate_baseline.reference_seconds() if timed else None)
+
+
+def against(
+    cell: GateMeasurement,
+    baseline: Baseline,
+    rule: RegressionRule,
+    metrics: Sequence[Phase],
+    front: FrontEnd = COMMAND,
+) -> list[GateVerdict]:
+    """The verdicts on a cell. One that failed, or that the baseline does not know, is a FAIL."""
+    if cell.failed is not None:
+        return [GateVerdict(cell.name, "case", "FAIL", f"{cell.failed.outcome}: {cell.failed.reason}")]
+    entry = baseline.cells.get(cell.name)
+    if entry is None:
+        reason = "it is not in the baseline: new, or under another name"
+        return [GateVerdict(cell.name, "case", "FAIL", reason, front.if_meant)]
+    changed = _changed(entry, cell)
+    if changed:
+        reason = f"it is another case than the baseline's: {', '.join(changed)}"
+        return [GateVerdict(cell.name, "case", "INCOMPARABLE", reason, front.if_meant)]
+    same = not differences(entry.environment, cell.environment)
+    other_step = gate_rule.unlike_baseline(entry.step, cell.rows)
+    facts = gate_rule.facts(cell.rows[0])
+    found = gate_rule.verdicts(cell.name, entry.facts, facts, "the baseline", same, front.if_meant, other_step)
+    for metric in metrics:
+        if other_step and metric == "decode":
+            found.append(
+                GateVerdict(cell.name, f"decode_{cell.clock}_s", "INCOMPARABLE", other_step, gate_rule.ADVICE)
+            )
+            continue
+        now = gate_baseline.Now(
+            cell.times.get(metric, ()), cell.clock, cell.environment, cell.rows[0].threads, cell.reference_s
+        )
+        found.append(gate_baseline.verdict(cell.name, metric, entry, now, rule, front, settle(cell.task)))
+    return found
+
+
+def fallbacks(cells: Iterable[GateMeasurement]) -> list[str]:
+    """Cases that ran another decode step than was asked for, in words."""
+    found = (gate_rule.fallback(row) for cell in cells for row in cell.rows if row.outcome == "ok")
+    return list(dict.fromkeys(text for text in found if text))
+
+
+def missing(baseline: Baseline, measured: Sequence[str], front: FrontEnd = COMMAND) -> list[GateVerdict]:
+    """A FAIL for each cell of the baseline that was not measured: deleted, renamed, or not selected."""
+    reason = "it is in the baseline and was not measured: deleted, renamed, or not selected"
+    advice = f"measure all of it; or, if it is meant, delete the baseline and add {front.accept}"
+    return [GateVerdict(name, "case", "FAIL", reason, advice) for name in baseline.cells if name not in measured]
+
+
+def adds_up(cell: GateMeasurement, baseline: Baseline) -> bool:
+    """Whether a cell is what the baseline has, measured once more: then its times are one more session."""
+    entry = baseline.cells.get(cell.name)
+    if entry is None or _changed(entry, cell) or differences(entry.environment, cell.environment):
+        return False
+    if gate_rule.unlike_baseline(entry.step, cell.rows):
+        return False
+    return entry.threads == cell.rows[0].threads and not any(
+        verdict.word == "FAIL"
+        for verdict in gate_rule.verdicts(cell.name, entry.facts, gate_rule.facts(cell.rows[0]), "the baseline")
+    )
+
+
+def accept(path: Path, known: Baseline, cells: Sequence[GateMeasurement]) -> dict[str, str]:
+    """Write ``cells``, none of which failed, into the baseline ``known`` at ``path``. Says of each how it was taken.
+
+    Raises ProfileError where the file cannot be written.
+    """
+    same = {each.name: adds_up(each, known) for each in cells}
+    write(path, known.accepted({each.name: each.entry() for each in cells}, same))
+    return {name: "accepted as one more session" if more else "accepted" for name, more in same.items()}
+
+
+def _changed(entry: BaselineEntry, cell: GateMeasurement) -> list[str]:
+    """The fields in which the cases differ, ``context 512 → 1024``; the shown name of the model is none."""
+    before, now = entry.case, cell.task.case
+    if before.key == now.key:
+        return []
+    names = [name for name in before.__slots__ if name != "model"]
+    return [
+        f"{name} {getattr(before, name)} → {getattr(now, name)}"
+        for name in names
+        if getattr(before, name) != getattr(now, name)
+    ]
+
+
+def _invented(task: Task) -> bool:
+    """Whether the machine is the backend's own invention, which no reference work runs on."""
+    return hasattr(registry.load("backends", task.case.backend, "backend"), "meter")
+
+
+ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
 
 
 class Replay:
@@ -65,7 +229,7 @@ class Replay:
 
 
 @dataclass(slots=True)
-class Gate:
+class PytestGateOptions:
     """What ``--profile-gate`` asks for."""
 
     path: Path
@@ -79,15 +243,15 @@ class Gate:
 class Suite:
     """One session. ``lines`` and then ``warnings`` are for the terminal, once it has finished."""
 
-    gate: Gate | None
+    gate: PytestGateOptions | None
     delta: float
     lines: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    _cells: dict[str, cell.Cell] = field(default_factory=dict)  # by the id of the test
-    _rules: dict[str, Rule] = field(default_factory=dict)
+    _cells: dict[str, GateMeasurement] = field(default_factory=dict)  # by the id of the test
+    _rules: dict[str, RegressionRule] = field(default_factory=dict)
     _broken: dict[str, str] = field(default_factory=dict)  # why a test has no cell
     _snapshots: dict[str, dict[str, Any]] = field(default_factory=dict)  # by device
-    _side: sides.Side | None = None
+    _variant: variants.Variant | None = None
 
     def recorder(self, node: pytest.Item, replay: Replay, benchmark: Any) -> Callable[..., Measurement]:
         """``profile_case`` of one test."""
@@ -128,19 +292,19 @@ class Suite:
         delta: str | None = None,
         device: str | None = None,
         **settings: Any,
-    ) -> cell.Cell:
+    ) -> GateMeasurement:
         """Measure one case; ``settings`` are as of ``profile sweep``: backend, path, weights, fill, threads, seed.
 
         Raises ProfileError for what cannot be meant, Interrupted.
         """
         found = devices.find(device)
-        job, effort = _job(found, model, quant, (context, batch, steps), reps, settings)
-        rule = Rule(self.delta if delta is None else _percent(delta))
+        task, effort = _task(found, model, quant, (context, batch, steps), reps, settings)
+        rule = RegressionRule(self.delta if delta is None else _percent(delta))
         snapshot = self._snapshots.setdefault(found.name, redact_json(environment.snapshot(found)))
-        with WorkerBench(effort, Limits(), snapshot, seed=0) as bench:
+        with WorkerBench(effort, WorkerLimits(), snapshot, seed=0) as bench:
             timed = self.gate is not None and "time" in self.gate.kinds
-            blocks = cell.BLOCKS if timed else 1
-            measured = cell.measure(name, job, bench, self._here(), snapshot, METRICS, blocks)
+            blocks = BLOCKS if timed else 1
+            measured = measure(name, task, bench, self._here(), snapshot, METRICS, blocks)
         if name not in self._cells:  # a test that is run again does not get a second chance
             self._cells[name], self._rules[name] = measured, rule
         return measured
@@ -154,11 +318,11 @@ class Suite:
             return self._accept(gate, status)
         verdicts = [verdict for name in self._cells for verdict in self._verdicts(gate, name)]
         verdicts += [
-            Verdict(name, "case", "FAIL", why) for name, why in self._broken.items() if name not in self._cells
+            GateVerdict(name, "case", "FAIL", why) for name, why in self._broken.items() if name not in self._cells
         ]
-        verdicts += cell.missing(gate.known, [*self._cells, *self._broken], PYTEST)
+        verdicts += missing(gate.known, [*self._cells, *self._broken], PYTEST)
         told = page.reasons(verdicts)
-        told += cell.fallbacks(self._cells.values())
+        told += fallbacks(self._cells.values())
         self.lines = [page.headline(verdicts), "", *page.table(verdicts), *([""] if told else []), *told]
         word = worst(verdicts)
         if word == "INCONCLUSIVE" and not gate.inconclusive_fails:
@@ -169,16 +333,16 @@ class Suite:
         """Nothing of ours outlives the session."""
         self._cells.clear()
 
-    def _verdicts(self, gate: Gate, name: str) -> list[Verdict]:
+    def _verdicts(self, gate: PytestGateOptions, name: str) -> list[GateVerdict]:
         timed = METRICS if "time" in gate.kinds else ()
-        found = cell.against(self._cells[name], gate.known, self._rules[name], timed, PYTEST)
+        found = against(self._cells[name], gate.known, self._rules[name], timed, PYTEST)
         return [
             verdict
             for verdict in found
-            if verdict.metric not in exact.BOUNDS or exact.BOUNDS[verdict.metric].of in gate.kinds
+            if verdict.metric not in gate_rule.BOUNDS or gate_rule.BOUNDS[verdict.metric].of in gate.kinds
         ]
 
-    def _accept(self, gate: Gate, status: int) -> int:
+    def _accept(self, gate: PytestGateOptions, status: int) -> int:
         """Write the file, unless anything at all went wrong."""
         failed = [found.name for found in self._cells.values() if found.failed] + list(self._broken)
         if status != 0 or failed or not self._cells:
@@ -186,20 +350,20 @@ class Suite:
             self.lines = [f"{gate.path} is as it was: {why}"]
             return 1
         try:
-            accepted = cell.accept(gate.path, gate.known, list(self._cells.values()))
+            accepted = accept(gate.path, gate.known, list(self._cells.values()))
         except ProfileError as error:
             self.lines = str(error).splitlines()
             return 1
         others = [name for name in gate.known.cells if name not in accepted]
         self.lines = [f"{name}: {how}" for name, how in accepted.items()]
         self.lines += [f"{name}: kept as it was, not measured" for name in others]
-        self.lines += cell.fallbacks(self._cells.values())
+        self.lines += fallbacks(self._cells.values())
         return 0
 
-    def _here(self) -> sides.Side:
-        if self._side is None:
-            self._side = sides.here()
-        return self._side
+    def _here(self) -> variants.Variant:
+        if self._variant is None:
+            self._variant = variants.here()
+        return self._variant
 
 
 def open_suite(config: pytest.Config) -> Suite:
@@ -223,12 +387,14 @@ def open_suite(config: pytest.Config) -> Suite:
         known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path, PYTEST)
     except ProfileError as error:
         raise pytest.UsageError(str(error)) from None
-    return Suite(Gate(path, accept, known, kinds, config.getoption("profile_gate_inconclusive") == "fail"), delta)
+    return Suite(
+        PytestGateOptions(path, accept, known, kinds, config.getoption("profile_gate_inconclusive") == "fail"), delta
+    )
 
 
-def _job(
+def _task(
     device: DeviceInfo, model: str, quant: str | None, sizes: Sequence[int | str], reps: int, settings: dict[str, Any]
-) -> tuple[Job, Effort]:
+) -> tuple[Task, Effort]:
     strange = [name for name in settings if name not in SETTINGS]
     if strange:
         raise ProfileError(f"profile_case has no argument {strange[0]}", f"Known: {', '.join(CASE + SETTINGS)}.")
@@ -237,17 +403,17 @@ def _job(
     if "path" in settings:
         settings["paths"] = (settings.pop("path"),)
     quants = () if quant is None else (quant,)
-    request = Request((model,), quants, (context,), (batch,), (steps,), reps=reps, **settings)
-    task = work(request, device, device.free_bytes, lambda text: None)
-    if len(task.points) != 1:
+    request = SweepRequest((model,), quants, (context,), (batch,), (steps,), reps=reps, **settings)
+    resolved = resolve_request(request, device, device.free_bytes, lambda text: None)
+    if len(resolved.tasks) != 1:
         raise ProfileError(
-            f"profile_case measures one case, and these are {len(task.points)}", "Parametrize the test."
+            f"profile_case measures one case, and these are {len(resolved.tasks)}", "Parametrize the test."
         )
-    (point,) = runnable(task.points)
-    return Job(point.case, point.source), task.effort
+    (task,) = runnable(resolved.tasks)
+    return task, resolved.effort
 
 
-def _show(found: cell.Cell, phase: Phase, replay: Replay, benchmark: Any) -> None:
+def _show(found: GateMeasurement, phase: Phase, replay: Replay, benchmark: Any) -> None:
     """Rates, bytes and fingerprint into pytest-benchmark's JSON, and one round a repetition into its table."""
     first = found.rows[0]
     samples = [sample for row in found.rows for sample in row.of(phase)]
@@ -261,7 +427,7 @@ def _show(found: cell.Cell, phase: Phase, replay: Replay, benchmark: Any) -> Non
         "key": first.case.key,
         "fingerprint": environment_key(dict(found.environment)),
         **{f"{name}_tps": _rates(found.rows, name) for name in METRICS},
-        **exact.facts(first),
+        **gate_rule.facts(first),
         "cautions": sorted({caution.code for row in found.rows for caution in row.cautions}),
     }
     replay.run(benchmark, [sample.seconds / per for sample in samples])

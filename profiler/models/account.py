@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from profiler.case import UNUSED, ModelNote
 from profiler.errors import ProfileError
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
-from profiler.models.remark import UNUSED, Remark
-from profiler.models.weight import Weight
+from profiler.models.layers import Weight
 from profiler.units import bytes_text, printable
 
 # Names of the text tower's weights in a multimodal checkpoint and in the text model. The loader gives transformers
@@ -78,7 +78,7 @@ SHOWN, KEPT = 2, 32  # names in a sentence, and in the row
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FileTensor:
     """One tensor as a header states it. ``name`` is the file's own, ``target`` what the model calls it."""
 
     name: str
@@ -127,13 +127,13 @@ class Account:
         return frozenset(name for group in self.left for name in group.names)
 
     @property
-    def remarks(self) -> tuple[Remark, ...]:
+    def remarks(self) -> tuple[ModelNote, ...]:
         """What is left out, as one sentence; empty if everything is taken."""
         if not self.left:
             return ()
         count, size = len(self.left_names), sum(group.nbytes for group in self.left)
         text = f"{count} of the file's {self.tensors} tensors ({bytes_text(size)} of {bytes_text(self.nbytes)})"
-        return (Remark(f"{text} are not used: {'; '.join(map(str, self.left))}", UNUSED),)
+        return (ModelNote(f"{text} are not used: {'; '.join(map(str, self.left))}", UNUSED),)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON content for a row. Names of a long list are cut; ``count`` is not."""
@@ -156,7 +156,7 @@ class Account:
 
 
 def account(
-    stored: Iterable[Entry], geometry: Geometry, *, scheme: bool = False, by: Description = CONFIG
+    stored: Iterable[FileTensor], geometry: Geometry, *, scheme: bool = False, by: Description = CONFIG
 ) -> Account:
     """Account for every tensor of ``stored``.
 
@@ -168,8 +168,8 @@ def account(
     """
     found = list(stored)
     expected = dict(_expected(geometry))
-    taken: dict[str, list[Entry]] = {}
-    rest: list[Entry] = []
+    taken: dict[str, list[FileTensor]] = {}
+    rest: list[FileTensor] = []
     owners = _modules(expected) if scheme else {}
     for tensor in found:
         target = _target(tensor, expected, owners)
@@ -220,7 +220,7 @@ def _modules(expected: Mapping[str, Weight]) -> dict[str, str]:
     return {name.removesuffix(".weight"): name for name in expected if not name.endswith(".bias")}
 
 
-def _target(tensor: Entry, expected: Mapping[str, Weight], owners: Mapping[str, str]) -> str | None:
+def _target(tensor: FileTensor, expected: Mapping[str, Weight], owners: Mapping[str, str]) -> str | None:
     """The weight that a tensor is, or is a part of."""
     if tensor.target is None:
         return None
@@ -241,7 +241,7 @@ def _target(tensor: Entry, expected: Mapping[str, Weight], owners: Mapping[str, 
     return None
 
 
-def _head_for_embedding(rest: list[Entry], taken: dict[str, list[Entry]]) -> list[Entry]:
+def _head_for_embedding(rest: list[FileTensor], taken: dict[str, list[FileTensor]]) -> list[FileTensor]:
     """A tied model may be stored by its head alone: transformers then ties the other way round."""
     heads = [tensor for tensor in rest if tensor.target == HEAD]
     if heads:
@@ -250,7 +250,7 @@ def _head_for_embedding(rest: list[Entry], taken: dict[str, list[Entry]]) -> lis
 
 
 def _refuse_missing(
-    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[Entry], kind: str, by: Description
+    expected: Mapping[str, Weight], taken: Mapping[str, object], rest: list[FileTensor], kind: str, by: Description
 ) -> None:
     missing = [by.own_name(name) for name in expected if name not in taken]
     if not missing:
@@ -272,7 +272,7 @@ def _refuse_missing(
     raise ProfileError(f"{count} that {by.place} describes {are} not in the file: {_few(missing)}", hint)
 
 
-def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Entry]], by: Description) -> None:
+def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[FileTensor]], by: Description) -> None:
     for name, tensors in taken.items():
         wanted, first = expected[name], tensors[0]
         if len(tensors) == 1 and first.shape != wanted.shape:
@@ -291,7 +291,7 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[Entr
 
 
 def _refuse_codes(
-    taken: Mapping[str, list[Entry]], rest: list[Entry], expected: Mapping[str, Weight], by: Description
+    taken: Mapping[str, list[FileTensor]], rest: list[FileTensor], expected: Mapping[str, Weight], by: Description
 ) -> None:
     """Codes under a weight's own name, or beside it as AWQ and GPTQ keep them (``q_proj.qweight``)."""
     codes = CODES if by is CONFIG else CODES | NEVER_MULTIPLIED
@@ -313,7 +313,7 @@ def _refuse_codes(
         )
 
 
-def _refuse_scales(rest: list[Entry], expected: Mapping[str, Weight]) -> None:
+def _refuse_scales(rest: list[FileTensor], expected: Mapping[str, Weight]) -> None:
     """A weight that has a scale beside it holds codes, in whatever number type they are kept."""
     modules = _modules(expected)
     scales = [tensor for tensor in rest if _scaled(tensor.target or "", expected, modules)]
@@ -335,9 +335,9 @@ def _scaled(name: str, expected: Mapping[str, Weight], modules: Mapping[str, str
     return scale[1] in modules or fused in expected
 
 
-def _refuse_layers(rest: list[Entry], count: int, by: Description) -> None:
+def _refuse_layers(rest: list[FileTensor], count: int, by: Description) -> None:
     """Whole decoder layers that the model does not have: then it is not the model of this file."""
-    beyond: dict[int, list[Entry]] = {}
+    beyond: dict[int, list[FileTensor]] = {}
     for tensor in rest:
         number = NUMBERED.match(tensor.target or "")
         if number is not None and int(number[1]) >= count:
@@ -355,9 +355,9 @@ def _refuse_layers(rest: list[Entry], count: int, by: Description) -> None:
     )
 
 
-def _left(rest: list[Entry], geometry: Geometry) -> tuple[Left, ...]:
+def _left(rest: list[FileTensor], geometry: Geometry) -> tuple[Left, ...]:
     """What is not taken, by reason; the largest first."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[FileTensor]] = {}
     for tensor in rest:
         groups.setdefault(_why(tensor, geometry), []).append(tensor)
     found = (
@@ -367,7 +367,7 @@ def _left(rest: list[Entry], geometry: Geometry) -> tuple[Left, ...]:
     return tuple(sorted(found, key=lambda left: -left.nbytes))
 
 
-def _why(tensor: Entry, geometry: Geometry) -> str:
+def _why(tensor: FileTensor, geometry: Geometry) -> str:
     if tensor.name.startswith(ROPE_FACTORS):
         return COMPUTED if geometry.model_type.startswith("gemma4") else NOT_APPLIED
     if tensor.target == HEAD and geometry.tied:

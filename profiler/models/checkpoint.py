@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from profiler import files
+from profiler.case import BESIDE, ModelNote
 from profiler.errors import ProfileError
-from profiler.models import gguf_names, identity, safetensors_file, scheme
-from profiler.models.account import Account, Entry, account, in_text_model
+from profiler.files import FileSpan
+from profiler.models import gguf_tensors, safetensors
+from profiler.models import stored as models_stored
+from profiler.models.account import Account, FileTensor, account, in_text_model
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
-from profiler.models.gguf_file import GgufHeader
-from profiler.models.gguf_stored import from_gguf
-from profiler.models.identity import Span
-from profiler.models.remark import BESIDE, Remark
-from profiler.models.safetensors_file import INDEX, SINGLE, Tensor
+from profiler.models.gguf import GgufHeader
+from profiler.models.gguf_tensors import from_gguf
+from profiler.models.safetensors import INDEX, SINGLE, SafetensorsTensor
 from profiler.models.stored import Stored, from_safetensors
 from profiler.units import bytes_text, printable
 
@@ -29,21 +31,21 @@ class Checkpoint:
 
     account: Account
     stored: Stored  # the bytes of every weight
-    spans: tuple[Span, ...]
-    beside: tuple[Remark, ...] = ()
+    spans: tuple[FileSpan, ...]
+    beside: tuple[ModelNote, ...] = ()
 
     @property
-    def remarks(self) -> tuple[Remark, ...]:
+    def remarks(self) -> tuple[ModelNote, ...]:
         """What a person should know before a figure of these weights."""
         return (*self.account.remarks, *self.beside)
 
     def content_id(self) -> str:
         """Hash of the values; see ``identity`` for what it covers."""
-        return identity.content_id(self.spans)
+        return files.content_id(self.spans)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON content for a row."""
-        covers = identity.covers(sum(span.nbytes for span in self.spans))
+        covers = files.covers(sum(span.nbytes for span in self.spans))
         return self.account.to_json() | {"identity": covers, "beside": [remark.text for remark in self.beside]}
 
 
@@ -53,35 +55,35 @@ def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Check
     Raises ProfileError for broken files, and where config and weights are not of the same model.
     """
     _check_named(raw)
-    tensors = safetensors_file.verify(folder)
+    tensors = safetensors.verify(folder)
     if not tensors:
         return None
     accounted = account_of(tensors, raw, geometry)
     if geometry.tied and not is_quantized(raw):
         _check_head(tensors)
-    stored = from_safetensors(geometry, tensors, scheme.of(raw))
-    return Checkpoint(accounted, stored, tuple(safetensors_file.spans(tensors)), tuple(_beside(folder, raw)))
+    stored = from_safetensors(geometry, tensors, models_stored.of(raw))
+    return Checkpoint(accounted, stored, tuple(safetensors.spans(tensors)), tuple(_beside(folder, raw)))
 
 
 def of_gguf(path: Path, header: GgufHeader, geometry: Geometry) -> Checkpoint:
     """A GGUF file. Raises ProfileError where metadata and tensors are not of the same model."""
-    found = account(gguf_names.entries(header, geometry), geometry, by=gguf_names.description(header))
+    found = account(gguf_tensors.entries(header, geometry), geometry, by=gguf_tensors.description(header))
     return Checkpoint(found, from_gguf(geometry, header), tuple(gguf_spans(path, header)))
 
 
-def gguf_spans(path: Path, header: GgufHeader) -> list[Span]:
+def gguf_spans(path: Path, header: GgufHeader) -> list[FileSpan]:
     """The bytes of a GGUF file that make up its identity: all metadata, and every tensor."""
     tensors = [
-        Span(f"{t.name} {t.type_id} {list(t.shape)}", path, header.data + t.offset, t.nbytes or 0)
+        FileSpan(f"{t.name} {t.type_id} {list(t.shape)}", path, header.data + t.offset, t.nbytes or 0)
         for t in header.tensors.values()
     ]
-    return [Span("header", path, 0, header.data, whole=True), *tensors]
+    return [FileSpan("header", path, 0, header.data, whole=True), *tensors]
 
 
-def account_of(tensors: Mapping[str, Tensor], raw: Mapping[str, Any], geometry: Geometry) -> Account:
+def account_of(tensors: Mapping[str, SafetensorsTensor], raw: Mapping[str, Any], geometry: Geometry) -> Account:
     """The account of a checkpoint of safetensors."""
     stored = (
-        Entry(name, in_text_model(name), tensor.shape, tensor.dtype, tensor.nbytes)
+        FileTensor(name, in_text_model(name), tensor.shape, tensor.dtype, tensor.nbytes)
         for name, tensor in tensors.items()
     )
     return account(stored, geometry, scheme=is_quantized(raw))
@@ -89,12 +91,12 @@ def account_of(tensors: Mapping[str, Tensor], raw: Mapping[str, Any], geometry: 
 
 def is_quantized(raw: Mapping[str, Any]) -> bool:
     """Whether a config states a quantization of its own."""
-    return scheme.of(raw) is not None
+    return models_stored.of(raw) is not None
 
 
 def why_missing(folder: Path) -> str:
     """Why a folder has no real weights, in words."""
-    return safetensors_file.why_missing(folder)
+    return safetensors.why_missing(folder)
 
 
 def _check_named(raw: Mapping[str, Any]) -> None:
@@ -106,11 +108,11 @@ def _check_named(raw: Mapping[str, Any]) -> None:
         )
 
 
-def _check_head(tensors: Mapping[str, Tensor]) -> None:
+def _check_head(tensors: Mapping[str, SafetensorsTensor]) -> None:
     """A tied head that is stored all the same must be the embedding: with other values transformers does not tie."""
     by_target = {in_text_model(name): tensor for name, tensor in tensors.items()}
     head, embedding = by_target.get(HEAD), by_target.get(EMBEDDING)
-    if head is None or embedding is None or safetensors_file.same_data(head, embedding):
+    if head is None or embedding is None or safetensors.same_data(head, embedding):
         return
     raise ProfileError(
         f"config.json says that the output head is the input embedding (tie_word_embeddings), but the file holds "
@@ -119,21 +121,23 @@ def _check_head(tensors: Mapping[str, Tensor]) -> None:
     )
 
 
-def _described(tensor: Tensor) -> str:
+def _described(tensor: SafetensorsTensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}, {bytes_text(tensor.nbytes)}"
 
 
-def _beside(folder: Path, raw: Mapping[str, Any]) -> list[Remark]:
+def _beside(folder: Path, raw: Mapping[str, Any]) -> list[ModelNote]:
     """Files of the folder that some loaders read and this one does not."""
     found = []
-    others = safetensors_file.unread(folder)
+    others = safetensors.unread(folder)
     if (folder / ADAPTER).is_file():
         adapters = [path for path in others if path.name.startswith("adapter_")]
         others = [path for path in others if path not in adapters]
         names = " and ".join(printable(path.name, 60) for path in adapters) or ADAPTER
-        found.append(Remark(f"{names} beside the weights is not applied: the model is measured without it", BESIDE))
+        found.append(
+            ModelNote(f"{names} beside the weights is not applied: the model is measured without it", BESIDE)
+        )
     if others:
         shown = ", ".join(f"{printable(path.name, 60)} ({bytes_text(path.stat().st_size)})" for path in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        found.append(Remark(f"files beside the weights are not read: {shown}{more}", BESIDE))
+        found.append(ModelNote(f"files beside the weights are not read: {shown}{more}", BESIDE))
     return found

@@ -1,7 +1,7 @@
 """The shape of a model: every weight, and what it keeps per sequence.
 
 A family file (``families/NAME.py``) turns a raw ``config.json`` into a ``Geometry``. Nothing here knows the bytes of
-a quantization or the speed of a device; ``predict/work.py`` counts the work of a pass by the formulas of
+a quantization or the speed of a device; ``cost/work.py`` counts the work of a pass by the formulas of
 ``layers.py``.
 """
 
@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from profiler.models.layers import RECURRENT_BYTES, Attention, Layer
-from profiler.models.weight import Role, Weight
+from profiler.models.layers import RECURRENT_BYTES, Attention, Layer, Role, Weight
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

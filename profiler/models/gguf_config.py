@@ -17,7 +17,7 @@ from typing import Any
 from profiler.errors import ProfileError
 from profiler.models import families
 from profiler.models.config import RANGES, shown
-from profiler.models.gguf_file import GgufHeader
+from profiler.models.gguf import GgufHeader
 from profiler.units import bytes_text, printable
 
 Raw = dict[str, Any]

@@ -1,29 +1,72 @@
-"""Models of the Hugging Face hub, through huggingface_hub as its users expect: cache, token, ``HF_ENDPOINT``,
-``HF_HUB_OFFLINE``. Only configs and safetensors are ever fetched; pickles and code are not.
+"""Configs by name: the catalog that ships with the profiler, and the Hugging Face hub.
+
+The catalog is ``scenarios/models/NAME.json``. The hub is used through huggingface_hub, so its cache, token,
+``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` work as its users expect. Only configs and safetensors are ever fetched, never
+pickles or code.
 
 huggingface_hub is imported inside functions: it costs a quarter of a second that other models need not pay.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import exists, read_bytes
-from profiler.models import catalog, config, safetensors_file
+from profiler.models import config, safetensors
 from profiler.units import printable
+
+# What the files cannot say of themselves; sources are in scenarios/models/SOURCES.md.
+NOTES = {"qwen3.8-27b": "its config is inferred: the authors state the architecture and shape of Qwen 3.6 27B"}
+NEAREST = 3  # names that a suggestion holds
 
 MAX_REFERENCE = 1024  # bytes: a commit is 40
 PATIENCE_S = 5.0  # for the first answer of the hub
 ONLY = "Only safetensors are ever loaded; of a GGUF repository download the file and give its path."
-WANTED = ["config.json", "generation_config.json", "*.safetensors", safetensors_file.INDEX]
+WANTED = ["config.json", "generation_config.json", "*.safetensors", safetensors.INDEX]
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats; consolidated files repeat the shards
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """All catalog names, sorted."""
+    folder = files("profiler.scenarios") / "models"
+    return tuple(sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name.endswith(".json")))
+
+
+def find(name: str) -> str | None:
+    """The catalog's spelling of ``name``, whatever the case; ``None`` if it is not in the catalog."""
+    return next((known for known in names() if known == name.casefold()), None)
+
+
+def nearest(name: str) -> list[str]:
+    """Up to three catalog names that ``name`` may have meant, those that start like it first.
+
+    ``gemma3`` is the start of ``gemma-3-1b``; of a hub id only the part after the owner counts.
+    """
+    typed = name.casefold().rpartition("/")[2]
+    alike = [known for known in names() if _letters(known).startswith(_letters(typed)) and _letters(typed)]
+    longer = [known for known in names() if _letters(typed).startswith(_letters(known))]
+    close = difflib.get_close_matches(typed, names(), n=NEAREST, cutoff=0.5)
+    return list(dict.fromkeys([*alike, *longer, *close]))[:NEAREST]
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name))
+
+
+def shipped_config(name: str) -> dict[str, Any]:
+    """The raw config of a catalog name."""
+    file = files("profiler.scenarios") / "models" / f"{name}.json"
+    return config.parse(file.read_bytes(), f"{name}.json")
 
 
 def split(name: str) -> tuple[str, str | None]:
@@ -84,7 +127,7 @@ def _absent(repository: str, refused: Exception | None) -> Exception | None:
 
 def _instead(repository: str) -> str:
     """What could be named in place of a model that cannot be fetched."""
-    near = catalog.nearest(repository)[:1]
+    near = nearest(repository)[:1]
     return f"Give a folder, a .gguf file or a catalog name{f' such as {near[0]}' if near else ''}: profile models."
 
 
@@ -120,7 +163,7 @@ def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | 
             return None
     folder = Path(found)
     try:
-        whole = safetensors_file.shards(folder) is not None and (folder / "config.json").is_file()
+        whole = safetensors.shards(folder) is not None and (folder / "config.json").is_file()
     except ProfileError:  # a shard that the index names has not been downloaded
         return None
     return folder if whole else None
@@ -159,7 +202,7 @@ def download(repository: str, revision: str | None = None) -> Path:
         folder = Path(
             snapshot_download(repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
         )
-    if safetensors_file.shards(folder) is None:
+    if safetensors.shards(folder) is None:
         raise ProfileError(f"{printable(repository)} has no safetensors", ONLY)
     return folder
 

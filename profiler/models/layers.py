@@ -1,4 +1,4 @@
-"""One decoder layer: how it mixes tokens, its feed-forward part, its weights, and what both cost.
+"""One decoder layer: its weights, how it mixes tokens, its feed-forward part, and what each of them costs.
 
 FLOPs count multiply and add as two and leave out what is element-wise (norms, activations, RoPE, softmax), as
 ``torch.utils.flop_counter`` does. Depth is the number of tokens a sequence has in the cache, the newest included.
@@ -8,12 +8,53 @@ Cache rules are those of transformers 5.23, ``cache_utils.py``, after at least o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
-from profiler.models.weight import Weight
+Role = Literal["embedding", "head", "linear", "experts", "router", "conv", "vector"]
 
 DELTA_CHUNK = 64  # tokens per chunk of the gated delta rule; transformers and flash-linear-attention agree
 RECURRENT_BYTES = 4  # transformers, llama.cpp and vLLM all keep the recurrent state in fp32 whatever the dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One stored tensor. ``role`` decides how a quantization stores it and how a token reads it.
+
+    embedding: a table of which a token reads one row · head: the output projection (absent when tied) · linear: a
+    module of type ``nn.Linear`` · experts: a fused tensor with experts first, of which a token reads top-k slices ·
+    router: expert choice held as a bare parameter or a subclass of ``nn.Linear`` · conv: depthwise kernel · vector:
+    norms, biases, per-head scalars.
+    """
+
+    role: Role
+    shape: tuple[int, ...]
+    name: str = ""  # the parameter's name in transformers, after ``model.layers.N.`` inside a layer
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+def linear(name: str, outputs: int, inputs: int, bias: bool = False) -> tuple[Weight, ...]:
+    """``nn.Linear``: a weight ``[outputs, inputs]`` and, if asked for, a bias ``[outputs]``."""
+    weight = Weight("linear", (outputs, inputs), f"{name}.weight")
+    return (weight, Weight("vector", (outputs,), f"{name}.bias")) if bias else (weight,)
+
+
+def norm(name: str, size: int) -> Weight:
+    """The scale of a normalisation layer, ``[size]``."""
+    return Weight("vector", (size,), f"{name}.weight")
+
+
+def gated_mlp(name: str, hidden: int, width: int, bias: bool = False) -> tuple[Weight, ...]:
+    """Gate, up and down projections of a gated feed-forward layer: ``down(act(gate(x)) * up(x))``."""
+    return (
+        *linear(f"{name}.gate_proj", width, hidden, bias),
+        *linear(f"{name}.up_proj", width, hidden, bias),
+        *linear(f"{name}.down_proj", hidden, width, bias),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from profiler.case import digest
+from profiler.case import ModelNote, Source, digest
 from profiler.errors import NotFound, ProfileError
 from profiler.folders import describe
-from profiler.models import catalog, config, families, gguf_config, gguf_file, hub, safetensors_file, scheme
+from profiler.models import config, families, gguf, gguf_config, hub, safetensors
+from profiler.models import stored as models_stored
 from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
-from profiler.models.remark import Remark
-from profiler.models.source import Source
 from profiler.models.stored import Stored
 from profiler.units import bytes_text, printable
 
@@ -39,7 +38,7 @@ class Model:
     model_id: str  # content hash of the config
     checkpoint: Checkpoint | None
     no_weights: str | None  # why there are no real weights here, in words
-    remarks: tuple[Remark, ...]
+    remarks: tuple[ModelNote, ...]
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -83,7 +82,7 @@ def _resolved(name: str, offline: bool | None) -> Model:
     path = _existing(name)
     if path is not None:
         return _folder(path) if path.is_dir() else _gguf(path)
-    known = catalog.find(name)
+    known = hub.find(name)
     if known is not None:
         return _catalog(known)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.casefold().endswith((".gguf", "/")):
@@ -96,7 +95,7 @@ def _existing(name: str) -> Path | None:
     in the way of a catalog name."""
     try:
         path = Path(os.path.expanduser(name))  # Path.expanduser would take a folder called ~ for the home
-        if name and (path.is_dir() or (path.is_file() and (gguf_file.is_gguf(path) or catalog.find(name) is None))):
+        if name and (path.is_dir() or (path.is_file() and (gguf.is_gguf(path) or hub.find(name) is None))):
             return path.absolute()
     except PermissionError:
         if os.sep in name:
@@ -116,22 +115,22 @@ def _no_such(name: str) -> NotFound:
         return NotFound(f"{shown} is a URL", f"Give the hub id owner/name{meant}.")
     if name.endswith("/") and name.count("/") == 2 and not name.startswith((".", "/", "~")):
         return NotFound(f"there is no folder {shown}", f"For the hub give owner/name: {printable(name[:-1])}.")
-    if name.rstrip("/").casefold() in catalog.names():  # as the shell completes the name of a folder
+    if name.rstrip("/").casefold() in hub.names():  # as the shell completes the name of a folder
         model = printable(name.rstrip("/").casefold())
         return NotFound(f"there is no folder {shown}", f"For the catalog's model give its name alone: {model}.")
     if os.sep in name or name.casefold().endswith(".gguf"):
         return NotFound(f"no such file, folder or hub id: {shown}")
-    near = catalog.nearest(name)
+    near = hub.nearest(name)
     meant = f"Did you mean {' or '.join(near)}? " if near else ""
-    others = f"profile models lists all {len(catalog.names())}. Or a folder, a .gguf file, a hub id owner/name."
+    others = f"profile models lists all {len(hub.names())}. Or a folder, a .gguf file, a hub id owner/name."
     return NotFound(f"unknown model: {shown}", f"{meant}{others}")
 
 
 def _catalog(name: str) -> Model:
-    note = catalog.NOTES.get(name)
+    note = hub.NOTES.get(name)
     return _model(
         name,
-        Source("catalog", name, None, catalog.raw_config(name)),
+        Source("catalog", name, None, hub.shipped_config(name)),
         no_weights=lambda: "a catalog entry is only a config; give a folder, a .gguf file or a hub id",
         cautions=(note,) if note else (),
     )
@@ -159,10 +158,10 @@ def _gguf(path: Path) -> Model:
     name = _shown(path.stem)
     if not os.access(path, os.R_OK):
         raise ProfileError(f"{printable(path)} may not be read by this user", "Ask its owner for permission.")
-    if not gguf_file.is_gguf(path) and path.suffix.casefold() != ".gguf":
+    if not gguf.is_gguf(path) and path.suffix.casefold() != ".gguf":
         hint = "Give its folder, in which config.json lies." if path.name in BESIDE else None
         raise ProfileError(f"{printable(path)} is neither a folder nor a GGUF file", hint)
-    header = gguf_file.header(path)
+    header = gguf.header(path)
     try:
         raw, names = gguf_config.named_config(header)
     except ProfileError as error:
@@ -211,7 +210,7 @@ def _model(
         checkpoint=checkpoint,
         no_weights=None if checkpoint else no_weights(),
         remarks=(
-            *map(Remark, (*geometry.cautions, *_of_storage(checkpoint, source.config), *cautions)),
+            *map(ModelNote, (*geometry.cautions, *_of_storage(checkpoint, source.config), *cautions)),
             *(checkpoint.remarks if checkpoint else ()),
         ),
     )
@@ -223,7 +222,7 @@ def _holds(source: Source) -> str:
     if source.kind == "hub":
         folder = hub.downloaded_snapshot(source.location, source.revision)
     try:
-        tensors = safetensors_file.verify(folder) if folder else {}
+        tensors = safetensors.verify(folder) if folder else {}
     except ProfileError as error:
         return f"; {error.message}"
     stored = sum(tensor.end - tensor.begin for tensor in tensors.values())
@@ -233,7 +232,7 @@ def _holds(source: Source) -> str:
 
 def _of_storage(checkpoint: Checkpoint | None, raw: Mapping[str, Any]) -> tuple[str, ...]:
     """What to know of how the weights are stored: a quantization, and why codes are no values."""
-    stated = scheme.of(raw)
+    stated = models_stored.of(raw)
     said = [] if stated is None else [f"the checkpoint's weights are stored quantized ({stated.name})"]
     if checkpoint is not None and checkpoint.stored.trouble is not None:
         said.append(checkpoint.stored.trouble)

@@ -1,4 +1,7 @@
-"""A model as its checkpoint stores it: the bytes of every weight, from the tensors of the file's headers.
+"""How a checkpoint stores its weights: the scheme its config names, and the bytes of every weight by the headers.
+
+transformers reads ``quantization_config``; MLX writes ``quantization`` (and since 2025 a copy under the other name).
+Method names are those of transformers 5.23, ``quantizers/auto.py``.
 
 A quantized weight is several tensors (codes, scales, zero points). They are counted together under the weight that
 transformers knows, so that predictions read exactly what the file holds.
@@ -10,15 +13,21 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from profiler.models.geometry import Geometry
-from profiler.models.safetensors_file import Tensor, integers
-from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
-from profiler.models.weight import Weight
+from profiler.models.layers import Weight
+from profiler.models.safetensors import SafetensorsTensor, integers
 from profiler.units import printable
 
-PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
+KEYS = ("quantization_config", "compression_config", "quantization")
+MLX = "mlx"
+BITSANDBYTES = "bitsandbytes"
+COMPRESSED = "compressed-tensors"
+UNNAMED = "unnamed"
+INT_FORMATS = {4: "int4", 8: "int8"}
 
+PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
 # Where the decoder's layers stand in a checkpoint; ``model.`` is transformers' own place for them. A vision or audio
 # tower, or the layers of multi-token prediction, stand elsewhere and are not taken.
 DECODER = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
@@ -26,12 +35,10 @@ LAYER = re.compile(r"layers\.(\d{1,9})\.(.+)", re.DOTALL)
 EXPERT = re.compile(
     r"(?P<place>(?:.*\.)?experts)\.\d+\.(?P<part>gate_proj|up_proj|down_proj|gate_up_proj)\.(?P<rest>.+)"
 )
-
 # What bitsandbytes writes to a file beside a weight and holds no memory for once it is loaded; the offset of nested
 # scales is in the first, and takes a tensor of its own then.
 SERIALIZED = re.compile(r"\.quant_state\.bitsandbytes__|\.weight_format$")
 NESTED_OFFSET_BYTES = 4
-
 # Tensors of one quantized weight, by what follows the module's name: those that must be there, and those that may.
 # Others would be left unused by transformers, and the codes be taken for values.
 PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -50,6 +57,82 @@ PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
                    "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale"}),
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scheme:
+    """One quantization scheme, as the config states it."""
+
+    method: str  # awq, gptq, fp8 …, ``mlx``, or whatever word stands there; printable
+    name: str  # the quantization as people type it after -q
+    rate: str | None  # the format of ``predict`` that its weights are read like; None: by bytes per element
+    config: Mapping[str, Any]
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a weight where the config states one number."""
+        return _whole(self.config.get("bits"))
+
+    def number(self, name: str) -> int | None:
+        """A positive whole number of the scheme; ``None`` if it is absent, -1 or nonsense."""
+        return _whole(self.config.get(name))
+
+
+def of(raw: Mapping[str, Any]) -> Scheme | None:
+    """The scheme that a raw config states, for the whole model or for its text part; ``None`` if it states none."""
+    inner = raw.get("text_config")
+    for part in (raw, inner if isinstance(inner, dict) else {}):
+        for key in KEYS:
+            stated = part.get(key)
+            if isinstance(stated, dict) and stated:
+                return _scheme(stated)
+    return None
+
+
+def _scheme(stated: Mapping[str, Any]) -> Scheme:
+    method = _method(stated)
+    name, rate = _named(method, stated)
+    return Scheme(method, name, rate, stated)
+
+
+def _method(stated: Mapping[str, Any]) -> str:
+    """As transformers decides it: the flags of bitsandbytes go before ``quant_method``."""
+    if stated.get("load_in_4bit") or stated.get("load_in_8bit"):
+        return BITSANDBYTES
+    method = stated.get("quant_method")
+    if isinstance(method, str) and method:
+        return printable(method, 40)
+    if "bits" in stated and "group_size" in stated:
+        return MLX
+    return UNNAMED
+
+
+def _named(method: str, stated: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The quantization's name, and the format whose speed it has."""
+    bits = _whole(stated.get("bits"))
+    if method == BITSANDBYTES:
+        name = _bitsandbytes(stated)
+        return name, "fp4" if name == "fp4-dq" else name
+    if method in ("awq", "gptq"):
+        return method if bits in (4, None) else f"{method}-{bits}bit", INT_FORMATS.get(bits or 4)
+    if method == MLX:
+        mode = stated.get("mode")
+        if isinstance(mode, str) and mode != "affine":
+            return f"mlx-{printable(mode, 20)}", None
+        return f"mlx-{bits}bit", INT_FORMATS.get(bits or 0)
+    return method, {"fp8": "fp8", "mxfp8": "fp8", "mxfp4": "nvfp4", "nvfp4": "nvfp4"}.get(method)
+
+
+def _bitsandbytes(stated: Mapping[str, Any]) -> str:
+    """``nf4-dq`` and the like: the names under which we quantize in the same way."""
+    if not stated.get("load_in_4bit"):
+        return "int8"
+    levels = "nf4" if stated.get("bnb_4bit_quant_type") == "nf4" else "fp4"  # transformers' default is fp4
+    return f"{levels}-dq" if stated.get("bnb_4bit_use_double_quant") else levels
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**20 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +173,14 @@ class _Group:
 
     weight: Weight
     layer: int | None
-    parts: dict[str, list[tuple[str, Tensor]]]
+    parts: dict[str, list[tuple[str, SafetensorsTensor]]]
 
     @property
-    def tensors(self) -> list[tuple[str, Tensor]]:
+    def tensors(self) -> list[tuple[str, SafetensorsTensor]]:
         return [pair for pairs in self.parts.values() for pair in pairs]
 
 
-def from_safetensors(geometry: Geometry, tensors: Mapping[str, Tensor], scheme: Scheme | None) -> Stored:
+def from_safetensors(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor], scheme: Scheme | None) -> Stored:
     """What the tensors of a folder's safetensors files are to the decoder of ``geometry``.
 
     Codes and scales without a ``scheme`` are not looked for: ``account`` refuses such files.
@@ -132,7 +215,7 @@ def _expected(geometry: Geometry) -> int:
     return len(geometry.outside) + sum(count * len(layer.weights) for layer, count in geometry.groups)
 
 
-def _grouped(geometry: Geometry, tensors: Mapping[str, Tensor], packed: bool) -> list[_Group]:
+def _grouped(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor], packed: bool) -> list[_Group]:
     """The decoder's tensors by the weight they belong to. ``packed``: a weight may consist of several."""
     outside = _Names(geometry.outside)
     kinds = {layer: _Names(layer.weights) for layer, _ in geometry.groups}
@@ -208,7 +291,7 @@ def _plain_dtype(group: _Group) -> str | None:
     return PLAIN[sizes.most_common(1)[0][0]]
 
 
-def _runtime_bytes(name: str, tensor: Tensor) -> int:
+def _runtime_bytes(name: str, tensor: SafetensorsTensor) -> int:
     return 0 if SERIALIZED.search(name) else tensor.end - tensor.begin
 
 

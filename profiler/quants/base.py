@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from profiler.devices.base import DeviceInfo
-from profiler.models.weight import Role, Weight
+from profiler.models.layers import Role, Weight
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

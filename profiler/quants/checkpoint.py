@@ -17,9 +17,8 @@ from profiler import registry
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
-from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
-from profiler.models.stored import Stored, StoredWeight
-from profiler.models.weight import Weight
+from profiler.models.layers import Weight
+from profiler.models.stored import BITSANDBYTES, COMPRESSED, MLX, Scheme, Stored, StoredWeight
 from profiler.quants.base import FOUR_BIT_CAPABILITY, Quant, bitsandbytes_missing, plain_bytes
 
 # The packages that transformers needs to run a checkpoint as it is stored.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from profiler.devices.base import DeviceInfo
-from profiler.models.weight import Weight
+from profiler.models.layers import Weight
 from profiler.quants.base import LINEAR_ROLES, Quant, bitsandbytes_missing, plain_bytes
 
 SCALE_BYTES = 4

@@ -1,4 +1,4 @@
-"""Everything to be careful about in a row: what was noted while it ran, and what its samples show by themselves."""
+"""Everything to be careful about in a row: what was noted while it ran, and what its samples and its device show."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import statistics
 from collections.abc import Iterator
 from math import ceil
 
-from profiler.paths import EAGER
-from profiler.results import beside, conditions, stats, trend
+from profiler.decode_path import EAGER
+from profiler.results import energy, stats
 from profiler.results.measurement import Caution, Measurement, Phase
 from profiler.results.stats import Z_975, Centre, Centres
 from profiler.units import bytes_text, seconds_text
+
+STATED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
+CAPPED = 0.05  # of the time: two figures further apart in it were taken under different conditions
+STATED = ("capped", "sm_mhz")  # fields of samples that are looked at
+DIFFERENT = 0.02  # of the clock: more than the step of 15 MHz in which boards set it, and than most figures spread
 
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
 NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
@@ -21,6 +26,40 @@ IN_QUEUE = 0.5  # of a step: a device that has less than this left to do after t
 MUCH_SLOWER = 1.3  # a step of the first repetition than of later ones
 MUCH_RETAINED = 0.1  # of the peak of prefill
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+def device_cautions(measurement: Measurement) -> Iterator[Caution]:
+    """Power limit and clocks of each phase, then energy that is unknown or not to be believed."""
+    for phase in STATED_PHASES:
+        if measurement.states("capped"):
+            yield from _capped(measurement, phase)
+        if measurement.states("sm_mhz"):
+            yield from _clocks(measurement, phase)
+    if measurement.energy is None:
+        return
+    if reason := energy.unknown(measurement):
+        yield Caution("energy-unknown", f"energy: {reason}")
+    if doubt := energy.suspect(measurement):
+        yield Caution("energy-suspect", f"energy: {doubt}")
+
+
+def _capped(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
+    """Usual on a card that is set to less power than it could take: no fault, but the figure is of that limit."""
+    known = [(sample.capped, sample.seconds) for sample in measurement.of(phase) if sample.capped is not None]
+    total = sum(seconds for _, seconds in known)
+    share = sum(capped * seconds for capped, seconds in known) / total if total else 0.0
+    if share > CAPPED:
+        watts = (measurement.environment.get("device") or {}).get("power_limit_w")
+        limit = f" of {watts:g} W" if isinstance(watts, int | float) else ""
+        text = f"{phase}: the power limit{limit} held the clocks down for {share:.0%} of the time"
+        yield Caution(f"{phase}-power-capped", text)
+
+
+def _clocks(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
+    known = [sample.sm_mhz for sample in measurement.of(phase) if sample.sm_mhz]
+    if known and max(known) > (1 + DIFFERENT) * min(known):
+        text = f"{phase}: clocks differ between repetitions, {min(known):,.0f} to {max(known):,.0f} MHz"
+        yield Caution(f"{phase}-clocks-differ", text, "locked clocks: sudo nvidia-smi --lock-gpu-clocks=MHZ")
 
 
 def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[Caution, ...]:
@@ -42,8 +81,8 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
         found += _new_lengths(measurement)
     if measurement.expected.get("ceiling_s"):
         found += _too_fast(measurement, centres)
-    if measurement.energy is not None or not stated.isdisjoint(conditions.STATED):
-        found += conditions.cautions(measurement)
+    if measurement.energy is not None or not stated.isdisjoint(STATED):
+        found += device_cautions(measurement)
     return tuple(found)
 
 
@@ -105,7 +144,7 @@ def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
         cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # more would not be run either
         yield Caution("spread", text, "a longer --max-phase" if cut_short else f"-r {max(ENOUGH_REPS, rate.n + 2)}")
-    elif rate.n >= QUARTILES_NEED and trend.spread(seconds) > NOISY:
+    elif rate.n >= QUARTILES_NEED and stats.spread(seconds) > NOISY:
         text = f"{phase}: the middle half of the repetitions is spread over more than {NOISY:.0%} of their median"
         yield Caution(f"{phase}-noisy", text, "--fresh on a quieter machine")
     elif "precision" in asked and stopped in ("cap", "time") and rate.within > asked["precision"]:
@@ -135,8 +174,8 @@ def _between(measurement: Measurement) -> Iterator[Caution]:
 def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """Repetitions that became slower or faster while they were measured."""
     counted = measurement.seconds(phase, warmups=True)
-    last = counted[-max(trend.WINDOW, len(measurement.timed(phase))) :]  # with warm-ups, where few repetitions count
-    drift = trend.trend(last) if len(last) < len(counted) else None  # the very first is slow in any case
+    last = counted[-max(stats.WINDOW, len(measurement.timed(phase))) :]  # with warm-ups, where few repetitions count
+    drift = stats.trend(last) if len(last) < len(counted) else None  # the very first is slow in any case
     if drift is None or abs(drift) < SOME_DRIFT:
         return
     way = "slower" if drift > 0 else "faster"
@@ -182,7 +221,7 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
 
 def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
     """Above the ceiling is impossible: the ceiling or the figure is wrong."""
-    fractions = beside.ceiling(measurement, centres) or {}
+    fractions = stats.ceiling(measurement, centres) or {}
     for phase in PHASES:
         fraction = fractions.get(f"{phase}_fraction")
         if fraction is not None and fraction > 1:

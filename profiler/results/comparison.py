@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from profiler.case import Case
-from profiler.results import decoded, stats, student
-from profiler.results.difference import differences
+from profiler.results import measurement, stats
+from profiler.results.environment import differences
 from profiler.results.measurement import Measurement, Phase
 from profiler.units import printable
 
@@ -54,11 +54,11 @@ class Ratio:
         """Two-sided, of the hypothesis that nothing differs."""
         if self.t is None or self.df is None:
             return None
-        return 2 * student.tail(self.t, self.df) if math.isfinite(self.t) else 0.0
+        return 2 * stats.tail(self.t, self.df) if math.isfinite(self.t) else 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ComparedCase:
     """One case on both sides, both ``ok``, with the ratios of what both have."""
 
     a: Measurement
@@ -75,7 +75,7 @@ class Pair:
 class Comparison:
     """What two sets of measurements have in common, and what not."""
 
-    pairs: tuple[Pair, ...]  # in the order of A
+    pairs: tuple[ComparedCase, ...]  # in the order of A
     failed: tuple[tuple[Measurement, Measurement], ...]  # on both sides, but not ``ok`` on both
     only_a: tuple[Measurement, ...]
     only_b: tuple[Measurement, ...]
@@ -96,14 +96,14 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     )
 
 
-def pair(a: Measurement, b: Measurement) -> Pair:
+def pair(a: Measurement, b: Measurement) -> ComparedCase:
     """One case measured twice."""
     rates: dict[Phase, Ratio] = {}
     for phase in PHASES:
         found = ratio(stats.rates(a, phase), stats.rates(b, phase), stats.between(a, phase), stats.between(b, phase))
         if found is not None:
             rates[phase] = found
-    return Pair(a, b, rates, _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes))
+    return ComparedCase(a, b, rates, _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes))
 
 
 def ratio(
@@ -126,7 +126,7 @@ def ratio(
     if error == 0:
         return Ratio(*medians, n, value, value, 0.0 if value == 1 else math.inf, 1.0)
     df = _degrees(part_a, len(a), part_b, len(b), apart)
-    half = student.quantile(1 - (1 - CONFIDENCE) / 2, df) * error
+    half = stats.quantile(1 - (1 - CONFIDENCE) / 2, df) * error
     low, high = math.exp(centre - half), math.exp(centre + half)
     return Ratio(*medians, n, min(low, value), max(high, value), abs(centre) / error, df)  # value ≈ exp(centre)
 
@@ -180,7 +180,7 @@ def _differences(pairs: Iterable[tuple[Measurement, Measurement]]) -> tuple[str,
         if environments not in seen:
             seen.add(environments)
             found.update(dict.fromkeys(differences(a.environment, b.environment)))
-        unlike = decoded.difference(a, b, ("A", "B"))
+        unlike = measurement.difference(a, b, ("A", "B"))
         if unlike:
             found[f"{printable(a.case.label)}: {unlike}"] = None
     return tuple(found)

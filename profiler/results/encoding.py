@@ -2,34 +2,154 @@
 
 A row holds hundreds of step times; as JSON text they would be nine tenths of the file and of the time to read it.
 For the same reason samples are kept by column (``{"phase": […], "seconds": […]}``), not as one object each.
+
+Rows are decoded and checked in one go by msgspec, several times as fast as a look at each field in Python.
+The types are made from the rules of ``validity`` and accept nothing that those refuse. A row that they do not accept
+is left to the slow way, which says what is wrong with it, or accepts it after all.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import operator
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, replace
+from dataclasses import fields as dataclass_fields
+from functools import cache, partial, reduce
 from itertools import accumulate
 from sys import intern
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from msgspec import Raw, convert
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType, convert
+from msgspec.structs import astuple
 
 from profiler.case import Case
-from profiler.results import typed
 from profiler.results.measurement import USUAL, Caution, DecodePath, Energy, Measurement, Memory, Repetitions, Sample
 from profiler.results.redact import SHORT, redact_json
-from profiler.results.validity import check_columns, check_expected, check_field, check_part, check_row, check_times
+from profiler.results.validity import (
+    COUNT,
+    EXPECTED,
+    MOST_SAMPLES,
+    MOST_TEXT,
+    Allowed,
+    Form,
+    allowed,
+    check_columns,
+    check_expected,
+    check_field,
+    check_part,
+    check_row,
+    check_times,
+)
+
+LARGEST_INT = 2**63 - 1  # that msgspec compares
+JSON = frozenset({"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint"})
+FIELDS = tuple(field.name for field in dataclass_fields(Measurement) if field.name != "environment")
+ALWAYS = ("case", "samples", "memory", "cautions")  # are written for each row
+NULL, EMPTY = Raw(b"null"), Raw(b"{}")
+NEEDED = {"phase", "seconds", "tokens", "step_s"}  # columns of samples, where there are any
 
 SAMPLE_FIELDS = USUAL.keys()
 MOST_PARTS = 1000  # of rows, that are remembered
 LONGEST_PART = 4096  # bytes
-
 _parts: dict[tuple[str, bytes], Any] = {}
+EncodedSteps = bytes | Callable[[], bytes]  # packed, or how to get them
 
-Steps = bytes | Callable[[], bytes]  # packed, or how to get them
+
+def typed_rows(text: str) -> Sequence[Any] | None:
+    """The rows of a JSON list as objects with ``FIELDS``; None if one of them is not as we write them.
+
+    ``case`` and ``memory`` are objects with the fields of their classes, and ``samples`` has a column for each field
+    of ``Sample``. The fields in ``JSON`` are text that was not looked at. What a row leaves out has its default.
+    """
+    try:
+        found: list[Any] = _decoder().decode(text)
+        return found
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def columns(samples: Any) -> dict[str, Any]:
+    """Those that are there. Raises ValueError where one is missing, or of another length."""
+    found = {name: column for name, column in zip(USUAL, astuple(samples), strict=True) if column is not UNSET}
+    if found and not (found.keys() >= NEEDED and len(set(map(len, found.values()))) == 1):
+        check_columns(found)
+    return found
+
+
+def expected(text: bytes) -> Any:
+    """The field ``expected`` if all that is in it is as ``validity.EXPECTED`` has it; None: look at it."""
+    try:
+        _expected().decode(text)
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[Any]:
+    kinds = {name: COUNT if name == "step_s" else rule for name, rule in allowed(Sample).items()}
+    lists: list[Any] = [(name, _list(_type(kinds[name])) | UnsetType, UNSET) for name in USUAL]
+    made: dict[str, Any] = {
+        "case": _like(Case),
+        "memory": _like(Memory),
+        "samples": msgspec.defstruct("samples", lists, forbid_unknown_fields=True),
+    }
+    return msgspec.json.Decoder(list[_like(Measurement, made | dict.fromkeys(JSON, Raw))])  # type: ignore[misc]
+
+
+@cache
+def _expected() -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(_struct("expected", EXPECTED))
+
+
+def _like(kind: type, made: Mapping[str, Any] | None = None) -> Any:
+    """The type of objects with the fields of a dataclass and no others; ``made``: the types of some of them."""
+    made, fields = made or {}, []
+    for field in dataclass_fields(kind):
+        if field.name in made or field.name != "environment":
+            given = made.get(field.name) or _type(allowed(kind)[field.name])
+            fields.append((field.name, given, *_default(field, given)))
+    return msgspec.defstruct(kind.__name__, fields, forbid_unknown_fields=True, kw_only=True)
+
+
+def _default(field: Field[Any], kind: Any) -> tuple[Any, ...]:
+    """Of a field that may be left out."""
+    if field.name in ALWAYS or (field.default is MISSING and field.default_factory is MISSING):
+        return ()
+    if kind is Raw:
+        return (NULL if field.default is None else EMPTY,)
+    return (field.default,)
+
+
+def _struct(name: str, form: Form) -> Any:
+    """The type of objects that have no other fields than those of ``form``."""
+    fields = [
+        (field, (_type(rule) if isinstance(rule, Allowed) else _struct(field, rule)) | UnsetType, UNSET)
+        for field, rule in form.items()
+    ]
+    return msgspec.defstruct(name, fields, forbid_unknown_fields=True)
+
+
+def _list(kind: Any) -> Any:
+    return Annotated[list[kind], Meta(max_length=MOST_SAMPLES)]
+
+
+def _type(rule: Allowed) -> Any:
+    """The type of what ``rule`` takes, or of a little less."""
+    kinds: list[Any] = []
+    if int in rule.kinds:
+        low, high = math.ceil(rule.low), min(math.floor(rule.high), LARGEST_INT)
+        kinds.append(Annotated[int, Meta(ge=low, le=high)])
+    if float in rule.kinds:
+        kinds.append(Annotated[float, Meta(ge=rule.low, le=rule.high)])
+    if str in rule.kinds:
+        kinds.append(Literal[tuple(sorted(rule.words))] if rule.words else Annotated[str, Meta(max_length=MOST_TEXT)])
+    kinds += [kind for kind in (bool, type(None)) if kind in rule.kinds]
+    return reduce(operator.or_, kinds)
 
 
 def encode(measurement: Measurement) -> tuple[str, bytes]:
@@ -48,7 +168,7 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
     return dumps(content), struct.pack(f"<{len(steps)}d", *steps)
 
 
-def decode(rows: Sequence[tuple[str, Steps, dict[str, Any]]]) -> list[Measurement]:
+def decode(rows: Sequence[tuple[str, EncodedSteps, dict[str, Any]]]) -> list[Measurement]:
     """The inverse of ``encode``, of (JSON, step times, environment) each.
 
     Raises TypeError, KeyError, ValueError or struct.error for what it did not write, and for what cannot be.
@@ -59,7 +179,7 @@ def decode(rows: Sequence[tuple[str, Steps, dict[str, Any]]]) -> list[Measuremen
         raise ValueError("its content is not text") from None
     for environment in {id(environment): environment for _, _, environment in rows}.values():
         check_part("environment", environment)
-    usual = typed.rows(text) or ()
+    usual = typed_rows(text) or ()
     contents, make = (usual, _of_typed) if len(usual) == len(rows) else (_loaded(text), _measurement)
     return [
         make(content, steps, environment) for content, (_, steps, environment) in zip(contents, rows, strict=True)
@@ -84,16 +204,16 @@ def dumps(content: Any) -> str:
     return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def _of_typed(row: Any, steps: Steps, environment: dict[str, Any]) -> Measurement:
+def _of_typed(row: Any, steps: EncodedSteps, environment: dict[str, Any]) -> Measurement:
     """The measurement of a row whose types and ranges have been checked."""
     return Measurement(
         convert(row.case, Case, from_attributes=True),
         environment,
         row.outcome,
         row.reason,
-        _samples(typed.columns(row.samples), steps),
+        _samples(columns(row.samples), steps),
         convert(row.memory, Memory, from_attributes=True),
-        None if row.energy is typed.NULL else _part("energy", row.energy),
+        None if row.energy is NULL else _part("energy", row.energy),
         _part("cautions", row.cautions),
         row.load_s,
         row.threads,
@@ -101,7 +221,7 @@ def _of_typed(row: Any, steps: Steps, environment: dict[str, Any]) -> Measuremen
         _part("asked", row.asked),
         _part("stopped", row.stopped),
         _part("expected", row.expected),
-        None if row.decode_path is typed.NULL else _part("decode_path", row.decode_path),
+        None if row.decode_path is NULL else _part("decode_path", row.decode_path),
         _part("checkpoint", row.checkpoint),
     )
 
@@ -114,7 +234,7 @@ def _part(name: str, raw: Raw) -> Any:
 
 
 def _new_part(name: str, text: bytes) -> Any:
-    content = typed.expected(text) if name == "expected" else None
+    content = expected(text) if name == "expected" else None
     if content is None:
         check_field(name, content := json.loads(text))
     else:
@@ -127,7 +247,7 @@ def _new_part(name: str, text: bytes) -> Any:
     return made
 
 
-def _measurement(row: dict[str, Any], steps: Steps, environment: dict[str, Any]) -> Measurement:
+def _measurement(row: dict[str, Any], steps: EncodedSteps, environment: dict[str, Any]) -> Measurement:
     """The same of a row that has to be looked at field by field; ValueError says what is wrong with it."""
     check_row(row)
     if row["samples"] != {}:
@@ -152,7 +272,7 @@ def _made(name: str, content: Any) -> Any:
     return content
 
 
-def _samples(columns: dict[str, list[Any]], steps: Steps) -> Sequence[Sample]:
+def _samples(columns: dict[str, list[Any]], steps: EncodedSteps) -> Sequence[Sample]:
     if columns == {}:
         return ()
     if not callable(steps):
@@ -165,7 +285,7 @@ def _shared(value: Any) -> Any:
     return intern(value) if type(value) is str and len(value) <= SHORT else value
 
 
-def _step_times(counts: Sequence[int], steps: Steps) -> list[tuple[float, ...]]:
+def _step_times(counts: Sequence[int], steps: EncodedSteps) -> list[tuple[float, ...]]:
     """Those of each sample, from all of them in a row. Raises ValueError or struct.error for what cannot be."""
     packed = steps() if callable(steps) else steps
     seconds = struct.unpack(f"<{len(packed) // 8}d", packed)

@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 
 from profiler.case import digest
-from profiler.results import opening
-from profiler.results.opening import in_words
+from profiler.results import database
+from profiler.results.database import in_words
 
 BEAT_S = 5.0  # between two renewals; one is a write of a few hundred bytes that is not synced
 DEAD_S = 60.0  # without a renewal: longer than a parent process stops for anything but its own end
@@ -61,7 +61,7 @@ class Leases:
 
     def __init__(self, path: Path, run: str, environment: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._run, self._environment, self._clock = path, run, environment, clock
-        self._db = opening.connect(path, create=False)
+        self._db = database.connect(path, create=False)
         self._seen: dict[str, tuple[Holder, float]] = {}  # by case: a holder, and when its counter was new to us
         self._beat_at = clock()
         with in_words(path):
@@ -80,7 +80,7 @@ class Leases:
         with in_words(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                opening.check_in_place(self._path, self._db)  # before a case is measured whose row would be lost
+                database.check_in_place(self._path, self._db)  # before a case is measured whose row would be lost
                 holder = self._holder(key)
                 if holder is None:
                     mine = (key, self._environment, self._run, this_machine(), os.getpid(), started_at(os.getpid()))
@@ -108,7 +108,7 @@ class Leases:
             self._db.execute("UPDATE leases SET beat = beat + 1 WHERE run = ?", (self._run,))
             self._beat_at = now
         with suppress(sqlite3.Error):
-            self._db.execute(f"PRAGMA busy_timeout = {opening.BUSY_TIMEOUT_S * 1000:.0f}")
+            self._db.execute(f"PRAGMA busy_timeout = {database.BUSY_TIMEOUT_S * 1000:.0f}")
 
     def _holder(self, key: str) -> Holder | None:
         """The living sweep that has the lease of a case."""

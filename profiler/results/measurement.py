@@ -1,4 +1,12 @@
-"""A measurement: the raw numbers of one case. Statistics are derived from it (``stats.py``), never stored."""
+"""A measurement: the raw numbers of one case. Statistics are derived from it (``stats.py``), never stored.
+
+The peak of a case is also taken apart: what its measured parts add up to, and what is left over.
+
+    process at the peak = framework + weights + cache + activations + graph pool + left mapped + unaccounted
+
+of the phase whose peak is the higher one. On a GPU the remainder holds what the allocator reserved and did not use;
+on a CPU the model's Python objects, what the heap keeps between blocks, and tables that kernels made of weights.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +17,13 @@ from itertools import compress
 from typing import Any, Literal, overload
 
 from profiler.case import Case
+from profiler.units import printable
 
 SCHEMA = 1
-
 Outcome = Literal["ok", "oom", "skipped", "failed", "timeout"]
 Phase = Literal["prefill", "decode"]
+
+PLAIN = " on plain torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +222,8 @@ class Measurement(_Derived):
     threads: int | None = None  # CPU threads the backend computed with
     started_at: str | None = None  # UTC, ISO 8601
     asked: dict[str, Any] = field(default_factory=dict)  # reps or precision, and max_phase_s, that were asked for
-    stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (measure/steady)
-    expected: dict[str, Any] = field(default_factory=dict)  # as predicted before it ran (predict/beside.py)
+    stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (run/repetitions)
+    expected: dict[str, Any] = field(default_factory=dict)  # as predicted before it ran (cost/estimate.py)
     decode_path: DecodePath | None = None  # None: transformers as shipped
     checkpoint: dict[str, Any] = field(default_factory=dict)  # what the weights' files hold and the model takes
 
@@ -338,3 +348,55 @@ class Measurement(_Derived):
         row["decode_path"] = DecodePath(**path) if (path := row.get("decode_path")) else None
         row["energy"] = Energy.from_json(row["energy"]) if row.get("energy") else None
         return cls(**row)
+
+
+def peak_phase(memory: Memory) -> Phase | None:
+    """The phase that takes more at its peak; None where neither is known."""
+    prefill, decode = memory.prefill_peak_bytes, memory.decode_peak_bytes
+    if prefill is None and decode is None:
+        return None
+    return "prefill" if (prefill or 0) >= (decode or 0) else "decode"
+
+
+def parts(memory: Memory) -> dict[str, int | None]:
+    """Bytes of each part at the peak of ``peak_phase``; None where one was not measured. Empty without a peak."""
+    phase = peak_phase(memory)
+    if phase is None:
+        return {}
+    in_prefill = phase == "prefill"
+    return {
+        "weights": memory.weights_bytes,
+        "framework": memory.framework_bytes,
+        "cache": memory.prefill_cache_bytes if in_prefill else memory.cache_bytes,
+        "activations": memory.prefill_activation_bytes if in_prefill else memory.decode_activation_bytes,
+        "graph pool": memory.graph_pool_bytes or 0,
+        "checkpoint, left mapped": memory.left_mapped_bytes or 0,
+    }
+
+
+def unaccounted_bytes(memory: Memory) -> int | None:
+    """What the process held at the peak beyond its parts, negative where they are counted too high; None: unknown."""
+    known = [size for size in parts(memory).values() if size is not None]
+    if memory.phases_process_bytes is None or not known or len(known) < len(parts(memory)):
+        return None
+    return memory.phases_process_bytes - sum(known)
+
+
+def step(row: Measurement) -> str:
+    """``static``, ``eager``, ``static on plain torch``. A row that says nothing ran what was asked for."""
+    found = row.decode_path
+    return row.case.path if found is None else found.ran + PLAIN * found.on_plain_torch
+
+
+def in_words(row: Measurement) -> str:
+    """The step, with the reason why it is not the one that was asked for, where there is one."""
+    found = row.decode_path
+    reason = found and (found.reason or (found.kernels if found.on_plain_torch else None))
+    return f"{step(row)} ({printable(reason, 200)})" if reason else step(row)
+
+
+def difference(a: Measurement, b: Measurement, names: tuple[str, str]) -> str | None:
+    """That rows with these names ran different steps, in words; ``None`` if they ran the same one."""
+    if step(a) == step(b):
+        return None
+    return f"different decode steps ran: {names[0]} {in_words(a)}, {names[1]} {in_words(b)}"

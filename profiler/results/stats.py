@@ -18,6 +18,15 @@ to differ, so the ends are moved, in logarithms of the distance to the median:
 - **processes**: two processes that measure the same thing differ by more than their repetitions show. Where it is
   known how much (``between``, one standard deviation ÷ median), 1.96 of it is added, as independent errors add. It is
   itself an estimate, of three to five calibrations or of other CPUs: of such a number 1.96 cover some 80 to 90 %.
+
+**Trend.** Drift is the Theil–Sen slope, the median of the slopes between all pairs, times the number of repetitions,
+relative to their median: a single outlier does not move it. Whether there is a trend at all is Mann's test (Mann
+1945, Kendall 1975): among repetitions without one, later is longer as often as shorter.
+
+**Student's t**, without scipy. The tail is a regularized incomplete beta function, P(T > t) = ½ · I(ν / (ν + t²);
+ν/2, ½) for t ≥ 0 (Abramowitz & Stegun 26.7.1), by its continued fraction (NIST DLMF 8.17.22) in Lentz's form.
+
+The ``ceiling`` and ``predicted`` fields of a row follow from these figures and from what was stored next to them.
 """
 
 from __future__ import annotations
@@ -27,11 +36,16 @@ import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
-from typing import Literal, NamedTuple
+from functools import cache, lru_cache
+from itertools import chain, combinations
+from typing import Any, Literal, NamedTuple
 
+from profiler.case import Case
 from profiler.results.measurement import Measurement, Phase
+
+TINY = 1e-300  # stands for 0 in Lentz's denominators
+PRECISION = 1e-15
+TERMS = 10_000  # the fraction needs about the square root of its larger argument; this is a guard, not a limit
 
 COVERAGE = 0.95
 ORDER_NEEDS = 6  # fewest values whose range covers the median with at least 95 %
@@ -41,8 +55,67 @@ MOST_CORRELATED = 0.9
 MOST_WIDENING = math.sqrt((1 + MOST_CORRELATED) / (1 - MOST_CORRELATED))
 Z_975 = 1.96
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom; NIST e-Handbook of Statistics, 1.3.6.7.2
+IntervalRule = Literal["order", "log-t"]
 
-Rule = Literal["order", "log-t"]
+WINDOW = 5  # repetitions that are looked at: fewer tell a trend from chance only by luck
+STEADY_DRIFT = 0.01  # over the window; half of the default precision
+STEADY_SPREAD = 0.02  # interquartile range ÷ median over the window
+CLEAR_Z = 2.2  # of Mann's test: of five repetitions only a strictly rising or falling row passes (odds 1 in 60)
+
+FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
+
+
+def tail(t: float, df: float) -> float:
+    """P(T > t) with ``df`` > 0 degrees of freedom, which need not be whole."""
+    if t < 0:
+        return 1.0 - tail(-t, df)
+    return 0.5 * _beta(df / (df + t * t), df / 2, 0.5)
+
+
+@lru_cache(maxsize=4096)
+def quantile(p: float, df: float) -> float:
+    """The t that a fraction ``p`` of the distribution lies below, 0 < p < 1, to about 12 digits."""
+    if p < 0.5:
+        return -quantile(1 - p, df)
+    low, high = 0.0, 1.0
+    while tail(high, df) > 1 - p:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if tail(middle, df) > 1 - p else (low, middle)
+    return (low + high) / 2
+
+
+def _beta(x: float, a: float, b: float) -> float:
+    """The regularized incomplete beta function I(x; a, b)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )  # symmetric in (x, a) and (1 − x, b)
+    if x < (a + 1) / (a + b + 2):
+        return front * _fraction(x, a, b) / a
+    return 1 - front * _fraction(1 - x, b, a) / b
+
+
+def _fraction(x: float, a: float, b: float) -> float:
+    """The continued fraction, from its front; it converges fast for x < (a + 1) / (a + b + 2)."""
+    c, d = 1.0, 1 / _not_zero(1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, TERMS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1 / _not_zero(1 + term * d)
+            c = _not_zero(1 + term / c)
+            value *= c * d
+        if abs(c * d - 1) < PRECISION:
+            break
+    return value
+
+
+def _not_zero(value: float) -> float:
+    return value if abs(value) > TINY else TINY
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +126,7 @@ class Summary:
     median: float
     low: float | None  # ends of the interval of the median
     high: float | None
-    rule: Rule | None  # which rule gave the interval
+    rule: IntervalRule | None  # which rule gave the interval
     coverage: float | None  # what the rule attains for independent values: exact for ``order``, nominal for ``log-t``
     stdev: float | None  # of the sample, n − 1
     within: float | None = None  # the longer arm ÷ median by the repetitions alone, without what processes differ by
@@ -111,7 +184,7 @@ Centres = Mapping[Phase, Centre | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class StepLatencies:
     """Seconds of single decode steps over all repetitions: what a sequence waits for each of its tokens."""
 
     n: int
@@ -169,17 +242,17 @@ def ttft(measurement: Measurement) -> Summary | None:
     return summarize(measurement.seconds("prefill"), between(measurement, "prefill"))
 
 
-def steps(measurement: Measurement) -> Steps | None:
+def steps(measurement: Measurement) -> StepLatencies | None:
     """Latency of decode steps; None where no repetition timed its steps."""
-    found: Steps | None = measurement.known("steps", lambda: _steps(measurement))
+    found: StepLatencies | None = measurement.known("steps", lambda: _steps(measurement))
     return found
 
 
-def _steps(measurement: Measurement) -> Steps | None:
+def _steps(measurement: Measurement) -> StepLatencies | None:
     seconds = sorted(chain.from_iterable(measurement.column("step_s", "decode")))
     if not seconds:
         return None
-    return Steps(len(seconds), percentile(seconds, 0.5), _tail(seconds, 0.95), _tail(seconds, 0.99))
+    return StepLatencies(len(seconds), percentile(seconds, 0.5), _tail(seconds, 0.95), _tail(seconds, 0.99))
 
 
 def summarize(values: Sequence[float], between: float | None = None) -> Summary | None:
@@ -247,7 +320,7 @@ def _moved(median: float, low: float, high: float, factor: float, more: float) -
     return median * math.exp(-below), median * math.exp(above)
 
 
-def _order_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float]:
+def _order_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRule, float]:
     """Ends, rule and exact coverage of the narrowest symmetric pair of order statistics that covers 95 %."""
     n, k = len(ordered), 1
     missed = 2.0 ** (1 - n)  # 2·P(Bin(n, ½) < k)
@@ -257,7 +330,7 @@ def _order_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float
     return ordered[k - 1], ordered[n - k], "order", 1 - missed
 
 
-def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float]:
+def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRule, float]:
     """Ends, rule and nominal coverage of the t interval on logarithms."""
     logs = [math.log(value) for value in ordered]
     centre = math.fsum(logs) / len(logs)
@@ -266,3 +339,63 @@ def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, Rule, float
     half = T_975[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs))
     median = statistics.median(ordered)  # not quite exp(centre): the interval must still hold it
     return min(math.exp(centre - half), median), max(math.exp(centre + half), median), "log-t", COVERAGE
+
+
+def drift(seconds: Sequence[float]) -> float:
+    """Relative change over all of ``seconds`` (at least two), negative where they became shorter."""
+    slopes = [(seconds[j] - seconds[i]) / (j - i) for i, j in combinations(range(len(seconds)), 2)]
+    return statistics.median(slopes) * len(seconds) / statistics.median(seconds)
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """Interquartile range ÷ median."""
+    ordered = sorted(seconds)
+    return (percentile(ordered, 0.75) - percentile(ordered, 0.25)) / percentile(ordered, 0.5)
+
+
+def steady(seconds: Sequence[float]) -> bool | None:
+    """Whether the last ``WINDOW`` repetitions neither drift nor spread; None: there were not so many."""
+    last = seconds[-WINDOW:]
+    if len(last) < WINDOW or not min(last) > 0:  # a clock that stands still says nothing
+        return None
+    return abs(drift(last)) < STEADY_DRIFT and spread(last) < STEADY_SPREAD
+
+
+def trend(seconds: Sequence[float]) -> float | None:
+    """The drift of ``seconds`` if it is more than chance, else None."""
+    n = len(seconds)
+    if n < WINDOW or not min(seconds) > 0:
+        return None
+    score = sum((after > before) - (after < before) for before, after in combinations(seconds, 2))
+    z = (abs(score) - 1) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)  # ties, rare in clocks, make it err to no trend
+    return drift(seconds) if z >= CLEAR_Z else None
+
+
+def predicted(measurement: Measurement) -> dict[str, Any] | None:
+    """Rates and peak as predicted before measuring, each with bounds and basis; null if nothing was."""
+    known = {name: measurement.expected.get(name) for name in FIGURES}
+    path = measurement.decode_path
+    if path is not None and path.ran != measurement.case.path and measurement.expected.get("path") != path.ran:
+        known["decode_tps"] = None  # of a step that did not run
+    return known if any(known.values()) else None
+
+
+def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str, Any] | None:
+    """The ceiling's over the measured time of each phase: 0..1, above it a bug of ours. Null if not calibrated."""
+    at = measurement.expected.get("ceiling_s")
+    if not at:
+        return None
+    prefill, decode = (centre and centre.median for centre in (known or centres(measurement)).values())
+    return shares(measurement.case, at, prefill, decode) | {"bound": measurement.expected.get("decode_bound")}
+
+
+def shares(
+    case: Case, ceiling_s: Mapping[str, float] | None, prefill_tps: float | None, decode_tps: float | None
+) -> dict[str, float | None]:
+    """The same, of rates that are known already."""
+    prefill = decode = None
+    if ceiling_s and prefill_tps is not None:
+        prefill = ceiling_s["prefill"] * prefill_tps / (case.batch * case.context)
+    if ceiling_s and decode_tps is not None:
+        decode = ceiling_s["step"] * decode_tps / case.batch
+    return {"prefill_fraction": prefill, "decode_fraction": decode}

@@ -30,11 +30,10 @@ from profiler import folders
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.foreign import Budget, json_value
+from profiler.results.database import Guarded, check_in_place, connect, connect_to_read, in_words
 from profiler.results.encoding import decode, dumps, encode
 from profiler.results.environment import environment_key
-from profiler.results.guard import Guarded
 from profiler.results.measurement import Measurement
-from profiler.results.opening import check_in_place, connect, connect_to_read, in_words
 from profiler.results.redact import redact, redact_argv, redact_json
 from profiler.results.validity import check_part
 from profiler.shell import Command, command

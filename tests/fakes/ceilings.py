@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiler.devices.ceilings import Ceilings
+from profiler.devices.calibration import Ceilings
 
 MEASURED = Ceilings(
     title="AMD EPYC", fingerprint="x", measured_at="2026-11-24", seconds=30.0, process_bytes=700 * 1024**2,

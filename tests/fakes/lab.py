@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from profiler.case import Case
-from profiler.measure.loop import Effort
-from profiler.measure.supervisor import Ending, Job, run
-from profiler.measure.watch import Limits
-from profiler.models.source import Source
+from profiler.case import Case, Source, Task
 from profiler.results.measurement import Measurement
+from profiler.run.repetitions import Effort
+from profiler.run.supervisor import Ending, WorkerLimits, run
 
 QUICK = Effort(reps=2, max_phase_s=60)
 
@@ -55,7 +53,11 @@ def vanishes(group: int, seconds: float = 3.0) -> bool:
 
 
 def child_pids() -> list[int]:
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    return [
+        int(pid)
+        for resolved in Path("/proc/self/task").iterdir()
+        for pid in (resolved / "children").read_text().split()
+    ]
 
 
 @dataclass
@@ -71,20 +73,20 @@ class Lab:
     stored: Callable[[Measurement], None] = lambda row: None  # called with every row
 
     def run(
-        self, *jobs: Job, effort: Effort = QUICK, environment: dict[str, Any] | None = None, **limits: Any
+        self, *tasks: Task, effort: Effort = QUICK, environment: dict[str, Any] | None = None, **limits: Any
     ) -> Ending:
         """The ending; rows are in ``rows``. Limits are small unless they are given."""
         limits = {"hang_s": 5.0, "case_s": 30.0, "grace_s": 0.5} | limits
         start, cpu = time.monotonic(), time.process_time()
         try:
-            return run(jobs, effort, Limits(**limits), environment or {}, self._row, self._beat)
+            return run(tasks, effort, WorkerLimits(**limits), environment or {}, self._row, self._beat)
         finally:
             self.seconds, self.parent_cpu_s = time.monotonic() - start, time.process_time() - cpu
 
-    def cases(self, model: Source, *points: int | tuple[int, int], **limits: Any) -> list[str]:
+    def cases(self, model: Source, *tasks: int | tuple[int, int], **limits: Any) -> list[str]:
         """Run one model at these contexts (and batches); the outcomes."""
-        pairs = [(point, 1) if isinstance(point, int) else point for point in points]
-        self.run(*(Job(make_case(context, batch), model) for context, batch in pairs), **limits)
+        pairs = [(task, 1) if isinstance(task, int) else task for task in tasks]
+        self.run(*(Task(make_case(context, batch), model) for context, batch in pairs), **limits)
         return [row.outcome for row in self.rows]
 
     @property

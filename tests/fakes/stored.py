@@ -14,8 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from profiler.models.gguf_file import BLOCKS, TYPES
-from profiler.models.safetensors_file import BITS
+from profiler.models.gguf import BLOCKS, TYPES
+from profiler.models.safetensors import BITS
 
 LAYERS, HIDDEN, FEED, VOCAB, HEADS, KV, HEAD_DIM = 4, 256, 512, 1024, 4, 2, 64
 LLAMA: dict[str, Any] = {

@@ -24,7 +24,7 @@ import pytest
 
 from fakes import forked
 from profiler import registry
-from profiler.measure import process, worker
+from profiler.run import process, worker
 
 COMMAND = process.COMMAND  # tests of rogues put another one there
 QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # as Python without pytest

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler.models import families
-from profiler.models.safetensors_file import BITS
+from profiler.models.safetensors import BITS
 
 Shapes = Mapping[str, list[int]]
 

@@ -10,9 +10,9 @@ import pytest
 
 from profiler import registry
 from profiler.backends.base import Session
-from profiler.case import Case
-from profiler.measure.loop import Effort, measure
-from profiler.models.source import Source
+from profiler.case import Case, Source
+from profiler.run.loop import measure
+from profiler.run.repetitions import Effort
 
 CONTEXT, BATCH, STEPS = 40, 2, 4
 

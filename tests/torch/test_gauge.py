@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from profiler import devices
-from profiler.backends.hf import decay, gauge, products
-from profiler.backends.hf.stopwatch import Stopwatch
+from profiler.backends.hf import linear_layers, microbenchmark, synthetic
+from profiler.backends.hf.linear_layers import Stopwatch
 from profiler.commands import calibrate
-from profiler.devices.ceilings import Ceilings
+from profiler.devices.calibration import Ceilings
 
 GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "CALL_S": 0.005, "CALL_ROUNDS": 1, "CONV_CHANNELS": 16, "PASS_S": 0.005,
          "PASS_ROUNDS": 1, "PASS_TOKENS": {"cpu": 64}, "PEAK": {"cpu": (64, 2048, 2048)}}  # fmt: skip
@@ -30,16 +30,16 @@ PRODUCTS = {
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for module, values in ((gauge, GAUGE), (products, PRODUCTS)):
+    for module, values in ((microbenchmark, GAUGE), (linear_layers, PRODUCTS)):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
-    monkeypatch.setitem(gauge.READ_BYTES, "cpu", 8 * 2**20)
+    monkeypatch.setitem(microbenchmark.READ_BYTES, "cpu", 8 * 2**20)
     yield
     torch.set_num_threads(before)
 
 
 def test_everything_that_is_measured_is_believed_by_its_reader() -> None:
-    found = gauge.Gauge("cpu").all() | {"seconds": 1.0}
+    found = microbenchmark.Microbenchmark("cpu").all() | {"seconds": 1.0}
     known = calibrate._ceilings(devices.find("cpu"), json.dumps(found))
     assert isinstance(known, Ceilings)
     assert {"fp32", "bf16", "fp16"} <= set(known.products)
@@ -62,7 +62,7 @@ def test_a_run_is_told_by_its_fastest_and_its_usual_time() -> None:
 
 
 def test_several_tokens_take_no_less_than_one() -> None:
-    found, _, _ = products.Products(Stopwatch(torch.device("cpu"))).all()
+    found, _, _ = linear_layers.LinearLayers(Stopwatch(torch.device("cpu"))).all()
     one, many = (sum(found["fp32"][tokens].values()) for tokens in ("1", "16"))
     assert many > 0.3 * one
 
@@ -71,28 +71,28 @@ def test_costs_are_found_again() -> None:
     shapes = [(16e6, 2048), (4e6, 2048), (2.6e5, 256)]
     costs = {"byte_s": 4e-11, "row_s": 6e-8, "call_s": 2e-6}
     points = [(size, rows, size * 4e-11 + rows * 6e-8 + 2e-6) for size, rows in shapes]
-    assert products.solve(points) == pytest.approx(costs)
+    assert linear_layers.solve(points) == pytest.approx(costs)
 
 
 def test_no_cost_is_negative() -> None:
     """A small layer that takes less than in proportion would need a negative cost of a call."""
-    costs = products.solve([(16e6, 2048, 1e-3), (4e6, 2048, 0.3e-3), (2.6e5, 256, 1e-6)])
+    costs = linear_layers.solve([(16e6, 2048, 1e-3), (4e6, 2048, 0.3e-3), (2.6e5, 256, 1e-6)])
     assert min(costs.values()) == 0.0
     assert costs["byte_s"] > 0
 
 
 def test_a_pool_is_no_longer_in_the_caches_when_it_starts_again() -> None:
-    assert products.past_caches(0, 128, 1024) == 128
-    assert products.past_caches(200, 128, 1024) == 300
-    assert products.past_caches(4000, 128, 1024) == 1024
-    found = products.Products(Stopwatch(torch.device("cpu")), cache_bytes=2 * 2**20)
+    assert linear_layers.past_caches(0, 128, 1024) == 128
+    assert linear_layers.past_caches(200, 128, 1024) == 300
+    assert linear_layers.past_caches(4000, 128, 1024) == 1024
+    found = linear_layers.LinearLayers(Stopwatch(torch.device("cpu")), cache_bytes=2 * 2**20)
     layers = next(one for one in found._formats() if one.name == "fp32").pool((256, 256), found.pool_bytes)
     together = {layer.keywords["weight"].data_ptr() for layer in layers}  # type: ignore[attr-defined]
     assert len(together) == 12  # 3 MiB of 256 KiB each
 
 
 def test_states_are_measured_with_decays_that_leave_normal_numbers() -> None:
-    decays = decay.log_decays(4000)
+    decays = synthetic.log_decays(4000)
     assert decays.min() >= -1.6
     assert decays.max() < 0
     chunk = (64 * decays).exp()

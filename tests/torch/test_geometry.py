@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
-from profiler.models import catalog, families
+from profiler.cost import engines, work
+from profiler.cost.engines.base import EngineRequest
+from profiler.models import families, hub
 from profiler.models.geometry import Geometry
 from profiler.models.layers import GatedDelta
-from profiler.predict import engines, work
-from profiler.predict.engines.base import Setting
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +38,9 @@ def text_model(raw: dict[str, Any], device: str, dtype: torch.dtype, **load: Any
         return AutoModelForCausalLM.from_config(config, dtype=dtype, **load).eval()
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", hub.names())
 def test_every_tensor_of_the_catalog_is_that_of_transformers(name: str) -> None:
-    raw = catalog.raw_config(name)
+    raw = hub.shipped_config(name)
     geometry = families.geometry(raw)
     stored = stored_weights(text_model(raw, "meta", torch.bfloat16))
     assert described_weights(geometry) == stored
@@ -53,9 +53,9 @@ def test_every_tensor_of_rarer_settings_is_that_of_transformers(name: str) -> No
     assert described_weights(geometry) == stored_weights(text_model(TINY[name], "meta", torch.float32))
 
 
-@pytest.mark.parametrize("name", [name for name in catalog.names() if name.startswith("gemma-4")])
+@pytest.mark.parametrize("name", [name for name in hub.names() if name.startswith("gemma-4")])
 def test_a_config_saved_by_transformers_gives_the_same_geometry(name: str) -> None:
-    raw = catalog.raw_config(name)
+    raw = hub.shipped_config(name)
     config = AutoConfig.for_model(**copy.deepcopy(raw)).get_text_config()
     saved = json.loads(config.to_json_string())
     assert "global_head_dim" not in saved  # transformers writes per_layer_config instead
@@ -119,7 +119,7 @@ def test_flops_are_those_of_the_flop_counter(name: str) -> None:
         for piece in ids[:, :context].split(chunk, dim=1):
             model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
     engine = engines.find("transformers")
-    manner = engine.manner(geometry, Setting("fp32", context, batch, "fp32", ubatch=chunk), None)
+    manner = engine.manner(geometry, EngineRequest("fp32", context, batch, "fp32", ubatch=chunk), None)
     storage = engine.storage(geometry, "fp32", "fp32")
     unseen = sum(unseen_flops(geometry, tokens, batch) for tokens in (chunk, chunk, context - 2 * chunk))
     predicted = work.prefill(geometry, storage, context, batch, manner).flops
@@ -135,7 +135,7 @@ def test_flops_are_those_of_the_flop_counter(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama-4-scout-17b-16e", "llama-4-maverick-17b-128e"])
 def test_predicted_flops_of_llama_4_are_those_of_one_real_layer(name: str) -> None:
     """Real widths and all experts, on ``meta``: it is shapes that the counter counts."""
-    raw = catalog.raw_config(name)
+    raw = hub.shipped_config(name)
     raw = raw | {
         "text_config": raw["text_config"]
         | {"num_hidden_layers": 1, "moe_layers": [0], "no_rope_layers": [1], "layer_types": ["chunked_attention"]}
@@ -149,7 +149,7 @@ def test_predicted_flops_of_llama_4_are_those_of_one_real_layer(name: str) -> No
     with torch.no_grad(), counter:
         feed_forward(hidden)
     geometry, engine = families.geometry(raw), engines.find("transformers")
-    setting = Setting("bf16", tokens, 1, "bf16", None)
+    setting = EngineRequest("bf16", tokens, 1, "bf16", None)
     storage = engine.storage(geometry, "bf16", "bf16")
     predicted = work.prefill(geometry, storage, tokens, 1, engine.manner(geometry, setting, None))
     parts = ("experts", "mlp", "other")  # expert tensors, the shared expert, and the router among the small ones

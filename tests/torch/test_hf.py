@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from profiler import registry
 from profiler.backends.hf import open as open_session
 from profiler.backends.hf.session import HfSession, HfTrial
-from profiler.case import Case
+from profiler.case import Case, Source
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
-from profiler.measure.loop import Effort, measure
 from profiler.models import families
-from profiler.models.source import Source
+from profiler.run.loop import measure
+from profiler.run.repetitions import Effort
 
 CONTEXT, STEPS = 50, 5  # longer than the tiny models' window of 32
 # A quantization's rule sees one weight at a time: every model in one format, every format in a model with all roles.

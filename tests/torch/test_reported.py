@@ -12,10 +12,9 @@ from fakes import tiny
 from transformers.utils.loading_report import LoadStateDictInfo, log_state_dict_report
 
 from profiler.backends.hf import session
-from profiler.backends.hf.reported import loading_errors
-from profiler.case import Case
+from profiler.backends.hf.load import loading_errors
+from profiler.case import Case, Source
 from profiler.errors import ProfileError
-from profiler.models.source import Source
 
 torch.set_num_threads(1)
 

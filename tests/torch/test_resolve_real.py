@@ -17,13 +17,14 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from profiler.backends.hf import open as open_session
 from profiler.case import Case
 from profiler.cli import main
-from profiler.models import catalog, families, gguf_file
+from profiler.models import families, hub
+from profiler.models import gguf as models_gguf
 from profiler.models.resolve import resolve
 
 
 def test_gemma_3_270m_from_gguf_is_the_catalog_model(gemma3_270m_gguf: Path) -> None:
     model = resolve(str(gemma3_270m_gguf))
-    assert model.geometry.layers == families.geometry(catalog.raw_config("gemma-3-270m")).layers
+    assert model.geometry.layers == families.geometry(hub.shipped_config("gemma-3-270m")).layers
     assert model.geometry.parameters == 268_098_176
     assert model.source.kind == "gguf" and model.real_id is not None and model.no_weights is None
 
@@ -49,8 +50,8 @@ def test_a_real_file_is_read_within_its_two_seconds_and_stored_bytes_add_up(
 ) -> None:
     path: Path = request.getfixturevalue(name)
     start = time.monotonic()
-    header = gguf_file.header(path)
-    assert time.monotonic() - start < gguf_file.MAX_SECONDS
+    header = models_gguf.header(path)
+    assert time.monotonic() - start < models_gguf.MAX_SECONDS
     sizes = [tensor.nbytes for tensor in header.tensors.values()]
     assert None not in sizes
     stored = sum(size for size in sizes if size is not None)
@@ -73,7 +74,7 @@ def test_fit_predicts_the_file_that_it_is_given(
 
 def _in_type(source: Path, kind: str, file_type: int, target: Path) -> Path:
     """A file with the tensors and numbers of ``source``, its matrices in ``kind``; a hole where the data would be."""
-    header = gguf_file.header(source)
+    header = models_gguf.header(source)
     keys = {
         name.removeprefix("gemma3."): value
         for name, value in header.metadata.items()

@@ -22,7 +22,7 @@ from profiler.backends.hf.session import HfSession
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
-from profiler.models.scheme import of as resolve_scheme
+from profiler.models.stored import of as resolve_scheme
 
 LAYERS = 3
 MODULES = ("self_attn.v_proj", "mlp.down_proj")

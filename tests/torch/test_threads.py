@@ -16,11 +16,10 @@ import torch
 from fakes import tiny
 
 from profiler.backends.hf import open as open_session
-from profiler.backends.hf.stopwatch import Stopwatch
-from profiler.case import Case
+from profiler.backends.hf.linear_layers import Stopwatch
+from profiler.case import Case, Source
 from profiler.devices import allowance
 from profiler.devices.cgroup import Quota
-from profiler.models.source import Source
 
 Opened = Callable[..., Any]
 # What is found before OpenMP is loaded, since OMP_PROC_BIND pins the thread that loads it.

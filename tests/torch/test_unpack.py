@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 from profiler import folders
 from profiler.backends.hf import unpack
-from profiler.models import gguf_file
+from profiler.models import gguf as models_gguf
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file whose unpacking is a stand-in: what is tested is whether it is done."""
     monkeypatch.setenv("PROFILER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(folders, "_notes", [])
-    monkeypatch.setattr(gguf_file, "header", lambda path: gguf_file.GgufHeader({}, {}))
+    monkeypatch.setattr(models_gguf, "header", lambda path: models_gguf.GgufHeader({}, {}))
 
     def write(gguf: Path, config: Any, dtype: Any, folder: Path) -> None:
         folder.mkdir()

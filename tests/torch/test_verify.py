@@ -14,15 +14,14 @@ from fakes import tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from profiler.backends.hf import load, unpack
 from profiler.backends.hf import load as loading
 from profiler.backends.hf import open as open_session
-from profiler.backends.hf import unpack, verify
 from profiler.backends.hf.session import HfSession
-from profiler.case import Case
+from profiler.case import Case, Source
 from profiler.errors import ProfileError
-from profiler.models import families, gguf_file
-from profiler.models.gguf_file import GgufHeader, GgufTensor
-from profiler.models.source import Source
+from profiler.models import families, gguf
+from profiler.models.gguf import GgufHeader, GgufTensor
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -54,7 +53,7 @@ def change(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **confi
 def test_the_parameters_of_a_loaded_model_are_those_of_its_geometry(tiny_model: Any, name: str, quant: str) -> None:
     config = json.loads((tiny_model(name) / CONFIG).read_text())
     loaded = session(tiny_model(name), quant=quant).model
-    assert verify.parameters(loaded) == families.geometry(config).parameters
+    assert load.parameters(loaded) == families.geometry(config).parameters
 
 
 def adapter(folder: Path) -> None:
@@ -84,7 +83,7 @@ def test_an_adapter_beside_the_weights_is_not_attached_where_peft_is_installed(
 def test_files_that_transformers_prefers_to_the_weights_are_not_in_its_sight(copy: Path) -> None:
     (copy / "generation_config.json").write_text('{"do_sample": true, "num_beams": 4}')
     (copy / ".metadata").write_bytes(b"a distributed checkpoint")
-    with verify.weights_alone(copy) as alone:
+    with load.weights_alone(copy) as alone:
         assert [path.name for path in alone.iterdir()] == [WEIGHTS]
     assert not alone.exists()
     assert session(copy).model.generation_config.num_beams in (None, 1)
@@ -93,17 +92,17 @@ def test_files_that_transformers_prefers_to_the_weights_are_not_in_its_sight(cop
 def test_shards_are_linked_with_their_index(copy: Path, tmp_path: Path) -> None:
     sharded = tmp_path / "sharded"
     AutoModelForCausalLM.from_pretrained(copy).save_pretrained(sharded, max_shard_size="200KB")
-    with verify.weights_alone(sharded) as alone:
+    with load.weights_alone(sharded) as alone:
         names = sorted(path.name for path in alone.iterdir())
     assert names == sorted(path.name for path in sharded.iterdir() if "safetensors" in path.name) != [WEIGHTS]
-    assert verify.parameters(session(sharded).model) == verify.parameters(session(copy).model)
+    assert load.parameters(session(sharded).model) == load.parameters(session(copy).model)
 
 
 def test_a_temporary_folder_that_cannot_be_written_is_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verify.os, "symlink", full)
+    monkeypatch.setattr(load.os, "symlink", full)
     with pytest.raises(ProfileError, match=r"cannot link to the weights .*: No space left on device"):
         session(copy)
 
@@ -131,7 +130,7 @@ def test_a_tensor_that_transformers_passes_over_unlisted_is_refused(
     """Our rules for names are held to what transformers really did."""
     change(copy, {"model.layers.0.strange.weight": torch.ones(3)})
     session(copy)  # a plan has listed it
-    monkeypatch.setattr(verify, "_left", lambda accounted: set())
+    monkeypatch.setattr(load, "_left", lambda accounted: set())
     with pytest.raises(ProfileError, match=r"did not take a tensor of the file, first model\.layers\.0\.strange"):
         session(copy)
 
@@ -140,7 +139,7 @@ def test_codes_in_a_plain_module_are_refused_after_loading(copy: Path, monkeypat
     loaded = session(copy).model
     loaded.model.norm.weight = torch.nn.Parameter(torch.ones(64, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ProfileError, match=r"model\.norm\.weight was loaded as int8"):
-        verify._check_values(loaded, "m")
+        load._check_values(loaded, "m")
 
 
 def test_values_that_fp16_cannot_hold_are_refused(copy: Path) -> None:
@@ -192,7 +191,7 @@ def test_an_unpacked_gguf_is_accounted_for_like_any_checkpoint(gemma3_270m_gguf:
     found = resolve(str(gemma3_270m_gguf))
     assert found.checkpoint is not None and found.cautions == ()
     assert found.checkpoint.account.parameters == found.geometry.parameters == 268_098_176
-    header = gguf_file.header(gemma3_270m_gguf)
+    header = gguf.header(gemma3_270m_gguf)
     assert found.checkpoint.account.nbytes == sum(tensor.nbytes or 0 for tensor in header.tensors.values())
 
 

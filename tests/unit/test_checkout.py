@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from profiler import checkout
+from profiler import folders
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_children_of_an_uninstalled_checkout_are_told_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(checkout.ROOT), *sys.path])
-    assert checkout.environ({}) == {"PYTHONPATH": str(checkout.ROOT)}
-    assert checkout.environ({"PYTHONPATH": "/other"}) == {"PYTHONPATH": f"{checkout.ROOT}{os.pathsep}/other"}
+    monkeypatch.setattr(sys, "path", [str(folders.ROOT), *sys.path])
+    assert folders.child_environ({}) == {"PYTHONPATH": str(folders.ROOT)}
+    assert folders.child_environ({"PYTHONPATH": "/other"}) == {"PYTHONPATH": f"{folders.ROOT}{os.pathsep}/other"}
 
 
 def test_children_of_an_installed_package_get_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert checkout.environ({}) == {}
+    assert folders.child_environ({}) == {}
 
 
 def test_the_folders_beside_the_package_are_reached_by_links() -> None:

@@ -91,7 +91,7 @@ def test_a_terminal_has_a_width_that_tables_can_have(columns: str, monkeypatch: 
 
 
 def test_a_progress_bar_can_be_drawn_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    from profiler.commands import progress
+    from profiler.show import progress
 
     for columns in ("0", "²", "9" * 5000):
         monkeypatch.setenv("COLUMNS", columns)

@@ -15,11 +15,11 @@ from profiler import devices, registry
 from profiler.case import Case
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.models import catalog, families
+from profiler.models import families, hub
 from profiler.models.geometry import Geometry, Weight
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
-from profiler.reports.base.page import drawing
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
+from profiler.show.report import charts
 
 GIB = 1024**3
 FOLDERS = {
@@ -27,7 +27,7 @@ FOLDERS = {
     "devices": "device",
     "models.families": "family",
     "quants": "quantization",
-    "reports": "format",
+    "show.writers": "format",
 }
 HOSTILE = "evil\x1b[31m|\n=1+1\u202e"
 
@@ -88,7 +88,7 @@ def test_a_quant_says_in_words_why_it_cannot_run(name: str) -> None:
 
 
 def one_config_of_each_type() -> dict[str, dict[str, Any]]:
-    return {raw["model_type"]: raw for raw in map(catalog.raw_config, reversed(catalog.names()))}
+    return {raw["model_type"]: raw for raw in map(hub.shipped_config, reversed(hub.names()))}
 
 
 CONFIGS = one_config_of_each_type()
@@ -189,13 +189,13 @@ MIXED = [
     Measurement(replace(CASE, batch=64), {}, "skipped", reason="dominated by a smaller case"),
     Measurement(replace(CASE, steps=1), {}, "timeout", reason="no sign of life for 60 s"),
 ]
-REPORTS = registry.names("reports")
+REPORTS = registry.names("show.writers")
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are drawn in tests/unit/reports/page/."""
-    monkeypatch.setattr(drawing, "svg", written)
+    """Pictures are drawn in tests/unit/show/page/."""
+    monkeypatch.setattr(charts, "svg", written)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -203,14 +203,14 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("run", ["20260101-000000-abcd", None])
 @pytest.mark.parametrize("count", range(len(MIXED) + 1))
 def test_a_report_renders_any_number_of_rows_as_whole_lines(name: str, run: str | None, count: int) -> None:
-    text = registry.load("reports", name, "format").render(run, MIXED[:count])
+    text = registry.load("show.writers", name, "format").render(run, MIXED[:count])
     assert text == "" or text.endswith("\n")
 
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_shows_every_row_or_says_that_it_does_not(name: str) -> None:
-    report = registry.load("reports", name, "format")
+    report = registry.load("show.writers", name, "format")
     left_out = getattr(report, "left_out", None)
     if left_out is not None:
         assert left_out(MIXED)
@@ -224,12 +224,12 @@ def test_a_report_shows_every_row_or_says_that_it_does_not(name: str) -> None:
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_lets_no_terminal_control_through(name: str) -> None:
-    text = registry.load("reports", name, "format").render("run", MIXED)
+    text = registry.load("show.writers", name, "format").render("run", MIXED)
     assert not set(text) & {"\x1b", "\u202e", "\r", "\x00"}
 
 
 @pytest.mark.parametrize("name", [name for name in REPORTS if name in ("json", "jsonl", "llama-bench")])
 def test_a_json_report_is_json_even_with_unknown_figures(name: str) -> None:
-    text = registry.load("reports", name, "format").render("run", MIXED)
+    text = registry.load("show.writers", name, "format").render("run", MIXED)
     rows = [json.loads(line) for line in text.splitlines()] if name == "jsonl" else json.loads(text)
     assert len(rows) >= 2

@@ -15,19 +15,18 @@ import pytest
 from click.testing import CliRunner
 from fakes.reported import measured
 
-from profiler import registry
+from profiler import case, registry
 from profiler.cli import main
-from profiler.models import remark
-from profiler.plan import scenario
 from profiler.results.measurement import DecodePath, Energy
 from profiler.results.row import row
+from profiler.run import grid
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 DOCUMENTS = {"README.md": README, **{f"docs/{name}": text for name, text in PAGES.items()}}
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-FOLDERS = ("backends", "commands", "devices", "models.families", "quants", "reports")
+FOLDERS = ("backends", "commands", "devices", "models.families", "quants", "show.writers")
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -84,7 +83,7 @@ def test_a_document_names_no_option_that_is_not_there(document: str) -> None:
     assert used - known - {"--help", "--version", "-h", "-e"} == set()
 
 
-@pytest.mark.parametrize(("folder", "page"), [("quants", "models.md"), ("reports", "sweep.md")])
+@pytest.mark.parametrize(("folder", "page"), [("quants", "models.md"), ("show.writers", "sweep.md")])
 def test_a_page_names_every_value_people_can_type(folder: str, page: str) -> None:
     assert [name for name in registry.names(folder) if not re.search(rf"[` ]{name}[` ]", PAGES[page])] == []
 
@@ -99,18 +98,18 @@ def test_a_plugin_file_explains_itself(folder: str) -> None:
         assert text and len(text) > 10, f"profiler.{folder}.{name} has no docstring"
 
 
-@pytest.mark.parametrize("name", scenario.names())
+@pytest.mark.parametrize("name", grid.names())
 def test_a_scenario_describes_itself(name: str) -> None:
-    assert len(scenario.load(name).description) > 20
+    assert len(grid.load(name).description) > 20
 
 
 def test_the_scenario_in_the_docs_is_one_with_every_key(tmp_path: Path) -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", PAGES["sweep.md"], re.DOTALL)
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    found = scenario.load(str(path))
+    found = grid.load(str(path))
     assert (found.contexts, found.quants) == ((512, 4096), ("bf16", "nf4"))
-    assert {line.split(" =")[0] for line in text.splitlines()} == scenario.KNOWN
+    assert {line.split(" =")[0] for line in text.splitlines()} == grid.KNOWN
 
 
 @pytest.mark.parametrize("seam", ["family", "quantization", "device", "report", "scenario", "backend"])
@@ -182,7 +181,7 @@ def test_every_field_of_a_row_is_documented() -> None:
 
 def test_every_note_of_a_table_is_documented() -> None:
     """By its code, wherever the source makes a caution or a remark."""
-    found = set(remark.CODES)
+    found = set(case.CODES)
     for path in (ROOT / "profiler").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Caution":

@@ -15,7 +15,7 @@ from fakes import forked
 from profiler import folders
 from profiler.errors import ProfileError
 from profiler.folders import COMPILERS, NOWHERE, compilers
-from profiler.measure.environ import worker_environment
+from profiler.run.process import worker_environment
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 NOBODY = 65534

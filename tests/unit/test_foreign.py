@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from profiler import foreign
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import BadContent, Budget, json_value, open_file, toml_value
-from profiler.reports.base.page import quality
-from profiler.results import row_reader
+from profiler.results import row
+from profiler.show.report import quality
 
 
 def at_once(call: Callable[[], Any], kind: type[Exception] = BadContent) -> str:
@@ -42,7 +42,7 @@ def special(folder: Path) -> dict[str, Path]:
 
 
 READERS: list[Callable[[Path], Any]] = [foreign.read_bytes, foreign.read_json]
-READERS += [row_reader.read, quality.read]
+READERS += [row.read, quality.read]
 
 
 @pytest.mark.parametrize("read", READERS)

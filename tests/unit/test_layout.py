@@ -24,22 +24,21 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     {
         "case",
-        "checkout",
         "console",
         "errors",
         "files",
         "folders",
         "foreign",
         "git",
-        "paths",
+        "decode_path",
         "registry",
         "shell",
         "units",
     },
     {"models", "quants", "devices", "kernels", "scenarios"},
-    {"predict", "backends", "results"},
-    {"plan", "measure"},
-    {"gate", "reports"},
+    {"cost", "backends", "results"},
+    {"run"},
+    {"gate", "show"},
     {"cli", "commands", "__main__"},
 ]
 HEAVY = {"torch", "transformers", "bitsandbytes", "accelerate", "numpy", "safetensors"}
@@ -235,15 +234,14 @@ PARSERS = {
 }
 PARSE_THEMSELVES = {  # beside ``foreign``, and why
     "commands.calibrate": "what our own process printed",
-    "devices.catalog": "ships with the profiler",
-    "gate.interpreter": "what an interpreter printed that the user names, bounded there",
-    "gate.staging": "a revision that the user runs",
-    "measure.protocol": "lines of our own worker, bounded there",
-    "predict.efficiency": "ships with the profiler",
-    "reports.base.page.drawing": "what our own process printed",
+    "devices.target": "ships with the profiler",
+    "gate.variants": "what an interpreter printed that the user names, bounded there",
+    "gate.revision": "a revision that the user runs",
+    "run.protocol": "lines of our own worker, bounded there",
+    "cost.rates": "ships with the profiler",
+    "show.report.charts": "what our own process printed",
     "results.encoding": "rows of a store, bounded by ``guard`` and checked by ``validity``",
-    "results.opening": "``guard`` limits the connection",
-    "results.read_only": "``guard`` limits the connection",
+    "results.database": "``guard`` limits the connection",
 }
 
 

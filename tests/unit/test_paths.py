@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from profiler import paths
+from profiler import decode_path
+from profiler.cost.engines.transformers import usual_path
 from profiler.devices import target
 from profiler.devices.base import DeviceInfo
-from profiler.plan.request import Request, work
-from profiler.predict.engines.transformers import usual_path
+from profiler.run.request import SweepRequest, resolve_request
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_gpu_runs_a_graph_and_a_cpu_the_static_step(compiler: Path) -> None:
-    assert paths.usual("cuda") == "graph"
-    assert paths.usual("cpu") == "static"
-    assert paths.compiler() == str(compiler)
+    assert decode_path.usual("cuda") == "graph"
+    assert decode_path.usual("cpu") == "static"
+    assert decode_path.compiler() == str(compiler)
 
 
 def test_without_a_compiler_a_cpu_runs_what_is_shipped(compiler: Path) -> None:
     compiler.unlink()
-    assert paths.compiler() is None
-    assert paths.usual("cpu") == "eager"
-    assert paths.usual("cuda") == "graph"
+    assert decode_path.compiler() is None
+    assert decode_path.usual("cpu") == "eager"
+    assert decode_path.usual("cuda") == "graph"
 
 
 def test_a_sweep_takes_what_is_usual_and_what_is_named_goes_first(compiler: Path) -> None:
@@ -42,8 +42,8 @@ def test_a_sweep_takes_what_is_usual_and_what_is_named_goes_first(compiler: Path
     gpu = DeviceInfo("cuda:0", "cuda", "NVIDIA H100", 2**36, 2**36, "bf16")
 
     def path(device: DeviceInfo, *named: str, backend: str = "hf") -> set[str]:
-        request = Request(models=("gemma-3-270m",), paths=named, backend=backend)
-        return {point.case.path for point in work(request, device, 2**34, lambda words: None).points}
+        request = SweepRequest(models=("gemma-3-270m",), paths=named, backend=backend)
+        return {point.case.path for point in resolve_request(request, device, 2**34, lambda words: None).points}
 
     assert path(cpu) == {"static"}
     assert path(gpu) == {"graph"}

@@ -23,11 +23,10 @@ from fakes.tiny import CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from profiler.case import Source, Task
 from profiler.cli import main
-from profiler.gate import advice, pytest_plugin
-from profiler.measure.supervisor import Job
-from profiler.models import catalog
-from profiler.models.source import Source
+from profiler.gate import baseline, pytest_plugin
+from profiler.models import hub
 from profiler.results.store import Store
 from profiler.shell import Command, command, quote
 
@@ -163,7 +162,7 @@ def test_the_printed_sweep_plans_the_same_model(models: list[str], tmp_path: Pat
 
 @pytest.mark.parametrize("typed", ["gemma-3-270m", "Gemma-3-270M", "google/gemma-3-270m"])
 def test_a_name_that_is_no_path_is_repeated_as_it_was_typed(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = catalog.raw_config("gemma-3-270m")
+    config = hub.shipped_config("gemma-3-270m")
     monkeypatch.setattr("profiler.models.hub.downloaded_snapshot", lambda repository, revision: None)
     monkeypatch.setattr("profiler.models.hub.raw_config", lambda *words: (config, "0123abcd"))
     assert f"-m {typed} " in verified(typed)[0]
@@ -284,15 +283,15 @@ def test_the_way_from_a_folder_to_a_file_works_from_the_checkout_of_llama_cpp(
 
 def test_the_gate_that_settles_a_stored_time_is_a_command_of_the_same_case(tmp_path: Path) -> None:
     cases = [
-        Job(make_case(64), source()),
-        Job(make_case(4096, 4, quant="nf4", path="static", device="cuda:1", threads=3, fill="synthetic"), source()),
-        Job(make_case(64, model="gemma-3-270m", backend="hf"), Source("catalog", "gemma-3-270m", None, {})),
-        Job(make_case(64), Source("folder", "/models/$(touch ran)", None, {})),
+        Task(make_case(64), source()),
+        Task(make_case(4096, 4, quant="nf4", path="static", device="cuda:1", threads=3, fill="synthetic"), source()),
+        Task(make_case(64, model="gemma-3-270m", backend="hf"), Source("catalog", "gemma-3-270m", None, {})),
+        Task(make_case(64), Source("folder", "/models/$(touch ran)", None, {})),
     ]
-    for job, words in zip(cases, by_a_shell([str(advice.settle(job)) for job in cases], tmp_path), strict=True):
+    for task, words in zip(cases, by_a_shell([str(baseline.settle(task)) for task in cases], tmp_path), strict=True):
         printed.check(words)
-        assert words[words.index("-c") + 1] == str(job.case.context)
-        assert words[words.index("-m") + 1] == job.source.location
+        assert words[words.index("-c") + 1] == str(task.case.context)
+        assert words[words.index("-m") + 1] == task.source.location
     assert not (tmp_path / "ran").exists()
 
 

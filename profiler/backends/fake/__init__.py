@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from profiler.backends.base import Beat, Session
 from profiler.backends.fake.meter import FakeMeter
-from profiler.backends.fake.script import Script
-from profiler.backends.fake.session import FakeSession
-from profiler.case import Case
+from profiler.backends.fake.session import FakeSession, Script
+from profiler.case import Case, Source
 from profiler.devices.base import Meter
-from profiler.models.source import Source
 
 __all__ = ["meter", "open"]
 

@@ -21,11 +21,11 @@ from transformers.cache_utils import (
 )
 
 from profiler.backends.base import CacheState, ShapeMismatch
-from profiler.backends.hf import noise
-from profiler.backends.hf.noise import fill_normal
+from profiler.backends.hf import synthetic
+from profiler.backends.hf.synthetic import fill_normal
 from profiler.errors import ProfileError
 
-Saved = dict[str, Any]
+SavedCache = dict[str, Any]
 
 
 def state(cache: Cache, length: int | None = None, pool_bytes: int | None = None) -> CacheState:
@@ -60,12 +60,12 @@ def state(cache: Cache, length: int | None = None, pool_bytes: int | None = None
     )
 
 
-def save(cache: Cache) -> list[Saved]:
+def save(cache: Cache) -> list[SavedCache]:
     """Remember the cache. Sliding layers are compacted first: their views keep the whole prefill chunk alive."""
     return [_save_layer(layer) for layer in cache.layers]
 
 
-def restore(cache: Cache, saved: list[Saved]) -> None:
+def restore(cache: Cache, saved: list[SavedCache]) -> None:
     """Make the cache what it was at ``save``."""
     for layer, values in zip(cache.layers, saved, strict=True):
         _restore_layer(layer, values)
@@ -84,10 +84,10 @@ def randomize(cache: DynamicCache, length: int, seed: int) -> None:
                 layer.cumulative_length = length
             layer.keys = _longer(layer.keys, kept, seed + 7 * index)
             layer.values = _longer(layer.values, kept, seed + 7 * index + 1)
-    noise.forget()
+    synthetic.forget()
 
 
-def _save_layer(layer: Any) -> Saved:
+def _save_layer(layer: Any) -> SavedCache:
     if isinstance(layer, LinearAttentionLayer):
         return {
             "conv_states": _clones(layer.conv_states),
@@ -106,7 +106,7 @@ def _save_layer(layer: Any) -> Saved:
     return {"length": layer.keys.shape[-2]}
 
 
-def _restore_layer(layer: Any, saved: Saved) -> None:
+def _restore_layer(layer: Any, saved: SavedCache) -> None:
     if "recurrent_states" in saved:
         for name in ("conv_states", "recurrent_states"):
             for number, tensor in saved[name].items():

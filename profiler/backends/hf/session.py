@@ -1,4 +1,8 @@
-"""One loaded transformers model, and the trials on it: prefill in chunks, greedy decode steps, as shipped."""
+"""One loaded transformers model, and the trials on it.
+
+The eager trial prefills in chunks and decodes greedily, as transformers ships it. The trial of ``--path static`` and
+``--path graph`` prefills the same way and then runs our static-shape decode step.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +20,18 @@ from transformers import DynamicCache, PreTrainedModel
 from profiler import registry
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
-from profiler.backends.hf.load import load
-from profiler.backends.hf.reported import loading_errors
-from profiler.case import Case
+from profiler.backends.hf.load import load, loading_errors
+from profiler.case import Case, Source
+from profiler.decode_path import EAGER, SHORT_OF_MEMORY, machine_state
 from profiler.devices import allowance
 from profiler.devices.allowance import Allowance
 from profiler.devices.base import Meter, Watcher
 from profiler.devices.cpu import mapped_weights_bytes
 from profiler.errors import ProfileError
-from profiler.models import scheme
-from profiler.models.source import Source
+from profiler.kernels.graph import CompiledRunner, CudaGraphRunner
+from profiler.kernels.runner import RunnerStats, StaticRunner
+from profiler.kernels.state import SavedState
+from profiler.models import stored
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text, printable
 
@@ -41,6 +47,8 @@ NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # what stands in for the native
 CODES = ("weight", "qweight", "weight_packed")  # as bitsandbytes, AWQ and GPTQ, compressed-tensors name them
 VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
+
+EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
 
 
 def open(case: Case, source: Source, beat: Beat) -> HfSession:
@@ -77,7 +85,7 @@ class HfSession:
         with memory_errors():
             if case.path == "eager":
                 return HfTrial(self.model, case, self._beat)
-            from profiler.backends.hf.static import StaticTrial  # only these paths pay for its imports
+            # only these paths pay for its imports
 
             return StaticTrial(self.model, case, self._beat)
 
@@ -102,7 +110,7 @@ class HfTrial:
         self.kv = DynamicCache(config=model.config.get_text_config())
         self.next: torch.Tensor | None = None
         self.steps: list[torch.Tensor] = []
-        self.saved: list[caches.Saved] | None = None
+        self.saved: list[caches.SavedCache] | None = None
         self.saved_next: torch.Tensor | None = None
 
     @property
@@ -186,7 +194,7 @@ def memory_errors() -> Iterator[None]:
 
 def notes(source: Source, case: Case) -> tuple[Caution, ...]:
     """What is true of the weights because of where they come from."""
-    stated = scheme.of(source.config) if case.weights == "real" and source.kind != "gguf" else None
+    stated = stored.of(source.config) if case.weights == "real" and source.kind != "gguf" else None
     if stated is not None and case.quant != stated.name:
         text = f"the checkpoint's {stated.name} values, unpacked into {case.quant}: not its own size or speed"
         return (Caution("unpacked", text),)
@@ -305,3 +313,110 @@ def _part(name: str, module: nn.Module, tensor: torch.Tensor) -> str:
     if tensor.dim() == 3 and not isinstance(module, nn.Conv1d):
         return "fused experts"
     return "norms and the like"
+
+
+def runner_for(model: PreTrainedModel, path: str) -> StaticRunner:
+    """The runner of a path on the model's device."""
+    if path == "static":
+        return StaticRunner(model)
+    return CudaGraphRunner(model) if model.device.type == "cuda" else CompiledRunner(model)
+
+
+def _state(stats: RunnerStats) -> str:
+    """What a row keeps of a machine that it fell back on: no look at it tells whether memory would be there again."""
+    short = any(words in (stats.reason or "") for words in MEMORY_WORDS)
+    return SHORT_OF_MEMORY if short else machine_state()
+
+
+class StaticTrial(HfTrial):
+    """Prefills like its parent; ``save`` moves the cache into static buffers and captures or compiles the step."""
+
+    def __init__(self, model: PreTrainedModel, case: Case, beat: Beat) -> None:
+        super().__init__(model, case, beat)
+        self.runner: StaticRunner | None = None
+        self.start: SavedState | None = None
+        self.refused: str | None = None  # why no runner takes this model
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        if self.runner is None:
+            return super().tokens
+        state = self.runner.state
+        tokens: list[list[int]] = state.out[:, 1 : 1 + state.length - state.context].T.tolist()
+        return tokens
+
+    def save(self) -> None:
+        if self.runner is None and self.refused is None:
+            self.beat(f"{self.case.path} step: preparing")
+            assert self.next is not None, "nothing is prefilled"
+            self._adopt()
+        if self.runner is None:
+            super().save()
+        else:
+            self.start = self.runner.state.save()
+
+    def _adopt(self) -> None:
+        """Move the cache into a runner, unless it has a layer without a rule: then the model runs as shipped."""
+        runner = runner_for(self.model, self.case.path)
+        assert self.next is not None
+        try:
+            with memory_errors():
+                runner.adopt(self.kv, self.next, self.case.steps + EXTRA_STEPS)
+        except ProfileError as error:
+            self.refused = error.message
+        else:
+            self.runner = runner
+
+    def restore(self) -> None:
+        if self.runner is None:
+            super().restore()
+        elif self.start is None:
+            raise RuntimeError("restore without save")
+        else:
+            self.runner.state.restore(self.start)
+
+    def release(self) -> None:
+        super().release()
+        self.start = None
+
+    def step(self) -> None:
+        if self.runner is None:
+            super().step()
+            return
+        with memory_errors():
+            self.runner.enqueue(1)
+
+    def cache(self) -> CacheState:
+        if self.runner is None:
+            return super().cache()
+        return caches.state(self.runner.state.cache, self.runner.state.length, self.stats().pool_bytes)
+
+    def stats(self) -> RunnerStats:
+        """What it took to prepare the path, and what really runs."""
+        if self.runner is None:
+            return RunnerStats(EAGER, self.refused)
+        return self.runner.stats()
+
+    def path(self) -> DecodePath:
+        stats = self.stats()
+        how = (stats.path, stats.reason, stats.kernels, stats.graphs, stats.nodes_per_token, stats.prepare_s)
+        if self.runner is None:
+            return DecodePath(*how)
+        needed, read = self.runner.state.read_bytes()
+        return DecodePath(*how, needed, read, _state(stats) if stats.fault else None)
+
+    def cautions(self) -> tuple[Caution, ...]:
+        """What a reader of the row must know about the path."""
+        stats = self.stats()
+        found = []
+        if stats.path != self.case.path:
+            found.append(Caution("path", f"path {stats.path} instead of {self.case.path}: {stats.reason}"))
+        if stats.kernels and DecodePath(stats.path, kernels=stats.kernels).on_plain_torch:
+            found.append(Caution("plain-torch", f"decode on {stats.kernels}"))
+        elif stats.kernels and self.case.quant == "int8":
+            found.append(Caution("int8-rows", "decode multiplies 8-bit rows by unrounded activations (not LLM.int8)"))
+        return tuple(found)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.runner = self.start = self.refused = None

@@ -3,10 +3,22 @@
 The module tree is built on ``meta``, the quantizer of transformers replaces the modules it would replace, and each
 weight is then allocated and filled on the target device, one after another: no tensor of the unquantized model ever
 exists. Norms, positions and other small things are set by the model's own initialisation.
+
+**Noise.** ``torch.Tensor.normal_`` makes some 100 million values a second on one core: minutes for a large model.
+Timing does not depend on the values, only on their being neither constant nor extreme, so a block of noise is drawn
+once and laid over a tensor piece by piece, each piece from another offset.
+
+**Decay of gated-delta layers.** Drawn as their authors initialise them, γ = exp(−A · Δ) per token.
+A is uniform between 0 and 16, Δ log-uniform between 0.001 and 0.1 (Mamba-2, Gated DeltaNet; ``gated_deltanet.py`` of
+flash-linear-attention). transformers' own initialisation sets every Δ near 1.3, for checkpoints to overwrite: states
+then shrink by e^−10 a token, products over a chunk run into denormal numbers, and a chunk takes an Intel CPU twice
+as long as with these, or six times with Δ near 0.2. Timing depends on the values here.
 """
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import bitsandbytes as bnb
@@ -16,13 +28,63 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from profiler.backends.base import Beat
-from profiler.backends.hf import decay, noise
-from profiler.backends.hf.noise import fill_normal, tile
+
+BLOCK = 4_194_301  # elements; prime, so that rows of no width line up with it
+
+A_MOST = 16.0
+DELTA = (0.001, 0.1)
 
 PATTERN_WEIGHTS = 257 * 256 * 64  # weights quantized once per spread and laid over all; whole blocks, nested ones too
 BEFORE_ATTENTION = "input_layernorm"
 OUTLYING, LARGE = 2, 16.0  # features, and their weight: most of their values exceed the threshold of 6
 VECTOR_NOISE = 0.02  # spread laid over norms and biases, so that none is one repeated constant
+
+
+@lru_cache(maxsize=4)
+def _block(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Standard normal values, twice in a row so that a piece can start anywhere."""
+    noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).to(device=device, dtype=dtype)
+    return torch.cat([noise, noise])
+
+
+def forget() -> None:
+    """Give the blocks' memory back: it must not be in the peak of what is measured next."""
+    _block.cache_clear()
+
+
+def fill_normal(tensor: torch.Tensor, std: float, seed: int) -> None:
+    """Fill a contiguous floating tensor in place with values of mean 0 and standard deviation ``std``."""
+    flat = tensor.view(-1)
+    noise = _block(tensor.dtype, tensor.device)
+    offset = seed * 1_000_003 % BLOCK
+    for start in range(0, flat.numel(), BLOCK):
+        piece = flat[start : start + BLOCK]
+        torch.mul(noise[offset : offset + piece.numel()], std, out=piece)
+        offset = (offset + 611_953) % BLOCK
+
+
+def tile(target: torch.Tensor, pattern: torch.Tensor) -> None:
+    """Repeat ``pattern`` over a flat tensor of the same dtype, in place."""
+    length = pattern.numel()
+    for start in range(0, target.numel(), length):
+        piece = target[start : start + length]
+        piece.copy_(pattern[: piece.numel()])
+
+
+def deltas(count: int, random: torch.Generator | None = None) -> torch.Tensor:
+    """Δ of ``count`` heads, in fp32 on the CPU."""
+    low, high = (math.log(end) for end in DELTA)
+    return (low + (high - low) * torch.rand(count, generator=random)).exp()
+
+
+def biases(count: int, random: torch.Generator) -> torch.Tensor:
+    """What softplus makes into Δ: the ``dt_bias`` of ``count`` heads."""
+    return deltas(count, random).expm1().log()
+
+
+def log_decays(count: int) -> torch.Tensor:
+    """log γ of ``count`` heads."""
+    return -A_MOST * torch.rand(count) * deltas(count)
 
 
 def build(
@@ -49,7 +111,7 @@ def build(
             spread = torch.empty_like(parameter)
             fill_normal(spread, VECTOR_NOISE, seed + number)
             parameter.data.add_(spread)
-    noise.forget()
+    forget()
     return model.eval().requires_grad_(False)
 
 
@@ -61,7 +123,7 @@ def _like_trained(model: PreTrainedModel, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
         if isinstance(bias := getattr(module, "dt_bias", None), nn.Parameter):
-            bias.data.copy_(decay.biases(bias.numel(), random))
+            bias.data.copy_(biases(bias.numel(), random))
         if name.endswith(BEFORE_ATTENTION) and isinstance(weight := getattr(module, "weight", None), nn.Parameter):
             weight.data[torch.randint(weight.numel(), (OUTLYING,), generator=random)] = LARGE
 

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from profiler import folders
 from profiler.backends.base import Beat
 from profiler.errors import ProfileError
-from profiler.models import gguf_file
+from profiler.files import content_id
+from profiler.models import gguf as models_gguf
 from profiler.models.checkpoint import gguf_spans
-from profiler.models.identity import content_id
 from profiler.units import bytes_text, printable
 
 RULES = 2  # of unpacking: folders made by others are made again
@@ -41,7 +41,7 @@ def unpacked(
     ``identity``: hash of the file's content, where it is known already.
     """
     cache = folders.cache("gguf")
-    header = gguf_file.header(gguf)
+    header = models_gguf.header(gguf)
     identity = identity or content_id(gguf_spans(gguf, header))
     dtype = _kept_in(header, computed_in)
     other = "" if dtype == _kept_in(header, USUAL) else f"-{str(dtype).removeprefix('torch.')}"
@@ -72,9 +72,11 @@ def unpacked(
     return target
 
 
-def _kept_in(header: gguf_file.GgufHeader, computed_in: torch.dtype) -> torch.dtype:
+def _kept_in(header: models_gguf.GgufHeader, computed_in: torch.dtype) -> torch.dtype:
     """The smallest dtype that loses nothing of a case in ``computed_in``."""
-    types = {gguf_file.TYPE_NAMES.get(tensor.type_id) for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    types = {
+        models_gguf.TYPE_NAMES.get(tensor.type_id) for tensor in header.tensors.values() if len(tensor.shape) > 1
+    }
     if types == {"f32"}:
         return torch.float32
     return USUAL if types == {"bf16"} else computed_in

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from profiler.models.config import Config, shown
 from profiler.models.geometry import EMBEDDING, HEAD
-from profiler.models.layers import Attention, Experts, Layer
-from profiler.models.weight import Weight, linear, norm
+from profiler.models.layers import Attention, Experts, Layer, Weight, linear, norm
 
 ACTIVATIONS = [
     "gelu",

@@ -17,12 +17,11 @@ from profiler.models.config import Config
 from profiler.models.families import base
 from profiler.models.families.gemma3 import GemmaFields
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Dense, Experts, Layer
+from profiler.models.layers import Attention, Dense, Experts, Layer, Weight, gated_mlp, linear, norm
 from profiler.models.rope import check_by_type
-from profiler.models.weight import Weight, gated_mlp, linear, norm
 
 
-class _Both(GemmaFields):
+class _Gemma4Fields(GemmaFields):
     """The fields that transformers' two text classes share."""
 
     vocab_size: int = 262_144
@@ -32,7 +31,7 @@ class _Both(GemmaFields):
     use_double_wide_mlp: bool = False
 
 
-class Gemma4TextConfig(_Both):
+class Gemma4TextConfig(_Gemma4Fields):
     """The fields of transformers' class of that name."""
 
     max_position_embeddings: int = 131_072
@@ -46,7 +45,7 @@ class Gemma4TextConfig(_Both):
     moe_intermediate_size: int | None = None
 
 
-class Gemma4UnifiedTextConfig(_Both):
+class Gemma4UnifiedTextConfig(_Gemma4Fields):
     """The fields of transformers' class of that name. It has neither experts nor per-layer embeddings."""
 
     max_position_embeddings: int = 262_144

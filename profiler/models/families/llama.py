@@ -10,9 +10,8 @@ from typing import Any
 from profiler.models.config import Config, shown
 from profiler.models.families import base
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Dense, Layer
+from profiler.models.layers import Attention, Dense, Layer, gated_mlp
 from profiler.models.rope import largest_context
-from profiler.models.weight import gated_mlp
 
 
 class LlamaConfig:

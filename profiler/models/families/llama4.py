@@ -11,9 +11,8 @@ from typing import Any
 from profiler.models.config import Config
 from profiler.models.families import base
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Dense, Experts, Layer
+from profiler.models.layers import Attention, Dense, Experts, Layer, Weight, gated_mlp
 from profiler.models.rope import largest_context
-from profiler.models.weight import Weight, gated_mlp
 
 
 class Llama4TextConfig:

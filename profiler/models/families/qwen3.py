@@ -11,9 +11,8 @@ from typing import Any
 from profiler.models.config import Config
 from profiler.models.families import base
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Dense, Layer
+from profiler.models.layers import Attention, Dense, Layer, gated_mlp
 from profiler.models.rope import largest_context
-from profiler.models.weight import gated_mlp
 
 
 class QwenFields:

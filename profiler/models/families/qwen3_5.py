@@ -12,12 +12,11 @@ from profiler.models.config import Config
 from profiler.models.families import base
 from profiler.models.families.qwen3 import QwenFields
 from profiler.models.geometry import Geometry
-from profiler.models.layers import Attention, Dense, Experts, GatedDelta, Layer
+from profiler.models.layers import Attention, Dense, Experts, GatedDelta, Layer, Weight, gated_mlp, linear, norm
 from profiler.models.rope import largest_context
-from profiler.models.weight import Weight, gated_mlp, linear, norm
 
 
-class _Both(QwenFields):
+class _Qwen3_5Fields(QwenFields):
     """The fields that transformers' dense and mixture-of-experts text classes share."""
 
     vocab_size: int = 248320
@@ -30,7 +29,7 @@ class _Both(QwenFields):
     linear_num_value_heads: int = 32
 
 
-class Qwen3_5TextConfig(_Both):
+class Qwen3_5TextConfig(_Qwen3_5Fields):
     """The fields of transformers' class of that name."""
 
     hidden_size: int = 4096
@@ -39,7 +38,7 @@ class Qwen3_5TextConfig(_Both):
     num_key_value_heads: int = 4
 
 
-class Qwen3_5MoeTextConfig(_Both):
+class Qwen3_5MoeTextConfig(_Qwen3_5Fields):
     """The fields of transformers' class of that name."""
 
     hidden_size: int = 2048

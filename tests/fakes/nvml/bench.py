@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fakes.nvml.control import Card, FakeNvml
-from profiler.devices.board import Board
+from profiler.devices.cuda import Board
 from profiler.devices.telemetry import TICK_S, Telemetry
 
 

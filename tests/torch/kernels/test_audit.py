@@ -12,9 +12,8 @@ import torch
 from fakes.architectures import WINDOW, build, prompt
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from profiler.kernels.audit import AuditReport, audit_step, model_findings
-from profiler.kernels.subject import StaticStep, audit, away_findings
-from profiler.kernels.substitute import Substitutes
+from profiler.kernels.audit import AuditReport, StaticStep, audit, audit_step, away_findings, model_findings
+from profiler.kernels.patches import Patches
 
 Tiny = Callable[[str], PreTrainedModel]
 STEPS = 2 * WINDOW + 6
@@ -112,7 +111,7 @@ class Swapped(StaticStep):
 @pytest.mark.parametrize("kind, name", [(Frozen, "llama"), (Swapped, "qwen3_5")])
 def test_host_state_fails(tiny: Tiny, kind: type[StaticStep], name: str) -> None:
     model = tiny(name)
-    with Substitutes(model, loops=False):
+    with Patches(model, loops=False):
         report = audit_step(lambda: kind(model, STEPS), STEPS, StaticStep.host)
     assert {"trace", "twin"} <= gates(report)
 

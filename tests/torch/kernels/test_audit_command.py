@@ -8,8 +8,8 @@ from importlib.resources import files
 import pytest
 
 from profiler import registry
-from profiler.backends.hf.small import audited
-from profiler.models.source import Source
+from profiler.backends.hf import audited
+from profiler.case import Source
 
 # The rest of the catalog differs from these in sizes only, or has layers that are audited in test_audit.py.
 ARCHITECTURES = ["gemma-4-e2b", "qwen3.5-35b-a3b", "llama-4-scout-17b-16e"]

@@ -10,8 +10,9 @@ import torch
 from fakes.architectures import WINDOW, prompt
 from transformers import PreTrainedModel
 
-from profiler.kernels import compiled, native
-from profiler.kernels.compiled import CompiledRunner
+from profiler.kernels import graph as kernels_graph
+from profiler.kernels import native
+from profiler.kernels.graph import CompiledRunner
 from profiler.kernels.runner import EagerRunner
 
 Tiny = Callable[[str], PreTrainedModel]
@@ -65,8 +66,8 @@ def test_a_failed_compilation_falls_back_and_says_why(tiny: Tiny, monkeypatch: p
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no luck today\nand more")
 
-    monkeypatch.setattr(compiled.torch, "compile", refuse)
-    monkeypatch.setattr(compiled, "native_reason", lambda model: None)
+    monkeypatch.setattr(kernels_graph.torch, "compile", refuse)
+    monkeypatch.setattr(kernels_graph, "native_reason", lambda model: None)
     runner, eager = CompiledRunner(tiny("llama")), EagerRunner(tiny("llama"))
     for each in (runner, eager):
         each.prefill(prompt(1, 7))
@@ -80,8 +81,8 @@ def test_other_logits_are_a_reason_to_fall_back(tiny: Tiny, monkeypatch: pytest.
     def wrong(step, **kwargs: object):
         return lambda model, state: step(model, state) * 1.5
 
-    monkeypatch.setattr(compiled.torch, "compile", wrong)
-    monkeypatch.setattr(compiled, "native_reason", lambda model: None)
+    monkeypatch.setattr(kernels_graph.torch, "compile", wrong)
+    monkeypatch.setattr(kernels_graph, "native_reason", lambda model: None)
     runner = CompiledRunner(tiny("llama"))
     runner.prefill(prompt(1, 7))
     runner.prepare(4)

@@ -20,9 +20,9 @@ from fakes.architectures import CONFIGS, build
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
-from profiler.kernels import cuda, substitute
-from profiler.kernels.substitute import NormForward
-from profiler.predict import efficiency
+from profiler.cost import rates
+from profiler.kernels import cuda, patches
+from profiler.kernels.patches import NormForward
 
 DELTA = """
 extern "C" bool run(const element* q, const element* k, const element* v, const float* g, const element* beta,
@@ -303,5 +303,5 @@ def test_chunks_keep_all_multiprocessors_busy_and_are_never_too_many() -> None:
 
 def test_predictions_know_what_our_products_serve() -> None:
     """Two places, since predictions import no torch."""
-    assert efficiency.OWN_ROWS["other"] == (cuda.MOST_TOKENS, cuda.MOST_WEIGHT_BYTES)
-    assert efficiency.OWN_ROWS["CPU"][0] == substitute.MAX_ROWS
+    assert rates.OWN_ROWS["other"] == (cuda.MOST_TOKENS, cuda.MOST_WEIGHT_BYTES)
+    assert rates.OWN_ROWS["CPU"][0] == patches.MAX_ROWS

@@ -18,10 +18,10 @@ from fakes.architectures import CONFIGS, prompt
 from transformers import PreTrainedModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import causal_conv1d_update, torch_recurrent_gated_delta_rule
 
-from profiler import folders, paths
+from profiler import decode_path, folders
 from profiler.kernels import native
+from profiler.kernels.patches import Patches, _convolution
 from profiler.kernels.runner import EagerRunner, StaticRunner
-from profiler.kernels.substitute import Substitutes, _convolution
 
 Tiny = Callable[[str], PreTrainedModel]
 
@@ -117,7 +117,7 @@ def test_bf16_tokens_stay_close_to_transformers(tiny: Tiny, name: str, ops) -> N
         runner.prefill(ids)
         runner.prepare(1)
     eager.enqueue(1)
-    with Substitutes(model):
+    with Patches(model):
         given = static.advance()
     largest = float(eager.logits.abs().max())
     torch.testing.assert_close(given.float(), eager.logits.float(), atol=0.05 * largest, rtol=0)
@@ -146,7 +146,7 @@ def test_the_model_is_as_before_when_a_step_is_over(tiny: Tiny) -> None:
         model = tiny(name)
         config = model.config.get_text_config()
         before = (config._attn_implementation, config._experts_implementation)
-        with Substitutes(model):
+        with Patches(model):
             pass
         assert (config._attn_implementation, config._experts_implementation) == before
         assert not [module for module in model.modules() if "forward" in module.__dict__]
@@ -167,7 +167,7 @@ __attribute__((constructor)) static void ran(void) { fputs("PLANTED RAN\\n", std
 
 
 def plant(library: Path) -> None:
-    compiler = paths.compiler()
+    compiler = decode_path.compiler()
     assert compiler is not None
     command = [compiler, "-x", "c", "-shared", "-fPIC", "-", "-o", str(library)]
     subprocess.run(command, input=PLANTED.encode(), check=True)

@@ -11,10 +11,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 
 from profiler.errors import ProfileError
-from profiler.kernels.layers import BucketLayer, RingLayer
+from profiler.kernels.patches import Patches
 from profiler.kernels.runner import EagerRunner, StaticRunner, cut, prefill
-from profiler.kernels.state import DecodeState, bucket_for
-from profiler.kernels.substitute import Substitutes
+from profiler.kernels.state import BucketLayer, DecodeState, RingLayer, bucket_for
 
 Tiny = Callable[[str], PreTrainedModel]
 
@@ -48,7 +47,7 @@ def test_static_logits_differ_by_rounding_only(tiny: Tiny, name: str) -> None:
         runner.prepare(40)
     for _ in range(40):
         eager.enqueue(1)
-        with Substitutes(model):
+        with Patches(model):
             torch.testing.assert_close(static.advance(), eager.logits, atol=1e-4, rtol=0)
 
 

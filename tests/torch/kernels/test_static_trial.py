@@ -11,13 +11,12 @@ import pytest
 import torch
 from fakes.architectures import WINDOW, build
 
-from profiler import paths
-from profiler.backends.hf.session import HfTrial
-from profiler.backends.hf.static import StaticTrial
+from profiler import decode_path
+from profiler.backends.hf.session import HfTrial, StaticTrial
 from profiler.case import Case
 from profiler.errors import ProfileError
-from profiler.kernels import native, runner, state, substitute
-from profiler.kernels.compiled import CompiledRunner
+from profiler.kernels import native, patches, runner, state
+from profiler.kernels.graph import CompiledRunner
 
 CASE = Case("tiny", "0", "synthetic", "fp32", "fp32", "cpu", "hf", "static", context=WINDOW + 7, batch=2, steps=20)
 
@@ -100,7 +99,7 @@ def test_a_fallback_of_the_machine_is_kept_with_the_state_it_was_in(monkeypatch:
     assert prepared(CASE).path().machine is None
     monkeypatch.setattr(native, "missing", lambda: "cannot build: No space left on device")
     trial = prepared(CASE)
-    assert trial.path().machine == paths.machine_state()
+    assert trial.path().machine == decode_path.machine_state()
     (caution,) = trial.cautions()
     assert (caution.code, caution.text) == (
         "plain-torch",
@@ -110,7 +109,10 @@ def test_a_fallback_of_the_machine_is_kept_with_the_state_it_was_in(monkeypatch:
 
 @pytest.mark.parametrize(
     ("reason", "state"),
-    [("not compiled: no luck", paths.machine_state), ("not compiled: out of memory", lambda: paths.SHORT_OF_MEMORY)],
+    [
+        ("not compiled: no luck", decode_path.machine_state),
+        ("not compiled: out of memory", lambda: decode_path.SHORT_OF_MEMORY),
+    ],
 )
 def test_a_graph_that_did_not_compile_is_a_fallback_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, reason: str, state: Callable[[], str]
@@ -134,10 +136,10 @@ def test_a_gpu_without_our_kernels_says_so(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, reason: str, fault: bool
 ) -> None:
     """It decoded on plain torch without a word."""
-    monkeypatch.setattr(substitute.cuda, "missing", lambda device: "no NVRTC")
+    monkeypatch.setattr(patches.cuda, "missing", lambda device: "no NVRTC")
     model: Any = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype)
     assert runner.describe_kernels(model) == f"plain torch: {reason}"
     assert runner.falls_back(model) is fault
-    monkeypatch.setattr(substitute.cuda, "missing", lambda device: None)
+    monkeypatch.setattr(patches.cuda, "missing", lambda device: None)
     model.dtype = torch.bfloat16
     assert runner.describe_kernels(model) is None and not runner.falls_back(model)

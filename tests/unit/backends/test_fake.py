@@ -10,9 +10,10 @@ from profiler import registry
 from profiler.backends import fake
 from profiler.backends.base import OutOfMemory
 from profiler.backends.fake.session import FakeSession
+from profiler.case import Source
 from profiler.errors import ProfileError
-from profiler.measure.loop import Effort, Result, measure
-from profiler.models.source import Source
+from profiler.run.loop import Result, measure
+from profiler.run.repetitions import Effort
 
 GIB = 2**30
 

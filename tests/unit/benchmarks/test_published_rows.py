@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from profiler.devices import catalog as device_catalog
+from profiler.devices import target as device_catalog
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -43,7 +43,7 @@ def test_every_row_is_used_or_left_out_with_a_reason(published: ModuleType) -> N
 
 
 def test_every_named_device_is_in_the_catalog(published: ModuleType) -> None:
-    known = {device.name for device in device_catalog.devices()}
+    known = {device.name for device in device_catalog.data_sheets()}
     assert set(published.DEVICES.values()) <= known
 
 

@@ -18,7 +18,7 @@ import pytest
 from fakes.tiny import CONFIGS
 
 from profiler.case import Case
-from profiler.models import safetensors_file
+from profiler.models import safetensors
 from profiler.results.measurement import Measurement, Sample
 from profiler.results.row import dumps, row
 from profiler.results.store import Store
@@ -84,7 +84,7 @@ def model(folder: Path, name: str, index: Any) -> Path:
     made = folder / name
     made.mkdir()
     (made / "config.json").write_text(json.dumps(CONFIGS["gemma3"]))
-    (made / safetensors_file.INDEX).write_text(index if isinstance(index, str) else json.dumps(index))
+    (made / safetensors.INDEX).write_text(index if isinstance(index, str) else json.dumps(index))
     return made
 
 

@@ -9,10 +9,10 @@ import pytest
 from fakes.ceilings import MEASURED
 
 from profiler.commands import calibrate
-from profiler.devices import ceilings
+from profiler.devices import calibration
 
 
-def shown(found: ceilings.Ceilings) -> dict[str, dict[str, str]]:
+def shown(found: calibration.Ceilings) -> dict[str, dict[str, str]]:
     cells = [calibrate._cells(row) for row in calibrate.rows(found, repacks=False)]
     return {cell["figure"]: cell for cell in cells}
 
@@ -40,7 +40,7 @@ def test_how_much_processes_differ_takes_three_calibrations() -> None:
 def test_a_device_that_was_never_calibrated_has_nothing_to_show(
     profile: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceilings, "load", lambda device: None)
+    monkeypatch.setattr(calibration, "load", lambda device: None)
     ran = profile("calibrate", "--show", "--device", "cpu")
     assert ran.code == 2
     assert "was not calibrated as it is now" in ran.err

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from fakes.lab import make_case
 
-from profiler.commands.closing import ending, warning
-from profiler.plan import order
 from profiler.results.measurement import Measurement
+from profiler.run import plan
+from profiler.show.plan import ending, warning
 
 OK = Measurement(make_case(128), {}, "ok")
 SKIPPED = Measurement(make_case(512), {}, "skipped", "needs at least 4.00 GiB, has 1.00 GiB")
@@ -18,8 +18,8 @@ SKIPPED = Measurement(make_case(512), {}, "skipped", "needs at least 4.00 GiB, h
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Every case is estimated to take so long."""
-    estimate = order.estimate
-    monkeypatch.setattr(order, "estimate", lambda *a: replace(estimate(*a), load_s=1.0, run_s=seconds))
+    estimate = plan.estimate
+    monkeypatch.setattr(plan, "estimate", lambda *a: replace(estimate(*a), load_s=1.0, run_s=seconds))
 
 
 def test_a_long_sweep_is_announced_with_what_to_do_about_it(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def test_a_long_sweep_is_announced_with_what_to_do_about_it(sweep: Any, monkeypa
 
 
 def test_a_short_sweep_and_one_with_a_budget_are_not(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert warning(order.Plan(()), None) is None
+    assert warning(plan.SweepPlan(()), None) is None
     slow(monkeypatch, 1800.0)
     assert "picks what fits" not in sweep("-c", "128", "-n", "2", "--budget", "1h").err
 

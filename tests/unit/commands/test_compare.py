@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from profiler.case import Case
-from profiler.commands import compare_page
 from profiler.results import comparison
 from profiler.results.measurement import DecodePath, Measurement, Memory, Sample
 from profiler.results.row import dumps, row
 from profiler.results.store import Store
+from profiler.show import compare
 
 CASE = Case("gemma-3-270m", "ab12", "real", "nf4", "fp32", "cpu", "hf", "eager", 128, 1, 4)
 APART = {"between": {"prefill": 0.02, "decode": 0.03, "basis": "calibrated"}}
@@ -255,11 +255,11 @@ def test_a_long_page_shows_what_differs() -> None:
     contexts = range(1, 261)
     b = [measured(context, slower=2.0 if context == 7 else 1.0) for context in contexts]
     found = comparison.compare([measured(context) for context in contexts], b)
-    out = compare_page.render(found, ("a", "b"), "table")
+    out = compare.render(found, ("a", "b"), "table")
     assert "259 cases that do not differ are left out" in out
     assert out.count("decode t/s") == 1
     assert "1 differ; if none did, about 13 would seem to" in out
-    assert compare_page.render(found, ("a", "b"), "csv").count("decode_tps") == 260
+    assert compare.render(found, ("a", "b"), "csv").count("decode_tps") == 260
 
 
 def test_benchstat_text_reads_as_that_tools(profile: Any, runs: Any) -> None:

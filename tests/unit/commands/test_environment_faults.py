@@ -24,7 +24,7 @@ from fakes.tiny import CONFIGS
 
 from profiler import devices
 from profiler.cli import main
-from profiler.devices import ceilings
+from profiler.devices import calibration
 
 GRID = ("--backend", "fake", "-c", "128", "-n", "4")
 CALLS: dict[str, tuple[str, ...]] = {  # quick calls that read or print what the command is there for
@@ -56,7 +56,7 @@ def seeded() -> Iterator[Path]:
         patch.setenv("PROFILER_CACHE", str(folder / "cache"))
         done = CliRunner().invoke(main, ["sweep", *GRID, "-m", str(folder / "a,b" / "tiny")], catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        ceilings.save(replace(MEASURED, fingerprint=ceilings.fingerprint(devices.find("cpu"))))
+        calibration.save(replace(MEASURED, fingerprint=calibration.fingerprint(devices.find("cpu"))))
         run = json.loads(CliRunner().invoke(main, ["runs", "-o", "json"]).stdout)[0]["run"]
     (folder / "run").write_text(run)
     yield folder

@@ -13,7 +13,7 @@ from fakes.ceilings import MEASURED
 from profiler import devices
 from profiler.case import Case
 from profiler.cli import main
-from profiler.devices import ceilings
+from profiler.devices import calibration
 from profiler.models.resolve import resolve
 from profiler.results.measurement import Caution, DecodePath, Measurement, Memory, Sample
 from profiler.results.store import Store
@@ -92,7 +92,7 @@ def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_me
     guessed = run(*words).stdout
     assert "guessed ceiling" in guessed and "a bug of ours" not in guessed
     assert "faster than the ceiling: which profile calibrate measures" in guessed
-    ceilings.save(replace(MEASURED, fingerprint=ceilings.fingerprint(devices.find("cpu"))))
+    calibration.save(replace(MEASURED, fingerprint=calibration.fingerprint(devices.find("cpu"))))
     known = run(*words).stdout
     assert "guessed" not in known and "a bug of ours" in known
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from profiler.cli import main
-from profiler.models import catalog
+from profiler.models import hub
 
 PAIR = ["gemma-4-31b", "qwen3.5-27b", "gemma-4-26b-a4b", "qwen3.5-35b-a3b"]
 
@@ -125,7 +125,7 @@ def test_a_folder_with_an_unknown_or_contradictory_config_is_one_line(tmp_path: 
 
 
 def test_a_model_of_fewer_positions_than_the_usual_context_is_predicted_at_its_longest(tmp_path: Path) -> None:
-    config = catalog.raw_config("qwen3-0.6b") | {"max_position_embeddings": 2048}
+    config = hub.shipped_config("qwen3-0.6b") | {"max_position_embeddings": 2048}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (row,) = rows(str(tmp_path), "--on", "4090", "-q", "bf16")
     assert row["context"] == 2048

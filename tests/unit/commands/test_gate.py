@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.sides import LocalBench
+from fakes.variants import LocalBench
 
 from profiler.commands import gate as command
-from profiler.gate import series
-from profiler.gate.side import Side
-from profiler.measure.process import Launch
+from profiler.gate import bench
+from profiler.gate.variants import Variant
+from profiler.run.process import Launch
 
 
 @pytest.fixture
@@ -22,15 +22,15 @@ def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """No processes: what a worker does is done here. A side's name is the JSON of what its machine costs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(command, "WorkerBench", LocalBench)
-    monkeypatch.setattr(command.sides, "resolve", lambda text, scratch, say: side(text))
-    monkeypatch.setattr(command.sides, "here", lambda: side("{}"))
+    monkeypatch.setattr(command.variants, "resolve", lambda text, scratch, say: variant(text))
+    monkeypatch.setattr(command.variants, "here", lambda: variant("{}"))
     return tmp_path
 
 
-def side(text: str) -> Side:
+def variant(text: str) -> Variant:
     facts = {"python": "3.11.9", "executable": "/there/python", "libraries": {"torch": json.loads(text).get("torch")}}
     script = {name: value for name, value in json.loads(text).items() if name != "torch"}
-    return Side(text, Launch(("python",), {"PROFILER_FAKE": json.dumps(script)}), facts)
+    return Variant(text, Launch(("python",), {"PROFILER_FAKE": json.dumps(script)}), facts)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_slow_run_fails_against_a_baseline_and_does_not_move_it(
     path = tmp_path / "base.json"
     gate("--baseline", str(path), "--accept")
     before = path.read_bytes()
-    monkeypatch.setattr(command.sides, "here", lambda: side('{"step_s": 0.03}'))
+    monkeypatch.setattr(command.variants, "here", lambda: variant('{"step_s": 0.03}'))
     for _ in range(2):
         ran = gate("--baseline", str(path))
         assert ran.code == 1
@@ -140,7 +140,7 @@ def test_a_slow_run_fails_against_a_baseline_and_does_not_move_it(
 
 
 def test_a_failed_case_is_not_accepted(gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command.sides, "here", lambda: side('{"oom_above_tokens": 1}'))
+    monkeypatch.setattr(command.variants, "here", lambda: variant('{"oom_above_tokens": 1}'))
     assert gate("--baseline", str(tmp_path / "base.json"), "--accept").code == 1
     assert not (tmp_path / "base.json").exists()
 
@@ -148,7 +148,7 @@ def test_a_failed_case_is_not_accepted(gate: Any, tmp_path: Path, monkeypatch: p
 def test_inconclusive_may_be_let_through(gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "base.json"
     gate("--baseline", str(path), "--accept")
-    monkeypatch.setattr(command.sides, "here", lambda: side('{"step_s": 0.011}'))
+    monkeypatch.setattr(command.variants, "here", lambda: variant('{"step_s": 0.011}'))
     assert gate("--baseline", str(path)).code == 3
     assert gate("--baseline", str(path), "--inconclusive", "warn").code == 0
 
@@ -189,7 +189,7 @@ def test_real_workers_of_two_commands(
     profile: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way: probes, processes, slots, confirmation."""
-    monkeypatch.setattr(series, "RESTART", 16)  # two processes for each purpose will do here
+    monkeypatch.setattr(bench, "RESTART", 16)  # two processes for each purpose will do here
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     where = ("-m", model(), "--backend", "fake", "-c", "64", "-n", "8", "--metric", "decode")
     slow = f'env PROFILER_FAKE={{\\"step_s\\":0.012}} {sys.executable}'

@@ -36,7 +36,7 @@ def titles(text: str) -> list[str]:
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_command_shows_examples_that_its_program_takes(name: str) -> None:
     found = command(name)
-    assert isinstance(found, options.Command) and len(found.examples) >= 2
+    assert isinstance(found, options.DocumentedCommand) and len(found.examples) >= 2
     lines = shown(name).splitlines()
     for line, purpose in found.examples.items():
         words = shlex.split(line)
@@ -58,7 +58,7 @@ def test_many_options_are_in_groups(name: str) -> None:
 
 
 def test_groups_and_their_options_keep_their_order_and_none_is_lost() -> None:
-    @click.command(cls=options.Command, examples={"profile try": "once"})
+    @click.command(cls=options.DocumentedCommand, examples={"profile try": "once"})
     @options.group("First", click.option("--one"), click.option("--two"))
     @options.group("Second", click.option("--three"))
     @click.option("--four")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from profiler import devices
-from profiler.commands import listing
 from profiler.devices.base import DeviceInfo
-from profiler.plan import scenario
+from profiler.run import grid
+from profiler.show import output as show_output
 from profiler.units import GIB
 
 CPU = DeviceInfo("cpu", "cpu", "Some CPU", 24 * GIB, 20 * GIB, "fp32", cores=2, threads=2, physical=2, installed=2)
@@ -69,7 +69,7 @@ def test_the_catalog_gives_a_source_for_its_figures(profile: Any) -> None:
 
 
 @pytest.mark.parametrize("command", [["devices"], ["devices", "--catalog"], ["scenarios"]])
-@pytest.mark.parametrize("output", listing.FORMATS)
+@pytest.mark.parametrize("output", show_output.FORMATS)
 def test_a_list_is_in_every_format(profile: Any, command: list[str], output: str) -> None:
     ran = profile(*command, "-o", output)
     assert ran.code == 0
@@ -86,27 +86,27 @@ def test_a_list_is_in_every_format(profile: Any, command: list[str], output: str
 
 def test_every_scenario_is_listed_with_its_description(profile: Any) -> None:
     rows = json.loads(profile("scenarios", "-o", "json").out)
-    assert [row["name"] for row in rows] == scenario.names()
+    assert [row["name"] for row in rows] == grid.names()
     assert all(row["description"] for row in rows)
 
 
 def test_a_list_escapes_what_would_break_a_cell() -> None:
     rows = [{"name": "a|b"}]
-    assert "a\\|b" in listing.render(rows, lambda row: {"name": row["name"]}, "md")
-    assert "a|b" in listing.render(rows, lambda row: {"name": row["name"]}, "table")
+    assert "a\\|b" in show_output.render(rows, lambda row: {"name": row["name"]}, "md")
+    assert "a|b" in show_output.render(rows, lambda row: {"name": row["name"]}, "table")
 
 
 def test_an_empty_list_is_empty_in_every_format() -> None:
-    for output in listing.FORMATS:
-        assert listing.render([], dict, output).strip() in ("", "[]")
+    for output in show_output.FORMATS:
+        assert show_output.render([], dict, output).strip() in ("", "[]")
 
 
 def test_a_scenario_by_name_is_its_file_to_copy(profile: Any, tmp_path: Any) -> None:
     ran = profile("scenarios", "chat")
     (tmp_path / "chat.toml").write_text(ran.out)
-    assert scenario.load(str(tmp_path / "chat.toml")) == scenario.load("chat")
+    assert grid.load(str(tmp_path / "chat.toml")) == grid.load("chat")
     (row,) = json.loads(profile("scenarios", "chat", "-o", "json").out)
-    assert (row["name"], row["contexts"]) == ("chat", list(scenario.load("chat").contexts))
+    assert (row["name"], row["contexts"]) == ("chat", list(grid.load("chat").contexts))
     assert profile("scenarios", "chats").code == 2
 
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 from fakes.lab import make_case
 
-from profiler.commands import progress as module
-from profiler.commands.progress import Progress, terminal_width
 from profiler.results.measurement import Measurement, Sample
+from profiler.show import progress as module
+from profiler.show.progress import Progress, terminal_width
 
 MARKUP = "[bold red]x[/bold red]\x1b[99m"
 

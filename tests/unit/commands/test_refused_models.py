@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.sides import LocalBench
 from fakes.tiny import CONFIGS
+from fakes.variants import LocalBench
 
 from profiler.commands import gate as gate_command
 from profiler.errors import NotFound, ProfileError
-from profiler.gate.side import Side
-from profiler.measure.process import Launch
-from profiler.plan import order
-from profiler.plan.refusal import Refusal, accepted, together
+from profiler.gate.variants import Variant
+from profiler.run import plan
+from profiler.run.process import Launch
+from profiler.run.request import Refusal, accepted, together
 
 
 @pytest.fixture
@@ -100,14 +100,14 @@ def test_a_plan_says_it_too(bad: dict[str, str], sweep: Any, model: Any) -> None
 def test_a_prediction_that_cannot_be_made_leaves_out_its_cases_alone(
     sweep: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    estimate = order.estimate
+    estimate = plan.estimate
 
-    def refuse(point: Any, *others: Any) -> Any:
-        if point.case.model == "first":
+    def refuse(task: Any, *others: Any) -> Any:
+        if task.case.model == "first":
             raise ProfileError("first: no rule for such a layer")
-        return estimate(point, *others)
+        return estimate(task, *others)
 
-    monkeypatch.setattr(order, "estimate", refuse)
+    monkeypatch.setattr(plan, "estimate", refuse)
     ran = sweep("-m", f"{model('first')},{model('second', step_s=0.02)}", "-c", "64", "-n", "2")
     assert {row["case"]["model"]: row["outcome"] for row in ran.rows} == {"first": "skipped", "second": "ok"}
 
@@ -138,9 +138,9 @@ def test_fit_says_a_mistake_of_all_models_once(profile: Any) -> None:
 def gate(profile: Any, model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(gate_command, "WorkerBench", LocalBench)
-    here = Side("here", Launch(("python",)), {"python": "3.11.9", "executable": "/python", "libraries": {}})
-    monkeypatch.setattr(gate_command.sides, "resolve", lambda text, scratch, say: here)
-    monkeypatch.setattr(gate_command.sides, "here", lambda: here)
+    here = Variant("here", Launch(("python",)), {"python": "3.11.9", "executable": "/python", "libraries": {}})
+    monkeypatch.setattr(gate_command.variants, "resolve", lambda text, scratch, say: here)
+    monkeypatch.setattr(gate_command.variants, "here", lambda: here)
 
     def run(*arguments: str) -> Any:
         return profile("gate", "--backend", "fake", "-c", "64", "-n", "8", *arguments)

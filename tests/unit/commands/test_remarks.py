@@ -10,7 +10,7 @@ import pytest
 from fakes import weights
 from fakes.tiny import CONFIGS
 
-from profiler.results import row_reader
+from profiler.results import row as results_row
 
 FAST = ("--backend", "fake", "-c", "128", "-n", "4", "-o", "jsonl")
 RAW = CONFIGS["gemma3"]
@@ -39,7 +39,7 @@ def test_a_row_tells_what_of_the_checkpoint_it_did_not_measure(profile: Any, fol
         {"why": "vision tower", "count": 1, "parameters": 32, "bytes": 128, "names": list(EXTRA)}
     ]
     assert found["bytes"] - 128 == 4 * found["parameters"] and found["identity"] == "every byte"
-    assert row_reader.from_row(row).checkpoint == found  # from a file of rows
+    assert results_row.from_row(row).checkpoint == found  # from a file of rows
     (again,) = profile("sweep", "-m", folder, *FAST).rows  # from the store
     assert again["started_at"] == row["started_at"]
     assert (again["checkpoint"], codes(again)) == (found, codes(row))

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from fakes.lab import make_case
 
-from profiler.measure.effort import Effort
-from profiler.models import catalog
+from profiler.models import hub
 from profiler.models.resolve import resolve
-from profiler.plan import resume
-from profiler.plan.budget import Pace
 from profiler.results.measurement import Measurement, Sample
 from profiler.results.store import Store
+from profiler.run import plan
+from profiler.run.plan import Pace
+from profiler.run.repetitions import Effort
 
 TOKEN = "hf_" + "aB3dE" * 7
 
@@ -49,7 +49,7 @@ def test_an_adopted_row_bears_the_cautions_of_the_model_as_asked(
 ) -> None:
     options = ("--backend", "fake", "-m", "gemma-3-270m", "-c", "128", "-n", "4", "-o", "jsonl")
     (before,) = profile("sweep", *options).rows
-    monkeypatch.setitem(catalog.NOTES, "gemma-3-270m", "its config is inferred")
+    monkeypatch.setitem(hub.NOTES, "gemma-3-270m", "its config is inferred")
     (after,) = profile("sweep", *options).rows
     assert after["started_at"] == before["started_at"]
     assert "its config is inferred" in [caution["text"] for caution in after["cautions"]]
@@ -150,5 +150,5 @@ def test_a_row_of_many_repetitions_is_as_exact_as_they_are_whatever_processes_di
     apart = {"between": {"prefill": 0.05, "decode": 0.05, "basis": "prior"}}
     samples = tuple(Sample("decode", 1 + n / 1000, 32) for n in range(20))
     row = Measurement(make_case(), {}, "ok", samples=samples, asked={"reps": 20, "max_phase_s": 60.0}, expected=apart)
-    assert resume._as_thorough(row, Effort())
-    assert not resume._as_thorough(row, Effort(precision=0.0001))
+    assert plan._as_thorough(row, Effort())
+    assert not plan._as_thorough(row, Effort(precision=0.0001))

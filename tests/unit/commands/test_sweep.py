@@ -11,8 +11,8 @@ import pytest
 
 from profiler import devices
 from profiler.errors import StoreError
-from profiler.plan import order
 from profiler.results.store import Store
+from profiler.run import plan as run_plan
 
 
 def shapes(ran: Any) -> list[tuple[str, int, int]]:
@@ -378,13 +378,13 @@ def test_a_budget_leaves_out_what_is_estimated_not_to_fit(sweep: Any) -> None:
 
 
 def test_a_budget_holds_when_the_estimates_were_too_low(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_estimate = order.estimate
+    true_estimate = run_plan.estimate
 
-    def optimistic(*arguments: Any) -> order.Planned:
+    def optimistic(*arguments: Any) -> run_plan.Planned:
         found = true_estimate(*arguments)
-        return order.Planned(found.point, found.takes, load_s=0.2, run_s=0.05)
+        return run_plan.Planned(found.task, found.takes, load_s=0.2, run_s=0.05)
 
-    monkeypatch.setattr(order, "estimate", optimistic)
+    monkeypatch.setattr(run_plan, "estimate", optimistic)
     ran = sweep("-c", "128,256,384,512", "-n", "2", "-r", "1", "--budget", "1s", pause_s=0.06)
     assert ran.code == 0
     assert ran.outcomes[0] == "ok"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.devices import allowance, cgroup, cpu, pressure, topology
+from profiler.devices import allowance, base, cgroup, cpu
 from profiler.devices.cgroup import MemoryLimit, Quota
 from profiler.units import GIB
 
@@ -41,7 +41,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
             first = number - number % smt
             (folder / "core_cpus_list").write_text(f"{first}-{first + smt - 1}\n")
         made = None if quota is None else Quota(quota, 0.1, "cpu.max of the control group /a", tmp_path)
-        monkeypatch.setattr(topology, "CPUS", tmp_path)
+        monkeypatch.setattr(allowance, "CPUS", tmp_path)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: usable or set(range(cpus)))
         monkeypatch.setattr(os, "sysconf", lambda name: cpus)
         monkeypatch.setattr(cgroup, "quota", lambda: made)
@@ -173,7 +173,7 @@ def test_a_cpuset_of_memory_nodes_bounds_memory(
         text = "\n".join(f"Node {node} {name}: {gib * kib} kB" for name, gib in lines)
         (folder / "meminfo").write_text(text)
     (tmp_path / "status").write_text(f"Cpus_allowed_list:\t0-1\nMems_allowed_list:\t{allowed}\n")
-    monkeypatch.setattr(topology, "NODES", tmp_path)
+    monkeypatch.setattr(allowance, "NODES", tmp_path)
     monkeypatch.setattr(allowance, "STATUS", tmp_path / "status")
     monkeypatch.setattr(cgroup, "memory", lambda: (None, None))
     monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
@@ -236,10 +236,10 @@ def test_a_real_quota_is_found_by_a_process_under_it(group: Callable[[int], Path
 def test_counters_of_the_quota_are_part_of_the_pressure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpu.stat").write_text("nr_periods 50\nnr_throttled 20\nthrottled_usec 1500000\n")
     monkeypatch.setattr(cgroup, "quota", lambda: Quota(0.5, 0.1, "here", tmp_path))
-    found = pressure.read()
+    found = base.read()
     assert (found.period_s, found.periods, found.throttled, found.throttled_s) == (0.1, 50, 20, 1.5)
     monkeypatch.setattr(cgroup, "quota", lambda: None)
-    assert pressure.read().periods is None
+    assert base.read().periods is None
 
 
 def test_the_device_is_what_the_process_may_use(machine: Machine) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.devices import catalog
+from profiler.devices import target
 from profiler.units import GIB
 
-DEVICES = {device.name: device for device in catalog.devices()}
+DEVICES = {device.name: device for device in target.data_sheets()}
 
 
 def test_names_and_titles_are_unique() -> None:
-    assert len(DEVICES) == len(catalog.devices()) > 60
+    assert len(DEVICES) == len(target.data_sheets()) > 60
     titles = [(title, device.memory_bytes) for device in DEVICES.values() for title in device.titles]
     assert len(titles) == len(set(titles))
 
@@ -47,5 +47,5 @@ def test_a_known_card_has_its_data_sheets_figures() -> None:
     ],
 )
 def test_a_card_is_matched_by_its_exact_name_and_memory(title: str, gib: float, name: str | None) -> None:
-    found = catalog.match(title, round(gib * GIB))
+    found = target.match(title, round(gib * GIB))
     assert (found.name if found else None) == name

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from profiler.devices import ceilings
+from profiler.devices import calibration
 from profiler.devices.base import DeviceInfo
-from profiler.devices.ceilings import Ceilings
+from profiler.devices.calibration import Ceilings
 from profiler.devices.target import of
 from profiler.errors import ProfileError
 from profiler.units import GIB
@@ -33,7 +33,7 @@ PRODUCTS = {
 def some(**changes: object) -> Ceilings:
     known = Ceilings(
         title=CPU.title,
-        fingerprint=ceilings.fingerprint(CPU),
+        fingerprint=calibration.fingerprint(CPU),
         measured_at="2026-11-24T04:00:00+00:00",
         seconds=30.0,
         read_bytes_s=12e9,
@@ -62,10 +62,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_was_saved_is_loaded() -> None:
-    assert ceilings.load(CPU) is None
-    path = ceilings.save(some())
+    assert calibration.load(CPU) is None
+    path = calibration.save(some())
     assert path.parent.name == "ceilings"
-    assert ceilings.load(CPU) == some()
+    assert calibration.load(CPU) == some()
 
 
 def test_of_several_calibrations_ceilings_are_the_best_and_rates_the_middle() -> None:
@@ -73,8 +73,8 @@ def test_of_several_calibrations_ceilings_are_the_best_and_rates_the_middle() ->
     usual = {"fp32": {"1": {"byte_s": 2e-10, "row_s": 2e-9, "call_s": 0.0}}}
     quick = {"fp32": {"1": {"byte_s": 1e-10, "row_s": 3e-9, "call_s": 0.0}}}
     for call_s, products, read in ((9e-6, slow, 1e10), (5e-6, quick, 3e10), (6e-6, usual, 2e10)):
-        ceilings.save(some(call_s={"fp32": call_s}, products=products, read_bytes_s=read, flops={"fp32": read}))
-    known = ceilings.load(CPU)
+        calibration.save(some(call_s={"fp32": call_s}, products=products, read_bytes_s=read, flops={"fp32": read}))
+    known = calibration.load(CPU)
     assert known is not None and known.runs == 3
     assert (
         known.call("fp32") == known.call("bf16") == 6e-6 and known.products == usual
@@ -97,31 +97,31 @@ def test_three_calibrations_tell_how_much_processes_differ_and_two_do_not() -> N
         return some(products=products)
 
     for factor in (1.0, 1.1):
-        ceilings.save(slower(factor))
-    known = ceilings.load(CPU)
+        calibration.save(slower(factor))
+    known = calibration.load(CPU)
     assert known is not None and known.between is None
-    ceilings.save(slower(1.21))
-    known = ceilings.load(CPU)
+    calibration.save(slower(1.21))
+    known = calibration.load(CPU)
     step = math.log(1.1)
     assert known is not None and known.between == pytest.approx({"decode": step, "prefill": 2 * step})
-    again = json.loads((ceilings.folder() / f"{known.fingerprint}.json").read_text())
+    again = json.loads((calibration.folder() / f"{known.fingerprint}.json").read_text())
     assert all("between" not in one or one["between"] is None for one in again)  # derived, not kept
 
 
 def test_the_last_five_calibrations_count_and_fresh_forgets_them() -> None:
     for call_s in (9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 4.0, 5.0):
-        ceilings.save(some(call_s={"fp32": call_s}))
-    known = ceilings.load(CPU)
+        calibration.save(some(call_s={"fp32": call_s}))
+    known = calibration.load(CPU)
     assert known is not None and (known.runs, known.call("fp32")) == (5, 3.0)
-    ceilings.save(some(call_s={"fp32": 7.0}), fresh=True)
-    assert ceilings.load(CPU) == some(call_s={"fp32": 7.0})
+    calibration.save(some(call_s={"fp32": 7.0}), fresh=True)
+    assert calibration.load(CPU) == some(call_s={"fp32": 7.0})
 
 
 @pytest.mark.parametrize("change", [{"cores": 4}, {"title": "other"}, {"features": ("avx512f",)}, {"driver": "570"}])
 def test_a_device_that_changed_is_measured_again(change: dict[str, object]) -> None:
-    ceilings.save(some())
-    assert ceilings.load(replace(CPU, **change)) is None  # type: ignore[arg-type]
-    assert ceilings.load(replace(CPU, free_bytes=1)) is not None
+    calibration.save(some())
+    assert calibration.load(replace(CPU, **change)) is None  # type: ignore[arg-type]
+    assert calibration.load(replace(CPU, free_bytes=1)) is not None
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_a_device_that_changed_is_measured_again(change: dict[str, object]) -> N
     ],
 )
 def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
-    path = ceilings.save(some())
-    path.write_text(text.replace("FP", ceilings.fingerprint(CPU)))
-    assert ceilings.load(CPU) is None
+    path = calibration.save(some())
+    path.write_text(text.replace("FP", calibration.fingerprint(CPU)))
+    assert calibration.load(CPU) is None
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
     ],
 )
 def test_figures_that_cannot_be_are_refused(change: dict[str, object]) -> None:
-    assert ceilings.parse({"schema": ceilings.SCHEMA} | asdict(some()) | change) is None
-    assert ceilings.parse(json.loads(json.dumps({"schema": ceilings.SCHEMA} | asdict(some())))) == some()
+    assert calibration.parse({"schema": calibration.SCHEMA} | asdict(some()) | change) is None
+    assert calibration.parse(json.loads(json.dumps({"schema": calibration.SCHEMA} | asdict(some())))) == some()
 
 
 def test_products_are_straight_in_logarithms_between_tokens_and_go_on_in_proportion() -> None:
@@ -186,7 +186,7 @@ def test_a_head_takes_longer_by_the_nearest_number_of_tokens() -> None:
 
 def test_a_calibrated_device_is_told_by_what_was_measured() -> None:
     assert of(CPU).ceilings is None
-    ceilings.save(some())
+    calibration.save(some())
     target = of(CPU)
     assert target.bandwidth_bytes_s == 12e9
     assert target.flops == {"fp32": 60e9}
@@ -197,4 +197,4 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "file" / "results.sqlite"))
     with pytest.raises(ProfileError, match="cannot keep the ceilings"):
-        ceilings.save(some())
+        calibration.save(some())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.devices import cpu, topology
+from profiler.devices import allowance, cpu
 
 MIB = 2**20
 
@@ -97,13 +97,13 @@ def test_a_kernel_without_the_counter_leaves_the_peak_unknown(monkeypatch: pytes
 def test_the_last_cache_counts_once_for_all_cores_that_share_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topology, "CPUS", tmp_path)
+    monkeypatch.setattr(allowance, "CPUS", tmp_path)
     for core, shared in ((0, "0-1"), (1, "0-1"), (2, "2-3")):
         for index, (level, size, cores) in enumerate([("1", "48K", str(core)), ("3", "32768K", shared)]):
             folder = tmp_path / f"cpu{core}" / "cache" / f"index{index}"
             folder.mkdir(parents=True)
             for name, text in (("level", level), ("size", size), ("shared_cpu_list", cores)):
                 (folder / name).write_text(text + "\n")
-    assert topology.last_cache_bytes([0, 1]) == 32 * 1024**2
-    assert topology.last_cache_bytes([0, 1, 2]) == 64 * 1024**2
-    assert topology.last_cache_bytes([7]) == 0  # a system that does not say
+    assert allowance.last_cache_bytes([0, 1]) == 32 * 1024**2
+    assert allowance.last_cache_bytes([0, 1, 2]) == 64 * 1024**2
+    assert allowance.last_cache_bytes([7]) == 0  # a system that does not say

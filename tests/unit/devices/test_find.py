@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from profiler import cli, devices
+from profiler.cost import rates
 from profiler.devices import cgroup, cuda, target
 from profiler.devices import nvml as nvml_module
 from profiler.devices.cgroup import Quota
 from profiler.errors import NotFound, ProfileError
-from profiler.predict import efficiency
 from profiler.units import GIB
 
 
@@ -290,7 +290,7 @@ def test_a_quota_below_one_core_slows_what_python_starts_on_a_gpu(
     assert (found.running, free.running) == (0.5, 1.0)
     assert "0.5 of" in found.limits[0]
     assert target.of(found).bandwidth_bytes_s == target.of(free).bandwidth_bytes_s
-    one, half = (efficiency.rates(target.of(each), "transformers", "bf16") for each in (free, found))
+    one, half = (rates.rates(target.of(each), "transformers", "bf16") for each in (free, found))
     assert half.call_s == 2 * one.call_s > 0 and half.read_s == one.read_s
 
 

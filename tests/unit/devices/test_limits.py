@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 from fakes.ceilings import MEASURED
 
-from profiler.devices import ceilings
+from profiler.cost import engines
+from profiler.cost.engines.base import Terms
+from profiler.cost.estimate import host_of
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Predictor, judge
+from profiler.devices import calibration
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import of
-from profiler.models import catalog, families
-from profiler.plan.inquiry import Inquiry, answers
-from profiler.predict import engines
-from profiler.predict.engines.base import Terms
-from profiler.predict.estimate import host_of
-from profiler.predict.machine import Machine
-from profiler.predict.prediction import Predictor
-from profiler.predict.verdict import judge
+from profiler.models import families, hub
+from profiler.run.fit import FitRequest, predictions
 from profiler.units import GIB
 
 FREE = DeviceInfo(
@@ -37,7 +36,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def seconds(device: DeviceInfo, threads: int | None = None, quant: str = "bf16") -> tuple[float, float]:
     """Of a prefill and a decode step of Gemma 3 270M on the device."""
-    geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
+    geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
     predictor = Predictor(geometry, engines.find("transformers"), quant, Machine(host_of(device, threads)), "bf16")
     prefill, step = predictor.seconds(512, 512, 1)
     return prefill.value, step.value
@@ -67,25 +66,25 @@ def test_no_more_threads_run_than_there_are_cores() -> None:
 
 def test_a_device_without_limits_keeps_the_fingerprint_it_had() -> None:
     before = DeviceInfo("cpu", "cpu", "AMD EPYC", 24 * GIB, 20 * GIB, "fp32", cores=2, features=("avx2",))
-    assert ceilings.fingerprint(FREE) == ceilings.fingerprint(before)
+    assert calibration.fingerprint(FREE) == calibration.fingerprint(before)
     gpu = DeviceInfo("cuda:0", "cuda", "RTX", 24 * GIB, 20 * GIB, "bf16", uuid="GPU-a")
-    assert ceilings.fingerprint(replace(gpu, quota=4.0)) == ceilings.fingerprint(gpu)
-    assert ceilings.fingerprint(replace(gpu, quota=0.5)) != ceilings.fingerprint(gpu)  # Python starts its work
+    assert calibration.fingerprint(replace(gpu, quota=4.0)) == calibration.fingerprint(gpu)
+    assert calibration.fingerprint(replace(gpu, quota=0.5)) != calibration.fingerprint(gpu)  # Python starts its work
 
 
 def test_ceilings_belong_to_a_machine_and_its_limits() -> None:
     devices = [FREE, HALF, ONE, MORE, replace(FREE, threads=1), replace(FREE, cores=1, threads=1, confined=(1, 9))]
     devices.append(replace(devices[-1], confined=(1, 4)))
-    marks = [ceilings.fingerprint(device) for device in devices]
+    marks = [calibration.fingerprint(device) for device in devices]
     assert len(set(marks)) == len(marks)
-    ceilings.save(replace(MEASURED, fingerprint=marks[0]))
-    assert ceilings.load(FREE) is not None
-    assert [ceilings.load(device) for device in devices[1:]] == [None] * 6
+    calibration.save(replace(MEASURED, fingerprint=marks[0]))
+    assert calibration.load(FREE) is not None
+    assert [calibration.load(device) for device in devices[1:]] == [None] * 6
 
 
 def test_ceilings_that_were_measured_under_a_quota_hold_for_the_share_of_the_time_in_it() -> None:
     for device in (ONE, HALF):
-        ceilings.save(replace(MEASURED, fingerprint=ceilings.fingerprint(device)))
+        calibration.save(replace(MEASURED, fingerprint=calibration.fingerprint(device)))
     one, half = of(ONE), of(HALF)
     assert one.ceilings is not None and half.ceilings is not None
     assert half.bandwidth_bytes_s == half.ceilings.read_bytes_s == one.bandwidth_bytes_s / 2
@@ -96,7 +95,7 @@ def test_ceilings_that_were_measured_under_a_quota_hold_for_the_share_of_the_tim
 
 
 def terms(device: DeviceInfo, context: int) -> tuple[Terms, Machine]:
-    geometry = families.geometry(catalog.raw_config("gemma-3-270m"))
+    geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
     host = Machine(of(device))
     predictor = Predictor(geometry, engines.find("transformers"), "bf16", host, "bf16")
     return predictor.terms(predictor.setting(context, 1)), host
@@ -115,9 +114,9 @@ def test_fit_says_what_holds_this_process_back(monkeypatch: pytest.MonkeyPatch) 
     from profiler import devices
 
     monkeypatch.setattr(devices, "find", lambda name=None: HALF)
-    (answer,) = answers(Inquiry(models=("gemma-3-270m",), engine="transformers", quants=("bf16",))).answers
+    (answer,) = predictions(FitRequest(models=("gemma-3-270m",), engine="transformers", quants=("bf16",))).answers
     assert "a CPU quota allows less" in answer.cautions
-    (other,) = answers(
-        Inquiry(models=("gemma-3-270m",), on=("rtx 4090",), engine="transformers", quants=("bf16",))
+    (other,) = predictions(
+        FitRequest(models=("gemma-3-270m",), on=("rtx 4090",), engine="transformers", quants=("bf16",))
     ).answers
     assert other.cautions == ()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.devices import pressure
+from profiler.devices import base
 
 FILES = {
     "STALLS": "some avg10=1.03 avg60=3.65 avg300=6.45 total=8412682812\nfull avg10=0.00 total=7\n",
@@ -21,19 +21,19 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     paths = {name: tmp_path / name for name in FILES}
     for name, text in FILES.items():
         paths[name].write_text(text)
-        monkeypatch.setattr(pressure, name, paths[name])
+        monkeypatch.setattr(base, name, paths[name])
     return paths
 
 
 def test_counters_are_those_of_the_kernel(files: dict[str, Path]) -> None:
-    found = pressure.read()
+    found = base.read()
     assert found.stalled_s == pytest.approx(8412.682812)
-    assert found.stolen_s == 34226 / pressure.TICKS
-    assert (found.swapped_in_bytes, found.swapped_bytes) == (12 * pressure.PAGE, 64 * 1024)
+    assert found.stolen_s == 34226 / base.TICKS
+    assert (found.swapped_in_bytes, found.swapped_bytes) == (12 * base.PAGE, 64 * 1024)
 
 
 def test_a_kernel_without_a_counter_leaves_it_unknown(files: dict[str, Path]) -> None:
     files["STALLS"].unlink()
     files["VMSTAT"].write_text("nr_free_pages 5\n")
-    found = pressure.read()
+    found = base.read()
     assert found.stalled_s is None and found.swapped_in_bytes is None and found.stolen_s is not None

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from profiler.devices.rapl import Rapl
-from profiler.devices.snapshot import Unknown
-from profiler.devices.telemetry import Telemetry
+from profiler.devices.cpu import Rapl
+from profiler.devices.telemetry import Telemetry, Unknown
 
 RANGE_UJ = 262_143_328_850  # a desktop's: 26 minutes at 165 W
 

@@ -13,10 +13,10 @@ import pytest
 from fakes.nvml import FakeNvml
 from fakes.nvml.control import GPU_IS_LOST, HANG, NOT_SUPPORTED
 
-from profiler.devices.board import Board
-from profiler.devices.rapl import Rapl
+from profiler.devices.cpu import Rapl
+from profiler.devices.cuda import Board
 from profiler.devices.sampler import ENDED, Sampler
-from profiler.devices.snapshot import HW_THERMAL
+from profiler.devices.telemetry import HW_THERMAL
 from profiler.units import GIB
 
 Driver = Callable[..., FakeNvml]

@@ -22,7 +22,7 @@ from fakes.nvml.control import (
     UNKNOWN_ERROR,
 )
 
-from profiler.devices.snapshot import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
+from profiler.devices.telemetry import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
 from profiler.units import GIB
 
 Driver = Callable[..., FakeNvml]
@@ -235,7 +235,7 @@ def test_a_slowdown_between_two_snapshots_is_counted_by_the_driver(bench: Any) -
 
 def test_a_counter_that_is_something_else_makes_no_slowdown(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An energy counter in the place of field 269, as on a driver that numbers its fields otherwise."""
-    from profiler.devices import board as module
+    from profiler.devices import cuda as module
 
     monkeypatch.setattr(module, "LIMITED", {83: SW_THERMAL})
     monkeypatch.setattr(module, "FIELDS", [186, 83])

@@ -10,36 +10,36 @@ from typing import Any
 
 import pytest
 from fakes.lab import make_case, source
-from fakes.sides import BASE, FakeBench, row
+from fakes.variants import BASE, FakeBench, row
 
+from profiler.case import Task
 from profiler.errors import ProfileError
-from profiler.gate import baseline, cell, exact, reference, stored
-from profiler.gate.baseline import Baseline, Entry, Session
-from profiler.gate.pairs import Rule
-from profiler.gate.verdict import worst
-from profiler.measure.supervisor import Job
+from profiler.gate import baseline, suite
+from profiler.gate import rule as gate_rule
+from profiler.gate.baseline import Baseline, BaselineEntry, BaselineSession
+from profiler.gate.rule import RegressionRule, worst
 from profiler.results.measurement import DecodePath
 
-JOB = Job(make_case(512), source())
+TASK = Task(make_case(512), source())
 HERE: dict[str, Any] = {"system": "Linux 6.1", "libraries": {"torch": "2.13.0"}, "device": {"features": ["avx2"]}}
-RULE = Rule(0.05)
+RULE = RegressionRule(0.05)
 
 
 def measured(
-    name: str = "cell", slowdown: float = 0.0, noise: float = 0.0, job: Job = JOB, **change: Any
-) -> cell.Cell:
+    name: str = "cell", slowdown: float = 0.0, noise: float = 0.0, task: Task = TASK, **change: Any
+) -> suite.GateMeasurement:
     bench = FakeBench(noise=noise, seed=1, change={"base": lambda same: replace(same, **change)})
-    found = cell.measure(name, job, bench, BASE, HERE, ("prefill", "decode"))
+    found = suite.measure(name, task, bench, BASE, HERE, ("prefill", "decode"))
     times = {metric: tuple(value * (1 + slowdown) for value in values) for metric, values in found.times.items()}
     return replace(found, times=times)
 
 
-def kept(*cells: cell.Cell) -> Baseline:
+def kept(*cells: suite.GateMeasurement) -> Baseline:
     return Baseline({each.name: each.entry() for each in cells})
 
 
-def words(found: cell.Cell, known: Baseline, **rule: float) -> dict[str, str]:
-    verdicts = cell.against(found, known, Rule(**rule) if rule else RULE, ("prefill", "decode"))
+def words(found: suite.GateMeasurement, known: Baseline, **rule: float) -> dict[str, str]:
+    verdicts = suite.against(found, known, RegressionRule(**rule) if rule else RULE, ("prefill", "decode"))
     return {verdict.metric: verdict.word for verdict in verdicts}
 
 
@@ -49,8 +49,8 @@ def test_what_is_as_it_was_passes() -> None:
 
 def test_six_blocks_come_from_two_processes_in_turns() -> None:
     bench = FakeBench()
-    found = cell.measure("cell", JOB, bench, BASE, HERE, ("decode",))
-    assert (len(found.rows), bench.processes) == (cell.BLOCKS, 2)
+    found = suite.measure("cell", TASK, bench, BASE, HERE, ("decode",))
+    assert (len(found.rows), bench.processes) == (suite.BLOCKS, 2)
 
 
 @pytest.mark.parametrize("name", ["weights_bytes", "cache_bytes"])
@@ -76,24 +76,24 @@ def test_a_peak_may_vary_by_what_allocators_do_and_may_shrink() -> None:
 def test_allocated_bytes_of_a_gpu_are_held_to_half_a_percent() -> None:
     gpu = make_case(512, device="cuda:0")
     before, more, most = (
-        exact.facts(row(gpu, 1.0, 1.0, memory=replace(measured().rows[0].memory, prefill_peak_bytes=peak)))
+        gate_rule.facts(row(gpu, 1.0, 1.0, memory=replace(measured().rows[0].memory, prefill_peak_bytes=peak)))
         for peak in (100_000, 100_400, 100_600)
     )
     got = [
-        next(v.word for v in exact.verdicts("cell", before, now, "it") if v.metric == "prefill_allocated_bytes")
+        next(v.word for v in gate_rule.verdicts("cell", before, now, "it") if v.metric == "prefill_allocated_bytes")
         for now in (more, most)
     ]
     assert got == ["PASS", "FAIL"]
 
 
 def test_a_figure_that_is_gone_fails_and_one_that_is_new_cannot_be_compared() -> None:
-    assert {v.word for v in exact.verdicts("cell", {"cache_bytes": 1}, {}, "it")} == {"FAIL"}
-    assert {v.word for v in exact.verdicts("cell", {}, {"cache_bytes": 1}, "it")} == {"INCOMPARABLE"}
+    assert {v.word for v in gate_rule.verdicts("cell", {"cache_bytes": 1}, {}, "it")} == {"FAIL"}
+    assert {v.word for v in gate_rule.verdicts("cell", {}, {"cache_bytes": 1}, "it")} == {"INCOMPARABLE"}
 
 
 def test_three_times_slower_fails_and_a_tenth_is_left_to_pairs() -> None:
     assert words(measured(slowdown=2.0), kept(measured()))["decode_cpu_s"] == "FAIL"
-    found = cell.against(measured(slowdown=0.1), kept(measured()), RULE, ("decode",))[-1]
+    found = suite.against(measured(slowdown=0.1), kept(measured()), RULE, ("decode",))[-1]
     assert found.word == "INCONCLUSIVE"
     assert (found.command or "").startswith("profile gate --base REV -m ")
 
@@ -102,16 +102,16 @@ def test_a_stored_time_that_varies_too_much_does_not_pass() -> None:
     assert words(measured(noise=0.3), kept(measured()))["decode_cpu_s"] != "PASS"
 
 
-def sessions(*medians: float) -> Entry:
-    every = tuple(Session("2026", "cpu", {"decode": (median,) * 6}) for median in medians)
-    return Entry(JOB.case, {}, HERE, 1, every)
+def sessions(*medians: float) -> BaselineEntry:
+    every = tuple(BaselineSession("2026", "cpu", {"decode": (median,) * 6}) for median in medians)
+    return BaselineEntry(TASK.case, {}, HERE, 1, every)
 
 
 def test_ten_sessions_say_how_much_sessions_differ() -> None:
-    assert stored.threshold(sessions(*[1.0] * 9), "decode", RULE) == stored.FEW
-    assert stored.threshold(sessions(*[1.0] * 10), "decode", RULE) == RULE.delta
+    assert baseline.threshold(sessions(*[1.0] * 9), "decode", RULE) == baseline.FEW
+    assert baseline.threshold(sessions(*[1.0] * 10), "decode", RULE) == RULE.delta
     spread = sessions(*(1 + n / 100 for n in range(11)))  # quartiles 1.025 and 1.075, median 1.05
-    assert stored.threshold(spread, "decode", RULE) == pytest.approx((1.075 + 3 * 0.05) / 1.05 - 1)
+    assert baseline.threshold(spread, "decode", RULE) == pytest.approx((1.075 + 3 * 0.05) / 1.05 - 1)
 
 
 def test_another_machine_is_incomparable_in_time_and_peak_and_comparable_in_what_follows_from_the_case() -> None:
@@ -120,7 +120,7 @@ def test_another_machine_is_incomparable_in_time_and_peak_and_comparable_in_what
     said = words(found, kept(measured()))
     assert said["decode_cpu_s"] == said["process_peak_bytes"] == "INCOMPARABLE"
     assert said["weights_bytes"] == said["cache_bytes"] == said["decode_tokens"] == "PASS"
-    reasons = [verdict.reason for verdict in cell.against(found, kept(measured()), RULE, ("decode",))]
+    reasons = [verdict.reason for verdict in suite.against(found, kept(measured()), RULE, ("decode",))]
     assert any("torch 2.13.0 → 2.14.0" in reason for reason in reasons)
 
 
@@ -129,32 +129,32 @@ def test_another_number_of_threads_is_incomparable() -> None:
     assert words(found, kept(measured()))["decode_cpu_s"] == "INCOMPARABLE"
 
 
-STATIC = Job(replace(make_case(512), path="static"), source())
+STATIC = Task(replace(make_case(512), path="static"), source())
 EAGER = DecodePath("eager", "no compiler")
 
 
 def test_another_decode_step_than_the_baselines_is_incomparable_in_decode_and_its_memory() -> None:
-    found = words(measured(job=STATIC, decode_path=EAGER), kept(measured(job=STATIC)))
+    found = words(measured(task=STATIC, decode_path=EAGER), kept(measured(task=STATIC)))
     unlike = {name for name, word in found.items() if word == "INCOMPARABLE"}
     assert unlike == {"decode_cpu_s", "cache_bytes", "process_peak_bytes"}
     assert set(found.values()) == {"PASS", "INCOMPARABLE"}
 
 
 def test_a_baseline_from_before_the_step_was_stored_is_compared_as_it_was() -> None:
-    old = kept(measured(job=STATIC))
+    old = kept(measured(task=STATIC))
     old = Baseline({name: replace(entry, step=None) for name, entry in old.cells.items()})
-    assert set(words(measured(job=STATIC, decode_path=EAGER), old).values()) == {"PASS"}
+    assert set(words(measured(task=STATIC, decode_path=EAGER), old).values()) == {"PASS"}
 
 
 def test_a_session_on_another_step_replaces_what_was_accepted() -> None:
-    fallen, usual = measured(job=STATIC, decode_path=EAGER), kept(measured(job=STATIC))
-    assert not cell.adds_up(fallen, usual)
-    assert cell.adds_up(fallen, kept(fallen))
-    assert cell.fallbacks([fallen, fallen]) == [f"{STATIC.case.label}: --path static ran eager (no compiler)"]
+    fallen, usual = measured(task=STATIC, decode_path=EAGER), kept(measured(task=STATIC))
+    assert not suite.adds_up(fallen, usual)
+    assert suite.adds_up(fallen, kept(fallen))
+    assert suite.fallbacks([fallen, fallen]) == [f"{STATIC.case.label}: --path static ran eager (no compiler)"]
 
 
 def test_the_step_is_kept_in_the_file_and_read_where_there_is_none(tmp_path: Path) -> None:
-    known = kept(measured(job=STATIC, decode_path=EAGER))
+    known = kept(measured(task=STATIC, decode_path=EAGER))
     baseline.write(tmp_path / "base.json", known)
     assert baseline.read(tmp_path / "base.json").cells["cell"].step == "eager"
     content = json.loads((tmp_path / "base.json").read_text())
@@ -170,9 +170,9 @@ def test_a_machine_that_is_slower_itself_gives_no_fail() -> None:
 
 
 def test_the_reference_work_takes_time_and_repeats() -> None:
-    assert 0 < reference.seconds() < 1
-    assert reference.slower(1.0, 1.0 + reference.SLOWER) is None
-    assert reference.slower(None, 5.0) is None
+    assert 0 < baseline.reference_seconds() < 1
+    assert baseline.machine_slower(1.0, 1.0 + baseline.SLOWER) is None
+    assert baseline.machine_slower(None, 5.0) is None
 
 
 def test_a_new_cell_fails() -> None:
@@ -180,7 +180,7 @@ def test_a_new_cell_fails() -> None:
 
 
 def test_a_cell_that_is_not_measured_any_more_fails() -> None:
-    assert [v.word for v in cell.missing(kept(measured("a"), measured("b")), ["a"])] == ["FAIL"]
+    assert [v.word for v in suite.missing(kept(measured("a"), measured("b")), ["a"])] == ["FAIL"]
 
 
 def test_a_cell_that_failed_fails() -> None:
@@ -190,8 +190,8 @@ def test_a_cell_that_failed_fails() -> None:
 
 
 def test_another_case_under_the_same_name_is_incomparable_and_says_what_changed() -> None:
-    other = measured(job=Job(make_case(1024), source()))
-    (verdict,) = cell.against(other, kept(measured()), RULE, ("decode",))
+    other = measured(task=Task(make_case(1024), source()))
+    (verdict,) = suite.against(other, kept(measured()), RULE, ("decode",))
     assert verdict.word == "INCOMPARABLE"
     assert "context 512 → 1024" in verdict.reason
 
@@ -206,11 +206,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_accepted_sessions_of_one_cell_add_up_and_another_one_replaces() -> None:
     before = kept(measured())
-    assert cell.adds_up(measured(), before)
+    assert suite.adds_up(measured(), before)
     after = before.accepted({"cell": measured().entry()}, {"cell": True})
     assert len(after.cells["cell"].sessions) == 2
     heavier = measured(memory=replace(measured().rows[0].memory, cache_bytes=7))
-    assert not cell.adds_up(heavier, before)
+    assert not suite.adds_up(heavier, before)
     replaced = after.accepted({"cell": heavier.entry()}, {"cell": False})
     assert len(replaced.cells["cell"].sessions) == 1
 
@@ -294,4 +294,4 @@ def test_no_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_a_set_of_passes_is_one() -> None:
-    assert worst(cell.against(measured(), kept(measured()), RULE, ("prefill", "decode"))) == "PASS"
+    assert worst(suite.against(measured(), kept(measured()), RULE, ("prefill", "decode"))) == "PASS"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from profiler.gate.holm import Family, holm
+from profiler.gate.rule import Family, holm
 
 
 def test_holm_is_that_of_the_paper() -> None:

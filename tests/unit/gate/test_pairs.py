@@ -11,10 +11,20 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.gate import pairs
-from profiler.gate.pairs import Decision, Evidence, Rule, decide, detectable, evidence, sign_p, supportable, supports
+from profiler.gate import rule as gate_rule
+from profiler.gate.rule import (
+    Decision,
+    Evidence,
+    RegressionRule,
+    decide,
+    detectable,
+    evidence,
+    sign_p,
+    supportable,
+    supports,
+)
 
-RULE = Rule(delta=0.05)
+RULE = RegressionRule(delta=0.05)
 L = RULE.log
 CLEAR = Evidence(n=6, mean=0.10, median=0.10, sd=0.01, low=0.08, high=0.12, p_slower=0.0001, p_sign=1 / 64)
 
@@ -60,7 +70,7 @@ def mutants() -> Iterator[tuple[str, Callable[..., Decision]]]:
         else:
             changed = plain.replace(old, new)
         assert changed != plain, old
-        space = dict(vars(pairs))
+        space = dict(vars(gate_rule))
         exec(compile(changed, "mutant", "exec"), space)
         yield f"{old} → {new}", space["decide"]
 
@@ -106,8 +116,8 @@ def test_a_pair_without_difference_speaks_against_slower() -> None:
 
 def test_the_smallest_delta_that_is_supported_is_where_twice_of_it_is_detectable() -> None:
     for sd in (0.02, 0.05, 0.09):
-        least = Rule(supportable(sd, RULE))
+        least = RegressionRule(supportable(sd, RULE))
         assert supports(sd, least)
         assert math.log1p(least.delta) * 2 == pytest.approx(math.log1p(detectable(sd, least)), rel=1e-9)
-        assert not supports(sd, Rule(least.delta * 0.99))
+        assert not supports(sd, RegressionRule(least.delta * 0.99))
     assert supportable(0.10, RULE) == pytest.approx(0.0473, abs=1e-4)  # 3.7 · s / √16 / 2, in logarithms

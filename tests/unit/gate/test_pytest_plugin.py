@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 import pytest_benchmark.plugin
-from fakes.sides import BASE, LocalBench
+from fakes.variants import BASE, LocalBench
 
 from profiler.backends import fake  # noqa: F401  # kept imported: every suite below would import it anew
 from profiler.errors import ProfileError
-from profiler.gate import side, suite
+from profiler.gate import suite, variants
 from profiler.gate.bench import WorkerBench
-from profiler.gate.side import Side
-from profiler.measure.process import Launch
+from profiler.gate.variants import Variant
+from profiler.run.process import Launch
 
 pytest_plugins = ["pytester"]
 
@@ -51,7 +51,7 @@ def test_NAME(profile_case):
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the fake machine cost what is said from now on. What a worker does is done in this process."""
     monkeypatch.setattr(suite, "WorkerBench", LocalBench)
-    monkeypatch.setattr(side, "here", lambda: BASE)
+    monkeypatch.setattr(variants, "here", lambda: BASE)
     monkeypatch.setattr(pytest_benchmark.plugin, "get_cpu_info", dict)  # a second for each saved file
 
     def cost(**script: Any) -> None:
@@ -554,8 +554,8 @@ def test_loading_the_plugin_imports_nothing_heavy() -> None:
 def test_pytest_finds_the_plugin_as_installed() -> None:
     from importlib.metadata import distribution
 
-    points = [point for point in distribution("llm-hwprofile").entry_points if point.group == "pytest11"]
-    assert [point.value for point in points] == ["profiler.gate.pytest_plugin"]
+    tasks = [task for task in distribution("llm-hwprofile").entry_points if task.group == "pytest11"]
+    assert [task.value for task in tasks] == ["profiler.gate.pytest_plugin"]
 
 
 def test_real_workers_give_the_same_and_none_is_left(
@@ -564,7 +564,7 @@ def test_real_workers_give_the_same_and_none_is_left(
     write(pytester, OURS)
     accept(run)  # without workers
     monkeypatch.setattr(suite, "WorkerBench", WorkerBench)
-    monkeypatch.setattr(side, "here", lambda: Side("here", Launch((sys.executable,))))
+    monkeypatch.setattr(variants, "here", lambda: Variant("here", Launch((sys.executable,))))
     assert gate(run).ret == 0
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     assert children.read_text().split() == []

@@ -6,24 +6,24 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from fakes.sides import FakeBench, gate
+from fakes.variants import FakeBench, gate
 
 from profiler.gate import trial
-from profiler.gate.verdict import Verdict
+from profiler.gate.rule import GateVerdict
 
 S = 0.03  # standard deviation of a pair: a workstation that does little else
 GATES = 200
 
 
 @cache
-def words(slowdown: float, gates: int = GATES, noise: float = S, **bench: float) -> list[Verdict]:
+def words(slowdown: float, gates: int = GATES, noise: float = S, **bench: float) -> list[GateVerdict]:
     return [
         gate(FakeBench(slowdown, noise, seed=seed, **bench), known_noise=noise, seed=seed)[0][0]
         for seed in range(gates)
     ]
 
 
-def failed_before_confirmation(verdicts: list[Verdict]) -> int:
+def failed_before_confirmation(verdicts: list[GateVerdict]) -> int:
     return sum(verdict.confirmation is not None for verdict in verdicts)
 
 
@@ -56,7 +56,7 @@ def test_processes_that_differ_by_luck_do_not_make_equal_sides_fail() -> None:
 
 def test_without_confirmation_luck_of_processes_would_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the confirmation is not there for nothing."""
-    monkeypatch.setattr(trial.Trial, "_confirm", lambda self: None)
+    monkeypatch.setattr(trial.GateTrial, "_confirm", lambda self: None)
     found = words.__wrapped__(0.0, 100, process_noise=0.04)
     assert Counter(verdict.word for verdict in found)["FAIL"] > 0
 

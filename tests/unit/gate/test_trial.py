@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 from fakes.lab import make_case, source
-from fakes.sides import FakeBench, gate, row
+from fakes.variants import FakeBench, gate, row
 
+from profiler.case import Task
 from profiler.devices.base import Overview
-from profiler.gate import series
-from profiler.gate.calibration import Noise
-from profiler.gate.verdict import Verdict, exit_code, worst
-from profiler.measure.cautions import company
-from profiler.measure.supervisor import Job
+from profiler.gate import bench as gate_bench
+from profiler.gate.rule import GateVerdict, exit_code, worst
+from profiler.gate.trial import Noise
 from profiler.results.measurement import Caution, DecodePath, Measurement
+from profiler.run.repetitions import company
 
 
-def one(bench: FakeBench, jobs: tuple[Job, ...] = (), **options: Any) -> Verdict:
-    verdicts, _ = gate(bench, *jobs, **options)
+def one(bench: FakeBench, tasks: tuple[Task, ...] = (), **options: Any) -> GateVerdict:
+    verdicts, _ = gate(bench, *tasks, **options)
     return next(verdict for verdict in verdicts if verdict.metric == "decode_cpu_s")
 
 
@@ -46,9 +46,9 @@ def test_a_fail_that_fresh_processes_do_not_confirm_is_inconclusive() -> None:
     bench = FakeBench(slowdown=0.10)
     start = bench.start
 
-    def better_with_new_processes(sides: Any) -> None:
+    def better_with_new_processes(variants: Any) -> None:
         bench.slowdown = 0.0 if bench.processes >= 4 else 0.10  # the first six pairs have two processes a side
-        start(sides)
+        start(variants)
 
     bench.start = better_with_new_processes  # type: ignore[method-assign]
     verdict = one(bench)
@@ -68,7 +68,7 @@ def test_no_process_serves_more_than_three_pairs() -> None:
     bench = FakeBench(noise=0.05, seed=4)
     _, trial = gate(bench, known_noise=0.05)
     served = Counter(block["process"] for block in trial.kept)
-    assert max(served.values()) <= series.RESTART
+    assert max(served.values()) <= gate_bench.RESTART
 
 
 def test_the_order_within_pairs_is_drawn_and_the_seed_repeats_it() -> None:
@@ -90,7 +90,7 @@ def test_base_and_candidate_follow_each_other_within_a_pair() -> None:
 
 def test_without_known_noise_the_base_is_measured_against_itself_first() -> None:
     bench, kept = FakeBench(noise=0.03, seed=1), {}
-    _, trial = gate(bench, known_noise=None, keep_noise=lambda job, found: kept.update(found))
+    _, trial = gate(bench, known_noise=None, keep_noise=lambda task, found: kept.update(found))
     assert bench.ran[:12] == ["base"] * 12
     assert [block["stage"] for block in trial.kept[:13]] == ["noise"] * 12 + ["gate"]
     assert 0.005 < kept["decode"].sd < 0.08
@@ -156,7 +156,7 @@ def test_more_spoilt_pairs_than_a_quarter_are_inconclusive() -> None:
 
 def test_work_from_outside_spoils_a_wall_clock_and_no_count_of_cpu_time() -> None:
     pressed = {"base": lambda same: replace(same, cautions=(Caution("decode-cpu-pressure", "a build"),))}
-    on_gpu = Job(make_case(512, device="cuda:0"), source())
+    on_gpu = Task(make_case(512, device="cuda:0"), source())
     assert one(FakeBench(change=pressed)).word == "PASS"
     verdicts, _ = gate(FakeBench(change=pressed), on_gpu)
     assert (verdicts[0].metric, verdicts[0].word) == ("decode_wall_s", "INCONCLUSIVE")
@@ -177,7 +177,7 @@ def test_halves_at_other_clocks_or_another_power_limit_are_no_pair(
     def at(value: float) -> Any:
         return lambda same: replace(same, samples=tuple(replace(s, **{field: value}) for s in same.samples))
 
-    on_gpu = Job(make_case(512, device="cuda:0"), source())
+    on_gpu = Task(make_case(512, device="cuda:0"), source())
     verdicts, _ = gate(FakeBench(change={"base": at(base), "candidate": at(candidate)}), on_gpu)
     assert verdicts[0].word == word
 
@@ -187,13 +187,13 @@ def test_the_idle_process_of_the_other_side_is_no_foreign_one() -> None:
         seen = company(Overview(None, count), "cuda:0")
         return {"base": lambda same: replace(same, cautions=tuple(seen))}
 
-    on_gpu = Job(make_case(512, device="cuda:0"), source())
+    on_gpu = Task(make_case(512, device="cuda:0"), source())
     words = [gate(FakeBench(change=with_others(count)), on_gpu)[0][0].word for count in (0, 1, 2)]
     assert words == ["PASS", "PASS", "INCONCLUSIVE"]
 
 
 def test_a_cpu_is_gated_on_cpu_time_and_a_gpu_on_the_wall() -> None:
-    verdicts, _ = gate(FakeBench(), Job(make_case(512, device="cuda:0"), source()))
+    verdicts, _ = gate(FakeBench(), Task(make_case(512, device="cuda:0"), source()))
     assert verdicts[0].metric == "decode_wall_s"
     assert one(FakeBench()).metric == "decode_cpu_s"
 
@@ -223,9 +223,9 @@ def test_more_weight_or_cache_fails_though_it_is_as_fast() -> None:
 
 def test_each_cell_and_metric_has_a_verdict_of_its_own() -> None:
     bench, slow_at = FakeBench(), 2048
-    jobs = [Job(make_case(context), source()) for context in (512, slow_at)]
+    tasks = [Task(make_case(context), source()) for context in (512, slow_at)]
     bench.change["candidate"] = lambda same: row(same.case, 1.0, 1.2) if same.case.context == slow_at else same
-    verdicts, _ = gate(bench, *jobs, metrics=("prefill", "decode"))
+    verdicts, _ = gate(bench, *tasks, metrics=("prefill", "decode"))
     words = {(v.cell.split()[2], v.metric): v.word for v in verdicts if v.metric.endswith("_s")}
     assert words == {
         ("c=512", "prefill_cpu_s"): "PASS",
@@ -236,7 +236,7 @@ def test_each_cell_and_metric_has_a_verdict_of_its_own() -> None:
 
 
 def test_a_synthetic_fill_has_no_prefill_to_gate() -> None:
-    filled = Job(make_case(512, fill="synthetic"), source())
+    filled = Task(make_case(512, fill="synthetic"), source())
     verdicts, _ = gate(FakeBench(), filled, metrics=("prefill", "decode"))
     assert [verdict.metric for verdict in verdicts if verdict.metric.endswith("_s")] == ["decode_cpu_s"]
 
@@ -254,7 +254,7 @@ def test_nothing_measured_is_a_failure() -> None:
 
 def test_the_gravest_word_counts_and_inconclusive_may_be_let_through() -> None:
     def said(*words: Any) -> int:
-        return exit_code(worst([Verdict("cell", "metric", word, "") for word in words]))
+        return exit_code(worst([GateVerdict("cell", "metric", word, "") for word in words]))
 
     assert [said("PASS"), said("PASS", "INCONCLUSIVE"), said("INCONCLUSIVE", "INCOMPARABLE")] == [0, 3, 4]
     assert said("INCOMPARABLE", "FAIL", "PASS") == 1
@@ -265,8 +265,8 @@ def test_the_gravest_word_counts_and_inconclusive_may_be_let_through() -> None:
 def test_kept_noise_is_taken_for_what_it_was_measured_for() -> None:
     asked = []
 
-    def find(job: Job) -> dict[Any, Noise]:
-        asked.append(job.case.context)
+    def find(task: Task) -> dict[Any, Noise]:
+        asked.append(task.case.context)
         return {"decode": Noise(0.01, 6, 0.0)}
 
     bench = FakeBench()
@@ -280,7 +280,7 @@ def test_kept_noise_is_taken_for_what_it_was_measured_for() -> None:
 EAGER = DecodePath("eager", "cache layer 0 has no rule")
 TORCH = DecodePath("static", kernels="plain torch: the cache folder is full")
 SAID = "the base static, the candidate eager (cache layer 0 has no rule)"
-STATIC = Job(replace(make_case(512), path="static"), source())
+STATIC = Task(replace(make_case(512), path="static"), source())
 
 
 def ran(path: DecodePath) -> Any:
@@ -302,13 +302,13 @@ def test_a_fall_back_of_one_side_makes_decode_and_its_memory_incomparable(fell: 
 
 
 def test_a_fall_back_says_which_side_ran_what_and_why() -> None:
-    verdict = one(FakeBench(change={"candidate": ran(EAGER)}), jobs=(STATIC,))
+    verdict = one(FakeBench(change={"candidate": ran(EAGER)}), tasks=(STATIC,))
     assert SAID in verdict.reason and "--path eager" in (verdict.advice or "")
 
 
 def test_a_side_that_does_not_say_what_ran_ran_what_was_asked_for() -> None:
-    assert one(FakeBench(change={"candidate": ran(DecodePath("static"))}), jobs=(STATIC,)).word == "PASS"
-    assert "the base static" in one(FakeBench(change={"candidate": ran(EAGER)}), jobs=(STATIC,)).reason
+    assert one(FakeBench(change={"candidate": ran(DecodePath("static"))}), tasks=(STATIC,)).word == "PASS"
+    assert "the base static" in one(FakeBench(change={"candidate": ran(EAGER)}), tasks=(STATIC,)).reason
 
 
 def test_both_sides_on_one_fall_back_are_compared_and_it_is_said() -> None:
@@ -330,12 +330,12 @@ def falls_back_after(rows: int) -> Any:
 
 
 def test_a_fall_back_in_a_later_pair_counts_too() -> None:
-    verdict = one(FakeBench(change={"candidate": falls_back_after(4)}), jobs=(STATIC,))
+    verdict = one(FakeBench(change={"candidate": falls_back_after(4)}), tasks=(STATIC,))
     assert verdict.word == "INCOMPARABLE" and verdict.ratio is None
 
 
 def test_a_fall_back_in_the_pairs_that_confirm_is_no_confirmation() -> None:
-    verdict = one(FakeBench(slowdown=0.2, change={"candidate": falls_back_after(6)}), jobs=(STATIC,))
+    verdict = one(FakeBench(slowdown=0.2, change={"candidate": falls_back_after(6)}), tasks=(STATIC,))
     assert verdict.word == "INCOMPARABLE"
 
 
@@ -343,9 +343,9 @@ def test_processes_of_the_base_that_differ_in_step_are_no_noise() -> None:
     kept: list[Any] = []
     verdict = one(
         FakeBench(change={"base": falls_back_after(3)}),
-        jobs=(STATIC,),
+        tasks=(STATIC,),
         known_noise=None,
-        keep_noise=lambda job, found: kept.append(found),
+        keep_noise=lambda task, found: kept.append(found),
     )
     assert verdict.word == "INCONCLUSIVE" and "different decode steps" in verdict.reason
     assert kept == []

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from fakes import tiny, weights
 
+from profiler.case import BESIDE, UNUSED
 from profiler.errors import ProfileError
 from profiler.models import families
-from profiler.models.account import Entry, account
-from profiler.models.remark import BESIDE, UNUSED
+from profiler.models.account import FileTensor, account
 from profiler.models.resolve import Model, resolve
 from profiler.units import printable
 
@@ -300,6 +300,6 @@ def test_a_file_that_the_config_names_as_its_weights_is_not_swapped_for_another(
 
 def test_a_name_without_a_rule_is_no_weight() -> None:
     geometry = families.geometry(LLAMA)
-    stored = [Entry(name, name, tuple(shape), "F32", 1) for name, shape in SHAPES.items()]
-    found = account([*stored, Entry("strange", None, (3,), "Q4_K", 7)], geometry)
+    stored = [FileTensor(name, name, tuple(shape), "F32", 1) for name, shape in SHAPES.items()]
+    found = account([*stored, FileTensor("strange", None, (3,), "Q4_K", 7)], geometry)
     assert [(left.names, left.nbytes) for left in found.left] == [(("strange",), 7)]

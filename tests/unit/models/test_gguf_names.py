@@ -12,8 +12,8 @@ import pytest
 from fakes import tiny, weights
 
 from profiler.errors import ProfileError
-from profiler.models import account, families, gguf_config, gguf_names
-from profiler.models.gguf_file import GgufHeader, GgufTensor
+from profiler.models import account, families, gguf_config, gguf_tensors
+from profiler.models.gguf import GgufHeader, GgufTensor
 from profiler.models.resolve import resolve
 
 ARCHITECTURES = {"gemma3": "gemma3", "gemma4": "gemma4", "gemma4-moe": "gemma4", "llama": "llama", "qwen3": "qwen3"}
@@ -43,7 +43,7 @@ def test_names_are_those_of_llama_cpp(model: str) -> None:
         own = by_llama_cpp(architecture, name)
         if own is not None:
             own += "" if own.rpartition(".")[2] in ("weight", "bias", "ssm_a") else ".weight"
-            assert gguf_names.parameter(architecture, own) == name, own
+            assert gguf_tensors.parameter(architecture, own) == name, own
             compared += 1
     assert compared >= 0.9 * len(weights.described(tiny.CONFIGS[model]))
 
@@ -52,12 +52,14 @@ def test_names_are_those_of_llama_cpp(model: str) -> None:
 def test_a_name_of_the_file_stands_in_messages(model: str) -> None:
     architecture = ARCHITECTURES[model]
     for name in weights.described(tiny.CONFIGS[model]):
-        assert gguf_names.parameter(architecture, gguf_names.own_name(architecture, name)) == name
+        assert gguf_tensors.parameter(architecture, gguf_tensors.own_name(architecture, name)) == name
 
 
 def test_what_has_no_rule_is_not_guessed() -> None:
-    assert gguf_names.parameter("llama", "v.patch_embd.weight") is None
-    assert gguf_names.parameter("llama", "blk.1.ssm_out.weight") == "model.layers.1.ssm_out.weight"  # no such weight
+    assert gguf_tensors.parameter("llama", "v.patch_embd.weight") is None
+    assert (
+        gguf_tensors.parameter("llama", "blk.1.ssm_out.weight") == "model.layers.1.ssm_out.weight"
+    )  # no such weight
 
 
 LLAMA: dict[str, Any] = {
@@ -85,7 +87,7 @@ def file(path: Path, extra: dict[str, tuple[int, ...]] | None = None, drop: str 
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in (LLAMA | metadata).items():
         writer.add_uint32(f"llama.{key}", value)
-    shapes = {gguf_names.own_name("llama", name): tuple(shape) for name, shape in weights.described(RAW).items()}
+    shapes = {gguf_tensors.own_name("llama", name): tuple(shape) for name, shape in weights.described(RAW).items()}
     for name, shape in (shapes | (extra or {})).items():
         if not drop or not name.startswith(drop):
             writer.add_tensor(name, np.zeros(shape, np.float16))
@@ -156,11 +158,11 @@ def test_a_tensor_that_no_weight_takes_is_told(tmp_path: Path, name: str, shape:
 def test_a_block_that_drafts_is_left_out_with_its_bytes_whether_the_metadata_says_so_or_not() -> None:
     raw = tiny.CONFIGS["qwen3.5"]
     geometry = families.geometry(raw)
-    names = {gguf_names.own_name("qwen35", name): tuple(shape) for name, shape in weights.described(raw).items()}
+    names = {gguf_tensors.own_name("qwen35", name): tuple(shape) for name, shape in weights.described(raw).items()}
     names |= {"blk.4.attn_norm.weight": (64,), "blk.4.nextn.eh_proj.weight": (64, 128)}
     tensors = {name: GgufTensor(name, shape, 1, 0) for name, shape in names.items()}
     found = account.account(
-        gguf_names.entries(GgufHeader({"general.architecture": "qwen35"}, tensors), geometry), geometry
+        gguf_tensors.entries(GgufHeader({"general.architecture": "qwen35"}, tensors), geometry), geometry
     )
     (left,) = found.left
     assert (left.why, left.nbytes) == ("multi-token prediction", 2 * (64 + 64 * 128))
@@ -181,4 +183,4 @@ def test_metadata_that_the_geometry_does_not_show_is_a_part_of_the_identity(tmp_
 
 
 def test_every_architecture_with_a_rule_has_names() -> None:
-    assert set(gguf_names.MODULES) == set(gguf_config.ARCHITECTURES) - {"llama4"}  # which is refused
+    assert set(gguf_tensors.MODULES) == set(gguf_config.ARCHITECTURES) - {"llama4"}  # which is refused

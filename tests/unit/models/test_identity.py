@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fakes import weights
 
-from profiler.models import identity
+from profiler import files
 from profiler.models.resolve import resolve
 
 RAW: dict[str, Any] = {
@@ -79,19 +79,19 @@ def test_two_tensors_that_change_places_are_another_model(tmp_path: Path) -> Non
     path.write_bytes(weights.content(names))
     changed(path, path.stat().st_size - 1)
     first = spans(path, ["a", "b"])
-    assert identity.content_id(first) != identity.content_id(spans(path, ["b", "a"]))
+    assert files.content_id(first) != files.content_id(spans(path, ["b", "a"]))
 
 
-def spans(path: Path, names: list[str], nbytes: int = 256) -> list[identity.Span]:
+def spans(path: Path, names: list[str], nbytes: int = 256) -> list[files.FileSpan]:
     start = path.stat().st_size - len(names) * nbytes
-    return [identity.Span(name, path, start + index * nbytes, nbytes) for index, name in enumerate(names)]
+    return [files.FileSpan(name, path, start + index * nbytes, nbytes) for index, name in enumerate(names)]
 
 
 def test_of_a_large_checkpoint_every_tensor_is_sampled_and_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An edit of one layer, as in a merge or an ablation, touches no more than a few tensors."""
-    monkeypatch.setattr(identity, "WHOLE_BYTES", 2**20)
+    monkeypatch.setattr(files, "WHOLE_BYTES", 2**20)
     path = weights.folder(tmp_path / "m", RAW)
     found = resolve(str(path))
     assert found.checkpoint is not None and found.checkpoint.to_json()["identity"] == "samples of every tensor"
@@ -114,5 +114,5 @@ def test_a_small_checkpoint_says_that_every_byte_counts(tmp_path: Path) -> None:
 
 def test_a_prediction_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a measurement needs the identity, and hashing takes seconds."""
-    monkeypatch.setattr(identity, "content_id", lambda spans: pytest.fail("read the weights"))
+    monkeypatch.setattr(files, "content_id", lambda spans: pytest.fail("read the weights"))
     assert resolve(str(weights.folder(tmp_path / "m", RAW))).id_for("synthetic")

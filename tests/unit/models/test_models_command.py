@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from profiler.commands.models import models
-from profiler.models import catalog
+from profiler.models import hub
 
 
 def output(kind: str) -> str:
@@ -21,7 +21,7 @@ def output(kind: str) -> str:
 
 def test_json_rows_hold_whole_numbers_for_the_whole_catalog() -> None:
     rows = json.loads(output("json"))
-    assert [row["model"] for row in rows] == list(catalog.names())
+    assert [row["model"] for row in rows] == list(hub.names())
     e2b = next(row for row in rows if row["model"] == "gemma-4-e2b")
     assert e2b == {
         "model": "gemma-4-e2b",
@@ -38,7 +38,7 @@ def test_json_rows_hold_whole_numbers_for_the_whole_catalog() -> None:
 
 def test_csv_has_a_row_a_model() -> None:
     rows = list(csv.DictReader(io.StringIO(output("csv"))))
-    assert [row["model"] for row in rows] == list(catalog.names())
+    assert [row["model"] for row in rows] == list(hub.names())
     assert all(int(row["parameters"]) >= int(row["active_parameters"]) > 0 for row in rows)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from profiler import registry
 from profiler.errors import ProfileError
-from profiler.models import catalog, families
+from profiler.models import families, hub
 from profiler.models.layers import Attention
 
 LLAMA = {
@@ -32,7 +32,7 @@ def text(raw: dict[str, Any]) -> dict[str, Any]:
 def test_every_family_names_its_model_types_and_has_a_catalog_entry_or_is_llama(name: str) -> None:
     family = registry.load("models.families", name, "family")
     assert family.MODEL_TYPES and family.__doc__ and callable(family.geometry)
-    in_catalog = {catalog.raw_config(entry)["model_type"] for entry in catalog.names()}
+    in_catalog = {hub.shipped_config(entry)["model_type"] for entry in hub.names()}
     assert in_catalog & set(family.MODEL_TYPES) or name == "llama"
 
 
@@ -77,16 +77,16 @@ def test_a_model_type_that_is_no_plain_word_is_refused(model_type: object) -> No
     assert "\x1b" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", hub.names())
 def test_multimodal_checkpoints_say_that_only_the_text_tower_counts(name: str) -> None:
-    raw = catalog.raw_config(name)
+    raw = hub.shipped_config(name)
     cautions = families.geometry(raw).cautions
     assert any("text tower only" in caution for caution in cautions) == ("text_config" in raw)
 
 
 def test_the_text_config_alone_gives_the_same_layers() -> None:
-    for name in catalog.names():
-        raw = catalog.raw_config(name)
+    for name in hub.names():
+        raw = hub.shipped_config(name)
         assert families.geometry(text(raw)).layers == families.geometry(raw).layers
 
 
@@ -101,7 +101,7 @@ def test_defaults_that_google_leaves_out_of_gemma_3_configs_are_those_of_transfo
             "sliding_window": 1024,
         },
     }
-    assert families.geometry(short).layers == families.geometry(catalog.raw_config("gemma-3-4b")).layers
+    assert families.geometry(short).layers == families.geometry(hub.shipped_config("gemma-3-4b")).layers
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_a_bad_field_is_named_with_what_is_allowed(change: dict[str, Any], says:
 )
 def test_contradictions_are_refused_in_one_line(name: str, change: dict[str, Any], says: str) -> None:
     with pytest.raises(ProfileError, match=says):
-        families.geometry(text(catalog.raw_config(name)) | change)
+        families.geometry(text(hub.shipped_config(name)) | change)
 
 
 def test_a_tied_head_may_be_stated_outside_the_text_config() -> None:
-    raw = catalog.raw_config("qwen3.5-0.8b")
+    raw = hub.shipped_config("qwen3.5-0.8b")
     inner = {key: value for key, value in text(raw).items() if key != "tie_word_embeddings"}
     assert families.geometry(raw | {"text_config": inner}).tied
     assert not families.geometry(raw | {"text_config": inner | {"tie_word_embeddings": False}}).tied
@@ -228,7 +228,7 @@ def test_a_multimodal_config_without_a_decoder_is_the_default_decoder_and_says_s
 
 
 def test_a_tied_head_that_is_stated_twice_and_not_alike_is_said() -> None:
-    raw = catalog.raw_config("qwen3.5-0.8b")
+    raw = hub.shipped_config("qwen3.5-0.8b")
     both = raw | {"tie_word_embeddings": True, "text_config": text(raw) | {"tie_word_embeddings": False}}
     assert "tie_word_embeddings is true outside text_config and false inside it" in families.geometry(both).cautions
 
@@ -261,7 +261,7 @@ def test_the_largest_context_follows_from_the_type_of_rope_scaling(fields: dict[
 
 
 def test_gemma_3_counts_its_scaling_in_max_position_embeddings() -> None:
-    raw = catalog.raw_config("gemma-3-4b")
+    raw = hub.shipped_config("gemma-3-4b")
     assert text(raw)["rope_scaling"]["factor"] == 8.0
     assert families.geometry(raw).max_position == 131072
 
@@ -297,7 +297,7 @@ def test_rope_parameters_that_transformers_cannot_use_are_named(fields: dict[str
 
 
 def test_padding_must_be_a_row_of_every_table_that_takes_it() -> None:
-    raw = catalog.raw_config("gemma-4-e2b")
+    raw = hub.shipped_config("gemma-4-e2b")
     text = raw["text_config"] | {"vocab_size_per_layer_input": 4, "pad_token_id": 5}
     with pytest.raises(ProfileError, match=r"pad_token_id is 5.*vocab_size_per_layer_input"):
         families.geometry(raw | {"text_config": text})

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from profiler.errors import ProfileError
-from profiler.models import catalog, config, families, gguf_config, gguf_file, safetensors_file
+from profiler.models import config, families, gguf, gguf_config, hub, safetensors
 from profiler.models.config import RANGES
-from profiler.models.gguf_file import GgufHeader, GgufTensor
+from profiler.models.gguf import GgufHeader, GgufTensor
 
 QUICK = settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -27,7 +27,7 @@ anything = st.recursive(
 )
 fields = [*RANGES, "layer_types", "tie_word_embeddings", "attention_k_eq_v", "enable_moe_block", "per_layer_config"]
 fields += ["no_rope_layers", "moe_layers", "model_type", "text_config", "use_bidirectional_attention"]
-REAL = [raw.get("text_config", raw) for raw in map(catalog.raw_config, catalog.names())]
+REAL = [raw.get("text_config", raw) for raw in map(hub.shipped_config, hub.names())]
 
 
 def only_profile_error() -> contextlib.AbstractContextManager[None]:
@@ -82,7 +82,7 @@ def test_any_bytes_as_safetensors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with only_profile_error():
-        safetensors_file.header(path)
+        safetensors.header(path)
 
 
 ENTRY = {
@@ -99,15 +99,15 @@ def test_any_json_as_safetensors_header(tmp_path: Path, entries: dict[str, Any])
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     with only_profile_error():
-        safetensors_file.header(path)
+        safetensors.header(path)
 
 
 @QUICK
 @given(anything)
 def test_any_json_as_index(tmp_path: Path, index: Any) -> None:
-    (tmp_path / safetensors_file.INDEX).write_text(json.dumps({"weight_map": index}))
+    (tmp_path / safetensors.INDEX).write_text(json.dumps({"weight_map": index}))
     with only_profile_error():
-        safetensors_file.shards(tmp_path)
+        safetensors.shards(tmp_path)
 
 
 def string(text: str) -> bytes:
@@ -131,7 +131,7 @@ def test_any_bytes_as_gguf(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with only_profile_error():
-        families.geometry(gguf_config.config(gguf_file.header(path)))
+        families.geometry(gguf_config.config(gguf.header(path)))
 
 
 KEYS = ["block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv"]
@@ -152,6 +152,6 @@ def test_any_metadata_as_gguf(architecture: str, metadata: dict[str, Any]) -> No
         families.geometry(gguf_config.config(header))
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", hub.names())
 def test_the_fuzzed_configs_are_good_ones_before_they_are_changed(name: str) -> None:
-    assert families.geometry(catalog.raw_config(name)).parameters > 0
+    assert families.geometry(hub.shipped_config(name)).parameters > 0

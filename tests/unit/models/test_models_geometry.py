@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from profiler.models import catalog, families
+from profiler.models import families, hub
 from profiler.models.geometry import Geometry
 from profiler.models.layers import IDEAL, Attention, Execution, Experts, GatedDelta
 
@@ -17,7 +17,7 @@ MIB = 1024**2
 
 
 def geometry(name: str) -> Geometry:
-    return families.geometry(catalog.raw_config(name))
+    return families.geometry(hub.shipped_config(name))
 
 
 def golden() -> list[dict[str, str]]:
@@ -26,7 +26,7 @@ def golden() -> list[dict[str, str]]:
 
 
 def test_the_golden_file_holds_the_whole_catalog() -> None:
-    assert tuple(sorted(row["name"] for row in golden())) == catalog.names()
+    assert tuple(sorted(row["name"] for row in golden())) == hub.names()
 
 
 @pytest.mark.parametrize("row", golden(), ids=lambda row: row["name"])

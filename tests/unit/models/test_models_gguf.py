@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from profiler.errors import ProfileError
-from profiler.models import catalog, families, gguf_config, gguf_file
+from profiler.models import families, gguf_config, hub
+from profiler.models import gguf as models_gguf
 from profiler.models.geometry import Geometry
-from profiler.models.gguf_file import GgufHeader, GgufTensor
+from profiler.models.gguf import GgufHeader, GgufTensor
 from profiler.models.layers import Attention
 from profiler.models.resolve import resolve
 
@@ -70,7 +71,7 @@ LLAMA = {
 def test_a_whole_file_gives_metadata_and_shapes(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf(LLAMA, {"token_embd.weight": (5, 8), "blk.0.attn_norm.weight": (8,)}))
-    header = gguf_file.header(path)
+    header = models_gguf.header(path)
     assert header.metadata["llama.block_count"] == 2
     assert header.metadata["tokenizer.ggml.tokens"] == range(5000)  # counted, not kept
     tensor = header.tensors["token_embd.weight"]
@@ -88,7 +89,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(ProfileError):
-            gguf_file.header(path)
+            models_gguf.header(path)
 
 
 def counted(version: int = 3, tensors: int = 0, keys: int = 0) -> bytes:
@@ -124,16 +125,16 @@ def test_a_header_that_lies_is_refused_at_once(tmp_path: Path, content: bytes, s
     path.write_bytes(content)
     start = time.monotonic()
     with pytest.raises(ProfileError, match=says):
-        gguf_file.header(path)
+        models_gguf.header(path)
     assert time.monotonic() - start < 2
 
 
 def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf(LLAMA, {"token_embd.weight": (5, 8)}))
-    monkeypatch.setattr(gguf_file, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(models_gguf, "MAX_SECONDS", 0.0)
     with pytest.raises(ProfileError, match="took more than"):
-        gguf_file.header(path)
+        models_gguf.header(path)
 
 
 @pytest.mark.parametrize(
@@ -152,31 +153,31 @@ def test_what_no_writer_makes_is_refused(tmp_path: Path, content: bytes, says: s
     path = tmp_path / "m.gguf"
     path.write_bytes(content + bytes(64))
     with pytest.raises(ProfileError, match=says):
-        gguf_file.header(path)
+        models_gguf.header(path)
 
 
 def test_what_is_kept_of_a_header_is_bounded_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf({f"k{n}": "x" * 100 for n in range(10)} | {"v": ["y" * 100] * 5000}, {}))
-    assert gguf_file.header(path).metadata["v"] == range(5000)  # only walked over
-    monkeypatch.setattr(gguf_file, "MAX_KEPT", 1024)
+    assert models_gguf.header(path).metadata["v"] == range(5000)  # only walked over
+    monkeypatch.setattr(models_gguf, "MAX_KEPT", 1024)
     with pytest.raises(ProfileError, match=r"more than 1\.00 KiB of metadata"):
-        gguf_file.header(path)
+        models_gguf.header(path)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf(LLAMA, {"token_embd.weight": (5, 8)}))
-    monkeypatch.setattr(gguf_file, "WINDOW", 64)
-    real = gguf_file._Reader.header
+    monkeypatch.setattr(models_gguf, "WINDOW", 64)
+    real = models_gguf._Reader.header
 
-    def cut(reader: gguf_file._Reader) -> GgufHeader:
+    def cut(reader: models_gguf._Reader) -> GgufHeader:
         path.write_bytes(path.read_bytes()[:100])
         return real(reader)
 
-    monkeypatch.setattr(gguf_file._Reader, "header", cut)
+    monkeypatch.setattr(models_gguf._Reader, "header", cut)
     with pytest.raises(ProfileError, match="not a valid GGUF file"):
-        gguf_file.header(path)
+        models_gguf.header(path)
 
 
 def header(metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> GgufHeader:
@@ -185,7 +186,7 @@ def header(metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> Ggu
 
 def as_gguf(name: str) -> GgufHeader:
     """What llama.cpp's converter writes for a catalog model: keys of gguf-py, the tensors that decide something."""
-    raw = catalog.raw_config(name)
+    raw = hub.shipped_config(name)
     raw = raw.get("text_config", raw)
     arch = {"gemma3_text": "gemma3", "qwen3": "qwen3", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe"}.get(
         raw["model_type"], "gemma4"
@@ -257,10 +258,10 @@ def _add_qwen35(raw: dict[str, Any], keys: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in catalog.names() if not name.startswith("llama-4")])
+@pytest.mark.parametrize("name", [name for name in hub.names() if not name.startswith("llama-4")])
 def test_the_metadata_of_a_converted_model_gives_back_its_geometry(name: str) -> None:
     found = families.geometry(gguf_config.config(as_gguf(name)))
-    original = families.geometry(catalog.raw_config(name))
+    original = families.geometry(hub.shipped_config(name))
     assert found.layers == original.layers
     assert found.outside == original.outside
     assert (found.tied, found.max_position) == (original.tied, original.max_position)

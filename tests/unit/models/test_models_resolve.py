@@ -12,7 +12,7 @@ import pytest
 from fakes import weights
 
 from profiler.errors import NotFound, ProfileError
-from profiler.models import catalog, hub
+from profiler.models import hub
 from profiler.models.resolve import Model, resolve
 
 LLAMA = {
@@ -65,7 +65,7 @@ def test_a_catalog_name_needs_no_weights_and_no_network() -> None:
 
 
 def test_identities_of_the_catalog_are_distinct_where_configs_are() -> None:
-    ids = {name: resolve(name).model_id for name in catalog.names()}
+    ids = {name: resolve(name).model_id for name in hub.names()}
     same = {("qwen3.6-27b", "qwen3.8-27b")}
     clashes = {(a, b) for a in ids for b in ids if a < b and ids[a] == ids[b]}
     assert clashes <= same
@@ -205,14 +205,14 @@ def test_a_miss_lists_the_nearest_first() -> None:
     ],
 )
 def test_what_starts_alike_is_nearest(name: str, near: list[str]) -> None:
-    assert catalog.nearest(name)[: len(near)] == near
+    assert hub.nearest(name)[: len(near)] == near
 
 
 def test_a_miss_counts_the_catalog_instead_of_listing_it() -> None:
     with pytest.raises(NotFound) as caught:
         resolve("zzz")
     assert caught.value.hint == (
-        f"profile models lists all {len(catalog.names())}. Or a folder, a .gguf file, a hub id owner/name."
+        f"profile models lists all {len(hub.names())}. Or a folder, a .gguf file, a hub id owner/name."
     )
 
 

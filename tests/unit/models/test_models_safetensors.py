@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from profiler import files
 from profiler.errors import ProfileError
-from profiler.models import identity, safetensors_file
+from profiler.models import safetensors
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 BF16 = {"dtype": "BF16", "shape": [5], "data_offsets": [24, 34]}
@@ -29,7 +30,7 @@ def written(folder: Path, entries: Any, data: int = 34, name: str = "model.safet
 
 
 def test_a_whole_file_gives_its_tensors(tmp_path: Path) -> None:
-    tensors = safetensors_file.header(written(tmp_path, {"__metadata__": {"format": "pt"}, "a": F32, "b": BF16}))[0]
+    tensors = safetensors.header(written(tmp_path, {"__metadata__": {"format": "pt"}, "a": F32, "b": BF16}))[0]
     assert {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()} == {
         "a": ("F32", (2, 3)),
         "b": ("BF16", (5,)),
@@ -41,7 +42,7 @@ def test_an_empty_tensor_and_packed_bits_are_fine(tmp_path: Path) -> None:
         "a": {"dtype": "F4", "shape": [4, 4], "data_offsets": [0, 8]},
         "b": {"dtype": "F32", "shape": [0, 7], "data_offsets": [8, 8]},
     }
-    assert len(safetensors_file.header(written(tmp_path, entries, 8))[0]) == 2
+    assert len(safetensors.header(written(tmp_path, entries, 8))[0]) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 20, 33, 34, 60, 200])
@@ -50,7 +51,7 @@ def test_a_truncated_file_is_called_truncated(tmp_path: Path, cut: int) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: max(0, len(whole) - cut)])
     with pytest.raises(ProfileError, match="truncated"):
-        safetensors_file.header(path)
+        safetensors.header(path)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, bad: bytes, says: str) ->
     path = tmp_path / "model.safetensors"
     path.write_bytes(bad)
     with pytest.raises(ProfileError, match=says) as caught:
-        safetensors_file.header(path)
+        safetensors.header(path)
     assert "\n" not in caught.value.message
 
 
@@ -89,7 +90,7 @@ def test_a_header_larger_than_any_real_one_is_not_read(tmp_path: Path) -> None:
         file.write(struct.pack("<Q", 17 * 1024 * 1024))
         file.truncate(18 * 1024 * 1024)
     with pytest.raises(ProfileError, match="larger than any real one"):
-        safetensors_file.header(path)
+        safetensors.header(path)
 
 
 def test_shards_are_those_of_the_index(tmp_path: Path) -> None:
@@ -97,11 +98,11 @@ def test_shards_are_those_of_the_index(tmp_path: Path) -> None:
     written(tmp_path, {"b": F32}, 24, "two.safetensors")
     written(tmp_path, {"c": F32}, 24, "consolidated.safetensors")
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
-    (tmp_path / safetensors_file.INDEX).write_text(json.dumps(index))
-    assert set(safetensors_file.verify(tmp_path)) == {"a", "b"}
+    (tmp_path / safetensors.INDEX).write_text(json.dumps(index))
+    assert set(safetensors.verify(tmp_path)) == {"a", "b"}
     (tmp_path / "two.safetensors").unlink()
     with pytest.raises(ProfileError, match=r"two.safetensors is missing, model.safetensors.index.json names it"):
-        safetensors_file.verify(tmp_path)
+        safetensors.verify(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -119,20 +120,20 @@ def test_shards_are_those_of_the_index(tmp_path: Path) -> None:
     ],
 )
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, index: Any) -> None:
-    (tmp_path / safetensors_file.INDEX).write_text(json.dumps(index))
-    with pytest.raises(ProfileError, match=safetensors_file.INDEX):
-        safetensors_file.shards(tmp_path)
+    (tmp_path / safetensors.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ProfileError, match=safetensors.INDEX):
+        safetensors.shards(tmp_path)
 
 
 def test_a_folder_of_pickles_says_so(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    assert safetensors_file.shards(tmp_path) is None
-    assert "pytorch_model.bin" in safetensors_file.why_missing(tmp_path)
-    assert "never loaded" in safetensors_file.why_missing(tmp_path)
+    assert safetensors.shards(tmp_path) is None
+    assert "pytorch_model.bin" in safetensors.why_missing(tmp_path)
+    assert "never loaded" in safetensors.why_missing(tmp_path)
 
 
 def content_id(folder: Path) -> str:
-    return identity.content_id(safetensors_file.spans(safetensors_file.verify(folder)))
+    return files.content_id(safetensors.spans(safetensors.verify(folder)))
 
 
 def test_the_identity_of_weights_changes_with_a_fine_tune_of_the_same_shapes(tmp_path: Path) -> None:
@@ -152,11 +153,11 @@ def test_a_file_of_many_names_is_read_once(tmp_path: Path, monkeypatch: pytest.M
         link = tmp_path / f"{n}.safetensors"
         link.symlink_to(whole.name) if n % 2 else link.hardlink_to(whole)
     index = {"weight_map": {str(n): f"{n}.safetensors" for n in range(40)}}
-    (tmp_path / safetensors_file.INDEX).write_text(json.dumps(index))
+    (tmp_path / safetensors.INDEX).write_text(json.dumps(index))
     read: list[Path] = []
-    real = safetensors_file.header
-    monkeypatch.setattr(safetensors_file, "header", lambda path, most: read.append(path) or real(path, most))
-    assert set(safetensors_file.verify(tmp_path)) == {"a"}
+    real = safetensors.header
+    monkeypatch.setattr(safetensors, "header", lambda path, most: read.append(path) or real(path, most))
+    assert set(safetensors.verify(tmp_path)) == {"a"}
     assert len(read) == 1
 
 
@@ -165,11 +166,11 @@ def test_headers_are_bounded_all_together(tmp_path: Path, monkeypatch: pytest.Mo
     for n in range(5):
         written(tmp_path, entries, 0, f"{n}.safetensors")
     index = {"weight_map": {str(n): f"{n}.safetensors" for n in range(5)}}
-    (tmp_path / safetensors_file.INDEX).write_text(json.dumps(index))
-    safetensors_file.verify(tmp_path)
-    monkeypatch.setattr(safetensors_file, "MAX_HEADERS", 4000)
+    (tmp_path / safetensors.INDEX).write_text(json.dumps(index))
+    safetensors.verify(tmp_path)
+    monkeypatch.setattr(safetensors, "MAX_HEADERS", 4000)
     with pytest.raises(ProfileError, match=r"3\.safetensors: a header of .* is larger than any real one"):
-        safetensors_file.verify(tmp_path)
+        safetensors.verify(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -182,18 +183,18 @@ def test_headers_are_bounded_all_together(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_an_index_that_cannot_be_is_one_line(tmp_path: Path, index: str, says: str) -> None:
-    (tmp_path / safetensors_file.INDEX).write_text(index)
+    (tmp_path / safetensors.INDEX).write_text(index)
     with pytest.raises(ProfileError, match=says) as caught:
-        safetensors_file.verify(tmp_path)
+        safetensors.verify(tmp_path)
     assert "\n" not in caught.value.message and len(caught.value.message) < 400
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", safetensors_file.INDEX])
+@pytest.mark.parametrize("name", ["model.safetensors", safetensors.INDEX])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    if name == safetensors_file.INDEX:
+    if name == safetensors.INDEX:
         with pytest.raises(ProfileError, match="is a pipe"):
-            safetensors_file.verify(tmp_path)
+            safetensors.verify(tmp_path)
     else:
         with pytest.raises(ProfileError, match="is a pipe"):
-            safetensors_file.header(tmp_path / name)
+            safetensors.header(tmp_path / name)

@@ -12,7 +12,8 @@ from fakes import stored as made
 from fakes import tiny, weights
 
 from profiler.errors import ProfileError
-from profiler.models import families, safetensors_file, scheme
+from profiler.models import families, safetensors
+from profiler.models import stored as models_stored
 from profiler.models.checkpoint import Checkpoint
 from profiler.models.resolve import resolve
 from profiler.models.stored import Stored, from_safetensors
@@ -166,7 +167,7 @@ def test_codes_of_compressed_tensors_without_a_scale_are_not_taken_for_values(tm
 def test_a_packed_weight_that_states_another_shape_than_the_model_has_is_trouble(tmp_path: Path) -> None:
     path = made.folder(tmp_path / "m", "compressed-tensors")
     assert stored(path).trouble is None
-    tensor = safetensors_file.verify(path)["model.layers.0.mlp.up_proj.weight_shape"]
+    tensor = safetensors.verify(path)["model.layers.0.mlp.up_proj.weight_shape"]
     with (path / "model.safetensors").open("r+b") as file:
         file.seek(tensor.data + tensor.begin)
         file.write((128).to_bytes(8, "little"))
@@ -190,7 +191,9 @@ def test_experts_stored_one_by_one_are_the_fused_weight_of_transformers(tmp_path
             held[f"{place}.{n}.{part}.weight_scale_inv"] = ("F32", (1, 1))
     path = made.folder(tmp_path / "m", "fp8", found=held, config=config)
     geometry = families.geometry(config)
-    found = from_safetensors(geometry, safetensors_file.verify(path), scheme.of(config))  # other weights are missing
+    found = from_safetensors(
+        geometry, safetensors.verify(path), models_stored.of(config)
+    )  # other weights are missing
     experts = {weight.weight.name: weight.nbytes for weight in found.weights}
     assert experts == {"mlp.experts.gate_up_proj": 4 * (32 * 64 + 4), "mlp.experts.down_proj": 2 * (64 * 32 + 4)}
     assert found.missing > 0 and not found.exact

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from profiler.results.difference import differences
-from profiler.results.environment import environment_key
+from profiler.results.environment import differences, environment_key
 
 CHANGES: list[tuple[tuple[str, ...], Any, str | None]] = [
     (("cpu", "title"), "Other CPU", "CPU Example CPU → Other CPU"),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from profiler.reports.base import rendered
 from profiler.results import energy
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Energy, Measurement, PhaseEnergy
+from profiler.show.output import rendered
 
 PREFILL = PhaseEnergy(100, seconds=11.88, window_s=12.0, tokens=12_800, counter_j=3600.0, power_j=3700.0)
 DECODE = PhaseEnergy(25, seconds=10.0, window_s=10.0, tokens=100, counter_j=1000.0, power_j=960.0)

@@ -13,10 +13,9 @@ import pytest
 from profiler.devices.allowance import Allowance
 from profiler.devices.base import DeviceInfo
 from profiler.devices.cgroup import MemoryLimit
-from profiler.measure.environ import worker_environment
 from profiler.results import environment
-from profiler.results.environment import environment_key, snapshot
-from profiler.results.settings import HEAP, settings
+from profiler.results.environment import HEAP, environment_key, settings, snapshot
+from profiler.run.process import worker_environment
 
 CPU = DeviceInfo("cpu", "cpu", "Example CPU", 64, 32, "fp32", cores=8, features=("avx2",))
 GPU = DeviceInfo("cuda:0", "cuda", "Example GPU", 64, 32, "bf16", uuid="GPU-1234-5678", driver="570.1")

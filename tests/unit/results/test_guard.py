@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from profiler.errors import ProfileError, StoreError
-from profiler.results import guard, row_reader
+from profiler.results import database
+from profiler.results import row as results_row
 from profiler.results.store import Store
 
 Attack = Callable[[sqlite3.Connection], object]
@@ -42,7 +43,7 @@ def refused(path: Path) -> str:
     """What is said of a store when its rows are read by ``compare``, which takes little time."""
     start = time.process_time()
     with pytest.raises(ProfileError) as caught:
-        row_reader.read(path)
+        results_row.read(path)
     assert time.process_time() - start < 2
     assert "\n" not in caught.value.message
     return caught.value.message
@@ -104,8 +105,8 @@ def test_pages_that_refer_to_each_other_end_by_the_size_of_the_file(
 ) -> None:
     """A run that claims more rows than the file can hold, as a loop of pages does."""
     path = tampered()
-    monkeypatch.setattr(guard, "BYTES", 0)
-    monkeypatch.setattr(guard, "BYTES_PER_BYTE", 0.001)
+    monkeypatch.setattr(database, "BYTES", 0)
+    monkeypatch.setattr(database, "BYTES_PER_BYTE", 0.001)
     assert "gives more than a file of its size can hold" in refused(path)
 
 
@@ -115,8 +116,8 @@ def test_a_query_that_does_not_end_is_interrupted(tampered: Any) -> None:
 
 
 def test_every_query_has_the_whole_budget(tampered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "STEPS", 10 * guard.TICK)
-    monkeypatch.setattr(guard, "STEPS_PER_BYTE", 0)
+    monkeypatch.setattr(database, "STEPS", 10 * database.TICK)
+    monkeypatch.setattr(database, "STEPS_PER_BYTE", 0)
     with Store.read_only(tampered()) as store:
         for _ in range(5):
             query = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 20000) SELECT max(i) FROM n"
@@ -126,7 +127,7 @@ def test_every_query_has_the_whole_budget(tampered: Any, monkeypatch: pytest.Mon
 def test_reading_a_store_of_another_leaves_it_and_its_folder_as_they_were(tampered: Any) -> None:
     path = tampered()
     before = path.read_bytes(), sorted(path.parent.iterdir())
-    assert len(row_reader.read(path)) == 2
+    assert len(results_row.read(path)) == 2
     assert (path.read_bytes(), sorted(path.parent.iterdir())) == before
 
 
@@ -165,4 +166,4 @@ def test_names_that_are_not_utf8_are_stored_and_come_back(tmp_path: Path, make: 
         assert store.runs()[0].argv[-1] == name
         assert [row.reason for row in store.rows()] == [name]
     assert json.dumps(name)  # and JSON of it is ASCII
-    assert len(row_reader.read(tmp_path / "\udcfe.sqlite")) == 1
+    assert len(results_row.read(tmp_path / "\udcfe.sqlite")) == 1

@@ -11,9 +11,9 @@ import pytest
 from profiler import registry
 from profiler.commands.runs import _places, in_grid_order
 from profiler.errors import StoreError
-from profiler.reports.base import rendered, streamed
 from profiler.results import stats
 from profiler.results.measurement import Caution, Measurement, Repetitions
+from profiler.show.output import rendered, streamed
 
 STREAMING = ("csv", "json", "jsonl")
 
@@ -63,7 +63,7 @@ def test_rows_shown_as_they_are_read_are_those_shown_at_once(filled: Any, output
 
 
 def test_formats_that_can_be_shown_row_by_row_are_known() -> None:
-    assert tuple(name for name in registry.names("reports") if streamed(name, None, []) is not None) == STREAMING
+    assert tuple(name for name in registry.names("show.writers") if streamed(name, None, []) is not None) == STREAMING
 
 
 def test_many_rows_are_stored_all_or_none(store: Any, make: Any, environment: Any) -> None:

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.results.measurement import Memory
-from profiler.results.memory_parts import parts, peak_phase, unaccounted_bytes
+from profiler.results.measurement import Memory, parts, peak_phase, unaccounted_bytes
 
 WHOLE = Memory(
     weights_bytes=1000,

@@ -16,7 +16,7 @@ import pytest
 from fakes.forked import fork
 
 from profiler.errors import StoreError
-from profiler.results import read_only
+from profiler.results import database
 from profiler.results.store import Store
 
 NOBODY = 65534
@@ -180,6 +180,6 @@ def test_every_command_that_reads_does_so_on_a_read_only_file_system(
 
 
 def test_other_errors_are_not_taken_for_a_file_that_cannot_be_written() -> None:
-    assert not read_only.may_be(sqlite3.OperationalError("database is locked"))
+    assert not database.may_be(sqlite3.OperationalError("database is locked"))
     with pytest.raises(StoreError, match="there is no store"):
         Store.open(Path("/nowhere/s.sqlite"), create=False)

@@ -17,17 +17,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from profiler.commands import accuracy, compare_page, listing
+from profiler.commands import accuracy
 from profiler.errors import ProfileError
 from profiler.gate import baseline
-from profiler.plan import scenario
-from profiler.reports.base import rendered
-from profiler.reports.base.page import compose, markdown, quality, terminal
-from profiler.results import comparison, row_reader, typed
+from profiler.results import comparison, encoding
+from profiler.results import row as results_row
 from profiler.results.encoding import decode, encode
 from profiler.results.measurement import DecodePath, Energy, Measurement, Memory, PhaseEnergy
 from profiler.results.row import dumps, row
 from profiler.results.store import Store
+from profiler.run import grid
+from profiler.show import compare as show_compare
+from profiler.show import output as show_output
+from profiler.show.output import rendered
+from profiler.show.report import page as report_page
+from profiler.show.report import quality
+from profiler.show.writers import md
+from profiler.show.writers import table as writers_table
 
 QUICK = settings(
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -116,17 +122,17 @@ def changed(whole: Any, data: st.DataObject) -> Any:
 def use(rows: list[Measurement]) -> None:
     """Everything that is made of rows."""
     compare = comparison.compare(rows, rows)
-    for output in compare_page.FORMATS:
-        compare_page.render(compare, ("a", "b"), output).encode()
+    for output in show_compare.FORMATS:
+        show_compare.render(compare, ("a", "b"), output).encode()
     for output in ("table", "md", "csv", "json", "jsonl", "llama-bench"):
         rendered(output, "r", rows)[0].encode()
-    page = compose.page(rows, "r")
-    terminal.terminal(page).encode()
-    markdown.markdown(page, {}).encode()
+    page = report_page.page(rows, "r")
+    writers_table.terminal(page).encode()
+    md.markdown(page, {}).encode()
     found = accuracy.rows(rows)
     accuracy.summary(found)
-    for output in listing.FORMATS:
-        listing.render(found, accuracy._cells, output).encode()
+    for output in show_output.FORMATS:
+        show_output.render(found, accuracy._cells, output).encode()
 
 
 def accepted(read: Callable[[], list[Measurement]]) -> bool:
@@ -145,7 +151,7 @@ def test_any_row_of_a_file(tmp_path: Path, make: Any, data: st.DataObject) -> No
     whole = json.loads(dumps(row("r", full(make))))
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(changed(whole, data)) + "\n")
-    accepted(lambda: row_reader.read(path))
+    accepted(lambda: results_row.read(path))
 
 
 @QUICK
@@ -154,7 +160,7 @@ def test_any_text_of_a_file_of_rows(tmp_path: Path, make: Any, data: st.DataObje
     text = dumps(row("r", full(make))).encode()
     at, piece = data.draw(st.integers(0, len(text))), data.draw(st.binary(max_size=6))
     (tmp_path / "rows.jsonl").write_bytes(text[:at] + piece + text[at + data.draw(st.integers(0, 9)) :])
-    accepted(lambda: row_reader.read(tmp_path / "rows.jsonl"))
+    accepted(lambda: results_row.read(tmp_path / "rows.jsonl"))
 
 
 @pytest.fixture
@@ -174,7 +180,7 @@ def test_any_content_of_a_store(stored: Path, data: st.DataObject) -> None:
     new = json.dumps(changed(json.loads(text), data))
     try:
         db.execute(f"UPDATE {table} SET content = ?", (new,))
-        accepted(lambda: row_reader.read(stored))
+        accepted(lambda: results_row.read(stored))
     finally:  # the next example begins with it
         db.execute(f"UPDATE {table} SET content = ?", (text,))
         db.close()
@@ -182,8 +188,8 @@ def test_any_content_of_a_store(stored: Path, data: st.DataObject) -> None:
 
 def test_what_is_fuzzed_is_good_before_it_is_changed(stored: Path, tmp_path: Path, make: Any) -> None:
     (tmp_path / "rows.jsonl").write_text(dumps(row("r", full(make))))
-    assert accepted(lambda: row_reader.read(stored))
-    assert accepted(lambda: row_reader.read(tmp_path / "rows.jsonl"))
+    assert accepted(lambda: results_row.read(stored))
+    assert accepted(lambda: results_row.read(tmp_path / "rows.jsonl"))
 
 
 @settings(QUICK, max_examples=60)
@@ -195,14 +201,14 @@ def test_any_bytes_in_the_file_of_a_store(stored: Path, tmp_path: Path, data: st
         whole[at : at + 4] = data.draw(st.binary(min_size=1, max_size=8))
     path = tmp_path / "broken.sqlite"
     path.write_bytes(whole)
-    accepted(lambda: row_reader.read(path))
+    accepted(lambda: results_row.read(path))
 
 
 @QUICK
 @given(st.data())
 def test_any_baseline(tmp_path: Path, make: Any, environment: Any, data: st.DataObject) -> None:
-    session = baseline.Session("2026-11-24T09:30:15", "cpu", {"prefill": (1.0, 1.1), "decode": (0.5,)}, 0.01)
-    entry = baseline.Entry(make().case, {"weights_bytes": 1000}, environment, 2, (session,))
+    session = baseline.BaselineSession("2026-11-24T09:30:15", "cpu", {"prefill": (1.0, 1.1), "decode": (0.5,)}, 0.01)
+    entry = baseline.BaselineEntry(make().case, {"weights_bytes": 1000}, environment, 2, (session,))
     baseline.write(tmp_path / "good.json", baseline.Baseline({"cell": entry}))
     whole = json.loads((tmp_path / "good.json").read_text())
     path = tmp_path / "b.json"
@@ -241,7 +247,7 @@ def test_any_scenario_and_any_scores(tmp_path: Path, content: dict[str, str] | s
     lines = content if isinstance(content, str) else "".join(f"{name} = {value}\n" for name, value in content.items())
     path = tmp_path / "s.toml"
     path.write_text(lines, encoding="utf-8", errors="replace")
-    for read in (lambda: scenario.load(str(path)), lambda: quality.read(path), lambda: scenario.source(str(path))):
+    for read in (lambda: grid.load(str(path)), lambda: quality.read(path), lambda: grid.source(str(path))):
         try:
             read()
         except ProfileError as error:
@@ -254,10 +260,10 @@ def test_what_is_decoded_at_once_is_what_a_look_at_each_field_takes(make: Any, d
     whole = json.loads(encode(full(make))[0])
     content = json.dumps(changed(whole, data) if data.draw(st.booleans()) else whole)
     steps = encode(full(make))[1]
-    with patch.object(typed, "rows", return_value=None):
+    with patch.object(encoding, "typed_rows", return_value=None):
         slowly = outcome(lambda: decode([(content, steps, {})]))
     assert outcome(lambda: decode([(content, steps, {})])) == slowly
-    assert (typed.rows(f"[{content}]") is not None) or content != json.dumps(whole)
+    assert (encoding.typed_rows(f"[{content}]") is not None) or content != json.dumps(whole)
 
 
 def outcome(read: Callable[[], Any]) -> Any:

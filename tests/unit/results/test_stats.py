@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.results import stats, trend
+from profiler.results import stats
 from profiler.results.cautions import NOISY
 from profiler.results.measurement import Sample
 from profiler.results.stats import summarize
@@ -216,4 +216,4 @@ def test_a_quick_look_is_worth_having():
 def test_repetitions_that_a_quick_look_passes_have_no_caution_about_their_spread(seconds):
     centre = stats.centre([1 / second for second in seconds])
     if centre.near and centre.spread <= 1 + NOISY:
-        assert trend.spread(seconds) <= NOISY + 1e-12
+        assert stats.spread(seconds) <= NOISY + 1e-12

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from profiler.errors import NotFound, StoreError
-from profiler.results import opening
+from profiler.results import database
 from profiler.results import store as store_module
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Caution, Sample
@@ -288,7 +288,7 @@ def test_a_damaged_store_is_an_error_in_words(tmp_path, make, environment):
 
 
 def test_a_store_that_another_process_holds_is_an_error_in_words(tmp_path, make, environment, monkeypatch):
-    monkeypatch.setattr(opening, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
     with Store.open(tmp_path / "s.sqlite") as mine, Store.open(tmp_path / "s.sqlite") as other:
         run = mine.start_run([], environment)
         other._db.execute("BEGIN IMMEDIATE")
@@ -317,18 +317,18 @@ def test_a_store_of_schema_1_reads_as_it_did(tmp_path, make):
 
 def test_an_older_store_is_brought_up_to_date_and_keeps_its_rows(tmp_path, make, monkeypatch):
     path = old_store(tmp_path)
-    monkeypatch.setattr(opening, "SCHEMAS", (*opening.SCHEMAS, "ALTER TABLE runs ADD COLUMN title TEXT;"))
+    monkeypatch.setattr(database, "SCHEMAS", (*database.SCHEMAS, "ALTER TABLE runs ADD COLUMN title TEXT;"))
     with Store.open(path) as store:
-        assert store._db.execute("PRAGMA user_version").fetchone() == (len(opening.SCHEMAS),)
+        assert store._db.execute("PRAGMA user_version").fetchone() == (len(database.SCHEMAS),)
         assert store._db.execute("SELECT title FROM runs").fetchall() == [(None,)]
         assert store.rows()[0] == make(128)
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path, make, monkeypatch):
     path = old_store(tmp_path)
-    broken = (*opening.SCHEMAS, "ALTER TABLE runs ADD COLUMN title TEXT; NONSENSE;")
+    broken = (*database.SCHEMAS, "ALTER TABLE runs ADD COLUMN title TEXT; NONSENSE;")
     with monkeypatch.context() as patch:
-        patch.setattr(opening, "SCHEMAS", broken)
+        patch.setattr(database, "SCHEMAS", broken)
         with pytest.raises(StoreError):
             Store.open(path)
     with Store.open(path) as store:

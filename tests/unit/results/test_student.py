@@ -7,7 +7,7 @@ import math
 import pytest
 
 from profiler.results import stats
-from profiler.results.student import quantile, tail
+from profiler.results.stats import quantile, tail
 
 TABLE = [  # NIST e-Handbook of Statistics, 1.3.6.7.2; there 318.313, but tan(0.499 π) is 318.309
     (0.90, 1, 3.078), (0.95, 1, 6.314), (0.975, 1, 12.706), (0.99, 1, 31.821), (0.999, 1, 318.309),

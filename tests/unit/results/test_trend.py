@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from profiler.results.trend import drift, spread, steady, trend
+from profiler.results.stats import drift, spread, steady, trend
 
 
 def test_drift_is_the_change_over_all_repetitions() -> None:

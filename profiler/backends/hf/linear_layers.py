@@ -1,0 +1,351 @@
+"""Microbenchmarks of linear layers, by storage format, shape and number of tokens, and their stopwatch.
+
+    product = bytes × byte_s + output features × row_s + call_s
+
+is what the device takes: on a GPU measured in a CUDA graph where that can be, while what starting a layer takes from
+Python is told apart. It is solved for each format and number of tokens from three shapes: square, few inputs a row,
+and small. Weights rotate through a pool larger than the device's caches where memory allows, as a model's do; small
+packed layers, which take long to copy, through 1,024.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import combinations, cycle
+from math import prod
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from profiler import devices, registry
+from profiler.backends.hf.load import DTYPES
+from profiler.devices.calibration import rows_of
+from profiler.kernels import cuda, native
+from profiler.models.layers import Weight
+from profiler.quants.base import Quant
+
+CALM_S = {"cpu": 40.0, "cuda": 100.0}  # after so long, figures are taken from a single run
+QUEUED_S = 2e-3  # of runs between two waits for a GPU, each of which takes some ten microseconds
+MOST_QUEUED = 1000
+MOST_WAIT = 20  # times as long as was asked for, where a quota leaves little CPU time
+
+TOKENS = (1, 4, 16, 64, 256)
+ROW_TOKENS = {"cpu": (1, 4, 8), "cuda": (1, 4)}
+MORE_TOKENS = {"int8": (1024,)}  # whose cost a token grows again, as what it writes between steps leaves the caches
+# Square, narrow, small: output features, input features. In a small one a GPU has less to do than to start.
+SHAPES = {
+    "cpu": ((2048, 2048), (2048, 512), (256, 256)),
+    "cuda": ((8192, 8192), (8192, 2048), (1024, 1024)),
+}
+ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # of what a kernel of ours multiplies on a GPU: no large ones
+TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
+FOUR_BIT = "nf4"
+POOL_BYTES = 128 * 1024**2  # at least
+POOL_MOST = 1024**3
+PAST_CACHES = 1.5  # times their size
+POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # at most
+PATTERN = 2**20  # random numbers, repeated through a pool
+RUN_LAYERS = 200  # at most in a run of one token,
+RUN_BYTES = {"cpu": 32 * 1024**2, "cuda": 512 * 1024**2}  # and of so many bytes
+OUTLIER = 8.0  # above the threshold of LLM.int8, which keeps such features in 16 bits
+OUTLYING, FEW = 2, 4  # as many as SmolLM2-135M has before attention (Gemma 3 270M 10 to 120); of fewer tokens half
+TimedLayer = Callable[[torch.Tensor], torch.Tensor]
+Shape = tuple[int, int]
+Product = tuple[Callable[[], object], int]
+K = TypeVar("K")
+RATE_S = 0.04  # a rate is the median of runs that take so long
+ROUNDS = 3  # and that of so many turns
+Costs = dict[str, dict[str, dict[str, float]]]  # by format and tokens (as text): the fields of ``ceilings.Cost``
+
+
+def _replay(graph: torch.cuda.CUDAGraph, run: object) -> None:
+    graph.replay()
+
+
+class Times(NamedTuple):
+    """Seconds of one run."""
+
+    best: float
+    median: float
+
+
+class Stopwatch:
+    """Of one device."""
+
+    def __init__(self, device: torch.device, running: float = 1.0) -> None:
+        """``running``: the share of the time for which a CPU quota lets this process run.
+
+        Below 1 a CPU is timed while it runs: by the CPU time of this thread, which spins when it waits for its
+        helpers, or by that of all threads on average where it does not (OMP_WAIT_POLICY=passive). A run that the end
+        of a quota falls into would otherwise take as long as the rest of the period besides.
+        """
+        self.device = device
+        self.end = time.perf_counter() + CALM_S[device.type] / running
+        self._throttled = running < 1 and device.type == "cpu"
+
+    def time(self, run: Callable[[], object], seconds: float) -> Times:
+        """Runs for ``seconds``, after one to warm up. On a busy machine late figures get one run.
+
+        A GPU is given several runs at a time, as a program gives it its operators: it is waited for once.
+        """
+        run()
+        self.wait()
+        together = self._together(run) if self.device.type == "cuda" else 1
+        found: list[float] = []
+        clocks, start = self._clocks(), time.perf_counter()
+        left = seconds if start < self.end else 0.0
+        while not found or (left > 0 and time.perf_counter() < start + MOST_WAIT * seconds):
+            for _ in range(together):
+                run()
+            self.wait()
+            before, clocks = clocks, self._clocks()
+            taken = max(after - at for after, at in zip(clocks, before, strict=True))
+            found.append(taken / together)
+            left -= taken
+        return Times(min(found), statistics.median(found))
+
+    def _clocks(self) -> tuple[float, ...]:
+        """Clocks of which the one that went furthest counts."""
+        if self._throttled:
+            return time.thread_time(), time.process_time() / torch.get_num_threads()
+        return (time.perf_counter(),)
+
+    def captured(self, run: Callable[[], object]) -> Callable[[], object]:
+        """``run`` as a CUDA graph, which takes what the device takes, whatever starting its kernels does.
+
+        What is returned keeps ``run`` alive, and so the tensors that the graph reads.
+        """
+        run()
+        self.wait()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return partial(_replay, graph, run)
+
+    def _together(self, run: Callable[[], object]) -> int:
+        start = time.perf_counter()
+        run()
+        self.wait()
+        return max(1, min(round(QUEUED_S / (time.perf_counter() - start)), MOST_QUEUED))
+
+    def wait(self) -> None:
+        """Until the device has done all that was queued."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Format(NamedTuple):
+    """A format of weights: its inputs' dtype, and what makes layers of a shape that fill so many bytes."""
+
+    scheme: str
+    dtype: torch.dtype
+    pool: Callable[[Shape, int], list[TimedLayer]]
+    repacks: bool
+    captured: bool = False  # in a CUDA graph: LLM.int8() looks for outlying features on the host
+    rows: bool = False  # by the loops of our own decode step
+
+    @property
+    def name(self) -> str:
+        """What its costs are kept under."""
+        return rows_of(self.scheme) if self.rows else self.scheme
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Numbers of tokens that it is measured with."""
+        return (
+            ROW_TOKENS["cuda" if self.captured else "cpu"]
+            if self.rows
+            else (*TOKENS, *MORE_TOKENS.get(self.scheme, ()))
+        )
+
+    def nbytes(self, shape: Shape) -> int:
+        """Of a stored layer, scales included."""
+        quant: Quant = registry.load("quants", self.scheme, "quantization").QUANT
+        return quant.weight_bytes(Weight("linear", shape), quant.dtype or "fp32", self.repacks)
+
+    def usual_s(self, cost: Mapping[str, float], shape: Shape) -> float:
+        """Seconds of a layer of ``shape`` by what others cost."""
+        return self.nbytes(shape) * cost["byte_s"] + shape[0] * cost["row_s"] + cost["call_s"]
+
+
+class LinearLayers:
+    """Of one device, whose caches hold ``cache_bytes``."""
+
+    def __init__(self, watch: Stopwatch, cache_bytes: int = 0) -> None:
+        self.watch, self.device, self.cuda = watch, watch.device, watch.device.type == "cuda"
+        self.pool_bytes = past_caches(cache_bytes, POOL_BYTES, POOL_MOST)
+
+    def all(self) -> tuple[Costs, dict[str, dict[str, float]], dict[str, float]]:
+        """Costs of linear layers by format and tokens; how much longer than that an output head takes; and what
+        starting a layer takes, which a GPU does not wait for.
+        """
+        formats = list(self._formats())
+        runs = {
+            (one.name, shape, tokens): self._product(one, layers, shape, tokens)
+            for one in formats
+            for shape, layers in self._pools(one)
+            for tokens in (tuple(n for n in one.tokens if n in TALL_TOKENS) if shape == TALL else one.tokens)
+        }
+        starts = {one.name: runs[one.name, self._shapes(one)[-1], 1] for one in formats} if self.cuda else {}
+        within = {one.name for one in formats if one.captured}
+        seconds = self._rounds(
+            {key: (self.watch.captured(run), many) if key[0] in within else (run, many)
+             for key, (run, many) in runs.items()}
+        )  # fmt: skip
+        found: Costs = {one.name: {} for one in formats}
+        tall: dict[str, dict[str, float]] = {one.name: {} for one in formats}
+        for one in formats:
+            for tokens in one.tokens:
+                shapes = self._shapes(one)
+                points = [(one.nbytes(shape), shape[0], seconds[one.name, shape, tokens]) for shape in shapes]
+                cost = found[one.name][str(tokens)] = solve(points)
+                if (one.name, TALL, tokens) in seconds:
+                    taken = seconds[one.name, TALL, tokens]
+                    tall[one.name][str(tokens)] = taken / one.usual_s(cost, TALL)
+        return found, tall, self._rounds(starts)
+
+    def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
+        """Seconds of one layer each. All take their turn several times: what a slower minute does, it does to all."""
+        found: dict[K, list[float]] = {key: [] for key in runs}
+        for _ in range(ROUNDS):
+            for key, (run, many) in runs.items():
+                found[key].append(self.watch.time(run, RATE_S).median / many)
+        return {key: statistics.median(values) for key, values in found.items()}
+
+    def _product(self, one: Format, layers: Sequence[TimedLayer], shape: Shape, tokens: int) -> Product:
+        """A run, and the layers that it multiplies with: the next ones of the pool."""
+        inputs = torch.randn(1, tokens, shape[1], device=self.device).to(one.dtype)
+        inputs[..., : OUTLYING if tokens >= FEW else OUTLYING // 2] = OUTLIER
+        turn = cycle(layers)
+        together = min(len(layers), RUN_LAYERS, RUN_BYTES[self.device.type] // one.nbytes(shape))
+        many = (
+            together if self.cuda else max(1, together // max(1, tokens // 4))
+        )  # a GPU's products are no longer than a wait
+
+        def run() -> None:
+            for _ in range(many):
+                next(turn)(inputs)
+
+        return run, many
+
+    def _pools(self, one: Format) -> Iterator[tuple[Shape, list[TimedLayer]]]:
+        tall = (TALL,) if one.scheme in DTYPES and not (one.rows and self.cuda) else ()
+        for shape in (*self._shapes(one), *tall):
+            yield shape, one.pool(shape, self.pool_bytes)
+
+    def _shapes(self, one: Format) -> tuple[Shape, Shape, Shape]:
+        return ROW_SHAPES if one.rows and self.cuda else SHAPES[self.device.type]
+
+    def _rows(self) -> Iterator[Format]:
+        """The same as our own decode step multiplies them."""
+
+        def pool_of(dtype: torch.dtype) -> Callable[[Shape, int], list[TimedLayer]]:
+            pattern = torch.randint(-127, 127, (PATTERN,), device=self.device).to(dtype)
+
+            def pool(shape: Shape, nbytes: int) -> list[TimedLayer]:
+                many = max(1, min(nbytes // dtype.itemsize // prod(shape), POOL_LAYERS))
+                weights = pattern.repeat(-(-many * prod(shape) // PATTERN))[: many * prod(shape)].view(many, *shape)
+                if self.cuda:
+                    return [partial(torch.ops.hwprofile_cuda.matvec, weight=weight, bias=None) for weight in weights]
+                scale = torch.ones(shape[0]) if dtype == torch.int8 else None
+                return [partial(_multiplied, weight=weight, scale=scale) for weight in weights]
+
+            return pool
+
+        if self.cuda:
+            if cuda.missing() is None:
+                yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, captured=True, rows=True)
+            return
+        if native.missing() is not None:
+            return
+        yield Format("fp32", torch.float32, pool_of(torch.float32), repacks=False, rows=True)
+        yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, rows=True)
+        own = DTYPES[devices.find(str(self.device)).default_dtype]
+        yield Format("int8", own, pool_of(torch.int8), repacks=False, rows=True)
+
+    def _formats(self) -> Iterator[Format]:
+        """Those that can be measured here."""
+        here = devices.find(str(self.device))
+
+        def plain(dtype: torch.dtype) -> Callable[[Shape, int], list[TimedLayer]]:
+            """All shapes lie in one buffer, so that a pool takes no time to make."""
+            size = max(self.pool_bytes // dtype.itemsize, prod(TALL))
+            pattern = torch.randn(min(size, PATTERN), device=self.device).to(dtype)
+            buffer = pattern.repeat(-(-size // len(pattern)))[:size]
+
+            def pool(shape: Shape, nbytes: int) -> list[TimedLayer]:
+                many = max(1, min(nbytes // dtype.itemsize // prod(shape), POOL_LAYERS))
+                weights = buffer[: many * prod(shape)].view(many, *shape)
+                return [partial(functional.linear, weight=weight) for weight in weights]
+
+            return pool
+
+        for name, dtype in DTYPES.items():
+            yield Format(name, dtype, plain(dtype), repacks=False, captured=self.cuda)
+        yield from self._rows()
+        try:
+            import bitsandbytes as bnb
+        except ImportError:
+            return
+
+        def packed(name: str, dtype: torch.dtype, make: Callable[[int, int], nn.Module]) -> Format:
+            """Packing takes long: one layer is packed, and copied."""
+
+            def pool(shape: Shape, nbytes: int) -> list[TimedLayer]:
+                rows, columns = shape
+                first = make(columns, rows).to(self.device).eval()  # training takes other kernels
+                first(torch.zeros(1, columns, dtype=dtype, device=self.device))
+                many = max(2, min(nbytes // one.nbytes(shape), PACKED_LAYERS))
+                return [first, *(copy.deepcopy(first) for _ in range(many - 1))]
+
+            one = Format(name, dtype, pool, here.repacks, captured=self.cuda and name == FOUR_BIT)
+            return one
+
+        dtype = DTYPES[here.default_dtype]
+
+        def four_bit(inputs: int, outputs: int) -> nn.Module:
+            made: nn.Module = bnb.nn.Linear4bit(inputs, outputs, False, dtype, quant_type=FOUR_BIT)
+            return made
+
+        def eight_bit(inputs: int, outputs: int) -> nn.Module:
+            made: nn.Module = bnb.nn.Linear8bitLt(inputs, outputs, False, has_fp16_weights=False, threshold=6.0)
+            return made
+
+        yield packed(FOUR_BIT, dtype, four_bit)
+        yield packed("int8", torch.float16 if self.cuda else dtype, eight_bit)
+
+
+def _multiplied(inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.hwprofile.matvec(inputs[0], weight, scale)  # type: ignore[no-any-return]
+
+
+def past_caches(cache_bytes: int, least: int, most: int) -> int:
+    """Bytes that are no longer there when a loop over them starts again, between ``least`` and ``most``."""
+    return max(least, min(round(PAST_CACHES * cache_bytes), most))
+
+
+def solve(points: Sequence[tuple[float, int, float]]) -> dict[str, float]:
+    """Costs per byte, output feature and call, none below 0, from (bytes, output features, seconds) of three shapes.
+
+    The fullest set of costs that all come out positive, by relative error: a shape may take less than the sum of what
+    others show.
+    """
+    seconds = torch.tensor([point[2] for point in points], dtype=torch.float64)
+    columns = torch.tensor([[point[0], point[1], 1.0] for point in points], dtype=torch.float64) / seconds[:, None]
+    best, error = [0.0, 0.0, 0.0], float("inf")
+    for size in (1, 2, 3):
+        for chosen in combinations(range(3), size):
+            part = columns[:, chosen]
+            costs = torch.linalg.lstsq(part, torch.ones(len(points), 1, dtype=torch.float64)).solution
+            miss = float((part @ costs - 1).square().sum())
+            if bool((costs >= 0).all()) and miss < error:
+                best, error = [0.0, 0.0, 0.0], miss
+                for index, value in zip(chosen, costs.flatten().tolist(), strict=True):
+                    best[index] = value
+    return dict(zip(("byte_s", "row_s", "call_s"), best, strict=True))

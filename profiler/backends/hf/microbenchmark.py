@@ -1,0 +1,353 @@
+"""Measures a device's ceilings and PyTorch's own rates; runs as a separate process and prints one JSON object.
+
+    python -m profiler.backends.hf.microbenchmark DEVICE THREADS RUNNING
+
+Ceilings are the fastest of many runs: what the device can do at all. Rates are medians: what a long run gets, once
+clocks have settled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from profiler import devices
+from profiler.backends.hf.linear_layers import POOL_BYTES, POOL_MOST, RATE_S, LinearLayers, Stopwatch, past_caches
+from profiler.backends.hf.load import DTYPES
+from profiler.backends.hf.synthetic import log_decays
+from profiler.cost.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTSIDE_CALLS
+from profiler.devices.allowance import last_cache_bytes
+from profiler.devices.cpu import process_bytes
+from profiler.kernels import cuda, native
+from profiler.models.layers import IDEAL, GatedDelta
+
+# By kind of device: a GPU is only busy with more than fits a CPU's minute.
+PEAK = {"cpu": (1024, 2048, 2048), "cuda": (8192, 8192, 8192)}  # tokens, output and input features
+READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}  # at least
+READ_MOST = 4 * 1024**3
+CACHES_IN_FREE = 24  # caches are taken for no larger than this part of free memory: several pools lie side by side
+FRESH_BYTES = 48 * 1024**2  # of a result that is too large for the heap
+LOOP_S = 0.15  # a ceiling is the best of so many seconds
+CALL_S, CALL_ROUNDS = 0.1, 5
+CALL_MODEL = {  # small, so that its products take no longer than the rest; its weights exceed the caches
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+CALL_HIDDEN = {"cpu": 512, "cuda": 2048}  # on a GPU what an operator takes grows slowly with it
+CALL_INNER = 2  # times as wide
+CALL_OPERATORS = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
+CALL_PRODUCTS = 7 * CALL_MODEL["num_hidden_layers"] + 1  # linear layers among them
+CALL_DEPTH = 64
+PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise operators and nothing else
+    "num_hidden_layers": 2,
+    "vocab_size": 64,
+}
+PASS_HIDDEN = {"cpu": 1024, "cuda": 4096}
+PASS_INNER = 3  # times as wide
+PASS_S, PASS_ROUNDS = 0.3, 3
+LEAST_BYTE_S = 1e-14
+CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 6144, 4, 512
+DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=CONV_WIDTH)
+DELTA_BATCH = {"cpu": 1, "cuda": 16}
+HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
+STEP_DEPTH = {"cpu": 2048, "cuda": 65536}
+PASS_TOKENS = {"cpu": 512, "cuda": 2048}  # as many as a sweep gives them at a time
+PASS_DEPTH = 2  # times as many
+
+
+class Best(NamedTuple):
+    """Bytes and FLOP per second."""
+
+    read_bytes_s: float
+    reader: str  # kernel and threads
+    copy_bytes_s: float
+    flops: dict[str, float]
+
+
+class Microbenchmark:
+    """Figures of one device."""
+
+    def __init__(self, device: str, threads: int | None = None, running: float = 1.0) -> None:
+        """``threads``: as a worker computes with; ``running``: see ``Stopwatch``. Whoever starts this process knows
+        both: OpenMP may have pinned this thread by now.
+        """
+        native.missing()  # builds the loops of our own step, before the clock runs
+        self.device = torch.device(device)
+        self.cuda = self.device.type == "cuda"
+        if self.cuda:
+            torch.cuda.set_device(self.device)
+        self.threads = min(torch.get_num_threads(), threads or torch.get_num_threads())
+        torch.set_num_threads(self.threads)
+        self.watch = Stopwatch(self.device, running)
+        self.here = here = devices.find(device)
+        caches = torch.cuda.get_device_properties(self.device).L2_cache_size if self.cuda else last_cache_bytes()
+        self.cache_bytes: int = min(caches, here.free_bytes // CACHES_IN_FREE)
+        self.own = dict.fromkeys(("fp32", here.default_dtype))
+        self.read_bytes = past_caches(self.cache_bytes, READ_BYTES[self.device.type], READ_MOST)
+
+    def all(self) -> dict[str, Any]:
+        """Everything."""
+        idle = process_bytes("VmRSS") if sys.platform == "linux" else 0
+        with torch.inference_mode():
+            before = self.ceilings()
+            attention = {name: self.attention(dtype) for name, dtype in DTYPES.items()}
+            rates = {
+                "call_s": {name: self.call(DTYPES[name]) for name in self.own},
+                "graph_call_s": self.graph_call(DTYPES[self.here.default_dtype]) if self.cuda else None,
+                "convolutions": {name: self.convolution(dtype) for name, dtype in DTYPES.items()},
+                "attention": attention,
+                "activation_s": {
+                    name: self.activations(DTYPES[name], attention[name]["pass_flop_s"]) for name in self.own
+                },
+                "delta_flop_s": self.delta(),
+                "fresh_byte_s": 0.0 if self.cuda else self.fresh(),
+            }
+            products, tall, host_s = LinearLayers(self.watch, self.cache_bytes).all()
+            after = self.ceilings()  # clocks rise and fall over minutes
+        return rates | {
+            "process_bytes": idle,
+            "read_bytes_s": max(before.read_bytes_s, after.read_bytes_s),
+            "copy_bytes_s": max(before.copy_bytes_s, after.copy_bytes_s),
+            "flops": {name: max(value, after.flops[name]) for name, value in before.flops.items()},
+            "products": products,
+            "tall": tall,
+            "host_s": host_s,
+            "how": {"read": max(before, after, key=lambda best: best.read_bytes_s).reader},
+        }
+
+    def ceilings(self) -> Best:
+        """What nothing beats."""
+        rate, reader = self.read()
+        return Best(rate, reader, self.copy(), {name: self.flops(dtype) for name, dtype in DTYPES.items()})
+
+    def read(self) -> tuple[float, str]:
+        """Bytes per second that the best reading kernel gets, at the best number of threads; and which that is."""
+        size = self.read_bytes
+        data = torch.ones(size // 4, dtype=torch.float32, device=self.device)
+        matrix, vector = data.view(-1, 8192), torch.ones(8192, device=self.device)
+        half = data[: data.numel() // 2]
+        kernels: dict[str, Callable[[], object]] = {
+            "sum": data.sum,
+            "max": data.max,
+            "matrix times vector": lambda: matrix @ vector,
+            "dot": lambda: torch.dot(half, data[data.numel() // 2 :]),
+            "sum of int64": data.view(torch.int64).sum,
+        }
+        best, rate = "", 0.0
+        for threads in self._thread_counts():
+            torch.set_num_threads(threads)
+            for name, kernel in kernels.items():
+                found = size / self.watch.time(kernel, LOOP_S).best
+                if found > rate:
+                    best, rate = f"{name}, {threads} threads" if not self.cuda else name, found
+        torch.set_num_threads(self.threads)
+        return rate, best
+
+    def _thread_counts(self) -> list[int]:
+        return [self.threads] if self.cuda else sorted({1, max(1, self.threads // 2), self.threads})
+
+    def copy(self) -> float:
+        """Bytes per second, read and written together."""
+        source = torch.ones(self.read_bytes // 8, dtype=torch.float32, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * source.numel() * 4 / self.watch.time(lambda: target.copy_(source), LOOP_S).best
+
+    def fresh(self) -> float:
+        """Seconds by which a byte of a result takes longer in memory mapped anew than where there was one before."""
+        source = torch.ones(FRESH_BYTES // 4, device=self.device)
+        target = torch.empty_like(source)
+        anew = self.watch.time(lambda: source + 1, LOOP_S).median
+        there = self.watch.time(lambda: torch.add(source, 1, out=target), LOOP_S).median
+        return max(0.0, anew - there) / FRESH_BYTES
+
+    def flops(self, dtype: torch.dtype) -> float:
+        """FLOP per second of a large product."""
+        tokens, rows, columns = PEAK[self.device.type]
+        left = torch.randn(tokens, columns, device=self.device).to(dtype)
+        right = torch.randn(rows, columns, device=self.device).to(dtype)
+        seconds = self.watch.time(lambda: functional.linear(left, right), LOOP_S).best
+        return 2 * tokens * rows * columns / seconds
+
+    def call(self, dtype: torch.dtype) -> float:
+        """Seconds of one operator of a decoder layer, as transformers calls it in a step.
+
+        In a loop of its own an operator takes a third of that: neither the Python between operators is in it, nor
+        that a product in between has taken the caches.
+        """
+        return self.between_products(self._call_sizes(), dtype, 1, CALL_S, CALL_ROUNDS) / CALL_OPERATORS
+
+    def graph_call(self, dtype: torch.dtype) -> float:
+        """The same of what the device itself takes: the step as a CUDA graph."""
+        found = self.between_products(self._call_sizes(), dtype, 1, CALL_S, CALL_ROUNDS, self.watch.captured)
+        return found / (CALL_OPERATORS - CALL_PRODUCTS)
+
+    def _call_sizes(self) -> dict[str, int]:
+        hidden = CALL_HIDDEN[self.device.type]
+        return CALL_MODEL | {"hidden_size": hidden, "intermediate_size": CALL_INNER * hidden}
+
+    def activations(self, dtype: torch.dtype, attention_flop_s: float) -> float:
+        """Seconds per byte that element-wise operators of a prefill touch, between products as in a model."""
+        layers, hidden = PASS_MODEL["num_hidden_layers"], PASS_HIDDEN[self.device.type]
+        tokens = PASS_TOKENS[self.device.type]
+        heads = {
+            "num_attention_heads": hidden // HEAD_DIM,
+            "num_key_value_heads": hidden // HEAD_DIM * KV_HEADS // HEADS,
+        }
+        sizes = PASS_MODEL | heads | {"hidden_size": hidden, "intermediate_size": PASS_INNER * hidden}
+        attention = 4 * layers * hidden * tokens**2 * attention_flop_s
+        attention /= 2 if self.cuda else 1  # there a first pass needs no mask and skips what is to come
+        seconds = self.between_products(sizes, dtype, tokens, PASS_S, PASS_ROUNDS) - attention
+        return max(LEAST_BYTE_S, seconds / (layers * ELEMENTWISE * hidden * tokens * dtype.itemsize))
+
+    def between_products(
+        self,
+        model_sizes: Mapping[str, int],
+        dtype: torch.dtype,
+        tokens: int,
+        seconds: float,
+        rounds: int,
+        how: Callable[[Callable[[], object]], Callable[[], object]] = lambda run: run,
+    ) -> float:
+        """Seconds that a small model of transformers takes for ``tokens`` beyond its products with weights."""
+        from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+        with self.device:
+            model = LlamaForCausalLM(LlamaConfig(**model_sizes)).eval().to(dtype)
+        products = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        inputs = {
+            layer.in_features: torch.ones(1, tokens, layer.in_features, device=self.device, dtype=dtype)
+            for layer in products
+        }
+        ids = torch.ones(1, tokens, dtype=torch.long, device=self.device)
+        cache = DynamicCache(config=model.config)
+        model(input_ids=ids.expand(-1, CALL_DEPTH) if tokens == 1 else ids, past_key_values=cache, use_cache=True)
+        filled = [(layer.keys, layer.values) for layer in cache.layers]
+
+        def step() -> None:
+            held = cache if tokens == 1 else DynamicCache(config=model.config)  # decode appends, a prefill starts
+            model(input_ids=ids, past_key_values=held, use_cache=True, logits_to_keep=1)
+            if self.cuda:  # cuDNN makes a plan for each new length, which takes longer than the step
+                for layer, kept in zip(cache.layers, filled, strict=True):
+                    layer.keys, layer.values = kept
+
+        def multiply() -> None:
+            for layer in products:
+                functional.linear(inputs[layer.in_features], layer.weight)
+
+        whole_step, products_alone = how(step), how(multiply)
+        found = [(self.watch.time(whole_step, seconds).median, self.watch.time(products_alone, seconds).median)
+                 for _ in range(rounds)]  # fmt: skip
+        return max(1e-9, statistics.median(whole - alone for whole, alone in found))
+
+    def convolution(self, dtype: torch.dtype) -> dict[str, float]:
+        """Of a depthwise convolution, as models call it: seconds per channel, sequence and token.
+
+        A prefill's input is a transposed view, which takes longer than one in order (1.6 to 1.9 times in fp32).
+        """
+        kernel = torch.randn(CONV_CHANNELS, 1, CONV_WIDTH, device=self.device).to(dtype)
+
+        def each(inputs: torch.Tensor, padding: int) -> float:
+            run = partial(functional.conv1d, inputs.to(dtype), kernel, groups=CONV_CHANNELS, padding=padding)
+            return self.watch.time(run, RATE_S).median / CONV_CHANNELS
+
+        one, more = (each(torch.randn(n, CONV_CHANNELS, CONV_WIDTH, device=self.device), 0) for n in (1, 4))
+        longer = each(torch.randn(1, CONV_TOKENS, CONV_CHANNELS, device=self.device).mT, CONV_WIDTH - 1)
+        further, token = max(0.0, more - one) / 3, max(0.0, longer - one) / (CONV_TOKENS - 1)
+        return {"channel_s": one, "sequence_s": further, "token_s": token}
+
+    def delta(self) -> float:
+        """Seconds per FLOP of the gated delta rule in a prefill pass, by chunks as transformers computes it."""
+        from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
+
+        tokens, batch = PASS_TOKENS["cpu"], DELTA_BATCH[self.device.type]
+
+        def random(*more: int) -> torch.Tensor:
+            return torch.randn(batch, tokens, DELTA.value_heads, *more, device=self.device)
+
+        query, key, value = random(DELTA.key_dim), random(DELTA.key_dim), random(DELTA.value_dim)
+        decay = log_decays(DELTA.value_heads).to(self.device).expand(batch, tokens, -1)
+        beta = random().sigmoid()
+
+        def run() -> None:
+            torch_chunk_gated_delta_rule(query, key, value, decay, beta,
+                                         output_final_state=True, use_qk_l2norm_in_kernel=True)  # fmt: skip
+
+        return self.watch.time(run, LOOP_S).median / (batch * DELTA.prefill_flops(tokens, tokens, IDEAL))
+
+    def attention(self, dtype: torch.dtype) -> dict[str, float]:
+        """Of a growing cache: seconds per byte of K and V in a decode step, and per FLOP in a masked prefill pass."""
+
+        def random(heads: int, tokens: int) -> torch.Tensor:
+            return torch.randn(1, heads, tokens, HEAD_DIM, device=self.device).to(dtype)
+
+        query, new = random(HEADS, 1), random(KV_HEADS, 1)
+        depth = STEP_DEPTH[self.device.type]
+        first = random(KV_HEADS, depth)
+        many = max(2, past_caches(self.cache_bytes, POOL_BYTES, POOL_MOST) // (2 * first.nbytes))
+        pool = deque((first.clone(), first.clone()) for _ in range(many))
+
+        def step() -> None:
+            kept = pool.popleft()
+            keys, values = (torch.cat((each, new), dim=2) for each in kept)
+            # As in a model, what was appended to is the cache from then on; but cuDNN plans for each new length.
+            pool.append(kept if self.cuda else (keys, values))
+            functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+
+        for _ in range(many):  # so that freed blocks have room for one token more
+            step()
+        held = 2 * KV_HEADS * depth * HEAD_DIM * dtype.itemsize
+        tokens = PASS_TOKENS[self.device.type]
+        cached = PASS_DEPTH * tokens
+        queries, keys, values = random(HEADS, tokens), random(KV_HEADS, cached), random(KV_HEADS, cached)
+        mask = torch.ones(tokens, cached, dtype=torch.bool, device=self.device).tril(cached - tokens)[None, None]
+
+        def run() -> None:
+            functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
+
+        flops = 4 * HEADS * HEAD_DIM * tokens * cached
+        found = {
+            "step_byte_s": self.watch.time(step, LOOP_S).median / held,
+            "pass_flop_s": self.watch.time(run, LOOP_S).median / flops,
+        }
+        own = self.own_attention(query, first, many)
+        return found if own is None else found | {"own_byte_s": self.watch.time(own, LOOP_S).median / (many * held)}
+
+    def own_attention(self, query: torch.Tensor, first: torch.Tensor, many: int) -> Callable[[], object] | None:
+        """That of our own decode step over so many caches, more than caches of the device hold; ``None``: none."""
+        missing = cuda.missing(self.device.index or 0) if self.cuda else native.missing()
+        if query.dtype not in (torch.float32, torch.bfloat16) or missing is not None:
+            return None
+        attend = (torch.ops.hwprofile_cuda if self.cuda else torch.ops.hwprofile).decode_attention
+        pool = [(first.clone(), first.clone()) for _ in range(many)]
+        mask = torch.ones(first.shape[2], dtype=torch.bool, device=self.device)
+
+        def step() -> None:
+            for keys, values in pool:
+                attend(query, keys, values, mask, 1.0)
+
+        return self.watch.captured(step) if self.cuda else step
+
+
+def main() -> None:
+    """Measure the device named on the command line; 0 threads: as torch likes."""
+    start = time.perf_counter()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as a worker does: it has a line for every product
+    found = Microbenchmark(sys.argv[1], int(sys.argv[2]) or None, float(sys.argv[3])).all()
+    print(json.dumps(found | {"seconds": time.perf_counter() - start}))
+
+
+if __name__ == "__main__":
+    main()

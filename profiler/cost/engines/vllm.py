@@ -1,0 +1,194 @@
+"""vLLM: weights as the checkpoint has them, a pool of cache pages as large as memory allows.
+
+Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 (memory of sliding layers):
+
+- bf16: everything. fp8: linear layers and experts, one scale a row; embeddings, router and head stay.
+- nvfp4: as NVIDIA's Model Optimizer publishes Gemma 4 and Qwen 3.5: feed-forward layers and experts only (4 bits and
+  an 8-bit scale for 16 weights), attention stays in bf16. Other checkpoints quantize more, and are smaller.
+- int4 (AWQ, GPTQ): linear layers and experts, groups of 128 with a 16-bit scale and a 4-bit zero.
+- A sliding layer holds its window and the tokens of a pass; 16 tokens a page. Gated-delta states are fp32, the
+  convolution's in the compute dtype. Gemma 4 models that share K and V store V's projection as a copy of K's.
+- CUDA graphs and the profiling run take what ``--gpu-memory-utilization`` leaves; what is asked here is the least
+  that serves the case.
+"""
+
+from __future__ import annotations
+
+from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
+from profiler.cost.interval import Interval, exact
+from profiler.cost.machine import Machine
+from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
+from profiler.cost.work import Manner
+from profiler.decode_path import EAGER
+from profiler.devices.target import Target
+from profiler.models.geometry import Geometry
+from profiler.models.layers import Attention, Execution, Layer, Weight
+from profiler.models.stored import Stored
+from profiler.registry import unknown
+from profiler.shell import Command, command
+
+UBATCH = 8192  # --max-num-batched-tokens of the server
+PAGE = 16
+BYTES = {"bf16": 2.0, "fp16": 2.0}
+PACKED: dict[str, tuple[float, set[Part]]] = {
+    "fp8": (1.0, {"attention", "delta", "mlp", "experts"}),
+    "nvfp4": (0.5 + 1 / 16, {"mlp", "experts"}),
+    "int4": (0.5 + 2.5 / 128, {"attention", "delta", "mlp", "experts"}),
+}
+FORMAT_BOUNDS = (0.75, 1.02)  # checkpoints of one format differ in what they quantize
+DTYPES = ("fp32", "fp64", *BYTES)  # of a checkpoint; computed in 16 bits
+NAMES = {"awq": "int4", "gptq": "int4"}
+KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0}
+# Options of ``vllm bench latency``: vllm/benchmarks/latency.py, vllm/engine/arg_utils.py, vllm/config/cache.py.
+WHILE_LOADING = {
+    "bf16": ("--dtype", "bfloat16"),
+    "fp16": ("--dtype", "float16"),
+    "fp8": ("--quantization", "fp8"),
+}
+KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8_per_token_head"}
+PARALLEL = {"tensor": "--tensor-parallel-size", "layer": "--pipeline-parallel-size"}
+LOADS = ("folder", "hub")  # kinds of sources
+CHECKPOINT = "CHECKPOINT"
+FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured graphs
+HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
+
+
+class Vllm:
+    """See the module."""
+
+    name = "vllm"
+    version = "0.26"
+    default_quant = "bf16"
+    default_kv = "auto"
+    makers: frozenset[str] = frozenset()
+    quants = (*BYTES, *PACKED)
+
+    def check(self, quant: str) -> str:
+        spelled = NAMES.get(quant.casefold(), quant.casefold())
+        if spelled not in self.quants:
+            raise unknown("quantization of vllm", quant, (*self.quants, *NAMES))
+        return spelled
+
+    def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
+        held = [_held(weight, None, 1, quant) for weight in geometry.outside]
+        held += [_held(weight, layer, count, quant) for layer, count in geometry.groups for weight in layer.weights]
+        held += [_held(weight, layer, count, quant) for layer, count, weight in _copied_values(geometry)]
+        return storage(with_head(geometry, held, copied=False), FORMAT_BOUNDS if quant in PACKED else None)
+
+    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+        """As the checkpoint has them; what is not quantized is computed in ``dtype``."""
+        held = [
+            _held(item.weight, item.layer, item.count, dtype) if item.scheme in DTYPES else item
+            for item in as_stored(geometry, stored)
+        ]
+        held += [_held(weight, layer, count, dtype) for layer, count, weight in _copied_values(geometry)]
+        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
+
+    def timed(self, stored: Stored) -> bool:
+        return all(weight.scheme in (*DTYPES, *PACKED) for weight in stored.weights)
+
+    def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
+        return Terms(
+            weights=storage.weights,
+            cache=exact(cache_bytes(geometry, setting)),
+            prefill=(buffers := self._buffers(geometry, storage, setting)),
+            decode=buffers,
+            framework=FRAMEWORK,
+            host=HOST,
+            prefill_reason=f"a pass of {self._tokens(setting):,} tokens",
+            decode_reason="what the largest pass took stays reserved",
+        )
+
+    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
+        """No rule: weights are mapped, or read straight to the device."""
+
+    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
+        return EAGER
+
+    def step_manner(self, geometry: Geometry, setting: EngineRequest, target: Target) -> Manner:
+        return self.manner(geometry, setting, target)
+
+    def manner(self, geometry: Geometry, setting: EngineRequest, target: Target | None = None) -> Manner:
+        return Manner(setting.ubatch or UBATCH, kv_bytes(setting), how=Execution(trims_shared=False))
+
+    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command:
+        checkpoint, how, blanks = _checkpoint(model, setting.quant)
+        kv = KV_DTYPES.get((setting.kv or "auto").casefold())
+        return command(
+            ("vllm", "bench", "latency", "--model", checkpoint, *how),
+            ("--input-len", str(setting.context), "--output-len", "128", "--batch-size", str(setting.batch)),
+            ("--kv-cache-dtype", kv) if kv else (),
+            (PARALLEL[machine.split], str(machine.target.count)) if machine.target.count > 1 else (),
+            **blanks,
+        )
+
+    def _tokens(self, setting: EngineRequest) -> int:
+        return min(setting.ubatch or UBATCH, setting.context * setting.batch)
+
+    def _buffers(self, geometry: Geometry, storage: Storage, setting: EngineRequest) -> Interval:
+        tokens = self._tokens(setting)
+        chosen, width = storage.expert_rows
+        value = 2 * tokens * (4 * geometry.hidden + 3 * storage.widest + 3 * chosen * max(width, geometry.hidden))
+        logits = setting.batch * geometry.vocab * 4
+        return spread(value + 2 * logits, value / 3 + logits, 2.5 * value + 3 * logits)
+
+
+def _checkpoint(model: Named, quant: str) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """What ``--model`` is given, the options that make it ``quant``, and the blank where there is no such checkpoint.
+
+    vLLM quantizes to fp8 while it loads; other quantizations have to be stored.
+    """
+    stored = "quantization_config" in model.source.config
+    if model.source.kind in LOADS and (model.as_stored if stored else quant in WHILE_LOADING):
+        hub = model.source.kind == "hub"
+        revision = ("--revision", model.source.revision) if hub and model.source.revision else ()
+        how = () if stored else WHILE_LOADING[quant]
+        return model.source.location if hub else model.argument, (*revision, *how), {}
+    weights = "weights" if quant in WHILE_LOADING else f"weights in {quant}"
+    meant = f"a folder or hub id with the {weights} of {model.title}"
+    return CHECKPOINT, WHILE_LOADING.get(quant, ()), {CHECKPOINT: meant}
+
+
+def _held(weight: Weight, layer: Layer | None, count: int, quant: str) -> Held:
+    size, scheme = BYTES.get(quant, 2.0), quant if quant in BYTES else "bf16"
+    extra = 0
+    if quant in PACKED and part_of(weight, layer) in PACKED[quant][1]:
+        size, scheme = PACKED[quant][0], quant
+        extra = 4 * weight.parameters // weight.shape[-1] if quant == "fp8" else 0
+    return Held(weight, layer, count, scheme, round(weight.parameters * size + extra) * count)
+
+
+def _copied_values(geometry: Geometry) -> list[tuple[Layer, int, Weight]]:
+    """Gemma 4: layers with keys but no value projection get a copy of the former."""
+    found = []
+    for layer, count in geometry.groups:
+        names = {weight.name.rpartition(".")[0]: weight for weight in layer.weights}
+        key = names.get("self_attn.k_proj")
+        if key is not None and "self_attn.v_proj" not in names:
+            found.append((layer, count, key))
+    return found
+
+
+def kv_bytes(setting: EngineRequest) -> float:
+    """Bytes of an element of K and V. NotFound for a format without a rule."""
+    kv = (setting.kv or "auto").casefold()
+    if kv not in KV_BYTES:
+        raise unknown("KV format of vllm", kv, KV_BYTES)
+    return KV_BYTES[kv]
+
+
+def cache_bytes(geometry: Geometry, setting: EngineRequest) -> int:
+    """Bytes of the pages and states that the case needs."""
+    pass_tokens = min(setting.ubatch or UBATCH, setting.context)
+    each, total = kv_bytes(setting), 0.0
+    for layer, count in geometry.groups:
+        mixer = layer.mixer
+        if not isinstance(mixer, Attention):
+            total += count * (4 * mixer.recurrent_elements + 2 * mixer.channels * (mixer.kernel - 1))
+        elif mixer.owns_cache:
+            most = setting.context if mixer.window is None else min(setting.context, mixer.window - 1 + pass_tokens)
+            total += count * 2 * mixer.kv_heads * mixer.head_dim * -(-most // PAGE) * PAGE * each
+    return round(total * setting.batch)
+
+
+ENGINE = Vllm()

@@ -1,0 +1,173 @@
+"""What the predictor says about a case of a sweep: how long it will take, and the figures stored next to its result.
+
+Memory and speed are those of `profile fit`. A sweep also pays for making or loading the weights, for filling a cache,
+and for the copy of the cache from which decode starts again. The recorder asks once per case and stores the answer
+with the row, so that a row always shows what was predicted at the time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from profiler.case import Case
+from profiler.cost import engines, explanation
+from profiler.cost.engines.transformers import left_mapped
+from profiler.cost.interval import Interval, exact, prior
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Predictor
+from profiler.cost.storage import Part, Storage
+from profiler.devices import target
+from profiler.devices.base import DeviceInfo
+from profiler.devices.target import Target
+from profiler.models.geometry import Geometry
+from profiler.models.stored import Stored
+from profiler.quants.base import DTYPE_BYTES
+from profiler.units import bytes_text
+
+ENGINE = "transformers"  # what every backend of a sweep runs, or stands in for
+START_S = 8.0  # a worker process that imports torch and transformers, from a warm disk
+DISK_BYTES_S = 0.5e9  # reading a checkpoint
+CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
+FILL_BYTES_S = {"cpu": 2e9, "cuda": 5e9}  # writing random values to fresh memory
+COMPILE_LAYER_S = 3.0  # of --path graph on a CPU; Gemma 3 270M: 2.4 to 4.3, and 0.5 once inductor's cache has it
+COMPILE_SPREAD = 6.0
+PACK_ELEMENTS_S = {"cpu": 0.1e9, "cuda": 2e9}  # quantizing while loading
+SPREAD = 2.0
+WORTH_SAYING = 0.25  # of the weights: from here on what is left unquantized decides how large the model is
+NAMES: dict[Part, str] = {
+    "tables": "embeddings",
+    "head": "output head",
+    "experts": "fused experts",
+    "other": "norms, routers and convolutions",
+}
+
+BACKENDS = frozenset({"hf"})  # those that the engine's rules describe
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes and seconds of one case."""
+
+    weights: Interval
+    cache: Interval  # one, at the end of decode
+    peak: Interval
+    load_s: Interval  # what only the first case of a load pays
+    prefill_s: Interval  # all ``context`` tokens of all sequences, once
+    fill_s: Interval  # writing a random cache instead
+    step_s: Interval  # one decode step of the whole batch
+    left_plain: str | None  # ``nf4 leaves 117 GiB of fused experts in fp32``, where that decides the size
+
+
+def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Estimate:
+    """Of ``case`` on ``host`` (``host_of``), as if it fitted; ``stored``: a checkpoint that runs as it is stored."""
+    found = predictor_of(case, geometry, host, stored)
+    kind, width = "cpu" if host.vendor == "CPU" else "cuda", DTYPE_BYTES[case.dtype]
+    held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
+    terms = found.terms(found.setting(case.context, case.batch))
+    prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch)
+    return Estimate(
+        weights=terms.weights,
+        cache=exact(held),
+        peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
+        load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
+        prefill_s=prefill_s,
+        fill_s=prior(held / FILL_BYTES_S[kind], SPREAD),
+        step_s=step_s,
+        left_plain=left_plain(found.storage, case.quant, case.dtype),
+    )
+
+
+def host_of(device: DeviceInfo, threads: int | None) -> Target:
+    """``device`` as so many ``threads`` use it; None: as many as a worker takes by itself.
+
+    Reads a file of ceilings: ask once, not for each case.
+    """
+    return target.of(replace(device, threads=threads) if threads and device.cores else device)
+
+
+def mean_depth(case: Case) -> int:
+    """Tokens in the cache in the middle of decode."""
+    return case.context + (case.steps + 1) // 2
+
+
+def predictor_of(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Predictor:
+    """For the cases of a model in a format."""
+    return _predictor(geometry, case.quant, case.dtype, host, case.path, stored)
+
+
+@lru_cache(maxsize=64)
+def _predictor(
+    geometry: Geometry, quant: str, dtype: str, device: Target, path: str, stored: Stored | None
+) -> Predictor:
+    return Predictor(geometry, engines.find(ENGINE), quant, Machine(device), dtype, path, stored)
+
+
+def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
+    """What a format that packs weights leaves in ``dtype``, in words; ``None`` where that is no large part of all."""
+    lines = [line for line in storage.lines if not line.packed]
+    plain = {part: sum(line.nbytes for line in lines if line.part == part) for part in NAMES}
+    total = sum(plain.values())
+    if storage.plain or total < WORTH_SAYING * storage.device_bytes:
+        return None
+    largest = sorted((part for part in plain if plain[part] >= total / 10), key=lambda part: -plain[part])
+    return f"{quant} leaves {bytes_text(total)} of {' and '.join(NAMES[part] for part in largest)} in {dtype}"
+
+
+def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: str) -> Interval:
+    """Start a worker, then make the weights, or read and pack them; compile the step where it is a graph."""
+    storage = found.storage
+    if found.stored is not None:
+        making = found.stored.nbytes / DISK_BYTES_S
+    elif case.weights == "synthetic":
+        making = storage.device_bytes / FILL_BYTES_S[kind]
+    else:
+        packed = sum(line.elements for line in storage.lines if line.packed)
+        making = geometry.parameters * CHECKPOINT_BYTES / DISK_BYTES_S
+        making += packed / PACK_ELEMENTS_S[kind]
+    compiling = COMPILE_LAYER_S * len(geometry.layers) if (case.path, kind) == ("graph", "cpu") else 0.0
+    return prior(START_S, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
+
+
+def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored | None = None) -> dict[str, Any]:
+    """Plain JSON: rates and peak with bounds and basis; seconds at the ceilings where the device was calibrated; and
+    how much processes differ (``stats.between``).
+
+    ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
+    """
+    if case.backend not in BACKENDS:
+        return {}
+    predictor = predictor_of(case, geometry, host_of(device, case.threads), stored)
+    engine, on = predictor.engine, predictor.machine.target
+    found = predictor.predict(case.context, case.batch)
+    deep = predictor.predict(mean_depth(case), case.batch)
+    real = case.weights == "real" and stored is None  # nothing is packed while it is loaded
+    peak = found.terms.peak + (left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
+    content: dict[str, Any] = {"peak_bytes": peak.to_json()}
+    if real:
+        packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded: repacking comes with the first pass
+        if (load := engine.load_peak(geometry, packed, case.dtype, on)) is not None:
+            content["load_peak_bytes"] = load.to_json()
+    if found.prefill and deep.decode:
+        content |= {
+            "prefill_tps": found.prefill.tps.to_json(),
+            "prefill_bound": found.prefill.binds,
+            "decode_tps": deep.decode.tps.to_json(),
+            "decode_bound": deep.decode.binds,
+        }
+        if predictor.path != case.path:
+            content["path"] = predictor.path
+    if (apart := _between(on)) is not None:
+        content["between"] = apart
+    if on.ceilings is not None:
+        prefill, decode = explanation.explain(predictor, case.context, case.batch).phases
+        content["ceiling_s"] = {"prefill": prefill.ceiling_s, "step": decode.ceiling_s}
+    return content
+
+
+def _between(on: Target) -> dict[str, Any] | None:
+    """By phase, how much processes of this device differ: standard deviation ÷ median. Not known of other GPUs."""
+    if on.ceilings is not None and on.ceilings.between is not None:
+        return {**on.ceilings.between, "basis": "calibrated"}
+    return {**target.BETWEEN, "basis": "prior"} if on.vendor == "CPU" else None

@@ -1,0 +1,242 @@
+"""Which ggml type llama-quantize gives each tensor of a model, for each named mix, and the bytes that makes.
+
+A mix such as Q4_K_M is no uniform format: output and value projections, and the down projections of some layers, get
+more bits. The rules are those of llama.cpp at commit 007dbbf3 (2026-08), ``src/llama-quant.cpp``
+(``llama_tensor_get_type_impl``, ``tensor_allows_quantization``, ``tensor_type_fallback``), without an importance
+matrix. Checked against real files in the tests. "Dynamic" mixes of third parties (UD-…) follow no published rule.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from profiler import registry
+from profiler.errors import NotFound
+from profiler.models.geometry import Geometry
+from profiler.models.gguf import BLOCKS, TYPES
+from profiler.models.gguf_tensors import FALLBACK
+from profiler.models.layers import Attention, Experts, Layer, Weight
+
+MIXES = {  # the type that a mix starts from
+    "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q6_k": "q6_k", "q5_k_m": "q5_k", "q5_k_s": "q5_k",
+    "q5_0": "q5_0", "q4_k_m": "q4_k", "q4_k_s": "q4_k", "q4_0": "q4_0", "iq4_nl": "iq4_nl", "iq4_xs": "iq4_xs",
+    "q3_k_l": "q3_k", "q3_k_m": "q3_k", "q3_k_s": "q3_k", "iq3_m": "iq3_s", "iq3_s": "iq3_s", "iq3_xs": "iq3_s",
+    "iq3_xxs": "iq3_xxs", "q2_k": "q2_k", "iq2_m": "iq2_s", "iq2_s": "iq2_xs", "iq2_xs": "iq2_xs",
+    "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s",
+}  # fmt: skip
+LOWEST = {"iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq1_s", "iq1_m"}
+PLAIN = {"f32", "f16", "bf16"}
+CATEGORIES = {  # the part of a tensor's name in transformers → llama.cpp's category
+    "v_proj": "v",
+    "in_proj_qkv": "qkv",
+    "k_proj": "k",
+    "q_proj": "q",
+    "o_proj": "attention out",
+    "gate_proj": "gate or up",
+    "up_proj": "gate or up",
+    "gate_up_proj": "gate or up",
+    "down_proj": "down",
+}
+KEPT = "per_layer_model_projection"  # "not too big", so it stays as it was converted
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a layer stands, as far as a mix asks."""
+
+    first_16th: bool
+    first_8th: bool
+    last_8th: bool
+    more_bits: bool  # down projection
+    v_more_bits: bool  # value projections are counted on their own: not every layer has one
+    v_index: int  # at most 4
+
+
+@dataclass(frozen=True, slots=True)
+class MixTensor:
+    """``count`` equal tensors of one type."""
+
+    weight: Weight
+    layer: Layer | None
+    count: int
+    type: str
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of them."""
+        elements, size = BLOCKS[TYPES[self.type]]
+        return -(-self.weight.parameters // elements) * size * self.count
+
+
+def mix(name: str) -> str:
+    """``q4_k_m`` however it is spelled. NotFound with the nearest names otherwise."""
+    spelled = name.casefold().replace("-", "_")
+    if spelled not in MIXES:
+        raise registry.unknown("GGUF mix", name, MIXES)
+    return spelled
+
+
+def known(name: str) -> bool:
+    """Whether ``name`` is a mix with a rule."""
+    try:
+        mix(name)
+    except NotFound:
+        return False
+    return True
+
+
+def tensors(geometry: Geometry, name: str) -> Iterator[MixTensor]:
+    """Every stored tensor of the model in the mix ``name``, equal ones together."""
+    spelled = mix(name)
+    for weight in geometry.outside:
+        yield MixTensor(weight, None, 1, _outside(geometry, weight, spelled))
+    grouped = few_experts(geometry) >= 4
+    for (layer, place), count in Counter(zip(geometry.layers, _places(geometry), strict=True)).items():
+        shared_kv = isinstance(layer.mixer, Attention) and layer.mixer.heads >= 4 * layer.mixer.kv_heads
+        for weight in layer.weights:
+            yield MixTensor(weight, layer, count, _inside(weight, spelled, place, shared_kv or grouped))
+
+
+def few_experts(geometry: Geometry) -> int:
+    """Experts of a layer, 1 in a dense model."""
+    return max((layer.mlp.count for layer, _ in geometry.groups if isinstance(layer.mlp, Experts)), default=1)
+
+
+def _places(geometry: Geometry) -> list[Place]:
+    count = len(geometry.layers)
+    with_v = [any(_category(weight) in ("v", "qkv") for weight in layer.weights) for layer in geometry.layers]
+    v_count, v_index, places = sum(with_v), 0, []
+    for index, has_v in enumerate(with_v):
+        places.append(
+            Place(
+                first_16th=index < count // 16,
+                first_8th=index < count // 8,
+                last_8th=index >= 7 * count // 8,
+                more_bits=_more_bits(index, count),
+                v_more_bits=_more_bits(v_index, v_count),
+                v_index=min(v_index, 4),
+            )
+        )
+        v_index += has_v
+    return places
+
+
+def _more_bits(index: int, count: int) -> bool:
+    return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
+
+
+def _category(weight: Weight) -> str:
+    name = weight.name.removesuffix(".weight").rpartition(".")[2]
+    return CATEGORIES.get(name, "other")
+
+
+def _outside(geometry: Geometry, weight: Weight, name: str) -> str:
+    base = MIXES[name]
+    if weight.role == "vector" or name in PLAIN:
+        return "f32" if weight.role == "vector" else base
+    if KEPT in weight.name:
+        return "f16"
+    if weight.role == "head" or (geometry.tied and weight.role == "embedding"):
+        return _output(weight, name, base)
+    if weight.role == "embedding":
+        return _fitting(weight, _table(name, base))
+    return _fitting(weight, base)
+
+
+def _output(weight: Weight, name: str, base: str) -> str:
+    """The output projection, and every table of a model whose head is tied."""
+    if weight.shape[-1] % BLOCKS[TYPES[base]][0]:
+        return "q8_0"
+    if name in LOWEST - {"iq2_s"} or name in ("iq2_s", "iq3_xxs"):
+        return "q5_k"
+    return base if base == "q8_0" else _fitting(weight, "q6_k")
+
+
+def _table(name: str, base: str) -> str:
+    if name in ("iq2_xxs", "iq2_xs", "iq1_s", "iq1_m"):
+        return "q2_k"
+    return "iq3_s" if name in ("iq2_s", "iq2_m", "iq3_xxs") else base
+
+
+def _inside(weight: Weight, name: str, place: Place, grouped: bool) -> str:
+    """``grouped``: four or more queries share a K/V head, or the model has experts."""
+    if weight.role in ("vector", "router", "conv") or weight.shape[0] == 1 or weight.name.startswith("router."):
+        return "f32"
+    if name in PLAIN:
+        return name
+    return _fitting(weight, _wanted(_category(weight), name, place, grouped))
+
+
+@lru_cache(maxsize=4096)
+def _wanted(category: str, name: str, place: Place, grouped: bool) -> str:
+    base = MIXES[name]
+    if name in LOWEST:
+        return _lowest(category, name, place, grouped, base)
+    if category == "v" or category == "qkv":
+        return _value(name, place, grouped, base)
+    if category == "down":
+        return _down(name, place, base)
+    if category in ("k", "q"):
+        return {"iq3_xs": "iq3_xxs", "iq3_xxs": "iq2_s"}.get(name, base)
+    if category == "attention out":
+        better = {"q2_k": "q3_k", "iq3_xxs": "iq3_s", "q3_k_m": "q4_k", "q3_k_l": "q5_k", "iq3_m": "q4_k"}
+        return better.get(name, base)
+    if category == "gate or up" and name == "iq3_xs" and not (place.first_8th or place.last_8th):
+        return "iq3_xxs"
+    return base
+
+
+def _lowest(category: str, name: str, place: Place, grouped: bool, base: str) -> str:
+    better = "iq3_s" if name in ("iq2_s", "iq2_m") else "q2_k"
+    if category in ("v", "qkv"):
+        return "q4_k" if grouped else better
+    if category == "down" and place.first_8th:
+        return better
+    if category == "attention out" and name in ("iq1_s", "iq1_m"):
+        return "iq2_xxs"
+    return "iq3_s" if category == "attention out" and better == "iq3_s" else base
+
+
+def _value(name: str, place: Place, grouped: bool, base: str) -> str:
+    """Value projections, and the joined projection of gated-delta layers, which llama.cpp counts among them."""
+    if name in ("q4_k_m", "q5_k_m"):
+        return "q6_k" if place.v_more_bits else base
+    if name == "q4_k_s":
+        return "q5_k" if place.v_index < 4 else base
+    if name == "q3_k_m":
+        return "q5_k" if place.v_index < 2 else "q4_k"
+    if name == "q2_k":
+        return "q4_k" if grouped else "q3_k"
+    if name == "iq3_xxs":
+        return "q4_k" if grouped else "iq3_s"
+    if name in ("iq3_xs", "iq3_s") and grouped:
+        return "q4_k"
+    if name in ("iq4_nl", "iq4_xs") and grouped:
+        return "q5_k"
+    return {"iq3_m": "q4_k", "q3_k_l": "q5_k"}.get(name, base)
+
+
+def _down(name: str, place: Place, base: str) -> str:
+    if name in ("q4_k_m", "q5_k_m"):
+        return "q6_k" if place.more_bits else base
+    if name == "q3_k_m":
+        return "q5_k" if place.first_16th else "q4_k"
+    if name == "iq3_xxs":
+        return "q4_k" if place.first_8th else "q3_k"
+    if place.first_8th and name in ("q4_k_s", "iq4_nl", "iq4_xs"):
+        return "q5_k"
+    if place.first_8th and name == "iq3_m":
+        return "q4_k"
+    return {"q2_k": "q3_k", "q3_k_l": "q5_k"}.get(name, base)
+
+
+def _fitting(weight: Weight, wanted: str) -> str:
+    """``wanted``, or what takes its place where rows do not fill its blocks."""
+    columns = weight.shape[-1]
+    if columns % BLOCKS[TYPES[wanted]][0] == 0:
+        return wanted
+    other = FALLBACK.get(wanted, "f16")
+    return other if columns % BLOCKS[TYPES[other]][0] == 0 else "f16"

@@ -1,0 +1,323 @@
+"""The prediction for one case: whether it fits, how fast it runs, what limits it, and whether it meets a goal.
+
+A case fits, is tight, needs offloading, or does not fit at all. A goal is a wish such as ``20 tok/s at 64k``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from profiler.cost import machine, work
+from profiler.cost import rates as cost_rates
+from profiler.cost.engines.base import Engine, EngineRequest, Terms
+from profiler.cost.interval import Basis, Interval
+from profiler.cost.machine import MEASURED_ENGINE, Machine
+from profiler.cost.rates import Bounds, Rates
+from profiler.cost.storage import Storage
+from profiler.cost.work import PhaseWork
+from profiler.decode_path import EAGER
+from profiler.errors import ProfileError
+from profiler.models.geometry import Geometry
+from profiler.models.stored import Stored
+from profiler.units import GIB, bytes_text, parse_count, printable
+
+FitWord = Literal["fits", "tight", "offload", "no"]
+TIGHT_SHARE, TIGHT_BYTES = 0.05, 512 * 1024**2  # less headroom than either of these is tight
+RAM_RESERVE = 2 * GIB  # the system's own
+
+Binds = Literal["memory", "bandwidth", "compute", "launches", "experts", "host memory"]
+OFFLOAD_SPREAD = 1.8  # which weights lie where is a choice that nobody states
+POWER = (0.4, 0.75, 1.0)  # of the board's limit: idle parts of a step, usual, all of it
+MOST_BATCH = 4096
+
+GoalAnswer = Literal["yes", "likely", "unlikely", "no"]
+EXAMPLE = '--goal "20 tok/s at 64k"'
+_GOAL = re.compile(
+    r"^\s*(?P<rate>\d+(?:\.\d+)?)\s*(?:tok(?:en)?s?(?:/s| per second)|t/s)?\s*(?:(?:at|@)\s*(?P<context>\w+))?\s*$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FitVerdict:
+    """``headroom_bytes`` are left on the device at the peak; negative: missing. ``reason`` in words."""
+
+    word: FitWord
+    headroom_bytes: int
+    usable_bytes: int
+    reason: str
+    offloaded_bytes: int = 0  # of weights, in the host's memory
+
+
+def judge(terms: Terms, machine: Machine) -> FitVerdict:
+    """The verdict on what the fullest device has to hold.
+
+    By the value of the peak; where only its upper bound does not fit, that is tight.
+    """
+    usable = machine.usable_bytes
+    peak = terms.peak
+    shared = round(terms.host.value) if machine.target.unified else 0
+    needed = round(peak.value) + shared
+    headroom = usable - needed
+    limit = machine.target.memory_limit
+    bound = "" if limit is None else f" of the {bytes_text(usable)} that {limit} allows"
+    if headroom >= 0:
+        close = headroom < max(TIGHT_SHARE * usable, TIGHT_BYTES) or peak.high + shared > usable
+        sure = "" if peak.high + shared <= usable else f", but it may take {bytes_text(peak.high + shared)}"
+        return FitVerdict("tight" if close else "fits", headroom, usable, f"{bytes_text(headroom)} left{bound}{sure}")
+    missing = f"{bytes_text(-headroom)} missing{bound and f': {limit} allows {bytes_text(usable)}'}"
+    room = machine.ram_bytes - RAM_RESERVE - round(terms.host.value) if machine.ram_bytes is not None else 0
+    offloaded = -headroom * machine.target.count
+    movable = terms.weights.value * machine.target.count
+    if machine.target.unified or offloaded > room or offloaded > movable:
+        return FitVerdict("no", headroom, usable, missing)
+    return FitVerdict("offload", headroom, usable, f"{bytes_text(offloaded)} of weights in host memory", offloaded)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedPhase:
+    """One phase: seconds, tokens of all sequences, and what takes most of the time."""
+
+    seconds: Interval
+    tokens: int
+    binds: Binds
+
+    @property
+    def tps(self) -> Interval:
+        """Tokens per second, all sequences together."""
+        s = self.seconds
+        return Interval(self.tokens / s.value, self.tokens / s.high, self.tokens / s.low, s.basis)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One case. Phases are ``None`` where it does not fit at all."""
+
+    engine: Engine
+    machine: Machine
+    setting: EngineRequest
+    terms: Terms
+    verdict: FitVerdict
+    prefill: PredictedPhase | None
+    decode: PredictedPhase | None
+    host_bytes: int  # of weights, beside what the engine keeps there anyway
+
+    @property
+    def basis(self) -> Basis:
+        """What the speeds rest on."""
+        return self.decode.seconds.basis if self.decode else self.terms.peak.basis
+
+    @property
+    def binds(self) -> Binds:
+        """What holds the case back."""
+        if self.decode is None or self.verdict.word in ("no", "offload"):
+            return "memory" if self.decode is None else "host memory"
+        return self.decode.binds
+
+    @property
+    def ttft_s(self) -> Interval | None:
+        """Seconds to the first token: the prefill, which also gives it."""
+        return self.prefill.seconds if self.prefill else None
+
+    @property
+    def token_j(self) -> Interval | None:
+        """Joules per decoded token, from the board's power limit; ``None`` where that is not known."""
+        watts = self.machine.target.tdp_w
+        if watts is None or self.decode is None:
+            return None
+        low, usual, high = (share * watts * self.machine.target.count / self.setting.batch for share in POWER)
+        s = self.decode.seconds
+        return Interval(usual * s.value, low * s.low, high * s.high, "prior")
+
+
+class Predictor:
+    """A model in a format on a machine, with what does not depend on context and batch worked out once."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        engine: Engine,
+        quant: str,
+        host: Machine,
+        dtype: str = "bf16",
+        path: str = EAGER,
+        stored: Stored | None = None,
+    ) -> None:
+        """``path``: how decode steps of transformers run. ``stored``: the checkpoint that is run as it is stored."""
+        self.stored = stored
+        self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
+        self.path = path = engine.runs(path, quant, dtype, host.target)
+        self.storage: Storage = self.storage_in(quant, dtype)
+        machine.check(geometry, host)
+        self.rates: Rates = machine.sharing_heads(machine.rates(host, engine.name, dtype), geometry, host)
+        shipped = path == EAGER or engine.name != MEASURED_ENGINE
+        self.step_rates: Rates = self.rates if shipped else cost_rates.own_step(self.rates, host.target, dtype, path)
+        if stored is not None and not engine.timed(stored):
+            self.rates, self.step_rates = map(cost_rates.untimed, (self.rates, self.step_rates))
+
+    def storage_in(self, quant: str, dtype: str) -> Storage:
+        """The weights in another quantization, or in the one of the checkpoint."""
+        repacks = self.machine.target.repacks
+        if self.stored is not None and quant == self.stored.quant:
+            return self.engine.stored(self.geometry, self.stored, dtype, repacks)
+        return self.engine.storage(self.geometry, quant, dtype, repacks)
+
+    def setting(self, context: int, batch: int, kv: str | None = None) -> EngineRequest:
+        """What is asked of the engine; small devices prefill in smaller passes by its own default."""
+        return EngineRequest(self.quant, context, batch, self.dtype, kv, path=self.path)
+
+    def terms(self, setting: EngineRequest) -> Terms:
+        """Memory of the fullest device."""
+        whole = self.engine.memory(self.geometry, self.storage, setting, self.machine.target)
+        return shared_out(whole, self.geometry, self.machine)
+
+    def predict(self, context: int, batch: int, kv: str | None = None) -> Prediction:
+        """The case of ``context`` tokens in each of ``batch`` sequences."""
+        setting = self.setting(context, batch, kv)
+        terms = self.terms(setting)
+        verdict = judge(terms, self.machine)
+        prefill = decode = None
+        if verdict.word != "no":
+            prompt, step = self.works(context, context, batch, kv)
+            prefill = self._phase(prompt, verdict, context * batch, self.rates, self.rates.prefill)
+            decode = self._phase(step, verdict, batch, self.step_rates, self.step_rates.decode)
+        return Prediction(
+            self.engine, self.machine, setting, terms, verdict, prefill, decode, verdict.offloaded_bytes
+        )
+
+    def seconds(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Interval, Interval]:
+        """A prefill of ``context`` tokens, and a decode step at ``depth``, as if both fitted."""
+        prompt, step = self.works(context, depth, batch, kv)
+        return (
+            self._seconds(prompt, self.rates, self.rates.prefill),
+            self._seconds(step, self.step_rates, self.step_rates.decode),
+        )
+
+    def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[PhaseWork, PhaseWork]:
+        """What a prefill of ``context`` tokens and a decode step at ``depth`` have to do. A CPU prefills in smaller
+        passes."""
+        asked = (self.geometry, self.setting(context, batch, kv), self.machine.target)
+        prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.manner(*asked))
+        return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_manner(*asked))
+
+    def _seconds(self, done: PhaseWork, rates: Rates, bounds: Bounds) -> Interval:
+        value = cost_rates.seconds(done, rates) + machine.link_s(done, self.geometry, self.machine)
+        return Interval(value, value * bounds[0], value * bounds[1], rates.basis)
+
+    def largest_context(self, batch: int, kv: str | None = None) -> int:
+        """Most tokens of each sequence for which the case still fits; 0 if none."""
+        return largest(self.geometry.max_position, lambda n: self._fits(n, batch, kv))
+
+    def largest_batch(self, context: int, kv: str | None = None) -> int:
+        """Most sequences of ``context`` tokens that still fit; 0 if not one does."""
+        return largest(MOST_BATCH, lambda n: self._fits(context, n, kv))
+
+    def _fits(self, context: int, batch: int, kv: str | None) -> bool:
+        return judge(self.terms(self.setting(context, batch, kv)), self.machine).word in ("fits", "tight")
+
+    def _phase(
+        self, done: PhaseWork, verdict: FitVerdict, tokens: int, rates: Rates, bounds: Bounds
+    ) -> PredictedPhase:
+        split = cost_rates.split(done, rates)
+        seconds = split.total + machine.link_s(done, self.geometry, self.machine)
+        binds = experts_or(split.binds, done, rates)
+        basis = rates.basis
+        low, high = bounds
+        if verdict.offloaded_bytes:
+            there, moved = self._moved(done, verdict.offloaded_bytes, rates)
+            seconds = seconds - there + moved
+            low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
+            binds = "host memory" if moved > seconds / 2 else binds
+        least = 0.0 if verdict.offloaded_bytes or self.machine.target.spread > 1 else self._least(done)
+        return PredictedPhase(
+            Interval(seconds, max(seconds * low, min(seconds, least)), seconds * high, basis), tokens, binds
+        )
+
+    def _least(self, done: PhaseWork) -> float:
+        """Seconds that reading the weights takes at the ceiling: no range may promise more."""
+        return sum(item.nbytes for item in done.items if item.kind == "weights") / self.machine.ceiling_bytes_s
+
+    def _moved(self, done: PhaseWork, offloaded: int, rates: Rates) -> tuple[float, float]:
+        """Seconds that the offloaded weights would have taken on the device, and what they take from the host.
+
+        Experts go first: a token reads few of them.
+        """
+        lines = sorted(self.storage.read, key=lambda line: line.experts is None)
+        left, read, there = float(offloaded), 0.0, 0.0
+        for line in lines:
+            part = min(left, line.nbytes)
+            left -= part
+            share = line.share(done.tokens, done.how)
+            read += part * share
+            there += part * share * rates.read_s[line.scheme] * done.passes
+        streams = self.engine.name != "llama.cpp"
+        return there, machine.offload_s(done, read, streams, self.machine)
+
+
+def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
+    """What the fullest of several devices holds: its layers or slices, but buffers and the runtime in whole."""
+    count = host.target.count
+    if count == 1:
+        return terms
+
+    weights = terms.weights.scaled(machine.per_device(1.0, geometry, count, host.split))
+    return replace(terms, weights=weights, cache=terms.cache.scaled(machine.cache_share(geometry, count, host.split)))
+
+
+def experts_or(binds: str, done: PhaseWork, rates: Rates) -> Binds:
+    """``experts`` where they are most of what is read."""
+    if binds == "bandwidth":
+        reading = {
+            item.part: item.nbytes * rates.read_s[item.scheme] for item in done.items if item.kind == "weights"
+        }
+        if reading.get("experts", 0.0) > sum(reading.values()) / 2:
+            return "experts"
+    return binds  # type: ignore[return-value]
+
+
+def largest(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest number up to ``most`` for which ``holds`` is true; it is false for all after the first false."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Decode rate of each sequence, at a context if one is named."""
+
+    tps: float
+    context: int | None
+
+    def met(self, prediction: Prediction) -> GoalAnswer:
+        """``yes`` if even the lower bound does, ``likely`` if the value does, ``unlikely`` if only the upper does."""
+        if prediction.decode is None:
+            return "no"
+        rate = prediction.decode.tps.scaled(1 / prediction.setting.batch)
+        if rate.low >= self.tps:
+            return "yes" if prediction.verdict.word == "fits" else "likely"
+        if rate.value >= self.tps:
+            return "likely"
+        return "unlikely" if rate.high >= self.tps else "no"
+
+
+def parse(text: str) -> Goal:
+    """``20 tok/s at 64k``, ``20 t/s @ 8192``, ``20``. Raises ProfileError."""
+    match = _GOAL.match(text)
+    if match is None or float(match["rate"]) <= 0:
+        raise ProfileError(f"--goal {printable(text)!r} is not a rate at a context", f"Like this: {EXAMPLE}")
+    try:
+        context = parse_count(match["context"]) if match["context"] else None
+    except ValueError as error:
+        raise ProfileError(f"--goal: {error}", f"Like this: {EXAMPLE}") from None
+    if context is not None and context < 1:
+        raise ProfileError("--goal: a context has at least one token", f"Like this: {EXAMPLE}")
+    return Goal(float(match["rate"]), context)

@@ -1,0 +1,235 @@
+"""What a pass of a model has to do on a device: bytes to read and FLOPs to compute, part by part.
+
+Work depends on model, storage, context and batch, not on the device: it is worked out once and timed for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from profiler.cost.storage import LARGE_BYTES, UNPACKED_BYTES, Storage, WeightGroup
+from profiler.models.geometry import Geometry
+from profiler.models.layers import DELTA_CHUNK, IDEAL, RECURRENT_BYTES, Attention, Dense, Execution, GatedDelta, Layer
+
+Kind = Literal["weights", "cache", "state", "activations", "convolution"]
+GROWING_TOUCHES = 3  # of a cache that is copied to append to it, and then read
+STATE_TOUCHES = 2.0  # a step that does no more than it must reads a recurrent state and writes it back
+MLP_TENSORS = 4  # as wide as a feed-forward layer: gate, up, activation, product
+CONV_TENSORS = 3  # a convolution takes beside its input: padded, in order, and the result
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One term of the sum. ``flops`` are those of matrix products; ``scheme`` is the format of what is read."""
+
+    part: str  # a part of the storage, or the kind of layer whose cache it is
+    kind: Kind
+    scheme: str
+    nbytes: float
+    flops: float
+    rows: float = 1.0  # tokens that each tensor is multiplied with in a pass
+    outputs: float = 0.0  # features that its matrices give, and their number: all passes together
+    count: float = 0.0
+    fresh: float = 0.0  # bytes of results too large for a heap to keep room for, unpacked matrices among them
+    spared: float = 0.0  # part of ``nbytes`` that a program without copies would not move: no ceiling counts it
+    spared_flops: float = 0.0  # part of ``flops`` that goes to experts no token chose: no ceiling counts it either
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseWork:
+    """``passes`` passes over the model, all items together. ``tokens`` go through it in each, of all sequences."""
+
+    items: tuple[Item, ...]
+    passes: int
+    tokens: float  # per pass
+    layers: int
+    expert_layers: int
+    calls: float  # operators started from Python, all passes; 0 for engines that run a graph of their own
+    how: Execution = IDEAL  # how the engine that does it runs a layer
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes read."""
+        return sum(item.nbytes for item in self.items)
+
+    @property
+    def needed_bytes(self) -> float:
+        """Of those, what a program without copies reads."""
+        return self.nbytes - sum(item.spared for item in self.items)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of matrix products."""
+        return sum(item.flops for item in self.items)
+
+    @property
+    def needed_flops(self) -> float:
+        """Of those, what goes to experts that a token chose, and to everything else."""
+        return self.flops - sum(item.spared_flops for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Operators that an eager engine starts, and the activations that they pass between them."""
+
+    layer: float  # a layer with attention, any pass
+    delta_step: float  # a gated-delta layer, decode
+    delta_pass: float  # the same in a prefill pass, whatever its length
+    delta_chunk: float  # and for each of its chunks
+    outside: float  # of the layers, a pass
+    elementwise: float  # tensors of the hidden width that a layer reads or writes for each token
+    state_touches: float  # how often a step goes over a recurrent state
+    element_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """What of a runtime changes the amount of work."""
+
+    ubatch: int  # tokens of a sequence in one prefill pass
+    cache_bytes: float  # per element of K and V
+    cache_touches: float = 1.0  # how often a decode step goes over the cache
+    how: Execution = IDEAL
+    calls: Calls | None = None  # of an eager engine
+    expert_copies: float | None = None  # how often a step moves the experts of each token; None: reads each once
+
+
+def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner: Manner) -> PhaseWork:
+    """One decode step of ``batch`` sequences; ``depth`` counts the token of this step."""
+    items = [
+        _weights(line, _moved(line, batch, manner), line.share(batch), 2 * batch, batch, manner.how)
+        for line in storage.read
+    ]
+    touches = manner.calls.state_touches if manner.calls else STATE_TOUCHES
+    for layer, count in geometry.groups:
+        mixer, many = layer.mixer, count * batch
+        flops = many * mixer.decode_flops(depth)
+        if isinstance(mixer, GatedDelta):
+            nbytes = many * touches * RECURRENT_BYTES * mixer.recurrent_elements
+            spared = nbytes * (1 - STATE_TOUCHES / touches)
+            items.append(Item(layer.kind, "state", "state", nbytes, flops, batch, spared=spared))
+        else:
+            nbytes = many * mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
+            spared = nbytes * (1 - 1 / manner.cache_touches)
+            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, batch, spared=spared))
+    calls = 0.0
+    if manner.calls is not None:
+        items.append(_activations(geometry, manner.calls, len(geometry.layers) * batch))
+        items.append(_convolutions(geometry, manner.calls, 1, batch, batch))
+        delta = _delta_layers(geometry)
+        attention = len(geometry.layers) - delta
+        calls = manner.calls.outside + attention * manner.calls.layer + delta * manner.calls.delta_step
+    return PhaseWork(tuple(items), 1, batch, len(geometry.layers), _expert_layers(geometry), calls, manner.how)
+
+
+def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, manner: Manner) -> PhaseWork:
+    """All passes of a prefill of ``context`` tokens a sequence, with one row of logits a sequence and pass."""
+    chunk = max(1, min(manner.ubatch, context))
+    whole, rest = divmod(context, chunk)
+    sizes = [(chunk, whole), (rest, 1)] if rest else [(chunk, whole)]
+    passes = whole + bool(rest)
+    items = []
+    for line in storage.read:
+        through = [(manner.how.tokens_through(size, line.shared_kv) * batch, count) for size, count in sizes]
+        rows = passes * batch if line.part == "head" else sum(tokens * count for tokens, count in through)
+        share = sum(count * line.share(tokens, manner.how) for tokens, count in through)
+        needed = sum(count * line.share(tokens) for tokens, count in through)
+        each = rows / passes * line.used_share(manner.how)
+        items.append(_weights(line, share, needed, 2 * rows, each, manner.how))
+    for layer, count in geometry.groups:
+        flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, manner.how), count * batch * passes
+        if isinstance(layer.mixer, Attention):
+            read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(passes)) / len(_few(passes))
+            items.append(Item(layer.kind, "cache", "cache", many * read * manner.cache_bytes, flops, chunk * batch))
+        else:
+            state = STATE_TOUCHES * RECURRENT_BYTES * layer.mixer.recurrent_elements
+            items.append(Item(layer.kind, "state", "state", many * state, flops, chunk * batch))
+    calls = 0.0
+    if manner.calls is not None:
+        written = [
+            (layer, manner.how.tokens_through(size, layer.shares_kv) * batch, count * times)
+            for layer, count in geometry.groups
+            for size, times in sizes
+        ]
+        layer_tokens = sum(tokens * times for _, tokens, times in written)
+        wide = sum(times * _wide_bytes(layer, tokens, geometry, manner.calls) for layer, tokens, times in written)
+        items.append(_activations(geometry, manner.calls, layer_tokens, wide))
+        items.append(_convolutions(geometry, manner.calls, passes, context * batch / passes, batch))
+        calls = _prefill_calls(geometry, manner.calls, sizes)
+    tokens = context * batch / passes
+    return PhaseWork(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls, manner.how)
+
+
+def _moved(line: WeightGroup, batch: int, manner: Manner) -> float:
+    """How often a step of ``batch`` tokens goes over a line of weights."""
+    if line.experts is None or line.whole(manner.how) or manner.expert_copies is None:
+        return line.share(batch, manner.how)
+    return manner.expert_copies * batch * line.experts.top_k / line.experts.count
+
+
+def _weights(line: WeightGroup, share: float, needed: float, flops: float, rows: float, how: Execution) -> Item:
+    """``share``: how often all of the line is read, ``needed``: how often without copies and unchosen experts;
+    ``flops``: of each element that is used, all passes."""
+    nbytes, outputs, count = line.nbytes * share, line.outputs * share, line.count * share
+    return Item(
+        line.part,
+        "weights",
+        line.scheme,
+        nbytes,
+        flops * line.used(how),
+        rows,
+        outputs,
+        count,
+        fresh=line.large * share * UNPACKED_BYTES,
+        spared=line.nbytes * (share - needed),
+        spared_flops=flops * (line.used(how) - line.used()),
+    )
+
+
+def _convolutions(geometry: Geometry, calls: Calls, passes: int, tokens: float, batch: int) -> Item:
+    """Depthwise, of gated-delta layers: ``outputs`` are channels of all passes, ``count`` sequences of a pass."""
+    mixers = [(layer.mixer, count) for layer, count in geometry.groups if isinstance(layer.mixer, GatedDelta)]
+    channels = passes * sum(count * mixer.channels for mixer, count in mixers)
+    results = [(mixer.channels * tokens * calls.element_bytes, count) for mixer, count in mixers]
+    fresh = passes * CONV_TENSORS * sum(count * nbytes for nbytes, count in results if nbytes > LARGE_BYTES)
+    return Item("convolutions", "convolution", "copy", 0.0, 0.0, tokens, channels, batch, fresh)
+
+
+def _prefill_calls(geometry: Geometry, calls: Calls, sizes: Sequence[tuple[int, int]]) -> float:
+    delta = _delta_layers(geometry)
+    attention = len(geometry.layers) - delta
+    total = 0.0
+    for size, times in sizes:
+        chunks = -(-size // DELTA_CHUNK)
+        delta_calls = calls.delta_pass + chunks * calls.delta_chunk
+        total += times * (calls.outside + attention * calls.layer + delta * delta_calls)
+    return total
+
+
+def _activations(geometry: Geometry, calls: Calls, layer_tokens: float, fresh: float = 0.0) -> Item:
+    """What element-wise operators read and write, ``layer_tokens`` times through a layer."""
+    nbytes = layer_tokens * geometry.hidden * calls.elementwise * calls.element_bytes
+    return Item("activations", "activations", "copy", nbytes, 0.0, 0.0, fresh=fresh, spared=nbytes)
+
+
+def _wide_bytes(layer: Layer, rows: int, geometry: Geometry, calls: Calls) -> float:
+    """Of the tensors that one pass of ``rows`` tokens through ``layer`` writes, those that are too large."""
+    hidden = rows * geometry.hidden * calls.element_bytes
+    inner = rows * (layer.mlp.width if isinstance(layer.mlp, Dense) else 0) * calls.element_bytes
+    written = ((calls.elementwise / 2, hidden), (MLP_TENSORS, inner))
+    return sum(tensors * nbytes for tensors, nbytes in written if nbytes > LARGE_BYTES)
+
+
+def _few(passes: int) -> tuple[int, ...]:
+    """First, middle and last pass: enough to average what grows in a straight line."""
+    return (0, (passes - 1) // 2, passes - 1)
+
+
+def _delta_layers(geometry: Geometry) -> int:
+    return sum(count for layer, count in geometry.groups if layer.kind == "gated delta")
+
+
+def _expert_layers(geometry: Geometry) -> int:
+    return sum(count for layer, count in geometry.groups if layer.mlp.kind == "experts")

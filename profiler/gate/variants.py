@@ -1,0 +1,378 @@
+"""The variants that a gate compares: which interpreter and code measure each of them, checked before they do.
+
+    --base HEAD~1                       a git revision: our own code as it was then, with the libraries of this one
+    --base ../old/.venv                 a virtual environment or an interpreter: with its libraries, and with its
+                                        llm-hwprofile if it has one; else ours is lent to it
+    --base "taskset -c 0 python3"       a command that becomes an interpreter
+
+A prefix ``rev:``, ``venv:`` or ``cmd:`` says which is meant. Without one, a name that is both a revision and a
+program is refused: which code runs must not depend on what branches a repository has. What will run is said before it
+does.
+
+**Questions to an interpreter.** What answers may be any program a person typed, so nothing it says is believed unless
+it is in the form that our own few lines of Python print: they repeat a word that was drawn for this question. Its
+output is bounded, and it is gone when the question is over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from profiler import folders
+from profiler.errors import ProfileError
+from profiler.gate import revision
+from profiler.results.environment import LIBRARIES
+from profiler.run.process import Launch, worker_environment
+from profiler.run.protocol import Order, encode
+from profiler.shell import command, quote
+from profiler.units import UNKNOWN, bytes_text, printable
+
+ANSWER_S = 60.0  # an interpreter on a network file system may take its time, and so does importing torch
+MOST_BYTES = 1024**2  # of output: `yes` must not fill the memory
+LAST_WORDS = 12
+PYTHON = "It takes a Python of 3.11 or newer, or a command that becomes one, such as: taskset -c 0 python3"
+ABOUT = """
+import json, sys
+from importlib import metadata, util
+def version(name):
+    try: return metadata.version(name)
+    except metadata.PackageNotFoundError: return None
+spec = util.find_spec("profiler")
+worker = spec and spec.submodule_search_locations and util.find_spec("profiler.run")
+worker = worker and util.find_spec("profiler.run.worker")
+print("\\n" + sys.argv[1], json.dumps({"python": sys.version.split()[0], "executable": sys.executable,
+    "prefix": sys.prefix, "code": spec and spec.origin, "worker": bool(worker),
+    "libraries": {n: version(n) for n in sys.argv[2:]}}))
+"""
+# As a worker does it: orders are read, then the backend is imported, which imports what runs the models.
+READY = """
+import json, sys
+def fault():
+    from profiler import registry
+    from profiler.run import protocol, worker
+    orders = [protocol.Order.from_json(json.loads(line)) for line in sys.stdin]
+    for name in sorted({order.case.backend for order in orders}):
+        registry.load("backends", name, "backend")
+    for device in sorted({order.case.device for order in orders}):
+        if device.startswith("cuda") and "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
+            return f"its torch {sys.modules['torch'].__version__} cannot use a GPU"
+    from profiler import devices
+    for order in orders:
+        quant = registry.load("quants", order.case.quant, "quantization").QUANT
+        reason = "torch" in sys.modules and quant.unavailable(devices.find(order.case.device))
+        if reason:
+            return reason
+try: said = fault()
+except BaseException as error: said = f"{type(error).__name__}: {error}"
+print("\\n" + sys.argv[1], json.dumps({"fault": said}))
+"""
+
+KINDS = {"rev": "a git revision", "venv": "an environment", "cmd": "a command"}
+FORMS = "A git revision, a folder with a virtual environment, an interpreter, or a command that becomes one."
+OLD_SIDE = (
+    "Name a side with a newer llm-hwprofile, torch and transformers, or one without any llm-hwprofile: then ours is"
+    " lent to it."
+)
+OLD_REVISION = (
+    "Name a revision that runs with the libraries installed here, or make a virtual environment of that revision and"
+    " name its folder: venv:FOLDER"
+)
+Say = Callable[[str], None]
+
+
+def about(launch: Launch) -> dict[str, Any]:
+    """What an interpreter says of itself: python, executable, prefix, code, worker and libraries.
+
+    Raises ProfileError for what is no Python that answers.
+    """
+    facts = _ask(launch, ABOUT, LIBRARIES)
+    texts = all(isinstance(facts.get(name), str) for name in ("python", "executable", "prefix"))
+    libraries = facts.get("libraries")
+    if not texts or not isinstance(libraries, dict) or not isinstance(facts.get("worker"), bool):
+        raise ProfileError(f"{_shown(launch)} does not answer as Python does", PYTHON)
+    return facts
+
+
+def interpreter_fault(launch: Launch, orders: Iterable[Order]) -> str | None:
+    """Why the profiler that this interpreter has cannot take these orders, in words; None if it can.
+
+    Raises ProfileError if it does not answer at all.
+    """
+    said = _ask(launch, READY, (), b"".join(encode(order.to_json(), finite=False) for order in orders)).get("fault")
+    return None if said is None else printable(" ".join(str(said).split()), 300)
+
+
+def _ask(launch: Launch, program: str, arguments: Iterable[str], stdin: bytes = b"") -> dict[str, Any]:
+    """The object that ``program`` prints behind the word it is given."""
+    word = secrets.token_hex(8)
+    command = [*launch.python, "-P", "-c", program, word, *arguments]
+    try:
+        heard, ended = _hear(command, worker_environment(os.environ) | dict(launch.environ), stdin)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        said = getattr(error, "strerror", None) or error
+        raise ProfileError(f"{_shown(launch)} cannot be started: {printable(said)}", PYTHON) from None
+    for line in heard.decode("utf-8", "replace").splitlines():
+        if line.startswith(f"{word} "):
+            with suppress(ValueError, RecursionError):
+                content = json.loads(line.removeprefix(f"{word} "))
+                if isinstance(content, dict):
+                    return content
+    if ended is not None:
+        raise ProfileError(f"{_shown(launch)} {ended}", PYTHON)
+    text = printable(" ".join(heard.decode("utf-8", "replace").split()[-LAST_WORDS:]))
+    raise ProfileError(f"{_shown(launch)} is not a Python that answers: {text or 'it said nothing'}", PYTHON)
+
+
+def _hear(command: list[str], environ: Mapping[str, str], stdin: bytes) -> tuple[bytes, str | None]:
+    """What a command prints, and what is wrong with it if it had to be ended. Raises OSError, ValueError."""
+    with tempfile.TemporaryFile() as orders:
+        orders.write(stdin)
+        orders.seek(0)
+        process = subprocess.Popen(
+            command,
+            env=dict(environ),
+            stdin=orders,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    assert process.stdout is not None  # asked for
+    heard, deadline = bytearray(), time.monotonic() + ANSWER_S
+    try:
+        while len(heard) < MOST_BYTES:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return bytes(heard), f"did not answer within {ANSWER_S:.0f} s"
+            gone = process.poll() is not None
+            if select.select([process.stdout], [], [], 0.0 if gone else min(left, 0.1))[0]:
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk and gone:
+                    return bytes(heard), None
+                if not chunk:  # closed, and still running: it has nothing more to say to us
+                    time.sleep(0.01)
+                heard += chunk
+            elif gone:  # what it left behind holds the pipe
+                return bytes(heard), None
+        return bytes(heard), f"printed more than {bytes_text(MOST_BYTES)} in place of an answer"
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def _shown(launch: Launch) -> str:
+    return printable(shlex.join(launch.python))
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What measures one side."""
+
+    name: str  # as a person typed it
+    launch: Launch
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter says of itself
+    of_revision: bool = False  # with the libraries that are installed here
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a person's word for a side may mean. Finding it runs nothing but git."""
+
+    kind: str  # of KINDS
+    text: str  # without a prefix
+    words: str  # what runs, for people
+    python: tuple[str, ...]  # what starts the interpreter
+    commit: str | None = None
+
+
+def here() -> Variant:
+    """What is installed here."""
+    launch = Launch((sys.executable,), folders.child_environ(os.environ))
+    return Variant("what is installed here", launch, about(launch))
+
+
+def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Variant:
+    """The side that ``text`` means; ``scratch`` is a folder for code, which must live as long as the side.
+
+    ``say`` gets what runs, before it does. Raises ProfileError for what is none, or has no interpreter that can
+    measure.
+    """
+    found = meaning(text)
+    say(found.words)
+    if found.commit is not None:
+        return _of_revision(found, found.commit, scratch)
+    return _with_code(text, Launch(found.python), scratch)
+
+
+def meaning(text: str) -> Meaning:
+    """What ``text`` means. Raises ProfileError where that is nothing that could be run, or two things."""
+    if not text.strip():
+        raise ProfileError("the side to compare is an empty text", FORMS)
+    kind, _, rest = text.partition(":")
+    if kind in KINDS and rest:
+        return _only(kind, rest)
+    found: list[Meaning] = []
+    faults: list[ProfileError] = []
+    for look in (_environment, _revision, _command):
+        try:
+            found.append(look(text))
+        except ProfileError as error:
+            faults.append(error)
+    if not found:
+        reasons = "; ".join(dict.fromkeys(error.message for error in faults))
+        hint = next((error.hint for error in faults if error.hint), FORMS)
+        raise ProfileError(f"{_quoted(text)} is not a revision, environment or command we can run: {reasons}", hint)
+    code = [each for each in found if each.kind == "rev"]
+    programs = [each for each in found if each.kind != "rev"]
+    if code and programs:
+        two = (code[0], programs[0])
+        both = " and ".join(f"{KINDS[each.kind]}, which {each.words}" for each in two)
+        spelled = " or ".join(quote(f"{each.kind}:{text}") for each in two)
+        raise ProfileError(f"{_quoted(text)} is two things here: {both}", f"Say which is meant: {spelled}")
+    return found[0]
+
+
+def check(variant: Variant, orders: Sequence[Order]) -> None:
+    """Raises ProfileError where the profiler of this side cannot take these orders: too old, or broken."""
+    fault = interpreter_fault(variant.launch, orders)
+    if fault is not None:
+        version = (variant.facts.get("libraries") or {}).get("llm-hwprofile")
+        what = f"its profiler{f' ({_text(version)})' if version else ''} cannot measure this: {fault}"
+        raise ProfileError(f"{printable(variant.name)}: {what}", OLD_REVISION if variant.of_revision else OLD_SIDE)
+
+
+def differences(base: Variant, candidate: Variant) -> list[str]:
+    """What the two sides have of their own, in words: that is what the gate is about."""
+    found = []
+    a, b = base.facts.get("python"), candidate.facts.get("python")
+    if a != b:
+        found.append(f"Python {_text(a)} → {_text(b)}")
+    a_libraries, b_libraries = (variant.facts.get("libraries") or {} for variant in (base, candidate))
+    for name in LIBRARIES[1:]:
+        a, b = a_libraries.get(name), b_libraries.get(name)
+        if a != b:
+            found.append(f"{name} {_text(a)} → {_text(b)}")
+    return found
+
+
+def is_same(base: Variant, candidate: Variant) -> bool:
+    """Whether nothing tells the sides apart: then a gate compares a program with itself."""
+    told = ("prefix", "code", "libraries")
+    return base.launch.environ == candidate.launch.environ and (
+        len(base.launch.python) == len(candidate.launch.python) == 1
+        and [base.facts.get(name) for name in told] == [candidate.facts.get(name) for name in told]
+    )
+
+
+def _only(kind: str, text: str) -> Meaning:
+    look = {"rev": _revision, "venv": _environment, "cmd": _command}[kind]
+    try:
+        return look(text)
+    except ProfileError as error:
+        raise ProfileError(
+            f"{kind}:{printable(text)} cannot be a side: {error.message}", error.hint or FORMS
+        ) from None
+
+
+def _environment(text: str) -> Meaning:
+    """A folder with ``bin/python``, or an interpreter's path."""
+    try:
+        path = Path(os.path.expanduser(text))
+        folder, file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
+        raise ProfileError("there is no such path") from None
+    python = path / "bin" / "python" if folder else path
+    if not text or not (folder or file):
+        raise ProfileError("there is no such path")
+    if file and os.sep not in text:
+        raise ProfileError("a file in the current folder is named as a path: ./NAME")
+    if not python.is_file():
+        raise ProfileError(f"the folder {printable(text)} has no bin/python")
+    if not os.access(python, os.X_OK):
+        raise ProfileError(f"{printable(python)} cannot be executed")
+    start = os.path.abspath(python)  # not resolved: a venv's python is a link
+    return Meaning("venv", text, f"runs the interpreter {printable(start)}", (start,))
+
+
+def _command(text: str) -> Meaning:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ProfileError(f"as a command it does not parse: {printable(error)}") from None
+    if not words or "\0" in text:
+        raise ProfileError("as a command it is empty")
+    program = shutil.which(words[0])
+    if program is None:
+        raise ProfileError(f"there is no program {printable(words[0])}")
+    shown = " ".join(map(quote, (program, *words[1:])))
+    return Meaning("cmd", text, f"runs the command {shown}", tuple(words))
+
+
+def _revision(text: str) -> Meaning:
+    found = revision.commit(text) if text else None
+    if found is None:
+        if shutil.which("git") is None:
+            raise ProfileError("git is not installed, which finds revisions")
+        where = revision.checkout()
+        if where and revision.is_shallow(where):
+            what = f"there is no such revision in {printable(where)}, a shallow clone, which holds the latest commits"
+            raise ProfileError(what, f"Fetch the others: {command('git', '-C', str(where), 'fetch', '--unshallow')}")
+        place = f" in {printable(where)}" if where else ": the profiler does not run from a git checkout"
+        raise ProfileError(f"there is no such revision{place}")
+    words = (
+        f"runs the code of commit {found[:12]} of {printable(revision.checkout())} with {printable(sys.executable)}"
+    )
+    return Meaning("rev", text, words, (sys.executable,), found)
+
+
+def _with_code(text: str, launch: Launch, scratch: Path) -> Variant:
+    """With the llm-hwprofile that it has, else with a copy of ours."""
+    facts = about(launch)
+    if facts.get("worker"):
+        return Variant(text, launch, facts)
+    lent = Launch(launch.python, revision.environ(revision.lend(scratch / f"lent-{len(os.listdir(scratch))}")))
+    facts = about(lent)
+    if not facts["worker"]:
+        raise ProfileError(
+            f"{printable(text)} neither has llm-hwprofile nor imports ours from PYTHONPATH",
+            "Name an interpreter that is not started with -I or -E, or install llm-hwprofile there.",
+        )
+    if not facts["libraries"].get("torch"):
+        raise ProfileError(
+            f"{printable(text)}: neither llm-hwprofile nor torch is installed there",
+            "Install what runs the models there: torch, transformers; our own code is lent.",
+        )
+    return Variant(f"{text} (with our own code)", lent, facts)
+
+
+def _of_revision(found: Meaning, commit: str, scratch: Path) -> Variant:
+    folder = revision.revision(commit, scratch / commit[:12])
+    launch = Launch(found.python, revision.environ(folder))
+    facts = about(launch)
+    if not facts["worker"] or not str(facts.get("code", "")).startswith(str(folder)):
+        raise ProfileError(f"revision {printable(found.text)} has no profiler that can measure", FORMS)
+    return Variant(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, facts, True)
+
+
+def _quoted(text: str) -> str:
+    return repr(printable(text))
+
+
+def _text(value: object) -> str:
+    return UNKNOWN if value is None else printable(value, 60)

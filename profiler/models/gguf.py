@@ -1,0 +1,262 @@
+"""GGUF files: the header, read within bounds.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Readers that trust a header's lengths have hung or
+overflowed on 43-byte files (CVE-2025-53630, CVE-2026-27940, llama.cpp#27188), so this one believes no number: a
+length must fit in what is left of the file, and counts, names, the bytes that are kept and the seconds that reading
+takes are bounded over the whole header, since a sparse file of any length costs nothing to make.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import ProfileError
+from profiler.foreign import open_file, why
+from profiler.units import bytes_text, printable
+
+MAGIC = b"GGUF"
+MAX_COUNT = 2**16  # metadata keys, tensors: the largest real files have a few thousand
+MAX_ARRAY = 2**24
+MAX_STRING = 2**20
+MAX_NAME = 1024  # bytes of a key or a tensor's name; llama.cpp itself takes 64 of a tensor's
+MAX_DIMS = 4
+MAX_KEPT = 2**24  # bytes of texts and array entries of the whole header; chat templates are the largest real ones
+MAX_SECONDS = 1.0  # of CPU time: on a busy machine a good file is no worse
+ENTRY_BYTES = 32  # an array's entry in memory, besides its text
+WINDOW = 2**16  # bytes read at a time
+KEPT = 4096  # longer arrays (the vocabulary) are walked over and only counted
+CHECK_EVERY = 4096  # strings between two looks at the clock
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+STRING, ARRAY = 8, 9
+# ggml_type → elements and bytes of a block (ggml.h, ggml-common.h)
+BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40)}
+TYPES = {  # the names of ggml for them, without the prefix
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q8_1": 9, "q2_k": 10, "q3_k": 11,
+    "q4_k": 12, "q5_k": 13, "q6_k": 14, "q8_k": 15, "iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq1_s": 19,
+    "iq4_nl": 20, "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "i8": 24, "i16": 25, "i32": 26, "i64": 27, "f64": 28,
+    "iq1_m": 29, "bf16": 30, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39, "nvfp4": 40, "q1_0": 41,
+}  # fmt: skip
+TYPE_NAMES = {number: name for name, number in TYPES.items()}
+
+
+BLOCKS |= {10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292)}
+
+BLOCKS |= {16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82)}
+
+BLOCKS |= {23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2)}
+
+BLOCKS |= {34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18)}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor. ``shape`` is in the order of transformers: outputs first, the reverse of the file's."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int  # ggml_type
+    offset: int  # into the data section
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int | None:
+        """Stored bytes; ``None`` for a type that is not known here."""
+        if self.type_id not in BLOCKS:
+            return None
+        elements, size = BLOCKS[self.type_id]
+        return -(-self.parameters // elements) * size
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """Metadata and tensors. An array of more than 4,096 entries appears as its length, a ``range``."""
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+    data: int = 0  # where the data section begins in the file
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins as GGUF does, whatever its name: Ollama keeps them as ``sha256-…``."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+class _Bad(Exception):
+    """What is wrong with the file, in words."""
+
+
+def header(path: Path) -> GgufHeader:
+    """ProfileError for anything but a complete GGUF file of version 2 or 3."""
+    shown = printable(path.name)
+    with open_file(path, shown) as file:
+        try:
+            return _Reader(file.fileno()).header()
+        except OSError as error:
+            raise ProfileError(f"cannot read {shown}: {why(error)}") from None
+        except _Bad as error:
+            raise ProfileError(f"{shown} is not a valid GGUF file: {printable(error)}") from None
+
+
+class _Reader:
+    """A position in the file; every step checks that what it needs is there.
+
+    Read through a window of its own and not mapped: a file that another program shortens would end a mapping, and us,
+    by SIGBUS.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.size = os.fstat(fd).st_size
+        self.at = 0
+        self.window, self.start = b"", 0  # what was read last, and where it lies in the file
+        self.kept = 0
+        self.deadline = time.thread_time() + MAX_SECONDS
+
+    def header(self) -> GgufHeader:
+        if self.take(min(len(MAGIC), self.size)) != MAGIC:
+            raise _Bad("it does not start with GGUF" if self.size else "it is empty")
+        version = self.number("<I")
+        if version not in (2, 3):
+            raise _Bad(f"version {version}, known are 2 and 3")
+        tensors, keys = self.number("<Q"), self.number("<Q")
+        if tensors > MAX_COUNT or keys > MAX_COUNT:
+            raise _Bad(f"{tensors} tensors and {keys} metadata keys")
+        metadata: dict[str, Any] = {}
+        for _ in range(keys):
+            key, value = self.pair()
+            if key in metadata:
+                raise _Bad(f"the metadata key {printable(key, 80)} stands there twice")
+            metadata[key] = value
+        found: dict[str, GgufTensor] = {}
+        for _ in range(tensors):
+            tensor = self.tensor()
+            if tensor.name in found:
+                raise _Bad(f"two of its tensors have the same name, {printable(tensor.name, 80)}")
+            found[tensor.name] = tensor
+        data = self.check_length(metadata, list(found.values()))
+        return GgufHeader(metadata, found, data)
+
+    def take(self, length: int) -> bytes:
+        """The next bytes, at most ``MAX_STRING``: longer ones are only skipped."""
+        self.check_left(length)
+        first = self.at - self.start
+        if first < 0 or first + length > len(self.window):
+            self.window, self.start, first = os.pread(self.fd, max(length, WINDOW), self.at), self.at, 0
+        taken = self.window[first : first + length]
+        if len(taken) < length:
+            raise _Bad("it became shorter while it was read")
+        self.at += length
+        return taken
+
+    def skip(self, length: int) -> None:
+        self.check_left(length)
+        self.at += length
+
+    def check_left(self, length: int) -> None:
+        if length > self.size - self.at:
+            raise _Bad(f"truncated at byte {self.size}, or a length that lies")
+
+    def keep(self, nbytes: int) -> None:
+        """Count what stays in memory."""
+        self.kept += nbytes
+        if self.kept > MAX_KEPT:
+            raise _Bad(f"it holds more than {bytes_text(MAX_KEPT)} of metadata and names")
+
+    def number(self, kind: str) -> int:
+        value: int = struct.unpack(kind, self.take(struct.calcsize(kind)))[0]
+        return value
+
+    def string(self, most: int = MAX_STRING) -> str:
+        length = self.number("<Q")
+        if length > most:
+            raise _Bad(f"a string of {length} bytes")
+        self.keep(length + ENTRY_BYTES)
+        return self.take(length).decode("utf-8", "replace")
+
+    def pair(self) -> tuple[str, Any]:
+        self.look_at_clock()
+        key, kind = self.string(MAX_NAME), self.number("<I")
+        if kind == ARRAY:
+            return key, self.array(key)
+        return key, self.value(key, kind)
+
+    def value(self, key: str, kind: int) -> Any:
+        if kind == STRING:
+            return self.string()
+        if kind not in SCALARS:
+            raise _Bad(f"metadata of unknown type {kind}")
+        number = self.number(SCALARS[kind])
+        if not isfinite(number):
+            raise _Bad(f"{printable(key, 80)} is {number}, which is not a finite number")
+        return number
+
+    def array(self, key: str) -> Any:
+        kind, length = self.number("<I"), self.number("<Q")
+        if length > MAX_ARRAY:
+            raise _Bad(f"{key} has {length} entries")
+        if kind != STRING and kind not in SCALARS:
+            raise _Bad(f"{key} is an array of unknown type {kind}")
+        if length <= KEPT:
+            self.look_at_clock()
+            self.keep(length * ENTRY_BYTES)
+            return [self.value(key, kind) for _ in range(length)]
+        if kind == STRING:
+            self.skip_strings(length)
+        else:
+            self.skip(length * struct.calcsize(SCALARS[kind]))
+        return range(length)
+
+    def skip_strings(self, count: int) -> None:
+        """Over a vocabulary or its merges: up to a million strings, so the position is kept in local names."""
+        at, window, start, length = self.at, self.window, self.start, struct.Struct("<Q").unpack_from
+        for index in range(count):
+            if index % CHECK_EVERY == 0:
+                self.look_at_clock()
+            if not start <= at <= start + len(window) - 8:
+                window, start = os.pread(self.fd, WINDOW, at), at
+                if len(window) < 8:
+                    raise _Bad(f"truncated at byte {self.size}, or a length that lies")
+            at += 8 + length(window, at - start)[0]
+            if at > self.size:
+                raise _Bad(f"truncated at byte {self.size}, or a length that lies")
+        self.at = at
+
+    def tensor(self) -> GgufTensor:
+        self.look_at_clock()
+        name, dims = self.string(MAX_NAME), self.number("<I")
+        if not 1 <= dims <= MAX_DIMS:
+            raise _Bad(f"{name} has {dims} dimensions")
+        shape = tuple(self.number("<Q") for _ in range(dims))
+        if prod(shape) >= 2**63:
+            raise _Bad(f"{name} has an impossible shape")
+        return GgufTensor(name, shape[::-1], self.number("<I"), self.number("<Q"))
+
+    def check_length(self, metadata: Mapping[str, Any], tensors: list[GgufTensor]) -> int:
+        """The data of every tensor must lie within the file; gives where the data begin."""
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
+            raise _Bad(f"alignment {alignment}")
+        start = -(-self.at // alignment) * alignment
+        end = start + max((tensor.offset + (tensor.nbytes or 0) for tensor in tensors), default=0)
+        if end > self.size:
+            raise _Bad(f"truncated: {self.size} bytes, its tensors end at byte {end}")
+        return start
+
+    def look_at_clock(self) -> None:
+        if time.thread_time() > self.deadline:
+            raise _Bad(f"reading its header took more than {MAX_SECONDS:g} s")

@@ -1,0 +1,280 @@
+"""What `profile fit` is asked for (models, quantizations, contexts and batches on machines) and its predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from profiler import devices
+from profiler.cost import engines
+from profiler.cost.engines.base import Engine, Named
+from profiler.cost.engines.transformers import usual_path
+from profiler.cost.machine import RAM_BYTES_S, Machine, Split
+from profiler.cost.prediction import Goal, Prediction, Predictor
+from profiler.devices import target as targets
+from profiler.devices.target import Target
+from profiler.errors import ProfileError
+from profiler.models import families, hub
+from profiler.models.geometry import Geometry
+from profiler.models.resolve import Model, resolve
+from profiler.models.stored import Stored
+from profiler.quants.base import DTYPE_BYTES
+from profiler.run.grid import counts, model_names, words
+from profiler.run.quantization import QuantVariant, held, variants
+from profiler.run.request import Refusal, accepted, together
+from profiler.shell import Command
+
+CONTEXTS, BATCHES = (8192,), (1,)
+MAP_CONTEXTS = ("2k-128k*4", "256k")
+HEADLINE = ("gemma-4-", "qwen3.5-")
+QUANTS = {  # where none is named: what people run
+    "llama.cpp": ("q4_k_m",),
+    "vllm": ("bf16",),
+    "transformers": ("bf16", "nf4"),
+}
+MOST = 20_000  # predictions of one call: each is shown
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """The options as typed; empty and None mean that nothing was said."""
+
+    models: tuple[str, ...] = ()
+    on: tuple[str, ...] = ()
+    engine: str = engines.DEFAULT
+    quants: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+    kv: str | None = None
+    split: Split | None = None
+    ram_bytes: int | None = None
+    ram_bandwidth: float | None = None  # GB/s
+    goal: Goal | None = None
+    path: str | None = None  # of decode steps of transformers; None: as a sweep there
+    mapped: bool = False  # contexts are those of a map: as far as each model reaches
+
+
+@dataclass(frozen=True, slots=True)
+class FitPrediction:
+    """One case: its model, its prediction, and how far the same machine would go."""
+
+    model: str
+    named: Named
+    cautions: tuple[str, ...]
+    prediction: Prediction
+    largest_context: int  # at this batch; 0: not one token
+    largest_batch: int  # at this context
+    parameters: int
+    stored: Stored | None = None  # how the model's checkpoint is stored, whatever is predicted
+
+    @property
+    def verify(self) -> Command:
+        """The command that measures it."""
+        return self.prediction.engine.verify(self.named, self.prediction.setting, self.prediction.machine)
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """The predictions, and what of a list could not be predicted."""
+
+    answers: list[FitPrediction]
+    refused: tuple[Refusal, ...] = ()
+
+
+def predictions(request: FitRequest) -> FitResult:
+    """Predictions in the order asked for; with a goal, those that meet it, best model first.
+
+    Raises NotFound for unknown names, ProfileError for what cannot be meant, and where no model at all is left.
+    """
+    engine = engines.find(request.engine)
+    machines = _machines(request, engine)
+    quants = _quants(request, engine)
+    batches = counts("-b", request.batches) if request.batches else BATCHES
+    asked = words(request.quants)
+    contexts = _contexts(request)
+    first = engine.check(asked[0]) if asked and not request.models else quants[0]
+    models, refused = accepted(_names(request, engine, machines, first), lambda name: _model(name, request, contexts))
+    _check_count(len(models) * len(contexts) * max(len(quants), len(asked)) * len(batches) * len(machines))
+    found: list[FitPrediction] = []
+    impossible: dict[tuple[str, str], Refusal] = {}
+    for machine, (name, model) in product(machines, models):
+        try:
+            as_stored = held(model)
+            for variant in variants(model, as_stored, engine, machine.target, asked, quants):
+                found += _cases(name, model, as_stored, engine, variant, machine, contexts, batches, request)
+        except ProfileError as error:
+            impossible[name, error.message] = Refusal(name, error)
+    refused += tuple(impossible.values())
+    if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
+        raise together(refused)
+    if request.goal is not None:
+        found = ranked(found, request.goal)
+        found = found if request.quants else most_bits(found)
+    return FitResult(found, refused)
+
+
+@dataclass(frozen=True, slots=True)
+class OneCase:
+    """A single case, to be taken apart."""
+
+    model: Model
+    predictor: Predictor
+    context: int
+    batch: int
+    cautions: tuple[str, ...] = ()
+
+
+def one_case(request: FitRequest) -> OneCase:
+    """The one case that ``inquiry`` asks about; ProfileError if it is a list."""
+    engine = engines.find(request.engine)
+    (machine,) = _machines(request, engine)
+    asked, usual = words(request.quants), _quants(request, engine)
+    contexts, batches, names = _contexts(request), counts("-b", request.batches), model_names(request.models)
+    if max(map(len, (asked, contexts, batches, names))) > 1:
+        raise ProfileError("explain takes one case: one model, format, context and batch", "profile fit takes lists.")
+    if not names:
+        raise ProfileError("no model named", "profile models lists the catalog.")
+    _, model = _model(names[0], request, contexts)
+    variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
+    predictor = _predictor(model.geometry, engine, variant, machine, request.path)
+    return OneCase(model, predictor, contexts[0], batches[0], (*model.cautions, *variant.cautions))
+
+
+def _cases(
+    name: str,
+    model: Model,
+    stored: Stored | None,
+    engine: Engine,
+    variant: QuantVariant,
+    machine: Machine,
+    contexts: Sequence[int],
+    batches: Sequence[int],
+    request: FitRequest,
+) -> Iterator[FitPrediction]:
+    predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path), request.kv
+    longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
+    as_stored = variant.stored is not None or not request.quants
+    for context in _reached(contexts, model.geometry.max_position, request):
+        widest = predictor.largest_batch(context, kv)
+        for batch in batches:
+            yield FitPrediction(
+                model=model.name,
+                named=Named(model.source.argument(name), model.source, as_stored=as_stored),
+                cautions=(*model.cautions, *variant.cautions, *machine.target.limits),
+                prediction=predictor.predict(context, batch, kv),
+                largest_context=longest[batch],
+                largest_batch=widest,
+                parameters=model.geometry.parameters,
+                stored=stored,
+            )
+
+
+def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[int, ...]:
+    """The contexts that a model has positions for; where nobody named any, at most its longest."""
+    if not (request.contexts or request.goal or request.mapped):
+        contexts = [min(context, most) for context in contexts]
+    return tuple(context for context in contexts if context <= most)
+
+
+def _predictor(
+    geometry: Geometry, engine: Engine, variant: QuantVariant, machine: Machine, path: str | None = None
+) -> Predictor:
+    """As a sweep would run it there."""
+    target, quant = machine.target, variant.quant
+    dtype = variant.dtype or compute_dtype(target, quant)
+    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.stored)
+
+
+def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
+    """The answers that meet the goal at least likely: surest first, then the largest model, then the most bits."""
+    order = {"yes": 0, "likely": 1}
+    kept = [(goal.met(answer.prediction), answer) for answer in found]
+    met = [(word, answer) for word, answer in kept if word in order]
+    met.sort(key=lambda pair: (order[pair[0]], -pair[1].parameters, -pair[1].prediction.terms.weights.value))
+    return [answer for _, answer in met]
+
+
+def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
+    """Of each model and case the first format: the surest one with the most bits."""
+    first: dict[tuple[object, ...], FitPrediction] = {}
+    for answer in ranked:
+        p = answer.prediction
+        first.setdefault((answer.model, p.machine, p.setting.context, p.setting.batch), answer)
+    return list(first.values())
+
+
+def compute_dtype(target: Target, quant: str) -> str:
+    """What is not quantized is computed in: what the format fixes, else bf16, fp16 or fp32 as the device can."""
+    if quant in DTYPE_BYTES:
+        return quant
+    if target.local:
+        return target.default_dtype or devices.find(target.local).default_dtype
+    return "fp16" if target.vendor == "NVIDIA" and target.flops and "bf16" not in target.flops else "bf16"
+
+
+def _machines(request: FitRequest, engine: Engine) -> list[Machine]:
+    """``--on`` may be repeated; a comma separates figures of one device, so it does not separate devices."""
+    split: Split = request.split or ("tensor" if engine.name == "vllm" else "layer")
+    if request.ram_bandwidth is not None and not math.isfinite(request.ram_bandwidth):
+        raise ProfileError(f"--ram-bandwidth {request.ram_bandwidth} is no bandwidth")
+    speed = RAM_BYTES_S if request.ram_bandwidth is None else request.ram_bandwidth * 1e9
+    found = [targets.find(text) for text in request.on or (None,)]
+    return [Machine(target, split, request.ram_bytes, speed) for target in found]
+
+
+def _quants(request: FitRequest, engine: Engine) -> tuple[str, ...]:
+    """Where neither -q nor the checkpoint decides: with a goal all that the engine has."""
+    if request.quants and not words(request.quants):
+        raise ProfileError("-q: the list is empty")
+    return tuple(engine.quants) if request.goal else QUANTS.get(engine.name, (engine.default_quant,))
+
+
+def _names(request: FitRequest, engine: Engine, machines: Sequence[Machine], quant: str) -> tuple[str, ...]:
+    names = model_names(request.models)
+    if request.models and not names:
+        raise ProfileError("no model named", "profile models lists the catalog.")
+    if not names:
+        pair = (_headline(prefix, engine, machines[0], quant) for prefix in HEADLINE)
+        names = hub.names() if request.goal else tuple(pair)
+    return names
+
+
+def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
+    """The largest model of a family that fits; else the smallest."""
+    shapes = {name: families.geometry(hub.shipped_config(name)) for name in hub.names() if name.startswith(prefix)}
+    names = sorted(shapes, key=lambda name: shapes[name].parameters, reverse=True)
+    for name in names:
+        predictor = _predictor(shapes[name], engine, QuantVariant(quant), machine)
+        if predictor.predict(CONTEXTS[0], 1).verdict.word in ("fits", "tight"):
+            return name
+    return names[-1]
+
+
+def _contexts(request: FitRequest) -> tuple[int, ...]:
+    if request.contexts:
+        asked, wanted = counts("-c", request.contexts), request.goal and request.goal.context
+        if wanted and wanted not in asked:
+            raise ProfileError(f"the goal is for {wanted:,} tokens, which -c does not have", "Leave -c out.")
+        return asked
+    if request.mapped:
+        return counts("-c", MAP_CONTEXTS)
+    return (request.goal.context,) if request.goal and request.goal.context else CONTEXTS
+
+
+def _model(name: str, request: FitRequest, contexts: Sequence[int]) -> tuple[str, Model]:
+    """With its name. A model that is named must reach the contexts that are named; others are left out where they
+    do not.
+    """
+    model = resolve(name)
+    most = model.geometry.max_position
+    beyond = [context for context in contexts if context > most]
+    if beyond and request.models and (request.contexts or request.goal) and not request.mapped:
+        raise ProfileError(f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}")
+    return name, model
+
+
+def _check_count(many: int) -> None:
+    if many > MOST:
+        raise ProfileError(f"{many:,} predictions are too many to show", f"At most {MOST:,}.")

@@ -1,0 +1,345 @@
+"""The grid of cases: lists and ranges as people type them, and named scenarios.
+
+-c 4096 · -c 1k,4k · -c 1k -c 4k · -c 1k-128k*2 (each twice the last) · -b 1-8+1 (each one more)
+
+A scenario is ``scenarios/NAME.toml``, or a file of the same form that somebody wrote:
+
+description = "..."          # one line, for `profile scenarios`
+contexts = "512,4k"          # as on the command line; a list of numbers will do as well
+batches = [1]
+steps = 32
+quants = ["bf16", "nf4"]     # left out: the device's default dtype
+models = ["gemma-4-e2b"]     # left out: what -m says
+fill = "synthetic"           # left out: prefill
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from profiler import registry
+from profiler.case import PREFILL_CHUNK_CPU, Case, ModelNote, Source, Task
+from profiler.devices.base import DeviceInfo
+from profiler.errors import ProfileError
+from profiler.foreign import BadContent, Budget, read_bytes, toml_value
+from profiler.models.geometry import Geometry
+from profiler.models.stored import Stored
+from profiler.quants.base import Quant
+from profiler.run.quantization import QuantChoice, choices
+from profiler.units import parse_count, printable
+
+MOST_COMMAS = 16  # of one path
+MAX_CASES = 100_000  # a slip of the keyboard, not a plan: at a second each it would run for a day
+LISTS = "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1."
+_RANGE = re.compile(r"^(?P<first>\w+)-(?P<last>\w+)(?:(?P<rule>[*+])(?P<by>\w+))?$")
+
+NOT_GRIDS = {"devices", "efficiency", "quality"}  # data that lies in the same folder
+FILLS = ("prefill", "synthetic")
+REQUIRED = {"description", "contexts", "batches", "steps"}
+KNOWN = REQUIRED | {"quants", "models", "fill"}
+MAX_BYTES = 64 * 1024
+BUDGET = Budget(nbytes=MAX_BYTES, values=2**14, depth=8)  # a scenario is a few lines
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model as it will be measured: with the weights that were chosen for it."""
+
+    name: str
+    source: Source
+    geometry: Geometry
+    weights: str  # real | synthetic
+    model_id: str  # identity of the config, and of real weights
+    remarks: tuple[ModelNote, ...] = ()  # what to know of it, whatever is measured
+    stored: Stored | None = None  # how its real weights are stored
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # what the files hold that its weights come from
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """The remarks in words."""
+        return tuple(remark.text for remark in self.remarks)
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What the grid spans; each axis in the order it was asked for."""
+
+    subjects: tuple[Subject, ...]
+    quants: tuple[Quant, ...]  # empty: each model's own, else the device's
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    steps: tuple[int, ...]
+    paths: tuple[str, ...] = ("eager",)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSettings:
+    """What is the same for all cases of a sweep."""
+
+    backend: str = "hf"
+    fill: str = "prefill"
+    ubatch: int = PREFILL_CHUNK_CPU
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GridTask(Task):
+    """A task of a grid, with what predictions must know of its model."""
+
+    geometry: Geometry
+    quant: Quant
+    stored: Stored | None = None  # the checkpoint, where it is run as it is stored
+    refused: str | None = None  # why it cannot be measured so, in words
+    note: str | None = None  # what becomes of the weights while they are loaded, in words
+
+
+def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
+    """``points``, for a caller that has no rows of skipped cases. ProfileError for the first that is refused."""
+    found = list(tasks)
+    for task in found:
+        if task.refused is not None:
+            raise ProfileError(f"{printable(task.case.model, 80)}: {task.refused}")
+    return found
+
+
+def words(values: Iterable[str]) -> tuple[str, ...]:
+    """The words of a repeated, comma-separated option: no empty ones, no duplicates, order kept."""
+    return tuple(dict.fromkeys(word for value in values for word in map(str.strip, value.split(",")) if word))
+
+
+def model_names(values: Iterable[str]) -> tuple[str, ...]:
+    """The models of a repeated, comma-separated option. What exists as a file or folder is one model, commas and all.
+
+    ``a,b/model,gemma-3-1b`` is two models if there is a folder ``a,b/model``: the longest path that exists counts.
+    """
+    found: dict[str, None] = {}
+    for value in values:
+        parts = value.split(",")
+        while parts:
+            most = min(len(parts), MOST_COMMAS + 1)
+            taken = next((n for n in range(most, 1, -1) if _exists(",".join(parts[:n]).strip())), 1)
+            name = ",".join(parts[:taken]).strip()
+            found |= {name: None} if name else {}
+            parts = parts[taken:]
+    return tuple(found)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(os.path.expanduser(path)).exists()  # Path.expanduser would take a folder called ~ for the home
+    except PermissionError:  # resolving it will say so
+        return True
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
+        return False
+
+
+def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
+    """The positive integers of a list option, at most ``MAX_CASES``. Raises ProfileError that names ``option``."""
+    found: dict[int, None] = {}
+    for word in words(values):
+        try:
+            numbers = _numbers(word)
+            # Counted before they are made: a list may name many ranges, and the same number again and again.
+            if len(numbers) > MAX_CASES - len(found):
+                raise ValueError(f"the list has more than {MAX_CASES:,} numbers")
+        except ValueError as error:
+            raise ProfileError(f"{option}: {error}", LISTS) from None
+        found.update(dict.fromkeys(numbers))
+    if not found:
+        raise ProfileError(f"{option}: the list is empty", LISTS)
+    return tuple(found)
+
+
+def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridTask]:
+    """Every case of the grid, models outermost. Raises ProfileError for a grid nobody means to run."""
+    size = 1
+    for axis in (axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps):
+        size *= max(1, len(axis))
+    if size > MAX_CASES:
+        raise ProfileError(
+            f"the grid has {size:,} cases, more than {MAX_CASES:,}", "Ask for fewer points on an axis."
+        )
+    return [
+        _task(subject, choice, _case(subject, choice.quant, path, context, batch, steps, settings, device))
+        for subject in axes.subjects
+        for choice, path, context, batch, steps in product(
+            choices(subject.source, subject.weights, subject.stored, axes.quants, device),
+            axes.paths,
+            axes.contexts,
+            axes.batches,
+            axes.steps,
+        )
+    ]
+
+
+def _task(subject: Subject, choice: QuantChoice, case: Case) -> GridTask:
+    return GridTask(case, subject.source, subject.geometry, choice.quant, choice.stored, choice.refused, choice.note)
+
+
+def _case(
+    subject: Subject,
+    quant: Quant,
+    path: str,
+    context: int,
+    batch: int,
+    steps: int,
+    settings: SweepSettings,
+    device: DeviceInfo,
+) -> Case:
+    return Case(
+        model=subject.name,
+        model_id=subject.model_id,
+        weights=subject.weights,
+        quant=quant.name,
+        dtype=quant.dtype or device.default_dtype,
+        device=device.name,
+        backend=settings.backend,
+        path=path,
+        context=context,
+        batch=batch,
+        steps=steps,
+        fill=settings.fill,
+        ubatch=min(settings.ubatch, context),
+        threads=settings.threads,
+        seed=settings.seed,
+    )
+
+
+def _numbers(word: str) -> Sequence[int]:
+    """One number, or the numbers of a range, the last included where the rule reaches it. Raises ValueError."""
+    match = _RANGE.match(word)
+    if match is None:
+        return [_number(word)]
+    first, last = _number(match["first"]), _number(match["last"])
+    if first > last:
+        rising = f"{match['last']}-{match['first']}{match['rule'] or '*'}{match['by'] or 2}"
+        raise ValueError(f"{printable(word)!r} counts down, and ranges go up: {printable(rising)}")
+    if match["rule"] is None:
+        raise ValueError(f"{printable(word)!r} is a range without a step, such as {printable(word)}*2 or +1")
+    by = _number(match["by"])
+    if match["rule"] == "+":
+        return range(first, last + 1, by)
+    if by == 1:
+        raise ValueError(f"{printable(word)!r} is a range that never grows")
+    found = [first]
+    while found[-1] * by <= last:
+        found.append(found[-1] * by)
+    return found
+
+
+def _number(word: str) -> int:
+    number = parse_count(word)
+    if number < 1:
+        raise ValueError(f"{printable(word)!r} is less than 1")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A grid by name. Empty ``quants`` and ``models`` leave the choice to the command line."""
+
+    name: str
+    description: str
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    steps: tuple[int, ...]
+    quants: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    fill: str | None = None
+
+
+def names() -> list[str]:
+    """The shipped scenarios, sorted."""
+    files = (entry.name for entry in resources.files("profiler.scenarios").iterdir())
+    return sorted(name[:-5] for name in files if name.endswith(".toml") and name[:-5] not in NOT_GRIDS)
+
+
+def load(name: str) -> Scenario:
+    """The shipped scenario ``name``, or the file of that path. Raises NotFound, ProfileError."""
+    file = _file(name)
+    return _parse(file.stem if isinstance(file, Path) else name, file)
+
+
+def source(name: str) -> str:
+    """The text of its file, to copy and change; for a terminal. Raises as ``load``."""
+    lines = _text(f"scenario {printable(name)}", _file(name)).splitlines()
+    return "".join(f"{printable(line.expandtabs(4), MAX_BYTES)}\n" for line in lines)
+
+
+def _file(name: str) -> Traversable:
+    if name in names():
+        return resources.files("profiler.scenarios") / f"{name}.toml"
+    path = Path(name)
+    if path.suffix == ".toml" or "/" in name:
+        return path
+    raise registry.unknown("scenario", name, names())
+
+
+def _parse(name: str, file: Traversable) -> Scenario:
+    where = f"scenario {printable(file)}" if isinstance(file, Path) else f"scenario {name}"
+    content = _read(where, file)
+    unknown, missing = sorted(content.keys() - KNOWN), sorted(REQUIRED - content.keys())
+    if unknown:
+        raise registry.unknown(f"key in {where}", unknown[0], sorted(KNOWN))
+    if missing:
+        raise ProfileError(f"{where} has no {', '.join(missing)}", f"Known keys: {', '.join(sorted(KNOWN))}.")
+    fill = content.get("fill")
+    if fill is not None and fill not in FILLS:
+        raise ProfileError(f"{where}: fill is {_quoted(fill)}", f"Known: {', '.join(FILLS)}.")
+    if not isinstance(content["description"], str):
+        raise ProfileError(f"{where}: description is {_quoted(content['description'])}, which is not text")
+    return Scenario(
+        name=printable(name),
+        description=printable(content["description"]),
+        contexts=counts(f"{where}: contexts", _texts(content["contexts"])),
+        batches=counts(f"{where}: batches", _texts(content["batches"])),
+        steps=counts(f"{where}: steps", _texts(content["steps"])),
+        quants=words(_names(where, content, "quants")),
+        models=model_names(_names(where, content, "models")),
+        fill=fill,
+    )
+
+
+def _names(where: str, content: dict[str, Any], key: str) -> list[str]:
+    """A text or a list of texts; a number or a table names nothing. Raises ProfileError."""
+    value = content.get(key, [])
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, str):
+            raise ProfileError(f"{where}: {key} holds {_quoted(item)}, which is not text", f'Write {key} = ["NAME"].')
+    return _texts(value)
+
+
+def _quoted(value: Any) -> str:
+    return repr(printable(value, 60)) if isinstance(value, str) else printable(value, 60)
+
+
+def _read(where: str, file: Traversable) -> dict[str, Any]:
+    try:
+        return toml_value(_text(where, file), BUDGET)
+    except BadContent as error:
+        raise ProfileError(f"{where} is not valid TOML: {printable(error)}") from None
+
+
+def _text(where: str, file: Traversable) -> str:
+    try:
+        return (read_bytes(file, MAX_BYTES, where) if isinstance(file, Path) else file.read_bytes()).decode(
+            "utf-8-sig"
+        )
+    except ProfileError as error:
+        raise type(error)(error.message, f"Shipped: {', '.join(names())}.") from None
+    except ValueError as error:
+        raise ProfileError(f"{where} is not valid TOML, which is UTF-8: {printable(error)}") from None
+
+
+def _texts(value: Any) -> list[str]:
+    """A number, a text or a list of them, as the command line would give it."""
+    return [str(item) for item in (value if isinstance(value, list) else [value])]

@@ -1,0 +1,170 @@
+"""What `profile sweep` measures when nobody says what: the headline pair, sized to the machine.
+
+The largest Gemma 4 and the largest Qwen 3.5 of the catalog that the device holds and that fit the time, each in the
+device's default dtype, or else in the first smaller format that fits; cheapest first, so that a row comes soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from profiler import registry
+from profiler.cost.estimate import host_of
+from profiler.devices.base import DeviceInfo
+from profiler.devices.target import Target
+from profiler.models import families, hub
+from profiler.quants.base import Quant
+from profiler.run import plan as run_plan
+from profiler.run.grid import GridTask
+from profiler.run.repetitions import Effort
+from profiler.units import bytes_text, seconds_text
+
+PAIR = {"Gemma 4": "gemma-4-", "Qwen 3.5": "qwen3.5-"}
+SMALLER = ("bf16", "nf4")  # formats to try where no model of a family fits in the default dtype
+EXTRA = "nf4"  # the second format, where there is time for it
+CONTEXTS = ("128", "512")
+STEPS = ("8",)
+REPS = 2
+BUDGET_S = 300.0
+HEADROOM = 0.05  # of the memory: a first run should not be the one that fills it to the brim
+FIRST_ROW_S = 60.0  # how long a person waits for the first row
+Grid = Callable[[str, Quant], list[GridTask]]
+ModelPair = tuple[str, Quant]  # catalog name, format
+
+
+@dataclass(frozen=True, slots=True)
+class HeadlineBudget:
+    """What the choice must fit."""
+
+    device: DeviceInfo
+    effort: Effort
+    available_bytes: int
+    budget_s: float
+
+    @property
+    def host(self) -> Target:
+        """The device with what is known of its speed."""
+        return host_of(self.device, None)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadlineChoice:
+    """The models with their formats, and why, in one line."""
+
+    pairs: tuple[ModelPair, ...]
+    words: str
+
+
+def choose(limits: HeadlineBudget, grid: Grid, asked: Sequence[Quant] = ()) -> HeadlineChoice:
+    """The pair for this machine. ``grid`` makes the points of a model in a format; ``asked`` fixes the formats."""
+    formats = tuple(asked) or _formats(limits.device)
+    share = limits.budget_s / len(PAIR)
+    chosen = [_largest(prefix, formats, limits, grid, share) for prefix in PAIR.values()]
+    if min(_first_row_s(pair, limits, grid) for pair in chosen) > FIRST_ROW_S:
+        chosen[-1] = _quick(chosen[-1], list(PAIR.values())[-1], limits, grid)
+    more = asked or (_quant(EXTRA),)
+    extra = [(name, quant) for quant in more for name, first in chosen if quant.name != first.name]
+    if asked or _fits(chosen + extra, limits, grid):
+        chosen += extra
+    return HeadlineChoice(tuple(chosen), _words(chosen, limits, grid))
+
+
+def _formats(device: DeviceInfo) -> tuple[Quant, ...]:
+    return tuple(_quant(name) for name in dict.fromkeys((device.default_dtype, *SMALLER)))
+
+
+def _largest(prefix: str, formats: Sequence[Quant], limits: HeadlineBudget, grid: Grid, seconds: float) -> ModelPair:
+    """The largest model of a family that holds and fits ``seconds``, in the first format in which one does.
+
+    If none does in any, the smallest in the first format that holds it at all: the budget then cuts the grid.
+    """
+    names = _by_size(prefix)
+    for quant in formats:
+        for name in names:
+            if _seconds([(name, quant)], limits, grid) <= seconds:
+                return name, quant
+    held = (quant for quant in formats if _holds(grid(names[-1], quant), limits))
+    return names[-1], next(held, formats[0])
+
+
+def _quick(pair: ModelPair, prefix: str, limits: HeadlineBudget, grid: Grid) -> ModelPair:
+    """The largest model of a family, up to that of ``pair``, that gives its first row soon; else the smallest."""
+    name, quant = pair
+    names = _by_size(prefix)
+    smaller = names[names.index(name) :]
+    quick = ((other, quant) for other in smaller if _first_row_s((other, quant), limits, grid) <= FIRST_ROW_S)
+    return next(quick, (smaller[-1], quant))
+
+
+def _by_size(prefix: str) -> list[str]:
+    """The catalog's models of a family, largest first."""
+    names = [name for name in hub.names() if name.startswith(prefix)]
+    return sorted(names, key=lambda name: families.geometry(hub.shipped_config(name)).parameters, reverse=True)
+
+
+def _seconds(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> float:
+    """Estimate for the grids of ``pairs``; infinite if a case of them cannot run or is not likely to fit."""
+    tasks = [task for name, quant in pairs for task in grid(name, quant)]
+    if not _holds(tasks, limits):
+        return float("inf")
+    return run_plan.make(tasks, limits.device, limits.effort, limits.available_bytes).seconds
+
+
+def _holds(tasks: Sequence[GridTask], limits: HeadlineBudget) -> bool:
+    plan = run_plan.make(tasks, limits.device, limits.effort, limits.available_bytes)
+    bound = limits.available_bytes * (1 - HEADROOM)
+    return not plan.skipped and all(case.takes.peak.value <= bound for case in plan.cases)
+
+
+def _fits(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> bool:
+    return _seconds(pairs, limits, grid) <= limits.budget_s
+
+
+def _first_row_s(pair: ModelPair, limits: HeadlineBudget, grid: Grid) -> float:
+    """Loading a model and measuring its cheapest case."""
+    host = limits.host
+    cases = [run_plan.estimate(task, host, limits.effort) for task in grid(*pair)]
+    return min(case.load_s + case.run_s for case in cases)
+
+
+def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> str:
+    """What was chosen and why; where it does not fit, what it needs."""
+    models = _listed([f"{name} {quant.name}" for name, quant in pairs])
+    free, budget = bytes_text(limits.available_bytes), seconds_text(limits.budget_s)
+    refused = next((reason for _, quant in pairs if (reason := quant.unavailable(limits.device))), None)
+    if refused is not None:
+        return f"no model named (-m): {models}, but {refused}"
+    tasks = [task for pair in pairs for task in grid(*pair)]
+    if not _holds(tasks, limits):
+        largest = max(tasks, key=lambda task: _peak(task, limits))
+        needed = bytes_text(_peak(largest, limits))
+        return (
+            f"no model named (-m), and the {free} free of {limits.device.name} may not hold all of {models}:"
+            f" {largest.case.model} {largest.quant.name} needs about {needed}"
+        )
+    seconds = _seconds(pairs, limits, grid)
+    if seconds > limits.budget_s:
+        return (
+            f"no model named (-m): {models} need about {seconds_text(seconds)}, more than the {budget} there are;"
+            " what fits is measured, cheapest first"
+        )
+    return (
+        f"no model named (-m): {models}, the largest Gemma 4 and Qwen 3.5 that {limits.device.name} with {free} free"
+        f" holds and measures within {budget}; estimated {seconds_text(seconds)}"
+    )
+
+
+def _peak(task: GridTask, limits: HeadlineBudget) -> float:
+    return run_plan.estimate(task, limits.host, limits.effort).takes.peak.value
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _quant(name: str) -> Quant:
+    found: Quant = registry.load("quants", name, "quantization").QUANT
+    return found

@@ -1,0 +1,277 @@
+"""The measuring loop, with the memory and the energy of each phase.
+
+    prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
+
+``phase.repeat`` runs one phase by the two rules of ``steady``; ``phase.Repetition`` times one. Every window is opened
+and closed by the device (``devices.base.Meter.window``), so no caller can forget to synchronise. What watches the
+device from outside (``Session.watcher``) is started before and asked after it: its ``Reading`` gives the repetition's
+energy, and may call it invalid, which has it replaced. Every repetition is kept as a ``Sample``; warm-ups and invalid
+ones are marked and count in no statistic.
+
+After each repetition the processed tokens and the cache's length are checked: a figure for a shape nobody asked for
+is worse than none. Time and memory come from separate passes, since the saved cache that makes decode repeatable
+would count as peak.
+
+**Memory.** The peak of a phase, what is left when the phase has ended, and therefore what it took on top:
+
+    peak → give everything unused back → what is held now = weights + framework + cache
+    activations = peak − what is held
+
+What is held is read after the phase and not before: mapped weights come into memory while the first prefill reads
+them, and libraries as their kernels are first used.
+
+**Energy.** Taken over the timed repetitions where they are long, else over a window of ten seconds of its own.
+
+A counter of energy moves every 100 ms or so, and repetitions are often shorter. So the phase is repeated back to back
+for ``RESOLVED_S`` seconds, with nobody looking between repetitions, and one window holds them all. What little lies
+between them (going back to the saved cache) counts by its share of the time; where that is not little, the figure is
+unknown (``results/energy.py``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from profiler.backends.base import Beat, CacheState, Loaded, Session, ShapeMismatch, Trial
+from profiler.case import Case
+from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
+from profiler.results.energy import RESOLVED_S
+from profiler.results.measurement import Caution, DecodePath, Energy, Memory, Phase, PhaseEnergy, Sample
+from profiler.run.repetitions import Effort, Measured, Repetition, company, disturbances, repeat
+
+NO_PEAK = Peak(None, None, None)
+
+LONG_S = 1.0  # ten moves of a counter: the ends of such a repetition are known well enough by themselves
+
+UNWATCHED = Unwatched()
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Of one phase."""
+
+    peak: Peak
+    held: Peak  # right after it
+    cache: CacheState | None  # then, too
+
+    @property
+    def activation_bytes(self) -> int | None:
+        """What the phase took at its peak and gave back."""
+        peak, held = headline(self.peak), headline(self.held)
+        return None if peak is None or held is None else max(0, peak - held)
+
+
+def footprint(meter: Meter, trial: Trial) -> Footprint:
+    """Of the phase since the last ``reset_peak``; starts a new window."""
+    peak = meter.peak()
+    meter.reset_peak()
+    return Footprint(peak, meter.peak(), trial.cache())
+
+
+def step_footprint(meter: Meter, trial: Trial) -> Footprint:
+    """Of one decode step more, without the saved copy of the cache, which would count."""
+    trial.release()
+    meter.reset_peak()
+    trial.step()
+    return footprint(meter, trial)
+
+
+def taken_apart(loaded: Loaded, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
+    """The memory of a case; ``after`` is the cache at the end of its decode steps."""
+    return Memory(
+        weights_bytes=loaded.weights_bytes,
+        unquantized_bytes=loaded.unquantized_bytes,
+        cache_bytes=after.storage_bytes,
+        growing_cache_bytes=after.growing_bytes,
+        window_cache_bytes=after.window_bytes,
+        recurrent_bytes=after.recurrent_bytes,
+        prefill_cache_bytes=None if prefill.cache is None else prefill.cache.storage_bytes,
+        retained_bytes=None if prefill.cache is None else prefill.cache.retained_bytes,
+        prefill_peak_bytes=headline(prefill.peak),
+        decode_peak_bytes=_with_pool(headline(decode.peak), after),
+        prefill_activation_bytes=prefill.activation_bytes,
+        decode_activation_bytes=decode.activation_bytes,
+        graph_pool_bytes=after.pool_bytes,
+        framework_bytes=decode.held.framework_bytes,
+        left_mapped_bytes=loaded.left_mapped_bytes,
+        process_peak_bytes=largest(prefill.peak.process_bytes, decode.peak.process_bytes),
+        phases_process_bytes=largest(prefill.peak.process_bytes, decode.peak.process_bytes),
+        reserved_bytes=largest(prefill.peak.reserved_bytes, decode.peak.reserved_bytes),
+        device_bytes=largest(prefill.peak.device_bytes, decode.peak.device_bytes),
+    )
+
+
+def _with_pool(peak: int | None, cache: CacheState) -> int | None:
+    """A replayed graph works in memory that is no living tensor's."""
+    return None if peak is None else peak + (cache.pool_bytes or 0)
+
+
+def headline(peak: Peak) -> int | None:
+    """The figure of a phase: live tensors where the device counts them, else the process."""
+    return peak.process_bytes if peak.allocated_bytes is None else peak.allocated_bytes
+
+
+def largest(*values: int | None) -> int | None:
+    """The largest of the known values; None when none is."""
+    return max((value for value in values if value is not None), default=None)
+
+
+class EnergyBook:
+    """Energy of the phases of one case as they come: where it was asked for, or is free with long repetitions."""
+
+    def __init__(self, session: Session, asked: bool, beat: Beat) -> None:
+        self._watcher, self._meter, self._asked, self._beat = session.watcher, session.meter, asked, beat
+        self._parts: dict[Phase, PhaseEnergy] = {}
+        self._how: Consumed | None = None
+        self._idle_w: float | None = None
+        self._reason: str | None = None
+        if asked:
+            beat("idle")
+            self._idle_w, self._reason = self._watcher.idle_w()
+
+    def enter(self, phase: Phase, samples: Sequence[Sample], unwatched: Callable[[], Sample]) -> None:
+        """Take the energy of a phase that has just been measured; ``unwatched`` runs it once more."""
+        timed = [sample for sample in samples if not sample.warmup and sample.invalid is None]
+        spans = [(sample.ended_s - sample.seconds, sample.ended_s) for sample in timed if sample.ended_s is not None]
+        if spans and sum(s.seconds for s in timed) >= RESOLVED_S and all(s.seconds >= LONG_S for s in timed):
+            self._note(phase, timed, spans)
+        elif self._asked and self._idle_w is None:  # a device that does not tell: nothing is repeated for it
+            self._parts[phase] = PhaseEnergy(0, 0.0, 0.0, 0, counter_reason=self._reason, power_reason=self._reason)
+        elif self._asked:
+            self._repeat(phase, unwatched)
+
+    @property
+    def energy(self) -> Energy | None:
+        """What is known; None where nobody asked and nothing was free."""
+        if not self._parts:
+            return None
+        source, scope = (None, None) if self._how is None else (self._how.source, self._how.scope)
+        return Energy(
+            source, scope, self._parts.get("prefill"), self._parts.get("decode"), self._idle_w, self._reason
+        )
+
+    def _repeat(self, phase: Phase, unwatched: Callable[[], Sample]) -> None:
+        samples: list[Sample] = []
+        start = now = self._meter.now()
+        while now - start < RESOLVED_S:
+            self._beat(f"{phase} energy {(now - start) / RESOLVED_S:.0%}")
+            samples.append(unwatched())
+            now = self._meter.now()
+        slowed = self._watcher.stop(now - start).invalid
+        self._note(phase, samples, [(start, now)], slowed)
+
+    def _note(
+        self, phase: Phase, samples: Sequence[Sample], spans: Sequence[tuple[float, float]], slowed: str | None = None
+    ) -> None:
+        consumed = self._watcher.consumed(spans)
+        if consumed is None:  # free where somebody looks, and nobody does
+            return
+        self._how = consumed
+        self._parts[phase] = PhaseEnergy(
+            repetitions=len(samples),
+            seconds=sum(sample.seconds for sample in samples),
+            window_s=sum(end - start for start, end in spans),
+            tokens=sum(sample.tokens for sample in samples),
+            counter_j=consumed.counter[0],
+            counter_reason=consumed.counter[1],
+            power_j=consumed.power[0],
+            power_reason=consumed.power[1],
+            invalid=slowed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one case gave. ``samples`` are all repetitions, also those that do not count."""
+
+    samples: tuple[Sample, ...]
+    memory: Memory
+    cautions: tuple[Caution, ...]
+    threads: int | None  # CPU threads the backend computed with
+    stopped: dict[str, str]  # by phase, why it ended: a ``steady.Stop``
+    decode_path: DecodePath | None
+    energy: Energy | None
+
+
+def measure(session: Session, case: Case, effort: Effort, beat: Beat, again: bool = False) -> Result:
+    """Measure one case on a loaded model; ``again``, if this process has done so before.
+
+    Raises ShapeMismatch when a phase did not process what the case asks for, and whatever the backend raises.
+    """
+    meter, trial = session.meter, session.begin(case)
+    session.watcher.begin(effort.energy)
+    book = EnergyBook(session, effort.energy, beat)
+
+    def prefill_once(watcher: Watcher) -> Sample:
+        return _prefill(meter, watcher, trial, case)
+
+    def decode_once(watcher: Watcher) -> Sample:
+        return _decode(meter, watcher, trial, case, beat)
+
+    phases: dict[Phase, Measured] = {}
+    prefill = Footprint(NO_PEAK, NO_PEAK, None)
+    if case.fill == "synthetic":
+        beat("fill")
+        trial.fill()
+        _check_length(trial, case.context, "fill")
+    else:
+        meter.reset_peak()
+        phases["prefill"] = repeat("prefill", lambda: prefill_once(session.watcher), session, effort, beat, again)
+        prefill = footprint(meter, trial)
+        book.enter("prefill", phases["prefill"].samples, lambda: prefill_once(UNWATCHED))
+    trial.save()
+    phases["decode"] = repeat("decode", lambda: decode_once(session.watcher), session, effort, beat, again)
+    book.enter("decode", phases["decode"].samples, lambda: decode_once(UNWATCHED))
+    after = trial.cache()
+    decode = step_footprint(meter, trial)
+    loaded, cores = session.loaded, os.cpu_count() or 1
+    return Result(
+        samples=tuple(sample for measured in phases.values() for sample in measured.samples),
+        memory=taken_apart(session.loaded, prefill, decode, after),
+        cautions=(
+            *loaded.cautions,
+            *trial.cautions(),
+            *(found for phase, measured in phases.items() for found in disturbances(phase, measured, cores)),
+            *company(session.watcher.overview(), case.device),
+        ),
+        energy=book.energy,
+        threads=loaded.threads,
+        stopped={phase: measured.stopped for phase, measured in phases.items()},
+        decode_path=trial.path(),
+    )
+
+
+def _prefill(meter: Meter, watcher: Watcher, trial: Trial, case: Case) -> Sample:
+    """One timed prefill of exactly ``context`` tokens into an empty cache."""
+    repetition = Repetition(meter, watcher)
+    tokens = trial.prefill()
+    sample = repetition.end("prefill")
+    if tokens != case.batch * case.context:
+        raise ShapeMismatch(f"prefill processed {tokens} tokens instead of {case.batch} × {case.context}")
+    _check_length(trial, case.context, "prefill")
+    return replace(sample, tokens=tokens)
+
+
+def _decode(meter: Meter, watcher: Watcher, trial: Trial, case: Case, beat: Beat) -> Sample:
+    """``steps`` timed decode steps from the saved cache."""
+    trial.restore()
+    repetition = Repetition(meter, watcher)
+    marks = [meter.mark()]
+    for _ in range(case.steps):
+        trial.step()
+        marks.append(meter.mark())
+        beat("")
+    sample = repetition.end("decode")
+    tokens = sum(len(step) for step in trial.tokens)
+    if tokens != case.batch * case.steps:
+        raise ShapeMismatch(f"decode gave {tokens} tokens instead of {case.batch} × {case.steps}")
+    _check_length(trial, case.context + case.steps, "decode")
+    return replace(sample, tokens=tokens, step_s=tuple(meter.elapsed(marks)))
+
+
+def _check_length(trial: Trial, expected: int, phase: str) -> None:
+    length = trial.cache().length
+    if length != expected:
+        raise ShapeMismatch(f"after {phase} the cache holds {length} tokens instead of {expected}")

@@ -1,0 +1,422 @@
+"""The plan of a sweep: which cases run, in which order, within which time, and why the others do not.
+
+Models load as rarely as can be: the cases of one load stand together, smallest first, so that an out-of-memory case
+comes after those that fit. A case is left out only for a reason in words.
+
+**Budget.** Cheapest informative first: one case of every load (model × quantization) before a second one of any.
+While the sweep runs, what it measured corrects the estimates of the same load, and a case that no longer fits is
+skipped.
+
+**Resuming.** Cases that the store already holds, measured alike and as thoroughly, are adopted instead of measured.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from heapq import heappop, heappush
+from typing import Any
+
+from profiler import decode_path
+from profiler.case import Case
+from profiler.cost import estimate as estimates
+from profiler.cost.estimate import Estimate, host_of
+from profiler.devices.base import DeviceInfo
+from profiler.devices.target import Target
+from profiler.errors import ProfileError
+from profiler.results import stats
+from profiler.results.energy import RESOLVED_S
+from profiler.results.environment import environment_key
+from profiler.results.measurement import Measurement
+from profiler.results.store import Store, StoredRow
+from profiler.run import repetitions
+from profiler.run.grid import GridTask
+from profiler.run.repetitions import Effort
+from profiler.units import bytes_text, printable, seconds_text
+
+CASE_S = 0.5  # inputs, snapshots and bookkeeping of a case
+
+BudgetClock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A case that will run, and what it is expected to take."""
+
+    task: GridTask
+    takes: Estimate
+    load_s: float  # of its model; only the first case of a load pays it
+    run_s: float  # warm-ups and repetitions of both phases
+
+    @property
+    def case(self) -> Case:
+        """The case itself."""
+        return self.task.case
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A case that will not run, and the reason in words."""
+
+    case: Case
+    reason: str
+    takes: Estimate | None = None  # what it would take
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """Cases in the order they run; equal ``load_key`` stand together."""
+
+    cases: tuple[Planned, ...]
+    skipped: tuple[Skip, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Estimate for all of it."""
+        loads = {planned.case.load_key: planned.load_s for planned in self.cases}
+        return sum(loads.values()) + sum(planned.run_s for planned in self.cases)
+
+
+def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, available_bytes: int) -> SweepPlan:
+    """Order ``points`` and leave out what cannot run on ``device`` with ``available_bytes`` of its memory."""
+    planned: list[Planned] = []
+    skipped: list[Skip] = []
+    host = cache(partial(host_of, device))
+    for task in tasks:
+        try:
+            if task.refused is not None:
+                takes = estimate(task, host(task.case.threads), effort).takes if task.stored is not None else None
+                skipped.append(Skip(task.case, task.refused, takes))
+                continue
+            entry = estimate(task, host(task.case.threads), effort)
+        except ProfileError as error:  # of this model in this quantization: the others are as they were
+            skipped.append(Skip(task.case, error.message))
+            continue
+        reason = _impossible(task, device) or _too_large(entry.takes, available_bytes, device)
+        if reason is None:
+            planned.append(entry)
+        else:
+            skipped.append(Skip(task.case, reason, entry.takes))
+    return SweepPlan(tuple(_by_load(planned)), tuple(skipped))
+
+
+def estimate(task: GridTask, host: Target, effort: Effort) -> Planned:
+    """What a case is expected to take on ``host``."""
+    takes = estimates.estimate(task.case, task.geometry, host, task.stored)
+    synthetic = task.case.fill == "synthetic"
+    start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
+    decode = _phase_s(takes.step_s.value * task.case.steps, effort)
+    return Planned(
+        task=task,
+        takes=takes,
+        load_s=takes.load_s.value,
+        run_s=CASE_S + start + decode,
+    )
+
+
+def size(case: Case) -> tuple[int, int, int]:
+    """Sort key within a load: by tokens in the cache, then by depth."""
+    return case.context * case.batch, case.context, case.steps
+
+
+def _impossible(task: GridTask, device: DeviceInfo) -> str | None:
+    """Why this device or this model cannot serve the case at any size of memory."""
+    reason = task.quant.unavailable(device)
+    if reason is not None:
+        return f"{task.quant.name} cannot run on {device.name}: {reason}"
+    positions = task.geometry.max_position  # a few decode steps past the last one are measured all the same
+    if task.case.context > positions:
+        return f"needs {task.case.context:,} positions, the model has {positions:,}"
+    return None
+
+
+def _too_large(predicted: Estimate, available_bytes: int, device: DeviceInfo) -> str | None:
+    """Only what is certain: even the lower bound does not fit."""
+    needed = predicted.peak.low
+    if needed <= available_bytes:
+        return None
+    weights, cache = bytes_text(predicted.weights.low), bytes_text(predicted.cache.low)
+    reason = (
+        f"needs at least {bytes_text(needed)} (weights {weights}, cache {cache}), has {bytes_text(available_bytes)}"
+    )
+    if device.memory_limit is not None:
+        reason += f"; {device.memory_limit} allows {bytes_text(device.memory_bytes)}"
+    return f"{reason}; {predicted.left_plain}" if predicted.left_plain else reason
+
+
+def _by_load(planned: list[Planned]) -> list[Planned]:
+    """Loads in the order of their first case, smallest cases first within each."""
+    loads = {planned_case.case.load_key: index for index, planned_case in reversed(list(enumerate(planned)))}
+    return sorted(planned, key=lambda entry: (loads[entry.case.load_key], size(entry.case)))
+
+
+def _phase_s(once_s: float, effort: Effort) -> float:
+    """Seconds of one phase as ``measure.loop`` runs it."""
+    again_s = max(RESOLVED_S, once_s) if effort.energy else 0.0
+    return once_s * repetitions.likely(once_s, effort) + again_s
+
+
+def choose(plan: SweepPlan, budget_s: float) -> SweepPlan:
+    """The part of ``plan`` that fits ``budget_s`` by estimates, cheapest loads first; the rest becomes skips."""
+    loads = sorted(_loads(plan.cases).values(), key=_first_s)
+    left = budget_s
+    kept: set[Case] = set()
+    skipped = list(plan.skipped)
+    seconds: list[tuple[float, Planned]] = []
+    for load in loads:
+        needed = _first_s(load)
+        if needed > left:
+            skipped += [_skip(entry, entry.load_s + entry.run_s, budget_s, left) for entry in load]
+            continue
+        left -= needed
+        first, *others = sorted(load, key=_run_s)
+        kept.add(first.case)
+        seconds += [(entry.run_s, entry) for entry in others]
+    for needed, entry in sorted(seconds, key=lambda pair: pair[0]):
+        if needed > left:
+            skipped.append(_skip(entry, needed, budget_s, left))
+            continue
+        left -= needed
+        kept.add(entry.case)
+    cases = [entry for load in loads for entry in sorted(load, key=lambda e: size(e.case)) if entry.case in kept]
+    return SweepPlan(tuple(cases), tuple(skipped))
+
+
+class Pace:
+    """How a running sweep does against its estimates. Without a budget it refuses nothing and only tells the rest.
+
+    Progress asks for the rest at every row and beat, so sums are kept rather than taken: each question and each row
+    costs the same in a sweep of ten thousand cases as in one of ten.
+    """
+
+    def __init__(
+        self, cases: Sequence[Planned], budget_s: float | None = None, clock: BudgetClock = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._budget_s = budget_s
+        self._waiting = {entry.case: entry for entry in cases}
+        self._loads = {key: _Load(load) for key, load in _loads(cases).items()}
+        self._remaining_s = math.fsum(load.rest_s for load in self._loads.values())
+        self._reserved_s = 0.0  # for the first case of every load that still waits for it
+        self._dearest: list[tuple[float, str]] = []  # a heap of (−seconds, load key); some entries are out of date
+        for key in self._loads:
+            self._reserve(key)
+        self._started = self._last = clock()
+
+    def refuse(self, case: Case) -> str | None:
+        """Why a case no longer fits the budget, in words; None if it does.
+
+        A further case of a load leaves room for the first one of every load that still waits.
+        """
+        if self._budget_s is None:
+            return None
+        load = self._loads[case.load_key]
+        left = self._budget_s - (self._clock() - self._started)
+        needed = (0.0 if load.loaded else load.load_s) + self._waiting[case].run_s * load.ratio
+        room = left - self._reserved(left) if load.loaded else left
+        return None if needed <= room else _reason(needed, self._budget_s, max(0.0, room))
+
+    def note(self, case: Case, load_s: float | None, measured: bool, prepare_s: float = 0.0) -> None:
+        """A case has given its row; ``load_s`` is what its worker took to load, ``prepare_s`` to compile its step.
+
+        Only a case that was ``measured`` corrects estimates; after another the next one loads the model again.
+        """
+        now = self._clock()
+        taken = now - self._last
+        self._last = now
+        with self._changing(case) as (load, entry):
+            if measured and not load.loaded:
+                taken -= load_s or 0.0
+            load.loaded = measured
+            if measured:
+                taken -= prepare_s  # of another batch it is compiled again, of another context not
+                load.ran_s += max(0.0, taken)
+                load.estimated_s += entry.run_s
+
+    def drop(self, case: Case) -> None:
+        """A case will not run."""
+        with self._changing(case):
+            pass
+
+    def pause(self) -> None:
+        """What has passed since the last row was spent waiting, and says nothing of how long cases take."""
+        self._last = self._clock()
+
+    def remaining_s(self) -> float:
+        """Corrected estimate of what is still to do."""
+        return max(0.0, self._remaining_s) if self._waiting else 0.0
+
+    @contextmanager
+    def _changing(self, case: Case) -> Iterator[tuple[_Load, Planned]]:
+        """Take a case out of those that wait, and keep the sums right whatever else changes in its load."""
+        key = case.load_key
+        load, entry = self._loads[key], self._waiting.pop(case)
+        self._remaining_s -= load.rest_s
+        load.take(entry)
+        yield load, entry
+        self._remaining_s += load.rest_s
+        self._reserve(key)
+
+    def _reserve(self, key: str) -> None:
+        """Note anew what the first case of a load needs."""
+        load = self._loads[key]
+        self._reserved_s -= load.reserved_s
+        load.reserved_s = load.first_s
+        if load.reserved_s:
+            self._reserved_s += load.reserved_s
+            heappush(self._dearest, (-load.reserved_s, key))
+
+    def _reserved(self, left: float) -> float:
+        """Seconds that the first cases of the waiting loads need, as far as they can still run at all."""
+        while self._dearest and -self._dearest[0][0] > left:  # nor can it later: what is left only shrinks
+            seconds, key = heappop(self._dearest)
+            load = self._loads[key]
+            if load.reserved_s == -seconds:
+                self._reserved_s -= load.reserved_s
+                load.reserved_s = 0.0
+        return max(0.0, self._reserved_s)
+
+
+class _Load:
+    """The cases of one load that still wait, and how those that ran did against their estimates."""
+
+    def __init__(self, entries: Sequence[Planned]) -> None:
+        self.load_s = entries[0].load_s
+        self.loaded = False
+        self.ran_s = self.estimated_s = 0.0
+        self.reserved_s = 0.0  # what the budget keeps for its first case
+        self._waiting = len(entries)
+        self._run_s = math.fsum(entry.run_s for entry in entries)
+        self._cheapest = Counter(entry.run_s for entry in entries)
+        self._by_cost = sorted(self._cheapest, reverse=True)
+
+    @property
+    def ratio(self) -> float:
+        """Seconds taken for each that was estimated."""
+        return self.ran_s / self.estimated_s if self.estimated_s else 1.0
+
+    @property
+    def rest_s(self) -> float:
+        """Estimate of what still waits."""
+        if not self._waiting:
+            return 0.0
+        return (0.0 if self.loaded else self.load_s) + self._run_s * self.ratio
+
+    @property
+    def first_s(self) -> float:
+        """Loading the model and measuring the cheapest case that waits; 0 where it is loaded, or none waits."""
+        if self.loaded or not self._waiting:
+            return 0.0
+        while not self._cheapest[self._by_cost[-1]]:
+            self._by_cost.pop()
+        return self.load_s + self._by_cost[-1]
+
+    def take(self, entry: Planned) -> None:
+        """One of them no longer waits."""
+        self._waiting -= 1
+        self._run_s -= entry.run_s
+        self._cheapest[entry.run_s] -= 1
+
+
+def _loads(cases: Sequence[Planned]) -> dict[str, list[Planned]]:
+    loads: dict[str, list[Planned]] = {}
+    for entry in cases:
+        loads.setdefault(entry.case.load_key, []).append(entry)
+    return loads
+
+
+def _run_s(entry: Planned) -> float:
+    return entry.run_s
+
+
+def _first_s(load: Sequence[Planned]) -> float:
+    """Loading a model and measuring its cheapest case."""
+    return load[0].load_s + min(entry.run_s for entry in load)
+
+
+def _skip(entry: Planned, needed_s: float, budget_s: float, left_s: float) -> Skip:
+    return Skip(entry.case, _reason(needed_s, budget_s, left_s), entry.takes)
+
+
+def _reason(needed_s: float, budget_s: float, left_s: float) -> str:
+    budget, needed, left = map(seconds_text, (budget_s, needed_s, left_s))
+    return f"does not fit the budget of {budget}: estimated {needed}, {left} left"
+
+
+def stored(
+    tasks: Iterable[GridTask], store: Store, snapshot: dict[str, Any], effort: Effort, max_memory_bytes: int | None
+) -> dict[Case, StoredRow]:
+    """The ``ok`` rows of ``points`` from an environment as fast as ``snapshot``, with as much effort or more.
+
+    With ``max_memory_bytes`` only those known to keep to it. A row has the case that was asked for: its own may bear
+    another name of the same model, or one that ``redact`` has changed.
+    """
+    key, here = environment_key(snapshot), cache(decode_path.machine_state)
+    found = {}
+    for case in (task.case for task in tasks):
+        row = store.finished(case.key, key)
+        if row is None or not _as_thorough(row.measurement, effort):
+            continue
+        if _keeps_to(row.measurement, max_memory_bytes) and _runs_alike(row.measurement, here):
+            found[case] = replace(row, measurement=replace(row.measurement, case=case))
+    return found
+
+
+def fallbacks(stored_rows: Iterable[StoredRow]) -> str | None:
+    """That some of the rows taken from the store were measured on a fallback, in one line."""
+    found = [
+        row.measurement for row in stored_rows if row.measurement.decode_path and row.measurement.decode_path.machine
+    ]
+    if not found:
+        return None
+    path = found[0].decode_path
+    why = path.reason or path.kernels if path else None
+    rows_were, them = ("stored row was", "it") if len(found) == 1 else ("stored rows were", "them")
+    fallback = f"measured on a fallback that this machine still needs ({printable(why, 200)})"
+    return f"{len(found)} {rows_were} {fallback}; --fresh measures {them} again"
+
+
+def _runs_alike(row: Measurement, here: Callable[[], str]) -> bool:
+    """Whether the decode step would run here as it did in the row: on the same fallback, or on none. ``here`` gives
+    the state of this machine.
+
+    A cache folder that was full, or a compiler that was missing, changes speed and nothing else that a row records.
+    """
+    path = row.decode_path
+    if path is None or row.case.device.partition(":")[0] != "cpu":
+        return path is None or path.machine != decode_path.SHORT_OF_MEMORY
+    if path.machine is not None:
+        return path.machine == here()
+    return path.on_plain_torch or path.kernels is None or decode_path.compiler() is not None
+
+
+def _as_thorough(row: Measurement, effort: Effort) -> bool:
+    """What was asked counts, not what was done: fewer repetitions within the same limit would come out again.
+
+    A number of repetitions may also be had by asking for a precision, and the other way round.
+    """
+    if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s or (effort.energy and not row.asked.get("energy")):
+        return False
+    phases = {sample.phase for sample in row.samples}
+    if effort.reps is not None:
+        done = min((len(row.of(phase)) for phase in phases), default=0)
+        return bool(max(row.asked.get("reps", 0), done) >= effort.reps)
+    if row.asked.get("precision", 1.0) <= effort.precision:
+        return True
+    halves = [rate.within for phase in phases if (rate := stats.rate(row, phase))]
+    return bool(halves) and all(half is not None and half <= effort.precision for half in halves)
+
+
+def _keeps_to(row: Measurement, limit: int | None) -> bool:
+    """Whether the worker of a row took no more host memory than ``limit``: it was held to that, or it is measured."""
+    if limit is None:
+        return True
+    held_to = row.asked.get("max_memory_bytes")
+    on_host = row.case.device.partition(":")[0] == "cpu"  # a GPU's peak is of its own memory
+    peak = row.memory.process_peak_bytes if on_host else None
+    return any(known is not None and known <= limit for known in (held_to, peak))

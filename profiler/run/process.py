@@ -1,0 +1,308 @@
+"""A worker as its parent sees it: its environment, its process group, two pipes of messages, and why it died.
+
+The environment holds what libraries need to run and nothing that could open somebody's account. A worker parses files
+from strangers; it does no downloads, so it needs no token and no network.
+
+**Why it died**, when we did not kill it, in the order in which reasons are believed. The kernel's OOM kill, then an
+out-of-memory message of its own, then the signal, then the exit code. A SIGKILL is an OOM kill only if a kernel
+counter says so: anyone may send one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from profiler import folders
+from profiler.devices import cgroup
+from profiler.devices.cpu import process_bytes
+from profiler.results.environment import SPEED, heap, is_secret
+from profiler.results.measurement import Outcome
+from profiler.run.protocol import LineBuffer, Load, Order, ProtocolError, encode
+from profiler.units import printable
+
+PLACES = re.compile(  # what libraries need beside the settings that change speed
+    "CXX|HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
+    "|VIRTUAL_ENV|(LC|TRANSFORMERS|XDG)_.*"
+    "|PYTHON(PATH|HOME|USERBASE|NOUSERSITE|PLATLIBDIR|PYCACHEPREFIX|DONTWRITEBYTECODE|SAFEPATH)"
+)
+TEXT = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # as the parent reads what a worker prints
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+LAST_WORDS = 5  # lines in which a message is the cause of death; before them it may be a warning survived
+_OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|MemoryError|cannot allocate memory|can't allocate memory", re.I)
+_CRY = re.compile(r"what\(\):|error|assert|fatal|abort", re.I)  # of a library in C++ that ends the process
+_OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
+
+# -P: a file of the current folder must not stand in for a library's
+WORKER = ("-P", "-m", "profiler.run.worker")
+COMMAND = (sys.executable, *WORKER)
+CHUNK = 1 << 16  # bytes read at a time: what a pipe holds
+TAIL = 8 * 1024  # bytes kept of what the worker prints
+DEAD_S = 10.0  # after SIGKILL a process is gone at once, unless it hangs inside the kernel
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of ``environ`` a worker gets, by an allow-list; the hub's libraries are told to stay offline.
+
+    Compiled code is cached in folders of this user alone, which are made here.
+    """
+    allowed = {
+        name: value
+        for name, value in environ.items()
+        if (SPEED.fullmatch(name) or PLACES.fullmatch(name)) and not is_secret(name)
+    }
+    return heap(environ) | allowed | folders.compilers(environ) | TEXT | OFFLINE
+
+
+def oom_kills() -> int | None:
+    """How often the kernel has killed for want of memory: in this control group, else on the machine.
+
+    The kernel counts every OOM kill, of whatever cause, in the victim's group too, so the group's counter is enough
+    and tells our worker's death from a stranger's. ``None``: no counter can be read.
+    """
+    for path in (*_group_counters(), Path("/proc/vmstat")):
+        try:
+            found = _OOM_KILLS.search(path.read_text())
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return None
+
+
+def _group_counters() -> list[Path]:
+    """Where the counter of this process's memory group may be, version 2 and 1, innermost first."""
+    return [folder / name for folder in cgroup.folders("memory") for name in ("memory.events", "memory.oom_control")]
+
+
+def cause(returncode: int, oom_killed: bool, output: list[str], phase: str) -> tuple[Outcome, str]:
+    """Outcome and reason of a worker that died by itself.
+
+    ``returncode`` is negative for a signal; ``output`` are the last lines it printed; ``phase`` what it was doing.
+    """
+    if returncode == -signal.SIGKILL and oom_killed:
+        return "oom", f"the kernel's OOM killer ended the worker in {phase}: the machine's or group's memory was full"
+    if returncode == -signal.SIGKILL:
+        return "failed", f"the worker was killed by SIGKILL in {phase}; not by this program, nor by the OOM killer"
+    said = [line for line in output[-LAST_WORDS:] if _OUT_OF_MEMORY.search(line)]
+    if said and returncode != 0:
+        return "oom", f"out of memory in {phase}: {printable(said[-1])}"
+    if returncode < 0:
+        cried = [line for line in output[-LAST_WORDS:] if _CRY.search(line)]
+        last = f": {printable(cried[-1])}" if cried else ""
+        return "failed", f"the worker was killed by {_signal_name(-returncode)} in {phase}{last}"
+    last = f": {printable(output[-1])}" if output else ""
+    return "failed", f"the worker ended in {phase} with exit code {returncode} and no result{last}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # real-time signals have no name
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A worker of another interpreter, or of other code: what starts Python, and what its environment holds
+    besides.
+    """
+
+    python: tuple[str, ...]  # an interpreter, perhaps behind commands that become it (env, taskset)
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+class WorkerProcess:
+    """Starts a worker, spawned and in a session of its own, so that no Ctrl-C reaches it. Raises OSError.
+
+    ``wait`` is the only place where the parent waits while a case runs, and it sleeps in the kernel. ``wake_fd``
+    ends that wait early.
+    """
+
+    def __init__(self, environ: Mapping[str, str], wake_fd: int, launch: Launch | None = None) -> None:
+        self.load: Load | None = None  # known once the model is there
+        self.broken: str | None = None  # why its messages can no longer be read
+        self.closed = False  # it has closed its end
+        self.exited = False
+        self._oom_kills = oom_kills()
+        self._lines = LineBuffer()
+        self._heard: list[dict[str, Any]] = []
+        self._printed = bytearray()
+        self._unsent = b""
+        with ExitStack() as opened:
+            self._start(environ, launch, opened)
+            self._pid_fd = os.pidfd_open(self.pid)
+            opened.callback(os.close, self._pid_fd)
+            self._selector = opened.enter_context(selectors.DefaultSelector())
+            self._listen(self._pid_fd, self._note_exit)
+            self._listen(self._messages, self._read_message)
+            self._listen(self._output, self._read_output)
+            self._listen(wake_fd, lambda: os.read(wake_fd, CHUNK))
+            self._opened = opened.pop_all()
+
+    def _start(self, environ: Mapping[str, str], launch: Launch | None, opened: ExitStack) -> None:
+        command = COMMAND if launch is None else (*launch.python, *WORKER)
+        with ExitStack() as theirs:
+            orders, self._orders = _pipe(theirs, opened)
+            self._messages, messages = _pipe(opened, theirs)
+            self._process = subprocess.Popen(
+                [*command, str(orders.fileno()), str(messages.fileno()), str(os.getpid())],
+                bufsize=0,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**environ, **(launch.environ if launch else folders.child_environ(environ))},
+                pass_fds=(orders.fileno(), messages.fileno()),
+                start_new_session=True,
+            )
+        opened.callback(self._process.kill)  # does nothing to a process that has been waited for
+        assert isinstance(self._process.stdout, FileIO)  # asked for above
+        self.pid, self._output = self._process.pid, opened.enter_context(self._process.stdout)
+        for file in (self._orders, self._messages, self._output):
+            os.set_blocking(file.fileno(), False)
+
+    def _listen(self, file: int | FileIO, handler: Callable[[], object], events: int = selectors.EVENT_READ) -> None:
+        self._selector.register(file, events, handler)
+
+    def send(self, order: Order) -> None:
+        """Hand over an order without waiting for the worker to read it. Raises ProtocolError when it is too long."""
+        self._unsent += encode(order.to_json(), finite=False)
+        self._listen(self._orders, self._write_order, selectors.EVENT_WRITE)
+
+    def wait(self, seconds: float) -> list[dict[str, Any]]:
+        """Messages, as soon as there are any or something else happens; none after ``seconds``."""
+        for key, _ in self._selector.select(seconds):
+            key.data()
+        heard, self._heard = self._heard, []
+        return heard
+
+    def _note_exit(self) -> None:
+        """What it said last, at most a chunk, was ready before its end was, and is read in the same ``wait``."""
+        self._selector.unregister(self._pid_fd)
+        self.exited = True
+
+    def _read_message(self) -> None:
+        chunk = self._messages.read(CHUNK)  # None: nothing yet; empty: the end
+        if chunk is None:
+            return
+        try:
+            self._heard += self._lines.feed(chunk)
+        except ProtocolError as error:
+            self.broken = f"the worker sent {error}"
+        self.closed = not chunk
+        if self.closed or self.broken:
+            self._selector.unregister(self._messages)
+
+    def _read_output(self) -> None:
+        chunk = self._output.read(CHUNK)
+        if chunk:
+            self._printed = (self._printed + chunk)[-TAIL:]
+        elif chunk is not None:
+            self._selector.unregister(self._output)
+
+    def _write_order(self) -> None:
+        with suppress(BrokenPipeError):  # it died; that is noticed elsewhere
+            self._unsent = self._unsent[self._orders.write(self._unsent) or 0 :]
+            if self._unsent:
+                return
+        self._forget(self._orders)
+
+    def _forget(self, file: FileIO) -> None:
+        with suppress(KeyError):  # done before
+            self._selector.unregister(file)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can take an order."""
+        return not (self.exited or self.closed or self.broken)
+
+    def output(self) -> list[str]:
+        """The last lines it printed, on stdout or stderr."""
+        return [line for line in self._printed.decode("utf-8", "replace").splitlines() if line.strip()]
+
+    def oom_killed(self) -> bool:
+        """Whether the kernel has killed anything for want of memory since this worker started."""
+        now = oom_kills()
+        return now is not None and self._oom_kills is not None and now > self._oom_kills
+
+    def resident_bytes(self) -> int | None:
+        """Its memory now; None when it is gone."""
+        try:
+            return process_bytes("VmRSS", self.pid)
+        except OSError:
+            return None
+
+    def cpu_s(self) -> float | None:
+        """CPU seconds of all its threads so far; None when it is gone."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as stat:
+                fields = stat.read().rpartition(b")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def group_cpu_s(self) -> float:
+        """CPU seconds of all that this worker has started and is still there, itself and what has ended included.
+
+        Reads every process of the machine, so it is for when the worker itself has long been silent.
+        """
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = stat.read_bytes().rpartition(b")")[2].split()
+                ticks += sum(map(int, fields[11:15])) if int(fields[2]) == self.pid else 0
+        return ticks / TICKS
+
+    def wait_exit(self, seconds: float) -> bool:
+        """Whether it has ended, after at most ``seconds``; what it prints meanwhile is read."""
+        deadline = time.monotonic() + seconds
+        while not self.exited and (left := deadline - time.monotonic()) > 0:
+            self.wait(left)
+        return self.exited
+
+    def finish(self, grace_s: float) -> bool:
+        """Let it end by itself, as it does without further orders; see ``stop``."""
+        self._forget(self._orders)
+        self._orders.close()
+        self.wait_exit(grace_s)
+        return self.stop(grace_s)
+
+    def stop(self, grace_s: float) -> bool:
+        """End its whole group: TERM, ``grace_s`` seconds, KILL. Returns whether it is gone. Nothing may follow."""
+        if not self.exited and grace_s > 0:
+            self._signal(signal.SIGTERM)
+            self.wait_exit(grace_s)
+        self._signal(signal.SIGKILL)  # also what the worker left behind: its number is ours until it is waited for
+        if self.wait_exit(DEAD_S):
+            self._process.wait()
+        self._opened.close()
+        return self.exited
+
+    @property
+    def returncode(self) -> int:
+        """Exit code, or the negative signal. Waits for the end."""
+        return self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[FileIO, FileIO]:
+    """A pipe whose ends are closed by these stacks."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    return reader.enter_context(FileIO(read_fd, "rb")), writer.enter_context(FileIO(write_fd, "wb"))

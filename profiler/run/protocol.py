@@ -1,0 +1,153 @@
+"""What the parent and its worker say to each other: JSON lines over pipes of their own.
+
+Not stdout, since libraries print there; never pickle, since a worker that went wrong must not run code in its parent.
+
+    parent → worker   one Order a line, the next only after the row of the last is stored
+    worker → parent   {"type": "beat", "text"} · {"type": "loaded", "load"} · {"type": "row", "row"}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from profiler.case import Case, Source
+from profiler.results.measurement import Memory
+from profiler.run.repetitions import Effort
+from profiler.units import bytes_text
+
+FIRST = frozenset(  # fields of Case and Effort that every worker has always known
+    [
+        "model",
+        "model_id",
+        "weights",
+        "quant",
+        "dtype",
+        "device",
+        "backend",
+        "path",
+        "context",
+        "batch",
+        "steps",
+        "fill",
+        "ubatch",
+        "threads",
+        "seed",
+        "reps",
+        "max_phase_s",
+    ]
+)
+MAX_LINE = 16 * 1024**2  # bytes; a million step times, or a config.json larger than any real one
+
+
+class ProtocolError(Exception):
+    """A line that is no message. The text says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What loading the model took, true of every row of this worker."""
+
+    load_s: float | None = None
+    memory: Memory = field(default_factory=Memory)  # weights, baseline, load peak
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON content."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, message: Mapping[str, Any]) -> Load:
+        """The inverse of ``to_json``."""
+        return cls(message["load_s"], Memory(**message["memory"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Everything a worker needs to measure one case; it loads the model for the first."""
+
+    case: Case
+    source: Source
+    effort: Effort
+    max_memory_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON content, such that a worker of an earlier version understands it wherever that can be."""
+        source = {name: getattr(self.source, name) for name in ("kind", "location", "revision")}
+        return {
+            "case": _said(self.case),
+            "source": source | {"config": dict(self.source.config)},
+            "effort": _said(self.effort),
+            "max_memory_bytes": self.max_memory_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, message: Mapping[str, Any]) -> Order:
+        """The inverse of ``to_json``."""
+        case, source, effort = Case(**message["case"]), Source(**message["source"]), Effort(**message["effort"])
+        return cls(case, source, effort, message["max_memory_bytes"])
+
+
+def _said(content: Case | Effort) -> dict[str, Any]:
+    """Without fields that came after the first release and are as by default: an earlier worker does not know
+    them.
+    """
+    every = {each.name: (getattr(content, each.name), each.default) for each in fields(content)}
+    return {name: value for name, (value, usual) in every.items() if name in FIRST or value != usual}
+
+
+def encode(message: Mapping[str, Any], finite: bool = True) -> bytes:
+    """One line. Raises ProtocolError for a number that is none (unless not ``finite``), and for a line over the cap.
+
+    A raw config may hold ``Infinity``, a result may not.
+    """
+    try:
+        line = json.dumps(message, separators=(",", ":"), allow_nan=not finite).encode() + b"\n"
+    except ValueError:
+        raise ProtocolError("it holds a number that is not finite") from None
+    if len(line) > MAX_LINE:
+        raise ProtocolError(f"it takes {bytes_text(len(line))} as a line, more than {bytes_text(MAX_LINE)}")
+    return line
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is not a number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+
+
+class LineBuffer:
+    """Turns what a pipe delivers into messages, and never holds more than a line's cap and one chunk."""
+
+    def __init__(self, finite: bool = True) -> None:
+        self._rest = bytearray()
+        self._decoder = STRICT if finite else json.JSONDecoder()
+
+    def feed(self, chunk: bytes) -> Iterator[dict[str, Any]]:
+        """The messages that ``chunk`` completes. Raises ProtocolError at the first that is none."""
+        seen = len(self._rest)
+        self._rest += chunk
+        while (end := self._rest.find(b"\n", seen)) >= 0:
+            line = bytes(self._rest[:end])
+            del self._rest[: end + 1]
+            seen = 0
+            yield self._decode(line)
+        if len(self._rest) > MAX_LINE:
+            raise ProtocolError(f"a line of more than {bytes_text(MAX_LINE)}")
+
+    def _decode(self, line: bytes) -> dict[str, Any]:
+        try:
+            message = self._decoder.decode(line.decode())
+        except (ValueError, RecursionError):
+            raise ProtocolError(f"a line that is not JSON: {line[:60]!r}") from None
+        if not isinstance(message, dict):
+            raise ProtocolError(f"a line that is not a message: {line[:60]!r}")
+        return message

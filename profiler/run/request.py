@@ -1,0 +1,370 @@
+"""What a sweep is asked for, and the tasks that follow from it; models that cannot be used are refused with a reason.
+
+One refused model does not stop the others of its list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+from profiler import decode_path, registry
+from profiler.case import EAGER, SYNTHETIC, THREADS, ModelNote, prefill_chunk
+from profiler.devices.base import DeviceInfo
+from profiler.errors import NotFound, ProfileError
+from profiler.models import stored
+from profiler.models.resolve import Model, resolve
+from profiler.quants import checkpoint
+from profiler.quants.base import Quant
+from profiler.registry import unknown
+from profiler.run import grid as run_grid
+from profiler.run import headline
+from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, counts, model_names, tasks, words
+from profiler.run.quantization import never_loaded
+from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
+from profiler.units import bytes_text, printable
+
+Taken = TypeVar("Taken")
+REFUSED = 1  # the exit code where others went on
+
+CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
+OWN_STEP = ("hf",)  # backends that run the decode step of ours
+OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
+GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One model of a list, and what is wrong with it."""
+
+    name: str  # as a person typed it
+    error: ProfileError
+
+    @property
+    def text(self) -> str:
+        """In one line: the model by the name that was typed, which tells files of one name apart, and the cause."""
+        shown, said = printable(self.name), self.error.message
+        for prefix in (shown, PurePath(self.name).name, PurePath(self.name).stem):
+            said = said.removeprefix(f"{printable(prefix)}: ")
+        named = re.search(rf"(?<![\w.-]){re.escape(shown)}(?![\w-])", said)  # not as a part of another word
+        text = said if named else f"{shown}: {said}"
+        return f"{text}. {self.error.hint}" if self.error.hint else text
+
+
+def accepted(names: Sequence[str], take: Callable[[str], Taken]) -> tuple[list[Taken], tuple[Refusal, ...]]:
+    """What ``take`` makes of each name, and the names that it raises ProfileError for.
+
+    Raises that error where nothing is left.
+    """
+    taken: list[Taken] = []
+    refused: list[Refusal] = []
+    for name in names:
+        try:
+            taken.append(take(name))
+        except ProfileError as error:
+            refused.append(Refusal(name, error))
+    if refused and not taken:
+        raise together(refused)
+    return taken, tuple(refused)
+
+
+def together(refused: Iterable[Refusal]) -> ProfileError:
+    """The one error to raise where every model was refused."""
+    every = list(refused)
+    first = every[0].error
+    if len({refusal.error.message for refusal in every}) == 1:
+        return first
+    texts = "; ".join(refusal.text.rstrip(".") for refusal in every)
+    return ProfileError(f"none of the {len(every)} models can be used: {texts}")
+
+
+def lines(refused: Sequence[Refusal]) -> list[str]:
+    """For stderr, one for each."""
+    return [f"refused: {refusal.text}" for refusal in refused]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """The options of a sweep as typed; None and empty mean that nothing was said."""
+
+    models: tuple[str, ...] = ()
+    quants: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    reps: int | None = None
+    energy: bool = False
+    precision: float | None = None
+    max_phase_s: float | None = None
+    budget_s: float | None = None
+    scenario: str | None = None
+    weights: str = "auto"
+    fill: str | None = None
+    backend: str = "hf"
+    paths: tuple[str, ...] = ()
+    ubatch: int | None = None
+    threads: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest:
+    """What a request comes to on one device."""
+
+    tasks: tuple[GridTask, ...]
+    effort: Effort
+    budget_s: float | None
+    subjects: tuple[Subject, ...]
+    refused: tuple[Refusal, ...] = ()  # models of the list that the others go on without
+
+
+def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: int, say: Say) -> ResolvedRequest:
+    """The grid of a request. ``say`` gets what a person should know before it runs.
+
+    Raises ProfileError for what cannot be meant, NotFound for unknown quantizations and scenarios, and the reason
+    why a model cannot be measured where none of those named can.
+    """
+    request = _with_scenario(request)
+    quants, own = _asked(words(request.quants))
+    names = model_names(request.models)
+    if request.quants and not (quants or own):
+        raise ProfileError("-q: the list is empty", "Leave it out for the device's default dtype.")
+    if request.models and not names:
+        raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
+    if not names:
+        for error in own.values():
+            raise error
+        return _headline(request, quants, device, available_bytes, say)
+    found, refused = accepted(
+        names,
+        lambda name: _with_threads(
+            _with_path(subject(name, request.weights, say, device), request, device), request, device
+        ),
+    )
+    subjects = _distinct(found, say)
+    quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
+    return ResolvedRequest(
+        tasks=tuple(tasks(_axes(subjects, quants, request, device), _settings(request, device), device)),
+        effort=_effort(request),
+        budget_s=request.budget_s,
+        subjects=subjects,
+        refused=refused,
+    )
+
+
+def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None) -> Subject:
+    """The model ``name`` with the weights that ``weights`` (auto, real, synthetic) comes to.
+
+    ``auto`` takes real ones where they are on this machine and never downloads; ``real`` downloads from a hub.
+    """
+    model = resolve(name)
+    if weights == "real" and model.checkpoint is None and model.source.kind == "hub":
+        if device is not None and (reason := never_loaded(model, device)) is not None:
+            raise ProfileError(
+                f"{model.name} is not downloaded: {reason}", "--weights synthetic measures its shapes."
+            )
+        model = _downloaded(name, model, say)
+    asked = weights
+    if weights == "auto":
+        weights = "synthetic" if model.checkpoint is None else "real"
+    return Subject(
+        model.name,
+        model.source,
+        model.geometry,
+        weights,
+        model.id_for(weights),
+        _remarks(model, weights, asked),
+        model.stored if weights == "real" else None,
+        _checkpoint(model, weights, asked),
+    )
+
+
+def _remarks(model: Model, weights: str, asked: str) -> tuple[ModelNote, ...]:
+    """What to know of a model with these weights. A catalog entry never has real ones, so there they are no news."""
+    if weights == "real":
+        return model.remarks
+    files = model.checkpoint.remarks if model.checkpoint else ()  # which are not read at all
+    about = (*(remark for remark in model.remarks if remark not in files), *map(ModelNote, _not_reproduced(model)))
+    if asked == "auto" and model.no_weights is not None and model.source.kind != "catalog":
+        return (*about, ModelNote(f"weights are synthetic: {model.no_weights}", SYNTHETIC))
+    return about
+
+
+def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
+    """What a row keeps of where its weights come from; for synthetic ones the reason."""
+    if weights == "real" and model.checkpoint is not None:
+        return model.checkpoint.to_json()
+    return {"reason": (model.no_weights if asked == "auto" else None) or "--weights synthetic was asked for"}
+
+
+def _not_reproduced(model: Model) -> tuple[str, ...]:
+    """A caution where random weights stand in for a quantization that nothing here can make."""
+    own = stored.of(model.source.config)
+    if own is None or own.name in registry.names("quants"):
+        return ()
+    return (f"the random weights are stored as -q says, not in {own.name}",)
+
+
+def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
+    """The quantizations that are known, nf4_dq and nf4-dq once, and names that only a checkpoint may have."""
+    found: dict[Quant, None] = {}
+    own: dict[str, NotFound] = {}
+    for name in names:
+        try:
+            found[_quant(name)] = None
+        except NotFound as error:
+            if not OF_CHECKPOINTS.fullmatch(name):
+                raise
+            own[name.casefold()] = error
+    return tuple(found), own
+
+
+def _stored_in(name: str, subjects: Sequence[Subject], error: NotFound) -> Quant:
+    """The quantization ``name`` of a checkpoint among ``subjects``; raises ``error`` if none is stored so."""
+    for entry in subjects:
+        if entry.stored is not None and entry.stored.quant.casefold() == name:
+            return checkpoint.quant_of(entry.stored)
+    raise error
+
+
+def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
+    """The effort as asked for; ``usual_reps`` where neither a number nor a precision was. Raises ProfileError."""
+    if request.reps is not None and request.precision is not None:
+        raise ProfileError(
+            "-r fixes the number of repetitions, --precision lets it follow from the figures", "Give one of them."
+        )
+    reps = request.reps or (usual_reps if request.precision is None else None)
+    return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION, request.energy)
+
+
+def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
+    """Each model once, by its first name: two names of one content are one case, and a case has one row."""
+    found: dict[str, Subject] = {}
+    for entry in subjects:
+        first = found.setdefault(entry.model_id, entry)
+        if first is not entry:
+            say(f"{entry.name} is the same model as {first.name}: measured once")
+    return tuple(found.values())
+
+
+def _downloaded(name: str, model: Model, say: Say) -> Model:
+    from profiler.models import hub
+
+    size = hub.download_size(model.source.location, model.source.revision)
+    say(f"downloading {model.name}: {bytes_text(size)}")
+    hub.download(model.source.location, model.source.revision)
+    return resolve(name)
+
+
+def _with_scenario(request: SweepRequest) -> SweepRequest:
+    """A scenario fills in what was not said."""
+    if request.scenario is None:
+        return request
+    grid = run_grid.load(request.scenario)
+    if not request.quants:
+        try:
+            _asked(grid.quants)
+        except NotFound as error:
+            raise NotFound(f"scenario {printable(request.scenario)}: quants: {error.message}", error.hint) from None
+    return replace(
+        request,
+        models=request.models or grid.models,
+        quants=request.quants or grid.quants,
+        contexts=request.contexts or tuple(map(str, grid.contexts)),
+        batches=request.batches or tuple(map(str, grid.batches)),
+        steps=request.steps or tuple(map(str, grid.steps)),
+        fill=request.fill or grid.fill,
+    )
+
+
+def _headline(
+    request: SweepRequest, quants: tuple[Quant, ...], device: DeviceInfo, available_bytes: int, say: Say
+) -> ResolvedRequest:
+    """Without a model: the largest Gemma 4 and Qwen 3.5 that can be measured here within the budget."""
+    effort = _effort(request, headline.REPS)
+    budget_s = request.budget_s or headline.BUDGET_S
+    template = replace(
+        request,
+        contexts=request.contexts or headline.CONTEXTS,
+        steps=request.steps or headline.STEPS,
+    )
+
+    def chosen_subject(name: str) -> Subject:
+        return _with_threads(_with_path(subject(name, request.weights, say), request, device), request, device)
+
+    def grid(name: str, quant: Quant) -> list[GridTask]:
+        axes = _axes((chosen_subject(name),), (quant,), template, device)
+        return tasks(axes, _settings(request, device), device)
+
+    choice = headline.choose(headline.HeadlineBudget(device, effort, available_bytes, budget_s), grid, quants)
+    say(choice.words)
+    chosen = tuple(task for name, quant in choice.pairs for task in grid(name, quant))
+    subjects = tuple(map(chosen_subject, dict.fromkeys(name for name, _ in choice.pairs)))
+    return ResolvedRequest(chosen, effort, budget_s, subjects)
+
+
+def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: SweepRequest, device: DeviceInfo) -> Axes:
+    return Axes(
+        subjects=subjects,
+        quants=tuple(quants),
+        contexts=counts("-c", request.contexts) if request.contexts else CONTEXTS,
+        batches=counts("-b", request.batches) if request.batches else BATCHES,
+        steps=counts("-n", request.steps) if request.steps else STEPS,
+        paths=_paths(request, device),
+    )
+
+
+def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:
+    """Raises NotFound with the nearest for an unknown one."""
+    found = tuple(path.casefold() for path in words(request.paths)) or (_usual_path(request, device),)
+    for path in found:
+        if path not in decode_path.PATHS:
+            raise unknown("decode path", path, decode_path.PATHS)
+    return found
+
+
+def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
+    """The subject, with the reason if nobody named a path and our own step cannot be had."""
+    reason = decode_path.why_eager(device.kind) if request.backend in OWN_STEP and not words(request.paths) else None
+    if reason is None:
+        return subject
+    remark = ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
+    return replace(subject, remarks=(*subject.remarks, remark))
+
+
+def _with_threads(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
+    """The subject, with a caution if more threads are asked for than the cores that this process may use."""
+    if request.threads is None or device.cores is None or request.threads <= device.cores:
+        return subject
+    cores = "1 core" if device.cores == 1 else f"{device.cores} cores"
+    text = f"--threads {request.threads} is more than the {cores} that this process may use, and usually slower"
+    return replace(subject, remarks=(*subject.remarks, ModelNote(text, THREADS)))
+
+
+def _usual_path(request: SweepRequest, device: DeviceInfo) -> str:
+    return decode_path.usual(device.kind) if request.backend in OWN_STEP else decode_path.EAGER
+
+
+def _settings(request: SweepRequest, device: DeviceInfo) -> SweepSettings:
+    return SweepSettings(
+        backend=request.backend,
+        fill=request.fill or "prefill",
+        ubatch=request.ubatch or prefill_chunk(device.kind),
+        threads=request.threads,
+        seed=request.seed,
+    )
+
+
+def _quant(name: str) -> Quant:
+    known = registry.names("quants")
+    if GGUF_FORMAT.match(name) and name.casefold().replace("_", "-") not in known:
+        raise NotFound(
+            f"unknown quantization: {printable(name)}, which is a format of GGUF files",
+            f"Give the file with -m FILE.gguf; it is unpacked and stored as -q says: {', '.join(known)}.",
+        )
+    found: Quant = registry.load("quants", name, "quantization").QUANT
+    return found

@@ -1,0 +1,365 @@
+"""Every case becomes a row, whatever happens to the process that measures it.
+
+One worker per load key; the next case is sent only after the row of the last has been handed over and stored. What
+is larger than a case that ran out of memory is not tried, nor a model that could not be loaded.
+
+A failed case is explained by the first of these that applies: we ended it (memory, time, silence), the kernel's OOM
+killer, the worker's own words, its signal, its exit code.
+
+Ctrl-C finishes the case at hand; a second one stops at once, and so does SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
+
+from profiler.case import Case, Task
+from profiler.devices import cgroup
+from profiler.folders import describe
+from profiler.results.measurement import Measurement, Outcome
+from profiler.run import process
+from profiler.run.process import Launch, WorkerProcess, worker_environment
+from profiler.run.protocol import Load, Order, ProtocolError
+from profiler.run.repetitions import Effort
+from profiler.units import bytes_text, printable, seconds_text
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+TICK_S = 0.15  # the resident size is read more than five times a second
+IDLE_SHARE = 0.01  # of a core: a process that hangs may still have a thread that looks at the clock
+MAX_REASON = 400  # characters
+OnBeat = Callable[[Case, str], None]  # also called without words, several times a second, while a case is watched
+
+OnRow = Callable[[Measurement], None]
+WAIT_S = 0.5  # for what another sweep is measuring
+
+
+class Interrupts:
+    """Takes the signals over while it is entered. In another thread than the main one nothing can, and nothing is.
+
+    A signal that was ignored stays so: that is how a shell protects its background jobs from Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False  # end after the case at hand
+        self.at_once = False  # end now
+        self._announced = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        self.wake_fd, self._ring_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # wakes whoever waits with select
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
+                    self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self.wake_fd)
+        os.close(self._ring_fd)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.at_once = self.at_once or self.asked or number == signal.SIGTERM
+        self.asked = True
+        with suppress(BlockingIOError):  # thousands of signals nobody has looked at: it rings already
+            os.write(self._ring_fd, b"!")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for so long, or until a signal comes."""
+        if select.select([self.wake_fd], [], [], seconds)[0]:
+            os.read(self.wake_fd, 1 << 16)
+
+    def announce(self, label: str) -> None:
+        """Say once, on stderr, what the first Ctrl-C does. Not from the handler: it may have interrupted a print."""
+        if self.asked and not self.at_once and not self._announced:
+            self._announced = True
+            text = f"interrupted: finishing {printable(label)}, then stopping. Ctrl-C again stops now."
+            print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What a worker may take before it is ended."""
+
+    max_memory_bytes: int | None = None  # host memory of the worker
+    hang_s: float = 60.0  # with neither a message nor CPU time used
+    case_s: float = 3600.0  # for one case; the load of the model is counted apart, and may take as long
+    grace_s: float = 5.0  # between TERM and KILL
+
+
+class Stopped(Exception):
+    """The person asked to stop at once; there is no row."""
+
+
+class CaseWatch:
+    """Waits for the row of ``case``, whose order the worker has been sent."""
+
+    def __init__(
+        self, worker: WorkerProcess, case: Case, limits: WorkerLimits, interrupts: Interrupts, on_beat: OnBeat
+    ) -> None:
+        self._worker, self._case, self._limits = worker, case, limits
+        self._interrupts, self._on_beat = interrupts, on_beat
+        self._phase = "start"
+        self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of a hundredth is no hang
+        self._started = time.monotonic()
+        self._life_at, self._life_cpu = self._started, worker.cpu_s() or 0.0
+        self._group_cpu: float | None = None  # of the worker and its compilers, once it has been silent for a while
+
+    def row(self) -> Measurement:
+        """The row, with an empty environment; unless it is ok the worker has been ended. Raises Stopped."""
+        tick = min(TICK_S, self._limits.hang_s / 4, self._limits.case_s / 4)
+        while True:
+            for message in self._worker.wait(tick):
+                row = self._take(message)
+                if row is not None:
+                    return self._given(row)
+            self._on_beat(self._case, "")
+            self._interrupts.announce(self._case.label)
+            if self._interrupts.at_once:
+                raise Stopped
+            failure = self._death() or self._excess()
+            if failure is not None:
+                return self._failed(*failure)
+
+    def _take(self, message: dict[str, Any]) -> Measurement | None:
+        """Note a sign of life; returns the row if this is one. A message that makes no sense ends the case."""
+        self._life_at = time.monotonic()
+        text = ""
+        try:
+            match message["type"]:
+                case "row":
+                    row = Measurement.from_json(message["row"])
+                    if row.case == self._case:
+                        return row
+                    raise ValueError
+                case "loaded":
+                    self._worker.load = Load.from_json(message["load"])
+                    self._started = self._life_at
+                case "beat":
+                    text = printable(message["text"])
+                case _:
+                    raise ValueError
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self._worker.broken = f"the worker sent a message that makes no sense: {printable(message, 60)}"
+        if text:
+            self._phase = text.partition(" ")[0]
+            self._on_beat(self._case, text)
+        return None
+
+    def _given(self, row: Measurement) -> Measurement:
+        """After a failure the state of the model and its device is unknown: the worker has nothing to clean up."""
+        if row.outcome == "ok":
+            return row
+        self._worker.stop(grace_s=0)
+        return self._with_load(row)
+
+    def _death(self) -> tuple[Outcome, str] | None:
+        """Why the worker is gone, or might as well be."""
+        worker = self._worker
+        if worker.broken and not worker.exited:
+            return "failed", f"{worker.broken}; stopped in {self._phase}"
+        if worker.closed and not worker.wait_exit(self._limits.grace_s):
+            return "failed", f"the worker closed its pipe in {self._phase} and lived on; stopped"
+        if not worker.exited:
+            return None
+        worker.stop(0)
+        return process.cause(worker.returncode, worker.oom_killed(), worker.output(), self._phase)
+
+    def _excess(self) -> tuple[Outcome, str] | None:
+        """The limit that the worker has gone over."""
+        limits, now = self._limits, time.monotonic()
+        resident = self._worker.resident_bytes() if limits.max_memory_bytes is not None else None
+        if resident is not None and limits.max_memory_bytes is not None and resident > limits.max_memory_bytes:
+            held, limit = bytes_text(resident), bytes_text(limits.max_memory_bytes)
+            return "oom", f"the worker held {held} in {self._phase}, above --max-memory {limit}; stopped"
+        if now - self._started > limits.case_s:
+            return "timeout", f"still in {self._phase} after {seconds_text(limits.case_s)}; stopped"
+        if now - self._last_life(now) > limits.hang_s:
+            silence = seconds_text(limits.hang_s)
+            return "timeout", f"no message and no CPU time used for {silence} in {self._phase}; stopped"
+        return None
+
+    def _last_life(self, now: float) -> float:
+        """When it last said something, or it or a compiler that it waits for used the CPU."""
+        cpu, silence = self._worker.cpu_s() or self._life_cpu, now - self._life_at
+        if cpu - self._life_cpu > self._idle_share * silence:
+            self._life_at, self._life_cpu, self._group_cpu = now, cpu, None
+        elif self._group_cpu is None:
+            if silence > self._limits.hang_s / 2:
+                self._group_cpu = self._worker.group_cpu_s()
+        elif silence > self._limits.hang_s:
+            group = self._worker.group_cpu_s()
+            if group - self._group_cpu > self._idle_share * silence / 2:
+                self._life_at, self._life_cpu, self._group_cpu = now, cpu, group
+        return self._life_at
+
+    def _failed(self, outcome: Outcome, reason: str) -> Measurement:
+        """End the worker, and say so if even that fails."""
+        if not self._worker.exited and not self._worker.stop(self._limits.grace_s):
+            reason += f"; but process {self._worker.pid} hangs inside the kernel and cannot be killed"
+        return self._with_load(Measurement(self._case, {}, outcome, printable(reason, MAX_REASON)))
+
+    def _with_load(self, row: Measurement) -> Measurement:
+        """What is known of the model holds for a failed case as well."""
+        load = self._worker.load
+        return row if load is None else replace(row, load_s=load.load_s, memory=load.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended."""
+
+    rows: int  # handed over
+    interrupted: bool  # by Ctrl-C or SIGTERM; what has a row is complete
+
+
+def run(
+    tasks: Iterable[Task | None],
+    effort: Effort,
+    limits: WorkerLimits,
+    environment: dict[str, Any],
+    on_row: OnRow,
+    on_beat: OnBeat,
+) -> Ending:
+    """Measure ``jobs`` in their order, in worker processes; ``on_row`` gets a row for each and must store it.
+
+    Jobs of one load key should follow each other, since they share a worker. None among them means that none can be
+    done yet: the worker gives its memory back, and the next job is asked for after ``WAIT_S``. Call it in the main
+    thread, or Ctrl-C is not handled. No process is left when it returns or raises (only ``jobs``, ``on_row`` and
+    ``on_beat`` can make it raise).
+    """
+    with Interrupts() as interrupts:
+        supervisor = Supervisor(effort, limits, environment, on_beat, interrupts)
+        rows = 0
+        try:
+            for task in tasks:
+                if task is None:
+                    supervisor.finish_worker()
+                    interrupts.wait(WAIT_S)
+                if interrupts.asked:
+                    break
+                if task is not None:
+                    on_row(supervisor.row(task))
+                    rows += 1
+            if not interrupts.at_once:
+                supervisor.finish_worker()
+        except Stopped:
+            pass
+        finally:
+            supervisor.stop_worker()
+        return Ending(rows, interrupts.asked)
+
+
+class Supervisor:
+    """Turns jobs into rows, one after the other, and remembers what is not worth trying."""
+
+    def __init__(
+        self,
+        effort: Effort,
+        limits: WorkerLimits,
+        environment: dict[str, Any],
+        on_beat: OnBeat,
+        interrupts: Interrupts,
+        launch: Launch | None = None,
+    ) -> None:
+        self._effort, self._limits, self._environment = effort, limits, environment
+        self._on_beat, self._interrupts, self._launch = on_beat, interrupts, launch
+        self._worker: WorkerProcess | None = None
+        self._first: Case  # the case the worker was started for: it fixes model and device
+        self._too_large: dict[str, list[Case]] = {}  # by load key, those that ran out of memory after it was loaded
+        self._unloadable: dict[str, str] = {}  # load key → reason
+        self._wedged: dict[str, int] = {}  # device → process that cannot be killed and may hold it
+
+    def row(self, task: Task) -> Measurement:
+        """The row of one job. Raises Stopped when the person wants to stop at once."""
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        reason = self._reason_to_skip(task.case)
+        row = Measurement(task.case, {}, "skipped", reason) if reason else self._measure(task)
+        asked = {**self._effort.asked, "max_memory_bytes": self._limits.max_memory_bytes}
+        return replace(row, environment=self._environment, started_at=started_at, asked=asked)
+
+    def _reason_to_skip(self, case: Case) -> str | None:
+        """Why this case is not worth a try."""
+        if case.device in self._wedged:
+            pid = self._wedged[case.device]
+            return f"process {pid}, which used {case.device} before, hangs inside the kernel and cannot be killed"
+        if case.load_key in self._unloadable:
+            return self._unloadable[case.load_key]
+        for smaller in self._too_large.get(case.load_key, ()):
+            if smaller.dominates(case):
+                return f"dominated by c={smaller.context} b={smaller.batch}, which ran out of memory"
+        return None
+
+    def _measure(self, task: Task) -> Measurement:
+        """Send the case to a worker that has its model, or will load it, and wait for the row."""
+        case, limits = task.case, self._limits
+        try:
+            worker = self._worker_for(case)
+            worker.send(Order(case, task.source, self._effort, limits.max_memory_bytes))
+        except OSError as error:
+            return self._not_started(case, f"no worker could be started: {describe(error)}")
+        except ProtocolError as error:
+            return self._not_started(case, f"the model's config cannot be passed to a worker: {error}")
+        row = CaseWatch(worker, case, limits, self._interrupts, self._on_beat).row()
+        self._learn(row, worker)
+        return row
+
+    def _not_started(self, case: Case, reason: str) -> Measurement:
+        self._unloadable[case.load_key] = f"the model could not be loaded: {reason}"
+        return Measurement(case, {}, "failed", reason)
+
+    def _worker_for(self, case: Case) -> WorkerProcess:
+        """The worker that is there if it is alive and has the right model, else a new one."""
+        if self._worker is not None:
+            self._worker.wait(0)  # it may have died since its last row, which is no fault of the next case
+            if self._first.load_key != case.load_key or not self._worker.usable:
+                self.finish_worker()
+        if self._worker is None:
+            self._worker = WorkerProcess(worker_environment(os.environ), self._interrupts.wake_fd, self._launch)
+            self._first = case
+        return self._worker
+
+    def _learn(self, row: Measurement, worker: WorkerProcess) -> None:
+        """What a row says about the cases to come."""
+        if row.outcome == "ok":
+            return
+        self._worker = None  # ended, see Watch.row
+        if not worker.exited:
+            self._wedged[row.case.device] = worker.pid
+        if worker.load is None:
+            what = "ran out of memory while it was loaded" if row.outcome == "oom" else "could not be loaded"
+            self._unloadable[row.case.load_key] = f"the model {what}: {row.reason}"
+        elif row.outcome == "oom":
+            known = self._too_large.setdefault(row.case.load_key, [])
+            known[:] = [*(other for other in known if not row.case.dominates(other)), row.case]
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether a process of this one may hold a model."""
+        return self._worker is not None
+
+    def finish_worker(self) -> None:
+        """Let the worker free its model and end; the next one needs the memory."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            if not worker.finish(self._limits.grace_s):
+                self._wedged[self._first.device] = worker.pid
+
+    def stop_worker(self) -> None:
+        """End the worker now."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            worker.stop(grace_s=0)

@@ -1,0 +1,405 @@
+"""The table of measured rows: columns, figures with the digits they deserve, notes, and a closing answer."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+from profiler.case import Case
+from profiler.decode_path import EAGER
+from profiler.results import energy, stats
+from profiler.results.cautions import cautions
+from profiler.results.measurement import Measurement, Phase
+from profiler.results.redact import redact
+from profiler.results.stats import Summary
+from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
+
+LONGEST = 100_000  # characters of outside text that are looked at
+
+UNSPREAD_DIGITS = 2  # of a figure measured once: nothing says how far the next one would be
+FEWEST_DIGITS = 2  # of any other: a lone digit reads like a slip, and the interval beside it says how little it means
+MOST_DIGITS = 4
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+STAYS = 9  # worth of a column that no width drops
+FAKE = "fake"  # the backend whose figures are made up: nobody may take a copied table for a measurement
+
+NOTE_LENGTH = 400  # characters of one note
+CASES_NAMED = 4  # cases a note names before "and n more"; the rows carry its number anyway
+
+SOME_WASTE = 1.01  # of what attention needs
+
+MODELS_NAMED = 6
+RatedRow = tuple[Summary, Measurement]
+
+
+def plain(text: object, limit: int = 200) -> str:
+    """Outside text on one line, without control characters and secrets."""
+    return _plain(str(text), limit)
+
+
+@lru_cache(maxsize=4096)  # thousands of rows share a few names, and looking for secrets takes long
+def _plain(text: str, limit: int) -> str:
+    clean = printable(" ".join(text.split()), LONGEST)  # before redact: a control character may hide a token
+    return printable(redact(clean), limit)
+
+
+def rate_cell(measurement: Measurement, phase: Phase) -> str:
+    """``1,230 ±4%``: the median rate and the longer arm of its interval; ``23 (0.60–820)`` where that says more."""
+    summary = stats.rate(measurement, phase)
+    if summary is None:
+        return UNKNOWN
+    shown = figure(summary.median, summary.relative_half)
+    if summary.wide and summary.low and summary.high:
+        return f"{shown} ({significant(summary.low, FEWEST_DIGITS)}–{significant(summary.high, FEWEST_DIGITS)})"
+    return f"{shown}{_arm(summary.relative_half)}"
+
+
+def figure(value: float, relative_half: float | None) -> str:
+    """``value`` to the digits that its interval supports: to the place of the interval's leading digit.
+
+    One place more where that digit is 1 or 2 (the rule of the Particle Data Group's Review, §5.3, in short).
+    """
+    return significant(value, _digits(value, relative_half))
+
+
+def ttft_cell(measurement: Measurement) -> str:
+    """Time to the first token, in ms or s."""
+    summary = stats.ttft(measurement)
+    if summary is None:
+        return UNKNOWN
+    if summary.median < 1:
+        return f"{figure(summary.median * 1000, summary.relative_half)} ms"
+    return f"{figure(summary.median, summary.relative_half)} s"
+
+
+def token_cell(measurement: Measurement) -> str:
+    """Milliseconds a sequence waits for a token: median over steps where they were timed, else over repetitions."""
+    rate = stats.rate(measurement, "decode")
+    if rate is None:
+        return UNKNOWN
+    steps = stats.steps(measurement)
+    seconds = steps.p50_s if steps else measurement.case.batch / rate.median
+    return figure(seconds * 1000, rate.relative_half)
+
+
+def energy_cell(measurement: Measurement, phase: Phase) -> str:
+    """Joules per token of a phase; a ``?`` where there is reason to doubt them."""
+    taken = energy.consumption(measurement, phase)
+    if taken is None:
+        return UNKNOWN
+    return f"{significant(taken.per_token_j)}{'?' if energy.suspect(measurement) else ''}"
+
+
+def reps_cell(measurement: Measurement) -> str:
+    """``3``, or ``1+3`` where prefill and decode were not repeated as often."""
+    shown = repetitions(measurement)
+    return "+".join(str(count) for count in (shown if len(set(shown)) > 1 else shown[:1])) or UNKNOWN
+
+
+def repetitions(measurement: Measurement) -> list[int]:
+    """How often each phase that ran was repeated."""
+    return [count for count in (len(measurement.timed(phase)) for phase in PHASES) if count]
+
+
+def _digits(value: float, relative_half: float | None) -> int:
+    if relative_half is None:
+        return UNSPREAD_DIGITS
+    if relative_half == 0:
+        return MOST_DIGITS
+    half = value * relative_half
+    place = math.floor(math.log10(half))
+    if half / 10**place < 3:
+        place -= 1
+    return min(MOST_DIGITS, max(FEWEST_DIGITS, math.floor(math.log10(value)) - place + 1))
+
+
+def _arm(relative_half: float | None) -> str:
+    if relative_half is None:
+        return ""
+    percent = relative_half * 100
+    if percent < 0.05:
+        return " ±<0.1%"
+    return f" ±{percent:.1f}%" if percent < 0.95 else f" ±{percent:,.0f}%"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. ``worth`` orders what goes first when a table is too wide: the least; STAYS always stays."""
+
+    title: str
+    cell: Callable[[Any], str]  # of a measurement; of a setting, of anything that has a case
+    worth: int
+    words: str = ""  # of a setting: how its value reads in the heading when all rows share it
+    usual: str | None = None  # of a setting: a value that goes without saying there
+    right: bool = True
+
+
+def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement]) -> list[Column]:
+    """The columns that are always meant, most telling first; ``numbers`` as from ``notes``."""
+    noted = {
+        id(measurement): " ".join(map(str, mine)) for measurement, mine in zip(measurements, numbers, strict=True)
+    }
+    columns = [
+        Column("quant", lambda m: plain(m.case.quant), STAYS, right=False),
+        *(column for column in SETTINGS if len({column.cell(m) for m in measurements}) > 1),
+        Column("context", lambda m: f"{m.case.context:,}", STAYS),
+        Column("batch", lambda m: f"{m.case.batch:,}", STAYS),
+        Column("prefill t/s", lambda m: rate_cell(m, "prefill"), STAYS),
+        Column("decode t/s", lambda m: rate_cell(m, "decode"), STAYS),
+        Column("TTFT", ttft_cell, 5),
+        Column("ms/token", token_cell, 3),
+        Column("weights", lambda m: bytes_text(m.memory.weights_bytes), 4),
+        Column("cache", lambda m: bytes_text(m.memory.cache_bytes), 2),
+        Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), 6),
+        *(ENERGY if any(measurement.energy is not None for measurement in measurements) else ()),
+        Column("reps", reps_cell, STAYS if any(map(_fell_short, measurements)) else 1),
+    ]
+    if any(measurement.outcome != "ok" for measurement in measurements):
+        columns.append(Column("outcome", lambda m: m.outcome, STAYS, right=False))
+    if any(noted.values()):
+        columns.append(Column("notes", lambda m: noted[id(m)], STAYS, right=False))
+    return columns
+
+
+def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
+    """What is true of all rows: the run, the device and the settings they share."""
+    parts = ["FAKE FIGURES"] if any(m.case.backend == FAKE for m in measurements) else []
+    parts += [f"run {plain(run)}"] if run else []
+    devices = dict.fromkeys(device_title(m) for m in measurements)
+    parts += [title for title in devices if title]
+    for column in SETTINGS:
+        values = {column.cell(m) for m in measurements}
+        if len(values) == 1 and not values & {UNKNOWN, column.usual}:
+            parts.append(column.words.format(values.pop()))
+    return parts
+
+
+def legend(measurements: Sequence[Measurement]) -> str | None:
+    """What ± and a range mean, and joules, where a row has them."""
+    summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
+    parts = []
+    if any(summary.low is not None for summary in summaries):
+        parts.append("t/s: median of the repetitions, all sequences together")
+        parts.append("±: longer arm of the 95 % interval of that median, which may be asymmetric")
+    if any(summary.between for summary in summaries):
+        parts.append("it counts how much processes differ")
+    if any(summary.wide for summary in summaries):
+        parts.append("(a–b): the interval itself")
+    scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
+    if scopes:
+        whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
+        parts.append(f"J: energy per prompt token and per output token of {whose}, idle power included")
+    return "; ".join(parts) or None
+
+
+class OfDevice(Protocol):
+    """A row, or what is known of one."""
+
+    @property
+    def case(self) -> Case: ...
+
+    @property
+    def environment(self) -> dict[str, Any]: ...
+
+
+def device_title(measurement: OfDevice) -> str:
+    """``AMD EPYC 7763 (64.0 GiB)`` as the environment has it, else the device's name."""
+    device: dict[str, Any] = measurement.environment.get("device") or {}
+    title, memory = plain(device.get("title") or measurement.case.device), device_memory(measurement)
+    return title if memory is None else f"{title} ({bytes_text(memory)})"
+
+
+def device_memory(measurement: OfDevice) -> int | None:
+    """Bytes of memory of the device a row was measured on."""
+    device: dict[str, Any] = measurement.environment.get("device") or {}
+    memory = device.get("memory_bytes")
+    return memory if isinstance(memory, int) else None
+
+
+def _fell_short(measurement: Measurement) -> bool:
+    """Whether a phase was not repeated as often as was asked."""
+    asked = measurement.asked.get("reps")
+    return asked is not None and any(count != asked for count in repetitions(measurement))
+
+
+SCOPES = {  # what energy is of, and what it is not of
+    "gpu-board": "the GPU's board alone",
+    "cpu-package": "the CPU alone, without memory and the rest",
+    FAKE: "a device that is made up",
+}
+
+ENERGY = (  # where somebody asked for it, or it was free
+    Column("J/prompt", lambda m: energy_cell(m, "prefill"), 7),
+    Column("J/token", lambda m: energy_cell(m, "decode"), 7),
+)
+
+SETTINGS = (  # in the heading where all rows agree, else columns
+    Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),
+    Column("compute", lambda m: plain(m.case.dtype), 8, words="compute {}", right=False),
+    Column("device", lambda m: plain(m.case.device), 8, words="{}", right=False),
+    Column("backend", lambda m: plain(m.case.backend), 8, words="{}", right=False),
+    Column("path", lambda m: plain(m.case.path), 8, words="{}", right=False),
+    Column("fill", lambda m: plain(m.case.fill), 7, words="{} fill", usual="prefill", right=False),
+    Column("steps", lambda m: f"{m.case.steps:,}", 7, words="{} steps"),
+)
+
+
+class HasCase(Protocol):
+    """A row, or what is known of one."""
+
+    @property
+    def case(self) -> Case: ...
+
+
+@dataclass(slots=True)
+class Note:
+    """A caution or a reason, once for all the rows it is true of."""
+
+    number: int  # from 1, in order of first need
+    text: str
+    help: str | None
+    cases: list[HasCase] = field(default_factory=list)
+
+    def named_cases(self, measurements: Sequence[HasCase], total: Counter[str] | None = None) -> str:
+        """The cases in words; a model's name alone where it is true of all of its cases.
+
+        ``total``: ``rows_of_models(measurements)``, from those who name many notes.
+        """
+        total = rows_of_models(measurements) if total is None else total
+        if len(self.cases) == len(measurements) > 1:
+            return "all cases"
+        mine = Counter(measurement.case.model for measurement in self.cases)
+        named: list[str] = []
+        for case in (measurement.case for measurement in self.cases):
+            whole = len(total) > 1 and mine[case.model] == total[case.model] > 1
+            alone = f"{case.quant} c={case.context} b={case.batch}"
+            named.append(plain(case.model if whole else case.label if len(total) > 1 else alone))
+        named = list(dict.fromkeys(named))
+        more = len(named) - CASES_NAMED
+        return ", ".join(named[:CASES_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def rows_of_models(measurements: Sequence[HasCase]) -> Counter[str]:
+    """How many rows each model has, by name."""
+    return Counter(measurement.case.model for measurement in measurements)
+
+
+def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[int]]]:
+    """Notes in order of first need, and the numbers (from 1) of each row's notes; reasons before cautions."""
+    found: dict[tuple[str, str | None], Note] = {}
+    numbers: list[list[int]] = []
+    for measurement in measurements:
+        mine: list[int] = []
+        for remark in dict.fromkeys(_remarks(measurement)):
+            note = found.setdefault(remark, Note(len(found) + 1, *remark))
+            note.cases.append(measurement)
+            mine.append(note.number)
+        numbers.append(sorted(mine))
+    _refer(list(found.values()), measurements)
+    return list(found.values()), numbers
+
+
+def _refer(found: Sequence[Note], measurements: Sequence[Measurement]) -> None:
+    """A case that was skipped because of another one's end points to the note of that end."""
+    causes = {
+        plain(m.reason, NOTE_LENGTH): plain(f"{m.outcome}: {m.reason}", NOTE_LENGTH)
+        for m in measurements
+        if m.reason and m.outcome not in ("ok", "skipped")
+    }
+    numbers = {note.text: note.number for note in found}
+    for note in found:
+        if not note.text.startswith("skipped: "):
+            continue
+        parts = note.text.split(": ")
+        for place in range(1, len(parts)):  # the longest first
+            cause = ": ".join(parts[place:])
+            if cause in causes:
+                note.text = f"{note.text.removesuffix(cause)}see note {numbers[causes[cause]]}"
+                break
+
+
+def _remarks(measurement: Measurement) -> list[tuple[str, str | None]]:
+    """Text and help of everything to be said of a row."""
+    remarks: list[tuple[str, str | None]] = []
+    if measurement.outcome != "ok":
+        reason = measurement.reason or "no reason was recorded"
+        remarks.append((plain(f"{measurement.outcome}: {reason}", NOTE_LENGTH), None))
+    remarks += [
+        (plain(caution.text, NOTE_LENGTH), plain(caution.help) if caution.help else None)
+        for caution in cautions(measurement)
+    ]
+    return remarks
+
+
+def launch_share(eager_tps: float, graph_tps: float) -> float:
+    """The part of an eager step that a graph of the same kernels does without: 1 − graph time ÷ eager time."""
+    return max(0.0, 1 - eager_tps / graph_tps)
+
+
+def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list[str]:
+    """One line for each case that another path than the shipped one decoded; ``brief``: if there is news in it."""
+    shipped: dict[Case, float] = {}
+    for row in measurements:
+        rate = stats.rate(row, "decode")
+        if row.case.path == EAGER and rate is not None:
+            shipped[row.case] = rate.median
+    return [line for row in measurements if (line := _line(row, shipped.get(replace(row.case, path=EAGER)), brief))]
+
+
+def _line(row: Measurement, eager_tps: float | None, brief: bool) -> str | None:
+    rate, path = stats.rate(row, "decode"), row.decode_path
+    if rate is None or path is None:
+        return None
+    parts = []
+    if eager_tps is not None and path.ran == row.case.path:
+        parts.append(f"decodes {rate.median / eager_tps:.2f} × as fast as {EAGER}")
+        if path.nodes_per_token is not None:
+            parts.append(f"launch-bound share of {EAGER} {launch_share(eager_tps, rate.median):.0%}")
+    if path.graphs:
+        graphs = f"{path.graphs} graph{'s' * (path.graphs != 1)} prepared in {seconds_text(path.prepare_s)}"
+        parts.append(
+            graphs + (f", {path.nodes_per_token:,} nodes a token" if path.nodes_per_token is not None else "")
+        )
+    if path.cache_needed_bytes and path.cache_read_bytes:
+        waste = path.cache_read_bytes / path.cache_needed_bytes
+        if not brief or waste > SOME_WASTE:
+            parts.append(
+                f"reads {bytes_text(path.cache_read_bytes)} of the cache, {waste:.2f} × what attention needs"
+            )
+    if row.memory.graph_pool_bytes:
+        parts.append(f"pool of {bytes_text(row.memory.graph_pool_bytes)}")
+    if path.kernels and path.ran == row.case.path and (parts or not brief):
+        parts.append(f"products by {plain(path.kernels)}")
+    return f"{plain(row.case.label)} {plain(row.case.path)}: {'; '.join(parts)}" if parts else None
+
+
+def answer(measurements: Sequence[Measurement]) -> str | None:
+    """The fastest decode of each model, fastest model first; None unless two rows can be compared at all."""
+    rated: list[RatedRow] = []
+    for measurement in measurements:
+        rate = stats.rate(measurement, "decode")
+        if measurement.outcome == "ok" and rate is not None and not rate.wide:
+            rated.append((rate, measurement))
+    if len(rated) < 2:
+        return None
+    best: dict[tuple[str, str], RatedRow] = {}
+    for rate, measurement in rated:
+        model = (measurement.case.model, measurement.case.model_id)
+        if model not in best or rate.median > best[model][0].median:
+            best[model] = (rate, measurement)
+    ordered = sorted(best.values(), key=lambda pair: pair[0].median, reverse=True)[:MODELS_NAMED]
+    by_model = " by model" if len(best) > 1 else ""
+    return f"fastest decode{by_model}: {'; '.join(_words(rate, m) for rate, m in ordered)}"
+
+
+def _words(rate: Summary, measurement: Measurement) -> str:
+    words = f"{plain(measurement.case.label)} at {figure(rate.median, rate.relative_half)} t/s"
+    peak, memory = measurement.memory.process_peak_bytes, device_memory(measurement)
+    if peak is None or memory is None:
+        return words
+    return f"{words}, {bytes_text(memory - peak)} of {bytes_text(memory)} to spare"

@@ -1,0 +1,253 @@
+"""The page of `profile compare`: a line for each figure of each case, then what is missing and what it means.
+
+``benchstat`` gives the same comparison in the layout of Go's benchstat (golang.org/x/perf/cmd/benchstat).
+Unlike there, p is that of Welch's t on logarithms (``results/comparison.py``), not of the Mann-Whitney test: three
+repetitions a side, which is what a sweep does, can give the latter no p below 0.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from profiler.results import stats
+from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Comparison, Ratio
+from profiler.results.measurement import Measurement, Phase
+from profiler.results.redact import redact
+from profiler.show import output as show_output
+from profiler.show.columns import figure, plain
+from profiler.units import UNKNOWN, bytes_text, significant
+
+FORMATS = (*show_output.FORMATS, "benchstat")
+ALL_LISTED = 200  # cases up to which a page for people lists all; of more, those that differ
+MANY = 20  # cases of which one differs by chance
+CASES_NAMED = 12  # missing cases that a page for people lists before "and n more"
+WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
+LEGEND = (
+    "B ÷ A: of the medians; interval: 95 %, by Welch's t on the logarithms of both sides' repetitions, wider by how",
+    "much processes differ. faster, slower: it excludes 1. Two hours may differ by more than these two runs show:",
+    "profile gate tells a regression.",
+)
+NARROW = "Of {rows:,} of {all:,} rates it is not known how much processes differ: their part of it is too narrow."
+
+NAME_LENGTH = 60
+ALPHA = 0.05  # benchstat's own default
+
+
+def render(found: Comparison, names: tuple[str, str], output: str) -> str:
+    """In a format of ``FORMATS``, newline included. ``names`` are A and B as typed."""
+    if output == "benchstat":
+        return benchstat(found, names)
+    if output not in ("table", "md"):
+        content = [_clean(row, output) for row in rows(found)]
+        return show_output.render(content, dict, output)
+    lines = [f"A {plain(names[0])}", f"B {plain(names[1])}"]
+    if found.differences:
+        lines += ["measured on what is not the same, which the ratios show as well:"]
+        lines += [f"  {plain(difference)}" for difference in found.differences]
+    pairs = found.pairs if len(found.pairs) <= ALL_LISTED else [pair for pair in found.pairs if _differs(pair)]
+    table = [cells for pair in pairs for cells in _lines(pair)]
+    if table:
+        lines += ["", *(_markdown(table) if output == "md" else _aligned(table))]
+    if len(pairs) < len(found.pairs):
+        lines += ["", f"{len(found.pairs) - len(pairs):,} cases that do not differ are left out; -o csv has them"]
+    return "\n".join([*lines, *_missing(found), *_summary(found)]) + "\n"
+
+
+def rows(found: Comparison) -> Iterator[dict[str, Any]]:
+    """A row for each figure of each pair, and one for each case that one side lacks or that did not end well."""
+    for pair in found.pairs:
+        yield from (_row(pair, name, ratio) for name, ratio in _figures(pair))
+    for a, b in found.failed:
+        yield _empty(a, a.outcome, b.outcome)
+    for row in found.only_a:
+        yield _empty(row, row.outcome, None)
+    for row in found.only_b:
+        yield _empty(row, None, row.outcome)
+
+
+def _figures(pair: ComparedCase) -> Iterator[tuple[str, Ratio]]:
+    """Name and ratio of each figure that both sides have."""
+    yield from ((f"{phase}_tps", ratio) for phase, ratio in pair.rates.items())
+    if pair.peak is not None:
+        yield "peak_bytes", pair.peak
+
+
+def _differs(pair: ComparedCase) -> bool:
+    return any(ratio.significant for ratio in pair.rates.values()) or (
+        pair.peak is not None and pair.peak.a != pair.peak.b
+    )
+
+
+def _row(pair: ComparedCase, name: str, ratio: Ratio) -> dict[str, Any]:
+    said = {"figure": name, "a": ratio.a, "b": ratio.b, "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+    sure = {"p": ratio.p, "significant": ratio.significant, "n_a": ratio.n[0], "n_b": ratio.n[1]}
+    return _case(pair.a) | said | sure | {"outcome_a": "ok", "outcome_b": "ok"}
+
+
+def _empty(row: Measurement, outcome_a: str | None, outcome_b: str | None) -> dict[str, Any]:
+    nothing = dict.fromkeys(("figure", "a", "b", "ratio", "low", "high", "p", "significant", "n_a", "n_b"))
+    return _case(row) | nothing | {"outcome_a": outcome_a, "outcome_b": outcome_b}
+
+
+def _case(row: Measurement) -> dict[str, Any]:
+    case = row.case
+    named = {name: getattr(case, name) for name in ("model", "quant", "context", "batch", "steps", "device", "path")}
+    return {"key": case.key, **named}
+
+
+def _clean(row: dict[str, Any], output: str) -> dict[str, Any]:
+    """Without secrets; the cells of a CSV file are also guarded where that is written."""
+    safe = plain if output == "csv" else redacted
+    return {name: safe(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+redacted = lru_cache(redact)  # a run has few names and many rows
+
+HEADER = ("model", "quant", "context", "batch", "figure", "A", "B", "B ÷ A", "interval", "")
+
+LEFT = {0, 1, 4, 9}  # columns of words
+
+
+def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
+    case = pair.case
+    head = (plain(case.model, 40), plain(case.quant), f"{case.context:,}", f"{case.batch:,}")
+    for phase, ratio in pair.rates.items():
+        word = {None: UNKNOWN, False: "", True: WORDS["rate"][ratio.value > 1]}[ratio.significant]
+        shown = (f"{phase} t/s", _rate(pair.a, phase), _rate(pair.b, phase))
+        yield (*head, *shown, significant(ratio.value, 4), interval_text(ratio), word)
+    if (peak := pair.peak) is not None:
+        word = "" if peak.a == peak.b else WORDS["bytes"][peak.b > peak.a]
+        yield (*head, "peak", bytes_text(peak.a), bytes_text(peak.b), significant(peak.value, 4), "", word)
+
+
+def _rate(row: Measurement, phase: Phase) -> str:
+    summary = stats.rate(row, phase)
+    return UNKNOWN if summary is None else figure(summary.median, summary.relative_half)
+
+
+def interval_text(ratio: Ratio) -> str:
+    """``0.931–1.208``."""
+    if ratio.low is None or ratio.high is None:
+        return ""
+    return "–".join(f"{end:.3f}" if 0.1 < end < 10 else significant(end, 3) for end in (ratio.low, ratio.high))
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """By hand: tabulate takes longer for ten thousand cases than all the rest."""
+    widths = [max(map(len, column)) for column in zip(HEADER, *table, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place in LEFT else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in (HEADER, *table)
+    ]
+
+
+def _markdown(table: Sequence[tuple[str, ...]]) -> list[str]:
+    rule = ["---" if place in LEFT else "--:" for place in range(len(HEADER))]
+    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in table]
+    return [f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *escaped)]
+
+
+def _missing(found: Comparison) -> list[str]:
+    parts = (
+        ("only in A", [plain(row.case.label) for row in found.only_a]),
+        ("only in B", [plain(row.case.label) for row in found.only_b]),
+        ("without a result", [f"{plain(a.case.label)} (A {a.outcome}, B {b.outcome})" for a, b in found.failed]),
+    )
+    lines: list[str] = []
+    for what, labels in parts:
+        if labels:
+            lines += ["", f"{what}: {len(labels):,}", *(f"  {label}" for label in labels[:CASES_NAMED])]
+            lines += [f"  and {len(labels) - CASES_NAMED:,} more"] if len(labels) > CASES_NAMED else []
+    return lines
+
+
+def _summary(found: Comparison) -> list[str]:
+    """The geometric mean of each rate's ratio; how many differ, and how many would by chance."""
+    lines = [""]
+    for phase in PHASES:
+        ratios = [ratio for pair in found.pairs if (ratio := pair.rates.get(phase)) is not None]
+        if not ratios:
+            continue
+        mean = math.exp(math.fsum(math.log(ratio.value) for ratio in ratios) / len(ratios))
+        tested = [ratio.significant for ratio in ratios if ratio.significant is not None]
+        words = f"{phase}: B ÷ A {significant(mean, 4)} on average (geometric), {len(ratios):,} cases"
+        if len(tested) > 1:
+            words += f", {sum(tested):,} differ"
+        if len(tested) >= MANY:
+            words += f"; if none did, about {len(tested) * (1 - CONFIDENCE):,.0f} would seem to"
+        lines.append(words)
+    if len(lines) == 1:
+        return []
+    known = [
+        stats.between(row, phase) is not None
+        for pair in found.pairs
+        for phase in pair.rates
+        for row in (pair.a, pair.b)
+    ]
+    return [*lines, *LEGEND, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
+
+
+def benchstat(found: Comparison, names: tuple[str, str]) -> str:
+    """A table for each phase that both sides have measured; empty when there is none."""
+    tables = [_table(found.pairs, phase, names) for phase in PHASES]
+    return "\n".join("\n".join(lines) + "\n" for lines in tables if lines)
+
+
+def _table(pairs: Sequence[ComparedCase], phase: Phase, names: tuple[str, str]) -> list[str]:
+    rated = [(pair, ratio) for pair in pairs if (ratio := pair.rates.get(phase)) is not None]
+    if not rated:
+        return []
+    cells = [(_name(pair), _side(pair.a, phase), _side(pair.b, phase), _change(ratio)) for pair, ratio in rated]
+    if len(rated) > 1:
+        cells.append(("geomean", *_geomean([ratio for _, ratio in rated])))
+    unit = f"{phase} tok/s"
+    sides = [plain(name, NAME_LENGTH) for name in names]
+    first = max(len(row[0]) for row in cells)
+    left = max(len(unit), len(sides[0]), *(len(row[1]) for row in cells))
+    right = max(len(unit), *(len(row[2]) for row in cells))
+    last = max(len("vs base"), *(len(row[3]) for row in cells), len(sides[1]) - right - 2)
+    heading = [
+        f"{'':{first}} │ {sides[0]:^{left}} │ {sides[1]:^{right + last + 2}} │",
+        f"{'':{first}} │ {unit:^{left}} │ {unit:^{right}}  {'vs base':^{last}} │",
+    ]
+    return heading + [f"{a:{first}}   {b:>{left}}   {c:>{right}}  {d:>{last}}" for a, b, c, d in cells]
+
+
+def _name(pair: ComparedCase) -> str:
+    case = pair.case
+    return plain(f"{case.model}/{case.quant}/c={case.context}/b={case.batch}".replace(" ", "_"), NAME_LENGTH)
+
+
+def _side(row: Measurement, phase: Phase) -> str:
+    """``1.702 ± 30%``; ± ∞ where one repetition has no interval."""
+    summary = stats.rate(row, phase)
+    assert summary is not None  # both sides have this phase
+    spread = "∞" if summary.relative_half is None else f"{100 * summary.relative_half:.0f}%"
+    return f"{_plain(summary.median)} ± {spread}"
+
+
+def _change(ratio: Ratio) -> str:
+    n = f"n={ratio.n[0]}" if ratio.n[0] == ratio.n[1] else f"n={ratio.n[0]}+{ratio.n[1]}"
+    if ratio.p is None:
+        return f"~ ({n})"
+    change = f"{100 * (ratio.value - 1):+.2f}%" if ratio.p <= ALPHA else "~"
+    return f"{change} (p={ratio.p:.3f} {n})"
+
+
+def _geomean(ratios: Sequence[Ratio]) -> tuple[str, str, str]:
+    a, b = (math.exp(math.fsum(map(math.log, sides)) / len(ratios)) for sides in _medians(ratios))
+    return _plain(a), _plain(b), f"{100 * (b / a - 1):+.2f}%"
+
+
+def _plain(value: float) -> str:
+    return significant(value, 4).replace(",", "")
+
+
+def _medians(ratios: Sequence[Ratio]) -> tuple[list[float], list[float]]:
+    return [ratio.a for ratio in ratios], [ratio.b for ratio in ratios]

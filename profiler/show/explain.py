@@ -1,0 +1,199 @@
+"""The page of `profile explain`: a table for each phase, the gap in words, and the memory from load to decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from profiler.cost.explanation import Explanation, PhaseParts, cause
+from profiler.cost.prediction import Prediction
+from profiler.decode_path import EAGER
+from profiler.results import stats
+from profiler.results.measurement import Measurement, Memory, Phase, unaccounted_bytes
+from profiler.show import columns, fit
+from profiler.show import output as show_output
+from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
+
+SHOWN_CHANGES = 3
+NOTHING = Memory()
+
+
+def render(model: str, prediction: Prediction, found: Explanation, stored: Sequence[Measurement], output: str) -> str:
+    """In a format of ``listing.FORMATS``: for people a page, else a row for each part of a phase and of memory.
+
+    ``stored``: what was measured of the case, the newest first. Only the path that was predicted stands beside it.
+    """
+    predicted = prediction.setting.path
+    measured = next((row for row in stored if row.case.path == predicted), None)
+    if output not in ("table", "md"):
+        return show_output.render(rows(found, measured), dict, output)
+    setting = prediction.setting
+    lines = [
+        f"{printable(model)} {setting.quant}, {setting.context:,} tokens in each of {setting.batch:,}"
+        f" sequence{'s' * (setting.batch != 1)}: {prediction.verdict.word}, {prediction.verdict.reason}",
+        fit.place(prediction),
+        *prediction.machine.target.limits,
+        "",
+    ]
+    for phase in found.phases:
+        lines += [
+            *_heading(phase, prediction, measured),
+            "",
+            _table(phase, output),
+            cause(phase).capitalize() + ".",
+            "",
+        ]
+    lines += memory_lines(found, measured, output)
+    if others := _others(stored, predicted):
+        lines += ["", "other decode paths, as measured:", *others]
+    return "\n".join(lines) + "\n"
+
+
+def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any]]:
+    """Parts of time, then of memory, as plain JSON; unknown is null."""
+    table = [
+        {
+            "phase": phase.name,
+            "part": share.part,
+            "bytes": share.nbytes,
+            "measured_bytes": None,
+            "flops": share.flops,
+            "ceiling_s": share.ceiling_s,
+            "predicted_s": share.predicted_s,
+            "binds": share.binds,
+            "phase_predicted_s": phase.predicted_s,
+            "phase_measured_s": measured_s(measured, phase.name),
+        }
+        for phase in found.phases
+        for share in phase.shares
+    ]
+    empty = dict.fromkeys(table[0])
+    return table + [empty | {"phase": "memory"} | row for row in memory_rows(found, measured)]
+
+
+def measured_s(measured: Measurement | None, phase: str) -> float | None:
+    """Seconds of a whole prefill, or of one decode step, as measured."""
+    name: Phase = "prefill" if phase == "prefill" else "decode"
+    rate = stats.rate(measured, name) if measured else None
+    if rate is None or measured is None:
+        return None
+    tokens = measured.case.batch * (measured.case.context if name == "prefill" else 1)
+    return tokens / rate.median
+
+
+def _others(stored: Sequence[Measurement], predicted: str) -> list[str]:
+    """A line for each path but the predicted one: what it is, and how long its step took."""
+    shipped = [row for row in stored if row.case.path == EAGER]
+    lines = []
+    for row in stored:
+        seconds = measured_s(row, "decode")
+        if row.case.path == predicted or seconds is None:
+            continue
+        about = columns.path_lines([*shipped, row]) if row.case.path != EAGER else []
+        line = about[0] if about else f"{printable(row.case.label)} {row.case.path}"
+        lines.append(f"  {line}; {seconds_text(seconds)} a step")
+    return lines
+
+
+def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | None) -> list[str]:
+    what = "one step" if phase.name == "decode" else f"{phase.passes} pass{'es' * (phase.passes != 1)}"
+    guessed = prediction.machine.target.guessed
+    parts = [
+        f"{phase.name}, {what}: {'guessed ' * guessed}ceiling {seconds_text(phase.ceiling_s)}",
+        f"predicted {seconds_text(phase.predicted_s)} ({phase.fraction:.0%} of the ceiling)",
+    ]
+    own = prediction.prefill if phase.name == "prefill" else prediction.decode
+    if own is not None:
+        parts.append(f"{significant(own.tps.low, 2)}–{significant(own.tps.high, 2)} t/s, {own.seconds.basis}")
+    seconds = measured_s(measured, phase.name)
+    if seconds is None:
+        return [" · ".join(parts)]
+    gap = seconds / phase.predicted_s
+    word = "as predicted" if 0.9 <= gap <= 1.1 else f"{significant(gap, 2)} × the prediction"
+    parts.append(f"measured {seconds_text(seconds)}, {word}")
+    if seconds < phase.ceiling_s:
+        found = "which profile calibrate measures" if guessed else "a bug of ours, please report it"
+        parts.append(f"faster than the ceiling: {found}")
+    return [" · ".join(parts)]
+
+
+def _table(phase: PhaseParts, output: str) -> str:
+    total = phase.predicted_s
+    cells = [
+        {
+            "part": share.part,
+            "bytes": bytes_text(share.nbytes) if share.nbytes else UNKNOWN,
+            "FLOPs": f"{significant(share.flops / 1e9)} G" if share.flops else UNKNOWN,
+            "ceiling": seconds_text(share.ceiling_s) if share.ceiling_s else UNKNOWN,
+            "predicted": seconds_text(share.predicted_s),
+            "share": f"{share.predicted_s / total:.0%}",
+            "binds": share.binds,
+        }
+        for share in phase.shares
+        if share.predicted_s > 0.001 * total
+    ]
+    return show_output.render(cells, dict, output)
+
+
+def memory_rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any]]:
+    """Part, predicted and measured bytes; unknown is null."""
+    terms, memory = found.terms, measured.memory if measured else NOTHING
+    retained = memory.retained_bytes or 0
+    prefill = memory.prefill_activation_bytes
+    parts: list[tuple[str, float | None, int | None]] = [
+        ("weights", terms.weights.value, memory.weights_bytes),
+        ("framework", terms.framework.value, memory.framework_bytes),
+        ("cache", terms.cache.value, memory.cache_bytes),
+        ("cache, growing layers", None, memory.growing_cache_bytes),
+        ("cache, window layers", None, memory.window_cache_bytes),
+        ("state, recurrent layers", None, memory.recurrent_bytes),
+        ("prefill buffers", terms.prefill.value, None if prefill is None else prefill + retained),
+        ("decode buffers", terms.decode.value, memory.decode_activation_bytes),
+        ("graph pool", None, memory.graph_pool_bytes),
+        ("checkpoint, left mapped", None, memory.left_mapped_bytes),
+        ("not accounted for", None, unaccounted_bytes(memory)),
+        ("peak of both phases", terms.peak.value, memory.phases_process_bytes),
+        ("peak of loading", None, memory.load_peak_bytes),
+    ]
+    return [{"part": part, "bytes": value, "measured_bytes": known} for part, value, known in parts]
+
+
+def memory_lines(found: Explanation, measured: Measurement | None, output: str) -> list[str]:
+    """From loading to decode, what sets each, what was measured of it, and what to change."""
+    terms = found.terms
+    loaded, cache = terms.loaded.value, terms.cache.value
+    text = [
+        f"memory: loaded {bytes_text(loaded)} (weights {bytes_text(terms.weights.value)},"
+        f" runtime {bytes_text(terms.framework.value)})",
+        f"  → prefill {bytes_text(loaded + cache + terms.prefill.value)}: cache {bytes_text(cache)},"
+        f" {bytes_text(terms.prefill.value)} for {terms.prefill_reason}",
+        f"  → decode {bytes_text(loaded + cache + terms.decode.value)}: cache {bytes_text(cache)},"
+        f" {bytes_text(terms.decode.value)} for {terms.decode_reason}",
+        f"  the peak is in {terms.peak_phase}: {bytes_text(terms.peak.value)}"
+        f" ({bytes_text(terms.peak.low)} – {bytes_text(terms.peak.high)})",
+    ]
+    if terms.host.value:
+        text.append(f"  and {bytes_text(terms.host.value)} in the host's memory")
+    if measured is not None and measured.memory.phases_process_bytes is not None:
+        text += ["", *_beside(found, measured, output)]
+    if found.changes:
+        best, *others = found.changes[:SHOWN_CHANGES]
+        text.append(f"what frees most: {best.words}, {bytes_text(best.freed_bytes)}")
+        text += [f"  then {change.words}, {bytes_text(change.freed_bytes)}" for change in others]
+    return text
+
+
+def _beside(found: Explanation, measured: Measurement, output: str) -> list[str]:
+    """A table of the parts that are or were to be had, and what the sliding layers keep without need."""
+    known = [row for row in memory_rows(found, measured) if row["bytes"] or row["measured_bytes"]]
+    cells = [
+        {
+            "part": row["part"],
+            "predicted": bytes_text(row["bytes"]),
+            "measured": bytes_text(row["measured_bytes"]),
+        }
+        for row in known
+    ]
+    retained = measured.memory.retained_bytes
+    kept = f"prefill buffers hold {bytes_text(retained)} behind views of sliding layers until the first decode step"
+    return [show_output.render(cells, dict, output), *([kept] if retained else [])]

@@ -1,0 +1,154 @@
+"""A sweep before and after: the plan as a table with reasons, sizes and estimates, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from profiler.case import Case
+from profiler.cost.estimate import Estimate
+from profiler.errors import ProfileError
+from profiler.results.measurement import Measurement
+from profiler.results.store import StoredRow
+from profiler.run.grid import Subject
+from profiler.run.plan import Planned, SweepPlan
+from profiler.run.request import Refusal
+from profiler.show import output as show_output
+from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
+
+LONG_S = 600.0  # from here on a person should have been told before waiting
+REASON_LENGTH = 300
+
+
+def render(
+    plan: SweepPlan,
+    kept: Mapping[Case, StoredRow],
+    available_bytes: int,
+    output: str,
+    subjects: Sequence[Subject] = (),
+) -> str:
+    """Cases in the order they would run, then those that are stored already, then those left out. Each with what is
+    to be known of its model, which a table has no room for: ``about`` says that.
+
+    Raises ProfileError for a format that only measurements have.
+    """
+    if output not in show_output.FORMATS:
+        raise ProfileError(f"--dry-run has no format {output}", f"Known: {', '.join(show_output.FORMATS)}.")
+    rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
+    rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in kept.items()]
+    rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.takes) for skip in plan.skipped]
+    remarks = {subject.model_id: subject.remarks for subject in subjects}
+    cases = [*(planned.case for planned in plan.cases), *kept, *(skip.case for skip in plan.skipped)]
+    for row, case in zip(rows, cases, strict=True):
+        row["cautions"] = [{"code": each.code, "text": each.text} for each in remarks.get(case.model_id, ())]
+    return show_output.render(rows, _shown, output)
+
+
+def about(subjects: Sequence[Subject]) -> list[str]:
+    """What is to be known of the models of a plan, a line each."""
+    return [f"{printable(each.name, 60)}: {remark.text}" for each in subjects for remark in each.remarks]
+
+
+def summary(plan: SweepPlan) -> str:
+    """The plan in one line."""
+    if not plan.cases:
+        return "nothing to run"
+    loads = len({planned.case.load_key for planned in plan.cases})
+    cases, models = len(plan.cases), "model load" if loads == 1 else "model loads"
+    return f"{cases} case{'s' * (cases != 1)} to run, {loads} {models}, about {seconds_text(plan.seconds)}"
+
+
+def _row(case: Case, action: str, reason: str | None = None) -> dict[str, Any]:
+    names = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
+    return {name: getattr(case, name) for name in names} | {
+        "key": case.key,
+        "action": action,
+        "reason": reason,
+        "note": None,
+        "load_s": None,
+        "run_s": None,
+        "may_not_fit": False,
+        "weights_bytes": None,
+        "cache_bytes": None,
+        "peak_bytes": None,
+    }
+
+
+def _estimates(planned: Planned, available_bytes: int) -> dict[str, Any]:
+    return _sizes(planned.takes) | {
+        "load_s": planned.load_s,
+        "run_s": planned.run_s,
+        "may_not_fit": planned.takes.peak.high > available_bytes,
+        "note": "; ".join(filter(None, (planned.task.note, planned.takes.left_plain))) or None,
+    }
+
+
+def _sizes(predicted: Estimate | None) -> dict[str, Any]:
+    """What a case takes by prediction; bytes."""
+    if predicted is None:
+        return {}
+    return {
+        "weights_bytes": round(predicted.weights.value),
+        "cache_bytes": round(predicted.cache.value),
+        "peak_bytes": predicted.peak.to_json(),
+    }
+
+
+def _measured(row: StoredRow) -> dict[str, Any]:
+    """What a case took when it was measured; bytes."""
+    found = row.measurement.memory
+    peak = found.process_peak_bytes
+    return {
+        "weights_bytes": found.weights_bytes,
+        "cache_bytes": found.cache_bytes,
+        "peak_bytes": None if peak is None else {"value": peak, "low": peak, "high": peak, "basis": "measured"},
+    }
+
+
+def _shown(row: show_output.JsonRow) -> dict[str, str]:
+    peak = row["peak_bytes"]
+    return {
+        "model": printable(row["model"], 60),
+        "weights": row["weights"],
+        "quant": row["quant"],
+        "dtype": row["dtype"],
+        "context": f"{row['context']:,}",
+        "batch": f"{row['batch']:,}",
+        "plan": "run (may not fit)" if row["may_not_fit"] else row["action"],
+        "weights size": bytes_text(row["weights_bytes"]),
+        "cache": bytes_text(row["cache_bytes"]),
+        "peak": UNKNOWN if peak is None else _range(bytes_text(peak["low"]), bytes_text(peak["high"])),
+        "load": seconds_text(row["load_s"]),
+        "run": seconds_text(row["run_s"]),
+        "reason": row["reason"] or row["note"] or "",
+    }
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low} – {high}"
+
+
+def warning(plan: SweepPlan, budget_s: float | None) -> str | None:
+    """That a sweep without a budget will take long, and what to do about it."""
+    if budget_s is not None or plan.seconds <= LONG_S:
+        return None
+    return f"{summary(plan)}. --budget 30m picks what fits; --dry-run shows the plan"
+
+
+def ending(rows: Sequence[Measurement], total: int, interrupted: bool, resumed: bool) -> str | None:
+    """That a sweep of ``total`` cases was interrupted, or measured nothing at all; None if it did what was asked."""
+    measured = sum(row.outcome != "skipped" for row in rows)
+    if interrupted:
+        again = "the same command goes on where it stopped" if resumed else "without --fresh, it goes on from there"
+        return f"stopped: {measured} of {total} {'case' if total == 1 else 'cases'} measured; {again}"
+    if measured or not rows:
+        return None
+    return f"nothing measured: {printable(rows[0].case.label)}: {printable(rows[0].reason, REASON_LENGTH)}"
+
+
+def refused(models: Sequence[Refusal]) -> str | None:
+    """That models of the list have no rows: said again below the table, where it is not scrolled away."""
+    if not models:
+        return None
+    names = ", ".join(printable(each.name, 80) for each in models)
+    return f"no rows for {names}: refused, as said above"

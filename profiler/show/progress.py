@@ -1,0 +1,144 @@
+"""What a person sees on stderr while a sweep runs: each finished case, and how long the rest will take.
+
+A terminal also gets a bar with the case and its phase. Elsewhere, a sweep of less than a minute only prints warnings.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import click
+
+from profiler import console
+from profiler.case import Case
+from profiler.results import stats
+from profiler.results.measurement import Measurement, Phase
+from profiler.results.store import StoredRow
+from profiler.show.columns import figure
+from profiler.units import printable, seconds_text
+
+SHORT_S = 60.0  # a sweep that is estimated to take no longer needs no line for each case in a log
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    click.echo(text, err=True)
+
+
+def tell(text: str | None) -> None:
+    """The same, if there is something to say."""
+    if text is not None:
+        say(text)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is, or None if it is none."""
+    return console.width()
+
+
+class Progress:
+    """Context manager around a sweep of ``total`` cases; ``remaining_s`` gives the seconds still to go.
+
+    ``shown``: draw a bar. Lines for finished cases come with it, or without it where a log is left and the sweep is
+    long.
+    """
+
+    def __init__(self, total: int, remaining_s: Callable[[], float], shown: bool) -> None:
+        self._total, self._done = total, 0
+        self._remaining_s = remaining_s
+        self._lines = shown or (not sys.stderr.isatty() and remaining_s() > SHORT_S)
+        self._last = time.monotonic()
+        self._display: Any = _display() if shown else None
+        self._task: Any = None
+
+    @staticmethod
+    def wanted(streaming: bool) -> bool:
+        """Whether there is a terminal for it that rows on stdout do not run through."""
+        return sys.stderr.isatty() and not (streaming and sys.stdout.isatty())
+
+    def __enter__(self) -> Progress:
+        if self._display is not None:
+            self._task = self._display.add_task("start", total=self._total, left="")
+            self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._display is not None:
+            self._display.stop()
+
+    def beat(self, case: Case, phase: str) -> None:
+        """A sign of life of a case; an empty ``phase`` leaves the one before."""
+        if self._display is not None and phase:
+            text = printable(f"{case.label} · {phase}")
+            left = f"about {seconds_text(self._remaining_s())} left"
+            self._display.update(self._task, description=text, left=left)
+
+    def skip(self) -> None:
+        """A case is out of the way."""
+        self._done += 1
+        if self._display is not None:
+            self._display.advance(self._task)
+
+    def waiting(self, case: Case, run: str) -> None:
+        """Nothing is left but what another sweep is measuring."""
+        self._line(printable(f"waiting for run {run}, which is measuring {case.label}", 500))
+        if self._display is not None:
+            self._display.update(self._task, description=printable(f"{case.label} · waiting for run {run}"), left="")
+
+    def taken(self, row: StoredRow) -> None:
+        """Another sweep has measured a case."""
+        self.skip()
+        self._last = time.monotonic()
+        if self._lines:
+            label = row.measurement.case.label
+            self._line(printable(f"{self._done}/{self._total} {label}: measured by run {row.run}", 500))
+
+    def row(self, measurement: Measurement) -> None:
+        """A case is done. One that failed is always worth a line."""
+        self.skip()
+        now = time.monotonic()
+        taken, self._last = now - self._last, now
+        if measurement.outcome == "ok" and self._lines:
+            self._line(self._finished(measurement, taken))
+        if measurement.outcome not in ("ok", "skipped"):
+            line = f"warning: {measurement.case.label}: {measurement.outcome}: {measurement.reason}"
+            self._line(printable(line, 500))
+
+    def _finished(self, measurement: Measurement, taken_s: float) -> str:
+        """``1/8 gemma-3-270m fp32 c=64 b=1: prefill 8.8 t/s, decode 1.7 t/s, 31.0 s; about 4m 00s left``"""
+        rates = ((phase, stats.rate(measurement, phase)) for phase in PHASES)
+        figures = [f"{phase} {figure(rate.median, rate.relative_half)} t/s" for phase, rate in rates if rate]
+        words = f"{self._done}/{self._total} {measurement.case.label}: {', '.join([*figures, seconds_text(taken_s)])}"
+        left = f"; about {seconds_text(self._remaining_s())} left" if self._done < self._total else ""
+        return printable(words + left, 500)
+
+    def _line(self, text: str) -> None:
+        if self._display is None:
+            say(text)
+        else:
+            self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _display() -> Any:
+    """rich's progress bar on stderr. Names come from outside, so nothing in them is markup."""
+    from rich import progress
+    from rich.console import Console
+
+    columns, lines = console.size()  # rich would take COLUMNS as it comes
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=20),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[left]}", markup=False),
+        console=Console(stderr=True, width=columns, height=lines),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

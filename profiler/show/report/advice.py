@@ -1,0 +1,136 @@
+"""What should I run on this machine? One paragraph for each, with the figures behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from profiler.quants.base import DTYPE_BYTES
+from profiler.show.report import selection
+from profiler.show.report.blocks import PageBlock, Section, Text, muted
+from profiler.show.report.predictions import Forecast
+from profiler.show.report.selection import CaseResult, MachineRows
+from profiler.units import bytes_text, seconds_text
+
+READING_TPS = 5.3  # 238 words a minute (Brysbaert 2019, J. Mem. Lang. 109:104047), four tokens to three words
+NEAR = 0.5  # of the ceiling: nearer than that there is little to win by other software
+
+
+def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
+    """A paragraph for each machine, and the rule it was found by."""
+    several = len(machines) > 1
+    blocks: list[PageBlock] = []
+    for machine, forecast in zip(machines, forecasts, strict=True):
+        text = _paragraph(machine, forecast)
+        blocks.append(Text(f"{machine.title}: {text}" if several else text, lead=True))
+    blocks.append(
+        muted(
+            "The rule: of the cases that were measured, fit with room to spare and have repetitions that can be"
+            " compared, the largest model that writes faster than people read, and its fastest format; if none does,"
+            f" the fastest. People read {READING_TPS} tokens a second. Larger is not always better: where scores are"
+            " known, see the frontier below."
+        )
+    )
+    return Section("run", "What should I run on this machine?", tuple(blocks))
+
+
+def _paragraph(machine: MachineRows, forecast: Forecast) -> str:
+    smallest = min((result.case.batch for result in machine.ok), default=1)
+    usable = [result for result in machine.ok if result.case.batch == smallest and _clear(result)]
+    if not usable:
+        return f"Nothing here can be recommended: {_why_nothing(machine)}."
+    fast = [result for result in usable if result.least_tps >= READING_TPS or _surely(result) >= READING_TPS]
+    sizes = {model: _parameters(model, machine, forecast) for model in {result.model for result in fast}}
+    ranked = all(sizes.values())
+    fastest = max(usable, key=_median)
+    best = max(fast, key=lambda result: (sizes[result.model] or 0, _median(result))) if fast and ranked else fastest
+    sentences = [_opening(best, fast, usable, ranked), _prefill(best), _memory(best, forecast), _bound(best)]
+    if best.model != fastest.model:
+        sentences.append(f"The fastest is {selection.case(fastest)}: {selection.ranged(fastest.decode)} t/s.")
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[CaseResult], ranked: bool) -> str:
+    what = f"{best.model} in {best.series}"
+    figure = f"{selection.ranged(best.decode)} t/s at {selection.tokens(best.case.context)} tokens of context"
+    if len(usable) == 1:
+        return f"Only {what} can be judged: it decodes {figure}."
+    if not fast:
+        return (
+            f"Nothing that was measured here surely writes as fast as people read. The nearest is {what}: it decodes"
+            f" {figure}."
+        )
+    why = (
+        "the largest model that is fast enough, in its fastest format" if ranked else "the fastest that was measured"
+    )
+    return f"Run {what}, {why}: it decodes {figure}."
+
+
+def _prefill(best: CaseResult) -> str:
+    if best.prefill is None:
+        return ""
+    first = seconds_text(best.case.batch * best.case.context / best.prefill.median)
+    return f"It takes in a prompt at {selection.ranged(best.prefill)} t/s, so the first token comes after {first}."
+
+
+def _memory(best: CaseResult, forecast: Forecast) -> str:
+    if best.peak_bytes is None or best.limit_bytes is None:
+        return "How much memory it takes was not measured."
+    left = best.limit_bytes - best.peak_bytes
+    text = f"Its peak is {bytes_text(best.peak_bytes)} of {bytes_text(best.limit_bytes)}; {bytes_text(left)} are left"
+    longest = forecast.largest_context(best)
+    if not longest:
+        return f"{text}."
+    all_of_them = " all" if longest == forecast.longest([best.model]) else ""
+    known = " that it was made for" if all_of_them else ""
+    return f"{text}, by prediction enough for{all_of_them} {longest:,} tokens of context{known}."
+
+
+def _bound(best: CaseResult) -> str:
+    share = best.shares["decode_fraction"]
+    if share is None:
+        return ""
+    what = selection.LIMITS.get(best.bound, (None, None))[1]
+    held = f", held back by {what}" if what else ""
+    near = "near" if share >= NEAR else "far from"
+    return f"Decode is {near} what this device can do, at {share:.0%} of its ceiling{held}."
+
+
+def _why_nothing(machine: MachineRows) -> str:
+    if not machine.ok:
+        return "no case was measured to its end"
+    if all(result.decode_tps is None for result in machine.ok):
+        return "no decode was measured"
+    if not any(result.comparable for result in machine.ok):
+        return "the repetitions of every case differ too much to compare"
+    return "no case fits with room to spare"
+
+
+def _clear(result: CaseResult) -> bool:
+    return result.comparable and result.verdict in ("fits", "none")
+
+
+def _surely(result: CaseResult) -> float:
+    """The lower end of the interval; of a single repetition its figure."""
+    if _median(result) < READING_TPS:  # no end is needed
+        return _median(result)
+    decode = result.decode
+    assert decode is not None  # _clear
+    return decode.median if decode.low is None else decode.low
+
+
+def _median(result: CaseResult) -> float:
+    return result.decode_tps or 0.0
+
+
+def _parameters(model: str, machine: MachineRows, forecast: Forecast) -> float | None:
+    """By the catalog, else by what the weights take in a plain format; None where neither is known."""
+    known = forecast.parameters(model)
+    if known is not None:
+        return known
+    plain = [result for result in machine.ok_of(model) if result.case.quant in DTYPE_BYTES]
+    counted = [
+        result.memory.weights_bytes / DTYPE_BYTES[result.case.quant]
+        for result in plain
+        if result.memory.weights_bytes
+    ]
+    return max(counted, default=None)

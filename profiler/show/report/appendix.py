@@ -1,0 +1,198 @@
+"""What was skipped, what to be careful about, what it was measured on, and the commands that repeat it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from profiler.results.redact import redact_argv
+from profiler.results.store import Run
+from profiler.shell import command
+from profiler.show.columns import NOTE_LENGTH, Note, plain
+from profiler.show.report import selection
+from profiler.show.report.blocks import Code, Head, Listing, PageBlock, Section, Table, muted
+from profiler.show.report.selection import CaseResult, MachineRows
+from profiler.units import UNKNOWN, bytes_text
+
+MOST = 40  # reasons, and cautions
+CASES = 4  # that a reason names
+_FIGURES = re.compile(r"\d[\d.,]*(?: ?[KMG]?i?B\b)?")
+
+MOST_COMMANDS = 12
+MOST_VALUES = 4  # of one property, where rows differ
+COMMAND_LENGTH = 2000
+FILES = ("--store", "--html")  # options that name where results go
+
+
+def skipped(machines: Sequence[MachineRows]) -> Section:
+    """Cases without a result, by outcome and reason."""
+    reasons: dict[tuple[str, str, str], list[CaseResult]] = {}
+    for machine in machines:
+        where = machine.title if len(machines) > 1 else ""
+        for result in machine.results:
+            if not result.ok:
+                reason = plain(result.reason or "no reason was recorded", NOTE_LENGTH)
+                reasons.setdefault((where, result.outcome, reason), []).append(result)
+    title = "What was not measured, and why?"
+    if not reasons:
+        return Section("skipped", title, (muted("Nothing: every case has a result."),))
+    several = len(machines) > 1
+    heads = ("machine", "outcome", "reason", "cases") if several else ("outcome", "reason", "cases")
+    rows = tuple(
+        (
+            *((where,) if several else ()),
+            outcome,
+            reason,
+            selection.several([selection.case(result) for result in results], CASES),
+        )
+        for (where, outcome, reason), results in list(reasons.items())[:MOST]
+    )
+    blocks: list[PageBlock] = [Table(tuple(Head(name, right=False) for name in heads), rows)]
+    if len(reasons) > MOST:
+        blocks.append(muted(f"{MOST} of {len(reasons):,} reasons are shown."))
+    return Section("skipped", title, tuple(blocks))
+
+
+def cautions(machines: Sequence[MachineRows]) -> Section:
+    """Everything not to take at face value, once, with the cases it is true of."""
+    blocks: list[PageBlock] = []
+    for machine in machines:
+        where = f"{machine.title}: " if len(machines) > 1 else ""
+        found = _alike(machine)
+        items = tuple(f"{where}{_caution(each, machine.ok)}" for each in found[:MOST])
+        blocks += [Listing(items)] if items else []
+        if len(found) > MOST:
+            blocks.append(muted(f"{where}{MOST} of {len(found):,} cautions are shown."))
+    return Section("cautions", "What should I be careful about?", tuple(blocks or [muted("Nothing was noted.")]))
+
+
+@dataclass
+class _Alike:
+    """A note for cautions that differ in their figures only."""
+
+    note: Note
+    vary: bool = False
+
+
+def _alike(machine: MachineRows) -> list[_Alike]:
+    found: dict[tuple[str, str], _Alike] = {}
+    for result in machine.ok:
+        for caution in result.cautions:
+            text = plain(caution.text, NOTE_LENGTH)
+            helps = plain(caution.help) if caution.help else None
+            alike = found.setdefault((caution.code, _FIGURES.sub("0", text)), _Alike(Note(0, text, helps)))
+            alike.vary |= text != alike.note.text
+            alike.note.help = helps if helps == alike.note.help else None
+            alike.note.cases.append(result)
+    return list(found.values())
+
+
+def _caution(alike: _Alike, rows: Sequence[CaseResult]) -> str:
+    note = alike.note
+    helps = f"; try {note.help}" if note.help else ""
+    return f"{note.text}{helps} ({'the figures vary: ' if alike.vary else ''}{note.named_cases(rows)})"
+
+
+def environment(machines: Sequence[MachineRows]) -> Section:
+    """A column for each machine; where its rows differ in something, all values."""
+    columns = [_properties(machine) for machine in machines]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = tuple(
+        (name, *(selection.several(list(column.get(name) or (UNKNOWN,)), MOST_VALUES) for column in columns))
+        for name in names
+    )
+    heads = (Head("", right=False), *(Head(machine.title, right=False) for machine in machines))
+    mixed = any(
+        len(column.get(name, ())) > 1 for column in columns for name in names if name not in ("measured", "rows")
+    )
+    blocks: list[PageBlock] = [Table(heads, rows)]
+    if mixed:
+        blocks.append(
+            muted(
+                "Where there are several values, the rows were measured with different ones: runs of one machine are"
+                " read together. profile report RUN shows one alone, profile compare A B two against each other."
+            )
+        )
+    return Section("environment", "On what was it measured?", tuple(blocks))
+
+
+def commands(runs: Sequence[Run], run: str | None) -> Section:
+    """The command lines of the runs that were read, newest last."""
+    title = "How do I repeat it?"
+    lines = list(dict.fromkeys(_command(each) for each in runs))
+    if not lines:
+        shown = f"profile runs show {plain(run)}" if run else "profile runs show RUN"
+        return Section(
+            "repeat", title, (muted(f"{shown} has the rows, profile runs -o json the command that measured them."),)
+        )
+    blocks: list[PageBlock] = [Code(tuple(lines[-MOST_COMMANDS:]))]
+    if len(lines) > MOST_COMMANDS:
+        blocks.append(muted(f"The newest {MOST_COMMANDS} of {len(lines):,}; profile runs -o json has all of them."))
+    blocks.append(
+        muted("Add --fresh to measure again what is stored. Files and folders are as they were named then.")
+    )
+    return Section("repeat", title, tuple(blocks))
+
+
+def _command(run: Run) -> str:
+    """As it can be pasted. One that is too long for a page is described instead: a part of it does something else."""
+    shown = str(command("profile", redact_argv(list(_measuring(run.argv)))))
+    if len(shown) <= COMMAND_LENGTH:
+        return shown
+    return f"# a command of {len(shown):,} characters: profile runs -o json has it, as run {plain(run.id)}"
+
+
+def _measuring(argv: Sequence[str]) -> Iterable[str]:
+    """A command line without the files it wrote to: they change no figure, and a page is passed on."""
+    named = False
+    for word in argv:
+        if not named and word.partition("=")[0] not in FILES:
+            yield word
+        named = not named and word in FILES
+
+
+def _properties(machine: MachineRows) -> dict[str, tuple[str, ...]]:
+    """Name and distinct values of everything that is recorded of a side's rows, as text."""
+    found: dict[str, dict[str, None]] = {}
+    seen: set[int] = set()
+    for result in machine.results:
+        if id(result.environment) not in seen:  # many rows share one
+            seen.add(id(result.environment))
+            for name, value in _pairs(result.environment):
+                found.setdefault(name, {})[value] = None
+    starts = sorted(start for result in machine.results if (start := result.started_at))
+    first = {"rows": (f"{len(machine.results):,}",)}
+    if starts:
+        days = list(dict.fromkeys(plain(start, 40)[:16].replace("T", " ") for start in (starts[0], starts[-1])))
+        first["measured"] = (" to ".join(days) + " UTC",)
+    return first | {name: tuple(values) for name, values in found.items()}
+
+
+def _pairs(environment: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    device, cpu = environment.get("device") or {}, environment.get("cpu") or {}
+    limits, source = environment.get("limits") or {}, environment.get("source") or {}
+    changed = " and changes" if source.get("changed") else ""
+    pairs: list[tuple[str, Any]] = [
+        ("device", device.get("title")),
+        ("device memory", _bytes(device.get("memory_bytes"))),
+        ("features", " ".join(map(str, device.get("features") or ()))),
+        ("driver", device.get("driver")),
+        ("power limit", f"{device['power_limit_w']} W" if device.get("power_limit_w") else None),
+        ("CPU", cpu.get("title")),
+        ("cores", cpu.get("cores")),
+        ("memory", _bytes(environment.get("memory_bytes"))),
+        ("memory allowed", _bytes(limits.get("memory_bytes"))),
+        ("cores allowed", limits.get("cores")),
+        ("system", environment.get("system")),
+        ("Python", environment.get("python")),
+        *(environment.get("libraries") or {}).items(),
+        *(environment.get("settings") or {}).items(),
+        ("profiler's source", f"{str(source['commit'])[:12]}{changed}" if source.get("commit") else None),
+    ]
+    return [(plain(name, 60), plain(value)) for name, value in pairs if value not in (None, "")]
+
+
+def _bytes(value: Any) -> str | None:
+    return bytes_text(value) if isinstance(value, int) else None

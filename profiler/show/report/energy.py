@@ -1,0 +1,72 @@
+"""How much energy? Joules and watts of each phase, where a meter gave some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from profiler.show.columns import plain
+from profiler.show.report import selection
+from profiler.show.report.blocks import Head, PageBlock, Section, Table, muted
+from profiler.show.report.selection import CaseResult, MachineRows
+from profiler.units import UNKNOWN, significant
+
+MOST_ROWS = 60
+FIGURES = ("prefill_j", "decode_j")
+Joules = Mapping[str, Any]
+
+
+def section(machines: Sequence[MachineRows]) -> Section:
+    """A table of the rows that have energy; else the reasons why none has."""
+    found = [(machine, result, result.energy) for machine in machines for result in machine.ok]
+    known = [(machine, result, joules) for machine, result, joules in found if joules and _any(joules)]
+    if not known:
+        return Section(
+            "energy", "How much energy does it take?", (muted(f"No energy: {_why(j for *_, j in found)}."),)
+        )
+    blocks = [_table(known[:MOST_ROWS], len(machines) > 1), muted(_meters(joules for *_, joules in known))]
+    suspect = [selection.case(result) for _, result, joules in known if joules.get("suspect")]
+    if suspect:
+        blocks.append(muted(f"Two meters disagree, so take it with care: {selection.several(suspect, 4)}."))
+    if len(known) > MOST_ROWS:
+        blocks.append(muted(f"{MOST_ROWS} cases are shown; profile runs show RUN -o json has all."))
+    return Section("energy", "How much energy does it take?", tuple(blocks))
+
+
+def _any(joules: Joules) -> bool:
+    return any(joules.get(name) is not None for name in FIGURES)
+
+
+def _why(found: Iterable[Joules | None]) -> str:
+    """The reasons that rows give; else that nothing was metered."""
+    reasons = dict.fromkeys(
+        plain(joules["reason"], 200).rstrip(".") for joules in found if joules and joules.get("reason")
+    )
+    return (
+        selection.several(list(reasons), 3) if reasons else "nobody asked for it; profile sweep --energy measures it"
+    )
+
+
+def _meters(found: Iterable[Joules]) -> str:
+    known = dict.fromkeys((joules.get("source"), joules.get("scope")) for joules in found)
+    texts = [" of ".join(plain(part, 60) for part in pair if part) for pair in known if any(pair)]
+    by = f", by {selection.several(texts, 4)}" if texts else ""
+    return f"Mean of the repetitions, what the device takes when idle included{by}."
+
+
+def _table(known: Sequence[tuple[MachineRows, CaseResult, Joules]], several: bool) -> PageBlock:
+    columns = (
+        *((Head("machine", right=False),) if several else ()),
+        Head("case", right=False),
+        *map(Head, ("prefill J", "decode J", "J per prompt token", "J per output token", "prefill W", "decode W")),
+    )
+    names = (*FIGURES, "prefill_j_per_token", "decode_j_per_token", "prefill_w", "decode_w")
+    rows = tuple(
+        (
+            *((machine.title,) if several else ()),
+            selection.case(result),
+            *(UNKNOWN if joules.get(name) is None else significant(joules[name]) for name in names),
+        )
+        for machine, result, joules in known
+    )
+    return Table(columns, rows)

@@ -1,0 +1,57 @@
+"""Files that a report is written to: whole or not at all, and known to be writable before anything is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from profiler import files
+from profiler.results.store import Store
+from profiler.show.report.blocks import Figures, Page
+
+
+def check(path: Path | None) -> None:
+    """ProfileError if ``path`` cannot be written: a sweep takes hours, and its page comes last."""
+    if path is not None:
+        files.check(path)
+
+
+def write_html(path: Path, page: Page) -> None:
+    """One file that needs nothing else."""
+    from profiler.show.writers.html import document
+
+    files.write(path, document(page))
+
+
+def write_rows(path: Path, store: Store, run: str) -> None:
+    """The report of one stored run."""
+    from profiler.show.report.page import page
+
+    runs = [each for each in store.runs() if each.id == run]
+    write_html(path, page(store.rows(run), run, runs))
+
+
+def write_markdown(path: Path, page: Page) -> None:
+    """The text, and its charts as ``STEM-charts/N.svg`` beside it."""
+    from profiler.show.report import charts
+    from profiler.show.writers import md
+
+    if not files.is_plain(path):  # a pipe has nothing beside it
+        files.write(path, md.markdown(page, {}))
+        return
+    folder = path.with_name(f"{path.stem}-charts")
+    figures = [
+        figure
+        for section in page.sections
+        for block in section.blocks
+        if isinstance(block, Figures)
+        for figure in block.items
+    ]
+    images: dict[int, str] = {}
+    if figures:
+        files.make_folder(folder)
+    with charts.kept():
+        for number, figure in enumerate(figures, 1):
+            image = folder / f"{number:02}.svg"
+            files.write(image, charts.svg(figure.spec))
+            images[id(figure)] = md.address(folder.name, image.name)
+    files.write(path, md.markdown(page, images))

@@ -1,0 +1,358 @@
+"""What fits, and how much memory does it take?
+
+A map of model × quantization × context with verdicts, measured and predicted apart; then what a case holds at its
+peak, part by part, against the device's limit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from profiler import registry
+from profiler.cost.prediction import Prediction
+from profiler.models.geometry import CacheBytes
+from profiler.results import measurement
+from profiler.results.measurement import Memory
+from profiler.show.columns import plain
+from profiler.show.report import charts, selection
+from profiler.show.report.blocks import Chart, Figures, Head, Map, MapCell, PageBlock, Section, Table, muted
+from profiler.show.report.predictions import Forecast
+from profiler.show.report.selection import CaseResult, MachineRows
+from profiler.units import GIB, UNKNOWN, bytes_text, significant
+
+CONTEXTS = (2048, 8192, 32_768, 131_072)  # predicted beside what was measured, as far as a model reaches
+FORMATS = ("int8", "nf4")  # predicted beside what was measured: what people try when a model does not fit
+MOST_CONTEXTS = 10  # columns that a reader can take in
+MOST_MAP_ROWS = 40
+
+PARTS = {  # from below, with their places among the colours: the runtime grey, since nothing can be done about it
+    "runtime": 7,
+    "weights": 0,
+    "cache": 1,  # of rows from before it was taken apart
+    "growing cache": 1,
+    "window cache": 5,
+    "recurrent state": 6,
+    "checkpoint, left mapped": 4,
+    "working memory": 3,
+}
+MOST_PANELS = 3  # charts of a machine, of the models that take most: a row of the page
+MOST_BARS = 8
+MOST_ROWS = 60
+IN_SIGHT = 3.0  # times the highest bar: a limit further up would press the bars flat, and is said in words instead
+
+
+def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
+    """A map for each machine."""
+    blocks: list[PageBlock] = []
+    for machine, forecast in zip(machines, forecasts, strict=True):
+        blocks += _machine(machine, forecast, several=len(machines) > 1)
+    blocks.append(
+        muted(
+            "Decode in tokens a second. Figures without ~ were measured here, those with ~ are predicted; with a"
+            " ? the repetitions differ too much to compare. Fits: at least 5 % and 512 MiB are left at the peak;"
+            " tight: less than that; no: it needs more than there is."
+        )
+    )
+    return Section("fits", "What fits?", tuple(blocks))
+
+
+def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[PageBlock]:
+    results = {_place(result): result for result in machine.results if result.case.batch == machine.batch}
+    contexts = _map_contexts(machine, forecast)
+    lines = [
+        (f"{model} · {series}", quant, model, series)
+        for model in machine.models
+        for series, quant in _formats(machine, model, forecast)
+    ]
+    rows = tuple(
+        (
+            label,
+            tuple(
+                _cell(results.get((model, series, at)), forecast, model, quant, at, machine.batch) for at in contexts
+            ),
+        )
+        for label, quant, model, series in lines[:MOST_MAP_ROWS]
+    )
+    where = machine.title if several else ""
+    batch = f"{machine.batch:,} sequence{'s' * (machine.batch != 1)}"
+    caption = " · ".join(part for part in (where, batch) if part)
+    blocks: list[PageBlock] = [Map("model · format", tuple(map(selection.tokens, contexts)), rows, caption, _key())]
+    if len(lines) > MOST_MAP_ROWS:
+        blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more lines of models and formats are not shown."))
+    reasons: dict[str, list[str]] = {}
+    for model, reason in forecast.missing.items():
+        reasons.setdefault(reason, []).append(model)
+    blocks += [
+        muted(f"Not predicted: {selection.several(models, 6)}: {reason}.") for reason, models in reasons.items()
+    ]
+    return blocks
+
+
+def _place(result: CaseResult) -> tuple[str, str, int]:
+    return result.model, result.series, result.case.context
+
+
+def _map_contexts(machine: MachineRows, forecast: Forecast) -> list[int]:
+    """The measured ones, thinned out where they are many, and those that are predicted."""
+    measured = sorted({result.case.context for result in machine.results if result.case.batch == machine.batch})
+    longest = forecast.longest(machine.models)
+    others = [context for context in CONTEXTS if context <= longest and context not in measured]
+    room = max(2, MOST_CONTEXTS - len(others))
+    step = max(1, -(-len(measured) // room))
+    return sorted({*measured[::step], *measured[-1:], *others})
+
+
+def _formats(machine: MachineRows, model: str, forecast: Forecast) -> list[tuple[str, str | None]]:
+    """Lines of a model: what was measured, then what is only predicted. With the format to predict, or None."""
+    mine = machine.of[model]
+    found: dict[str, str | None] = {}
+    for result in mine:
+        found.setdefault(result.series, result.case.quant)
+        if result.case.path != forecast.path:
+            found[result.series] = None
+    if model in forecast.shapes:
+        measured = {result.case.quant for result in mine}
+        known = registry.names("quants")
+        found |= {quant: quant for quant in FORMATS if quant in known and quant not in measured}
+    return list(found.items())
+
+
+def _cell(
+    result: CaseResult | None, forecast: Forecast, model: str, quant: str | None, context: int, batch: int
+) -> MapCell:
+    if result is not None and result.outcome != "skipped":
+        return _measured(result)
+    cell = None if quant is None else _predicted(forecast, model, quant, context, batch)
+    if cell is None and result is not None:
+        reason = plain(result.reason or "no reason was recorded", 300)
+        return MapCell(UNKNOWN, detail="skipped", title=f"skipped: {reason}")
+    return cell or MapCell("", title="neither measured nor predicted")
+
+
+def _measured(result: CaseResult) -> MapCell:
+    if not result.ok:
+        outcome = result.outcome
+        reason = plain(result.reason or "no reason was recorded", 300)
+        detail = "no · memory" if outcome == "oom" else ""
+        return MapCell(outcome, "", detail, result.verdict, True, f"measured: {reason}")
+    bound = result.bound
+    verdict = result.verdict
+    parts = ["" if verdict == "none" else verdict, selection.LIMITS.get(bound, ("", ""))[0]]
+    peak = f", peak {bytes_text(result.peak_bytes)}" if result.peak_bytes is not None else ""
+    title = f"measured: {selection.ranged(result.decode)} t/s{peak}"
+    value, span = selection.rate(result.decode), ""
+    if result.decode is not None and result.decode.wide and result.decode.low and result.decode.high:
+        value, span = f"{value}?", f"{significant(result.decode.low, 2)}–{significant(result.decode.high, 2)}"
+    return MapCell(value, span, " · ".join(part for part in parts if part), verdict, True, title)
+
+
+def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: int) -> MapCell | None:
+    found = forecast.predict(model, quant, context, batch)
+    if found is None:
+        return None
+    word, why = found.verdict.word, selection.LIMITS[found.binds][0]
+    peak = bytes_text(found.terms.peak.value)
+    if found.decode is None:
+        return MapCell(word, "", why, word, False, f"predicted: {found.verdict.reason}, peak {peak}")
+    tps = found.decode.tps
+    span = f"{significant(tps.low, 2)}–{significant(tps.high, 2)}"
+    title = f"predicted ({tps.basis}): {significant(tps.value, 2)} t/s ({span}), peak {peak}, {found.verdict.reason}"
+    return MapCell(f"~{significant(tps.value, 2)}", span, f"{word} · {why}", word, False, title)
+
+
+def _key() -> str:
+    limits = "; ".join(f"{short}: {long}" for short, long in selection.LIMITS.values() if short != long)
+    return (
+        "Framed and bold: measured. The range below a prediction is where nine of ten such cases fall. After the"
+        f" verdict, what holds decode back, by prediction in every cell: {limits}."
+    )
+
+
+def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
+    """Charts of the models that take most, then the figures."""
+    several = len(machines) > 1
+    panels = [
+        figure
+        for machine, forecast in zip(machines, forecasts, strict=True)
+        for figure in islice(_panels(machine, forecast, several), MOST_PANELS)
+    ]
+    blocks: list[PageBlock] = []
+    if panels:
+        blocks.append(Figures(tuple(panels)))
+        blocks.append(
+            muted(
+                f"What is held at the peak of prefill and decode, of the {MOST_PANELS} models that take most. Full"
+                " colour: measured; pale: predicted. Short line: the peak while the weights are loaded. Dashed line:"
+                " all of the device's memory."
+            )
+        )
+    else:
+        blocks.append(muted("No parts of memory: no row has its peak and its weights."))
+    blocks += _table(machines)
+    return Section("memory", "How much memory does it take?", tuple(blocks))
+
+
+def parts(memory: Memory) -> dict[str, int] | None:
+    """Bytes at the higher peak of prefill and decode, summing to it; None where a part is unknown or they exceed it.
+
+    Working memory is the rest: activations, copies, captured graphs, and what an allocator keeps.
+    """
+    known = measurement.parts(memory)
+    total, framework, cache = memory.phases_process_bytes, known.get("framework"), known.get("cache")
+    if total is None or framework is None:  # a row from before the parts were measured
+        total = max((peak for peak in (memory.prefill_peak_bytes, memory.decode_peak_bytes) if peak), default=None)
+        framework, cache = memory.baseline_bytes, memory.cache_bytes
+    if total is None or framework is None or cache is None or memory.weights_bytes is None:
+        return None
+    found = {"runtime": framework, "weights": memory.weights_bytes, **_cache(memory, cache)}
+    if memory.left_mapped_bytes:
+        found["checkpoint, left mapped"] = memory.left_mapped_bytes
+    rest = total - sum(found.values())
+    return None if rest < 0 else found | {"working memory": rest}
+
+
+def _cache(memory: Memory, total: int) -> dict[str, int]:
+    """By kind of layer, summing to ``total``. What a prefill retains beyond the window is of window layers."""
+    growing, window, state = memory.growing_cache_bytes, memory.window_cache_bytes, memory.recurrent_bytes
+    if growing is None or window is None or state is None:
+        return {"cache": total}
+    state = min(state, total)
+    growing = min(growing, total - state) if window else total - state
+    return {"growing cache": growing, "window cache": total - state - growing, "recurrent state": state}
+
+
+def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[str, int]:
+    """The same of a prediction; ``cache`` by kind of layer, or None to leave it whole."""
+    terms = prediction.terms
+    kinds = {"cache": terms.cache.value}
+    if cache is not None:
+        kinds = {"growing cache": cache.growing, "window cache": cache.window, "recurrent state": cache.state}
+    found = {"runtime": terms.framework.value, "weights": terms.weights.value, **kinds}
+    return {name: round(value) for name, value in (found | {"working memory": terms.buffers.value}).items()}
+
+
+def _models(machine: MachineRows) -> list[str]:
+    """Those with a peak, the largest first."""
+    found = {model: [result.peak_bytes or 0 for result in machine.ok_of(model)] for model in machine.models}
+    peaks = {model: max(mine) for model, mine in found.items() if mine}
+    return sorted(peaks, key=lambda model: -peaks[model])
+
+
+def _panels(machine: MachineRows, forecast: Forecast, several: bool) -> Iterator[Chart]:
+    found = (_panel(machine, forecast, model, several) for model in _models(machine))
+    return (figure for figure in found if figure is not None)
+
+
+def _panel(machine: MachineRows, forecast: Forecast, model: str, several: bool) -> Chart | None:
+    """Of the format of a model that has the most contexts."""
+    mine = [result for result in machine.ok_of(model) if result.case.batch == machine.batch]
+    split = {id(result): found for result in mine if (found := parts(result.memory)) is not None}
+    mine = [result for result in mine if id(result) in split]
+    if not mine:
+        return None
+    series = Counter(result.series for result in mine).most_common(1)[0][0]
+    results = {result.case.context: result for result in mine if result.series == series}
+    bars: list[dict[str, Any]] = []
+    marks: list[dict[str, Any]] = []
+    for at in _contexts(results, forecast, model):
+        result = results.get(at)
+        if result is not None:
+            bars += _bars(at, split[id(result)], "measured")
+            load = result.memory.load_peak_bytes
+            marks += [] if load is None else [_mark(at, load)]
+            continue
+        like = next(iter(results.values())).case
+        prediction = forecast.predict(model, like.quant, at, machine.batch) if like.path == forecast.path else None
+        if prediction is not None:
+            whole = any("cache" in found for found in split.values())
+            cache = None if whole else forecast.cache(model, like, at)
+            bars += _bars(at, predicted_parts(prediction, cache), "predicted")
+    limit = next(iter(results.values())).limit_bytes
+    return Chart(*_drawn(f"{model} {series}", bars, marks, limit, machine.title if several else ""))
+
+
+def _contexts(results: dict[int, CaseResult], forecast: Forecast, model: str) -> list[int]:
+    longest = forecast.longest([model])
+    others = [at for at in CONTEXTS if at <= longest and at not in results]
+    step = max(1, -(-len(results) // max(1, MOST_BARS - len(others))))
+    return sorted({*sorted(results)[::step], *others})
+
+
+def _bars(at: int, found: dict[str, int], how: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "x": selection.tokens(at),
+            "y": nbytes / GIB,
+            "part": name,
+            "place": list(PARTS).index(name),
+            "how": how,
+            "said": f"{how}, context {at:,}: {name} {bytes_text(nbytes)}",
+        }
+        for name, nbytes in found.items()
+        if nbytes
+    ]
+
+
+def _mark(at: int, nbytes: int) -> dict[str, Any]:
+    return {"x": selection.tokens(at), "y": nbytes / GIB, "said": f"peak while loading: {bytes_text(nbytes)}"}
+
+
+def _drawn(
+    title: str, bars: list[dict[str, Any]], marks: list[dict[str, Any]], limit: int | None, where: str
+) -> tuple[str, charts.Spec]:
+    """The title says where the limit is if the chart does not reach it."""
+    heights = Counter[str]()
+    for bar in bars:
+        heights[bar["x"]] += bar["y"]
+    top = max([*heights.values(), *(mark["y"] for mark in marks)])
+    near = limit is not None and limit / GIB <= IN_SIGHT * top
+    said = (
+        ""
+        if limit is None
+        else f", of {bytes_text(limit)}"
+        if near
+        else f", far below the device's {bytes_text(limit)}"
+    )
+    used = {bar["part"] for bar in bars}
+    names = {name: colour for name, colour in PARTS.items() if name in used}
+    spec = charts.stacks(bars, names, limit / GIB if near and limit else None, marks)
+    return f"{title}{said}{f' · {where}' if where else ''}", spec
+
+
+def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
+    several = len(machines) > 1
+    rows = [(machine, result) for machine in machines for result in machine.ok if result.peak_bytes is not None]
+    if not rows:
+        return []
+    columns = (
+        *((Head("machine", right=False),) if several else ()),
+        Head("case", right=False),
+        *map(Head, ("weights", "cache", "loading", "prefill", "decode", "highest", "left")),
+    )
+    table = tuple(
+        (*((machine.title,) if several else ()), selection.case(result), *_cells(result))
+        for machine, result in rows[:MOST_ROWS]
+    )
+    caption = "Weights and cache by themselves; then the peak of each phase, everything counted"
+    blocks: list[PageBlock] = [Table(columns, table, caption)]
+    if len(rows) > MOST_ROWS:
+        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show RUN -o csv has all."))
+    return blocks
+
+
+def _cells(result: CaseResult) -> tuple[str, ...]:
+    memory = result.memory
+    left = None if result.limit_bytes is None or result.peak_bytes is None else result.limit_bytes - result.peak_bytes
+    values = (
+        memory.weights_bytes,
+        memory.cache_bytes,
+        memory.load_peak_bytes,
+        memory.prefill_peak_bytes,
+        memory.decode_peak_bytes,
+        result.peak_bytes,
+        left,
+    )
+    return tuple(map(bytes_text, values))

@@ -1,0 +1,83 @@
+"""The page: which machines there are, and the sections in the order of a person's questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from profiler.results.measurement import Measurement
+from profiler.results.store import Run
+from profiler.show.columns import FAKE, plain
+from profiler.show.report import advice, appendix, ceiling, energy, memory, quality, speed
+from profiler.show.report.blocks import Page, Section, muted
+from profiler.show.report.predictions import Forecast
+from profiler.show.report.quality import Score
+from profiler.show.report.selection import MachineRows, machines, several
+
+MOST_MACHINES = 4  # machines that can be read beside each other
+
+
+def page(
+    measurements: Iterable[Measurement],
+    run: str | None = None,
+    runs: Sequence[Run] = (),
+    scores: Sequence[Score] | None = None,
+) -> Page:
+    """The report of rows. ``run`` names them if they are of one; ``scores`` None: those that ship.
+
+    Rows of a store are read as they are needed: it must be open until the page is there.
+    """
+    counted = Counted(measurements)
+    found = machines(counted)
+    shown = found[:MOST_MACHINES]
+    summary = _summary(found, run, counted.count)
+    if not shown:
+        return Page(
+            "Hardware fit", summary, (Section("run", "No rows", (muted("There is nothing to report yet."),)),)
+        )
+    if len(found) > MOST_MACHINES:
+        summary = (*summary, f"the first {MOST_MACHINES} of {len(found)} machines; name runs to choose others")
+    forecasts = [Forecast.of(machine) for machine in shown]
+    known = quality.shipped() if scores is None else scores
+    sections = (
+        advice.section(shown, forecasts),
+        memory.map_section(shown, forecasts),
+        speed.section(shown),
+        ceiling.section(shown, forecasts),
+        memory.section(shown, forecasts),
+        energy.section(shown),
+        quality.section(shown, known),
+        appendix.skipped(shown),
+        appendix.cautions(shown),
+        appendix.environment(shown),
+        appendix.commands(runs, run),
+    )
+    return Page(f"Hardware fit: {several([machine.title for machine in shown], MOST_MACHINES)}", summary, sections)
+
+
+class Counted:
+    """Rows, counted as they go by."""
+
+    def __init__(self, rows: Iterable[Measurement]) -> None:
+        self.rows, self.count = rows, 0
+
+    def __iter__(self) -> Iterator[Measurement]:
+        for row in self.rows:
+            self.count += 1
+            yield row
+
+
+def _summary(found: Sequence[MachineRows], run: str | None, rows: int) -> tuple[str, ...]:
+    """What is true of the whole page. Nobody may take made-up figures for a measurement."""
+    parts = (
+        ["FAKE FIGURES"] if any(machine.results[0].case.backend == FAKE for machine in found) else []
+    )  # it has its own
+    parts += [f"run {plain(run)}"] if run else []
+    cases = sum(len(machine.results) for machine in found)
+    again = rows - cases
+    models = len({model for machine in found for model in machine.models})
+    measured = sum(len(machine.ok) for machine in found)
+    parts += [f"{measured:,} of {cases:,} cases measured", f"{models:,} model{'s' * (models != 1)}"]
+    parts += [f"{again:,} older {'row' if again == 1 else 'rows'} of the same cases left out"] if again else []
+    kinds = {result.case.weights for machine in found for result in machine.results}
+    parts += [f"{plain(next(iter(kinds)))} weights"] if len(kinds) == 1 else []
+    return tuple(parts)

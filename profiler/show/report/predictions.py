@@ -1,0 +1,201 @@
+"""Predictions for the models of a report, on the device that its rows were measured on.
+
+A stored row has a model's name and not its shapes. So a model is predicted only if the catalog knows its name and the
+weights that were measured take as many bytes as the catalog's shapes say: another model of that name does not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from profiler import devices
+from profiler.case import Case, digest
+from profiler.cost import engines
+from profiler.cost.estimate import BACKENDS, mean_depth
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Prediction, Predictor
+from profiler.decode_path import EAGER
+from profiler.devices import calibration, target
+from profiler.devices.base import DeviceInfo, Slice
+from profiler.devices.target import Target
+from profiler.errors import ProfileError
+from profiler.models import families, hub
+from profiler.models.geometry import CacheBytes, Geometry
+from profiler.quants.base import DTYPE_BYTES
+from profiler.show.report.selection import CaseResult, MachineRows
+
+SAME = 0.02  # of the weights' bytes: buffers and tied tables differ by less, other sizes of a family by far more
+
+
+def place_found(environment: Mapping[str, Any]) -> Target | None:
+    """The device of an environment; None where its kind, name or memory was not recorded.
+
+    With the ceilings that were in force when the rows were measured: those of the driver and packages that they name,
+    not of what is installed now. Without them a CPU is taken by its cores, a GPU by its maker's figures.
+    """
+    info = _info(environment)
+    if info is None:
+        return None
+    libraries: dict[str, Any] = environment.get("libraries") or {}
+    torch, *others = (str(libraries.get(name) or "") for name in calibration.PACKAGES)
+    choices = [target.of(info, [version, *others]) for version in (torch.partition("+")[0], torch)]
+    return next((choice for choice in choices if choice.ceilings), choices[0])
+
+
+def _info(environment: Mapping[str, Any]) -> DeviceInfo | None:
+    device: dict[str, Any] = environment.get("device") or {}
+    kind, title, memory = device.get("kind"), device.get("title"), device.get("memory_bytes")
+    if not (isinstance(kind, str) and isinstance(title, str) and isinstance(memory, int) and memory > 0):
+        return None
+    cores = (environment.get("cpu") or {}).get("cores")
+    limits: dict[str, Any] = environment.get("limits") or {}
+    quota, confined = limits.get("cores"), limits.get("cpus")
+    return DeviceInfo(
+        name=str(device.get("name") or kind),
+        kind=kind,
+        title=title,
+        memory_bytes=memory,
+        free_bytes=memory,
+        default_dtype="fp32",  # rows name their own
+        cores=cores if kind == "cpu" and isinstance(cores, int) else None,
+        features=tuple(str(feature) for feature in device.get("features") or ()),
+        uuid=_uuid(device.get("uuid_hash")),
+        driver=device.get("driver"),
+        threads=_count(limits.get("threads")) if kind == "cpu" else None,
+        physical=_count(limits.get("physical")),
+        quota=float(quota) if isinstance(quota, int | float) and 0 < quota < (_count(cores) or 1) else None,
+        confined=tuple(confined) if isinstance(confined, list) else None,
+        slice=_slice(device.get("slice")),
+    )
+
+
+def _slice(content: object) -> Slice | None:
+    """The part of a card as it was recorded; None for a whole one, and for content that cannot be."""
+    with suppress(TypeError):
+        part = Slice(**content) if isinstance(content, dict) else None
+        if part is not None and isinstance(part.memory_share, float) and isinstance(part.of_bytes, int):
+            return part
+    return None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _uuid(hashed: object) -> str | None:
+    """The UUID behind a stored hash, if the card is in this machine."""
+    if hashed is None:
+        return None
+    here, _ = devices.listed()
+    return next((device.uuid for device in here if device.uuid and digest(device.uuid) == hashed), None)
+
+
+@dataclass
+class Forecast:
+    """Predictions for one side; each model and format is worked out once."""
+
+    machine: Machine | None
+    dtype: str  # of what is not quantized
+    shapes: dict[str, Geometry]  # of the models that can be predicted
+    missing: dict[str, str]  # why others cannot, in words
+    path: str = EAGER  # how decode steps of what was not measured are thought to run: as those of most rows
+    _known: dict[tuple[str, str, str, str], Predictor | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, machine: MachineRows) -> Forecast:
+        """For the models of ``side`` on its device."""
+        device = place_found(machine.environment)
+        dtypes = [result.case.dtype for result in machine.results if result.case.quant not in DTYPE_BYTES]
+        dtype = max(set(dtypes), key=dtypes.count) if dtypes else machine.results[0].case.dtype
+        run = Counter([result.case.path for result in machine.results]).most_common(1)[0][0]
+        found = cls(None if device is None else Machine(device), dtype, {}, {}, run)
+        for model in machine.models:
+            reason = found._add(model, machine.of[model])
+            if reason is not None:
+                found.missing[model] = reason
+        return found
+
+    def predict(self, model: str, quant: str, context: int, batch: int) -> Prediction | None:
+        """A case; None where the model, the format or the context has no rule."""
+        predictor = self._predictor(model, quant, self._dtype(quant), self.path)
+        if predictor is None or not 0 < context <= predictor.geometry.max_position:
+            return None
+        return predictor.predict(context, batch)
+
+    def largest_context(self, result: CaseResult) -> int | None:
+        """Tokens of each sequence up to which the case of a row still fits."""
+        predictor = self._of(result)
+        return None if predictor is None else predictor.largest_context(result.case.batch)
+
+    def needed(self, result: CaseResult) -> tuple[tuple[float, float], ...] | None:
+        """Bytes and FLOPs that prefill and a middle decode step of a row cannot do without: copies do not count."""
+        predictor = self._of(result)
+        if predictor is None:
+            return None
+        case = result.case
+        works = predictor.works(case.context, mean_depth(case), case.batch)
+        return tuple((done.needed_bytes, done.needed_flops) for done in works)
+
+    def cache(self, model: str, like: Case, context: int) -> CacheBytes:
+        """Of a model whose shapes are known, by kind of layer, in the dtype and for the sequences of ``like``."""
+        return self.shapes[model].cache_bytes(context, like.batch, DTYPE_BYTES[like.dtype])
+
+    def longest(self, models: Sequence[str]) -> int:
+        """Most positions that any of ``models`` has; 0 if none is known."""
+        return max((self.shapes[model].max_position for model in models if model in self.shapes), default=0)
+
+    def parameters(self, model: str) -> int | None:
+        """Of a model whose shapes are known."""
+        return self.shapes[model].parameters if model in self.shapes else None
+
+    def _dtype(self, quant: str) -> str:
+        return quant if quant in DTYPE_BYTES else self.dtype
+
+    def _of(self, result: CaseResult) -> Predictor | None:
+        return self._predictor(result.model, result.case.quant, result.case.dtype, result.case.path)
+
+    def _predictor(self, model: str, quant: str, dtype: str, path: str) -> Predictor | None:
+        name = (model, quant, dtype, path)
+        if name not in self._known:
+            self._known[name] = None
+            if self.machine is not None and model in self.shapes:
+                engine = engines.find(engines.DEFAULT)
+                with suppress(ProfileError, KeyError):  # a format or a dtype that no rule covers
+                    self._known[name] = Predictor(
+                        self.shapes[model], engine, engine.check(quant), self.machine, dtype, path
+                    )
+        return self._known[name]
+
+    def _add(self, model: str, results: Sequence[CaseResult]) -> str | None:
+        """Take up a model, or say in words why it cannot be predicted."""
+        if self.machine is None:
+            return "the rows do not say which device they were measured on"
+        if not any(result.case.backend in BACKENDS for result in results):
+            return "no rules describe what ran it"
+        name = hub.find(model)
+        if name is None:
+            return "not a model of the catalog, whose shapes are known here"
+        config = hub.shipped_config(name)
+        self.shapes[model] = families.geometry(config)
+        reason = self._doubt(model, results, digest(config))
+        if reason is not None:
+            del self.shapes[model]
+            self._known = {key: known for key, known in self._known.items() if key[0] != model}
+        return reason
+
+    def _doubt(self, model: str, results: Sequence[CaseResult], model_id: str) -> str | None:
+        """Why the rows may be of another model than the catalog's; ``model_id`` is that of its config."""
+        sure = any(result.case.weights == "synthetic" and result.case.model_id == model_id for result in results)
+        for result in results:
+            weights = result.memory.weights_bytes
+            predictor = self._of(result)
+            if weights is None or predictor is None:
+                continue
+            if abs(predictor.storage.device_bytes / weights - 1) > SAME:
+                return "its weights are not those of the catalog's model of that name"
+            sure = True
+        return None if sure else "no row says how large its weights are, and a name alone is not enough"

@@ -1,0 +1,187 @@
+"""How fast? Prefill and decode over context for each format, and decode over the number of sequences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from profiler.results.measurement import Phase
+from profiler.show.columns import rate_cell, reps_cell, token_cell, ttft_cell
+from profiler.show.report import charts, selection
+from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
+from profiler.show.report.selection import CaseResult, MachineRows
+from profiler.units import significant
+
+MOST_PANELS = 3  # models with curves, on all machines together: a row of the page, a quarter of a second each
+MOST_SERIES = 8  # lines that one chart can tell apart
+MOST_POINTS = 24  # of one line
+MOST_ROWS = 60  # of the table
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+def section(machines: Sequence[MachineRows]) -> Section:
+    """Charts by model, machines beside each other, then the figures."""
+    blocks: list[PageBlock] = []
+    if not any(result.prefill_tps or result.decode_tps for machine in machines for result in machine.ok):
+        blocks.append(muted("No speed: no case was measured to its end."))
+        return Section("speed", "How fast is it?", tuple(blocks))
+    several = len(machines) > 1
+    panels = _panels(machines)
+    for phase in PHASES:
+        figures = [_over_context(machine, model, phase, several) for machine, model in panels]
+        blocks += _shown(
+            f"{phase.capitalize()} over context",
+            figures,
+            f"No {phase} over context: no model has it at two contexts.",
+        )
+    figures = [_over_batch(machine, model, several) for machine, model in panels]
+    blocks += _shown(
+        "Decode over sequences at once", figures, "No batch scaling: no case was measured with two batch sizes."
+    )
+    blocks.append(
+        muted(
+            "Tokens a second, all sequences together: the median of the repetitions. Bars: the 95 % interval of that"
+            " median, cut where it leaves the chart; no bar: measured once."
+        )
+    )
+    drawn = len({model for _, model in panels})
+    models = len({model for machine in machines for model in machine.models})
+    if drawn < models:
+        blocks.append(
+            muted(
+                f"Curves are of {drawn} of {models} models: those with two contexts or batch sizes at least, of which"
+                f" the {MOST_PANELS} with the most rows."
+            )
+        )
+    if len(machines) > 1:
+        blocks += _side_by_side(machines)
+    blocks += _table(machines)
+    return Section("speed", "How fast is it?", tuple(blocks))
+
+
+def _panels(machines: Sequence[MachineRows]) -> list[tuple[MachineRows, str]]:
+    """Model by model, all machines that have a curve of it; those with the most rows."""
+    counts: Counter[str] = Counter(result.model for machine in machines for result in machine.ok)
+    pairs = [
+        (machine, model) for model, _ in counts.most_common() for machine in machines if _has_curve(machine, model)
+    ]
+    return pairs[: max(MOST_PANELS, len(machines))]
+
+
+def _has_curve(machine: MachineRows, model: str) -> bool:
+    places = ((result.case.context, result.case.batch) for result in machine.of.get(model, ()) if result.ok)
+    first = next(places, None)
+    return any(place != first for place in places)
+
+
+def _shown(title: str, figures: Iterable[Chart | None], why: str) -> list[PageBlock]:
+    found = tuple(figure for figure in figures if figure is not None)
+    return [Figures(found, title)] if found else [muted(why)]
+
+
+def _over_context(machine: MachineRows, model: str, phase: Phase, several: bool) -> Chart | None:
+    results = [result for result in machine.ok_of(model) if result.case.batch == machine.batch]
+    points = [(result, result.case.context) for result in results if _median(result, phase) is not None]
+    batch = f", {machine.batch} at once" if machine.batch > 1 else ""
+    return _curves(f"{model}{batch}", points, "context", phase, machine, several)
+
+
+def _over_batch(machine: MachineRows, model: str, several: bool) -> Chart | None:
+    results = [result for result in machine.ok_of(model) if result.decode_tps]
+    batches: dict[int, set[int]] = {}
+    for result in results:
+        batches.setdefault(result.case.context, set()).add(result.case.batch)
+    if not batches:
+        return None
+    context = max(batches, key=lambda at: (len(batches[at]), -at))
+    points = [(result, result.case.batch) for result in results if result.case.context == context]
+    title = f"{model}, {selection.tokens(context)} tokens"
+    return _curves(title, points, "sequences at once", "decode", machine, several)
+
+
+def _median(result: CaseResult, phase: Phase) -> float | None:
+    return result.prefill_tps if phase == "prefill" else result.decode_tps
+
+
+def _curves(
+    title: str, found: Sequence[tuple[CaseResult, int]], x: str, phase: Phase, machine: MachineRows, several: bool
+) -> Chart | None:
+    """A line for each series; None unless there are two places to compare."""
+    if len({at for _, at in found}) < 2:
+        return None
+    series = list(dict.fromkeys(result.series for result, _ in found))[:MOST_SERIES]
+    points = []
+    for name in series:
+        mine = {at: result for result, at in found if result.series == name}
+        step = -(-len(mine) // MOST_POINTS)
+        for at, result in list(mine.items())[::step]:
+            summary = result.prefill if phase == "prefill" else result.decode
+            assert summary is not None  # it has a median
+            said = f"{result.series}, {x} {at:,}: {selection.ranged(summary)} t/s"
+            low, high = (summary.low, summary.high) if summary.high is not None else (None, None)
+            points.append({"x": at, "y": summary.median, "low": low, "high": high, "series": name, "said": said})
+    where = f" · {machine.title}" if several else ""
+    return Chart(f"{title}{where}", charts.curves(points, x, f"{phase} t/s", machine.palette(series)))
+
+
+def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
+    """Cases that two machines at least have measured, and how much faster the others are than the first."""
+    places: dict[tuple[object, ...], dict[int, CaseResult]] = {}
+    for number, machine in enumerate(machines):
+        for result in machine.ok:
+            if result.decode_tps is not None:
+                case = result.case
+                key = (result.model, case.quant, case.path, case.fill, case.context, case.batch, case.steps)
+                places.setdefault(key, {}).setdefault(number, result)
+    shared = {key: results for key, results in places.items() if len(results) > 1}
+    if not shared:
+        return [muted("Side by side: the machines have no measured case in common.")]
+    columns = (
+        Head("case", right=False),
+        *(Head(f"{machine.title}, decode t/s") for machine in machines),
+        Head("highest ÷ lowest"),
+    )
+    rows = []
+    for results in list(shared.values())[:MOST_ROWS]:
+        medians = [result.decode_tps for result in results.values() if result.decode_tps]
+        cells = (selection.ranged(results[n].decode) if n in results else "–" for n in range(len(machines)))
+        rows.append(
+            (selection.case(next(iter(results.values()))), *cells, f"{significant(max(medians) / min(medians))} ×")
+        )
+    caption = (
+        "Side by side: cases measured on more than one machine. profile compare gives the ratios their intervals."
+    )
+    return [Table(columns, tuple(rows), caption)]
+
+
+def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
+    several = len(machines) > 1
+    found = [(machine.title, result) for machine in machines for result in machine.ok]
+    rows = tuple((*((title,) if several else ()), *_row(result)) for title, result in found[:MOST_ROWS])
+    columns = (
+        *((Head("machine", right=False),) if several else ()),
+        Head("model", right=False),
+        Head("format", right=False),
+        *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "first token", "ms/token", "reps")),
+    )
+    blocks: list[PageBlock] = [Table(columns, rows, "The figures")]
+    if len(found) > MOST_ROWS:
+        blocks.append(
+            muted(f"{MOST_ROWS} of {len(found):,} measured cases are shown; profile runs show RUN -o csv has all.")
+        )
+    return blocks
+
+
+def _row(result: CaseResult) -> tuple[str, ...]:
+    row = result.measurement
+    return (
+        result.model,
+        result.series,
+        f"{result.case.context:,}",
+        f"{result.case.batch:,}",
+        rate_cell(row, "prefill"),
+        rate_cell(row, "decode"),
+        ttft_cell(row),
+        token_cell(row),
+        reps_cell(row),
+    )

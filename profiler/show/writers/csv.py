@@ -1,0 +1,94 @@
+"""``-o csv``: a line a case for spreadsheets and data frames, in SI units; unknown is empty.
+
+Text passes the guard of every CSV file here, ``units.spreadsheet_cell``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from profiler.results.measurement import Measurement
+from profiler.results.row import row
+from profiler.show.columns import plain
+from profiler.units import spreadsheet_cell
+
+CASE = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
+PHASE = ("tps", "tps_low", "tps_high", "tps_stdev")
+MEMORY = ("weights_bytes", "cache_bytes", "prefill_peak_bytes", "decode_peak_bytes", "process_peak_bytes")
+ENERGY = ("prefill_j_per_token", "decode_j_per_token", "idle_w")
+REASON_LENGTH = 1000
+
+
+def render(run: str | None, measurements: Sequence[Measurement]) -> str:
+    """Header and one line a case."""
+    return "".join(stream(run, measurements))
+
+
+def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
+    """The same, line by line."""
+    yield _line(header())
+    for measurement in measurements:
+        yield _line([_cell(value) for value in _values(row(run, measurement))])
+
+
+def _line(cells: Sequence[Any]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(cells)
+    return out.getvalue()
+
+
+def header() -> list[str]:
+    """Names of the columns, in order."""
+    phases = [f"{phase}_{name}" for phase in ("prefill", "decode") for name in ("n", *PHASE)]
+    return [
+        "run",
+        "key",
+        *CASE,
+        "outcome",
+        *phases,
+        "ttft_s",
+        "token_s",
+        *MEMORY,
+        *ENERGY,
+        "cautions",
+        "reason",
+        "started_at",
+    ]
+
+
+def _values(content: dict[str, Any]) -> list[Any]:
+    prefill, decode = content["prefill"] or {}, content["decode"] or {}
+    phases = [
+        value
+        for phase in (prefill, decode)
+        for value in (len(phase["seconds"]) if phase else 0, *(phase.get(name) for name in PHASE))
+    ]
+    case = content["case"]
+    return [
+        content["run"],
+        content["key"],
+        *(case[name] for name in CASE),
+        content["outcome"],
+        *phases,
+        statistics.median(prefill["seconds"]) if prefill else None,
+        decode.get("step_p50_s"),
+        *(content["memory"][name] for name in MEMORY),
+        *((content["energy"] or {}).get(name) for name in ENERGY),
+        " ".join(caution["code"] for caution in content["cautions"]),
+        content["reason"],
+        content["started_at"],
+    ]
+
+
+def _cell(value: Any) -> Any:
+    return _text(value) if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=4096)  # thousands of rows share a few names
+def _text(value: str) -> object:
+    return spreadsheet_cell(plain(value, REASON_LENGTH))

@@ -1,0 +1,132 @@
+"""``-o llama-bench``: the JSON of llama.cpp's ``llama-bench -o json``, for scripts that read it.
+
+A measured case gives a ``pp`` row (``n_prompt`` = context) and a ``tg`` row at depth (``n_gen`` = steps, ``n_depth``
+= context). Names, types and relations are those of ``tools/llama-bench/llama-bench.cpp`` (commit 0104b151):
+``samples_ns`` are integers, ``samples_ts`` = 10⁹ × (n_prompt + n_gen) ÷ ns, ``avg_*`` their means, ``stddev_*`` with
+n − 1, and 0 for a single sample. ``scripts/compare-llama-bench.py`` joins rows on most of the other fields, where
+null never equals null, so what has no meaning here carries llama-bench's own default (``DEFAULTS``). ``model_type``
+holds our quantization, ``build_commit`` our version.
+
+llama-bench measures one sequence and has no field for more: rows of batch > 1 would be averaged with those of
+batch 1 by its readers. They are left out, as are cases that failed, which it does not write either.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from profiler import __version__
+from profiler.results.measurement import Measurement, Phase
+from profiler.show.columns import plain
+
+GGML_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # of the K/V cache: it is kept in the compute dtype
+ALL_LAYERS = 99  # n_gpu_layers by convention when every layer is on the GPU
+DEFAULTS = {  # of llama-bench: concepts that we do not have
+    "build_number": 0,
+    "cpu_mask": "0x0",
+    "cpu_strict": False,
+    "poll": 50,
+    "n_cpu_moe": 0,
+    "split_mode": "layer",
+    "no_kv_offload": False,
+    "flash_attn": -1,
+    "devices": "auto",
+    "tensor_split": "0.00",
+    "tensor_buft_overrides": "none",
+    "load_mode": "mmap",
+    "use_mmap": True,  # the name of load_mode before 2026; compare-llama-bench.py still asks for it
+    "embeddings": False,
+    "no_op_offload": 0,
+    "no_host": False,
+    "fit_target": 0,
+    "fit_min_ctx": 0,
+}
+
+
+def render(run: str | None, measurements: Sequence[Measurement]) -> str:
+    """A JSON array of ``pp`` and ``tg`` rows."""
+    rows = [
+        _row(measurement, phase)
+        for measurement in measurements
+        if _fits(measurement)
+        for phase in ("prefill", "decode")
+        if measurement.of(phase)
+    ]
+    lines = ",\n".join(json.dumps(row, ensure_ascii=True, allow_nan=False) for row in rows)
+    return f"[\n{lines}\n]\n" if lines else "[]\n"
+
+
+def left_out(measurements: Sequence[Measurement]) -> str | None:
+    """What the format cannot say of these rows."""
+    batched = sum(m.outcome == "ok" and not _fits(m) for m in measurements)
+    unmeasured = sum(m.outcome != "ok" for m in measurements)
+    counts = [
+        f"{count} {'case' if count == 1 else 'cases'} {what}"
+        for count, what in ((batched, "of batch > 1"), (unmeasured, "without a result"))
+        if count
+    ]
+    return f"llama-bench's format has no place for {' and '.join(counts)}: use -o jsonl" if counts else None
+
+
+def _fits(measurement: Measurement) -> bool:
+    return measurement.outcome == "ok" and measurement.case.batch == 1
+
+
+def _row(measurement: Measurement, phase: Phase) -> dict[str, Any]:
+    case, environment = measurement.case, measurement.environment
+    cpu: dict[str, Any] = environment.get("cpu") or {}
+    on_gpu = case.device.startswith("cuda")
+    prompt, generated, depth = (case.context, 0, 0) if phase == "prefill" else (0, case.steps, case.context)
+    ns = [max(1, round(sample.seconds * 1e9)) for sample in measurement.of(phase)]
+    return DEFAULTS | {
+        "build_commit": f"llm-hwprofile-{__version__}",
+        "cpu_info": plain(cpu.get("title") or ""),
+        "gpu_info": plain((environment.get("device") or {}).get("title") or "") if on_gpu else "",
+        "backends": "CUDA" if on_gpu else "CPU",
+        "model_filename": plain(case.model),
+        "model_type": f"{plain(case.model)} {plain(case.quant)}",
+        "model_size": measurement.memory.weights_bytes,
+        "model_n_params": None,
+        "n_batch": case.ubatch,
+        "n_ubatch": case.ubatch,
+        "n_threads": measurement.threads or case.threads or cpu.get("cores") or 0,
+        "type_k": GGML_TYPES.get(case.dtype, plain(case.dtype)),
+        "type_v": GGML_TYPES.get(case.dtype, plain(case.dtype)),
+        "n_gpu_layers": ALL_LAYERS if on_gpu else 0,
+        "main_gpu": _number(case.device) if on_gpu else 0,
+        "n_prompt": prompt,
+        "n_gen": generated,
+        "n_depth": depth,
+        "test_time": _zulu(measurement.started_at),
+        **_figures(ns, prompt + generated),
+    }
+
+
+def _figures(ns: Sequence[int], tokens: int) -> dict[str, Any]:
+    ts = [1e9 * tokens / taken for taken in ns]
+    return {
+        "avg_ns": sum(ns) // len(ns),
+        "stddev_ns": int(statistics.stdev(ns)) if len(ns) > 1 else 0,
+        "avg_ts": statistics.fmean(ts),
+        "stddev_ts": statistics.stdev(ts) if len(ts) > 1 else 0.0,
+        "samples_ns": list(ns),
+        "samples_ts": ts,
+    }
+
+
+def _zulu(started_at: str | None) -> str:
+    """RFC 3339 in UTC with a ``Z``; empty when unknown or no time."""
+    try:
+        return datetime.fromisoformat(started_at or "").astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        return ""
+
+
+def _number(device: str) -> int:
+    """Of ``cuda:1`` the 1; 0 where the name has none."""
+    number = device.partition(":")[2]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 6 else 0

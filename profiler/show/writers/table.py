@@ -1,0 +1,198 @@
+"""``-o table``: one line per case for a terminal, grouped by model, notes below; and the report in a terminal.
+
+A terminal shows the words and tables of a report; charts are for the other formats.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from tabulate import tabulate
+
+from profiler.results.measurement import Measurement
+from profiler.show.columns import (
+    STAYS,
+    Column,
+    Note,
+    answer,
+    figures,
+    heading,
+    legend,
+    notes,
+    path_lines,
+    plain,
+    rows_of_models,
+)
+from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, Table, Text
+
+WIDTH = 120  # columns, unless it goes to a terminal: the same rows always give the same text
+INDENT = "  "  # before the rows of a model, and as it happens what tabulate puts between columns
+
+PAGE_WIDTH = 100  # where it goes to no terminal: the same rows always give the same text
+NARROWEST = 40
+MOST_ROWS = 16  # of a table: a page of a terminal, not a scroll
+NARROWEST_CELL = 16  # of words; figures are never wrapped
+GAP = 2  # columns between cells
+
+
+def render(run: str | None, measurements: Sequence[Measurement], width: int = WIDTH) -> str:
+    """The table, at most ``width`` wide as long as the columns that matter most fit."""
+    if not measurements:
+        return f"run {plain(run)}: no rows\n" if run else "no rows\n"
+    grouped = [measurement for group in _by_model(measurements) for measurement in group]
+    remarks, numbers = notes(grouped)
+    lines = _wrap(" · ".join(heading(run, grouped)), width, "")
+    titles, *body = _fitted(figures(numbers, grouped), grouped, width)
+    lines += ["", titles]
+    for group in _by_model(grouped):
+        lines += _wrap(plain(group[0].case.model) or "(no name)", width, "")
+        lines += body[: len(group)]
+        body = body[len(group) :]
+    meaning = legend(grouped)
+    lines += ["", *_wrap(meaning, width, "")] if meaning else []
+    total = rows_of_models(grouped)
+    for note in remarks:
+        lines += _wrap(f"[{note.number}] {_note(note, grouped, total)}", width, "    ")
+    for words in path_lines(grouped, brief=True):
+        lines += _wrap(words, width, "    ")
+    found = answer(grouped)
+    lines += ["", *_wrap(found, width, "")] if found else []
+    return "\n".join(lines) + "\n"
+
+
+fitted = render
+
+
+def _by_model(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
+    """Rows of each model together, models in the order they come. One name may stand for two models."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault((measurement.case.model, measurement.case.model_id), []).append(measurement)
+    return list(groups.values())
+
+
+def _fitted(columns: list[Column], measurements: Sequence[Measurement], width: int) -> list[str]:
+    """Titles and rows as lines, without the columns of least worth that had to go for the rest to fit."""
+    texts = {column: [column.title, *map(column.cell, measurements)] for column in columns}
+    while _width(texts) > width:
+        least = min(texts, key=lambda column: column.worth)
+        if least.worth == STAYS:
+            break
+        del texts[least]
+    text = tabulate(
+        list(zip(*texts.values(), strict=True)),  # titles as a first row: tabulate pads what it knows to be a header
+        tablefmt="plain",
+        colalign=["right" if column.right else "left" for column in texts],
+        disable_numparse=True,
+    )
+    return [f"{INDENT}{line}".rstrip() for line in text.splitlines()]
+
+
+def _width(texts: Mapping[Column, Sequence[str]]) -> int:
+    return sum(len(INDENT) + max(map(len, cells)) for cells in texts.values())
+
+
+def _note(note: Note, measurements: Sequence[Measurement], total: Counter[str]) -> str:
+    helps = f"; try {note.help}" if note.help else ""
+    return f"{note.text}{helps} ({note.named_cases(measurements, total)})"
+
+
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=indent)
+
+
+def terminal(page: Page, width: int | None = None) -> str:
+    """``width``: of the terminal, in columns."""
+    columns = max(NARROWEST, width or PAGE_WIDTH)
+    parts = [_wrapped(page.title, columns), _wrapped(" · ".join(page.summary), columns)]
+    for section in page.sections:
+        parts += ["", _wrapped(section.title, columns), "─" * min(columns, len(section.title))]
+        for block in section.blocks:
+            text = _block(block, columns)
+            parts += [text, ""] if text else []
+        parts.pop()
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _block(block: object, width: int) -> str:
+    if isinstance(block, Text):
+        return _wrapped(block.text, width)
+    if isinstance(block, Table):
+        sides = ["right" if column.right else "left" for column in block.columns]
+        return _grid([column.title for column in block.columns], block.rows, sides, block.caption, width)
+    if isinstance(block, Map):
+        rows = [[label, *map(_cell, cells)] for label, cells in block.rows]
+        return _grid(
+            [block.corner, *block.columns], rows, ["left", *("right" for _ in block.columns)], block.caption, width
+        )
+    if isinstance(block, Listing):
+        return "\n".join(textwrap.fill(f"- {item}", width, subsequent_indent="  ") for item in block.items)
+    if isinstance(block, Code):
+        return "\n".join(f"  {line}" for line in block.lines)
+    if isinstance(block, Figures):
+        return ""
+    raise TypeError(f"no text for {type(block).__name__}")
+
+
+def _cell(cell: MapCell) -> str:
+    """``~14 tight``; what needs no word, fits, gets none. What holds a case back is in the other formats."""
+    word = "" if cell.tone in ("fits", "none") or cell.tone == cell.value else f" {cell.tone}"
+    return f"{cell.value}{word}"
+
+
+def _grid(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], sides: Sequence[str], caption: str | None, width: int
+) -> str:
+    """Words wrap; columns that still have no room go below, each time beside the first column again."""
+    shown = [list(titles), *map(list, rows[:MOST_ROWS])]
+    caps = _caps(shown, sides, width)
+    cells = [
+        [
+            "\n".join(textwrap.wrap(text, cap)) if len(text) > cap else text
+            for text, cap in zip(row, caps, strict=True)
+        ]
+        for row in shown
+    ]
+    parts = [_wrapped(caption, width)] if caption else []
+    rules = ["─" * max(map(len, "\n".join(column).split("\n"))) for column in zip(*cells, strict=True)]
+    parts += [
+        tabulate(
+            [[row[place] for place in chosen] for row in (cells[0], rules, *cells[1:])],
+            tablefmt="plain",  # without headers: tabulate would pad them
+            colalign=[sides[place] for place in chosen],
+            disable_numparse=True,
+        )
+        for chosen in _groups(caps, width)
+    ]
+    if len(rows) > MOST_ROWS:
+        parts.append(f"and {len(rows) - MOST_ROWS:,} more lines with --html or --md")
+    return "\n".join(line.rstrip() for part in parts for line in part.splitlines())
+
+
+def _caps(rows: Sequence[Sequence[str]], sides: Sequence[str], width: int) -> list[int]:
+    """Widths of columns: those of words share what the others leave, the narrow ones first."""
+    wanted = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]
+    words = sorted((place for place, side in enumerate(sides) if side == "left"), key=lambda place: wanted[place])
+    room = width - GAP * (len(wanted) - 1) - sum(wanted[place] for place, side in enumerate(sides) if side != "left")
+    for left, place in enumerate(words):
+        wanted[place] = min(wanted[place], max(NARROWEST_CELL, room // (len(words) - left)))
+        room -= wanted[place]
+    return wanted
+
+
+def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Columns that are printed beside each other, the first one in every group."""
+    groups, used = [[0]], widths[0]
+    for place in range(1, len(widths)):
+        if used + GAP + widths[place] > width and len(groups[-1]) > 1:
+            groups.append([0])
+            used = widths[0]
+        groups[-1].append(place)
+        used += GAP + widths[place]
+    return groups
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width))

@@ -1,0 +1,183 @@
+"""What runtimes store and hold, against their logs and against tensors that were really made."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiler import registry
+from profiler.cost import engines
+from profiler.cost.engines import llama_cpp, transformers, vllm
+from profiler.cost.engines.base import EngineRequest
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Predictor
+from profiler.devices.target import Target, find
+from profiler.errors import NotFound
+from profiler.models import families, hub
+from profiler.models.geometry import Geometry
+
+GIB, MIB = 1024**3, 1024**2
+ENGINES = engines.names()
+
+
+def geometry(name: str) -> Geometry:
+    return families.geometry(hub.shipped_config(name))
+
+
+def card() -> Target:
+    return find("rtx 4090")
+
+
+def test_the_engines_go_by_the_names_people_write() -> None:
+    assert ENGINES == ("llama.cpp", "transformers", "vllm")
+    for word in ("llama.cpp", "llama-cpp", "LLAMA_CPP"):
+        assert engines.find(word).name == "llama.cpp"
+
+
+def test_an_unknown_engine_names_the_nearest() -> None:
+    with pytest.raises(NotFound) as caught:
+        engines.find("llamacpp")
+    assert "llama.cpp" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("model", hub.names())
+def test_an_engine_stores_every_parameter_once_and_a_tied_head_by_its_own_rule(name: str, model: str) -> None:
+    engine, shape = engines.find(name), geometry(model)
+    storage = engine.storage(shape, engine.check(engine.default_quant), "bf16")
+    copied = shape.vocab * shape.hidden if shape.tied and name == "llama.cpp" else 0
+    extra = sum(weight.parameters * count for _, count, weight in vllm._copied_values(shape)) if name == "vllm" else 0
+    assert sum(line.elements for line in storage.lines) == shape.parameters + copied + extra
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("model", ["gemma-4-31b", "gemma-4-26b-a4b", "qwen3.5-2b", "llama-4-scout-17b-16e"])
+def test_memory_grows_with_context_and_batch_and_its_bounds_hold_its_value(name: str, model: str) -> None:
+    engine, shape = engines.find(name), geometry(model)
+    quant = engine.check(engine.default_quant)
+    storage = engine.storage(shape, quant, "bf16")
+    peaks = []
+    for context, batch in ((512, 1), (8192, 1), (8192, 4), (65536, 4)):
+        terms = engine.memory(shape, storage, EngineRequest(quant, context, batch), card())
+        for term in (terms.weights, terms.cache, terms.buffers, terms.framework, terms.host, terms.peak):
+            assert 0 <= term.low <= term.value <= term.high
+        peaks.append(terms.peak.value)
+    assert peaks == sorted(peaks)
+
+
+# transformers: research on bitsandbytes and fused experts, exact bytes of meta models (GiB)
+@pytest.mark.parametrize(
+    ("model", "bf16", "nf4", "double"),
+    [
+        ("gemma-4-e2b", 8.62, 6.11, 6.03),
+        ("gemma-4-e4b", 13.90, 8.58, 8.41),
+        ("gemma-4-26b-a4b", 47.00, 44.78, 44.71),
+        ("gemma-4-31b", 57.18, 17.97, 16.70),
+        ("qwen3.5-27b", 50.10, 17.50, 16.44),
+        ("qwen3.5-35b-a3b", 64.56, 62.67, 62.61),
+        ("qwen3.5-122b-a10b", 227.45, 221.3, 221.1),
+    ],
+)
+def test_bitsandbytes_leaves_tables_heads_and_experts_alone(
+    model: str, bf16: float, nf4: float, double: float
+) -> None:
+    engine = engines.find("transformers")
+    for quant, expected in (("bf16", bf16), ("nf4", nf4), ("nf4-dq", double)):
+        assert engine.storage(geometry(model), quant, "bf16").device_bytes / GIB == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "context", "after_prefill", "after_a_step"),
+    [("gemma-4-31b", 8192, 6.88, 1.41), ("gemma-4-31b", 32768, 27.50, 3.28), ("gemma-4-26b-a4b", 8192, 1.719, 0.351),
+     ("gemma-4-e4b", 32768, 1.750, 0.520), ("qwen3.5-35b-a3b", 8192, 0.217, 0.217)],
+)  # fmt: skip
+def test_views_keep_a_whole_prefill_alive_in_sliding_layers(
+    model: str, context: int, after_prefill: float, after_a_step: float
+) -> None:
+    # storage bytes of transformers 5.23 traced on FakeTensor, one pass over the whole context
+    shape, setting = geometry(model), EngineRequest("bf16", context, 1)
+    held = shape.cache_bytes(context, 1, 2).total
+    kept = transformers.retained_bytes(shape, setting, context, 2)
+    assert held / GIB == pytest.approx(after_a_step, rel=0.01)
+    assert (held + kept) / GIB == pytest.approx(after_prefill, rel=0.01)
+
+
+def test_passes_of_a_prefill_bound_what_views_keep() -> None:
+    shape, setting = geometry("gemma-4-31b"), EngineRequest("bf16", 32768, 1)
+    whole = transformers.retained_bytes(shape, setting, 32768, 2)
+    assert transformers.retained_bytes(shape, setting, 2048, 2) < whole / 10
+
+
+@pytest.mark.parametrize("model", ["gemma-3-4b", "gemma-4-e2b", "qwen3.5-0.8b"])
+def test_the_peak_never_falls_as_the_context_grows(model: str) -> None:
+    predictor = Predictor(geometry(model), engines.find("transformers"), "bf16", Machine(find("rtx 4090")))
+    peaks = [predictor.predict(context, 4).terms.peak.value for context in (2047, 2048, 2049, 16384, 16385, 18433)]
+    assert peaks == sorted(peaks)
+
+
+# llama.cpp: cells and states in its logs
+@pytest.mark.parametrize(
+    ("model", "context", "kv", "full", "window"),
+    [("gemma-4-12b", 16384, "f16", None, 480), ("gemma-4-12b", 16384, "q8_0", 136, 255),
+     ("gemma-4-12b", 98304, "q8_0", 816, 255)],
+)  # fmt: skip
+def test_llama_cpp_holds_the_cells_that_its_log_names(
+    model: str, context: int, kv: str, full: float | None, window: float
+) -> None:
+    shape = geometry(model)
+    total = llama_cpp.cache_bytes(shape, EngineRequest("q4_k_m", context, 1, kv=kv)) / MIB
+    growing = shape.cache_bytes(context, 1, llama_cpp.KV_BYTES[kv]).growing / MIB
+    if full is not None:
+        assert growing == pytest.approx(full, abs=0.5)
+    assert total - growing == pytest.approx(window, abs=0.5)
+
+
+@pytest.mark.parametrize(("kv", "growing"), [("f16", 8192.0), ("q8_0", 4352.0)])
+def test_llama_cpp_keeps_three_columns_of_the_convolution_in_fp32(kv: str, growing: float) -> None:
+    # Qwen 27B at 131072: 8192 MiB f16 or 4352 MiB q8_0, and 149.62 MiB of state
+    total = llama_cpp.cache_bytes(geometry("qwen3.6-27b"), EngineRequest("q4_k_m", 131072, 1, kv=kv)) / MIB
+    assert total == pytest.approx(growing + 149.62, abs=0.02)
+
+
+def test_llama_cpp_looks_rows_up_on_the_host_and_copies_a_tied_head() -> None:
+    engine = engines.find("llama.cpp")
+    storage = engine.storage(geometry("gemma-4-e2b"), "q4_0", "bf16")
+    assert {line.part for line in storage.lines if line.on_host} == {"tables"}
+    assert storage.part_bytes("tables") == 0
+    assert storage.part_bytes("head") == pytest.approx(330.3e6, rel=1e-3)
+
+
+def test_the_9b_on_a_12_gb_card_takes_what_its_log_says() -> None:
+    # Qwen 3.5 9B: KV 4352 MiB for 262,144 q8_0 cells; states of two sequences 100.5 MiB
+    shape = geometry("qwen3.5-9b")
+    both = llama_cpp.cache_bytes(shape, EngineRequest("q4_k_m", 131072, 2, kv="q8_0")) / MIB
+    assert both == pytest.approx(4352 + 100.5, abs=0.1)
+
+
+# vllm
+def test_vllm_reserves_33_gib_for_gemma_4_31b_at_its_full_context() -> None:
+    setting = EngineRequest("bf16", 262144, 1, ubatch=16384)
+    assert vllm.cache_bytes(geometry("gemma-4-31b"), setting) / GIB == pytest.approx(33.3, rel=0.01)
+
+
+@pytest.mark.parametrize(("model", "gib"), [("qwen3.8-27b", 16.32), ("qwen3.6-35b-a3b", 5.136)])
+def test_vllm_reserves_for_qwen_what_its_log_says(model: str, gib: float) -> None:
+    assert vllm.cache_bytes(geometry(model), EngineRequest("bf16", 262144, 1)) / GIB == pytest.approx(gib, rel=0.02)
+
+
+def test_vllm_copies_keys_into_the_missing_value_projections_of_gemma_4() -> None:
+    engine, shape = engines.find("vllm"), geometry("gemma-4-31b")
+    more = engine.storage(shape, "bf16", "bf16").device_bytes - 2 * shape.parameters
+    assert more / MIB == pytest.approx(210, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_refuses_a_format_by_name(name: str) -> None:
+    with pytest.raises(NotFound, match="unknown"):
+        engines.find(name).check("q9_z")
+
+
+@pytest.mark.parametrize("file", registry.names("cost.engines"))
+def test_an_engine_names_the_version_that_its_rules_were_read_from(file: str) -> None:
+    engine = registry.load("cost.engines", file, "engine").ENGINE
+    assert any(digit.isdigit() for digit in engine.version)
+    assert engine.check(engine.default_quant) in engine.quants

@@ -1,0 +1,149 @@
+"""Bytes and FLOPs of a pass; `tests/torch/test_geometry.py` compares them with real modules."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from profiler.cost import engines, work
+from profiler.cost.engines.base import EngineRequest
+from profiler.cost.storage import Storage
+from profiler.cost.work import Manner, PhaseWork
+from profiler.devices import target
+from profiler.models import families, hub
+from profiler.models.geometry import Geometry
+from profiler.models.layers import Execution
+
+PLAIN = Manner(ubatch=512, cache_bytes=2, how=Execution(trims_shared=False))
+MODELS = ["gemma-3-270m", "gemma-4-e2b", "gemma-4-26b-a4b", "qwen3.5-2b", "qwen3.6-35b-a3b", "llama-4-scout-17b-16e"]
+
+
+def shape(name: str) -> tuple[Geometry, Storage]:
+    geometry = families.geometry(hub.shipped_config(name))
+    return geometry, engines.find("transformers").storage(geometry, "bf16", "bf16")
+
+
+def read(work: PhaseWork, kind: str) -> float:
+    """Bytes of one kind."""
+    return sum(item.nbytes for item in work.items if item.kind == kind)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_decode_step_of_one_sequence_reads_the_active_parameters(name: str) -> None:
+    geometry, storage = shape(name)
+    step = work.decode(geometry, storage, 4096, 1, PLAIN)
+    assert read(step, "weights") == pytest.approx(2 * geometry.active_parameters, rel=1e-6)
+
+
+def test_a_larger_batch_reads_more_of_experts_only() -> None:
+    dense, sparse = (
+        [read(work.decode(*shape(name), 4096, batch, PLAIN), "weights") for batch in (1, 8)]
+        for name in ("gemma-4-31b", "gemma-4-26b-a4b")
+    )
+    assert dense[1] == dense[0]
+    assert 2 < sparse[1] / sparse[0] < 8
+
+
+def test_a_decode_step_reads_the_cache_of_shared_layers_too() -> None:
+    step = work.decode(*shape("gemma-4-e2b"), 4096, 3, PLAIN)
+    assert read(step, "cache") == 2 * 3 * (28 * 2 * 256 * 512 + 7 * 2 * 512 * 4096)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_work_is_linear_in_batch(name: str) -> None:
+    geometry, storage = shape(name)
+    for flops in (
+        lambda batch: work.prefill(geometry, storage, 1000, batch, PLAIN).flops,
+        lambda batch: work.decode(geometry, storage, 1000, batch, PLAIN).flops,
+    ):
+        assert flops(4) == pytest.approx(4 * flops(1))
+
+
+def test_a_prefill_reads_the_weights_again_in_each_pass() -> None:
+    geometry, storage = shape("gemma-4-31b")
+    once, four = (work.prefill(geometry, storage, 8192, 1, replace(PLAIN, ubatch=size)) for size in (8192, 2048))
+    assert (once.passes, four.passes) == (1, 4)
+    assert read(four, "weights") == 4 * read(once, "weights")
+
+
+def test_a_prefill_sends_one_token_a_pass_through_shared_layers() -> None:
+    geometry, storage = shape("gemma-4-e2b")
+    trimmed, whole = (
+        work.prefill(geometry, storage, 4096, 1, replace(PLAIN, how=Execution(trims_shared=trims))).flops
+        for trims in (True, False)
+    )
+    shared = 2 * sum(
+        weight.parameters
+        for layer in geometry.layers
+        if layer.shares_kv
+        for weight in layer.weights
+        if weight.role == "linear"
+    )
+    assert whole - trimmed > (4096 - 8) * shared > 0.3 * whole
+
+
+def test_experts_that_are_chosen_first_stay_top_k_in_any_execution() -> None:
+    geometry, storage = shape("qwen3.6-35b-a3b")
+    steps = [
+        work.decode(geometry, storage, 2, 1, replace(PLAIN, how=Execution(every_expert=e))) for e in (True, False)
+    ]
+    assert steps[0].flops == steps[1].flops and steps[0].nbytes == steps[1].nbytes
+
+
+def test_the_work_of_the_whole_catalog_is_counted_in_milliseconds() -> None:
+    """At 128k tokens in passes of 512, which is the most that anybody asks for."""
+    models = [shape(name) for name in hub.names()]
+    start = time.perf_counter()
+    for geometry, storage in models:
+        for context in (1024, 131072):
+            for batch in (1, 8):
+                work.decode(geometry, storage, context, batch, PLAIN)
+                work.prefill(geometry, storage, context, batch, PLAIN)
+    assert time.perf_counter() - start < 1.0  # some 150 cases
+
+
+def test_a_pass_of_many_tokens_reads_every_expert_once() -> None:
+    geometry, storage = shape("qwen3.6-35b-a3b")
+    experts = storage.part_bytes("experts")
+    prefill = work.prefill(geometry, storage, 4096, 1, Manner(ubatch=4096, cache_bytes=2))
+    (read,) = (item.nbytes for item in prefill.items if item.part == "experts")
+    assert read == pytest.approx(experts, rel=1e-6)
+    step = work.decode(geometry, storage, 4096, 1, PLAIN)
+    (read,) = (item.nbytes for item in step.items if item.part == "experts")
+    assert read == pytest.approx(experts * 8 / 256, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "experts"), [("llama-4-scout-17b-16e", 16), ("llama-4-maverick-17b-128e", 128)])
+def test_transformers_runs_every_expert_of_llama_4(name: str, experts: int) -> None:
+    """Its ``Llama4TextExperts`` is one ``bmm`` over all of them; llama.cpp and vLLM run the chosen one only."""
+    geometry, storage = shape(name)
+    engine = engines.find("transformers")
+    setting = EngineRequest("bf16", 2048, 1, "bf16", None)
+    manner = engine.manner(geometry, setting, None)
+    chosen = Manner(ubatch=2048, cache_bytes=2, how=replace(manner.how, every_expert=False))
+    for pass_of, tokens in ((work.prefill, 2048), (work.decode, 2048)):
+        (all_of_them,) = (i for i in pass_of(geometry, storage, tokens, 1, manner).items if i.part == "experts")
+        (only_chosen,) = (i for i in pass_of(geometry, storage, tokens, 1, chosen).items if i.part == "experts")
+        assert all_of_them.flops == pytest.approx(experts * only_chosen.flops)
+        assert all_of_them.flops - all_of_them.spared_flops == pytest.approx(only_chosen.flops)
+        assert all_of_them.nbytes == storage.part_bytes("experts")
+        assert all_of_them.nbytes - all_of_them.spared == pytest.approx(only_chosen.nbytes)
+
+
+def test_the_buffers_of_llama_4_hold_every_token_for_every_expert() -> None:
+    geometry, storage = shape("llama-4-maverick-17b-128e")
+    terms = engines.find("transformers").memory(
+        geometry, storage, EngineRequest("bf16", 2048, 1, "bf16", None), target.find("h100")
+    )
+    assert 17 * 2**30 < terms.prefill.low < terms.prefill.value < 21 * 2**30
+
+
+def test_lookups_and_what_lies_on_the_host_are_not_read() -> None:
+    geometry = families.geometry(hub.shipped_config("gemma-4-e2b"))
+    engine = engines.find("llama.cpp")
+    storage = engine.storage(geometry, "q4_k_m", "bf16")
+    step = work.decode(geometry, storage, 128, 1, PLAIN)
+    assert "tables" not in {item.part for item in step.items}
+    assert step.nbytes < 0.5 * (storage.device_bytes + storage.host_bytes)

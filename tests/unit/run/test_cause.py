@@ -1,0 +1,107 @@
+"""A failure is told with its innermost cause, whoever has wrapped it."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from fakes.lab import QUICK, make_case, source
+
+from profiler.errors import ProfileError
+from profiler.run.protocol import Order
+from profiler.run.worker import failure, said
+
+ORDER = Order(make_case(64), source(), QUICK, None)
+
+
+def raised(error: Exception, cause: BaseException | None = None) -> Exception:
+    try:
+        raise error from cause
+    except Exception as caught:
+        return caught
+
+
+def while_handling(error: Exception, first: Exception) -> Exception:
+    try:
+        try:
+            raise first
+        except type(first):
+            raise error  # noqa: B904  # as libraries do
+    except Exception as caught:
+        return caught
+
+
+INNER = OSError(errno.EPERM, "failed to map segment from shared object: Operation not permitted")
+
+
+def test_the_innermost_of_the_named_causes_is_told() -> None:
+    middle = raised(RuntimeError("the middle"), INNER)
+    text = said(raised(OSError("Could not load this library: decode.so"), middle))
+    assert text == (
+        "OSError: Could not load this library: decode.so; caused by PermissionError: [Errno 1]"
+        " failed to map segment from shared object: Operation not permitted"
+    )
+
+
+def test_what_was_being_handled_is_told_as_what_came_before() -> None:
+    text = said(while_handling(ValueError("no such layer"), KeyError("model.layers.3")))
+    assert text == "ValueError: no such layer; after KeyError: 'model.layers.3'"
+
+
+def test_a_cause_that_was_hidden_on_purpose_stays_hidden() -> None:
+    try:
+        try:
+            raise KeyError("x")
+        except KeyError:
+            raise ValueError("in words") from None
+    except ValueError as error:
+        assert said(error) == "ValueError: in words"
+
+
+def test_what_the_outer_one_repeats_is_told_once() -> None:
+    assert (
+        said(raised(RuntimeError("it failed: no space"), OSError("no space"))) == "RuntimeError: it failed: no space"
+    )
+
+
+def test_an_error_that_we_put_into_words_has_no_chance_company() -> None:
+    assert (
+        said(while_handling(ProfileError("no weights", "give a folder"), KeyError("x"))) == "no weights give a folder"
+    )
+    assert said(raised(ProfileError("no weights"), OSError("gone"))) == "no weights; caused by OSError: gone"
+
+
+def test_an_assertion_without_words_is_told_by_its_line() -> None:
+    try:
+        vocabulary = 5
+        assert vocabulary > 7
+    except AssertionError as error:
+        error.args = ()
+        text = said(error)
+    assert text.startswith("AssertionError: raised in run/test_cause.py, line ")
+    assert "assert vocabulary > 7" in text
+
+
+def test_a_group_is_told_by_its_first() -> None:
+    text = said(ExceptionGroup("several things failed", [ValueError("bad shard"), ValueError("other")]))
+    assert text == "ExceptionGroup: several things failed (2 sub-exceptions); caused by ValueError: bad shard"
+
+
+def test_a_circle_ends() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert said(first) == "ValueError: a; caused by ValueError: b"
+
+
+@pytest.mark.parametrize("length", [10, 10_000])
+def test_no_length_cuts_the_cause_off(length: int) -> None:
+    row = failure(raised(RuntimeError("x" * length), ValueError("17 is not a multiple of 32")), ORDER, "load")
+    assert row.outcome == "failed"
+    assert row.reason is not None
+    assert row.reason.endswith("; caused by ValueError: 17 is not a multiple of 32")
+    assert row.reason.startswith("load failed: RuntimeError: x")
+
+
+def test_memory_that_was_refused_is_told_whoever_wrapped_it() -> None:
+    assert failure(raised(RuntimeError("loading failed"), MemoryError()), ORDER, "load").outcome == "oom"
+    assert failure(while_handling(ValueError("odd"), MemoryError()), ORDER, "load").outcome == "failed"

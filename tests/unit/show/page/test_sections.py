@@ -1,0 +1,321 @@
+"""What the sections of a report say of rows whose answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fakes.reported import ENVIRONMENT, GIB, MEMORY, OTHER, ended, grid, measured
+
+from profiler.case import digest
+from profiler.cost import engines
+from profiler.models import families, hub
+from profiler.results import energy as derived
+from profiler.results.measurement import Caution, Energy, Memory
+from profiler.results.store import Run
+from profiler.show.report import advice, appendix, ceiling, energy, memory, quality, speed
+from profiler.show.report import page as report_page
+from profiler.show.report.blocks import Figures, Listing, Map, Page, Section, Table, Text
+from profiler.show.report.predictions import Forecast
+from profiler.show.report.quality import Score
+from profiler.show.report.selection import machines
+
+E2B = {"model": "gemma-4-e2b", "quant": "bf16", "context": 512}
+
+
+def text(section: Section | Page) -> str:
+    """All words of a section."""
+    if isinstance(section, Page):
+        return " ".join(map(text, section.sections))
+    words = []
+    for block in section.blocks:
+        if isinstance(block, Text):
+            words.append(block.text)
+        elif isinstance(block, Table):
+            words += [
+                block.caption or "",
+                *(head.title for head in block.columns),
+                *(c for row in block.rows for c in row),
+            ]
+        elif isinstance(block, Listing):
+            words += block.items
+        elif isinstance(block, Figures):
+            words += [block.title or "", *(figure.title for figure in block.items)]
+    return " ".join(words)
+
+
+def advised(*rows) -> str:
+    found = machines(rows)
+    return text(advice.section(found, [Forecast.of(machine) for machine in found]))
+
+
+def weighing(gib: float) -> Memory:
+    return replace(MEMORY, weights_bytes=round(gib * GIB))
+
+
+def test_the_largest_model_that_writes_as_fast_as_people_read_is_advised():
+    small = measured(model="small", decode=(50.0, 50.1, 49.9), memory=weighing(1))
+    middle = measured(model="middle", decode=(9.0, 9.1, 8.9), memory=weighing(2))
+    large = measured(model="large", decode=(2.0, 2.01, 1.99), memory=weighing(3))
+    found = advised(small, middle, large)
+    assert found.startswith("Run middle in bf16, the largest model that is fast enough")
+    assert "The fastest is small bf16" in found
+
+
+def test_a_rate_counts_by_the_lower_end_of_its_interval():
+    unsure = measured(model="large", decode=(5.0, 5.4, 5.6, 6.1), memory=weighing(3))
+    sure = measured(model="small", decode=(9.0, 9.1, 8.9), memory=weighing(1))
+    assert advised(unsure, sure).startswith("Run small in bf16")
+
+
+def test_where_nothing_is_fast_enough_the_fastest_is_named_as_such():
+    found = advised(measured(model="a", decode=(1.0, 1.01)), measured(model="b", decode=(2.0, 2.01)))
+    assert found.startswith("Nothing that was measured here surely writes as fast as people read. The nearest is b")
+
+
+def test_a_tight_case_and_incomparable_repetitions_are_not_advised():
+    full = measured(memory=replace(MEMORY, process_peak_bytes=64 * GIB - 1))
+    assert "no case fits with room to spare" in advised(full)
+    assert "the repetitions of every case differ too much" in advised(measured(decode=(1.0, 100.0)))
+    assert "no case was measured to its end" in advised(ended("failed", "it broke"))
+
+
+def test_sizes_that_are_not_known_rank_nothing():
+    packed = measured(model="a", quant="nf4", decode=(20.0, 20.1))
+    other = measured(model="b", quant="nf4", decode=(30.0, 30.1))
+    assert advised(packed, other).startswith("Run b in nf4, the fastest that was measured")
+
+
+def cells(*rows) -> dict[tuple[str, str], object]:
+    found = machines(rows)
+    section = memory.map_section(found, [Forecast.of(machine) for machine in found])
+    (table,) = [block for block in section.blocks if isinstance(block, Map)]
+    return {(label, at): cell for label, line in table.rows for at, cell in zip(table.columns, line, strict=True)}
+
+
+def e2b_bytes() -> int:
+    """What the catalog's shapes say that its weights take."""
+    geometry = families.geometry(hub.shipped_config("gemma-4-e2b"))
+    return round(engines.find("transformers").storage(geometry, "bf16", "bf16").device_bytes)
+
+
+def test_a_measured_cell_shows_the_row_and_a_predicted_one_is_marked():
+    row = measured(**E2B, decode=(10.0, 10.1, 9.9), memory=replace(MEMORY, weights_bytes=e2b_bytes()))
+    found = cells(row)
+    here, there = found["gemma-4-e2b · bf16", "512"], found["gemma-4-e2b · bf16", "8k"]
+    assert here.measured and here.value == "10.00" and here.tone == "fits" and here.detail.startswith("fits")
+    assert (
+        not there.measured
+        and there.value.startswith("~")
+        and "–" in there.span
+        and there.title.startswith("predicted")
+    )
+    assert not found["gemma-4-e2b · nf4", "512"].measured  # a format nobody measured
+
+
+def test_a_model_that_only_shares_the_name_is_not_predicted():
+    found = cells(measured(**E2B, memory=replace(MEMORY, weights_bytes=e2b_bytes() // 2)))
+    assert list(found) == [("gemma-4-e2b · bf16", "512")]
+
+
+def test_another_decode_path_is_not_predicted_by_the_rules_of_this_one():
+    sized = replace(MEMORY, weights_bytes=e2b_bytes())
+    found = cells(measured(**E2B, memory=sized), measured(**E2B, memory=sized, path="graph"))
+    assert found["gemma-4-e2b · bf16 eager", "8k"].value.startswith("~")
+    assert found["gemma-4-e2b · bf16 graph", "8k"].value == ""
+
+
+def test_a_name_alone_is_not_enough_to_predict():
+    nothing = measured(**E2B, memory=replace(MEMORY, weights_bytes=None))
+    assert list(cells(nothing)) == [("gemma-4-e2b · bf16", "512")]
+    shapes = digest(hub.shipped_config("gemma-4-e2b"))
+    same = measured(**E2B, model_id=shapes, weights="synthetic", memory=replace(MEMORY, weights_bytes=None))
+    assert ("gemma-4-e2b · nf4", "8k") in cells(same)
+
+
+def test_a_model_of_nobody_has_only_its_measured_cells():
+    assert set(cells(measured(), measured(context=1024))) == {("m · bf16", "512"), ("m · bf16", "1k")}
+
+
+def test_outcomes_stand_in_the_map_as_what_they_were():
+    found = cells(
+        measured(),
+        ended("oom", "3 GiB of 2 GiB", context=1024),
+        ended("timeout", "an hour", context=2048),
+        ended("skipped", "too large", context=4096),
+        measured(context=8192, decode=(1.0, 100.0)),
+    )
+    shown = {at: (cell.value, cell.tone) for (_, at), cell in found.items()}
+    assert shown["1k"] == ("oom", "no") and shown["2k"] == ("timeout", "none")
+    assert shown["4k"] == ("–", "none") and shown["8k"][0].endswith("?")
+
+
+def test_curves_hold_the_medians_and_intervals_of_the_rows():
+    rows = [
+        measured(context=context, decode=(rate, rate * 1.1, rate * 0.9))
+        for context, rate in ((512, 10.0), (1024, 8.0))
+    ]
+    section = speed.section(machines(rows))
+    decode = next(b for b in section.blocks if isinstance(b, Figures) and b.title == "Decode over context")
+    points = decode.items[0].spec["data"]["values"]
+    assert [(point["x"], point["y"]) for point in points] == [(512, pytest.approx(10.0)), (1024, pytest.approx(8.0))]
+    assert all(point["low"] < point["y"] < point["high"] for point in points)
+    assert "No batch scaling" in text(section)
+
+
+def test_a_single_repetition_has_no_bar():
+    rows = [measured(context=context, decode=(5.0,)) for context in (512, 1024)]
+    points = next(
+        b for b in speed.section(machines(rows)).blocks if isinstance(b, Figures) and "Decode" in (b.title or "")
+    )
+    assert [point["bar"] for point in points.items[0].spec["data"]["values"]] == [None, None]
+
+
+def test_parts_of_memory_sum_to_the_peak_or_are_not_shown():
+    found = memory.parts(MEMORY)
+    assert found is not None and sum(found.values()) == MEMORY.prefill_peak_bytes
+    assert memory.parts(replace(MEMORY, baseline_bytes=None)) is None
+    assert memory.parts(replace(MEMORY, weights_bytes=9 * GIB)) is None  # more than the peak: a counter is wrong
+    assert memory.parts(Memory()) is None
+
+
+def test_the_cache_is_shown_by_kind_of_layer_where_it_was_measured_so():
+    split = {"growing_cache_bytes": GIB // 8, "window_cache_bytes": GIB // 8, "recurrent_bytes": 0}
+    own = {"framework_bytes": GIB, "prefill_cache_bytes": GIB // 2, "prefill_activation_bytes": GIB}
+    found = memory.parts(replace(MEMORY, **split, **own, phases_process_bytes=5 * GIB))
+    assert found is not None and sum(found.values()) == 5 * GIB
+    assert found["growing cache"] == GIB // 8 and found["window cache"] == 3 * GIB // 8  # with what prefill retains
+    assert found["runtime"] == GIB and found["working memory"] == 5 * GIB - 3 * GIB - GIB // 2
+
+
+def limit_lines(*rows) -> tuple[str, int]:
+    found = machines(rows)
+    section = memory.section(found, [Forecast.of(machine) for machine in found])
+    (figure,) = [figure for block in section.blocks if isinstance(block, Figures) for figure in block.items]
+    dashed = [layer for layer in figure.spec["layer"] if layer["mark"].get("strokeDash")]
+    return figure.title, len(dashed)
+
+
+def test_the_limit_is_drawn_where_it_is_in_sight_and_named_where_not():
+    near = ENVIRONMENT | {"device": ENVIRONMENT["device"] | {"memory_bytes": 8 * GIB}}
+    assert limit_lines(measured(environment=near)) == ("m bf16, of 8.00 GiB", 1)
+    assert limit_lines(measured()) == ("m bf16, far below the device's 64.0 GiB", 0)
+
+
+def test_shares_of_the_ceiling_are_the_rows_and_above_one_is_called_a_bug():
+    at = {"ceiling_s": {"prefill": 1.0, "step": 0.05}, "decode_bound": "bandwidth"}
+    found = text(ceiling.section(machines([measured(expected=at)]), [Forecast.of(machines([measured()])[0])]))
+    assert "20% 50% reading weights and cache" in found and "bug" not in found
+    over = at | {"ceiling_s": {"prefill": 1.0, "step": 0.2}}
+    assert "bug of ours" in text(
+        ceiling.section(machines([measured(expected=over)]), [Forecast.of(machines([measured()])[0])])
+    )
+
+
+def test_without_calibration_the_page_says_so():
+    found = machines([measured()])
+    assert "nothing was calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
+
+
+def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
+    found = machines([measured()])
+    assert text(energy.section(found)) == "No energy: nobody asked for it; profile sweep --energy measures it."
+    joules = {
+        "decode_j": 12.5,
+        "decode_j_per_token": 1.56,
+        "source": "nvml-counter",
+        "scope": "gpu-board",
+        "suspect": True,
+    }
+    metered = replace(measured(), energy=Energy("nvml-counter", "gpu-board"))
+    monkeypatch.setattr(derived, "content", lambda measurement: joules)
+    shown = text(energy.section(machines([metered])))
+    assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "with care" in shown
+    monkeypatch.setattr(derived, "content", lambda measurement: {"reason": "no RAPL on this machine"})
+    assert text(energy.section(machines([metered]))) == "No energy: no RAPL on this machine."
+
+
+def test_the_frontier_holds_formats_of_one_model_against_each_other():
+    def sized(quant: str, rate: float, gib: int, **case):
+        return measured(
+            quant=quant, decode=(rate, rate, rate), memory=replace(MEMORY, process_peak_bytes=gib * GIB), **case
+        )
+
+    rows = [sized("bf16", 20, 8), sized("int8", 10, 9), sized("nf4", 5, 4), sized("nf4", 90, 1, model="tiny")]
+    section = quality.section(machines(rows), ())
+    (table,) = [block for block in section.blocks if isinstance(block, Table)]
+    assert [row[0] for row in table.rows] == ["m bf16 c=512 b=1", "m nf4 c=512 b=1", "tiny nf4 c=512 b=1"]
+    assert "no score of these models has a source" in text(section)
+
+
+def test_quality_counts_only_for_the_formats_a_score_holds_for():
+    scores = [Score(model, "Bench", value, "somebody", ("bf16",)) for model, value in (("a", 50.0), ("b", 70.0))]
+    plain = [measured(model=model, decode=(rate, rate)) for model, rate in (("a", 20.0), ("b", 10.0))]
+    assert "With quality by Bench, beaten by none in everything: a bf16 c=512 b=1 and b bf16 c=512 b=1" in text(
+        quality.section(machines(plain), scores)
+    )
+    packed = [measured(model=model, quant="nf4") for model in ("a", "b")]
+    found = text(quality.section(machines(packed), scores))
+    assert "no case that can be compared is in a format that a score holds for" in found and "Bench" not in found
+
+
+def test_cautions_that_differ_only_in_figures_are_said_once():
+    rows = [
+        replace(measured(context=context), cautions=(caution,))
+        for context, caution in (
+            (512, Caution("load", "below 1.50 GiB")),
+            (1024, Caution("load", "below 1.75 GiB")),
+            (2048, Caution("other", "hot", "--cool")),
+        )
+    ]
+    (found,) = appendix.cautions(machines(rows)).blocks
+    assert found.items == (
+        "below 1.50 GiB (the figures vary: bf16 c=512 b=1, bf16 c=1024 b=1)",
+        "hot; try --cool (bf16 c=2048 b=1)",
+    )
+
+
+def test_what_was_not_measured_is_listed_by_reason():
+    rows = [measured(), *(ended("oom", "3 GiB of 2 GiB", context=1024 * n) for n in range(1, 8))]
+    (table,) = appendix.skipped(machines(rows)).blocks
+    ((outcome, reason, cases),) = table.rows
+    assert (outcome, reason) == ("oom", "3 GiB of 2 GiB") and cases.endswith("and 3 more")
+
+
+def test_the_command_that_repeats_a_run_names_no_file_of_its_owner():
+    argv = ("sweep", "--store", "/home/me/x.sqlite", "-m", "a b", "--html=/home/me/p.html", "-c", "4k")
+    run = Run("r", "2026-11-24T09:30:15Z", None, None, argv, {}, (), {})
+    (code, _) = appendix.commands([run], "r").blocks
+    assert code.lines == ("profile sweep -m 'a b' -c 4k",)
+
+
+def test_the_newer_row_of_a_case_counts_and_a_good_one_before_a_bad_one():
+    old, new = measured(decode=(1.0, 1.0)), measured(decode=(2.0, 2.0))
+    (machine,) = machines([old, new, ended("failed", "once more")])
+    (result,) = machine.results
+    assert (
+        "2 older rows of the same cases left out"
+        in report_page.page([old, new, ended("failed", "once more")]).summary
+    )
+    assert result.decode is not None and result.decode.median == pytest.approx(2.0)
+
+
+def test_another_device_is_another_side_and_other_software_is_not():
+    newer = ENVIRONMENT | {"libraries": {"torch": "2.14.0"}}
+    found = machines([measured(), measured(environment=newer, context=1024), measured(environment=OTHER)])
+    assert [machine.title for machine in found] == ["Some CPU (64.0 GiB)", "Some GPU (24.0 GiB)"]
+    assert "2.13.0 and 2.14.0" in text(report_page.page([measured(), measured(environment=newer, context=1024)]))
+
+
+def test_a_setting_names_a_series_only_where_it_tells_rows_apart():
+    (machine,) = machines([measured(), measured(path="graph"), measured(quant="nf4", dtype="fp32")])
+    assert [result.series for result in machine.results] == ["bf16 eager", "bf16 graph", "nf4 eager"]
+
+
+def test_what_is_drawn_and_listed_of_many_rows_is_limited_and_the_page_says_so():
+    page = report_page.page(grid(8, 7, 6, 3))
+    tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table | Map)]
+    assert max(len(table.rows) for table in tables) <= 60
+    drawn = [figure for s in page.sections for b in s.blocks if isinstance(b, Figures) for figure in b.items]
+    assert len(drawn) <= 30
+    assert "60 of 1,008 measured cases are shown" in text(page)

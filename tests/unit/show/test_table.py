@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from profiler.case import Case
+from profiler.results.measurement import Caution, Measurement, Sample
+from profiler.show.columns import figure, heading, notes, rate_cell
+from profiler.show.output import rendered
+from profiler.show.writers import table
+
+
+def test_usual_rows_fit_their_width(measurements):
+    for width in (120, 100, 90):
+        text = table.render("261124-093015", measurements, width)
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_the_columns_of_least_worth_go_first_and_the_rates_stay(measurements):
+    def titles(width):
+        return next(line for line in table.render("r", measurements, width).splitlines() if "quant" in line).split()
+
+    widest, narrow, least = titles(200), titles(115), titles(10)
+    assert "reps" in widest and "cache" in widest
+    assert "reps" not in narrow and "peak" in narrow
+    assert least == ["quant", "context", "batch", "prefill", "t/s", "decode", "t/s", "outcome", "notes"]
+
+
+def test_a_long_model_name_wraps_and_costs_no_column(measurements):
+    long = [replace(m, case=replace(m.case, model="very-" * 39)) for m in measurements]
+    text = table.render("r", long)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "TTFT" in text
+
+
+def test_rows_are_grouped_by_model_in_the_order_models_come(measurements):
+    lines = table.render("r", measurements).splitlines()
+    names = [line for line in lines if line in ("gemma-3-270m", "qwen3.5-0.8b")]
+    assert names == ["gemma-3-270m", "qwen3.5-0.8b"]
+    assert len([line for line in lines if line.startswith("  ") and not line.startswith("    ")]) == 1 + 8
+
+
+def test_two_models_of_one_name_are_two_groups(measurements):
+    twin = replace(measurements[0], case=replace(measurements[0].case, model_id="other"))
+    lines = table.render("r", [measurements[0], twin]).splitlines()
+    assert lines.count("gemma-3-270m") == 2
+
+
+def test_every_reason_is_shown_in_words_with_its_case(measurements):
+    text = " ".join(table.render("r", measurements).split())
+    for m in measurements:
+        if m.outcome != "ok":
+            assert f"{m.outcome}: {m.reason} ({m.case.label})" in text
+
+
+def test_a_caution_is_said_once_with_its_cases_and_the_option_that_helps(measurements):
+    shared = Caution("x", "the clock was throttled", "--cooldown 10")
+    rows = [replace(m, cautions=(shared, shared)) for m in measurements]
+    text = " ".join(table.render("r", rows).split())
+    assert text.count("the clock was throttled") == 1
+    assert "the clock was throttled; try --cooldown 10 (all cases)" in text
+
+
+def test_a_note_names_few_cases_and_counts_the_rest(measurements):
+    shared = Caution("x", "throttled")
+    rows = [
+        replace(measurements[0], case=replace(measurements[0].case, context=i), cautions=(shared,))
+        for i in range(1, 8)
+    ]
+    text = " ".join(table.render("r", [*rows, measurements[3]]).split())
+    assert "throttled (fp32 c=1 b=1, fp32 c=2 b=1," in text
+    assert "c=4 b=1 and 3 more)" in text
+
+
+def test_lines_of_a_reason_stay_words_apart(measurements):
+    row = replace(measurements[4], reason="first line\nsecond line")
+    assert "oom: first line second line" in table.render("r", [row])
+
+
+def test_a_run_without_rows_is_said():
+    assert table.render("261124-093015", []) == "run 261124-093015: no rows\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "relative_half", "shown"),
+    [
+        (1234.5, None, "1,200"),  # once: two digits
+        (1234.5, 0.0001, "1,234"),  # never more than four
+        (1234.5, 0.04, "1,230"),  # ± 49: tens
+        (1234.5, 0.4, "1,200"),  # ± 494: hundreds
+        (12.345, 0.01, "12.35"),  # ± 0.12: hundredths, as the leading digit is 1
+        (12.345, 0.05, "12.3"),  # ± 0.62: tenths
+        (0.012345, 0.05, "0.0123"),
+        (50.0, 3.0, "50"),
+        (8.0, 0.4, "8.0"),  # ± 3.2: units, but a lone digit reads like a slip
+    ],
+)
+def test_a_figure_has_no_more_digits_than_its_interval_supports(value, relative_half, shown):
+    assert figure(value, relative_half) == shown
+
+
+def test_rate_of_a_phase_that_was_not_measured_is_unknown_not_zero(measurements):
+    synthetic_fill = measurements[3]
+    assert rate_cell(synthetic_fill, "prefill") == "–"
+    assert rate_cell(synthetic_fill, "decode") != "–"
+
+
+def test_rate_says_the_longer_arm_of_its_interval(measurements):
+    six = tuple(Sample("decode", 16 / rate, 16) for rate in (98.0, 104.0, 99.0, 101.0, 100.0, 100.0))
+    measurement: Measurement = replace(measurements[0], samples=six)
+    assert rate_cell(measurement, "decode") == "100 ±4%"
+
+
+def timed(measurement: Measurement, *seconds: float, reps: int | None = None) -> Measurement:
+    """Decode repetitions of 16 tokens that took so long."""
+    samples = tuple(Sample("decode", taken, 16) for taken in seconds)
+    return replace(measurement, samples=samples, cautions=(), asked={"reps": reps or len(samples)})
+
+
+def test_an_interval_that_says_nothing_is_shown_as_a_range_and_noted(measurements):
+    odd = timed(measurements[0], 16 / 17, 16 / 30)
+    assert rate_cell(odd, "decode") == "24 (0.61–830)"
+    (note,), (numbers,) = notes([odd])
+    assert note.text == "decode: repetitions differ too much to compare (2 of them): free the machine"
+    assert (note.help, numbers) == ("-r 5", [1])
+    text = " ".join(table.render("r", [odd]).split())
+    assert "±: longer arm of the 95 % interval" in text and "may be asymmetric; (a–b): the interval itself" in text
+
+
+def test_repetitions_that_a_limit_cut_short_need_a_longer_one(measurements):
+    (note,), _ = notes([timed(measurements[0], 1.0, 2.0, reps=5)])
+    assert note.help == "a longer --max-phase"
+
+
+def test_an_interval_of_up_to_half_the_figure_is_an_arm(measurements):
+    usual = timed(measurements[0], 1.0, 1.04)
+    assert rate_cell(usual, "decode") == "16 ±28%"
+    assert notes([usual]) == ([], [[]])
+    assert "(a–b)" not in table.render("r", [usual])
+
+
+def test_reps_stay_when_they_are_not_what_was_asked(measurements):
+    full, cut = timed(measurements[0], 1.0, 1.01, 1.0), timed(measurements[0], 1.0, 1.01, reps=3)
+    assert "reps" not in table.render("r", [full], 60)
+    assert "reps" in table.render("r", [full, cut], 60)
+
+
+def test_the_heading_has_the_memory_of_the_device_and_what_is_computed_in(measurements):
+    parts = heading("r", measurements[:2])
+    assert parts == [
+        "run r", "AMD EPYC 7763 (64.0 GiB)", "real weights", "compute fp32", "cpu", "hf", "eager", "16 steps",
+    ]  # fmt: skip
+    assert "synthetic fill" in heading("r", [measurements[3]])
+
+
+def test_figures_of_the_fake_backend_are_called_fake(measurements):
+    made_up = replace(measurements[0], case=replace(measurements[0].case, backend="fake"))
+    assert heading("r", [measurements[1], made_up])[0] == "FAKE FIGURES"
+    assert "FAKE" not in " ".join(heading("r", measurements))
+
+
+def test_a_table_for_a_terminal_follows_its_width_and_other_formats_do_not(measurements):
+    for width in (90, 140):
+        assert rendered("table", "r", measurements, width)[0] == table.render("r", measurements, width)
+    assert rendered("table", "r", measurements, 90)[0] != rendered("table", "r", measurements, 140)[0]
+    assert rendered("md", "r", measurements, 40) == rendered("md", "r", measurements)
+
+
+def test_a_case_skipped_for_the_end_of_another_points_to_its_note(measurements):
+    cause = "out of memory: 5.00 MiB more were asked for"
+    dead = replace(measurements[4], reason=cause)
+    skipped = replace(measurements[5], reason=f"the model ran out of memory while it was loaded: {cause}")
+    for rows in ([dead, skipped], [skipped, dead]):  # the grid may have the larger case first
+        text = " ".join(table.render("r", rows).split())
+        assert text.count(cause) == 1
+        number = 1 + rows.index(dead)
+        assert f"skipped: the model ran out of memory while it was loaded: see note {number} (" in text
+        assert f"[{number}] oom: {cause}" in text
+
+
+def test_a_note_on_all_cases_of_a_model_names_the_model_alone() -> None:
+    note = Caution("model", "text tower only")
+    rows = [
+        replace(sample_row(model, context), cautions=(note,) if model == "one" else ()) for model, context in GRID
+    ]
+    assert "text tower only (one)" in table.render(None, rows)
+
+
+GRID = [("one", 128), ("one", 512), ("two", 128)]
+
+
+def sample_row(model: str, context: int) -> Measurement:
+    case = Case(model, model, "synthetic", "fp32", "fp32", "cpu", "hf", "eager", context, 1, 4)
+    samples = (Sample("prefill", 1.0, context), Sample("decode", 1.0, 4, (0.25,) * 4))
+    return Measurement(case, {}, "ok", samples=samples)
