@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from profiler import folders
+
 NOWHERE = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 # huggingface_hub and transformers read these once, when they are imported; workers of ours inherit them.
@@ -27,8 +29,9 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of a test go to a file of its own, never to the user's store."""
+    """Results of a test go to a file of its own, never to the user's store; what is noted of folders goes with it."""
     monkeypatch.setenv("PROFILER_STORE", str(tmp_path_factory.mktemp("store") / "store.sqlite"))
+    monkeypatch.setattr(folders, "_notes", [])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,7 +36,8 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
     if not found:
         say("no row has a prediction beside it")
-    click.echo(show_output.render(found, _cells, output), nl=False)
+    if text := show_output.render(found, _cells, output):  # or some encodings would begin nothing with a mark
+        click.echo(text, nl=False)
     lines = summary(found)
     left_out = sum(disturbed(one, figure) for one in measured for figure in FIGURES)
     if left_out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -133,7 +134,7 @@ def storage(held: Iterable[Held], bounds: tuple[float, float] | None = None) -> 
         entry = sums.setdefault(_line(item), [0, 0, 0, 0, 0])
         entry[0] += item.weight.parameters * item.count
         entry[1] += item.nbytes
-        entry[2] += item.weight.parameters // item.weight.shape[-1] * item.count
+        entry[2] += math.prod(item.weight.shape[:-1]) * item.count
         entry[3] += item.count
         if item.weight.parameters * UNPACKED_BYTES > LARGE_BYTES and not item.fused:
             entry[4] += item.weight.parameters * item.count

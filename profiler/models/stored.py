@@ -31,7 +31,7 @@ PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
 # Where the decoder's layers stand in a checkpoint; ``model.`` is transformers' own place for them. A vision or audio
 # tower, or the layers of multi-token prediction, stand elsewhere and are not taken.
 DECODER = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
-LAYER = re.compile(r"layers\.(\d{1,9})\.(.+)", re.DOTALL)
+LAYER = re.compile(r"layers\.(0|[1-9]\d{0,8})\.(.+)", re.DOTALL)  # "03" is another name, which nothing loads
 EXPERT = re.compile(
     r"(?P<place>(?:.*\.)?experts)\.\d+\.(?P<part>gate_proj|up_proj|down_proj|gate_up_proj)\.(?P<rest>.+)"
 )

@@ -54,9 +54,7 @@ def vanishes(group: int, seconds: float = 3.0) -> bool:
 
 def child_pids() -> list[int]:
     return [
-        int(pid)
-        for resolved in Path("/proc/self/task").iterdir()
-        for pid in (resolved / "children").read_text().split()
+        int(pid) for thread in Path("/proc/self/task").iterdir() for pid in (thread / "children").read_text().split()
     ]
 
 

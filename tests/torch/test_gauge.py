@@ -50,7 +50,7 @@ def test_everything_that_is_measured_is_believed_by_its_reader() -> None:
     own = {"fp32", devices.find("cpu").default_dtype}
     assert set(known.call_s) == set(known.activation_s) == own
     assert all(1e-7 < value < 1e-3 for value in known.call_s.values())
-    assert all(1e-13 <= value < 1e-7 for value in known.activation_s.values())
+    assert all(1e-13 <= value < 1e-6 for value in known.activation_s.values())  # a busy machine is slow at it
     assert 1e-13 < known.delta_flop_s < 1e-7
     assert known.process_bytes > 100 * 2**20
     assert torch.get_num_threads() == 1

@@ -71,6 +71,16 @@ def _plain(outer: Config, family: ModuleType, model_type: str) -> Config:
     return config
 
 
+def _tied_otherwise(outer: Config, inner: Mapping[str, Any], fields: type) -> list[str]:
+    """A caution where the whole model ties its head and the decoder by itself, which is measured, does not, or so."""
+    usual = getattr(fields, TIED, None)  # of the class of transformers, where the config does not say
+    whole, decoder = outer.raw.get(TIED, usual), inner.get(TIED)
+    if None in (whole, decoder) or whole == decoder:
+        return []
+    default = "" if TIED in outer.raw else ", by default,"
+    return [f"{TIED} is {_json(whole)} outside text_config{default} and {_json(decoder)} inside it, which counts"]
+
+
 def _refuse_parts(config: Config) -> None:
     for name in ("text_config", *OTHER_PARTS):
         if name in config:
@@ -101,8 +111,7 @@ def _wrapped(outer: Config, family: ModuleType, model_type: str) -> Config:
     cautions = [f"text tower only: the {towers} tower is left out" if towers else "text tower only"]
     if not inner:
         cautions.append(f"the config has no text_config: its sizes are transformers' defaults for {inside}")
-    if None not in (outer.raw.get(TIED), inner.get(TIED)) and inner[TIED] != outer.raw[TIED]:
-        cautions.append(f"{TIED} is {_json(outer.raw[TIED])} outside text_config and {_json(inner[TIED])} inside it")
+    cautions += _tied_otherwise(outer, inner, fields)
     tied = {} if outer.raw.get(TIED) is None else {TIED: outer.raw[TIED]}
     fields = family.TEXT[inside]
     config = Config(tied | dict(inner), "text_config", fields, model_type=inside, cautions=tuple(cautions))

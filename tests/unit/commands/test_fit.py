@@ -129,3 +129,15 @@ def test_a_model_of_fewer_positions_than_the_usual_context_is_predicted_at_its_l
     (tmp_path / "config.json").write_text(json.dumps(config))
     (row,) = rows(str(tmp_path), "--on", "4090", "-q", "bf16")
     assert row["context"] == 2048
+
+
+@pytest.mark.parametrize("engine", ["transformers", "llama.cpp", "vllm"])
+def test_experts_without_a_shared_one_are_predicted(engine: str, tmp_path: Path) -> None:
+    """A width of 0 is a model that transformers builds and runs; nothing may be divided by it."""
+    raw = hub.shipped_config("qwen3.5-35b-a3b")
+    (tmp_path / "config.json").write_text(
+        json.dumps(raw | {"text_config": raw["text_config"] | {"shared_expert_intermediate_size": 0}})
+    )
+    (without,) = rows(str(tmp_path), "--on", "h100", "--engine", engine, "-q", "bf16", "-c", "4k")
+    (usual,) = rows("qwen3.5-35b-a3b", "--on", "h100", "--engine", engine, "-q", "bf16", "-c", "4k")
+    assert 0.98 < without["weights_bytes"]["value"] / usual["weights_bytes"]["value"] < 1

@@ -230,7 +230,18 @@ def test_a_multimodal_config_without_a_decoder_is_the_default_decoder_and_says_s
 def test_a_tied_head_that_is_stated_twice_and_not_alike_is_said() -> None:
     raw = hub.shipped_config("qwen3.5-0.8b")
     both = raw | {"tie_word_embeddings": True, "text_config": text(raw) | {"tie_word_embeddings": False}}
-    assert "tie_word_embeddings is true outside text_config and false inside it" in families.geometry(both).cautions
+    said = "tie_word_embeddings is true outside text_config and false inside it, which counts"
+    assert said in families.geometry(both).cautions
+
+
+def test_a_head_that_the_whole_model_ties_by_default_and_its_decoder_does_not_is_told() -> None:
+    inner = hub.shipped_config("gemma-3-270m")
+    config = {"model_type": "gemma3", "text_config": dict(inner) | {"tie_word_embeddings": False}}
+    found = families.geometry(config)
+    said = "tie_word_embeddings is true outside text_config, by default, and false inside it, which counts"
+    assert said in found.cautions and not found.tied
+    agreed = {"model_type": "gemma3", "text_config": dict(inner) | {"tie_word_embeddings": True}}
+    assert not any("tie_word" in caution for caution in families.geometry(agreed).cautions)
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}

@@ -90,6 +90,13 @@ def test_a_tower_and_a_prediction_layer_are_no_part_of_the_decoder(tmp_path: Pat
     ]
 
 
+def test_a_layer_whose_number_has_a_zero_in_front_is_no_layer_of_the_model(tmp_path: Path) -> None:
+    beside = {"model.layers.01.self_attn.q_proj.weight": ("BF16", made.LINEAR["self_attn.q_proj"])}
+    whole = checkpoint(made.folder(tmp_path / "m", "bf16", found=made.tensors("bf16") | beside))
+    assert whole.stored.nbytes == made.total(made.tensors("bf16"))
+    assert sum(left.nbytes for left in whole.account.left) == made.total(beside)
+
+
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", ""])
 def test_the_decoder_of_a_multimodal_checkpoint_is_found_under_its_other_names(prefix: str, tmp_path: Path) -> None:
     held = {

@@ -65,7 +65,7 @@ def test_the_next_case_is_sent_only_after_the_row_of_the_last_is_stored(lab: Lab
     def kill_the_worker(row: Measurement) -> None:
         for pid in child_pids():
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it is gone, and its parent has yet to notice
 
     lab.stored = kill_the_worker
     assert lab.cases(source(), 64, 128, 256) == ["ok", "ok", "ok"]
