@@ -515,7 +515,7 @@ def test_a_baseline_on_a_disk_that_fills_up_meanwhile_is_one_line(
         raise ProfileError("base.json cannot be written: No space left on device")
 
     write(pytester, OURS)
-    monkeypatch.setattr(suite.cell, "write", full)
+    monkeypatch.setattr(suite, "write", full)
     result = run("--profile-gate", "base.json", "--profile-gate-accept")
     assert result.ret == 1
     assert "No space left on device" in text(result)

@@ -43,7 +43,7 @@ def test_a_sweep_takes_what_is_usual_and_what_is_named_goes_first(compiler: Path
 
     def path(device: DeviceInfo, *named: str, backend: str = "hf") -> set[str]:
         request = SweepRequest(models=("gemma-3-270m",), paths=named, backend=backend)
-        return {point.case.path for point in resolve_request(request, device, 2**34, lambda words: None).points}
+        return {task.case.path for task in resolve_request(request, device, 2**34, lambda words: None).tasks}
 
     assert path(cpu) == {"static"}
     assert path(gpu) == {"graph"}
