@@ -16,15 +16,16 @@ __all__ = ["NotFound", "ProfileError", "Rows", "StoreError", "fit", "load", "swe
 _WHERE = dict.fromkeys(("Rows", "fit", "load", "sweep"), "profiler.api")
 _WHERE |= dict.fromkeys(("NotFound", "ProfileError", "StoreError"), "profiler.errors")
 
+if not TYPE_CHECKING:  # or a misspelt name would have a type too
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: workers and the command line import this package too."""
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used: workers and the command line import this package too."""
+        if name not in _WHERE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_WHERE[name]), name)
-    return value
+        value = globals()[name] = getattr(import_module(_WHERE[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -117,12 +117,12 @@ def sweep(
     store: Name | None = None,
     progress: bool = False,
 ) -> Rows:
-    """Measure every combination of model, quantization, context and batch on this machine, as ``profile sweep`` does.
+    """Measure every combination of model, quantization, context and batch here, as ``profile sweep`` does.
 
-    Each model runs in a worker process, and each row is stored before the next case starts. Cases that the store holds
-    already are not measured again unless ``fresh``. A case that failed is a row that says so in ``outcome``.
-    ``precision`` is a fraction (0.02 is 2%), durations are seconds, ``max_memory`` is bytes; "2%", "10m" and "8GiB" do
-    as well. ``progress`` reports on stderr; otherwise nothing is printed.
+    Each model runs in a worker process, and each row is stored before the next case starts. Cases that the store
+    holds already are not measured again unless ``fresh``. A case that failed is a row that says so in ``outcome``.
+    ``precision`` is a fraction (0.02 is 2%), durations are seconds, ``max_memory`` is bytes; "2%", "10m" and "8GiB"
+    do as well. ``progress`` reports on stderr; otherwise nothing is printed.
 
     Ctrl-C finishes the case at hand, a second one stops at once; both raise KeyboardInterrupt. What was measured by
     then is stored: ``load()`` reads it, and the same call continues.
