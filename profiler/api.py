@@ -124,8 +124,8 @@ def sweep(
     ``precision`` is a fraction (0.02 is 2%), durations are seconds, ``max_memory`` is bytes; "2%", "10m" and "8GiB"
     do as well. ``progress`` reports on stderr; otherwise nothing is printed.
 
-    Ctrl-C finishes the case at hand, a second one stops at once; both raise KeyboardInterrupt. What was measured by
-    then is stored: ``load()`` reads it, and the same call continues.
+    Ctrl-C finishes the case at hand, a second one or SIGTERM stops at once; all raise KeyboardInterrupt. What was
+    measured by then is stored: ``load()`` reads it, and the same call continues.
 
     Raises NotFound for unknown names, StoreError if results cannot be stored, and ProfileError. A model that cannot
     be used raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
@@ -164,9 +164,10 @@ def _sweep(
             resolved, found, opened, limits, measured.append, watcher, argv=argv, resumed=resumed
         )
     if result.interrupted:
+        again = "the same call" if resumed else "the same call without fresh=True"
         raise KeyboardInterrupt(
             f"{len(measured)} of {len(resolved.tasks)} cases have rows in the store, as run {result.run}; "
-            "the same call continues with the others"
+            f"{again} continues with the others"
         )
     place = {task.case.key: index for index, task in enumerate(resolved.tasks)}
     measured.sort(key=lambda each: place[each.case.key])

@@ -23,7 +23,7 @@ from profiler.run import plan as run_plan
 from profiler.run import supervisor
 from profiler.run.plan import Pace, Planned, Skip, SweepPlan
 from profiler.run.request import ResolvedRequest
-from profiler.run.supervisor import Ending, WorkerLimits
+from profiler.run.supervisor import WorkerLimits
 
 KeptRows = Mapping[Case, StoredRow]
 Find = Callable[[Planned], StoredRow | None]
@@ -121,7 +121,13 @@ def sweep(
         row = found.get(planned.case)
         return row if row is not None and row.id > since else None
 
-    ending = _measure(plan, resolved, limits, recorder, find)
+    pace = Pace(plan.cases, resolved.budget_s)
+    with (
+        Leases(store.path, recorder.run, environment.environment_key(snapshot)) as leases,
+        watcher.progress(len(plan.cases), pace.remaining_s) as progress,
+    ):
+        queue = Queue(plan.cases, pace, leases, find, recorder, progress)
+        ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat)
     store.finish_run(recorder.run, "interrupted" if ending.interrupted else "finished")
     return SweepResult(recorder.run, recorder.rows, ending.interrupted)
 
@@ -136,30 +142,6 @@ def make_plan(resolved: ResolvedRequest, kept: KeptRows, device: DeviceInfo, ava
     missing = [task for task in resolved.tasks if task.case not in kept]
     plan = run_plan.make(missing, device, resolved.effort, available)
     return plan if resolved.budget_s is None else run_plan.choose(plan, resolved.budget_s)
-
-
-def _measure(
-    plan: SweepPlan, resolved: ResolvedRequest, limits: WorkerLimits, recorder: Recorder, find: Find
-) -> Ending:
-    """Run the plan; every case gives the recorder a row, measured here or by another sweep of the same store."""
-    pace = Pace(plan.cases, resolved.budget_s)
-
-    def take(row: Measurement) -> None:
-        recorder.append(row)  # before anything that could go wrong
-        prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
-        pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
-        progress.row(row)
-
-    def beat(case: Case, phase: str) -> None:
-        leases.renew()
-        progress.beat(case, phase)
-
-    with (
-        Leases(recorder.store.path, recorder.run, environment.environment_key(recorder.environment)) as leases,
-        recorder.watcher.progress(len(plan.cases), pace.remaining_s) as progress,
-    ):
-        queue = Queue(plan.cases, pace, leases, find, recorder, progress)
-        return supervisor.run(queue.tasks(), resolved.effort, limits, recorder.environment, take, beat)
 
 
 class Recorder:
@@ -274,6 +256,18 @@ class Queue:
                 self._pace.pause()
             waiting = [planned for planned, _ in held]
         self._tell()
+
+    def done(self, row: Measurement) -> None:
+        """Take the row of a task."""
+        self._recorder.append(row)  # before anything that could go wrong
+        prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
+        self._pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
+        self._progress.row(row)
+
+    def beat(self, case: Case, phase: str) -> None:
+        """A sign of life of the case at hand: other sweeps go on leaving it to this one."""
+        self._leases.renew()
+        self._progress.beat(case, phase)
 
     def _turn(self, planned: Planned) -> Generator[Task, None, Holder | None]:
         """Deal with one case, unless another sweep is measuring it: that one is returned."""
