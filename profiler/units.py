@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 UNKNOWN = "–"
 KIB = 1024
@@ -119,6 +120,44 @@ def parse_percent(text: str) -> float:
         hint = f"no unit, such as {number}%" if _BARE.match(text.strip()) else "another form than 2% or 0.5%"
         raise ValueError(f"{number!r} has {hint}")
     return float(match[1]) / 100
+
+
+def counted(most: int | None = None) -> Callable[[str], int]:
+    """A parser of whole numbers from 1, to ``most`` if there is one. It raises ValueError."""
+
+    def parse(text: str) -> int:
+        number = parse_count(text)
+        if number < 1:
+            raise ValueError("it must be at least 1")
+        if most is not None and number > most:
+            raise ValueError(f"it must be at most {most:,}")
+        return number
+
+    return parse
+
+
+def some_bytes(text: str) -> int:
+    """``parse_bytes`` of more than nothing. Raises ValueError."""
+    size = parse_bytes(text)
+    if size < 1:
+        raise ValueError("it must be more than nothing")
+    return size
+
+
+def some_seconds(text: str) -> float:
+    """``parse_seconds`` of more than nothing. Raises ValueError."""
+    seconds = parse_seconds(text)
+    if seconds <= 0:
+        raise ValueError("it must be more than 0 s")
+    return seconds
+
+
+def some_share(text: str) -> float:
+    """``parse_percent`` between 0% and 100%. Raises ValueError."""
+    percent = parse_percent(text)
+    if not 0 < percent < 1:
+        raise ValueError("it must be more than 0% and less than 100%")
+    return percent
 
 
 def bytes_text(value: float | None) -> str:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import gc
-import os
 from pathlib import Path
 
 import click
 
 from profiler.commands import options
 from profiler.errors import ProfileError
-from profiler.foreign import exists
-from profiler.results import comparison, row
+from profiler.results import comparison, reading
 from profiler.results.measurement import Measurement
-from profiler.results.store import Store
 from profiler.show import compare as show_compare
 from profiler.show.progress import say
-from profiler.units import printable
 
 INCOMPARABLE = 4
 
@@ -65,13 +61,6 @@ def _frozen(rows: list[Measurement]) -> list[Measurement]:
 
 
 def _rows(name: str, store: Path | None) -> list[Measurement]:
-    """The rows of a run or of a file; a file of that name goes first."""
     if not name.strip():
         raise ProfileError("one of the two names is an empty text", "Give a run (profile runs) or a file of rows.")
-    path = Path(name)
-    if exists(path):
-        return row.read(path)
-    if os.sep in name or path.suffix in (".jsonl", ".json", ".sqlite"):
-        raise ProfileError(f"there is no file {printable(name)}", "Give a run (profile runs) or a file of rows.")
-    with Store.open(store, create=False) as opened:
-        return opened.rows(opened.find_run(name))
+    return reading.named(name, store)

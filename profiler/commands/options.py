@@ -13,7 +13,7 @@ import click
 
 from profiler import registry
 from profiler.shell import quote
-from profiler.units import parse_bytes, parse_count, parse_percent, parse_seconds
+from profiler.units import counted, some_bytes, some_seconds, some_share
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
@@ -95,61 +95,28 @@ def plugin(folder: str, what: str) -> Callback:
     return callback
 
 
-def _counted(most: int | None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = parse_count(text)
-        if number < 1:
-            raise ValueError("it must be at least 1")
-        if most is not None and number > most:
-            raise ValueError(f"it must be at most {most:,}")
-        return number
-
-    return parse
-
-
-def _some_bytes(text: str) -> int:
-    size = parse_bytes(text)
-    if size < 1:
-        raise ValueError("it must be more than nothing")
-    return size
-
-
-def _some_seconds(text: str) -> float:
-    seconds = parse_seconds(text)
-    if seconds <= 0:
-        raise ValueError("it must be more than 0 s")
-    return seconds
-
-
-def _some_share(text: str) -> float:
-    percent = parse_percent(text)
-    if not 0 < percent < 1:
-        raise ValueError("it must be more than 0% and less than 100%")
-    return percent
-
-
 def count(*names: str, help: str, most: int | None = None) -> Decorator:
     """A whole number from 1, to ``most`` if there is one."""
-    return click.option(*names, callback=parsed(_counted(most)), metavar="N", help=help)
+    return click.option(*names, callback=parsed(counted(most)), metavar="N", help=help)
 
 
 def duration(*names: str, help: str, default: str | None = None) -> Decorator:
     """A time such as ``90s`` or ``10m``, in seconds."""
     return click.option(
-        *names, callback=parsed(_some_seconds), metavar="TIME", help=help, default=default, show_default=True
+        *names, callback=parsed(some_seconds), metavar="TIME", help=help, default=default, show_default=True
     )
 
 
 def share(*names: str, help: str, default: str | None = None) -> Decorator:
     """A part of a whole such as ``2%``."""
     return click.option(
-        *names, callback=parsed(_some_share), metavar="PERCENT", help=help, default=default, show_default=True
+        *names, callback=parsed(some_share), metavar="PERCENT", help=help, default=default, show_default=True
     )
 
 
 def size(*names: str, help: str) -> Decorator:
     """A size such as ``8GiB``, in bytes."""
-    return click.option(*names, callback=parsed(_some_bytes), metavar="SIZE", help=help)
+    return click.option(*names, callback=parsed(some_bytes), metavar="SIZE", help=help)
 
 
 def choice(name: str, words: Sequence[str], help: str, default: str | None = None) -> Decorator:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 
 import click
 
 from profiler.commands import options
-from profiler.errors import NotFound
-from profiler.results.measurement import Measurement
-from profiler.results.store import Run, Store, collector_paused
+from profiler.results import reading
+from profiler.results.store import Store, collector_paused
 from profiler.show.progress import say, terminal_width
 from profiler.show.report import files
 from profiler.units import printable
@@ -58,7 +55,7 @@ def report(
         files.check(path)
     known = scores.read(quality) if quality else None
     with Store.open(store, create=False) as opened, collector_paused():
-        page = report_page.page(*read(opened, names), known)
+        page = report_page.page(*reading.of_runs(opened, names), known)
     if html is not None:
         files.write_html(html, page)
     if md is not None:
@@ -69,17 +66,3 @@ def report(
     if html is None and md is None:
         click.echo(table.terminal(page, terminal_width()), nl=False)
     return 0
-
-
-def read(store: Store, names: tuple[str, ...]) -> tuple[Iterable[Measurement], str | None, list[Run]]:
-    """Rows, the run's id if they are of one only, and their runs. NotFound where there is nothing.
-
-    The rows may be looked at as long as ``store`` is open.
-    """
-    chosen = list(dict.fromkeys(store.find_run(name) for name in names))
-    runs = [run for run in store.runs() if not chosen or run.id in chosen]
-    rows = (row for run in chosen for row in store.each(run)) if chosen else store.latest()
-    first = next(rows, None)
-    if first is None:
-        raise NotFound("there are no rows to report", f"Measure something first: {store.command('sweep')}")
-    return chain([first], rows), chosen[0] if len(chosen) == 1 else None, runs

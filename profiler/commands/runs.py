@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from profiler.commands import options
 from profiler.results.database import sweep_into
-from profiler.results.measurement import Measurement
+from profiler.results.reading import grid_places, in_grid_order
 from profiler.results.redact import redact_json
 from profiler.results.store import Run, Store, collector_paused, default_path, existing
 from profiler.shell import command
@@ -63,7 +62,7 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
     """
     with Store.open(store or group_store, create=False) as opened:
         found = opened.find_run(run)
-        parts = streamed(output, found, opened.in_order(found, _places))
+        parts = streamed(output, found, opened.in_order(found, grid_places))
         if parts is not None:
             while text := "".join(islice(parts, AT_ONCE)):
                 click.echo(text, nl=False)
@@ -72,19 +71,6 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
             text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), terminal_width())
     click.echo(text, nl=False)
     tell(left_out)
-
-
-def in_grid_order(rows: Sequence[Measurement]) -> list[Measurement]:
-    """Rows as a sweep prints them, whatever was stored first: models and formats as first seen, then by size."""
-    places = _places([row.case for row in rows])
-    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
-
-
-def _places(cases: Sequence[Any]) -> list[tuple[int, ...]]:
-    """The same as a key to sort by, for each of ``cases``, which have the fields of one."""
-    models = {case.model_id: place for place, case in reversed(list(enumerate(cases)))}
-    quants = {case.quant: place for place, case in reversed(list(enumerate(cases)))}
-    return [(models[case.model_id], quants[case.quant], case.context, case.batch, case.steps) for case in cases]
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from profiler import devices
-from profiler.case import Case
 from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
 from profiler.devices.base import DeviceInfo
 from profiler.results import environment
-from profiler.results.leases import Leases
-from profiler.results.measurement import Measurement
-from profiler.results.store import Store, StoredRow, existing
-from profiler.run import grid, request, supervisor
+from profiler.results.store import Store, existing
+from profiler.run import grid, request
 from profiler.run import plan as run_plan
-from profiler.run.request import ResolvedRequest, SweepRequest, resolve_request
+from profiler.run import sweep as run_sweep
+from profiler.run.request import MAX_SEED, MAX_THREADS, WEIGHTS, ResolvedRequest, SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
-from profiler.show import plan as preview
 from profiler.show import plan as show_plan
-from profiler.show.progress import Progress, say, tell
-from profiler.show.recorder import Find, Queue, RowRecorder
+from profiler.show.progress import say, tell
 from profiler.show.report import files
+from profiler.show.sweep import RowPrinter
 
-WEIGHTS = ("auto", "real", "synthetic")
-MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
-MAX_SEED = 2**63 - 1  # what a random generator takes
-
-KeptRows = Mapping[Case, StoredRow]
+FAILURES = ("oom", "failed", "timeout")  # a case that the plan left out is no failure
+FAILED, INTERRUPTED = 1, 130
 
 
 @click.command(
@@ -154,92 +148,48 @@ def sweep(
     """
     files.check(html)
     found = devices.find(device)
-    available = available_bytes(found, max_memory)
+    available = run_sweep.available_bytes(found, max_memory)
     resolved = resolve_request(SweepRequest(**asked), found, available, say)
     for line in request.lines(resolved.refused):  # before the rows, so that nobody waits for them
         say(line)
-    snapshot = environment.snapshot(found)
+    refused = request.REFUSED if resolved.refused else 0
     if dry_run:
-        kept = stored(resolved, snapshot, max_memory, store) if resumed else {}
-        plan = make_plan(resolved, kept, found, available)
-        click.echo(preview.render(plan, kept, available, output, resolved.subjects), nl=False)
-        for line in (*found.limits, *preview.about(resolved.subjects)):
-            say(line)
-        tell(run_plan.fallbacks(kept.values()))
-        say(preview.summary(plan))
-        return request.REFUSED if resolved.refused else 0
-    with Store.open(store) as opened:
-        since = opened.newest_id()  # rows of other sweeps that come after it are as fresh as our own
-        kept = run_plan.stored(resolved.tasks, opened, snapshot, resolved.effort, max_memory) if resumed else {}
-        with RowRecorder(opened, snapshot, resolved, output, found) as recorder:
-            recorder.adopt(kept)
-            plan = make_plan(resolved, kept, found, available)
-            recorder.skip(plan.skipped)
-            tell(show_plan.warning(plan, resolved.budget_s))
-
-            def find(planned: run_plan.Planned) -> StoredRow | None:
-                if not opened.has_newer(planned.case.key, since):
-                    return None
-                found = run_plan.stored([planned.task], opened, snapshot, resolved.effort, max_memory)
-                row = found.get(planned.case)
-                return row if row is not None and row.id > since else None
-
-            limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
-            ending = measure(plan, resolved, limits, recorder, find, opened.path)
-            code = recorder.finish(ending)
-            if html is not None:
-                files.write_rows(html, opened, recorder.run)
-            tell(show_plan.ending(recorder.rows, len(resolved.tasks), ending.interrupted, resumed))
-            tell(show_plan.refused(resolved.refused))
-            return code or (request.REFUSED if resolved.refused else 0)
+        show_dry_run(resolved, found, max_memory, store, resumed, output)
+        return refused
+    with Store.open(store) as opened, RowPrinter(opened, resolved, output) as printer:
+        limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
+        result = run_sweep.sweep(
+            resolved, found, opened, limits, printer.show, printer, argv=sys.argv[1:], resumed=resumed
+        )
+        complete = printer.finish()
+        if html is not None:
+            files.write_rows(html, opened, result.run)
+    tell(show_plan.ending(result.rows, len(resolved.tasks), result.interrupted, resumed))
+    tell(show_plan.refused(resolved.refused))
+    if result.interrupted:
+        return INTERRUPTED
+    failed = not complete or any(row.outcome in FAILURES for row in result.rows)
+    return FAILED if failed else refused
 
 
-def stored(
-    resolved: ResolvedRequest, snapshot: dict[str, Any], max_memory: int | None, store: Path | None
-) -> KeptRows:
-    """What the store holds already, without making one where there is none."""
-    if existing(store) is None:
-        return {}
-    with Store.open(store, create=False) as opened:
-        return run_plan.stored(resolved.tasks, opened, snapshot, resolved.effort, max_memory)
-
-
-def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
-    """Memory a case may take on the device; ``--max-memory`` bounds host memory."""
-    return min(device.free_bytes, max_memory) if max_memory and device.kind == "cpu" else device.free_bytes
-
-
-def make_plan(resolved: ResolvedRequest, kept: KeptRows, device: DeviceInfo, available: int) -> run_plan.SweepPlan:
-    """The plan for what is not stored yet, within the budget if there is one."""
-    missing = [task for task in resolved.tasks if task.case not in kept]
-    plan = run_plan.make(missing, device, resolved.effort, available)
-    return plan if resolved.budget_s is None else run_plan.choose(plan, resolved.budget_s)
-
-
-def measure(
-    plan: run_plan.SweepPlan,
+def show_dry_run(
     resolved: ResolvedRequest,
-    limits: WorkerLimits,
-    recorder: RowRecorder,
-    find: Find,
-    store: Path,
-) -> supervisor.Ending:
-    """Run the plan; every case gives the recorder a row, measured here or by another sweep of the same store."""
-    pace = run_plan.Pace(plan.cases, resolved.budget_s)
-
-    def take(row: Measurement) -> None:
-        recorder.append(row)  # before anything that could go wrong
-        prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
-        pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
-        progress.row(row)
-
-    def beat(case: Case, phase: str) -> None:
-        leases.renew()
-        progress.beat(case, phase)
-
-    with (
-        Leases(store, recorder.run, environment.environment_key(recorder.environment)) as leases,
-        Progress(len(plan.cases), pace.remaining_s, Progress.wanted(recorder.streams)) as progress,
-    ):
-        queue = Queue(plan.cases, pace, leases, find, recorder, progress)
-        return supervisor.run(queue.tasks(), resolved.effort, limits, recorder.environment, take, beat)
+    device: DeviceInfo,
+    max_memory: int | None,
+    store: Path | None,
+    resumed: bool,
+    output: str,
+) -> None:
+    """Print what would run and why; with ``resumed``, less what the store holds, without making one."""
+    kept: run_sweep.KeptRows = {}
+    if resumed and existing(store) is not None:
+        with Store.open(store, create=False) as opened:
+            snapshot = environment.snapshot(device)
+            kept = run_plan.stored(resolved.tasks, opened, snapshot, resolved.effort, max_memory)
+    available = run_sweep.available_bytes(device, max_memory)
+    plan = run_sweep.make_plan(resolved, kept, device, available)
+    click.echo(show_plan.render(plan, kept, available, output, resolved.subjects), nl=False)
+    for line in (*device.limits, *show_plan.about(resolved.subjects)):
+        say(line)
+    tell(run_plan.fallbacks(kept.values()))
+    say(show_plan.summary(plan))

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -54,6 +56,19 @@ def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
     content = _without_environment(run, measurement)
     content["environment"] = _clean(measurement.environment)[0]
     return content
+
+
+def own_rows(run: str | None, measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
+    """``row`` of each, for a caller who may change them: rows of one environment share a copy of it."""
+    copies: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # by identity, which they keep
+    rows = []
+    for measurement in measurements:
+        environment = measurement.environment
+        if id(environment) not in copies:
+            copies[id(environment)] = environment, deepcopy(_clean(environment)[0])
+        content = _without_environment(run, measurement)
+        rows.append(content | {"environment": copies[id(environment)][1]})
+    return rows
 
 
 def line(run: str | None, measurement: Measurement) -> str:
@@ -169,20 +184,44 @@ def read(path: Path) -> list[Measurement]:
 
     Raises ProfileError for what is neither, with the number of the row that is wrong and its field.
     """
-    with open_file(path) as file:
-        try:
-            start = file.peek(len(SQLITE))[: len(SQLITE)]  # type: ignore[attr-defined]
-            if start == SQLITE:
-                with Store.read_only(path) as store:
-                    return store.rows()
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise ProfileError(
-                    f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}: no file of result rows"
-                )
-            contents = _array(path, file) if start.lstrip().startswith(b"[") else _lines(path, file)
-            return _measurements(contents, path)
-        except OSError as error:
-            raise ProfileError(f"{printable(path)} cannot be read: {why(error)}") from None
+    if is_store(path):
+        with Store.read_only(path) as store:
+            return store.rows()
+    with _contents(path) as contents:
+        return _measurements(contents, path)
+
+
+def read_plain(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file as they stand there, checked as by ``read``."""
+    kept: list[dict[str, Any]] = []
+    with _contents(path) as contents:
+        _measurements(contents, path, kept)
+    return kept
+
+
+def is_store(path: Path) -> bool:
+    """Whether a file is a store. Raises ProfileError if it cannot be read."""
+    with open_file(path) as file, _readable(path):
+        return file.read(len(SQLITE)) == SQLITE
+
+
+@contextmanager
+def _contents(path: Path) -> Iterator[Iterator[tuple[int, Any]]]:
+    """The rows of a file as plain content, each with its number."""
+    with open_file(path) as file, _readable(path):
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise ProfileError(f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}: no file of result rows")
+        start = file.peek(len(SQLITE))[: len(SQLITE)]  # type: ignore[attr-defined]
+        yield _array(path, file) if start.lstrip().startswith(b"[") else _lines(path, file)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise ProfileError(f"{printable(path)} cannot be read: {why(error)}") from None
 
 
 def _array(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
@@ -209,12 +248,17 @@ def _loaded(text: bytes, path: Path, line: int, budget: Budget) -> Any:
         raise _no_row(path, line, f"it is not JSON: {error}") from None
 
 
-def _measurements(contents: Iterable[tuple[int, Any]], path: Path) -> list[Measurement]:
+def _measurements(
+    contents: Iterable[tuple[int, Any]], path: Path, kept: list[dict[str, Any]] | None = None
+) -> list[Measurement]:
+    """``kept`` gets the content of each."""
     found: list[Measurement] = []
     environments: dict[str, dict[str, Any]] = {}  # rows of one run share theirs, as they do in a store
     samples = 0
     for number, content in contents:
         row = _measurement(content, path, number)
+        if kept is not None:
+            kept.append(content)
         environment = environments.setdefault(repr(row.environment), row.environment)
         found.append(row if environment is row.environment else replace(row, environment=environment))
         samples += len(row.samples)

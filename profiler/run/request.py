@@ -30,6 +30,9 @@ from profiler.units import bytes_text, printable
 Taken = TypeVar("Taken")
 REFUSED = 1  # the exit code where others went on
 
+MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
+MAX_SEED = 2**63 - 1  # what a random generator takes
+WEIGHTS = ("auto", "real", "synthetic")
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 OWN_STEP = ("hf",)  # backends that run the decode step of ours
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)

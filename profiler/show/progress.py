@@ -18,6 +18,7 @@ from profiler.case import Case
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.store import StoredRow
+from profiler.run.sweep import CaseProgress
 from profiler.show.columns import figure
 from profiler.units import printable, seconds_text
 
@@ -41,17 +42,17 @@ def terminal_width() -> int | None:
     return console.width()
 
 
-class Progress:
+class Progress(CaseProgress):
     """Context manager around a sweep of ``total`` cases; ``remaining_s`` gives the seconds still to go.
 
-    ``shown``: draw a bar. Lines for finished cases come with it, or without it where a log is left and the sweep is
-    long.
+    ``shown``: draw a bar. ``lines``: print one for each finished case; None: with the bar, and in a log if the sweep
+    is long.
     """
 
-    def __init__(self, total: int, remaining_s: Callable[[], float], shown: bool) -> None:
+    def __init__(self, total: int, remaining_s: Callable[[], float], shown: bool, lines: bool | None = None) -> None:
         self._total, self._done = total, 0
         self._remaining_s = remaining_s
-        self._lines = shown or (not sys.stderr.isatty() and remaining_s() > SHORT_S)
+        self._lines = shown or (not sys.stderr.isatty() and remaining_s() > SHORT_S) if lines is None else lines
         self._last = time.monotonic()
         self._display: Any = _display() if shown else None
         self._task: Any = None

@@ -39,6 +39,7 @@ FLOORS = [
     {"cost", "backends", "results"},
     {"run"},
     {"gate", "show"},
+    {"api"},
     {"cli", "commands", "__main__"},
 ]
 HEAVY = {"torch", "transformers", "bitsandbytes", "accelerate", "numpy", "safetensors"}

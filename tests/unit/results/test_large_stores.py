@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from profiler import registry
-from profiler.commands.runs import _places, in_grid_order
 from profiler.errors import StoreError
 from profiler.results import stats
 from profiler.results.measurement import Caution, Measurement, Repetitions
+from profiler.results.reading import grid_places, in_grid_order
 from profiler.show.output import rendered, streamed
 
 STREAMING = ("csv", "json", "jsonl")
@@ -55,7 +55,7 @@ def test_step_times_that_are_missing_are_said_in_words(filled: Any) -> None:
 def test_rows_shown_as_they_are_read_are_those_shown_at_once(filled: Any, output: str) -> None:
     run = filled.find_run()
     at_once, _ = rendered(output, run, in_grid_order(filled.rows()))
-    parts = streamed(output, run, filled.in_order(run, _places))
+    parts = streamed(output, run, filled.in_order(run, grid_places))
     assert parts is not None
     assert "".join(parts) == at_once
     empty = streamed(output, run, [])

@@ -1,0 +1,317 @@
+"""``profiler.fit``, ``profiler.sweep`` and ``profiler.load``: what the commands do, for notebooks and scripts.
+
+Arguments have the names of the command line's options and take plain values; text is read as the command line reads
+it. What a person can mend raises ``ProfileError``. Nothing here imports torch: models run in worker processes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from profiler import decode_path, devices, folders, registry
+from profiler.cost import engines, prediction
+from profiler.cost.machine import SPLITS
+from profiler.errors import ProfileError
+from profiler.results import reading, row
+from profiler.results.measurement import Measurement
+from profiler.results.store import Store
+from profiler.run import grid, request
+from profiler.run import sweep as run_sweep
+from profiler.run.fit import FitRequest, predictions
+from profiler.run.request import MAX_SEED, MAX_THREADS, Refusal, SweepRequest, resolve_request
+from profiler.run.supervisor import WorkerLimits
+from profiler.show import fit as show_fit
+from profiler.show.progress import say
+from profiler.show.rows import Rows
+from profiler.show.sweep import ProgressPrinter
+from profiler.units import counted, printable, some_bytes, some_seconds, some_share
+
+__all__ = ["Rows", "fit", "load", "sweep"]
+
+Name: TypeAlias = str | os.PathLike[str]
+Names: TypeAlias = Name | Iterable[Name]
+Counts: TypeAlias = int | str | Iterable[int | str]
+Size: TypeAlias = int | str  # bytes, or text such as "8GiB"
+Duration: TypeAlias = float | str  # seconds, or text such as "10m"
+
+LEAST_RAM_BANDWIDTH = 0.1  # GB/s
+
+
+def fit(
+    models: Names | None = None,
+    *,
+    on: str | Iterable[str] | None = None,
+    engine: str = engines.DEFAULT,
+    quants: str | Iterable[str] | None = None,
+    contexts: Counts | None = None,
+    batches: Counts | None = None,
+    kv: str | None = None,
+    path: str | None = None,
+    split: str | None = None,
+    ram: Size | None = None,
+    ram_bandwidth: float | None = None,
+    goal: str | None = None,
+) -> Rows:
+    """Predict whether models fit, how fast they run and what limits them, from their config or GGUF header alone.
+
+    The rows are those of ``profile fit -o json``. None leaves a choice to the defaults of that command: without
+    ``models``, the largest Gemma 4 and Qwen 3.5 that fit; without ``on``, this machine. ``ram`` is host memory that
+    weights may be offloaded to, ``ram_bandwidth`` its speed in GB/s. A model that cannot be predicted raises if it is
+    the only one; otherwise it is in ``Rows.refused``, with a warning.
+
+    Raises NotFound for unknown names, and ProfileError.
+    """
+    if ram_bandwidth is not None and not (math.isfinite(ram_bandwidth) and ram_bandwidth >= LEAST_RAM_BANDWIDTH):
+        raise ProfileError(f"ram_bandwidth={ram_bandwidth!r} is not at least {LEAST_RAM_BANDWIDTH} GB/s")
+    wish = None if goal is None else prediction.parse(goal)
+    found = predictions(
+        FitRequest(
+            models=_words("models", models),
+            on=_words("on", on),
+            engine=engine,
+            quants=_words("quants", quants),
+            contexts=_words("contexts", contexts),
+            batches=_words("batches", batches),
+            kv=kv,
+            path=None if path is None else _parsed("path", path, _one_of(decode_path.PATHS)),
+            split=None if split is None else _parsed("split", split, _one_of(SPLITS)),
+            ram_bytes=None if ram is None else _parsed("ram", _sized(ram), some_bytes),
+            ram_bandwidth=ram_bandwidth,
+            goal=wish,
+        )
+    )
+    rows = [show_fit.row(answer, wish) for answer in found.answers]
+    return Rows(rows, refused=_refused(found.refused, stacklevel=3))
+
+
+def sweep(
+    models: Names | None = None,
+    *,
+    quants: str | Iterable[str] | None = None,
+    contexts: Counts | None = None,
+    batches: Counts | None = None,
+    steps: Counts | None = None,
+    scenario: Name | None = None,
+    weights: str = "auto",
+    fill: str | None = None,
+    energy: bool = False,
+    seed: int = 0,
+    device: str | None = None,
+    backend: str = "hf",
+    paths: str | Iterable[str] | None = None,
+    ubatch: int | str | None = None,
+    threads: int | None = None,
+    max_memory: Size | None = None,
+    reps: int | None = None,
+    precision: float | str | None = None,
+    max_phase: Duration | None = None,
+    budget: Duration | None = None,
+    timeout: Duration = "1h",
+    fresh: bool = False,
+    store: Name | None = None,
+    progress: bool = False,
+) -> Rows:
+    """Measure every combination of model, quantization, context and batch here, as ``profile sweep`` does.
+
+    Each model runs in a worker process, and each row is stored before the next case starts. Cases that the store
+    holds already are not measured again unless ``fresh``. A case that failed is a row that says so in ``outcome``.
+    ``precision`` is a fraction (0.02 is 2%), durations are seconds, ``max_memory`` is bytes; "2%", "10m" and "8GiB"
+    do as well. ``progress`` reports on stderr; otherwise nothing is printed.
+
+    Ctrl-C finishes the case at hand, a second one or SIGTERM stops at once; all raise KeyboardInterrupt. What was
+    measured by then is stored: ``load()`` reads it, and the same call continues.
+
+    Raises NotFound for unknown names, StoreError if results cannot be stored, and ProfileError. A model that cannot
+    be used raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
+    """
+    given = locals()
+    lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
+    texts = {name: option.write(given[name]) for name, option in OPTIONS.items() if given[name] is not None}
+    single = {name: _parsed(name, text, OPTIONS[name].read) for name, text in texts.items()}
+    limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
+    named_device, single["energy"] = single.pop("device", None), energy
+    for name in ("max_phase", "budget"):
+        if name in single:
+            single[f"{name}_s"] = single.pop(name)
+    argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
+    asked = SweepRequest(**lists, **single)
+    return _sweep(asked, named_device, limits, not fresh, _path("store", store), progress, argv)
+
+
+def _sweep(
+    asked: SweepRequest,
+    device: str | None,
+    limits: WorkerLimits,
+    resumed: bool,
+    store: Path | None,
+    progress: bool,
+    argv: Sequence[str],
+) -> Rows:
+    tell = say if progress else lambda text: None
+    found = devices.find(device)
+    resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), tell)
+    refused = _refused(resolved.refused, stacklevel=4)
+    measured: list[Measurement] = []
+    watcher = ProgressPrinter() if progress else run_sweep.SweepWatcher()
+    with Store.open(store) as opened:
+        result = run_sweep.sweep(
+            resolved, found, opened, limits, measured.append, watcher, argv=argv, resumed=resumed
+        )
+    if result.interrupted:
+        again = "the same call" if resumed else "the same call without fresh=True"
+        raise KeyboardInterrupt(
+            f"{len(measured)} of {len(resolved.tasks)} cases have rows in the store, as run {result.run}; "
+            f"{again} continues with the others"
+        )
+    place = {task.case.key: index for index, task in enumerate(resolved.tasks)}
+    measured.sort(key=lambda each: place[each.case.key])
+    return Rows(row.own_rows(result.run, measured), run=result.run, refused=refused)
+
+
+def load(run: Name | None = None, *, store: Name | None = None, newest: bool = False) -> Rows:
+    """Read results: the latest run of the store, the one whose id starts with ``run``, or a file.
+
+    ``run`` may also be the path of a file that ``-o json`` or ``-o jsonl`` wrote, whose rows are returned as they
+    stand there, or of another store, whose latest run is read. A file of that name goes before a run. With
+    ``newest``, the rows are the newest of every case in the whole store, which is what ``profile report`` shows.
+
+    Raises NotFound for an unknown run, StoreError if the store is missing or cannot be read, and ProfileError for a
+    file that does not hold rows.
+    """
+    if newest and run is not None:
+        raise ProfileError("newest=True reads all runs, so it takes no run")
+    path = None if run is None else _file(run)
+    if path is not None and not row.is_store(path):
+        return Rows(row.read_plain(path))
+    if path is not None:
+        with Store.read_only(path) as opened:
+            return _stored(opened, None)
+    with Store.open(_path("store", store), create=False) as opened:
+        if newest:
+            rows, _, _ = reading.of_runs(opened, ())
+            return Rows(row.own_rows(None, rows))
+        return _stored(opened, None if run is None else os.fspath(run))
+
+
+def _file(run: Name) -> Path | None:
+    if isinstance(run, str):
+        return reading.file_named(run)
+    return _path("run", run)
+
+
+def _stored(store: Store, run: str | None) -> Rows:
+    found = store.find_run(run)
+    return Rows(row.own_rows(found, store.in_order(found, reading.grid_places)), run=found)
+
+
+def _refused(refused: Sequence[Refusal], stacklevel: int) -> tuple[str, ...]:
+    """The models that the others go on without; each is also a warning, so that no script loses one unnoticed."""
+    texts = tuple(request.lines(refused))
+    for text in texts:
+        warnings.warn(text, stacklevel=stacklevel)
+    return texts
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    """One value or several as the words of an option. An empty list is a mistake: None asks for the default."""
+    if value is None:
+        return ()
+    one = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+    several = [value] if one else list(value)
+    if not several:
+        raise ProfileError(f"{name} is an empty list", "Leave it out for the default.")
+    return tuple(os.fspath(each) if isinstance(each, os.PathLike) else str(each) for each in several)
+
+
+def _sized(value: Size) -> str:
+    return value if isinstance(value, str) else f"{value}b"
+
+
+def _with_unit(unit: str, scale: int = 1) -> Callable[[float | str], str]:
+    """Writes a number as the command line takes it: with its unit, and without an exponent."""
+
+    def write(value: float | str) -> str:
+        return value if isinstance(value, str) else f"{value * scale:.9f}".rstrip("0").rstrip(".") + unit
+
+    return write
+
+
+def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ProfileError(f"{name}: {error}") from None
+
+
+def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.casefold() not in known:
+            raise ValueError(f"{printable(repr(text), 60)} is none of {', '.join(known)}")
+        return text.casefold()
+
+    return parse
+
+
+def _backend(text: str) -> str:
+    known = registry.names("backends")
+    if text.casefold() not in known:
+        raise registry.unknown("backend", text, known)
+    return text.casefold()
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise ValueError(f"{printable(text, 40)} is no whole number from 0 to {MAX_SEED}")
+    return int(text)
+
+
+def _path(name: str, value: Name | None) -> Path | None:
+    if value is None:
+        return None
+    if not os.fspath(value).strip():
+        raise ProfileError(f"{name} is an empty text", "Leave it out for the default.")
+    return folders.expanded(os.fspath(value))
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOption:
+    """An argument of ``sweep`` that takes one value, and the option of ``profile sweep`` that it is."""
+
+    option: str
+    write: Callable[[Any], str] = str  # the value as text of the command line
+    read: Callable[[str], Any] = str  # that text checked; raises ValueError
+    default: str | None = None
+
+
+LISTS = {"models": "-m", "quants": "-q", "contexts": "-c", "batches": "-b", "steps": "-n", "paths": "--path"}
+OPTIONS = {
+    "device": SweepOption("--device"),
+    "backend": SweepOption("--backend", read=_backend, default="hf"),
+    "scenario": SweepOption("--scenario", os.fspath),
+    "weights": SweepOption("--weights", read=_one_of(request.WEIGHTS), default="auto"),
+    "fill": SweepOption("--fill", read=_one_of(grid.FILLS)),
+    "seed": SweepOption("--seed", read=_seed, default="0"),
+    "ubatch": SweepOption("--ubatch", read=counted()),
+    "threads": SweepOption("--threads", read=counted(MAX_THREADS)),
+    "max_memory": SweepOption("--max-memory", _sized, some_bytes),
+    "reps": SweepOption("--reps", read=counted()),
+    "precision": SweepOption("--precision", _with_unit("%", 100), some_share),
+    "max_phase": SweepOption("--max-phase", _with_unit("s"), some_seconds),
+    "budget": SweepOption("--budget", _with_unit("s"), some_seconds),
+    "timeout": SweepOption("--timeout", _with_unit("s"), some_seconds, default="1h"),
+}
+
+
+def _command_line(lists: dict[str, tuple[str, ...]], texts: dict[str, str], flags: Sequence[str]) -> list[str]:
+    """The sweep as words after ``profile``: what a store keeps of a run is a command that measures it again."""
+    several = [word for name, values in lists.items() for value in values for word in (LISTS[name], value)]
+    single = [
+        word for name, text in texts.items() if text != OPTIONS[name].default for word in (OPTIONS[name].option, text)
+    ]
+    return ["sweep", *several, *single, *flags]

@@ -1,0 +1,69 @@
+"""Rows by the names that people give them: a run of the store, a file of rows, another store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import NotFound, ProfileError
+from profiler.foreign import exists
+from profiler.results import row
+from profiler.results.measurement import Measurement
+from profiler.results.store import Run, Store
+from profiler.units import printable
+
+SUFFIXES = (".jsonl", ".json", ".sqlite")
+
+
+def file_named(name: str) -> Path | None:
+    """The file of rows, or the store, that ``name`` is; None if it is a run. A file of that name goes first.
+
+    Raises ProfileError for an empty text, and for a name that only a file can have where there is none.
+    """
+    if not name.strip():
+        raise ProfileError("the name of a run is an empty text", "Give a run (profile runs) or a file of rows.")
+    path = Path(name)
+    if exists(path):
+        return path
+    if os.sep in name or path.suffix in SUFFIXES:
+        raise ProfileError(f"there is no file {printable(name)}", "Give a run (profile runs) or a file of rows.")
+    return None
+
+
+def named(name: str, store: Path | None) -> list[Measurement]:
+    """The rows of a run of ``store`` or of a file. Raises ProfileError."""
+    path = file_named(name)
+    if path is not None:
+        return row.read(path)
+    with Store.open(store, create=False) as opened:
+        return opened.rows(opened.find_run(name))
+
+
+def of_runs(store: Store, names: Sequence[str]) -> tuple[Iterable[Measurement], str | None, list[Run]]:
+    """The rows of some runs, or the newest row of every case; the run's id if it is one only; and their runs.
+
+    The rows may be looked at as long as ``store`` is open. Raises NotFound where there are none.
+    """
+    chosen = list(dict.fromkeys(store.find_run(name) for name in names))
+    runs = [run for run in store.runs() if not chosen or run.id in chosen]
+    rows = (row for run in chosen for row in store.each(run)) if chosen else store.latest()
+    first = next(rows, None)
+    if first is None:
+        raise NotFound("there are no rows to report", f"Measure something first: {store.command('sweep')}")
+    return chain([first], rows), chosen[0] if len(chosen) == 1 else None, runs
+
+
+def in_grid_order(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Rows as a sweep prints them, whatever was stored first: models and formats as first seen, then by size."""
+    places = grid_places([row.case for row in rows])
+    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
+
+
+def grid_places(cases: Sequence[Any]) -> list[tuple[int, ...]]:
+    """The same as a key to sort by, for each of ``cases``, which have the fields of one."""
+    models = {case.model_id: place for place, case in reversed(list(enumerate(cases)))}
+    quants = {case.quant: place for place, case in reversed(list(enumerate(cases)))}
+    return [(models[case.model_id], quants[case.quant], case.context, case.batch, case.steps) for case in cases]

@@ -1,0 +1,314 @@
+"""A sweep from a resolved request to stored rows. ``profile sweep`` and ``profiler.sweep`` both run this.
+
+Each row is stored before it is handed on. A case that another sweep of the same store is measuring is left to that
+sweep until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from profiler.case import CODES, Case, Task
+from profiler.cost import estimate
+from profiler.devices.base import DeviceInfo
+from profiler.results import environment
+from profiler.results.leases import Holder, Leases
+from profiler.results.measurement import Caution, Measurement
+from profiler.results.store import Store, StoredRow
+from profiler.run import plan as run_plan
+from profiler.run import supervisor
+from profiler.run.plan import Pace, Planned, Skip, SweepPlan
+from profiler.run.request import ResolvedRequest
+from profiler.run.supervisor import WorkerLimits
+
+KeptRows = Mapping[Case, StoredRow]
+Find = Callable[[Planned], StoredRow | None]
+Show = Callable[[Measurement], None]  # gets each row of a run: measured, skipped, or reused from an earlier run
+
+
+class CaseProgress:
+    """Told about the cases while they run; this one ignores it. ``show.progress.Progress`` draws it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The sweep has ended or broken off."""
+
+    def beat(self, case: Case, phase: str) -> None:
+        """A sign of life of a case; an empty ``phase`` leaves the one before."""
+
+    def row(self, measurement: Measurement) -> None:
+        """A case is done."""
+
+    def skip(self) -> None:
+        """A case is out of the way."""
+
+    def taken(self, row: StoredRow) -> None:
+        """Another sweep has measured a case."""
+
+    def waiting(self, case: Case, run: str) -> None:
+        """Nothing is left but what another sweep is measuring."""
+
+
+class SweepWatcher:
+    """Told what a sweep does; this one tells nobody. If it raises, the sweep ends."""
+
+    def started(self, run: str) -> None:
+        """The run has this id in the store."""
+
+    def say(self, text: str) -> None:
+        """A sentence for a person."""
+
+    def reused(self, count: int, total: int) -> None:
+        """So many of the cases have rows in the store already and will not be measured."""
+
+    def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
+        """What is about to be measured."""
+
+    def progress(self, total: int, remaining_s: Callable[[], float]) -> CaseProgress:
+        """Entered around ``total`` cases; ``remaining_s`` estimates the seconds still to go."""
+        return CaseProgress()
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """A finished sweep."""
+
+    run: str  # id in the store
+    rows: Sequence[Measurement]  # without their samples
+    interrupted: bool  # by Ctrl-C or SIGTERM
+
+
+def sweep(
+    resolved: ResolvedRequest,
+    device: DeviceInfo,
+    store: Store,
+    limits: WorkerLimits,
+    show: Show,
+    watcher: SweepWatcher,
+    *,
+    argv: Sequence[str],
+    resumed: bool = True,
+) -> SweepResult:
+    """Measure what ``store`` does not hold yet; all of it unless ``resumed``. Every case of the grid gives a row.
+
+    ``show`` gets each row once it is stored. ``argv`` are the words after ``profile`` that ask for this sweep; the
+    store keeps them. Raises StoreError.
+    """
+    since = store.newest_id()  # rows of other sweeps that come after it are as fresh as our own
+    snapshot = environment.snapshot(device)
+    max_memory = limits.max_memory_bytes
+    kept: KeptRows = {}
+    if resumed:
+        kept = run_plan.stored(resolved.tasks, store, snapshot, resolved.effort, max_memory)
+    recorder = Recorder(store, snapshot, resolved, device, show, watcher, argv)
+    recorder.adopt(kept)
+    plan = make_plan(resolved, kept, device, available_bytes(device, max_memory))
+    recorder.skip(plan.skipped)
+    watcher.planned(plan, resolved.budget_s)
+
+    def find(planned: Planned) -> StoredRow | None:
+        if not store.has_newer(planned.case.key, since):
+            return None
+        found = run_plan.stored([planned.task], store, snapshot, resolved.effort, max_memory)
+        row = found.get(planned.case)
+        return row if row is not None and row.id > since else None
+
+    pace = Pace(plan.cases, resolved.budget_s)
+    with (
+        Leases(store.path, recorder.run, environment.environment_key(snapshot)) as leases,
+        watcher.progress(len(plan.cases), pace.remaining_s) as progress,
+    ):
+        queue = Queue(plan.cases, pace, leases, find, recorder, progress)
+        ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat)
+    store.finish_run(recorder.run, "interrupted" if ending.interrupted else "finished")
+    return SweepResult(recorder.run, recorder.rows, ending.interrupted)
+
+
+def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
+    """Memory a case may take on the device; ``max_memory`` bounds host memory."""
+    return min(device.free_bytes, max_memory) if max_memory and device.kind == "cpu" else device.free_bytes
+
+
+def make_plan(resolved: ResolvedRequest, kept: KeptRows, device: DeviceInfo, available: int) -> SweepPlan:
+    """The plan for what is not stored yet, within the budget if there is one."""
+    missing = [task for task in resolved.tasks if task.case not in kept]
+    plan = run_plan.make(missing, device, resolved.effort, available)
+    return plan if resolved.budget_s is None else run_plan.choose(plan, resolved.budget_s)
+
+
+class Recorder:
+    """Starts a run, stores its rows, and hands each one on afterwards."""
+
+    def __init__(
+        self,
+        store: Store,
+        snapshot: dict[str, Any],
+        resolved: ResolvedRequest,
+        device: DeviceInfo,
+        show: Show,
+        watcher: SweepWatcher,
+        argv: Sequence[str],
+    ) -> None:
+        self.store, self.environment, self.watcher = store, snapshot, watcher
+        self.run = store.start_run(argv, snapshot)
+        self.rows: list[Measurement] = []  # without samples; rows reused from earlier runs included
+        self._subjects = {subject.model_id: subject for subject in resolved.subjects}
+        self._tasks = {task.case.key: task for task in resolved.tasks}
+        self._device, self._hand_on = device, show
+        watcher.started(self.run)
+
+    def adopt(self, kept: KeptRows) -> None:
+        """Rows from earlier runs."""
+        if kept:
+            self.watcher.reused(len(kept), len(self._tasks))
+            self.store.adopt(self.run, *(row.id for row in kept.values()))
+        fallbacks = run_plan.fallbacks(kept.values())
+        if fallbacks is not None:
+            self.watcher.say(fallbacks)
+        for row in kept.values():
+            self._show(self._with_cautions(row.measurement))
+
+    def take(self, row: StoredRow) -> None:
+        """A row that another sweep has stored while this one ran."""
+        self.store.adopt(self.run, row.id)
+        self._show(self._with_cautions(row.measurement))
+
+    def skip(self, skipped: Iterable[Skip]) -> None:
+        """Rows of cases that do not run, with the reason."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        rows = [
+            self._whole(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
+            for entry in skipped
+        ]
+        try:
+            self.store.append_all(self.run, rows)
+        finally:
+            for row in rows:
+                self._show(row)
+
+    def append(self, row: Measurement) -> None:
+        """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
+        row = self._whole(row)
+        try:
+            self.store.append(self.run, row)
+        finally:
+            self._show(row)
+
+    def _whole(self, row: Measurement) -> Measurement:
+        return replace(self._with_cautions(row), expected=self._expected(row.case))
+
+    def _expected(self, case: Case) -> dict[str, Any]:
+        """What is predicted of the case, to stand beside what was measured."""
+        task = self._tasks.get(case.key)
+        if task is None or task.refused is not None:
+            return {}
+        return estimate.expected(case, task.geometry, self._device, task.stored)
+
+    def _with_cautions(self, row: Measurement) -> Measurement:
+        """``row`` with what is to be said of the model by the name it was asked for."""
+        subject = self._subjects[row.case.model_id]
+        about = (Caution(remark.code, remark.text) for remark in subject.remarks)
+        others = (caution for caution in row.cautions if caution.code not in CODES)
+        return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
+
+    def _show(self, row: Measurement) -> None:
+        self.rows.append(replace(row, samples=()))
+        self._hand_on(row)
+
+
+class Queue:
+    """What still waits in a sweep. ``find`` looks for a row that another sweep has stored since this one began."""
+
+    def __init__(
+        self,
+        cases: Sequence[Planned],
+        pace: Pace,
+        leases: Leases,
+        find: Find,
+        recorder: Recorder,
+        progress: CaseProgress,
+    ) -> None:
+        self._cases, self._pace, self._leases, self._find = cases, pace, leases, find
+        self._recorder, self._progress = recorder, progress
+        self._taken: dict[str, int] = {}  # rows that other runs measured meanwhile
+        self._waited_for: tuple[str, str] | None = None
+
+    def tasks(self) -> Iterator[Task | None]:
+        """Tasks to be done here and now; None while other sweeps measure everything that is left."""
+        waiting: Sequence[Planned] = self._cases
+        while waiting:
+            held: list[tuple[Planned, Holder]] = []
+            for planned in waiting:
+                holder = yield from self._turn(planned)
+                if holder is not None:
+                    held.append((planned, holder))
+            if len(held) == len(waiting):
+                self._wait(*held[0])
+                yield None
+                self._pace.pause()
+            waiting = [planned for planned, _ in held]
+        self._tell()
+
+    def done(self, row: Measurement) -> None:
+        """Take the row of a task."""
+        self._recorder.append(row)  # before anything that could go wrong
+        prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
+        self._pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
+        self._progress.row(row)
+
+    def beat(self, case: Case, phase: str) -> None:
+        """A sign of life of the case at hand: other sweeps go on leaving it to this one."""
+        self._leases.renew()
+        self._progress.beat(case, phase)
+
+    def _turn(self, planned: Planned) -> Generator[Task, None, Holder | None]:
+        """Deal with one case, unless another sweep is measuring it: that one is returned."""
+        case = planned.case
+        reason = self._pace.refuse(case)
+        if reason is not None:
+            self._pace.drop(case)
+            self._recorder.skip([Skip(case, reason)])
+            self._progress.skip()
+            return None
+        if self._take(planned):
+            return None
+        holder = self._leases.claim(case.key)
+        if holder is not None:
+            return holder
+        if self._take(planned):  # it was stored while we looked
+            self._leases.release(case.key)
+        else:
+            yield planned.task
+        return None
+
+    def _take(self, planned: Planned) -> bool:
+        """Whether another sweep has measured a case; its row is then one of this run."""
+        row = self._find(planned)
+        if row is None:
+            return False
+        self._pace.drop(planned.case)
+        self._recorder.take(row)
+        self._progress.taken(row)
+        self._taken[row.run] = self._taken.get(row.run, 0) + 1
+        return True
+
+    def _wait(self, planned: Planned, holder: Holder) -> None:
+        """Say what is waited for, once."""
+        if self._waited_for != (waited_for := (planned.case.key, holder.run)):
+            self._waited_for = waited_for
+            self._progress.waiting(planned.case, holder.run)
+
+    def _tell(self) -> None:
+        for run, count in self._taken.items():
+            cases = "1 case was" if count == 1 else f"{count:,} cases were"
+            self._recorder.watcher.say(
+                f"{cases} measured by run {run} at the same time; this run has the same row{'s' * (count > 1)}"
+            )

@@ -1,0 +1,111 @@
+"""A sweep as a person sees it: its progress on stderr, and with ``profile sweep`` its rows on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+
+import click
+
+from profiler.console import OutputLost
+from profiler.results.measurement import Measurement
+from profiler.results.store import Store
+from profiler.run.plan import SweepPlan
+from profiler.run.request import ResolvedRequest
+from profiler.run.sweep import SweepWatcher
+from profiler.show import plan as show_plan
+from profiler.show.output import rendered
+from profiler.show.progress import Progress, say, tell, terminal_width
+
+STREAMED = "jsonl"  # the format in which every row is a text of its own
+
+
+class ProgressPrinter(SweepWatcher):
+    """Tells what a sweep does on stderr."""
+
+    fresh = "fresh=True"  # how a caller asks for rows that are not reused
+    lines: bool | None = True  # a line for each finished case; None: where that suits stderr
+
+    def say(self, text: str) -> None:
+        say(text)
+
+    def reused(self, count: int, total: int) -> None:
+        cases = "case is" if total == 1 else "cases are"
+        them = "it" if count == 1 else "them"
+        say(f"{count} of {total} {cases} stored already; {self.fresh} measures {them} again")
+
+    def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
+        tell(show_plan.warning(plan, budget_s))
+
+    def progress(self, total: int, remaining_s: Callable[[], float]) -> Progress:
+        return Progress(total, remaining_s, Progress.wanted(False), self.lines)
+
+
+class RowPrinter(ProgressPrinter):
+    """Prints what the format prints as rows come, or all at the end.
+
+    A context manager around the sweep: if it breaks off, the rows so far are printed as far as that can be done.
+    """
+
+    fresh = "--fresh"
+    lines = None
+
+    def __init__(self, store: Store, resolved: ResolvedRequest, output: str) -> None:
+        self._store, self._output = store, output
+        self._streams = output == STREAMED
+        self._place = {task.case.key: index for index, task in enumerate(resolved.tasks)}
+        self._shown = 0
+        self._waiting: list[Measurement] = []  # to be printed at the end
+        self._lost: OutputLost | None = None  # why rows could not be printed
+
+    def started(self, run: str) -> None:
+        self.run = run
+
+    def __enter__(self) -> RowPrinter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, BrokenPipeError):
+            self._store.finish_run(self.run, "finished" if self._shown == len(self._place) else "interrupted")
+            again = self._store.command("runs", "show", self.run)
+            with suppress(BrokenPipeError):
+                say(f"nobody reads the rows any more; those measured are kept: {again}")
+        elif error is not None and self._waiting:
+            self._print_rest()
+
+    def show(self, row: Measurement) -> None:
+        self._shown += 1
+        if self._streams:
+            self._print([row])
+        else:
+            self._waiting.append(row)
+
+    def progress(self, total: int, remaining_s: Callable[[], float]) -> Progress:
+        return Progress(total, remaining_s, Progress.wanted(self._streams), self.lines)
+
+    def finish(self) -> bool:
+        """Print what was not printed yet, in the order of the grid; whether stdout took all rows."""
+        self._print_rest()
+        if self._lost is not None:
+            say(f"Error: {self._lost.message}\n  Every row is stored: profile runs show {self.run}")
+        return self._lost is None
+
+    def _print_rest(self) -> None:
+        rows, self._waiting = self._waiting, []
+        if not self._streams:
+            self._print(sorted(rows, key=lambda row: self._place[row.case.key]))
+
+    def _print(self, rows: list[Measurement]) -> None:
+        if self._lost is not None:
+            return
+        text, left_out = rendered(self._output, self.run, rows, terminal_width())
+        try:
+            click.echo(text, nl=False)
+        except OutputLost as error:  # rows are stored before they are shown, so the sweep goes on
+            self._lost = error
+            return
+        if left_out:
+            say(left_out)
