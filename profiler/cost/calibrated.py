@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from profiler.cost.rates import OWN_FORMATS, OWN_ROWS, PLAIN, SCHEMES, UNPACKED, DataSheetRates, shares
 from profiler.cost.roofline import FEW_TOKENS, Ahead, Convolution, Cost, InTurn, Rates, Roofline
 from profiler.cost.work import Item, PhaseWork
 from profiler.decode_path import GRAPH
-from profiler.devices.calibration import Ceilings, rows_of
+from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_PRODUCTS, Ceilings
 from profiler.devices.target import Target
+from profiler.models.layers import IDEAL
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What an engine's rules count in the models that `profile calibrate` times.
+
+    A calibration stores seconds as measured. Divided by these they become rates, so that a better count applies to
+    stored calibrations too.
+    """
+
+    step_operators: float  # that a decode step of the small Llama starts from Python
+    elementwise: float  # tensors of the hidden width that a layer's operators read and write in a prefill
+    cache_touches: float  # how often a decode step goes over K and V
+
+    def call_s(self, ceilings: Ceilings, dtype: str) -> float:
+        """Seconds of one operator, started from Python."""
+        return ceilings.step(dtype) / self.step_operators
+
+    def device_call_s(self, ceilings: Ceilings) -> float | None:
+        """Seconds that a GPU takes for one small operator, however it is started; linear layers are timed apart."""
+        if ceilings.graph_step_s is None:
+            return None
+        return ceilings.graph_step_s / (self.step_operators - STEP_PRODUCTS)
+
+    def activation_s(self, ceilings: Ceilings, dtype: str) -> float:
+        """Seconds per byte that element-wise operators of a prefill read and write."""
+        return ceilings.elementwise(dtype) / self.elementwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +81,13 @@ class CalibratedRates(Rates):
 
         What one token takes counts as reading, what more tokens add to that as computing.
         """
-        scheme, what = item.scheme, (item.nbytes, item.outputs, item.count, item.part == "head")
-        if rows_of(scheme) in self.ceilings.points and self.own_kernels.serve(item):
-            scheme = rows_of(scheme)
-        found = self.ceilings.product_s(scheme, item.rows, *what)
-        if found is None:
+        own = self.ceilings.linear(item.scheme, own=True) if self.own_kernels.serve(item) else None
+        layer = own or self.ceilings.linear(item.scheme)
+        if layer is None:
             return None
-        least = min(found, self.ceilings.product_s(scheme, 1.0, *what) or found)
+        what = (item.nbytes, item.outputs, item.count, item.part == "head")
+        found = layer.seconds(item.rows, *what)
+        least = min(found, layer.seconds(1.0, *what) or found)
         return Cost(least, 0.0 if item.scheme in PLAIN and found <= least else found)
 
     def over(self, count: int) -> Self:
@@ -85,52 +112,47 @@ class CalibratedRates(Rates):
 
     def _own_launches(self, path: str, otherwise_s: float | None) -> InTurn | Ahead:
         call_s = 0.0 if path == GRAPH else self.launches.call_s
-        device_call_s = self.ceilings.graph_call_s
-        if device_call_s is None:
-            device_call_s = otherwise_s
+        device_call_s = self.launches.device_call_s if isinstance(self.launches, Ahead) else otherwise_s
         if device_call_s is None:
             return InTurn(call_s)
-        known = self.ceilings.host_s
-        start_s = {name: known.get(rows_of(name), seconds) for name, seconds in known.items()}
+        start_s = _starts(self.ceilings, own=False) | _starts(self.ceilings, own=True)
         return Ahead(call_s, device_call_s, {} if path == GRAPH else start_s, layers_timed=True)
 
 
-def calibrated(
-    base: DataSheetRates,
-    ceilings: Ceilings,
-    dtype: str,
-    touches: float = 1.0,
-    content: Mapping[str, Any] | None = None,
-) -> CalibratedRates:
-    """Rates of PyTorch's own engine on a device with ``ceilings``; ``base``: what its data sheet says.
+def _starts(ceilings: Ceilings, own: bool) -> dict[str, float]:
+    """Seconds of starting a linear layer from Python, by storage format."""
+    known = {kernel.scheme: layer.start_s for kernel, layer in ceilings.layers.items() if kernel.own == own}
+    return {scheme: seconds for scheme, seconds in known.items() if seconds is not None}
 
-    ``touches``: how often the engine counts a step's way over its cache, which was measured as a whole.
-    """
-    found = (shares() if content is None else content)["calibrated"]
+
+def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Counts) -> CalibratedRates:
+    """Rates of an engine of PyTorch's kernels on a device with ``ceilings``; ``base``: what its data sheet says."""
+    bounds = shares()["calibrated"]
     convolution = ceilings.convolutions.get(dtype)
-    call_s = ceilings.call(dtype)
+    call_s, device_call_s = counts.call_s(ceilings, dtype), counts.device_call_s(ceilings)
     return CalibratedRates(
-        roofline=_roofline(base.roofline, ceilings, dtype, touches),
+        roofline=_roofline(base.roofline, ceilings, dtype, counts),
         convolution=Convolution(**convolution) if convolution else None,
         launches=InTurn(call_s)
-        if ceilings.graph_call_s is None
-        else Ahead(call_s, ceilings.graph_call_s, ceilings.host_s, layers_timed=True),
+        if device_call_s is None
+        else Ahead(call_s, device_call_s, _starts(ceilings, own=False), layers_timed=True),
         layer_s=base.layer_s,
         expert_layers=base.expert_layers,
-        decode=tuple(found["decode"]),
-        prefill=tuple(found["prefill"]),
+        decode=tuple(bounds["decode"]),
+        prefill=tuple(bounds["prefill"]),
         basis="calibrated",
         ceilings=ceilings,
     )
 
 
-def _roofline(base: Roofline, ceilings: Ceilings, dtype: str, touches: float) -> Roofline:
+def _roofline(base: Roofline, ceilings: Ceilings, dtype: str, counts: Counts) -> Roofline:
     """The ceilings, except for attention, the gated delta rule and element-wise operators, which were timed."""
     flops = max(ceilings.flops.values(), default=0.0)
     ceiling = dict.fromkeys(SCHEMES, 1 / flops) if flops else dict(base.many_flop_s)
-    read_s = dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": ceilings.activation(dtype)}
-    many, few = ceiling | {"state": ceilings.delta_flop_s}, dict(ceiling)
+    read_s = dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": counts.activation_s(ceilings, dtype)}
+    delta_flops = DELTA.prefill_flops(DELTA_TOKENS, DELTA_TOKENS, IDEAL)
+    many, few = ceiling | {"state": ceilings.delta_s / delta_flops}, dict(ceiling)
     if attention := ceilings.attention.get(dtype):
-        read_s["cache"] = attention["step_byte_s"] / touches
+        read_s["cache"] = attention["step_byte_s"] / counts.cache_touches
         many["cache"], few["cache"] = attention["pass_flop_s"], 0.0
     return Roofline(read_s, many, few, base.expert_flops)

@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from profiler.cost import rates as cost_rates
-from profiler.cost.calibrated import calibrated
 from profiler.cost.roofline import Rates
-from profiler.cost.work import GROWING_TOUCHES, PhaseWork
+from profiler.cost.work import PhaseWork
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
@@ -22,7 +20,6 @@ from profiler.units import GIB
 
 Split = Literal["layer", "tensor"]
 SPLITS: tuple[Split, ...] = ("layer", "tensor")
-MEASURED_ENGINE = "transformers"  # whose kernels `profile calibrate` measures
 HOP_S = 10e-6  # start of a copy between devices
 SUM_S = 15e-6  # start of a sum over devices
 LINK_SHARE = 0.8
@@ -100,14 +97,6 @@ def check(geometry: Geometry, machine: Machine) -> None:
             f"--split tensor over {count} devices: {uneven} attention heads cannot be shared out evenly",
             "Take a number of devices that divides them, or --split layer.",
         )
-
-
-def rates(machine: Machine, engine: str, dtype: str) -> Rates:
-    """What ``engine`` makes of one device: as calibrated where PyTorch's kernels were measured on it."""
-    base = cost_rates.rates(machine.target, engine, dtype)
-    if machine.target.ceilings is not None and engine == MEASURED_ENGINE:
-        return calibrated(base, machine.target.ceilings, dtype, GROWING_TOUCHES)
-    return base
 
 
 def together(rates: Rates, geometry: Geometry, machine: Machine) -> Rates:

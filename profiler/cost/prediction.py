@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from profiler.cost import machine, work
+from profiler.cost import rates as cost_rates
+from profiler.cost.calibrated import calibrated
 from profiler.cost.engines.base import Engine, EngineRequest, Terms
 from profiler.cost.interval import Basis, Interval
-from profiler.cost.machine import MEASURED_ENGINE, Machine
+from profiler.cost.machine import Machine
 from profiler.cost.roofline import Bounds, Rates
 from profiler.cost.storage import Storage
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import EAGER
+from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
@@ -132,6 +135,14 @@ class Prediction:
         return Interval(usual * s.value, low * s.low, high * s.high, "prior")
 
 
+def rates_of(engine: Engine, target: Target, dtype: str) -> Rates:
+    """What ``engine`` makes of one device: calibrated where its kernels were timed there, else by the data sheet."""
+    base = cost_rates.rates(target, engine.name, dtype)
+    if target.ceilings is None or engine.counts is None:
+        return base
+    return calibrated(base, target.ceilings, dtype, engine.counts)
+
+
 class Predictor:
     """A model in a format on a machine, with what does not depend on context and batch worked out once."""
 
@@ -151,8 +162,8 @@ class Predictor:
         self.path = path = engine.runs(path, quant, dtype, host.target)
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
-        shipped = machine.rates(host, engine.name, dtype)
-        own = path != EAGER and engine.name == MEASURED_ENGINE
+        shipped = rates_of(engine, host.target, dtype)
+        own = path != EAGER and engine.counts is not None  # our decode step replaces that of PyTorch's kernels
         step = shipped.own_step(host.target, dtype, path) if own else shipped
         if stored is not None and not engine.timed(stored):
             shipped, step = shipped.untimed(), step.untimed()

@@ -10,10 +10,12 @@ from fakes.ceilings import MEASURED
 from profiler.cost import engines
 from profiler.cost import rates as cost_rates
 from profiler.cost.calibrated import CalibratedRates, OwnKernels, calibrated
+from profiler.cost.engines.transformers import COUNTS
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.cost.roofline import Ahead
 from profiler.cost.work import Item, PhaseWork
+from profiler.devices.calibration import LayerCost, LayerKernel, LinearLayer
 from profiler.devices.target import find
 from profiler.models import families, hub
 
@@ -76,9 +78,7 @@ def one(item: Item, calls: float = 0.0, tokens: float = 1) -> PhaseWork:
 
 
 def gpu() -> CalibratedRates:
-    base = calibrated(
-        cost_rates.rates(find("h100 sxm"), "transformers", "bf16"), replace(MEASURED, graph_call_s=2e-6), "fp32"
-    )
+    base = calibrated(cost_rates.rates(find("h100 sxm"), "transformers", "bf16"), MEASURED, "fp32", COUNTS)
     return replace(base, launches=Ahead(10e-6, 2e-6, {"fp32": 15e-6}, layers_timed=True))
 
 
@@ -94,12 +94,12 @@ def test_a_gpu_works_while_python_starts_what_comes_next() -> None:
 
 
 def test_few_tokens_are_multiplied_at_the_rates_of_our_own_products() -> None:
-    quick = {"1": {"byte_s": 0.5e-10, "row_s": 0.0, "call_s": 1e-6}}
-    quick["8"] = quick["1"]
+    quick = LinearLayer({tokens: LayerCost(0.5e-10, 0.0, 1e-6) for tokens in (1, 8)})
     rates = calibrated(
         cost_rates.rates(CPU, "transformers", "fp32"),
-        replace(MEASURED, products={**MEASURED.products, "fp32 rows": quick}),
+        replace(MEASURED, layers={**MEASURED.layers, LayerKernel("fp32", own=True): quick}),
         "fp32",
+        COUNTS,
     )
     own = rates.own_step(CPU, "fp32", "static")
     item = Item("mlp", "weights", "fp32", 1e9, 0.0, 1.0, 0.0, count=1)
