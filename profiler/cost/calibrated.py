@@ -62,6 +62,7 @@ class CalibratedRates(Rates):
 
     ceilings: Ceilings
     own_kernels: OwnKernels = LIBRARY
+    devices: int = 1  # that share every linear layer evenly
 
     def cost(self, item: Item, work: PhaseWork) -> Cost:
         """Linear layers by their measured curves; everything else by measured seconds per byte and FLOP."""
@@ -81,6 +82,8 @@ class CalibratedRates(Rates):
 
         What one token takes counts as reading, what more tokens add to that as computing.
         """
+        if self.devices > 1:
+            item = replace(item, nbytes=item.nbytes / self.devices, outputs=item.outputs / self.devices)
         own = self.ceilings.linear(item.scheme, own=True) if self.own_kernels.serve(item) else None
         layer = own or self.ceilings.linear(item.scheme)
         if layer is None:
@@ -91,7 +94,7 @@ class CalibratedRates(Rates):
         return Cost(least, 0.0 if item.scheme in PLAIN and found <= least else found)
 
     def over(self, count: int) -> Self:
-        return replace(self, roofline=self.roofline.over(count))
+        return replace(self, roofline=self.roofline.over(count), devices=self.devices * count)
 
     def own_step(self, target: Target, dtype: str, path: str) -> Self:
         rule, on_cpu = shares()["step"], target.vendor == "CPU"
@@ -121,8 +124,8 @@ class CalibratedRates(Rates):
 
 def _starts(ceilings: Ceilings, own: bool) -> dict[str, float]:
     """Seconds of starting a linear layer from Python, by storage format."""
-    known = {kernel.scheme: layer.start_s for kernel, layer in ceilings.layers.items() if kernel.own == own}
-    return {scheme: seconds for scheme, seconds in known.items() if seconds is not None}
+    known = {scheme: ceilings.linear(scheme, own) for scheme in SCHEMES}
+    return {scheme: layer.start_s for scheme, layer in known.items() if layer and layer.start_s is not None}
 
 
 def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Counts) -> CalibratedRates:
