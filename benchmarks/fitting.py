@@ -83,7 +83,7 @@ def priors(content: Content) -> Content:
 def predicted(row: Row, content: Content, phase: Phase) -> float:
     """Seconds: a decode step, or the whole prefill."""
     rates = cost_rates.rates(row.target, row.engine.name, "bf16", content)
-    return cost_rates.seconds(row.decode_work() if phase == "decode" else row.prefill_work(), rates)
+    return rates.seconds(row.decode_work() if phase == "decode" else row.prefill_work())
 
 
 def measured(row: Row, phase: Phase) -> float | None:
@@ -109,7 +109,7 @@ class Timed:
             if (key := (row.target.name, row.engine.name))
         }
         pairs = zip(self.rows, self.work, strict=True)
-        return np.log([cost_rates.seconds(w, rates[row.target.name, row.engine.name]) for row, w in pairs])
+        return np.log([rates[row.target.name, row.engine.name].seconds(w) for row, w in pairs])
 
 
 def weights(rows: Sequence[Row]) -> np.ndarray:

@@ -13,11 +13,12 @@ import click
 
 from profiler import devices, folders, registry
 from profiler.commands import options
+from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
 from profiler.devices.base import DeviceInfo
-from profiler.devices.calibration import BETWEEN_NEEDS, Ceilings, rows_of
+from profiler.devices.calibration import BETWEEN_NEEDS, DELTA, DELTA_TOKENS, Ceilings, LayerKernel
 from profiler.errors import ProfileError
-from profiler.models.layers import Weight
+from profiler.models.layers import IDEAL, Weight
 from profiler.quants.base import Quant
 from profiler.run.process import worker_environment
 from profiler.show import output as show_output
@@ -117,18 +118,20 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
     figures: list[tuple[str, float | None, str]] = [
         ("read", found.read_bytes_s, "bytes/s"),
         ("copy", found.copy_bytes_s, "bytes/s"),
-        *((f"call {dtype}", value, "s") for dtype, value in found.call_s.items()),
-        ("a call's work on the device", found.graph_call_s, "s"),
+        *((f"call {dtype}", COUNTS.call_s(found, dtype), "s") for dtype in found.step_s),
+        ("a call's work on the device", COUNTS.device_call_s(found), "s"),
     ]
     figures += [(f"products {dtype}", value, "FLOP/s") for dtype, value in found.flops.items()]
     figures += [
-        (f"element-wise operators {dtype}", 1 / value, "bytes/s") for dtype, value in found.activation_s.items()
+        (f"element-wise operators {dtype}", 1 / COUNTS.activation_s(found, dtype), "bytes/s")
+        for dtype in found.elementwise_s
     ]
     figures += [
         (f"depthwise convolution {dtype}, a channel", cost["channel_s"], "s")
         for dtype, cost in found.convolutions.items()
     ]
-    figures.append(("gated delta rule fp32, a prefill", 1 / found.delta_flop_s, "FLOP/s"))
+    delta_flops = DELTA.prefill_flops(DELTA_TOKENS, DELTA_TOKENS, IDEAL)
+    figures.append(("gated delta rule fp32, a prefill", delta_flops / found.delta_s, "FLOP/s"))
     for dtype, cost in found.attention.items():
         figures.append((f"attention {dtype}, a step's cache", 1 / cost["step_byte_s"], "bytes/s"))
         if "own_byte_s" in cost:
@@ -136,12 +139,14 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
         figures.append((f"attention {dtype}, a prefill", 1 / cost["pass_flop_s"], "FLOP/s"))
     size = "×".join(map(str, SHOWN_LAYER))
     figures += [
-        (f"layer {size} {scheme}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, scheme, n, repacks), "s")
-        for scheme in found.products
+        (f"layer {size} {kernel}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, kernel, n, repacks), "s")
+        for kernel, layer in found.layers.items()
         for n in SHOWN_TOKENS
-        if str(n) in found.products[scheme]
+        if n in layer.costs
     ]
-    figures += [(f"starting a layer {scheme}", value, "s") for scheme, value in found.host_s.items()]
+    figures += [
+        (f"starting a layer {kernel}", layer.start_s, "s") for kernel, layer in found.layers.items() if layer.start_s
+    ]
     figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
     apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in ("prefill", "decode")}
     figures += [(name, value, "share") for name, value in apart.items()]
@@ -153,11 +158,11 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _layer_s(found: Ceilings, scheme: str, tokens: int, repacks: bool) -> float | None:
+def _layer_s(found: Ceilings, kernel: LayerKernel, tokens: int, repacks: bool) -> float:
     """Seconds of one linear layer as predictions take them."""
-    quant: Quant = registry.load("quants", scheme.removesuffix(rows_of("")), "quantization").QUANT
+    quant: Quant = registry.load("quants", kernel.scheme, "quantization").QUANT
     nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), quant.dtype or "fp32", repacks)
-    return found.product_s(scheme, tokens, nbytes, SHOWN_LAYER[0], 1)
+    return found.layers[kernel].seconds(tokens, nbytes, SHOWN_LAYER[0], 1)
 
 
 def _cells(row: show_output.JsonRow) -> dict[str, str]:

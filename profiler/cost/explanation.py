@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from profiler.cost import machine, work
-from profiler.cost import rates as cost_rates
 from profiler.cost.engines.base import EngineRequest, Terms
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor, shared_out
-from profiler.cost.rates import PLAIN, Rates
+from profiler.cost.rates import PLAIN
+from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
 from profiler.quants.base import DTYPE_BYTES
 
@@ -105,13 +105,13 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates) -> list[Share]:
     }
     parts: dict[str, list[float]] = {}
     for item in done.items:
-        read, compute, unpack = cost_rates.costs(item, done, rates)
+        cost = rates.cost(item, done)
         entry = parts.setdefault(_name(item), [0.0] * 6)
         needed_flops = item.flops - item.spared_flops
         ceiling = max((item.nbytes - item.spared) / bandwidth, needed_flops / peaks[item.scheme])
-        bound, total = compute if compute >= read else 0.0, max(read, compute) + unpack
+        bound, total = cost.computing if cost.computing >= cost.reading else 0.0, cost.total
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
-        for index, value in enumerate((item.nbytes, item.flops, ceiling, total, bound + unpack, packed)):
+        for index, value in enumerate((item.nbytes, item.flops, ceiling, total, bound + cost.extra, packed)):
             entry[index] += value
     shares = [
         Share(
@@ -127,7 +127,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates) -> list[Share]:
         if predicted > 0
     ]
     shares.sort(key=lambda share: -share.predicted_s)
-    launching = cost_rates.launches_s(done, rates)
+    launching = rates.launching_s(done)
     shares.append(Share("launches", 0.0, 0.0, 0.0, launching, "launches"))
     linking = machine.link_s(done, predictor.geometry, predictor.machine)
     return [*shares, Share("links between devices", 0.0, 0.0, 0.0, linking, "link")] if linking else shares

@@ -7,13 +7,11 @@ in every layer. (Megatron-LM, arXiv:1909.08053, section 3.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from profiler.cost import rates as cost_rates
-from profiler.cost.rates import Bounds, Rates
-from profiler.cost.work import GROWING_TOUCHES, PhaseWork
+from profiler.cost.roofline import Rates
+from profiler.cost.work import PhaseWork
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
@@ -22,7 +20,6 @@ from profiler.units import GIB
 
 Split = Literal["layer", "tensor"]
 SPLITS: tuple[Split, ...] = ("layer", "tensor")
-MEASURED_ENGINE = "transformers"  # whose kernels `profile calibrate` measures
 HOP_S = 10e-6  # start of a copy between devices
 SUM_S = 15e-6  # start of a sum over devices
 LINK_SHARE = 0.8
@@ -102,46 +99,17 @@ def check(geometry: Geometry, machine: Machine) -> None:
         )
 
 
-def rates(machine: Machine, engine: str, dtype: str) -> Rates:
-    """What ``engine`` makes of the machine: by its own ceilings where PyTorch's kernels were measured on it."""
-    base = cost_rates.rates(machine.target, engine, dtype)
-    if machine.target.ceilings is not None and engine == MEASURED_ENGINE:
-        base = cost_rates.calibrated(base, machine.target.ceilings, dtype, GROWING_TOUCHES)
-    return together(base, machine)
-
-
-def together(rates: Rates, machine: Machine) -> Rates:
-    """Rates of all devices together."""
+def together(rates: Rates, geometry: Geometry, machine: Machine) -> Rates:
+    """``rates`` of one device for all devices of the machine."""
     count = machine.target.count
     if count == 1:
         return rates
-    rates = replace(rates, decode=_wider(rates.decode), prefill=_wider(rates.prefill))
+    rates = rates.wider(SEVERAL_SPREAD)
     if machine.split == "layer":
         return rates
-    return replace(
-        rates,
-        read_s=_divided(rates.read_s, count),
-        flop_s=_divided(rates.flop_s, count),
-        few_flop_s=_divided(rates.few_flop_s, count),
-        unpack_s=_divided(rates.unpack_s, count),
-    )
-
-
-def sharing_heads(rates: Rates, geometry: Geometry, machine: Machine) -> Rates:
-    """``rates`` where devices outnumber the heads for K and V: some read the same ones."""
-    count = machine.target.count
-    again = count * cache_share(geometry, count, machine.split)
-    if machine.split == "layer" or again <= 1:
-        return rates
-    return replace(rates, read_s={**rates.read_s, "cache": rates.read_s["cache"] * again})
-
-
-def _wider(bounds: Bounds) -> Bounds:
-    return bounds[0] / SEVERAL_SPREAD, bounds[1] * SEVERAL_SPREAD
-
-
-def _divided(seconds: Mapping[str, float], count: int) -> Mapping[str, float]:
-    return {scheme: value / count for scheme, value in seconds.items()}
+    again = count * cache_share(geometry, count, machine.split)  # above 1, some devices read the same heads
+    rates = rates.over(count)
+    return rates.rereading_cache(again) if again > 1 else rates
 
 
 def link_s(work: PhaseWork, geometry: Geometry, machine: Machine) -> float:

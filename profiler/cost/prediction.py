@@ -12,13 +12,15 @@ from typing import Literal
 
 from profiler.cost import machine, work
 from profiler.cost import rates as cost_rates
+from profiler.cost.calibrated import calibrated
 from profiler.cost.engines.base import Engine, EngineRequest, Terms
 from profiler.cost.interval import Basis, Interval
-from profiler.cost.machine import MEASURED_ENGINE, Machine
-from profiler.cost.rates import Bounds, Rates
+from profiler.cost.machine import Machine
+from profiler.cost.roofline import Bounds, Rates
 from profiler.cost.storage import Storage
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import EAGER
+from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
@@ -133,6 +135,14 @@ class Prediction:
         return Interval(usual * s.value, low * s.low, high * s.high, "prior")
 
 
+def rates_of(engine: Engine, target: Target, dtype: str) -> Rates:
+    """What ``engine`` makes of one device: calibrated where its kernels were timed there, else by the data sheet."""
+    base = cost_rates.rates(target, engine.name, dtype)
+    if target.ceilings is None or engine.counts is None:
+        return base
+    return calibrated(base, target.ceilings, dtype, engine.counts)
+
+
 class Predictor:
     """A model in a format on a machine, with what does not depend on context and batch worked out once."""
 
@@ -152,11 +162,13 @@ class Predictor:
         self.path = path = engine.runs(path, quant, dtype, host.target)
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
-        self.rates: Rates = machine.sharing_heads(machine.rates(host, engine.name, dtype), geometry, host)
-        shipped = path == EAGER or engine.name != MEASURED_ENGINE
-        self.step_rates: Rates = self.rates if shipped else cost_rates.own_step(self.rates, host.target, dtype, path)
+        shipped = rates_of(engine, host.target, dtype)
+        own = path != EAGER and engine.counts is not None  # our decode step replaces that of PyTorch's kernels
+        step = shipped.own_step(host.target, dtype, path) if own else shipped
         if stored is not None and not engine.timed(stored):
-            self.rates, self.step_rates = map(cost_rates.untimed, (self.rates, self.step_rates))
+            shipped, step = shipped.untimed(), step.untimed()
+        self.rates: Rates = machine.together(shipped, geometry, host)
+        self.step_rates: Rates = machine.together(step, geometry, host)
 
     def storage_in(self, quant: str, dtype: str) -> Storage:
         """The weights in another quantization, or in the one of the checkpoint."""
@@ -204,7 +216,7 @@ class Predictor:
         return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_manner(*asked))
 
     def _seconds(self, done: PhaseWork, rates: Rates, bounds: Bounds) -> Interval:
-        value = cost_rates.seconds(done, rates) + machine.link_s(done, self.geometry, self.machine)
+        value = rates.seconds(done) + machine.link_s(done, self.geometry, self.machine)
         return Interval(value, value * bounds[0], value * bounds[1], rates.basis)
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
@@ -221,7 +233,7 @@ class Predictor:
     def _phase(
         self, done: PhaseWork, verdict: FitVerdict, tokens: int, rates: Rates, bounds: Bounds
     ) -> PredictedPhase:
-        split = cost_rates.split(done, rates)
+        split = rates.split(done)
         seconds = split.total + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis
@@ -252,7 +264,7 @@ class Predictor:
             left -= part
             share = line.share(done.tokens, done.how)
             read += part * share
-            there += part * share * rates.read_s[line.scheme] * done.passes
+            there += part * share * rates.roofline.read_s[line.scheme] * done.passes
         streams = self.engine.name != "llama.cpp"
         return there, machine.offload_s(done, read, streams, self.machine)
 
@@ -271,7 +283,9 @@ def experts_or(binds: str, done: PhaseWork, rates: Rates) -> Binds:
     """``experts`` where they are most of what is read."""
     if binds == "bandwidth":
         reading = {
-            item.part: item.nbytes * rates.read_s[item.scheme] for item in done.items if item.kind == "weights"
+            item.part: item.nbytes * rates.roofline.read_s[item.scheme]
+            for item in done.items
+            if item.kind == "weights"
         }
         if reading.get("experts", 0.0) > sum(reading.values()) / 2:
             return "experts"

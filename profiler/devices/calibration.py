@@ -15,19 +15,25 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from profiler import files, folders
 from profiler.case import digest
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.foreign import read_json
+from profiler.models.layers import GatedDelta
 
-SCHEMA = 6
+SCHEMA = 7
+# What is timed. A change here makes old figures mean something else, and needs another SCHEMA with a reader for this.
+STEP_LAYERS = 12  # of the small Llama whose decode step is timed
+STEP_PRODUCTS = 7 * STEP_LAYERS + 1  # linear layers among its operators
+DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=4)
+DELTA_TOKENS = 512
 LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
 KEPT = 5  # calibrations, the last ones
 BETWEEN_NEEDS = 3  # of them, to tell how much processes differ
@@ -36,17 +42,86 @@ USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it t
 BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max}
 PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
 WORK_S = (  # fields that are seconds
-    *("call_s", "activation_s", "fresh_byte_s", "delta_flop_s", "convolutions", "attention", "products", "host_s"),
+    *("step_s", "elementwise_s", "fresh_byte_s", "delta_s", "convolutions", "attention"),
 )
 
 
+class LayerKernel(NamedTuple):
+    """What multiplies the weights of a linear layer: PyTorch's or bitsandbytes' kernel for a format, or our own."""
+
+    scheme: str
+    own: bool = False  # our matvec kernel, which decode steps use
+
+    def __str__(self) -> str:
+        return f"{self.scheme}, our kernel" if self.own else self.scheme
+
+
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """Of a linear layer at one number of tokens: ``bytes × byte_s + output features × row_s + call_s`` seconds."""
+class LayerCost:
+    """A linear layer at one number of tokens: ``bytes × byte_s + output features × row_s + call_s`` seconds."""
 
     byte_s: float
     row_s: float
     call_s: float
+
+    @property
+    def usual_s(self) -> float:
+        """Seconds of a usual layer."""
+        nbytes, rows, count = USUAL_LAYER
+        return nbytes * self.byte_s + rows * self.row_s + count * self.call_s
+
+    def divided(self, by: float) -> LayerCost:
+        """The same of a device that is ``by`` times as fast."""
+        return LayerCost(self.byte_s / by, self.row_s / by, self.call_s / by)
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """What linear layers take with one kernel."""
+
+    costs: Mapping[int, LayerCost]  # by tokens in the pass
+    head: Mapping[int, float] = field(default_factory=dict)  # how much longer an output head takes, likewise
+    start_s: float | None = None  # starting one from Python, on a GPU, which works meanwhile
+
+    @cached_property
+    def points(self) -> list[tuple[float, LayerCost]]:
+        """Costs with the logarithm of their tokens, sorted."""
+        return [(math.log(tokens), self.costs[tokens]) for tokens in sorted(self.costs)]
+
+    def seconds(self, tokens: float, nbytes: float, rows: float, count: float, head: bool = False) -> float:
+        """Seconds for ``count`` layers of ``nbytes`` and ``rows`` output features, all together.
+
+        Between measured numbers of tokens straight in logarithms; beyond the last in proportion to tokens: by then
+        arithmetic binds.
+        """
+
+        def at(cost: LayerCost, factor: float = 1.0) -> float:
+            return (nbytes * cost.byte_s + rows * cost.row_s) * factor + count * cost.call_s
+
+        longer = self._head(tokens) if head else 1.0
+        place = math.log(max(tokens, 1.0))
+        last_place, last = self.points[-1]
+        if place >= last_place:
+            return longer * at(last, math.exp(place - last_place))
+        for (left, low), (right, high) in pairwise(self.points):
+            if place <= right:
+                share = max(0.0, place - left) / (right - left)
+                return float(longer * at(low) ** (1 - share) * at(high) ** share)
+        return longer * at(last)
+
+    def _head(self, tokens: float) -> float:
+        """At the nearest number of tokens that was measured."""
+        if not self.head:
+            return 1.0
+        return self.head[min(self.head, key=lambda known: abs(math.log(known / max(tokens, 1.0))))]
+
+    def divided(self, by: float) -> LinearLayer:
+        """The same of a device that is ``by`` times as fast."""
+        costs = {tokens: cost.divided(by) for tokens, cost in self.costs.items()}
+        return replace(self, costs=costs, start_s=None if self.start_s is None else self.start_s / by)
+
+
+Layers = Mapping[LayerKernel, LinearLayer]
 
 
 @dataclass(frozen=True)
@@ -62,72 +137,38 @@ class Ceilings:
     read_bytes_s: float  # streaming, best kernel and thread count
     copy_bytes_s: float  # read and written bytes together
     flops: Mapping[str, float]  # matrix products, by dtype
-    # Rates.
-    graph_call_s: float | None  # what a GPU takes for one small operator of a step, however it is started
-    call_s: Mapping[str, float]  # one small operator, called from Python; by dtype, fp32 and the device's own
-    activation_s: Mapping[str, float]  # per byte that element-wise operators of a prefill read and write, likewise
+    # Rates: seconds as measured. What the operators behind them are, and how many, is for the predictor to say.
+    graph_step_s: float | None  # ``step_s`` as a CUDA graph, in the default dtype: what the GPU itself takes
+    step_s: Mapping[str, float]
+    """A decode step of the small Llama beyond its linear layers; by dtype, fp32 and the device's own."""
+    elementwise_s: Mapping[str, float]
+    """What element-wise operators of a prefill take per layer and byte of its hidden states, likewise."""
     fresh_byte_s: float  # per byte of memory that is mapped anew for a result
-    delta_flop_s: float  # per FLOP of a gated delta rule in a pass
+    delta_s: float  # a gated delta rule, ``DELTA``, over one sequence of ``DELTA_TOKENS``
     convolutions: Mapping[str, Mapping[str, float]]
     """Depthwise, by dtype: seconds per channel (``channel_s``), and more for each further sequence (``sequence_s``)
     and each token of a pass (``token_s``)."""
     attention: Mapping[str, Mapping[str, float]]
     """By dtype: ``step_byte_s`` per byte of K and V that a step appends to and reads, ``pass_flop_s`` in a pass, and
     where there is one ``own_byte_s`` per byte that a decode step of ours reads."""
-    products: Mapping[str, Mapping[str, Mapping[str, float]]]
-    """The ``Cost`` of a linear layer by format and by tokens in the pass (as text). ``fp32 rows`` (``rows_of``) are
-    those of the loops of our own decode step on a CPU."""
-    tall: Mapping[str, Mapping[str, float]]  # how much longer an output head takes than other layers, likewise
-    host_s: Mapping[str, float]  # a linear layer, started from Python; by format, of a GPU, which works meanwhile
+    layers: Layers
     how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads behind a figure
     runs: int = 1  # calibrations that it is made of
     between: Mapping[str, float] | None = None
     """By phase, how much processes that do the same differ, standard deviation ÷ median: as these calibrations do.
     ``None`` of fewer than three."""
 
-    @cached_property
-    def points(self) -> Mapping[str, list[tuple[float, Cost]]]:
-        """Costs by format, sorted: (log tokens, cost)."""
-        return {
-            scheme: sorted(
-                ((math.log(int(tokens)), Cost(**cost)) for tokens, cost in costs.items()), key=lambda point: point[0]
-            )
-            for scheme, costs in self.products.items()
-        }
+    def step(self, dtype: str) -> float:
+        """``step_s``; that of fp32 for a dtype that was not measured."""
+        return self.step_s.get(dtype, self.step_s["fp32"])
 
-    def call(self, dtype: str) -> float:
-        """Seconds of one small operator; fp32's for a dtype that was not measured."""
-        return self.call_s.get(dtype, self.call_s["fp32"])
+    def elementwise(self, dtype: str) -> float:
+        """``elementwise_s``, likewise."""
+        return self.elementwise_s.get(dtype, self.elementwise_s["fp32"])
 
-    def activation(self, dtype: str) -> float:
-        """Seconds per byte of element-wise operators, likewise."""
-        return self.activation_s.get(dtype, self.activation_s["fp32"])
-
-    def product_s(
-        self, scheme: str, tokens: float, nbytes: float, rows: float, count: float, head: bool = False
-    ) -> float | None:
-        """Seconds for ``count`` linear layers of ``nbytes`` and ``rows`` output features, all together.
-
-        Between measured numbers of tokens straight in logarithms; beyond the last in proportion to tokens: by then
-        arithmetic binds. ``None`` for a format not measured.
-        """
-        points = self.points.get(LIKE.get(scheme, scheme))
-        if not points:
-            return None
-
-        def at(cost: Cost, factor: float = 1.0) -> float:
-            return (nbytes * cost.byte_s + rows * cost.row_s) * factor + count * cost.call_s
-
-        longer = self._tall(scheme, tokens) if head else 1.0
-        place = math.log(max(tokens, 1.0))
-        last_place, last = points[-1]
-        if place >= last_place:
-            return longer * at(last, math.exp(place - last_place))
-        for (left, low), (right, high) in pairwise(points):
-            if place <= right:
-                share = max(0.0, place - left) / (right - left)
-                return float(longer * at(low) ** (1 - share) * at(high) ** share)
-        return longer * at(last)
+    def linear(self, scheme: str, own: bool = False) -> LinearLayer | None:
+        """Linear layers with weights in a format; ``None`` for one that was not measured."""
+        return self.layers.get(LayerKernel(LIKE.get(scheme, scheme), own))
 
     def running(self, share: float) -> Ceilings:
         """Of the same CPU where a quota lets the process run for this ``share`` of the time.
@@ -138,24 +179,14 @@ class Ceilings:
             return self
         slower = {name: _divided(getattr(self, name), share) for name in WORK_S}
         faster = {name: _divided(getattr(self, name), 1 / share) for name in BEST}
-        return replace(self, **slower, **faster)
-
-    def _tall(self, scheme: str, tokens: float) -> float:
-        """At the nearest number of tokens that was measured."""
-        known = self.tall.get(scheme)
-        if not known:
-            return 1.0
-        return known[min(known, key=lambda name: abs(math.log(int(name) / max(tokens, 1.0))))]
+        return replace(
+            self, **slower, **faster, layers={name: each.divided(share) for name, each in self.layers.items()}
+        )
 
 
 def _divided(value: Any, by: float) -> Any:
     """A number, or each of a mapping."""
     return {name: _divided(each, by) for name, each in value.items()} if isinstance(value, Mapping) else value / by
-
-
-def rows_of(scheme: str) -> str:
-    """What products of this format are called where loops of ours multiply."""
-    return f"{scheme} rows"
 
 
 def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> str:
@@ -194,41 +225,27 @@ def _runs(path: Path, mark: str) -> list[Ceilings]:
     except ProfileError:
         return []
     known = contents if isinstance(contents, list) else []
-    found = [_readable(content) for content in known if isinstance(content, dict)]
+    found = [parse(content) for content in known if isinstance(content, dict)]
     return [one for one in found if one is not None and one.fingerprint == mark]
-
-
-def _readable(content: Mapping[str, Any]) -> Ceilings | None:
-    """``parse`` of a file that anything may have written: ``None`` too where a part is of another shape."""
-    try:
-        found = parse(content)
-        by_tokens = () if found is None else (*found.products.values(), *found.tall.values())
-        if not all(map(_counts_tokens, by_tokens)):
-            return None
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return found
-
-
-def _counts_tokens(by_tokens: Mapping[str, Any]) -> bool:
-    return all(int(name) > 0 for name in by_tokens)
 
 
 def together(found: Sequence[Ceilings]) -> Ceilings:
     """Several calibrations of one device, the newest last: of ceilings the best, of rates the median.
 
-    Costs of products belong together: those of the run in which a usual layer takes the median.
+    Costs of linear layers belong together: those of the run in which a usual layer takes the median.
     """
     newest = found[-1]
 
     def middle(name: str) -> Any:
         return _combined([getattr(one, name) for one in found], BEST.get(name, statistics.median))
 
-    own = ("title", "fingerprint", "measured_at", "seconds", "products", "how", "runs", "between")
+    own = ("title", "fingerprint", "measured_at", "seconds", "layers", "how", "runs", "between")
     return replace(
         newest,
         **{name: middle(name) for name in Ceilings.__dataclass_fields__ if name not in own},
-        products=_usual([one.products for one in found]),
+        layers={
+            kernel: _usual([one.layers[kernel] for one in found if kernel in one.layers]) for kernel in newest.layers
+        },
         how=max(found, key=lambda one: one.read_bytes_s).how,
         runs=len(found),
         between=_between(found),
@@ -241,18 +258,17 @@ def _between(found: Sequence[Ceilings]) -> dict[str, float] | None:
     Of one token for decode; for prefill of the most tokens that all formats were measured with. ``None`` where
     fewer than ``BETWEEN_NEEDS`` calibrations have a format in common.
     """
-    schemes = {
-        name for name in set.intersection(*(set(one.products) for one in found)) if not name.endswith(rows_of(""))
-    }
-    tokens = [set(one.products[scheme]) for one in found for scheme in schemes]
-    if len(found) < BETWEEN_NEEDS or not tokens or not (several := set.intersection(*tokens)):
+    several = [name for name in set.intersection(*(set(one.layers) for one in found)) if not name.own]
+    costs = [[one.layers[name].costs for one in found] for name in several]
+    tokens = [set(each) for of_format in costs for each in of_format]
+    if len(found) < BETWEEN_NEEDS or not tokens or not (common := set.intersection(*tokens)):
         return None
 
-    def spread(tokens: str) -> float:
-        taken = ([_usual_s(one.products[scheme][tokens]) for one in found] for scheme in schemes)
+    def spread(tokens: int) -> float:
+        taken = ([each[tokens].usual_s for each in of_format] for of_format in costs)
         return statistics.median([statistics.stdev(map(math.log, each)) for each in taken if min(each) > 0] or [0.0])
 
-    return {"prefill": spread(max(several, key=int)), "decode": spread(min(several, key=int))}
+    return {"prefill": spread(max(common)), "decode": spread(min(common))}
 
 
 def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -> Any:
@@ -263,22 +279,19 @@ def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -
     return rule(known) if known else None
 
 
-def _usual_s(cost: Mapping[str, float]) -> float:
-    """Seconds of a usual layer."""
-    return sum(a * b for a, b in zip(USUAL_LAYER, (cost["byte_s"], cost["row_s"], cost["call_s"]), strict=True))
+def _usual(found: Sequence[LinearLayer]) -> LinearLayer:
+    """Several measurements with one kernel, the newest last."""
 
+    def middle(costs: list[LayerCost]) -> LayerCost:
+        return sorted(costs, key=lambda cost: cost.usual_s)[(len(costs) - 1) // 2]
 
-def _usual(found: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]]) -> dict[str, dict[str, Any]]:
-    def middle(costs: list[Mapping[str, float]]) -> Mapping[str, float]:
-        return sorted(costs, key=_usual_s)[(len(costs) - 1) // 2]
-
-    return {
-        scheme: {
-            tokens: middle([each[scheme][tokens] for each in found if tokens in each.get(scheme, {})])
-            for tokens in costs
-        }
-        for scheme, costs in found[-1].items()
-    }
+    last = found[-1]
+    starts = [each.start_s for each in found if each.start_s is not None]
+    return LinearLayer(
+        costs={n: middle([each.costs[n] for each in found if n in each.costs]) for n in last.costs},
+        head=_combined([each.head for each in found], statistics.median),
+        start_s=statistics.median(starts) if starts and last.start_s is not None else None,
+    )
 
 
 def save(ceilings: Ceilings, fresh: bool = False) -> Path:
@@ -286,7 +299,7 @@ def save(ceilings: Ceilings, fresh: bool = False) -> Path:
     path = folder() / f"{ceilings.fingerprint}.json"
     runs = [*([] if fresh else _runs(path, ceilings.fingerprint)), ceilings][-KEPT:]
     with _keeping(path):
-        files.write(path, json.dumps([{"schema": SCHEMA} | asdict(one) for one in runs], indent=1))
+        files.write(path, json.dumps([to_json(one) for one in runs], indent=1))
     return path
 
 
@@ -307,29 +320,89 @@ def _keeping(path: Path) -> Iterator[None]:
         raise ProfileError(f"cannot keep the ceilings: {why}", "PROFILER_STORE names another folder.") from None
 
 
+def to_json(ceilings: Ceilings) -> dict[str, Any]:
+    """One calibration as it is stored, which ``parse`` reads."""
+    known = {one.name: getattr(ceilings, one.name) for one in fields(ceilings) if one.name not in DERIVED}
+    return {"schema": SCHEMA} | known | {"layers": layers_json(ceilings.layers)}
+
+
+def layers_json(layers: Layers) -> list[dict[str, Any]]:
+    """One record a kernel."""
+    return [kernel._asdict() | asdict(layer) for kernel, layer in layers.items()]
+
+
 def parse(content: Mapping[str, Any]) -> Ceilings | None:
-    """One stored calibration; ``None`` if a newer or older profiler wrote it, or a figure cannot be."""
+    """One stored calibration; ``None`` if no profiler that we know of wrote it, or a figure cannot be."""
+    try:
+        version = content.get("schema")
+        if version == 6:
+            return _parse(_from_6(content))
+        return _parse(content) if version == SCHEMA else None
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+# What version 6 divided what it measured by: operators of the step, those without its linear layers, tensors of the
+# hidden width that a layer's operators read and write, FLOPs of the gated delta rule.
+COUNTS_6 = {"step": 12 * 48 + 30, "graph_step": 12 * 48 + 30 - 85, "elementwise": 75, "delta": 671_088_640}
+OWN_6 = " rows"  # ended the name of a format that our own kernel multiplied
+
+
+def _from_6(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures as they were measured, and names of formats taken apart."""
+    new = {"schema": SCHEMA, **content}
+    costs, head, starts = new.pop("products"), new.pop("tall"), new.pop("host_s")
+    graph_call_s = new.pop("graph_call_s")
+    return new | {
+        "step_s": {dtype: value * COUNTS_6["step"] for dtype, value in new.pop("call_s").items()},
+        "graph_step_s": None if graph_call_s is None else graph_call_s * COUNTS_6["graph_step"],
+        "elementwise_s": {d: value * COUNTS_6["elementwise"] for d, value in new.pop("activation_s").items()},
+        "delta_s": new.pop("delta_flop_s") * COUNTS_6["delta"],
+        "layers": [
+            {
+                "scheme": name.removesuffix(OWN_6),
+                "own": name.endswith(OWN_6),
+                "costs": by_tokens,
+                "head": head.get(name, {}),
+                "start_s": starts.get(name),
+            }
+            for name, by_tokens in costs.items()
+        ],
+    }
+
+
+def _parse(content: Mapping[str, Any]) -> Ceilings | None:
     known = {name: value for name, value in content.items() if name not in ("schema", *DERIVED)}
-    if content.get("schema") != SCHEMA or set(known) != set(Ceilings.__dataclass_fields__) - set(DERIVED):
-        return None
-    by_dtype = ("call_s", "activation_s")
-    rates = (*by_dtype, "flops", "attention", "tall", "host_s")
-    if not all(isinstance(known[name], Mapping) for name in (*rates, "convolutions", "products", "how")):
-        return None
+    by_dtype = ("step_s", "elementwise_s")
     if not all("fp32" in known[name] for name in by_dtype):
         return None
-    costs = [cost for tokens in known["products"].values() for cost in tokens.values()]
-    if any(set(cost) != set(Cost.__dataclass_fields__) for cost in costs):
+    layers = {LayerKernel(each["scheme"], each["own"]): _layer(each) for each in known["layers"]}
+    positive = [known[name] for name in ("read_bytes_s", "copy_bytes_s", "delta_s", "seconds")]
+    positive += [value for name in (*by_dtype, "flops", "attention") for value in _leaves(known[name])]
+    positive += [value for layer in layers.values() for value in layer.head.values()]
+    positive += [
+        value for value in (known["graph_step_s"], *(layer.start_s for layer in layers.values())) if value is not None
+    ]
+    others = [known["process_bytes"], known["fresh_byte_s"], *_leaves(known["convolutions"])]
+    others += [value for layer in layers.values() for cost in layer.costs.values() for value in asdict(cost).values()]
+    numbers = all(map(_is_number, (*positive, *others)))
+    if not numbers or min(positive) <= 0 or min(others) < 0 or not isinstance(known["how"], Mapping):
         return None
-    positive = [known[name] for name in ("read_bytes_s", "copy_bytes_s", "delta_flop_s", "seconds")]
-    positive += [value for name in rates for value in _leaves(known[name])]
-    if not all(_is_number(value) and value > 0 for value in positive):
-        return None
-    others = [known["process_bytes"], known["fresh_byte_s"]]
-    others += [*_leaves(known["products"]), *_leaves(known["convolutions"])]
-    if not all(_is_number(value) and value >= 0 for value in others):
-        return None
-    return Ceilings(**known)
+    return Ceilings(**known | {"layers": layers})
+
+
+def _layer(record: Mapping[str, Any]) -> LinearLayer:
+    """ValueError, KeyError, TypeError or AttributeError for anything but a record of ``layers_json``."""
+    costs = {int(tokens): LayerCost(**cost) for tokens, cost in record["costs"].items()}
+    head = {int(tokens): factor for tokens, factor in record["head"].items()}
+    if (
+        not isinstance(record["scheme"], str)
+        or not isinstance(record["own"], bool)
+        or not costs
+        or min(*costs, *head, 1) < 1
+    ):
+        raise ValueError("no linear layer")
+    return LinearLayer(costs, head, record["start_s"])
 
 
 def _leaves(tree: Mapping[str, Any]) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from profiler import devices
 from profiler.backends.hf import linear_layers, microbenchmark, synthetic
 from profiler.backends.hf.linear_layers import Stopwatch
 from profiler.commands import calibrate
-from profiler.devices.calibration import Ceilings
+from profiler.cost.engines.transformers import COUNTS
+from profiler.devices.calibration import Ceilings, LayerKernel
 
-GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "CALL_S": 0.005, "CALL_ROUNDS": 1, "CONV_CHANNELS": 16, "PASS_S": 0.005,
+GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "STEP_S": 0.005, "STEP_ROUNDS": 1, "CONV_CHANNELS": 16, "PASS_S": 0.005,
          "PASS_ROUNDS": 1, "PASS_TOKENS": {"cpu": 64}, "PEAK": {"cpu": (64, 2048, 2048)}}  # fmt: skip
 PRODUCTS = {
     "RATE_S": 0.005,
@@ -42,16 +44,16 @@ def test_everything_that_is_measured_is_believed_by_its_reader() -> None:
     found = microbenchmark.Microbenchmark("cpu").all() | {"seconds": 1.0}
     known = calibrate._ceilings(devices.find("cpu"), json.dumps(found))
     assert isinstance(known, Ceilings)
-    assert {"fp32", "bf16", "fp16"} <= set(known.products)
-    assert set(known.products["fp32"]) == {"1", "16"}
-    assert set(known.tall["fp32"]) == {"1", "16"}
+    assert {LayerKernel("fp32"), LayerKernel("bf16"), LayerKernel("fp16")} <= set(known.layers)
+    assert set(known.layers[LayerKernel("fp32")].costs) == {1, 16}
+    assert set(known.layers[LayerKernel("fp32")].head) == {1, 16}
     assert set(known.attention) == {"fp32", "bf16", "fp16"}
-    assert known.graph_call_s is None
+    assert known.graph_step_s is None
     own = {"fp32", devices.find("cpu").default_dtype}
-    assert set(known.call_s) == set(known.activation_s) == own
-    assert all(1e-7 < value < 1e-3 for value in known.call_s.values())
-    assert all(1e-13 <= value < 1e-6 for value in known.activation_s.values())  # a busy machine is slow at it
-    assert 1e-13 < known.delta_flop_s < 1e-7
+    assert set(known.step_s) == set(known.elementwise_s) == own
+    assert all(1e-7 < COUNTS.call_s(known, dtype) < 1e-3 for dtype in own)
+    assert all(0.99e-14 < COUNTS.activation_s(known, dtype) < 1e-6 for dtype in own)  # a busy machine is slow at it
+    assert 1e-4 < known.delta_s < 10
     assert known.process_bytes > 100 * 2**20
     assert torch.get_num_threads() == 1
 
@@ -62,23 +64,22 @@ def test_a_run_is_told_by_its_fastest_and_its_usual_time() -> None:
 
 
 def test_several_tokens_take_no_less_than_one() -> None:
-    found, _, _ = linear_layers.LinearLayers(Stopwatch(torch.device("cpu"))).all()
-    one, many = (sum(found["fp32"][tokens].values()) for tokens in ("1", "16"))
+    found = linear_layers.LinearLayers(Stopwatch(torch.device("cpu"))).all()
+    one, many = (found[LayerKernel("fp32")].costs[tokens].usual_s for tokens in (1, 16))
     assert many > 0.3 * one
 
 
 def test_costs_are_found_again() -> None:
     shapes = [(16e6, 2048), (4e6, 2048), (2.6e5, 256)]
-    costs = {"byte_s": 4e-11, "row_s": 6e-8, "call_s": 2e-6}
     points = [(size, rows, size * 4e-11 + rows * 6e-8 + 2e-6) for size, rows in shapes]
-    assert linear_layers.solve(points) == pytest.approx(costs)
+    assert astuple(linear_layers.solve(points)) == pytest.approx((4e-11, 6e-8, 2e-6))
 
 
 def test_no_cost_is_negative() -> None:
     """A small layer that takes less than in proportion would need a negative cost of a call."""
     costs = linear_layers.solve([(16e6, 2048, 1e-3), (4e6, 2048, 0.3e-3), (2.6e5, 256, 1e-6)])
-    assert min(costs.values()) == 0.0
-    assert costs["byte_s"] > 0
+    assert min(astuple(costs)) == 0.0
+    assert costs.byte_s > 0
 
 
 def test_a_pool_is_no_longer_in_the_caches_when_it_starts_again() -> None:
@@ -86,7 +87,9 @@ def test_a_pool_is_no_longer_in_the_caches_when_it_starts_again() -> None:
     assert linear_layers.past_caches(200, 128, 1024) == 300
     assert linear_layers.past_caches(4000, 128, 1024) == 1024
     found = linear_layers.LinearLayers(Stopwatch(torch.device("cpu")), cache_bytes=2 * 2**20)
-    layers = next(one for one in found._formats() if one.name == "fp32").pool((256, 256), found.pool_bytes)
+    layers = next(one for one in found._formats() if one.kernel == LayerKernel("fp32")).pool(
+        (256, 256), found.pool_bytes
+    )
     together = {layer.keywords["weight"].data_ptr() for layer in layers}  # type: ignore[attr-defined]
     assert len(together) == 12  # 3 MiB of 256 KiB each
 

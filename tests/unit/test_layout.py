@@ -246,6 +246,11 @@ PARSE_THEMSELVES = {  # beside ``foreign``, and why
 }
 
 
+def test_a_calibration_stores_nothing_that_the_predictor_counts() -> None:
+    for name in ("backends.hf.microbenchmark", "backends.hf.linear_layers", "devices.calibration"):
+        assert "cost" not in ours(name), name
+
+
 def test_files_of_others_are_parsed_within_the_budget() -> None:
     """By ``profiler.foreign``: a parser of the standard library takes whatever memory and time a file asks for."""
     found = {

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from profiler import devices, registry
 from profiler.backends.hf.load import DTYPES
-from profiler.devices.calibration import rows_of
+from profiler.devices.calibration import LayerCost, LayerKernel, Layers, LinearLayer
 from profiler.kernels import cuda, native
 from profiler.models.layers import Weight
 from profiler.quants.base import Quant
@@ -61,7 +61,6 @@ Product = tuple[Callable[[], object], int]
 K = TypeVar("K")
 RATE_S = 0.04  # a rate is the median of runs that take so long
 ROUNDS = 3  # and that of so many turns
-Costs = dict[str, dict[str, dict[str, float]]]  # by format and tokens (as text): the fields of ``ceilings.Cost``
 
 
 def _replay(graph: torch.cuda.CUDAGraph, run: object) -> None:
@@ -148,19 +147,19 @@ class Format(NamedTuple):
     pool: Callable[[Shape, int], list[TimedLayer]]
     repacks: bool
     captured: bool = False  # in a CUDA graph: LLM.int8() looks for outlying features on the host
-    rows: bool = False  # by the loops of our own decode step
+    own: bool = False  # by the kernels of our own decode step
 
     @property
-    def name(self) -> str:
+    def kernel(self) -> LayerKernel:
         """What its costs are kept under."""
-        return rows_of(self.scheme) if self.rows else self.scheme
+        return LayerKernel(self.scheme, self.own)
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Numbers of tokens that it is measured with."""
         return (
             ROW_TOKENS["cuda" if self.captured else "cpu"]
-            if self.rows
+            if self.own
             else (*TOKENS, *MORE_TOKENS.get(self.scheme, ()))
         )
 
@@ -169,9 +168,9 @@ class Format(NamedTuple):
         quant: Quant = registry.load("quants", self.scheme, "quantization").QUANT
         return quant.weight_bytes(Weight("linear", shape), quant.dtype or "fp32", self.repacks)
 
-    def usual_s(self, cost: Mapping[str, float], shape: Shape) -> float:
+    def usual_s(self, cost: LayerCost, shape: Shape) -> float:
         """Seconds of a layer of ``shape`` by what others cost."""
-        return self.nbytes(shape) * cost["byte_s"] + shape[0] * cost["row_s"] + cost["call_s"]
+        return self.nbytes(shape) * cost.byte_s + shape[0] * cost.row_s + cost.call_s
 
 
 class LinearLayers:
@@ -181,34 +180,34 @@ class LinearLayers:
         self.watch, self.device, self.cuda = watch, watch.device, watch.device.type == "cuda"
         self.pool_bytes = past_caches(cache_bytes, POOL_BYTES, POOL_MOST)
 
-    def all(self) -> tuple[Costs, dict[str, dict[str, float]], dict[str, float]]:
-        """Costs of linear layers by format and tokens; how much longer than that an output head takes; and what
+    def all(self) -> Layers:
+        """What linear layers cost by kernel and tokens; how much longer than that an output head takes; and what
         starting a layer takes, which a GPU does not wait for.
         """
         formats = list(self._formats())
         runs = {
-            (one.name, shape, tokens): self._product(one, layers, shape, tokens)
+            (one.kernel, shape, tokens): self._product(one, layers, shape, tokens)
             for one in formats
             for shape, layers in self._pools(one)
             for tokens in (tuple(n for n in one.tokens if n in TALL_TOKENS) if shape == TALL else one.tokens)
         }
-        starts = {one.name: runs[one.name, self._shapes(one)[-1], 1] for one in formats} if self.cuda else {}
-        within = {one.name for one in formats if one.captured}
+        within = {one.kernel for one in formats if one.captured}
         seconds = self._rounds(
             {key: (self.watch.captured(run), many) if key[0] in within else (run, many)
              for key, (run, many) in runs.items()}
         )  # fmt: skip
-        found: Costs = {one.name: {} for one in formats}
-        tall: dict[str, dict[str, float]] = {one.name: {} for one in formats}
+        starts = {one.kernel: runs[one.kernel, self._shapes(one)[-1], 1] for one in formats} if self.cuda else {}
+        start_s = self._rounds(starts)
+        found = {}
         for one in formats:
+            costs, head = {}, {}
             for tokens in one.tokens:
-                shapes = self._shapes(one)
-                points = [(one.nbytes(shape), shape[0], seconds[one.name, shape, tokens]) for shape in shapes]
-                cost = found[one.name][str(tokens)] = solve(points)
-                if (one.name, TALL, tokens) in seconds:
-                    taken = seconds[one.name, TALL, tokens]
-                    tall[one.name][str(tokens)] = taken / one.usual_s(cost, TALL)
-        return found, tall, self._rounds(starts)
+                timed = [(shape, seconds[one.kernel, shape, tokens]) for shape in self._shapes(one)]
+                costs[tokens] = solve([(one.nbytes(shape), shape[0], taken) for shape, taken in timed])
+                if (taken := seconds.get((one.kernel, TALL, tokens))) is not None:
+                    head[tokens] = taken / one.usual_s(costs[tokens], TALL)
+            found[one.kernel] = LinearLayer(costs, head, start_s.get(one.kernel))
+        return found
 
     def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
         """Seconds of one layer each. All take their turn several times: what a slower minute does, it does to all."""
@@ -235,12 +234,12 @@ class LinearLayers:
         return run, many
 
     def _pools(self, one: Format) -> Iterator[tuple[Shape, list[TimedLayer]]]:
-        tall = (TALL,) if one.scheme in DTYPES and not (one.rows and self.cuda) else ()
+        tall = (TALL,) if one.scheme in DTYPES and not (one.own and self.cuda) else ()
         for shape in (*self._shapes(one), *tall):
             yield shape, one.pool(shape, self.pool_bytes)
 
     def _shapes(self, one: Format) -> tuple[Shape, Shape, Shape]:
-        return ROW_SHAPES if one.rows and self.cuda else SHAPES[self.device.type]
+        return ROW_SHAPES if one.own and self.cuda else SHAPES[self.device.type]
 
     def _rows(self) -> Iterator[Format]:
         """The same as our own decode step multiplies them."""
@@ -260,14 +259,14 @@ class LinearLayers:
 
         if self.cuda:
             if cuda.missing() is None:
-                yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, captured=True, rows=True)
+                yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, captured=True, own=True)
             return
         if native.missing() is not None:
             return
-        yield Format("fp32", torch.float32, pool_of(torch.float32), repacks=False, rows=True)
-        yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, rows=True)
-        own = DTYPES[devices.find(str(self.device)).default_dtype]
-        yield Format("int8", own, pool_of(torch.int8), repacks=False, rows=True)
+        yield Format("fp32", torch.float32, pool_of(torch.float32), repacks=False, own=True)
+        yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, own=True)
+        usual = DTYPES[devices.find(str(self.device)).default_dtype]
+        yield Format("int8", usual, pool_of(torch.int8), repacks=False, own=True)
 
     def _formats(self) -> Iterator[Format]:
         """Those that can be measured here."""
@@ -330,7 +329,7 @@ def past_caches(cache_bytes: int, least: int, most: int) -> int:
     return max(least, min(round(PAST_CACHES * cache_bytes), most))
 
 
-def solve(points: Sequence[tuple[float, int, float]]) -> dict[str, float]:
+def solve(points: Sequence[tuple[float, int, float]]) -> LayerCost:
     """Costs per byte, output feature and call, none below 0, from (bytes, output features, seconds) of three shapes.
 
     The fullest set of costs that all come out positive, by relative error: a shape may take less than the sum of what
@@ -348,4 +347,4 @@ def solve(points: Sequence[tuple[float, int, float]]) -> dict[str, float]:
                 best, error = [0.0, 0.0, 0.0], miss
                 for index, value in zip(chosen, costs.flatten().tolist(), strict=True):
                     best[index] = value
-    return dict(zip(("byte_s", "row_s", "call_s"), best, strict=True))
+    return LayerCost(*best)

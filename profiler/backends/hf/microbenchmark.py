@@ -26,11 +26,10 @@ from profiler import devices
 from profiler.backends.hf.linear_layers import POOL_BYTES, POOL_MOST, RATE_S, LinearLayers, Stopwatch, past_caches
 from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.synthetic import log_decays
-from profiler.cost.engines.transformers import ELEMENTWISE, LAYER_CALLS, OUTSIDE_CALLS
 from profiler.devices.allowance import last_cache_bytes
+from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_LAYERS, layers_json
 from profiler.devices.cpu import process_bytes
 from profiler.kernels import cuda, native
-from profiler.models.layers import IDEAL, GatedDelta
 
 # By kind of device: a GPU is only busy with more than fits a CPU's minute.
 PEAK = {"cpu": (1024, 2048, 2048), "cuda": (8192, 8192, 8192)}  # tokens, output and input features
@@ -39,18 +38,16 @@ READ_MOST = 4 * 1024**3
 CACHES_IN_FREE = 24  # caches are taken for no larger than this part of free memory: several pools lie side by side
 FRESH_BYTES = 48 * 1024**2  # of a result that is too large for the heap
 LOOP_S = 0.15  # a ceiling is the best of so many seconds
-CALL_S, CALL_ROUNDS = 0.1, 5
-CALL_MODEL = {  # small, so that its products take no longer than the rest; its weights exceed the caches
-    "num_hidden_layers": 12,
+STEP_S, STEP_ROUNDS = 0.1, 5
+STEP_MODEL = {  # small, so that its products take no longer than the rest; its weights exceed the caches
+    "num_hidden_layers": STEP_LAYERS,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "vocab_size": 64,
 }
-CALL_HIDDEN = {"cpu": 512, "cuda": 2048}  # on a GPU what an operator takes grows slowly with it
-CALL_INNER = 2  # times as wide
-CALL_OPERATORS = CALL_MODEL["num_hidden_layers"] * LAYER_CALLS["llama"] + OUTSIDE_CALLS
-CALL_PRODUCTS = 7 * CALL_MODEL["num_hidden_layers"] + 1  # linear layers among them
-CALL_DEPTH = 64
+STEP_HIDDEN = {"cpu": 512, "cuda": 2048}  # on a GPU what an operator takes grows slowly with it
+STEP_INNER = 2  # times as wide
+STEP_MODEL_DEPTH = 64
 PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise operators and nothing else
     "num_hidden_layers": 2,
     "vocab_size": 64,
@@ -58,9 +55,8 @@ PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise ope
 PASS_HIDDEN = {"cpu": 1024, "cuda": 4096}
 PASS_INNER = 3  # times as wide
 PASS_S, PASS_ROUNDS = 0.3, 3
-LEAST_BYTE_S = 1e-14
+LEAST_ELEMENTWISE_S = 7.5e-13  # a noisy difference may come out at or below 0
 CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 6144, 4, 512
-DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=CONV_WIDTH)
 DELTA_BATCH = {"cpu": 1, "cuda": 16}
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
 STEP_DEPTH = {"cpu": 2048, "cuda": 65536}
@@ -105,26 +101,24 @@ class Microbenchmark:
             before = self.ceilings()
             attention = {name: self.attention(dtype) for name, dtype in DTYPES.items()}
             rates = {
-                "call_s": {name: self.call(DTYPES[name]) for name in self.own},
-                "graph_call_s": self.graph_call(DTYPES[self.here.default_dtype]) if self.cuda else None,
+                "step_s": {name: self.step(DTYPES[name]) for name in self.own},
+                "graph_step_s": self.graph_step(DTYPES[self.here.default_dtype]) if self.cuda else None,
                 "convolutions": {name: self.convolution(dtype) for name, dtype in DTYPES.items()},
                 "attention": attention,
-                "activation_s": {
-                    name: self.activations(DTYPES[name], attention[name]["pass_flop_s"]) for name in self.own
+                "elementwise_s": {
+                    name: self.elementwise(DTYPES[name], attention[name]["pass_flop_s"]) for name in self.own
                 },
-                "delta_flop_s": self.delta(),
+                "delta_s": self.delta(),
                 "fresh_byte_s": 0.0 if self.cuda else self.fresh(),
             }
-            products, tall, host_s = LinearLayers(self.watch, self.cache_bytes).all()
+            layers = LinearLayers(self.watch, self.cache_bytes).all()
             after = self.ceilings()  # clocks rise and fall over minutes
         return rates | {
             "process_bytes": idle,
             "read_bytes_s": max(before.read_bytes_s, after.read_bytes_s),
             "copy_bytes_s": max(before.copy_bytes_s, after.copy_bytes_s),
             "flops": {name: max(value, after.flops[name]) for name, value in before.flops.items()},
-            "products": products,
-            "tall": tall,
-            "host_s": host_s,
+            "layers": layers_json(layers),
             "how": {"read": max(before, after, key=lambda best: best.read_bytes_s).reader},
         }
 
@@ -181,25 +175,25 @@ class Microbenchmark:
         seconds = self.watch.time(lambda: functional.linear(left, right), LOOP_S).best
         return 2 * tokens * rows * columns / seconds
 
-    def call(self, dtype: torch.dtype) -> float:
-        """Seconds of one operator of a decoder layer, as transformers calls it in a step.
+    def step(self, dtype: torch.dtype) -> float:
+        """Seconds of a small Llama's decode step, as transformers runs it, beyond its linear layers.
 
-        In a loop of its own an operator takes a third of that: neither the Python between operators is in it, nor
-        that a product in between has taken the caches.
+        Timed alone in a loop, an operator takes a third of its part of that: the loop leaves out the Python between
+        operators, and no linear layer evicts the caches in between.
         """
-        return self.between_products(self._call_sizes(), dtype, 1, CALL_S, CALL_ROUNDS) / CALL_OPERATORS
+        return self.between_products(self._step_sizes(), dtype, 1, STEP_S, STEP_ROUNDS)
 
-    def graph_call(self, dtype: torch.dtype) -> float:
-        """The same of what the device itself takes: the step as a CUDA graph."""
-        found = self.between_products(self._call_sizes(), dtype, 1, CALL_S, CALL_ROUNDS, self.watch.captured)
-        return found / (CALL_OPERATORS - CALL_PRODUCTS)
+    def graph_step(self, dtype: torch.dtype) -> float:
+        """The same as a CUDA graph: what the device itself takes."""
+        return self.between_products(self._step_sizes(), dtype, 1, STEP_S, STEP_ROUNDS, self.watch.captured)
 
-    def _call_sizes(self) -> dict[str, int]:
-        hidden = CALL_HIDDEN[self.device.type]
-        return CALL_MODEL | {"hidden_size": hidden, "intermediate_size": CALL_INNER * hidden}
+    def _step_sizes(self) -> dict[str, int]:
+        hidden = STEP_HIDDEN[self.device.type]
+        return STEP_MODEL | {"hidden_size": hidden, "intermediate_size": STEP_INNER * hidden}
 
-    def activations(self, dtype: torch.dtype, attention_flop_s: float) -> float:
-        """Seconds per byte that element-wise operators of a prefill touch, between products as in a model."""
+    def elementwise(self, dtype: torch.dtype, attention_flop_s: float) -> float:
+        """Seconds that element-wise operators of a prefill take, between products as in a model: per layer and byte
+        of its hidden states."""
         layers, hidden = PASS_MODEL["num_hidden_layers"], PASS_HIDDEN[self.device.type]
         tokens = PASS_TOKENS[self.device.type]
         heads = {
@@ -210,7 +204,7 @@ class Microbenchmark:
         attention = 4 * layers * hidden * tokens**2 * attention_flop_s
         attention /= 2 if self.cuda else 1  # there a first pass needs no mask and skips what is to come
         seconds = self.between_products(sizes, dtype, tokens, PASS_S, PASS_ROUNDS) - attention
-        return max(LEAST_BYTE_S, seconds / (layers * ELEMENTWISE * hidden * tokens * dtype.itemsize))
+        return max(LEAST_ELEMENTWISE_S, seconds / (layers * hidden * tokens * dtype.itemsize))
 
     def between_products(
         self,
@@ -233,7 +227,9 @@ class Microbenchmark:
         }
         ids = torch.ones(1, tokens, dtype=torch.long, device=self.device)
         cache = DynamicCache(config=model.config)
-        model(input_ids=ids.expand(-1, CALL_DEPTH) if tokens == 1 else ids, past_key_values=cache, use_cache=True)
+        model(
+            input_ids=ids.expand(-1, STEP_MODEL_DEPTH) if tokens == 1 else ids, past_key_values=cache, use_cache=True
+        )
         filled = [(layer.keys, layer.values) for layer in cache.layers]
 
         def step() -> None:
@@ -269,10 +265,10 @@ class Microbenchmark:
         return {"channel_s": one, "sequence_s": further, "token_s": token}
 
     def delta(self) -> float:
-        """Seconds per FLOP of the gated delta rule in a prefill pass, by chunks as transformers computes it."""
+        """Seconds of the gated delta rule over one sequence, by chunks as transformers computes it."""
         from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
-        tokens, batch = PASS_TOKENS["cpu"], DELTA_BATCH[self.device.type]
+        tokens, batch = DELTA_TOKENS, DELTA_BATCH[self.device.type]
 
         def random(*more: int) -> torch.Tensor:
             return torch.randn(batch, tokens, DELTA.value_heads, *more, device=self.device)
@@ -285,7 +281,7 @@ class Microbenchmark:
             torch_chunk_gated_delta_rule(query, key, value, decay, beta,
                                          output_final_state=True, use_qk_l2norm_in_kernel=True)  # fmt: skip
 
-        return self.watch.time(run, LOOP_S).median / (batch * DELTA.prefill_flops(tokens, tokens, IDEAL))
+        return self.watch.time(run, LOOP_S).median / batch
 
     def attention(self, dtype: torch.dtype) -> dict[str, float]:
         """Of a growing cache: seconds per byte of K and V in a decode step, and per FLOP in a masked prefill pass."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from profiler.case import Source
+from profiler.cost.calibrated import Counts
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Storage
@@ -95,6 +96,7 @@ class Engine(Protocol):
     default_quant: str
     default_kv: str
     makers: frozenset[str]  # whose devices ``memory`` treats apart from all others
+    counts: Counts | None  # of an engine whose kernels `profile calibrate` times
 
     @property
     def quants(self) -> Sequence[str]:

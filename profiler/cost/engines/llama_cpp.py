@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from profiler.cost import gguf_mix
+from profiler.cost.calibrated import Counts
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
@@ -63,6 +64,7 @@ class LlamaCpp:
     default_quant = "q4_k_m"
     default_kv = "f16"
     makers = frozenset(CONTEXT) - {"other"}
+    counts: Counts | None = None
     quants = tuple(gguf_mix.MIXES)
 
     def check(self, quant: str) -> str:

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from profiler import decode_path, registry
 from profiler.case import prefill_chunk
+from profiler.cost.calibrated import Counts
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
@@ -27,6 +28,7 @@ from profiler.cost.rates import UNPACKED
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, Manner
 from profiler.decode_path import EAGER, GRAPH, STATIC
+from profiler.devices.calibration import STEP_LAYERS
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
@@ -57,6 +59,7 @@ OUTSIDE_CALLS = 30.0  # of the layers
 ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
 )
+COUNTS = Counts(STEP_LAYERS * LAYER_CALLS["llama"] + OUTSIDE_CALLS, ELEMENTWISE, GROWING_TOUCHES)
 DELTA_TENSORS = 24  # seen: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
 EAGER_STATE_TOUCHES = 20.0  # times that the element-wise operators of a shipped step read or write a recurrent state
 SCORE_BYTES = 4
@@ -87,6 +90,7 @@ class Transformers:
     default_quant = "bf16"
     default_kv = "the compute dtype"
     makers = frozenset(PROCESS) - {"other"}
+    counts: Counts | None = COUNTS
 
     @property
     def quants(self) -> tuple[str, ...]:

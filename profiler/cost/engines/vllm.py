@@ -14,6 +14,7 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 
 from __future__ import annotations
 
+from profiler.cost.calibrated import Counts
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
@@ -61,6 +62,7 @@ class Vllm:
     default_quant = "bf16"
     default_kv = "auto"
     makers: frozenset[str] = frozenset()
+    counts: Counts | None = None
     quants = (*BYTES, *PACKED)
 
     def check(self, quant: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from fakes.ceilings import MEASURED
 
 from profiler.commands import calibrate
+from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
 
 
@@ -18,7 +19,15 @@ def shown(found: calibration.Ceilings) -> dict[str, dict[str, str]]:
 
 
 def test_figures_are_shown_by_dtype_and_with_their_units() -> None:
-    found = shown(replace(MEASURED, call_s={"fp32": 5e-6, "bf16": 8e-6}, activation_s={"fp32": 2e-10, "bf16": 4e-10}))
+    found = shown(
+        replace(
+            MEASURED,
+            step_s={dtype: value * COUNTS.step_operators for dtype, value in {"fp32": 5e-6, "bf16": 8e-6}.items()},
+            elementwise_s={
+                dtype: value * COUNTS.elementwise for dtype, value in {"fp32": 2e-10, "bf16": 4e-10}.items()
+            },
+        )
+    )
     assert found["call fp32"]["value"] == "5.00 µs"
     assert found["call bf16"]["value"] == "8.00 µs"
     assert found["element-wise operators bf16"]["value"] == "2.33 GiB/s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from fakes.ceilings import MEASURED
+from fakes.ceilings import FP32, MEASURED
 
 from profiler.case import Case
 from profiler.cost import engines, estimate, explanation
@@ -13,7 +13,7 @@ from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.devices import calibration
 from profiler.devices.base import DeviceInfo
-from profiler.devices.calibration import Ceilings
+from profiler.devices.calibration import Ceilings, LayerKernel
 from profiler.devices.target import find, of
 from profiler.models import families, hub
 from profiler.results import stats as shown
@@ -130,10 +130,14 @@ def test_a_prefill_pays_for_every_token_of_a_convolution_but_the_first() -> None
 
 
 def test_a_gated_delta_rule_takes_what_was_measured_of_it_and_not_the_rate_of_products() -> None:
-    usual, slower = (prefill_s("qwen3.5-0.8b", replace(MEASURED, delta_flop_s=each)) for each in (1e-10, 3e-10))
+    usual, slower = (
+        prefill_s("qwen3.5-0.8b", replace(MEASURED, delta_s=each)) for each in (0.067108864, 3 * 0.067108864)
+    )
     flops = 18 * 2 * (16 * 64**2 * (6 * 128 + 2 * 128) + 6 * 64 * 16 * 128**2)  # layers × chunks
     assert slower - usual == pytest.approx(2e-10 * flops)
-    assert prefill_s("gemma-3-270m", replace(MEASURED, delta_flop_s=3e-10)) == prefill_s("gemma-3-270m", MEASURED)
+    assert prefill_s("gemma-3-270m", replace(MEASURED, delta_s=3 * 0.067108864)) == prefill_s(
+        "gemma-3-270m", MEASURED
+    )
 
 
 def test_a_cpu_keeps_holes_in_its_heap_and_room_to_unpack() -> None:
@@ -146,9 +150,9 @@ def test_a_cpu_keeps_holes_in_its_heap_and_room_to_unpack() -> None:
 
 
 def test_unpacking_large_layers_costs_fresh_memory() -> None:
-    products = {**MEASURED.products, "nf4": MEASURED.products["fp32"]}
+    layers = {**MEASURED.layers, LayerKernel("nf4"): FP32}
     heap, fresh = (
-        step_s("qwen3.5-2b", "nf4", "fp32", replace(MEASURED, products=products, fresh_byte_s=cost))
+        step_s("qwen3.5-2b", "nf4", "fp32", replace(MEASURED, layers=layers, fresh_byte_s=cost))
         for cost in (0.0, 1e-10)
     )
     large = 4 * (24 * 3 * 6144 * 2048 + 18 * 6144 * 2048)  # feed-forward of all layers, and queries, keys and values

@@ -9,10 +9,13 @@ from fakes.ceilings import MEASURED
 
 from profiler.cost import engines
 from profiler.cost import rates as cost_rates
+from profiler.cost.calibrated import CalibratedRates, OwnKernels, calibrated
+from profiler.cost.engines.transformers import COUNTS
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
-from profiler.cost.rates import Rates
+from profiler.cost.roofline import Ahead
 from profiler.cost.work import Item, PhaseWork
+from profiler.devices.calibration import LayerCost, LayerKernel, LinearLayer
 from profiler.devices.target import find
 from profiler.models import families, hub
 
@@ -74,42 +77,39 @@ def one(item: Item, calls: float = 0.0, tokens: float = 1) -> PhaseWork:
     return PhaseWork((item,), 1, tokens, 0, 0, calls)
 
 
-def gpu(**changes: object) -> Rates:
-    base = cost_rates.calibrated(
-        cost_rates.rates(find("h100 sxm"), "transformers", "bf16"), replace(MEASURED, graph_call_s=2e-6), "fp32"
-    )
-    return replace(base, call_s=10e-6, start_s={"fp32": 15e-6}, **changes)  # type: ignore[arg-type]
+def gpu() -> CalibratedRates:
+    base = calibrated(cost_rates.rates(find("h100 sxm"), "transformers", "bf16"), MEASURED, "fp32", COUNTS)
+    return replace(base, launches=Ahead(10e-6, 2e-6, {"fp32": 15e-6}, layers_timed=True))
 
 
 def test_a_gpu_works_while_python_starts_what_comes_next() -> None:
     large, small = (Item("mlp", "weights", "fp32", nbytes, 0.0, 1.0, 0.0, count=1) for nbytes in (1e9, 1e3))
     rates, calls = gpu(), 101.0
     busy = 1e9 * 1e-10 + 5e-6
-    assert cost_rates.seconds(one(large, calls), rates) == pytest.approx(busy + 100 * 2e-6)  # Python is ahead
-    assert cost_rates.seconds(one(small, calls), rates) == pytest.approx(101 * 10e-6 + 15e-6)  # the GPU waits
-    pieces = cost_rates.split(one(small, calls), rates)
+    assert rates.seconds(one(large, calls)) == pytest.approx(busy + 100 * 2e-6)  # Python is ahead
+    assert rates.seconds(one(small, calls)) == pytest.approx(101 * 10e-6 + 15e-6)  # the GPU waits
+    pieces = rates.split(one(small, calls))
     assert pieces.binds == "launches"
-    assert pieces.total == pytest.approx(cost_rates.seconds(one(small, calls), rates))
+    assert pieces.total == pytest.approx(rates.seconds(one(small, calls)))
 
 
 def test_few_tokens_are_multiplied_at_the_rates_of_our_own_products() -> None:
-    quick = {"1": {"byte_s": 0.5e-10, "row_s": 0.0, "call_s": 1e-6}}
-    quick["8"] = quick["1"]
-    rates = cost_rates.calibrated(
+    quick = LinearLayer({tokens: LayerCost(0.5e-10, 0.0, 1e-6) for tokens in (1, 8)})
+    rates = calibrated(
         cost_rates.rates(CPU, "transformers", "fp32"),
-        replace(MEASURED, products={**MEASURED.products, "fp32 rows": quick}),
+        replace(MEASURED, layers={**MEASURED.layers, LayerKernel("fp32", own=True): quick}),
         "fp32",
+        COUNTS,
     )
-    own = cost_rates.own_step(rates, CPU, "fp32", "static")
+    own = rates.own_step(CPU, "fp32", "static")
     item = Item("mlp", "weights", "fp32", 1e9, 0.0, 1.0, 0.0, count=1)
 
     def ratio(rows: float) -> float:
         work = one(replace(item, rows=rows), tokens=rows)
-        return cost_rates.seconds(work, rates) / cost_rates.seconds(work, own)
+        return rates.seconds(work) / own.seconds(work)
 
     assert ratio(1) == pytest.approx(2.0, rel=1e-3)
     assert ratio(8) > 1.5
     assert ratio(16) == 1.0  # more than one pass over the rows serves
-    assert own.rows is not None
-    large = replace(own, rows=(4, 1e8))  # as on a GPU, where a large matrix is torch's
-    assert cost_rates.seconds(one(item), large) == cost_rates.seconds(one(item), rates)
+    large = replace(own, own_kernels=OwnKernels(4, 1e8))  # as on a GPU, where a large matrix is torch's
+    assert large.seconds(one(item)) == rates.seconds(one(item))

@@ -129,8 +129,8 @@ def test_a_tensor_split_divides_heads_and_no_head() -> None:
     whole = one.predict(8192, 1).terms.cache.value
     assert four.predict(8192, 1).terms.cache.value == whole / 4  # four heads for K and V
     assert eight.predict(8192, 1).terms.cache.value == whole / 4
-    assert eight.rates.read_s["cache"] == pytest.approx(four.rates.read_s["cache"])
-    assert eight.rates.read_s["bf16"] == pytest.approx(four.rates.read_s["bf16"] / 2)
+    assert eight.rates.roofline.read_s["cache"] == pytest.approx(four.rates.roofline.read_s["cache"])
+    assert eight.rates.roofline.read_s["bf16"] == pytest.approx(four.rates.roofline.read_s["bf16"] / 2)
     with pytest.raises(ProfileError, match="16 attention heads cannot be shared out"):
         predictor("qwen3.5-9b", "3x h100 sxm", "vllm", "bf16", split="tensor")
 

@@ -291,7 +291,7 @@ def test_a_quota_below_one_core_slows_what_python_starts_on_a_gpu(
     assert "0.5 of" in found.limits[0]
     assert target.of(found).bandwidth_bytes_s == target.of(free).bandwidth_bytes_s
     one, half = (rates.rates(target.of(each), "transformers", "bf16") for each in (free, found))
-    assert half.call_s == 2 * one.call_s > 0 and half.read_s == one.read_s
+    assert half.launches.call_s == 2 * one.launches.call_s > 0 and half.roofline == one.roofline
 
 
 def test_a_split_card_is_not_taken_for_a_whole_one(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,161 @@
+"""Rates of a device that `profile calibrate` measured: its own curves for linear layers, attention and launches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from profiler.cost.rates import OWN_FORMATS, OWN_ROWS, PLAIN, SCHEMES, UNPACKED, DataSheetRates, shares
+from profiler.cost.roofline import FEW_TOKENS, Ahead, Convolution, Cost, InTurn, Rates, Roofline
+from profiler.cost.work import Item, PhaseWork
+from profiler.decode_path import GRAPH
+from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_PRODUCTS, Ceilings
+from profiler.devices.target import Target
+from profiler.models.layers import IDEAL
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What an engine's rules count in the models that `profile calibrate` times.
+
+    A calibration stores seconds as measured. Divided by these they become rates, so that a better count applies to
+    stored calibrations too.
+    """
+
+    step_operators: float  # that a decode step of the small Llama starts from Python
+    elementwise: float  # tensors of the hidden width that a layer's operators read and write in a prefill
+    cache_touches: float  # how often a decode step goes over K and V
+
+    def call_s(self, ceilings: Ceilings, dtype: str) -> float:
+        """Seconds of one operator, started from Python."""
+        return ceilings.step(dtype) / self.step_operators
+
+    def device_call_s(self, ceilings: Ceilings) -> float | None:
+        """Seconds that a GPU takes for one small operator, however it is started; linear layers are timed apart."""
+        if ceilings.graph_step_s is None:
+            return None
+        return ceilings.graph_step_s / (self.step_operators - STEP_PRODUCTS)
+
+    def activation_s(self, ceilings: Ceilings, dtype: str) -> float:
+        """Seconds per byte that element-wise operators of a prefill read and write."""
+        return ceilings.elementwise(dtype) / self.elementwise
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKernels:
+    """Which linear layers our matvec kernels multiply: those kernels were timed separately."""
+
+    tokens: int  # at most
+    matrix_bytes: float  # at most
+
+    def serve(self, item: Item) -> bool:
+        """Whether they multiply the matrices of ``item``."""
+        return item.rows <= self.tokens and item.nbytes <= self.matrix_bytes * item.count
+
+
+LIBRARY = OwnKernels(0, 0.0)  # PyTorch and bitsandbytes multiply everything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedRates(Rates):
+    """What PyTorch, or our own decode step, makes of a device that was measured."""
+
+    ceilings: Ceilings
+    own_kernels: OwnKernels = LIBRARY
+    devices: int = 1  # that share every linear layer evenly
+
+    def cost(self, item: Item, work: PhaseWork) -> Cost:
+        """Linear layers by their measured curves; everything else by measured seconds per byte and FLOP."""
+        fresh = item.fresh * self.ceilings.fresh_byte_s
+        if item.kind == "weights" and (found := self._layers(item)) is not None:
+            return found._replace(extra=fresh) if item.scheme in UNPACKED else found
+        if item.kind == "convolution":
+            return Cost(0.0, self.convolution.seconds(item), fresh) if self.convolution else Cost()
+        if item.kind == "activations":
+            if work.tokens <= FEW_TOKENS:
+                return Cost()  # part of what an operator was measured to take
+            return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens), fresh)
+        return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens))
+
+    def _layers(self, item: Item) -> Cost | None:
+        """Linear layers by their curve; ``None`` for a format that was not measured.
+
+        What one token takes counts as reading, what more tokens add to that as computing.
+        """
+        if self.devices > 1:
+            item = replace(item, nbytes=item.nbytes / self.devices, outputs=item.outputs / self.devices)
+        own = self.ceilings.linear(item.scheme, own=True) if self.own_kernels.serve(item) else None
+        layer = own or self.ceilings.linear(item.scheme)
+        if layer is None:
+            return None
+        what = (item.nbytes, item.outputs, item.count, item.part == "head")
+        found = layer.seconds(item.rows, *what)
+        least = min(found, layer.seconds(1.0, *what) or found)
+        return Cost(least, 0.0 if item.scheme in PLAIN and found <= least else found)
+
+    def over(self, count: int) -> Self:
+        return replace(self, roofline=self.roofline.over(count), devices=self.devices * count)
+
+    def own_step(self, target: Target, dtype: str, path: str) -> Self:
+        rule, on_cpu = shares()["step"], target.vendor == "CPU"
+        roofline, attention = self.roofline, self.ceilings.attention.get(dtype)
+        if attention:
+            roofline = roofline.reads(cache=attention.get("own_byte_s", attention["step_byte_s"]))
+        elif on_cpu:
+            own = {scheme: roofline.read_s[scheme] * rule["reads"] for scheme in OWN_FORMATS}
+            roofline = roofline.reads(**own, cache=own["fp32"])
+        tokens, matrix_bytes = OWN_ROWS["CPU" if on_cpu else "other"]
+        return replace(
+            self,
+            roofline=roofline,
+            launches=self._own_launches(path, None if on_cpu else rule["device_call_s"]),
+            convolution=None if on_cpu else self.convolution,
+            own_kernels=OwnKernels(tokens, matrix_bytes),
+        )
+
+    def _own_launches(self, path: str, otherwise_s: float | None) -> InTurn | Ahead:
+        call_s = 0.0 if path == GRAPH else self.launches.call_s
+        device_call_s = self.launches.device_call_s if isinstance(self.launches, Ahead) else otherwise_s
+        if device_call_s is None:
+            return InTurn(call_s)
+        start_s = _starts(self.ceilings, own=False) | _starts(self.ceilings, own=True)
+        return Ahead(call_s, device_call_s, {} if path == GRAPH else start_s, layers_timed=True)
+
+
+def _starts(ceilings: Ceilings, own: bool) -> dict[str, float]:
+    """Seconds of starting a linear layer from Python, by storage format."""
+    known = {scheme: ceilings.linear(scheme, own) for scheme in SCHEMES}
+    return {scheme: layer.start_s for scheme, layer in known.items() if layer and layer.start_s is not None}
+
+
+def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Counts) -> CalibratedRates:
+    """Rates of an engine of PyTorch's kernels on a device with ``ceilings``; ``base``: what its data sheet says."""
+    bounds = shares()["calibrated"]
+    convolution = ceilings.convolutions.get(dtype)
+    call_s, device_call_s = counts.call_s(ceilings, dtype), counts.device_call_s(ceilings)
+    return CalibratedRates(
+        roofline=_roofline(base.roofline, ceilings, dtype, counts),
+        convolution=Convolution(**convolution) if convolution else None,
+        launches=InTurn(call_s)
+        if device_call_s is None
+        else Ahead(call_s, device_call_s, _starts(ceilings, own=False), layers_timed=True),
+        layer_s=base.layer_s,
+        expert_layers=base.expert_layers,
+        decode=tuple(bounds["decode"]),
+        prefill=tuple(bounds["prefill"]),
+        basis="calibrated",
+        ceilings=ceilings,
+    )
+
+
+def _roofline(base: Roofline, ceilings: Ceilings, dtype: str, counts: Counts) -> Roofline:
+    """The ceilings, except for attention, the gated delta rule and element-wise operators, which were timed."""
+    flops = max(ceilings.flops.values(), default=0.0)
+    ceiling = dict.fromkeys(SCHEMES, 1 / flops) if flops else dict(base.many_flop_s)
+    read_s = dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": counts.activation_s(ceilings, dtype)}
+    delta_flops = DELTA.prefill_flops(DELTA_TOKENS, DELTA_TOKENS, IDEAL)
+    many, few = ceiling | {"state": ceilings.delta_s / delta_flops}, dict(ceiling)
+    if attention := ceilings.attention.get(dtype):
+        read_s["cache"] = attention["step_byte_s"] / counts.cache_touches
+        many["cache"], few["cache"] = attention["pass_flop_s"], 0.0
+    return Roofline(read_s, many, few, base.expert_flops)

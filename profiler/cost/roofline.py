@@ -1,0 +1,206 @@
+"""How seconds follow from bytes, FLOPs and launches.
+
+    seconds = Σ over items: max(reading, computing) + extra
+            + passes × layers × layer_s + launches
+
+``Rates`` holds this sum and nothing else does. A device is known either by its data sheet (``rates.DataSheetRates``)
+or by what `profile calibrate` measured on it (``calibrated.CalibratedRates``); the two kinds differ only in what a
+single item costs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+from profiler.cost.interval import Basis
+from profiler.cost.work import Item, PhaseWork
+from profiler.devices.target import Target
+
+UNTIMED = 2.0  # how far off the speed of a format may be that was never timed with an engine
+Bounds = tuple[float, float]  # of measured ÷ predicted seconds: 90 % lie between
+FEW_TOKENS = 8  # up to this many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
+
+
+class Cost(NamedTuple):
+    """Seconds for one item. Reading and computing overlap, so only the longer one counts."""
+
+    reading: float = 0.0
+    computing: float = 0.0
+    extra: float = 0.0  # unpacking weights or mapping memory, which overlaps with neither
+
+    @property
+    def total(self) -> float:
+        """Seconds altogether."""
+        return (self.reading if self.reading > self.computing else self.computing) + self.extra
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """One phase, split by what limits it."""
+
+    total: float
+    reading: float  # items limited by memory bandwidth
+    computing: float  # items limited by arithmetic, and unpacking
+    launching: float
+
+    @property
+    def binds(self) -> str:
+        """What takes most of the time."""
+        parts = {"bandwidth": self.reading, "compute": self.computing, "launches": self.launching}
+        return max(parts, key=lambda name: parts[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Seconds per byte and per FLOP, by storage format."""
+
+    read_s: Mapping[str, float]
+    many_flop_s: Mapping[str, float]  # more than FEW_TOKENS tokens at once
+    few_flop_s: Mapping[str, float]
+    expert_flops: float  # factor by which a FLOP takes longer in experts, each of which gets few of many tokens
+
+    def reading(self, item: Item) -> float:
+        """Seconds to read the bytes of ``item``."""
+        return item.nbytes * self.read_s[item.scheme]
+
+    def computing(self, item: Item, tokens: float) -> float:
+        """Seconds for the FLOPs of ``item`` in a pass of ``tokens``."""
+        if tokens <= FEW_TOKENS:
+            return item.flops * self.few_flop_s[item.scheme]
+        seconds = item.flops * self.many_flop_s[item.scheme]
+        return seconds * self.expert_flops if item.part == "experts" else seconds
+
+    def reads(self, **seconds: float) -> Roofline:
+        """The same with other seconds per byte for some formats."""
+        return replace(self, read_s={**self.read_s, **seconds})
+
+    def over(self, count: int) -> Roofline:
+        """For ``count`` devices that share every item evenly."""
+        return replace(
+            self,
+            read_s=divided(self.read_s, count),
+            many_flop_s=divided(self.many_flop_s, count),
+            few_flop_s=divided(self.few_flop_s, count),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InTurn:
+    """Launches where Python and the device take turns, as on a CPU."""
+
+    call_s: float  # one operator started from Python; 0 for engines that run a graph of their own
+
+    def seconds(self, work: PhaseWork, busy_s: float) -> float:
+        """Seconds that launches add to the ``busy_s`` that the items of ``work`` take."""
+        return work.calls * self.call_s
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Launches where a GPU works while Python starts what comes next, so that only the slower of the two counts."""
+
+    call_s: float  # one operator started from Python
+    device_call_s: float  # the least that any operator takes on the device
+    start_s: Mapping[str, float]  # starting a linear layer from Python, by storage format
+    layers_timed: bool  # whether the cost of a linear layer already includes its launch on the device
+
+    def seconds(self, work: PhaseWork, busy_s: float) -> float:
+        """Seconds that launches add to the ``busy_s`` that the items of ``work`` take."""
+        products = [item for item in work.items if item.kind == "weights"]
+        timed = sum(item.count for item in products) if self.layers_timed else 0.0
+        small_s = max(0.0, work.calls - timed) * self.device_call_s
+        host_s = work.calls * self.call_s + sum(item.count * self.start_s.get(item.scheme, 0.0) for item in products)
+        return small_s + max(0.0, host_s - busy_s - small_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """Seconds of a depthwise convolution."""
+
+    channel_s: float
+    sequence_s: float  # more per channel for each further sequence
+    token_s: float  # and for each token of a pass
+
+    def seconds(self, item: Item) -> float:
+        """``item.count`` sequences of ``item.rows`` tokens altogether, ``item.outputs`` channels wide."""
+        more = (item.count - 1) * self.sequence_s + max(0.0, item.rows - item.count) * self.token_s
+        return item.outputs * (self.channel_s + more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates(ABC):
+    """What a runtime makes of one device, or of several that work together."""
+
+    roofline: Roofline
+    convolution: Convolution | None  # None: no slower than the rest of the pass
+    launches: InTurn | Ahead
+    layer_s: float  # launches of one layer in one pass that are not counted as calls
+    expert_layers: float  # how many layers' worth of launches experts add to a layer
+    decode: Bounds
+    prefill: Bounds
+    basis: Basis
+
+    @abstractmethod
+    def cost(self, item: Item, work: PhaseWork) -> Cost:
+        """Seconds for one item of ``work``."""
+
+    @abstractmethod
+    def over(self, count: int) -> Self:
+        """Rates of ``count`` devices that share every item evenly."""
+
+    @abstractmethod
+    def own_step(self, target: Target, dtype: str, path: str) -> Self:
+        """Rates of our own decode step on ``target``; these are those of the engine's. On a CPU our kernels multiply
+        and read the cache, on a GPU they only read the cache. A ``path`` of GRAPH starts nothing from Python."""
+
+    def seconds(self, work: PhaseWork) -> float:
+        """Seconds for all of ``work``."""
+        busy_s = self._busy_s(work)
+        return busy_s + self._launching_s(work, busy_s)
+
+    def split(self, work: PhaseWork) -> Seconds:
+        """The same, split by what limits it."""
+        reading = computing = 0.0
+        for item in work.items:
+            read, compute, extra = self.cost(item, work)
+            reading += read if read > compute else 0.0
+            computing += (compute if compute >= read else 0.0) + extra
+        launching = self._launching_s(work, reading + computing)
+        return Seconds(reading + computing + launching, reading, computing, launching)
+
+    def launching_s(self, work: PhaseWork) -> float:
+        """Seconds that launches add to what the device is busy with meanwhile."""
+        return self._launching_s(work, self._busy_s(work))
+
+    def _busy_s(self, work: PhaseWork) -> float:
+        return sum(self.cost(item, work).total for item in work.items)
+
+    def _launching_s(self, work: PhaseWork, busy_s: float) -> float:
+        layers = work.layers + self.expert_layers * work.expert_layers
+        return work.passes * layers * self.layer_s + self.launches.seconds(work, busy_s)
+
+    def rereading_cache(self, times: float) -> Self:
+        """The same where the devices together read K and V so many times."""
+        cache = self.roofline.read_s["cache"] * times
+        return replace(self, roofline=self.roofline.reads(cache=cache))
+
+    def wider(self, spread: float) -> Self:
+        """The same with bounds that are further off by ``spread`` either way."""
+        return replace(self, decode=wider(self.decode, spread), prefill=wider(self.prefill, spread))
+
+    def untimed(self) -> Self:
+        """The same for formats that nobody timed: they are assumed to be read at the full rate, and may not be."""
+        return replace(self.wider(UNTIMED), basis="prior")
+
+
+def wider(bounds: Bounds, spread: float) -> Bounds:
+    """``bounds`` that are further off by ``spread`` either way."""
+    return bounds[0] / spread, bounds[1] * spread
+
+
+def divided(seconds: Mapping[str, float], by: float) -> dict[str, float]:
+    """Each value of ``seconds``."""
+    return {scheme: value / by for scheme, value in seconds.items()}
