@@ -168,7 +168,7 @@ def unavailable() -> str | None:
 def torch_has_cuda() -> bool:
     """Whether the installed torch is a CUDA build, told from its files, since importing it takes seconds."""
     spec = importlib.util.find_spec("torch")
-    return spec is not None and spec.origin is not None and (Path(spec.origin).parent / TORCH_LIBRARY).exists()
+    return spec is not None and spec.origin is not None and os.path.exists(Path(spec.origin).parent / TORCH_LIBRARY)
 
 
 def meter(device: str) -> CudaMeter:

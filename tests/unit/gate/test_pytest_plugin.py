@@ -409,7 +409,8 @@ def test_a_test_may_look_at_its_measurement_and_keep_its_own_marker(pytester: py
 
 def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.Pytester, run: Any) -> None:
     write(pytester, OURS)
-    options = ("--profile-gate", "base.json", "--strict-markers", "-W", "error")
+    loaded = "ignore::pytest.PytestAssertRewriteWarning"  # the plugin is in this process already
+    options = ("--profile-gate", "base.json", "--strict-markers", "-W", "error", "-W", loaded)
     assert run(*options, "--profile-gate-accept", benchmark=False).ret == 0
     assert run(*options, benchmark=False).ret == 0
 
