@@ -35,7 +35,7 @@ class StockStep:
 
 
 def gates(report: AuditReport) -> set[str]:
-    return {finding.gate for finding in report.findings}
+    return {finding.check for finding in report.findings}
 
 
 # The other layers are those of catalog models, which test_audit_command.py audits, or of these in other sizes.

@@ -186,7 +186,7 @@ def load_with(cache: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("how", ["belongs to another user", "may be written by other users", "is a symbolic link"])
+@pytest.mark.parametrize("how", ["belongs to another user", "is writable by other users", "is a symbolic link"])
 def test_a_library_that_others_may_have_planted_is_not_run_but_built_anew(
     tmp_path: Path, ops: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +200,7 @@ def test_a_library_that_others_may_have_planted_is_not_run_but_built_anew(
         planted.symlink_to(tmp_path / "theirs.so")
     else:
         plant(planted)
-        planted.chmod(0o777 if how == "may be written by other users" else 0o755)
+        planted.chmod(0o777 if how == "is writable by other users" else 0o755)
         if how == "belongs to another user":
             os.chown(planted, 65534, 65534)
     monkeypatch.setattr(native, "_build", lambda compiler, work: Path(shutil.copy(real, work / "decode.so")))
