@@ -1,17 +1,18 @@
-"""How fast a decode step is on this CPU, against what people use: writes ``decode.md`` beside this file.
+"""How fast a decode step runs on this CPU, compared with what people use. Writes ``decode.md`` in this folder.
 
     python benchmarks/decode.py [--model FOLDER | --shapes gemma-3-270m] [--quant fp32] [--context 512] [--batch 1]
                                 [--steps 16] [--pairs 6] [--gguf FILE]
 
-Sides, in turn (AB, BA, …) within one process, each decoding ``steps`` tokens from the same prompt:
+The contenders take turns (AB, BA, …) in one process, and each decodes ``steps`` tokens from the same prompt:
 
-    generate        transformers' ``model.generate``, greedy; its prefill is timed apart and taken off
-    generate-static the same with a static cache, which transformers compiles by itself where it can
-    eager           transformers' forward in a plain loop: what ``--path eager`` measures
+    generate        transformers' ``model.generate``, greedy; its prefill is timed separately and subtracted
+    generate-static the same with a static cache, which transformers compiles where it can
+    eager           transformers' forward in a plain loop, as ``--path eager`` measures it
     static, graph   our step called from Python, and compiled
-    llama.cpp       llama-cpp-python on ``--gguf``, if both are there (an extra that nothing else needs)
+    llama.cpp       llama-cpp-python with ``--gguf``, if it is installed (an optional dependency of this file only)
 
-Absolute rates depend on what else the machine does; quote the ratios. Compilation is shown, and in no rate.
+Absolute rates depend on the machine's other load, so quote the ratios. The time for compilation is printed
+separately.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Side = Callable[[], float]  # seconds of ``steps`` decode steps
 def main() -> None:
     options = _options()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per product
     torch.set_num_threads(options.threads)
     model = _model(options)
     ids = torch.randint(model.config.vocab_size, (options.batch, options.context),
@@ -76,7 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--gguf", type=Path)
-    parser.add_argument("--only", nargs="*", help="names of sides; generate is always among them")
+    parser.add_argument("--only", nargs="*", help="names of contenders; generate is always included")
     return parser.parse_args()
 
 
@@ -154,9 +155,9 @@ def _lines(seconds: dict[str, list[float]], options: argparse.Namespace, notes: 
     what = options.model.name if options.model else f"{options.shapes} (random weights)"
     yield f"## {what}, {options.quant}, batch {options.batch}, context {options.context}, {options.threads} threads"
     yield ""
-    yield f"{options.pairs} rounds of {options.steps} steps, sides in turn. torch {torch.__version__}."
+    yield f"{options.pairs} rounds of {options.steps} steps, in turns. torch {torch.__version__}."
     yield ""
-    yield "| side | tokens/s (median) | × generate |"
+    yield "| contender | tokens/s (median) | × generate |"
     yield "|---|---|---|"
     for name, values in seconds.items():
         figure = summarize([options.batch * options.steps / value for value in values])
