@@ -186,7 +186,7 @@ def gate(
     if len(tasks) > MAX_CASES:
         raise ProfileError(
             f"{len(tasks)} cases are too many: with more than {MAX_CASES}, a gate cannot tell slowdowns from chance",
-            "Gate the cases that matter; compare the others with profile sweep and profile compare.",
+            "Gate the cases that matter; profile sweep and profile compare show the others.",
         )
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     chosen = _metrics(metrics)

@@ -8,7 +8,7 @@ than the interval of either, so this rule is much coarser than pairs measured in
 
     FAIL          the lower t bound of now ÷ baseline is above τ
     PASS          the upper t bound is below 1 + δ
-    inconclusive  anything between; ``profile gate --base`` measures both versions and decides
+    inconclusive  anything between; pairs measured in turns can decide (see ``trial``)
 
 τ comes from at least ten accepted sessions of the same machine: the larger of 1 + δ and (Q3 + 3 IQR) ÷ median of
 their medians (Tukey's far-out fence). With fewer sessions their spread is unknown, and τ is 1.5. Another machine,

@@ -133,7 +133,7 @@ def test_accuracy_leaves_out_a_speed_that_says_it_was_disturbed(store: Path) -> 
     result = run("accuracy")
     assert "decode_tps" not in result.output
     assert "prefill_tps: 1 cases" in result.output
-    assert "1 speeds are left out: other work held the CPU" in result.output
+    assert "1 speeds are left out because other processes disturbed" in result.output
 
 
 def test_a_device_that_was_not_calibrated_says_so(store: Path) -> None:
@@ -146,7 +146,7 @@ def test_accuracy_of_nothing_is_an_empty_list_of_json(store: Path) -> None:
     keep(store, replace(measured(decode_s=0.8), expected={}))
     result = run("accuracy", "-o", "json")
     assert json.loads(result.stdout) == []
-    assert "no row has a prediction beside it" in result.stderr
+    assert "no stored row has a prediction" in result.stderr
 
 
 def test_accuracy_of_an_empty_name_is_usage(store: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
 
 def test_a_folder_with_an_unknown_or_contradictory_config_is_one_line(tmp_path: Any) -> None:
     for content, said in (
-        ({"model_type": "mamba9"}, "model_type mamba9: no rule for this family yet"),
+        ({"model_type": "mamba9"}, "model_type mamba9: this family is not supported yet"),
         ({}, "model_type is missing"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(content))

@@ -469,7 +469,7 @@ def test_a_store_that_cannot_be_made_is_one_line_before_anything_runs(sweep: Any
 def test_real_weights_of_a_catalog_model_are_refused_in_words(profile: Any) -> None:
     ran = profile("sweep", "-m", "gemma-3-1b", "--weights", "real")
     assert ran.code == 2
-    assert "a catalog entry is only a config" in ran.err
+    assert "a catalog entry has no weights" in ran.err
 
 
 @pytest.mark.parametrize(
