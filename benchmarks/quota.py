@@ -93,10 +93,10 @@ def setting_text(setting: Setting) -> Any:
 
     def text(phase: str) -> str:
         predicted = (setting.row.get("predicted") or {}).get(f"{phase}_tps")
-        beside = ""
+        expected = ""
         if predicted:
-            text = f" (predicted {predicted['value']:.3g}, {predicted['low']:.3g} to {predicted['high']:.3g})"
-        return f"{phase} {setting.median(phase):.1f} t/s{text}"
+            expected = f" (predicted {predicted['value']:.3g}, {predicted['low']:.3g} to {predicted['high']:.3g})"
+        return f"{phase} {setting.median(phase):.1f} t/s{expected}"
 
     return text
 
