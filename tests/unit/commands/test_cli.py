@@ -133,7 +133,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(
     assert "Traceback" not in errors
     finished = len((first + rest).splitlines())
     assert 1 <= finished < 4
-    said = f"stopped: {finished} of 4 cases measured; the same command goes on where it stopped"
+    said = f"stopped: {finished} of 4 cases measured; the same command continues"
     assert errors.splitlines()[-1] == said
     again = sweep("-m", name, *grid)
     assert again.outcomes == ["ok"] * 4
