@@ -104,8 +104,8 @@ def honest(row: dict[str, Any], phase: str, precision: float) -> bool:
     if low is not None and max(high - median, median - low) / median <= precision * (1 + 1e-9):
         return True
     codes = {f"{phase}-{why}" for why in ("imprecise", "noisy", "few", "cold", "invalid")} | {"between", "spread"}
-    told = [caution for caution in row["cautions"] if caution["code"] in codes]
-    return any(phase in caution["text"] for caution in told)
+    found = [caution for caution in row["cautions"] if caution["code"] in codes]
+    return any(phase in caution["text"] for caution in found)
 
 
 def shown(found: Summary) -> str:

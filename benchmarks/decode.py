@@ -42,7 +42,7 @@ from profiler.results.stats import summarize
 
 QUANTS = ("fp32", "bf16", "int8")
 RESULT = Path(__file__).with_name("decode.md")
-Side = Callable[[], float]  # seconds of ``steps`` decode steps
+Contender = Callable[[], float]  # seconds of ``steps`` decode steps
 
 
 def main() -> None:
@@ -54,11 +54,11 @@ def main() -> None:
     ids = torch.randint(model.config.vocab_size, (options.batch, options.context),
                         generator=torch.Generator().manual_seed(0))  # fmt: skip
     notes: list[str] = []
-    sides = dict(_sides(model, ids, options, notes))
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side()  # warm-up
-    runs = [lambda name=name: seconds[name].append(sides[name]()) for name in sides]
+    contenders = dict(_contenders(model, ids, options, notes))
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender()  # warm-up
+    runs = [lambda name=name: seconds[name].append(contenders[name]()) for name in contenders]
     in_turn(options.pairs, *runs)
     text = "\n".join(_lines(seconds, options, notes))
     print(text)
@@ -95,9 +95,9 @@ def _model(options: argparse.Namespace) -> PreTrainedModel:
     return synthetic.build(config, dtype, torch.device("cpu"), how, 0, lambda words: None)
 
 
-def _sides(
+def _contenders(
     model: PreTrainedModel, ids: torch.Tensor, options: argparse.Namespace, notes: list[str]
-) -> Iterator[tuple[str, Side]]:
+) -> Iterator[tuple[str, Contender]]:
     wanted = set(options.only or ("generate-static", "eager", "static", "graph"))
     yield "generate", _generate(model, ids, options.steps)
     if "generate-static" in wanted:
@@ -109,7 +109,7 @@ def _sides(
         yield "llama.cpp", _llama_cpp(options, ids[0].tolist())
 
 
-def _generate(model: PreTrainedModel, ids: torch.Tensor, steps: int, **how: Any) -> Side:
+def _generate(model: PreTrainedModel, ids: torch.Tensor, steps: int, **how: Any) -> Contender:
     def seconds(count: int) -> float:
         start = time.perf_counter()
         model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, **how)
@@ -118,7 +118,7 @@ def _generate(model: PreTrainedModel, ids: torch.Tensor, steps: int, **how: Any)
     return lambda: -seconds(1) + seconds(steps + 1)
 
 
-def _runner(runner: Any, ids: torch.Tensor, options: argparse.Namespace, notes: list[str]) -> Side:
+def _runner(runner: Any, ids: torch.Tensor, options: argparse.Namespace, notes: list[str]) -> Contender:
     runner.prefill(ids)
     runner.prepare(options.steps * (options.pairs + 2))
     stats = runner.stats()
@@ -135,7 +135,7 @@ def _runner(runner: Any, ids: torch.Tensor, options: argparse.Namespace, notes: 
     return seconds
 
 
-def _llama_cpp(options: argparse.Namespace, prompt: list[int]) -> Side:
+def _llama_cpp(options: argparse.Namespace, prompt: list[int]) -> Contender:
     from llama_cpp import Llama
 
     llama = Llama(str(options.gguf), n_ctx=options.context + options.steps * (options.pairs + 3),

@@ -9,11 +9,11 @@ from profiler.results.stats import summarize
 from profiler.units import seconds_text
 
 
-def in_turn(pairs: int, *sides: Callable[[], None]) -> None:
+def in_turn(pairs: int, *contenders: Callable[[], None]) -> None:
     """Run the contenders in the order AB, BA, AB, …, so that a drifting or shared machine favours none of them."""
     for number in range(pairs):
-        for side in sides if number % 2 == 0 else reversed(sides):
-            side()
+        for run in contenders if number % 2 == 0 else reversed(contenders):
+            run()
 
 
 def ratio_text(ours: list[float], theirs: list[float]) -> str:

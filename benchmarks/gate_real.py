@@ -73,7 +73,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gate-real-") as folder:
         (Path(folder) / "sitecustomize.py").write_text(SPIN.replace("SHARE", str(parse_percent(options.by))))
         slow = f"cmd:env {shlex.quote(f'PYTHONPATH={folder}')} {shlex.quote(sys.executable)}"
-        equal = series("equal sides", None, options.equal, options)
+        equal = series("identical variants", None, options.equal, options)
         slower = series(f"slower by {options.by}", slow, options.slower, options)
     missed = equal["FAIL"] + equal["INCOMPARABLE"] > 0 or slower["FAIL"] < FOUND * options.slower
     print("an aim is missed" if missed else "both aims are met")
@@ -89,10 +89,11 @@ def series(what: str, candidate: str | None, count: int, options: argparse.Names
         timed = [v for v in content["verdicts"] if v["metric"].endswith("_s") or v["metric"] == "machine"]
         word = max((v["word"] for v in timed), key=("PASS", "INCONCLUSIVE", "INCOMPARABLE", "FAIL").index)
         words[word] += 1
-        told = "; ".join(f"{v['metric']} {shown(v)}" for v in timed)
+        summary = "; ".join(f"{v['metric']} {shown(v)}" for v in timed)
         load = os.getloadavg()[0]
         print(
-            f"{what} {number}/{count}: {word} ({told}), {time.monotonic() - start:.0f} s, load {load:.1f}", flush=True
+            f"{what} {number}/{count}: {word} ({summary}), {time.monotonic() - start:.0f} s, load {load:.1f}",
+            flush=True,
         )
     print(f"{what}: {', '.join(f'{n} {word}' for word, n in words.items()) or 'none'}", flush=True)
     return words

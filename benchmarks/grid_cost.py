@@ -127,9 +127,9 @@ def sweep_s(folder: Path, store: Path, options: argparse.Namespace) -> float:
     command = [sys.executable, "-m", "profiler", "sweep", "-m", str(folder), "-q", "fp32", *grid, "-o", "jsonl"]
     command += ["-r", str(options.reps), "--threads", str(options.threads), "--device", "cpu", "--store", str(store)]
     start = time.perf_counter()
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - start
-    outcomes = [json.loads(line)["outcome"] for line in answer.stdout.splitlines()]
+    outcomes = [json.loads(line)["outcome"] for line in done.stdout.splitlines()]
     expected = ["ok"] * (len(CONTEXTS) * len(BATCHES) * len(STEPS))
     if outcomes != expected:
         raise SystemExit(f"the sweep gave {outcomes}")
@@ -139,8 +139,8 @@ def sweep_s(folder: Path, store: Path, options: argparse.Namespace) -> float:
 def plain_s(folder: Path, case: tuple[int, int, int], options: argparse.Namespace) -> float:
     """Run the plain script for a case; return the seconds for its imports and loading."""
     command = [sys.executable, "-c", PLAIN, str(folder), *map(str, (*case, options.reps, options.threads))]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    first, *rows = answer.stdout.splitlines()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    first, *rows = done.stdout.splitlines()
     assert len(rows) == 1 + options.reps
     return float(first)
 

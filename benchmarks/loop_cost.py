@@ -41,7 +41,7 @@ Turn = tuple[list[float], list[float], float]
 
 
 @dataclass
-class Side:
+class Timings:
     """One of the two loops, with its times."""
 
     prefill: list[float] = field(default_factory=list)
@@ -78,7 +78,7 @@ def main() -> int:
         one_of_each = statistics.median(prefills[1:]) + statistics.median(decodes[1:])
         return prefills[1:], decodes[1:], sum(prefills + decodes) / one_of_each
 
-    a, b, again = Side(), Side(), Side()
+    a, b, again = Timings(), Timings(), Timings()
     bare()  # once untimed, so that neither loop pays for the first use of the model
     in_turn(options.pairs, lambda: a.turn(ours), lambda: b.turn(bare), lambda: again.turn(bare))
     print(f"{case.label} {case.dtype} {case.device}, {case.steps} steps, {options.reps} reps, A = ours, B = by hand")

@@ -86,7 +86,7 @@ def fit(
             goal=wish,
         )
     )
-    rows = [show_fit.row(answer, wish) for answer in found.answers]
+    rows = [show_fit.row(each, wish) for each in found.answers]
     return Rows(rows, refused=_refused(found.refused, stacklevel=3))
 
 

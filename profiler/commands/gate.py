@@ -308,7 +308,7 @@ class GateRun:
 
     def _note_variants(self, base: variants.Variant, candidate: variants.Variant) -> None:
         self._variants = {
-            name: {"name": variant.name, "command": list(variant.launch.python), "facts": dict(variant.facts)}
+            name: {"name": variant.name, "command": list(variant.launch.python), "facts": dict(variant.reported)}
             for name, variant in (("base", base), ("candidate", candidate))
         }
         self._notes += variants.differences(base, candidate)
@@ -318,7 +318,7 @@ class GateRun:
     def _calibrations(self, base: variants.Variant) -> tuple[Any, Any]:
         kept = gate_trial.Calibrations(gate_trial.default_folder())
         here, effort = environment_key(self._environment), asdict(self._resolved.effort)
-        identity = {"command": list(base.launch.python), "name": base.name, **base.facts}
+        identity = {"command": list(base.launch.python), "name": base.name, **base.reported}
 
         def key(task: Task) -> str:
             return gate_trial.key_of(task.case.key, here, identity, effort)

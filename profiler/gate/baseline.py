@@ -117,14 +117,18 @@ class BaselineSession:
 
 @dataclass(frozen=True, slots=True)
 class BaselineEntry:
-    """One case of a baseline. The fields are the keys of the file."""
+    """One case of a baseline."""
 
     case: Case
-    facts: Mapping[str, int]
+    figures: Mapping[str, int]
     environment: Mapping[str, Any]
     threads: int | None
     sessions: tuple[BaselineSession, ...]
     step: str | None = None  # the decode step that ran; None in older files, which do not store it
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as JSON. The figures are stored as ``facts``, their name since the first version."""
+        return {"facts" if name == "figures" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,7 @@ def write(path: Path, baseline: Baseline) -> None:
         "format": FORMAT,
         "schema": SCHEMA,
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cells": {name: asdict(entry) for name, entry in sorted(baseline.entries.items())},
+        "cells": {name: entry.to_json() for name, entry in sorted(baseline.entries.items())},
     }
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
     files.write(path, text)
@@ -188,8 +192,8 @@ def _parsed(content: Any) -> Baseline:
 
 
 def _entry(content: Mapping[str, Any]) -> BaselineEntry:
-    facts = {name: value for name, value in content["facts"].items() if name in BOUNDS}
-    if not all(type(value) is int and 0 <= value <= MAX_BYTES for value in facts.values()):
+    figures = {name: value for name, value in content["facts"].items() if name in BOUNDS}
+    if not all(type(value) is int and 0 <= value <= MAX_BYTES for value in figures.values()):
         raise ValueError("a figure is not a number of bytes or tokens")
     check(Case, content["case"], "case")
     check(Measurement, {"threads": content["threads"]})
@@ -198,7 +202,7 @@ def _entry(content: Mapping[str, Any]) -> BaselineEntry:
         raise ValueError("its decode step is not a text")
     return BaselineEntry(
         case=Case.from_row(content["case"]),
-        facts=facts,
+        figures=figures,
         environment=content["environment"],
         threads=content["threads"],
         sessions=tuple(_session(session) for session in content["sessions"]),

@@ -31,11 +31,11 @@ def wait(
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
     """The obstacles that remain after waiting up to ``seconds``; returns as soon as there are none."""
-    left, told = seconds, False
+    left, announced = seconds, False
     while (found := obstacles(device, clock)) and left > 0:
-        if not told:
+        if not announced:
             say(f"waiting up to {seconds:.0f} s: {'; '.join(found)}")
-            told = True
+            announced = True
         sleep(LOOK_S)
         left -= LOOK_S
     return found

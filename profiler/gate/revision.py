@@ -175,14 +175,14 @@ def _tree(root: Path, commit: str, path: str) -> list[Blob]:
 
 def _contents(root: Path, blobs: Sequence[Blob]) -> list[bytes]:
     """The stored content of each blob."""
-    answer = git.output(root, "cat-file", "--batch", stdin="".join(f"{blob.name}\n" for blob in blobs).encode())
+    printed = git.output(root, "cat-file", "--batch", stdin="".join(f"{blob.name}\n" for blob in blobs).encode())
     at, found = 0, []
     for blob in blobs:
         header = f"{blob.name} blob {blob.size}\n".encode()
-        if answer is None or not answer.startswith(header, at):
+        if printed is None or not printed.startswith(header, at):
             raise ProfileError(f"git cannot read the content of {printable(blob.path)}", DAMAGED)
         at += len(header)
-        found.append(answer[at : at + blob.size])
+        found.append(printed[at : at + blob.size])
         at += blob.size + 1  # a newline follows the content
     return found
 

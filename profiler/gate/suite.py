@@ -144,7 +144,7 @@ def against(
     same = not differences(entry.environment, measured.environment)
     other_step = gate_rule.unlike_baseline(entry.step, measured.rows)
     figures = gate_rule.exact_figures(measured.rows[0])
-    found = gate_rule.verdicts(name, entry.facts, figures, "the baseline", same, front.if_meant, other_step)
+    found = gate_rule.verdicts(name, entry.figures, figures, "the baseline", same, front.if_meant, other_step)
     for metric in metrics:
         if other_step and metric == "decode":
             timed = f"decode_{measured.clock}_s"
@@ -183,7 +183,8 @@ def adds_up(measured: GateMeasurement, baseline: Baseline) -> bool:
         return False
     figures = gate_rule.exact_figures(measured.rows[0])
     return entry.threads == measured.rows[0].threads and not any(
-        verdict.word == "FAIL" for verdict in gate_rule.verdicts(measured.name, entry.facts, figures, "the baseline")
+        verdict.word == "FAIL"
+        for verdict in gate_rule.verdicts(measured.name, entry.figures, figures, "the baseline")
     )
 
 

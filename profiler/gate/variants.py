@@ -100,12 +100,12 @@ def about(launch: Launch) -> dict[str, Any]:
 
     Raises ProfileError if it is no Python or does not answer.
     """
-    facts = _ask(launch, ABOUT, LIBRARIES)
-    texts = all(isinstance(facts.get(name), str) for name in ("python", "executable", "prefix"))
-    libraries = facts.get("libraries")
-    if not texts or not isinstance(libraries, dict) or not isinstance(facts.get("worker"), bool):
+    reported = _ask(launch, ABOUT, LIBRARIES)
+    texts = all(isinstance(reported.get(name), str) for name in ("python", "executable", "prefix"))
+    libraries = reported.get("libraries")
+    if not texts or not isinstance(libraries, dict) or not isinstance(reported.get("worker"), bool):
         raise ProfileError(f"{_shown(launch)} does not answer like a Python interpreter", PYTHON)
-    return facts
+    return reported
 
 
 def interpreter_fault(launch: Launch, orders: Iterable[Order]) -> str | None:
@@ -186,7 +186,7 @@ class Variant:
 
     name: str  # as the user typed it
     launch: Launch
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter reports about itself
+    reported: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter reports about itself
     of_revision: bool = False  # a revision of our code, with the installed libraries
 
 
@@ -252,7 +252,7 @@ def check(variant: Variant, orders: Sequence[Order]) -> None:
     """Raises ProfileError if the profiler of this variant cannot take these orders: it is too old, or broken."""
     fault = interpreter_fault(variant.launch, orders)
     if fault is not None:
-        version = (variant.facts.get("libraries") or {}).get("llm-hwprofile")
+        version = (variant.reported.get("libraries") or {}).get("llm-hwprofile")
         what = f"its profiler{f' ({_text(version)})' if version else ''} cannot measure this: {fault}"
         raise ProfileError(f"{printable(variant.name)}: {what}", OLD_REVISION if variant.of_revision else OLD_VARIANT)
 
@@ -260,10 +260,10 @@ def check(variant: Variant, orders: Sequence[Order]) -> None:
 def differences(base: Variant, candidate: Variant) -> list[str]:
     """Versions in which the variants differ, one line each: that is what the gate compares."""
     found = []
-    a, b = base.facts.get("python"), candidate.facts.get("python")
+    a, b = base.reported.get("python"), candidate.reported.get("python")
     if a != b:
         found.append(f"Python {_text(a)} → {_text(b)}")
-    a_libraries, b_libraries = (variant.facts.get("libraries") or {} for variant in (base, candidate))
+    a_libraries, b_libraries = (variant.reported.get("libraries") or {} for variant in (base, candidate))
     for name in LIBRARIES[1:]:
         a, b = a_libraries.get(name), b_libraries.get(name)
         if a != b:
@@ -276,7 +276,7 @@ def is_same(base: Variant, candidate: Variant) -> bool:
     identity = ("prefix", "code", "libraries")
     return base.launch.environ == candidate.launch.environ and (
         len(base.launch.python) == len(candidate.launch.python) == 1
-        and [base.facts.get(name) for name in identity] == [candidate.facts.get(name) for name in identity]
+        and [base.reported.get(name) for name in identity] == [candidate.reported.get(name) for name in identity]
     )
 
 
@@ -341,31 +341,31 @@ def _revision(text: str) -> Meaning:
 
 def _with_code(text: str, launch: Launch, scratch: Path) -> Variant:
     """A variant that runs its own llm-hwprofile, or a copy of ours if it has none."""
-    facts = about(launch)
-    if facts.get("worker"):
-        return Variant(text, launch, facts)
+    reported = about(launch)
+    if reported.get("worker"):
+        return Variant(text, launch, reported)
     lent = Launch(launch.python, revision.environ(revision.lend(scratch / f"lent-{len(os.listdir(scratch))}")))
-    facts = about(lent)
-    if not facts["worker"]:
+    reported = about(lent)
+    if not reported["worker"]:
         raise ProfileError(
             f"{printable(text)} has no llm-hwprofile and does not import ours from PYTHONPATH",
             "Use an interpreter that is not started with -I or -E, or install llm-hwprofile there.",
         )
-    if not facts["libraries"].get("torch"):
+    if not reported["libraries"].get("torch"):
         raise ProfileError(
             f"{printable(text)}: neither llm-hwprofile nor torch is installed there",
             "Install torch and transformers there; a copy of our own code will do.",
         )
-    return Variant(f"{text} (with a copy of our code)", lent, facts)
+    return Variant(f"{text} (with a copy of our code)", lent, reported)
 
 
 def _of_revision(found: Meaning, commit: str, scratch: Path) -> Variant:
     folder = revision.revision(commit, scratch / commit[:12])
     launch = Launch(found.python, revision.environ(folder))
-    facts = about(launch)
-    if not facts["worker"] or not str(facts.get("code", "")).startswith(str(folder)):
+    reported = about(launch)
+    if not reported["worker"] or not str(reported.get("code", "")).startswith(str(folder)):
         raise ProfileError(f"revision {printable(found.text)} has no profiler that can measure", FORMS)
-    return Variant(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, facts, True)
+    return Variant(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, reported, True)
 
 
 def _quoted(text: str) -> str:

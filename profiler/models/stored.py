@@ -384,10 +384,10 @@ def _blocks(packed: list[_Group], scheme: Scheme) -> Iterator[tuple[str, list[tu
 
 def _against_blocks(packed: list[_Group], scheme: Scheme) -> str | None:
     """A mismatch between the number of scales and the block size in the config."""
-    for name, sides in _blocks(packed, scheme):
-        grid, needed = [scales for _, scales, _ in sides], [-(-size // length) for size, _, length in sides]
+    for name, axes in _blocks(packed, scheme):
+        grid, needed = [scales for _, scales, _ in axes], [-(-size // length) for size, _, length in axes]
         if grid != needed and any(scales > 1 for scales in grid):
-            stated = _times(length for _, _, length in sides)
+            stated = _times(length for _, _, length in axes)
             return (
                 f"{printable(name, 80)} has {_times(grid)} scales, but its config's weight_block_size of {stated} "
                 f"needs {_times(needed)}"
@@ -416,7 +416,7 @@ def _uneven(packed: list[_Group], scheme: Scheme | None) -> str | None:
     """
     if scheme is None or scheme.method != "fp8":
         return None
-    for name, sides in _blocks(packed, scheme):
-        if any(scales > 1 and size != scales * length for size, scales, length in sides):
-            return f"{printable(name, 80)} does not divide into blocks of {_times(length for _, _, length in sides)}"
+    for name, axes in _blocks(packed, scheme):
+        if any(scales > 1 and size != scales * length for size, scales, length in axes):
+            return f"{printable(name, 80)} does not divide into blocks of {_times(length for _, _, length in axes)}"
     return None

@@ -203,17 +203,20 @@ def _table(pairs: Sequence[ComparedCase], phase: Phase, names: tuple[str, str]) 
     rated = [(pair, ratio) for pair in pairs if (ratio := pair.rates.get(phase)) is not None]
     if not rated:
         return []
-    cells = [(_name(pair), _side(pair.a, phase), _side(pair.b, phase), _change(ratio)) for pair, ratio in rated]
+    cells = [
+        (_name(pair), _rate_with_spread(pair.a, phase), _rate_with_spread(pair.b, phase), _change(ratio))
+        for pair, ratio in rated
+    ]
     if len(rated) > 1:
         cells.append(("geomean", *_geomean([ratio for _, ratio in rated])))
     unit = f"{phase} tok/s"
-    sides = [plain(name, NAME_LENGTH) for name in names]
+    titles = [plain(name, NAME_LENGTH) for name in names]
     first = max(len(row[0]) for row in cells)
-    left = max(len(unit), len(sides[0]), *(len(row[1]) for row in cells))
+    left = max(len(unit), len(titles[0]), *(len(row[1]) for row in cells))
     right = max(len(unit), *(len(row[2]) for row in cells))
-    last = max(len("vs base"), *(len(row[3]) for row in cells), len(sides[1]) - right - 2)
+    last = max(len("vs base"), *(len(row[3]) for row in cells), len(titles[1]) - right - 2)
     heading = [
-        f"{'':{first}} │ {sides[0]:^{left}} │ {sides[1]:^{right + last + 2}} │",
+        f"{'':{first}} │ {titles[0]:^{left}} │ {titles[1]:^{right + last + 2}} │",
         f"{'':{first}} │ {unit:^{left}} │ {unit:^{right}}  {'vs base':^{last}} │",
     ]
     return heading + [f"{a:{first}}   {b:>{left}}   {c:>{right}}  {d:>{last}}" for a, b, c, d in cells]
@@ -224,7 +227,7 @@ def _name(pair: ComparedCase) -> str:
     return plain(f"{case.model}/{case.quant}/c={case.context}/b={case.batch}".replace(" ", "_"), NAME_LENGTH)
 
 
-def _side(row: Measurement, phase: Phase) -> str:
+def _rate_with_spread(row: Measurement, phase: Phase) -> str:
     """``1.702 ± 30%``; ± ∞ for a single repetition, which has no interval."""
     summary = stats.rate(row, phase)
     assert summary is not None  # A and B have this phase
@@ -241,7 +244,7 @@ def _change(ratio: Ratio) -> str:
 
 
 def _geomean(ratios: Sequence[Ratio]) -> tuple[str, str, str]:
-    a, b = (math.exp(math.fsum(map(math.log, sides)) / len(ratios)) for sides in _medians(ratios))
+    a, b = (math.exp(math.fsum(map(math.log, medians)) / len(ratios)) for medians in _medians(ratios))
     return _plain(a), _plain(b), f"{100 * (b / a - 1):+.2f}%"
 
 

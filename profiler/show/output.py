@@ -55,8 +55,10 @@ def render(rows: Sequence[JsonRow], shown: Callable[[JsonRow], Mapping[str, str]
     from tabulate import tabulate
 
     style = {"table": "simple", "md": "github"}[output]
-    sides = ["right" if _is_figures([row[name] for row in cells]) else "left" for name in (cells[0] if cells else ())]
-    text = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=sides or None)
+    alignments = [
+        "right" if _is_figures([row[name] for row in cells]) else "left" for name in (cells[0] if cells else ())
+    ]
+    text = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=alignments or None)
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 

@@ -73,12 +73,12 @@ def _text(block: Text) -> str:
 @block_html.register
 def _table(block: Table) -> str:
     """A long table is collapsed, because the charts show the same figures."""
-    sides = [_side(column) for column in block.columns]
+    classes = [_class(column) for column in block.columns]
     head = "".join(
-        f"<th{side}>{escaped(column.title)}</th>" for side, column in zip(sides, block.columns, strict=True)
+        f"<th{kind}>{escaped(column.title)}</th>" for kind, column in zip(classes, block.columns, strict=True)
     )
     body = "\n".join(
-        f"<tr>{''.join(f'<td{side}>{escaped(text)}</td>' for side, text in zip(sides, row, strict=True))}</tr>"
+        f"<tr>{''.join(f'<td{kind}>{escaped(text)}</td>' for kind, text in zip(classes, row, strict=True))}</tr>"
         for row in block.rows
     )
     folded = len(block.rows) > FOLDED
@@ -121,7 +121,7 @@ def _code(block: Code) -> str:
     return f"<pre><code>{escaped(chr(10).join(block.lines))}</code></pre>"
 
 
-def _side(column: Head) -> str:
+def _class(column: Head) -> str:
     return ' class="figure"' if column.right else ""
 
 

@@ -120,8 +120,8 @@ def _block(block: object, width: int) -> str:
     if isinstance(block, Text):
         return _wrapped(block.text, width)
     if isinstance(block, Table):
-        sides = ["right" if column.right else "left" for column in block.columns]
-        return _grid([column.title for column in block.columns], block.rows, sides, block.caption, width)
+        alignments = ["right" if column.right else "left" for column in block.columns]
+        return _grid([column.title for column in block.columns], block.rows, alignments, block.caption, width)
     if isinstance(block, Map):
         rows = [[label, *map(_cell, cells)] for label, cells in block.rows]
         return _grid(
@@ -143,11 +143,11 @@ def _cell(cell: MapCell) -> str:
 
 
 def _grid(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], sides: Sequence[str], caption: str | None, width: int
+    titles: Sequence[str], rows: Sequence[Sequence[str]], alignments: Sequence[str], caption: str | None, width: int
 ) -> str:
     """A table in which text wraps. Columns that do not fit are put below, together with the first column."""
     shown = [list(titles), *map(list, rows[:MOST_ROWS])]
-    caps = _caps(shown, sides, width)
+    caps = _caps(shown, alignments, width)
     cells = [
         [
             "\n".join(textwrap.wrap(text, cap)) if len(text) > cap else text
@@ -161,7 +161,7 @@ def _grid(
         tabulate(
             [[row[place] for place in chosen] for row in (cells[0], rules, *cells[1:])],
             tablefmt="plain",  # without headers, which tabulate would pad
-            colalign=[sides[place] for place in chosen],
+            colalign=[alignments[place] for place in chosen],
             disable_numparse=True,
         )
         for chosen in _groups(caps, width)
@@ -171,11 +171,17 @@ def _grid(
     return "\n".join(line.rstrip() for part in parts for line in part.splitlines())
 
 
-def _caps(rows: Sequence[Sequence[str]], sides: Sequence[str], width: int) -> list[int]:
+def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) -> list[int]:
     """Widths of columns: text columns share the space that the figures leave, narrow ones first."""
     wanted = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]
-    words = sorted((place for place, side in enumerate(sides) if side == "left"), key=lambda place: wanted[place])
-    room = width - GAP * (len(wanted) - 1) - sum(wanted[place] for place, side in enumerate(sides) if side != "left")
+    words = sorted(
+        (place for place, alignment in enumerate(alignments) if alignment == "left"), key=lambda place: wanted[place]
+    )
+    room = (
+        width
+        - GAP * (len(wanted) - 1)
+        - sum(wanted[place] for place, alignment in enumerate(alignments) if alignment != "left")
+    )
     for left, place in enumerate(words):
         wanted[place] = min(wanted[place], max(NARROWEST_CELL, room // (len(words) - left)))
         room -= wanted[place]

@@ -156,7 +156,7 @@ def int8(name: str, threshold: float) -> PreTrainedModel:
 
 def test_int8_with_a_threshold_is_refused_and_without_one_passes() -> None:
     refused = audit(int8("qwen3", threshold=6.0))
-    assert any("threshold 6 looks for outliers on the host" in finding.text for finding in refused.findings)
+    assert any("threshold 6 finds outliers on the host" in finding.text for finding in refused.findings)
     assert not list(model_findings(int8("qwen3", threshold=0.0)))
 
 

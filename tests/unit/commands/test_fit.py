@@ -45,7 +45,14 @@ def test_every_figure_of_the_headline_models_has_a_basis(on: str, engine: str, q
 def test_the_page_fits_a_page() -> None:
     text = fit(*PAIR, "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "8k,128k").stdout
     assert len(text.splitlines()) < 40
-    for word in ("RTX 4090", "usable", "tight", "To verify", "fitted:", "the range that should hold nine cases in ten"):
+    for word in (
+        "RTX 4090",
+        "usable",
+        "tight",
+        "To verify",
+        "fitted:",
+        "the range that should hold nine cases in ten",
+    ):
         assert word in text
 
 

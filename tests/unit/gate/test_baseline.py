@@ -256,9 +256,8 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 def whole() -> dict[str, Any]:
     entry = measured().entry()
-    from dataclasses import asdict
 
-    return {"format": baseline.FORMAT, "schema": 1, "cells": {"cell": asdict(entry)}}
+    return {"format": baseline.FORMAT, "schema": 1, "cells": {"cell": entry.to_json()}}
 
 
 SPOILT = {

@@ -89,7 +89,7 @@ def test_an_environment_and_an_interpreter_are_sides(tmp_path: Path) -> None:
     python = Path(sys.executable)
     for typed in (str(python), str(python.parents[1]), f"venv:{python}"):
         found = variants.resolve(typed, tmp_path)
-        assert found.facts["worker"]
+        assert found.reported["worker"]
         assert Path(found.launch.python[0]).parent == python.parent
 
 
