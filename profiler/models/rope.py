@@ -58,11 +58,17 @@ def largest_context(config: Config, head_dim: int, types: Collection[str], rotat
 
 
 def check_by_type(
-    config: Config, types: Collection[str], thetas: Mapping[str, str], head_dims: Mapping[str, int]
+    config: Config,
+    types: Collection[str],
+    thetas: Mapping[str, str],
+    head_dims: Mapping[str, int],
+    complete: bool = False,
 ) -> int:
     """The same for a model with RoPE parameters for each layer type of ``types``: the largest context of all of them.
 
-    ``thetas`` names the fields outside that give a type's ``rope_theta``, if any.
+    ``thetas`` names the fields outside that give a type's ``rope_theta``, if any. ``complete``: transformers checks
+    the parameters of this family before it fills in what they leave out, and asks for one head size where there are
+    two, so that it refuses ``longrope``.
     """
     given = config.part("rope_parameters")
     older = config.part("rope_scaling")
@@ -82,7 +88,10 @@ def check_by_type(
         if found.get(SHARE, 0) is None and SHARE in outside:
             del found[SHARE]
         outside |= {name: f"rope_scaling.{name}" for name in scaled}
-        reach.append(_Scaling(config, where, found, head_dims[kind], outside).largest_context())
+        scaling = _Scaling(config, where, found, head_dims[kind], outside, by_type=True)
+        if complete:
+            scaling.check_complete(one_size=len(set(head_dims.values())) == 1)
+        reach.append(scaling.largest_context())
     return max(reach)
 
 
@@ -97,6 +106,7 @@ class _Scaling:
         head_dim: int,
         outside: Mapping[str, str],
         partial: bool = False,
+        by_type: bool = False,
     ) -> None:
         self.config = config
         self.where = where
@@ -104,6 +114,7 @@ class _Scaling:
         self.head_dim = head_dim
         self.outside = outside
         self.partial = partial
+        self.by_type = by_type
         self.kind = found.get("rope_type", found.get("type", "default"))
 
     def largest_context(self) -> int:
@@ -148,6 +159,13 @@ class _Scaling:
         if self.kind == "longrope":
             self.check_longrope()
 
+    def check_complete(self, one_size: bool) -> None:
+        """ProfileError for parameters that transformers refuses as long as it has not filled them in."""
+        if self.kind == "longrope" and not one_size:
+            raise self.error("rope_type", f'is "longrope", which {self.config.model_type} does not take')
+        if self.kind in WITH_ORIGINAL and ORIGINAL not in self.found:
+            raise self.error(ORIGINAL, f'is missing, which rope_type "{self.kind}" needs')
+
     def check_share(self) -> None:
         """transformers cannot rotate only a part of the channels in families that rotate all of them."""
         name = SHARE
@@ -169,9 +187,9 @@ class _Scaling:
                 raise self.error(name, f"must be a list of {pairs} numbers, half of the {rotated} rotated channels")
 
     def original(self) -> int:
-        """The context before scaling; stated outside the parameters, it goes before the one inside."""
+        """The context before scaling. Outside the parameters of all layers it goes before the one inside."""
         low, high = 2, RANGES[POSITIONS][1]
-        outside = ORIGINAL in self.config.raw
+        outside = ORIGINAL in self.config.raw and not self.by_type
         value = (self.config.raw if outside else self.found).get(ORIGINAL, self.config.number(POSITIONS))
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             wanted = f"is {shown(value)}, must be a whole number from {low} to {high}"
