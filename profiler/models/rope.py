@@ -58,11 +58,17 @@ def largest_context(config: Config, head_dim: int, types: Collection[str], rotat
 
 
 def check_by_type(
-    config: Config, types: Collection[str], thetas: Mapping[str, str], head_dims: Mapping[str, int]
+    config: Config,
+    types: Collection[str],
+    thetas: Mapping[str, str],
+    head_dims: Mapping[str, int],
+    complete: bool = False,
 ) -> int:
     """The largest context of a model with separate RoPE parameters for each layer type of ``types``.
 
     ``thetas`` names the field outside these parameters that gives a type's ``rope_theta``, if there is one.
+    ``complete``: transformers checks this family's parameters before it fills in defaults, so they must be complete. It
+    also assumes one head size, so it refuses ``longrope`` if there are two.
     """
     given = config.part("rope_parameters")
     older = config.part("rope_scaling")
@@ -82,7 +88,10 @@ def check_by_type(
         if found.get(SHARE, 0) is None and SHARE in outside:
             del found[SHARE]
         outside |= {name: f"rope_scaling.{name}" for name in scaled}
-        reach.append(_Scaling(config, where, found, head_dims[kind], outside).largest_context())
+        scaling = _Scaling(config, where, found, head_dims[kind], outside, by_type=True)
+        if complete:
+            scaling.check_complete(one_size=len(set(head_dims.values())) == 1)
+        reach.append(scaling.largest_context())
     return max(reach)
 
 
@@ -97,6 +106,7 @@ class _Scaling:
         head_dim: int,
         outside: Mapping[str, str],
         partial: bool = False,
+        by_type: bool = False,
     ) -> None:
         self.config = config
         self.where = where
@@ -104,6 +114,7 @@ class _Scaling:
         self.head_dim = head_dim
         self.outside = outside
         self.partial = partial
+        self.by_type = by_type
         self.kind = found.get("rope_type", found.get("type", "default"))
 
     def largest_context(self) -> int:
@@ -150,6 +161,13 @@ class _Scaling:
         if self.kind == "longrope":
             self.check_longrope()
 
+    def check_complete(self, one_size: bool) -> None:
+        """ProfileError for parameters that transformers refuses because it checks them before adding defaults."""
+        if self.kind == "longrope" and not one_size:
+            raise self.error("rope_type", f'is "longrope", which {self.config.model_type} does not support')
+        if self.kind in WITH_ORIGINAL and ORIGINAL not in self.found:
+            raise self.error(ORIGINAL, f'is missing, but rope_type "{self.kind}" requires it')
+
     def check_share(self) -> None:
         """Families that rotate all channels cannot rotate only a part of them in transformers."""
         name = SHARE
@@ -171,9 +189,9 @@ class _Scaling:
                 raise self.error(name, f"must be a list of {pairs} numbers, half of the {rotated} rotated channels")
 
     def original(self) -> int:
-        """The context before scaling. A value outside the parameters takes precedence."""
+        """The context before scaling. Without layer types, a value outside the parameters takes precedence."""
         low, high = 2, RANGES[POSITIONS][1]
-        outside = ORIGINAL in self.config.raw
+        outside = ORIGINAL in self.config.raw and not self.by_type
         value = (self.config.raw if outside else self.found).get(ORIGINAL, self.config.number(POSITIONS))
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             wanted = f"is {shown(value)}, must be a whole number from {low} to {high}"

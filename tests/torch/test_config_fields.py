@@ -249,6 +249,30 @@ def test_three_hundred_more_changed_configs_are_read_as_transformers_reads_them(
     assert all_disagreements(range(200, MORE)) == []
 
 
+@pytest.mark.parametrize("place", ["nowhere", "outside", "inside", "both"])
+@pytest.mark.parametrize("global_head_dim", [32, 16])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4 shared kv", "gemma4 unified"])
+def test_the_context_before_scaling_is_read_where_transformers_reads_it(
+    name: str, global_head_dim: int, place: str
+) -> None:
+    """Gemma 4 is checked before what is missing is filled in, Gemma 3 afterwards."""
+    head_dim = 16 if name == "gemma3" else global_head_dim
+    factors = [1.0] * (head_dim // 2)
+    for kind, more in {
+        "yarn": {"factor": 4.0},
+        "llama3": {"factor": 4.0, "low_freq_factor": 1, "high_freq_factor": 4},
+        "longrope": {"short_factor": factors, "long_factor": factors},
+    }.items():
+        scaling = {"rope_type": kind, "rope_theta": 1e6, **more}
+        raw = BASES[name] | {"head_dim": 16, "global_head_dim": global_head_dim, "max_position_embeddings": 512}
+        if place in ("inside", "both"):
+            scaling["original_max_position_embeddings"] = 128
+        if place in ("outside", "both"):
+            raw["original_max_position_embeddings"] = 256
+        types = {"full_attention": scaling, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+        assert disagreement(raw | {"rope_parameters": types}) is None, kind
+
+
 def test_changed_configs_are_not_all_refused() -> None:
     """The comparison would prove nothing if it never came to compare."""
     taken = 0

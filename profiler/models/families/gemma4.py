@@ -147,7 +147,7 @@ def _largest_context(config: Config, types: list[str], layers: tuple[Layer, ...]
             raise config.error(f"rope_parameters has no entry for {kind} layers")
     mixers = [layer.mixer for layer in layers]
     head_dims = {kind: m.head_dim for kind, m in zip(types, mixers, strict=True) if isinstance(m, Attention)}
-    return check_by_type(config, types, {}, head_dims)
+    return check_by_type(config, types, {}, head_dims, complete=True)
 
 
 def _attention(config: Config, kind: str) -> Attention:
