@@ -67,8 +67,8 @@ def check_by_type(
     """The largest context of a model with separate RoPE parameters for each layer type of ``types``.
 
     ``thetas`` names the field outside these parameters that gives a type's ``rope_theta``, if there is one.
-    ``complete``: transformers checks this family's parameters before it fills in defaults, so they must be complete. It
-    also assumes one head size, so it refuses ``longrope`` if there are two.
+    ``complete``: transformers checks this family's parameters before it fills in defaults, so they must be complete.
+    It also assumes one head size, so it refuses ``longrope`` if there are two.
     """
     given = config.part("rope_parameters")
     older = config.part("rope_scaling")
