@@ -1,8 +1,8 @@
-"""The regression gate on a real model: identical variants must not fail, and a slower candidate must.
+"""The regression gate on a real model: identical versions must not fail, and a slower candidate must.
 
     python benchmarks/gate_real.py MODEL [--equal 20] [--slower 10] [--by 15%] [--context 32] [--steps 4] [--reps 5]
 
-Runs ``profile gate`` with identical variants (aim: no FAIL) and with a candidate whose model does ``--by`` more work
+Runs ``profile gate`` with identical versions (aim: no FAIL) and with a candidate whose model does ``--by`` more work
 (aim: nine of ten FAIL), in CPU time. Prints each verdict and the machine's load.
 
 The slowdown is injected into the candidate's process: a ``sitecustomize`` on its PYTHONPATH makes the model's forward
@@ -73,7 +73,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gate-real-") as folder:
         (Path(folder) / "sitecustomize.py").write_text(SPIN.replace("SHARE", str(parse_percent(options.by))))
         slow = f"cmd:env {shlex.quote(f'PYTHONPATH={folder}')} {shlex.quote(sys.executable)}"
-        equal = series("identical variants", None, options.equal, options)
+        equal = series("identical versions", None, options.equal, options)
         slower = series(f"slower by {options.by}", slow, options.slower, options)
     missed = equal["FAIL"] + equal["INCOMPARABLE"] > 0 or slower["FAIL"] < FOUND * options.slower
     print("an aim is missed" if missed else "both aims are met")
@@ -124,10 +124,10 @@ def gate(candidate: str | None, options: argparse.Namespace, seed: int) -> dict[
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="python benchmarks/gate_real.py MODEL: gates of identical variants, and of a slower one"
+        description="python benchmarks/gate_real.py MODEL: gates of identical versions, and of a slower one"
     )
     parser.add_argument("model", help="a folder with a checkpoint, or any model name for profile gate")
-    parser.add_argument("--equal", type=int, default=20, help="gates of identical variants")
+    parser.add_argument("--equal", type=int, default=20, help="gates of identical versions")
     parser.add_argument("--slower", type=int, default=10, help="gates of a slower candidate")
     parser.add_argument("--by", default="15%", help="injected slowdown")
     parser.add_argument("--delta", default="5%", help="the smallest slowdown that counts as a regression")

@@ -24,7 +24,7 @@ LEFT = 3  # text columns, left-aligned, before the numeric ones
 FORMATS = show_output.FORMATS
 LEGEND = (
     "Ratios are candidate ÷ base, so above 1 is worse. Intervals are one-sided t bounds at a third of 5 %, as the"
-    " decision uses them. s: standard deviation between pairs of identical variants. MDE: minimum detectable effect,"
+    " decision uses them. s: standard deviation between pairs of identical versions. MDE: minimum detectable effect,"
     " the slowdown that nine of ten such gates find. FAIL: beyond noise, mean and median at least δ, most pairs"
     " slower, and confirmed in new processes."
 )

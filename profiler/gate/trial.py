@@ -7,7 +7,7 @@
 A FAIL that is not confirmed is inconclusive, never a PASS, and the verdict shows both intervals. Nothing is measured
 again until it gives the wanted result.
 
-**Noise** is how much two identical variants differ here: the standard deviation s of A/A pairs, from six pairs of the
+**Noise** is how much two identical versions differ here: the standard deviation s of A/A pairs, from six pairs of the
 base against itself. It is kept for a week for the same case on the same machine and software.
 """
 
@@ -59,7 +59,7 @@ Name = tuple[str, Phase]  # key of the case, metric
 class Noise:
     """The noise of one metric of one case."""
 
-    sd: float  # of ln(B ÷ A) between identical variants
+    sd: float  # of ln(B ÷ A) between identical versions
     pairs: int
     measured_at: float  # Unix time
 
@@ -141,7 +141,7 @@ class State:
         self.noise = noise
         if not supports(noise.sd, self.rule):
             delta, least = percent(self.rule.delta), _up(supportable(noise.sd, self.rule))
-            reason = f"identical variants differ by s = {noise.sd:.1%} between pairs, too much for δ = {delta}"
+            reason = f"identical versions differ by s = {noise.sd:.1%} between pairs, too much for δ = {delta}"
             self.close("INCONCLUSIVE", reason, f"quiet the machine, raise -n or -r, or accept --delta {least}")
 
     def looked(self, significant: bool) -> None:

@@ -223,7 +223,7 @@ def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Variant:
 def meaning(text: str) -> Meaning:
     """The one reading of ``text``. Raises ProfileError if there is none, or more than one."""
     if not text.strip():
-        raise ProfileError("the name of the variant is empty", FORMS)
+        raise ProfileError("--base or --candidate is empty", FORMS)
     kind, _, rest = text.partition(":")
     if kind in KINDS and rest:
         return _only(kind, rest)

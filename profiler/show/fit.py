@@ -202,7 +202,7 @@ def _distinct(found: Sequence[FitPrediction]) -> list[FitPrediction]:
 
 _BASIS = {
     "fitted": "fitted: from published measurements of other devices (benchmarks/accuracy.md).",
-    "prior": "prior: we have no measurements of this engine on such a device; profile calibrate measures this one.",
+    "prior": "prior: we have no measurements of this engine on such a device; profile calibrate provides them.",
     "calibrated": "calibrated: from measured ceilings of this device.",
 }
 

@@ -105,8 +105,9 @@ def _wrapped(outer: Config, family: ModuleType, model_type: str) -> Config:
     stated = inner.get("model_type")
     if stated not in (None, inside, model_type):
         raise outer.error(f"model_type {model_type} holds a text_config of {printable(stated)}")
-    towers = " and ".join(word for key, word in TOWERS.items() if outer.part(key))
-    cautions = [f"text tower only: the {towers} tower is left out" if towers else "text tower only"]
+    towers = [word for key, word in TOWERS.items() if outer.part(key)]
+    which = f"the {' and '.join(towers)} tower{'s are' if len(towers) > 1 else ' is'} left out"
+    cautions = [f"text tower only: {which}" if towers else "text tower only"]
     if not inner:
         cautions.append(f"the config has no text_config, so its sizes are transformers' defaults for {inside}")
     cautions += _tied_otherwise(outer, inner, fields)

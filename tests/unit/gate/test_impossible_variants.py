@@ -217,4 +217,4 @@ def test_what_runs_is_said_before_it_runs(gate: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [("--base", ""), ("--base", " "), ("--base", "cmd:" + PYTHON, "--candidate", "")])
 def test_an_empty_side_is_usage_as_where_a_variable_of_a_script_is_not_set(words: tuple[str, ...], gate: Any) -> None:
     result = gate(*words)
-    assert result.exit_code == 2 and "name of the variant is empty" in result.stderr
+    assert result.exit_code == 2 and "--base or --candidate is empty" in result.stderr
