@@ -91,7 +91,7 @@ def page(
 ) -> list[str]:
     """The lines of ``accuracy.md``."""
     return [
-        "# How far off predictions are",
+        "# How far predictions are off",
         "",
         f"Written by `benchmarks/accuracy.py`. {len(used)} published single-stream rows (tiers A and B) on"
         f" {len({row.target.name for row in used})} devices; each device is predicted by a fit to all others.",
@@ -201,9 +201,9 @@ def by_cause(judged: Sequence[Judged]) -> list[Summary]:
     """Summaries by properties that the model knows of a row."""
     keys: tuple[Callable[[Judged], str], ...] = (
         lambda j: f"engine {j.row.engine.name}",
-        lambda j: f"maker {j.row.target.vendor}, {j.row.target.kind}",
+        lambda j: f"vendor {j.row.target.vendor}, {j.row.target.kind}",
         lambda j: "experts" if j.row.experts else "dense",
-        lambda j: f"format {j.row.setting.quant}",
+        lambda j: f"quantization {j.row.setting.quant}",
         lambda j: f"family {j.row.model.split('-')[0]}",
         lambda j: f"reads {_size(j.row.decode_work().nbytes)}",
         lambda j: f"depth {'above' if j.row.depth > 8192 else 'up to'} 8k",
@@ -257,7 +257,7 @@ LIMITS = [
     "- vllm has rows for one device only. With it left out, its rows are predicted from llama.cpp's fit alone.",
     "- Eager transformers has no published rows: its parameters are priors, and `profile calibrate` measures them.",
     "- The priors of the two engines (`benchmarks/fitting.py`) were set with these rows in mind. They are wide.",
-    "- Half of the rows for prefill at 1,024 tokens include a server's first-request costs, so they read slow.",
+    "- Half of the rows for prefill at 1,024 tokens include a server's first-request costs, so they are slower.",
 ]
 
 

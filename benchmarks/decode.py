@@ -63,7 +63,7 @@ def main() -> None:
     text = "\n".join(_lines(seconds, options, notes))
     print(text)
     with RESULT.open("a") as file:
-        file.write(text + "\n")
+        file.write(f"\n{text}\n")
 
 
 def _options() -> argparse.Namespace:
