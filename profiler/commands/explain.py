@@ -79,7 +79,7 @@ def explain(
 
     For each part of prefill and decode, this prints bytes, FLOPs, the time at the device's ceiling and the predicted
     time; then what determines peak memory, and which single change would free the most. If the case was measured on
-    this machine, the measurement is shown beside the prediction.
+    this machine, the measurement is shown with the prediction.
     """
     fit_request = FitRequest(
         (model,), (on,) if on else (), engine, (quant,) if quant else (), (context,), (batch,), kv, split, path=path
@@ -97,7 +97,7 @@ def explain(
 
 
 def stored(model: Model, target: Target, setting: EngineRequest, store: Path | None) -> list[Measurement]:
-    """The measurements of the case on this device, by any decode path, the newest first."""
+    """The measurements of the case on this device with any decode path, the newest first."""
     if target.local is None or target.count > 1 or existing(store) is None:
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())

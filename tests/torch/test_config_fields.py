@@ -166,14 +166,14 @@ RANGE = re.compile(r"(\w+) is (.+), must be a whole number from (\d+) to (\d+)")
 # What transformers takes and we refuse, each for a reason that the message gives.
 WITHOUT_RULE = (
     "is_encoder_decoder is true",
-    "use_bidirectional_attention: no rule for an encoder",
-    "no rule for Llama with windows",
+    "use_bidirectional_attention: only causal decoders are supported",
+    "Llama with windows is not supported",
     "per_layer_config",
-    "rope_parameters.* for which there is no rule",
+    "rope_parameters.* which is not supported",
     # transformers warns that these are no values to work with, or never comes to look at them
     "(factor|rope_theta|rope_local_base_freq|partial_rotary_factor) is .*, must be a number",
     "(rope_scaling|rope_parameters) is .*, must be an object",
-    "factor makes a context of .* tokens",
+    "factor gives a context of .* tokens",
     "(dtype|num_labels) is .*, must be",
     "head_dim is 1, must be even",  # its rotation makes two channels of one
     # a contradiction that it resolves in silence, by not reading one of the two
@@ -183,7 +183,7 @@ WITHOUT_RULE = (
 
 
 # What only a step shows: a model that is too large for one has not been asked.
-NOT_ASKED = ("for which there is no rule", "is not a multiple of", "must be even", "is more than")
+NOT_ASKED = ("which is not supported", "is not a multiple of", "must be even", "is more than")
 
 
 def excused(message: str) -> bool:
