@@ -51,6 +51,7 @@ def fit(
     quants: str | Iterable[str] | None = None,
     contexts: Counts | None = None,
     batches: Counts | None = None,
+    scenario: Name | None = None,
     kv: str | None = None,
     path: str | None = None,
     split: str | None = None,
@@ -84,6 +85,7 @@ def fit(
             ram_bytes=None if ram is None else _parsed("ram", _sized(ram), some_bytes),
             ram_bandwidth=ram_bandwidth,
             goal=wish,
+            scenario=None if scenario is None else os.fspath(scenario),
         )
     )
     rows = [show_fit.row(each, wish) for each in found.answers]

@@ -104,6 +104,10 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
             {"models": ["qwen3.5-9b"], "on": "2x3090", "split": "tensor", "kv": "q8_0", "engine": "llama.cpp"},
             ["qwen3.5-9b", "--on", "2x3090", "--split", "tensor", "--kv", "q8_0", "--engine", "llama.cpp"],
         ),
+        (
+            {"models": "gemma-4-e4b", "on": "rtx 4090", "scenario": "chat"},
+            ["gemma-4-e4b", "--on", "rtx 4090", "--scenario", "chat"],
+        ),
     ],
 )
 def test_predictions_are_the_rows_that_fit_prints(given: dict[str, Any], words: list[str]) -> None:
