@@ -12,7 +12,7 @@ from profiler.case import BESIDE, ModelNote
 from profiler.errors import ProfileError
 from profiler.files import FileSpan
 from profiler.models import gguf_tensors, safetensors
-from profiler.models import stored as models_stored
+from profiler.models import scheme as schemes
 from profiler.models.account import Account, FileTensor, account, in_text_model
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.gguf import GgufHeader
@@ -61,7 +61,7 @@ def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Check
     accounted = account_of(tensors, raw, geometry)
     if geometry.tied and not is_quantized(raw):
         _check_head(tensors)
-    stored = from_safetensors(geometry, tensors, models_stored.of(raw))
+    stored = from_safetensors(geometry, tensors, schemes.of(raw))
     return Checkpoint(accounted, stored, tuple(safetensors.spans(tensors)), tuple(_beside(folder, raw)))
 
 
@@ -91,7 +91,7 @@ def account_of(tensors: Mapping[str, SafetensorsTensor], raw: Mapping[str, Any],
 
 def is_quantized(raw: Mapping[str, Any]) -> bool:
     """Whether a config states a quantization of its own."""
-    return models_stored.of(raw) is not None
+    return schemes.of(raw) is not None
 
 
 def why_missing(folder: Path) -> str:
