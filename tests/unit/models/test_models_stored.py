@@ -253,6 +253,25 @@ def test_a_bitsandbytes_config_that_its_tensors_contradict_is_trouble(
     assert stored(made.folder(tmp_path / "right", "nf4-dq")).trouble is None
 
 
+def test_missing_weights_are_looked_for_in_a_file_that_the_index_does_not_name(tmp_path: Path) -> None:
+    whole = made.tensors("bf16")
+    first = dict(list(whole.items())[:20])
+    path = made.folder(tmp_path / "m", "bf16", found=first)
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+    index = {"weight_map": dict.fromkeys(first, "model-00001-of-00002.safetensors")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ProfileError, match="are not in the file") as caught:
+        resolve(str(path))
+    assert "beside" not in caught.value.message
+    made.folder(path, "bf16", found={n: e for n, e in whole.items() if n not in first})
+    (path / "model.safetensors").rename(path / "model-00002-of-00002.safetensors")
+    with pytest.raises(ProfileError) as caught:
+        resolve(str(path))
+    assert "model-00002-of-00002.safetensors beside is not read, because of model.safetensors.index.json" in (
+        caught.value.message
+    )
+
+
 BNB = ("int8", "nf4-dq")
 
 
