@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from profiler.models.geometry import HEAD, Geometry
+from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.layers import Weight
 from profiler.models.safetensors import SafetensorsTensor, integers
 from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
@@ -159,6 +159,10 @@ def _grouped(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor], packe
         weight, part = found
         group = groups.setdefault((number, weight.name), _Group(weight, number, {}))
         group.parts.setdefault(part, []).append((name, tensor))
+    if geometry.tied and (None, EMBEDDING) not in groups:  # transformers then ties the other way round
+        heads = [pair for pair in tensors.items() if _place(pair[0], outside, layers)[2] == HEAD]
+        if heads:
+            groups[None, EMBEDDING] = _Group(outside.exact[EMBEDDING], None, {"weight": heads})
     return list(groups.values())
 
 

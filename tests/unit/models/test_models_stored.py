@@ -272,6 +272,14 @@ def test_missing_weights_are_looked_for_in_a_file_that_the_index_does_not_name(t
     )
 
 
+@pytest.mark.parametrize("quant", ["bf16", "int8", "fp8"])
+def test_a_tied_model_that_is_stored_by_its_head_alone_lacks_nothing(quant: str, tmp_path: Path) -> None:
+    held = {name: entry for name, entry in made.tensors(quant).items() if name != "model.embed_tokens.weight"}
+    config = made.CONFIGS[quant] | {"tie_word_embeddings": True}
+    found = stored(made.folder(tmp_path / "m", quant, found=held, config=config))
+    assert (found.trouble, found.exact, found.nbytes) == (None, True, made.total(held))
+
+
 BNB = ("int8", "nf4-dq")
 
 
