@@ -18,7 +18,8 @@ from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Weight
-from profiler.models.stored import BITSANDBYTES, COMPRESSED, MLX, Scheme, Stored, StoredWeight
+from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
+from profiler.models.stored import Stored, StoredWeight
 from profiler.quants.base import FOUR_BIT_CAPABILITY, Quant, bitsandbytes_missing, plain_bytes
 
 # The packages that transformers needs to run a checkpoint as it is stored.
@@ -144,17 +145,15 @@ class _Rule:
     """Bytes of the weights that a method quantizes; ``None`` for one that it leaves in the checkpoint's dtype."""
 
     roles = frozenset({"linear", "experts"})
-    skipping = "modules_to_not_convert"
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
-        skipped = scheme.config.get(self.skipping)
-        self.skipped = [word for word in skipped if isinstance(word, str)] if isinstance(skipped, list) else []
+        self.skipped = scheme.left_out.words if scheme.left_out is not None else ()
         if len(self.skipped) > MOST_SKIPPED:
             raise ProfileError(f"{len(self.skipped):,} modules that are not quantized")
 
     def __call__(self, weight: Weight, path: str) -> int | None:
-        return None if any(word in path for word in self.skipped) else self.of(weight)
+        return None if self.scheme.leaves_out(path) else self.of(weight)
 
     def of(self, weight: Weight) -> int | None:
         """Bytes of one weight wherever it stands."""
@@ -212,10 +211,9 @@ class _BitsAndBytes(_Rule):
     """As we quantize ourselves; modules may be left out by name."""
 
     roles = frozenset({"linear"})
-    skipping = "llm_int8_skip_modules"
 
     def __call__(self, weight: Weight, path: str) -> int | None:
-        if weight.role not in self.roles or any(word in path for word in self.skipped):
+        if weight.role not in self.roles or self.scheme.leaves_out(path):
             return None
         name = {"fp4-dq": "nf4-dq"}.get(self.scheme.name, self.scheme.name)  # of one size
         ours: Quant = registry.load("quants", name, "quantization").QUANT
@@ -249,7 +247,6 @@ class _Compressed(_Rule):
     """Groups of modules, each with a scheme of its own; ``Linear`` stands for all of them, the head included."""
 
     roles = frozenset({"linear", "experts", "head"})
-    skipping = "ignore"
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__(scheme)

@@ -57,6 +57,11 @@ class FitRequest:
     mapped: bool = False  # contexts are those of a map: as far as each model reaches
     scenario: str | None = None  # whose contexts, batches and models are taken where none are named
 
+    @property
+    def names_contexts(self) -> bool:
+        """Whether the contexts are asked for; others are only usual."""
+        return bool(self.contexts or (self.goal is not None and self.goal.context))
+
 
 @dataclass(frozen=True, slots=True)
 class FitPrediction:
@@ -189,7 +194,7 @@ def _cases(
 
 def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[int, ...]:
     """The contexts that a model has positions for; where nobody named any, at most its longest."""
-    if not (request.contexts or request.goal or request.mapped):
+    if not (request.names_contexts or request.mapped):
         contexts = [min(context, most) for context in contexts]
     return tuple(context for context in contexts if context <= most)
 
@@ -288,7 +293,7 @@ def _model(name: str, request: FitRequest, contexts: Sequence[int]) -> tuple[str
     model = resolve(name)
     most = model.geometry.max_position
     beyond = [context for context in contexts if context > most]
-    if beyond and request.models and (request.contexts or request.goal) and not request.mapped:
+    if beyond and request.models and request.names_contexts and not request.mapped:
         raise ProfileError(f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}")
     return name, model
 

@@ -103,6 +103,11 @@ def test_a_goal_keeps_what_meets_it_and_puts_the_largest_first() -> None:
     assert "nothing meets" in fit("--on", "t4", "--goal", "5000 tok/s at 64k").stdout
 
 
+def test_a_goal_without_a_context_is_asked_of_what_a_short_model_reaches(model: Any) -> None:
+    (row,) = rows(model(), "--on", "rtx 4090", "--goal", "1 tok/s", "-q", "bf16")
+    assert row["context"] == 4096
+
+
 def test_the_map_names_what_binds_in_each_cell() -> None:
     text = fit(*PAIR, "--on", "rtx 4090", "--engine", "llama.cpp", "--map").stdout
     lines = [line.split() for line in text.splitlines() if line.startswith(("gemma", "qwen"))]
