@@ -267,8 +267,9 @@ def test_missing_weights_are_looked_for_in_a_file_that_the_index_does_not_name(t
     (path / "model.safetensors").rename(path / "model-00002-of-00002.safetensors")
     with pytest.raises(ProfileError) as caught:
         resolve(str(path))
-    assert "model-00002-of-00002.safetensors beside is not read, because of model.safetensors.index.json" in (
-        caught.value.message
+    assert (
+        "model-00002-of-00002.safetensors is in the folder but not read, because of model.safetensors.index.json"
+        in (caught.value.message)
     )
 
 
@@ -298,7 +299,7 @@ def test_a_plain_weight_that_no_config_leaves_out_is_trouble_for_bitsandbytes(
         assert trouble is None
     else:
         assert trouble is not None
-        assert trouble.startswith("model.layers.1.mlp.up_proj is not quantized, and config.json does not say so")
+        assert trouble.startswith("model.layers.1.mlp.up_proj is not quantized, but config.json does not say so")
 
 
 @pytest.mark.parametrize("quant", BNB)
