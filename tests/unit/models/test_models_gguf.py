@@ -169,8 +169,8 @@ def moved(name: str, place: int, kind: int = 0) -> bytes:
     [
         (moved("blk.0.ffn_up.weight", 128), "blk.0.ffn_up.weight begins within the data of token_embd.weight"),
         (moved("blk.0.ffn_up.weight", 0), "begins within the data of"),
-        (moved("blk.0.ffn_up.weight", 161), "begins at byte 161 of the data, no multiple of 32"),
-        (moved("blk.0.ffn_up.weight", 160, 8), "rows of 8, which are no whole blocks of 32 (q8_0)"),
+        (moved("blk.0.ffn_up.weight", 161), "begins at byte 161 of the data, which is not a multiple of 32"),
+        (moved("blk.0.ffn_up.weight", 160, 8), "rows of 8, not a multiple of the 32 of a q8_0 block"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in big-endian byte order"),
     ],
     ids=["inside another", "on another", "not aligned", "part of a block", "big-endian"],

@@ -298,7 +298,7 @@ def test_a_plain_weight_that_no_config_leaves_out_is_trouble_for_bitsandbytes(
         assert trouble is None
     else:
         assert trouble is not None
-        assert trouble.startswith("model.layers.1.mlp.up_proj is not quantized, and config.json does not say so")
+        assert trouble.startswith("model.layers.1.mlp.up_proj is not quantized, but config.json does not say so")
 
 
 @pytest.mark.parametrize("quant", BNB)
