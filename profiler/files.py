@@ -67,7 +67,7 @@ def check(path: Path, others: Iterable[Path | None] = ()) -> None:
         target = _end(path)
         if _is_plain(target):
             if any(other is not None and _is_same(path, other) for other in others):
-                raise ProfileError(f"{printable(path)} is named twice, for two different files", "Name another file.")
+                raise ProfileError(f"{printable(path)} is given for two different files", "Name another file.")
             _refuse_database(path, target)
             file, part = _create(target)
             os.close(file)

@@ -1,4 +1,4 @@
-"""``profile audit``: checks whether a model's decode step can be captured as a graph, and if not, says why."""
+"""``profile audit``: check whether a model's decode step can be captured as a graph, and if not, show why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUANTS = ("fp32", "bf16", "nf4", "int8")
 
 @click.command("audit")
 @click.argument("model")
-@click.option("-q", "--quant", multiple=True, help=f"Quantizations. [default: {','.join(QUANTS)}]")
+@click.option("-q", "--quant", metavar="QUANT", multiple=True, help=f"Quantizations. [default: {','.join(QUANTS)}]")
 def audit(model: str, quant: tuple[str, ...]) -> int:
     """Check for each quantization of MODEL whether its decode step can run as a graph, on CUDA and on a CPU.
 

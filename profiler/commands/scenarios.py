@@ -11,7 +11,7 @@ from profiler.run import grid
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN
 
-MOST_SHOWN = 5  # numbers of a list in a table
+MAX_SHOWN = 5  # numbers of a list that a table shows
 
 
 @click.command("scenarios")
@@ -31,7 +31,7 @@ def scenarios(name: str | None, output: str) -> None:
 
 
 def _shown(row: show_output.JsonRow) -> dict[str, str]:
-    """A scenario for people; -o json has the rest."""
+    """The table row of a scenario; ``-o json`` has all fields."""
     return {
         "scenario": row["name"],
         "contexts": _list(row["contexts"]),
@@ -42,6 +42,6 @@ def _shown(row: show_output.JsonRow) -> dict[str, str]:
 
 
 def _list(values: Sequence[int]) -> str:
-    """The numbers as they are typed, a long list by its ends: 1k … 128k."""
+    """Numbers in the form of the command line; only the ends of a long list: ``1k … 128k``."""
     shown = [f"{value // 1024}k" if value % 1024 == 0 else str(value) for value in values]
-    return ", ".join(shown) if len(shown) <= MOST_SHOWN else f"{shown[0]} … {shown[-1]}"
+    return ", ".join(shown) if len(shown) <= MAX_SHOWN else f"{shown[0]} … {shown[-1]}"

@@ -69,13 +69,13 @@ def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Check
 
 
 def _not_named(folder: Path) -> str:
-    """Files in which missing weights may be, as the end of a message."""
+    """The end of a message about missing weights: files of the folder that may hold them."""
     others = [path for path in safetensors.unread(folder) if not path.name.startswith("adapter_")]
     if not others:
         return ""
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    more = f" and {len(others) - 1} more files are" if len(others) > 1 else " is"
     by = SINGLE if (folder / SINGLE).is_file() else f"{INDEX}, which does not name it"
-    return f"; {printable(others[0].name, 60)}{more} beside is not read, because of {by}"
+    return f"; {printable(others[0].name, 60)}{more} in the folder but not read, because of {by}"
 
 
 def of_gguf(path: Path, header: GgufHeader, geometry: Geometry) -> Checkpoint:

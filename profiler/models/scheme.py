@@ -20,11 +20,11 @@ BITSANDBYTES = "bitsandbytes"
 COMPRESSED = "compressed-tensors"
 UNNAMED = "unnamed"
 INT_FORMATS = {4: "int4", 8: "int8"}
-LEFT_OUT = "modules_to_not_convert"  # the field for modules that are not quantized, where it has no other name
+LEFT_OUT = "modules_to_not_convert"  # the field with modules that are not quantized, for most methods
 LEFT_OUT_BY: Mapping[str, str] = {BITSANDBYTES: "llm_int8_skip_modules", COMPRESSED: "ignore"}
 WILDCARD = ".*"
-MOST_WILDCARDS = 4  # in the name of a module, and
-MOST_EXPRESSIONS = 64  # names with any: each is compared with every module
+MAX_WILDCARDS = 4  # in one name of a module
+MAX_EXPRESSIONS = 64  # names with wildcards, each of which is compared with every module
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,15 @@ class LeftOut:
 
     @classmethod
     def of(cls, stated: list[Any]) -> LeftOut:
-        """From the list as it stands in the config."""
+        """From the list in the config."""
         words = tuple(in_text_model(f"{word}.")[:-1] for word in stated if isinstance(word, str) and word)
-        wild = [word.split(WILDCARD) for word in words if 1 <= word.count(WILDCARD) <= MOST_WILDCARDS]
+        wild = [word.split(WILDCARD) for word in words if 1 <= word.count(WILDCARD) <= MAX_WILDCARDS]
         return cls(
             words,
             frozenset(word for word in words if WILDCARD not in word),
             tuple(
                 re.compile(rf"(?:{WILDCARD.join(map(re.escape, parts))})(?:(?<=\.)|(?=\.|$))")
-                for parts in wild[:MOST_EXPRESSIONS]
+                for parts in wild[:MAX_EXPRESSIONS]
             ),
         )
 

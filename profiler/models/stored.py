@@ -269,7 +269,7 @@ def _trouble(groups: list[_Group], packed: list[_Group], missing: list[str], sch
 
 
 def _against_sizes(packed: list[_Group], kind: str, scheme: Scheme) -> str | None:
-    """Where the codes of a weight are more or fewer than its values, or of another number type."""
+    """The first weight whose codes differ from its values in number, shape or type, as a message."""
     bits = 4 if kind == "4 bits" else scheme.bits or 4
     uniform = kind == "4 bits" or (kind in ("awq", "gptq") and bits in (2, 4, 8) and not scheme.config.get("dynamic"))
     for group in packed:

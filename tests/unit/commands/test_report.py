@@ -38,7 +38,7 @@ def test_no_page_takes_the_place_of_results_or_of_another_file(sweep, profile, t
     store, page, scores = tmp_path / "store.sqlite", tmp_path / "page", tmp_path / "scores.toml"
     scores.write_text("")
     new = sweep("-c", "64", "-n", "4", "--html", str(store))  # before there is a store
-    assert new.code == 2 and not store.exists() and "is named twice" in new.err
+    assert new.code == 2 and not store.exists() and "is given for two" in new.err
     sweep("-c", "64", "-n", "4")
     kept = store.read_bytes()
     other = tmp_path / "other.sqlite"
@@ -52,7 +52,7 @@ def test_no_page_takes_the_place_of_results_or_of_another_file(sweep, profile, t
         ["--md", str(scores), "--quality", str(scores)],
     ):
         ran = profile("report", *words)
-        assert ran.code == 2 and ("would be lost" in ran.err or "is named twice" in ran.err), ran.err
+        assert ran.code == 2 and ("would be lost" in ran.err or "is given for two" in ran.err), ran.err
     assert store.read_bytes() == other.read_bytes() == kept and not page.exists()
 
 

@@ -267,8 +267,9 @@ def test_missing_weights_are_looked_for_in_a_file_that_the_index_does_not_name(t
     (path / "model.safetensors").rename(path / "model-00002-of-00002.safetensors")
     with pytest.raises(ProfileError) as caught:
         resolve(str(path))
-    assert "model-00002-of-00002.safetensors beside is not read, because of model.safetensors.index.json" in (
-        caught.value.message
+    assert (
+        "model-00002-of-00002.safetensors is in the folder but not read, because of model.safetensors.index.json"
+        in (caught.value.message)
     )
 
 
