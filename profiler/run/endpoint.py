@@ -1,0 +1,473 @@
+"""``profile endpoint``: models × prompts × streams on a running server, each a result with its requests.
+
+The first request of a model never counts: it loads the model, tells how many tokens a word takes, and shows which
+fields of a request the server refuses. After that every stream sends one request after the other. Each prompt begins
+with words that no other has, so that no prefix cache helps; ``cached`` repeats one prompt to measure that cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from profiler import registry
+from profiler.backends.endpoint import Exchange, Failure, Slo, Summary, percentiles, summarize
+from profiler.backends.endpoint.client import Client, Limits, parse_url
+from profiler.backends.endpoint.servers import PORTS, Model, Server, find_local, recognise
+from profiler.errors import NotFound, ProfileError
+from profiler.foreign import read_bytes
+from profiler.run import grid
+from profiler.units import printable, seconds_text
+
+DEFAULT_CONTEXT, DEFAULT_TOKENS, DEFAULT_REPS = 512, 128, 5
+WARM_UP_WORDS, WARM_UP_TOKENS = 250, 8  # enough words that the chat template hardly counts
+IDLE_S = 120.0  # between two tokens
+TOKENS_PER_WORD = 1.4  # until the server has counted
+SPARE_TOKENS = 256  # of a context beyond prompt and answer: the chat template, and words that take more than expected
+KEPT_SHARE = 0.85  # of the tokens sent that must have been processed; calibration is good to a few percent
+FEWEST_CHARACTERS = 1 / 16  # tokens a character: no tokenizer packs text that tight
+NONCE_BYTES = 6  # of what makes a prompt unique
+MAX_PROMPT = 1 << 22  # bytes of a file
+MAX_PROMPTS = 256
+MAX_REQUESTS = 100_000
+GIVE_UP = 3  # failures in a row after which a stream ends
+OUR_DELAY = 0.01  # of the median gap between tokens, from which the client's own delay is a caution
+OPTIONAL = ("stream_options", "seed", "temperature", "min_tokens", "ignore_eos")  # fields that a server may refuse
+NO_CHAT = re.compile(r"chat.?template|does not support chat|not a chat", re.IGNORECASE)
+
+WORDS = (
+    "river market stone winter letter garden engine window harbor paper bridge morning valley signal copper "
+    "teacher island summer candle machine forest mirror silver journey kitchen ladder ocean meadow pocket quarry "
+    "ribbon saddle tunnel village wagon yellow anchor basket canyon dinner effort fabric gallery hammer iron "
+    "jacket kettle lantern motor needle orchard pillow quiet railway shadow ticket uncle velvet weather answer "
+    "button carries follows becomes remembers crosses builds repairs opens measures watches sells paints counts "
+    "finds before after under beyond without between against during beside around slowly often never again "
+    "together the a its every another some this that old new small bright heavy narrow early late and but while "
+    "because "
+)
+VOCABULARY = WORDS.split()
+TASK = "\n\nContinue these notes in your own words, in as much detail as you can. Do not stop early."
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is sent: a text of ours of about ``tokens`` tokens, or a person's own."""
+
+    name: str
+    tokens: int | None = None
+    text: str | None = None
+
+    def messages(self, unique: str, tokens_per_word: float) -> list[dict[str, str]]:
+        """The messages of one request. ``unique`` comes first, where a prefix cache begins to compare."""
+        body = self.text
+        if body is None:
+            words = max(8, round((self.tokens or 0) / tokens_per_word) - len(TASK.split()) - 4)
+            body = varied_text(words, unique) + TASK
+        return [{"role": "user", "content": f"{unique}\n\n{body}"}]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRequest:
+    """What ``profile endpoint`` was asked for. Raises ProfileError for what cannot be meant."""
+
+    url: str | None = None
+    models: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    concurrency: tuple[str, ...] = ()
+    tokens: int | None = None
+    reps: int | None = None
+    prompt: Path | None = None
+    cached: bool = False
+    slo: Slo | None = None
+    timeout_s: float = 600.0
+    insecure: bool = False
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        return grid.counts("--concurrency", self.concurrency) if self.concurrency else (1,)
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.tokens or DEFAULT_TOKENS
+
+    def prompts(self) -> tuple[Prompt, ...]:
+        if self.prompt is not None:
+            if self.contexts:
+                raise ProfileError("-c and --prompt exclude each other: a prompt of yours has its own length")
+            return read_prompts(self.prompt)
+        contexts = grid.counts("-c", self.contexts) if self.contexts else (DEFAULT_CONTEXT,)
+        return tuple(Prompt(f"{tokens:,} tokens", tokens) for tokens in contexts)
+
+    def requests(self, streams: int) -> int:
+        count = streams * (self.reps or DEFAULT_REPS)
+        if count > MAX_REQUESTS:
+            raise ProfileError(f"{count:,} requests in one case are more than {MAX_REQUESTS:,}", "Ask for fewer.")
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What the first request of a model told."""
+
+    exchange: Exchange
+    tokens_per_word: float
+    dropped: tuple[str, ...] = ()  # fields that the server refused
+    completions: bool = False  # there is no chat template
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointResult:
+    """One model with one prompt and one number of streams."""
+
+    server: Server
+    model: Model
+    prompt: Prompt
+    streams: int
+    asked_tokens: int
+    cached: bool
+    fixed_length: bool  # whether the server was told to give exactly that many tokens
+    exchanges: tuple[Exchange, ...]
+    summary: Summary
+    warm_up: WarmUp | None
+    slo: Slo | None = None
+    delay_p99_s: float | None = None  # by which arrivals may have been stamped late
+    failure: str | None = None
+    hint: str | None = None
+    cautions: tuple[str, ...] = field(default=())
+
+    @property
+    def outcome(self) -> str:
+        return "failed" if self.failure else "ok"
+
+
+def varied_text(words: int, seed: int | str) -> str:
+    """``words`` words in sentences that do not repeat; the same for the same seed."""
+    chance = random.Random(seed)
+    sentences: list[str] = []
+    while words > 0:
+        length = min(words, chance.randint(6, 14))
+        sentences.append(" ".join(chance.choices(VOCABULARY, k=length)).capitalize() + ".")
+        words -= length
+    return " ".join(sentences)
+
+
+def read_prompts(path: Path) -> tuple[Prompt, ...]:
+    """A text file, or the text files of a folder in the order of their names. Raises ProfileError."""
+    if not path.is_dir():
+        return (_read_prompt(path),)
+    names = sorted(each for each in path.iterdir() if each.suffix.lower() in (".txt", ".md") and each.is_file())
+    if not names:
+        raise ProfileError(f"{printable(path)} holds no prompts", "Prompts are files that end in .txt or .md.")
+    if len(names) > MAX_PROMPTS:
+        raise ProfileError(f"{printable(path)} holds {len(names):,} prompts, more than {MAX_PROMPTS}")
+    return tuple(map(_read_prompt, names))
+
+
+def _read_prompt(path: Path) -> Prompt:
+    try:
+        text = read_bytes(path, MAX_PROMPT).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ProfileError(f"{printable(path)} is not UTF-8 text") from None
+    if not text.strip():
+        raise ProfileError(f"{printable(path)} is empty", "A prompt needs some text.")
+    return Prompt(printable(path.stem, 60), text=text)
+
+
+def parse_slo(text: str) -> Slo:
+    """``ttft=2s,itl=100ms,e2e=1m``. Raises ValueError."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*(ms|s|m)", value.strip().lower())
+        if name.strip().lower() not in ("ttft", "itl", "e2e") or match is None or not float(match[1]):
+            raise ValueError(f"{printable(part, 40)!r} is not a limit such as ttft=2s, itl=100ms or e2e=1m")
+        found[f"{name.strip().lower()}_s"] = float(match[1]) * {"ms": 1e-3, "s": 1.0, "m": 60.0}[match[2]]
+    return Slo(**found)
+
+
+async def choose_server(asked: EndpointRequest, limits: Limits, say: Callable[[str], None]) -> str:
+    """The root of the server: the one that was named, or the only one on the usual ports. Raises ProfileError."""
+    if asked.url is not None:
+        return parse_url(asked.url)
+    found = await find_local(limits)
+    for server in found:
+        say(f"found {server.title} at {server.root}: {_models(server)}")
+    usual = ", ".join(f"{port} ({name})" for port, name in PORTS.items())
+    if not found:
+        raise ProfileError(
+            "no server on the usual ports of this machine", f"Looked at {usual}. Name another: profile endpoint URL."
+        )
+    if len(found) > 1:
+        raise ProfileError(f"{len(found)} servers run on this machine", f"Name one: profile endpoint {found[0].root}")
+    return found[0].root
+
+
+def _models(server: Server) -> str:
+    loaded = [model.name for model in server.models if model.loaded]
+    if loaded:
+        return "loaded " + printable(", ".join(loaded), 120)
+    return f"{len(server.models)} models, none loaded" if len(server.models) != 1 else server.models[0].name
+
+
+def choose_models(server: Server, names: Iterable[str]) -> list[Model]:
+    """The models that were named, or those that are loaded, or the only one. Raises ProfileError that lists them."""
+    known = [model.name for model in server.models]
+    chosen: dict[str, Model] = {}
+    for name in names:
+        model = server.model(name) or (None if known else Model(name))
+        if model is None:
+            error = registry.unknown("model", name, [printable(each, 80) for each in known[:30]])
+            raise NotFound(f"{server.title} has no model {printable(name, 80)}", error.hint)
+        chosen[model.name] = model
+    if chosen:
+        return list(chosen.values())
+    loaded = [model for model in server.models if model.loaded]
+    if loaded or len(known) == 1:
+        return loaded or list(server.models)
+    listed = printable(", ".join(known), 400)
+    hint = f"It has {listed}." if known else "The server lists none; ask whoever runs it for a name."
+    raise ProfileError(f"{server.title} at {server.root} has no model loaded: choose one with -m", hint)
+
+
+async def measure(asked: EndpointRequest, root: str, say: Callable[[str], None]) -> AsyncIterator[EndpointResult]:
+    """Results as they are ready. Raises ProfileError if nothing can be asked."""
+    prompts, streams = asked.prompts(), asked.streams
+    for count in streams:
+        asked.requests(count)
+    limits = Limits(total_s=asked.timeout_s, idle_s=min(asked.timeout_s, IDLE_S))
+    async with Client(root, limits, asked.insecure) as client:
+        server = await recognise(client, min(asked.timeout_s, 5.0))
+        if client.has_key and root.startswith("http://") and not _is_here(root):
+            say("the API key is sent unencrypted: this server is not on this machine, and its URL is not https")
+        for model in choose_models(server, asked.models):
+            bench = _Bench(client, server, model, asked, prompts)
+            async for result in bench.results(prompts, streams):
+                yield result
+
+
+def _is_here(root: str) -> bool:
+    return re.match(r"http://(localhost|127\.[\d.]+|\[::1\])(:\d+)?(/|$)", root) is not None
+
+
+class _Bench:
+    """All cases of one model."""
+
+    def __init__(
+        self, client: Client, server: Server, model: Model, asked: EndpointRequest, prompts: Sequence[Prompt]
+    ) -> None:
+        self.client, self.server, self.model, self.asked = client, server, model, asked
+        self.warm: WarmUp | None = None
+        longest = max((each.tokens or len(each.text or "") // 2) for each in prompts)
+        # One size for all cases of a model: Ollama loads the model anew for another.
+        self.num_ctx = -(-(longest + asked.answer_tokens + SPARE_TOKENS) // 256) * 256
+        self.nonce = secrets.token_hex(NONCE_BYTES)
+
+    async def results(self, prompts: Sequence[Prompt], streams: Sequence[int]) -> AsyncIterator[EndpointResult]:
+        self.warm = await self._warm_up()
+        failed = self.warm.exchange.failure
+        if failed is None:
+            self.model = await self._as_loaded()
+        for prompt in prompts:
+            for count in streams:
+                if failed is not None:
+                    yield self._result(prompt, count, (), f"the first request failed: {failed}", failed.hint)
+                else:
+                    yield await self._case(prompt, count)
+
+    async def _warm_up(self) -> WarmUp:
+        """The first request, again with fewer fields for as long as the server refuses some."""
+        dropped: list[str] = []
+        completions = False
+        prompt = Prompt("warm-up", text=varied_text(WARM_UP_WORDS, 0))
+        while True:
+            exchange = await self._send(prompt, WARM_UP_TOKENS, tuple(dropped), completions)
+            failure = exchange.failure
+            if failure is not None and failure.status in (400, 404, 405, 422, 500, 501):
+                refused = next((n for n in OPTIONAL if n in failure.words and n not in dropped), None)
+                if refused is not None:
+                    dropped.append(refused)
+                    continue
+                chatless = failure.status in (404, 405, 501) or NO_CHAT.search(failure.words)
+                if chatless and not completions and not self.server.native and "model" not in failure.words.lower():
+                    completions = True
+                    continue
+            tokens = exchange.usage.prompt
+            rate = tokens / WARM_UP_WORDS if tokens else TOKENS_PER_WORD
+            return WarmUp(exchange, min(max(rate, 1.0), 8.0), tuple(dropped), completions)
+
+    async def _as_loaded(self) -> Model:
+        """The model as the server describes it now that it is loaded."""
+        try:
+            return (await recognise(self.client)).model(self.model.name) or self.model
+        except ProfileError:
+            return self.model
+
+    async def _case(self, prompt: Prompt, streams: int) -> EndpointResult:
+        """Every stream sends its requests one after the other; all begin together."""
+        too_long = self._too_long(prompt)
+        if too_long is not None:
+            return self._result(prompt, streams, (), too_long, "Load it with a longer context.")
+        left = self.asked.requests(streams)
+        self.client.delays.clear()
+        exchanges: list[Exchange] = []
+        if self.asked.cached:  # the request that fills the cache does not count
+            first = await self._send(prompt, self.asked.answer_tokens)
+            if first.failure is not None:
+                return self._result(prompt, streams, (first,), *_first_failure([first]))
+
+        async def stream() -> None:
+            nonlocal left
+            failures = 0
+            while left > 0 and failures < GIVE_UP:
+                left -= 1
+                exchange = await self._send(prompt, self.asked.answer_tokens)
+                exchange = self._whole(exchange, prompt)
+                exchanges.append(exchange)
+                failures = failures + 1 if exchange.failure is not None else 0
+                if exchange.failure is not None and exchange.failure.retry_after_s is not None:
+                    left = 0  # it asks to be left alone
+
+        await asyncio.gather(*(stream() for _ in range(streams)))
+        return self._result(prompt, streams, tuple(exchanges), *_first_failure(exchanges))
+
+    def _too_long(self, prompt: Prompt) -> str | None:
+        """Why the prompt cannot fit, where that is known before it is sent. Ollama loads what we ask for."""
+        context, needed = self.model.context, (prompt.tokens or 0) + self.asked.answer_tokens
+        if context is None or self.server.native or needed <= context:
+            return None
+        return f"the model is loaded with a context of {context:,} tokens; prompt and answer take {needed:,}"
+
+    async def _send(
+        self, prompt: Prompt, tokens: int, dropped: tuple[str, ...] | None = None, completions: bool = False
+    ) -> Exchange:
+        if dropped is None and self.warm is not None:
+            dropped, completions = self.warm.dropped, self.warm.completions
+        same = self.asked.cached and self.warm is not None
+        unique = self.nonce if same else secrets.token_hex(NONCE_BYTES)
+        rate = self.warm.tokens_per_word if self.warm is not None else TOKENS_PER_WORD
+        messages = prompt.messages(unique, rate)
+        body = self.server.request(self.model.name, messages, tokens, self.num_ctx, fixed=True)
+        path = self.server.chat
+        if completions:
+            path, body = self.server.completion(body)
+        return await self.client.stream(path, {name: v for name, v in body.items() if name not in (dropped or ())})
+
+    def _whole(self, exchange: Exchange, prompt: Prompt) -> Exchange:
+        """The same, as a failure if the server processed fewer tokens than the prompt has."""
+        counted = exchange.usage.prompt
+        if exchange.failure is not None or counted is None:
+            return exchange
+        if prompt.tokens is not None:
+            least = KEPT_SHARE * prompt.tokens if self.warm and self.warm.exchange.usage.prompt else 0.0
+        else:
+            least = FEWEST_CHARACTERS * len(prompt.text or "")
+        if counted >= least or (
+            self.server.native and self.asked.cached
+        ):  # Ollama has not always counted cached ones
+            return exchange
+        failure = Failure(
+            "error",
+            f"the server cut the prompt: it processed {counted:,} tokens of about {prompt.tokens or round(least):,}",
+            hint="Load the model with a longer context.",
+        )
+        return replace(exchange, failure=failure)
+
+    def _result(
+        self,
+        prompt: Prompt,
+        streams: int,
+        exchanges: tuple[Exchange, ...],
+        failure: str | None,
+        hint: str | None = None,
+    ) -> EndpointResult:
+        summary = summarize(exchanges, self.asked.cached, self.asked.slo)
+        delay = percentiles(self.client.delays)
+        dropped = self.warm.dropped if self.warm is not None else ()
+        result = EndpointResult(
+            server=self.server,
+            model=self.model,
+            prompt=prompt,
+            streams=streams,
+            asked_tokens=self.asked.answer_tokens,
+            cached=self.asked.cached,
+            fixed_length=bool(set(self.server.fixed_length) - set(dropped)),
+            exchanges=exchanges,
+            summary=summary,
+            warm_up=self.warm,
+            slo=self.asked.slo,
+            delay_p99_s=None if delay is None else delay.p99 or max(self.client.delays),
+            failure=failure,
+            hint=hint,
+        )
+        return replace(result, cautions=tuple(_cautions(result)))
+
+
+def _first_failure(exchanges: Sequence[Exchange]) -> tuple[str | None, str | None]:
+    failed = [each.failure for each in exchanges if each.failure is not None]
+    if not failed:
+        return None, None
+    share = f"{len(failed)} of {len(exchanges)} requests failed: " if len(exchanges) > 1 else ""
+    return share + failed[0].words, failed[0].hint
+
+
+def _cautions(result: EndpointResult) -> Iterable[str]:
+    """What a reader of the figures must know."""
+    summary, good = result.summary, [each for each in result.exchanges if each.failure is None]
+    if not good:
+        return
+    counts = [each.usage.completion for each in good]
+    if None in counts:
+        yield "the server sent no token counts: figures in tokens are unknown"
+    else:
+        lengths = [count for count in counts if count is not None]
+        if max(lengths) != min(lengths) or min(lengths) != result.asked_tokens:
+            yield f"answers have {min(lengths):,} to {max(lengths):,} tokens, {result.asked_tokens:,} were asked for"
+        chunks = sum(len(each.arrivals) for each in good)
+        if chunks and sum(lengths) / chunks >= 1.5:
+            yield f"a chunk holds {sum(lengths) / chunks:.1f} tokens: ITL is between chunks"
+    if "decode_tps" in summary.unknown and summary.decode_tps is None and None not in counts:
+        yield f"decode is unknown: {summary.unknown['decode_tps']}"
+    yield from _differences(summary)
+    median = summary.itl.p50 if summary.itl else None
+    if median and result.delay_p99_s and result.delay_p99_s > OUR_DELAY * median:
+        share = f"{result.delay_p99_s / median:.0%}"
+        yield f"this client was up to {seconds_text(result.delay_p99_s)} late, which is {share} of ITL"
+    if result.warm_up is not None and result.warm_up.dropped:
+        yield f"the server refuses {', '.join(result.warm_up.dropped)}, which were left out"
+    if result.warm_up is not None and result.warm_up.completions:
+        yield "the model has no chat template: plain completions were measured"
+
+
+def _differences(summary: Summary) -> Iterable[str]:
+    pairs: Mapping[str, float | None] = {
+        "decode rate": summary.server_decode,
+        "time to the first token": summary.server_prompt,
+    }
+    for name, value in pairs.items():
+        if value is not None and abs(value) > 0.03:
+            yield f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own"
+
+
+def kept(result: EndpointResult) -> list[dict[str, Any]]:
+    """The answers of a result as plain JSON, one object each, with what they came from."""
+    return [
+        {
+            "server": result.server.title,
+            "model": result.model.name,
+            "prompt": result.prompt.name,
+            "streams": result.streams,
+            "tokens": result.asked_tokens,
+            "number": number,
+            "finish": each.finish,
+            "reasoning": each.reasoning,
+            "answer": each.answer,
+            "failure": each.failure and each.failure.words,
+        }
+        for number, each in enumerate(result.exchanges, start=1)
+    ]

@@ -1,0 +1,161 @@
+"""Results of ``profile endpoint`` as rows: plain JSON, and a table for each model that fits 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from profiler.backends.endpoint import Percentiles
+from profiler.run.endpoint import EndpointResult
+from profiler.show import output as show_output
+from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
+
+SCHEMA = 1
+MOST_NOTES = 5
+
+
+def row(result: EndpointResult) -> dict[str, Any]:
+    """One case as plain JSON. Seconds, tokens per second, bytes; unknown is null, with the reason in ``unknown``."""
+    server, model, summary = result.server, result.model, result.summary
+    good = [each for each in result.exchanges if each.failure is None]
+    return {
+        "schema": SCHEMA,
+        "backend": "endpoint",
+        "server": server.kind,
+        "server_version": server.version,
+        "url": server.root,
+        "model": model.name,
+        "quant": model.quant,
+        "loaded_context": model.context,
+        "max_context": model.max_context,
+        "file_bytes": model.file_bytes,
+        "vram_bytes": model.vram_bytes,
+        "load_s": _load_s(result),
+        "prompt": result.prompt.name,
+        "context": result.prompt.tokens,
+        "streams": result.streams,
+        "cached": result.cached,
+        "asked_tokens": result.asked_tokens,
+        "fixed_length": result.fixed_length,
+        "outcome": result.outcome,
+        "reason": result.failure,
+        "requests": summary.requests,
+        "failed": len(result.exchanges) - len(good),
+        "wall_s": summary.wall_s if result.exchanges else None,
+        "prompt_tokens": [each.usage.prompt for each in good],
+        "output_tokens": [each.usage.completion for each in good],
+        "reasoning_tokens": [each.usage.reasoning for each in good],
+        "cached_tokens": [each.usage.cached for each in good],
+        "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
+        "ttft_s": _percentiles(summary.ttft),
+        "ttft_answer_s": _percentiles(summary.ttft_answer),
+        "itl_s": _percentiles(summary.itl),
+        "tpot_s": _percentiles(summary.tpot),
+        "e2e_s": _percentiles(summary.e2e),
+        "prefill_tps": _percentiles(summary.prefill_tps),
+        "decode_tps": _percentiles(summary.decode_tps),
+        "slowest_stream_tps": summary.slowest_tps,
+        "total_tps": summary.total_tps,
+        "requests_per_s": summary.requests_per_s,
+        "goodput_per_s": summary.goodput_per_s,
+        "characters_per_s": _percentiles(summary.characters_per_s),
+        "tokens_per_1000_characters": summary.tokens_per_1k_characters,
+        "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
+        "client_delay_p99_s": result.delay_p99_s,
+        "unknown": dict(summary.unknown),
+        "cautions": list(result.cautions),
+    }
+
+
+def _load_s(result: EndpointResult) -> float | None:
+    return None if result.warm_up is None else result.warm_up.exchange.timings.load_s
+
+
+def _percentiles(value: Percentiles | None) -> dict[str, Any] | None:
+    return None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
+
+
+def render(results: Sequence[EndpointResult], output: str) -> str:
+    """``results`` in a format of ``output.FORMATS``: a table for each model, or rows."""
+    if output not in ("table", "md"):
+        return show_output.render([row(result) for result in results], dict, output)
+    parts: list[str] = []
+    for name in dict.fromkeys(result.model.name for result in results):
+        here = [result for result in results if result.model.name == name]
+        notes = _Notes()
+        table = show_output.render([_cells(result, notes) for result in here], dict, output)
+        parts += [f"{title(here[-1])}\n\n", table, "\n", *(f"{line}\n" for line in notes.lines()), "\n"]
+    return "".join([*parts, *(f"{line}\n" for line in _legend(results))])
+
+
+def title(result: EndpointResult) -> str:
+    """``gemma-3-270m · Q4_K_M · 241 MB · LM Studio 0.3 at http://…``: what was measured, in one line."""
+    model, server = result.model, result.server
+    load = _load_s(result)
+    parts = [
+        printable(model.name, 60),
+        model.quant,
+        f"context {model.context:,}" if model.context else None,
+        f"{bytes_text(model.vram_bytes)} VRAM" if model.vram_bytes else None,
+        f"loaded in {seconds_text(load)}" if load else None,
+        f"{server.title} at {printable(server.root, 60)}",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+class _Notes:
+    """Notes under a table, each with its number."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def marks(self, texts: Iterable[str]) -> str:
+        return ",".join(str(self._known.setdefault(text, len(self._known) + 1)) for text in texts)
+
+    def lines(self) -> list[str]:
+        shown = [f"[{number}] {printable(text, 300)}" for text, number in list(self._known.items())[:MOST_NOTES]]
+        more = len(self._known) - len(shown)
+        return shown + ([f"and {more} more notes: -o json"] if more else [])
+
+
+def _cells(result: EndpointResult, notes: _Notes) -> dict[str, str]:
+    summary = result.summary
+    texts = ([result.failure] if result.failure else []) + list(result.cautions)
+    cells = {
+        "prompt": printable(result.prompt.name, 16),
+        "n": str(result.streams),
+        "TTFT": _pair(summary.ttft, "p95"),
+        "prefill": _rate(summary.prefill_tps),
+        "decode": _rate(summary.decode_tps),
+        "total": rate_text(summary.total_tps),
+        "ITL": _pair(summary.itl, "p99"),
+        "chars/s": _rate(summary.characters_per_s),
+    }
+    if result.slo is not None:
+        cells["good/s"] = UNKNOWN if summary.goodput_per_s is None else significant(summary.goodput_per_s)
+    return cells | {"notes": notes.marks(texts)}
+
+
+def _pair(value: Percentiles | None, tail: str) -> str:
+    """``12.3/15.1 ms``: the median and a tail, in one unit."""
+    if value is None:
+        return UNKNOWN
+    high = value.p95 if tail == "p95" else value.p99
+    scale, unit = (1.0, "s") if value.p50 >= 1 else (1000.0, "ms")
+    return f"{significant(value.p50 * scale)}/{UNKNOWN if high is None else significant(high * scale)} {unit}"
+
+
+def _rate(value: Percentiles | None) -> str:
+    return rate_text(None if value is None else value.p50)
+
+
+def _legend(results: Sequence[EndpointResult]) -> list[str]:
+    lines = [
+        "n: concurrent streams. TTFT: p50/p95. ITL: p50/p99. prefill, decode, total in tokens/s;",
+        "decode is of one stream, total of all by wall time. Tokens are counted by the server.",
+    ]
+    if any(result.cached for result in results):
+        lines.append("Every request sent the same prompt: TTFT is that of the prefix cache.")
+    if results and results[0].slo is not None:
+        lines.append("good/s: requests a second within the limits of --slo.")
+    return lines
