@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from profiler.backends.endpoint import Exchange, figures
-from profiler.backends.endpoint.client import Client, run
+from profiler.backends.endpoint.client import Client, run, undisturbed
 from profiler.results.stats import percentile
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -61,7 +61,8 @@ async def load(root: str, streams: int, tokens: int) -> tuple[list[Exchange], fl
         )
         client.delays.clear()
         cpu = time.process_time()
-        found = await asyncio.gather(*(client.stream("/v1/chat/completions", body) for _ in range(streams)))
+        with undisturbed():
+            found = await asyncio.gather(*(client.stream("/v1/chat/completions", body) for _ in range(streams)))
         return list(found), time.process_time() - cpu, client.delays
 
 

@@ -11,8 +11,8 @@ import click
 from profiler import files
 from profiler.commands import options
 from profiler.show import output as show_output
-from profiler.show.progress import say
-from profiler.units import seconds_text
+from profiler.show.progress import say, terminal_width
+from profiler.units import printable, seconds_text
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -108,7 +108,7 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
     except KeyboardInterrupt:
         interrupted = True
     if output != "jsonl":
-        click.echo(show_endpoint.render(results, output), nl=False)
+        click.echo(show_endpoint.render(results, output, terminal_width()), nl=False)
     if keep is not None:
         answers = [answer for result in results for answer in run_endpoint.kept(result)]
         files.write(keep / "answers.jsonl", "".join(f"{json.dumps(answer)}\n" for answer in answers))
@@ -119,7 +119,7 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
 
 def _progress(result: Any) -> str:
     """A line for each finished case."""
-    where = f"{result.model.name}, {result.prompt.name}, {result.streams} at a time"
+    where = f"{printable(result.model.name, 60)}, {printable(result.prompt.name, 60)}, {result.streams} at a time"
     if result.failure:
-        return f"{where}: failed: {result.failure}" + (f" {result.hint}" if result.hint else "")
+        return f"{where}: failed: {result.failure}" + (f". {result.hint}" if result.hint else "")
     return f"{where}: {result.summary.requests} requests in {seconds_text(result.summary.wall_s)}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from profiler import registry
 from profiler.backends.endpoint import Exchange, Failure, Slo, Summary, percentiles, summarize
-from profiler.backends.endpoint.client import Client, Limits, parse_url
+from profiler.backends.endpoint.client import Client, Limits, core_wait_s, parse_url, undisturbed
 from profiler.backends.endpoint.servers import PORTS, Model, Server, find_local, recognise
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import read_bytes
@@ -136,7 +136,9 @@ class EndpointResult:
     summary: Summary
     warm_up: WarmUp | None
     slo: Slo | None = None
-    delay_p99_s: float | None = None  # by which arrivals may have been stamped late
+    delay_s: float | None = (
+        None  # by which arrivals may be late for reasons of this client: p99, and waits for a core
+    )
     failure: str | None = None
     hint: str | None = None
     cautions: tuple[str, ...] = field(default=())
@@ -267,6 +269,7 @@ class _Bench:
         # One size for all cases of a model: Ollama loads the model anew for another.
         self.num_ctx = -(-(longest + asked.answer_tokens + SPARE_TOKENS) // 256) * 256
         self.nonce = secrets.token_hex(NONCE_BYTES)
+        self.core_wait_s = 0.0  # that this program was kept from a core while the latest case ran
 
     async def results(self, prompts: Sequence[Prompt], streams: Sequence[int]) -> AsyncIterator[EndpointResult]:
         self.warm = await self._warm_up()
@@ -333,7 +336,10 @@ class _Bench:
                 if exchange.failure is not None and exchange.failure.retry_after_s is not None:
                     left = 0  # it asks to be left alone
 
-        await asyncio.gather(*(stream() for _ in range(streams)))
+        waited = core_wait_s()
+        with undisturbed():
+            await asyncio.gather(*(stream() for _ in range(streams)))
+        self.core_wait_s = core_wait_s() - waited
         return self._result(prompt, streams, tuple(exchanges), *_first_failure(exchanges))
 
     def _too_long(self, prompt: Prompt) -> str | None:
@@ -387,7 +393,9 @@ class _Bench:
         hint: str | None = None,
     ) -> EndpointResult:
         summary = summarize(exchanges, self.asked.cached, self.asked.slo)
-        delay = percentiles(self.client.delays)
+        delays = self.client.delays
+        wait_s = self.core_wait_s / len(delays) if delays else 0.0
+        late = percentiles(delays)
         dropped = self.warm.dropped if self.warm is not None else ()
         result = EndpointResult(
             server=self.server,
@@ -401,7 +409,7 @@ class _Bench:
             summary=summary,
             warm_up=self.warm,
             slo=self.asked.slo,
-            delay_p99_s=None if delay is None else delay.p99 or max(self.client.delays),
+            delay_s=None if late is None else wait_s + (late.p99 if late.p99 is not None else max(delays)),
             failure=failure,
             hint=hint,
         )
@@ -435,9 +443,8 @@ def _cautions(result: EndpointResult) -> Iterable[str]:
         yield f"decode is unknown: {summary.unknown['decode_tps']}"
     yield from _differences(summary)
     median = summary.itl.p50 if summary.itl else None
-    if median and result.delay_p99_s and result.delay_p99_s > OUR_DELAY * median:
-        share = f"{result.delay_p99_s / median:.0%}"
-        yield f"this client was up to {seconds_text(result.delay_p99_s)} late, which is {share} of ITL"
+    if median and result.delay_s and result.delay_s > OUR_DELAY * median:
+        yield f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: the machine it runs on is busy"
     if result.warm_up is not None and result.warm_up.dropped:
         yield f"the server refuses {', '.join(result.warm_up.dropped)}, which were left out"
     if result.warm_up is not None and result.warm_up.completions:

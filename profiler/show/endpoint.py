@@ -8,10 +8,13 @@ from typing import Any
 from profiler.backends.endpoint import Percentiles
 from profiler.run.endpoint import EndpointResult
 from profiler.show import output as show_output
+from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
+from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
 SCHEMA = 1
 MOST_NOTES = 5
+WIDTH = 80  # where it goes to no terminal
 
 
 def row(result: EndpointResult) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "characters_per_s": _percentiles(summary.characters_per_s),
         "tokens_per_1000_characters": summary.tokens_per_1k_characters,
         "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
-        "client_delay_p99_s": result.delay_p99_s,
+        "client_delay_s": result.delay_s,
         "unknown": dict(summary.unknown),
         "cautions": list(result.cautions),
     }
@@ -75,30 +78,44 @@ def _percentiles(value: Percentiles | None) -> dict[str, Any] | None:
     return None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
 
 
-def render(results: Sequence[EndpointResult], output: str) -> str:
-    """``results`` in a format of ``output.FORMATS``: a table for each model, or rows."""
+def render(results: Sequence[EndpointResult], output: str, width: int | None = None) -> str:
+    """``results`` in a format of ``output.FORMATS``: a table for each model, or rows. ``width``: of the terminal."""
     if output not in ("table", "md"):
         return show_output.render([row(result) for result in results], dict, output)
-    parts: list[str] = []
+    if not results:
+        return "nothing was measured\n"
+    shown = page(results)
+    return md.markdown(shown, {}) if output == "md" else table.terminal(shown, width or WIDTH)
+
+
+def page(results: Sequence[EndpointResult]) -> Page:
+    """A section for each model, in the order they were measured."""
+    server = results[0].server
+    summary = [f"{results[0].asked_tokens:,} tokens of answer", "greedy"]
+    if results[0].cached:
+        summary.append("the same prompt each time: TTFT with the prefix cache")
+    sections: list[Section] = []
     for name in dict.fromkeys(result.model.name for result in results):
         here = [result for result in results if result.model.name == name]
         notes = _Notes()
-        table = show_output.render([_cells(result, notes) for result in here], dict, output)
-        parts += [f"{title(here[-1])}\n\n", table, "\n", *(f"{line}\n" for line in notes.lines()), "\n"]
-    return "".join([*parts, *(f"{line}\n" for line in _legend(results))])
+        rows = tuple(_cells(result, notes) for result in here)
+        heads = tuple(Head(head, right=head != "notes") for head in _heads(here[0]))
+        blocks = (Table(heads, rows), *notes.blocks())
+        sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
+    last = sections[-1]
+    sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results[0]))))
+    return Page(f"{server.title} at {printable(server.root, 60)}", tuple(summary), tuple(sections))
 
 
 def title(result: EndpointResult) -> str:
-    """``gemma-3-270m · Q4_K_M · 241 MB · LM Studio 0.3 at http://…``: what was measured, in one line."""
-    model, server = result.model, result.server
-    load = _load_s(result)
+    """``gemma-3-270m · Q4_K_M · context 8,192 · loaded in 3.20 s``: what was measured, in one line."""
+    model, load = result.model, _load_s(result)
     parts = [
         printable(model.name, 60),
         model.quant,
         f"context {model.context:,}" if model.context else None,
         f"{bytes_text(model.vram_bytes)} VRAM" if model.vram_bytes else None,
         f"loaded in {seconds_text(load)}" if load else None,
-        f"{server.title} at {printable(server.root, 60)}",
     ]
     return " · ".join(part for part in parts if part)
 
@@ -112,50 +129,49 @@ class _Notes:
     def marks(self, texts: Iterable[str]) -> str:
         return ",".join(str(self._known.setdefault(text, len(self._known) + 1)) for text in texts)
 
-    def lines(self) -> list[str]:
+    def blocks(self) -> list[PageBlock]:
         shown = [f"[{number}] {printable(text, 300)}" for text, number in list(self._known.items())[:MOST_NOTES]]
         more = len(self._known) - len(shown)
-        return shown + ([f"and {more} more notes: -o json"] if more else [])
+        shown += [f"{more} more with -o json"] if more > 0 else []
+        return [Listing(tuple(shown))] if shown else []
 
 
-def _cells(result: EndpointResult, notes: _Notes) -> dict[str, str]:
+def _heads(result: EndpointResult) -> tuple[str, ...]:
+    last = "chars/s" if result.slo is None else "good/s"  # 80 columns have room for one of them; JSON has both
+    return ("prompt", "n", "TTFT s", "prefill", "decode", "total", "ITL ms", last, "notes")
+
+
+def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
     summary = result.summary
     texts = ([result.failure] if result.failure else []) + list(result.cautions)
-    cells = {
-        "prompt": printable(result.prompt.name, 16),
-        "n": str(result.streams),
-        "TTFT": _pair(summary.ttft, "p95"),
-        "prefill": _rate(summary.prefill_tps),
-        "decode": _rate(summary.decode_tps),
-        "total": rate_text(summary.total_tps),
-        "ITL": _pair(summary.itl, "p99"),
-        "chars/s": _rate(summary.characters_per_s),
-    }
-    if result.slo is not None:
-        cells["good/s"] = UNKNOWN if summary.goodput_per_s is None else significant(summary.goodput_per_s)
-    return cells | {"notes": notes.marks(texts)}
+    return (
+        f"{result.prompt.tokens:,}" if result.prompt.tokens else printable(result.prompt.name, 16),
+        str(result.streams),
+        _pair(summary.ttft, 1.0, "p95"),
+        _rate(summary.prefill_tps),
+        _rate(summary.decode_tps),
+        rate_text(summary.total_tps),
+        _pair(summary.itl, 1000.0, "p99"),
+        _rate(summary.characters_per_s) if result.slo is None else rate_text(summary.goodput_per_s),
+        notes.marks(texts),
+    )
 
 
-def _pair(value: Percentiles | None, tail: str) -> str:
-    """``12.3/15.1 ms``: the median and a tail, in one unit."""
+def _pair(value: Percentiles | None, scale: float, tail: str) -> str:
+    """``12.3/15.1``: the median and a tail."""
     if value is None:
         return UNKNOWN
     high = value.p95 if tail == "p95" else value.p99
-    scale, unit = (1.0, "s") if value.p50 >= 1 else (1000.0, "ms")
-    return f"{significant(value.p50 * scale)}/{UNKNOWN if high is None else significant(high * scale)} {unit}"
+    return f"{significant(value.p50 * scale)}/{UNKNOWN if high is None else significant(high * scale)}"
 
 
 def _rate(value: Percentiles | None) -> str:
     return rate_text(None if value is None else value.p50)
 
 
-def _legend(results: Sequence[EndpointResult]) -> list[str]:
-    lines = [
-        "n: concurrent streams. TTFT: p50/p95. ITL: p50/p99. prefill, decode, total in tokens/s;",
-        "decode is of one stream, total of all by wall time. Tokens are counted by the server.",
-    ]
-    if any(result.cached for result in results):
-        lines.append("Every request sent the same prompt: TTFT is that of the prefix cache.")
-    if results and results[0].slo is not None:
-        lines.append("good/s: requests a second within the limits of --slo.")
-    return lines
+def _legend(result: EndpointResult) -> str:
+    text = (
+        "n: requests at a time. TTFT: p50/p95, ITL: p50/p99. prefill, decode and total in tokens/s by the server's "
+        "own count; decode is of one stream, total of all by wall time."
+    )
+    return f"{text} good/s: requests a second within the limits of --slo." if result.slo is not None else text

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -60,7 +61,12 @@ class FakeServer:
     """A context manager; ``url`` is where it listens, ``requests`` what it was asked, ``script`` what comes next."""
 
     def __init__(
-        self, kind: str = "openai", script: Script | None = None, models: tuple[str, ...] = ("tiny-Q4_K_M",)
+        self,
+        kind: str = "openai",
+        script: Script | None = None,
+        models: tuple[str, ...] = ("tiny-Q4_K_M",),
+        tls: ssl.SSLContext | None = None,
+        port: int = 0,
     ):
         self.kind, self.models, self.loaded = kind, models, set(models[:1])
         self.script = script or Script()
@@ -69,6 +75,7 @@ class FakeServer:
         self.paths: list[tuple[str, dict[str, str]]] = []  # every path that was asked for, with its headers
         self.context = 8192
         self.url = ""
+        self._tls, self._port = tls, port
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -79,16 +86,18 @@ class FakeServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        """Stop, unless it has stopped already."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
         assert not self._thread.is_alive()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self.serve(self._ready.set))
+        self._loop.run_until_complete(self.serve(self._ready.set, self._port, self._tls))
         self._loop.close()
 
-    async def serve(self, ready: Callable[[], None], port: int = 0, tls: Any = None) -> None:
+    async def serve(self, ready: Callable[[], None], port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self._stop = asyncio.Event()
         app = web.Application(client_max_size=1 << 26)
         app.router.add_route("*", "/{path:.*}", self._handle)

@@ -13,13 +13,17 @@ repeat the key in their errors.
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
 import os
 import re
 import selectors
 import ssl
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -79,6 +83,28 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """``asyncio.run`` on an event loop that has a ``ReadyClock``."""
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(ReadyClock())) as runner:
         return runner.run(main)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Without garbage collection, which stops everything for 10 ms and more; nothing read here makes cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def core_wait_s() -> float:
+    """Seconds that this thread was ready to run and had no core, since it began; 0 where the kernel does not say.
+
+    The second number of ``schedstat`` (Linux, Documentation/scheduler/sched-stats.rst), in nanoseconds.
+    """
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 class _Key:
@@ -285,8 +311,10 @@ class Client:
         if isinstance(error, TimeoutError):
             return Stopped("timeout", f"no answer {within}".strip())
         if isinstance(error, aiohttp.ClientConnectorError):
-            reason = error.os_error.strerror or "the name is not known"
-            return Stopped("refused", f"no server there: {printable(reason).lower()}")
+            number = error.os_error.errno
+            known = not isinstance(error, aiohttp.ClientConnectorDNSError) and number in errno.errorcode
+            reason = os.strerror(number).lower() if known and number is not None else "its name is not known"
+            return Stopped("refused", f"no server there: {reason}")
         if isinstance(error, aiohttp.InvalidURL | ValueError):
             return Stopped("refused", "the address cannot be used")
         if isinstance(error, aiohttp.ClientResponseError | aiohttp.http_exceptions.HttpProcessingError):

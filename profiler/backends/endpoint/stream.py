@@ -350,7 +350,10 @@ def _tool_text(call: _ToolCall) -> str:
 
 def _lenient(line: bytes, error: msgspec.ValidationError) -> _Chunk:
     """A chunk of an unknown form: an error in one of the many forms of errors, or a failure."""
-    value = _decode_any(line)
+    try:
+        value = _decode_any(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = None
     if isinstance(value, dict) and value.get("error") is not None:
         return _Chunk(error=value["error"])
     raise Stopped("broken", f"the server sent a chunk that cannot be read: {printable(error)}")
