@@ -23,7 +23,7 @@ from profiler.backends.endpoint.servers import PORTS, Model, Server, find_local,
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import read_bytes
 from profiler.run import grid
-from profiler.units import printable, seconds_text
+from profiler.units import printable
 
 DEFAULT_CONTEXT, DEFAULT_TOKENS, DEFAULT_REPS = 512, 128, 5
 WARM_UP_WORDS, WARM_UP_TOKENS = 250, 8  # enough words that the chat template hardly counts
@@ -444,7 +444,7 @@ def _cautions(result: EndpointResult) -> Iterable[str]:
     yield from _differences(summary)
     median = summary.itl.p50 if summary.itl else None
     if median and result.delay_s and result.delay_s > OUR_DELAY * median:
-        yield f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: the machine it runs on is busy"
+        yield f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: its machine is busy"
     if result.warm_up is not None and result.warm_up.dropped:
         yield f"the server refuses {', '.join(result.warm_up.dropped)}, which were left out"
     if result.warm_up is not None and result.warm_up.completions:
