@@ -26,7 +26,7 @@ from profiler.run import grid
 from profiler.units import printable
 
 DEFAULT_CONTEXT, DEFAULT_TOKENS, DEFAULT_REPS = 512, 128, 5
-WARM_UP_WORDS, WARM_UP_TOKENS = 250, 8  # enough words that the chat template hardly counts
+WARM_UP_WORDS, FEW_WORDS, WARM_UP_TOKENS = 250, 10, 8  # two lengths tell a word from the chat template
 IDLE_S = 120.0  # between two tokens
 TOKENS_PER_WORD = 1.4  # until the server has counted
 SPARE_TOKENS = 256  # of a context beyond prompt and answer: the chat template, and words that take more than expected
@@ -63,11 +63,14 @@ class Prompt:
     tokens: int | None = None
     text: str | None = None
 
-    def messages(self, unique: str, tokens_per_word: float) -> list[dict[str, str]]:
-        """The messages of one request. ``unique`` comes first, where a prefix cache begins to compare."""
+    def messages(self, unique: str, per_word: float, overhead: float) -> list[dict[str, str]]:
+        """The messages of one request. ``unique`` comes first, where a prefix cache begins to compare.
+
+        ``per_word``: tokens of a word of ours; ``overhead``: of the chat template and of ``unique``.
+        """
         body = self.text
         if body is None:
-            words = max(8, round((self.tokens or 0) / tokens_per_word) - len(TASK.split()) - 4)
+            words = max(4, round(((self.tokens or 0) - overhead) / per_word) - len(TASK.split()))
             body = varied_text(words, unique) + TASK
         return [{"role": "user", "content": f"{unique}\n\n{body}"}]
 
@@ -116,7 +119,8 @@ class WarmUp:
     """What the first request of a model told."""
 
     exchange: Exchange
-    tokens_per_word: float
+    per_word: float = TOKENS_PER_WORD  # tokens
+    overhead: float = 0.0  # tokens of a prompt without words
     dropped: tuple[str, ...] = ()  # fields that the server refused
     completions: bool = False  # there is no chat template
 
@@ -265,7 +269,7 @@ class _Bench:
     ) -> None:
         self.client, self.server, self.model, self.asked = client, server, model, asked
         self.warm: WarmUp | None = None
-        longest = max((each.tokens or len(each.text or "") // 2) for each in prompts)
+        longest = max(2 * WARM_UP_WORDS, *((each.tokens or len(each.text or "") // 2) for each in prompts))
         # One size for all cases of a model: Ollama loads the model anew for another.
         self.num_ctx = -(-(longest + asked.answer_tokens + SPARE_TOKENS) // 256) * 256
         self.nonce = secrets.token_hex(NONCE_BYTES)
@@ -300,9 +304,17 @@ class _Bench:
                 if chatless and not completions and not self.server.native and "model" not in failure.words.lower():
                     completions = True
                     continue
-            tokens = exchange.usage.prompt
-            rate = tokens / WARM_UP_WORDS if tokens else TOKENS_PER_WORD
-            return WarmUp(exchange, min(max(rate, 1.0), 8.0), tuple(dropped), completions)
+            warm = WarmUp(exchange, dropped=tuple(dropped), completions=completions)
+            return warm if failure is not None or exchange.usage.prompt is None else await self._calibrated(warm)
+
+    async def _calibrated(self, warm: WarmUp) -> WarmUp:
+        """The same with what a word takes, by a second prompt that is short."""
+        prompt = Prompt("warm-up", text=varied_text(FEW_WORDS, 1))
+        short = (await self._send(prompt, 1, warm.dropped, warm.completions)).usage.prompt
+        long = warm.exchange.usage.prompt or 0
+        rate = long / WARM_UP_WORDS if short is None else (long - short) / (WARM_UP_WORDS - FEW_WORDS)
+        rate = min(max(rate, 0.8), 8.0)
+        return replace(warm, per_word=rate, overhead=max(0.0, long - rate * WARM_UP_WORDS))
 
     async def _as_loaded(self) -> Model:
         """The model as the server describes it now that it is loaded."""
@@ -356,8 +368,8 @@ class _Bench:
             dropped, completions = self.warm.dropped, self.warm.completions
         same = self.asked.cached and self.warm is not None
         unique = self.nonce if same else secrets.token_hex(NONCE_BYTES)
-        rate = self.warm.tokens_per_word if self.warm is not None else TOKENS_PER_WORD
-        messages = prompt.messages(unique, rate)
+        per_word, overhead = (self.warm.per_word, self.warm.overhead) if self.warm else (TOKENS_PER_WORD, 0.0)
+        messages = prompt.messages(unique, per_word, overhead)
         body = self.server.request(self.model.name, messages, tokens, self.num_ctx, fixed=True)
         path = self.server.chat
         if completions:

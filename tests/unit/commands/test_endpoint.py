@@ -79,7 +79,7 @@ def test_rows_come_in_every_format(server: FakeServer, output: str) -> None:
 
 
 def test_a_failed_case_is_a_row_and_exit_code_one(server: FakeServer) -> None:
-    server.choose = lambda asked, number: Script(fault="error") if number == 2 else Script()
+    server.choose = lambda asked, number: Script(fault="error") if number == 4 else Script()
     ran = run(server.url, *SMALL)
     assert ran.exit_code == 1
     said = "[1] 1 of 2 requests failed: the server reports an error in the stream: CUDA out of memory"
@@ -180,11 +180,11 @@ def test_ctrl_c_prints_what_was_measured(tmp_path: Path) -> None:
     """The first case is done, the second takes a minute."""
     script = Script()
     with FakeServer("vllm") as server:
-        server.choose = lambda asked, number: script if number < 4 else Script(fault="hang")
+        server.choose = lambda asked, number: script if number < 5 else Script(fault="hang")
         words = [sys.executable, "-m", "profiler", "endpoint", server.url, "-c", "64,128", *SMALL]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             deadline = time.monotonic() + 30
-            while len(server.requests) < 4 and time.monotonic() < deadline:
+            while len(server.requests) < 5 and time.monotonic() < deadline:
                 time.sleep(0.02)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=20)
