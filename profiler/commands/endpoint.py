@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ def _slo(text: str) -> Any:
     from profiler.run.endpoint import parse_slo
 
     return parse_slo(text)
+
+
+class _Path(click.Path):
+    """A path. An empty one, as of an unset variable, is a usage error and not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.command(
@@ -42,7 +52,7 @@ def _slo(text: str) -> Any:
     options.count("-n", "--tokens", "tokens", help="Tokens of the answer. [default: 128]", most=1_000_000),
     click.option(
         "--prompt",
-        type=click.Path(path_type=Path),
+        type=_Path(path_type=Path),
         metavar="FILE|FOLDER",
         help="Your own prompt: a text file, or every .txt and .md file of a folder.",
     ),
@@ -65,9 +75,9 @@ def _slo(text: str) -> Any:
     "Results",
     click.option(
         "--keep",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=_Path(path_type=Path, file_okay=False),
         metavar="FOLDER",
-        help="Keep the answers in this folder, as answers.jsonl.",
+        help="Keep the answers in this folder, in a new file answers-DATE-TIME.jsonl.",
     ),
     show_output.output(),
 )
@@ -111,7 +121,10 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
         click.echo(show_endpoint.render(results, output, terminal_width()), nl=False)
     if keep is not None:
         answers = [answer for result in results for answer in run_endpoint.kept(result)]
-        files.write(keep / "answers.jsonl", "".join(f"{json.dumps(answer)}\n" for answer in answers))
+        files.write(
+            keep / f"answers-{time.strftime('%y%m%d-%H%M%S')}.jsonl",
+            "".join(f"{json.dumps(answer)}\n" for answer in answers),
+        )
     if interrupted:
         return INTERRUPTED
     return FAILED if any(result.failure for result in results) else 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler import registry
-from profiler.backends.endpoint import Exchange, Failure, Slo, Summary, percentiles, summarize
+from profiler.backends.endpoint import BUNDLED, DIFFERS, Exchange, Failure, Slo, Summary, percentiles, summarize
 from profiler.backends.endpoint.client import Client, Limits, core_wait_s, parse_url, undisturbed
 from profiler.backends.endpoint.servers import PORTS, Model, Server, find_local, recognise
 from profiler.errors import NotFound, ProfileError
@@ -36,6 +36,7 @@ NONCE_BYTES = 6  # of what makes a prompt unique
 MAX_PROMPT = 1 << 22  # bytes of a file
 MAX_PROMPTS = 256
 MAX_REQUESTS = 100_000
+MAX_STREAMS = 512  # each takes a connection, and 1,024 open files are a usual limit
 GIVE_UP = 3  # failures in a row after which a stream ends
 OUR_DELAY = 0.01  # of the median gap between tokens, from which the client's own delay is a caution
 OPTIONAL = ("stream_options", "seed", "temperature", "min_tokens", "ignore_eos")  # fields that a server may refuse
@@ -93,7 +94,10 @@ class EndpointRequest:
 
     @property
     def streams(self) -> tuple[int, ...]:
-        return grid.counts("--concurrency", self.concurrency) if self.concurrency else (1,)
+        found = grid.counts("--concurrency", self.concurrency) if self.concurrency else (1,)
+        if max(found) > MAX_STREAMS:
+            raise ProfileError(f"--concurrency: {max(found):,} streams are more than {MAX_STREAMS}")
+        return found
 
     @property
     def answer_tokens(self) -> int:
@@ -225,7 +229,7 @@ def choose_models(server: Server, names: Iterable[str]) -> list[Model]:
     """The models that were named, or those that are loaded, or the only one. Raises ProfileError that lists them."""
     known = [model.name for model in server.models]
     chosen: dict[str, Model] = {}
-    for name in names:
+    for name in grid.words(names):
         model = server.model(name) or (None if known else Model(name))
         if model is None:
             error = registry.unknown("model", name, [printable(each, 80) for each in known[:30]])
@@ -304,6 +308,10 @@ class _Bench:
                 if chatless and not completions and not self.server.native and "model" not in failure.words.lower():
                     completions = True
                     continue
+            if failure is None and exchange.usage.prompt is None and self.server.chat.startswith("/api/v0/"):
+                # LM Studio's own API has not always counted tokens in a stream (lmstudio-bug-tracker#676).
+                self.server = replace(self.server, chat="/v1/chat/completions")
+                continue
             warm = WarmUp(exchange, dropped=tuple(dropped), completions=completions)
             return warm if failure is not None or exchange.usage.prompt is None else await self._calibrated(warm)
 
@@ -449,7 +457,7 @@ def _cautions(result: EndpointResult) -> Iterable[str]:
         if max(lengths) != min(lengths) or min(lengths) != result.asked_tokens:
             yield f"answers have {min(lengths):,} to {max(lengths):,} tokens, {result.asked_tokens:,} were asked for"
         chunks = sum(len(each.arrivals) for each in good)
-        if chunks and sum(lengths) / chunks >= 1.5:
+        if chunks and sum(lengths) / chunks >= BUNDLED:
             yield f"a chunk holds {sum(lengths) / chunks:.1f} tokens: ITL is between chunks"
     if "decode_tps" in summary.unknown and summary.decode_tps is None and None not in counts:
         yield f"decode is unknown: {summary.unknown['decode_tps']}"
@@ -469,7 +477,7 @@ def _differences(summary: Summary) -> Iterable[str]:
         "time to the first token": summary.server_prompt,
     }
     for name, value in pairs.items():
-        if value is not None and abs(value) > 0.03:
+        if value is not None and abs(value) > DIFFERS:
             yield f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own"
 
 

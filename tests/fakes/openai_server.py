@@ -74,6 +74,7 @@ class FakeServer:
         self.requests: list[Body] = []
         self.paths: list[tuple[str, dict[str, str]]] = []  # every path that was asked for, with its headers
         self.context = 8192
+        self.get_status = 200
         self.url = ""
         self._tls, self._port = tls, port
         self._loop = asyncio.new_event_loop()
@@ -113,6 +114,9 @@ class FakeServer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.paths.append((request.path, dict(request.headers)))
+        if request.method == "GET" and self.get_status != 200:
+            headers = {"Location": "https://elsewhere.example/"}
+            return web.json_response({"error": "not for you"}, status=self.get_status, headers=headers)
         if request.method == "GET":
             return self._get(request.path)
         if not request.path.endswith(("/chat/completions", "/completions", "/api/chat")):

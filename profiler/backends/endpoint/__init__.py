@@ -40,6 +40,8 @@ FailureKind = Literal[
 BUNDLED = 1.5  # tokens a chunk: from here on, gaps between chunks say little about tokens
 DIFFERS = 0.03  # of the server's own figure: more is said
 NO_USAGE = "the server sent no token counts"
+BUFFERED = "the answer arrived faster than any model writes: something on the way held it back"
+MOST_TPS = 1e5  # of one stream; ten times what the fastest hardware of 2026 does
 ONE_CHUNK = "the whole answer arrived at one moment"
 
 
@@ -152,6 +154,9 @@ def figures(exchange: Exchange, cached: bool = False) -> Figures:
     if tokens is None:
         unknown |= dict.fromkeys(("decode_tps", "tpot_s", "output_tokens"), NO_USAGE)
     after = _tokens_after_first(arrivals, tokens)
+    if span and (after if after is not None else len(arrivals)) / span > MOST_TPS:
+        span = None
+        unknown |= dict.fromkeys(("decode_tps", "characters_per_s", "tpot_s"), BUFFERED)
     return Figures(
         first_byte_s=_since(exchange.sent_s, exchange.first_byte_s),
         ttft_s=ttft,
@@ -307,9 +312,10 @@ def summarize(exchanges: Sequence[Exchange], cached: bool = False, slo: Slo | No
 
 
 def _server_ttft(timings: ServerTimings) -> float | None:
-    if timings.ttft_s is not None:
+    """The server's own TTFT, or what it is made of. Ollama looks for the model at every request, which takes time."""
+    if timings.ttft_s is not None or timings.prompt_s is None:
         return timings.ttft_s
-    return timings.prompt_s
+    return timings.prompt_s + (timings.load_s or 0.0)
 
 
 def _difference(pairs: Iterable[tuple[float | None, float | None]]) -> float | None:

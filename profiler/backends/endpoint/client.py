@@ -198,11 +198,13 @@ class Client:
             await self._session.close()
 
     async def get(self, path: str, seconds: float = 5.0) -> Any:
-        """The JSON value at ``path``; None for anything else, an error status included. Raises Stopped if there is no
-        server, or none that answers in time.
+        """The JSON value at ``path``; None for anything else, as a path that is not there. Raises Stopped if there is
+        no server, none that answers in time, one that redirects or one that wants a key.
         """
         try:
             async with asyncio.timeout(seconds), self._request("GET", path, None, {}) as response:
+                if response.status in (401, 403) or 300 <= response.status < 400:
+                    await self._check(response)
                 if response.status != 200:
                     return None
                 return json_value(await self._body(response), BUDGET)

@@ -119,6 +119,9 @@ async def recognise(client: Client, seconds: float = 5.0) -> Server:
         server = look(said, client)
         if server is not None:
             return server
+    refused = [failure for failure in failures if failure.kind in ("status", "redirect")]
+    if refused:
+        raise _no_server(client, refused[0])
     raise ProfileError(
         f"{printable(client.root)} answers, but not like a server of language models: it lists no models",
         "An OpenAI-compatible server has them at /v1/models.",
@@ -141,7 +144,7 @@ async def find_local(limits: Limits | None = None) -> list[Server]:
 
 def _no_server(client: Client, failure: Failure) -> ProfileError:
     hint = failure.hint or "Is it running? Without a URL, profile endpoint looks on the usual ports of this machine."
-    return ProfileError(f"{printable(client.root)}: {failure.words}", hint)
+    return ProfileError(f"{printable(client.root)}: {client.clean(failure.words)}", hint)
 
 
 Said = Mapping[str, Any]

@@ -99,6 +99,8 @@ def test_a_failed_case_is_a_row_and_exit_code_one(server: FakeServer) -> None:
         (["http://user:pw@host"], 2, "a user name, a password or a query"),
         (["ftp://host"], 2, "is not the URL of a server"),
         (["{tls}"], 2, "TLS failed"),
+        (["{vllm}", "--prompt", ""], 2, "it is empty"),
+        (["{vllm}", "--concurrency", "1000"], 2, "1,000 streams are more than 512"),
         (["{whole}"], 1, "it does not stream"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -128,6 +130,7 @@ def test_what_is_wrong_is_one_clear_line(
     assert "pw@" not in ran.output
     if code == 2:
         errors = [line for line in ran.stderr.splitlines() if line.startswith("Error: ")]
+        assert said in errors[0] or said == "is not a count"
         assert len(errors) == 1
 
 
@@ -136,7 +139,8 @@ def test_answers_are_kept_where_they_were_asked_for(server: FakeServer, tmp_path
     prompt.write_text("Write a landing page for a bakery.")
     ran = run(server.url, *SMALL, "--prompt", str(prompt), "--keep", str(tmp_path / "kept"))
     assert ran.exit_code == 0
-    kept = [json.loads(line) for line in (tmp_path / "kept" / "answers.jsonl").read_text().splitlines()]
+    (file,) = (tmp_path / "kept").glob("answers-*.jsonl")
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert [each["number"] for each in kept] == [1, 2]
     assert kept[0]["answer"].startswith("word0 word1")
     assert {each["prompt"] for each in kept} == {"page"}

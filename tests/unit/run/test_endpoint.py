@@ -224,6 +224,25 @@ def test_answers_of_their_own_length_are_said_to_be() -> None:
     assert "answers have 9 to 9 tokens, 16 were asked for" in found.cautions
 
 
+def test_lm_studio_is_asked_where_it_counts_tokens() -> None:
+    """lmstudio-bug-tracker#676: no usage in a stream of its own API."""
+    with FakeServer("lmstudio") as server:
+        server.choose = lambda asked, number: Script(usage=not server.paths[-1][0].startswith("/api/v0"))
+        (found,) = measure(server)
+    assert server.paths[-1][0] == "/v1/chat/completions"
+    assert found.summary.total_tps is not None
+    timings = {"tokens_per_second": 50.0, "time_to_first_token": 0.1}
+    with FakeServer("lmstudio", Script(timings=timings, gap_s=0.002)) as server:
+        (found,) = measure(server)
+    assert server.paths[-1][0] == "/api/v0/chat/completions"
+    assert found.summary.server_decode is not None
+
+
+def test_models_are_a_list_with_commas() -> None:
+    with FakeServer("vllm", models=("a", "b", "c")) as server:
+        assert [each.model.name for each in measure(server, models=("c,a",))] == ["c", "a"]
+
+
 def test_chunks_of_several_tokens_and_missing_usage_are_said(server: FakeServer) -> None:
     server.script = Script(bundle=4)
     assert any("a chunk holds 4.0 tokens" in text for text in measure(server)[0].cautions)

@@ -127,3 +127,15 @@ def test_a_model_is_found_by_any_way_people_write_its_name(name: str) -> None:
 )  # fmt: skip
 def test_a_quantization_is_read_off_a_name(name: str, quant: str | None) -> None:
     assert servers._quant(name) == quant
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "HTTP 401"), (403, "HTTP 403"), (307, "the server redirects to https://elsewhere.example/")],
+)
+def test_a_server_that_wants_a_key_or_leads_elsewhere_says_so(status: int, said: str) -> None:
+    with FakeServer("vllm") as server:
+        server.get_status = status
+        with pytest.raises(ProfileError, match=said) as error:
+            look(server.url)
+    assert KEY in str(error.value) or status == 307

@@ -108,6 +108,16 @@ def test_chunks_that_arrive_together_have_no_decode_rate() -> None:
     assert figures(read([b"".join(words(30)), end(usage=counted(10, 30))])).decode_tps is None
 
 
+def test_an_answer_that_was_held_back_has_no_rate() -> None:
+    """A proxy that buffers: two reads, 20 µs apart."""
+    reader = StreamReader()
+    reader.feed(b"".join(words(30)), SENT + FIRST)
+    reader.feed(b"".join(words(30)) + end(usage=counted(10, 60)), SENT + FIRST + 2e-5)
+    own = figures(reader.exchange(SENT, SENT + FIRST + 1e-4))
+    assert own.decode_tps is own.characters_per_s is None
+    assert "held it back" in own.unknown["decode_tps"]
+
+
 def test_without_usage_figures_in_tokens_are_unknown_and_characters_remain() -> None:
     own = figures(read([*words(11), end()]))
     assert own.decode_tps is own.prefill_tps is own.tpot_s is own.output_tokens is None
