@@ -144,9 +144,7 @@ class EndpointResult:
     summary: Summary
     warm_up: WarmUp | None
     slo: Slo | None = None
-    delay_s: float | None = (
-        None  # by which arrivals may be late for reasons of this client: p99, and waits for a core
-    )
+    delay_s: float | None = None  # by which this client may have stamped a token late: p99, and waits for a core
     failure: str | None = None
     hint: str | None = None
     cautions: tuple[str, ...] = field(default=())
@@ -273,7 +271,7 @@ class _Bench:
     ) -> None:
         self.client, self.server, self.model, self.asked = client, server, model, asked
         self.warm: WarmUp | None = None
-        longest = max(2 * WARM_UP_WORDS, *((each.tokens or len(each.text or "") // 2) for each in prompts))
+        longest = max(2 * WARM_UP_WORDS, *((each.tokens or len((each.text or "").encode()) // 3) for each in prompts))
         # One size for all cases of a model: Ollama loads the model anew for another.
         self.num_ctx = -(-(longest + asked.answer_tokens + SPARE_TOKENS) // 256) * 256
         self.nonce = secrets.token_hex(NONCE_BYTES)
@@ -393,9 +391,8 @@ class _Bench:
             least = KEPT_SHARE * prompt.tokens if self.warm and self.warm.exchange.usage.prompt else 0.0
         else:
             least = FEWEST_CHARACTERS * len(prompt.text or "")
-        if counted >= least or (
-            self.server.native and self.asked.cached
-        ):  # Ollama has not always counted cached ones
+        uncounted = self.server.native and self.asked.cached  # Ollama has not always counted cached tokens
+        if counted >= least or uncounted:
             return exchange
         failure = Failure(
             "error",
@@ -455,7 +452,9 @@ def _cautions(result: EndpointResult) -> Iterable[str]:
     else:
         lengths = [count for count in counts if count is not None]
         if max(lengths) != min(lengths) or min(lengths) != result.asked_tokens:
-            yield f"answers have {min(lengths):,} to {max(lengths):,} tokens, {result.asked_tokens:,} were asked for"
+            fewest, most = min(lengths), max(lengths)
+            length = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+            yield f"answers have {length} tokens; {result.asked_tokens:,} were asked for"
         chunks = sum(len(each.arrivals) for each in good)
         if chunks and sum(lengths) / chunks >= BUNDLED:
             yield f"a chunk holds {sum(lengths) / chunks:.1f} tokens: ITL is between chunks"

@@ -217,21 +217,21 @@ class Client:
         """Send ``body`` to ``path`` and read the streamed answer. Never raises for what a server does."""
         reader, times = StreamReader(), {"sent": time.perf_counter()}
         failure: Failure | None = None
-        end = None
         try:
             async with asyncio.timeout(self.limits.total_s) as timeout:
                 async with self._request("POST", path, msgspec.json.encode(body), times) as response:
                     await self._check(response)
-                    end = await self._read(response, reader, timeout)
+                    await self._read(response, reader, timeout, times)
         except Stopped as error:
             failure = error.failure
-        except TimeoutError:
-            if not reader.done:
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: TimeoutError is one
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 failure = self._timed_out(reader, times)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            failure = self._stopped(error, "", reader.started).failure
-        exchange = reader.exchange(times["sent"], end or time.perf_counter(), failure)
-        return self._cleaned(exchange)
+            else:
+                failure = self._stopped(error, "", reader.started).failure
+        if "end" in times:  # the server had said that the answer was over: what it did afterwards is no matter
+            failure = None
+        return self._cleaned(reader.exchange(times["sent"], times.get("end", time.perf_counter()), failure))
 
     def _request(self, method: str, path: str, data: bytes | None, times: dict[str, float]) -> Any:
         assert self._session is not None, "the client is not open"
@@ -271,10 +271,16 @@ class Client:
                 raise Stopped("too-large", f"the server sent more than {bytes_text(MAX_BODY)} that is no stream")
         return b"".join(parts)
 
-    async def _read(self, response: aiohttp.ClientResponse, reader: StreamReader, timeout: asyncio.Timeout) -> float:
-        """Feed the body to ``reader``; returns when the stream was over."""
+    async def _read(
+        self,
+        response: aiohttp.ClientResponse,
+        reader: StreamReader,
+        timeout: asyncio.Timeout,
+        times: dict[str, float],
+    ) -> None:
+        """Feed the body to ``reader``. ``times["end"]`` is when the stream was over."""
         clock = _clock()
-        final, over = timeout.when() or 0.0, None
+        final = timeout.when() or 0.0
         loop_time, idle = asyncio.get_running_loop().time, self.limits.idle_s
         extended = 0.0
         while True:
@@ -284,17 +290,17 @@ class Client:
                 break
             self.delays.append(clock.late_before)
             reader.feed(data, at)
-            if over is not None:
+            if "end" in times:
                 continue
             now = loop_time()
             if reader.done:
-                over = at
+                times["end"] = at
                 timeout.reschedule(min(final, now + DRAIN_S))
             elif reader.started and now - extended > idle / 10:
                 extended = now
                 timeout.reschedule(min(final, now + idle))
         reader.end(at)
-        return over or at
+        times.setdefault("end", at)
 
     def _timed_out(self, reader: StreamReader, times: Mapping[str, float]) -> Failure:
         if time.perf_counter() - times["sent"] < self.limits.total_s * 0.99 and reader.started:

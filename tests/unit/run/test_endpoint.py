@@ -221,7 +221,7 @@ def test_a_server_that_tells_other_times_is_said_to() -> None:
 def test_answers_of_their_own_length_are_said_to_be() -> None:
     with FakeServer("lmstudio", Script(tokens=("x ",) * 9)) as server:
         (found,) = measure(server)
-    assert "answers have 9 to 9 tokens, 16 were asked for" in found.cautions
+    assert "answers have 9 tokens; 16 were asked for" in found.cautions
 
 
 def test_lm_studio_is_asked_where_it_counts_tokens() -> None:

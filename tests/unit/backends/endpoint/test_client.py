@@ -167,11 +167,23 @@ def test_a_429_says_how_long_to_wait(server: FakeServer) -> None:
 def test_a_server_that_keeps_the_stream_open_after_its_end_loses_nothing(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "DRAIN_S", 0.1)
+    monkeypatch.setattr(client_module, "DRAIN_S", 0.5)
     server.script = Script(fault="open")
     found = ask(server.url)
     assert found.failure is None
-    assert found.end_s - found.arrivals[-1].at < 0.5  # and waiting is no part of it
+    assert found.end_s - found.arrivals[-1].at < 0.4  # and waiting is no part of it
+
+
+def test_a_connection_that_is_not_made_in_time_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    import aiohttp
+
+    async def never(*args: Any, **more: Any) -> Any:
+        raise aiohttp.ConnectionTimeoutError("Connection timeout to host")
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", never)
+    failure = ask("http://127.0.0.1:9").failure
+    assert failure is not None
+    assert (failure.kind, failure.words) == ("refused", "no connection within 2.00 s")
 
 
 def test_an_answer_of_two_gigabytes_is_stopped_early(server: FakeServer) -> None:
