@@ -115,7 +115,7 @@ async def recognise(client: Client, seconds: float = 5.0) -> Server:
     if len(failures) == len(found):
         raise _no_server(client, failures[0])
     said = {path: value for path, value in zip(PATHS, found, strict=True) if not isinstance(value, BaseException)}
-    for look in (_lm_studio, _ollama, _llama_server, _sglang, _vllm, _transformers, _other):
+    for look in LOOKS:
         server = look(said, client)
         if server is not None:
             return server
@@ -151,20 +151,20 @@ Said = Mapping[str, Any]
 
 
 def _lm_studio(said: Said, client: Client) -> Server | None:
-    new = [each for each in _items(said, "/api/v1/models", "models") if "loaded_instances" in each]
-    old = [each for each in _items(said, "/api/v0/models", "data") if "state" in each]
+    new = [each for each in _items(said, "/api/v1/models", "models", "key") if "loaded_instances" in each]
+    old = [each for each in _items(said, "/api/v0/models", "data", "id") if "state" in each]
     if not new and not old:
         return None
-    sizes = {each.get("key"): each for each in new}
+    sizes = {each["key"]: each for each in new}
     if old:
         models = [
             Model(
-                name=_name(each.get("id"), client),
+                name=_name(each["id"], client),
                 loaded=each["state"] == "loaded",
                 quant=_word(each.get("quantization"), client),
-                context=_whole(each.get("loaded_context_length")) or _instance_context(sizes.get(each.get("id"))),
+                context=_whole(each.get("loaded_context_length")) or _instance_context(sizes.get(each["id"])),
                 max_context=_whole(each.get("max_context_length")),
-                file_bytes=_whole(sizes.get(each.get("id"), {}).get("size_bytes")),
+                file_bytes=_whole(sizes.get(each["id"], {}).get("size_bytes")),
             )
             for each in old
             if each.get("type") != "embeddings"
@@ -172,7 +172,7 @@ def _lm_studio(said: Said, client: Client) -> Server | None:
     else:
         models = [
             Model(
-                name=_name(each.get("key"), client),
+                name=_name(each["key"], client),
                 loaded=bool(each["loaded_instances"]),
                 quant=_word(_dict(each.get("quantization")).get("name"), client),
                 context=_instance_context(each),
@@ -197,31 +197,31 @@ def _ollama(said: Said, client: Client) -> Server | None:
     version = _dict(said.get("/api/version")).get("version")
     if not isinstance(version, str) or "models" not in _dict(said.get("/api/tags")):
         return None
-    running = {each.get("name"): each for each in _items(said, "/api/ps", "models")}
+    running = {each["name"]: each for each in _items(said, "/api/ps", "models", "name")}
     models = [
         Model(
-            name=_name(each.get("name"), client),
-            loaded=each.get("name") in running,
+            name=_name(each["name"], client),
+            loaded=each["name"] in running,
             quant=_word(_dict(each.get("details")).get("quantization_level"), client),
-            context=_whole(running.get(each.get("name"), {}).get("context_length")),
+            context=_whole(running.get(each["name"], {}).get("context_length")),
             file_bytes=_whole(each.get("size")),
-            vram_bytes=_whole(running.get(each.get("name"), {}).get("size_vram")),
+            vram_bytes=_whole(running.get(each["name"], {}).get("size_vram")),
         )
-        for each in _items(said, "/api/tags", "models")
+        for each in _items(said, "/api/tags", "models", "name")
     ]
     return Server("Ollama", client.root, _word(version, client), tuple(models), "/api/chat", native=True)
 
 
 def _llama_server(said: Said, client: Client) -> Server | None:
     props = _dict(said.get("/props"))
-    listed = _items(said, "/v1/models", "data")
+    listed = _items(said, "/v1/models", "data", "id")
     if "default_generation_settings" not in props and not any(each.get("owned_by") == "llamacpp" for each in listed):
         return None
     context = _whole(_dict(props.get("default_generation_settings")).get("n_ctx"))
     path = props.get("model_path")
     models = []
     for each in listed:
-        meta, name = _dict(each.get("meta")), _name(each.get("id"), client)
+        meta, name = _dict(each.get("meta")), _name(each["id"], client)
         status = _dict(each.get("status")).get("value")  # of a router of several models
         models.append(
             Model(
@@ -240,13 +240,13 @@ def _llama_server(said: Said, client: Client) -> Server | None:
 def _openai_models(said: Said, client: Client, loaded: bool | None) -> tuple[Model, ...]:
     return tuple(
         Model(
-            name=(name := _name(each.get("id"), client)),
+            name=(name := _name(each["id"], client)),
             loaded=loaded,
             quant=_quant(PurePath(name).name),
             context=_whole(each.get("max_model_len")),
             max_context=_whole(each.get("max_model_len")),
         )
-        for each in _items(said, "/v1/models", "data")
+        for each in _items(said, "/v1/models", "data", "id")
     )
 
 
@@ -258,7 +258,7 @@ EVERY_CHUNK = {"include_usage": True, "continuous_usage_stats": True}  # counts 
 
 def _sglang(said: Said, client: Client) -> Server | None:
     info = _dict(said.get("/server_info")) or _dict(said.get("/get_server_info"))
-    owned = any(each.get("owned_by") == "sglang" for each in _items(said, "/v1/models", "data"))
+    owned = any(each.get("owned_by") == "sglang" for each in _items(said, "/v1/models", "data", "id"))
     if not owned and not {"model_path", "mem_fraction_static"} <= info.keys():
         return None
     models = _openai_models(said, client, True)
@@ -267,7 +267,7 @@ def _sglang(said: Said, client: Client) -> Server | None:
 
 
 def _vllm(said: Said, client: Client) -> Server | None:
-    if not any(each.get("owned_by") == "vllm" for each in _items(said, "/v1/models", "data")):
+    if not any(each.get("owned_by") == "vllm" for each in _items(said, "/v1/models", "data", "id")):
         return None
     version = _word(_dict(said.get("/version")).get("version"), client)
     models = _openai_models(said, client, True)
@@ -287,10 +287,14 @@ def _other(said: Said, client: Client) -> Server | None:
     return Server("OpenAI-compatible server", client.root, None, _openai_models(said, client, None))
 
 
-def _items(said: Said, path: str, name: str) -> list[dict[str, Any]]:
-    """The objects of a list that a server gave at ``path``."""
+LOOKS = (_lm_studio, _ollama, _llama_server, _sglang, _vllm, _transformers, _other)
+
+
+def _items(said: Said, path: str, name: str, identity: str) -> list[dict[str, Any]]:
+    """The objects of a list that a server gave at ``path``: those with a text as ``identity``."""
     value = _dict(said.get(path)).get(name)
-    return [each for each in value[:MOST_MODELS] if isinstance(each, dict)] if isinstance(value, list) else []
+    items = value[:MOST_MODELS] if isinstance(value, list) else []
+    return [each for each in items if isinstance(each, dict) and isinstance(each.get(identity), str)]
 
 
 def _dict(value: Any) -> dict[str, Any]:
@@ -301,9 +305,9 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**60 else None
 
 
-def _name(value: Any, client: Client) -> str:
+def _name(value: str, client: Client) -> str:
     """The id of a model as requests must repeat it."""
-    return client.clean(value)[:LONGEST_NAME] if isinstance(value, str) else ""
+    return client.clean(value)[:LONGEST_NAME].encode("utf-8", "replace").decode()
 
 
 def _word(value: Any, client: Client) -> str | None:

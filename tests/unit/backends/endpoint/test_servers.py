@@ -139,3 +139,30 @@ def test_a_server_that_wants_a_key_or_leads_elsewhere_says_so(status: int, said:
         with pytest.raises(ProfileError, match=said) as error:
             look(server.url)
     assert KEY in str(error.value) or status == 307
+
+
+ODD = [None, True, -1, 8192, 1e300, "", "x", "\ud800", 10**400, [], [1], {}, {"x": []}, [[]], [None], "x" * 10_000]
+
+
+def spoilt(value: Any) -> Iterator[Any]:
+    """``value`` with each part of it in turn replaced by something odd, or left out."""
+    yield from ODD
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield {other: value[other] for other in value if other != name}
+            yield from (value | {name: odd} for odd in spoilt(inner))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from ([*value[:place], odd, *value[place + 1 :]] for odd in spoilt(inner))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_answer_of_a_server_breaks_the_recognition(kind: str) -> None:
+    client, fake = Client("http://127.0.0.1:9", send_key=False), FakeServer(kind)
+    whole = {path: getattr(fake, f"_get_{kind.replace('-', '_')}")(path) for path in servers.PATHS}
+    fake._loop.close()
+    for path, answer in whole.items():
+        for odd in spoilt(answer):
+            for find in servers.LOOKS:
+                found = find(whole | {path: odd}, client)
+                assert found is None or all(isinstance(model.name, str) for model in found.models)
