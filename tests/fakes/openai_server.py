@@ -14,6 +14,7 @@ import json
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,7 @@ class Script:
     cached_tokens: int | None = None
     fault: str | None = None  # see ``FAULTS``
     fault_after: int = 3  # chunks
+    one_answer: bool = False  # a connection that was used once is dead, though nothing says so
     bytewise: bool = False
     stamped: bool = False  # every token is the time.perf_counter() at which it was sent
     done: bool = True  # whether the stream ends in [DONE]
@@ -76,6 +78,7 @@ class FakeServer:
         self.context = 8192
         self.get_status = 200
         self.url = ""
+        self._used: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self._tls, self._port = tls, port
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -121,6 +124,11 @@ class FakeServer:
             return self._get(request.path)
         if not request.path.endswith(("/chat/completions", "/completions", "/api/chat")):
             return web.json_response({"error": "not found"}, status=404)
+        assert request.transport is not None
+        if request.transport in self._used and self.script.one_answer:
+            request.transport.abort()
+            return web.Response()
+        self._used.add(request.transport)
         asked = await request.json()
         self.requests.append(asked)
         script = self.choose(asked, len(self.requests)) if self.choose else self.script

@@ -41,6 +41,7 @@ from profiler.units import bytes_text, printable, seconds_text
 KEY = "PROFILE_API_KEY"
 MAX_BODY = 1 << 23  # bytes of an answer that is no stream
 MAX_HEADER = 16384
+MOST_STALE = 600  # connections that may have been given up, one for each stream
 AT_ONCE_S = 5e-5  # a call that found events waiting takes no longer
 DRAIN_S = 1.0  # that a server may keep a stream open once it has said that it is over
 BUDGET = Budget(nbytes=MAX_BODY, values=2**19, twice=True)
@@ -175,8 +176,9 @@ class Client:
 
     async def __aenter__(self) -> Client:
         trace = aiohttp.TraceConfig()
-        for signal in (trace.on_connection_create_end, trace.on_connection_reuseconn):
-            signal.append(_connected)
+        trace.on_connection_create_end.append(_connected)
+        trace.on_connection_reuseconn.append(_connected)
+        trace.on_connection_reuseconn.append(_reused)
         trace.freeze()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=not self._insecure, keepalive_timeout=60),
@@ -214,12 +216,26 @@ class Client:
             raise self._stopped(error, f"within {seconds_text(seconds)}") from None
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> Exchange:
-        """Send ``body`` to ``path`` and read the streamed answer. Never raises for what a server does."""
-        reader, times = StreamReader(), {"sent": time.perf_counter()}
+        """Send ``body`` to ``path`` and read the streamed answer. Never raises for what a server does.
+
+        Some servers close a connection after each answer without saying so, llama-server among them. A request that
+        meets such a connection was not seen by anybody and is sent again; its clock starts anew.
+        """
+        data = msgspec.json.encode(body)
+        for _ in range(MOST_STALE):
+            times = {"sent": time.perf_counter()}
+            exchange = await self._stream(path, data, times)
+            if exchange.failure is None or exchange.failure.kind != "cut" or not _was_stale(times):
+                break
+        return self._cleaned(exchange)
+
+    async def _stream(self, path: str, data: bytes, times: dict[str, float]) -> Exchange:
+        reader = StreamReader()
         failure: Failure | None = None
         try:
             async with asyncio.timeout(self.limits.total_s) as timeout:
-                async with self._request("POST", path, msgspec.json.encode(body), times) as response:
+                async with self._request("POST", path, data, times) as response:
+                    times["answered"] = time.perf_counter()
                     await self._check(response)
                     await self._read(response, reader, timeout, times)
         except Stopped as error:
@@ -231,7 +247,7 @@ class Client:
                 failure = self._stopped(error, "", reader.started).failure
         if "end" in times:  # the server had said that the answer was over: what it did afterwards is no matter
             failure = None
-        return self._cleaned(reader.exchange(times["sent"], times.get("end", time.perf_counter()), failure))
+        return reader.exchange(times["sent"], times.get("end", time.perf_counter()), failure)
 
     def _request(self, method: str, path: str, data: bytes | None, times: dict[str, float]) -> Any:
         assert self._session is not None, "the client is not open"
@@ -350,6 +366,16 @@ async def _connected(session: aiohttp.ClientSession, context: SimpleNamespace, p
     times = context.trace_request_ctx
     if times is not None:
         times["sent"] = time.perf_counter()
+
+
+async def _reused(session: aiohttp.ClientSession, context: SimpleNamespace, params: Any) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx["reused"] = time.perf_counter()
+
+
+def _was_stale(times: Mapping[str, float]) -> bool:
+    """Whether a request that failed met a connection that the server had given up."""
+    return "reused" in times and "answered" not in times
 
 
 def _clock() -> ReadyClock:

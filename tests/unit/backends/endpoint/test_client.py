@@ -174,6 +174,23 @@ def test_a_server_that_keeps_the_stream_open_after_its_end_loses_nothing(
     assert found.end_s - found.arrivals[-1].at < 0.4  # and waiting is no part of it
 
 
+def test_a_connection_that_the_server_gave_up_silently_is_no_failure(server: FakeServer) -> None:
+    """llama-server promises Keep-Alive and closes after each stream."""
+    import asyncio
+
+    async def main() -> list[Exchange]:
+        async with Client(server.url, QUICK) as client:
+            found: list[Exchange] = []
+            for _ in range(3):
+                found += await asyncio.gather(*(client.stream(PATH, body()) for _ in range(4)))
+            return found
+
+    server.script = Script(one_answer=True)
+    found = run(main())
+    assert [each.failure for each in found] == [None] * 12
+    assert len(server.requests) == 12
+
+
 def test_a_connection_that_is_not_made_in_time_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     import aiohttp
 
