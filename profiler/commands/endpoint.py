@@ -120,7 +120,7 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
     if output != "jsonl":
         click.echo(show_endpoint.render(results, output, terminal_width()), nl=False)
     if keep is not None:
-        answers = [answer for result in results for answer in run_endpoint.kept(result)]
+        answers = [answer for result in results for answer in show_endpoint.kept(result)]
         files.write(
             keep / f"answers-{time.strftime('%y%m%d-%H%M%S')}.jsonl",
             "".join(f"{json.dumps(answer)}\n" for answer in answers),

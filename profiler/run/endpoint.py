@@ -28,7 +28,7 @@ from profiler.units import printable
 DEFAULT_CONTEXT, DEFAULT_TOKENS, DEFAULT_REPS = 512, 128, 5
 WARM_UP_WORDS, FEW_WORDS, WARM_UP_TOKENS = 250, 10, 8  # two lengths tell a word from the chat template
 IDLE_S = 120.0  # between two tokens
-TOKENS_PER_WORD = 1.4  # until the server has counted
+TOKENS_PER_WORD, OVERHEAD = 1.4, 40.0  # until the server has counted
 SPARE_TOKENS = 256  # of a context beyond prompt and answer: the chat template, and words that take more than expected
 KEPT_SHARE = 0.85  # of the tokens sent that must have been processed; calibration is good to a few percent
 FEWEST_CHARACTERS = 1 / 16  # tokens a character: no tokenizer packs text that tight
@@ -57,23 +57,29 @@ TASK = "\n\nContinue these notes in your own words, in as much detail as you can
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is sent: a text of ours of about ``tokens`` tokens, or a person's own."""
+class EndpointPrompt:
+    """What is sent: a text of ours of about ``tokens`` tokens or of so many words, or what somebody wrote."""
 
     name: str
     tokens: int | None = None
-    text: str | None = None
+    words: int | None = None
+    messages: tuple[Mapping[str, Any], ...] = ()  # in the form of OpenAI's chat completions
+    tools: tuple[Mapping[str, Any], ...] = ()
 
-    def messages(self, unique: str, per_word: float, overhead: float) -> list[dict[str, str]]:
+    @property
+    def characters(self) -> int:
+        return sum(len(message.get("content") or "") for message in self.messages)
+
+    def sent(self, unique: str, per_word: float, overhead: float) -> list[Mapping[str, Any]]:
         """The messages of one request. ``unique`` comes first, where a prefix cache begins to compare.
 
-        ``per_word``: tokens of a word of ours; ``overhead``: of the chat template and of ``unique``.
+        ``per_word``: tokens of a word of ours; ``overhead``: of all the rest.
         """
-        body = self.text
-        if body is None:
-            words = max(4, round(((self.tokens or 0) - overhead) / per_word) - len(TASK.split()))
-            body = varied_text(words, unique) + TASK
-        return [{"role": "user", "content": f"{unique}\n\n{body}"}]
+        if self.messages:
+            first, *others = self.messages
+            return [{**first, "content": f"{unique}\n\n{first.get('content') or ''}"}, *others]
+        words = self.words or max(4, round(((self.tokens or 0) - overhead) / per_word))
+        return [{"role": "user", "content": f"{unique}\n\n{varied_text(words, unique)}{TASK}"}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +109,13 @@ class EndpointRequest:
     def answer_tokens(self) -> int:
         return self.tokens or DEFAULT_TOKENS
 
-    def prompts(self) -> tuple[Prompt, ...]:
+    def prompts(self) -> tuple[EndpointPrompt, ...]:
         if self.prompt is not None:
             if self.contexts:
                 raise ProfileError("-c and --prompt exclude each other: a prompt of yours has its own length")
             return read_prompts(self.prompt)
         contexts = grid.counts("-c", self.contexts) if self.contexts else (DEFAULT_CONTEXT,)
-        return tuple(Prompt(f"{tokens:,} tokens", tokens) for tokens in contexts)
+        return tuple(EndpointPrompt(f"{tokens:,} tokens", tokens) for tokens in contexts)
 
     def requests(self, streams: int) -> int:
         count = streams * (self.reps or DEFAULT_REPS)
@@ -124,7 +130,7 @@ class WarmUp:
 
     exchange: Exchange
     per_word: float = TOKENS_PER_WORD  # tokens
-    overhead: float = 0.0  # tokens of a prompt without words
+    overhead: float = OVERHEAD  # tokens of a prompt without words: the chat template, the task
     dropped: tuple[str, ...] = ()  # fields that the server refused
     completions: bool = False  # there is no chat template
 
@@ -135,7 +141,7 @@ class EndpointResult:
 
     server: Server
     model: Model
-    prompt: Prompt
+    prompt: EndpointPrompt
     streams: int
     asked_tokens: int
     cached: bool
@@ -165,7 +171,7 @@ def varied_text(words: int, seed: int | str) -> str:
     return " ".join(sentences)
 
 
-def read_prompts(path: Path) -> tuple[Prompt, ...]:
+def read_prompts(path: Path) -> tuple[EndpointPrompt, ...]:
     """A text file, or the text files of a folder in the order of their names. Raises ProfileError."""
     if not path.is_dir():
         return (_read_prompt(path),)
@@ -177,14 +183,14 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return tuple(map(_read_prompt, names))
 
 
-def _read_prompt(path: Path) -> Prompt:
+def _read_prompt(path: Path) -> EndpointPrompt:
     try:
         text = read_bytes(path, MAX_PROMPT).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ProfileError(f"{printable(path)} is not UTF-8 text") from None
     if not text.strip():
         raise ProfileError(f"{printable(path)} is empty", "A prompt needs some text.")
-    return Prompt(printable(path.stem, 60), text=text)
+    return EndpointPrompt(printable(path.name, 60), messages=({"role": "user", "content": text},))
 
 
 def parse_slo(text: str) -> Slo:
@@ -267,17 +273,19 @@ class _Bench:
     """All cases of one model."""
 
     def __init__(
-        self, client: Client, server: Server, model: Model, asked: EndpointRequest, prompts: Sequence[Prompt]
+        self, client: Client, server: Server, model: Model, asked: EndpointRequest, prompts: Sequence[EndpointPrompt]
     ) -> None:
         self.client, self.server, self.model, self.asked = client, server, model, asked
         self.warm: WarmUp | None = None
-        longest = max(2 * WARM_UP_WORDS, *((each.tokens or len((each.text or "").encode()) // 3) for each in prompts))
+        longest = max(2 * WARM_UP_WORDS, *((each.tokens or each.characters) for each in prompts))
         # One size for all cases of a model: Ollama loads the model anew for another.
         self.num_ctx = -(-(longest + asked.answer_tokens + SPARE_TOKENS) // 256) * 256
         self.nonce = secrets.token_hex(NONCE_BYTES)
         self.core_wait_s = 0.0  # that this program was kept from a core while the latest case ran
 
-    async def results(self, prompts: Sequence[Prompt], streams: Sequence[int]) -> AsyncIterator[EndpointResult]:
+    async def results(
+        self, prompts: Sequence[EndpointPrompt], streams: Sequence[int]
+    ) -> AsyncIterator[EndpointResult]:
         self.warm = await self._warm_up()
         failed = self.warm.exchange.failure
         if failed is None:
@@ -293,7 +301,7 @@ class _Bench:
         """The first request, again with fewer fields for as long as the server refuses some."""
         dropped: list[str] = []
         completions = False
-        prompt = Prompt("warm-up", text=varied_text(WARM_UP_WORDS, 0))
+        prompt = EndpointPrompt("warm-up", words=WARM_UP_WORDS)
         while True:
             exchange = await self._send(prompt, WARM_UP_TOKENS, tuple(dropped), completions)
             failure = exchange.failure
@@ -315,7 +323,7 @@ class _Bench:
 
     async def _calibrated(self, warm: WarmUp) -> WarmUp:
         """The same with what a word takes, by a second prompt that is short."""
-        prompt = Prompt("warm-up", text=varied_text(FEW_WORDS, 1))
+        prompt = EndpointPrompt("warm-up", words=FEW_WORDS)
         short = (await self._send(prompt, 1, warm.dropped, warm.completions)).usage.prompt
         long = warm.exchange.usage.prompt or 0
         rate = long / WARM_UP_WORDS if short is None else (long - short) / (WARM_UP_WORDS - FEW_WORDS)
@@ -329,7 +337,7 @@ class _Bench:
         except ProfileError:
             return self.model
 
-    async def _case(self, prompt: Prompt, streams: int) -> EndpointResult:
+    async def _case(self, prompt: EndpointPrompt, streams: int) -> EndpointResult:
         """Every stream sends its requests one after the other; all begin together."""
         too_long = self._too_long(prompt)
         if too_long is not None:
@@ -360,7 +368,7 @@ class _Bench:
         self.core_wait_s = core_wait_s() - waited
         return self._result(prompt, streams, tuple(exchanges), *_first_failure(exchanges))
 
-    def _too_long(self, prompt: Prompt) -> str | None:
+    def _too_long(self, prompt: EndpointPrompt) -> str | None:
         """Why the prompt cannot fit, where that is known before it is sent. Ollama loads what we ask for."""
         context, needed = self.model.context, (prompt.tokens or 0) + self.asked.answer_tokens
         if context is None or self.server.native or needed <= context:
@@ -368,21 +376,23 @@ class _Bench:
         return f"the model is loaded with a context of {context:,} tokens; prompt and answer take {needed:,}"
 
     async def _send(
-        self, prompt: Prompt, tokens: int, dropped: tuple[str, ...] | None = None, completions: bool = False
+        self, prompt: EndpointPrompt, tokens: int, dropped: tuple[str, ...] | None = None, completions: bool = False
     ) -> Exchange:
         if dropped is None and self.warm is not None:
             dropped, completions = self.warm.dropped, self.warm.completions
         same = self.asked.cached and self.warm is not None
         unique = self.nonce if same else secrets.token_hex(NONCE_BYTES)
-        per_word, overhead = (self.warm.per_word, self.warm.overhead) if self.warm else (TOKENS_PER_WORD, 0.0)
-        messages = prompt.messages(unique, per_word, overhead)
-        body = self.server.request(self.model.name, messages, tokens, self.num_ctx, fixed=True)
+        per_word, overhead = (self.warm.per_word, self.warm.overhead) if self.warm else (TOKENS_PER_WORD, OVERHEAD)
+        messages = prompt.sent(unique, per_word, overhead)
+        # What somebody asked has an end of its own, and text that is forced beyond it is none.
+        body = self.server.request(self.model.name, messages, tokens, self.num_ctx, fixed=not prompt.messages)
+        body |= {"tools": prompt.tools} if prompt.tools else {}
         path = self.server.chat
         if completions:
             path, body = self.server.completion(body)
         return await self.client.stream(path, {name: v for name, v in body.items() if name not in (dropped or ())})
 
-    def _whole(self, exchange: Exchange, prompt: Prompt) -> Exchange:
+    def _whole(self, exchange: Exchange, prompt: EndpointPrompt) -> Exchange:
         """The same, as a failure if the server processed fewer tokens than the prompt has."""
         counted = exchange.usage.prompt
         if exchange.failure is not None or counted is None:
@@ -390,7 +400,7 @@ class _Bench:
         if prompt.tokens is not None:
             least = KEPT_SHARE * prompt.tokens if self.warm and self.warm.exchange.usage.prompt else 0.0
         else:
-            least = FEWEST_CHARACTERS * len(prompt.text or "")
+            least = FEWEST_CHARACTERS * prompt.characters
         uncounted = self.server.native and self.asked.cached  # Ollama has not always counted cached tokens
         if counted >= least or uncounted:
             return exchange
@@ -403,7 +413,7 @@ class _Bench:
 
     def _result(
         self,
-        prompt: Prompt,
+        prompt: EndpointPrompt,
         streams: int,
         exchanges: tuple[Exchange, ...],
         failure: str | None,
@@ -421,7 +431,7 @@ class _Bench:
             streams=streams,
             asked_tokens=self.asked.answer_tokens,
             cached=self.asked.cached,
-            fixed_length=bool(set(self.server.fixed_length) - set(dropped)),
+            fixed_length=not prompt.messages and bool(set(self.server.fixed_length) - set(dropped)),
             exchanges=exchanges,
             summary=summary,
             warm_up=self.warm,
@@ -478,22 +488,3 @@ def _differences(summary: Summary) -> Iterable[str]:
     for name, value in pairs.items():
         if value is not None and abs(value) > DIFFERS:
             yield f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own"
-
-
-def kept(result: EndpointResult) -> list[dict[str, Any]]:
-    """The answers of a result as plain JSON, one object each, with what they came from."""
-    return [
-        {
-            "server": result.server.title,
-            "model": result.model.name,
-            "prompt": result.prompt.name,
-            "streams": result.streams,
-            "tokens": result.asked_tokens,
-            "number": number,
-            "finish": each.finish,
-            "reasoning": each.reasoning,
-            "answer": each.answer,
-            "failure": each.failure and each.failure.words,
-        }
-        for number, each in enumerate(result.exchanges, start=1)
-    ]

@@ -78,6 +78,25 @@ def _percentiles(value: Percentiles | None) -> dict[str, Any] | None:
     return None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
 
 
+def kept(result: EndpointResult) -> list[dict[str, Any]]:
+    """The answers of a result as plain JSON, one object each, with what they came from."""
+    return [
+        {
+            "server": result.server.title,
+            "model": result.model.name,
+            "prompt": result.prompt.name,
+            "streams": result.streams,
+            "tokens": result.asked_tokens,
+            "number": number,
+            "finish": each.finish,
+            "reasoning": each.reasoning,
+            "answer": each.answer,
+            "failure": each.failure and each.failure.words,
+        }
+        for number, each in enumerate(result.exchanges, start=1)
+    ]
+
+
 def render(results: Sequence[EndpointResult], output: str, width: int | None = None) -> str:
     """``results`` in a format of ``output.FORMATS``: a table for each model, or rows. ``width``: of the terminal."""
     if output not in ("table", "md"):

@@ -79,7 +79,7 @@ class Server:
         return next((model for model in self.models if model.name.casefold() in wanted), None)
 
     def request(
-        self, model: str, messages: Sequence[Mapping[str, str]], tokens: int, context: int | None, fixed: bool
+        self, model: str, messages: Sequence[Mapping[str, Any]], tokens: int, context: int | None, fixed: bool
     ) -> dict[str, Any]:
         """The body of a streamed chat request for ``tokens`` tokens of answer. Greedy, so that runs compare."""
         if self.native:
@@ -100,7 +100,7 @@ class Server:
 
     def completion(self, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Path and body of the same request for a model that has no chat template."""
-        text = "\n\n".join(message["content"] for message in body["messages"])
+        text = "\n\n".join(message.get("content") or "" for message in body["messages"])
         rest = {name: value for name, value in body.items() if name != "messages"}
         return self.chat.replace("/chat/completions", "/completions"), rest | {"prompt": text}
 

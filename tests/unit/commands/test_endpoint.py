@@ -143,7 +143,7 @@ def test_answers_are_kept_where_they_were_asked_for(server: FakeServer, tmp_path
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert [each["number"] for each in kept] == [1, 2]
     assert kept[0]["answer"].startswith("word0 word1")
-    assert {each["prompt"] for each in kept} == {"page"}
+    assert {each["prompt"] for each in kept} == {"page.txt"}
     assert "Write a landing page" in server.requests[-1]["messages"][0]["content"]
 
 

@@ -16,7 +16,14 @@ from profiler.backends.endpoint import Slo
 from profiler.backends.endpoint.client import KEY, run
 from profiler.errors import ProfileError
 from profiler.run import endpoint
-from profiler.run.endpoint import EndpointRequest, EndpointResult, Prompt, parse_slo, read_prompts, varied_text
+from profiler.run.endpoint import (
+    EndpointPrompt,
+    EndpointRequest,
+    EndpointResult,
+    parse_slo,
+    read_prompts,
+    varied_text,
+)
 
 WARM_UP = 2  # requests that do not count: one loads the model, and both tell how many tokens a word takes
 ASKED = EndpointRequest(reps=2, tokens=16, timeout_s=5.0)
@@ -132,9 +139,9 @@ def test_a_stream_gives_up_after_a_few_failures(server: FakeServer) -> None:
 
 def test_a_restart_in_the_middle_loses_nothing_that_was_measured() -> None:
     """The server goes away in one case and is back for the next."""
-    with FakeServer("vllm", Script(gap_s=0.01)) as first:
+    with FakeServer("vllm", Script(gap_s=0.04)) as first:
         port = int(first.url.rpartition(":")[2])
-        second = FakeServer("vllm", Script(gap_s=0.01), port=port)
+        second = FakeServer("vllm", Script(gap_s=0.04), port=port)
         stopped = threading.Event()
 
         def restart() -> None:
@@ -149,7 +156,7 @@ def test_a_restart_in_the_middle_loses_nothing_that_was_measured() -> None:
 
         async def main() -> list[EndpointResult]:
             results = []
-            asked = replace(ASKED, reps=3, contexts=("64,65",))
+            asked = replace(ASKED, reps=2, contexts=("64,65",))
             async for result in endpoint.measure(asked, first.url, lambda text: None):
                 results.append(result)
                 stopped.wait(10)
@@ -254,6 +261,25 @@ def test_chunks_of_several_tokens_and_missing_usage_are_said(server: FakeServer)
     assert found.summary.characters_per_s is not None
 
 
+def test_an_answer_to_ones_own_prompt_may_end_by_itself(server: FakeServer, tmp_path: Path) -> None:
+    """Text that is forced beyond the end of an answer is none that anybody wants to read."""
+    (tmp_path / "own.txt").write_text("Write a haiku.")
+    (found,) = measure(server, prompt=tmp_path / "own.txt")
+    assert not found.fixed_length
+    assert "min_tokens" not in server.requests[-1]
+    assert server.requests[-1]["messages"][0]["content"].endswith("\n\nWrite a haiku.")
+
+
+def test_messages_and_tools_are_sent_as_they_are_but_for_the_unique_beginning() -> None:
+    prompt = EndpointPrompt(
+        "x", messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
+    )
+    assert prompt.sent("unique", 1.4, 20) == [
+        {"role": "system", "content": "unique\n\nBe brief."},
+        {"role": "user", "content": "Hi"},
+    ]
+
+
 def test_no_stream_is_starved(server: FakeServer) -> None:
     server.script = Script(gap_s=0.01)
     (found,) = measure(server, concurrency=("8",), reps=2)
@@ -346,7 +372,8 @@ def test_a_prompt_file_without_text_is_refused_in_one_line(tmp_path: Path, conte
 def test_a_folder_of_prompts_is_read_in_order(tmp_path: Path) -> None:
     for name in ("b.md", "a.txt", "notes.pdf"):
         (tmp_path / name).write_text(name)
-    assert read_prompts(tmp_path) == (Prompt("a", text="a.txt"), Prompt("b", text="b.md"))
+    found = read_prompts(tmp_path)
+    assert [(each.name, each.messages[0]["content"]) for each in found] == [("a.txt", "a.txt"), ("b.md", "b.md")]
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(ProfileError, match="holds no prompts"):
         read_prompts(empty)
