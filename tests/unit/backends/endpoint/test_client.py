@@ -218,6 +218,19 @@ def test_where_nothing_listens_is_no_server() -> None:
     assert (failure.kind, failure.words) == ("refused", "no server there: connection refused")
 
 
+def test_several_addresses_that_fail_differently_are_no_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``localhost`` is two addresses on most machines."""
+    import aiohttp
+
+    async def none_of_them(self: Any, request: Any, *args: Any, **more: Any) -> Any:
+        raise aiohttp.ClientConnectorError(request.connection_key, OSError("Multiple exceptions: …"))
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", none_of_them)
+    failure = ask("http://localhost:9").failure
+    assert failure is not None
+    assert failure.words == "no server there: no connection"
+
+
 def test_a_name_that_does_not_resolve_is_no_server() -> None:
     failure = ask("http://no-such-host.invalid").failure
     assert failure is not None

@@ -119,6 +119,15 @@ def test_a_model_is_found_by_any_way_people_write_its_name(name: str) -> None:
     assert server.model("tin") is None
 
 
+def test_a_model_is_found_by_its_file_where_only_one_has_that_name() -> None:
+    server = Server(
+        "llama-server", "http://x", models=tuple(map(Model, ("/a/tiny.gguf", "/a/big.gguf", "/b/big.gguf")))
+    )
+    assert server.model("tiny.gguf") == Model("/a/tiny.gguf")
+    assert server.model("big.gguf") is None
+    assert server.model("/b/big.gguf") == Model("/b/big.gguf")
+
+
 @pytest.mark.parametrize(
     ("name", "quant"),
     [("gemma-3-270m-it-Q4_K_M.gguf", "Q4_K_M"), ("qwen3.5:4b-q8_0", "q8_0"), ("Model-AWQ", "AWQ"),
