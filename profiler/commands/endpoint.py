@@ -19,7 +19,7 @@ FAILED, INTERRUPTED = 1, 130
 
 
 def _slo(text: str) -> Any:
-    from profiler.run.endpoint import parse_slo
+    from profiler.backends.endpoint import parse_slo
 
     return parse_slo(text)
 

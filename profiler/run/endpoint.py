@@ -17,13 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from profiler import registry
-from profiler.backends.endpoint import BUNDLED, DIFFERS, Exchange, Failure, Slo, Summary, percentiles, summarize
+from profiler.backends.endpoint import (
+    BUNDLED,
+    DIFFERS,
+    Exchange,
+    Failure,
+    Slo,
+    Summary,
+    figures,
+    percentiles,
+    summarize,
+)
 from profiler.backends.endpoint.client import Client, Limits, core_wait_s, parse_url, undisturbed
 from profiler.backends.endpoint.servers import PORTS, Model, Server, find_local, recognise
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import read_bytes
 from profiler.run import grid
-from profiler.units import printable
+from profiler.units import printable, seconds_text
 
 DEFAULT_CONTEXT, DEFAULT_TOKENS, DEFAULT_REPS = 512, 128, 5
 WARM_UP_WORDS, FEW_WORDS, WARM_UP_TOKENS = 250, 10, 8  # two lengths tell a word from the chat template
@@ -151,6 +161,7 @@ class EndpointResult:
     warm_up: WarmUp | None
     slo: Slo | None = None
     delay_s: float | None = None  # by which this client may have stamped a token late: p99, and waits for a core
+    cold_ttft_s: float | None = None  # of the request that filled the cache
     failure: str | None = None
     hint: str | None = None
     cautions: tuple[str, ...] = field(default=())
@@ -191,18 +202,6 @@ def _read_prompt(path: Path) -> EndpointPrompt:
     if not text.strip():
         raise ProfileError(f"{printable(path)} is empty", "A prompt needs some text.")
     return EndpointPrompt(printable(path.name, 60), messages=({"role": "user", "content": text},))
-
-
-def parse_slo(text: str) -> Slo:
-    """``ttft=2s,itl=100ms,e2e=1m``. Raises ValueError."""
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = part.strip().partition("=")
-        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*(ms|s|m)", value.strip().lower())
-        if name.strip().lower() not in ("ttft", "itl", "e2e") or match is None or not float(match[1]):
-            raise ValueError(f"{printable(part, 40)!r} is not a limit such as ttft=2s, itl=100ms or e2e=1m")
-        found[f"{name.strip().lower()}_s"] = float(match[1]) * {"ms": 1e-3, "s": 1.0, "m": 60.0}[match[2]]
-    return Slo(**found)
 
 
 async def choose_server(asked: EndpointRequest, limits: Limits, say: Callable[[str], None]) -> str:
@@ -281,6 +280,7 @@ class _Bench:
         # One size for all cases of a model: Ollama loads the model anew for another.
         self.num_ctx = -(-(longest + asked.answer_tokens + SPARE_TOKENS) // 256) * 256
         self.nonce = secrets.token_hex(NONCE_BYTES)
+        self.cold_ttft_s: float | None = None
         self.core_wait_s = 0.0  # that this program was kept from a core while the latest case ran
 
     async def results(
@@ -345,10 +345,12 @@ class _Bench:
         left = self.asked.requests(streams)
         self.client.delays.clear()
         exchanges: list[Exchange] = []
+        self.cold_ttft_s = None
         if self.asked.cached:  # the request that fills the cache does not count
             first = await self._send(prompt, self.asked.answer_tokens)
             if first.failure is not None:
                 return self._result(prompt, streams, (first,), *_first_failure([first]))
+            self.cold_ttft_s = figures(first).ttft_s
 
         async def stream() -> None:
             nonlocal left
@@ -437,6 +439,7 @@ class _Bench:
             warm_up=self.warm,
             slo=self.asked.slo,
             delay_s=None if late is None else wait_s + (late.p99 if late.p99 is not None else max(delays)),
+            cold_ttft_s=self.cold_ttft_s,
             failure=failure,
             hint=hint,
         )
@@ -468,6 +471,8 @@ def _cautions(result: EndpointResult) -> Iterable[str]:
         chunks = sum(len(each.arrivals) for each in good)
         if chunks and sum(lengths) / chunks >= BUNDLED:
             yield f"a chunk holds {sum(lengths) / chunks:.1f} tokens: ITL is between chunks"
+    if result.cold_ttft_s is not None:
+        yield f"the first request with this prompt, which filled the cache: TTFT {seconds_text(result.cold_ttft_s)}"
     if "decode_tps" in summary.unknown and summary.decode_tps is None and None not in counts:
         yield f"decode is unknown: {summary.unknown['decode_tps']}"
     yield from _differences(summary)

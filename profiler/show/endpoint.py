@@ -51,6 +51,7 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "cached_tokens": [each.usage.cached for each in good],
         "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
         "ttft_s": _percentiles(summary.ttft),
+        "cold_ttft_s": result.cold_ttft_s,
         "ttft_answer_s": _percentiles(summary.ttft_answer),
         "itl_s": _percentiles(summary.itl),
         "tpot_s": _percentiles(summary.tpot),

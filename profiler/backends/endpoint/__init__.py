@@ -17,12 +17,14 @@ without ``usage`` every figure in tokens is unknown, and characters per second r
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from profiler.results.stats import percentile
+from profiler.units import printable
 
 FailureKind = Literal[
     "refused",
@@ -254,6 +256,18 @@ class Slo:
             (self.e2e_s, each.e2e_s),
         )
         return all(limit is None or (value is not None and value <= limit) for limit, value in pairs)
+
+
+def parse_slo(text: str) -> Slo:
+    """``ttft=2s,itl=100ms,e2e=1m``. Raises ValueError."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*(ms|s|m)", value.strip().lower())
+        if name.strip().lower() not in ("ttft", "itl", "e2e") or match is None or not float(match[1]):
+            raise ValueError(f"{printable(part, 40)!r} is not a limit such as ttft=2s, itl=100ms or e2e=1m")
+        found[f"{name.strip().lower()}_s"] = float(match[1]) * {"ms": 1e-3, "s": 1.0, "m": 60.0}[match[2]]
+    return Slo(**found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes.openai_server import Body, FakeServer, Script
 
-from profiler.backends.endpoint import Slo
+from profiler.backends.endpoint import Slo, parse_slo
 from profiler.backends.endpoint.client import KEY, run
 from profiler.errors import ProfileError
 from profiler.run import endpoint
@@ -20,7 +20,6 @@ from profiler.run.endpoint import (
     EndpointPrompt,
     EndpointRequest,
     EndpointResult,
-    parse_slo,
     read_prompts,
     varied_text,
 )
@@ -82,6 +81,15 @@ def test_no_two_prompts_begin_alike_unless_the_cache_is_measured(server: FakeSer
     measure(server, reps=4, cached=True)
     assert len(set(prompts(server)[WARM_UP:])) == 1
     assert len(server.requests) == WARM_UP + 1 + 4  # the one that fills the cache does not count either
+
+
+def test_a_cold_and_a_warm_request_tell_what_usage_does_not(server: FakeServer) -> None:
+    """lmstudio-bug-tracker#2390: 57.7 s and 2.0 s with the same usage."""
+    server.choose = lambda asked, number: Script(first_s=0.4 if number == WARM_UP + 1 else 0.0)
+    (found,) = measure(server, cached=True)
+    assert found.cold_ttft_s is not None and found.summary.ttft is not None
+    assert found.cold_ttft_s > 0.3 > found.summary.ttft.p50
+    assert any(text.startswith("the first request with this prompt") for text in found.cautions)
 
 
 @pytest.mark.parametrize("tokens", [64, 128, 2000, 7000])
