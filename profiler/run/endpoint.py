@@ -45,7 +45,7 @@ FEWEST_CHARACTERS = 1 / 16  # tokens a character: no tokenizer packs text that t
 NONCE_BYTES = 6  # of what makes a prompt unique
 MAX_PROMPT = 1 << 22  # bytes of a file
 MAX_PROMPTS = 256
-MAX_REQUESTS = 100_000
+MAX_REQUESTS = 20_000  # of a case: each keeps the times of its tokens
 MAX_STREAMS = 512  # each takes a connection, and 1,024 open files are a usual limit
 GIVE_UP = 3  # failures in a row after which a stream ends
 OUR_DELAY = 0.01  # of the median gap between tokens, from which the client's own delay is a caution
@@ -459,23 +459,13 @@ def _cautions(result: EndpointResult) -> Iterable[str]:
     summary, good = result.summary, [each for each in result.exchanges if each.failure is None]
     if not good:
         return
-    counts = [each.usage.completion for each in good]
-    if None in counts:
-        yield "the server sent no token counts: figures in tokens are unknown"
-    else:
-        lengths = [count for count in counts if count is not None]
-        if max(lengths) != min(lengths) or min(lengths) != result.asked_tokens:
-            fewest, most = min(lengths), max(lengths)
-            length = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-            yield f"answers have {length} tokens; {result.asked_tokens:,} were asked for"
-        chunks = sum(len(each.arrivals) for each in good)
-        if chunks and sum(lengths) / chunks >= BUNDLED:
-            yield f"a chunk holds {sum(lengths) / chunks:.1f} tokens: ITL is between chunks"
+    yield from _counting(result, good)
     if result.cold_ttft_s is not None:
         yield f"the first request with this prompt, which filled the cache: TTFT {seconds_text(result.cold_ttft_s)}"
-    if "decode_tps" in summary.unknown and summary.decode_tps is None and None not in counts:
-        yield f"decode is unknown: {summary.unknown['decode_tps']}"
-    yield from _differences(summary)
+    differences = (("decode rate", summary.server_decode), ("time to the first token", summary.server_prompt))
+    for name, value in differences:
+        if value is not None and abs(value) > DIFFERS:
+            yield f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own"
     median = summary.itl.p50 if summary.itl else None
     if median and result.delay_s and result.delay_s > OUR_DELAY * median:
         yield f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: its machine is busy"
@@ -485,11 +475,19 @@ def _cautions(result: EndpointResult) -> Iterable[str]:
         yield "the model has no chat template: plain completions were measured"
 
 
-def _differences(summary: Summary) -> Iterable[str]:
-    pairs: Mapping[str, float | None] = {
-        "decode rate": summary.server_decode,
-        "time to the first token": summary.server_prompt,
-    }
-    for name, value in pairs.items():
-        if value is not None and abs(value) > DIFFERS:
-            yield f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own"
+def _counting(result: EndpointResult, good: Sequence[Exchange]) -> Iterable[str]:
+    lengths = [count for each in good if (count := each.usage.completion) is not None]
+    if len(lengths) < len(good):
+        yield "the server sent no token counts: figures in tokens are unknown"
+        return
+    fewest, most, tokens = min(lengths), max(lengths), sum(lengths)
+    if fewest != most or fewest != result.asked_tokens:
+        length = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        yield f"answers have {length} tokens; {result.asked_tokens:,} were asked for"
+    chunks = sum(len(each.arrivals) for each in good)
+    if tokens / chunks >= BUNDLED:
+        yield f"a chunk holds {tokens / chunks:.1f} tokens: ITL is between chunks"
+    if tokens < chunks - len(good):
+        yield f"the server counted {tokens:,} tokens in {chunks:,} chunks: it may leave out reasoning"
+    if result.summary.decode_tps is None and "decode_tps" in result.summary.unknown:
+        yield f"decode is unknown: {result.summary.unknown['decode_tps']}"

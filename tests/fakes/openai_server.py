@@ -46,6 +46,7 @@ class Script:
     usage: bool = True
     prompt_tokens: int | None = None  # else 4 for 3 words, and 20 for the chat template
     cached_tokens: int | None = None
+    counted: int | None = None  # tokens of the answer as usage has them, if not all
     fault: str | None = None  # see ``FAULTS``
     fault_after: int = 3  # chunks
     one_answer: bool = False  # a connection that was used once is dead, though nothing says so
@@ -296,7 +297,8 @@ class FakeServer:
             yield self._piece(asked, script, native, content, thinking, prompt, start + len(part))
         yield self._last(asked, script, native, prompt, len(pieces), len(pieces) == most, cold)
         if not native and script.usage and "stream_options" in asked:
-            yield {"choices": [], "usage": _usage(prompt, len(pieces), script)}
+            counted = len(pieces) if script.counted is None else min(script.counted, len(pieces))
+            yield {"choices": [], "usage": _usage(prompt, counted, script)}
 
     def _piece(
         self, asked: Body, script: Script, native: bool, content: str, thinking: str, prompt: int, so_far: int

@@ -15,6 +15,7 @@ from profiler.units import bytes_text, printable
 
 MAX_LINE = 1 << 20  # bytes of one line; a chunk has a few hundred
 MAX_TEXT = 1 << 23  # characters of an answer: about two million tokens
+MAX_CHUNKS = 1 << 20  # with text
 MAX_STREAM = 1 << 30  # bytes of a stream
 MAX_JOINED = 64  # lines of one event
 MOST_TOKENS = 10**9
@@ -243,8 +244,8 @@ class StreamReader:
     def _arrived(self, content: str | None, reasoning: str | None, usage: _Usage | None, at: float) -> None:
         size = len(content or "") + len(reasoning or "")
         self._characters += size
-        if self._characters > MAX_TEXT:
-            raise Stopped("too-large", f"the answer is longer than {MAX_TEXT:,} characters")
+        if self._characters > MAX_TEXT or len(self._arrivals) >= MAX_CHUNKS:
+            raise Stopped("too-large", f"the answer is longer than {MAX_TEXT:,} characters or {MAX_CHUNKS:,} chunks")
         self._arrivals.append(Arrival(at, size, None if usage is None else _count(usage.completion_tokens)))
         if reasoning:
             self._text.add_reasoning(reasoning, at)

@@ -288,6 +288,14 @@ def test_messages_and_tools_are_sent_as_they_are_but_for_the_unique_beginning() 
     ]
 
 
+def test_tokens_that_the_server_does_not_count_are_said(server: FakeServer) -> None:
+    """Reasoning, most often."""
+    server.kind = "openai"
+    server.script = Script(counted=5, gap_s=0.002)
+    (found,) = measure(server)
+    assert "the server counted 10 tokens in 32 chunks: it may leave out reasoning" in found.cautions
+
+
 def test_no_stream_is_starved(server: FakeServer) -> None:
     server.script = Script(gap_s=0.01)
     (found,) = measure(server, concurrency=("8",), reps=2)

@@ -276,6 +276,12 @@ def test_a_faulty_stream_is_a_failure_in_words(parts: list[bytes], kind: str, sa
     assert len(found.failure.words) < 400
 
 
+def test_an_answer_of_endless_chunks_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "MAX_CHUNKS", 100)
+    failure = read(words(101)).failure
+    assert failure is not None and failure.kind == "too-large"
+
+
 def test_lines_may_end_in_crlf_comments_may_stand_between_and_events_may_span_lines() -> None:
     parts = [
         b": ping\r\n\r\n",
