@@ -16,6 +16,7 @@ from profiler.errors import NotFound
 from profiler.units import printable
 
 NOT_PLUGINS = {"base", "checkpoint"}  # shared code of the plug-ins in a folder
+NO_BACKEND = "backends.endpoint"  # a server runs its own models: no case can be opened on it
 
 
 def names(folder: str) -> list[str]:
@@ -27,7 +28,9 @@ def names(folder: str) -> list[str]:
     for path in package.__path__:
         os.listdir(path)  # pkgutil treats an unreadable folder as empty
     found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name.replace("_", "-") for name in found if name not in NOT_PLUGINS)
+    return sorted(
+        name.replace("_", "-") for name in found if name not in NOT_PLUGINS and f"{folder}.{name}" != NO_BACKEND
+    )
 
 
 def load(folder: str, name: str, what: str) -> ModuleType:

@@ -45,7 +45,7 @@ FLOORS = [
 HEAVY = {"torch", "transformers", "bitsandbytes", "accelerate", "numpy", "safetensors"}
 HEAVY_AT_THE_TOP = {"backends", "kernels", "devices.cuda"}  # who may import them at module level
 HEAVY_INSIDE = HEAVY_AT_THE_TOP | {"quants"}  # and who only inside a function
-NOT_FOR_HELP = [*sorted(HEAVY), "rich", "gguf", "huggingface_hub"]
+NOT_FOR_HELP = [*sorted(HEAVY), "rich", "gguf", "huggingface_hub", "aiohttp"]
 
 FILE_LINES = 500
 FUNCTION_LINES = 60

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 from fakes import forked
 from fakes.ceilings import MEASURED
+from fakes.openai_server import FakeServer
 from fakes.tiny import CONFIGS
 
 from profiler import devices
@@ -33,6 +34,7 @@ CALLS: dict[str, tuple[str, ...]] = {  # quick calls that read or print what the
     "calibrate": ("--show", "--device", "cpu"),
     "compare": ("{run}", "{run}"),
     "devices": ("--catalog",),
+    "endpoint": ("{server}", "-c", "64", "-n", "4", "-r", "1", "-o", "json"),
     "explain": ("gemma-3-270m", "--on", "rtx 3090"),
     "fit": ("{folder}/a,b/tiny", "--on", "rtx 3090", "-c", "1k"),
     "gate": (*GRID, "-m", "{folder}/a,b/tiny", "--baseline", "{folder}/none.json"),
@@ -59,7 +61,9 @@ def seeded() -> Iterator[Path]:
         calibration.save(replace(MEASURED, fingerprint=calibration.fingerprint(devices.find("cpu"))))
         run = json.loads(CliRunner().invoke(main, ["runs", "-o", "json"]).stdout)[0]["run"]
     (folder / "run").write_text(run)
-    yield folder
+    with FakeServer("vllm") as server:
+        (folder / "server").write_text(server.url)
+        yield folder
     shutil.rmtree(folder)
 
 
@@ -219,8 +223,8 @@ def place(seeded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(command: str, place: Path) -> list[str]:
-    run = (place / "run").read_text()
-    return [command, *(word.replace("{folder}", str(place)).replace("{run}", run) for word in CALLS[command])]
+    blanks = {"folder": str(place), **{name: (place / name).read_text() for name in ("run", "server")}}
+    return [command, *(word.format(**blanks) for word in CALLS[command])]
 
 
 def test_the_walk_knows_every_command() -> None:

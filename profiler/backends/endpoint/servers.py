@@ -1,0 +1,322 @@
+"""Which server answers at an address, which models it has, and how it is asked so that figures compare.
+
+Each is recognised by what only it says, since many answer on each other's paths: LM Studio sends 200 with an error
+for any path it does not know, and several servers imitate Ollama. Shapes as documented in November 2026: LM Studio's
+REST API v0 and v1, Ollama's ``docs/api.md``, llama.cpp's ``tools/server/README.md``, vLLM's and SGLang's
+OpenAI-compatible servers, and the source of ``transformers serve`` 5.23.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from profiler.backends.endpoint import Failure
+from profiler.backends.endpoint.client import Client, Limits
+from profiler.backends.endpoint.stream import Stopped
+from profiler.errors import ProfileError
+from profiler.units import printable
+
+PORTS = {  # on which each listens by default
+    1234: "LM Studio",
+    11434: "Ollama",
+    8080: "llama-server",
+    8000: "vLLM",  # and transformers serve
+    30000: "SGLang",
+}
+LOOK_S = 2.0  # for a server on this machine to say what it is
+MOST_MODELS = 1000
+LONGEST_NAME = 300
+_QUANT = re.compile(
+    r"(?:^|[-_.:@/])((?:iq|q)\d\w*|fp?16|bf16|fp8|f32|nvfp4|mxfp4|awq|gptq|int[48]|\d+bit)(?=$|[-_.])", re.I
+)
+
+PATHS = (
+    "/api/v1/models", "/api/v0/models", "/api/version", "/api/tags", "/api/ps", "/props", "/v1/models", "/version",
+    "/server_info", "/get_server_info", "/openapi.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that a server offers. What the server does not say is ``None``."""
+
+    name: str
+    loaded: bool | None = None
+    quant: str | None = None
+    context: int | None = None  # tokens, as loaded
+    max_context: int | None = None
+    file_bytes: int | None = None
+    vram_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A recognised server, and how a request to it looks."""
+
+    kind: str
+    root: str
+    version: str | None = None
+    models: tuple[Model, ...] = ()
+    chat: str = "/v1/chat/completions"
+    native: bool = False  # Ollama's own form of requests
+    fixed_length: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what makes every answer as long as asked; N: tokens
+    stream_options: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} {self.version}" if self.version else self.kind
+
+    def model(self, name: str) -> Model | None:
+        """The model of that name, in any case; ``:latest`` and the folders before a file's name need not be said."""
+        wanted = (name.casefold(), f"{name.casefold()}:latest")
+        whole = [model for model in self.models if model.name.casefold() in wanted]
+        files = [model for model in self.models if PurePath(model.name).name.casefold() == wanted[0]]
+        return whole[0] if whole else files[0] if len(files) == 1 else None
+
+    def request(
+        self, model: str, messages: Sequence[Mapping[str, Any]], tokens: int, context: int | None, fixed: bool
+    ) -> dict[str, Any]:
+        """The body of a streamed chat request for ``tokens`` tokens of answer. Greedy, so that runs compare."""
+        if self.native:
+            options = {"num_predict": tokens, "temperature": 0, "seed": 0} | ({"num_ctx": context} if context else {})
+            # A prompt that is too long is to be an error: by default Ollama cuts it and says nothing.
+            return {"model": model, "messages": messages, "stream": True, "options": options, "truncate": False}
+        length = {name: tokens if value == "N" else value for name, value in self.fixed_length.items()}
+        return {
+            "model": model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": self.stream_options,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "seed": 0,
+            **(length if fixed else {}),
+        }
+
+    def completion(self, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Path and body of the same request for a model that has no chat template."""
+        text = "\n\n".join(message.get("content") or "" for message in body["messages"])
+        rest = {name: value for name, value in body.items() if name != "messages"}
+        return self.chat.replace("/chat/completions", "/completions"), rest | {"prompt": text}
+
+
+async def recognise(client: Client, seconds: float = 5.0) -> Server:
+    """The server behind ``client``. Raises ProfileError if there is none, or none that speaks a form we know."""
+    found = await asyncio.gather(*(client.get(path, seconds) for path in PATHS), return_exceptions=True)
+    failures = [each.failure for each in found if isinstance(each, Stopped)]
+    for each in found:
+        if isinstance(each, BaseException) and not isinstance(each, Stopped):
+            raise each
+    if len(failures) == len(found):
+        raise _no_server(client, failures[0])
+    said = {path: value for path, value in zip(PATHS, found, strict=True) if not isinstance(value, BaseException)}
+    for look in LOOKS:
+        server = look(said, client)
+        if server is not None:
+            return server
+    refused = [failure for failure in failures if failure.kind in ("status", "redirect")]
+    if refused:
+        raise _no_server(client, refused[0])
+    raise ProfileError(
+        f"{printable(client.root)} answers, but not like a server of language models: it lists no models",
+        "An OpenAI-compatible server has them at /v1/models.",
+    )
+
+
+async def find_local(limits: Limits | None = None) -> list[Server]:
+    """The servers on the usual ports of this machine."""
+
+    async def look(port: int) -> Server | None:
+        async with Client(f"http://127.0.0.1:{port}", limits, send_key=False) as client:
+            try:
+                return await recognise(client, LOOK_S)
+            except ProfileError:
+                return None
+
+    found = await asyncio.gather(*map(look, PORTS))
+    return [server for server in found if server is not None]
+
+
+def _no_server(client: Client, failure: Failure) -> ProfileError:
+    hint = failure.hint or "Is it running? Without a URL, profile endpoint looks on the usual ports of this machine."
+    return ProfileError(f"{printable(client.root)}: {client.clean(failure.words)}", hint)
+
+
+Said = Mapping[str, Any]
+
+
+def _lm_studio(said: Said, client: Client) -> Server | None:
+    new = [each for each in _items(said, "/api/v1/models", "models", "key") if "loaded_instances" in each]
+    old = [each for each in _items(said, "/api/v0/models", "data", "id") if "state" in each]
+    if not new and not old:
+        return None
+    sizes = {each["key"]: each for each in new}
+    if old:
+        models = [
+            Model(
+                name=_name(each["id"], client),
+                loaded=each["state"] == "loaded",
+                quant=_word(each.get("quantization"), client),
+                context=_whole(each.get("loaded_context_length")) or _instance_context(sizes.get(each["id"])),
+                max_context=_whole(each.get("max_context_length")),
+                file_bytes=_whole(sizes.get(each["id"], {}).get("size_bytes")),
+            )
+            for each in old
+            if each.get("type") != "embeddings"
+        ]
+    else:
+        models = [
+            Model(
+                name=_name(each["key"], client),
+                loaded=bool(each["loaded_instances"]),
+                quant=_word(_dict(each.get("quantization")).get("name"), client),
+                context=_instance_context(each),
+                max_context=_whole(each.get("max_context_length")),
+                file_bytes=_whole(each.get("size_bytes")),
+            )
+            for each in new
+            if each.get("type") != "embedding"
+        ]
+    # Version 0 of its API is OpenAI's with LM Studio's statistics in the last chunk.
+    chat = "/api/v0/chat/completions" if old else "/v1/chat/completions"
+    return Server("LM Studio", client.root, None, tuple(models), chat)
+
+
+def _instance_context(model: Any) -> int | None:
+    instances = _dict(model).get("loaded_instances")
+    first = instances[0] if isinstance(instances, list) and instances else None
+    return _whole(_dict(_dict(first).get("config")).get("context_length"))
+
+
+def _ollama(said: Said, client: Client) -> Server | None:
+    version = _dict(said.get("/api/version")).get("version")
+    if not isinstance(version, str) or "models" not in _dict(said.get("/api/tags")):
+        return None
+    running = {each["name"]: each for each in _items(said, "/api/ps", "models", "name")}
+    models = [
+        Model(
+            name=_name(each["name"], client),
+            loaded=each["name"] in running,
+            quant=_word(_dict(each.get("details")).get("quantization_level"), client),
+            context=_whole(running.get(each["name"], {}).get("context_length")),
+            file_bytes=_whole(each.get("size")),
+            vram_bytes=_whole(running.get(each["name"], {}).get("size_vram")),
+        )
+        for each in _items(said, "/api/tags", "models", "name")
+    ]
+    return Server("Ollama", client.root, _word(version, client), tuple(models), "/api/chat", native=True)
+
+
+def _llama_server(said: Said, client: Client) -> Server | None:
+    props = _dict(said.get("/props"))
+    listed = _items(said, "/v1/models", "data", "id")
+    if "default_generation_settings" not in props and not any(each.get("owned_by") == "llamacpp" for each in listed):
+        return None
+    context = _whole(_dict(props.get("default_generation_settings")).get("n_ctx"))
+    path = props.get("model_path")
+    models = []
+    for each in listed:
+        meta, name = _dict(each.get("meta")), _name(each["id"], client)
+        status = _dict(each.get("status")).get("value")  # of a router of several models
+        models.append(
+            Model(
+                name=name,
+                loaded=status == "loaded" if status else True,
+                quant=_quant(PurePath(path if isinstance(path, str) and len(listed) == 1 else name).name),
+                context=context if len(listed) == 1 else None,
+                max_context=_whole(meta.get("n_ctx_train")),
+                file_bytes=_whole(meta.get("size")),
+            )
+        )
+    version = _word(props.get("build_info"), client)
+    return Server("llama-server", client.root, version, tuple(models), fixed_length={"ignore_eos": True})
+
+
+def _openai_models(said: Said, client: Client, loaded: bool | None) -> tuple[Model, ...]:
+    return tuple(
+        Model(
+            name=(name := _name(each["id"], client)),
+            loaded=loaded,
+            quant=_quant(PurePath(name).name),
+            context=_whole(each.get("max_model_len")),
+            max_context=_whole(each.get("max_model_len")),
+        )
+        for each in _items(said, "/v1/models", "data", "id")
+    )
+
+
+# min_tokens rather than ignore_eos: it keeps the end token from being chosen, where ignore_eos lets a model run on
+# after it, which some do not survive (guidellm#982).
+MIN_TOKENS = {"min_tokens": "N"}
+EVERY_CHUNK = {"include_usage": True, "continuous_usage_stats": True}  # counts in each chunk, for bundled tokens
+
+
+def _sglang(said: Said, client: Client) -> Server | None:
+    info = _dict(said.get("/server_info")) or _dict(said.get("/get_server_info"))
+    owned = any(each.get("owned_by") == "sglang" for each in _items(said, "/v1/models", "data", "id"))
+    if not owned and not {"model_path", "mem_fraction_static"} <= info.keys():
+        return None
+    models = _openai_models(said, client, True)
+    version = _word(info.get("version"), client)
+    return Server("SGLang", client.root, version, models, fixed_length=MIN_TOKENS, stream_options=EVERY_CHUNK)
+
+
+def _vllm(said: Said, client: Client) -> Server | None:
+    if not any(each.get("owned_by") == "vllm" for each in _items(said, "/v1/models", "data", "id")):
+        return None
+    version = _word(_dict(said.get("/version")).get("version"), client)
+    models = _openai_models(said, client, True)
+    return Server("vLLM", client.root, version, models, fixed_length=MIN_TOKENS, stream_options=EVERY_CHUNK)
+
+
+def _transformers(said: Said, client: Client) -> Server | None:
+    routes = _dict(_dict(said.get("/openapi.json")).get("paths"))
+    if not {"/load_model", "/reset", "/v1/chat/completions"} <= routes.keys():
+        return None
+    return Server("transformers serve", client.root, None, _openai_models(said, client, None))
+
+
+def _other(said: Said, client: Client) -> Server | None:
+    if not isinstance(_dict(said.get("/v1/models")).get("data"), list):
+        return None
+    return Server("OpenAI-compatible server", client.root, None, _openai_models(said, client, None))
+
+
+LOOKS = (_lm_studio, _ollama, _llama_server, _sglang, _vllm, _transformers, _other)
+
+
+def _items(said: Said, path: str, name: str, identity: str) -> list[dict[str, Any]]:
+    """The objects of a list that a server gave at ``path``: those with a text as ``identity``."""
+    value = _dict(said.get(path)).get(name)
+    items = value[:MOST_MODELS] if isinstance(value, list) else []
+    return [each for each in items if isinstance(each, dict) and isinstance(each.get(identity), str)]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**60 else None
+
+
+def _name(value: str, client: Client) -> str:
+    """The id of a model as requests must repeat it."""
+    return client.clean(value)[:LONGEST_NAME].encode("utf-8", "replace").decode()
+
+
+def _word(value: Any, client: Client) -> str | None:
+    return printable(client.clean(value), 40) if isinstance(value, str) and value else None
+
+
+def _quant(name: str) -> str | None:
+    """The quantization in the name of a model or file, such as ``Q4_K_M``."""
+    found = _QUANT.search(re.sub(r"\.gguf$", "", name[:LONGEST_NAME], flags=re.IGNORECASE))
+    return found[1] if found else None

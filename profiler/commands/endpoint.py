@@ -1,0 +1,138 @@
+"""``profile endpoint``: measure a running server, such as LM Studio, Ollama, llama-server or vLLM."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from profiler import files
+from profiler.commands import options
+from profiler.show import output as show_output
+from profiler.show.progress import say, terminal_width
+from profiler.units import printable, seconds_text
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def _slo(text: str) -> Any:
+    from profiler.backends.endpoint import parse_slo
+
+    return parse_slo(text)
+
+
+class _Path(click.Path):
+    """A path. An empty one, as of an unset variable, is a usage error and not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+@click.command(
+    "endpoint",
+    cls=options.DocumentedCommand,
+    examples={
+        "profile endpoint": "the server on a usual port of this machine, and the models it has loaded",
+        "profile endpoint localhost:1234 -m gemma-3-4b,qwen3.5-4b": "two models of LM Studio, one after the other",
+        "profile endpoint localhost:11434 -m qwen3.5:4b -c 512,8k": "Ollama, with a short and a long prompt",
+        "profile endpoint http://box:8000 --concurrency 1,4,16 --slo ttft=2s,itl=100ms": "a server under load",
+        "profile endpoint localhost:8080 --prompt page.txt --keep answers": "your own prompt; keep the answers",
+    },
+)
+@click.argument("url", required=False, metavar="[URL]")
+@options.group(
+    "What to ask",
+    options.many("-m", "--model", "models", metavar="MODEL", help="Models. [default: those that are loaded]"),
+    options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens of the prompt. [default: 512]"),
+    options.count("-n", "--tokens", "tokens", help="Tokens of the answer. [default: 128]", most=1_000_000),
+    click.option(
+        "--prompt",
+        type=_Path(path_type=Path),
+        metavar="FILE|FOLDER",
+        help="Your own prompt: a text file, or every .txt and .md file of a folder.",
+    ),
+    click.option("--cached", is_flag=True, help="Send the same prompt again and again, to measure the prefix cache."),
+)
+@options.group(
+    "How to measure",
+    options.many("--concurrency", metavar="N", help="Requests at a time, such as 1,2,4. [default: 1]"),
+    options.count("-r", "--reps", help="Requests of each stream. [default: 5]", most=10_000),
+    click.option(
+        "--slo",
+        callback=options.parsed(_slo),
+        metavar="LIMITS",
+        help="Count the requests that meet these limits: ttft=2s,itl=100ms,e2e=1m.",
+    ),
+    options.duration("--timeout", "timeout_s", default="10m", help="Stop a request that takes longer than this."),
+    click.option("--insecure", is_flag=True, help="Do not check the server's certificate. Others could read along."),
+)
+@options.group(
+    "Results",
+    click.option(
+        "--keep",
+        type=_Path(path_type=Path, file_okay=False),
+        metavar="FOLDER",
+        help="Keep the answers in this folder, in a new file answers-DATE-TIME.jsonl.",
+    ),
+    show_output.output(),
+)
+def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> int:
+    """Measure a running OpenAI-compatible server: LM Studio, Ollama, llama-server, vLLM, SGLang and others.
+
+    Without URL, it looks on the usual ports of this machine. Each prompt is unique, so that no prefix cache helps.
+    The first request of a model loads it and never counts. Tokens are counted by the server's own usage; where it
+    sends none, figures in tokens are unknown. Rows are not stored yet.
+
+    An API key is read from the environment variable PROFILE_API_KEY and from nowhere else. It is sent to the server
+    that URL names, and never stored or shown.
+
+    Exit codes: 0 success, 1 a request failed, 2 usage error or no server, 130 interrupted.
+    """
+    from profiler.backends.endpoint import client
+    from profiler.run import endpoint as run_endpoint
+    from profiler.show import endpoint as show_endpoint
+
+    request = run_endpoint.EndpointRequest(url=url, **asked)
+    request.prompts()  # whoever waits for a server should know before that a file is empty
+    limits = client.Limits(total_s=request.timeout_s)
+    results: list[run_endpoint.EndpointResult] = []
+
+    async def measure() -> None:
+        root = await run_endpoint.choose_server(request, limits, say)
+        async for result in run_endpoint.measure(request, root, say):
+            results.append(result)
+            if output == "jsonl":
+                click.echo(json.dumps(show_endpoint.row(result)))
+            say(_progress(result))
+
+    interrupted = False
+    try:
+        if keep is not None:
+            files.make_folder(keep)
+        client.run(measure())
+    except KeyboardInterrupt:
+        interrupted = True
+    if output != "jsonl":
+        click.echo(show_endpoint.render(results, output, terminal_width()), nl=False)
+    if keep is not None:
+        answers = [answer for result in results for answer in show_endpoint.kept(result)]
+        files.write(
+            keep / f"answers-{time.strftime('%y%m%d-%H%M%S')}.jsonl",
+            "".join(f"{json.dumps(answer)}\n" for answer in answers),
+        )
+    if interrupted:
+        return INTERRUPTED
+    return FAILED if any(result.failure for result in results) else 0
+
+
+def _progress(result: Any) -> str:
+    """A line for each finished case."""
+    where = f"{printable(result.model.name, 60)}, {printable(result.prompt.name, 60)}, {result.streams} at a time"
+    if result.failure:
+        return f"{where}: failed: {result.failure}" + (f". {result.hint}" if result.hint else "")
+    return f"{where}: {result.summary.requests} requests in {seconds_text(result.summary.wall_s)}"

@@ -1,0 +1,197 @@
+"""Results of ``profile endpoint`` as rows: plain JSON, and a table for each model that fits 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from profiler.backends.endpoint import Percentiles
+from profiler.run.endpoint import EndpointResult
+from profiler.show import output as show_output
+from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
+from profiler.show.writers import md, table
+from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
+
+SCHEMA = 1
+MOST_NOTES = 5
+WIDTH = 80  # where it goes to no terminal
+
+
+def row(result: EndpointResult) -> dict[str, Any]:
+    """One case as plain JSON. Seconds, tokens per second, bytes; unknown is null, with the reason in ``unknown``."""
+    server, model, summary = result.server, result.model, result.summary
+    good = [each for each in result.exchanges if each.failure is None]
+    return {
+        "schema": SCHEMA,
+        "backend": "endpoint",
+        "server": server.kind,
+        "server_version": server.version,
+        "url": server.root,
+        "model": model.name,
+        "quant": model.quant,
+        "loaded_context": model.context,
+        "max_context": model.max_context,
+        "file_bytes": model.file_bytes,
+        "vram_bytes": model.vram_bytes,
+        "load_s": _load_s(result),
+        "prompt": result.prompt.name,
+        "context": result.prompt.tokens,
+        "streams": result.streams,
+        "cached": result.cached,
+        "asked_tokens": result.asked_tokens,
+        "fixed_length": result.fixed_length,
+        "outcome": result.outcome,
+        "reason": result.failure,
+        "requests": summary.requests,
+        "failed": len(result.exchanges) - len(good),
+        "wall_s": summary.wall_s if result.exchanges else None,
+        "prompt_tokens": [each.usage.prompt for each in good],
+        "output_tokens": [each.usage.completion for each in good],
+        "reasoning_tokens": [each.usage.reasoning for each in good],
+        "cached_tokens": [each.usage.cached for each in good],
+        "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
+        "ttft_s": _percentiles(summary.ttft),
+        "cold_ttft_s": result.cold_ttft_s,
+        "ttft_answer_s": _percentiles(summary.ttft_answer),
+        "itl_s": _percentiles(summary.itl),
+        "tpot_s": _percentiles(summary.tpot),
+        "e2e_s": _percentiles(summary.e2e),
+        "prefill_tps": _percentiles(summary.prefill_tps),
+        "decode_tps": _percentiles(summary.decode_tps),
+        "slowest_stream_tps": summary.slowest_tps,
+        "total_tps": summary.total_tps,
+        "requests_per_s": summary.requests_per_s,
+        "goodput_per_s": summary.goodput_per_s,
+        "characters_per_s": _percentiles(summary.characters_per_s),
+        "tokens_per_1000_characters": summary.tokens_per_1k_characters,
+        "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
+        "client_delay_s": result.delay_s,
+        "unknown": dict(summary.unknown),
+        "cautions": list(result.cautions),
+    }
+
+
+def _load_s(result: EndpointResult) -> float | None:
+    return None if result.warm_up is None else result.warm_up.exchange.timings.load_s
+
+
+def _percentiles(value: Percentiles | None) -> dict[str, Any] | None:
+    return None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
+
+
+def kept(result: EndpointResult) -> list[dict[str, Any]]:
+    """The answers of a result as plain JSON, one object each, with what they came from."""
+    return [
+        {
+            "server": result.server.title,
+            "model": result.model.name,
+            "prompt": result.prompt.name,
+            "streams": result.streams,
+            "tokens": result.asked_tokens,
+            "number": number,
+            "finish": each.finish,
+            "reasoning": each.reasoning,
+            "answer": each.answer,
+            "failure": each.failure and each.failure.words,
+        }
+        for number, each in enumerate(result.exchanges, start=1)
+    ]
+
+
+def render(results: Sequence[EndpointResult], output: str, width: int | None = None) -> str:
+    """``results`` in a format of ``output.FORMATS``: a table for each model, or rows. ``width``: of the terminal."""
+    if output not in ("table", "md"):
+        return show_output.render([row(result) for result in results], dict, output)
+    if not results:
+        return "nothing was measured\n"
+    shown = page(results)
+    return md.markdown(shown, {}) if output == "md" else table.terminal(shown, width or WIDTH)
+
+
+def page(results: Sequence[EndpointResult]) -> Page:
+    """A section for each model, in the order they were measured."""
+    server = results[0].server
+    summary = [f"{results[0].asked_tokens:,} tokens of answer", "greedy"]
+    if results[0].cached:
+        summary.append("the same prompt each time: TTFT with the prefix cache")
+    sections: list[Section] = []
+    for name in dict.fromkeys(result.model.name for result in results):
+        here = [result for result in results if result.model.name == name]
+        notes = _Notes()
+        rows = tuple(_cells(result, notes) for result in here)
+        heads = tuple(Head(head, right=head != "notes") for head in _heads(here[0]))
+        blocks = (Table(heads, rows), *notes.blocks())
+        sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
+    last = sections[-1]
+    sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results[0]))))
+    return Page(f"{server.title} at {printable(server.root, 60)}", tuple(summary), tuple(sections))
+
+
+def title(result: EndpointResult) -> str:
+    """``gemma-3-270m · Q4_K_M · context 8,192 · loaded in 3.20 s``: what was measured, in one line."""
+    model, load = result.model, _load_s(result)
+    parts = [
+        printable(model.name, 60),
+        model.quant,
+        f"context {model.context:,}" if model.context else None,
+        f"{bytes_text(model.vram_bytes)} VRAM" if model.vram_bytes else None,
+        f"loaded in {seconds_text(load)}" if load else None,
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+class _Notes:
+    """Notes under a table, each with its number."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def marks(self, texts: Iterable[str]) -> str:
+        return ",".join(str(self._known.setdefault(text, len(self._known) + 1)) for text in texts)
+
+    def blocks(self) -> list[PageBlock]:
+        shown = [f"[{number}] {printable(text, 300)}" for text, number in list(self._known.items())[:MOST_NOTES]]
+        more = len(self._known) - len(shown)
+        shown += [f"{more} more with -o json"] if more > 0 else []
+        return [Listing(tuple(shown))] if shown else []
+
+
+def _heads(result: EndpointResult) -> tuple[str, ...]:
+    last = "chars/s" if result.slo is None else "good/s"  # 80 columns have room for one of them; JSON has both
+    return ("prompt", "n", "TTFT s", "prefill", "decode", "total", "ITL ms", last, "notes")
+
+
+def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
+    summary = result.summary
+    texts = ([result.failure] if result.failure else []) + list(result.cautions)
+    return (
+        f"{result.prompt.tokens:,}" if result.prompt.tokens else printable(result.prompt.name, 16),
+        str(result.streams),
+        _pair(summary.ttft, 1.0, "p95"),
+        _rate(summary.prefill_tps),
+        _rate(summary.decode_tps),
+        rate_text(summary.total_tps),
+        _pair(summary.itl, 1000.0, "p99"),
+        _rate(summary.characters_per_s) if result.slo is None else rate_text(summary.goodput_per_s),
+        notes.marks(texts),
+    )
+
+
+def _pair(value: Percentiles | None, scale: float, tail: str) -> str:
+    """``12.3/15.1``: the median and a tail."""
+    if value is None:
+        return UNKNOWN
+    high = value.p95 if tail == "p95" else value.p99
+    return f"{significant(value.p50 * scale)}/{UNKNOWN if high is None else significant(high * scale)}"
+
+
+def _rate(value: Percentiles | None) -> str:
+    return rate_text(None if value is None else value.p50)
+
+
+def _legend(result: EndpointResult) -> str:
+    text = (
+        "n: requests at a time. TTFT: p50/p95, ITL: p50/p99. prefill, decode and total in tokens/s by the server's "
+        "own count; decode is of one stream, total of all by wall time."
+    )
+    return f"{text} good/s: requests a second within the limits of --slo." if result.slo is not None else text

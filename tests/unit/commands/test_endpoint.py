@@ -1,0 +1,203 @@
+"""``profile endpoint`` as people type it: tables, rows, one clear line for what is wrong, and no key anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from fakes.openai_server import FakeServer, Script
+
+from profiler.backends.endpoint.client import KEY
+from profiler.cli import main
+
+CANARY = "sk-canary-4f9d0c7b2a"
+SMALL = ("-n", "16", "-r", "2")
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, ["endpoint", *words], catch_exceptions=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer("vllm", Script(gap_s=0.002)) as found:
+        yield found
+
+
+def test_a_table_fits_eighty_columns_and_says_what_was_measured(server: FakeServer) -> None:
+    ran = run(server.url, "-c", "64,4k", "--concurrency", "1,4", *SMALL, "--slo", "ttft=2s")
+    assert ran.exit_code == 0
+    lines = ran.stdout.splitlines()
+    assert lines[0] == f"vLLM 0.19.2 at {server.url}"
+    assert "tiny-Q4_K_M · Q4_K_M · context 8,192" in lines
+    heads = "prompt n TTFT s prefill decode total ITL ms good/s notes"
+    start = next(place for place, line in enumerate(lines) if line.split() == heads.split())
+    assert [line.split()[:2] for line in lines[start + 2 : start + 6]] == [
+        ["64", "1"], ["64", "4"], ["4,096", "1"], ["4,096", "4"],
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
+    assert ran.stderr.splitlines()[0].startswith("tiny-Q4_K_M, 64 tokens, 1 at a time: 2 requests in ")
+
+
+@pytest.mark.parametrize("output", ["json", "jsonl", "csv", "md"])
+def test_rows_come_in_every_format(server: FakeServer, output: str) -> None:
+    ran = run(server.url, *SMALL, "-o", output)
+    assert ran.exit_code == 0
+    if output.startswith("json"):
+        rows: list[dict[str, Any]] = json.loads(ran.stdout) if output == "json" else [json.loads(ran.stdout)]
+        (row,) = rows
+        assert (row["backend"], row["server"], row["model"], row["quant"]) == (
+            "endpoint",
+            "vLLM",
+            "tiny-Q4_K_M",
+            "Q4_K_M",
+        )
+        assert (row["outcome"], row["requests"], row["failed"], row["tokens_by"]) == ("ok", 2, 0, "usage")
+        assert row["output_tokens"] == [16, 16]
+        assert row["cached_tokens"] == [None, None]
+        assert row["ttft_s"]["p95"] is None  # two values have no tail
+        assert row["decode_tps"]["n"] == 2
+    else:
+        assert "tiny-Q4_K_M" in ran.stdout.replace("\\", "")
+
+
+def test_a_failed_case_is_a_row_and_exit_code_one(server: FakeServer) -> None:
+    server.choose = lambda asked, number: Script(fault="error") if number == 4 else Script()
+    ran = run(server.url, *SMALL)
+    assert ran.exit_code == 1
+    said = "[1] 1 of 2 requests failed: the server reports an error in the stream: CUDA out of memory"
+    assert said in " ".join(ran.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["{closed}"], 2, "no server there: connection refused"),
+        (["{page}"], 2, "it lists no models"),
+        (["{vllm}", "-m", "nope"], 2, "vLLM 0.19.2 has no model nope"),
+        (["{vllm}", "--prompt", "{empty}"], 2, "is empty"),
+        (["{vllm}", "--prompt", "{missing}"], 2, "there is no such file"),
+        (["{vllm}", "--slo", "fast"], 2, "is not a limit such as ttft=2s"),
+        (["{vllm}", "-c", "x"], 2, "is not a count"),
+        (["http://user:pw@host"], 2, "a user name, a password or a query"),
+        (["ftp://host"], 2, "is not the URL of a server"),
+        (["{tls}"], 2, "TLS failed"),
+        (["{vllm}", "--prompt", ""], 2, "it is empty"),
+        (["{vllm}", "--concurrency", "1000"], 2, "1,000 streams are more than 512"),
+        (["{whole}"], 1, "it does not stream"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_is_one_clear_line(
+    server: FakeServer, words: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    with socket.socket() as closed, socket.socket() as plain:
+        closed.bind(("127.0.0.1", 0))
+        whole = FakeServer("openai", Script(body=b'{"choices": [{"message": {"content": "all at once"}}]}'))
+        with whole, FakeServer("page") as page:
+            places = {
+                "closed": f"http://127.0.0.1:{closed.getsockname()[1]}",
+                "page": page.url,
+                "vllm": server.url,
+                "tls": server.url.replace("http", "https"),
+                "whole": whole.url,
+                "empty": str(tmp_path / "empty.txt"),
+                "missing": str(tmp_path / "missing.txt"),
+            }
+            ran = run(*(word.format(**places) for word in words), *SMALL, "--timeout", "5s")
+        plain.close()
+    assert ran.exit_code == code
+    assert said in ran.output
+    assert "Traceback" not in ran.output and "unexpected" not in ran.output
+    assert "pw@" not in ran.output
+    if code == 2:
+        errors = [line for line in ran.stderr.splitlines() if line.startswith("Error: ")]
+        assert said in errors[0] or said == "is not a count"
+        assert len(errors) == 1
+
+
+def test_answers_are_kept_where_they_were_asked_for(server: FakeServer, tmp_path: Path) -> None:
+    prompt = tmp_path / "page.txt"
+    prompt.write_text("Write a landing page for a bakery.")
+    ran = run(server.url, *SMALL, "--prompt", str(prompt), "--keep", str(tmp_path / "kept"))
+    assert ran.exit_code == 0
+    (file,) = (tmp_path / "kept").glob("answers-*.jsonl")
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [each["number"] for each in kept] == [1, 2]
+    assert kept[0]["answer"].startswith("word0 word1")
+    assert {each["prompt"] for each in kept} == {"page.txt"}
+    assert "Write a landing page" in server.requests[-1]["messages"][0]["content"]
+
+
+HOSTILE = "evil\x1b[31m\u202e|=1+1"
+
+
+def test_text_of_a_server_cannot_move_a_terminal_or_break_a_table() -> None:
+    with FakeServer("openai", Script(status=500, body=json.dumps({"error": HOSTILE}).encode()), (HOSTILE,)) as server:
+        for output in ("table", "md", "csv"):
+            ran = run(server.url, *SMALL, "-o", output)
+            assert ran.exit_code == 1
+            assert "\x1b" not in ran.output and "\u202e" not in ran.output
+
+
+def test_the_key_is_in_nothing_that_is_printed_or_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server that repeats it in model names, answers and errors."""
+    monkeypatch.setenv(KEY, CANARY)
+    for script in (
+        Script(tokens=(CANARY, " is your key")),
+        Script(status=401, body=f'{{"error": "bad key {CANARY}"}}'.encode()),
+        Script(fault="error", tokens=(f"{CANARY} ",) * 9),
+        Script(status=302, headers={"Location": f"http://{CANARY}.example/"}),
+    ):
+        with FakeServer("lmstudio", script) as server:
+            for output in ("table", "json", "jsonl", "csv"):
+                ran = run(server.url, *SMALL, "-o", output, "--keep", str(tmp_path / "kept"))
+                assert server.paths[-1][1]["Authorization"] == f"Bearer {CANARY}"
+                assert CANARY not in ran.output
+                assert ran.exit_code in (0, 1)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written
+    assert all(CANARY.encode() not in path.read_bytes() for path in written)
+    store = Path(os.environ["PROFILER_STORE"])
+    assert not store.exists() or CANARY.encode() not in store.read_bytes()
+
+
+def test_ctrl_c_prints_what_was_measured(tmp_path: Path) -> None:
+    """The first case is done, the second takes a minute."""
+    script = Script()
+    with FakeServer("vllm") as server:
+        server.choose = lambda asked, number: script if number < 5 else Script(fault="hang")
+        words = [sys.executable, "-m", "profiler", "endpoint", server.url, "-c", "64,128", *SMALL]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 30
+            while len(server.requests) < 5 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert re.search(r"^ *64 +1 ", out, re.MULTILINE)
+    assert "Traceback" not in err
+
+
+def test_help_says_where_the_key_comes_from() -> None:
+    ran = run("--help")
+    assert KEY in ran.output
+    assert shutil.which("profile") is None or "LM Studio" in ran.output

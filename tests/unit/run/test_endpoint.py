@@ -1,0 +1,417 @@
+"""Cases on a scripted server: what counts, what is sent, and what a row is told of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.openai_server import Body, FakeServer, Script
+
+from profiler.backends.endpoint import Slo, parse_slo
+from profiler.backends.endpoint.client import KEY, run
+from profiler.errors import ProfileError
+from profiler.run import endpoint
+from profiler.run.endpoint import (
+    EndpointPrompt,
+    EndpointRequest,
+    EndpointResult,
+    read_prompts,
+    varied_text,
+)
+
+WARM_UP = 2  # requests that do not count: one loads the model, and both tell how many tokens a word takes
+ASKED = EndpointRequest(reps=2, tokens=16, timeout_s=5.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+
+
+def measure(server: FakeServer, asked: EndpointRequest = ASKED, **more: Any) -> list[EndpointResult]:
+    async def main() -> list[EndpointResult]:
+        found = endpoint.measure(replace(asked, **more), server.url, lambda text: None)
+        return [result async for result in found]
+
+    return run(main())
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer("vllm") as found:
+        yield found
+
+
+def prompts(server: FakeServer) -> list[str]:
+    return [asked["messages"][0]["content"] for asked in server.requests]
+
+
+def test_every_combination_is_a_result_with_its_requests(server: FakeServer) -> None:
+    found = measure(server, contexts=("64,128",), concurrency=("1,3",))
+    assert [(each.prompt.tokens, each.streams, len(each.exchanges)) for each in found] == [
+        (64, 1, 2), (64, 3, 6), (128, 1, 2), (128, 3, 6),
+    ]  # fmt: skip
+    assert all(each.outcome == "ok" and each.summary.requests == len(each.exchanges) for each in found)
+
+
+def test_the_first_request_of_a_model_never_counts(server: FakeServer) -> None:
+    """gaia#2911: 44.5 s for a time to the first token of 7.6."""
+    server.choose = lambda asked, number: Script(first_s=0.5 if number == 1 else 0.0)
+    (found,) = measure(server)
+    assert found.warm_up is not None and found.summary.ttft is not None
+    assert found.warm_up.exchange.arrivals[0].at - found.warm_up.exchange.sent_s > 0.4
+    assert found.summary.ttft.p50 < 0.4
+    assert len(found.exchanges) == 2
+
+
+def test_no_two_prompts_begin_alike_unless_the_cache_is_measured(server: FakeServer) -> None:
+    """vllm#53920: random prompts of one seed hit the prefix cache."""
+    measure(server, reps=4)
+    begins = [text[:12] for text in prompts(server)]
+    assert len(set(begins)) == len(begins)
+    server.requests.clear()
+    measure(server, reps=4)
+    assert not set(begins) & {text[:12] for text in prompts(server)}  # nor in another run
+    server.requests.clear()
+    measure(server, reps=4, cached=True)
+    assert len(set(prompts(server)[WARM_UP:])) == 1
+    assert len(server.requests) == WARM_UP + 1 + 4  # the one that fills the cache does not count either
+
+
+def test_a_cold_and_a_warm_request_tell_what_usage_does_not(server: FakeServer) -> None:
+    """lmstudio-bug-tracker#2390: 57.7 s and 2.0 s with the same usage."""
+    server.choose = lambda asked, number: Script(first_s=0.4 if number == WARM_UP + 1 else 0.0)
+    (found,) = measure(server, cached=True)
+    assert found.cold_ttft_s is not None and found.summary.ttft is not None
+    assert found.cold_ttft_s > 0.3 > found.summary.ttft.p50
+    assert any(text.startswith("the first request with this prompt") for text in found.cautions)
+
+
+@pytest.mark.parametrize("tokens", [64, 128, 2000, 7000])
+def test_a_prompt_has_about_the_tokens_that_were_asked_for(server: FakeServer, tokens: int) -> None:
+    (found,) = measure(server, contexts=(str(tokens),))
+    counted = {each.usage.prompt for each in found.exchanges}
+    assert all(count is not None and abs(count / tokens - 1) < 0.04 for count in counted), counted
+
+
+def test_a_prompt_that_the_server_cut_is_a_failed_case(server: FakeServer) -> None:
+    """ollama#14082: the default context cuts what is longer and says nothing."""
+    server.choose = lambda asked, number: Script(prompt_tokens=(370, 40, 2048, 2048)[number - 1])
+    (found,) = measure(server, contexts=("6000",))
+    assert found.outcome == "failed"
+    assert "the server cut the prompt: it processed 2,048 tokens of about 6,000" in str(found.failure)
+    assert found.summary.requests == 0
+
+
+def test_a_prompt_of_ones_own_that_the_server_cut_is_one_too(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text(varied_text(4000, 1))
+    server.choose = lambda asked, number: Script(prompt_tokens=(370, 40, 1024, 1024)[number - 1])
+    (found,) = measure(server, prompt=tmp_path / "long.txt")
+    assert "the server cut the prompt" in str(found.failure)
+
+
+def test_a_prompt_that_cannot_fit_is_not_sent(server: FakeServer) -> None:
+    """lmstudio-bug-tracker#2339: what is longer than the loaded context is answered with nothing."""
+    (found,) = measure(server, contexts=("10k",))
+    assert found.failure == "the model is loaded with a context of 8,192 tokens; prompt and answer take 10,256"
+    assert len(server.requests) == WARM_UP
+
+
+def test_failed_requests_are_part_of_no_figure(server: FakeServer) -> None:
+    server.choose = lambda asked, number: Script(status=500) if number == WARM_UP + 2 else Script(gap_s=0.005)
+    (found,) = measure(server, reps=4)
+    assert found.failure == "1 of 4 requests failed: HTTP 500: overloaded"
+    assert (found.summary.requests, len(found.exchanges)) == (3, 4)
+    assert found.summary.decode_tps is not None
+
+
+def test_a_server_that_asks_to_be_left_alone_is(server: FakeServer) -> None:
+    server.choose = lambda asked, number: (
+        Script() if number <= WARM_UP else Script(status=429, headers={"Retry-After": "60"})
+    )
+    found = measure(server, reps=50)[0]
+    assert len(server.requests) == WARM_UP + 1
+    assert "it asks to wait 60.0 s" in str(found.failure)
+
+
+def test_a_stream_gives_up_after_a_few_failures(server: FakeServer) -> None:
+    server.choose = lambda asked, number: Script() if number <= WARM_UP else Script(fault="reset")
+    measure(server, reps=50)
+    assert len(server.requests) == WARM_UP + endpoint.GIVE_UP
+
+
+def test_a_restart_in_the_middle_loses_nothing_that_was_measured() -> None:
+    """The server goes away in one case and is back for the next."""
+    with FakeServer("vllm", Script(gap_s=0.04)) as first:
+        port = int(first.url.rpartition(":")[2])
+        second = FakeServer("vllm", Script(gap_s=0.04), port=port)
+        stopped = threading.Event()
+
+        def restart() -> None:
+            while len(first.requests) < WARM_UP + 2:
+                time.sleep(0.005)
+            first.__exit__()
+            second.__enter__()
+            stopped.set()
+
+        thread = threading.Thread(target=restart)
+        thread.start()
+
+        async def main() -> list[EndpointResult]:
+            results = []
+            asked = replace(ASKED, reps=2, contexts=("64,65",))
+            async for result in endpoint.measure(asked, first.url, lambda text: None):
+                results.append(result)
+                stopped.wait(10)
+            return results
+
+        cut, whole = run(main())
+        thread.join(10)
+        second.__exit__()
+        assert cut.outcome == "failed"
+        assert cut.summary.requests >= 1
+        assert whole.outcome == "ok"
+
+
+@pytest.mark.parametrize("field", ["stream_options", "seed", "min_tokens"])
+def test_a_field_that_the_server_refuses_is_left_out_and_said(server: FakeServer, field: str) -> None:
+    server.script = Script(refuses=(field,))
+    (found,) = measure(server)
+    assert found.outcome == "ok"
+    assert field not in server.requests[-1]
+    assert f"the server refuses {field}, which were left out" in found.cautions
+
+
+def test_transformers_serve_takes_what_it_is_sent() -> None:
+    """It refuses every field that it does not know."""
+    with FakeServer("transformers", Script(refuses=("min_tokens", "ignore_eos", "cache_prompt"))) as server:
+        (found,) = measure(server)
+    assert (found.outcome, found.fixed_length) == ("ok", False)
+    assert len(server.requests) == WARM_UP + 2
+
+
+def test_a_model_without_a_chat_template_is_asked_for_a_completion(server: FakeServer) -> None:
+    chatless = b'{"error": {"message": "This tokenizer has no chat template", "code": 400}}'
+    server.choose = lambda asked, number: Script(status=400, body=chatless) if "messages" in asked else Script()
+    (found,) = measure(server)
+    assert found.outcome == "ok"
+    assert server.paths[-1][0] == "/v1/completions"
+    assert any("no chat template" in text for text in found.cautions)
+
+
+def test_a_model_that_fails_does_not_stop_the_others() -> None:
+    with FakeServer("vllm", models=("bad", "good")) as server:
+        server.choose = lambda asked, number: Script(status=500) if asked["model"] == "bad" else Script()
+        bad, good = measure(server)
+    assert bad.failure == "the first request failed: HTTP 500: overloaded"
+    assert good.outcome == "ok"
+
+
+def test_ollama_loads_a_model_once_for_all_contexts_and_says_how_long_it_took() -> None:
+    """Another num_ctx would load it anew."""
+    with FakeServer("ollama", Script(load_s=0.2), models=("a:latest", "b:latest")) as server:
+        found = measure(server, models=("b",), contexts=("64,1k",))
+    assert [each.outcome for each in found] == ["ok", "ok"]
+    assert {asked["options"]["num_ctx"] for asked in server.requests} == {1536}
+    assert found[0].warm_up is not None
+    assert found[0].warm_up.exchange.timings.load_s == pytest.approx(0.2)
+    assert found[0].model.vram_bytes == 290_000_000  # as it is once loaded
+
+
+def test_a_server_that_tells_other_times_is_said_to() -> None:
+    """Ours: 64 tokens a second and more; the server's own: 1,000."""
+    timings = {"prompt_n": 500, "prompt_ms": 1.0, "predicted_n": 16, "predicted_ms": 15.0}
+    with FakeServer("llama-server", Script(gap_s=0.01, first_s=0.05, timings=timings)) as server:
+        (found,) = measure(server)
+    assert found.summary.server_decode is not None
+    assert found.summary.server_decode < -0.5
+    assert any(text.startswith("our decode rate is") and "below the server's own" in text for text in found.cautions)
+
+
+def test_answers_of_their_own_length_are_said_to_be() -> None:
+    with FakeServer("lmstudio", Script(tokens=("x ",) * 9)) as server:
+        (found,) = measure(server)
+    assert "answers have 9 tokens; 16 were asked for" in found.cautions
+
+
+def test_lm_studio_is_asked_where_it_counts_tokens() -> None:
+    """lmstudio-bug-tracker#676: no usage in a stream of its own API."""
+    with FakeServer("lmstudio") as server:
+        server.choose = lambda asked, number: Script(usage=not server.paths[-1][0].startswith("/api/v0"))
+        (found,) = measure(server)
+    assert server.paths[-1][0] == "/v1/chat/completions"
+    assert found.summary.total_tps is not None
+    timings = {"tokens_per_second": 50.0, "time_to_first_token": 0.1}
+    with FakeServer("lmstudio", Script(timings=timings, gap_s=0.002)) as server:
+        (found,) = measure(server)
+    assert server.paths[-1][0] == "/api/v0/chat/completions"
+    assert found.summary.server_decode is not None
+
+
+def test_models_are_a_list_with_commas() -> None:
+    with FakeServer("vllm", models=("a", "b", "c")) as server:
+        assert [each.model.name for each in measure(server, models=("c,a",))] == ["c", "a"]
+
+
+def test_chunks_of_several_tokens_and_missing_usage_are_said(server: FakeServer) -> None:
+    server.script = Script(bundle=4)
+    assert any("a chunk holds 4.0 tokens" in text for text in measure(server)[0].cautions)
+    server.script = Script(usage=False)
+    with FakeServer("openai", Script(usage=False, gap_s=0.002)) as silent:
+        (found,) = measure(silent)
+    assert "the server sent no token counts: figures in tokens are unknown" in found.cautions
+    assert found.summary.total_tps is found.summary.decode_tps is None
+    assert found.summary.characters_per_s is not None
+
+
+def test_an_answer_to_ones_own_prompt_may_end_by_itself(server: FakeServer, tmp_path: Path) -> None:
+    """Text that is forced beyond the end of an answer is none that anybody wants to read."""
+    (tmp_path / "own.txt").write_text("Write a haiku.")
+    (found,) = measure(server, prompt=tmp_path / "own.txt")
+    assert not found.fixed_length
+    assert "min_tokens" not in server.requests[-1]
+    assert server.requests[-1]["messages"][0]["content"].endswith("\n\nWrite a haiku.")
+
+
+def test_messages_and_tools_are_sent_as_they_are_but_for_the_unique_beginning() -> None:
+    prompt = EndpointPrompt(
+        "x", messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
+    )
+    assert prompt.sent("unique", 1.4, 20) == [
+        {"role": "system", "content": "unique\n\nBe brief."},
+        {"role": "user", "content": "Hi"},
+    ]
+
+
+def test_tokens_that_the_server_does_not_count_are_said(server: FakeServer) -> None:
+    """Reasoning, most often."""
+    server.kind = "openai"
+    server.script = Script(counted=5, gap_s=0.002)
+    (found,) = measure(server)
+    assert "the server counted 10 tokens in 32 chunks: it may leave out reasoning" in found.cautions
+
+
+def test_no_stream_is_starved(server: FakeServer) -> None:
+    server.script = Script(gap_s=0.01)
+    (found,) = measure(server, concurrency=("8",), reps=2)
+    assert found.summary.slowest_tps is not None and found.summary.decode_tps is not None
+    assert (
+        found.summary.slowest_tps > 0.2 * found.summary.decode_tps.p50
+    )  # benchmarks/endpoint_load.py says it better
+
+
+def test_goodput_is_there_where_limits_were_given(server: FakeServer) -> None:
+    (found,) = measure(server, slo=Slo(ttft_s=5.0))
+    assert found.summary.goodput_per_s == found.summary.requests_per_s
+    assert measure(server)[0].summary.goodput_per_s is None
+
+
+# Which server and which model
+
+
+def test_the_loaded_models_are_measured_if_none_is_named() -> None:
+    with FakeServer("lmstudio", models=("loaded", "other")) as server:
+        assert [each.model.name for each in measure(server)] == ["loaded"]
+
+
+def test_a_list_to_choose_from_where_none_is_loaded() -> None:
+    with FakeServer("ollama", models=("a:1b", "b:2b")) as server:
+        server.loaded.clear()
+        with pytest.raises(ProfileError, match="no model loaded: choose one with -m") as error:
+            measure(server)
+    assert "a:1b, b:2b" in str(error.value)
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_asked(server: FakeServer) -> None:
+    with pytest.raises(ProfileError, match="has no model tiny-Q4") as error:
+        measure(server, models=("tiny-Q4",))
+    assert "Did you mean tiny-Q4_K_M?" in str(error.value)
+    assert server.requests == []
+
+
+def test_what_is_found_without_an_address_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from profiler.backends.endpoint import servers
+
+    with FakeServer("lmstudio") as one, FakeServer("vllm") as two:
+        ports = {int(one.url.rpartition(":")[2]): "LM Studio"}
+        monkeypatch.setattr(servers, "PORTS", ports)
+        said: list[str] = []
+        asked = EndpointRequest()
+        assert run(endpoint.choose_server(asked, endpoint.Limits(), said.append)) == one.url
+        assert said == [f"found LM Studio at {one.url}: loaded tiny-Q4_K_M"]
+        ports[int(two.url.rpartition(":")[2])] = "vLLM"
+        with pytest.raises(ProfileError, match="2 servers run on this machine"):
+            run(endpoint.choose_server(asked, endpoint.Limits(), said.append))
+    with pytest.raises(ProfileError, match="no server on the usual ports"):
+        run(endpoint.choose_server(asked, endpoint.Limits(), said.append))
+
+
+def test_a_key_that_leaves_the_machine_unencrypted_is_said_to(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, "sk-canary-4f9d0c7b2a")
+    said: list[str] = []
+
+    async def main(root: str) -> None:
+        async for _ in endpoint.measure(ASKED, root, said.append):
+            pass
+
+    run(main(server.url))
+    assert said == []
+    monkeypatch.setattr(endpoint, "_is_here", lambda root: False)
+    run(main(server.url))
+    assert len(said) == 1 and "unencrypted" in said[0] and "canary" not in said[0]
+
+
+# Prompts and limits
+
+
+def test_our_text_is_varied_and_the_same_for_a_seed() -> None:
+    text = varied_text(2000, "a")
+    assert text == varied_text(2000, "a") != varied_text(2000, "b")
+    assert len(text.split()) == 2000
+    windows = [text[n : n + 60] for n in range(len(text) - 60)]
+    assert len(set(windows)) == len(windows)
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b" \n\t", "is empty"), (b"\xff\xfe", "not UTF-8")])
+def test_a_prompt_file_without_text_is_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match=said):
+        read_prompts(path)
+
+
+def test_a_folder_of_prompts_is_read_in_order(tmp_path: Path) -> None:
+    for name in ("b.md", "a.txt", "notes.pdf"):
+        (tmp_path / name).write_text(name)
+    found = read_prompts(tmp_path)
+    assert [(each.name, each.messages[0]["content"]) for each in found] == [("a.txt", "a.txt"), ("b.md", "b.md")]
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(ProfileError, match="holds no prompts"):
+        read_prompts(empty)
+
+
+def test_limits_are_read_with_their_units() -> None:
+    assert parse_slo("ttft=2s,itl=100ms") == Slo(2.0, 0.1)
+    assert parse_slo(" E2E = 1m ") == Slo(e2e_s=60.0)
+    for wrong in ("ttft=2", "ttft", "tps=3s", "itl=-1s", "", "ttft=0s"):
+        with pytest.raises(ValueError, match="is not a limit"):
+            parse_slo(wrong)
+
+
+def test_a_prompt_and_a_length_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="exclude each other"):
+        EndpointRequest(prompt=tmp_path, contexts=("1k",)).prompts()
+
+
+def test_requests_have_no_body_that_is_left_out(server: FakeServer) -> None:
+    measure(server)
+    last: Body = server.requests[-1]
+    assert last["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert (last["max_tokens"], last["min_tokens"], last["stream"]) == (16, 16, True)
