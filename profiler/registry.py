@@ -15,7 +15,7 @@ from types import ModuleType
 from profiler.errors import NotFound
 from profiler.units import printable
 
-NOT_PLUGINS = {"base", "checkpoint"}  # what plug-ins of a folder share
+NOT_PLUGINS = {"base", "bitsandbytes", "checkpoint"}  # what plug-ins of a folder share
 
 
 def names(folder: str) -> list[str]:

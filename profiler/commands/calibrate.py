@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices, folders, registry
+from profiler import devices, folders, quants
 from profiler.commands import options
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
@@ -19,7 +19,6 @@ from profiler.devices.base import DeviceInfo
 from profiler.devices.calibration import BETWEEN_NEEDS, DELTA, DELTA_TOKENS, Ceilings, LayerKernel
 from profiler.errors import ProfileError
 from profiler.models.layers import IDEAL, Weight
-from profiler.quants.base import Quant
 from profiler.run.process import worker_environment
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
@@ -142,7 +141,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
         (f"layer {size} {kernel}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, kernel, n, repacks), "s")
         for kernel, layer in found.layers.items()
         for n in SHOWN_TOKENS
-        if n in layer.costs
+        if n in layer.costs and quants.find(kernel.scheme) is not None  # its file may be gone since
     ]
     figures += [
         (f"starting a layer {kernel}", layer.start_s, "s") for kernel, layer in found.layers.items() if layer.start_s
@@ -160,7 +159,8 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
 
 def _layer_s(found: Ceilings, kernel: LayerKernel, tokens: int, repacks: bool) -> float:
     """Seconds of one linear layer as predictions take them."""
-    quant: Quant = registry.load("quants", kernel.scheme, "quantization").QUANT
+    quant = quants.find(kernel.scheme)
+    assert quant is not None
     nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), quant.dtype or "fp32", repacks)
     return found.layers[kernel].seconds(tokens, nbytes, SHOWN_LAYER[0], 1)
 

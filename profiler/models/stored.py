@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from profiler import registry
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Weight
 from profiler.models.safetensors import SafetensorsTensor, integers
@@ -40,17 +41,13 @@ EXPERT = re.compile(
 SERIALIZED = re.compile(r"\.quant_state\.bitsandbytes__|\.weight_format$")
 NESTED_OFFSET_BYTES = 4
 # Tensors of one quantized weight, by what follows the module's name: those that must be there, and those that may.
-# Others would be left unused by transformers, and the codes be taken for values.
+# Others would be left unused by transformers, and the codes be taken for values. Quantizations with a file in
+# ``profiler/quants`` say it there.
 PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "awq": (frozenset({"qweight", "scales"}), frozenset({"qzeros"})),
     "gptq": (frozenset({"qweight", "scales"}), frozenset({"qzeros", "g_idx"})),
     "fp8": (frozenset({"weight", "weight_scale_inv"}), frozenset({"activation_scale"})),
     MLX: (frozenset({"weight", "scales"}), frozenset({"biases"})),
-    "int8": (frozenset({"weight", "SCB"}), frozenset({"weight_format"})),
-    "4 bits": (
-        frozenset({"weight", "weight.absmax", "weight.quant_map"}),
-        frozenset({"weight.nested_absmax", "weight.nested_quant_map"}),
-    ),
     COMPRESSED: (
         frozenset({"weight_scale"}),
         frozenset({"weight", "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx",
@@ -90,9 +87,20 @@ def of(raw: Mapping[str, Any]) -> Scheme | None:
 
 
 def _scheme(stated: Mapping[str, Any]) -> Scheme:
-    method = _method(stated)
+    method, name = _method(stated), _of_ours(stated)
+    if name is not None:
+        return Scheme(method, name, name, stated)
     name, rate = _named(method, stated)
     return Scheme(method, name, rate, stated)
+
+
+def _of_ours(stated: Mapping[str, Any]) -> str | None:
+    """The quantization with a file in ``profiler/quants`` whose checkpoints have such a config."""
+    for name in registry.names("quants"):
+        form = registry.load("quants", name, "quantization").QUANT.stored
+        if form is not None and form.matches(stated):
+            return name
+    return None
 
 
 def _method(stated: Mapping[str, Any]) -> str:
@@ -111,8 +119,7 @@ def _named(method: str, stated: Mapping[str, Any]) -> tuple[str, str | None]:
     """The quantization's name, and the format whose speed it has."""
     bits = _whole(stated.get("bits"))
     if method == BITSANDBYTES:
-        name = _bitsandbytes(stated)
-        return name, "fp4" if name == "fp4-dq" else name
+        return "fp4-dq", "fp4"  # the one of its quantizations that nothing here makes
     if method in ("awq", "gptq"):
         return method if bits in (4, None) else f"{method}-{bits}bit", INT_FORMATS.get(bits or 4)
     if method == MLX:
@@ -121,14 +128,6 @@ def _named(method: str, stated: Mapping[str, Any]) -> tuple[str, str | None]:
             return f"mlx-{printable(mode, 20)}", None
         return f"mlx-{bits}bit", INT_FORMATS.get(bits or 0)
     return method, {"fp8": "fp8", "mxfp8": "fp8", "mxfp4": "nvfp4", "nvfp4": "nvfp4"}.get(method)
-
-
-def _bitsandbytes(stated: Mapping[str, Any]) -> str:
-    """``nf4-dq`` and the like: the names under which we quantize in the same way."""
-    if not stated.get("load_in_4bit"):
-        return "int8"
-    levels = "nf4" if stated.get("bnb_4bit_quant_type") == "nf4" else "fp4"  # transformers' default is fp4
-    return f"{levels}-dq" if stated.get("bnb_4bit_use_double_quant") else levels
 
 
 def _whole(value: object) -> int | None:
@@ -311,12 +310,11 @@ def _trouble(packed: list[_Group], scheme: Scheme) -> str | None:
         contradiction = _against_bitsandbytes(packed, scheme)
         if contradiction is not None:
             return contradiction
-        kind = "int8" if scheme.name == "int8" else "4 bits"
     if kind == "fp8" and (contradiction := _against_blocks(packed, scheme)) is not None:
         return contradiction
     if kind == COMPRESSED and (contradiction := _against_shapes(packed)) is not None:
         return contradiction
-    rule = PARTS.get(kind)
+    rule = PARTS.get(kind) or _parts_of_ours(scheme)
     for group in packed if rule else ():
         assert rule is not None
         needed, allowed = rule
@@ -329,6 +327,14 @@ def _trouble(packed: list[_Group], scheme: Scheme) -> str | None:
     return None
 
 
+def _parts_of_ours(scheme: Scheme) -> tuple[frozenset[str], frozenset[str]] | None:
+    """As ``PARTS``, of a quantization with a file in ``profiler/quants``, or with the kernels of one."""
+    if scheme.rate not in registry.names("quants"):
+        return None
+    form = registry.load("quants", scheme.rate, "quantization").QUANT.stored
+    return (form.needed, form.allowed) if form is not None and form.needed else None
+
+
 def _against_bitsandbytes(packed: list[_Group], scheme: Scheme) -> str | None:
     """Where the config of a bitsandbytes checkpoint and its tensors say different things.
 
@@ -336,7 +342,7 @@ def _against_bitsandbytes(packed: list[_Group], scheme: Scheme) -> str | None:
     """
     if scheme.config.get("load_in_4bit") and scheme.config.get("load_in_8bit"):
         return "config.json has both load_in_4bit and load_in_8bit"
-    if scheme.name != "int8":
+    if scheme.config.get("load_in_4bit"):
         held = {_four_bit_name(group) for group in packed} - {None}
         if held - {scheme.name}:
             fields = "bnb_4bit_quant_type, bnb_4bit_use_double_quant"

@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
+from fakes import invented, tiny
+from fakes.ceilings import MEASURED
 from fakes.drawings import written
 
 from profiler import devices, registry
 from profiler.case import Case
+from profiler.cli import main
+from profiler.cost import engines
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Predictor
+from profiler.devices import target as targets
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.models import families, hub
+from profiler.models import families, hub, stored
 from profiler.models.geometry import Geometry, Weight
+from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
 from profiler.show.report import charts
@@ -35,6 +45,29 @@ HOSTILE = "evil\x1b[31m|\n=1+1\u202e"
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_seam_has_plugins(folder: str) -> None:
     assert len(registry.names(folder)) >= 2
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a plug-in of each kind whose only trace in the program is its own file."""
+    for folder in invented.FILES:
+        invented.install(folder, tmp_path, monkeypatch)
+
+
+def rows(*arguments: str) -> list[dict[str, Any]]:
+    """What a command prints as JSON lines; it must succeed."""
+    result: Result = CliRunner().invoke(main, [*arguments, "-o", "jsonl"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A small model in a folder without weights, which the fake backend runs too."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny.CONFIGS["gemma3"] | {"fake": {}}))
+    return str(folder)
 
 
 # Quantizations
@@ -82,6 +115,61 @@ def test_a_quant_says_in_words_why_it_cannot_run(name: str) -> None:
     for device in (*devices.local(), OLD_GPU):
         reason = quant(name).unavailable(device)
         assert reason is None or len(reason) > len("unavailable")
+
+
+EVERY_QUANT = [*QUANTS, invented.QUANT_NAME]
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", EVERY_QUANT)
+def test_a_quant_is_predicted_on_any_device(name: str) -> None:
+    for device in ("rtx 4090", "m3 ultra", "vram=24,bandwidth=500", "cpu"):
+        (row,) = rows("fit", "gemma-3-270m", "--on", device, "-q", name)
+        assert row["quant"] == name
+        assert row["decode"]["tps"]["value"] > 0, device
+    explained = CliRunner().invoke(main, ["explain", "gemma-3-270m", "-q", name], catch_exceptions=False)
+    assert explained.exit_code == 0
+    assert name in explained.stdout
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", EVERY_QUANT)
+def test_a_quant_is_planned_and_measured_or_left_out_for_a_reason(name: str, model: str) -> None:
+    asked = ("sweep", "-m", model, "-q", name, "-c", "64", "-n", "2", "-r", "2")
+    (planned,) = rows(*asked, "--dry-run", "--backend", "fake")
+    assert (planned["action"], planned["quant"]) == ("run", name)
+    assert planned["weights_bytes"] > 0
+    (row,) = rows(*asked, "--backend", "fake")
+    assert (row["outcome"], row["case"]["quant"]) == ("ok", name)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_quant_that_nobody_timed_is_a_guess_wherever_it_is_predicted() -> None:
+    geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
+    here = replace(targets.of(devices.find("cpu")), ceilings=replace(MEASURED, layers={**MEASURED.layers}))
+    for device in (targets.find("rtx 4090"), here):
+        known, guessed = (
+            Predictor(geometry, engines.find("transformers"), name, Machine(device), "fp32").predict(512, 1)
+            for name in ("fp32", invented.QUANT_NAME)
+        )
+        assert guessed.basis == "prior"
+        assert guessed.decode is not None and known.decode is not None
+        sure, unsure = known.decode.seconds, guessed.decode.seconds
+        assert unsure.high / unsure.value > 1.9 * sure.high / sure.value
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_quant_knows_its_own_checkpoints() -> None:
+    raw = hub.shipped_config("gemma-3-270m")
+    geometry = families.geometry(raw)
+    own, other = (stored.of(raw | {"quantization_config": {"quant_method": word}}) for word in ("six", "seven"))
+    assert own is not None and other is not None
+    assert (own.name, other.name) == (invented.QUANT_NAME, "seven")
+    held = checkpoint.from_config(geometry, own, raw)
+    assert held is not None
+    assert held.nbytes == sum(quant(own.name).weight_bytes(item.weight, "bf16", False) for item in held.weights)
+    assert checkpoint.not_as_stored(held, OLD_GPU) is None
+    assert checkpoint.from_config(geometry, other, raw) is None
 
 
 # Families

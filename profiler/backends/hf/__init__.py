@@ -32,7 +32,5 @@ def audited(source: Source, quant: Quant) -> AuditReport:
     dtype = quant.dtype or DTYPE
     raw = miniature(text_config(source).to_dict())
     small = text_config(Source(source.kind, source.location, source.revision, raw))
-    built = synthetic.build(
-        small, DTYPES[dtype], torch.device("cpu"), quant.load_config(dtype), 0, lambda words: None
-    )
+    built = synthetic.build(small, DTYPES[dtype], torch.device("cpu"), quant, 0, lambda words: None)
     return audit(built)

@@ -20,15 +20,14 @@ from math import prod
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-from profiler import devices, registry
+from profiler import devices, quants, registry
 from profiler.backends.hf.load import DTYPES
 from profiler.devices.calibration import LayerCost, LayerKernel, Layers, LinearLayer
 from profiler.kernels import cuda, native
 from profiler.models.layers import Weight
-from profiler.quants.base import Quant
+from profiler.quants.base import LayerBenchmark, Quant
 
 CALM_S = {"cpu": 40.0, "cuda": 100.0}  # after so long, figures are taken from a single run
 QUEUED_S = 2e-3  # of runs between two waits for a GPU, each of which takes some ten microseconds
@@ -37,7 +36,6 @@ MOST_WAIT = 20  # times as long as was asked for, where a quota leaves little CP
 
 TOKENS = (1, 4, 16, 64, 256)
 ROW_TOKENS = {"cpu": (1, 4, 8), "cuda": (1, 4)}
-MORE_TOKENS = {"int8": (1024,)}  # whose cost a token grows again, as what it writes between steps leaves the caches
 # Square, narrow, small: output features, input features. In a small one a GPU has less to do than to start.
 SHAPES = {
     "cpu": ((2048, 2048), (2048, 512), (256, 256)),
@@ -45,7 +43,6 @@ SHAPES = {
 }
 ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # of what a kernel of ours multiplies on a GPU: no large ones
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
-FOUR_BIT = "nf4"
 POOL_BYTES = 128 * 1024**2  # at least
 POOL_MOST = 1024**3
 PAST_CACHES = 1.5  # times their size
@@ -148,6 +145,7 @@ class Format(NamedTuple):
     repacks: bool
     captured: bool = False  # in a CUDA graph: LLM.int8() looks for outlying features on the host
     own: bool = False  # by the kernels of our own decode step
+    more_tokens: tuple[int, ...] = ()
 
     @property
     def kernel(self) -> LayerKernel:
@@ -157,11 +155,7 @@ class Format(NamedTuple):
     @property
     def tokens(self) -> tuple[int, ...]:
         """Numbers of tokens that it is measured with."""
-        return (
-            ROW_TOKENS["cuda" if self.captured else "cpu"]
-            if self.own
-            else (*TOKENS, *MORE_TOKENS.get(self.scheme, ()))
-        )
+        return ROW_TOKENS["cuda" if self.captured else "cpu"] if self.own else (*TOKENS, *self.more_tokens)
 
     def nbytes(self, shape: Shape) -> int:
         """Of a stored layer, scales included."""
@@ -257,16 +251,14 @@ class LinearLayers:
 
             return pool
 
-        if self.cuda:
-            if cuda.missing() is None:
-                yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, captured=True, own=True)
+        if (cuda.missing() if self.cuda else native.missing()) is not None:
             return
-        if native.missing() is not None:
-            return
-        yield Format("fp32", torch.float32, pool_of(torch.float32), repacks=False, own=True)
-        yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, own=True)
         usual = DTYPES[devices.find(str(self.device)).default_dtype]
-        yield Format("int8", usual, pool_of(torch.int8), repacks=False, own=True)
+        for quant in quants.every():
+            if self.device.type in quant.kernels.own:
+                stored = DTYPES.get(quant.name, torch.int8)
+                inputs = DTYPES.get(quant.name, usual)
+                yield Format(quant.name, inputs, pool_of(stored), repacks=False, captured=self.cuda, own=True)
 
     def _formats(self) -> Iterator[Format]:
         """Those that can be measured here."""
@@ -288,36 +280,26 @@ class LinearLayers:
         for name, dtype in DTYPES.items():
             yield Format(name, dtype, plain(dtype), repacks=False, captured=self.cuda)
         yield from self._rows()
-        try:
-            import bitsandbytes as bnb
-        except ImportError:
-            return
 
-        def packed(name: str, dtype: torch.dtype, make: Callable[[int, int], nn.Module]) -> Format:
+        def packed(quant: Quant, layer: LayerBenchmark) -> Format:
             """Packing takes long: one layer is packed, and copied."""
+            dtype = DTYPES[(self.cuda and layer.gpu_dtype) or here.default_dtype]
 
             def pool(shape: Shape, nbytes: int) -> list[TimedLayer]:
                 rows, columns = shape
-                first = make(columns, rows).to(self.device).eval()  # training takes other kernels
+                first = layer.make(columns, rows, dtype).to(self.device).eval()  # training takes other kernels
                 first(torch.zeros(1, columns, dtype=dtype, device=self.device))
                 many = max(2, min(nbytes // one.nbytes(shape), PACKED_LAYERS))
                 return [first, *(copy.deepcopy(first) for _ in range(many - 1))]
 
-            one = Format(name, dtype, pool, here.repacks, captured=self.cuda and name == FOUR_BIT)
+            captured = self.cuda and quant.kernels.in_graphs
+            one = Format(quant.name, dtype, pool, here.repacks, captured, more_tokens=layer.more_tokens)
             return one
 
-        dtype = DTYPES[here.default_dtype]
-
-        def four_bit(inputs: int, outputs: int) -> nn.Module:
-            made: nn.Module = bnb.nn.Linear4bit(inputs, outputs, False, dtype, quant_type=FOUR_BIT)
-            return made
-
-        def eight_bit(inputs: int, outputs: int) -> nn.Module:
-            made: nn.Module = bnb.nn.Linear8bitLt(inputs, outputs, False, has_fp16_weights=False, threshold=6.0)
-            return made
-
-        yield packed(FOUR_BIT, dtype, four_bit)
-        yield packed("int8", torch.float16 if self.cuda else dtype, eight_bit)
+        for quant in quants.every():
+            layer = quant.modules.timed if quant.modules is not None else None
+            if layer is not None and quant.unavailable(here) is None:
+                yield packed(quant, layer)
 
 
 def _multiplied(inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

@@ -17,7 +17,7 @@ from bitsandbytes import cextension
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from profiler import registry
+from profiler import quants, registry
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load, loading_errors
@@ -278,7 +278,7 @@ def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
 
 def _is_quantized(module: nn.Module) -> bool:
     """Whether a module's weight is codes, in the module of whatever quantizer."""
-    if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+    if type(module).__name__ in quants.packed_modules():
         return True
     return any(
         tensor.dtype not in VALUES
@@ -288,21 +288,12 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers of a module itself, and the scales and tables bitsandbytes keeps beside its weight."""
+    """Parameters and buffers of a module itself, and what its quantization keeps beside the weight."""
     yield from module.parameters(recurse=False)
     yield from module.buffers(recurse=False)
-    weight = getattr(module, "weight", None)
-    state = getattr(weight, "quant_state", None)
-    for part in (state, getattr(state, "state2", None)):
-        for name in ("absmax", "code", "offset"):
-            tensor = getattr(part, name, None)
-            if isinstance(tensor, torch.Tensor):
-                yield tensor
-    for holder in (weight, getattr(module, "state", None)):
-        for name in ("CB", "SCB"):
-            tensor = getattr(holder, name, None)
-            if isinstance(tensor, torch.Tensor):
-                yield tensor
+    packed = quants.packed_modules().get(type(module).__name__)
+    if packed is not None:
+        yield from packed.tensors(module)
 
 
 def _part(name: str, module: nn.Module, tensor: torch.Tensor) -> str:
@@ -413,8 +404,8 @@ class StaticTrial(HfTrial):
             found.append(Caution("path", f"path {stats.path} instead of {self.case.path}: {stats.reason}"))
         if stats.kernels and DecodePath(stats.path, kernels=stats.kernels).on_plain_torch:
             found.append(Caution("plain-torch", f"decode on {stats.kernels}"))
-        elif stats.kernels and self.case.quant == "int8":
-            found.append(Caution("int8-rows", "decode multiplies 8-bit rows by unrounded activations (not LLM.int8)"))
+        elif stats.kernels and (ours := quants.find(self.case.quant)) and ours.kernels.own_caution:
+            found.append(Caution(*ours.kernels.own_caution))
         return tuple(found)
 
     def _reset(self) -> None:
