@@ -1,12 +1,17 @@
-"""What a backend gives: ``open(case, source, beat) -> Session``, a loaded model that serves its cases in turn."""
+"""What a backend gives: its traits, and a loaded model that serves its cases in turn.
+
+``backends/NAME/__init__.py`` has ``BACKEND``, which commands, plans, rows and tables ask what it takes; it imports no
+framework. ``backends/NAME/session.py`` has ``open(case, source, beat) -> Session``, which workers call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from profiler.case import Case, Source
+from profiler.decode_path import EAGER
 from profiler.devices.base import Meter, Watcher
 from profiler.results.measurement import Caution, DecodePath
 
@@ -96,11 +101,47 @@ class Session(Protocol):
         """Free the model."""
 
 
-class Backend(Protocol):
-    """The module-level function of ``backends/NAME.py``.
-
-    A backend whose machine is its own invention may also define ``meter(device) -> Meter``.
-    """
+class Opener(Protocol):
+    """``open`` of ``backends/NAME/session.py``. Importing that module imports the framework."""
 
     def __call__(self, case: Case, source: Source, beat: Beat) -> Session:
-        """``open``: load the model of ``case``. Raises OutOfMemory, ProfileError."""
+        """Load the model of ``case``. Raises OutOfMemory, ProfileError."""
+
+
+def _takes_all(case: Case) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backend:
+    """What a backend is and what it takes. ``None`` for a collection: everything that the profiler has a name for."""
+
+    engine: str = "transformers"  # a name of cost/engines: by its rules a case is planned
+    predicted: bool = True  # whether they describe it well enough for predictions beside measured figures
+    made_up: str | None = None  # what its device is, in words, where there is no such device: no figure of it is real
+    meter: Callable[[str], Meter] | None = None  # clock and memory of a device; None: those of ``profiler/devices``
+    own_step: bool = False  # it runs our own decode step, where a device has one
+    paths: tuple[str, ...] = (EAGER,)  # of decode; the first is the usual one, unless ``own_step``
+    quants: Collection[str] | None = None
+    dtypes: Collection[str] | None = None
+    fills: Collection[str] | None = None
+    weights: Collection[str] | None = None  # real, synthetic
+    kinds: Collection[str] | None = None  # of devices
+    refuses: Callable[[Case], str | None] = _takes_all  # why it cannot run a case that these allow, in words
+    versions: Callable[[], Mapping[str, str]] = dict  # of what it runs, beside the libraries that every row records
+    microbenchmark: str | None = None  # the module that `profile calibrate` runs
+
+    def refusal(self, case: Case) -> str | None:
+        """Why it cannot run ``case``, in words; ``None`` if it can."""
+        asked: tuple[tuple[str, str, Collection[str] | None], ...] = (
+            ("quantization", case.quant, self.quants),
+            ("dtype", case.dtype, self.dtypes),
+            ("decode path", case.path, self.paths),
+            ("cache fill", case.fill, self.fills),
+            ("weights", case.weights, self.weights),
+            ("device", case.device.partition(":")[0], self.kinds),
+        )
+        for what, value, taken in asked:
+            if taken is not None and value not in taken:
+                return f"backend {case.backend} has no {what} {value}, only {', '.join(taken)}"
+        return self.refuses(case)

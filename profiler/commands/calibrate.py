@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices, folders, quants
+from profiler import backends, devices, folders, quants
 from profiler.commands import options
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
@@ -23,7 +23,6 @@ from profiler.run.process import worker_environment
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
-MICROBENCHMARK = "profiler.backends.hf.microbenchmark"
 LIMIT_S = 180.0  # it takes half a minute; three times as long on a machine that is busy
 SHOWN_TOKENS = (1, 16, 256)
 SHOWN_LAYER = (2048, 2048)  # output and input features
@@ -67,8 +66,13 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
 
 
 def measure(device: DeviceInfo) -> Ceilings:
-    """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
-    command = [sys.executable, "-P", "-m", MICROBENCHMARK, device.name, str(device.threads or 0), str(device.running)]
+    """Run the microbenchmarks of the default backend in a process of their own.
+
+    ProfileError if it dies, takes too long or says something else.
+    """
+    module = backends.find(backends.DEFAULT).microbenchmark
+    assert module is not None
+    command = [sys.executable, "-P", "-m", module, device.name, str(device.threads or 0), str(device.running)]
     limit_s = LIMIT_S / device.running
     environ = worker_environment(os.environ)
     environ |= folders.child_environ(environ)

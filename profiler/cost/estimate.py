@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from profiler import backends
 from profiler.case import Case
 from profiler.cost import engines, explanation
-from profiler.cost.engines.transformers import left_mapped
 from profiler.cost.interval import Interval, exact, prior
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
@@ -26,7 +26,6 @@ from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.units import bytes_text
 
-ENGINE = "transformers"  # what every backend of a sweep runs, or stands in for
 START_S = 8.0  # a worker process that imports torch and transformers, from a warm disk
 DISK_BYTES_S = 0.5e9  # reading a checkpoint
 CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
@@ -42,8 +41,6 @@ NAMES: dict[Part, str] = {
     "experts": "fused experts",
     "other": "norms, routers and convolutions",
 }
-
-BACKENDS = frozenset({"hf"})  # those that the engine's rules describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +91,15 @@ def mean_depth(case: Case) -> int:
 
 def predictor_of(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Predictor:
     """For the cases of a model in a format."""
-    return _predictor(geometry, case.quant, case.dtype, host, case.path, stored)
+    engine = backends.find(case.backend).engine
+    return _predictor(geometry, engine, case.quant, case.dtype, host, case.path, stored)
 
 
 @lru_cache(maxsize=64)
 def _predictor(
-    geometry: Geometry, quant: str, dtype: str, device: Target, path: str, stored: Stored | None
+    geometry: Geometry, engine: str, quant: str, dtype: str, device: Target, path: str, stored: Stored | None
 ) -> Predictor:
-    return Predictor(geometry, engines.find(ENGINE), quant, Machine(device), dtype, path, stored)
+    return Predictor(geometry, engines.find(engine), quant, Machine(device), dtype, path, stored)
 
 
 def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
@@ -136,14 +134,14 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
 
     ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
     """
-    if case.backend not in BACKENDS:
+    if not backends.find(case.backend).predicted:
         return {}
     predictor = predictor_of(case, geometry, host_of(device, case.threads), stored)
     engine, on = predictor.engine, predictor.machine.target
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(mean_depth(case), case.batch)
     real = case.weights == "real" and stored is None  # nothing is packed while it is loaded
-    peak = found.terms.peak + (left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
+    peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
     if real:
         packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded: repacking comes with the first pass

@@ -22,7 +22,7 @@ from functools import cache, partial
 from heapq import heappop, heappush
 from typing import Any
 
-from profiler import decode_path
+from profiler import backends, decode_path
 from profiler.case import Case
 from profiler.cost import estimate as estimates
 from profiler.cost.estimate import Estimate, host_of
@@ -125,7 +125,10 @@ def size(case: Case) -> tuple[int, int, int]:
 
 
 def _impossible(task: GridTask, device: DeviceInfo) -> str | None:
-    """Why this device or this model cannot serve the case at any size of memory."""
+    """Why this backend, device or model cannot serve the case at any size of memory."""
+    refusal = backends.find(task.case.backend).refusal(task.case)
+    if refusal is not None:
+        return refusal
     reason = task.quant.unavailable(device)
     if reason is not None:
         return f"{task.quant.name} cannot run on {device.name}: {reason}"

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
+from profiler import backends
 from profiler.case import CODES, Case, Task
 from profiler.cost import estimate
 from profiler.devices.base import DeviceInfo
@@ -103,7 +104,7 @@ def sweep(
     store keeps them. Raises StoreError.
     """
     since = store.newest_id()  # rows of other sweeps that come after it are as fresh as our own
-    snapshot = environment.snapshot(device)
+    snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
     max_memory = limits.max_memory_bytes
     kept: KeptRows = {}
     if resumed:

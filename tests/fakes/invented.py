@@ -10,6 +10,7 @@ import pytest
 
 # By folder of the package: the file's name, and what people type for it.
 QUANT, QUANT_NAME = "made_up.py", "made-up"
+BACKEND = "stand-in"
 FILES = {
     "quants": {
         QUANT: '''"""Six bits a weight, and a scale of 16 bits for 64 of them. Nobody has timed it."""
@@ -32,6 +33,71 @@ QUANT = Quant(
     stored=StoredForm(matches=lambda stated: stated.get("quant_method") == "six"),
 )
 '''
+    },
+    "backends": {
+        "stand_in/__init__.py": '''"""Counts tokens on a real device, and takes little of what can be asked for."""
+
+from profiler.backends.base import Backend
+
+BACKEND = Backend(
+    quants=("bf16", "fp32"),
+    fills=("prefill",),
+    versions=lambda: {"counter": "1.2"},
+    refuses=lambda case: "it counts in one sequence" if case.batch > 1 else None,
+)
+''',
+        "stand_in/session.py": """from profiler import registry
+from profiler.backends.base import CacheState, Loaded
+from profiler.devices.base import Unwatched
+
+
+class Session:
+    def __init__(self, case):
+        self.meter = registry.load("devices", case.device.partition(":")[0], "device").meter(case.device)
+        self.watcher = Unwatched()
+        self.loaded = Loaded(2**20, 0, threads=1, cautions=())
+
+    def begin(self, case):
+        return Trial(case)
+
+    def close(self):
+        pass
+
+
+class Trial:
+    def __init__(self, case):
+        self.case, self.tokens, self.length, self.saved = case, [], 0, 0
+
+    def prefill(self):
+        self.tokens, self.length = [], self.case.context
+        return self.case.batch * self.case.context
+
+    def save(self):
+        self.saved = self.length
+
+    def restore(self):
+        self.tokens, self.length = [], self.saved
+
+    def release(self):
+        self.saved = 0
+
+    def step(self):
+        self.length += 1
+        self.tokens.append([0] * self.case.batch)
+
+    def cache(self):
+        return CacheState(self.length, 64 * self.length, 0, 64 * self.length, 0, 0)
+
+    def path(self):
+        return None
+
+    def cautions(self):
+        return ()
+
+
+def open(case, source, beat):
+    return Session(case)
+""",
     },
 }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +18,7 @@ from fakes import invented, tiny
 from fakes.ceilings import MEASURED
 from fakes.drawings import written
 
-from profiler import devices, registry
+from profiler import backends, decode_path, devices, registry
 from profiler.case import Case
 from profiler.cli import main
 from profiler.cost import engines
@@ -29,6 +32,7 @@ from profiler.models.geometry import Geometry, Weight
 from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
+from profiler.run import grid
 from profiler.show.report import charts
 
 GIB = 1024**3
@@ -170,6 +174,71 @@ def test_a_quant_knows_its_own_checkpoints() -> None:
     assert held.nbytes == sum(quant(own.name).weight_bytes(item.weight, "bf16", False) for item in held.weights)
     assert checkpoint.not_as_stored(held, OLD_GPU) is None
     assert checkpoint.from_config(geometry, other, raw) is None
+
+
+# Backends
+
+BACKENDS = registry.names("backends")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_says_what_it_takes_in_words_that_others_know(name: str) -> None:
+    backend = backends.find(name)
+    assert backend.engine in engines.names()
+    assert backend.paths and set(backend.paths) <= set(decode_path.PATHS)
+    assert set(backend.quants or ()) <= set(QUANTS)
+    assert set(backend.dtypes or ()) <= DTYPE_BYTES.keys()
+    assert set(backend.fills or ()) <= set(grid.FILLS)
+    assert set(backend.kinds or ()) <= set(registry.names("devices"))
+    assert backend.microbenchmark is None or importlib.util.find_spec(backend.microbenchmark)
+
+
+def test_asking_a_backend_imports_no_framework() -> None:
+    asked = f"from profiler import backends\nfor name in {BACKENDS}: backends.find(name)\n"
+    heavy = "import sys; assert not {'torch', 'transformers', 'bitsandbytes'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", asked + heavy], check=True)
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", [*BACKENDS, invented.BACKEND])
+def test_a_backend_is_planned_with(name: str, model: str) -> None:
+    asked = ("sweep", "-m", model, "-q", "fp32,nf4", "-c", "64", "-b", "1,2", "--backend", name, "--dry-run")
+    planned = {(row["quant"], row["batch"]): row for row in rows(*asked)}
+    took = {case for case, row in planned.items() if row["action"] == "run"}
+    assert took == ({("fp32", 1)} if name == invented.BACKEND else planned.keys())
+    for case in planned.keys() - took:
+        assert planned[case]["reason"]
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_backend_that_was_a_folder_a_moment_ago_measures_the_device_that_is_there(model: str) -> None:
+    asked = ("sweep", "-m", model, "-q", "fp32", "-n", "2", "-r", "2", "--backend", invented.BACKEND)
+    (row,) = rows(*asked, "-c", "64")
+    assert (row["outcome"], row["case"]["path"]) == ("ok", "eager")
+    assert 0 < row["decode"]["seconds"][0] < 1
+    assert row["predicted"]
+    assert row["environment"]["libraries"]["counter"] == "1.2"
+    shown = CliRunner().invoke(main, [*asked, "-c", "64"], catch_exceptions=False)
+    assert "FAKE" not in shown.stdout
+    skipped = {
+        ("--fill", "synthetic"): "no cache fill synthetic, only prefill",
+        ("--path", "static"): "no decode path static, only eager",
+        ("-b", "2"): "it counts in one sequence",
+    }
+    for option, reason in skipped.items():
+        (row,) = rows(*asked, "-c", "32", *option)
+        assert row["outcome"] == "skipped"
+        assert reason in row["reason"]
+
+
+def test_a_quant_without_random_weights_is_left_out_where_they_are_needed(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invented.install("quants", tmp_path, monkeypatch)
+    asked = ("sweep", "-m", model, "-q", invented.QUANT_NAME, "-c", "64", "--backend", "hf", "--dry-run")
+    (row,) = rows(*asked)
+    assert row["action"] == "skip"
+    assert "no random weights in made-up" in row["reason"]
 
 
 # Families

@@ -52,7 +52,7 @@ EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
 
 
 def open(case: Case, source: Source, beat: Beat) -> HfSession:
-    """Load the model of a case. Raises OutOfMemory, ProfileError."""
+    """Load the model of ``case``. Raises OutOfMemory, ProfileError."""
     allowed = allowance.at_start()
     torch.set_num_threads(case.threads or min(torch.get_num_threads(), allowed.threads))
     # The meter comes first: what the device holds before the model is what it subtracts.

@@ -105,6 +105,9 @@ class LlamaCpp:
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
         """No rule: weights are mapped, or read straight to the device."""
 
+    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
+        return exact(0)  # nothing is quantized while it is loaded
+
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         return EAGER
 

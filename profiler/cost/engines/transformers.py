@@ -178,6 +178,17 @@ class Transformers:
         ahead = Interval(STILL_UNPACKED * width * unpacked, 0, width * unpacked, "prior")
         return exact(storage.device_bytes + stored) + _process(target) + ahead
 
+    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
+        """Bytes of a checkpoint on a CPU that were packed and still count for the process.
+
+        Weights that are not packed stay in the mapped file where it has their dtype, and so does the rest of it. The
+        system takes those pages back when it needs them: no part of what decides whether a model fits.
+        """
+        if target.vendor != "CPU" or DTYPE_BYTES[dtype] != STORED_BYTES:
+            return exact(0)
+        read = STORED_BYTES * sum(line.elements for line in storage.lines if line.packed)
+        return Interval(read, 0, read, "prior")
+
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         """No CUDA graph may hold what waits for the device, as LLM.int8() does."""
         ours = quants.find(quant)
@@ -319,18 +330,6 @@ def _packed_products(
         return exact(0)
     low, usual, high = ours.kernels.cpu_scratch(rows, 4 * geometry.hidden * storage.widest, target.features)
     return spread(usual, low, high)
-
-
-def left_mapped(storage: Storage, dtype: str, target: Target) -> Interval:
-    """Bytes of a checkpoint on a CPU that were packed and still count for the process.
-
-    Weights that are not packed stay in the mapped file where it has their dtype, and so does the rest of it. The
-    system takes those pages back when it needs them: no part of what decides whether a model fits.
-    """
-    if target.vendor != "CPU" or DTYPE_BYTES[dtype] != STORED_BYTES:
-        return exact(0)
-    read = STORED_BYTES * sum(line.elements for line in storage.lines if line.packed)
-    return Interval(read, 0, read, "prior")
 
 
 def _delta_bytes(mixer: object) -> int:
