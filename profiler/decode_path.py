@@ -29,12 +29,6 @@ def compiler() -> str | None:
 NO_COMPILER = f"no C++ compiler found (CXX, {', '.join(COMPILERS)})"
 
 
-def why_eager(kind: str) -> str | None:
-    """Why a device that has a step of ours runs models as shipped where nobody says otherwise; ``None`` if it does
-    not."""
-    return NO_COMPILER if kind == "cpu" and compiler() is None else None
-
-
 def machine_state() -> str:
     """Hash of what decides whether our step can be built and compiled here, as far as a look at the machine tells.
 
@@ -61,14 +55,3 @@ def fault(folder: Path) -> str | None:
     except OSError as error:
         return os.strerror(error.errno or 0)
     return None
-
-
-def usual(kind: str) -> str:
-    """What a sweep takes on a device of this kind, and what is predicted of it.
-
-    On a CPU the static step: the compiled one is faster, by most for the smallest models, but takes a minute to get
-    ready for each. Without a compiler there are no loops of ours, and transformers runs as shipped.
-    """
-    if kind == "cuda":
-        return GRAPH
-    return STATIC if kind == "cpu" and compiler() else EAGER

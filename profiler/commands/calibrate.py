@@ -15,7 +15,7 @@ from profiler import backends, devices, folders, quants
 from profiler.commands import options
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.calibration import BETWEEN_NEEDS, DELTA, DELTA_TOKENS, Ceilings, LayerKernel
 from profiler.errors import ProfileError
 from profiler.models.layers import IDEAL, Weight
@@ -48,7 +48,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     known = calibration.load(found)
     for limit in found.limits:
         click.echo(f"{found.name}: {limit}", err=True)
-    if found.kind == "cpu" and found.running < 1:
+    if kind_of(found.kind).is_host and found.running < 1:
         share = f"{found.running:.0%}"
         click.echo(f"figures are of the time in which the process runs; predictions take it for {share}", err=True)
     if show:

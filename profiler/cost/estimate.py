@@ -18,8 +18,9 @@ from profiler.cost.interval import Interval, exact, prior
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.cost.storage import Part, Storage
+from profiler.decode_path import GRAPH
 from profiler.devices import target
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, DeviceKind
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
@@ -29,10 +30,7 @@ from profiler.units import bytes_text
 START_S = 8.0  # a worker process that imports torch and transformers, from a warm disk
 DISK_BYTES_S = 0.5e9  # reading a checkpoint
 CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
-FILL_BYTES_S = {"cpu": 2e9, "cuda": 5e9}  # writing random values to fresh memory
-COMPILE_LAYER_S = 3.0  # of --path graph on a CPU; Gemma 3 270M: 2.4 to 4.3, and 0.5 once inductor's cache has it
 COMPILE_SPREAD = 6.0
-PACK_ELEMENTS_S = {"cpu": 0.1e9, "cuda": 2e9}  # quantizing while loading
 SPREAD = 2.0
 WORTH_SAYING = 0.25  # of the weights: from here on what is left unquantized decides how large the model is
 NAMES: dict[Part, str] = {
@@ -60,7 +58,7 @@ class Estimate:
 def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Estimate:
     """Of ``case`` on ``host`` (``host_of``), as if it fitted; ``stored``: a checkpoint that runs as it is stored."""
     found = predictor_of(case, geometry, host, stored)
-    kind, width = "cpu" if host.vendor == "CPU" else "cuda", DTYPE_BYTES[case.dtype]
+    kind, width = host.device_kind, DTYPE_BYTES[case.dtype]
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
     terms = found.terms(found.setting(case.context, case.batch))
     prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch)
@@ -70,7 +68,7 @@ def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None
         peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
         load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
         prefill_s=prefill_s,
-        fill_s=prior(held / FILL_BYTES_S[kind], SPREAD),
+        fill_s=prior(held / kind.fill_bytes_s, SPREAD),
         step_s=step_s,
         left_plain=left_plain(found.storage, case.quant, case.dtype),
     )
@@ -113,18 +111,18 @@ def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
     return f"{quant} leaves {bytes_text(total)} of {' and '.join(NAMES[part] for part in largest)} in {dtype}"
 
 
-def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: str) -> Interval:
+def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) -> Interval:
     """Start a worker, then make the weights, or read and pack them; compile the step where it is a graph."""
     storage = found.storage
     if found.stored is not None:
         making = found.stored.nbytes / DISK_BYTES_S
     elif case.weights == "synthetic":
-        making = storage.device_bytes / FILL_BYTES_S[kind]
+        making = storage.device_bytes / kind.fill_bytes_s
     else:
         packed = sum(line.elements for line in storage.lines if line.packed)
         making = geometry.parameters * CHECKPOINT_BYTES / DISK_BYTES_S
-        making += packed / PACK_ELEMENTS_S[kind]
-    compiling = COMPILE_LAYER_S * len(geometry.layers) if (case.path, kind) == ("graph", "cpu") else 0.0
+        making += packed / kind.pack_elements_s
+    compiling = kind.compile_layer_s * len(geometry.layers) if case.path == GRAPH else 0.0
     return prior(START_S, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
 
 
@@ -165,7 +163,8 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
 
 
 def _between(on: Target) -> dict[str, Any] | None:
-    """By phase, how much processes of this device differ: standard deviation ÷ median. Not known of other GPUs."""
+    """By phase, how much processes of this device differ (standard deviation ÷ median); ``None``: not known."""
     if on.ceilings is not None and on.ceilings.between is not None:
         return {**on.ceilings.between, "basis": "calibrated"}
-    return {**target.BETWEEN, "basis": "prior"} if on.vendor == "CPU" else None
+    known = on.device_kind.between
+    return None if known is None else {**known, "basis": "prior"}

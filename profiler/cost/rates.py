@@ -80,7 +80,7 @@ def shares() -> dict[str, Any]:
 def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | None = None) -> DataSheetRates:
     """Of ``engine`` on ``target``; ``found`` replaces the shares of the file (for fitting them)."""
     content = shares() if found is None else found
-    own = content["engine"][engine]
+    own = content["engine"].get(engine, content["engine"]["other"])
     maker = target.vendor if target.vendor in content["bandwidth"] else "other"
     bandwidth = target.bandwidth_bytes_s * content["bandwidth"][maker] * own["bandwidth"]
     known = schemes()

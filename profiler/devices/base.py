@@ -1,7 +1,9 @@
 """What a device provides, and what the host's kernel counts while a device is timed.
 
-``devices/KIND.py`` has ``find() -> list[DeviceInfo]`` (without torch), ``meter(name)`` and ``watcher(name)``. Every
-timed window also holds the host's own clocks: time spent waiting for a core, time stolen by a hypervisor, and
+``devices/NAME.py`` has ``KIND``, what is particular to this kind of device, ``find() -> list[DeviceInfo]`` (without
+torch), ``unavailable()``, ``meter(name)`` and ``watcher(name)``. No other file names the kind.
+
+Every timed window also holds the host's own clocks: time spent waiting for a core, time stolen by a hypervisor, and
 swapping.
 """
 
@@ -9,14 +11,24 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
+from profiler import registry
+from profiler.case import PREFILL_CHUNK
+from profiler.decode_path import EAGER
 from profiler.devices import cgroup
+from profiler.errors import NotFound
+
+if TYPE_CHECKING:
+    from profiler.devices.target import Target
 
 TASKS = Path("/proc/self/task")
 STALLS = Path("/proc/pressure/cpu")
@@ -26,6 +38,79 @@ STATUS = Path("/proc/self/status")
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STEAL = 8  # the column of /proc/stat, after the name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BenchmarkSizes:
+    """How large what `profile calibrate` times is on a kind of device. A GPU is only busy with more than fits a CPU's
+    minute, so the defaults are those of a GPU."""
+
+    peak: tuple[int, int, int] = (8192, 8192, 8192)  # of a product: tokens, output and input features
+    read_bytes: int = 2 * 1024**3  # at least
+    step_hidden: int = 2048  # features of the model whose step is timed; what an operator takes grows slowly with it
+    pass_hidden: int = 4096  # and of the one whose prefill is
+    pass_tokens: int = 2048  # as many as a sweep gives the device at a time
+    step_depth: int = 65536  # tokens in the cache that attention reads
+    delta_batch: int = 16  # sequences of the gated delta rule
+    shapes: tuple[tuple[int, int], ...] = ((8192, 8192), (8192, 2048), (1024, 1024))
+    """Output and input features of linear layers: square, narrow, small, where there is less to do than to start."""
+    own_tokens: tuple[int, ...] = (1, 4)  # that kernels of our own step are timed with
+    run_bytes: int = 512 * 1024**2  # at most in a run of one token
+    calm_s: float = 100.0  # after so long, figures are taken from a single run
+
+
+def _here_or_not(here: bool) -> str:
+    return EAGER
+
+
+def _nothing(*about: Any) -> None:
+    return None
+
+
+def _no_caches(device: Any) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceKind:
+    """What is particular to a kind of device. The defaults are those of an accelerator of which nothing is known."""
+
+    maker: str | None = None  # whose data sheets describe such devices: a ``vendor`` of the catalog
+    is_host: bool = (
+        False  # it is the host: models lie in its memory, its quota is theirs, its CPU time is what counts
+    )
+    prefill_chunk: int = PREFILL_CHUNK  # tokens of a sequence that a prefill runs in one pass
+    step_path: Callable[[bool], str] = _here_or_not
+    """The path that our own decode step takes, by whether the device is of this machine; eager where it has none."""
+    no_step: Callable[[], str | None] = _nothing  # why it has none here though other machines may, in words
+    describe: Callable[[DeviceInfo], Target] | None = None  # for predictions; None: by its maker's data sheet
+    between: Mapping[str, float] | None = None  # by phase, how much processes differ (σ ÷ median) without calibration
+    fill_bytes_s: float = 5e9  # writing random values to fresh memory
+    pack_elements_s: float = 2e9  # quantizing while a model is loaded
+    compile_layer_s: float = 0.0  # of --path graph
+    select: Callable[[str], None] = _nothing  # make it the device on which torch starts kernels
+    wait: Callable[[Any], None] = _nothing  # until a torch.device has done everything that was queued
+    cache_bytes: Callable[[Any], int] = _no_caches  # last caches of a torch.device
+    sizes: BenchmarkSizes = BenchmarkSizes()
+
+
+ACCELERATOR = DeviceKind()
+
+
+def kind_of(device: str) -> DeviceKind:
+    """The kind of a device by its name (``cuda:0``) or its kind's; ``ACCELERATOR`` for one without a file."""
+    module = _module(device.partition(":")[0], tuple(sys.modules["profiler.devices"].__path__))
+    return ACCELERATOR if module is None else module.KIND
+
+
+@lru_cache(maxsize=64)
+def _module(name: str, folders: tuple[str, ...]) -> ModuleType | None:
+    """Once for each set of ``folders``: listing one takes longer than a prediction."""
+    try:
+        module = registry.load("devices", name, "device kind")
+    except NotFound:
+        return None
+    return module if hasattr(module, "KIND") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +172,7 @@ class DeviceInfo:
     @property
     def mark(self) -> dict[str, Any]:
         """What tells this device from the same one without limits: figures of one are no figures of the other."""
-        if self.kind != "cpu":  # one thread starts its work, which takes less than a core
+        if not kind_of(self.kind).is_host:  # one thread starts its work, which takes less than a core
             return {"quota": self.quota} if self.quota is not None and self.quota < 1 else {}
         own = {
             "quota": self.quota,

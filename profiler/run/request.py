@@ -12,8 +12,8 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from profiler import backends, decode_path, registry
-from profiler.case import EAGER, SYNTHETIC, THREADS, ModelNote, prefill_chunk
-from profiler.devices.base import DeviceInfo
+from profiler.case import EAGER, SYNTHETIC, THREADS, ModelNote
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
 from profiler.models import stored
 from profiler.models.resolve import Model, resolve
@@ -334,7 +334,7 @@ def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:
 def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
     """The subject, with the reason if nobody named a path and our own step cannot be had."""
     own_step = backends.find(request.backend).own_step
-    reason = decode_path.why_eager(device.kind) if own_step and not words(request.paths) else None
+    reason = kind_of(device.kind).no_step() if own_step and not words(request.paths) else None
     if reason is None:
         return subject
     remark = ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
@@ -352,14 +352,14 @@ def _with_threads(subject: Subject, request: SweepRequest, device: DeviceInfo) -
 
 def _usual_path(request: SweepRequest, device: DeviceInfo) -> str:
     backend = backends.find(request.backend)
-    return decode_path.usual(device.kind) if backend.own_step else backend.paths[0]
+    return kind_of(device.kind).step_path(True) if backend.own_step else backend.paths[0]
 
 
 def _settings(request: SweepRequest, device: DeviceInfo) -> SweepSettings:
     return SweepSettings(
         backend=request.backend,
         fill=request.fill or "prefill",
-        ubatch=request.ubatch or prefill_chunk(device.kind),
+        ubatch=request.ubatch or kind_of(device.kind).prefill_chunk,
         threads=request.threads,
         seed=request.seed,
     )

@@ -41,7 +41,7 @@ from profiler import backends, folders, registry
 from profiler.backends.base import OutOfMemory, Session
 from profiler.case import Case
 from profiler.devices import allowance
-from profiler.devices.base import Meter
+from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
@@ -324,8 +324,8 @@ def failure(error: Exception, order: Order, phase: str) -> Measurement:
     outcome: Outcome = "failed"
     if is_out_of_memory(error):
         words = " ".join(str(error).split()) or type(error).__name__
-        limit = order.max_memory_bytes
-        under = "" if limit is None or order.case.device != "cpu" else f" under --max-memory {bytes_text(limit)}"
+        limit = order.max_memory_bytes if kind_of(order.case.device).is_host else None
+        under = "" if limit is None else f" under --max-memory {bytes_text(limit)}"
         outcome, reason = "oom", f"out of memory in {phase}{under}: {words}"
     elif isinstance(error, ProfileError):
         reason = said(error)

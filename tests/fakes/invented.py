@@ -11,6 +11,8 @@ import pytest
 # By folder of the package: the file's name, and what people type for it.
 QUANT, QUANT_NAME = "made_up.py", "made-up"
 BACKEND = "stand-in"
+DEVICE = "npu"
+FAMILY, ENGINE, WRITER, COMMAND = "herd", "in-house", "shout", "greet"
 FILES = {
     "quants": {
         QUANT: '''"""Six bits a weight, and a scale of 16 bits for 64 of them. Nobody has timed it."""
@@ -98,6 +100,77 @@ class Trial:
 def open(case, source, beat):
     return Session(case)
 """,
+    },
+    "devices": {
+        "npu.py": '''"""An accelerator whose clock and memory are those of the process that stands in for it."""
+
+from profiler.devices import cpu
+from profiler.devices.base import DeviceInfo, DeviceKind, Unwatched
+
+KIND = DeviceKind(prefill_chunk=48, fill_bytes_s=1e9)
+GIB = 1024**3
+
+
+def find():
+    return [DeviceInfo("npu:0", "npu", "Some NPU", 8 * GIB, 7 * GIB, "bf16")]
+
+
+def unavailable():
+    return None
+
+
+def meter(device):
+    return cpu.CpuMeter()
+
+
+def watcher(device):
+    return Unwatched()
+'''
+    },
+    "models.families": {
+        "herd.py": '''"""Herd: Llama by another name."""
+
+from profiler.models.families import llama
+
+TEXT = {"herd": llama.LlamaConfig}
+WRAPPED = {}
+MODEL_TYPES = ("herd",)
+geometry = llama.geometry
+'''
+    },
+    "cost.engines": {
+        "in_house.py": '''"""An engine that nobody has measured, with the memory rules of another."""
+
+from profiler.cost.engines.vllm import Vllm
+
+
+class InHouse(Vllm):
+    name = "in-house"
+
+
+ENGINE = InHouse()
+'''
+    },
+    "show.writers": {
+        "shout.py": '''"""``-o shout``: outcomes, loud."""
+
+
+def render(run, measurements):
+    return "".join(f"{measurement.outcome.upper()}!\\n" for measurement in measurements)
+'''
+    },
+    "commands": {
+        "greet.py": '''"""``profile greet``: say hello."""
+
+import click
+
+
+@click.command("greet")
+def greet():
+    """Say hello."""
+    click.echo("hello")
+    return 3
+'''
     },
 }
 

@@ -25,7 +25,7 @@ from profiler.cost import engines
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.devices import target as targets
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import ProfileError
 from profiler.models import families, hub, stored
 from profiler.models.geometry import Geometry, Weight
@@ -53,9 +53,15 @@ def test_every_seam_has_plugins(folder: str) -> None:
 
 @pytest.fixture
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a plug-in of each kind whose only trace in the program is its own file."""
-    for folder in invented.FILES:
+    """With a quantization and a backend whose only trace in the program are their own files."""
+    for folder in ("quants", "backends"):
         invented.install(folder, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def made_up_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise with a kind of device. It is then the first one of this machine."""
+    invented.install("devices", tmp_path, monkeypatch)
 
 
 def rows(*arguments: str) -> list[dict[str, Any]]:
@@ -295,6 +301,45 @@ def test_a_family_meets_a_spoilt_config_with_a_geometry_or_one_clear_line(model_
         assert geometry.cache_bytes(4096, 1, 2).total >= 0, what
 
 
+def test_a_family_that_was_a_file_a_moment_ago_is_predicted_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    invented.install("models.families", tmp_path, monkeypatch)
+    for known in (families.by_model_type, families.titles):
+        known.cache_clear()
+        request.addfinalizer(known.cache_clear)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    raw = tiny.CONFIGS["llama"] | {"model_type": invented.FAMILY, "fake": {}}
+    (folder / "config.json").write_text(json.dumps(raw))
+    (predicted,) = rows("fit", str(folder), "--on", "rtx 4090", "-q", "bf16", "-c", "32")
+    assert predicted["parameters"] == families.geometry(tiny.CONFIGS["llama"]).parameters
+    (row,) = rows("sweep", "-m", str(folder), "-c", "16", "-n", "2", "-r", "2", "--backend", "fake")
+    assert row["outcome"] == "ok"
+
+
+# Engines
+
+
+def test_an_engine_that_was_a_file_a_moment_ago_is_predicted_as_a_guess(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invented.install("cost.engines", tmp_path, monkeypatch)
+    assert invented.ENGINE in engines.names()
+    for device in ("rtx 4090", "mi300x", "cpu"):
+        (row,) = rows("fit", "gemma-3-270m", "--on", device, "--engine", "in_house")
+        assert (row["engine"], row["decode"]["tps"]["basis"]) == (invented.ENGINE, "prior")
+
+
+@pytest.mark.parametrize("name", engines.names())
+def test_an_engine_predicts_every_quantization_that_it_names(name: str) -> None:
+    engine = engines.find(name)
+    for device in ("rtx 4090", "m3 ultra", "cpu"):
+        found = rows("fit", "gemma-4-26b-a4b", "--on", device, "--engine", name, "-q", ",".join(engine.quants))
+        assert [row["quant"] for row in found] == list(engine.quants)
+        assert all(row["weights_bytes"]["value"] > 0 for row in found)
+
+
 # Devices
 
 
@@ -309,6 +354,45 @@ def test_a_device_kind_is_here_or_says_why_not(kind: ModuleType) -> None:
         assert device.default_dtype in DTYPE_BYTES
         again = devices.find(device.name)  # what is free changes meanwhile
         assert again == replace(device, free_bytes=again.free_bytes)
+
+
+@pytest.mark.parametrize("name", devices.names())
+def test_a_device_kind_is_predicted_and_planned_for(name: str, model: str) -> None:
+    try:
+        (device, *_) = (found for found in devices.local() if found.kind == name)
+    except ValueError:
+        ran = CliRunner().invoke(main, ["sweep", "-m", model, "--device", name, "--dry-run"], catch_exceptions=False)
+        assert ran.exit_code == 2 and f"no {name} device here" in ran.stderr
+        return
+    kind, target = kind_of(name), targets.of(device)
+    assert target.device_kind is kind
+    assert kind.step_path(True) in decode_path.PATHS
+    asked = ("sweep", "-m", model, "--device", device.name, "-c", "4k", "-n", "2", "-r", "2")
+    (planned,) = rows(*asked, "--dry-run")
+    assert planned["action"] == "run" and planned["run_s"] > 0
+    (row,) = rows(*asked, "--backend", "fake")
+    assert (row["outcome"], row["case"]["device"], row["case"]["ubatch"]) == ("ok", device.name, kind.prefill_chunk)
+
+
+@pytest.mark.usefixtures("made_up_device", "made_up")
+def test_a_device_kind_that_was_a_file_a_moment_ago_is_found_predicted_and_measured(model: str) -> None:
+    listed = CliRunner().invoke(main, ["devices", "-o", "json"], catch_exceptions=False)
+    assert next(row["device"] for row in json.loads(listed.stdout)) == "npu:0"
+    for on in ("npu", "npu:0"):
+        (predicted,) = rows("fit", "gemma-3-270m", "--on", on, "-q", "nf4", "-c", "512")
+        assert predicted["device"] == "Some NPU"
+        assert predicted["decode"]["tps"]["value"] > 0
+    assert devices.find().name == "npu:0"
+    asked = ("sweep", "-m", model, "-c", "64", "-n", "2", "-r", "2")
+    (planned,) = rows(*asked, "--dry-run")
+    assert (planned["action"], planned["device"]) == ("run", "npu:0")
+    for backend in ("fake", invented.BACKEND):
+        (row,) = rows(*asked, "--backend", backend)
+        assert (row["outcome"], row["case"]["device"], row["case"]["ubatch"]) == ("ok", "npu:0", 48)
+        assert row["environment"]["device"]["title"] == "Some NPU"
+        assert row["case"]["path"] == "eager"
+    (limited,) = rows(*asked, "--dry-run", "--max-memory", "1MiB", "--fresh")
+    assert limited["action"] == "run"  # that bounds the memory of the host, which is not this device's
 
 
 @pytest.mark.parametrize("device", [found.name for found in devices.local() if found.kind == "cpu"])
@@ -383,6 +467,19 @@ def test_a_report_shows_every_row_or_says_that_it_does_not(name: str) -> None:
 def test_a_report_lets_no_terminal_control_through(name: str) -> None:
     text = registry.load("show.writers", name, "format").render("run", MIXED)
     assert not set(text) & {"\x1b", "\u202e", "\r", "\x00"}
+
+
+def test_a_format_and_a_command_that_were_files_a_moment_ago_are_there(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("show.writers", "commands"):
+        invented.install(folder, tmp_path, monkeypatch)
+    asked = ["sweep", "-m", model, "-q", "fp32", "-c", "16,32", "-n", "2", "-r", "2", "--backend", "fake"]
+    shown = CliRunner().invoke(main, [*asked, "-o", invented.WRITER], catch_exceptions=False)
+    assert (shown.exit_code, shown.stdout) == (0, "OK!\nOK!\n")
+    said = CliRunner().invoke(main, [invented.COMMAND], catch_exceptions=False)
+    assert (said.exit_code, said.stdout) == (3, "hello\n")
+    assert "Say hello" in CliRunner().invoke(main, ["--help"], catch_exceptions=False).stdout
 
 
 @pytest.mark.parametrize("name", [name for name in REPORTS if name in ("json", "jsonl", "llama-bench")])

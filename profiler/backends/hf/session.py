@@ -25,7 +25,7 @@ from profiler.case import Case, Source
 from profiler.decode_path import EAGER, SHORT_OF_MEMORY, machine_state
 from profiler.devices import allowance
 from profiler.devices.allowance import Allowance
-from profiler.devices.base import Meter, Watcher
+from profiler.devices.base import Meter, Watcher, kind_of
 from profiler.devices.cpu import mapped_weights_bytes
 from profiler.errors import ProfileError
 from profiler.kernels.graph import CompiledRunner, CudaGraphRunner
@@ -57,8 +57,7 @@ def open(case: Case, source: Source, beat: Beat) -> HfSession:
     torch.set_num_threads(case.threads or min(torch.get_num_threads(), allowed.threads))
     # The meter comes first: what the device holds before the model is what it subtracts.
     kind = registry.load("devices", case.device.partition(":")[0], "device")
-    if case.device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(case.device))  # kernels and graphs of ours go where the current stream is
+    kind_of(case.device).select(case.device)
     meter = kind.meter(case.device)
     with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)

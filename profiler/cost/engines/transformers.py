@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from profiler import decode_path, quants, registry
-from profiler.case import prefill_chunk
+from profiler import quants, registry
+from profiler.case import PREFILL_CHUNK
 from profiler.cost.calibrated import Counts, timed_layer
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
@@ -273,14 +273,12 @@ class Transformers:
 
 def usual_path(target: Target) -> str:
     """How a sweep runs decode steps there."""
-    if target.vendor == "CPU" and not target.local:  # another machine's compilers are not known
-        return STATIC
-    return decode_path.usual({"CPU": "cpu", "NVIDIA": "cuda"}.get(target.vendor, "other"))
+    return target.device_kind.step_path(target.local is not None)
 
 
 def _ubatch(setting: EngineRequest, target: Target | None) -> int:
     """Tokens of a sequence in one prefill pass, however short the context."""
-    return setting.ubatch or prefill_chunk("cpu" if target is not None and target.vendor == "CPU" else "")
+    return setting.ubatch or (PREFILL_CHUNK if target is None else target.device_kind.prefill_chunk)
 
 
 def _by_family(counted: Mapping[str, float], geometry: Geometry) -> float:
