@@ -1,16 +1,15 @@
-"""Whether two measurements of the same thing agree: the aim is overlapping intervals in at least 93 % of pairs.
+"""Tests whether two measurements of the same case agree. Aim: their intervals overlap in at least 93 % of pairs.
 
     python benchmarks/aa.py [--pairs 40] [--model gemma-3-270m] [--clock cpu]
 
-Each pair is two sweeps of one case, in processes of their own, one right after the other: what a person does who
-measures twice. Their 95 % intervals of the prefill and of the decode rate should overlap. Judged on the CPU time of
-the process (``--clock wall`` for the other), since a shared machine changes what a second is; threads are pinned to
-one. Both sides are also held to what they say of themselves: an interval is within ``--precision``, or the row says
-that it is not.
+Each pair is two sweeps of one case in separate processes, one right after the other, as a user would repeat a
+measurement. The 95 % intervals of the prefill rate and of the decode rate should overlap. Rates are judged by the CPU
+time of one thread (``--clock wall`` uses wall time), because a shared machine disturbs wall time. In addition, every
+interval must be within ``--precision``, or the row must say that it is not.
 
-Two true 95 % intervals of one median overlap more often than in 95 % of pairs (about 99 %). Fewer than 93 % mean that
-processes differ by more than was reckoned with: what `profile calibrate` found of it in three calibrations or more,
-else what other CPUs were seen to do.
+Two 95 % intervals of the same median overlap in about 99 % of pairs. Fewer than 93 % mean that processes differ by
+more than the interval assumes: the spread that at least three runs of ``profile calibrate`` found, otherwise the
+spread seen on other CPUs.
 """
 
 from __future__ import annotations
@@ -33,7 +32,9 @@ CLOCKS = {"cpu": "cpu_seconds", "wall": "seconds"}
 
 
 def main() -> int:
-    """Print every pair and the share that overlaps; exit code 1 below the aim, or when a row hides its width."""
+    """Print every pair and the share that overlaps. Exit code 1 below the aim, or if a row hides its wide
+    interval.
+    """
     options = parse()
     overlaps: dict[str, list[bool]] = {phase: [] for phase in PHASES}
     halves: dict[str, list[float]] = {phase: [] for phase in PHASES}
@@ -53,14 +54,14 @@ def main() -> int:
         half = statistics.median(halves[phase])
         print(
             f"{phase}, {options.clock} time: {share:.1%} of {options.pairs} pairs overlap, aim {AIM:.0%};"
-            f" half an interval {half:.1%} at the median"
+            f" half-width of an interval {half:.1%} at the median"
         )
-    print(f"intervals wider than --precision whose row does not say so: {silent}")
+    print(f"intervals wider than --precision without a caution: {silent}")
     return int(min(shares.values()) < AIM or silent > 0)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The row of one sweep that repeats until it is precise."""
+    """The row of one sweep that repeats until it reaches the precision."""
     return sweep(options, "--precision", f"{options.precision:.6%}")
 
 
@@ -82,27 +83,29 @@ def sweep(options: argparse.Namespace, *effort: str) -> dict[str, Any]:
 
 
 def interval(phase: dict[str, Any], clock: str) -> Summary:
-    """Seconds of one repetition by a clock, with the interval of their median as a row has it of their rate."""
+    """Seconds of one repetition by a clock, with the interval of their median as the row would have it for the
+    rate.
+    """
     found = summarize(phase[CLOCKS[clock]], phase["tps_between"])
     assert found is not None
     return found
 
 
 def overlap(a: Summary, b: Summary) -> bool:
-    """Whether the intervals share a value; a single repetition has none and says nothing."""
+    """Whether the intervals overlap; a single repetition has no interval and counts as overlapping."""
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return False
     return a.low <= b.high and b.low <= a.high
 
 
 def honest(row: dict[str, Any], phase: str, precision: float) -> bool:
-    """Whether the interval, of wall time, is as narrow as was asked for or a caution says why not."""
+    """Whether the interval of wall time is within the precision, or a caution says why not."""
     low, high, median = (row[phase][name] for name in ("tps_low", "tps_high", "tps"))
     if low is not None and max(high - median, median - low) / median <= precision * (1 + 1e-9):
         return True
     codes = {f"{phase}-{why}" for why in ("imprecise", "noisy", "few", "cold", "invalid")} | {"between", "spread"}
-    told = [caution for caution in row["cautions"] if caution["code"] in codes]
-    return any(phase in caution["text"] for caution in told)
+    found = [caution for caution in row["cautions"] if caution["code"] in codes]
+    return any(phase in caution["text"] for caution in found)
 
 
 def shown(found: Summary) -> str:

@@ -1,9 +1,10 @@
-"""Predicted against published decode and prefill rates, every device left out in turn; writes ``accuracy.md``.
+"""Compares predictions with published decode and prefill rates, leaving out each device in turn. Writes
+``accuracy.md``.
 
     python benchmarks/accuracy.py
 
-Beside ours, on the same rows: the plain roofline (bytes over the data sheet's bandwidth), and the formula of llmfit
-1.1.17 (``llmfit-core/src/fit.rs``) with its bytes per weight.
+For comparison, it scores two other predictors on the same rows: the plain roofline (bytes over the data sheet's
+bandwidth), and the formula of llmfit 1.1.17 (``llmfit-core/src/fit.rs``) with its bytes per weight.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from published_rows import Row
 
 RESULT = Path(__file__).parent / "accuracy.md"
 LLMFIT_EFFICIENCY = 0.55
-# bytes per weight by the start of a format's name: for speed, and as stored
+# bytes per weight by the beginning of a quantization's name: for speed, and as stored
 LLMFIT_BYTES = {"q4": 0.5, "q8": 1.0, "q6": 0.75, "q5": 0.625, "q3": 0.375, "q2": 0.25, "bf": 2.0, "fp": 1.0}
 LLMFIT_BYTES |= {"nv": 0.5, "iq2": 0.25, "iq3": 0.375, "iq4": 0.5}
 LLMFIT_PACKED = {"q4": 0.58, "q8": 1.05, "q6": 0.80, "q5": 0.68, "q3": 0.48, "q2": 0.37, "bf": 2.0, "fp": 1.05}
@@ -35,7 +36,7 @@ WORST = 15
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Errors of rates: relative, positive is predicted too fast."""
+    """Relative errors of rates; positive means predicted too fast."""
 
     name: str
     errors: Sequence[float]
@@ -58,12 +59,12 @@ HEAD = (
 
 
 def roofline(row: Row) -> float:
-    """Tokens per second if every byte came at the data sheet's rate, and nothing else took time."""
+    """Tokens per second if every byte came at the data sheet's bandwidth and nothing else took time."""
     return row.target.bandwidth_bytes_s / row.decode_work().nbytes
 
 
 def llmfit(row: Row) -> float:
-    """llmfit's estimate for one GPU: dense by all parameters, experts by what is active and how full the card is."""
+    """llmfit's estimate for one GPU: a dense model by all parameters, a mixture of experts by its active ones."""
     key = row.setting.quant[:3] if row.setting.quant.startswith("iq") else row.setting.quant[:2]
     total, bandwidth = row.geometry.parameters, row.target.bandwidth_bytes_s
     if not row.experts:
@@ -77,7 +78,7 @@ def llmfit(row: Row) -> float:
 
 
 def main() -> None:
-    """Judge, and write the page."""
+    """Predict, compare, and write the page."""
     used, left = published_rows.rows()
     decode = left_out.judge(used, fit_efficiency.start(), "decode")
     prefill = left_out.judge(used, fit_efficiency.start(), "prefill")
@@ -90,7 +91,7 @@ def page(
 ) -> list[str]:
     """The lines of ``accuracy.md``."""
     return [
-        "# How far off predictions are",
+        "# How far predictions are off",
         "",
         f"Written by `benchmarks/accuracy.py`. {len(used)} published single-stream rows (tiers A and B) on"
         f" {len({row.target.name for row in used})} devices; each device is predicted by a fit to all others.",
@@ -100,7 +101,7 @@ def page(
         HEAD,
         *(summary.line() for summary in summaries(decode)),
         "",
-        "The same rows by other means, on rates of decode:",
+        "The same rows with other predictors, for decode rates:",
         "",
         HEAD,
         *(summary.line() for summary in others(used)),
@@ -112,7 +113,7 @@ def page(
         "",
         "## Several devices",
         "",
-        "None of these rows was fitted to.",
+        "The fit uses none of these rows.",
         "",
         "| case | engine | measured t/s | predicted | error |",
         "|---|---|--:|--:|--:|",
@@ -124,7 +125,7 @@ def page(
         "",
         "## Residuals by cause",
         "",
-        "Decode, device left out. A cause that a column shows and the model lacks would show as a signed median.",
+        "Decode, with the device left out. A cause that the model lacks would show as a signed median.",
         "",
         HEAD,
         *(summary.line() for summary in by_cause(decode)),
@@ -151,7 +152,7 @@ def page(
 
 
 def summaries(judged: list[Judged]) -> list[Summary]:
-    """All, and the classes that targets are set for."""
+    """All rows, and the classes that have targets."""
     classes: dict[str, Callable[[Judged], bool]] = {
         "**all**": lambda j: True,
         "dense models": lambda j: not j.row.experts,
@@ -165,13 +166,13 @@ def summaries(judged: list[Judged]) -> list[Summary]:
 
 
 def summary(name: str, judged: Sequence[Judged]) -> Summary:
-    """Of some rows."""
+    """The summary of some rows."""
     covered = sum(j.covered for j in judged) / len(judged) if judged else None
     return Summary(name, [j.error for j in judged], covered)
 
 
 def others(used: Sequence[Row]) -> list[Summary]:
-    """Roofline and llmfit, all rows and by class."""
+    """The roofline and llmfit, for all rows and by class."""
     found = []
     for name, formula in (("plain roofline", roofline), ("llmfit 1.1.17", llmfit)):
         for part, keep in (("all", (True, False)), ("dense", (False,)), ("experts", (True,))):
@@ -181,7 +182,7 @@ def others(used: Sequence[Row]) -> list[Summary]:
 
 
 def by_device(judged: Iterable[Judged]) -> dict[str, list[Judged]]:
-    """Rows of each device."""
+    """A line per device."""
     groups: dict[str, list[Judged]] = defaultdict(list)
     for entry in judged:
         groups[entry.row.target.name].append(entry)
@@ -189,7 +190,7 @@ def by_device(judged: Iterable[Judged]) -> dict[str, list[Judged]]:
 
 
 def grouped(judged: Sequence[Judged], key: Callable[[Judged], str]) -> list[Summary]:
-    """A summary for each value of ``key``."""
+    """A summary per value of ``key``."""
     groups: dict[str, list[Judged]] = defaultdict(list)
     for entry in judged:
         groups[key(entry)].append(entry)
@@ -197,12 +198,12 @@ def grouped(judged: Sequence[Judged], key: Callable[[Judged], str]) -> list[Summ
 
 
 def by_cause(judged: Sequence[Judged]) -> list[Summary]:
-    """By what the model knows of a row."""
+    """Summaries by properties that the model knows of a row."""
     keys: tuple[Callable[[Judged], str], ...] = (
         lambda j: f"engine {j.row.engine.name}",
-        lambda j: f"maker {j.row.target.vendor}, {j.row.target.kind}",
+        lambda j: f"vendor {j.row.target.vendor}, {j.row.target.kind}",
         lambda j: "experts" if j.row.experts else "dense",
-        lambda j: f"format {j.row.setting.quant}",
+        lambda j: f"quantization {j.row.setting.quant}",
         lambda j: f"family {j.row.model.split('-')[0]}",
         lambda j: f"reads {_size(j.row.decode_work().nbytes)}",
         lambda j: f"depth {'above' if j.row.depth > 8192 else 'up to'} 8k",
@@ -211,7 +212,7 @@ def by_cause(judged: Sequence[Judged]) -> list[Summary]:
 
 
 def noise(used: Sequence[Row]) -> list[str]:
-    """How far sources differ on the same model, format, engine and device, at like depth."""
+    """How far sources differ on the same model, quantization, engine and device at similar depth."""
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in used:
         depth = "deep" if row.depth > 8192 else "shallow"
@@ -223,17 +224,17 @@ def noise(used: Sequence[Row]) -> list[str]:
     ]
     if not pairs:
         return ["No case was published by two sources."]
-    lines = [f"{len(pairs)} cases were published by more than one source; fastest over slowest, less one:", ""]
+    lines = [f"{len(pairs)} cases were published by more than one source; fastest ÷ slowest − 1:", ""]
     lines += [f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1])]
     return [
         *lines,
         "",
-        f"Median gap {np.median([gap for _, gap in pairs]):.0%}; no formula can be nearer to both than half of it.",
+        f"Median gap {np.median([gap for _, gap in pairs]):.0%}; no formula can be closer to both than half of that.",
     ]
 
 
 def several_lines() -> list[str]:
-    """Published rows of several equal devices."""
+    """Published rows for several identical devices."""
     lines = []
     for raw, predicted in published_rows.several():
         measured = float(raw["decode_tps"])
@@ -253,10 +254,10 @@ def worst_line(judged: Judged) -> str:
 LIMITS = [
     "## What this does not show",
     "",
-    "- vllm has rows of one device only. Leaving that out, its rows are predicted from llama.cpp's fit alone.",
-    "- Eager transformers has no published rows: its shares are priors, and `profile calibrate` measures them.",
-    "- The two engines' priors (`benchmarks/fitting.py`) were set knowing these rows. They are wide, but not blind.",
-    "- Half of the rows for prefill at 1,024 tokens include a server's first-request costs, so they read slow.",
+    "- vllm has rows for one device only. With it left out, its rows are predicted from llama.cpp's fit alone.",
+    "- Eager transformers has no published rows: its parameters are priors, and `profile calibrate` measures them.",
+    "- The priors of the two engines (`benchmarks/fitting.py`) were set with these rows in mind. They are wide.",
+    "- Half of the rows for prefill at 1,024 tokens include a server's first-request costs, so they are slower.",
 ]
 
 

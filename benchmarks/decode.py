@@ -1,17 +1,18 @@
-"""How fast a decode step is on this CPU, against what people use: writes ``decode.md`` beside this file.
+"""How fast a decode step runs on this CPU, compared with what people use. Writes ``decode.md`` in this folder.
 
     python benchmarks/decode.py [--model FOLDER | --shapes gemma-3-270m] [--quant fp32] [--context 512] [--batch 1]
                                 [--steps 16] [--pairs 6] [--gguf FILE]
 
-Sides, in turn (AB, BA, …) within one process, each decoding ``steps`` tokens from the same prompt:
+The contenders take turns (AB, BA, …) in one process, and each decodes ``steps`` tokens from the same prompt:
 
-    generate        transformers' ``model.generate``, greedy; its prefill is timed apart and taken off
-    generate-static the same with a static cache, which transformers compiles by itself where it can
-    eager           transformers' forward in a plain loop: what ``--path eager`` measures
+    generate        transformers' ``model.generate``, greedy; its prefill is timed separately and subtracted
+    generate-static the same with a static cache, which transformers compiles where it can
+    eager           transformers' forward in a plain loop, as ``--path eager`` measures it
     static, graph   our step called from Python, and compiled
-    llama.cpp       llama-cpp-python on ``--gguf``, if both are there (an extra that nothing else needs)
+    llama.cpp       llama-cpp-python with ``--gguf``, if it is installed (an optional dependency of this file only)
 
-Absolute rates depend on what else the machine does; quote the ratios. Compilation is shown, and in no rate.
+Absolute rates depend on the machine's other load, so quote the ratios. The time for compilation is printed
+separately.
 """
 
 from __future__ import annotations
@@ -41,28 +42,28 @@ from profiler.results.stats import summarize
 
 QUANTS = ("fp32", "bf16", "int8")
 RESULT = Path(__file__).with_name("decode.md")
-Side = Callable[[], float]  # seconds of ``steps`` decode steps
+Contender = Callable[[], float]  # seconds of ``steps`` decode steps
 
 
 def main() -> None:
     options = _options()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per product
     torch.set_num_threads(options.threads)
     model = _model(options)
     ids = torch.randint(model.config.vocab_size, (options.batch, options.context),
                         generator=torch.Generator().manual_seed(0))  # fmt: skip
     notes: list[str] = []
-    sides = dict(_sides(model, ids, options, notes))
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        side()  # warm-up
-    runs = [lambda name=name: seconds[name].append(sides[name]()) for name in sides]
+    contenders = dict(_contenders(model, ids, options, notes))
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender()  # warm-up
+    runs = [lambda name=name: seconds[name].append(contenders[name]()) for name in contenders]
     in_turn(options.pairs, *runs)
     text = "\n".join(_lines(seconds, options, notes))
     print(text)
     with RESULT.open("a") as file:
-        file.write(text + "\n")
+        file.write(f"\n{text}\n")
 
 
 def _options() -> argparse.Namespace:
@@ -76,7 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--gguf", type=Path)
-    parser.add_argument("--only", nargs="*", help="names of sides; generate is always among them")
+    parser.add_argument("--only", nargs="*", help="names of contenders; generate is always included")
     return parser.parse_args()
 
 
@@ -94,9 +95,9 @@ def _model(options: argparse.Namespace) -> PreTrainedModel:
     return synthetic.build(config, dtype, torch.device("cpu"), scheme, 0, lambda words: None)
 
 
-def _sides(
+def _contenders(
     model: PreTrainedModel, ids: torch.Tensor, options: argparse.Namespace, notes: list[str]
-) -> Iterator[tuple[str, Side]]:
+) -> Iterator[tuple[str, Contender]]:
     wanted = set(options.only or ("generate-static", "eager", "static", "graph"))
     yield "generate", _generate(model, ids, options.steps)
     if "generate-static" in wanted:
@@ -108,7 +109,7 @@ def _sides(
         yield "llama.cpp", _llama_cpp(options, ids[0].tolist())
 
 
-def _generate(model: PreTrainedModel, ids: torch.Tensor, steps: int, **how: Any) -> Side:
+def _generate(model: PreTrainedModel, ids: torch.Tensor, steps: int, **how: Any) -> Contender:
     def seconds(count: int) -> float:
         start = time.perf_counter()
         model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, **how)
@@ -117,7 +118,7 @@ def _generate(model: PreTrainedModel, ids: torch.Tensor, steps: int, **how: Any)
     return lambda: -seconds(1) + seconds(steps + 1)
 
 
-def _runner(runner: Any, ids: torch.Tensor, options: argparse.Namespace, notes: list[str]) -> Side:
+def _runner(runner: Any, ids: torch.Tensor, options: argparse.Namespace, notes: list[str]) -> Contender:
     runner.prefill(ids)
     runner.prepare(options.steps * (options.pairs + 2))
     stats = runner.stats()
@@ -134,7 +135,7 @@ def _runner(runner: Any, ids: torch.Tensor, options: argparse.Namespace, notes: 
     return seconds
 
 
-def _llama_cpp(options: argparse.Namespace, prompt: list[int]) -> Side:
+def _llama_cpp(options: argparse.Namespace, prompt: list[int]) -> Contender:
     from llama_cpp import Llama
 
     llama = Llama(str(options.gguf), n_ctx=options.context + options.steps * (options.pairs + 3),
@@ -154,9 +155,9 @@ def _lines(seconds: dict[str, list[float]], options: argparse.Namespace, notes: 
     what = options.model.name if options.model else f"{options.shapes} (random weights)"
     yield f"## {what}, {options.quant}, batch {options.batch}, context {options.context}, {options.threads} threads"
     yield ""
-    yield f"{options.pairs} rounds of {options.steps} steps, sides in turn. torch {torch.__version__}."
+    yield f"{options.pairs} rounds of {options.steps} steps, in turns. torch {torch.__version__}."
     yield ""
-    yield "| side | tokens/s (median) | × generate |"
+    yield "| contender | tokens/s (median) | × generate |"
     yield "|---|---|---|"
     for name, values in seconds.items():
         figure = summarize([options.batch * options.steps / value for value in values])

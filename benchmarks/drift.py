@@ -1,15 +1,15 @@
-"""How repetitions of one case lie in time, and how processes differ: what an interval has to know.
+"""How repetitions of one case vary over time and between processes, which an interval has to account for.
 
     python benchmarks/drift.py [--model gemma-3-270m] [--processes 4] [--reps 160] [--max-phase 36s]
 
-The same case in several processes, one after the other, on one thread's CPU time. For each: the median, how much
-single repetitions vary, how much the medians of blocks of 5, 10 and 20 do, and the correlation of a repetition with
-the one before. Were repetitions independent, that correlation would be near 0, blocks of k would vary by about
-1.25 ÷ √k of what single ones do, and medians of processes hardly at all.
+Measures the same case in several processes, one after the other, in CPU time of one thread. For each process it
+prints the median, the variation of single repetitions and of the medians of blocks of 5, 10 and 20, and the
+correlation of consecutive repetitions. If repetitions were independent, that correlation would be near 0, blocks of k
+would vary about 1.25 ÷ √k times as much as single repetitions, and the medians of processes would hardly differ.
 
-Then the question of ``aa.py``, answered from these series: windows of two processes, drawn at random, are measured
-as a sweep would; how often do their intervals overlap? Once with what the repetitions alone say (``results.stats``),
-once as a row has them, with what its calibrations, or other CPUs, say of how processes differ.
+Then it answers the question of ``aa.py`` from these series: how often do the intervals of two processes overlap, if a
+sweep had measured a random window of each? Once with intervals from the repetitions alone (``results.stats``), once
+with those of a row, which include the variation between processes known from calibrations or from other CPUs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Series = Sequence[float]
 
 
 def main() -> int:
-    """Print what was found; there is no aim here that could be missed."""
+    """Print the results; this benchmark has no aim."""
     options = parse()
     rows = [sweep(options, "-r", str(options.reps)) for _ in range(options.processes)]
     for phase in PHASES:
@@ -45,7 +45,7 @@ def main() -> int:
         if len(medians) > 1:
             between = stdev(medians) / statistics.mean(medians)
             print(f"{phase}: medians of {len(medians)} processes vary by {between:.1%} (standard deviation)")
-            for what, apart in (("of repetitions", None), ("as rows have them", rows[0][phase]["tps_between"])):
+            for what, apart in (("from repetitions alone", None), ("of rows", rows[0][phase]["tps_between"])):
                 share = overlapping(every, apart)
                 print(f"{phase}: intervals {what} overlap in {share:.0%} of {DRAWS} drawn pairs of processes")
     return 0
@@ -62,14 +62,14 @@ def described(series: Series) -> str:
 
 
 def correlation(series: Series) -> float:
-    """Of each value with the one before."""
+    """The correlation of consecutive values."""
     mean = statistics.mean(series)
     below = math.fsum((value - mean) ** 2 for value in series)
     return math.fsum((a - mean) * (b - mean) for a, b in pairwise(series)) / below if below else 0.0
 
 
 def overlapping(every: Sequence[Series], between: float | None) -> float:
-    """Share of drawn pairs of processes whose intervals share a value."""
+    """The share of random pairs of processes whose intervals overlap."""
     chance, found = random.Random(1), 0
     for _ in range(DRAWS):
         a, b = (interval(series, chance, between) for series in chance.sample(every, 2))
@@ -78,7 +78,7 @@ def overlapping(every: Sequence[Series], between: float | None) -> float:
 
 
 def interval(series: Series, chance: random.Random, between: float | None) -> tuple[float, float]:
-    """Of repetitions from a random place on, until the interval is narrow enough or there are ``MOST``."""
+    """The interval of repetitions from a random start, until it is narrow enough or there are ``MOST``."""
     start = chance.randrange(max(1, len(series) - MOST))
     for n in range(FEWEST, MOST + 1):
         found = summarize(series[start : start + n], between)

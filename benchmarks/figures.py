@@ -1,4 +1,4 @@
-"""How the benchmarks print a figure: median and 95 % interval, from the same statistics as a result row."""
+"""Formats the benchmarks' results: median and 95 % interval, with the same statistics as a result row."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from profiler.results.stats import summarize
 from profiler.units import seconds_text
 
 
-def in_turn(pairs: int, *sides: Callable[[], None]) -> None:
-    """Run the sides AB, BA, AB, …, so that a machine that warms up or is shared favours none of them."""
+def in_turn(pairs: int, *contenders: Callable[[], None]) -> None:
+    """Run the contenders in the order AB, BA, AB, …, so that a drifting or shared machine favours none of them."""
     for number in range(pairs):
-        for side in sides if number % 2 == 0 else reversed(sides):
-            side()
+        for run in contenders if number % 2 == 0 else reversed(contenders):
+            run()
 
 
 def ratio_text(ours: list[float], theirs: list[float]) -> str:
-    """Ours ÷ theirs of each pair: ``1.003 (95 % interval 0.998 to 1.008, 20 pairs)``."""
+    """The ratio ours ÷ theirs over pairs: ``1.003 (95 % interval 0.998 to 1.008, 20 pairs)``."""
     figure = summarize([our / their for our, their in zip(ours, theirs, strict=True)])
     assert figure is not None
     if figure.low is None or figure.high is None:
@@ -26,7 +26,7 @@ def ratio_text(ours: list[float], theirs: list[float]) -> str:
 
 
 def certainly_above(ours: list[float], theirs: list[float], limit: float) -> bool:
-    """Whether the whole interval of ours ÷ theirs lies above ``limit``."""
+    """Whether the whole interval of ours ÷ theirs is above ``limit``."""
     figure = summarize([our / their for our, their in zip(ours, theirs, strict=True)])
     return figure is not None and figure.low is not None and figure.low > limit
 
@@ -42,6 +42,6 @@ def seconds_line(what: str, seconds: list[float]) -> str:
 
 
 def difference_line(what: str, seconds: list[float]) -> str:
-    """``what: 12 ms (10 ms to 15 ms, 6 differences)``: noise may make one negative, so there is no interval."""
+    """``what: 12 ms (10 ms to 15 ms, 6 differences)``. Noise can make one negative, so there is no interval."""
     low, high = (seconds_text(value) for value in (min(seconds), max(seconds)))
     return f"{what}: {seconds_text(statistics.median(seconds))} ({low} to {high}, {len(seconds)} differences)"

@@ -1,4 +1,4 @@
-"""How long `profile fit` takes: the headline pair cold from the shell, and the whole catalog on one GPU in process.
+"""How long ``profile fit`` takes: the default models in a new process, and the whole catalog on one GPU in this one.
 
 python benchmarks/fit_cost.py
 """
@@ -26,7 +26,7 @@ REPEATS = 7
 
 
 def cold() -> None:
-    """A new process: imports, the pair chosen and printed."""
+    """A new process: import, choose the default models, print."""
     subprocess.run(COLD, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -42,7 +42,7 @@ def whole() -> None:
 
 
 def seconds(run: Callable[[], None]) -> list[float]:
-    """Each repetition, sorted."""
+    """The time of each repetition, sorted."""
     taken = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -53,7 +53,7 @@ def seconds(run: Callable[[], None]) -> list[float]:
 
 def main() -> None:
     """Print both, with the spread."""
-    for name, run in (("headline pair, cold", cold), ("catalog on one GPU", whole)):
+    for name, run in (("default models, new process", cold), ("catalog on one GPU", whole)):
         taken = seconds(run)
         print(f"{name}: median {statistics.median(taken):.2f} s ({taken[0]:.2f}–{taken[-1]:.2f})")
 

@@ -1,4 +1,4 @@
-"""Fit what runtimes get out of devices, and write ``scenarios/efficiency.toml``.
+"""Fits the efficiency of engines on devices to published rows, and writes ``scenarios/efficiency.toml``.
 
 python benchmarks/fit_efficiency.py
 """
@@ -23,23 +23,23 @@ BEFORE_ANY_FIT = {"spread.decode": "[0.5, 2.0]", "spread.prefill": "[0.5, 2.0]"}
 
 
 def template(values: dict[str, str] | None = None) -> str:
-    """The file with ``values`` in its holes; without them, every parameter at its prior."""
+    """The template with ``values`` filled in; without them, every parameter is at its prior."""
     known = BEFORE_ANY_FIT | {name(p): f"{p.prior:.6g}" for p in (*fitting.DECODE, *fitting.PREFILL)} | (values or {})
     return _HOLE.sub(lambda match: known[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
 def name(parameter: fitting.Parameter) -> str:
-    """A parameter's path as the template writes it: ``~`` for a dot in a key."""
+    """A parameter's path in the template's notation, where ``~`` stands for a dot in a key."""
     return ".".join(part.replace(".", "~") for part in parameter.path)
 
 
 def start() -> fitting.Content:
-    """Everything at its prior: where each fit begins."""
+    """Every parameter at its prior, the start of each fit."""
     return tomllib.loads(template())
 
 
 def main() -> None:
-    """Fit to all rows, judge by leaving devices out, write."""
+    """Fit to all rows, estimate the error by leaving out devices, and write the file."""
     used, _ = published_rows.rows()
     content = start()
     values: dict[str, str] = {}
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def evidence(used: list[Any]) -> str:
-    """Which rows the fit rests on: lines of the published file, by device."""
+    """The rows behind the fit: lines of the published file, by device."""
     lines = ["\n[evidence]  # lines of benchmarks/published/throughput.csv, by device\n"]
     for device in sorted({row.target.name for row in used}):
         rows = sorted(row.line for row in used if row.target.name == device)

@@ -1,7 +1,8 @@
-"""Shares of a device's ceilings from measured rows: robust least squares on log seconds, with priors.
+"""Fits efficiencies, as shares of a device's ceilings, to measured rows: robust least squares on log seconds with
+priors.
 
-Few parameters, each a cause that other devices share. A prior keeps one that no row speaks of at what is known
-without them; its width says how far rows may move it.
+There are few parameters, each for a cause that several devices share. A prior keeps a parameter without rows at its
+known value; its width says how far rows may move it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from published_rows import Row
 
 from profiler.cost import rates as cost_rates
 
-HUBER = 0.15  # log units: beyond it a row pulls no harder
+HUBER = 0.15  # log units: the influence of a row does not grow beyond this error
 STEPS = 12
 Content = dict[str, Any]
 Phase = str
@@ -25,7 +26,7 @@ Phase = str
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A number of the file, by its path; ``width`` of its prior is a factor."""
+    """A number in the file, by its path; ``width`` of its prior is a factor."""
 
     path: tuple[str, ...]
     prior: float
@@ -46,7 +47,7 @@ class Parameter:
 
 DECODE = (
     Parameter(("bandwidth", "NVIDIA"), 0.85, 1.1),  # streaming kernels reach it on every generation
-    Parameter(("bandwidth", "AMD"), 0.82, 1.1),  # as the 780M and 7900 XT of tier C rows show
+    Parameter(("bandwidth", "AMD"), 0.82, 1.1),  # from the tier C rows of the 780M and 7900 XT
     Parameter(("bandwidth", "Apple"), 0.75, 1.2),
     Parameter(("format", "iq"), 0.80, 1.3),
     Parameter(("format", "nvfp4"), 1.0, 1.15),
@@ -94,7 +95,7 @@ def measured(row: Row, phase: Phase) -> float | None:
 
 
 class Timed:
-    """Rows with their work ready, so that a fit times them many times."""
+    """Rows with precomputed work, so that a fit can predict them many times."""
 
     def __init__(self, rows: Sequence[Row], phase: Phase) -> None:
         self.rows = [row for row in rows if measured(row, phase) is not None]
@@ -113,7 +114,7 @@ class Timed:
 
 
 def weights(rows: Sequence[Row]) -> np.ndarray:
-    """A device with many rows weighs more, but only as their square root."""
+    """Weights that grow only with the square root of a device's number of rows."""
     counts = Counter((row.target.name, row.engine.name) for row in rows)
     return np.array([1 / np.sqrt(counts[row.target.name, row.engine.name]) for row in rows])
 

@@ -1,10 +1,10 @@
-"""How often the gate's rule errs, by simulation: writes ``benchmarks/gate.md``.
+"""Simulates how often the gate's rule errs, and writes ``benchmarks/gate.md``.
 
     python benchmarks/gate_calibration.py [--trials 4000] [--write]
 
 A pair is a draw of ln(candidate ÷ base): normal with standard deviation s, or *heavy*: one pair in twenty has three
-times the s, which is what a busy machine adds. Each trial is a whole gate: looks at 6, 10 and 16 pairs, and ten more
-pairs to confirm a FAIL. The seed is fixed, so the table is the same on every machine.
+times that s, as on a busy machine. Each trial is a whole gate: looks at 6, 10 and 16 pairs, and ten more pairs to
+confirm a FAIL. The seed is fixed, so the table is the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from profiler.gate.rule import CONFIRM_PAIRS, RegressionRule, decide, evidence, 
 PAGE = Path(__file__).parent / "gate.md"
 NOISES = (0.015, 0.03, 0.05)
 DELTAS = (0.03, 0.05, 0.10)
-SLOWDOWNS = (0.0, 0.5, 1.0, 2.0)  # in δ
+SLOWDOWNS = (0.0, 0.5, 1.0, 2.0)  # in units of δ
 HEAVY_SHARE, HEAVY = 0.05, 3.0
 
 HEAD = """# How often `profile gate` errs
 
-Simulated by `python benchmarks/gate_calibration.py --write` ({trials:,} gates a line, fixed seed). `s` is the
+Simulated by `python benchmarks/gate_calibration.py --write` ({trials:,} gates per line, fixed seed). `s` is the
 standard deviation of a pair, δ the slowdown that counts as a regression; *heavy*: one pair in twenty has three times
-that s. *FAIL first* is before the confirmation. A line is left out where the gate would refuse δ at that noise. Tests
-hold what is promised, in `tests/unit/gate/test_simulation.py`.
+that s. *FAIL first* is the rate before the confirmation. A line is omitted if the gate would refuse δ at that noise.
+`tests/unit/gate/test_simulation.py` tests the promised rates.
 
 | noise | s | δ | true slowdown | FAIL first | FAIL | PASS | inconclusive | pairs (mean) |
 |---|---|---|---|---|---|---|---|---|
@@ -44,7 +44,7 @@ class Line:
     heavy: bool
     sd: float
     delta: float
-    slowdown: float  # in δ
+    slowdown: float  # in units of δ
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def row(line: Line, trials: int) -> str:
-    """One line, simulated."""
+    """Simulate one line."""
     draw = random.Random(f"{line}")
     found: Counter[str] = Counter()
     pairs = 0
@@ -87,7 +87,7 @@ def row(line: Line, trials: int) -> str:
 
 
 def trial(line: Line, draw: random.Random) -> tuple[str, bool, int]:
-    """The word of one gate, whether it was FAIL before the confirmation, and its pairs."""
+    """The verdict of one gate, whether it was FAIL before the confirmation, and its number of pairs."""
     rule, logs = RegressionRule(line.delta), []
     for look in rule.looks:
         while len(logs) < look:
@@ -103,7 +103,7 @@ def trial(line: Line, draw: random.Random) -> tuple[str, bool, int]:
 
 
 def pair(line: Line, draw: random.Random) -> float:
-    """ln(candidate ÷ base)."""
+    """A draw of ln(candidate ÷ base)."""
     wide = HEAVY if line.heavy and draw.random() < HEAVY_SHARE else 1.0
     return draw.gauss(math.log1p(line.slowdown * line.delta), wide * line.sd)
 

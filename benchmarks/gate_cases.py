@@ -1,12 +1,12 @@
-"""Cases of this repository's own gate: what CI holds still.
+"""The cases of this repository's own gate, which CI runs.
 
     B=benchmarks/gate_baseline.json
     pytest benchmarks/gate_cases.py --benchmark-only --profile-gate $B --profile-gate-kinds workload
 
-Synthetic weights, so nothing is downloaded. Bytes and tokens follow from the case alone and are the same on every
-machine: plain dtypes only, since what a quantization leaves plain is stored in the device's own dtype, and a named
-path, since a machine without a compiler takes another. Time is gated against the last commit, in pairs, by ``profile
-gate --base``. After a change that is meant: the same command with ``--profile-gate-accept``.
+Weights are synthetic, so nothing is downloaded. Bytes and tokens must be the same on every machine. So the cases use
+plain dtypes only, because a quantization stores unquantized weights in the device's own dtype, and a fixed path,
+because a machine without a compiler would use another one. Time is not compared here, but with the previous commit by
+``profile gate --base``. After an intended change, run the same command with ``--profile-gate-accept``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ def test_gemma_3_270m(profile_case, quant):
 
 
 def test_a_cache_with_windows_and_a_batch(profile_case):
-    """Deeper than the window of Gemma 3, which is 512: its sliding layers have stopped growing."""
+    """The context is longer than Gemma 3's window of 512, so its sliding layers have stopped growing."""
     profile_case(model="gemma-3-270m", quant="fp32", context=600, batch=2, steps=2, reps=1, fill="synthetic",
                  weights="synthetic", device="cpu", path="eager")  # fmt: skip

@@ -1,13 +1,13 @@
-"""The regression gate on a real model: equal sides must not fail, a slower one must.
+"""The regression gate on a real model: identical versions must not fail, and a slower candidate must.
 
     python benchmarks/gate_real.py MODEL [--equal 20] [--slower 10] [--by 15%] [--context 32] [--steps 4] [--reps 5]
 
-Runs ``profile gate`` that many times with equal sides (aim: no FAIL) and with a candidate whose model does ``--by``
-more work (aim: nine of ten FAIL), on CPU time, and prints each verdict and the machine's load.
+Runs ``profile gate`` with identical versions (aim: no FAIL) and with a candidate whose model does ``--by`` more work
+(aim: nine of ten FAIL), in CPU time. Prints each verdict and the machine's load.
 
-The slowdown is injected into the candidate's process alone: a ``sitecustomize`` on its PYTHONPATH makes the model's
-forward spin, after it is done, for that share of the CPU time that it took. A sleep would not do: process CPU time
-does not see it. Gates of one kind share the noise of one calibration, as a person's gates of one week do.
+The slowdown is injected into the candidate's process: a ``sitecustomize`` on its PYTHONPATH makes the model's forward
+spin for that share of its CPU time. A sleep would not show in CPU time. Gates of one kind share one calibration of
+the noise, as all gates within a week do.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ sys.meta_path.insert(0, Spinning())
 
 
 def main() -> int:
-    """Exit code 1 when an aim is missed."""
+    """Exit code 1 if an aim is missed."""
     options = parse()
     with tempfile.TemporaryDirectory(prefix="gate-real-") as folder:
         (Path(folder) / "sitecustomize.py").write_text(SPIN.replace("SHARE", str(parse_percent(options.by))))
         slow = f"cmd:env {shlex.quote(f'PYTHONPATH={folder}')} {shlex.quote(sys.executable)}"
-        equal = series("equal sides", None, options.equal, options)
+        equal = series("identical versions", None, options.equal, options)
         slower = series(f"slower by {options.by}", slow, options.slower, options)
     missed = equal["FAIL"] + equal["INCOMPARABLE"] > 0 or slower["FAIL"] < FOUND * options.slower
     print("an aim is missed" if missed else "both aims are met")
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def series(what: str, candidate: str | None, count: int, options: argparse.Namespace) -> Counter[str]:
-    """Run ``count`` gates; the words of their decode and prefill times together, the gravest of each gate."""
+    """Run ``count`` gates; return the worst verdict of the prefill and decode times of each gate."""
     words: Counter[str] = Counter()
     for number in range(1, count + 1):
         start = time.monotonic()
@@ -89,17 +89,18 @@ def series(what: str, candidate: str | None, count: int, options: argparse.Names
         timed = [v for v in content["verdicts"] if v["metric"].endswith("_s") or v["metric"] == "machine"]
         word = max((v["word"] for v in timed), key=("PASS", "INCONCLUSIVE", "INCOMPARABLE", "FAIL").index)
         words[word] += 1
-        told = "; ".join(f"{v['metric']} {shown(v)}" for v in timed)
+        summary = "; ".join(f"{v['metric']} {shown(v)}" for v in timed)
         load = os.getloadavg()[0]
         print(
-            f"{what} {number}/{count}: {word} ({told}), {time.monotonic() - start:.0f} s, load {load:.1f}", flush=True
+            f"{what} {number}/{count}: {word} ({summary}), {time.monotonic() - start:.0f} s, load {load:.1f}",
+            flush=True,
         )
     print(f"{what}: {', '.join(f'{n} {word}' for word, n in words.items()) or 'none'}", flush=True)
     return words
 
 
 def shown(verdict: dict[str, Any]) -> str:
-    """``1.002 (0.991 to 1.013), 6 pairs, s 1.2%``; the reason where there are no pairs."""
+    """``1.002 (0.991 to 1.013), 6 pairs, s 1.2%``, or the reason if there are no pairs."""
     if verdict["ratio"] is None:
         return str(verdict["reason"])
     ends = f"{verdict['low']:.3f} to {verdict['high']:.3f}"
@@ -107,7 +108,7 @@ def shown(verdict: dict[str, Any]) -> str:
 
 
 def gate(candidate: str | None, options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """One gate of this installation with itself, or with a slower candidate; what ``-o json`` printed."""
+    """Gate this installation against itself, or against a slower candidate; returns the output of ``-o json``."""
     command = [sys.executable, "-m", "profiler", "gate", "--base", f"cmd:{shlex.quote(sys.executable)}"]
     command += ["--candidate", candidate] if candidate else []
     command += ["-m", options.model, "-c", str(options.context), "-n", str(options.steps), "-r", str(options.reps)]
@@ -123,13 +124,13 @@ def gate(candidate: str | None, options: argparse.Namespace, seed: int) -> dict[
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="python benchmarks/gate_real.py MODEL: gates of equal sides, and of a slower one"
+        description="python benchmarks/gate_real.py MODEL: gates of identical versions, and of a slower one"
     )
-    parser.add_argument("model", help="a folder with a checkpoint, or any name that profile gate takes")
-    parser.add_argument("--equal", type=int, default=20, help="gates of equal sides")
+    parser.add_argument("model", help="a folder with a checkpoint, or any model name for profile gate")
+    parser.add_argument("--equal", type=int, default=20, help="gates of identical versions")
     parser.add_argument("--slower", type=int, default=10, help="gates of a slower candidate")
-    parser.add_argument("--by", default="15%", help="slowdown that is injected")
-    parser.add_argument("--delta", default="5%", help="slowdown that is a regression")
+    parser.add_argument("--by", default="15%", help="injected slowdown")
+    parser.add_argument("--delta", default="5%", help="the smallest slowdown that counts as a regression")
     parser.add_argument("--context", type=int, default=32)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--reps", type=int, default=5)

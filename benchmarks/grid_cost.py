@@ -1,21 +1,22 @@
-"""What one sweep saves against a plain script started once for each case: the aim is a third of the time.
+"""How much time one sweep saves compared with starting a plain script for each case. Aim: a factor of three.
 
     python benchmarks/grid_cost.py [--model FOLDER] [--pairs 3]
 
 A is ``profile sweep`` over a grid of 12 cases. B is what people do without it: for each case a process that imports
-transformers, loads the checkpoint, and runs prefill and decode once for warm-up and ``reps`` times for a figure. B
-has no saved cache to go back to and prefills before every decode; A repeats prefills for their own figure, so both do
-the same number of each but for warm-ups, of which A does up to five seconds a phase. A also writes every row to a
-store and checks memory.
+transformers, loads the checkpoint, and runs prefill and decode once to warm up and ``reps`` times for a figure. B has
+no saved cache and so prefills before every decode, while A repeats prefills for their own figure, so both run the
+same number of each. They differ in warm-ups: A spends up to five seconds per phase on them. A also stores every row
+and checks memory.
 
     python benchmarks/grid_cost.py --scale [--cases 300,3000,10000]
 
-What a case of a long sweep costs of our own: CPU time of the sweep's process over the fake backend, whose model takes
-none, by the number of cases. The aim is 5 ms a case at 10,000, and no more than at 300: nothing may walk over all
-cases for each of them. CPU time of the worker and of a dry run are given beside it.
+The profiler's own cost per case in a long sweep: CPU time of the sweep's process with the fake backend, whose model
+takes none, by the number of cases. Aim: 5 ms per case at 10,000 cases, and no more than at 300, so no code may
+iterate over all cases for each of them. CPU time of the worker and of a dry run are printed as well.
 
-The checkpoint is ``--model``, or random weights in the shapes of Gemma 3 270M, written to a temporary folder.
-What A saves is loading, so the ratio falls as cases get longer and rises with the model: see how long one load took.
+The checkpoint is ``--model``, or random weights with the shapes of Gemma 3 270M in a temporary folder. A saves
+loading time, so the ratio falls with longer cases and rises with the size of the model; the output says how long a
+load took.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from figures import in_turn, ratio_text, seconds_line
 
 from profiler.models.hub import shipped_config
 
-LIMIT_S = 0.005  # of our own, for each case of a long sweep
+LIMIT_S = 0.005  # the profiler's own CPU time per case of a long sweep
 CONTEXTS, BATCHES, STEPS = (32, 64, 128), (1, 2), (4, 8)
 
 PLAIN = """
@@ -61,7 +62,7 @@ with torch.inference_mode():
 
 
 def main() -> int:
-    """Print the seconds of both sides and their ratio."""
+    """Print the seconds of A and B and their ratio."""
     options = parse()
     if options.scale:
         return scale([int(count) for count in options.cases.split(",")])
@@ -81,14 +82,14 @@ def main() -> int:
         )
     print(f"{len(CONTEXTS) * len(BATCHES) * len(STEPS)} cases, {options.reps} reps, {folder.name}, fp32 on the CPU")
     print(seconds_line("one sweep", sweeps))
-    print(seconds_line("one script a case", plains))
-    print(seconds_line("  of which each import and load", loads))
+    print(seconds_line("one script per case", plains))
+    print(seconds_line("  each import and load in it", loads))
     print(f"scripts ÷ sweep: {ratio_text(plains, sweeps)}")
     return 0
 
 
 def scale(counts: list[int]) -> int:
-    """Print the cost of a case by the number of cases; exit code 1 where the aim is missed."""
+    """Print the cost per case by the number of cases; exit code 1 if the aim is missed."""
     with tempfile.TemporaryDirectory(prefix="grid-cost-") as scratch:
         folder = Path(scratch) / "tiny"
         folder.mkdir()
@@ -101,15 +102,15 @@ def scale(counts: list[int]) -> int:
             planning = cpu_s([*command, "--dry-run"])[0]
             ours, theirs = cpu_s(command)
             costs[count] = ours / count
-            print(f"{count:6,} cases: {ours / count * 1e3:.2f} ms a case, the worker {theirs / count * 1e3:.2f} ms,"
+            print(f"{count:6,} cases: {ours / count * 1e3:.2f} ms per case, the worker {theirs / count * 1e3:.2f} ms,"
                   f" a dry run {planning / count * 1e3:.2f} ms")  # fmt: skip
     held = costs[counts[-1]] <= min(LIMIT_S, 1.5 * costs[counts[0]])
-    print(f"aim {LIMIT_S * 1e3:.0f} ms a case, and as at {counts[0]:,}: {'held' if held else 'MISSED'}")
+    print(f"aim {LIMIT_S * 1e3:.0f} ms per case, no more than at {counts[0]:,}: {'met' if held else 'MISSED'}")
     return 0 if held else 1
 
 
 def cpu_s(command: list[str]) -> tuple[float, float]:
-    """CPU seconds of a command's own process and of its children."""
+    """CPU seconds of a command's process, and of its children."""
     code = f"import os, sys; from profiler.cli import main\ntry: main({command[3:]!r})\n"
     code += "finally: print(*os.times()[:4], file=sys.stderr)"
     done = subprocess.run(
@@ -120,15 +121,15 @@ def cpu_s(command: list[str]) -> tuple[float, float]:
 
 
 def sweep_s(folder: Path, store: Path, options: argparse.Namespace) -> float:
-    """Wall seconds of one sweep into a new store. Every row must be ok, or the time says nothing."""
+    """Wall seconds of one sweep into a new store. Every row must be ok for the time to mean anything."""
     lists = (("-c", CONTEXTS), ("-b", BATCHES), ("-n", STEPS))
     grid = [word for flag, values in lists for word in (flag, ",".join(map(str, values)))]
     command = [sys.executable, "-m", "profiler", "sweep", "-m", str(folder), "-q", "fp32", *grid, "-o", "jsonl"]
     command += ["-r", str(options.reps), "--threads", str(options.threads), "--device", "cpu", "--store", str(store)]
     start = time.perf_counter()
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - start
-    outcomes = [json.loads(line)["outcome"] for line in answer.stdout.splitlines()]
+    outcomes = [json.loads(line)["outcome"] for line in done.stdout.splitlines()]
     expected = ["ok"] * (len(CONTEXTS) * len(BATCHES) * len(STEPS))
     if outcomes != expected:
         raise SystemExit(f"the sweep gave {outcomes}")
@@ -136,16 +137,16 @@ def sweep_s(folder: Path, store: Path, options: argparse.Namespace) -> float:
 
 
 def plain_s(folder: Path, case: tuple[int, int, int], options: argparse.Namespace) -> float:
-    """Run the plain script for a case; the seconds its imports and its load took."""
+    """Run the plain script for a case; return the seconds for its imports and loading."""
     command = [sys.executable, "-c", PLAIN, str(folder), *map(str, (*case, options.reps, options.threads))]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    first, *rows = answer.stdout.splitlines()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    first, *rows = done.stdout.splitlines()
     assert len(rows) == 1 + options.reps
     return float(first)
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """Random weights in the shapes of Gemma 3 270M, bf16 as published."""
+    """A checkpoint with random weights in the shapes of Gemma 3 270M, in bf16 as published."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -159,11 +160,11 @@ def write_checkpoint(folder: Path) -> Path:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="config.json and safetensors")
-    parser.add_argument("--reps", type=int, default=1, help="of each phase [default: %(default)s]")
-    parser.add_argument("--pairs", type=int, default=3, help="turns of each side [default: %(default)s]")
+    parser.add_argument("--reps", type=int, default=1, help="repetitions of each phase [default: %(default)s]")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of A and B [default: %(default)s]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [default: %(default)s]")
-    parser.add_argument("--scale", action="store_true", help="what a case costs by the number of cases")
-    parser.add_argument("--cases", default="300,3000,10000", help="of --scale [default: %(default)s]")
+    parser.add_argument("--scale", action="store_true", help="measure the cost per case by the number of cases")
+    parser.add_argument("--cases", default="300,3000,10000", help="case counts for --scale [default: %(default)s]")
     return parser.parse_args()
 
 

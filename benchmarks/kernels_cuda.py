@@ -1,9 +1,9 @@
-"""Our CUDA kernels beside torch's, as a decode step replays them: attention of one token, and small products.
+"""Our CUDA kernels compared with torch's in a replayed decode step: attention of one token, and small products.
 
     python benchmarks/kernels_cuda.py [--slots 4096 32768 131072]
 
-Attention of torch with a mask is what a step of fixed shape would take; without, what a growing cache takes. GB/s are
-of keys and values, all of them filled here, or of weights.
+torch's attention with a mask is what a step of fixed shape would use; without a mask, what a growing cache uses. GB/s
+count keys and values, all slots of which are filled, or weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAPES = {
     "Qwen 3.5 0.8B": (8, 2, 256),
     "Gemma 4 E2B": (8, 1, 512),
     "Qwen 3 8B": (32, 8, 128),
-}  # heads, of K and V, width
+}  # query heads, K/V heads, head size
 PRODUCTS = ((256, 1536), (1536, 256), (2048, 1536), (1536, 6144), (4096, 4096), (12288, 4096))  # rows, columns
 CALLS, ROUNDS = 10, 15
 POOL_BYTES, MOST_CALLS = 256 * 1024**2, 100
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _products(rows: int, columns: int) -> None:
-    """Over weights that no cache holds."""
+    """Measure over weights that do not fit into any cache."""
     size = 2 * rows * columns
     many = max(2, POOL_BYTES // size)
     weights = torch.randn(many, rows, columns, device="cuda", dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Every device predicted by what was learned from the others: errors, and intervals whose coverage can be counted."""
+"""Leave-one-device-out validation: each device is predicted from a fit to the others. Gives errors and coverage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COVER = 0.90
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One row, predicted without its device. Seconds of a step, or of the whole prefill."""
+    """One row, predicted from other devices. Seconds of a step, or of the whole prefill."""
 
     row: Row
     measured: float
@@ -26,17 +26,17 @@ class Judged:
 
     @property
     def error(self) -> float:
-        """Predicted over measured rate, less one: positive is too fast."""
+        """Predicted ÷ measured rate − 1, so positive means predicted too fast."""
         return self.measured / self.predicted - 1
 
     @property
     def covered(self) -> bool:
-        """Whether the 90 % interval holds the measured value."""
+        """Whether the 90 % interval contains the measured value."""
         return self.low <= self.measured <= self.high
 
 
 def judge(rows: Sequence[Row], start: fitting.Content, phase: str) -> list[Judged]:
-    """All rows that have the phase. ``start`` has every parameter at its prior."""
+    """All rows that have the phase, each predicted without its device. ``start`` has every parameter at its prior."""
     rows = [row for row in rows if fitting.measured(row, phase) is not None]
     bare: list[tuple[Row, float, float]] = []
     for device in sorted({row.target.name for row in rows}):
@@ -52,7 +52,7 @@ def judge(rows: Sequence[Row], start: fitting.Content, phase: str) -> list[Judge
 
 
 def spread(entries: Sequence[tuple[Row, float, float]]) -> tuple[float, float]:
-    """Factors on predicted seconds between which 90 % lie. Each device weighs as one: a new one is what it is for."""
+    """Factors on predicted seconds that contain 90 %. Devices have equal weight, since it is for new devices."""
     ratios = np.array([math.log(seconds / predicted) for _, seconds, predicted in entries])
     rows = Counter(row.target.name for row, _, _ in entries)
     weights = np.array([1 / rows[row.target.name] for row, _, _ in entries])

@@ -1,19 +1,18 @@
-"""What our measuring loop adds to what it measures: the aim is at most 1 %.
+"""The overhead of our measuring loop. Aim: at most 1 %.
 
     python benchmarks/loop_cost.py [--model gemma-3-270m]
 
-A is ``profiler.run.loop.measure`` on a loaded model, B a loop as one would write it by hand over the same model
-object: prefill and decode, ``reps`` times after one warm-up, timed as a whole. They take turns (AB, BA, …), and each
-pair gives a ratio A ÷ B of three things:
+A is ``profiler.run.loop.measure`` on a loaded model, B a simple loop over the same model object: prefill and decode,
+``reps`` times after one warm-up, timed as a whole. They take turns (AB, BA, …), and each pair gives ratios A ÷ B:
 
-    prefill, decode   the figures that are reported: the median repetition of A against that of B
-    whole             all that passes between the start of the first repetition and the end of the last, shared out
-                      among the repetitions, of which ours has more: it warms up until the phase is steady
-                      (it also takes one step more, for the peak of memory, and goes back to the saved cache)
-    cpu               the CPU seconds of that, which other work on the machine disturbs less
+    prefill, decode   the reported figures: the median repetition of A divided by that of B
+    whole             wall time from the start of the first repetition to the end of the last, per repetition; A has
+                      more of them, because it warms up until the phase is steady, and it also runs one extra step
+                      for the memory peak and restores the saved cache
+    cpu               the CPU time of the same, which other work on the machine disturbs less
 
-``control`` is B ÷ B, two hand-written loops against each other: what the machine's own noise looks like. Weights are
-synthetic, nothing is downloaded.
+``control`` is B ÷ B, two runs of the simple loop, which shows the machine's own noise. Weights are synthetic, so
+nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ AIM = 1.01  # A/B of a reported figure
 
 
 Turn = tuple[list[float], list[float], float]
-"""Seconds of each prefill and each decode that count, and those of all, warm-ups included, ÷ one of each."""
+"""Seconds of each prefill and decode that counts, and of all including warm-ups, divided by their number."""
 
 
 @dataclass
-class Side:
-    """One of the loops, and the seconds of its turns."""
+class Timings:
+    """One of the two loops, with its times."""
 
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
@@ -61,7 +60,7 @@ class Side:
 
 
 def main() -> int:
-    """Print the ratios; exit code 1 when a reported figure is dearer than the aim beyond doubt."""
+    """Print the ratios; exit code 1 if a reported figure exceeds the aim beyond doubt."""
     options = parse()
     case, session = load(options)
     effort = Effort(reps=options.reps)
@@ -79,8 +78,8 @@ def main() -> int:
         one_of_each = statistics.median(prefills[1:]) + statistics.median(decodes[1:])
         return prefills[1:], decodes[1:], sum(prefills + decodes) / one_of_each
 
-    a, b, again = Side(), Side(), Side()
-    bare()  # once untimed, so that no side pays for the first use of the model
+    a, b, again = Timings(), Timings(), Timings()
+    bare()  # once untimed, so that neither loop pays for the first use of the model
     in_turn(options.pairs, lambda: a.turn(ours), lambda: b.turn(bare), lambda: again.turn(bare))
     print(f"{case.label} {case.dtype} {case.device}, {case.steps} steps, {options.reps} reps, A = ours, B = by hand")
     for what in ("prefill", "decode", "whole", "cpu"):
@@ -92,7 +91,7 @@ def main() -> int:
 
 
 def by_hand(session: Session, case: Case, reps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each prefill and of each decode, the warm-up first, in the plainest loop over the model."""
+    """Seconds of each prefill and decode, warm-up first, in the simplest loop over the model."""
     import torch
     from transformers import DynamicCache
 
@@ -138,12 +137,12 @@ def load(options: argparse.Namespace) -> tuple[Case, Session]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gemma-3-270m", help="a name of profile models [default: %(default)s]")
+    parser.add_argument("--model", default="gemma-3-270m", help="a name from profile models [default: %(default)s]")
     parser.add_argument("--quant", default="fp32", help="[default: %(default)s]")
     parser.add_argument("--context", type=int, default=128, help="tokens [default: %(default)s]")
     parser.add_argument("--steps", type=int, default=16, help="decode steps [default: %(default)s]")
-    parser.add_argument("--reps", type=int, default=3, help="of each phase [default: %(default)s]")
-    parser.add_argument("--pairs", type=int, default=12, help="turns of each side [default: %(default)s]")
+    parser.add_argument("--reps", type=int, default=3, help="repetitions of each phase [default: %(default)s]")
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of A and B [default: %(default)s]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [default: %(default)s]")
     return parser.parse_args()
 

@@ -1,10 +1,10 @@
-"""Whether the parts of a model's memory add up to what the process takes: the aim is a remainder within 3 %.
+"""Whether the parts of a model's memory add up to the memory of the process. Aim: a remainder within 3 %.
 
     python benchmarks/memory_parts.py --model gemma-3-270m --quant fp32 --context 128
 
-One case is measured in this process, as a worker would, with as few repetitions as there can be: the figures are of
-memory. The parts are weights, framework, cache and activations at the peak of the phase that takes more; what is left
-is the row's ``unaccounted_bytes``.
+Measures one case in this process, as a worker would, with as few repetitions as possible, since only memory matters.
+The parts are weights, framework, cache and activations at the peak of the larger phase; the remainder is the row's
+``unaccounted_bytes``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from profiler.run.protocol import Order
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text
 
-AIM = 0.03  # of the process
+AIM = 0.03  # of the memory of the process
 
 
 def main() -> int:
-    """Print the parts; exit code 1 when too much is left over."""
+    """Print the parts; exit code 1 if the remainder is too large."""
     options = parse()
     wire: Any = SimpleNamespace(beat=lambda text: None)
     order = the_order(options)
@@ -42,20 +42,20 @@ def show(memory: Memory) -> int:
     for name, size in parts(memory).items():
         print(f"{name:24} {bytes_text(size):>10}")
     left, whole = unaccounted_bytes(memory), memory.phases_process_bytes
-    print(f"{'left over':24} {bytes_text(left):>10}")
+    print(f"{'remainder':24} {bytes_text(left):>10}")
     print(f"{'process':24} {bytes_text(whole):>10}")
     print(f"cache at the end of decode: growing {bytes_text(memory.growing_cache_bytes)}, window "
           f"{bytes_text(memory.window_cache_bytes)}, recurrent {bytes_text(memory.recurrent_bytes)}; "
           f"retained after prefill {bytes_text(memory.retained_bytes)}")  # fmt: skip
     if left is None or not whole:
-        print("the parts are not known here")
+        print("the parts are unknown on this machine")
         return 1
-    print(f"aim ±{AIM:.0%}: {left / whole:+.2%} of the process is left over")
+    print(f"aim ±{AIM:.0%}: the remainder is {left / whole:+.2%} of the process")
     return int(abs(left / whole) > AIM)
 
 
 def the_order(options: argparse.Namespace) -> Order:
-    """What a worker is told to measure."""
+    """The order for the worker."""
     found = resolve(options.model, offline=True)
     weights = options.weights if options.weights != "auto" else ("real" if found.checkpoint else "synthetic")
     plain = options.quant if options.quant in DTYPE_BYTES else devices.find(options.device).default_dtype
@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="[default: %(default)s]")
     parser.add_argument("--path", default="eager", help="[default: %(default)s]")
     parser.add_argument("--context", type=int, default=128, help="tokens [default: %(default)s]")
-    parser.add_argument("--ubatch", type=int, default=512, help="tokens a prefill chunk [default: %(default)s]")
+    parser.add_argument("--ubatch", type=int, default=512, help="tokens per prefill chunk [default: %(default)s]")
     parser.add_argument("--steps", type=int, default=4, help="decode steps [default: %(default)s]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [default: %(default)s]")
     return parser.parse_args()

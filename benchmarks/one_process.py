@@ -1,10 +1,11 @@
-"""Rows of many cases from one process: for a machine that is lent for minutes, where each worker's imports take ten.
+"""Measures many cases in one process, for machines that are available for minutes only: a worker's imports take
+seconds.
 
     python benchmarks/one_process.py --device cuda:0 --out rows.jsonl [--seconds 120] \
         qwen3.5-0.8b:bf16:512+32768:graph+static+eager gemma-4-e2b:nf4:512:graph
 
-A case is ``model:quantization:contexts:paths[:batches]``. Weights are synthetic; the cache is filled with random
-values unless a path ends in ``*`` (``eager*``), which measures the prefill as well. Every row is written at once.
+A case is ``model:quantization:contexts:paths[:batches]``. Weights are synthetic, and the cache is filled with random
+values unless a path ends in ``*`` (``eager*``), which also measures the prefill. Every row is written immediately.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
 def _measure(
     model: str, quant: str, every: list[tuple[int, str, int]], options: argparse.Namespace, end: float, out: object
 ) -> None:
-    """All cases of one load."""
+    """Measure all cases that share a loaded model."""
     config = hub.shipped_config(model)
     source, dtype = Source("catalog", model, None, config), devices.find(options.device).default_dtype
     dtype = quant if quant in ("fp32", "bf16", "fp16") else dtype

@@ -1,16 +1,15 @@
-"""What the profiler itself costs, without a model: its loop, its store, and a sweep per case.
+"""The profiler's own cost without a model: its loop, its store, and a sweep per case.
 
     python benchmarks/overhead.py [--pairs 12]
 
-    loop     A is ``profiler.run.loop.measure`` over the fake backend's trial, whose steps do next to nothing; B
-             calls the same trial's steps without clocks, watcher and checks. The difference of all they take, per
-             decode step, is what the loop costs
-    store    one row of 2 × 20 repetitions with 128 timed steps each: appending it until it is durable, and reading
-             it back
-    sweep    ``profile sweep`` with the fake backend over 41 cases against one: seconds of a further case, all of it:
-             plan, prediction, worker, messages, row, store, table
+    loop     A is ``profiler.run.loop.measure`` over the fake backend, whose steps do almost nothing; B calls the same
+             steps without clocks, watcher and checks. The difference of their times per decode step is the cost of
+             the loop
+    store    one row of 2 × 20 repetitions with 128 timed steps each: appending it durably, and reading it back
+    sweep    ``profile sweep`` with the fake backend over 41 cases compared with one: seconds per additional case for
+             plan, prediction, worker, messages, row, store and table
 
-Sides take turns (AB, BA, …). A model's own time is in none of it.
+A and B take turns (AB, BA, …). No figure includes a model's own time.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from profiler.scenarios import __file__ as scenarios
 
 CASE = Case("fake", "fake", "synthetic", "fp32", "fp32", "cpu", "fake", "eager", context=128, batch=1, steps=500)
 REPS = 4
-WARMUPS = 5  # what a phase without noise takes
+WARMUPS = 5  # number of warm-ups of a phase without noise
 CASES = 41
 
 
@@ -74,13 +73,13 @@ def loop(pairs: int) -> None:
         bare.append((time.perf_counter() - start) / steps)
 
     in_turn(pairs, with_loop, without)
-    print(seconds_line("loop: a decode step, prefills and checks shared out", ours))
+    print(seconds_line("loop: a decode step, including its share of prefills and checks", ours))
     print(f"loop: with ÷ without, over a model that does nothing: {ratio_text(ours, bare)}")
     print(difference_line("loop: cost of a step", [our - their for our, their in zip(ours, bare, strict=True)]))
 
 
 def store(pairs: int) -> None:
-    """Seconds to keep one full row, and to read it."""
+    """Seconds to append one full row, and to read it."""
     samples = [Sample(phase, 1.0, 128, cpu_s=1.0, wait_s=0.0) for phase in ("prefill",) for _ in range(20)]
     samples += [Sample("decode", 1.0, 128, (1 / 128,) * 128, 1.0, 0.0) for _ in range(20)]
     row = Measurement(CASE, {}, "ok", samples=tuple(samples), asked={"precision": 0.02})
@@ -107,7 +106,7 @@ def store(pairs: int) -> None:
 
 
 def sweep(pairs: int) -> None:
-    """Seconds of a further case in a sweep."""
+    """Seconds per additional case in a sweep."""
     many: list[float] = []
     one: list[float] = []
     with tempfile.TemporaryDirectory(prefix="overhead-") as scratch:
@@ -125,14 +124,14 @@ def sweep(pairs: int) -> None:
 
         contexts = ",".join(str(128 + place) for place in range(CASES))
         in_turn(pairs, lambda: run(contexts, many), lambda: run("128", one))
-    print(seconds_line("sweep: one case, worker and imports included", one))
+    print(seconds_line("sweep: one case, including worker and imports", one))
     further = [(both - single) / (CASES - 1) for both, single in zip(many, one, strict=True)]
-    print(difference_line("sweep: a further case", further))
+    print(difference_line("sweep: an additional case", further))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12, help="turns of each side [default: %(default)s]")
+    parser.add_argument("--pairs", type=int, default=12, help="pairs of A and B [default: %(default)s]")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""The published measurements as cases of ours: which catalog model, device, engine and format each row is.
+"""Maps published measurements to cases: the catalog model, device, engine and quantization of each row.
 
-Every match is spelled out here; what is not is left out with a reason. A row that claims more bytes per second than
-its memory can deliver is left out too: whatever was measured, it was not what the row says.
+Every match is listed here; rows without one are left out with a reason. A row that implies more bytes per second than
+its memory can deliver is left out too, because its description must be wrong.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from profiler.models import families, hub
 from profiler.models.geometry import Geometry
 
 FILE = Path(__file__).parent / "published" / "throughput.csv"
-HIGHEST_SHARE = 0.93  # of a data sheet's bandwidth; refresh and turnaround leave no program more
-CHAT_DEPTH = 256  # tokens in the cache on average, where a row only says that it was a short chat
-BENCH_TOKENS = 64  # llama-bench decodes 128 tokens after the stated depth: half of them on average
-BENCH_PROMPT = 512  # and prefills 512 where depth is 0
+HIGHEST_SHARE = 0.93  # of a data sheet's bandwidth; no program gets more, because of refresh and bus turnaround
+CHAT_DEPTH = 256  # average tokens in the cache, for a row that only says it was a short chat
+BENCH_TOKENS = 64  # llama-bench decodes 128 tokens after the stated depth, so the average is half of them deeper
+BENCH_PROMPT = 512  # llama-bench's prefill if the depth is 0
 
 DEVICES = {
     "DGX Spark (GB10, 128GB)": "DGX Spark (GB10)",
@@ -39,7 +39,7 @@ DEVICES = {
     "Apple M5 (10c, 32GB)": "Apple M5 (10c)",
     "RTX 5060 Ti": "RTX 5060 Ti 16GB",
 }
-SEVERAL: dict[str, tuple[str, int, Split]] = {  # never fitted to: a check of the rules for several devices
+SEVERAL: dict[str, tuple[str, int, Split]] = {  # not used for the fit: they check the rules for several devices
     "4x V100 32GB (layer split)": ("V100 32GB", 4, "layer"),
     "2x RTX 3090 (tensor split)": ("RTX 3090", 2, "tensor"),
     "2x RTX 3090 (TP2)": ("RTX 3090", 2, "tensor"),
@@ -49,8 +49,8 @@ SEVERAL: dict[str, tuple[str, int, Split]] = {  # never fitted to: a check of th
     "4x L4 (TP4)": ("L4", 4, "tensor"),
     "2x Strix Halo (TP2)": ("Strix Halo (Ryzen AI Max+ 395, Radeon 8060S)", 2, "tensor"),
 }
-ENGINES = {"llama.cpp": "llama.cpp", "ollama": "llama.cpp", "vllm": "vllm"}  # by how the row's engine begins
-GGUF = {  # dynamic mixes by the plain one of nearly the same size
+ENGINES = {"llama.cpp": "llama.cpp", "ollama": "llama.cpp", "vllm": "vllm"}  # by the beginning of the row's engine
+GGUF = {  # dynamic mixes → the plain mix of nearly the same size
     "q4_k": "q4_k_m",
     "q4_k_xl": "q4_k_m",
     "q8_k_xl": "q8_0",
@@ -71,16 +71,16 @@ CHECKPOINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One published figure and the case it is of."""
+    """One published figure and its case."""
 
-    line: int  # of the file
+    line: int  # in the file
     model: str
     geometry: Geometry
     target: Target
     engine: Engine
     setting: EngineRequest
     storage: Storage
-    depth: int  # tokens in the cache, on average over the decode
+    depth: int  # average tokens in the cache during decode
     decode_tps: float
     prefill_tps: float | None
     source: str
@@ -92,20 +92,20 @@ class Row:
         return gguf_mix.few_experts(self.geometry) > 1
 
     def decode_work(self) -> work.PhaseWork:
-        """One step."""
+        """The work of one step."""
         return work.decode(
             self.geometry, self.storage, self.depth, 1, self.engine.manner(self.geometry, self.setting)
         )
 
     def prefill_work(self) -> work.PhaseWork:
-        """The whole prompt."""
+        """The work of the whole prompt."""
         manner = self.engine.manner(self.geometry, self.setting)
         return work.prefill(self.geometry, self.storage, self.setting.context, 1, manner)
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that is not used, and why."""
+    """A row that is not used, and the reason."""
 
     line: int
     what: str
@@ -113,7 +113,7 @@ class LeftOut:
 
 
 def rows() -> tuple[list[Row], list[LeftOut]]:
-    """Single-stream decode rows of tiers A and B: those that are used, and those that are not."""
+    """Single-stream decode rows of tiers A and B: the ones used, and the ones left out."""
     used, left = [], []
     for line, raw in _wanted():
         what = f"{raw['model']} {raw['quant']} on {raw['device']}, {raw['engine']}, {raw['decode_tps']} t/s"
@@ -137,7 +137,7 @@ def _wanted() -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def several() -> Iterator[tuple[dict[str, str], float]]:
-    """Rows of several equal devices, and the decode rate predicted for each."""
+    """Rows of several identical devices, with the decode rate predicted for each."""
     for _, raw in _wanted():
         if raw["device"] not in SEVERAL:
             continue
@@ -151,18 +151,18 @@ def several() -> Iterator[tuple[dict[str, str], float]]:
 
 
 def match(line: int, raw: dict[str, str]) -> Row | str:
-    """The row as a case, or why it is none."""
+    """The row as a case, or the reason why it is not one."""
     target = _target(raw["device"])
     if isinstance(target, str):
         return target
     if raw["model"] not in hub.names():
-        return "no config of this model in the catalog"
+        return "the catalog has no config of this model"
     engine = _engine(raw["engine"])
     if engine is None:
-        return f"no engine with rules for {raw['engine'].split()[0]}"
+        return f"engine {raw['engine'].split()[0]} is not supported"
     quant = _quant(raw["quant"], engine)
     if quant is None:
-        return f"no rule for the format {raw['quant']}"
+        return f"quantization {raw['quant']} is not supported"
     geometry = _geometry(raw["model"])
     context = _context(raw)
     depth = CHAT_DEPTH if context is None else context + BENCH_TOKENS
@@ -187,11 +187,11 @@ def _target(name: str) -> Target | str:
     if name[:2] in ("2x", "4x"):
         return "several devices"
     if name.startswith("CPU") or name.endswith("CPU"):
-        return "a CPU whose memory the row does not name"
+        return "a CPU, and the row does not name its memory"
     known = {device.name: device for device in device_catalog.data_sheets()}
     found = known.get(DEVICES.get(name, name))
     if found is None:
-        return "this device, or this variant of it, is not in the catalog"
+        return "the catalog does not have this device or variant"
     return of_catalog(found if found.memory_bytes else replace(found, memory_bytes=1))
 
 
@@ -210,7 +210,7 @@ def _quant(text: str, engine: Engine) -> str | None:
 
 
 def _context(raw: dict[str, str]) -> int | None:
-    """Tokens before decode; unknown where a row names only what was allocated."""
+    """Tokens before decode; None if a row only says how much was allocated."""
     return None if not raw["context"] or "allocated" in raw["notes"] else int(raw["context"])
 
 

@@ -1,16 +1,16 @@
-"""Whether a sweep under a CPU quota is as fast as it can be there, and what it says of the quota.
+"""Whether a sweep under a CPU quota is as fast as it could be, and what the profiler reports about the quota.
 
     sudo python benchmarks/quota.py [--quotas 0.5,1,1.5] [--threads 1,2] [--model gemma-3-270m] [--rounds 5]
 
-For each quota a control group is made (cgroup v1 or v2; that takes root). In it, in turns, run ``profile sweep`` as
-it comes and with each number of ``--threads``: a process each, which loads the model and measures prefill and decode.
-For each quota it prints the cores that ``profile devices`` shows, the threads that were taken, the rates and what was
-predicted of them; and the rate as it comes ÷ the rate at the best ``--threads``, from the turns. The aim is that this
-ratio is 1 within its interval: exit code 1 where it lies below ``1 − TOLERANCE`` beyond doubt, or where the cores
-that are shown are not those of the quota.
+Creates a control group for each quota (cgroup v1 or v2, which requires root). In it, ``profile sweep`` runs in turns
+with the default threads and with each number of ``--threads``, each time in a process that loads the model and
+measures prefill and decode. For each quota this prints the cores that ``profile devices`` shows, the default number
+of threads, the measured and predicted rates, and the ratio of the default's rate to the best rate. Aim: this ratio is
+1 within its interval. Exit code 1 if it is below ``1 − TOLERANCE`` beyond doubt, or if the cores shown are not those
+of the quota.
 
-``--calibrate`` measures the ceilings under each quota first (a minute or two each), into a store of its own. A rate
-that changes with what else the machine does says nothing about quotas: run it on a machine that does nothing else.
+``--calibrate`` first measures the ceilings under each quota (a minute or two each) into a separate store. Other work
+on the machine changes the rates, so run this on an idle machine.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from figures import certainly_above, ratio_text
 
 from profiler.devices import cgroup
 
-TOLERANCE = 0.05  # of a rate: below it two settings are equally good
+TOLERANCE = 0.05  # of a rate: smaller differences count as equal
 PERIOD_US = 100_000
 PHASES = ("prefill", "decode")
-GONE_S = 2.0  # a group's last process is gone a moment after it has ended
-ENTER = 'echo $$ > "$0" && exec "$@"'  # in a shell: what is started has been in the group from its first instruction
+GONE_S = 2.0  # time for the last process of a group to disappear
+ENTER = 'echo $$ > "$0" && exec "$@"'  # for a shell: the program is in the group from its first instruction
 
 
 @dataclass
 class Setting:
-    """``--threads N``, or as it comes (None): the rates of its turns, and the last row."""
+    """``--threads N``, or the default (None): the rates of its turns, and the last row."""
 
     threads: int | None
     rates: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
@@ -50,14 +50,14 @@ class Setting:
 
     @property
     def name(self) -> str:
-        return "as it comes" if self.threads is None else f"--threads {self.threads}"
+        return "default" if self.threads is None else f"--threads {self.threads}"
 
     def median(self, phase: str) -> float:
         return statistics.median(self.rates[phase])
 
 
 def main() -> int:
-    """Print a block for each quota; 1 where one misses the aim."""
+    """Print a block for each quota; 1 if one misses the aim."""
     options = parse()
     failed = False
     with tempfile.TemporaryDirectory(prefix="profile-quota-") as folder:
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def one_quota(quota: float, processes: Path, options: argparse.Namespace, environ: dict[str, str]) -> bool:
-    """Measure all settings in turns and print them; whether the aim was met."""
+    """Measure all numbers of threads in turns and print them; return whether the aim was met."""
     if options.calibrate:
         profile(processes, environ, "calibrate", "--device", "cpu", "-o", "json")
     shown = next(row for row in profile(processes, environ, "devices", "-o", "json") if row["device"] == "cpu")
@@ -89,29 +89,29 @@ def one_quota(quota: float, processes: Path, options: argparse.Namespace, enviro
 
 
 def setting_text(setting: Setting) -> Any:
-    """Rate of a phase, and what was predicted of it."""
+    """The rate of a phase, with its prediction."""
 
     def text(phase: str) -> str:
         predicted = (setting.row.get("predicted") or {}).get(f"{phase}_tps")
-        beside = ""
+        expected = ""
         if predicted:
-            beside = f" (predicted {predicted['value']:.3g}, {predicted['low']:.3g} to {predicted['high']:.3g})"
-        return f"{phase} {setting.median(phase):.1f} t/s{beside}"
+            expected = f" (predicted {predicted['value']:.3g}, {predicted['low']:.3g} to {predicted['high']:.3g})"
+        return f"{phase} {setting.median(phase):.1f} t/s{expected}"
 
     return text
 
 
 def as_good_as_the_best(settings: Sequence[Setting], phase: str) -> bool:
-    """Print the rate as it comes ÷ that of the best ``--threads``; False if it is lower beyond doubt."""
+    """Print the ratio of the default's rate to the best one; False if it is lower beyond doubt."""
     usual, *others = settings
     best = max(others, key=lambda setting: setting.median(phase))
     ours, theirs = usual.rates[phase], best.rates[phase]
-    print(f"  {phase}: as it comes ÷ {best.name} {ratio_text(ours, theirs)}")
+    print(f"  {phase}: default ÷ {best.name} {ratio_text(ours, theirs)}")
     return not certainly_above(theirs, ours, 1 / (1 - TOLERANCE))
 
 
 def turn(setting: Setting, processes: Path, options: argparse.Namespace, environ: dict[str, str]) -> None:
-    """One process: the rates of both phases."""
+    """Run one process; return the rates of both phases."""
     threads = [] if setting.threads is None else ["--threads", str(setting.threads)]
     command = ["sweep", "--fresh", "--device", "cpu", "-m", options.model, "-q", options.quant, "-o", "json"]
     command += ["-c", str(options.context), "-n", str(options.steps), "-r", str(options.reps)]
@@ -124,7 +124,7 @@ def turn(setting: Setting, processes: Path, options: argparse.Namespace, environ
 
 
 def profile(processes: Path, environ: dict[str, str], *arguments: str) -> list[dict[str, Any]]:
-    """The rows that a command of ours prints, run inside the group."""
+    """The rows that one of our commands prints inside the group."""
     command = ["sh", "-c", ENTER, str(processes), sys.executable, "-m", "profiler", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environ)
     if done.returncode:
@@ -136,9 +136,11 @@ def profile(processes: Path, environ: dict[str, str], *arguments: str) -> list[d
 
 @contextmanager
 def group(cores: float) -> Iterator[Path]:
-    """A control group with so many cores' worth of CPU time: the file that takes processes in. It is removed."""
+    """A control group with the CPU time of so many cores: yields the file that adds processes, then removes the
+    group.
+    """
     quota_us, tried = round(cores * PERIOD_US), []
-    for parent in reversed(cgroup.folders("cpu")):  # the root first: with version 2 others may hold processes
+    for parent in reversed(cgroup.folders("cpu")):  # the root first: with version 2, inner groups hold processes
         folder = parent / f"profile-quota-{os.getpid()}"
         try:
             folder.mkdir()
@@ -154,11 +156,11 @@ def group(cores: float) -> Iterator[Path]:
                 remove(folder)
         except OSError as error:
             tried.append(f"{parent}: {error.strerror}")
-    raise SystemExit(f"no control group with a CPU quota can be made here: {'; '.join(tried) or 'none is mounted'}")
+    raise SystemExit(f"cannot create a control group with a CPU quota: {'; '.join(tried) or 'none is mounted'}")
 
 
 def remove(folder: Path) -> None:
-    """The group, as soon as it is empty."""
+    """Remove the group as soon as it is empty."""
     end = time.monotonic() + GONE_S
     while folder.exists() and time.monotonic() < end:
         with suppress(OSError):
@@ -174,13 +176,13 @@ def parse() -> argparse.Namespace:
         "--quotas", type=lambda text: [float(n) for n in text.split(",")], default="0.5,1,1.5", **numbers
     )
     parser.add_argument("--threads", type=lambda text: [int(n) for n in text.split(",")], default="1,2", **numbers)
-    parser.add_argument("--model", default="gemma-3-270m", help="a name of profile models [default: %(default)s]")
+    parser.add_argument("--model", default="gemma-3-270m", help="a name from profile models [default: %(default)s]")
     parser.add_argument("--quant", default="bf16", help="[default: %(default)s]")
     parser.add_argument("--weights", default="synthetic", choices=("auto", "real", "synthetic"))
     parser.add_argument("--context", type=int, default=256, help="tokens [default: %(default)s]")
     parser.add_argument("--steps", type=int, default=32, help="decode steps [default: %(default)s]")
-    parser.add_argument("--reps", type=int, default=5, help="of each phase [default: %(default)s]")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each setting [default: %(default)s]")
+    parser.add_argument("--reps", type=int, default=5, help="repetitions of each phase [default: %(default)s]")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all thread counts [default: %(default)s]")
     parser.add_argument("--calibrate", action="store_true", help="measure the ceilings under each quota first")
     return parser.parse_args()
 

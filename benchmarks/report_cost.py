@@ -1,11 +1,11 @@
-"""What reading many rows costs: CPU seconds and peak memory of `profile report`, `runs show` and the other readers.
+"""What reading many rows costs: CPU time and peak memory of ``profile report``, ``runs show`` and other readers.
 
     python benchmarks/report_cost.py [--rows 10000] [--store FILE]
 
-Rows are made up and stored first (100,000 of them take some minutes; ``--store`` keeps the file, and takes it again);
-what is timed is each whole command in a process of its own, reading included. CPU seconds are what a busy machine
-changes least. Aims: a page of at most 6 MB; ``report`` over 100,000 rows in 5 s and 500 MiB; ``runs show`` of 10,000
-rows in 2 s. They are taken in proportion to the rows.
+The rows are invented and stored first; 100,000 of them take some minutes, and ``--store`` keeps the file for reuse.
+Each command is measured as a whole in its own process, in CPU seconds, which a busy machine disturbs least. Aims: a
+page of at most 6 MB; ``report`` over 100,000 rows in 5 s and 500 MiB; ``runs show`` of 10,000 rows in 2 s. The limits
+scale with the number of rows.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from profiler.results.measurement import Measurement, Memory, Sample
 from profiler.results.store import Store
 
 PAGE_BYTES = 6_000_000
-US_A_ROW = {"report": 50, "show": 200}  # CPU time on top of ``START_S``
-START_S = 0.5  # of an interpreter and its imports, and of Vega for a page
+US_A_ROW = {"report": 50, "show": 200}  # CPU time per row, in addition to ``START_S``
+START_S = 0.5  # for the interpreter, its imports, and Vega for a page
 PEAK_MIB = 500
 QUANTS = ("fp32", "bf16", "fp16", "int8", "nf4", "nf4-dq", "fp4")
 BATCHES = (1, 2, 4, 8)
@@ -40,10 +40,10 @@ MODELS = ("gemma-4-e2b", "qwen3.5-2b", *(f"model-{number}" for number in range(8
 
 
 def main() -> int:
-    """Exit code 1 when an aim is missed."""
+    """Exit code 1 if an aim is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000, help="[default: %(default)s]")
-    parser.add_argument("--store", type=Path, metavar="FILE", help="made if it is not there")
+    parser.add_argument("--store", type=Path, metavar="FILE", help="created if it does not exist")
     options = parser.parse_args()
     missed = False
     with tempfile.TemporaryDirectory(prefix="report-cost-") as scratch:
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def cost(command: list[str]) -> tuple[float, float]:
-    """CPU seconds and peak memory in MiB of a command that must end well."""
+    """CPU seconds and peak memory in MiB of a command that must succeed."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -81,9 +81,9 @@ def cost(command: list[str]) -> tuple[float, float]:
 
 
 def fill(path: Path, count: int, noise: Callable[[], float] = lambda: 1.0) -> str:
-    """A run of ``count`` rows of ten models, times multiplied by ``noise``; its id.
+    """Store a run of ``count`` rows of ten models, with times multiplied by ``noise``; return its id.
 
-    The store's own ``append`` would sync the disk after each.
+    The store's own ``append`` would sync the disk after each row.
     """
     import sqlite3
 
@@ -98,7 +98,7 @@ def fill(path: Path, count: int, noise: Callable[[], float] = lambda: 1.0) -> st
 
 
 def row(number: int, noise: Callable[[], float]) -> Measurement:
-    """A case of its own for each number."""
+    """A different case for each number."""
     rest, model = divmod(number, len(MODELS))
     rest, quant = divmod(rest, len(QUANTS))
     rest, batch = divmod(rest, len(BATCHES))

@@ -1,8 +1,8 @@
-"""How fast the C++ loops multiply tokens with rows in fp32, bf16 and int8: all products of a step, formats in turn.
+"""How fast the C++ loops multiply in fp32, bf16 and int8: all matrices of a decode step, with the types in turns.
 
     python benchmarks/rows.py [--shapes gemma-3-270m] [--rounds 30] [--tokens 1]
 
-The same matrices in three formats: what a decode step would gain from a format if nothing else took time.
+This is what a decode step would gain from a smaller type if nothing else took time.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def _options() -> argparse.Namespace:
 
 
 def _shapes(name: str) -> list[tuple[int, int]]:
-    """Rows and columns of every matrix that a step multiplies with, a tied table among them."""
+    """Rows and columns of every matrix that a step multiplies with, including a tied embedding."""
     geometry = families.geometry(hub.shipped_config(name))
     roles = {"linear", "head", *(["embedding"] if geometry.tied else [])}
     return [(weight.shape[0], weight.shape[1]) for weight in geometry.weights() if weight.role in roles]
 
 
 def _product(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, tokens: int) -> Callable[[], None]:
-    """One token after the other with every matrix."""
+    """Multiply one token after the other with every matrix."""
     matrices = [torch.randn(shape).mul(30).to(dtype) for shape in shapes]
     inputs = {columns: torch.randn(tokens, columns) for _, columns in shapes}
     scales = {rows: torch.ones(rows) for rows, _ in shapes} if dtype == torch.int8 else {}

@@ -1,15 +1,15 @@
-"""What watching a device costs the thread that measures: the aim is at most 1 %.
+"""What watching a device costs the measuring thread. Aim: at most 1 %.
 
     python benchmarks/telemetry_cost.py
 
-A runs with the telemetry of a GPU beside it, B without. The work is what a decode of small operators is, a thread of
-Python that holds the interpreter's lock but for short calls: matrix products of torch, and pure Python beside them.
-The driver is the fake library of the tests, of which each call takes ``--latency`` microseconds; pynvml, the process
-that watches and its snapshots are those of a measurement; during B it is stopped. Sides take turns (AB, BA, …), and
-each pair gives a ratio A ÷ B of wall time and of the thread's CPU time. ``control`` is B ÷ B, the machine's own
-noise: many short turns say more than few long ones.
+A runs with GPU telemetry, B without. The work resembles a decode with small operators: a Python thread that releases
+the interpreter's lock only for short calls, with torch matrix products and pure Python. The driver is the tests' fake
+library, whose calls each take ``--latency`` microseconds; pynvml, the watching process and its snapshots are the real
+ones, and are stopped during B. A and B take turns (AB, BA, …), and each pair gives a ratio of wall time and of the
+thread's CPU time. ``control`` is B ÷ B, the machine's own noise. Many short turns give more information than few long
+ones.
 
-The CPU time of a snapshot is what the watching process takes of a core, and can be told on a noisy machine as well.
+The CPU time of a snapshot is the watching process's share of a core, which is measurable on a noisy machine as well.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
 @dataclass
-class Side:
-    """Seconds of its turns."""
+class Timings:
+    """The seconds of its turns."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -50,13 +50,13 @@ class Side:
 
 
 def main() -> int:
-    """Print the ratios; exit code 1 when the telemetry is dearer than the aim beyond doubt."""
+    """Print the ratios; exit code 1 if the cost of telemetry exceeds the aim beyond doubt."""
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder), options.latency)
         work = decode_like(options.steps)
         work()  # once untimed
-        a, b, again = Side(), Side(), Side()
+        a, b, again = Timings(), Timings(), Timings()
 
         telemetry = Sampler(Board("GPU-aaaa"))
         telemetry.open()
@@ -72,7 +72,7 @@ def main() -> int:
         in_turn(options.pairs, watched, lambda: b.turn(work), lambda: again.turn(work))
         os.kill(watching, signal.SIGCONT)
         telemetry.stop(0.0)
-        assert telemetry.gone is None, telemetry.gone  # it lived to the end
+        assert telemetry.gone is None, telemetry.gone  # it ran until the end
         telemetry.close()
         seconds = snapshot_s()
     print(f"{options.steps} steps, {1 / TICK_S:.0f} snapshots a second, {options.latency} µs a call; A = watched")
@@ -96,13 +96,13 @@ def install(folder: Path, latency_us: int) -> None:
     machine.card(power_w=300, reasons=0, processes={os.getpid(): 2**30})
     machine.control.latency_us = latency_us
     library = build(folder)
-    os.environ["LD_LIBRARY_PATH"] = str(library.parent)  # where the process that watches finds it
+    os.environ["LD_LIBRARY_PATH"] = str(library.parent)  # where the watching process finds it
     pynvml.nvmlLib = ctypes.CDLL(str(library))
     install.machine = machine  # type: ignore[attr-defined]
 
 
 def snapshot_s() -> float:
-    """CPU seconds of one snapshot, when the driver answers at once."""
+    """CPU seconds of one snapshot with a driver that answers immediately."""
     install.machine.control.latency_us = 0  # type: ignore[attr-defined]
     board = Board("GPU-aaaa")
     board.open()
@@ -116,7 +116,7 @@ def snapshot_s() -> float:
 
 
 def decode_like(steps: int) -> Callable[[], None]:
-    """Small products and Python between them."""
+    """Small products, with Python code between them."""
     import torch
 
     torch.set_num_threads(1)
@@ -127,16 +127,16 @@ def decode_like(steps: int) -> Callable[[], None]:
             row = state
             for _ in range(steps):
                 row = torch.tanh(row @ weight)
-                sum(range(50))  # holds the lock, as a model's own Python does
+                sum(range(50))  # holds the lock, like a model's own Python code
 
     return work
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000, help="of the work [default: %(default)s]")
-    parser.add_argument("--latency", type=int, default=100, help="of a call, in µs [default: %(default)s]")
-    parser.add_argument("--pairs", type=int, default=200, help="turns of each side [default: %(default)s]")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of the work [default: %(default)s]")
+    parser.add_argument("--latency", type=int, default=100, help="of a driver call, in µs [default: %(default)s]")
+    parser.add_argument("--pairs", type=int, default=200, help="pairs of A and B [default: %(default)s]")
     return parser.parse_args()
 
 

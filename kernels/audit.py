@@ -1,19 +1,20 @@
-"""May a decode step be captured as a CUDA graph? Answered without a GPU, by what the step does.
+"""Checks without a GPU whether a decode step can be captured as a CUDA graph.
 
-Each gate finds what the others miss: tags find operators that synchronise; the trace difference finds host numbers
-that change; the twin finds all that is semantic, data-dependent shapes inside opaque operators too; compilation finds
-Python that depends on state; the denylist holds what only C++ knows. What stays for a real GPU: kernels launched
-on a stream of their own, allocations inside libraries, races, the true size of the pool.
+Each check finds what the others miss. *operators* finds operators that synchronise. *trace* finds host numbers that
+change between steps. *twin* finds every difference in results, including data-dependent shapes inside opaque
+operators. *compile* finds Python code that depends on the state. *model* is a list of problems that only C++ knows
+about. What remains for a real GPU: kernels launched on other streams, allocations inside libraries, races, the true
+pool size.
 
-**The twin** records the operators of a step, then replays them on the same memory. A captured graph repeats kernels
-with the addresses and scalars it saw; no Python runs. The twin does the same with recorded operators: arguments are
-those of the recording, results are written where the recorded results lay, and what was computed last time is
-poisoned with NaN first. Whatever a step takes from the host (a position, a length, a buffer that was swapped) is
-therefore stale here exactly as it would be there.
+**The twin** records the operators of a step and then replays them on the same memory. A captured graph repeats
+kernels with the addresses and scalars that it saw, without running any Python. The twin does the same with recorded
+operators: it uses the recorded arguments, writes results to where the recorded ones are, and first poisons all
+intermediate results with NaN. Anything that a step takes from the host (a position, a length, a replaced buffer) is
+therefore exactly as stale as it would be in the graph.
 
-**The model** that is audited has the architecture in question with small numbers: every kind of layer once or twice,
-so that it takes seconds. What decides whether a step can be captured is which operators run and what they depend on,
-not how wide they are.
+**The audited model** has the architecture in question with small sizes and each kind of layer once or twice, so that
+the audit takes seconds. Whether a step can be captured depends on which operators run and on their inputs, not on
+their width.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from .runner import StaticRunner, decode_step
 
 Step = Callable[[], torch.Tensor]
 Host = Callable[[Any], int]
-TOLERANCE = 1e-3  # of logits, relative to their largest; a stale position or buffer is off by far more
-FAST_GROUPED_MM = ("sm90", "sm100")  # elsewhere, and in other dtypes than bf16, it reads its offsets on the host
+TOLERANCE = 1e-3  # of logits, relative to the largest; a stale position or buffer is off by far more
+FAST_GROUPED_MM = ("sm90", "sm100")  # only here, and only in bf16, it does not read its offsets on the host
 
 WINDOW = 16
 CAPS = {
@@ -61,7 +62,7 @@ PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 CONTEXT = 5
-SMALLEST_BUCKET = 16  # so that some dozen steps pass through several
+SMALLEST_BUCKET = 16  # so that a few dozen steps pass through several
 DEFAULT_WINDOW = 16
 WINDOWS = 3
 
@@ -72,7 +73,7 @@ class ReplayFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One recorded operator call. ``fresh`` are its results that own new memory, not views or in-place results."""
+    """One recorded operator call. ``fresh`` are the results in new memory, neither views nor in-place results."""
 
     func: Any
     args: tuple[Any, ...]
@@ -81,16 +82,16 @@ class Op:
 
     @property
     def is_view(self) -> bool:
-        """Computes nothing: no kernel on a GPU."""
+        """Whether it computes nothing, so that a GPU runs no kernel."""
         return not self.func._schema.is_mutable and not any(tensor is not None for tensor in self.fresh)
 
     def tensors(self) -> list[torch.Tensor]:
-        """Tensor arguments, in order."""
+        """The tensor arguments, in order."""
         return [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, torch.Tensor)]
 
 
 class OperatorRecorder(TorchDispatchMode):
-    """Records every operator that reaches the device. Keeps all tensors alive, so that addresses stay distinct."""
+    """Records every operator that reaches the device. Keeps all tensors alive, so that no address is reused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class OperatorRecorder(TorchDispatchMode):
 
 
 class TwinGraph:
-    """One recorded step. Recording runs the step once, for real; ``replay`` is every later one."""
+    """One recorded step. Creating it runs the step once; ``replay`` stands for every later step."""
 
     def __init__(self, step: Any) -> None:
         with OperatorRecorder() as recorder, torch.inference_mode():
@@ -120,17 +121,17 @@ class TwinGraph:
 
     @property
     def kernels(self) -> int:
-        """Operators that compute something: about the nodes of the captured graph."""
+        """Operators that compute something: roughly the nodes of the captured graph."""
         return sum(not op.is_view for op in self.ops)
 
     @property
     def pool_bytes(self) -> int:
-        """Memory of all intermediate results, if none shared another's place: an upper bound for the pool."""
+        """Memory of all intermediate results if none reused another's memory: an upper bound for the pool."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self._intermediates())
 
     @torch.inference_mode()
     def replay(self) -> torch.Tensor:
-        """Run the recorded operators again; gives the recorded result tensor with its new values.
+        """Run the recorded operators again; returns the recorded result tensor with its new values.
 
         Raises ReplayFailed.
         """
@@ -139,14 +140,14 @@ class TwinGraph:
                 tensor.fill_(torch.nan)
         for op in self.ops:
             if not op.is_view:
-                _again(op)
+                _rerun(op)
         return self.result
 
     def _intermediates(self) -> Iterator[torch.Tensor]:
         return (tensor for op in self.ops for tensor in op.fresh if tensor is not None)
 
 
-def _again(op: Op) -> None:
+def _rerun(op: Op) -> None:
     try:
         results = tree_flatten(op.func(*op.args, **op.kwargs))[0]
     except (RuntimeError, IndexError) as error:
@@ -155,7 +156,7 @@ def _again(op: Op) -> None:
         if old is None:
             continue
         if old.shape != new.shape:
-            raise ReplayFailed(f"{op.func} changed its shape from {tuple(old.shape)} to {tuple(new.shape)}")
+            raise ReplayFailed(f"the result of {op.func} changed shape: {tuple(old.shape)} to {tuple(new.shape)}")
         old.copy_(new)
 
 
@@ -167,13 +168,13 @@ def _address(tensor: torch.Tensor) -> int:
 class Finding:
     """A reason not to capture."""
 
-    gate: str  # operators | device | trace | twin | compile | model | step
+    check: str  # operators | device | trace | twin | compile | model | step
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What was found, and how large the graph would be."""
+    """The findings, and the size of the graph."""
 
     findings: tuple[Finding, ...]
     kernels: int  # operators of one step that compute something
@@ -185,10 +186,11 @@ class AuditReport:
 
 
 def audit_step(make: Callable[[], Step], steps: int, host: Host = lambda step: 0) -> AuditReport:
-    """Audit a step. ``make`` gives equal, independent steps; each call of one returns its logits and moves it on.
+    """Audit a step. ``make`` creates identical, independent steps; each call of one returns logits and advances it.
 
-    ``steps`` should lead round the smallest window at least twice and through two buckets. ``host(step)`` is what the
-    host does before each call, replayed or not; it names the graph that the call belongs to.
+    ``steps`` should pass through the smallest window at least twice and through two buckets. ``host(step)`` is what
+    the host does before each call, whether replayed or not; it returns the number of the graph that the call belongs
+    to.
     """
     findings = [*step_findings(make()), *_trace_findings(make(), steps, host), *_compile_findings(make())]
     twin_findings, first = _twin(make(), make(), steps, host)
@@ -197,16 +199,18 @@ def audit_step(make: Callable[[], Step], steps: int, host: Host = lambda step: 0
 
 
 def capture_reason(model: PreTrainedModel) -> str | None:
-    """Why this loaded model must not be captured, from what only C++ and configuration know; ``None`` if nothing."""
+    """Why this loaded model must not be captured, as far as configuration and module types tell; otherwise
+    ``None``.
+    """
     return next((finding.text for finding in model_findings(model)), None)
 
 
 def model_findings(model: PreTrainedModel) -> Iterator[Finding]:
-    """The denylist: synchronisations that no dispatcher sees."""
+    """Known problems of modules and configs: synchronisations that no dispatcher sees."""
     for name, module in model.named_modules():
         threshold = getattr(getattr(module, "state", None), "threshold", 0)
         if type(module).__name__ == "Linear8bitLt" and threshold > 0:
-            text = f"LLM.int8() with threshold {threshold:g} looks for outliers on the host (load with threshold 0)"
+            text = f"LLM.int8() with threshold {threshold:g} finds outliers on the host (load with threshold 0)"
             yield Finding("model", f"{text}: {name} and others")
             break
     config = model.config.get_text_config()
@@ -217,7 +221,7 @@ def model_findings(model: PreTrainedModel) -> Iterator[Finding]:
 
 
 def op_findings(ops: list[Op]) -> Iterator[Finding]:
-    """Operators that wait for the device, move data from or to the host, or have results of unknown shape."""
+    """Operators that wait for the device, copy from or to the host, or have results of unknown shape."""
     for op in ops:
         reason = _reason(op)
         if reason:
@@ -232,12 +236,12 @@ def _reason(op: Op) -> str | None:
     if torch.Tag.dynamic_output_shape in tags and (func is not torch.ops.aten.index.Tensor or boolean):
         return "has a result whose shape depends on data"
     if "lift_fresh" in name or "_pin_memory" in name:
-        return "brings data from the host"
+        return "copies data from the host"
     results = [tensor for tensor in op.fresh if tensor is not None]
     if len({tensor.device.type for tensor in (*op.tensors(), *results)}) > 1:
         return "moves data between devices"
     if "_grouped_mm" in name:
-        return f"reads its offsets on the host but on {' and '.join(FAST_GROUPED_MM)} in bf16 (use batched_mm)"
+        return f"reads its offsets on the host except on {' and '.join(FAST_GROUPED_MM)} in bf16 (use batched_mm)"
     if name.startswith("bitsandbytes.quantize"):
         return "launches on the default stream"
     return None
@@ -250,7 +254,7 @@ def _record(step: Step) -> list[Op]:
 
 
 def step_findings(step: Step) -> list[Finding]:
-    """Operators of one step that capture forbids, or the error that the step raises."""
+    """Operators of one step that prevent a capture, or the error that the step raises."""
     try:
         return list(dict.fromkeys(op_findings(_record(step))))
     except Exception as error:
@@ -258,12 +262,12 @@ def step_findings(step: Step) -> list[Finding]:
 
 
 def _trace_findings(step: Step, steps: int, host: Host) -> list[Finding]:
-    """Neighbouring steps of one bucket must be the same operators on the same memory with the same numbers."""
+    """Consecutive steps of one bucket must run the same operators on the same memory with the same numbers."""
     before: tuple[int, list[str]] | None = None
-    kept: list[list[Op]] = []  # alive, so that no address is given out twice
+    kept: list[list[Op]] = []  # kept alive, so that no address is reused
     for number in range(steps):
         graph = host(step)
-        if not _looked_at(number, steps):
+        if not _is_compared(number, steps):
             with torch.inference_mode():
                 step()
             before = None
@@ -271,18 +275,18 @@ def _trace_findings(step: Step, steps: int, host: Host) -> list[Finding]:
         kept.append(_record(step))
         lines = _lines(kept[-1])
         if before is not None and before[0] == graph and before[1] != lines:
-            return [Finding("trace", f"step {number} differs from the one before: {_difference(before[1], lines)}")]
+            return [Finding("trace", f"step {number} differs from the previous one: {_difference(before[1], lines)}")]
         before = graph, lines
     return []
 
 
-def _looked_at(number: int, steps: int) -> bool:
-    """Three steps at the start, in the middle and at the end: on both sides of a ring's wrap."""
+def _is_compared(number: int, steps: int) -> bool:
+    """A few steps at the start, in the middle and at the end, so before and after a ring wraps."""
     return number < 3 or abs(number - steps // 2) < 2 or number >= steps - 3
 
 
 def _lines(ops: list[Op]) -> list[str]:
-    """One line an operator: name, numbers, shapes, and where outside memory lies."""
+    """One line per operator: name, numbers, shapes, and the addresses of memory from outside the step."""
     made: dict[int, str] = {}
     lines = []
     for number, op in enumerate(ops):
@@ -308,7 +312,7 @@ def _difference(before: list[str], after: list[str]) -> str:
 
 
 def _twin(real: Step, twin: Step, steps: int, host: Host) -> tuple[list[Finding], TwinGraph]:
-    """Replay one recorded step per bucket beside a real run; their logits must stay the same."""
+    """Replay one recorded step per bucket next to a real run; the logits must agree."""
     graphs: dict[int, TwinGraph] = {}
     first: TwinGraph | None = None
     for number in range(steps):
@@ -326,7 +330,7 @@ def _twin(real: Step, twin: Step, steps: int, host: Host) -> tuple[list[Finding]
             return [Finding("twin", f"step {number}: {printable(error)}")], first or graphs[key]
         first = first or graphs[key]
         off = float((given - expected).abs().max() / expected.abs().max())
-        if not off <= TOLERANCE:  # NaN is not
+        if not off <= TOLERANCE:  # NaN is not either
             text = f"step {number}: replayed logits are off by {off:.2g} of the largest"
             return [Finding("twin", text)], first
     assert first is not None, "an audit needs steps"
@@ -334,7 +338,7 @@ def _twin(real: Step, twin: Step, steps: int, host: Host) -> tuple[list[Finding]
 
 
 def _compile_findings(step: Step) -> list[Finding]:
-    """One graph without breaks that serves the following steps as well."""
+    """The step must compile into one graph without breaks that also serves the following steps."""
     torch._dynamo.reset()
     compiled = torch.compile(step, backend="eager", fullgraph=True, dynamic=False)
     try:
@@ -354,7 +358,7 @@ def _words(error: Exception) -> str:
 
 
 def miniature(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The raw ``config.json`` of a text tower made small. Head sizes, rotary settings and switches are kept."""
+    """A small version of a text tower's raw ``config.json``, with its head sizes, rotary settings and switches."""
     small = {name: value for name, value in config.items() if name not in TOKENS}
     for name, cap in CAPS.items():
         if small.get(name):
@@ -370,7 +374,7 @@ def miniature(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The first layers that show every type; twice as many where later layers share the keys of earlier ones."""
+    """The first layers that include every type; twice as many if later layers share the K/V of earlier ones."""
     total = config["num_hidden_layers"]
     types = list(config.get("layer_types") or [])
     period = max((types.index(kind) for kind in set(types)), default=1) + 1
@@ -384,7 +388,7 @@ def _layers(config: Mapping[str, Any]) -> dict[str, Any]:
             values = config[name][:period]
             cut[name] = (values * 2)[:count] if shared else config[name][:count]
     exceptions = config.get("per_layer_config")
-    if exceptions and types:  # layer → its differences; they follow the layer's type
+    if exceptions and types:  # layer → its deviations, which depend on the layer's type
         of_type = {types[int(layer)]: values for layer, values in exceptions.items()}
         kept = enumerate(cut["layer_types"])
         cut["per_layer_config"] = {str(layer): of_type[kind] for layer, kind in kept if kind in of_type}
@@ -392,7 +396,7 @@ def _layers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StaticStep:
-    """A fresh state of ``model`` after a short prompt; calling it is one decode step."""
+    """A decode step of ``model`` with its own state after a short prompt; calling it runs one step."""
 
     def __init__(self, model: PreTrainedModel, steps: int) -> None:
         vocabulary = model.config.get_text_config().vocab_size
@@ -417,8 +421,8 @@ class StaticStep:
 
 
 def away_findings(model: PreTrainedModel, make: Callable[[PreTrainedModel], Step]) -> tuple[Finding, ...]:
-    """What a step takes from the host, seen by running it on the ``meta`` device: there every host tensor is foreign,
-    and reading a value raises. Quantized models are left out, since bitsandbytes has no kernels there.
+    """What a step takes from the host, found on the ``meta`` device: host tensors are foreign there, and reading a
+    value raises. Skips quantized models, because bitsandbytes has no kernels for that device.
     """
     if getattr(model, "quantization_method", None) or any("bit" in type(m).__name__ for m in model.modules()):
         return ()
@@ -428,19 +432,19 @@ def away_findings(model: PreTrainedModel, make: Callable[[PreTrainedModel], Step
             step = make(away)
         except Exception as error:
             return (Finding("step", " ".join(str(error).split())),)
-        return tuple(replace(finding, gate="device") for finding in step_findings(step))
+        return tuple(replace(finding, check="device") for finding in step_findings(step))
 
 
 def audit(model: PreTrainedModel) -> AuditReport:
-    """Audit the static decode step of a (small) model, round its window and through several buckets."""
+    """Audit the static decode step of a (small) model over several windows and buckets."""
     window = getattr(model.config.get_text_config(), "sliding_window", None) or DEFAULT_WINDOW
     steps = WINDOWS * min(window, 4 * DEFAULT_WINDOW)
     listed = (*model_findings(model), *away_findings(model, lambda copied: StaticStep(copied, 1)))
-    if listed:  # refused already; a recording would only find the same again
+    if listed:  # already refused; a recording would only repeat the findings
         return AuditReport(listed, 0, 0)
     with Patches(model, loops=False):
         try:
             report = audit_step(lambda: StaticStep(model, steps), steps, StaticStep.host)
-        except Exception as error:  # a model that the static step refuses or that raises inside it
+        except Exception as error:  # the static step does not support the model, or raises
             return AuditReport((*listed, Finding("step", " ".join(str(error).split()))), 0, 0)
     return report

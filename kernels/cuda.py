@@ -1,8 +1,8 @@
-"""Our CUDA kernels (``fused/``): compiled at first use by NVRTC, which torch brings along, for the shapes at hand.
+"""Our CUDA kernels (``fused/``), compiled for the required shapes on first use by NVRTC, which comes with torch.
 
-No compiler is needed, nothing is built at installation, and the sources include no header of CUDA's. Registered as
-torch operators, so that a capture, an audit and fake tensors see them. Where NVRTC cannot be had the decode step is
-plain torch.
+This needs no compiler, builds nothing at installation, and the sources include no CUDA headers. The kernels are
+registered as torch operators, so that captures, audits and fake tensors see them. Without NVRTC the decode step runs
+on plain torch.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from profiler.units import printable
 from . import native
 
 SOURCES = Path(__file__).parent / "fused"
-ARCHITECTURES = (80, 86, 89, 90, 120)  # A100, 30 series, 40 series, H100, 50 series: what is checked without a GPU
+ARCHITECTURES = (80, 86, 89, 90, 120)  # compiled in tests: A100, RTX 30 series, RTX 40 series, H100, RTX 50 series
 DTYPES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 LARGEST_KEY = 256  # kLargestKey in delta_step.cu
 COLUMNS, PARTS = 32, 8  # kColumns and kParts there
 WIDTHS = (16, 32, 64, 128, 256, 512)  # of attention heads
-GROUPS = (4, 2, 1)  # query heads that a block serves
-THREADS, JOINERS, MORE = 128, 512, 4  # of attention.cu: threads of a block, and what a part holds beside its sums
-MOST_CHUNKS, LEAST_CHUNK = JOINERS, 64  # slots
-BLOCKS_EACH = 8  # for every multiprocessor, so that all are busy to the end
+GROUPS = (4, 2, 1)  # query heads per block
+THREADS, JOINERS, MORE = 128, 512, 4  # kThreads and kJoiners in attention.cu, and what a part holds besides its sums
+MOST_CHUNKS, LEAST_CHUNK = JOINERS, 64  # number of chunks; slots of a chunk
+BLOCKS_EACH = 8  # per multiprocessor, so that none idles towards the end
 NORM_THREADS = 256  # kThreads in rms_norm.cu
 MATVEC_WARPS, VECTOR_BYTES = 4, 16  # of matvec.cu
-MOST_TOKENS, MOST_WEIGHT_BYTES = 4, 32 * 1024**2  # beyond, the library's product is as fast
+MOST_TOKENS, MOST_WEIGHT_BYTES = 4, 32 * 1024**2  # for larger products cuBLAS is as fast
 Defines = tuple[str, ...]
 
 LIBRARY = torch.library.Library("hwprofile_cuda", "DEF")
@@ -45,12 +45,12 @@ LIBRARY.define("decode_attention(Tensor query, Tensor keys, Tensor values, Tenso
 
 
 class KernelFailed(RuntimeError):
-    """A kernel cannot be had or started here. The message says why, in one line."""
+    """A kernel is unavailable or cannot be launched. The message says why, in one line."""
 
 
 @cache
 def missing(device: int | None = None) -> str | None:
-    """Why the kernels cannot be had on this device, or ``None``. Without one: whether they can be compiled at all."""
+    """Why the kernels are unavailable on ``device``, or ``None``. Without a device: whether they compile at all."""
     try:
         from cuda.bindings import driver, nvrtc  # noqa: F401
     except ImportError:
@@ -66,14 +66,14 @@ def missing(device: int | None = None) -> str | None:
 
 
 def compiled(source: str, architecture: int, defines: Defines) -> bytes:
-    """``fused/<source>.cu`` as machine code for one architecture (90: H100). Raises KernelFailed."""
+    """Compile ``fused/<source>.cu`` to machine code for one architecture (90: H100). Raises KernelFailed."""
     from cuda.bindings import nvrtc
 
     header = "element.h"
     text, included = (SOURCES / f"{source}.cu").read_bytes(), (SOURCES / header).read_bytes()
     try:
         status, program = nvrtc.nvrtcCreateProgram(text, f"{source}.cu".encode(), 1, [included], [header.encode()])
-    except RuntimeError as error:  # the library is not there
+    except RuntimeError as error:  # the NVRTC library is missing
         raise KernelFailed(printable(error)) from None
     _check(nvrtc, status)
     options = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", *defines]
@@ -93,12 +93,12 @@ def compiled(source: str, architecture: int, defines: Defines) -> bytes:
 
 @cache
 def module(source: str, device: int, defines: Defines) -> Any:
-    """The loaded module of one device."""
+    """The compiled module, loaded on one device."""
     from cuda.bindings import driver
 
     major, minor = torch.cuda.get_device_capability(device)
     with torch.cuda.device(device):
-        torch.cuda.current_stream()  # torch's context must be there to load into
+        torch.cuda.current_stream()  # creates torch's context, into which the module is loaded
         status, loaded = driver.cuModuleLoadData(compiled(source, 10 * major + minor, defines))
     _check(driver, status)
     return loaded
@@ -121,9 +121,9 @@ def launch(
     shared: int,
     *values: torch.Tensor | int | float | None,
 ) -> None:
-    """Start a kernel on the current stream, so that a capture sees it; ``None`` is a null pointer.
+    """Launch a kernel on the current stream, so that a capture sees it; ``None`` is a null pointer.
 
-    Raises KernelFailed if it is refused.
+    Raises KernelFailed if the launch is refused.
     """
     from cuda.bindings import driver
 
@@ -138,7 +138,7 @@ def launch(
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """What kernels read 16 bytes at a time must begin where such reads may."""
+    """The tensor, or a copy with the alignment that 16-byte reads need."""
     return tensor if tensor.data_ptr() % VECTOR_BYTES == 0 else tensor.clone()
 
 
@@ -148,18 +148,18 @@ def _check(library: Any, status: Any, *_: Any) -> None:
 
 
 def _index(tensor: torch.Tensor) -> int | None:
-    """The device to ask for; ``None`` for a tensor that only stands for one on a GPU."""
+    """The device of a tensor; ``None`` without a GPU, where tests use stand-ins."""
     return tensor.device.index or 0 if torch.cuda.is_available() else None
 
 
 def serves_delta(query: torch.Tensor, value: torch.Tensor, state: torch.Tensor) -> bool:
-    """Whether ``gated_delta_step`` computes this case."""
+    """Whether ``gated_delta_step`` supports this case."""
     shapes = query.shape[-1] <= LARGEST_KEY and value.dtype == query.dtype and state.is_contiguous()
     return shapes and query.dtype in DTYPES and missing(_index(query)) is None
 
 
 def serves_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> bool:
-    """Whether ``decode_attention`` computes this case."""
+    """Whether ``decode_attention`` supports this case."""
     alike = query.dtype == keys.dtype == values.dtype and keys.shape == values.shape
     laid_out = keys.is_contiguous() and values.is_contiguous() and mask.numel() == keys.shape[2]
     known = query.dtype in DTYPES and query.shape[-1] in WIDTHS
@@ -175,7 +175,7 @@ def _delta_step(
     beta: torch.Tensor,
     state: torch.Tensor,
 ) -> torch.Tensor:
-    """Shapes of ``hwprofile::gated_delta_step``."""
+    """See ``hwprofile::gated_delta_step`` for the shapes."""
     batch, _, heads, dv = value.shape
     key_heads, dk = key.shape[2:]
     out = torch.empty_like(value)
@@ -190,7 +190,7 @@ def _delta_step(
 def _decode_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Shapes of ``hwprofile::decode_attention``."""
+    """See ``hwprofile::decode_attention`` for the shapes."""
     batch, heads, _, width = query.shape
     kv_heads, slots, device = keys.shape[1], keys.shape[2], query.device.index or 0
     defines, group = attention_defines(query.dtype, width, heads // kv_heads)
@@ -218,10 +218,10 @@ def _rms_norm(
 
 
 @torch.library.impl(LIBRARY, "rms_norm", "CPU")
-def _rms_norm_in_words(
+def _rms_norm_reference(
     x: torch.Tensor, weight: torch.Tensor | None, gate: torch.Tensor | None, offset: float, eps: float
 ) -> torch.Tensor:
-    """What the kernel computes, as plain torch: tests hold it to that."""
+    """The same computation in plain torch, as a reference for tests."""
     wide = x.float()
     out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     out = out if weight is None else out * (offset + weight.float())
@@ -236,7 +236,7 @@ def _(
 
 
 def serves_matvec(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether ``matvec`` computes ``x [..., columns]`` times ``weight`` faster than the library."""
+    """Whether ``matvec`` computes ``x [..., columns]`` times ``weight`` faster than cuBLAS does."""
     few = x.numel() <= MOST_TOKENS * x.shape[-1] and weight.nbytes <= MOST_WEIGHT_BYTES
     aligned = weight[0].nbytes % VECTOR_BYTES == 0
     return few and aligned and x.dtype == weight.dtype == torch.bfloat16
@@ -255,14 +255,16 @@ def _matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 def serves_experts(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether ``expert_matvec`` computes ``x [tokens, columns]`` times matrices of ``weight``."""
+    """Whether ``expert_matvec`` supports ``x [tokens, columns]`` times matrices of ``weight``."""
     laid_out = weight.is_contiguous() and weight.shape[-1] * weight.element_size() % VECTOR_BYTES == 0
     return laid_out and x.dtype == weight.dtype and x.dtype in DTYPES and weight.data_ptr() % VECTOR_BYTES == 0
 
 
 @torch.library.impl(LIBRARY, "expert_matvec", "CUDA")
 def _expert_matvec(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Shapes of ``hwprofile::expert_matvec``: a matrix of ``weight [experts, rows, columns]`` for each token."""
+    """One matrix of ``weight [experts, rows, columns]`` per token; see ``hwprofile::expert_matvec`` for the
+    shapes.
+    """
     _, rows, columns = weight.shape
     out = x.new_empty((x.shape[0], rows))
     kernel = function("matvec", "matvec", x.device.index or 0, (*DTYPES[x.dtype], "-DTOKENS=1", "-DCHOSEN"))
@@ -272,12 +274,12 @@ def _expert_matvec(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> 
 
 
 @torch.library.impl(LIBRARY, "expert_matvec", "CPU")
-def _expert_matvec_in_words(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def _expert_matvec_reference(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return torch.einsum("tk,trk->tr", x, weight[ids])
 
 
 @torch.library.impl(LIBRARY, "matvec", "CPU")
-def _matvec_in_words(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _matvec_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.nn.functional.linear(x, weight, bias)
 
 
@@ -291,13 +293,13 @@ for _shape in (native.expert_matvec, native.gated_delta_step, native.decode_atte
 
 
 def attention_defines(dtype: torch.dtype, width: int, shared_by: int) -> tuple[Defines, int]:
-    """What ``attention.cu`` is compiled with, and the query heads of a block, of ``shared_by`` that share a cache."""
+    """Compiler options for ``attention.cu``, and the query heads per block if ``shared_by`` of them share a cache."""
     group = next(group for group in GROUPS if shared_by % group == 0)
     return (*DTYPES[dtype], f"-DWIDTH={width}", f"-DGROUP={group}"), group
 
 
 def chunk_slots(slots: int, rows: int, multiprocessors: int) -> int:
-    """Slots that a block reads, when ``rows`` blocks share out each of them."""
+    """Slots per chunk if a chunk of all sequences and head groups takes ``rows`` blocks."""
     chunks = max(1, min(MOST_CHUNKS, BLOCKS_EACH * multiprocessors // rows))
     return max(LEAST_CHUNK, -(-slots // chunks))
 

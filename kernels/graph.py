@@ -1,16 +1,16 @@
-"""The ``graph`` path: the decode step captured as a CUDA graph on a GPU, compiled by inductor on a CPU.
+"""The ``graph`` path: the decode step, captured as a CUDA graph on a GPU or compiled by inductor on a CPU.
 
-**CUDA.** Capture executes nothing but runs the Python of the step, so state is put back after the warm-up and flags
-after each capture. Every graph shares one pool and one stream; the largest is captured first, so the smaller ones fit
-into its memory. A replay is compared with the static step before it is trusted.
+**CUDA.** A capture runs the Python code of the step but no kernels, so the state is restored after the warm-up and
+the Python flags after each capture. All graphs share one memory pool and one stream; the largest is captured first,
+so that the smaller ones fit into its memory. A replay is compared with the static step before it is used.
 
-**CPU.** The step becomes C++ around our own loops, without Triton or CUDA. Inductor fuses what lies between the
-matrix–vector products (norms, rotary positions, cache writes, activations) and removes the Python of some thousand
-operator calls. Weights are not frozen into the graph: freezing packs a second copy of every matrix for a library
-product that is slower than our loops at one token.
+**CPU.** The step becomes C++ code around our own loops, without Triton. Inductor fuses the operators between the
+matrix–vector products (norms, rotary positions, cache writes, activations) and removes the Python overhead of a few
+thousand operator calls. Weights are not frozen into the graph: freezing would pack a second copy of every matrix for
+a library product that is slower than our loops at one token.
 
-Compiling takes a minute, so it is done once for a model and batch: the number of cache slots is left open, and more
-contexts run the same code.
+Compilation takes a minute, so the number of cache slots is left dynamic: other contexts of the same model and batch
+run the same code.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from .patches import native_reason
 from .runner import RunnerStats, StaticRunner, decode_step
 from .state import DecodeState, StaticLayer
 
-WARM_UP_STEPS = 3  # workspaces of cuBLAS, plans of cuDNN and lazily loaded kernels must exist before capture
-# How far logits may be off, relative to the largest. A replay runs the operators of the static step one by one, so
-# only the order of sums may differ, unlike in ``compiled.py``: 13 roundings of bf16 (2⁻⁸) and 20 of fp16 (2⁻¹¹).
+WARM_UP_STEPS = 3  # before the capture, for cuBLAS workspaces, cuDNN plans and lazily loaded kernels
+# How far logits may be off, relative to the largest. A replay runs the same operators as the static step, so only the
+# order of sums may differ (unlike ``COMPILED_TOLERANCE``): 13 roundings of bf16 (2⁻⁸), 20 of fp16 (2⁻¹¹).
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
-# Between the products there is too little work to share; inductor's own threads would only meet ours at a barrier.
-# The model's thousand modules do not change between steps: only what belongs to the state is looked at before each.
+# The operators between the products are too small to share among threads, and inductor's threads would compete with
+# ours. The modules of a model do not change between steps, so the guards check only the state.
 OPTIONS: dict[str, Any] = {
     "cpp.threads": 1,
     "size_asserts": False,
     "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
 }
-BATCHES = 64  # graphs of one model that may live at a time
-# How far logits may be off, relative to the largest. In fp32 only the order of sums differs. In bf16 inductor also
-# keeps what fused operators pass on in fp32, where the static step rounds after each of them. That adds up over the
-# layers: a Gemma 3 of a few layers is off by 0.008 (torch 2.14). The margin up to 0.25 is chosen, not measured.
+BATCHES = 64  # compiled steps of one model that may exist at a time
+# How far logits may be off, relative to the largest. In fp32 only the order of sums differs. In bf16, inductor also
+# passes values between fused operators in fp32, where the static step rounds after each operator. This adds up over
+# the layers: a Gemma 3 of a few layers is off by 0.008 (torch 2.14). The limit of 0.25 is chosen, not measured.
 COMPILED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 class CudaGraphRunner(StaticRunner):
-    """Falls back to the static step, and says why, when capture is refused, fails or replays wrongly."""
+    """Falls back to the static step with a reason if capture is refused, fails, or replays wrongly."""
 
     path = "graph"
 
@@ -79,12 +79,12 @@ class CudaGraphRunner(StaticRunner):
         return RunnerStats(path, self.reason, *how, self.fault or static.fault)
 
     def _run(self) -> torch.Tensor:
-        captured = self.graphs.get(self.state.bucket_at(self.state.length))  # claimed: length counts this step
+        captured = self.graphs.get(self.state.bucket_at(self.state.length))  # length already includes this step
         if captured is None:
             return super()._run()
         graph, logits = captured
         graph.replay()
-        return logits  # valid until the next replay of any graph of the pool
+        return logits  # valid until the next replay of any graph in the pool
 
     def _buckets(self) -> list[int]:
         """Every bucket the run will need, largest first."""
@@ -113,7 +113,7 @@ class CudaGraphRunner(StaticRunner):
                 self.graphs = captured
                 self.pool_bytes = max(0, _kept_bytes(device) - before)
                 given = self.advance().clone()
-        except Exception as error:  # a failed capture leaves the static step as good as before
+        except Exception as error:  # the static step still works after a failed capture
             self._drop()
             return f"not captured: {printable(' '.join(str(error).split()) or type(error).__name__)}"
         finally:
@@ -122,7 +122,7 @@ class CudaGraphRunner(StaticRunner):
         return self._compare(given, expected)
 
     def _warm_up(self, bucket: int, saved: dict[str, object]) -> None:
-        """A bucket may take kernels of its own."""
+        """Run a few steps of a bucket, which may use other kernels than the others."""
         self.state.restore(saved)
         self.state.set_bucket(bucket)
         for _ in range(WARM_UP_STEPS):
@@ -155,8 +155,9 @@ class CudaGraphRunner(StaticRunner):
 
 
 def _kept_bytes(device: torch.device) -> int:
-    """Memory that the allocator has taken and no living tensor fills, when all that can be given back has been: what
-    graphs keep for their intermediate results."""
+    """Memory that the allocator has reserved without a live tensor in it, after freeing what it can: the memory that
+    graphs keep for their intermediate results.
+    """
     torch.cuda.synchronize(device)
     gc.collect()
     torch.cuda.empty_cache()
@@ -165,7 +166,7 @@ def _kept_bytes(device: torch.device) -> int:
 
 
 def _nodes(graph: torch.cuda.CUDAGraph) -> int | None:
-    """Nodes of a captured graph, ``None`` without the CUDA bindings for Python."""
+    """Nodes of a captured graph; ``None`` without the Python bindings for CUDA."""
     try:
         from cuda.bindings import runtime
     except ImportError:
@@ -176,7 +177,7 @@ def _nodes(graph: torch.cuda.CUDAGraph) -> int | None:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """A collection that frees device memory in the middle of a capture invalidates it."""
+    """Disables garbage collection: freeing device memory during a capture would invalidate it."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -188,7 +189,7 @@ def _no_collection() -> Iterator[None]:
 
 
 class CompiledRunner(StaticRunner):
-    """Falls back to the static step, and says why, when compilation fails or gives other logits."""
+    """Falls back to the static step with a reason if compilation fails or gives other logits."""
 
     path = "graph"
 
@@ -205,7 +206,7 @@ class CompiledRunner(StaticRunner):
     def stats(self) -> RunnerStats:
         static = super().stats()
         path = "graph" if self.compiled is not None else "static"
-        fault = static.fault or (self.reason is not None and native_reason(self.model) is None)  # it did not compile
+        fault = static.fault or (self.reason is not None and native_reason(self.model) is None)  # compilation failed
         return RunnerStats(path, self.reason, graphs=int(path == "graph"), prepare_s=self.prepare_s,
                            kernels=static.kernels, fault=fault)  # fmt: skip
 
@@ -213,13 +214,15 @@ class CompiledRunner(StaticRunner):
         return super()._run() if self.compiled is None else self.compiled(self.model, self.state)
 
     def _compile(self) -> str | None:
-        """Compile, compare one step with the static one, go back. Gives a reason to fall back, or ``None``."""
+        """Compile, compare one step with the static one, and restore the state. Returns why it falls back, or
+        ``None``.
+        """
         _forget_others(self.model)
         _leave_open(self.state)
         saved = self.state.save()
         try:
             with self.patches, warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=BATCHES):
-                warnings.simplefilter("ignore", DeprecationWarning)  # inductor's, about torch's own parts
+                warnings.simplefilter("ignore", DeprecationWarning)  # inductor's, about torch itself
                 expected = self.advance().clone()
                 self.state.restore(saved)
                 self.compiled = torch.compile(decode_step, fullgraph=True, dynamic=False, options=OPTIONS)
@@ -243,7 +246,7 @@ _compiled_for: weakref.ref[PreTrainedModel] | None = None
 
 
 def _forget_others(model: PreTrainedModel) -> None:
-    """What was compiled for another model must not run for this one: no guard looks at modules."""
+    """Drop code that was compiled for another model: the guards skip modules, so it would run for this one."""
     global _compiled_for
     if _compiled_for is None or _compiled_for() is not model:
         torch._dynamo.reset()
@@ -251,7 +254,7 @@ def _forget_others(model: PreTrainedModel) -> None:
 
 
 def _leave_open(state: DecodeState) -> None:
-    """Let the compiled step take any number of cache slots and of tokens to come."""
+    """Let the compiled step accept any number of cache slots and of new tokens."""
     torch._dynamo.maybe_mark_dynamic(state.out, 1)
     for layer in state.cache.layers:
         if isinstance(layer, StaticLayer):

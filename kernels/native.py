@@ -1,9 +1,11 @@
-"""Our C++ loops of ``cpu/``: built at first use, kept in the user's cache folder, loaded as torch operators.
+"""Our C++ loops (``cpu/``): built on first use, kept in the user's cache folder, loaded as torch operators.
 
-Not built at installation: that would drag a second torch into pip's build environment. The sources need only a C++20
-compiler and torch's stable headers; without a compiler the decode step runs on plain torch, and the row says so.
+They are not built at installation, because that would pull a second torch into pip's build environment. The sources
+need only a C++20 compiler and torch's stable headers. Without a compiler the decode step runs on plain torch, and the
+row says so.
 
-What the operators return is stated once, for the CPU's and CUDA's alike, for compilation and for fake tensors.
+The shapes that the operators return, for compilation and fake tensors, are declared once for the CPU and CUDA
+versions.
 """
 
 from __future__ import annotations
@@ -27,44 +29,44 @@ from profiler import decode_path, folders
 from profiler.units import printable
 
 SOURCES = Path(__file__).parent / "cpu"
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000")  # 2.10, the oldest we take
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000")  # 2.10, the oldest we support
 BASELINE = ("baseline", ("-DISA=baseline", "-DLANES=4"))
 X86 = (
     ("avx2", ("-DISA=avx2", "-DLANES=8", "-mavx2", "-mfma")),
     ("avx512", ("-DISA=avx512", "-DLANES=16", "-mavx512f")),
 )
 BUILD_LIMIT_S = 300
-NOEXEC = "failed to map segment"  # what the loader says of a file on a disk that is mounted so
+NOEXEC = "failed to map segment"  # the loader's message for a file on a file system mounted noexec
 ONLY_OURS = 0o700
-REMEDY = f"{folders.CACHE}=FOLDER names another folder"
+REMEDY = f"set {folders.CACHE}=FOLDER to use another folder"
 
 
 class BuildFailed(Exception):
-    """The loops cannot be had here. The message says why, in one line."""
+    """The loops are unavailable. The message says why, in one line."""
 
 
 class FolderFailed(BuildFailed):
-    """They cannot be had from this folder, but perhaps from another one."""
+    """The loops are unavailable from this folder, but perhaps not from another one."""
 
 
 @cache
 def load() -> str:
-    """Build if needed and register ``torch.ops.hwprofile``; gives the instruction set that was chosen at run time.
+    """Build the library if needed and register ``torch.ops.hwprofile``; returns the instruction set it chose.
 
-    Where the cache cannot keep the library (it is full or read-only), one is built in a temporary folder; where it
-    cannot be run from (it is mounted noexec), it is copied there. Raises BuildFailed.
+    If the cache cannot store the library (full or read-only), it is built in a temporary folder; if libraries cannot
+    be loaded from there (mounted noexec), it is copied to one. Raises BuildFailed.
     """
     try:
         library = _opened(built())
     except FolderFailed as error:
-        library = _built_aside(error)
+        library = _built_in_temporary(error)
     _register_shapes()
     library.hwprofile_instruction_set.restype = ctypes.c_char_p
     return str(library.hwprofile_instruction_set().decode())
 
 
-def _built_aside(first: FolderFailed) -> ctypes.CDLL:
-    """The library from a folder that is gone once it is loaded. Raises BuildFailed with both reasons."""
+def _built_in_temporary(first: FolderFailed) -> ctypes.CDLL:
+    """The library, built in a folder that is removed after loading. Raises BuildFailed with both reasons."""
     try:
         with tempfile.TemporaryDirectory(prefix="profile-native-") as work:
             library = _build(_compiler(), Path(work))
@@ -77,7 +79,7 @@ def _built_aside(first: FolderFailed) -> ctypes.CDLL:
 
 
 def _opened(path: Path) -> ctypes.CDLL:
-    """Load the very file that was looked at, whatever its name means by now. Raises BuildFailed."""
+    """Load exactly the file that was checked, even if its name changes its meaning. Raises BuildFailed."""
     file = -1
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -103,7 +105,7 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 
 def _copied(file: int) -> ctypes.CDLL:
-    """The library from where libraries may be run. Raises OSError."""
+    """The library, copied to a folder that allows loading it. Raises OSError."""
     with tempfile.TemporaryDirectory(prefix="profile-native-") as work, os.fdopen(os.dup(file), "rb") as source:
         target = Path(work) / "decode.so"
         with target.open("xb") as copy:
@@ -113,7 +115,7 @@ def _copied(file: int) -> ctypes.CDLL:
 
 @cache
 def missing() -> str | None:
-    """Why the loops cannot be used here, or ``None``. Builds them on the first call, and never tries twice."""
+    """Why the loops are unavailable, or ``None``. The first call builds them; a failed build is not retried."""
     try:
         load()
     except BuildFailed as error:
@@ -122,9 +124,9 @@ def missing() -> str | None:
 
 
 def built(folder: Path | None = None) -> Path:
-    """The library for these sources, this compiler and this torch, built into ``folder`` (default: the user's cache).
+    """The library for these sources, compiler and torch, built into ``folder`` (default: the user's cache).
 
-    One that another user may have written is built anew. Raises BuildFailed without a compiler, or when it fails.
+    A library that another user may have written is rebuilt. Raises BuildFailed if there is no compiler or it fails.
     """
     compiler = _compiler()
     try:
@@ -134,12 +136,12 @@ def built(folder: Path | None = None) -> Path:
             why = folders.distrust(target, folder)
             if why is None:
                 return target
-            folders.note(f"{why}: our kernels are built anew")
+            folders.note(f"{why}: rebuilding our kernels")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             library = _build(compiler, Path(work))
             library.chmod(ONLY_OURS)
-            os.replace(library, target)  # atomic: another process may be building the same
+            os.replace(library, target)  # atomic: another process may be building the same library
     except OSError as error:
         raise FolderFailed(f"cannot build into the cache: {folders.describe(error)}") from error
     return target
@@ -153,7 +155,7 @@ def _compiler() -> str:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Changes with everything that goes into the library."""
+    """A hash of everything that goes into the library."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=BUILD_LIMIT_S).stdout
     parts = [
         version.decode("utf-8", "replace"),
@@ -171,7 +173,7 @@ def _variants() -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _build(compiler: str, work: Path) -> Path:
-    """Compile every instruction set and the bindings side by side, and link them."""
+    """Compile every instruction set and the bindings in parallel, and link them."""
     torch_folder = Path(torch.__file__).parent
     jobs: list[tuple[str, str, tuple[str, ...]]] = [
         ("bindings.cpp", "bindings.o", ("-I", str(torch_folder / "include")))
@@ -202,7 +204,7 @@ def _run(command: list[str], work: Path) -> None:
             encoding="utf-8",
             errors="replace",
             timeout=BUILD_LIMIT_S,
-            env={**os.environ, "TMPDIR": str(work)},  # what the compiler writes on its way is run as well
+            env={**os.environ, "TMPDIR": str(work)},  # the compiler's intermediate files end up in the library
         )
     except subprocess.TimeoutExpired as error:
         raise BuildFailed(f"{Path(command[0]).name} took more than {BUILD_LIMIT_S} s") from error
@@ -214,7 +216,7 @@ def _run(command: list[str], work: Path) -> None:
 
 
 def _register_shapes() -> None:
-    """What the operators return, for compilation and for runs on fake tensors."""
+    """Declare the shapes that the operators return, for compilation and fake tensors."""
 
     @torch.library.register_fake("hwprofile::matvec")
     def _(x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
@@ -238,12 +240,12 @@ def _register_shapes() -> None:
 def decode_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """``[batch, 1, heads, width]``"""
+    """Returns ``[batch, 1, heads, width]``."""
     return query.new_empty((query.shape[0], 1, query.shape[1], values.shape[3]))
 
 
 def expert_matvec(x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """``[tokens, rows]``"""
+    """Returns ``[tokens, rows]``."""
     return x.new_empty((x.shape[0], weight.shape[1]))
 
 
@@ -255,5 +257,5 @@ def gated_delta_step(
     beta: torch.Tensor,
     state: torch.Tensor,
 ) -> torch.Tensor:
-    """``[batch, 1, heads, dv]``, in the dtype of the values"""
+    """Returns ``[batch, 1, heads, dv]`` in the dtype of the values."""
     return torch.empty_like(value)

@@ -1,7 +1,7 @@
-"""What replaces parts of a transformers module during a decode step, and only then: prefill runs as shipped.
+"""Patches: replacements for parts of a transformers module during a decode step only. Prefill runs unpatched.
 
-The modules and their forward stay those of transformers. Replaced are the places that transformers itself makes
-exchangeable (attention, experts), ``nn.Linear`` for a few rows, and of a gated-delta layer the one-token rule and
+The modules and their forward methods stay those of transformers. Patched are the functions that transformers lets us
+register (attention, experts), ``nn.Linear`` for a few rows, and in gated-delta layers the one-token rule and the
 convolution.
 """
 
@@ -23,20 +23,21 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from . import cuda, native
 from .state import StaticLayer
 
-MAX_ROWS = 8  # rows that one pass over the weights serves; beyond, a matrix product is faster
+MAX_ROWS = 8  # rows that one pass over the weights serves; for more, a matrix product is faster
 NAME = "hwprofile"
 DELTA_RULE = "torch_recurrent_gated_delta_rule"
 CONVOLUTION = "causal_conv1d_update"
 DTYPES = (torch.float32, torch.bfloat16)
-PARALLEL_FROM = 32768  # numbers from which torch's operators call OpenMP's threads (at::internal::GRAIN_SIZE)
-NORM_OFF = 0.03  # by which bf16 may round, where a family rounds twice
+PARALLEL_FROM = 32768  # elements from which torch's operators use OpenMP threads (at::internal::GRAIN_SIZE)
+AGREE = 0.03  # relative difference that bf16 rounding may cause where transformers rounds twice
 _NOTHING = object()
 
 
 class Patches:
-    """``with Substitutes(model): …`` runs decode steps; everything is put back at the end.
+    """``with Patches(model): …`` runs decode steps and then restores everything.
 
-    What to replace is found once, so that entering costs microseconds. Without ``loops`` a CPU runs what CUDA would.
+    The replacements are determined once, so that entering takes microseconds. With ``loops=False`` the C++ loops stay
+    unused, so that a CPU runs the operators that CUDA would.
     """
 
     def __init__(self, model: PreTrainedModel, loops: bool = True) -> None:
@@ -57,7 +58,7 @@ class Patches:
 
 
 def native_reason(model: PreTrainedModel) -> str | None:
-    """Why the C++ loops do not serve this model, or ``None`` where they do."""
+    """Why our C++ loops cannot run this model; ``None`` if they can."""
     if model.device.type != "cpu":
         return "not a CPU"
     if model.dtype not in DTYPES:
@@ -66,7 +67,7 @@ def native_reason(model: PreTrainedModel) -> str | None:
 
 
 def cuda_reason(model: PreTrainedModel) -> str | None:
-    """Why our CUDA kernels do not serve this model, or ``None`` where they do."""
+    """Why our CUDA kernels cannot run this model; ``None`` if they can."""
     if model.device.type != "cuda":
         return "not a CUDA device"
     if model.dtype not in cuda.DTYPES:
@@ -75,9 +76,9 @@ def cuda_reason(model: PreTrainedModel) -> str | None:
 
 
 def fallback(model: PreTrainedModel) -> tuple[str, bool] | None:
-    """Why a decode step runs on plain torch, and whether that lies in this machine and not in the model.
+    """Why a decode step runs on plain torch, and whether the machine is the reason and not the model.
 
-    ``None`` where our own loops or kernels run.
+    ``None`` if our own loops or kernels run.
     """
     on_cpu = model.device.type == "cpu"
     reason = native_reason(model) if on_cpu else cuda_reason(model)
@@ -86,7 +87,7 @@ def fallback(model: PreTrainedModel) -> tuple[str, bool] | None:
 
 
 def skips_empty_slots(model: PreTrainedModel, layers: Iterable[Any]) -> bool:
-    """Whether attention over these static layers reads filled slots only, however many there are."""
+    """Whether attention over these static layers reads only the filled slots."""
     if model.config.get_text_config()._attn_implementation != "sdpa":
         return False
     static = [layer for layer in layers if isinstance(layer, StaticLayer)]
@@ -95,11 +96,11 @@ def skips_empty_slots(model: PreTrainedModel, layers: Iterable[Any]) -> bool:
 
 
 def _swaps(model: PreTrainedModel, loops: bool) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """Each replacement: the attributes of an object or module, a name in them, and the value to put there."""
+    """Each replacement: a namespace (attributes of an object or module), a name in it, and the new value."""
     config = model.config.get_text_config()
     with_loops, with_kernels = (loops and reason(model) is None for reason in (native_reason, cuda_reason))
     if getattr(config, "_experts_implementation", None) is not None:
-        # the default may read offsets on the host (grouped_mm) or loops over experts (eager); neither can be captured
+        # the defaults read offsets on the host (grouped_mm) or loop over experts (eager), which cannot be captured
         by_ours = with_loops or (with_kernels and _experts_agree(model))
         yield vars(config), "_experts_implementation_internal", NAME if by_ours else "batched_mm"
     if not (with_loops or with_kernels):
@@ -120,7 +121,7 @@ def _swaps(model: PreTrainedModel, loops: bool) -> Iterator[tuple[dict[str, Any]
 
 
 def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A forward for few rows on the C++ loops, for the modules that have one."""
+    """A forward for few rows on our C++ loops; ``None`` for modules without one."""
     if type(module) is nn.Linear and module.weight.dtype in DTYPES and module.weight.is_contiguous():
         weight, bias, scale = module.weight, module.bias, None
         original: Callable[[torch.Tensor], torch.Tensor] = lambda x: F.linear(x, weight, bias)  # noqa: E731
@@ -141,7 +142,7 @@ def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | Non
 
 
 def _small_linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A forward on our CUDA kernel, for matrices that take less to read than a library's product takes to start."""
+    """A forward on our CUDA kernel, for matrices that are read faster than a library call starts; else ``None``."""
     if type(module) is not nn.Linear or not module.weight.is_contiguous():
         return None
     weight, bias = module.weight, module.bias
@@ -157,15 +158,15 @@ def _small_linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor]
 
 
 def _hooked(module: Any) -> bool:
-    """Whether accelerate moves weights around this module's own forward."""
+    """Whether accelerate wraps this module's forward to move its weights."""
     return hasattr(module, "_hf_hook")
 
 
 class NormForward:
-    """Gives a root mean square norm a forward on our CUDA kernel: one launch instead of eight.
+    """Gives an RMS norm a forward on our CUDA kernel: one launch instead of eight.
 
-    Families differ in whether one is added to the weights. Which of the two a class does is found by comparing what
-    it gives; a class that does neither keeps its own forward.
+    Some families add one to the weights and some do not. Comparing results shows which of the two a class does; a
+    class that does neither keeps its own forward.
     """
 
     def __init__(self) -> None:
@@ -193,15 +194,15 @@ def _norm_forward(module: Any, weight: torch.Tensor | None, offset: float, eps: 
         dtypes = {each.dtype for each in (hidden_states, weight, gate) if each is not None}
         if len(dtypes) > 1 or not dtypes <= cuda.DTYPES.keys() or gated != (gate is not None):
             return original(hidden_states, gate) if gated else original(hidden_states)
-        beside = None if gate is None else gate.contiguous()
-        return torch.ops.hwprofile_cuda.rms_norm(hidden_states.contiguous(), weight, beside, offset, eps)
+        contiguous_gate = None if gate is None else gate.contiguous()
+        return torch.ops.hwprofile_cuda.rms_norm(hidden_states.contiguous(), weight, contiguous_gate, offset, eps)
 
     return forward
 
 
 @torch.inference_mode()
 def _norm_offset(module: Any, weight: torch.Tensor, eps: float) -> float | None:
-    """What the module adds to its weights, 0 or 1; ``None`` if it computes something else."""
+    """The number that the module adds to its weights, 0 or 1; ``None`` if it computes something else."""
     x = torch.linspace(-2, 3, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
     inputs = (x, x.flip(-1)) if type(module).__name__.endswith("Gated") else (x,)
     expected = type(module).forward(module, *inputs)
@@ -210,11 +211,11 @@ def _norm_offset(module: Any, weight: torch.Tensor, eps: float) -> float | None:
         for offset in (0.0, 1.0)
     }
     nearest = min(off, key=lambda offset: off[offset])
-    return nearest if off[nearest] <= NORM_OFF * max(1.0, float(expected.abs().max())) else None
+    return nearest if off[nearest] <= AGREE * max(1.0, float(expected.abs().max())) else None
 
 
 def _int8_rows(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and their absolute maxima; bitsandbytes moves them at the first forward."""
+    """Rows and their absolute maxima; bitsandbytes moves them on the first forward."""
     holder = module.weight if module.weight.CB is not None else module.state
     return holder.CB, holder.SCB
 
@@ -229,7 +230,7 @@ def attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """One query token against the cache; what our own code cannot do goes to SDPA."""
+    """Attention of one query token over the cache; unsupported cases go to SDPA."""
     odd = attention_mask is None or attention_mask.dtype != torch.bool or key.dtype not in DTYPES
     odd = odd or query.shape[2] != 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None
     on_gpu = key.device.type == "cuda"
@@ -246,7 +247,9 @@ def attention(
 def experts(
     module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """The chosen experts, each read once; ``batched_mm`` copies their weights first and so moves them three times."""
+    """The chosen experts, each read once; ``batched_mm`` would first copy their weights and so move them three
+    times.
+    """
     plain = module.has_gate and not (module.has_bias or module.is_transposed or module.has_post_expert_norm)
     if not plain or module._is_expert_parallel:
         return batched_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
@@ -266,7 +269,7 @@ def experts(
 
 @torch.inference_mode()
 def _experts_agree(model: PreTrainedModel) -> bool:
-    """Whether our kernel gives what torch gives for two experts of the model: it has not run on every kind of GPU."""
+    """Whether our kernel agrees with torch on two experts of the model; it is not tested on every kind of GPU."""
     weight = next((p for n, p in model.named_parameters() if n.endswith("gate_up_proj") and p.dim() == 3), None)
     if weight is None or not cuda.serves_experts(weight[0], weight):
         return False
@@ -277,11 +280,11 @@ def _experts_agree(model: PreTrainedModel) -> bool:
         given = torch.ops.hwprofile_cuda.expert_matvec(x, weight, ids).float()
     except cuda.KernelFailed:
         return False
-    return bool(((given - expected).abs().max() <= NORM_OFF * expected.abs().max()).item())
+    return bool(((given - expected).abs().max() <= AGREE * expected.abs().max()).item())
 
 
 def _delta_rule(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The one-token gated delta rule with its state updated in place; longer inputs go to ``original``."""
+    """The one-token gated delta rule, which updates its state in place; longer inputs go to ``original``."""
 
     def step(
         query: torch.Tensor,
@@ -308,10 +311,10 @@ def _delta_rule(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _convolution(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """One token through a causal depthwise convolution, as a sum of products; longer inputs go to ``original``.
+    """A causal depthwise convolution of one token, as a sum of products; longer inputs go to ``original``.
 
-    ``conv1d`` takes one channel after the other in bf16, a second a step; in fp32 it leaves OpenMP's threads spinning
-    where ours want to run. So does every operator over ``PARALLEL_FROM`` numbers: channels are taken in parts.
+    In bf16 ``conv1d`` processes channels one by one and takes a second per step. In fp32 it leaves OpenMP threads
+    spinning that slow ours down, as does every operator over ``PARALLEL_FROM`` elements; so channels are split.
     """
 
     def step(

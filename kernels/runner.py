@@ -1,8 +1,8 @@
-"""Runners execute decode steps. All of them take the same prompt and return the same tokens.
+"""Runners execute decode steps. All runners take the same prompt and return the same tokens.
 
     runner.prefill(ids); runner.prepare(max_new); runner.enqueue(k); tokens = runner.read()
 
-``decode_step`` is the only forward pass of a single token there is, whichever runner calls it.
+All static and graph runners use the one forward pass in ``decode_step``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from .state import DecodeState
 
 
 def decode_step(model: PreTrainedModel, state: DecodeState) -> torch.Tensor:
-    """Feed ``state.token`` and move the state on to the likeliest next token; returns logits ``[batch, vocabulary]``.
+    """Feed ``state.token`` and advance the state to the most likely next token; returns logits ``[batch,
+    vocabulary]``.
 
-    The model is transformers' own, unmodified. It is given the position and the masks as tensors, since what it would
-    derive from the cache are Python numbers, which a captured graph repeats for ever.
+    The model is transformers' own. Position and masks are passed as tensors: the model would derive them from the
+    cache as Python numbers, which a captured graph would repeat forever.
     """
     logits: torch.Tensor = model(
         input_ids=state.token,
@@ -42,24 +43,24 @@ def decode_step(model: PreTrainedModel, state: DecodeState) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RunnerStats:
-    """What a runner did to get ready. ``None``: does not apply, or cannot be known."""
+    """How a runner was prepared. ``None`` means unknown or not applicable."""
 
-    path: str  # eager | static | graph: what really runs
-    reason: str | None = None  # why not the path that was asked for
+    path: str  # eager | static | graph: the path that actually runs
+    reason: str | None = None  # why it is not the requested path
     nodes_per_token: int | None = None  # kernels of one captured step
     graphs: int = 0
-    prepare_s: float = 0.0  # warm-up, capture or compilation: never part of a measurement
+    prepare_s: float = 0.0  # warm-up, capture or compilation; never part of a measurement
     pool_bytes: int | None = None  # device memory that the graphs keep
     kernels: str | None = None  # what computes matrix–vector products, or why plain torch does
-    fault: bool = False  # whether it fell back because of this machine: next time it may not
+    fault: bool = False  # whether the machine is the reason for the fallback, so that it may not recur
 
 
 def prefill(
     model: PreTrainedModel, ids: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> tuple[DynamicCache, torch.Tensor]:
-    """Run a prompt as transformers ships it, in chunks; gives the cache and the last logits ``[batch, vocabulary]``.
+    """Run a prompt in chunks, unpatched; returns the cache and the last logits ``[batch, vocabulary]``.
 
-    Raises ProfileError for padded prompts: sequences share one position, so shorter ones would be silently wrong.
+    Raises ProfileError for padded prompts: all sequences share one position, so shorter ones would be wrong.
     """
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ProfileError("prompts of different lengths in one batch are not supported",
@@ -80,7 +81,7 @@ def cut(row: Sequence[int], eos: frozenset[int]) -> list[int]:
 
 
 def describe_kernels(model: PreTrainedModel) -> str | None:
-    """What computes the matrix–vector products of a decode step: on a GPU only told where our kernels are missing."""
+    """What computes the matrix–vector products of a decode step; ``None`` on a GPU with our kernels."""
     missing = fallback(model)
     if missing is not None:
         return f"plain torch: {missing[0]}"
@@ -88,13 +89,13 @@ def describe_kernels(model: PreTrainedModel) -> str | None:
 
 
 def falls_back(model: PreTrainedModel) -> bool:
-    """Whether this machine, and not the model, is why a step runs on plain torch."""
+    """Whether the machine, and not the model, is the reason that a step runs on plain torch."""
     missing = fallback(model)
     return missing is not None and missing[1]
 
 
 class EagerRunner:
-    """transformers as shipped, with its growing cache: what the others are compared with."""
+    """transformers as shipped, with its growing cache: the reference for the other runners."""
 
     def __init__(self, model: PreTrainedModel, eos: Sequence[int] = ()) -> None:
         self.model, self.eos = model, frozenset(eos)
@@ -125,7 +126,7 @@ class EagerRunner:
 
 
 class StaticRunner:
-    """The static-shape step, called from Python."""
+    """Runs the static-shape step from Python."""
 
     path = "static"
 
@@ -145,7 +146,7 @@ class StaticRunner:
         self.adopt(cache, logits.argmax(dim=-1, keepdim=True), max_new)
 
     def adopt(self, cache: Cache, token: torch.Tensor, max_new: int) -> None:
-        """Take over a cache that was filled elsewhere, and the token ``[batch, 1]`` that was chosen after it."""
+        """Take over a filled cache, and the token ``[batch, 1]`` that was chosen after it."""
         with torch.inference_mode():
             self.state = DecodeState(self.model, cache, token, max_new)
         self.patches = Patches(self.model)
@@ -158,7 +159,7 @@ class StaticRunner:
 
     @torch.inference_mode()
     def advance(self) -> torch.Tensor:
-        """One step, inside ``substitutes``; gives its logits ``[batch, vocabulary]``."""
+        """One step, with the patches active; returns its logits ``[batch, vocabulary]``."""
         self.state.set_bucket(self.state.bucket)
         self.state.claim(1)
         return self._run()

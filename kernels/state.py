@@ -1,8 +1,8 @@
-"""Everything a decode step reads and writes: cache layers of fixed shape, in tensors whose addresses never change.
+"""The state of a decode step: cache layers of fixed shape and other tensors, whose addresses never change.
 
-Positions are tensors because a captured graph replays addresses, not Python: an ``int`` would be frozen at its value
-during capture. Rotary positions are applied before keys are cached, so the order of slots never matters and a ring
-needs no rolling, only a mask of the slots that are filled.
+Positions are tensors because a captured graph replays addresses, not Python: an ``int`` would keep its value from the
+capture. Rotary positions are applied before keys are cached, so the order of slots does not matter, and a ring needs
+only a mask of its filled slots.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from transformers.cache_utils import (
 
 from profiler.errors import ProfileError
 
-SMALLEST_BUCKET = 256  # tokens; doubling from here, attention reads at most twice what is filled
+SMALLEST_BUCKET = 256  # tokens; buckets double from here, so attention reads at most twice the filled slots
 WINDOWED = ("sliding_attention", "chunked_attention")
 SavedState = dict[str, Any]
 
 
 class StaticLayer(CacheLayerMixin):
-    """Keys and values ``[batch, kv_heads, slots, head_dim]`` and the slot ``[1]`` that the next token takes."""
+    """Keys and values ``[batch, kv_heads, slots, head_dim]``, and the slot ``[1]`` of the next token."""
 
     is_compileable = True
     is_sliding = False
@@ -41,41 +41,42 @@ class StaticLayer(CacheLayerMixin):
 
     @property
     def slots(self) -> int:
-        """Tokens the layer can hold. No ``int(…)``: while a step is compiled it stands for any number."""
+        """Tokens the layer can hold. Not converted by ``int(…)``, because it is symbolic during compilation."""
         return self.keys.shape[2]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise RuntimeError("a static layer is made with its tensors")
+        raise RuntimeError("a static layer is created with its tensors")
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one token at the slot; returns what attention reads."""
+        """Write one token to the slot; returns the keys and values that attention reads."""
         self.keys.index_copy_(2, self.slot, key_states)
         self.values.index_copy_(2, self.slot, value_states)
         return self.keys, self.values
 
     def get_seq_length(self) -> Any:
-        """Refused: a model that asks would compute positions or masks on the host, right only for this one step."""
-        raise RuntimeError("the decode step passes positions and masks; no model may ask a ring for its length")
+        """Refused: the model would compute positions or masks on the host, which are right only for this one step."""
+        raise RuntimeError("the decode step passes positions and masks; a model must not ask a ring for its length")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Refused, like ``get_seq_length``."""
-        raise RuntimeError("the decode step passes positions and masks; no model may ask a static layer for its mask")
+        raise RuntimeError("the decode step passes positions and masks; a model must not ask for mask sizes")
 
     def get_max_length(self) -> int:
         return self.slots
 
 
 class RingLayer(StaticLayer):
-    """Sliding attention: slot = position mod window. The current token and the ``window - 1`` before it are kept."""
+    """Sliding attention: slot = position mod window. Holds the current token and the ``window - 1`` before it."""
 
     is_sliding = True
 
 
 class BucketLayer(StaticLayer):
-    """Full attention: slot = position. Attention reads the first ``bucket`` slots, a host number fixed per graph, or
-    all of them where it is ``None``."""
+    """Full attention: slot = position. Attention reads the first ``bucket`` slots, a host number that is fixed per
+    graph, or all of them if it is ``None``.
+    """
 
     bucket: int | None = None
 
@@ -88,14 +89,15 @@ class BucketLayer(StaticLayer):
         return keys[:, :, : self.bucket], values[:, :, : self.bucket]
 
     def get_seq_length(self) -> Any:
-        """Tokens before this step, on the device: Llama 4 scales its queries by it, and a number would freeze."""
+        """Tokens before this step, as a tensor: Llama 4 scales its queries by it, and a number would not change."""
         return self.slot[0]
 
 
 def layer_kinds(cache: Cache) -> list[int | None]:
-    """For each layer of a dynamic cache that holds keys its window, ``None`` for a growing one; others are left out.
+    """The window of each layer of a dynamic cache that holds keys, ``None`` for a growing one; other layers are
+    skipped.
 
-    Raises ProfileError for a layer class without a rule: decoding it wrongly in silence would be worse.
+    Raises ProfileError for an unknown layer class, which we might decode wrongly without noticing.
     """
     kinds: list[int | None] = []
     for index, layer in enumerate(cache.layers):
@@ -105,7 +107,7 @@ def layer_kinds(cache: Cache) -> list[int | None]:
             kinds.append(None)
         elif type(layer) not in (LinearAttentionLayer, DummyLayer):
             raise ProfileError(
-                f"cache layer {index} is a {type(layer).__name__}, for which the static decode step has no rule",
+                f"cache layer {index} is a {type(layer).__name__}, which the static decode step does not support",
                 "use --path eager",
             )
     return kinds
@@ -115,9 +117,9 @@ def make_static(cache: Cache, capacity: int, slot_of: dict[int | None, torch.Ten
     """A cache of static layers with the contents of ``cache``, which is emptied layer by layer to save memory.
 
     ``slot_of`` maps a window (``None``: full attention) to its static slot tensor ``[1]``. Recurrent layers are
-    static already (transformers copies into them in place) and move over as they are.
+    already static (transformers updates them in place) and are moved unchanged.
     """
-    layer_kinds(cache)  # refuse before anything is taken apart
+    layer_kinds(cache)  # raises before anything is taken apart
     layers: list[Any] = []
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicSlidingWindowLayer:
@@ -135,7 +137,7 @@ def make_static(cache: Cache, capacity: int, slot_of: dict[int | None, torch.Ten
 
 
 def state_tensors(layer: Any) -> Iterator[torch.Tensor]:
-    """Every tensor that a layer keeps per sequence."""
+    """Every tensor of a layer's per-sequence state."""
     if isinstance(layer, LinearAttentionLayer):
         for states in (layer.conv_states, layer.recurrent_states):
             yield from (tensor for tensor in states.values() if tensor is not None)
@@ -145,9 +147,9 @@ def state_tensors(layer: Any) -> Iterator[torch.Tensor]:
 
 
 def _placed(layer: Any, slots: int, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of a dynamic layer in ``slots`` zeroed slots, its tokens at ``where``.
+    """Keys and values of a dynamic layer in ``slots`` zeroed slots, with its tokens at ``where``.
 
-    Zeros, not whatever memory held: attention multiplies masked slots by zero, and zero times NaN is NaN.
+    The slots are zeroed because attention multiplies masked slots by zero, and zero times NaN is NaN.
     """
     placed = []
     for name in ("keys", "values"):
@@ -155,7 +157,7 @@ def _placed(layer: Any, slots: int, where: torch.Tensor) -> tuple[torch.Tensor, 
         batch, heads, _, width = tensor.shape
         new = tensor.new_zeros((batch, heads, slots, width))
         placed.append(new.index_copy_(2, where, tensor))
-        setattr(layer, name, None)  # free one before the next is made
+        setattr(layer, name, None)  # free one before the next is allocated
     return placed[0], placed[1]
 
 
@@ -167,10 +169,10 @@ def bucket_for(length: int, smallest: int = SMALLEST_BUCKET) -> int:
 class DecodeState:
     """Static buffers of one batch of equally long sequences.
 
-    ``token [batch, 1]`` is fed next, at ``position [1]``; what the step chooses goes to column ``write [1]`` of
-    ``out [batch, max_new + 1]``, whose column 0 is the token that prefill chose. ``slot_of`` holds for each window
-    (``None``: full attention) the cache slot ``[1]`` of the next token. Host numbers (``length``, ``bucket``) follow
-    because the host knows how many steps it enqueued; no step reads them but ``bucket``, which is fixed per graph.
+    ``token [batch, 1]`` is fed next, at ``position [1]``. The token that the step chooses goes to column ``write
+    [1]`` of ``out [batch, max_new + 1]``, whose column 0 holds the token that prefill chose. ``slot_of`` maps each
+    window (``None``: full attention) to the cache slot ``[1]`` of the next token. The host numbers ``length`` and
+    ``bucket`` follow from the number of enqueued steps; a step reads only ``bucket``, which is fixed per graph.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ class DecodeState:
     ) -> None:
         """Take over ``cache``, a prefilled DynamicCache, and the ``token [batch, 1]`` that was chosen after it.
 
-        Raises ProfileError for a cache layer that has no static form.
+        Raises ProfileError for a cache layer without a static form.
         """
         device, batch = token.device, token.shape[0]
         kinds = dict.fromkeys(layer_kinds(cache))
@@ -201,7 +203,7 @@ class DecodeState:
         self.out[:, :1] = self.token
         self.write += 1
         self.smallest_bucket = SMALLEST_BUCKET
-        self.exact = False  # attention itself skips empty slots, so it is given all of them and one bucket will do
+        self.exact = False  # True: attention skips empty slots itself, so it gets all of them and needs no buckets
         self.cache = make_static(cache, max(self.capacity, 1), self.slot_of)
         self._place()
 
@@ -221,8 +223,9 @@ class DecodeState:
                 layer.bucket = None if bucket >= layer.slots else bucket
 
     def claim(self, steps: int) -> None:
-        """Reserve ``steps`` before they are enqueued. Beyond the capacity a device write would be out of bounds,
-        which on CUDA kills the context, so it is refused here. Raises ProfileError."""
+        """Reserve ``steps`` before they are enqueued. Raises ProfileError if they do not fit: on CUDA, a write out of
+        bounds would destroy the context.
+        """
         if self.length + steps > self.capacity:
             raise ProfileError(
                 f"{steps} more decode steps do not fit: {self.length} of {self.capacity} cache positions are filled",
@@ -231,12 +234,13 @@ class DecodeState:
         self.length += steps
 
     def masks(self) -> Any:
-        """Which slots attention may read, ``[1, 1, 1, slots]``, as transformers takes it: one mask per layer type, or
-        a single one for models without layer types.
+        """The slots that attention may read, ``[1, 1, 1, slots]``, in transformers' form: one mask per layer type, or
+        a
+        single mask for models without layer types.
 
-        The token at ``position`` is written before attention reads, so slots up to it are filled, and once a ring has
-        wrapped all of them are. A chunk of chunked attention starts at slot 0, so what lies beyond the current slot
-        belongs to the chunk before. Recurrent layers see no padding and get no mask.
+        The token at ``position`` is written before attention reads, so the slots up to it are filled, and once a ring
+        has wrapped all of them are. A chunk of chunked attention starts at slot 0, so the slots after the current one
+        belong to the previous chunk. Recurrent layers have no padding and get no mask.
         """
         if self.layer_types is None:
             return self._filled(next(iter(self.slot_of)), self.position)
@@ -249,7 +253,7 @@ class DecodeState:
         return masks
 
     def advance(self, token: torch.Tensor) -> None:
-        """Feed back ``token [batch, 1]`` and move every position on by one, in place."""
+        """Feed back ``token [batch, 1]`` and advance every position by one, in place."""
         self.out.index_copy_(1, self.write, token)
         self.token.copy_(token)
         self.position.add_(1)
@@ -263,7 +267,9 @@ class DecodeState:
 
     @torch.inference_mode()
     def save(self) -> SavedState:
-        """What is needed to come back here. Full attention needs no copy: later tokens only go to later slots."""
+        """A copy of what changes, for ``restore``. Full attention needs none, because later tokens use later
+        slots.
+        """
         kept = [layer for layer in self.cache.layers if not isinstance(layer, BucketLayer)]
         own = [self.token, self.position, self.write, *self.slot_of.values()]
         tensors = own + [tensor for layer in kept for tensor in state_tensors(layer)]
@@ -272,7 +278,7 @@ class DecodeState:
 
     @torch.inference_mode()
     def restore(self, saved: SavedState) -> None:
-        """Make tensors and Python flags what they were at ``save``, in place."""
+        """Reset tensors and Python flags to their values at ``save``, in place."""
         for tensor, value in saved["tensors"]:
             tensor.copy_(value)
         for layer, flags in saved["flags"]:
@@ -280,12 +286,12 @@ class DecodeState:
         self.length = saved["length"]
 
     def storage_bytes(self) -> int:
-        """Bytes behind the cache's tensors, each storage once."""
+        """Bytes of the cache's storages, each counted once."""
         tensors = [tensor for layer in self.cache.layers for tensor in state_tensors(layer)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     def read_bytes(self) -> tuple[int, int]:
-        """Key and value bytes that the next step's attention needs, and those it reads: buckets are padded."""
+        """Key and value bytes that the next step needs, and those that it reads, which include padding of buckets."""
         needed = read = 0
         for layer in self.cache.layers:
             if isinstance(layer, (RingLayer, BucketLayer)):
@@ -296,16 +302,16 @@ class DecodeState:
         return needed, read
 
     def _place(self) -> None:
-        """The slots of the next token."""
+        """Update the slots of the next token."""
         for slot in self.slot_of.values():
             slot.copy_(self.position % self._layer(slot).slots)
 
     def _layer(self, slot: torch.Tensor) -> StaticLayer:
-        """The first layer that keeps its tokens at ``slot``: all of them hold equally many."""
+        """The first layer that uses ``slot``; all such layers hold equally many tokens."""
         return next(layer for layer in self.cache.layers if isinstance(layer, StaticLayer) and layer.slot is slot)
 
     def _last(self, name: str) -> torch.Tensor:
-        """The last slot ``[1]`` that a windowed layer may read, slots being filled in order."""
+        """The last slot ``[1]`` that a windowed layer may read; slots are filled in order."""
         return self.slot_of[self.window] if name == "chunked_attention" else self.position
 
     def _filled(self, window: int | None, last: torch.Tensor) -> torch.Tensor:
@@ -315,14 +321,14 @@ class DecodeState:
 
 
 def _layer_types(model: PreTrainedModel, windows: list[int]) -> set[str] | None:
-    """Layer types of a model that takes a mask for each, ``None`` for one that takes a single mask.
+    """Layer types of a model that takes one mask per type; ``None`` for a model that takes a single mask.
 
-    Raises ProfileError for a layer type whose mask is not a matter of filled slots.
+    Raises ProfileError for a layer type whose mask does not follow from the filled slots.
     """
     config = model.config.get_text_config()
     types = getattr(config, "layer_types", None)
     unknown = set(types or ()) - {"full_attention", "linear_attention", *WINDOWED}
     if unknown or len(windows) > 1:
         what = f"attention of type {', '.join(sorted(unknown))}" if unknown else f"several windows {windows}"
-        raise ProfileError(f"{config.model_type}: {what} has no rule in the static decode step", "use --path eager")
+        raise ProfileError(f"{config.model_type}: the static decode step does not support {what}", "use --path eager")
     return set(types) if types else None

@@ -1,4 +1,5 @@
-"""``profile``: how fast, how large and how near the limit a local LLM runs on this hardware.
+"""``profile``: how fast a local LLM runs on this hardware, how much memory it takes, and how close it is to the
+limit.
 
 From Python: ``profiler.fit`` predicts, ``profiler.sweep`` measures, ``profiler.load`` reads stored results. Each
 returns ``Rows``, which become a pandas DataFrame with ``to_pandas()``. See docs/python.md.
@@ -16,10 +17,10 @@ __all__ = ["NotFound", "ProfileError", "Rows", "StoreError", "fit", "load", "swe
 _WHERE = dict.fromkeys(("Rows", "fit", "load", "sweep"), "profiler.api")
 _WHERE |= dict.fromkeys(("NotFound", "ProfileError", "StoreError"), "profiler.errors")
 
-if not TYPE_CHECKING:  # or a misspelt name would have a type too
+if not TYPE_CHECKING:  # type checkers would otherwise accept misspelt names
 
     def __getattr__(name: str) -> Any:
-        """Import a public name when it is first used: workers and the command line import this package too."""
+        """Import a public name on first use, because workers and the command line also import this package."""
         if name not in _WHERE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module

@@ -1,7 +1,7 @@
-"""``profiler.fit``, ``profiler.sweep`` and ``profiler.load``: what the commands do, for notebooks and scripts.
+"""``profiler.fit``, ``profiler.sweep`` and ``profiler.load``: the commands as functions, for notebooks and scripts.
 
-Arguments have the names of the command line's options and take plain values; text is read as the command line reads
-it. What a person can mend raises ``ProfileError``. Nothing here imports torch: models run in worker processes.
+Arguments have the names of the command line's options and take plain values; text is parsed as on the command line.
+Errors that the user can fix are ``ProfileError``. This module does not import torch: models run in worker processes.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def fit(
 ) -> Rows:
     """Predict whether models fit, how fast they run and what limits them, from their config or GGUF header alone.
 
-    The rows are those of ``profile fit -o json``. None leaves a choice to the defaults of that command: without
-    ``models``, the largest Gemma 4 and Qwen 3.5 that fit; without ``on``, this machine. ``ram`` is host memory that
-    weights may be offloaded to, ``ram_bandwidth`` its speed in GB/s. A model that cannot be predicted raises if it is
-    the only one; otherwise it is in ``Rows.refused``, with a warning.
+    The rows are those of ``profile fit -o json``. None means the default of that command: without ``models``, the
+    largest Gemma 4 and Qwen 3.5 that fit; without ``on``, this machine. ``ram`` is host memory that weights may be
+    offloaded to, ``ram_bandwidth`` its speed in GB/s. A model that cannot be predicted raises if it is the only one;
+    otherwise it is listed in ``Rows.refused``, with a warning.
 
     Raises NotFound for unknown names, and ProfileError.
     """
@@ -86,7 +86,7 @@ def fit(
             goal=wish,
         )
     )
-    rows = [show_fit.row(answer, wish) for answer in found.answers]
+    rows = [show_fit.row(each, wish) for each in found.answers]
     return Rows(rows, refused=_refused(found.refused, stacklevel=3))
 
 
@@ -117,18 +117,18 @@ def sweep(
     store: Name | None = None,
     progress: bool = False,
 ) -> Rows:
-    """Measure every combination of model, quantization, context and batch here, as ``profile sweep`` does.
+    """Measure every combination of model, quantization, context and batch, as ``profile sweep`` does.
 
     Each model runs in a worker process, and each row is stored before the next case starts. Cases that the store
-    holds already are not measured again unless ``fresh``. A case that failed is a row that says so in ``outcome``.
-    ``precision`` is a fraction (0.02 is 2%), durations are seconds, ``max_memory`` is bytes; "2%", "10m" and "8GiB"
-    do as well. ``progress`` reports on stderr; otherwise nothing is printed.
+    already holds are not measured again unless ``fresh`` is true. A failed case is a row with another ``outcome``.
+    ``precision`` is a fraction (0.02 is 2%), durations are in seconds, ``max_memory`` is in bytes; "2%", "10m" and
+    "8GiB" work as well. ``progress`` reports on stderr; otherwise nothing is printed.
 
-    Ctrl-C finishes the case at hand, a second one or SIGTERM stops at once; all raise KeyboardInterrupt. What was
-    measured by then is stored: ``load()`` reads it, and the same call continues.
+    Ctrl-C finishes the current case; a second Ctrl-C or SIGTERM stops at once. Both raise KeyboardInterrupt. Rows
+    that were measured before are stored: ``load()`` reads them, and the same call continues.
 
     Raises NotFound for unknown names, StoreError if results cannot be stored, and ProfileError. A model that cannot
-    be used raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
+    be used raises if it is the only one; otherwise it is listed in ``Rows.refused``, with a warning.
     """
     given = locals()
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
@@ -166,8 +166,8 @@ def _sweep(
     if result.interrupted:
         again = "the same call" if resumed else "the same call without fresh=True"
         raise KeyboardInterrupt(
-            f"{len(measured)} of {len(resolved.tasks)} cases have rows in the store, as run {result.run}; "
-            f"{again} continues with the others"
+            f"{len(measured)} of {len(resolved.tasks)} cases are stored in run {result.run}; "
+            f"{again} measures the others"
         )
     place = {task.case.key: index for index, task in enumerate(resolved.tasks)}
     measured.sort(key=lambda each: place[each.case.key])
@@ -175,17 +175,17 @@ def _sweep(
 
 
 def load(run: Name | None = None, *, store: Name | None = None, newest: bool = False) -> Rows:
-    """Read results: the latest run of the store, the one whose id starts with ``run``, or a file.
+    """Read results: the latest run in the store, the run whose id starts with ``run``, or a file.
 
-    ``run`` may also be the path of a file that ``-o json`` or ``-o jsonl`` wrote, whose rows are returned as they
-    stand there, or of another store, whose latest run is read. A file of that name goes before a run. With
+    ``run`` may also be the path of a file written with ``-o json`` or ``-o jsonl``, whose rows are returned
+    unchanged, or of another store, whose latest run is read. An existing file takes precedence over a run. With
     ``newest``, the rows are the newest of every case in the whole store, which is what ``profile report`` shows.
 
     Raises NotFound for an unknown run, StoreError if the store is missing or cannot be read, and ProfileError for a
-    file that does not hold rows.
+    file without rows.
     """
     if newest and run is not None:
-        raise ProfileError("newest=True reads all runs, so it takes no run")
+        raise ProfileError("newest=True reads all runs, so do not pass a run with it")
     path = None if run is None else _file(run)
     if path is not None and not row.is_store(path):
         return Rows(row.read_plain(path))
@@ -211,7 +211,7 @@ def _stored(store: Store, run: str | None) -> Rows:
 
 
 def _refused(refused: Sequence[Refusal], stacklevel: int) -> tuple[str, ...]:
-    """The models that the others go on without; each is also a warning, so that no script loses one unnoticed."""
+    """The refused models as texts. Each is also a warning, so that no script loses one unnoticed."""
     texts = tuple(request.lines(refused))
     for text in texts:
         warnings.warn(text, stacklevel=stacklevel)
@@ -219,7 +219,7 @@ def _refused(refused: Sequence[Refusal], stacklevel: int) -> tuple[str, ...]:
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
-    """One value or several as the words of an option. An empty list is a mistake: None asks for the default."""
+    """One value or several as the words of an option. An empty list is an error; None means the default."""
     if value is None:
         return ()
     one = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
@@ -234,7 +234,7 @@ def _sized(value: Size) -> str:
 
 
 def _with_unit(unit: str, scale: int = 1) -> Callable[[float | str], str]:
-    """Writes a number as the command line takes it: with its unit, and without an exponent."""
+    """A function that formats a number for the command line: with its unit, without an exponent."""
 
     def write(value: float | str) -> str:
         return value if isinstance(value, str) else f"{value * scale:.9f}".rstrip("0").rstrip(".") + unit
@@ -252,7 +252,7 @@ def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
 def _one_of(known: Sequence[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.casefold() not in known:
-            raise ValueError(f"{printable(repr(text), 60)} is none of {', '.join(known)}")
+            raise ValueError(f"{printable(repr(text), 60)} is not one of {', '.join(known)}")
         return text.casefold()
 
     return parse
@@ -265,7 +265,7 @@ def _backend(text: str) -> str:
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) > MAX_SEED:
-        raise ValueError(f"{printable(text, 40)} is no whole number from 0 to {MAX_SEED}")
+        raise ValueError(f"{printable(text, 40)} is not a whole number from 0 to {MAX_SEED}")
     return int(text)
 
 
@@ -273,17 +273,17 @@ def _path(name: str, value: Name | None) -> Path | None:
     if value is None:
         return None
     if not os.fspath(value).strip():
-        raise ProfileError(f"{name} is an empty text", "Leave it out for the default.")
+        raise ProfileError(f"{name} is empty", "Leave it out for the default.")
     return folders.expanded(os.fspath(value))
 
 
 @dataclass(frozen=True, slots=True)
 class SweepOption:
-    """An argument of ``sweep`` that takes one value, and the option of ``profile sweep`` that it is."""
+    """An argument of ``sweep`` with one value, and the corresponding option of ``profile sweep``."""
 
     option: str
-    write: Callable[[Any], str] = str  # the value as text of the command line
-    read: Callable[[str], Any] = str  # that text checked; raises ValueError
+    write: Callable[[Any], str] = str  # formats the value for the command line
+    read: Callable[[str], Any] = str  # parses that text; raises ValueError
     default: str | None = None
 
 
@@ -307,7 +307,7 @@ OPTIONS = {
 
 
 def _command_line(lists: dict[str, tuple[str, ...]], texts: dict[str, str], flags: Sequence[str]) -> list[str]:
-    """The sweep as words after ``profile``: what a store keeps of a run is a command that measures it again."""
+    """The words after ``profile`` of a command that repeats the sweep; the store keeps them with the run."""
     several = [word for name, values in lists.items() for value in values for word in (LISTS[name], value)]
     single = [
         word for name, text in texts.items() if text != OPTIONS[name].default for word in (OPTIONS[name].option, text)

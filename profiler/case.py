@@ -1,7 +1,7 @@
-"""A case of the grid, the task of measuring it, and where its model's weights are.
+"""A case of the grid, the task of measuring it, and the source of its model.
 
-A case is frozen, known to every floor, and identified by its ``key`` alone. A ``Task`` adds the source of the weights
-and travels from the grid to the worker. A ``ModelNote`` is a sentence to know before reading a figure of a model.
+A case is frozen, and its ``key`` is its only identity. A ``Task`` adds the source of the model and travels from the
+grid to the worker. A ``ModelNote`` is something that a reader of a model's figures has to know.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-# Tokens of a sequence that a prefill runs in one pass by default: more gain little, and activations grow with them.
+# Tokens of a sequence in one prefill pass by default: more gain little, and activations grow with their number.
 PREFILL_CHUNK, PREFILL_CHUNK_CPU = 2048, 512
-KEY_LENGTH = 16  # hex digits: 64 bits, so that a million cases collide with odds of 1 in 30 million
+KEY_LENGTH = 16  # hex digits, so 64 bits: the probability of a collision among a million cases is 1 in 30 million
 
-FILES = ("folder", "gguf")  # kinds whose location is a path
+FILES = ("folder", "gguf")  # source kinds whose location is a path
 
-MODEL = "model"  # anything else that is true of the model whatever is measured
-UNUSED = "unused-weights"  # tensors of the file that the model does not take
-BESIDE = "files-beside"  # files beside the weights that are not loaded
-SYNTHETIC = "synthetic-weights"  # random values, because there are no real weights here
-EAGER = "eager-path"  # decode runs as transformers ships it, because our own step cannot be built here
-THREADS = "too-many-threads"  # more than there are cores
+MODEL = "model"  # anything else that applies to all measurements of the model
+UNUSED = "unused-weights"  # tensors of the file that the model does not use
+BESIDE = "files-beside"  # files next to the weights that are not loaded
+SYNTHETIC = "synthetic-weights"  # random values, because no real weights were found
+EAGER = "eager-path"  # decode runs transformers as shipped, because our own step cannot be built
+THREADS = "too-many-threads"  # more threads than cores
 CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS})
 
 
 def digest(content: object) -> str:
-    """Short stable hash of plain JSON content."""
+    """A short stable hash of plain JSON content."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
 class _Digests:
-    """Room for the digests of a case. A sweep asks for them at every row and beat, and one takes ten microseconds."""
+    """A cache for the digests of a case: a sweep uses them at every row and beat, and one takes ten microseconds."""
 
     __slots__ = ("_key", "_load_key")
     _key: str
@@ -44,10 +44,10 @@ class _Digests:
 
 @dataclass(frozen=True, slots=True)
 class Case(_Digests):
-    """What is measured. ``context`` tokens are in the cache when decode starts; ``batch`` counts sequences."""
+    """What to measure. ``context`` tokens are in the cache when decode starts; ``batch`` is a number of sequences."""
 
-    model: str  # as shown to people; may be any text
-    model_id: str  # content hash of the config, and of the weights when they are real
+    model: str  # for display; may be any text
+    model_id: str  # content hash of the config, and of real weights
     weights: str  # real | synthetic
     quant: str  # a name of profiler.quants
     dtype: str  # compute dtype: fp32 | bf16 | fp16
@@ -59,22 +59,22 @@ class Case(_Digests):
     steps: int  # decode steps
     fill: str = "prefill"  # prefill | synthetic
     ubatch: int = PREFILL_CHUNK  # tokens per sequence and prefill pass
-    threads: int | None = None  # None: what the backend chooses
+    threads: int | None = None  # None: the backend chooses
     seed: int = 0
 
     @property
     def key(self) -> str:
-        """Identity by content. The shown name is no part of it: ``model_id`` says which model it is."""
+        """Identity by content. The displayed name is not part of it, because ``model_id`` identifies the model."""
         try:
             return self._key
-        except AttributeError:  # asked for the first time
+        except AttributeError:  # first use
             key = digest({name: getattr(self, name) for name in IDENTITY})
             object.__setattr__(self, "_key", key)
             return key
 
     @property
     def load_key(self) -> str:
-        """Equal for cases that can share one loaded model."""
+        """Equal for cases that can share a loaded model."""
         try:
             return self._load_key
         except AttributeError:
@@ -84,7 +84,7 @@ class Case(_Digests):
             return key
 
     def dominates(self, other: Case) -> bool:
-        """Whether ``other`` needs at least as much memory as this case does: the same model, and no axis smaller."""
+        """Whether ``other`` needs at least as much memory as this case: the same model, and no smaller axis."""
         return (
             (self.load_key, self.fill) == (other.load_key, other.fill)
             and other.batch >= self.batch
@@ -95,12 +95,12 @@ class Case(_Digests):
 
     @property
     def label(self) -> str:
-        """``gemma-4-e2b nf4 c=4096 b=1``: for progress and messages."""
+        """``gemma-4-e2b nf4 c=4096 b=1``, for progress and messages."""
         return f"{self.model} {self.quant} c={self.context} b={self.batch}"
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Case:
-        """The case of a stored row; unknown fields of a newer writer are an error (TypeError)."""
+        """The case of a stored row. Raises TypeError for unknown fields, which a newer version may have written."""
         return cls(**row)
 
 
@@ -109,7 +109,7 @@ IDENTITY = tuple(field.name for field in fields(Case) if field.name != "model")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Plain JSON content."""
+    """Where a model comes from, as plain JSON content."""
 
     kind: str  # catalog | folder | gguf | hub
     location: str  # catalog name, absolute path, hub id
@@ -117,10 +117,10 @@ class Source:
     config: Mapping[str, Any]  # the raw config.json
 
     def argument(self, typed: str | None = None) -> str:
-        """What a command line names this model by: what was ``typed``, if that is known, else where it is.
+        """The model's name on a command line: as ``typed``, if known, otherwise its location.
 
-        A path is always recognizable as one, so that a folder called like a model of the catalog, or like an option,
-        is never taken for that.
+        A path always looks like one, so that a folder with the name of a catalog model or an option is not mistaken
+        for it.
         """
         if self.kind in FILES:
             return _path(typed or self.location, self.kind)
@@ -131,7 +131,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A case and where its model is: what travels from the grid to the worker."""
+    """A case and the source of its model, as they travel from the grid to the worker."""
 
     case: Case
     source: Source
@@ -141,13 +141,13 @@ def _path(typed: str, kind: str) -> str:
     path = os.path.expanduser(typed)
     if path.partition(os.sep)[0] not in ("", ".", ".."):
         path = os.path.join(".", path)
-    ends_open = path != path.rstrip() and kind == "folder"  # blanks around a word of a list are dropped
+    ends_open = path != path.rstrip() and kind == "folder"  # list options strip blanks around a word
     return os.path.join(path, "") if ends_open else path
 
 
 @dataclass(frozen=True, slots=True)
 class ModelNote:
-    """``code`` is one of ``CODES``; ``text`` is for people."""
+    """A note on a model. ``code`` is one of ``CODES``; ``text`` is the sentence that users see."""
 
     text: str
     code: str = MODEL

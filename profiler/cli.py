@@ -1,7 +1,7 @@
-"""The command ``profile``: finds the command's file, runs it, and turns what went wrong into words. The one try.
+"""The command ``profile``: finds the command's file, runs it, and reports errors. Has the only top-level ``try``.
 
-A command is a file of ``profiler/commands`` whose first line is its line in the help, and which defines a click
-command of the same name; what that returns is the exit code (None: 0).
+A command is a file in ``profiler/commands`` that defines a click command of the same name, which returns the exit
+code (None: 0). The first line of the file is the command's line in the help.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from profiler.errors import ProfileError
 from profiler.units import printable
 
 INTERRUPTED = 128 + signal.SIGINT
-DEBUG = "PROFILER_DEBUG"  # show tracebacks, for those who mend the profiler
+DEBUG = "PROFILER_DEBUG"  # show tracebacks, for developers of the profiler
 ISSUES = "please report it with that file"
 HINTS = {
     errno.EMFILE: "Raise the limit on open files: ulimit -n 1024.",
     errno.ENFILE: "The machine has too many files open: close some programs.",
     errno.EAGAIN: "The limit on processes and threads is reached: raise it (ulimit -u), or end some.",
     errno.ENOMEM: "Free some memory, or raise the limit (ulimit -v).",
-    errno.ENOSPC: "Free some space on that disk. TMPDIR names another folder for temporary files.",
-    errno.EDQUOT: "Free some space on that disk. TMPDIR names another folder for temporary files.",
-    errno.EROFS: "Choose a folder on a disk that can be written.",
-    errno.EACCES: "Choose a folder of yours, or ask its owner for access.",
+    errno.ENOSPC: "Free some space on that disk, or set TMPDIR to use another folder for temporary files.",
+    errno.EDQUOT: "Free some space on that disk, or set TMPDIR to use another folder for temporary files.",
+    errno.EROFS: "Choose a folder on a writable disk.",
+    errno.EACCES: "Choose a folder that you own, or ask its owner for access.",
 }
 
 
 class Commands(click.Group):
-    """Imports a command only when it is chosen; its line in the help is read from its file without importing it."""
+    """Imports a command only when it runs; its line in the help is read from the file without importing it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name in registry.names("commands") if summary(name)]
@@ -64,14 +64,14 @@ class Commands(click.Group):
             formatter.write_dl([(name, summary(name)) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Click itself would make a reader that went away an error."""
+        """Run a command. Without this, click would report an error when the reader of a pipe has gone."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # `profile … | head`: the reader has what it wanted
+        except BrokenPipeError:  # `profile … | head`: the reader has enough
             return 0
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
-        """Run, and leave with the exit code of design: 0, what the command returned, 2 for usage, 130 for Ctrl-C."""
+        """Run, and exit with 0, what the command returned, 2 for usage errors, or 130 for Ctrl-C."""
         with console.guarded():
             code = self._code(args, extra)
         sys.exit(code if isinstance(code, int) else 0)
@@ -87,7 +87,7 @@ class Commands(click.Group):
             return _say(printable(error.format_message(), 500), _help(error), error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             return INTERRUPTED
-        except BrokenPipeError:  # of the help
+        except BrokenPipeError:  # from printing the help
             return 0
         except Exception as error:
             found = fault(error)
@@ -95,9 +95,9 @@ class Commands(click.Group):
 
 
 def summary(name: str) -> str:
-    """A command's line in the help: what the first line of its file says after ``profile NAME:``, unimported.
+    """A command's line in the help: the first line of its file after ``profile NAME:``, read without an import.
 
-    Empty for the files beside the commands that only hold parts of them.
+    Empty for files in the folder that are not commands.
     """
     spec = importlib.util.find_spec(f"profiler.commands.{name.replace('-', '_')}")
     if spec is None or spec.origin is None:
@@ -138,28 +138,28 @@ def _help(error: click.ClickException) -> str | None:
 
 
 def _calm_warnings() -> None:
-    """A library's warning is no error of a command, even under ``PYTHONWARNINGS=error``."""
+    """A library's warning must not fail a command, even under ``PYTHONWARNINGS=error``."""
     if any(option.partition(":")[0] == "error" for option in sys.warnoptions):
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
 
 
 def fault(error: BaseException) -> tuple[str, str] | None:
-    """What is wrong with the environment, and what to do, if that is what ``error`` is about; ``None`` for a bug."""
+    """What is wrong with the environment and what to do, if that caused ``error``; ``None`` for a bug."""
     if isinstance(error, OSError):
-        hint = HINTS.get(error.errno or 0, f"{DEBUG}=1 shows where it happened.")
-        if "temporary directory" in str(error):  # tempfile, after it has tried several
-            return "there is no folder for temporary files that can be written", "TMPDIR names one."
+        hint = HINTS.get(error.errno or 0, f"Set {DEBUG}=1 to see where it happened.")
+        if "temporary directory" in str(error):  # from tempfile, after it has tried several
+            return "there is no writable folder for temporary files", "Set TMPDIR to one."
         if isinstance(error, FileNotFoundError) and not _has_current_folder():
-            return "the current folder does not exist any more", "Change to another one: cd"
-        return f"the system refused: {printable(folders.describe(error), 500)}", hint
+            return "the current folder no longer exists", "Change to another one with cd."
+        return f"system error: {printable(folders.describe(error), 500)}", hint
     if isinstance(error, MemoryError):
-        return "out of memory", "Free some, raise the limit (ulimit -v), or ask for less."
+        return "out of memory", "Free some memory, raise the limit (ulimit -v), or ask for less."
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        return "the system refused another thread", HINTS[errno.EAGAIN]
+        return "the system cannot start another thread", HINTS[errno.EAGAIN]
     if isinstance(error, ImportError) and not (error.name or "profiler").startswith("profiler"):
         what = printable(" ".join(str(error).split()), 300)
-        return f"a library cannot be loaded: {what}", "Install it again: pip install --force-reinstall llm-hwprofile"
+        return f"a library cannot be loaded: {what}", "Reinstall it: pip install --force-reinstall llm-hwprofile"
     return None
 
 
@@ -172,7 +172,7 @@ def _has_current_folder() -> bool:
 
 
 def _unexpected(error: Exception) -> int:
-    """A bug of ours: one line, and the traceback in a file."""
+    """Report a bug of ours: one line, with the traceback in a file."""
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
         return 1
@@ -186,6 +186,6 @@ def _unexpected(error: Exception) -> int:
         ) as file:
             file.write(f"profile {__version__}: {command}\n{text}")
     except OSError as refused:
-        kept = f"The details could not be kept ({printable(refused.strerror or refused)})"
-        return _say(what, f"{kept}: {DEBUG}=1 shows them here; please report it with them.", 1)
-    return _say(what, f"The details are in {printable(file.name)}; {ISSUES}. {DEBUG}=1 shows them here.", 1)
+        kept = f"The details could not be saved ({printable(refused.strerror or refused)})"
+        return _say(what, f"{kept}: set {DEBUG}=1 to print them, and please report them.", 1)
+    return _say(what, f"The details are in {printable(file.name)}; {ISSUES}. {DEBUG}=1 prints them here.", 1)

@@ -1,7 +1,7 @@
-"""stdout and stderr as they are found: of any encoding, full, closed, or with a reader that has gone.
+"""stdout and stderr in any state: with any encoding, full, closed, or without a reader.
 
-What an encoding lacks is written in ASCII. A text that stdout does not take ends the command with one line on stderr;
-stderr itself never ends anything, since there is nowhere left to say so.
+Characters that the encoding lacks are replaced by ASCII ones. If stdout cannot be written, the command ends with one
+line on stderr. A failure of stderr is ignored, since it cannot be reported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from profiler.errors import ProfileError
 from profiler.units import printable
 
-ASCII = "profile-ascii"  # the name of our handler of encoding errors
+ASCII = "profile-ascii"  # the name of our encoding error handler
 INSTEAD = {
     "–": "-", "—": "-", "−": "-", "─": "-", "│": "|", "·": "-", "…": "...", "×": "x", "±": "+-", "≈": "~", "≤": "<=",
     "≥": ">=", "→": "->", "←": "<-", "÷": "/", "µ": "u", "μ": "u", "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*",
@@ -31,27 +31,29 @@ NARROWEST, WIDEST, USUAL = 20, 1000, (80, 24)
 
 
 class OutputLost(ProfileError):
-    """stdout does not take what a command prints. What the command did besides, such as storing rows, is done."""
+    """stdout cannot be written. Other effects of the command, such as stored rows, are complete."""
 
     exit_code = 1
 
 
 class Stream(io.TextIOBase):
-    """A text stream over one of the process's own, written without a buffer.
+    """An unbuffered text stream over one of the process's own streams.
 
-    It has no ``buffer``: click would write UTF-8 to it wherever the encoding is ASCII.
+    It has no ``buffer``, because click would write UTF-8 to it if the encoding is ASCII.
     """
 
     def __init__(self, inner: TextIO, lost: type[OutputLost] | None) -> None:
-        """``lost``: what is raised if the text is not taken, except for a reader that has gone; ``None``: nothing."""
+        """``lost`` is raised if the text cannot be written, unless the reader has gone; ``None``: errors are
+        ignored.
+        """
         self._inner, self._lost = inner, lost
         self._name = "stdout" if lost else "stderr"
         self._encoding = getattr(inner, "encoding", None) or "utf-8"
-        self._encode = codecs.getincrementalencoder(self._encoding)(ASCII).encode  # UTF-16 has one mark at its start
+        self._encode = codecs.getincrementalencoder(self._encoding)(ASCII).encode  # UTF-16: one byte order mark
         try:
             self._fd: int | None = inner.fileno()
         except (OSError, ValueError, AttributeError):
-            self._fd = None  # a stand-in of a test
+            self._fd = None  # a stand-in in a test
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -78,7 +80,7 @@ class Stream(io.TextIOBase):
         except BrokenPipeError:
             if self._lost is not None:
                 raise
-        except (OSError, ValueError) as error:  # ValueError: closed by somebody in this process
+        except (OSError, ValueError) as error:  # ValueError: closed within this process
             if self._lost is not None:
                 raise self._lost(*_words(self._name, error)) from None
         return len(text)
@@ -92,13 +94,13 @@ class Stream(io.TextIOBase):
         while rest:
             try:
                 rest = rest[os.write(self._fd, rest) :]
-            except BlockingIOError:  # whoever has the other end made it so for both of us
+            except BlockingIOError:  # another process has made the shared file non-blocking
                 select.select([], [self._fd], [])
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Have ``sys.stdout`` and ``sys.stderr`` be such streams; those that were closed are opened on nothing."""
+    """Replace ``sys.stdout`` and ``sys.stderr`` by such streams; closed ones are first opened on /dev/null."""
     _open_standard_files()
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -112,27 +114,27 @@ def guarded() -> Iterator[None]:
 
 
 def width() -> int | None:
-    """Columns of the terminal that stdout is, within what a table can be laid out for; ``None`` if it is none."""
+    """Width of the terminal in columns, within the limits for tables; ``None`` if stdout is not a terminal."""
     return size()[0] if sys.stdout.isatty() else None
 
 
 def size() -> tuple[int, int]:
-    """Columns and lines, whatever the environment says they are."""
+    """Columns and lines of the terminal, within sensible limits."""
     columns, lines = shutil.get_terminal_size(USUAL)
     return min(max(columns, NARROWEST), WIDEST), min(max(lines, 1), WIDEST)
 
 
 def _open_standard_files() -> None:
-    """Give the numbers 0 to 2 to files, before the store gets one of them and somebody prints into it.
+    """Open file descriptors 0 to 2 if they are closed, so that the store never gets one that somebody prints to.
 
-    stdout is opened for reading, so that writing to it fails as it would have.
+    stdout is opened read-only, so that writing to it still fails.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
             with suppress(OSError):
-                os.open(os.devnull, flags)  # the lowest free number, which is this one
+                os.open(os.devnull, flags)  # returns the lowest free number, which is this one
     streams: Any = sys
     if sys.stdout is None:
         streams.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", write_through=True)
@@ -143,9 +145,9 @@ def _open_standard_files() -> None:
 def _words(name: str, error: Exception) -> tuple[str, str | None]:
     number = error.errno if isinstance(error, OSError) else errno.EBADF
     if number == errno.EBADF:
-        return f"{name} is closed: what was to be printed is lost", "Send it to /dev/null if you do not need it."
+        return f"{name} is closed, so the output is lost", "Redirect it to /dev/null if you do not need it."
     reason = error.strerror if isinstance(error, OSError) else None
-    hint = "Free some space, or send it elsewhere." if number in (errno.ENOSPC, errno.EDQUOT) else None
+    hint = "Free some space, or redirect it." if number in (errno.ENOSPC, errno.EDQUOT) else None
     return f"{name} cannot be written: {printable(reason or error)}", hint
 
 

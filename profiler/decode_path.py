@@ -1,7 +1,7 @@
-"""How decode steps run (``--path``), and which way where nobody says.
+"""The decode paths (``--path``) and their defaults.
 
 ``eager`` is transformers as shipped. ``static`` is our step over a cache of fixed shape (``kernels/``), called from
-Python. ``graph`` is that step captured as a CUDA graph, or compiled on a CPU, which takes a minute for each model.
+Python. ``graph`` is that step captured as a CUDA graph, or compiled on a CPU, which takes a minute per model.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from profiler import folders
 from profiler.case import digest
 
 EAGER, STATIC, GRAPH = PATHS = ("eager", "static", "graph")
-SHORT_OF_MEMORY = "short of memory"  # a state of the machine that is not compared: it may be over
-BUILD_BYTES = 16 * 1024**2  # objects and library of our loops, with room
-COMPILERS = ("c++", "g++", "clang++")  # after what CXX names
+SHORT_OF_MEMORY = "short of memory"  # a temporary state of the machine, which is not compared
+BUILD_BYTES = 16 * 1024**2  # for the object files and library of our loops, with a margin
+COMPILERS = ("c++", "g++", "clang++")  # tried after CXX
 
 
 def compiler() -> str | None:
-    """The C++ compiler that builds the loops of our step on a CPU."""
+    """The C++ compiler for our CPU loops."""
     found = (shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name)
     return next((path for path in found if path), None)
 
@@ -30,9 +30,9 @@ NO_COMPILER = f"no C++ compiler found (CXX, {', '.join(COMPILERS)})"
 
 
 def machine_state() -> str:
-    """Hash of what decides whether our step can be built and compiled here, as far as a look at the machine tells.
+    """Hash of the machine's state that decides whether our step can be built and compiled here.
 
-    A row that fell back because of the machine keeps it: while it is the same, the row would fall back again.
+    A row that fell back because of the machine stores it: while the hash is the same, it would fall back again.
     """
     found = compiler()
     stamp = None
@@ -44,7 +44,7 @@ def machine_state() -> str:
 
 
 def fault(folder: Path) -> str | None:
-    """What keeps a library from being built into ``folder`` and run from there; ``None`` if nothing does."""
+    """What prevents a library from being built in ``folder`` and loaded from there; ``None`` if nothing does."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:

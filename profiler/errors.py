@@ -1,12 +1,12 @@
-"""The one error that reaches a person: what is wrong, in which case, and what to do."""
+"""The error classes for users: a message that says what is wrong and in which case, and a hint at what to do."""
 
 from __future__ import annotations
 
 
 class ProfileError(Exception):
-    """A mistake a person can mend. ``message`` says what and where, ``hint`` what to do; never a traceback.
+    """A problem that the user can fix. ``message`` says what and where, ``hint`` what to do; no traceback is shown.
 
-    Both are shown as they are, so text that came from outside must pass ``units.printable`` first.
+    Both are printed unchanged, so text from outside must pass through ``units.printable`` first.
     """
 
     exit_code = 2
@@ -21,10 +21,10 @@ class ProfileError(Exception):
 
 
 class NotFound(ProfileError):
-    """A name that is not known. The message lists what is, nearest first."""
+    """An unknown name. The message lists the known ones, the nearest first."""
 
 
 class StoreError(ProfileError):
-    """The result store cannot be opened, read or written; what was committed before is safe."""
+    """The result store cannot be opened, read or written; rows that were committed before are safe."""
 
     exit_code = 1

@@ -1,14 +1,14 @@
-"""Files that we write, whole or not at all, and the identity of the weight files that we read.
+"""Atomic writes of our own files, and the identity of weight files.
 
-A text goes to a new file of an unpredictable name beside the old one, which then takes its place. So a reader never
-sees half a file, and nobody who may write to the same folder can point the writing somewhere else.
+A text is written to a new file with an unpredictable name in the same folder, which then replaces the old file. So a
+reader never sees a partial file, and another user with access to the folder cannot redirect the write.
 
-The identity of weights is a hash of tensor names, storage and contents. It does not depend on how tensors are spread
-over files, on names of files or folders, or on their times: a checkpoint that was copied, sharded anew or linked to
-is the same model. Up to ``WHOLE_BYTES`` every byte counts. Hashing more would take longer than people wait for a
-plan, so of larger checkpoints names, number types, shapes and samples of every tensor count: that tells fine-tunes,
-merges and edits of single layers apart, and misses a change of a few values between the samples. ``covers`` says
-which of the two a row rests on.
+The identity of weights is a hash of tensor names, storage types and contents. It does not depend on the distribution
+of tensors over files, on file or folder names, or on file times: a checkpoint that was copied, resharded or linked is
+the same model. Up to ``WHOLE_BYTES`` every byte counts. Hashing more would delay a plan too long, so the identity of
+larger checkpoints covers names, types, shapes and samples of every tensor. This distinguishes fine-tunes, merges and
+edits of single layers, but misses a change of a few values between the samples. ``covers`` says which of the two
+applies.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from profiler.errors import ProfileError
 from profiler.units import GIB, printable
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-MODE = 0o666  # less the umask, as any program's files
-LONGEST_NAME = 180  # bytes of a name that a temporary one repeats: file systems take 255
-LINKS = 40  # as many as the kernel follows
+MODE = 0o666  # minus the umask, as for any program
+LONGEST_NAME = 180  # bytes of a name that a temporary name repeats; file systems allow 255
+LINKS = 40  # the kernel's limit on following links
 
 WHOLE_BYTES = GIB  # a second or two
 SAMPLE_BYTES = 4096
-SAMPLES, FEWEST = 16, 2  # of one tensor; its first and last bytes are always among them
-ALL_SAMPLES = 2**14  # of one checkpoint, unless it has more tensors
+SAMPLES, FEWEST = 16, 2  # per tensor, including its first and last bytes
+ALL_SAMPLES = 2**14  # per checkpoint, unless it has more tensors
 CHUNK = 2**20
 EVERY_BYTE, SAMPLED = "every byte", "samples of every tensor"
 
 
 def write(path: Path, text: str) -> None:
-    """Put ``text`` (as UTF-8) in place whole, for good. The mode of a file that is there already stays.
+    """Replace the file with ``text`` (UTF-8) atomically and durably, keeping the mode of an existing file.
 
-    A link to a file stays a link. A pipe, a device or ``/dev/stdout`` is written to as it is. Raises ProfileError; an
-    old file is then as it was.
+    A link to a file stays a link. Pipes, devices and ``/dev/stdout`` are written to directly. Raises ProfileError,
+    and then leaves the old file unchanged.
     """
-    data = text.encode("utf-8", "backslashreplace")  # lone surrogates: names that are not UTF-8
+    data = text.encode("utf-8", "backslashreplace")  # for file names that are not UTF-8
     with _in_words(path):
         target = _end(path)
         if _is_plain(target):
@@ -56,7 +56,7 @@ def write(path: Path, text: str) -> None:
 
 
 def check(path: Path) -> None:
-    """ProfileError if ``write`` would fail on ``path``: whoever measures for hours should know before."""
+    """ProfileError if ``write`` would fail on ``path``, to be raised before hours of measuring."""
     with _in_words(path):
         target = _end(path)
         if _is_plain(target):
@@ -68,13 +68,15 @@ def check(path: Path) -> None:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether ``path`` is a plain file or none yet, so that others can lie beside it. Raises ProfileError."""
+    """Whether ``path`` is a regular file or does not exist, so that files can be put next to it. Raises
+    ProfileError.
+    """
     with _in_words(path):
         return _is_plain(_end(path))
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder, or take the one that is there unless another user's link leads to it. Raises ProfileError."""
+    """Make the folder, or accept an existing one unless another user's link leads to it. Raises ProfileError."""
     with _in_words(path):
         try:
             os.mkdir(path)
@@ -97,26 +99,26 @@ def _refused(path: Path, error: OSError) -> ProfileError:
     name = printable(path)
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
         return ProfileError(
-            f"{name} cannot be written: there is no folder {printable(path.parent)}", "Make it first."
+            f"{name} cannot be written: there is no folder {printable(path.parent)}", "Create it first."
         )
     if error.errno == errno.ENXIO:
-        return ProfileError(f"{name} cannot be written: it is a pipe that nobody reads")
+        return ProfileError(f"{name} cannot be written: it is a pipe without a reader")
     hints = {
-        errno.ENOSPC: "Free some space, or name a file on another disk.",
-        errno.EDQUOT: "Free some space, or name a file on another disk.",
+        errno.ENOSPC: "Free some space, or write to another disk.",
+        errno.EDQUOT: "Free some space, or write to another disk.",
         errno.ENAMETOOLONG: "Choose a shorter name.",
         errno.EISDIR: "Name a file in it.",
         errno.EMFILE: "Raise the limit on open files: ulimit -n 1024.",
-        errno.EPIPE: "Whoever read it has stopped.",
+        errno.EPIPE: "The program that reads it has stopped.",
     }
     return ProfileError(
         f"{name} cannot be written: {printable(error.strerror or error)}",
-        hints.get(error.errno or 0, "Name a file in a folder of yours."),
+        hints.get(error.errno or 0, "Choose a file in a folder that you can write to."),
     )
 
 
 def _end(path: Path) -> Path:
-    """Where the links of ``path`` lead. Raises OSError for another user's link, who may have put it in our way."""
+    """The target of the links of ``path``. Raises OSError for another user's link, which may be an attack."""
     for _ in range(LINKS):
         if _is_open(path):
             return path
@@ -133,12 +135,12 @@ def _end(path: Path) -> Path:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether it is one of our open files: its name may be gone, or be another file's by now."""
+    """Whether ``path`` is one of our own file descriptors; its file may have no name any more, or another one."""
     return path.name.isdigit() and os.path.realpath(path.parent) == f"/proc/{os.getpid()}/fd"
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether there is a plain file, or none yet. Raises OSError for a folder and for what may not be written."""
+    """Whether there is a regular file or nothing. Raises OSError for a folder and for a file that is not writable."""
     if _is_open(path):
         return False
     try:
@@ -147,7 +149,7 @@ def _is_plain(path: Path) -> bool:
         return True
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not os.access(path, os.W_OK):  # a new file could take its place all the same, but was it meant to?
+    if not os.access(path, os.W_OK):  # a new file could replace it, but that is hardly intended
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return stat.S_ISREG(mode)
 
@@ -156,7 +158,7 @@ def _write_through(path: Path, data: bytes) -> None:
     if _is_open(path):
         file = os.dup(int(path.name))
     else:
-        file = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # no wait for a pipe's reader
+        file = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # fails without a reader
         os.set_blocking(file, True)
     try:
         _write_all(file, data)
@@ -178,7 +180,7 @@ def _replace(target: Path, data: bytes) -> None:
     except BaseException:
         _remove_quietly(part)
         raise
-    with suppress(OSError):  # some file systems cannot; the file itself is there
+    with suppress(OSError):  # some file systems cannot sync a folder; the file itself is synced
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -187,7 +189,7 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 def _create(target: Path) -> tuple[int, Path]:
-    """A new file beside ``target``."""
+    """Open a new file next to ``target``."""
     if len(os.fsencode(target.name)) > os.pathconf(target.parent, "PC_NAME_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     start = os.fsdecode(os.fsencode(target.name)[:LONGEST_NAME])
@@ -208,22 +210,22 @@ def _remove_quietly(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """Bytes of a file that belong together: a tensor, or a header."""
+    """A contiguous part of a file: a tensor, or a header."""
 
     label: str  # name, number type and shape
     path: Path
     begin: int
     nbytes: int
-    whole: bool = False  # hashed in full whatever the size of the rest
+    whole: bool = False  # always hashed in full
 
 
 def covers(nbytes: int) -> str:
-    """What of a checkpoint of this size its identity is made of."""
+    """Which part of a checkpoint of this size its identity covers."""
     return EVERY_BYTE if nbytes <= WHOLE_BYTES else SAMPLED
 
 
 def content_id(spans: Iterable[FileSpan]) -> str:
-    """Hash of the spans in the order of their labels. Raises ProfileError for a file that cannot be read."""
+    """Hash of the spans, independent of their order. Raises ProfileError for a file that cannot be read."""
     return _hashed(sorted(spans, key=lambda span: (str(span.path), span.begin)))
 
 
@@ -247,7 +249,7 @@ def _hashed(spans: Sequence[FileSpan]) -> str:
 
 
 def _offsets(nbytes: int, step: int, samples: int | None) -> Iterable[int]:
-    """Where reads of ``step`` bytes begin: all of them, or ``samples`` evenly spaced from the first to the last."""
+    """Offsets of reads of ``step`` bytes: all, or ``samples`` of them, evenly spaced from the first to the last."""
     if samples is None or nbytes <= samples * step:
         return range(0, nbytes, step)
     last = nbytes - step
@@ -255,7 +257,7 @@ def _offsets(nbytes: int, step: int, samples: int | None) -> Iterable[int]:
 
 
 class _read_error:
-    """Turns a file that went away or cannot be read into one line."""
+    """Turns the OSError of an unreadable file into one line."""
 
     def __init__(self, spans: Sequence[FileSpan]) -> None:
         self._name = printable(spans[0].path.name) if spans else "the checkpoint"

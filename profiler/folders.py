@@ -1,11 +1,11 @@
-"""The folders we use: the user's results and caches, and the folder of this package for child processes.
+"""The folders we use: the user's results and caches, and this package's folder for child processes.
 
-Libraries and compiled graphs in a cache are run, so a cache is used only if every folder from its top down belongs to
-this user (or to root), is writable by nobody else and is no symbolic link. Otherwise a private folder that lives as
-long as this process takes its place, and a line on stderr says so.
+Libraries and compiled graphs in a cache are executed. So a cache is used only if every folder in it belongs to this
+user (or root), is not writable by others and is not a symbolic link. Otherwise a private folder that exists as long
+as this process replaces it, and a line on stderr says so.
 
-``python -m profiler`` finds the package in the current folder. Children are started with ``-P``, so that a stray file
-of the current folder cannot stand in for a library, and then have to be told where the package is.
+``python -m profiler`` finds the package in the current folder. Child processes are started with ``-P``, so that a
+stray file in the current folder cannot shadow a library, and are then told where the package is.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pathlib import Path
 from profiler.errors import ProfileError
 from profiler.units import printable
 
-CACHE = "PROFILER_CACHE"  # names the cache folder; workers get it from us
+CACHE = "PROFILER_CACHE"  # names the cache folder; we set it for workers
 NAME = "profile"
-COMPILERS = {  # caches of libraries that run what lies there, in places that others may write to
+COMPILERS = {  # caches of libraries that execute their contents, by default in folders that others may write to
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
     "TORCH_EXTENSIONS_DIR": "extensions",
     "PYTORCH_KERNEL_CACHE_PATH": "torch",
 }
-NOWHERE = os.path.join(os.devnull, "none")  # no folder can ever be made there
+NOWHERE = os.path.join(os.devnull, "none")  # a folder that cannot be created
 PRIVATE = 0o700
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -40,12 +40,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def expanded(text: str) -> Path:
-    """The path that a person typed, ``~`` and ``~user`` included. Raises ProfileError for an unknown home."""
+    """The path for a typed text, with ``~`` and ``~user`` expanded. Raises ProfileError for an unknown home."""
     try:
         path = Path(text).expanduser()
     except RuntimeError:
         raise ProfileError(
-            f"there is no home folder for {printable(text)}", "Set HOME, or give the path in full."
+            f"there is no home folder for {printable(text)}", "Set HOME, or pass the full path."
         ) from None
     if "\0" in text:
         raise ProfileError(f"{printable(text)} is not a path: it holds a NUL byte")
@@ -56,13 +56,13 @@ def data() -> Path:
     """``profile`` in the user data folder. Raises ProfileError if the user has no home."""
     from platformdirs import user_data_path
 
-    return _known(lambda: user_data_path(NAME, appauthor=False), "PROFILER_STORE=FILE says where results are kept.")
+    return _known(lambda: user_data_path(NAME, appauthor=False), "Set PROFILER_STORE=FILE to choose the store.")
 
 
 def cache(name: str) -> Path:
-    """The folder ``name`` of the cache, made if it is missing; it may be read-only.
+    """The folder ``name`` in the cache, created if it is missing; it may be read-only.
 
-    If it cannot be trusted or made, it lies in a private temporary folder. Raises OSError if there is none either.
+    If it cannot be trusted or created, a private temporary folder replaces it. Raises OSError if that fails too.
     """
     try:
         top = _top()
@@ -75,7 +75,7 @@ def cache(name: str) -> Path:
 
 
 def place(name: str) -> Path | None:
-    """Where ``cache`` looks first; nothing is made. None for a user without a home."""
+    """Where ``cache`` looks first, without creating anything. None for a user without a home."""
     try:
         return _top() / name
     except ProfileError:
@@ -83,7 +83,7 @@ def place(name: str) -> Path | None:
 
 
 def scratch(name: str) -> Path:
-    """Like ``cache``, for those who must be able to write."""
+    """Like ``cache``, but always writable."""
     folder = cache(name)
     if os.access(folder, os.W_OK):
         return folder
@@ -91,9 +91,9 @@ def scratch(name: str) -> Path:
 
 
 def compilers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Where libraries keep compiled code, and our own cache for a worker, by the variables that say so.
+    """Environment variables of a worker: our cache folder, and those where libraries keep compiled code.
 
-    A folder that the user has named stays, if nobody else can write to it.
+    A folder that the user has set is kept if nobody else can write to it.
     """
     found = {}
     for name, folder in COMPILERS.items():
@@ -104,13 +104,13 @@ def compilers(environ: Mapping[str, str]) -> dict[str, str]:
         try:
             place = scratch(folder)
             found |= {name: str(place), CACHE: str(place.parent)}
-        except OSError:  # nowhere to write; what needs a cache says so, and nothing is taken from a common place
+        except OSError:  # nothing is writable; libraries that need a cache fail rather than use a shared folder
             found[name] = NOWHERE
     return found
 
 
 def is_private(path: Path) -> bool:
-    """Whether this folder, which a person named, is one that ``cache`` would take. It is made if it is missing."""
+    """Whether ``cache`` would accept this folder, which the user has set. It is created if it is missing."""
     try:
         _make(Path(os.path.abspath(path)))
     except (ProfileError, OSError):
@@ -119,9 +119,9 @@ def is_private(path: Path) -> bool:
 
 
 def distrust(path: Path, top: Path) -> str | None:
-    """Why somebody else may have written ``path`` or put it where it is; ``None`` if nobody can have.
+    """Why another user may have written ``path`` or put it there; ``None`` if that is impossible.
 
-    ``top`` is a folder of ``cache``, which was checked already. Raises OSError if there is no such file.
+    ``top`` is a folder returned by ``cache``, which is already checked. Raises OSError if there is no such file.
     """
     for part in (*(parent for parent in reversed(path.parents) if parent.is_relative_to(top)), path):
         wrong = _wrong(os.lstat(part))
@@ -131,7 +131,7 @@ def distrust(path: Path, top: Path) -> str | None:
 
 
 def describe(error: OSError) -> str:
-    """What the system refused, with the path where it names one."""
+    """The message of a system error, with the path if it has one."""
     named = "" if error.filename is None else f"{printable(_text(error.filename))}: "
     return f"{named}{error.strerror or printable(error) or type(error).__name__}"
 
@@ -146,11 +146,11 @@ def _top() -> Path:
         return Path(os.path.abspath(expanded(named)))
     from platformdirs import user_cache_path
 
-    return _known(lambda: user_cache_path(NAME, appauthor=False), f"{CACHE}=FOLDER says where to keep caches.")
+    return _known(lambda: user_cache_path(NAME, appauthor=False), f"Set {CACHE}=FOLDER to choose the cache folder.")
 
 
 def _known(find: Callable[[], Path], hint: str) -> Path:
-    """Older versions of platformdirs give a literal ``~`` where there is no home, newer ones raise."""
+    """Without a home, older versions of platformdirs return a literal ``~``, newer ones raise."""
     try:
         path = find()
     except RuntimeError:
@@ -161,19 +161,19 @@ def _known(find: Callable[[], Path], hint: str) -> Path:
 
 
 def _make(folder: Path) -> None:
-    """Make the folder for this user alone, or check the one that is there.
+    """Create the folder for this user only, or check the existing one.
 
-    Raises ProfileError if it cannot be trusted, OSError if it cannot be made.
+    Raises ProfileError if it cannot be trusted, OSError if it cannot be created.
     """
     if not folder.parent.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.mkdir(folder, PRIVATE)
-        os.chmod(folder, PRIVATE)  # whatever the umask took away
+        os.chmod(folder, PRIVATE)  # regardless of the umask
     except FileExistsError:
         found = os.lstat(folder)
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & OTHERS:
-            os.chmod(folder, PRIVATE)  # ours, but made under a permissive umask; each file inside is still checked
+            os.chmod(folder, PRIVATE)  # ours, created under a permissive umask; the files inside are still checked
             found = os.lstat(folder)
         wrong = "is not a folder" if stat.S_ISREG(found.st_mode) else _wrong(found)
         if wrong is not None:
@@ -181,11 +181,11 @@ def _make(folder: Path) -> None:
     for parent in Path(os.path.realpath(folder.parent)).parents:
         mode = os.lstat(parent).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise ProfileError(f"anybody may replace what is in {printable(parent)}")
+            raise ProfileError(f"any user may replace the contents of {printable(parent)}")
 
 
 def _make_inside(top: Path, name: str) -> None:
-    """Like ``_make``. A folder that cannot be written is named by itself, so that it is said once for all in it."""
+    """Like ``_make``. If ``top`` is not writable, the error names ``top``, so that it is reported only once."""
     try:
         _make(top / name)
     except PermissionError:
@@ -199,7 +199,7 @@ def _wrong(found: os.stat_result) -> str | None:
         return "is neither a file nor a folder"
     if found.st_uid not in (0, os.geteuid()):
         return "belongs to another user"
-    return "may be written by other users" if found.st_mode & OTHERS else None
+    return "is writable by other users" if found.st_mode & OTHERS else None
 
 
 def _instead(name: str, why: str) -> Path:
@@ -210,11 +210,11 @@ def _instead(name: str, why: str) -> Path:
 
 @once
 def _private(why: str) -> Path:
-    """A folder of this process alone. Said once for each reason."""
+    """A folder for this process only. Warns once for each reason."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="profile-cache-"))  # 0700
-    except FileNotFoundError as error:  # none of those that Python tries
-        raise OSError(errno.EACCES, f"{why}, and no temporary folder (TMPDIR) can be written") from error
+    except FileNotFoundError as error:  # Python found no temporary folder
+        raise OSError(errno.EACCES, f"{why}, and no temporary folder (TMPDIR) is writable") from error
     owner = os.getpid()
 
     def remove() -> None:
@@ -222,7 +222,7 @@ def _private(why: str) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
-    note(f"the cache is not used, because {why}; a private folder takes its place. {CACHE}=FOLDER names another one")
+    note(f"the cache is not used, because {why}; using a private folder. To choose another one, set {CACHE}=FOLDER")
     return folder
 
 
@@ -230,19 +230,19 @@ _notes: list[str] = []
 
 
 def note(text: str) -> None:
-    """Something about the cache that a person should know: one line on stderr, and on the rows of a worker."""
+    """Warn about the cache: one line on stderr, and a caution on the rows of a worker."""
     _notes.append(text)
     if sys.stderr is not None:
         print(f"warning: {text}", file=sys.stderr)
 
 
 def notes() -> tuple[str, ...]:
-    """What was noted in this process."""
+    """The warnings of this process."""
     return tuple(_notes)
 
 
 def child_environ(inherited: Mapping[str, str]) -> dict[str, str]:
-    """What a child that runs this same code needs beside ``inherited``: nothing where the package is installed."""
+    """Environment variables that a child needs to run this code; none if the package is installed."""
     if sys.flags.safe_path or not sys.path or Path(sys.path[0]).resolve() != ROOT:
         return {}
     others = inherited.get("PYTHONPATH")

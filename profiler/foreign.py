@@ -1,9 +1,9 @@
-"""Files that somebody else wrote, read within one budget: bytes, values, depth, digits.
+"""Readers for files that somebody else wrote. Every file has a budget of bytes, values, depth and digits.
 
-A checkpoint, a scenario, a list of scores, rows or a store may come from anywhere. A pipe is waited for without end,
+A checkpoint, a scenario, a list of scores, rows or a store may come from anywhere: opening a pipe may block forever,
 64 KiB of dotted TOML keys become 4 GiB of dictionaries, and ``1e999`` is infinite. So every reader of such a file
-opens it with ``open_file`` and parses it with ``read_json`` or ``toml_value``, which refuse in
-time. What they raise is one line that names the file.
+opens it with ``open_file`` and parses it with ``read_json`` or ``toml_value``, which refuse it in time with one line
+that names the file.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 MOST_SHOWN = 40  # characters of a number in a message
-TOML_INTEGERS = range(-(2**63), 2**63)  # what the specification asks for (toml.io/en/v1.0.0#integer)
+TOML_INTEGERS = range(-(2**63), 2**63)  # the range that the specification requires (toml.io/en/v1.0.0#integer)
 
-# Cheap signs that a number may be out of range; only then is every number of the text looked at.
+# Signs that a number may be out of range. Without them, no number of the text needs a check.
 _LONG_TEXT = re.compile(r"[0-9]{19}|[eE]\+?[0-9]{3}")
 _LONG_BYTES = re.compile(rb"[0-9]{19}|[eE]\+?[0-9]{3}")
 
-# TOML without what is in strings and comments. One that never ends takes the rest of the text, so that a text is
-# passed over once. Possessive quantifiers for the same reason: nothing here is ever tried twice.
+# Strings and comments of TOML. An unterminated one extends to the end of the text, and quantifiers are possessive, so
+# that the text is scanned only once.
 _TOML_QUOTED = re.compile(
     r'"""(?:[^\\"]|\\.|"(?!""))*+(?:"{3,5}|\\?\Z)'
     r"|'''(?:[^']|'(?!''))*+(?:'{3,5}|\Z)"
@@ -51,38 +51,40 @@ _TOML_KEY = re.compile(r"(?<![\w.\-])[\w\-]++(?:[ \t]*+\.[ \t]*+[\w\-]++)*+")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much one text may ask for. The defaults suit a file of a few KiB that people or programs write."""
+    """Limits for one text. The defaults suit files of a few KiB written by people or programs."""
 
     nbytes: int = 1 << 20
-    values: int = 1 << 18  # numbers, texts, lists and objects, all together
-    depth: int = 64  # lists and objects inside each other
-    digits: int = 300  # of a whole number: a float still holds it; whether it can be is for the field to say
-    twice: bool = False  # whether an object may name a key twice, of which Python takes the last
+    values: int = 1 << 18  # numbers, strings, lists and objects, all together
+    depth: int = 64  # nesting of lists and objects
+    digits: int = 300  # of an integer: a float can still hold it; whether it is in range is for the field to check
+    twice: bool = False  # whether an object may contain a key twice, in which case the last one counts
 
 
 BUDGET = Budget()
 
 
 class BadContent(ValueError):
-    """What is wrong with a text, in words without its file."""
+    """A text cannot be used. The message says why, without naming the file."""
 
 
-LFS = b"version https://git-lfs.github.com/spec/"  # how the text begins that stands for a file of Git LFS
+LFS = b"version https://git-lfs.github.com/spec/"  # the beginning of a Git LFS pointer file
 
 
 def open_file(path: Path, shown: str | None = None) -> BinaryIO:
-    """A regular file, opened for reading. NotFound if there is none, else ProfileError that says why not.
+    """Open a regular file for reading. NotFound if it does not exist, ProfileError if it cannot be used.
 
-    Pipes, devices, sockets and folders are refused before they are opened, because opening alone may wait or act.
+    Pipes, devices, sockets and folders are refused before opening, because opening them may block or have effects.
     """
     shown = printable(path) if shown is None else shown
     try:
         _refuse_special(os.stat(path).st_mode, shown)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         try:
-            _refuse_special(os.fstat(fd).st_mode, shown)  # another file may have taken the name meanwhile
+            _refuse_special(os.fstat(fd).st_mode, shown)  # the name may refer to another file by now
             if os.pread(fd, len(LFS), 0) == LFS:
-                raise ProfileError(f"{shown} is a pointer of Git LFS, not the file itself", "Fetch it: git lfs pull")
+                raise ProfileError(
+                    f"{shown} is a Git LFS pointer, not the file itself", "Fetch the file with: git lfs pull"
+                )
         except BaseException:
             os.close(fd)
             raise
@@ -94,7 +96,9 @@ def open_file(path: Path, shown: str | None = None) -> BinaryIO:
 
 
 def read_bytes(path: Path, most: int = BUDGET.nbytes, shown: str | None = None, hint: str | None = None) -> bytes:
-    """The content of a regular file of at most ``most`` bytes; ``hint`` is for a larger one. Raises as that."""
+    """The content of a regular file of at most ``most`` bytes; ``hint`` is for larger ones. Raises like
+    ``open_file``.
+    """
     shown = printable(path) if shown is None else shown
     with open_file(path, shown) as file:
         try:
@@ -107,7 +111,7 @@ def read_bytes(path: Path, most: int = BUDGET.nbytes, shown: str | None = None, 
 
 
 def read_json(path: Path, budget: Budget = BUDGET, shown: str | None = None, hint: str | None = None) -> Any:
-    """The JSON value in a file. Raises as ``read_bytes``, and ProfileError for what is not JSON or over budget."""
+    """The JSON value in a file. Raises like ``read_bytes``, and ProfileError for invalid JSON or exceeded limits."""
     shown = printable(path) if shown is None else shown
     content = read_bytes(path, budget.nbytes, shown, hint)
     try:
@@ -117,8 +121,8 @@ def read_json(path: Path, budget: Budget = BUDGET, shown: str | None = None, hin
 
 
 def json_value(content: bytes | str, budget: Budget = BUDGET) -> Any:
-    """The value of a JSON text. BadContent for anything else, for ``NaN``, ``Infinity`` and numbers without a finite
-    value (naming the field), and for more than ``budget`` allows.
+    """The value of a JSON text. BadContent for invalid JSON, for ``NaN``, ``Infinity`` and numbers without a finite
+    value (the message names the field), and for exceeding ``budget``.
     """
     if len(content) > budget.nbytes:
         raise BadContent(f"it is larger than {bytes_text(budget.nbytes)}")
@@ -131,22 +135,22 @@ def json_value(content: bytes | str, budget: Budget = BUDGET) -> Any:
     try:
         value = json.loads(content, **hooks)
     except RecursionError:
-        raise BadContent(f"it is nested more than {budget.depth} deep") from None
+        raise BadContent(f"it is nested more than {budget.depth} levels deep") from None
     except MemoryError:
-        raise BadContent("it takes more memory than there is") from None
-    except ValueError as error:  # not JSON, not UTF-8, a key that stands there twice
+        raise BadContent("there is not enough memory for it") from None
+    except ValueError as error:  # not JSON, not UTF-8, or a duplicate key
         raise BadContent(str(error)) from None
     if containers > budget.depth:
         _check_depth(value, budget.depth)
     if odd:
-        raise BadContent(next(_odd_fields(value), f"{odd[0]}, which no number here can be"))
+        raise BadContent(next(_odd_fields(value), f"{odd[0]} is not a valid number"))
     return value
 
 
 def toml_value(text: str, budget: Budget = BUDGET) -> dict[str, Any]:
-    """The table of a TOML text. BadContent for anything else and for more than ``budget`` allows.
+    """The table of a TOML text. BadContent for invalid TOML and for exceeding ``budget``.
 
-    ``tomllib`` is quadratic in the parts of a dotted key and recursive in brackets, so both are counted first.
+    ``tomllib`` takes quadratic time for dotted keys and recurses into brackets, so both are limited first.
     """
     if len(text) > budget.nbytes:
         raise BadContent(f"it is larger than {bytes_text(budget.nbytes)}")
@@ -154,7 +158,7 @@ def toml_value(text: str, budget: Budget = BUDGET) -> dict[str, Any]:
     if bare.count(",") + bare.count("=") + bare.count("[") > budget.values:
         raise BadContent(f"it holds more than {budget.values:,} values")
     if _deepest_bracket(bare) > budget.depth:
-        raise BadContent(f"it is nested more than {budget.depth} deep")
+        raise BadContent(f"it is nested more than {budget.depth} levels deep")
     for key in _TOML_KEY.finditer(bare):
         if key[0].count(".") >= budget.depth:
             raise BadContent(f"a key has more than {budget.depth} parts")
@@ -165,29 +169,29 @@ def toml_value(text: str, budget: Budget = BUDGET) -> dict[str, Any]:
     _check_depth(value, budget.depth)
     for where, number in _leaves(value):
         if type(number) is int and number not in TOML_INTEGERS:
-            raise BadContent(f"{where} is a number of more than 64 bits")
+            raise BadContent(f"{where} is a number with more than 64 bits")
     return value
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file, behind links if need be. A name that cannot exist names none."""
+    """Whether ``path`` is a regular file or a link to one. False for a name that cannot exist."""
     return _is(path, stat.S_ISREG)
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything, likewise."""
+    """Whether ``path`` exists. False for a name that cannot exist."""
     return _is(path, lambda mode: True)
 
 
 def why(error: Exception) -> str:
-    """The reason in an error of the file system, without the path that Python puts behind it."""
+    """The reason in a file system error, without the path that Python appends."""
     return printable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
 def _is(path: Path, kind: Callable[[int], bool]) -> bool:
     try:
         return kind(os.stat(path).st_mode)
-    except (OSError, ValueError):  # ValueError: a NUL byte, or a character that no file name holds here
+    except (OSError, ValueError):  # ValueError: a NUL byte, or a character that file names cannot contain
         return False
 
 
@@ -198,15 +202,15 @@ def _refuse_special(mode: int, shown: str) -> None:
 
 
 class _Odd:
-    """Stands in a parsed value where the text has a number that none can be."""
+    """A placeholder in a parsed value for a number without a finite value."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
 def _hooks(content: bytes | str, budget: Budget, odd: list[str]) -> dict[str, Any]:
-    """What ``json.loads`` calls. Python functions for every number are slow, so they are left out where no number
-    of the text can be out of range.
+    """The hooks for ``json.loads``. Python functions for every number are slow, so they are used only if a number in
+    the text may be out of range.
     """
 
     def strange(text: str) -> _Odd:
@@ -232,19 +236,19 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         seen: set[str] = set()
         twin = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{printable(twin, 80)} stands there twice")
+        raise ValueError(f"{printable(twin, 80)} occurs twice")
     return content
 
 
 def _odd_fields(value: Any) -> Iterator[str]:
-    """What is said of each number that none can be, with the name of its field."""
+    """A message for each number without a finite value, with the name of its field."""
     for where, leaf in _leaves(value):
         if isinstance(leaf, _Odd):
-            yield f"{where or 'it'} is {leaf.text}, which no number here can be"
+            yield f"{where or 'it'} is {leaf.text}, which is not a valid number"
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
-    """Everything that is no list and no object, with the names that lead to it: ``rope_scaling.factor``, ``a[3]``."""
+    """Every value that is not a list or an object, with its path: ``rope_scaling.factor``, ``a[3]``."""
     todo: list[tuple[str, Any]] = [("", value)]
     while todo:
         where, node = todo.pop()
@@ -258,7 +262,7 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_depth(value: Any, most: int) -> None:
-    """BadContent for lists and objects of which more than ``most`` lie inside each other."""
+    """BadContent if lists and objects are nested more than ``most`` levels deep."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(most):
         if not level:
@@ -270,7 +274,7 @@ def _check_depth(value: Any, most: int) -> None:
             if isinstance(child, dict | list)
         ]
     if level:
-        raise BadContent(f"it is nested more than {most} deep")
+        raise BadContent(f"it is nested more than {most} levels deep")
 
 
 def _deepest_bracket(text: str) -> int:

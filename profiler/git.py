@@ -1,7 +1,7 @@
-"""What git says of a repository that may be somebody else's: nothing that its settings or attributes name is run.
+"""Runs git on a repository that may belong to somebody else, without running anything that its settings name.
 
-Only commands that read objects and names are meant for this (``rev-parse``, ``ls-tree``, ``cat-file``). Those that
-look at the files of a checkout, ``status`` and ``diff`` among them, run the filters that the repository names.
+Use this only for commands that read objects and names (``rev-parse``, ``ls-tree``, ``cat-file``). Commands that read
+the files of a checkout, such as ``status`` and ``diff``, would run the filters that the repository configures.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from profiler.shell import command
 from profiler.units import printable
 
 WAIT_S = 60.0
-KEPT = ("PATH", "HOME", "XDG_CONFIG_HOME", "TMPDIR", "LD_LIBRARY_PATH")  # of the environment
+KEPT = ("PATH", "HOME", "XDG_CONFIG_HOME", "TMPDIR", "LD_LIBRARY_PATH")  # environment variables passed on
 
 
 def output(root: Path, *arguments: str, stdin: bytes = b"", wait_s: float = WAIT_S) -> bytes | None:
-    """What git prints, or None when it refuses or is not there. Nothing is fetched, locked or written.
+    """git's output, or None if it fails or is not installed. Nothing is fetched, locked or written.
 
-    Raises ProfileError where the repository belongs to somebody else, whom the user's settings do not trust.
+    Raises ProfileError for a repository of another user that the user's settings do not trust.
     """
     safe = [word for folder in trusted() for word in ("-c", f"safe.directory={folder}")]
     options = ["--no-pager", "--no-optional-locks", "--literal-pathspecs", "-c", "core.fsmonitor=false", *safe]
@@ -42,7 +42,7 @@ def output(root: Path, *arguments: str, stdin: bytes = b"", wait_s: float = WAIT
 
 @cache
 def trusted() -> tuple[str, ...]:
-    """The folders of other people that the user or the administrator trusts, which git asks for by this setting."""
+    """Other users' folders that the user or the administrator trusts (``safe.directory``)."""
     found: list[str] = []
     for scope in ("--system", "--global"):
         line = ["git", "config", scope, "-z", "--get-all", "safe.directory"]
@@ -56,7 +56,9 @@ def trusted() -> tuple[str, ...]:
 
 
 def _environ() -> dict[str, str]:
-    """No variable of a hook that we may have been started by, and no settings but the repository's."""
+    """The environment for git: no variables of a hook that may have started us, and only the repository's
+    settings.
+    """
     kept = {name: value for name, value in os.environ.items() if name in KEPT}
     return kept | {
         "LC_ALL": "C",
@@ -64,7 +66,7 @@ def _environ() -> dict[str, str]:
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_NO_LAZY_FETCH": "1",  # a partial clone would fetch what is missing, by a command of its settings
+        "GIT_NO_LAZY_FETCH": "1",  # a partial clone would fetch missing objects with a configured command
         "GIT_ALLOW_PROTOCOL": "none",
         "GIT_TERMINAL_PROMPT": "0",
     }

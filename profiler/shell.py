@@ -1,8 +1,8 @@
-"""Commands that people are told to run: lists of words until they are shown, and then quoted for a POSIX shell.
+"""Commands that we print for users: lists of words, quoted for a POSIX shell when they are shown.
 
-Every command line that we print is made here, so that it can be copied and pasted whatever a folder is called. A word
-that only the reader can know, such as a git revision, is a *blank*: a word in capitals that comes with what it stands
-for. Nothing is ever cut to a length, since half a command is another command.
+Every command line that we print is built here, so that it can be copied and pasted whatever a folder is called. A
+word that only the user can fill in, such as a git revision, is a *blank*: a word in capitals with an explanation.
+Commands are never truncated, because a part of a command is another command.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _BLANK = re.compile(r"[A-Z][A-Z0-9_]*(?:-[A-Z0-9_]+)*(?:\.[a-z]+)?")  # REV, MOD
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command line. ``str`` of it is what a person pastes."""
+    """One command line. ``str()`` gives the text to paste."""
 
     words: tuple[str, ...]
-    blanks: Mapping[str, str] = field(default_factory=dict)  # a word in capitals → what to put in its place
+    blanks: Mapping[str, str] = field(default_factory=dict)  # a blank → what to put in its place
 
     def __post_init__(self) -> None:
         for blank in self.blanks:
@@ -34,16 +34,16 @@ class Command:
 
 
 def command(*words: str | Iterable[str], **blanks: str) -> Command:
-    """A command of words and lists of words; ``REV="a git revision"`` says what the blank REV stands for."""
+    """Build a command from words and lists of words; ``REV="a git revision"`` explains the blank REV."""
     return Command(
         tuple(word for each in words for word in ((each,) if isinstance(each, str) else tuple(each))), blanks
     )
 
 
 def quote(word: str) -> str:
-    """One word for a POSIX shell, on one line, without anything in it that would move a terminal's cursor.
+    """Quote one word for a POSIX shell, on one line and without terminal control characters.
 
-    Characters that must not be shown are written as bytes in ``$'…'``, which bash, zsh, ksh and POSIX.1-2024 know.
+    Characters that must not be shown are written as bytes in ``$'…'``, which bash, zsh, ksh and POSIX.1-2024 support.
     """
     if all(_shown(character) for character in word):
         return shlex.quote(word)
@@ -55,7 +55,7 @@ def _escaped(character: str) -> str:
         return f"\\{character}"
     if _shown(character):
         return character
-    # Three octal digits end by themselves, whatever follows them; a byte that is no UTF-8 is a lone surrogate here.
+    # Three octal digits need no terminator; a byte that is not UTF-8 is a lone surrogate here.
     errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
     return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", errors))
 

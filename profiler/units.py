@@ -1,6 +1,6 @@
-"""Numbers and outside text as people read them. Inside, everything is SI: bytes, seconds, tokens per second.
+"""Conversion of numbers and outside text for people. Internal values are SI: bytes, seconds, tokens per second.
 
-Unknown is ``None`` and prints ``–``; it is never 0.
+Unknown is ``None`` and prints as ``–``, never as 0.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable
 UNKNOWN = "–"
 KIB = 1024
 GIB = 1024**3
-MAX_SHOWN = 200  # characters of outside text that one line of ours carries
-MAX_DIGITS = 12  # of a count: more than there are tokens or bytes of anything here
-MAX_BYTES = 1 << 60  # an exbibyte: beyond it are slips of the keyboard, and overflows of the kernel's numbers
+MAX_SHOWN = 200  # characters of outside text in one line of ours
+MAX_DIGITS = 12  # of a count: more than any real number of tokens or bytes
+MAX_BYTES = 1 << 60  # an exbibyte: anything larger is a typing error and would overflow the kernel's numbers
 MAX_SECONDS = 366 * 24 * 3600.0
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(b|k|m|g|t|kb|mb|gb|tb|kib|mib|gib|tib)?$", re.IGNORECASE)
@@ -24,27 +24,27 @@ _DURATION = re.compile(
 _BARE = re.compile(r"^\d+(?:\.\d+)?$")
 _PERCENT = re.compile(r"^(\d{1,9}(?:\.\d{1,9})?)\s*%$")
 _COUNT = re.compile(r"^(\d+)(k)?$", re.IGNORECASE)
-_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # a terminal's colours and cursor moves, whole
+_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # a complete terminal escape sequence
 _UNSEEN = {"Cc", "Cf", "Cn", "Co", "Zl", "Zp"}  # control, format (direction, joiners), unassigned, private, line ends
-# Characters of other categories that show as nothing (Default_Ignorable_Code_Point of Unicode's
-# DerivedCoreProperties.txt): fillers, variation selectors. Two names that differ in them look the same.
+# Invisible characters of other categories (Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties.txt):
+# fillers and variation selectors. Two names that differ only in these look the same.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-_LOOKED_AT = 16  # characters of outside text looked at for each one shown: the rest is cut off unread
-_FORMULA = ("=", "+", "-", "@", "\N{MINUS SIGN}")  # how spreadsheets know one (OWASP, "CSV Injection")
+_READ = 16  # characters of outside text that are examined per character shown; the rest is cut off
+_FORMULA = ("=", "+", "-", "@", "\N{MINUS SIGN}")  # how a spreadsheet formula starts (OWASP, "CSV Injection")
 
 
 def printable(text: object, limit: int = MAX_SHOWN) -> str:
     """Outside text made safe for one line of a terminal, a table or a file.
 
-    No control, format, direction or zero-width characters, and a bounded length. What cannot be encoded, such as the
-    bytes of a file name that is not UTF-8, becomes ``?``.
+    Removes control, format, direction and zero-width characters, and limits the length. Bytes that cannot be encoded,
+    such as those of a file name that is not UTF-8, become ``?``.
     """
-    clean = _visible(_text(text)[: _LOOKED_AT * limit + 1])
+    clean = _visible(_text(text)[: _READ * limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def _text(value: object) -> str:
-    """``str``, where Python makes one: it refuses numbers of thousands of digits, and lists nested too deeply."""
+    """``str``, or a placeholder: Python refuses numbers of thousands of digits and deeply nested lists."""
     try:
         return str(value)
     except (ValueError, RecursionError):
@@ -55,16 +55,16 @@ def _visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     text = _BLANK.sub("", _ESCAPE.sub("", text))
-    if not text.isprintable():  # it may still hold spaces of other widths, which are fine
+    if not text.isprintable():  # spaces of other widths may remain
         text = "".join(char for char in text if unicodedata.category(char) not in _UNSEEN)
     return text.encode("utf-8", "replace").decode()
 
 
 def spreadsheet_cell(value: object) -> object:
-    """A value of a CSV file: text that a spreadsheet would take for a formula gets a ``'`` in front.
+    """A value for a CSV file: text that a spreadsheet would run as a formula gets a ``'`` in front.
 
-    Text is looked at as spreadsheets do, without leading blanks, and with the wide and small forms that East Asian
-    ones take as well. Numbers stay numbers.
+    Like spreadsheets, this ignores leading blanks, and it recognises the full-width forms that East Asian versions
+    accept. Numbers stay numbers.
     """
     if not isinstance(value, str):
         return value
@@ -73,7 +73,7 @@ def spreadsheet_cell(value: object) -> object:
 
 
 def parse_count(text: str) -> int:
-    """``4096`` and ``4k`` are both 4096 (k = 1024). Raises ValueError on anything else."""
+    """Parse ``4096`` or ``4k`` (k = 1024). Raises ValueError."""
     match = _COUNT.match(text.strip())
     if not match:
         raise ValueError(f"{printable(text)!r} is not a count such as 4096 or 4k")
@@ -83,7 +83,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_bytes(text: str) -> int:
-    """``512MiB``, ``1.5g``, ``1GiB``, ``100b`` in bytes; K, M, G, T are powers of 1024. Raises ValueError."""
+    """Parse ``512MiB``, ``1.5g``, ``1GiB`` or ``100b``; K, M, G, T are powers of 1024. Raises ValueError."""
     match = _SIZE.match(text.strip())
     if not match:
         raise ValueError(f"{printable(text)!r} is not a size such as 512MiB or 8GiB")
@@ -98,7 +98,9 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """``90s``, ``10m``, ``1.5h``, ``1h30m`` in seconds; a bare number could be any of them. Raises ValueError."""
+    """Parse ``90s``, ``10m``, ``1.5h`` or ``1h30m`` to seconds. Raises ValueError, also for a number without a
+    unit.
+    """
     if _BARE.match(text.strip()):
         number = printable(text.strip(), 40)
         raise ValueError(f"{number!r} has no unit, such as {number}s, {number}m or {number}h")
@@ -113,17 +115,18 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_percent(text: str) -> float:
-    """``2%``, ``0.5 %`` as a part of one; a bare number could be either. Raises ValueError."""
+    """Parse ``2%`` or ``0.5 %`` to a fraction. Raises ValueError, also for a number without ``%``."""
     match = _PERCENT.match(text.strip())
     if match is None:
         number = printable(text.strip(), 40)
-        hint = f"no unit, such as {number}%" if _BARE.match(text.strip()) else "another form than 2% or 0.5%"
-        raise ValueError(f"{number!r} has {hint}")
+        if _BARE.match(text.strip()):
+            raise ValueError(f"{number!r} has no unit, such as {number}%")
+        raise ValueError(f"{number!r} is not a percentage such as 2% or 0.5%")
     return float(match[1]) / 100
 
 
 def counted(most: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers from 1, to ``most`` if there is one. It raises ValueError."""
+    """A parser of integers from 1 to ``most``, which raises ValueError."""
 
     def parse(text: str) -> int:
         number = parse_count(text)
@@ -137,15 +140,15 @@ def counted(most: int | None = None) -> Callable[[str], int]:
 
 
 def some_bytes(text: str) -> int:
-    """``parse_bytes`` of more than nothing. Raises ValueError."""
+    """``parse_bytes`` for a size above 0. Raises ValueError."""
     size = parse_bytes(text)
     if size < 1:
-        raise ValueError("it must be more than nothing")
+        raise ValueError("it must be more than 0 bytes")
     return size
 
 
 def some_seconds(text: str) -> float:
-    """``parse_seconds`` of more than nothing. Raises ValueError."""
+    """``parse_seconds`` for a time above 0. Raises ValueError."""
     seconds = parse_seconds(text)
     if seconds <= 0:
         raise ValueError("it must be more than 0 s")
@@ -153,7 +156,7 @@ def some_seconds(text: str) -> float:
 
 
 def some_share(text: str) -> float:
-    """``parse_percent`` between 0% and 100%. Raises ValueError."""
+    """``parse_percent`` for a value between 0% and 100%. Raises ValueError."""
     percent = parse_percent(text)
     if not 0 < percent < 1:
         raise ValueError("it must be more than 0% and less than 100%")
@@ -161,7 +164,7 @@ def some_share(text: str) -> float:
 
 
 def bytes_text(value: float | None) -> str:
-    """``8.62 GiB``, ``512 MiB``; three significant digits."""
+    """``8.62 GiB``, ``512 MiB``; rounded to three significant digits."""
     if value is None:
         return UNKNOWN
     for unit in ("B", "KiB", "MiB", "GiB"):

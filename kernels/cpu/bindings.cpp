@@ -1,5 +1,4 @@
-// The loops of kernels.cpp as torch operators, through the stable ABI: no torch header but the stable ones, so the
-// library builds in seconds.
+// The loops of kernels.cpp as torch operators. Uses only torch's stable ABI headers, so the library builds in seconds.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -36,18 +35,18 @@ const Kernels& kernels() {
 }
 
 constexpr int64_t kMaxVectors = 8;           // vectors that one pass over the weights serves
-constexpr int64_t kChunkBytes = 64 << 10;    // weights that a thread takes at a time, at least
+constexpr int64_t kChunkBytes = 64 << 10;    // minimum weight bytes per chunk
 constexpr int64_t kMostChunkBytes = 256 << 10;
-constexpr int64_t kChunks = 16;              // of one matrix, while they are no larger: a late thread costs one of them
-constexpr int64_t kSerialBytes = 128 << 10;  // below this, waking a thread costs more than it saves
+constexpr int64_t kChunks = 16;              // per matrix, within these limits: a late thread delays only one of them
+constexpr int64_t kSerialBytes = 128 << 10;  // for less work, waking a thread costs more than it saves
 
-// One for all kinds of work: helpers of a second pool would spin where those of the first are to run.
+// One pool for all kinds of work: the threads of a second one would spin on the cores that the first one needs.
 Pool& pool() {
   static Pool& only = *new Pool;  // never destroyed: its threads outlive main
   return only;
 }
 
-// Chunks are taken from a counter: a thread that the system holds up delays its own chunk, not half of the work.
+// Threads take chunks from a counter, so a thread that is descheduled delays one chunk and not half of the work.
 template <class Work>
 void share(int64_t chunks, int64_t bytes, const Work& work) {
   pool().run(chunks, bytes < kSerialBytes ? 1 : torch::stable::get_num_threads(), work);
@@ -64,7 +63,7 @@ Type type_of(const Tensor& tensor) {
 
 int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::bf16 ? 2 : 1; }
 
-// The values as fp32: in place, or converted into `copy`.
+// The values as fp32: the tensor's own data, or converted into `copy`.
 const float* floats(const Tensor& tensor, std::vector<float>& copy) {
   STD_TORCH_CHECK(tensor.is_contiguous(), "hwprofile: contiguous activations only");
   if (type_of(tensor) == Type::f32) return static_cast<const float*>(tensor.data_ptr());
@@ -151,7 +150,7 @@ Tensor decode_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, d
                          own + 2 * group},
                         begin, std::min(slots, begin + part));
   });
-  // Each tensor's data and type are asked for once: a question to torch takes as long as ten elements.
+  // Read the data pointer and type once: each call into torch takes as long as ten elements.
   void* const to = out.data_ptr();
   const bool to_f32 = type_of(query) == Type::f32;
   std::vector<float> sum(dv);
@@ -162,7 +161,7 @@ Tensor decode_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, d
     std::fill(sum.begin(), sum.end(), 0.f);
     for (int64_t p = 0; p < parts; ++p) {
       const float* own = partial.data() + (job * parts + p) * width;
-      if (own[group + in] == 0) continue;  // nothing of this part was to be read
+      if (own[group + in] == 0) continue;  // all slots of this part were masked
       const float factor = std::exp(own[in] - top);
       weights += own[group + in] * factor;
       for (int64_t i = 0; i < dv; ++i) sum[i] += own[2 * group + in * dv + i] * factor;

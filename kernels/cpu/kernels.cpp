@@ -1,6 +1,6 @@
-// The loops, written once with the compiler's vector types and compiled once per instruction set:
+// The loops, written once with the compiler's vector extensions and compiled once per instruction set:
 //   g++ -DISA=avx2 -DLANES=8 -mavx2 -mfma    g++ -DISA=avx512 -DLANES=16 -mavx512f    g++ -DISA=baseline -DLANES=4
-// (4 lanes are SSE2 on x86 and NEON on ARM). Only widening loads use intrinsics: compilers make poor code of them.
+// (4 lanes are SSE2 on x86 and NEON on ARM). Only widening loads use intrinsics, for which compilers generate poor code.
 #include "kernels.h"
 
 #if defined(__AVX2__)
@@ -55,13 +55,13 @@ inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 inline float scalar(float value) { return value; }
 inline float scalar(int8_t value) { return value; }
 inline float scalar(uint16_t value) { return from_bf16(value); }
-inline float total(Vec v) {  // four sums at once: one after the other they would wait for each other
+inline float total(Vec v) {  // four independent sums, which do not wait for each other
   float sum[4] = {};
   for (int64_t i = 0; i < kLanes; ++i) sum[i % 4] += v[i];
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// `R` rows of weights, `apart` from each other, against `M` vectors: each weight is loaded once and used M times.
+// `R` rows of weights, `apart` rows from each other, times `M` vectors: each weight is loaded once and used M times.
 template <class W, int M, int R>
 inline void dot_rows(const Matvec& job, int64_t row, int64_t apart) {
   const W* w = static_cast<const W*>(job.w) + row * job.k;
@@ -86,8 +86,8 @@ inline void dot_rows(const Matvec& job, int64_t row, int64_t apart) {
     }
 }
 
-// The rows that are read at once lie far apart: each is then a stream of its own to the prefetchers. Neighbouring rows
-// of 640 numbers are one stream read in jumps, and 30 to 40 % slower.
+// Rows that are read at the same time are far apart, so that each is a separate stream for the prefetchers. Neighbouring
+// rows of 640 elements would be one stream with jumps, which is 30 to 40 % slower.
 template <class W, int M, int R>
 void matvec_rows(const Matvec& job, int64_t begin, int64_t end) {
   const int64_t apart = (end - begin) / R;
@@ -95,8 +95,8 @@ void matvec_rows(const Matvec& job, int64_t begin, int64_t end) {
   for (int64_t row = begin + R * apart; row < end; ++row) dot_rows<W, M, 1>(job, row, 1);
 }
 
-// Rows at once for `m` vectors: m × rows sums, as many weights and one x stay in registers, 32 of them with AVX-512, else
-// 16 (NEON has 32 of four lanes).
+// Rows at once for `m` vectors. The m × rows sums, as many weights and one x must fit into the registers: 32 with
+// AVX-512, otherwise 16 (NEON has 32 of four lanes).
 constexpr int at_once(int m) {
   return LANES == 16 ? (m < 3 ? 8 : m < 5 ? 6 : m < 7 ? 4 : 3) : m == 1 ? 8 : m == 2 ? 4 : m == 3 ? 3 : m < 7 ? 2 : 1;
 }
@@ -123,9 +123,9 @@ void matvec(const Matvec& job, int64_t begin, int64_t end) {
   }
 }
 
-constexpr int64_t kBlock = 64;  // slots whose scores are held at a time; a block that the mask empties is not read
+constexpr int64_t kBlock = 64;  // slots whose scores are held at a time; fully masked blocks are skipped
 
-// Rows of keys or values that are read at once, a part of a block apart: as with weights, each is a stream of its own.
+// Rows of keys or values that are read at the same time. They are far apart, as in matvec_rows.
 constexpr int kStreams = LANES == 16 ? 4 : 2;
 
 // Scores of `H` query heads at slots[first], slots[first + apart], …: each key is loaded once and used H times.
@@ -152,7 +152,7 @@ inline void score(const float* q, const Attention& job, const int64_t* slots, fl
     }
 }
 
-// acc[h] += sum of weight[h][i] * value[slot[i]] for i = first, first + apart, …; the sums lie in the first cache level.
+// acc[h] += sum of weight[h][i] * value[slot[i]] for i = first, first + apart, …; the sums stay in the L1 cache.
 template <class T, int H, int N>
 inline void add_values(const Attention& job, const int64_t* slots, const float (*weight)[kBlock], int64_t first,
                        int64_t apart, float* acc) {
@@ -175,7 +175,7 @@ inline void add_values(const Attention& job, const int64_t* slots, const float (
         acc[h * job.dv + column] += weight[h][first + n * apart] * scalar(values[n][column]);
 }
 
-// One block for `H` query heads from `head` on. The sums shrink when the maximum rises (Milakov, arXiv 1805.02867).
+// One block for `H` query heads, starting at `head`. Sums are rescaled when the maximum rises (Milakov, arXiv 1805.02867).
 template <class T, int H>
 void attend_block(const Attention& job, int64_t head, int64_t begin, int64_t count) {
   const float* q = job.q + head * job.d;
@@ -218,7 +218,7 @@ void attention(const Attention& job, int64_t begin, int64_t end) {
 }
 
 // S ← decay·S;  S ← S + k ⊗ β(v − kᵀS);  out = qᵀS (Yang et al., arXiv 2412.06464). Columns of S are independent, so
-// a strip of them is brought into the first cache level once and worked on there.
+// a strip of them is loaded into the L1 cache once and updated there.
 inline void delta_strip(const DeltaHead& head, int64_t column, int64_t width) {
   constexpr int64_t kWidest = 2 * kLanes;
   float memory[kWidest] = {}, out[kWidest] = {};

@@ -1,9 +1,9 @@
-// What the loops of kernels.cpp offer to the bindings: plain pointers, one range of work, no torch, no threads.
+// The interface between the loops in kernels.cpp and the bindings: plain pointers and ranges of work, no torch, no threads.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
-// bf16 is the upper half of an fp32. Internal linkage: a copy built for AVX-512 must not serve the baseline.
+// bf16 is the upper half of an fp32. Internal linkage: the linker must not pick the AVX-512 copy for the baseline.
 static inline float from_bf16(uint16_t value) {
   const uint32_t bits = uint32_t(value) << 16;
   float result;
@@ -21,7 +21,7 @@ enum class Type : int32_t { f32, bf16, i8 };
 
 // y[m][n] = sum_k x[m][k] * w[n][k] (* scale[n] for int8 rows), for rows n of [begin, end).
 struct Matvec {
-  const float* x;      // [m, k], fp32 whatever the weights are
+  const float* x;      // [m, k], always fp32
   const void* w;       // [n, k]
   Type type;           // of w
   const float* scale;  // [n], int8 rows only
@@ -34,15 +34,15 @@ struct Matvec {
 struct Attention {
   const float* q;                      // [group, d]: the query heads that share one key/value head
   const void *keys, *values;           // [slots, d], [slots, dv]
-  const uint8_t* mask;                 // [slots], 0: not to be read
+  const uint8_t* mask;                 // [slots], 0: skip the slot
   Type type;                           // of keys and values
   float scale;
   int64_t group, d, dv;
   int64_t key_stride, value_stride;    // elements from slot to slot
-  float *top, *sum, *acc;              // out: [group], [group], [group, dv]: running maximum, weights, weighted values
+  float *top, *sum, *acc;              // out: [group], [group], [group, dv]: running maximum, sum of weights, weighted values
 };
 
-// One head of one token of the gated delta rule; the state [dk, dv] is read once and written once.
+// One head of one token of the gated delta rule. Reads and writes the state [dk, dv] once.
 struct DeltaHead {
   const float *q, *k, *v;  // [dk] (normalised, q scaled), [dk] (normalised), [dv]
   float decay, beta;       // exp(g), sigmoid(b)

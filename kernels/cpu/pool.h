@@ -1,6 +1,6 @@
-// Threads that share one loop without a barrier that all must reach. OpenMP waits for every thread of its team, so on a
-// machine with other work each of the hundred-odd short loops of a step waits for a thread that is not scheduled. Here
-// a helper that comes late finds nothing left, and the caller waits only for helpers that are inside.
+// Threads that share one loop without a barrier. OpenMP waits for every thread of its team, so on a busy machine each of
+// the hundred or so short loops of a step waits for a thread that is not scheduled. Here, a thread that comes late finds
+// no work left, and the caller waits only for the threads that have started.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -18,8 +18,8 @@ inline void relax() {}
 
 class Pool {
  public:
-  // Runs work(0) … work(chunks - 1) on up to `threads` threads, the caller's included. A second caller at the same time
-  // does its work alone, and so does a child after fork, where the helpers do not exist.
+  // Runs work(0) … work(chunks - 1) on up to `threads` threads, including the caller's. A second caller at the same time
+  // does its work alone, and so does a child after fork, which has no helper threads.
   template <class Work>
   void run(int64_t chunks, int64_t threads, const Work& work) {
     std::unique_lock<std::mutex> mine(busy_, std::try_to_lock);
@@ -37,12 +37,12 @@ class Pool {
     turn_.fetch_add(1);
     if (sleeping_.load()) turn_.notify_all();
     take();
-    open_.store(false);  // from here on nobody enters: a helper adds itself to inside_ before it looks at open_
+    open_.store(false);  // no helper enters after this: it increments inside_ before it checks open_
     while (inside_.load()) relax();
   }
 
  private:
-  static constexpr int kSpins = 4000;  // some 50 to 100 µs: longer than the gaps between the loops of one step
+  static constexpr int kSpins = 4000;  // about 50 to 100 µs, longer than the gaps between the loops of a step
 
   void take() {
     for (int64_t chunk; (chunk = next_.fetch_add(1)) < chunks_;) call_(work_, chunk);
@@ -67,7 +67,7 @@ class Pool {
 
   std::mutex busy_;
   int64_t helpers_ = 0;
-  void (*call_)(const void*, int64_t) = nullptr;  // the four below are written before open_, read after it
+  void (*call_)(const void*, int64_t) = nullptr;  // these four are written before open_ and read after it
   const void* work_ = nullptr;
   int64_t chunks_ = 0, seats_ = 0;
   std::atomic<int64_t> next_{0};

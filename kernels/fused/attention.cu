@@ -1,29 +1,29 @@
-// One query token against a cache of fixed size. Only filled slots are read, whatever the size of the cache, so one
-// captured graph serves every length; and many blocks read one sequence, as in flash decoding (Dao et al. 2023).
+// Attention of one query token over a cache of fixed size. It reads only filled slots, so one captured graph serves every
+// length, and many blocks share one sequence, as in flash decoding (Dao et al. 2023).
 //
-// attention_part: grid (chunks, heads / GROUP, batch), block 128. Each block takes a chunk of slots for GROUP query heads
-// that share keys and values, and leaves sums, the largest score and the total weight in `parts`.
-// attention_join: grid (heads, batch), block 512, puts the chunks together.
+// attention_part: grid (chunks, heads / GROUP, batch), block 128. Each block processes a chunk of slots for GROUP query
+// heads that share keys and values, and writes sums, the largest score and the total weight to `parts`.
+// attention_join: grid (heads, batch), block 512. Combines the chunks.
 //
-// Fixed when it is compiled: WIDTH, of a head, a power of two from 16 to 512; GROUP.
+// Compile-time constants: WIDTH, the head size, a power of two from 16 to 512; GROUP.
 #include "element.h"
 
 constexpr int kThreads = 128, kWarps = kThreads / 32;
-constexpr int kLanes = WIDTH / kVector < 32 ? WIDTH / kVector : 32;      // that share a slot
-constexpr int kSlots = 32 / kLanes;                                      // that a warp takes at once
-constexpr int kTakers = kWarps * kSlots;                                 // of a block
-constexpr int kEach = WIDTH / kLanes;                                    // elements of a lane
+constexpr int kLanes = WIDTH / kVector < 32 ? WIDTH / kVector : 32;      // lanes that share a slot
+constexpr int kSlots = 32 / kLanes;                                      // slots that a warp processes at once
+constexpr int kTakers = kWarps * kSlots;                                 // slots that a block processes at once
+constexpr int kEach = WIDTH / kLanes;                                    // elements per lane
 constexpr int kLoads = kEach / kVector;
-constexpr int kUnroll = kLoads < 4 ? 4 : 2;  // slots whose loads are under way together
+constexpr int kUnroll = kLoads < 4 ? 4 : 2;  // slots whose loads are in flight together
 constexpr int kPart = WIDTH + 4;  // sums, largest score, total weight; a multiple of 16 bytes
 constexpr int kJoiners = 512, kMostChunks = kJoiners;
-constexpr float kNone = -1e30f;  // less than any score; an infinity would make NaN of differences
+constexpr float kNone = -1e30f;  // less than any score; with infinity, differences would be NaN
 
-// The elements of a lane lie apart, so that neighbouring lanes read neighbouring bytes.
+// The elements of a lane are spread out, so that neighbouring lanes read neighbouring bytes.
 __device__ inline int place(int load, int lane) { return (load * kLanes + lane) * kVector; }
 
 // q [batch, heads, WIDTH], keys and values [batch, kv_heads, slots, WIDTH], mask [slots]: 1 where a slot may be read.
-// parts [batch, heads, chunks, WIDTH + 4] in fp32. `scale` has log2(e) in it.
+// parts [batch, heads, chunks, WIDTH + 4] in fp32. `scale` includes the factor log2(e).
 extern "C" __global__ void __launch_bounds__(kThreads)
     attention_part(const element* q, const element* keys, const element* values, const unsigned char* mask,
                    float* parts, int heads, int kv_heads, int slots, int chunk, float scale) {
@@ -135,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// out [batch, heads, WIDTH]. A thread adds up four neighbouring columns of its share of the chunks.
+// out [batch, heads, WIDTH]. A thread sums four neighbouring columns over its share of the chunks.
 extern "C" __global__ void __launch_bounds__(kJoiners)
     attention_join(const float* parts, element* out, int heads, int chunks) {
   constexpr int kGroups = kJoiners / (WIDTH / 4);

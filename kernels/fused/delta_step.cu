@@ -1,15 +1,15 @@
-// One token of the gated delta rule (Yang et al., arXiv 2412.06464) in one launch: transformers' own takes some seventy
-// and moves the recurrent state fourteen times. Here the state is read once and written once.
+// One token of the gated delta rule (Yang et al., arXiv 2412.06464) in one launch. transformers' own code launches about
+// seventy kernels and moves the recurrent state fourteen times; this one reads and writes the state once.
 //
-// Grid (heads × batch, dv / 32), block (32, 8): threads are (column, part), and each of the 8 threads of a column takes
-// its share of the rows of the block's strip of the state, which shared memory [dk, 32] holds.
+// Grid (heads × batch, dv / 32), block (32, 8). Threads are (column, part): the 8 threads of a column share the rows of
+// the block's strip of the state, which is held in shared memory [dk, 32].
 #include "element.h"
 
-constexpr int kColumns = 32;  // of the state, one a lane: reads of a row are 128 contiguous bytes
+constexpr int kColumns = 32;  // columns of the state, one per lane: a row is read as 128 contiguous bytes
 constexpr int kParts = 8;     // threads that share the rows of a column
 constexpr int kLargestKey = 256;
 
-// Sum over the threads of a column; every one of them gets it.
+// Sum over the threads of a column, returned to each of them.
 __device__ float over_parts(float value, float* shared, int column, int part) {
   shared[part * kColumns + column] = value;
   __syncthreads();
@@ -19,7 +19,7 @@ __device__ float over_parts(float value, float* shared, int column, int part) {
   return sum;
 }
 
-// A head's key or query over its Euclidean norm. Every block computes it for itself: dk numbers, cheaper than a launch.
+// A head's key or query, divided by its Euclidean norm. Every block computes it anew, which is cheaper than a launch.
 __device__ void normalised(const element* from, float* to, int dk, float factor, float* shared, int thread) {
   float square = 0.f;
   for (int i = thread; i < dk; i += kColumns * kParts) {
@@ -37,8 +37,8 @@ __device__ void normalised(const element* from, float* to, int dk, float factor,
   __syncthreads();
 }
 
-// All are contiguous: q, k [batch, key_heads, dk], v, out [batch, heads, dv], g [batch, heads] in fp32, beta
-// [batch, heads], state [batch, heads, dk, dv] in fp32, which is updated.
+// All tensors are contiguous: q, k [batch, key_heads, dk], v, out [batch, heads, dv], g [batch, heads] in fp32, beta
+// [batch, heads], state [batch, heads, dk, dv] in fp32, updated in place.
 extern "C" __global__ void delta_step(const element* q, const element* k, const element* v, const float* g,
                                       const element* beta, float* state, element* out, int heads, int key_heads,
                                       int dk, int dv) {
@@ -55,7 +55,7 @@ extern "C" __global__ void delta_step(const element* q, const element* k, const 
   float* const global = state + (long long)head * dk * dv + at;
   const bool inside = at < dv;
   const float decay = expf(g[head]);
-  float memory = 0.f;  // what the state's column holds for the key, before it is written
+  float memory = 0.f;  // the value that the state's column holds for the key, before the update
   for (int row = first; row < last; ++row) {
     const float value = inside ? decay * global[(long long)row * dv] : 0.f;
     mine[row * kColumns] = value;

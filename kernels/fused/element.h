@@ -1,4 +1,4 @@
-// What activations are made of: float, or bf16 as its bits. No header of CUDA's is needed, so NVRTC takes it anywhere.
+// The type of activations: float, or bf16 as its bits. Includes no CUDA header, so NVRTC compiles it anywhere.
 #pragma once
 
 #ifdef BF16
@@ -15,7 +15,7 @@ __device__ inline float widened(element value) { return value; }
 __device__ inline element narrowed(float value) { return value; }
 #endif
 
-constexpr int kVector = 16 / sizeof(element);  // elements of one load, the widest there is
+constexpr int kVector = 16 / sizeof(element);  // elements per load of 16 bytes, the widest load
 
 __device__ inline void unpack(const uint4& bits, float* out) {
   const element* each = reinterpret_cast<const element*>(&bits);

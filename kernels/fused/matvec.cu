@@ -1,12 +1,12 @@
-// Few tokens times the rows of a matrix, for matrices so small that a library's product takes longer to start than to read.
+// A few tokens times a matrix so small that a library call takes longer to start than the matrix takes to read.
 //
-// Grid (rows / 4), block 128: each warp takes a row and reads it once for all TOKENS, which are fixed when it is compiled.
-// With CHOSEN the grid is (rows / 4, tokens), and each token has a matrix of its own among those of `weight`.
+// Grid (rows / 4), block 128: each warp reads one row once for all TOKENS, a compile-time constant. With CHOSEN, the grid
+// is (rows / 4, tokens), and each token uses its own matrix of `weight`.
 #include "element.h"
 
 constexpr int kWarps = 4, kStride = 32 * kVector, kUnroll = 4;
 
-// x [TOKENS, columns], weight [rows, columns], bias [rows] or null, out [TOKENS, rows]; columns are whole vectors.
+// x [TOKENS, columns], weight [rows, columns], bias [rows] or null, out [TOKENS, rows]; columns is a multiple of kVector.
 // With CHOSEN: x [tokens, columns], weight [experts, rows, columns], ids [tokens], out [tokens, rows].
 extern "C" __global__ void __launch_bounds__(32 * kWarps)
     matvec(const element* x, const element* weight, const element* bias, element* out, int rows, int columns,

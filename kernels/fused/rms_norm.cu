@@ -1,12 +1,12 @@
-// Root mean square norm of rows in one launch, where transformers takes eight: out = x / rms(x) · (offset + weight), and
-// with GATED times silu(gate), all in fp32 before the result is rounded.
+// RMS norm of rows in one launch, where transformers needs eight: out = x / rms(x) · (offset + weight), with GATED times
+// silu(gate). Computed in fp32; only the result is rounded.
 //
 // Grid (rows), block 256.
 #include "element.h"
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// x, gate and out are [rows, width], weight [width] or null, which stands for ones.
+// x, gate and out are [rows, width]; weight is [width], or null for ones.
 extern "C" __global__ void __launch_bounds__(kThreads)
     rms_norm(const element* x, const element* weight, const element* gate, element* out, int width, float offset,
              float eps) {

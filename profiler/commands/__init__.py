@@ -1,1 +1,1 @@
-"""One thin file a command: parse, call, echo."""
+"""One thin file per command: parse, call, print."""

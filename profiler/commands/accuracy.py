@@ -1,4 +1,4 @@
-"""``profile accuracy``: compare predictions with what was measured, for everything in the store."""
+"""``profile accuracy``: compare predictions with measurements, for everything in the store."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
 def accuracy(run: str | None, store: Path | None, output: str) -> int:
     """Compare each stored measurement with its prediction, the largest errors first.
 
-    The rows are those of RUN, or of every case in the store. peak_bytes is the higher peak of prefill and decode;
-    loading has a peak of its own. Below the table are the mean and median error of each figure, and how many
-    measurements lie in the predicted range, which should hold nine in ten.
+    The rows are those of RUN, or of every case in the store. peak_bytes is the higher peak of prefill and decode; the
+    peak while loading is a separate figure. Below the table, each figure has its mean and median error and the share
+    of measurements within the predicted range, which should be nine in ten.
     """
     with Store.open(store, create=False) as opened:
         measured = list(opened.rows(opened.find_run(run)) if run is not None else opened.newest())
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
     if not found:
-        say("no row has a prediction beside it")
-    if text := show_output.render(found, _cells, output):  # or some encodings would begin nothing with a mark
+        say("no stored row has a prediction")
+    if text := show_output.render(found, _cells, output):  # printing "" would write a byte order mark in UTF-16
         click.echo(text, nl=False)
     lines = summary(found)
     left_out = sum(disturbed(one, figure) for one in measured for figure in FIGURES)
     if left_out:
-        lines.append(f"{left_out} speeds are left out: other work held the CPU while they were measured")
+        lines.append(f"{left_out} speeds are left out because other processes disturbed their measurement")
     for line in lines:
         click.echo(line, err=output != "table")
     return 0
 
 
 def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
-    """One row for each predicted figure of each measurement; ``error`` is predicted over measured, less 1."""
+    """One row per predicted figure of each measurement; ``error`` is predicted ÷ measured − 1."""
     found = []
     for measurement in measured:
         for figure in FIGURES:
@@ -78,7 +78,7 @@ def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
 
 
 def disturbed(measurement: Measurement, figure: str) -> bool:
-    """Whether a speed was measured beside other work, by its own caution: no prediction is for that."""
+    """Whether other processes disturbed the measurement of a speed, which no prediction accounts for."""
     return any(caution.code == f"{figure.removesuffix('_tps')}-cpu-pressure" for caution in measurement.cautions)
 
 

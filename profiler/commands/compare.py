@@ -34,16 +34,16 @@ INCOMPARABLE = 4
     type=click.Choice(show_compare.FORMATS, case_sensitive=False),
     default="table",
     show_default=True,
-    help="Output format; benchstat is laid out like that tool's.",
+    help="Output format; benchstat imitates the tool of that name.",
 )
 @options.store()
 def compare(a: str, b: str, output: str, store: Path | None) -> int:
     """Compare the cases that two sets of results have in common.
 
     A and B are stored runs (an id from profile runs, or a unique start of one), files of rows written with -o json or
-    -o jsonl, or other stores, whose latest run is taken. Each ratio is the median of B over the median of A, with a
-    95% interval from the repetitions of both (Welch's t on logarithms). Two runs of an unchanged program can differ
-    by more than that: to detect a regression, use profile gate.
+    -o jsonl, or other stores, of which the latest run is used. Each ratio is the median of B over the median of A,
+    with a 95% interval from the repetitions of both (Welch's t on logarithms). Two runs of an unchanged program can
+    differ by more than that, so use profile gate to detect a regression.
 
     Exit codes: 0 success, 2 usage error, 4 no case was measured in both.
     """
@@ -55,12 +55,12 @@ def compare(a: str, b: str, output: str, store: Path | None) -> int:
 
 
 def _frozen(rows: list[Measurement]) -> list[Measurement]:
-    """Left out of what the collector walks: rows hold no cycles, and this is a fifth of comparing two large runs."""
+    """Exclude the rows from garbage collection: they have no cycles, and it took a fifth of a large comparison."""
     gc.freeze()
     return rows
 
 
 def _rows(name: str, store: Path | None) -> list[Measurement]:
     if not name.strip():
-        raise ProfileError("one of the two names is an empty text", "Give a run (profile runs) or a file of rows.")
+        raise ProfileError("one of the two names is empty", "Pass a run (see profile runs) or a file of rows.")
     return reading.named(name, store)

@@ -79,7 +79,7 @@ def explain(
 
     For each part of prefill and decode, this prints bytes, FLOPs, the time at the device's ceiling and the predicted
     time; then what determines peak memory, and which single change would free the most. If the case was measured on
-    this machine, the measurement is shown beside the prediction.
+    this machine, the measurement is shown with the prediction.
     """
     fit_request = FitRequest(
         (model,), (on,) if on else (), engine, (quant,) if quant else (), (context,), (batch,), kv, split, path=path
@@ -95,7 +95,7 @@ def explain(
 
 
 def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
-    """The measurements of the case with its engine on this device, by any decode path, the newest first."""
+    """The measurements of the case in this engine on this device with any decode path, the newest first."""
     target, setting = prediction.machine.target, prediction.setting
     if target.local is None or target.count > 1 or existing(store) is None:
         return []

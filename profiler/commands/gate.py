@@ -22,7 +22,7 @@ from profiler.gate import trial as gate_trial
 from profiler.gate import variants as variants
 from profiler.gate.bench import METRICS, Interrupted, WorkerBench, clock_of, threads_of
 from profiler.gate.rule import DELTA, GateVerdict, RegressionRule, exit_code, worst
-from profiler.gate.trial import MOST_CELLS, GatePlan, GateTrial
+from profiler.gate.trial import MAX_CASES, GatePlan, GateTrial
 from profiler.results import environment
 from profiler.results.environment import environment_key
 from profiler.results.redact import redact_json
@@ -32,7 +32,7 @@ from profiler.run.supervisor import WorkerLimits
 from profiler.show.progress import say
 from profiler.units import printable
 
-REPS = 5  # of a block: its value is their median, and a median of fewer is moved by one slow repetition
+REPS = 5  # per block, whose value is their median: with fewer, one slow repetition moves it
 INTERRUPTED = 130
 MAX_THREADS = 4096
 FORMATS = page.FORMATS
@@ -114,10 +114,10 @@ FORMATS = page.FORMATS
         "--path",
         ("eager", "static", "graph"),
         default="eager",
-        help="How decode runs. A sweep uses static or graph unless told otherwise.",
+        help="How decode runs. Unlike a gate, a sweep uses static or graph by default.",
     ),
     options.count(
-        "--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, since idle threads use CPU time]"
+        "--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, where idle threads use CPU time]"
     ),
     options.count("-r", "--reps", help=f"Repetitions of each phase per block. [default: {REPS}]"),
     options.duration(
@@ -172,7 +172,7 @@ def gate(
     Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
     _check(base, candidate, stored, accept, asked["models"])
-    if stored is not None:  # before anything is measured
+    if stored is not None:  # fail before anything is measured
         _known(stored, accept)
     if record is not None:
         files.check(record)
@@ -180,13 +180,13 @@ def gate(
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
     resolved = resolve_request(SweepRequest(**asked), found, found.free_bytes, say)
-    if accept and resolved.refused:  # a baseline without a model that was named would say that it is new, each time
+    if accept and resolved.refused:  # every later comparison would report a model that is missing here as new
         raise together(resolved.refused)
     tasks = tuple(runnable(resolved.tasks))
-    if len(tasks) > MOST_CELLS:
+    if len(tasks) > MAX_CASES:
         raise ProfileError(
-            f"{len(tasks)} cells are more than the {MOST_CELLS} that a gate can tell apart from chance",
-            "Gate the cells that matter; profile sweep and profile compare show the others.",
+            f"{len(tasks)} cases are too many: with more than {MAX_CASES}, a gate cannot tell slowdowns from chance",
+            "Gate the cases that matter; profile sweep and profile compare show the others.",
         )
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     chosen = _metrics(metrics)
@@ -209,7 +209,7 @@ def gate(
 
 
 class GateRun:
-    """One gate on one device, and all that is known about it at the end."""
+    """One gate on one device: it measures and collects everything for the output."""
 
     def __init__(
         self,
@@ -229,14 +229,14 @@ class GateRun:
         self._variants: dict[str, Any] = {}
 
     def pairs(self, base: str, candidate: str | None, scratch: Path) -> list[GateVerdict]:
-        """Both sides in turns."""
+        """Measure base and candidate in turns."""
         left = variants.resolve(base, scratch, lambda words: say(f"the base {words}"))
         right = (
             variants.resolve(candidate, scratch, lambda words: say(f"the candidate {words}"))
             if candidate is not None
             else variants.here()
         )
-        self._note_sides(left, right)
+        self._note_variants(left, right)
         with self._bench() as bench:
             for variant in (left, right):
                 bench.check(variant, self._tasks)
@@ -244,7 +244,8 @@ class GateRun:
         if obstacles:
             reason = "; ".join(obstacles)
             return [
-                GateVerdict(task.case.label, "machine", "INCONCLUSIVE", reason, "free it") for task in self._tasks
+                GateVerdict(task.case.label, "machine", "INCONCLUSIVE", reason, "quiet the machine")
+                for task in self._tasks
             ]
         plan = GatePlan(self._tasks, self._rule, self._seed, self._metrics, *self._calibrations(left))
         with self._bench() as bench:
@@ -254,31 +255,32 @@ class GateRun:
         return verdicts
 
     def standing(self, path: Path, accept: bool) -> list[GateVerdict]:
-        """Each cell by itself, against the file; or into it."""
+        """Measure each case once and compare it with the file, or write it there."""
         known = _known(path, accept)
         with self._bench() as bench:
             here = variants.here()
-            cells = [
+            measured = [
                 suite.measure(_name(task), task, bench, here, self._environment, self._metrics)
                 for task in self._tasks
             ]
-        self._notes += suite.fallbacks(cells)
+        self._notes += suite.fallbacks(measured)
         if accept:
-            return self._accept(path, known, cells)
-        found = [verdict for each in cells for verdict in suite.against(each, known, self._rule, self._metrics)]
-        return found + suite.missing(known, [each.name for each in cells])
+            return self._accept(path, known, measured)
+        found = [verdict for each in measured for verdict in suite.against(each, known, self._rule, self._metrics)]
+        return found + suite.missing(known, [each.name for each in measured])
 
     def _accept(
-        self, path: Path, known: baseline.Baseline, cells: Sequence[suite.GateMeasurement]
+        self, path: Path, known: baseline.Baseline, measured: Sequence[suite.GateMeasurement]
     ) -> list[GateVerdict]:
-        """Write the cells, unless one failed: a baseline holds no failures."""
-        failed = [each for each in cells if each.failed is not None]
+        """Write the cases, unless one failed: a baseline holds no failures."""
+        failed = [each for each in measured if each.failed is not None]
         if failed:
             return [verdict for each in failed for verdict in suite.against(each, known, self._rule, self._metrics)]
-        return [GateVerdict(name, "case", "PASS", words) for name, words in suite.accept(path, known, cells).items()]
+        accepted = suite.accept(path, known, measured)
+        return [GateVerdict(name, "case", "PASS", words) for name, words in accepted.items()]
 
     def content(self, verdicts: Sequence[GateVerdict]) -> dict[str, Any]:
-        """Everything, as plain JSON."""
+        """The whole gate as plain JSON."""
         whole: dict[str, Any] = redact_json(
             {
                 "schema": 1,
@@ -304,19 +306,19 @@ class GateRun:
     def _bench(self) -> WorkerBench:
         return WorkerBench(self._resolved.effort, WorkerLimits(), self._environment, self._seed)
 
-    def _note_sides(self, base: variants.Variant, candidate: variants.Variant) -> None:
+    def _note_variants(self, base: variants.Variant, candidate: variants.Variant) -> None:
         self._variants = {
-            name: {"name": variant.name, "command": list(variant.launch.python), "facts": dict(variant.facts)}
+            name: {"name": variant.name, "command": list(variant.launch.python), "facts": dict(variant.reported)}
             for name, variant in (("base", base), ("candidate", candidate))
         }
         self._notes += variants.differences(base, candidate)
         if variants.is_same(base, candidate):
-            self._notes.append("both sides are the same code in the same environment: this gate tests itself")
+            self._notes.append("base and candidate are the same code in the same environment: this gate tests itself")
 
     def _calibrations(self, base: variants.Variant) -> tuple[Any, Any]:
         kept = gate_trial.Calibrations(gate_trial.default_folder())
         here, effort = environment_key(self._environment), asdict(self._resolved.effort)
-        identity = {"command": list(base.launch.python), "name": base.name, **base.facts}
+        identity = {"command": list(base.launch.python), "name": base.name, **base.reported}
 
         def key(task: Task) -> str:
             return gate_trial.key_of(task.case.key, here, identity, effort)
@@ -325,29 +327,29 @@ class GateRun:
 
 
 def _check(base: str | None, candidate: str | None, stored: Path | None, accept: bool, models: Sequence[str]) -> None:
-    """What cannot be meant."""
+    """Refuse options that do not go together."""
     if base is None and stored is None:
         raise ProfileError(
             "there is nothing to compare with",
-            "Name a side: --base HEAD~1, --base ../old/.venv; or --baseline FILE (made with --accept).",
+            "Use --base HEAD~1, --base ../old/.venv, or --baseline FILE (made with --accept).",
         )
     if accept and (stored is None or base is not None):
-        raise ProfileError("--accept writes a baseline, and goes with --baseline FILE alone")
+        raise ProfileError("--accept writes a baseline: it needs --baseline FILE and no --base")
     if candidate is not None and base is None:
-        raise ProfileError("--candidate goes with --base")
+        raise ProfileError("--candidate needs --base")
     if not models:
-        raise ProfileError("no model is named", "-m MODEL: profile models lists the catalog.")
+        raise ProfileError("no model was given", "Add -m MODEL; profile models lists the catalog.")
 
 
 def _known(path: Path, accept: bool) -> baseline.Baseline:
-    """The baseline to compare with, or to add to. Raises ProfileError for one that cannot be read or written."""
+    """The baseline to compare with, or to add to. Raises ProfileError if it cannot be read or written."""
     if accept:
         files.check(path)
     return baseline.Baseline({}) if accept and not path.exists() else baseline.read(path)
 
 
 def _refused(refusal: Refusal) -> GateVerdict:
-    """Of a model of the list that neither side can run: the others are judged without it."""
+    """The verdict on a model that neither variant can run: the others are judged without it."""
     return GateVerdict(printable(refusal.name), "case", "INCOMPARABLE", f"the model was refused: {refusal.text}")
 
 
@@ -357,10 +359,10 @@ def _metrics(names: Sequence[str]) -> tuple[Any, ...]:
         raise ProfileError("--metric: the list is empty", f"Known: {', '.join(METRICS)}.")
     unknown = [word for word in chosen if word not in METRICS]
     if unknown:
-        raise ProfileError(f"--metric: {unknown[0]!r} is none", f"Known: {', '.join(METRICS)}.")
+        raise ProfileError(f"--metric: unknown metric {unknown[0]!r}", f"Known: {', '.join(METRICS)}.")
     return tuple(metric for metric in METRICS if not chosen or metric in chosen)
 
 
 def _name(task: Task) -> str:
-    """The name of a cell in a baseline: to people its label, to us its key."""
+    """The name of a case in a baseline: its label for the reader, its key for identity."""
     return f"{task.case.label} n={task.case.steps} {task.case.key}"

@@ -15,7 +15,7 @@ from profiler.show import output as show_output
 from profiler.units import bytes_text, significant
 
 ELEMENT_BYTES = 2  # K and V in a 16-bit dtype
-SHARED = "shared "  # how the kind of a layer starts that has no cache of its own
+SHARED = "shared "  # the prefix of a layer kind without its own cache
 
 
 @click.command("models")
@@ -23,10 +23,10 @@ SHARED = "shared "  # how the kind of a layer starts that has no cache of its ow
 def models(output: str) -> None:
     """List the models that you can name without a path.
 
-    Parameters are those of the text decoder; active ones are those that a single token uses. The cache is that of
-    transformers in a 16-bit dtype: what grows with each token, and what a sequence keeps whatever its length (full
-    sliding windows, recurrent state). Shared layers use the K and V of an earlier layer. You can also name a folder
-    with config.json, a .gguf file or a Hugging Face id.
+    Parameters are those of the text decoder; active ones are those that a single token uses. Cache sizes are those of
+    transformers in a 16-bit dtype: the bytes per token, and the bytes per sequence that do not grow (full sliding
+    windows, recurrent state). Shared layers use the K and V of an earlier layer. You can also pass a folder with
+    config.json, a .gguf file or a Hugging Face id.
     """
     rows = [row(name, geometry(hub.shipped_config(name))) for name in hub.names()]
     click.echo(show_output.render(rows, shown, output), nl=False)
@@ -49,7 +49,7 @@ def row(name: str, model: Geometry) -> dict[str, Any]:
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row for people."""
+    """The cells of a table row."""
     return {
         "model": row["model"],
         "params": _count(row["parameters"]),
@@ -62,7 +62,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _layers(kinds: Mapping[str, int]) -> str:
-    """``28 sliding + 7 full, 20 shared``: by kind, and how many of them share."""
+    """``28 sliding + 7 full, 20 shared``: layers by kind, and how many of them share K/V."""
     counts: Counter[str] = Counter()
     for kind, count in kinds.items():
         counts[kind.removeprefix(SHARED)] += count

@@ -1,6 +1,6 @@
-"""Options that several commands share, so that they read and behave the same everywhere.
+"""Options that several commands share, so that they look and behave the same everywhere.
 
-Options that people know from other tools are answered with what they are called here.
+Options that users know from llama-bench get an error that names ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
 GROUP = "help_group"  # the attribute in which a parameter keeps the title of its group
 
-ELSEWHERE = {  # options of llama-bench → ours, in words
+ELSEWHERE = {  # option of llama-bench → our option, explanation
     "-p": ("-c", "the tokens of a prefill are -c: a case prefills exactly its context"),
     "-d": ("-c", "the depth of decode is -c"),
     "-t": ("--threads", "the number of threads is --threads"),
@@ -28,7 +28,7 @@ ELSEWHERE = {  # options of llama-bench → ours, in words
 
 
 def group(title: str, *declared: Decorator) -> Decorator:
-    """Options that the help shows together, under ``title``, in the order given."""
+    """Options that the help shows together under ``title``, in the given order."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         before = len(getattr(function, "__click_params__", ()))
@@ -42,9 +42,9 @@ def group(title: str, *declared: Decorator) -> Decorator:
 
 
 class DocumentedCommand(click.Command):
-    """A command whose help shows examples first, then its options by group.
+    """A command whose help shows examples first, and then its options by group.
 
-    ``examples`` maps a command line to what it does, in a few words. Options without a group come last.
+    ``examples`` maps a command line to a short explanation. Options without a group come last.
     """
 
     def __init__(self, *args: Any, examples: Mapping[str, str] | None = None, **more: Any) -> None:
@@ -72,7 +72,7 @@ class DocumentedCommand(click.Command):
 
 
 def parsed(parse: Callable[[str], Any]) -> Callback:
-    """A callback that reads a value by a parser of ``units``; its ValueError becomes click's one line."""
+    """A callback that parses a value with a parser of ``units``; its ValueError becomes a usage error."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
         try:
@@ -84,7 +84,7 @@ def parsed(parse: Callable[[str], Any]) -> Callback:
 
 
 def plugin(folder: str, what: str) -> Callback:
-    """A callback that checks the name of a plug-in, in any case; an unknown one lists the known, nearest first."""
+    """A callback that checks the name of a plug-in, ignoring case; the error lists the known names."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         known = registry.names(folder)
@@ -96,7 +96,7 @@ def plugin(folder: str, what: str) -> Callback:
 
 
 def count(*names: str, help: str, most: int | None = None) -> Decorator:
-    """A whole number from 1, to ``most`` if there is one."""
+    """An integer from 1 to ``most``."""
     return click.option(*names, callback=parsed(counted(most)), metavar="N", help=help)
 
 
@@ -108,7 +108,7 @@ def duration(*names: str, help: str, default: str | None = None) -> Decorator:
 
 
 def share(*names: str, help: str, default: str | None = None) -> Decorator:
-    """A part of a whole such as ``2%``."""
+    """A fraction such as ``2%``."""
     return click.option(
         *names, callback=parsed(some_share), metavar="PERCENT", help=help, default=default, show_default=True
     )
@@ -145,7 +145,7 @@ def output(default: str = "table") -> Decorator:
 
 
 class FilePath(click.Path):
-    """The path of a file. An empty one, as of an unset variable, is a usage error."""
+    """The path of a file. An empty one, such as from an unset variable, is a usage error."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path, dir_okay=False)
@@ -167,17 +167,17 @@ def html() -> Decorator:
 
 
 def store() -> Decorator:
-    """``--store``: the file that keeps what was measured."""
+    """``--store``: the file that holds results."""
     return click.option(
         "--store",
         type=FilePath(),
         metavar="FILE",
-        help="The file that keeps results. [default: $PROFILER_STORE, or a file in the user data folder]",
+        help="The file with stored results. [default: $PROFILER_STORE, or a file in the user data folder]",
     )
 
 
 def device() -> Decorator:
-    """``--device``: what runs the models."""
+    """``--device``: the device that runs the models."""
     return click.option(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N. [default: the first GPU, or the CPU]"
     )
@@ -189,9 +189,9 @@ def many(*names: str, metavar: str, help: str) -> Decorator:
 
 
 class MeasuringCommand(DocumentedCommand):
-    """A command whose model is an option: it says so to those who give it as an argument."""
+    """A command that takes its models as options, with a helpful error if they are given as arguments."""
 
-    allow_extra_args = True  # to be looked at below
+    allow_extra_args = True  # checked below
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:

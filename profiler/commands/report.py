@@ -1,4 +1,4 @@
-"""``profile report``: show what to run on this machine, what fits, how fast, and why."""
+"""``profile report``: show which models to run on this machine, what fits, how fast, and why."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from profiler.units import printable
     "--md",
     type=options.FilePath(),
     metavar="FILE",
-    help="Write the report as Markdown, with its charts as SVG files in a folder beside it.",
+    help="Write the report as Markdown, with its charts as SVG files in a folder next to it.",
 )
 @click.option(
     "--quality",
@@ -41,10 +41,10 @@ from profiler.units import printable
 def report(
     names: tuple[str, ...], html: Path | None, md: Path | None, quality: Path | None, store: Path | None
 ) -> int:
-    """Show what to run on this machine: what fits, how fast, and why.
+    """Show which models to run on this machine: what fits, how fast, and why.
 
-    The report covers the runs you name, or the newest row of every case in the store. Rows of several machines stand
-    side by side. A case that was not measured is predicted if the catalog knows its model, and is marked as such.
+    The report covers the runs you name, or the newest row of every case in the store. Rows of several machines are
+    shown side by side. A case that was not measured is predicted, and marked as such, if the catalog has its model.
     Without --html or --md, the report goes to the terminal.
     """
     from profiler.show.report import page as report_page

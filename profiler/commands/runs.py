@@ -20,11 +20,11 @@ from profiler.show.output import rendered, streamed
 from profiler.show.progress import say, tell, terminal_width
 from profiler.units import UNKNOWN, printable
 
-OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order they are counted to people
-COMMAND_LENGTH = 300  # characters of a command line, which is the last column; a part of one cannot be pasted
-MODELS_LENGTH = 40  # of a list of models, of a device's name
-DEVICE_LENGTH = 30
-AT_ONCE = 200  # rows that are written together
+OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order of the counts
+COMMAND_LENGTH = 300  # characters of a command, which is the last column; a truncated one cannot be pasted
+MODELS_LENGTH = 40  # characters of the list of models
+DEVICE_LENGTH = 30  # characters of a device's name
+AT_ONCE = 200  # rows written together
 
 
 @click.group(invoke_without_command=True)
@@ -34,7 +34,7 @@ AT_ONCE = 200  # rows that are written together
 def runs(context: click.Context, store: Path | None, output: str) -> None:
     """List the stored runs, oldest first.
 
-    A run without an end is still in progress or was killed; profile sweep continues it. The table cuts long commands;
+    A run without an end is in progress or was killed; profile sweep continues it. The table truncates long commands;
     -o json has them in full.
     """
     context.obj = store
@@ -46,7 +46,7 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
         with Store.open(path, create=False) as opened:
             rows = [_row(run) for run in opened.runs()]
     if not rows:
-        say(f"no run is stored in {printable(path)} yet: {sweep_into(path)} measures something")
+        say(f"no run is stored in {printable(path)} yet; {sweep_into(path)} measures one")
     click.echo(show_output.render(rows, _shown, output), nl=False)
 
 

@@ -29,7 +29,7 @@ def scenarios(name: str | None, output: str) -> None:
 
 
 def _shown(row: show_output.JsonRow) -> dict[str, str]:
-    """A scenario for people."""
+    """The cells of a table row."""
     return {
         "scenario": row["name"],
         "contexts": _list(row["contexts"]),

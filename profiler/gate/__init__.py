@@ -1,1 +1,1 @@
-"""Whether a change made things slower or larger: PASS, FAIL, or in words why that cannot be said."""
+"""Decide whether a change made inference slower or larger: PASS, FAIL, or the reason why neither can be said."""

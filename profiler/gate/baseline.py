@@ -1,25 +1,22 @@
-"""A stored baseline: what its cases gave when a person accepted it, and times compared with it.
+"""A stored baseline: the figures and times of cases that a user accepted, and the comparison with them.
 
-It changes by ``--accept`` and by nothing else.
+Only ``--accept`` changes it. The file is one JSON document, replaced atomically and flushed to disk. For each case it
+holds the case itself, the figures that must not vary, the machine, and the times of each accepted session.
 
-One JSON file, written whole beside the old one, flushed to disk and put in its place: whatever happens, there is a
-whole file. Of a cell it keeps the case, the figures that must not vary, the machine, and the times of each accepted
-session.
-
-A stored time was taken at another hour, by other processes. Between such sessions one unchanged program differs by
-more than any interval of either shows, so this rule is far blunter than pairs measured side by side:
+Stored times come from another hour and other processes. Between such sessions an unchanged program varies by more
+than the interval of either, so this rule is much coarser than pairs measured in turns:
 
     FAIL          the lower t bound of now ÷ baseline is above τ
     PASS          the upper t bound is below 1 + δ
-    inconclusive  anything between: measure both sides, by ``profile gate``
+    inconclusive  anything between; pairs measured in turns can decide (see ``trial``)
 
 τ comes from at least ten accepted sessions of the same machine: the larger of 1 + δ and (Q3 + 3 IQR) ÷ median of
-their medians, Tukey's far-out fence. With fewer, nobody knows how much sessions differ, and τ is 1.5. Another
-machine, driver, library or setting is incomparable, and so is another number of threads.
+their medians (Tukey's far-out fence). With fewer sessions their spread is unknown, and τ is 1.5. Another machine,
+driver, library version or number of threads is incomparable.
 
-**The reference** is a fixed piece of work that depends on this machine and on nothing that is gated. Rescaling a
-model's time by such work would put one wrong number in place of another, since no small program slows down as a model
-does. It is only asked whether the machine itself is slower than when the baseline was stored.
+**The reference** is fixed CPU work that depends on the machine but on nothing that is gated. It is used only to ask
+whether the machine itself is slower than when the baseline was stored. It does not rescale the times: no small
+program slows down as a model does, so the result would be just as wrong.
 """
 
 from __future__ import annotations
@@ -49,35 +46,36 @@ from profiler.results.measurement import Measurement
 from profiler.results.stats import percentile
 from profiler.results.validity import check, check_part
 from profiler.shell import Command, command
-from profiler.units import MAX_BYTES as MOST_BYTES
-from profiler.units import printable
+from profiler.units import MAX_BYTES, printable
 
-SETTLE = "measure both sides in turns, where REV is a revision, an environment or a command to compare with"
+SETTLE = "measure both versions in turns, where REV is a revision, an environment or a command to compare with"
 
 FORMAT = "llm-hwprofile baseline"
 SCHEMA = 1
-BUDGET = Budget(nbytes=64 * 1024**2, values=2**22)  # thousands of cells with all their sessions
-SHORTEST_S, LONGEST_S = 1e-9, 1e9  # of a block: quotients of such times, and their logarithms, stay finite
-MOST_SESSIONS = 30  # the oldest go: what a machine did long ago says little of what it does now
+BUDGET = Budget(nbytes=64 * 1024**2, values=2**22)  # thousands of cases with all their sessions
+SHORTEST_S, LONGEST_S = 1e-9, 1e9  # of a block: ratios of such times, and their logarithms, are finite
+MAX_SESSIONS = 30  # the oldest are dropped: they say little about the machine of today
 
-SLOWER = 0.15  # what two runs of the work on one idle machine never differ by, as the best of several
-SIZE = 4 * 1024**2  # bytes: beyond the caches that one core has to itself
+SLOWER = 0.15  # runs of the reference on one idle machine, each the best of several, never differed by as much
+SIZE = 4 * 1024**2  # bytes: more than the private caches of a core
 TIMES = 5
 
-ENOUGH = 10  # sessions whose quartiles say something
-FEW = 0.5  # slowdown that one session can show: CPU time of one program differed by 8 % (sd) between processes on a
+ENOUGH = 10  # sessions needed for meaningful quartiles
+# Slowdown that a single session can show. CPU time of one program varied by 8 % (standard deviation) between
+# processes on a machine under full load, and 3 IQR of that are a third.
+FEW = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class FrontEnd:
-    """One of the two ways to a stored baseline."""
+    """How the user reached the baseline, which decides the options that messages name."""
 
-    accept: str  # the option that writes what is measured now
+    accept: str  # the option that stores the current measurements
 
     @property
     def if_meant(self) -> str:
-        """What to do about a change that is no mistake."""
-        return f"if it is meant: add {self.accept}"
+        """Advice for an intended change."""
+        return f"if this is intended, add {self.accept}"
 
 
 COMMAND = FrontEnd("--accept")
@@ -86,7 +84,7 @@ PYTEST = FrontEnd("--profile-gate-accept")
 
 
 def settle(task: Task) -> Command:
-    """The gate of two sides that settles what a stored time cannot. REV is for a person to fill in."""
+    """The ``profile gate`` command that decides what a stored time cannot. The user fills in REV."""
     case, source = task.case, task.source
     model = case.model if source.kind == "catalog" else source.argument()
     sizes = ("-c", str(case.context), "-b", str(case.batch), "-n", str(case.steps))
@@ -114,47 +112,52 @@ class BaselineSession:
     at: str  # UTC, ISO 8601
     clock: str  # cpu | wall
     blocks: Mapping[str, tuple[float, ...]]  # metric → median seconds of each block
-    reference_s: float | None = None  # of the fixed work of ``reference``
+    reference_s: float | None = None  # CPU seconds of the reference
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineEntry:
-    """One cell."""
+    """One case of a baseline."""
 
     case: Case
-    facts: Mapping[str, int]
+    figures: Mapping[str, int]
     environment: Mapping[str, Any]
     threads: int | None
     sessions: tuple[BaselineSession, ...]
-    step: str | None = None  # the decode step that ran; None in files from before it was stored
+    step: str | None = None  # the decode step that ran; None in older files, which do not store it
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as JSON. The figures are stored as ``facts``, their name since the first version."""
+        return {"facts" if name == "figures" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The cells of a file, by name: a case's label and key, or a test's id."""
+    """The cases of a file, by name: a case's label and key, or a test's id."""
 
-    cells: Mapping[str, BaselineEntry]
+    entries: Mapping[str, BaselineEntry]
 
     def accepted(self, entries: Mapping[str, BaselineEntry], same: Mapping[str, bool]) -> Baseline:
-        """With ``entries`` in place of their namesakes. Sessions add up where ``same`` says that only time
-        differs.
+        """A baseline in which ``entries`` replace those of the same name.
+
+        Where ``same`` is true, only the times are new, and they are added as one more session.
         """
-        cells = dict(self.cells)
+        merged = dict(self.entries)
         for name, entry in entries.items():
-            if same.get(name) and name in cells:
-                sessions = (*cells[name].sessions, *entry.sessions)[-MOST_SESSIONS:]
+            if same.get(name) and name in merged:
+                sessions = (*merged[name].sessions, *entry.sessions)[-MAX_SESSIONS:]
                 entry = replace(entry, sessions=sessions)
-            cells[name] = entry
-        return Baseline(cells)
+            merged[name] = entry
+        return Baseline(merged)
 
 
 def read(path: Path, front: FrontEnd = COMMAND) -> Baseline:
-    """The baseline in a file. Raises ProfileError for one that is not there, or not whole, or of a newer version."""
+    """Read a baseline file. Raises ProfileError if it is missing, damaged or written by a newer version."""
     try:
         content = read_bytes(path, BUDGET.nbytes)
     except NotFound:
         raise ProfileError(
-            f"there is no baseline {printable(path)}", f"To make one of what is measured now, add {front.accept}."
+            f"there is no baseline {printable(path)}", f"To store the current measurements, add {front.accept}."
         ) from None
     try:
         return _parsed(json_value(content, BUDGET))
@@ -169,12 +172,12 @@ def read(path: Path, front: FrontEnd = COMMAND) -> Baseline:
 
 
 def write(path: Path, baseline: Baseline) -> None:
-    """Put the file in place whole and for good. Raises ProfileError; the old file is then as it was."""
+    """Write the file atomically. Raises ProfileError, and then leaves the old file unchanged."""
     content = {
         "format": FORMAT,
         "schema": SCHEMA,
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cells": {name: asdict(entry) for name, entry in sorted(baseline.cells.items())},
+        "cells": {name: entry.to_json() for name, entry in sorted(baseline.entries.items())},
     }
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
     files.write(path, text)
@@ -182,24 +185,24 @@ def write(path: Path, baseline: Baseline) -> None:
 
 def _parsed(content: Any) -> Baseline:
     if content["format"] != FORMAT:
-        raise ValueError("it is no baseline")
+        raise ValueError("it is not a baseline")
     if type(content["schema"]) is not int or content["schema"] > SCHEMA:
         raise ProfileError("a newer version of profile wrote it", "Update profile, or name another file.")
     return Baseline({str(name): _entry(entry) for name, entry in content["cells"].items()})
 
 
 def _entry(content: Mapping[str, Any]) -> BaselineEntry:
-    facts = {name: value for name, value in content["facts"].items() if name in BOUNDS}
-    if not all(type(value) is int and 0 <= value <= MOST_BYTES for value in facts.values()):
-        raise ValueError("a figure is no number of bytes or tokens")
+    figures = {name: value for name, value in content["facts"].items() if name in BOUNDS}
+    if not all(type(value) is int and 0 <= value <= MAX_BYTES for value in figures.values()):
+        raise ValueError("a figure is not a number of bytes or tokens")
     check(Case, content["case"], "case")
     check(Measurement, {"threads": content["threads"]})
     check_part("environment", content["environment"])
     if not isinstance(ran := content.get("step"), str | None):
-        raise ValueError("its decode step is no text")
+        raise ValueError("its decode step is not a text")
     return BaselineEntry(
         case=Case.from_row(content["case"]),
-        facts=facts,
+        figures=figures,
         environment=content["environment"],
         threads=content["threads"],
         sessions=tuple(_session(session) for session in content["sessions"]),
@@ -218,17 +221,17 @@ def _session(content: Mapping[str, Any]) -> BaselineSession:
 def _times(values: Iterable[Any]) -> Iterator[float]:
     for value in values:
         if type(value) not in (int, float) or not SHORTEST_S <= value <= LONGEST_S:
-            raise ValueError("a time is no number of seconds")
+            raise ValueError("a time is not a number of seconds")
         yield float(value)
 
 
 def _wrong(path: Path, why: str, front: FrontEnd) -> ProfileError:
-    hint = f"Take it from version control; or delete it, and add {front.accept} to make one of what is measured now."
+    hint = f"Restore it from version control, or delete it and add {front.accept} to store the current measurements."
     return ProfileError(f"{printable(path)} cannot be used as a baseline: {printable(why)}", hint)
 
 
 def reference_seconds() -> float:
-    """CPU seconds of hashing and copying a few megabytes, the best of several."""
+    """CPU seconds for hashing and copying a few megabytes, the best of several."""
     block = bytes(range(256)) * (SIZE // 256)
     found = []
     for _ in range(TIMES):
@@ -241,15 +244,14 @@ def reference_seconds() -> float:
 
 
 def machine_slower(before: float | None, now: float | None) -> float | None:
-    """By how much the machine is slower than it was, if that explains anything; None if not, or not known."""
+    """By how much the machine itself is slower than before; None if not significantly, or unknown."""
     if not before or not now or now / before - 1 <= SLOWER:
         return None
     return now / before - 1
 
 
-# machine under full load, and 3 IQR of that are a third
 def threshold(entry: BaselineEntry, metric: str, rule: RegressionRule) -> float:
-    """τ − 1: the slowdown from which a stored time says FAIL."""
+    """τ − 1: the slowdown above which a comparison with stored times fails."""
     medians = sorted(
         statistics.median(session.blocks[metric]) for session in entry.sessions if metric in session.blocks
     )
@@ -261,7 +263,7 @@ def threshold(entry: BaselineEntry, metric: str, rule: RegressionRule) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What was measured of one metric."""
+    """The current measurement of one metric."""
 
     blocks: Sequence[float]  # median seconds of each
     clock: str
@@ -271,38 +273,40 @@ class Now:
 
 
 def verdict(
-    cell: str, metric: str, entry: BaselineEntry, now: Now, rule: RegressionRule, front: FrontEnd, settle: Command
+    case: str, metric: str, entry: BaselineEntry, now: Now, rule: RegressionRule, front: FrontEnd, settle: Command
 ) -> GateVerdict:
-    """Of one metric against what is stored of it; ``settle`` is the gate of two sides to send people to."""
+    """The verdict on one metric against its stored times; ``settle`` is the command that advice suggests."""
     name, changed = f"{metric}_{now.clock}_s", differences(entry.environment, now.environment)
     if now.threads != entry.threads:
         changed.append(f"threads {entry.threads} → {now.threads}")
     if changed:
-        reason = f"not the machine of the baseline: {'; '.join(changed[:4])}"
-        return GateVerdict(cell, name, "INCOMPARABLE", reason, SETTLE, str(settle))
+        reason = f"this is not the machine of the baseline: {'; '.join(changed[:4])}"
+        return GateVerdict(case, name, "INCOMPARABLE", reason, SETTLE, str(settle))
     history = [s for s in entry.sessions if s.clock == now.clock and len(s.blocks.get(metric, ())) > 1]
     if not history:
-        return GateVerdict(cell, name, "INCOMPARABLE", "the baseline has no such times", front.if_meant)
+        return GateVerdict(case, name, "INCOMPARABLE", "the baseline has no times for it", front.if_meant)
     if len(now.blocks) < 2:
-        return GateVerdict(cell, name, "INCONCLUSIVE", "too few blocks without work from outside", "free the machine")
+        reason = "other work disturbed all blocks but one" if now.blocks else "other work disturbed all blocks"
+        return GateVerdict(case, name, "INCONCLUSIVE", reason, "stop other work on the machine")
     before = statistics.median(statistics.median(session.blocks[metric]) for session in history)
     mean, low, high = (math.exp(value) for value in _bounds([math.log(t / before) for t in now.blocks], rule.alpha))
     tau = threshold(entry, metric, rule)
     slower = machine_slower(history[-1].reference_s, now.reference_s)
+    coarse = f"stored times resolve only slowdowns above {percent(tau)} here"
     found = GateVerdict(
-        cell, name, "INCONCLUSIVE", f"a stored time tells slowdowns from {percent(tau)} here", SETTLE, str(settle),
+        case, name, "INCONCLUSIVE", coarse, SETTLE, str(settle),
         ratio=mean, low=low, high=high, delta=rule.delta, detectable=tau, before=before,
         now=statistics.median(now.blocks),
     )  # fmt: skip
     if high < 1 + rule.delta:
-        reason = f"not slower by {percent(rule.delta)} than when it was stored"
+        reason = f"not slower by {percent(rule.delta)} than the baseline"
         return replace(found, word="PASS", reason=reason, advice=None, command=None)
     if slower is not None:
-        reason = f"the machine itself does fixed work {percent(slower)} slower than when it was stored"
+        reason = f"the machine itself is {percent(slower)} slower at fixed work than when the baseline was stored"
         return replace(found, reason=reason)
     if low > 1 + tau:
         sessions = f"{len(history)} stored session{'s' * (len(history) > 1)}"
-        reason = f"slower than {sessions} by more than {percent(tau)}"
+        reason = f"more than {percent(tau)} slower than {sessions}"
         return replace(found, word="FAIL", reason=reason, advice=f"to be sure, {SETTLE}")
     return found
 

@@ -1,6 +1,6 @@
-"""What a gate measures: blocks, run in turns by one warm process per variant, and collected in pairs.
+"""How a gate measures: blocks from one warm process per variant, taken in turns and collected in pairs.
 
-A block is one order to one warm process, with the figures that a gate takes from its row.
+A block is one request to a warm worker process, with the figures that a gate takes from the resulting row.
 """
 
 from __future__ import annotations
@@ -30,48 +30,48 @@ from profiler.units import printable
 
 GateClock = Literal["cpu", "wall"]
 METRICS: tuple[Phase, ...] = ("prefill", "decode")
-PRESSED = ("-cpu-pressure",)  # ends of caution codes that spoil a wall clock, not a count of CPU time
-SPOILT = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and that spoil any clock
-CPU_THREADS = 1  # unless asked otherwise: idle threads of more spin, and on a busy machine that is most CPU time
+DISTURBED_WALL = ("-cpu-pressure",)  # endings of caution codes that invalidate wall time but not CPU time
+DISTURBED = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and of those that invalidate both
+CPU_THREADS = 1  # by default: with more, idle threads spin, and on a busy machine that is most of the CPU time
 
-PADDING = 4096  # bytes: where the stack starts depends on the environment's size, and with it speed (Mytkowicz 2009)
-ROOM = 1.1  # of the first process's peak must be free for a second one beside it
-TRIVIAL = Task(  # of the backend that costs nothing, which every version has
+PADDING = 4096  # bytes: the environment's size moves the start of the stack, which changes speed (Mytkowicz 2009)
+ROOM = 1.1  # free memory needed for a second process, in units of the first one's peak
+TRIVIAL = Task(  # runs on the backend without costs, which every version has
     Case("side", "side", "synthetic", "fp32", "fp32", "cpu", "fake", "eager", context=1, batch=1, steps=1, ubatch=1),
     Source("folder", os.devnull, None, {}),
 )
 
-RESTART = 3  # pairs after which both processes are new: some are slow from start to end, by luck of layout
-MOST_SPOILT = 0.25  # of the pairs: with more, it is the machine that is measured
+RESTART = 3  # pairs after which both processes are replaced: an unlucky memory layout slows a process for good
+MAX_DISTURBED = 0.25  # share of the pairs: beyond it we would measure the machine
 KeptBlocks = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessBlock:
-    """What one process gave for one cell."""
+    """The result of one process for one case."""
 
     variant: str  # base | candidate
-    process: int  # which one of this gate, from 1
+    process: int  # its number in this gate, from 1
     row: Measurement
 
     def seconds(self, metric: Phase, clock: GateClock) -> float | None:
-        """Median seconds of a repetition; None where the phase or the clock is missing, or the clock stood still."""
+        """Median seconds of a repetition. None if the phase has no such times, or if a time is 0."""
         times = [sample.cpu_s if clock == "cpu" else sample.seconds for sample in self.row.of(metric)]
         known = [value for value in times if value is not None]
         if not known or len(known) < len(times) or min(known) <= 0:
             return None
         return statistics.median(known)
 
-    def spoilt(self, clock: GateClock) -> str | None:
-        """Why its times mean nothing, in words: something outside took part."""
-        ends = SPOILT + (PRESSED if clock == "wall" else ())
+    def disturbed(self, clock: GateClock) -> str | None:
+        """Why the times are invalid: something outside the process interfered. None if they are valid."""
+        ends = DISTURBED + (DISTURBED_WALL if clock == "wall" else ())
         found = [caution.text for caution in cautions(self.row) if caution.code.endswith(ends)]
-        texts = [text for text in found if not text.startswith(ONE_OTHER)]  # the other slot's process, which idles
+        texts = [text for text in found if not text.startswith(ONE_OTHER)]  # the idle process of the other slot
         return "; ".join(texts) or None
 
 
-def unlike(base: ProcessBlock, candidate: ProcessBlock) -> str | None:
-    """Why the two halves of a pair ran under different conditions, as far as a GPU tells; None if they did not."""
+def conditions_differ(base: ProcessBlock, candidate: ProcessBlock) -> str | None:
+    """How the GPU's conditions differed between the two halves of a pair; None if they did not, as far as we know."""
     clocks = [_median([s.sm_mhz for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
     capped = [_median([s.capped for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
     a, b = clocks
@@ -79,7 +79,7 @@ def unlike(base: ProcessBlock, candidate: ProcessBlock) -> str | None:
         return f"clocks of {a:,.0f} MHz and {b:,.0f} MHz"
     a, b = capped
     if a is not None and b is not None and abs(a - b) > CAPPED:
-        return f"the power limit held the clocks down for {a:.0%} and {b:.0%} of the time"
+        return f"the power limit reduced the clocks for {a:.0%} and {b:.0%} of the time"
     return None
 
 
@@ -89,17 +89,17 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def threads_of(device: str, asked: int | None) -> int | None:
-    """Threads that a gate computes with; None leaves it to the backend."""
+    """Compute threads of a gate; None leaves the choice to the backend."""
     return CPU_THREADS if asked is None and clock_of(device) == "cpu" else asked
 
 
 def clock_of(device: str) -> GateClock:
-    """A CPU's gate counts CPU time, which other programs change far less than the time on the wall."""
+    """A gate on a CPU uses CPU time, which other programs disturb far less than wall time."""
     return "cpu" if kind_of(device).is_host else "wall"
 
 
-def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], spoilt: str | None) -> list[dict[str, Any]]:
-    """What is kept of the blocks of one pair, in the order they ran: raw seconds, and why they do not count."""
+def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], disturbed: str | None) -> list[dict[str, Any]]:
+    """The blocks of one pair as JSON, in the order they ran: raw seconds, and why they do not count."""
     return [
         {
             "stage": stage,
@@ -110,7 +110,7 @@ def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], spoilt: str | 
             "key": block.row.case.key,
             "outcome": block.row.outcome,
             "reason": block.row.reason,
-            "invalid": spoilt,
+            "invalid": disturbed,
             "started_at": block.row.started_at,
             "seconds": {metric: [s.seconds for s in block.row.of(metric)] for metric in METRICS},
             "cpu_seconds": {metric: [s.cpu_s for s in block.row.of(metric)] for metric in METRICS},
@@ -121,20 +121,20 @@ def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], spoilt: str | 
 
 
 class Interrupted(Exception):
-    """The person asked to stop."""
+    """The user asked to stop."""
 
 
 class Bench(Protocol):
-    """Runs blocks of two sides."""
+    """Runs blocks of two variants."""
 
     def start(self, variants: Sequence[Variant]) -> None:
-        """End the processes there are; the next blocks of slot 0 and 1 start new ones of these sides."""
+        """End the running processes; the next blocks of slots 0 and 1 start processes of these variants."""
 
     def block(self, slot: int, task: Task) -> ProcessBlock:
-        """Measure one case on the process of a slot. Raises Interrupted."""
+        """Measure one case in the process of a slot. Raises Interrupted."""
 
     def check(self, variant: Variant, tasks: Sequence[Task]) -> None:
-        """Raises ProfileError where a side cannot take these jobs at all: then there is nothing to judge."""
+        """Raises ProfileError if a variant cannot run these tasks at all; a gate could not judge it."""
 
 
 @dataclass(slots=True)
@@ -145,9 +145,10 @@ class _Slot:
 
 
 class WorkerBench:
-    """Blocks in worker processes; a context manager, which leaves none behind.
+    """Runs blocks in worker processes; a context manager that ends them all.
 
-    Both processes stay if the device has room for two, else each ends before the other starts: slower, and noisier.
+    Both processes stay alive if the device has room for two. Otherwise each ends before the other starts, which is
+    slower and noisier.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class WorkerBench:
         self._interrupts = Interrupts()
         self._slots: list[_Slot] = []
         self._processes = 0
-        self.resident: bool | None = None  # not known before the first block
+        self.resident: bool | None = None  # unknown before the first block
 
     def __enter__(self) -> WorkerBench:
         self._interrupts.__enter__()
@@ -199,7 +200,7 @@ class WorkerBench:
         return ProcessBlock(mine.variant.name, mine.process, row)
 
     def check(self, variant: Variant, tasks: Sequence[Task]) -> None:
-        """Both its profiler and a worker of it: the first may answer where the second does not even start."""
+        """Checks the profiler and then a worker process, which may fail to start although the profiler answers."""
         variants.check(variant, [Order(task.case, task.source, self._effort, None) for task in tasks])
         slot = self._slot(variant)
         try:
@@ -208,12 +209,12 @@ class WorkerBench:
             raise Interrupted from None
         finally:
             slot.supervisor.stop_worker()
-        if self._interrupts.asked:  # the bench that measures is another one, which would not know
+        if self._interrupts.asked:  # the measuring bench is another object, which would not know
             raise Interrupted
         if row.outcome != "ok":
             raise ProfileError(
-                f"{printable(variant.name)}: its worker process does not measure: {row.reason}",
-                "A gate talks to a worker process of each side over pipes that it inherits: name its interpreter.",
+                f"{printable(variant.name)}: its worker process cannot measure: {row.reason}",
+                "A gate talks to worker processes over pipes that they inherit, so name their interpreter directly.",
             )
 
     def _slot(self, variant: Variant) -> _Slot:
@@ -226,12 +227,12 @@ class WorkerBench:
         return _Slot(variant, supervisor, self._processes)
 
 
-class Unfit(Exception):
-    """The pairs cannot be had; the message says why."""
+class NoValidPairs(Exception):
+    """Valid pairs cannot be measured; the message says why."""
 
 
-class Broken(Exception):
-    """A side did not run the cell to its end."""
+class CaseFailed(Exception):
+    """A variant did not complete the case."""
 
     def __init__(self, block: ProcessBlock, by_base: bool) -> None:
         super().__init__(f"{block.row.outcome}: {block.row.reason}")
@@ -240,39 +241,39 @@ class Broken(Exception):
 
 @dataclass(slots=True)
 class Series:
-    """One cell: base in ``sides[0]``, candidate in ``sides[1]``."""
+    """The pairs of one case."""
 
     task: Task
     metrics: Sequence[Phase]
     clock: GateClock
     planned: int  # pairs at most
-    logs: dict[Phase, list[float]] = field(default_factory=dict)  # ln(candidate ÷ base), a value a pair
-    first: tuple[ProcessBlock, ProcessBlock] | None = None  # base and candidate, for what does not vary
-    spoilt: int = 0
-    other_step: str | None = None  # that the two of a pair ran different decode steps
+    logs: dict[Phase, list[float]] = field(default_factory=dict)  # ln(candidate ÷ base), one value per pair
+    first: tuple[ProcessBlock, ProcessBlock] | None = None  # base and candidate, for the exact comparisons
+    disturbed: int = 0
+    other_step: str | None = None  # set if the halves of a pair ran different decode steps
 
     @property
     def pairs(self) -> int:
         return len(next(iter(self.logs.values()), ()))
 
     def add(self, base: ProcessBlock, candidate: ProcessBlock) -> str | None:
-        """Take a pair, or return why it does not count."""
-        spoilt = base.spoilt(self.clock) or candidate.spoilt(self.clock) or unlike(base, candidate)
+        """Add a pair, or return why it does not count. Raises NoValidPairs if measuring on is pointless."""
+        disturbed = (
+            base.disturbed(self.clock) or candidate.disturbed(self.clock) or conditions_differ(base, candidate)
+        )
         values = {m: (base.seconds(m, self.clock), candidate.seconds(m, self.clock)) for m in self.metrics}
         if self.first is None:
             self.first = (base, candidate)
         self.other_step = self.other_step or rule.difference(base.row, candidate.row)
-        if spoilt is None:
-            missing = [metric for metric, both in values.items() if None in both]
-            if missing:
-                raise Unfit(
-                    f"a repetition of {missing[0]} has no {self.clock} time: it is shorter than the clock tells"
-                )
-        if spoilt is not None:
-            self.spoilt += 1
-            if self.spoilt > MOST_SPOILT * self.planned:
-                raise Unfit(f"{self.spoilt} of {self.pairs + self.spoilt} pairs were spoilt from outside: {spoilt}")
-            return spoilt
+        if disturbed is not None:
+            self.disturbed += 1
+            if self.disturbed > MAX_DISTURBED * self.planned:
+                pairs = self.pairs + self.disturbed
+                raise NoValidPairs(f"{self.disturbed} of {pairs} pairs were disturbed by other work: {disturbed}")
+            return disturbed
+        for metric, (a, b) in values.items():
+            if a is None or b is None:
+                raise NoValidPairs(f"a repetition of {metric} is too short for the {self.clock} clock")
         for metric, (a, b) in values.items():
             assert a is not None and b is not None  # checked above
             self.logs.setdefault(metric, []).append(math.log(b / a))
@@ -280,10 +281,9 @@ class Series:
 
 
 class Stage:
-    """A purpose for which pairs are measured: the noise of the base against itself, the gate, its confirmation.
+    """A series of pairs with one purpose: the noise of the base against itself, the gate, or its confirmation.
 
-    ``slots``: the side in each slot; ``base_slot``: which of them is the base. The order within a pair is drawn anew
-    each time.
+    ``slots`` holds the variant of each slot, ``base_slot`` the slot of the base. Each pair runs in random order.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class Stage:
         self._since = RESTART  # pairs since the processes were started
 
     def advance(self, every: Sequence[Series], until: int, broken: Callable[[Series, Exception], None]) -> None:
-        """Measure pairs of each series in turn, up to ``until``. ``broken`` hears of those that end before."""
+        """Measure pairs of each series in turn until it has ``until``; report one that ends early to ``broken``."""
         going = list(every)
         while going:
             if self._since >= RESTART:
@@ -304,10 +304,10 @@ class Stage:
             for series in list(going):
                 try:
                     self._pair(series)
-                except (Unfit, Broken) as error:
+                except (NoValidPairs, CaseFailed) as error:
                     broken(series, error)
                     going.remove(series)
-                    self._since = RESTART if isinstance(error, Broken) else self._since
+                    self._since = RESTART if isinstance(error, CaseFailed) else self._since
                 else:
                     if series.pairs >= until:
                         going.remove(series)
@@ -318,14 +318,14 @@ class Stage:
         blocks = [ran[slot] for slot in order]
         base, candidate = ran[self._base], ran[1 - self._base]
         failed = next((block for block in (base, candidate) if block.row.outcome != "ok"), None)
-        number, spoilt = series.pairs + series.spoilt + 1, None
+        number, disturbed = series.pairs + series.disturbed + 1, None
         try:
             if failed is None:
-                spoilt = series.add(base, candidate)
-        except Unfit as error:
-            spoilt = str(error)
+                disturbed = series.add(base, candidate)
+        except NoValidPairs as error:
+            disturbed = str(error)
             raise
         finally:
-            self._kept += record(self._name, number, blocks, spoilt)
+            self._kept += record(self._name, number, blocks, disturbed)
         if failed is not None:
-            raise Broken(failed, by_base=failed is base or self._slots[0] is self._slots[1])
+            raise CaseFailed(failed, by_base=failed is base or self._slots[0] is self._slots[1])

@@ -1,4 +1,4 @@
-"""The page of `profile gate`: the verdict, a line for each metric of each case, what to do, and what was compared."""
+"""The output of ``profile gate``: the verdict, a line for each metric of each case, advice, and what was compared."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from profiler.show.columns import plain
 from profiler.units import UNKNOWN, significant
 
 WIDTH = 118
-CELL_LENGTH = 90  # characters: the id of a test holds its folder, its file and its parameters
-TITLES = ("cell", "metric", "verdict", "ratio", "interval", "pairs", "δ", "s", "MDE")
-LEFT = 3  # columns of words, before those of figures
+CASE_LENGTH = 90  # characters: the id of a test holds its folder, file and parameters
+TITLES = ("case", "metric", "verdict", "ratio", "interval", "pairs", "δ", "s", "MDE")
+LEFT = 3  # text columns, left-aligned, before the numeric ones
 
 FORMATS = show_output.FORMATS
 LEGEND = (
-    "Ratios are candidate ÷ base: above 1 is worse. An end of an interval is a one-sided t bound at a third of 5 %,"
-    " as the decision needs. s: how much equal sides differ from pair to pair. MDE: the slowdown that nine of ten"
-    " such gates find. FAIL: beyond noise, and mean and median at least δ, and most pairs worse; and once more."
+    "Ratios are candidate ÷ base, so above 1 is worse. Intervals are one-sided t bounds at a third of 5 %, as the"
+    " decision uses them. s: standard deviation between pairs of identical versions. MDE: minimum detectable effect,"
+    " the slowdown that nine of ten such gates find. FAIL: beyond noise, mean and median at least δ, most pairs"
+    " slower, and confirmed in new processes."
 )
 
 
@@ -37,7 +38,7 @@ def headline(verdicts: Sequence[GateVerdict]) -> str:
 
 
 def cells(verdict: GateVerdict) -> dict[str, str]:
-    """The texts of one line. Figures that one row alone could have are left out where there are none."""
+    """The texts of one line."""
     figures = (
         UNKNOWN if verdict.ratio is None else significant(verdict.ratio, 4),
         interval(verdict.low, verdict.high),
@@ -47,12 +48,12 @@ def cells(verdict: GateVerdict) -> dict[str, str]:
             for value in (verdict.delta, verdict.noise, verdict.detectable)
         ),
     )
-    words = (plain(verdict.cell, CELL_LENGTH), plain(verdict.metric), verdict.word)
+    words = (plain(verdict.case, CASE_LENGTH), plain(verdict.metric), verdict.word)
     return dict(zip(TITLES, (*words, *figures), strict=True))
 
 
 def table(verdicts: Sequence[GateVerdict]) -> list[str]:
-    """Aligned lines under their titles, without the figures that none has."""
+    """Aligned lines under their titles, without columns that are empty in every line."""
     rows = [TITLES, *(tuple(cells(verdict).values()) for verdict in verdicts)]
     columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {UNKNOWN}]
     widths = [max(map(len, column)) for column in columns]
@@ -66,22 +67,22 @@ def table(verdicts: Sequence[GateVerdict]) -> list[str]:
 
 
 def reasons(verdicts: Sequence[GateVerdict]) -> list[str]:
-    """What is not a plain PASS, in words, with what to do; the same words of several metrics once."""
+    """Reason and advice for everything but a plain PASS; metrics with the same reason share a line."""
     said: dict[tuple[str, str, str | None, str | None], list[str]] = {}
     for verdict in verdicts:
         if verdict.word != "PASS" or verdict.advice:
             again = verdict.confirmation
             ends = "" if again is None else f" ({interval(math.exp(again.low), math.exp(again.high))})"
-            key = (verdict.cell, verdict.reason + ends, verdict.advice, verdict.command)
+            key = (verdict.case, verdict.reason + ends, verdict.advice, verdict.command)
             said.setdefault(key, []).append(verdict.metric)
     lines: list[str] = []
-    for (cell, reason, advice, command), metrics in said.items():
-        text = f"{plain(cell)} {plain(', '.join(metrics))}: {plain(reason, 400)}"
+    for (case, reason, advice, command), metrics in said.items():
+        text = f"{plain(case)} {plain(', '.join(metrics))}: {plain(reason, 400)}"
         lines += textwrap.wrap(text, WIDTH, subsequent_indent="    ")
         if advice:
             lines += textwrap.wrap(f"    → {plain(advice)}", WIDTH, subsequent_indent="      ")
         if command:
-            lines.append(f"      {command}")  # never wrapped: it is there to be pasted
+            lines.append(f"      {command}")  # not wrapped, so that it can be pasted
     return lines
 
 
@@ -93,7 +94,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def render(content: Mapping[str, Any], verdicts: Sequence[GateVerdict], output: str) -> str:
-    """In a format of ``FORMATS``, newline included. json has every block; the others have the verdicts."""
+    """Render in a format of ``FORMATS``. json has every block; the other formats have the verdicts."""
     if output == "json":
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
     if output in ("jsonl", "csv"):
@@ -113,17 +114,17 @@ def render(content: Mapping[str, Any], verdicts: Sequence[GateVerdict], output: 
 
 
 def keep(path: Path, content: Mapping[str, Any]) -> None:
-    """The whole gate in a file. Raises ProfileError."""
+    """Write the whole gate to a file. Raises ProfileError."""
     files.write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _legend(content: Mapping[str, Any]) -> list[str]:
-    """How much was measured, and what the figures mean; only pairs have such."""
+    """How much was measured, and what the figures mean; empty if no pairs were measured."""
     if not content["blocks"]:
         return []
-    spoilt = sum(1 for block in content["blocks"] if block["invalid"]) // 2
+    disturbed = sum(1 for block in content["blocks"] if block["invalid"]) // 2
     said = f"{len(content['blocks'])} blocks of {content['effort']['reps']} repetitions, {content['clock']} time"
-    said += f", seed {content['seed']}" + (f"; {spoilt} pairs did not count" if spoilt else "")
+    said += f", seed {content['seed']}" + (f"; {disturbed} pairs did not count" if disturbed else "")
     return ["", said, *textwrap.wrap(LEGEND, WIDTH)]
 
 
@@ -133,5 +134,5 @@ def _cells(row: show_output.JsonRow) -> dict[str, str]:
 
 
 def _row(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict without the evidence, which only json has room for."""
+    """A verdict without its evidence, which is too long for a row."""
     return {name: value for name, value in verdict.items() if name not in ("evidence", "confirmation")}

@@ -1,16 +1,17 @@
-"""The pytest plugin: the fixture ``profile_case``, and verdicts on what it measured by ``--profile-gate BASELINE``.
+"""The pytest plugin: the fixture ``profile_case``, and verdicts on its measurements with ``--profile-gate BASELINE``.
 
     def test_decode(profile_case):
         profile_case(model="gemma-3-270m", context=64, steps=16)
 
-    pytest --profile-gate baseline.json --profile-gate-accept     # once, and whenever a change is meant
+    pytest --profile-gate baseline.json --profile-gate-accept     # once, and after every intended change
     pytest --profile-gate baseline.json
 
-Measured in our worker, shown in pytest-benchmark's own table and JSON where that is installed. It is loaded into
-every pytest of an environment that has llm-hwprofile, so it imports nothing else until a test asks for a case.
+Cases are measured in our worker process and appear in pytest-benchmark's table and JSON where that is installed.
+Every pytest in an environment with llm-hwprofile loads this module, so it imports nothing else until a test needs a
+case.
 
-Exit status: pytest's own if that is not 0; else 0 PASS, 1 FAIL, 4 incomparable. A stored time that is too noisy to
-settle anything is a warning; with ``--profile-gate-inconclusive fail`` it ends the session with 3.
+Exit status: pytest's own if that is not 0, otherwise 0 PASS, 1 FAIL, 4 incomparable. A stored time that is too noisy
+for a decision is a warning; with ``--profile-gate-inconclusive fail`` it ends the session with 3.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from profiler.gate.suite import Replay, Suite
 
 FIXTURE = "profile_case"
-BENCHMARK = ("benchmark", "pytest_benchmark.plugin")  # the name it has as installed, and by -p
+BENCHMARK = ("benchmark", "pytest_benchmark.plugin")  # the plugin's name when installed, and with -p
 REPLAY: pytest.StashKey[Replay] = pytest.StashKey()
 SUITE: pytest.StashKey[Suite] = pytest.StashKey()
 
@@ -33,21 +34,24 @@ SUITE: pytest.StashKey[Suite] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("profile", "gates on model performance (llm-hwprofile)")
     group.addoption("--profile-gate", metavar="BASELINE", help="Compare what profile_case measures with this file.")
-    group.addoption("--profile-gate-accept", action="store_true", help="Write what is measured now into the file.")
+    group.addoption("--profile-gate-accept", action="store_true", help="Store the new measurements in the file.")
     group.addoption(
-        "--profile-gate-delta", metavar="PERCENT", default="5%", help="Slowdown that is a regression. Default: 5%%"
+        "--profile-gate-delta",
+        metavar="PERCENT",
+        default="5%",
+        help="The smallest slowdown that counts as a regression. Default: 5%%",
     )
     group.addoption(
         "--profile-gate-kinds",
         metavar="KINDS",
         default="workload,machine,time",
-        help="What is gated: workload (bytes and tokens that follow from the case), machine (peak memory), time.",
+        help="What to compare: workload (bytes and tokens that follow from the case), machine (peak memory), time.",
     )
     group.addoption(
         "--profile-gate-inconclusive",
         choices=("fail", "warn"),
         default="warn",
-        help="Whether the session fails if a stored time is too noisy to settle anything. Default: warn",
+        help="Whether a stored time too noisy for a decision fails the session. Default: warn",
     )
 
 
@@ -56,14 +60,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Tabled() if tabled else Plain(), "llm-hwprofile-fixture")
     if config.getoption("profile_gate") is None:
         if config.getoption("profile_gate_accept"):
-            raise pytest.UsageError("--profile-gate-accept writes the file of --profile-gate, which is not given")
+            raise pytest.UsageError("--profile-gate-accept needs --profile-gate, which names the file to write")
         return
-    if not config.getoption("profile_gate"):  # the variable of a script that is not set: no gate would always pass
-        raise pytest.UsageError("--profile-gate has no file: its value is an empty text")
+    if not config.getoption("profile_gate"):  # such as an unset variable in a script, whose gate would always pass
+        raise pytest.UsageError("--profile-gate needs the name of a file; its value is empty")
     if config.getoption("dist", "no") != "no" or os.environ.get("PYTEST_XDIST_WORKER"):
-        raise pytest.UsageError("--profile-gate measures, which several processes at once cannot: run it with -n 0")
+        raise pytest.UsageError("--profile-gate cannot measure in several processes at once: run pytest with -n 0")
     if tabled and (config.getoption("benchmark_disable") or _skipped(config)):
-        raise pytest.UsageError("--profile-gate measures, which --benchmark-disable and --benchmark-skip prevent")
+        raise pytest.UsageError(
+            "--profile-gate cannot measure with --benchmark-disable or --benchmark-skip: remove that option"
+        )
     from profiler.gate.suite import open_suite
 
     config.stash[SUITE] = open_suite(config)
@@ -79,14 +85,14 @@ def _skipped(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
-    """Give pytest-benchmark a clock that plays back what was measured: the ``timer`` of its own marker."""
+    """Set the ``timer`` of pytest-benchmark's marker to a clock that replays what the worker measured."""
     for item in items:
         if FIXTURE in getattr(item, "fixturenames", ()):
             from profiler.gate.suite import Replay
 
             item.stash[REPLAY] = replay = Replay()
             marker = item.get_closest_marker("benchmark")
-            if not _tabled(config):  # then nobody has registered that marker
+            if not _tabled(config):  # the marker is not registered
                 continue
             options = {**(marker.kwargs if marker else {}), "timer": replay.timer}
             item.add_marker(pytest.mark.benchmark(**options), append=False)
@@ -103,7 +109,7 @@ def _measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., An
 
 
 class Plain:
-    """Without pytest-benchmark: measured, gated, in no table."""
+    """Without pytest-benchmark: measured and gated, but in no table."""
 
     @pytest.fixture
     def profile_case(self, request: pytest.FixtureRequest) -> Callable[..., Any]:
@@ -112,7 +118,7 @@ class Plain:
 
 
 class Tabled:
-    """With pytest-benchmark: in its table and its JSON too."""
+    """With pytest-benchmark: also in its table and JSON."""
 
     @pytest.fixture
     def profile_case(self, request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., Any]:
@@ -122,7 +128,7 @@ class Tabled:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """The verdicts, before anybody prints. They end with a status of their own only where pytest's says fine."""
+    """Decide before anything is printed. Our exit status counts only if pytest's own is 0."""
     config = session.config
     if not config.getoption("profile_gate") or config.getoption("collectonly") or SUITE not in config.stash:
         return

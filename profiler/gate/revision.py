@@ -1,15 +1,14 @@
-"""The code of a git revision in a folder of its own, for a variant that does not run what is installed here.
+"""Extracts the code of a git revision into a folder, for a variant that does not run the installed code.
 
-A revision is read object by object (``git ls-tree``, ``git cat-file``), so the checkout is neither touched nor
-written to, and the code is that of the commit to the byte: attributes, filters, hooks, end-of-line and text
-conversion belong to checking out, which does not happen. Of git's settings only those of the repository are read, and
-none of the commands that they could name runs. The folders that ``pyproject.toml`` of that revision maps into the
-package (``kernels/`` is ``profiler.kernels``) are put where an installation would have them, and the folder goes
-first on PYTHONPATH, before any installed copy.
+The files are read object by object (``git ls-tree``, ``git cat-file``). The checkout is neither read nor written, and
+the code is that of the commit to the byte: attributes, filters, hooks and end-of-line conversion apply to a checkout,
+which never happens. Only the repository's own git settings are read, and no command that they name is run. The
+folders that the revision's ``pyproject.toml`` maps into the package (``kernels/`` is ``profiler.kernels``) are put
+where an installation would have them, and the folder goes first on PYTHONPATH, before any installed copy.
 
-What this cannot do: the libraries are those of this environment, not those that the revision asked for. Where those
-matter, make a virtual environment of that revision and name it. The same goes for submodules and files of Git LFS,
-whose content is not in the repository.
+Limits: the libraries are those of this environment, not those that the revision requires. Where they matter, make a
+virtual environment for that revision and pass its folder. The content of submodules and of Git LFS files is not in
+the repository, so revisions that need it are refused.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from profiler.foreign import LFS, toml_value
 from profiler.units import bytes_text, printable
 
 PACKAGE = "profiler"
-AS_NOW = {  # what runs the worker of a revision from before ``run``
+RUN_SHIM = {  # a folder ``run`` for revisions that had the worker in ``measure``
     "__init__.py": "",
     "protocol.py": "from profiler.measure.protocol import *\n",
     "worker.py": "import sys\n\nfrom profiler.measure.worker import main\n\n"
     "if __name__ == '__main__':\n    main(*map(int, sys.argv[1:4]))\n",
 }
-MOST_FILES, MOST_BYTES = 20_000, 256 * 1024**2  # of a revision's package: ours are a hundredth of that
-MOST_PROJECT, MOST_LINK = 256 * 1024, 4096  # bytes of pyproject.toml, and of a link
-INSTEAD = "Make a virtual environment of that revision, and name its folder: venv:FOLDER"
-DAMAGED = "The clone is damaged or partial, and nothing is fetched here. Fetch that revision, or name a venv:FOLDER"
+MAX_FILES, MAX_PACKAGE = 20_000, 256 * 1024**2  # of a revision's package, in bytes; ours has a hundredth of that
+MAX_PROJECT, MAX_LINK = 256 * 1024, 4096  # bytes of pyproject.toml, and of a link
+INSTEAD = "Make a virtual environment for that revision, and pass its folder: venv:FOLDER"
+DAMAGED = "The clone is damaged or partial. Fetch that revision with git, or pass a virtual environment: venv:FOLDER"
 LINK, SUBMODULE = "120000", "160000"
 
 
@@ -51,15 +50,16 @@ class Blob:
 
 
 def environ(folder: Path) -> dict[str, str]:
-    """What makes an interpreter import our package from ``folder``."""
+    """Environment variables that make an interpreter import our package from ``folder``."""
     before = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": f"{folder}{os.pathsep}{before}" if before else str(folder)}
 
 
 def commit(revision: str, root: Path | None = None) -> str | None:
-    """The commit that ``revision`` names in the checkout that runs here, or the one we stand in; None if none.
+    """The commit that ``revision`` names in the running checkout, else in the current folder's; None if there is
+    none.
 
-    Raises ProfileError where git refuses the repository.
+    Raises ProfileError if git refuses the repository.
     """
     root = root or checkout()
     if root is None or revision.startswith("-") or "\0" in revision:
@@ -69,12 +69,14 @@ def commit(revision: str, root: Path | None = None) -> str | None:
 
 
 def is_shallow(root: Path) -> bool:
-    """Whether the clone at ``root`` holds a part of the history only, as those of most CI services do."""
+    """Whether the clone at ``root`` holds only part of the history, as on most CI services."""
     return git.output(root, "rev-parse", "--is-shallow-repository") == b"true\n"
 
 
 def revision(commit: str, folder: Path, root: Path | None = None) -> Path:
-    """The package of ``commit``, laid out as installed, in ``folder``, unless it is there. Raises ProfileError."""
+    """Put the package of ``commit``, laid out as installed, into ``folder``, unless it exists. Raises
+    ProfileError.
+    """
     if folder.exists():
         return folder
     root = root or checkout()
@@ -82,61 +84,60 @@ def revision(commit: str, folder: Path, root: Path | None = None) -> Path:
     inside = _mapped(root, commit)
     blobs = [*_files(root, commit, PACKAGE, PurePosixPath(PACKAGE))]
     if not blobs:
-        raise ProfileError(f"{_revision(commit)} has no folder {PACKAGE}/", "It is older than this package.")
+        raise ProfileError(f"{_revision(commit)} has no folder {PACKAGE}/", "It predates this package.")
     for name, path in inside.items():
         blobs += _files(root, commit, path, PurePosixPath(*name.split(".")))
-    if len(blobs) > MOST_FILES or sum(blob.size for blob in blobs) > MOST_BYTES:
-        limit = f"{MOST_FILES:,} files or {bytes_text(MOST_BYTES)}"
-        raise ProfileError(f"the package of {_revision(commit)} is larger than {limit}", INSTEAD)
+    if len(blobs) > MAX_FILES or sum(blob.size for blob in blobs) > MAX_PACKAGE:
+        limit = f"{MAX_FILES:,} files or {bytes_text(MAX_PACKAGE)}"
+        raise ProfileError(f"the package of {_revision(commit)} has more than {limit}", INSTEAD)
     for blob, content in zip(blobs, _contents(root, blobs), strict=True):
         if content.startswith(LFS):
             raise ProfileError(
-                f"{printable(blob.path)} of {_revision(commit)} is kept by Git LFS, not in the repository", INSTEAD
+                f"{printable(blob.path)} of {_revision(commit)} is in Git LFS, not in the repository", INSTEAD
             )
         target = folder / blob.path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    name_as_now(folder / PACKAGE)
+    add_run_folder(folder / PACKAGE)
     return folder
 
 
-def name_as_now(package: Path) -> None:
-    """Give the worker of an older revision, which lies in ``measure/``, the name by which a gate starts it."""
+def add_run_folder(package: Path) -> None:
+    """Let a gate start the worker of an older revision, which is in ``measure/``, as ``run.worker``."""
     now = package / "run"
     if now.exists() or not (package / "measure" / "worker.py").exists():
         return
     now.mkdir()
-    for name, content in AS_NOW.items():
+    for name, content in RUN_SHIM.items():
         (now / name).write_text(content, encoding="utf-8")
 
 
 def _mapped(root: Path, commit: str) -> Mapping[str, str]:
-    """Packages inside ours whose folder lies elsewhere in that revision: ``profiler.kernels`` → ``kernels``."""
+    """Subpackages whose folder is elsewhere in that revision: ``profiler.kernels`` → ``kernels``."""
     project = [blob for blob in _tree(root, commit, "pyproject.toml") if str(blob.path) == "pyproject.toml"]
     if not project:
-        raise ProfileError(f"{_revision(commit)} has no pyproject.toml", "It is older than this package.")
-    if project[0].size > MOST_PROJECT:
-        raise ProfileError(
-            f"pyproject.toml of {_revision(commit)} is larger than {bytes_text(MOST_PROJECT)}", INSTEAD
-        )
+        raise ProfileError(f"{_revision(commit)} has no pyproject.toml", "It predates this package.")
+    if project[0].size > MAX_PROJECT:
+        raise ProfileError(f"pyproject.toml of {_revision(commit)} is larger than {bytes_text(MAX_PROJECT)}", INSTEAD)
     (content,) = _contents(root, project)
     try:
         mapped = toml_value(content.decode())["tool"]["setuptools"]["package-dir"]
         inside = {name: path for name, path in mapped.items() if name.startswith(f"{PACKAGE}.")}
         whole = all(isinstance(path, str) and _is_inside(PurePosixPath(path)) for path in inside.values())
         if not whole or not all(part.isidentifier() for name in inside for part in name.split(".")):
-            raise ProfileError(f"pyproject.toml of {_revision(commit)} maps a package to outside of it", INSTEAD)
+            what = f"pyproject.toml of {_revision(commit)} maps a package outside the repository"
+            raise ProfileError(what, INSTEAD)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return inside
 
 
 def _files(root: Path, commit: str, path: str, place: PurePosixPath, linked: bool = False) -> Iterator[Blob]:
-    """The files below ``path``, as they will lie below ``place``; a link inside the commit as what it names."""
+    """The files below ``path``, relocated below ``place``; a link inside the commit becomes what it points to."""
     for blob in _tree(root, commit, path):
         target = place / blob.path.relative_to(path)
         if not _is_inside(target):
-            raise ProfileError(f"{_revision(commit)} holds a file outside of its folder: {printable(blob.path)}")
+            raise ProfileError(f"{_revision(commit)} has a file outside its folder: {printable(blob.path)}")
         if blob.mode == SUBMODULE:
             raise ProfileError(
                 f"{printable(blob.path)} of {_revision(commit)} is a submodule, whose code is in another repository",
@@ -145,12 +146,13 @@ def _files(root: Path, commit: str, path: str, place: PurePosixPath, linked: boo
         if blob.mode != LINK:
             yield Blob(target, blob.mode, blob.name, blob.size)
             continue
-        if blob.size > MOST_LINK:
-            raise ProfileError(f"{printable(blob.path)} of {_revision(commit)} is not a link that could be followed")
+        if blob.size > MAX_LINK:
+            raise ProfileError(f"{printable(blob.path)} of {_revision(commit)} is not a valid link")
         (named,) = _contents(root, [blob])
         found = PurePosixPath(os.path.normpath(blob.path.parent / os.fsdecode(named)))
         if linked or not _is_inside(found):
-            raise ProfileError(f"{printable(blob.path)} of {_revision(commit)} is a link to outside of it", INSTEAD)
+            what = f"{printable(blob.path)} of {_revision(commit)} is a link that points outside the repository"
+            raise ProfileError(what, INSTEAD)
         yield from _files(root, commit, str(found), target, linked=True)
 
 
@@ -159,10 +161,10 @@ def _is_inside(path: PurePosixPath) -> bool:
 
 
 def _tree(root: Path, commit: str, path: str) -> list[Blob]:
-    """What lies at or below ``path`` in a commit; nothing if it has no such path."""
+    """The files at or below ``path`` in a commit; empty if the path does not exist there."""
     listed = git.output(root, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, "--", path)
     if listed is None:
-        raise ProfileError(f"git does not list {printable(path)} of {_revision(commit)}", DAMAGED)
+        raise ProfileError(f"git cannot list {printable(path)} of {_revision(commit)}", DAMAGED)
     found = []
     for entry in listed.split(b"\0")[:-1]:
         fields, _, name = entry.partition(b"\t")
@@ -172,40 +174,40 @@ def _tree(root: Path, commit: str, path: str) -> list[Blob]:
 
 
 def _contents(root: Path, blobs: Sequence[Blob]) -> list[bytes]:
-    """The content of each, as it is stored."""
-    answer = git.output(root, "cat-file", "--batch", stdin="".join(f"{blob.name}\n" for blob in blobs).encode())
+    """The stored content of each blob."""
+    printed = git.output(root, "cat-file", "--batch", stdin="".join(f"{blob.name}\n" for blob in blobs).encode())
     at, found = 0, []
     for blob in blobs:
         header = f"{blob.name} blob {blob.size}\n".encode()
-        if answer is None or not answer.startswith(header, at):
-            raise ProfileError(f"git does not give the content of {printable(blob.path)}", DAMAGED)
+        if printed is None or not printed.startswith(header, at):
+            raise ProfileError(f"git cannot read the content of {printable(blob.path)}", DAMAGED)
         at += len(header)
-        found.append(answer[at : at + blob.size])
-        at += blob.size + 1  # a newline ends it
+        found.append(printed[at : at + blob.size])
+        at += blob.size + 1  # a newline follows the content
     return found
 
 
 def lend(folder: Path) -> Path:
-    """A copy of the package that runs here, in the new folder ``folder``."""
+    """Copy the running package into the new folder ``folder``."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(profiler.__file__).parent, folder / PACKAGE, ignore=ignored)
-    for name in ("kernels", "scenarios"):  # in a checkout they lie beside the package
+    for name in ("kernels", "scenarios"):  # in a checkout they are next to the package
         if not (folder / PACKAGE / name).exists():
             shutil.copytree(Path(profiler.__file__).parents[1] / name, folder / PACKAGE / name, ignore=ignored)
     return folder
 
 
 def checkout() -> Path | None:
-    """The git checkout that runs here; else the one that the current folder is in, if it is one of ours.
+    """The git checkout that this package runs from, else the current folder's if it is a checkout of this package.
 
-    Raises ProfileError where git refuses it.
+    Raises ProfileError if git refuses it.
     """
     installed = Path(profiler.__file__).parents[1]
     if (installed / ".git").exists():
         return installed
     try:
         top = git.output(Path.cwd(), "rev-parse", "--show-toplevel")
-    except FileNotFoundError:  # the folder we stand in was removed
+    except FileNotFoundError:  # the current folder was removed
         return None
     root = Path(os.fsdecode(top).rstrip("\n")) if top else None
     return root if root and (root / PACKAGE / "run" / "worker.py").exists() else None

@@ -1,4 +1,6 @@
-"""What one pytest session measures by ``profile_case``, its cases compared with a baseline, and its verdicts."""
+"""One pytest session: the cases measured with ``profile_case``, their comparison with a baseline, and the
+verdicts.
+"""
 
 from __future__ import annotations
 
@@ -42,22 +44,22 @@ from profiler.run.request import SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
 from profiler.units import parse_percent, printable
 
-BLOCKS = 6  # in two processes: an interval needs some, and one process may be slow from start to end
+BLOCKS = 6  # in two processes: an interval needs several blocks, and a single process may be slow throughout
 
 ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
 OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 KINDS = ("workload", "machine", "time")
 CASE = ("model", "quant", "context", "batch", "steps", "reps", "delta", "device", "phase")
 SETTINGS = ("backend", "path", "weights", "fill", "threads", "ubatch", "seed", "max_phase_s")
-UNSETTLED = (
-    "warning: some stored times are too noisy to settle anything. That does not fail the session;"
-    " --profile-gate-inconclusive fail makes it."
+UNDECIDED = (
+    "warning: some stored times are too noisy for a decision. That does not fail the session; to make it fail, add"
+    " --profile-gate-inconclusive fail"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class GateMeasurement:
-    """What was measured. ``rows`` ends with the one that failed, if one did."""
+    """The measurement of one case. If a block failed, its row is the last of ``rows``."""
 
     name: str
     task: Task
@@ -68,7 +70,7 @@ class GateMeasurement:
 
     @property
     def failed(self) -> Measurement | None:
-        """The row that did not end well."""
+        """The row that failed, or None."""
         return next((row for row in self.rows if row.outcome != "ok"), None)
 
     @property
@@ -76,15 +78,20 @@ class GateMeasurement:
         return clock_of(self.task.case.device)
 
     def entry(self) -> BaselineEntry:
-        """For a baseline. All rows must be ok."""
+        """The entry for a baseline. All rows must be ok."""
         first = self.rows[0]
         at = datetime.now(UTC).isoformat(timespec="seconds")
         sessions: tuple[BaselineSession, ...] = ()
         steps = {measurement.step(row) for row in self.rows}
-        if len(self.rows) > 1 and len(steps) == 1:  # one block says nothing of times, nor do those of two programs
+        if len(self.rows) > 1 and len(steps) == 1:  # neither one block nor blocks of different steps give times
             sessions = (BaselineSession(at, self.clock, dict(self.times), self.reference_s),)
         return BaselineEntry(
-            self.task.case, gate_rule.facts(first), self.environment, first.threads, sessions, measurement.step(first)
+            self.task.case,
+            gate_rule.exact_figures(first),
+            self.environment,
+            first.threads,
+            sessions,
+            measurement.step(first),
         )
 
 
@@ -97,7 +104,7 @@ def measure(
     metrics: Sequence[Phase],
     count: int = BLOCKS,
 ) -> GateMeasurement:
-    """Blocks of one cell, from two processes in turns; it ends with the first that fails."""
+    """Measure blocks of one case from two processes in turns, up to the first failure."""
     bench.start((variant, variant))
     blocks: list[ProcessBlock] = []
     for number in range(count):
@@ -107,88 +114,93 @@ def measure(
     clock = clock_of(task.case.device)
     times: dict[str, tuple[float, ...]] = {}
     for metric in metrics:
-        known = [block.seconds(metric, clock) for block in blocks if block.spoilt(clock) is None]
+        known = [block.seconds(metric, clock) for block in blocks if block.disturbed(clock) is None]
         if known and None not in known:
             times[metric] = tuple(value for value in known if value is not None)
     rows = tuple(block.row for block in blocks)
-    timed = count > 1 and not _invented(task)
+    timed = count > 1 and not _simulated(task)
     return GateMeasurement(name, task, environment, rows, times, gate_baseline.reference_seconds() if timed else None)
 
 
 def against(
-    cell: GateMeasurement,
+    measured: GateMeasurement,
     baseline: Baseline,
     rule: RegressionRule,
     metrics: Sequence[Phase],
     front: FrontEnd = COMMAND,
 ) -> list[GateVerdict]:
-    """The verdicts on a cell. One that failed, or that the baseline does not know, is a FAIL."""
-    if cell.failed is not None:
-        return [GateVerdict(cell.name, "case", "FAIL", f"{cell.failed.outcome}: {cell.failed.reason}")]
-    entry = baseline.cells.get(cell.name)
+    """The verdicts on a measured case. If it failed or is not in the baseline, that is a FAIL."""
+    name = measured.name
+    if measured.failed is not None:
+        return [GateVerdict(name, "case", "FAIL", f"{measured.failed.outcome}: {measured.failed.reason}")]
+    entry = baseline.entries.get(name)
     if entry is None:
-        reason = "it is not in the baseline: new, or under another name"
-        return [GateVerdict(cell.name, "case", "FAIL", reason, front.if_meant)]
-    changed = _changed(entry, cell)
+        reason = "it is not in the baseline: it is new or was renamed"
+        return [GateVerdict(name, "case", "FAIL", reason, front.if_meant)]
+    changed = _changed(entry, measured)
     if changed:
-        reason = f"it is another case than the baseline's: {', '.join(changed)}"
-        return [GateVerdict(cell.name, "case", "INCOMPARABLE", reason, front.if_meant)]
-    same = not differences(entry.environment, cell.environment)
-    other_step = gate_rule.unlike_baseline(entry.step, cell.rows)
-    facts = gate_rule.facts(cell.rows[0])
-    found = gate_rule.verdicts(cell.name, entry.facts, facts, "the baseline", same, front.if_meant, other_step)
+        reason = f"it is not the case of the baseline: {', '.join(changed)}"
+        return [GateVerdict(name, "case", "INCOMPARABLE", reason, front.if_meant)]
+    same = not differences(entry.environment, measured.environment)
+    other_step = gate_rule.unlike_baseline(entry.step, measured.rows)
+    figures = gate_rule.exact_figures(measured.rows[0])
+    found = gate_rule.verdicts(name, entry.figures, figures, "the baseline", same, front.if_meant, other_step)
     for metric in metrics:
         if other_step and metric == "decode":
-            found.append(
-                GateVerdict(cell.name, f"decode_{cell.clock}_s", "INCOMPARABLE", other_step, gate_rule.ADVICE)
-            )
+            timed = f"decode_{measured.clock}_s"
+            found.append(GateVerdict(name, timed, "INCOMPARABLE", other_step, gate_rule.ADVICE))
             continue
         now = gate_baseline.Now(
-            cell.times.get(metric, ()), cell.clock, cell.environment, cell.rows[0].threads, cell.reference_s
+            measured.times.get(metric, ()),
+            measured.clock,
+            measured.environment,
+            measured.rows[0].threads,
+            measured.reference_s,
         )
-        found.append(gate_baseline.verdict(cell.name, metric, entry, now, rule, front, settle(cell.task)))
+        found.append(gate_baseline.verdict(name, metric, entry, now, rule, front, settle(measured.task)))
     return found
 
 
-def fallbacks(cells: Iterable[GateMeasurement]) -> list[str]:
-    """Cases that ran another decode step than was asked for, in words."""
-    found = (gate_rule.fallback(row) for cell in cells for row in cell.rows if row.outcome == "ok")
+def fallbacks(measured: Iterable[GateMeasurement]) -> list[str]:
+    """A message for each case that ran another decode step than was requested."""
+    found = (gate_rule.fallback(row) for each in measured for row in each.rows if row.outcome == "ok")
     return list(dict.fromkeys(text for text in found if text))
 
 
 def missing(baseline: Baseline, measured: Sequence[str], front: FrontEnd = COMMAND) -> list[GateVerdict]:
-    """A FAIL for each cell of the baseline that was not measured: deleted, renamed, or not selected."""
-    reason = "it is in the baseline and was not measured: deleted, renamed, or not selected"
-    advice = f"measure all of it; or, if it is meant, delete the baseline and add {front.accept}"
-    return [GateVerdict(name, "case", "FAIL", reason, advice) for name in baseline.cells if name not in measured]
+    """A FAIL for each case of the baseline that was not measured."""
+    reason = "it is in the baseline but was not measured: it was deleted, renamed, or not selected"
+    advice = f"measure all of them; if this is intended, delete the baseline and add {front.accept}"
+    return [GateVerdict(name, "case", "FAIL", reason, advice) for name in baseline.entries if name not in measured]
 
 
-def adds_up(cell: GateMeasurement, baseline: Baseline) -> bool:
-    """Whether a cell is what the baseline has, measured once more: then its times are one more session."""
-    entry = baseline.cells.get(cell.name)
-    if entry is None or _changed(entry, cell) or differences(entry.environment, cell.environment):
+def adds_up(measured: GateMeasurement, baseline: Baseline) -> bool:
+    """Whether only the times differ from the baseline's entry, so that they are one more session of it."""
+    entry = baseline.entries.get(measured.name)
+    if entry is None or _changed(entry, measured) or differences(entry.environment, measured.environment):
         return False
-    if gate_rule.unlike_baseline(entry.step, cell.rows):
+    if gate_rule.unlike_baseline(entry.step, measured.rows):
         return False
-    return entry.threads == cell.rows[0].threads and not any(
+    figures = gate_rule.exact_figures(measured.rows[0])
+    return entry.threads == measured.rows[0].threads and not any(
         verdict.word == "FAIL"
-        for verdict in gate_rule.verdicts(cell.name, entry.facts, gate_rule.facts(cell.rows[0]), "the baseline")
+        for verdict in gate_rule.verdicts(measured.name, entry.figures, figures, "the baseline")
     )
 
 
-def accept(path: Path, known: Baseline, cells: Sequence[GateMeasurement]) -> dict[str, str]:
-    """Write ``cells``, none of which failed, into the baseline ``known`` at ``path``. Says of each how it was taken.
+def accept(path: Path, known: Baseline, measured: Sequence[GateMeasurement]) -> dict[str, str]:
+    """Write cases, none of which failed, into the baseline ``known`` at ``path``; return how each was stored.
 
-    Raises ProfileError where the file cannot be written.
+    Raises ProfileError if the file cannot be written.
     """
-    same = {each.name: adds_up(each, known) for each in cells}
-    write(path, known.accepted({each.name: each.entry() for each in cells}, same))
+    same = {each.name: adds_up(each, known) for each in measured}
+    write(path, known.accepted({each.name: each.entry() for each in measured}, same))
     return {name: "accepted as one more session" if more else "accepted" for name, more in same.items()}
 
 
-def _changed(entry: BaselineEntry, cell: GateMeasurement) -> list[str]:
-    """The fields in which the cases differ, ``context 512 → 1024``; the shown name of the model is none."""
-    before, now = entry.case, cell.task.case
+def _changed(entry: BaselineEntry, measured: GateMeasurement) -> list[str]:
+    """The fields in which the cases differ, such as ``context 512 → 1024``. The model's display name may differ."""
+    before, now = entry.case, measured.task.case
     if before.key == now.key:
         return []
     names = [name for name in before.__slots__ if name != "model"]
@@ -199,8 +211,8 @@ def _changed(entry: BaselineEntry, cell: GateMeasurement) -> list[str]:
     ]
 
 
-def _invented(task: Task) -> bool:
-    """Whether the machine is the backend's own invention, which no reference work runs on."""
+def _simulated(task: Task) -> bool:
+    """Whether the backend simulates the machine, so that the reference work would say nothing about it."""
     return backends.made_up(task.case.backend) is not None
 
 
@@ -208,7 +220,7 @@ ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weigh
 
 
 class Replay:
-    """A clock for pytest-benchmark that shows what a worker's clock has measured."""
+    """A clock for pytest-benchmark that replays the times that a worker measured."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -220,7 +232,7 @@ class Replay:
         self.timer = timer
 
     def run(self, benchmark: Any, seconds: Sequence[float]) -> None:
-        """One round for each repetition that was measured."""
+        """Play one round per measured repetition."""
         self._left = iter(seconds)
         benchmark.pedantic(self._play, rounds=len(seconds))
 
@@ -230,7 +242,7 @@ class Replay:
 
 @dataclass(slots=True)
 class PytestGateOptions:
-    """What ``--profile-gate`` asks for."""
+    """The options of ``--profile-gate``."""
 
     path: Path
     accept: bool
@@ -241,15 +253,15 @@ class PytestGateOptions:
 
 @dataclass(slots=True)
 class Suite:
-    """One session. ``lines`` and then ``warnings`` are for the terminal, once it has finished."""
+    """One pytest session. ``lines`` and then ``warnings`` are printed when it has finished."""
 
     gate: PytestGateOptions | None
     delta: float
     lines: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    _cells: dict[str, GateMeasurement] = field(default_factory=dict)  # by the id of the test
+    _measured: dict[str, GateMeasurement] = field(default_factory=dict)  # by the id of the test
     _rules: dict[str, RegressionRule] = field(default_factory=dict)
-    _broken: dict[str, str] = field(default_factory=dict)  # why a test has no cell
+    _broken: dict[str, str] = field(default_factory=dict)  # why a test measured no case
     _snapshots: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # by device and backend
     _variant: variants.Variant | None = None
 
@@ -257,10 +269,10 @@ class Suite:
         """``profile_case`` of one test."""
 
         def profile_case(model: str, *, phase: Phase = "decode", **asked: Any) -> Measurement:
-            """Measure a case; ``phase`` is what the table shows, the rest what ``Suite.measure`` takes."""
+            """Measure a case. pytest-benchmark's table shows ``phase``; see ``Suite.measure`` for the arguments."""
             __tracebackhide__ = True
-            if node.nodeid in self._cells:
-                pytest.fail("profile_case measures one case a test: parametrize the test", pytrace=False)
+            if node.nodeid in self._measured:
+                pytest.fail("profile_case measures one case per test: parametrize the test", pytrace=False)
             refused: ProfileError | None = None
             try:
                 found = self.measure(node.nodeid, model, **asked)
@@ -268,7 +280,7 @@ class Suite:
                 refused = error
             except Interrupted:
                 raise KeyboardInterrupt from None
-            if refused is not None:  # outside of ``except``: pytest would show the message of that once more
+            if refused is not None:  # outside of ``except``, where pytest would print the message twice
                 self._broken.setdefault(node.nodeid, _as_arguments(refused.message))
                 pytest.fail(_as_arguments(str(refused)), pytrace=False)
             failed = found.failed
@@ -293,9 +305,9 @@ class Suite:
         device: str | None = None,
         **settings: Any,
     ) -> GateMeasurement:
-        """Measure one case; ``settings`` are as of ``profile sweep``: backend, path, weights, fill, threads, seed.
+        """Measure one case. ``settings`` are those of ``profile sweep``: backend, path, weights, fill, threads, seed.
 
-        Raises ProfileError for what cannot be meant, Interrupted.
+        Raises ProfileError for invalid arguments, Interrupted.
         """
         found = devices.find(device)
         task, effort = _task(found, model, quant, (context, batch, steps), reps, settings)
@@ -309,37 +321,36 @@ class Suite:
             timed = self.gate is not None and "time" in self.gate.kinds
             blocks = BLOCKS if timed else 1
             measured = measure(name, task, bench, self._here(), snapshot, METRICS, blocks)
-        if name not in self._cells:  # a test that is run again does not get a second chance
-            self._cells[name], self._rules[name] = measured, rule
+        if name not in self._measured:  # a test that is rerun does not get a second chance
+            self._measured[name], self._rules[name] = measured, rule
         return measured
 
     def finish(self, status: int) -> int:
-        """The verdicts of the session, or the accepted baseline; the exit code."""
+        """Compute the verdicts of the session, or accept the baseline; return the exit code."""
         gate = self.gate
         if gate is None:
             return 0
         if gate.accept:
             return self._accept(gate, status)
-        verdicts = [verdict for name in self._cells for verdict in self._verdicts(gate, name)]
+        verdicts = [verdict for name in self._measured for verdict in self._verdicts(gate, name)]
         verdicts += [
-            GateVerdict(name, "case", "FAIL", why) for name, why in self._broken.items() if name not in self._cells
+            GateVerdict(name, "case", "FAIL", why) for name, why in self._broken.items() if name not in self._measured
         ]
-        verdicts += missing(gate.known, [*self._cells, *self._broken], PYTEST)
-        told = page.reasons(verdicts)
-        told += fallbacks(self._cells.values())
-        self.lines = [page.headline(verdicts), "", *page.table(verdicts), *([""] if told else []), *told]
+        verdicts += missing(gate.known, [*self._measured, *self._broken], PYTEST)
+        reasons = page.reasons(verdicts) + fallbacks(self._measured.values())
+        self.lines = [page.headline(verdicts), "", *page.table(verdicts), *([""] if reasons else []), *reasons]
         word = worst(verdicts)
         if word == "INCONCLUSIVE" and not gate.inconclusive_fails:
-            self.warnings = [UNSETTLED]
+            self.warnings = [UNDECIDED]
         return exit_code(word, gate.inconclusive_fails)
 
     def close(self) -> None:
-        """Nothing of ours outlives the session."""
-        self._cells.clear()
+        """Release what was measured."""
+        self._measured.clear()
 
     def _verdicts(self, gate: PytestGateOptions, name: str) -> list[GateVerdict]:
         timed = METRICS if "time" in gate.kinds else ()
-        found = against(self._cells[name], gate.known, self._rules[name], timed, PYTEST)
+        found = against(self._measured[name], gate.known, self._rules[name], timed, PYTEST)
         return [
             verdict
             for verdict in found
@@ -347,21 +358,21 @@ class Suite:
         ]
 
     def _accept(self, gate: PytestGateOptions, status: int) -> int:
-        """Write the file, unless anything at all went wrong."""
-        failed = [found.name for found in self._cells.values() if found.failed] + list(self._broken)
-        if status != 0 or failed or not self._cells:
-            why = "nothing was measured" if not self._cells else "not every test passed"
-            self.lines = [f"{gate.path} is as it was: {why}"]
+        """Write the file, unless any test failed."""
+        failed = [found.name for found in self._measured.values() if found.failed] + list(self._broken)
+        if status != 0 or failed or not self._measured:
+            why = "nothing was measured" if not self._measured else "not every test passed"
+            self.lines = [f"{gate.path} was not changed: {why}"]
             return 1
         try:
-            accepted = accept(gate.path, gate.known, list(self._cells.values()))
+            accepted = accept(gate.path, gate.known, list(self._measured.values()))
         except ProfileError as error:
             self.lines = str(error).splitlines()
             return 1
-        others = [name for name in gate.known.cells if name not in accepted]
+        others = [name for name in gate.known.entries if name not in accepted]
         self.lines = [f"{name}: {how}" for name, how in accepted.items()]
-        self.lines += [f"{name}: kept as it was, not measured" for name in others]
-        self.lines += fallbacks(self._cells.values())
+        self.lines += [f"{name}: unchanged, not measured" for name in others]
+        self.lines += fallbacks(self._measured.values())
         return 0
 
     def _here(self) -> variants.Variant:
@@ -371,7 +382,7 @@ class Suite:
 
 
 def open_suite(config: pytest.Config) -> Suite:
-    """The suite of a session. Raises UsageError for options that cannot be meant, and for a baseline that is none."""
+    """The suite of a session. Raises UsageError for invalid options and for an unusable baseline."""
     try:
         delta = _percent(config.getoption("profile_gate_delta"), "--profile-gate-delta")
         named = config.getoption("profile_gate")
@@ -381,7 +392,7 @@ def open_suite(config: pytest.Config) -> Suite:
         unknown = [word for word in words if word not in KINDS]
         if unknown:
             raise ProfileError(
-                f"--profile-gate-kinds: {printable(unknown[0], 60)!r} is not a kind",
+                f"--profile-gate-kinds: unknown kind {printable(unknown[0], 60)!r}",
                 f"Known: {', '.join(KINDS)}.",
             )
         kinds = frozenset(words)
@@ -399,9 +410,9 @@ def open_suite(config: pytest.Config) -> Suite:
 def _task(
     device: DeviceInfo, model: str, quant: str | None, sizes: Sequence[int | str], reps: int, settings: dict[str, Any]
 ) -> tuple[Task, Effort]:
-    strange = [name for name in settings if name not in SETTINGS]
-    if strange:
-        raise ProfileError(f"profile_case has no argument {strange[0]}", f"Known: {', '.join(CASE + SETTINGS)}.")
+    unknown = [name for name in settings if name not in SETTINGS]
+    if unknown:
+        raise ProfileError(f"profile_case has no argument {unknown[0]}", f"Known: {', '.join(CASE + SETTINGS)}.")
     context, batch, steps = map(str, sizes)
     settings = settings | {"threads": threads_of(device.name, settings.get("threads"))}
     if "path" in settings:
@@ -411,27 +422,27 @@ def _task(
     resolved = resolve_request(request, device, device.free_bytes, lambda text: None)
     if len(resolved.tasks) != 1:
         raise ProfileError(
-            f"profile_case measures one case, and these are {len(resolved.tasks)}", "Parametrize the test."
+            f"profile_case measures one case, but this names {len(resolved.tasks)}", "Parametrize the test."
         )
     (task,) = runnable(resolved.tasks)
     return task, resolved.effort
 
 
 def _show(found: GateMeasurement, phase: Phase, replay: Replay, benchmark: Any) -> None:
-    """Rates, bytes and fingerprint into pytest-benchmark's JSON, and one round a repetition into its table."""
+    """Put rates, bytes and fingerprint into pytest-benchmark's JSON, and a round per repetition into its table."""
     first = found.rows[0]
     samples = [sample for row in found.rows for sample in row.of(phase)]
     if not samples:
         pytest.fail(f"profile_case: this case has no {phase}", pytrace=False)
     per = first.case.steps if phase == "decode" else 1
     if benchmark.group is None:
-        benchmark.group = f"profile_case: seconds of a {'decode step' if phase == 'decode' else 'prefill'}"
+        benchmark.group = f"profile_case: seconds per {'decode step' if phase == 'decode' else 'prefill'}"
     benchmark.extra_info["profile"] = {
         "case": first.case.label,
         "key": first.case.key,
         "fingerprint": environment_key(dict(found.environment)),
         **{f"{name}_tps": _rates(found.rows, name) for name in METRICS},
-        **gate_rule.facts(first),
+        **gate_rule.exact_figures(first),
         "cautions": sorted({caution.code for row in found.rows for caution in row.cautions}),
     }
     replay.run(benchmark, [sample.seconds / per for sample in samples])
@@ -443,7 +454,7 @@ def _rates(rows: Sequence[Measurement], phase: Phase) -> dict[str, float | None]
 
 
 def _as_arguments(text: str) -> str:
-    """A message about options of ``profile sweep``, in the arguments of ``profile_case`` that stand for them."""
+    """Replace options of ``profile sweep`` in a message by the corresponding arguments of ``profile_case``."""
     return OPTION.sub(lambda option: ARGUMENTS.get(option[0], option[0]), text)
 
 

@@ -1,14 +1,14 @@
-"""A gate over declared cases, with two variants measured in turns: calibrate, decide, confirm (see ``rule``).
+"""A gate over declared cases that measures two variants in turns: calibrate, decide, confirm (see ``rule``).
 
-    for the cells that share a loaded model   A/A pairs → noise → can a slowdown of 2 δ be told at all?
+    for the cases that share a loaded model   A/A pairs → noise → is a slowdown of 2 δ detectable at all?
                                               pairs up to 6, 10, 16, until each metric is decided
-    then, for every FAIL                      fresh processes, sides swapped, ten pairs that must fail again
+    then, for every FAIL                      new processes with swapped slots, ten pairs that must fail again
 
-A FAIL that is not confirmed is inconclusive, never a PASS, and both intervals are in its verdict. Nothing is measured
-again until it suits.
+A FAIL that is not confirmed is inconclusive, never a PASS, and the verdict shows both intervals. Nothing is measured
+again until it gives the wanted result.
 
-**Noise** is how much two equal variants differ here: the standard deviation s of an A/A pair. Six pairs of the base
-against itself. The figure is kept for a week for the same cell on the same machine and software.
+**Noise** is how much two identical versions differ here: the standard deviation s of A/A pairs, from six pairs of the
+base against itself. It is kept for a week for the same case on the same machine and software.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from profiler.case import Case, Task, digest
 from profiler.errors import ProfileError
 from profiler.foreign import read_json
 from profiler.gate import rule as gate_rule
-from profiler.gate.bench import METRICS, RESTART, Bench, Broken, KeptBlocks, Series, Stage, clock_of
+from profiler.gate.bench import METRICS, RESTART, Bench, CaseFailed, KeptBlocks, Series, Stage, clock_of
 from profiler.gate.rule import (
     CONFIRM_PAIRS,
     Evidence,
@@ -49,34 +49,34 @@ from profiler.results.measurement import Phase
 from profiler.units import printable
 
 PAIRS = 6
-KEPT_S = 7 * 24 * 3600.0  # a week: kernels, drivers and neighbours change without a fingerprint showing it
+KEPT_S = 7 * 24 * 3600.0  # a week: the environment's fingerprint does not show every change of kernel, driver or load
 
-MOST_CELLS = 8  # Holm makes each of many tests blind: declare what matters, and compare the rest
+MAX_CASES = 8  # Holm's correction makes each of many tests weaker
 Name = tuple[str, Phase]  # key of the case, metric
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Of one metric of one cell."""
+    """The noise of one metric of one case."""
 
-    sd: float  # of ln(B ÷ A) between equal sides
+    sd: float  # of ln(B ÷ A) between identical versions
     pairs: int
     measured_at: float  # Unix time
 
 
 def noise(logs: Sequence[float], now: float) -> Noise:
-    """Of at least two A/A pairs. The mean is known to be 0, but a wrong one would hide there: it is estimated too."""
+    """The noise of at least two A/A pairs. The mean is estimated although it should be 0: a bias must not hide."""
     return Noise(statistics.stdev(logs), len(logs), now)
 
 
 class Calibrations:
-    """Kept noise, a small file for each cell; a file that cannot be read or written is as good as none."""
+    """Stored noise, one small file per case. A file that cannot be read or written is treated as absent."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
     def find(self, key: str, now: float | None = None) -> dict[Phase, Noise] | None:
-        """What was measured within the last week under ``key``."""
+        """The noise stored under ``key`` within the last week."""
         path = self._path(key)
         if path is None:
             return None
@@ -96,7 +96,7 @@ class Calibrations:
         return found if good and found else None
 
     def keep(self, key: str, found: Mapping[Phase, Noise]) -> None:
-        """For the next gate."""
+        """Store noise for the next gate."""
         path = self._path(key)
         if path is None:
             return
@@ -110,7 +110,7 @@ class Calibrations:
 
 
 def key_of(case_key: str, environment_key: str, base: Mapping[str, Any], effort: Mapping[str, Any]) -> str:
-    """Under what noise is kept: another case, machine, base or way of measuring has another."""
+    """The key of stored noise: it changes with the case, the machine, the base and the effort."""
     return digest([case_key, environment_key, dict(base), dict(effort), RESTART, PAIRS])
 
 
@@ -121,7 +121,7 @@ def default_folder() -> Path:
 
 @dataclass(slots=True)
 class State:
-    """Open until it has a word."""
+    """The progress of one metric of one case. It is undecided while ``word`` is None."""
 
     rule: RegressionRule
     noise: Noise | None = None
@@ -129,23 +129,23 @@ class State:
     reason: str = ""
     advice: str | None = None
     evidence: Evidence | None = None
-    slower: bool = False  # by its pairs: to be confirmed
+    slower: bool = False  # the pairs say FAIL, which has to be confirmed
     confirmation: Evidence | None = None
 
     def close(self, word: GateWord, reason: str, advice: str | None = None) -> None:
-        """Its word, in place of an earlier one."""
+        """Set the verdict, replacing an earlier one."""
         self.word, self.reason, self.advice = word, printable(reason, 400), advice
 
     def calibrated(self, noise: Noise) -> None:
-        """Too much noise for δ is a word already."""
+        """Record the noise. If it is too large for δ, that is already the verdict."""
         self.noise = noise
         if not supports(noise.sd, self.rule):
             delta, least = percent(self.rule.delta), _up(supportable(noise.sd, self.rule))
-            reason = f"equal sides differ by s = {noise.sd:.1%} from pair to pair: too much for δ = {delta}"
-            self.close("INCONCLUSIVE", reason, f"free the machine, take a larger -n or -r; as it is, --delta {least}")
+            reason = f"identical versions differ by s = {noise.sd:.1%} between pairs, too much for δ = {delta}"
+            self.close("INCONCLUSIVE", reason, f"quiet the machine, raise -n or -r, or accept --delta {least}")
 
     def looked(self, significant: bool) -> None:
-        """Decide on its evidence, if that decides anything."""
+        """Decide from the evidence of a look, if it suffices."""
         assert self.evidence is not None
         found, decision = self.evidence, decide(self.evidence, self.rule, significant)
         if decision == "fail":
@@ -157,31 +157,31 @@ class State:
             self.close("PASS", f"not slower by {percent(self.rule.delta)}", advice)
 
     def undecided(self, pairs: int) -> None:
-        """The last look has been."""
+        """Called after the last look."""
         if self.word is None:
             delta = percent(self.rule.delta)
-            reason = f"{pairs} pairs neither show a slowdown of {delta} nor exclude it"
-            self.close("INCONCLUSIVE", reason, "free the machine, take a larger -n or -r, or a larger --delta")
+            reason = f"{pairs} pairs neither show nor rule out a slowdown of {delta}"
+            self.close("INCONCLUSIVE", reason, "quiet the machine, or raise -n, -r or --delta")
 
     def confirmed(self, again: Evidence | None, significant: bool) -> None:
-        """The end of a FAIL: it failed again, or it is inconclusive."""
+        """Close a FAIL: either it failed again, or it is inconclusive."""
         self.confirmation = again
         if again is None:
-            reason = f"{self.reason}, but the pairs to confirm it could not be had"
+            reason = f"{self.reason}, but the pairs to confirm it could not be measured"
             self.close("INCONCLUSIVE", reason, "run it once more on a quieter machine")
         elif decide(again, self.rule, significant) == "fail":
-            reason = f"{self.reason}, and again in {again.n} of fresh processes"
-            self.close("FAIL", reason, "find the change that did it: git bisect, with this gate at each step")
+            reason = f"{self.reason}, and again in {again.n} pairs of new processes"
+            self.close("FAIL", reason, "find the change with git bisect, running this gate at each step")
         else:
-            reason = f"{self.reason}, but {again.n} pairs of fresh processes do not confirm it"
-            self.close("INCONCLUSIVE", reason, "not proven either way: a larger -n or -r makes a gate sharper")
+            reason = f"{self.reason}, but {again.n} pairs of new processes do not confirm it"
+            self.close("INCONCLUSIVE", reason, "not proven either way: raise -n or -r for a more sensitive gate")
 
     def verdict(self, case: Case, metric: Phase) -> GateVerdict:
-        """As it stands."""
+        """The verdict as it stands."""
         found, sd = self.evidence, self.noise.sd if self.noise else None
         ends = [math.exp(v) for v in (found.mean, found.low, found.high)] if found else [None] * 3
         return GateVerdict(
-            cell=case.label,
+            case=case.label,
             metric=f"{metric}_{clock_of(case.device)}_s",
             word=self.word or "INCONCLUSIVE",
             reason=self.reason,
@@ -204,7 +204,7 @@ def percent(value: float) -> str:
 
 
 def _up(delta: float) -> str:
-    """Rounded up to a tenth of a percent."""
+    """Round up to a tenth of a percent."""
     return f"{math.ceil(delta * 1000) / 10:g}%"
 
 
@@ -215,7 +215,7 @@ KeepNoise = Callable[[Task, Mapping[Phase, Noise]], None]
 
 @dataclass(frozen=True, slots=True)
 class GatePlan:
-    """What is gated, and how."""
+    """The cases to gate, and the rule."""
 
     tasks: tuple[Task, ...]
     rule: RegressionRule
@@ -227,7 +227,7 @@ class GatePlan:
 
 @dataclass(slots=True)
 class GateTrial:
-    """Runs a plan on a bench. ``kept`` holds every block that ran, those that do not count too."""
+    """Runs a plan on a bench. ``kept`` holds every block that ran, including those that do not count."""
 
     plan: GatePlan
     bench: Bench
@@ -241,7 +241,7 @@ class GateTrial:
     _family: Family[Name] = field(init=False)
 
     def run(self) -> list[GateVerdict]:
-        """A verdict for each metric of each cell, and for what must not vary at all."""
+        """A verdict for each metric of each case, and for each exact figure."""
         plan = self.plan
         for task in plan.tasks:
             for metric in self._metrics(task):
@@ -255,11 +255,11 @@ class GateTrial:
         return [verdict for task in plan.tasks for verdict in self._verdicts(task)]
 
     def _metrics(self, task: Task) -> tuple[Phase, ...]:
-        filled = task.case.fill == "synthetic"  # then there is no prefill
+        filled = task.case.fill == "synthetic"  # such a case has no prefill
         return tuple(metric for metric in self.plan.metrics if not (filled and metric == "prefill"))
 
     def _open(self, task: Task) -> list[tuple[Phase, State]]:
-        """The metrics of a cell that have no word yet."""
+        """The metrics of a case that are still undecided."""
         mine = ((metric, self._states[task.case.key, metric]) for metric in self._metrics(task))
         return [(metric, state) for metric, state in mine if state.word is None]
 
@@ -271,12 +271,12 @@ class GateTrial:
         ]
 
     def _calibrate(self, tasks: Sequence[Task]) -> None:
-        """Noise for every cell; metrics whose noise hides a slowdown of 2 δ get their word here."""
+        """Measure the noise of every case, and close the metrics whose noise hides a slowdown of 2 δ."""
         found = {task.case.key: dict(self.plan.find_noise(task) or {}) for task in tasks}
         fresh = [task for task in tasks if not found[task.case.key].keys() >= set(self._metrics(task))]
         series = self._series(fresh, PAIRS)
         if series:
-            self.say(f"noise of the base against itself: {PAIRS} pairs of {_cells(len(series))}")
+            self.say(f"noise of the base against itself: {PAIRS} pairs of {_count(len(series))}")
             stage = Stage("noise", self.bench, (self.base, self.base), 0, self.plan.seed, self.kept)
             stage.advance(series, PAIRS, self._ended)
         for each in series:
@@ -291,7 +291,7 @@ class GateTrial:
                     state.calibrated(found[task.case.key][metric])
 
     def _decide(self, tasks: Sequence[Task]) -> None:
-        """Pairs until every metric has a word, or the last look has been."""
+        """Measure pairs until every metric is decided or the last look is over."""
         looks = self.plan.rule.looks
         series = self._series(tasks, looks[-1])
         stage = Stage("gate", self.bench, (self.base, self.candidate), 0, self.plan.seed, self.kept)
@@ -305,7 +305,7 @@ class GateTrial:
                 state.undecided(each.pairs)
 
     def _look(self, series: Sequence[Series], look: int) -> None:
-        """All p values first, since Holm weighs them against each other; then each decision."""
+        """Collect all p values first, since Holm's procedure ranks them; then decide each metric."""
         ready = [
             ((each.task.case.key, metric), state, each) for each in series for metric, state in self._open(each.task)
         ]
@@ -317,24 +317,24 @@ class GateTrial:
             state.looked(name in rejected)
             if state.word == "FAIL":
                 self._family.failed(name)
-            self.say(f"{printable(each.task.case.label)} {name[1]}: {look} pairs: {state.word or 'go on'}")
+            self.say(f"{printable(each.task.case.label)} {name[1]}: {look} pairs: {state.word or 'continue'}")
 
     def _look_back(self) -> None:
-        """What was left open while others held a share of the level, once more with what they have passed on."""
+        """Decide once more, since later rejections have passed on their share of the level."""
         rejected = self._family.rejected()
         for name, state in self._states.items():
             if state.word == "INCONCLUSIVE" and state.evidence is not None and name in rejected:
                 state.looked(significant=True)
 
     def _confirm(self) -> None:
-        """Every FAIL of the pairs must fail again, in processes of its own, with the sides in each other's slots."""
+        """Every FAIL must fail again in new processes, with the variants in swapped slots."""
         failed = {name for name, state in self._states.items() if state.slower and state.word == "FAIL"}
         again: dict[Name, Evidence] = {}
         level = self.plan.rule.level
         for tasks in _by_model(
             task for task in self.plan.tasks if any((task.case.key, m) in failed for m in METRICS)
         ):
-            self.say(f"confirming {_cells(len(tasks))}: {CONFIRM_PAIRS} pairs in fresh processes, sides swapped")
+            self.say(f"confirming {_count(len(tasks))}: {CONFIRM_PAIRS} pairs in new processes, slots swapped")
             series = [
                 Series(task, mine, clock_of(task.case.device), CONFIRM_PAIRS)
                 for task in tasks
@@ -353,17 +353,17 @@ class GateTrial:
             self._states[name].confirmed(again.get(name), name in rejected)
 
     def _ended(self, series: Series, error: Exception) -> None:
-        """The cell gave no pairs: words for what is open, and never a PASS."""
+        """Close the undecided metrics of a case that stopped giving pairs; never as a PASS."""
         for _, state in self._open(series.task):
-            if not isinstance(error, Broken):
-                state.close("INCONCLUSIVE", str(error), "free the machine, or take longer repetitions (-n)")
+            if not isinstance(error, CaseFailed):
+                state.close("INCONCLUSIVE", str(error), "quiet the machine, or take longer repetitions (-n)")
             elif error.by_base:
-                state.close("INCOMPARABLE", f"the base did not run it: {error}", "choose a base that runs this case")
+                state.close("INCOMPARABLE", f"the base failed: {error}", "choose a base that can run this case")
             else:
-                state.close("FAIL", f"the candidate did not run it: {error}")
+                state.close("FAIL", f"the candidate failed: {error}")
 
     def _compare_exactly(self, series: Series) -> None:
-        """What must not vary, from the first pair; and that both sides computed with as many threads, by one step."""
+        """Compare the exact figures of the first pair, and check that threads and decode steps are the same."""
         case = series.task.case
         if series.first is None:
             return
@@ -371,8 +371,8 @@ class GateTrial:
         if series.other_step or case.key not in self._exact:
             self._exact[case.key] = gate_rule.verdicts(
                 case.label,
-                gate_rule.facts(base),
-                gate_rule.facts(candidate),
+                gate_rule.exact_figures(base),
+                gate_rule.exact_figures(candidate),
                 "the base",
                 other_step=series.other_step,
             )
@@ -386,10 +386,10 @@ class GateTrial:
                 state.close("INCOMPARABLE", reason, "set --threads")
 
     def _unlike_steps(self, series: Series, word: GateWord) -> None:
-        """The decode times of such a cell are those of two different programs."""
+        """Close the decode metric of a case whose variants ran different decode steps."""
         state = self._states.get((series.task.case.key, "decode"))
         if state is not None and series.other_step:
-            state.evidence = None  # a ratio would be taken for one
+            state.evidence = None  # the ratio would look like a result
             state.close(word, series.other_step, gate_rule.ADVICE)
 
     def _verdicts(self, task: Task) -> Iterator[GateVerdict]:
@@ -399,10 +399,10 @@ class GateTrial:
 
 
 def _by_model(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    """Those that can share a loaded model together."""
+    """Groups of tasks that can share a loaded model."""
     for _, group in groupby(sorted(tasks, key=lambda task: task.case.load_key), lambda task: task.case.load_key):
         yield list(group)
 
 
-def _cells(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"
+def _count(cases: int) -> str:
+    return "1 case" if cases == 1 else f"{cases} cases"

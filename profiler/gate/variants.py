@@ -1,17 +1,17 @@
-"""The variants that a gate compares: which interpreter and code measure each of them, checked before they do.
+"""The variants that a gate compares: the interpreter and code that run each of them, checked before measuring.
 
-    --base HEAD~1                       a git revision: our own code as it was then, with the libraries of this one
-    --base ../old/.venv                 a virtual environment or an interpreter: with its libraries, and with its
-                                        llm-hwprofile if it has one; else ours is lent to it
-    --base "taskset -c 0 python3"       a command that becomes an interpreter
+    --base HEAD~1                       a git revision: that version of our code with the installed libraries
+    --base ../old/.venv                 a virtual environment or an interpreter, with its libraries; it runs its own
+                                        llm-hwprofile if it has one, otherwise a copy of ours
+    --base "taskset -c 0 python3"       a command that starts an interpreter
 
-A prefix ``rev:``, ``venv:`` or ``cmd:`` says which is meant. Without one, a name that is both a revision and a
-program is refused: which code runs must not depend on what branches a repository has. What will run is said before it
-does.
+A prefix ``rev:``, ``venv:`` or ``cmd:`` says which one is meant. Without a prefix, a name that is both a revision and
+a program is refused, because the branches of a repository must not decide which code runs. The gate prints what it
+will run before it does.
 
-**Questions to an interpreter.** What answers may be any program a person typed, so nothing it says is believed unless
-it is in the form that our own few lines of Python print: they repeat a word that was drawn for this question. Its
-output is bounded, and it is gone when the question is over.
+**Querying an interpreter.** A user may type any program, so its output is trusted only in the form that our own few
+lines of Python print, which repeat a random token drawn for each query. The output is bounded, and the process is
+killed after the query.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from profiler.run.protocol import Order, encode
 from profiler.shell import command, quote
 from profiler.units import UNKNOWN, bytes_text, printable
 
-ANSWER_S = 60.0  # an interpreter on a network file system may take its time, and so does importing torch
-MOST_BYTES = 1024**2  # of output: `yes` must not fill the memory
-LAST_WORDS = 12
-PYTHON = "It takes a Python of 3.11 or newer, or a command that becomes one, such as: taskset -c 0 python3"
+ANSWER_S = 60.0  # importing torch from a network file system is slow
+MAX_OUTPUT = 1024**2  # bytes: `yes` must not fill the memory
+LAST_WORDS = 12  # of the output, quoted in the error message
+PYTHON = "Use Python 3.11 or newer, or a command that starts one, such as: taskset -c 0 python3"
 ABOUT = """
 import json, sys
 from importlib import metadata, util
@@ -59,7 +59,7 @@ print("\\n" + sys.argv[1], json.dumps({"python": sys.version.split()[0], "execut
     "prefix": sys.prefix, "code": spec and spec.origin, "worker": bool(worker),
     "libraries": {n: version(n) for n in sys.argv[2:]}}))
 """
-# As a worker does it: orders are read, then the backend is imported, which imports what runs the models.
+# Mirrors the start of a worker: read the orders, then import the backend, which imports the libraries.
 READY = """
 import importlib, json, sys
 def fault():
@@ -85,33 +85,33 @@ print("\\n" + sys.argv[1], json.dumps({"fault": said}))
 """
 
 KINDS = {"rev": "a git revision", "venv": "an environment", "cmd": "a command"}
-FORMS = "A git revision, a folder with a virtual environment, an interpreter, or a command that becomes one."
-OLD_SIDE = (
-    "Name a side with a newer llm-hwprofile, torch and transformers, or one without any llm-hwprofile: then ours is"
-    " lent to it."
+FORMS = "Use a git revision, a virtual environment's folder, an interpreter, or a command that starts one."
+OLD_VARIANT = (
+    "Use an environment with a newer llm-hwprofile, torch and transformers; in one without llm-hwprofile, the gate"
+    " runs a copy of ours."
 )
 OLD_REVISION = (
-    "Name a revision that runs with the libraries installed here, or make a virtual environment of that revision and"
-    " name its folder: venv:FOLDER"
+    "Use a revision that works with the installed libraries, or make a virtual environment for that revision and"
+    " pass its folder: venv:FOLDER"
 )
 Say = Callable[[str], None]
 
 
 def about(launch: Launch) -> dict[str, Any]:
-    """What an interpreter says of itself: python, executable, prefix, code, worker and libraries.
+    """What an interpreter reports about itself: python, executable, prefix, code, worker and libraries.
 
-    Raises ProfileError for what is no Python that answers.
+    Raises ProfileError if it is no Python or does not answer.
     """
-    facts = _ask(launch, ABOUT, LIBRARIES)
-    texts = all(isinstance(facts.get(name), str) for name in ("python", "executable", "prefix"))
-    libraries = facts.get("libraries")
-    if not texts or not isinstance(libraries, dict) or not isinstance(facts.get("worker"), bool):
-        raise ProfileError(f"{_shown(launch)} does not answer as Python does", PYTHON)
-    return facts
+    reported = _ask(launch, ABOUT, LIBRARIES)
+    texts = all(isinstance(reported.get(name), str) for name in ("python", "executable", "prefix"))
+    libraries = reported.get("libraries")
+    if not texts or not isinstance(libraries, dict) or not isinstance(reported.get("worker"), bool):
+        raise ProfileError(f"{_shown(launch)} does not answer like a Python interpreter", PYTHON)
+    return reported
 
 
 def interpreter_fault(launch: Launch, orders: Iterable[Order]) -> str | None:
-    """Why the profiler that this interpreter has cannot take these orders, in words; None if it can.
+    """Why the profiler of this interpreter cannot take these orders; None if it can.
 
     Raises ProfileError if it does not answer at all.
     """
@@ -120,7 +120,7 @@ def interpreter_fault(launch: Launch, orders: Iterable[Order]) -> str | None:
 
 
 def _ask(launch: Launch, program: str, arguments: Iterable[str], stdin: bytes = b"") -> dict[str, Any]:
-    """The object that ``program`` prints behind the word it is given."""
+    """The JSON object that ``program`` prints after its token."""
     word = secrets.token_hex(8)
     command = [*launch.python, "-P", "-c", program, word, *arguments]
     try:
@@ -137,11 +137,11 @@ def _ask(launch: Launch, program: str, arguments: Iterable[str], stdin: bytes = 
     if ended is not None:
         raise ProfileError(f"{_shown(launch)} {ended}", PYTHON)
     text = printable(" ".join(heard.decode("utf-8", "replace").split()[-LAST_WORDS:]))
-    raise ProfileError(f"{_shown(launch)} is not a Python that answers: {text or 'it said nothing'}", PYTHON)
+    raise ProfileError(f"{_shown(launch)} is not a working Python: {text or 'it printed nothing'}", PYTHON)
 
 
 def _hear(command: list[str], environ: Mapping[str, str], stdin: bytes) -> tuple[bytes, str | None]:
-    """What a command prints, and what is wrong with it if it had to be ended. Raises OSError, ValueError."""
+    """What a command prints, and why it was killed, if it was. Raises OSError, ValueError."""
     with tempfile.TemporaryFile() as orders:
         orders.write(stdin)
         orders.seek(0)
@@ -156,7 +156,7 @@ def _hear(command: list[str], environ: Mapping[str, str], stdin: bytes) -> tuple
     assert process.stdout is not None  # asked for
     heard, deadline = bytearray(), time.monotonic() + ANSWER_S
     try:
-        while len(heard) < MOST_BYTES:
+        while len(heard) < MAX_OUTPUT:
             left = deadline - time.monotonic()
             if left <= 0:
                 return bytes(heard), f"did not answer within {ANSWER_S:.0f} s"
@@ -165,12 +165,12 @@ def _hear(command: list[str], environ: Mapping[str, str], stdin: bytes) -> tuple
                 chunk = os.read(process.stdout.fileno(), 1 << 16)
                 if not chunk and gone:
                     return bytes(heard), None
-                if not chunk:  # closed, and still running: it has nothing more to say to us
+                if not chunk:  # it closed its output but still runs
                     time.sleep(0.01)
                 heard += chunk
-            elif gone:  # what it left behind holds the pipe
+            elif gone:  # a child that it left behind holds the pipe
                 return bytes(heard), None
-        return bytes(heard), f"printed more than {bytes_text(MOST_BYTES)} in place of an answer"
+        return bytes(heard), f"printed more than {bytes_text(MAX_OUTPUT)} instead of an answer"
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -184,36 +184,36 @@ def _shown(launch: Launch) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What measures one side."""
+    """The program that measures one side of a gate."""
 
-    name: str  # as a person typed it
+    name: str  # as the user typed it
     launch: Launch
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter says of itself
-    of_revision: bool = False  # with the libraries that are installed here
+    reported: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter reports about itself
+    of_revision: bool = False  # a revision of our code, with the installed libraries
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a person's word for a side may mean. Finding it runs nothing but git."""
+    """One reading of a variant's name. Finding it runs nothing but git."""
 
-    kind: str  # of KINDS
+    kind: str  # a key of KINDS
     text: str  # without a prefix
-    words: str  # what runs, for people
-    python: tuple[str, ...]  # what starts the interpreter
+    words: str  # what runs, for the user
+    python: tuple[str, ...]  # the command that starts the interpreter
     commit: str | None = None
 
 
 def here() -> Variant:
-    """What is installed here."""
+    """The current installation."""
     launch = Launch((sys.executable,), folders.child_environ(os.environ))
-    return Variant("what is installed here", launch, about(launch))
+    return Variant("this installation", launch, about(launch))
 
 
 def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Variant:
-    """The side that ``text`` means; ``scratch`` is a folder for code, which must live as long as the side.
+    """The variant that ``text`` names.
 
-    ``say`` gets what runs, before it does. Raises ProfileError for what is none, or has no interpreter that can
-    measure.
+    ``scratch`` is a folder for code, which must live as long as the variant. ``say`` is told what will run before it
+    runs. Raises ProfileError if ``text`` names nothing, or no interpreter that can measure.
     """
     found = meaning(text)
     say(found.words)
@@ -223,9 +223,9 @@ def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Variant:
 
 
 def meaning(text: str) -> Meaning:
-    """What ``text`` means. Raises ProfileError where that is nothing that could be run, or two things."""
+    """The one reading of ``text``. Raises ProfileError if there is none, or more than one."""
     if not text.strip():
-        raise ProfileError("the side to compare is an empty text", FORMS)
+        raise ProfileError("--base or --candidate is empty", FORMS)
     kind, _, rest = text.partition(":")
     if kind in KINDS and rest:
         return _only(kind, rest)
@@ -246,26 +246,26 @@ def meaning(text: str) -> Meaning:
         two = (code[0], programs[0])
         both = " and ".join(f"{KINDS[each.kind]}, which {each.words}" for each in two)
         spelled = " or ".join(quote(f"{each.kind}:{text}") for each in two)
-        raise ProfileError(f"{_quoted(text)} is two things here: {both}", f"Say which is meant: {spelled}")
+        raise ProfileError(f"{_quoted(text)} is ambiguous: {both}", f"Say which is meant: {spelled}")
     return found[0]
 
 
 def check(variant: Variant, orders: Sequence[Order]) -> None:
-    """Raises ProfileError where the profiler of this side cannot take these orders: too old, or broken."""
+    """Raises ProfileError if the profiler of this variant cannot take these orders: it is too old, or broken."""
     fault = interpreter_fault(variant.launch, orders)
     if fault is not None:
-        version = (variant.facts.get("libraries") or {}).get("llm-hwprofile")
+        version = (variant.reported.get("libraries") or {}).get("llm-hwprofile")
         what = f"its profiler{f' ({_text(version)})' if version else ''} cannot measure this: {fault}"
-        raise ProfileError(f"{printable(variant.name)}: {what}", OLD_REVISION if variant.of_revision else OLD_SIDE)
+        raise ProfileError(f"{printable(variant.name)}: {what}", OLD_REVISION if variant.of_revision else OLD_VARIANT)
 
 
 def differences(base: Variant, candidate: Variant) -> list[str]:
-    """What the two sides have of their own, in words: that is what the gate is about."""
+    """Versions in which the variants differ, one line each: that is what the gate compares."""
     found = []
-    a, b = base.facts.get("python"), candidate.facts.get("python")
+    a, b = base.reported.get("python"), candidate.reported.get("python")
     if a != b:
         found.append(f"Python {_text(a)} → {_text(b)}")
-    a_libraries, b_libraries = (variant.facts.get("libraries") or {} for variant in (base, candidate))
+    a_libraries, b_libraries = (variant.reported.get("libraries") or {} for variant in (base, candidate))
     for name in LIBRARIES[1:]:
         a, b = a_libraries.get(name), b_libraries.get(name)
         if a != b:
@@ -274,11 +274,11 @@ def differences(base: Variant, candidate: Variant) -> list[str]:
 
 
 def is_same(base: Variant, candidate: Variant) -> bool:
-    """Whether nothing tells the sides apart: then a gate compares a program with itself."""
-    told = ("prefix", "code", "libraries")
+    """Whether the variants are identical: then a gate compares a program with itself."""
+    identity = ("prefix", "code", "libraries")
     return base.launch.environ == candidate.launch.environ and (
         len(base.launch.python) == len(candidate.launch.python) == 1
-        and [base.facts.get(name) for name in told] == [candidate.facts.get(name) for name in told]
+        and [base.reported.get(name) for name in identity] == [candidate.reported.get(name) for name in identity]
     )
 
 
@@ -287,9 +287,7 @@ def _only(kind: str, text: str) -> Meaning:
     try:
         return look(text)
     except ProfileError as error:
-        raise ProfileError(
-            f"{kind}:{printable(text)} cannot be a side: {error.message}", error.hint or FORMS
-        ) from None
+        raise ProfileError(f"{kind}:{printable(text)} cannot be used: {error.message}", error.hint or FORMS) from None
 
 
 def _environment(text: str) -> Meaning:
@@ -298,16 +296,16 @@ def _environment(text: str) -> Meaning:
         path = Path(os.path.expanduser(text))
         folder, file = path.is_dir(), path.is_file()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
-        raise ProfileError("there is no such path") from None
+        raise ProfileError("no such path") from None
     python = path / "bin" / "python" if folder else path
     if not text or not (folder or file):
-        raise ProfileError("there is no such path")
+        raise ProfileError("no such path")
     if file and os.sep not in text:
-        raise ProfileError("a file in the current folder is named as a path: ./NAME")
+        raise ProfileError("a file in the current folder has to be written as ./NAME")
     if not python.is_file():
         raise ProfileError(f"the folder {printable(text)} has no bin/python")
     if not os.access(python, os.X_OK):
-        raise ProfileError(f"{printable(python)} cannot be executed")
+        raise ProfileError(f"{printable(python)} is not executable")
     start = os.path.abspath(python)  # not resolved: a venv's python is a link
     return Meaning("venv", text, f"runs the interpreter {printable(start)}", (start,))
 
@@ -316,12 +314,12 @@ def _command(text: str) -> Meaning:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ProfileError(f"as a command it does not parse: {printable(error)}") from None
+        raise ProfileError(f"it does not parse as a command: {printable(error)}") from None
     if not words or "\0" in text:
-        raise ProfileError("as a command it is empty")
+        raise ProfileError("the command is empty")
     program = shutil.which(words[0])
     if program is None:
-        raise ProfileError(f"there is no program {printable(words[0])}")
+        raise ProfileError(f"no program {printable(words[0])} on the PATH")
     shown = " ".join(map(quote, (program, *words[1:])))
     return Meaning("cmd", text, f"runs the command {shown}", tuple(words))
 
@@ -330,13 +328,13 @@ def _revision(text: str) -> Meaning:
     found = revision.commit(text) if text else None
     if found is None:
         if shutil.which("git") is None:
-            raise ProfileError("git is not installed, which finds revisions")
+            raise ProfileError("git, which finds revisions, is not installed")
         where = revision.checkout()
         if where and revision.is_shallow(where):
-            what = f"there is no such revision in {printable(where)}, a shallow clone, which holds the latest commits"
+            what = f"no such revision in {printable(where)}, a shallow clone that holds only the latest commits"
             raise ProfileError(what, f"Fetch the others: {command('git', '-C', str(where), 'fetch', '--unshallow')}")
         place = f" in {printable(where)}" if where else ": the profiler does not run from a git checkout"
-        raise ProfileError(f"there is no such revision{place}")
+        raise ProfileError(f"no such revision{place}")
     words = (
         f"runs the code of commit {found[:12]} of {printable(revision.checkout())} with {printable(sys.executable)}"
     )
@@ -344,32 +342,32 @@ def _revision(text: str) -> Meaning:
 
 
 def _with_code(text: str, launch: Launch, scratch: Path) -> Variant:
-    """With the llm-hwprofile that it has, else with a copy of ours."""
-    facts = about(launch)
-    if facts.get("worker"):
-        return Variant(text, launch, facts)
+    """A variant that runs its own llm-hwprofile, or a copy of ours if it has none."""
+    reported = about(launch)
+    if reported.get("worker"):
+        return Variant(text, launch, reported)
     lent = Launch(launch.python, revision.environ(revision.lend(scratch / f"lent-{len(os.listdir(scratch))}")))
-    facts = about(lent)
-    if not facts["worker"]:
+    reported = about(lent)
+    if not reported["worker"]:
         raise ProfileError(
-            f"{printable(text)} neither has llm-hwprofile nor imports ours from PYTHONPATH",
-            "Name an interpreter that is not started with -I or -E, or install llm-hwprofile there.",
+            f"{printable(text)} has no llm-hwprofile and does not import ours from PYTHONPATH",
+            "Use an interpreter that is not started with -I or -E, or install llm-hwprofile there.",
         )
-    if not facts["libraries"].get("torch"):
+    if not reported["libraries"].get("torch"):
         raise ProfileError(
             f"{printable(text)}: neither llm-hwprofile nor torch is installed there",
-            "Install what runs the models there: torch, transformers; our own code is lent.",
+            "Install torch and transformers there; a copy of our own code will do.",
         )
-    return Variant(f"{text} (with our own code)", lent, facts)
+    return Variant(f"{text} (with a copy of our code)", lent, reported)
 
 
 def _of_revision(found: Meaning, commit: str, scratch: Path) -> Variant:
     folder = revision.revision(commit, scratch / commit[:12])
     launch = Launch(found.python, revision.environ(folder))
-    facts = about(launch)
-    if not facts["worker"] or not str(facts.get("code", "")).startswith(str(folder)):
+    reported = about(launch)
+    if not reported["worker"] or not str(reported.get("code", "")).startswith(str(folder)):
         raise ProfileError(f"revision {printable(found.text)} has no profiler that can measure", FORMS)
-    return Variant(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, facts, True)
+    return Variant(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, reported, True)
 
 
 def _quoted(text: str) -> str:

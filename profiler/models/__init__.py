@@ -1,1 +1,1 @@
-"""What a model is, read from its raw ``config.json``: names, geometry, and where its weights are."""
+"""Models as their raw configs and weight files describe them: names, geometry, and where the weights are."""

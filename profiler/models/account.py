@@ -1,8 +1,8 @@
-"""The tensors of a checkpoint against the weights of the model that its config describes: every one is accounted for.
+"""Compares the tensors of a checkpoint with the weights of the model that its config describes.
 
-Nothing is loaded: names, shapes, number types and bytes come from headers. What the model needs and the file lacks,
-or has in another shape or as codes that no quantization explains, is refused. What the file holds and the model does
-not take is listed by name and size.
+Nothing is loaded: names, shapes, number types and bytes come from headers. A checkpoint is refused if a weight is
+missing, has another shape, or is stored as codes without a quantization that explains them. Tensors that the model
+does not use are listed by name and size.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.layers import Weight
 from profiler.units import bytes_text, printable
 
-# Names of the text tower's weights in a multimodal checkpoint and in the text model. The loader gives transformers
-# the same table, which knows them by itself for Qwen 3.5 only.
+# Maps the names in a multimodal checkpoint to those in the text model. The loader passes this table to transformers,
+# which has it built in only for Qwen 3.5.
 TEXT_TOWER = {
     r"^model\.language_model\.": "model.",
     r"^language_model\.model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
 LAYER = "model.layers."
-BASE = "model."  # transformers adds it where a checkpoint was saved without its head
-CODES = frozenset(  # number types of safetensors that stand for values only together with a quantization
+BASE = "model."  # transformers adds it to the names of a checkpoint that was saved without its head
+CODES = frozenset(  # number types of safetensors that are codes, meaningless without a quantization
     [
         *("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64"),
         *("F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"),
     ]
 )
-NEVER_MULTIPLIED = frozenset({"F64", "Q8_1", "Q8_K"})  # of ggml: for results in between, or for nothing at all
+NEVER_MULTIPLIED = frozenset({"F64", "Q8_1", "Q8_K"})  # ggml types for intermediate results, or unused
 ADD_SCHEME = "Put the quantization_config that belongs to the checkpoint into its config.json."
 SCALE = re.compile(  # of AWQ, GPTQ, compressed-tensors, fp8, bitsandbytes, MLX
     r"(.+?)[._](?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
 )
-EXPERT = re.compile(r"(.*\bmlp\.experts)\.\d+\.(gate|up|down)_proj\.(.+)")  # transformers stacks them when it loads
-WRAPPERS = (  # part of a name → what wrapped the model that was saved, and how to save it without
+EXPERT = re.compile(r"(.*\bmlp\.experts)\.\d+\.(gate|up|down)_proj\.(.+)")  # transformers stacks them on loading
+WRAPPERS = (  # part of a name → the wrapper around the saved model, and how to save without it
     ("_orig_mod.", "torch.compile", "Save model._orig_mod instead."),
     ("base_model.model.", "PEFT", "Save model.merge_and_unload() instead."),
     ("_fsdp_wrapped_module.", "FSDP", "Save its full state dict instead."),
     ("_checkpoint_wrapped_module.", "activation checkpointing", "Save the model that it wraps instead."),
     ("module.", "DataParallel", "Save model.module instead."),
 )
-PARTS = (  # prefix → what such tensors are, where they are legitimately left out
+PARTS = (  # prefix → description of tensors that may be left out
     (re.compile(r"(model\.)?(visual|vision_\w+|vision|image_newline|embed_vision)\b"), "vision tower"),
     (re.compile(r"(model\.)?(audio_\w+|embed_audio)\b"), "audio tower"),
     (re.compile(r"(model\.)?multi_modal_projector\b"), "projector of the towers"),
@@ -56,33 +56,33 @@ PARTS = (  # prefix → what such tensors are, where they are legitimately left 
 )
 NUMBERED = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
 SHARED = re.compile(r"model\.layers\.(\d{1,9})\.self_attn\.[kv]_(proj|norm)\.")
-ROPE_FACTORS = "rope_f"  # rope_freqs, rope_factors_long: what a GGUF file divides rotary frequencies by
-COMPUTED = "rotary factors, which transformers computes"
-NOT_APPLIED = "rotary factors, which are not applied: the tokens differ, the speed does not"
+ROPE_FACTORS = "rope_f"  # rope_freqs, rope_factors_long: divisors of rotary frequencies in a GGUF file
+COMPUTED = "rotary factors, which transformers computes itself"
+NOT_APPLIED = "rotary factors, which are not applied: this changes the tokens but not the speed"
 OUTPUT_BIAS = (".o_proj.bias", ".attn_output.bias")
-OTHER = "not a part of this model"
+OTHER = "not part of this model"
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What describes the model that the file holds, for messages."""
+    """How messages name the description of a file's model."""
 
     place: str
-    layers: str  # its name for the number of layers
+    layers: str  # the field with the number of layers
     hint: str
-    own_name: Callable[[str], str] = str  # the file's name of a weight, from that of transformers
+    own_name: Callable[[str], str] = str  # a weight's name in transformers → its name in the file
 
 
-CONFIG = Description("config.json", "num_hidden_layers", "Config and weights are not of the same model.")
-SHOWN, KEPT = 2, 32  # names in a sentence, and in the row
+CONFIG = Description("config.json", "num_hidden_layers", "The config and the weights belong to different models.")
+SHOWN, KEPT = 2, 32  # names in a message, and in a row
 
 
 @dataclass(frozen=True, slots=True)
 class FileTensor:
-    """One tensor as a header states it. ``name`` is the file's own, ``target`` what the model calls it."""
+    """One tensor of a header. ``name`` is the file's name, ``target`` the one in transformers' text model."""
 
     name: str
-    target: str | None  # None: the format has no rule for the name
+    target: str | None  # None: the format has no mapping for the name
     shape: tuple[int, ...]
     dtype: str  # F32, BF16, Q4_K …
     nbytes: int
@@ -98,7 +98,7 @@ class FileTensor:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Tensors of the file that the model does not take, all for one reason."""
+    """Tensors of the file that the model does not use, all for one reason."""
 
     why: str
     names: tuple[str, ...]
@@ -113,22 +113,22 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a checkpoint holds, and what of it the model takes."""
+    """What a checkpoint holds, and how much of it the model uses."""
 
     tensors: int  # in the file
     nbytes: int
-    parameters: int  # that the model takes
-    dtypes: Mapping[str, int]  # bytes that the model takes, by stored number type
+    parameters: int  # that the model uses
+    dtypes: Mapping[str, int]  # bytes that the model uses, by stored number type
     left: tuple[Left, ...] = ()
 
     @property
     def left_names(self) -> frozenset[str]:
-        """Every tensor of the file that the model does not take."""
+        """Every tensor of the file that the model does not use."""
         return frozenset(name for group in self.left for name in group.names)
 
     @property
     def remarks(self) -> tuple[ModelNote, ...]:
-        """What is left out, as one sentence; empty if everything is taken."""
+        """A sentence about what is not used; empty if everything is."""
         if not self.left:
             return ()
         count, size = len(self.left_names), sum(group.nbytes for group in self.left)
@@ -136,7 +136,7 @@ class Account:
         return (ModelNote(f"{text} are not used: {'; '.join(map(str, self.left))}", UNUSED),)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON content for a row. Names of a long list are cut; ``count`` is not."""
+        """Plain JSON for a row. A long list of names is truncated; ``count`` is not."""
         return {
             "tensors": self.tensors,
             "bytes": self.nbytes,
@@ -160,11 +160,11 @@ def account(
 ) -> Account:
     """Account for every tensor of ``stored``.
 
-    ``scheme``: the config states a quantization, so that a weight may be spread over several tensors of other shapes
-    and number types; those of one module then count as its weight. ``by`` is what the geometry comes from.
+    ``scheme``: the config states a quantization, so a weight may consist of several tensors of other shapes and
+    number types; those of one module are counted as its weight. ``by`` is where the geometry comes from.
 
-    Raises ProfileError for a weight that is missing, that has another shape or that is no plain number, and for whole
-    layers that the model does not have.
+    Raises ProfileError for a weight that is missing, has another shape or is stored as codes, and for whole layers
+    that the model does not have.
     """
     found = list(stored)
     expected = dict(_expected(geometry))
@@ -182,7 +182,7 @@ def account(
     _refuse_layers(rest, len(geometry.layers), by)
     if not scheme:
         _refuse_codes(taken, rest, expected, by)
-    if not (scheme and rest):  # a quantization may have names of its own
+    if not (scheme and rest):  # a quantization may use its own names
         _refuse_missing(expected, taken, rest, geometry.model_type, by)
     if not scheme:
         _refuse_shapes(expected, taken, by)
@@ -201,7 +201,7 @@ def account(
 
 
 def in_text_model(name: str) -> str:
-    """The name that a tensor of a safetensors checkpoint has in the text model."""
+    """The name in the text model of a tensor in a safetensors checkpoint."""
     for pattern, replacement in TEXT_TOWER.items():
         name, count = re.subn(pattern, replacement, name)
         if count:
@@ -216,12 +216,12 @@ def _expected(geometry: Geometry) -> Iterable[tuple[str, Weight]]:
 
 
 def _modules(expected: Mapping[str, Weight]) -> dict[str, str]:
-    """Module → its weight: a quantizer stores codes, scales and zero points beside each other."""
+    """Module → its weight: quantizers store codes, scales and zero points side by side in a module."""
     return {name.removesuffix(".weight"): name for name in expected if not name.endswith(".bias")}
 
 
 def _target(tensor: FileTensor, expected: Mapping[str, Weight], owners: Mapping[str, str]) -> str | None:
-    """The weight that a tensor is, or is a part of."""
+    """The weight that a tensor is, or is part of."""
     if tensor.target is None:
         return None
     for name in (tensor.target, BASE + tensor.target):
@@ -235,14 +235,14 @@ def _target(tensor: FileTensor, expected: Mapping[str, Weight], owners: Mapping[
         while owners and module:
             if module in owners:
                 return owners[module]
-            if module.removesuffix("_blocks").removesuffix("_scales") in owners:  # MXFP4 beside a fused parameter
+            if module.removesuffix("_blocks").removesuffix("_scales") in owners:  # MXFP4 parts of a fused parameter
                 return owners[module.removesuffix("_blocks").removesuffix("_scales")]
             module = module.rpartition(".")[0]
     return None
 
 
 def _head_for_embedding(rest: list[FileTensor], taken: dict[str, list[FileTensor]]) -> list[FileTensor]:
-    """A tied model may be stored by its head alone: transformers then ties the other way round."""
+    """A tied model may store only its head; transformers then ties the embedding to it."""
     heads = [tensor for tensor in rest if tensor.target == HEAD]
     if heads:
         taken[EMBEDDING] = heads
@@ -258,16 +258,16 @@ def _refuse_missing(
     for part, program, hint in WRAPPERS:
         wrapped = [tensor.name for tensor in rest if f".{part}" in f".{tensor.name}"]
         if wrapped:
-            raise ProfileError(f"its weights are named as {program} wraps a model: {_few(wrapped)}", hint)
+            raise ProfileError(f"its weights have the names of a model wrapped by {program}: {_few(wrapped)}", hint)
     if not taken and rest:
         names = _few([tensor.name for tensor in rest])
-        raise ProfileError(f"no tensor of the file has a name that transformers knows of {kind}: {names}", by.hint)
+        raise ProfileError(f"no tensor of the file has a name that transformers uses for {kind}: {names}", by.hint)
     count = f"{len(missing)} of the {len(expected)} weights" if len(missing) > 1 else "a weight"
     hint = by.hint
     if missing == [HEAD]:
-        hint = 'If the head is the embedding, say so in config.json: "tie_word_embeddings": true.'
+        hint = 'If the head is the embedding, set "tie_word_embeddings": true in config.json.'
     elif all(name.endswith(OUTPUT_BIAS) for name in missing):
-        hint = "transformers has a bias on all four projections of attention or on none: it cannot run this model."
+        hint = "transformers puts a bias on all four attention projections or on none, so it cannot run this model."
     are = "are" if len(missing) > 1 else "is"
     raise ProfileError(f"{count} that {by.place} describes {are} not in the file: {_few(missing)}", hint)
 
@@ -281,10 +281,10 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[File
         if len(tensors) > 1 and all(tensor.shape == wanted.shape for tensor in tensors):
             raise ProfileError(
                 f"the file holds {len(tensors)} tensors for one weight of the model, {by.own_name(name)}: "
-                f"{_few([tensor.name for tensor in tensors])}; which of them the model should have is not stated",
+                f"{_few([tensor.name for tensor in tensors])}; it does not say which one to use",
                 "Save the checkpoint with one of them.",
             )
-        total = sum(tensor.parameters for tensor in tensors)  # of experts one by one, or of gate and up apart
+        total = sum(tensor.parameters for tensor in tensors)  # experts, or gate and up, stored separately
         if total != wanted.parameters:
             given = f"{by.own_name(name)} has {total:,} parameters in the weights ({len(tensors)} tensors)"
             raise ProfileError(f"{given}, {wanted.parameters:,} in {by.place}", by.hint)
@@ -293,7 +293,7 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[File
 def _refuse_codes(
     taken: Mapping[str, list[FileTensor]], rest: list[FileTensor], expected: Mapping[str, Weight], by: Description
 ) -> None:
-    """Codes under a weight's own name, or beside it as AWQ and GPTQ keep them (``q_proj.qweight``)."""
+    """Refuse codes under a weight's own name, or in its module as AWQ and GPTQ store them (``q_proj.qweight``)."""
     codes = CODES if by is CONFIG else CODES | NEVER_MULTIPLIED
     coded = [tensor for tensors in taken.values() for tensor in tensors if tensor.dtype in codes]
     modules = _modules(expected)
@@ -302,31 +302,31 @@ def _refuse_codes(
         which = f"{len(coded)} tensors of weights are" if len(coded) > 1 else "a weight is"
         if by is not CONFIG:
             raise ProfileError(
-                f"{which} stored in a number type that no engine multiplies: {printable(coded[0].name)} is "
+                f"{which} stored in a type that no engine computes with: {printable(coded[0].name)} is "
                 f"{coded[0].dtype}",
                 "Convert or quantize the model again.",
             )
         raise ProfileError(
-            f"{which} stored as codes, and config.json has no quantization_config that says which values they "
-            f"stand for: {printable(coded[0].name)} is {coded[0].dtype}",
+            f"{which} stored as codes, but config.json has no quantization_config that defines their values: "
+            f"{printable(coded[0].name)} is {coded[0].dtype}",
             ADD_SCHEME,
         )
 
 
 def _refuse_scales(rest: list[FileTensor], expected: Mapping[str, Weight]) -> None:
-    """A weight that has a scale beside it holds codes, in whatever number type they are kept."""
+    """Refuse weights with scales: they hold codes, whatever their number type."""
     modules = _modules(expected)
     scales = [tensor for tensor in rest if _scaled(tensor.target or "", expected, modules)]
     if scales:
         raise ProfileError(
-            f"the file holds scales of weights, and config.json has no quantization_config that says how they are "
-            f"applied: {_few([tensor.name for tensor in scales])}",
+            f"the file holds scales of weights, but config.json has no quantization_config that says how to apply "
+            f"them: {_few([tensor.name for tensor in scales])}",
             ADD_SCHEME,
         )
 
 
 def _scaled(name: str, expected: Mapping[str, Weight], modules: Mapping[str, str]) -> bool:
-    """Whether a tensor is the scale of a weight that the model has, or of one expert of such a weight."""
+    """Whether a tensor is the scale of one of the model's weights, or of one expert of such a weight."""
     scale = SCALE.fullmatch(name)
     if scale is None:
         return False
@@ -336,7 +336,7 @@ def _scaled(name: str, expected: Mapping[str, Weight], modules: Mapping[str, str
 
 
 def _refuse_layers(rest: list[FileTensor], count: int, by: Description) -> None:
-    """Whole decoder layers that the model does not have: then it is not the model of this file."""
+    """Refuse whole decoder layers that the model does not have: the config belongs to another model."""
     beyond: dict[int, list[FileTensor]] = {}
     for tensor in rest:
         number = NUMBERED.match(tensor.target or "")
@@ -349,14 +349,14 @@ def _refuse_layers(rest: list[FileTensor], count: int, by: Description) -> None:
     size = bytes_text(sum(tensor.nbytes for tensor in tensors))
     described = f"{count} layer{'s' * (count != 1)}"
     raise ProfileError(
-        f"{by.place} describes {described} ({by.layers}), and the file holds {layers} as well: "
+        f"{by.place} describes {described} ({by.layers}), but the file also holds {layers}: "
         f"{len(tensors)} tensors, {size} ({_few([tensor.name for tensor in tensors])})",
         by.hint,
     )
 
 
 def _left(rest: list[FileTensor], geometry: Geometry) -> tuple[Left, ...]:
-    """What is not taken, by reason; the largest first."""
+    """The unused tensors grouped by reason, the largest group first."""
     groups: dict[str, list[FileTensor]] = {}
     for tensor in rest:
         groups.setdefault(_why(tensor, geometry), []).append(tensor)
@@ -379,7 +379,7 @@ def _why(tensor: FileTensor, geometry: Geometry) -> str:
     if shared is not None and int(shared[1]) < len(geometry.layers):
         mixer = geometry.layers[int(shared[1])].mixer
         if not getattr(mixer, "owns_cache", True):
-            return "keys and values of layers that share those of an earlier one"
+            return "keys and values of layers that reuse those of an earlier layer"
     return OTHER
 
 

@@ -1,4 +1,4 @@
-"""Real weights that are here: every tensor accounted for, their identity, and what lies beside them unread."""
+"""Weight files on this machine: their tensors, their identity, and files next to them that are not read."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from profiler.models.stored import Stored, from_safetensors
 from profiler.units import bytes_text, printable
 
 ADAPTER = "adapter_config.json"
-NAMED_ELSEWHERE = "transformers_weights"  # a field of config.json by which transformers reads another file
+NAMED_ELSEWHERE = "transformers_weights"  # a field of config.json that makes transformers read another file
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The weight files of a model whose config describes them."""
+    """The weight files of a model, checked against its config."""
 
     account: Account
     stored: Stored  # the bytes of every weight
     spans: tuple[FileSpan, ...]
-    beside: tuple[ModelNote, ...] = ()
+    beside: tuple[ModelNote, ...] = ()  # files in the same folder that are not read
 
     @property
     def remarks(self) -> tuple[ModelNote, ...]:
-        """What a person should know before a figure of these weights."""
+        """Notes that a reader of this model's figures needs."""
         return (*self.account.remarks, *self.beside)
 
     def content_id(self) -> str:
-        """Hash of the values; see ``identity`` for what it covers."""
+        """Hash of the weights; ``files.content_id`` says what it covers."""
         return files.content_id(self.spans)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON content for a row."""
+        """Plain JSON for a row."""
         covers = files.covers(sum(span.nbytes for span in self.spans))
         return self.account.to_json() | {"identity": covers, "beside": [remark.text for remark in self.beside]}
 
 
 def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Checkpoint | None:
-    """The safetensors of ``folder``; ``None`` if there are none that transformers would read.
+    """The safetensors checkpoint in ``folder``; ``None`` if transformers would find none.
 
-    Raises ProfileError for broken files, and where config and weights are not of the same model.
+    Raises ProfileError for damaged files, and if config and weights belong to different models.
     """
     _check_named(raw)
     tensors = safetensors.verify(folder)
@@ -66,13 +66,13 @@ def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Check
 
 
 def of_gguf(path: Path, header: GgufHeader, geometry: Geometry) -> Checkpoint:
-    """A GGUF file. Raises ProfileError where metadata and tensors are not of the same model."""
+    """The checkpoint in a GGUF file. Raises ProfileError if metadata and tensors belong to different models."""
     found = account(gguf_tensors.entries(header, geometry), geometry, by=gguf_tensors.description(header))
     return Checkpoint(found, from_gguf(geometry, header), tuple(gguf_spans(path, header)))
 
 
 def gguf_spans(path: Path, header: GgufHeader) -> list[FileSpan]:
-    """The bytes of a GGUF file that make up its identity: all metadata, and every tensor."""
+    """The parts of a GGUF file that its identity covers: all metadata, and every tensor."""
     tensors = [
         FileSpan(f"{t.name} {t.type_id} {list(t.shape)}", path, header.data + t.offset, t.nbytes or 0)
         for t in header.tensors.values()
@@ -81,7 +81,7 @@ def gguf_spans(path: Path, header: GgufHeader) -> list[FileSpan]:
 
 
 def account_of(tensors: Mapping[str, SafetensorsTensor], raw: Mapping[str, Any], geometry: Geometry) -> Account:
-    """The account of a checkpoint of safetensors."""
+    """The account of a safetensors checkpoint."""
     stored = (
         FileTensor(name, in_text_model(name), tensor.shape, tensor.dtype, tensor.nbytes)
         for name, tensor in tensors.items()
@@ -90,12 +90,12 @@ def account_of(tensors: Mapping[str, SafetensorsTensor], raw: Mapping[str, Any],
 
 
 def is_quantized(raw: Mapping[str, Any]) -> bool:
-    """Whether a config states a quantization of its own."""
+    """Whether a config states a quantization."""
     return models_stored.of(raw) is not None
 
 
 def why_missing(folder: Path) -> str:
-    """Why a folder has no real weights, in words."""
+    """Why a folder has no usable weights."""
     return safetensors.why_missing(folder)
 
 
@@ -103,21 +103,21 @@ def _check_named(raw: Mapping[str, Any]) -> None:
     name = raw.get(NAMED_ELSEWHERE)
     if name not in (None, SINGLE, INDEX):
         raise ProfileError(
-            f"config.json says {NAMED_ELSEWHERE}: {printable(name, 60)}, and only {SINGLE} or {INDEX} are read",
-            "Rename the file and take the field out of config.json.",
+            f"config.json sets {NAMED_ELSEWHERE} to {printable(name, 60)}, but only {SINGLE} and {INDEX} are read",
+            "Rename the file and remove the field from config.json.",
         )
 
 
 def _check_head(tensors: Mapping[str, SafetensorsTensor]) -> None:
-    """A tied head that is stored all the same must be the embedding: with other values transformers does not tie."""
+    """A stored head of a tied model must equal the embedding; otherwise transformers does not tie them."""
     by_target = {in_text_model(name): tensor for name, tensor in tensors.items()}
     head, embedding = by_target.get(HEAD), by_target.get(EMBEDDING)
     if head is None or embedding is None or safetensors.same_data(head, embedding):
         return
     raise ProfileError(
         f"config.json says that the output head is the input embedding (tie_word_embeddings), but the file holds "
-        f"both, {HEAD} ({_described(head)}) and {EMBEDDING} ({_described(embedding)}), and their values differ",
-        f'If both are meant, write "tie_word_embeddings": false into config.json. Else take {HEAD} out of the file.',
+        f"both {HEAD} ({_described(head)}) and {EMBEDDING} ({_described(embedding)}) with different values",
+        f'To keep both, set "tie_word_embeddings": false in config.json; otherwise remove {HEAD} from the file.',
     )
 
 
@@ -126,18 +126,16 @@ def _described(tensor: SafetensorsTensor) -> str:
 
 
 def _beside(folder: Path, raw: Mapping[str, Any]) -> list[ModelNote]:
-    """Files of the folder that some loaders read and this one does not."""
+    """Notes on files in the folder that other loaders may read and we do not."""
     found = []
     others = safetensors.unread(folder)
     if (folder / ADAPTER).is_file():
         adapters = [path for path in others if path.name.startswith("adapter_")]
         others = [path for path in others if path not in adapters]
         names = " and ".join(printable(path.name, 60) for path in adapters) or ADAPTER
-        found.append(
-            ModelNote(f"{names} beside the weights is not applied: the model is measured without it", BESIDE)
-        )
+        found.append(ModelNote(f"the adapter {names} is not applied: the model is measured without it", BESIDE))
     if others:
         shown = ", ".join(f"{printable(path.name, 60)} ({bytes_text(path.stat().st_size)})" for path in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        found.append(ModelNote(f"files beside the weights are not read: {shown}{more}", BESIDE))
+        found.append(ModelNote(f"other weight files in the folder are not read: {shown}{more}", BESIDE))
     return found

@@ -1,11 +1,11 @@
-"""Raw ``config.json`` files: read within bounds, every number checked before it is used, nothing executed.
+"""Raw ``config.json`` files. Sizes are bounded, every number is checked before use, and nothing is executed.
 
-Fields are read as transformers reads them: each family repeats the declarations of transformers' config class
-(names, types, defaults), and ``Config`` checks a raw config against them, because transformers refuses a field of
-another type. ``tests/torch/test_config_fields.py`` compares the declarations with transformers' own.
+Fields are read as transformers reads them. Each family repeats the declarations of transformers' config class (names,
+types, defaults), and ``Config`` checks a raw config against them, because transformers refuses values of another
+type. ``tests/torch/test_config_fields.py`` compares the declarations with transformers' own.
 
-``auto_map`` and every other key that could name code are never looked at. The bounds are there because a config
-may come from anywhere: 10,000 layers or a 20 MiB file cost minutes and gigabytes elsewhere.
+``auto_map`` and other keys that could name code are ignored. The bounds exist because a config may come from
+anywhere: 10,000 layers or a 20 MiB file would cost minutes and gigabytes later on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "linear_value_head_dim": (1, 2**14),
     "linear_conv_kernel_dim": (1, 64),
     "max_position_embeddings": (1, 2**30),
-    # a window of one would keep every token: transformers slices by ``-window + 1``
+    # a window of 1 would keep every token, because transformers slices by ``-window + 1``
     "sliding_window": (2, 2**30),
     "attention_chunk_size": (2, 2**30),
     "sliding_window_pattern": (1, 1000),
@@ -68,22 +68,22 @@ RANGES: Final[Mapping[str, tuple[int, int]]] = {
 class Field:
     """One field of a config class of transformers."""
 
-    kinds: tuple[Any, ...]  # the annotation, a union taken apart: int, NoneType, list[int], Literal[...]
+    kinds: tuple[Any, ...]  # the members of the annotation: int, NoneType, list[int], Literal[...]
     default: Any
 
     def takes(self, value: object) -> bool:
-        """Whether transformers accepts ``value`` here: it tells whole numbers, floats and booleans apart."""
+        """Whether transformers accepts ``value`` here; it distinguishes integers, floats and booleans."""
         return any(_is_of(value, kind) for kind in self.kinds)
 
     @property
     def wanted(self) -> str:
-        """The values it takes, in words."""
+        """The accepted values, for messages."""
         return " or ".join(_words(kind) for kind in self.kinds)
 
 
 @cache
 def declared(fields: type) -> Mapping[str, Field]:
-    """The fields of a class that repeats a config class of transformers, by name."""
+    """The fields, by name, of a class that repeats one of transformers' config classes."""
     hints = get_type_hints(fields)
     union = (UnionType, Union)
     return {
@@ -93,31 +93,30 @@ def declared(fields: type) -> Mapping[str, Field]:
 
 
 class Anything:
-    """Declares nothing: any field may hold anything until it is read."""
+    """Declares no fields, so that any field may hold anything until it is read."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; ProfileError if it is too large, no regular file, no JSON, or no object."""
+    """The JSON object in ``path``. ProfileError if it is too large, not a regular file, or not a JSON object."""
     return parse(read_bytes(path, MAX_BYTES), printable(path))
 
 
 def parse(content: bytes, shown: str) -> dict[str, Any]:
-    """The JSON object in ``content``; ``shown`` names it in errors and is printable already."""
+    """The JSON object in ``content``. ``shown`` names it in errors and must be printable."""
     try:
         value = json_value(content, Budget(nbytes=MAX_BYTES))
     except BadContent as error:
         raise ProfileError(f"{shown} is not valid JSON: {printable(error)}") from None
     if not isinstance(value, dict):
-        raise ProfileError(f"{shown} holds no JSON object: not a model's config")
+        raise ProfileError(f"{shown} is not a JSON object, so it is not a model's config")
     return value
 
 
 class Config:
-    """The fields of one raw config, checked as they are asked for.
+    """The fields of one raw config, checked when they are read.
 
-    ``fields`` declares names, types and defaults as transformers does. ``names`` gives the name that a field has in
-    the file where that is not the config's own: the keys of a GGUF file. Every method raises ProfileError naming
-    the field, what was found and what is allowed.
+    ``fields`` declares names, types and defaults as transformers does. ``names`` maps a field to its name in the file
+    where they differ, as in GGUF. Every method raises ProfileError with the field, its value and the allowed values.
     """
 
     def __init__(
@@ -138,22 +137,22 @@ class Config:
         self.cautions = cautions
 
     def check(self) -> None:
-        """ProfileError for the first declared field with a value of a type that transformers refuses."""
+        """ProfileError for the first declared field whose type transformers refuses."""
         for name, field in self.fields.items():
             if name in self.raw and not field.takes(self.raw[name]):
                 raise self.refused(name, self._wanted(name))
 
     def __contains__(self, name: str) -> bool:
-        """Whether the config states ``name`` and not as null."""
+        """Whether the config sets ``name`` to anything but null."""
         return self.raw.get(name) is not None
 
     def value(self, name: str) -> Any:
-        """What the config states, or the declared default where it states nothing."""
+        """The config's value, or the declared default if it has none."""
         field = self.fields.get(name)
         return self.raw.get(name, field.default if field else None)
 
     def number(self, name: str, default: int | None = None) -> int:
-        """An integer within its range in ``RANGES``; ``default`` is for fields that transformers does not declare."""
+        """An integer within ``RANGES``; ``default`` is for fields that transformers does not declare."""
         value = default if default is not None and name not in self.raw else self.value(name)
         if name not in self.raw and value is None:
             raise self.error(f"{self.named(name)} is missing")
@@ -163,11 +162,11 @@ class Config:
         return found
 
     def optional(self, name: str) -> int | None:
-        """The same, ``None`` when it is null, or absent without a default."""
+        """Like ``number``, but ``None`` for null, and for an absent field without a default."""
         return None if self.value(name) is None else self.number(name)
 
     def flag(self, name: str) -> bool:
-        """A boolean; absent gives the declared default, and null counts as false."""
+        """A boolean. Null counts as false; an absent field has its declared default."""
         value = self.value(name)
         if not isinstance(value, bool | None):
             raise self.refused(name, "true or false")
@@ -176,9 +175,9 @@ class Config:
     def names_of(
         self, name: str, length: int, allowed: Collection[str], older: Mapping[str, str] = MappingProxyType({})
     ) -> list[str] | None:
-        """A list of ``length`` words out of ``allowed``, such as ``layer_types``; ``None`` when absent or null.
+        """A list of ``length`` words from ``allowed``, such as ``layer_types``; ``None`` when absent or null.
 
-        ``older`` maps words that may stand for allowed ones.
+        ``older`` maps older words to allowed ones.
         """
         value = self.raw.get(name)
         if value is None:
@@ -188,16 +187,14 @@ class Config:
         for entry in value:
             if not isinstance(entry, str) or older.get(entry, entry) not in allowed:
                 known = ", ".join(allowed)
-                raise self.error(
-                    f"{self.named(name)} holds {shown(entry)}, for which there is no rule; known: {known}"
-                )
+                raise self.error(f"{self.named(name)} holds {shown(entry)}, which is not supported; known: {known}")
         if len(value) != length:
             count = self.named("num_hidden_layers")
-            raise self.error(f"{self.named(name)} has {len(value)} entries, {count} is {length}")
+            raise self.error(f"{self.named(name)} has {len(value)} entries, but {count} is {length}")
         return [older.get(entry, entry) for entry in value]
 
     def numbers(self, name: str) -> list[int] | None:
-        """A list of whole numbers; ``None`` when absent or null."""
+        """A list of integers; ``None`` when absent or null."""
         value = self.raw.get(name)
         if value is None:
             return None
@@ -206,23 +203,23 @@ class Config:
         return value
 
     def part(self, name: str) -> Mapping[str, Any] | None:
-        """A JSON object inside, ``None`` when absent or null."""
+        """A nested JSON object; ``None`` when absent or null."""
         value = self.raw.get(name)
         if value is not None and not isinstance(value, dict):
             raise self.refused(name, "an object")
         return value
 
     def named(self, name: str) -> str:
-        """What the field is called in the file."""
+        """The field's name in the file."""
         return self.names.get(name, name)
 
     def refused(self, name: str, wanted: str, value: object = None) -> ProfileError:
-        """The error for a field whose value cannot be used; ``wanted`` says which could."""
+        """The error for an unusable value; ``wanted`` describes the usable ones."""
         found = self.raw.get(name, value)
         return self.error(f"{self.named(name)} is {shown(found)}, must be {wanted}")
 
     def error(self, text: str) -> ProfileError:
-        """A contradiction in this config, in words."""
+        """An error about this config."""
         return ProfileError(f"{self.where}: {text}")
 
     def divides(self, smaller: str, small: int, larger: str, large: int) -> None:
@@ -233,7 +230,7 @@ class Config:
             raise self.error(f"{self.named(larger)} ({large}) is not a multiple of {part}")
 
     def _wanted(self, name: str) -> str:
-        """The values that a field takes, in words."""
+        """The values that a field accepts, for messages."""
         field = self.fields.get(name)
         if name in RANGES and (field is None or int in field.kinds):
             low, high = RANGES[name]
@@ -243,7 +240,7 @@ class Config:
 
 
 def shown(value: object) -> str:
-    """A JSON value in a message. An integer of thousands of digits cannot even be turned into text."""
+    """A JSON value for a message. Python cannot convert integers of thousands of digits to text."""
     if isinstance(value, int) and value.bit_length() > 128:
         return "a huge number"
     if isinstance(value, dict | list):
@@ -256,7 +253,7 @@ def _is_within(value: object, low: int, high: int) -> bool:
 
 
 def _is_of(value: object, kind: Any) -> bool:
-    """Whether a JSON value is of the annotated type, as ``huggingface_hub.dataclasses.strict`` decides it."""
+    """Whether a JSON value matches an annotation, by the rules of ``huggingface_hub.dataclasses.strict``."""
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if get_origin(kind) is list:

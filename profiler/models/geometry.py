@@ -1,8 +1,7 @@
-"""The shape of a model: every weight, and what it keeps per sequence.
+"""The shape of a model: all its weights, and the state it keeps per sequence.
 
-A family file (``families/NAME.py``) turns a raw ``config.json`` into a ``Geometry``. Nothing here knows the bytes of
-a quantization or the speed of a device; ``cost/work.py`` counts the work of a pass by the formulas of
-``layers.py``.
+A family file (``families/NAME.py``) turns a raw ``config.json`` into a ``Geometry``. A geometry does not depend on a
+quantization or a device; ``cost/work.py`` counts the work of a pass with the formulas in ``layers.py``.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ __all__ = ["EMBEDDING", "HEAD", "CacheBytes", "Geometry", "Role", "Weight"]
 
 @dataclass(frozen=True, slots=True)
 class CacheBytes:
-    """What the sequences of a batch keep between steps."""
+    """The memory of a batch between steps: KV cache and recurrent state."""
 
-    growing: int  # full attention: in proportion to depth
-    window: int  # sliding and chunked attention: constant beyond the window
-    state: int  # gated delta: constant
+    growing: int  # full attention: proportional to depth
+    window: int  # sliding and chunked attention: constant once the window is full
+    state: int  # gated delta layers: constant
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Their sum."""
         return self.growing + self.window + self.state
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A causal decoder. ``outside`` are the weights that belong to no layer; a tied head is not among them."""
+    """A causal decoder. ``outside`` are the weights that belong to no layer, without a tied head."""
 
     model_type: str
     layers: tuple[Layer, ...]
@@ -44,7 +43,7 @@ class Geometry:
     tied: bool
     max_position: int  # tokens; max_position_embeddings
     outside: tuple[Weight, ...]
-    cautions: tuple[str, ...] = ()  # what of the checkpoint is left out, in words
+    cautions: tuple[str, ...] = ()  # parts of the checkpoint that are left out, for the user
     groups: tuple[tuple[Layer, int], ...] = field(init=False, compare=False, repr=False)
     parameters: int = field(init=False, compare=False, repr=False)
 
@@ -56,7 +55,7 @@ class Geometry:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters one token is multiplied with or scaled by: no lookup tables, top-k of the experts.
+        """Parameters that one token uses: no lookup tables, and only top-k of the experts.
 
         A tied embedding counts, because it is the head.
         """
@@ -69,16 +68,16 @@ class Geometry:
         return dict(Counter(layer.kind for layer in self.layers))
 
     def weights(self) -> Iterator[Weight]:
-        """Each stored tensor once, in the order of the model's depth; a tied head is not stored."""
+        """Each stored tensor once, in the order of the layers."""
         yield from self.outside
         for layer in self.layers:
             yield from layer.weights
 
     def cache_bytes(self, depth: int, batch: int, element_bytes: float) -> CacheBytes:
-        """Storages of transformers' ``DynamicCache`` at ``depth`` after at least one decode step.
+        """Storage of transformers' ``DynamicCache`` at ``depth``, after at least one decode step.
 
-        ``element_bytes`` is that of K, V and the convolution's state; the recurrent state is fp32 in any dtype.
-        Right after a prefill transformers holds more: see the ``transformers`` engine.
+        ``element_bytes`` is the size of an element of K, V and the convolution state; the recurrent state is always
+        fp32. Right after a prefill, transformers holds more: see ``cost/engines/transformers.py``.
         """
         growing = window = recurrent = conv = 0
         for layer, count in self.groups:

@@ -1,9 +1,9 @@
-"""GGUF files: the header, read within bounds.
+"""GGUF files: parses the header, and trusts none of its numbers.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Readers that trust a header's lengths have hung or
-overflowed on 43-byte files (CVE-2025-53630, CVE-2026-27940, llama.cpp#27188), so this one believes no number: a
-length must fit in what is left of the file, and counts, names, the bytes that are kept and the seconds that reading
-takes are bounded over the whole header, since a sparse file of any length costs nothing to make.
+overflowed on 43-byte files (CVE-2025-53630, CVE-2026-27940, llama.cpp#27188). Here, a length must fit into the rest
+of the file, and there are limits on counts, names, the bytes kept in memory and the CPU time of the whole header,
+because a sparse file of any length is free to make.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ MAGIC = b"GGUF"
 MAX_COUNT = 2**16  # metadata keys, tensors: the largest real files have a few thousand
 MAX_ARRAY = 2**24
 MAX_STRING = 2**20
-MAX_NAME = 1024  # bytes of a key or a tensor's name; llama.cpp itself takes 64 of a tensor's
+MAX_NAME = 1024  # bytes of a key or a tensor's name; llama.cpp allows 64 for a tensor
 MAX_DIMS = 4
-MAX_KEPT = 2**24  # bytes of texts and array entries of the whole header; chat templates are the largest real ones
-MAX_SECONDS = 1.0  # of CPU time: on a busy machine a good file is no worse
-ENTRY_BYTES = 32  # an array's entry in memory, besides its text
+MAX_KEPT = 2**24  # bytes of text and array entries of the whole header; chat templates are the largest real ones
+MAX_SECONDS = 1.0  # of CPU time, so that a busy machine does not fail a good file
+ENTRY_BYTES = 32  # memory of an array entry, without its text
 WINDOW = 2**16  # bytes read at a time
-KEPT = 4096  # longer arrays (the vocabulary) are walked over and only counted
-CHECK_EVERY = 4096  # strings between two looks at the clock
+KEPT = 4096  # longer arrays (the vocabulary) are skipped, and only their length is kept
+CHECK_EVERY = 4096  # strings between two checks of the time limit
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 # ggml_type → elements and bytes of a block (ggml.h, ggml-common.h)
 BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40)}
-TYPES = {  # the names of ggml for them, without the prefix
+TYPES = {  # their names in ggml, without the prefix
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q8_1": 9, "q2_k": 10, "q3_k": 11,
     "q4_k": 12, "q5_k": 13, "q6_k": 14, "q8_k": 15, "iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq1_s": 19,
     "iq4_nl": 20, "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "i8": 24, "i16": 25, "i32": 26, "i64": 27, "f64": 28,
@@ -57,7 +57,7 @@ BLOCKS |= {34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 1
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor. ``shape`` is in the order of transformers: outputs first, the reverse of the file's."""
+    """One tensor. ``shape`` has the outputs first, as in transformers: the reverse of the file's order."""
 
     name: str
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ class GgufTensor:
 
     @property
     def nbytes(self) -> int | None:
-        """Stored bytes; ``None`` for a type that is not known here."""
+        """Stored bytes; ``None`` for an unknown type."""
         if self.type_id not in BLOCKS:
             return None
         elements, size = BLOCKS[self.type_id]
@@ -84,11 +84,11 @@ class GgufHeader:
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
-    data: int = 0  # where the data section begins in the file
+    data: int = 0  # offset of the data section in the file
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file begins as GGUF does, whatever its name: Ollama keeps them as ``sha256-…``."""
+    """Whether the file starts like GGUF. Its name may be anything: Ollama stores ``sha256-…``."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -97,11 +97,11 @@ def is_gguf(path: Path) -> bool:
 
 
 class _Bad(Exception):
-    """What is wrong with the file, in words."""
+    """The message says what is wrong with the file."""
 
 
 def header(path: Path) -> GgufHeader:
-    """ProfileError for anything but a complete GGUF file of version 2 or 3."""
+    """Parse the header. ProfileError unless the file is a complete GGUF file of version 2 or 3."""
     shown = printable(path.name)
     with open_file(path, shown) as file:
         try:
@@ -113,17 +113,16 @@ def header(path: Path) -> GgufHeader:
 
 
 class _Reader:
-    """A position in the file; every step checks that what it needs is there.
+    """A position in the file; every step checks that the bytes it needs exist.
 
-    Read through a window of its own and not mapped: a file that another program shortens would end a mapping, and us,
-    by SIGBUS.
+    The file is read in windows, not mapped: if another program shortened a mapped file, SIGBUS would kill us.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.size = os.fstat(fd).st_size
         self.at = 0
-        self.window, self.start = b"", 0  # what was read last, and where it lies in the file
+        self.window, self.start = b"", 0  # the last bytes read, and their offset in the file
         self.kept = 0
         self.deadline = time.thread_time() + MAX_SECONDS
 
@@ -132,7 +131,7 @@ class _Reader:
             raise _Bad("it does not start with GGUF" if self.size else "it is empty")
         version = self.number("<I")
         if version not in (2, 3):
-            raise _Bad(f"version {version}, known are 2 and 3")
+            raise _Bad(f"version {version} is not supported, only 2 and 3 are")
         tensors, keys = self.number("<Q"), self.number("<Q")
         if tensors > MAX_COUNT or keys > MAX_COUNT:
             raise _Bad(f"{tensors} tensors and {keys} metadata keys")
@@ -140,7 +139,7 @@ class _Reader:
         for _ in range(keys):
             key, value = self.pair()
             if key in metadata:
-                raise _Bad(f"the metadata key {printable(key, 80)} stands there twice")
+                raise _Bad(f"the metadata key {printable(key, 80)} occurs twice")
             metadata[key] = value
         found: dict[str, GgufTensor] = {}
         for _ in range(tensors):
@@ -152,7 +151,7 @@ class _Reader:
         return GgufHeader(metadata, found, data)
 
     def take(self, length: int) -> bytes:
-        """The next bytes, at most ``MAX_STRING``: longer ones are only skipped."""
+        """The next bytes, at most ``MAX_STRING``."""
         self.check_left(length)
         first = self.at - self.start
         if first < 0 or first + length > len(self.window):
@@ -169,10 +168,10 @@ class _Reader:
 
     def check_left(self, length: int) -> None:
         if length > self.size - self.at:
-            raise _Bad(f"truncated at byte {self.size}, or a length that lies")
+            raise _Bad(f"it is truncated at byte {self.size}, or contains a wrong length")
 
     def keep(self, nbytes: int) -> None:
-        """Count what stays in memory."""
+        """Count bytes that stay in memory."""
         self.kept += nbytes
         if self.kept > MAX_KEPT:
             raise _Bad(f"it holds more than {bytes_text(MAX_KEPT)} of metadata and names")
@@ -222,7 +221,7 @@ class _Reader:
         return range(length)
 
     def skip_strings(self, count: int) -> None:
-        """Over a vocabulary or its merges: up to a million strings, so the position is kept in local names."""
+        """Skip a vocabulary or its merges: up to a million strings, so the loop uses local names."""
         at, window, start, length = self.at, self.window, self.start, struct.Struct("<Q").unpack_from
         for index in range(count):
             if index % CHECK_EVERY == 0:
@@ -230,10 +229,10 @@ class _Reader:
             if not start <= at <= start + len(window) - 8:
                 window, start = os.pread(self.fd, WINDOW, at), at
                 if len(window) < 8:
-                    raise _Bad(f"truncated at byte {self.size}, or a length that lies")
+                    raise _Bad(f"it is truncated at byte {self.size}, or contains a wrong length")
             at += 8 + length(window, at - start)[0]
             if at > self.size:
-                raise _Bad(f"truncated at byte {self.size}, or a length that lies")
+                raise _Bad(f"it is truncated at byte {self.size}, or contains a wrong length")
         self.at = at
 
     def tensor(self) -> GgufTensor:
@@ -247,14 +246,14 @@ class _Reader:
         return GgufTensor(name, shape[::-1], self.number("<I"), self.number("<Q"))
 
     def check_length(self, metadata: Mapping[str, Any], tensors: list[GgufTensor]) -> int:
-        """The data of every tensor must lie within the file; gives where the data begin."""
+        """Check that every tensor lies within the file; returns the offset of the data."""
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
             raise _Bad(f"alignment {alignment}")
         start = -(-self.at // alignment) * alignment
         end = start + max((tensor.offset + (tensor.nbytes or 0) for tensor in tensors), default=0)
         if end > self.size:
-            raise _Bad(f"truncated: {self.size} bytes, its tensors end at byte {end}")
+            raise _Bad(f"it is truncated: it has {self.size} bytes, but its tensors end at byte {end}")
         return start
 
     def look_at_clock(self) -> None:

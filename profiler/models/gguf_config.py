@@ -1,11 +1,11 @@
-"""From the metadata of a GGUF file to the raw config that the families read.
+"""Turns the metadata of a GGUF file into the raw config that the families read.
 
-Key names: ``gguf-py/gguf/constants.py`` of llama.cpp. What the keys mean for transformers: its own
-``modeling_gguf_pytorch_utils.py`` and ``integrations/gguf/gguf_config_mapping.py`` (5.23). Which keys may be missing,
-and what holds then: ``llama_model::load_hparams`` of llama.cpp. Where they leave something open, the tensors of the
-file decide; where those do too, the file is refused by name.
+Key names come from llama.cpp, ``gguf-py/gguf/constants.py``. Their meaning in transformers comes from its
+``modeling_gguf_pytorch_utils.py`` and ``integrations/gguf/gguf_config_mapping.py`` (5.23), and the defaults of
+optional keys from ``llama_model::load_hparams`` in llama.cpp. Where these leave a question open, the file's tensors
+decide; otherwise the file is refused.
 
-Every number is checked against its bounds before anything of that length is made, and errors name the key.
+Every number is checked against its bounds before it determines the size of anything, and errors name the key.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from profiler.units import bytes_text, printable
 Raw = dict[str, Any]
 
 NO_MODEL = {  # general.type → what such a file holds
-    "adapter": "an adapter, which changes a model but is none",
-    "imatrix": "an importance matrix, which is for quantizing",
-    "mmproj": "a projector of images or sound, which is only a part of a model",
+    "adapter": "an adapter, which modifies a model but is not one",
+    "imatrix": "an importance matrix, which is used for quantizing",
+    "mmproj": "a projector for images or sound, which is only part of a model",
     "vocab": "only a vocabulary",
 }
-SCALED = ("linear", "yarn")  # whose factor stretches context_length; the others count their scaling already
+SCALED = ("linear", "yarn")  # types whose factor extends context_length; in the others it includes the scaling
 NOT_SCALED = ("", "none", "longrope")
 
 
 class _Keys:
-    """The metadata under the prefix of one architecture. ``names``: the key that each field of the config is from."""
+    """The metadata of one architecture, without its prefix. ``names`` maps a config field to the key it came from."""
 
     def __init__(self, header: GgufHeader) -> None:
         self.header = header
@@ -47,13 +47,15 @@ class _Keys:
         return f"{self.architecture}.{name}"
 
     def number(self, name: str, field: str, default: int | None = None) -> int:
-        """The whole number under a key, within the bounds of the config's ``field``. A list must be all the same."""
+        """The integer under a key, within the bounds of the config's ``field``. The entries of a list must be
+        equal.
+        """
         self.names[field] = self.key(name)
         value = self.get(name, default)
         if isinstance(value, list) and value and all(entry == value[0] for entry in value):
             value = value[0]
         if isinstance(value, list | range) and field != "num_hidden_layers":
-            raise self.error(f"{self.key(name)} differs between layers: no rule for that")
+            raise self.error(f"{self.key(name)} differs between layers, which is not supported")
         return self.checked(name, field, value)
 
     def checked(self, name: str, field: str, value: Any) -> int:
@@ -72,41 +74,41 @@ class _Keys:
 
 
 def config(header: GgufHeader) -> Raw:
-    """The raw config of the model in a GGUF file; ProfileError for an architecture or a file without a rule."""
+    """The raw config of the model in a GGUF file; ProfileError if the architecture or the file is not supported."""
     return named_config(header)[0]
 
 
 def named_config(header: GgufHeader) -> tuple[Raw, Mapping[str, str]]:
-    """The same, and the key of the file that each field is from, for errors."""
+    """The same config, with the key that each field came from, for error messages."""
     keys = _Keys(header)
     parts = header.metadata.get("split.count", 1)
     if parts not in (0, 1):
         merge = "llama-gguf-split --merge FIRST.gguf MERGED.gguf"
-        raise keys.error(f"one of {printable(parts)} parts of a split file: merge them first: {merge}")
+        raise keys.error(f"this is one of {printable(parts)} parts of a split file; merge them with: {merge}")
     kind = header.metadata.get("general.type")
     if isinstance(kind, str) and kind in NO_MODEL:
         raise keys.error(f"the file holds {NO_MODEL[kind]} (general.type {kind})")
     if keys.architecture not in ARCHITECTURES:
-        raise families.unserved(f"GGUF architecture {printable(keys.architecture, 60)}", _facts(keys))
+        raise families.unserved(f"GGUF architecture {printable(keys.architecture, 60)}", _sizes(keys))
     return ARCHITECTURES[keys.architecture](keys), keys.names
 
 
-def _facts(keys: _Keys) -> list[str]:
-    """What a file of an architecture without a rule says of itself."""
+def _sizes(keys: _Keys) -> list[str]:
+    """The sizes of a model whose architecture is not supported, for the error message."""
     tensors = keys.header.tensors.values()
     layers, known = keys.get("block_count"), [tensor.nbytes for tensor in tensors]
-    facts = [families.counted(layers, "layer")] if type(layers) is int and layers > 0 else []
-    facts.append(f"{sum(tensor.parameters for tensor in tensors):,} parameters")
+    sizes = [families.counted(layers, "layer")] if type(layers) is int and layers > 0 else []
+    sizes.append(f"{sum(tensor.parameters for tensor in tensors):,} parameters")
     stored = sum(size for size in known if size is not None)
     more = " or more" if None in known else ""
-    return [*facts, f"{stored:,} bytes ({bytes_text(stored)}){more} in {families.counted(len(known), 'tensor')}"]
+    return [*sizes, f"{stored:,} bytes ({bytes_text(stored)}){more} in {families.counted(len(known), 'tensor')}"]
 
 
 def _common(keys: _Keys, model_type: str) -> Raw:
-    """What every architecture states alike. Vocabulary and hidden size are those of the stored embedding."""
+    """The fields that all architectures share. Vocabulary and hidden size are those of the stored embedding."""
     embedding = keys.header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise keys.error("no token_embd.weight: not the weights of a language model")
+        raise keys.error("it has no token_embd.weight, so these are not the weights of a language model")
     vocab, hidden = embedding.shape
     if keys.get("embedding_length") != hidden:
         stated = shown(keys.get("embedding_length"))
@@ -114,9 +116,9 @@ def _common(keys: _Keys, model_type: str) -> Raw:
     keys.names |= {"hidden_size": keys.key("embedding_length"), "vocab_size": "the rows of token_embd.weight"}
     _check_vocabulary(keys, vocab)
     if keys.get("attention.causal") is False:
-        raise keys.error(f"{keys.key('attention.causal')} is false: no rule for a model that is no causal decoder")
+        raise keys.error(f"{keys.key('attention.causal')} is false: only causal decoders are supported")
     if keys.has("blk.0.attn_q.bias") != keys.has("blk.0.attn_output.bias"):
-        raise keys.error("no rule for attention with a bias on some of its projections and not on all four")
+        raise keys.error("attention with a bias on only some of its four projections is not supported")
     heads = keys.number("attention.head_count", "num_attention_heads")
     raw = {
         "model_type": model_type,
@@ -132,7 +134,7 @@ def _common(keys: _Keys, model_type: str) -> Raw:
 
 
 def _check_vocabulary(keys: _Keys, rows: int) -> None:
-    """llama.cpp refuses an embedding of another number of rows than the file has words."""
+    """llama.cpp refuses an embedding whose number of rows is not the size of the vocabulary."""
     words = keys.header.metadata.get("tokenizer.ggml.tokens")
     said = {
         keys.key("vocab_size"): keys.get("vocab_size"),
@@ -140,11 +142,11 @@ def _check_vocabulary(keys: _Keys, rows: int) -> None:
     }
     for name, count in said.items():
         if type(count) is int and count != rows:
-            raise keys.error(f"{name} says {count:,} words, and token_embd.weight has {rows:,} rows")
+            raise keys.error(f"{name} says {count:,} words, but token_embd.weight has {rows:,} rows")
 
 
 def _heads(keys: _Keys, raw: Raw) -> Raw:
-    """Number and size of K/V heads, where they are alike in all layers."""
+    """Number and size of K/V heads, if they are the same in all layers."""
     heads, size = raw["num_attention_heads"], raw["hidden_size"] // raw["num_attention_heads"]
     if keys.architecture == "llama" and keys.get("rope.dimension_count") is not None:
         size = keys.number("rope.dimension_count", "head_dim")
@@ -153,7 +155,7 @@ def _heads(keys: _Keys, raw: Raw) -> Raw:
     if value_length is not None and value_length != key_length:
         name, other = keys.key("attention.value_length"), keys.key("attention.key_length")
         raise keys.error(
-            f"{name} is {shown(value_length)}, {other} is {key_length}: no rule for values of another size"
+            f"{name} is {shown(value_length)}, but {other} is {key_length}: they must be equal to be supported"
         )
     return {
         "num_key_value_heads": keys.number("attention.head_count_kv", "num_key_value_heads", heads),
@@ -166,7 +168,7 @@ def _width(keys: _Keys) -> Raw:
 
 
 def _scaling(keys: _Keys) -> Raw:
-    """RoPE scaling, where the context follows from it. The context_length of Gemma counts it already."""
+    """RoPE scaling that extends the context. Gemma's context_length already includes it."""
     if keys.architecture.startswith("gemma"):
         return {}
     kind, factor = keys.get("rope.scaling.type"), keys.get("rope.scaling.factor")
@@ -177,7 +179,7 @@ def _scaling(keys: _Keys) -> Raw:
     name = keys.key("rope.scaling.type")
     if kind not in SCALED:
         known = ", ".join((*SCALED, *filter(None, NOT_SCALED)))
-        raise keys.error(f"{name} is {shown(kind)}, for which there is no rule; known: {known}")
+        raise keys.error(f"{name} is {shown(kind)}, which is not supported; known: {known}")
     if factor is None or factor == 0:
         return {}
     if isinstance(factor, float) and not isfinite(factor):
@@ -197,12 +199,12 @@ def _refuse_window(keys: _Keys) -> None:
     window = keys.get("attention.sliding_window")
     if window:
         name = keys.key("attention.sliding_window")
-        raise keys.error(f"{name} is {shown(window)}: no rule for {keys.architecture} with sliding windows")
+        raise keys.error(f"{name} is {shown(window)}: {keys.architecture} with sliding windows is not supported")
 
 
 def _llama(keys: _Keys) -> Raw:
     if keys.get("expert_count"):
-        raise keys.error("no rule for Llama with experts (Mixtral)")
+        raise keys.error("Llama with experts (Mixtral) is not supported")
     _refuse_window(keys)
     raw = _common(keys, "llama")
     return raw | _heads(keys, raw) | _width(keys) | {"mlp_bias": keys.has("blk.0.ffn_gate.bias")}
@@ -216,7 +218,7 @@ def _qwen3(keys: _Keys) -> Raw:
 
 def _gemma3(keys: _Keys) -> Raw:
     raw = _common(keys, "gemma3_text")
-    pattern = keys.get("attention.sliding_window_pattern", 6)  # llama.cpp and transformers both take 6 if absent
+    pattern = keys.get("attention.sliding_window_pattern", 6)  # the default of llama.cpp and transformers
     keys.names["layer_types"] = keys.names["sliding_window_pattern"] = keys.key("attention.sliding_window_pattern")
     layers: Raw = (
         {"layer_types": _types(pattern)} if isinstance(pattern, list) else {"sliding_window_pattern": pattern}
@@ -230,9 +232,9 @@ def _gemma4(keys: _Keys) -> Raw:
     pattern, name = keys.get("attention.sliding_window_pattern"), keys.key("attention.sliding_window_pattern")
     count = raw["num_hidden_layers"]
     if not isinstance(pattern, list) or not pattern or all(pattern):
-        raise keys.error(f"{name} does not say which layers attend in full")
+        raise keys.error(f"{name} does not say which layers use full attention")
     if len(pattern) != count:
-        raise keys.error(f"{name} has {len(pattern)} entries, {keys.key('block_count')} is {count}")
+        raise keys.error(f"{name} has {len(pattern)} entries, but {keys.key('block_count')} is {count}")
     keys.names["layer_types"] = name
     types, shared = _types(pattern), keys.number("attention.shared_kv_layers", "num_kv_shared_layers", 0)
     if shared >= count:
@@ -247,7 +249,7 @@ def _gemma4(keys: _Keys) -> Raw:
         "global_head_dim": keys.number("attention.key_length", "global_head_dim"),
         "num_key_value_heads": kv_heads.get("sliding_attention", kv_heads["full_attention"]),
         "num_global_key_value_heads": kv_heads["full_attention"],
-        # the projection that full layers share between K and V is stored once
+        # full layers that share the projection of K and V store it once, as K
         "attention_k_eq_v": not keys.has(f"blk.{first_full}.attn_v.weight"),
         "num_kv_shared_layers": shared,
         "hidden_size_per_layer_input": keys.number(
@@ -255,7 +257,7 @@ def _gemma4(keys: _Keys) -> Raw:
         ),
     }
     if not raw["attention_k_eq_v"] and len(set(kv_heads.values())) > 1:
-        raise keys.error("full and sliding layers differ in K/V heads, but full layers store a value projection")
+        raise keys.error("full and sliding layers differ in K/V heads although full layers store a value projection")
     if raw["hidden_size_per_layer_input"]:
         if not keys.has("per_layer_token_embd.weight"):
             raise keys.error("per_layer_token_embd.weight is missing")
@@ -264,7 +266,7 @@ def _gemma4(keys: _Keys) -> Raw:
 
 
 def _gemma4_widths(keys: _Keys, count: int, shared: int) -> Raw:
-    """One width, or one a layer: then the shared-KV layers must be twice as wide and the others equal."""
+    """One width for all layers, or a list in which the layers with shared K/V may be twice as wide as the others."""
     widths = keys.get("feed_forward_length")
     if not isinstance(widths, list) or not widths:
         return _width(keys)
@@ -272,7 +274,7 @@ def _gemma4_widths(keys: _Keys, count: int, shared: int) -> Raw:
     for wide in (False, True):
         if widths == [width] * first + [width * (2 if wide else 1)] * shared:
             return {"intermediate_size": width, "use_double_wide_mlp": wide}
-    raise keys.error(f"no rule for these values of {keys.key('feed_forward_length')}")
+    raise keys.error(f"these values of {keys.key('feed_forward_length')} are not supported")
 
 
 def _gemma4_experts(keys: _Keys) -> Raw:
@@ -298,7 +300,7 @@ def _qwen35_common(keys: _Keys, model_type: str) -> Raw:
     if extra >= raw["num_hidden_layers"]:
         raise keys.error(f"{keys.key('nextn_predict_layers')} is {extra}, which leaves no layer for the decoder")
     return raw | {
-        # the file counts the multi-token-prediction layer, the decoder does not
+        # block_count includes the multi-token-prediction layer
         "num_hidden_layers": raw["num_hidden_layers"] - extra,
         "mtp_num_hidden_layers": extra,
         "full_attention_interval": keys.number("full_attention_interval", "full_attention_interval", 4),
@@ -326,7 +328,7 @@ def _qwen35moe(keys: _Keys) -> Raw:
 
 
 def _llama4(keys: _Keys) -> Raw:
-    raise keys.error("no rule yet: the file does not say which layers attend in chunks of which size")
+    raise keys.error("not supported yet: the file does not say which layers use chunked attention, or the chunk size")
 
 
 ARCHITECTURES: dict[str, Callable[[_Keys], Raw]] = {
@@ -345,14 +347,14 @@ def _types(pattern: list[Any]) -> list[str]:
 
 
 def _kv_heads(keys: _Keys, types: list[str], heads: int) -> dict[str, int]:
-    """K/V heads by layer type; the file states them once or for every layer, and as many as heads if not at all."""
+    """K/V heads by layer type. The file states them once or per layer; without them they equal the query heads."""
     name = "attention.head_count_kv"
     value = keys.get(name, heads)
     values = value if isinstance(value, list) else [value] * len(types)
     if len(values) != len(types):
-        raise keys.error(f"{keys.key(name)} has {len(values)} entries, {keys.key('block_count')} is {len(types)}")
+        raise keys.error(f"{keys.key(name)} has {len(values)} entries, but {keys.key('block_count')} is {len(types)}")
     found = dict(zip(types, values, strict=True))
     if any(found[kind] != count for kind, count in zip(types, values, strict=True)):
-        raise keys.error(f"{keys.key(name)} differs between layers of one kind")
+        raise keys.error(f"{keys.key(name)} differs between layers of one type")
     keys.names["num_key_value_heads"] = keys.key(name)
     return {kind: keys.checked(name, "num_key_value_heads", count) for kind, count in found.items()}

@@ -1,10 +1,9 @@
-"""The tensors of a GGUF file: what transformers calls them, and the bytes that each part of the model takes.
+"""The tensors of a GGUF file: their names in transformers, and the bytes of each part of the model.
 
-Names of tensors: ``gguf-py/gguf/constants.py`` of llama.cpp. What they are in transformers: its own
-``integrations/gguf/gguf_conversion_mapping.py`` and ``gguf-py/gguf/tensor_mapping.py``.
+Tensor names come from llama.cpp, ``gguf-py/gguf/constants.py``. Their counterparts in transformers come from its
+``integrations/gguf/gguf_conversion_mapping.py`` and from ``gguf-py/gguf/tensor_mapping.py``.
 
-llama.cpp loads every tensor of a file except the layers of multi-token prediction, so the bytes are those that the
-header lists.
+llama.cpp loads every tensor of a file except the multi-token-prediction layers, so the header gives the bytes.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ QWEN35 = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-WHOLE = {  # names without a module and a leaf that keep their meaning under ``.weight`` or ``.scale``
+WHOLE = {  # names that are not a module plus ``.weight`` or ``.bias``
     "gemma4": {
         "layer_output_scale.weight": "layer_scalar",
         "ffn_gate_inp.scale": "router.scale",
@@ -100,7 +99,7 @@ MODULES: Mapping[str, Mapping[str, str]] = {
     "qwen35": PROJECTIONS | QWEN35,
     "qwen35moe": PROJECTIONS | QWEN35,
 }
-NAMES = (  # of ggml_type, by number (ggml.h); empty for those that were taken out
+NAMES = (  # of ggml_type, by number (ggml.h); empty for removed types
     *("F32", "F16", "Q4_0", "Q4_1", "", "", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32"),
     *("I64", "F64", "IQ1_M", "BF16", "", "", "", "TQ1_0", "TQ2_0", "", "", "", "MXFP4", "NVFP4", "Q1_0"),
@@ -113,9 +112,8 @@ OUTSIDE: dict[str, tuple[Role, str]] = {
     "output.weight": ("head", HEAD),
 }
 PLAIN = frozenset({"f32", "f16", "bf16", "f64"})
-# general.file_type (enum llama_ftype, include/llama.h) → the mix that it stands for, and the types that
-# llama-quantize gives the matrices of the layers. A file with other types is a "dynamic" mix, for which there is no
-# rule.
+# general.file_type (enum llama_ftype, include/llama.h) → the name of the mix, and the types that llama-quantize gives
+# to the matrices of the layers. A file with other types is a "dynamic" mix, which has no name here.
 FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     0: ("f32", frozenset({"f32"})),
     1: ("f16", frozenset({"f16"})),
@@ -147,26 +145,26 @@ FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     31: ("iq1_m", frozenset({"iq1_m", "iq2_xxs", "q2_k", "q4_k"})),
     32: ("bf16", frozenset({"bf16"})),
 }
-FALLBACK = {  # where a row does not fill the blocks of the first type (``tensor_type_fallback``, src/llama-quant.cpp)
+FALLBACK = {  # for rows that do not fill the blocks of a type (``tensor_type_fallback``, src/llama-quant.cpp)
     "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq1_s": "iq4_nl",
     "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl", "iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl",
     "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl",
 }  # fmt: skip
-MOSTLY = 0.9  # of the layers' parameters in one type: then it is the file's, whatever general.file_type says
+MOSTLY = 0.9  # share of the layers' parameters that makes a type the file's quantization
 MIXED = "mixed"
 
 
 def description(header: GgufHeader) -> Description:
-    """Words for a file whose metadata and tensors do not agree."""
+    """The wording of errors about a file whose metadata and tensors disagree."""
     architecture = str(header.metadata.get("general.architecture"))
-    hint = "The file was not converted in full, or it was edited: convert or download it again."
+    hint = "The file was edited or not completely converted: convert or download it again."
     return Description(
         "the file's metadata", f"{architecture}.block_count", hint, lambda name: own_name(architecture, name)
     )
 
 
 def own_name(architecture: str, target: str) -> str:
-    """The file's name of a weight, from that of transformers; as it is where the architecture has no rule."""
+    """The name in the file of a weight of transformers; unchanged if the architecture has no mapping for it."""
     tables = {there: here for here, there in TABLES.items()}
     if target in tables:
         return tables[target]
@@ -180,7 +178,7 @@ def own_name(architecture: str, target: str) -> str:
 
 
 def entries(header: GgufHeader, geometry: Geometry) -> Iterator[FileTensor]:
-    """Every tensor of a file, with the weight that it is where the architecture has a rule for its name."""
+    """Every tensor of a file, with the weight that it is if the architecture has a mapping for its name."""
     architecture = str(header.metadata.get("general.architecture"))
     drafting = {number[1] for name in header.tensors if (number := NEXTN.match(name))}
     shapes = {weight.name: weight.shape for layer in geometry.layers for weight in layer.weights}
@@ -194,7 +192,7 @@ def entries(header: GgufHeader, geometry: Geometry) -> Iterator[FileTensor]:
 
 
 def parameter(architecture: str, name: str, drafting: Collection[str] = ()) -> str | None:
-    """The name of a tensor in transformers, if there is a rule. ``drafting``: blocks that predict more tokens."""
+    """The name of a tensor in transformers, if known. ``drafting``: numbers of the multi-token-prediction blocks."""
     if name in TABLES:
         return TABLES[name]
     block = BLOCK.fullmatch(name)
@@ -212,7 +210,7 @@ def parameter(architecture: str, name: str, drafting: Collection[str] = ()) -> s
 
 
 def _as_expected(tensor: GgufTensor, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Dimensions of one are left out of a file as its writer likes."""
+    """The tensor's shape as transformers has it: writers of GGUF files may drop dimensions of size 1."""
     squeezed = [size for size in tensor.shape if size != 1]
     if wanted is not None and squeezed == [size for size in wanted if size != 1]:
         return wanted
@@ -220,13 +218,13 @@ def _as_expected(tensor: GgufTensor, wanted: tuple[int, ...] | None) -> tuple[in
 
 
 def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
-    """What the tensors of a GGUF file are to the model of ``geometry``. ProfileError for a type that is not known."""
+    """Assign a GGUF file's tensors to the weights of ``geometry``. ProfileError for an unknown type."""
     weights = []
     for tensor in header.tensors.values():
         nbytes = tensor.nbytes
         if nbytes is None or tensor.type_id not in TYPE_NAMES:
             raise ProfileError(
-                f"{printable(tensor.name, 80)} is stored in type {tensor.type_id} of ggml, which is not known here"
+                f"{printable(tensor.name, 80)} is stored in ggml type {tensor.type_id}, which is not supported"
             )
         if (placed := _placed(geometry, tensor)) is not None:
             weight, layer = placed
@@ -243,7 +241,7 @@ def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
 
 
 def _placed(geometry: Geometry, tensor: GgufTensor) -> tuple[Weight, int | None] | None:
-    """The part that a tensor plays; ``None`` for one of a layer that the decoder does not have."""
+    """The weight that a tensor belongs to, and its layer; ``None`` for a layer that the decoder does not have."""
     match = BLOCK_LINES.fullmatch(tensor.name)
     if match is None:
         role, name = OUTSIDE.get(tensor.name, (_role(tensor.name, tensor.shape), tensor.name))
@@ -266,14 +264,14 @@ def _role(name: str, shape: tuple[int, ...]) -> Role:
 
 
 def _place(name: str, attention: bool) -> str:
-    """``self_attn.attn_q.weight``: the name under the module that ``predict`` counts it with."""
+    """``self_attn.attn_q.weight``: the name within the module that the cost model counts it in."""
     if name.startswith(("attn_", "ssm_")):
         return f"{'self_attn' if attention else 'linear_attn'}.{name}"
     return f"mlp.{name}" if name.startswith("ffn_") else name
 
 
 def file_type(header: GgufHeader) -> str:
-    """The file's quantization: the mix that it states where its layers agree, else the type that nearly all have."""
+    """The file's quantization: the mix that it states if its layers agree, else the type of nearly all weights."""
     sizes: Counter[str] = Counter()
     for tensor in header.tensors.values():
         if len(tensor.shape) >= 2 and tensor.name.endswith(".weight") and BLOCK_LINES.fullmatch(tensor.name):
@@ -288,7 +286,7 @@ def file_type(header: GgufHeader) -> str:
 
 
 def _agrees(types: frozenset[str], sizes: Counter[str]) -> bool:
-    """Whether the matrices of the layers are those of a mix of ``types``; plain ones of few parameters are in any."""
+    """Whether the types of the layers' matrices fit a mix of ``types``. A few unquantized ones fit any mix."""
     allowed = types | {FALLBACK[name] for name in types if name in FALLBACK}
     small = (1 - MOSTLY) * sizes.total()
     odd = {name for name in sizes if name not in allowed}

@@ -1,10 +1,10 @@
-"""Configs by name: the catalog that ships with the profiler, and the Hugging Face hub.
+"""Configs by name: from the catalog that ships with the profiler, or from the Hugging Face hub.
 
-The catalog is ``scenarios/models/NAME.json``. The hub is used through huggingface_hub, so its cache, token,
-``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` work as its users expect. Only configs and safetensors are ever fetched, never
-pickles or code.
+The catalog is ``scenarios/models/NAME.json``. The hub is accessed with huggingface_hub, so its cache, token,
+``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` work as usual. Only configs and safetensors are downloaded, never pickles or
+code.
 
-huggingface_hub is imported inside functions: it costs a quarter of a second that other models need not pay.
+huggingface_hub is imported inside functions, because the import takes a quarter of a second.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from profiler.foreign import exists, read_bytes
 from profiler.models import config, safetensors
 from profiler.units import printable
 
-# What the files cannot say of themselves; sources are in scenarios/models/SOURCES.md.
+# What the configs do not say; sources are in scenarios/models/SOURCES.md.
 NOTES = {"qwen3.8-27b": "its config is inferred: the authors state the architecture and shape of Qwen 3.6 27B"}
-NEAREST = 3  # names that a suggestion holds
+NEAREST = 3  # names in a suggestion
 
-MAX_REFERENCE = 1024  # bytes: a commit is 40
-PATIENCE_S = 5.0  # for the first answer of the hub
-ONLY = "Only safetensors are ever loaded; of a GGUF repository download the file and give its path."
+MAX_REFERENCE = 1024  # bytes: a commit hash has 40
+PATIENCE_S = 5.0  # for the hub's first response
+ONLY = "Only safetensors are loaded. From a GGUF repository, download the file and pass its path."
 WANTED = ["config.json", "generation_config.json", "*.safetensors", safetensors.INDEX]
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats; consolidated files repeat the shards
 
@@ -43,14 +43,14 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> str | None:
-    """The catalog's spelling of ``name``, whatever the case; ``None`` if it is not in the catalog."""
+    """The catalog's spelling of ``name``, ignoring case; ``None`` if it is not in the catalog."""
     return next((known for known in names() if known == name.casefold()), None)
 
 
 def nearest(name: str) -> list[str]:
-    """Up to three catalog names that ``name`` may have meant, those that start like it first.
+    """Up to three catalog names similar to ``name``, those with the same beginning first.
 
-    ``gemma3`` is the start of ``gemma-3-1b``; of a hub id only the part after the owner counts.
+    ``gemma3`` matches ``gemma-3-1b``. The owner of a hub id is ignored.
     """
     typed = name.casefold().rpartition("/")[2]
     alike = [known for known in names() if _letters(known).startswith(_letters(typed)) and _letters(typed)]
@@ -64,21 +64,21 @@ def _letters(name: str) -> str:
 
 
 def shipped_config(name: str) -> dict[str, Any]:
-    """The raw config of a catalog name."""
+    """The raw config of a catalog entry."""
     file = files("profiler.scenarios") / "models" / f"{name}.json"
     return config.parse(file.read_bytes(), f"{name}.json")
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """``owner/name@revision`` as id and revision."""
+    """Split ``owner/name@revision`` into id and revision."""
     repository, _, revision = name.partition("@")
     return repository, revision or None
 
 
 def raw_config(repository: str, revision: str | None, offline: bool | None = None) -> tuple[dict[str, Any], str]:
-    """The raw config.json and the commit it is of. ``offline``: only look in the cache; None: ask the environment.
+    """The raw config.json and its commit. ``offline``: use only the cache; None: as the environment says.
 
-    Without a connection the cache is used. ProfileError says whether the model, the revision, the file, the
+    Without a connection the cache is used. The ProfileError says whether the model, the revision, the file, the
     permission or the connection is missing.
     """
     from huggingface_hub import hf_hub_download
@@ -103,18 +103,20 @@ def raw_config(repository: str, revision: str | None, offline: bool | None = Non
 
 
 def _refusal(repository: str, revision: str | None) -> Exception | None:
-    """What the hub has against giving this config, asked once: downloading retries for 20 s without a connection."""
+    """The hub's error for this config, if any. Asked first, since a download retries for 20 s without a
+    connection.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json", revision=revision), timeout=PATIENCE_S)
-    except Exception as error:  # put into words by the caller
+    except Exception as error:  # the caller reports it
         return error
     return None
 
 
 def _absent(repository: str, refused: Exception | None) -> Exception | None:
-    """What to say of a config that is not in the cache: the hub's own answer, or that there was none."""
+    """The error for a config that is not in the cache: the hub's own, or that it cannot be reached."""
     from huggingface_hub import errors
 
     answers = (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled)
@@ -126,9 +128,9 @@ def _absent(repository: str, refused: Exception | None) -> Exception | None:
 
 
 def _instead(repository: str) -> str:
-    """What could be named in place of a model that cannot be fetched."""
+    """A hint at what to name instead of a model that cannot be downloaded."""
     near = nearest(repository)[:1]
-    return f"Give a folder, a .gguf file or a catalog name{f' such as {near[0]}' if near else ''}: profile models."
+    return f"Pass a folder, a .gguf file or a catalog name{f' such as {near[0]}' if near else ''}: profile models"
 
 
 def _first_line(error: Exception) -> str:
@@ -137,7 +139,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _no_progress() -> Any:
-    return partial(import_module("tqdm").tqdm, disable=True)  # a dependency of huggingface_hub, without types
+    return partial(import_module("tqdm").tqdm, disable=True)  # huggingface_hub depends on it; it has no types
 
 
 def _bounded(path: Path) -> bytes:
@@ -145,7 +147,7 @@ def _bounded(path: Path) -> bytes:
 
 
 def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | None:
-    """The folder in the cache that holds this model's config and all its weights; ``None`` if anything is missing."""
+    """The cached folder with this model's config and all its weights; ``None`` if anything is missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -170,9 +172,9 @@ def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | 
 
 
 def _check_reference(repository: str, revision: str | None) -> None:
-    """ProfileError if what the cache has as the commit of a branch or tag is no small file.
+    """ProfileError if the cached commit of a branch or tag is not a small regular file.
 
-    The client reads it whole, and waits for a pipe.
+    huggingface_hub would read it whole, or block on a pipe.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -184,7 +186,7 @@ def _check_reference(repository: str, revision: str | None) -> None:
 
 
 def download_size(repository: str, revision: str | None = None) -> int:
-    """Bytes that ``download`` would fetch; what the cache holds is not counted."""
+    """Bytes that ``download`` would fetch, without files that are already cached."""
     from huggingface_hub import snapshot_download
 
     with _in_words(repository, revision):
@@ -195,7 +197,7 @@ def download_size(repository: str, revision: str | None = None) -> int:
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """Fetch config and safetensors into the cache; the folder. Prints huggingface_hub's own progress to stderr."""
+    """Download config and safetensors into the cache; return the folder. huggingface_hub prints its progress."""
     from huggingface_hub import snapshot_download
 
     with _in_words(repository, revision):
@@ -209,7 +211,7 @@ def download(repository: str, revision: str | None = None) -> Path:
 
 @contextmanager
 def _in_words(repository: str, revision: str | None) -> Iterator[None]:
-    """Turns what the hub's client raises into one line. The most special class comes first: they are nested."""
+    """Turn the exceptions of huggingface_hub into one line. Subclasses come before their base classes."""
     from huggingface_hub import errors
 
     shown = printable(repository)
@@ -237,9 +239,9 @@ def _in_words(repository: str, revision: str | None) -> Iterator[None]:
         ) from None
     except errors.EntryNotFoundError:
         raise NotFound(
-            f"{shown} has no config.json", "For a GGUF repository download the file and give its path."
+            f"{shown} has no config.json", "From a GGUF repository, download the file and pass its path."
         ) from None
     except errors.NotASafetensorsRepoError:
         raise ProfileError(f"{shown} has no safetensors", ONLY) from None
-    except Exception as error:  # the client's HTTP library is its own affair, and so are its errors
-        raise ProfileError(f"asking the hub for {shown} failed: {_first_line(error)}") from None
+    except Exception as error:  # from the HTTP library that huggingface_hub uses
+        raise ProfileError(f"the request to the hub for {shown} failed: {_first_line(error)}") from None

@@ -1,8 +1,8 @@
-"""One decoder layer: its weights, how it mixes tokens, its feed-forward part, and what each of them costs.
+"""One decoder layer: its weights, its token mixer, its feed-forward part, and what each of them costs.
 
-FLOPs count multiply and add as two and leave out what is element-wise (norms, activations, RoPE, softmax), as
-``torch.utils.flop_counter`` does. Depth is the number of tokens a sequence has in the cache, the newest included.
-Cache rules are those of transformers 5.23, ``cache_utils.py``, after at least one decode step.
+FLOPs count a multiply-add as two and leave out element-wise operations (norms, activations, RoPE, softmax), as
+``torch.utils.flop_counter`` does. Depth is the number of tokens that a sequence has in the cache, including the
+newest. Cache rules are those of transformers 5.23, ``cache_utils.py``, after at least one decode step.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Literal
 Role = Literal["embedding", "head", "linear", "experts", "router", "conv", "vector"]
 
 DELTA_CHUNK = 64  # tokens per chunk of the gated delta rule; transformers and flash-linear-attention agree
-RECURRENT_BYTES = 4  # transformers, llama.cpp and vLLM all keep the recurrent state in fp32 whatever the dtype
+RECURRENT_BYTES = 4  # transformers, llama.cpp and vLLM all keep the recurrent state in fp32
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
     """One stored tensor. ``role`` decides how a quantization stores it and how a token reads it.
 
-    embedding: a table of which a token reads one row · head: the output projection (absent when tied) · linear: a
-    module of type ``nn.Linear`` · experts: a fused tensor with experts first, of which a token reads top-k slices ·
-    router: expert choice held as a bare parameter or a subclass of ``nn.Linear`` · conv: depthwise kernel · vector:
-    norms, biases, per-head scalars.
+    embedding: a table of which a token reads one row · head: the output projection (absent when tied) · linear: the
+    weight of an ``nn.Linear`` · experts: the fused weights of all experts (first dimension), of which a token reads
+    top-k slices · router: the weight that chooses experts, if it is not a plain ``nn.Linear`` · conv: depthwise
+    kernel · vector: norms, biases, per-head scalars.
     """
 
     role: Role
     shape: tuple[int, ...]
-    name: str = ""  # the parameter's name in transformers, after ``model.layers.N.`` inside a layer
+    name: str = ""  # the parameter's name in transformers, without ``model.layers.N.``
 
     @property
     def parameters(self) -> int:
@@ -38,7 +38,7 @@ class Weight:
 
 
 def linear(name: str, outputs: int, inputs: int, bias: bool = False) -> tuple[Weight, ...]:
-    """``nn.Linear``: a weight ``[outputs, inputs]`` and, if asked for, a bias ``[outputs]``."""
+    """``nn.Linear``: a weight ``[outputs, inputs]`` and optionally a bias ``[outputs]``."""
     weight = Weight("linear", (outputs, inputs), f"{name}.weight")
     return (weight, Weight("vector", (outputs,), f"{name}.bias")) if bias else (weight,)
 
@@ -59,17 +59,17 @@ def gated_mlp(name: str, hidden: int, width: int, bias: bool = False) -> tuple[W
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What a runtime does that changes the amount of work, not its result."""
+    """Choices of a runtime that change the amount of work but not the result."""
 
-    skips_masked: bool = True  # attention leaves out masked blocks (flash kernels); False: full rectangles
-    trims_shared: bool = True  # prefill sends only the last token of a pass through shared-KV layers
-    every_expert: bool = False  # layers that mark themselves ``batched`` multiply each token with every expert
+    skips_masked: bool = True  # attention skips masked blocks (flash kernels); False: it computes full rectangles
+    trims_shared: bool = True  # prefill runs only the last token of a pass through shared-KV layers
+    every_expert: bool = False  # layers marked ``batched`` multiply each token with every expert
 
     def tokens_through(self, tokens: int, shares_kv: bool) -> int:
-        """Tokens of a prefill pass, one sequence, that go through the weights of a layer.
+        """Tokens of one sequence's prefill pass that go through the weights of a layer.
 
-        Where a layer shares the K/V of an earlier one, only the last token has to: nothing reads the results of the
-        others (transformers, ``Gemma4TextModel._maybe_slice_kv_shared_inputs``, with one row of logits requested).
+        In a layer that shares the K/V of an earlier one, only the last token has to, because nothing reads the
+        others' results (transformers, ``Gemma4TextModel._maybe_slice_kv_shared_inputs``, for one row of logits).
         """
         return min(tokens, 1) if self.trims_shared and shares_kv else tokens
 
@@ -85,8 +85,9 @@ def _triangle(n: int) -> int:
 class Attention:
     """Softmax attention with grouped K/V heads.
 
-    ``window`` counts the tokens a query sees, itself included (sliding), or the length of the chunk that it cannot
-    look out of (chunked, Llama 4). A layer that does not own its cache reads the K/V of an earlier layer.
+    In a sliding layer, ``window`` is the number of tokens that a query sees, including itself. In a chunked layer
+    (Llama 4) it is the length of a chunk, and a query sees only its own chunk. A layer that does not own its cache
+    reads the K/V of an earlier layer.
     """
 
     kind: Literal["full", "sliding", "chunked"]
@@ -99,8 +100,8 @@ class Attention:
     def held(self, depth: int) -> int:
         """Tokens whose K/V one decode step at ``depth`` reads.
 
-        transformers keeps ``window - 1`` tokens between steps and appends the new one (DynamicSlidingWindowLayer);
-        chunked layers use the same class, so they hold tokens of the last chunk that their mask then hides.
+        transformers keeps ``window - 1`` tokens between steps and appends the new one (DynamicSlidingWindowLayer).
+        Chunked layers use the same class, so they also hold tokens of the last chunk, which their mask hides.
         """
         return depth if self.window is None else min(depth, self.window)
 
@@ -109,15 +110,15 @@ class Attention:
         return 2 * self.kv_heads * self.head_dim * self.held(depth)
 
     def cache_elements(self, depth: int) -> int:
-        """K and V elements of one sequence that this layer itself keeps."""
+        """K and V elements of one sequence in this layer's own cache."""
         return self.read_elements(depth) if self.owns_cache else 0
 
     def flops_of(self, pairs: int) -> int:
-        """Scores and weighted sum for ``pairs`` of a query and a key: 2 × 2 × heads × head_dim each."""
+        """Scores and weighted sum for a number of (query, key) ``pairs``: 2 × 2 × heads × head_dim each."""
         return 4 * self.heads * self.head_dim * pairs
 
     def decode_flops(self, depth: int) -> int:
-        """One token of one sequence, against everything that is held."""
+        """One token of one sequence, with all tokens that are held."""
         return self.flops_of(self.held(depth))
 
     def prefill_flops(self, context: int, chunk: int, how: Execution) -> int:
@@ -129,7 +130,7 @@ class Attention:
         return self.flops_of(sum(self._pairs(start, min(chunk, context - start), last_only, how) for start in starts))
 
     def _pairs(self, start: int, tokens: int, last_only: bool, how: Execution) -> int:
-        """(query, key) pairs that a pass of ``tokens`` after ``start`` others multiplies."""
+        """(query, key) pairs that a pass over ``tokens`` tokens computes, after ``start`` earlier ones."""
         if not how.skips_masked:
             before = start if self.window is None else min(start, self.window - 1)
             return (1 if last_only else tokens) * (before + tokens)
@@ -151,7 +152,7 @@ class Attention:
 class GatedDelta:
     """Gated DeltaNet (arXiv:2412.06464): a matrix ``key_dim × value_dim`` per value head instead of a growing cache.
 
-    A causal convolution of width ``kernel`` runs over queries, keys and values first, and keeps its last inputs.
+    A causal convolution of width ``kernel`` first runs over queries, keys and values, and keeps its last inputs.
     """
 
     key_heads: int
@@ -177,19 +178,19 @@ class GatedDelta:
         return self.value_heads * self.key_dim * self.value_dim
 
     def decode_flops(self, depth: int) -> int:
-        """One token, at any depth: decay (1), read by key (2), rank-one update (2), read by query (2) per element.
+        """One token, at any depth. Per element: decay (1), read by key (2), rank-one update (2), read by query (2).
 
-        ``FlopCounterMode`` sees none of it in transformers' reference, where it is element-wise.
+        ``FlopCounterMode`` counts none of it, because transformers' reference code computes it element-wise.
         """
         return 7 * self.recurrent_elements
 
     def prefill_flops(self, context: int, chunk: int, how: Execution) -> int:
         """One sequence of ``context`` tokens, in passes of at most ``chunk`` tokens.
 
-        A pass works in chunks of C = 64 tokens (the last one padded). With K = key_dim and V = value_dim, a chunk and
-        value head cost C²K each for K·Kᵀ and Q·Kᵀ, C²V for scores × values, CKV each for reading the state by key and
-        by query and for updating it (all × 2), and C²(K + V) for the two triangular solves, which
-        ``FlopCounterMode`` does not count.
+        A pass is computed in chunks of C = 64 tokens, the last one padded. With K = key_dim and V = value_dim, the
+        matrix products of a chunk and value head take C²K each for K·Kᵀ and Q·Kᵀ, C²V for scores × values, and CKV
+        each for reading the state by key and by query and for updating it, all × 2. The two triangular solves take
+        C²(K + V), which ``FlopCounterMode`` does not count.
         """
         whole, rest = divmod(context, chunk)
         chunks = whole * -(-chunk // DELTA_CHUNK) + -(-rest // DELTA_CHUNK)
@@ -209,7 +210,7 @@ class GatedDelta:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A gated feed-forward layer that every token goes through."""
+    """A gated feed-forward layer that every token uses."""
 
     width: int
     kind: Literal["dense"] = "dense"
@@ -217,13 +218,13 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """``count`` experts of which a token takes ``top_k``, beside a part of ``shared_width`` that all tokens take."""
+    """``count`` experts of which a token uses ``top_k``, and a shared expert of ``shared_width`` for all tokens."""
 
     count: int
     top_k: int
     width: int
     shared_width: int  # 0: no shared expert
-    batched: bool = False  # transformers multiplies every token with every expert here (Llama 4: one bmm over all)
+    batched: bool = False  # transformers multiplies every token with every expert (Llama 4: one bmm over all)
     kind: Literal["experts"] = "experts"
 
     def all_run(self, how: Execution) -> bool:
@@ -231,9 +232,9 @@ class Experts:
         return how.every_expert and self.batched
 
     def read_share(self, tokens: float, how: Execution = IDEAL) -> float:
-        """The part of the experts that a pass over ``tokens`` tokens is expected to read, 0..1.
+        """The expected share of the experts that a pass over ``tokens`` tokens reads, 0..1.
 
-        Tokens choose independently: 1 − (1 − k/E)^n.
+        Assumes that tokens choose independently: 1 − (1 − k/E)^n.
         """
         if self.all_run(how):
             return 1.0
@@ -241,13 +242,13 @@ class Experts:
         return 1 - unused
 
     def used_share(self, how: Execution = IDEAL) -> float:
-        """The part of the experts that one token is multiplied with, 0..1."""
+        """The share of the experts that one token is multiplied with, 0..1."""
         return 1.0 if self.all_run(how) else self.top_k / self.count
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer. Equal layers compare equal, so that costs are worked out once per kind."""
+    """One decoder layer. Identical layers compare equal, so that costs are computed once per kind."""
 
     mixer: Attention | GatedDelta
     mlp: Dense | Experts
@@ -262,7 +263,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """``full``, ``sliding``, ``chunked`` or ``gated delta``; ``shared`` in front when the cache is another's."""
+        """``full``, ``sliding``, ``chunked`` or ``gated delta``; ``shared`` comes first if it has no own cache."""
         return f"shared {self.mixer.kind}" if self.shares_kv else self.mixer.kind
 
     @property
@@ -272,6 +273,6 @@ class Layer:
 
     @property
     def active(self) -> float:
-        """Parameters that one token is multiplied with or scaled by: of the experts those it chooses."""
+        """Parameters that one token uses; of the experts, only the chosen ones."""
         chosen = self.mlp.used_share() if isinstance(self.mlp, Experts) else 1.0
         return self.parameters - self.routed * (1 - chosen)

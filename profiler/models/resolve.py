@@ -1,6 +1,6 @@
-"""From what a person types to a model: a catalog name, a folder, a ``.gguf`` file or a hub id.
+"""Finds the model that a user names: a catalog name, a folder, a ``.gguf`` file or a hub id.
 
-An existing path comes first, then the catalog, then the hub. Nothing heavy is read or fetched: a config, the headers
+An existing path comes first, then the catalog, then the hub. This reads and downloads little: a config, the headers
 of local weights, at most one small file from the hub.
 """
 
@@ -24,39 +24,39 @@ from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
 from profiler.units import bytes_text, printable
 
-WITHOUT_WEIGHTS = "Without --weights real it is measured with random values in the same shapes."
-BESIDE = ("config.json", "model.safetensors", "model.safetensors.index.json")
+WITHOUT_WEIGHTS = "Without --weights real, the model is measured with random values of the same shapes."
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as found. ``checkpoint`` is set exactly when its real weights are here and whole."""
+    """A resolved model. ``checkpoint`` is set if its real weights are on this machine and complete."""
 
-    name: str  # for people; printable
+    name: str  # for display
     source: Source
     geometry: Geometry
     model_id: str  # content hash of the config
     checkpoint: Checkpoint | None
-    no_weights: str | None  # why there are no real weights here, in words
+    no_weights: str | None  # why there are no real weights
     remarks: tuple[ModelNote, ...]
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """The remarks in words."""
+        """The texts of the remarks."""
         return tuple(remark.text for remark in self.remarks)
 
     @cached_property
     def real_id(self) -> str | None:
-        """Content hash of the weights, None where there are none. Reads what ``identity`` says that it covers."""
+        """Content hash of the weights; None without weights. Reads what ``files.content_id`` covers."""
         return None if self.checkpoint is None else self.checkpoint.content_id()
 
     @property
     def stored(self) -> Stored | None:
-        """How its weights are stored, where there are headers to tell."""
+        """How the weights are stored; None without weights."""
         return None if self.checkpoint is None else self.checkpoint.stored
 
     def id_for(self, weights: str) -> str:
-        """Identity of the model with ``real`` or ``synthetic`` weights, as ``Case.model_id`` wants it."""
+        """The identity of the model with ``real`` or ``synthetic`` weights, for ``Case.model_id``."""
         if weights == "synthetic":
             return self.model_id
         if self.real_id is None:
@@ -65,16 +65,16 @@ class Model:
 
 
 def resolve(name: str, *, offline: bool | None = None) -> Model:
-    """The model that ``name`` means. ``offline``: no request leaves this machine; None: as the environment says.
+    """The model that ``name`` means. ``offline``: send no request; None: as the environment says.
 
-    NotFound with the nearest names if there is none; ProfileError for a config without a rule, or broken weights.
+    NotFound, with the nearest names, if there is none. ProfileError for an unsupported config or damaged weights.
     """
     try:
         return _resolved(name, offline)
     except OSError as error:
         raise ProfileError(
             f"{printable(name)} cannot be read: {describe(error)}",
-            "Ask its owner for access.",
+            "Ask its owner for read permission.",
         ) from error
 
 
@@ -91,38 +91,40 @@ def _resolved(name: str, offline: bool | None) -> Model:
 
 
 def _existing(name: str) -> Path | None:
-    """The absolute path that ``name`` means, if there is something. A chance file that is no GGUF file does not stand
-    in the way of a catalog name."""
+    """The absolute path that ``name`` means, if it exists.
+
+    A file that happens to have the name of a catalog entry counts only if it is a GGUF file.
+    """
     try:
-        path = Path(os.path.expanduser(name))  # Path.expanduser would take a folder called ~ for the home
+        path = Path(os.path.expanduser(name))  # unlike Path.expanduser, it expands only a leading ~
         if name and (path.is_dir() or (path.is_file() and (gguf.is_gguf(path) or hub.find(name) is None))):
             return path.absolute()
     except PermissionError:
         if os.sep in name:
-            raise ProfileError(f"{printable(name)} may not be read by this user") from None
+            raise ProfileError(f"no permission to read {printable(name)}") from None
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
         pass
     return None
 
 
 def _no_such(name: str) -> NotFound:
-    """The error for a name that means nothing, with what may have been meant."""
+    """The error for an unknown name, with suggestions."""
     shown = printable(name)
     _, _, address = name.partition("://")
     if address:
         parts = address.split("/")[1:3]
         meant = f": {printable('/'.join(parts), 80)}" if len(parts) == 2 and all(parts) else ""
-        return NotFound(f"{shown} is a URL", f"Give the hub id owner/name{meant}.")
+        return NotFound(f"{shown} is a URL", f"Pass the hub id owner/name{meant}.")
     if name.endswith("/") and name.count("/") == 2 and not name.startswith((".", "/", "~")):
-        return NotFound(f"there is no folder {shown}", f"For the hub give owner/name: {printable(name[:-1])}.")
-    if name.rstrip("/").casefold() in hub.names():  # as the shell completes the name of a folder
+        return NotFound(f"there is no folder {shown}", f"For the hub, pass owner/name: {printable(name[:-1])}.")
+    if name.rstrip("/").casefold() in hub.names():  # the shell completed the name of a folder
         model = printable(name.rstrip("/").casefold())
-        return NotFound(f"there is no folder {shown}", f"For the catalog's model give its name alone: {model}.")
+        return NotFound(f"there is no folder {shown}", f"For the model in the catalog, pass its name alone: {model}.")
     if os.sep in name or name.casefold().endswith(".gguf"):
         return NotFound(f"no such file, folder or hub id: {shown}")
     near = hub.nearest(name)
     meant = f"Did you mean {' or '.join(near)}? " if near else ""
-    others = f"profile models lists all {len(hub.names())}. Or a folder, a .gguf file, a hub id owner/name."
+    others = f"profile models lists all {len(hub.names())}. You can also pass a folder, a .gguf file or a hub id."
     return NotFound(f"unknown model: {shown}", f"{meant}{others}")
 
 
@@ -131,7 +133,7 @@ def _catalog(name: str) -> Model:
     return _model(
         name,
         Source("catalog", name, None, hub.shipped_config(name)),
-        no_weights=lambda: "a catalog entry is only a config; give a folder, a .gguf file or a hub id",
+        no_weights=lambda: "a catalog entry has no weights; pass a folder, a .gguf file or a hub id",
         cautions=(note,) if note else (),
     )
 
@@ -140,11 +142,11 @@ def _folder(path: Path) -> Model:
     name = _shown(path.name)
     if not (path / "config.json").is_file() and (path / ADAPTER).is_file():
         raise NotFound(
-            f"folder {name} holds an adapter ({ADAPTER}), which is no model by itself",
-            "Merge it into its base model with peft's merge_and_unload, save that, and give the folder.",
+            f"folder {name} holds only an adapter ({ADAPTER}), not a model",
+            "Merge it into its base model with peft's merge_and_unload, save the result, and pass that folder.",
         )
     if not (path / "config.json").is_file():
-        raise NotFound(f"folder {printable(path)} has no config.json", "For GGUF give the .gguf file itself.")
+        raise NotFound(f"folder {printable(path)} has no config.json", "For GGUF, pass the .gguf file itself.")
     raw = config.read(path / "config.json")
     return _model(
         name,
@@ -157,9 +159,9 @@ def _folder(path: Path) -> Model:
 def _gguf(path: Path) -> Model:
     name = _shown(path.stem)
     if not os.access(path, os.R_OK):
-        raise ProfileError(f"{printable(path)} may not be read by this user", "Ask its owner for permission.")
+        raise ProfileError(f"no permission to read {printable(path)}", "Ask its owner for read permission.")
     if not gguf.is_gguf(path) and path.suffix.casefold() != ".gguf":
-        hint = "Give its folder, in which config.json lies." if path.name in BESIDE else None
+        hint = "Pass the folder that contains it." if path.name in CHECKPOINT_FILES else None
         raise ProfileError(f"{printable(path)} is neither a folder nor a GGUF file", hint)
     header = gguf.header(path)
     try:
@@ -170,8 +172,9 @@ def _gguf(path: Path) -> Model:
 
 
 def _hub(name: str, offline: bool | None) -> Model:
-    """A snapshot that is here with its weights is used as it is, without asking for a newer one: a row that was
-    measured today must not turn synthetic tomorrow because somebody mended a README."""
+    """The model of a hub id. Downloaded weights are used without asking for a newer revision: otherwise a model that
+    was measured with real weights today could be measured with synthetic ones after a README changed on the hub.
+    """
     repository, revision = hub.split(name)
     snapshot = hub.downloaded_snapshot(repository, revision)
     if snapshot is None:
@@ -194,7 +197,7 @@ def _model(
     names: Mapping[str, str] = MappingProxyType({}),
     cautions: tuple[str, ...] = (),
 ) -> Model:
-    """``find`` looks for the weights that a geometry needs, ``no_weights`` says why there are none."""
+    """Build the model. ``find`` looks for the weights of a geometry, ``no_weights`` says why there are none."""
     try:
         geometry = families.geometry(source.config, "GGUF" if source.kind == "gguf" else "config.json", names)
         checkpoint = find(geometry)
@@ -217,7 +220,7 @@ def _model(
 
 
 def _holds(source: Source) -> str:
-    """What is stored here of a model that there is no rule for, in words."""
+    """The size of the stored weights, for the error about an unsupported family."""
     folder = Path(source.location) if source.kind == "folder" else None
     if source.kind == "hub":
         folder = hub.downloaded_snapshot(source.location, source.revision)
@@ -231,7 +234,7 @@ def _holds(source: Source) -> str:
 
 
 def _of_storage(checkpoint: Checkpoint | None, raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """What to know of how the weights are stored: a quantization, and why codes are no values."""
+    """Notes on how the weights are stored: the quantization, and why its codes cannot be read as values."""
     stated = models_stored.of(raw)
     said = [] if stated is None else [f"the checkpoint's weights are stored quantized ({stated.name})"]
     if checkpoint is not None and checkpoint.stored.trouble is not None:

@@ -1,13 +1,13 @@
-"""RoPE scaling: what a config says of it, and the largest context that follows.
+"""RoPE scaling: checks a config's parameters and computes the largest context.
 
-Fields and checks are those of transformers 5.23, ``modeling_rope_utils.py``: the older ``rope_scaling`` goes before
-``rope_parameters``, ``type`` is the older name of ``rope_type``, and either may hold an object for each layer type.
-transformers itself limits no context. The limit is vLLM's (``derive_max_model_len_info``):
+Fields and checks are those of transformers 5.23, ``modeling_rope_utils.py``: the older ``rope_scaling`` takes
+precedence over ``rope_parameters``, ``type`` is the older name of ``rope_type``, and both fields may hold one object
+per layer type. transformers itself does not limit the context. The limit is vLLM's (``derive_max_model_len_info``):
 
-- ``yarn``: ``factor`` × ``original_max_position_embeddings``; the latter is ``max_position_embeddings`` if not given.
-- ``linear`` and ``dynamic``, and ``proportional`` with a factor: ``factor`` × ``max_position_embeddings``.
-- ``longrope``, ``llama3`` and ``default``: ``max_position_embeddings``, which counts the scaling already.
-- Gemma 3: ``max_position_embeddings`` whatever the type, because its published configs count the scaling already.
+- ``yarn``: ``factor`` × ``original_max_position_embeddings``, which defaults to ``max_position_embeddings``.
+- ``linear``, ``dynamic``, and ``proportional`` with a factor: ``factor`` × ``max_position_embeddings``.
+- ``longrope``, ``llama3`` and ``default``: ``max_position_embeddings``, which already includes the scaling.
+- Gemma 3: always ``max_position_embeddings``, because its published configs already include the scaling.
 """
 
 from __future__ import annotations
@@ -29,45 +29,51 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
-"""The types that transformers knows, and the fields without which it refuses them."""
-STRETCHED = ("linear", "dynamic", "proportional")  # a factor on top of max_position_embeddings
+"""The types that transformers supports, with their required fields."""
+EXTENDING = ("linear", "dynamic", "proportional")  # the factor multiplies max_position_embeddings
 WITH_ORIGINAL = ("yarn", "longrope", "llama3")
-LARGEST_FACTOR = 100_000  # beyond any scaling ever tried
+LARGEST_FACTOR = 100_000  # far above any published one
 SHARE = "partial_rotary_factor"
 POSITIONS = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
 
 
 def largest_context(config: Config, head_dim: int, types: Collection[str], rotated: float | None = None) -> int:
-    """The largest context, in tokens, of a model with one set of RoPE parameters; ProfileError if they are bad.
+    """The largest context in tokens of a model with one set of RoPE parameters; ProfileError if they are invalid.
 
-    ``types``: of the model's layers. ``rotated``: the part of a head's channels that a family rotates by default;
-    None for one that rotates all of them.
+    ``types`` are the types of the model's layers. ``rotated`` is the share of a head's channels that the family
+    rotates by default; None if it rotates all of them.
     """
     source = "rope_scaling" if config.raw.get("rope_scaling") else "rope_parameters"
     found = dict(config.part(source) or {})
     if not set(found).isdisjoint(types):
-        raise config.error(f"{source} is given for each layer type, but {config.model_type} takes one for all layers")
+        raise config.error(f"{source} is given per layer type, but {config.model_type} takes one for all layers")
     outside = {name: name for name in ("rope_theta", SHARE) if name in config.raw and name not in found}
     found |= {name: config.raw[name] for name in outside}
     if SHARE in outside and found[SHARE] is None:
-        del found[SHARE]  # null takes a family's default away without giving another
+        del found[SHARE]  # null removes the family's default
     elif rotated is not None:
         found.setdefault(SHARE, rotated)
     return _Scaling(config, source, found, head_dim, outside, partial=rotated is not None).largest_context()
 
 
 def check_by_type(
-    config: Config, types: Collection[str], thetas: Mapping[str, str], head_dims: Mapping[str, int]
+    config: Config,
+    types: Collection[str],
+    thetas: Mapping[str, str],
+    head_dims: Mapping[str, int],
+    complete: bool = False,
 ) -> int:
-    """The same for a model with RoPE parameters for each layer type of ``types``: the largest context of all of them.
+    """The largest context of a model with separate RoPE parameters for each layer type of ``types``.
 
-    ``thetas`` names the fields outside that give a type's ``rope_theta``, if any.
+    ``thetas`` names the field outside these parameters that gives a type's ``rope_theta``, if there is one.
+    ``complete``: transformers checks this family's parameters before it fills in defaults, so they must be complete.
+    It also assumes one head size, so it refuses ``longrope`` if there are two.
     """
     given = config.part("rope_parameters")
     older = config.part("rope_scaling")
     if older is not None and given is not None and not given.get("full_attention"):
-        raise config.error("rope_scaling is given, but rope_parameters says nothing of full_attention layers")
+        raise config.error("rope_scaling is given, but rope_parameters has no entry for full_attention layers")
     reach = [config.number(POSITIONS)]
     for kind in sorted(set(types)):
         where = f"rope_parameters.{kind}"
@@ -82,12 +88,15 @@ def check_by_type(
         if found.get(SHARE, 0) is None and SHARE in outside:
             del found[SHARE]
         outside |= {name: f"rope_scaling.{name}" for name in scaled}
-        reach.append(_Scaling(config, where, found, head_dims[kind], outside).largest_context())
+        scaling = _Scaling(config, where, found, head_dims[kind], outside, by_type=True)
+        if complete:
+            scaling.check_complete(one_size=len(set(head_dims.values())) == 1)
+        reach.append(scaling.largest_context())
     return max(reach)
 
 
 class _Scaling:
-    """One set of RoPE parameters, and where in the config it stands; ``outside`` names what stands elsewhere."""
+    """One set of RoPE parameters and its place in the config; ``outside`` names fields that are elsewhere."""
 
     def __init__(
         self,
@@ -97,6 +106,7 @@ class _Scaling:
         head_dim: int,
         outside: Mapping[str, str],
         partial: bool = False,
+        by_type: bool = False,
     ) -> None:
         self.config = config
         self.where = where
@@ -104,10 +114,11 @@ class _Scaling:
         self.head_dim = head_dim
         self.outside = outside
         self.partial = partial
+        self.by_type = by_type
         self.kind = found.get("rope_type", found.get("type", "default"))
 
     def largest_context(self) -> int:
-        """Tokens, at most the largest that ``max_position_embeddings`` may be."""
+        """In tokens. ProfileError if the parameters are invalid or the result is absurd."""
         self.check()
         positions = self.config.number(POSITIONS)
         if self.kind == "yarn":
@@ -115,21 +126,23 @@ class _Scaling:
             factor = self.found["factor"]
             reach = original * (positions / original if factor is None else factor)
         else:
-            reach = positions * (self.found.get("factor", 1) if self.kind in STRETCHED else 1)
+            reach = positions * (self.found.get("factor", 1) if self.kind in EXTENDING else 1)
         low, high = RANGES[POSITIONS]
         if not low <= reach <= high:
-            raise self.error("factor", f"makes a context of {reach:,.0f} tokens, must be from {low} to {high:,}")
+            raise self.error(
+                "factor", f"gives a context of {reach:,.0f} tokens, which must be from {low} to {high:,}"
+            )
         return int(reach)
 
     def check(self) -> None:
-        """ProfileError for parameters with which transformers cannot compute its frequencies."""
+        """ProfileError for parameters that transformers cannot use."""
         if not isinstance(self.kind, str) or self.kind not in REQUIRED:
             raise self.error(
-                "rope_type", f"is {shown(self.kind)}, for which there is no rule; known: {', '.join(REQUIRED)}"
+                "rope_type", f"is {shown(self.kind)}, which is not supported; known: {', '.join(REQUIRED)}"
             )
         missing = [name for name in REQUIRED[self.kind] if name not in self.found]
         if missing:
-            raise self.error(missing[0], f'is missing, which rope_type "{self.kind}" needs')
+            raise self.error(missing[0], f'is missing, but rope_type "{self.kind}" requires it')
         self.expect("rope_theta", _is_number, "a number")
         if self.partial:
             self.expect("mrope_section", _is_section, "a list of three whole numbers")
@@ -148,8 +161,15 @@ class _Scaling:
         if self.kind == "longrope":
             self.check_longrope()
 
+    def check_complete(self, one_size: bool) -> None:
+        """ProfileError for parameters that transformers refuses because it checks them before adding defaults."""
+        if self.kind == "longrope" and not one_size:
+            raise self.error("rope_type", f'is "longrope", which {self.config.model_type} does not support')
+        if self.kind in WITH_ORIGINAL and ORIGINAL not in self.found:
+            raise self.error(ORIGINAL, f'is missing, but rope_type "{self.kind}" requires it')
+
     def check_share(self) -> None:
-        """transformers cannot rotate only a part of the channels in families that rotate all of them."""
+        """Families that rotate all channels cannot rotate only a part of them in transformers."""
         name = SHARE
         self.expect(name, _is_share, "a number above 0, 1 at most")
         if (
@@ -160,7 +180,7 @@ class _Scaling:
             raise self.error(name, f"is {shown(self.found[name])}, but {self.config.model_type} rotates whole heads")
 
     def check_longrope(self) -> None:
-        """One factor for each pair of rotated channels."""
+        """There must be one factor per pair of rotated channels."""
         rotated = int(self.head_dim * self.found.get(SHARE, 1.0))
         pairs = -(-rotated // 2)
         for name in ("short_factor", "long_factor"):
@@ -169,9 +189,9 @@ class _Scaling:
                 raise self.error(name, f"must be a list of {pairs} numbers, half of the {rotated} rotated channels")
 
     def original(self) -> int:
-        """The context before scaling; stated outside the parameters, it goes before the one inside."""
+        """The context before scaling. Without layer types, a value outside the parameters takes precedence."""
         low, high = 2, RANGES[POSITIONS][1]
-        outside = ORIGINAL in self.config.raw
+        outside = ORIGINAL in self.config.raw and not self.by_type
         value = (self.config.raw if outside else self.found).get(ORIGINAL, self.config.number(POSITIONS))
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             wanted = f"is {shown(value)}, must be a whole number from {low} to {high}"
@@ -179,12 +199,12 @@ class _Scaling:
         return value
 
     def expect(self, name: str, good: Callable[[Any], bool], wanted: str, nullable: bool = False) -> None:
-        """ProfileError if ``name`` is there and not ``good``."""
+        """ProfileError if ``name`` is set and not ``good``."""
         if name in self.found and not (nullable and self.found[name] is None) and not good(self.found[name]):
             raise self.error(name, f"is {shown(self.found[name])}, must be {wanted}")
 
     def error(self, name: str, text: str) -> ProfileError:
-        """What is wrong with one parameter."""
+        """The error about one parameter."""
         stated = self.outside.get(name, f"{self.where}.{name}")
         return self.config.error(f"{self.config.named(stated)} {text}")
 

@@ -1,7 +1,7 @@
-"""Safetensors files: their headers, read within bounds, and whether a folder of real weights is whole.
+"""Safetensors files: parses headers within bounds, and checks that a folder's weights are complete.
 
-Format: 8 bytes little-endian header length, a JSON object ``name → {dtype, shape, data_offsets}``, then the data,
-without holes (https://github.com/huggingface/safetensors#format). Checked here, before a worker maps the file.
+Format: an 8-byte little-endian header length, a JSON object ``name → {dtype, shape, data_offsets}``, then the data
+without gaps (https://github.com/huggingface/safetensors#format). All of it is checked before a worker maps the file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from profiler.foreign import Budget, exists, is_file, json_value, open_file, rea
 from profiler.units import printable
 
 MAX_HEADER = 16 * 1024 * 1024  # the largest real headers are a few MiB
-MAX_HEADERS = 4 * MAX_HEADER  # of all files of a model
+MAX_HEADERS = 4 * MAX_HEADER  # for all files of a model
 MAX_SHARDS = 1000
-MOST_INTEGERS = 8  # of a tensor that states a shape
+MOST_INTEGERS = 8  # in a tensor that holds a shape
 HEADER = Budget(nbytes=MAX_HEADER, values=2**21, depth=8)
-INDEXED = Budget(nbytes=2 * MAX_HEADER, values=2**20, depth=8)  # 210,000 tensors of a trillion parameters take 20 MiB
+INDEXED = Budget(nbytes=2 * MAX_HEADER, values=2**20, depth=8)  # an index of 210,000 tensors takes 20 MiB
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -43,10 +43,10 @@ class SafetensorsTensor:
 
     dtype: str
     shape: tuple[int, ...]
-    begin: int  # offsets into the data that follows the header
+    begin: int  # offsets into the data section
     end: int
-    file: Path | None = None  # where it is; None if only its header is known
-    data: int = 0  # where the data begin in the file
+    file: Path | None = None  # None if only the header is known
+    data: int = 0  # offset of the data section in the file
 
     @property
     def nbytes(self) -> int:
@@ -55,9 +55,9 @@ class SafetensorsTensor:
 
 
 def header(path: Path, most: int = MAX_HEADER) -> tuple[dict[str, SafetensorsTensor], int]:
-    """Name → tensor, and the bytes of the header, of which it may have ``most``.
+    """The tensors by name, and the size of the header in bytes, of which ``most`` are allowed.
 
-    ProfileError for anything but a complete file: a truncated one is named as such.
+    ProfileError unless the file is complete; the message says if it is truncated.
     """
     shown = printable(path.name)
     with open_file(path, shown) as file:
@@ -66,9 +66,9 @@ def header(path: Path, most: int = MAX_HEADER) -> tuple[dict[str, SafetensorsTen
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
             if length is None or length + 8 > size:
-                raise ProfileError(f"{shown} is truncated or no safetensors file ({size} bytes)", _AGAIN)
+                raise ProfileError(f"{shown} is truncated or not a safetensors file ({size} bytes)", _AGAIN)
             if length > most:
-                raise ProfileError(f"{shown}: a header of {length} bytes is larger than any real one")
+                raise ProfileError(f"{shown} has a header of {length} bytes, more than any real file")
             content = file.read(length)
         except OSError as error:
             raise ProfileError(f"cannot read {shown}: {why(error)}") from None
@@ -92,9 +92,9 @@ def _entries(content: bytes, shown: str) -> dict[str, SafetensorsTensor]:
 
 
 def _entry(name: str, fields: Any) -> SafetensorsTensor:
-    """One tensor whose size agrees with its type and shape; ValueError otherwise."""
+    """One tensor whose size matches its type and shape; ValueError otherwise."""
     if not isinstance(fields, dict):
-        raise ValueError(f"{name} is no object")
+        raise ValueError(f"{name} is not an object")
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         raise ValueError(f"{name} has an unknown dtype")
@@ -102,7 +102,7 @@ def _entry(name: str, fields: Any) -> SafetensorsTensor:
         raise ValueError(f"{name} has a bad shape or offsets")
     begin, end = offsets
     if (end - begin) * 8 != prod(shape) * BITS[dtype]:
-        raise ValueError(f"{name} takes {end - begin} bytes, which its shape and dtype contradict")
+        raise ValueError(f"{name} has {end - begin} bytes, which contradicts its shape and dtype")
     return SafetensorsTensor(dtype, tuple(shape), begin, end)
 
 
@@ -111,20 +111,20 @@ def _are_counts(value: object) -> TypeGuard[list[int]]:
 
 
 def _check_coverage(tensors: dict[str, SafetensorsTensor], size: int, shown: str) -> None:
-    """ProfileError unless the tensors cover all ``size`` bytes of data without hole or overlap."""
+    """ProfileError unless the tensors cover all ``size`` bytes of data without gaps or overlaps."""
     spans = sorted((tensor.begin, tensor.end) for tensor in tensors.values())
     end = spans[-1][1] if spans else 0
     if end > size:
-        raise ProfileError(f"{shown} is truncated: {size} bytes of data, the header speaks of {end}", _AGAIN)
+        raise ProfileError(f"{shown} is truncated: it has {size} bytes of data, its header says {end}", _AGAIN)
     if (spans and spans[0][0] != 0) or end != size or any(a[1] != b[0] for a, b in pairwise(spans)):
-        raise ProfileError(f"{shown}: its tensors do not cover the file without holes or overlaps")
+        raise ProfileError(f"the tensors of {shown} do not cover the file without gaps or overlaps")
 
 
 def shards(folder: Path) -> list[Path] | None:
-    """The safetensors files that hold a folder's weights, ``None`` if there are none.
+    """The safetensors files with a folder's weights; ``None`` if there are none.
 
-    As transformers looks for them: one whole file, else the index. Others, such as an adapter's, are not the model.
-    ProfileError if the index names a file that is missing or lies outside the folder.
+    Like transformers, this looks for a single file and then for an index. Others, such as an adapter, are ignored.
+    ProfileError if the index names a file that is missing or outside the folder.
     """
     single, index = folder / SINGLE, folder / INDEX
     if is_file(single):
@@ -145,17 +145,17 @@ def _indexed(index: Path) -> list[str]:
 
 def _shard(folder: Path, name: str) -> Path:
     if Path(name).name != name or not name.endswith(".safetensors"):
-        raise ProfileError(f"{INDEX} names {printable(name)}, which is no safetensors file of this folder")
+        raise ProfileError(f"{INDEX} names {printable(name)}, which is not a safetensors file in this folder")
     path = folder / name
     if not is_file(path):
-        raise ProfileError(f"{printable(name)} is missing, {INDEX} names it", _AGAIN)
+        raise ProfileError(f"{printable(name)}, which {INDEX} names, is missing", _AGAIN)
     return path
 
 
 def verify(folder: Path) -> dict[str, SafetensorsTensor]:
-    """All tensors of a folder's weights, every file checked; empty if it has no safetensors.
+    """All tensors of a folder's weights, with every file checked; empty if it has no safetensors.
 
-    A file counts once, by however many names an index calls it: links and hard links are free to make.
+    A file is read once even if the index names it several times, since links are free to make.
     """
     found: dict[str, SafetensorsTensor] = {}
     files: set[tuple[int, int]] = set()
@@ -173,32 +173,32 @@ def verify(folder: Path) -> dict[str, SafetensorsTensor]:
         for name, tensor in tensors.items():
             if name in found:
                 raise ProfileError(
-                    f"{printable(name)} is stored twice, the second time in {printable(path.name)}",
-                    f"Which of them is meant cannot be known. {_AGAIN}",
+                    f"{printable(name)} is stored twice, again in {printable(path.name)}",
+                    f"It is unclear which one to use. {_AGAIN}",
                 )
             found[name] = tensor
     return found
 
 
 def why_missing(folder: Path) -> str:
-    """Why a folder that ``shards`` finds nothing in has no real weights, in words."""
+    """Why ``shards`` finds no weights in a folder."""
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        return f"{printable(others[0], 60)} is not {SINGLE}, and there is no {INDEX} that names it"
+        return f"{printable(others[0], 60)} is not named {SINGLE}, and no {INDEX} names it"
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
-        return f"only {printable(pickles[0], 60)} and the like: pickled weights can run code and are never loaded"
-    return "the folder holds no safetensors"
+        return f"it has only pickled weights ({printable(pickles[0], 60)}), which can run code and are never loaded"
+    return "the folder has no safetensors"
 
 
 def unread(folder: Path) -> list[Path]:
-    """Other safetensors files of a folder with weights: nothing of them is loaded."""
+    """Safetensors files in a folder with weights that are not loaded."""
     read = {path.name for path in shards(folder) or ()}
     return sorted(path for path in folder.glob("*.safetensors") if path.name not in read)
 
 
 def spans(tensors: Mapping[str, SafetensorsTensor]) -> Iterator[profiler_files.FileSpan]:
-    """Where the data of ``verify``'s tensors are."""
+    """The locations of the tensors that ``verify`` returned."""
     for name, tensor in tensors.items():
         if tensor.file is not None:
             label = f"{name} {tensor.dtype} {list(tensor.shape)}"
@@ -206,9 +206,9 @@ def spans(tensors: Mapping[str, SafetensorsTensor]) -> Iterator[profiler_files.F
 
 
 def integers(tensor: SafetensorsTensor) -> tuple[int, ...] | None:
-    """The values of a short tensor of whole numbers, such as a stored shape; ``None`` for any other.
+    """The values of a short integer tensor, such as a stored shape; ``None`` for any other tensor.
 
-    Raises ProfileError where its file cannot be read.
+    Raises ProfileError if the file cannot be read.
     """
     size = {"I32": 4, "I64": 8}.get(tensor.dtype)
     if size is None or tensor.file is None or tensor.nbytes > MOST_INTEGERS * size:
@@ -221,7 +221,7 @@ def integers(tensor: SafetensorsTensor) -> tuple[int, ...] | None:
 
 
 def same_data(one: SafetensorsTensor, other: SafetensorsTensor) -> bool:
-    """Whether two tensors hold the same values in the same number type (``identity`` says how exactly)."""
+    """Whether two tensors hold the same values of the same type, as far as ``files.content_id`` compares them."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     first, second = (profiler_files.content_id(spans({"": tensor})) for tensor in (one, other))

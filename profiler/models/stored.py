@@ -1,10 +1,10 @@
-"""How a checkpoint stores its weights: the scheme its config names, and the bytes of every weight by the headers.
+"""How a checkpoint stores its weights: its quantization scheme, and the bytes of every weight by the headers.
 
-transformers reads ``quantization_config``; MLX writes ``quantization`` (and since 2025 a copy under the other name).
-Method names are those of transformers 5.23, ``quantizers/auto.py``.
+transformers reads ``quantization_config``; MLX writes ``quantization``, and since 2025 also a copy under the other
+name. Method names are those of transformers 5.23, ``quantizers/auto.py``.
 
-A quantized weight is several tensors (codes, scales, zero points). They are counted together under the weight that
-transformers knows, so that predictions read exactly what the file holds.
+A quantized weight consists of several tensors (codes, scales, zero points). They are counted together as the one
+weight that transformers has, so that predictions read exactly the bytes in the file.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ UNNAMED = "unnamed"
 INT_FORMATS = {4: "int4", 8: "int8"}
 
 PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
-# Where the decoder's layers stand in a checkpoint; ``model.`` is transformers' own place for them. A vision or audio
-# tower, or the layers of multi-token prediction, stand elsewhere and are not taken.
+# Prefixes of the decoder's layers in a checkpoint; ``model.`` is transformers' own. Vision and audio towers and
+# multi-token-prediction layers have other prefixes and are not counted.
 DECODER = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
 LAYER = re.compile(r"layers\.(0|[1-9]\d{0,8})\.(.+)", re.DOTALL)  # "03" is another name, which nothing loads
 EXPERT = re.compile(
     r"(?P<place>(?:.*\.)?experts)\.\d+\.(?P<part>gate_proj|up_proj|down_proj|gate_up_proj)\.(?P<rest>.+)"
 )
-# What bitsandbytes writes to a file beside a weight and holds no memory for once it is loaded; the offset of nested
-# scales is in the first, and takes a tensor of its own then.
+# Tensors that bitsandbytes stores with a weight but does not keep in memory after loading. The offset of nested
+# scales is in the first of them and becomes a separate tensor.
 SERIALIZED = re.compile(r"\.quant_state\.bitsandbytes__|\.weight_format$")
 NESTED_OFFSET_BYTES = 4
-# Tensors of one quantized weight, by what follows the module's name: those that must be there, and those that may.
-# Others would be left unused by transformers, and the codes be taken for values. Quantizations with a file in
-# ``profiler/quants`` say it there.
+# Tensors of one quantized weight, by the part of the name after the module: required ones and optional ones.
+# transformers would ignore any others and take the codes for values. Quantizations with a file in ``profiler/quants``
+# state theirs there.
 PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "awq": (frozenset({"qweight", "scales"}), frozenset({"qzeros"})),
     "gptq": (frozenset({"qweight", "scales"}), frozenset({"qzeros", "g_idx"})),
@@ -58,25 +58,25 @@ PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scheme:
-    """One quantization scheme, as the config states it."""
+    """One quantization scheme, as stated in a config."""
 
-    method: str  # awq, gptq, fp8 …, ``mlx``, or whatever word stands there; printable
-    name: str  # the quantization as people type it after -q
-    rate: str | None  # the format of ``predict`` that its weights are read like; None: by bytes per element
+    method: str  # awq, gptq, fp8 …, ``mlx``, or an unknown method's printable name
+    name: str  # the quantization's name for -q
+    rate: str | None  # the storage type whose speed applies; None: chosen by bytes per element
     config: Mapping[str, Any]
 
     @property
     def bits(self) -> int | None:
-        """Bits of a weight where the config states one number."""
+        """Bits per weight, if the config states one number."""
         return _whole(self.config.get("bits"))
 
     def number(self, name: str) -> int | None:
-        """A positive whole number of the scheme; ``None`` if it is absent, -1 or nonsense."""
+        """A positive integer of the scheme; ``None`` if it is absent, -1 or invalid."""
         return _whole(self.config.get(name))
 
 
 def of(raw: Mapping[str, Any]) -> Scheme | None:
-    """The scheme that a raw config states, for the whole model or for its text part; ``None`` if it states none."""
+    """The scheme in a raw config, for the whole model or its text part; ``None`` if there is none."""
     inner = raw.get("text_config")
     for part in (raw, inner if isinstance(inner, dict) else {}):
         for key in KEYS:
@@ -104,7 +104,7 @@ def _of_ours(stated: Mapping[str, Any]) -> str | None:
 
 
 def _method(stated: Mapping[str, Any]) -> str:
-    """As transformers decides it: the flags of bitsandbytes go before ``quant_method``."""
+    """The method that transformers would choose: bitsandbytes' flags take precedence over ``quant_method``."""
     if stated.get("load_in_4bit") or stated.get("load_in_8bit"):
         return BITSANDBYTES
     method = stated.get("quant_method")
@@ -116,7 +116,7 @@ def _method(stated: Mapping[str, Any]) -> str:
 
 
 def _named(method: str, stated: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The quantization's name, and the format whose speed it has."""
+    """The quantization's name, and the storage type whose speed applies."""
     bits = _whole(stated.get("bits"))
     if method == BITSANDBYTES:
         return "fp4-dq", "fp4"  # the one of its quantizations that nothing here makes
@@ -136,39 +136,39 @@ def _whole(value: object) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """One weight of the decoder, with the bytes that it takes once it is loaded as it is stored."""
+    """One weight of the decoder, and the bytes that it takes when loaded as it is stored."""
 
     weight: Weight
     layer: int | None  # None: outside the layers
-    scheme: str  # a dtype (bf16), a format of ``predict`` (int4, nf4), or a type of GGUF (q4_k)
+    scheme: str  # a dtype (bf16), a storage type of the cost model (int4, nf4), or a GGUF type (q4_k)
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """How a checkpoint is stored. Compared by identity, so that it can be part of a key."""
+    """How a checkpoint is stored. Instances compare by identity, so that they can be part of a cache key."""
 
-    quant: str  # its own quantization: bf16, awq, q4_k_m …
-    dtype: str | None  # of most of what is not quantized: fp32, bf16, fp16; None: not known, or GGUF
-    packed: bool  # whether it is more than a dtype
+    quant: str  # its quantization: bf16, awq, q4_k_m …
+    dtype: str | None  # of most unquantized weights: fp32, bf16, fp16; None: unknown, or GGUF
+    packed: bool  # whether it is quantized
     weights: tuple[StoredWeight, ...]
-    nbytes: int  # of all tensors that the decoder takes, as the file holds them
+    nbytes: int  # size in the file of all tensors that the decoder uses
     scheme: Scheme | None = None
     gguf: bool = False
-    from_headers: bool = True  # False: derived from what the config says of its scheme
+    from_headers: bool = True  # False: derived from the scheme in the config
     missing: int = 0  # weights of the decoder that the file does not hold
-    trouble: str | None = None  # why its numbers must not be taken for values, in words
-    uneven: str | None = None  # why transformers would unpack it with the wrong scales, in words
+    trouble: str | None = None  # why transformers would misread its weights
+    uneven: str | None = None  # why transformers would apply the wrong scales
 
     @property
     def exact(self) -> bool:
-        """Whether the bytes are those of the headers, for every weight of the model."""
+        """Whether the bytes come from the headers for every weight of the model."""
         return self.from_headers and not self.missing
 
 
 @dataclass(slots=True)
 class _Group:
-    """The tensors of one weight, by what follows the name of its module."""
+    """The tensors of one weight, by the part of the name after the module."""
 
     weight: Weight
     layer: int | None
@@ -180,9 +180,9 @@ class _Group:
 
 
 def from_safetensors(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor], scheme: Scheme | None) -> Stored:
-    """What the tensors of a folder's safetensors files are to the decoder of ``geometry``.
+    """Assign the tensors of a folder's safetensors files to the weights of ``geometry``.
 
-    Codes and scales without a ``scheme`` are not looked for: ``account`` refuses such files.
+    Without a ``scheme``, codes and scales are not expected: ``account`` refuses such files.
     """
     groups = _grouped(geometry, tensors, packed=scheme is not None)
     weights, packed = [], []
@@ -215,7 +215,7 @@ def _expected(geometry: Geometry) -> int:
 
 
 def _grouped(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor], packed: bool) -> list[_Group]:
-    """The decoder's tensors by the weight they belong to. ``packed``: a weight may consist of several."""
+    """The decoder's tensors grouped by weight. ``packed``: a weight may consist of several tensors."""
     outside = _Names(geometry.outside)
     kinds = {layer: _Names(layer.weights) for layer, _ in geometry.groups}
     layers = [kinds[layer] for layer in geometry.layers]
@@ -232,7 +232,7 @@ def _grouped(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor], packe
 
 
 def _place(name: str, outside: _Names, layers: list[_Names]) -> tuple[int | None, _Names | None, str]:
-    """The layer of a tensor, the names that are known there, and its own name there."""
+    """The layer of a tensor, the names known in that layer, and the tensor's name within it."""
     if name.startswith(("lm_head.", "language_model.lm_head.", "model.lm_head.")):
         return None, outside, name[name.index("lm_head.") :]
     prefix = next(prefix for prefix in DECODER if name.startswith(prefix))
@@ -245,7 +245,7 @@ def _place(name: str, outside: _Names, layers: list[_Names]) -> tuple[int | None
 
 
 class _Names:
-    """The weights of a layer, or of what is outside the layers, by the names that their tensors may have."""
+    """The weights of a layer, or those outside the layers, by the possible names of their tensors."""
 
     def __init__(self, weights: Iterable[Weight]) -> None:
         self.exact = {weight.name: weight for weight in weights}
@@ -254,7 +254,9 @@ class _Names:
         }
 
     def find(self, name: str, packed: bool) -> tuple[Weight, str] | None:
-        """The weight that a tensor is of, and what follows the module's name; ``packed``: or one part of it."""
+        """The weight of a tensor, and the part of its name after the module. ``packed``: it may be one part of
+        several.
+        """
         if name in self.exact:
             return self.exact[name], "weight"
         match = EXPERT.fullmatch(name)
@@ -265,22 +267,22 @@ class _Names:
         module, _, last = name.rpartition(".")
         if not packed:
             return None
-        if last == "bias":  # of a layer that has none here
+        if last == "bias":  # of a module without a bias in the model
             return None
         while module:
             if module in self.modules:
                 return self.modules[module], name[len(module) + 1 :]
             module, _, _ = module.rpartition(".")
-        for module, weight in self.modules.items():  # a fused tensor of experts has no module of its own
+        for module, weight in self.modules.items():  # fused experts are a parameter, not a module
             if weight.role == "experts" and name.startswith(f"{module}_"):
                 return weight, name[len(module) :]
         return None
 
 
 def _plain_dtype(group: _Group) -> str | None:
-    """The dtype of a weight that is stored as values; ``None`` for codes with whatever belongs to them.
+    """The dtype of a weight that is stored as values; ``None`` if it is stored as codes.
 
-    Experts that are stored one by one may differ in it: the dtype of most bytes stands for all of them.
+    Experts stored one by one may have different dtypes; the one with most bytes counts.
     """
     sizes: Counter[str] = Counter()
     for _, tensor in group.tensors:
@@ -295,14 +297,14 @@ def _runtime_bytes(name: str, tensor: SafetensorsTensor) -> int:
 
 
 def _rate(weight: Weight, nbytes: int, scheme: Scheme | None) -> str:
-    """The format that a packed weight is read like."""
+    """The storage type whose speed applies to a packed weight."""
     if scheme is not None and scheme.rate is not None:
         return scheme.rate
     return "int4" if nbytes < 0.8 * weight.parameters else "fp8"
 
 
 def _trouble(packed: list[_Group], scheme: Scheme) -> str | None:
-    """Why transformers would misread the checkpoint: tensors that contradict its ``scheme``, or scales it ignores."""
+    """Why transformers would misread the checkpoint: tensors that contradict the ``scheme``, or that it ignores."""
     if not packed:
         return f"config.json says {scheme.method}, but no tensor of the decoder is quantized"
     kind = scheme.method
@@ -336,9 +338,9 @@ def _parts_of_ours(scheme: Scheme) -> tuple[frozenset[str], frozenset[str]] | No
 
 
 def _against_bitsandbytes(packed: list[_Group], scheme: Scheme) -> str | None:
-    """Where the config of a bitsandbytes checkpoint and its tensors say different things.
+    """A contradiction between the config of a bitsandbytes checkpoint and its tensors.
 
-    transformers believes the config on how to load, and the file on which levels the codes stand for.
+    transformers takes the loading method from the config, but the meaning of the codes from the file.
     """
     if scheme.config.get("load_in_4bit") and scheme.config.get("load_in_8bit"):
         return "config.json has both load_in_4bit and load_in_8bit"
@@ -347,7 +349,7 @@ def _against_bitsandbytes(packed: list[_Group], scheme: Scheme) -> str | None:
         if held - {scheme.name}:
             fields = "bnb_4bit_quant_type, bnb_4bit_use_double_quant"
             names = " and ".join(sorted(map(str, held)))
-            return f"config.json says {scheme.name} ({fields}), and the file holds {names}"
+            return f"config.json says {scheme.name} ({fields}), but the file holds {names}"
     skipped = scheme.config.get("llm_int8_skip_modules")
     words = [word for word in skipped if isinstance(word, str) and word] if isinstance(skipped, list) else []
     for group in packed:
@@ -355,14 +357,14 @@ def _against_bitsandbytes(packed: list[_Group], scheme: Scheme) -> str | None:
         for word in words:
             if module and (module.startswith(word) or module.endswith(word)):  # as transformers compares them
                 return (
-                    f"config.json says that {printable(word, 60)} is not quantized (llm_int8_skip_modules), and "
+                    f"config.json says that {printable(word, 60)} is not quantized (llm_int8_skip_modules), but "
                     f"{printable(module, 80)} is"
                 )
     return None
 
 
 def _four_bit_name(group: _Group) -> str | None:
-    """``nf4``, ``fp4-dq``: what the tensors beside a weight say of its codes; ``None`` where they do not."""
+    """``nf4``, ``fp4-dq``: the quantization that the tensors of a weight state; ``None`` if they do not."""
     state = next((part for part in group.parts if "quant_state.bitsandbytes__" in part), None)
     if state is None:
         return None
@@ -370,14 +372,14 @@ def _four_bit_name(group: _Group) -> str | None:
 
 
 def _blocks(packed: list[_Group], scheme: Scheme) -> Iterator[tuple[str, list[tuple[int, int, int]]]]:
-    """Each fp8 tensor with a grid of scales, and for its rows and columns: size, scales, length of a block."""
+    """Each fp8 tensor with a grid of scales; for its rows and its columns: size, number of scales, block length."""
     block = scheme.config.get("weight_block_size", [128, 128])
     if (
         not isinstance(block, list)
         or len(block) != 2
         or not all(type(length) is int and length > 0 for length in block)
     ):
-        return  # one scale a weight
+        return  # one scale per weight
     for group in packed:
         codes, scales = group.parts.get("weight", []), group.parts.get("weight_scale_inv", [])
         if len(codes) == len(scales):
@@ -387,26 +389,26 @@ def _blocks(packed: list[_Group], scheme: Scheme) -> Iterator[tuple[str, list[tu
 
 
 def _against_blocks(packed: list[_Group], scheme: Scheme) -> str | None:
-    """Where the file has more or fewer scales than blocks of the size that its config states."""
-    for name, sides in _blocks(packed, scheme):
-        grid, needed = [scales for _, scales, _ in sides], [-(-size // length) for size, _, length in sides]
+    """A mismatch between the number of scales and the block size in the config."""
+    for name, axes in _blocks(packed, scheme):
+        grid, needed = [scales for _, scales, _ in axes], [-(-size // length) for size, _, length in axes]
         if grid != needed and any(scales > 1 for scales in grid):
-            stated = _times(length for _, _, length in sides)
+            stated = _times(length for _, _, length in axes)
             return (
-                f"{printable(name, 80)} has {_times(grid)} scales, and its config's weight_block_size of {stated} "
+                f"{printable(name, 80)} has {_times(grid)} scales, but its config's weight_block_size of {stated} "
                 f"needs {_times(needed)}"
             )
     return None
 
 
 def _against_shapes(packed: list[_Group]) -> str | None:
-    """Where the shape that a packed weight states is not the model's: codes would be unpacked to the wrong places."""
+    """A packed weight that states another shape than the model's: its codes would be unpacked to wrong positions."""
     for group in packed:
         for name, tensor in group.parts.get("weight_shape", []) if group.weight.role != "experts" else []:
             stated = integers(tensor)
             if stated is not None and stated != group.weight.shape:
                 shape = _times(group.weight.shape)
-                return f"{printable(name, 80)} says {_times(stated)}, and the model's weight is {shape}"
+                return f"{printable(name, 80)} says {_times(stated)}, but the model's weight is {shape}"
     return None
 
 
@@ -415,10 +417,12 @@ def _times(sizes: Iterable[int]) -> str:
 
 
 def _uneven(packed: list[_Group], scheme: Scheme | None) -> str | None:
-    """transformers 5.23 (``Fp8Dequantize``) takes a block as rows ÷ rows of scales: wrong where the last is short."""
+    """Whether ``Fp8Dequantize`` of transformers 5.23 would be wrong: it assumes blocks of equal length, also the
+    last.
+    """
     if scheme is None or scheme.method != "fp8":
         return None
-    for name, sides in _blocks(packed, scheme):
-        if any(scales > 1 and size != scales * length for size, scales, length in sides):
-            return f"{printable(name, 80)} does not divide into blocks of {_times(length for _, _, length in sides)}"
+    for name, axes in _blocks(packed, scheme):
+        if any(scales > 1 and size != scales * length for size, scales, length in axes):
+            return f"{printable(name, 80)} does not divide into blocks of {_times(length for _, _, length in axes)}"
     return None

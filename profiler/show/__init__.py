@@ -1,1 +1,1 @@
-"""How results are shown: tables, pages and files. ``writers/NAME.py`` is the output format ``NAME``."""
+"""Output: tables, pages and files. ``writers/NAME.py`` is the output format ``NAME``."""

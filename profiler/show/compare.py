@@ -1,8 +1,8 @@
-"""The page of `profile compare`: a line for each figure of each case, then what is missing and what it means.
+"""The output of ``profile compare``: a line per figure of each case, then missing cases and a summary.
 
-``benchstat`` gives the same comparison in the layout of Go's benchstat (golang.org/x/perf/cmd/benchstat).
-Unlike there, p is that of Welch's t on logarithms (``results/comparison.py``), not of the Mann-Whitney test: three
-repetitions a side, which is what a sweep does, can give the latter no p below 0.1.
+``benchstat`` shows the same comparison in the layout of Go's benchstat (golang.org/x/perf/cmd/benchstat). Unlike
+there, p is that of Welch's t test on logarithms (``results/comparison.py``) and not of the Mann-Whitney test, which
+cannot give a p below 0.1 for three repetitions in each run, the usual number in a sweep.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from profiler.show.columns import figure, plain
 from profiler.units import UNKNOWN, bytes_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
-ALL_LISTED = 200  # cases up to which a page for people lists all; of more, those that differ
-MANY = 20  # cases of which one differs by chance
-CASES_NAMED = 12  # missing cases that a page for people lists before "and n more"
+ALL_LISTED = 200  # with more cases, a table lists only those that differ
+MANY = 20  # cases of which one is expected to differ by chance
+CASES_NAMED = 12  # missing cases that a table lists before "and n more"
 WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
-    "B ÷ A: of the medians; interval: 95 %, by Welch's t on the logarithms of both sides' repetitions, wider by how",
-    "much processes differ. faster, slower: it excludes 1. Two hours may differ by more than these two runs show:",
-    "profile gate tells a regression.",
+    "B ÷ A: ratio of the medians. interval: 95 %, by Welch's t on the logarithms of the repetitions, widened by the",
+    "variation between processes. faster, slower: the interval excludes 1. Runs at different times can differ by",
+    "more than this: to detect a regression, use profile gate.",
 )
-NARROW = "Of {rows:,} of {all:,} rates it is not known how much processes differ: their part of it is too narrow."
+NARROW = "The variation between processes is unknown for {rows:,} of {all:,} rates, whose intervals are too narrow."
 
 NAME_LENGTH = 60
 ALPHA = 0.05  # benchstat's own default
 
 
 def render(found: Comparison, names: tuple[str, str], output: str) -> str:
-    """In a format of ``FORMATS``, newline included. ``names`` are A and B as typed."""
+    """The comparison in a format of ``FORMATS``, including the newline. ``names`` are A and B as typed."""
     if output == "benchstat":
         return benchstat(found, names)
     if output not in ("table", "md"):
@@ -45,19 +45,19 @@ def render(found: Comparison, names: tuple[str, str], output: str) -> str:
         return show_output.render(content, dict, output)
     lines = [f"A {plain(names[0])}", f"B {plain(names[1])}"]
     if found.differences:
-        lines += ["measured on what is not the same, which the ratios show as well:"]
+        lines += ["A and B were measured under different conditions, which also affect the ratios:"]
         lines += [f"  {plain(difference)}" for difference in found.differences]
     pairs = found.pairs if len(found.pairs) <= ALL_LISTED else [pair for pair in found.pairs if _differs(pair)]
     table = [cells for pair in pairs for cells in _lines(pair)]
     if table:
         lines += ["", *(_markdown(table) if output == "md" else _aligned(table))]
     if len(pairs) < len(found.pairs):
-        lines += ["", f"{len(found.pairs) - len(pairs):,} cases that do not differ are left out; -o csv has them"]
+        lines += ["", f"{len(found.pairs) - len(pairs):,} cases without a difference are omitted; -o csv has them"]
     return "\n".join([*lines, *_missing(found), *_summary(found)]) + "\n"
 
 
 def rows(found: Comparison) -> Iterator[dict[str, Any]]:
-    """A row for each figure of each pair, and one for each case that one side lacks or that did not end well."""
+    """A row for each figure of each pair, and one for each case that is missing or failed in A or B."""
     for pair in found.pairs:
         yield from (_row(pair, name, ratio) for name, ratio in _figures(pair))
     for a, b in found.failed:
@@ -69,7 +69,7 @@ def rows(found: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _figures(pair: ComparedCase) -> Iterator[tuple[str, Ratio]]:
-    """Name and ratio of each figure that both sides have."""
+    """Name and ratio of each figure that both rows have."""
     yield from ((f"{phase}_tps", ratio) for phase, ratio in pair.rates.items())
     if pair.peak is not None:
         yield "peak_bytes", pair.peak
@@ -99,16 +99,16 @@ def _case(row: Measurement) -> dict[str, Any]:
 
 
 def _clean(row: dict[str, Any], output: str) -> dict[str, Any]:
-    """Without secrets; the cells of a CSV file are also guarded where that is written."""
+    """The row with secrets redacted; ``output.render`` guards the cells of a CSV file."""
     safe = plain if output == "csv" else redacted
     return {name: safe(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
-redacted = lru_cache(redact)  # a run has few names and many rows
+redacted = lru_cache(redact)  # a run has few names for many rows
 
 HEADER = ("model", "quant", "context", "batch", "figure", "A", "B", "B ÷ A", "interval", "")
 
-LEFT = {0, 1, 4, 9}  # columns of words
+LEFT = {0, 1, 4, 9}  # text columns, left-aligned
 
 
 def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
@@ -136,7 +136,7 @@ def interval_text(ratio: Ratio) -> str:
 
 
 def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """By hand: tabulate takes longer for ten thousand cases than all the rest."""
+    """Aligned lines. For ten thousand cases, tabulate would take longer than everything else."""
     widths = [max(map(len, column)) for column in zip(HEADER, *table, strict=True)]
     return [
         "  ".join(
@@ -168,7 +168,7 @@ def _missing(found: Comparison) -> list[str]:
 
 
 def _summary(found: Comparison) -> list[str]:
-    """The geometric mean of each rate's ratio; how many differ, and how many would by chance."""
+    """The geometric mean of each rate's ratio, how many cases differ, and how many would differ by chance."""
     lines = [""]
     for phase in PHASES:
         ratios = [ratio for pair in found.pairs if (ratio := pair.rates.get(phase)) is not None]
@@ -180,7 +180,7 @@ def _summary(found: Comparison) -> list[str]:
         if len(tested) > 1:
             words += f", {sum(tested):,} differ"
         if len(tested) >= MANY:
-            words += f"; if none did, about {len(tested) * (1 - CONFIDENCE):,.0f} would seem to"
+            words += f"; by chance alone, about {len(tested) * (1 - CONFIDENCE):,.0f} would"
         lines.append(words)
     if len(lines) == 1:
         return []
@@ -194,7 +194,7 @@ def _summary(found: Comparison) -> list[str]:
 
 
 def benchstat(found: Comparison, names: tuple[str, str]) -> str:
-    """A table for each phase that both sides have measured; empty when there is none."""
+    """A table for each phase that A and B have; empty if there is none."""
     tables = [_table(found.pairs, phase, names) for phase in PHASES]
     return "\n".join("\n".join(lines) + "\n" for lines in tables if lines)
 
@@ -203,17 +203,20 @@ def _table(pairs: Sequence[ComparedCase], phase: Phase, names: tuple[str, str]) 
     rated = [(pair, ratio) for pair in pairs if (ratio := pair.rates.get(phase)) is not None]
     if not rated:
         return []
-    cells = [(_name(pair), _side(pair.a, phase), _side(pair.b, phase), _change(ratio)) for pair, ratio in rated]
+    cells = [
+        (_name(pair), _rate_with_spread(pair.a, phase), _rate_with_spread(pair.b, phase), _change(ratio))
+        for pair, ratio in rated
+    ]
     if len(rated) > 1:
         cells.append(("geomean", *_geomean([ratio for _, ratio in rated])))
     unit = f"{phase} tok/s"
-    sides = [plain(name, NAME_LENGTH) for name in names]
+    titles = [plain(name, NAME_LENGTH) for name in names]
     first = max(len(row[0]) for row in cells)
-    left = max(len(unit), len(sides[0]), *(len(row[1]) for row in cells))
+    left = max(len(unit), len(titles[0]), *(len(row[1]) for row in cells))
     right = max(len(unit), *(len(row[2]) for row in cells))
-    last = max(len("vs base"), *(len(row[3]) for row in cells), len(sides[1]) - right - 2)
+    last = max(len("vs base"), *(len(row[3]) for row in cells), len(titles[1]) - right - 2)
     heading = [
-        f"{'':{first}} │ {sides[0]:^{left}} │ {sides[1]:^{right + last + 2}} │",
+        f"{'':{first}} │ {titles[0]:^{left}} │ {titles[1]:^{right + last + 2}} │",
         f"{'':{first}} │ {unit:^{left}} │ {unit:^{right}}  {'vs base':^{last}} │",
     ]
     return heading + [f"{a:{first}}   {b:>{left}}   {c:>{right}}  {d:>{last}}" for a, b, c, d in cells]
@@ -224,10 +227,10 @@ def _name(pair: ComparedCase) -> str:
     return plain(f"{case.model}/{case.quant}/c={case.context}/b={case.batch}".replace(" ", "_"), NAME_LENGTH)
 
 
-def _side(row: Measurement, phase: Phase) -> str:
-    """``1.702 ± 30%``; ± ∞ where one repetition has no interval."""
+def _rate_with_spread(row: Measurement, phase: Phase) -> str:
+    """``1.702 ± 30%``; ± ∞ for a single repetition, which has no interval."""
     summary = stats.rate(row, phase)
-    assert summary is not None  # both sides have this phase
+    assert summary is not None  # A and B have this phase
     spread = "∞" if summary.relative_half is None else f"{100 * summary.relative_half:.0f}%"
     return f"{_plain(summary.median)} ± {spread}"
 
@@ -241,7 +244,7 @@ def _change(ratio: Ratio) -> str:
 
 
 def _geomean(ratios: Sequence[Ratio]) -> tuple[str, str, str]:
-    a, b = (math.exp(math.fsum(map(math.log, sides)) / len(ratios)) for sides in _medians(ratios))
+    a, b = (math.exp(math.fsum(map(math.log, medians)) / len(ratios)) for medians in _medians(ratios))
     return _plain(a), _plain(b), f"{100 * (b / a - 1):+.2f}%"
 
 

@@ -1,4 +1,4 @@
-"""The page of `profile explain`: a table for each phase, the gap in words, and the memory from load to decode."""
+"""The output of ``profile explain``: a table per phase with its bottleneck, and the memory from loading to decode."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NOTHING = Memory()
 
 
 def render(model: str, prediction: Prediction, found: Explanation, stored: Sequence[Measurement], output: str) -> str:
-    """In a format of ``listing.FORMATS``: for people a page, else a row for each part of a phase and of memory.
+    """The explanation in a format of ``output.FORMATS``: a page, or a row for each part of a phase and of memory.
 
-    ``stored``: what was measured of the case, the newest first. Only the path that was predicted stands beside it.
+    ``stored``: the measurements of the case, the newest first. Only the one with the predicted path is compared.
     """
     predicted = prediction.setting.path
     measured = next((row for row in stored if row.case.path == predicted), None)
@@ -45,12 +45,12 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
         ]
     lines += memory_lines(found, measured, output)
     if others := _others(stored, predicted):
-        lines += ["", "other decode paths, as measured:", *others]
+        lines += ["", "measurements with other decode paths:", *others]
     return "\n".join(lines) + "\n"
 
 
 def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any]]:
-    """Parts of time, then of memory, as plain JSON; unknown is null."""
+    """The parts of time and then of memory as plain JSON; unknown is null."""
     table = [
         {
             "phase": phase.name,
@@ -72,7 +72,7 @@ def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any
 
 
 def measured_s(measured: Measurement | None, phase: str) -> float | None:
-    """Seconds of a whole prefill, or of one decode step, as measured."""
+    """Measured seconds of a whole prefill, or of one decode step."""
     name: Phase = "prefill" if phase == "prefill" else "decode"
     rate = stats.rate(measured, name) if measured else None
     if rate is None or measured is None:
@@ -82,7 +82,7 @@ def measured_s(measured: Measurement | None, phase: str) -> float | None:
 
 
 def _others(stored: Sequence[Measurement], predicted: str) -> list[str]:
-    """A line for each path but the predicted one: what it is, and how long its step took."""
+    """A line for each measured path except the predicted one: what it is, and how long its step took."""
     shipped = [row for row in stored if row.case.path == EAGER]
     lines = []
     for row in stored:
@@ -91,7 +91,7 @@ def _others(stored: Sequence[Measurement], predicted: str) -> list[str]:
             continue
         about = columns.path_lines([*shipped, row]) if row.case.path != EAGER else []
         line = about[0] if about else f"{printable(row.case.label)} {row.case.path}"
-        lines.append(f"  {line}; {seconds_text(seconds)} a step")
+        lines.append(f"  {line}; {seconds_text(seconds)} per step")
     return lines
 
 
@@ -112,7 +112,7 @@ def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | 
     word = "as predicted" if 0.9 <= gap <= 1.1 else f"{significant(gap, 2)} × the prediction"
     parts.append(f"measured {seconds_text(seconds)}, {word}")
     if seconds < phase.ceiling_s:
-        found = "which profile calibrate measures" if guessed else "a bug of ours, please report it"
+        found = "profile calibrate can measure it" if guessed else "this is a bug in profile, please report it"
         parts.append(f"faster than the ceiling: {found}")
     return [" · ".join(parts)]
 
@@ -136,7 +136,7 @@ def _table(phase: PhaseParts, output: str) -> str:
 
 
 def memory_rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any]]:
-    """Part, predicted and measured bytes; unknown is null."""
+    """Predicted and measured bytes of each part; unknown is null."""
     terms, memory = found.terms, measured.memory if measured else NOTHING
     retained = memory.retained_bytes or 0
     prefill = memory.prefill_activation_bytes
@@ -159,7 +159,7 @@ def memory_rows(found: Explanation, measured: Measurement | None) -> list[dict[s
 
 
 def memory_lines(found: Explanation, measured: Measurement | None, output: str) -> list[str]:
-    """From loading to decode, what sets each, what was measured of it, and what to change."""
+    """Memory from loading to decode, its causes, the measurement, and what would reduce it."""
     terms = found.terms
     loaded, cache = terms.loaded.value, terms.cache.value
     text = [
@@ -173,18 +173,18 @@ def memory_lines(found: Explanation, measured: Measurement | None, output: str) 
         f" ({bytes_text(terms.peak.low)} – {bytes_text(terms.peak.high)})",
     ]
     if terms.host.value:
-        text.append(f"  and {bytes_text(terms.host.value)} in the host's memory")
+        text.append(f"  and {bytes_text(terms.host.value)} in host memory")
     if measured is not None and measured.memory.phases_process_bytes is not None:
         text += ["", *_beside(found, measured, output)]
     if found.changes:
         best, *others = found.changes[:SHOWN_CHANGES]
-        text.append(f"what frees most: {best.words}, {bytes_text(best.freed_bytes)}")
-        text += [f"  then {change.words}, {bytes_text(change.freed_bytes)}" for change in others]
+        text.append(f"to free the most: {best.words}, {bytes_text(best.freed_bytes)}")
+        text += [f"  or {change.words}, {bytes_text(change.freed_bytes)}" for change in others]
     return text
 
 
 def _beside(found: Explanation, measured: Measurement, output: str) -> list[str]:
-    """A table of the parts that are or were to be had, and what the sliding layers keep without need."""
+    """A table of the parts that are predicted or measured, and the memory that sliding layers keep needlessly."""
     known = [row for row in memory_rows(found, measured) if row["bytes"] or row["measured_bytes"]]
     cells = [
         {
@@ -195,5 +195,5 @@ def _beside(found: Explanation, measured: Measurement, output: str) -> list[str]
         for row in known
     ]
     retained = measured.memory.retained_bytes
-    kept = f"prefill buffers hold {bytes_text(retained)} behind views of sliding layers until the first decode step"
+    kept = f"views of sliding layers keep {bytes_text(retained)} of prefill buffers until the first decode step"
     return [show_output.render(cells, dict, output), *([kept] if retained else [])]

@@ -1,4 +1,4 @@
-"""Predictions as rows: plain JSON, a page for people, and the map of model × quantization against context."""
+"""The output of ``profile fit``: rows as JSON, a table with notes, and a map of model × quantization and context."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from profiler.run.fit import FitPrediction
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
-SHOWN_VERIFY = 4  # commands under the table
+SHOWN_VERIFY = 4  # commands below the table
 KINDS = {
     "bandwidth": "reading weights and cache",
     "compute": "arithmetic",
-    "launches": "starting kernels, one after the other",
+    "launches": "launching kernels",
     "experts": "reading experts",
     "memory": "it does not fit",
-    "host memory": "reading weights from the host's memory",
+    "host memory": "reading weights from host memory",
 }
 
 LETTERS = {
@@ -32,26 +32,26 @@ LETTERS = {
 
 
 def render(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
-    """``found`` in a format of ``listing.FORMATS``."""
+    """The predictions in a format of ``output.FORMATS``."""
     if output not in ("table", "md"):
-        return show_output.render([row(answer, goal) for answer in found], _cells, output)
+        return show_output.render([row(each, goal) for each in found], _cells, output)
     if not found:
         return f"nothing meets {significant(goal.tps)} tok/s\n" if goal else "nothing to show\n"
     parts = []
-    for title in dict.fromkeys(place(answer.prediction) for answer in found):
-        here = [answer for answer in found if place(answer.prediction) == title]
-        table = show_output.render([row(answer, goal) for answer in here], _cells, output)
+    for title in dict.fromkeys(place(each.prediction) for each in found):
+        here = [each for each in found if place(each.prediction) == title]
+        table = show_output.render([row(each, goal) for each in here], _cells, output)
         parts += [f"{title}\n\n", table, "\n"]
     return "".join([*parts, *(f"{line}\n" for line in notes(found))])
 
 
-def row(answer: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
+def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
     """One prediction as plain JSON. Bytes, seconds, tokens per second, joules; unknown is null."""
-    prediction = answer.prediction
+    prediction = each.prediction
     setting, terms, machine = prediction.setting, prediction.terms, prediction.machine
     content = {
-        "model": answer.model,
-        "parameters": answer.parameters,
+        "model": each.model,
+        "parameters": each.parameters,
         "engine": prediction.engine.name,
         "engine_version": prediction.engine.version,
         "device": machine.target.title,
@@ -60,7 +60,7 @@ def row(answer: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "context": setting.context,
         "batch": setting.batch,
         "kv": setting.kv or prediction.engine.default_kv,
-        "stored": _stored(answer),
+        "stored": _stored(each),
         "verdict": prediction.verdict.word,
         "reason": prediction.verdict.reason,
         "usable_bytes": prediction.verdict.usable_bytes,
@@ -74,31 +74,31 @@ def row(answer: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "host_bytes": interval(terms.host),
         "peak_phase": terms.peak_phase,
         "peak_reason": terms.reason,
-        "largest_context": answer.largest_context,
-        "largest_batch": answer.largest_batch,
+        "largest_context": each.largest_context,
+        "largest_batch": each.largest_batch,
         "prefill": _phase(prediction.prefill),
         "decode": _phase(prediction.decode),
         "ttft_s": interval(prediction.ttft_s),
         "token_j": interval(prediction.token_j),
         "binds": prediction.binds,
         "basis": prediction.basis,
-        "cautions": list(answer.cautions),
-        "verify": str(answer.verify),
-        "verify_blanks": dict(answer.verify.blanks),
+        "cautions": list(each.cautions),
+        "verify": str(each.verify),
+        "verify_blanks": dict(each.verify.blanks),
     }
     return content | ({"goal": goal.met(prediction)} if goal else {})
 
 
-def _stored(answer: FitPrediction) -> dict[str, Any] | None:
-    """How the checkpoint is stored, whatever is predicted; null where neither headers nor config tell."""
-    found = answer.stored
+def _stored(each: FitPrediction) -> dict[str, Any] | None:
+    """How the checkpoint is stored; null if neither headers nor config say."""
+    found = each.stored
     if found is None:
         return None
     return {"quant": found.quant, "bytes": found.nbytes, "from": "headers" if found.from_headers else "config"}
 
 
 def interval(value: Interval | None) -> dict[str, Any] | None:
-    """Value, bounds, and what they rest on."""
+    """Value, bounds and basis."""
     return None if value is None else value.to_json()
 
 
@@ -114,7 +114,7 @@ def _phase(phase: PredictedPhase | None) -> dict[str, Any] | None:
 
 
 def _cells(row: show_output.JsonRow) -> dict[str, str]:
-    """A row for people; columns that say nothing new are in the notes."""
+    """The cells of a table row."""
     cells = {
         "model": printable(row["model"], 40),
         "quant": row["quant"],
@@ -157,87 +157,85 @@ def place(prediction: Prediction) -> str:
 
 
 def notes(found: Sequence[FitPrediction]) -> list[str]:
-    """What the columns mean, what is short, and how to check it."""
-    lines = ["t/s: all sequences together; in brackets where 9 of 10 cases like it fall."]
-    bases = dict.fromkeys(answer.prediction.basis for answer in found if answer.prediction.decode)
+    """Explanations of the columns, what does not fit, and commands to verify the predictions."""
+    lines = ["t/s: all sequences together; in parentheses, the range that should hold nine cases in ten."]
+    bases = dict.fromkeys(each.prediction.basis for each in found if each.prediction.decode)
     lines += [_BASIS[basis] for basis in bases if basis in _BASIS]
-    binds = dict.fromkeys(answer.prediction.binds for answer in found)
+    binds = dict.fromkeys(each.prediction.binds for each in found)
     lines.append("binds: " + "; ".join(f"{word}: {KINDS[word]}" for word in binds) + ".")
-    for answer in found:
-        if answer.prediction.verdict.word != "fits":
-            lines.append(f"{_label(answer)}: {answer.prediction.verdict.word}, {answer.prediction.verdict.reason}.")
+    for each in found:
+        if each.prediction.verdict.word != "fits":
+            lines.append(f"{_label(each)}: {each.prediction.verdict.word}, {each.prediction.verdict.reason}.")
     cautions: dict[str, dict[str, None]] = {}
-    for answer in found:
-        for caution in answer.cautions:
-            cautions.setdefault(caution, {})[printable(answer.model, 40)] = None
+    for each in found:
+        for caution in each.cautions:
+            cautions.setdefault(caution, {})[printable(each.model, 40)] = None
     lines += [f"{', '.join(models)}: {caution}." for caution, models in cautions.items()]
     lines += _ttft(found)
-    lines.append("Check it:")
-    for answer in _distinct(found)[:SHOWN_VERIFY]:
-        lines.append(f"  {answer.verify}")
-        lines += [f"  # {blank}: {what}" for blank, what in answer.verify.blanks.items()]
+    lines.append("To verify:")
+    for each in _distinct(found)[:SHOWN_VERIFY]:
+        lines.append(f"  {each.verify}")
+        lines += [f"  # {blank}: {what}" for blank, what in each.verify.blanks.items()]
     return lines
 
 
 def _ttft(found: Sequence[FitPrediction]) -> list[str]:
-    """Time to the first token, where somebody would notice it."""
+    """Time to first token, where it is noticeable."""
     slow = [a for a in found if a.prediction.ttft_s is not None and a.prediction.ttft_s.value > 1]
     if not slow:
         return []
     texts = [f"{_label(a)} {seconds_text(a.prediction.ttft_s.value)}" for a in slow if a.prediction.ttft_s]
     return [
-        "Time to the first token: " + ", ".join(texts[:SHOWN_VERIFY]) + ("." if len(texts) <= SHOWN_VERIFY else ", …")
+        "Time to first token: " + ", ".join(texts[:SHOWN_VERIFY]) + ("." if len(texts) <= SHOWN_VERIFY else ", …")
     ]
 
 
-def _label(answer: FitPrediction) -> str:
-    setting = answer.prediction.setting
-    return f"{printable(answer.model, 40)} {setting.quant} c={setting.context} b={setting.batch}"
+def _label(each: FitPrediction) -> str:
+    setting = each.prediction.setting
+    return f"{printable(each.model, 40)} {setting.quant} c={setting.context} b={setting.batch}"
 
 
 def _distinct(found: Sequence[FitPrediction]) -> list[FitPrediction]:
-    """One of each model and format."""
-    return list({(answer.model, answer.prediction.setting.quant): answer for answer in reversed(found)}.values())[
-        ::-1
-    ]
+    """One prediction per model and quantization."""
+    return list({(each.model, each.prediction.setting.quant): each for each in reversed(found)}.values())[::-1]
 
 
 _BASIS = {
-    "fitted": "fitted: learned from published measurements of other devices (benchmarks/accuracy.md).",
-    "prior": "prior: nobody measured this engine on such a device for us; profile calibrate measures it here.",
-    "calibrated": "calibrated: from what this device was measured to do.",
+    "fitted": "fitted: from published measurements of other devices (benchmarks/accuracy.md).",
+    "prior": "prior: we have no measurements of this engine on such a device; profile calibrate provides them.",
+    "calibrated": "calibrated: from measured ceilings of this device.",
 }
 
 
 def render_map(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
-    """The map of ``found``; json, jsonl and csv give the rows."""
+    """The predictions as a map; json, jsonl and csv give the rows."""
     if output not in ("table", "md"):
         return render(found, goal, output)
     parts = []
-    for title in dict.fromkeys(place(answer.prediction) for answer in found):
-        here = [answer for answer in found if place(answer.prediction) == title]
+    for title in dict.fromkeys(place(each.prediction) for each in found):
+        here = [each for each in found if place(each.prediction) == title]
         parts.append(f"{title}\n\n{show_output.render(_lines(here), dict, output)}\n")
-    used = dict.fromkeys(answer.prediction.binds for answer in found)
+    used = dict.fromkeys(each.prediction.binds for each in found)
     legend = "; ".join(f"{LETTERS[word]}: {KINDS[word]}" for word in used)
-    return "".join(parts) + f"decode t/s, and what limits it. {legend}; +: a tight fit\n"
+    return "".join(parts) + f"Each cell: decode t/s and what limits it. {legend}; +: a tight fit\n"
 
 
 def _lines(found: Sequence[FitPrediction]) -> list[dict[str, str]]:
-    contexts = sorted({answer.prediction.setting.context for answer in found})
+    contexts = sorted({each.prediction.setting.context for each in found})
     lines: dict[tuple[str, str, int], dict[str, str]] = {}
-    for answer in found:
-        setting = answer.prediction.setting
+    for each in found:
+        setting = each.prediction.setting
         line = lines.setdefault(
-            (answer.model, setting.quant, setting.batch),
-            {"model": answer.model, "quant": setting.quant, "batch": str(setting.batch)}
+            (each.model, setting.quant, setting.batch),
+            {"model": each.model, "quant": setting.quant, "batch": str(setting.batch)}
             | {_tokens(context): "" for context in contexts},
         )
-        line[_tokens(setting.context)] = _cell(answer)
+        line[_tokens(setting.context)] = _cell(each)
     return list(lines.values())
 
 
-def _cell(answer: FitPrediction) -> str:
-    prediction = answer.prediction
+def _cell(each: FitPrediction) -> str:
+    prediction = each.prediction
     letter = LETTERS[prediction.binds]
     if prediction.decode is None:
         return letter

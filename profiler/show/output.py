@@ -1,10 +1,10 @@
-"""Rows on stdout, in the format asked for.
+"""Rows on stdout, in the requested format.
 
-Commands that list things give plain JSON rows, and ``render`` turns them into a table. Measurements go through
-a writer: ``writers/NAME.py`` is the output format ``NAME`` and gives ``render(run, measurements) -> str``, the whole
-text, ending in a newline unless it is empty. A format that cannot hold every row also gives
-``left_out(measurements) -> str | None``, the sentence that says so on stderr; one that can follow a terminal's width
-gives ``fitted(run, measurements, width) -> str``, and one whose rows do not depend on each other
+Commands that list things pass plain JSON rows to ``render``. Measurements go through a writer: ``writers/NAME.py`` is
+the output format ``NAME`` and has ``render(run, measurements) -> str``, which returns the whole text, ending in a
+newline unless it is empty. A format that cannot represent every row also has
+``left_out(measurements) -> str | None``, a message about that for stderr; one that adapts to a terminal's width has
+``fitted(run, measurements, width) -> str``; and one whose rows do not depend on each other has
 ``stream(run, measurements)``, which yields the text row by row.
 """
 
@@ -27,7 +27,7 @@ JsonRow = Mapping[str, Any]
 
 
 def output() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``-o`` for a list that holds no measurements."""
+    """``-o`` for a list without measurements."""
     return click.option(
         "-o",
         "--output",
@@ -39,10 +39,9 @@ def output() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def render(rows: Sequence[JsonRow], shown: Callable[[JsonRow], Mapping[str, str]], output: str) -> str:
-    """``rows`` in a format of ``FORMATS``, newline included; ``shown`` turns one into texts for people.
+    """``rows`` in a format of ``FORMATS``, including the newline; ``shown`` converts a row to the texts of a table.
 
-    csv flattens what is nested to JSON and guards text against spreadsheets; table and md escape what would break a
-    cell.
+    csv encodes nested values as JSON and guards text against spreadsheets; md escapes text that would break a cell.
     """
     if output == "json":
         return json.dumps(list(rows), indent=2) + "\n"
@@ -56,13 +55,15 @@ def render(rows: Sequence[JsonRow], shown: Callable[[JsonRow], Mapping[str, str]
     from tabulate import tabulate
 
     style = {"table": "simple", "md": "github"}[output]
-    sides = ["right" if _is_figures([row[name] for row in cells]) else "left" for name in (cells[0] if cells else ())]
-    text = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=sides or None)
+    alignments = [
+        "right" if _is_figures([row[name] for row in cells]) else "left" for name in (cells[0] if cells else ())
+    ]
+    text = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=alignments or None)
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def _is_figures(column: Sequence[str]) -> bool:
-    """Whether a column holds figures, with units or unknown, which read best when their ends stand together."""
+    """Whether a column holds figures or unknowns only, which are aligned to the right."""
     return all(cell[:1].isdigit() or cell == UNKNOWN for cell in column) and any(cell != UNKNOWN for cell in column)
 
 
@@ -79,9 +80,9 @@ def _csv(rows: Sequence[JsonRow]) -> str:
 def rendered(
     output: str, run: str | None, measurements: Sequence[Measurement], width: int | None = None
 ) -> tuple[str, str | None]:
-    """Text of the rows in a format, and what that format had to leave out. Raises NotFound for an unknown format.
+    """The text of the rows in a format, and a message about rows left out. Raises NotFound for an unknown format.
 
-    ``width`` is that of the terminal the text goes to, in columns; None where it goes elsewhere.
+    ``width`` is that of the terminal in columns; None if the text goes elsewhere.
     """
     report = registry.load("show.writers", output, "output format")
     left_out = getattr(report, "left_out", None)
@@ -91,6 +92,6 @@ def rendered(
 
 
 def streamed(output: str, run: str | None, measurements: Iterable[Measurement]) -> Iterator[str] | None:
-    """The text of a format row by row, as rows are read; None for a format that needs all of them at once."""
+    """The text of a format row by row, as rows are read; None for a format that needs all rows at once."""
     stream = getattr(registry.load("show.writers", output, "output format"), "stream", None)
     return None if stream is None else stream(run, measurements)

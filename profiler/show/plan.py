@@ -1,4 +1,4 @@
-"""A sweep before and after: the plan as a table with reasons, sizes and estimates, and what became of it."""
+"""The output of ``profile sweep`` besides its rows: the plan as a table, warnings before, and messages after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from profiler.run.request import Refusal
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
 
-LONG_S = 600.0  # from here on a person should have been told before waiting
+LONG_S = 600.0  # for longer sweeps a warning is printed first
 REASON_LENGTH = 300
 
 
@@ -27,13 +27,13 @@ def render(
     output: str,
     subjects: Sequence[Subject] = (),
 ) -> str:
-    """Cases in the order they would run, then those that are stored already, then those left out. Each with what is
-    to be known of its model, which a table has no room for: ``about`` says that.
+    """The plan as a table: cases in the order they would run, then stored cases, then those left out.
 
-    Raises ProfileError for a format that only measurements have.
+    JSON rows also contain the notes on each model, for which a table has no room; ``about`` returns them as lines.
+    Raises ProfileError for a format that exists for measurements only.
     """
     if output not in show_output.FORMATS:
-        raise ProfileError(f"--dry-run has no format {output}", f"Known: {', '.join(show_output.FORMATS)}.")
+        raise ProfileError(f"--dry-run does not support -o {output}", f"Known: {', '.join(show_output.FORMATS)}.")
     rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
     rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in kept.items()]
     rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.takes) for skip in plan.skipped]
@@ -45,7 +45,7 @@ def render(
 
 
 def about(subjects: Sequence[Subject]) -> list[str]:
-    """What is to be known of the models of a plan, a line each."""
+    """The notes on the models of a plan, one line each."""
     return [f"{printable(each.name, 60)}: {remark.text}" for each in subjects for remark in each.remarks]
 
 
@@ -84,7 +84,7 @@ def _estimates(planned: Planned, available_bytes: int) -> dict[str, Any]:
 
 
 def _sizes(predicted: Estimate | None) -> dict[str, Any]:
-    """What a case takes by prediction; bytes."""
+    """The predicted sizes of a case, in bytes."""
     if predicted is None:
         return {}
     return {
@@ -95,7 +95,7 @@ def _sizes(predicted: Estimate | None) -> dict[str, Any]:
 
 
 def _measured(row: StoredRow) -> dict[str, Any]:
-    """What a case took when it was measured; bytes."""
+    """The measured sizes of a stored case, in bytes."""
     found = row.measurement.memory
     peak = found.process_peak_bytes
     return {
@@ -129,17 +129,17 @@ def _range(low: str, high: str) -> str:
 
 
 def warning(plan: SweepPlan, budget_s: float | None) -> str | None:
-    """That a sweep without a budget will take long, and what to do about it."""
+    """A warning that a sweep without a budget will take long, and what to do."""
     if budget_s is not None or plan.seconds <= LONG_S:
         return None
-    return f"{summary(plan)}. --budget 30m picks what fits; --dry-run shows the plan"
+    return f"{summary(plan)}. --budget 30m limits it; --dry-run shows the plan"
 
 
 def ending(rows: Sequence[Measurement], total: int, interrupted: bool, resumed: bool) -> str | None:
-    """That a sweep of ``total`` cases was interrupted, or measured nothing at all; None if it did what was asked."""
+    """A message if a sweep of ``total`` cases was interrupted, or measured nothing; otherwise None."""
     measured = sum(row.outcome != "skipped" for row in rows)
     if interrupted:
-        again = "the same command goes on where it stopped" if resumed else "without --fresh, it goes on from there"
+        again = "the same command continues" if resumed else "the same command without --fresh continues"
         return f"stopped: {measured} of {total} {'case' if total == 1 else 'cases'} measured; {again}"
     if measured or not rows:
         return None
@@ -147,8 +147,8 @@ def ending(rows: Sequence[Measurement], total: int, interrupted: bool, resumed: 
 
 
 def refused(models: Sequence[Refusal]) -> str | None:
-    """That models of the list have no rows: said again below the table, where it is not scrolled away."""
+    """A reminder of refused models below the table, in case the first message has scrolled away."""
     if not models:
         return None
     names = ", ".join(printable(each.name, 80) for each in models)
-    return f"no rows for {names}: refused, as said above"
+    return f"no rows for {names}: refused, see above"

@@ -1,6 +1,6 @@
-"""What a person sees on stderr while a sweep runs: each finished case, and how long the rest will take.
+"""Progress of a sweep on stderr: each finished case, and the estimated time for the rest.
 
-A terminal also gets a bar with the case and its phase. Elsewhere, a sweep of less than a minute only prints warnings.
+A terminal also gets a bar with the current case and phase. Elsewhere, a sweep of under a minute prints only warnings.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from profiler.run.sweep import CaseProgress
 from profiler.show.columns import figure
 from profiler.units import printable, seconds_text
 
-SHORT_S = 60.0  # a sweep that is estimated to take no longer needs no line for each case in a log
+SHORT_S = 60.0  # a log of a sweep that is estimated to be shorter gets no line per case
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     click.echo(text, err=True)
 
 
 def tell(text: str | None) -> None:
-    """The same, if there is something to say."""
+    """``say``, unless the text is None."""
     if text is not None:
         say(text)
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that stdout is, or None if it is none."""
+    """Width of the terminal in columns; None if stdout is not a terminal."""
     return console.width()
 
 
 class Progress(CaseProgress):
-    """Context manager around a sweep of ``total`` cases; ``remaining_s`` gives the seconds still to go.
+    """Context manager around a sweep of ``total`` cases; ``remaining_s`` returns the estimated seconds left.
 
-    ``shown``: draw a bar. ``lines``: print one for each finished case; None: with the bar, and in a log if the sweep
-    is long.
+    ``shown``: draw a bar. ``lines``: print a line per finished case; None: only with the bar, and in a log of a long
+    sweep.
     """
 
     def __init__(self, total: int, remaining_s: Callable[[], float], shown: bool, lines: bool | None = None) -> None:
@@ -59,7 +59,7 @@ class Progress(CaseProgress):
 
     @staticmethod
     def wanted(streaming: bool) -> bool:
-        """Whether there is a terminal for it that rows on stdout do not run through."""
+        """Whether stderr is a terminal on which the bar would not mix with streamed rows."""
         return sys.stderr.isatty() and not (streaming and sys.stdout.isatty())
 
     def __enter__(self) -> Progress:
@@ -75,26 +75,26 @@ class Progress(CaseProgress):
             self._display.stop()
 
     def beat(self, case: Case, phase: str) -> None:
-        """A sign of life of a case; an empty ``phase`` leaves the one before."""
+        """A sign of life from a case; an empty ``phase`` keeps the previous text."""
         if self._display is not None and phase:
             text = printable(f"{case.label} · {phase}")
             left = f"about {seconds_text(self._remaining_s())} left"
             self._display.update(self._task, description=text, left=left)
 
     def skip(self) -> None:
-        """A case is out of the way."""
+        """Count a case as done."""
         self._done += 1
         if self._display is not None:
             self._display.advance(self._task)
 
     def waiting(self, case: Case, run: str) -> None:
-        """Nothing is left but what another sweep is measuring."""
+        """Only cases that another sweep is measuring are left."""
         self._line(printable(f"waiting for run {run}, which is measuring {case.label}", 500))
         if self._display is not None:
             self._display.update(self._task, description=printable(f"{case.label} · waiting for run {run}"), left="")
 
     def taken(self, row: StoredRow) -> None:
-        """Another sweep has measured a case."""
+        """Count a case that another sweep has measured."""
         self.skip()
         self._last = time.monotonic()
         if self._lines:
@@ -102,7 +102,7 @@ class Progress(CaseProgress):
             self._line(printable(f"{self._done}/{self._total} {label}: measured by run {row.run}", 500))
 
     def row(self, measurement: Measurement) -> None:
-        """A case is done. One that failed is always worth a line."""
+        """Count a finished case, and print a warning if it failed."""
         self.skip()
         now = time.monotonic()
         taken, self._last = now - self._last, now
@@ -128,11 +128,11 @@ class Progress(CaseProgress):
 
 
 def _display() -> Any:
-    """rich's progress bar on stderr. Names come from outside, so nothing in them is markup."""
+    """rich's progress bar on stderr. Markup is off, because names come from outside."""
     from rich import progress
     from rich.console import Console
 
-    columns, lines = console.size()  # rich would take COLUMNS as it comes
+    columns, lines = console.size()  # rich would use an unchecked COLUMNS
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=20),

@@ -1,4 +1,4 @@
-"""A sweep as a person sees it: its progress on stderr, and with ``profile sweep`` its rows on stdout."""
+"""The output of a sweep: progress on stderr and, for ``profile sweep``, rows on stdout."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from profiler.show import plan as show_plan
 from profiler.show.output import rendered
 from profiler.show.progress import Progress, say, tell, terminal_width
 
-STREAMED = "jsonl"  # the format in which every row is a text of its own
+STREAMED = "jsonl"  # the format whose rows can be printed one by one
 
 
 class ProgressPrinter(SweepWatcher):
-    """Tells what a sweep does on stderr."""
+    """Prints messages and progress of a sweep on stderr."""
 
-    fresh = "fresh=True"  # how a caller asks for rows that are not reused
-    lines: bool | None = True  # a line for each finished case; None: where that suits stderr
+    fresh = "fresh=True"  # how the caller can turn off the reuse of rows
+    lines: bool | None = True  # whether to print a line per finished case; None: decided by ``Progress``
 
     def say(self, text: str) -> None:
         say(text)
@@ -43,9 +43,9 @@ class ProgressPrinter(SweepWatcher):
 
 
 class RowPrinter(ProgressPrinter):
-    """Prints what the format prints as rows come, or all at the end.
+    """Prints the rows as they come if the format allows it, otherwise all at the end.
 
-    A context manager around the sweep: if it breaks off, the rows so far are printed as far as that can be done.
+    A context manager around the sweep: if the sweep fails, it prints the rows so far.
     """
 
     fresh = "--fresh"
@@ -56,7 +56,7 @@ class RowPrinter(ProgressPrinter):
         self._streams = output == STREAMED
         self._place = {task.case.key: index for index, task in enumerate(resolved.tasks)}
         self._shown = 0
-        self._waiting: list[Measurement] = []  # to be printed at the end
+        self._waiting: list[Measurement] = []  # rows to print at the end
         self._lost: OutputLost | None = None  # why rows could not be printed
 
     def started(self, run: str) -> None:
@@ -72,7 +72,7 @@ class RowPrinter(ProgressPrinter):
             self._store.finish_run(self.run, "finished" if self._shown == len(self._place) else "interrupted")
             again = self._store.command("runs", "show", self.run)
             with suppress(BrokenPipeError):
-                say(f"nobody reads the rows any more; those measured are kept: {again}")
+                say(f"the reader of the rows has gone; measured rows are stored: {again}")
         elif error is not None and self._waiting:
             self._print_rest()
 
@@ -87,7 +87,7 @@ class RowPrinter(ProgressPrinter):
         return Progress(total, remaining_s, Progress.wanted(self._streams), self.lines)
 
     def finish(self) -> bool:
-        """Print what was not printed yet, in the order of the grid; whether stdout took all rows."""
+        """Print the remaining rows in the order of the grid; return whether stdout accepted all rows."""
         self._print_rest()
         if self._lost is not None:
             say(f"Error: {self._lost.message}\n  Every row is stored: profile runs show {self.run}")
@@ -104,7 +104,7 @@ class RowPrinter(ProgressPrinter):
         text, left_out = rendered(self._output, self.run, rows, terminal_width())
         try:
             click.echo(text, nl=False)
-        except OutputLost as error:  # rows are stored before they are shown, so the sweep goes on
+        except OutputLost as error:  # rows are stored before they are shown, so the sweep continues
             self._lost = error
             return
         if left_out:

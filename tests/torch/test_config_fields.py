@@ -166,14 +166,14 @@ RANGE = re.compile(r"(\w+) is (.+), must be a whole number from (\d+) to (\d+)")
 # What transformers takes and we refuse, each for a reason that the message gives.
 WITHOUT_RULE = (
     "is_encoder_decoder is true",
-    "use_bidirectional_attention: no rule for an encoder",
-    "no rule for Llama with windows",
+    "use_bidirectional_attention: only causal decoders are supported",
+    "Llama with windows is not supported",
     "per_layer_config",
-    "rope_parameters.* for which there is no rule",
+    "rope_parameters.* which is not supported",
     # transformers warns that these are no values to work with, or never comes to look at them
     "(factor|rope_theta|rope_local_base_freq|partial_rotary_factor) is .*, must be a number",
     "(rope_scaling|rope_parameters) is .*, must be an object",
-    "factor makes a context of .* tokens",
+    "factor gives a context of .* tokens",
     "(dtype|num_labels) is .*, must be",
     "head_dim is 1, must be even",  # its rotation makes two channels of one
     # a contradiction that it resolves in silence, by not reading one of the two
@@ -183,7 +183,7 @@ WITHOUT_RULE = (
 
 
 # What only a step shows: a model that is too large for one has not been asked.
-NOT_ASKED = ("for which there is no rule", "is not a multiple of", "must be even", "is more than")
+NOT_ASKED = ("which is not supported", "is not a multiple of", "must be even", "is more than")
 
 
 def excused(message: str) -> bool:
@@ -247,6 +247,30 @@ def test_two_hundred_changed_configs_are_read_as_transformers_reads_them() -> No
 @pytest.mark.slow
 def test_three_hundred_more_changed_configs_are_read_as_transformers_reads_them() -> None:
     assert all_disagreements(range(200, MORE)) == []
+
+
+@pytest.mark.parametrize("place", ["nowhere", "outside", "inside", "both"])
+@pytest.mark.parametrize("global_head_dim", [32, 16])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4 shared kv", "gemma4 unified"])
+def test_the_context_before_scaling_is_read_where_transformers_reads_it(
+    name: str, global_head_dim: int, place: str
+) -> None:
+    """Gemma 4 is checked before what is missing is filled in, Gemma 3 afterwards."""
+    head_dim = 16 if name == "gemma3" else global_head_dim
+    factors = [1.0] * (head_dim // 2)
+    for kind, more in {
+        "yarn": {"factor": 4.0},
+        "llama3": {"factor": 4.0, "low_freq_factor": 1, "high_freq_factor": 4},
+        "longrope": {"short_factor": factors, "long_factor": factors},
+    }.items():
+        scaling = {"rope_type": kind, "rope_theta": 1e6, **more}
+        raw = BASES[name] | {"head_dim": 16, "global_head_dim": global_head_dim, "max_position_embeddings": 512}
+        if place in ("inside", "both"):
+            scaling["original_max_position_embeddings"] = 128
+        if place in ("outside", "both"):
+            raw["original_max_position_embeddings"] = 256
+        types = {"full_attention": scaling, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+        assert disagreement(raw | {"rope_parameters": types}) is None, kind
 
 
 def test_changed_configs_are_not_all_refused() -> None:

@@ -212,7 +212,7 @@ def test_codes_without_a_scheme_are_refused_before_loading(plain: Path, tmp_path
     path = fp8(plain, tmp_path / "m")
     shutil.copy(plain / "config.json", path / "config.json")
     with pytest.raises(
-        ProfileError, match=r"stored as codes, and config\.json has no quantization_config.* is F8_E4M3"
+        ProfileError, match=r"stored as codes, but config\.json has no quantization_config.* is F8_E4M3"
     ):
         session(path, "bf16")
 

@@ -110,7 +110,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_one_line(copy: Path, monke
 @pytest.mark.parametrize(
     ("tensors", "config", "says"),
     [
-        ({}, {"num_hidden_layers": 1, "layer_types": ["full_attention"]}, "the file holds layer 1 as well"),
+        ({}, {"num_hidden_layers": 1, "layer_types": ["full_attention"]}, "the file also holds layer 1"),
         ({"lm_head.weight": torch.ones(512, 64)}, {}, "did not tie the output head to the embedding"),
         ({"model.norm.weight": torch.ones(32)}, {}, r"model\.norm\.weight is \[32\] in the weights"),
     ],

@@ -188,7 +188,7 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_call_continues(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(run_sweep.CaseProgress, "row", lambda *_: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt, match="1 of 3 cases have rows in the store"):
+        with pytest.raises(KeyboardInterrupt, match="1 of 3 cases are stored"):
             profiler.sweep(model(), contexts=[32, 64, 96], **QUICK)
     kept = profiler.load()
     with Store.open() as store:
@@ -259,12 +259,12 @@ def test_every_option_of_the_commands_has_an_argument_and_its_default() -> None:
         ({"budget": "10"}, "budget: '10' has no unit"),
         ({"max_memory": "8"}, "max_memory: '8' has no unit"),
         ({"timeout": float("nan")}, "timeout: 'nans' is not a duration"),
-        ({"seed": -1}, "seed: -1 is no whole number from 0"),
-        ({"fill": "full"}, "fill: 'full' is none of prefill, synthetic"),
-        ({"weights": "none"}, "weights: 'none' is none of auto, real, synthetic"),
+        ({"seed": -1}, "seed: -1 is not a whole number from 0"),
+        ({"fill": "full"}, "fill: 'full' is not one of prefill, synthetic"),
+        ({"weights": "none"}, "weights: 'none' is not one of auto, real, synthetic"),
         ({"backend": "fak"}, "unknown backend: fak"),
         ({"quants": "nf5"}, "unknown quantization: nf5"),
-        ({"store": ""}, "store is an empty text"),
+        ({"store": ""}, "store is empty"),
     ],
 )
 def test_a_wrong_argument_is_named(given: dict[str, Any], message: str) -> None:
@@ -277,8 +277,8 @@ def test_a_wrong_argument_is_named(given: dict[str, Any], message: str) -> None:
     ("given", "message"),
     [
         ({"models": []}, "models is an empty list"),
-        ({"path": "fast"}, "path: 'fast' is none of eager, static, graph"),
-        ({"split": "row"}, "split: 'row' is none of layer, tensor"),
+        ({"path": "fast"}, "path: 'fast' is not one of eager, static, graph"),
+        ({"split": "row"}, "split: 'row' is not one of layer, tensor"),
         ({"ram": "64"}, "ram: '64' has no unit"),
         ({"ram_bandwidth": 0}, "ram_bandwidth=0 is not at least 0.1 GB/s"),
         ({"goal": "fast"}, "--goal 'fast' is not a rate"),
@@ -302,7 +302,7 @@ def test_what_is_not_there_is_said_with_the_right_error(tmp_path: Path, model: M
         profiler.load(tmp_path / "rows.jsonl")
     with pytest.raises(profiler.ProfileError, match="there is no file"):
         profiler.load("rows.jsonl")
-    with pytest.raises(profiler.ProfileError, match="takes no run"):
+    with pytest.raises(profiler.ProfileError, match="do not pass a run"):
         profiler.load("26", newest=True)
 
 

@@ -71,7 +71,7 @@ def test_a_file_is_not_trusted_if_others_may_write_it_or_it_is_a_link(top: Path)
     open_.chmod(0o666)
     link.symlink_to("good")
     assert folders.distrust(good, folder) is None
-    assert str(folders.distrust(open_, folder)).endswith("open may be written by other users")
+    assert str(folders.distrust(open_, folder)).endswith("open is writable by other users")
     assert str(folders.distrust(link, folder)).endswith("link is a symbolic link")
     with pytest.raises(FileNotFoundError):
         folders.distrust(folder / "none", folder)
@@ -87,7 +87,7 @@ def test_a_link_in_place_of_the_cache_is_not_followed(
     (top if what == "top" else top / "native").symlink_to(tmp_path / "elsewhere")
     found = folders.cache("native")
     assert tmp_path not in found.parents and mode(found) == 0o700
-    assert "is a symbolic link; a private folder takes its place" in capsys.readouterr().err
+    assert "is a symbolic link; using a private folder" in capsys.readouterr().err
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 

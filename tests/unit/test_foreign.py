@@ -80,10 +80,10 @@ def test_an_endless_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         ("-" + "1" * 400, "it is a number of 401 characters"),
         ("1e400", "it is 1e400"),
         ("1e+0400", "it is 1e+0400"),
-        ("1" * 20 + "e300", "which no number here can be"),
+        ("1" * 20 + "e300", "which is not a valid number"),
         ('{"a": {"b": [0, {"c": NaN}]}}', "a.b[1].c is NaN"),
         ("-Infinity", "it is -Infinity"),
-        ('{"a": 1, "b": 2, "a": 3}', "a stands there twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "a occurs twice"),
         ('{"a": ', "Expecting value"),
         ("", "Expecting value"),
         (b"\xff", "decode"),
@@ -111,8 +111,8 @@ def test_numbers_and_depths_that_can_be_are_kept(text: str) -> None:
         ("a=" + "[" * 60_000, "nested"),
         ("a=" + "{a=" * 20_000, "nested"),
         ("a=" + "1" * 5000, "integer string conversion"),
-        ("a=" + "1" * 400, "a is a number of more than 64 bits"),
-        ("a=0x" + "f" * 60_000, "a is a number of more than 64 bits"),
+        ("a=" + "1" * 400, "a is a number with more than 64 bits"),
+        ("a=0x" + "f" * 60_000, "a is a number with more than 64 bits"),
         ("a=" + "[1," * 200_000, "more than 262,144 values"),
         ("a=1\na=2", "overwrite"),
         ('a="""' + '\\"""' * 100_000, "unterminated"),
@@ -151,6 +151,6 @@ def test_any_text_is_a_value_or_refused(text: str | bytes) -> None:
 def test_a_pointer_of_git_lfs_is_named_as_such(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123456\n")
-    with pytest.raises(ProfileError, match="is a pointer of Git LFS") as caught:
+    with pytest.raises(ProfileError, match="is a Git LFS pointer") as caught:
         open_file(path, name)
-    assert caught.value.hint == "Fetch it: git lfs pull"
+    assert caught.value.hint == "Fetch the file with: git lfs pull"

@@ -129,7 +129,7 @@ def verified(*words: str) -> list[str]:
     ran = run("fit", "-o", "json", "-c", "64", *words)
     assert ran.exit_code == 0, ran.output
     rows = json.loads(ran.stdout)
-    _, _, page = run("fit", "-c", "64", *words).stdout.partition("\nCheck it:\n")
+    _, _, page = run("fit", "-c", "64", *words).stdout.partition("\nTo verify:\n")
     shown = [line.removeprefix("  ") for line in page.splitlines() if not line.startswith("  # ")]
     assert shown and set(shown) <= {row["verify"] for row in rows}
     for row in rows:

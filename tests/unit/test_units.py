@@ -102,9 +102,9 @@ def test_percents(text: str, share: float) -> None:
     [
         ("2", "no unit, such as 2%"),
         ("0.02", "no unit, such as 0.02%"),
-        ("-1%", "another form"),
-        ("%", "another form"),
-        ("", "another form"),
+        ("-1%", "not a percentage"),
+        ("%", "not a percentage"),
+        ("", "not a percentage"),
     ],
 )
 def test_what_is_no_percent_is_an_error_that_shows_one(text: str, words: str) -> None:

@@ -1,8 +1,8 @@
-"""One file a family: ``geometry(config) -> Geometry``, written like the paper's equations.
+"""One file per family: ``geometry(config) -> Geometry``, written like the paper's equations.
 
-A file also gives ``TEXT``, which maps every ``model_type`` of a text decoder that it serves to the fields of
+A file also has ``TEXT``, which maps every ``model_type`` of a text decoder that it serves to the fields of
 transformers' config class, and ``WRAPPED``, which maps those of multimodal models to the decoder's ``model_type`` and
-their own fields; ``MODEL_TYPES`` are both. ``base`` holds what files share.
+the fields of the outer config; ``MODEL_TYPES`` are both. ``base`` holds shared code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from profiler.units import printable
 FOLDER = "models.families"
 TIED = "tie_word_embeddings"
 TOWERS = {"vision_config": "vision", "audio_config": "audio"}
-# Other names of the part that transformers takes for the decoder, and fields that must not stand outside of it
+# Other names for the decoder's part in transformers, and fields that belong inside that part
 OTHER_PARTS = ("decoder", "generator", "text_encoder")
 DECODERS = ("rope_scaling", "rope_parameters", "per_layer_config", "layer_types")
 SIZES: Mapping[str, Callable[[int], str]] = {
@@ -42,10 +42,10 @@ def by_model_type() -> Mapping[str, ModuleType]:
 def geometry(
     raw: Mapping[str, Any], where: str = "config", names: Mapping[str, str] = MappingProxyType({})
 ) -> Geometry:
-    """Geometry of a raw ``config.json``, or of what another file says in its place.
+    """Geometry of a raw ``config.json``, or of an equivalent config from another file.
 
-    ``where`` and ``names`` are for errors: the kind of file, and the names that the config's fields have in it.
-    ProfileError for a ``model_type`` without a rule, or for a field that is missing, bad or contradictory.
+    ``where`` and ``names`` are for errors: the kind of file, and the names of the config's fields in it. ProfileError
+    for an unsupported ``model_type``, and for a field that is missing, invalid or contradictory.
     """
     outer = Config(raw, where, names=names)
     family = _family(outer)
@@ -58,48 +58,46 @@ def geometry(
         base.check_any(part)
     if "auto_map" in outer:
         config.cautions += (
-            f"auto_map names code that came with the model; it is never run, this is plain {model_type}",
+            f"auto_map names code that comes with the model; it is not run, this is plain {model_type}",
         )
     result: Geometry = family.geometry(config)
     return result
 
 
 def _plain(outer: Config, family: ModuleType, model_type: str) -> Config:
-    """The config of a text decoder by itself. transformers would take a part of it for the whole, and fail."""
+    """The config of a bare text decoder. With a nested part, transformers would take that part for the whole."""
     config = Config(outer.raw, outer.where, family.TEXT[model_type], model_type=model_type, names=outer.names)
     _refuse_parts(config)
     return config
 
 
 def _tied_otherwise(outer: Config, inner: Mapping[str, Any], fields: type) -> list[str]:
-    """A caution where the whole model ties its head and the decoder by itself, which is measured, does not, or so."""
-    usual = getattr(fields, TIED, None)  # of the class of transformers, where the config does not say
+    """A caution if the multimodal model ties its head and the decoder, which is measured, does not, or vice versa."""
+    usual = getattr(fields, TIED, None)  # transformers' default
     whole, decoder = outer.raw.get(TIED, usual), inner.get(TIED)
     if None in (whole, decoder) or whole == decoder:
         return []
     default = "" if TIED in outer.raw else ", by default,"
-    return [f"{TIED} is {_json(whole)} outside text_config{default} and {_json(decoder)} inside it, which counts"]
+    return [f"{TIED} is {_json(whole)} outside text_config{default} but {_json(decoder)} inside it, which is used"]
 
 
 def _refuse_parts(config: Config) -> None:
     for name in ("text_config", *OTHER_PARTS):
         if name in config:
-            raise config.error(
-                f"{name} is given, but model_type {config.model_type} is a decoder without such a part"
-            )
+            raise config.error(f"{name} is given, but model_type {config.model_type} is a decoder without that part")
 
 
 def _wrapped(outer: Config, family: ModuleType, model_type: str) -> Config:
     """The decoder's part of a multimodal config.
 
-    Without one, transformers builds its default decoder and reads nothing else. Whether the head is tied may be said
-    outside ``text_config`` only; transformers' text classes would not see it.
+    Without that part, transformers builds its default decoder and ignores all other fields. ``tie_word_embeddings``
+    may be set only outside ``text_config``, where transformers' text classes do not look.
     """
     inside, fields = family.WRAPPED[model_type]
     Config(outer.raw, outer.where, fields).check()
     for name in OTHER_PARTS:
         if name in outer:
-            raise outer.error(f"{name} is given beside text_config: which of them is the decoder is not clear")
+            raise outer.error(f"{name} is given in addition to text_config, so it is unclear which is the decoder")
     for name in DECODERS:
         if name in outer:
             raise outer.error(f"{name} is given outside text_config, where transformers does not look for it")
@@ -107,10 +105,11 @@ def _wrapped(outer: Config, family: ModuleType, model_type: str) -> Config:
     stated = inner.get("model_type")
     if stated not in (None, inside, model_type):
         raise outer.error(f"model_type {model_type} holds a text_config of {printable(stated)}")
-    towers = " and ".join(word for key, word in TOWERS.items() if outer.part(key))
-    cautions = [f"text tower only: the {towers} tower is left out" if towers else "text tower only"]
+    towers = [word for key, word in TOWERS.items() if outer.part(key)]
+    which = f"the {' and '.join(towers)} tower{'s are' if len(towers) > 1 else ' is'} left out"
+    cautions = [f"text tower only: {which}" if towers else "text tower only"]
     if not inner:
-        cautions.append(f"the config has no text_config: its sizes are transformers' defaults for {inside}")
+        cautions.append(f"the config has no text_config, so its sizes are transformers' defaults for {inside}")
     cautions += _tied_otherwise(outer, inner, fields)
     tied = {} if outer.raw.get(TIED) is None else {TIED: outer.raw[TIED]}
     fields = family.TEXT[inside]
@@ -134,27 +133,27 @@ def _family(config: Config) -> ModuleType:
 
 
 class Unserved(ProfileError):
-    """A model of a family without a rule. That is a fact of its file, not a typing mistake."""
+    """The family of a model is not supported. This is a property of its file, not a typing error."""
 
 
 def unserved(what: str, sizes: list[str]) -> Unserved:
-    """The error for such a model; ``sizes`` is what its file says of it, in words."""
+    """The error for such a model; ``sizes`` describes it."""
     size = f" ({', '.join(sizes)})" if sizes else ""
     return Unserved(
-        f"{what}{size}: no rule for this family yet, so nothing is predicted or measured",
-        f"These families have one: {'; '.join(titles())}. profile models lists models of them.",
+        f"{what}{size}: this family is not supported yet, so nothing is predicted or measured",
+        f"Supported families: {'; '.join(titles())}. profile models lists their models.",
     )
 
 
 @cache
 def titles() -> tuple[str, ...]:
-    """What people call each family: the first words of its file."""
+    """The display name of each family: the beginning of its docstring."""
     files = (registry.load(FOLDER, name, "family") for name in registry.names(FOLDER))
     return tuple((file.__doc__ or file.__name__).partition(":")[0] for file in files)
 
 
 def _sizes(raw: Mapping[str, Any]) -> list[str]:
-    """What the config of an unknown family says of its size, where it uses the usual names."""
+    """The sizes in the config of an unsupported family, if it uses the usual field names."""
     inner = raw.get("text_config")
     part = {**raw, **inner} if isinstance(inner, Mapping) else raw
     found = ((words, part.get(name)) for name, words in SIZES.items())

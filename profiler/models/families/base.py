@@ -1,4 +1,4 @@
-"""What the families share: attention projections, tables outside the layers, and checks of settings."""
+"""Code that the families share: attention projections, weights outside the layers, and checks of fields."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ACTIVATIONS = [
 ]
 """Names in transformers' ``ACT2FN``."""
 OLDER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
-"""Older names of layer types, which transformers replaces."""
+"""Older names of layer types, which transformers still accepts."""
 DTYPES = [
     "bfloat16",
     "float16",
@@ -58,29 +58,29 @@ DTYPES = [
     "int32",
     "int64",
 ]
-"""Names of number types that torch has; transformers fails to read a config with any other."""
+"""Number types of torch; transformers fails to read a config with any other."""
 
 
-MOST_LABELS = 2**17  # of a classifier; transformers makes a word for each
+MOST_LABELS = 2**17  # of a classifier; transformers creates a name for each
 
 
 def check_common(config: Config, activation: str, *, allow: Collection[str] = ()) -> None:
-    """ProfileError for settings that no family has a rule for, or with which transformers builds no module.
+    """ProfileError for settings that no family supports, or that transformers cannot build.
 
-    ``activation`` is the family's name of that field; ``allow`` names settings for which this family has a rule.
+    ``activation`` is the family's name of that field; ``allow`` names settings that this family does support.
     """
     name = config.value(activation)
     if name not in ACTIVATIONS:
         raise config.refused(activation, f"one of {', '.join(ACTIVATIONS)}")
     check_padding(config, "vocab_size")
     if config.raw.get("is_encoder_decoder"):
-        raise config.error("is_encoder_decoder is true: no rule for an encoder, only for causal decoders")
+        raise config.error("is_encoder_decoder is true: only causal decoders are supported")
     if "per_layer_config" not in allow and config.part("per_layer_config"):
-        raise config.error(f"per_layer_config: no rule for {config.model_type} with layers of its own shape")
+        raise config.error(f"per_layer_config: layers of different shapes are not supported for {config.model_type}")
 
 
 def check_any(config: Config) -> None:
-    """ProfileError for fields that every config class of transformers works with before it checks them."""
+    """ProfileError for fields that transformers' config classes use before checking them."""
     name = "dtype" if "dtype" in config else "torch_dtype"
     if name in config and config.raw[name] not in DTYPES:
         raise config.refused(name, f"one of {', '.join(DTYPES)}")
@@ -92,7 +92,7 @@ def check_any(config: Config) -> None:
 
 
 def check_rotary(config: Config, name: str, head_dim: int) -> None:
-    """ProfileError for a head with an odd number of channels, which RoPE cannot take in pairs."""
+    """ProfileError for a head with an odd number of channels, since RoPE rotates pairs."""
     if head_dim % 2:
         raise config.error(f"{config.named(name)} is {head_dim}, must be even for RoPE")
 
@@ -100,7 +100,7 @@ def check_rotary(config: Config, name: str, head_dim: int) -> None:
 def attention_weights(
     attention: Attention, hidden: int, *, bias: bool = False, gated: bool = False, qk_norm: bool = False
 ) -> tuple[Weight, ...]:
-    """Query, key, value and output projections; a ``gated`` one makes its output gate in the query projection."""
+    """Query, key, value and output projections; if ``gated``, the query projection also computes the output gate."""
     queries = attention.heads * attention.head_dim
     keys = attention.kv_heads * attention.head_dim
     norms = (norm("self_attn.q_norm", attention.head_dim), norm("self_attn.k_norm", attention.head_dim))
@@ -114,14 +114,14 @@ def attention_weights(
 
 
 def check_padding(config: Config, size: str) -> None:
-    """ProfileError unless the token that pads is a row of the table whose number of rows is in the field ``size``."""
+    """ProfileError unless the padding token is a row of the table whose number of rows is in the field ``size``."""
     rows, padding = config.number(size), config.value("pad_token_id")
     if padding is not None and not -rows <= padding < rows:
         raise config.error(f"pad_token_id is {shown(padding)}, which is not in the vocabulary of {rows} ({size})")
 
 
 def tables(vocab: int, hidden: int, tied: bool) -> tuple[Weight, ...]:
-    """Embedding, final norm and, unless it is the embedding itself, the output projection."""
+    """Embedding, final norm and, unless tied, the output projection."""
     head = () if tied else (Weight("head", (vocab, hidden), HEAD),)
     return (Weight("embedding", (vocab, hidden), EMBEDDING), norm("model.norm", hidden), *head)
 
@@ -132,26 +132,26 @@ def pre_norms(hidden: int) -> tuple[Weight, ...]:
 
 
 def layers(kinds: Sequence[str], build: Callable[[str], Layer]) -> tuple[Layer, ...]:
-    """A layer for each entry of ``kinds``, each kind built once."""
+    """One layer per entry of ``kinds``; each kind is built once."""
     built = {kind: build(kind) for kind in dict.fromkeys(kinds)}
     return tuple(built[kind] for kind in kinds)
 
 
 def every_nth_full(count: int, interval: int, other: str) -> list[str]:
-    """``layer_types`` where each ``interval``-th layer attends in full and the rest are of kind ``other``."""
+    """``layer_types`` in which each ``interval``-th layer uses full attention and the others are ``other``."""
     return [other if (index + 1) % interval else "full_attention" for index in range(count)]
 
 
 def refuse_bidirectional(config: Config) -> None:
-    """ProfileError for encoders built from a decoder's layers: no cache, no decode."""
+    """ProfileError for encoders built from a decoder's layers, which have no cache and no decode."""
     if config.raw.get("use_bidirectional_attention") in (True, "all"):
-        raise config.error("use_bidirectional_attention: no rule for an encoder, only for causal decoders")
+        raise config.error("use_bidirectional_attention: only causal decoders are supported")
 
 
 def experts(
     config: Config, *, count: str, top_k: str, width: int, shared_width: int, batched: bool = False
 ) -> Experts:
-    """A mixture of experts; ``count`` and ``top_k`` are the config's names for them."""
+    """A mixture of experts; ``count`` and ``top_k`` are the names of the config's fields."""
     number, chosen = config.number(count), config.number(top_k)
     if chosen > number:
         raise config.error(f"{top_k} ({chosen}) is more than {count} ({number})")

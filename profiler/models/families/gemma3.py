@@ -1,7 +1,7 @@
-"""Gemma 3: five sliding layers to one full layer, four norms a layer, a tied head.
+"""Gemma 3: five sliding layers to one full layer, four norms per layer, a tied head.
 
-Shapes and defaults from transformers 5.23, ``models/gemma3``; the 4B checkpoint relies on them, because its config
-leaves out what equals a default.
+Shapes and defaults from transformers 5.23, ``models/gemma3``. The 4B checkpoint relies on the defaults, because its
+config omits fields that equal them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def geometry(config: Config) -> Geometry:
         vocab=vocab,
         hidden=hidden,
         tied=tied,
-        max_position=config.number("max_position_embeddings"),  # not the scaled one: see rope.py
+        max_position=config.number("max_position_embeddings"),  # without scaling: see rope.py
         outside=base.tables(vocab, hidden, tied),
         cautions=config.cautions,
     )

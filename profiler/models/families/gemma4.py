@@ -1,12 +1,12 @@
-"""Gemma 4: five sliding layers to one full layer of another head size; shared K/V, experts, per-layer embeddings.
+"""Gemma 4: five sliding layers to one full layer with another head size; shared K/V, experts, per-layer embeddings.
 
 Shapes and defaults from transformers 5.23, ``models/gemma4`` and ``models/gemma4_unified``.
 
-- Full layers have heads of ``global_head_dim``. With ``attention_k_eq_v`` they also have their own number of K/V
-  heads and no value projection; the cache still keeps K and V, because they are normalised and rotated apart.
+- Full layers have heads of size ``global_head_dim``. With ``attention_k_eq_v`` they also have their own number of K/V
+  heads and no value projection. The cache still holds K and V, because they are normalised and rotated separately.
 - The last ``num_kv_shared_layers`` read the cache of the last earlier layer of their kind: no K/V weights, no cache.
-- ``hidden_size_per_layer_input``: a second table with a slice for each layer, of which a token reads one row.
-- ``enable_moe_block``: experts in parallel with the dense feed-forward layer, which is so the shared expert.
+- ``hidden_size_per_layer_input``: a second embedding with a slice per layer, of which a token reads one row.
+- ``enable_moe_block``: experts in parallel with the dense feed-forward layer, which acts as the shared expert.
 """
 
 from __future__ import annotations
@@ -128,26 +128,26 @@ def geometry(config: Config) -> Geometry:
 
 
 def _refuse_rewritten(config: Config) -> None:
-    """ProfileError for fields of other families that transformers writes over Gemma 4's own."""
+    """ProfileError for fields of other families that would overwrite Gemma 4's own in transformers."""
     if "rope_scaling" in config.raw:
-        raise config.error("rope_scaling is given, in place of which Gemma 4 has rope_parameters")
+        raise config.error("rope_scaling is given, but Gemma 4 uses rope_parameters instead")
     if "attention_chunk_size" in config:
         raise config.error(
-            "attention_chunk_size is given beside sliding_window, and transformers refuses both together"
+            "attention_chunk_size is given in addition to sliding_window, and transformers refuses both together"
         )
 
 
 def _largest_context(config: Config, types: list[str], layers: tuple[Layer, ...]) -> int:
-    """With the config's own RoPE parameters, which then must be there for every layer type."""
+    """The largest context. If the config has RoPE parameters, it must have them for every layer type."""
     given = config.part("rope_parameters")
     if given is None:
         return config.number("max_position_embeddings")
     for kind in sorted(set(types)):
         if not given.get(kind):
-            raise config.error(f"rope_parameters says nothing of {kind} layers")
+            raise config.error(f"rope_parameters has no entry for {kind} layers")
     mixers = [layer.mixer for layer in layers]
     head_dims = {kind: m.head_dim for kind, m in zip(types, mixers, strict=True) if isinstance(m, Attention)}
-    return check_by_type(config, types, {}, head_dims)
+    return check_by_type(config, types, {}, head_dims, complete=True)
 
 
 def _attention(config: Config, kind: str) -> Attention:
@@ -169,7 +169,7 @@ def _attention(config: Config, kind: str) -> Attention:
 def _full_heads(config: Config, kv_heads: int) -> tuple[int, int]:
     """Size and number of the K/V heads of full layers.
 
-    transformers writes both as ``per_layer_config`` since 5.15 when it saves a config, one entry for each full layer.
+    Since 5.15, transformers saves both as ``per_layer_config``, with an entry for each full layer.
     """
     if PER_LAYER not in config.raw:
         own = config.optional("num_global_key_value_heads") if config.flag("attention_k_eq_v") else None
@@ -253,7 +253,7 @@ def _layer_types(config: Config) -> list[str]:
     count = config.number("num_hidden_layers")
     given = config.names_of("layer_types", count, ("sliding_attention", "full_attention"))
     types = given or base.every_nth_full(count, 6, "sliding_attention")
-    return [*types[:-1], "full_attention"]  # transformers makes the last layer full whatever the config says
+    return [*types[:-1], "full_attention"]  # transformers always makes the last layer full
 
 
 def _first_shared(config: Config, types: list[str]) -> int:

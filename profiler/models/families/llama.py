@@ -1,4 +1,4 @@
-"""Llama 1 to 3, and what is built like it: grouped-query attention on every layer, a gated feed-forward.
+"""Llama 1 to 3 and models of the same architecture: grouped-query attention on every layer, a gated feed-forward.
 
 Shapes from transformers 5.23, ``models/llama``.
 """
@@ -86,8 +86,9 @@ def geometry(config: Config) -> Geometry:
 
 
 def refuse_windows(config: Config) -> None:
-    """ProfileError for windows: transformers' cache would drop what is outside of them, but Llama attends to it."""
+    """ProfileError for windows: transformers' cache would drop the tokens outside, but Llama attends to them."""
     for name in WINDOWS:
         if name in config:
-            raise config.error(f"{name} is {shown(config.raw[name])}: no rule for Llama with windows, set it to null")
+            what = f"{name} is {shown(config.raw[name])}: Llama with windows is not supported, set it to null"
+            raise config.error(what)
     config.names_of("layer_types", config.number("num_hidden_layers"), ("full_attention",), base.OLDER_TYPES)

@@ -1,7 +1,7 @@
 """Llama 4: three chunked layers to one full layer without RoPE; experts on all (Scout) or every other (Maverick).
 
 Shapes and defaults from transformers 5.23, ``models/llama4``. Expert tensors are stored ``[experts, in, out]``, and
-transformers multiplies every token with every expert, so the model runs far more FLOPs there than its top-1 needs.
+transformers multiplies every token with every expert, so it runs far more FLOPs than the model's top-1 routing needs.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _layer_types(config: Config) -> list[str]:
     given = config.names_of("layer_types", count, ("chunked_attention", "full_attention"), base.OLDER_TYPES)
     rope = config.numbers("no_rope_layers") or [int((index + 1) % interval != 0) for index in range(count)]
     if len(rope) < count or (given is None and len(rope) > count):
-        raise config.error(f"no_rope_layers has {len(rope)} entries, num_hidden_layers is {count}")
+        raise config.error(f"no_rope_layers has {len(rope)} entries, but num_hidden_layers is {count}")
     return given or ["chunked_attention" if turned else "full_attention" for turned in rope]
 
 

@@ -1,7 +1,7 @@
 """Qwen 3 (dense): grouped-query attention with normalised queries and keys, a gated feed-forward.
 
-Shapes from transformers 5.23, ``models/qwen3``. Released checkpoints attend in full on every layer; the config can
-also put a sliding window on the layers from ``max_window_layers`` on.
+Shapes from transformers 5.23, ``models/qwen3``. Released checkpoints use full attention on every layer; a config can
+also set a sliding window for the layers from ``max_window_layers`` on.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _attention(config: Config, kind: str) -> Attention:
 
 
 def _layer_types(config: Config) -> list[str]:
-    """Which layers have a window; ``use_sliding_window`` switches the window itself, also of ``layer_types``."""
+    """The type of each layer. ``use_sliding_window`` switches windows on, also those in ``layer_types``."""
     count = config.number("num_hidden_layers")
     given = config.names_of("layer_types", count, ("full_attention", "sliding_attention"), base.OLDER_TYPES)
     windowed = config.flag("use_sliding_window") and config.value("sliding_window") is not None
@@ -107,6 +107,6 @@ def _layer_types(config: Config) -> list[str]:
     if "sliding_attention" in given and not windowed:
         switch = "sliding_window is null" if config.flag("use_sliding_window") else "use_sliding_window is not true"
         raise config.error(
-            f"layer_types has sliding_attention layers, but {switch}; transformers needs both to agree"
+            f"layer_types has sliding_attention layers, but {switch}; transformers requires both to agree"
         )
     return given

@@ -1,7 +1,7 @@
 """Qwen 3.5, 3.6 and 3.8, dense and mixture of experts: three Gated DeltaNet layers to one gated full-attention layer.
 
 Shapes and defaults from transformers 5.23, ``models/qwen3_5`` and ``models/qwen3_5_moe``. The query projection of a
-full layer is twice as wide, for its output gate. ``attn_output_gate`` in the config is not read by transformers.
+full layer is twice as wide, because it also computes the output gate. transformers ignores ``attn_output_gate``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ MOE = "qwen3_5_moe_text"
 TEXT = {"qwen3_5_text": Qwen3_5TextConfig, MOE: Qwen3_5MoeTextConfig}
 WRAPPED = {"qwen3_5": ("qwen3_5_text", Qwen3_5Config), "qwen3_5_moe": (MOE, Qwen3_5Config)}
 MODEL_TYPES = (*WRAPPED, *TEXT)
-ROTATED = 0.25  # of a head's channels, where neither the config nor its rope_parameters says partial_rotary_factor
+ROTATED = 0.25  # share of a head's channels; the default of partial_rotary_factor
 
 
 def geometry(config: Config) -> Geometry:
@@ -163,5 +163,5 @@ def _layer_types(config: Config) -> list[str]:
     given = config.names_of("layer_types", count, ("linear_attention", "full_attention"), base.OLDER_TYPES)
     types = given or base.every_nth_full(count, config.number("full_attention_interval", 4), "linear_attention")
     if "full_attention" not in types:
-        raise config.error("no layer is of type full_attention, without which transformers does not count tokens")
+        raise config.error("no layer has type full_attention, which transformers needs to count tokens")
     return types

@@ -1,1 +1,1 @@
-"""One file per output format: ``render(run, measurements) -> str``, and more (``show/output.py``)."""
+"""One file per output format: ``render(run, measurements) -> str``, and optional functions (``show/output.py``)."""

@@ -1,6 +1,6 @@
-"""``-o csv``: a line a case for spreadsheets and data frames, in SI units; unknown is empty.
+"""``-o csv``: one line per case for spreadsheets and data frames, in SI units; unknown is empty.
 
-Text passes the guard of every CSV file here, ``units.spreadsheet_cell``.
+All text goes through ``units.spreadsheet_cell``, which guards against formulas.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ REASON_LENGTH = 1000
 
 
 def render(run: str | None, measurements: Sequence[Measurement]) -> str:
-    """Header and one line a case."""
+    """The header, and one line per case."""
     return "".join(stream(run, measurements))
 
 
 def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
-    """The same, line by line."""
+    """The same text, line by line."""
     yield _line(header())
     for measurement in measurements:
         yield _line([_cell(value) for value in _values(row(run, measurement))])

@@ -1,7 +1,7 @@
 """``-o html`` and ``--html FILE``: the hardware-fit report as one self-contained file.
 
-No script, no request: the charts are drawn already (``show/report/charts.py``), and the policy in the head forbids
-the rest. Every text is escaped here, in ``_text``, and nowhere else.
+It has no scripts and makes no requests: the charts are already drawn (``show/report/charts.py``), and the content
+security policy in the head forbids everything else. ``escaped`` escapes all text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from profiler.show.report.blocks import (
 from profiler.show.report.charts import COLOURS, TONES
 from profiler.show.report.page import page
 
-FOLDED = 12  # rows, above which a table is folded
+FOLDED = 12  # rows above which a table is collapsed
 _MARK = re.compile(r'<path((?:\s[\w:-]+="[^"]*")*?) aria-label="([^"]*)"((?:\s[\w:-]+="[^"]*")*)/>')
 _ROOT = re.compile(r"<svg[^>]*?viewBox=\"0 0 ([\d.]+) ([\d.]+)\">")
 
@@ -39,7 +39,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 
 @cache
 def sheet() -> str:
-    """All of it. Charts follow the theme: what is painted in a light colour takes that colour's variable."""
+    """The style sheet. Charts follow the theme: a light colour in a drawing is replaced by that colour's variable."""
     named = COLOURS | {f"tone-{name}": pair for name, pair in TONES.items()}
     light = "".join(f"--{name}:{pair[0]};" for name, pair in named.items())
     dark = "".join(f"--{name}:{pair[1]};" for name, pair in named.items())
@@ -54,13 +54,13 @@ def sheet() -> str:
 
 
 def escaped(text: str) -> str:
-    """``text`` as text, in an element or in a quoted attribute."""
+    """``text`` escaped for an element or a quoted attribute."""
     return html.escape(text, quote=True)
 
 
 @singledispatch
 def block_html(block: PageBlock) -> str:
-    """One block."""
+    """The HTML of one block."""
     raise TypeError(f"no HTML for {type(block).__name__}")
 
 
@@ -72,13 +72,13 @@ def _text(block: Text) -> str:
 
 @block_html.register
 def _table(block: Table) -> str:
-    """A long one is folded: the charts say the same, and whoever wants the figures opens it."""
-    sides = [_side(column) for column in block.columns]
+    """A long table is collapsed, because the charts show the same figures."""
+    classes = [_class(column) for column in block.columns]
     head = "".join(
-        f"<th{side}>{escaped(column.title)}</th>" for side, column in zip(sides, block.columns, strict=True)
+        f"<th{kind}>{escaped(column.title)}</th>" for kind, column in zip(classes, block.columns, strict=True)
     )
     body = "\n".join(
-        f"<tr>{''.join(f'<td{side}>{escaped(text)}</td>' for side, text in zip(sides, row, strict=True))}</tr>"
+        f"<tr>{''.join(f'<td{kind}>{escaped(text)}</td>' for kind, text in zip(classes, row, strict=True))}</tr>"
         for row in block.rows
     )
     folded = len(block.rows) > FOLDED
@@ -121,7 +121,7 @@ def _code(block: Code) -> str:
     return f"<pre><code>{escaped(chr(10).join(block.lines))}</code></pre>"
 
 
-def _side(column: Head) -> str:
+def _class(column: Head) -> str:
     return ' class="figure"' if column.right else ""
 
 
@@ -138,10 +138,10 @@ def _figure(figure: Chart) -> str:
 
 
 def inline(svg: str, title: str) -> str:
-    """A drawing for the inside of a page: sized by it, named, and each mark's label where a pointer finds it."""
+    """A drawing to embed in a page: it scales with the page, has a name, and shows each mark's label on hover."""
     found = _ROOT.match(svg)
     if found is None:
-        raise ValueError("what was drawn is no SVG")
+        raise ValueError("the drawing is not SVG")
     width, height = found[1], found[2]
     size = f'viewBox="0 0 {width} {height}" style="max-width:{width}px"'
     root = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escaped(title)}">'
@@ -149,18 +149,18 @@ def inline(svg: str, title: str) -> str:
 
 
 def _scrolling(table: str, label: str | None) -> str:
-    """What is wider than the screen scrolls by itself, by keyboard too."""
+    """A table that scrolls by itself, also by keyboard, if it is wider than the screen."""
     name = escaped(label or "table")
     return f'<div class="wide" tabindex="0" role="region" aria-label="{name}">{table}</div>'
 
 
 def render(run: str | None, measurements: Sequence[Measurement]) -> str:
-    """The page of these rows. All in ASCII: what it is printed to may have another encoding than the page says."""
+    """The page of these rows in ASCII only, because stdout may have another encoding than the page declares."""
     return document(page(measurements, run)).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def document(content: Page) -> str:
-    """A composed page as a whole HTML document."""
+    """A composed page as a complete HTML document."""
     links = "".join(
         f'<li><a href="#{section.anchor}">{section.anchor.capitalize()}</a></li>' for section in content.sections
     )

@@ -1,4 +1,4 @@
-"""``-o json``: one array of result rows (``results/row.py``), a row on each line."""
+"""``-o json``: an array of result rows (``results/row.py``), one per line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 
 def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
-    """The same, row by row."""
+    """The same text, row by row."""
     before = "[\n"
     for measurement in measurements:
         yield before + line(run, measurement)

@@ -1,4 +1,4 @@
-"""``-o jsonl``: a result row (``results/row.py``) on each line."""
+"""``-o jsonl``: one result row (``results/row.py``) per line."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 
 def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
-    """The same, row by row."""
+    """The same text, row by row."""
     return (line(run, measurement) + "\n" for measurement in measurements)

@@ -3,12 +3,13 @@
 A measured case gives a ``pp`` row (``n_prompt`` = context) and a ``tg`` row at depth (``n_gen`` = steps, ``n_depth``
 = context). Names, types and relations are those of ``tools/llama-bench/llama-bench.cpp`` (commit 0104b151):
 ``samples_ns`` are integers, ``samples_ts`` = 10⁹ × (n_prompt + n_gen) ÷ ns, ``avg_*`` their means, ``stddev_*`` with
-n − 1, and 0 for a single sample. ``scripts/compare-llama-bench.py`` joins rows on most of the other fields, where
-null never equals null, so what has no meaning here carries llama-bench's own default (``DEFAULTS``). ``model_type``
-holds our quantization, ``build_commit`` our version.
+n − 1, and 0 for a single sample. ``scripts/compare-llama-bench.py`` joins rows on most of the other fields, and there
+null never equals null, so fields without a meaning here have llama-bench's own defaults (``DEFAULTS``).
+``model_type`` holds our quantization, ``build_commit`` our version.
 
-llama-bench measures one sequence and has no field for more: rows of batch > 1 would be averaged with those of
-batch 1 by its readers. They are left out, as are cases that failed, which it does not write either.
+llama-bench measures single sequences and has no field for the batch, so programs that read this format would average
+rows of batch > 1 with those of batch 1. They are left out, as are failed cases, which llama-bench does not write
+either.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from profiler import __version__
 from profiler.results.measurement import Measurement, Phase
 from profiler.show.columns import plain
 
-GGML_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # of the K/V cache: it is kept in the compute dtype
-ALL_LAYERS = 99  # n_gpu_layers by convention when every layer is on the GPU
-DEFAULTS = {  # of llama-bench: concepts that we do not have
+GGML_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # of the K/V cache, which has the compute dtype
+ALL_LAYERS = 99  # n_gpu_layers, by convention, if every layer is on the GPU
+DEFAULTS = {  # llama-bench's values for concepts that we do not have
     "build_number": 0,
     "cpu_mask": "0x0",
     "cpu_strict": False,
@@ -38,7 +39,7 @@ DEFAULTS = {  # of llama-bench: concepts that we do not have
     "tensor_split": "0.00",
     "tensor_buft_overrides": "none",
     "load_mode": "mmap",
-    "use_mmap": True,  # the name of load_mode before 2026; compare-llama-bench.py still asks for it
+    "use_mmap": True,  # the name of load_mode before 2026; compare-llama-bench.py still reads it
     "embeddings": False,
     "no_op_offload": 0,
     "no_host": False,
@@ -61,7 +62,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 
 def left_out(measurements: Sequence[Measurement]) -> str | None:
-    """What the format cannot say of these rows."""
+    """A message about rows that the format cannot represent."""
     batched = sum(m.outcome == "ok" and not _fits(m) for m in measurements)
     unmeasured = sum(m.outcome != "ok" for m in measurements)
     counts = [
@@ -69,7 +70,7 @@ def left_out(measurements: Sequence[Measurement]) -> str | None:
         for count, what in ((batched, "of batch > 1"), (unmeasured, "without a result"))
         if count
     ]
-    return f"llama-bench's format has no place for {' and '.join(counts)}: use -o jsonl" if counts else None
+    return f"the llama-bench format cannot represent {' and '.join(counts)}; use -o jsonl" if counts else None
 
 
 def _fits(measurement: Measurement) -> bool:
@@ -119,7 +120,7 @@ def _figures(ns: Sequence[int], tokens: int) -> dict[str, Any]:
 
 
 def _zulu(started_at: str | None) -> str:
-    """RFC 3339 in UTC with a ``Z``; empty when unknown or no time."""
+    """RFC 3339 in UTC with a ``Z``; empty if unknown or invalid."""
     try:
         return datetime.fromisoformat(started_at or "").astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except ValueError:
@@ -127,6 +128,6 @@ def _zulu(started_at: str | None) -> str:
 
 
 def _number(device: str) -> int:
-    """Of ``cuda:1`` the 1; 0 where the name has none."""
+    """The 1 of ``cuda:1``; 0 if the name has no number."""
     number = device.partition(":")[2]
     return int(number) if number.isascii() and number.isdigit() and len(number) < 6 else 0

@@ -1,6 +1,6 @@
-"""``-o md``: a table in GitHub's Markdown for an issue or a README; and the report, with SVG charts beside it.
+"""``-o md``: a table in GitHub's Markdown for an issue or a README; also the report, with its charts as SVG files.
 
-Every character of outside text is escaped.
+Every character of outside text that Markdown would interpret is escaped.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from profiler.results.measurement import Measurement
 from profiler.show.columns import Column, answer, figures, heading, legend, notes, path_lines, plain, rows_of_models
 from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, PageBlock, Table, Text
 
-_ACTIVE = re.compile(r"[\\`*_\[\]#|~$]|^[-+=]")  # what Markdown reads as its own
+_ACTIVE = re.compile(r"[\\`*_\[\]#|~$]|^[-+=]")  # Markdown syntax
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", ":": "&#58;", ".": "&#46;"}
-_ENTITY = re.compile(r"[&<>@]|:(?=//)|(?<=www)\.", re.IGNORECASE)  # markup, mentions of people, bare links
+_ENTITY = re.compile(r"[&<>@]|:(?=//)|(?<=www)\.", re.IGNORECASE)  # markup, mentions, bare links
 
 _TICKS = re.compile(r"`+")
 
@@ -49,17 +49,19 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 
 def escaped(text: str) -> str:
-    """``text`` so that Markdown shows it as it is: no markup, link, mention, HTML or column of its own."""
+    """``text`` escaped, so that Markdown shows it unchanged: no markup, link, mention, HTML or table column."""
     return _ENTITY.sub(lambda found: _ENTITIES[found[0]], _ACTIVE.sub(r"\\\g<0>", text))
 
 
 def line(cells: Iterable[str]) -> str:
-    """A row of a table; the cells are escaped already."""
+    """A row of a table; the cells must be escaped."""
     return f"| {' | '.join(cells)} |"
 
 
 def markdown(page: Page, images: Mapping[int, str]) -> str:
-    """``images``: the address of a chart by the identity of its figure (``figures``); without one only its title."""
+    """The report. ``images``: the address of a chart by ``id`` of its figure; without one, only the title is
+    shown.
+    """
     parts = [f"# {escaped(page.title)}", " · ".join(map(escaped, page.summary))]
     for section in page.sections:
         parts.append(f"## {escaped(section.title)}")
@@ -70,7 +72,7 @@ def markdown(page: Page, images: Mapping[int, str]) -> str:
 
 
 def address(folder: str, file: str) -> str:
-    """Of a file beside the text, as a link takes it."""
+    """The relative link to a file in a folder next to the text."""
     return f"{quote(folder)}/{quote(file)}"
 
 
@@ -114,7 +116,7 @@ def _listing(block: Listing) -> str:
 
 @_block.register
 def _code(block: Code) -> str:
-    """In a fence that is longer than any run of ticks inside."""
+    """A fenced code block, with a fence longer than any run of backticks inside."""
     content = "\n".join(block.lines)
     fence = "`" * max(3, *(len(run) + 1 for run in _TICKS.findall(content)), 3)
     return f"{fence}sh\n{content}\n{fence}"

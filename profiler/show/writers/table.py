@@ -1,6 +1,6 @@
-"""``-o table``: one line per case for a terminal, grouped by model, notes below; and the report in a terminal.
+"""``-o table``: one line per case for a terminal, grouped by model, with notes below; also the report in a terminal.
 
-A terminal shows the words and tables of a report; charts are for the other formats.
+In a terminal, the report has its text and tables; charts are only in the other formats.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from profiler.show.columns import (
 )
 from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, Table, Text
 
-WIDTH = 120  # columns, unless it goes to a terminal: the same rows always give the same text
-INDENT = "  "  # before the rows of a model, and as it happens what tabulate puts between columns
+WIDTH = 120  # columns, if the output is not a terminal: the same rows always give the same text
+INDENT = "  "  # before the rows of a model; tabulate happens to put the same between columns
 
-PAGE_WIDTH = 100  # where it goes to no terminal: the same rows always give the same text
+PAGE_WIDTH = 100  # width of a report that does not go to a terminal
 NARROWEST = 40
-MOST_ROWS = 16  # of a table: a page of a terminal, not a scroll
-NARROWEST_CELL = 16  # of words; figures are never wrapped
+MOST_ROWS = 16  # rows of a table in the report, so that it fits on a screen
+NARROWEST_CELL = 16  # of text; figures are never wrapped
 GAP = 2  # columns between cells
 
 
 def render(run: str | None, measurements: Sequence[Measurement], width: int = WIDTH) -> str:
-    """The table, at most ``width`` wide as long as the columns that matter most fit."""
+    """The table, at most ``width`` wide if its most important columns fit."""
     if not measurements:
         return f"run {plain(run)}: no rows\n" if run else "no rows\n"
     grouped = [measurement for group in _by_model(measurements) for measurement in group]
@@ -66,7 +66,7 @@ fitted = render
 
 
 def _by_model(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
-    """Rows of each model together, models in the order they come. One name may stand for two models."""
+    """Rows grouped by model, in order of first appearance. Two models may have the same name."""
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for measurement in measurements:
         groups.setdefault((measurement.case.model, measurement.case.model_id), []).append(measurement)
@@ -74,7 +74,7 @@ def _by_model(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
 
 
 def _fitted(columns: list[Column], measurements: Sequence[Measurement], width: int) -> list[str]:
-    """Titles and rows as lines, without the columns of least worth that had to go for the rest to fit."""
+    """Titles and rows as lines, after dropping the least important columns until the rest fits."""
     texts = {column: [column.title, *map(column.cell, measurements)] for column in columns}
     while _width(texts) > width:
         least = min(texts, key=lambda column: column.worth)
@@ -82,7 +82,7 @@ def _fitted(columns: list[Column], measurements: Sequence[Measurement], width: i
             break
         del texts[least]
     text = tabulate(
-        list(zip(*texts.values(), strict=True)),  # titles as a first row: tabulate pads what it knows to be a header
+        list(zip(*texts.values(), strict=True)),  # titles as the first row, because tabulate pads real headers
         tablefmt="plain",
         colalign=["right" if column.right else "left" for column in texts],
         disable_numparse=True,
@@ -104,7 +104,7 @@ def _wrap(text: str, width: int, indent: str) -> list[str]:
 
 
 def terminal(page: Page, width: int | None = None) -> str:
-    """``width``: of the terminal, in columns."""
+    """The report for a terminal of ``width`` columns."""
     columns = max(NARROWEST, width or PAGE_WIDTH)
     parts = [_wrapped(page.title, columns), _wrapped(" · ".join(page.summary), columns)]
     for section in page.sections:
@@ -120,8 +120,8 @@ def _block(block: object, width: int) -> str:
     if isinstance(block, Text):
         return _wrapped(block.text, width)
     if isinstance(block, Table):
-        sides = ["right" if column.right else "left" for column in block.columns]
-        return _grid([column.title for column in block.columns], block.rows, sides, block.caption, width)
+        alignments = ["right" if column.right else "left" for column in block.columns]
+        return _grid([column.title for column in block.columns], block.rows, alignments, block.caption, width)
     if isinstance(block, Map):
         rows = [[label, *map(_cell, cells)] for label, cells in block.rows]
         return _grid(
@@ -137,17 +137,17 @@ def _block(block: object, width: int) -> str:
 
 
 def _cell(cell: MapCell) -> str:
-    """``~14 tight``; what needs no word, fits, gets none. What holds a case back is in the other formats."""
+    """``~14 tight``; a cell that fits has no word. The other formats also say what limits a case."""
     word = "" if cell.tone in ("fits", "none") or cell.tone == cell.value else f" {cell.tone}"
     return f"{cell.value}{word}"
 
 
 def _grid(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], sides: Sequence[str], caption: str | None, width: int
+    titles: Sequence[str], rows: Sequence[Sequence[str]], alignments: Sequence[str], caption: str | None, width: int
 ) -> str:
-    """Words wrap; columns that still have no room go below, each time beside the first column again."""
+    """A table in which text wraps. Columns that do not fit are put below, together with the first column."""
     shown = [list(titles), *map(list, rows[:MOST_ROWS])]
-    caps = _caps(shown, sides, width)
+    caps = _caps(shown, alignments, width)
     cells = [
         [
             "\n".join(textwrap.wrap(text, cap)) if len(text) > cap else text
@@ -160,8 +160,8 @@ def _grid(
     parts += [
         tabulate(
             [[row[place] for place in chosen] for row in (cells[0], rules, *cells[1:])],
-            tablefmt="plain",  # without headers: tabulate would pad them
-            colalign=[sides[place] for place in chosen],
+            tablefmt="plain",  # without headers, which tabulate would pad
+            colalign=[alignments[place] for place in chosen],
             disable_numparse=True,
         )
         for chosen in _groups(caps, width)
@@ -171,11 +171,17 @@ def _grid(
     return "\n".join(line.rstrip() for part in parts for line in part.splitlines())
 
 
-def _caps(rows: Sequence[Sequence[str]], sides: Sequence[str], width: int) -> list[int]:
-    """Widths of columns: those of words share what the others leave, the narrow ones first."""
+def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) -> list[int]:
+    """Widths of columns: text columns share the space that the figures leave, narrow ones first."""
     wanted = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]
-    words = sorted((place for place, side in enumerate(sides) if side == "left"), key=lambda place: wanted[place])
-    room = width - GAP * (len(wanted) - 1) - sum(wanted[place] for place, side in enumerate(sides) if side != "left")
+    words = sorted(
+        (place for place, alignment in enumerate(alignments) if alignment == "left"), key=lambda place: wanted[place]
+    )
+    room = (
+        width
+        - GAP * (len(wanted) - 1)
+        - sum(wanted[place] for place, alignment in enumerate(alignments) if alignment != "left")
+    )
     for left, place in enumerate(words):
         wanted[place] = min(wanted[place], max(NARROWEST_CELL, room // (len(words) - left)))
         room -= wanted[place]
@@ -183,7 +189,7 @@ def _caps(rows: Sequence[Sequence[str]], sides: Sequence[str], width: int) -> li
 
 
 def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
-    """Columns that are printed beside each other, the first one in every group."""
+    """Groups of columns that fit side by side; each group starts with the first column."""
     groups, used = [[0]], widths[0]
     for place in range(1, len(widths)):
         if used + GAP + widths[place] > width and len(groups[-1]) > 1:

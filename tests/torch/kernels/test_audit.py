@@ -35,7 +35,7 @@ class StockStep:
 
 
 def gates(report: AuditReport) -> set[str]:
-    return {finding.gate for finding in report.findings}
+    return {finding.check for finding in report.findings}
 
 
 # The other layers are those of catalog models, which test_audit_command.py audits, or of these in other sizes.
@@ -156,7 +156,7 @@ def int8(name: str, threshold: float) -> PreTrainedModel:
 
 def test_int8_with_a_threshold_is_refused_and_without_one_passes() -> None:
     refused = audit(int8("qwen3", threshold=6.0))
-    assert any("threshold 6 looks for outliers on the host" in finding.text for finding in refused.findings)
+    assert any("threshold 6 finds outliers on the host" in finding.text for finding in refused.findings)
     assert not list(model_findings(int8("qwen3", threshold=0.0)))
 
 

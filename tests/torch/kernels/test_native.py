@@ -186,7 +186,7 @@ def load_with(cache: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("how", ["belongs to another user", "may be written by other users", "is a symbolic link"])
+@pytest.mark.parametrize("how", ["belongs to another user", "is writable by other users", "is a symbolic link"])
 def test_a_library_that_others_may_have_planted_is_not_run_but_built_anew(
     tmp_path: Path, ops: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +200,7 @@ def test_a_library_that_others_may_have_planted_is_not_run_but_built_anew(
         planted.symlink_to(tmp_path / "theirs.so")
     else:
         plant(planted)
-        planted.chmod(0o777 if how == "may be written by other users" else 0o755)
+        planted.chmod(0o777 if how == "is writable by other users" else 0o755)
         if how == "belongs to another user":
             os.chown(planted, 65534, 65534)
     monkeypatch.setattr(native, "_build", lambda compiler, work: Path(shutil.copy(real, work / "decode.so")))
@@ -208,7 +208,7 @@ def test_a_library_that_others_may_have_planted_is_not_run_but_built_anew(
     monkeypatch.setattr(folders, "_notes", [])
     assert native.built() == planted
     assert planted.read_bytes() == real.read_bytes() and stat.S_IMODE(planted.lstat().st_mode) == 0o700
-    assert [how in text and "built anew" in text for text in folders.notes()] == [True]
+    assert [how in text and "rebuilding our kernels" in text for text in folders.notes()] == [True]
     loaded = load_with(tmp_path)
     assert loaded.stdout.strip() == native.load() and "PLANTED" not in loaded.stderr
 
@@ -261,7 +261,7 @@ def test_where_nothing_may_be_run_the_reason_names_both_folders_and_what_to_do(
         native._opened(tmp_path / "decode.so")
     words = str(caught.value)
     assert words.startswith(f"{tmp_path} and ") and "mounted noexec" in words
-    assert words.endswith("PROFILER_CACHE=FOLDER names another folder")
+    assert words.endswith("set PROFILER_CACHE=FOLDER to use another folder")
 
 
 def test_a_full_cache_is_no_reason_to_go_without_the_loops(

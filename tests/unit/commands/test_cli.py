@@ -133,7 +133,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(
     assert "Traceback" not in errors
     finished = len((first + rest).splitlines())
     assert 1 <= finished < 4
-    said = f"stopped: {finished} of 4 cases measured; the same command goes on where it stopped"
+    said = f"stopped: {finished} of 4 cases measured; the same command continues"
     assert errors.splitlines()[-1] == said
     again = sweep("-m", name, *grid)
     assert again.outcomes == ["ok"] * 4
@@ -150,16 +150,16 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(24, "Too many open files", "/x"), "the system refused: /x: Too many open files|ulimit -n"),
+        (OSError(24, "Too many open files", "/x"), "system error: /x: Too many open files|ulimit -n"),
         (OSError(28, "No space left on device", "/x"), "/x: No space left on device|Free some space"),
         (PermissionError(13, "Permission denied", b"/x"), "/x: Permission denied|ask its owner"),
         (BlockingIOError(11, "Resource temporarily unavailable"), "Resource temporarily unavailable|ulimit -u"),
-        (FileNotFoundError(2, "No usable temporary directory found in ['/x']"), "temporary files|TMPDIR names one"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/x']"), "temporary files|Set TMPDIR to one"),
         (OSError(5, "Input/output error"), "Input/output error|PROFILER_DEBUG=1"),
         (MemoryError(), "out of memory|ulimit -v"),
-        (RuntimeError("can't start new thread"), "the system refused another thread|ulimit -u"),
-        (ImportError("x.so: Too many files", name="rich"), "cannot be loaded: x.so: Too many|Install it again"),
-        (ImportError("no\nlines", name="torch._C"), "cannot be loaded: no lines|Install it again"),
+        (RuntimeError("can't start new thread"), "the system cannot start another thread|ulimit -u"),
+        (ImportError("x.so: Too many files", name="rich"), "cannot be loaded: x.so: Too many|Reinstall it"),
+        (ImportError("no\nlines", name="torch._C"), "cannot be loaded: no lines|Reinstall it"),
     ],
 )  # fmt: skip
 def test_a_fault_of_the_environment_is_one_line_and_what_to_do(
@@ -187,4 +187,4 @@ def test_a_bug_is_told_where_no_log_can_be_kept(profile: Any, monkeypatch: pytes
     monkeypatch.setattr("tempfile.NamedTemporaryFile", nowhere)
     first, second = profile("devices").err.splitlines()
     assert first == "Error: unexpected: RuntimeError: a?"
-    assert "could not be kept (No usable temporary directory found)" in second and "PROFILER_DEBUG=1" in second
+    assert "could not be saved (No usable temporary directory found)" in second and "PROFILER_DEBUG=1" in second

@@ -26,9 +26,7 @@ def test_a_long_sweep_is_announced_with_what_to_do_about_it(sweep: Any, monkeypa
     slow(monkeypatch, 1800.0)
     ran = sweep("-c", "128,256", "-n", "2", "-q", "fp32,nf4")
     first, *_ = ran.err.splitlines()
-    assert first == (
-        "4 cases to run, 2 model loads, about 2h 00m. --budget 30m picks what fits; --dry-run shows the plan"
-    )
+    assert first == ("4 cases to run, 2 model loads, about 2h 00m. --budget 30m limits it; --dry-run shows the plan")
     assert ran.outcomes == ["ok"] * 4
 
 
@@ -41,9 +39,9 @@ def test_a_short_sweep_and_one_with_a_budget_are_not(sweep: Any, monkeypatch: py
 @pytest.mark.parametrize(
     ("total", "resumed", "said"),
     [
-        (2, True, "stopped: 1 of 2 cases measured; the same command goes on where it stopped"),
-        (1, True, "stopped: 1 of 1 case measured; the same command goes on where it stopped"),
-        (2, False, "stopped: 1 of 2 cases measured; without --fresh, it goes on from there"),
+        (2, True, "stopped: 1 of 2 cases measured; the same command continues"),
+        (1, True, "stopped: 1 of 1 case measured; the same command continues"),
+        (2, False, "stopped: 1 of 2 cases measured; the same command without --fresh continues"),
     ],
 )
 def test_an_interrupted_sweep_says_how_to_go_on(total: int, resumed: bool, said: str) -> None:

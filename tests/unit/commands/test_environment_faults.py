@@ -362,7 +362,7 @@ def test_a_folder_that_this_user_may_not_read_is_one_refused_model_and_the_other
     assert alone.code == 2
     assert alone.said.splitlines() == [
         f"Error: {closed} cannot be read: {closed}/config.json: Permission denied",
-        "  Ask its owner for access.",
+        "  Ask its owner for read permission.",
     ]
     assert both.code == 1
     assert f"refused: {closed} cannot be read: {closed}/config.json: Permission denied" in both.said

@@ -51,7 +51,7 @@ def keep(store: Path, row: Measurement) -> None:
 def test_a_page_names_parts_gap_and_memory() -> None:
     text = run("explain", "gemma-4-26b-a4b", "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "32k").stdout
     for word in ("prefill, 64 passes", "decode, one step", "experts", "cache, full layers", "% of the gap",
-                 "memory: loaded", "→ prefill", "→ decode", "what frees most", "in the host's memory"):  # fmt: skip
+                 "memory: loaded", "→ prefill", "→ decode", "to free the most", "in host memory"):  # fmt: skip
         assert word in text
     assert len(text.splitlines()) < 45
 
@@ -80,10 +80,10 @@ def test_another_path_is_told_apart_from_what_was_predicted(store: Path) -> None
     text = run(*words, "eager").stdout
     assert "measured 100 ms" in text and "measured 25" not in text
     assert "static: decodes 4.00 × as fast as eager" in text
-    assert "reads 1.50 MiB of the cache, 1.50 × what attention needs; 25.0 ms a step" in " ".join(text.split())
+    assert "reads 1.50 MiB of the cache, 1.50 × what attention needs; 25.0 ms per step" in " ".join(text.split())
     other = run(*words, "static").stdout
     assert "measured 25.0 ms" in other and "measured 100" not in other
-    assert "eager; 100 ms a step" in other
+    assert "eager; 100 ms per step" in other
 
 
 def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_measured(store: Path) -> None:
@@ -91,10 +91,10 @@ def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_me
     words = ("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu", "--path", "eager")
     guessed = run(*words).stdout
     assert "guessed ceiling" in guessed and "a bug of ours" not in guessed
-    assert "faster than the ceiling: which profile calibrate measures" in guessed
+    assert "faster than the ceiling: profile calibrate can measure it" in guessed
     calibration.save(replace(MEASURED, fingerprint=calibration.fingerprint(devices.find("cpu"))))
     known = run(*words).stdout
-    assert "guessed" not in known and "a bug of ours" in known
+    assert "guessed" not in known and "this is a bug in profile" in known
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_accuracy_leaves_out_a_speed_that_says_it_was_disturbed(store: Path) -> 
     result = run("accuracy")
     assert "decode_tps" not in result.output
     assert "prefill_tps: 1 cases" in result.output
-    assert "1 speeds are left out: other work held the CPU" in result.output
+    assert "1 speeds are left out because other processes disturbed" in result.output
 
 
 def test_a_device_that_was_not_calibrated_says_so(store: Path) -> None:
@@ -146,7 +146,7 @@ def test_accuracy_of_nothing_is_an_empty_list_of_json(store: Path) -> None:
     keep(store, replace(measured(decode_s=0.8), expected={}))
     result = run("accuracy", "-o", "json")
     assert json.loads(result.stdout) == []
-    assert "no row has a prediction beside it" in result.stderr
+    assert "no stored row has a prediction" in result.stderr
 
 
 def test_accuracy_of_an_empty_name_is_usage(store: Path) -> None:

@@ -61,8 +61,8 @@ def test_a_slower_candidate_fails_with_what_to_do(gate: Any) -> None:
     assert words(ran)["decode_cpu_s"] == "FAIL"
     assert words(ran)["prefill_cpu_s"] == "PASS"
     told = gate("--base", "{}", "--candidate", '{"step_s": 0.012}').out
-    assert "slower in 6 pairs, and again in 10 of fresh processes (1.200–1.200)" in told
-    assert "→ find the change that did it" in told
+    assert "slower in 6 pairs, and again in 10 pairs of new processes (1.200–1.200)" in told
+    assert "→ find the change with git bisect" in told
 
 
 def test_a_larger_cache_fails(gate: Any) -> None:
@@ -161,7 +161,7 @@ def test_inconclusive_may_be_let_through(gate: Any, tmp_path: Path, monkeypatch:
         (("--candidate", "{}"), "nothing to compare with"),
         (("--base", "{}", "--delta", "5"), "has no unit"),
         (("--base", "{}", "--delta", "0%"), "more than 0%"),
-        (("--base", "{}", "-c", "1-20+1"), "more than the 8"),
+        (("--base", "{}", "-c", "1-20+1"), "with more than 8"),
         (("--base", "{}", "--metric", ""), "--metric: the list is empty"),
         (("--base", "{}", "--metric", ","), "--metric: the list is empty"),
     ],

@@ -32,7 +32,7 @@ def test_a_sweep_whose_reader_has_gone_keeps_its_rows_and_ends_its_run(command_l
         (run,) = store.runs()
     assert run.how == "interrupted"
     assert 1 <= run.outcomes["ok"] < 12
-    assert err == f"nobody reads the rows any more; those measured are kept: profile runs show {run.id}\n"
+    assert err == f"the reader of the rows has gone; measured rows are stored: profile runs show {run.id}\n"
 
 
 @pytest.mark.parametrize("arguments", [("models", "-o", "json"), ("devices", "--catalog", "-o", "json")])

@@ -63,7 +63,7 @@ def test_a_sweep_goes_on_without_a_refused_model(name: str, bad: dict[str, str],
     (line,) = [line for line in ran.err.splitlines() if line.startswith("refused: ")]
     assert bad[name] in line
     assert REASONS[name] in line
-    assert f"no rows for {bad[name]}: refused, as said above" in ran.err
+    assert f"no rows for {bad[name]}: refused, see above" in ran.err
 
 
 def test_a_sweep_of_refused_models_alone_is_a_usage_error_that_names_each(bad: dict[str, str], sweep: Any) -> None:

@@ -64,17 +64,17 @@ def test_a_mismatch_stops_a_prediction_and_a_plan_in_one_line(profile: Any, tmp_
         ran = profile(*command)
         assert (ran.code, ran.out) == (2, "")
         said, hint = ran.err.splitlines()
-        assert "lies: config.json describes 3 layers" in said and "layers 3 to 5 as well" in said
-        assert "not of the same model" in hint
+        assert "lies: config.json describes 3 layers" in said and "also holds layers 3 to 5" in said
+        assert "belong to different models" in hint
 
 
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({}, "the folder holds no safetensors"),
-        ({"model-00001-of-00002.safetensors": b""}, "there is no model.safetensors.index.json that names it"),
-        ({"pytorch_model.bin": b""}, "pickled weights can run code and are never loaded"),
-        ({"model.fp16.safetensors": b""}, "model.fp16.safetensors is not model.safetensors"),
+        ({}, "the folder has no safetensors"),
+        ({"model-00001-of-00002.safetensors": b""}, "no model.safetensors.index.json names it"),
+        ({"pytorch_model.bin": b""}, "which can run code and are never loaded"),
+        ({"model.fp16.safetensors": b""}, "model.fp16.safetensors is not named model.safetensors"),
     ],
 )
 def test_synthetic_weights_that_nobody_asked_for_say_why(
@@ -97,7 +97,7 @@ def test_synthetic_weights_that_nobody_asked_for_say_why(
 def test_a_catalog_entry_gives_its_reason_in_json_alone(profile: Any) -> None:
     (row,) = profile("sweep", "-m", "gemma-3-270m", *FAST).rows
     assert "synthetic-weights" not in codes(row)
-    assert "only a config" in row["checkpoint"]["reason"]
+    assert "has no weights" in row["checkpoint"]["reason"]
 
 
 def test_real_weights_and_synthetic_ones_of_one_folder_say_what_is_true_of_each(profile: Any, folder: str) -> None:

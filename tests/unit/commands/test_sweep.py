@@ -284,7 +284,7 @@ def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
         (["--max-memory", "8"], "'8' has no unit, such as 8GiB"),
         (["--budget", "5"], "'5' has no unit, such as 5s, 5m or 5h"),
         (["-c", "1-9999+1", "-b", "1-99+1"], "the grid has"),
-        (["--dry-run", "-o", "llama-bench"], "--dry-run has no format llama-bench"),
+        (["--dry-run", "-o", "llama-bench"], "--dry-run does not support -o llama-bench"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_a_hint(sweep: Any, arguments: list[str], said: str) -> None:
@@ -469,7 +469,7 @@ def test_a_store_that_cannot_be_made_is_one_line_before_anything_runs(sweep: Any
 def test_real_weights_of_a_catalog_model_are_refused_in_words(profile: Any) -> None:
     ran = profile("sweep", "-m", "gemma-3-1b", "--weights", "real")
     assert ran.code == 2
-    assert "a catalog entry is only a config" in ran.err
+    assert "a catalog entry has no weights" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,9 @@ def test_a_peak_may_vary_by_what_allocators_do_and_may_shrink() -> None:
 def test_allocated_bytes_of_a_gpu_are_held_to_half_a_percent() -> None:
     gpu = make_case(512, device="cuda:0")
     before, more, most = (
-        gate_rule.facts(row(gpu, 1.0, 1.0, memory=replace(measured().rows[0].memory, prefill_peak_bytes=peak)))
+        gate_rule.exact_figures(
+            row(gpu, 1.0, 1.0, memory=replace(measured().rows[0].memory, prefill_peak_bytes=peak))
+        )
         for peak in (100_000, 100_400, 100_600)
     )
     got = [
@@ -142,7 +144,7 @@ def test_another_decode_step_than_the_baselines_is_incomparable_in_decode_and_it
 
 def test_a_baseline_from_before_the_step_was_stored_is_compared_as_it_was() -> None:
     old = kept(measured(task=STATIC))
-    old = Baseline({name: replace(entry, step=None) for name, entry in old.cells.items()})
+    old = Baseline({name: replace(entry, step=None) for name, entry in old.entries.items()})
     assert set(words(measured(task=STATIC, decode_path=EAGER), old).values()) == {"PASS"}
 
 
@@ -156,11 +158,11 @@ def test_a_session_on_another_step_replaces_what_was_accepted() -> None:
 def test_the_step_is_kept_in_the_file_and_read_where_there_is_none(tmp_path: Path) -> None:
     known = kept(measured(task=STATIC, decode_path=EAGER))
     baseline.write(tmp_path / "base.json", known)
-    assert baseline.read(tmp_path / "base.json").cells["cell"].step == "eager"
+    assert baseline.read(tmp_path / "base.json").entries["cell"].step == "eager"
     content = json.loads((tmp_path / "base.json").read_text())
     del content["cells"]["cell"]["step"]
     (tmp_path / "old.json").write_text(json.dumps(content))
-    assert baseline.read(tmp_path / "old.json").cells["cell"].step is None
+    assert baseline.read(tmp_path / "old.json").entries["cell"].step is None
 
 
 def test_a_machine_that_is_slower_itself_gives_no_fail() -> None:
@@ -208,18 +210,18 @@ def test_accepted_sessions_of_one_cell_add_up_and_another_one_replaces() -> None
     before = kept(measured())
     assert suite.adds_up(measured(), before)
     after = before.accepted({"cell": measured().entry()}, {"cell": True})
-    assert len(after.cells["cell"].sessions) == 2
+    assert len(after.entries["cell"].sessions) == 2
     heavier = measured(memory=replace(measured().rows[0].memory, cache_bytes=7))
     assert not suite.adds_up(heavier, before)
     replaced = after.accepted({"cell": heavier.entry()}, {"cell": False})
-    assert len(replaced.cells["cell"].sessions) == 1
+    assert len(replaced.entries["cell"].sessions) == 1
 
 
 def test_a_baseline_keeps_its_latest_sessions() -> None:
     known = kept(measured())
-    for _ in range(baseline.MOST_SESSIONS + 5):
+    for _ in range(baseline.MAX_SESSIONS + 5):
         known = known.accepted({"cell": measured().entry()}, {"cell": True})
-    assert len(known.cells["cell"].sessions) == baseline.MOST_SESSIONS
+    assert len(known.entries["cell"].sessions) == baseline.MAX_SESSIONS
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,9 +256,8 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 def whole() -> dict[str, Any]:
     entry = measured().entry()
-    from dataclasses import asdict
 
-    return {"format": baseline.FORMAT, "schema": 1, "cells": {"cell": asdict(entry)}}
+    return {"format": baseline.FORMAT, "schema": 1, "cells": {"cell": entry.to_json()}}
 
 
 SPOILT = {

@@ -20,7 +20,7 @@ def test_one_hypothesis_alone_has_the_whole_level() -> None:
     assert holm({}, 0.05) == set()
 
 
-def test_the_odds_of_a_false_alarm_do_not_grow_with_the_number_of_cells() -> None:
+def test_the_odds_of_a_false_alarm_do_not_grow_with_the_number_of_cases() -> None:
     draw = random.Random(1)
     alarms = sum(bool(holm({n: draw.random() for n in range(16)}, 0.05)) for _ in range(4000))
     assert alarms / 4000 < 0.06

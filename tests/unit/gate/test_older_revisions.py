@@ -24,7 +24,7 @@ def test_an_older_worker_is_started_by_its_present_name(tmp_path: Path) -> None:
     (package / "measure" / "__init__.py").write_text("")
     (package / "measure" / "worker.py").write_text(WORKER)
     (package / "measure" / "protocol.py").write_text("Order = 1\n")
-    revision.name_as_now(package)
+    revision.add_run_folder(package)
     environ = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-P", "-m", "profiler.run.worker", "3", "4", "5"]
     assert (
@@ -42,5 +42,5 @@ def test_a_revision_that_has_run_already_is_left_alone(tmp_path: Path) -> None:
     for folder in ("measure", "run"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "worker.py").write_text(folder)
-    revision.name_as_now(tmp_path)
+    revision.add_run_folder(tmp_path)
     assert (tmp_path / "run" / "worker.py").read_text() == "run"

@@ -162,7 +162,7 @@ def test_a_renamed_benchmark_fails_under_both_names(pytester: pytest.Pytester, r
     result = gate(run)
     assert result.ret == 1
     assert "test_suite.py::test_renamed case: it is not in the baseline" in text(result)
-    assert "test_suite.py::test_speed case: it is in the baseline and was not measured" in text(result)
+    assert "test_suite.py::test_speed case: it is in the baseline but was not measured" in text(result)
 
 
 # 3. Under xdist there are no benchmarks.
@@ -320,7 +320,7 @@ def test_an_empty_name_of_a_baseline_is_usage_as_where_a_variable_of_a_script_is
     write(pytester, OURS)
     result = run("--profile-gate", "", *more)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "--profile-gate has no file" in text(result)
+    assert "--profile-gate needs the name of a file" in text(result)
 
 
 @pytest.mark.parametrize(
@@ -328,8 +328,8 @@ def test_an_empty_name_of_a_baseline_is_usage_as_where_a_variable_of_a_script_is
     [
         ("delta", "0%", "--profile-gate-delta: it must be more than 0 %"),
         ("delta", "5", "--profile-gate-delta: '5' has no unit"),
-        ("kinds", "time,tmie", "--profile-gate-kinds: 'tmie' is not a kind"),
-        ("kinds", "", "--profile-gate-kinds: '' is not a kind"),
+        ("kinds", "time,tmie", "--profile-gate-kinds: unknown kind 'tmie'"),
+        ("kinds", "", "--profile-gate-kinds: unknown kind ''"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_named_with_its_value(
@@ -351,7 +351,7 @@ def test_a_fail_is_words_and_no_traceback(pytester: pytest.Pytester, run: Any, m
     machine(step_s=0.05)
     result = gate(run)
     assert "Traceback" not in text(result)
-    assert "→ to be sure, measure both sides in turns" in text(result)
+    assert "→ to be sure, measure both versions in turns" in text(result)
     assert "      profile gate --base REV -m gemma-3-270m " in text(result)
 
 
@@ -389,7 +389,7 @@ def test_figures_are_those_of_the_worker_in_the_table_and_in_the_json(pytester: 
     assert extra["prefill_tps"]["median"] == pytest.approx(10_000)
     assert extra["weights_bytes"] == 1024**3
     assert len(extra["fingerprint"]) == len(extra["key"]) == 16
-    result.stdout.fnmatch_lines(["*profile_case: seconds of a decode step*", "*test_speed*"])
+    result.stdout.fnmatch_lines(["*profile_case: seconds per decode step*", "*test_speed*"])
 
 
 def test_a_table_may_show_the_prefill(pytester: pytest.Pytester, run: Any) -> None:
@@ -424,7 +424,7 @@ def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.
         ("model='gemma-3-270m', delta='5'", "no unit"),
         ("model='gemma-3-270m', context='x'", "context: 'x' is not a count"),
         ("model='gemma-3-270m', quant='q4_k_m'", "Give the file with model FILE.gguf; it is unpacked"),
-        ("model='gemma-3-270m', weights='real'", "Without weights real it is measured with random values"),
+        ("model='gemma-3-270m', weights='real'", "Without weights real, the model is measured with random values"),
     ],
 )
 def test_a_call_that_cannot_be_meant_fails_in_words(
@@ -442,7 +442,7 @@ def test_a_second_case_in_one_test_fails(pytester: pytest.Pytester, run: Any) ->
     write(pytester, OURS + "    profile_case(model='gemma-3-270m', backend='fake', context=64, steps=9)\n")
     result = run()
     assert result.ret == 1
-    assert "one case a test" in text(result)
+    assert "one case per test" in text(result)
 
 
 def test_a_baseline_is_not_written_where_a_test_fails(pytester: pytest.Pytester, run: Any) -> None:
@@ -575,7 +575,7 @@ def test_the_documented_suite_works_in_a_fresh_project(pytester: pytest.Pytester
     """Copied and pasted; only the backend is another, so that it takes no minute."""
     page = (Path(__file__).parents[3] / "docs" / "gates.md").read_text(encoding="utf-8")
     (suite_text,) = re.findall(r"```python\n(.*?profile_case.*?)```", page, re.DOTALL)
-    (named,) = re.findall(r"`(test_\w+\.py)`, in a folder `tests`:", page)
+    (named,) = re.findall(r"`(test_\w+\.py)` in the folder `tests`:", page)
     commands = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("pytest tests ")]
     assert len(commands) == 2
     Path("tests").mkdir()

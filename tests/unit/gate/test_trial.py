@@ -132,7 +132,7 @@ def test_a_candidate_that_breaks_after_a_look_still_fails() -> None:
     assert "hangs" in verdict.reason
 
 
-def test_spoilt_pairs_are_replaced_and_kept() -> None:
+def test_disturbed_pairs_are_replaced_and_recorded() -> None:
     bench, count = FakeBench(), [0]
 
     def throttled_once(same: Measurement) -> Measurement:
@@ -146,7 +146,7 @@ def test_spoilt_pairs_are_replaced_and_kept() -> None:
     assert len(trial.kept) == 14
 
 
-def test_more_spoilt_pairs_than_a_quarter_are_inconclusive() -> None:
+def test_more_disturbed_pairs_than_a_quarter_are_inconclusive() -> None:
     hot = {"base": lambda same: replace(same, cautions=(Caution("decode-invalid", "too hot"),))}
     verdicts, trial = gate(FakeBench(change=hot))
     assert verdicts[0].word == "INCONCLUSIVE"
@@ -226,7 +226,7 @@ def test_each_cell_and_metric_has_a_verdict_of_its_own() -> None:
     tasks = [Task(make_case(context), source()) for context in (512, slow_at)]
     bench.change["candidate"] = lambda same: row(same.case, 1.0, 1.2) if same.case.context == slow_at else same
     verdicts, _ = gate(bench, *tasks, metrics=("prefill", "decode"))
-    words = {(v.cell.split()[2], v.metric): v.word for v in verdicts if v.metric.endswith("_s")}
+    words = {(v.case.split()[2], v.metric): v.word for v in verdicts if v.metric.endswith("_s")}
     assert words == {
         ("c=512", "prefill_cpu_s"): "PASS",
         ("c=512", "decode_cpu_s"): "PASS",

@@ -89,7 +89,7 @@ def test_an_environment_and_an_interpreter_are_sides(tmp_path: Path) -> None:
     python = Path(sys.executable)
     for typed in (str(python), str(python.parents[1]), f"venv:{python}"):
         found = variants.resolve(typed, tmp_path)
-        assert found.facts["worker"]
+        assert found.reported["worker"]
         assert Path(found.launch.python[0]).parent == python.parent
 
 
@@ -100,14 +100,14 @@ def test_a_command_is_a_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("typed", ["no-such-thing", "rev:no-such-thing", "venv:/nowhere", "cmd:no-such-program"])
 def test_what_is_no_side_is_said(typed: str, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=r"cannot be a side|is not a revision"):
+    with pytest.raises(ProfileError, match=r"cannot be used|is not a revision"):
         variants.resolve(typed, tmp_path)
 
 
 def test_without_git_a_revision_is_not_said_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for typed in ("rev:HEAD", "HEAD"):
-        with pytest.raises(ProfileError, match="git is not installed"):
+        with pytest.raises(ProfileError, match="git, which finds revisions, is not installed"):
             variants.resolve(typed, tmp_path)
 
 
@@ -131,12 +131,12 @@ def test_a_revision_that_does_not_import_is_not_told_to_lend_our_code(tmp_path: 
     (tmp_path / "profiler" / "__init__.py").write_text("import no_such_library\n")
     with pytest.raises(ProfileError, match="No module named 'no_such_library'") as raised:
         variants.check(broken, [])
-    assert "Name a revision" in (raised.value.hint or "")
+    assert "Use a revision" in (raised.value.hint or "")
 
 
 @pytest.mark.parametrize("typed", ["cmd:true", "cmd:false", "cmd:echo no"])
 def test_a_command_that_is_no_interpreter_is_said(typed: str, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="is not a Python that answers"):
+    with pytest.raises(ProfileError, match="is not a working Python"):
         variants.resolve(typed, tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_noise_is_kept_for_a_week(tmp_path: Path) -> None:
         '{"decode": {"sd": NaN, "pairs": 6, "measured_at": 1}}',
     ],
 )
-def test_a_spoilt_file_of_noise_is_as_good_as_none(text: str, tmp_path: Path) -> None:
+def test_a_damaged_noise_file_is_treated_as_absent(text: str, tmp_path: Path) -> None:
     (tmp_path / "k.json").write_text(text)
     assert Calibrations(tmp_path).find("k", now=2.0) is None
 

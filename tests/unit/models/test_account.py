@@ -62,7 +62,7 @@ def test_a_checkpoint_as_transformers_saves_it_is_taken_whole(tmp_path: Path, na
 def test_layers_that_the_config_does_not_count_are_refused_by_name_number_and_size(tmp_path: Path) -> None:
     error = refused(tmp_path, SHAPES, LLAMA | {"num_hidden_layers": 1})
     assert error.message.startswith(
-        "m: config.json describes 1 layer (num_hidden_layers), and the file holds layer 1"
+        "m: config.json describes 1 layer (num_hidden_layers), but the file also holds layer 1"
     )
     assert "9 tensors, 120 KiB (model.layers.1." in error.message
 
@@ -105,7 +105,7 @@ def test_a_tied_head_of_other_values_is_refused(tmp_path: Path) -> None:
         resolve(str(path))
     said = caught.value.message
     assert "says that the output head is the input embedding (tie_word_embeddings), but the file holds both" in said
-    assert f"{HEAD} (F32 [32, 64], 8.00 KiB) and {TABLE} (F32 [32, 64], 8.00 KiB), and their values differ" in said
+    assert f"{HEAD} (F32 [32, 64], 8.00 KiB) and {TABLE} (F32 [32, 64], 8.00 KiB) with different values" in said
 
 
 def test_two_tensors_for_one_weight_are_refused_by_both_names(tmp_path: Path) -> None:
@@ -133,12 +133,12 @@ def test_a_tied_model_may_be_stored_by_its_head_alone(tmp_path: Path) -> None:
 )
 def test_names_of_a_wrapped_model_are_refused_before_loading(tmp_path: Path, prefix: str, program: str) -> None:
     error = refused(tmp_path, {prefix + name: shape for name, shape in SHAPES.items()})
-    assert f"named as {program} wraps a model: {prefix}" in error.message and error.hint is not None
+    assert f"have the names of a model wrapped by {program}: {prefix}" in error.message and error.hint is not None
 
 
 def test_names_of_another_program_are_shown(tmp_path: Path) -> None:
     error = refused(tmp_path, {"layers.0.attention.wq.weight": [64, 64], "tok_embeddings.weight": [32, 64]})
-    assert "no tensor of the file has a name that transformers knows of llama: layers.0.attention.wq" in error.message
+    assert "no tensor of the file has a name that transformers uses for llama: layers.0.attention.wq" in error.message
 
 
 def test_a_checkpoint_saved_without_its_head_class_is_the_same_model(tmp_path: Path) -> None:
@@ -163,10 +163,10 @@ def test_a_tower_that_is_left_out_is_told_with_its_bytes(tmp_path: Path, tower: 
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("model.layers.0.self_attn.q_proj.bias", "not a part of this model"),
-        ("model.layers.0.self_attn.q_norm.weight", "not a part of this model"),
-        (f"model.layers.{'9' * 6000}.self_attn.k_proj.weight", "not a part of this model"),
-        ("score.weight", "not a part of this model"),
+        ("model.layers.0.self_attn.q_proj.bias", "not part of this model"),
+        ("model.layers.0.self_attn.q_norm.weight", "not part of this model"),
+        (f"model.layers.{'9' * 6000}.self_attn.k_proj.weight", "not part of this model"),
+        ("score.weight", "not part of this model"),
         ("model.layers.0.self_attn.q_proj.lora_A.weight", "an adapter, which is not applied"),
         ("model.layers.0.self_attn.rotary_emb.inv_freq", "rotary frequencies, which are computed"),
     ],
@@ -230,7 +230,7 @@ def test_a_stated_quantization_may_spread_a_weight_over_tensors_but_not_add_laye
         spread |= {f"{module}.qweight": [8, 8], f"{module}.scales": [1, 8], f"{module}.qzeros": [1, 1]}
     raw = LLAMA | {"quantization_config": {"quant_method": "gptq"}}
     assert unused(model(tmp_path, spread, raw)) == []
-    assert "holds layer 1 as well" in refused(tmp_path, spread, raw | {"num_hidden_layers": 1}).message
+    assert "also holds layer 1" in refused(tmp_path, spread, raw | {"num_hidden_layers": 1}).message
 
 
 def test_experts_one_by_one_are_the_stacked_ones(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_keys_of_layers_that_share_them_are_told(tmp_path: Path) -> None:
     raw = tiny.CONFIGS["gemma4"]
     spare = "model.layers.5.self_attn.k_proj.weight"
     (left,) = unused(model(tmp_path, weights.described(raw) | {spare: [4, 4]}, raw))
-    assert left["why"].startswith("keys and values of layers that share") and left["names"] == [spare]
+    assert left["why"].startswith("keys and values of layers that reuse") and left["names"] == [spare]
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -277,13 +277,13 @@ def test_files_beside_the_weights_are_told_and_not_the_model(tmp_path: Path) -> 
     found = resolve(str(path))
     assert found.id_for("real") == plain.id_for("real")  # none of them is loaded
     assert [remark.code for remark in found.remarks] == [BESIDE, BESIDE]
-    assert found.cautions[0].startswith("adapter_model.safetensors beside the weights is not applied")
+    assert found.cautions[0].startswith("the adapter adapter_model.safetensors is not applied")
     assert "consolidated.safetensors (1.0" in found.cautions[1]
 
 
 def test_an_adapter_alone_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ProfileError, match="holds an adapter") as caught:
+    with pytest.raises(ProfileError, match="holds only an adapter") as caught:
         resolve(str(tmp_path))
     assert caught.value.hint is not None and "merge_and_unload" in caught.value.hint
 
@@ -295,7 +295,7 @@ def test_code_of_the_checkpoint_that_is_not_run_is_told(tmp_path: Path) -> None:
 
 def test_a_file_that_the_config_names_as_its_weights_is_not_swapped_for_another(tmp_path: Path) -> None:
     error = refused(tmp_path, SHAPES, LLAMA | {"transformers_weights": "other.safetensors"})
-    assert "transformers_weights: other.safetensors" in error.message
+    assert "sets transformers_weights to other.safetensors" in error.message
 
 
 def test_a_name_without_a_rule_is_no_weight() -> None:

@@ -52,7 +52,8 @@ def test_a_family_without_a_rule_is_a_fact_of_the_file_and_not_a_typing_mistake(
         families.geometry(raw)
     size = "40 layers, hidden size 4,096, vocabulary 151,552"
     assert caught.value.message == (
-        f"config: model_type {model_type} ({size}): no rule for this family yet, so nothing is predicted or measured"
+        f"config: model_type {model_type} ({size}): this family is not supported yet,"
+        " so nothing is predicted or measured"
     )
     assert "Did you mean" not in str(caught.value)
     assert "Gemma 3; Gemma 4; Llama 1 to 3" in str(caught.value.hint)
@@ -60,7 +61,7 @@ def test_a_family_without_a_rule_is_a_fact_of_the_file_and_not_a_typing_mistake(
 
 @pytest.mark.parametrize("sizes", [{}, {"num_hidden_layers": "x", "hidden_size": -4, "vocab_size": 10**400}])
 def test_absurd_sizes_of_an_unknown_family_are_not_repeated(sizes: dict[str, Any]) -> None:
-    with pytest.raises(families.Unserved, match="config: model_type new: no rule"):
+    with pytest.raises(families.Unserved, match="config: model_type new: this family is not supported"):
         families.geometry({"model_type": "new"} | sizes)
 
 
@@ -120,7 +121,7 @@ def test_defaults_that_google_leaves_out_of_gemma_3_configs_are_those_of_transfo
         ({"hidden_size": 66}, r"hidden_size \(66\) is not a multiple of num_attention_heads \(4\)"),
         ({"vocab_size": 2**40}, "vocab_size is"),
         ({"tie_word_embeddings": "yes"}, 'tie_word_embeddings is "yes", must be true or false'),
-        ({"text_config": [1]}, "text_config is given, but model_type llama is a decoder without such a part"),
+        ({"text_config": [1]}, "text_config is given, but model_type llama is a decoder without that part"),
         ({"decoder": {}}, "decoder is given, but model_type llama"),
         ({"rms_norm_eps": 1}, "rms_norm_eps is 1, must be a number with a decimal point"),
         ({"use_cache": "yes"}, 'use_cache is "yes", must be true or false'),
@@ -128,10 +129,10 @@ def test_defaults_that_google_leaves_out_of_gemma_3_configs_are_those_of_transfo
         ({"torch_dtype": "half-precision"}, 'torch_dtype is "half-precision", must be one of bfloat16'),
         ({"pad_token_id": 100}, r"pad_token_id is 100, which is not in the vocabulary of 100 \(vocab_size\)"),
         ({"head_dim": 15}, "head_dim is 15, must be even for RoPE"),
-        ({"sliding_window": 4096}, "sliding_window is 4096: no rule for Llama with windows"),
+        ({"sliding_window": 4096}, "sliding_window is 4096: Llama with windows is not supported"),
         ({"layer_types": ["sliding_attention"] * 2}, 'layer_types holds "sliding_attention"'),
         ({"is_encoder_decoder": True}, "is_encoder_decoder is true"),
-        ({"per_layer_config": {"0": {}}}, "per_layer_config: no rule for llama"),
+        ({"per_layer_config": {"0": {}}}, "per_layer_config: layers of different shapes are not supported for llama"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_allowed(change: dict[str, Any], says: str) -> None:
@@ -143,18 +144,22 @@ def test_a_bad_field_is_named_with_what_is_allowed(change: dict[str, Any], says:
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("gemma-3-270m", {"layer_types": ["full_attention"]}, "layer_types has 1 entries, num_hidden_layers is 18"),
+        (
+            "gemma-3-270m",
+            {"layer_types": ["full_attention"]},
+            "layer_types has 1 entries, but num_hidden_layers is 18",
+        ),
         ("gemma-3-270m", {"layer_types": ["mamba"] * 18}, 'layer_types holds "mamba"'),
         ("gemma-3-270m", {"layer_types": [{}] * 18}, "layer_types is a list, must be a list of words or null"),
         ("gemma-3-270m", {"sliding_window": 1}, "sliding_window is 1"),
-        ("gemma-3-270m", {"use_bidirectional_attention": True}, "no rule for an encoder"),
+        ("gemma-3-270m", {"use_bidirectional_attention": True}, "only causal decoders are supported"),
         ("gemma-4-e2b", {"num_kv_shared_layers": 35}, "leaves no layer with a cache"),
         ("gemma-4-e2b", {"num_kv_shared_layers": 32}, "shared layers of type full_attention have no earlier layer"),
         ("gemma-4-e2b", {"per_layer_config": {"4": {"head_dim": 512}}}, "per_layer_config must give every"),
         ("gemma-4-26b-a4b", {"top_k_experts": 129}, r"top_k_experts \(129\) is more than num_experts \(128\)"),
         ("gemma-4-26b-a4b", {"num_experts": None}, "num_experts is null, must be a whole number from 1 to 16384"),
-        ("gemma-4-26b-a4b", {"rope_scaling": None}, "rope_scaling is given, in place of which Gemma 4"),
-        ("qwen3.5-0.8b", {"layer_types": ["linear_attention"] * 24}, "no layer is of type full_attention"),
+        ("gemma-4-26b-a4b", {"rope_scaling": None}, "rope_scaling is given, but Gemma 4 uses rope_parameters"),
+        ("qwen3.5-0.8b", {"layer_types": ["linear_attention"] * 24}, "no layer has type full_attention"),
         ("gemma-3-270m", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
         ("qwen3.5-0.8b", {"linear_num_value_heads": 24}, "is not a multiple of linear_num_key_heads"),
         ("llama-4-scout-17b-16e", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
@@ -177,7 +182,7 @@ def test_code_in_a_config_is_never_looked_at() -> None:
     hostile = {"auto_map": {"AutoModelForCausalLM": "evil--Model"}, "_attn_implementation_internal": "owner/kernel"}
     found = families.geometry(LLAMA | hostile)
     assert found.layers == families.geometry(LLAMA).layers
-    assert found.cautions == ("auto_map names code that came with the model; it is never run, this is plain llama",)
+    assert found.cautions == ("auto_map names code that comes with the model; it is not run, this is plain llama",)
 
 
 QWEN3 = LLAMA | {"model_type": "qwen3", "head_dim": 16, "max_window_layers": 1}
@@ -224,13 +229,13 @@ def test_a_field_that_is_left_out_has_the_default_of_transformers() -> None:
 def test_a_multimodal_config_without_a_decoder_is_the_default_decoder_and_says_so() -> None:
     found = families.geometry({"model_type": "gemma3", "hidden_size": 64})
     assert found.hidden == 2304
-    assert "the config has no text_config: its sizes are transformers' defaults for gemma3_text" in found.cautions
+    assert "the config has no text_config, so its sizes are transformers' defaults for gemma3_text" in found.cautions
 
 
 def test_a_tied_head_that_is_stated_twice_and_not_alike_is_said() -> None:
     raw = hub.shipped_config("qwen3.5-0.8b")
     both = raw | {"tie_word_embeddings": True, "text_config": text(raw) | {"tie_word_embeddings": False}}
-    said = "tie_word_embeddings is true outside text_config and false inside it, which counts"
+    said = "tie_word_embeddings is true outside text_config but false inside it, which is used"
     assert said in families.geometry(both).cautions
 
 
@@ -238,7 +243,7 @@ def test_a_head_that_the_whole_model_ties_by_default_and_its_decoder_does_not_is
     inner = hub.shipped_config("gemma-3-270m")
     config = {"model_type": "gemma3", "text_config": dict(inner) | {"tie_word_embeddings": False}}
     found = families.geometry(config)
-    said = "tie_word_embeddings is true outside text_config, by default, and false inside it, which counts"
+    said = "tie_word_embeddings is true outside text_config, by default, but false inside it, which is used"
     assert said in found.cautions and not found.tied
     agreed = {"model_type": "gemma3", "text_config": dict(inner) | {"tie_word_embeddings": True}}
     assert not any("tie_word" in caution for caution in families.geometry(agreed).cautions)
@@ -281,19 +286,19 @@ def test_gemma_3_counts_its_scaling_in_max_position_embeddings() -> None:
     ("fields", "says"),
     [
         ({"rope_scaling": "yarn"}, 'rope_scaling is "yarn", must be an object'),
-        ({"rope_scaling": {"type": "yarn"}}, 'rope_scaling.factor is missing, which rope_type "yarn" needs'),
+        ({"rope_scaling": {"type": "yarn"}}, 'rope_scaling.factor is missing, but rope_type "yarn" requires it'),
         ({"rope_scaling": YARN | {"factor": "4"}}, 'rope_scaling.factor is "4", must be a number from 1'),
         ({"rope_scaling": YARN | {"factor": 0}}, "rope_scaling.factor is 0, must be a number from 1"),
         ({"rope_scaling": YARN | {"factor": 10**9}}, "rope_scaling.factor is 1000000000, must be a number from 1"),
         ({"rope_scaling": YARN | {"original_max_position_embeddings": 0}}, "original_max_position_embeddings is 0"),
-        ({"rope_scaling": YARN | {"original_max_position_embeddings": 2**29}}, "makes a context of 2,147,483,648"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": 2**29}}, "gives a context of 2,147,483,648"),
         (
             {"rope_scaling": {"type": "su", "factor": 4.0}},
-            'rope_scaling.rope_type is "su", for which there is no rule',
+            'rope_scaling.rope_type is "su", which is not supported',
         ),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 0}}, "rope_scaling.low_freq_factor is 0"),
         ({"rope_parameters": LONG | {"long_factor": [4.0]}}, "long_factor must be a list of 8 numbers"),
-        ({"rope_parameters": {"full_attention": YARN}}, "given for each layer type, but qwen3 takes one"),
+        ({"rope_parameters": {"full_attention": YARN}}, "given per layer type, but qwen3 takes one"),
         ({"rope_theta": None}, "config: rope_theta is null, must be a number"),
         ({"rope_parameters": {"rope_theta": None}}, "config: rope_parameters.rope_theta is null, must be a number"),
         (

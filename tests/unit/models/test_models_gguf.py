@@ -140,7 +140,7 @@ def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (counted(keys=2) + (text("a") + struct.pack("<IB", 0, 1)) * 2, "metadata key a stands there twice"),
+        (counted(keys=2) + (text("a") + struct.pack("<IB", 0, 1)) * 2, "metadata key a occurs twice"),
         (counted(tensors=2) + (text("t") + struct.pack("<IQIQ", 1, 1, 0, 0)) * 2, "the same name, t"),
         (counted(keys=1) + text("a") + struct.pack("<If", F32, float("nan")), "a is nan, which is not a finite"),
         (counted(keys=1) + text("a") + struct.pack("<IIQf", ARRAY, F32, 1, float("inf")), "a is inf"),
@@ -270,15 +270,15 @@ def test_the_metadata_of_a_converted_model_gives_back_its_geometry(name: str) ->
 @pytest.mark.parametrize(
     ("metadata", "says"),
     [
-        ({"general.architecture": "llama4"}, "GGUF .llama4.: no rule yet"),
+        ({"general.architecture": "llama4"}, "GGUF .llama4.: not supported yet"),
         ({"general.architecture": "llama", "llama.expert_count": 8}, "Mixtral"),
         ({"general.architecture": "llama", "split.count": 3}, "one of 3 parts"),
         ({"general.architecture": "llama"}, "embedding_length"),
         (
             {"general.architecture": "llama", "general.type": "adapter"},
-            "an adapter, which changes a model but is none",
+            "an adapter, which modifies a model but is not one",
         ),
-        ({"general.architecture": "clip", "general.type": "mmproj"}, "only a part of a model"),
+        ({"general.architecture": "clip", "general.type": "mmproj"}, "only part of a model"),
     ],
 )
 def test_a_file_without_a_rule_is_refused_with_the_reason(metadata: dict[str, Any], says: str) -> None:
@@ -292,7 +292,7 @@ def test_an_architecture_without_a_rule_says_what_the_file_holds(architecture: s
     with pytest.raises(families.Unserved) as caught:
         gguf_config.config(header(metadata, {"token_embd.weight": (5, 8), "output_norm.weight": (8,)}))
     facts = "2 layers, 48 parameters, 192 bytes (192 B) in 2 tensors"
-    refused = "no rule for this family yet, so nothing is predicted or measured"
+    refused = "this family is not supported yet, so nothing is predicted or measured"
     assert caught.value.message == f"GGUF architecture {architecture} ({facts}): {refused}"
     assert "Did you mean" not in str(caught.value)
 
@@ -405,7 +405,7 @@ def test_values_stated_for_every_layer_count_once_if_they_are_all_the_same() -> 
             {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 0},
             r"llama\.rope\.scaling\.original_context_length is 0",
         ),
-        ({"rope.scaling.type": "ntk"}, r'llama\.rope\.scaling\.type is "ntk", for which there is no rule'),
+        ({"rope.scaling.type": "ntk"}, r'llama\.rope\.scaling\.type is "ntk", which is not supported'),
     ],
 )
 def test_contradictions_name_the_keys_of_the_file(changes: dict[str, Any], says: str) -> None:

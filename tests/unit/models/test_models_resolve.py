@@ -78,9 +78,9 @@ def test_an_inferred_config_is_said_to_be_one() -> None:
 def test_a_folder_with_only_a_config_has_no_real_weights(tmp_path: Path) -> None:
     model = resolve(str(folder(tmp_path / "small")))
     assert (model.name, model.source.kind, model.real_id) == ("small", "folder", None)
-    assert model.no_weights == "the folder holds no safetensors"
+    assert model.no_weights == "the folder has no safetensors"
     assert model.id_for("synthetic") == model.model_id
-    with pytest.raises(ProfileError, match="no real weights: the folder holds no safetensors"):
+    with pytest.raises(ProfileError, match="no real weights: the folder has no safetensors"):
         model.id_for("real")
 
 
@@ -145,7 +145,7 @@ def test_a_folder_named_to_break_terminals_and_tables_is_shown_clean(tmp_path: P
         (LLAMA | {"num_hidden_layers": 10_000}, "num_hidden_layers is 10000"),
         (
             LLAMA | {"model_type": "gpt_bigcode"},
-            "model_type gpt_bigcode (1 layer, hidden size 8, vocabulary 5): no rule for this family",
+            "model_type gpt_bigcode (1 layer, hidden size 8, vocabulary 5): this family is not supported",
         ),
         (LLAMA | {"x": "y" * 20 * 2**20}, "larger than 1.00 MiB"),
     ],
@@ -212,17 +212,17 @@ def test_a_miss_counts_the_catalog_instead_of_listing_it() -> None:
     with pytest.raises(NotFound) as caught:
         resolve("zzz")
     assert caught.value.hint == (
-        f"profile models lists all {len(hub.names())}. Or a folder, a .gguf file, a hub id owner/name."
+        f"profile models lists all {len(hub.names())}. You can also pass a folder, a .gguf file or a hub id."
     )
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("https://hub.example/google/gemma-3-270m", "Give the hub id owner/name: google/gemma-3-270m."),
-        ("https://hub.example/google/gemma-3-270m/tree/main", "Give the hub id owner/name: google/gemma-3-270m."),
-        ("https://hub.example", "Give the hub id owner/name."),
-        ("google/gemma-3-270m/", "For the hub give owner/name: google/gemma-3-270m."),
+        ("https://hub.example/google/gemma-3-270m", "Pass the hub id owner/name: google/gemma-3-270m."),
+        ("https://hub.example/google/gemma-3-270m/tree/main", "Pass the hub id owner/name: google/gemma-3-270m."),
+        ("https://hub.example", "Pass the hub id owner/name."),
+        ("google/gemma-3-270m/", "For the hub, pass owner/name: google/gemma-3-270m."),
     ],
 )
 def test_a_url_or_a_trailing_slash_is_told_what_a_hub_id_is(name: str, hint: str) -> None:
@@ -255,15 +255,15 @@ def test_an_adapter_is_not_taken_for_the_model(tmp_path: Path) -> None:
     safetensors(path / "adapter_model.safetensors", {"base_model.q_proj.lora_A.weight": [5, 8]})
     model = resolve(str(path))
     assert model.real_id is None
-    why = "adapter_model.safetensors is not model.safetensors, and there is no model.safetensors.index.json"
-    assert model.no_weights == f"{why} that names it"
+    why = "adapter_model.safetensors is not named model.safetensors, and no model.safetensors.index.json names it"
+    assert model.no_weights == why
 
 
 def test_the_weights_that_are_checked_are_those_that_transformers_loads(tmp_path: Path) -> None:
     """One whole file goes before an index."""
     path = folder(tmp_path / "both")
     (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
-    assert "gone.safetensors is missing" in one_line(str(path))
+    assert "gone.safetensors, which model.safetensors.index.json names, is missing" in one_line(str(path))
     safetensors(path / "model.safetensors", weights.described(LLAMA))
     assert resolve(str(path)).real_id is not None
 

@@ -114,7 +114,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("quant", ["fp8", "int8", "gptq"])  # the last as AutoGPTQ has it, with a file of its own
 def test_codes_that_no_config_explains_are_refused(quant: str, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=r"stored as codes, and config\.json has no quantization_config"):
+    with pytest.raises(ProfileError, match=r"stored as codes, but config\.json has no quantization_config"):
         resolve(str(made.folder(tmp_path / "m", quant, config={})))
 
 
@@ -225,7 +225,7 @@ def test_a_gguf_type_that_is_not_known_is_refused_by_tensor(tmp_path: Path, monk
     name = b"blk.2.ffn_up.weight"
     place = content.index(name) + len(name) + 4 + 2 * 8
     path.write_bytes(content[:place] + (77).to_bytes(4, "little") + content[place + 4 :])
-    with pytest.raises(ProfileError, match=r"blk.2.ffn_up.weight is stored in type 77 of ggml"):
+    with pytest.raises(ProfileError, match=r"blk.2.ffn_up.weight is stored in ggml type 77"):
         resolve(str(path))
 
 
@@ -239,8 +239,8 @@ def test_a_config_alone_has_a_scheme_and_no_headers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bnb_4bit_quant_type": "fp4"}, "config.json says fp4-dq .* and the file holds nf4-dq"),
-        ({"bnb_4bit_use_double_quant": False}, "config.json says nf4 .* and the file holds nf4-dq"),
+        ({"bnb_4bit_quant_type": "fp4"}, "config.json says fp4-dq .* but the file holds nf4-dq"),
+        ({"bnb_4bit_use_double_quant": False}, "config.json says nf4 .* but the file holds nf4-dq"),
         ({"load_in_8bit": True}, "both load_in_4bit and load_in_8bit"),
         ({"llm_int8_skip_modules": ["q_proj"]}, r"q_proj is not quantized \(llm_int8_skip_modules\)"),
     ],
@@ -258,9 +258,12 @@ def test_a_bitsandbytes_config_that_its_tensors_contradict_is_trouble(
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"vocab_size": 512}, "llama.vocab_size says 512 words, and token_embd.weight has"),
+        ({"vocab_size": 512}, "llama.vocab_size says 512 words, but token_embd.weight has"),
         ({"attention.value_length": 32}, "llama.attention.value_length is 32"),
-        ({"attention.sliding_window": 16}, "llama.attention.sliding_window is 16: no rule"),
+        (
+            {"attention.sliding_window": 16},
+            "llama.attention.sliding_window is 16: llama with sliding windows is not supported",
+        ),
     ],
 )
 def test_metadata_of_a_gguf_that_its_tensors_or_our_rules_contradict_is_refused(

@@ -175,7 +175,7 @@ def test_every_command_that_reads_does_so_on_a_read_only_file_system(
     command = [*prefix, sys.executable, "-c", COMMANDS.format(lines=lines)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *reading, writing = done.stdout.splitlines()
-    assert reading == [*["0 -"] * 3, "0 no row has a prediction beside it", *["0 -"] * 2], done.stdout
+    assert reading == [*["0 -"] * 3, "0 no stored row has a prediction", *["0 -"] * 2], done.stdout
     assert writing == f"1 Error: the store {path} is read-only"
 
 

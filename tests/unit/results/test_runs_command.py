@@ -72,7 +72,7 @@ def test_no_store_is_said_and_none_is_made(tmp_path):
     path = tmp_path / "none.sqlite"
     listed = call(path)
     assert (listed.exit_code, listed.stdout.strip()) == (0, "")
-    assert listed.stderr == f"no run is stored in {path} yet: profile sweep --store {path} measures something\n"
+    assert listed.stderr == f"no run is stored in {path} yet; profile sweep --store {path} measures one\n"
     assert call(path, "-o", "json").stdout == "[]\n"
     with pytest.raises(StoreError, match="there is no store"):
         call(path, "show")

@@ -84,7 +84,7 @@ def test_real_that_is_here_is_not_downloaded_again(hub_model: Any) -> None:
 
 
 def test_real_weights_that_nobody_has_are_one_clear_line() -> None:
-    with pytest.raises(ProfileError, match="gemma-3-1b: no real weights: a catalog entry is only a config"):
+    with pytest.raises(ProfileError, match="gemma-3-1b: no real weights: a catalog entry has no weights"):
         subject("gemma-3-1b", "real", silent)
 
 
