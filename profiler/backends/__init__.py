@@ -13,7 +13,7 @@ DEFAULT = "hf"
 
 
 def find(name: str) -> Backend:
-    """What the backend ``name`` is and takes; no framework is imported. NotFound for an unknown one."""
+    """The traits of the backend ``name``, without importing its framework. Raises NotFound for an unknown one."""
     known = _by_name(tuple(__path__))
     if name not in known:
         raise registry.unknown("backend", name, known)
@@ -21,24 +21,24 @@ def find(name: str) -> Backend:
 
 
 def opener(name: str) -> Opener:
-    """``open`` of the backend ``name``. Imports the framework that it runs."""
+    """``open`` of the backend ``name``. This imports its framework."""
     module = registry.load(FOLDER, name, "backend")
     found: Opener = importlib.import_module(f"{module.__name__}.session").open
     return found
 
 
 def of_row(name: str) -> Backend | None:
-    """As ``find``, for a row that somebody stored: ``None`` for a backend that is not here."""
+    """The traits of a stored row's backend; ``None`` if that backend is not installed here."""
     return _by_name(tuple(__path__)).get(name)
 
 
 def made_up(name: str) -> str | None:
-    """What the device of a row's backend is, where there is no such device."""
+    """The words for the device of a row's backend if it does not exist; ``None`` for a real one."""
     backend = of_row(name)
     return None if backend is None else backend.made_up
 
 
 @lru_cache(maxsize=8)
 def _by_name(folders: tuple[str, ...]) -> dict[str, Backend]:
-    """Rows ask again and again, so a set of ``folders`` is listed once."""
+    """Cached for each set of ``folders``, because every row of a table looks its backend up."""
     return {name: registry.load(FOLDER, name, "backend").BACKEND for name in registry.names(FOLDER)}

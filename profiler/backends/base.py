@@ -1,6 +1,6 @@
-"""What a backend gives: its traits, and a loaded model that serves its cases in turn.
+"""What a backend defines: its traits, and a session that loads a model and serves its cases in turn.
 
-``backends/NAME/__init__.py`` has ``BACKEND``, which commands, plans, rows and tables ask what it takes; it imports no
+``backends/NAME/__init__.py`` has ``BACKEND``, the traits that commands, plans, rows and tables look up. It imports no
 framework. ``backends/NAME/session.py`` has ``open(case, source, beat) -> Session``, which workers call.
 """
 
@@ -114,21 +114,21 @@ def _takes_all(case: Case) -> str | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backend:
-    """What a backend is and what it takes. ``None`` for a collection: everything that the profiler has a name for."""
+    """The traits of a backend. A collection that is ``None`` means that the backend takes every value."""
 
-    engine: str = "transformers"  # a name of cost/engines: by its rules a case is planned
-    predicted: bool = True  # whether they describe it well enough for predictions beside measured figures
-    made_up: str | None = None  # what its device is, in words, where there is no such device: no figure of it is real
-    meter: Callable[[str], Meter] | None = None  # clock and memory of a device; None: those of ``profiler/devices``
-    own_step: bool = False  # it runs our own decode step, where a device has one
-    paths: tuple[str, ...] = (EAGER,)  # of decode; the first is the usual one, unless ``own_step``
+    engine: str = "transformers"  # the name of the engine in ``cost/engines`` that plans and predicts its cases
+    predicted: bool = True  # whether that engine describes it well enough to show predictions next to measurements
+    made_up: str | None = None  # what its device is, in words, if the device does not exist and no figure is real
+    meter: Callable[[str], Meter] | None = None  # its own clock and memory; None: those of ``profiler/devices``
+    own_step: bool = False  # whether it runs our own decode step, so that the default path depends on the device
+    paths: tuple[str, ...] = (EAGER,)  # decode paths; the first is the default unless ``own_step``
     quants: Collection[str] | None = None
     dtypes: Collection[str] | None = None
     fills: Collection[str] | None = None
     weights: Collection[str] | None = None  # real, synthetic
-    kinds: Collection[str] | None = None  # of devices
-    refuses: Callable[[Case], str | None] = _takes_all  # why it cannot run a case that these allow, in words
-    versions: Callable[[], Mapping[str, str]] = dict  # of what it runs, beside the libraries that every row records
+    kinds: Collection[str] | None = None  # kinds of devices
+    refuses: Callable[[Case], str | None] = _takes_all  # why it cannot run a case that all of these allow, in words
+    versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
 
     def refusal(self, case: Case) -> str | None:

@@ -35,12 +35,12 @@ OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if nam
 
 
 def schemes() -> tuple[str, ...]:
-    """Every format that something may be read in."""
+    """All storage types that a prediction may read."""
     return tuple(dict.fromkeys((*OTHERS, *(quant.name for quant in quants.every()))))
 
 
 def own_formats(kind: str) -> tuple[str, ...]:
-    """Those that our own decode step multiplies as they are stored, on devices of a kind."""
+    """The quantizations whose stored weights our own decode step multiplies, on a kind of device."""
     return tuple(quant.name for quant in quants.every() if kind in quant.kernels.own)
 
 

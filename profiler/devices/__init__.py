@@ -18,18 +18,18 @@ def kinds() -> list[ModuleType]:
 
 @lru_cache(maxsize=8)
 def _kinds(folders: tuple[str, ...]) -> tuple[ModuleType, ...]:
-    """Listing a folder takes longer than a prediction, so it is done once for each set of ``folders``."""
+    """Cached for each set of ``folders``, because listing one takes longer than a prediction."""
     modules = (registry.load("devices", name, "device kind") for name in registry.names("devices"))
     return tuple(module for module in modules if hasattr(module, "KIND"))
 
 
 def names() -> list[str]:
-    """What people type for the kinds, accelerators first."""
+    """The names of the kinds as people type them, accelerators first."""
     return [module.__name__.rpartition(".")[2].replace("_", "-") for module in kinds()]
 
 
 def of_maker(vendor: str) -> DeviceKind:
-    """The kind of the devices that a maker's data sheets describe; ``ACCELERATOR`` where none here is."""
+    """The kind that a maker's data sheets describe; ``ACCELERATOR`` if no file here is for it."""
     return next((module.KIND for module in kinds() if module.KIND.maker == vendor), ACCELERATOR)
 
 

@@ -1,7 +1,7 @@
 """What a device provides, and what the host's kernel counts while a device is timed.
 
-``devices/NAME.py`` has ``KIND``, what is particular to this kind of device, ``find() -> list[DeviceInfo]`` (without
-torch), ``unavailable()``, ``meter(name)`` and ``watcher(name)``. No other file names the kind.
+``devices/NAME.py`` has ``KIND``, the traits of this kind of device, ``find() -> list[DeviceInfo]`` (without
+torch), ``unavailable()``, ``meter(name)`` and ``watcher(name)``. No other file knows the kind by name.
 
 Every timed window also holds the host's own clocks: time spent waiting for a core, time stolen by a hypervisor, and
 swapping.
@@ -42,24 +42,27 @@ STEAL = 8  # the column of /proc/stat, after the name
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BenchmarkSizes:
-    """How large what `profile calibrate` times is on a kind of device. A GPU is only busy with more than fits a CPU's
-    minute, so the defaults are those of a GPU."""
+    """Sizes of the microbenchmarks of `profile calibrate` on a kind of device.
 
-    peak: tuple[int, int, int] = (8192, 8192, 8192)  # of a product: tokens, output and input features
-    read_bytes: int = 2 * 1024**3  # at least
-    step_hidden: int = 2048  # features of the model whose step is timed; what an operator takes grows slowly with it
-    pass_hidden: int = 4096  # and of the one whose prefill is
-    pass_tokens: int = 2048  # as many as a sweep gives the device at a time
+    The defaults are for a GPU, which needs larger ones to be busy than a CPU could finish in a minute.
+    """
+
+    peak: tuple[int, int, int] = (8192, 8192, 8192)  # tokens, output and input features of the largest product
+    read_bytes: int = 2 * 1024**3  # bytes to read, at least
+    step_hidden: int = 2048  # hidden size of the model whose decode step is timed; operators get slower with it
+    pass_hidden: int = 4096  # hidden size of the model whose prefill is timed
+    pass_tokens: int = 2048  # tokens of that prefill: a sweep's prefill chunk
     step_depth: int = 65536  # tokens in the cache that attention reads
     delta_batch: int = 16  # sequences of the gated delta rule
     shapes: tuple[tuple[int, int], ...] = ((8192, 8192), (8192, 2048), (1024, 1024))
-    """Output and input features of linear layers: square, narrow, small, where there is less to do than to start."""
-    own_tokens: tuple[int, ...] = (1, 4)  # that kernels of our own step are timed with
-    run_bytes: int = 512 * 1024**2  # at most in a run of one token
-    calm_s: float = 100.0  # after so long, figures are taken from a single run
+    """Output and input features of linear layers: a square one, one with few inputs, and one so small that it takes
+    longer to launch than to compute."""
+    own_tokens: tuple[int, ...] = (1, 4)  # numbers of tokens that the kernels of our own step are timed with
+    run_bytes: int = 512 * 1024**2  # most bytes that a run of one token reads
+    calm_s: float = 100.0  # after this time, one run decides each figure
 
 
-def _here_or_not(here: bool) -> str:
+def _eager(here: bool) -> str:
     return EAGER
 
 
@@ -73,24 +76,23 @@ def _no_caches(device: Any) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceKind:
-    """What is particular to a kind of device. The defaults are those of an accelerator of which nothing is known."""
+    """The traits of a kind of device. The defaults describe an accelerator about which nothing is known."""
 
-    maker: str | None = None  # whose data sheets describe such devices: a ``vendor`` of the catalog
-    is_host: bool = (
-        False  # it is the host: models lie in its memory, its quota is theirs, its CPU time is what counts
-    )
-    prefill_chunk: int = PREFILL_CHUNK  # tokens of a sequence that a prefill runs in one pass
-    step_path: Callable[[bool], str] = _here_or_not
-    """The path that our own decode step takes, by whether the device is of this machine; eager where it has none."""
-    no_step: Callable[[], str | None] = _nothing  # why it has none here though other machines may, in words
-    describe: Callable[[DeviceInfo], Target] | None = None  # for predictions; None: by its maker's data sheet
-    between: Mapping[str, float] | None = None  # by phase, how much processes differ (σ ÷ median) without calibration
-    fill_bytes_s: float = 5e9  # writing random values to fresh memory
-    pack_elements_s: float = 2e9  # quantizing while a model is loaded
-    compile_layer_s: float = 0.0  # of --path graph
-    select: Callable[[str], None] = _nothing  # make it the device on which torch starts kernels
-    wait: Callable[[Any], None] = _nothing  # until a torch.device has done everything that was queued
-    cache_bytes: Callable[[Any], int] = _no_caches  # last caches of a torch.device
+    maker: str | None = None  # the ``vendor`` of its data sheets in the catalog
+    is_host: bool = False  # models are in the host's memory, and the process's CPU time and peak are the model's
+    prefill_chunk: int = PREFILL_CHUNK  # default tokens per sequence and prefill pass
+    step_path: Callable[[bool], str] = _eager
+    """The default decode path where our own step may run: eager if it has none. The argument is whether the device is
+    in this machine."""
+    no_step: Callable[[], str | None] = _nothing  # why this machine cannot build the step that the kind has, in words
+    describe: Callable[[DeviceInfo], Target] | None = None  # a target for predictions; None: from a data sheet
+    between: Mapping[str, float] | None = None  # by phase, how much processes differ (σ ÷ median), if not calibrated
+    fill_bytes_s: float = 5e9  # bytes per second of random values written to fresh memory
+    pack_elements_s: float = 2e9  # elements per second that are quantized while a model is loaded
+    compile_layer_s: float = 0.0  # seconds to compile a layer for --path graph
+    select: Callable[[str], None] = _nothing  # makes a device the one on which torch launches kernels
+    wait: Callable[[Any], None] = _nothing  # waits until a torch.device has finished everything queued
+    cache_bytes: Callable[[Any], int] = _no_caches  # size of the last-level caches of a torch.device
     sizes: BenchmarkSizes = BenchmarkSizes()
 
 
@@ -98,14 +100,14 @@ ACCELERATOR = DeviceKind()
 
 
 def kind_of(device: str) -> DeviceKind:
-    """The kind of a device by its name (``cuda:0``) or its kind's; ``ACCELERATOR`` for one without a file."""
+    """The kind of a device, from its name (``cuda:0``) or its kind (``cuda``); ``ACCELERATOR`` if it has no file."""
     module = _module(device.partition(":")[0], tuple(sys.modules["profiler.devices"].__path__))
     return ACCELERATOR if module is None else module.KIND
 
 
 @lru_cache(maxsize=64)
 def _module(name: str, folders: tuple[str, ...]) -> ModuleType | None:
-    """Once for each set of ``folders``: listing one takes longer than a prediction."""
+    """Cached for each set of ``folders``, because listing one takes longer than a prediction."""
     try:
         module = registry.load("devices", name, "device kind")
     except NotFound:

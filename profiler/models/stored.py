@@ -95,7 +95,7 @@ def _scheme(stated: Mapping[str, Any]) -> Scheme:
 
 
 def _of_ours(stated: Mapping[str, Any]) -> str | None:
-    """The quantization with a file in ``profiler/quants`` whose checkpoints have such a config."""
+    """The quantization in ``profiler/quants`` that such a config means; ``None`` if there is none."""
     for name in registry.names("quants"):
         form = registry.load("quants", name, "quantization").QUANT.stored
         if form is not None and form.matches(stated):
@@ -330,7 +330,7 @@ def _trouble(packed: list[_Group], scheme: Scheme) -> str | None:
 
 
 def _parts_of_ours(scheme: Scheme) -> tuple[frozenset[str], frozenset[str]] | None:
-    """As ``PARTS``, of a quantization with a file in ``profiler/quants``, or with the kernels of one."""
+    """The ``PARTS`` of a quantization in ``profiler/quants``."""
     if scheme.rate not in registry.names("quants"):
         return None
     form = registry.load("quants", scheme.rate, "quantization").QUANT.stored

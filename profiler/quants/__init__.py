@@ -11,7 +11,7 @@ FOLDER = "quants"
 
 
 def find(name: str) -> Quant | None:
-    """The quantization ``name``; ``None`` for one without a file, such as those that only a checkpoint comes with."""
+    """The quantization ``name``; ``None`` if it has no file, as for those that only checkpoints have."""
     return _by_name(tuple(__path__)).get(name)
 
 
@@ -21,7 +21,7 @@ def every() -> tuple[Quant, ...]:
 
 
 def packed_modules() -> dict[str, PackedModules]:
-    """By the name of a module's class: what is known of modules with packed weights."""
+    """The modules that hold packed weights in any quantization, by the name of their class."""
     return _packed(tuple(__path__))
 
 
@@ -33,5 +33,5 @@ def _packed(folders: tuple[str, ...]) -> dict[str, PackedModules]:
 
 @lru_cache(maxsize=8)
 def _by_name(folders: tuple[str, ...]) -> dict[str, Quant]:
-    """Listing a folder takes longer than a prediction, so it is done once for each set of ``folders``."""
+    """Cached for each set of ``folders``, because listing one takes longer than a prediction."""
     return {name: registry.load(FOLDER, name, "quantization").QUANT for name in registry.names(FOLDER)}

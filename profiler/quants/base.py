@@ -1,7 +1,7 @@
-"""What a quantization gives. A file ``quants/NAME.py`` defines one ``QUANT``, and nothing else names it.
+"""What a quantization defines. A file ``quants/NAME.py`` has one ``QUANT``, and no other file knows its name.
 
-Only its bytes must be stated. What else it leaves out is not known, and the profiler goes on without: a quantization
-without a ``Prior`` is predicted like plain weights, as a guess, and one without modules gets no random weights.
+Only its bytes are required. The defaults of everything else mean "unknown": without a ``Prior``, predictions treat it
+like plain weights and are marked as a guess; without ``modules``, it cannot be measured with synthetic weights.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """What transformers makes of a device that was not calibrated, in shares and times of what plain weights take.
+    """How fast transformers runs a quantization on a device that was not calibrated, relative to plain weights.
 
-    The keys of a mapping are ``cpu``, ``repacking`` (a CPU for which bitsandbytes packs 4-bit weights anew,
-    ``DeviceInfo.repacks``) and ``other``, which stands for every kind that is not named.
+    The mappings have the keys ``cpu``, ``repacking`` (a CPU for which bitsandbytes repacks 4-bit weights, see
+    ``DeviceInfo.repacks``) and ``other`` for all other devices.
     """
 
     source: str  # where the figures come from, in words
-    read: float = 1.0  # rate at which its bytes are read, as a share of the rate for plain weights
+    read: float = 1.0  # bytes per second that are read, relative to plain weights
     unpack_bytes: Mapping[str, float] = field(default_factory=dict)
-    """Bytes that unpacking writes and reads again in each pass, as times of the packed bytes."""
+    """Bytes moved by unpacking, writing and reading again in each pass, relative to the packed bytes."""
     of_fp32: Mapping[str, float] = field(default_factory=dict)
-    """FLOP/s of products of many tokens, as a share of those in fp32; for a kind without an entry, as in the compute
+    """FLOP/s of products of many tokens, relative to fp32. A device without an entry reaches the rate of the compute
     dtype."""
 
 
@@ -39,53 +39,58 @@ def _never(weight: Weight) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernels:
-    """How the weights of a quantization are multiplied. The defaults are those of one that nobody has timed."""
+    """How the weights of a quantization are multiplied. The defaults describe one that nobody has timed."""
 
     prior: Prior | None = None
-    same_as: str | None = None  # the quantization whose kernels these are, so that its calibration holds here too
+    same_as: str | None = None  # the quantization that uses the same kernels and is calibrated in place of this one
     unpacks: bool = False  # a CPU unpacks a whole matrix into fp32 before it multiplies
     fused: Callable[[Weight], bool] = _never  # whether a device that repacks multiplies a weight without unpacking it
     cpu_scratch: Callable[[int, int, tuple[str, ...]], tuple[float, float, float]] | None = None
-    """Bytes that products take for a moment on a CPU (low, usual, high), by tokens in the pass, bytes of the largest
+    """Temporary bytes of products on a CPU (low, usual, high), from the tokens of the pass, the bytes of the largest
     matrix in fp32, and the CPU's features."""
-    in_graphs: bool = True  # a CUDA graph can hold them
-    own: frozenset[str] = frozenset()  # kinds of devices on which our own decode step multiplies the stored weights
-    own_caution: tuple[str, str] | None = None  # code and text of what a reader must know where it does
+    in_graphs: bool = True  # a CUDA graph can capture them
+    own: frozenset[str] = frozenset()  # device kinds on which our own decode step multiplies the stored weights
+    own_caution: tuple[str, str] | None = None  # code and text of the caution for rows of such a step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredForm:
-    """How transformers stores a checkpoint in a quantization."""
+    """A checkpoint that is stored in a quantization.
 
-    matches: Callable[[Mapping[str, Any]], bool]  # whether a ``quantization_config`` is of this quantization
-    needed: frozenset[str] = frozenset()  # tensors of one weight, by what follows the name of its module,
-    allowed: frozenset[str] = frozenset()  # and those that may lie beside them; both empty: they are not checked
+    ``needed`` and ``allowed`` are the tensors of one weight, by the part of the name after the module: required ones
+    and optional ones. If both are empty, they are not checked.
+    """
+
+    matches: Callable[[Mapping[str, Any]], bool]  # whether a ``quantization_config`` means this quantization
+    needed: frozenset[str] = frozenset()
+    allowed: frozenset[str] = frozenset()
 
 
 class RandomValues(Protocol):
-    """What ``PackedModules.weight`` fills tensors with; see ``backends/hf/synthetic.py``."""
+    """Fills the tensors of ``PackedModules.weight``. Implemented in ``backends/hf/synthetic.py``."""
 
     device: Any  # a torch.device
     dtype: Any  # a torch.dtype: of the activations
     std: float  # standard deviation of the model's weights
     seed: int
-    patterns: dict[Any, Any]  # to keep what was quantized once and is laid over every weight
+    patterns: dict[Any, Any]  # room for patterns that are quantized once and repeated over every weight
 
     def normal(self, tensor: Any, std: float, seed: int | None = None) -> None:
-        """Fill a contiguous floating tensor with normal values in place; None: from another seed each time."""
+        """Fill a contiguous floating tensor with normal values in place. Without a ``seed``, each call takes the next
+        one."""
 
     def tile(self, target: Any, pattern: Any, shift: int = 0) -> None:
-        """Repeat ``pattern`` over a flat tensor of the same dtype in place, from another place for each weight: a
-        multiple of ``shift`` elements."""
+        """Repeat ``pattern`` over a flat tensor of the same dtype, in place. Each call starts at another multiple of
+        ``shift`` elements."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerBenchmark:
-    """What `profile calibrate` times."""
+    """The linear layer that `profile calibrate` times."""
 
-    make: Callable[[int, int, Any], Any]  # a linear layer of input and output features, for inputs of a torch.dtype
+    make: Callable[[int, int, Any], Any]  # the layer, from input features, output features and a torch.dtype
     gpu_dtype: str | None = None  # of the inputs on a GPU; None: the device's default
-    more_tokens: tuple[int, ...] = ()  # passes to time beside the usual ones
+    more_tokens: tuple[int, ...] = ()  # numbers of tokens to time in addition to the usual ones
 
 
 def _no_tensors(module: Any) -> Iterable[Any]:
@@ -94,12 +99,12 @@ def _no_tensors(module: Any) -> Iterable[Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedModules:
-    """The modules that hold packed weights in a loaded model. Functions import torch when they are called."""
+    """The modules that hold packed weights in a loaded model. The functions import torch themselves."""
 
-    names: frozenset[str]  # of their classes
-    tensors: Callable[[Any], Iterable[Any]] = _no_tensors  # that belong to one and are no parameter or buffer of it
-    weight: Callable[[Any, RandomValues], Any] | None = None  # random values for one on ``meta``; None: none are made
-    timed: LayerBenchmark | None = None  # None: it takes the kernels of another, or is not timed
+    names: frozenset[str]  # names of their classes
+    tensors: Callable[[Any], Iterable[Any]] = _no_tensors  # tensors of a module that are not parameters or buffers
+    weight: Callable[[Any, RandomValues], Any] | None = None  # a synthetic weight for a module on ``meta``
+    timed: LayerBenchmark | None = None  # None: not timed, or timed as ``Kernels.same_as``
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +123,20 @@ class Quant:
     load_config: Callable[[str], Any]
     dtype: str | None = None  # the dtype it fixes; None: the device's default compute dtype
     kernels: Kernels = Kernels()
-    stored: StoredForm | None = None  # None: no checkpoint comes in it
+    stored: StoredForm | None = None  # None: checkpoints are never stored in it
     modules: PackedModules | None = None
 
     @property
     def timed_as(self) -> str:
-        """The quantization that `profile calibrate` times for it."""
+        """The quantization that `profile calibrate` times in its place."""
         return self.kernels.same_as or self.name
 
     @property
     def unmade(self) -> str | None:
-        """Why a model of random weights cannot be made in it, in words; ``None`` where it can."""
+        """Why a model with synthetic weights cannot be built in it, in words; ``None`` if it can."""
         if not self.roles or (self.modules is not None and self.modules.weight is not None):
             return None
-        return f"there are no random weights in {self.name}: only a checkpoint can be measured in it"
+        return f"{self.name} has no synthetic weights: only a checkpoint can be measured in it"
 
 
 def plain_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""What the quantizations of bitsandbytes share. Read at bitsandbytes 0.50 and transformers 5.23.
+"""The shared parts of the bitsandbytes quantizations, according to bitsandbytes 0.50 and transformers 5.23.
 
 bitsandbytes replaces modules whose type is exactly ``nn.Linear``, except the output head. Fused experts are one 3-D
 parameter and stay in the compute dtype (bitsandbytes issue 1849), as do embeddings, convolutions and norms.
@@ -35,9 +35,9 @@ LEVELS_BYTES = 16 * 4  # each weight keeps its own table of 16 fp32 levels
 OFFSET_BYTES = 4  # with double quantization also an offset,
 NESTED_LEVELS_BYTES = 256 * 4 + OFFSET_BYTES  # and a table of 256 levels
 
-PATTERN_WEIGHTS = 257 * 256 * 64  # weights quantized once per spread and laid over all; whole blocks, nested ones too
-TIMED = "nf4"  # whose kernels all of 4 bits take
-# Seen on CPUs (low, usual, high): bytes that 4-bit products take, and how many copies of the largest matrix in fp32.
+PATTERN_WEIGHTS = 257 * 256 * 64  # weights that are quantized once and repeated; whole blocks, also of nested scales
+TIMED = "nf4"  # the 4-bit quantization that is calibrated: they all use the same kernels
+# Measured on CPUs (low, usual, high): temporary bytes of 4-bit products, and copies of the largest matrix in fp32.
 MIB = 1024**2
 UNPACKING, UNPACKED_COPIES = (0, 40 * MIB, 120 * MIB), (1.0, 1.5, 3.0)
 TENSORS = ("absmax", "code", "offset"), ("CB", "SCB")  # of a 4-bit weight's state, and of an 8-bit weight
@@ -54,17 +54,17 @@ def missing(device: DeviceInfo, capability: int = FOUR_BIT_CAPABILITY) -> str | 
 
 
 def is_stated(stated: Mapping[str, Any]) -> bool:
-    """Whether a ``quantization_config`` is of bitsandbytes, as transformers decides it: flags before the method."""
+    """Whether transformers takes a ``quantization_config`` for bitsandbytes: its flags take precedence."""
     return bool(stated.get("load_in_4bit") or stated.get("load_in_8bit") or stated.get("quant_method") == METHOD)
 
 
 def repackable(weight: Weight) -> bool:
-    """Whether a 4-bit weight has the shape that bitsandbytes packs anew: whole blocks of rows and of inputs."""
+    """Whether bitsandbytes can repack a 4-bit weight: it needs whole blocks of rows and of inputs."""
     return weight.role in LINEAR_ROLES and weight.shape[0] % REPACKED_ROWS == 0 and weight.shape[1] % BLOCK == 0
 
 
 def tensors(module: Any) -> Iterator[Any]:
-    """Scales, levels and codes that bitsandbytes keeps beside the weight of a module."""
+    """The scales, levels and codes that bitsandbytes keeps with the weight of a module."""
     weight = getattr(module, "weight", None)
     state = getattr(weight, "quant_state", None)
     holders = ((state, 0), (getattr(state, "state2", None), 0), (weight, 1), (getattr(module, "state", None), 1))
@@ -74,7 +74,8 @@ def tensors(module: Any) -> Iterator[Any]:
 
 
 def four_bit(name: str, levels: str, double: bool, unpack_bytes: float, read: float) -> Quant:
-    """A 4-bit scheme with blocks of 64; ``double`` quantizes the scales as well. The others as in ``Prior``."""
+    """A 4-bit scheme with blocks of 64. ``double`` quantizes the scales as well; ``unpack_bytes`` (on a GPU) and
+    ``read`` are those of its ``Prior``."""
 
     def weight_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
         if weight.role not in LINEAR_ROLES:
@@ -144,7 +145,7 @@ def _four_bit_layer(inputs: int, outputs: int, dtype: Any) -> Any:
 
 
 def _four_bit_weight(module: Any, values: RandomValues) -> Any:
-    """Packed levels and scales of a quantized pattern, laid over the shape of the weight."""
+    """Packed levels and scales of a quantized pattern, repeated over the shape of the weight."""
     import bitsandbytes as bnb
     import torch
 
@@ -190,7 +191,7 @@ def _four_bit_weight(module: Any, values: RandomValues) -> Any:
 
 
 def _pattern(quant_type: str, nested: bool, values: RandomValues) -> tuple[Any, Any]:
-    """A stretch of normal weights as bitsandbytes itself quantizes it."""
+    """Normally distributed weights, quantized by bitsandbytes itself."""
     import bitsandbytes as bnb
     import torch
 

@@ -97,7 +97,7 @@ def _multiplies_fp8(device: DeviceInfo) -> bool:
 
 
 def of_ours(scheme: Scheme) -> Quant | None:
-    """The quantization with a file of its own that a checkpoint is stored in; ``None`` for any other."""
+    """The quantization in ``profiler/quants`` that a checkpoint is stored in; ``None`` for any other scheme."""
     found = quants.find(scheme.name)
     return found if found and found.stored and found.stored.matches(scheme.config) else None
 
@@ -219,7 +219,7 @@ class _Fp8(_Rule):
 
 
 class _Ours(_Rule):
-    """As we quantize ourselves; modules may be left out by name."""
+    """A quantization in ``profiler/quants``. The config may exclude modules by name."""
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__(scheme)

@@ -22,9 +22,9 @@ from profiler.quants.bitsandbytes import LINEAR_ROLES, MIB, PATTERN_WEIGHTS
 
 SCALE_BYTES = 4
 CAPABILITY = 75
-SCRATCH = (0, 160 * MIB, 450 * MIB)  # what products take beside the weights on a CPU
-# And with torch._int_mm (AVX-512): holes in the heap by the token of a pass, seen 7e5 to 9e5. Larger passes write
-# tensors that no heap holds.
+SCRATCH = (0, 160 * MIB, 450 * MIB)  # temporary bytes of products on a CPU (low, usual, high)
+# The same per token of a pass with torch._int_mm (AVX-512), as holes in the heap: measured 7e5 to 9e5. Longer passes
+# write tensors that the heap does not hold.
 INTEGER_HOLES, HOLES_MOST = (2e5, 8e5, 2e6), 4096
 
 
@@ -53,7 +53,7 @@ def matches(stated: Mapping[str, Any]) -> bool:
 
 
 def scratch(rows: int, matrix_bytes: int, features: tuple[str, ...]) -> tuple[float, float, float]:
-    """What products take for a moment on a CPU: seen, not counted."""
+    """Temporary bytes of products on a CPU: measured, not derived."""
     if "avx512f" not in features:
         return SCRATCH
     low, usual, high = (min(rows, HOLES_MOST) * each for each in INTEGER_HOLES)
@@ -108,7 +108,7 @@ QUANT = Quant(
         names=frozenset({"Linear8bitLt"}),
         tensors=bitsandbytes.tensors,
         weight=random_weight,
-        # Its cost a token grows again in long passes, as what it writes between steps leaves the caches.
+        # In long passes its cost per token grows again, because intermediate results no longer fit the caches.
         timed=LayerBenchmark(layer, gpu_dtype="fp16", more_tokens=(1024,)),
     ),
 )

@@ -244,7 +244,7 @@ def test_a_quant_without_random_weights_is_left_out_where_they_are_needed(
     asked = ("sweep", "-m", model, "-q", invented.QUANT_NAME, "-c", "64", "--backend", "hf", "--dry-run")
     (row,) = rows(*asked)
     assert row["action"] == "skip"
-    assert "no random weights in made-up" in row["reason"]
+    assert "made-up has no synthetic weights" in row["reason"]
 
 
 # Families

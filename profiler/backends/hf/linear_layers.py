@@ -184,8 +184,8 @@ class LinearLayers:
             {key: (self.watch.captured(run), many) if key[0] in within else (run, many)
              for key, (run, many) in runs.items()}
         )  # fmt: skip
-        starts = {one.kernel: runs[one.kernel, self._shapes(one)[-1], 1] for one in formats} if self.cuda else {}
-        start_s = self._rounds(starts)
+        starts = {one.kernel: runs[one.kernel, self._shapes(one)[-1], 1] for one in formats}
+        start_s = {} if self.watch.kind.is_host else self._rounds(starts)
         found = {}
         for one in formats:
             costs, head = {}, {}
@@ -212,7 +212,7 @@ class LinearLayers:
         turn = cycle(layers)
         together = min(len(layers), RUN_LAYERS, self.sizes.run_bytes // one.nbytes(shape))
         many = (
-            together if self.cuda else max(1, together // max(1, tokens // 4))
+            max(1, together // max(1, tokens // 4)) if self.watch.kind.is_host else together
         )  # a GPU's products are no longer than a wait
 
         def run() -> None:
@@ -279,7 +279,7 @@ class LinearLayers:
 
         def packed(quant: Quant, layer: LayerBenchmark) -> Format:
             """Packing takes long: one layer is packed, and copied."""
-            dtype = DTYPES[(self.cuda and layer.gpu_dtype) or here.default_dtype]
+            dtype = DTYPES[(not self.watch.kind.is_host and layer.gpu_dtype) or here.default_dtype]
 
             def pool(shape: Shape, nbytes: int) -> list[TimedLayer]:
                 rows, columns = shape

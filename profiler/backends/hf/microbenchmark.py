@@ -76,7 +76,7 @@ class Microbenchmark:
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
         kind = kind_of(device)
-        self.sizes = kind.sizes
+        self.sizes, self.on_host = kind.sizes, kind.is_host
         kind.select(device)
         self.threads = min(torch.get_num_threads(), threads or torch.get_num_threads())
         torch.set_num_threads(self.threads)
@@ -101,7 +101,7 @@ class Microbenchmark:
                     name: self.elementwise(DTYPES[name], attention[name]["pass_flop_s"]) for name in self.own
                 },
                 "delta_s": self.delta(),
-                "fresh_byte_s": 0.0 if self.cuda else self.fresh(),
+                "fresh_byte_s": self.fresh() if self.on_host else 0.0,
             }
             layers = LinearLayers(self.watch, self.cache_bytes).all()
             after = self.ceilings()  # clocks rise and fall over minutes
@@ -138,12 +138,12 @@ class Microbenchmark:
             for name, kernel in kernels.items():
                 found = size / self.watch.time(kernel, LOOP_S).best
                 if found > rate:
-                    best, rate = f"{name}, {threads} threads" if not self.cuda else name, found
+                    best, rate = f"{name}, {threads} threads" if self.on_host else name, found
         torch.set_num_threads(self.threads)
         return rate, best
 
     def _thread_counts(self) -> list[int]:
-        return [self.threads] if self.cuda else sorted({1, max(1, self.threads // 2), self.threads})
+        return sorted({1, max(1, self.threads // 2), self.threads}) if self.on_host else [self.threads]
 
     def copy(self) -> float:
         """Bytes per second, read and written together."""
@@ -315,6 +315,8 @@ class Microbenchmark:
 
     def own_attention(self, query: torch.Tensor, first: torch.Tensor, many: int) -> Callable[[], object] | None:
         """That of our own decode step over so many caches, more than caches of the device hold; ``None``: none."""
+        if not (self.cuda or self.on_host):
+            return None
         missing = cuda.missing(self.device.index or 0) if self.cuda else native.missing()
         if query.dtype not in (torch.float32, torch.bfloat16) or missing is not None:
             return None

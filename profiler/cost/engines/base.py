@@ -122,7 +122,7 @@ class Engine(Protocol):
         """Bytes held while a checkpoint is loaded, where that may exceed every later moment; ``None``: no rule."""
 
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        """Bytes of a checkpoint that were quantized while it was loaded and still count for the process."""
+        """Bytes of a checkpoint file that were read to quantize weights and still count for the process."""
 
     def manner(self, geometry: Geometry, setting: EngineRequest, target: Target | None = None) -> Manner:
         """How it goes through a pass of a prefill, on a GPU where no ``target`` is given."""
