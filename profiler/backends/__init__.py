@@ -23,7 +23,9 @@ def find(name: str) -> Backend:
 def opener(name: str) -> Opener:
     """``open`` of the backend ``name``. This imports its framework."""
     module = registry.load(FOLDER, name, "backend")
-    found: Opener = importlib.import_module(f"{module.__name__}.session").open
+    if not hasattr(module, "open"):
+        module = importlib.import_module(f"{module.__name__}.session")
+    found: Opener = module.open
     return found
 
 

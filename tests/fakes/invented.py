@@ -10,7 +10,7 @@ import pytest
 
 # By folder of the package: the file's name, and what people type for it.
 QUANT, QUANT_NAME = "made_up.py", "made-up"
-BACKEND = "stand-in"
+BACKEND, SMALL_BACKEND = "stand-in", "alone"
 DEVICE = "npu"
 FAMILY, ENGINE, WRITER, COMMAND = "herd", "in-house", "shout", "greet"
 FILES = {
@@ -37,6 +37,11 @@ QUANT = Quant(
 '''
     },
     "backends": {
+        "alone.py": '''"""The same in one file."""
+
+from profiler.backends.stand_in import BACKEND
+from profiler.backends.stand_in.session import open
+''',
         "stand_in/__init__.py": '''"""Counts tokens on a real device, and takes little of what can be asked for."""
 
 from profiler.backends.base import Backend

@@ -217,8 +217,9 @@ def test_a_backend_is_planned_with(name: str, model: str) -> None:
 
 
 @pytest.mark.usefixtures("made_up")
-def test_a_backend_that_was_a_folder_a_moment_ago_measures_the_device_that_is_there(model: str) -> None:
-    asked = ("sweep", "-m", model, "-q", "fp32", "-n", "2", "-r", "2", "--backend", invented.BACKEND)
+@pytest.mark.parametrize("name", [invented.BACKEND, invented.SMALL_BACKEND])
+def test_a_backend_that_was_not_there_a_moment_ago_measures_the_device_that_is_there(name: str, model: str) -> None:
+    asked = ("sweep", "-m", model, "-q", "fp32", "-n", "2", "-r", "2", "--backend", name)
     (row,) = rows(*asked, "-c", "64")
     assert (row["outcome"], row["case"]["path"]) == ("ok", "eager")
     assert 0 < row["decode"]["seconds"][0] < 1

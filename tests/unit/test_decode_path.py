@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,7 @@ def test_a_sweep_takes_what_is_usual_and_what_is_named_goes_first(compiler: Path
 def test_predictions_are_for_what_a_sweep_would_run(compiler: Path) -> None:
     assert usual_path(target.find("rtx 4090")) == "graph"
     assert usual_path(target.find("strix halo")) == "eager"
+    unknown = replace(
+        target.find("vram=24,bandwidth=500"), local="cuda:0"
+    )  # a card here that no data sheet describes
+    assert usual_path(unknown) == "graph"
