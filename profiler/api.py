@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,6 +52,7 @@ def fit(
     quants: str | Iterable[str] | None = None,
     contexts: Counts | None = None,
     batches: Counts | None = None,
+    scenario: Name | None = None,
     kv: str | None = None,
     path: str | None = None,
     split: str | None = None,
@@ -67,23 +69,24 @@ def fit(
 
     Raises NotFound for unknown names, and ProfileError.
     """
-    if ram_bandwidth is not None and not (math.isfinite(ram_bandwidth) and ram_bandwidth >= LEAST_RAM_BANDWIDTH):
+    if ram_bandwidth is not None and not _is_bandwidth(ram_bandwidth):
         raise ProfileError(f"ram_bandwidth={ram_bandwidth!r} is not at least {LEAST_RAM_BANDWIDTH} GB/s")
-    wish = None if goal is None else prediction.parse(goal)
+    wish = None if goal is None else prediction.parse(_text("goal", goal))
     found = predictions(
         FitRequest(
             models=_words("models", models),
             on=_words("on", on),
-            engine=engine,
+            engine=engines.DEFAULT if engine is None else _text("engine", engine),
             quants=_words("quants", quants),
             contexts=_words("contexts", contexts),
             batches=_words("batches", batches),
-            kv=kv,
+            kv=None if kv is None else _text("kv", kv),
             path=None if path is None else _parsed("path", path, _one_of(decode_path.PATHS)),
             split=None if split is None else _parsed("split", split, _one_of(SPLITS)),
             ram_bytes=None if ram is None else _parsed("ram", _sized(ram), some_bytes),
             ram_bandwidth=ram_bandwidth,
             goal=wish,
+            scenario=None if scenario is None else os.fspath(scenario),
         )
     )
     rows = [show_fit.row(each, wish) for each in found.answers]
@@ -132,7 +135,7 @@ def sweep(
     """
     given = locals()
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
-    texts = {name: option.write(given[name]) for name, option in OPTIONS.items() if given[name] is not None}
+    texts = {name: text for name, option in OPTIONS.items() if (text := option.text(given[name])) is not None}
     single = {name: _parsed(name, text, OPTIONS[name].read) for name, text in texts.items()}
     limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
     named_device, single["energy"] = single.pop("device", None), energy
@@ -222,11 +225,30 @@ def _words(name: str, value: Any) -> tuple[str, ...]:
     """One value or several as the words of an option. An empty list is an error; None means the default."""
     if value is None:
         return ()
-    one = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+    one = isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable)
     several = [value] if one else list(value)
     if not several:
         raise ProfileError(f"{name} is an empty list", "Leave it out for the default.")
-    return tuple(os.fspath(each) if isinstance(each, os.PathLike) else str(each) for each in several)
+    return tuple(_word(name, each) for each in several)
+
+
+def _word(name: str, value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or isinstance(value, bytes | bool):  # whose text means something else, or nothing
+        raise ProfileError(f"{name} holds {printable(repr(value), 60)}, which is not text or a number")
+    return str(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ProfileError(f"{name}={printable(repr(value), 60)} is not text")
+    return value
+
+
+def _is_bandwidth(value: Any) -> bool:
+    """In GB/s."""
+    return isinstance(value, Real) and math.isfinite(value) and float(value) >= LEAST_RAM_BANDWIDTH
 
 
 def _sized(value: Size) -> str:
@@ -244,7 +266,7 @@ def _with_unit(unit: str, scale: int = 1) -> Callable[[float | str], str]:
 
 def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
-        return parse(text)
+        return parse(_text(name, text))
     except ValueError as error:
         raise ProfileError(f"{name}: {error}") from None
 
@@ -272,6 +294,8 @@ def _seed(text: str) -> int:
 def _path(name: str, value: Name | None) -> Path | None:
     if value is None:
         return None
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise ProfileError(f"{name}={printable(repr(value), 60)} is not text or a path")
     if not os.fspath(value).strip():
         raise ProfileError(f"{name} is empty", "Leave it out for the default.")
     return folders.expanded(os.fspath(value))
@@ -285,6 +309,10 @@ class SweepOption:
     write: Callable[[Any], str] = str  # formats the value for the command line
     read: Callable[[str], Any] = str  # parses that text; raises ValueError
     default: str | None = None
+
+    def text(self, value: Any) -> str | None:
+        """``value`` as text of the command line. None leaves the choice to its default, which may be none."""
+        return self.default if value is None else self.write(value)
 
 
 LISTS = {"models": "-m", "quants": "-q", "contexts": "-c", "batches": "-b", "steps": "-n", "paths": "--path"}

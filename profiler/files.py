@@ -23,11 +23,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import BinaryIO
 
 from profiler.errors import ProfileError
 from profiler.units import GIB, printable
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+SQLITE = b"SQLite format 3\0"  # the first bytes of such a file (sqlite.org/fileformat.html)
 MODE = 0o666  # minus the umask, as for any program
 LONGEST_NAME = 180  # bytes of a name that a temporary name repeats; file systems allow 255
 LINKS = 40  # the kernel's limit on following links
@@ -50,21 +52,49 @@ def write(path: Path, text: str) -> None:
     with _in_words(path):
         target = _end(path)
         if _is_plain(target):
+            _refuse_database(path, target)
             _replace(target, data)
         else:
             _write_through(target, data)
 
 
-def check(path: Path) -> None:
-    """ProfileError if ``write`` would fail on ``path``, to be raised before hours of measuring."""
+def check(path: Path, others: Iterable[Path | None] = ()) -> None:
+    """ProfileError if ``write`` would fail on ``path``, to be raised before hours of measuring.
+
+    ``others``: files that the same command reads or writes, none of which ``path`` may be.
+    """
     with _in_words(path):
         target = _end(path)
         if _is_plain(target):
+            if any(other is not None and _is_same(path, other) for other in others):
+                raise ProfileError(f"{printable(path)} is named twice, for two different files", "Name another file.")
+            _refuse_database(path, target)
             file, part = _create(target)
             os.close(file)
             _remove_quietly(part)
         elif not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def is_database(file: BinaryIO) -> bool:
+    """Whether an open file begins as those of SQLite do, such as our stores."""
+    return file.read(len(SQLITE)) == SQLITE
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return path.samefile(other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _refuse_database(path: Path, target: Path) -> None:
+    """A report must not take the place of a store: its rows would be lost."""
+    with suppress(FileNotFoundError, PermissionError), target.open("rb") as file:
+        if is_database(file):
+            raise ProfileError(
+                f"{printable(path)} is a database, such as a store of results, and would be lost",
+                "Name another file.",
+            )
 
 
 def is_plain(path: Path) -> bool:

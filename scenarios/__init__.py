@@ -1,1 +1,1 @@
-"""Data shipped with the profiler: model configs, devices, named grids. Installed as ``profiler.scenarios``."""
+"""Data shipped with the profiler: workloads, prompts, model configs, devices. Installed as ``profiler.scenarios``."""

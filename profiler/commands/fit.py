@@ -36,6 +36,11 @@ from profiler.show.progress import say
         "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 8k]"
     ),
     options.many("-b", "--batch", "batches", metavar="N", help="Sequences processed together. [default: 1]"),
+    click.option(
+        "--scenario",
+        metavar="NAME|FILE",
+        help="Take contexts and batches from a scenario (see profile scenarios). -c and -b override it.",
+    ),
     click.option("--kv", metavar="TYPE", help="Type of the KV cache, such as q8_0 or fp8. [default: the engine's]"),
 )
 @options.group(

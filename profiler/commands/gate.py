@@ -175,7 +175,7 @@ def gate(
     if stored is not None:  # fail before anything is measured
         _known(stored, accept)
     if record is not None:
-        files.check(record)
+        files.check(record, (stored,))
     found = devices.find(device)
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}

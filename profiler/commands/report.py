@@ -51,8 +51,8 @@ def report(
     from profiler.show.report import quality as scores
     from profiler.show.writers import table
 
-    for path in (html, md):
-        files.check(path)
+    files.check(html, store, md, quality)
+    files.check(md, store, quality)
     known = scores.read(quality) if quality else None
     with Store.open(store, create=False) as opened, collector_paused():
         page = report_page.page(*reading.of_runs(opened, names), known)

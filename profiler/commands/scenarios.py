@@ -1,9 +1,9 @@
-"""``profile scenarios``: list the grids for ``profile sweep --scenario NAME``, or print one."""
+"""``profile scenarios``: list the workloads for ``--scenario NAME``, or print one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import click
 
@@ -11,12 +11,14 @@ from profiler.run import grid
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN
 
+MOST_SHOWN = 5  # numbers of a list in a table
+
 
 @click.command("scenarios")
 @click.argument("name", required=False)
 @show_output.output()
 def scenarios(name: str | None, output: str) -> None:
-    """List the grids for `profile sweep --scenario NAME`, or print the file of one.
+    """List the workloads for `profile sweep --scenario NAME` and `profile fit --scenario NAME`, or print one.
 
     To make your own, run `profile scenarios chat > mine.toml`, edit the file, and run
     `profile sweep --scenario mine.toml`.
@@ -29,17 +31,17 @@ def scenarios(name: str | None, output: str) -> None:
 
 
 def _shown(row: show_output.JsonRow) -> dict[str, str]:
-    """The cells of a table row."""
+    """A scenario for people; -o json has the rest."""
     return {
         "scenario": row["name"],
         "contexts": _list(row["contexts"]),
         "batches": _list(row["batches"]),
-        "steps": _list(row["steps"]),
-        "quants": _list(row["quants"]),
-        "fill": row["fill"] or "prefill",
-        "what": row["description"],
+        "answer": UNKNOWN if row["answer_tokens"] is None else f"{row['answer_tokens']:,}",
+        "stands for": row["stands_for"] or row["description"],
     }
 
 
-def _list(values: Any) -> str:
-    return ", ".join(map(str, values)) or UNKNOWN
+def _list(values: Sequence[int]) -> str:
+    """The numbers as they are typed, a long list by its ends: 1k … 128k."""
+    shown = [f"{value // 1024}k" if value % 1024 == 0 else str(value) for value in values]
+    return ", ".join(shown) if len(shown) <= MOST_SHOWN else f"{shown[0]} … {shown[-1]}"

@@ -146,7 +146,7 @@ def sweep(
 
     Exit codes: 0 success, 1 a case failed or a model was refused, 2 usage error, 130 interrupted.
     """
-    files.check(html)
+    files.check(html, store)
     found = devices.find(device)
     available = run_sweep.available_bytes(found, max_memory)
     resolved = resolve_request(SweepRequest(**asked), found, available, say)

@@ -34,6 +34,7 @@ CODES = frozenset(  # number types of safetensors that are codes, meaningless wi
     ]
 )
 NEVER_MULTIPLIED = frozenset({"F64", "Q8_1", "Q8_K"})  # ggml types for intermediate results, or unused
+VALUES = frozenset({"F64", "F32", "BF16", "F16"})
 ADD_SCHEME = "Put the quantization_config that belongs to the checkpoint into its config.json."
 SCALE = re.compile(  # of AWQ, GPTQ, compressed-tensors, fp8, bitsandbytes, MLX
     r"(.+?)[._](?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
@@ -184,8 +185,8 @@ def account(
         _refuse_codes(taken, rest, expected, by)
     if not (scheme and rest):  # a quantization may use its own names
         _refuse_missing(expected, taken, rest, geometry.model_type, by)
+    _refuse_shapes(expected, _values(taken) if scheme else taken, by)
     if not scheme:
-        _refuse_shapes(expected, taken, by)
         _refuse_scales(rest, expected)
     every = [tensor for tensors in taken.values() for tensor in tensors]
     dtypes: dict[str, int] = {}
@@ -272,6 +273,15 @@ def _refuse_missing(
     raise ProfileError(f"{count} that {by.place} describes {are} not in the file: {_few(missing)}", hint)
 
 
+def _values(taken: Mapping[str, list[FileTensor]]) -> dict[str, list[FileTensor]]:
+    """The weights of a quantized checkpoint that are stored as values; codes have shapes of their own."""
+    return {
+        name: tensors
+        for name, tensors in taken.items()
+        if all(tensor.dtype in VALUES and tensor.target in (name, name.removeprefix(BASE)) for tensor in tensors)
+    }
+
+
 def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[FileTensor]], by: Description) -> None:
     for name, tensors in taken.items():
         wanted, first = expected[name], tensors[0]
@@ -350,7 +360,7 @@ def _refuse_layers(rest: list[FileTensor], count: int, by: Description) -> None:
     described = f"{count} layer{'s' * (count != 1)}"
     raise ProfileError(
         f"{by.place} describes {described} ({by.layers}), but the file also holds {layers}: "
-        f"{len(tensors)} tensors, {size} ({_few([tensor.name for tensor in tensors])})",
+        f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}, {size} ({_few([tensor.name for tensor in tensors])})",
         by.hint,
     )
 

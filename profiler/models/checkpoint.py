@@ -12,7 +12,7 @@ from profiler.case import BESIDE, ModelNote
 from profiler.errors import ProfileError
 from profiler.files import FileSpan
 from profiler.models import gguf_tensors, safetensors
-from profiler.models import stored as models_stored
+from profiler.models import scheme as schemes
 from profiler.models.account import Account, FileTensor, account, in_text_model
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.gguf import GgufHeader
@@ -58,11 +58,24 @@ def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Check
     tensors = safetensors.verify(folder)
     if not tensors:
         return None
-    accounted = account_of(tensors, raw, geometry)
+    try:
+        accounted = account_of(tensors, raw, geometry)
+    except ProfileError as error:
+        raise ProfileError(error.message + _not_named(folder), error.hint) from None
     if geometry.tied and not is_quantized(raw):
         _check_head(tensors)
-    stored = from_safetensors(geometry, tensors, models_stored.of(raw))
+    stored = from_safetensors(geometry, tensors, schemes.of(raw))
     return Checkpoint(accounted, stored, tuple(safetensors.spans(tensors)), tuple(_beside(folder, raw)))
+
+
+def _not_named(folder: Path) -> str:
+    """Files in which missing weights may be, as the end of a message."""
+    others = [path for path in safetensors.unread(folder) if not path.name.startswith("adapter_")]
+    if not others:
+        return ""
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    by = SINGLE if (folder / SINGLE).is_file() else f"{INDEX}, which does not name it"
+    return f"; {printable(others[0].name, 60)}{more} beside is not read, because of {by}"
 
 
 def of_gguf(path: Path, header: GgufHeader, geometry: Geometry) -> Checkpoint:
@@ -91,7 +104,7 @@ def account_of(tensors: Mapping[str, SafetensorsTensor], raw: Mapping[str, Any],
 
 def is_quantized(raw: Mapping[str, Any]) -> bool:
     """Whether a config states a quantization."""
-    return models_stored.of(raw) is not None
+    return schemes.of(raw) is not None
 
 
 def why_missing(folder: Path) -> str:

@@ -130,6 +130,8 @@ class _Reader:
         if self.take(min(len(MAGIC), self.size)) != MAGIC:
             raise _Bad("it does not start with GGUF" if self.size else "it is empty")
         version = self.number("<I")
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3):
+            raise _Bad("version 3 in big-endian byte order, and only little-endian files are read")
         if version not in (2, 3):
             raise _Bad(f"version {version} is not supported, only 2 and 3 are")
         tensors, keys = self.number("<Q"), self.number("<Q")
@@ -246,14 +248,32 @@ class _Reader:
         return GgufTensor(name, shape[::-1], self.number("<I"), self.number("<Q"))
 
     def check_length(self, metadata: Mapping[str, Any], tensors: list[GgufTensor]) -> int:
-        """Check that every tensor lies within the file; returns the offset of the data."""
+        """Check that the data of every tensor lies within the file, aligned and apart; returns where the data begins.
+
+        llama.cpp requires the same, and rows of whole blocks. Tensors that share their data would make a small file
+        look like one of any size.
+        """
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
-            raise _Bad(f"alignment {alignment}")
+        if type(alignment) is not int or not 1 <= alignment <= 2**16:
+            raise _Bad(f"alignment {printable(alignment, 40)}")
         start = -(-self.at // alignment) * alignment
         end = start + max((tensor.offset + (tensor.nbytes or 0) for tensor in tensors), default=0)
         if end > self.size:
             raise _Bad(f"it is truncated: it has {self.size} bytes, but its tensors end at byte {end}")
+        before, reached = "", 0
+        for tensor in sorted(tensors, key=lambda each: each.offset):
+            name = printable(tensor.name, 80)
+            if tensor.offset < reached:
+                raise _Bad(f"{name} begins within the data of {before}")
+            if tensor.offset % alignment:
+                raise _Bad(
+                    f"{name} begins at byte {tensor.offset} of the data, which is not a multiple of {alignment}"
+                )
+            block = BLOCKS.get(tensor.type_id, (1, 0))[0]
+            if tensor.shape[-1] % block:
+                kind = TYPE_NAMES[tensor.type_id]
+                raise _Bad(f"{name} has rows of {tensor.shape[-1]}, not a multiple of the {block} of a {kind} block")
+            before, reached = name, tensor.offset + (tensor.nbytes or 0)
         return start
 
     def look_at_clock(self) -> None:

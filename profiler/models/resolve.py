@@ -18,7 +18,7 @@ from profiler.case import ModelNote, Source, digest
 from profiler.errors import NotFound, ProfileError
 from profiler.folders import describe
 from profiler.models import config, families, gguf, gguf_config, hub, safetensors
-from profiler.models import stored as models_stored
+from profiler.models import scheme as schemes
 from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
@@ -235,7 +235,7 @@ def _holds(source: Source) -> str:
 
 def _of_storage(checkpoint: Checkpoint | None, raw: Mapping[str, Any]) -> tuple[str, ...]:
     """Notes on how the weights are stored: the quantization, and why its codes cannot be read as values."""
-    stated = models_stored.of(raw)
+    stated = schemes.of(raw)
     said = [] if stated is None else [f"the checkpoint's weights are stored quantized ({stated.name})"]
     if checkpoint is not None and checkpoint.stored.trouble is not None:
         said.append(checkpoint.stored.trouble)

@@ -1,7 +1,4 @@
-"""How a checkpoint stores its weights: its quantization scheme, and the bytes of every weight by the headers.
-
-transformers reads ``quantization_config``; MLX writes ``quantization``, and since 2025 also a copy under the other
-name. Method names are those of transformers 5.23, ``quantizers/auto.py``.
+"""How a checkpoint stores its weights: their bytes by the headers, and whether its scheme explains the tensors.
 
 A quantized weight consists of several tensors (codes, scales, zero points). They are counted together as the one
 weight that transformers has, so that predictions read exactly the bytes in the file.
@@ -16,17 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from profiler import registry
-from profiler.models.geometry import Geometry
+from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.layers import Weight
 from profiler.models.safetensors import SafetensorsTensor, integers
+from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
 from profiler.units import printable
-
-KEYS = ("quantization_config", "compression_config", "quantization")
-MLX = "mlx"
-BITSANDBYTES = "bitsandbytes"
-COMPRESSED = "compressed-tensors"
-UNNAMED = "unnamed"
-INT_FORMATS = {4: "int4", 8: "int8"}
 
 PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
 # Prefixes of the decoder's layers in a checkpoint; ``model.`` is transformers' own. Vision and audio towers and
@@ -55,83 +46,10 @@ PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     ),
 }  # fmt: skip
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scheme:
-    """One quantization scheme, as stated in a config."""
-
-    method: str  # awq, gptq, fp8 …, ``mlx``, or an unknown method's printable name
-    name: str  # the quantization's name for -q
-    rate: str | None  # the storage type whose speed applies; None: chosen by bytes per element
-    config: Mapping[str, Any]
-
-    @property
-    def bits(self) -> int | None:
-        """Bits per weight, if the config states one number."""
-        return _whole(self.config.get("bits"))
-
-    def number(self, name: str) -> int | None:
-        """A positive integer of the scheme; ``None`` if it is absent, -1 or invalid."""
-        return _whole(self.config.get(name))
-
-
-def of(raw: Mapping[str, Any]) -> Scheme | None:
-    """The scheme in a raw config, for the whole model or its text part; ``None`` if there is none."""
-    inner = raw.get("text_config")
-    for part in (raw, inner if isinstance(inner, dict) else {}):
-        for key in KEYS:
-            stated = part.get(key)
-            if isinstance(stated, dict) and stated:
-                return _scheme(stated)
-    return None
-
-
-def _scheme(stated: Mapping[str, Any]) -> Scheme:
-    method, name = _method(stated), _of_ours(stated)
-    if name is not None:
-        return Scheme(method, name, name, stated)
-    name, rate = _named(method, stated)
-    return Scheme(method, name, rate, stated)
-
-
-def _of_ours(stated: Mapping[str, Any]) -> str | None:
-    """The quantization in ``profiler/quants`` that such a config means; ``None`` if there is none."""
-    for name in registry.names("quants"):
-        form = registry.load("quants", name, "quantization").QUANT.stored
-        if form is not None and form.matches(stated):
-            return name
-    return None
-
-
-def _method(stated: Mapping[str, Any]) -> str:
-    """The method that transformers would choose: bitsandbytes' flags take precedence over ``quant_method``."""
-    if stated.get("load_in_4bit") or stated.get("load_in_8bit"):
-        return BITSANDBYTES
-    method = stated.get("quant_method")
-    if isinstance(method, str) and method:
-        return printable(method, 40)
-    if "bits" in stated and "group_size" in stated:
-        return MLX
-    return UNNAMED
-
-
-def _named(method: str, stated: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The quantization's name, and the storage type whose speed applies."""
-    bits = _whole(stated.get("bits"))
-    if method == BITSANDBYTES:
-        return "fp4-dq", "fp4"  # the one of its quantizations that nothing here makes
-    if method in ("awq", "gptq"):
-        return method if bits in (4, None) else f"{method}-{bits}bit", INT_FORMATS.get(bits or 4)
-    if method == MLX:
-        mode = stated.get("mode")
-        if isinstance(mode, str) and mode != "affine":
-            return f"mlx-{printable(mode, 20)}", None
-        return f"mlx-{bits}bit", INT_FORMATS.get(bits or 0)
-    return method, {"fp8": "fp8", "mxfp8": "fp8", "mxfp4": "nvfp4", "nvfp4": "nvfp4"}.get(method)
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**20 else None
+NOTHING: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+CODES: Mapping[str, frozenset[str]] = {  # number types of codes that keep the shape of their weight
+    "fp8": frozenset({"F8_E4M3", "F8_E5M2"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +103,8 @@ def from_safetensors(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor
     Without a ``scheme``, codes and scales are not expected: ``account`` refuses such files.
     """
     groups = _grouped(geometry, tensors, packed=scheme is not None)
-    weights, packed = [], []
+    weights: list[StoredWeight] = []
+    packed: list[_Group] = []
     taken: Counter[str] = Counter()
     for group in groups:
         nbytes = sum(_runtime_bytes(name, tensor) for name, tensor in group.tensors)
@@ -197,6 +116,7 @@ def from_safetensors(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor
             taken[dtype] += nbytes
         weights.append(StoredWeight(group.weight, group.layer, dtype or _rate(group.weight, nbytes, scheme), nbytes))
     plain = max(taken, key=lambda name: taken[name]) if taken else None
+    missing = _missing(geometry, weights)
     return Stored(
         quant=scheme.name if scheme is not None else plain or "unknown",
         dtype=plain,
@@ -204,14 +124,23 @@ def from_safetensors(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor
         weights=tuple(weights),
         nbytes=sum(tensor.end - tensor.begin for group in groups for _, tensor in group.tensors),
         scheme=scheme,
-        missing=_expected(geometry) - len(weights),
-        trouble=None if scheme is None else _trouble(packed, scheme),
+        missing=len(missing),
+        trouble=None if scheme is None else _trouble(groups, packed, missing, scheme),
         uneven=_uneven(packed, scheme),
     )
 
 
-def _expected(geometry: Geometry) -> int:
-    return len(geometry.outside) + sum(count * len(layer.weights) for layer, count in geometry.groups)
+def _missing(geometry: Geometry, found: Iterable[StoredWeight]) -> list[str]:
+    """Weights of the model for which there is no tensor."""
+    held = {(each.layer, each.weight.name) for each in found}
+    places: list[tuple[int | None, Weight]] = [(None, weight) for weight in geometry.outside]
+    places += [(number, weight) for number, layer in enumerate(geometry.layers) for weight in layer.weights]
+    return [_path(number, weight) for number, weight in places if (number, weight.name) not in held]
+
+
+def _path(layer: int | None, weight: Weight) -> str:
+    """The name of a weight in the text model."""
+    return weight.name if layer is None else f"model.layers.{layer}.{weight.name}"
 
 
 def _grouped(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor], packed: bool) -> list[_Group]:
@@ -228,6 +157,10 @@ def _grouped(geometry: Geometry, tensors: Mapping[str, SafetensorsTensor], packe
         weight, part = found
         group = groups.setdefault((number, weight.name), _Group(weight, number, {}))
         group.parts.setdefault(part, []).append((name, tensor))
+    if geometry.tied and (None, EMBEDDING) not in groups:  # transformers then ties the other way round
+        heads = [pair for pair in tensors.items() if _place(pair[0], outside, layers)[2] == HEAD]
+        if heads:
+            groups[None, EMBEDDING] = _Group(outside.exact[EMBEDDING], None, {"weight": heads})
     return list(groups.values())
 
 
@@ -303,41 +236,70 @@ def _rate(weight: Weight, nbytes: int, scheme: Scheme | None) -> str:
     return "int4" if nbytes < 0.8 * weight.parameters else "fp8"
 
 
-def _trouble(packed: list[_Group], scheme: Scheme) -> str | None:
+def _trouble(groups: list[_Group], packed: list[_Group], missing: list[str], scheme: Scheme) -> str | None:
     """Why transformers would misread the checkpoint: tensors that contradict the ``scheme``, or that it ignores."""
     if not packed:
         return f"config.json says {scheme.method}, but no tensor of the decoder is quantized"
+    if missing:
+        which = f"{len(missing)} weights of the model are" if len(missing) > 1 else "a weight of the model is"
+        return f"{which} not in the file: {printable(missing[0], 80)}{' …' if len(missing) > 1 else ''}"
     kind = scheme.method
     if kind == BITSANDBYTES:
-        contradiction = _against_bitsandbytes(packed, scheme)
+        contradiction = _against_bitsandbytes(groups, packed, scheme)
         if contradiction is not None:
             return contradiction
     if kind == "fp8" and (contradiction := _against_blocks(packed, scheme)) is not None:
         return contradiction
     if kind == COMPRESSED and (contradiction := _against_shapes(packed)) is not None:
         return contradiction
-    rule = PARTS.get(kind) or _parts_of_ours(scheme)
-    for group in packed if rule else ():
-        assert rule is not None
-        needed, allowed = rule
+    form = None if kind in PARTS else _form_of_ours(scheme)
+    needed, allowed = PARTS.get(kind, (form.needed, form.allowed) if form is not None else NOTHING)
+    for group in packed if needed else ():
         parts = {part for part in group.parts if not SERIALIZED.search(f".{part}")}
         if group.weight.role != "experts" and not (needed <= parts <= needed | allowed):
             wrong = sorted(parts - needed - allowed) or sorted(needed - parts)
             word = "has the part" if parts - needed - allowed else "lacks the part"
             name = printable(group.tensors[0][0], 80)
             return f"{name} {word} {printable(wrong[0], 40)}, which is not how transformers reads {scheme.method}"
+    return _against_sizes(packed, form, scheme)
+
+
+def _against_sizes(packed: list[_Group], form: Any, scheme: Scheme) -> str | None:
+    """Where the codes of a weight are more or fewer than its values, or of another number type. ``form`` is the
+    ``StoredForm`` of a quantization in ``profiler/quants``."""
+    kind, own_bits = scheme.method, None if form is None else form.bits
+    bits = own_bits or scheme.bits or 4
+    uniform = own_bits or (kind in ("awq", "gptq") and bits in (2, 4, 8) and not scheme.config.get("dynamic"))
+    types: frozenset[str] = CODES.get(kind, frozenset()) if form is None else form.types
+    for group in packed:
+        if group.weight.role == "experts":  # fused, or one by one
+            continue
+        for part in ("weight", "qweight"):
+            for name, tensor in group.parts.get(part, []):
+                if (types or kind == COMPRESSED) and tensor.shape != group.weight.shape:
+                    shape = _times(group.weight.shape)
+                    return f"{printable(name, 80)} is {_times(tensor.shape)}, and the model's weight is {shape}"
+                if types and tensor.dtype not in types:
+                    return (
+                        f"{printable(name, 80)} is {tensor.dtype}, which is not how transformers reads {scheme.name}"
+                    )
+                if uniform and tensor.nbytes != -(-group.weight.parameters * bits // 8):
+                    held, needed = f"{8 * tensor.nbytes // bits:,} codes", f"{group.weight.parameters:,} values"
+                    return f"{printable(name, 80)} has {held} of {bits} bits, and the model's weight has {needed}"
+        for name, scales in group.parts.get("SCB", []):
+            if scales.shape != group.weight.shape[:1]:
+                rows = group.weight.shape[0]
+                return f"{printable(name, 80)} has {_times(scales.shape)} scales, and the weight has {rows} rows"
     return None
 
 
-def _parts_of_ours(scheme: Scheme) -> tuple[frozenset[str], frozenset[str]] | None:
-    """The ``PARTS`` of a quantization in ``profiler/quants``."""
-    if scheme.rate not in registry.names("quants"):
-        return None
-    form = registry.load("quants", scheme.rate, "quantization").QUANT.stored
-    return (form.needed, form.allowed) if form is not None and form.needed else None
+def _form_of_ours(scheme: Scheme) -> Any:
+    """The ``StoredForm`` of the quantization in ``profiler/quants`` that is read like ``scheme``, or ``None``."""
+    known = scheme.rate in registry.names("quants")
+    return registry.load("quants", scheme.rate or "", "quantization").QUANT.stored if known else None
 
 
-def _against_bitsandbytes(packed: list[_Group], scheme: Scheme) -> str | None:
+def _against_bitsandbytes(groups: list[_Group], packed: list[_Group], scheme: Scheme) -> str | None:
     """A contradiction between the config of a bitsandbytes checkpoint and its tensors.
 
     transformers takes the loading method from the config, but the meaning of the codes from the file.
@@ -350,16 +312,17 @@ def _against_bitsandbytes(packed: list[_Group], scheme: Scheme) -> str | None:
             fields = "bnb_4bit_quant_type, bnb_4bit_use_double_quant"
             names = " and ".join(sorted(map(str, held)))
             return f"config.json says {scheme.name} ({fields}), but the file holds {names}"
-    skipped = scheme.config.get("llm_int8_skip_modules")
-    words = [word for word in skipped if isinstance(word, str) and word] if isinstance(skipped, list) else []
-    for group in packed:
-        module = next((name.removesuffix(".weight") for name, _ in group.parts.get("weight", ())), "")
-        for word in words:
-            if module and (module.startswith(word) or module.endswith(word)):  # as transformers compares them
-                return (
-                    f"config.json says that {printable(word, 60)} is not quantized (llm_int8_skip_modules), but "
-                    f"{printable(module, 80)} is"
-                )
+    coded = {id(group) for group in packed}
+    for group in groups:
+        module = _path(group.layer, group.weight).removesuffix(".weight")
+        if id(group) in coded and scheme.leaves_out(module):
+            return f"config.json says that {printable(module, 80)} is not quantized ({scheme.left_out_by}), but it is"
+        if id(group) not in coded and group.weight.role == "linear" and not scheme.leaves_out(module):
+            return f"{printable(module, 80)} is not quantized, but config.json does not say so ({scheme.left_out_by})"
+    head = HEAD.removesuffix(".weight")  # left out by default, but not once there is a list
+    head_coded = any(group.weight.name == HEAD and id(group) in coded for group in groups)
+    if scheme.left_out is not None and not head_coded and not scheme.leaves_out(head):
+        return f"{head} is not quantized, but config.json does not say so ({scheme.left_out_by})"
     return None
 
 

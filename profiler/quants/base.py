@@ -58,12 +58,14 @@ class StoredForm:
     """A checkpoint that is stored in a quantization.
 
     ``needed`` and ``allowed`` are the tensors of one weight, by the part of the name after the module: required ones
-    and optional ones. If both are empty, they are not checked.
+    and optional ones. If both are empty, they are not checked. Codes are checked if ``types`` or ``bits`` is given.
     """
 
     matches: Callable[[Mapping[str, Any]], bool]  # whether a ``quantization_config`` means this quantization
     needed: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
+    types: frozenset[str] = frozenset()  # number types of safetensors, for codes that keep the shape of their weight
+    bits: int | None = None  # of each code, for codes that do not
 
 
 class RandomValues(Protocol):

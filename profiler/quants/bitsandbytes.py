@@ -123,6 +123,7 @@ def four_bit(name: str, levels: str, double: bool, unpack_bytes: float, read: fl
         matches,
         needed=frozenset({"weight", "weight.absmax", "weight.quant_map"}),
         allowed=frozenset({"weight.nested_absmax", "weight.nested_quant_map"}),
+        bits=4,
     )
     modules = PackedModules(
         names=frozenset({"Linear4bit"}),

@@ -18,7 +18,8 @@ from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Weight
-from profiler.models.stored import BITSANDBYTES, COMPRESSED, MLX, Scheme, Stored, StoredWeight
+from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
+from profiler.models.stored import Stored, StoredWeight
 from profiler.quants import bitsandbytes
 from profiler.quants.base import Quant, plain_bytes
 
@@ -154,17 +155,15 @@ class _Rule:
     """Bytes of the weights that a method quantizes; ``None`` for one that it leaves in the checkpoint's dtype."""
 
     roles = frozenset({"linear", "experts"})
-    skipping = "modules_to_not_convert"
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
-        skipped = scheme.config.get(self.skipping)
-        self.skipped = [word for word in skipped if isinstance(word, str)] if isinstance(skipped, list) else []
+        self.skipped = scheme.left_out.words if scheme.left_out is not None else ()
         if len(self.skipped) > MOST_SKIPPED:
             raise ProfileError(f"{len(self.skipped):,} modules that are not quantized")
 
     def __call__(self, weight: Weight, path: str) -> int | None:
-        return None if any(word in path for word in self.skipped) else self.of(weight)
+        return None if self.scheme.leaves_out(path) else self.of(weight)
 
     def of(self, weight: Weight) -> int | None:
         """Bytes of one weight wherever it stands."""
@@ -232,10 +231,6 @@ class _Ours(_Rule):
         return self.ours.weight_bytes(weight, "bf16", False) if weight.role in self.ours.roles else None
 
 
-class _BitsAndBytes(_Ours):
-    skipping = "llm_int8_skip_modules"
-
-
 class _Mlx(_Rule):
     """Tables and head as well; scales and biases of 16 bits for each group; modules may have bits of their own."""
 
@@ -263,7 +258,6 @@ class _Compressed(_Rule):
     """Groups of modules, each with a scheme of its own; ``Linear`` stands for all of them, the head included."""
 
     roles = frozenset({"linear", "experts", "head"})
-    skipping = "ignore"
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__(scheme)
@@ -308,7 +302,7 @@ RULES: Mapping[str, type[_Rule]] = {
     "awq": _Awq,
     "gptq": _Gptq,
     "fp8": _Fp8,
-    BITSANDBYTES: _BitsAndBytes,
+    BITSANDBYTES: _Ours,
     COMPRESSED: _Compressed,
     MLX: _Mlx,
 }

@@ -103,7 +103,12 @@ QUANT = Quant(
         own=frozenset({"cpu"}),
         own_caution=("int8-rows", "decode multiplies 8-bit rows by unrounded activations (not LLM.int8)"),
     ),
-    stored=StoredForm(matches, frozenset({"weight", "SCB"}), frozenset({"weight_format"})),
+    stored=StoredForm(
+        matches,
+        needed=frozenset({"weight", "SCB"}),
+        allowed=frozenset({"weight_format"}),
+        types=frozenset({"I8"}),
+    ),
     modules=PackedModules(
         names=frozenset({"Linear8bitLt"}),
         tensors=bitsandbytes.tensors,

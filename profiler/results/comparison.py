@@ -83,8 +83,9 @@ class Comparison:
 
 
 def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
-    """Pair ``a`` and ``b`` by the keys of their cases. Of several rows of one case the last counts."""
-    left, right = ({row.case.key: row for row in rows} for rows in (a, b))
+    """Pair ``a`` and ``b`` by the keys of their cases. Of several rows of one case the last counts, which is said."""
+    sides = {"A": list(a), "B": list(b)}
+    left, right = ({row.case.key: row for row in rows} for rows in sides.values())
     both = [(row, right[key]) for key, row in left.items() if key in right]
     ended_well = [(row, other) for row, other in both if row.outcome == other.outcome == "ok"]
     return Comparison(
@@ -92,8 +93,21 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
         failed=tuple((row, other) for row, other in both if not row.outcome == other.outcome == "ok"),
         only_a=tuple(row for key, row in left.items() if key not in right),
         only_b=tuple(row for key, row in right.items() if key not in left),
-        differences=_differences(ended_well),
+        differences=(
+            *_repeated("A", sides["A"], left),
+            *_repeated("B", sides["B"], right),
+            *_differences(ended_well),
+        ),
     )
+
+
+def _repeated(side: str, rows: Sequence[Measurement], cases: Mapping[str, Measurement]) -> list[str]:
+    extra = len(rows) - len(cases)
+    if not extra:
+        return []
+    return [
+        f"{side} has {extra} more row{'s' * (extra != 1)} of cases that it holds already: the last of each counts"
+    ]
 
 
 def pair(a: Measurement, b: Measurement) -> ComparedCase:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 
 from profiler.case import Case
 from profiler.errors import ProfileError
+from profiler.files import SQLITE, is_database
 from profiler.foreign import BadContent, Budget, json_value, open_file, why
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
@@ -41,7 +43,6 @@ from profiler.units import bytes_text, printable
 MOST_ENVIRONMENTS = 64
 _environments: dict[int, tuple[dict[str, Any], tuple[dict[str, Any], str]]] = {}  # by identity, which they keep
 
-SQLITE = b"SQLite format 3\0"  # how such a file begins (sqlite.org/fileformat.html)
 MAX_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their samples
 LINE = Budget(nbytes=1 << 24, values=1 << 19, depth=16, twice=True)  # of one row: a hundred thousand repetitions
 ARRAY = Budget(nbytes=1 << 28, values=1 << 23, depth=17, twice=True)  # of all rows, which -o json prints as one value
@@ -202,7 +203,7 @@ def read_plain(path: Path) -> list[dict[str, Any]]:
 def is_store(path: Path) -> bool:
     """Whether a file is a store. Raises ProfileError if it cannot be read."""
     with open_file(path) as file, _readable(path):
-        return file.read(len(SQLITE)) == SQLITE
+        return is_database(file)
 
 
 @contextmanager
@@ -212,6 +213,11 @@ def _contents(path: Path) -> Iterator[Iterator[tuple[int, Any]]]:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             raise ProfileError(f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}: no file of result rows")
         start = file.peek(len(SQLITE))[: len(SQLITE)]  # type: ignore[attr-defined]
+        if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # what PowerShell writes for >
+            raise ProfileError(f"{printable(path)} is UTF-16 text, and rows are UTF-8", "Save it as UTF-8.")
+        if start.startswith(BOM_UTF8):
+            file.read(len(BOM_UTF8))
+            start = start.removeprefix(BOM_UTF8)
         yield _array(path, file) if start.lstrip().startswith(b"[") else _lines(path, file)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from profiler import devices
@@ -21,6 +21,7 @@ from profiler.models.geometry import Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
+from profiler.run import grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.quantization import QuantVariant, held, variants
 from profiler.run.request import Refusal, accepted, together
@@ -54,6 +55,12 @@ class FitRequest:
     goal: Goal | None = None
     path: str | None = None  # of decode steps of transformers; None: as a sweep there
     mapped: bool = False  # contexts are those of a map: as far as each model reaches
+    scenario: str | None = None  # whose contexts, batches and models are taken where none are named
+
+    @property
+    def names_contexts(self) -> bool:
+        """Whether the contexts are asked for; others are only usual."""
+        return bool(self.contexts or (self.goal is not None and self.goal.context))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,7 @@ def predictions(request: FitRequest) -> FitResult:
 
     Raises NotFound for unknown names, ProfileError for what cannot be meant, and where no model at all is left.
     """
+    request = _with_scenario(request)
     engine = engines.find(request.engine)
     machines = _machines(request, engine)
     quants = _quants(request, engine)
@@ -113,6 +121,19 @@ def predictions(request: FitRequest) -> FitResult:
         found = ranked(found, request.goal)
         found = found if request.quants else most_bits(found)
     return FitResult(found, refused)
+
+
+def _with_scenario(request: FitRequest) -> FitRequest:
+    """A scenario fills in what was not said; its quantizations are those of a sweep, which engines may not have."""
+    if request.scenario is None:
+        return request
+    scenario = grid.load(request.scenario)
+    return replace(
+        request,
+        models=request.models or scenario.models,
+        contexts=request.contexts or tuple(map(str, scenario.contexts)),
+        batches=request.batches or tuple(map(str, scenario.batches)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +194,7 @@ def _cases(
 
 def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[int, ...]:
     """The contexts that a model has positions for; where nobody named any, at most its longest."""
-    if not (request.contexts or request.goal or request.mapped):
+    if not (request.names_contexts or request.mapped):
         contexts = [min(context, most) for context in contexts]
     return tuple(context for context in contexts if context <= most)
 
@@ -256,7 +277,9 @@ def _contexts(request: FitRequest) -> tuple[int, ...]:
     if request.contexts:
         asked, wanted = counts("-c", request.contexts), request.goal and request.goal.context
         if wanted and wanted not in asked:
-            raise ProfileError(f"the goal is for {wanted:,} tokens, which -c does not have", "Leave -c out.")
+            raise ProfileError(
+                f"the goal is for {wanted:,} tokens, which is none of the contexts", "Leave out -c or --scenario."
+            )
         return asked
     if request.mapped:
         return counts("-c", MAP_CONTEXTS)
@@ -270,7 +293,7 @@ def _model(name: str, request: FitRequest, contexts: Sequence[int]) -> tuple[str
     model = resolve(name)
     most = model.geometry.max_position
     beyond = [context for context in contexts if context > most]
-    if beyond and request.models and (request.contexts or request.goal) and not request.mapped:
+    if beyond and request.models and request.names_contexts and not request.mapped:
         raise ProfileError(f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}")
     return name, model
 

@@ -11,6 +11,9 @@ steps = 32
 quants = ["bf16", "nf4"]     # left out: the device's default dtype
 models = ["gemma-4-e2b"]     # left out: what -m says
 fill = "synthetic"           # left out: prefill
+prompts = ["mine.md"]        # what `profiler.run.prompts` reads, beside this file or shipped; left out: none
+answer_tokens = 400          # how long an answer to them is expected to be
+stands_for = "..."           # whose workload it is, in one sentence
 """
 
 from __future__ import annotations
@@ -44,8 +47,9 @@ _RANGE = re.compile(r"^(?P<first>\w+)-(?P<last>\w+)(?:(?P<rule>[*+])(?P<by>\w+))
 NOT_GRIDS = {"devices", "efficiency", "quality"}  # data that lies in the same folder
 FILLS = ("prefill", "synthetic")
 REQUIRED = {"description", "contexts", "batches", "steps"}
-KNOWN = REQUIRED | {"quants", "models", "fill"}
+KNOWN = REQUIRED | {"quants", "models", "fill", "prompts", "answer_tokens", "stands_for"}
 MAX_BYTES = 64 * 1024
+MAX_ANSWER = 2**20  # tokens
 BUDGET = Budget(nbytes=MAX_BYTES, values=2**14, depth=8)  # a scenario is a few lines
 
 
@@ -255,6 +259,9 @@ class Scenario:
     quants: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     fill: str | None = None
+    prompts: tuple[str, ...] = ()  # names of files, read by ``profiler.run.prompts``
+    answer_tokens: int | None = None  # expected
+    stands_for: str | None = None
 
 
 def names() -> list[str]:
@@ -295,8 +302,12 @@ def _parse(name: str, file: Traversable) -> Scenario:
     fill = content.get("fill")
     if fill is not None and fill not in FILLS:
         raise ProfileError(f"{where}: fill is {_quoted(fill)}", f"Known: {', '.join(FILLS)}.")
-    if not isinstance(content["description"], str):
-        raise ProfileError(f"{where}: description is {_quoted(content['description'])}, which is not text")
+    for key in ("description", "stands_for"):
+        if not isinstance(content.get(key, ""), str):
+            raise ProfileError(f"{where}: {key} is {_quoted(content[key])}, which is not text")
+    answer = counts(f"{where}: answer_tokens", _texts(content.get("answer_tokens", 1)))
+    if len(answer) > 1 or answer[0] > MAX_ANSWER:
+        raise ProfileError(f"{where}: answer_tokens is not one number up to {MAX_ANSWER:,}")
     return Scenario(
         name=printable(name),
         description=printable(content["description"]),
@@ -306,6 +317,9 @@ def _parse(name: str, file: Traversable) -> Scenario:
         quants=words(_names(where, content, "quants")),
         models=model_names(_names(where, content, "models")),
         fill=fill,
+        prompts=words(_names(where, content, "prompts")),
+        answer_tokens=answer[0] if "answer_tokens" in content else None,
+        stands_for=printable(content["stands_for"], MAX_BYTES) if "stands_for" in content else None,
     )
 
 

@@ -11,9 +11,10 @@ from profiler.cost.engines.base import Engine
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
-from profiler.models import stored as schemes
+from profiler.models import scheme as schemes
 from profiler.models.resolve import Model
-from profiler.models.stored import MLX, Stored
+from profiler.models.scheme import MLX
+from profiler.models.stored import Stored
 from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant
 from profiler.units import bytes_text

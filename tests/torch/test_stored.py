@@ -22,7 +22,8 @@ from profiler.backends.hf.session import open as open_session
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
-from profiler.models.stored import of as resolve_scheme
+from profiler.models.scheme import LeftOut
+from profiler.models.scheme import of as resolve_scheme
 
 LAYERS = 3
 MODULES = ("self_attn.v_proj", "mlp.down_proj")
@@ -244,6 +245,43 @@ def test_a_scheme_that_is_stated_for_the_text_part_alone_is_found(plain: Path, t
     }
     found = resolve_scheme(gemma)
     assert found is not None and found.name == "fp8"
+
+
+WORDS = [
+    "mlp.gate",
+    "gate_proj",
+    "model.layers.1",
+    "layers",
+    "lm_head",
+    "model.layers.*.mlp",
+    "1.mlp",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_modules_are_left_out_as_transformers_leaves_them_out(word: str) -> None:
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    modules = [f"model.layers.{n}.mlp.{part}" for n in (0, 1, 10, 11) for part in ("gate", "gate_proj", "up_proj")]
+    for module in [*modules, "lm_head", "model.norm"]:
+        assert (module in LeftOut.of([word])) != should_convert_module(module, [word]), module
+
+
+def test_modules_that_a_multimodal_checkpoint_leaves_out_are_left_out_of_its_text_part(
+    plain: Path, tmp_path: Path
+) -> None:
+    """As dynamic 4-bit checkpoints of Gemma 3 name them; the row says what they are."""
+    path = bitsandbytes(
+        plain, tmp_path / "m", load_in_4bit=True, llm_int8_skip_modules=["lm_head", "model.layers.1.mlp"]
+    )
+    raw = json.loads((path / "config.json").read_text())
+    raw["quantization_config"]["llm_int8_skip_modules"] = ["lm_head", "model.language_model.layers.1.mlp"]
+    (path / "config.json").write_text(json.dumps(raw))
+    opened = session(path, "fp4")
+    kinds = [type(opened.model.get_submodule(f"model.layers.{n}.mlp.up_proj")).__name__ for n in range(LAYERS)]
+    assert kinds == ["Linear4bit", "Linear", "Linear4bit"]
+    (said,) = [caution.text for caution in opened.loaded.cautions if caution.code == "unquantized"]
+    assert "linear layers 48.0 KiB" in said and "output head 32.0 KiB" in said
 
 
 def test_what_a_quantizer_raises_is_one_line(plain: Path, tmp_path: Path) -> None:

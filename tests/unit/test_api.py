@@ -104,6 +104,10 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
             {"models": ["qwen3.5-9b"], "on": "2x3090", "split": "tensor", "kv": "q8_0", "engine": "llama.cpp"},
             ["qwen3.5-9b", "--on", "2x3090", "--split", "tensor", "--kv", "q8_0", "--engine", "llama.cpp"],
         ),
+        (
+            {"models": "gemma-4-e4b", "on": "rtx 4090", "scenario": "chat"},
+            ["gemma-4-e4b", "--on", "rtx 4090", "--scenario", "chat"],
+        ),
     ],
 )
 def test_predictions_are_the_rows_that_fit_prints(given: dict[str, Any], words: list[str]) -> None:
@@ -265,6 +269,9 @@ def test_every_option_of_the_commands_has_an_argument_and_its_default() -> None:
         ({"backend": "fak"}, "unknown backend: fak"),
         ({"quants": "nf5"}, "unknown quantization: nf5"),
         ({"store": ""}, "store is empty"),
+        ({"store": b"x"}, "store=b'x' is not text or a path"),
+        ({"models": b"gemma-3-270m"}, "models holds b'gemma-3-270m', which is not text"),
+        ({"quants": [None]}, "quants holds None, which is not text"),
     ],
 )
 def test_a_wrong_argument_is_named(given: dict[str, Any], message: str) -> None:
@@ -283,6 +290,11 @@ def test_a_wrong_argument_is_named(given: dict[str, Any], message: str) -> None:
         ({"ram_bandwidth": 0}, "ram_bandwidth=0 is not at least 0.1 GB/s"),
         ({"goal": "fast"}, "--goal 'fast' is not a rate"),
         ({"on": "rtx 9999x"}, "unknown device"),
+        ({"engine": 3}, "engine=3 is not text"),
+        ({"goal": 20}, "goal=20 is not text"),
+        ({"path": 5}, "path=5 is not text"),
+        ({"kv": 8}, "kv=8 is not text"),
+        ({"ram_bandwidth": "60"}, "ram_bandwidth='60' is not at least 0.1 GB/s"),
         ({"models": "gemma-5"}, "unknown model"),
     ],
 )
@@ -290,6 +302,18 @@ def test_a_wrong_argument_of_a_prediction_is_named(given: dict[str, Any], messag
     with pytest.raises(profiler.ProfileError) as caught:
         profiler.fit(**{"models": "gemma-3-270m", "on": "rtx 4090", **given})
     assert caught.value.message.startswith(message)
+
+
+def test_none_is_the_default_of_every_argument(model: MakeModel) -> None:
+    """As the documentation of both says; a wrapper that hands on its own None must not fail."""
+    usual = {"models": str(model("qwen3")), "contexts": 64}
+    for function, more in ((profiler.fit, {"on": "rtx 4090"}), (profiler.sweep, {"backend": "fake"})):
+        names = [
+            name
+            for name, each in inspect.signature(function).parameters.items()
+            if name not in {**usual, **more} and not isinstance(each.default, bool)
+        ]
+        assert len(function(**usual, **more, **dict.fromkeys(names))) == len(function(**usual, **more))
 
 
 def test_what_is_not_there_is_said_with_the_right_error(tmp_path: Path, model: MakeModel) -> None:

@@ -27,7 +27,8 @@ from profiler.cost.prediction import Predictor
 from profiler.devices import target as targets
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import ProfileError
-from profiler.models import families, hub, stored
+from profiler.models import families, hub
+from profiler.models import scheme as schemes
 from profiler.models.geometry import Geometry, Weight
 from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
@@ -172,7 +173,7 @@ def test_a_quant_that_nobody_timed_is_a_guess_wherever_it_is_predicted() -> None
 def test_a_quant_knows_its_own_checkpoints() -> None:
     raw = hub.shipped_config("gemma-3-270m")
     geometry = families.geometry(raw)
-    own, other = (stored.of(raw | {"quantization_config": {"quant_method": word}}) for word in ("six", "seven"))
+    own, other = (schemes.of(raw | {"quantization_config": {"quant_method": word}}) for word in ("six", "seven"))
     assert own is not None and other is not None
     assert (own.name, other.name) == (invented.QUANT_NAME, "seven")
     held = checkpoint.from_config(geometry, own, raw)

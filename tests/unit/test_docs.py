@@ -19,7 +19,7 @@ from profiler import case, registry
 from profiler.cli import main
 from profiler.results.measurement import DecodePath, Energy
 from profiler.results.row import row
-from profiler.run import grid
+from profiler.run import grid, prompts
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,12 +104,13 @@ def test_a_scenario_describes_itself(name: str) -> None:
 
 
 def test_the_scenario_in_the_docs_is_one_with_every_key(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```toml\n(.*?)```", PAGES["sweep.md"], re.DOTALL)
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGES["scenarios.md"], re.DOTALL)
     path = tmp_path / "mine.toml"
     path.write_text(text)
     found = grid.load(str(path))
     assert (found.contexts, found.quants) == ((512, 4096), ("bf16", "nf4"))
     assert {line.split(" =")[0] for line in text.splitlines()} == grid.KNOWN
+    assert prompts.prompts(str(path))
 
 
 @pytest.mark.parametrize("seam", ["family", "quantization", "device", "report", "scenario", "backend"])

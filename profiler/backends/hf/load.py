@@ -33,13 +33,15 @@ from profiler.backends.hf.unpack import unpacked
 from profiler.case import Case, Source
 from profiler.devices.base import Meter
 from profiler.errors import ProfileError
-from profiler.models import families, safetensors, stored
+from profiler.models import families, safetensors
+from profiler.models import scheme as schemes
 from profiler.models.account import BASE, TEXT_TOWER, Account, in_text_model
 from profiler.models.checkpoint import NAMED_ELSEWHERE, account_of, is_quantized
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Weight
 from profiler.models.safetensors import INDEX, SINGLE
-from profiler.models.stored import BITSANDBYTES, Scheme, from_safetensors
+from profiler.models.scheme import BITSANDBYTES, Scheme
+from profiler.models.stored import from_safetensors
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.quants.bitsandbytes import repackable
@@ -48,6 +50,7 @@ from profiler.units import printable
 NOT_OF_THE_MODEL = ("auto_map", "quantization_config", NAMED_ELSEWHERE)  # fields of a config, which speak of files
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+DISAGREE = "Its config and its tensors do not agree on what is quantized."
 CHANGED = "The files may have changed while they were read: try again."
 
 RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Warning|Interrupt)\b.*", re.MULTILINE)
@@ -63,7 +66,7 @@ def load(case: Case, source: Source, meter: Meter, beat: Beat) -> PreTrainedMode
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype, device = DTYPES[case.dtype], torch.device(case.device)
     config = text_config(source)
-    stated = None if source.kind == "gguf" or case.weights == "synthetic" else stored.of(source.config)
+    stated = None if source.kind == "gguf" or case.weights == "synthetic" else schemes.of(source.config)
     if case.weights == "synthetic":
         model = synthetic.build(config, dtype, device, _quant(case), case.seed, beat)
     else:
@@ -96,6 +99,8 @@ def _own_quantization(case: Case, source: Source, folder: Path, stated: Scheme |
     own = {**stated.config, "bnb_4bit_compute_dtype": str(DTYPES[case.dtype]).removeprefix("torch.")}
     if stated.method != BITSANDBYTES:
         del own["bnb_4bit_compute_dtype"]
+    if stated.left_out is not None:  # a multimodal model's modules, by the names that they have in its text part
+        own[stated.left_out_by] = list(stated.left_out.words)
     if case.quant == stated.name:
         return own
     reason = checkpoint.not_unpacked(held) if case.quant in DTYPES else "it is not quantized a second time"
@@ -241,7 +246,8 @@ def taken(model: PreTrainedModel, report: Mapping[str, Any], promise: Promise, n
     absent = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
     if absent:
         which = f"{len(absent)} weights are missing or of another shape" if len(absent) > 1 else "a weight is missing"
-        raise ProfileError(f"{name}: {which}, first {printable(absent[0])}", CHANGED)
+        hint = DISAGREE if promise.quantized else CHANGED
+        raise ProfileError(f"{name}: {which}, first {printable(absent[0])}", hint)
     ignored = sorted(set(report["unexpected_keys"]) - _left(promise.account))
     if ignored:
         count = f"{len(ignored)} tensors" if len(ignored) > 1 else "a tensor"

@@ -31,7 +31,7 @@ from profiler.errors import ProfileError
 from profiler.kernels.graph import CompiledRunner, CudaGraphRunner
 from profiler.kernels.runner import RunnerStats, StaticRunner
 from profiler.kernels.state import SavedState
-from profiler.models import stored
+from profiler.models import scheme
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text, printable
 
@@ -193,7 +193,7 @@ def memory_errors() -> Iterator[None]:
 
 def notes(source: Source, case: Case) -> tuple[Caution, ...]:
     """What is true of the weights because of where they come from."""
-    stated = stored.of(source.config) if case.weights == "real" and source.kind != "gguf" else None
+    stated = scheme.of(source.config) if case.weights == "real" and source.kind != "gguf" else None
     if stated is not None and case.quant != stated.name:
         text = f"the checkpoint's {stated.name} values, unpacked into {case.quant}: not its own size or speed"
         return (Caution("unpacked", text),)
@@ -299,7 +299,7 @@ def _part(name: str, module: nn.Module, tensor: torch.Tensor) -> str:
     if isinstance(module, nn.Embedding):
         return "per-layer embeddings" if "per_layer" in name else "embeddings"
     if isinstance(module, nn.Linear):
-        return "output head"
+        return "output head" if name.endswith("lm_head") else "linear layers"
     if tensor.dim() == 3 and not isinstance(module, nn.Conv1d):
         return "fused experts"
     return "norms and the like"

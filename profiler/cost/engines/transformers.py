@@ -32,7 +32,8 @@ from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import RECURRENT_BYTES, Attention, Execution, GatedDelta
-from profiler.models.stored import BITSANDBYTES, Stored
+from profiler.models.scheme import BITSANDBYTES
+from profiler.models.stored import Stored
 from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.registry import unknown

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from profiler import files
-from profiler.results.store import Store
+from profiler.results.store import Store, default_path
 from profiler.show.report.blocks import Figures, Page
 
 
-def check(path: Path | None) -> None:
-    """ProfileError if ``path`` cannot be written: a sweep takes hours, and its page comes last."""
+def check(path: Path | None, store: Path | None, *others: Path | None) -> None:
+    """ProfileError if ``path`` cannot be written: a sweep takes hours, and its page comes last.
+
+    ``store`` (None for the default one) and ``others`` are files that it must not be.
+    """
     if path is not None:
-        files.check(path)
+        files.check(path, (store or default_path(), *others))
 
 
 def write_html(path: Path, page: Page) -> None:

@@ -154,6 +154,26 @@ def test_files_of_rows_and_other_stores_can_be_compared(profile: Any, runs: Any,
     assert compared(profile, (str(lines), stored[3])) == compared(profile, stored)
 
 
+def test_a_case_that_is_twice_in_a_file_counts_once_and_is_said(profile: Any, tmp_path: Path) -> None:
+    """As where the rows of two runs were put together."""
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text(dumps(row(None, measured())) + "\n")
+    two.write_text(one.read_text() + dumps(row(None, measured(slower=2.0))) + "\n")
+    ran = profile("compare", str(one), str(two))
+    assert "B has 1 more row of cases that it holds already: the last of each counts" in ran.out
+    assert "holds already" not in profile("compare", str(one), str(one)).out
+
+
+def test_a_file_with_the_mark_of_an_editor_is_read_and_utf_16_is_named(profile: Any, tmp_path: Path) -> None:
+    plain, marked, wide = (tmp_path / f"{name}.json" for name in ("plain", "marked", "wide"))
+    plain.write_text(f"[{dumps(row(None, measured()))}]")
+    marked.write_text(plain.read_text(), encoding="utf-8-sig")
+    wide.write_text(plain.read_text(), encoding="utf-16")
+    assert profile("compare", str(plain), str(marked)).code == 0
+    ran = profile("compare", str(plain), str(wide))
+    assert ran.code == 2 and "wide.json is UTF-16 text, and rows are UTF-8" in ran.err
+
+
 def changed(old: str, new: str) -> str:
     """A row of a file with one thing changed."""
     text = dumps(row(None, measured()))

@@ -56,6 +56,25 @@ def test_the_page_fits_a_page() -> None:
         assert word in text
 
 
+def test_a_scenario_gives_contexts_batches_and_models_that_options_override(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = 'description = "mine"\ncontexts = "1k,4k"\nbatches = [1, 2]\nsteps = 8\nquants = ["bf16"]\n'
+    path.write_text(f'{text}models = ["gemma-4-e2b"]\n')
+
+    def cases(*words: str) -> list[tuple[str, int, int]]:
+        found = rows("--on", "rtx 4090", "--engine", "llama.cpp", "--scenario", str(path), *words)
+        return [(row["model"], row["context"], row["batch"]) for row in found]
+
+    assert cases() == [("gemma-4-e2b", context, batch) for context in (1024, 4096) for batch in (1, 2)]
+    assert cases("-c", "2k") == [("gemma-4-e2b", 2048, 1), ("gemma-4-e2b", 2048, 2)]
+    assert cases("-b", "4", "gemma-4-e4b") == [("gemma-4-e4b", 1024, 4), ("gemma-4-e4b", 4096, 4)]
+
+
+def test_an_unknown_scenario_is_one_line() -> None:
+    result = fit("gemma-4-e2b", "--scenario", "chats")
+    assert (result.exit_code, result.stderr.splitlines()[0]) == (2, "Error: unknown scenario: chats")
+
+
 @pytest.mark.parametrize("output", ["table", "md", "csv", "json", "jsonl"])
 def test_all_formats(output: str) -> None:
     result = fit("qwen3.5-9b", "--on", "4090", "-o", output)
@@ -82,6 +101,11 @@ def test_a_goal_keeps_what_meets_it_and_puts_the_largest_first() -> None:
     assert sure == sorted(sure, reverse=True)
     assert len({row["model"] for row in found}) == len(found)
     assert "nothing meets" in fit("--on", "t4", "--goal", "5000 tok/s at 64k").stdout
+
+
+def test_a_goal_without_a_context_is_asked_of_what_a_short_model_reaches(model: Any) -> None:
+    (row,) = rows(model(), "--on", "rtx 4090", "--goal", "1 tok/s", "-q", "bf16")
+    assert row["context"] == 4096
 
 
 def test_the_map_names_what_binds_in_each_cell() -> None:

@@ -88,6 +88,9 @@ def test_every_scenario_is_listed_with_its_description(profile: Any) -> None:
     rows = json.loads(profile("scenarios", "-o", "json").out)
     assert [row["name"] for row in rows] == grid.names()
     assert all(row["description"] for row in rows)
+    shown = profile("scenarios").out
+    assert all(row["stands_for"] in shown for row in rows)
+    assert max(map(len, shown.splitlines())) <= 120
 
 
 def test_a_list_escapes_what_would_break_a_cell() -> None:

@@ -34,6 +34,28 @@ def test_without_a_file_the_page_goes_to_the_terminal(sweep, profile):
     assert "profile" in shown.out.split("How do I repeat it?")[1]  # and the words that pytest was called with
 
 
+def test_no_page_takes_the_place_of_results_or_of_another_file(sweep, profile, tmp_path):
+    store, page, scores = tmp_path / "store.sqlite", tmp_path / "page", tmp_path / "scores.toml"
+    scores.write_text("")
+    new = sweep("-c", "64", "-n", "4", "--html", str(store))  # before there is a store
+    assert new.code == 2 and not store.exists() and "is named twice" in new.err
+    sweep("-c", "64", "-n", "4")
+    kept = store.read_bytes()
+    other = tmp_path / "other.sqlite"
+    other.write_bytes(kept)
+    (tmp_path / "link").symlink_to(store)
+    for words in (
+        ["--html", str(store)],
+        ["--html", str(tmp_path / "link")],
+        ["--md", str(other)],
+        ["--html", str(page), "--md", str(page)],
+        ["--md", str(scores), "--quality", str(scores)],
+    ):
+        ran = profile("report", *words)
+        assert ran.code == 2 and ("would be lost" in ran.err or "is named twice" in ran.err), ran.err
+    assert store.read_bytes() == other.read_bytes() == kept and not page.exists()
+
+
 def test_markdown_has_its_charts_beside_it(sweep, profile, tmp_path):
     sweep("-c", "64,128", "-n", "4")
     target = tmp_path / "my page.md"

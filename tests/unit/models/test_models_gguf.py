@@ -156,6 +156,34 @@ def test_what_no_writer_makes_is_refused(tmp_path: Path, content: bytes, says: s
         models_gguf.header(path)
 
 
+def moved(name: str, place: int, kind: int = 0) -> bytes:
+    """A whole file in which a tensor is said to begin at another byte of the data, or to be of another type."""
+    content = bytearray(gguf(LLAMA, {"token_embd.weight": (5, 8), "blk.0.ffn_up.weight": (16, 8)}) + bytes(32))
+    at = content.index(name.encode()) + len(name) + 4 + 2 * 8
+    content[at : at + 12] = struct.pack("<IQ", kind, place)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (moved("blk.0.ffn_up.weight", 128), "blk.0.ffn_up.weight begins within the data of token_embd.weight"),
+        (moved("blk.0.ffn_up.weight", 0), "begins within the data of"),
+        (moved("blk.0.ffn_up.weight", 161), "begins at byte 161 of the data, which is not a multiple of 32"),
+        (moved("blk.0.ffn_up.weight", 160, 8), "rows of 8, not a multiple of the 32 of a q8_0 block"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in big-endian byte order"),
+    ],
+    ids=["inside another", "on another", "not aligned", "part of a block", "big-endian"],
+)
+def test_data_that_llama_cpp_would_not_read_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    """Thousands of tensors over the same bytes made a model of any size out of a small file, called exact."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError) as caught:
+        models_gguf.header(path)
+    assert says in caught.value.message
+
+
 def test_what_is_kept_of_a_header_is_bounded_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf({f"k{n}": "x" * 100 for n in range(10)} | {"v": ["y" * 100] * 5000}, {}))

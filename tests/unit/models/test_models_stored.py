@@ -13,7 +13,7 @@ from fakes import tiny, weights
 
 from profiler.errors import ProfileError
 from profiler.models import families, safetensors
-from profiler.models import stored as models_stored
+from profiler.models import scheme as schemes
 from profiler.models.checkpoint import Checkpoint
 from profiler.models.resolve import resolve
 from profiler.models.stored import Stored, from_safetensors
@@ -198,9 +198,7 @@ def test_experts_stored_one_by_one_are_the_fused_weight_of_transformers(tmp_path
             held[f"{place}.{n}.{part}.weight_scale_inv"] = ("F32", (1, 1))
     path = made.folder(tmp_path / "m", "fp8", found=held, config=config)
     geometry = families.geometry(config)
-    found = from_safetensors(
-        geometry, safetensors.verify(path), models_stored.of(config)
-    )  # other weights are missing
+    found = from_safetensors(geometry, safetensors.verify(path), schemes.of(config))  # other weights are missing
     experts = {weight.weight.name: weight.nbytes for weight in found.weights}
     assert experts == {"mlp.experts.gate_up_proj": 4 * (32 * 64 + 4), "mlp.experts.down_proj": 2 * (64 * 32 + 4)}
     assert found.missing > 0 and not found.exact
@@ -253,6 +251,117 @@ def test_a_bitsandbytes_config_that_its_tensors_contradict_is_trouble(
     found = stored(made.folder(tmp_path / "m", "nf4-dq", config={"quantization_config": said}))
     assert found.trouble is not None and re.search(words, found.trouble)
     assert stored(made.folder(tmp_path / "right", "nf4-dq")).trouble is None
+
+
+def test_missing_weights_are_looked_for_in_a_file_that_the_index_does_not_name(tmp_path: Path) -> None:
+    whole = made.tensors("bf16")
+    first = dict(list(whole.items())[:20])
+    path = made.folder(tmp_path / "m", "bf16", found=first)
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+    index = {"weight_map": dict.fromkeys(first, "model-00001-of-00002.safetensors")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ProfileError, match="are not in the file") as caught:
+        resolve(str(path))
+    assert "beside" not in caught.value.message
+    made.folder(path, "bf16", found={n: e for n, e in whole.items() if n not in first})
+    (path / "model.safetensors").rename(path / "model-00002-of-00002.safetensors")
+    with pytest.raises(ProfileError) as caught:
+        resolve(str(path))
+    assert "model-00002-of-00002.safetensors beside is not read, because of model.safetensors.index.json" in (
+        caught.value.message
+    )
+
+
+@pytest.mark.parametrize("quant", ["bf16", "int8", "fp8"])
+def test_a_tied_model_that_is_stored_by_its_head_alone_lacks_nothing(quant: str, tmp_path: Path) -> None:
+    held = {name: entry for name, entry in made.tensors(quant).items() if name != "model.embed_tokens.weight"}
+    config = made.CONFIGS[quant] | {"tie_word_embeddings": True}
+    found = stored(made.folder(tmp_path / "m", quant, found=held, config=config))
+    assert (found.trouble, found.exact, found.nbytes) == (None, True, made.total(held))
+
+
+BNB = ("int8", "nf4-dq")
+
+
+@pytest.mark.parametrize("quant", BNB)
+@pytest.mark.parametrize("left_out", [None, [], ["mlp.up"], ["model.layers.1.mlp.up_proj"]])
+def test_a_plain_weight_that_no_config_leaves_out_is_trouble_for_bitsandbytes(
+    left_out: list[str] | None, quant: str, tmp_path: Path
+) -> None:
+    """transformers would put it into a module for codes, and fail in the first pass."""
+    held = {n: e for n, e in made.tensors(quant).items() if not n.startswith("model.layers.1.mlp.up_proj.")}
+    held["model.layers.1.mlp.up_proj.weight"] = ("BF16", made.LINEAR["mlp.up_proj"])
+    named = None if left_out is None else [*left_out, "lm_head"]
+    said = made.CONFIGS[quant]["quantization_config"] | {"llm_int8_skip_modules": named}
+    trouble = stored(made.folder(tmp_path / "m", quant, found=held, config={"quantization_config": said})).trouble
+    if left_out and left_out[0].endswith("up_proj"):
+        assert trouble is None
+    else:
+        assert trouble is not None
+        assert trouble.startswith("model.layers.1.mlp.up_proj is not quantized, but config.json does not say so")
+
+
+@pytest.mark.parametrize("quant", BNB)
+def test_a_plain_head_must_be_left_out_once_there_is_a_list(quant: str, tmp_path: Path) -> None:
+    """transformers leaves the head out by itself only where the config names no module at all."""
+    said = made.CONFIGS[quant]["quantization_config"] | {"llm_int8_skip_modules": ["vision_tower"]}
+    trouble = stored(made.folder(tmp_path / "m", quant, config={"quantization_config": said})).trouble
+    assert trouble is not None and trouble.startswith("lm_head is not quantized")
+
+
+UP = "model.layers.1.mlp.up_proj"
+SIZES: dict[str, tuple[str, str, tuple[str, tuple[int, ...]], str]] = {
+    "rows of int8": ("int8", f"{UP}.weight", ("I8", (256, 256)), "is 256 × 256, and the model's weight is 512 × 256"),
+    "scales of int8": ("int8", f"{UP}.SCB", ("F32", (256,)), "has 256 scales, and the weight has 512 rows"),
+    "int8 as uint8": ("int8", f"{UP}.weight", ("U8", (512, 256)), "is U8, which is not how transformers reads int8"),
+    "fp8 as int8": ("fp8", f"{UP}.weight", ("I8", (512, 256)), "is I8, which is not how transformers reads fp8"),
+    "codes of nf4": ("nf4-dq", f"{UP}.weight", ("U8", (32768, 1)), "has 65,536 codes of 4 bits"),
+    "codes of awq": ("awq", f"{UP}.qweight", ("I32", (256, 32)), "has 65,536 codes of 4 bits"),
+    "codes of gptq": ("gptq", f"{UP}.qweight", ("I32", (32, 256)), "has 65,536 codes of 4 bits"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_codes_of_another_size_or_type_than_the_weight_are_trouble_before_loading(case: str, tmp_path: Path) -> None:
+    quant, name, entry, words = SIZES[case]
+    held = made.tensors(quant)
+    assert name in held
+    found = stored(made.folder(tmp_path / "m", quant, found=held | {name: entry}))
+    assert found.trouble is not None and found.trouble.startswith(name) and words in found.trouble
+
+
+@pytest.mark.parametrize("quant", ["int8", "nf4-dq", "awq", "fp8"])
+def test_a_quantized_checkpoint_is_held_to_the_shapes_of_its_plain_weights(quant: str, tmp_path: Path) -> None:
+    grown = {"model.embed_tokens.weight": ("BF16", (made.VOCAB + 8, made.HIDDEN))}
+    with pytest.raises(ProfileError, match=r"model.embed_tokens.weight is \[1032, 256\] in the weights"):
+        resolve(str(made.folder(tmp_path / "m", quant, found=made.tensors(quant) | grown)))
+
+
+@pytest.mark.parametrize("quant", ["int8", "nf4-dq", "awq", "fp8"])
+def test_a_weight_that_a_quantized_checkpoint_lacks_is_named(quant: str, tmp_path: Path) -> None:
+    """Also where the file holds tensors that are not the model's: those used to excuse it."""
+    held = {n: e for n, e in made.tensors(quant).items() if not n.startswith(f"{UP}.")}
+    held["vision_tower.patch.weight"] = ("BF16", (8,))
+    found = stored(made.folder(tmp_path / "m", quant, found=held))
+    assert found.trouble == f"a weight of the model is not in the file: {UP}.weight"
+
+
+@pytest.mark.parametrize(
+    ("words", "left_out"),
+    [
+        (["mlp.gate"], 0),
+        (["mlp.gate_proj"], made.LAYERS),
+        (["model.layers.1"], 1),
+        (["model.language_model.layers.1", "language_model.model.layers.2", "lm_head"], 2),
+        (["model.layers.*.mlp"], made.LAYERS),
+    ],
+)
+def test_a_config_leaves_out_the_modules_that_transformers_would(words: list[str], left_out: int) -> None:
+    """A name stands for whole steps of a path, and a multimodal model's modules have other names in its text part."""
+    scheme = schemes.of({"quantization_config": {"quant_method": "fp8", "modules_to_not_convert": words}})
+    assert scheme is not None
+    paths = [f"model.layers.{n}.mlp.gate_proj" for n in (*range(made.LAYERS - 1), 10)]
+    assert sum(scheme.leaves_out(path) for path in paths) == left_out
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from profiler.results.measurement import DecodePath, Energy, Measurement, Memory
 from profiler.results.row import dumps, row
 from profiler.results.store import Store
 from profiler.run import grid
+from profiler.run.prompts import prompts
 from profiler.show import compare as show_compare
 from profiler.show import output as show_output
 from profiler.show.output import rendered
@@ -238,7 +239,7 @@ TOML = st.sampled_from(
         '"\\u0000"',
     ]
 )
-NAMES = ["description", "contexts", "batches", "steps", "quants", "models", "fill", "other"]
+NAMES = [*sorted(grid.KNOWN), "other"]
 
 
 @QUICK
@@ -247,7 +248,9 @@ def test_any_scenario_and_any_scores(tmp_path: Path, content: dict[str, str] | s
     lines = content if isinstance(content, str) else "".join(f"{name} = {value}\n" for name, value in content.items())
     path = tmp_path / "s.toml"
     path.write_text(lines, encoding="utf-8", errors="replace")
-    for read in (lambda: grid.load(str(path)), lambda: quality.read(path), lambda: grid.source(str(path))):
+    named = str(path)
+    reads = (lambda: grid.load(named), lambda: grid.source(named), lambda: prompts(named), lambda: quality.read(path))
+    for read in reads:
         try:
             read()
         except ProfileError as error:

@@ -41,6 +41,13 @@ def test_a_file_of_ones_own_is_read_like_the_command_line(tmp_path: Path) -> Non
     )
 
 
+def test_prompts_answer_and_purpose_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + 'prompts = ["a.md", "b.md"]\nanswer_tokens = "2k"\nstands_for = "me"\n')
+    found = grid.load(str(path))
+    assert (found.prompts, found.answer_tokens, found.stands_for) == (("a.md", "b.md"), 2048, "me")
+
+
 def test_an_unknown_scenario_names_the_nearest() -> None:
     with pytest.raises(NotFound) as caught:
         grid.load("chats")
@@ -62,6 +69,11 @@ def test_an_unknown_scenario_names_the_nearest() -> None:
         (GOOD + "quants = [5]\n", "quants holds 5, which is not text"),
         (GOOD + "models = {a = 1}\n", "models holds {'a': 1}, which is not text"),
         (GOOD.replace('"mine"', "5"), "description is 5, which is not text"),
+        (GOOD + "stands_for = 5\n", "stands_for is 5, which is not text"),
+        (GOOD + "prompts = [5]\n", "prompts holds 5, which is not text"),
+        (GOOD + "answer_tokens = 0\n", "answer_tokens: "),
+        (GOOD + "answer_tokens = [1, 2]\n", "answer_tokens is not one number up to 1,048,576"),
+        (GOOD + "answer_tokens = 2000000\n", "answer_tokens is not one number up to 1,048,576"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:

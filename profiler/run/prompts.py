@@ -1,0 +1,250 @@
+"""What is said to a server: the prompts of a scenario, and a person's own text files.
+
+A scenario names files in ``scenarios/prompts/``, or beside its own file where somebody wrote it. There are two forms.
+
+``NAME.md`` is one prompt, as Markdown. Comments on a line of their own are instructions; a file without them is what
+the user says. A conversation has one prompt, which ends with its last turn.
+
+    <!-- language: el -->                            the language, as in HTML (BCP 47)
+    <!-- expected: 12:23 -->                         what a right answer says, word for word
+    <!-- system -->, <!-- user -->, <!-- assistant -->    a turn begins
+    <!-- document: seed 1, 28000 tokens -->          a generated document (``profiler.run.documents``)
+    <!-- questions -->                               the questions that the documents answer; they are then expected
+
+``NAME.json`` is the history of an agent in the form of OpenAI's chat completions: ``{"tools": [...], "messages":
+[...]}``. It has a prompt for each turn of the assistant, so that each prompt begins with the whole one before it.
+
+A person's own prompts, ``own_prompts``, are sent as they are: nothing in them is an instruction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from profiler import registry
+from profiler.errors import ProfileError
+from profiler.foreign import BadContent, Budget, exists, json_value, read_bytes, why
+from profiler.run import documents, grid
+from profiler.units import bytes_text, printable
+
+ANSWER_TOKENS = 512  # where a scenario does not say
+OWN = "own"
+MOST_BYTES = 4 << 20  # of a file: a million tokens, which is the longest window that is offered
+MOST_FILES = 1000
+MOST_BYTES_TOGETHER = 64 << 20
+BUDGET = Budget(nbytes=MOST_BYTES, depth=32)
+ROLES = ("system", "user", "assistant", "tool")
+MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id"}
+
+_TURN = re.compile(r"^<!-- (system|user|assistant) -->$", re.MULTILINE)
+_HEADER = re.compile(r"^<!-- (language|expected): (.+) -->$\n?", re.MULTILINE)
+_DOCUMENT = re.compile(r"^<!-- document: seed (\d{1,9}), (\d{1,9}) tokens -->$", re.MULTILINE)
+_QUESTIONS = re.compile(r"^<!-- questions -->$", re.MULTILINE)
+
+Message = dict[str, Any]  # role, content, and of tools tool_calls or tool_call_id
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request to a model."""
+
+    name: str
+    kind: str  # the scenario's name, or OWN
+    messages: tuple[Message, ...]  # in the form of OpenAI's chat completions; the last one is the user's or a tool's
+    answer_tokens: int  # how long an answer is expected to be
+    language: str | None = None  # BCP 47
+    expected: str | None = None  # what a right answer says, a line for each part; None: there is no single right one
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All that a model reads, without the marks of a chat template: what is counted in tokens and characters."""
+        parts = [json.dumps(tool, ensure_ascii=False) for tool in self.tools]
+        for message in self.messages:
+            parts += [message["content"]] if message.get("content") else []
+            parts += [json.dumps(each["function"], ensure_ascii=False) for each in message.get("tool_calls", ())]
+        return "\n".join(parts)
+
+
+def prompts(scenario: str) -> list[Prompt]:
+    """The prompts of a shipped scenario or of a scenario file. Raises NotFound, and ProfileError if it has none."""
+    found = grid.load(scenario)
+    if not found.prompts:
+        named = [name for name in grid.names() if grid.load(name).prompts]
+        raise ProfileError(f"scenario {found.name} has no prompts", f"Scenarios with prompts: {', '.join(named)}.")
+    folder = None if scenario in grid.names() else Path(scenario).parent
+    answer_tokens = found.answer_tokens or ANSWER_TOKENS
+    return [prompt for name in found.prompts for prompt in _read(name, folder, found.name, answer_tokens)]
+
+
+def own_prompts(path: Path, answer_tokens: int = ANSWER_TOKENS) -> list[Prompt]:
+    """A text file as a prompt, or each file of a folder in the order of their names; hidden files and folders aside.
+
+    Raises NotFound, and ProfileError for a file that is empty, too large or not UTF-8, and a folder without files.
+    """
+    files = _files(path) if os.path.isdir(path) else [path]
+    found, size = [], 0
+    for file in files:
+        content = read_bytes(file, MOST_BYTES)
+        size += len(content)
+        if size > MOST_BYTES_TOGETHER:
+            raise ProfileError(f"the prompts in {printable(path)} are larger than {bytes_text(MOST_BYTES_TOGETHER)}")
+        text = _text(content, printable(file))
+        message = {"role": "user", "content": text.rstrip("\r\n")}
+        found.append(Prompt(printable(file.name), OWN, (message,), answer_tokens))
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    shown = printable(folder)
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
+    except OSError as error:
+        raise ProfileError(f"cannot read {shown}: {why(error)}") from None
+    if not names:
+        raise ProfileError(f"{shown} holds no files", "A prompt is a text file, such as landing-page.txt.")
+    if len(names) > MOST_FILES:
+        raise ProfileError(f"{shown} holds {len(names):,} files, more than {MOST_FILES:,}")
+    return [folder / name for name in names]
+
+
+def _text(content: bytes, shown: str) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{shown} is not a text in UTF-8: byte {error.start:,} belongs to no character") from None
+    if "\0" in text:
+        raise ProfileError(f"{shown} is not a text: it holds a NUL byte")
+    if not text.strip():
+        raise ProfileError(f"{shown} is empty, and a prompt has to say something")
+    return text
+
+
+def _read(name: str, folder: Path | None, kind: str, answer_tokens: int) -> Iterator[Prompt]:
+    file = _located(name, folder)
+    shown = f"prompt {printable(file)}" if isinstance(file, Path) else f"prompt {name}"
+    content = read_bytes(file, MOST_BYTES, shown) if isinstance(file, Path) else file.read_bytes()
+    stem = printable(PurePosixPath(name).stem)
+    if name.endswith(".json"):
+        yield from _agent(content, shown, stem, kind, answer_tokens)
+    else:
+        yield _conversation(_text(content, shown), shown, stem, kind, answer_tokens)
+
+
+def _located(name: str, folder: Path | None) -> Traversable:
+    """The file of that name beside the scenario, else the shipped one.
+
+    A scenario may be somebody else's, and what it names goes to a server: so it names nothing outside its folder.
+    """
+    if folder is not None and exists(folder / name):
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ProfileError(f"prompts names {printable(name)}, which is outside the scenario's folder")
+        return folder / name
+    shipped = resources.files("profiler.scenarios") / "prompts"
+    names = sorted(entry.name for entry in shipped.iterdir() if entry.name.endswith((".md", ".json")))
+    if name not in names:
+        raise registry.unknown("prompt", name, names)
+    return shipped / name
+
+
+def _conversation(text: str, shown: str, name: str, kind: str, answer_tokens: int) -> Prompt:
+    before, *turns = _TURN.split(text.replace("\r\n", "\n"))
+    header = dict(_HEADER.findall(before))
+    opening = _HEADER.sub("", before)
+    if not turns:
+        turns = ["user", opening]
+    elif opening.strip():
+        raise ProfileError(f"{shown} has text before its first turn")
+    written = _Writer(shown)
+    messages = tuple(
+        {"role": role, "content": written.filled(content).strip()}
+        for role, content in zip(turns[::2], turns[1::2], strict=True)
+    )
+    _check(messages, shown)
+    expected = header.get("expected") or written.expected
+    return Prompt(name, kind, messages, answer_tokens, header.get("language"), expected)
+
+
+def _agent(content: bytes, shown: str, name: str, kind: str, answer_tokens: int) -> Iterator[Prompt]:
+    try:
+        value = json_value(content, BUDGET)
+    except BadContent as error:
+        raise ProfileError(f"{shown} is not valid JSON: {printable(error)}") from None
+    tools, messages = _parts(value, shown)
+    written = _Writer(shown)
+    history = tuple({**each, "content": written.filled(each.get("content") or "")} for each in messages)
+    ends = [place for place, message in enumerate(history) if message["role"] == "assistant" and place]
+    if history[-1]["role"] != "assistant":
+        ends.append(len(history))
+    if not ends:
+        raise ProfileError(f"{shown} holds nothing to answer")
+    for number, end in enumerate(ends, 1):
+        _check(history[:end], shown)
+        yield Prompt(f"{name}-{number:02}", kind, history[:end], answer_tokens, tools=tools)
+
+
+def _parts(value: Any, shown: str) -> tuple[tuple[dict[str, Any], ...], list[Message]]:
+    """The tools and messages of an agent's history, with the fields that are read here. Raises ProfileError."""
+    tools = value.get("tools", []) if isinstance(value, dict) else None
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ProfileError(f'{shown}: "tools" is not a list of objects')
+    if not (isinstance(messages, list) and messages):
+        raise ProfileError(f'{shown} has no list of "messages"')
+    for place, message in enumerate(messages):
+        where = f"{shown}: message {place + 1}"
+        if not (isinstance(message, dict) and message.get("role") in ROLES and message.keys() <= MESSAGE_KEYS):
+            raise ProfileError(f"{where} is not an object with a role of {', '.join(ROLES)}, content and tool calls")
+        if not isinstance(message.get("content"), str | None):
+            raise ProfileError(f"{where} has a content that is not text")
+        calls = message.get("tool_calls", [])
+        if not (isinstance(calls, list) and all(isinstance(c, dict) and "function" in c for c in calls)):
+            raise ProfileError(f"{where} has tool calls without a function")
+    return tuple(tools), messages
+
+
+def _check(messages: Sequence[Message], shown: str) -> None:
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise ProfileError(f"{shown} ends with the turn of {messages[-1]['role']}, so there is nothing to answer")
+    for message in messages:
+        if not (message["content"] or message.get("tool_calls") or message["role"] == "tool"):
+            raise ProfileError(f"{shown} has an empty turn of {message['role']}")
+
+
+class _Writer:
+    """Puts documents and their questions into the texts of one file."""
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+        self.tokens = 0
+        self.facts: list[documents.Fact] = []
+        self.asked = False
+
+    @property
+    def expected(self) -> str | None:
+        return "\n".join(fact.answer for fact in self.facts) if self.asked else None
+
+    def filled(self, text: str) -> str:
+        text = _DOCUMENT.sub(lambda mark: self.document(int(mark[1]), int(mark[2])), text)
+        return _QUESTIONS.sub(lambda mark: self.questions(), text)
+
+    def document(self, seed: int, tokens: int) -> str:
+        self.tokens += tokens
+        if self.tokens > documents.TOKENS[-1]:
+            raise ProfileError(f"{self.shown} asks for documents of more than {documents.TOKENS[-1]:,} tokens")
+        found = documents.document(seed, tokens)
+        self.facts += found.facts
+        return found.text.strip()
+
+    def questions(self) -> str:
+        self.asked = True
+        return "\n".join(f"{number}. {fact.question}" for number, fact in enumerate(self.facts, 1))
