@@ -37,7 +37,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import chain, combinations
+from itertools import chain, combinations, compress
 from typing import Any, Literal, NamedTuple
 
 from profiler.case import Case
@@ -63,6 +63,7 @@ STEADY_SPREAD = 0.02  # interquartile range ÷ median over the window
 CLEAR_Z = 2.2  # of Mann's test: of five repetitions only a strictly rising or falling row passes (odds 1 in 60)
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def tail(t: float, df: float) -> float:
@@ -215,20 +216,17 @@ def centre(values: list[float]) -> Centre | None:
     if not values:
         return None
     values.sort()
-    n, half = len(values), len(values) // 2
-    median = values[half] if n % 2 else (values[half - 1] + values[half]) / 2
-    return Centre(n, median, values[-1] / values[0])
+    return Centre(len(values), middle(values), values[-1] / values[0])
 
 
 def centres(measurement: Measurement) -> Centres:
     """Of the rates of both phases, None of one that was not measured: a tenth of the work of ``rate``."""
-    found: dict[Phase, list[float]] = {"prefill": [], "decode": []}
     columns = measurement.counted
     if columns is None:
-        return {phase: centre(rates(measurement, phase)) for phase in found}
-    for phase, seconds, tokens in zip(*columns, strict=True):
-        found[phase].append(tokens / seconds)
-    return {phase: centre(values) for phase, values in found.items()}
+        return {phase: centre(rates(measurement, phase)) for phase in PHASES}
+    phases, seconds, tokens = columns
+    every = list(map(operator.truediv, tokens, seconds))
+    return {phase: centre(list(compress(every, map(phase.__eq__, phases)))) for phase in PHASES}
 
 
 def between(measurement: Measurement, phase: Phase) -> float | None:
@@ -260,7 +258,7 @@ def summarize(values: Sequence[float], between: float | None = None) -> Summary 
     if not values:
         return None
     ordered = sorted(values)
-    n, median = len(ordered), statistics.median(ordered)
+    n, median = len(ordered), middle(ordered)
     if n == 1:
         return Summary(1, median, None, None, None, None, None)
     low, high, rule, coverage = _order_interval(ordered) if n >= ORDER_NEEDS else _log_t_interval(ordered)
@@ -290,6 +288,12 @@ def widening(values: Sequence[float]) -> float:
     plain = math.fsum(map(operator.mul, off, off[1:])) / squares
     r = min(MOST_CORRELATED, max(0.0, plain + (1 + 4 * plain) / n))
     return math.sqrt((1 + r) / (1 - r))
+
+
+def middle(ordered: Sequence[float]) -> float:
+    """Median of sorted values, at least one. ``statistics.median`` sorts them once more."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:
@@ -337,7 +341,7 @@ def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRul
     if logs[0] == logs[-1]:
         return ordered[0], ordered[-1], "log-t", COVERAGE
     half = T_975[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs))
-    median = statistics.median(ordered)  # not quite exp(centre): the interval must still hold it
+    median = middle(ordered)  # not quite exp(centre): the interval must still hold it
     return min(math.exp(centre - half), median), max(math.exp(centre + half), median), "log-t", COVERAGE
 
 
@@ -385,17 +389,15 @@ def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str,
     at = measurement.expected.get("ceiling_s")
     if not at:
         return None
-    prefill, decode = (centre and centre.median for centre in (known or centres(measurement)).values())
-    return shares(measurement.case, at, prefill, decode) | {"bound": measurement.expected.get("decode_bound")}
+    found = shares(measurement.case, at, known or centres(measurement))
+    fractions = {f"{phase}_fraction": share for phase, share in found.items()}
+    return fractions | {"bound": measurement.expected.get("decode_bound")}
 
 
-def shares(
-    case: Case, ceiling_s: Mapping[str, float] | None, prefill_tps: float | None, decode_tps: float | None
-) -> dict[str, float | None]:
-    """The same, of rates that are known already."""
-    prefill = decode = None
-    if ceiling_s and prefill_tps is not None:
-        prefill = ceiling_s["prefill"] * prefill_tps / (case.batch * case.context)
-    if ceiling_s and decode_tps is not None:
-        decode = ceiling_s["step"] * decode_tps / case.batch
-    return {"prefill_fraction": prefill, "decode_fraction": decode}
+def shares(case: Case, ceiling_s: Mapping[str, float], centres: Centres) -> dict[Phase, float | None]:
+    """The same by phase, of what is known already; ``ceiling_s`` has the seconds of a prefill and of a step."""
+    prefill, decode = centres["prefill"], centres["decode"]
+    return {
+        "prefill": prefill and ceiling_s["prefill"] * prefill.median / (case.batch * case.context),
+        "decode": decode and ceiling_s["step"] * decode.median / case.batch,
+    }

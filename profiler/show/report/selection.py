@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from operator import attrgetter
 from typing import Any
 
@@ -13,16 +14,17 @@ from profiler.case import IDENTITY, Case
 from profiler.cost.prediction import TIGHT_BYTES, TIGHT_SHARE
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
-from profiler.results.measurement import Caution, Measurement, Memory
-from profiler.results.stats import Summary
+from profiler.results.measurement import Caution, Measurement, Memory, Phase
+from profiler.results.stats import Centres, Summary
 from profiler.show.columns import SETTINGS, device_memory, device_title, figure, plain
 from profiler.show.report.blocks import Tone
 from profiler.units import KIB, UNKNOWN
 
 _CASE = attrgetter(*IDENTITY)
-_SETTINGS = attrgetter(
-    "model", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps"
-)  # with what ``SETTINGS`` show
+_FORMAT, _SIZE = attrgetter("model", "quant"), attrgetter("case.context", "case.batch", "case.steps")
+_SETTINGS = attrgetter(  # with what ``SETTINGS`` show
+    "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps"
+)
 
 LIMITS: dict[object, tuple[str, str]] = {  # what holds a case back: in a cell, and in a sentence
     "bandwidth": ("reads", "reading weights and cache"),
@@ -45,14 +47,8 @@ class CaseResult:
     reason: str | None
     started_at: str | None
     memory: Memory
-    peak_bytes: int | None
-    limit_bytes: int | None  # memory of the device
-    prefill_tps: float | None  # medians
-    decode_tps: float | None
-    least_tps: float  # that the lower end of decode's interval can be
-    near: bool  # decode's repetitions surely lie near enough to each other to compare their median
-    ceiling_s: Mapping[str, float] | None  # seconds of a prefill and of a step at the ceiling; None: not calibrated
-    bound: str | None  # what decode was predicted to be held back by
+    centres: Centres  # of the rates
+    expected: Mapping[str, Any]  # as predicted before it ran
     energy: Mapping[str, Any] | None
     cautions: tuple[Caution, ...]  # of a row with a result: all that is to be said of it
     again: Callable[[], Measurement]
@@ -65,6 +61,27 @@ class CaseResult:
         return self.again()
 
     @property
+    def peak_bytes(self) -> int | None:
+        return self.memory.process_peak_bytes
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """Memory of the device."""
+        return device_memory(self)
+
+    @property
+    def prefill_tps(self) -> float | None:
+        """Median of the rate."""
+        centre = self.centres["prefill"]
+        return centre and centre.median
+
+    @property
+    def decode_tps(self) -> float | None:
+        """Likewise."""
+        centre = self.centres["decode"]
+        return centre and centre.median
+
+    @property
     def prefill(self) -> Summary | None:
         """The rate with its interval."""
         return stats.rate(self.measurement, "prefill")
@@ -75,17 +92,37 @@ class CaseResult:
         return stats.rate(self.measurement, "decode")
 
     @property
+    def least_tps(self) -> float:
+        """The least that the lower end of decode's interval can be."""
+        centre = self.centres["decode"]
+        if centre is None:
+            return 0.0
+        between = (self.expected.get("between") or {}).get("decode")
+        return centre.median * math.exp(-centre.reach(between))
+
+    @property
     def comparable(self) -> bool:
         """Whether decode was measured, and its median can be compared."""
-        if self.near or self.decode_tps is None:
-            return self.near
+        centre = self.centres["decode"]
+        if centre is None or centre.near:
+            return centre is not None
         decode = self.decode
         return decode is not None and not decode.wide
 
     @property
-    def shares(self) -> dict[str, float | None]:
-        """Ceiling over measured time, by phase."""
-        return stats.shares(self.case, self.ceiling_s, self.prefill_tps, self.decode_tps)
+    def ceiling_s(self) -> Mapping[str, float] | None:
+        """Seconds of a prefill and of a step at the ceiling; None: not calibrated."""
+        return self.expected.get("ceiling_s")
+
+    @property
+    def bound(self) -> str | None:
+        """What decode was predicted to be held back by."""
+        return self.expected.get("decode_bound")
+
+    @property
+    def shares(self) -> Mapping[Phase, float | None]:
+        """Ceiling over measured time; empty if not calibrated."""
+        return stats.shares(self.case, self.ceiling_s, self.centres) if self.ceiling_s else {}
 
     @property
     def verdict(self) -> Tone:
@@ -99,27 +136,40 @@ class CaseResult:
 
 
 @dataclass(frozen=True, slots=True)
+class CaseGroup:
+    """Rows of one machine that have all settings in common but context, batch and what nobody looks at."""
+
+    model: str  # printable, as of its rows
+    series: str
+    case: Case  # of one of them
+    results: Sequence[CaseResult]
+
+
+@dataclass(frozen=True, slots=True)
 class MachineRows:
-    """The rows of one machine. ``facts`` are in the order of models and formats as first seen, then by size."""
+    """The rows of one machine, in the order of models and formats as first seen, then by size."""
 
     title: str
     results: Sequence[CaseResult]
     ok: Sequence[CaseResult]  # those with a result
+    of: Mapping[str, Sequence[CaseResult]]  # the same by model, of every model
+    at: Mapping[int, Sequence[CaseResult]]  # and by batch
+    groups: Sequence[CaseGroup]  # of all rows, by their first one
     batch: int  # of the figures over context: what most rows have, the smallest of several
-    of: Mapping[str, Sequence[CaseResult]]  # by model
-    series: Sequence[str]  # of all facts, in their order
 
     @property
     def models(self) -> list[str]:
         return list(self.of)
 
-    def ok_of(self, model: str) -> list[CaseResult]:
-        """Rows of a model with a result."""
-        return [result for result in self.of.get(model, ()) if result.ok]
+    @property
+    def fewest(self) -> Sequence[CaseResult]:
+        """Rows with a result of the smallest batch."""
+        return self.at[min(self.at)] if self.at else ()
 
     def palette(self, names: Iterable[str]) -> dict[str, int]:
-        """Places of series among all of this side, so that one has one colour in every chart."""
-        return {name: self.series.index(name) for name in names}
+        """Places of series among all of this machine, so that one has one colour in every chart."""
+        series = list(dict.fromkeys(group.series for group in self.groups))
+        return {name: series.index(name) for name in names}
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -133,14 +183,14 @@ def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
     Of each row only what every section needs is kept, so that a store may have far more rows than memory should hold.
     """
     machines: dict[tuple[Any, ...], dict[tuple[Any, ...], CaseResult]] = {}
-    identities: dict[tuple[int, str], tuple[Any, ...]] = {}
+    places: dict[tuple[int, str], dict[tuple[Any, ...], CaseResult]] = {}
     kept: list[dict[str, Any]] = []
     for row in measurements:
-        name = id(row.environment), row.case.backend  # many rows share an environment, and ``kept`` holds on to it
-        if name not in identities:
-            identities[name] = _identity(row)
+        place = id(row.environment), row.case.backend  # many rows share an environment, and ``kept`` holds on to it
+        cases = places.get(place)
+        if cases is None:
+            cases = places[place] = machines.setdefault(_identity(row), {})
             kept.append(row.environment)
-        cases = machines.setdefault(identities[name], {})
         key = _CASE(row.case)  # what ``Case.key`` hashes, and far faster over many rows
         known = cases.get(key)
         if known is None or row.outcome == "ok" or not known.ok:
@@ -157,23 +207,25 @@ def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
 
 def _in_order(results: Iterable[CaseResult]) -> list[CaseResult]:
     """Models and formats as first seen, then by size."""
-    models: dict[str, int] = {}
-    quants: dict[str, int] = {}
-    placed = []
-    for number, result in enumerate(results):
-        case = result.case
-        place = models.setdefault(case.model, number), quants.setdefault(case.quant, number)
-        placed.append((*place, case.context, case.batch, case.steps, number, result))
-    placed.sort()
-    return [result for *_, result in placed]
+    groups: dict[tuple[str, str], list[CaseResult]] = {}
+    for result in results:
+        groups.setdefault(_FORMAT(result.case), []).append(result)
+    models, quants = (dict(zip(dict.fromkeys(names), count())) for names in zip(*groups, strict=True))
+    ordered = sorted(groups, key=lambda name: (models[name[0]], quants[name[1]]))
+    return [result for name in ordered for result in sorted(groups[name], key=_SIZE)]
 
 
 def _machine(title: str, results: Sequence[CaseResult]) -> MachineRows:
-    of = _name(results)
+    groups = _named(results)
     ok = results if all(result.ok for result in results) else [result for result in results if result.ok]
-    counts = Counter(result.case.batch for result in ok or results)
+    of: dict[str, list[CaseResult]] = {group.model: [] for group in groups}
+    at: dict[int, list[CaseResult]] = {}
+    for result in ok:
+        of[result.model].append(result)
+        at.setdefault(result.case.batch, []).append(result)
+    counts = Counter({batch: len(mine) for batch, mine in at.items()} or [result.case.batch for result in results])
     batch = min(counts, key=lambda batch: (-counts[batch], batch))
-    return MachineRows(title, results, ok, batch, of, list(dict.fromkeys(result.series for result in results)))
+    return MachineRows(title, results, ok, of, at, groups, batch)
 
 
 def _result(row: Measurement) -> CaseResult:
@@ -182,43 +234,37 @@ def _result(row: Measurement) -> CaseResult:
     ok = row.outcome == "ok"
     noted = cautions(row, centres) if ok else ()
     joules = None if row.energy is None else energy.content(row)
-    prefill, decode = centres["prefill"], centres["decode"]
-    least = decode.median * math.exp(-decode.reach(stats.between(row, "decode"))) if decode else 0.0
-    expected = row.expected
     return CaseResult(
-        row.case, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory,
-        row.memory.process_peak_bytes, device_memory(row),
-        prefill and prefill.median, decode and decode.median, least, decode is not None and decode.near,
-        expected.get("ceiling_s"), expected.get("decode_bound"), joules, noted, row.again,
+        row.case, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory, centres, row.expected,
+        joules, noted, row.again,
     )  # fmt: skip
 
 
-def _name(results: Sequence[CaseResult]) -> dict[str, list[CaseResult]]:
-    """Give each fact the names of its model and its series. The facts of each model, by name.
+def _named(results: Sequence[CaseResult]) -> list[CaseGroup]:
+    """Give each row the names of its model and its series; the groups of rows that share all their settings.
 
     A series is named by the settings that tell rows of one model and format apart; a dtype that merely follows the
     format does not.
     """
-    alike: dict[tuple[str, ...], list[CaseResult]] = {}  # many rows share all their settings
+    alike: dict[tuple[str, ...], list[CaseResult]] = {}
     for result in results:
         alike.setdefault(_SETTINGS(result.case), []).append(result)
-    groups: dict[tuple[str, str], list[CaseResult]] = {}
+    formats: dict[tuple[str, str], list[CaseResult]] = {}
     for mine in alike.values():
-        groups.setdefault((mine[0].case.model, mine[0].case.quant), []).append(mine[0])
+        formats.setdefault(_FORMAT(mine[0].case), []).append(mine[0])
     telling = [
         column
         for column in SETTINGS
-        if any(len({column.cell(result) for result in group}) > 1 for group in groups.values())
+        if any(len({column.cell(result) for result in mine}) > 1 for mine in formats.values())
     ]
+    groups = []
     for mine in alike.values():
-        model, quant = (plain(name, 60) or "(no name)" for name in (mine[0].case.model, mine[0].case.quant))
+        model, quant = (plain(name, 60) or "(no name)" for name in _FORMAT(mine[0].case))
         series = " ".join([quant, *(column.cell(mine[0]) for column in telling)])
         for result in mine:
             result.model, result.series = model, series
-    of: dict[str, list[CaseResult]] = {}
-    for result in results:
-        of.setdefault(result.model, []).append(result)
-    return of
+        groups.append(CaseGroup(model, series, mine[0].case, mine))
+    return groups
 
 
 def _identity(row: Measurement) -> tuple[Any, ...]:
