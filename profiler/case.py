@@ -15,6 +15,7 @@ from typing import Any
 
 # Tokens of a sequence that a prefill runs in one pass by default: more gain little, and activations grow with them.
 PREFILL_CHUNK, PREFILL_CHUNK_CPU = 2048, 512
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 KEY_LENGTH = 16  # hex digits: 64 bits, so that a million cases collide with odds of 1 in 30 million
 
 FILES = ("folder", "gguf")  # kinds whose location is a path
@@ -30,8 +31,7 @@ CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS})
 
 def digest(content: object) -> str:
     """Short stable hash of plain JSON content."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:KEY_LENGTH]
 
 
 class _Digests:

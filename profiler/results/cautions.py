@@ -230,7 +230,8 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
 
 def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
     """Above the ceiling is impossible: the ceiling or the figure is wrong."""
-    fractions = stats.shares(measurement.case, measurement.expected["ceiling_s"], centres)
+    prefill, decode = (centre and centre.median for centre in centres.values())
+    fractions = stats.shares(measurement.case, measurement.expected["ceiling_s"], prefill, decode)
     for phase, fraction in fractions.items():
         if fraction is not None and fraction > 1:
             text = f"{phase}: {fraction:.2f} of what this device can do: the ceiling or this figure is wrong"

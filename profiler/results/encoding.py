@@ -23,8 +23,7 @@ from sys import intern
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, UnsetType, convert
-from msgspec.structs import astuple
+from msgspec import UNSET, Meta, Raw, UnsetType, convert, to_builtins
 
 from profiler.case import Case
 from profiler.results.measurement import USUAL, Caution, DecodePath, Energy, Measurement, Memory, Repetitions, Sample
@@ -74,7 +73,7 @@ def typed_rows(text: str) -> Sequence[Any] | None:
 
 def columns(samples: Any) -> dict[str, Any]:
     """Those that are there. Raises ValueError where one is missing, or of another length."""
-    found = {name: column for name, column in zip(USUAL, astuple(samples), strict=True) if column is not UNSET}
+    found: dict[str, Any] = to_builtins(samples)
     if found and not (found.keys() >= NEEDED and len(set(map(len, found.values()))) == 1):
         check_columns(found)
     return found

@@ -315,6 +315,8 @@ class Measurement(_Derived):
 
     def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
         places = self.known(("places", phase, warmups), lambda: self._places(phase, warmups))
+        if not self.states(name):
+            return [USUAL[name]] * len(places)
         values = self._values(name)
         return [values[place] for place in places]
 

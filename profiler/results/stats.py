@@ -37,7 +37,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import chain, combinations, compress
+from itertools import chain, combinations
 from typing import Any, Literal, NamedTuple
 
 from profiler.case import Case
@@ -224,9 +224,10 @@ def centres(measurement: Measurement) -> Centres:
     columns = measurement.counted
     if columns is None:
         return {phase: centre(rates(measurement, phase)) for phase in PHASES}
-    phases, seconds, tokens = columns
-    every = list(map(operator.truediv, tokens, seconds))
-    return {phase: centre(list(compress(every, map(phase.__eq__, phases)))) for phase in PHASES}
+    found: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
+    for phase, seconds, tokens in zip(*columns, strict=True):
+        found[phase].append(tokens / seconds)
+    return {phase: centre(values) for phase, values in found.items()}
 
 
 def between(measurement: Measurement, phase: Phase) -> float | None:
@@ -307,7 +308,7 @@ def percentile(ordered: Sequence[float], fraction: float) -> float:
 def stdev(values: Sequence[float]) -> float:
     """Of a sample, n − 1. ``statistics.stdev`` counts in fractions, which takes a report over many rows seconds."""
     mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return math.sqrt(math.fsum([(value - mean) ** 2 for value in values]) / (len(values) - 1))
 
 
 def _tail(ordered: Sequence[float], fraction: float) -> float | None:
@@ -389,15 +390,17 @@ def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str,
     at = measurement.expected.get("ceiling_s")
     if not at:
         return None
-    found = shares(measurement.case, at, known or centres(measurement))
+    prefill, decode = (centre and centre.median for centre in (known or centres(measurement)).values())
+    found = shares(measurement.case, at, prefill, decode)
     fractions = {f"{phase}_fraction": share for phase, share in found.items()}
     return fractions | {"bound": measurement.expected.get("decode_bound")}
 
 
-def shares(case: Case, ceiling_s: Mapping[str, float], centres: Centres) -> dict[Phase, float | None]:
-    """The same by phase, of what is known already; ``ceiling_s`` has the seconds of a prefill and of a step."""
-    prefill, decode = centres["prefill"], centres["decode"]
+def shares(
+    case: Case, ceiling_s: Mapping[str, float], prefill_tps: float | None, decode_tps: float | None
+) -> dict[Phase, float | None]:
+    """The same by phase, of rates that are known already; ``ceiling_s``: seconds of a prefill and of a step."""
     return {
-        "prefill": prefill and ceiling_s["prefill"] * prefill.median / (case.batch * case.context),
-        "decode": decode and ceiling_s["step"] * decode.median / case.batch,
+        "prefill": prefill_tps and ceiling_s["prefill"] * prefill_tps / (case.batch * case.context),
+        "decode": decode_tps and ceiling_s["step"] * decode_tps / case.batch,
     }

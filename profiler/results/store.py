@@ -323,9 +323,10 @@ class Store:
                     for text, steps, name in found
                 ]
             )
+        read = self._row
         for (_, row, _), measurement in zip(found, rows, strict=True):
             if isinstance(row, int):
-                measurement.kept_in(partial(self._row, row))
+                measurement.kept_in(partial(read, row))
         return rows
 
     def _row(self, row: int) -> Measurement:

@@ -128,9 +128,9 @@ def _parameters(model: str, machine: MachineRows, forecast: Forecast) -> float |
         return known
     counted = [
         result.memory.weights_bytes / DTYPE_BYTES[group.case.quant]
-        for group in machine.groups
+        for group, results in machine.groups.items()
         if group.model == model and group.case.quant in DTYPE_BYTES
-        for result in group.results
+        for result in results
         if result.ok and result.memory.weights_bytes
     ]
     return max(counted, default=None)

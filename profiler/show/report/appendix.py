@@ -32,10 +32,9 @@ def skipped(machines: Sequence[MachineRows]) -> Section:
     reasons: dict[tuple[str, str, str], list[CaseResult]] = {}
     for machine in machines:
         where = machine.title if len(machines) > 1 else ""
-        for result in machine.results:
-            if not result.ok:
-                reason = plain(result.reason or "no reason was recorded", NOTE_LENGTH)
-                reasons.setdefault((where, result.outcome, reason), []).append(result)
+        for result in machine.ended:
+            reason = plain(result.reason or "no reason was recorded", NOTE_LENGTH)
+            reasons.setdefault((where, result.outcome, reason), []).append(result)
     title = "What was not measured, and why?"
     if not reasons:
         return Section("skipped", title, (muted("Nothing: every case has a result."),))
@@ -80,7 +79,7 @@ class _Alike:
 
 def _alike(machine: MachineRows) -> list[_Alike]:
     found: dict[tuple[str, str], _Alike] = {}
-    for result in machine.ok:
+    for result in machine.noted:
         for caution in result.cautions:
             text = plain(caution.text, NOTE_LENGTH)
             helps = plain(caution.help) if caution.help else None

@@ -83,7 +83,7 @@ def _seconds(result: CaseResult, phase: Phase) -> float | None:
 
 def _shares(machine: MachineRows, where: str) -> Chart | None:
     points = []
-    for result in _spread_out([result for result in machine.ok if result.ceiling_s], MOST_SHARES):
+    for result in _spread_out(machine.calibrated, MOST_SHARES):
         found = result.shares
         for phase in PHASES:
             share = found[phase]
@@ -94,7 +94,7 @@ def _shares(machine: MachineRows, where: str) -> Chart | None:
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
-    rows = [(machine, result) for machine in machines for result in machine.ok if result.ceiling_s]
+    rows = [(machine, result) for machine in machines for result in machine.calibrated[:MOST_ROWS]]
     if not rows:
         return [
             muted(
@@ -117,12 +117,14 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     blocks: list[PageBlock] = [
         Table(columns, table, "Share of the ceiling: what the device was measured to do ÷ what it took")
     ]
-    if len(rows) > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show RUN -o json has all."))
+    count = sum(len(machine.calibrated) for machine in machines)
+    if count > MOST_ROWS:
+        blocks.append(muted(f"{MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o json has all."))
     above = [
         selection.case(result)
-        for _, result in rows
-        if result.cautions and any(caution.code in ABOVE for caution in result.cautions)
+        for machine in machines
+        for result in machine.noted
+        if any(caution.code in ABOVE for caution in result.cautions)
     ]
     if above:
         blocks.append(muted(f"Above 100 %: {selection.several(above, 4)}. That is a bug of ours; please report it."))

@@ -110,14 +110,16 @@ class Forecast:
         """For the models of ``side`` on its device."""
         device = place_found(machine.environment)
         dtypes, paths = Counter[str](), Counter[str]()
-        for group in machine.groups:
-            paths[group.case.path] += len(group.results)
+        for group, results in machine.groups.items():
+            paths[group.case.path] += len(results)
             if group.case.quant not in DTYPE_BYTES:
-                dtypes[group.case.dtype] += len(group.results)
+                dtypes[group.case.dtype] += len(results)
         dtype = dtypes.most_common(1)[0][0] if dtypes else machine.results[0].case.dtype
         found = cls(None if device is None else Machine(device), dtype, {}, {}, paths.most_common(1)[0][0])
         for model in machine.models:
-            reason = found._add(model, [group for group in machine.groups if group.model == model])
+            reason = found._add(
+                model, {group: rows for group, rows in machine.groups.items() if group.model == model}
+            )
             if reason is not None:
                 found.missing[model] = reason
         return found
@@ -173,7 +175,7 @@ class Forecast:
                     )
         return self._known[name]
 
-    def _add(self, model: str, groups: Sequence[CaseGroup]) -> str | None:
+    def _add(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]]) -> str | None:
         """Take up a model, or say in words why it cannot be predicted."""
         if self.machine is None:
             return "the rows do not say which device they were measured on"
@@ -190,14 +192,14 @@ class Forecast:
             self._known = {key: known for key, known in self._known.items() if key[0] != model}
         return reason
 
-    def _doubt(self, model: str, groups: Sequence[CaseGroup], model_id: str) -> str | None:
+    def _doubt(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]], model_id: str) -> str | None:
         """Why the rows may be of another model than the catalog's; ``model_id`` is that of its config."""
         sure = any(group.case.weights == "synthetic" and group.case.model_id == model_id for group in groups)
-        for group in groups:
+        for group, results in groups.items():
             predictor = self._of(model, group.case)
             if predictor is None:
                 continue
-            for weights in {size for result in group.results if (size := result.memory.weights_bytes)}:
+            for weights in {size for result in results if (size := result.memory.weights_bytes)}:
                 if abs(predictor.storage.device_bytes / weights - 1) > SAME:
                     return "its weights are not those of the catalog's model of that name"
                 sure = True

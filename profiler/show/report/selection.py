@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from operator import attrgetter
 from typing import Any
@@ -15,13 +15,13 @@ from profiler.cost.prediction import TIGHT_BYTES, TIGHT_SHARE
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
-from profiler.results.stats import Centres, Summary
+from profiler.results.stats import Centre, Summary
 from profiler.show.columns import SETTINGS, device_memory, device_title, figure, plain
 from profiler.show.report.blocks import Tone
 from profiler.units import KIB, UNKNOWN
 
 _CASE = attrgetter(*IDENTITY)
-_FORMAT, _SIZE = attrgetter("model", "quant"), attrgetter("case.context", "case.batch", "case.steps")
+_SIZE = attrgetter("case.context", "case.batch", "case.steps")
 _SETTINGS = attrgetter(  # with what ``SETTINGS`` show
     "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps"
 )
@@ -37,23 +37,50 @@ LIMITS: dict[object, tuple[str, str]] = {  # what holds a case back: in a cell, 
 
 
 @dataclass(slots=True, eq=False)
+class CaseGroup:
+    """What rows of one machine share that differ in context, batch and what no page shows only.
+
+    Rows have their group, but a group does not have its rows: 100,000 of them in cycles would keep Python's garbage
+    collector busy for half a second.
+    """
+
+    case: Case  # of one of them
+    format: tuple[str, str]  # model and quantization
+    model: str = ""  # printable
+    series: str = ""  # the format, and what else tells this group from others of its model
+
+
+@dataclass(slots=True, eq=False)
 class CaseResult:
-    """What the sections look at in every row, worked out once. Rates in tokens per second; unknown is None."""
+    """What the sections look at in every row, worked out once. Rates in tokens per second; unknown is None.
+
+    A page may be of 100,000 rows, and each field of each row is memory to walk over: what few are asked for is a
+    property.
+    """
 
     case: Case
+    group: CaseGroup
     environment: dict[str, Any]
     outcome: str
     ok: bool
     reason: str | None
     started_at: str | None
     memory: Memory
-    centres: Centres  # of the rates
+    prefill_tps: float | None  # medians
+    decode_tps: float | None
+    centre: Centre | None  # of the rates of decode
     expected: Mapping[str, Any]  # as predicted before it ran
     energy: Mapping[str, Any] | None
     cautions: tuple[Caution, ...]  # of a row with a result: all that is to be said of it
     again: Callable[[], Measurement]
-    model: str = ""  # printable
-    series: str = ""  # the format, and what else tells this row from others of its model: known with the other rows
+
+    @property
+    def model(self) -> str:
+        return self.group.model
+
+    @property
+    def series(self) -> str:
+        return self.group.series
 
     @property
     def measurement(self) -> Measurement:
@@ -70,18 +97,6 @@ class CaseResult:
         return device_memory(self)
 
     @property
-    def prefill_tps(self) -> float | None:
-        """Median of the rate."""
-        centre = self.centres["prefill"]
-        return centre and centre.median
-
-    @property
-    def decode_tps(self) -> float | None:
-        """Likewise."""
-        centre = self.centres["decode"]
-        return centre and centre.median
-
-    @property
     def prefill(self) -> Summary | None:
         """The rate with its interval."""
         return stats.rate(self.measurement, "prefill")
@@ -94,18 +109,16 @@ class CaseResult:
     @property
     def least_tps(self) -> float:
         """The least that the lower end of decode's interval can be."""
-        centre = self.centres["decode"]
-        if centre is None:
+        if self.centre is None:
             return 0.0
         between = (self.expected.get("between") or {}).get("decode")
-        return centre.median * math.exp(-centre.reach(between))
+        return self.centre.median * math.exp(-self.centre.reach(between))
 
     @property
     def comparable(self) -> bool:
         """Whether decode was measured, and its median can be compared."""
-        centre = self.centres["decode"]
-        if centre is None or centre.near:
-            return centre is not None
+        if self.centre is None or self.centre.near:
+            return self.centre is not None
         decode = self.decode
         return decode is not None and not decode.wide
 
@@ -122,7 +135,8 @@ class CaseResult:
     @property
     def shares(self) -> Mapping[Phase, float | None]:
         """Ceiling over measured time; empty if not calibrated."""
-        return stats.shares(self.case, self.ceiling_s, self.centres) if self.ceiling_s else {}
+        at = self.ceiling_s
+        return stats.shares(self.case, at, self.prefill_tps, self.decode_tps) if at else {}
 
     @property
     def verdict(self) -> Tone:
@@ -135,27 +149,40 @@ class CaseResult:
         return "tight" if left < max(TIGHT_SHARE * self.limit_bytes, TIGHT_BYTES) else "fits"
 
 
-@dataclass(frozen=True, slots=True)
-class CaseGroup:
-    """Rows of one machine that have all settings in common but context, batch and what nobody looks at."""
-
-    model: str  # printable, as of its rows
-    series: str
-    case: Case  # of one of them
-    results: Sequence[CaseResult]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class MachineRows:
     """The rows of one machine, in the order of models and formats as first seen, then by size."""
 
     title: str
     results: Sequence[CaseResult]
-    ok: Sequence[CaseResult]  # those with a result
-    of: Mapping[str, Sequence[CaseResult]]  # the same by model, of every model
-    at: Mapping[int, Sequence[CaseResult]]  # and by batch
-    groups: Sequence[CaseGroup]  # of all rows, by their first one
-    batch: int  # of the figures over context: what most rows have, the smallest of several
+    batch: int = 1  # of the figures over context: what most rows have, the smallest of several
+    groups: dict[CaseGroup, list[CaseResult]] = field(default_factory=dict)  # in the order of their first rows
+    ok: list[CaseResult] = field(default_factory=list)  # rows with a result
+    of: dict[str, list[CaseResult]] = field(default_factory=dict)  # the same by model, of every model
+    at: dict[int, list[CaseResult]] = field(default_factory=dict)  # and by batch
+    noted: list[CaseResult] = field(default_factory=list)  # those with cautions
+    calibrated: list[CaseResult] = field(default_factory=list)  # those with a ceiling
+    ended: list[CaseResult] = field(default_factory=list)  # rows without a result
+
+    def __post_init__(self) -> None:
+        for result in self.results:
+            self.groups.setdefault(result.group, []).append(result)
+            if not result.ok:
+                self.ended.append(result)
+                continue
+            self.ok.append(result)
+            self.at.setdefault(result.case.batch, []).append(result)
+            if result.cautions:
+                self.noted.append(result)
+            if result.ceiling_s:
+                self.calibrated.append(result)
+        _name(self.groups)
+        self.of = {group.model: [] for group in self.groups}
+        for result in self.ok:
+            self.of[result.model].append(result)
+        counts = Counter({batch: len(mine) for batch, mine in self.at.items()})
+        counts = counts or Counter(result.case.batch for result in self.results)
+        self.batch = min(counts, key=lambda batch: (-counts[batch], batch))
 
     @property
     def models(self) -> list[str]:
@@ -182,89 +209,84 @@ def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
 
     Of each row only what every section needs is kept, so that a store may have far more rows than memory should hold.
     """
-    machines: dict[tuple[Any, ...], dict[tuple[Any, ...], CaseResult]] = {}
-    places: dict[tuple[int, str], dict[tuple[Any, ...], CaseResult]] = {}
+    found: dict[tuple[Any, ...], _Cases] = {}
+    places: dict[tuple[int, str], _Cases] = {}
     kept: list[dict[str, Any]] = []
     for row in measurements:
         place = id(row.environment), row.case.backend  # many rows share an environment, and ``kept`` holds on to it
         cases = places.get(place)
         if cases is None:
-            cases = places[place] = machines.setdefault(_identity(row), {})
+            cases = places[place] = found.setdefault(_identity(row), _Cases())
             kept.append(row.environment)
-        key = _CASE(row.case)  # what ``Case.key`` hashes, and far faster over many rows
-        known = cases.get(key)
-        if known is None or row.outcome == "ok" or not known.ok:
-            cases[key] = _result(row)
+        cases.add(row)
     titles = Counter[str]()
-    found = []
-    for cases in machines.values():
-        results = _in_order(cases.values())
+    machines = []
+    for cases in found.values():
+        results = cases.in_order()
         title = device_title(results[0])
         titles[title] += 1
-        found.append(_machine(title if titles[title] == 1 else f"{title} #{titles[title]}", results))
-    return found
+        machines.append(MachineRows(title if titles[title] == 1 else f"{title} #{titles[title]}", results))
+    return machines
 
 
-def _in_order(results: Iterable[CaseResult]) -> list[CaseResult]:
-    """Models and formats as first seen, then by size."""
-    groups: dict[tuple[str, str], list[CaseResult]] = {}
-    for result in results:
-        groups.setdefault(_FORMAT(result.case), []).append(result)
-    models, quants = (dict(zip(dict.fromkeys(names), count())) for names in zip(*groups, strict=True))
-    ordered = sorted(groups, key=lambda name: (models[name[0]], quants[name[1]]))
-    return [result for name in ordered for result in sorted(groups[name], key=_SIZE)]
+class _Cases:
+    """The rows of one machine while they are read."""
+
+    def __init__(self) -> None:
+        self.results: dict[tuple[Any, ...], CaseResult] = {}  # by what ``Case.key`` hashes, which takes far longer
+        self.groups: dict[tuple[Any, ...], CaseGroup] = {}
+
+    def add(self, row: Measurement) -> None:
+        """Take a row up unless there is a better one of its case."""
+        key = _CASE(row.case)
+        known = self.results.get(key)
+        if known is not None and known.ok and row.outcome != "ok":
+            return
+        settings = _SETTINGS(row.case)
+        group = self.groups.get(settings)
+        if group is None:
+            group = self.groups[settings] = CaseGroup(row.case, (row.case.model, row.case.quant))
+        self.results[key] = _result(row, group)
+
+    def in_order(self) -> list[CaseResult]:
+        """Models and formats as first seen, then by size."""
+        formats: dict[tuple[str, str], list[CaseResult]] = {}
+        for result in self.results.values():
+            formats.setdefault(result.group.format, []).append(result)
+        models, quants = (dict(zip(dict.fromkeys(names), count())) for names in zip(*formats, strict=True))
+        ordered = sorted(formats, key=lambda name: (models[name[0]], quants[name[1]]))
+        return [result for name in ordered for result in sorted(formats[name], key=_SIZE)]
 
 
-def _machine(title: str, results: Sequence[CaseResult]) -> MachineRows:
-    groups = _named(results)
-    ok = results if all(result.ok for result in results) else [result for result in results if result.ok]
-    of: dict[str, list[CaseResult]] = {group.model: [] for group in groups}
-    at: dict[int, list[CaseResult]] = {}
-    for result in ok:
-        of[result.model].append(result)
-        at.setdefault(result.case.batch, []).append(result)
-    counts = Counter({batch: len(mine) for batch, mine in at.items()} or [result.case.batch for result in results])
-    batch = min(counts, key=lambda batch: (-counts[batch], batch))
-    return MachineRows(title, results, ok, of, at, groups, batch)
-
-
-def _result(row: Measurement) -> CaseResult:
-    """All but the names, which depend on the other rows."""
+def _result(row: Measurement, group: CaseGroup) -> CaseResult:
     centres = stats.centres(row)
+    prefill, decode = centres["prefill"], centres["decode"]
     ok = row.outcome == "ok"
     noted = cautions(row, centres) if ok else ()
     joules = None if row.energy is None else energy.content(row)
     return CaseResult(
-        row.case, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory, centres, row.expected,
-        joules, noted, row.again,
+        row.case, group, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory,
+        prefill and prefill.median, decode and decode.median, decode, row.expected, joules, noted, row.again,
     )  # fmt: skip
 
 
-def _named(results: Sequence[CaseResult]) -> list[CaseGroup]:
-    """Give each row the names of its model and its series; the groups of rows that share all their settings.
+def _name(groups: Collection[CaseGroup]) -> None:
+    """Give each group the names of its model and its series.
 
     A series is named by the settings that tell rows of one model and format apart; a dtype that merely follows the
     format does not.
     """
-    alike: dict[tuple[str, ...], list[CaseResult]] = {}
-    for result in results:
-        alike.setdefault(_SETTINGS(result.case), []).append(result)
-    formats: dict[tuple[str, str], list[CaseResult]] = {}
-    for mine in alike.values():
-        formats.setdefault(_FORMAT(mine[0].case), []).append(mine[0])
+    formats: dict[tuple[str, str], list[CaseGroup]] = {}
+    for group in groups:
+        formats.setdefault(group.format, []).append(group)
     telling = [
         column
         for column in SETTINGS
-        if any(len({column.cell(result) for result in mine}) > 1 for mine in formats.values())
+        if any(len({column.cell(group) for group in mine}) > 1 for mine in formats.values())
     ]
-    groups = []
-    for mine in alike.values():
-        model, quant = (plain(name, 60) or "(no name)" for name in _FORMAT(mine[0].case))
-        series = " ".join([quant, *(column.cell(mine[0]) for column in telling)])
-        for result in mine:
-            result.model, result.series = model, series
-        groups.append(CaseGroup(model, series, mine[0].case, mine))
-    return groups
+    for group in groups:
+        group.model, quant = (plain(name, 60) or "(no name)" for name in group.format)
+        group.series = " ".join([quant, *(column.cell(group) for column in telling)])
 
 
 def _identity(row: Measurement) -> tuple[Any, ...]:

@@ -84,7 +84,7 @@ def _shown(title: str, figures: Iterable[Chart | None], why: str) -> list[PageBl
 
 def _over_context(machine: MachineRows, model: str, phase: Phase, several: bool) -> Chart | None:
     results = [result for result in machine.of.get(model, ()) if result.case.batch == machine.batch]
-    points = [(result, result.case.context) for result in results if result.centres[phase] is not None]
+    points = [(result, result.case.context) for result in results if _median(result, phase) is not None]
     batch = f", {machine.batch} at once" if machine.batch > 1 else ""
     return _curves(f"{model}{batch}", points, "context", phase, machine, several)
 
@@ -100,6 +100,10 @@ def _over_batch(machine: MachineRows, model: str, several: bool) -> Chart | None
     points = [(result, result.case.batch) for result in results if result.case.context == context]
     title = f"{model}, {selection.tokens(context)} tokens"
     return _curves(title, points, "sequences at once", "decode", machine, several)
+
+
+def _median(result: CaseResult, phase: Phase) -> float | None:
+    return result.prefill_tps if phase == "prefill" else result.decode_tps
 
 
 def _curves(

@@ -334,5 +334,5 @@ def test_rows_of_a_model_come_together_in_the_order_of_their_size():
     found = [(result.model, result.case.quant, result.case.context, result.case.batch) for result in machine.ok]
     names = [("b", "nf4"), ("b", "bf16"), ("a", "nf4")]
     assert found == [(*name, *size) for name in names for size in sorted(sizes)]
-    assert [(group.model, len(group.results)) for group in machine.groups] == [("b", 4), ("b", 4), ("a", 4)]
+    assert [(group.model, len(mine)) for group, mine in machine.groups.items()] == [("b", 4), ("b", 4), ("a", 4)]
     assert {result.case.batch for result in machine.fewest} == {1}
