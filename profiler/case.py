@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 # Tokens of a sequence that a prefill runs in one pass by default: more gain little, and activations grow with them.
@@ -68,7 +69,7 @@ class Case(_Digests):
         try:
             return self._key
         except AttributeError:  # asked for the first time
-            key = digest({name: getattr(self, name) for name in IDENTITY})
+            key = digest(dict(zip(IDENTITY, _IDENTITY(self), strict=True)))
             object.__setattr__(self, "_key", key)
             return key
 
@@ -105,6 +106,7 @@ class Case(_Digests):
 
 
 IDENTITY = tuple(field.name for field in fields(Case) if field.name != "model")
+_IDENTITY = attrgetter(*IDENTITY)
 
 
 def prefill_chunk(kind: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from math import ceil
 
 from profiler.decode_path import EAGER
@@ -75,7 +76,7 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
     noted = measurement.stopped or "invalid" in stated or "warmup" in stated
     for phase, centre in centres.items():
         missed = precise and measurement.stopped.get(phase) in UNFINISHED
-        exact = centre is None or (centre.near and centre.spread <= 1 + NOISY and not missed)
+        exact = centre is None or (centre.spread <= _unnoticed(centre.n) and not missed)
         if noted or not exact:
             found += _of_phase(measurement, phase, exact)
     if precise:
@@ -91,6 +92,12 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
     if measurement.energy is not None or not stated.isdisjoint(STATED):
         found += device_cautions(measurement)
     return tuple(found)
+
+
+@cache
+def _unnoticed(n: int) -> float:
+    """The largest ÷ the smallest of n repetitions up to which there is nothing to say of how they spread."""
+    return min(stats.most_spread(n), 1 + NOISY)
 
 
 def _of_phase(measurement: Measurement, phase: Phase, exact: bool) -> Iterator[Caution]:
@@ -230,8 +237,8 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
 
 def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
     """Above the ceiling is impossible: the ceiling or the figure is wrong."""
-    prefill, decode = (centre and centre.median for centre in centres.values())
-    fractions = stats.shares(measurement.case, measurement.expected["ceiling_s"], prefill, decode)
+    at, prefill, decode = measurement.expected["ceiling_s"], centres["prefill"], centres["decode"]
+    fractions = stats.shares(measurement.case, at, prefill and prefill.median, decode and decode.median)
     for phase, fraction in fractions.items():
         if fraction is not None and fraction > 1:
             text = f"{phase}: {fraction:.2f} of what this device can do: the ceiling or this figure is wrong"

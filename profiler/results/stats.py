@@ -156,7 +156,7 @@ class Centre(NamedTuple):
     @property
     def near(self) -> bool:
         """Whether the repetitions are surely not ``wide``, since they lie near enough to each other."""
-        return self.spread <= _most_spread(self.n)
+        return self.spread <= most_spread(self.n)
 
     def reach(self, between: float | None) -> float:
         """The most by which an end of the interval of the median can lie from it, as a difference of logarithms."""
@@ -176,7 +176,7 @@ def _reach(n: int) -> float:
 
 
 @cache
-def _most_spread(n: int) -> float:
+def most_spread(n: int) -> float:
     """The largest ÷ the smallest of n values up to which their interval cannot be ``wide``."""
     return math.exp(math.log1p(WIDE) / _reach(n)) if n > 1 else math.inf
 
@@ -224,10 +224,10 @@ def centres(measurement: Measurement) -> Centres:
     columns = measurement.counted
     if columns is None:
         return {phase: centre(rates(measurement, phase)) for phase in PHASES}
-    found: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
+    found: dict[Phase, list[float]] = {"prefill": [], "decode": []}
     for phase, seconds, tokens in zip(*columns, strict=True):
         found[phase].append(tokens / seconds)
-    return {phase: centre(values) for phase, values in found.items()}
+    return {"prefill": centre(found["prefill"]), "decode": centre(found["decode"])}
 
 
 def between(measurement: Measurement, phase: Phase) -> float | None:

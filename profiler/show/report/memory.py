@@ -323,12 +323,7 @@ def _drawn(
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     several = len(machines) > 1
-    rows = [
-        (machine, result)
-        for machine in machines
-        for result in machine.ok
-        if result.memory.process_peak_bytes is not None
-    ]
+    rows = [(machine, result) for machine in machines for result in machine.weighed[:MOST_ROWS]]
     if not rows:
         return []
     columns = (
@@ -342,8 +337,9 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     )
     caption = "Weights and cache by themselves; then the peak of each phase, everything counted"
     blocks: list[PageBlock] = [Table(columns, table, caption)]
-    if len(rows) > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show RUN -o csv has all."))
+    count = sum(len(machine.weighed) for machine in machines)
+    if count > MOST_ROWS:
+        blocks.append(muted(f"{MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o csv has all."))
     return blocks
 
 

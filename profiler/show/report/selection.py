@@ -160,6 +160,7 @@ class MachineRows:
     ok: list[CaseResult] = field(default_factory=list)  # rows with a result
     of: dict[str, list[CaseResult]] = field(default_factory=dict)  # the same by model, of every model
     at: dict[int, list[CaseResult]] = field(default_factory=dict)  # and by batch
+    weighed: list[CaseResult] = field(default_factory=list)  # those whose peak is known
     noted: list[CaseResult] = field(default_factory=list)  # those with cautions
     calibrated: list[CaseResult] = field(default_factory=list)  # those with a ceiling
     ended: list[CaseResult] = field(default_factory=list)  # rows without a result
@@ -172,6 +173,8 @@ class MachineRows:
                 continue
             self.ok.append(result)
             self.at.setdefault(result.case.batch, []).append(result)
+            if result.memory.process_peak_bytes is not None:
+                self.weighed.append(result)
             if result.cautions:
                 self.noted.append(result)
             if result.ceiling_s:
