@@ -307,17 +307,14 @@ class Store:
     def _decoded(self, found: Sequence[tuple[str, bytes | int, str]]) -> list[Measurement]:
         """Rows of content, step times or the id to find them by, and environment."""
         with self._content_in_words("row"), collector_paused():
+            environments = {name: self._environment_of(name) for name in {name for _, _, name in found}}
+            later, read = self._steps, self._row
             rows = decode(
                 [
-                    (
-                        text,
-                        partial(self._steps, steps) if isinstance(steps, int) else steps,
-                        self._environment_of(name),
-                    )
+                    (text, partial(later, steps) if isinstance(steps, int) else steps, environments[name])
                     for text, steps, name in found
                 ]
             )
-        read = self._row
         for (_, row, _), measurement in zip(found, rows, strict=True):
             if isinstance(row, int):
                 measurement.kept_in(partial(read, row))
