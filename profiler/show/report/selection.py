@@ -38,9 +38,9 @@ LIMITS: dict[object, tuple[str, str]] = {  # what holds a case back: in a cell, 
 
 @dataclass(slots=True, eq=False)
 class CaseGroup:
-    """What rows of one machine share that differ in context, batch and what no page shows only.
+    """What rows share that differ only in context, in batch and in what no page shows.
 
-    Rows have their group, but a group does not have its rows: 100,000 of them in cycles would keep Python's garbage
+    A row refers to its group, but a group does not refer to its rows: cycles of 100,000 rows would keep the garbage
     collector busy for half a second.
     """
 
@@ -54,8 +54,7 @@ class CaseGroup:
 class CaseResult:
     """What the sections look at in every row, worked out once. Rates in tokens per second; unknown is None.
 
-    A page may be of 100,000 rows, and each field of each row is memory to walk over: what few are asked for is a
-    property.
+    A page may have 100,000 rows, and every field makes each of them larger. What is asked of few rows is a property.
     """
 
     case: Case

@@ -30,7 +30,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
     """The same, line by line."""
-    writer = csv.writer(_Passed(), lineterminator="\n")  # whose ``writerow`` returns what ``write`` does
+    writer = csv.writer(_Passed(), lineterminator="\n")  # its ``writerow`` returns what ``write`` does
     yield writer.writerow(header())
     for measurement in measurements:
         yield writer.writerow([_cell(value) for value in _values(row(run, measurement))])
