@@ -11,10 +11,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 # Tokens of a sequence in one prefill pass by default: more gain little, and activations grow with their number.
 PREFILL_CHUNK, PREFILL_CHUNK_CPU = 2048, 512
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 KEY_LENGTH = 16  # hex digits, so 64 bits: the probability of a collision among a million cases is 1 in 30 million
 
 FILES = ("folder", "gguf")  # source kinds whose location is a path
@@ -30,8 +32,7 @@ CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS})
 
 def digest(content: object) -> str:
     """A short stable hash of plain JSON content."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:KEY_LENGTH]
 
 
 class _Digests:
@@ -68,7 +69,7 @@ class Case(_Digests):
         try:
             return self._key
         except AttributeError:  # first use
-            key = digest({name: getattr(self, name) for name in IDENTITY})
+            key = digest(dict(zip(IDENTITY, _IDENTITY(self), strict=True)))
             object.__setattr__(self, "_key", key)
             return key
 
@@ -105,6 +106,7 @@ class Case(_Digests):
 
 
 IDENTITY = tuple(field.name for field in fields(Case) if field.name != "model")
+_IDENTITY = attrgetter(*IDENTITY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,15 +60,14 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
 
     RUN is an id from profile runs, or a unique start of one. Without it, the latest run is printed.
     """
-    with Store.open(store or group_store, create=False) as opened:
+    with Store.open(store or group_store, create=False) as opened, collector_paused():
         found = opened.find_run(run)
         parts = streamed(output, found, opened.in_order(found, grid_places))
         if parts is not None:
             while text := "".join(islice(parts, AT_ONCE)):
                 click.echo(text, nl=False)
             return
-        with collector_paused():
-            text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), terminal_width())
+        text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), terminal_width())
     click.echo(text, nl=False)
     tell(left_out)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from math import ceil
 
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
 from profiler.results.measurement import Caution, Measurement, Phase
-from profiler.results.stats import Z_975, Centre, Centres
+from profiler.results.stats import Z_975, Centres
 from profiler.units import bytes_text, seconds_text
 
 STATED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -21,6 +22,7 @@ DIFFERENT = 0.02  # of the clock: more than the step of 15 MHz in which boards s
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
 NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
 QUARTILES_NEED = 4  # repetitions
+UNFINISHED = ("cap", "time")  # why repetitions stopped, other than that they were as precise as was asked
 SOME_DRIFT = 0.03  # over all repetitions; less hides in the interval that is asked for
 IN_QUEUE = 0.5  # of a step: a device that has less than this left to do after the last launch was waiting for it
 MUCH_SLOWER = 1.3  # a step of the first repetition than of later ones
@@ -65,13 +67,19 @@ def _clocks(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[Caution, ...]:
     """Stored cautions first, then those that follow from the samples of each phase.
 
-    ``centres`` by ``stats.centres``, from those who have worked them out already.
+    ``centres`` by ``stats.centres``, from those who have worked them out already. Most rows deserve no caution, and
+    that has to be seen quickly: what no sample states and nobody asked for is not looked for.
     """
     centres, stated = centres or stats.centres(measurement), measurement.stated
+    precise = measurement.asked.get("precision") is not None
     found = [*measurement.cautions]
+    noted = measurement.stopped or "invalid" in stated or "warmup" in stated
     for phase, centre in centres.items():
-        _of_phase(found, measurement, phase, centre)
-    if "precision" in measurement.asked:
+        missed = precise and measurement.stopped.get(phase) in UNFINISHED
+        exact = centre is None or (centre.spread <= _unnoticed(centre.n) and not missed)
+        if noted or not exact:
+            found += _of_phase(measurement, phase, exact)
+    if precise:
         found += _between(measurement)
     if measurement.memory.retained_bytes:
         found += _retained(measurement)
@@ -86,17 +94,21 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
     return tuple(found)
 
 
-def _of_phase(found: list[Caution], measurement: Measurement, phase: Phase, centre: Centre | None) -> None:
-    """Add what follows from the repetitions of one phase. Most rows have nothing, and that has to be seen quickly."""
-    stated = measurement.stated
-    if "invalid" in stated:
-        found += _invalid(measurement, phase)
-    if measurement.stopped:
-        found += _cut_short(measurement, phase)
-    if centre is not None and ("precision" in measurement.asked or not centre.near or centre.spread > 1 + NOISY):
-        found += _inexact(measurement, phase)
-    if "warmup" in stated:  # without them the very first counts, which is slow in any case
-        found += _drifting(measurement, phase)
+@cache
+def _unnoticed(n: int) -> float:
+    """The largest ÷ the smallest of n repetitions up to which there is nothing to say of how they spread."""
+    return min(stats.most_spread(n), 1 + NOISY)
+
+
+def _of_phase(measurement: Measurement, phase: Phase, exact: bool) -> Iterator[Caution]:
+    """What follows from the repetitions of one phase; ``exact``: they surely lie near enough to each other."""
+    if measurement.states("invalid"):
+        yield from _invalid(measurement, phase)
+    yield from _cut_short(measurement, phase)
+    if not exact:
+        yield from _inexact(measurement, phase)
+    if measurement.states("warmup"):  # without them the very first counts, which is slow in any case
+        yield from _drifting(measurement, phase)
 
 
 def _invalid(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
@@ -138,7 +150,7 @@ def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     rate = stats.rate(measurement, phase)
     if rate is None or rate.relative_half is None or rate.within is None:
         return
-    asked, stopped = measurement.asked, measurement.stopped.get(phase)
+    asked, precision, stopped = measurement.asked, measurement.asked.get("precision"), measurement.stopped.get(phase)
     seconds = measurement.seconds(phase)
     if rate.wide:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
@@ -147,28 +159,32 @@ def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     elif rate.n >= QUARTILES_NEED and stats.spread(seconds) > NOISY:
         text = f"{phase}: the middle half of the repetitions is spread over more than {NOISY:.0%} of their median"
         yield Caution(f"{phase}-noisy", text, "--fresh on a quieter machine")
-    elif "precision" in asked and stopped in ("cap", "time") and rate.within > asked["precision"]:
+    elif precision is not None and stopped in UNFINISHED and rate.within > precision:
         within = "the repetitions that takes at most" if stopped == "cap" else "--max-phase"
-        text = f"{phase}: --precision {asked['precision']:.2%} was not reached within {within}".replace(".00%", "%")
+        text = f"{phase}: --precision {precision:.2%} was not reached within {within}".replace(".00%", "%")
         yield Caution(f"{phase}-imprecise", text, f"-r {4 * rate.n}" if stopped == "cap" else "a longer --max-phase")
 
 
 def _between(measurement: Measurement) -> Iterator[Caution]:
     """Phases whose repetitions are as precise as was asked and whose figure is not: another process gives another."""
-    asked = measurement.asked.get("precision")
-    if asked is None:
+    asked, known = measurement.asked.get("precision"), measurement.expected.get("between")
+    if asked is None or not known:
         return
-    rates = {phase: stats.rate(measurement, phase) for phase in PHASES}
+    rates = {
+        phase: stats.rate(measurement, phase)
+        for phase in PHASES
+        if (apart := known.get(phase)) and asked < math.expm1(Z_975 * apart)
+    }
     wide = [
         f"{rate.between:.1%} in {phase}"
         for phase, rate in rates.items()
-        if rate and rate.between and (rate.within or 0) <= asked < math.expm1(Z_975 * rate.between)
+        if rate and rate.between and (rate.within or 0) <= asked
     ]
     if wide:
-        known = measurement.expected.get("between", {}).get("basis") == "calibrated"
-        who = "processes differ, as calibrations showed" if known else "on CPUs processes usually differ"
+        calibrated = known.get("basis") == "calibrated"
+        who = "processes differ, as calibrations showed" if calibrated else "on CPUs processes usually differ"
         text = f"{who}, by {' and '.join(wide)}: more repetitions would not narrow that"
-        yield Caution("between", text, "a quieter machine" if known else "profile calibrate, three times")
+        yield Caution("between", text, "a quieter machine" if calibrated else "profile calibrate, three times")
 
 
 def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
@@ -221,9 +237,9 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
 
 def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
     """Above the ceiling is impossible: the ceiling or the figure is wrong."""
-    fractions = stats.ceiling(measurement, centres) or {}
-    for phase in PHASES:
-        fraction = fractions.get(f"{phase}_fraction")
+    at, prefill, decode = measurement.expected["ceiling_s"], centres["prefill"], centres["decode"]
+    fractions = stats.shares(measurement.case, at, prefill and prefill.median, decode and decode.median)
+    for phase, fraction in fractions.items():
         if fraction is not None and fraction > 1:
             text = f"{phase}: {fraction:.2f} of what this device can do: the ceiling or this figure is wrong"
             yield Caution(f"{phase}-above-ceiling", text, "profile calibrate")

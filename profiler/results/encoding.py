@@ -23,8 +23,7 @@ from sys import intern
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, UnsetType, convert
-from msgspec.structs import astuple
+from msgspec import UNSET, Meta, Raw, UnsetType, convert, to_builtins
 
 from profiler.case import Case
 from profiler.results.measurement import USUAL, Caution, DecodePath, Energy, Measurement, Memory, Repetitions, Sample
@@ -72,9 +71,33 @@ def typed_rows(text: str) -> Sequence[Any] | None:
         return None
 
 
+class Placed(msgspec.Struct):
+    """What rows are put in order by, without the rest of them."""
+
+    model_id: Any
+    quant: Any
+    context: Any
+    batch: Any
+    steps: Any
+
+
+class _Content(msgspec.Struct):
+    case: Placed
+
+
+def placed(text: str) -> Placed:
+    """Of a row as it is stored; nothing else of it becomes an object. Raises ValueError or TypeError."""
+    return _placing().decode(text).case
+
+
+@cache
+def _placing() -> msgspec.json.Decoder[_Content]:
+    return msgspec.json.Decoder(_Content)
+
+
 def columns(samples: Any) -> dict[str, Any]:
     """Those that are there. Raises ValueError where one is missing, or of another length."""
-    found = {name: column for name, column in zip(USUAL, astuple(samples), strict=True) if column is not UNSET}
+    found: dict[str, Any] = to_builtins(samples)
     if found and not (found.keys() >= NEEDED and len(set(map(len, found.values()))) == 1):
         check_columns(found)
     return found
@@ -275,9 +298,10 @@ def _made(name: str, content: Any) -> Any:
 def _samples(columns: dict[str, list[Any]], steps: EncodedSteps) -> Sequence[Sample]:
     if columns == {}:
         return ()
+    counts = columns["step_s"]
     if not callable(steps):
-        _step_times(columns["step_s"], steps)  # what cannot be is said now
-    return Repetitions(columns, partial(_step_times, columns["step_s"], steps))
+        _checked(counts, steps)  # what cannot be is said now
+    return Repetitions(columns, partial(_step_times, counts, steps))
 
 
 def _shared(value: Any) -> Any:
@@ -286,14 +310,25 @@ def _shared(value: Any) -> Any:
 
 
 def _step_times(counts: Sequence[int], steps: EncodedSteps) -> list[tuple[float, ...]]:
-    """Those of each sample, from all of them in a row. Raises ValueError or struct.error for what cannot be."""
-    packed = steps() if callable(steps) else steps
-    seconds = struct.unpack(f"<{len(packed) // 8}d", packed)
+    """Those of each sample, from all of them in a row, which were checked if they are packed already.
+
+    Raises ValueError or struct.error for what cannot be.
+    """
+    seconds = _checked(counts, steps()) if callable(steps) else _unpacked(steps)
+    ends = accumulate(counts)
+    return [seconds[end - count : end] for count, end in zip(counts, ends, strict=True)]
+
+
+def _checked(counts: Sequence[int], packed: bytes) -> tuple[float, ...]:
+    seconds = _unpacked(packed)
     check_times(seconds, "samples.step_s")
     if sum(counts) != len(seconds):
         raise ValueError(f"{len(seconds)} step times are stored where {sum(counts)} are counted")
-    ends = list(accumulate(counts))
-    return [seconds[end - count : end] for count, end in zip(counts, ends, strict=True)]
+    return seconds
+
+
+def _unpacked(packed: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(packed) // 8}d", packed)
 
 
 def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:

@@ -96,8 +96,8 @@ class PhaseEnergy:
 class Energy:
     """Energy of the phases that ran. Figures are derived in ``energy.py``."""
 
-    source: str | None  # nvml-counter | nvml-power | rapl-counter: which of the two is the figure
-    scope: str | None  # gpu-board | cpu-package: what it is of
+    source: str | None = None  # nvml-counter | nvml-power | rapl-counter: which of the two is the figure
+    scope: str | None = None  # gpu-board | cpu-package: what it is of
     prefill: PhaseEnergy | None = None
     decode: PhaseEnergy | None = None
     idle_w: float | None = None  # with the model loaded and nothing running
@@ -315,6 +315,8 @@ class Measurement(_Derived):
 
     def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
         places = self.known(("places", phase, warmups), lambda: self._places(phase, warmups))
+        if not self.states(name):
+            return [USUAL[name]] * len(places)
         values = self._values(name)
         return [values[place] for place in places]
 

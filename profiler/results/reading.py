@@ -48,7 +48,7 @@ def of_runs(store: Store, names: Sequence[str]) -> tuple[Iterable[Measurement], 
     The rows may be looked at as long as ``store`` is open. Raises NotFound where there are none.
     """
     chosen = list(dict.fromkeys(store.find_run(name) for name in names))
-    runs = [run for run in store.runs() if not chosen or run.id in chosen]
+    runs = [run for run in store.runs(counted=False) if not chosen or run.id in chosen]
     rows = (row for run in chosen for row in store.each(run)) if chosen else store.latest()
     first = next(rows, None)
     if first is None:

@@ -71,24 +71,20 @@ def redact_argv(argv: Sequence[str]) -> list[str]:
 
 def redact_json(content: Any) -> Any:
     """Plain JSON content with every string redacted."""
-    if type(content) in _TEXTLESS:
+    kind = type(content)
+    if kind in _TEXTLESS:
         return content
-    if isinstance(content, str):
+    if kind is str:
         return redact(content)
     if isinstance(content, dict):
-        return {
-            name: value
-            if (kind := type(value)) in _TEXTLESS
-            else redact(value)
-            if kind is str
-            else redact_json(value)
-            for name, value in content.items()
-        }
+        if _TEXTLESS.issuperset(map(type, content.values())):  # memory
+            return dict(content)
+        return {name: value if type(value) in _TEXTLESS else redact_json(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
         if _TEXTLESS.issuperset(map(type, content)):  # the times of repetitions
             return list(content)
-        return [value if type(value) in _TEXTLESS else redact_json(value) for value in content]
-    return content
+        return [redact_json(value) for value in content]
+    return redact(content) if isinstance(content, str) else content
 
 
 _TEXTLESS = frozenset({int, float, bool, type(None)})  # nine tenths of a row

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,6 +49,7 @@ LINE = Budget(nbytes=1 << 24, values=1 << 19, depth=16, twice=True)  # of one ro
 ARRAY = Budget(nbytes=1 << 28, values=1 << 23, depth=17, twice=True)  # of all rows, which -o json prints as one value
 MAX_SAMPLES = 1 << 21  # repetitions of all rows of a file
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
 COLUMNS = {"cpu_s": "cpu_seconds", "wait_s": "wait_seconds"}  # of samples, as a row calls them
 MEMORY = {each.name for each in dataclass_fields(Memory)}  # a row has what is derived of them too
 
@@ -79,12 +81,12 @@ def line(run: str | None, measurement: Measurement) -> str:
 
 
 def _without_environment(run: str | None, measurement: Measurement) -> dict[str, Any]:
-    case = measurement.case
+    case, centres = measurement.case, stats.centres(measurement)
     content = {
         "schema": SCHEMA,
         "run": run,
         "case": _flat(case),
-        "key": case.key,
+        "key": None,
         "outcome": measurement.outcome,
         "reason": measurement.reason,
         "prefill": _phase(measurement, "prefill"),
@@ -93,15 +95,16 @@ def _without_environment(run: str | None, measurement: Measurement) -> dict[str,
         "checkpoint": measurement.checkpoint or None,
         "memory": _flat(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
         "energy": _energy(measurement),
-        "ceiling": stats.ceiling(measurement),
+        "ceiling": stats.ceiling(measurement, centres),
         "predicted": stats.predicted(measurement),
-        "cautions": [asdict(caution) for caution in cautions(measurement)],
+        "cautions": [asdict(caution) for caution in cautions(measurement, centres)],
         "load_s": measurement.load_s,
         "threads": measurement.threads,
         "started_at": measurement.started_at,
         "asked": measurement.asked,
     }
     clean: dict[str, Any] = redact_json(content)
+    clean["key"] = case.key  # a digest, of which every row has another: it would be searched for secrets each time
     return clean
 
 
@@ -119,7 +122,7 @@ def _clean(environment: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 def dumps(content: dict[str, Any]) -> str:
     """One line of JSON. ASCII only, so that no control or direction character of a name reaches a terminal."""
-    return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
+    return ENCODER.encode(content)
 
 
 def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
@@ -164,7 +167,8 @@ def _energy(measurement: Measurement) -> dict[str, Any] | None:
 
 def _flat(content: Case | Memory) -> dict[str, Any]:
     """``asdict`` of what holds no lists or objects, and many times as fast."""
-    return {name: getattr(content, name) for name in content.__dataclass_fields__}
+    names = content.__dataclass_fields__
+    return dict(zip(names, attrgetter(*names)(content), strict=True))
 
 
 def _rounded(value: float | None) -> float | None:

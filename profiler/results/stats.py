@@ -63,6 +63,7 @@ STEADY_SPREAD = 0.02  # interquartile range ÷ median over the window
 CLEAR_Z = 2.2  # of Mann's test: of five repetitions only a strictly rising or falling row passes (odds 1 in 60)
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def tail(t: float, df: float) -> float:
@@ -155,7 +156,7 @@ class Centre(NamedTuple):
     @property
     def near(self) -> bool:
         """Whether the repetitions are surely not ``wide``, since they lie near enough to each other."""
-        return self.spread <= _most_spread(self.n)
+        return self.spread <= most_spread(self.n)
 
     def reach(self, between: float | None) -> float:
         """The most by which an end of the interval of the median can lie from it, as a difference of logarithms."""
@@ -175,7 +176,7 @@ def _reach(n: int) -> float:
 
 
 @cache
-def _most_spread(n: int) -> float:
+def most_spread(n: int) -> float:
     """The largest ÷ the smallest of n values up to which their interval cannot be ``wide``."""
     return math.exp(math.log1p(WIDE) / _reach(n)) if n > 1 else math.inf
 
@@ -215,20 +216,18 @@ def centre(values: list[float]) -> Centre | None:
     if not values:
         return None
     values.sort()
-    n, half = len(values), len(values) // 2
-    median = values[half] if n % 2 else (values[half - 1] + values[half]) / 2
-    return Centre(n, median, values[-1] / values[0])
+    return Centre(len(values), middle(values), values[-1] / values[0])
 
 
 def centres(measurement: Measurement) -> Centres:
     """Of the rates of both phases, None of one that was not measured: a tenth of the work of ``rate``."""
-    found: dict[Phase, list[float]] = {"prefill": [], "decode": []}
     columns = measurement.counted
     if columns is None:
-        return {phase: centre(rates(measurement, phase)) for phase in found}
+        return {phase: centre(rates(measurement, phase)) for phase in PHASES}
+    found: dict[Phase, list[float]] = {"prefill": [], "decode": []}
     for phase, seconds, tokens in zip(*columns, strict=True):
         found[phase].append(tokens / seconds)
-    return {phase: centre(values) for phase, values in found.items()}
+    return {"prefill": centre(found["prefill"]), "decode": centre(found["decode"])}
 
 
 def between(measurement: Measurement, phase: Phase) -> float | None:
@@ -260,7 +259,7 @@ def summarize(values: Sequence[float], between: float | None = None) -> Summary 
     if not values:
         return None
     ordered = sorted(values)
-    n, median = len(ordered), statistics.median(ordered)
+    n, median = len(ordered), middle(ordered)
     if n == 1:
         return Summary(1, median, None, None, None, None, None)
     low, high, rule, coverage = _order_interval(ordered) if n >= ORDER_NEEDS else _log_t_interval(ordered)
@@ -292,6 +291,12 @@ def widening(values: Sequence[float]) -> float:
     return math.sqrt((1 + r) / (1 - r))
 
 
+def middle(ordered: Sequence[float]) -> float:
+    """Median of sorted values, at least one. ``statistics.median`` sorts them once more."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
 def percentile(ordered: Sequence[float], fraction: float) -> float:
     """Percentile of sorted values, linear between them (type 7 of Hyndman & Fan 1996, as numpy's default)."""
     position = fraction * (len(ordered) - 1)
@@ -303,7 +308,7 @@ def percentile(ordered: Sequence[float], fraction: float) -> float:
 def stdev(values: Sequence[float]) -> float:
     """Of a sample, n − 1. ``statistics.stdev`` counts in fractions, which takes a report over many rows seconds."""
     mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return math.sqrt(math.fsum([(value - mean) ** 2 for value in values]) / (len(values) - 1))
 
 
 def _tail(ordered: Sequence[float], fraction: float) -> float | None:
@@ -337,7 +342,7 @@ def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRul
     if logs[0] == logs[-1]:
         return ordered[0], ordered[-1], "log-t", COVERAGE
     half = T_975[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs))
-    median = statistics.median(ordered)  # not quite exp(centre): the interval must still hold it
+    median = middle(ordered)  # not quite exp(centre): the interval must still hold it
     return min(math.exp(centre - half), median), max(math.exp(centre + half), median), "log-t", COVERAGE
 
 
@@ -386,16 +391,16 @@ def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str,
     if not at:
         return None
     prefill, decode = (centre and centre.median for centre in (known or centres(measurement)).values())
-    return shares(measurement.case, at, prefill, decode) | {"bound": measurement.expected.get("decode_bound")}
+    found = shares(measurement.case, at, prefill, decode)
+    fractions = {f"{phase}_fraction": share for phase, share in found.items()}
+    return fractions | {"bound": measurement.expected.get("decode_bound")}
 
 
 def shares(
-    case: Case, ceiling_s: Mapping[str, float] | None, prefill_tps: float | None, decode_tps: float | None
-) -> dict[str, float | None]:
-    """The same, of rates that are known already."""
-    prefill = decode = None
-    if ceiling_s and prefill_tps is not None:
-        prefill = ceiling_s["prefill"] * prefill_tps / (case.batch * case.context)
-    if ceiling_s and decode_tps is not None:
-        decode = ceiling_s["step"] * decode_tps / case.batch
-    return {"prefill_fraction": prefill, "decode_fraction": decode}
+    case: Case, ceiling_s: Mapping[str, float], prefill_tps: float | None, decode_tps: float | None
+) -> dict[Phase, float | None]:
+    """The same by phase, of rates that are known already; ``ceiling_s``: seconds of a prefill and of a step."""
+    return {
+        "prefill": prefill_tps and ceiling_s["prefill"] * prefill_tps / (case.batch * case.context),
+        "decode": decode_tps and ceiling_s["step"] * decode_tps / case.batch,
+    }

@@ -24,14 +24,14 @@ from functools import partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from profiler import folders
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.foreign import Budget, json_value
 from profiler.results.database import Guarded, check_in_place, connect, connect_to_read, in_words
-from profiler.results.encoding import decode, dumps, encode
+from profiler.results.encoding import Placed, decode, dumps, encode, placed
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.redact import redact, redact_argv, redact_json
@@ -59,17 +59,6 @@ class Run:
     environment: dict[str, Any]
     models: tuple[str, ...]
     outcomes: dict[str, int]
-
-
-class Placed(NamedTuple):
-    """What rows are put in order by, without the rest of them."""
-
-    id: int
-    model_id: str
-    quant: str
-    context: int
-    batch: int
-    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,19 +184,22 @@ class Store:
         query = "SELECT 1 FROM measurements WHERE key = ? AND outcome = 'ok' AND id > ? LIMIT 1"
         return bool(self._read(query, (key, since)))
 
-    def runs(self) -> list[Run]:
-        """All runs in the order in which they were stored, whatever the clock said."""
+    def runs(self, counted: bool = True) -> list[Run]:
+        """All runs in the order in which they were stored, whatever the clock said.
+
+        ``counted=False``: without models and outcomes, for which every row is looked at.
+        """
         found = self._read(
             "SELECT r.id, r.started_at, r.finished_at, r.how, r.argv, e.content FROM runs r"
             f" JOIN environments e ON e.id = r.environment {self._in_order_of_storing()}"
         )
         models: dict[str, list[str]] = {}
         outcomes: dict[str, dict[str, int]] = {}
-        counted = self._read(
+        query = (
             "SELECT l.run, m.model, m.outcome, count(*) FROM run_rows l JOIN measurements m ON m.id = l.measurement"
             " GROUP BY l.run, m.model, m.outcome ORDER BY min(l.rowid)"
         )
-        for run, model, outcome, count in counted:
+        for run, model, outcome, count in self._read(query) if counted else ():
             models.setdefault(run, []).append(model)
             counts = outcomes.setdefault(run, {})
             counts[outcome] = counts.get(outcome, 0) + count
@@ -269,11 +261,13 @@ class Store:
 
     def in_order(self, run: str, places: Callable[[Sequence[Placed]], list[Any]]) -> Iterator[Measurement]:
         """Rows of a run in another order, one after the other: ``places`` gives a key for each to sort them by."""
-        names = [f"json_extract(m.content, '$.case.{name}')" for name in Placed._fields[1:]]
-        query = f"SELECT m.id, {', '.join(names)} FROM run_rows l JOIN measurements m ON m.id = l.measurement"
-        found = [Placed(*each) for each in self._read(f"{query} WHERE l.run = ? ORDER BY l.rowid", (run,))]
-        with self._content_in_words("row"):
-            order = [each.id for _, each in sorted(zip(places(found), found, strict=True), key=itemgetter(0))]
+        query = "SELECT m.id, m.content FROM run_rows l JOIN measurements m ON m.id = l.measurement"
+        with in_words(self.path), self._content_in_words("row"):
+            self._db.limit(self.path)  # it may have grown
+            stored = self._db.read(f"{query} WHERE l.run = ? ORDER BY l.rowid", (run,))
+            found = [(row, placed(content)) for row, content in stored]
+            keys = places([place for _, place in found])
+            order = [row for _, (row, _) in sorted(zip(keys, found, strict=True), key=itemgetter(0))]
         for start in range(0, len(order), CHUNK):
             ids = order[start : start + CHUNK]
             marks = ", ".join("?" * len(ids))
@@ -313,19 +307,17 @@ class Store:
     def _decoded(self, found: Sequence[tuple[str, bytes | int, str]]) -> list[Measurement]:
         """Rows of content, step times or the id to find them by, and environment."""
         with self._content_in_words("row"), collector_paused():
+            environments = {name: self._environment_of(name) for name in {name for _, _, name in found}}
+            later, read = self._steps, self._row
             rows = decode(
                 [
-                    (
-                        text,
-                        partial(self._steps, steps) if isinstance(steps, int) else steps,
-                        self._environment_of(name),
-                    )
+                    (text, partial(later, steps) if isinstance(steps, int) else steps, environments[name])
                     for text, steps, name in found
                 ]
             )
         for (_, row, _), measurement in zip(found, rows, strict=True):
             if isinstance(row, int):
-                measurement.kept_in(partial(self._row, row))
+                measurement.kept_in(partial(read, row))
         return rows
 
     def _row(self, row: int) -> Measurement:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Protocol
 
 from profiler import backends
@@ -14,7 +15,7 @@ from profiler.case import Case
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import DecodePath, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.stats import Summary
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
@@ -144,9 +145,10 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
     noted = {
         id(measurement): " ".join(map(str, mine)) for measurement, mine in zip(measurements, numbers, strict=True)
     }
+    unlike = _unlike(measurements)
     columns = [
         Column("quant", lambda m: plain(m.case.quant), STAYS, right=False),
-        *(column for column in SETTINGS if len({column.cell(m) for m in measurements}) > 1),
+        *(column for column in SETTINGS if len({column.cell(m) for m in unlike}) > 1),
         Column("context", lambda m: f"{m.case.context:,}", STAYS),
         Column("batch", lambda m: f"{m.case.batch:,}", STAYS),
         Column("prefill t/s", lambda m: rate_cell(m, "prefill"), STAYS),
@@ -168,12 +170,13 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
 
 def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
     """What is true of all rows: the run, the device and the settings they share."""
-    parts = ["FAKE FIGURES"] if any(backends.made_up(m.case.backend) for m in measurements) else []
+    unlike = _unlike(measurements)
+    parts = ["FAKE FIGURES"] if any(backends.made_up(m.case.backend) for m in unlike) else []
     parts += [f"run {plain(run)}"] if run else []
-    devices = dict.fromkeys(device_title(m) for m in measurements)
+    devices = dict.fromkeys(device_title(m) for m in unlike)
     parts += [title for title in devices if title]
     for column in SETTINGS:
-        values = {column.cell(m) for m in measurements}
+        values = {column.cell(m) for m in unlike}
         if len(values) == 1 and not values & {UNKNOWN, column.usual}:
             parts.append(column.words.format(values.pop()))
     return parts
@@ -195,6 +198,11 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
         whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
         parts.append(f"J: energy per prompt token and per output token of {whose}, idle power included")
     return "; ".join(parts) or None
+
+
+def _unlike(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """One row for each environment and each combination of settings: most rows of a run share both."""
+    return list({(id(row.environment), *SHOWN_SETTINGS(row.case)): row for row in measurements}.values())
 
 
 class OfDevice(Protocol):
@@ -247,6 +255,7 @@ SETTINGS = (  # in the heading where all rows agree, else columns
     Column("fill", lambda m: plain(m.case.fill), 7, words="{} fill", usual="prefill", right=False),
     Column("steps", lambda m: f"{m.case.steps:,}", 7, words="{} steps"),
 )
+SHOWN_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps")
 
 
 class HasCase(Protocol):
@@ -343,17 +352,19 @@ def launch_share(eager_tps: float, graph_tps: float) -> float:
 
 def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list[str]:
     """One line for each case that another path than the shipped one decoded; ``brief``: if there is news in it."""
+    others = [(row, row.decode_path) for row in measurements if row.decode_path is not None]
     shipped: dict[Case, float] = {}
-    for row in measurements:
+    for row in measurements if others else ():
         rate = stats.rate(row, "decode")
         if row.case.path == EAGER and rate is not None:
             shipped[row.case] = rate.median
-    return [line for row in measurements if (line := _line(row, shipped.get(replace(row.case, path=EAGER)), brief))]
+    lines = (_line(row, path, shipped.get(replace(row.case, path=EAGER)), brief) for row, path in others)
+    return [line for line in lines if line]
 
 
-def _line(row: Measurement, eager_tps: float | None, brief: bool) -> str | None:
-    rate, path = stats.rate(row, "decode"), row.decode_path
-    if rate is None or path is None:
+def _line(row: Measurement, path: DecodePath, eager_tps: float | None, brief: bool) -> str | None:
+    rate = stats.rate(row, "decode")
+    if rate is None:
         return None
     parts = []
     if eager_tps is not None and path.ran == row.case.path:

@@ -34,8 +34,7 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
 
 
 def _paragraph(machine: MachineRows, forecast: Forecast) -> str:
-    smallest = min((result.case.batch for result in machine.ok), default=1)
-    usable = [result for result in machine.ok if result.case.batch == smallest and _clear(result)]
+    usable = [result for result in machine.fewest if _clear(result)]
     if not usable:
         return f"Nothing here can be recommended: {_why_nothing(machine)}."
     fast = [result for result in usable if result.least_tps >= READING_TPS or _surely(result) >= READING_TPS]
@@ -86,7 +85,7 @@ def _memory(best: CaseResult, forecast: Forecast) -> str:
 
 
 def _bound(best: CaseResult) -> str:
-    share = best.shares["decode_fraction"]
+    share = best.shares.get("decode")
     if share is None:
         return ""
     what = selection.LIMITS.get(best.bound, (None, None))[1]
@@ -127,10 +126,11 @@ def _parameters(model: str, machine: MachineRows, forecast: Forecast) -> float |
     known = forecast.parameters(model)
     if known is not None:
         return known
-    plain = [result for result in machine.ok_of(model) if result.case.quant in DTYPE_BYTES]
     counted = [
-        result.memory.weights_bytes / DTYPE_BYTES[result.case.quant]
-        for result in plain
-        if result.memory.weights_bytes
+        result.memory.weights_bytes / DTYPE_BYTES[group.case.quant]
+        for group, results in machine.groups.items()
+        if group.model == model and group.case.quant in DTYPE_BYTES
+        for result in results
+        if result.ok and result.memory.weights_bytes
     ]
     return max(counted, default=None)

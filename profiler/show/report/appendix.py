@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from profiler.results.redact import redact_argv
 from profiler.results.store import Run
 from profiler.shell import command
-from profiler.show.columns import NOTE_LENGTH, Note, plain
+from profiler.show.columns import NOTE_LENGTH, Note, plain, rows_of_models
 from profiler.show.report import selection
 from profiler.show.report.blocks import Code, Head, Listing, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
@@ -31,10 +32,9 @@ def skipped(machines: Sequence[MachineRows]) -> Section:
     reasons: dict[tuple[str, str, str], list[CaseResult]] = {}
     for machine in machines:
         where = machine.title if len(machines) > 1 else ""
-        for result in machine.results:
-            if not result.ok:
-                reason = plain(result.reason or "no reason was recorded", NOTE_LENGTH)
-                reasons.setdefault((where, result.outcome, reason), []).append(result)
+        for result in machine.ended:
+            reason = plain(result.reason or "no reason was recorded", NOTE_LENGTH)
+            reasons.setdefault((where, result.outcome, reason), []).append(result)
     title = "What was not measured, and why?"
     if not reasons:
         return Section("skipped", title, (muted("Nothing: every case has a result."),))
@@ -61,7 +61,8 @@ def cautions(machines: Sequence[MachineRows]) -> Section:
     for machine in machines:
         where = f"{machine.title}: " if len(machines) > 1 else ""
         found = _alike(machine)
-        items = tuple(f"{where}{_caution(each, machine.ok)}" for each in found[:MOST])
+        total = rows_of_models(machine.ok) if found else None
+        items = tuple(f"{where}{_caution(each, machine.ok, total)}" for each in found[:MOST])
         blocks += [Listing(items)] if items else []
         if len(found) > MOST:
             blocks.append(muted(f"{where}{MOST} of {len(found):,} cautions are shown."))
@@ -78,7 +79,7 @@ class _Alike:
 
 def _alike(machine: MachineRows) -> list[_Alike]:
     found: dict[tuple[str, str], _Alike] = {}
-    for result in machine.ok:
+    for result in machine.noted:
         for caution in result.cautions:
             text = plain(caution.text, NOTE_LENGTH)
             helps = plain(caution.help) if caution.help else None
@@ -89,10 +90,10 @@ def _alike(machine: MachineRows) -> list[_Alike]:
     return list(found.values())
 
 
-def _caution(alike: _Alike, rows: Sequence[CaseResult]) -> str:
+def _caution(alike: _Alike, rows: Sequence[CaseResult], total: Counter[str] | None) -> str:
     note = alike.note
     helps = f"; try {note.help}" if note.help else ""
-    return f"{note.text}{helps} ({'the figures vary: ' if alike.vary else ''}{note.named_cases(rows)})"
+    return f"{note.text}{helps} ({'the figures vary: ' if alike.vary else ''}{note.named_cases(rows, total)})"
 
 
 def environment(machines: Sequence[MachineRows]) -> Section:
@@ -162,10 +163,10 @@ def _properties(machine: MachineRows) -> dict[str, tuple[str, ...]]:
             seen.add(id(result.environment))
             for name, value in _pairs(result.environment):
                 found.setdefault(name, {})[value] = None
-    starts = sorted(start for result in machine.results if (start := result.started_at))
+    starts = [start for result in machine.results if (start := result.started_at)]
     first = {"rows": (f"{len(machine.results):,}",)}
     if starts:
-        days = list(dict.fromkeys(plain(start, 40)[:16].replace("T", " ") for start in (starts[0], starts[-1])))
+        days = list(dict.fromkeys(plain(start, 40)[:16].replace("T", " ") for start in (min(starts), max(starts))))
         first["measured"] = (" to ".join(days) + " UTC",)
     return first | {name: tuple(values) for name, values in found.items()}
 

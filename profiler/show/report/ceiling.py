@@ -46,9 +46,7 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
         return "the rows do not say which device they were measured on"
     if forecast.machine.target.guessed:
         return "this device was not calibrated with the packages of these rows; profile calibrate takes a minute"
-    known = [
-        result for result in machine.ok if result.model in forecast.shapes and result.case.batch == machine.batch
-    ]
+    known = [result for result in machine.at.get(machine.batch, ()) if result.model in forecast.shapes]
     points = [point for result in _spread_out(known) for point in _points(result, forecast)]
     if not points:
         return "FLOPs and bytes are known for models of the catalog only, and none of them was measured"
@@ -85,10 +83,10 @@ def _seconds(result: CaseResult, phase: Phase) -> float | None:
 
 def _shares(machine: MachineRows, where: str) -> Chart | None:
     points = []
-    for result in _spread_out([result for result in machine.ok if result.ceiling_s], MOST_SHARES):
+    for result in _spread_out(machine.calibrated, MOST_SHARES):
         found = result.shares
         for phase in PHASES:
-            share = found[f"{phase}_fraction"]
+            share = found[phase]
             if share is not None:
                 label = selection.case(result)
                 points.append({"x": share, "label": label, "phase": phase, "said": f"{label}, {phase}: {share:.0%}"})
@@ -96,7 +94,7 @@ def _shares(machine: MachineRows, where: str) -> Chart | None:
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
-    rows = [(machine, result) for machine in machines for result in machine.ok if result.ceiling_s]
+    rows = [(machine, result) for machine in machines for result in machine.calibrated[:MOST_ROWS]]
     if not rows:
         return [
             muted(
@@ -119,10 +117,14 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     blocks: list[PageBlock] = [
         Table(columns, table, "Share of the ceiling: what the device was measured to do ÷ what it took")
     ]
-    if len(rows) > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show RUN -o json has all."))
+    count = sum(len(machine.calibrated) for machine in machines)
+    if count > MOST_ROWS:
+        blocks.append(muted(f"{MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o json has all."))
     above = [
-        selection.case(result) for _, result in rows if any(caution.code in ABOVE for caution in result.cautions)
+        selection.case(result)
+        for machine in machines
+        for result in machine.noted
+        if any(caution.code in ABOVE for caution in result.cautions)
     ]
     if above:
         blocks.append(muted(f"Above 100 %: {selection.several(above, 4)}. That is a bug of ours; please report it."))
@@ -131,10 +133,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
 
 def _cells(result: CaseResult) -> tuple[str, str, str]:
     found = result.shares
-    texts = (
-        UNKNOWN if share is None else f"{share:.0%}" for share in (found[f"{phase}_fraction"] for phase in PHASES)
-    )
-    prefill, decode = texts
+    prefill, decode = (UNKNOWN if (share := found[phase]) is None else f"{share:.0%}" for phase in PHASES)
     return prefill, decode, selection.LIMITS.get(result.bound, ("", UNKNOWN))[1]
 
 

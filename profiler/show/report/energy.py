@@ -18,8 +18,8 @@ Joules = Mapping[str, Any]
 
 def section(machines: Sequence[MachineRows]) -> Section:
     """A table of the rows that have energy; else the reasons why none has."""
-    found = [(machine, result, result.energy) for machine in machines for result in machine.ok]
-    known = [(machine, result, joules) for machine, result, joules in found if joules and _any(joules)]
+    found = [(machine, result, result.energy) for machine in machines for result in machine.ok if result.energy]
+    known = [(machine, result, joules) for machine, result, joules in found if _any(joules)]
     if not known:
         return Section(
             "energy", "How much energy does it take?", (muted(f"No energy: {_why(j for *_, j in found)}."),)
@@ -37,11 +37,9 @@ def _any(joules: Joules) -> bool:
     return any(joules.get(name) is not None for name in FIGURES)
 
 
-def _why(found: Iterable[Joules | None]) -> str:
+def _why(found: Iterable[Joules]) -> str:
     """The reasons that rows give; else that nothing was metered."""
-    reasons = dict.fromkeys(
-        plain(joules["reason"], 200).rstrip(".") for joules in found if joules and joules.get("reason")
-    )
+    reasons = dict.fromkeys(plain(joules["reason"], 200).rstrip(".") for joules in found if joules.get("reason"))
     return (
         selection.several(list(reasons), 3) if reasons else "nobody asked for it; profile sweep --energy measures it"
     )

@@ -29,7 +29,7 @@ def write_rows(path: Path, store: Store, run: str) -> None:
     """The report of one stored run."""
     from profiler.show.report.page import page
 
-    runs = [each for each in store.runs() if each.id == run]
+    runs = [each for each in store.runs(counted=False) if each.id == run]
     write_html(path, page(store.rows(run), run, runs))
 
 

@@ -61,7 +61,7 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
 
 def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[PageBlock]:
     results = {_place(result): result for result in machine.results if result.case.batch == machine.batch}
-    contexts = _map_contexts(machine, forecast)
+    contexts = _map_contexts(machine, sorted({context for *_, context in results}), forecast)
     lines = [
         (f"{model} · {series}", quant, model, series)
         for model in machine.models
@@ -95,9 +95,8 @@ def _place(result: CaseResult) -> tuple[str, str, int]:
     return result.model, result.series, result.case.context
 
 
-def _map_contexts(machine: MachineRows, forecast: Forecast) -> list[int]:
+def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forecast) -> list[int]:
     """The measured ones, thinned out where they are many, and those that are predicted."""
-    measured = sorted({result.case.context for result in machine.results if result.case.batch == machine.batch})
     longest = forecast.longest(machine.models)
     others = [context for context in CONTEXTS if context <= longest and context not in measured]
     room = max(2, MOST_CONTEXTS - len(others))
@@ -107,14 +106,14 @@ def _map_contexts(machine: MachineRows, forecast: Forecast) -> list[int]:
 
 def _formats(machine: MachineRows, model: str, forecast: Forecast) -> list[tuple[str, str | None]]:
     """Lines of a model: what was measured, then what is only predicted. With the format to predict, or None."""
-    mine = machine.of[model]
+    mine = [group for group in machine.groups if group.model == model]
     found: dict[str, str | None] = {}
-    for result in mine:
-        found.setdefault(result.series, result.case.quant)
-        if result.case.path != forecast.path:
-            found[result.series] = None
+    for group in mine:
+        found.setdefault(group.series, group.case.quant)
+        if group.case.path != forecast.path:
+            found[group.series] = None
     if model in forecast.shapes:
-        measured = {result.case.quant for result in mine}
+        measured = {group.case.quant for group in mine}
         known = registry.names("quants")
         found |= {quant: quant for quant in FORMATS if quant in known and quant not in measured}
     return list(found.items())
@@ -236,7 +235,7 @@ def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[st
 
 def _models(machine: MachineRows) -> list[str]:
     """Those with a peak, the largest first."""
-    found = {model: [result.peak_bytes or 0 for result in machine.ok_of(model)] for model in machine.models}
+    found = {model: [result.memory.process_peak_bytes or 0 for result in mine] for model, mine in machine.of.items()}
     peaks = {model: max(mine) for model, mine in found.items() if mine}
     return sorted(peaks, key=lambda model: -peaks[model])
 
@@ -248,7 +247,7 @@ def _panels(machine: MachineRows, forecast: Forecast, several: bool) -> Iterator
 
 def _panel(machine: MachineRows, forecast: Forecast, model: str, several: bool) -> Chart | None:
     """Of the format of a model that has the most contexts."""
-    mine = [result for result in machine.ok_of(model) if result.case.batch == machine.batch]
+    mine = [result for result in machine.of[model] if result.case.batch == machine.batch]
     split = {id(result): found for result in mine if (found := parts(result.memory)) is not None}
     mine = [result for result in mine if id(result) in split]
     if not mine:
@@ -324,7 +323,7 @@ def _drawn(
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     several = len(machines) > 1
-    rows = [(machine, result) for machine in machines for result in machine.ok if result.peak_bytes is not None]
+    rows = [(machine, result) for machine in machines for result in machine.weighed[:MOST_ROWS]]
     if not rows:
         return []
     columns = (
@@ -338,8 +337,9 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     )
     caption = "Weights and cache by themselves; then the peak of each phase, everything counted"
     blocks: list[PageBlock] = [Table(columns, table, caption)]
-    if len(rows) > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} of {len(rows):,} cases are shown; profile runs show RUN -o csv has all."))
+    count = sum(len(machine.weighed) for machine in machines)
+    if count > MOST_ROWS:
+        blocks.append(muted(f"{MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o csv has all."))
     return blocks
 
 

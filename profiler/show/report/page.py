@@ -79,6 +79,6 @@ def _summary(found: Sequence[MachineRows], run: str | None, rows: int) -> tuple[
     measured = sum(len(machine.ok) for machine in found)
     parts += [f"{measured:,} of {cases:,} cases measured", f"{models:,} model{'s' * (models != 1)}"]
     parts += [f"{again:,} older {'row' if again == 1 else 'rows'} of the same cases left out"] if again else []
-    kinds = {result.case.weights for machine in found for result in machine.results}
+    kinds = {group.case.weights for machine in found for group in machine.groups}
     parts += [f"{plain(next(iter(kinds)))} weights"] if len(kinds) == 1 else []
     return tuple(parts)

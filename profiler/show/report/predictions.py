@@ -26,7 +26,7 @@ from profiler.errors import ProfileError
 from profiler.models import families, hub
 from profiler.models.geometry import CacheBytes, Geometry
 from profiler.quants.base import DTYPE_BYTES
-from profiler.show.report.selection import CaseResult, MachineRows
+from profiler.show.report.selection import CaseGroup, CaseResult, MachineRows
 
 SAME = 0.02  # of the weights' bytes: buffers and tied tables differ by less, other sizes of a family by far more
 
@@ -109,12 +109,17 @@ class Forecast:
     def of(cls, machine: MachineRows) -> Forecast:
         """For the models of ``side`` on its device."""
         device = place_found(machine.environment)
-        dtypes = [result.case.dtype for result in machine.results if result.case.quant not in DTYPE_BYTES]
-        dtype = max(set(dtypes), key=dtypes.count) if dtypes else machine.results[0].case.dtype
-        run = Counter([result.case.path for result in machine.results]).most_common(1)[0][0]
-        found = cls(None if device is None else Machine(device), dtype, {}, {}, run)
+        dtypes, paths = Counter[str](), Counter[str]()
+        for group, results in machine.groups.items():
+            paths[group.case.path] += len(results)
+            if group.case.quant not in DTYPE_BYTES:
+                dtypes[group.case.dtype] += len(results)
+        dtype = dtypes.most_common(1)[0][0] if dtypes else machine.results[0].case.dtype
+        found = cls(None if device is None else Machine(device), dtype, {}, {}, paths.most_common(1)[0][0])
         for model in machine.models:
-            reason = found._add(model, machine.of[model])
+            reason = found._add(
+                model, {group: rows for group, rows in machine.groups.items() if group.model == model}
+            )
             if reason is not None:
                 found.missing[model] = reason
         return found
@@ -128,15 +133,15 @@ class Forecast:
 
     def largest_context(self, result: CaseResult) -> int | None:
         """Tokens of each sequence up to which the case of a row still fits."""
-        predictor = self._of(result)
+        predictor = self._of(result.model, result.case)
         return None if predictor is None else predictor.largest_context(result.case.batch)
 
     def needed(self, result: CaseResult) -> tuple[tuple[float, float], ...] | None:
         """Bytes and FLOPs that prefill and a middle decode step of a row cannot do without: copies do not count."""
-        predictor = self._of(result)
+        case = result.case
+        predictor = self._of(result.model, case)
         if predictor is None:
             return None
-        case = result.case
         works = predictor.works(case.context, mean_depth(case), case.batch)
         return tuple((done.needed_bytes, done.needed_flops) for done in works)
 
@@ -155,8 +160,8 @@ class Forecast:
     def _dtype(self, quant: str) -> str:
         return quant if quant in DTYPE_BYTES else self.dtype
 
-    def _of(self, result: CaseResult) -> Predictor | None:
-        return self._predictor(result.model, result.case.quant, result.case.dtype, result.case.path)
+    def _of(self, model: str, case: Case) -> Predictor | None:
+        return self._predictor(model, case.quant, case.dtype, case.path)
 
     def _predictor(self, model: str, quant: str, dtype: str, path: str) -> Predictor | None:
         name = (model, quant, dtype, path)
@@ -170,11 +175,11 @@ class Forecast:
                     )
         return self._known[name]
 
-    def _add(self, model: str, results: Sequence[CaseResult]) -> str | None:
+    def _add(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]]) -> str | None:
         """Take up a model, or say in words why it cannot be predicted."""
         if self.machine is None:
             return "the rows do not say which device they were measured on"
-        found = (backends.of_row(result.case.backend) for result in results)
+        found = (backends.of_row(group.case.backend) for group in groups)
         if not any(backend is not None and backend.predicted for backend in found):
             return "no rules describe what ran it"
         name = hub.find(model)
@@ -182,21 +187,21 @@ class Forecast:
             return "not a model of the catalog, whose shapes are known here"
         config = hub.shipped_config(name)
         self.shapes[model] = families.geometry(config)
-        reason = self._doubt(model, results, digest(config))
+        reason = self._doubt(model, groups, digest(config))
         if reason is not None:
             del self.shapes[model]
             self._known = {key: known for key, known in self._known.items() if key[0] != model}
         return reason
 
-    def _doubt(self, model: str, results: Sequence[CaseResult], model_id: str) -> str | None:
+    def _doubt(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]], model_id: str) -> str | None:
         """Why the rows may be of another model than the catalog's; ``model_id`` is that of its config."""
-        sure = any(result.case.weights == "synthetic" and result.case.model_id == model_id for result in results)
-        for result in results:
-            weights = result.memory.weights_bytes
-            predictor = self._of(result)
-            if weights is None or predictor is None:
+        sure = any(group.case.weights == "synthetic" and group.case.model_id == model_id for group in groups)
+        for group, results in groups.items():
+            predictor = self._of(model, group.case)
+            if predictor is None:
                 continue
-            if abs(predictor.storage.device_bytes / weights - 1) > SAME:
-                return "its weights are not those of the catalog's model of that name"
-            sure = True
+            for weights in {size for result in results if (size := result.memory.weights_bytes)}:
+                if abs(predictor.storage.device_bytes / weights - 1) > SAME:
+                    return "its weights are not those of the catalog's model of that name"
+                sure = True
         return None if sure else "no row says how large its weights are, and a name alone is not enough"

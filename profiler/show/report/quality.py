@@ -184,12 +184,7 @@ def _scores(machine: MachineRows, scores: Sequence[Score]) -> tuple[str, dict[tu
 
 def _rated(machine: MachineRows, scores: dict[tuple[str, str], Score]) -> tuple[int, list[FrontierCase]]:
     """Cases that can be compared: one number of sequences, and the one context that most of them have."""
-    smallest = min((result.case.batch for result in machine.ok), default=1)
-    usable = [
-        result
-        for result in machine.ok
-        if result.case.batch == smallest and result.peak_bytes is not None and result.comparable
-    ]
+    usable = [result for result in machine.fewest if result.peak_bytes is not None and result.comparable]
     counts = Counter(result.case.context for result in usable)
     context = min(counts, key=lambda at: (-counts[at], at), default=0)
     found = []

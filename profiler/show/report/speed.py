@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from profiler.results.measurement import Phase
 from profiler.show.columns import rate_cell, reps_cell, token_cell, ttft_cell
@@ -61,7 +62,9 @@ def section(machines: Sequence[MachineRows]) -> Section:
 
 def _panels(machines: Sequence[MachineRows]) -> list[tuple[MachineRows, str]]:
     """Model by model, all machines that have a curve of it; those with the most rows."""
-    counts: Counter[str] = Counter(result.model for machine in machines for result in machine.ok)
+    counts = Counter[str]()
+    for machine in machines:
+        counts.update({model: len(results) for model, results in machine.of.items()})
     pairs = [
         (machine, model) for model, _ in counts.most_common() for machine in machines if _has_curve(machine, model)
     ]
@@ -69,7 +72,7 @@ def _panels(machines: Sequence[MachineRows]) -> list[tuple[MachineRows, str]]:
 
 
 def _has_curve(machine: MachineRows, model: str) -> bool:
-    places = ((result.case.context, result.case.batch) for result in machine.of.get(model, ()) if result.ok)
+    places = ((result.case.context, result.case.batch) for result in machine.of.get(model, ()))
     first = next(places, None)
     return any(place != first for place in places)
 
@@ -80,14 +83,14 @@ def _shown(title: str, figures: Iterable[Chart | None], why: str) -> list[PageBl
 
 
 def _over_context(machine: MachineRows, model: str, phase: Phase, several: bool) -> Chart | None:
-    results = [result for result in machine.ok_of(model) if result.case.batch == machine.batch]
+    results = [result for result in machine.of.get(model, ()) if result.case.batch == machine.batch]
     points = [(result, result.case.context) for result in results if _median(result, phase) is not None]
     batch = f", {machine.batch} at once" if machine.batch > 1 else ""
     return _curves(f"{model}{batch}", points, "context", phase, machine, several)
 
 
 def _over_batch(machine: MachineRows, model: str, several: bool) -> Chart | None:
-    results = [result for result in machine.ok_of(model) if result.decode_tps]
+    results = [result for result in machine.of.get(model, ()) if result.decode_tps]
     batches: dict[int, set[int]] = {}
     for result in results:
         batches.setdefault(result.case.context, set()).add(result.case.batch)
@@ -109,10 +112,13 @@ def _curves(
     """A line for each series; None unless there are two places to compare."""
     if len({at for _, at in found}) < 2:
         return None
-    series = list(dict.fromkeys(result.series for result, _ in found))[:MOST_SERIES]
+    every: dict[str, dict[int, CaseResult]] = {}
+    for result, at in found:
+        every.setdefault(result.series, {})[at] = result
+    series = list(every)[:MOST_SERIES]
     points = []
     for name in series:
-        mine = {at: result for result, at in found if result.series == name}
+        mine = every[name]
         step = -(-len(mine) // MOST_POINTS)
         for at, result in list(mine.items())[::step]:
             summary = result.prefill if phase == "prefill" else result.decode
@@ -156,8 +162,9 @@ def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     several = len(machines) > 1
-    found = [(machine.title, result) for machine in machines for result in machine.ok]
-    rows = tuple((*((title,) if several else ()), *_row(result)) for title, result in found[:MOST_ROWS])
+    found = ((machine.title, result) for machine in machines for result in machine.ok)
+    rows = tuple((*((title,) if several else ()), *_row(result)) for title, result in islice(found, MOST_ROWS))
+    count = sum(len(machine.ok) for machine in machines)
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("model", right=False),
@@ -165,9 +172,9 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "first token", "ms/token", "reps")),
     )
     blocks: list[PageBlock] = [Table(columns, rows, "The figures")]
-    if len(found) > MOST_ROWS:
+    if count > MOST_ROWS:
         blocks.append(
-            muted(f"{MOST_ROWS} of {len(found):,} measured cases are shown; profile runs show RUN -o csv has all.")
+            muted(f"{MOST_ROWS} of {count:,} measured cases are shown; profile runs show RUN -o csv has all.")
         )
     return blocks
 

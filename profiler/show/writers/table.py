@@ -28,7 +28,7 @@ from profiler.show.columns import (
 from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, Table, Text
 
 WIDTH = 120  # columns, if the output is not a terminal: the same rows always give the same text
-INDENT = "  "  # before the rows of a model; tabulate happens to put the same between columns
+INDENT = "  "  # before the rows of a model, and between columns
 
 PAGE_WIDTH = 100  # width of a report that does not go to a terminal
 NARROWEST = 40
@@ -81,13 +81,11 @@ def _fitted(columns: list[Column], measurements: Sequence[Measurement], width: i
         if least.worth == STAYS:
             break
         del texts[least]
-    text = tabulate(
-        list(zip(*texts.values(), strict=True)),  # titles as the first row, because tabulate pads real headers
-        tablefmt="plain",
-        colalign=["right" if column.right else "left" for column in texts],
-        disable_numparse=True,
-    )
-    return [f"{INDENT}{line}".rstrip() for line in text.splitlines()]
+    padded = []
+    for column, cells in texts.items():
+        width, pad = max(map(len, cells)), str.rjust if column.right else str.ljust
+        padded.append([pad(cell, width) for cell in cells])
+    return [INDENT + INDENT.join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
 def _width(texts: Mapping[Column, Sequence[str]]) -> int:

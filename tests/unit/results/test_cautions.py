@@ -76,6 +76,10 @@ def test_a_precision_that_nobody_asked_for_is_not_missed() -> None:
     assert told(row(wide, "reps", {"reps": 6, "max_phase_s": 60.0})) == {}
 
 
+def test_a_row_whose_precision_is_null_was_asked_for_none() -> None:
+    assert told(row([0.1, 0.104, 0.1, 0.096], "cap", {"precision": None})) == {}
+
+
 def test_the_words_name_the_precision_and_are_the_same_for_every_such_row() -> None:
     (one,) = cautions(row([0.100, 0.106, 0.097, 0.104, 0.100, 0.103, 0.098], "time"))
     (other,) = cautions(row([0.100, 0.107, 0.097, 0.104, 0.101, 0.103], "time", warmups=(5.0,)))

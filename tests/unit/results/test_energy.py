@@ -96,6 +96,13 @@ def test_a_board_without_a_counter_is_taken_by_its_power(make: Make) -> None:
     assert content["decode_j_per_token_above_idle"] is None
 
 
+def test_a_store_gives_back_energy_of_which_nothing_is_known(make: Make, store: Any, environment: Any) -> None:
+    row = make(energy=Energy(None, None, idle_reason="no meter"))
+    run = store.start_run([], environment)
+    store.append(run, row)
+    assert store.rows(run)[0].energy == row.energy
+
+
 def test_a_store_gives_energy_back_as_it_was(make: Make, store: Any, environment: dict[str, Any]) -> None:
     row = make(energy=BOTH)
     run = store.start_run(["sweep"], environment)

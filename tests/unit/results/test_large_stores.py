@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,9 @@ from profiler.errors import StoreError
 from profiler.results import stats
 from profiler.results.measurement import Caution, Measurement, Repetitions
 from profiler.results.reading import grid_places, in_grid_order
+from profiler.results.store import collector_paused
 from profiler.show.output import rendered, streamed
+from profiler.show.report.selection import machines
 
 STREAMING = ("csv", "json", "jsonl")
 
@@ -60,6 +63,30 @@ def test_rows_shown_as_they_are_read_are_those_shown_at_once(filled: Any, output
     assert "".join(parts) == at_once
     empty = streamed(output, run, [])
     assert empty is not None and "".join(empty) == rendered(output, run, [])[0]
+
+
+@pytest.mark.parametrize(
+    "content", ["'{'", "x'00'", "'[]'", "json_remove(content, '$.case.context')", "json_set(content, '$.case', 1)"]
+)
+def test_a_row_that_cannot_be_put_in_order_is_said_in_words(filled: Any, content: str) -> None:
+    filled._db.execute(f"UPDATE measurements SET content = {content} WHERE id = 2")
+    with pytest.raises(StoreError, match=r"a row of .* cannot be read"):
+        list(filled.in_order(filled.find_run(), grid_places))
+
+
+def test_runs_are_listed_without_a_look_at_their_rows(filled: Any) -> None:
+    (run,) = filled.runs()
+    assert run.outcomes == {"ok": 4, "oom": 1} and run.models == ("gemma-3-270m",)
+    assert filled.runs(counted=False) == [replace(run, outcomes={}, models=())]
+
+
+def test_rows_of_a_report_leave_nothing_to_the_garbage_collector(make: Any) -> None:
+    rows = [make(context) for context in range(1, 300)]
+    machines(rows)  # what is made once and kept
+    gc.collect()
+    with collector_paused():
+        machines(rows)
+        assert gc.collect() < len(rows)
 
 
 def test_formats_that_can_be_shown_row_by_row_are_known() -> None:

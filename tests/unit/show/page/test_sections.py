@@ -319,3 +319,20 @@ def test_what_is_drawn_and_listed_of_many_rows_is_limited_and_the_page_says_so()
     drawn = [figure for s in page.sections for b in s.blocks if isinstance(b, Figures) for figure in b.items]
     assert len(drawn) <= 30
     assert "60 of 1,008 measured cases are shown" in text(page)
+
+
+def test_weights_of_no_bytes_say_nothing_of_the_model():
+    (machine,) = machines([measured(**E2B, memory=replace(MEMORY, weights_bytes=0))])
+    assert "no row says how large its weights are" in Forecast.of(machine).missing["gemma-4-e2b"]
+
+
+def test_rows_of_a_model_come_together_in_the_order_of_their_size():
+    sizes = [(1024, 2), (128, 4), (1024, 1), (128, 1)]
+    rows = [measured(model=model, quant=quant, context=at, batch=batch)
+            for at, batch in sizes for model, quant in (("b", "nf4"), ("a", "nf4"), ("b", "bf16"))]  # fmt: skip
+    (machine,) = machines(rows)
+    found = [(result.model, result.case.quant, result.case.context, result.case.batch) for result in machine.ok]
+    names = [("b", "nf4"), ("b", "bf16"), ("a", "nf4")]
+    assert found == [(*name, *size) for name in names for size in sorted(sizes)]
+    assert [(group.model, len(mine)) for group, mine in machine.groups.items()] == [("b", 4), ("b", 4), ("a", 4)]
+    assert {result.case.batch for result in machine.fewest} == {1}
