@@ -84,15 +84,15 @@ def _options() -> argparse.Namespace:
 def _model(options: argparse.Namespace) -> PreTrainedModel:
     scheme: Quant = registry.load("quants", options.quant, "quantization").QUANT
     name = scheme.dtype or "fp32"
-    dtype, how = DTYPES[name], scheme.load_config(name)
+    dtype = DTYPES[name]
     if options.model:
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            options.model, dtype=dtype, quantization_config=how
+            options.model, dtype=dtype, quantization_config=scheme.load_config(name)
         )
         return loaded.eval().requires_grad_(False)
     raw = json.loads((files("profiler.scenarios") / "models" / f"{options.shapes}.json").read_text())
     config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw).get_text_config(decoder=True)
-    return synthetic.build(config, dtype, torch.device("cpu"), how, 0, lambda words: None)
+    return synthetic.build(config, dtype, torch.device("cpu"), scheme, 0, lambda words: None)
 
 
 def _contenders(

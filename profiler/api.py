@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from profiler import decode_path, devices, folders, registry
+from profiler import backends, decode_path, devices, folders
 from profiler.cost import engines, prediction
 from profiler.cost.machine import SPLITS
 from profiler.errors import ProfileError
@@ -106,7 +106,7 @@ def sweep(
     energy: bool = False,
     seed: int = 0,
     device: str | None = None,
-    backend: str = "hf",
+    backend: str = backends.DEFAULT,
     paths: str | Iterable[str] | None = None,
     ubatch: int | str | None = None,
     threads: int | None = None,
@@ -281,9 +281,7 @@ def _one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 
 def _backend(text: str) -> str:
-    known = registry.names("backends")
-    if text.casefold() not in known:
-        raise registry.unknown("backend", text, known)
+    backends.find(text.casefold())
     return text.casefold()
 
 
@@ -320,7 +318,7 @@ class SweepOption:
 LISTS = {"models": "-m", "quants": "-q", "contexts": "-c", "batches": "-b", "steps": "-n", "paths": "--path"}
 OPTIONS = {
     "device": SweepOption("--device"),
-    "backend": SweepOption("--backend", read=_backend, default="hf"),
+    "backend": SweepOption("--backend", read=_backend, default=backends.DEFAULT),
     "scenario": SweepOption("--scenario", os.fspath),
     "weights": SweepOption("--weights", read=_one_of(request.WEIGHTS), default="auto"),
     "fill": SweepOption("--fill", read=_one_of(grid.FILLS)),

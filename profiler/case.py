@@ -107,11 +107,6 @@ class Case(_Digests):
 IDENTITY = tuple(field.name for field in fields(Case) if field.name != "model")
 
 
-def prefill_chunk(kind: str) -> int:
-    """Default tokens of a prefill pass on a device of this ``kind`` (cpu, cuda, …)."""
-    return PREFILL_CHUNK_CPU if kind == "cpu" else PREFILL_CHUNK
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a model comes from, as plain JSON content."""

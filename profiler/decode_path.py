@@ -29,11 +29,6 @@ def compiler() -> str | None:
 NO_COMPILER = f"no C++ compiler found (CXX, {', '.join(COMPILERS)})"
 
 
-def why_eager(kind: str) -> str | None:
-    """Why the default on a device with our own step is still ``eager``; ``None`` if it is not."""
-    return NO_COMPILER if kind == "cpu" and compiler() is None else None
-
-
 def machine_state() -> str:
     """Hash of the machine's state that decides whether our step can be built and compiled here.
 
@@ -60,14 +55,3 @@ def fault(folder: Path) -> str | None:
     except OSError as error:
         return os.strerror(error.errno or 0)
     return None
-
-
-def usual(kind: str) -> str:
-    """The default path on a device of this kind, for sweeps and predictions.
-
-    On a CPU it is the static step. The compiled one is faster, mostly for the smallest models, but takes a minute of
-    preparation for each. Without a compiler our loops are unavailable, and transformers runs as shipped.
-    """
-    if kind == "cuda":
-        return GRAPH
-    return STATIC if kind == "cpu" and compiler() else EAGER

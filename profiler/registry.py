@@ -15,7 +15,7 @@ from types import ModuleType
 from profiler.errors import NotFound
 from profiler.units import printable
 
-NOT_PLUGINS = {"base", "checkpoint"}  # shared code of the plug-ins in a folder
+NOT_PLUGINS = {"base", "bitsandbytes", "checkpoint"}  # shared code of the plug-ins in a folder
 NO_BACKEND = "backends.endpoint"  # a server runs its own models: no case can be opened on it
 
 

@@ -1,1 +1,46 @@
-"""One file a backend: it opens a case and gives a session that prefills and decodes."""
+"""One folder a backend: what it takes, and a session that prefills and decodes."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+
+from profiler import registry
+from profiler.backends.base import Backend, Opener
+
+FOLDER = "backends"
+DEFAULT = "hf"
+
+
+def find(name: str) -> Backend:
+    """The traits of the backend ``name``, without importing its framework. Raises NotFound for an unknown one."""
+    known = _by_name(tuple(__path__))
+    if name not in known:
+        raise registry.unknown("backend", name, known)
+    return known[name]
+
+
+def opener(name: str) -> Opener:
+    """``open`` of the backend ``name``. This imports its framework."""
+    module = registry.load(FOLDER, name, "backend")
+    if not hasattr(module, "open"):
+        module = importlib.import_module(f"{module.__name__}.session")
+    found: Opener = module.open
+    return found
+
+
+def of_row(name: str) -> Backend | None:
+    """The traits of a stored row's backend; ``None`` if that backend is not installed here."""
+    return _by_name(tuple(__path__)).get(name)
+
+
+def made_up(name: str) -> str | None:
+    """The words for the device of a row's backend if it does not exist; ``None`` for a real one."""
+    backend = of_row(name)
+    return None if backend is None else backend.made_up
+
+
+@lru_cache(maxsize=8)
+def _by_name(folders: tuple[str, ...]) -> dict[str, Backend]:
+    """Cached for each set of ``folders``, because every row of a table looks its backend up."""
+    return {name: registry.load(FOLDER, name, "backend").BACKEND for name in registry.names(FOLDER)}

@@ -1,12 +1,18 @@
-"""What a backend gives: ``open(case, source, beat) -> Session``, a loaded model that serves its cases in turn."""
+"""What a backend defines: its traits, and a session that loads a model and serves its cases in turn.
+
+``backends/NAME/__init__.py`` has ``BACKEND``, the traits that commands, plans, rows and tables look up. It imports no
+framework. ``backends/NAME/session.py`` has ``open(case, source, beat) -> Session``, which workers call. Without a
+framework, one file ``backends/NAME.py`` may have both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from profiler.case import Case, Source
+from profiler.decode_path import EAGER
 from profiler.devices.base import Meter, Watcher
 from profiler.results.measurement import Caution, DecodePath
 
@@ -96,11 +102,47 @@ class Session(Protocol):
         """Free the model."""
 
 
-class Backend(Protocol):
-    """The module-level function of ``backends/NAME.py``.
-
-    A backend whose machine is its own invention may also define ``meter(device) -> Meter``.
-    """
+class Opener(Protocol):
+    """The function ``open`` of a backend. Importing its module imports the framework."""
 
     def __call__(self, case: Case, source: Source, beat: Beat) -> Session:
-        """``open``: load the model of ``case``. Raises OutOfMemory, ProfileError."""
+        """Load the model of ``case``. Raises OutOfMemory, ProfileError."""
+
+
+def _takes_all(case: Case) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backend:
+    """The traits of a backend. A collection that is ``None`` means that the backend takes every value."""
+
+    engine: str = "transformers"  # the name of the engine in ``cost/engines`` that plans and predicts its cases
+    predicted: bool = True  # whether that engine describes it well enough to show predictions next to measurements
+    made_up: str | None = None  # what its device is, in words, if the device does not exist and no figure is real
+    meter: Callable[[str], Meter] | None = None  # its own clock and memory; None: those of ``profiler/devices``
+    own_step: bool = False  # whether it runs our own decode step, so that the default path depends on the device
+    paths: tuple[str, ...] = (EAGER,)  # decode paths; the first is the default unless ``own_step``
+    quants: Collection[str] | None = None
+    dtypes: Collection[str] | None = None
+    fills: Collection[str] | None = None
+    weights: Collection[str] | None = None  # real, synthetic
+    kinds: Collection[str] | None = None  # kinds of devices
+    refuses: Callable[[Case], str | None] = _takes_all  # why it cannot run a case that all of these allow, in words
+    versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
+    microbenchmark: str | None = None  # the module that `profile calibrate` runs
+
+    def refusal(self, case: Case) -> str | None:
+        """Why it cannot run ``case``, in words; ``None`` if it can."""
+        asked: tuple[tuple[str, str, Collection[str] | None], ...] = (
+            ("quantization", case.quant, self.quants),
+            ("dtype", case.dtype, self.dtypes),
+            ("decode path", case.path, self.paths),
+            ("cache fill", case.fill, self.fills),
+            ("weights", case.weights, self.weights),
+            ("device", case.device.partition(":")[0], self.kinds),
+        )
+        for what, value, taken in asked:
+            if taken is not None and value not in taken:
+                return f"backend {case.backend} has no {what} {value}, only {', '.join(taken)}"
+        return self.refuses(case)

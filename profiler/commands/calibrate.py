@@ -11,20 +11,18 @@ from typing import Any
 
 import click
 
-from profiler import devices, folders, registry
+from profiler import backends, devices, folders, quants
 from profiler.commands import options
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.calibration import BETWEEN_NEEDS, DELTA, DELTA_TOKENS, Ceilings, LayerKernel
 from profiler.errors import ProfileError
 from profiler.models.layers import IDEAL, Weight
-from profiler.quants.base import Quant
 from profiler.run.process import worker_environment
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
-MICROBENCHMARK = "profiler.backends.hf.microbenchmark"
 LIMIT_S = 180.0  # it takes half a minute; three times as long on a machine that is busy
 SHOWN_TOKENS = (1, 16, 256)
 SHOWN_LAYER = (2048, 2048)  # output and input features
@@ -50,7 +48,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     known = calibration.load(found)
     for limit in found.limits:
         click.echo(f"{found.name}: {limit}", err=True)
-    if found.kind == "cpu" and found.running < 1:
+    if kind_of(found.kind).is_host and found.running < 1:
         share = f"{found.running:.0%}"
         click.echo(f"figures are of the time in which the process runs; predictions take it for {share}", err=True)
     if show:
@@ -68,8 +66,13 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
 
 
 def measure(device: DeviceInfo) -> Ceilings:
-    """Run the gauge in a process of its own. ProfileError if it dies, takes too long or says something else."""
-    command = [sys.executable, "-P", "-m", MICROBENCHMARK, device.name, str(device.threads or 0), str(device.running)]
+    """Run the microbenchmarks of the default backend in a process of their own.
+
+    ProfileError if it dies, takes too long or says something else.
+    """
+    module = backends.find(backends.DEFAULT).microbenchmark
+    assert module is not None
+    command = [sys.executable, "-P", "-m", module, device.name, str(device.threads or 0), str(device.running)]
     limit_s = LIMIT_S / device.running
     environ = worker_environment(os.environ)
     environ |= folders.child_environ(environ)
@@ -142,7 +145,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
         (f"layer {size} {kernel}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, kernel, n, repacks), "s")
         for kernel, layer in found.layers.items()
         for n in SHOWN_TOKENS
-        if n in layer.costs
+        if n in layer.costs and quants.find(kernel.scheme) is not None  # its file may be gone since
     ]
     figures += [
         (f"starting a layer {kernel}", layer.start_s, "s") for kernel, layer in found.layers.items() if layer.start_s
@@ -160,7 +163,8 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
 
 def _layer_s(found: Ceilings, kernel: LayerKernel, tokens: int, repacks: bool) -> float:
     """Seconds of one linear layer as predictions take them."""
-    quant: Quant = registry.load("quants", kernel.scheme, "quantization").QUANT
+    quant = quants.find(kernel.scheme)
+    assert quant is not None
     nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), quant.dtype or "fp32", repacks)
     return found.layers[kernel].seconds(tokens, nbytes, SHOWN_LAYER[0], 1)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from profiler import backends
 from profiler.commands import options
-from profiler.cost import engines, estimate, explanation
-from profiler.cost.engines.base import EngineRequest
+from profiler.cost import engines, explanation
 from profiler.cost.machine import SPLITS, Split
+from profiler.cost.prediction import Prediction
 from profiler.decode_path import PATHS
-from profiler.devices.target import Target
 from profiler.models.resolve import Model
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, existing
@@ -87,17 +87,16 @@ def explain(
     case = one_case(fit_request)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
     prediction = case.predictor.predict(case.context, case.batch, kv)
-    measured: list[Measurement] = []
-    if prediction.engine.name == estimate.ENGINE:
-        measured = stored(case.model, prediction.machine.target, prediction.setting, store)
+    measured = stored(case.model, prediction, store)
     for caution in case.cautions:
         say(f"{case.model.name}: {caution}")
     click.echo(show_explain.render(case.model.name, prediction, found, measured, output), nl=False)
     return 0
 
 
-def stored(model: Model, target: Target, setting: EngineRequest, store: Path | None) -> list[Measurement]:
-    """The measurements of the case on this device with any decode path, the newest first."""
+def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
+    """The measurements of the case in this engine on this device with any decode path, the newest first."""
+    target, setting = prediction.machine.target, prediction.setting
     if target.local is None or target.count > 1 or existing(store) is None:
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
@@ -106,6 +105,8 @@ def stored(model: Model, target: Target, setting: EngineRequest, store: Path | N
             row
             for row in opened.newest()
             if row.case.model_id in ids
+            and (backend := backends.of_row(row.case.backend)) is not None
+            and backend.engine == prediction.engine.name
             and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
             == (setting.quant, setting.dtype, setting.context, setting.batch, target.local)
         ]

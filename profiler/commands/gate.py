@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices, files
+from profiler import backends, devices, files
 from profiler.case import Task
 from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
@@ -109,7 +109,7 @@ FORMATS = page.FORMATS
 @options.group(
     "How to run it",
     options.device(),
-    options.chosen("--backend", folder="backends", default="hf", help="What runs the models."),
+    options.chosen("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
     options.choice(
         "--path",
         ("eager", "static", "graph"),
@@ -223,7 +223,7 @@ class GateRun:
     ) -> None:
         self._device, self._resolved, self._tasks, self._rule = device, resolved, tasks, rule
         self._metrics, self._seed, self._wait_s = metrics, seed, wait_s
-        self._environment = redact_json(environment.snapshot(device))
+        self._environment = redact_json(environment.snapshot(device, backends.find(resolved.backend).versions()))
         self._notes: list[str] = []
         self._kept: list[dict[str, Any]] = []
         self._variants: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from profiler import devices
+from profiler import backends, devices
 from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
 from profiler.devices.base import DeviceInfo
@@ -84,7 +84,7 @@ FAILED, INTERRUPTED = 1, 130
 @options.group(
     "How to run it",
     options.device(),
-    options.chosen("--backend", folder="backends", default="hf", help="What runs the models."),
+    options.chosen("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
     options.many(
         "--path",
         "paths",
@@ -184,7 +184,7 @@ def show_dry_run(
     kept: run_sweep.KeptRows = {}
     if resumed and existing(store) is not None:
         with Store.open(store, create=False) as opened:
-            snapshot = environment.snapshot(device)
+            snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
             kept = run_plan.stored(resolved.tasks, opened, snapshot, resolved.effort, max_memory)
     available = run_sweep.available_bytes(device, max_memory)
     plan = run_sweep.make_plan(resolved, kept, device, available)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from profiler.cost.rates import OWN_FORMATS, OWN_ROWS, PLAIN, SCHEMES, UNPACKED, DataSheetRates, shares
+from profiler import quants
+from profiler.cost.rates import OWN_ROWS, PLAIN, DataSheetRates, own_formats, schemes, shares
 from profiler.cost.roofline import FEW_TOKENS, Ahead, Convolution, Cost, InTurn, Rates, Roofline
 from profiler.cost.work import Item, PhaseWork
 from profiler.decode_path import GRAPH
-from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_PRODUCTS, Ceilings
+from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_PRODUCTS, Ceilings, LinearLayer
 from profiler.devices.target import Target
 from profiler.models.layers import IDEAL
 
@@ -68,7 +69,8 @@ class CalibratedRates(Rates):
         """Linear layers by their measured curves; everything else by measured seconds per byte and FLOP."""
         fresh = item.fresh * self.ceilings.fresh_byte_s
         if item.kind == "weights" and (found := self._layers(item)) is not None:
-            return found._replace(extra=fresh) if item.scheme in UNPACKED else found
+            quant = quants.find(item.scheme)
+            return found._replace(extra=fresh) if quant is not None and quant.kernels.unpacks else found
         if item.kind == "convolution":
             return Cost(0.0, self.convolution.seconds(item), fresh) if self.convolution else Cost()
         if item.kind == "activations":
@@ -84,8 +86,8 @@ class CalibratedRates(Rates):
         """
         if self.devices > 1:
             item = replace(item, nbytes=item.nbytes / self.devices, outputs=item.outputs / self.devices)
-        own = self.ceilings.linear(item.scheme, own=True) if self.own_kernels.serve(item) else None
-        layer = own or self.ceilings.linear(item.scheme)
+        own = timed_layer(self.ceilings, item.scheme, own=True) if self.own_kernels.serve(item) else None
+        layer = own or timed_layer(self.ceilings, item.scheme)
         if layer is None:
             return None
         what = (item.nbytes, item.outputs, item.count, item.part == "head")
@@ -102,7 +104,7 @@ class CalibratedRates(Rates):
         if attention:
             roofline = roofline.reads(cache=attention.get("own_byte_s", attention["step_byte_s"]))
         elif on_cpu:
-            own = {scheme: roofline.read_s[scheme] * rule["reads"] for scheme in OWN_FORMATS}
+            own = {scheme: roofline.read_s[scheme] * rule["reads"] for scheme in own_formats("cpu")}
             roofline = roofline.reads(**own, cache=own["fp32"])
         tokens, matrix_bytes = OWN_ROWS["CPU" if on_cpu else "other"]
         return replace(
@@ -122,9 +124,15 @@ class CalibratedRates(Rates):
         return Ahead(call_s, device_call_s, {} if path == GRAPH else start_s, layers_timed=True)
 
 
+def timed_layer(ceilings: Ceilings, scheme: str, own: bool = False) -> LinearLayer | None:
+    """Linear layers with weights in a format, by its kernel or ``own`` ones; ``None`` for one that was not timed."""
+    quant = quants.find(scheme)
+    return ceilings.linear(quant.timed_as if quant is not None else scheme, own)
+
+
 def _starts(ceilings: Ceilings, own: bool) -> dict[str, float]:
     """Seconds of starting a linear layer from Python, by storage format."""
-    known = {scheme: ceilings.linear(scheme, own) for scheme in SCHEMES}
+    known = {scheme: timed_layer(ceilings, scheme, own) for scheme in schemes()}
     return {scheme: layer.start_s for scheme, layer in known.items() if layer and layer.start_s is not None}
 
 
@@ -150,9 +158,9 @@ def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Cou
 
 def _roofline(base: Roofline, ceilings: Ceilings, dtype: str, counts: Counts) -> Roofline:
     """The ceilings, except for attention, the gated delta rule and element-wise operators, which were timed."""
-    flops = max(ceilings.flops.values(), default=0.0)
-    ceiling = dict.fromkeys(SCHEMES, 1 / flops) if flops else dict(base.many_flop_s)
-    read_s = dict.fromkeys(SCHEMES, 1 / ceilings.read_bytes_s) | {"copy": counts.activation_s(ceilings, dtype)}
+    flops, known = max(ceilings.flops.values(), default=0.0), schemes()
+    ceiling = dict.fromkeys(known, 1 / flops) if flops else dict(base.many_flop_s)
+    read_s = dict.fromkeys(known, 1 / ceilings.read_bytes_s) | {"copy": counts.activation_s(ceilings, dtype)}
     delta_flops = DELTA.prefill_flops(DELTA_TOKENS, DELTA_TOKENS, IDEAL)
     many, few = ceiling | {"state": ceilings.delta_s / delta_flops}, dict(ceiling)
     if attention := ceilings.attention.get(dtype):

@@ -11,29 +11,26 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from profiler import backends
 from profiler.case import Case
 from profiler.cost import engines, explanation
-from profiler.cost.engines.transformers import left_mapped
 from profiler.cost.interval import Interval, exact, prior
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.cost.storage import Part, Storage
+from profiler.decode_path import GRAPH
 from profiler.devices import target
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, DeviceKind
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.units import bytes_text
 
-ENGINE = "transformers"  # what every backend of a sweep runs, or stands in for
 START_S = 8.0  # a worker process that imports torch and transformers, from a warm disk
 DISK_BYTES_S = 0.5e9  # reading a checkpoint
 CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
-FILL_BYTES_S = {"cpu": 2e9, "cuda": 5e9}  # writing random values to fresh memory
-COMPILE_LAYER_S = 3.0  # of --path graph on a CPU; Gemma 3 270M: 2.4 to 4.3, and 0.5 once inductor's cache has it
 COMPILE_SPREAD = 6.0
-PACK_ELEMENTS_S = {"cpu": 0.1e9, "cuda": 2e9}  # quantizing while loading
 SPREAD = 2.0
 WORTH_SAYING = 0.25  # of the weights: from here on what is left unquantized decides how large the model is
 NAMES: dict[Part, str] = {
@@ -42,8 +39,6 @@ NAMES: dict[Part, str] = {
     "experts": "fused experts",
     "other": "norms, routers and convolutions",
 }
-
-BACKENDS = frozenset({"hf"})  # those that the engine's rules describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +58,7 @@ class Estimate:
 def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Estimate:
     """Of ``case`` on ``host`` (``host_of``), as if it fitted; ``stored``: a checkpoint that runs as it is stored."""
     found = predictor_of(case, geometry, host, stored)
-    kind, width = "cpu" if host.vendor == "CPU" else "cuda", DTYPE_BYTES[case.dtype]
+    kind, width = host.device_kind, DTYPE_BYTES[case.dtype]
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
     terms = found.terms(found.setting(case.context, case.batch))
     prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch)
@@ -73,7 +68,7 @@ def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None
         peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
         load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
         prefill_s=prefill_s,
-        fill_s=prior(held / FILL_BYTES_S[kind], SPREAD),
+        fill_s=prior(held / kind.fill_bytes_s, SPREAD),
         step_s=step_s,
         left_plain=left_plain(found.storage, case.quant, case.dtype),
     )
@@ -94,14 +89,15 @@ def mean_depth(case: Case) -> int:
 
 def predictor_of(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Predictor:
     """For the cases of a model in a format."""
-    return _predictor(geometry, case.quant, case.dtype, host, case.path, stored)
+    engine = backends.find(case.backend).engine
+    return _predictor(geometry, engine, case.quant, case.dtype, host, case.path, stored)
 
 
 @lru_cache(maxsize=64)
 def _predictor(
-    geometry: Geometry, quant: str, dtype: str, device: Target, path: str, stored: Stored | None
+    geometry: Geometry, engine: str, quant: str, dtype: str, device: Target, path: str, stored: Stored | None
 ) -> Predictor:
-    return Predictor(geometry, engines.find(ENGINE), quant, Machine(device), dtype, path, stored)
+    return Predictor(geometry, engines.find(engine), quant, Machine(device), dtype, path, stored)
 
 
 def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
@@ -115,18 +111,18 @@ def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
     return f"{quant} leaves {bytes_text(total)} of {' and '.join(NAMES[part] for part in largest)} in {dtype}"
 
 
-def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: str) -> Interval:
+def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) -> Interval:
     """Start a worker, then make the weights, or read and pack them; compile the step where it is a graph."""
     storage = found.storage
     if found.stored is not None:
         making = found.stored.nbytes / DISK_BYTES_S
     elif case.weights == "synthetic":
-        making = storage.device_bytes / FILL_BYTES_S[kind]
+        making = storage.device_bytes / kind.fill_bytes_s
     else:
         packed = sum(line.elements for line in storage.lines if line.packed)
         making = geometry.parameters * CHECKPOINT_BYTES / DISK_BYTES_S
-        making += packed / PACK_ELEMENTS_S[kind]
-    compiling = COMPILE_LAYER_S * len(geometry.layers) if (case.path, kind) == ("graph", "cpu") else 0.0
+        making += packed / kind.pack_elements_s
+    compiling = kind.compile_layer_s * len(geometry.layers) if case.path == GRAPH else 0.0
     return prior(START_S, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
 
 
@@ -136,14 +132,14 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
 
     ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
     """
-    if case.backend not in BACKENDS:
+    if not backends.find(case.backend).predicted:
         return {}
     predictor = predictor_of(case, geometry, host_of(device, case.threads), stored)
     engine, on = predictor.engine, predictor.machine.target
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(mean_depth(case), case.batch)
     real = case.weights == "real" and stored is None  # nothing is packed while it is loaded
-    peak = found.terms.peak + (left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
+    peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
     if real:
         packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded: repacking comes with the first pass
@@ -167,7 +163,8 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
 
 
 def _between(on: Target) -> dict[str, Any] | None:
-    """By phase, how much processes of this device differ: standard deviation ÷ median. Not known of other GPUs."""
+    """By phase, how much processes of this device differ (standard deviation ÷ median); ``None``: not known."""
     if on.ceilings is not None and on.ceilings.between is not None:
         return {**on.ceilings.between, "basis": "calibrated"}
-    return {**target.BETWEEN, "basis": "prior"} if on.vendor == "CPU" else None
+    known = on.device_kind.between
+    return None if known is None else {**known, "basis": "prior"}

@@ -165,7 +165,7 @@ class Predictor:
         shipped = rates_of(engine, host.target, dtype)
         own = path != EAGER and engine.counts is not None  # our decode step replaces that of PyTorch's kernels
         step = shipped.own_step(host.target, dtype, path) if own else shipped
-        if stored is not None and not engine.timed(stored):
+        if not engine.timed(quant, stored, host.target):
             shipped, step = shipped.untimed(), step.untimed()
         self.rates: Rates = machine.together(shipped, geometry, host)
         self.step_rates: Rates = machine.together(step, geometry, host)

@@ -1,5 +1,7 @@
 """Rates of a device by its data sheet, of which a runtime gets the fitted shares in ``scenarios/efficiency.toml``.
 
+Shares of the quantizations that transformers loads are in their files, ``profiler/quants/NAME.py``.
+
 A share is a cause, not a row: the part of the data sheet's bandwidth that a maker's memory and kernels reach, the
 clock cycles that a layer's launches take, the rate at which packed weights are multiplied one by one. The file says
 how each was found, and how far off predictions with it have been on devices that it was not fitted to.
@@ -15,6 +17,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
+from profiler import quants
 from profiler.cost.roofline import Ahead, Convolution, Cost, InTurn, Rates, Roofline, divided, wider
 from profiler.cost.work import Item, PhaseWork
 from profiler.decode_path import GRAPH
@@ -25,12 +28,20 @@ OWN_ROWS = {
     "CPU": (8, math.inf),
     "other": (4, 32 * 1024**2),
 }  # as ``calibrated.OwnKernels``: kernels/patches.py, cuda.py
-OWN_FORMATS = ("fp32", "bf16", "int8")  # that loops of our own step on a CPU multiply with
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
-PACKED = ("nf4", "nf4-dq", "fp4", "int8", "fp8", "nvfp4", "int4")
+OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # that weights of checkpoints are read like: ``Scheme.rate``
 AS_THEY_ARE = (*PLAIN, "cache", "state")  # multiplied without unpacking
-UNPACKED = ("nf4", "nf4-dq", "fp4")  # a layer at a time, to fp32 on a CPU
-SCHEMES = (*AS_THEY_ARE, *PACKED, "copy", *(name for name in TYPES if name not in PLAIN))
+OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
+
+
+def schemes() -> tuple[str, ...]:
+    """All storage types that a prediction may read."""
+    return tuple(dict.fromkeys((*OTHERS, *(quant.name for quant in quants.every()))))
+
+
+def own_formats(kind: str) -> tuple[str, ...]:
+    """The quantizations whose stored weights our own decode step multiplies, on a kind of device."""
+    return tuple(quant.name for quant in quants.every() if kind in quant.kernels.own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +65,7 @@ class DataSheetRates(Rates):
         call_s = 0.0 if path == GRAPH else self.launches.call_s
         if target.vendor != "CPU":
             return replace(self, launches=Ahead(call_s, rule["device_call_s"], {}, layers_timed=False))
-        own = {scheme: self.roofline.read_s[scheme] * rule["reads"] for scheme in OWN_FORMATS}
+        own = {scheme: self.roofline.read_s[scheme] * rule["reads"] for scheme in own_formats("cpu")}
         roofline = self.roofline.reads(**own, cache=own["fp32"])
         return replace(self, roofline=roofline, launches=InTurn(call_s), convolution=None)
 
@@ -69,20 +80,25 @@ def shares() -> dict[str, Any]:
 def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | None = None) -> DataSheetRates:
     """Of ``engine`` on ``target``; ``found`` replaces the shares of the file (for fitting them)."""
     content = shares() if found is None else found
-    own = content["engine"][engine]
+    own = content["engine"].get(engine, content["engine"]["other"])
     maker = target.vendor if target.vendor in content["bandwidth"] else "other"
     bandwidth = target.bandwidth_bytes_s * content["bandwidth"][maker] * own["bandwidth"]
-    formats = content["format"]
-    kind = "repacking" if target.repacks else maker
-    of_fp32 = own.get("of_fp32", {}).get(kind, {})
-    unpacking = own.get("unpack_bytes", {}).get(kind) or own.get("unpack_bytes", {}).get("other", {})
-    read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in SCHEMES}
+    known = schemes()
+    priors = {quant.name: quant.kernels.prior for quant in quants.every() if quant.kernels.prior is not None}
+    formats = {**content["format"], **{name: prior.read for name, prior in priors.items()}}
+    loaded = priors if own["loads_quants"] else {}
+    kind = "repacking" if target.repacks else "cpu" if maker == "CPU" else "other"
+    of_fp32 = {name: prior.of_fp32[kind] for name, prior in loaded.items() if kind in prior.of_fp32}
+    unpacking = {
+        name: prior.unpack_bytes.get(kind, prior.unpack_bytes.get("other", 0.0)) for name, prior in loaded.items()
+    }
+    read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in known}
     peak = _peak(target, "fp32" if maker in own["vector_prefill"] else dtype)
     peak *= own["prefill"].get(maker, own["prefill"]["other"])
     slower = {**content["prefill"]["slower"], **own.get("slower", {})}  # formats that are multiplied below that rate
     per_slot = content["multiply"]["per_slot"]
     slots = multiply_slots(target, content) * per_slot.get(maker, per_slot["other"])
-    one_by_one = dict.fromkeys(SCHEMES, 0.5 / slots)
+    one_by_one = dict.fromkeys(known, 0.5 / slots)
     halves = content["halves"] if maker == "CPU" and target.flops.get(dtype, 0.0) < target.flops["fp32"] else None
     call_s = own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0))
     own_running = target.running if maker == "CPU" else 1.0  # a GPU works on while a quota holds its process
@@ -91,7 +107,7 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     return DataSheetRates(
         roofline=Roofline(
             read_s=read_s,
-            many_flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in SCHEMES}
+            many_flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in known}
             | {scheme: 1 / (share * _peak(target, "fp32")) for scheme, share in of_fp32.items()},
             few_flop_s=one_by_one | dict.fromkeys(AS_THEY_ARE, 1 / peak),
             expert_flops=content["prefill"]["expert_flops"],

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import ModuleType
 
 from profiler import registry
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import ACCELERATOR, DeviceInfo, DeviceKind
 from profiler.errors import NotFound, ProfileError
 from profiler.units import printable
 
 
 def kinds() -> list[ModuleType]:
-    """The modules of this folder that are device kinds (they have a meter), accelerators first."""
-    modules = [registry.load("devices", name, "device kind") for name in registry.names("devices")]
-    found = [module for module in modules if hasattr(module, "meter")]
-    return sorted(found, key=lambda module: module.__name__.endswith(".cpu"))
+    """The modules of this folder that are device kinds (they have a ``KIND``), accelerators first."""
+    return sorted(_kinds(tuple(__path__)), key=lambda module: module.KIND.is_host)
+
+
+@lru_cache(maxsize=8)
+def _kinds(folders: tuple[str, ...]) -> tuple[ModuleType, ...]:
+    """Cached for each set of ``folders``, because listing one takes longer than a prediction."""
+    modules = (registry.load("devices", name, "device kind") for name in registry.names("devices"))
+    return tuple(module for module in modules if hasattr(module, "KIND"))
+
+
+def names() -> list[str]:
+    """The names of the kinds as people type them, accelerators first."""
+    return [module.__name__.rpartition(".")[2].replace("_", "-") for module in kinds()]
+
+
+def of_maker(vendor: str) -> DeviceKind:
+    """The kind that a maker's data sheets describe; ``ACCELERATOR`` if no file here is for it."""
+    return next((module.KIND for module in kinds() if module.KIND.maker == vendor), ACCELERATOR)
 
 
 def local() -> list[DeviceInfo]:
@@ -31,7 +47,7 @@ def find(name: str | None = None) -> DeviceInfo:
         return local()[0]
     name = name.casefold()
     kind, _, number = name.partition(":")
-    known = {module.__name__.rpartition(".")[2]: module for module in kinds()}
+    known = dict(zip(names(), kinds(), strict=True))
     if kind not in known:
         raise registry.unknown("device", name, known)
     found: list[DeviceInfo] = known[kind].find()
@@ -47,8 +63,7 @@ def listed() -> tuple[list[DeviceInfo], dict[str, str]]:
     """The devices of this machine, and by kind why one has none that could be used, in words."""
     found: list[DeviceInfo] = []
     absent: dict[str, str] = {}
-    for module in kinds():
-        kind = module.__name__.rpartition(".")[2]
+    for kind, module in zip(names(), kinds(), strict=True):
         try:
             here = module.find()
         except ProfileError as error:  # it is here, and nobody knows which part of it would be used

@@ -1,7 +1,9 @@
 """What a device provides, and what the host's kernel counts while a device is timed.
 
-``devices/KIND.py`` has ``find() -> list[DeviceInfo]`` (without torch), ``meter(name)`` and ``watcher(name)``. Every
-timed window also holds the host's own clocks: time spent waiting for a core, time stolen by a hypervisor, and
+``devices/NAME.py`` has ``KIND``, the traits of this kind of device, ``find() -> list[DeviceInfo]`` (without
+torch), ``unavailable()``, ``meter(name)`` and ``watcher(name)``. No other file knows the kind by name.
+
+Every timed window also holds the host's own clocks: time spent waiting for a core, time stolen by a hypervisor, and
 swapping.
 """
 
@@ -9,14 +11,24 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
+from profiler import registry
+from profiler.case import PREFILL_CHUNK
+from profiler.decode_path import EAGER
 from profiler.devices import cgroup
+from profiler.errors import NotFound
+
+if TYPE_CHECKING:
+    from profiler.devices.target import Target
 
 TASKS = Path("/proc/self/task")
 STALLS = Path("/proc/pressure/cpu")
@@ -26,6 +38,81 @@ STATUS = Path("/proc/self/status")
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STEAL = 8  # the column of /proc/stat, after the name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BenchmarkSizes:
+    """Sizes of the microbenchmarks of `profile calibrate` on a kind of device.
+
+    The defaults are for a GPU, which needs larger ones to be busy than a CPU could finish in a minute.
+    """
+
+    peak: tuple[int, int, int] = (8192, 8192, 8192)  # tokens, output and input features of the largest product
+    read_bytes: int = 2 * 1024**3  # bytes to read, at least
+    step_hidden: int = 2048  # hidden size of the model whose decode step is timed; operators get slower with it
+    pass_hidden: int = 4096  # hidden size of the model whose prefill is timed
+    pass_tokens: int = 2048  # tokens of that prefill: a sweep's prefill chunk
+    step_depth: int = 65536  # tokens in the cache that attention reads
+    delta_batch: int = 16  # sequences of the gated delta rule
+    shapes: tuple[tuple[int, int], ...] = ((8192, 8192), (8192, 2048), (1024, 1024))
+    """Output and input features of linear layers: a square one, one with few inputs, and one so small that it takes
+    longer to launch than to compute."""
+    own_tokens: tuple[int, ...] = (1, 4)  # numbers of tokens that the kernels of our own step are timed with
+    run_bytes: int = 512 * 1024**2  # most bytes that a run of one token reads
+    calm_s: float = 100.0  # after this time, one run decides each figure
+
+
+def _eager(here: bool) -> str:
+    return EAGER
+
+
+def _nothing(*about: Any) -> None:
+    return None
+
+
+def _no_caches(device: Any) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceKind:
+    """The traits of a kind of device. The defaults describe an accelerator about which nothing is known."""
+
+    maker: str | None = None  # the ``vendor`` of its data sheets in the catalog
+    is_host: bool = False  # models are in the host's memory, and the process's CPU time and peak are the model's
+    prefill_chunk: int = PREFILL_CHUNK  # default tokens per sequence and prefill pass
+    step_path: Callable[[bool], str] = _eager
+    """The default decode path where our own step may run: eager if it has none. The argument is whether the device is
+    in this machine."""
+    no_step: Callable[[], str | None] = _nothing  # why this machine cannot build the step that the kind has, in words
+    describe: Callable[[DeviceInfo], Target] | None = None  # a target for predictions; None: from a data sheet
+    between: Mapping[str, float] | None = None  # by phase, how much processes differ (σ ÷ median), if not calibrated
+    fill_bytes_s: float = 5e9  # bytes per second of random values written to fresh memory
+    pack_elements_s: float = 2e9  # elements per second that are quantized while a model is loaded
+    compile_layer_s: float = 0.0  # seconds to compile a layer for --path graph
+    select: Callable[[str], None] = _nothing  # makes a device the one on which torch launches kernels
+    wait: Callable[[Any], None] = _nothing  # waits until a torch.device has finished everything queued
+    cache_bytes: Callable[[Any], int] = _no_caches  # size of the last-level caches of a torch.device
+    sizes: BenchmarkSizes = BenchmarkSizes()
+
+
+ACCELERATOR = DeviceKind()
+
+
+def kind_of(device: str) -> DeviceKind:
+    """The kind of a device, from its name (``cuda:0``) or its kind (``cuda``); ``ACCELERATOR`` if it has no file."""
+    module = _module(device.partition(":")[0], tuple(sys.modules["profiler.devices"].__path__))
+    return ACCELERATOR if module is None else module.KIND
+
+
+@lru_cache(maxsize=64)
+def _module(name: str, folders: tuple[str, ...]) -> ModuleType | None:
+    """Cached for each set of ``folders``, because listing one takes longer than a prediction."""
+    try:
+        module = registry.load("devices", name, "device kind")
+    except NotFound:
+        return None
+    return module if hasattr(module, "KIND") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +174,7 @@ class DeviceInfo:
     @property
     def mark(self) -> dict[str, Any]:
         """What tells this device from the same one without limits: figures of one are no figures of the other."""
-        if self.kind != "cpu":  # one thread starts its work, which takes less than a core
+        if not kind_of(self.kind).is_host:  # one thread starts its work, which takes less than a core
             return {"quota": self.quota} if self.quota is not None and self.quota < 1 else {}
         own = {
             "quota": self.quota,

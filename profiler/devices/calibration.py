@@ -34,7 +34,6 @@ STEP_LAYERS = 12  # of the small Llama whose decode step is timed
 STEP_PRODUCTS = 7 * STEP_LAYERS + 1  # linear layers among its operators
 DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=4)
 DELTA_TOKENS = 512
-LIKE = {"fp4": "nf4", "nf4-dq": "nf4"}  # formats that take the kernels of another
 KEPT = 5  # calibrations, the last ones
 BETWEEN_NEEDS = 3  # of them, to tell how much processes differ
 DERIVED = ("runs", "between")  # of several, and in no file
@@ -168,7 +167,7 @@ class Ceilings:
 
     def linear(self, scheme: str, own: bool = False) -> LinearLayer | None:
         """Linear layers with weights in a format; ``None`` for one that was not measured."""
-        return self.layers.get(LayerKernel(LIKE.get(scheme, scheme), own))
+        return self.layers.get(LayerKernel(scheme, own))
 
     def running(self, share: float) -> Ceilings:
         """Of the same CPU where a quota lets the process run for this ``share`` of the time.

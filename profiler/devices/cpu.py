@@ -11,16 +11,22 @@ from __future__ import annotations
 import ctypes
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from profiler.case import PREFILL_CHUNK_CPU
+from profiler.decode_path import EAGER, NO_COMPILER, STATIC, compiler
 from profiler.devices import allowance, base
-from profiler.devices.base import DeviceInfo, HostWindow, Peak, Pressure, Watcher
+from profiler.devices.base import BenchmarkSizes, DeviceInfo, DeviceKind, HostWindow, Peak, Pressure, Watcher
 from profiler.devices.sampler import Sampler
 from profiler.devices.telemetry import Snapshot, Unknown
+
+if TYPE_CHECKING:
+    from profiler.devices.target import Target
 
 POWERCAP = Path("/sys/class/powercap")
 PACKAGES = "intel-rapl:[0-9]*"  # also AMD's; a domain inside a package is intel-rapl:0:0
@@ -45,6 +51,25 @@ FEATURES = (
     "i8mm",
     "bf16",
 )
+
+
+# Rates of PyTorch's kernels per core on a CPU that was never calibrated: seen on two cores of server CPUs with AVX2
+# and with AMX under torch 2.13 and 2.14, within a factor of ``SPREAD`` either way.
+READ_BYTES_S = 10e9  # weights of one token; two cores read 14 to 21 GB/s of them
+READ_MOST = 60e9  # all cores of a socket with two to four memory channels
+FP32_FLOPS = {
+    "amx_bf16": 180e9,
+    "avx512f": 90e9,
+    "avx2": 30e9,
+    "asimd": 20e9,
+}  # large products; the first that is there
+FLOPS_OTHERWISE = 8e9
+# Likewise. A CPU without units for bf16 converts it: in blocks where it has AVX-512, otherwise element by element.
+BF16_FLOPS = {"amx_bf16": 1000e9, "avx512_bf16": 150e9, "bf16": 100e9, "avx512f": 30e9}
+FP16_FLOPS = {"avx512f": 14e9}
+HALF_FLOPS = 4.5e9  # of others, in both
+SPREAD = 1.5
+BETWEEN = {"prefill": 0.025, "decode": 0.01}  # of processes on such a machine: benchmarks/drift.py
 
 
 @dataclass(slots=True)
@@ -200,6 +225,81 @@ def meter(device: str) -> CpuMeter:
 def watcher(device: str) -> Watcher:
     """What looks at the energy of the CPU while repetitions run."""
     return Sampler(Rapl())
+
+
+def assumed_read_bytes_s(device: DeviceInfo) -> float:
+    """Bytes per second of the threads that run at once, as long as they may run."""
+    return min(READ_BYTES_S * device.at_once, READ_MOST)
+
+
+def assumed_flops(device: DeviceInfo) -> dict[str, float]:
+    """FLOP per second of the threads that run at once, as long as they may run, by dtype."""
+    rates = {
+        "fp32": _first(FP32_FLOPS, device.features, FLOPS_OTHERWISE),
+        "bf16": _first(BF16_FLOPS, device.features, HALF_FLOPS),
+        "fp16": _first(FP16_FLOPS, device.features, HALF_FLOPS),
+    }
+    return {name: rate * device.at_once for name, rate in rates.items()}
+
+
+def _first(rates: Mapping[str, float], features: Sequence[str], otherwise: float) -> float:
+    return next((rate for name, rate in rates.items() if name in features), otherwise)
+
+
+def describe(device: DeviceInfo) -> Target:
+    """For predictions, by what is assumed of CPUs with its features."""
+    from profiler.devices.target import Target  # which imports calibrations, and workers need none
+
+    return Target(
+        device.title,
+        "CPU",
+        "cpu",
+        device.memory_bytes,
+        assumed_read_bytes_s(device) * device.running,
+        {dtype: rate * device.running for dtype, rate in assumed_flops(device).items()},
+        local=device.name,
+        source="not calibrated",
+        spread=SPREAD,
+        features=device.features,
+        default_dtype=device.default_dtype,
+        running=device.running,
+        limits=device.limits,
+        memory_limit=device.memory_limit,
+    )
+
+
+def _step_path(here: bool) -> str:
+    """The static step: the compiled one is faster, by most for the smallest models, but takes a minute to get ready
+    for each. Without a compiler there are no loops of ours; of another machine's compilers nothing is known."""
+    return STATIC if not here or compiler() else EAGER
+
+
+KIND = DeviceKind(
+    maker="CPU",
+    is_host=True,
+    prefill_chunk=PREFILL_CHUNK_CPU,
+    step_path=_step_path,
+    no_step=lambda: NO_COMPILER if compiler() is None else None,
+    describe=describe,
+    between=BETWEEN,
+    fill_bytes_s=2e9,
+    pack_elements_s=0.1e9,
+    compile_layer_s=3.0,  # Gemma 3 270M: 2.4 to 4.3, and 0.5 once inductor's cache has it
+    cache_bytes=lambda device: allowance.last_cache_bytes(),
+    sizes=BenchmarkSizes(
+        peak=(1024, 2048, 2048),
+        read_bytes=384 * 1024**2,
+        step_hidden=512,
+        pass_hidden=1024,
+        pass_tokens=512,
+        step_depth=2048,
+        delta_batch=1,
+        shapes=((2048, 2048), (2048, 512), (256, 256)),
+        own_tokens=(1, 4, 8),
+        run_bytes=32 * 1024**2,
+        calm_s=40.0,
+    ),
+)
 
 
 def process_bytes(field: str, pid: int | str = "self") -> int:

@@ -15,8 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from profiler.decode_path import GRAPH
 from profiler.devices import allowance, base, nvml
-from profiler.devices.base import DeviceInfo, HostWindow, Lap, Peak, Pressure, Watcher
+from profiler.devices.base import DeviceInfo, DeviceKind, HostWindow, Lap, Peak, Pressure, Watcher
 from profiler.devices.sampler import Sampler
 from profiler.devices.telemetry import HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL, Snapshot, Unknown
 from profiler.errors import ProfileError
@@ -179,6 +180,31 @@ def meter(device: str) -> CudaMeter:
 def watcher(device: str) -> Watcher:
     """What looks at ``cuda:N`` while repetitions run."""
     return Sampler(Board(_nvml_uuid(device)))
+
+
+def _select(device: str) -> None:
+    """Kernels and graphs of ours go where the current stream is."""
+    import torch
+
+    torch.cuda.set_device(torch.device(device))
+
+
+def _wait(device: Any) -> None:
+    import torch
+
+    torch.cuda.synchronize(device)
+
+
+def _cache_bytes(device: Any) -> int:
+    import torch
+
+    found: int = torch.cuda.get_device_properties(device).L2_cache_size
+    return found
+
+
+KIND = DeviceKind(
+    maker="NVIDIA", step_path=lambda here: GRAPH, select=_select, wait=_wait, cache_bytes=_cache_bytes
+)  # the rest is as of any accelerator: those figures are of NVIDIA's
 
 
 class CudaMeter:

@@ -3,8 +3,7 @@
 --on "rtx 4090"      --on 2x"rtx 3090"      --on cuda:0      --on vram=24,bandwidth=1008,bf16=165
 
 The catalog is ``scenarios/devices.toml``, where each figure carries its source; a figure that is not known is
-``None`` or absent. A CPU that was never calibrated is given rates of PyTorch's kernels per core, seen on two cores of
-server CPUs with AVX2 and with AMX under torch 2.13 and 2.14, within a factor of ``SPREAD`` either way.
+``None`` or absent. A kind of device may describe its own, as a CPU does.
 """
 
 from __future__ import annotations
@@ -19,27 +18,11 @@ from typing import Any
 
 from profiler import devices
 from profiler.devices import calibration
-from profiler.devices.base import DeviceInfo, Slice, repacks
+from profiler.devices.base import DeviceInfo, DeviceKind, Slice, kind_of, repacks
 from profiler.devices.calibration import Ceilings
 from profiler.errors import NotFound, ProfileError
 from profiler.registry import unknown
 from profiler.units import GIB, printable
-
-READ_BYTES_S = 10e9  # weights of one token; two cores read 14 to 21 GB/s of them
-READ_MOST = 60e9  # all cores of a socket with two to four memory channels
-FP32_FLOPS = {
-    "amx_bf16": 180e9,
-    "avx512f": 90e9,
-    "avx2": 30e9,
-    "asimd": 20e9,
-}  # large products; the first that is there
-FLOPS_OTHERWISE = 8e9
-# Likewise. A CPU without units for bf16 converts it: in blocks where it has AVX-512, otherwise element by element.
-BF16_FLOPS = {"amx_bf16": 1000e9, "avx512_bf16": 150e9, "bf16": 100e9, "avx512f": 30e9}
-FP16_FLOPS = {"avx512f": 14e9}
-HALF_FLOPS = 4.5e9  # of others, in both
-SPREAD = 1.5
-BETWEEN = {"prefill": 0.025, "decode": 0.01}  # of processes on such a machine: benchmarks/drift.py
 
 GIGA = 1e9
 TERA = 1e12
@@ -55,25 +38,6 @@ VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 _WORD = re.compile(r"[a-z]+|\d+")
 MOST_NAMED = 8  # of the devices that a word may mean
-
-
-def assumed_read_bytes_s(device: DeviceInfo) -> float:
-    """Bytes per second of the threads that run at once, as long as they may run."""
-    return min(READ_BYTES_S * device.at_once, READ_MOST)
-
-
-def assumed_flops(device: DeviceInfo) -> dict[str, float]:
-    """FLOP per second of the threads that run at once, as long as they may run, by dtype."""
-    rates = {
-        "fp32": _first(FP32_FLOPS, device.features, FLOPS_OTHERWISE),
-        "bf16": _first(BF16_FLOPS, device.features, HALF_FLOPS),
-        "fp16": _first(FP16_FLOPS, device.features, HALF_FLOPS),
-    }
-    return {name: rate * device.at_once for name, rate in rates.items()}
-
-
-def _first(rates: Mapping[str, float], features: Sequence[str], otherwise: float) -> float:
-    return next((rate for name, rate in rates.items() if name in features), otherwise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +130,11 @@ class Target:
         return self.ceilings is None and self.spread > 1
 
     @property
+    def device_kind(self) -> DeviceKind:
+        """What is particular to such devices: by its name where it is here, else by its maker."""
+        return kind_of(self.local) if self.local else devices.of_maker(self.vendor)
+
+    @property
     def repacks(self) -> bool:
         """As ``DeviceInfo.repacks``."""
         return repacks(self.features)
@@ -195,7 +164,7 @@ def find(text: str | None = None) -> Target:
         return replace(each, count=count)
     if "=" in wanted:
         return _described(wanted)
-    if re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+    if re.fullmatch(rf"({'|'.join(map(re.escape, devices.names()))})(:\d+)?", wanted):
         try:
             return of(devices.find(wanted))
         except ProfileError as error:  # here a device is named by another option than where one is measured
@@ -233,12 +202,14 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     measured = calibration.load(device) if packages is None else calibration.load(device, packages)
     if measured is None:
         return found
-    if found.vendor == "CPU":
+    kind = kind_of(device.kind)
+    if kind.is_host:
         measured = measured.running(device.running)
+    unsold = kind.describe is not None or found.vendor == "other"  # no maker's figures
     return replace(
         found,
-        bandwidth_bytes_s=measured.read_bytes_s if found.vendor in ("CPU", "other") else found.bandwidth_bytes_s,
-        flops=measured.flops if found.vendor in ("CPU", "other") else found.flops,
+        bandwidth_bytes_s=measured.read_bytes_s if unsold else found.bandwidth_bytes_s,
+        flops=measured.flops if unsold else found.flops,
         spread=1.0,
         ceilings=measured,
         source=f"measured {measured.measured_at[:10]}",
@@ -247,23 +218,9 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
 
 def _local(device: DeviceInfo) -> Target:
     """By the catalog where it is in it. Its memory is what there is, not what is sold."""
-    if device.kind == "cpu":
-        return Target(
-            device.title,
-            "CPU",
-            "cpu",
-            device.memory_bytes,
-            assumed_read_bytes_s(device) * device.running,
-            {dtype: rate * device.running for dtype, rate in assumed_flops(device).items()},
-            local=device.name,
-            source="not calibrated",
-            spread=SPREAD,
-            features=device.features,
-            default_dtype=device.default_dtype,
-            running=device.running,
-            limits=device.limits,
-            memory_limit=device.memory_limit,
-        )
+    describe = kind_of(device.kind).describe
+    if describe is not None:
+        return describe(device)
     return replace(
         _local_gpu(device),
         local=device.name,

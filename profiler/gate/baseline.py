@@ -32,7 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from profiler import files
+from profiler import backends, files
 from profiler.case import Case, Task
 from profiler.decode_path import EAGER
 from profiler.errors import NotFound, ProfileError
@@ -90,7 +90,7 @@ def settle(task: Task) -> Command:
     sizes = ("-c", str(case.context), "-b", str(case.batch), "-n", str(case.steps))
     options = {
         "--device": (case.device, None),
-        "--backend": (case.backend, "hf"),
+        "--backend": (case.backend, backends.DEFAULT),
         "--path": (case.path, EAGER),
         "--fill": (case.fill, "prefill"),
         "--weights": (case.weights, "synthetic" if source.kind == "catalog" else "real"),

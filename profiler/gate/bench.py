@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from profiler import devices
 from profiler.case import Case, Source, Task
+from profiler.devices.base import kind_of
 from profiler.errors import ProfileError
 from profiler.gate import rule
 from profiler.gate import variants as variants
@@ -94,7 +95,7 @@ def threads_of(device: str, asked: int | None) -> int | None:
 
 def clock_of(device: str) -> GateClock:
     """A gate on a CPU uses CPU time, which other programs disturb far less than wall time."""
-    return "cpu" if device.partition(":")[0] == "cpu" else "wall"
+    return "cpu" if kind_of(device).is_host else "wall"
 
 
 def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], disturbed: str | None) -> list[dict[str, Any]]:

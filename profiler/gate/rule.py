@@ -28,6 +28,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from profiler.devices.base import kind_of
 from profiler.results import measurement, stats
 from profiler.results.measurement import Measurement
 from profiler.units import bytes_text, printable
@@ -251,7 +252,7 @@ def exact_figures(row: Measurement) -> dict[str, int]:
         "decode_tokens": next((sample.tokens for sample in row.of("decode")), None),
         "process_peak_bytes": memory.process_peak_bytes,
     }
-    if row.case.device.partition(":")[0] != "cpu":
+    if not kind_of(row.case.device).is_host:
         found["prefill_allocated_bytes"] = memory.prefill_peak_bytes
         found["decode_allocated_bytes"] = memory.decode_peak_bytes
     return {name: value for name, value in found.items() if value is not None}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from profiler import devices, files, registry
+from profiler import backends, devices, files
 from profiler.case import Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
@@ -213,7 +213,7 @@ def _changed(entry: BaselineEntry, measured: GateMeasurement) -> list[str]:
 
 def _simulated(task: Task) -> bool:
     """Whether the backend simulates the machine, so that the reference work would say nothing about it."""
-    return hasattr(registry.load("backends", task.case.backend, "backend"), "meter")
+    return backends.made_up(task.case.backend) is not None
 
 
 ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
@@ -262,7 +262,7 @@ class Suite:
     _measured: dict[str, GateMeasurement] = field(default_factory=dict)  # by the id of the test
     _rules: dict[str, RegressionRule] = field(default_factory=dict)
     _broken: dict[str, str] = field(default_factory=dict)  # why a test measured no case
-    _snapshots: dict[str, dict[str, Any]] = field(default_factory=dict)  # by device
+    _snapshots: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # by device and backend
     _variant: variants.Variant | None = None
 
     def recorder(self, node: pytest.Item, replay: Replay, benchmark: Any) -> Callable[..., Measurement]:
@@ -312,7 +312,11 @@ class Suite:
         found = devices.find(device)
         task, effort = _task(found, model, quant, (context, batch, steps), reps, settings)
         rule = RegressionRule(self.delta if delta is None else _percent(delta))
-        snapshot = self._snapshots.setdefault(found.name, redact_json(environment.snapshot(found)))
+        backend = task.case.backend
+        if (found.name, backend) not in self._snapshots:
+            described = environment.snapshot(found, backends.find(backend).versions())
+            self._snapshots[found.name, backend] = redact_json(described)
+        snapshot = self._snapshots[found.name, backend]
         with WorkerBench(effort, WorkerLimits(), snapshot, seed=0) as bench:
             timed = self.gate is not None and "time" in self.gate.kinds
             blocks = BLOCKS if timed else 1

@@ -61,13 +61,15 @@ print("\\n" + sys.argv[1], json.dumps({"python": sys.version.split()[0], "execut
 """
 # Mirrors the start of a worker: read the orders, then import the backend, which imports the libraries.
 READY = """
-import json, sys
+import importlib, json, sys
 def fault():
     from profiler import registry
     from profiler.run import protocol, worker
     orders = [protocol.Order.from_json(json.loads(line)) for line in sys.stdin]
     for name in sorted({order.case.backend for order in orders}):
-        registry.load("backends", name, "backend")
+        module = registry.load("backends", name, "backend")
+        if not hasattr(module, "open"):  # since 0.1 it is in a module of its own
+            importlib.import_module(module.__name__ + ".session")
     for device in sorted({order.case.device for order in orders}):
         if device.startswith("cuda") and "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
             return f"its torch {sys.modules['torch'].__version__} cannot use a GPU"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from profiler import registry
 from profiler.models.account import in_text_model
 from profiler.units import printable
 
@@ -106,10 +107,19 @@ def of(raw: Mapping[str, Any]) -> Scheme | None:
 
 
 def _scheme(stated: Mapping[str, Any]) -> Scheme:
-    method = _method(stated)
-    name, rate = _named(method, stated)
+    method, ours = _method(stated), _of_ours(stated)
+    name, rate = _named(method, stated) if ours is None else (ours, ours)
     left_out = stated.get(LEFT_OUT_BY.get(method, LEFT_OUT))
     return Scheme(method, name, rate, stated, LeftOut.of(left_out) if isinstance(left_out, list) else None)
+
+
+def _of_ours(stated: Mapping[str, Any]) -> str | None:
+    """The quantization in ``profiler/quants`` that such a config means; ``None`` if there is none."""
+    for name in registry.names("quants"):
+        form = registry.load("quants", name, "quantization").QUANT.stored
+        if form is not None and form.matches(stated):
+            return name
+    return None
 
 
 def _method(stated: Mapping[str, Any]) -> str:
@@ -128,8 +138,7 @@ def _named(method: str, stated: Mapping[str, Any]) -> tuple[str, str | None]:
     """The quantization's name, and the storage type whose speed applies."""
     bits = _whole(stated.get("bits"))
     if method == BITSANDBYTES:
-        name = _bitsandbytes(stated)
-        return name, "fp4" if name == "fp4-dq" else name
+        return "fp4-dq", "fp4"  # the only one of its quantizations that is not in profiler/quants
     if method in ("awq", "gptq"):
         return method if bits in (4, None) else f"{method}-{bits}bit", INT_FORMATS.get(bits or 4)
     if method == MLX:
@@ -138,14 +147,6 @@ def _named(method: str, stated: Mapping[str, Any]) -> tuple[str, str | None]:
             return f"mlx-{printable(mode, 20)}", None
         return f"mlx-{bits}bit", INT_FORMATS.get(bits or 0)
     return method, {"fp8": "fp8", "mxfp8": "fp8", "mxfp4": "nvfp4", "nvfp4": "nvfp4"}.get(method)
-
-
-def _bitsandbytes(stated: Mapping[str, Any]) -> str:
-    """``nf4-dq`` and so on: our names for bitsandbytes' quantizations."""
-    if not stated.get("load_in_4bit"):
-        return "int8"
-    levels = "nf4" if stated.get("bnb_4bit_quant_type") == "nf4" else "fp4"  # transformers' default is fp4
-    return f"{levels}-dq" if stated.get("bnb_4bit_use_double_quant") else levels
 
 
 def _whole(value: object) -> int | None:

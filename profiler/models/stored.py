@@ -10,7 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from profiler import registry
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.layers import Weight
 from profiler.models.safetensors import SafetensorsTensor, integers
@@ -30,17 +32,13 @@ EXPERT = re.compile(
 SERIALIZED = re.compile(r"\.quant_state\.bitsandbytes__|\.weight_format$")
 NESTED_OFFSET_BYTES = 4
 # Tensors of one quantized weight, by the part of the name after the module: required ones and optional ones.
-# transformers would ignore any others and take the codes for values.
+# transformers would ignore any others and take the codes for values. Quantizations with a file in ``profiler/quants``
+# state theirs there.
 PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "awq": (frozenset({"qweight", "scales"}), frozenset({"qzeros"})),
     "gptq": (frozenset({"qweight", "scales"}), frozenset({"qzeros", "g_idx"})),
     "fp8": (frozenset({"weight", "weight_scale_inv"}), frozenset({"activation_scale"})),
     MLX: (frozenset({"weight", "scales"}), frozenset({"biases"})),
-    "int8": (frozenset({"weight", "SCB"}), frozenset({"weight_format"})),
-    "4 bits": (
-        frozenset({"weight", "weight.absmax", "weight.quant_map"}),
-        frozenset({"weight.nested_absmax", "weight.nested_quant_map"}),
-    ),
     COMPRESSED: (
         frozenset({"weight_scale"}),
         frozenset({"weight", "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx",
@@ -48,9 +46,9 @@ PARTS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     ),
 }  # fmt: skip
 
+NOTHING: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 CODES: Mapping[str, frozenset[str]] = {  # number types of codes that keep the shape of their weight
     "fp8": frozenset({"F8_E4M3", "F8_E5M2"}),
-    "int8": frozenset({"I8"}),
 }
 
 
@@ -250,38 +248,43 @@ def _trouble(groups: list[_Group], packed: list[_Group], missing: list[str], sch
         contradiction = _against_bitsandbytes(groups, packed, scheme)
         if contradiction is not None:
             return contradiction
-        kind = "int8" if scheme.name == "int8" else "4 bits"
     if kind == "fp8" and (contradiction := _against_blocks(packed, scheme)) is not None:
         return contradiction
     if kind == COMPRESSED and (contradiction := _against_shapes(packed)) is not None:
         return contradiction
-    rule = PARTS.get(kind)
-    for group in packed if rule else ():
-        assert rule is not None
-        needed, allowed = rule
+    form = None if kind in PARTS else _form_of_ours(scheme)
+    needed, allowed = PARTS.get(kind, (form.needed, form.allowed) if form is not None else NOTHING)
+    for group in packed if needed else ():
         parts = {part for part in group.parts if not SERIALIZED.search(f".{part}")}
         if group.weight.role != "experts" and not (needed <= parts <= needed | allowed):
             wrong = sorted(parts - needed - allowed) or sorted(needed - parts)
             word = "has the part" if parts - needed - allowed else "lacks the part"
             name = printable(group.tensors[0][0], 80)
             return f"{name} {word} {printable(wrong[0], 40)}, which is not how transformers reads {scheme.method}"
-    return _against_sizes(packed, kind, scheme)
+    return _against_sizes(packed, form, scheme)
 
 
-def _against_sizes(packed: list[_Group], kind: str, scheme: Scheme) -> str | None:
-    """The first weight whose codes differ from its values in number, shape or type, as a message."""
-    bits = 4 if kind == "4 bits" else scheme.bits or 4
-    uniform = kind == "4 bits" or (kind in ("awq", "gptq") and bits in (2, 4, 8) and not scheme.config.get("dynamic"))
+def _against_sizes(packed: list[_Group], form: Any, scheme: Scheme) -> str | None:
+    """The first weight whose codes differ from its values in number, shape or type, as a message.
+
+    ``form`` is the ``StoredForm`` of a quantization in ``profiler/quants``, if it is one of those.
+    """
+    kind, own_bits = scheme.method, None if form is None else form.bits
+    bits = own_bits or scheme.bits or 4
+    uniform = own_bits or (kind in ("awq", "gptq") and bits in (2, 4, 8) and not scheme.config.get("dynamic"))
+    types: frozenset[str] = CODES.get(kind, frozenset()) if form is None else form.types
     for group in packed:
         if group.weight.role == "experts":  # fused, or one by one
             continue
         for part in ("weight", "qweight"):
             for name, tensor in group.parts.get(part, []):
-                if kind in (*CODES, COMPRESSED) and tensor.shape != group.weight.shape:
+                if (types or kind == COMPRESSED) and tensor.shape != group.weight.shape:
                     shape = _times(group.weight.shape)
                     return f"{printable(name, 80)} is {_times(tensor.shape)}, and the model's weight is {shape}"
-                if kind in CODES and tensor.dtype not in CODES[kind]:
-                    return f"{printable(name, 80)} is {tensor.dtype}, which is not how transformers reads {kind}"
+                if types and tensor.dtype not in types:
+                    return (
+                        f"{printable(name, 80)} is {tensor.dtype}, which is not how transformers reads {scheme.name}"
+                    )
                 if uniform and tensor.nbytes != -(-group.weight.parameters * bits // 8):
                     held, needed = f"{8 * tensor.nbytes // bits:,} codes", f"{group.weight.parameters:,} values"
                     return f"{printable(name, 80)} has {held} of {bits} bits, and the model's weight has {needed}"
@@ -292,6 +295,12 @@ def _against_sizes(packed: list[_Group], kind: str, scheme: Scheme) -> str | Non
     return None
 
 
+def _form_of_ours(scheme: Scheme) -> Any:
+    """The ``StoredForm`` of the quantization in ``profiler/quants`` that is read like ``scheme``, or ``None``."""
+    known = scheme.rate in registry.names("quants")
+    return registry.load("quants", scheme.rate or "", "quantization").QUANT.stored if known else None
+
+
 def _against_bitsandbytes(groups: list[_Group], packed: list[_Group], scheme: Scheme) -> str | None:
     """A contradiction between the config of a bitsandbytes checkpoint and its tensors.
 
@@ -299,7 +308,7 @@ def _against_bitsandbytes(groups: list[_Group], packed: list[_Group], scheme: Sc
     """
     if scheme.config.get("load_in_4bit") and scheme.config.get("load_in_8bit"):
         return "config.json has both load_in_4bit and load_in_8bit"
-    if scheme.name != "int8":
+    if scheme.config.get("load_in_4bit"):
         held = {_four_bit_name(group) for group in packed} - {None}
         if held - {scheme.name}:
             fields = "bnb_4bit_quant_type, bnb_4bit_use_double_quant"

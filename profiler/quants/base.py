@@ -1,29 +1,112 @@
-"""What a quantization gives. A file ``quants/NAME.py`` defines one ``QUANT``."""
+"""What a quantization defines. A file ``quants/NAME.py`` has one ``QUANT``, and no other file knows its name.
+
+Only its bytes are required. The defaults of everything else mean "unknown": without a ``Prior``, predictions treat it
+like plain weights and are marked as a guess; without ``modules``, it cannot be measured with synthetic weights.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from profiler.devices.base import DeviceInfo
 from profiler.models.layers import Role, Weight
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
-# bitsandbytes replaces modules whose type is exactly nn.Linear, except the output head. Fused experts are one 3-D
-# parameter and stay in the compute dtype (bitsandbytes issue 1849), as do embeddings, convolutions and norms.
-LINEAR_ROLES: frozenset[Role] = frozenset({"linear"})
 
-BLOCK = 64  # weights that share one scale
-REPACKED_ROWS = 32  # of a weight, or a multiple: bitsandbytes 0.50, functional.py, _convert_weight_packed_for_cpu
-REPACKED_SCALE_BYTES = 2
-NESTED_BLOCK = 256  # scales that share one scale, with double quantization
-FOUR_BIT_CAPABILITY = 60  # compute capability × 10 that the kernels need (installation guide of bitsandbytes 0.50)
-LEVELS_BYTES = 16 * 4  # each weight keeps its own table of 16 fp32 levels
-OFFSET_BYTES = 4  # with double quantization also an offset,
-NESTED_LEVELS_BYTES = 256 * 4 + OFFSET_BYTES  # and a table of 256 levels
+@dataclass(frozen=True, slots=True, eq=False)
+class Prior:
+    """How fast transformers runs a quantization on a device that was not calibrated, relative to plain weights.
+
+    The mappings have the keys ``cpu``, ``repacking`` (a CPU for which bitsandbytes repacks 4-bit weights, see
+    ``DeviceInfo.repacks``) and ``other`` for all other devices.
+    """
+
+    source: str  # where the figures come from, in words
+    read: float = 1.0  # bytes per second that are read, relative to plain weights
+    unpack_bytes: Mapping[str, float] = field(default_factory=dict)
+    """Bytes moved by unpacking, writing and reading again in each pass, relative to the packed bytes."""
+    of_fp32: Mapping[str, float] = field(default_factory=dict)
+    """FLOP/s of products of many tokens, relative to fp32. A device without an entry reaches the rate of the compute
+    dtype."""
+
+
+def _never(weight: Weight) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernels:
+    """How the weights of a quantization are multiplied. The defaults describe one that nobody has timed."""
+
+    prior: Prior | None = None
+    same_as: str | None = None  # the quantization that uses the same kernels and is calibrated in place of this one
+    unpacks: bool = False  # a CPU unpacks a whole matrix into fp32 before it multiplies
+    fused: Callable[[Weight], bool] = _never  # whether a device that repacks multiplies a weight without unpacking it
+    cpu_scratch: Callable[[int, int, tuple[str, ...]], tuple[float, float, float]] | None = None
+    """Temporary bytes of products on a CPU (low, usual, high), from the tokens of the pass, the bytes of the largest
+    matrix in fp32, and the CPU's features."""
+    in_graphs: bool = True  # a CUDA graph can capture them
+    own: frozenset[str] = frozenset()  # device kinds on which our own decode step multiplies the stored weights
+    own_caution: tuple[str, str] | None = None  # code and text of the caution for rows of such a step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredForm:
+    """A checkpoint that is stored in a quantization.
+
+    ``needed`` and ``allowed`` are the tensors of one weight, by the part of the name after the module: required ones
+    and optional ones. If both are empty, they are not checked. Codes are checked if ``types`` or ``bits`` is given.
+    """
+
+    matches: Callable[[Mapping[str, Any]], bool]  # whether a ``quantization_config`` means this quantization
+    needed: frozenset[str] = frozenset()
+    allowed: frozenset[str] = frozenset()
+    types: frozenset[str] = frozenset()  # number types of safetensors, for codes that keep the shape of their weight
+    bits: int | None = None  # of each code, for codes that do not
+
+
+class RandomValues(Protocol):
+    """Fills the tensors of ``PackedModules.weight``. Implemented in ``backends/hf/synthetic.py``."""
+
+    device: Any  # a torch.device
+    dtype: Any  # a torch.dtype: of the activations
+    std: float  # standard deviation of the model's weights
+    seed: int
+    patterns: dict[Any, Any]  # room for patterns that are quantized once and repeated over every weight
+
+    def normal(self, tensor: Any, std: float, seed: int | None = None) -> None:
+        """Fill a contiguous floating tensor with normal values in place. Without a ``seed``, each call takes the next
+        one."""
+
+    def tile(self, target: Any, pattern: Any, shift: int = 0) -> None:
+        """Repeat ``pattern`` over a flat tensor of the same dtype, in place. Each call starts at another multiple of
+        ``shift`` elements."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerBenchmark:
+    """The linear layer that `profile calibrate` times."""
+
+    make: Callable[[int, int, Any], Any]  # the layer, from input features, output features and a torch.dtype
+    gpu_dtype: str | None = None  # of the inputs on a GPU; None: the device's default
+    more_tokens: tuple[int, ...] = ()  # numbers of tokens to time in addition to the usual ones
+
+
+def _no_tensors(module: Any) -> Iterable[Any]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedModules:
+    """The modules that hold packed weights in a loaded model. The functions import torch themselves."""
+
+    names: frozenset[str]  # names of their classes
+    tensors: Callable[[Any], Iterable[Any]] = _no_tensors  # tensors of a module that are not parameters or buffers
+    weight: Callable[[Any, RandomValues], Any] | None = None  # a synthetic weight for a module on ``meta``
+    timed: LayerBenchmark | None = None  # None: not timed, or timed as ``Kernels.same_as``
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +115,7 @@ class Quant:
 
     ``dtype`` is the compute dtype: what stays unquantized is stored in it. ``repacks``: whether the device is one for
     which bitsandbytes packs 4-bit weights anew in their first pass (``DeviceInfo.repacks``). ``load_config(dtype)``
-    gives the transformers quantization config (``None`` for a plain dtype) and may import torch; nothing else does.
+    gives the transformers quantization config (``None`` for a plain dtype) and may import torch.
     """
 
     name: str
@@ -41,6 +124,21 @@ class Quant:
     unavailable: Callable[[DeviceInfo], str | None]  # the reason, in words
     load_config: Callable[[str], Any]
     dtype: str | None = None  # the dtype it fixes; None: the device's default compute dtype
+    kernels: Kernels = Kernels()
+    stored: StoredForm | None = None  # None: checkpoints are never stored in it
+    modules: PackedModules | None = None
+
+    @property
+    def timed_as(self) -> str:
+        """The quantization that `profile calibrate` times in its place."""
+        return self.kernels.same_as or self.name
+
+    @property
+    def unmade(self) -> str | None:
+        """Why a model with synthetic weights cannot be built in it, in words; ``None`` if it can."""
+        if not self.roles or (self.modules is not None and self.modules.weight is not None):
+            return None
+        return f"{self.name} has no synthetic weights: only a checkpoint can be measured in it"
 
 
 def plain_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
@@ -48,50 +146,7 @@ def plain_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
     return weight.parameters * DTYPE_BYTES[dtype]
 
 
-def repackable(weight: Weight) -> bool:
-    """Whether a 4-bit weight has the shape that bitsandbytes packs anew: whole blocks of rows and of inputs."""
-    return weight.role in LINEAR_ROLES and weight.shape[0] % REPACKED_ROWS == 0 and weight.shape[1] % BLOCK == 0
-
-
-def plain(name: str) -> Quant:
-    """A plain dtype: everything is stored and computed in it."""
-    return Quant(name, plain_bytes, frozenset(), lambda device: None, lambda dtype: None, dtype=name)
-
-
-def four_bit(name: str, levels: str, double: bool) -> Quant:
-    """A 4-bit scheme of bitsandbytes with blocks of 64; ``double`` quantizes the scales as well."""
-
-    def weight_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
-        if weight.role not in LINEAR_ROLES:
-            return plain_bytes(weight, dtype)
-        blocks = -(-weight.parameters // BLOCK)
-        packed = -(-weight.parameters // 2) + LEVELS_BYTES
-        if repacks and repackable(weight):
-            return packed + REPACKED_SCALE_BYTES * blocks + (OFFSET_BYTES if double else 0)
-        if not double:
-            return packed + 4 * blocks
-        return packed + blocks + 4 * -(-blocks // NESTED_BLOCK) + NESTED_LEVELS_BYTES
-
-    def load_config(dtype: str) -> Any:
-        import torch
-        from transformers import BitsAndBytesConfig
-
-        compute = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=levels,
-            bnb_4bit_use_double_quant=double,
-            bnb_4bit_compute_dtype=compute,
-        )
-
-    return Quant(name, weight_bytes, LINEAR_ROLES, bitsandbytes_missing, load_config)
-
-
-def bitsandbytes_missing(device: DeviceInfo, capability: int = FOUR_BIT_CAPABILITY) -> str | None:
-    """Why bitsandbytes cannot run here, if it cannot: not installed, or a GPU older than its kernels."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return "bitsandbytes is not installed: pip install bitsandbytes"
-    for feature in device.features:
-        if feature.startswith("sm_") and int(feature[3:]) < capability:
-            return f"bitsandbytes needs a GPU of compute capability {capability / 10:.1f} or newer for it"
-    return None
+def plain(name: str, own: frozenset[str] = frozenset()) -> Quant:
+    """A plain dtype: everything is stored and computed in it. ``own`` as in ``Kernels``."""
+    kernels = Kernels(own=own)
+    return Quant(name, plain_bytes, frozenset(), lambda device: None, lambda dtype: None, dtype=name, kernels=kernels)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from profiler.quants.base import plain
 
-QUANT = plain("bf16")
+QUANT = plain("bf16", own=frozenset({"cpu", "cuda"}))

@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from profiler import registry
+from profiler import quants
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Weight
 from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
 from profiler.models.stored import Stored, StoredWeight
-from profiler.quants.base import FOUR_BIT_CAPABILITY, Quant, bitsandbytes_missing, plain_bytes
+from profiler.quants import bitsandbytes
+from profiler.quants.base import Quant, plain_bytes
 
 # The packages that transformers needs to run a checkpoint as it is stored.
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
@@ -35,7 +36,6 @@ NEVER: Mapping[str, str] = {  # and what it never runs so
     MLX: "transformers does not read MLX checkpoints; mlx-lm runs them",
 }
 FP8_CAPABILITY = 89
-INT8_CAPABILITY = 75
 CHECKPOINT_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 PLAIN_EXPRESSION = re.compile(r"re:(?:\.\*|[\w.^$-]|\\\.)*")
 MOST_WILDCARDS = 4
@@ -48,17 +48,21 @@ def not_as_stored(stored: Stored, device: DeviceInfo) -> str | None:
     scheme = stored.scheme
     if scheme is None:
         return None
+    if (ours := of_ours(scheme)) is not None:
+        return ours.unavailable(device)
     never = never_as_stored(stored, _multiplies_fp8(device))
     if never is not None:
         return never
     if scheme.method == BITSANDBYTES:
-        return bitsandbytes_missing(device, INT8_CAPABILITY if scheme.name == "int8" else FOUR_BIT_CAPABILITY)
+        return bitsandbytes.missing(device)
     return _missing(*LIBRARIES[scheme.method])
 
 
 def never_as_stored(stored: Stored, multiplies_fp8: bool) -> str | None:
     """The same, whatever is installed; ``multiplies_fp8``: whether the device has units for it."""
-    method = stored.scheme.method if stored.scheme is not None else BITSANDBYTES
+    if stored.scheme is None or of_ours(stored.scheme) is not None:
+        return None
+    method = stored.scheme.method
     if method in NEVER:
         return NEVER[method]
     if method == "fp8" and not multiplies_fp8:
@@ -93,10 +97,16 @@ def _multiplies_fp8(device: DeviceInfo) -> bool:
     return max(known, default=0) >= FP8_CAPABILITY
 
 
+def of_ours(scheme: Scheme) -> Quant | None:
+    """The quantization in ``profiler/quants`` that a checkpoint is stored in; ``None`` for any other scheme."""
+    found = quants.find(scheme.name)
+    return found if found and found.stored and found.stored.matches(scheme.config) else None
+
+
 def quant_of(stored: Stored) -> Quant:
     """The quantization of a checkpoint that is run as it is stored: nothing is quantized while it is loaded."""
-    if stored.quant in registry.names("quants"):
-        ours: Quant = registry.load("quants", stored.quant, "quantization").QUANT
+    ours = quants.find(stored.quant)
+    if ours is not None:
         return replace(ours, dtype=stored.dtype)
     return Quant(
         stored.quant, plain_bytes, frozenset(), lambda device: None, lambda dtype: None, dtype=stored.dtype or "bf16"
@@ -110,7 +120,7 @@ def from_config(geometry: Geometry, scheme: Scheme, raw: Mapping[str, Any]) -> S
     places: list[tuple[int | None, Weight]] = [(None, weight) for weight in geometry.outside]
     places += [(number, weight) for number, layer in enumerate(geometry.layers) for weight in layer.weights]
     try:
-        rule = RULES[scheme.method](scheme)
+        rule = (_Ours if scheme.method not in RULES and of_ours(scheme) else RULES[scheme.method])(scheme)
     except (KeyError, ProfileError):
         return None
     for number, weight in places:
@@ -207,17 +217,18 @@ class _Fp8(_Rule):
         return int(outputs * inputs + scale * -(-outputs // block[0]) * -(-inputs // block[1]))
 
 
-class _BitsAndBytes(_Rule):
-    """As we quantize ourselves; modules may be left out by name."""
+class _Ours(_Rule):
+    """A quantization in ``profiler/quants``. The config may exclude modules by name."""
 
-    roles = frozenset({"linear"})
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__(scheme)
+        found = quants.find({"fp4-dq": "nf4-dq"}.get(scheme.name, scheme.name))  # of one size
+        if found is None:
+            raise ProfileError(f"there is no rule for {scheme.name}")
+        self.ours = found
 
-    def __call__(self, weight: Weight, path: str) -> int | None:
-        if weight.role not in self.roles or self.scheme.leaves_out(path):
-            return None
-        name = {"fp4-dq": "nf4-dq"}.get(self.scheme.name, self.scheme.name)  # of one size
-        ours: Quant = registry.load("quants", name, "quantization").QUANT
-        return int(ours.weight_bytes(weight, "bf16", False))
+    def of(self, weight: Weight) -> int | None:
+        return self.ours.weight_bytes(weight, "bf16", False) if weight.role in self.ours.roles else None
 
 
 class _Mlx(_Rule):
@@ -291,7 +302,7 @@ RULES: Mapping[str, type[_Rule]] = {
     "awq": _Awq,
     "gptq": _Gptq,
     "fp8": _Fp8,
-    BITSANDBYTES: _BitsAndBytes,
+    BITSANDBYTES: _Ours,
     COMPRESSED: _Compressed,
     MLX: _Mlx,
 }

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from profiler.quants.base import plain
 
-QUANT = plain("fp32")
+QUANT = plain("fp32", own=frozenset({"cpu"}))

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from profiler.devices.base import DeviceInfo
 from profiler.models.layers import Weight
-from profiler.quants.base import LINEAR_ROLES, Quant, bitsandbytes_missing, plain_bytes
+from profiler.quants import bitsandbytes
+from profiler.quants.base import (
+    Kernels,
+    LayerBenchmark,
+    PackedModules,
+    Prior,
+    Quant,
+    RandomValues,
+    StoredForm,
+    plain_bytes,
+)
+from profiler.quants.bitsandbytes import LINEAR_ROLES, MIB, PATTERN_WEIGHTS
 
 SCALE_BYTES = 4
 CAPABILITY = 75
+SCRATCH = (0, 160 * MIB, 450 * MIB)  # temporary bytes of products on a CPU (low, usual, high)
+# The same per token of a pass with torch._int_mm (AVX-512), as holes in the heap: measured 7e5 to 9e5. Longer passes
+# write tensors that the heap does not hold.
+INTEGER_HOLES, HOLES_MOST = (2e5, 8e5, 2e6), 4096
 
 
 def weight_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
@@ -28,7 +44,76 @@ def load_config(dtype: str) -> Any:
 
 def unavailable(device: DeviceInfo) -> str | None:
     """Its matrix products need the integer tensor cores of Turing."""
-    return bitsandbytes_missing(device, CAPABILITY)
+    return bitsandbytes.missing(device, CAPABILITY)
 
 
-QUANT = Quant("int8", weight_bytes, LINEAR_ROLES, unavailable, load_config)
+def matches(stated: Mapping[str, Any]) -> bool:
+    """Every config of bitsandbytes that does not ask for 4 bits."""
+    return bitsandbytes.is_stated(stated) and not stated.get("load_in_4bit")
+
+
+def scratch(rows: int, matrix_bytes: int, features: tuple[str, ...]) -> tuple[float, float, float]:
+    """Temporary bytes of products on a CPU: measured, not derived."""
+    if "avx512f" not in features:
+        return SCRATCH
+    low, usual, high = (min(rows, HOLES_MOST) * each for each in INTEGER_HOLES)
+    return low, usual, high
+
+
+def random_weight(module: Any, values: RandomValues) -> Any:
+    """Rows of rounded normal values whose largest is near 127, as row-wise quantization leaves them."""
+    import bitsandbytes as bnb
+    import torch
+
+    rows, columns = module.weight.shape
+    if "int8" not in values.patterns:
+        normal = torch.empty(PATTERN_WEIGHTS, device=values.device)
+        values.normal(normal, 127 / 4, values.seed)  # the largest of some thousand normal values is near 4 sigma
+        values.patterns["int8"] = normal.round_().clamp_(-127, 127).to(torch.int8)
+    data = torch.empty((rows, columns), dtype=torch.int8, device=values.device)
+    values.tile(data.view(-1), values.patterns["int8"], shift=31)
+    scales = torch.empty(rows, device=values.device)
+    values.normal(scales, values.std / 4)
+    scales.add_(4 * values.std)  # absolute maxima: near 4 sigma, none the same
+    return bnb.nn.Int8Params(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=scales)
+
+
+def layer(inputs: int, outputs: int, dtype: Any) -> Any:
+    """As transformers makes it."""
+    import bitsandbytes as bnb
+
+    return bnb.nn.Linear8bitLt(inputs, outputs, False, has_fp16_weights=False, threshold=6.0)
+
+
+QUANT = Quant(
+    "int8",
+    weight_bytes,
+    LINEAR_ROLES,
+    unavailable,
+    load_config,
+    kernels=Kernels(
+        prior=Prior(
+            source="a guess for GPUs; products of many tokens seen on AVX2 and on a Xeon with AMX",
+            read=0.5,
+            unpack_bytes={"cpu": 0.0, "repacking": 0.0, "other": 2.0},
+            of_fp32={"cpu": 0.8, "repacking": 0.8},
+        ),
+        cpu_scratch=scratch,
+        in_graphs=False,  # it looks for outlying features on the host
+        own=frozenset({"cpu"}),
+        own_caution=("int8-rows", "decode multiplies 8-bit rows by unrounded activations (not LLM.int8)"),
+    ),
+    stored=StoredForm(
+        matches,
+        needed=frozenset({"weight", "SCB"}),
+        allowed=frozenset({"weight_format"}),
+        types=frozenset({"I8"}),
+    ),
+    modules=PackedModules(
+        names=frozenset({"Linear8bitLt"}),
+        tensors=bitsandbytes.tensors,
+        weight=random_weight,
+        # In long passes its cost per token grows again, because intermediate results no longer fit the caches.
+        timed=LayerBenchmark(layer, gpu_dtype="fp16", more_tokens=(1024,)),
+    ),
+)

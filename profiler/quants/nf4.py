@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from profiler.quants.base import four_bit
+from profiler.quants.bitsandbytes import four_bit
 
-QUANT = four_bit("nf4", levels="nf4", double=False)
+QUANT = four_bit("nf4", levels="nf4", double=False, unpack_bytes=5.0, read=0.7)

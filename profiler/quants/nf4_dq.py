@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from profiler.quants.base import four_bit
+from profiler.quants.bitsandbytes import four_bit
 
-QUANT = four_bit("nf4-dq", levels="nf4", double=True)
+QUANT = four_bit("nf4-dq", levels="nf4", double=True, unpack_bytes=5.5, read=0.65)

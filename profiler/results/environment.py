@@ -106,9 +106,13 @@ def _bounded(value: str) -> str:
     return value if len(value) <= LENGTH else f"{value[:LENGTH]}… {digest(value)}"
 
 
-def snapshot(device: DeviceInfo) -> dict[str, Any]:
-    """Plain JSON content that describes the machine now. Bytes, watts and cores; unknown is None. No secrets."""
+def snapshot(device: DeviceInfo, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Plain JSON content that describes the machine now. Bytes, watts and cores; unknown is None. No secrets.
+
+    ``versions`` of what the backend runs beside the libraries (``Backend.versions``).
+    """
     content: dict[str, Any] = redact_json(_content(device))
+    content["libraries"] |= redact_json(dict(versions or {}))
     return content
 
 

@@ -28,7 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from profiler import registry
+from profiler import backends, registry
 from profiler.case import PREFILL_CHUNK_CPU, Case, ModelNote, Source, Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
@@ -88,7 +88,7 @@ class Axes:
 class SweepSettings:
     """What is the same for all cases of a sweep."""
 
-    backend: str = "hf"
+    backend: str = backends.DEFAULT
     fill: str = "prefill"
     ubatch: int = PREFILL_CHUNK_CPU
     threads: int | None = None

@@ -22,11 +22,11 @@ from functools import cache, partial
 from heapq import heappop, heappush
 from typing import Any
 
-from profiler import decode_path
+from profiler import backends, decode_path
 from profiler.case import Case
 from profiler.cost import estimate as estimates
 from profiler.cost.estimate import Estimate, host_of
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.results import stats
@@ -125,7 +125,10 @@ def size(case: Case) -> tuple[int, int, int]:
 
 
 def _impossible(task: GridTask, device: DeviceInfo) -> str | None:
-    """Why this device or this model cannot serve the case at any size of memory."""
+    """Why this backend, device or model cannot serve the case at any size of memory."""
+    refusal = backends.find(task.case.backend).refusal(task.case)
+    if refusal is not None:
+        return refusal
     reason = task.quant.unavailable(device)
     if reason is not None:
         return f"{task.quant.name} cannot run on {device.name}: {reason}"
@@ -388,7 +391,7 @@ def _runs_alike(row: Measurement, here: Callable[[], str]) -> bool:
     A cache folder that was full, or a compiler that was missing, changes speed and nothing else that a row records.
     """
     path = row.decode_path
-    if path is None or row.case.device.partition(":")[0] != "cpu":
+    if path is None or not kind_of(row.case.device).is_host:
         return path is None or path.machine != decode_path.SHORT_OF_MEMORY
     if path.machine is not None:
         return path.machine == here()
@@ -417,6 +420,6 @@ def _keeps_to(row: Measurement, limit: int | None) -> bool:
     if limit is None:
         return True
     held_to = row.asked.get("max_memory_bytes")
-    on_host = row.case.device.partition(":")[0] == "cpu"  # a GPU's peak is of its own memory
+    on_host = kind_of(row.case.device).is_host  # a GPU's peak is of its own memory
     peak = row.memory.process_peak_bytes if on_host else None
     return any(known is not None and known <= limit for known in (held_to, peak))

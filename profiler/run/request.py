@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from profiler import decode_path, registry
-from profiler.case import EAGER, SYNTHETIC, THREADS, ModelNote, prefill_chunk
-from profiler.devices.base import DeviceInfo
+from profiler import backends, decode_path, registry
+from profiler.case import EAGER, SYNTHETIC, THREADS, ModelNote
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
 from profiler.models import scheme
 from profiler.models.resolve import Model, resolve
@@ -34,7 +34,6 @@ MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
 MAX_SEED = 2**63 - 1  # what a random generator takes
 WEIGHTS = ("auto", "real", "synthetic")
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
-OWN_STEP = ("hf",)  # backends that run the decode step of ours
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 Say = Callable[[str], None]
@@ -107,7 +106,7 @@ class SweepRequest:
     scenario: str | None = None
     weights: str = "auto"
     fill: str | None = None
-    backend: str = "hf"
+    backend: str = backends.DEFAULT
     paths: tuple[str, ...] = ()
     ubatch: int | None = None
     threads: int | None = None
@@ -123,6 +122,7 @@ class ResolvedRequest:
     budget_s: float | None
     subjects: tuple[Subject, ...]
     refused: tuple[Refusal, ...] = ()  # models of the list that the others go on without
+    backend: str = backends.DEFAULT
 
 
 def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: int, say: Say) -> ResolvedRequest:
@@ -156,6 +156,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
         budget_s=request.budget_s,
         subjects=subjects,
         refused=refused,
+        backend=request.backend,
     )
 
 
@@ -307,7 +308,7 @@ def _headline(
     say(choice.words)
     chosen = tuple(task for name, quant in choice.pairs for task in grid(name, quant))
     subjects = tuple(map(chosen_subject, dict.fromkeys(name for name, _ in choice.pairs)))
-    return ResolvedRequest(chosen, effort, budget_s, subjects)
+    return ResolvedRequest(chosen, effort, budget_s, subjects, backend=request.backend)
 
 
 def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: SweepRequest, device: DeviceInfo) -> Axes:
@@ -332,7 +333,8 @@ def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:
 
 def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
     """The subject, with the reason if nobody named a path and our own step cannot be had."""
-    reason = decode_path.why_eager(device.kind) if request.backend in OWN_STEP and not words(request.paths) else None
+    own_step = backends.find(request.backend).own_step
+    reason = kind_of(device.kind).no_step() if own_step and not words(request.paths) else None
     if reason is None:
         return subject
     remark = ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
@@ -349,14 +351,15 @@ def _with_threads(subject: Subject, request: SweepRequest, device: DeviceInfo) -
 
 
 def _usual_path(request: SweepRequest, device: DeviceInfo) -> str:
-    return decode_path.usual(device.kind) if request.backend in OWN_STEP else decode_path.EAGER
+    backend = backends.find(request.backend)
+    return kind_of(device.kind).step_path(True) if backend.own_step else backend.paths[0]
 
 
 def _settings(request: SweepRequest, device: DeviceInfo) -> SweepSettings:
     return SweepSettings(
         backend=request.backend,
         fill=request.fill or "prefill",
-        ubatch=request.ubatch or prefill_chunk(device.kind),
+        ubatch=request.ubatch or kind_of(device.kind).prefill_chunk,
         threads=request.threads,
         seed=request.seed,
     )

@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
+from profiler import backends
 from profiler.case import CODES, Case, Task
 from profiler.cost import estimate
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
 from profiler.results.measurement import Caution, Measurement
@@ -103,7 +104,7 @@ def sweep(
     store keeps them. Raises StoreError.
     """
     since = store.newest_id()  # rows of other sweeps that come after it are as fresh as our own
-    snapshot = environment.snapshot(device)
+    snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
     max_memory = limits.max_memory_bytes
     kept: KeptRows = {}
     if resumed:
@@ -134,7 +135,8 @@ def sweep(
 
 def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
     """Memory a case may take on the device; ``max_memory`` bounds host memory."""
-    return min(device.free_bytes, max_memory) if max_memory and device.kind == "cpu" else device.free_bytes
+    on_host = kind_of(device.kind).is_host
+    return min(device.free_bytes, max_memory) if max_memory and on_host else device.free_bytes
 
 
 def make_plan(resolved: ResolvedRequest, kept: KeptRows, device: DeviceInfo, available: int) -> SweepPlan:

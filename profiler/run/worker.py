@@ -35,14 +35,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from select import POLLOUT, poll
-from types import ModuleType
 from typing import Any
 
-from profiler import folders, registry
+from profiler import backends, folders, registry
 from profiler.backends.base import OutOfMemory, Session
 from profiler.case import Case
 from profiler.devices import allowance
-from profiler.devices.base import Meter
+from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
@@ -259,13 +258,13 @@ def serve(orders: Iterator[Order], wire: Wire) -> None:
 def load(order: Order, wire: Wire) -> LoadedModel:
     """The model of ``order``, timed and weighed. The baseline is taken once the framework is imported."""
     wire.beat("load")
-    backend = registry.load("backends", order.case.backend, "backend")
-    before = meter_of(backend, order.case)
+    opened = backends.opener(order.case.backend)
+    before = meter_of(order.case)
     before.reset_peak()
     baseline, start = before.peak().process_bytes, before.now()
     if order.max_memory_bytes is not None:
         limit_memory(order.max_memory_bytes)
-    session: Session = backend.open(order.case, order.source, wire.beat)
+    session = opened(order.case, order.source, wire.beat)
     seconds, peak = session.meter.now() - start, session.meter.peak()
     memory = Memory(
         weights_bytes=session.loaded.weights_bytes,
@@ -276,12 +275,12 @@ def load(order: Order, wire: Wire) -> LoadedModel:
     return LoadedModel(session, Load(seconds, memory), peak.process_bytes)
 
 
-def meter_of(backend: ModuleType, case: Case) -> Meter:
-    """The meter of the case's device; a backend whose machine is its own invention brings ``meter(device)``."""
-    own = getattr(backend, "meter", None)
-    if own is None:
-        own = registry.load("devices", case.device.partition(":")[0], "device").meter
-    meter: Meter = own(case.device)
+def meter_of(case: Case) -> Meter:
+    """The meter of the case's device, unless the backend brings its own."""
+    own = backends.find(case.backend).meter
+    if own is not None:
+        return own(case.device)
+    meter: Meter = registry.load("devices", case.device.partition(":")[0], "device").meter(case.device)
     return meter
 
 
@@ -325,8 +324,8 @@ def failure(error: Exception, order: Order, phase: str) -> Measurement:
     outcome: Outcome = "failed"
     if is_out_of_memory(error):
         words = " ".join(str(error).split()) or type(error).__name__
-        limit = order.max_memory_bytes
-        under = "" if limit is None or order.case.device != "cpu" else f" under --max-memory {bytes_text(limit)}"
+        limit = order.max_memory_bytes if kind_of(order.case.device).is_host else None
+        under = "" if limit is None else f" under --max-memory {bytes_text(limit)}"
         outcome, reason = "oom", f"out of memory in {phase}{under}: {words}"
     elif isinstance(error, ProfileError):
         reason = said(error)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
+from profiler import backends
 from profiler.case import Case
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
@@ -26,7 +27,6 @@ MOST_DIGITS = 4
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 STAYS = 9  # worth of a column that no width drops
-FAKE = "fake"  # the backend whose figures are made up: nobody may take a copied table for a measurement
 
 NOTE_LENGTH = 400  # characters of one note
 CASES_NAMED = 4  # cases a note names before "and n more"; the rows carry its number anyway
@@ -168,7 +168,7 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
 
 def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
     """What is true of all rows: the run, the device and the settings they share."""
-    parts = ["FAKE FIGURES"] if any(m.case.backend == FAKE for m in measurements) else []
+    parts = ["FAKE FIGURES"] if any(backends.made_up(m.case.backend) for m in measurements) else []
     parts += [f"run {plain(run)}"] if run else []
     devices = dict.fromkeys(device_title(m) for m in measurements)
     parts += [title for title in devices if title]
@@ -230,7 +230,7 @@ def _fell_short(measurement: Measurement) -> bool:
 SCOPES = {  # what energy is of, and what it is not of
     "gpu-board": "the GPU's board alone",
     "cpu-package": "the CPU alone, without memory and the rest",
-    FAKE: "a device that is made up",
+    "fake": "a device that is made up",
 }
 
 ENERGY = (  # where somebody asked for it, or it was free

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import pytest
 
 from fakes import forked
-from profiler import registry
+from profiler import backends
 from profiler.run import process, worker
 
 COMMAND = process.COMMAND  # tests of rogues put another one there
@@ -32,7 +32,7 @@ QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceW
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """Have the supervisor fork its workers until ``patch`` is undone."""
-    registry.load("backends", "fake", "backend")  # once here rather than in every fork
+    backends.opener("fake")  # once here rather than in every fork
     stand_in = SimpleNamespace(**{name: getattr(subprocess, name) for name in subprocess.__all__} | {"Popen": start})
     patch.setattr(process, "subprocess", stand_in)
 

@@ -114,8 +114,8 @@ def test_nf4_is_captured_and_int8_with_a_threshold_is_not(quantization: str) -> 
 
     config = build("qwen3").config
     config.hidden_size, config.intermediate_size = 128, 256  # whole blocks of 64, as in any real model
-    load = registry.load("quants", quantization, "quantization").QUANT.load_config("bf16")
-    model = synthetic.build(config, torch.bfloat16, torch.device("cuda"), load, 0, lambda words: None)
+    quant = registry.load("quants", quantization, "quantization").QUANT
+    model = synthetic.build(config, torch.bfloat16, torch.device("cuda"), quant, 0, lambda words: None)
     runner = CudaGraphRunner(model)
     runner.prefill(prompt(1, 8).to("cuda"))
     runner.prepare(40)

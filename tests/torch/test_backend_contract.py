@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler import registry
+from profiler import backends, registry
 from profiler.backends.base import Session
 from profiler.case import Case, Source
 from profiler.run.loop import measure
@@ -27,9 +27,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 def session(case: Case, tiny_model: Callable[[str], Path]) -> Iterator[Session]:
     folder = tiny_model("gemma3")
     config = json.loads((folder / "config.json").read_text())
-    opened = registry.load("backends", case.backend, "backend").open(
-        case, Source("folder", str(folder), None, config), lambda text: None
-    )
+    opened = backends.opener(case.backend)(case, Source("folder", str(folder), None, config), lambda text: None)
     yield opened
     opened.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -14,17 +14,24 @@ from profiler.backends.hf import linear_layers, microbenchmark, synthetic
 from profiler.backends.hf.linear_layers import Stopwatch
 from profiler.commands import calibrate
 from profiler.cost.engines.transformers import COUNTS
+from profiler.devices import cpu
 from profiler.devices.calibration import Ceilings, LayerKernel
 
 GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "STEP_S": 0.005, "STEP_ROUNDS": 1, "CONV_CHANNELS": 16, "PASS_S": 0.005,
-         "PASS_ROUNDS": 1, "PASS_TOKENS": {"cpu": 64}, "PEAK": {"cpu": (64, 2048, 2048)}}  # fmt: skip
+         "PASS_ROUNDS": 1}  # fmt: skip
 PRODUCTS = {
     "RATE_S": 0.005,
     "POOL_BYTES": 2**20,
-    # on a CPU with bf16 units bitsandbytes takes only inputs in blocks of 64, outputs of 32
-    "SHAPES": {"cpu": ((256, 256), (256, 64), (64, 64))},
     "TALL": (1024, 64),
     "TOKENS": (1, 16),
+}
+
+SIZES = {
+    "pass_tokens": 64,
+    "peak": (64, 2048, 2048),
+    "read_bytes": 8 * 2**20,
+    # on a CPU with bf16 units bitsandbytes takes only inputs in blocks of 64, outputs of 32
+    "shapes": ((256, 256), (256, 64), (64, 64)),
 }
 
 
@@ -35,7 +42,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module, values in ((microbenchmark, GAUGE), (linear_layers, PRODUCTS)):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
-    monkeypatch.setitem(microbenchmark.READ_BYTES, "cpu", 8 * 2**20)
+    monkeypatch.setattr(cpu, "KIND", replace(cpu.KIND, sizes=replace(cpu.KIND.sizes, **SIZES)))
     yield
     torch.set_num_threads(before)
 

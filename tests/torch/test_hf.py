@@ -12,8 +12,8 @@ from fakes import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from profiler import registry
-from profiler.backends.hf import open as open_session
 from profiler.backends.hf.session import HfSession, HfTrial
+from profiler.backends.hf.session import open as open_session
 from profiler.case import Case, Source
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError

@@ -15,8 +15,8 @@ import pytest
 import torch
 from fakes import tiny
 
-from profiler.backends.hf import open as open_session
 from profiler.backends.hf.linear_layers import Stopwatch
+from profiler.backends.hf.session import open as open_session
 from profiler.case import Case, Source
 from profiler.devices import allowance
 from profiler.devices.cgroup import Quota

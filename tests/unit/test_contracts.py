@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
+from fakes import invented, tiny
+from fakes.ceilings import MEASURED
 from fakes.drawings import written
 
-from profiler import devices, registry
+from profiler import backends, decode_path, devices, registry
 from profiler.case import Case
-from profiler.devices.base import DeviceInfo
+from profiler.cli import main
+from profiler.cost import engines
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Predictor
+from profiler.devices import target as targets
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import ProfileError
 from profiler.models import families, hub
+from profiler.models import scheme as schemes
 from profiler.models.geometry import Geometry, Weight
+from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
+from profiler.run import grid
 from profiler.show.report import charts
 
 GIB = 1024**3
@@ -35,6 +50,35 @@ HOSTILE = "evil\x1b[31m|\n=1+1\u202e"
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_seam_has_plugins(folder: str) -> None:
     assert len(registry.names(folder)) >= 2
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a quantization and a backend whose only trace in the program are their own files."""
+    for folder in ("quants", "backends"):
+        invented.install(folder, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def made_up_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise with a kind of device. It is then the first one of this machine."""
+    invented.install("devices", tmp_path, monkeypatch)
+
+
+def rows(*arguments: str) -> list[dict[str, Any]]:
+    """What a command prints as JSON lines; it must succeed."""
+    result: Result = CliRunner().invoke(main, [*arguments, "-o", "jsonl"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A small model in a folder without weights, which the fake backend runs too."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny.CONFIGS["gemma3"] | {"fake": {}}))
+    return str(folder)
 
 
 # Quantizations
@@ -82,6 +126,127 @@ def test_a_quant_says_in_words_why_it_cannot_run(name: str) -> None:
     for device in (*devices.local(), OLD_GPU):
         reason = quant(name).unavailable(device)
         assert reason is None or len(reason) > len("unavailable")
+
+
+EVERY_QUANT = [*QUANTS, invented.QUANT_NAME]
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", EVERY_QUANT)
+def test_a_quant_is_predicted_on_any_device(name: str) -> None:
+    for device in ("rtx 4090", "m3 ultra", "vram=24,bandwidth=500", "cpu"):
+        (row,) = rows("fit", "gemma-3-270m", "--on", device, "-q", name)
+        assert row["quant"] == name
+        assert row["decode"]["tps"]["value"] > 0, device
+    explained = CliRunner().invoke(main, ["explain", "gemma-3-270m", "-q", name], catch_exceptions=False)
+    assert explained.exit_code == 0
+    assert name in explained.stdout
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", EVERY_QUANT)
+def test_a_quant_is_planned_and_measured_or_left_out_for_a_reason(name: str, model: str) -> None:
+    asked = ("sweep", "-m", model, "-q", name, "-c", "64", "-n", "2", "-r", "2")
+    (planned,) = rows(*asked, "--dry-run", "--backend", "fake")
+    assert (planned["action"], planned["quant"]) == ("run", name)
+    assert planned["weights_bytes"] > 0
+    (row,) = rows(*asked, "--backend", "fake")
+    assert (row["outcome"], row["case"]["quant"]) == ("ok", name)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_quant_that_nobody_timed_is_a_guess_wherever_it_is_predicted() -> None:
+    geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
+    here = replace(targets.of(devices.find("cpu")), ceilings=replace(MEASURED, layers={**MEASURED.layers}))
+    for device in (targets.find("rtx 4090"), here):
+        known, guessed = (
+            Predictor(geometry, engines.find("transformers"), name, Machine(device), "fp32").predict(512, 1)
+            for name in ("fp32", invented.QUANT_NAME)
+        )
+        assert guessed.basis == "prior"
+        assert guessed.decode is not None and known.decode is not None
+        sure, unsure = known.decode.seconds, guessed.decode.seconds
+        assert unsure.high / unsure.value > 1.9 * sure.high / sure.value
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_quant_knows_its_own_checkpoints() -> None:
+    raw = hub.shipped_config("gemma-3-270m")
+    geometry = families.geometry(raw)
+    own, other = (schemes.of(raw | {"quantization_config": {"quant_method": word}}) for word in ("six", "seven"))
+    assert own is not None and other is not None
+    assert (own.name, other.name) == (invented.QUANT_NAME, "seven")
+    held = checkpoint.from_config(geometry, own, raw)
+    assert held is not None
+    assert held.nbytes == sum(quant(own.name).weight_bytes(item.weight, "bf16", False) for item in held.weights)
+    assert checkpoint.not_as_stored(held, OLD_GPU) is None
+    assert checkpoint.from_config(geometry, other, raw) is None
+
+
+# Backends
+
+BACKENDS = registry.names("backends")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_says_what_it_takes_in_words_that_others_know(name: str) -> None:
+    backend = backends.find(name)
+    assert backend.engine in engines.names()
+    assert backend.paths and set(backend.paths) <= set(decode_path.PATHS)
+    assert set(backend.quants or ()) <= set(QUANTS)
+    assert set(backend.dtypes or ()) <= DTYPE_BYTES.keys()
+    assert set(backend.fills or ()) <= set(grid.FILLS)
+    assert set(backend.kinds or ()) <= set(registry.names("devices"))
+    assert backend.microbenchmark is None or importlib.util.find_spec(backend.microbenchmark)
+
+
+def test_asking_a_backend_imports_no_framework() -> None:
+    asked = f"from profiler import backends\nfor name in {BACKENDS}: backends.find(name)\n"
+    heavy = "import sys; assert not {'torch', 'transformers', 'bitsandbytes'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", asked + heavy], check=True)
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", [*BACKENDS, invented.BACKEND])
+def test_a_backend_is_planned_with(name: str, model: str) -> None:
+    asked = ("sweep", "-m", model, "-q", "fp32,nf4", "-c", "64", "-b", "1,2", "--backend", name, "--dry-run")
+    planned = {(row["quant"], row["batch"]): row for row in rows(*asked)}
+    took = {case for case, row in planned.items() if row["action"] == "run"}
+    assert took == ({("fp32", 1)} if name == invented.BACKEND else planned.keys())
+    for case in planned.keys() - took:
+        assert planned[case]["reason"]
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", [invented.BACKEND, invented.SMALL_BACKEND])
+def test_a_backend_that_was_not_there_a_moment_ago_measures_the_device_that_is_there(name: str, model: str) -> None:
+    asked = ("sweep", "-m", model, "-q", "fp32", "-n", "2", "-r", "2", "--backend", name)
+    (row,) = rows(*asked, "-c", "64")
+    assert (row["outcome"], row["case"]["path"]) == ("ok", "eager")
+    assert 0 < row["decode"]["seconds"][0] < 1
+    assert row["predicted"]
+    assert row["environment"]["libraries"]["counter"] == "1.2"
+    shown = CliRunner().invoke(main, [*asked, "-c", "64"], catch_exceptions=False)
+    assert "FAKE" not in shown.stdout
+    skipped = {
+        ("--fill", "synthetic"): "no cache fill synthetic, only prefill",
+        ("--path", "static"): "no decode path static, only eager",
+        ("-b", "2"): "it counts in one sequence",
+    }
+    for option, reason in skipped.items():
+        (row,) = rows(*asked, "-c", "32", *option)
+        assert row["outcome"] == "skipped"
+        assert reason in row["reason"]
+
+
+def test_a_quant_without_random_weights_is_left_out_where_they_are_needed(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invented.install("quants", tmp_path, monkeypatch)
+    asked = ("sweep", "-m", model, "-q", invented.QUANT_NAME, "-c", "64", "--backend", "hf", "--dry-run")
+    (row,) = rows(*asked)
+    assert row["action"] == "skip"
+    assert "made-up has no synthetic weights" in row["reason"]
 
 
 # Families
@@ -138,6 +303,45 @@ def test_a_family_meets_a_spoilt_config_with_a_geometry_or_one_clear_line(model_
         assert geometry.cache_bytes(4096, 1, 2).total >= 0, what
 
 
+def test_a_family_that_was_a_file_a_moment_ago_is_predicted_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    invented.install("models.families", tmp_path, monkeypatch)
+    for known in (families.by_model_type, families.titles):
+        known.cache_clear()
+        request.addfinalizer(known.cache_clear)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    raw = tiny.CONFIGS["llama"] | {"model_type": invented.FAMILY, "fake": {}}
+    (folder / "config.json").write_text(json.dumps(raw))
+    (predicted,) = rows("fit", str(folder), "--on", "rtx 4090", "-q", "bf16", "-c", "32")
+    assert predicted["parameters"] == families.geometry(tiny.CONFIGS["llama"]).parameters
+    (row,) = rows("sweep", "-m", str(folder), "-c", "16", "-n", "2", "-r", "2", "--backend", "fake")
+    assert row["outcome"] == "ok"
+
+
+# Engines
+
+
+def test_an_engine_that_was_a_file_a_moment_ago_is_predicted_as_a_guess(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invented.install("cost.engines", tmp_path, monkeypatch)
+    assert invented.ENGINE in engines.names()
+    for device in ("rtx 4090", "mi300x", "cpu"):
+        (row,) = rows("fit", "gemma-3-270m", "--on", device, "--engine", "in_house")
+        assert (row["engine"], row["decode"]["tps"]["basis"]) == (invented.ENGINE, "prior")
+
+
+@pytest.mark.parametrize("name", engines.names())
+def test_an_engine_predicts_every_quantization_that_it_names(name: str) -> None:
+    engine = engines.find(name)
+    for device in ("rtx 4090", "m3 ultra", "cpu"):
+        found = rows("fit", "gemma-4-26b-a4b", "--on", device, "--engine", name, "-q", ",".join(engine.quants))
+        assert [row["quant"] for row in found] == list(engine.quants)
+        assert all(row["weights_bytes"]["value"] > 0 for row in found)
+
+
 # Devices
 
 
@@ -152,6 +356,45 @@ def test_a_device_kind_is_here_or_says_why_not(kind: ModuleType) -> None:
         assert device.default_dtype in DTYPE_BYTES
         again = devices.find(device.name)  # what is free changes meanwhile
         assert again == replace(device, free_bytes=again.free_bytes)
+
+
+@pytest.mark.parametrize("name", devices.names())
+def test_a_device_kind_is_predicted_and_planned_for(name: str, model: str) -> None:
+    try:
+        (device, *_) = (found for found in devices.local() if found.kind == name)
+    except ValueError:
+        ran = CliRunner().invoke(main, ["sweep", "-m", model, "--device", name, "--dry-run"], catch_exceptions=False)
+        assert ran.exit_code == 2 and f"no {name} device here" in ran.stderr
+        return
+    kind, target = kind_of(name), targets.of(device)
+    assert target.device_kind is kind
+    assert kind.step_path(True) in decode_path.PATHS
+    asked = ("sweep", "-m", model, "--device", device.name, "-c", "4k", "-n", "2", "-r", "2")
+    (planned,) = rows(*asked, "--dry-run")
+    assert planned["action"] == "run" and planned["run_s"] > 0
+    (row,) = rows(*asked, "--backend", "fake")
+    assert (row["outcome"], row["case"]["device"], row["case"]["ubatch"]) == ("ok", device.name, kind.prefill_chunk)
+
+
+@pytest.mark.usefixtures("made_up_device", "made_up")
+def test_a_device_kind_that_was_a_file_a_moment_ago_is_found_predicted_and_measured(model: str) -> None:
+    listed = CliRunner().invoke(main, ["devices", "-o", "json"], catch_exceptions=False)
+    assert next(row["device"] for row in json.loads(listed.stdout)) == "npu:0"
+    for on in ("npu", "npu:0"):
+        (predicted,) = rows("fit", "gemma-3-270m", "--on", on, "-q", "nf4", "-c", "512")
+        assert predicted["device"] == "Some NPU"
+        assert predicted["decode"]["tps"]["value"] > 0
+    assert devices.find().name == "npu:0"
+    asked = ("sweep", "-m", model, "-c", "64", "-n", "2", "-r", "2")
+    (planned,) = rows(*asked, "--dry-run")
+    assert (planned["action"], planned["device"]) == ("run", "npu:0")
+    for backend in ("fake", invented.BACKEND):
+        (row,) = rows(*asked, "--backend", backend)
+        assert (row["outcome"], row["case"]["device"], row["case"]["ubatch"]) == ("ok", "npu:0", 48)
+        assert row["environment"]["device"]["title"] == "Some NPU"
+        assert row["case"]["path"] == "eager"
+    (limited,) = rows(*asked, "--dry-run", "--max-memory", "1MiB", "--fresh")
+    assert limited["action"] == "run"  # that bounds the memory of the host, which is not this device's
 
 
 @pytest.mark.parametrize("device", [found.name for found in devices.local() if found.kind == "cpu"])
@@ -226,6 +469,19 @@ def test_a_report_shows_every_row_or_says_that_it_does_not(name: str) -> None:
 def test_a_report_lets_no_terminal_control_through(name: str) -> None:
     text = registry.load("show.writers", name, "format").render("run", MIXED)
     assert not set(text) & {"\x1b", "\u202e", "\r", "\x00"}
+
+
+def test_a_format_and_a_command_that_were_files_a_moment_ago_are_there(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("show.writers", "commands"):
+        invented.install(folder, tmp_path, monkeypatch)
+    asked = ["sweep", "-m", model, "-q", "fp32", "-c", "16,32", "-n", "2", "-r", "2", "--backend", "fake"]
+    shown = CliRunner().invoke(main, [*asked, "-o", invented.WRITER], catch_exceptions=False)
+    assert (shown.exit_code, shown.stdout) == (0, "OK!\nOK!\n")
+    said = CliRunner().invoke(main, [invented.COMMAND], catch_exceptions=False)
+    assert (said.exit_code, said.stdout) == (3, "hello\n")
+    assert "Say hello" in CliRunner().invoke(main, ["--help"], catch_exceptions=False).stdout
 
 
 @pytest.mark.parametrize("name", [name for name in REPORTS if name in ("json", "jsonl", "llama-bench")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from profiler import decode_path
 from profiler.cost.engines.transformers import usual_path
 from profiler.devices import target
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.run.request import SweepRequest, resolve_request
 
 
@@ -25,16 +26,16 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_gpu_runs_a_graph_and_a_cpu_the_static_step(compiler: Path) -> None:
-    assert decode_path.usual("cuda") == "graph"
-    assert decode_path.usual("cpu") == "static"
+    assert kind_of("cuda").step_path(True) == "graph"
+    assert kind_of("cpu").step_path(True) == "static"
     assert decode_path.compiler() == str(compiler)
 
 
 def test_without_a_compiler_a_cpu_runs_what_is_shipped(compiler: Path) -> None:
     compiler.unlink()
     assert decode_path.compiler() is None
-    assert decode_path.usual("cpu") == "eager"
-    assert decode_path.usual("cuda") == "graph"
+    assert kind_of("cpu").step_path(True) == "eager"
+    assert kind_of("cuda").step_path(True) == "graph"
 
 
 def test_a_sweep_takes_what_is_usual_and_what_is_named_goes_first(compiler: Path) -> None:
@@ -54,3 +55,7 @@ def test_a_sweep_takes_what_is_usual_and_what_is_named_goes_first(compiler: Path
 def test_predictions_are_for_what_a_sweep_would_run(compiler: Path) -> None:
     assert usual_path(target.find("rtx 4090")) == "graph"
     assert usual_path(target.find("strix halo")) == "eager"
+    unknown = replace(
+        target.find("vram=24,bandwidth=500"), local="cuda:0"
+    )  # a card here that no data sheet describes
+    assert usual_path(unknown) == "graph"

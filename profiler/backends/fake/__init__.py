@@ -9,26 +9,13 @@ does is read from the model's config, so a ``config.json`` in a folder is a whol
 
 from __future__ import annotations
 
-from profiler.backends.base import Beat, Session
+from profiler.backends.base import Backend
 from profiler.backends.fake.meter import FakeMeter
-from profiler.backends.fake.session import FakeSession, Script
-from profiler.case import Case, Source
-from profiler.devices.base import Meter
+from profiler.decode_path import PATHS
 
-__all__ = ["meter", "open"]
-
-
-def open(case: Case, source: Source, beat: Beat) -> Session:
-    """Load nothing, in ``load_s`` virtual seconds. Raises ProfileError when the script is not one."""
-    session = FakeSession(Script.read(source.config), beat)
-    beat("load")
-    session.begin(case).strike("load")
-    session.machine.hold(session.script.weights_bytes + session.script.load_extra_bytes)
-    session.machine.hold(-session.script.load_extra_bytes)
-    session.machine.seconds += session.script.load_s
-    return session
-
-
-def meter(device: str) -> Meter:
-    """The virtual device before the load. A backend that measures its own machine brings its own meter."""
-    return FakeMeter()
+BACKEND = Backend(
+    predicted=False,
+    made_up="a device that is made up",
+    meter=lambda device: FakeMeter(),
+    paths=PATHS,
+)

@@ -13,22 +13,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.fake.meter import BASELINE_BYTES, FakeMeter, FakeWatcher
-from profiler.case import Case
+from profiler.case import Case, Source
 from profiler.devices.base import Meter, Watcher
-from profiler.results.measurement import Caution, DecodePath
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Mapping
-
 from profiler.errors import ProfileError
 from profiler.foreign import json_value
+from profiler.results.measurement import Caution, DecodePath
 from profiler.units import printable
 
 MIB = 1024**2
@@ -36,6 +31,17 @@ PHASES = ("load", "prefill", "fill", "decode")
 PIECE = 16 * MIB  # a real allocation grows by this, so that a limit is met and not jumped over
 
 OTHERWISE = "PROFILER_FAKE"  # fields of the script as JSON, so that one of two processes may do otherwise
+
+
+def open(case: Case, source: Source, beat: Beat) -> FakeSession:
+    """Load nothing, in ``load_s`` virtual seconds. Raises ProfileError when the script is not one."""
+    session = FakeSession(Script.read(source.config), beat)
+    beat("load")
+    session.begin(case).strike("load")
+    session.machine.hold(session.script.weights_bytes + session.script.load_extra_bytes)
+    session.machine.hold(-session.script.load_extra_bytes)
+    session.machine.seconds += session.script.load_s
+    return session
 
 
 class FakeTrial:

@@ -1,7 +1,4 @@
-"""Backend ``hf``: transformers as shipped, with bitsandbytes for the quantizations.
-
-session = open(case, source, beat)    # loads or makes the model
-trial = session.begin(case)           # inputs and cache of one case
+"""Backend ``hf``: transformers as shipped, with bitsandbytes for the quantizations, and our own decode step.
 
 ``audited`` builds a small model of an architecture and audits its decode step, for ``profile audit``.
 """
@@ -9,30 +6,47 @@ trial = session.begin(case)           # inputs and cache of one case
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-import torch
-import transformers
+from profiler import quants
+from profiler.backends.base import Backend
+from profiler.case import Case, Source
+from profiler.decode_path import PATHS
+from profiler.quants.base import DTYPE_BYTES, Quant
 
-from profiler.backends.hf import synthetic
-from profiler.backends.hf.load import DTYPES, text_config
-from profiler.backends.hf.session import open
-from profiler.case import Source
-from profiler.kernels.audit import AuditReport, audit, miniature
-from profiler.quants.base import Quant
-
-__all__ = ["open"]
+if TYPE_CHECKING:
+    from profiler.kernels.audit import AuditReport
 
 DTYPE = "fp32"  # of what a quantization leaves plain; a CPU without bf16 units computes it best
 
 
+def _refuses(case: Case) -> str | None:
+    quant = quants.find(case.quant)
+    return quant.unmade if quant is not None and case.weights == "synthetic" else None
+
+
+BACKEND = Backend(
+    engine="transformers",
+    own_step=True,
+    paths=PATHS,
+    dtypes=tuple(DTYPE_BYTES),
+    refuses=_refuses,
+    microbenchmark="profiler.backends.hf.microbenchmark",
+)
+
+
 def audited(source: Source, quant: Quant) -> AuditReport:
     """Build the small model of ``source`` in a quantization and audit its step."""
+    import torch
+    import transformers
+
+    from profiler.backends.hf import synthetic
+    from profiler.backends.hf.load import DTYPES, text_config
+    from profiler.kernels.audit import audit, miniature
+
     transformers.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    dtype = quant.dtype or DTYPE
     raw = miniature(text_config(source).to_dict())
     small = text_config(Source(source.kind, source.location, source.revision, raw))
-    built = synthetic.build(
-        small, DTYPES[dtype], torch.device("cpu"), quant.load_config(dtype), 0, lambda words: None
-    )
-    return audit(built)
+    dtype = DTYPES[quant.dtype or DTYPE]
+    return audit(synthetic.build(small, dtype, torch.device("cpu"), quant, 0, lambda words: None))

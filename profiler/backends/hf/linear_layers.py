@@ -20,39 +20,29 @@ from math import prod
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-from profiler import devices, registry
+from profiler import devices, quants, registry
 from profiler.backends.hf.load import DTYPES
+from profiler.devices.base import kind_of
 from profiler.devices.calibration import LayerCost, LayerKernel, Layers, LinearLayer
 from profiler.kernels import cuda, native
 from profiler.models.layers import Weight
-from profiler.quants.base import Quant
+from profiler.quants.base import LayerBenchmark, Quant
 
-CALM_S = {"cpu": 40.0, "cuda": 100.0}  # after so long, figures are taken from a single run
 QUEUED_S = 2e-3  # of runs between two waits for a GPU, each of which takes some ten microseconds
 MOST_QUEUED = 1000
 MOST_WAIT = 20  # times as long as was asked for, where a quota leaves little CPU time
 
 TOKENS = (1, 4, 16, 64, 256)
-ROW_TOKENS = {"cpu": (1, 4, 8), "cuda": (1, 4)}
-MORE_TOKENS = {"int8": (1024,)}  # whose cost a token grows again, as what it writes between steps leaves the caches
-# Square, narrow, small: output features, input features. In a small one a GPU has less to do than to start.
-SHAPES = {
-    "cpu": ((2048, 2048), (2048, 512), (256, 256)),
-    "cuda": ((8192, 8192), (8192, 2048), (1024, 1024)),
-}
 ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # of what a kernel of ours multiplies on a GPU: no large ones
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
-FOUR_BIT = "nf4"
 POOL_BYTES = 128 * 1024**2  # at least
 POOL_MOST = 1024**3
 PAST_CACHES = 1.5  # times their size
 POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # at most
 PATTERN = 2**20  # random numbers, repeated through a pool
-RUN_LAYERS = 200  # at most in a run of one token,
-RUN_BYTES = {"cpu": 32 * 1024**2, "cuda": 512 * 1024**2}  # and of so many bytes
+RUN_LAYERS = 200  # at most in a run of one token
 OUTLIER = 8.0  # above the threshold of LLM.int8, which keeps such features in 16 bits
 OUTLYING, FEW = 2, 4  # as many as SmolLM2-135M has before attention (Gemma 3 270M 10 to 120); of fewer tokens half
 TimedLayer = Callable[[torch.Tensor], torch.Tensor]
@@ -84,9 +74,9 @@ class Stopwatch:
         helpers, or by that of all threads on average where it does not (OMP_WAIT_POLICY=passive). A run that the end
         of a quota falls into would otherwise take as long as the rest of the period besides.
         """
-        self.device = device
-        self.end = time.perf_counter() + CALM_S[device.type] / running
-        self._throttled = running < 1 and device.type == "cpu"
+        self.device, self.kind = device, kind_of(device.type)
+        self.end = time.perf_counter() + self.kind.sizes.calm_s / running
+        self._throttled = running < 1 and self.kind.is_host
 
     def time(self, run: Callable[[], object], seconds: float) -> Times:
         """Runs for ``seconds``, after one to warm up. On a busy machine late figures get one run.
@@ -95,7 +85,7 @@ class Stopwatch:
         """
         run()
         self.wait()
-        together = self._together(run) if self.device.type == "cuda" else 1
+        together = 1 if self.kind.is_host else self._together(run)
         found: list[float] = []
         clocks, start = self._clocks(), time.perf_counter()
         left = seconds if start < self.end else 0.0
@@ -135,8 +125,7 @@ class Stopwatch:
 
     def wait(self) -> None:
         """Until the device has done all that was queued."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self.kind.wait(self.device)
 
 
 class Format(NamedTuple):
@@ -148,6 +137,8 @@ class Format(NamedTuple):
     repacks: bool
     captured: bool = False  # in a CUDA graph: LLM.int8() looks for outlying features on the host
     own: bool = False  # by the kernels of our own decode step
+    more_tokens: tuple[int, ...] = ()
+    own_tokens: tuple[int, ...] = ()  # where it is ``own``
 
     @property
     def kernel(self) -> LayerKernel:
@@ -157,11 +148,7 @@ class Format(NamedTuple):
     @property
     def tokens(self) -> tuple[int, ...]:
         """Numbers of tokens that it is measured with."""
-        return (
-            ROW_TOKENS["cuda" if self.captured else "cpu"]
-            if self.own
-            else (*TOKENS, *MORE_TOKENS.get(self.scheme, ()))
-        )
+        return self.own_tokens if self.own else (*TOKENS, *self.more_tokens)
 
     def nbytes(self, shape: Shape) -> int:
         """Of a stored layer, scales included."""
@@ -178,6 +165,7 @@ class LinearLayers:
 
     def __init__(self, watch: Stopwatch, cache_bytes: int = 0) -> None:
         self.watch, self.device, self.cuda = watch, watch.device, watch.device.type == "cuda"
+        self.sizes = watch.kind.sizes
         self.pool_bytes = past_caches(cache_bytes, POOL_BYTES, POOL_MOST)
 
     def all(self) -> Layers:
@@ -196,8 +184,8 @@ class LinearLayers:
             {key: (self.watch.captured(run), many) if key[0] in within else (run, many)
              for key, (run, many) in runs.items()}
         )  # fmt: skip
-        starts = {one.kernel: runs[one.kernel, self._shapes(one)[-1], 1] for one in formats} if self.cuda else {}
-        start_s = self._rounds(starts)
+        starts = {one.kernel: runs[one.kernel, self._shapes(one)[-1], 1] for one in formats}
+        start_s = {} if self.watch.kind.is_host else self._rounds(starts)
         found = {}
         for one in formats:
             costs, head = {}, {}
@@ -222,9 +210,9 @@ class LinearLayers:
         inputs = torch.randn(1, tokens, shape[1], device=self.device).to(one.dtype)
         inputs[..., : OUTLYING if tokens >= FEW else OUTLYING // 2] = OUTLIER
         turn = cycle(layers)
-        together = min(len(layers), RUN_LAYERS, RUN_BYTES[self.device.type] // one.nbytes(shape))
+        together = min(len(layers), RUN_LAYERS, self.sizes.run_bytes // one.nbytes(shape))
         many = (
-            together if self.cuda else max(1, together // max(1, tokens // 4))
+            max(1, together // max(1, tokens // 4)) if self.watch.kind.is_host else together
         )  # a GPU's products are no longer than a wait
 
         def run() -> None:
@@ -239,7 +227,8 @@ class LinearLayers:
             yield shape, one.pool(shape, self.pool_bytes)
 
     def _shapes(self, one: Format) -> tuple[Shape, Shape, Shape]:
-        return ROW_SHAPES if one.own and self.cuda else SHAPES[self.device.type]
+        square, narrow, small = ROW_SHAPES if one.own and self.cuda else self.sizes.shapes
+        return square, narrow, small
 
     def _rows(self) -> Iterator[Format]:
         """The same as our own decode step multiplies them."""
@@ -257,16 +246,15 @@ class LinearLayers:
 
             return pool
 
-        if self.cuda:
-            if cuda.missing() is None:
-                yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, captured=True, own=True)
+        if (cuda.missing() if self.cuda else native.missing()) is not None:
             return
-        if native.missing() is not None:
-            return
-        yield Format("fp32", torch.float32, pool_of(torch.float32), repacks=False, own=True)
-        yield Format("bf16", torch.bfloat16, pool_of(torch.bfloat16), repacks=False, own=True)
         usual = DTYPES[devices.find(str(self.device)).default_dtype]
-        yield Format("int8", usual, pool_of(torch.int8), repacks=False, own=True)
+        for quant in quants.every():
+            if self.device.type in quant.kernels.own:
+                stored = DTYPES.get(quant.name, torch.int8)
+                inputs = DTYPES.get(quant.name, usual)
+                tokens = self.sizes.own_tokens
+                yield Format(quant.name, inputs, pool_of(stored), False, self.cuda, own=True, own_tokens=tokens)
 
     def _formats(self) -> Iterator[Format]:
         """Those that can be measured here."""
@@ -288,36 +276,26 @@ class LinearLayers:
         for name, dtype in DTYPES.items():
             yield Format(name, dtype, plain(dtype), repacks=False, captured=self.cuda)
         yield from self._rows()
-        try:
-            import bitsandbytes as bnb
-        except ImportError:
-            return
 
-        def packed(name: str, dtype: torch.dtype, make: Callable[[int, int], nn.Module]) -> Format:
+        def packed(quant: Quant, layer: LayerBenchmark) -> Format:
             """Packing takes long: one layer is packed, and copied."""
+            dtype = DTYPES[(not self.watch.kind.is_host and layer.gpu_dtype) or here.default_dtype]
 
             def pool(shape: Shape, nbytes: int) -> list[TimedLayer]:
                 rows, columns = shape
-                first = make(columns, rows).to(self.device).eval()  # training takes other kernels
+                first = layer.make(columns, rows, dtype).to(self.device).eval()  # training takes other kernels
                 first(torch.zeros(1, columns, dtype=dtype, device=self.device))
                 many = max(2, min(nbytes // one.nbytes(shape), PACKED_LAYERS))
                 return [first, *(copy.deepcopy(first) for _ in range(many - 1))]
 
-            one = Format(name, dtype, pool, here.repacks, captured=self.cuda and name == FOUR_BIT)
+            captured = self.cuda and quant.kernels.in_graphs
+            one = Format(quant.name, dtype, pool, here.repacks, captured, more_tokens=layer.more_tokens)
             return one
 
-        dtype = DTYPES[here.default_dtype]
-
-        def four_bit(inputs: int, outputs: int) -> nn.Module:
-            made: nn.Module = bnb.nn.Linear4bit(inputs, outputs, False, dtype, quant_type=FOUR_BIT)
-            return made
-
-        def eight_bit(inputs: int, outputs: int) -> nn.Module:
-            made: nn.Module = bnb.nn.Linear8bitLt(inputs, outputs, False, has_fp16_weights=False, threshold=6.0)
-            return made
-
-        yield packed(FOUR_BIT, dtype, four_bit)
-        yield packed("int8", torch.float16 if self.cuda else dtype, eight_bit)
+        for quant in quants.every():
+            layer = quant.modules.timed if quant.modules is not None else None
+            if layer is not None and quant.unavailable(here) is None:
+                yield packed(quant, layer)
 
 
 def _multiplied(inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

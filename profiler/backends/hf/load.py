@@ -26,7 +26,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from profiler import registry
+from profiler import quants, registry
 from profiler.backends.base import Beat
 from profiler.backends.hf import synthetic
 from profiler.backends.hf.unpack import unpacked
@@ -43,13 +43,13 @@ from profiler.models.safetensors import INDEX, SINGLE
 from profiler.models.scheme import BITSANDBYTES, Scheme
 from profiler.models.stored import from_safetensors
 from profiler.quants import checkpoint
-from profiler.quants.base import repackable
+from profiler.quants.base import Quant
+from profiler.quants.bitsandbytes import repackable
 from profiler.units import printable
 
 NOT_OF_THE_MODEL = ("auto_map", "quantization_config", NAMED_ELSEWHERE)  # fields of a config, which speak of files
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-QUANTIZED = ("Linear4bit", "Linear8bitLt")  # modules whose weight has another shape than its values
 DISAGREE = "Its config and its tensors do not agree on what is quantized."
 CHANGED = "The files may have changed while they were read: try again."
 
@@ -67,10 +67,10 @@ def load(case: Case, source: Source, meter: Meter, beat: Beat) -> PreTrainedMode
     dtype, device = DTYPES[case.dtype], torch.device(case.device)
     config = text_config(source)
     stated = None if source.kind == "gguf" or case.weights == "synthetic" else schemes.of(source.config)
-    quantization = None if stated is not None else _quantization(case)
     if case.weights == "synthetic":
-        model = synthetic.build(config, dtype, device, quantization, case.seed, beat)
+        model = synthetic.build(config, dtype, device, _quant(case), case.seed, beat)
     else:
+        quantization = None if stated is not None else _quant(case).load_config(case.dtype)
         folder = _folder(source, config, beat, case.model_id, dtype)
         if source.kind != "gguf" and (own := _own_quantization(case, source, folder, stated)) is not None:
             config.quantization_config = own  # transformers takes this for a checkpoint that is quantized already
@@ -80,9 +80,9 @@ def load(case: Case, source: Source, meter: Meter, beat: Beat) -> PreTrainedMode
     return model
 
 
-def _quantization(case: Case) -> Any:
-    """The transformers config that quantizes while loading; ``None`` for a plain dtype."""
-    return registry.load("quants", case.quant, "quantization").QUANT.load_config(case.dtype)
+def _quant(case: Case) -> Quant:
+    found: Quant = registry.load("quants", case.quant, "quantization").QUANT
+    return found
 
 
 def _own_quantization(case: Case, source: Source, folder: Path, stated: Scheme | None) -> dict[str, Any] | None:
@@ -274,9 +274,10 @@ def _check_count(model: PreTrainedModel, geometry: Geometry, name: str) -> None:
 
 def _check_values(model: PreTrainedModel, name: str) -> None:
     """Codes in a module that does not unpack them would be multiplied as if they were values."""
+    packed = quants.packed_modules()
     for path, module in model.named_modules():
         for label, tensor in _own(module):
-            if not tensor.is_floating_point() and type(module).__name__ not in QUANTIZED:
+            if not tensor.is_floating_point() and type(module).__name__ not in packed:
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 raise ProfileError(f"{name}: {path}.{label} was loaded as {dtype}, which are no values")
 
@@ -284,10 +285,11 @@ def _check_values(model: PreTrainedModel, name: str) -> None:
 def parameters(model: PreTrainedModel) -> int:
     """Parameters of a loaded model as values, however they are packed; tied ones once."""
     counts: dict[int, int] = {}
+    packed = quants.packed_modules()
     for module in model.modules():
         for label, tensor in _own(module):
-            packed = label == "weight" and type(module).__name__ in QUANTIZED
-            counts[id(tensor)] = module.in_features * module.out_features if packed else tensor.numel()
+            codes = label == "weight" and type(module).__name__ in packed
+            counts[id(tensor)] = module.in_features * module.out_features if codes else tensor.numel()
     return sum(counts.values())
 
 

@@ -26,14 +26,11 @@ from profiler import devices
 from profiler.backends.hf.linear_layers import POOL_BYTES, POOL_MOST, RATE_S, LinearLayers, Stopwatch, past_caches
 from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.synthetic import log_decays
-from profiler.devices.allowance import last_cache_bytes
+from profiler.devices.base import kind_of
 from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_LAYERS, layers_json
 from profiler.devices.cpu import process_bytes
 from profiler.kernels import cuda, native
 
-# By kind of device: a GPU is only busy with more than fits a CPU's minute.
-PEAK = {"cpu": (1024, 2048, 2048), "cuda": (8192, 8192, 8192)}  # tokens, output and input features
-READ_BYTES = {"cpu": 384 * 1024**2, "cuda": 2 * 1024**3}  # at least
 READ_MOST = 4 * 1024**3
 CACHES_IN_FREE = 24  # caches are taken for no larger than this part of free memory: several pools lie side by side
 FRESH_BYTES = 48 * 1024**2  # of a result that is too large for the heap
@@ -45,22 +42,17 @@ STEP_MODEL = {  # small, so that its products take no longer than the rest; its 
     "num_key_value_heads": 2,
     "vocab_size": 64,
 }
-STEP_HIDDEN = {"cpu": 512, "cuda": 2048}  # on a GPU what an operator takes grows slowly with it
 STEP_INNER = 2  # times as wide
 STEP_MODEL_DEPTH = 64
 PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise operators and nothing else
     "num_hidden_layers": 2,
     "vocab_size": 64,
 }
-PASS_HIDDEN = {"cpu": 1024, "cuda": 4096}
 PASS_INNER = 3  # times as wide
 PASS_S, PASS_ROUNDS = 0.3, 3
 LEAST_ELEMENTWISE_S = 7.5e-13  # a noisy difference may come out at or below 0
 CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 6144, 4, 512
-DELTA_BATCH = {"cpu": 1, "cuda": 16}
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
-STEP_DEPTH = {"cpu": 2048, "cuda": 65536}
-PASS_TOKENS = {"cpu": 512, "cuda": 2048}  # as many as a sweep gives them at a time
 PASS_DEPTH = 2  # times as many
 
 
@@ -83,16 +75,16 @@ class Microbenchmark:
         native.missing()  # builds the loops of our own step, before the clock runs
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
-        if self.cuda:
-            torch.cuda.set_device(self.device)
+        kind = kind_of(device)
+        self.sizes, self.on_host = kind.sizes, kind.is_host
+        kind.select(device)
         self.threads = min(torch.get_num_threads(), threads or torch.get_num_threads())
         torch.set_num_threads(self.threads)
         self.watch = Stopwatch(self.device, running)
         self.here = here = devices.find(device)
-        caches = torch.cuda.get_device_properties(self.device).L2_cache_size if self.cuda else last_cache_bytes()
-        self.cache_bytes: int = min(caches, here.free_bytes // CACHES_IN_FREE)
+        self.cache_bytes: int = min(kind.cache_bytes(self.device), here.free_bytes // CACHES_IN_FREE)
         self.own = dict.fromkeys(("fp32", here.default_dtype))
-        self.read_bytes = past_caches(self.cache_bytes, READ_BYTES[self.device.type], READ_MOST)
+        self.read_bytes = past_caches(self.cache_bytes, self.sizes.read_bytes, READ_MOST)
 
     def all(self) -> dict[str, Any]:
         """Everything."""
@@ -109,7 +101,7 @@ class Microbenchmark:
                     name: self.elementwise(DTYPES[name], attention[name]["pass_flop_s"]) for name in self.own
                 },
                 "delta_s": self.delta(),
-                "fresh_byte_s": 0.0 if self.cuda else self.fresh(),
+                "fresh_byte_s": self.fresh() if self.on_host else 0.0,
             }
             layers = LinearLayers(self.watch, self.cache_bytes).all()
             after = self.ceilings()  # clocks rise and fall over minutes
@@ -146,12 +138,12 @@ class Microbenchmark:
             for name, kernel in kernels.items():
                 found = size / self.watch.time(kernel, LOOP_S).best
                 if found > rate:
-                    best, rate = f"{name}, {threads} threads" if not self.cuda else name, found
+                    best, rate = f"{name}, {threads} threads" if self.on_host else name, found
         torch.set_num_threads(self.threads)
         return rate, best
 
     def _thread_counts(self) -> list[int]:
-        return [self.threads] if self.cuda else sorted({1, max(1, self.threads // 2), self.threads})
+        return sorted({1, max(1, self.threads // 2), self.threads}) if self.on_host else [self.threads]
 
     def copy(self) -> float:
         """Bytes per second, read and written together."""
@@ -169,7 +161,7 @@ class Microbenchmark:
 
     def flops(self, dtype: torch.dtype) -> float:
         """FLOP per second of a large product."""
-        tokens, rows, columns = PEAK[self.device.type]
+        tokens, rows, columns = self.sizes.peak
         left = torch.randn(tokens, columns, device=self.device).to(dtype)
         right = torch.randn(rows, columns, device=self.device).to(dtype)
         seconds = self.watch.time(lambda: functional.linear(left, right), LOOP_S).best
@@ -188,14 +180,14 @@ class Microbenchmark:
         return self.between_products(self._step_sizes(), dtype, 1, STEP_S, STEP_ROUNDS, self.watch.captured)
 
     def _step_sizes(self) -> dict[str, int]:
-        hidden = STEP_HIDDEN[self.device.type]
+        hidden = self.sizes.step_hidden
         return STEP_MODEL | {"hidden_size": hidden, "intermediate_size": STEP_INNER * hidden}
 
     def elementwise(self, dtype: torch.dtype, attention_flop_s: float) -> float:
         """Seconds that element-wise operators of a prefill take, between products as in a model: per layer and byte
         of its hidden states."""
-        layers, hidden = PASS_MODEL["num_hidden_layers"], PASS_HIDDEN[self.device.type]
-        tokens = PASS_TOKENS[self.device.type]
+        layers, hidden = PASS_MODEL["num_hidden_layers"], self.sizes.pass_hidden
+        tokens = self.sizes.pass_tokens
         heads = {
             "num_attention_heads": hidden // HEAD_DIM,
             "num_key_value_heads": hidden // HEAD_DIM * KV_HEADS // HEADS,
@@ -268,7 +260,7 @@ class Microbenchmark:
         """Seconds of the gated delta rule over one sequence, by chunks as transformers computes it."""
         from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
-        tokens, batch = DELTA_TOKENS, DELTA_BATCH[self.device.type]
+        tokens, batch = DELTA_TOKENS, self.sizes.delta_batch
 
         def random(*more: int) -> torch.Tensor:
             return torch.randn(batch, tokens, DELTA.value_heads, *more, device=self.device)
@@ -290,7 +282,7 @@ class Microbenchmark:
             return torch.randn(1, heads, tokens, HEAD_DIM, device=self.device).to(dtype)
 
         query, new = random(HEADS, 1), random(KV_HEADS, 1)
-        depth = STEP_DEPTH[self.device.type]
+        depth = self.sizes.step_depth
         first = random(KV_HEADS, depth)
         many = max(2, past_caches(self.cache_bytes, POOL_BYTES, POOL_MOST) // (2 * first.nbytes))
         pool = deque((first.clone(), first.clone()) for _ in range(many))
@@ -305,7 +297,7 @@ class Microbenchmark:
         for _ in range(many):  # so that freed blocks have room for one token more
             step()
         held = 2 * KV_HEADS * depth * HEAD_DIM * dtype.itemsize
-        tokens = PASS_TOKENS[self.device.type]
+        tokens = self.sizes.pass_tokens
         cached = PASS_DEPTH * tokens
         queries, keys, values = random(HEADS, tokens), random(KV_HEADS, cached), random(KV_HEADS, cached)
         mask = torch.ones(tokens, cached, dtype=torch.bool, device=self.device).tril(cached - tokens)[None, None]
@@ -323,6 +315,8 @@ class Microbenchmark:
 
     def own_attention(self, query: torch.Tensor, first: torch.Tensor, many: int) -> Callable[[], object] | None:
         """That of our own decode step over so many caches, more than caches of the device hold; ``None``: none."""
+        if not (self.cuda or self.on_host):
+            return None
         missing = cuda.missing(self.device.index or 0) if self.cuda else native.missing()
         if query.dtype not in (torch.float32, torch.bfloat16) or missing is not None:
             return None

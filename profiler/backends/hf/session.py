@@ -17,7 +17,7 @@ from bitsandbytes import cextension
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from profiler import registry
+from profiler import quants, registry
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load, loading_errors
@@ -25,7 +25,7 @@ from profiler.case import Case, Source
 from profiler.decode_path import EAGER, SHORT_OF_MEMORY, machine_state
 from profiler.devices import allowance
 from profiler.devices.allowance import Allowance
-from profiler.devices.base import Meter, Watcher
+from profiler.devices.base import Meter, Watcher, kind_of
 from profiler.devices.cpu import mapped_weights_bytes
 from profiler.errors import ProfileError
 from profiler.kernels.graph import CompiledRunner, CudaGraphRunner
@@ -52,13 +52,12 @@ EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
 
 
 def open(case: Case, source: Source, beat: Beat) -> HfSession:
-    """Load the model of a case. Raises OutOfMemory, ProfileError."""
+    """Load the model of ``case``. Raises OutOfMemory, ProfileError."""
     allowed = allowance.at_start()
     torch.set_num_threads(case.threads or min(torch.get_num_threads(), allowed.threads))
     # The meter comes first: what the device holds before the model is what it subtracts.
     kind = registry.load("devices", case.device.partition(":")[0], "device")
-    if case.device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(case.device))  # kernels and graphs of ours go where the current stream is
+    kind_of(case.device).select(case.device)
     meter = kind.meter(case.device)
     with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)
@@ -278,7 +277,7 @@ def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
 
 def _is_quantized(module: nn.Module) -> bool:
     """Whether a module's weight is codes, in the module of whatever quantizer."""
-    if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+    if type(module).__name__ in quants.packed_modules():
         return True
     return any(
         tensor.dtype not in VALUES
@@ -288,21 +287,12 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers of a module itself, and the scales and tables bitsandbytes keeps beside its weight."""
+    """Parameters and buffers of a module itself, and what its quantization keeps beside the weight."""
     yield from module.parameters(recurse=False)
     yield from module.buffers(recurse=False)
-    weight = getattr(module, "weight", None)
-    state = getattr(weight, "quant_state", None)
-    for part in (state, getattr(state, "state2", None)):
-        for name in ("absmax", "code", "offset"):
-            tensor = getattr(part, name, None)
-            if isinstance(tensor, torch.Tensor):
-                yield tensor
-    for holder in (weight, getattr(module, "state", None)):
-        for name in ("CB", "SCB"):
-            tensor = getattr(holder, name, None)
-            if isinstance(tensor, torch.Tensor):
-                yield tensor
+    packed = quants.packed_modules().get(type(module).__name__)
+    if packed is not None:
+        yield from packed.tensors(module)
 
 
 def _part(name: str, module: nn.Module, tensor: torch.Tensor) -> str:
@@ -413,8 +403,8 @@ class StaticTrial(HfTrial):
             found.append(Caution("path", f"path {stats.path} instead of {self.case.path}: {stats.reason}"))
         if stats.kernels and DecodePath(stats.path, kernels=stats.kernels).on_plain_torch:
             found.append(Caution("plain-torch", f"decode on {stats.kernels}"))
-        elif stats.kernels and self.case.quant == "int8":
-            found.append(Caution("int8-rows", "decode multiplies 8-bit rows by unrounded activations (not LLM.int8)"))
+        elif stats.kernels and (ours := quants.find(self.case.quant)) and ours.kernels.own_caution:
+            found.append(Caution(*ours.kernels.own_caution))
         return tuple(found)
 
     def _reset(self) -> None:

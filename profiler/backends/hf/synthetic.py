@@ -21,20 +21,21 @@ import math
 from functools import lru_cache
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from profiler.backends.base import Beat
+from profiler.errors import ProfileError
+from profiler.quants.base import PackedModules, Quant
+from profiler.quants.checkpoint import CHECKPOINT_DTYPES
 
 BLOCK = 4_194_301  # elements; prime, so that rows of no width line up with it
 
 A_MOST = 16.0
 DELTA = (0.001, 0.1)
 
-PATTERN_WEIGHTS = 257 * 256 * 64  # weights quantized once per spread and laid over all; whole blocks, nested ones too
 BEFORE_ATTENTION = "input_layernorm"
 OUTLYING, LARGE = 2, 16.0  # features, and their weight: most of their values exceed the threshold of 6
 VECTOR_NOISE = 0.02  # spread laid over norms and biases, so that none is one repeated constant
@@ -88,9 +89,15 @@ def log_decays(count: int) -> torch.Tensor:
 
 
 def build(
-    config: PretrainedConfig, dtype: torch.dtype, device: torch.device, quantization: Any, seed: int, beat: Beat
+    config: PretrainedConfig, dtype: torch.dtype, device: torch.device, quant: Quant, seed: int, beat: Beat
 ) -> PreTrainedModel:
-    """A model of this text config with seeded random weights, in evaluation mode."""
+    """A model of this text config with seeded random weights, in evaluation mode.
+
+    Raises ProfileError for a quantization that makes none.
+    """
+    if quant.unmade is not None:
+        raise ProfileError(quant.unmade)
+    quantization = quant.load_config(CHECKPOINT_DTYPES[str(dtype).removeprefix("torch.")])
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     if quantization is not None:
@@ -98,7 +105,8 @@ def build(
         quantizer.preprocess_model(model=model, device_map={"": device})
         quantizer.postprocess_model(model)
     model.tie_weights()  # a tied head is the same parameter, so it is made once
-    maker = _Maker(device, dtype, float(getattr(config, "initializer_range", None) or 0.02), seed)
+    std = float(getattr(config, "initializer_range", None) or 0.02)
+    maker = _Maker(device, dtype, std, seed, quant.modules)
     modules = list(model.named_modules())
     for number, (name, module) in enumerate(modules):
         beat(f"load weights {number}/{len(modules)} {name}")
@@ -129,19 +137,20 @@ def _like_trained(model: PreTrainedModel, seed: int) -> None:
 
 
 class _Maker:
-    """Allocates and fills the parameters of one module after another."""
+    """Allocates and fills the parameters of one module after another; ``RandomValues`` for those that are packed."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, std: float, seed: int) -> None:
-        self.device, self.dtype, self.std, self.seed = device, dtype, std, seed
-        self.patterns: dict[tuple[str, bool], tuple[torch.Tensor, Any]] = {}
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, std: float, seed: int, packed: PackedModules | None
+    ) -> None:
+        self.device, self.dtype, self.std, self.seed, self.packed = device, dtype, std, seed, packed
+        self.patterns: dict[Any, Any] = {}
         self.made: dict[nn.Parameter, nn.Parameter] = {}
 
     def materialize(self, module: nn.Module) -> None:
         """Give every own parameter and buffer of ``module`` memory; fill the large ones."""
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.weight = self._four_bit(module)
-        elif isinstance(module, bnb.nn.Linear8bitLt):
-            module.weight = self._eight_bit(module)
+        if self.packed is not None and self.packed.weight is not None and type(module).__name__ in self.packed.names:
+            weight = module.weight = self.packed.weight(module, self)
+            weight._is_hf_initialized = True  # read by initialize_weights
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 if parameter not in self.made:
@@ -158,78 +167,13 @@ class _Maker:
             filled._is_hf_initialized = True  # type: ignore[attr-defined]  # read by initialize_weights
         return filled
 
-    def _four_bit(self, module: bnb.nn.Linear4bit) -> bnb.nn.Params4bit:
-        """Packed levels and scales of a quantized pattern, laid over the shape of the weight."""
-        meta = module.weight
-        packed, pattern = self._pattern(meta.quant_type, meta.compress_statistics)
-        count = meta.numel()
-        data = torch.empty((-(-count // 2), 1), dtype=torch.uint8, device=self.device)
-        tile(data.view(-1), packed.view(-1).roll(self._next_seed() * 32))
-        blocks = -(-count // pattern.blocksize)
-        absmax = torch.empty(blocks, dtype=pattern.absmax.dtype, device=self.device)
-        tile(absmax, pattern.absmax)
-        nested = None
-        if pattern.state2 is not None:
-            scales = torch.empty(-(-blocks // pattern.state2.blocksize), device=self.device)
-            tile(scales, pattern.state2.absmax)
-            nested = bnb.functional.QuantState(
-                absmax=scales,
-                code=pattern.state2.code.clone(),
-                blocksize=pattern.state2.blocksize,
-                dtype=pattern.state2.dtype,
-            )
-        state = bnb.functional.QuantState(
-            absmax=absmax,
-            shape=torch.Size(meta.shape),
-            code=pattern.code.clone(),
-            blocksize=pattern.blocksize,
-            quant_type=pattern.quant_type,
-            dtype=self.dtype,
-            offset=None if pattern.offset is None else pattern.offset.clone(),
-            state2=nested,
-        )
-        weight = bnb.nn.Params4bit(
-            data,
-            requires_grad=False,
-            quant_state=state,
-            blocksize=pattern.blocksize,
-            compress_statistics=meta.compress_statistics,
-            quant_type=meta.quant_type,
-            module=module,
-            bnb_quantized=True,
-        )
-        module.quant_state = state
-        weight._is_hf_initialized = True
-        return weight
+    def normal(self, tensor: torch.Tensor, std: float, seed: int | None = None) -> None:
+        """As ``fill_normal``; None: from another seed each time."""
+        fill_normal(tensor, std, self._next_seed() if seed is None else seed)
 
-    def _pattern(self, quant_type: str, nested: bool) -> tuple[torch.Tensor, Any]:
-        """A stretch of normal weights as bitsandbytes itself quantizes it."""
-        key = (quant_type, nested)
-        if key not in self.patterns:
-            values = torch.empty(PATTERN_WEIGHTS, dtype=self.dtype, device=self.device)
-            fill_normal(values, self.std, self.seed)
-            self.patterns[key] = bnb.functional.quantize_4bit(
-                values, blocksize=64, compress_statistics=nested, quant_type=quant_type
-            )
-        return self.patterns[key]
-
-    def _eight_bit(self, module: bnb.nn.Linear8bitLt) -> bnb.nn.Int8Params:
-        """Rows of rounded normal values whose largest is near 127, as row-wise quantization leaves them."""
-        rows, columns = module.weight.shape
-        key = ("int8", False)
-        if key not in self.patterns:
-            values = torch.empty(PATTERN_WEIGHTS, device=self.device)
-            fill_normal(values, 127 / 4, self.seed)  # the largest of some thousand normal values is near 4 sigma
-            self.patterns[key] = values.round_().clamp_(-127, 127).to(torch.int8), None
-        pattern, _ = self.patterns[key]
-        data = torch.empty((rows, columns), dtype=torch.int8, device=self.device)
-        tile(data.view(-1), pattern.roll(self._next_seed() * 31))
-        scales = torch.empty(rows, device=self.device)
-        fill_normal(scales, self.std / 4, self._next_seed())
-        scales.add_(4 * self.std)  # absolute maxima: near 4 sigma, none the same
-        weight = bnb.nn.Int8Params(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=scales)
-        weight._is_hf_initialized = True
-        return weight
+    def tile(self, target: torch.Tensor, pattern: torch.Tensor, shift: int = 0) -> None:
+        """As ``tile``, from another place of the pattern each time: a multiple of ``shift`` elements."""
+        tile(target, pattern.roll(self._next_seed() * shift) if shift else pattern)
 
     def _next_seed(self) -> int:
         self.seed += 1

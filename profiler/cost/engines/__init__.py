@@ -5,7 +5,7 @@ A file defines one ``ENGINE``. A prediction is for a runtime: the same model tak
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 from profiler import registry
 from profiler.cost.engines.base import Engine
@@ -14,18 +14,27 @@ FOLDER = "cost.engines"
 DEFAULT = "transformers"  # what `profile sweep` measures
 
 
-@cache
 def names() -> tuple[str, ...]:
     """The engines as people write them: ``llama.cpp``, ``transformers``, ``vllm``."""
-    return tuple(sorted(registry.load(FOLDER, name, "engine").ENGINE.name for name in registry.names(FOLDER)))
+    return tuple(_by_name(tuple(__path__)))
 
 
-@cache
 def find(word: str) -> Engine:
     """The engine that ``word`` names; ``llama.cpp`` and ``llama-cpp`` are the same. NotFound otherwise."""
-    known = {name: name.replace(".", "-") for name in names()}
-    spelled = word.casefold().replace(".", "-").replace("_", "-")
-    if spelled not in known.values():
-        raise registry.unknown("engine", word, known)
-    found: Engine = registry.load(FOLDER, spelled, "engine").ENGINE
-    return found
+    known = _by_name(tuple(__path__))
+    spelled = _spelled(word)
+    for name, engine in known.items():
+        if _spelled(name) == spelled:
+            return engine
+    raise registry.unknown("engine", word, known)
+
+
+def _spelled(word: str) -> str:
+    return word.casefold().replace(".", "-").replace("_", "-")
+
+
+@lru_cache(maxsize=8)
+def _by_name(folders: tuple[str, ...]) -> dict[str, Engine]:
+    """Sorted by name; once for each set of ``folders``."""
+    engines: list[Engine] = [registry.load(FOLDER, name, "engine").ENGINE for name in registry.names(FOLDER)]
+    return {engine.name: engine for engine in sorted(engines, key=lambda engine: engine.name)}

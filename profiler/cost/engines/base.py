@@ -111,14 +111,18 @@ class Engine(Protocol):
     def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
         """The weights of a checkpoint that is run as it is stored; what is not quantized is in ``dtype``."""
 
-    def timed(self, stored: Stored) -> bool:
-        """Whether the speed of its products with the formats of this checkpoint was ever measured or fitted."""
+    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
+        """Whether the speed of its products in a quantization was ever measured or fitted; or with the formats of
+        ``stored``, a checkpoint that is run as it is stored."""
 
     def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
         """The peak and its terms."""
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
         """Bytes held while a checkpoint is loaded, where that may exceed every later moment; ``None``: no rule."""
+
+    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
+        """Bytes of a checkpoint file that were read to quantize weights and still count for the process."""
 
     def manner(self, geometry: Geometry, setting: EngineRequest, target: Target | None = None) -> Manner:
         """How it goes through a pass of a prefill, on a GPU where no ``target`` is given."""

@@ -82,9 +82,9 @@ class LlamaCpp:
         held = (replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, stored))
         return storage(with_head(geometry, held, copied=True), bounds_of(stored))
 
-    def timed(self, stored: Stored) -> bool:
+    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
         known = {*gguf_mix.MIXES.values(), *gguf_tensors.FALLBACK.values()}
-        return all(weight.scheme in known for weight in stored.weights)
+        return stored is None or all(weight.scheme in known for weight in stored.weights)
 
     def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
         buffers = self._buffers(geometry, storage, setting)
@@ -104,6 +104,9 @@ class LlamaCpp:
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
         """No rule: weights are mapped, or read straight to the device."""
+
+    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
+        return exact(0)  # nothing is quantized while it is loaded
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         return EAGER

@@ -18,13 +18,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from profiler import decode_path, registry
-from profiler.case import prefill_chunk
-from profiler.cost.calibrated import Counts
+from profiler import quants, registry
+from profiler.case import PREFILL_CHUNK
+from profiler.cost.calibrated import Counts, timed_layer
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
-from profiler.cost.rates import UNPACKED
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, Manner
 from profiler.decode_path import EAGER, GRAPH, STATIC
@@ -35,7 +34,8 @@ from profiler.models.geometry import Geometry
 from profiler.models.layers import RECURRENT_BYTES, Attention, Execution, GatedDelta
 from profiler.models.scheme import BITSANDBYTES
 from profiler.models.stored import Stored
-from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes, repackable
+from profiler.quants import checkpoint
+from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.registry import unknown
 from profiler.shell import Command, command
 
@@ -71,12 +71,6 @@ PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, 
     "other": spread(700 * MIB, 400 * MIB, 1500 * MIB),
 }
 WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing weights leave in a process's heap
-EIGHT_BIT = (0, 160 * MIB, 450 * MIB)  # what products of 8-bit weights take beside the weights on a CPU
-# And with torch._int_mm (AVX-512): holes in the heap by the token of a pass, seen 7e5 to 9e5. Larger passes write
-# tensors that no heap holds.
-INTEGER_HOLES, HOLES_MOST = (2e5, 8e5, 2e6), 4096
-UNPACKING = (0, 40 * MIB, 120 * MIB)  # and those of 4-bit ones, with
-UNPACKED_COPIES = (1.0, 1.5, 3.0)  # copies of the largest matrix in fp32
 HEAP_HOLES = 2.0  # seen 1.6 to 3: glibc's heap over what lives in it; fewer above 32 MiB a tensor, which it maps
 STORED_BYTES = 2  # of a parameter in most checkpoints
 STILL_UNPACKED = 0.6  # of the weights, when the last is packed: they are read ahead; seen 0.1 to 1
@@ -112,7 +106,7 @@ class Transformers:
                 count,
                 quant if weight.role in scheme.roles else plain,
                 scheme.weight_bytes(weight, plain, repacks) * count,
-                fused=repacks and quant in UNPACKED and repackable(weight),
+                fused=repacks and scheme.kernels.fused(weight),
             )
             for layer, count in ((None, 1), *geometry.groups)
             for weight in (layer.weights if layer is not None else geometry.outside)
@@ -121,20 +115,30 @@ class Transformers:
 
     def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
         """Packed weights as the checkpoint has them, unless bitsandbytes packs them anew; others in ``dtype``."""
+        known = {scheme: quants.find(scheme) for scheme in {item.scheme for item in stored.weights}}
 
         def loaded(item: Held) -> Held:
             if item.scheme in CHECKPOINT_DTYPES:
                 return replace(item, scheme=dtype, nbytes=plain_bytes(item.weight, dtype))
-            if item.scheme in UNPACKED and repacks and repackable(item.weight):
-                ours: Quant = registry.load("quants", item.scheme, "quantization").QUANT
+            ours = known[item.scheme]
+            if repacks and ours is not None and ours.kernels.fused(item.weight):
                 return replace(item, nbytes=ours.weight_bytes(item.weight, dtype, True), fused=True)
             return item
 
         held = map(loaded, as_stored(geometry, stored))
         return storage(with_head(geometry, held, copied=False), bounds_of(stored))
 
-    def timed(self, stored: Stored) -> bool:
-        return stored.scheme is not None and stored.scheme.method == BITSANDBYTES
+    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
+        """On a calibrated device what was timed there counts, elsewhere the prior of the quantization."""
+        if stored is not None and stored.scheme is not None and stored.scheme.method == BITSANDBYTES:
+            return True
+        ours = quants.find(quant) if stored is None else stored.scheme and checkpoint.of_ours(stored.scheme)
+        if not ours:
+            return False
+        if not ours.roles:
+            return True
+        timed = ours.kernels.prior if target.ceilings is None else timed_layer(target.ceilings, ours.name)
+        return timed is not None
 
     def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
         if setting.kv is not None:
@@ -175,9 +179,22 @@ class Transformers:
         ahead = Interval(STILL_UNPACKED * width * unpacked, 0, width * unpacked, "prior")
         return exact(storage.device_bytes + stored) + _process(target) + ahead
 
+    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
+        """Bytes of a checkpoint on a CPU that were packed and still count for the process.
+
+        Weights that are not packed stay in the mapped file where it has their dtype, and so does the rest of it. The
+        system takes those pages back when it needs them: no part of what decides whether a model fits.
+        """
+        if target.vendor != "CPU" or DTYPE_BYTES[dtype] != STORED_BYTES:
+            return exact(0)
+        read = STORED_BYTES * sum(line.elements for line in storage.lines if line.packed)
+        return Interval(read, 0, read, "prior")
+
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
-        """LLM.int8() looks for outlying features on the host: no graph may hold it."""
-        return STATIC if path == GRAPH and quant == "int8" and target.vendor != "CPU" else path
+        """No CUDA graph may hold what waits for the device, as LLM.int8() does."""
+        ours = quants.find(quant)
+        captured = ours is None or ours.kernels.in_graphs
+        return STATIC if path == GRAPH and not captured and target.vendor != "CPU" else path
 
     def step_manner(self, geometry: Geometry, setting: EngineRequest, target: Target) -> Manner:
         shipped = self.manner(geometry, setting, target)
@@ -257,14 +274,12 @@ class Transformers:
 
 def usual_path(target: Target) -> str:
     """How a sweep runs decode steps there."""
-    if target.vendor == "CPU" and not target.local:  # another machine's compilers are not known
-        return STATIC
-    return decode_path.usual({"CPU": "cpu", "NVIDIA": "cuda"}.get(target.vendor, "other"))
+    return target.device_kind.step_path(target.local is not None)
 
 
 def _ubatch(setting: EngineRequest, target: Target | None) -> int:
     """Tokens of a sequence in one prefill pass, however short the context."""
-    return setting.ubatch or prefill_chunk("cpu" if target is not None and target.vendor == "CPU" else "")
+    return setting.ubatch or (PREFILL_CHUNK if target is None else target.device_kind.prefill_chunk)
 
 
 def _by_family(counted: Mapping[str, float], geometry: Geometry) -> float:
@@ -309,28 +324,11 @@ def _packed_products(
     geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target, rows: int
 ) -> Interval:
     """What multiplying packed weights takes for a moment on a CPU, whatever the phase: seen, not counted."""
-    if target.vendor != "CPU" or setting.quant not in (*UNPACKED, "int8"):
+    ours = quants.find(setting.quant)
+    if target.vendor != "CPU" or ours is None or ours.kernels.cpu_scratch is None:
         return exact(0)
-    taken: tuple[float, ...] = EIGHT_BIT
-    if "avx512f" in target.features:
-        taken = tuple(min(rows, HOLES_MOST) * each for each in INTEGER_HOLES)
-    if setting.quant in UNPACKED:
-        largest = 4 * geometry.hidden * storage.widest
-        taken = tuple(heap + copies * largest for heap, copies in zip(UNPACKING, UNPACKED_COPIES, strict=True))
-    low, usual, high = taken
+    low, usual, high = ours.kernels.cpu_scratch(rows, 4 * geometry.hidden * storage.widest, target.features)
     return spread(usual, low, high)
-
-
-def left_mapped(storage: Storage, dtype: str, target: Target) -> Interval:
-    """Bytes of a checkpoint on a CPU that were packed and still count for the process.
-
-    Weights that are not packed stay in the mapped file where it has their dtype, and so does the rest of it. The
-    system takes those pages back when it needs them: no part of what decides whether a model fits.
-    """
-    if target.vendor != "CPU" or DTYPE_BYTES[dtype] != STORED_BYTES:
-        return exact(0)
-    read = STORED_BYTES * sum(line.elements for line in storage.lines if line.packed)
-    return Interval(read, 0, read, "prior")
 
 
 def _delta_bytes(mixer: object) -> int:

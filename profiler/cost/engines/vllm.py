@@ -86,8 +86,8 @@ class Vllm:
         held += [_held(weight, layer, count, dtype) for layer, count, weight in _copied_values(geometry)]
         return storage(with_head(geometry, held, copied=False), bounds_of(stored))
 
-    def timed(self, stored: Stored) -> bool:
-        return all(weight.scheme in (*DTYPES, *PACKED) for weight in stored.weights)
+    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
+        return stored is None or all(weight.scheme in (*DTYPES, *PACKED) for weight in stored.weights)
 
     def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
         return Terms(
@@ -103,6 +103,9 @@ class Vllm:
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
         """No rule: weights are mapped, or read straight to the device."""
+
+    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
+        return exact(0)  # nothing is quantized while it is loaded
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         return EAGER

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from profiler import backends
 from profiler.results.measurement import Measurement
 from profiler.results.store import Run
-from profiler.show.columns import FAKE, plain
+from profiler.show.columns import plain
 from profiler.show.report import advice, appendix, ceiling, energy, memory, quality, speed
 from profiler.show.report.blocks import Page, Section, muted
 from profiler.show.report.predictions import Forecast
@@ -69,7 +70,7 @@ class Counted:
 def _summary(found: Sequence[MachineRows], run: str | None, rows: int) -> tuple[str, ...]:
     """What is true of the whole page. Nobody may take made-up figures for a measurement."""
     parts = (
-        ["FAKE FIGURES"] if any(machine.results[0].case.backend == FAKE for machine in found) else []
+        ["FAKE FIGURES"] if any(backends.made_up(machine.results[0].case.backend) for machine in found) else []
     )  # it has its own
     parts += [f"run {plain(run)}"] if run else []
     cases = sum(len(machine.results) for machine in found)

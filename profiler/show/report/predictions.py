@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from profiler import devices
+from profiler import backends, devices
 from profiler.case import Case, digest
 from profiler.cost import engines
-from profiler.cost.estimate import BACKENDS, mean_depth
+from profiler.cost.estimate import mean_depth
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Prediction, Predictor
 from profiler.decode_path import EAGER
@@ -174,7 +174,8 @@ class Forecast:
         """Take up a model, or say in words why it cannot be predicted."""
         if self.machine is None:
             return "the rows do not say which device they were measured on"
-        if not any(result.case.backend in BACKENDS for result in results):
+        found = (backends.of_row(result.case.backend) for result in results)
+        if not any(backend is not None and backend.predicted for backend in found):
             return "no rules describe what ran it"
         name = hub.find(model)
         if name is None:

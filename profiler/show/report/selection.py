@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from profiler import backends
 from profiler.case import IDENTITY, Case
 from profiler.cost.prediction import TIGHT_BYTES, TIGHT_SHARE
 from profiler.results import energy, stats
@@ -225,7 +226,7 @@ def _identity(row: Measurement) -> tuple[Any, ...]:
     """What makes a machine another one: not its software, nor how much of its memory is free."""
     device, cpu = row.environment.get("device") or {}, row.environment.get("cpu") or {}
     told = tuple(str(device.get(name)) for name in ("kind", "title", "memory_bytes", "uuid_hash"))
-    return (row.case.backend == "fake", *told, str(cpu.get("title")), str(cpu.get("cores")))
+    return (backends.made_up(row.case.backend) is not None, *told, str(cpu.get("title")), str(cpu.get("cores")))
 
 
 def tokens(count: int) -> str:

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from fakes.lab import fault, make_case, source
 
-from profiler import registry
+from profiler import backends, registry
 from profiler.backends import fake
 from profiler.backends.base import OutOfMemory
+from profiler.backends.fake.meter import FakeMeter
 from profiler.backends.fake.session import FakeSession
+from profiler.backends.fake.session import open as open_session
 from profiler.case import Source
 from profiler.errors import ProfileError
 from profiler.run.loop import Result, measure
@@ -23,7 +25,7 @@ def silent(text: str) -> None:
 
 
 def opened(*faults: dict[str, Any], **script: Any) -> FakeSession:
-    return fake.open(make_case(), source(*faults, **script), silent)
+    return open_session(make_case(), source(*faults, **script), silent)
 
 
 def result(seed: int = 0, **script: Any) -> Result:
@@ -33,14 +35,15 @@ def result(seed: int = 0, **script: Any) -> Result:
 
 def test_it_is_found_by_its_name() -> None:
     assert "fake" in registry.names("backends")
-    assert registry.load("backends", "fake", "backend").open is fake.open
+    assert backends.find("fake") is fake.BACKEND
+    assert backends.opener("fake") is open_session
 
 
 def test_any_model_has_the_costs_of_a_small_one() -> None:
-    session = fake.open(make_case(), Source("catalog", "gemma", None, {"model_type": "gemma3"}), silent)
+    session = open_session(make_case(), Source("catalog", "gemma", None, {"model_type": "gemma3"}), silent)
     assert session.loaded.weights_bytes == GIB
     assert session.meter.now() == 1.0
-    assert session.meter.peak().process_bytes == fake.meter("cpu").peak().process_bytes + GIB
+    assert session.meter.peak().process_bytes == FakeMeter().peak().process_bytes + GIB
 
 
 def test_the_same_case_gives_the_same_numbers_noise_and_all() -> None:
@@ -114,5 +117,5 @@ def test_faults_strike_the_cases_they_are_meant_for() -> None:
 )
 def test_a_script_it_does_not_understand_is_one_line(section: dict[str, Any], words: str) -> None:
     with pytest.raises(ProfileError) as caught:
-        fake.open(make_case(), Source("folder", "/x", None, {"fake": section}), silent)
+        open_session(make_case(), Source("folder", "/x", None, {"fake": section}), silent)
     assert caught.value.message.startswith(words) and "\n" not in caught.value.message

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from fakes.forked import Command
 
+from profiler import devices
 from profiler.results import leases
 from profiler.results.environment import environment_key
 from profiler.results.leases import DEAD_S, Leases, started_at, this_machine
@@ -85,7 +86,8 @@ def test_a_killed_sweep_hands_its_case_to_the_one_that_waits(model: Any, tmp_pat
     ((run, pid),) = until(lambda: leased(store))
     assert pid == victim.pid
     heir = start(folder, store, contexts=range(20, 21))
-    assert heir.stderr.readline().decode() == f"waiting for run {run}, which is measuring tiny fp32 c=20 b=1\n"
+    dtype = devices.find("cpu").default_dtype
+    assert heir.stderr.readline().decode() == f"waiting for run {run}, which is measuring tiny {dtype} c=20 b=1\n"
     victim.send_signal(signal.SIGKILL)
     victim.communicate(timeout=60)
     rows, _ = ended(heir)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fakes import stored as made
 
+from profiler import devices
 from profiler.cli import main
 from profiler.quants import checkpoint
 
@@ -210,6 +211,9 @@ def test_the_plan_of_a_bitsandbytes_checkpoint_has_its_own_name_and_bytes(quant:
     assert (own["action"], own["quant"]) == ("run", quant)
     (predicted,) = fit(path)  # here: some CPUs make bitsandbytes pack 4-bit weights in another way
     assert own["weights_bytes"] == predicted["weights_bytes"]["value"]
+    if not devices.find("cpu").repacks:
+        (predicted,) = fit(path, "--engine", "vllm", "--on", "rtx 4090")
+        assert own["weights_bytes"] == predicted["weights_bytes"]["value"]
     assert plan("-m", path, "-q", quant) == [own]
 
 

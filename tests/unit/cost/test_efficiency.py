@@ -18,9 +18,9 @@ from profiler.models import families, hub
 
 RATES = DataSheetRates(
     roofline=Roofline(
-        read_s=dict.fromkeys(cost_rates.SCHEMES, 1e-9),
-        many_flop_s=dict.fromkeys(cost_rates.SCHEMES, 1e-12),
-        few_flop_s=dict.fromkeys(cost_rates.SCHEMES, 1e-11),
+        read_s=dict.fromkeys(cost_rates.schemes(), 1e-9),
+        many_flop_s=dict.fromkeys(cost_rates.schemes(), 1e-12),
+        few_flop_s=dict.fromkeys(cost_rates.schemes(), 1e-11),
         expert_flops=2.0,
     ),
     convolution=None,

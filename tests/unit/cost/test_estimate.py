@@ -13,7 +13,7 @@ from profiler.cost import engines
 from profiler.cost.estimate import Estimate, estimate, host_of, left_plain
 from profiler.cost.interval import Interval, exact, prior
 from profiler.cost.storage import Storage
-from profiler.devices import target
+from profiler.devices import cpu, target
 from profiler.devices.base import DeviceInfo
 from profiler.models import families, hub
 from profiler.models.geometry import Geometry
@@ -145,15 +145,15 @@ def test_threads_bound_the_cores_that_count() -> None:
 
 def test_a_cpu_with_bf16_units_computes_bf16_faster_than_fp32_and_one_without_slower() -> None:
     with_units = replace(CPU, default_dtype="bf16", features=("avx2", "avx512f", "avx512_bf16"))
-    assert target.assumed_flops(with_units)["bf16"] > target.assumed_flops(with_units)["fp32"]
-    assert target.assumed_flops(CPU)["bf16"] < target.assumed_flops(CPU)["fp32"]
+    assert cpu.assumed_flops(with_units)["bf16"] > cpu.assumed_flops(with_units)["fp32"]
+    assert cpu.assumed_flops(CPU)["bf16"] < cpu.assumed_flops(CPU)["fp32"]
     slow, fast = (taken("qwen3.5-0.8b", "bf16", device) for device in (CPU, with_units))
     assert slow.prefill_s.value > 10 * fast.prefill_s.value
 
 
 def test_a_cpu_with_avx512_converts_halves_faster_than_one_without_and_slower_than_its_units_compute() -> None:
     with_units, blocks = (replace(CPU, features=("avx2", "avx512f", *more)) for more in (("avx512_bf16",), ()))
-    rates = [target.assumed_flops(device) for device in (with_units, blocks, CPU)]
+    rates = [cpu.assumed_flops(device) for device in (with_units, blocks, CPU)]
     assert rates[0]["bf16"] > rates[1]["bf16"] > rates[2]["bf16"]
     assert rates[0]["fp16"] == rates[1]["fp16"] > rates[2]["fp16"]
     assert rates[1]["bf16"] < rates[1]["fp32"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from profiler.cost.calibrated import calibrated
+from profiler.cost.calibrated import calibrated, timed_layer
 from profiler.cost.engines.transformers import COUNTS
 from profiler.cost.rates import rates as data_sheet_rates
 from profiler.devices import calibration
@@ -196,9 +196,9 @@ def test_layers_are_straight_in_logarithms_between_tokens_and_go_on_in_proportio
 
 def test_a_format_takes_the_kernel_of_another_or_was_not_measured() -> None:
     known = some(layers={LayerKernel("nf4"): FP32, LayerKernel("bf16", own=True): INT8})
-    assert known.linear("nf4") is known.linear("nf4-dq") is known.linear("fp4") is FP32
-    assert known.linear("bf16", own=True) is INT8
-    assert known.linear("bf16") is known.linear("nf4", own=True) is None
+    assert timed_layer(known, "nf4") is timed_layer(known, "nf4-dq") is timed_layer(known, "fp4") is FP32
+    assert timed_layer(known, "bf16", own=True) is INT8
+    assert timed_layer(known, "bf16") is timed_layer(known, "nf4", own=True) is timed_layer(known, "awq") is None
 
 
 def test_a_layer_costs_bytes_rows_and_calls_and_more_tokens_no_more_calls() -> None:

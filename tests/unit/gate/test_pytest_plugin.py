@@ -20,7 +20,7 @@ import pytest
 import pytest_benchmark.plugin
 from fakes.variants import BASE, LocalBench
 
-from profiler.backends import fake  # noqa: F401  # kept imported: every suite below would import it anew
+from profiler.backends.fake import session as fake  # noqa: F401  # kept imported: every suite below would import it anew
 from profiler.errors import ProfileError
 from profiler.gate import suite, variants
 from profiler.gate.bench import WorkerBench

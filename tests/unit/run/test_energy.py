@@ -11,7 +11,7 @@ from fakes.nvml import FakeNvml
 from fakes.nvml.bench import Bench
 from fakes.nvml.control import BACKWARDS, FROZEN, GPU_IS_LOST, NOT_SUPPORTED
 
-from profiler.backends import fake
+from profiler.backends.fake import session as fake
 from profiler.backends.fake.meter import FakeMeter
 from profiler.backends.fake.session import FakeSession
 from profiler.devices.cuda import Board

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fakes.lab import fault, make_case, source
 
-from profiler.backends import fake
 from profiler.backends.base import ShapeMismatch
+from profiler.backends.fake import session as fake
 from profiler.backends.fake.session import FakeSession
 from profiler.case import Case
 from profiler.devices.base import Peak
