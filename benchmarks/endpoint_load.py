@@ -1,10 +1,10 @@
-"""What the client of ``profile endpoint`` costs, and how true its times are, with many streams at once.
+"""The CPU time of the client of ``profile endpoint`` and the accuracy of its times, with many streams at once.
 
     python benchmarks/endpoint_load.py --streams 64 --rate 50 --tokens 500
 
-The server of the tests runs in a process of its own and sends, as each token, the time at which it was sent. Both
-processes read the same clock (Linux's CLOCK_MONOTONIC), so that a time measured here is compared with the server's
-own, and a server that is late does not count as an error of the client.
+The server of the tests runs in a separate process and sends, as each token, the time at which it sends it. Both
+processes read the same clock (Linux's CLOCK_MONOTONIC). So a time measured here is compared with the server's own,
+and a server that is late does not count as an error of the client.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def server(rate: float, first_s: float) -> Iterator[str]:
 
 
 async def load(root: str, streams: int, tokens: int) -> tuple[list[Exchange], float, list[float]]:
-    """Exchanges, CPU seconds of this process, and by how much arrivals may have been stamped late."""
+    """Exchanges, CPU seconds of this process, and the delays with which arrivals may have been recorded."""
     import asyncio
 
     body = {
@@ -76,13 +76,13 @@ def quantiles(name: str, seconds: Sequence[float]) -> str:
     shown = (
         f"{label} {1e3 * percentile(ordered, at):.2f}" for label, at in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
     )
-    return f"{name}: {', '.join(shown)}, most {1e3 * ordered[-1]:.2f} ms"
+    return f"{name}: {', '.join(shown)}, max {1e3 * ordered[-1]:.2f} ms"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=50.0, help="tokens a second of each stream")
+    parser.add_argument("--rate", type=float, default=50.0, help="tokens per second of each stream")
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--first", type=float, default=0.2, help="seconds to the first token")
     asked = parser.parse_args()
@@ -103,11 +103,11 @@ def main() -> None:
     ttft = [abs(ats[0] - thens[0]) for ats, thens in zip(arrived, stamps, strict=True)]
     rates = sorted(rate for each in exchanges if (rate := figures(each).decode_tps))
     print(f"{asked.streams} streams at {asked.rate:g} tokens/s, {tokens:,} tokens")
-    print(f"client CPU: {1e6 * cpu / tokens:.1f} µs a token")
+    print(f"client CPU: {1e6 * cpu / tokens:.1f} µs per token")
     print(quantiles("arrival after sending", late))
     print(quantiles("error of TTFT", ttft))
     print(quantiles("error of ITL", gaps))
-    print(quantiles("client's own statement of its delay", delays))
+    print(quantiles("delay reported by the client", delays))
     print(f"decode of a stream: {rates[0]:.2f} to {rates[-1]:.2f} tokens/s")
 
 

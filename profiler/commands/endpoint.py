@@ -25,7 +25,7 @@ def _slo(text: str) -> Any:
 
 
 class _Path(click.Path):
-    """A path. An empty one, as of an unset variable, is a usage error and not the current folder."""
+    """A path. An empty one, such as from an unset variable, is a usage error instead of the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -56,7 +56,7 @@ class _Path(click.Path):
         metavar="FILE|FOLDER",
         help="Your own prompt: a text file, or every .txt and .md file of a folder.",
     ),
-    click.option("--cached", is_flag=True, help="Send the same prompt again and again, to measure the prefix cache."),
+    click.option("--cached", is_flag=True, help="Send the same prompt repeatedly, to measure the prefix cache."),
 )
 @options.group(
     "How to measure",
@@ -68,8 +68,12 @@ class _Path(click.Path):
         metavar="LIMITS",
         help="Count the requests that meet these limits: ttft=2s,itl=100ms,e2e=1m.",
     ),
-    options.duration("--timeout", "timeout_s", default="10m", help="Stop a request that takes longer than this."),
-    click.option("--insecure", is_flag=True, help="Do not check the server's certificate. Others could read along."),
+    options.duration("--timeout", "timeout_s", default="10m", help="Stop a request that takes longer."),
+    click.option(
+        "--insecure",
+        is_flag=True,
+        help="Do not check the server's certificate, so that others could read everything.",
+    ),
 )
 @options.group(
     "Results",
@@ -84,9 +88,9 @@ class _Path(click.Path):
 def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> int:
     """Measure a running OpenAI-compatible server: LM Studio, Ollama, llama-server, vLLM, SGLang and others.
 
-    Without URL, it looks on the usual ports of this machine. Each prompt is unique, so that no prefix cache helps.
-    The first request of a model loads it and never counts. Tokens are counted by the server's own usage; where it
-    sends none, figures in tokens are unknown. Rows are not stored yet.
+    Without URL, it tries the usual ports of this machine. Each prompt is unique, so that no prefix cache helps. The
+    first request of a model loads it and never counts. Token counts are those in the server's `usage`; without it,
+    figures in tokens are unknown. Rows are not stored yet.
 
     An API key is read from the environment variable PROFILE_API_KEY and from nowhere else. It is sent to the server
     that URL names, and never stored or shown.
@@ -98,7 +102,7 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
     from profiler.show import endpoint as show_endpoint
 
     request = run_endpoint.EndpointRequest(url=url, **asked)
-    request.prompts()  # whoever waits for a server should know before that a file is empty
+    request.prompts()  # report an empty file before waiting for a server
     limits = client.Limits(total_s=request.timeout_s)
     results: list[run_endpoint.EndpointResult] = []
 

@@ -13,12 +13,12 @@ from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
 SCHEMA = 1
-MOST_NOTES = 5
-WIDTH = 80  # where it goes to no terminal
+MAX_NOTES = 5
+WIDTH = 80  # if the output is not a terminal
 
 
 def row(result: EndpointResult) -> dict[str, Any]:
-    """One case as plain JSON. Seconds, tokens per second, bytes; unknown is null, with the reason in ``unknown``."""
+    """One case as plain JSON, in seconds, tokens/s and bytes; unknown is null, with a reason in ``unknown``."""
     server, model, summary = result.server, result.model, result.summary
     good = [each for each in result.exchanges if each.failure is None]
     return {
@@ -80,7 +80,7 @@ def _percentiles(value: Percentiles | None) -> dict[str, Any] | None:
 
 
 def kept(result: EndpointResult) -> list[dict[str, Any]]:
-    """The answers of a result as plain JSON, one object each, with what they came from."""
+    """The answers of a result as plain JSON, one object each, with server, model and prompt."""
     return [
         {
             "server": result.server.title,
@@ -109,7 +109,7 @@ def render(results: Sequence[EndpointResult], output: str, width: int | None = N
 
 
 def page(results: Sequence[EndpointResult]) -> Page:
-    """A section for each model, in the order they were measured."""
+    """A section for each model, in the order of measurement."""
     server = results[0].server
     summary = [f"{results[0].asked_tokens:,} tokens of answer", "greedy"]
     if results[0].cached:
@@ -128,7 +128,7 @@ def page(results: Sequence[EndpointResult]) -> Page:
 
 
 def title(result: EndpointResult) -> str:
-    """``gemma-3-270m · Q4_K_M · context 8,192 · loaded in 3.20 s``: what was measured, in one line."""
+    """``gemma-3-270m · Q4_K_M · context 8,192 · loaded in 3.20 s``: the model in one line."""
     model, load = result.model, _load_s(result)
     parts = [
         printable(model.name, 60),
@@ -150,14 +150,14 @@ class _Notes:
         return ",".join(str(self._known.setdefault(text, len(self._known) + 1)) for text in texts)
 
     def blocks(self) -> list[PageBlock]:
-        shown = [f"[{number}] {printable(text, 300)}" for text, number in list(self._known.items())[:MOST_NOTES]]
+        shown = [f"[{number}] {printable(text, 300)}" for text, number in list(self._known.items())[:MAX_NOTES]]
         more = len(self._known) - len(shown)
         shown += [f"{more} more with -o json"] if more > 0 else []
         return [Listing(tuple(shown))] if shown else []
 
 
 def _heads(result: EndpointResult) -> tuple[str, ...]:
-    last = "chars/s" if result.slo is None else "good/s"  # 80 columns have room for one of them; JSON has both
+    last = "chars/s" if result.slo is None else "good/s"  # 80 columns have room for one; JSON has both
     return ("prompt", "n", "TTFT s", "prefill", "decode", "total", "ITL ms", last, "notes")
 
 
@@ -178,7 +178,7 @@ def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
 
 
 def _pair(value: Percentiles | None, scale: float, tail: str) -> str:
-    """``12.3/15.1``: the median and a tail."""
+    """``12.3/15.1``: the median and a high percentile."""
     if value is None:
         return UNKNOWN
     high = value.p95 if tail == "p95" else value.p99
@@ -191,7 +191,7 @@ def _rate(value: Percentiles | None) -> str:
 
 def _legend(result: EndpointResult) -> str:
     text = (
-        "n: requests at a time. TTFT: p50/p95, ITL: p50/p99. prefill, decode and total in tokens/s by the server's "
-        "own count; decode is of one stream, total of all by wall time."
+        "n: requests at a time. TTFT: p50/p95, ITL: p50/p99. prefill, decode and total are tokens/s by the server's "
+        "own count: decode of one stream, total of all streams by wall time."
     )
-    return f"{text} good/s: requests a second within the limits of --slo." if result.slo is not None else text
+    return f"{text} good/s: requests per second within the limits of --slo." if result.slo is not None else text
