@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from profiler import backends, decode_path, devices, folders
+from profiler.console import say
 from profiler.cost import engines, prediction
 from profiler.cost.machine import SPLITS
 from profiler.errors import ProfileError
@@ -28,7 +29,6 @@ from profiler.run.fit import FitRequest, predictions
 from profiler.run.request import MAX_SEED, MAX_THREADS, Refusal, SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
 from profiler.show import fit as show_fit
-from profiler.show.progress import say
 from profiler.show.rows import Rows
 from profiler.show.sweep import ProgressPrinter
 from profiler.units import counted, printable, some_bytes, some_seconds, some_share

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+import click
+
 from profiler.errors import ProfileError
 from profiler.units import printable
 
@@ -111,6 +113,17 @@ def guarded() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def say(text: str) -> None:
+    """Print one line on stderr."""
+    click.echo(text, err=True)
+
+
+def tell(text: str | None) -> None:
+    """``say``, unless the text is None."""
+    if text is not None:
+        say(text)
 
 
 def width() -> int | None:

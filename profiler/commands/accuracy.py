@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from profiler.commands import options
+from profiler.console import say
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.store import Store
 from profiler.show import output as show_output
-from profiler.show.progress import say
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from profiler import registry
+from profiler.console import say
 from profiler.errors import ProfileError
 from profiler.run.grid import words
-from profiler.show.progress import say
 from profiler.units import printable
 
 QUANTS = ("fp32", "bf16", "nf4", "int8")

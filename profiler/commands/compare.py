@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from profiler.commands import options
+from profiler.console import say
 from profiler.errors import ProfileError
 from profiler.results import comparison, reading
 from profiler.results.measurement import Measurement
 from profiler.show import compare as show_compare
-from profiler.show.progress import say
 
 INCOMPARABLE = 4
 

@@ -11,8 +11,8 @@ import click
 
 from profiler import files
 from profiler.commands import options
+from profiler.console import say, width
 from profiler.show import output as show_output
-from profiler.show.progress import say, terminal_width
 from profiler.units import printable, seconds_text
 
 FAILED, INTERRUPTED = 1, 130
@@ -122,7 +122,7 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
     except KeyboardInterrupt:
         interrupted = True
     if output != "jsonl":
-        click.echo(show_endpoint.render(results, output, terminal_width()), nl=False)
+        click.echo(show_endpoint.render(results, output, width()), nl=False)
     if keep is not None:
         answers = [answer for result in results for answer in show_endpoint.kept(result)]
         files.write(

@@ -8,6 +8,7 @@ import click
 
 from profiler import backends
 from profiler.commands import options
+from profiler.console import say
 from profiler.cost import engines, explanation
 from profiler.cost.machine import SPLITS, Split
 from profiler.cost.prediction import Prediction
@@ -18,7 +19,6 @@ from profiler.results.store import Store, existing
 from profiler.run.fit import FitRequest, one_case
 from profiler.show import explain as show_explain
 from profiler.show import output as show_output
-from profiler.show.progress import say
 
 
 @click.command(

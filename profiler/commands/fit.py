@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from profiler.commands import options
+from profiler.console import say
 from profiler.cost import engines, prediction
 from profiler.cost.machine import SPLITS
 from profiler.decode_path import PATHS
@@ -14,7 +15,6 @@ from profiler.run import request
 from profiler.run.fit import FitRequest, predictions
 from profiler.show import fit as show_fit
 from profiler.show import output as show_output
-from profiler.show.progress import say
 
 
 @click.command(

@@ -15,6 +15,7 @@ from profiler import backends, devices, files
 from profiler.case import Task
 from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
+from profiler.console import say
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.gate import baseline, page, preflight, suite
@@ -29,7 +30,6 @@ from profiler.results.redact import redact_json
 from profiler.run.grid import runnable
 from profiler.run.request import Refusal, ResolvedRequest, SweepRequest, resolve_request, together
 from profiler.run.supervisor import WorkerLimits
-from profiler.show.progress import say
 from profiler.units import printable
 
 REPS = 5  # per block, whose value is their median: with fewer, one slow repetition moves it

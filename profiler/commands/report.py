@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from profiler.commands import options
+from profiler.console import say, width
 from profiler.results import reading
 from profiler.results.store import Store, collector_paused
-from profiler.show.progress import say, terminal_width
 from profiler.show.report import files
 from profiler.units import printable
 
@@ -64,5 +64,5 @@ def report(
         if path is not None:
             say(f"wrote {printable(path)}")
     if html is None and md is None:
-        click.echo(table.terminal(page, terminal_width()), nl=False)
+        click.echo(table.terminal(page, width()), nl=False)
     return 0

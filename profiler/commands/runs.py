@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from profiler.commands import options
+from profiler.console import say, tell, width
 from profiler.results.database import sweep_into
 from profiler.results.reading import grid_places, in_grid_order
 from profiler.results.redact import redact_json
@@ -17,7 +18,6 @@ from profiler.shell import command
 from profiler.show import output as show_output
 from profiler.show.columns import plain
 from profiler.show.output import rendered, streamed
-from profiler.show.progress import say, tell, terminal_width
 from profiler.units import UNKNOWN, printable
 
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order of the counts
@@ -67,7 +67,7 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
             while text := "".join(islice(parts, AT_ONCE)):
                 click.echo(text, nl=False)
             return
-        text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), terminal_width())
+        text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), width())
     click.echo(text, nl=False)
     tell(left_out)
 

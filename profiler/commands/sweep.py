@@ -11,6 +11,7 @@ import click
 from profiler import backends, devices
 from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
+from profiler.console import say, tell
 from profiler.devices.base import DeviceInfo
 from profiler.results import environment
 from profiler.results.store import Store, existing
@@ -20,7 +21,6 @@ from profiler.run import sweep as run_sweep
 from profiler.run.request import MAX_SEED, MAX_THREADS, WEIGHTS, ResolvedRequest, SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
 from profiler.show import plan as show_plan
-from profiler.show.progress import say, tell
 from profiler.show.report import files
 from profiler.show.sweep import RowPrinter
 

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import click
-
 from profiler import console
 from profiler.case import Case
 from profiler.results import stats
@@ -24,22 +22,6 @@ from profiler.units import printable, seconds_text
 
 SHORT_S = 60.0  # a log of a sweep that is estimated to be shorter gets no line per case
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
-
-
-def say(text: str) -> None:
-    """Print one line on stderr."""
-    click.echo(text, err=True)
-
-
-def tell(text: str | None) -> None:
-    """``say``, unless the text is None."""
-    if text is not None:
-        say(text)
-
-
-def terminal_width() -> int | None:
-    """Width of the terminal in columns; None if stdout is not a terminal."""
-    return console.width()
 
 
 class Progress(CaseProgress):
@@ -122,7 +104,7 @@ class Progress(CaseProgress):
 
     def _line(self, text: str) -> None:
         if self._display is None:
-            say(text)
+            console.say(text)
         else:
             self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import click
 
-from profiler.console import OutputLost
+from profiler.console import OutputLost, say, tell, width
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store
 from profiler.run.plan import SweepPlan
@@ -16,7 +16,7 @@ from profiler.run.request import ResolvedRequest
 from profiler.run.sweep import SweepWatcher
 from profiler.show import plan as show_plan
 from profiler.show.output import rendered
-from profiler.show.progress import Progress, say, tell, terminal_width
+from profiler.show.progress import Progress
 
 STREAMED = "jsonl"  # the format whose rows can be printed one by one
 
@@ -101,7 +101,7 @@ class RowPrinter(ProgressPrinter):
     def _print(self, rows: list[Measurement]) -> None:
         if self._lost is not None:
             return
-        text, left_out = rendered(self._output, self.run, rows, terminal_width())
+        text, left_out = rendered(self._output, self.run, rows, width())
         try:
             click.echo(text, nl=False)
         except OutputLost as error:  # rows are stored before they are shown, so the sweep continues

@@ -8,9 +8,10 @@ import sys
 import pytest
 from fakes.lab import make_case
 
+from profiler.console import width
 from profiler.results.measurement import Measurement, Sample
 from profiler.show import progress as module
-from profiler.show.progress import Progress, terminal_width
+from profiler.show.progress import Progress
 
 MARKUP = "[bold red]x[/bold red]\x1b[99m"
 
@@ -102,9 +103,9 @@ def test_rows_that_stream_through_the_terminal_need_no_lines_beside_them(monkeyp
 def test_only_a_terminal_has_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "77")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert terminal_width() == 77
+    assert width() == 77
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
-    assert terminal_width() is None
+    assert width() is None
 
 
 @pytest.mark.parametrize(
