@@ -1,4 +1,4 @@
-"""The table of measured rows: columns, figures with the digits they deserve, notes, and a closing answer."""
+"""The table of measured rows: columns, significant digits, notes, and a summary of the fastest cases."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from profiler.results.redact import redact
 from profiler.results.stats import Summary
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
-LONGEST = 100_000  # characters of outside text that are looked at
+LONGEST = 100_000  # characters of outside text that are processed
 
-UNSPREAD_DIGITS = 2  # of a figure measured once: nothing says how far the next one would be
-FEWEST_DIGITS = 2  # of any other: a lone digit reads like a slip, and the interval beside it says how little it means
+UNSPREAD_DIGITS = 2  # of a figure measured once, whose spread is unknown
+FEWEST_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
 MOST_DIGITS = 4
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
-STAYS = 9  # worth of a column that no width drops
+STAYS = 9  # the worth of a column that is never dropped
 
-NOTE_LENGTH = 400  # characters of one note
-CASES_NAMED = 4  # cases a note names before "and n more"; the rows carry its number anyway
+NOTE_LENGTH = 400  # characters of a note
+CASES_NAMED = 4  # cases that a note names before "and n more"; the rows have its number as well
 
-SOME_WASTE = 1.01  # of what attention needs
+SOME_WASTE = 1.01  # bytes read ÷ bytes needed by attention, above which the ratio is shown
 
 MODELS_NAMED = 6
 RatedRow = tuple[Summary, Measurement]
 
 
 def plain(text: object, limit: int = 200) -> str:
-    """Outside text on one line, without control characters and secrets."""
+    """Outside text on one line, without control characters or secrets."""
     return _plain(str(text), limit)
 
 
-@lru_cache(maxsize=4096)  # thousands of rows share a few names, and looking for secrets takes long
+@lru_cache(maxsize=4096)  # thousands of rows share a few names, and searching for secrets is slow
 def _plain(text: str, limit: int) -> str:
     clean = printable(" ".join(text.split()), LONGEST)  # before redact: a control character may hide a token
     return printable(redact(clean), limit)
 
 
 def rate_cell(measurement: Measurement, phase: Phase) -> str:
-    """``1,230 ±4%``: the median rate and the longer arm of its interval; ``23 (0.60–820)`` where that says more."""
+    """``1,230 ±4%``: the median rate and the longer half of its interval; ``23 (0.60–820)`` if it is very wide."""
     summary = stats.rate(measurement, phase)
     if summary is None:
         return UNKNOWN
@@ -61,15 +61,15 @@ def rate_cell(measurement: Measurement, phase: Phase) -> str:
 
 
 def figure(value: float, relative_half: float | None) -> str:
-    """``value`` to the digits that its interval supports: to the place of the interval's leading digit.
+    """``value`` with the digits that its interval supports: up to the place of the interval's leading digit.
 
-    One place more where that digit is 1 or 2 (the rule of the Particle Data Group's Review, §5.3, in short).
+    If that digit is 1 or 2, there is one more (the rule of the Particle Data Group's Review, §5.3, simplified).
     """
     return significant(value, _digits(value, relative_half))
 
 
 def ttft_cell(measurement: Measurement) -> str:
-    """Time to the first token, in ms or s."""
+    """Time to first token, in ms or s."""
     summary = stats.ttft(measurement)
     if summary is None:
         return UNKNOWN
@@ -79,7 +79,7 @@ def ttft_cell(measurement: Measurement) -> str:
 
 
 def token_cell(measurement: Measurement) -> str:
-    """Milliseconds a sequence waits for a token: median over steps where they were timed, else over repetitions."""
+    """Milliseconds per token of one sequence: median over steps if they were timed, otherwise over repetitions."""
     rate = stats.rate(measurement, "decode")
     if rate is None:
         return UNKNOWN
@@ -89,7 +89,7 @@ def token_cell(measurement: Measurement) -> str:
 
 
 def energy_cell(measurement: Measurement, phase: Phase) -> str:
-    """Joules per token of a phase; a ``?`` where there is reason to doubt them."""
+    """Joules per token of a phase, with a ``?`` if they are doubtful."""
     taken = energy.consumption(measurement, phase)
     if taken is None:
         return UNKNOWN
@@ -97,13 +97,13 @@ def energy_cell(measurement: Measurement, phase: Phase) -> str:
 
 
 def reps_cell(measurement: Measurement) -> str:
-    """``3``, or ``1+3`` where prefill and decode were not repeated as often."""
+    """``3``, or ``1+3`` if prefill and decode have different numbers of repetitions."""
     shown = repetitions(measurement)
     return "+".join(str(count) for count in (shown if len(set(shown)) > 1 else shown[:1])) or UNKNOWN
 
 
 def repetitions(measurement: Measurement) -> list[int]:
-    """How often each phase that ran was repeated."""
+    """The number of repetitions of each phase that ran."""
     return [count for count in (len(measurement.timed(phase)) for phase in PHASES) if count]
 
 
@@ -130,18 +130,18 @@ def _arm(relative_half: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. ``worth`` orders what goes first when a table is too wide: the least; STAYS always stays."""
+    """One column. A table that is too wide drops columns with the lowest ``worth`` first, but none with STAYS."""
 
     title: str
-    cell: Callable[[Any], str]  # of a measurement; of a setting, of anything that has a case
+    cell: Callable[[Any], str]  # takes a measurement; for ``SETTINGS``, anything with a case
     worth: int
-    words: str = ""  # of a setting: how its value reads in the heading when all rows share it
-    usual: str | None = None  # of a setting: a value that goes without saying there
+    words: str = ""  # for ``SETTINGS``: the text for the heading if all rows share the value
+    usual: str | None = None  # for ``SETTINGS``: a default that the heading omits
     right: bool = True
 
 
 def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement]) -> list[Column]:
-    """The columns that are always meant, most telling first; ``numbers`` as from ``notes``."""
+    """The columns of the table, the most important first; ``numbers`` comes from ``notes``."""
     noted = {
         id(measurement): " ".join(map(str, mine)) for measurement, mine in zip(measurements, numbers, strict=True)
     }
@@ -169,7 +169,7 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
 
 
 def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
-    """What is true of all rows: the run, the device and the settings they share."""
+    """What all rows have in common: the run, the device and the shared settings."""
     unlike = _unlike(measurements)
     parts = ["FAKE FIGURES"] if any(backends.made_up(m.case.backend) for m in unlike) else []
     parts += [f"run {plain(run)}"] if run else []
@@ -183,14 +183,14 @@ def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
 
 
 def legend(measurements: Sequence[Measurement]) -> str | None:
-    """What ± and a range mean, and joules, where a row has them."""
+    """Explanations of ±, ranges and joules, if the rows have them."""
     summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
     parts = []
     if any(summary.low is not None for summary in summaries):
         parts.append("t/s: median of the repetitions, all sequences together")
-        parts.append("±: longer arm of the 95 % interval of that median, which may be asymmetric")
+        parts.append("±: longer half of the 95 % interval of that median, which may be asymmetric")
     if any(summary.between for summary in summaries):
-        parts.append("it counts how much processes differ")
+        parts.append("it includes process-to-process variation")
     if any(summary.wide for summary in summaries):
         parts.append("(a–b): the interval itself")
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
@@ -206,7 +206,7 @@ def _unlike(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 
 class OfDevice(Protocol):
-    """A row, or what is known of one."""
+    """Anything with a case and an environment, such as a row."""
 
     @property
     def case(self) -> Case: ...
@@ -216,37 +216,37 @@ class OfDevice(Protocol):
 
 
 def device_title(measurement: OfDevice) -> str:
-    """``AMD EPYC 7763 (64.0 GiB)`` as the environment has it, else the device's name."""
+    """``AMD EPYC 7763 (64.0 GiB)`` if the environment has it, otherwise the device's name."""
     device: dict[str, Any] = measurement.environment.get("device") or {}
     title, memory = plain(device.get("title") or measurement.case.device), device_memory(measurement)
     return title if memory is None else f"{title} ({bytes_text(memory)})"
 
 
 def device_memory(measurement: OfDevice) -> int | None:
-    """Bytes of memory of the device a row was measured on."""
+    """Memory in bytes of the device that a row was measured on."""
     device: dict[str, Any] = measurement.environment.get("device") or {}
     memory = device.get("memory_bytes")
     return memory if isinstance(memory, int) else None
 
 
 def _fell_short(measurement: Measurement) -> bool:
-    """Whether a phase was not repeated as often as was asked."""
+    """Whether a phase has another number of repetitions than requested."""
     asked = measurement.asked.get("reps")
     return asked is not None and any(count != asked for count in repetitions(measurement))
 
 
-SCOPES = {  # what energy is of, and what it is not of
+SCOPES = {  # what the energy figures cover
     "gpu-board": "the GPU's board alone",
-    "cpu-package": "the CPU alone, without memory and the rest",
+    "cpu-package": "the CPU alone, without memory and other parts",
     "fake": "a device that is made up",
 }
 
-ENERGY = (  # where somebody asked for it, or it was free
+ENERGY = (  # shown if a row has energy figures
     Column("J/prompt", lambda m: energy_cell(m, "prefill"), 7),
     Column("J/token", lambda m: energy_cell(m, "decode"), 7),
 )
 
-SETTINGS = (  # in the heading where all rows agree, else columns
+SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),
     Column("compute", lambda m: plain(m.case.dtype), 8, words="compute {}", right=False),
     Column("device", lambda m: plain(m.case.device), 8, words="{}", right=False),
@@ -259,7 +259,7 @@ SHOWN_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fi
 
 
 class HasCase(Protocol):
-    """A row, or what is known of one."""
+    """Anything with a case, such as a row."""
 
     @property
     def case(self) -> Case: ...
@@ -267,17 +267,17 @@ class HasCase(Protocol):
 
 @dataclass(slots=True)
 class Note:
-    """A caution or a reason, once for all the rows it is true of."""
+    """A caution or a reason, shown once for all rows that it applies to."""
 
-    number: int  # from 1, in order of first need
+    number: int  # from 1, in order of first use
     text: str
     help: str | None
     cases: list[HasCase] = field(default_factory=list)
 
     def named_cases(self, measurements: Sequence[HasCase], total: Counter[str] | None = None) -> str:
-        """The cases in words; a model's name alone where it is true of all of its cases.
+        """The names of the cases; only a model's name if the note applies to all of its cases.
 
-        ``total``: ``rows_of_models(measurements)``, from those who name many notes.
+        ``total`` is ``rows_of_models(measurements)``, for callers with many notes.
         """
         total = rows_of_models(measurements) if total is None else total
         if len(self.cases) == len(measurements) > 1:
@@ -294,12 +294,12 @@ class Note:
 
 
 def rows_of_models(measurements: Sequence[HasCase]) -> Counter[str]:
-    """How many rows each model has, by name."""
+    """The number of rows of each model, by name."""
     return Counter(measurement.case.model for measurement in measurements)
 
 
 def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[int]]]:
-    """Notes in order of first need, and the numbers (from 1) of each row's notes; reasons before cautions."""
+    """Notes in order of first use, and the numbers (from 1) of each row's notes; reasons come before cautions."""
     found: dict[tuple[str, str | None], Note] = {}
     numbers: list[list[int]] = []
     for measurement in measurements:
@@ -314,7 +314,7 @@ def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[in
 
 
 def _refer(found: Sequence[Note], measurements: Sequence[Measurement]) -> None:
-    """A case that was skipped because of another one's end points to the note of that end."""
+    """Let the note of a skipped case refer to the note of the failed case that caused it."""
     causes = {
         plain(m.reason, NOTE_LENGTH): plain(f"{m.outcome}: {m.reason}", NOTE_LENGTH)
         for m in measurements
@@ -333,7 +333,7 @@ def _refer(found: Sequence[Note], measurements: Sequence[Measurement]) -> None:
 
 
 def _remarks(measurement: Measurement) -> list[tuple[str, str | None]]:
-    """Text and help of everything to be said of a row."""
+    """Text and help of all notes on a row."""
     remarks: list[tuple[str, str | None]] = []
     if measurement.outcome != "ok":
         reason = measurement.reason or "no reason was recorded"
@@ -346,12 +346,12 @@ def _remarks(measurement: Measurement) -> list[tuple[str, str | None]]:
 
 
 def launch_share(eager_tps: float, graph_tps: float) -> float:
-    """The part of an eager step that a graph of the same kernels does without: 1 − graph time ÷ eager time."""
+    """The share of an eager step that a graph of the same kernels saves: 1 − graph time ÷ eager time."""
     return max(0.0, 1 - eager_tps / graph_tps)
 
 
 def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list[str]:
-    """One line for each case that another path than the shipped one decoded; ``brief``: if there is news in it."""
+    """A line per case that another path than ``eager`` decoded; ``brief``: only lines with something noteworthy."""
     others = [(row, row.decode_path) for row in measurements if row.decode_path is not None]
     shipped: dict[Case, float] = {}
     for row in measurements if others else ():
@@ -374,7 +374,7 @@ def _line(row: Measurement, path: DecodePath, eager_tps: float | None, brief: bo
     if path.graphs:
         graphs = f"{path.graphs} graph{'s' * (path.graphs != 1)} prepared in {seconds_text(path.prepare_s)}"
         parts.append(
-            graphs + (f", {path.nodes_per_token:,} nodes a token" if path.nodes_per_token is not None else "")
+            graphs + (f", {path.nodes_per_token:,} nodes per token" if path.nodes_per_token is not None else "")
         )
     if path.cache_needed_bytes and path.cache_read_bytes:
         waste = path.cache_read_bytes / path.cache_needed_bytes
@@ -390,7 +390,7 @@ def _line(row: Measurement, path: DecodePath, eager_tps: float | None, brief: bo
 
 
 def answer(measurements: Sequence[Measurement]) -> str | None:
-    """The fastest decode of each model, fastest model first; None unless two rows can be compared at all."""
+    """The fastest decode of each model, fastest model first; None with fewer than two comparable rows."""
     rated: list[RatedRow] = []
     for measurement in measurements:
         rate = stats.rate(measurement, "decode")
@@ -413,4 +413,4 @@ def _words(rate: Summary, measurement: Measurement) -> str:
     peak, memory = measurement.memory.process_peak_bytes, device_memory(measurement)
     if peak is None or memory is None:
         return words
-    return f"{words}, {bytes_text(memory - peak)} of {bytes_text(memory)} to spare"
+    return f"{words}, {bytes_text(memory - peak)} of {bytes_text(memory)} free"

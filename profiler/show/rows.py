@@ -1,4 +1,4 @@
-"""Result rows as a Python object: a sequence of plain dictionaries that becomes a table or a pandas DataFrame."""
+"""Result rows in Python: a sequence of plain dictionaries that can become a table or a pandas DataFrame."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import pandas
 
 Row: TypeAlias = dict[str, Any]
-SHOWN = 20  # rows of a repr
+SHOWN = 20  # rows in a repr
 
 
 class Rows(Sequence[Row]):
     """Rows of ``profiler.fit``, ``sweep`` or ``load``: dictionaries exactly like those of ``-o json``.
 
-    ``run`` is the id of the stored run that they belong to, or None. ``refused`` says which models of a list have no
-    rows, and why. ``repr`` shows the main figures; ``to_pandas()`` gives a DataFrame with all of them.
+    ``run`` is the id of their stored run, or None. ``refused`` lists the models without rows, with the reasons.
+    ``repr`` shows the main figures; ``to_pandas()`` returns a DataFrame with all of them.
     """
 
     def __init__(self, rows: Iterable[Row], run: str | None = None, refused: Sequence[str] = ()) -> None:
@@ -55,10 +55,10 @@ class Rows(Sequence[Row]):
         return "\n".join([*lines, *self.refused])
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A DataFrame with a line for each row and a column for each figure.
+        """A DataFrame with one line per row and one column per figure.
 
-        The column of a nested field has the names on the way to it, joined by dots: ``decode.tps``,
-        ``case.context``. Lists stay lists, unknown is missing. Raises ProfileError if pandas is not installed.
+        The column of a nested field is named by its path, joined by dots: ``decode.tps``, ``case.context``. Lists
+        stay lists, and unknown values are missing. Raises ProfileError if pandas is not installed.
         """
         try:
             import pandas
@@ -71,7 +71,7 @@ class Rows(Sequence[Row]):
 
 
 def _columns(prefix: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
-    """Flat columns in the order of the fields; what is nested in some rows and unknown in others is nested in all."""
+    """Flat columns in the order of the fields. A field that is nested in some rows is treated as nested in all."""
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         if any(isinstance(value, Mapping) for value in values):
@@ -81,7 +81,7 @@ def _columns(prefix: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[s
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """The main figures of a row; a prediction has no ``case``."""
+    """The cells with the main figures of a row; a prediction has no ``case``."""
     case, predicted = row.get("case") or row, "case" not in row
     peak = row["peak_bytes"]["value"] if predicted else row["memory"].get("process_peak_bytes")
     return {

@@ -1,6 +1,6 @@
-"""The hardware-fit report, one file per section, in the order of a person's questions.
+"""The hardware-fit report, with one file per section.
 
     selection → machines (the rows of each) → sections → Page → a writer (HTML, Markdown, terminal)
 
-A section chooses data and says what it found; a writer decides how that looks. A section without data says why.
+A section selects data and describes it; a writer decides how that looks. A section without data says why.
 """

@@ -1,4 +1,4 @@
-"""What should I run on this machine? One paragraph for each, with the figures behind it."""
+"""What should I run on this machine? One paragraph per machine, with figures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import bytes_text, seconds_text
 
 READING_TPS = 5.3  # 238 words a minute (Brysbaert 2019, J. Mem. Lang. 109:104047), four tokens to three words
-NEAR = 0.5  # of the ceiling: nearer than that there is little to win by other software
+NEAR = 0.5  # of the ceiling; above it, other software can gain little
 
 
 def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
-    """A paragraph for each machine, and the rule it was found by."""
+    """A paragraph for each machine, and the rule behind it."""
     several = len(machines) > 1
     blocks: list[PageBlock] = []
     for machine, forecast in zip(machines, forecasts, strict=True):
@@ -24,10 +24,10 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
         blocks.append(Text(f"{machine.title}: {text}" if several else text, lead=True))
     blocks.append(
         muted(
-            "The rule: of the cases that were measured, fit with room to spare and have repetitions that can be"
-            " compared, the largest model that writes faster than people read, and its fastest format; if none does,"
-            f" the fastest. People read {READING_TPS} tokens a second. Larger is not always better: where scores are"
-            " known, see the frontier below."
+            "The rule: among measured cases that fit with headroom and whose repetitions are comparable, choose the"
+            " largest model that generates faster than people read, in its fastest quantization; if there is none,"
+            f" the fastest. People read {READING_TPS} tokens per second. Larger is not always better: the section on"
+            " quality below compares models with known scores."
         )
     )
     return Section("run", "What should I run on this machine?", tuple(blocks))
@@ -52,36 +52,36 @@ def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[Case
     what = f"{best.model} in {best.series}"
     figure = f"{selection.ranged(best.decode)} t/s at {selection.tokens(best.case.context)} tokens of context"
     if len(usable) == 1:
-        return f"Only {what} can be judged: it decodes {figure}."
+        return f"Only {what} can be judged: it decodes at {figure}."
     if not fast:
         return (
-            f"Nothing that was measured here surely writes as fast as people read. The nearest is {what}: it decodes"
+            f"Nothing measured here certainly generates as fast as people read. The closest is {what}: it decodes at"
             f" {figure}."
         )
     why = (
-        "the largest model that is fast enough, in its fastest format" if ranked else "the fastest that was measured"
+        "the largest model that is fast enough, in its fastest quantization" if ranked else "the fastest one measured"
     )
-    return f"Run {what}, {why}: it decodes {figure}."
+    return f"Run {what}, {why}: it decodes at {figure}."
 
 
 def _prefill(best: CaseResult) -> str:
     if best.prefill is None:
         return ""
     first = seconds_text(best.case.batch * best.case.context / best.prefill.median)
-    return f"It takes in a prompt at {selection.ranged(best.prefill)} t/s, so the first token comes after {first}."
+    return f"It processes a prompt at {selection.ranged(best.prefill)} t/s, so the first token takes {first}."
 
 
 def _memory(best: CaseResult, forecast: Forecast) -> str:
     if best.peak_bytes is None or best.limit_bytes is None:
-        return "How much memory it takes was not measured."
+        return "Its memory was not measured."
     left = best.limit_bytes - best.peak_bytes
-    text = f"Its peak is {bytes_text(best.peak_bytes)} of {bytes_text(best.limit_bytes)}; {bytes_text(left)} are left"
+    text = f"Its peak is {bytes_text(best.peak_bytes)} of {bytes_text(best.limit_bytes)}; {bytes_text(left)} remain"
     longest = forecast.largest_context(best)
     if not longest:
         return f"{text}."
     all_of_them = " all" if longest == forecast.longest([best.model]) else ""
-    known = " that it was made for" if all_of_them else ""
-    return f"{text}, by prediction enough for{all_of_them} {longest:,} tokens of context{known}."
+    known = " that it supports" if all_of_them else ""
+    return f"{text}, which should be enough for{all_of_them} {longest:,} tokens of context{known}."
 
 
 def _bound(best: CaseResult) -> str:
@@ -89,19 +89,19 @@ def _bound(best: CaseResult) -> str:
     if share is None:
         return ""
     what = selection.LIMITS.get(best.bound, (None, None))[1]
-    held = f", held back by {what}" if what else ""
-    near = "near" if share >= NEAR else "far from"
-    return f"Decode is {near} what this device can do, at {share:.0%} of its ceiling{held}."
+    held = f", limited by {what}" if what else ""
+    near = "close to" if share >= NEAR else "far from"
+    return f"Decode is {near} the limit of this device, at {share:.0%} of its ceiling{held}."
 
 
 def _why_nothing(machine: MachineRows) -> str:
     if not machine.ok:
-        return "no case was measured to its end"
+        return "no case was completed"
     if all(result.decode_tps is None for result in machine.ok):
         return "no decode was measured"
     if not any(result.comparable for result in machine.ok):
         return "the repetitions of every case differ too much to compare"
-    return "no case fits with room to spare"
+    return "no case fits with headroom"
 
 
 def _clear(result: CaseResult) -> bool:
@@ -109,8 +109,8 @@ def _clear(result: CaseResult) -> bool:
 
 
 def _surely(result: CaseResult) -> float:
-    """The lower end of the interval; of a single repetition its figure."""
-    if _median(result) < READING_TPS:  # no end is needed
+    """The lower end of the interval; for a single repetition, its rate."""
+    if _median(result) < READING_TPS:  # the interval does not matter
         return _median(result)
     decode = result.decode
     assert decode is not None  # _clear
@@ -122,7 +122,7 @@ def _median(result: CaseResult) -> float:
 
 
 def _parameters(model: str, machine: MachineRows, forecast: Forecast) -> float | None:
-    """By the catalog, else by what the weights take in a plain format; None where neither is known."""
+    """From the catalog, otherwise from the size of unquantized weights; None if neither is known."""
     known = forecast.parameters(model)
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""What was skipped, what to be careful about, what it was measured on, and the commands that repeat it."""
+"""Skipped cases, cautions, the environment, and the commands to repeat the measurements."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from profiler.show.report.blocks import Code, Head, Listing, PageBlock, Section,
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, bytes_text
 
-MOST = 40  # reasons, and cautions
-CASES = 4  # that a reason names
+MOST = 40  # reasons or cautions
+CASES = 4  # cases that a reason names
 _FIGURES = re.compile(r"\d[\d.,]*(?: ?[KMG]?i?B\b)?")
 
 MOST_COMMANDS = 12
-MOST_VALUES = 4  # of one property, where rows differ
+MOST_VALUES = 4  # values of one property, if rows differ
 COMMAND_LENGTH = 2000
-FILES = ("--store", "--html")  # options that name where results go
+FILES = ("--store", "--html")  # options that name output files
 
 
 def skipped(machines: Sequence[MachineRows]) -> Section:
@@ -37,7 +37,7 @@ def skipped(machines: Sequence[MachineRows]) -> Section:
             reasons.setdefault((where, result.outcome, reason), []).append(result)
     title = "What was not measured, and why?"
     if not reasons:
-        return Section("skipped", title, (muted("Nothing: every case has a result."),))
+        return Section("skipped", title, (muted("Every case has a result."),))
     several = len(machines) > 1
     heads = ("machine", "outcome", "reason", "cases") if several else ("outcome", "reason", "cases")
     rows = tuple(
@@ -51,12 +51,12 @@ def skipped(machines: Sequence[MachineRows]) -> Section:
     )
     blocks: list[PageBlock] = [Table(tuple(Head(name, right=False) for name in heads), rows)]
     if len(reasons) > MOST:
-        blocks.append(muted(f"{MOST} of {len(reasons):,} reasons are shown."))
+        blocks.append(muted(f"Only {MOST} of {len(reasons):,} reasons are shown."))
     return Section("skipped", title, tuple(blocks))
 
 
 def cautions(machines: Sequence[MachineRows]) -> Section:
-    """Everything not to take at face value, once, with the cases it is true of."""
+    """All cautions, each shown once with the cases that it applies to."""
     blocks: list[PageBlock] = []
     for machine in machines:
         where = f"{machine.title}: " if len(machines) > 1 else ""
@@ -65,13 +65,13 @@ def cautions(machines: Sequence[MachineRows]) -> Section:
         items = tuple(f"{where}{_caution(each, machine.ok, total)}" for each in found[:MOST])
         blocks += [Listing(items)] if items else []
         if len(found) > MOST:
-            blocks.append(muted(f"{where}{MOST} of {len(found):,} cautions are shown."))
-    return Section("cautions", "What should I be careful about?", tuple(blocks or [muted("Nothing was noted.")]))
+            blocks.append(muted(f"{where}only {MOST} of {len(found):,} cautions are shown."))
+    return Section("cautions", "What should I be careful about?", tuple(blocks or [muted("There are no cautions.")]))
 
 
 @dataclass
 class _Alike:
-    """A note for cautions that differ in their figures only."""
+    """One note for cautions that differ only in their figures."""
 
     note: Note
     vary: bool = False
@@ -97,7 +97,7 @@ def _caution(alike: _Alike, rows: Sequence[CaseResult], total: Counter[str] | No
 
 
 def environment(machines: Sequence[MachineRows]) -> Section:
-    """A column for each machine; where its rows differ in something, all values."""
+    """A column for each machine, with all values of a property if its rows differ."""
     columns = [_properties(machine) for machine in machines]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = tuple(
@@ -112,41 +112,45 @@ def environment(machines: Sequence[MachineRows]) -> Section:
     if mixed:
         blocks.append(
             muted(
-                "Where there are several values, the rows were measured with different ones: runs of one machine are"
-                " read together. profile report RUN shows one alone, profile compare A B two against each other."
+                "Several values mean that the rows were measured with different ones, because the runs of a machine"
+                " are combined. profile report RUN shows a single run; profile compare A B compares two."
             )
         )
     return Section("environment", "On what was it measured?", tuple(blocks))
 
 
 def commands(runs: Sequence[Run], run: str | None) -> Section:
-    """The command lines of the runs that were read, newest last."""
+    """The command lines of the runs in the report, newest last."""
     title = "How do I repeat it?"
     lines = list(dict.fromkeys(_command(each) for each in runs))
     if not lines:
         shown = f"profile runs show {plain(run)}" if run else "profile runs show RUN"
         return Section(
-            "repeat", title, (muted(f"{shown} has the rows, profile runs -o json the command that measured them."),)
+            "repeat",
+            title,
+            (muted(f"{shown} prints the rows, profile runs -o json the command that measured them."),),
         )
     blocks: list[PageBlock] = [Code(tuple(lines[-MOST_COMMANDS:]))]
     if len(lines) > MOST_COMMANDS:
-        blocks.append(muted(f"The newest {MOST_COMMANDS} of {len(lines):,}; profile runs -o json has all of them."))
+        blocks.append(
+            muted(f"These are the newest {MOST_COMMANDS} of {len(lines):,}; profile runs -o json has all of them.")
+        )
     blocks.append(
-        muted("Add --fresh to measure again what is stored. Files and folders are as they were named then.")
+        muted("Add --fresh to measure stored cases again. File and folder names are those of the original commands.")
     )
     return Section("repeat", title, tuple(blocks))
 
 
 def _command(run: Run) -> str:
-    """As it can be pasted. One that is too long for a page is described instead: a part of it does something else."""
+    """The command to paste. One that is too long is replaced by a comment, because a truncated one would differ."""
     shown = str(command("profile", redact_argv(list(_measuring(run.argv)))))
     if len(shown) <= COMMAND_LENGTH:
         return shown
-    return f"# a command of {len(shown):,} characters: profile runs -o json has it, as run {plain(run.id)}"
+    return f"# run {plain(run.id)}: a command of {len(shown):,} characters, which profile runs -o json prints"
 
 
 def _measuring(argv: Sequence[str]) -> Iterable[str]:
-    """A command line without the files it wrote to: they change no figure, and a page is passed on."""
+    """A command line without its output files, which do not affect figures and may be private."""
     named = False
     for word in argv:
         if not named and word.partition("=")[0] not in FILES:
@@ -155,7 +159,7 @@ def _measuring(argv: Sequence[str]) -> Iterable[str]:
 
 
 def _properties(machine: MachineRows) -> dict[str, tuple[str, ...]]:
-    """Name and distinct values of everything that is recorded of a side's rows, as text."""
+    """Name and distinct values of every recorded property of a machine's rows, as text."""
     found: dict[str, dict[str, None]] = {}
     seen: set[int] = set()
     for result in machine.results:

@@ -1,4 +1,4 @@
-"""What a page is made of. All text is as people read it, already ``plain``; a writer escapes it for its format."""
+"""The elements of a page. All text is ready for display (``plain``); a writer escapes it for its format."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Tone = Literal["fits", "tight", "offload", "no", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph. ``muted``: what a figure means, what was left out, why there is nothing."""
+    """A paragraph. ``muted``: an explanation, or what was left out and why."""
 
     text: str
     muted: bool = False
-    lead: bool = False  # the answer of the page
+    lead: bool = False  # the main statement of the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of texts, as many in each as there are columns."""
+    """Rows of texts, one per column."""
 
     columns: tuple[Head, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -36,30 +36,30 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class MapCell:
-    """A field of a map. ``tone`` is said in ``detail`` too: colour alone says nothing to many."""
+    """A cell of a map. ``detail`` also states the ``tone``, because not everyone can tell the colours apart."""
 
     value: str
-    span: str = ""  # where the figure may lie, if it is far from sure
+    span: str = ""  # the range of an uncertain figure
     detail: str = ""
     tone: Tone = "none"
     measured: bool = False
-    title: str = ""  # the whole of it in one line
+    title: str = ""  # all details in one line
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Labelled rows of cells under labelled columns."""
+    """Labelled rows and columns of cells."""
 
     corner: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[MapCell, ...]], ...]
     caption: str | None = None
-    key: str = ""  # what the details of its cells mean, for writers that show them
+    key: str = ""  # explains the details of its cells, for writers that show them
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart as a Vega-Lite specification (``plots.py``), and in words what it shows."""
+    """A chart as a Vega-Lite specification (``charts.py``), and a title that says what it shows."""
 
     title: str
     spec: dict[str, Any] = field(hash=False)
@@ -67,7 +67,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Charts that are read beside each other."""
+    """Charts that are shown side by side."""
 
     items: tuple[Chart, ...]
     title: str | None = None
@@ -75,14 +75,14 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Items of equal rank."""
+    """A bulleted list."""
 
     items: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Command lines, to be copied."""
+    """Command lines to copy."""
 
     lines: tuple[str, ...]
 
@@ -92,7 +92,7 @@ PageBlock = Text | Table | Map | Figures | Listing | Code
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One question and its answer. ``anchor``, one word, names it in links and stays as it is."""
+    """One question and its answer. ``anchor`` is its stable name in links, a single word."""
 
     anchor: str
     title: str
@@ -101,7 +101,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The whole report. ``summary`` is what is true of all of it, below the title."""
+    """The whole report. ``summary`` is the line below the title."""
 
     title: str
     summary: tuple[str, ...]
@@ -109,5 +109,5 @@ class Page:
 
 
 def muted(text: str) -> Text:
-    """A remark."""
+    """A muted paragraph."""
     return Text(text, muted=True)

@@ -1,4 +1,4 @@
-"""How near the ceiling? The roofline of the device, and the share of it that each phase reaches."""
+"""How close to the ceiling? The roofline of the device, and the share of it that each phase reaches."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, significant
 
-MOST_POINTS = 30  # cases of the roofline: they lie on each other beyond
-MOST_SHARES = 16  # lines of the chart of shares
+MOST_POINTS = 30  # cases in the roofline; more would overlap
+MOST_SHARES = 16  # lines in the chart of shares
 MOST_ROWS = 60
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
-ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # cautions
+ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # caution codes
 
 
 def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
-    """Charts for each machine, then the shares as figures."""
+    """Charts for each machine, and a table of the shares."""
     figures: list[Chart] = []
     notes: list[PageBlock] = []
     for machine, forecast in zip(machines, forecasts, strict=True):
@@ -37,24 +37,26 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     blocks: list[PageBlock] = [Figures(tuple(figures))] if figures else []
     blocks += notes
     blocks += _table(machines)
-    return Section("ceiling", "How near is it to what the hardware can do?", tuple(blocks))
+    return Section("ceiling", "How close is it to the limits of the hardware?", tuple(blocks))
 
 
 def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | str:
-    """The chart, or why there is none."""
+    """The chart, or the reason why there is none."""
     if forecast.machine is None:
         return "the rows do not say which device they were measured on"
     if forecast.machine.target.guessed:
-        return "this device was not calibrated with the packages of these rows; profile calibrate takes a minute"
+        return (
+            "this device was not calibrated with the library versions of these rows; profile calibrate takes a minute"
+        )
     known = [result for result in machine.at.get(machine.batch, ()) if result.model in forecast.shapes]
     points = [point for result in _spread_out(known) for point in _points(result, forecast)]
     if not points:
-        return "FLOPs and bytes are known for models of the catalog only, and none of them was measured"
+        return "FLOPs and bytes are known only for models in the catalog, and none of those was measured"
     bytes_s = forecast.machine.ceiling_bytes_s
     dtypes = {result.case.dtype for result in known}
     flop_s = max(explanation.flops_ceiling(forecast.machine, dtype, dtype, "transformers") for dtype in dtypes)
     series = machine.palette(dict.fromkeys(point["series"] for point in points))
-    basis = "as measured" if forecast.machine.target.ceilings else "by its maker's figures"
+    basis = "as measured" if forecast.machine.target.ceilings else "from the data sheet"
     title = f"Roofline, {basis}: {significant(bytes_s / 1e9)} GB/s, {significant(flop_s / 1e9)} GFLOP/s{where}"
     return Chart(title, charts.roofline(points, bytes_s, flop_s, series))
 
@@ -67,14 +69,14 @@ def _points(result: CaseResult, forecast: Forecast) -> list[dict[str, Any]]:
         if seconds is None or not nbytes or not flops:
             continue
         speed = flops / seconds
-        where = f"{significant(speed / 1e9)} GFLOP/s at {significant(flops / nbytes)} FLOP a byte"
+        where = f"{significant(speed / 1e9)} GFLOP/s at {significant(flops / nbytes)} FLOP per byte"
         said = f"{selection.case(result)}, {phase}: {where}"
         points.append({"x": flops / nbytes, "y": speed, "series": result.series, "phase": phase, "said": said})
     return points
 
 
 def _seconds(result: CaseResult, phase: Phase) -> float | None:
-    """Of a whole prefill, or of one step."""
+    """Seconds of a whole prefill, or of one decode step."""
     tps = result.prefill_tps if phase == "prefill" else result.decode_tps
     if tps is None:
         return None
@@ -98,8 +100,8 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     if not rows:
         return [
             muted(
-                "No share of the ceiling: nothing was calibrated when these rows were measured. profile calibrate"
-                " takes a minute, and every sweep after it has them."
+                "There are no shares of the ceiling, because the device was not calibrated when these rows were"
+                " measured. profile calibrate takes a minute; later sweeps have them."
             )
         ]
     several = len(machines) > 1
@@ -108,18 +110,20 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         Head("case", right=False),
         Head("prefill"),
         Head("decode"),
-        Head("decode is held back by", right=False),
+        Head("decode is limited by", right=False),
     )
     table = tuple(
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))
         for machine, result in rows[:MOST_ROWS]
     )
     blocks: list[PageBlock] = [
-        Table(columns, table, "Share of the ceiling: what the device was measured to do ÷ what it took")
+        Table(columns, table, "Share of the ceiling: time at the measured ceilings ÷ measured time")
     ]
     count = sum(len(machine.calibrated) for machine in machines)
     if count > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o json has all."))
+        blocks.append(
+            muted(f"{MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o json lists all of them.")
+        )
     above = [
         selection.case(result)
         for machine in machines
@@ -127,7 +131,9 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         if any(caution.code in ABOVE for caution in result.cautions)
     ]
     if above:
-        blocks.append(muted(f"Above 100 %: {selection.several(above, 4)}. That is a bug of ours; please report it."))
+        blocks.append(
+            muted(f"Above 100 %: {selection.several(above, 4)}. This is a bug in profile; please report it.")
+        )
     return blocks
 
 
@@ -138,6 +144,6 @@ def _cells(result: CaseResult) -> tuple[str, str, str]:
 
 
 def _spread_out(results: Sequence[CaseResult], most: int = MOST_POINTS) -> list[CaseResult]:
-    """At most so many, evenly from all."""
+    """At most ``most`` of the results, evenly spaced."""
     step = max(1, -(-len(results) // most))
     return list(results[::step])

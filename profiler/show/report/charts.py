@@ -1,18 +1,16 @@
 """The charts of a report: colours, Vega-Lite specifications, and their drawings.
 
-**Colours.** Charts are drawn once, in the light values. A page names the same values in its style sheet
-(``[fill="#0969da"]``) and gives them variables there, so the one drawing follows the reader's theme and is an image
-by itself as well. Text has at least 4.5:1 against its ground in both themes and marks 3:1 (WCAG 2.2, 1.4.3 and
-1.4.11); a test counts.
+**Colours.** Charts are drawn once, with the light values. The page's style sheet matches these values
+(``[fill="#0969da"]``) and replaces them by variables, so that one drawing follows the reader's theme and also works
+as a separate image. The contrast to the background is at least 4.5:1 for text and 3:1 for marks in both themes (WCAG
+2.2, 1.4.3 and 1.4.11); a test checks it.
 
-**Specifications.** They are written as the grammar itself. A wrapper such as Altair would add half a second to every
-report and five packages, and what it gives, validation, is a test's business (``test_plots.py`` holds every chart to
-its schema). All are narrow: a page puts them beside each other, and on a phone one below the other at a size that can
-be read.
+**Specifications** are plain Vega-Lite. A wrapper such as Altair would add half a second to every report, and five
+packages; the validation that it offers is done in tests. All charts are narrow, so that a page can put them side by
+side, and a phone one below the other at a readable size.
 
-**Drawings** are made offline: Vega runs inside ``vl-convert`` and fetches nothing. It runs in a process of its own:
-V8 takes a refused allocation for a bug and ends the process by a trap, and what ends must not be the one that holds a
-report.
+**Drawings** are made offline: Vega runs inside ``vl-convert`` and makes no requests. It runs in a separate process,
+because V8 crashes the process if memory allocation fails.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ COLOURS = {  # name: (light, dark)
 }
 SERIES = tuple(COLOURS[f"s{number}"][0] for number in range(1, 9))
 GROUND, INK, MUTED, LINE = (COLOURS[name][0] for name in ("ground", "ink", "muted", "line"))
-TONES = {  # grounds of a map's cells, under text in ``ink``
+TONES = {  # backgrounds of a map's cells, whose text has the colour ``ink``
     "fits": ("#dafbe1", "#12361f"),
     "tight": ("#fff1c2", "#3d2e00"),
     "offload": ("#ffe2cc", "#4a2408"),
@@ -54,17 +52,17 @@ TONES = {  # grounds of a map's cells, under text in ``ink``
 
 Spec = dict[str, Any]
 ChartPoint = dict[str, Any]
-Palette = Mapping[str, int]  # series and their places in the row of colours
-WIDTH, HEIGHT = 300, 190  # of the plot without its axes
-BESIDE_LABELS = 170  # of a plot whose lines have names
+Palette = Mapping[str, int]  # series → number of its colour
+WIDTH, HEIGHT = 300, 190  # of the plot without axes, in pixels
+WIDTH_WITH_LABELS = 170  # of a plot with labelled lines, in pixels
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 LETTER_WIDTH, SYMBOL_WIDTH, LEGEND_LETTERS = 6.0, 26.0, 22  # pixels at 11 px; letters that a legend shows
-HEADROOM = 1.15  # of an axis over its highest figure
+HEADROOM = 1.15  # upper end of an axis ÷ its highest figure
 TOKENS = "datum.value >= 1024 && datum.value % 1024 == 0 ? datum.value / 1024 + 'k' : datum.value"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
-# A specification in JSON on each line, a picture or what is wrong on each line.
+# Reads a specification in JSON per line, and writes a drawing or an error per line.
 PROGRAM = """
 import json, resource, sys
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -82,9 +80,9 @@ WITHOUT = "profile report without --html and --md needs no charts."
 
 
 def curves(points: Sequence[ChartPoint], x: str, y: str, series: Palette) -> Spec:
-    """``x`` and ``y`` with ``low`` and ``high`` of each ``series``, over a logarithmic axis of tokens or sequences.
+    """A line for each ``series`` with error bars (``low``, ``high``), over a logarithmic axis of tokens or sequences.
 
-    Bars are cut at the top of the axis, which the figures set and not their intervals.
+    The figures determine the axis, and bars are cut off at its top.
     """
     top = max(point["y"] for point in points) * HEADROOM
     top = max([top, *(point["high"] for point in points if point["high"] is not None and point["high"] < 2 * top)])
@@ -120,7 +118,7 @@ def curves(points: Sequence[ChartPoint], x: str, y: str, series: Palette) -> Spe
 def stacks(
     parts: Sequence[ChartPoint], names: Palette, limit: float | None, marks: Sequence[ChartPoint] = ()
 ) -> Spec:
-    """GiB of each ``part`` on each other at each ``x``; ``marks`` are short lines across; ``limit`` if in sight.
+    """Stacked bars in GiB of each ``part`` at each ``x``; ``marks`` are short lines, ``limit`` is a dashed line.
 
     Predicted bars are pale.
     """
@@ -160,7 +158,7 @@ def stacks(
 
 
 def roofline(points: Sequence[ChartPoint], bytes_s: float, flop_s: float, series: Palette) -> Spec:
-    """FLOP/s over FLOP per byte, under the roof of ``bytes_s`` and ``flop_s``."""
+    """FLOP/s over FLOP per byte, with the roof given by ``bytes_s`` and ``flop_s``."""
     ridge = flop_s / bytes_s
     left = min([ridge, *(point["x"] for point in points)]) / 2
     right = max([ridge, *(point["x"] for point in points)]) * 2
@@ -197,11 +195,11 @@ def roofline(points: Sequence[ChartPoint], bytes_s: float, flop_s: float, series
 
 
 def shares(points: Sequence[ChartPoint]) -> Spec:
-    """Dots between 0 and 1 for each ``label``, one for each phase, and the ceiling."""
+    """A dot per ``label`` and phase between 0 and 1, and a line at the ceiling."""
     labels = list(dict.fromkeys(point["label"] for point in points))
     top = max([1.0, *(point["x"] * 1.05 for point in points)])
     return _base(height=max(60, 17 * len(labels))) | {
-        "width": BESIDE_LABELS,
+        "width": WIDTH_WITH_LABELS,
         "layer": [
             {
                 "data": {"values": list(points)},
@@ -240,9 +238,9 @@ def shares(points: Sequence[ChartPoint]) -> Spec:
 
 
 def frontier(points: Sequence[ChartPoint], x: str, y: str, series: Palette, zero: bool = True) -> Spec:
-    """Cases by two figures; those that no other of their series beats stand out and are joined.
+    """Cases by two figures; those on the frontier of their series are highlighted and joined.
 
-    ``zero``: ``y`` starts there.
+    ``zero``: whether the ``y`` axis starts at 0.
     """
     across = {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": True}}
     up = {"field": "y", "type": "quantitative", "title": y, "axis": {"tickCount": 5}, "scale": {"zero": zero}}
@@ -309,7 +307,7 @@ def _colour(field: str, palette: Palette) -> Spec:
 
 
 def _columns(names: Iterable[str]) -> int:
-    """Of a legend that is no wider than the plot: wider, and the whole chart would be scaled down."""
+    """The number of legend columns that fit the width of the plot; a wider legend would shrink the chart."""
     longest = max((min(len(name), LEGEND_LETTERS) for name in names), default=1)
     return max(1, min(4, int(WIDTH / (longest * LETTER_WIDTH + SYMBOL_WIDTH))))
 
@@ -319,7 +317,7 @@ def _shapes(palette: Palette) -> list[str]:
 
 
 def _said() -> Spec:
-    """What a mark says of itself: to a screen reader, and to a pointer that rests on it."""
+    """The description of a mark, for screen readers and on hover."""
     return {"field": "said", "type": "nominal"}
 
 
@@ -341,13 +339,11 @@ def _level(limit: float) -> Spec:
     }
 
 
-_open: list[
-    _Pen | None
-] = []  # the drawing process of each ``kept`` that is entered; none yet where nothing was drawn
+_open: list[_Pen | None] = []  # the drawing process of each active ``kept``; None until something is drawn
 
 
 def svg(spec: Spec) -> str:
-    """SVG 1.1, in the light colours of ``theme``. The first one takes a second: Vega starts. Raises ProfileError."""
+    """The chart as SVG 1.1 in light colours. The first one takes a second to start Vega. Raises ProfileError."""
     if not _open:
         with kept():
             return svg(spec)
@@ -357,7 +353,7 @@ def svg(spec: Spec) -> str:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Have all drawings inside come from one process."""
+    """Use one process for all drawings inside this context."""
     _open.append(None)
     try:
         yield
@@ -368,7 +364,7 @@ def kept() -> Iterator[None]:
 
 
 class _Pen:
-    """The process that draws."""
+    """The drawing process."""
 
     def __init__(self) -> None:
         try:
@@ -379,7 +375,7 @@ class _Pen:
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:
-            raise ProfileError(f"{FAILED}: no process can be started: {error.strerror}", WITHOUT) from None
+            raise ProfileError(f"{FAILED}: cannot start a process: {error.strerror}", WITHOUT) from None
 
     def draw(self, spec: Spec) -> str:
         orders, answers = self._process.stdin, self._process.stdout
@@ -400,23 +396,23 @@ class _Pen:
     def _ending(self) -> str:
         code = self._process.wait()
         if code >= 0:
-            return f"vl-convert, which draws them, does not start (exit code {code})"
+            return f"vl-convert, which draws them, failed to start (exit code {code})"
         try:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
-        return f"vl-convert, which draws them, was ended by {name}, as it is where memory is refused"
+        return f"vl-convert, which draws them, was killed by {name}, which happens when memory runs out"
 
     def _remedy(self) -> str:
         if self._process.returncode > 0:
-            return "Install it again: pip install --force-reinstall vl-convert-python."
+            return "Reinstall it: pip install --force-reinstall vl-convert-python."
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit == resource.RLIM_INFINITY:
             return "Free some memory."
-        return f"It reserves far more address space than this limit (ulimit -v {limit // 1024}): raise it."
+        return f"It reserves more address space than the limit allows (ulimit -v {limit // 1024}); raise the limit."
 
     def close(self) -> None:
-        self._process.kill()  # it has nothing to tidy up
+        self._process.kill()  # it has nothing to clean up
         self._process.communicate()

@@ -1,4 +1,4 @@
-"""How much energy? Joules and watts of each phase, where a meter gave some."""
+"""How much energy? Joules and watts of each phase, if they were measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Joules = Mapping[str, Any]
 
 
 def section(machines: Sequence[MachineRows]) -> Section:
-    """A table of the rows that have energy; else the reasons why none has."""
+    """A table of the rows with energy figures, or the reasons why there are none."""
     found = [(machine, result, result.energy) for machine in machines for result in machine.ok if result.energy]
     known = [(machine, result, joules) for machine, result, joules in found if _any(joules)]
     if not known:
@@ -27,9 +27,11 @@ def section(machines: Sequence[MachineRows]) -> Section:
     blocks = [_table(known[:MOST_ROWS], len(machines) > 1), muted(_meters(joules for *_, joules in known))]
     suspect = [selection.case(result) for _, result, joules in known if joules.get("suspect")]
     if suspect:
-        blocks.append(muted(f"Two meters disagree, so take it with care: {selection.several(suspect, 4)}."))
+        blocks.append(
+            muted(f"The energy counter and the measured power disagree for {selection.several(suspect, 4)}.")
+        )
     if len(known) > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} cases are shown; profile runs show RUN -o json has all."))
+        blocks.append(muted(f"Only {MOST_ROWS} cases are shown; profile runs show RUN -o json has all."))
     return Section("energy", "How much energy does it take?", tuple(blocks))
 
 
@@ -38,18 +40,18 @@ def _any(joules: Joules) -> bool:
 
 
 def _why(found: Iterable[Joules]) -> str:
-    """The reasons that rows give; else that nothing was metered."""
+    """The reasons in the rows, or that energy was not requested."""
     reasons = dict.fromkeys(plain(joules["reason"], 200).rstrip(".") for joules in found if joules.get("reason"))
     return (
-        selection.several(list(reasons), 3) if reasons else "nobody asked for it; profile sweep --energy measures it"
+        selection.several(list(reasons), 3) if reasons else "it was not requested; profile sweep --energy measures it"
     )
 
 
 def _meters(found: Iterable[Joules]) -> str:
     known = dict.fromkeys((joules.get("source"), joules.get("scope")) for joules in found)
     texts = [" of ".join(plain(part, 60) for part in pair if part) for pair in known if any(pair)]
-    by = f", by {selection.several(texts, 4)}" if texts else ""
-    return f"Mean of the repetitions, what the device takes when idle included{by}."
+    by = f", measured by {selection.several(texts, 4)}" if texts else ""
+    return f"Mean over the repetitions, including idle power{by}."
 
 
 def _table(known: Sequence[tuple[MachineRows, CaseResult, Joules]], several: bool) -> PageBlock:

@@ -1,4 +1,4 @@
-"""Files that a report is written to: whole or not at all, and known to be writable before anything is measured."""
+"""Writes a report to files. They are checked before anything is measured and written atomically."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from profiler.show.report.blocks import Figures, Page
 
 
 def check(path: Path | None, store: Path | None, *others: Path | None) -> None:
-    """ProfileError if ``path`` cannot be written: a sweep takes hours, and its page comes last.
+    """ProfileError if ``path`` cannot be written, to be raised before a sweep that takes hours.
 
-    ``store`` (None for the default one) and ``others`` are files that it must not be.
+    ``store`` (None for the default one) and ``others`` are files that ``path`` must not be.
     """
     if path is not None:
         files.check(path, (store or default_path(), *others))
 
 
 def write_html(path: Path, page: Page) -> None:
-    """One file that needs nothing else."""
+    """Write the page as one self-contained HTML file."""
     from profiler.show.writers.html import document
 
     files.write(path, document(page))
 
 
 def write_rows(path: Path, store: Store, run: str) -> None:
-    """The report of one stored run."""
+    """Write the report of one stored run."""
     from profiler.show.report.page import page
 
     runs = [each for each in store.runs(counted=False) if each.id == run]
@@ -34,11 +34,11 @@ def write_rows(path: Path, store: Store, run: str) -> None:
 
 
 def write_markdown(path: Path, page: Page) -> None:
-    """The text, and its charts as ``STEM-charts/N.svg`` beside it."""
+    """Write the page as Markdown, with its charts as ``STEM-charts/N.svg`` in the same folder."""
     from profiler.show.report import charts
     from profiler.show.writers import md
 
-    if not files.is_plain(path):  # a pipe has nothing beside it
+    if not files.is_plain(path):  # a pipe has no folder for charts
         files.write(path, md.markdown(page, {}))
         return
     folder = path.with_name(f"{path.stem}-charts")

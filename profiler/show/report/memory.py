@@ -1,7 +1,7 @@
 """What fits, and how much memory does it take?
 
-A map of model × quantization × context with verdicts, measured and predicted apart; then what a case holds at its
-peak, part by part, against the device's limit.
+A map of model × quantization × context with verdicts, which distinguishes measured from predicted cases; then the
+parts of a case's peak memory compared with the device's limit.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import GIB, UNKNOWN, bytes_text, significant
 
-CONTEXTS = (2048, 8192, 32_768, 131_072)  # predicted beside what was measured, as far as a model reaches
-FORMATS = ("int8", "nf4")  # predicted beside what was measured: what people try when a model does not fit
-MOST_CONTEXTS = 10  # columns that a reader can take in
+CONTEXTS = (2048, 8192, 32_768, 131_072)  # predicted in addition, up to the model's largest context
+FORMATS = ("int8", "nf4")  # predicted in addition, because people try them when a model does not fit
+MOST_CONTEXTS = 10  # columns
 MOST_MAP_ROWS = 40
 
-PARTS = {  # from below, with their places among the colours: the runtime grey, since nothing can be done about it
+PARTS = {  # from bottom to top, with their colours; the runtime is grey, because users cannot change it
     "runtime": 7,
     "weights": 0,
-    "cache": 1,  # of rows from before it was taken apart
+    "cache": 1,  # of older rows, without its parts
     "growing cache": 1,
     "window cache": 5,
     "recurrent state": 6,
     "checkpoint, left mapped": 4,
     "working memory": 3,
 }
-MOST_PANELS = 3  # charts of a machine, of the models that take most: a row of the page
+MOST_PANELS = 3  # charts per machine, for the largest models: one row of the page
 MOST_BARS = 8
 MOST_ROWS = 60
-IN_SIGHT = 3.0  # times the highest bar: a limit further up would press the bars flat, and is said in words instead
+IN_SIGHT = 3.0  # times the highest bar; a higher limit would flatten the bars, so the title states it instead
 
 
 def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
@@ -51,9 +51,9 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
         blocks += _machine(machine, forecast, several=len(machines) > 1)
     blocks.append(
         muted(
-            "Decode in tokens a second. Figures without ~ were measured here, those with ~ are predicted; with a"
-            " ? the repetitions differ too much to compare. Fits: at least 5 % and 512 MiB are left at the peak;"
-            " tight: less than that; no: it needs more than there is."
+            "Decode in tokens per second. Figures with ~ are predicted, the others measured; for those with ?, the"
+            " repetitions vary too much to compare. fits: at least 5 % and 512 MiB remain at the peak; tight: less"
+            " than that; no: it needs more memory than there is."
         )
     )
     return Section("fits", "What fits?", tuple(blocks))
@@ -79,9 +79,11 @@ def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[Pa
     where = machine.title if several else ""
     batch = f"{machine.batch:,} sequence{'s' * (machine.batch != 1)}"
     caption = " · ".join(part for part in (where, batch) if part)
-    blocks: list[PageBlock] = [Map("model · format", tuple(map(selection.tokens, contexts)), rows, caption, _key())]
+    blocks: list[PageBlock] = [
+        Map("model · quantization", tuple(map(selection.tokens, contexts)), rows, caption, _key())
+    ]
     if len(lines) > MOST_MAP_ROWS:
-        blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more lines of models and formats are not shown."))
+        blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more models and quantizations are not shown."))
     reasons: dict[str, list[str]] = {}
     for model, reason in forecast.missing.items():
         reasons.setdefault(reason, []).append(model)
@@ -96,7 +98,7 @@ def _place(result: CaseResult) -> tuple[str, str, int]:
 
 
 def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forecast) -> list[int]:
-    """The measured ones, thinned out where they are many, and those that are predicted."""
+    """The measured contexts, or a selection of many, and those that are predicted in addition."""
     longest = forecast.longest(machine.models)
     others = [context for context in CONTEXTS if context <= longest and context not in measured]
     room = max(2, MOST_CONTEXTS - len(others))
@@ -105,7 +107,7 @@ def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forec
 
 
 def _formats(machine: MachineRows, model: str, forecast: Forecast) -> list[tuple[str, str | None]]:
-    """Lines of a model: what was measured, then what is only predicted. With the format to predict, or None."""
+    """The lines of a model, measured ones first, each with the quantization to predict, or None."""
     mine = [group for group in machine.groups if group.model == model]
     found: dict[str, str | None] = {}
     for group in mine:
@@ -165,13 +167,13 @@ def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: 
 def _key() -> str:
     limits = "; ".join(f"{short}: {long}" for short, long in selection.LIMITS.values() if short != long)
     return (
-        "Framed and bold: measured. The range below a prediction is where nine of ten such cases fall. After the"
-        f" verdict, what holds decode back, by prediction in every cell: {limits}."
+        "Framed and bold: measured. The range below a prediction should hold nine cases in ten. After the verdict"
+        f" comes what is predicted to limit decode: {limits}."
     )
 
 
 def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
-    """Charts of the models that take most, then the figures."""
+    """Charts of the largest models, and a table."""
     several = len(machines) > 1
     panels = [
         figure
@@ -183,25 +185,24 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
         blocks.append(Figures(tuple(panels)))
         blocks.append(
             muted(
-                f"What is held at the peak of prefill and decode, of the {MOST_PANELS} models that take most. Full"
-                " colour: measured; pale: predicted. Short line: the peak while the weights are loaded. Dashed line:"
-                " all of the device's memory."
+                f"Memory at the peak of prefill and decode, for the {MOST_PANELS} largest models. Full colour:"
+                " measured; pale: predicted. Short line: peak while loading. Dashed line: memory of the device."
             )
         )
     else:
-        blocks.append(muted("No parts of memory: no row has its peak and its weights."))
+        blocks.append(muted("There is no breakdown of memory, because no row has both its peak and its weights."))
     blocks += _table(machines)
     return Section("memory", "How much memory does it take?", tuple(blocks))
 
 
 def parts(memory: Memory) -> dict[str, int] | None:
-    """Bytes at the higher peak of prefill and decode, summing to it; None where a part is unknown or they exceed it.
+    """The bytes that make up the higher peak of prefill and decode; None if a part is unknown or they exceed it.
 
-    Working memory is the rest: activations, copies, captured graphs, and what an allocator keeps.
+    Working memory is the remainder: activations, copies, captured graphs, and memory kept by the allocator.
     """
     known = measurement.parts(memory)
     total, framework, cache = memory.phases_process_bytes, known.get("framework"), known.get("cache")
-    if total is None or framework is None:  # a row from before the parts were measured
+    if total is None or framework is None:  # an older row without measured parts
         total = max((peak for peak in (memory.prefill_peak_bytes, memory.decode_peak_bytes) if peak), default=None)
         framework, cache = memory.baseline_bytes, memory.cache_bytes
     if total is None or framework is None or cache is None or memory.weights_bytes is None:
@@ -214,7 +215,7 @@ def parts(memory: Memory) -> dict[str, int] | None:
 
 
 def _cache(memory: Memory, total: int) -> dict[str, int]:
-    """By kind of layer, summing to ``total``. What a prefill retains beyond the window is of window layers."""
+    """The cache by kind of layer, ``total`` in sum. Memory retained after a prefill belongs to window layers."""
     growing, window, state = memory.growing_cache_bytes, memory.window_cache_bytes, memory.recurrent_bytes
     if growing is None or window is None or state is None:
         return {"cache": total}
@@ -224,7 +225,7 @@ def _cache(memory: Memory, total: int) -> dict[str, int]:
 
 
 def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[str, int]:
-    """The same of a prediction; ``cache`` by kind of layer, or None to leave it whole."""
+    """The same parts for a prediction; ``cache`` is given by kind of layer, or None to leave it undivided."""
     terms = prediction.terms
     kinds = {"cache": terms.cache.value}
     if cache is not None:
@@ -234,7 +235,7 @@ def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[st
 
 
 def _models(machine: MachineRows) -> list[str]:
-    """Those with a peak, the largest first."""
+    """Models with a measured peak, the largest first."""
     found = {model: [result.memory.process_peak_bytes or 0 for result in mine] for model, mine in machine.of.items()}
     peaks = {model: max(mine) for model, mine in found.items() if mine}
     return sorted(peaks, key=lambda model: -peaks[model])
@@ -246,7 +247,7 @@ def _panels(machine: MachineRows, forecast: Forecast, several: bool) -> Iterator
 
 
 def _panel(machine: MachineRows, forecast: Forecast, model: str, several: bool) -> Chart | None:
-    """Of the format of a model that has the most contexts."""
+    """The chart of a model, for the quantization with the most contexts."""
     mine = [result for result in machine.of[model] if result.case.batch == machine.batch]
     split = {id(result): found for result in mine if (found := parts(result.memory)) is not None}
     mine = [result for result in mine if id(result) in split]
@@ -302,7 +303,7 @@ def _mark(at: int, nbytes: int) -> dict[str, Any]:
 def _drawn(
     title: str, bars: list[dict[str, Any]], marks: list[dict[str, Any]], limit: int | None, where: str
 ) -> tuple[str, charts.Spec]:
-    """The title says where the limit is if the chart does not reach it."""
+    """The chart and its title, which states the limit if the chart does not show it."""
     heights = Counter[str]()
     for bar in bars:
         heights[bar["x"]] += bar["y"]
@@ -335,11 +336,11 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))
         for machine, result in rows[:MOST_ROWS]
     )
-    caption = "Weights and cache by themselves; then the peak of each phase, everything counted"
+    caption = "Weights and cache; then the total memory at the peak of each phase"
     blocks: list[PageBlock] = [Table(columns, table, caption)]
     count = sum(len(machine.weighed) for machine in machines)
     if count > MOST_ROWS:
-        blocks.append(muted(f"{MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o csv has all."))
+        blocks.append(muted(f"Only {MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o csv has all."))
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""The page: which machines there are, and the sections in the order of a person's questions."""
+"""Composes the page: the machines, and the sections in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from profiler.show.report.predictions import Forecast
 from profiler.show.report.quality import Score
 from profiler.show.report.selection import MachineRows, machines, several
 
-MOST_MACHINES = 4  # machines that can be read beside each other
+MOST_MACHINES = 4  # machines that a reader can compare side by side
 
 
 def page(
@@ -23,9 +23,9 @@ def page(
     runs: Sequence[Run] = (),
     scores: Sequence[Score] | None = None,
 ) -> Page:
-    """The report of rows. ``run`` names them if they are of one; ``scores`` None: those that ship.
+    """The report of rows. ``run`` is their run, if there is only one. ``scores``: None for the built-in ones.
 
-    Rows of a store are read as they are needed: it must be open until the page is there.
+    Rows of a store are read lazily, so it must stay open until the page is composed.
     """
     counted = Counted(measurements)
     found = machines(counted)
@@ -56,7 +56,7 @@ def page(
 
 
 class Counted:
-    """Rows, counted as they go by."""
+    """Counts rows while they are iterated over."""
 
     def __init__(self, rows: Iterable[Measurement]) -> None:
         self.rows, self.count = rows, 0
@@ -68,10 +68,8 @@ class Counted:
 
 
 def _summary(found: Sequence[MachineRows], run: str | None, rows: int) -> tuple[str, ...]:
-    """What is true of the whole page. Nobody may take made-up figures for a measurement."""
-    parts = (
-        ["FAKE FIGURES"] if any(backends.made_up(machine.results[0].case.backend) for machine in found) else []
-    )  # it has its own
+    """The line below the title. Invented figures are marked, so that they are not mistaken for measurements."""
+    parts = ["FAKE FIGURES"] if any(backends.made_up(machine.results[0].case.backend) for machine in found) else []
     parts += [f"run {plain(run)}"] if run else []
     cases = sum(len(machine.results) for machine in found)
     again = rows - cases

@@ -1,7 +1,7 @@
 """Predictions for the models of a report, on the device that its rows were measured on.
 
-A stored row has a model's name and not its shapes. So a model is predicted only if the catalog knows its name and the
-weights that were measured take as many bytes as the catalog's shapes say: another model of that name does not.
+A stored row has a model's name but not its shapes. So a model is predicted only if its name is in the catalog and the
+measured size of its weights matches the catalog's shapes; another model of the same name would differ.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from profiler.models.geometry import CacheBytes, Geometry
 from profiler.quants.base import DTYPE_BYTES
 from profiler.show.report.selection import CaseGroup, CaseResult, MachineRows
 
-SAME = 0.02  # of the weights' bytes: buffers and tied tables differ by less, other sizes of a family by far more
+# Relative difference in bytes. Buffers and tied tables differ by less, other sizes of a family by far more.
+SAME = 0.02
 
 
 def place_found(environment: Mapping[str, Any]) -> Target | None:
-    """The device of an environment; None where its kind, name or memory was not recorded.
+    """The device of an environment; None if its kind, name or memory was not recorded.
 
-    With the ceilings that were in force when the rows were measured: those of the driver and packages that they name,
-    not of what is installed now. Without them a CPU is taken by its cores, a GPU by its maker's figures.
+    It has the ceilings that were measured with the driver and packages of the rows, not with those installed now.
+    Without them, a CPU is described by its cores and a GPU by its data sheet.
     """
     info = _info(environment)
     if info is None:
@@ -60,7 +61,7 @@ def _info(environment: Mapping[str, Any]) -> DeviceInfo | None:
         title=title,
         memory_bytes=memory,
         free_bytes=memory,
-        default_dtype="fp32",  # rows name their own
+        default_dtype="fp32",  # not used: rows have their own
         cores=cores if kind == "cpu" and isinstance(cores, int) else None,
         features=tuple(str(feature) for feature in device.get("features") or ()),
         uuid=_uuid(device.get("uuid_hash")),
@@ -74,7 +75,7 @@ def _info(environment: Mapping[str, Any]) -> DeviceInfo | None:
 
 
 def _slice(content: object) -> Slice | None:
-    """The part of a card as it was recorded; None for a whole one, and for content that cannot be."""
+    """The recorded slice of a card; None for a whole card or for invalid content."""
     with suppress(TypeError):
         part = Slice(**content) if isinstance(content, dict) else None
         if part is not None and isinstance(part.memory_share, float) and isinstance(part.of_bytes, int):
@@ -87,7 +88,7 @@ def _count(value: object) -> int | None:
 
 
 def _uuid(hashed: object) -> str | None:
-    """The UUID behind a stored hash, if the card is in this machine."""
+    """The UUID for a stored hash, if the card is in this machine."""
     if hashed is None:
         return None
     here, _ = devices.listed()
@@ -96,18 +97,18 @@ def _uuid(hashed: object) -> str | None:
 
 @dataclass
 class Forecast:
-    """Predictions for one side; each model and format is worked out once."""
+    """Predictions for one machine; each model and quantization is computed once."""
 
     machine: Machine | None
-    dtype: str  # of what is not quantized
+    dtype: str  # of unquantized weights
     shapes: dict[str, Geometry]  # of the models that can be predicted
-    missing: dict[str, str]  # why others cannot, in words
-    path: str = EAGER  # how decode steps of what was not measured are thought to run: as those of most rows
+    missing: dict[str, str]  # model → why it cannot be predicted
+    path: str = EAGER  # the decode path for predictions: the one of most rows
     _known: dict[tuple[str, str, str, str], Predictor | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, machine: MachineRows) -> Forecast:
-        """For the models of ``side`` on its device."""
+        """Predictions for the models of a machine."""
         device = place_found(machine.environment)
         dtypes, paths = Counter[str](), Counter[str]()
         for group, results in machine.groups.items():
@@ -125,19 +126,19 @@ class Forecast:
         return found
 
     def predict(self, model: str, quant: str, context: int, batch: int) -> Prediction | None:
-        """A case; None where the model, the format or the context has no rule."""
+        """The prediction of a case; None if its model, quantization or context is not supported."""
         predictor = self._predictor(model, quant, self._dtype(quant), self.path)
         if predictor is None or not 0 < context <= predictor.geometry.max_position:
             return None
         return predictor.predict(context, batch)
 
     def largest_context(self, result: CaseResult) -> int | None:
-        """Tokens of each sequence up to which the case of a row still fits."""
+        """The largest context, in tokens, at which the case of a row still fits."""
         predictor = self._of(result.model, result.case)
         return None if predictor is None else predictor.largest_context(result.case.batch)
 
     def needed(self, result: CaseResult) -> tuple[tuple[float, float], ...] | None:
-        """Bytes and FLOPs that prefill and a middle decode step of a row cannot do without: copies do not count."""
+        """Bytes and FLOPs that prefill and an average decode step of a row require, without copies."""
         case = result.case
         predictor = self._of(result.model, case)
         if predictor is None:
@@ -146,15 +147,15 @@ class Forecast:
         return tuple((done.needed_bytes, done.needed_flops) for done in works)
 
     def cache(self, model: str, like: Case, context: int) -> CacheBytes:
-        """Of a model whose shapes are known, by kind of layer, in the dtype and for the sequences of ``like``."""
+        """The cache of a known model by kind of layer, with the dtype and batch of ``like``."""
         return self.shapes[model].cache_bytes(context, like.batch, DTYPE_BYTES[like.dtype])
 
     def longest(self, models: Sequence[str]) -> int:
-        """Most positions that any of ``models`` has; 0 if none is known."""
+        """The largest context that any of ``models`` supports; 0 if none is known."""
         return max((self.shapes[model].max_position for model in models if model in self.shapes), default=0)
 
     def parameters(self, model: str) -> int | None:
-        """Of a model whose shapes are known."""
+        """The number of parameters of a model; None if its shapes are unknown."""
         return self.shapes[model].parameters if model in self.shapes else None
 
     def _dtype(self, quant: str) -> str:
@@ -169,22 +170,22 @@ class Forecast:
             self._known[name] = None
             if self.machine is not None and model in self.shapes:
                 engine = engines.find(engines.DEFAULT)
-                with suppress(ProfileError, KeyError):  # a format or a dtype that no rule covers
+                with suppress(ProfileError, KeyError):  # an unsupported quantization or dtype
                     self._known[name] = Predictor(
                         self.shapes[model], engine, engine.check(quant), self.machine, dtype, path
                     )
         return self._known[name]
 
     def _add(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]]) -> str | None:
-        """Take up a model, or say in words why it cannot be predicted."""
+        """Add a model, or return why it cannot be predicted."""
         if self.machine is None:
             return "the rows do not say which device they were measured on"
         found = (backends.of_row(group.case.backend) for group in groups)
         if not any(backend is not None and backend.predicted for backend in found):
-            return "no rules describe what ran it"
+            return "its backend has no predictions"
         name = hub.find(model)
         if name is None:
-            return "not a model of the catalog, whose shapes are known here"
+            return "it is not in the catalog, so its shapes are unknown"
         config = hub.shipped_config(name)
         self.shapes[model] = families.geometry(config)
         reason = self._doubt(model, groups, digest(config))
@@ -194,7 +195,7 @@ class Forecast:
         return reason
 
     def _doubt(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]], model_id: str) -> str | None:
-        """Why the rows may be of another model than the catalog's; ``model_id`` is that of its config."""
+        """Why the rows may be of another model than the catalog's, whose config has the id ``model_id``."""
         sure = any(group.case.weights == "synthetic" and group.case.model_id == model_id for group in groups)
         for group, results in groups.items():
             predictor = self._of(model, group.case)
@@ -202,6 +203,6 @@ class Forecast:
                 continue
             for weights in {size for result in results if (size := result.memory.weights_bytes)}:
                 if abs(predictor.storage.device_bytes / weights - 1) > SAME:
-                    return "its weights are not those of the catalog's model of that name"
+                    return "its weights differ in size from the catalog's model of that name"
                 sure = True
-        return None if sure else "no row says how large its weights are, and a name alone is not enough"
+        return None if sure else "no row has the size of its weights, and the name alone is not sufficient"

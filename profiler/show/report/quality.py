@@ -1,15 +1,15 @@
-"""Speed × memory × quality: the cases that no other beats in everything, and the scores they are judged by.
+"""Speed × memory × quality: the cases on the Pareto frontier, and the scores behind it.
 
-Scores come from a file with sources: ``scenarios/quality.toml``, or the reader's own by ``--quality FILE``.
+Scores come from a file with sources: ``scenarios/quality.toml``, or the user's own with ``--quality FILE``.
 
     [[score]]
-    model = "gemma-4-e2b"             # as a report names it
+    model = "gemma-4-e2b"             # the name in the report
     benchmark = "LiveCodeBench v6"    # scores of different benchmarks are never compared
     value = 44.0                      # higher is better
-    source = "Gemma 4 model card"     # who published it; required
-    quants = ["bf16", "fp32", "fp16"] # the formats it holds for; left out: these three, what makers publish
+    source = "Gemma 4 model card"     # where it was published; required
+    quants = ["bf16", "fp32", "fp16"] # the quantizations that it applies to; these three are the default
 
-A score says nothing of a format that it was not taken in: what 4 bits lose is somebody's measurement too.
+A score does not apply to other quantizations, because their loss of quality has to be measured, too.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ REQUIRED, OPTIONAL = ("model", "benchmark", "value", "source"), ("quants",)
 BUDGET = Budget(depth=8)  # a list of scores
 NAME_LENGTH = 80
 
-MOST_POINTS = 60  # drawn of the cases that are beaten
+MOST_POINTS = 60  # cases drawn that are not on the frontier
 MOST_ROWS = 60
-ENOUGH = 2  # models with a score, for quality to order anything
+ENOUGH = 2  # models with a score that quality needs for a comparison
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One published figure; texts are ``plain``."""
+    """One published score; texts are ``plain``."""
 
     model: str
     benchmark: str
@@ -53,13 +53,13 @@ class Score:
 
 
 def shipped() -> tuple[Score, ...]:
-    """Of the file that comes with the profiler."""
+    """The scores that come with the profiler."""
     text = (resources.files("profiler.scenarios") / "quality.toml").read_text(encoding="utf-8")
     return parse(text, "quality.toml")
 
 
 def read(path: Path) -> tuple[Score, ...]:
-    """Of a file of the reader's. ProfileError where it cannot be read or an entry is not as above."""
+    """The scores in a user's file. ProfileError if it cannot be read or an entry is invalid."""
     shown = printable(path)
     try:
         return parse(read_bytes(path, BUDGET.nbytes).decode("utf-8-sig"), shown)
@@ -68,23 +68,25 @@ def read(path: Path) -> tuple[Score, ...]:
 
 
 def parse(text: str, name: str) -> tuple[Score, ...]:
-    """Scores of a TOML text; ``name`` is for the error."""
+    """The scores in a TOML text; ``name`` is for error messages."""
     try:
         content = toml_value(text, BUDGET)
     except BadContent as error:
         raise ProfileError(f"{name} is not TOML: {printable(error)}") from None
     entries = content.pop("score", [])
     if content:
-        raise ProfileError(f"{name} holds {printable(next(iter(content)), 40)}, and only [[score]] is read", _form())
+        raise ProfileError(
+            f"{name} holds {printable(next(iter(content)), 40)}, but only [[score]] is allowed", _form()
+        )
     if not isinstance(entries, list):
-        raise ProfileError(f"{name}: score is no list; each entry begins with [[score]]", _form())
+        raise ProfileError(f"{name}: score is not a list; each entry begins with [[score]]", _form())
     scores = tuple(_score(entry, f"{name}, entry {number}") for number, entry in enumerate(entries, 1))
     _refuse_contradictions(scores, name)
     return scores
 
 
 def _refuse_contradictions(scores: tuple[Score, ...], name: str) -> None:
-    """ProfileError where two entries give one model different scores of one benchmark in one format."""
+    """ProfileError if two entries give a model different scores for one benchmark and quantization."""
     known: dict[tuple[str, str, str], tuple[int, float]] = {}
     for number, score in enumerate(scores, 1):
         for quant in score.quants:
@@ -108,13 +110,13 @@ def _score(entry: Any, where: str) -> Score:
     for field in ("model", "benchmark", "source"):
         if not isinstance(entry[field], str) or not plain(entry[field]):
             why = "is not text" if not isinstance(entry[field], str) else "is empty"
-            hint = "Name who published the figure." if field == "source" else _form()
+            hint = "Name the publication of the score." if field == "source" else _form()
             raise ProfileError(f"{where}: {field} {why}", hint)
     value, quants = entry["value"], entry.get("quants", list(PLAIN))
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ProfileError(f"{where}: value is no number", _form())
+        raise ProfileError(f"{where}: value is not a number", _form())
     if not isinstance(quants, list) or not quants or not all(isinstance(quant, str) for quant in quants):
-        raise ProfileError(f"{where}: quants is no list of formats", _form())
+        raise ProfileError(f"{where}: quants is not a list of quantizations", _form())
     texts = [
         plain(entry[name], NAME_LENGTH if name != "source" else 300) for name in ("model", "benchmark", "source")
     ]
@@ -127,7 +129,7 @@ def _form() -> str:
 
 @dataclass(frozen=True, slots=True)
 class FrontierCase:
-    """A case with what it is judged by. Quality None: no score holds for it."""
+    """A case with its speed, memory and quality, which is None without a score."""
 
     result: CaseResult
     tps: float
@@ -135,7 +137,7 @@ class FrontierCase:
     quality: float | None
 
     def beaten_by(self, other: FrontierCase, judged: bool) -> bool:
-        """Whether ``other`` is nowhere worse and somewhere better; ``judged``: in quality too."""
+        """Whether ``other`` is better in some respect and worse in none; ``judged``: including quality."""
         mine, theirs = [self.tps, -self.nbytes], [other.tps, -other.nbytes]
         if judged:
             mine.append(self.quality or 0)
@@ -144,7 +146,7 @@ class FrontierCase:
 
 
 def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section:
-    """A chart and a table for each machine."""
+    """Charts and a table for each machine."""
     blocks: list[PageBlock] = []
     figures: list[Chart] = []
     used: dict[Score, None] = {}
@@ -153,9 +155,7 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
         benchmark, mine = _scores(machine, scores)
         context, rated = _rated(machine, mine)
         if not rated:
-            blocks.append(
-                muted(f"No frontier{where}: no case has both a decode rate that can be compared and a peak.")
-            )
+            blocks.append(muted(f"No frontier{where}: no case has both a comparable decode rate and a peak."))
             continue
         at = f"at {selection.tokens(context)} tokens{where}"
         judged = [one for one in rated if one.quality is not None]
@@ -171,7 +171,7 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
 
 
 def _scores(machine: MachineRows, scores: Sequence[Score]) -> tuple[str, dict[tuple[str, str], Score]]:
-    """Of the benchmark that most models of a side have a score of: by model and format."""
+    """The benchmark with scores for most models of a machine, and these scores by model and quantization."""
     known = [score for score in scores if score.model in machine.models]
     counts = Counter(benchmark for benchmark, _ in {(score.benchmark, score.model) for score in known})
     if not counts:
@@ -183,7 +183,7 @@ def _scores(machine: MachineRows, scores: Sequence[Score]) -> tuple[str, dict[tu
 
 
 def _rated(machine: MachineRows, scores: dict[tuple[str, str], Score]) -> tuple[int, list[FrontierCase]]:
-    """Cases that can be compared: one number of sequences, and the one context that most of them have."""
+    """Comparable cases: the smallest batch, and the context that most of them have."""
     usable = [result for result in machine.fewest if result.peak_bytes is not None and result.comparable]
     counts = Counter(result.case.context for result in usable)
     context = min(counts, key=lambda at: (-counts[at], at), default=0)
@@ -196,7 +196,7 @@ def _rated(machine: MachineRows, scores: dict[tuple[str, str], Score]) -> tuple[
 
 
 def _by_model(rated: Sequence[FrontierCase]) -> list[FrontierCase]:
-    """The formats of each model that no other format of it beats in speed and memory, fastest first."""
+    """For each model, the quantizations that no other one beats in both speed and memory, fastest first."""
     models: dict[str, list[FrontierCase]] = {}
     for one in rated:
         models.setdefault(one.result.model, []).append(one)
@@ -204,7 +204,7 @@ def _by_model(rated: Sequence[FrontierCase]) -> list[FrontierCase]:
 
 
 def _unbeaten(rated: Sequence[FrontierCase], judged: bool) -> list[FrontierCase]:
-    """Those that no other beats, fastest first."""
+    """The cases that no other beats, fastest first."""
     ordered = sorted(rated, key=lambda one: (-one.tps, one.nbytes))
     return [one for one in ordered if not any(one.beaten_by(other, judged) for other in ordered)]
 
@@ -264,26 +264,28 @@ def _table(best: Sequence[FrontierCase], benchmark: str | None, at: str) -> Tabl
         )
         for one in best[:MOST_ROWS]
     )
-    return Table(columns, rows, f"Of each model the formats that no other is both faster and smaller than, {at}")
+    return Table(
+        columns, rows, f"For each model, the quantizations that no other one beats in both speed and memory, {at}"
+    )
 
 
 def _said(judged: Sequence[FrontierCase], benchmark: str, scores: dict[tuple[str, str], Score], where: str) -> str:
-    """Whether quality counts, and why not if it does not."""
+    """How quality was taken into account, or why it was not."""
     if len({one.result.model for one in judged}) >= ENOUGH:
         cases = selection.several([selection.case(one.result) for one in _unbeaten(judged, True)], 6)
         return (
-            f"With quality by {benchmark}, beaten by none in everything{where}: {cases}. Each maker took its own"
-            " score; cases in formats that no score holds for are left out of that chart."
+            f"With quality from {benchmark}, not beaten in every respect{where}: {cases}. Each maker measured its own"
+            " score. The chart leaves out quantizations without a score."
         )
     if not scores:
-        why = "no score of these models has a source"
+        why = "there are no scores for these models"
     elif judged:
-        why = f"of {judged[0].result.model} only is a score known"
+        why = f"there is a score only for {judged[0].result.model}"
     else:
-        why = "no case that can be compared is in a format that a score holds for"
+        why = "no comparable case has a quantization with a score"
     return (
-        f"Quality is not weighed{where}: {why}. So this is speed × memory, and models are not held against each"
-        " other; --quality FILE takes scores of your own."
+        f"Quality is not taken into account{where}: {why}. So this compares speed and memory within each model."
+        " --quality FILE adds your own scores."
     )
 
 

@@ -1,4 +1,4 @@
-"""The rows of a report by machine, newest first for each case, with what is derived from them worked out once."""
+"""The rows of a report by machine, the newest of each case, with derived values that are computed once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from profiler.units import KIB, UNKNOWN
 
 _CASE = attrgetter(*IDENTITY)
 _SIZE = attrgetter("case.context", "case.batch", "case.steps")
-_SETTINGS = attrgetter(  # with what ``SETTINGS`` show
+_SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
     "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps"
 )
 
-LIMITS: dict[object, tuple[str, str]] = {  # what holds a case back: in a cell, and in a sentence
+LIMITS: dict[object, tuple[str, str]] = {  # what limits a case: the word in a cell, and in a sentence
     "bandwidth": ("reads", "reading weights and cache"),
     "compute": ("computes", "arithmetic"),
-    "launches": ("launches", "starting operators one after the other"),
+    "launches": ("launches", "launching operators"),
     "experts": ("experts", "reading experts"),
     "memory": ("memory", "memory"),
     "host memory": ("host", "reading weights from the host's memory"),
@@ -39,23 +39,24 @@ LIMITS: dict[object, tuple[str, str]] = {  # what holds a case back: in a cell, 
 
 @dataclass(slots=True, eq=False)
 class CaseGroup:
-    """What rows share that differ only in context, in batch and in what no page shows.
+    """What rows of one machine share that differ only in context, batch and fields that no report shows.
 
-    A row refers to its group, but a group does not refer to its rows: cycles of 100,000 rows would keep the garbage
-    collector busy for half a second.
+    A row refers to its group, but a group not to its rows: 100,000 of them in reference cycles would keep Python's
+    garbage collector busy for half a second.
     """
 
-    case: Case  # of one of them
-    format: tuple[str, str]  # model and quantization
+    case: Case  # that of one row
+    names: tuple[str, str]  # model and quantization, as stored
     model: str = ""  # printable
-    series: str = ""  # the format, and what else tells this group from others of its model
+    series: str = ""  # the quantization, and settings that distinguish the group from others of its model
 
 
 @dataclass(slots=True, eq=False)
 class CaseResult:
-    """What the sections look at in every row, worked out once. Rates in tokens per second; unknown is None.
+    """The values of a row that every section uses, computed once. Rates are tokens per second; unknown is None.
 
-    A page may have 100,000 rows, and every field makes each of them larger. What is asked of few rows is a property.
+    A report may have 100,000 rows, and every field makes each of them larger. Values that few rows need are
+    properties.
     """
 
     case: Case
@@ -68,10 +69,10 @@ class CaseResult:
     memory: Memory
     prefill_tps: float | None  # medians
     decode_tps: float | None
-    centre: Centre | None  # of the rates of decode
-    expected: Mapping[str, Any]  # as predicted before it ran
+    centre: Centre | None  # of decode's rates
+    expected: Mapping[str, Any]  # the prediction made before it ran
     energy: Mapping[str, Any] | None
-    cautions: tuple[Caution, ...]  # of a row with a result: all that is to be said of it
+    cautions: tuple[Caution, ...]  # empty for a row without a result
     again: Callable[[], Measurement]
 
     @property
@@ -84,7 +85,7 @@ class CaseResult:
 
     @property
     def measurement(self) -> Measurement:
-        """The whole row. A page shows few of many, so they are read once more and not kept."""
+        """The whole row, read again from the store: a page needs few of many, so they are not kept."""
         return self.again()
 
     @property
@@ -103,12 +104,12 @@ class CaseResult:
 
     @property
     def decode(self) -> Summary | None:
-        """Likewise."""
+        """The rate with its interval."""
         return stats.rate(self.measurement, "decode")
 
     @property
     def least_tps(self) -> float:
-        """The least that the lower end of decode's interval can be."""
+        """A lower bound for the lower end of decode's interval."""
         if self.centre is None:
             return 0.0
         between = (self.expected.get("between") or {}).get("decode")
@@ -116,7 +117,7 @@ class CaseResult:
 
     @property
     def comparable(self) -> bool:
-        """Whether decode was measured, and its median can be compared."""
+        """Whether decode was measured precisely enough to compare its median."""
         if self.centre is None or self.centre.near:
             return self.centre is not None
         decode = self.decode
@@ -124,23 +125,23 @@ class CaseResult:
 
     @property
     def ceiling_s(self) -> Mapping[str, float] | None:
-        """Seconds of a prefill and of a step at the ceiling; None: not calibrated."""
+        """Seconds of a prefill and of a step at the ceiling; None if not calibrated."""
         return self.expected.get("ceiling_s")
 
     @property
     def bound(self) -> str | None:
-        """What decode was predicted to be held back by."""
+        """What is predicted to limit decode."""
         return self.expected.get("decode_bound")
 
     @property
     def shares(self) -> Mapping[Phase, float | None]:
-        """Ceiling over measured time; empty if not calibrated."""
+        """Time at the ceiling ÷ measured time; empty if not calibrated."""
         at = self.ceiling_s
         return stats.shares(self.case, at, self.prefill_tps, self.decode_tps) if at else {}
 
     @property
     def verdict(self) -> Tone:
-        """By the measured peak, with the thresholds of predictions; ``none`` where the peak is unknown."""
+        """The verdict on the measured peak, with the thresholds of predictions; ``none`` if the peak is unknown."""
         if not self.ok:
             return "no" if self.outcome == "oom" else "none"
         if self.peak_bytes is None or self.limit_bytes is None:
@@ -151,18 +152,18 @@ class CaseResult:
 
 @dataclass(slots=True, eq=False)
 class MachineRows:
-    """The rows of one machine, in the order of models and formats as first seen, then by size."""
+    """The rows of one machine, by model and quantization in order of first appearance, then by size."""
 
     title: str
     results: Sequence[CaseResult]
-    batch: int = 1  # of the figures over context: what most rows have, the smallest of several
-    groups: dict[CaseGroup, list[CaseResult]] = field(default_factory=dict)  # in the order of their first rows
+    batch: int = 1  # the most frequent one, for figures over context; the smallest if several are
+    groups: dict[CaseGroup, list[CaseResult]] = field(default_factory=dict)  # in order of first appearance
     ok: list[CaseResult] = field(default_factory=list)  # rows with a result
-    of: dict[str, list[CaseResult]] = field(default_factory=dict)  # the same by model, of every model
-    at: dict[int, list[CaseResult]] = field(default_factory=dict)  # and by batch
-    weighed: list[CaseResult] = field(default_factory=list)  # those whose peak is known
-    noted: list[CaseResult] = field(default_factory=list)  # those with cautions
-    calibrated: list[CaseResult] = field(default_factory=list)  # those with a ceiling
+    of: dict[str, list[CaseResult]] = field(default_factory=dict)  # rows with a result by model; all models
+    at: dict[int, list[CaseResult]] = field(default_factory=dict)  # rows with a result by batch
+    weighed: list[CaseResult] = field(default_factory=list)  # rows with a result and a known peak
+    noted: list[CaseResult] = field(default_factory=list)  # rows with a result and cautions
+    calibrated: list[CaseResult] = field(default_factory=list)  # rows with a result and a ceiling
     ended: list[CaseResult] = field(default_factory=list)  # rows without a result
 
     def __post_init__(self) -> None:
@@ -193,24 +194,25 @@ class MachineRows:
 
     @property
     def fewest(self) -> Sequence[CaseResult]:
-        """Rows with a result of the smallest batch."""
+        """Rows with a result at the smallest batch."""
         return self.at[min(self.at)] if self.at else ()
 
     def palette(self, names: Iterable[str]) -> dict[str, int]:
-        """Places of series among all of this machine, so that one has one colour in every chart."""
+        """Colour numbers of series, the same for a series in every chart of this machine."""
         series = list(dict.fromkeys(group.series for group in self.groups))
         return {name: series.index(name) for name in names}
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Of the newest row."""
+        """The environment of the newest row."""
         return max(self.results, key=lambda result: result.started_at or "").environment
 
 
 def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
-    """Machines in the order of their first row. Of a case measured twice the newer row counts, a good one first.
+    """Machines in the order of their first row. If a case has several rows, the newest successful one counts.
 
-    Of each row only what every section needs is kept, so that a store may have far more rows than memory should hold.
+    Only the values that every section needs are kept of each row, because a store may have more rows than fit in
+    memory.
     """
     found: dict[tuple[Any, ...], _Cases] = {}
     places: dict[tuple[int, str], _Cases] = {}
@@ -236,11 +238,12 @@ class _Cases:
     """The rows of one machine while they are read."""
 
     def __init__(self) -> None:
-        self.results: dict[tuple[Any, ...], CaseResult] = {}  # by what ``Case.key`` hashes, which takes far longer
+        # By the fields of a case that its key is a hash of: hashing takes far longer.
+        self.results: dict[tuple[Any, ...], CaseResult] = {}
         self.groups: dict[tuple[Any, ...], CaseGroup] = {}
 
     def add(self, row: Measurement) -> None:
-        """Take a row up unless there is a better one of its case."""
+        """Add a row unless there is a better one of its case."""
         key = _CASE(row.case)
         known = self.results.get(key)
         if known is not None and known.ok and row.outcome != "ok":
@@ -252,13 +255,13 @@ class _Cases:
         self.results[key] = _result(row, group)
 
     def in_order(self) -> list[CaseResult]:
-        """Models and formats as first seen, then by size."""
-        formats: dict[tuple[str, str], list[CaseResult]] = {}
+        """Results by model and quantization in order of first appearance, then by size."""
+        by_names: dict[tuple[str, str], list[CaseResult]] = {}
         for result in self.results.values():
-            formats.setdefault(result.group.format, []).append(result)
-        models, quants = (dict(zip(dict.fromkeys(names), count())) for names in zip(*formats, strict=True))
-        ordered = sorted(formats, key=lambda name: (models[name[0]], quants[name[1]]))
-        return [result for name in ordered for result in sorted(formats[name], key=_SIZE)]
+            by_names.setdefault(result.group.names, []).append(result)
+        models, quants = (dict(zip(dict.fromkeys(names), count())) for names in zip(*by_names, strict=True))
+        ordered = sorted(by_names, key=lambda name: (models[name[0]], quants[name[1]]))
+        return [result for name in ordered for result in sorted(by_names[name], key=_SIZE)]
 
 
 def _result(row: Measurement, group: CaseGroup) -> CaseResult:
@@ -274,29 +277,29 @@ def _result(row: Measurement, group: CaseGroup) -> CaseResult:
 
 
 def _name(groups: Collection[CaseGroup]) -> None:
-    """Give each group the names of its model and its series.
+    """Name the model and the series of each group.
 
-    A series is named by the settings that tell rows of one model and format apart; a dtype that merely follows the
-    format does not.
+    A series is named by the settings that distinguish rows of one model and quantization. A dtype that follows from
+    the quantization is left out.
     """
-    formats: dict[tuple[str, str], list[CaseGroup]] = {}
+    by_names: dict[tuple[str, str], list[CaseGroup]] = {}
     for group in groups:
-        formats.setdefault(group.format, []).append(group)
-    telling = [
+        by_names.setdefault(group.names, []).append(group)
+    distinguishing = [
         column
         for column in SETTINGS
-        if any(len({column.cell(group) for group in mine}) > 1 for mine in formats.values())
+        if any(len({column.cell(group) for group in mine}) > 1 for mine in by_names.values())
     ]
     for group in groups:
-        group.model, quant = (plain(name, 60) or "(no name)" for name in group.format)
-        group.series = " ".join([quant, *(column.cell(group) for column in telling)])
+        group.model, quant = (plain(name, 60) or "(no name)" for name in group.names)
+        group.series = " ".join([quant, *(column.cell(group) for column in distinguishing)])
 
 
 def _identity(row: Measurement) -> tuple[Any, ...]:
-    """What makes a machine another one: not its software, nor how much of its memory is free."""
+    """The identity of a machine, which does not include its software or its free memory."""
     device, cpu = row.environment.get("device") or {}, row.environment.get("cpu") or {}
-    told = tuple(str(device.get(name)) for name in ("kind", "title", "memory_bytes", "uuid_hash"))
-    return (backends.made_up(row.case.backend) is not None, *told, str(cpu.get("title")), str(cpu.get("cores")))
+    recorded = tuple(str(device.get(name)) for name in ("kind", "title", "memory_bytes", "uuid_hash"))
+    return (backends.made_up(row.case.backend) is not None, *recorded, str(cpu.get("title")), str(cpu.get("cores")))
 
 
 def tokens(count: int) -> str:
@@ -310,7 +313,7 @@ def rate(summary: Summary | None) -> str:
 
 
 def ranged(summary: Summary | None) -> str:
-    """``14.2 (13.8–14.7)``: with its 95 % interval, where it has one."""
+    """``14.2 (13.8–14.7)``: the median rate with its 95 % interval, if it has one."""
     if summary is None:
         return UNKNOWN
     if summary.low is None or summary.high is None:
@@ -320,7 +323,7 @@ def ranged(summary: Summary | None) -> str:
 
 
 def case(result: CaseResult) -> str:
-    """``gemma-4-e2b nf4 c=4096 b=1``, as everywhere; with what else tells it from others."""
+    """``gemma-4-e2b nf4 c=4096 b=1``, including other settings that distinguish it."""
     return f"{result.model} {result.series} c={result.case.context} b={result.case.batch}"
 
 
@@ -331,6 +334,6 @@ def joined(parts: Iterable[str]) -> str:
 
 
 def several(names: Sequence[str], most: int) -> str:
-    """At most ``most`` of them, and how many more there are."""
+    """At most ``most`` names, and how many more there are."""
     more = len(names) - most
     return joined(names) if more <= 0 else f"{', '.join(names[:most])} and {more:,} more"

@@ -1,4 +1,4 @@
-"""How fast? Prefill and decode over context for each format, and decode over the number of sequences."""
+"""How fast? Prefill and decode over context for each quantization, and decode over the batch size."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import significant
 
-MOST_PANELS = 3  # models with curves, on all machines together: a row of the page, a quarter of a second each
-MOST_SERIES = 8  # lines that one chart can tell apart
-MOST_POINTS = 24  # of one line
-MOST_ROWS = 60  # of the table
+MOST_PANELS = 3  # charts per kind: one row of the page; each takes a quarter of a second to draw
+MOST_SERIES = 8  # lines that remain distinguishable in a chart
+MOST_POINTS = 24  # points per line
+MOST_ROWS = 60  # rows of the table
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def section(machines: Sequence[MachineRows]) -> Section:
-    """Charts by model, machines beside each other, then the figures."""
+    """Charts by model, with machines side by side, and a table."""
     blocks: list[PageBlock] = []
     if not any(result.prefill_tps or result.decode_tps for machine in machines for result in machine.ok):
-        blocks.append(muted("No speed: no case was measured to its end."))
+        blocks.append(muted("There are no speeds, because no case was completed."))
         return Section("speed", "How fast is it?", tuple(blocks))
     several = len(machines) > 1
     panels = _panels(machines)
@@ -33,16 +33,18 @@ def section(machines: Sequence[MachineRows]) -> Section:
         blocks += _shown(
             f"{phase.capitalize()} over context",
             figures,
-            f"No {phase} over context: no model has it at two contexts.",
+            f"There is no chart of {phase} over context, because no model was measured at two contexts.",
         )
     figures = [_over_batch(machine, model, several) for machine, model in panels]
     blocks += _shown(
-        "Decode over sequences at once", figures, "No batch scaling: no case was measured with two batch sizes."
+        "Decode over batch size",
+        figures,
+        "There is no chart of batch scaling, because no case was measured at two batch sizes.",
     )
     blocks.append(
         muted(
-            "Tokens a second, all sequences together: the median of the repetitions. Bars: the 95 % interval of that"
-            " median, cut where it leaves the chart; no bar: measured once."
+            "Tokens per second for all sequences together, median of the repetitions. Bars: 95 % interval of that"
+            " median, cut off at the edge of the chart; no bar: measured once."
         )
     )
     drawn = len({model for _, model in panels})
@@ -50,8 +52,8 @@ def section(machines: Sequence[MachineRows]) -> Section:
     if drawn < models:
         blocks.append(
             muted(
-                f"Curves are of {drawn} of {models} models: those with two contexts or batch sizes at least, of which"
-                f" the {MOST_PANELS} with the most rows."
+                f"Charts show {drawn} of {models} models: the {MOST_PANELS} with the most rows among those with at"
+                " least two contexts or batch sizes."
             )
         )
     if len(machines) > 1:
@@ -61,7 +63,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
 
 
 def _panels(machines: Sequence[MachineRows]) -> list[tuple[MachineRows, str]]:
-    """Model by model, all machines that have a curve of it; those with the most rows."""
+    """The models with the most rows, each with all machines that have a curve of it."""
     counts = Counter[str]()
     for machine in machines:
         counts.update({model: len(results) for model, results in machine.of.items()})
@@ -85,7 +87,7 @@ def _shown(title: str, figures: Iterable[Chart | None], why: str) -> list[PageBl
 def _over_context(machine: MachineRows, model: str, phase: Phase, several: bool) -> Chart | None:
     results = [result for result in machine.of.get(model, ()) if result.case.batch == machine.batch]
     points = [(result, result.case.context) for result in results if _median(result, phase) is not None]
-    batch = f", {machine.batch} at once" if machine.batch > 1 else ""
+    batch = f", batch {machine.batch}" if machine.batch > 1 else ""
     return _curves(f"{model}{batch}", points, "context", phase, machine, several)
 
 
@@ -99,7 +101,7 @@ def _over_batch(machine: MachineRows, model: str, several: bool) -> Chart | None
     context = max(batches, key=lambda at: (len(batches[at]), -at))
     points = [(result, result.case.batch) for result in results if result.case.context == context]
     title = f"{model}, {selection.tokens(context)} tokens"
-    return _curves(title, points, "sequences at once", "decode", machine, several)
+    return _curves(title, points, "batch", "decode", machine, several)
 
 
 def _median(result: CaseResult, phase: Phase) -> float | None:
@@ -109,7 +111,7 @@ def _median(result: CaseResult, phase: Phase) -> float | None:
 def _curves(
     title: str, found: Sequence[tuple[CaseResult, int]], x: str, phase: Phase, machine: MachineRows, several: bool
 ) -> Chart | None:
-    """A line for each series; None unless there are two places to compare."""
+    """A line for each series; None with fewer than two points on the axis."""
     if len({at for _, at in found}) < 2:
         return None
     every: dict[str, dict[int, CaseResult]] = {}
@@ -131,7 +133,7 @@ def _curves(
 
 
 def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
-    """Cases that two machines at least have measured, and how much faster the others are than the first."""
+    """A table of cases that at least two machines have measured, with the ratio of the highest to the lowest rate."""
     places: dict[tuple[object, ...], dict[int, CaseResult]] = {}
     for number, machine in enumerate(machines):
         for result in machine.ok:
@@ -141,7 +143,7 @@ def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
                 places.setdefault(key, {}).setdefault(number, result)
     shared = {key: results for key, results in places.items() if len(results) > 1}
     if not shared:
-        return [muted("Side by side: the machines have no measured case in common.")]
+        return [muted("The machines have no measured case in common.")]
     columns = (
         Head("case", right=False),
         *(Head(f"{machine.title}, decode t/s") for machine in machines),
@@ -154,9 +156,7 @@ def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
         rows.append(
             (selection.case(next(iter(results.values()))), *cells, f"{significant(max(medians) / min(medians))} ×")
         )
-    caption = (
-        "Side by side: cases measured on more than one machine. profile compare gives the ratios their intervals."
-    )
+    caption = "Cases measured on more than one machine. profile compare adds intervals to the ratios."
     return [Table(columns, tuple(rows), caption)]
 
 
@@ -168,13 +168,13 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("model", right=False),
-        Head("format", right=False),
-        *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "first token", "ms/token", "reps")),
+        Head("quantization", right=False),
+        *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "TTFT", "ms/token", "reps")),
     )
-    blocks: list[PageBlock] = [Table(columns, rows, "The figures")]
+    blocks: list[PageBlock] = [Table(columns, rows, "All measured rates")]
     if count > MOST_ROWS:
         blocks.append(
-            muted(f"{MOST_ROWS} of {count:,} measured cases are shown; profile runs show RUN -o csv has all.")
+            muted(f"Only {MOST_ROWS} of {count:,} measured cases are shown; profile runs show RUN -o csv has all.")
         )
     return blocks
 

@@ -25,7 +25,7 @@ def test_a_single_row_needs_no_answer(measurements):
 def test_the_fastest_case_is_named_with_what_it_leaves(measurements):
     memory = Memory(process_peak_bytes=60 * GIB)
     slow, fast = decoded(measurements[0], 10, 10), replace(decoded(measurements[0], 20, 20, batch=4), memory=memory)
-    expected = "fastest decode: gemma-3-270m fp32 c=128 b=4 at 20.00 t/s, 4.00 GiB of 64.0 GiB to spare"
+    expected = "fastest decode: gemma-3-270m fp32 c=128 b=4 at 20.00 t/s, 4.00 GiB of 64.0 GiB free"
     assert answer([slow, fast]) == answer([fast, slow]) == expected
 
 

@@ -36,7 +36,7 @@ def test_on_cuda_the_gap_is_the_share_of_launches() -> None:
     captured = DecodePath("graph", graphs=3, nodes_per_token=1234, prepare_s=2.0)
     (line,) = path_lines([row("eager", 20.0), row("graph", 50.0, captured, graph_pool_bytes=64 * 2**20)])
     assert "launch-bound share of eager 60%" in line
-    assert "3 graphs prepared in 2" in line and "1,234 nodes a token" in line and "pool of 64.0 MiB" in line
+    assert "3 graphs prepared in 2" in line and "1,234 nodes per token" in line and "pool of 64.0 MiB" in line
 
 
 def test_a_path_that_fell_back_claims_no_gain() -> None:

@@ -110,7 +110,7 @@ def test_figures_of_the_page_are_those_of_the_row():
     measurement = measured(decode=(12.0, 12.1, 11.9), context=1024)
     shown = row("r", measurement)
     text = " ".join(Reader(html.render("r", [measurement, measured(context=512)])).text)
-    figures = re.search(r"it decodes ([\d.]+) \(([\d.]+)–([\d.]+)\) t/s", text)
+    figures = re.search(r"it decodes at ([\d.]+) \(([\d.]+)–([\d.]+)\) t/s", text)
     assert figures is not None
     expected = [shown["decode"][name] for name in ("tps", "tps_low", "tps_high")]
     assert [float(value) for value in figures.groups()] == pytest.approx(expected, rel=0.005)

@@ -70,20 +70,20 @@ def test_a_rate_counts_by_the_lower_end_of_its_interval():
 
 def test_where_nothing_is_fast_enough_the_fastest_is_named_as_such():
     found = advised(measured(model="a", decode=(1.0, 1.01)), measured(model="b", decode=(2.0, 2.01)))
-    assert found.startswith("Nothing that was measured here surely writes as fast as people read. The nearest is b")
+    assert found.startswith("Nothing measured here certainly generates as fast as people read. The closest is b")
 
 
 def test_a_tight_case_and_incomparable_repetitions_are_not_advised():
     full = measured(memory=replace(MEMORY, process_peak_bytes=64 * GIB - 1))
-    assert "no case fits with room to spare" in advised(full)
+    assert "no case fits with headroom" in advised(full)
     assert "the repetitions of every case differ too much" in advised(measured(decode=(1.0, 100.0)))
-    assert "no case was measured to its end" in advised(ended("failed", "it broke"))
+    assert "no case was completed" in advised(ended("failed", "it broke"))
 
 
 def test_sizes_that_are_not_known_rank_nothing():
     packed = measured(model="a", quant="nf4", decode=(20.0, 20.1))
     other = measured(model="b", quant="nf4", decode=(30.0, 30.1))
-    assert advised(packed, other).startswith("Run b in nf4, the fastest that was measured")
+    assert advised(packed, other).startswith("Run b in nf4, the fastest one measured")
 
 
 def cells(*rows) -> dict[tuple[str, str], object]:
@@ -160,7 +160,7 @@ def test_curves_hold_the_medians_and_intervals_of_the_rows():
     points = decode.items[0].spec["data"]["values"]
     assert [(point["x"], point["y"]) for point in points] == [(512, pytest.approx(10.0)), (1024, pytest.approx(8.0))]
     assert all(point["low"] < point["y"] < point["high"] for point in points)
-    assert "No batch scaling" in text(section)
+    assert "There is no chart of batch scaling" in text(section)
 
 
 def test_a_single_repetition_has_no_bar():
@@ -207,19 +207,19 @@ def test_shares_of_the_ceiling_are_the_rows_and_above_one_is_called_a_bug():
     found = text(ceiling.section(machines([measured(expected=at)]), [Forecast.of(machines([measured()])[0])]))
     assert "20% 50% reading weights and cache" in found and "bug" not in found
     over = at | {"ceiling_s": {"prefill": 1.0, "step": 0.2}}
-    assert "bug of ours" in text(
+    assert "a bug in profile" in text(
         ceiling.section(machines([measured(expected=over)]), [Forecast.of(machines([measured()])[0])])
     )
 
 
 def test_without_calibration_the_page_says_so():
     found = machines([measured()])
-    assert "nothing was calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
+    assert "this device was not calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
 
 
 def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
     found = machines([measured()])
-    assert text(energy.section(found)) == "No energy: nobody asked for it; profile sweep --energy measures it."
+    assert text(energy.section(found)) == "No energy: it was not requested; profile sweep --energy measures it."
     joules = {
         "decode_j": 12.5,
         "decode_j_per_token": 1.56,
@@ -230,7 +230,7 @@ def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeyp
     metered = replace(measured(), energy=Energy("nvml-counter", "gpu-board"))
     monkeypatch.setattr(derived, "content", lambda measurement: joules)
     shown = text(energy.section(machines([metered])))
-    assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "with care" in shown
+    assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "disagree" in shown
     monkeypatch.setattr(derived, "content", lambda measurement: {"reason": "no RAPL on this machine"})
     assert text(energy.section(machines([metered]))) == "No energy: no RAPL on this machine."
 
@@ -245,18 +245,18 @@ def test_the_frontier_holds_formats_of_one_model_against_each_other():
     section = quality.section(machines(rows), ())
     (table,) = [block for block in section.blocks if isinstance(block, Table)]
     assert [row[0] for row in table.rows] == ["m bf16 c=512 b=1", "m nf4 c=512 b=1", "tiny nf4 c=512 b=1"]
-    assert "no score of these models has a source" in text(section)
+    assert "no scores for these models" in text(section)
 
 
 def test_quality_counts_only_for_the_formats_a_score_holds_for():
     scores = [Score(model, "Bench", value, "somebody", ("bf16",)) for model, value in (("a", 50.0), ("b", 70.0))]
     plain = [measured(model=model, decode=(rate, rate)) for model, rate in (("a", 20.0), ("b", 10.0))]
-    assert "With quality by Bench, beaten by none in everything: a bf16 c=512 b=1 and b bf16 c=512 b=1" in text(
+    assert "With quality from Bench, not beaten in every respect: a bf16 c=512 b=1 and b bf16 c=512 b=1" in text(
         quality.section(machines(plain), scores)
     )
     packed = [measured(model=model, quant="nf4") for model in ("a", "b")]
     found = text(quality.section(machines(packed), scores))
-    assert "no case that can be compared is in a format that a score holds for" in found and "Bench" not in found
+    assert "no comparable case has a quantization with a score" in found and "Bench" not in found
 
 
 def test_cautions_that_differ_only_in_figures_are_said_once():
@@ -323,7 +323,7 @@ def test_what_is_drawn_and_listed_of_many_rows_is_limited_and_the_page_says_so()
 
 def test_weights_of_no_bytes_say_nothing_of_the_model():
     (machine,) = machines([measured(**E2B, memory=replace(MEMORY, weights_bytes=0))])
-    assert "no row says how large its weights are" in Forecast.of(machine).missing["gemma-4-e2b"]
+    assert "no row has the size of its weights" in Forecast.of(machine).missing["gemma-4-e2b"]
 
 
 def test_rows_of_a_model_come_together_in_the_order_of_their_size():
