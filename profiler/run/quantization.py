@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from profiler import devices, registry
 from profiler.case import Source
+from profiler.cost import engines
 from profiler.cost.engines.base import Engine
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
@@ -136,7 +137,9 @@ def variants(
                 f"{model.name}: its config says {scheme.name}, and not enough of it to tell what its weights take",
                 "Give a folder with the weights, or name a quantization with -q.",
             )
-        return [QuantVariant(quant) for quant in dict.fromkeys(map(engine.check, asked or usual))]
+        return [
+            QuantVariant(quant) for quant in dict.fromkeys(engines.check(engine, quant) for quant in asked or usual)
+        ]
     if not asked:
         return _by_itself(model, stored, engine, target, usual)
     found: list[QuantVariant] = []
@@ -144,10 +147,12 @@ def variants(
         if _same(word, stored.quant) and not (stored.gguf and engine.name not in GGUF_ENGINES):
             own = _by_itself(model, stored, engine, target, (word,))
             if stored.scheme is not None and own[0].stored is None:
-                raise ProfileError(f"{model.name}: -q {stored.quant}: {own[0].cautions[0]}", f"-q {own[0].quant}")
+                raise ProfileError(
+                    f"{model.name}: -q {stored.quant}: {own[0].cautions[0]}", f"Use -q {own[0].quant}."
+                )
             found += own
         else:
-            found.append(_another(model, stored, engine, engine.check(word)))
+            found.append(_another(model, stored, engine, engines.check(engine, word)))
     return found
 
 
@@ -162,13 +167,15 @@ def _by_itself(
     if stored.gguf:
         if engine.name in GGUF_ENGINES:
             return [QuantVariant(stored.quant, stored)]
-        return [_unpacked_gguf(stored, engine.check(quant)) for quant in usual]
+        return [_unpacked_gguf(stored, engines.check(engine, quant)) for quant in usual]
     if engine.name == "llama.cpp":
         return [_converted(model, stored, engine)]
     if not stored.packed:
         dtype = stored.dtype if stored.dtype in DTYPE_BYTES else None
         return (
-            [QuantVariant(_plain(engine, dtype))] if dtype else [QuantVariant(engine.check(quant)) for quant in usual]
+            [QuantVariant(_plain(engine, dtype))]
+            if dtype
+            else [QuantVariant(engines.check(engine, quant)) for quant in usual]
         )
     if engine.name == "transformers":
         return [_by_transformers(stored, target)]

@@ -98,7 +98,7 @@ class LlamaCpp:
             decode=buffers,
             framework=CONTEXT.get(target.vendor, CONTEXT["other"]),
             host=storage.known(host),
-            prefill_reason=f"buffers for a pass of {self._ubatch(setting)} tokens, reserved at the start",
+            prefill_reason=f"buffers for a chunk of {self._ubatch(setting)} tokens, reserved at the start",
             decode_reason="the same buffers",
         )
 

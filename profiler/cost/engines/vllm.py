@@ -97,8 +97,8 @@ class Vllm:
             decode=buffers,
             framework=FRAMEWORK,
             host=HOST,
-            prefill_reason=f"a pass of {self._tokens(setting):,} tokens",
-            decode_reason="what the largest pass took stays reserved",
+            prefill_reason=f"a chunk of {self._tokens(setting):,} tokens",
+            decode_reason="what the largest chunk took stays reserved",
         )
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:

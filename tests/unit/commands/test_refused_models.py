@@ -125,7 +125,7 @@ def test_fit_leaves_out_a_model_that_does_not_reach_the_context(profile: Any) ->
     ran = profile("fit", "gemma-3-270m", "qwen3.5-9b", "-c", "100k", "-o", "json", "--on", "4090")
     assert {row["model"] for row in json.loads(ran.out)} == {"qwen3.5-9b"}
     assert ran.code == 1
-    assert "refused: gemma-3-270m: 102,400 tokens are more than its 32,768 positions" in ran.err
+    assert "refused: gemma-3-270m supports at most 32,768 tokens, not 102,400" in ran.err
 
 
 def test_fit_says_a_mistake_of_all_models_once(profile: Any) -> None:
