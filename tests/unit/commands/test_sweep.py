@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,18 @@ def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
     for title in ("plan", "weights size", "cache", "peak", "load", "run"):
         assert title in head
     assert "MiB" in line and " s" in line
+
+
+def test_a_dry_run_of_two_paths_tells_them_apart_and_says_what_is_paid_once(sweep: Any) -> None:
+    head, _, *lines = sweep("-c", "128,256", "--path", "eager,static", "--dry-run", output="table").out.splitlines()
+    cells = [dict(zip(re.split(r" {2,}", head), re.split(r" {2,}", line), strict=False)) for line in lines[:4]]
+    assert sorted((row["path"], row["context"]) for row in cells) == [
+        (path, context) for path in ("eager", "static") for context in ("128", "256")
+    ]
+    assert "load: cases that share a worker pay it once, together." in lines
+    alone = sweep("-c", "128", "--path", "eager", "--dry-run", output="table").out
+    assert "path" not in alone and "load:" not in alone
+    assert "load:" not in sweep("-c", "128,256", "--dry-run", output="csv").out
 
 
 @pytest.mark.parametrize(
