@@ -23,7 +23,7 @@ from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run import grid
 from profiler.run.grid import counts, model_names, words
-from profiler.run.quantization import QuantVariant, held, variants
+from profiler.run.quantization import QuantVariant, checked, held, variants
 from profiler.run.request import Refusal, accepted, together
 from profiler.shell import Command
 from profiler.units import printable
@@ -102,7 +102,7 @@ def predictions(request: FitRequest) -> FitResult:
     batches = counts("-b", request.batches) if request.batches else BATCHES
     asked = words(request.quants)
     contexts = _contexts(request)
-    first = engines.check(engine, asked[0]) if asked and not request.models else quants[0]
+    first = checked(engine, asked[0]) if asked and not request.models else quants[0]
     models, refused = accepted(_names(request, engine, machines, first), lambda name: _model(name, request, contexts))
     _check_count(len(models) * len(contexts) * max(len(quants), len(asked)) * len(batches) * len(machines))
     found: list[FitPrediction] = []

@@ -9,7 +9,6 @@ from functools import cache
 
 from profiler import registry
 from profiler.cost.engines.base import Engine
-from profiler.errors import NotFound
 
 FOLDER = "cost.engines"
 DEFAULT = "transformers"  # what `profile sweep` measures
@@ -30,19 +29,3 @@ def find(word: str) -> Engine:
         raise registry.unknown("engine", word, known)
     found: Engine = registry.load(FOLDER, spelled, "engine").ENGINE
     return found
-
-
-def check(engine: Engine, quant: str) -> str:
-    """``quant`` as ``engine`` spells it. NotFound, which names the engines that have it."""
-    try:
-        return engine.check(quant)
-    except NotFound as error:
-        others = registry.listed([f"--engine {name}" for name in names() if _has(find(name), quant)], "or")
-        raise NotFound(error.message, f"{others} has it. {error.hint}" if others else error.hint) from None
-
-
-def _has(engine: Engine, quant: str) -> bool:
-    try:
-        return bool(engine.check(quant))
-    except NotFound:
-        return False

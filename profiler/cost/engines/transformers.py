@@ -263,6 +263,12 @@ class Transformers:
         return batched + spread(layer + logits, logits, 2 * layer + 2 * logits)
 
 
+def _slides(geometry: Geometry) -> bool:
+    """Whether a prefill leaves more in caches than they hold: see ``retained_bytes``."""
+    mixers = (layer.mixer for layer in geometry.layers)
+    return any(isinstance(each, Attention) and each.window is not None and each.owns_cache for each in mixers)
+
+
 def swept(target: Target) -> bool:
     """Whether ``profile sweep`` runs on such a device, as far as its maker tells."""
     return target.local is not None or target.vendor not in ("AMD", "Apple", "Intel")
@@ -344,12 +350,6 @@ def left_mapped(storage: Storage, dtype: str, target: Target) -> Interval:
         return exact(0)
     read = STORED_BYTES * sum(line.elements for line in storage.lines if line.packed)
     return Interval(read, 0, read, "prior")
-
-
-def _slides(geometry: Geometry) -> bool:
-    """Whether a prefill leaves more in caches than they hold: see ``retained_bytes``."""
-    mixers = (layer.mixer for layer in geometry.layers)
-    return any(isinstance(each, Attention) and each.window is not None and each.owns_cache for each in mixers)
 
 
 def _delta_bytes(mixer: object) -> int:
