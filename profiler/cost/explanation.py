@@ -194,7 +194,7 @@ def cause(phase: PhaseParts) -> str:
     """The likeliest reason, in words, why a phase is below the best speed of the device."""
     part = phase.widest
     if phase.fraction >= NEAR_BEST and part.part != "launches":
-        return f"near the best speed: most of the lost time is in {part.part}"
+        return f"near the best speed: the largest loss is in {part.part}"
     lost = f"{(part.predicted_s - part.ceiling_s) / (phase.predicted_s - phase.ceiling_s):.0%} of the lost time"
     if part.part == "launches":
         hide = "a larger batch or --path graph hides it" if phase.graph_helps else "a larger batch hides it"

@@ -117,7 +117,7 @@ def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | 
     parts.append(f"measured {seconds_text(seconds)}, {word}")
     if seconds < phase.ceiling_s:
         found = "profile calibrate can measure it" if guessed else "this is a bug in profile, please report it"
-        parts.append(f"faster than at best: {found}")
+        parts.append(f"faster than the best time: {found}")
     return [" · ".join(parts)]
 
 

@@ -175,7 +175,7 @@ def kv_bytes(setting: EngineRequest) -> float:
     """Bytes of an element of K and V. NotFound for a format without a rule."""
     kv = (setting.kv or "auto").casefold()
     if kv not in KV_BYTES:
-        raise unknown("KV format of vllm", kv, KV_BYTES)
+        raise unknown("KV cache type of vllm", kv, KV_BYTES)
     return KV_BYTES[kv]
 
 

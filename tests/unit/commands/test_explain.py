@@ -94,7 +94,7 @@ def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_me
     words = ("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu", "--path", "eager")
     guessed = run(*words).stdout
     assert "(a guess)" in guessed and "a bug in profile" not in guessed
-    assert "faster than at best: profile calibrate can measure it" in guessed
+    assert "faster than the best time: profile calibrate can measure it" in guessed
     calibration.save(replace(MEASURED, fingerprint=calibration.fingerprint(devices.find("cpu"))))
     known = run(*words).stdout
     assert "a guess" not in known and "this is a bug in profile" in known

@@ -200,7 +200,7 @@ def test_only_this_machine_is_told_to_calibrate() -> None:
         (["--on", "rtx 9999"], "unknown device: rtx 9999"),
         (["--engine", "tensorrt"], "unknown engine: tensorrt"),
         (["-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
-        (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV format of llama.cpp: q2"),
+        (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV cache type of llama.cpp: q2"),
         (["--goal", "soon"], "--goal 'soon' is not a rate at a context"),
         (["-c", "0"], "-c: '0' is less than 1"),
         (["--on", "vram=24"], "--on vram=24: bandwidth is missing"),

@@ -131,7 +131,7 @@ def test_fit_leaves_out_a_model_that_does_not_reach_the_context(profile: Any) ->
 def test_fit_says_a_mistake_of_all_models_once(profile: Any) -> None:
     ran = profile("fit", "qwen3-0.6b", "qwen3-8b", "--engine", "llama.cpp", "--kv", "q2")
     assert ran.code == 2
-    assert ran.err.startswith("Error: unknown KV format of llama.cpp: q2\n")
+    assert ran.err.startswith("Error: unknown KV cache type of llama.cpp: q2\n")
 
 
 @pytest.fixture

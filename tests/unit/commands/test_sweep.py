@@ -127,7 +127,7 @@ def test_a_case_that_the_plan_leaves_out_is_a_row_but_no_failure(sweep: Any) -> 
     ran = sweep("-c", "128,8k", "-n", "4")
     assert ran.code == 0
     reasons = {row["case"]["context"]: (row["outcome"], row["reason"]) for row in ran.rows}
-    assert reasons == {128: ("ok", None), 8192: ("skipped", "needs 8,192 positions, the model has 4,096")}
+    assert reasons == {128: ("ok", None), 8192: ("skipped", "the model supports at most 4,096 tokens")}
 
 
 def test_a_case_that_cannot_fit_the_memory_limit_is_not_tried(sweep: Any) -> None:
@@ -189,7 +189,7 @@ def test_a_dry_run_measures_nothing_and_makes_no_store(sweep: Any, tmp_path: Pat
         ("skip", "fp32", 8192),
         ("skip", "nf4", 8192),
     ]
-    assert ran.rows[4]["reason"] == "needs 8,192 positions, the model has 4,096"
+    assert ran.rows[4]["reason"] == "the model supports at most 4,096 tokens"
     for row in ran.rows[:4]:
         assert row["load_s"] > 0 and row["run_s"] > 0 and row["weights_bytes"] > 0
         assert row["peak_bytes"]["low"] <= row["peak_bytes"]["value"] <= row["peak_bytes"]["high"]

@@ -9,6 +9,7 @@ from fakes.ceilings import FP32, MEASURED
 
 from profiler.case import Case
 from profiler.cost import engines, estimate, explanation
+from profiler.cost.explanation import Share
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.devices import calibration
@@ -65,6 +66,32 @@ def test_parts_of_an_offloaded_model_add_up_to_its_prediction(engine: str, quant
         assert all(0 <= share.ceiling_s <= share.predicted_s * (1 + 1e-9) for share in phase.shares)
         parts = {share.part: share for share in phase.shares}
         assert ("weights in host memory" in parts) == (prediction.verdict.word == "offload")
+
+
+def share(part: str, best: float, predicted: float, binds: str, packed: bool = False) -> Share:
+    return Share(part, 1.0, 1.0, best, predicted, binds, packed)
+
+
+@pytest.mark.parametrize(
+    ("best", "binds", "packed", "said"),
+    [
+        (0.85, "bandwidth", False, "near the best speed: the largest loss is in experts"),
+        (
+            0.6,
+            "bandwidth",
+            False,
+            "100% of the lost time is in experts, where kernels read below the memory bandwidth",
+        ),
+        (0.6, "compute", False, "100% of the lost time is in experts, where matrix products run below peak FLOP/s"),
+        (0.6, "compute", True, "100% of the lost time is dequantizing and multiplying the weights of experts;"),
+        (0.6, "link", False, "100% of the lost time is in experts"),
+    ],
+)
+def test_a_cause_is_named_below_four_fifths_of_the_best_speed(
+    best: float, binds: str, packed: bool, said: str
+) -> None:
+    parts = (share("experts", best, 1.0, binds, packed), share("attention", 0.1, 0.1, "bandwidth"))
+    assert explanation.cause(explanation.PhaseParts("decode", parts, 1)).startswith(said)
 
 
 def test_a_graph_is_advised_only_for_steps_that_one_would_hold() -> None:
