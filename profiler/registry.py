@@ -9,7 +9,7 @@ import difflib
 import importlib
 import os
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from profiler.errors import NotFound
@@ -46,5 +46,15 @@ def unknown(what: str, name: str, known: Iterable[str]) -> NotFound:
     """The error for an unknown name: the nearest known names first, then all of them."""
     known = list(known)
     near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)
-    nearest = f"Did you mean {' or '.join(near)}? " if near else ""
-    return NotFound(f"unknown {what}: {printable(name)}", f"{nearest}Known: {', '.join(known)}.")
+    return NotFound(f"unknown {what}: {printable(name)}", f"{did_you_mean(near)}Known: {', '.join(known)}.")
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    """A question with a blank at its end, or nothing."""
+    return f"Did you mean {listed(near, 'or')}? " if near else ""
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """``a``, ``a and b``, ``a, b and c``; empty for no word."""
+    *first, end = words or [""]
+    return f"{', '.join(first)} {last} {end}" if first else end

@@ -180,7 +180,7 @@ def seconds_text(value: float | None) -> str:
         return UNKNOWN
     if value < 1:
         return f"{significant(value * 1000)} ms"
-    if value < 100:
+    if value < 59.95:  # which rounds to a minute
         return f"{significant(value)} s"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)

@@ -13,6 +13,8 @@ from profiler.devices.base import DeviceInfo
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, significant
 
+DATA_SHEET_DIGITS = 4
+
 
 @click.command("devices")
 @click.option("--catalog", "from_catalog", is_flag=True, help="List the catalog of data sheets instead.")
@@ -96,13 +98,19 @@ def _catalog_shown(row: show_output.JsonRow) -> dict[str, str]:
         "device": row["device"],
         "class": row["class"],
         "memory": bytes_text(row["memory_bytes"]),
-        "GB/s": significant(row["bandwidth_bytes_s"] / target.GIGA),
+        "GB/s": _stated(row["bandwidth_bytes_s"] / target.GIGA),
         "bf16 TFLOP/s": _tera(flops.get("bf16")),
         "int8 TOP/s": _tera(flops.get("int8")),
-        "watts": UNKNOWN if row["tdp_w"] is None else significant(row["tdp_w"]),
+        "watts": _stated(row["tdp_w"]),
         "standing of the figures": row["standing"],
     }
 
 
 def _tera(value: float | None) -> str:
-    return UNKNOWN if value is None else significant(value / target.TERA)
+    return _stated(None if value is None else value / target.TERA)
+
+
+def _stated(value: float | None) -> str:
+    """With the digits of a data sheet, and no more: 1,008 and 25.5."""
+    text = UNKNOWN if value is None else significant(value, DATA_SHEET_DIGITS)
+    return text.rstrip("0").rstrip(".") if "." in text else text

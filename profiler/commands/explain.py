@@ -60,6 +60,7 @@ from profiler.show import output as show_output
     options.choice(
         "--split", SPLITS, help="How several devices share a model. [default: tensor for vllm, otherwise layer]"
     ),
+    *options.host_memory(),
 )
 @options.group("Results", options.store(), show_output.output())
 def explain(
@@ -72,17 +73,29 @@ def explain(
     kv: str | None,
     path: str | None,
     split: Split | None,
+    ram_bytes: int | None,
+    ram_bandwidth: float | None,
     store: Path | None,
     output: str,
 ) -> int:
     """Show where the time and memory of one case go.
 
-    For each part of prefill and decode, this prints bytes, FLOPs, the time at the device's ceiling and the predicted
-    time; then what determines peak memory, and which single change would free the most. If the case was measured on
-    this machine, the measurement is shown with the prediction.
+    For each part of prefill and decode, this prints bytes, FLOPs, the time that the device takes at best and the
+    predicted time; then what determines peak memory, and which single change would free the most. If the case was
+    measured on this machine, the measurement is shown with the prediction.
     """
     fit_request = FitRequest(
-        (model,), (on,) if on else (), engine, (quant,) if quant else (), (context,), (batch,), kv, split, path=path
+        models=(model,),
+        on=(on,) if on else (),
+        engine=engine,
+        quants=(quant,) if quant else (),
+        contexts=(context,),
+        batches=(batch,),
+        kv=kv,
+        split=split,
+        ram_bytes=ram_bytes,
+        ram_bandwidth=ram_bandwidth,
+        path=path,
     )
     case = one_case(fit_request)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)

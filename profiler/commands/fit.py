@@ -65,10 +65,7 @@ from profiler.show import output as show_output
     options.choice(
         "--split", SPLITS, help="How several devices share a model. [default: tensor for vllm, otherwise layer]"
     ),
-    options.size("--ram", "ram_bytes", help="Host memory that weights may be offloaded to, such as 64GiB."),
-    click.option(
-        "--ram-bandwidth", type=click.FloatRange(min=0.1), metavar="GB/s", help="Speed of that memory. [default: 60]"
-    ),
+    *options.host_memory(),
 )
 @options.group(
     "Results",
@@ -91,8 +88,7 @@ def fit(output: str, wish: str | None, mapped: bool, **asked: Any) -> int:
     """
     fit_request = FitRequest(**asked, goal=prediction.parse(wish) if wish is not None else None, mapped=mapped)
     found = predictions(fit_request)
-    render = show_fit.render_map if mapped else show_fit.render
-    click.echo(render(found.answers, fit_request.goal, output), nl=False)
+    click.echo(show_fit.render(found, fit_request.goal, output, mapped), nl=False)
     for line in request.lines(found.refused):
         say(line)
     return request.REFUSED if found.refused else 0

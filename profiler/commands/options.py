@@ -119,6 +119,15 @@ def size(*names: str, help: str) -> Decorator:
     return click.option(*names, callback=parsed(some_bytes), metavar="SIZE", help=help)
 
 
+def host_memory() -> tuple[Decorator, Decorator]:
+    """``--ram`` and ``--ram-bandwidth``: where weights that do not fit on the device may go."""
+    speed = click.FloatRange(min=0.1)
+    return (
+        size("--ram", "ram_bytes", help="Host memory that weights may be offloaded to, such as 64GiB."),
+        click.option("--ram-bandwidth", type=speed, metavar="GB/s", help="Speed of that memory. [default: 60]"),
+    )
+
+
 def choice(name: str, words: Sequence[str], help: str, default: str | None = None) -> Decorator:
     """One of a few words."""
     kind = click.Choice(words, case_sensitive=False)

@@ -1,6 +1,6 @@
-"""One case taken apart: where time and memory go, what the device's ceilings would allow, and what would help.
+"""One case taken apart: where time and memory go, how fast the device could be at best, and what would help.
 
-A ceiling is what this device was measured to do (`profile calibrate`), else its maker's figures.
+The best time follows from the device's ceilings: rates that `profile calibrate` measured, else its maker's figures.
 """
 
 from __future__ import annotations
@@ -11,32 +11,44 @@ from dataclasses import dataclass, replace
 from profiler.cost import machine, work
 from profiler.cost.engines.base import EngineRequest, Terms
 from profiler.cost.machine import Machine
-from profiler.cost.prediction import Predictor, shared_out
+from profiler.cost.prediction import Offloaded, Predictor, judge, shared_out
 from profiler.cost.rates import PLAIN
 from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
+from profiler.decode_path import GRAPH
 from profiler.quants.base import DTYPE_BYTES
 
 PHASES = ("prefill", "decode")
-NAMES = {"other": "norms, routers, convolutions", "mlp": "feed-forward", "tables": "embeddings"}
+NAMES = {
+    "other": "norms, routers, convolutions",
+    "mlp": "feed-forward",
+    "tables": "embeddings",
+    "delta": "gated delta layers",
+    "head": "output head",
+}
 SMALLER_KV = {"llama.cpp": "q8_0", "vllm": "fp8"}
 PLAIN_FLOPS = ("fp32", "bf16", "fp16")
 OWN_FLOPS = {"nvfp4": "fp4"}
 CONVOLUTIONS = "convolutions"
-BELOW_PEAK = 0.5  # of the ceiling: further away, the gap has a cause worth naming
+NEAR_BEST = 0.8  # of the best speed: below it, the lost time has a cause worth naming
+LOST = {
+    "bandwidth": ", where kernels read below the memory bandwidth",
+    "compute": ", where matrix products run below peak FLOP/s",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One part of a phase. Seconds of the whole phase; ``ceiling_s`` 0 for what has no bytes and no FLOPs."""
+    """One part of a phase. Seconds of the whole phase; ``ceiling_s`` is the time at the device's ceilings: 0 for what
+    has no bytes and no FLOPs."""
 
     part: str
     nbytes: float
     flops: float
     ceiling_s: float
     predicted_s: float
-    binds: str  # bandwidth | compute | launches | link
-    packed: bool = False  # whether weights in a format that is more than a dtype are most of its time
+    binds: str  # bandwidth | compute | launches | link | host memory
+    packed: bool = False  # whether quantized weights are most of its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,7 @@ class PhaseParts:
     name: str
     shares: tuple[Share, ...]
     passes: int
+    graph_helps: bool = False  # whether `--path graph` would launch it at once
 
     @property
     def ceiling_s(self) -> float:
@@ -59,18 +72,18 @@ class PhaseParts:
 
     @property
     def fraction(self) -> float:
-        """Ceiling over predicted time, 0..1."""
+        """The predicted speed as a part of the best: 0..1."""
         return self.ceiling_s / self.predicted_s
 
     @property
     def widest(self) -> Share:
-        """The part whose predicted time is furthest above its ceiling."""
+        """The part that loses most time: predicted less at best."""
         return max(self.shares, key=lambda share: share.predicted_s - share.ceiling_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing to do differently, and the bytes that the peak falls by."""
+    """One thing to do differently, as the subject of a sentence, and the bytes that the peak falls by."""
 
     words: str
     freed_bytes: float
@@ -88,30 +101,45 @@ class Explanation:
 def explain(predictor: Predictor, context: int, batch: int, kv: str | None = None) -> Explanation:
     """The case of ``context`` tokens in each of ``batch`` sequences, whether it fits or not."""
     setting = predictor.setting(context, batch, kv)
-    works = predictor.works(context, context, batch, kv)
+    works, terms = predictor.works(context, context, batch, kv), predictor.terms(setting)
+    offloaded = judge(terms, predictor.machine).offloaded_bytes
     phases = tuple(
-        PhaseParts(name, tuple(_shares(done, predictor, rates)), done.passes)
+        PhaseParts(
+            name,
+            tuple(_shares(done, predictor, rates, predictor.offloaded(done, offloaded, rates))),
+            done.passes,
+            name == "decode" and _graph_helps(predictor),
+        )
         for name, done, rates in zip(PHASES, works, (predictor.rates, predictor.step_rates), strict=True)
     )
-    return Explanation(phases, predictor.terms(setting), tuple(_changes(predictor, setting)))
+    return Explanation(phases, terms, tuple(_changes(predictor, setting)))
 
 
-def _shares(done: PhaseWork, predictor: Predictor, rates: Rates) -> list[Share]:
-    """Parts of equal name together, the longest first; launches and links at the end."""
+def _graph_helps(predictor: Predictor) -> bool:
+    path = predictor.engine.runs(GRAPH, predictor.quant, predictor.dtype, predictor.machine.target)
+    return path == GRAPH != predictor.path
+
+
+def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offloaded) -> list[Share]:
+    """Parts of equal name together, the longest first; launches, links and offloaded weights at the end."""
     bandwidth = predictor.machine.ceiling_bytes_s
     peaks = {
         scheme: flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.name)
         for scheme in {item.scheme for item in done.items}
     }
     parts: dict[str, list[float]] = {}
-    for item in done.items:
+    moved = [*offloaded.lines, *[(0.0, 0.0)] * (len(done.items) - len(offloaded.lines))]  # weights come first
+    for item, (elsewhere, spared_s) in zip(done.items, moved, strict=True):
         cost = rates.cost(item, done)
         entry = parts.setdefault(_name(item), [0.0] * 6)
+        total, nbytes = max(0.0, cost.total - spared_s), max(0.0, item.nbytes - elsewhere)
         needed_flops = item.flops - item.spared_flops
-        ceiling = max((item.nbytes - item.spared) / bandwidth, needed_flops / peaks[item.scheme])
-        bound, total = cost.computing if cost.computing >= cost.reading else 0.0, cost.total
+        ceiling = max((nbytes - item.spared) / bandwidth, needed_flops / peaks[item.scheme])
+        if elsewhere:  # FLOPs of weights in host memory may overlap with reading them
+            ceiling = min(ceiling, total)
+        bound = cost.computing if cost.computing >= cost.reading else 0.0
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
-        for index, value in enumerate((item.nbytes, item.flops, ceiling, total, bound + cost.extra, packed)):
+        for index, value in enumerate((nbytes, item.flops, ceiling, total, bound + cost.extra, packed)):
             entry[index] += value
     shares = [
         Share(
@@ -129,8 +157,12 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates) -> list[Share]:
     shares.sort(key=lambda share: -share.predicted_s)
     launching = rates.launching_s(done)
     shares.append(Share("launches", 0.0, 0.0, 0.0, launching, "launches"))
-    linking = machine.link_s(done, predictor.geometry, predictor.machine)
-    return [*shares, Share("links between devices", 0.0, 0.0, 0.0, linking, "link")] if linking else shares
+    if linking := machine.link_s(done, predictor.geometry, predictor.machine):
+        shares.append(Share("links between devices", 0.0, 0.0, 0.0, linking, "link"))
+    if offloaded.nbytes:
+        seconds = offloaded.at_best_s, offloaded.predicted_s
+        shares.append(Share("weights in host memory", offloaded.nbytes, 0.0, *seconds, "host memory"))
+    return shares
 
 
 def _name(item: work.Item) -> str:
@@ -144,7 +176,7 @@ def _name(item: work.Item) -> str:
 
 
 def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
-    """FLOP per second that they could do with weights in the format ``scheme``.
+    """FLOP per second that they could do with weights in the quantization ``scheme``.
 
     Products run in ``dtype`` or another plain one; those of packed weights may run in the weights' own format, and in
     llama.cpp in 8 bits. A CPU widens what it is slow at, so there the fastest dtype counts.
@@ -159,25 +191,24 @@ def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
 
 
 def cause(phase: PhaseParts) -> str:
-    """The likeliest reason, in words, why a phase is not at its ceiling."""
-    if phase.fraction >= BELOW_PEAK and phase.widest.part != "launches":
-        return f"near its ceiling: what is left is in {phase.widest.part}"
+    """The likeliest reason, in words, why a phase is below the best speed of the device."""
     part = phase.widest
-    share = (part.predicted_s - part.ceiling_s) / (phase.predicted_s - phase.ceiling_s)
+    if phase.fraction >= NEAR_BEST and part.part != "launches":
+        return f"near the best speed: the largest loss is in {part.part}"
+    lost = f"{(part.predicted_s - part.ceiling_s) / (phase.predicted_s - phase.ceiling_s):.0%} of the lost time"
     if part.part == "launches":
-        return f"{share:.0%} of the gap is starting operators one after the other: larger batches or a graph hide it"
+        hide = "a larger batch or --path graph hides it" if phase.graph_helps else "a larger batch hides it"
+        return f"{lost} goes to launching kernels; {hide}"
     if part.part == CONVOLUTIONS:
-        return f"{share:.0%} of the gap is depthwise convolutions, which run channel by channel in this dtype"
+        return f"{lost} is in depthwise convolutions, which run channel by channel in this dtype"
     if part.binds == "compute" and part.packed:
         return (
-            f"{share:.0%} of the gap is unpacking and multiplying the weights of {part.part}: the format, not memory"
+            f"{lost} is dequantizing and multiplying the weights of {part.part};"
+            " a different quantization would change it, more bandwidth would not"
         )
-    reasons = {
-        "bandwidth": "kernels that read below the ceiling",
-        "compute": "products below the peak",
-        "link": "links",
-    }
-    return f"{share:.0%} of the gap is {part.part}: {reasons.get(part.binds, part.binds)}"
+    if part.binds == "host memory":
+        return f"{lost} is spent on weights in host memory"
+    return f"{lost} is in {part.part}{LOST.get(part.binds, '')}"
 
 
 def _changes(predictor: Predictor, setting: EngineRequest) -> list[Change]:
@@ -191,21 +222,21 @@ def _changes(predictor: Predictor, setting: EngineRequest) -> list[Change]:
 
     if setting.context > 1:
         half = setting.context // 2
-        consider(f"half the context, -c {half}", replace(setting, context=half))
+        consider(f"half the context (-c {half})", replace(setting, context=half))
     if setting.batch > 1:
-        consider(f"half the batch, -b {setting.batch // 2}", replace(setting, batch=setting.batch // 2))
+        consider(f"half the batch (-b {setting.batch // 2})", replace(setting, batch=setting.batch // 2))
     if engine.name in SMALLER_KV and setting.kv is None:
-        consider(f"a smaller cache, --kv {SMALLER_KV[engine.name]}", replace(setting, kv=SMALLER_KV[engine.name]))
+        consider(f"a smaller cache (--kv {SMALLER_KV[engine.name]})", replace(setting, kv=SMALLER_KV[engine.name]))
     ubatch = engine.manner(geometry, setting, host.target).ubatch
     if setting.context > 256 and ubatch > 256:
-        consider("prefill in passes of 256 tokens", replace(setting, ubatch=256))
+        consider("a prefill in chunks of 256 tokens", replace(setting, ubatch=256))
     for quant in _smaller(predictor):
-        consider(f"a smaller format, -q {quant}", replace(setting, quant=quant))
+        consider(f"a smaller quantization (-q {quant})", replace(setting, quant=quant))
     return sorted((change for change in found if change.freed_bytes > 0), key=lambda change: -change.freed_bytes)
 
 
 def _smaller(predictor: Predictor) -> Sequence[str]:
-    """The engine's next smaller format, if there is one and the checkpoint can be had in it."""
+    """The engine's next smaller quantization, if there is one and the checkpoint can be had in it."""
     own, stored = predictor.storage.device_bytes, predictor.stored
     if stored is not None and stored.scheme is not None:
         return []

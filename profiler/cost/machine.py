@@ -125,13 +125,13 @@ def link_s(work: PhaseWork, geometry: Geometry, machine: Machine) -> float:
     return work.passes * 2 * work.layers * (SUM_S + activations * around / rate)
 
 
-def offload_s(work: PhaseWork, host_bytes: float, streams: bool, machine: Machine) -> float:
-    """Seconds for the weights that lie in host memory: ``host_bytes`` are read in each pass.
+def offload_s(work: PhaseWork, host_bytes: float, streams: bool, machine: Machine) -> tuple[float, float]:
+    """Seconds for the weights that lie in host memory, predicted and at best: ``host_bytes`` are read in each pass.
 
     Few tokens are computed where the weights lie (llama.cpp); many, or an engine that ``streams``, bring the weights
     over the link.
     """
-    link = machine.target.link_bytes_s * LINK_SHARE
     many = work.tokens > 32  # llama.cpp: ggml_backend_cuda_device_offload_op, min_batch_size
-    rate = link if streams or many else machine.ram_bytes_s * RAM_SHARE
-    return work.passes * host_bytes / rate
+    rate, share = (machine.target.link_bytes_s, LINK_SHARE) if streams or many else (machine.ram_bytes_s, RAM_SHARE)
+    best = work.passes * host_bytes / rate
+    return best / share, best

@@ -65,18 +65,40 @@ def judge(terms: Terms, machine: Machine) -> FitVerdict:
     needed = round(peak.value) + shared
     headroom = usable - needed
     limit = machine.target.memory_limit
-    bound = "" if limit is None else f" of the {bytes_text(usable)} that {limit} allows"
+    each = " on each device" if machine.target.count > 1 else ""
+    bound = each if limit is None else f" of the {bytes_text(usable)} that {limit} allows"
     if headroom >= 0:
         close = headroom < max(TIGHT_SHARE * usable, TIGHT_BYTES) or peak.high + shared > usable
-        sure = "" if peak.high + shared <= usable else f", but it may take {bytes_text(peak.high + shared)}"
-        return FitVerdict("tight" if close else "fits", headroom, usable, f"{bytes_text(headroom)} left{bound}{sure}")
-    missing = f"{bytes_text(-headroom)} missing{bound and f': {limit} allows {bytes_text(usable)}'}"
+        sure = "" if peak.high + shared <= usable else f", but the peak may reach {bytes_text(peak.high + shared)}"
+        return FitVerdict(
+            "tight" if close else "fits", headroom, usable, f"{bytes_text(headroom)} headroom{bound}{sure}"
+        )
+    missing = f"{bytes_text(-headroom)} missing{each if limit is None else f': {limit} allows {bytes_text(usable)}'}"
     room = machine.ram_bytes - RAM_RESERVE - round(terms.host.value) if machine.ram_bytes is not None else 0
     offloaded = -headroom * machine.target.count
     movable = terms.weights.value * machine.target.count
     if machine.target.unified or offloaded > room or offloaded > movable:
         return FitVerdict("no", headroom, usable, missing)
     return FitVerdict("offload", headroom, usable, f"{bytes_text(offloaded)} of weights in host memory", offloaded)
+
+
+@dataclass(frozen=True, slots=True)
+class Offloaded:
+    """What a phase reads from host memory. ``lines`` are those of ``Storage.read``, in the same order."""
+
+    lines: tuple[tuple[float, float], ...]  # bytes of all passes, and the seconds they would have taken on the device
+    predicted_s: float
+    at_best_s: float  # at the full rate of the link, or of the host's memory
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of all passes."""
+        return sum(nbytes for nbytes, _ in self.lines)
+
+    @property
+    def spared_s(self) -> float:
+        """Seconds that they would have taken on the device."""
+        return sum(seconds for _, seconds in self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +128,11 @@ class Prediction:
     prefill: PredictedPhase | None
     decode: PredictedPhase | None
     host_bytes: int  # of weights, beside what the engine keeps there anyway
+
+    @property
+    def offloaded_bytes(self) -> float:
+        """``host_bytes`` of the fullest device: part of the weights and the peak in ``terms``."""
+        return self.host_bytes / self.machine.target.count
 
     @property
     def basis(self) -> Basis:
@@ -239,10 +266,10 @@ class Predictor:
         basis = rates.basis
         low, high = bounds
         if verdict.offloaded_bytes:
-            there, moved = self._moved(done, verdict.offloaded_bytes, rates)
-            seconds = seconds - there + moved
+            offloaded = self.offloaded(done, verdict.offloaded_bytes, rates)
+            seconds = seconds - offloaded.spared_s + offloaded.predicted_s
             low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
-            binds = "host memory" if moved > seconds / 2 else binds
+            binds = "host memory" if offloaded.predicted_s > seconds / 2 else binds
         least = 0.0 if verdict.offloaded_bytes or self.machine.target.spread > 1 else self._least(done)
         return PredictedPhase(
             Interval(seconds, max(seconds * low, min(seconds, least)), seconds * high, basis), tokens, binds
@@ -252,21 +279,17 @@ class Predictor:
         """Seconds that reading the weights takes at the ceiling: no range may promise more."""
         return sum(item.nbytes for item in done.items if item.kind == "weights") / self.machine.ceiling_bytes_s
 
-    def _moved(self, done: PhaseWork, offloaded: int, rates: Rates) -> tuple[float, float]:
-        """Seconds that the offloaded weights would have taken on the device, and what they take from the host.
-
-        Experts go first: a token reads few of them.
-        """
-        lines = sorted(self.storage.read, key=lambda line: line.experts is None)
-        left, read, there = float(offloaded), 0.0, 0.0
-        for line in lines:
-            part = min(left, line.nbytes)
+    def offloaded(self, done: PhaseWork, nbytes: int, rates: Rates) -> Offloaded:
+        """What ``done`` reads of the ``nbytes`` of weights in host memory. Experts go first: a token reads few."""
+        lines, left = self.storage.read, float(nbytes)
+        moved = [(0.0, 0.0)] * len(lines)
+        for index in sorted(range(len(lines)), key=lambda index: lines[index].experts is None):
+            part = min(left, lines[index].nbytes)
             left -= part
-            share = line.share(done.tokens, done.how)
-            read += part * share
-            there += part * share * rates.roofline.read_s[line.scheme] * done.passes
-        streams = self.engine.name != "llama.cpp"
-        return there, machine.offload_s(done, read, streams, self.machine)
+            read = part * lines[index].share(done.tokens, done.how) * done.passes
+            moved[index] = read, read * rates.roofline.read_s[lines[index].scheme]
+        streams, each = self.engine.name != "llama.cpp", sum(read for read, _ in moved) / done.passes
+        return Offloaded(tuple(moved), *machine.offload_s(done, each, streams, self.machine))
 
 
 def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:

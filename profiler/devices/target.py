@@ -160,7 +160,9 @@ def find(text: str | None = None) -> Target:
             raise ProfileError(f"--on {printable(text)}: at most {MOST} devices")
         each = find(match[2].strip("\"' "))
         if each.count > 1 or each.vendor == "CPU":
-            raise ProfileError(f"--on {printable(text)}: a count goes before one GPU", '--on 2x"rtx 3090"')
+            raise ProfileError(
+                f"--on {printable(text)}: a count goes before one GPU", 'For example: --on 2x"rtx 3090"'
+            )
         return replace(each, count=count)
     if "=" in wanted:
         return _described(wanted)
@@ -178,7 +180,7 @@ def of_catalog(device: CatalogDevice) -> Target:
     if device.memory_bytes is None:
         raise ProfileError(
             f"{device.name} takes its memory from the host: say how much",
-            f"--on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
+            f"For example: --on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
         )
     return Target(
         name=device.name,
@@ -331,7 +333,9 @@ def _described(text: str) -> Target:
             raise ProfileError(f"--on {name}={printable(value)} is out of range")
     missing = [name for name in ("vram", "bandwidth") if name not in figures]
     if missing:
-        raise ProfileError(f"--on {printable(text)}: {missing[0]} is missing", "--on vram=24,bandwidth=1008,bf16=165")
+        raise ProfileError(
+            f"--on {printable(text)}: {missing[0]} is missing", "For example: --on vram=24,bandwidth=1008,bf16=165"
+        )
     return Target(
         name=printable(text),
         vendor="other",

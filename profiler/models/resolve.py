@@ -22,6 +22,7 @@ from profiler.models import scheme as schemes
 from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
+from profiler.registry import did_you_mean
 from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real, the model is measured with random values of the same shapes."
@@ -123,9 +124,8 @@ def _no_such(name: str) -> NotFound:
     if os.sep in name or name.casefold().endswith(".gguf"):
         return NotFound(f"no such file, folder or hub id: {shown}")
     near = hub.nearest(name)
-    meant = f"Did you mean {' or '.join(near)}? " if near else ""
     others = f"profile models lists all {len(hub.names())}. You can also pass a folder, a .gguf file or a hub id."
-    return NotFound(f"unknown model: {shown}", f"{meant}{others}")
+    return NotFound(f"unknown model: {shown}", f"{did_you_mean(near)}{others}")
 
 
 def _catalog(name: str) -> Model:

@@ -10,7 +10,7 @@ from itertools import product
 from profiler import devices
 from profiler.cost import engines
 from profiler.cost.engines.base import Engine, Named
-from profiler.cost.engines.transformers import usual_path
+from profiler.cost.engines.transformers import swept, usual_path
 from profiler.cost.machine import RAM_BYTES_S, Machine, Split
 from profiler.cost.prediction import Goal, Prediction, Predictor
 from profiler.devices import target as targets
@@ -23,9 +23,10 @@ from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run import grid
 from profiler.run.grid import counts, model_names, words
-from profiler.run.quantization import QuantVariant, held, variants
+from profiler.run.quantization import QuantVariant, checked, held, variants
 from profiler.run.request import Refusal, accepted, together
 from profiler.shell import Command
+from profiler.units import printable
 
 CONTEXTS, BATCHES = (8192,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
@@ -77,17 +78,20 @@ class FitPrediction:
     stored: Stored | None = None  # how the model's checkpoint is stored, whatever is predicted
 
     @property
-    def verify(self) -> Command:
-        """The command that measures it."""
+    def verify(self) -> Command | None:
+        """The command that measures it; ``None`` if there is none, as for what does not fit on the device."""
+        if self.prediction.verdict.word in ("no", "offload"):
+            return None
         return self.prediction.engine.verify(self.named, self.prediction.setting, self.prediction.machine)
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """The predictions, and what of a list could not be predicted."""
+    """The predictions, and what of a list could not be predicted. ``best``: the fastest, if none meets the goal."""
 
     answers: list[FitPrediction]
     refused: tuple[Refusal, ...] = ()
+    best: FitPrediction | None = None
 
 
 def predictions(request: FitRequest) -> FitResult:
@@ -98,11 +102,12 @@ def predictions(request: FitRequest) -> FitResult:
     request = _with_scenario(request)
     engine = engines.find(request.engine)
     machines = _machines(request, engine)
+    _check_options(request, engine, machines)
     quants = _quants(request, engine)
     batches = counts("-b", request.batches) if request.batches else BATCHES
     asked = words(request.quants)
     contexts = _contexts(request)
-    first = engine.check(asked[0]) if asked and not request.models else quants[0]
+    first = checked(engine, asked[0]) if asked and not request.models else quants[0]
     models, refused = accepted(_names(request, engine, machines, first), lambda name: _model(name, request, contexts))
     _check_count(len(models) * len(contexts) * max(len(quants), len(asked)) * len(batches) * len(machines))
     found: list[FitPrediction] = []
@@ -117,10 +122,18 @@ def predictions(request: FitRequest) -> FitResult:
     refused += tuple(impossible.values())
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
         raise together(refused)
+    best = None
     if request.goal is not None:
+        best = max(found, key=_sequence_tps, default=None)
         found = ranked(found, request.goal)
         found = found if request.quants else most_bits(found)
-    return FitResult(found, refused)
+    return FitResult(found, refused, None if found else best)
+
+
+def _sequence_tps(found: FitPrediction) -> float:
+    """Decode rate of each sequence, as a goal counts it; 0 if it does not fit."""
+    p = found.prediction
+    return p.decode.tps.value / p.setting.batch if p.decode else 0.0
 
 
 def _with_scenario(request: FitRequest) -> FitRequest:
@@ -148,19 +161,23 @@ class OneCase:
 
 
 def one_case(request: FitRequest) -> OneCase:
-    """The one case that ``inquiry`` asks about; ProfileError if it is a list."""
+    """The one case that ``request`` asks about; ProfileError if it is a list."""
     engine = engines.find(request.engine)
     (machine,) = _machines(request, engine)
+    _check_options(request, engine, [machine])
     asked, usual = words(request.quants), _quants(request, engine)
     contexts, batches, names = _contexts(request), counts("-b", request.batches), model_names(request.models)
     if max(map(len, (asked, contexts, batches, names))) > 1:
-        raise ProfileError("explain takes one case: one model, format, context and batch", "profile fit takes lists.")
+        raise ProfileError(
+            "explain takes one case: one model, quantization, context and batch", "profile fit takes lists."
+        )
     if not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
     variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
     predictor = _predictor(model.geometry, engine, variant, machine, request.path)
-    return OneCase(model, predictor, contexts[0], batches[0], (*model.cautions, *variant.cautions))
+    cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
+    return OneCase(model, predictor, contexts[0], batches[0], cautions)
 
 
 def _cases(
@@ -177,13 +194,14 @@ def _cases(
     predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     as_stored = variant.stored is not None or not request.quants
+    unchecked = _extrapolated(engine, variant, machine, request)
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*model.cautions, *variant.cautions, *machine.target.limits),
+                cautions=(*model.cautions, *variant.cautions, *machine.target.limits, *unchecked),
                 prediction=predictor.predict(context, batch, kv),
                 largest_context=longest[batch],
                 largest_batch=widest,
@@ -208,6 +226,21 @@ def _predictor(
     return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.stored)
 
 
+def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
+    """What is assumed of a device on which nothing of transformers was ever measured, in words."""
+    target = machine.target
+    if engine.name != engines.DEFAULT:
+        return ()
+    if target.kind == "described" and request.path is None:
+        return ("--on with figures assumes eager decode; for an NVIDIA GPU add --path graph, the default there",)
+    if swept(target):
+        return ()
+    told = f"profile sweep does not run on {target.vendor} devices, so it cannot check these figures"
+    if variant.quant in DTYPE_BYTES or variant.stored is not None:
+        return (told,)
+    return (told, f"{variant.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
+
+
 def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
     """The answers that meet the goal at least likely: surest first, then the largest model, then the most bits."""
     order = {"yes": 0, "likely": 1}
@@ -218,7 +251,7 @@ def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
 
 
 def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
-    """Of each model and case the first format: the surest one with the most bits."""
+    """Of each model and case the first quantization: the surest one with the most bits."""
     first: dict[tuple[object, ...], FitPrediction] = {}
     for answer in ranked:
         p = answer.prediction
@@ -227,7 +260,7 @@ def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
 
 
 def compute_dtype(target: Target, quant: str) -> str:
-    """What is not quantized is computed in: what the format fixes, else bf16, fp16 or fp32 as the device can."""
+    """What is not quantized is computed in: what the quantization fixes, else what suits the device."""
     if quant in DTYPE_BYTES:
         return quant
     if target.local:
@@ -243,6 +276,22 @@ def _machines(request: FitRequest, engine: Engine) -> list[Machine]:
     speed = RAM_BYTES_S if request.ram_bandwidth is None else request.ram_bandwidth * 1e9
     found = [targets.find(text) for text in request.on or (None,)]
     return [Machine(target, split, request.ram_bytes, speed) for target in found]
+
+
+def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machine]) -> None:
+    """ProfileError for an option that would change nothing."""
+    if request.path is not None and engine.name != engines.DEFAULT:
+        raise ProfileError(
+            f"--path is only for transformers; {engine.name} has one way to decode", "Leave --path out."
+        )
+    if request.ram_bandwidth is not None and request.ram_bytes is None:
+        raise ProfileError("--ram-bandwidth needs --ram", "Add the size of that memory, such as --ram 64GiB.")
+    if request.ram_bytes is not None and all(machine.target.unified for machine in machines):
+        title = printable(machines[0].target.title)
+        raise ProfileError(f"--ram: {title} already uses the host's memory, so nothing can be offloaded to it",
+                           "Leave --ram out.")  # fmt: skip
+    if request.split is not None and all(machine.target.count == 1 for machine in machines):
+        raise ProfileError("--split is only for several devices", 'For example: --on 2x"rtx 3090"')
 
 
 def _quants(request: FitRequest, engine: Engine) -> tuple[str, ...]:
@@ -281,9 +330,9 @@ def _contexts(request: FitRequest) -> tuple[int, ...]:
                 f"the goal is for {wanted:,} tokens, which is none of the contexts", "Leave out -c or --scenario."
             )
         return asked
-    if request.mapped:
-        return counts("-c", MAP_CONTEXTS)
-    return (request.goal.context,) if request.goal and request.goal.context else CONTEXTS
+    if request.goal and request.goal.context:
+        return (request.goal.context,)
+    return counts("-c", MAP_CONTEXTS) if request.mapped else CONTEXTS
 
 
 def _model(name: str, request: FitRequest, contexts: Sequence[int]) -> tuple[str, Model]:
@@ -294,7 +343,8 @@ def _model(name: str, request: FitRequest, contexts: Sequence[int]) -> tuple[str
     most = model.geometry.max_position
     beyond = [context for context in contexts if context > most]
     if beyond and request.models and request.names_contexts and not request.mapped:
-        raise ProfileError(f"{model.name}: {beyond[0]:,} tokens are more than its {most:,} positions", f"-c {most}")
+        hint = f"Use -c {most}." if request.contexts else "Ask for a smaller context in --goal."
+        raise ProfileError(f"{model.name} supports at most {most:,} tokens, not {beyond[0]:,}", hint)
     return name, model
 
 

@@ -1,6 +1,6 @@
 """The grid of cases: lists and ranges as people type them, and named scenarios.
 
--c 4096 · -c 1k,4k · -c 1k -c 4k · -c 1k-128k*2 (each twice the last) · -b 1-8+1 (each one more)
+-c 4096 · -c 1k,4k · -c 1k -c 4k · -c '1k-128k*2' (each twice the last) · -b 1-8+1 (each one more)
 
 A scenario is ``scenarios/NAME.toml``, or a file of the same form that somebody wrote:
 
@@ -41,7 +41,7 @@ from profiler.units import parse_count, printable
 
 MOST_COMMAS = 16  # of one path
 MAX_CASES = 100_000  # a slip of the keyboard, not a plan: at a second each it would run for a day
-LISTS = "Lists: 512,4k · ranges: 1k-128k*2, 1-8+1."
+LISTS = "Lists: 512,4k · ranges: '1k-128k*2', 1-8+1."
 _RANGE = re.compile(r"^(?P<first>\w+)-(?P<last>\w+)(?:(?P<rule>[*+])(?P<by>\w+))?$")
 
 NOT_GRIDS = {"devices", "efficiency", "quality"}  # data that lies in the same folder

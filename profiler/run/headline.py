@@ -130,7 +130,7 @@ def _first_row_s(pair: ModelPair, limits: HeadlineBudget, grid: Grid) -> float:
 
 def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> str:
     """What was chosen and why; where it does not fit, what it needs."""
-    models = _listed([f"{name} {quant.name}" for name, quant in pairs])
+    models = registry.listed([f"{name} {quant.name}" for name, quant in pairs])
     free, budget = bytes_text(limits.available_bytes), seconds_text(limits.budget_s)
     refused = next((reason for _, quant in pairs if (reason := quant.unavailable(limits.device))), None)
     if refused is not None:
@@ -146,8 +146,8 @@ def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> st
     seconds = _seconds(pairs, limits, grid)
     if seconds > limits.budget_s:
         return (
-            f"no model named (-m): {models} need about {seconds_text(seconds)}, more than the {budget} there are;"
-            " what fits is measured, cheapest first"
+            f"no model named (-m): {models} need about {seconds_text(seconds)}, more than the {budget} budget;"
+            " cases run cheapest first until it is used up"
         )
     return (
         f"no model named (-m): {models}, the largest Gemma 4 and Qwen 3.5 that {limits.device.name} with {free} free"
@@ -157,12 +157,6 @@ def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> st
 
 def _peak(task: GridTask, limits: HeadlineBudget) -> float:
     return run_plan.estimate(task, limits.host, limits.effort).takes.peak.value
-
-
-def _listed(words: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _quant(name: str) -> Quant:

@@ -134,7 +134,7 @@ def _impossible(task: GridTask, device: DeviceInfo) -> str | None:
         return f"{task.quant.name} cannot run on {device.name}: {reason}"
     positions = task.geometry.max_position  # a few decode steps past the last one are measured all the same
     if task.case.context > positions:
-        return f"needs {task.case.context:,} positions, the model has {positions:,}"
+        return f"the model supports at most {positions:,} tokens"
     return None
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from profiler import devices, registry
 from profiler.case import Source
+from profiler.cost import engines
 from profiler.cost.engines.base import Engine
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
-from profiler.errors import ProfileError
+from profiler.errors import NotFound, ProfileError
 from profiler.models import scheme as schemes
 from profiler.models.resolve import Model
 from profiler.models.scheme import MLX
@@ -137,7 +138,7 @@ def variants(
                 f"{model.name}: its config says {scheme.name}, and not enough of it to tell what its weights take",
                 "Give a folder with the weights, or name a quantization with -q.",
             )
-        return [QuantVariant(quant) for quant in dict.fromkeys(map(engine.check, asked or usual))]
+        return [QuantVariant(quant) for quant in dict.fromkeys(checked(engine, quant) for quant in asked or usual)]
     if not asked:
         return _by_itself(model, stored, engine, target, usual)
     found: list[QuantVariant] = []
@@ -145,11 +146,29 @@ def variants(
         if _same(word, stored.quant) and not (stored.gguf and engine.name not in GGUF_ENGINES):
             own = _by_itself(model, stored, engine, target, (word,))
             if stored.scheme is not None and own[0].stored is None:
-                raise ProfileError(f"{model.name}: -q {stored.quant}: {own[0].cautions[0]}", f"-q {own[0].quant}")
+                raise ProfileError(
+                    f"{model.name}: -q {stored.quant}: {own[0].cautions[0]}", f"Use -q {own[0].quant}."
+                )
             found += own
         else:
-            found.append(_another(model, stored, engine, engine.check(word)))
+            found.append(_another(model, stored, engine, checked(engine, word)))
     return found
+
+
+def checked(engine: Engine, quant: str) -> str:
+    """``quant`` as ``engine`` spells it. NotFound, which names the engines that have it."""
+    try:
+        return engine.check(quant)
+    except NotFound as error:
+        others = registry.listed([f"--engine {name}" for name in engines.names() if _has(name, quant)], "or")
+        raise NotFound(error.message, f"{others} has it. {error.hint}" if others else error.hint) from None
+
+
+def _has(engine: str, quant: str) -> bool:
+    try:
+        return bool(engines.find(engine).check(quant))
+    except NotFound:
+        return False
 
 
 def _same(word: str, quant: str) -> bool:
@@ -163,13 +182,15 @@ def _by_itself(
     if stored.gguf:
         if engine.name in GGUF_ENGINES:
             return [QuantVariant(stored.quant, stored)]
-        return [_unpacked_gguf(stored, engine.check(quant)) for quant in usual]
+        return [_unpacked_gguf(stored, checked(engine, quant)) for quant in usual]
     if engine.name == "llama.cpp":
         return [_converted(model, stored, engine)]
     if not stored.packed:
         dtype = stored.dtype if stored.dtype in DTYPE_BYTES else None
         return (
-            [QuantVariant(_plain(engine, dtype))] if dtype else [QuantVariant(engine.check(quant)) for quant in usual]
+            [QuantVariant(_plain(engine, dtype))]
+            if dtype
+            else [QuantVariant(checked(engine, quant)) for quant in usual]
         )
     if engine.name == "transformers":
         return [_by_transformers(stored, target)]

@@ -29,9 +29,9 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
         return show_output.render(rows(found, measured), dict, output)
     setting = prediction.setting
     lines = [
-        f"{printable(model)} {setting.quant}, {setting.context:,} tokens in each of {setting.batch:,}"
-        f" sequence{'s' * (setting.batch != 1)}: {prediction.verdict.word}, {prediction.verdict.reason}",
-        fit.place(prediction),
+        f"{printable(model)} {setting.quant}, {setting.batch:,} sequence{'s' * (setting.batch != 1)} of"
+        f" {setting.context:,} tokens: {prediction.verdict.word}, {prediction.verdict.reason}",
+        fit.place([prediction]),
         *prediction.machine.target.limits,
         "",
     ]
@@ -40,10 +40,10 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
             *_heading(phase, prediction, measured),
             "",
             _table(phase, output),
-            cause(phase).capitalize() + ".",
+            _sentence(cause(phase)),
             "",
         ]
-    lines += memory_lines(found, measured, output)
+    lines += memory_lines(found, measured, output, prediction)
     if others := _others(stored, predicted):
         lines += ["", "measurements with other decode paths:", *others]
     return "\n".join(lines) + "\n"
@@ -95,12 +95,16 @@ def _others(stored: Sequence[Measurement], predicted: str) -> list[str]:
     return lines
 
 
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | None) -> list[str]:
-    what = "one step" if phase.name == "decode" else f"{phase.passes} pass{'es' * (phase.passes != 1)}"
+    what = "one step" if phase.name == "decode" else f"{phase.passes} chunk{'s' * (phase.passes != 1)}"
     guessed = prediction.machine.target.guessed
     parts = [
-        f"{phase.name}, {what}: {'guessed ' * guessed}ceiling {seconds_text(phase.ceiling_s)}",
-        f"predicted {seconds_text(phase.predicted_s)} ({phase.fraction:.0%} of the ceiling)",
+        f"{phase.name}, {what}: at best {seconds_text(phase.ceiling_s)}{' (a guess)' * guessed}",
+        f"predicted {seconds_text(phase.predicted_s)} ({phase.fraction:.0%} of the best speed)",
     ]
     own = prediction.prefill if phase.name == "prefill" else prediction.decode
     if own is not None:
@@ -113,7 +117,7 @@ def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | 
     parts.append(f"measured {seconds_text(seconds)}, {word}")
     if seconds < phase.ceiling_s:
         found = "profile calibrate can measure it" if guessed else "this is a bug in profile, please report it"
-        parts.append(f"faster than the ceiling: {found}")
+        parts.append(f"faster than the best time: {found}")
     return [" · ".join(parts)]
 
 
@@ -124,7 +128,7 @@ def _table(phase: PhaseParts, output: str) -> str:
             "part": share.part,
             "bytes": bytes_text(share.nbytes) if share.nbytes else UNKNOWN,
             "FLOPs": f"{significant(share.flops / 1e9)} G" if share.flops else UNKNOWN,
-            "ceiling": seconds_text(share.ceiling_s) if share.ceiling_s else UNKNOWN,
+            "at best": seconds_text(share.ceiling_s) if share.ceiling_s else UNKNOWN,
             "predicted": seconds_text(share.predicted_s),
             "share": f"{share.predicted_s / total:.0%}",
             "binds": share.binds,
@@ -158,28 +162,29 @@ def memory_rows(found: Explanation, measured: Measurement | None) -> list[dict[s
     return [{"part": part, "bytes": value, "measured_bytes": known} for part, value, known in parts]
 
 
-def memory_lines(found: Explanation, measured: Measurement | None, output: str) -> list[str]:
+def memory_lines(found: Explanation, measured: Measurement | None, output: str, prediction: Prediction) -> list[str]:
     """Memory from loading to decode, its causes, the measurement, and what would reduce it."""
-    terms = found.terms
-    loaded, cache = terms.loaded.value, terms.cache.value
+    terms, offloaded = found.terms, prediction.offloaded_bytes
+    loaded, cache = terms.loaded.value - offloaded, terms.cache.value
     text = [
-        f"memory: loaded {bytes_text(loaded)} (weights {bytes_text(terms.weights.value)},"
-        f" runtime {bytes_text(terms.framework.value)})",
+        f"memory{fit.each_device(prediction)}: loaded {bytes_text(loaded)}"
+        f" (weights {bytes_text(terms.weights.value - offloaded)}, framework {bytes_text(terms.framework.value)})",
         f"  → prefill {bytes_text(loaded + cache + terms.prefill.value)}: cache {bytes_text(cache)},"
         f" {bytes_text(terms.prefill.value)} for {terms.prefill_reason}",
         f"  → decode {bytes_text(loaded + cache + terms.decode.value)}: cache {bytes_text(cache)},"
         f" {bytes_text(terms.decode.value)} for {terms.decode_reason}",
-        f"  the peak is in {terms.peak_phase}: {bytes_text(terms.peak.value)}"
-        f" ({bytes_text(terms.peak.low)} – {bytes_text(terms.peak.high)})",
+        f"  the peak is in {terms.peak_phase}: {bytes_text(terms.peak.value - offloaded)}"
+        f" ({bytes_text(terms.peak.low - offloaded)} – {bytes_text(terms.peak.high - offloaded)})",
     ]
-    if terms.host.value:
-        text.append(f"  and {bytes_text(terms.host.value)} in host memory")
+    weights = f"{bytes_text(prediction.host_bytes)} of weights and " if prediction.host_bytes else ""
+    if weights or terms.host.value:
+        text.append(f"  plus {weights}{bytes_text(terms.host.value)} of host memory (not counted in the peak)")
     if measured is not None and measured.memory.phases_process_bytes is not None:
         text += ["", *_beside(found, measured, output)]
     if found.changes:
         best, *others = found.changes[:SHOWN_CHANGES]
-        text.append(f"to free the most: {best.words}, {bytes_text(best.freed_bytes)}")
-        text += [f"  or {change.words}, {bytes_text(change.freed_bytes)}" for change in others]
+        text.append(f"to free the most memory: {best.words} frees {bytes_text(best.freed_bytes)}")
+        text += [f"  {change.words} frees {bytes_text(change.freed_bytes)}" for change in others]
     return text
 
 
@@ -195,5 +200,5 @@ def _beside(found: Explanation, measured: Measurement, output: str) -> list[str]
         for row in known
     ]
     retained = measured.memory.retained_bytes
-    kept = f"views of sliding layers keep {bytes_text(retained)} of prefill buffers until the first decode step"
+    kept = f"sliding-window caches hold on to {bytes_text(retained)} of prefill memory until the first decode step"
     return [show_output.render(cells, dict, output), *([kept] if retained else [])]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from profiler.cost.engines import DEFAULT
 from profiler.cost.interval import Interval
+from profiler.cost.machine import Machine
 from profiler.cost.prediction import Goal, PredictedPhase, Prediction
-from profiler.run.fit import FitPrediction
+from profiler.run.fit import FitPrediction, FitResult
+from profiler.shell import Command
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
@@ -16,8 +19,8 @@ KINDS = {
     "bandwidth": "reading weights and cache",
     "compute": "arithmetic",
     "launches": "launching kernels",
-    "experts": "reading experts",
-    "memory": "it does not fit",
+    "experts": "reading expert weights",
+    "memory": "does not fit",
     "host memory": "reading weights from host memory",
 }
 
@@ -31,35 +34,55 @@ LETTERS = {
 }
 
 
-def render(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
-    """The predictions in a format of ``output.FORMATS``."""
+def render(result: FitResult, goal: Goal | None, output: str, mapped: bool = False) -> str:
+    """The predictions in a format of ``output.FORMATS``; ``mapped``: as a map, where that is a format for people."""
+    found = result.answers
     if output not in ("table", "md"):
-        return show_output.render([row(each, goal) for each in found], _cells, output)
+        return show_output.render([row(each, goal) for each in found], dict, output)
     if not found:
-        return f"nothing meets {significant(goal.tps)} tok/s\n" if goal else "nothing to show\n"
+        return f"{_unmet(goal, result.best)}\n" if goal else "nothing to show\n"
+    return _map(found, output) if mapped else _table(found, goal, output)
+
+
+def _unmet(goal: Goal, best: FitPrediction | None) -> str:
+    context = "" if goal.context is None else f" at {_tokens(goal.context)}"
+    wish = f"nothing reaches {significant(goal.tps)} tok/s{context}"
+    if best is None or best.prediction.decode is None:
+        return f"{wish}: nothing fits"
+    setting = best.prediction.setting
+    rate = rate_text(best.prediction.decode.tps.value / setting.batch)
+    return f"{wish}; the best is {rate} tok/s ({printable(best.model, 40)} {setting.quant})"
+
+
+def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
     parts = []
-    for title in dict.fromkeys(place(each.prediction) for each in found):
-        here = [each for each in found if place(each.prediction) == title]
-        table = show_output.render([row(each, goal) for each in here], _cells, output)
-        parts += [f"{title}\n\n", table, "\n"]
+    for title, here in _places(found):
+        offloads = any(each.prediction.host_bytes for each in here)
+
+        def cells(each: show_output.JsonRow, offloads: bool = offloads) -> dict[str, str]:
+            return _cells(each, offloads)
+
+        parts += [f"{title}\n\n", show_output.render([row(each, goal) for each in here], cells, output), "\n"]
     return "".join([*parts, *(f"{line}\n" for line in notes(found))])
 
 
 def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
     """One prediction as plain JSON. Bytes, seconds, tokens per second, joules; unknown is null."""
     prediction = each.prediction
-    setting, terms, machine = prediction.setting, prediction.terms, prediction.machine
+    setting, terms, machine, check = prediction.setting, prediction.terms, prediction.machine, each.verify
     content = {
         "model": each.model,
         "parameters": each.parameters,
         "engine": prediction.engine.name,
         "engine_version": prediction.engine.version,
         "device": machine.target.title,
+        "devices": machine.target.count,
         "split": machine.split if machine.target.count > 1 else None,
         "quant": setting.quant,
         "context": setting.context,
         "batch": setting.batch,
         "kv": setting.kv or prediction.engine.default_kv,
+        "path": setting.path if prediction.engine.name == DEFAULT else None,
         "stored": _stored(each),
         "verdict": prediction.verdict.word,
         "reason": prediction.verdict.reason,
@@ -83,8 +106,8 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "binds": prediction.binds,
         "basis": prediction.basis,
         "cautions": list(each.cautions),
-        "verify": str(each.verify),
-        "verify_blanks": dict(each.verify.blanks),
+        "verify": None if check is None else str(check),
+        "verify_blanks": {} if check is None else dict(check.blanks),
     }
     return content | ({"goal": goal.met(prediction)} if goal else {})
 
@@ -113,17 +136,20 @@ def _phase(phase: PredictedPhase | None) -> dict[str, Any] | None:
     }
 
 
-def _cells(row: show_output.JsonRow) -> dict[str, str]:
-    """The cells of a table row."""
+def _cells(row: show_output.JsonRow, offloads: bool) -> dict[str, str]:
+    """The cells of a table row. What is offloaded counts for ``in host memory``, not for the device's columns."""
+    offloaded = row["offloaded_bytes"] / row["devices"]
+    host = {"in host memory": bytes_text(row["offloaded_bytes"]) if offloaded else UNKNOWN} if offloads else {}
     cells = {
         "model": printable(row["model"], 40),
         "quant": row["quant"],
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
         "verdict": row["verdict"],
-        "weights": bytes_text(row["weights_bytes"]["value"]),
+        "weights": bytes_text(row["weights_bytes"]["value"] - offloaded),
         "cache": bytes_text(row["cache_bytes"]["value"]),
-        "peak": bytes_text(row["peak_bytes"]["value"]),
+        "peak": bytes_text(row["peak_bytes"]["value"] - offloaded),
+        **host,
         "max context": _most(row["largest_context"]),
         "max batch": _most(row["largest_batch"]),
         "prefill t/s": _rate(row["prefill"]),
@@ -145,22 +171,44 @@ def _rate(phase: dict[str, Any] | None) -> str:
     return f"{rate_text(tps['value'])} ({significant(tps['low'], 2)}–{significant(tps['high'], 2)})"
 
 
-def place(prediction: Prediction) -> str:
-    machine, engine = prediction.machine, prediction.engine
-    split = f", {machine.split} split" if machine.target.count > 1 else ""
-    each = " each" if machine.target.count > 1 else ""
+def _places(found: Sequence[FitPrediction]) -> list[tuple[str, list[FitPrediction]]]:
+    """The predictions of each machine, under its title."""
+    here: dict[Machine, list[FitPrediction]] = {}
+    for each in found:
+        here.setdefault(each.prediction.machine, []).append(each)
+    return [(place([each.prediction for each in some]), some) for some in here.values()]
+
+
+def place(predictions: Sequence[Prediction]) -> str:
+    """The machine, the engine, and how decode runs there: by quantization if that differs."""
+    machine, engine = predictions[0].machine, predictions[0].engine
+    paths: dict[str, list[str]] = {}
+    for each in predictions:
+        paths.setdefault(each.setting.path, []).append(each.setting.quant)
+    (usual, _), *others = paths.items()
+    also = "".join(f", {path} for {', '.join(dict.fromkeys(quants))}" for path, quants in others)
+    decode = f", {usual} decode{also}" if engine.name == DEFAULT else ""
+    split, several = (f", {machine.split} split", " each") if machine.target.count > 1 else ("", "")
     ram = f", {bytes_text(machine.ram_bytes)} of host memory" if machine.ram_bytes else ""
     return (
-        f"{printable(machine.target.title)}{split}, {bytes_text(machine.usable_bytes)} usable{each}{ram}"
-        f" · {engine.name} {engine.version}"
+        f"{printable(machine.target.title)}{split}, {bytes_text(machine.usable_bytes)} usable{several}{ram}"
+        f" · {engine.name} {engine.version}{decode}"
     )
 
 
+def each_device(prediction: Prediction) -> str:
+    """For figures of the fullest of several devices."""
+    return " of each device" if prediction.machine.target.count > 1 else ""
+
+
 def notes(found: Sequence[FitPrediction]) -> list[str]:
-    """Explanations of the columns, what does not fit, and commands to verify the predictions."""
+    """Explanations of the columns, what does not fit, and commands that check the predictions."""
     lines = ["t/s: all sequences together; in parentheses, the range that should hold nine cases in ten."]
-    bases = dict.fromkeys(each.prediction.basis for each in found if each.prediction.decode)
-    lines += [_BASIS[basis] for basis in bases if basis in _BASIS]
+    if any(each.prediction.machine.target.count > 1 for each in found):
+        lines.append("weights, cache and peak: of the fullest device; t/s: of all devices together.")
+    if any(each.prediction.host_bytes for each in found):
+        lines.append("weights and peak: on the device; the weights in host memory are not counted in them.")
+    lines += _bases(found)
     binds = dict.fromkeys(each.prediction.binds for each in found)
     lines.append("binds: " + "; ".join(f"{word}: {KINDS[word]}" for word in binds) + ".")
     for each in found:
@@ -172,10 +220,34 @@ def notes(found: Sequence[FitPrediction]) -> list[str]:
             cautions.setdefault(caution, {})[printable(each.model, 40)] = None
     lines += [f"{', '.join(models)}: {caution}." for caution, models in cautions.items()]
     lines += _ttft(found)
-    lines.append("To verify:")
-    for each in _distinct(found)[:SHOWN_VERIFY]:
-        lines.append(f"  {each.verify}")
-        lines += [f"  # {blank}: {what}" for blank, what in each.verify.blanks.items()]
+    return lines + _checks(found)
+
+
+def _checks(found: Sequence[FitPrediction]) -> list[str]:
+    """The commands that measure the first case of each model and quantization, where one can."""
+    commands = [(each, command) for each in found if (command := each.verify) is not None]
+    first: dict[tuple[str, str], Command] = {}
+    for each, command in commands:
+        first.setdefault((each.model, each.prediction.setting.quant), command)
+    if not commands:
+        return []
+    lines = ["To check the first context of each:" if len(first) < len(commands) else "To check:"]
+    for command in [*first.values()][:SHOWN_VERIFY]:
+        lines.append(f"  {command}")
+        lines += [f"  # {blank}: {what}" for blank, what in command.blanks.items()]
+    return lines
+
+
+def _bases(found: Sequence[FitPrediction]) -> list[str]:
+    """What the speeds rest on."""
+    speeds = [each.prediction for each in found if each.prediction.decode]
+    lines = [_BASIS[basis] for basis in dict.fromkeys(each.basis for each in speeds) if basis in _BASIS]
+    priors = [each for each in speeds if each.basis == "prior"]
+    if any(each.host_bytes for each in priors):
+        lines.append("prior: we have no measurements with weights in host memory.")
+    elif priors:
+        can = all(each.engine.name == DEFAULT and each.machine.target.local for each in priors)
+        lines.append(f"prior: we have no measurements of this engine on such a device{_CALIBRATE * can}.")
     return lines
 
 
@@ -186,7 +258,9 @@ def _ttft(found: Sequence[FitPrediction]) -> list[str]:
         return []
     texts = [f"{_label(a)} {seconds_text(a.prediction.ttft_s.value)}" for a in slow if a.prediction.ttft_s]
     return [
-        "Time to first token: " + ", ".join(texts[:SHOWN_VERIFY]) + ("." if len(texts) <= SHOWN_VERIFY else ", …")
+        "Time to first token, where above 1 s: "
+        + ", ".join(texts[:SHOWN_VERIFY])
+        + ("." if len(texts) <= SHOWN_VERIFY else ", …")
     ]
 
 
@@ -195,29 +269,22 @@ def _label(each: FitPrediction) -> str:
     return f"{printable(each.model, 40)} {setting.quant} c={setting.context} b={setting.batch}"
 
 
-def _distinct(found: Sequence[FitPrediction]) -> list[FitPrediction]:
-    """One prediction per model and quantization."""
-    return list({(each.model, each.prediction.setting.quant): each for each in reversed(found)}.values())[::-1]
-
-
 _BASIS = {
-    "fitted": "fitted: from published measurements of other devices (benchmarks/accuracy.md).",
-    "prior": "prior: we have no measurements of this engine on such a device; profile calibrate provides them.",
+    "fitted": "fitted: from published measurements of this engine (benchmarks/accuracy.md).",
     "calibrated": "calibrated: from measured ceilings of this device.",
 }
+_CALIBRATE = "; profile calibrate provides them"
 
 
-def render_map(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
-    """The predictions as a map; json, jsonl and csv give the rows."""
-    if output not in ("table", "md"):
-        return render(found, goal, output)
+def _map(found: Sequence[FitPrediction], output: str) -> str:
     parts = []
-    for title in dict.fromkeys(place(each.prediction) for each in found):
-        here = [each for each in found if place(each.prediction) == title]
+    for title, here in _places(found):
         parts.append(f"{title}\n\n{show_output.render(_lines(here), dict, output)}\n")
     used = dict.fromkeys(each.prediction.binds for each in found)
-    legend = "; ".join(f"{LETTERS[word]}: {KINDS[word]}" for word in used)
-    return "".join(parts) + f"Each cell: decode t/s and what limits it. {legend}; +: a tight fit\n"
+    legend = [f"{LETTERS[word]}: {KINDS[word]}" for word in used if word != "memory"]
+    legend += ["+: a tight fit"] * any(each.prediction.verdict.word == "tight" for each in found)
+    legend += [f"{LETTERS['memory']}: {KINDS['memory']}"] * ("memory" in used)
+    return "".join(parts) + f"Each cell: decode t/s and what limits it. {'; '.join(legend)}\n"
 
 
 def _lines(found: Sequence[FitPrediction]) -> list[dict[str, str]]:

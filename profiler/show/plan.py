@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from profiler.case import Case
@@ -27,7 +29,7 @@ def render(
     output: str,
     subjects: Sequence[Subject] = (),
 ) -> str:
-    """The plan as a table: cases in the order they would run, then stored cases, then those left out.
+    """The plan as a table with notes: cases in the order they would run, then stored cases, then those left out.
 
     JSON rows also contain the notes on each model, for which a table has no room; ``about`` returns them as lines.
     Raises ProfileError for a format that exists for measurements only.
@@ -41,7 +43,28 @@ def render(
     cases = [*(planned.case for planned in plan.cases), *kept, *(skip.case for skip in plan.skipped)]
     for row, case in zip(rows, cases, strict=True):
         row["cautions"] = [{"code": each.code, "text": each.text} for each in remarks.get(case.model_id, ())]
-    return show_output.render(rows, _shown, output)
+    paths = len({row["path"] for row in rows}) > 1
+
+    def shown(row: show_output.JsonRow) -> dict[str, str]:
+        return _shown(row, paths)
+
+    text = show_output.render(rows, shown, output)
+    notes = _notes(plan) if output in ("table", "md") else []
+    return text + "\n" * bool(notes) + "".join(f"{note}\n" for note in notes)
+
+
+def _notes(plan: SweepPlan) -> list[str]:
+    """What the columns ``load`` and ``run`` do not show by themselves."""
+    loads, growing = Counter(planned.case.load_key for planned in plan.cases), dict[tuple[Any, ...], list[float]]()
+    for planned in plan.cases:
+        alike = planned.case.load_key, planned.case.batch, planned.case.steps
+        growing.setdefault(alike, []).append(planned.run_s)
+    notes = []
+    if any(cases > 1 for cases in loads.values()):
+        notes.append("load: cases that share a worker pay it once, together.")
+    if any(later < earlier for runs in growing.values() for earlier, later in pairwise(runs)):
+        notes.append("run: slower cases repeat fewer times, so a larger one can take less time.")
+    return notes
 
 
 def about(subjects: Sequence[Subject]) -> list[str]:
@@ -105,7 +128,8 @@ def _measured(row: StoredRow) -> dict[str, Any]:
     }
 
 
-def _shown(row: show_output.JsonRow) -> dict[str, str]:
+def _shown(row: show_output.JsonRow, paths: bool) -> dict[str, str]:
+    """The cells of a row; ``paths``: the plan has more than one decode path."""
     peak = row["peak_bytes"]
     return {
         "model": printable(row["model"], 60),
@@ -114,6 +138,7 @@ def _shown(row: show_output.JsonRow) -> dict[str, str]:
         "dtype": row["dtype"],
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
+        **({"path": row["path"]} if paths else {}),
         "plan": "run (may not fit)" if row["may_not_fit"] else row["action"],
         "weights size": bytes_text(row["weights_bytes"]),
         "cache": bytes_text(row["cache_bytes"]),

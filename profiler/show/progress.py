@@ -21,6 +21,7 @@ from profiler.show.columns import figure
 from profiler.units import printable, seconds_text
 
 SHORT_S = 60.0  # a log of a sweep that is estimated to be shorter gets no line per case
+FEW_S = 5.0
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -60,8 +61,7 @@ class Progress(CaseProgress):
         """A sign of life from a case; an empty ``phase`` keeps the previous text."""
         if self._display is not None and phase:
             text = printable(f"{case.label} · {phase}")
-            left = f"about {seconds_text(self._remaining_s())} left"
-            self._display.update(self._task, description=text, left=left)
+            self._display.update(self._task, description=text, left=self._left())
 
     def skip(self) -> None:
         """Count a case as done."""
@@ -99,8 +99,13 @@ class Progress(CaseProgress):
         rates = ((phase, stats.rate(measurement, phase)) for phase in PHASES)
         figures = [f"{phase} {figure(rate.median, rate.relative_half)} t/s" for phase, rate in rates if rate]
         words = f"{self._done}/{self._total} {measurement.case.label}: {', '.join([*figures, seconds_text(taken_s)])}"
-        left = f"; about {seconds_text(self._remaining_s())} left" if self._done < self._total else ""
+        left = f"; {self._left()}" if self._done < self._total else ""
         return printable(words + left, 500)
+
+    def _left(self) -> str:
+        """The time for the rest. Estimates are no better than a few seconds."""
+        seconds = self._remaining_s()
+        return "a few seconds left" if seconds < FEW_S else f"about {seconds_text(seconds)} left"
 
     def _line(self, text: str) -> None:
         if self._display is None:

@@ -31,7 +31,7 @@ def test_an_unknown_name_lists_the_nearest_first_and_then_all() -> None:
         registry.load("quants", "nf4dq", "quantization")
     assert caught.value.message == "unknown quantization: nf4dq"
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("Did you mean nf4-dq or nf4")
+    assert caught.value.hint.startswith("Did you mean nf4-dq, nf4 or fp4? Known: ")
     assert caught.value.hint.endswith("Known: bf16, fp16, fp32, fp4, int8, nf4, nf4-dq.")
 
 

@@ -89,7 +89,7 @@ class Terms:
 
 
 class Engine(Protocol):
-    """A runtime. Nothing here imports it."""
+    """An inference framework. Nothing here imports it."""
 
     name: str  # as people write it
     version: str  # which version's rules these are
@@ -133,9 +133,9 @@ class Engine(Protocol):
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         """The decode path that is run where ``path`` is asked for."""
 
-    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command:
-        """The command that measures this case. What we do not know, such as the name of a file that does not exist
-        yet, is a blank of it, never a guess."""
+    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command | None:
+        """The command that measures this case on that machine; ``None`` if there is none. What we do not know, such
+        as the name of a file that does not exist yet, is a blank of it, never a guess."""
 
 
 def spread(value: float, low: float, high: float) -> Interval:

@@ -98,7 +98,7 @@ class LlamaCpp:
             decode=buffers,
             framework=CONTEXT.get(target.vendor, CONTEXT["other"]),
             host=storage.known(host),
-            prefill_reason=f"buffers for a pass of {self._ubatch(setting)} tokens, reserved at the start",
+            prefill_reason=f"buffers for a chunk of {self._ubatch(setting)} tokens, reserved at the start",
             decode_reason="the same buffers",
         )
 
@@ -178,7 +178,7 @@ def kv_bytes(setting: EngineRequest) -> float:
     """Bytes of an element of K and V. NotFound for a format without a rule."""
     kv = (setting.kv or "f16").casefold()
     if kv not in KV_BYTES:
-        raise unknown("KV format of llama.cpp", kv, KV_BYTES)
+        raise unknown("KV cache type of llama.cpp", kv, KV_BYTES)
     return KV_BYTES[kv]
 
 

@@ -146,20 +146,22 @@ class Transformers:
         width = DTYPE_BYTES[setting.dtype]
         held = geometry.cache_bytes(setting.context, setting.batch, width).total
         packed = _packed_products(geometry, storage, setting, target, setting.batch * self._chunk(setting, target))
+        step = (
+            self._decode_bytes(geometry, storage, setting, width)
+            if setting.path == EAGER
+            else _step_bytes(geometry, storage, setting, width, target)
+        )
+        reason = "copying a layer's cache to append to it" if setting.path == EAGER else "logits"
         return Terms(
             weights=storage.weights,
             cache=exact(held),
             prefill=self._prefill_bytes(geometry, storage, setting, target) + packed,
-            decode=packed
-            + (
-                self._decode_bytes(geometry, storage, setting, width)
-                if setting.path == EAGER
-                else _step_bytes(geometry, storage, setting, width, target)
-            ),
+            decode=packed + step,
             framework=_process(target),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
-            prefill_reason=f"a pass of {self._chunk(setting, target):,} tokens and what it leaves in sliding layers",
-            decode_reason="copying a layer's cache to append to it" if setting.path == EAGER else "logits",
+            prefill_reason=f"a chunk of {self._chunk(setting, target):,} tokens"
+            + (" and what it leaves in sliding-window layers" if _slides(geometry) else ""),
+            decode_reason="multiplying quantized weights" if packed.value > step.value else reason,
         )
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
@@ -233,12 +235,19 @@ class Transformers:
             ),
         )
 
-    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command:
+    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command | None:
         target = machine.target
+        if target.count > 1 or not swept(target):
+            return None
         own = model.as_stored and "quantization_config" in model.source.config  # which a sweep takes by itself
         quant = ("-q", setting.quant) if setting.quant in self.quants and not own else ()
         sizes = ("-c", str(setting.context), "-b", str(setting.batch))
-        path = ("--path", setting.path) if target.local and setting.path != usual_path(target) else ()
+        usual = (
+            None
+            if target.kind == "described"
+            else self.runs(usual_path(target), setting.quant, setting.dtype, target)
+        )
+        path = ("--path", setting.path) if setting.path != usual else ()
         device = ("--device", target.local) if target.local else ()
         return command("profile", "sweep", "-m", model.argument, quant, sizes, path, device)
 
@@ -270,6 +279,17 @@ class Transformers:
         logits = setting.batch * geometry.vocab * (width + 4)
         batched = exact(_batched_experts_bytes(geometry, storage, setting.batch, width))
         return batched + spread(layer + logits, logits, 2 * layer + 2 * logits)
+
+
+def _slides(geometry: Geometry) -> bool:
+    """Whether a prefill leaves more in caches than they hold: see ``retained_bytes``."""
+    mixers = (layer.mixer for layer in geometry.layers)
+    return any(isinstance(each, Attention) and each.window is not None and each.owns_cache for each in mixers)
+
+
+def swept(target: Target) -> bool:
+    """Whether ``profile sweep`` runs on such a device, as far as its maker tells."""
+    return target.local is not None or target.vendor not in ("AMD", "Apple", "Intel")
 
 
 def usual_path(target: Target) -> str:

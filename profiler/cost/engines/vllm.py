@@ -97,8 +97,8 @@ class Vllm:
             decode=buffers,
             framework=FRAMEWORK,
             host=HOST,
-            prefill_reason=f"a pass of {self._tokens(setting):,} tokens",
-            decode_reason="what the largest pass took stays reserved",
+            prefill_reason=f"a chunk of {self._tokens(setting):,} tokens",
+            decode_reason="what the largest chunk took stays reserved",
         )
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
@@ -178,7 +178,7 @@ def kv_bytes(setting: EngineRequest) -> float:
     """Bytes of an element of K and V. NotFound for a format without a rule."""
     kv = (setting.kv or "auto").casefold()
     if kv not in KV_BYTES:
-        raise unknown("KV format of vllm", kv, KV_BYTES)
+        raise unknown("KV cache type of vllm", kv, KV_BYTES)
     return KV_BYTES[kv]
 
 

@@ -50,8 +50,11 @@ def keep(store: Path, row: Measurement) -> None:
 
 def test_a_page_names_parts_gap_and_memory() -> None:
     text = run("explain", "gemma-4-26b-a4b", "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "32k").stdout
-    for word in ("prefill, 64 passes", "decode, one step", "experts", "cache, full layers", "% of the gap",
-                 "memory: loaded", "→ prefill", "→ decode", "to free the most", "in host memory"):  # fmt: skip
+    for word in ("1 sequence of 32,768 tokens", "prefill, 64 chunks: at best", "decode, one step: at best",
+                 "% of the best speed", "experts", "output head", "cache, full layers", "% of the lost time",
+                 "memory: loaded", "→ prefill", "→ decode",
+                 "to free the most memory: a smaller quantization (-q q4_k_s)",
+                 "of host memory (not counted in the peak)"):  # fmt: skip
         assert word in text
     assert len(text.splitlines()) < 45
 
@@ -90,11 +93,11 @@ def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_me
     keep(store, measured(decode_s=1e-4))
     words = ("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--on", "cpu", "--path", "eager")
     guessed = run(*words).stdout
-    assert "guessed ceiling" in guessed and "a bug of ours" not in guessed
-    assert "faster than the ceiling: profile calibrate can measure it" in guessed
+    assert "(a guess)" in guessed and "a bug in profile" not in guessed
+    assert "faster than the best time: profile calibrate can measure it" in guessed
     calibration.save(replace(MEASURED, fingerprint=calibration.fingerprint(devices.find("cpu"))))
     known = run(*words).stdout
-    assert "guessed" not in known and "this is a bug in profile" in known
+    assert "a guess" not in known and "this is a bug in profile" in known
 
 
 @pytest.mark.parametrize(
@@ -103,13 +106,33 @@ def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_me
         (["gemma-3-270m", "-c", "1k,2k"], "explain takes one case"),
         (["gemma-3-270m", "-q", "fp32,bf16"], "explain takes one case"),
         (["nosuch"], "unknown model"),
-        (["gemma-4-e2b", "-c", "256k"], "more than its 131,072 positions"),
+        (["gemma-4-e2b", "-c", "256k"], "supports at most 131,072 tokens"),
     ],
 )
 def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
     result = run("explain", *words)
     assert result.exit_code == 2
     assert said in result.stderr.splitlines()[0]
+
+
+def test_an_offload_verdict_is_explained_with_host_memory_apart() -> None:
+    words = ("gemma-4-31b", "--on", "rtx 4090", "-q", "bf16")
+    assert ": no, " in run("explain", *words).stdout
+    text = run("explain", *words, "--ram", "64GiB").stdout
+    assert ": offload, 38.3 GiB of weights in host memory" in text
+    assert "of the lost time is spent on weights in host memory." in text
+    assert "  the peak is in prefill: 23.5 GiB (" in text
+    assert "  plus 38.3 GiB of weights and 1.46 GiB of host memory (not counted in the peak)" in text
+    slower = run("explain", *words, "--ram", "64GiB", "--ram-bandwidth", "10", "--engine", "llama.cpp", "-q", "bf16")
+    assert slower.exit_code == 0
+
+
+def test_buffers_are_named_by_what_the_model_and_the_device_have() -> None:
+    quantized = run("explain", "qwen3.5-4b", "-q", "nf4", "--on", "cpu").stdout
+    assert "for multiplying quantized weights\n" in quantized and "logits" not in quantized
+    assert "sliding" not in quantized
+    assert "for logits\n" in run("explain", "qwen3.5-4b", "-q", "bf16", "--on", "rtx 4090").stdout
+    assert "in sliding-window layers" in run("explain", "gemma-3-270m", "--on", "rtx 4090").stdout
 
 
 def test_another_engine_is_not_told_what_transformers_took(store: Path) -> None:

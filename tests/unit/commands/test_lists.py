@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -117,3 +118,9 @@ def test_a_file_of_ones_own_is_printed_without_terminal_control(profile: Any, tm
     path = tmp_path / "mine.toml"
     path.write_text('# left\u202eto right\ndescription = "mine"\ncontexts = 1\nbatches = 1\nsteps = 1\n')
     assert profile("scenarios", str(path)).out.splitlines()[:2] == ["# leftto right", 'description = "mine"']
+
+
+def test_the_catalog_shows_the_figures_of_data_sheets(profile: Any) -> None:
+    lines = profile("devices", "--catalog").out.splitlines()
+    (line,) = [re.split(r" {2,}", line) for line in lines if line.startswith("RTX 4090 ")]
+    assert line[2:7] == ["24.0 GiB", "1,008", "165.2", "660.6", "450"]

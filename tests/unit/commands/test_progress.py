@@ -36,7 +36,7 @@ def show(monkeypatch: pytest.MonkeyPatch, name: str) -> str:
 
 def test_the_case_its_phase_and_the_time_left_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     text = show(monkeypatch, "tiny")
-    for part in ("tiny bf16 c=512 b=1", "decode 2/3", "1/2", "about 75.0 s left", "warning: tiny", "oom: too large"):
+    for part in ("tiny bf16 c=512 b=1", "decode 2/3", "1/2", "about 1m 15s left", "warning: tiny", "oom: too large"):
         assert part in text.replace("\n", " "), part
 
 
@@ -74,6 +74,16 @@ def test_a_long_sweep_leaves_a_line_for_each_case_in_a_log(
         "1/3 tiny bf16 c=512 b=1: prefill 8.0 t/s, decode 2.0 t/s, 31.0 s; about 4m 00s left",
         "3/3 tiny bf16 c=512 b=1: prefill 8.0 t/s, decode 2.0 t/s, 8.00 s",
     ]
+
+
+def test_an_estimate_near_zero_is_not_given_to_the_millisecond(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 3.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with Progress(4, lambda: 0.0, shown=False, lines=True) as progress:
+        progress.row(measured())
+    assert capsys.readouterr().err.endswith(", 3.00 s; a few seconds left\n")
 
 
 def test_a_short_sweep_leaves_no_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:

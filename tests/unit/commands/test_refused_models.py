@@ -125,13 +125,13 @@ def test_fit_leaves_out_a_model_that_does_not_reach_the_context(profile: Any) ->
     ran = profile("fit", "gemma-3-270m", "qwen3.5-9b", "-c", "100k", "-o", "json", "--on", "4090")
     assert {row["model"] for row in json.loads(ran.out)} == {"qwen3.5-9b"}
     assert ran.code == 1
-    assert "refused: gemma-3-270m: 102,400 tokens are more than its 32,768 positions" in ran.err
+    assert "refused: gemma-3-270m supports at most 32,768 tokens, not 102,400" in ran.err
 
 
 def test_fit_says_a_mistake_of_all_models_once(profile: Any) -> None:
     ran = profile("fit", "qwen3-0.6b", "qwen3-8b", "--engine", "llama.cpp", "--kv", "q2")
     assert ran.code == 2
-    assert ran.err.startswith("Error: unknown KV format of llama.cpp: q2\n")
+    assert ran.err.startswith("Error: unknown KV cache type of llama.cpp: q2\n")
 
 
 @pytest.fixture

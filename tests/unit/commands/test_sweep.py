@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_a_case_that_the_plan_leaves_out_is_a_row_but_no_failure(sweep: Any) -> 
     ran = sweep("-c", "128,8k", "-n", "4")
     assert ran.code == 0
     reasons = {row["case"]["context"]: (row["outcome"], row["reason"]) for row in ran.rows}
-    assert reasons == {128: ("ok", None), 8192: ("skipped", "needs 8,192 positions, the model has 4,096")}
+    assert reasons == {128: ("ok", None), 8192: ("skipped", "the model supports at most 4,096 tokens")}
 
 
 def test_a_case_that_cannot_fit_the_memory_limit_is_not_tried(sweep: Any) -> None:
@@ -188,7 +189,7 @@ def test_a_dry_run_measures_nothing_and_makes_no_store(sweep: Any, tmp_path: Pat
         ("skip", "fp32", 8192),
         ("skip", "nf4", 8192),
     ]
-    assert ran.rows[4]["reason"] == "needs 8,192 positions, the model has 4,096"
+    assert ran.rows[4]["reason"] == "the model supports at most 4,096 tokens"
     for row in ran.rows[:4]:
         assert row["load_s"] > 0 and row["run_s"] > 0 and row["weights_bytes"] > 0
         assert row["peak_bytes"]["low"] <= row["peak_bytes"]["value"] <= row["peak_bytes"]["high"]
@@ -236,6 +237,18 @@ def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
     for title in ("plan", "weights size", "cache", "peak", "load", "run"):
         assert title in head
     assert "MiB" in line and " s" in line
+
+
+def test_a_dry_run_of_two_paths_tells_them_apart_and_says_what_is_paid_once(sweep: Any) -> None:
+    head, _, *lines = sweep("-c", "128,256", "--path", "eager,static", "--dry-run", output="table").out.splitlines()
+    cells = [dict(zip(re.split(r" {2,}", head), re.split(r" {2,}", line), strict=False)) for line in lines[:4]]
+    assert sorted((row["path"], row["context"]) for row in cells) == [
+        (path, context) for path in ("eager", "static") for context in ("128", "256")
+    ]
+    assert "load: cases that share a worker pay it once, together." in lines
+    alone = sweep("-c", "128", "--path", "eager", "--dry-run", output="table").out
+    assert "path" not in alone and "load:" not in alone
+    assert "load:" not in sweep("-c", "128,256", "--dry-run", output="csv").out
 
 
 @pytest.mark.parametrize(

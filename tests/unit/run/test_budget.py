@@ -11,6 +11,7 @@ from profiler.case import Case
 from profiler.run import plan as run_plan
 from profiler.run.plan import Planned, SweepPlan
 from profiler.run.repetitions import Effort
+from profiler.show import plan as show_plan
 from profiler.units import GIB
 
 Costs = dict[str, tuple[float, list[float]]]  # quant → seconds to load, seconds of its cases by context
@@ -52,6 +53,14 @@ def test_every_load_gets_a_case_before_any_gets_a_second(plan_of: Any) -> None:
     chosen = run_plan.choose(plan_of(COSTS), 70)  # 13 + 15 + 40 = 68
     assert names(chosen) == ["nf4 128", "fp32 128", "bf16 128"]
     assert len(chosen.skipped) == 6
+
+
+def test_a_plan_says_when_a_larger_case_takes_less_time_than_a_smaller_one(plan_of: Any) -> None:
+    said = "run: slower cases repeat fewer times, so a larger one can take less time.\n"
+    for runs, falls in (([5.0, 20.0, 15.0], True), ([5.0, 20.0, 20.0], False)):
+        text = show_plan.render(plan_of({"fp32": (10, runs)}), {}, 20 * GIB, "table")
+        assert text.endswith(said) == falls
+        assert "load: cases that share a worker pay it once, together.\n" in text
 
 
 def test_the_cheapest_of_the_rest_fill_what_is_left(plan_of: Any) -> None:

@@ -99,7 +99,7 @@ def test_a_longer_budget_never_chooses_smaller_models(choose: Any, make_cpu: Any
 def test_a_time_that_no_pair_keeps_is_said_with_what_it_needs(choose: Any, make_cpu: Any) -> None:
     words = choose(make_cpu(free_gib=30), budget_s=10).words
     assert words.startswith("no model named (-m): gemma-4-e2b fp32 and qwen3.5-0.8b fp32 need about ")
-    assert words.endswith(", more than the 10.0 s there are; what fits is measured, cheapest first")
+    assert words.endswith(", more than the 10.0 s budget; cases run cheapest first until it is used up")
     assert "within" not in words
 
 

@@ -36,7 +36,7 @@ def test_a_load_whose_cases_lie_apart_in_the_grid_is_still_one(make_points: Any,
 def test_a_context_beyond_the_models_positions_is_left_out(make_points: Any, make_cpu: Any) -> None:
     plan = run_plan.make(make_points("gemma-3-1b", contexts=(32768, 32769)), make_cpu(), EFFORT, 20 * GIB)
     assert [planned.case.context for planned in plan.cases] == [32768]
-    assert [skip.reason for skip in plan.skipped] == ["needs 32,769 positions, the model has 32,768"]
+    assert [skip.reason for skip in plan.skipped] == ["the model supports at most 32,768 tokens"]
 
 
 def test_weights_that_cannot_fit_are_left_out_with_both_sizes(make_points: Any, make_cpu: Any) -> None:
