@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from profiler import devices
 from profiler.commands import options
 from profiler.cost import engines, estimate, explanation
 from profiler.cost.engines.base import EngineRequest
@@ -13,12 +14,16 @@ from profiler.cost.machine import SPLITS, Split
 from profiler.decode_path import PATHS
 from profiler.devices.target import Target
 from profiler.models.resolve import Model
+from profiler.results import environment
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, existing
 from profiler.run.fit import FitRequest, one_case
 from profiler.show import explain as show_explain
 from profiler.show import output as show_output
 from profiler.show.progress import say
+
+BACKEND = "hf"  # what runs ``estimate.ENGINE``
+MOST_CHANGES = 3
 
 
 @click.command(
@@ -97,16 +102,31 @@ def explain(
 
 
 def stored(model: Model, target: Target, setting: EngineRequest, store: Path | None) -> list[Measurement]:
-    """The measurements of the case on this device with any decode path, the newest first."""
+    """The measurements of the case here with any decode path, the newest first.
+
+    A store may hold rows of other machines, limits, libraries, backends and numbers of threads, which this prediction
+    is not about. If it has only such rows, a line on stderr says so.
+    """
     if target.local is None or target.count > 1 or existing(store) is None:
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
     with Store.open(store, create=False) as opened:
         rows = [
             row
-            for row in opened.newest()
-            if row.case.model_id in ids
+            for row in opened.latest()
+            if row.outcome == "ok"
+            and row.case.model_id in ids
             and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
             == (setting.quant, setting.dtype, setting.context, setting.batch, target.local)
+            and row.case.backend == BACKEND
+            and row.case.threads is None
         ]
-    return rows[::-1]
+    if not rows:
+        return []
+    snapshot = environment.snapshot(devices.find(target.local))
+    key = environment.environment_key(snapshot)
+    here = [row for row in rows if environment.environment_key(row.environment) == key]
+    if not here:
+        changed = "; ".join(environment.differences(rows[-1].environment, snapshot)[:MOST_CHANGES])
+        say(f"this case was measured only on another machine or with other software: {changed}")
+    return here[::-1]
