@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -102,11 +103,7 @@ def explain(
 
 
 def stored(model: Model, target: Target, setting: EngineRequest, store: Path | None) -> list[Measurement]:
-    """The measurements of the case here with any decode path, the newest first.
-
-    A store may hold rows of other machines, limits, libraries, backends and numbers of threads, which this prediction
-    is not about. If it has only such rows, a line on stderr says so.
-    """
+    """The measurements of the case on this machine with any decode path, the newest first."""
     if target.local is None or target.count > 1 or existing(store) is None:
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
@@ -121,12 +118,17 @@ def stored(model: Model, target: Target, setting: EngineRequest, store: Path | N
             and row.case.backend == BACKEND
             and row.case.threads is None
         ]
+    return _here(rows, target.local)[::-1]
+
+
+def _here(rows: Sequence[Measurement], device: str) -> list[Measurement]:
+    """The rows of this machine, its limits and its software. If there are only others, a line on stderr says so."""
     if not rows:
         return []
-    snapshot = environment.snapshot(devices.find(target.local))
+    snapshot = environment.snapshot(devices.find(device))
     key = environment.environment_key(snapshot)
     here = [row for row in rows if environment.environment_key(row.environment) == key]
     if not here:
         changed = "; ".join(environment.differences(rows[-1].environment, snapshot)[:MOST_CHANGES])
         say(f"this case was measured only on another machine or with other software: {changed}")
-    return here[::-1]
+    return here
