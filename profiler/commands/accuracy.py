@@ -27,16 +27,18 @@ FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
 def accuracy(run: str | None, store: Path | None, output: str) -> int:
     """Compare each stored measurement with its prediction, the largest errors first.
 
-    The rows are those of RUN, or of every case in the store. peak_bytes is the higher peak of prefill and decode; the
-    peak while loading is a separate figure. Below the table, each figure has its mean and median error and the share
-    of measurements within the predicted range, which should be nine in ten.
+    The rows are those of RUN, or the newest of every case on every machine in the store. peak_bytes is the higher
+    peak of prefill and decode; the peak while loading is a separate figure. Below the table, each figure has its mean
+    and median error and the share of measurements within the predicted range, which should be nine in ten.
     """
     with Store.open(store, create=False) as opened:
-        measured = list(opened.rows(opened.find_run(run)) if run is not None else opened.newest())
+        measured = list(opened.rows(opened.find_run(run)) if run is not None else opened.latest())
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
     if not found:
         say("no stored row has a prediction")
-    if text := show_output.render(found, _cells, output):  # printing "" would write a byte order mark in UTF-16
+    several = len({row["machine"] for row in found}) > 1
+    text = show_output.render(found, lambda row: _cells(row, several), output)
+    if text:  # printing "" would write a byte order mark in UTF-16
         click.echo(text, nl=False)
     lines = summary(found)
     left_out = sum(disturbed(one, figure) for one in measured for figure in FIGURES)
@@ -63,6 +65,7 @@ def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
                     "context": case.context,
                     "batch": case.batch,
                     "device": case.device,
+                    "machine": (measurement.environment.get("device") or {}).get("title"),
                     "figure": figure,
                     "predicted": predicted["value"],
                     "low": predicted["low"],
@@ -109,9 +112,10 @@ def _measured(measurement: Measurement, figure: str) -> float | None:
     return rate.median if rate else None
 
 
-def _cells(row: show_output.JsonRow) -> dict[str, str]:
+def _cells(row: show_output.JsonRow, several: bool) -> dict[str, str]:
     text = bytes_text if row["figure"].endswith("_bytes") else rate_text
-    return {
+    machine = UNKNOWN if row["machine"] is None else printable(row["machine"], 40)
+    return ({"machine": machine} if several else {}) | {
         "model": printable(row["model"], 40),
         "quant": printable(row["quant"], 40),
         "context": f"{row['context']:,}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from profiler import backends
+from profiler import backends, devices
 from profiler.commands import options
 from profiler.console import say
 from profiler.cost import engines, explanation
@@ -14,11 +15,14 @@ from profiler.cost.machine import SPLITS, Split
 from profiler.cost.prediction import Prediction
 from profiler.decode_path import PATHS
 from profiler.models.resolve import Model
+from profiler.results import environment
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, existing
 from profiler.run.fit import FitRequest, one_case
 from profiler.show import explain as show_explain
 from profiler.show import output as show_output
+
+MOST_CHANGES = 3
 
 
 @click.command(
@@ -108,7 +112,7 @@ def explain(
 
 
 def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
-    """The measurements of the case in this engine on this device with any decode path, the newest first."""
+    """The measurements of the case in this engine on this machine with any decode path, the newest first."""
     target, setting = prediction.machine.target, prediction.setting
     if target.local is None or target.count > 1 or existing(store) is None:
         return []
@@ -116,11 +120,26 @@ def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Mea
     with Store.open(store, create=False) as opened:
         rows = [
             row
-            for row in opened.newest()
-            if row.case.model_id in ids
+            for row in opened.latest()
+            if row.outcome == "ok"
+            and row.case.model_id in ids
             and (backend := backends.of_row(row.case.backend)) is not None
             and backend.engine == prediction.engine.name
             and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
             == (setting.quant, setting.dtype, setting.context, setting.batch, target.local)
+            and row.case.threads is None
         ]
-    return rows[::-1]
+    return _here(rows, target.local)[::-1]
+
+
+def _here(rows: Sequence[Measurement], device: str) -> list[Measurement]:
+    """The rows of this machine, its limits and its software. If there are only others, a line on stderr says so."""
+    if not rows:
+        return []
+    snapshot = environment.snapshot(devices.find(device))
+    key = environment.environment_key(snapshot)
+    here = [row for row in rows if environment.environment_key(row.environment) == key]
+    if not here:
+        changed = "; ".join(environment.differences(rows[-1].environment, snapshot)[:MOST_CHANGES])
+        say(f"this case was measured only on another machine or with other software: {changed}")
+    return here

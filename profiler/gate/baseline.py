@@ -30,21 +30,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from profiler import backends, files
 from profiler.case import Case, Task
 from profiler.decode_path import EAGER
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import BadContent, Budget, json_value, read_bytes
-from profiler.gate.bench import threads_of
+from profiler.gate.bench import METRICS, GateClock, threads_of
 from profiler.gate.rule import BOUNDS, GateVerdict, RegressionRule
 from profiler.gate.trial import percent
 from profiler.results import stats
 from profiler.results.environment import differences
 from profiler.results.measurement import Measurement
 from profiler.results.stats import percentile
-from profiler.results.validity import check, check_part
+from profiler.results.validity import check, check_part, shown
 from profiler.shell import Command, command
 from profiler.units import MAX_BYTES, printable
 
@@ -52,6 +52,7 @@ SETTLE = "measure both versions in turns, where REV is a revision, an environmen
 
 FORMAT = "llm-hwprofile baseline"
 SCHEMA = 1
+CLOCKS = get_args(GateClock)
 BUDGET = Budget(nbytes=64 * 1024**2, values=2**22)  # thousands of cases with all their sessions
 SHORTEST_S, LONGEST_S = 1e-9, 1e9  # of a block: ratios of such times, and their logarithms, are finite
 MAX_SESSIONS = 30  # the oldest are dropped: they say little about the machine of today
@@ -184,15 +185,18 @@ def write(path: Path, baseline: Baseline) -> None:
 
 
 def _parsed(content: Any) -> Baseline:
-    if content["format"] != FORMAT:
+    if _object(content, "it")["format"] != FORMAT:
         raise ValueError("it is not a baseline")
-    if type(content["schema"]) is not int or content["schema"] > SCHEMA:
+    if type(schema := content["schema"]) is not int or schema < 1:
+        raise ValueError(f"schema is {shown(schema)}, must be a whole number from 1")
+    if schema > SCHEMA:
         raise ProfileError("a newer version of profile wrote it", "Update profile, or name another file.")
-    return Baseline({str(name): _entry(entry) for name, entry in content["cells"].items()})
+    cells = _object(content["cells"], "cells")
+    return Baseline({name: _entry(_object(entry, printable(name, 80))) for name, entry in cells.items()})
 
 
 def _entry(content: Mapping[str, Any]) -> BaselineEntry:
-    figures = {name: value for name, value in content["facts"].items() if name in BOUNDS}
+    figures = {name: value for name, value in _object(content["facts"], "facts").items() if name in BOUNDS}
     if not all(type(value) is int and 0 <= value <= MAX_BYTES for value in figures.values()):
         raise ValueError("a figure is not a number of bytes or tokens")
     check(Case, content["case"], "case")
@@ -205,17 +209,34 @@ def _entry(content: Mapping[str, Any]) -> BaselineEntry:
         figures=figures,
         environment=content["environment"],
         threads=content["threads"],
-        sessions=tuple(_session(session) for session in content["sessions"]),
+        sessions=tuple(_session(_object(each, "a session")) for each in _list(content["sessions"], "sessions")),
         step=ran,
     )
 
 
 def _session(content: Mapping[str, Any]) -> BaselineSession:
-    blocks = {metric: tuple(_times(values)) for metric, values in content["blocks"].items()}
+    if (clock := content["clock"]) not in CLOCKS:
+        raise ValueError(f"the clock of a session is {shown(clock)}, must be {' or '.join(CLOCKS)}")
+    by_metric = _object(content["blocks"], "blocks")
+    if unknown := by_metric.keys() - set(METRICS):
+        raise ValueError(f"blocks holds {shown(min(unknown))}, must be {' or '.join(METRICS)}")
+    blocks = {metric: tuple(_times(_list(values, metric))) for metric, values in by_metric.items()}
     reference = content["reference_s"]
     return BaselineSession(
-        str(content["at"]), str(content["clock"]), blocks, None if reference is None else next(_times([reference]))
+        str(content["at"]), clock, blocks, None if reference is None else next(_times([reference]))
     )
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {shown(value)}, must be an object")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is {shown(value)}, must be a list")
+    return value
 
 
 def _times(values: Iterable[Any]) -> Iterator[float]:
@@ -250,11 +271,14 @@ def machine_slower(before: float | None, now: float | None) -> float | None:
     return now / before - 1
 
 
-def threshold(entry: BaselineEntry, metric: str, rule: RegressionRule) -> float:
-    """τ − 1: the slowdown above which a comparison with stored times fails."""
-    medians = sorted(
-        statistics.median(session.blocks[metric]) for session in entry.sessions if metric in session.blocks
-    )
+def timed(entry: BaselineEntry, metric: str, clock: str) -> list[BaselineSession]:
+    """The sessions of an entry that a time by ``clock`` can be compared with."""
+    return [each for each in entry.sessions if each.clock == clock and len(each.blocks.get(metric, ())) > 1]
+
+
+def threshold(history: Sequence[BaselineSession], metric: str, rule: RegressionRule) -> float:
+    """τ − 1: the slowdown above which a comparison with the sessions of ``timed`` fails."""
+    medians = sorted(statistics.median(session.blocks[metric]) for session in history)
     if len(medians) < ENOUGH:
         return max(rule.delta, FEW)
     first, third = percentile(medians, 0.25), percentile(medians, 0.75)
@@ -282,7 +306,7 @@ def verdict(
     if changed:
         reason = f"this is not the machine of the baseline: {'; '.join(changed[:4])}"
         return GateVerdict(case, name, "INCOMPARABLE", reason, SETTLE, str(settle))
-    history = [s for s in entry.sessions if s.clock == now.clock and len(s.blocks.get(metric, ())) > 1]
+    history = timed(entry, metric, now.clock)
     if not history:
         return GateVerdict(case, name, "INCOMPARABLE", "the baseline has no times for it", front.if_meant)
     if len(now.blocks) < 2:
@@ -290,7 +314,7 @@ def verdict(
         return GateVerdict(case, name, "INCONCLUSIVE", reason, "stop other work on the machine")
     before = statistics.median(statistics.median(session.blocks[metric]) for session in history)
     mean, low, high = (math.exp(value) for value in _bounds([math.log(t / before) for t in now.blocks], rule.alpha))
-    tau = threshold(entry, metric, rule)
+    tau = threshold(history, metric, rule)
     slower = machine_slower(history[-1].reference_s, now.reference_s)
     coarse = f"stored times resolve only slowdowns above {percent(tau)} here"
     found = GateVerdict(

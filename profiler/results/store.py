@@ -275,13 +275,6 @@ class Store:
             rows = dict(zip(sorted(ids), self._each(query, tuple(ids)), strict=True))
             yield from (rows[row] for row in ids)
 
-    def newest(self) -> Iterator[Measurement]:
-        """The last ``ok`` row of every case, of all runs, oldest first; step times as for ``each``."""
-        return self._each(
-            "SELECT content, id, environment FROM measurements WHERE id IN"
-            " (SELECT MAX(id) FROM measurements WHERE outcome = 'ok' GROUP BY key) ORDER BY id"
-        )
-
     def latest(self) -> Iterator[Measurement]:
         """The last row of every case in every environment of equal speed, an ``ok`` one if there is; oldest first.
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -42,12 +43,17 @@ MOST_FILES = 1000
 MOST_BYTES_TOGETHER = 64 << 20
 BUDGET = Budget(nbytes=MOST_BYTES, depth=32)
 ROLES = ("system", "user", "assistant", "tool")
+FORMS = "Write <!-- document: seed 1, 28000 tokens -->, <!-- questions -->, <!-- user --> or <!-- language: el -->."
 MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id"}
 
 _TURN = re.compile(r"^<!-- (system|user|assistant) -->$", re.MULTILINE)
 _HEADER = re.compile(r"^<!-- (language|expected): (.+) -->$\n?", re.MULTILINE)
 _DOCUMENT = re.compile(r"^<!-- document: seed (\d{1,9}), (\d{1,9}) tokens -->$", re.MULTILINE)
 _QUESTIONS = re.compile(r"^<!-- questions -->$", re.MULTILINE)
+_MEANT = re.compile(  # what is left of an instruction that none of these read
+    r"^[ \t]*<!--\s*(?:(?:system|user|assistant|questions)\s*-->|(?:language|expected|document)\s*:).*$",
+    re.MULTILINE | re.IGNORECASE,
+)
 
 Message = dict[str, Any]  # role, content, and of tools tool_calls or tool_call_id
 
@@ -82,7 +88,13 @@ def prompts(scenario: str) -> list[Prompt]:
         raise ProfileError(f"scenario {found.name} has no prompts", f"Scenarios with prompts: {', '.join(named)}.")
     folder = None if scenario in grid.names() else Path(scenario).parent
     answer_tokens = found.answer_tokens or ANSWER_TOKENS
-    return [prompt for name in found.prompts for prompt in _read(name, folder, found.name, answer_tokens)]
+    read = [prompt for name in found.prompts for prompt in _read(name, folder, found.name, answer_tokens)]
+    counted = Counter(prompt.name for prompt in read)
+    if twice := next((name for name, count in counted.items() if count > 1), None):
+        raise ProfileError(
+            f"scenario {found.name} has two prompts named {twice}, whose results could not be told apart"
+        )
+    return read
 
 
 def own_prompts(path: Path, answer_tokens: int = ANSWER_TOKENS) -> list[Prompt]:
@@ -134,7 +146,7 @@ def _read(name: str, folder: Path | None, kind: str, answer_tokens: int) -> Iter
     shown = f"prompt {printable(file)}" if isinstance(file, Path) else f"prompt {name}"
     content = read_bytes(file, MOST_BYTES, shown) if isinstance(file, Path) else file.read_bytes()
     stem = printable(PurePosixPath(name).stem)
-    if name.endswith(".json"):
+    if name.casefold().endswith(".json"):
         yield from _agent(content, shown, stem, kind, answer_tokens)
     else:
         yield _conversation(_text(content, shown), shown, stem, kind, answer_tokens)
@@ -234,8 +246,15 @@ class _Writer:
         return "\n".join(fact.answer for fact in self.facts) if self.asked else None
 
     def filled(self, text: str) -> str:
+        self.check(_QUESTIONS.sub("", _DOCUMENT.sub("", text)))
         text = _DOCUMENT.sub(lambda mark: self.document(int(mark[1]), int(mark[2])), text)
         return _QUESTIONS.sub(lambda mark: self.questions(), text)
+
+    def check(self, text: str) -> None:
+        """ProfileError for a misspelt instruction: sent as it is, a prompt of 28,000 tokens would have twenty."""
+        if left := _MEANT.search(text):
+            what = f"{self.shown} has an instruction that cannot be read"
+            raise ProfileError(f"{what}: {printable(left[0].strip(), 80)}", FORMS)
 
     def document(self, seed: int, tokens: int) -> str:
         self.tokens += tokens

@@ -15,6 +15,7 @@ from profiler.case import Case
 from profiler.cli import main
 from profiler.devices import calibration
 from profiler.models.resolve import resolve
+from profiler.results import environment
 from profiler.results.measurement import Caution, DecodePath, Measurement, Memory, Sample
 from profiler.results.store import Store
 
@@ -43,9 +44,11 @@ def measured(decode_s: float) -> Measurement:
                        started_at="2026-11-24T04:00:00Z", expected=beside)  # fmt: skip
 
 
-def keep(store: Path, row: Measurement) -> None:
+def keep(store: Path, row: Measurement, **elsewhere: object) -> None:
+    """Store a row of this machine, or of one that differs from it in parts of its environment."""
+    content = environment.snapshot(devices.find("cpu")) | elsewhere
     with Store.open(store) as opened:
-        opened.append(opened.start_run(["sweep"], {}), row)
+        opened.append(opened.start_run(["sweep"], content), replace(row, environment=content))
 
 
 def test_a_page_names_parts_gap_and_memory() -> None:
@@ -70,6 +73,23 @@ def test_what_was_measured_here_stands_beside(store: Path) -> None:
     words = ("explain", "gemma-3-270m", "-q", "fp32", "--on", "cpu", "--path", "eager", "-c")
     assert "measured 100 ms" in run(*words, "128").stdout
     assert "measured" not in run(*words, "256").stdout
+
+
+@pytest.mark.parametrize("limits", [{}, {"cores": 0.5, "cpus": [0]}])
+def test_what_another_machine_or_limit_measured_does_not_stand_for_this_one(store: Path, limits: dict) -> None:
+    keep(store, measured(decode_s=0.8), **({"limits": limits} if limits else {"cpu": {"title": "Other CPU"}}))
+    result = run("explain", "gemma-3-270m", "-q", "fp32", "--on", "cpu", "--path", "eager", "-c", "128")
+    assert "measured" not in result.stdout
+    assert "this case was measured only on another machine or with other software: " in result.stderr
+    assert ("CPU time allowed 0.5 → " if limits else "Other CPU → ") in result.stderr
+
+
+@pytest.mark.parametrize("other", [{"backend": "fake"}, {"threads": 7}])
+def test_made_up_figures_and_other_threads_are_no_measurement_of_the_case(store: Path, other: dict) -> None:
+    row = measured(decode_s=0.8)
+    keep(store, replace(row, case=replace(row.case, **other)))
+    words = ("explain", "gemma-3-270m", "-q", "fp32", "--on", "cpu", "--path", "eager", "-c", "128")
+    assert "measured" not in run(*words).output
 
 
 def test_another_path_is_told_apart_from_what_was_predicted(store: Path) -> None:
@@ -148,6 +168,16 @@ def test_accuracy_lists_predicted_beside_measured_and_counts_what_is_covered(sto
     assert "peak_bytes: 1 cases, off by 6.2% on average, median -6.2%, 100% within their range" in result.output
     rows = json.loads(run("accuracy", "-o", "json").stdout)
     assert [row["figure"] for row in rows] == ["decode_tps", "peak_bytes", "prefill_tps"]  # furthest off first
+
+
+def test_accuracy_counts_a_case_on_each_machine_that_measured_it(store: Path) -> None:
+    keep(store, measured(decode_s=0.8))
+    keep(store, measured(decode_s=0.4), device={"name": "cpu", "kind": "cpu", "title": "Other CPU"})
+    result = run("accuracy")
+    assert "decode_tps: 2 cases, off by 40.0% on average" in result.output
+    assert "Other CPU" in result.output
+    titles = {row["machine"] for row in json.loads(run("accuracy", "-o", "json").stdout)}
+    assert titles == {"Other CPU", devices.find("cpu").title}
 
 
 def test_accuracy_leaves_out_a_speed_that_says_it_was_disturbed(store: Path) -> None:

@@ -110,10 +110,20 @@ def sessions(*medians: float) -> BaselineEntry:
 
 
 def test_ten_sessions_say_how_much_sessions_differ() -> None:
-    assert baseline.threshold(sessions(*[1.0] * 9), "decode", RULE) == baseline.FEW
-    assert baseline.threshold(sessions(*[1.0] * 10), "decode", RULE) == RULE.delta
+    assert baseline.threshold(sessions(*[1.0] * 9).sessions, "decode", RULE) == baseline.FEW
+    assert baseline.threshold(sessions(*[1.0] * 10).sessions, "decode", RULE) == RULE.delta
     spread = sessions(*(1 + n / 100 for n in range(11)))  # quartiles 1.025 and 1.075, median 1.05
-    assert baseline.threshold(spread, "decode", RULE) == pytest.approx((1.075 + 3 * 0.05) / 1.05 - 1)
+    assert baseline.threshold(spread.sessions, "decode", RULE) == pytest.approx((1.075 + 3 * 0.05) / 1.05 - 1)
+
+
+def test_sessions_by_another_clock_or_without_times_do_not_widen_what_fails() -> None:
+    found = measured()
+    entry = found.entry()
+    others = [BaselineSession("2026", "wall", {"decode": (10.0**n,) * 6}) for n in range(-4, 8)]
+    others.append(BaselineSession("2026", "cpu", {"decode": ()}))
+    wider = Baseline({found.name: replace(entry, sessions=(*others, *entry.sessions))})
+    by_metric = {each.metric: each for each in suite.against(found, wider, RULE, ("prefill", "decode"))}
+    assert by_metric["decode_cpu_s"].detectable == baseline.FEW
 
 
 def test_another_machine_is_incomparable_in_time_and_peak_and_comparable_in_what_follows_from_the_case() -> None:
@@ -274,7 +284,25 @@ SPOILT = {
     "a case of a newer version": json.dumps(whole()).replace('"model":', '"colour": 1, "model":', 1),
     "deep nesting": "[" * 100_000,
     "control characters": '{"format": "\x1b[31m"}',
+    "a schema before the first": json.dumps(whole() | {"schema": -4}),
+    "another clock": json.dumps(whole()).replace('"clock": "cpu"', '"clock": "CPU"'),
+    "another phase": json.dumps(whole()).replace('"decode": [', '"decod": [', 1),
 }
+FORMS = {
+    "cells is a list, must be an object": {"cells": []},
+    "cell is 5, must be an object": {"cells": {"cell": 5}},
+    "facts is null, must be an object": {"cells": {"cell": measured().entry().to_json() | {"facts": None}}},
+    "sessions is": {"cells": {"cell": measured().entry().to_json() | {"sessions": {"a": 1}}}},
+    "a session is 7, must be an object": {"cells": {"cell": measured().entry().to_json() | {"sessions": [7]}}},
+}
+
+
+@pytest.mark.parametrize("wrong", FORMS)
+def test_a_baseline_of_another_form_says_which_part_is_wrong(wrong: str, tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps(whole() | FORMS[wrong]))
+    with pytest.raises(ProfileError, match=wrong):
+        baseline.read(path)
 
 
 @pytest.mark.parametrize("what", SPOILT)

@@ -35,7 +35,6 @@ def test_rows_one_after_the_other_are_those_at_once_with_their_step_times(filled
     at_once = filled.rows()
     assert list(filled.each()) == list(filled.latest()) == at_once
     assert [stats.steps(row) for row in filled.each()] == [stats.steps(row) for row in at_once]
-    assert len(list(filled.newest())) == 4
 
 
 def test_samples_of_a_stored_row_are_made_when_they_are_looked_at(filled: Any, make: Any) -> None:

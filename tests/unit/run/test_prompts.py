@@ -218,6 +218,13 @@ def test_turns_language_and_expected_answer_are_read(tmp_path: Path) -> None:
     )
 
 
+def test_two_prompts_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.md").write_text("two")
+    with pytest.raises(ProfileError, match="two prompts named a"):
+        prompts(mine(tmp_path, '["a.md", "b/a.md"]', a_md="one"))
+
+
 def test_a_comment_of_html_is_no_instruction(tmp_path: Path) -> None:
     (prompt,) = prompts(mine(tmp_path, '"a.md"', a_md="Improve this:\n<!-- navigation -->\n<nav>"))
     assert prompt.text == "Improve this:\n<!-- navigation -->\n<nav>"
@@ -259,6 +266,13 @@ DOCUMENT = "<!-- document: seed 1, {} tokens -->\n"
         ("a.md", "<!-- assistant -->\n\n<!-- user -->\nx", "has an empty turn of assistant"),
         ("a.md", "<!-- language: de -->\n", "has an empty turn of user"),
         ("a.md", DOCUMENT.format(10), "a document has 1,024 to 262,144 tokens, not 10"),
+        ("a.md", "<!-- document: seed 1, 28k tokens -->\nx", "cannot be read: <!-- document: seed 1, 28k tokens -->"),
+        ("a.md", "<!-- Document: seed 1, 2800 tokens -->\nx", "cannot be read: <!-- Document"),
+        ("a.md", "<!--questions-->\nx", "cannot be read: <!--questions-->"),
+        ("a.md", "<!-- User -->\nx", "cannot be read: <!-- User -->"),
+        ("a.md", "<!-- user -->\nx\n<!-- expected: 5 -->\n", "cannot be read: <!-- expected: 5 -->"),
+        ("a.md", "<!-- expected: -->\nx", "cannot be read: <!-- expected: -->"),
+        ("a.JSON", "[", "is not valid JSON"),
         ("a.md", DOCUMENT.format(200_000) * 2, "documents of more than 262,144 tokens"),
         ("a.json", "[", "is not valid JSON"),
         ("a.json", "[" * 40 + "]" * 40, "nested"),
