@@ -275,7 +275,7 @@ def _machines(request: FitRequest, engine: Engine) -> list[Machine]:
         raise ProfileError(f"--ram-bandwidth {request.ram_bandwidth} is no bandwidth")
     speed = RAM_BYTES_S if request.ram_bandwidth is None else request.ram_bandwidth * 1e9
     found = [targets.find(text) for text in request.on or (None,)]
-    return [Machine(target, split, request.ram_bytes, speed) for target in found]
+    return [Machine(target, split, None if target.unified else request.ram_bytes, speed) for target in found]
 
 
 def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machine]) -> None:
@@ -286,7 +286,7 @@ def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machi
         )
     if request.ram_bandwidth is not None and request.ram_bytes is None:
         raise ProfileError("--ram-bandwidth needs --ram", "Add the size of that memory, such as --ram 64GiB.")
-    if request.ram_bytes is not None and all(machine.target.unified for machine in machines):
+    if request.ram_bytes is not None and all(machine.ram_bytes is None for machine in machines):
         title = printable(machines[0].target.title)
         raise ProfileError(f"--ram: {title} already uses the host's memory, so nothing can be offloaded to it",
                            "Leave --ram out.")  # fmt: skip

@@ -225,16 +225,19 @@ def notes(found: Sequence[FitPrediction]) -> list[str]:
 
 def _checks(found: Sequence[FitPrediction]) -> list[str]:
     """The commands that measure the first case of each model and quantization, where one can."""
-    commands = [(each, command) for each in found if (command := each.verify) is not None]
-    first: dict[tuple[str, str], Command] = {}
-    for each, command in commands:
-        first.setdefault((each.model, each.prediction.setting.quant), command)
-    if not commands:
-        return []
-    lines = ["To check the first context of each:" if len(first) < len(commands) else "To check:"]
-    for command in [*first.values()][:SHOWN_VERIFY]:
-        lines.append(f"  {command}")
-        lines += [f"  # {blank}: {what}" for blank, what in command.blanks.items()]
+    lines = []
+    for _, here in _places(found):
+        commands = [(each, command) for each in here if (command := each.verify) is not None]
+        first: dict[tuple[str, str], Command] = {}
+        for each, command in commands:
+            first.setdefault((each.model, each.prediction.setting.quant), command)
+        if commands:
+            target = here[0].prediction.machine.target
+            what = " the first context of each" if len(first) < len(commands) else ""
+            lines.append(f"To check{what}{'' if target.local else f' on {printable(target.title)}'}:")
+        for command in [*first.values()][:SHOWN_VERIFY]:
+            lines.append(f"  {command}")
+            lines += [f"  # {blank}: {what}" for blank, what in command.blanks.items()]
     return lines
 
 
@@ -246,7 +249,7 @@ def _bases(found: Sequence[FitPrediction]) -> list[str]:
     if any(each.host_bytes for each in priors):
         lines.append("prior: we have no measurements with weights in host memory.")
     elif priors:
-        can = all(each.engine.name == DEFAULT and each.machine.target.local for each in priors)
+        can = any(each.engine.name == DEFAULT and each.machine.target.local for each in priors)
         lines.append(f"prior: we have no measurements of this engine on such a device{_CALIBRATE * can}.")
     return lines
 
@@ -273,7 +276,7 @@ _BASIS = {
     "fitted": "fitted: from published measurements of this engine (benchmarks/accuracy.md).",
     "calibrated": "calibrated: from measured ceilings of this device.",
 }
-_CALIBRATE = "; profile calibrate provides them"
+_CALIBRATE = "; for this machine, profile calibrate provides them"
 
 
 def _map(found: Sequence[FitPrediction], output: str) -> str:

@@ -52,7 +52,7 @@ def test_the_page_fits_a_page() -> None:
         "RTX 4090",
         "usable",
         "tight",
-        "To check the first context of each:",
+        "To check the first context of each on RTX 4090:",
         "fitted:",
         "the range that should hold nine cases in ten",
     ):
@@ -178,6 +178,14 @@ def test_the_decode_path_is_named_and_what_is_assumed_of_a_described_device() ->
 def test_a_command_to_check_is_printed_only_where_it_runs(words: tuple[str, ...], runs: bool) -> None:
     assert ("To check" in fit(*words).stdout) == runs
     assert all((row["verify"] is not None) == runs for row in rows(*words))
+
+
+def test_each_machine_has_commands_and_figures_of_its_own() -> None:
+    words = ("gemma-3-270m", "-q", "bf16", "--on", "rtx 4090", "--on", "cpu", "--ram", "8GiB")
+    text = fit(*words).stdout
+    assert "To check on RTX 4090:\n  profile sweep -m gemma-3-270m -q bf16 -c 8192 -b 1\n" in text
+    assert "To check:\n  profile sweep -m gemma-3-270m -q bf16 -c 8192 -b 1 --device cpu\n" in text
+    assert [" of host memory" in line for line in text.splitlines() if " usable" in line] == [True, False]
 
 
 def test_a_device_that_no_sweep_runs_on_is_told_so() -> None:
