@@ -124,6 +124,7 @@ def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Mea
             if row.outcome == "ok"
             and row.case.model_id in ids
             and (backend := backends.of_row(row.case.backend)) is not None
+            and backend.made_up is None
             and backend.engine == prediction.engine.name
             and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
             == (setting.quant, setting.dtype, setting.context, setting.batch, target.local)

@@ -133,7 +133,7 @@ def use(rows: list[Measurement]) -> None:
     found = accuracy.rows(rows)
     accuracy.summary(found)
     for output in show_output.FORMATS:
-        show_output.render(found, accuracy._cells, output).encode()
+        show_output.render(found, lambda row: accuracy._cells(row, True), output).encode()
 
 
 def accepted(read: Callable[[], list[Measurement]]) -> bool:
