@@ -38,6 +38,8 @@ def page(
         summary = (*summary, f"the first {MOST_MACHINES} of {len(found)} machines; name runs to choose others")
     forecasts = [Forecast.of(machine) for machine in shown]
     known = quality.shipped() if scores is None else scores
+    # The reader's own scores are of whatever bears the name; ours are of the published model alone.
+    doubted = {model for forecast in forecasts for model in forecast.doubted} if scores is None else set()
     sections = (
         advice.section(shown, forecasts),
         memory.map_section(shown, forecasts),
@@ -45,7 +47,7 @@ def page(
         ceiling.section(shown, forecasts),
         memory.section(shown, forecasts),
         energy.section(shown),
-        quality.section(shown, known),
+        quality.section(shown, known, doubted),
         appendix.skipped(shown),
         appendix.cautions(shown),
         appendix.environment(shown),
