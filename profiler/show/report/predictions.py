@@ -102,9 +102,9 @@ class Forecast:
     dtype: str  # of what is not quantized
     shapes: dict[str, Geometry]  # of the models that can be predicted
     missing: dict[str, str]  # why others cannot, in words
-    doubted: set[str] = field(default_factory=set)  # those that may only bear the name of the catalog's model
     path: str = EAGER  # how decode steps of what was not measured are thought to run: as those of most rows
     _known: dict[tuple[str, str, str, str], Predictor | None] = field(default_factory=dict)
+    doubted: set[str] = field(default_factory=set)  # models that may only bear the name of the catalog's
 
     @classmethod
     def of(cls, machine: MachineRows) -> Forecast:
@@ -113,7 +113,7 @@ class Forecast:
         dtypes = [result.case.dtype for result in machine.results if result.case.quant not in DTYPE_BYTES]
         dtype = max(set(dtypes), key=dtypes.count) if dtypes else machine.results[0].case.dtype
         run = Counter([result.case.path for result in machine.results]).most_common(1)[0][0]
-        found = cls(None if device is None else Machine(device), dtype, {}, {}, path=run)
+        found = cls(None if device is None else Machine(device), dtype, {}, {}, run)
         for model in machine.models:
             reason = found._add(model, machine.of[model])
             if reason is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -143,12 +143,8 @@ class FrontierCase:
         return theirs != mine and all(b >= a for a, b in zip(mine, theirs, strict=True))
 
 
-def section(machines: Sequence[MachineRows], scores: Sequence[Score], doubted: Collection[str] = ()) -> Section:
-    """A chart and a table for each machine.
-
-    ``doubted``: models that no score counts for, since they may be others than those that were scored.
-    """
-    scores = [score for score in scores if score.model not in doubted]
+def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section:
+    """A chart and a table for each machine."""
     blocks: list[PageBlock] = []
     figures: list[Chart] = []
     used: dict[Score, None] = {}
