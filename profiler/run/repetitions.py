@@ -216,7 +216,7 @@ def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
         found.append(Caution(f"{phase}-swap", swapped, SMALLER))
     retries = _grown(before.retries, after.retries)
     if retries:
-        text = f"{phase}: the allocator gave memory back {retries:.0f} times to go on, which takes long"
+        text = f"{phase}: the allocator had to free memory {retries:.0f} times to continue, which takes long"
         found.append(Caution(f"{phase}-allocator-retries", text, SMALLER))
     return found
 
@@ -241,7 +241,7 @@ def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: 
     wanted = waited + sum(sample.cpu_s or 0 for sample in samples)
     others = _others(before, after)
     if wanted and waited / wanted > MAX_WAIT and others >= waited * MIN_BLAME:
-        return [f"{phase}: other work held the CPU for {waited / wanted:.0%} of the time this process wanted it"]
+        return [f"{phase}: the CPU was busy: other processes took {waited / wanted:.0%} of the time this one needed"]
     stolen = _grown(before.stolen_s, after.stolen_s)
     if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
         return [f"{phase}: the hypervisor took {stolen / (wall * cores):.0%} of the cores' time for other guests"]

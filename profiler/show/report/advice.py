@@ -12,7 +12,6 @@ from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import bytes_text, seconds_text
 
 READING_TPS = 5.3  # 238 words a minute (Brysbaert 2019, J. Mem. Lang. 109:104047), four tokens to three words
-NEAR = 0.5  # of the ceiling: nearer than that there is little to win by other software
 
 
 def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
@@ -24,10 +23,9 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
         blocks.append(Text(f"{machine.title}: {text}" if several else text, lead=True))
     blocks.append(
         muted(
-            "The rule: of the cases that were measured, fit with room to spare and have repetitions that can be"
-            " compared, the largest model that writes faster than people read, and its fastest format; if none does,"
-            f" the fastest. People read {READING_TPS} tokens a second. Larger is not always better: where scores are"
-            " known, see the frontier below."
+            "Rule: among measured cases that fit comfortably and have consistent repetitions, pick the largest model"
+            f" that writes faster than people read ({READING_TPS} tokens/s), in its fastest quantization. If none"
+            " does, pick the fastest. Larger is not always better: where scores are known, see the frontier below."
         )
     )
     return Section("run", "What should I run on this machine?", tuple(blocks))
@@ -55,12 +53,10 @@ def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[Case
         return f"Only {what} can be judged: it decodes {figure}."
     if not fast:
         return (
-            f"Nothing that was measured here surely writes as fast as people read. The nearest is {what}: it decodes"
+            f"Nothing measured here is certain to write as fast as people read. The fastest is {what}: it decodes"
             f" {figure}."
         )
-    why = (
-        "the largest model that is fast enough, in its fastest format" if ranked else "the fastest that was measured"
-    )
+    why = "the largest model that is fast enough, in its fastest quantization" if ranked else "the fastest case"
     return f"Run {what}, {why}: it decodes {figure}."
 
 
@@ -68,14 +64,14 @@ def _prefill(best: CaseResult) -> str:
     if best.prefill is None:
         return ""
     first = seconds_text(best.case.batch * best.case.context / best.prefill.median)
-    return f"It takes in a prompt at {selection.ranged(best.prefill)} t/s, so the first token comes after {first}."
+    return f"It processes the prompt at {selection.ranged(best.prefill)} t/s, so the first token comes after {first}."
 
 
 def _memory(best: CaseResult, forecast: Forecast) -> str:
     if best.peak_bytes is None or best.limit_bytes is None:
         return "How much memory it takes was not measured."
-    left = best.limit_bytes - best.peak_bytes
-    text = f"Its peak is {bytes_text(best.peak_bytes)} of {bytes_text(best.limit_bytes)}; {bytes_text(left)} are left"
+    headroom = bytes_text(best.limit_bytes - best.peak_bytes)
+    text = f"Its peak is {bytes_text(best.peak_bytes)} of {bytes_text(best.limit_bytes)}, a headroom of {headroom}"
     longest = forecast.largest_context(best)
     if not longest:
         return f"{text}."
@@ -89,9 +85,8 @@ def _bound(best: CaseResult) -> str:
     if share is None:
         return ""
     what = selection.LIMITS.get(best.bound, (None, None))[1]
-    held = f", held back by {what}" if what else ""
-    near = "near" if share >= NEAR else "far from"
-    return f"Decode is {near} what this device can do, at {share:.0%} of its ceiling{held}."
+    held = f", limited by {what}" if what else ""
+    return f"Decode runs at {share:.0%} of the device's ceiling{held}."
 
 
 def _why_nothing(machine: MachineRows) -> str:
@@ -101,7 +96,7 @@ def _why_nothing(machine: MachineRows) -> str:
         return "no decode was measured"
     if not any(result.comparable for result in machine.ok):
         return "the repetitions of every case differ too much to compare"
-    return "no case fits with room to spare"
+    return "no case fits comfortably"
 
 
 def _clear(result: CaseResult) -> bool:

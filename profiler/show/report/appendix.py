@@ -112,11 +112,11 @@ def environment(machines: Sequence[MachineRows]) -> Section:
     if mixed:
         blocks.append(
             muted(
-                "Where there are several values, the rows were measured with different ones: runs of one machine are"
-                " read together. profile report RUN shows one alone, profile compare A B two against each other."
+                "Where there are several values, the rows were measured with different ones: all runs of one machine"
+                " are in one column. profile report RUN shows one run alone, profile compare A B compares two."
             )
         )
-    return Section("environment", "On what was it measured?", tuple(blocks))
+    return Section("environment", "What was it measured on?", tuple(blocks))
 
 
 def commands(runs: Sequence[Run], run: str | None) -> Section:
@@ -131,9 +131,7 @@ def commands(runs: Sequence[Run], run: str | None) -> Section:
     blocks: list[PageBlock] = [Code(tuple(lines[-MOST_COMMANDS:]))]
     if len(lines) > MOST_COMMANDS:
         blocks.append(muted(f"The newest {MOST_COMMANDS} of {len(lines):,}; profile runs -o json has all of them."))
-    blocks.append(
-        muted("Add --fresh to measure again what is stored. Files and folders are as they were named then.")
-    )
+    blocks.append(muted("Add --fresh to measure stored cases again. Paths are as they were at the time."))
     return Section("repeat", title, tuple(blocks))
 
 

@@ -37,7 +37,7 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     blocks: list[PageBlock] = [Figures(tuple(figures))] if figures else []
     blocks += notes
     blocks += _table(machines)
-    return Section("ceiling", "How near is it to what the hardware can do?", tuple(blocks))
+    return Section("ceiling", "How close is it to the hardware's limit?", tuple(blocks))
 
 
 def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | str:
@@ -54,7 +54,7 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
     dtypes = {result.case.dtype for result in known}
     flop_s = max(explanation.flops_ceiling(forecast.machine, dtype, dtype, "transformers") for dtype in dtypes)
     series = machine.palette(dict.fromkeys(point["series"] for point in points))
-    basis = "as measured" if forecast.machine.target.ceilings else "by its maker's figures"
+    basis = "as measured" if forecast.machine.target.ceilings else "by its data sheet"
     title = f"Roofline, {basis}: {significant(bytes_s / 1e9)} GB/s, {significant(flop_s / 1e9)} GFLOP/s{where}"
     return Chart(title, charts.roofline(points, bytes_s, flop_s, series))
 
@@ -98,8 +98,8 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     if not rows:
         return [
             muted(
-                "No share of the ceiling: nothing was calibrated when these rows were measured. profile calibrate"
-                " takes a minute, and every sweep after it has them."
+                "No share of the ceiling: the device was not calibrated when these rows were measured. profile"
+                " calibrate takes a minute, and later sweeps have it."
             )
         ]
     several = len(machines) > 1
@@ -108,14 +108,14 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         Head("case", right=False),
         Head("prefill"),
         Head("decode"),
-        Head("decode is held back by", right=False),
+        Head("decode is limited by", right=False),
     )
     table = tuple(
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))
         for machine, result in rows[:MOST_ROWS]
     )
     blocks: list[PageBlock] = [
-        Table(columns, table, "Share of the ceiling: what the device was measured to do ÷ what it took")
+        Table(columns, table, "Share of the ceiling: the time at the device's measured ceilings ÷ the measured time")
     ]
     count = sum(len(machine.calibrated) for machine in machines)
     if count > MOST_ROWS:
@@ -127,7 +127,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         if any(caution.code in ABOVE for caution in result.cautions)
     ]
     if above:
-        blocks.append(muted(f"Above 100 %: {selection.several(above, 4)}. That is a bug of ours; please report it."))
+        blocks.append(muted(f"Above 100%: {selection.several(above, 4)}. This is our bug; please report it."))
     return blocks
 
 

@@ -22,12 +22,13 @@ def section(machines: Sequence[MachineRows]) -> Section:
     known = [(machine, result, joules) for machine, result, joules in found if _any(joules)]
     if not known:
         return Section(
-            "energy", "How much energy does it take?", (muted(f"No energy: {_why(j for *_, j in found)}."),)
+            "energy", "How much energy does it take?", (muted(f"No energy figures: {_why(j for *_, j in found)}."),)
         )
     blocks = [_table(known[:MOST_ROWS], len(machines) > 1), muted(_meters(joules for *_, joules in known))]
     suspect = [selection.case(result) for _, result, joules in known if joules.get("suspect")]
     if suspect:
-        blocks.append(muted(f"Two meters disagree, so take it with care: {selection.several(suspect, 4)}."))
+        cases = selection.several(suspect, 4)
+        blocks.append(muted(f"The counter and the measured power disagree, so these figures are uncertain: {cases}."))
     if len(known) > MOST_ROWS:
         blocks.append(muted(f"{MOST_ROWS} cases are shown; profile runs show RUN -o json has all."))
     return Section("energy", "How much energy does it take?", tuple(blocks))
@@ -40,16 +41,14 @@ def _any(joules: Joules) -> bool:
 def _why(found: Iterable[Joules]) -> str:
     """The reasons that rows give; else that nothing was metered."""
     reasons = dict.fromkeys(plain(joules["reason"], 200).rstrip(".") for joules in found if joules.get("reason"))
-    return (
-        selection.several(list(reasons), 3) if reasons else "nobody asked for it; profile sweep --energy measures it"
-    )
+    return selection.several(list(reasons), 3) if reasons else "run profile sweep with --energy"
 
 
 def _meters(found: Iterable[Joules]) -> str:
     known = dict.fromkeys((joules.get("source"), joules.get("scope")) for joules in found)
     texts = [" of ".join(plain(part, 60) for part in pair if part) for pair in known if any(pair)]
     by = f", by {selection.several(texts, 4)}" if texts else ""
-    return f"Mean of the repetitions, what the device takes when idle included{by}."
+    return f"Mean of the repetitions, idle power included{by}."
 
 
 def _table(known: Sequence[tuple[MachineRows, CaseResult, Joules]], several: bool) -> PageBlock:

@@ -28,8 +28,8 @@ FORMATS = ("int8", "nf4")  # predicted beside what was measured: what people try
 MOST_CONTEXTS = 10  # columns that a reader can take in
 MOST_MAP_ROWS = 40
 
-PARTS = {  # from below, with their places among the colours: the runtime grey, since nothing can be done about it
-    "runtime": 7,
+PARTS = {  # from below, with their places among the colours: the framework grey, since nothing can be done about it
+    "framework": 7,
     "weights": 0,
     "cache": 1,  # of rows from before it was taken apart
     "growing cache": 1,
@@ -51,8 +51,8 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
         blocks += _machine(machine, forecast, several=len(machines) > 1)
     blocks.append(
         muted(
-            "Decode in tokens a second. Figures without ~ were measured here, those with ~ are predicted; with a"
-            " ? the repetitions differ too much to compare. Fits: at least 5 % and 512 MiB are left at the peak;"
+            "Decode in tokens per second. Figures without ~ were measured here, those with ~ are predicted; with a"
+            " ? the repetitions differ too much to compare. Fits: a headroom of at least 5% and 512 MiB at the peak;"
             " tight: less than that; no: it needs more than there is."
         )
     )
@@ -79,9 +79,10 @@ def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[Pa
     where = machine.title if several else ""
     batch = f"{machine.batch:,} sequence{'s' * (machine.batch != 1)}"
     caption = " · ".join(part for part in (where, batch) if part)
-    blocks: list[PageBlock] = [Map("model · format", tuple(map(selection.tokens, contexts)), rows, caption, _key())]
+    heads = tuple(map(selection.tokens, contexts))
+    blocks: list[PageBlock] = [Map("model · quantization", heads, rows, caption, _key())]
     if len(lines) > MOST_MAP_ROWS:
-        blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more lines of models and formats are not shown."))
+        blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more lines of models and quantizations are not shown."))
     reasons: dict[str, list[str]] = {}
     for model, reason in forecast.missing.items():
         reasons.setdefault(reason, []).append(model)
@@ -166,7 +167,7 @@ def _key() -> str:
     limits = "; ".join(f"{short}: {long}" for short, long in selection.LIMITS.values() if short != long)
     return (
         "Framed and bold: measured. The range below a prediction is where nine of ten such cases fall. After the"
-        f" verdict, what holds decode back, by prediction in every cell: {limits}."
+        f" verdict: the predicted limit of decode, also in measured cells: {limits}."
     )
 
 
@@ -183,13 +184,13 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
         blocks.append(Figures(tuple(panels)))
         blocks.append(
             muted(
-                f"What is held at the peak of prefill and decode, of the {MOST_PANELS} models that take most. Full"
+                f"What memory holds at the peak of prefill and decode, for the {MOST_PANELS} largest models. Full"
                 " colour: measured; pale: predicted. Short line: the peak while the weights are loaded. Dashed line:"
                 " all of the device's memory."
             )
         )
     else:
-        blocks.append(muted("No parts of memory: no row has its peak and its weights."))
+        blocks.append(muted("No parts of memory: no row has both its peak and its weights."))
     blocks += _table(machines)
     return Section("memory", "How much memory does it take?", tuple(blocks))
 
@@ -206,7 +207,7 @@ def parts(memory: Memory) -> dict[str, int] | None:
         framework, cache = memory.baseline_bytes, memory.cache_bytes
     if total is None or framework is None or cache is None or memory.weights_bytes is None:
         return None
-    found = {"runtime": framework, "weights": memory.weights_bytes, **_cache(memory, cache)}
+    found = {"framework": framework, "weights": memory.weights_bytes, **_cache(memory, cache)}
     if memory.left_mapped_bytes:
         found["checkpoint, left mapped"] = memory.left_mapped_bytes
     rest = total - sum(found.values())
@@ -229,7 +230,7 @@ def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[st
     kinds = {"cache": terms.cache.value}
     if cache is not None:
         kinds = {"growing cache": cache.growing, "window cache": cache.window, "recurrent state": cache.state}
-    found = {"runtime": terms.framework.value, "weights": terms.weights.value, **kinds}
+    found = {"framework": terms.framework.value, "weights": terms.weights.value, **kinds}
     return {name: round(value) for name, value in (found | {"working memory": terms.buffers.value}).items()}
 
 
@@ -329,7 +330,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("case", right=False),
-        *map(Head, ("weights", "cache", "loading", "prefill", "decode", "highest", "left")),
+        *map(Head, ("weights", "cache", "loading", "prefill", "decode", "highest", "headroom")),
     )
     table = tuple(
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))

@@ -181,10 +181,10 @@ class Forecast:
             return "the rows do not say which device they were measured on"
         found = (backends.of_row(group.case.backend) for group in groups)
         if not any(backend is not None and backend.predicted for backend in found):
-            return "no rules describe what ran it"
+            return "predictions do not cover the backend that ran it"
         name = hub.find(model)
         if name is None:
-            return "not a model of the catalog, whose shapes are known here"
+            return "it is not in the catalog, so its shapes are unknown"
         config = hub.shipped_config(name)
         self.shapes[model] = families.geometry(config)
         reason = self._doubt(model, groups, digest(config))
@@ -202,6 +202,6 @@ class Forecast:
                 continue
             for weights in {size for result in results if (size := result.memory.weights_bytes)}:
                 if abs(predictor.storage.device_bytes / weights - 1) > SAME:
-                    return "its weights are not those of the catalog's model of that name"
+                    return "its weights differ from the catalog's model of that name"
                 sure = True
-        return None if sure else "no row says how large its weights are, and a name alone is not enough"
+        return None if sure else "no row says how large its weights are, and the name alone is not enough"

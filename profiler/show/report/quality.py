@@ -114,7 +114,7 @@ def _score(entry: Any, where: str) -> Score:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ProfileError(f"{where}: value is no number", _form())
     if not isinstance(quants, list) or not quants or not all(isinstance(quant, str) for quant in quants):
-        raise ProfileError(f"{where}: quants is no list of formats", _form())
+        raise ProfileError(f"{where}: quants is not a list of quantizations", _form())
     texts = [
         plain(entry[name], NAME_LENGTH if name != "source" else 300) for name in ("model", "benchmark", "source")
     ]
@@ -153,9 +153,7 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
         benchmark, mine = _scores(machine, scores)
         context, rated = _rated(machine, mine)
         if not rated:
-            blocks.append(
-                muted(f"No frontier{where}: no case has both a decode rate that can be compared and a peak.")
-            )
+            blocks.append(muted(f"No frontier{where}: no case has both a comparable decode rate and a known peak."))
             continue
         at = f"at {selection.tokens(context)} tokens{where}"
         judged = [one for one in rated if one.quality is not None]
@@ -167,7 +165,7 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
         blocks.append(_table(best, benchmark if judged else None, at))
         blocks.append(muted(_said(judged, benchmark, mine, where)))
     shown: list[PageBlock] = [Figures(tuple(figures))] if figures else []
-    return Section("frontier", "What is worth its memory?", (*shown, *blocks, *_sources(used)))
+    return Section("frontier", "Which quantizations are worth their memory?", (*shown, *blocks, *_sources(used)))
 
 
 def _scores(machine: MachineRows, scores: Sequence[Score]) -> tuple[str, dict[tuple[str, str], Score]]:
@@ -264,7 +262,8 @@ def _table(best: Sequence[FrontierCase], benchmark: str | None, at: str) -> Tabl
         )
         for one in best[:MOST_ROWS]
     )
-    return Table(columns, rows, f"Of each model the formats that no other is both faster and smaller than, {at}")
+    caption = f"For each model, the quantizations that no other beats in both speed and memory, {at}"
+    return Table(columns, rows, caption)
 
 
 def _said(judged: Sequence[FrontierCase], benchmark: str, scores: dict[tuple[str, str], Score], where: str) -> str:
@@ -272,18 +271,18 @@ def _said(judged: Sequence[FrontierCase], benchmark: str, scores: dict[tuple[str
     if len({one.result.model for one in judged}) >= ENOUGH:
         cases = selection.several([selection.case(one.result) for one in _unbeaten(judged, True)], 6)
         return (
-            f"With quality by {benchmark}, beaten by none in everything{where}: {cases}. Each maker took its own"
-            " score; cases in formats that no score holds for are left out of that chart."
+            f"With quality by {benchmark}, no other case beats these in all three{where}: {cases}. Each maker"
+            " measured its own score; the chart leaves out quantizations without a score."
         )
     if not scores:
-        why = "no score of these models has a source"
+        why = "no sourced score of these models is known"
     elif judged:
-        why = f"of {judged[0].result.model} only is a score known"
+        why = f"a score is known only for {judged[0].result.model}"
     else:
-        why = "no case that can be compared is in a format that a score holds for"
+        why = "no comparable case is in a quantization with a score"
     return (
-        f"Quality is not weighed{where}: {why}. So this is speed × memory, and models are not held against each"
-        " other; --quality FILE takes scores of your own."
+        f"Quality is not considered{where}: {why}. Models are not compared with each other; supply scores with"
+        " --quality FILE."
     )
 
 

@@ -30,10 +30,10 @@ _SETTINGS = attrgetter(  # with what ``SETTINGS`` show
 LIMITS: dict[object, tuple[str, str]] = {  # what holds a case back: in a cell, and in a sentence
     "bandwidth": ("reads", "reading weights and cache"),
     "compute": ("computes", "arithmetic"),
-    "launches": ("launches", "starting operators one after the other"),
-    "experts": ("experts", "reading experts"),
+    "launches": ("launches", "launching kernels"),
+    "experts": ("experts", "reading expert weights"),
     "memory": ("memory", "memory"),
-    "host memory": ("host", "reading weights from the host's memory"),
+    "host memory": ("host", "reading weights from host memory"),
 }
 
 
@@ -310,7 +310,7 @@ def rate(summary: Summary | None) -> str:
 
 
 def ranged(summary: Summary | None) -> str:
-    """``14.2 (13.8–14.7)``: with its 95 % interval, where it has one."""
+    """``14.2 (13.8–14.7)``: with its 95% interval, where it has one."""
     if summary is None:
         return UNKNOWN
     if summary.low is None or summary.high is None:

@@ -24,7 +24,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     """Charts by model, machines beside each other, then the figures."""
     blocks: list[PageBlock] = []
     if not any(result.prefill_tps or result.decode_tps for machine in machines for result in machine.ok):
-        blocks.append(muted("No speed: no case was measured to its end."))
+        blocks.append(muted("No speed: no case finished."))
         return Section("speed", "How fast is it?", tuple(blocks))
     several = len(machines) > 1
     panels = _panels(machines)
@@ -41,7 +41,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     )
     blocks.append(
         muted(
-            "Tokens a second, all sequences together: the median of the repetitions. Bars: the 95 % interval of that"
+            "Tokens per second, all sequences together: the median of the repetitions. Bars: the 95% interval of that"
             " median, cut where it leaves the chart; no bar: measured once."
         )
     )
@@ -168,7 +168,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("model", right=False),
-        Head("format", right=False),
+        Head("quant", right=False),
         *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "first token", "ms/token", "reps")),
     )
     blocks: list[PageBlock] = [Table(columns, rows, "The figures")]

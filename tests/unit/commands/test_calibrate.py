@@ -52,4 +52,4 @@ def test_a_device_that_was_never_calibrated_has_nothing_to_show(
     monkeypatch.setattr(calibration, "load", lambda device: None)
     ran = profile("calibrate", "--show", "--device", "cpu")
     assert ran.code == 2
-    assert "was not calibrated as it is now" in ran.err
+    assert "no calibration of cpu in its current state" in ran.err

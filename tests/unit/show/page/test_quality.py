@@ -51,7 +51,7 @@ def test_a_score_holds_for_unquantized_weights_unless_it_says_otherwise():
         (GOOD.replace("1.5", "nan"), "value is no number"),
         (GOOD.replace("1.5", "true"), "value is no number"),
         (GOOD + "stars = 5\n", "unknown stars"),
-        (GOOD + "quants = []\n", "quants is no list"),
+        (GOOD + "quants = []\n", "quants is not a list"),
         (GOOD.replace('"m"', "5"), "model is not text"),
         ("score = 5\n", "score is no list"),
         (GOOD + GOOD.replace("1.5", "2.5"), "entries 1 and 2 give m in fp32 two scores of b: 1.5 and 2.5"),

@@ -70,12 +70,12 @@ def test_a_rate_counts_by_the_lower_end_of_its_interval():
 
 def test_where_nothing_is_fast_enough_the_fastest_is_named_as_such():
     found = advised(measured(model="a", decode=(1.0, 1.01)), measured(model="b", decode=(2.0, 2.01)))
-    assert found.startswith("Nothing that was measured here surely writes as fast as people read. The nearest is b")
+    assert found.startswith("Nothing measured here is certain to write as fast as people read. The fastest is b")
 
 
 def test_a_tight_case_and_incomparable_repetitions_are_not_advised():
     full = measured(memory=replace(MEMORY, process_peak_bytes=64 * GIB - 1))
-    assert "no case fits with room to spare" in advised(full)
+    assert "no case fits comfortably" in advised(full)
     assert "the repetitions of every case differ too much" in advised(measured(decode=(1.0, 100.0)))
     assert "no case was measured to its end" in advised(ended("failed", "it broke"))
 
@@ -185,7 +185,7 @@ def test_the_cache_is_shown_by_kind_of_layer_where_it_was_measured_so():
     found = memory.parts(replace(MEMORY, **split, **own, phases_process_bytes=5 * GIB))
     assert found is not None and sum(found.values()) == 5 * GIB
     assert found["growing cache"] == GIB // 8 and found["window cache"] == 3 * GIB // 8  # with what prefill retains
-    assert found["runtime"] == GIB and found["working memory"] == 5 * GIB - 3 * GIB - GIB // 2
+    assert found["framework"] == GIB and found["working memory"] == 5 * GIB - 3 * GIB - GIB // 2
 
 
 def limit_lines(*rows) -> tuple[str, int]:
@@ -207,19 +207,19 @@ def test_shares_of_the_ceiling_are_the_rows_and_above_one_is_called_a_bug():
     found = text(ceiling.section(machines([measured(expected=at)]), [Forecast.of(machines([measured()])[0])]))
     assert "20% 50% reading weights and cache" in found and "bug" not in found
     over = at | {"ceiling_s": {"prefill": 1.0, "step": 0.2}}
-    assert "bug of ours" in text(
+    assert "our bug" in text(
         ceiling.section(machines([measured(expected=over)]), [Forecast.of(machines([measured()])[0])])
     )
 
 
 def test_without_calibration_the_page_says_so():
     found = machines([measured()])
-    assert "nothing was calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
+    assert "the device was not calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
 
 
 def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
     found = machines([measured()])
-    assert text(energy.section(found)) == "No energy: nobody asked for it; profile sweep --energy measures it."
+    assert text(energy.section(found)) == "No energy figures: run profile sweep with --energy."
     joules = {
         "decode_j": 12.5,
         "decode_j_per_token": 1.56,
@@ -232,7 +232,7 @@ def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeyp
     shown = text(energy.section(machines([metered])))
     assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "with care" in shown
     monkeypatch.setattr(derived, "content", lambda measurement: {"reason": "no RAPL on this machine"})
-    assert text(energy.section(machines([metered]))) == "No energy: no RAPL on this machine."
+    assert text(energy.section(machines([metered]))) == "No energy figures: no RAPL on this machine."
 
 
 def test_the_frontier_holds_formats_of_one_model_against_each_other():
@@ -245,14 +245,15 @@ def test_the_frontier_holds_formats_of_one_model_against_each_other():
     section = quality.section(machines(rows), ())
     (table,) = [block for block in section.blocks if isinstance(block, Table)]
     assert [row[0] for row in table.rows] == ["m bf16 c=512 b=1", "m nf4 c=512 b=1", "tiny nf4 c=512 b=1"]
-    assert "no score of these models has a source" in text(section)
+    assert "no sourced score of these models is known" in text(section)
 
 
 def test_quality_counts_only_for_the_formats_a_score_holds_for():
     scores = [Score(model, "Bench", value, "somebody", ("bf16",)) for model, value in (("a", 50.0), ("b", 70.0))]
     plain = [measured(model=model, decode=(rate, rate)) for model, rate in (("a", 20.0), ("b", 10.0))]
-    assert "With quality by Bench, beaten by none in everything: a bf16 c=512 b=1 and b bf16 c=512 b=1" in text(
-        quality.section(machines(plain), scores)
+    assert (
+        "With quality by Bench, no other case beats these in all three: a bf16 c=512 b=1 and b bf16 c=512 b=1"
+        in text(quality.section(machines(plain), scores))
     )
     packed = [measured(model=model, quant="nf4") for model in ("a", "b")]
     found = text(quality.section(machines(packed), scores))
