@@ -125,7 +125,7 @@ def ratio(
 ) -> Ratio | None:
     """The ratio of the medians of positive values, B over A, with its interval; None without values on a side.
 
-    Values are in the order they were taken. ``between_a`` and ``between_b``: how much processes differ (``stats``).
+    Values are in the order they were taken. ``between_a``, ``between_b``: process-to-process variation (``stats``).
     """
     if not a or not b:
         return None
@@ -177,7 +177,7 @@ def _exact(a: float | None, b: float | None) -> Ratio | None:
 def _degrees(part_a: float, n_a: int, part_b: float, n_b: int, apart: float) -> float:
     """Welch and Satterthwaite's degrees of freedom, down to a tenth: few values, which ``quantile`` remembers.
 
-    ``apart``, by which processes differ, is taken as known, not as estimated from these values.
+    ``apart``, the process-to-process variation, is taken as known, not as estimated from these values.
     """
     below = part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1)
     if below <= 0:

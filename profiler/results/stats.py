@@ -130,12 +130,12 @@ class Summary:
     rule: IntervalRule | None  # which rule gave the interval
     coverage: float | None  # what the rule attains for independent values: exact for ``order``, nominal for ``log-t``
     stdev: float | None  # of the sample, n − 1
-    within: float | None = None  # the longer arm ÷ median by the repetitions alone, without what processes differ by
-    between: float | None = None  # how much processes differ: standard deviation ÷ median; None: not known
+    within: float | None = None  # as ``relative_half``, without process-to-process variation
+    between: float | None = None  # process-to-process variation: standard deviation ÷ median; None: not known
 
     @property
     def relative_half(self) -> float | None:
-        """The longer arm of the interval ÷ median."""
+        """From the median to the farther end of the interval, ÷ median."""
         if self.low is None or self.high is None:
             return None
         return max(self.high - self.median, self.median - self.low) / self.median
@@ -165,7 +165,7 @@ class Centre(NamedTuple):
 
 @cache
 def _reach(n: int) -> float:
-    """The same of n values whose logarithms differ by 1 at most, without what processes differ by.
+    """The same of n values whose logarithms differ by 1 at most, without process-to-process variation.
 
     The ends of ``order`` are two of the values, so they lie within that range of the median. The standard deviation
     of n logarithms is at most half their range × √(n ÷ (n − 1)), and t times that ÷ √n is half of ``log-t``, around a

@@ -10,7 +10,7 @@ case that this process has measured before, as the blocks of a gate do, warms up
 memory are there.
 
 **Repetitions.** ``-r N``: so many. Else until the 95 % interval of the rate (``results.stats``) is within the
-precision asked for, without what processes differ by, which no repetition narrows. Looking after every repetition
+precision asked for, without process-to-process variation, which no repetition narrows. Looking after every repetition
 makes the interval cover a little less than it says, and that neighbours count as alike where they look so by chance
 makes it cover more: together 95 to 97 % for independent noise of 0.5 to 8 %, in 1200 simulated phases each. Either
 way ``max_phase_s`` ends them earlier.
@@ -70,7 +70,7 @@ class Effort:
 
     reps: int | None = None
     max_phase_s: float = MAX_PHASE_S
-    precision: float = PRECISION  # longer arm of the interval ÷ median
+    precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
     energy: bool = False  # measure it as well: ten seconds more of a phase that is short
 
     @property

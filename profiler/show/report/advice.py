@@ -56,7 +56,7 @@ def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[Case
             f"Nothing measured here is certain to write as fast as people read. The fastest is {what}: it decodes"
             f" {figure}."
         )
-    why = "the largest model that is fast enough, in its fastest quantization" if ranked else "the fastest case"
+    why = "the largest model that is fast enough, in its fastest quantization" if ranked else "the fastest measured"
     return f"Run {what}, {why}: it decodes {figure}."
 
 
@@ -64,7 +64,7 @@ def _prefill(best: CaseResult) -> str:
     if best.prefill is None:
         return ""
     first = seconds_text(best.case.batch * best.case.context / best.prefill.median)
-    return f"It processes the prompt at {selection.ranged(best.prefill)} t/s, so the first token comes after {first}."
+    return f"It processes the prompt at {selection.ranged(best.prefill)} t/s, so TTFT is {first}."
 
 
 def _memory(best: CaseResult, forecast: Forecast) -> str:

@@ -92,11 +92,20 @@ PageBlock = Text | Table | Map | Figures | Listing | Code
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One question and its answer. ``anchor``, one word, names it in links and stays as it is."""
+    """One question and its answer. ``anchor``, one word, is the target of links and stays as it is.
+
+    ``short`` are the words of the title that the navigation shows; empty: the anchor is one of them.
+    """
 
     anchor: str
     title: str
     blocks: tuple[PageBlock, ...]
+    short: str = ""
+
+    @property
+    def link(self) -> str:
+        """The text of a link to the section."""
+        return self.short or self.anchor.capitalize()
 
 
 @dataclass(frozen=True, slots=True)

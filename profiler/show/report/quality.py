@@ -36,6 +36,7 @@ REQUIRED, OPTIONAL = ("model", "benchmark", "value", "source"), ("quants",)
 BUDGET = Budget(depth=8)  # a list of scores
 NAME_LENGTH = 80
 
+TITLE, SHORT = "Which quantizations are worth their memory?", "Worth their memory"
 MOST_POINTS = 60  # drawn of the cases that are beaten
 MOST_ROWS = 60
 ENOUGH = 2  # models with a score, for quality to order anything
@@ -165,7 +166,7 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
         blocks.append(_table(best, benchmark if judged else None, at))
         blocks.append(muted(_said(judged, benchmark, mine, where)))
     shown: list[PageBlock] = [Figures(tuple(figures))] if figures else []
-    return Section("frontier", "Which quantizations are worth their memory?", (*shown, *blocks, *_sources(used)))
+    return Section("frontier", TITLE, (*shown, *blocks, *_sources(used)), SHORT)
 
 
 def _scores(machine: MachineRows, scores: Sequence[Score]) -> tuple[str, dict[tuple[str, str], Score]]:

@@ -25,7 +25,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     blocks: list[PageBlock] = []
     if not any(result.prefill_tps or result.decode_tps for machine in machines for result in machine.ok):
         blocks.append(muted("No speed: no case finished."))
-        return Section("speed", "How fast is it?", tuple(blocks))
+        return Section("speed", "How fast is it?", tuple(blocks), "How fast")
     several = len(machines) > 1
     panels = _panels(machines)
     for phase in PHASES:
@@ -57,7 +57,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     if len(machines) > 1:
         blocks += _side_by_side(machines)
     blocks += _table(machines)
-    return Section("speed", "How fast is it?", tuple(blocks))
+    return Section("speed", "How fast is it?", tuple(blocks), "How fast")
 
 
 def _panels(machines: Sequence[MachineRows]) -> list[tuple[MachineRows, str]]:
@@ -169,7 +169,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         *((Head("machine", right=False),) if several else ()),
         Head("model", right=False),
         Head("quant", right=False),
-        *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "first token", "ms/token", "reps")),
+        *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "TTFT", "ms/token", "reps")),
     )
     blocks: list[PageBlock] = [Table(columns, rows, "The figures")]
     if count > MOST_ROWS:

@@ -79,7 +79,7 @@ def test_scores_of_the_readers_own_are_read_and_a_bad_file_is_said(sweep, profil
     own.write_text(
         '[[score]]\nmodel = "tiny"\nbenchmark = "Mine"\nvalue = 3\nsource = "me"\nquants = ["fp32", "bf16"]\n'
     )
-    assert "of tiny only is a score known" in " ".join(profile("report", "--quality", str(own)).out.split())
+    assert "a score is known only for tiny" in " ".join(profile("report", "--quality", str(own)).out.split())
     own.write_text('[[score]]\nmodel = "tiny"\n')
     refused = profile("report", "--quality", str(own))
     assert refused.code == 2 and "entry 1 has no benchmark" in refused.err

@@ -225,7 +225,7 @@ def test_a_miss_counts_the_catalog_instead_of_listing_it() -> None:
             "Pass the Hugging Face id owner/name: google/gemma-3-270m.",
         ),
         ("https://hub.example", "Pass the Hugging Face id owner/name."),
-        ("google/gemma-3-270m/", "For the hub, pass owner/name: google/gemma-3-270m."),
+        ("google/gemma-3-270m/", "For Hugging Face, pass owner/name: google/gemma-3-270m."),
     ],
 )
 def test_a_url_or_a_trailing_slash_is_told_what_a_hub_id_is(name: str, hint: str) -> None:

@@ -83,7 +83,7 @@ def test_a_tight_case_and_incomparable_repetitions_are_not_advised():
 def test_sizes_that_are_not_known_rank_nothing():
     packed = measured(model="a", quant="nf4", decode=(20.0, 20.1))
     other = measured(model="b", quant="nf4", decode=(30.0, 30.1))
-    assert advised(packed, other).startswith("Run b in nf4, the fastest that was measured")
+    assert advised(packed, other).startswith("Run b in nf4, the fastest measured")
 
 
 def cells(*rows) -> dict[tuple[str, str], object]:
@@ -230,7 +230,7 @@ def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeyp
     metered = replace(measured(), energy=Energy("nvml-counter", "gpu-board"))
     monkeypatch.setattr(derived, "content", lambda measurement: joules)
     shown = text(energy.section(machines([metered])))
-    assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "with care" in shown
+    assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "uncertain" in shown
     monkeypatch.setattr(derived, "content", lambda measurement: {"reason": "no RAPL on this machine"})
     assert text(energy.section(machines([metered]))) == "No energy figures: no RAPL on this machine."
 
@@ -257,7 +257,7 @@ def test_quality_counts_only_for_the_formats_a_score_holds_for():
     )
     packed = [measured(model=model, quant="nf4") for model in ("a", "b")]
     found = text(quality.section(machines(packed), scores))
-    assert "no case that can be compared is in a format that a score holds for" in found and "Bench" not in found
+    assert "no comparable case is in a quantization with a score" in found and "Bench" not in found
 
 
 def test_cautions_that_differ_only_in_figures_are_said_once():
