@@ -34,7 +34,7 @@ FAILED, INTERRUPTED = 1, 130
     examples={
         "profile sweep": "the largest Gemma 4 and Qwen 3.5 that fit, in about five minutes",
         "profile sweep -m gemma-4-e2b,qwen3.5-2b -q bf16,nf4 -c 512,4k,32k": "a grid of twelve cases",
-        "profile sweep -m ./my-model -q nf4 -c '1k-32k*2'": "your own checkpoint, doubling the context from 1k to 32k",
+        "profile sweep -m ./my-model -q nf4 -c '1k-32k*2'": "your own checkpoint, with contexts 1k, 2k … 32k",
         "profile sweep -m qwen3.5-4b -c 128k --fill synthetic": "decode at 128k without the long prefill",
         "profile sweep --scenario chat --budget 30m --dry-run": "what would run within 30 minutes, and why",
     },
@@ -142,7 +142,8 @@ def sweep(
     """Measure every combination of model, quantization, context and batch.
 
     Separate values with commas or repeat the option: -c 512,4k -b 1 -b 4. Ranges are written '1k-128k*2', in quotes,
-    or 1-8+1; k is 1024. Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit and finish in about five minutes.
+    or 1-8+1; k is 1024. Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit and finish in about
+    five minutes.
 
     Each row is stored immediately; the same command continues an interrupted sweep. Several sweeps may share a store.
 

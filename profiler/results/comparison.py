@@ -1,6 +1,6 @@
 """Two sets of measurements side by side: the same cases, the ratio of their medians, and how sure it is.
 
-The ratio is that of the medians, B over A. Its 95 % interval is Welch's t interval (Welch 1947) of the difference
+The ratio is that of the medians, B over A. Its 95% interval is Welch's t interval (Welch 1947) of the difference
 between the mean logarithms of the two sides' repetitions, exponentiated: noise of a time is a factor, about normal
 in logarithms, whose median is then exp(mean). Degrees of freedom are rounded down to a tenth. One repetition on
 either side gives no interval.
@@ -35,7 +35,7 @@ class Ratio:
     a: float  # medians
     b: float
     n: tuple[int, int] = (1, 1)  # repetitions of A and B
-    low: float | None = None  # ends of the 95 % interval
+    low: float | None = None  # ends of the 95% interval
     high: float | None = None
     t: float | None = None  # distance of the mean logarithms, in standard errors; infinite where nothing varies
     df: float | None = None
