@@ -117,7 +117,7 @@ def _median(result: CaseResult) -> float:
 
 
 def _parameters(model: str, machine: MachineRows, forecast: Forecast) -> float | None:
-    """By the catalog, else by what the weights take in a plain format; None where neither is known."""
+    """By the catalog, else by what the weights take in a plain dtype; None where neither is known."""
     known = forecast.parameters(model)
     if known is not None:
         return known

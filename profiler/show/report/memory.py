@@ -106,7 +106,7 @@ def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forec
 
 
 def _formats(machine: MachineRows, model: str, forecast: Forecast) -> list[tuple[str, str | None]]:
-    """Lines of a model: what was measured, then what is only predicted. With the format to predict, or None."""
+    """Lines of a model: what was measured, then what is only predicted. With the quantization to predict, or None."""
     mine = [group for group in machine.groups if group.model == model]
     found: dict[str, str | None] = {}
     for group in mine:
@@ -247,7 +247,7 @@ def _panels(machine: MachineRows, forecast: Forecast, several: bool) -> Iterator
 
 
 def _panel(machine: MachineRows, forecast: Forecast, model: str, several: bool) -> Chart | None:
-    """Of the format of a model that has the most contexts."""
+    """Of the quantization of a model that has the most contexts."""
     mine = [result for result in machine.of[model] if result.case.batch == machine.batch]
     split = {id(result): found for result in mine if (found := parts(result.memory)) is not None}
     mine = [result for result in mine if id(result) in split]

@@ -96,7 +96,7 @@ def _uuid(hashed: object) -> str | None:
 
 @dataclass
 class Forecast:
-    """Predictions for one side; each model and format is worked out once."""
+    """Predictions for one side; each model and quantization is worked out once."""
 
     machine: Machine | None
     dtype: str  # of what is not quantized
@@ -125,7 +125,7 @@ class Forecast:
         return found
 
     def predict(self, model: str, quant: str, context: int, batch: int) -> Prediction | None:
-        """A case; None where the model, the format or the context has no rule."""
+        """A case; None where the model, the quantization or the context has no rule."""
         predictor = self._predictor(model, quant, self._dtype(quant), self.path)
         if predictor is None or not 0 < context <= predictor.geometry.max_position:
             return None
@@ -169,7 +169,7 @@ class Forecast:
             self._known[name] = None
             if self.machine is not None and model in self.shapes:
                 engine = engines.find(engines.DEFAULT)
-                with suppress(ProfileError, KeyError):  # a format or a dtype that no rule covers
+                with suppress(ProfileError, KeyError):  # a quantization or a dtype that no rule covers
                     self._known[name] = Predictor(
                         self.shapes[model], engine, engine.check(quant), self.machine, dtype, path
                     )

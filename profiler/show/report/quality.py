@@ -7,9 +7,9 @@ Scores come from a file with sources: ``scenarios/quality.toml``, or the reader'
     benchmark = "LiveCodeBench v6"    # scores of different benchmarks are never compared
     value = 44.0                      # higher is better
     source = "Gemma 4 model card"     # who published it; required
-    quants = ["bf16", "fp32", "fp16"] # the formats it holds for; left out: these three, what makers publish
+    quants = ["bf16", "fp32", "fp16"] # the quantizations it holds for; left out: these three, what makers publish
 
-A score says nothing of a format that it was not taken in: what 4 bits lose is somebody's measurement too.
+A score says nothing of a quantization that it was not taken in: what 4 bits lose is somebody's measurement too.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def parse(text: str, name: str) -> tuple[Score, ...]:
 
 
 def _refuse_contradictions(scores: tuple[Score, ...], name: str) -> None:
-    """ProfileError where two entries give one model different scores of one benchmark in one format."""
+    """ProfileError where two entries give one model different scores of one benchmark in one quantization."""
     known: dict[tuple[str, str, str], tuple[int, float]] = {}
     for number, score in enumerate(scores, 1):
         for quant in score.quants:
@@ -170,7 +170,7 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
 
 
 def _scores(machine: MachineRows, scores: Sequence[Score]) -> tuple[str, dict[tuple[str, str], Score]]:
-    """Of the benchmark that most models of a side have a score of: by model and format."""
+    """Of the benchmark that most models of a side have a score of: by model and quantization."""
     known = [score for score in scores if score.model in machine.models]
     counts = Counter(benchmark for benchmark, _ in {(score.benchmark, score.model) for score in known})
     if not counts:
@@ -195,7 +195,7 @@ def _rated(machine: MachineRows, scores: dict[tuple[str, str], Score]) -> tuple[
 
 
 def _by_model(rated: Sequence[FrontierCase]) -> list[FrontierCase]:
-    """The formats of each model that no other format of it beats in speed and memory, fastest first."""
+    """The quantizations of each model that no other quantization of it beats in speed and memory, fastest first."""
     models: dict[str, list[FrontierCase]] = {}
     for one in rated:
         models.setdefault(one.result.model, []).append(one)

@@ -48,7 +48,7 @@ class CaseGroup:
     case: Case  # of one of them
     format: tuple[str, str]  # model and quantization
     model: str = ""  # printable
-    series: str = ""  # the format, and what else tells this group from others of its model
+    series: str = ""  # the quantization, and what else tells this group from others of its model
 
 
 @dataclass(slots=True, eq=False)
@@ -151,7 +151,7 @@ class CaseResult:
 
 @dataclass(slots=True, eq=False)
 class MachineRows:
-    """The rows of one machine, in the order of models and formats as first seen, then by size."""
+    """The rows of one machine, in the order of models and quantizations as first seen, then by size."""
 
     title: str
     results: Sequence[CaseResult]
@@ -252,7 +252,7 @@ class _Cases:
         self.results[key] = _result(row, group)
 
     def in_order(self) -> list[CaseResult]:
-        """Models and formats as first seen, then by size."""
+        """Models and quantizations as first seen, then by size."""
         formats: dict[tuple[str, str], list[CaseResult]] = {}
         for result in self.results.values():
             formats.setdefault(result.group.format, []).append(result)
@@ -276,8 +276,8 @@ def _result(row: Measurement, group: CaseGroup) -> CaseResult:
 def _name(groups: Collection[CaseGroup]) -> None:
     """Give each group the names of its model and its series.
 
-    A series is named by the settings that tell rows of one model and format apart; a dtype that merely follows the
-    format does not.
+    A series is named by the settings that tell rows of one model and quantization apart; a dtype that merely
+    follows the quantization does not.
     """
     formats: dict[tuple[str, str], list[CaseGroup]] = {}
     for group in groups:

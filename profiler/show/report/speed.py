@@ -1,4 +1,4 @@
-"""How fast? Prefill and decode over context for each format, and decode over the number of sequences."""
+"""How fast? Prefill and decode over context for each quantization, and decode over the number of sequences."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
         (["-r", "many"], "--reps"),
         (["--precision", "2"], "'2' needs a percent sign: 2%"),
         (["--precision", "0%"], "more than 0% and less than 100%"),
-        (["--precision", "2%", "-r", "3"], "-r fixes the number of repetitions"),
+        (["--precision", "2%", "-r", "3"], "-r and --precision contradict each other"),
         (["--budget", "0s"], "--budget"),
         (["--budget", "soon"], "--budget"),
         (["--max-phase", "1d"], "--max-phase"),
