@@ -119,7 +119,7 @@ FORMATS = page.FORMATS
     options.count(
         "--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, where idle threads use CPU time]"
     ),
-    options.count("-r", "--reps", help=f"Repetitions of each phase in each process of a pair. [default: {REPS}]"),
+    options.count("-r", "--reps", help=f"Repetitions of each phase in each measurement of a pair. [default: {REPS}]"),
     options.duration(
         "--max-phase", "max_phase_s", help="Start no further repetition of a phase after this time. [default: 60s]"
     ),
