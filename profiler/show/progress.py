@@ -37,6 +37,16 @@ def tell(text: str | None) -> None:
         say(text)
 
 
+def show_live(text: str) -> None:
+    """Replace the last line on stderr, which is a terminal, by one that will be replaced too; "" removes it.
+
+    One write, and no thread: what is measured meanwhile must not wait for it.
+    """
+    width = console.size()[0]
+    sys.stderr.write(f"\r\x1b[K{printable(text, 500)[: width - 1]}")
+    sys.stderr.flush()
+
+
 def terminal_width() -> int | None:
     """Width of the terminal in columns; None if stdout is not a terminal."""
     return console.width()
