@@ -284,8 +284,8 @@ class _Bench:
                     failures = failures + 1 if exchange.failure is not None else 0
                     if exchange.failure is not None and exchange.failure.retry_after_s is not None:
                         left = 0  # it asks to be left alone
-                    if exchange.failure is not None:
-                        break
+                    if exchange.failure is not None and exchange.failure.kind != "empty":
+                        break  # the next turn has its history from the scenario, but no longer from the cache
 
         waited = core_wait_s()
         with undisturbed():
