@@ -6,6 +6,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,14 @@ def test_llama_server_caches_the_turns_of_a_conversation_and_no_other(llama_serv
     (tmp_path / "history.json").write_text(json.dumps({"messages": history[:-1]}))
     scenario = tmp_path / "mine.toml"
     scenario.write_text(
-        'description = "x"\ncontexts = "64"\nbatches = [1]\nsteps = 8\nprompts = ["history.json"]\nanswer_tokens = 4\n'
+        'description = "x"\ncontexts = "64"\nbatches = [1]\nsteps = 8\n'
+        'prompts = ["history.json"]\nanswer_tokens = 4\n'
     )
     turns = measure(llama_server, scenarios=(str(scenario),), reps=2)
     assert len(turns) == 3
     first = [each.cached_tokens for each in turns[0].exchanges]
     assert all(count is not None and count < 40 for count in first)  # at most what the chat template begins with
-    for before, after in zip(turns, turns[1:], strict=False):
+    for before, after in pairwise(turns):
         for one, two in zip(before.exchanges, after.exchanges, strict=True):
             assert two.cached_tokens is not None and one.usage.prompt is not None
             assert two.cached_tokens > 0.8 * one.usage.prompt
