@@ -147,8 +147,9 @@ def _table(results: Sequence[EndpointResult], notes: _Notes) -> Table:
 
 def _languages(results: Sequence[EndpointResult]) -> list[PageBlock]:
     """How a model cuts and writes each language, if there are several."""
-    spoken = [(result.prompt.written.language, result) for result in results if result.prompt.written]
-    if len({language for language, _ in spoken if language}) < 2:
+    written = [(result.prompt.written, result) for result in results]
+    spoken = [(prompt.language, result) for prompt, result in written if prompt and prompt.language]
+    if len({language for language, _ in spoken}) < 2:
         return []
     heads = ("language", "n", "prompt tokens", "tokens/1k chars", "decode", "chars/s")
     rows = []
@@ -156,7 +157,7 @@ def _languages(results: Sequence[EndpointResult]) -> list[PageBlock]:
         summary = result.summary
         prompts = percentiles(each.usage.prompt for each in result.exchanges if each.failure is None)
         cells = (
-            printable(language or UNKNOWN, 16),
+            printable(language, 16),
             str(result.streams),
             UNKNOWN if prompts is None else f"{prompts.p50:,.0f}",
             UNKNOWN if (cut := summary.tokens_per_1k_characters) is None else significant(cut),
