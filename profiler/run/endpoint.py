@@ -427,7 +427,9 @@ def _cautions(result: EndpointResult) -> Iterable[str]:
     differences = (("decode rate", summary.server_decode), ("time to the first token", summary.server_prompt))
     for name, value in differences:
         if value is not None and abs(value) > DIFFERS:
-            yield f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own"
+            waited = result.streams > 1 and value > 0 and name != "decode rate"
+            queue = ", which leaves out the wait for other requests" if waited else ""
+            yield f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own{queue}"
     median = summary.itl.p50 if summary.itl else None
     if median and result.delay_s and result.delay_s > OUR_DELAY * median:
         yield f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: its machine is busy"

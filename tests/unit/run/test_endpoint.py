@@ -226,9 +226,12 @@ def test_a_server_that_tells_other_times_is_said_to() -> None:
     """Ours: 64 tokens a second and more; the server's own: 1,000."""
     timings = {"prompt_n": 500, "prompt_ms": 1.0, "predicted_n": 16, "predicted_ms": 15.0}
     with FakeServer("llama-server", Script(gap_s=0.01, first_s=0.05, timings=timings)) as server:
-        (found,) = measure(server)
+        found, queued = measure(server, concurrency=("1,2",))
     assert found.summary.server_decode is not None
     assert found.summary.server_decode < -0.5
+    said = {each.streams: [t for t in each.cautions if t.startswith("our time")] for each in (found, queued)}
+    assert said[1][0].endswith("above the server's own")
+    assert said[2][0].endswith("above the server's own, which leaves out the wait for other requests")
     assert any(text.startswith("our decode rate is") and "below the server's own" in text for text in found.cautions)
 
 
