@@ -142,6 +142,7 @@ def transformers_serve(small_checkpoint: Path) -> Iterator[str]:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_transformers_serve_counts_the_tokens_that_we_report(
     transformers_serve: str, small_checkpoint: Path, sent: list[Body]
 ) -> None:

@@ -451,6 +451,9 @@ def test_a_conversation_ends_with_its_first_failure(server: FakeServer, tmp_path
     found = measure(server, scenarios=(scripted(tmp_path, '"history.json"'),), reps=1)
     assert [(each.outcome, len(each.exchanges)) for each in found] == [("ok", 1), ("failed", 1), ("failed", 0)]
     assert found[2].failure == "no conversation came this far"
+    server.choose = lambda asked, number: Script(tokens=() if len(asked.get("messages", ())) == 4 else ("a ", "b "))
+    found = measure(server, scenarios=(scripted(tmp_path, '"history.json"'),), reps=1)
+    assert [each.failure for each in found] == [None, "the answer is empty", None]  # its history does not need it
 
 
 def test_the_context_that_ollama_loads_holds_the_longest_prompt_and_not_much_more() -> None:
