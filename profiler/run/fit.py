@@ -82,14 +82,14 @@ class FitPrediction:
         """The command that measures it; ``None`` if there is none, as for what does not fit on the device."""
         if self.prediction.verdict.word in ("no", "offload"):
             return None
-        return self.prediction.engine.verify(self.named, self.prediction.setting, self.prediction.machine)
+        return self.prediction.engine.verify(self.named, self.prediction.request, self.prediction.machine)
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """The predictions, and what of a list could not be predicted. ``best``: the fastest, if none meets the goal."""
 
-    answers: list[FitPrediction]
+    predictions: list[FitPrediction]
     refused: tuple[Refusal, ...] = ()
     best: FitPrediction | None = None
 
@@ -133,7 +133,7 @@ def predictions(request: FitRequest) -> FitResult:
 def _sequence_tps(found: FitPrediction) -> float:
     """Decode rate of each sequence, as a goal counts it; 0 if it does not fit."""
     p = found.prediction
-    return p.decode.tps.value / p.setting.batch if p.decode else 0.0
+    return p.decode.tps.value / p.request.batch if p.decode else 0.0
 
 
 def _with_scenario(request: FitRequest) -> FitRequest:
@@ -255,7 +255,7 @@ def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
     first: dict[tuple[object, ...], FitPrediction] = {}
     for answer in ranked:
         p = answer.prediction
-        first.setdefault((answer.model, p.machine, p.setting.context, p.setting.batch), answer)
+        first.setdefault((answer.model, p.machine, p.request.context, p.request.batch), answer)
     return list(first.values())
 
 

@@ -214,7 +214,7 @@ def test_only_this_machine_is_told_to_calibrate() -> None:
         (["--engine", "tensorrt"], "unknown engine: tensorrt"),
         (["-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
         (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV cache type of llama.cpp: q2"),
-        (["--goal", "soon"], "--goal 'soon' is not a rate at a context"),
+        (["--goal", "soon"], "--goal 'soon' is not a decode rate with an optional context"),
         (["-c", "0"], "-c: '0' is less than 1"),
         (["--on", "vram=24"], "--on vram=24: bandwidth is missing"),
         (["-b", "1-200+1", "-c", "1-200+1", "--on", "4090"], "predictions are too many to show"),
