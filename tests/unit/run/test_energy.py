@@ -151,7 +151,7 @@ def test_a_card_that_is_lost_leaves_the_speed_and_says_what_is_unknown(bench: Ca
     result = coupled(board)
     assert len(result.of("decode")) == 3
     said = {caution.code: caution.text for caution in cautions(result)}
-    assert said["unwatched"] == "a slowdown of cpu would have gone unseen: the GPU is lost"
+    assert said["unwatched"] == "throttling of cpu could not be detected: the GPU is lost"
     assert "the GPU is lost" in said["energy-unknown"]
 
 
