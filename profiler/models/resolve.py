@@ -99,7 +99,7 @@ def _existing(name: str) -> Path | None:
     try:
         path = Path(os.path.expanduser(name))  # unlike Path.expanduser, it expands only a leading ~
         if name and (path.is_dir() or (path.is_file() and (gguf.is_gguf(path) or hub.find(name) is None))):
-            return path.absolute()
+            return Path(os.path.realpath(path)) if ".." in path.parts else path.absolute()
     except PermissionError:
         if os.sep in name:
             raise ProfileError(f"no permission to read {printable(name)}") from None

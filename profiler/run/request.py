@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from profiler import backends, decode_path, registry
-from profiler.case import EAGER, SYNTHETIC, THREADS, ModelNote
+from profiler.case import EAGER, FILES, SYNTHETIC, THREADS, ModelNote
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
 from profiler.models import scheme
@@ -250,7 +250,20 @@ def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
         first = found.setdefault(entry.model_id, entry)
         if first is not entry:
             say(f"{entry.name} and {first.name} are the same model, which is measured once")
-    return tuple(found.values())
+    return tuple(_with_own_names(list(found.values())))
+
+
+def _with_own_names(subjects: Sequence[Subject]) -> list[Subject]:
+    """Files and folders of the same name are named by as much of their paths as tells them apart."""
+    parts = [PurePath(each.source.location).parts if each.source.kind in FILES else () for each in subjects]
+    named = [each.name for each in subjects]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        alike = {name for name in named if named.count(name) > 1}
+        named = [
+            "/".join(mine[-depth:]) if name in alike and len(mine) >= depth else name
+            for name, mine in zip(named, parts, strict=True)
+        ]
+    return [replace(each, name=printable(name)) for each, name in zip(subjects, named, strict=True)]
 
 
 def _downloaded(name: str, model: Model, say: Say) -> Model:

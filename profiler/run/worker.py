@@ -313,14 +313,21 @@ def failure(error: Exception, task: WorkerTask, phase: str) -> Measurement:
     outcome: Outcome = "failed"
     if is_out_of_memory(error):
         words = " ".join(str(error).split()) or type(error).__name__
-        limit = task.max_memory_bytes if kind_of(task.case.device).is_host else None
-        under = "" if limit is None else f" under --max-memory {bytes_text(limit)}"
-        outcome, reason = "oom", f"out of memory in {phase}{under}: {words}"
+        limit = _limit_in_words(task) if kind_of(task.case.device).is_host else ""
+        outcome, reason = "oom", f"out of memory in {phase}{limit}: {words}"
     elif isinstance(error, ProfileError):
         reason = said(error)
     else:
         reason = f"{phase} failed: {said(error)}"
     return Measurement(task.case, {}, outcome, printable(reason, MAX_REASON))
+
+
+def _limit_in_words(task: WorkerTask) -> str:
+    """The memory limit of this process as a part of a sentence; empty if there is none."""
+    if task.max_memory_bytes is not None:
+        return f" under --max-memory {bytes_text(task.max_memory_bytes)}"
+    limit = allowance.memory_limit()
+    return "" if limit is None else f" with {bytes_text(limit.nbytes)} allowed by {limit.where.rstrip(',')}"
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -21,6 +21,7 @@ from profiler.show.columns import SETTINGS, device_memory, device_title, figure,
 from profiler.show.report.blocks import Tone
 from profiler.units import KIB, UNKNOWN
 
+ID_SHOWN = 6  # hex digits of a model's id: two of a handful of models coincide with odds of one in a million
 _CASE = attrgetter(*IDENTITY)
 _SIZE = attrgetter("case.context", "case.batch", "case.steps")
 _SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
@@ -224,6 +225,7 @@ def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
             cases = places[place] = found.setdefault(_identity(row), _Cases())
             kept.append(row.environment)
         cases.add(row)
+    _tell_models_apart([group for cases in found.values() for group in cases.groups.values()])
     titles = Counter[str]()
     machines = []
     for cases in found.values():
@@ -232,6 +234,19 @@ def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
         titles[title] += 1
         machines.append(MachineRows(title if titles[title] == 1 else f"{title} #{titles[title]}", results))
     return machines
+
+
+def _tell_models_apart(groups: Iterable[CaseGroup]) -> None:
+    """Add the beginning of its id to the name of a model that shares the name with another: ``merged #3f2a``."""
+    ids: dict[tuple[str, str], dict[str, list[CaseGroup]]] = {}
+    for group in groups:
+        case = group.case
+        ids.setdefault((case.model, case.weights), {}).setdefault(case.model_id, []).append(group)
+    for by_id in ids.values():
+        if len(by_id) > 1:
+            for model_id, mine in by_id.items():
+                for group in mine:
+                    group.names = f"{group.names[0]} #{model_id[:ID_SHOWN]}", group.names[1]
 
 
 class _Cases:

@@ -145,7 +145,7 @@ def test_every_limit_is_said_in_a_sentence(machine: Machine, monkeypatch: pytest
 def test_a_limit_of_the_process_bounds_memory_and_one_that_linux_ignores_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limits = {"RLIMIT_AS": 2 * GIB, "RLIMIT_DATA": GIB, "RLIMIT_RSS": 1}
+    limits = {"RLIMIT_AS": 20 * GIB, "RLIMIT_DATA": GIB, "RLIMIT_RSS": 1}
     numbers = {getattr(allowance.resource, name): size for name, size in limits.items()}
     monkeypatch.setattr(allowance.resource, "getrlimit", lambda number: (numbers[number], -1))
     monkeypatch.setattr(cgroup, "memory", lambda: (None, None))
@@ -156,6 +156,20 @@ def test_a_limit_of_the_process_bounds_memory_and_one_that_linux_ignores_does_no
     monkeypatch.setattr(cgroup, "memory_limit", lambda: MemoryLimit(GIB // 2, "memory.max of the control group /"))
     monkeypatch.setattr(cgroup, "memory", lambda: (GIB // 2, GIB // 4))
     assert allowance.memory(allowance.memory_limit()) == (GIB // 2, GIB // 4)
+
+
+def test_a_limit_of_address_space_leaves_less_memory_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has some 3 GiB of address space that is never in memory: 3.8 GiB do not hold a model of 1 GiB."""
+    sizes = {allowance.resource.RLIMIT_AS: 4 * GIB, allowance.resource.RLIMIT_DATA: -1}
+    monkeypatch.setattr(allowance.resource, "getrlimit", lambda number: (sizes[number], -1))
+    monkeypatch.setattr(allowance.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: None)
+    limit = allowance.memory_limit()
+    assert limit is not None and limit.nbytes == GIB - 2 * 72 * 2**20
+    assert "address space" in limit.where
+    sizes[allowance.resource.RLIMIT_AS] = 2 * GIB
+    limit = allowance.memory_limit()
+    assert limit is not None and limit.nbytes == 0
 
 
 @pytest.mark.parametrize(

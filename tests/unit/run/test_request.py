@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from profiler import devices
 from profiler.case import Source
 from profiler.errors import ProfileError
 from profiler.models import hub
@@ -143,3 +146,23 @@ def test_the_headline_pair_is_measured_twice_unless_a_precision_is_asked_for(mak
 
     assert effort().reps == headline.REPS
     assert effort(precision=0.1) == Effort(None, 60.0, 0.1)
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    for run, layers in (("run1", 1), ("run2", 2)):
+        folder = tmp_path / run / "merged"
+        folder.mkdir(parents=True)
+        raw = resolve("gemma-3-270m").source.config | {"num_hidden_layers": layers, "layer_types": None}
+        (folder / "config.json").write_text(json.dumps(raw))
+    names = tuple(str(tmp_path / run / "merged") for run in ("run1", "run2"))
+    asked = SweepRequest(models=names, contexts=("64",), backend="fake")
+    found = resolve_request(asked, devices.find("cpu"), 64 * GIB, lambda text: None)
+    assert [each.name for each in found.subjects] == ["run1/merged", "run2/merged"]
+    assert {task.case.model for task in found.tasks} == {"run1/merged", "run2/merged"}
+
+
+def test_a_folder_above_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(resolve("gemma-3-270m").source.config))
+    monkeypatch.chdir(tmp_path / "mine" / "inner")
+    assert resolve("..").name == "mine"

@@ -13,9 +13,11 @@ from fakes.lab import make_case, source
 
 from profiler import folders
 from profiler.backends.base import OutOfMemory
+from profiler.devices.cgroup import MemoryLimit
 from profiler.errors import ProfileError
 from profiler.results.environment import HEAP, settings
 from profiler.results.measurement import Measurement
+from profiler.run import worker
 from profiler.run.process import worker_environment
 from profiler.run.protocol import LineBuffer, WorkerTask
 from profiler.run.repetitions import Effort
@@ -150,3 +152,10 @@ def test_a_case_that_the_process_has_measured_warms_up_for_a_second_when_it_come
         taken = [sum(s.seconds for s in row.record(phase) if s.warmup) for row in kept.rows]
         assert taken[0] >= 5 and taken[2] >= 5
         assert 1 <= taken[1] < 2
+
+
+def test_a_refused_allocation_names_the_limit_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.allowance, "memory_limit", lambda: MemoryLimit(2**30, "RLIMIT_DATA (ulimit -d)"))
+    row = failure(MemoryError("no more"), ORDER, "load")
+    assert row.outcome == "oom"
+    assert row.reason == "out of memory in load with 1.00 GiB allowed by RLIMIT_DATA (ulimit -d): no more"

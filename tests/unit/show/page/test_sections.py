@@ -350,3 +350,17 @@ def test_rows_of_a_model_come_together_in_the_order_of_their_size():
     assert found == [(*name, *size) for name in names for size in sorted(sizes)]
     assert [(group.model, len(mine)) for group, mine in machine.groups.items()] == [("b", 4), ("b", 4), ("a", 4)]
     assert {result.case.batch for result in machine.fewest} == {1}
+
+
+def test_two_models_of_one_name_stay_two():
+    """As run1/checkpoint-500 and run2/checkpoint-500, measured by two sweeps."""
+    rows = [
+        measured(model="merged", model_id=model_id, context=context, decode=(rate, rate * 1.01))
+        for model_id, rate in (("aaaabbbbcccc", 10.0), ("ddddeeeeffff", 90.0))
+        for context in (32, 64)
+    ]
+    (found,) = machines(rows)
+    assert found.models == ["merged #aaaabb", "merged #ddddee"]
+    page = report_page.page(rows)
+    assert "2 models" in page.summary and "Run merged #ddddee in bf16" in text(page)
+    assert "merged #aaaabb" in text(speed.section([found]))
