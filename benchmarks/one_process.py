@@ -52,7 +52,7 @@ def _measure(
                     context, batch, options.steps, "prefill" if path.endswith("*") else "synthetic")  # fmt: skip
         if loaded is None:
             start = time.perf_counter()
-            loaded = session.open(case, source, lambda words: None)
+            loaded = session.open_session(case, source, lambda words: None)
             print(f"{model} {quant}: loaded in {time.perf_counter() - start:.1f} s")
         if time.perf_counter() > end:
             print(f"no time left for {case.label} {path}")
