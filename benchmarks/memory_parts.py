@@ -20,7 +20,8 @@ from profiler.models.resolve import resolve
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import Memory, parts, peak_phase, unaccounted_bytes
 from profiler.run import worker
-from profiler.run.protocol import Order
+from profiler.run.loop import measure
+from profiler.run.protocol import WorkerTask
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text
 
@@ -31,8 +32,9 @@ def main() -> int:
     """Print the parts; exit code 1 if the remainder is too large."""
     options = parse()
     wire: Any = SimpleNamespace(beat=lambda text: None)
-    order = the_order(options)
-    row = worker.measure_order(worker.load(order, wire), order, wire)
+    task = the_task(options)
+    model = worker.load(task, wire)
+    row = worker.with_load(measure(model.session, task.case, task.effort, wire.beat), model)
     print(f"{row.case.label} {row.case.weights} {row.case.dtype} {row.case.device}, peak in {peak_phase(row.memory)}")
     return show(row.memory)
 
@@ -54,7 +56,7 @@ def show(memory: Memory) -> int:
     return int(abs(left / whole) > AIM)
 
 
-def the_order(options: argparse.Namespace) -> Order:
+def the_task(options: argparse.Namespace) -> WorkerTask:
     """The order for the worker."""
     found = resolve(options.model, offline=True)
     weights = options.weights if options.weights != "auto" else ("real" if found.checkpoint else "synthetic")
@@ -74,7 +76,7 @@ def the_order(options: argparse.Namespace) -> Order:
         ubatch=options.ubatch,
         threads=options.threads,
     )
-    return Order(case, found.source, Effort(reps=1, max_phase_s=0.001), None)
+    return WorkerTask(case, found.source, Effort(reps=1, max_phase_s=0.001), None)
 
 
 def parse() -> argparse.Namespace:

@@ -38,7 +38,7 @@ from profiler.errors import ProfileError
 from profiler.gate import revision
 from profiler.results.environment import LIBRARIES
 from profiler.run.process import Launch, worker_environment
-from profiler.run.protocol import Order, encode
+from profiler.run.protocol import WorkerTask, encode
 from profiler.shell import command, quote
 from profiler.units import UNKNOWN, bytes_text, printable
 
@@ -59,24 +59,25 @@ print("\\n" + sys.argv[1], json.dumps({"python": sys.version.split()[0], "execut
     "prefix": sys.prefix, "code": spec and spec.origin, "worker": bool(worker),
     "libraries": {n: version(n) for n in sys.argv[2:]}}))
 """
-# Mirrors the start of a worker: read the orders, then import the backend, which imports the libraries.
+# Mirrors the start of a worker: read the tasks, then import the backend, which imports the libraries.
 READY = """
 import importlib, json, sys
 def fault():
     from profiler import registry
     from profiler.run import protocol, worker
-    orders = [protocol.Order.from_json(json.loads(line)) for line in sys.stdin]
-    for name in sorted({order.case.backend for order in orders}):
+    kind = getattr(protocol, "WorkerTask", None) or protocol.Order  # its name in earlier revisions
+    tasks = [kind.from_json(json.loads(line)) for line in sys.stdin]
+    for name in sorted({task.case.backend for task in tasks}):
         module = registry.load("backends", name, "backend")
         if not hasattr(module, "open"):  # since 0.1 it is in a module of its own
             importlib.import_module(module.__name__ + ".session")
-    for device in sorted({order.case.device for order in orders}):
+    for device in sorted({task.case.device for task in tasks}):
         if device.startswith("cuda") and "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
             return f"its torch {sys.modules['torch'].__version__} cannot use a GPU"
     from profiler import devices
-    for order in orders:
-        quant = registry.load("quants", order.case.quant, "quantization").QUANT
-        reason = "torch" in sys.modules and quant.unavailable(devices.find(order.case.device))
+    for task in tasks:
+        quant = registry.load("quants", task.case.quant, "quantization").QUANT
+        reason = "torch" in sys.modules and quant.unavailable(devices.find(task.case.device))
         if reason:
             return reason
 try: said = fault()
@@ -110,12 +111,12 @@ def about(launch: Launch) -> dict[str, Any]:
     return reported
 
 
-def interpreter_fault(launch: Launch, orders: Iterable[Order]) -> str | None:
-    """Why the profiler of this interpreter cannot take these orders; None if it can.
+def interpreter_fault(launch: Launch, tasks: Iterable[WorkerTask]) -> str | None:
+    """Why the profiler of this interpreter cannot take these tasks; None if it can.
 
     Raises ProfileError if it does not answer at all.
     """
-    said = _ask(launch, READY, (), b"".join(encode(order.to_json(), finite=False) for order in orders)).get("fault")
+    said = _ask(launch, READY, (), b"".join(encode(task.to_json(), finite=False) for task in tasks)).get("fault")
     return None if said is None else printable(" ".join(str(said).split()), 300)
 
 
@@ -142,13 +143,13 @@ def _ask(launch: Launch, program: str, arguments: Iterable[str], stdin: bytes = 
 
 def _hear(command: list[str], environ: Mapping[str, str], stdin: bytes) -> tuple[bytes, str | None]:
     """What a command prints, and why it was killed, if it was. Raises OSError, ValueError."""
-    with tempfile.TemporaryFile() as orders:
-        orders.write(stdin)
-        orders.seek(0)
+    with tempfile.TemporaryFile() as given:
+        given.write(stdin)
+        given.seek(0)
         process = subprocess.Popen(
             command,
             env=dict(environ),
-            stdin=orders,
+            stdin=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -250,9 +251,9 @@ def meaning(text: str) -> Meaning:
     return found[0]
 
 
-def check(variant: Variant, orders: Sequence[Order]) -> None:
-    """Raises ProfileError if the profiler of this variant cannot take these orders: it is too old, or broken."""
-    fault = interpreter_fault(variant.launch, orders)
+def check(variant: Variant, tasks: Sequence[WorkerTask]) -> None:
+    """Raises ProfileError if the profiler of this variant cannot take these tasks: it is too old, or broken."""
+    fault = interpreter_fault(variant.launch, tasks)
     if fault is not None:
         version = (variant.reported.get("libraries") or {}).get("llm-hwprofile")
         what = f"its profiler{f' ({_text(version)})' if version else ''} cannot measure this: {fault}"

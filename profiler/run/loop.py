@@ -33,12 +33,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from profiler.backends.base import Beat, CacheState, Loaded, Session, ShapeMismatch, Trial
 from profiler.case import Case
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
-from profiler.results.measurement import Caution, DecodePath, Energy, Memory, Phase, PhaseEnergy, Sample
+from profiler.results.measurement import Energy, Measurement, Memory, Phase, PhaseEnergy, Sample
 from profiler.run.repetitions import Effort, Measured, Repetition, company, disturbances, repeat
 
 NO_PEAK = Peak(None, None, None)
@@ -182,21 +183,10 @@ class EnergyBook:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What one case gave. ``samples`` are all repetitions, also those that do not count."""
+def measure(session: Session, case: Case, effort: Effort, beat: Beat, measured_before: bool = False) -> Measurement:
+    """Measure one case on a loaded model. ``measured_before``: this process has measured the case already.
 
-    samples: tuple[Sample, ...]
-    memory: Memory
-    cautions: tuple[Caution, ...]
-    threads: int | None  # CPU threads the backend computed with
-    stopped: dict[str, str]  # by phase, why it ended: a ``steady.Stop``
-    decode_path: DecodePath | None
-    energy: Energy | None
-
-
-def measure(session: Session, case: Case, effort: Effort, beat: Beat, again: bool = False) -> Result:
-    """Measure one case on a loaded model; ``again``, if this process has done so before.
+    The row has no environment and does not know what loading the model took.
 
     Raises ShapeMismatch when a phase did not process what the case asks for, and whatever the backend raises.
     """
@@ -204,12 +194,8 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat, again: boo
     session.watcher.begin(effort.energy)
     book = EnergyBook(session, effort.energy, beat)
 
-    def prefill_once(watcher: Watcher) -> Sample:
-        return _prefill(meter, watcher, trial, case)
-
-    def decode_once(watcher: Watcher) -> Sample:
-        return _decode(meter, watcher, trial, case, beat)
-
+    prefill_once = partial(_prefill, meter, trial, case)
+    decode_once = partial(_decode, meter, trial, case, beat)
     phases: dict[Phase, Measured] = {}
     prefill = Footprint(NO_PEAK, NO_PEAK, None)
     if case.fill == "synthetic":
@@ -218,16 +204,21 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat, again: boo
         _check_length(trial, case.context, "fill")
     else:
         meter.reset_peak()
-        phases["prefill"] = repeat("prefill", lambda: prefill_once(session.watcher), session, effort, beat, again)
+        phases["prefill"] = repeat(
+            "prefill", partial(prefill_once, session.watcher), session, effort, beat, measured_before
+        )
         prefill = footprint(meter, trial)
-        book.enter("prefill", phases["prefill"].samples, lambda: prefill_once(UNWATCHED))
+        book.enter("prefill", phases["prefill"].samples, partial(prefill_once, UNWATCHED))
     trial.save()
-    phases["decode"] = repeat("decode", lambda: decode_once(session.watcher), session, effort, beat, again)
-    book.enter("decode", phases["decode"].samples, lambda: decode_once(UNWATCHED))
+    phases["decode"] = repeat("decode", partial(decode_once, session.watcher), session, effort, beat, measured_before)
+    book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
     after = trial.cache()
     decode = step_footprint(meter, trial)
     loaded, cores = session.loaded, os.cpu_count() or 1
-    return Result(
+    return Measurement(
+        case,
+        environment={},  # the parent adds it
+        outcome="ok",
         samples=tuple(sample for measured in phases.values() for sample in measured.samples),
         memory=taken_apart(session.loaded, prefill, decode, after),
         cautions=(
@@ -243,7 +234,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat, again: boo
     )
 
 
-def _prefill(meter: Meter, watcher: Watcher, trial: Trial, case: Case) -> Sample:
+def _prefill(meter: Meter, trial: Trial, case: Case, watcher: Watcher) -> Sample:
     """One timed prefill of exactly ``context`` tokens into an empty cache."""
     repetition = Repetition(meter, watcher)
     tokens = trial.prefill()
@@ -254,7 +245,7 @@ def _prefill(meter: Meter, watcher: Watcher, trial: Trial, case: Case) -> Sample
     return replace(sample, tokens=tokens)
 
 
-def _decode(meter: Meter, watcher: Watcher, trial: Trial, case: Case, beat: Beat) -> Sample:
+def _decode(meter: Meter, trial: Trial, case: Case, beat: Beat, watcher: Watcher) -> Sample:
     """``steps`` timed decode steps from the saved cache."""
     trial.restore()
     repetition = Repetition(meter, watcher)

@@ -83,7 +83,7 @@ class SweepPlan:
 
 
 def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, available_bytes: int) -> SweepPlan:
-    """Order ``points`` and leave out what cannot run on ``device`` with ``available_bytes`` of its memory."""
+    """Order the tasks and leave out what cannot run on ``device`` with ``available_bytes`` of its memory."""
     planned: list[Planned] = []
     skipped: list[Skip] = []
     host = cache(partial(host_of, device))

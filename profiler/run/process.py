@@ -29,7 +29,7 @@ from profiler.devices import cgroup
 from profiler.devices.cpu import process_bytes
 from profiler.results.environment import SPEED, heap, is_secret
 from profiler.results.measurement import Outcome
-from profiler.run.protocol import LineBuffer, Load, Order, ProtocolError, encode
+from profiler.run.protocol import LineBuffer, Load, ProtocolError, WorkerTask, encode
 from profiler.units import printable
 
 PLACES = re.compile(  # what libraries need beside the settings that change speed
@@ -156,31 +156,31 @@ class WorkerProcess:
     def _start(self, environ: Mapping[str, str], launch: Launch | None, opened: ExitStack) -> None:
         command = COMMAND if launch is None else (*launch.python, *WORKER)
         with ExitStack() as theirs:
-            orders, self._orders = _pipe(theirs, opened)
+            tasks, self._tasks = _pipe(theirs, opened)
             self._messages, messages = _pipe(opened, theirs)
             self._process = subprocess.Popen(
-                [*command, str(orders.fileno()), str(messages.fileno()), str(os.getpid())],
+                [*command, str(tasks.fileno()), str(messages.fileno()), str(os.getpid())],
                 bufsize=0,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={**environ, **(launch.environ if launch else folders.child_environ(environ))},
-                pass_fds=(orders.fileno(), messages.fileno()),
+                pass_fds=(tasks.fileno(), messages.fileno()),
                 start_new_session=True,
             )
         opened.callback(self._process.kill)  # does nothing to a process that has been waited for
         assert isinstance(self._process.stdout, FileIO)  # asked for above
         self.pid, self._output = self._process.pid, opened.enter_context(self._process.stdout)
-        for file in (self._orders, self._messages, self._output):
+        for file in (self._tasks, self._messages, self._output):
             os.set_blocking(file.fileno(), False)
 
     def _listen(self, file: int | FileIO, handler: Callable[[], object], events: int = selectors.EVENT_READ) -> None:
         self._selector.register(file, events, handler)
 
-    def send(self, order: Order) -> None:
-        """Hand over an order without waiting for the worker to read it. Raises ProtocolError when it is too long."""
-        self._unsent += encode(order.to_json(), finite=False)
-        self._listen(self._orders, self._write_order, selectors.EVENT_WRITE)
+    def send(self, task: WorkerTask) -> None:
+        """Hand over a task without waiting for the worker to read it. Raises ProtocolError if it is too long."""
+        self._unsent += encode(task.to_json(), finite=False)
+        self._listen(self._tasks, self._write_order, selectors.EVENT_WRITE)
 
     def wait(self, seconds: float) -> list[dict[str, Any]]:
         """Messages, as soon as there are any or something else happens; none after ``seconds``."""
@@ -215,10 +215,10 @@ class WorkerProcess:
 
     def _write_order(self) -> None:
         with suppress(BrokenPipeError):  # it died; that is noticed elsewhere
-            self._unsent = self._unsent[self._orders.write(self._unsent) or 0 :]
+            self._unsent = self._unsent[self._tasks.write(self._unsent) or 0 :]
             if self._unsent:
                 return
-        self._forget(self._orders)
+        self._forget(self._tasks)
 
     def _forget(self, file: FileIO) -> None:
         with suppress(KeyError):  # done before
@@ -226,7 +226,7 @@ class WorkerProcess:
 
     @property
     def usable(self) -> bool:
-        """Whether it can take an order."""
+        """Whether it can take a task."""
         return not (self.exited or self.closed or self.broken)
 
     def output(self) -> list[str]:
@@ -274,9 +274,9 @@ class WorkerProcess:
         return self.exited
 
     def finish(self, grace_s: float) -> bool:
-        """Let it end by itself, as it does without further orders; see ``stop``."""
-        self._forget(self._orders)
-        self._orders.close()
+        """Let it end by itself, as it does without further tasks; see ``stop``."""
+        self._forget(self._tasks)
+        self._tasks.close()
         self.wait_exit(grace_s)
         return self.stop(grace_s)
 

@@ -2,7 +2,7 @@
 
 Not stdout, since libraries print there; never pickle, since a worker that went wrong must not run code in its parent.
 
-    parent → worker   one Order a line, the next only after the row of the last is stored
+    parent → worker   one WorkerTask a line, the next only after the row of the last is stored
     worker → parent   {"type": "beat", "text"} · {"type": "loaded", "load"} · {"type": "row", "row"}
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from profiler.case import Case, Source
+from profiler.case import Case, Source, Task
 from profiler.results.measurement import Memory
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text
@@ -65,11 +65,9 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Everything a worker needs to measure one case; it loads the model for the first."""
+class WorkerTask(Task):
+    """Everything a worker needs to measure one case. It loads the model for the first one."""
 
-    case: Case
-    source: Source
     effort: Effort
     max_memory_bytes: int | None
 
@@ -84,7 +82,7 @@ class Order:
         }
 
     @classmethod
-    def from_json(cls, message: Mapping[str, Any]) -> Order:
+    def from_json(cls, message: Mapping[str, Any]) -> WorkerTask:
         """The inverse of ``to_json``."""
         case, source, effort = Case(**message["case"]), Source(**message["source"]), Effort(**message["effort"])
         return cls(case, source, effort, message["max_memory_bytes"])

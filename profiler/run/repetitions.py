@@ -94,10 +94,10 @@ class Effort:
 the first repetition alone filled that · too many were invalid."""
 
 
-def is_warm(warmups: Sequence[Sample], effort: Effort, again: bool = False) -> bool:
-    """Whether the repetitions so far are warm-up enough; at least one is. ``again``: measured here before."""
+def is_warm(warmups: Sequence[Sample], effort: Effort, measured_before: bool = False) -> bool:
+    """Whether these warm-ups, of which there is at least one, are enough. ``measured_before``: as in ``repeat``."""
     seconds = [sample.seconds for sample in warmups]
-    if len(seconds) >= WARMUPS or sum(seconds) >= min(AGAIN_S if again else WARMUP_S, effort.max_phase_s):
+    if len(seconds) >= WARMUPS or sum(seconds) >= min(AGAIN_S if measured_before else WARMUP_S, effort.max_phase_s):
         return True
     return stats.steady(seconds) is True
 
@@ -171,14 +171,19 @@ class Repetition:
 
 
 def repeat(
-    phase: Phase, once: Callable[[], Sample], session: Session, effort: Effort, beat: Beat, again: bool = False
+    phase: Phase,
+    once: Callable[[], Sample],
+    session: Session,
+    effort: Effort,
+    beat: Beat,
+    measured_before: bool = False,
 ) -> Measured:
     """Warm up, then repeat ``once`` as ``effort`` says. A first repetition that alone takes that long is all.
 
-    ``again``: this process has measured the case before.
+    ``measured_before``: this process has measured the case before.
     """
     before = session.meter.pressure()
-    warmups, samples = _warmed(phase, once, effort, beat, again), []
+    warmups, samples = _warmed(phase, once, effort, beat, measured_before), []
     if warmups[0].seconds >= effort.max_phase_s:
         samples, warmups = warmups, []
     else:
@@ -191,11 +196,13 @@ def repeat(
     return Measured((*marked, *samples), ended, before, session.meter.pressure())
 
 
-def _warmed(phase: Phase, once: Callable[[], Sample], effort: Effort, beat: Beat, again: bool) -> list[Sample]:
+def _warmed(
+    phase: Phase, once: Callable[[], Sample], effort: Effort, beat: Beat, measured_before: bool
+) -> list[Sample]:
     """The warm-ups: at least one, which may turn out to be all there is time for."""
     beat(f"{phase} warm-up")
     warmups = [once()]
-    while not is_warm(warmups, effort, again):
+    while not is_warm(warmups, effort, measured_before):
         beat(f"{phase} warm-up {len(warmups) + 1}")
         warmups.append(once())
     return warmups

@@ -30,7 +30,7 @@ from profiler.folders import describe
 from profiler.results.measurement import Measurement, Outcome
 from profiler.run import process
 from profiler.run.process import Launch, WorkerProcess, worker_environment
-from profiler.run.protocol import Load, Order, ProtocolError
+from profiler.run.protocol import Load, ProtocolError, WorkerTask
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, printable, seconds_text
 
@@ -46,9 +46,9 @@ WAIT_S = 0.5  # for what another sweep is measuring
 
 
 class Interrupts:
-    """Takes the signals over while it is entered. In another thread than the main one nothing can, and nothing is.
+    """Handles SIGINT and SIGTERM inside its ``with`` block, which must be in the main thread to have an effect.
 
-    A signal that was ignored stays so: that is how a shell protects its background jobs from Ctrl-C.
+    A signal that was ignored stays ignored: that is how a shell protects its background jobs from Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Stopped(Exception):
 
 
 class CaseWatch:
-    """Waits for the row of ``case``, whose order the worker has been sent."""
+    """Waits for the row of ``case``, which was sent to the worker."""
 
     def __init__(
         self, worker: WorkerProcess, case: Case, limits: WorkerLimits, interrupts: Interrupts, on_beat: OnBeat
@@ -234,12 +234,12 @@ def run(
     on_row: OnRow,
     on_beat: OnBeat,
 ) -> Ending:
-    """Measure ``jobs`` in their order, in worker processes; ``on_row`` gets a row for each and must store it.
+    """Measure ``tasks`` in their order, in worker processes; ``on_row`` gets a row for each and must store it.
 
-    Jobs of one load key should follow each other, since they share a worker. None among them means that none can be
-    done yet: the worker gives its memory back, and the next job is asked for after ``WAIT_S``. Call it in the main
-    thread, or Ctrl-C is not handled. No process is left when it returns or raises (only ``jobs``, ``on_row`` and
-    ``on_beat`` can make it raise).
+    Tasks with the same load key should be adjacent, since they share a worker. ``None`` among them means that no task
+    can be measured yet: the worker exits to release its memory, and the next task is requested after ``WAIT_S``. Call
+    this in the main thread, or Ctrl-C is not handled. No process is left when it returns or raises (only ``tasks``,
+    ``on_row`` and ``on_beat`` can make it raise).
     """
     with Interrupts() as interrupts:
         supervisor = Supervisor(effort, limits, environment, on_beat, interrupts)
@@ -264,7 +264,7 @@ def run(
 
 
 class Supervisor:
-    """Turns jobs into rows, one after the other, and remembers what is not worth trying."""
+    """Turns tasks into rows, one after the other, and remembers which cases are not worth trying."""
 
     def __init__(
         self,
@@ -284,15 +284,19 @@ class Supervisor:
         self._wedged: dict[str, int] = {}  # device → process that cannot be killed and may hold it
 
     def row(self, task: Task) -> Measurement:
-        """The row of one job. Raises Stopped when the person wants to stop at once."""
-        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        reason = self._reason_to_skip(task.case)
-        row = Measurement(task.case, {}, "skipped", reason) if reason else self._measure(task)
-        asked = {**self._effort.asked, "max_memory_bytes": self._limits.max_memory_bytes}
+        """The row of one task. Raises Stopped if the user wants to stop at once."""
+        started_at, limits = datetime.now(UTC).isoformat(timespec="milliseconds"), self._limits
+        sent = self._send(task)
+        if isinstance(sent, Measurement):
+            row = sent
+        else:
+            row = CaseWatch(sent, task.case, limits, self._interrupts, self._on_beat).row()
+            self._learn(row, sent)
+        asked = {**self._effort.asked, "max_memory_bytes": limits.max_memory_bytes}
         return replace(row, environment=self._environment, started_at=started_at, asked=asked)
 
     def _reason_to_skip(self, case: Case) -> str | None:
-        """Why this case is not worth a try."""
+        """Why this case is not worth trying; ``None`` if it is."""
         if case.device in self._wedged:
             pid = self._wedged[case.device]
             return f"process {pid}, which used {case.device} before, hangs inside the kernel and cannot be killed"
@@ -303,26 +307,27 @@ class Supervisor:
                 return f"dominated by c={smaller.context} b={smaller.batch}, which ran out of memory"
         return None
 
-    def _measure(self, task: Task) -> Measurement:
-        """Send the case to a worker that has its model, or will load it, and wait for the row."""
-        case, limits = task.case, self._limits
+    def _send(self, task: Task) -> WorkerProcess | Measurement:
+        """Send a task to a worker that has loaded its model, or will; a row if the task cannot be measured."""
+        case = task.case
+        reason = self._reason_to_skip(case)
+        if reason is not None:
+            return Measurement(case, {}, "skipped", reason)
         try:
             worker = self._worker_for(case)
-            worker.send(Order(case, task.source, self._effort, limits.max_memory_bytes))
+            worker.send(WorkerTask(case, task.source, self._effort, self._limits.max_memory_bytes))
         except OSError as error:
             return self._not_started(case, f"no worker could be started: {describe(error)}")
         except ProtocolError as error:
             return self._not_started(case, f"the model's config cannot be passed to a worker: {error}")
-        row = CaseWatch(worker, case, limits, self._interrupts, self._on_beat).row()
-        self._learn(row, worker)
-        return row
+        return worker
 
     def _not_started(self, case: Case, reason: str) -> Measurement:
         self._unloadable[case.load_key] = f"the model could not be loaded: {reason}"
         return Measurement(case, {}, "failed", reason)
 
     def _worker_for(self, case: Case) -> WorkerProcess:
-        """The worker that is there if it is alive and has the right model, else a new one."""
+        """The current worker if it is alive and has the right model, otherwise a new one."""
         if self._worker is not None:
             self._worker.wait(0)  # it may have died since its last row, which is no fault of the next case
             if self._first.load_key != case.load_key or not self._worker.usable:
@@ -348,7 +353,7 @@ class Supervisor:
 
     @property
     def has_worker(self) -> bool:
-        """Whether a process of this one may hold a model."""
+        """Whether a worker is running, and so may hold a model."""
         return self._worker is not None
 
     def finish_worker(self) -> None:

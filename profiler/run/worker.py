@@ -1,8 +1,8 @@
-"""The process that holds a model: ``python -m profiler.run.worker ORDERS MESSAGES PARENT`` (two pipes, a pid).
+"""The process that holds a model: ``python -m profiler.run.worker TASKS MESSAGES PARENT`` (two pipes, a pid).
 
-It loads the model of its first order, measures order after order, and ends with its orders or with the first row that
-is not ok: after a failure nobody knows what state the model and its device are in. Whatever happens to the parent,
-the kernel kills this process with it, and a guard what this process has started.
+It loads the model of its first task and measures one task after the other. It exits when there are no more tasks, or
+after the first row that is not ok, since the state of the model and its device is then unknown. If the parent dies,
+the kernel kills this process, and a guard process kills its children.
 
 **Memory limit.** RLIMIT_DATA, not RLIMIT_AS: a CUDA build of PyTorch reserves address ranges many times the machine's
 memory. The kernel counts private writable mappings when they are made, not when they are touched, and does not count
@@ -46,7 +46,7 @@ from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
 from profiler.run.loop import headline, largest, measure
-from profiler.run.protocol import LineBuffer, Load, Order, ProtocolError, encode
+from profiler.run.protocol import LineBuffer, Load, ProtocolError, WorkerTask, encode
 from profiler.units import bytes_text, printable
 
 MOST = 8  # exceptions of one chain that are looked at
@@ -207,17 +207,17 @@ class LoadedModel:
     load_peak_bytes: int | None  # of the whole process
 
 
-def main(orders_fd: int, messages_fd: int, parent: int) -> None:
-    """Serve the parent until it has no more orders."""
+def main(tasks_fd: int, messages_fd: int, parent: int) -> None:
+    """Serve the parent until it has no more tasks."""
     die_with(parent)
     guard_group(parent)
-    for fd in (orders_fd, messages_fd):
+    for fd in (tasks_fd, messages_fd):
         os.set_inheritable(fd, False)
     with suppress(OSError):  # a hardened machine may refuse; the order of killing is then the kernel's
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
     allowance.at_start()  # before a backend's libraries pin this thread
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the core of a 60 GB process fills somebody's disk
-    serve(read_orders(orders_fd), Wire(messages_fd))
+    serve(read_tasks(tasks_fd), Wire(messages_fd))
 
 
 def die_with(parent: int) -> None:
@@ -227,44 +227,47 @@ def die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def read_orders(fd: int) -> Iterator[Order]:
-    """Orders as they come, until the parent closes the pipe."""
+def read_tasks(fd: int) -> Iterator[WorkerTask]:
+    """The tasks that the parent sends, until it closes the pipe."""
     lines = LineBuffer(finite=False)
     while chunk := os.read(fd, 1 << 16):
         for message in lines.feed(chunk):
-            yield Order.from_json(message)
+            yield WorkerTask.from_json(message)
 
 
-def serve(orders: Iterator[Order], wire: Wire) -> None:
-    """Load once, then a row for every order."""
+def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
+    """Load once, then a row for every task."""
     model: LoadedModel | None = None
     measured: set[str] = set()  # keys of cases
-    for order in orders:
+    for task in tasks:
         try:
             if model is None:
-                model = load(order, wire)
+                model = load(task, wire)
                 wire.send({"type": "loaded", "load": model.load.to_json()})
-            row = measure_order(model, order, wire, again=order.case.key in measured)
-            measured.add(order.case.key)
+            if task.max_memory_bytes is not None:
+                limit_memory(task.max_memory_bytes)
+            row = measure(model.session, task.case, task.effort, wire.beat, task.case.key in measured)
+            row = with_load(row, model)
+            measured.add(task.case.key)
         except Exception as error:
             lift_limit()
-            row = failure(error, order, wire.phase)
+            row = failure(error, task, wire.phase)
         if send_row(row, wire) != "ok":
             return
     if model is not None:
         model.session.close()
 
 
-def load(order: Order, wire: Wire) -> LoadedModel:
-    """The model of ``order``, timed and weighed. The baseline is taken once the framework is imported."""
+def load(task: WorkerTask, wire: Wire) -> LoadedModel:
+    """The model of ``task``, timed and weighed. The baseline is taken once the framework is imported."""
     wire.beat("load")
-    opened = backends.opener(order.case.backend)
-    before = meter_of(order.case)
+    opened = backends.opener(task.case.backend)
+    before = meter_of(task.case)
     before.reset_peak()
     baseline, start = before.peak().process_bytes, before.now()
-    if order.max_memory_bytes is not None:
-        limit_memory(order.max_memory_bytes)
-    session = opened(order.case, order.source, wire.beat)
+    if task.max_memory_bytes is not None:
+        limit_memory(task.max_memory_bytes)
+    session = opened(task.case, task.source, wire.beat)
     seconds, peak = session.meter.now() - start, session.meter.peak()
     memory = Memory(
         weights_bytes=session.loaded.weights_bytes,
@@ -284,30 +287,16 @@ def meter_of(case: Case) -> Meter:
     return meter
 
 
-def measure_order(model: LoadedModel, order: Order, wire: Wire, again: bool = False) -> Measurement:
-    """The ok row of one case; ``again``, if this process has measured it before. Raises what the backend raises."""
-    if order.max_memory_bytes is not None:
-        limit_memory(order.max_memory_bytes)
-    result = measure(model.session, order.case, order.effort, wire.beat, again)
+def with_load(row: Measurement, model: LoadedModel) -> Measurement:
+    """The ok row of one case together with what loading its model took."""
     memory = replace(
-        result.memory,
+        row.memory,
         baseline_bytes=model.load.memory.baseline_bytes,
         load_peak_bytes=model.load.memory.load_peak_bytes,
-        process_peak_bytes=largest(result.memory.process_peak_bytes, model.load_peak_bytes),
+        process_peak_bytes=largest(row.memory.process_peak_bytes, model.load_peak_bytes),
     )
-    return Measurement(
-        order.case,
-        environment={},  # the parent knows it
-        outcome="ok",
-        samples=result.samples,
-        memory=memory,
-        cautions=(*result.cautions, *load_peak(memory), *(Caution("cache", text) for text in folders.notes())),
-        load_s=model.load.load_s,
-        threads=result.threads,
-        stopped=result.stopped,
-        decode_path=result.decode_path,
-        energy=result.energy,
-    )
+    cautions = (*row.cautions, *load_peak(memory), *(Caution("cache", text) for text in folders.notes()))
+    return replace(row, memory=memory, cautions=cautions, load_s=model.load.load_s)
 
 
 def load_peak(memory: Memory) -> list[Caution]:
@@ -319,19 +308,19 @@ def load_peak(memory: Memory) -> list[Caution]:
     return [Caution("load-peak", text)]
 
 
-def failure(error: Exception, order: Order, phase: str) -> Measurement:
+def failure(error: Exception, task: WorkerTask, phase: str) -> Measurement:
     """The row of a case that raised: out of memory, or failed. The parent knows what loading took."""
     outcome: Outcome = "failed"
     if is_out_of_memory(error):
         words = " ".join(str(error).split()) or type(error).__name__
-        limit = order.max_memory_bytes if kind_of(order.case.device).is_host else None
+        limit = task.max_memory_bytes if kind_of(task.case.device).is_host else None
         under = "" if limit is None else f" under --max-memory {bytes_text(limit)}"
         outcome, reason = "oom", f"out of memory in {phase}{under}: {words}"
     elif isinstance(error, ProfileError):
         reason = said(error)
     else:
         reason = f"{phase} failed: {said(error)}"
-    return Measurement(order.case, {}, outcome, printable(reason, MAX_REASON))
+    return Measurement(task.case, {}, outcome, printable(reason, MAX_REASON))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -17,8 +17,9 @@ from profiler.gate.trial import GatePlan, GateTrial, Noise
 from profiler.gate.variants import Variant
 from profiler.results.measurement import Measurement, Memory, Sample
 from profiler.run import worker
+from profiler.run.loop import measure
 from profiler.run.process import Launch
-from profiler.run.protocol import Order
+from profiler.run.protocol import WorkerTask
 from profiler.run.repetitions import Effort
 
 BASE, CANDIDATE = Variant("base", Launch(("base",))), Variant("candidate", Launch(("candidate",)))
@@ -118,10 +119,11 @@ class LocalBench:
         pass
 
     def block(self, slot: int, task: Task) -> ProcessBlock:
-        order, wire = Order(task.case, task.source, self.effort, None), Wire()
+        task_sent, wire = WorkerTask(task.case, task.source, self.effort, None), Wire()
         try:
             with mock.patch.dict(os.environ, self.variants[slot].launch.environ):
-                measured = worker.measure_order(worker.load(order, wire), order, wire)  # type: ignore[arg-type]
+                model = worker.load(task_sent, wire)  # type: ignore[arg-type]
+                measured = worker.with_load(measure(model.session, task.case, self.effort, wire.beat), model)
         except Exception as error:
-            measured = worker.failure(error, order, wire.phase)
+            measured = worker.failure(error, task_sent, wire.phase)
         return ProcessBlock(self.variants[slot].name, 2 * self.starts + slot, measured)

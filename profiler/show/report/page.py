@@ -38,7 +38,9 @@ def page(
     if len(found) > MOST_MACHINES:
         summary = (*summary, f"the first {MOST_MACHINES} of {len(found)} machines; name runs to choose others")
     forecasts = [Forecast.of(machine) for machine in shown]
-    known = quality.shipped() if scores is None else scores
+    # A reader's own scores are of whatever bears the name; those that ship are of the published model alone.
+    doubted = {model for forecast in forecasts for model in forecast.doubted}
+    known = [score for score in quality.shipped() if score.model not in doubted] if scores is None else scores
     sections = (
         advice.section(shown, forecasts),
         memory.map_section(shown, forecasts),

@@ -105,6 +105,7 @@ class Forecast:
     missing: dict[str, str]  # model → why it cannot be predicted
     path: str = EAGER  # the decode path for predictions: the one of most rows
     _known: dict[tuple[str, str, str, str], Predictor | None] = field(default_factory=dict)
+    doubted: set[str] = field(default_factory=set)  # models that may only bear the name of the catalog's
 
     @classmethod
     def of(cls, machine: MachineRows) -> Forecast:
@@ -191,6 +192,7 @@ class Forecast:
         reason = self._doubt(model, groups, digest(config))
         if reason is not None:
             del self.shapes[model]
+            self.doubted.add(model)
             self._known = {key: known for key, known in self._known.items() if key[0] != model}
         return reason
 

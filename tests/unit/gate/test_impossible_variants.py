@@ -59,13 +59,13 @@ def package(folder: Path, worker: str = "", protocol: str | None = None) -> str:
 
 PROTOCOL = """
 from types import SimpleNamespace
-class Order:
+class WorkerTask:
     @classmethod
     def from_json(cls, message):
         return SimpleNamespace(case=SimpleNamespace(backend="fake", device="cpu"))
 """
 OLD = """
-class Order:
+class WorkerTask:
     @classmethod
     def from_json(cls, message):
         raise TypeError("Case() got an unexpected keyword argument 'path'")
@@ -148,7 +148,7 @@ def test_a_side_that_can_measure_is_tried_out_and_leaves_nothing() -> None:
 
 def test_a_backend_that_does_not_import_there_is_said() -> None:
     launch = Launch((sys.executable,), {"PYTHONPATH": "/nowhere"})
-    order = bench.Order(make_case(64, backend="no-such"), source(), QUICK, None)
+    order = bench.WorkerTask(make_case(64, backend="no-such"), source(), QUICK, None)
     assert "no-such" in (variants.interpreter_fault(launch, [order]) or "")
 
 

@@ -6,8 +6,10 @@ fixture ``machine`` makes that virtual machine slower or larger: the regression.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -20,12 +22,19 @@ import pytest
 import pytest_benchmark.plugin
 from fakes.variants import BASE, LocalBench
 
-from profiler.backends.fake import session as fake  # noqa: F401  # kept imported: every suite below would import it anew
+import profiler
 from profiler.errors import ProfileError
 from profiler.gate import suite, variants
 from profiler.gate.bench import WorkerBench
 from profiler.gate.variants import Variant
 from profiler.run.process import Launch
+
+# pytester forgets the modules that a suite inside a test is the first to import. Imported once more, they would be a
+# second set of the same classes for the tests that follow, so all that need no torch are imported before.
+NEEDS_TORCH = ("profiler.backends.hf", "profiler.devices.cuda", "profiler.kernels", "profiler.__main__")
+for module in pkgutil.walk_packages(profiler.__path__, "profiler."):
+    if not module.name.startswith(NEEDS_TORCH):
+        importlib.import_module(module.name)
 
 pytest_plugins = ["pytester"]
 

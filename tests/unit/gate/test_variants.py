@@ -18,7 +18,7 @@ from profiler.gate.bench import Interrupted, WorkerBench
 from profiler.gate.trial import Calibrations, Noise
 from profiler.gate.variants import Variant
 from profiler.run.process import Launch
-from profiler.run.protocol import Order
+from profiler.run.protocol import WorkerTask
 from profiler.run.supervisor import WorkerLimits
 
 ROOT = Path(__file__).parents[3]
@@ -199,9 +199,9 @@ def test_workers_get_environments_of_different_sizes() -> None:
 
 
 def test_an_order_holds_nothing_that_an_earlier_worker_does_not_know() -> None:
-    sent = Order(make_case(64), source(), QUICK, None).to_json()
+    sent = WorkerTask(make_case(64), source(), QUICK, None).to_json()
     assert set(sent["effort"]) == {"reps", "max_phase_s"}
-    assert Order.from_json(sent).case == make_case(64)
+    assert WorkerTask.from_json(sent).case == make_case(64)
 
 
 def test_noise_is_kept_for_a_week(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 from fakes.lab import QUICK, make_case, source
 
 from profiler.errors import ProfileError
-from profiler.run.protocol import Order
+from profiler.run.protocol import WorkerTask
 from profiler.run.worker import failure, said
 
-ORDER = Order(make_case(64), source(), QUICK, None)
+ORDER = WorkerTask(make_case(64), source(), QUICK, None)
 
 
 def raised(error: Exception, cause: BaseException | None = None) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from profiler.devices.telemetry import HW_THERMAL, SW_POWER_CAP
 from profiler.results import energy
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement
-from profiler.run.loop import Result, measure
+from profiler.run.loop import measure
 from profiler.run.repetitions import Effort
 
 CASE = make_case(1024, batch=2, steps=10)  # a prefill of 0.2048 s and a decode of 0.1 s
@@ -31,18 +32,9 @@ def silent(text: str) -> None:
     """A beat that nobody hears."""
 
 
-def row(result: Result) -> Measurement:
-    """The row of a result."""
-    return Measurement(
-        CASE,
-        {},
-        "ok",
-        samples=result.samples,
-        cautions=result.cautions,
-        energy=result.energy,
-        stopped=result.stopped,
-        asked={"reps": 3, "max_phase_s": 60.0},
-    )
+def row(result: Measurement) -> Measurement:
+    """The row as the parent completes it."""
+    return replace(result, case=CASE, asked={"reps": 3, "max_phase_s": 60.0})
 
 
 def measured(effort: Effort = ASKED, **script: Any) -> Measurement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from profiler.case import Case
 from profiler.devices.base import Peak
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement, Phase, Sample, unaccounted_bytes
-from profiler.run.loop import Result, headline, measure
+from profiler.run.loop import headline, measure
 from profiler.run.repetitions import Effort
 
 MIB = 2**20
@@ -30,18 +31,16 @@ def loaded(case: Case, *faults: dict[str, Any], **script: Any) -> FakeSession:
     return fake.open_session(case, source(*faults, **script), silent)
 
 
-def measured(case: Case, effort: Effort, *faults: dict[str, Any], **script: Any) -> Result:
+def measured(case: Case, effort: Effort, *faults: dict[str, Any], **script: Any) -> Measurement:
     return measure(loaded(case, *faults, **script), case, effort, silent)
 
 
-def row(case: Case, effort: Effort, result: Result) -> Measurement:
-    """The row that a worker and its parent make of a result."""
-    return Measurement(
-        case, {}, "ok", None, result.samples, cautions=result.cautions, asked=effort.asked, stopped=result.stopped
-    )
+def row(case: Case, effort: Effort, result: Measurement) -> Measurement:
+    """The row as the parent completes it, without its energy."""
+    return replace(result, case=case, energy=None, asked=effort.asked)
 
 
-def counted(result: Result, phase: Phase) -> tuple[Sample, ...]:
+def counted(result: Measurement, phase: Phase) -> tuple[Sample, ...]:
     return row(make_case(), Effort(), result).of(phase)
 
 

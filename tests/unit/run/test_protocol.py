@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.results.measurement import Memory
-from profiler.run.protocol import MAX_LINE, LineBuffer, Load, Order, ProtocolError, encode
+from profiler.run.protocol import MAX_LINE, LineBuffer, Load, ProtocolError, WorkerTask, encode
 from profiler.run.repetitions import Effort
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -23,10 +23,10 @@ BRIEF = settings(max_examples=100, deadline=None)
 
 
 def test_an_order_survives_the_pipe() -> None:
-    order = Order(make_case(512, 4, threads=2), source(step_s=0.5), Effort(7, 1.5), 2**30)
-    assert Order.from_json(json.loads(encode(order.to_json()))) == order
+    order = WorkerTask(make_case(512, 4, threads=2), source(step_s=0.5), Effort(7, 1.5), 2**30)
+    assert WorkerTask.from_json(json.loads(encode(order.to_json()))) == order
     bare = replace(order, max_memory_bytes=None)
-    assert Order.from_json(json.loads(encode(bare.to_json()))) == bare
+    assert WorkerTask.from_json(json.loads(encode(bare.to_json()))) == bare
 
 
 def test_a_load_survives_the_pipe() -> None:

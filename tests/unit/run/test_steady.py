@@ -40,8 +40,8 @@ def test_a_phase_is_warm_when_it_is_steady_or_has_had_its_share(seconds: tuple[f
 def test_a_case_that_was_measured_here_before_warms_up_for_a_second() -> None:
     seconds = samples(0.5, 0.6)
     assert not is_warm(seconds, Effort())
-    assert is_warm(seconds, Effort(), again=True)
-    assert not is_warm(samples(0.5, 0.3), Effort(), again=True)
+    assert is_warm(seconds, Effort(), measured_before=True)
+    assert not is_warm(samples(0.5, 0.3), Effort(), measured_before=True)
 
 
 def test_a_short_limit_shortens_the_warm_up_too() -> None:

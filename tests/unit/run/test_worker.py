@@ -17,12 +17,12 @@ from profiler.errors import ProfileError
 from profiler.results.environment import HEAP, settings
 from profiler.results.measurement import Measurement
 from profiler.run.process import worker_environment
-from profiler.run.protocol import LineBuffer, Order
+from profiler.run.protocol import LineBuffer, WorkerTask
 from profiler.run.repetitions import Effort
 from profiler.run.worker import Wire, failure, serve
 
 HEAVY = {"torch", "transformers", "numpy", "bitsandbytes", "click", "rich", "tabulate", "hypothesis", "sqlite3"}
-ORDER = Order(make_case(), source(), Effort(), None)
+ORDER = WorkerTask(make_case(), source(), Effort(), None)
 
 
 def test_a_worker_starts_in_a_moment_and_imports_no_framework() -> None:
@@ -142,7 +142,7 @@ class Kept:
 
 def test_a_case_that_the_process_has_measured_warms_up_for_a_second_when_it_comes_again() -> None:
     noisy = source(noise=0.3, prefill_s_per_token=0.4 / 64, step_s=0.1)  # half a second each, and never steady
-    first, other = (Order(make_case(context=64, steps=4, batch=b), noisy, Effort(reps=2), None) for b in (1, 2))
+    first, other = (WorkerTask(make_case(context=64, steps=4, batch=b), noisy, Effort(reps=2), None) for b in (1, 2))
     kept = Kept()
     serve(iter([first, first, other]), kept)  # type: ignore[arg-type]
     assert [row.outcome for row in kept.rows] == ["ok"] * 3

@@ -259,6 +259,18 @@ def test_quality_counts_only_for_the_formats_a_score_holds_for():
     assert "no comparable case has a quantization with a score" in found and "Bench" not in found
 
 
+def test_a_folder_that_bears_the_name_of_a_published_model_does_not_get_its_score():
+    rows = [
+        measured(**E2B, memory=weighing(0.001), decode=(20.0, 20.0)),
+        measured(**E2B | {"model": "gemma-4-31b"}, memory=weighing(0.002), decode=(10.0, 10.0)),
+    ]
+    assert "LiveCodeBench" not in text(report_page.page(rows))
+    own = [
+        Score(name, "Mine", value, "me", ("bf16",)) for name, value in (("gemma-4-e2b", 1.0), ("gemma-4-31b", 2.0))
+    ]
+    assert "With quality by Mine" in text(report_page.page(rows, scores=own))
+
+
 def test_cautions_that_differ_only_in_figures_are_said_once():
     rows = [
         replace(measured(context=context), cautions=(caution,))
