@@ -268,7 +268,7 @@ def test_a_folder_that_bears_the_name_of_a_published_model_does_not_get_its_scor
     own = [
         Score(name, "Mine", value, "me", ("bf16",)) for name, value in (("gemma-4-e2b", 1.0), ("gemma-4-31b", 2.0))
     ]
-    assert "With quality by Mine" in text(report_page.page(rows, scores=own))
+    assert "With quality from Mine" in text(report_page.page(rows, scores=own))
 
 
 def test_cautions_that_differ_only_in_figures_are_said_once():
