@@ -107,7 +107,7 @@ class GridTask(Task):
 
 
 def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
-    """``points``, for a caller that has no rows of skipped cases. ProfileError for the first that is refused."""
+    """``tasks`` as a list, for a caller without rows of skipped cases. ProfileError for the first that is refused."""
     found = list(tasks)
     for task in found:
         if task.refused is not None:

@@ -159,7 +159,7 @@ def _by_load(planned: list[Planned]) -> list[Planned]:
 
 
 def _phase_s(once_s: float, effort: Effort) -> float:
-    """Seconds of one phase as ``measure.loop`` runs it."""
+    """Seconds of one phase as the measuring loop runs it."""
     again_s = max(RESOLVED_S, once_s) if effort.energy else 0.0
     return once_s * repetitions.likely(once_s, effort) + again_s
 
@@ -354,7 +354,7 @@ def _reason(needed_s: float, budget_s: float, left_s: float) -> str:
 def stored(
     tasks: Iterable[GridTask], store: Store, snapshot: dict[str, Any], effort: Effort, max_memory_bytes: int | None
 ) -> dict[Case, StoredRow]:
-    """The ``ok`` rows of ``points`` from an environment as fast as ``snapshot``, with as much effort or more.
+    """The ``ok`` rows of ``tasks`` from an environment as fast as ``snapshot``, with as much effort or more.
 
     With ``max_memory_bytes`` only those known to keep to it. A row has the case that was asked for: its own may bear
     another name of the same model, or one that ``redact`` has changed.
