@@ -1,13 +1,13 @@
-"""Tests whether two measurements of the same case agree. Aim: their intervals overlap in at least 93 % of pairs.
+"""Tests whether two measurements of the same case agree. Aim: their intervals overlap in at least 93% of pairs.
 
     python benchmarks/aa.py [--pairs 40] [--model gemma-3-270m] [--clock cpu]
 
 Each pair is two sweeps of one case in separate processes, one right after the other, as a user would repeat a
-measurement. The 95 % intervals of the prefill rate and of the decode rate should overlap. Rates are judged by the CPU
+measurement. The 95% intervals of the prefill rate and of the decode rate should overlap. Rates are judged by the CPU
 time of one thread (``--clock wall`` uses wall time), because a shared machine disturbs wall time. In addition, every
 interval must be within ``--precision``, or the row must say that it is not.
 
-Two 95 % intervals of the same median overlap in about 99 % of pairs. Fewer than 93 % mean that processes differ by
+Two 95% intervals of the same median overlap in about 99% of pairs. Fewer than 93% mean that processes differ by
 more than the interval assumes: the spread that at least three runs of ``profile calibrate`` found, otherwise the
 spread seen on other CPUs.
 """

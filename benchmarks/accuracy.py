@@ -53,7 +53,7 @@ class Summary:
 
 
 HEAD = (
-    "| rows | n | MAPE | median | signed median | 9 of 10 within | 90 % interval covers |\n"
+    "| rows | n | MAPE | median | signed median | 9 of 10 within | 90% interval covers |\n"
     "|---|--:|--:|--:|--:|--:|--:|"
 )
 

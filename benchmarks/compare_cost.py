@@ -2,7 +2,7 @@
 
     python benchmarks/compare_cost.py [--rows 10000] [--times 5]
 
-The rows are invented and stored first, with independent noise, and run B is 2 % slower. The figure is the median time
+The rows are invented and stored first, with independent noise, and run B is 2% slower. The figure is the median time
 of the whole command in its own process, including reading the store.
 """
 

@@ -1,4 +1,4 @@
-"""Formats the benchmarks' results: median and 95 % interval, with the same statistics as a result row."""
+"""Formats the benchmarks' results: median and 95% interval, with the same statistics as a result row."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def in_turn(pairs: int, *contenders: Callable[[], None]) -> None:
 
 
 def ratio_text(ours: list[float], theirs: list[float]) -> str:
-    """The ratio ours ÷ theirs over pairs: ``1.003 (95 % interval 0.998 to 1.008, 20 pairs)``."""
+    """The ratio ours ÷ theirs over pairs: ``1.003 (95% interval 0.998 to 1.008, 20 pairs)``."""
     figure = summarize([our / their for our, their in zip(ours, theirs, strict=True)])
     assert figure is not None
     if figure.low is None or figure.high is None:
         return f"{figure.median:.3f} (one pair: no interval)"
-    return f"{figure.median:.3f} (95 % interval {figure.low:.3f} to {figure.high:.3f}, {figure.n} pairs)"
+    return f"{figure.median:.3f} (95% interval {figure.low:.3f} to {figure.high:.3f}, {figure.n} pairs)"
 
 
 def certainly_above(ours: list[float], theirs: list[float], limit: float) -> bool:
@@ -32,13 +32,13 @@ def certainly_above(ours: list[float], theirs: list[float], limit: float) -> boo
 
 
 def seconds_line(what: str, seconds: list[float]) -> str:
-    """``what: 123 ms (95 % interval 120 ms to 126 ms, 20 times)``."""
+    """``what: 123 ms (95% interval 120 ms to 126 ms, 20 times)``."""
     figure = summarize(seconds)
     assert figure is not None
     if figure.low is None or figure.high is None:
         return f"{what}: {seconds_text(figure.median)} (once: no interval)"
     interval = f"{seconds_text(figure.low)} to {seconds_text(figure.high)}"
-    return f"{what}: {seconds_text(figure.median)} (95 % interval {interval}, {figure.n} times)"
+    return f"{what}: {seconds_text(figure.median)} (95% interval {interval}, {figure.n} times)"
 
 
 def difference_line(what: str, seconds: list[float]) -> str:

@@ -79,10 +79,10 @@ def row(line: Line, trials: int) -> str:
         found[word] += 1
         found["first"] += first
         pairs += used
-    shares = " | ".join(f"{100 * found[word] / trials:.2f} %" for word in ("first", "fail", "pass", "go on"))
-    noise, true = ("heavy" if line.heavy else "normal"), f"{100 * line.slowdown * line.delta:.3g} %"
+    shares = " | ".join(f"{100 * found[word] / trials:.2f}%" for word in ("first", "fail", "pass", "go on"))
+    noise, true = ("heavy" if line.heavy else "normal"), f"{100 * line.slowdown * line.delta:.3g}%"
     return (
-        f"| {noise} | {100 * line.sd:.3g} % | {100 * line.delta:.3g} % | {true} | {shares} | {pairs / trials:.1f} |\n"
+        f"| {noise} | {100 * line.sd:.3g}% | {100 * line.delta:.3g}% | {true} | {shares} | {pairs / trials:.1f} |\n"
     )
 
 

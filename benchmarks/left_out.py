@@ -31,7 +31,7 @@ class Judged:
 
     @property
     def covered(self) -> bool:
-        """Whether the 90 % interval contains the measured value."""
+        """Whether the 90% interval contains the measured value."""
         return self.low <= self.measured <= self.high
 
 
@@ -52,7 +52,7 @@ def judge(rows: Sequence[Row], start: fitting.Content, phase: str) -> list[Judge
 
 
 def spread(entries: Sequence[tuple[Row, float, float]]) -> tuple[float, float]:
-    """Factors on predicted seconds that contain 90 %. Devices have equal weight, since it is for new devices."""
+    """Factors on predicted seconds that contain 90%. Devices have equal weight, since it is for new devices."""
     ratios = np.array([math.log(seconds / predicted) for _, seconds, predicted in entries])
     rows = Counter(row.target.name for row, _, _ in entries)
     weights = np.array([1 / rows[row.target.name] for row, _, _ in entries])

@@ -1,4 +1,4 @@
-"""The overhead of our measuring loop. Aim: at most 1 %.
+"""The overhead of our measuring loop. Aim: at most 1%.
 
     python benchmarks/loop_cost.py [--model gemma-3-270m]
 

@@ -1,4 +1,4 @@
-"""Whether the parts of a model's memory add up to the memory of the process. Aim: a remainder within 3 %.
+"""Whether the parts of a model's memory add up to the memory of the process. Aim: a remainder within 3%.
 
     python benchmarks/memory_parts.py --model gemma-3-270m --quant fp32 --context 128
 

@@ -1,4 +1,4 @@
-"""What watching a device costs the measuring thread. Aim: at most 1 %.
+"""What watching a device costs the measuring thread. Aim: at most 1%.
 
     python benchmarks/telemetry_cost.py
 

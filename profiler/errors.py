@@ -28,3 +28,9 @@ class StoreError(ProfileError):
     """The result store cannot be opened, read or written; rows that were committed before are safe."""
 
     exit_code = 1
+
+
+class NoStore(StoreError):
+    """There is no result store to read: a usage error, as for any other file that does not exist."""
+
+    exit_code = 2

@@ -120,7 +120,7 @@ def parse_percent(text: str) -> float:
     if match is None:
         number = printable(text.strip(), 40)
         if _BARE.match(text.strip()):
-            raise ValueError(f"{number!r} has no unit, such as {number}%")
+            raise ValueError(f"{number!r} needs a percent sign: {number}%")
         raise ValueError(f"{number!r} is not a percentage such as 2% or 0.5%")
     return float(match[1]) / 100
 

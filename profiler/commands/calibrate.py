@@ -53,7 +53,10 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         click.echo(f"figures are of the time in which the process runs; predictions take it for {share}", err=True)
     if show:
         if known is None:
-            raise ProfileError(f"{found.name} was not calibrated as it is now", "profile calibrate takes a minute.")
+            raise ProfileError(
+                f"there is no calibration of {found.name} in its current state (driver, cores, quota, PyTorch)",
+                "profile calibrate takes a minute.",
+            )
     else:
         calibration.check_folder()  # measuring takes a minute
         path = calibration.save(measure(found), fresh)
@@ -153,7 +156,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
     figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
     apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in ("prefill", "decode")}
     figures += [(name, value, "share") for name, value in apart.items()]
-    told = f"{found.runs} calibrations" if found.between else f"takes {BETWEEN_NEEDS} calibrations of a format"
+    told = f"{found.runs} calibrations" if found.between else f"takes {BETWEEN_NEEDS} calibrations"
     how = {**found.how, **dict.fromkeys(apart, told)}
     return [
         {"figure": name, "value": value, "unit": unit, "how": how.get(name), "measured_at": found.measured_at}

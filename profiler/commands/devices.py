@@ -23,6 +23,10 @@ def devices(from_catalog: bool, output: str) -> None:
     """List the devices of this machine that can run models.
 
     The first one is the default of profile sweep.
+
+    In the catalog, the column "source" says where figures are from. verified: checked against the source named after
+    it; third-party DB: TechPowerUp's database, not the maker; derived: computed from units and clock rates;
+    unverified: from one source only. bw is the memory bandwidth, tensor the TFLOP/s and TOP/s, tdp the watts.
     """
     if from_catalog:
         rows = [_catalog_row(device) for device in target.data_sheets()]
@@ -102,7 +106,7 @@ def _catalog_shown(row: show_output.JsonRow) -> dict[str, str]:
         "bf16 TFLOP/s": _tera(flops.get("bf16")),
         "int8 TOP/s": _tera(flops.get("int8")),
         "watts": _stated(row["tdp_w"]),
-        "standing of the figures": row["standing"],
+        "source": row["standing"],
     }
 
 

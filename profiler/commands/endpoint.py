@@ -13,6 +13,7 @@ from profiler import files
 from profiler.commands import options
 from profiler.console import say, width
 from profiler.show import output as show_output
+from profiler.show.progress import Progress, show_live
 from profiler.units import printable, seconds_text
 
 FAILED, INTERRUPTED = 1, 130
@@ -41,6 +42,7 @@ class _Path(click.Path):
         "profile endpoint localhost:1234 -m gemma-3-4b,qwen3.5-4b": "two models of LM Studio, one after the other",
         "profile endpoint localhost:11434 -m qwen3.5:4b -c 512,8k": "Ollama, with a short and a long prompt",
         "profile endpoint http://box:8000 --concurrency 1,4,16 --slo ttft=2s,itl=100ms": "a server under load",
+        "profile endpoint localhost:8080 --scenario frontend-landing-page,multilingual": "prompts of real uses",
         "profile endpoint localhost:8080 --prompt page.txt --keep answers": "your own prompt; keep the answers",
     },
 )
@@ -49,13 +51,16 @@ class _Path(click.Path):
     "What to ask",
     options.many("-m", "--model", "models", metavar="MODEL", help="Models. [default: those that are loaded]"),
     options.many("-c", "--context", "contexts", metavar="TOKENS", help="Tokens of the prompt. [default: 512]"),
-    options.count("-n", "--tokens", "tokens", help="Tokens of the answer. [default: 128]", most=1_000_000),
+    options.count(
+        "-n", "--tokens", "tokens", help="Tokens of the answer. [default: 128, or as the scenario]", most=1_000_000
+    ),
     click.option(
         "--prompt",
         type=_Path(path_type=Path),
         metavar="FILE|FOLDER",
-        help="Your own prompt: a text file, or every .txt and .md file of a folder.",
+        help="Your own prompt: a text file, or every file of a folder.",
     ),
+    options.many("--scenario", "scenarios", metavar="NAME", help="The prompts of scenarios, such as code or agent."),
     click.option("--cached", is_flag=True, help="Send the same prompt repeatedly, to measure the prefix cache."),
 )
 @options.group(
@@ -97,23 +102,24 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
 
     Exit codes: 0 success, 1 a request failed, 2 usage error or no server, 130 interrupted.
     """
-    from profiler.backends.endpoint import client
+    from profiler.backends.endpoint import client, servers
     from profiler.run import endpoint as run_endpoint
     from profiler.show import endpoint as show_endpoint
 
     request = run_endpoint.EndpointRequest(url=url, **asked)
-    request.prompts()  # report an empty file before waiting for a server
+    request.cases()  # report an empty file before waiting for a server
     limits = client.Limits(total_s=request.timeout_s)
     results: list[run_endpoint.EndpointResult] = []
 
     async def measure() -> None:
-        root = await run_endpoint.choose_server(request, limits, say)
-        async for result in run_endpoint.measure(request, root, say):
+        root = await servers.choose_server(url, limits, say)
+        async for result in run_endpoint.measure(request, root, say, live):
             results.append(result)
             if output == "jsonl":
                 click.echo(json.dumps(show_endpoint.row(result)))
             say(_progress(result))
 
+    live = show_live if Progress.wanted(streaming=output == "jsonl") else None
     interrupted = False
     try:
         if keep is not None:

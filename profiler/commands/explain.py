@@ -114,7 +114,7 @@ def explain(
 def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
     """The measurements of the case in this engine on this machine with any decode path, the newest first."""
     target, setting = prediction.machine.target, prediction.setting
-    if target.local is None or target.count > 1 or existing(store) is None:
+    if target.local is None or target.count > 1 or (store is None and existing(store) is None):
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
     with Store.open(store, create=False) as opened:

@@ -119,7 +119,7 @@ FORMATS = page.FORMATS
     options.count(
         "--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, where idle threads use CPU time]"
     ),
-    options.count("-r", "--reps", help=f"Repetitions of each phase per block. [default: {REPS}]"),
+    options.count("-r", "--reps", help=f"Repetitions of each phase in each measurement of a pair. [default: {REPS}]"),
     options.duration(
         "--max-phase", "max_phase_s", help="Start no further repetition of a phase after this time. [default: 60s]"
     ),
@@ -137,7 +137,7 @@ FORMATS = page.FORMATS
         "--record",
         type=options.FilePath(),
         metavar="FILE",
-        help="Write every block that ran to this JSON file, including those that do not count.",
+        help="Write all measurements to this JSON file, including those that do not count.",
     ),
     click.option(
         "-o",

@@ -24,9 +24,9 @@ def models(output: str) -> None:
     """List the models that you can name without a path.
 
     Parameters are those of the text decoder; active ones are those that a single token uses. Cache sizes are those of
-    transformers in a 16-bit dtype: the bytes per token, and the bytes per sequence that do not grow (full sliding
-    windows, recurrent state). Shared layers use the K and V of an earlier layer. You can also pass a folder with
-    config.json, a .gguf file or a Hugging Face id.
+    transformers in a 16-bit dtype: KV/token is the bytes per token, fixed cache the bytes per sequence that do
+    not grow (full sliding windows, recurrent state). Shared layers use the K and V of an earlier layer. You can also
+    pass a folder with config.json, a .gguf file or a Hugging Face id.
     """
     rows = [row(name, geometry(hub.shipped_config(name))) for name in hub.names()]
     click.echo(show_output.render(rows, shown, output), nl=False)
@@ -55,9 +55,9 @@ def shown(row: Mapping[str, Any]) -> dict[str, str]:
         "params": _count(row["parameters"]),
         "active": _count(row["active_parameters"]),
         "layers": _layers(row["layers"]),
-        "cache/token": bytes_text(row["cache_bytes_per_token"]),
-        "per sequence": bytes_text(row["window_bytes_per_sequence"] + row["state_bytes_per_sequence"]),
-        "context": f"{row['max_context']:,}",
+        "KV/token": bytes_text(row["cache_bytes_per_token"]),
+        "fixed cache": bytes_text(row["window_bytes_per_sequence"] + row["state_bytes_per_sequence"]),
+        "max context": f"{row['max_context']:,}",
     }
 
 

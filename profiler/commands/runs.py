@@ -13,7 +13,7 @@ from profiler.console import say, tell, width
 from profiler.results.database import sweep_into
 from profiler.results.reading import grid_places, in_grid_order
 from profiler.results.redact import redact_json
-from profiler.results.store import Run, Store, collector_paused, default_path, existing
+from profiler.results.store import Run, Store, collector_paused, default_path, existing, is_named
 from profiler.shell import command
 from profiler.show import output as show_output
 from profiler.show.columns import plain
@@ -35,14 +35,14 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
     """List the stored runs, oldest first.
 
     A run without an end is in progress or was killed; profile sweep continues it. The table truncates long commands;
-    -o json has them in full.
+    -o json has them in full. A store that --store or PROFILER_STORE names must exist.
     """
     context.obj = store
     if context.invoked_subcommand is not None:
         return
     path = store or default_path()
     rows: list[dict[str, Any]] = []
-    if existing(path):
+    if existing(path) or is_named(store):
         with Store.open(path, create=False) as opened:
             rows = [_row(run) for run in opened.runs()]
     if not rows:

@@ -36,8 +36,8 @@ def _shown(row: show_output.JsonRow) -> dict[str, str]:
         "scenario": row["name"],
         "contexts": _list(row["contexts"]),
         "batches": _list(row["batches"]),
-        "answer": UNKNOWN if row["answer_tokens"] is None else f"{row['answer_tokens']:,}",
-        "stands for": row["stands_for"] or row["description"],
+        "answer tokens": UNKNOWN if row["answer_tokens"] is None else f"{row['answer_tokens']:,}",
+        "use case": row["stands_for"] or row["description"],
     }
 
 

@@ -98,7 +98,9 @@ FAILED, INTERRUPTED = 1, 130
 )
 @options.group(
     "How long to measure",
-    options.count("-r", "--reps", help="Repetitions of each phase. [default: as many as --precision needs]"),
+    options.count(
+        "-r", "--reps", help="Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"
+    ),
     options.share(
         "--precision",
         help="Repeat, 5 to 20 times, until the 95% interval of the rate is within this. [default: 2%]",

@@ -20,7 +20,7 @@ from profiler.cost.work import Item, PhaseWork
 from profiler.devices.target import Target
 
 UNTIMED = 2.0  # how far off the speed of a format may be that was never timed with an engine
-Bounds = tuple[float, float]  # of measured ÷ predicted seconds: 90 % lie between
+Bounds = tuple[float, float]  # of measured ÷ predicted seconds: 90% lie between
 FEW_TOKENS = 8  # up to this many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 
 

@@ -86,7 +86,9 @@ class DeviceKind:
     in this machine."""
     no_step: Callable[[], str | None] = _nothing  # why this machine cannot build the step that the kind has, in words
     describe: Callable[[DeviceInfo], Target] | None = None  # a target for predictions; None: from a data sheet
-    between: Mapping[str, float] | None = None  # by phase, how much processes differ (σ ÷ median), if not calibrated
+    between: Mapping[str, float] | None = (
+        None  # by phase, process-to-process variation (σ ÷ median), if not calibrated
+    )
     fill_bytes_s: float = 5e9  # bytes per second of random values written to fresh memory
     pack_elements_s: float = 2e9  # elements per second that are quantized while a model is loaded
     compile_layer_s: float = 0.0  # seconds to compile a layer for --path graph

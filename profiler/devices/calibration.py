@@ -35,7 +35,7 @@ STEP_PRODUCTS = 7 * STEP_LAYERS + 1  # linear layers among its operators
 DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=4)
 DELTA_TOKENS = 512
 KEPT = 5  # calibrations, the last ones
-BETWEEN_NEEDS = 3  # of them, to tell how much processes differ
+BETWEEN_NEEDS = 3  # of them, to know the process-to-process variation
 DERIVED = ("runs", "between")  # of several, and in no file
 USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it takes, products are compared
 BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max}

@@ -2,7 +2,7 @@
 
 A thread of the measuring process would do with less, but each of its calls of a driver gives the interpreter's lock
 back and takes it again, six times a snapshot, and the thread that measures waits for two switches of the scheduler at
-each: 3 % of a decode of small operators (``benchmarks/telemetry_cost.py``). The process answers when it is asked,
+each: 3% of a decode of small operators (``benchmarks/telemetry_cost.py``). The process answers when it is asked,
 which is outside of what is timed, and until then keeps what it saw. A driver that hangs, hangs there: the measuring
 process waits for ``PATIENCE_S`` once; then there is no telemetry any more, and a reason.
 """

@@ -40,7 +40,7 @@ MARGIN_S = 0.5  # of snapshots on either side of a window, so that steps of a co
 TRACE = 0.001  # share of the time, by the driver's counters: a slowdown below it changes no figure
 ENOUGH = 3  # snapshots of a clock for a median
 
-TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1 % of its energy
+TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1% of its energy
 OTHERS_EVERY = 25  # snapshots: processes come and go slowly, and are dearer to ask for
 IDLE_S = 5.0  # an idle board's counter moves as often as a busy one's, and its power does not change
 

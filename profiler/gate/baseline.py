@@ -62,7 +62,7 @@ SIZE = 4 * 1024**2  # bytes: more than the private caches of a core
 TIMES = 5
 
 ENOUGH = 10  # sessions needed for meaningful quartiles
-# Slowdown that a single session can show. CPU time of one program varied by 8 % (standard deviation) between
+# Slowdown that a single session can show. CPU time of one program varied by 8% (standard deviation) between
 # processes on a machine under full load, and 3 IQR of that are a third.
 FEW = 0.5
 

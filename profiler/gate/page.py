@@ -23,7 +23,7 @@ LEFT = 3  # text columns, left-aligned, before the numeric ones
 
 FORMATS = show_output.FORMATS
 LEGEND = (
-    "Ratios are candidate ÷ base, so above 1 is worse. Intervals are one-sided t bounds at a third of 5 %, as the"
+    "Ratios are candidate ÷ base, so above 1 is worse. Intervals are one-sided t bounds at a third of 5%, as the"
     " decision uses them. s: standard deviation between pairs of identical versions. MDE: minimum detectable effect,"
     " the slowdown that nine of ten such gates find. FAIL: beyond noise, mean and median at least δ, most pairs"
     " slower, and confirmed in new processes."
@@ -123,8 +123,10 @@ def _legend(content: Mapping[str, Any]) -> list[str]:
     if not content["blocks"]:
         return []
     disturbed = sum(1 for block in content["blocks"] if block["invalid"]) // 2
-    said = f"{len(content['blocks'])} blocks of {content['effort']['reps']} repetitions, {content['clock']} time"
-    said += f", seed {content['seed']}" + (f"; {disturbed} pairs did not count" if disturbed else "")
+    said = (
+        f"{len(content['blocks'])} measurements of {content['effort']['reps']} repetitions, {content['clock']} time,"
+    )
+    said += f" seed {content['seed']}" + (f"; {disturbed} pairs did not count" if disturbed else "")
     return ["", said, *textwrap.wrap(LEGEND, WIDTH)]
 
 

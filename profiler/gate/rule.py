@@ -13,7 +13,7 @@ reporting a slowdown below δ, the sign test against a mean that a few outliers 
 exactly δ, about half of the gates fail, and between 0 and δ many are inconclusive: that is what δ means.
 ``benchmarks/gate_calibration.py`` simulates the error rates.
 
-**Multiple testing.** With ten tests at 5 % each, four gates of ten report a false alarm. Holm (1979) bounds the
+**Multiple testing.** With ten tests at 5% each, four gates of ten report a false alarm. Holm (1979) bounds the
 probability of even one false alarm in the whole gate. Each look has its own share of that level, and a hypothesis
 rejected at an earlier look passes its share on (Ye, Li, Liu & Yao 2013, "A group sequential Holm procedure").
 

@@ -464,5 +464,5 @@ def _percent(text: str, name: str = "delta") -> float:
     except ValueError as error:
         raise ProfileError(f"{name}: {error}") from None
     if share <= 0:
-        raise ProfileError(f"{name}: it must be more than 0 %")
+        raise ProfileError(f"{name}: it must be more than 0%")
     return share

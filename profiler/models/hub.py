@@ -220,7 +220,9 @@ def _in_words(repository: str, revision: str | None) -> Iterator[None]:
     except ProfileError:
         raise
     except errors.HFValidationError:
-        raise NotFound(f"{shown} is not a valid hub id", "A hub id is owner/name or owner/name@revision.") from None
+        raise NotFound(
+            f"{shown} is not a valid Hugging Face id", "It is owner/name or owner/name@revision."
+        ) from None
     except errors.GatedRepoError:
         raise ProfileError(
             f"{shown} is gated on the hub", "Accept its terms there, then log in with: hf auth login"

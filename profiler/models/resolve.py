@@ -115,16 +115,18 @@ def _no_such(name: str) -> NotFound:
     if address:
         parts = address.split("/")[1:3]
         meant = f": {printable('/'.join(parts), 80)}" if len(parts) == 2 and all(parts) else ""
-        return NotFound(f"{shown} is a URL", f"Pass the hub id owner/name{meant}.")
+        return NotFound(f"{shown} is a URL", f"Pass the Hugging Face id owner/name{meant}.")
     if name.endswith("/") and name.count("/") == 2 and not name.startswith((".", "/", "~")):
-        return NotFound(f"there is no folder {shown}", f"For the hub, pass owner/name: {printable(name[:-1])}.")
+        return NotFound(f"there is no folder {shown}", f"For Hugging Face, pass owner/name: {printable(name[:-1])}.")
     if name.rstrip("/").casefold() in hub.names():  # the shell completed the name of a folder
         model = printable(name.rstrip("/").casefold())
         return NotFound(f"there is no folder {shown}", f"For the model in the catalog, pass its name alone: {model}.")
     if os.sep in name or name.casefold().endswith(".gguf"):
-        return NotFound(f"no such file, folder or hub id: {shown}")
+        return NotFound(f"no such file, folder or Hugging Face id: {shown}")
     near = hub.nearest(name)
-    others = f"profile models lists all {len(hub.names())}. You can also pass a folder, a .gguf file or a hub id."
+    others = (
+        f"profile models lists all {len(hub.names())}. You can also pass a folder, a .gguf file or a Hugging Face id."
+    )
     return NotFound(f"unknown model: {shown}", f"{did_you_mean(near)}{others}")
 
 
@@ -133,7 +135,7 @@ def _catalog(name: str) -> Model:
     return _model(
         name,
         Source("catalog", name, None, hub.shipped_config(name)),
-        no_weights=lambda: "a catalog entry has no weights; pass a folder, a .gguf file or a hub id",
+        no_weights=lambda: "a catalog entry has no weights; pass a folder, a .gguf file or a Hugging Face id",
         cautions=(note,) if note else (),
     )
 

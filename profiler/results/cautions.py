@@ -138,7 +138,7 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     took = statistics.median(measurement.seconds(phase))
     enough = f"--max-phase {ceil(took * (wanted + 1))}s"
     if stopped == "cold":
-        text = f"{phase}: one cold repetition of {seconds_text(took)}, since it alone reached --max-phase"
+        text = f"{phase}: one repetition without warm-up, since its {seconds_text(took)} alone reached --max-phase"
         yield Caution(f"{phase}-cold", text, enough)
     else:
         of = f" of {wanted}" if measurement.asked.get("reps") else ""
@@ -182,8 +182,8 @@ def _between(measurement: Measurement) -> Iterator[Caution]:
     ]
     if wide:
         calibrated = known.get("basis") == "calibrated"
-        who = "processes differ, as calibrations showed" if calibrated else "on CPUs processes usually differ"
-        text = f"{who}, by {' and '.join(wide)}: more repetitions would not narrow that"
+        basis = "by your calibrations" if calibrated else "usual on CPUs"
+        text = f"process-to-process variation ({basis}) is {' and '.join(wide)}: more repetitions would not reduce it"
         yield Caution("between", text, "a quieter machine" if calibrated else "profile calibrate, three times")
 
 
@@ -203,7 +203,7 @@ def _retained(measurement: Measurement) -> Iterator[Caution]:
     """A view of its last tokens makes a sliding layer keep the whole chunk until the first decode step."""
     retained, peak = measurement.memory.retained_bytes, measurement.memory.prefill_peak_bytes
     if retained and peak and retained / peak > MUCH_RETAINED:
-        text = f"prefill: {bytes_text(retained)} of its peak are kept alive by views of sliding-window layers"
+        text = f"prefill: sliding-window caches still hold on to {bytes_text(retained)} of prefill memory"
         yield Caution("retained", text, f"--ubatch {max(1, measurement.case.ubatch // 4)}")
 
 
@@ -215,7 +215,7 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
         if sample.drain_s is not None and sample.step_s and statistics.median(sample.step_s) > 0
     ]
     if left and statistics.median(left) < IN_QUEUE:
-        text = "decode: launch-bound, the GPU waits for the CPU to start its operators"
+        text = "decode: launch-bound, the GPU waits for the CPU to launch its kernels"
         yield Caution("launch-bound", text, None if measurement.case.path == "graph" else "--path graph")
 
 
@@ -241,5 +241,5 @@ def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
     fractions = stats.shares(measurement.case, at, prefill and prefill.median, decode and decode.median)
     for phase, fraction in fractions.items():
         if fraction is not None and fraction > 1:
-            text = f"{phase}: {fraction:.2f} of what this device can do: the ceiling or this figure is wrong"
+            text = f"{phase}: {fraction:.2f} of the device's ceiling: the ceiling or this figure is wrong"
             yield Caution(f"{phase}-above-ceiling", text, "profile calibrate")

@@ -1,6 +1,6 @@
 """Two sets of measurements side by side: the same cases, the ratio of their medians, and how sure it is.
 
-The ratio is that of the medians, B over A. Its 95 % interval is Welch's t interval (Welch 1947) of the difference
+The ratio is that of the medians, B over A. Its 95% interval is Welch's t interval (Welch 1947) of the difference
 between the mean logarithms of the two sides' repetitions, exponentiated: noise of a time is a factor, about normal
 in logarithms, whose median is then exp(mean). Degrees of freedom are rounded down to a tenth. One repetition on
 either side gives no interval.
@@ -35,7 +35,7 @@ class Ratio:
     a: float  # medians
     b: float
     n: tuple[int, int] = (1, 1)  # repetitions of A and B
-    low: float | None = None  # ends of the 95 % interval
+    low: float | None = None  # ends of the 95% interval
     high: float | None = None
     t: float | None = None  # distance of the mean logarithms, in standard errors; infinite where nothing varies
     df: float | None = None
@@ -125,7 +125,7 @@ def ratio(
 ) -> Ratio | None:
     """The ratio of the medians of positive values, B over A, with its interval; None without values on a side.
 
-    Values are in the order they were taken. ``between_a`` and ``between_b``: how much processes differ (``stats``).
+    Values are in the order they were taken. ``between_a``, ``between_b``: process-to-process variation (``stats``).
     """
     if not a or not b:
         return None
@@ -177,7 +177,7 @@ def _exact(a: float | None, b: float | None) -> Ratio | None:
 def _degrees(part_a: float, n_a: int, part_b: float, n_b: int, apart: float) -> float:
     """Welch and Satterthwaite's degrees of freedom, down to a tenth: few values, which ``quantile`` remembers.
 
-    ``apart``, by which processes differ, is taken as known, not as estimated from these values.
+    ``apart``, the process-to-process variation, is taken as known, not as estimated from these values.
     """
     below = part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1)
     if below <= 0:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from profiler.errors import StoreError
+from profiler.errors import NoStore, StoreError
 from profiler.shell import Command, command
 from profiler.units import GIB, KIB, bytes_text, printable
 
@@ -347,7 +347,7 @@ def _claim(path: Path, create: bool) -> None:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         if not create:
-            raise StoreError(
+            raise NoStore(
                 f"there is no store at {printable(path)}", f"Measure something first: {sweep_into(path)}"
             ) from None
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

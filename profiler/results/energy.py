@@ -13,9 +13,9 @@ from typing import Any
 from profiler.results.measurement import Energy, Measurement, Phase, PhaseEnergy
 from profiler.units import seconds_text, significant
 
-RESOLVED_S = 10.0  # counters move every 100 ms, and their ends are known to 40: below it more than 1 % is in doubt
+RESOLVED_S = 10.0  # counters move every 100 ms, and their ends are known to 40: below it more than 1% is in doubt
 SUSPECT = 0.10  # of the larger: a counter and an integral of power that are further apart cannot both be right
-FILLED = 0.95  # of a window by repetitions: then what lies between them moves a figure by 2 or 3 % at most
+FILLED = 0.95  # of a window by repetitions: then what lies between them moves a figure by 2 or 3% at most
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 

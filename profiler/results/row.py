@@ -153,7 +153,7 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
         "tps_high": _rounded(summary.high),
         "interval": summary.rule,
         "tps_stdev": summary.stdev,
-        "tps_between": summary.between,  # how much processes differ, and how that is known; null: it is not
+        "tps_between": summary.between,  # process-to-process variation, and how it is known; null: it is not
         "between_basis": measurement.expected["between"]["basis"] if summary.between is not None else None,
     }
 
@@ -316,7 +316,7 @@ def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
     if not known:
         return {}
     if not all(type(value) in (int, float) and 0 <= value < 1 for value in known.values()):
-        raise ValueError("tps_between, how much processes differ, is no share")
+        raise ValueError("tps_between, the process-to-process variation, is no share")
     return {"between": {**known, "basis": next(phases[phase].get("between_basis") for phase in known)}}
 
 

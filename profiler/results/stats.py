@@ -1,11 +1,11 @@
 """Statistics of a measurement, derived from its raw samples each time they are asked for.
 
-The figure of a phase is the **median** over its repetitions with a 95 % interval of that median. Two rules give the
+The figure of a phase is the **median** over its repetitions with a 95% interval of that median. Two rules give the
 interval, by the number of repetitions n:
 
 - ``order``, n ≥ 6: the narrowest pair of order statistics (x₍k₎, x₍n+1−k₎) whose coverage 1 − 2·P(Bin(n, ½) < k) is
-  at least 95 %. It assumes no distribution (Thompson 1936; David & Nagaraja, *Order Statistics*, 3rd ed., §7.1).
-  No such pair exists below six: the whole range of n values covers 1 − 2^(1−n), 93.75 % at n = 5 and 75 % at n = 3.
+  at least 95%. It assumes no distribution (Thompson 1936; David & Nagaraja, *Order Statistics*, 3rd ed., §7.1).
+  No such pair exists below six: the whole range of n values covers 1 − 2^(1−n), 93.75% at n = 5 and 75% at n = 3.
 - ``log-t``, 2 ≤ n ≤ 5: Student's t on the logarithms, exponentiated. It assumes that a rate's noise is a factor and
   about normal in logarithms, whose median is then exp(mean). It is wide at n = 2 and 3, as so little data deserves.
 
@@ -17,7 +17,7 @@ to differ, so the ends are moved, in logarithms of the distance to the median:
   correlation r, as the mean of a chain with that correlation asks for (Zwiers & von Storch 1995); see ``widening``.
 - **processes**: two processes that measure the same thing differ by more than their repetitions show. Where it is
   known how much (``between``, one standard deviation ÷ median), 1.96 of it is added, as independent errors add. It is
-  itself an estimate, of three to five calibrations or of other CPUs: of such a number 1.96 cover some 80 to 90 %.
+  itself an estimate, of three to five calibrations or of other CPUs: of such a number 1.96 cover some 80 to 90%.
 
 **Trend.** Drift is the Theil–Sen slope, the median of the slopes between all pairs, times the number of repetitions,
 relative to their median: a single outlier does not move it. Whether there is a trend at all is Mann's test (Mann
@@ -48,7 +48,7 @@ PRECISION = 1e-15
 TERMS = 10_000  # the fraction needs about the square root of its larger argument; this is a guard, not a limit
 
 COVERAGE = 0.95
-ORDER_NEEDS = 6  # fewest values whose range covers the median with at least 95 %
+ORDER_NEEDS = 6  # fewest values whose range covers the median with at least 95%
 WIDE = 0.5  # of the median: beyond it an interval says that the repetitions cannot be compared, not how they spread
 CORRELATION_NEEDS = 5  # values: fewer say nothing of how neighbours differ
 MOST_CORRELATED = 0.9
@@ -130,12 +130,12 @@ class Summary:
     rule: IntervalRule | None  # which rule gave the interval
     coverage: float | None  # what the rule attains for independent values: exact for ``order``, nominal for ``log-t``
     stdev: float | None  # of the sample, n − 1
-    within: float | None = None  # the longer arm ÷ median by the repetitions alone, without what processes differ by
-    between: float | None = None  # how much processes differ: standard deviation ÷ median; None: not known
+    within: float | None = None  # as ``relative_half``, without process-to-process variation
+    between: float | None = None  # process-to-process variation: standard deviation ÷ median; None: not known
 
     @property
     def relative_half(self) -> float | None:
-        """The longer arm of the interval ÷ median."""
+        """From the median to the farther end of the interval, ÷ median."""
         if self.low is None or self.high is None:
             return None
         return max(self.high - self.median, self.median - self.low) / self.median
@@ -165,7 +165,7 @@ class Centre(NamedTuple):
 
 @cache
 def _reach(n: int) -> float:
-    """The same of n values whose logarithms differ by 1 at most, without what processes differ by.
+    """The same of n values whose logarithms differ by 1 at most, without process-to-process variation.
 
     The ends of ``order`` are two of the values, so they lie within that range of the median. The standard deviation
     of n logarithms is at most half their range × √(n ÷ (n − 1)), and t times that ÷ √n is half of ``log-t``, around a
@@ -276,7 +276,7 @@ def widening(values: Sequence[float]) -> float:
     √((1 + r) ÷ (1 − r)) for the lag-1 correlation r of ``values``, in the order they were taken. So few values
     make r come out too low by (1 + 4·r) ÷ n (Marriott & Pope 1954), which is added; what is left below 0 counts as 0,
     since no machine makes up for a slow repetition with a fast one. It is still too low of few: where neighbours are
-    correlated by 0.6, what is called 95 % covers about 80 % with five values, 89 % with ten, 91 % with twenty.
+    correlated by 0.6, what is called 95% covers about 80% with five values, 89% with ten, 91% with twenty.
     """
     n = len(values)
     if n < CORRELATION_NEEDS:
@@ -326,7 +326,7 @@ def _moved(median: float, low: float, high: float, factor: float, more: float) -
 
 
 def _order_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRule, float]:
-    """Ends, rule and exact coverage of the narrowest symmetric pair of order statistics that covers 95 %."""
+    """Ends, rule and exact coverage of the narrowest symmetric pair of order statistics that covers 95%."""
     n, k = len(ordered), 1
     missed = 2.0 ** (1 - n)  # 2·P(Bin(n, ½) < k)
     while missed + 2 * math.comb(n, k) * 0.5**n <= 1 - COVERAGE:

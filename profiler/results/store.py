@@ -445,6 +445,11 @@ def existing(path: Path | None) -> Path | None:
     return path
 
 
+def is_named(path: Path | None) -> bool:
+    """Whether the user chose the store, by ``path`` or by ``$PROFILER_STORE``, so that it should exist."""
+    return path is not None or bool(os.environ.get("PROFILER_STORE"))
+
+
 def default_path() -> Path:
     """``$PROFILER_STORE``, else ``profile/results.sqlite`` in the user data folder.
 

@@ -57,7 +57,7 @@ class Document:
 def document(seed: int, tokens: int) -> Document:
     """The document of a seed, of about ``tokens`` tokens.
 
-    From 2,000 tokens on it keeps to within 10 % for tokenizers with a vocabulary of 30,000 entries or more. It is the
+    From 2,000 tokens on it keeps to within 10% for tokenizers with a vocabulary of 30,000 entries or more. It is the
     same on every machine and version of Python. Raises ProfileError for a length that is not in ``TOKENS``.
     """
     if tokens not in TOKENS:

@@ -1,7 +1,7 @@
 """What `profile sweep` measures when nobody says what: the headline pair, sized to the machine.
 
 The largest Gemma 4 and the largest Qwen 3.5 of the catalog that the device holds and that fit the time, each in the
-device's default dtype, or else in the first smaller format that fits; cheapest first, so that a row comes soon.
+device's default dtype, or else in the first smaller quantization that fits; cheapest first, so that a row comes soon.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, seconds_text
 
 PAIR = {"Gemma 4": "gemma-4-", "Qwen 3.5": "qwen3.5-"}
-SMALLER = ("bf16", "nf4")  # formats to try where no model of a family fits in the default dtype
-EXTRA = "nf4"  # the second format, where there is time for it
+SMALLER = ("bf16", "nf4")  # quantizations to try where no model of a family fits in the default dtype
+EXTRA = "nf4"  # the second quantization, where there is time for it
 CONTEXTS = ("128", "512")
 STEPS = ("8",)
 REPS = 2
@@ -30,7 +30,7 @@ BUDGET_S = 300.0
 HEADROOM = 0.05  # of the memory: a first run should not be the one that fills it to the brim
 FIRST_ROW_S = 60.0  # how long a person waits for the first row
 Grid = Callable[[str, Quant], list[GridTask]]
-ModelPair = tuple[str, Quant]  # catalog name, format
+ModelPair = tuple[str, Quant]  # catalog name, quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ class HeadlineBudget:
 
 @dataclass(frozen=True, slots=True)
 class HeadlineChoice:
-    """The models with their formats, and why, in one line."""
+    """The models with their quantizations, and why, in one line."""
 
     pairs: tuple[ModelPair, ...]
     words: str
 
 
 def choose(limits: HeadlineBudget, grid: Grid, asked: Sequence[Quant] = ()) -> HeadlineChoice:
-    """The pair for this machine. ``grid`` makes the points of a model in a format; ``asked`` fixes the formats."""
+    """The pair for this machine. ``grid`` makes the points of a model in a quantization; ``asked`` fixes these."""
     formats = tuple(asked) or _formats(limits.device)
     share = limits.budget_s / len(PAIR)
     chosen = [_largest(prefix, formats, limits, grid, share) for prefix in PAIR.values()]
@@ -75,9 +75,9 @@ def _formats(device: DeviceInfo) -> tuple[Quant, ...]:
 
 
 def _largest(prefix: str, formats: Sequence[Quant], limits: HeadlineBudget, grid: Grid, seconds: float) -> ModelPair:
-    """The largest model of a family that holds and fits ``seconds``, in the first format in which one does.
+    """The largest model of a family that holds and fits ``seconds``, in the first quantization in which one does.
 
-    If none does in any, the smallest in the first format that holds it at all: the budget then cuts the grid.
+    If none does in any, the smallest in the first quantization that holds it at all: the budget then cuts the grid.
     """
     names = _by_size(prefix)
     for quant in formats:

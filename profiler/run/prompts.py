@@ -1,4 +1,4 @@
-"""What is said to a server: the prompts of a scenario, and a person's own text files.
+"""What is said to a server: the prompts of a scenario, a person's own text files, and text of a stated length.
 
 A scenario names files in ``scenarios/prompts/``, or beside its own file where somebody wrote it. There are two forms.
 
@@ -14,16 +14,18 @@ the user says. A conversation has one prompt, which ends with its last turn.
 ``NAME.json`` is the history of an agent in the form of OpenAI's chat completions: ``{"tools": [...], "messages":
 [...]}``. It has a prompt for each turn of the assistant, so that each prompt begins with the whole one before it.
 
-A person's own prompts, ``own_prompts``, are sent as they are: nothing in them is an instruction.
+A person's own prompts, ``own_prompts``, are sent as they are: nothing in them is an instruction. ``varied_text`` is
+text without a meaning, where only its length matters.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -37,6 +39,8 @@ from profiler.run import documents, grid
 from profiler.units import bytes_text, printable
 
 ANSWER_TOKENS = 512  # where a scenario does not say
+DEFAULT_TOKENS = 128  # of an answer of which only the speed matters
+TASK = "\n\nContinue these notes in your own words, in as much detail as you can. Do not stop early."
 OWN = "own"
 MOST_BYTES = 4 << 20  # of a file: a million tokens, which is the longest window that is offered
 MOST_FILES = 1000
@@ -45,6 +49,18 @@ BUDGET = Budget(nbytes=MOST_BYTES, depth=32)
 ROLES = ("system", "user", "assistant", "tool")
 FORMS = "Write <!-- document: seed 1, 28000 tokens -->, <!-- questions -->, <!-- user --> or <!-- language: el -->."
 MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id"}
+
+WORDS = (
+    "river market stone winter letter garden engine window harbor paper bridge morning valley signal copper "
+    "teacher island summer candle machine forest mirror silver journey kitchen ladder ocean meadow pocket quarry "
+    "ribbon saddle tunnel village wagon yellow anchor basket canyon dinner effort fabric gallery hammer iron "
+    "jacket kettle lantern motor needle orchard pillow quiet railway shadow ticket uncle velvet weather answer "
+    "button carries follows becomes remembers crosses builds repairs opens measures watches sells paints counts "
+    "finds before after under beyond without between against during beside around slowly often never again "
+    "together the a its every another some this that old new small bright heavy narrow early late and but while "
+    "because"
+)
+VOCABULARY = WORDS.split()
 
 _TURN = re.compile(r"^<!-- (system|user|assistant) -->$", re.MULTILINE)
 _HEADER = re.compile(r"^<!-- (language|expected): (.+) -->$\n?", re.MULTILINE)
@@ -69,6 +85,8 @@ class Prompt:
     language: str | None = None  # BCP 47
     expected: str | None = None  # what a right answer says, a line for each part; None: there is no single right one
     tools: tuple[dict[str, Any], ...] = ()
+    conversation: str | None = None  # the history it is a turn of; each turn begins with the whole one before it
+    turn: int = 1
 
     @property
     def text(self) -> str:
@@ -78,6 +96,48 @@ class Prompt:
             parts += [message["content"]] if message.get("content") else []
             parts += [json.dumps(each["function"], ensure_ascii=False) for each in message.get("tool_calls", ())]
         return "\n".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPrompt:
+    """What is sent: varied text of about ``tokens`` tokens or of so many words, or what somebody wrote."""
+
+    name: str
+    tokens: int | None = None
+    words: int | None = None
+    written: Prompt | None = None
+    answer_tokens: int = DEFAULT_TOKENS
+
+    @property
+    def conversation(self) -> str | None:
+        return self.written.conversation if self.written else None
+
+    @property
+    def turn(self) -> int:
+        return self.written.turn if self.written else 1
+
+    @property
+    def characters(self) -> int:
+        return sum(len(message.get("content") or "") for message in self.written.messages) if self.written else 0
+
+    @property
+    def most_tokens(self) -> int:
+        """An upper estimate of its length: three ASCII characters a token, and a token for each byte of the rest."""
+        if self.written is None:
+            return self.tokens or 0
+        text = self.written.text
+        return (plain := len(text.encode("ascii", "ignore"))) // 3 + len(text.encode()) - plain
+
+    def sent(self, unique: str, per_word: float, overhead: float) -> list[Mapping[str, Any]]:
+        """The messages of one request. ``unique`` comes first, where a prefix cache begins to compare.
+
+        ``per_word``: tokens of a word of varied text; ``overhead``: of all the rest.
+        """
+        if self.written is not None:
+            first, *others = self.written.messages
+            return [{**first, "content": f"{unique}\n\n{first.get('content') or ''}"}, *others]
+        words = self.words or max(4, round(((self.tokens or 0) - overhead) / per_word))
+        return [{"role": "user", "content": f"{unique}\n\n{varied_text(words, unique)}{TASK}"}]
 
 
 def prompts(scenario: str) -> list[Prompt]:
@@ -113,6 +173,17 @@ def own_prompts(path: Path, answer_tokens: int = ANSWER_TOKENS) -> list[Prompt]:
         message = {"role": "user", "content": text.rstrip("\r\n")}
         found.append(Prompt(printable(file.name), OWN, (message,), answer_tokens))
     return found
+
+
+def varied_text(words: int, seed: int | str) -> str:
+    """``words`` words in sentences that do not repeat; the same for the same seed."""
+    chance = random.Random(seed)
+    sentences: list[str] = []
+    while words > 0:
+        length = min(words, chance.randint(6, 14))
+        sentences.append(" ".join(chance.choices(VOCABULARY, k=length)).capitalize() + ".")
+        words -= length
+    return " ".join(sentences)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -201,7 +272,9 @@ def _agent(content: bytes, shown: str, name: str, kind: str, answer_tokens: int)
         raise ProfileError(f"{shown} holds nothing to answer")
     for number, end in enumerate(ends, 1):
         _check(history[:end], shown)
-        yield Prompt(f"{name}-{number:02}", kind, history[:end], answer_tokens, tools=tools)
+        yield Prompt(
+            f"{name}-{number:02}", kind, history[:end], answer_tokens, tools=tools, conversation=name, turn=number
+        )
 
 
 def _parts(value: Any, shown: str) -> tuple[tuple[dict[str, Any], ...], list[Message]]:

@@ -2,17 +2,17 @@
 
 A phase warms up until it is steady and then repeats until its figure is precise.
 
-**Warm-up.** Repetitions at full shape until the last five neither drift (Theil–Sen slope × 5 below 1 % of the median)
-nor spread (interquartile range below 2 %), at most ``WARMUPS`` of them, and none starts once they have taken
+**Warm-up.** Repetitions at full shape until the last five neither drift (Theil–Sen slope × 5 below 1% of the median)
+nor spread (interquartile range below 2%), at most ``WARMUPS`` of them, and none starts once they have taken
 ``WARMUP_S`` seconds: a phase of five seconds or more gets the one that loads code, starts threads and touches memory,
 and no more. On a machine with other work the spread never settles; then the caps end it, and the row says so. A
 case that this process has measured before, as the blocks of a gate do, warms up for ``AGAIN_S`` at most: code and
 memory are there.
 
-**Repetitions.** ``-r N``: so many. Else until the 95 % interval of the rate (``results.stats``) is within the
-precision asked for, without what processes differ by, which no repetition narrows. Looking after every repetition
+**Repetitions.** ``-r N``: so many. Else until the 95% interval of the rate (``results.stats``) is within the
+precision asked for, without process-to-process variation, which no repetition narrows. Looking after every repetition
 makes the interval cover a little less than it says, and that neighbours count as alike where they look so by chance
-makes it cover more: together 95 to 97 % for independent noise of 0.5 to 8 %, in 1200 simulated phases each. Either
+makes it cover more: together 95 to 97% for independent noise of 0.5 to 8%, in 1200 simulated phases each. Either
 way ``max_phase_s`` ends them earlier.
 
 What the repetitions show by themselves (drift, spread, too few of them) is derived when a row is read:
@@ -36,14 +36,14 @@ from profiler.results.stats import summarize
 from profiler.units import bytes_text, seconds_text
 
 PRECISION = 0.02  # of the median: half of what a person would call a difference between two formats
-FEWEST = 5  # repetitions before precision may end a phase: stopping at three would cover 91 % instead of 95 %
+FEWEST = 5  # repetitions before precision may end a phase: stopping at three would cover 91% instead of 95%
 MOST = 20  # and at which it gives up: at the next step, 40, the interval is narrower by a third only
 MAX_PHASE_S = 60.0
 
 WARMUPS = 20
 WARMUP_S = 5.0
 AGAIN_S = 1.0
-USUAL = 10  # repetitions that a precision of 2 % takes where they spread by 2 %; what a plan reckons with
+USUAL = 10  # repetitions that a precision of 2% takes where they spread by 2%; what a plan reckons with
 INVALID_SHARE = 4  # one repetition in so many may be replaced, and one in any case
 Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 
@@ -61,7 +61,7 @@ SMALLER = "a smaller -q, -c or -b"
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """``reps`` repetitions of each phase; None: until the 95 % interval of its rate, by the repetitions
+    """``reps`` repetitions of each phase; None: until the 95% interval of its rate, by the repetitions
     alone, is within ``precision``.
 
     Precision decides from ``FEWEST`` repetitions on and gives up after ``MOST``. No repetition starts once those of
@@ -70,7 +70,7 @@ class Effort:
 
     reps: int | None = None
     max_phase_s: float = MAX_PHASE_S
-    precision: float = PRECISION  # longer arm of the interval ÷ median
+    precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
     energy: bool = False  # measure it as well: ten seconds more of a phase that is short
 
     @property
@@ -223,7 +223,7 @@ def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
         found.append(Caution(f"{phase}-swap", swapped, SMALLER))
     retries = _grown(before.retries, after.retries)
     if retries:
-        text = f"{phase}: the allocator gave memory back {retries:.0f} times to go on, which takes long"
+        text = f"{phase}: the allocator had to free memory {retries:.0f} times to continue, which takes long"
         found.append(Caution(f"{phase}-allocator-retries", text, SMALLER))
     return found
 
@@ -248,7 +248,7 @@ def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: 
     wanted = waited + sum(sample.cpu_s or 0 for sample in samples)
     others = _others(before, after)
     if wanted and waited / wanted > MAX_WAIT and others >= waited * MIN_BLAME:
-        return [f"{phase}: other work held the CPU for {waited / wanted:.0%} of the time this process wanted it"]
+        return [f"{phase}: the CPU was busy: other processes took {waited / wanted:.0%} of the time this one needed"]
     stolen = _grown(before.stolen_s, after.stolen_s)
     if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
         return [f"{phase}: the hypervisor took {stolen / (wall * cores):.0%} of the cores' time for other guests"]

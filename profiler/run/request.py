@@ -238,9 +238,7 @@ def _stored_in(name: str, subjects: Sequence[Subject], error: NotFound) -> Quant
 def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
     """The effort as asked for; ``usual_reps`` where neither a number nor a precision was. Raises ProfileError."""
     if request.reps is not None and request.precision is not None:
-        raise ProfileError(
-            "-r fixes the number of repetitions, --precision lets it follow from the figures", "Give one of them."
-        )
+        raise ProfileError("-r and --precision contradict each other", "Use one of them.")
     reps = request.reps or (usual_reps if request.precision is None else None)
     return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION, request.energy)
 

@@ -50,7 +50,7 @@ def _plain(text: str, limit: int) -> str:
 
 
 def rate_cell(measurement: Measurement, phase: Phase) -> str:
-    """``1,230 ±4%``: the median rate and the longer half of its interval; ``23 (0.60–820)`` if it is very wide."""
+    """``1,230 ±4%``: the median and the farther end of its interval; ``23 (0.60–820)`` where that says more."""
     summary = stats.rate(measurement, phase)
     if summary is None:
         return UNKNOWN
@@ -188,7 +188,7 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     parts = []
     if any(summary.low is not None for summary in summaries):
         parts.append("t/s: median of the repetitions, all sequences together")
-        parts.append("±: longer half of the 95 % interval of that median, which may be asymmetric")
+        parts.append("±: distance from that median to the farther end of its 95% interval")
     if any(summary.between for summary in summaries):
         parts.append("it includes process-to-process variation")
     if any(summary.wide for summary in summaries):

@@ -26,11 +26,11 @@ MANY = 20  # cases of which one is expected to differ by chance
 CASES_NAMED = 12  # missing cases that a table lists before "and n more"
 WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
-    "B ÷ A: ratio of the medians. interval: 95 %, by Welch's t on the logarithms of the repetitions, widened by the",
-    "variation between processes. faster, slower: the interval excludes 1. Runs at different times can differ by",
+    "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, widened by",
+    "process-to-process variation. faster, slower: the interval excludes 1. Runs at different times can differ by",
     "more than this: to detect a regression, use profile gate.",
 )
-NARROW = "The variation between processes is unknown for {rows:,} of {all:,} rates, whose intervals are too narrow."
+NARROW = "Process-to-process variation is unknown for {rows:,} of {all:,} rates, so their intervals are too narrow."
 
 NAME_LENGTH = 60
 ALPHA = 0.05  # benchstat's own default
@@ -176,7 +176,8 @@ def _summary(found: Comparison) -> list[str]:
             continue
         mean = math.exp(math.fsum(math.log(ratio.value) for ratio in ratios) / len(ratios))
         tested = [ratio.significant for ratio in ratios if ratio.significant is not None]
-        words = f"{phase}: B ÷ A {significant(mean, 4)} on average (geometric), {len(ratios):,} cases"
+        cases = f"{len(ratios):,} case{'s' * (len(ratios) != 1)}"
+        words = f"{phase}: geometric mean of B ÷ A {significant(mean, 4)}, {cases}"
         if len(tested) > 1:
             words += f", {sum(tested):,} differ"
         if len(tested) >= MANY:

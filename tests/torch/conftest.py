@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,38 +19,28 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _available(make: Callable[[], Path]) -> Path:
-    """Weights that cannot be had skip their tests on a developer's machine, and fail in CI."""
-    try:
-        return make()
-    except checkpoints.Unavailable as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="session")
 def gemma3_270m_gguf() -> Path:
     """Gemma 3 270M as a Q4_K_M GGUF file."""
-    return _available(checkpoints.gemma3_270m_gguf)
+    return checkpoints.available(checkpoints.gemma3_270m_gguf)
 
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2 135M Instruct as a Q4_1 GGUF file."""
-    return _available(checkpoints.smollm2_gguf)
+    return checkpoints.available(checkpoints.smollm2_gguf)
 
 
 @pytest.fixture(scope="session")
 def gemma3_270m() -> Path:
     """Gemma 3 270M as a folder of bf16 safetensors."""
-    return _available(checkpoints.gemma3_270m)
+    return checkpoints.available(checkpoints.gemma3_270m)
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2 135M Instruct as a folder of bf16 safetensors."""
-    return _available(checkpoints.smollm2)
+    return checkpoints.available(checkpoints.smollm2)
 
 
 @pytest.fixture(scope="session")

@@ -100,8 +100,8 @@ def test_percents(text: str, share: float) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("2", "no unit, such as 2%"),
-        ("0.02", "no unit, such as 0.02%"),
+        ("2", "needs a percent sign: 2%"),
+        ("0.02", "needs a percent sign: 0.02%"),
         ("-1%", "not a percentage"),
         ("%", "not a percentage"),
         ("", "not a percentage"),

@@ -43,6 +43,7 @@ BUNDLED = 1.5  # tokens a chunk: from here on, gaps between chunks say little ab
 DIFFERS = 0.03  # of the server's own figure: more is said
 NO_USAGE = "the server sent no token counts"
 BUFFERED = "the answer arrived faster than any model writes: something on the way held it back"
+SLO_SHARE = 0.95  # of the requests that must meet the limits of --slo
 MOST_TPS = 1e5  # of one stream; ten times what the fastest hardware of 2026 does
 ONE_CHUNK = "the whole answer arrived at one moment"
 
@@ -116,6 +117,11 @@ class Exchange:
     failure: Failure | None = None
 
     @property
+    def cached_tokens(self) -> int | None:
+        """Tokens of the prompt that the server had cached, by its usage or else its timings."""
+        return self.usage.cached if self.usage.cached is not None else self.timings.cached_tokens
+
+    @property
     def first_token_s(self) -> float | None:
         return self.arrivals[0].at if self.arrivals else None
 
@@ -178,7 +184,7 @@ def figures(exchange: Exchange, cached: bool = False) -> Figures:
 
 
 def _prefill(exchange: Exchange, ttft: float | None, cached: bool, unknown: dict[str, str]) -> float | None:
-    prompt, known = exchange.usage.prompt, exchange.usage.cached
+    prompt, known = exchange.usage.prompt, exchange.cached_tokens
     if prompt is None:
         unknown["prefill_tps"] = NO_USAGE
         return None
@@ -288,6 +294,7 @@ class Summary:
     total_tps: float | None  # output tokens of all streams ÷ wall time
     requests_per_s: float | None
     goodput_per_s: float | None
+    slo_met: float | None  # share of all requests, failed ones too, that meet every limit; None: it cannot be told
     tokens_per_1k_characters: float | None
     server_decode: float | None  # ours ÷ the server's − 1, median; None where the server does not say
     server_prompt: float | None
@@ -318,11 +325,48 @@ def summarize(exchanges: Sequence[Exchange], cached: bool = False, slo: Slo | No
         total_tps=_ratio(tokens, wall),
         requests_per_s=_ratio(len(own) or None, wall),
         goodput_per_s=_ratio(sum(map(slo.met, own)), wall) if slo else None,
+        slo_met=_slo_met(own, len(exchanges), slo),
         tokens_per_1k_characters=_ratio(tokens and 1000 * tokens, characters),
         server_decode=_difference((f.decode_tps, e.timings.output_tps) for e, f in good),
         server_prompt=_difference((f.ttft_s, _server_ttft(e.timings)) for e, f in good),
         unknown={name: why for each in own for name, why in each.unknown.items()},
     )
+
+
+def _slo_met(own: Sequence[Figures], requests: int, slo: Slo | None) -> float | None:
+    untold = slo is not None and slo.itl_s is not None and own and not any(each.gaps_s for each in own)
+    return None if slo is None or untold else _ratio(sum(map(slo.met, own)), requests)
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """How many may ask at a time so that requests meet the limits; None if it cannot be told."""
+
+    count: int | None
+    why: str
+
+
+def users(met: Mapping[int, float | None]) -> Users:
+    """The largest number of streams at which ``SLO_SHARE`` of the requests meet the limits.
+
+    ``met``: the share that does, for each number of streams that was tried; None: unknown.
+    """
+    tried = sorted(met)
+    good = [count for count in tried if (met[count] or 0.0) >= SLO_SHARE]
+    if not good:
+        if unknown := [count for count in tried if met[count] is None]:
+            return Users(None, f"whether the limits are met at {unknown[0]} at a time is unknown")
+        why = f"{tried[0]} at a time: {met[tried[0]]:.0%} of the requests meet the limits"
+        return Users(0, why) if tried[0] == 1 else Users(None, f"{why}, and fewer were not tried")
+    most = good[-1]
+    missed = [count for count in tried if count < most and count not in good]
+    if most == tried[-1]:
+        why = "or more: no larger number was tried"
+    else:
+        after = tried[tried.index(most) + 1]
+        share = met[after]
+        why = f"at {after}, " + ("it is unknown" if share is None else f"{share:.0%} of the requests meet the limits")
+    return Users(most, f"{why}; at {missed[0]}, fewer requests than at {most} did" if missed else why)
 
 
 def _server_ttft(timings: ServerTimings) -> float | None:

@@ -162,6 +162,7 @@ class Client:
         self.root = root
         self.limits = limits or Limits()
         self.delays: list[float] = []  # seconds that each arrival may have waited for us
+        self.characters = 0  # of all answers so far
         self._key = _Key(os.environ.get(KEY) if send_key else None)
         self._insecure = insecure
         self._session: aiohttp.ClientSession | None = None
@@ -305,7 +306,9 @@ class Client:
             if not data:
                 break
             self.delays.append(clock.late_before)
+            before = reader.characters
             reader.feed(data, at)
+            self.characters += reader.characters - before
             if "end" in times:
                 continue
             now = loop_time()

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from profiler import registry
 from profiler.backends.endpoint import Failure
-from profiler.backends.endpoint.client import Client, Limits
+from profiler.backends.endpoint.client import Client, Limits, parse_url
 from profiler.backends.endpoint.stream import Stopped
-from profiler.errors import ProfileError
+from profiler.errors import NotFound, ProfileError
 from profiler.units import printable
 
 PORTS = {  # on which each listens by default
@@ -142,6 +143,50 @@ async def find_local(limits: Limits | None = None) -> list[Server]:
 
     found = await asyncio.gather(*map(look, PORTS))
     return [server for server in found if server is not None]
+
+
+async def choose_server(url: str | None, limits: Limits, say: Callable[[str], None]) -> str:
+    """The root of the server: the one that was named, or the only one on the usual ports. Raises ProfileError."""
+    if url is not None:
+        return parse_url(url)
+    found = await find_local(limits)
+    for server in found:
+        say(f"found {server.title} at {server.root}: {_models(server)}")
+    usual = ", ".join(f"{port} ({name})" for port, name in PORTS.items())
+    if not found:
+        raise ProfileError(
+            "no server on the usual ports of this machine", f"Looked at {usual}. Name another: profile endpoint URL."
+        )
+    if len(found) > 1:
+        raise ProfileError(f"{len(found)} servers run on this machine", f"Name one: profile endpoint {found[0].root}")
+    return found[0].root
+
+
+def _models(server: Server) -> str:
+    loaded = [model.name for model in server.models if model.loaded]
+    if loaded:
+        return "loaded " + printable(", ".join(loaded), 120)
+    return f"{len(server.models)} models, none loaded" if len(server.models) != 1 else server.models[0].name
+
+
+def choose_models(server: Server, names: Iterable[str]) -> list[Model]:
+    """The models that were named, or those that are loaded, or the only one. Raises ProfileError that lists them."""
+    known = [model.name for model in server.models]
+    chosen: dict[str, Model] = {}
+    for name in names:
+        model = server.model(name) or (None if known else Model(name))
+        if model is None:
+            error = registry.unknown("model", name, [printable(each, 80) for each in known[:30]])
+            raise NotFound(f"{server.title} has no model {printable(name, 80)}", error.hint)
+        chosen[model.name] = model
+    if chosen:
+        return list(chosen.values())
+    loaded = [model for model in server.models if model.loaded]
+    if loaded or len(known) == 1:
+        return loaded or list(server.models)
+    listed = printable(", ".join(known), 400)
+    hint = f"It has {listed}." if known else "The server lists none; ask whoever runs it for a name."
+    raise ProfileError(f"{server.title} at {server.root} has no model loaded: choose one with -m", hint)
 
 
 def _no_server(client: Client, failure: Failure) -> ProfileError:

@@ -102,7 +102,7 @@ class StreamReader:
         self.finish: str | None = None
         self._rest = b""
         self._event: list[bytes] = []  # lines of an event that is no JSON yet
-        self._bytes = self._characters = 0
+        self._bytes = self.characters = 0
         self._usage = Usage()
         self._timings: dict[str, Any] = {}
         self._first_byte: float | None = None
@@ -243,8 +243,8 @@ class StreamReader:
 
     def _arrived(self, content: str | None, reasoning: str | None, usage: _Usage | None, at: float) -> None:
         size = len(content or "") + len(reasoning or "")
-        self._characters += size
-        if self._characters > MAX_TEXT or len(self._arrivals) >= MAX_CHUNKS:
+        self.characters += size
+        if self.characters > MAX_TEXT or len(self._arrivals) >= MAX_CHUNKS:
             raise Stopped("too-large", f"the answer is longer than {MAX_TEXT:,} characters or {MAX_CHUNKS:,} chunks")
         self._arrivals.append(Arrival(at, size, None if usage is None else _count(usage.completion_tokens)))
         if reasoning:

@@ -150,7 +150,7 @@ def _checkpoint(model: Named, quant: str) -> tuple[str, tuple[str, ...], dict[st
         how = () if stored else WHILE_LOADING[quant]
         return model.source.location if hub else model.argument, (*revision, *how), {}
     weights = "weights" if quant in WHILE_LOADING else f"weights in {quant}"
-    meant = f"a folder or hub id with the {weights} of {model.title}"
+    meant = f"a folder or Hugging Face id with the {weights} of {model.title}"
     return CHECKPOINT, WHILE_LOADING.get(quant, ()), {CHECKPOINT: meant}
 
 

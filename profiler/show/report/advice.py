@@ -74,8 +74,8 @@ def _prefill(best: CaseResult) -> str:
 def _memory(best: CaseResult, forecast: Forecast) -> str:
     if best.peak_bytes is None or best.limit_bytes is None:
         return "Its memory was not measured."
-    left = best.limit_bytes - best.peak_bytes
-    text = f"Its peak is {bytes_text(best.peak_bytes)} of {bytes_text(best.limit_bytes)}; {bytes_text(left)} remain"
+    headroom = bytes_text(best.limit_bytes - best.peak_bytes)
+    text = f"Its peak is {bytes_text(best.peak_bytes)} of {bytes_text(best.limit_bytes)}, a headroom of {headroom}"
     longest = forecast.largest_context(best)
     if not longest:
         return f"{text}."

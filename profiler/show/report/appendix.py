@@ -35,9 +35,9 @@ def skipped(machines: Sequence[MachineRows]) -> Section:
         for result in machine.ended:
             reason = plain(result.reason or "no reason was recorded", NOTE_LENGTH)
             reasons.setdefault((where, result.outcome, reason), []).append(result)
-    title = "What was not measured, and why?"
+    title, short = "What was not measured, and why?", "Not measured"
     if not reasons:
-        return Section("skipped", title, (muted("Every case has a result."),))
+        return Section("skipped", title, (muted("Nothing: every case has a result."),), short)
     several = len(machines) > 1
     heads = ("machine", "outcome", "reason", "cases") if several else ("outcome", "reason", "cases")
     rows = tuple(
@@ -51,8 +51,8 @@ def skipped(machines: Sequence[MachineRows]) -> Section:
     )
     blocks: list[PageBlock] = [Table(tuple(Head(name, right=False) for name in heads), rows)]
     if len(reasons) > MOST:
-        blocks.append(muted(f"Only {MOST} of {len(reasons):,} reasons are shown."))
-    return Section("skipped", title, tuple(blocks))
+        blocks.append(muted(f"{MOST} of {len(reasons):,} reasons are shown."))
+    return Section("skipped", title, tuple(blocks), short)
 
 
 def cautions(machines: Sequence[MachineRows]) -> Section:
@@ -66,7 +66,7 @@ def cautions(machines: Sequence[MachineRows]) -> Section:
         blocks += [Listing(items)] if items else []
         if len(found) > MOST:
             blocks.append(muted(f"{where}only {MOST} of {len(found):,} cautions are shown."))
-    return Section("cautions", "What should I be careful about?", tuple(blocks or [muted("There are no cautions.")]))
+    return Section("cautions", "Which cautions apply?", tuple(blocks or [muted("There are no cautions.")]))
 
 
 @dataclass
@@ -116,7 +116,7 @@ def environment(machines: Sequence[MachineRows]) -> Section:
                 " are combined. profile report RUN shows a single run; profile compare A B compares two."
             )
         )
-    return Section("environment", "On what was it measured?", tuple(blocks))
+    return Section("environment", "What was it measured on?", tuple(blocks), "Measured on")
 
 
 def commands(runs: Sequence[Run], run: str | None) -> Section:

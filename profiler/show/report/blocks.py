@@ -92,11 +92,20 @@ PageBlock = Text | Table | Map | Figures | Listing | Code
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One question and its answer. ``anchor`` is its stable name in links, a single word."""
+    """One question and its answer. ``anchor`` is its stable name in links, a single word.
+
+    ``short``: the words of the title that the navigation shows; empty if the anchor is one of them.
+    """
 
     anchor: str
     title: str
     blocks: tuple[PageBlock, ...]
+    short: str = ""
+
+    @property
+    def link(self) -> str:
+        """The text of a link to the section."""
+        return self.short or self.anchor.capitalize()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     blocks: list[PageBlock] = [Figures(tuple(figures))] if figures else []
     blocks += notes
     blocks += _table(machines)
-    return Section("ceiling", "How close is it to the limits of the hardware?", tuple(blocks))
+    return Section("ceiling", "How close is it to the hardware's limit?", tuple(blocks), "Hardware's limit")
 
 
 def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | str:

@@ -22,7 +22,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     known = [(machine, result, joules) for machine, result, joules in found if _any(joules)]
     if not known:
         return Section(
-            "energy", "How much energy does it take?", (muted(f"No energy: {_why(j for *_, j in found)}."),)
+            "energy", "How much energy does it take?", (muted(f"No energy figures: {_why(j for *_, j in found)}."),)
         )
     blocks = [_table(known[:MOST_ROWS], len(machines) > 1), muted(_meters(joules for *_, joules in known))]
     suspect = [selection.case(result) for _, result, joules in known if joules.get("suspect")]

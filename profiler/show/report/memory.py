@@ -28,8 +28,8 @@ FORMATS = ("int8", "nf4")  # predicted in addition, because people try them when
 MOST_CONTEXTS = 10  # columns
 MOST_MAP_ROWS = 40
 
-PARTS = {  # from bottom to top, with their colours; the runtime is grey, because users cannot change it
-    "runtime": 7,
+PARTS = {  # from bottom to top, with their colours; the framework is grey, because users cannot change it
+    "framework": 7,
     "weights": 0,
     "cache": 1,  # of older rows, without its parts
     "growing cache": 1,
@@ -207,7 +207,7 @@ def parts(memory: Memory) -> dict[str, int] | None:
         framework, cache = memory.baseline_bytes, memory.cache_bytes
     if total is None or framework is None or cache is None or memory.weights_bytes is None:
         return None
-    found = {"runtime": framework, "weights": memory.weights_bytes, **_cache(memory, cache)}
+    found = {"framework": framework, "weights": memory.weights_bytes, **_cache(memory, cache)}
     if memory.left_mapped_bytes:
         found["checkpoint, left mapped"] = memory.left_mapped_bytes
     rest = total - sum(found.values())
@@ -230,7 +230,7 @@ def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[st
     kinds = {"cache": terms.cache.value}
     if cache is not None:
         kinds = {"growing cache": cache.growing, "window cache": cache.window, "recurrent state": cache.state}
-    found = {"runtime": terms.framework.value, "weights": terms.weights.value, **kinds}
+    found = {"framework": terms.framework.value, "weights": terms.weights.value, **kinds}
     return {name: round(value) for name, value in (found | {"working memory": terms.buffers.value}).items()}
 
 
@@ -330,7 +330,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("case", right=False),
-        *map(Head, ("weights", "cache", "loading", "prefill", "decode", "highest", "left")),
+        *map(Head, ("weights", "cache", "loading", "prefill", "decode", "peak", "headroom")),
     )
     table = tuple(
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))

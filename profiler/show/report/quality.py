@@ -36,6 +36,7 @@ REQUIRED, OPTIONAL = ("model", "benchmark", "value", "source"), ("quants",)
 BUDGET = Budget(depth=8)  # a list of scores
 NAME_LENGTH = 80
 
+TITLE, SHORT = "Which quantizations are worth their memory?", "Worth their memory"
 MOST_POINTS = 60  # cases drawn that are not on the frontier
 MOST_ROWS = 60
 ENOUGH = 2  # models with a score that quality needs for a comparison
@@ -167,7 +168,7 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
         blocks.append(_table(best, benchmark if judged else None, at))
         blocks.append(muted(_said(judged, benchmark, mine, where)))
     shown: list[PageBlock] = [Figures(tuple(figures))] if figures else []
-    return Section("frontier", "What is worth its memory?", (*shown, *blocks, *_sources(used)))
+    return Section("frontier", TITLE, (*shown, *blocks, *_sources(used)), SHORT)
 
 
 def _scores(machine: MachineRows, scores: Sequence[Score]) -> tuple[str, dict[tuple[str, str], Score]]:

@@ -33,7 +33,7 @@ LIMITS: dict[object, tuple[str, str]] = {  # what limits a case: the word in a c
     "launches": ("launches", "launching operators"),
     "experts": ("experts", "reading experts"),
     "memory": ("memory", "memory"),
-    "host memory": ("host", "reading weights from the host's memory"),
+    "host memory": ("host", "reading weights from host memory"),
 }
 
 

@@ -59,7 +59,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     if len(machines) > 1:
         blocks += _side_by_side(machines)
     blocks += _table(machines)
-    return Section("speed", "How fast is it?", tuple(blocks))
+    return Section("speed", "How fast is it?", tuple(blocks), "How fast")
 
 
 def _panels(machines: Sequence[MachineRows]) -> list[tuple[MachineRows, str]]:

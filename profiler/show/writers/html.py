@@ -162,7 +162,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 def document(content: Page) -> str:
     """A composed page as a complete HTML document."""
     links = "".join(
-        f'<li><a href="#{section.anchor}">{section.anchor.capitalize()}</a></li>' for section in content.sections
+        f'<li><a href="#{section.anchor}">{escaped(section.link)}</a></li>' for section in content.sections
     )
     with charts.kept():
         sections = "\n".join(

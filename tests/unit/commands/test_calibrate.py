@@ -37,7 +37,7 @@ def test_figures_are_shown_by_dtype_and_with_their_units() -> None:
 
 def test_how_much_processes_differ_takes_three_calibrations() -> None:
     one = shown(MEASURED)["processes differ, decode"]
-    assert (one["value"], one["how"]) == ("–", "takes 3 calibrations of a format")
+    assert (one["value"], one["how"]) == ("–", "takes 3 calibrations")
     several = shown(replace(MEASURED, runs=4, between={"prefill": 0.0312, "decode": 0.008}))
     assert (several["processes differ, prefill"]["value"], several["processes differ, prefill"]["how"]) == (
         "3.1%",
@@ -52,4 +52,4 @@ def test_a_device_that_was_never_calibrated_has_nothing_to_show(
     monkeypatch.setattr(calibration, "load", lambda device: None)
     ran = profile("calibrate", "--show", "--device", "cpu")
     assert ran.code == 2
-    assert "was not calibrated as it is now" in ran.err
+    assert "no calibration of cpu in its current state" in ran.err

@@ -90,7 +90,8 @@ def test_what_processes_differ_by_widens_a_ratio_also_from_a_file_of_rows(
 def test_a_page_says_where_processes_may_differ_by_more_than_it_knows(profile: Any, runs: Any) -> None:
     assert "too narrow" not in profile("compare", *runs([measured(expected=APART)], [measured(expected=APART)])).out
     page = profile("compare", *runs([measured()], [measured(expected=APART)])).out
-    assert "The variation between processes is unknown for 2 of 4 rates, whose intervals are too narrow." in page
+    assert "Process-to-process variation is unknown for 2 of 4 rates, so their intervals are too narrow." in page
+    assert "decode: geometric mean of B ÷ A 1.000, 1 case\n" in page
 
 
 def test_one_repetition_has_a_ratio_and_no_interval(profile: Any, runs: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -145,6 +147,67 @@ def test_answers_are_kept_where_they_were_asked_for(server: FakeServer, tmp_path
     assert kept[0]["answer"].startswith("word0 word1")
     assert {each["prompt"] for each in kept} == {"page.txt"}
     assert "Write a landing page" in server.requests[-1]["messages"][0]["content"]
+
+
+def test_each_language_has_its_tokens_and_characters(server: FakeServer) -> None:
+    ran = run(server.url, *SMALL, "--scenario", "multilingual,code")
+    assert ran.exit_code == 0
+    lines = ran.stdout.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.split()[:3] == ["language", "n", "prompt"])
+    rows = [line.split() for line in lines[start + 2 : lines.index("", start)]]
+    assert [row[0] for row in rows] == ["en", "ru", "el", "ar", "he", "hi", "zh", "ja", "ko", "th"]
+    sixteen = sum(len(token) for token in Script().tokens[:16])
+    assert {row[3] for row in rows} == {f"{1000 * 16 / sixteen:.0f}"}
+    assert max(map(len, lines)) <= 80
+    shown = json.loads(run(server.url, *SMALL, "--scenario", "multilingual", "-o", "json").stdout)
+    assert [(row["scenario"], row["language"]) for row in shown][:2] == [
+        ("multilingual", "en"),
+        ("multilingual", "ru"),
+    ]
+
+
+def test_the_turns_of_an_agent_say_how_much_was_cached(server: FakeServer) -> None:
+    server.context, server.script = 100_000, Script(cached_tokens=1234, prompt_tokens=20_000)
+    ran = run(server.url, *SMALL, "--scenario", "agent")
+    assert ran.exit_code == 0
+    lines = ran.stdout.splitlines()
+    heads = "prompt n TTFT s prefill decode total ITL ms cached notes"
+    start = next(n for n, line in enumerate(lines) if line.split() == heads.split())
+    turns = [line.split() for line in lines[start + 2 : start + 13]]
+    assert [turn[0] for turn in turns] == [f"agent-{number:02}" for number in range(1, 12)]
+    assert {(turn[5], turn[7]) for turn in turns} == {("–", "1,234")}
+
+
+def test_the_users_that_a_server_bears_are_said(server: FakeServer) -> None:
+    """Up to two requests at a time are answered at once; with four, the first token is late."""
+    late = Script(first_s=0.6)
+    asked = ("-c", "64", "--concurrency", "1,2,4", "--slo", "ttft=500ms", *SMALL)
+    server.choose = lambda asked, number: Script() if number <= 2 + 2 + 4 else late
+    ran = run(server.url, *asked)
+    assert "users at a time, of whose requests 95% meet --slo:" in ran.stdout
+    assert "64 tokens: 2 (at 4, 0% of the requests meet the limits)" in ran.stdout
+    server.choose = None
+    assert "users at a time" not in run(server.url, "-c", "64", "--slo", "ttft=2s", *SMALL).stdout  # no sweep
+
+
+def test_a_terminal_is_told_how_a_long_case_goes() -> None:
+    """And nothing else is: a log has no use for a line that is replaced."""
+    with FakeServer("vllm") as server:
+        server.choose = lambda asked, number: Script(gap_s=0.08) if number > 2 else Script()
+        words = [sys.executable, "-m", "profiler", "endpoint", server.url, "-n", "20", "-r", "1"]
+        main_end, end = pty.openpty()
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=end) as process:
+            os.close(end)
+            said = b""
+            with contextlib.suppress(OSError):  # Linux's word for the end of a terminal
+                while part := os.read(main_end, 4096):
+                    said += part
+            process.wait(20)
+        os.close(main_end)
+        assert re.search(rb"tiny-Q4_K_M, 512 tokens, 1 at a time: 0 of 1 requests, \d+ characters/s", said)
+        assert b"\r\x1b[K" in said
+        plain = subprocess.run(words, capture_output=True, check=True)
+    assert b"characters/s" not in plain.stderr and b"\x1b" not in plain.stderr
 
 
 HOSTILE = "evil\x1b[31m\u202e|=1+1"

@@ -192,7 +192,7 @@ def test_accuracy_leaves_out_a_speed_that_says_it_was_disturbed(store: Path) -> 
 def test_a_device_that_was_not_calibrated_says_so(store: Path) -> None:
     result = run("calibrate", "--show", "--device", "cpu")
     assert result.exit_code == 2
-    assert "was not calibrated" in result.stderr
+    assert "there is no calibration of cpu" in result.stderr
 
 
 def test_accuracy_of_nothing_is_an_empty_list_of_json(store: Path) -> None:
@@ -205,3 +205,8 @@ def test_accuracy_of_nothing_is_an_empty_list_of_json(store: Path) -> None:
 def test_accuracy_of_an_empty_name_is_usage(store: Path) -> None:
     keep(store, measured(decode_s=0.8))
     assert run("accuracy", "").exit_code == 2
+
+
+def test_a_named_store_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    ended = run("explain", "gemma-3-270m", "--on", "cpu", "--store", str(tmp_path / "none.sqlite"))
+    assert ended.exit_code == 2 and "none.sqlite" in ended.stderr

@@ -159,7 +159,7 @@ def test_inconclusive_may_be_let_through(gate: Any, tmp_path: Path, monkeypatch:
         ((), "nothing to compare with"),
         (("--accept", "--base", "{}"), "--accept writes a baseline"),
         (("--candidate", "{}"), "nothing to compare with"),
-        (("--base", "{}", "--delta", "5"), "has no unit"),
+        (("--base", "{}", "--delta", "5"), "needs a percent sign"),
         (("--base", "{}", "--delta", "0%"), "more than 0%"),
         (("--base", "{}", "-c", "1-20+1"), "with more than 8"),
         (("--base", "{}", "--metric", ""), "--metric: the list is empty"),

@@ -335,8 +335,8 @@ def test_an_empty_name_of_a_baseline_is_usage_as_where_a_variable_of_a_script_is
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("delta", "0%", "--profile-gate-delta: it must be more than 0 %"),
-        ("delta", "5", "--profile-gate-delta: '5' has no unit"),
+        ("delta", "0%", "--profile-gate-delta: it must be more than 0%"),
+        ("delta", "5", "--profile-gate-delta: '5' needs a percent sign"),
         ("kinds", "time,tmie", "--profile-gate-kinds: unknown kind 'tmie'"),
         ("kinds", "", "--profile-gate-kinds: unknown kind ''"),
     ],
@@ -430,7 +430,7 @@ def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.
         ("model='no-such-model'", "no-such-model"),
         ("model='gemma-3-270m', context='1k,2k'", "one case"),
         ("model='gemma-3-270m', colour=1", "profile_case has no argument colour"),
-        ("model='gemma-3-270m', delta='5'", "no unit"),
+        ("model='gemma-3-270m', delta='5'", "needs a percent sign"),
         ("model='gemma-3-270m', context='x'", "context: 'x' is not a count"),
         ("model='gemma-3-270m', quant='q4_k_m'", "Give the file with model FILE.gguf; it is unpacked"),
         ("model='gemma-3-270m', weights='real'", "Without weights real, the model is measured with random values"),

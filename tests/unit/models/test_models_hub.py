@@ -215,7 +215,7 @@ def test_what_the_hub_refuses_is_said_in_words(client: Client) -> None:
         "owner/absent": "no model owner/absent on the hub, or no permission to see it",
         "owner/gated": "owner/gated is gated on the hub",
         "owner/small@nope": "owner/small has no revision nope",
-        "own er/small": "own er/small is not a valid hub id",
+        "own er/small": "own er/small is not a valid Hugging Face id",
     }
     said = client.run(*(resolved(name) for name in expected))
     assert [line.partition("\n")[0] for line in said] == list(expected.values())

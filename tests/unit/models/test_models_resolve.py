@@ -212,17 +212,20 @@ def test_a_miss_counts_the_catalog_instead_of_listing_it() -> None:
     with pytest.raises(NotFound) as caught:
         resolve("zzz")
     assert caught.value.hint == (
-        f"profile models lists all {len(hub.names())}. You can also pass a folder, a .gguf file or a hub id."
+        f"profile models lists all {len(hub.names())}. A folder, a .gguf file or a Hugging Face id also works."
     )
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("https://hub.example/google/gemma-3-270m", "Pass the hub id owner/name: google/gemma-3-270m."),
-        ("https://hub.example/google/gemma-3-270m/tree/main", "Pass the hub id owner/name: google/gemma-3-270m."),
-        ("https://hub.example", "Pass the hub id owner/name."),
-        ("google/gemma-3-270m/", "For the hub, pass owner/name: google/gemma-3-270m."),
+        ("https://hub.example/google/gemma-3-270m", "Pass the Hugging Face id owner/name: google/gemma-3-270m."),
+        (
+            "https://hub.example/google/gemma-3-270m/tree/main",
+            "Pass the Hugging Face id owner/name: google/gemma-3-270m.",
+        ),
+        ("https://hub.example", "Pass the Hugging Face id owner/name."),
+        ("google/gemma-3-270m/", "For Hugging Face, pass owner/name: google/gemma-3-270m."),
     ],
 )
 def test_a_url_or_a_trailing_slash_is_told_what_a_hub_id_is(name: str, hint: str) -> None:

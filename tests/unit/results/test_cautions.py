@@ -50,8 +50,8 @@ def test_of_spread_noise_and_imprecision_only_the_worst_is_told() -> None:
 @pytest.mark.parametrize(
     ("basis", "words", "help"),
     [
-        ("calibrated", "processes differ, as calibrations showed", "a quieter machine"),
-        ("prior", "on CPUs processes usually differ", "profile calibrate, three times"),
+        ("calibrated", "by your calibrations", "a quieter machine"),
+        ("prior", "usual on CPUs", "profile calibrate, three times"),
     ],
 )
 def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, words: str, help: str) -> None:
@@ -60,7 +60,7 @@ def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, w
     (caution,) = cautions(quiet)
     assert caution == Caution(
         "between",
-        f"{words}, by 1.5% in decode: more repetitions would not narrow that",
+        f"process-to-process variation ({words}) is 1.5% in decode: more repetitions would not reduce it",
         help,
     )
     assert told(replace(quiet, asked={"precision": 0.05, "max_phase_s": 60.0})) == {}

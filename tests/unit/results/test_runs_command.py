@@ -68,15 +68,27 @@ def test_an_unknown_format_lists_the_known_ones(stored):
     assert "Did you mean json" in error.value.hint and "llama-bench" in error.value.hint
 
 
-def test_no_store_is_said_and_none_is_made(tmp_path):
+@pytest.mark.parametrize("arguments", [(), ("-o", "json"), ("show",)])
+def test_a_named_store_that_does_not_exist_is_a_usage_error_and_is_not_made(tmp_path, arguments):
     path = tmp_path / "none.sqlite"
-    listed = call(path)
-    assert (listed.exit_code, listed.stdout.strip()) == (0, "")
-    assert listed.stderr == f"no run is stored in {path} yet; profile sweep --store {path} measures one\n"
-    assert call(path, "-o", "json").stdout == "[]\n"
-    with pytest.raises(StoreError, match="there is no store"):
-        call(path, "show")
+    with pytest.raises(StoreError, match="there is no store") as error:
+        call(path, *arguments)
+    assert error.value.exit_code == 2 and f"profile sweep --store {path}" in error.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_named_store_there_are_no_runs_yet(tmp_path, monkeypatch):
+    monkeypatch.delenv("PROFILER_STORE", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    listed = CliRunner().invoke(runs, ["-o", "json"], catch_exceptions=False)
+    assert (listed.exit_code, listed.stdout) == (0, "[]\n")
+    assert listed.stderr == f"no run is stored in {tmp_path}/profile/results.sqlite yet; profile sweep measures one\n"
+
+
+def test_a_store_that_the_environment_names_must_exist(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "none.sqlite"))
+    with pytest.raises(StoreError, match="there is no store"):
+        CliRunner().invoke(runs, [], catch_exceptions=False)
 
 
 def test_runs_show_has_the_rows_in_the_order_of_the_grid(tmp_path, make, environment):

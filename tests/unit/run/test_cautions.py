@@ -38,7 +38,7 @@ def test_each_kind_of_pressure_has_its_words(after: Pressure, words: str) -> Non
 def test_what_this_process_missed_is_told_before_what_others_did() -> None:
     waited = Sample("decode", 10.0, 1, cpu_s=6.0, wait_s=4.0)
     ((_, text, _),) = told(Pressure(0.0, 0.0, 0.0), Pressure(10.0, 9.0, 2.0), waited)
-    assert text == "decode: other work held the CPU for 40% of the time this process wanted it"
+    assert text == "decode: the CPU was busy: other processes took 40% of the time this one needed"
 
 
 def test_threads_of_one_process_that_wait_for_each_other_are_nobody_elses_work() -> None:
@@ -47,7 +47,7 @@ def test_threads_of_one_process_that_wait_for_each_other_are_nobody_elses_work()
     assert told(start, alone, waited) == []
     beside = replace(alone, busy_s=120.0)
     ((_, text, _),) = told(start, beside, waited)
-    assert text == "decode: other work held the CPU for 20% of the time this process wanted it"
+    assert text == "decode: the CPU was busy: other processes took 20% of the time this one needed"
 
 
 def test_a_quota_that_runs_out_is_told_and_is_nobody_elses_work() -> None:

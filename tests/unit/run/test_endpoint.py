@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes.openai_server import Body, FakeServer, Script
 
-from profiler.backends.endpoint import Slo, parse_slo
+from profiler.backends.endpoint import Slo, parse_slo, servers
 from profiler.backends.endpoint.client import KEY, run
 from profiler.errors import ProfileError
 from profiler.run import endpoint
@@ -20,9 +20,8 @@ from profiler.run.endpoint import (
     EndpointPrompt,
     EndpointRequest,
     EndpointResult,
-    read_prompts,
-    varied_text,
 )
+from profiler.run.prompts import Prompt, varied_text
 
 WARM_UP = 2  # requests that do not count: one loads the model, and both tell how many tokens a word takes
 ASKED = EndpointRequest(reps=2, tokens=16, timeout_s=5.0)
@@ -227,9 +226,12 @@ def test_a_server_that_tells_other_times_is_said_to() -> None:
     """Ours: 64 tokens a second and more; the server's own: 1,000."""
     timings = {"prompt_n": 500, "prompt_ms": 1.0, "predicted_n": 16, "predicted_ms": 15.0}
     with FakeServer("llama-server", Script(gap_s=0.01, first_s=0.05, timings=timings)) as server:
-        (found,) = measure(server)
+        found, queued = measure(server, concurrency=("1,2",))
     assert found.summary.server_decode is not None
     assert found.summary.server_decode < -0.5
+    said = {each.streams: [t for t in each.cautions if t.startswith("our time")] for each in (found, queued)}
+    assert said[1][0].endswith("above the server's own")
+    assert said[2][0].endswith("above the server's own, which leaves out the wait for other requests")
     assert any(text.startswith("our decode rate is") and "below the server's own" in text for text in found.cautions)
 
 
@@ -279,9 +281,8 @@ def test_an_answer_to_ones_own_prompt_may_end_by_itself(server: FakeServer, tmp_
 
 
 def test_messages_and_tools_are_sent_as_they_are_but_for_the_unique_beginning() -> None:
-    prompt = EndpointPrompt(
-        "x", messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
-    )
+    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
+    prompt = EndpointPrompt("x", written=Prompt("x", "own", messages, 16))
     assert prompt.sent("unique", 1.4, 20) == [
         {"role": "system", "content": "unique\n\nBe brief."},
         {"role": "user", "content": "Hi"},
@@ -335,20 +336,19 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_asked(server: F
 
 
 def test_what_is_found_without_an_address_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from profiler.backends.endpoint import servers
+    from profiler.backends.endpoint.client import Limits
 
     with FakeServer("lmstudio") as one, FakeServer("vllm") as two:
         ports = {int(one.url.rpartition(":")[2]): "LM Studio"}
         monkeypatch.setattr(servers, "PORTS", ports)
         said: list[str] = []
-        asked = EndpointRequest()
-        assert run(endpoint.choose_server(asked, endpoint.Limits(), said.append)) == one.url
+        assert run(servers.choose_server(None, Limits(), said.append)) == one.url
         assert said == [f"found LM Studio at {one.url}: loaded tiny-Q4_K_M"]
         ports[int(two.url.rpartition(":")[2])] = "vLLM"
         with pytest.raises(ProfileError, match="2 servers run on this machine"):
-            run(endpoint.choose_server(asked, endpoint.Limits(), said.append))
+            run(servers.choose_server(None, Limits(), said.append))
     with pytest.raises(ProfileError, match="no server on the usual ports"):
-        run(endpoint.choose_server(asked, endpoint.Limits(), said.append))
+        run(servers.choose_server(None, Limits(), said.append))
 
 
 def test_a_key_that_leaves_the_machine_unencrypted_is_said_to(
@@ -379,24 +379,6 @@ def test_our_text_is_varied_and_the_same_for_a_seed() -> None:
     assert len(set(windows)) == len(windows)
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b" \n\t", "is empty"), (b"\xff\xfe", "not UTF-8")])
-def test_a_prompt_file_without_text_is_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
-    path = tmp_path / "prompt.txt"
-    path.write_bytes(content)
-    with pytest.raises(ProfileError, match=said):
-        read_prompts(path)
-
-
-def test_a_folder_of_prompts_is_read_in_order(tmp_path: Path) -> None:
-    for name in ("b.md", "a.txt", "notes.pdf"):
-        (tmp_path / name).write_text(name)
-    found = read_prompts(tmp_path)
-    assert [(each.name, each.messages[0]["content"]) for each in found] == [("a.txt", "a.txt"), ("b.md", "b.md")]
-    (empty := tmp_path / "empty").mkdir()
-    with pytest.raises(ProfileError, match="holds no prompts"):
-        read_prompts(empty)
-
-
 def test_limits_are_read_with_their_units() -> None:
     assert parse_slo("ttft=2s,itl=100ms") == Slo(2.0, 0.1)
     assert parse_slo(" E2E = 1m ") == Slo(e2e_s=60.0)
@@ -405,9 +387,109 @@ def test_limits_are_read_with_their_units() -> None:
             parse_slo(wrong)
 
 
+def scripted(tmp_path: Path, prompts: str, answer_tokens: int = 16) -> str:
+    """A scenario file of somebody's own."""
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        f'description = "Mine"\ncontexts = "64"\nbatches = [1]\nsteps = 8\nprompts = [{prompts}]\n'
+        f"answer_tokens = {answer_tokens}\n"
+    )
+    return str(file)
+
+
+HISTORY = """{"messages": [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Which files are there?"}, {"role": "assistant", "content": "a.py"},
+    {"role": "user", "content": "And folders?"}, {"role": "assistant", "content": "None."},
+    {"role": "user", "content": "Thanks."}]}"""
+
+
+def test_prompts_of_scenarios_are_cases_with_answers_as_long_as_they_are_expected(server: FakeServer) -> None:
+    found = measure(server, scenarios=("code,multilingual",), tokens=None, reps=1)
+    assert [each.prompt.name for each in found[:4]] == [
+        "code-durations", "code-refactor", "code-bug", "multilingual-en",
+    ]  # fmt: skip
+    assert len(found) == 13
+    assert {each.asked_tokens for each in found} == {1500, 350}
+    assert {asked["max_tokens"] for asked in server.requests[WARM_UP:]} == {1500, 350}
+    begins = [text[:12] for text in prompts(server)]
+    assert len(set(begins)) == len(begins)
+    assert [each.asked_tokens for each in measure(server, scenarios=("chat",), tokens=16, reps=1)] == [16] * 3
+
+
+def test_a_conversation_keeps_its_beginning_and_shares_it_with_no_other(server: FakeServer, tmp_path: Path) -> None:
+    """In real use, a turn finds the ones before it in the prefix cache, and nothing of other conversations."""
+    (tmp_path / "history.json").write_text(HISTORY)
+    found = measure(server, scenarios=(scripted(tmp_path, '"history.json"'),), concurrency=("2",), reps=2)
+    assert [(each.prompt.name, len(each.exchanges)) for each in found] == [
+        ("history-01", 4), ("history-02", 4), ("history-03", 4),
+    ]  # fmt: skip
+    conversations: dict[str, list[int]] = {}
+    for asked in server.requests[WARM_UP:]:
+        unique, _, rest = asked["messages"][0]["content"].partition("\n\n")
+        assert rest == "Be brief."
+        conversations.setdefault(unique, []).append(len(asked["messages"]))
+    assert list(conversations.values()) == [[2, 4, 6]] * 4
+
+
+def test_a_turn_says_what_was_cached_and_has_no_wall_time_of_its_own(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text(HISTORY)
+    server.choose = lambda asked, number: Script(cached_tokens=0 if len(asked["messages"]) == 2 else 15)
+    found = measure(server, scenarios=(scripted(tmp_path, '"history.json"'),))
+    assert [[each.cached_tokens for each in turn.exchanges] for turn in found] == [[0, 0], [15, 15], [15, 15]]
+    assert all(each.summary.total_tps is None for each in found)
+    assert "alternate" in found[0].summary.unknown["total_tps"]
+    server.choose = None
+    first, second, _ = measure(server, scenarios=(scripted(tmp_path, '"history.json"'),))
+    assert first.summary.prefill_tps is not None  # nothing before it can be cached
+    assert second.summary.prefill_tps is None  # the server does not say how much was
+
+
+def test_a_conversation_ends_with_its_first_failure(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text(HISTORY)
+    server.choose = lambda asked, number: Script(status=500 if len(asked.get("messages", ())) == 4 else 200)
+    found = measure(server, scenarios=(scripted(tmp_path, '"history.json"'),), reps=1)
+    assert [(each.outcome, len(each.exchanges)) for each in found] == [("ok", 1), ("failed", 1), ("failed", 0)]
+    assert found[2].failure == "no conversation came this far"
+    server.choose = lambda asked, number: Script(tokens=() if len(asked.get("messages", ())) == 4 else ("a ", "b "))
+    found = measure(server, scenarios=(scripted(tmp_path, '"history.json"'),), reps=1)
+    assert [each.failure for each in found] == [None, "the answer is empty", None]  # its history does not need it
+
+
+def test_the_context_that_ollama_loads_holds_the_longest_prompt_and_not_much_more() -> None:
+    with FakeServer("ollama") as server:
+        measure(server, scenarios=("summarize-32k",), reps=1, tokens=16)
+    (context,) = {asked["options"]["num_ctx"] for asked in server.requests}
+    assert 28_000 < context < 50_000
+
+
+def test_a_running_case_says_how_it_goes(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LIVE_S", 0.02)
+    server.choose = lambda asked, number: Script(gap_s=0.02) if number > WARM_UP else Script()
+    told: list[str] = []
+
+    async def main() -> None:
+        async for _ in endpoint.measure(ASKED, server.url, lambda text: None, told.append):
+            pass
+
+    run(main())
+    assert told[0].startswith("tiny-Q4_K_M, 512 tokens, 1 at a time: 0 of 2 requests, ")
+    assert any(not text.endswith(" 0 characters/s") for text in told[:-1])
+    assert told[-1] == ""
+
+
+def test_what_is_sent_is_one_of_length_prompt_and_scenario(server: FakeServer) -> None:
+    with pytest.raises(ProfileError, match="exclude each other"):
+        EndpointRequest(scenarios=("code",), contexts=("1k",)).cases()
+    with pytest.raises(ProfileError, match="--cached is for single prompts"):
+        EndpointRequest(scenarios=("agent",), cached=True).cases()
+    with pytest.raises(ProfileError, match="scenario quick has no prompts"):
+        EndpointRequest(scenarios=("quick",)).cases()
+
+
 def test_a_prompt_and_a_length_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="exclude each other"):
-        EndpointRequest(prompt=tmp_path, contexts=("1k",)).prompts()
+        EndpointRequest(prompt=tmp_path, contexts=("1k",)).cases()
 
 
 def test_requests_have_no_body_that_is_left_out(server: FakeServer) -> None:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.backends.endpoint import Arrival, Exchange, Slo, Usage, figures, percentiles, summarize
+from profiler.backends.endpoint import (
+    Arrival,
+    Exchange,
+    Failure,
+    Slo,
+    Usage,
+    Users,
+    figures,
+    percentiles,
+    summarize,
+    users,
+)
 from profiler.backends.endpoint import stream as stream_module
 from profiler.backends.endpoint.stream import Stopped, StreamReader, timings
 
@@ -346,3 +358,31 @@ def test_goodput_counts_the_requests_that_meet_every_limit() -> None:
     slo = Slo(ttft_s=2.0, itl_s=0.1)
     assert [slo.met(figures(each)) for each in (fast, late, slow)] == [True, False, False]
     assert summarize([fast, late, slow], slo=slo).goodput_per_s == pytest.approx(1 / 3.1)
+
+
+def test_the_share_within_the_limits_is_of_all_requests_and_unknown_where_nothing_can_be_told() -> None:
+    fast, late = exchange(0, 0.1, 0.01, 11), exchange(0, 3.0, 0.01, 11)
+    failed = replace(fast, failure=Failure("cut", "cut"))
+    assert summarize([fast, late, failed, fast], slo=Slo(ttft_s=2.0)).slo_met == 0.5
+    assert summarize([fast], slo=None).slo_met is None
+    at_once = exchange(0, 0.1, 0.0, 1)
+    assert summarize([at_once], slo=Slo(itl_s=0.1)).slo_met is None
+
+
+@pytest.mark.parametrize(
+    ("met", "count", "why"),
+    [
+        ({1: 1.0, 2: 0.95, 4: 0.9, 8: 0.0}, 2, "at 4, 90% of the requests meet the limits"),
+        ({8: 0.2, 1: 1.0, 2: 1.0}, 2, "at 8, 20% of the requests meet the limits"),
+        ({1: 1.0, 2: 1.0}, 2, "or more: no larger number was tried"),
+        ({1: 0.5, 2: 0.1}, 0, "1 at a time: 50% of the requests meet the limits"),
+        ({4: 0.5, 8: 0.1}, None, "4 at a time: 50% of the requests meet the limits, and fewer were not tried"),
+        ({1: None, 2: None}, None, "whether the limits are met at 1 at a time is unknown"),
+        ({1: 1.0, 2: None}, 1, "at 2, it is unknown"),
+        ({1: 1.0, 2: 0.9, 4: 1.0}, 4, "or more: no larger number was tried; at 2, fewer requests than at 4 did"),
+    ],
+)
+def test_users_are_the_most_streams_at_which_nearly_all_requests_meet_the_limits(
+    met: dict[int, float | None], count: int | None, why: str
+) -> None:
+    assert users(met) == Users(count, why)

@@ -81,7 +81,7 @@ def test_no_text_from_outside_is_more_than_text(nasty):
     shown = html.document(page)
     ordinary = html.document(everywhere("x"))
     assert unseen(shown) == []
-    assert sorted(set(re.findall(r"<[a-z/!]+", shown))) == sorted(set(re.findall(r"<[a-z/!]+", ordinary)))
+    assert set(re.findall(r"<[a-z/!]+", shown)) <= set(re.findall(r"<[a-z/!]+", ordinary))
     assert shown.count("<td") == ordinary.count("<td") or printable(nasty).strip() == ""
     plain = table.terminal(page)
     assert unseen(plain) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from fakes.reported import OTHER, ended, measured
@@ -63,6 +64,14 @@ def test_every_question_has_a_section_and_the_navigation_names_it():
     assert anchors == [section.anchor for section in report_page.page(rows(), "261124-093015").sections]
     assert anchors[0] == "run" and len(anchors) > 9
     assert [link["href"] for link in page.named("a")] == [f"#{anchor}" for anchor in anchors]
+
+
+def test_links_have_words_of_the_titles_and_the_docs_list_the_titles():
+    sections = report_page.page(rows(), "261124-093015").sections
+    assert [s.link for s in sections if s.link.casefold() not in s.title.casefold()] == []
+    docs = Path(__file__).parents[4] / "docs" / "report.md"
+    listed = re.findall(r"^\d+\. (.*)$", docs.read_text(encoding="utf-8"), re.M)
+    assert [line.split("?")[0] for line in listed] == [s.title.rstrip("?") for s in sections]
 
 
 def test_an_empty_run_is_a_page_too():

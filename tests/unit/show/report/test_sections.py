@@ -185,7 +185,7 @@ def test_the_cache_is_shown_by_kind_of_layer_where_it_was_measured_so():
     found = memory.parts(replace(MEMORY, **split, **own, phases_process_bytes=5 * GIB))
     assert found is not None and sum(found.values()) == 5 * GIB
     assert found["growing cache"] == GIB // 8 and found["window cache"] == 3 * GIB // 8  # with what prefill retains
-    assert found["runtime"] == GIB and found["working memory"] == 5 * GIB - 3 * GIB - GIB // 2
+    assert found["framework"] == GIB and found["working memory"] == 5 * GIB - 3 * GIB - GIB // 2
 
 
 def limit_lines(*rows) -> tuple[str, int]:
@@ -219,7 +219,9 @@ def test_without_calibration_the_page_says_so():
 
 def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
     found = machines([measured()])
-    assert text(energy.section(found)) == "No energy: it was not requested; profile sweep --energy measures it."
+    assert (
+        text(energy.section(found)) == "No energy figures: it was not requested; profile sweep --energy measures it."
+    )
     joules = {
         "decode_j": 12.5,
         "decode_j_per_token": 1.56,
@@ -232,7 +234,7 @@ def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeyp
     shown = text(energy.section(machines([metered])))
     assert "12.5" in shown and "1.56" in shown and "nvml-counter of gpu-board" in shown and "disagree" in shown
     monkeypatch.setattr(derived, "content", lambda measurement: {"reason": "no RAPL on this machine"})
-    assert text(energy.section(machines([metered]))) == "No energy: no RAPL on this machine."
+    assert text(energy.section(machines([metered]))) == "No energy figures: no RAPL on this machine."
 
 
 def test_the_frontier_holds_formats_of_one_model_against_each_other():
