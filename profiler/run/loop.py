@@ -2,7 +2,7 @@
 
     prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
 
-``phase.repeat`` runs one phase by the two rules of ``steady``; ``phase.Repetition`` times one. Every window is opened
+``repetitions.repeat`` runs one phase by its two rules; ``repetitions.Repetition`` times one. Every window is opened
 and closed by the device (``devices.base.Meter.window``), so no caller can forget to synchronise. What watches the
 device from outside (``Session.watcher``) is started before and asked after it: its ``Reading`` gives the repetition's
 energy, and may call it invalid, which has it replaced. Every repetition is kept as a ``Sample``; warm-ups and invalid

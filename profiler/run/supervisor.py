@@ -341,7 +341,7 @@ class Supervisor:
         """What a row says about the cases to come."""
         if row.outcome == "ok":
             return
-        self._worker = None  # ended, see Watch.row
+        self._worker = None  # ended, see ``CaseWatch.row``
         if not worker.exited:
             self._wedged[row.case.device] = worker.pid
         if worker.load is None:

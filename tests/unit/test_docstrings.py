@@ -29,68 +29,25 @@ DATA_FILES = (".json", ".md", ".sqlite", ".txt")
 
 # Names of others. One that begins with its library (``torch.bmm``) or its folder (``src/llama.cpp``) needs no entry.
 LIBRARIES = {"huggingface_hub", "nn", "safetensors", "torch", "transformers", *sys.stdlib_module_names}
-FOREIGN = {*dir(builtins), *keyword.kwlist}
-FOREIGN |= set(
-    [
-        "buffer",
-        "exp",
-        "log",
-        "NaN",
-        "Infinity",
-        "diff",
-        "status",
-        "VmData",
-        "VmRSS",
-        "ru_maxrss",
-        "schedstat",
-        "rtx",
-        "HF_ENDPOINT",
-        "HF_HUB_OFFLINE",
-        "bmm",
-        "conv1d",
-        "meta",
-        "FlopCounterMode",
-        "cache_utils.py",
-        "modeling_gguf_pytorch_utils.py",
-        "modeling_rope_utils.py",
-        "ACT2FN",
-        "DynamicCache",
-        "DynamicSlidingWindowLayer.update",
-        "Fp8Dequantize",
-        "Gemma4UnifiedConfig",
-        "Gemma4TextModel._maybe_slice_kv_shared_inputs",
-        "Llama4TextExperts",
-        "Llama4TextMoe.forward",
-        "Qwen3_5MoeConfig",
-        "attn_output_gate",
-        "auto_map",
-        "batched_mm",
-        "layer_types",
-        "log_state_dict_report",
-        "quantization_config",
-        "rope_scaling.factor",
-        "should_convert_module",
-        "use_gqa_in_sdpa",
-        "mlp.gate",
-        "mlp.gate_proj",
-        "q_proj.qweight",
-        "functional.py",
-        "gated_deltanet.py",
-        "derive_max_model_len_info",
-        "get_num_kv_heads",
-        "Q4_K_M",
-        "llama.cpp",
-        "llama_tensor_get_type_impl",
-        "pp",
-        "tg",
-        "tensor_allows_quantization",
-        "tensor_type_fallback",
-    ]
-)
+FOREIGN = """
+    buffer exp log NaN Infinity diff status
+    VmData VmRSS ru_maxrss schedstat rtx
+    HF_ENDPOINT HF_HUB_OFFLINE
+    bmm conv1d meta FlopCounterMode
+    cache_utils.py modeling_gguf_pytorch_utils.py modeling_rope_utils.py
+    ACT2FN DynamicCache DynamicSlidingWindowLayer.update Fp8Dequantize Gemma4UnifiedConfig
+    Gemma4TextModel._maybe_slice_kv_shared_inputs Llama4TextExperts Llama4TextMoe.forward Qwen3_5MoeConfig
+    attn_output_gate auto_map batched_mm layer_types log_state_dict_report quantization_config rope_scaling.factor
+    should_convert_module use_gqa_in_sdpa mlp.gate mlp.gate_proj q_proj.qweight
+    functional.py gated_deltanet.py
+    derive_max_model_len_info get_num_kv_heads
+    Q4_K_M llama.cpp llama_tensor_get_type_impl pp tg tensor_allows_quantization tensor_type_fallback
+"""
 # What a plug-in, a row or a mapping is said to hold in a file that does not use it.
 OURS = {*registry.OBJECTS.values(), "NAME", "eager", "interrupted", "ok", "open_session", "real", "shared", "static"}
 OURS |= {"channel_s", "own_byte_s", "pass_flop_s", "sequence_s", "step_byte_s", "token_s"}  # ``Calibration``
 OURS |= {"other", "repacking"}  # ``Prior``
+KNOWN = {*FOREIGN.split(), *OURS, *dir(builtins), *keyword.kwlist}
 
 
 def texts(tree: ast.Module, source: str) -> Iterator[tuple[int, str]]:
@@ -120,6 +77,7 @@ def parsed(path: Path) -> tuple[ast.Module, str]:
     return ast.parse(source), source
 
 
+@cache
 def bound(scope: ast.Module | ast.ClassDef) -> set[str]:
     """What a module or class defines: classes, functions, constants and fields."""
     found = set()
@@ -170,7 +128,7 @@ def is_known(name: str, here: set[str], near: set[str]) -> bool:
     """Whether a name in a file that has the names ``here``, close to others that define ``near``, means something."""
     first, *rest = name.split(".")
     known = members()
-    if first in LIBRARIES or name in FOREIGN | OURS or name.endswith(DATA_FILES):
+    if first in LIBRARIES or name in KNOWN or name.endswith(DATA_FILES):
         return True
     if not rest:
         return first in here or first in near or first in known
