@@ -65,7 +65,7 @@ def roofline(row: Row) -> float:
 
 def llmfit(row: Row) -> float:
     """llmfit's estimate for one GPU: a dense model by all parameters, a mixture of experts by its active ones."""
-    key = row.setting.quant[:3] if row.setting.quant.startswith("iq") else row.setting.quant[:2]
+    key = row.request.quant[:3] if row.request.quant.startswith("iq") else row.request.quant[:2]
     total, bandwidth = row.geometry.parameters, row.target.bandwidth_bytes_s
     if not row.experts:
         return bandwidth / (total * LLMFIT_BYTES[key]) * LLMFIT_EFFICIENCY
@@ -203,7 +203,7 @@ def by_cause(judged: Sequence[Judged]) -> list[Summary]:
         lambda j: f"engine {j.row.engine.name}",
         lambda j: f"vendor {j.row.target.vendor}, {j.row.target.kind}",
         lambda j: "experts" if j.row.experts else "dense",
-        lambda j: f"quantization {j.row.setting.quant}",
+        lambda j: f"quantization {j.row.request.quant}",
         lambda j: f"family {j.row.model.split('-')[0]}",
         lambda j: f"reads {_size(j.row.decode_work().nbytes)}",
         lambda j: f"depth {'above' if j.row.depth > 8192 else 'up to'} 8k",
@@ -216,7 +216,7 @@ def noise(used: Sequence[Row]) -> list[str]:
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in used:
         depth = "deep" if row.depth > 8192 else "shallow"
-        groups[row.model, row.setting.quant, row.engine.name, row.target.name, depth].append(row)
+        groups[row.model, row.request.quant, row.engine.name, row.target.name, depth].append(row)
     pairs = [
         (key, max(r.decode_tps for r in rows) / min(r.decode_tps for r in rows) - 1)
         for key, rows in groups.items()
@@ -247,7 +247,7 @@ def several_lines() -> list[str]:
 def worst_line(judged: Judged) -> str:
     """One of the worst rows."""
     row = judged.row
-    what = f"{row.model} {row.setting.quant} at {row.depth:,} on {row.target.name}, {row.engine.name}"
+    what = f"{row.model} {row.request.quant} at {row.depth:,} on {row.target.name}, {row.engine.name}"
     return f"| {row.line} | {what} | {1 / judged.measured:.1f} | {1 / judged.predicted:.1f} | {judged.error:+.0%} |"
 
 

@@ -91,7 +91,7 @@ def measured(row: Row, phase: Phase) -> float | None:
     """Seconds as published."""
     if phase == "decode":
         return 1 / row.decode_tps
-    return row.setting.context / row.prefill_tps if row.prefill_tps else None
+    return row.request.context / row.prefill_tps if row.prefill_tps else None
 
 
 class Timed:

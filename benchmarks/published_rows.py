@@ -78,7 +78,7 @@ class Row:
     geometry: Geometry
     target: Target
     engine: Engine
-    setting: EngineRequest
+    request: EngineRequest
     storage: Storage
     depth: int  # average tokens in the cache during decode
     decode_tps: float
@@ -94,13 +94,13 @@ class Row:
     def decode_work(self) -> work.PhaseWork:
         """The work of one step."""
         return work.decode(
-            self.geometry, self.storage, self.depth, 1, self.engine.manner(self.geometry, self.setting)
+            self.geometry, self.storage, self.depth, 1, self.engine.manner(self.geometry, self.request)
         )
 
     def prefill_work(self) -> work.PhaseWork:
         """The work of the whole prompt."""
-        manner = self.engine.manner(self.geometry, self.setting)
-        return work.prefill(self.geometry, self.storage, self.setting.context, 1, manner)
+        manner = self.engine.manner(self.geometry, self.request)
+        return work.prefill(self.geometry, self.storage, self.request.context, 1, manner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,8 @@ def several() -> Iterator[tuple[dict[str, str], float]]:
         row = match(0, raw | {"device": name, "quant": CHECKPOINTS.get(raw["quant"].casefold(), raw["quant"])})
         if isinstance(row, Row):
             machine = Machine(replace(row.target, count=count), split)
-            predictor = Predictor(row.geometry, row.engine, row.setting.quant, machine)
-            _, step = predictor.seconds(row.depth, row.depth, 1, row.setting.kv)
+            predictor = Predictor(row.geometry, row.engine, row.request.quant, machine)
+            _, step = predictor.seconds(row.depth, row.depth, 1, row.request.kv)
             yield raw, 1 / step.value
 
 
@@ -166,14 +166,14 @@ def match(line: int, raw: dict[str, str]) -> Row | str:
     geometry = _geometry(raw["model"])
     context = _context(raw)
     depth = CHAT_DEPTH if context is None else context + BENCH_TOKENS
-    setting = EngineRequest(quant, max(context or BENCH_PROMPT, 1), 1, kv=_kv(raw["notes"], engine))
+    request = EngineRequest(quant, max(context or BENCH_PROMPT, 1), 1, kv=_kv(raw["notes"], engine))
     return Row(
         line,
         raw["model"],
         geometry,
         target,
         engine,
-        setting,
+        request,
         engine.storage(geometry, quant, "bf16"),
         depth,
         float(raw["decode_tps"]),

@@ -89,7 +89,7 @@ def fit(
             scenario=None if scenario is None else os.fspath(scenario),
         )
     )
-    rows = [show_fit.row(each, wish) for each in found.answers]
+    rows = [show_fit.row(each, wish) for each in found.predictions]
     return Rows(rows, refused=_refused(found.refused, stacklevel=3))
 
 

@@ -113,7 +113,7 @@ def explain(
 
 def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
     """The measurements of the case in this engine on this machine with any decode path, the newest first."""
-    target, setting = prediction.machine.target, prediction.setting
+    target, request = prediction.machine.target, prediction.request
     if target.local is None or target.count > 1 or (store is None and existing(store) is None):
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
@@ -127,7 +127,7 @@ def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Mea
             and backend.made_up is None
             and backend.engine == prediction.engine.name
             and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
-            == (setting.quant, setting.dtype, setting.context, setting.batch, target.local)
+            == (request.quant, request.dtype, request.context, request.batch, target.local)
             and row.case.threads is None
         ]
     return _here(rows, target.local)[::-1]

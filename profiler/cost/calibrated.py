@@ -1,4 +1,4 @@
-"""Rates of a device that `profile calibrate` measured: its own curves for linear layers, attention and launches."""
+"""Rates of a device that `profile calibrate` measured: its timings of linear layers, attention and launches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from profiler import quants
-from profiler.cost.rates import OWN_ROWS, PLAIN, DataSheetRates, own_formats, schemes, shares
+from profiler.cost.rates import OWN_ROWS, PLAIN, DataSheetRates, own_quants, schemes, shares
 from profiler.cost.roofline import FEW_TOKENS, Ahead, Convolution, Cost, InTurn, Rates, Roofline
 from profiler.cost.work import Item, PhaseWork
 from profiler.decode_path import GRAPH
@@ -17,56 +17,56 @@ from profiler.models.layers import IDEAL
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What an engine's rules count in the models that `profile calibrate` times.
+    """The operators and bytes that an engine's rules count in the models that `profile calibrate` times.
 
-    A calibration stores seconds as measured. Divided by these they become rates, so that a better count applies to
-    stored calibrations too.
+    A calibration stores seconds as measured. Dividing them by these counts gives rates, so a corrected count also
+    applies to calibrations that are already stored.
     """
 
-    step_operators: float  # that a decode step of the small Llama starts from Python
-    elementwise: float  # tensors of the hidden width that a layer's operators read and write in a prefill
-    cache_touches: float  # how often a decode step goes over K and V
+    step_operators: float  # operators that a decode step of the small Llama model launches from Python
+    elementwise: float  # tensors of the hidden width that the operators of one layer read and write in a prefill
+    cache_touches: float  # how often a decode step reads or writes K and V
 
     def call_s(self, ceilings: Ceilings, dtype: str) -> float:
-        """Seconds of one operator, started from Python."""
+        """Seconds of one operator launched from Python."""
         return ceilings.step(dtype) / self.step_operators
 
     def device_call_s(self, ceilings: Ceilings) -> float | None:
-        """Seconds that a GPU takes for one small operator, however it is started; linear layers are timed apart."""
+        """Seconds that a GPU needs for one small operator, however launched. Linear layers are timed separately."""
         if ceilings.graph_step_s is None:
             return None
         return ceilings.graph_step_s / (self.step_operators - STEP_PRODUCTS)
 
     def activation_s(self, ceilings: Ceilings, dtype: str) -> float:
-        """Seconds per byte that element-wise operators of a prefill read and write."""
+        """Seconds per byte that the element-wise operators of a prefill read and write."""
         return ceilings.elementwise(dtype) / self.elementwise
 
 
 @dataclass(frozen=True, slots=True)
 class OwnKernels:
-    """Which linear layers our matvec kernels multiply: those kernels were timed separately."""
+    """The linear layers that our matvec kernels serve. Those kernels are timed separately."""
 
-    tokens: int  # at most
-    matrix_bytes: float  # at most
+    tokens: int  # the most tokens that they serve
+    matrix_bytes: float  # the largest matrix that they serve
 
     def serve(self, item: Item) -> bool:
-        """Whether they multiply the matrices of ``item``."""
+        """Whether our kernels serve the matrices of ``item``."""
         return item.rows <= self.tokens and item.nbytes <= self.matrix_bytes * item.count
 
 
-LIBRARY = OwnKernels(0, 0.0)  # PyTorch and bitsandbytes multiply everything
+LIBRARY = OwnKernels(0, 0.0)  # PyTorch and bitsandbytes serve every layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedRates(Rates):
-    """What PyTorch, or our own decode step, makes of a device that was measured."""
+    """Rates of PyTorch, or of our own decode step, on a calibrated device."""
 
     ceilings: Ceilings
     own_kernels: OwnKernels = LIBRARY
-    devices: int = 1  # that share every linear layer evenly
+    devices: int = 1  # devices that split every linear layer evenly
 
     def cost(self, item: Item, work: PhaseWork) -> Cost:
-        """Linear layers by their measured curves; everything else by measured seconds per byte and FLOP."""
+        """Time linear layers by their measured curves, and everything else by measured seconds per byte and FLOP."""
         fresh = item.fresh * self.ceilings.fresh_byte_s
         if item.kind == "weights" and (found := self._layers(item)) is not None:
             quant = quants.find(item.scheme)
@@ -75,14 +75,14 @@ class CalibratedRates(Rates):
             return Cost(0.0, self.convolution.seconds(item), fresh) if self.convolution else Cost()
         if item.kind == "activations":
             if work.tokens <= FEW_TOKENS:
-                return Cost()  # part of what an operator was measured to take
+                return Cost()  # its time is already part of a timed operator
             return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens), fresh)
         return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens))
 
     def _layers(self, item: Item) -> Cost | None:
-        """Linear layers by their curve; ``None`` for a format that was not measured.
+        """Time linear layers by their measured curve; ``None`` for a quantization that was not measured.
 
-        What one token takes counts as reading, what more tokens add to that as computing.
+        The time of one token counts as reading; what more tokens add to it counts as computing.
         """
         if self.devices > 1:
             item = replace(item, nbytes=item.nbytes / self.devices, outputs=item.outputs / self.devices)
@@ -104,7 +104,7 @@ class CalibratedRates(Rates):
         if attention:
             roofline = roofline.reads(cache=attention.get("own_byte_s", attention["step_byte_s"]))
         elif on_cpu:
-            own = {scheme: roofline.read_s[scheme] * rule["reads"] for scheme in own_formats("cpu")}
+            own = {scheme: roofline.read_s[scheme] * rule["reads"] for scheme in own_quants("cpu")}
             roofline = roofline.reads(**own, cache=own["fp32"])
         tokens, matrix_bytes = OWN_ROWS["CPU" if on_cpu else "other"]
         return replace(
@@ -125,19 +125,19 @@ class CalibratedRates(Rates):
 
 
 def timed_layer(ceilings: Ceilings, scheme: str, own: bool = False) -> LinearLayer | None:
-    """Linear layers with weights in a format, by its kernel or ``own`` ones; ``None`` for one that was not timed."""
+    """The timed linear layer of a quantization, with its usual kernel or our ``own``; ``None`` if not timed."""
     quant = quants.find(scheme)
     return ceilings.linear(quant.timed_as if quant is not None else scheme, own)
 
 
 def _starts(ceilings: Ceilings, own: bool) -> dict[str, float]:
-    """Seconds of starting a linear layer from Python, by storage format."""
+    """Seconds to launch a linear layer from Python, by quantization."""
     known = {scheme: timed_layer(ceilings, scheme, own) for scheme in schemes()}
     return {scheme: layer.start_s for scheme, layer in known.items() if layer and layer.start_s is not None}
 
 
 def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Counts) -> CalibratedRates:
-    """Rates of an engine of PyTorch's kernels on a device with ``ceilings``; ``base``: what its data sheet says."""
+    """Rates of an engine that uses PyTorch's kernels, on a device with ``ceilings``; ``base`` is its data sheet."""
     bounds = shares()["calibrated"]
     convolution = ceilings.convolutions.get(dtype)
     call_s, device_call_s = counts.call_s(ceilings, dtype), counts.device_call_s(ceilings)
@@ -157,7 +157,7 @@ def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Cou
 
 
 def _roofline(base: Roofline, ceilings: Ceilings, dtype: str, counts: Counts) -> Roofline:
-    """The ceilings, except for attention, the gated delta rule and element-wise operators, which were timed."""
+    """The measured ceilings, with the timed rates of attention, the gated delta rule and element-wise operators."""
     flops, known = max(ceilings.flops.values(), default=0.0), schemes()
     ceiling = dict.fromkeys(known, 1 / flops) if flops else dict(base.many_flop_s)
     read_s = dict.fromkeys(known, 1 / ceilings.read_bytes_s) | {"copy": counts.activation_s(ceilings, dtype)}

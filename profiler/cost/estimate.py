@@ -1,8 +1,8 @@
-"""What the predictor says about a case of a sweep: how long it will take, and the figures stored next to its result.
+"""Predictions for the cases of a sweep: how long each will take, and the figures stored with its row.
 
-Memory and speed are those of `profile fit`. A sweep also pays for making or loading the weights, for filling a cache,
-and for the copy of the cache from which decode starts again. The recorder asks once per case and stores the answer
-with the row, so that a row always shows what was predicted at the time.
+Memory and speed are predicted as in `profile fit`. A sweep also spends time on loading or generating weights, filling
+a cache, and restoring the cache before each decode. The recorder predicts once per case and stores the prediction
+with the row, so a row always shows what was predicted at the time.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.units import bytes_text
 
-START_S = 8.0  # a worker process that imports torch and transformers, from a warm disk
+START_S = 8.0  # starting a worker process that imports torch and transformers, from a warm disk cache
 DISK_BYTES_S = 0.5e9  # reading a checkpoint
 CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
 COMPILE_SPREAD = 6.0
 SPREAD = 2.0
-WORTH_SAYING = 0.25  # of the weights: from here on what is left unquantized decides how large the model is
+WORTH_SAYING = 0.25  # share of the weights from which a note says what the quantization leaves unquantized
 NAMES: dict[Part, str] = {
     "tables": "embeddings",
     "head": "output head",
@@ -46,21 +46,21 @@ class Estimate:
     """Bytes and seconds of one case."""
 
     weights: Interval
-    cache: Interval  # one, at the end of decode
+    cache: Interval  # of all sequences, at the end of decode
     peak: Interval
-    load_s: Interval  # what only the first case of a load pays
-    prefill_s: Interval  # all ``context`` tokens of all sequences, once
-    fill_s: Interval  # writing a random cache instead
+    load_s: Interval  # only the first case of a load pays it
+    prefill_s: Interval  # all ``context`` tokens of all sequences
+    fill_s: Interval  # generating a random cache instead of a prefill
     step_s: Interval  # one decode step of the whole batch
-    left_plain: str | None  # ``nf4 leaves 117 GiB of fused experts in fp32``, where that decides the size
+    left_plain: str | None  # such as ``nf4 leaves 117 GiB of fused experts in fp32``, if that is a large part
 
 
 def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Estimate:
-    """Of ``case`` on ``host`` (``host_of``), as if it fitted; ``stored``: a checkpoint that runs as it is stored."""
+    """Estimate ``case`` on ``host`` (``host_of``) even if it does not fit; ``stored``: a checkpoint as stored."""
     found = predictor_of(case, geometry, host, stored)
     kind, width = host.device_kind, DTYPE_BYTES[case.dtype]
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
-    terms = found.terms(found.setting(case.context, case.batch))
+    terms = found.terms(found.request(case.context, case.batch))
     prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch)
     return Estimate(
         weights=terms.weights,
@@ -75,20 +75,20 @@ def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None
 
 
 def host_of(device: DeviceInfo, threads: int | None) -> Target:
-    """``device`` as so many ``threads`` use it; None: as many as a worker takes by itself.
+    """``device`` as used by ``threads`` threads; None: the worker's default number of threads.
 
-    Reads a file of ceilings: ask once, not for each case.
+    It reads the file of ceilings, so call it once per sweep and not once per case.
     """
     return target.of(replace(device, threads=threads) if threads and device.cores else device)
 
 
 def mean_depth(case: Case) -> int:
-    """Tokens in the cache in the middle of decode."""
+    """The mean number of tokens in the cache during decode."""
     return case.context + (case.steps + 1) // 2
 
 
 def predictor_of(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Predictor:
-    """For the cases of a model in a format."""
+    """A predictor for all cases of a model in one quantization."""
     engine = backends.find(case.backend).engine
     return _predictor(geometry, engine, case.quant, case.dtype, host, case.path, stored)
 
@@ -101,7 +101,7 @@ def _predictor(
 
 
 def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
-    """What a format that packs weights leaves in ``dtype``, in words; ``None`` where that is no large part of all."""
+    """What the quantization leaves in ``dtype``, as a note; ``None`` if that is a small part of the weights."""
     lines = [line for line in storage.lines if not line.packed]
     plain = {part: sum(line.nbytes for line in lines if line.part == part) for part in NAMES}
     total = sum(plain.values())
@@ -112,7 +112,7 @@ def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
 
 
 def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) -> Interval:
-    """Start a worker, then make the weights, or read and pack them; compile the step where it is a graph."""
+    """Starting a worker, generating the weights or reading and packing them, and compiling a step for CUDA graphs."""
     storage = found.storage
     if found.stored is not None:
         making = found.stored.nbytes / DISK_BYTES_S
@@ -127,8 +127,8 @@ def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) 
 
 
 def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored | None = None) -> dict[str, Any]:
-    """Plain JSON: rates and peak with bounds and basis; seconds at the ceilings where the device was calibrated; and
-    how much processes differ (``stats.between``).
+    """The prediction as JSON: rates and peak with bounds and basis, seconds at the ceilings if the device was
+    calibrated, and the variation between processes (``stats.between``).
 
     ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
     """
@@ -138,11 +138,11 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
     engine, on = predictor.engine, predictor.machine.target
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(mean_depth(case), case.batch)
-    real = case.weights == "real" and stored is None  # nothing is packed while it is loaded
+    real = case.weights == "real" and stored is None  # as stored, nothing is packed during loading
     peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
     if real:
-        packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded: repacking comes with the first pass
+        packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded; repacking happens in the first pass
         if (load := engine.load_peak(geometry, packed, case.dtype, on)) is not None:
             content["load_peak_bytes"] = load.to_json()
     if found.prefill and deep.decode:
@@ -163,7 +163,7 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
 
 
 def _between(on: Target) -> dict[str, Any] | None:
-    """By phase, how much processes of this device differ (standard deviation ÷ median); ``None``: not known."""
+    """The variation between processes on this device, by phase: standard deviation ÷ median. ``None`` if unknown."""
     if on.ceilings is not None and on.ceilings.between is not None:
         return {**on.ceilings.between, "basis": "calibrated"}
     known = on.device_kind.between

@@ -1,6 +1,6 @@
-"""One case taken apart: where time and memory go, how fast the device could be at best, and what would help.
+"""One case broken down: where time and memory go, the device's best time, and which changes would help.
 
-The best time follows from the device's ceilings: rates that `profile calibrate` measured, else its maker's figures.
+The time at best follows from the device's ceilings: rates that `profile calibrate` measured, or the data sheet's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALLER_KV = {"llama.cpp": "q8_0", "vllm": "fp8"}
 PLAIN_FLOPS = ("fp32", "bf16", "fp16")
 OWN_FLOPS = {"nvfp4": "fp4"}
 CONVOLUTIONS = "convolutions"
-NEAR_BEST = 0.8  # of the best speed: below it, the lost time has a cause worth naming
+NEAR_BEST = 0.8  # share of the best speed; below it, the breakdown names a cause for the lost time
 LOST = {
     "bandwidth": ", where kernels read below the memory bandwidth",
     "compute": ", where matrix products run below peak FLOP/s",
@@ -39,8 +39,8 @@ LOST = {
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One part of a phase. Seconds of the whole phase; ``ceiling_s`` is the time at the device's ceilings: 0 for what
-    has no bytes and no FLOPs."""
+    """One part of a phase. Seconds are for the whole phase. ``ceiling_s`` is the time at the device's ceilings: 0 for
+    parts without bytes and FLOPs."""
 
     part: str
     nbytes: float
@@ -48,42 +48,42 @@ class Share:
     ceiling_s: float
     predicted_s: float
     binds: str  # bandwidth | compute | launches | link | host memory
-    packed: bool = False  # whether quantized weights are most of its time
+    packed: bool = False  # whether quantized weights take most of the time
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseParts:
-    """A phase, part by part."""
+    """A phase broken down into its parts."""
 
     name: str
     shares: tuple[Share, ...]
     passes: int
-    graph_helps: bool = False  # whether `--path graph` would launch it at once
+    graph_helps: bool = False  # whether `--path graph` would launch it as one CUDA graph
 
     @property
     def ceiling_s(self) -> float:
-        """If nothing but reading and computing took time, at the ceilings."""
+        """Seconds at the ceilings, if only reading and computing took time."""
         return sum(share.ceiling_s for share in self.shares)
 
     @property
     def predicted_s(self) -> float:
-        """As predicted."""
+        """Predicted seconds."""
         return sum(share.predicted_s for share in self.shares)
 
     @property
     def fraction(self) -> float:
-        """The predicted speed as a part of the best: 0..1."""
+        """The predicted speed relative to the best speed: 0..1."""
         return self.ceiling_s / self.predicted_s
 
     @property
     def widest(self) -> Share:
-        """The part that loses most time: predicted less at best."""
+        """The part that loses the most time: predicted seconds minus seconds at best."""
         return max(self.shares, key=lambda share: share.predicted_s - share.ceiling_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing to do differently, as the subject of a sentence, and the bytes that the peak falls by."""
+    """A change to the case, worded as the subject of a sentence, and the bytes by which it lowers the peak."""
 
     words: str
     freed_bytes: float
@@ -91,7 +91,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Time by phase, memory by moment, and the changes that free most, best first."""
+    """Time by phase, memory at its peak, and the changes that save the most memory, best first."""
 
     phases: tuple[PhaseParts, ...]
     terms: Terms
@@ -99,9 +99,9 @@ class Explanation:
 
 
 def explain(predictor: Predictor, context: int, batch: int, kv: str | None = None) -> Explanation:
-    """The case of ``context`` tokens in each of ``batch`` sequences, whether it fits or not."""
-    setting = predictor.setting(context, batch, kv)
-    works, terms = predictor.works(context, context, batch, kv), predictor.terms(setting)
+    """Explain the case of ``context`` tokens in each of ``batch`` sequences, whether it fits or not."""
+    request = predictor.request(context, batch, kv)
+    works, terms = predictor.works(context, context, batch, kv), predictor.terms(request)
     offloaded = judge(terms, predictor.machine).offloaded_bytes
     phases = tuple(
         PhaseParts(
@@ -112,7 +112,7 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
         )
         for name, done, rates in zip(PHASES, works, (predictor.rates, predictor.step_rates), strict=True)
     )
-    return Explanation(phases, terms, tuple(_changes(predictor, setting)))
+    return Explanation(phases, terms, tuple(_changes(predictor, request)))
 
 
 def _graph_helps(predictor: Predictor) -> bool:
@@ -121,7 +121,7 @@ def _graph_helps(predictor: Predictor) -> bool:
 
 
 def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offloaded) -> list[Share]:
-    """Parts of equal name together, the longest first; launches, links and offloaded weights at the end."""
+    """Parts with the same name are merged, longest first. Launches, links and offloaded weights come last."""
     bandwidth = predictor.machine.ceiling_bytes_s
     peaks = {
         scheme: flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.name)
@@ -135,7 +135,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
         total, nbytes = max(0.0, cost.total - spared_s), max(0.0, item.nbytes - elsewhere)
         needed_flops = item.flops - item.spared_flops
         ceiling = max((nbytes - item.spared) / bandwidth, needed_flops / peaks[item.scheme])
-        if elsewhere:  # FLOPs of weights in host memory may overlap with reading them
+        if elsewhere:  # reading weights in host memory can overlap with their FLOPs
             ceiling = min(ceiling, total)
         bound = cost.computing if cost.computing >= cost.reading else 0.0
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
@@ -176,10 +176,10 @@ def _name(item: work.Item) -> str:
 
 
 def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
-    """FLOP per second that they could do with weights in the quantization ``scheme``.
+    """The best FLOP/s of the machine with weights in the quantization ``scheme``.
 
-    Products run in ``dtype`` or another plain one; those of packed weights may run in the weights' own format, and in
-    llama.cpp in 8 bits. A CPU widens what it is slow at, so there the fastest dtype counts.
+    Kernels may multiply in ``dtype`` or another plain dtype; packed weights may also be multiplied in their own type,
+    and llama.cpp multiplies in 8 bits. A CPU converts dtypes that it computes slowly, so the fastest dtype counts.
     """
     target, measured = host.target, host.target.ceilings
     flops = measured.flops if measured else target.flops
@@ -191,7 +191,7 @@ def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
 
 
 def cause(phase: PhaseParts) -> str:
-    """The likeliest reason, in words, why a phase is below the best speed of the device."""
+    """A message with the most likely reason why a phase is slower than the device's best."""
     part = phase.widest
     if phase.fraction >= NEAR_BEST and part.part != "launches":
         return f"near the best speed: the largest loss is in {part.part}"
@@ -211,32 +211,32 @@ def cause(phase: PhaseParts) -> str:
     return f"{lost} is in {part.part}{LOST.get(part.binds, '')}"
 
 
-def _changes(predictor: Predictor, setting: EngineRequest) -> list[Change]:
-    """What one change to the case would free at the peak."""
+def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
+    """Single changes to the case, with the bytes that each would save at the peak."""
     engine, geometry, host = predictor.engine, predictor.geometry, predictor.machine
-    now = predictor.terms(setting).peak.value
+    now = predictor.terms(request).peak.value
     found = []
 
     def consider(words: str, other: EngineRequest) -> None:
         found.append(Change(words, now - _peak(predictor, other)))
 
-    if setting.context > 1:
-        half = setting.context // 2
-        consider(f"half the context (-c {half})", replace(setting, context=half))
-    if setting.batch > 1:
-        consider(f"half the batch (-b {setting.batch // 2})", replace(setting, batch=setting.batch // 2))
-    if engine.name in SMALLER_KV and setting.kv is None:
-        consider(f"a smaller cache (--kv {SMALLER_KV[engine.name]})", replace(setting, kv=SMALLER_KV[engine.name]))
-    ubatch = engine.manner(geometry, setting, host.target).ubatch
-    if setting.context > 256 and ubatch > 256:
-        consider("a prefill in chunks of 256 tokens", replace(setting, ubatch=256))
+    if request.context > 1:
+        half = request.context // 2
+        consider(f"half the context (-c {half})", replace(request, context=half))
+    if request.batch > 1:
+        consider(f"half the batch (-b {request.batch // 2})", replace(request, batch=request.batch // 2))
+    if engine.name in SMALLER_KV and request.kv is None:
+        consider(f"a smaller cache (--kv {SMALLER_KV[engine.name]})", replace(request, kv=SMALLER_KV[engine.name]))
+    ubatch = engine.manner(geometry, request, host.target).ubatch
+    if request.context > 256 and ubatch > 256:
+        consider("a prefill in chunks of 256 tokens", replace(request, ubatch=256))
     for quant in _smaller(predictor):
-        consider(f"a smaller quantization (-q {quant})", replace(setting, quant=quant))
+        consider(f"a smaller quantization (-q {quant})", replace(request, quant=quant))
     return sorted((change for change in found if change.freed_bytes > 0), key=lambda change: -change.freed_bytes)
 
 
 def _smaller(predictor: Predictor) -> Sequence[str]:
-    """The engine's next smaller quantization, if there is one and the checkpoint can be had in it."""
+    """The engine's next smaller quantization, if there is one and the checkpoint is available in it."""
     own, stored = predictor.storage.device_bytes, predictor.stored
     if stored is not None and stored.scheme is not None:
         return []
@@ -245,8 +245,8 @@ def _smaller(predictor: Predictor) -> Sequence[str]:
     return [max(below, key=lambda quant: below[quant])] if below else []
 
 
-def _peak(predictor: Predictor, setting: EngineRequest) -> float:
-    dtype = setting.quant if setting.quant in DTYPE_BYTES else setting.dtype
-    storage = predictor.storage_in(setting.quant, dtype)
+def _peak(predictor: Predictor, request: EngineRequest) -> float:
+    dtype = request.quant if request.quant in DTYPE_BYTES else request.dtype
+    storage = predictor.storage_in(request.quant, dtype)
     host, geometry = predictor.machine, predictor.geometry
-    return shared_out(predictor.engine.memory(geometry, storage, setting, host.target), geometry, host).peak.value
+    return shared_out(predictor.engine.memory(geometry, storage, request, host.target), geometry, host).peak.value

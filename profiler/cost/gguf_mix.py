@@ -1,9 +1,9 @@
-"""Which ggml type llama-quantize gives each tensor of a model, for each named mix, and the bytes that makes.
+"""The ggml type that llama-quantize gives each tensor of a model, for each named mix, and the resulting bytes.
 
-A mix such as Q4_K_M is no uniform format: output and value projections, and the down projections of some layers, get
+A mix such as Q4_K_M is not uniform: output and value projections, and the down projections of some layers, get
 more bits. The rules are those of llama.cpp at commit 007dbbf3 (2026-08), ``src/llama-quant.cpp``
 (``llama_tensor_get_type_impl``, ``tensor_allows_quantization``, ``tensor_type_fallback``), without an importance
-matrix. Checked against real files in the tests. "Dynamic" mixes of third parties (UD-…) follow no published rule.
+matrix. The tests check them against real files. "Dynamic" mixes of third parties (UD-…) follow no published rule.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ CATEGORIES = {  # the part of a tensor's name in transformers → llama.cpp's ca
     "gate_up_proj": "gate or up",
     "down_proj": "down",
 }
-KEPT = "per_layer_model_projection"  # "not too big", so it stays as it was converted
+KEPT = "per_layer_model_projection"  # below llama.cpp's size limit, so it keeps its type from the conversion
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a layer stands, as far as a mix asks."""
+    """The properties of a layer's position that a mix depends on."""
 
     first_16th: bool
     first_8th: bool
     last_8th: bool
     more_bits: bool  # down projection
-    v_more_bits: bool  # value projections are counted on their own: not every layer has one
+    v_more_bits: bool  # value projections are counted separately, because some layers have none
     v_index: int  # at most 4
 
 
@@ -66,13 +66,13 @@ class MixTensor:
 
     @property
     def nbytes(self) -> int:
-        """Of all of them."""
+        """Bytes of all ``count`` tensors."""
         elements, size = BLOCKS[TYPES[self.type]]
         return -(-self.weight.parameters // elements) * size * self.count
 
 
 def mix(name: str) -> str:
-    """``q4_k_m`` however it is spelled. NotFound with the nearest names otherwise."""
+    """``q4_k_m`` in any spelling. Raises NotFound with the nearest names."""
     spelled = name.casefold().replace("-", "_")
     if spelled not in MIXES:
         raise registry.unknown("GGUF mix", name, MIXES)
@@ -80,7 +80,7 @@ def mix(name: str) -> str:
 
 
 def known(name: str) -> bool:
-    """Whether ``name`` is a mix with a rule."""
+    """Whether ``name`` is a mix that has a rule."""
     try:
         mix(name)
     except NotFound:
@@ -89,7 +89,7 @@ def known(name: str) -> bool:
 
 
 def tensors(geometry: Geometry, name: str) -> Iterator[MixTensor]:
-    """Every stored tensor of the model in the mix ``name``, equal ones together."""
+    """Every stored tensor of the model in the mix ``name``; equal tensors are grouped."""
     spelled = mix(name)
     for weight in geometry.outside:
         yield MixTensor(weight, None, 1, _outside(geometry, weight, spelled))
@@ -101,7 +101,7 @@ def tensors(geometry: Geometry, name: str) -> Iterator[MixTensor]:
 
 
 def few_experts(geometry: Geometry) -> int:
-    """Experts of a layer, 1 in a dense model."""
+    """Experts of a layer; 1 in a dense model."""
     return max((layer.mlp.count for layer, _ in geometry.groups if isinstance(layer.mlp, Experts)), default=1)
 
 
@@ -147,7 +147,7 @@ def _outside(geometry: Geometry, weight: Weight, name: str) -> str:
 
 
 def _output(weight: Weight, name: str, base: str) -> str:
-    """The output projection, and every table of a model whose head is tied."""
+    """The output projection, and the embedding table if the output head is tied to it."""
     if weight.shape[-1] % BLOCKS[TYPES[base]][0]:
         return "q8_0"
     if name in LOWEST - {"iq2_s"} or name in ("iq2_s", "iq3_xxs"):
@@ -201,7 +201,7 @@ def _lowest(category: str, name: str, place: Place, grouped: bool, base: str) ->
 
 
 def _value(name: str, place: Place, grouped: bool, base: str) -> str:
-    """Value projections, and the joined projection of gated-delta layers, which llama.cpp counts among them."""
+    """Value projections, and the joined projection of gated-delta layers, which llama.cpp treats as one of them."""
     if name in ("q4_k_m", "q5_k_m"):
         return "q6_k" if place.v_more_bits else base
     if name == "q4_k_s":
@@ -234,7 +234,7 @@ def _down(name: str, place: Place, base: str) -> str:
 
 
 def _fitting(weight: Weight, wanted: str) -> str:
-    """``wanted``, or what takes its place where rows do not fill its blocks."""
+    """``wanted``, or its fallback type if the rows are not a multiple of its block size."""
     columns = weight.shape[-1]
     if columns % BLOCKS[TYPES[wanted]][0] == 0:
         return wanted

@@ -1,4 +1,4 @@
-"""A predicted figure: a value, how far off it may be, and what it rests on."""
+"""A predicted figure: its value, its bounds, and the basis of both."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Basis = Literal["exact", "calibrated", "fitted", "prior"]
-ORDER: tuple[Basis, ...] = ("exact", "calibrated", "fitted", "prior")  # a sum rests on the weakest of its terms
+ORDER: tuple[Basis, ...] = ("exact", "calibrated", "fitted", "prior")  # a sum has the weakest basis of its terms
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """``low <= value <= high``, in the unit of what it predicts."""
+    """``low <= value <= high``, in the unit of the predicted figure."""
 
     value: float
     low: float
@@ -19,7 +19,7 @@ class Interval:
     basis: Basis
 
     def __add__(self, other: Interval) -> Interval:
-        """Both at once. The bounds add as if both erred the same way: errors of one model are not independent."""
+        """The sum. Bounds add as if both errors had the same sign, since errors of one model are not independent."""
         return Interval(
             self.value + other.value,
             self.low + other.low,
@@ -28,7 +28,7 @@ class Interval:
         )
 
     def scaled(self, factor: float) -> Interval:
-        """``factor`` times as much."""
+        """The interval times ``factor``."""
         return Interval(self.value * factor, self.low * factor, self.high * factor, self.basis)
 
     def to_json(self) -> dict[str, Any]:
@@ -42,5 +42,5 @@ def exact(value: float) -> Interval:
 
 
 def prior(value: float, spread: float) -> Interval:
-    """An assumption that may be off by the factor ``spread`` either way."""
+    """An assumption that may be off by the factor ``spread`` in either direction."""
     return Interval(value, value / spread, value * spread, "prior")

@@ -1,6 +1,6 @@
 """The prediction for one case: whether it fits, how fast it runs, what limits it, and whether it meets a goal.
 
-A case fits, is tight, needs offloading, or does not fit at all. A goal is a wish such as ``20 tok/s at 64k``.
+A case fits, is tight, needs offloading, or does not fit. A goal is a decode rate such as ``20 tok/s at 64k``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from profiler.units import GIB, bytes_text, parse_count, printable
 
 FitWord = Literal["fits", "tight", "offload", "no"]
 TIGHT_SHARE, TIGHT_BYTES = 0.05, 512 * 1024**2  # less headroom than either of these is tight
-RAM_RESERVE = 2 * GIB  # the system's own
+RAM_RESERVE = 2 * GIB  # reserved for the operating system
 
 Binds = Literal["memory", "bandwidth", "compute", "launches", "experts", "host memory"]
-OFFLOAD_SPREAD = 1.8  # which weights lie where is a choice that nobody states
-POWER = (0.4, 0.75, 1.0)  # of the board's limit: idle parts of a step, usual, all of it
+OFFLOAD_SPREAD = 1.8  # which weights are offloaded depends on the user's settings, which are unknown
+POWER = (0.4, 0.75, 1.0)  # share of the board's power limit: low, usual and full load
 MOST_BATCH = 4096
 
 GoalAnswer = Literal["yes", "likely", "unlikely", "no"]
@@ -45,19 +45,19 @@ _GOAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FitVerdict:
-    """``headroom_bytes`` are left on the device at the peak; negative: missing. ``reason`` in words."""
+    """The verdict; negative ``headroom_bytes`` are missing bytes at the peak. ``reason`` is text for the user."""
 
     word: FitWord
     headroom_bytes: int
     usable_bytes: int
     reason: str
-    offloaded_bytes: int = 0  # of weights, in the host's memory
+    offloaded_bytes: int = 0  # weights in host memory
 
 
 def judge(terms: Terms, machine: Machine) -> FitVerdict:
-    """The verdict on what the fullest device has to hold.
+    """The verdict on the memory of the fullest device.
 
-    By the value of the peak; where only its upper bound does not fit, that is tight.
+    It uses the predicted value of the peak. If only the upper bound exceeds the device, the verdict is tight.
     """
     usable = machine.usable_bytes
     peak = terms.peak
@@ -84,20 +84,20 @@ def judge(terms: Terms, machine: Machine) -> FitVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Offloaded:
-    """What a phase reads from host memory. ``lines`` are those of ``Storage.read``, in the same order."""
+    """What a phase reads from host memory. ``lines`` match ``Storage.read`` item by item."""
 
-    lines: tuple[tuple[float, float], ...]  # bytes of all passes, and the seconds they would have taken on the device
+    lines: tuple[tuple[float, float], ...]  # bytes over all passes, and seconds to read them on the device
     predicted_s: float
-    at_best_s: float  # at the full rate of the link, or of the host's memory
+    at_best_s: float  # at the full rate of the link or of host memory
 
     @property
     def nbytes(self) -> float:
-        """Bytes of all passes."""
+        """Bytes over all passes."""
         return sum(nbytes for nbytes, _ in self.lines)
 
     @property
     def spared_s(self) -> float:
-        """Seconds that they would have taken on the device."""
+        """Seconds that reading the same bytes on the device would take."""
         return sum(seconds for _, seconds in self.lines)
 
 
@@ -111,59 +111,59 @@ class PredictedPhase:
 
     @property
     def tps(self) -> Interval:
-        """Tokens per second, all sequences together."""
+        """Tokens per second over all sequences."""
         s = self.seconds
         return Interval(self.tokens / s.value, self.tokens / s.high, self.tokens / s.low, s.basis)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One case. Phases are ``None`` where it does not fit at all."""
+    """The prediction for one case. Phases are ``None`` if it does not fit."""
 
     engine: Engine
     machine: Machine
-    setting: EngineRequest
+    request: EngineRequest
     terms: Terms
     verdict: FitVerdict
     prefill: PredictedPhase | None
     decode: PredictedPhase | None
-    host_bytes: int  # of weights, beside what the engine keeps there anyway
+    host_bytes: int  # offloaded weights, without what the engine always keeps on the host
 
     @property
     def offloaded_bytes(self) -> float:
-        """``host_bytes`` of the fullest device: part of the weights and the peak in ``terms``."""
+        """``host_bytes`` on the fullest device, which ``terms`` includes in the weights and the peak."""
         return self.host_bytes / self.machine.target.count
 
     @property
     def basis(self) -> Basis:
-        """What the speeds rest on."""
+        """The basis of the speeds."""
         return self.decode.seconds.basis if self.decode else self.terms.peak.basis
 
     @property
     def binds(self) -> Binds:
-        """What holds the case back."""
+        """What limits the case."""
         if self.decode is None or self.verdict.word in ("no", "offload"):
             return "memory" if self.decode is None else "host memory"
         return self.decode.binds
 
     @property
     def ttft_s(self) -> Interval | None:
-        """Seconds to the first token: the prefill, which also gives it."""
+        """Seconds to the first token: the prefill, which produces it."""
         return self.prefill.seconds if self.prefill else None
 
     @property
     def token_j(self) -> Interval | None:
-        """Joules per decoded token, from the board's power limit; ``None`` where that is not known."""
+        """Joules per decoded token, from the board's power limit; ``None`` if the limit is unknown."""
         watts = self.machine.target.tdp_w
         if watts is None or self.decode is None:
             return None
-        low, usual, high = (share * watts * self.machine.target.count / self.setting.batch for share in POWER)
+        low, usual, high = (share * watts * self.machine.target.count / self.request.batch for share in POWER)
         s = self.decode.seconds
         return Interval(usual * s.value, low * s.low, high * s.high, "prior")
 
 
 def rates_of(engine: Engine, target: Target, dtype: str) -> Rates:
-    """What ``engine`` makes of one device: calibrated where its kernels were timed there, else by the data sheet."""
+    """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet."""
     base = cost_rates.rates(target, engine.name, dtype)
     if target.ceilings is None or engine.counts is None:
         return base
@@ -171,7 +171,7 @@ def rates_of(engine: Engine, target: Target, dtype: str) -> Rates:
 
 
 class Predictor:
-    """A model in a format on a machine, with what does not depend on context and batch worked out once."""
+    """Predicts the cases of one model and quantization on a machine; computes what all cases share only once."""
 
     def __init__(
         self,
@@ -183,14 +183,14 @@ class Predictor:
         path: str = EAGER,
         stored: Stored | None = None,
     ) -> None:
-        """``path``: how decode steps of transformers run. ``stored``: the checkpoint that is run as it is stored."""
+        """``path``: the decode path of transformers. ``stored``: the checkpoint, if it runs as it is stored."""
         self.stored = stored
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target)
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
         shipped = rates_of(engine, host.target, dtype)
-        own = path != EAGER and engine.counts is not None  # our decode step replaces that of PyTorch's kernels
+        own = path != EAGER and engine.counts is not None  # our decode step replaces that of transformers
         step = shipped.own_step(host.target, dtype, path) if own else shipped
         if not engine.timed(quant, stored, host.target):
             shipped, step = shipped.untimed(), step.untimed()
@@ -204,19 +204,19 @@ class Predictor:
             return self.engine.stored(self.geometry, self.stored, dtype, repacks)
         return self.engine.storage(self.geometry, quant, dtype, repacks)
 
-    def setting(self, context: int, batch: int, kv: str | None = None) -> EngineRequest:
-        """What is asked of the engine; small devices prefill in smaller passes by its own default."""
+    def request(self, context: int, batch: int, kv: str | None = None) -> EngineRequest:
+        """The request to the engine. Its chunk size is the engine's default, which is smaller on small devices."""
         return EngineRequest(self.quant, context, batch, self.dtype, kv, path=self.path)
 
-    def terms(self, setting: EngineRequest) -> Terms:
+    def terms(self, request: EngineRequest) -> Terms:
         """Memory of the fullest device."""
-        whole = self.engine.memory(self.geometry, self.storage, setting, self.machine.target)
+        whole = self.engine.memory(self.geometry, self.storage, request, self.machine.target)
         return shared_out(whole, self.geometry, self.machine)
 
     def predict(self, context: int, batch: int, kv: str | None = None) -> Prediction:
-        """The case of ``context`` tokens in each of ``batch`` sequences."""
-        setting = self.setting(context, batch, kv)
-        terms = self.terms(setting)
+        """Predict the case of ``context`` tokens in each of ``batch`` sequences."""
+        request = self.request(context, batch, kv)
+        terms = self.terms(request)
         verdict = judge(terms, self.machine)
         prefill = decode = None
         if verdict.word != "no":
@@ -224,11 +224,11 @@ class Predictor:
             prefill = self._phase(prompt, verdict, context * batch, self.rates, self.rates.prefill)
             decode = self._phase(step, verdict, batch, self.step_rates, self.step_rates.decode)
         return Prediction(
-            self.engine, self.machine, setting, terms, verdict, prefill, decode, verdict.offloaded_bytes
+            self.engine, self.machine, request, terms, verdict, prefill, decode, verdict.offloaded_bytes
         )
 
     def seconds(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Interval, Interval]:
-        """A prefill of ``context`` tokens, and a decode step at ``depth``, as if both fitted."""
+        """Seconds of a prefill of ``context`` tokens, and of a decode step at ``depth``, even if they do not fit."""
         prompt, step = self.works(context, depth, batch, kv)
         return (
             self._seconds(prompt, self.rates, self.rates.prefill),
@@ -236,9 +236,9 @@ class Predictor:
         )
 
     def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[PhaseWork, PhaseWork]:
-        """What a prefill of ``context`` tokens and a decode step at ``depth`` have to do. A CPU prefills in smaller
-        passes."""
-        asked = (self.geometry, self.setting(context, batch, kv), self.machine.target)
+        """The work of a prefill of ``context`` tokens and of a decode step at ``depth``. A CPU prefills in smaller
+        chunks."""
+        asked = (self.geometry, self.request(context, batch, kv), self.machine.target)
         prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.manner(*asked))
         return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_manner(*asked))
 
@@ -247,15 +247,15 @@ class Predictor:
         return Interval(value, value * bounds[0], value * bounds[1], rates.basis)
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
-        """Most tokens of each sequence for which the case still fits; 0 if none."""
+        """The most tokens per sequence for which the case still fits; 0 if none do."""
         return largest(self.geometry.max_position, lambda n: self._fits(n, batch, kv))
 
     def largest_batch(self, context: int, kv: str | None = None) -> int:
-        """Most sequences of ``context`` tokens that still fit; 0 if not one does."""
+        """The most sequences of ``context`` tokens that fit; 0 if none do."""
         return largest(MOST_BATCH, lambda n: self._fits(context, n, kv))
 
     def _fits(self, context: int, batch: int, kv: str | None) -> bool:
-        return judge(self.terms(self.setting(context, batch, kv)), self.machine).word in ("fits", "tight")
+        return judge(self.terms(self.request(context, batch, kv)), self.machine).word in ("fits", "tight")
 
     def _phase(
         self, done: PhaseWork, verdict: FitVerdict, tokens: int, rates: Rates, bounds: Bounds
@@ -276,11 +276,11 @@ class Predictor:
         )
 
     def _least(self, done: PhaseWork) -> float:
-        """Seconds that reading the weights takes at the ceiling: no range may promise more."""
+        """Seconds that reading the weights takes at the ceiling, the lower bound of every prediction."""
         return sum(item.nbytes for item in done.items if item.kind == "weights") / self.machine.ceiling_bytes_s
 
     def offloaded(self, done: PhaseWork, nbytes: int, rates: Rates) -> Offloaded:
-        """What ``done`` reads of the ``nbytes`` of weights in host memory. Experts go first: a token reads few."""
+        """The part of ``nbytes`` in host memory that ``done`` reads. Experts go first, since each token reads few."""
         lines, left = self.storage.read, float(nbytes)
         moved = [(0.0, 0.0)] * len(lines)
         for index in sorted(range(len(lines)), key=lambda index: lines[index].experts is None):
@@ -293,7 +293,7 @@ class Predictor:
 
 
 def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
-    """What the fullest of several devices holds: its layers or slices, but buffers and the runtime in whole."""
+    """Terms of the fullest of several devices: its layers or slices, plus its full buffers and framework memory."""
     count = host.target.count
     if count == 1:
         return terms
@@ -303,7 +303,7 @@ def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
 
 
 def experts_or(binds: str, done: PhaseWork, rates: Rates) -> Binds:
-    """``experts`` where they are most of what is read."""
+    """``experts`` if they are most of what is read, else ``binds``."""
     if binds == "bandwidth":
         reading = {
             item.part: item.nbytes * rates.roofline.read_s[item.scheme]
@@ -316,7 +316,7 @@ def experts_or(binds: str, done: PhaseWork, rates: Rates) -> Binds:
 
 
 def largest(most: int, holds: Callable[[int], bool]) -> int:
-    """The largest number up to ``most`` for which ``holds`` is true; it is false for all after the first false."""
+    """The largest number up to ``most`` for which ``holds`` is true; after the first false it must stay false."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -329,16 +329,16 @@ def largest(most: int, holds: Callable[[int], bool]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Decode rate of each sequence, at a context if one is named."""
+    """A decode rate per sequence, optionally at a given context."""
 
     tps: float
     context: int | None
 
     def met(self, prediction: Prediction) -> GoalAnswer:
-        """``yes`` if even the lower bound does, ``likely`` if the value does, ``unlikely`` if only the upper does."""
+        """``yes`` if the lower bound meets it, ``likely`` if the value does, ``unlikely`` if only the upper does."""
         if prediction.decode is None:
             return "no"
-        rate = prediction.decode.tps.scaled(1 / prediction.setting.batch)
+        rate = prediction.decode.tps.scaled(1 / prediction.request.batch)
         if rate.low >= self.tps:
             return "yes" if prediction.verdict.word == "fits" else "likely"
         if rate.value >= self.tps:
@@ -347,14 +347,16 @@ class Goal:
 
 
 def parse(text: str) -> Goal:
-    """``20 tok/s at 64k``, ``20 t/s @ 8192``, ``20``. Raises ProfileError."""
+    """Parse ``20 tok/s at 64k``, ``20 t/s @ 8192`` or ``20``. Raises ProfileError."""
     match = _GOAL.match(text)
     if match is None or float(match["rate"]) <= 0:
-        raise ProfileError(f"--goal {printable(text)!r} is not a rate at a context", f"Like this: {EXAMPLE}")
+        raise ProfileError(
+            f"--goal {printable(text)!r} is not a decode rate with an optional context", f"Example: {EXAMPLE}"
+        )
     try:
         context = parse_count(match["context"]) if match["context"] else None
     except ValueError as error:
-        raise ProfileError(f"--goal: {error}", f"Like this: {EXAMPLE}") from None
+        raise ProfileError(f"--goal: {error}", f"Example: {EXAMPLE}") from None
     if context is not None and context < 1:
-        raise ProfileError("--goal: a context has at least one token", f"Like this: {EXAMPLE}")
+        raise ProfileError("--goal: the context must be at least one token", f"Example: {EXAMPLE}")
     return Goal(float(match["rate"]), context)

@@ -1,10 +1,10 @@
-"""Rates of a device by its data sheet, of which a runtime gets the fitted shares in ``scenarios/efficiency.toml``.
+"""Rates of a device from its data sheet, scaled by each engine's efficiencies in ``scenarios/efficiency.toml``.
 
-Shares of the quantizations that transformers loads are in their files, ``profiler/quants/NAME.py``.
+The efficiencies of quantizations that transformers loads are in their own files, ``profiler/quants/NAME.py``.
 
-A share is a cause, not a row: the part of the data sheet's bandwidth that a maker's memory and kernels reach, the
-clock cycles that a layer's launches take, the rate at which packed weights are multiplied one by one. The file says
-how each was found, and how far off predictions with it have been on devices that it was not fitted to.
+Each efficiency has a physical cause: the part of the data sheet's bandwidth that a vendor's memory and kernels reach,
+the clock cycles of a layer's launches, the rate at which vector units multiply packed weights. The file says how each
+was fitted, and how far off predictions were on devices that were not used for the fit.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from profiler.models.gguf import TYPES
 OWN_ROWS = {
     "CPU": (8, math.inf),
     "other": (4, 32 * 1024**2),
-}  # as ``calibrated.OwnKernels``: kernels/patches.py, cuda.py
+}  # the limits of ``calibrated.OwnKernels``: kernels/patches.py, cuda.py
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
-OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # that weights of checkpoints are read like: ``Scheme.rate``
-AS_THEY_ARE = (*PLAIN, "cache", "state")  # multiplied without unpacking
+OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
+AS_THEY_ARE = (*PLAIN, "cache", "state")  # types that are multiplied without unpacking
 OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
 
 
@@ -39,19 +39,19 @@ def schemes() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*OTHERS, *(quant.name for quant in quants.every()))))
 
 
-def own_formats(kind: str) -> tuple[str, ...]:
-    """The quantizations whose stored weights our own decode step multiplies, on a kind of device."""
+def own_quants(kind: str) -> tuple[str, ...]:
+    """The quantizations that our own decode step multiplies without unpacking, on one kind of device."""
     return tuple(quant.name for quant in quants.every() if kind in quant.kernels.own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSheetRates(Rates):
-    """What a runtime makes of a device that only its data sheet, and the fitted shares of it, describe."""
+    """Rates of an engine on a device that was not calibrated: its data sheet and the fitted efficiencies."""
 
-    unpack_s: Mapping[str, float]  # per stored byte and pass, by format
+    unpack_s: Mapping[str, float]  # per stored byte and pass, by quantization
 
     def cost(self, item: Item, work: PhaseWork) -> Cost:
-        """Bytes at a share of the bandwidth, FLOPs at a share of the peak, and unpacking on top."""
+        """Bytes at the reachable bandwidth, FLOPs at the reachable peak, plus unpacking."""
         if item.kind == "convolution":
             return Cost(computing=self.convolution.seconds(item)) if self.convolution else Cost()
         unpacking = item.nbytes * self.unpack_s.get(item.scheme, 0.0)
@@ -65,20 +65,20 @@ class DataSheetRates(Rates):
         call_s = 0.0 if path == GRAPH else self.launches.call_s
         if target.vendor != "CPU":
             return replace(self, launches=Ahead(call_s, rule["device_call_s"], {}, layers_timed=False))
-        own = {scheme: self.roofline.read_s[scheme] * rule["reads"] for scheme in own_formats("cpu")}
+        own = {scheme: self.roofline.read_s[scheme] * rule["reads"] for scheme in own_quants("cpu")}
         roofline = self.roofline.reads(**own, cache=own["fp32"])
         return replace(self, roofline=roofline, launches=InTurn(call_s), convolution=None)
 
 
 @cache
 def shares() -> dict[str, Any]:
-    """The content of the file."""
+    """The content of ``scenarios/efficiency.toml``."""
     text = (resources.files("profiler.scenarios") / "efficiency.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 
 def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | None = None) -> DataSheetRates:
-    """Of ``engine`` on ``target``; ``found`` replaces the shares of the file (for fitting them)."""
+    """The rates of ``engine`` on ``target``; ``found`` replaces the file's content when efficiencies are fitted."""
     content = shares() if found is None else found
     own = content["engine"].get(engine, content["engine"]["other"])
     maker = target.vendor if target.vendor in content["bandwidth"] else "other"
@@ -95,13 +95,13 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in known}
     peak = _peak(target, "fp32" if maker in own["vector_prefill"] else dtype)
     peak *= own["prefill"].get(maker, own["prefill"]["other"])
-    slower = {**content["prefill"]["slower"], **own.get("slower", {})}  # formats that are multiplied below that rate
+    slower = {**content["prefill"]["slower"], **own.get("slower", {})}  # quantizations that are slower than that rate
     per_slot = content["multiply"]["per_slot"]
     slots = multiply_slots(target, content) * per_slot.get(maker, per_slot["other"])
     one_by_one = dict.fromkeys(known, 0.5 / slots)
     halves = content["halves"] if maker == "CPU" and target.flops.get(dtype, 0.0) < target.flops["fp32"] else None
     call_s = own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0))
-    own_running = target.running if maker == "CPU" else 1.0  # a GPU works on while a quota holds its process
+    own_running = target.running if maker == "CPU" else 1.0  # a GPU keeps working while a CPU quota stops its process
     if halves:
         read_s["cache"] *= halves["cache"]
     return DataSheetRates(
@@ -124,27 +124,27 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
 
 
 def group(scheme: str) -> str:
-    """Formats that are read alike: those with code books by the word ``iq``."""
+    """The group of types that are read alike; those with codebooks are in the group ``iq``."""
     return "iq" if scheme.startswith("iq") else scheme
 
 
 def _peak(target: Target, dtype: str) -> float:
-    """FLOP/s of matrix products: in the compute dtype, else in the nearest the device has a figure for."""
+    """FLOP/s of matrix multiplication in the compute dtype, or in the nearest dtype that the data sheet lists."""
     order = (dtype, "bf16", "fp16", "fp32") if dtype != "fp32" else ("fp32", "bf16")
     known = [target.flops[name] for name in order if target.flops.get(name)]
-    return known[0] if known else target.bandwidth_bytes_s * 50  # FLOPs a byte: less than any GPU of this list has
+    return known[0] if known else target.bandwidth_bytes_s * 50  # FLOPs per byte: fewer than any GPU in the catalog
 
 
 def multiply_slots(target: Target, content: Mapping[str, Any]) -> float:
-    """Instructions per second of the vector units, from the fp32 figure: integer products issue once per slot.
+    """Instructions per second of the vector units, from the fp32 figure. Integer products issue once per slot.
 
-    Makers count two fp32 operations per lane and clock; where half of the lanes take no integers, or where two
-    instructions count as one dual issue, half of that.
+    Vendors count two fp32 operations per lane and clock. The rate is half of that where half of the lanes cannot
+    process integers, or where the figure counts dual issue.
     """
     rule = content["multiply"]
     ratio = rule["bf16_per_fp32"].get(target.kind, rule["bf16_per_fp32"]["other"])
     vector: float = target.flops.get("fp32") or _peak(target, "bf16") / ratio
-    if target.name in rule["scalar"]:  # no instruction for four products of bytes at once (dp4a)
+    if target.name in rule["scalar"]:  # no instruction for four byte products at once (dp4a)
         return vector / float(rule["dp4a_gain"])
     return vector if target.name in rule["full"] or target.vendor in rule["full_makers"] else vector / 2
 

@@ -3,9 +3,8 @@
     seconds = Σ over items: max(reading, computing) + extra
             + passes × layers × layer_s + launches
 
-``Rates`` holds this sum and nothing else does. A device is known either by its data sheet (``rates.DataSheetRates``)
-or by what `profile calibrate` measured on it (``calibrated.CalibratedRates``); the two kinds differ only in what a
-single item costs.
+``Rates`` implements this sum. A device is described either by its data sheet (``rates.DataSheetRates``) or by what
+`profile calibrate` measured on it (``calibrated.CalibratedRates``); the two differ only in the cost of a single item.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from profiler.cost.interval import Basis
 from profiler.cost.work import Item, PhaseWork
 from profiler.devices.target import Target
 
-UNTIMED = 2.0  # how far off the speed of a format may be that was never timed with an engine
-Bounds = tuple[float, float]  # of measured ÷ predicted seconds: 90% lie between
+UNTIMED = 2.0  # uncertainty of the speed of a quantization that was never timed with an engine
+Bounds = tuple[float, float]  # measured ÷ predicted seconds; 90% of the ratios lie between them
 FEW_TOKENS = 8  # up to this many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 
 
@@ -33,7 +32,7 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Seconds altogether."""
+        """Total seconds."""
         return (self.reading if self.reading > self.computing else self.computing) + self.extra
 
 
@@ -55,12 +54,12 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Seconds per byte and per FLOP, by storage format."""
+    """Seconds per byte and per FLOP, by storage type."""
 
     read_s: Mapping[str, float]
     many_flop_s: Mapping[str, float]  # more than FEW_TOKENS tokens at once
     few_flop_s: Mapping[str, float]
-    expert_flops: float  # factor by which a FLOP takes longer in experts, each of which gets few of many tokens
+    expert_flops: float  # slowdown per FLOP in experts, because each gets only a few of the tokens
 
     def reading(self, item: Item) -> float:
         """Seconds to read the bytes of ``item``."""
@@ -74,11 +73,11 @@ class Roofline:
         return seconds * self.expert_flops if item.part == "experts" else seconds
 
     def reads(self, **seconds: float) -> Roofline:
-        """The same with other seconds per byte for some formats."""
+        """The same roofline with other seconds per byte for some types."""
         return replace(self, read_s={**self.read_s, **seconds})
 
     def over(self, count: int) -> Roofline:
-        """For ``count`` devices that share every item evenly."""
+        """The roofline of ``count`` devices that split every item evenly."""
         return replace(
             self,
             read_s=divided(self.read_s, count),
@@ -91,7 +90,7 @@ class Roofline:
 class InTurn:
     """Launches where Python and the device take turns, as on a CPU."""
 
-    call_s: float  # one operator started from Python; 0 for engines that run a graph of their own
+    call_s: float  # one operator launched from Python; 0 for engines that run their own graph
 
     def seconds(self, work: PhaseWork, busy_s: float) -> float:
         """Seconds that launches add to the ``busy_s`` that the items of ``work`` take."""
@@ -100,11 +99,11 @@ class InTurn:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """Launches where a GPU works while Python starts what comes next, so that only the slower of the two counts."""
+    """Launches that Python queues ahead while the GPU works, so only the slower of the two counts."""
 
-    call_s: float  # one operator started from Python
-    device_call_s: float  # the least that any operator takes on the device
-    start_s: Mapping[str, float]  # starting a linear layer from Python, by storage format
+    call_s: float  # one operator launched from Python
+    device_call_s: float  # the minimum time of any operator on the device
+    start_s: Mapping[str, float]  # launching a linear layer from Python, by storage type
     layers_timed: bool  # whether the cost of a linear layer already includes its launch on the device
 
     def seconds(self, work: PhaseWork, busy_s: float) -> float:
@@ -121,8 +120,8 @@ class Convolution:
     """Seconds of a depthwise convolution."""
 
     channel_s: float
-    sequence_s: float  # more per channel for each further sequence
-    token_s: float  # and for each token of a pass
+    sequence_s: float  # extra per channel for each further sequence
+    token_s: float  # extra per channel for each token of a pass
 
     def seconds(self, item: Item) -> float:
         """``item.count`` sequences of ``item.rows`` tokens altogether, ``item.outputs`` channels wide."""
@@ -132,13 +131,13 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates(ABC):
-    """What a runtime makes of one device, or of several that work together."""
+    """Rates of an engine on one device, or on several that work together."""
 
     roofline: Roofline
     convolution: Convolution | None  # None: no slower than the rest of the pass
     launches: InTurn | Ahead
-    layer_s: float  # launches of one layer in one pass that are not counted as calls
-    expert_layers: float  # how many layers' worth of launches experts add to a layer
+    layer_s: float  # launches per layer and pass that are not counted as calls
+    expert_layers: float  # launches of an expert layer, in units of ``layer_s``
     decode: Bounds
     prefill: Bounds
     basis: Basis
@@ -149,12 +148,12 @@ class Rates(ABC):
 
     @abstractmethod
     def over(self, count: int) -> Self:
-        """Rates of ``count`` devices that share every item evenly."""
+        """Rates of ``count`` devices that split every item evenly."""
 
     @abstractmethod
     def own_step(self, target: Target, dtype: str, path: str) -> Self:
-        """Rates of our own decode step on ``target``; these are those of the engine's. On a CPU our kernels multiply
-        and read the cache, on a GPU they only read the cache. A ``path`` of GRAPH starts nothing from Python."""
+        """Rates of our own decode step on ``target``, derived from the engine's rates. On a CPU our kernels multiply
+        and read the cache; on a GPU they only read the cache. The ``path`` GRAPH launches nothing from Python."""
 
     def seconds(self, work: PhaseWork) -> float:
         """Seconds for all of ``work``."""
@@ -162,7 +161,7 @@ class Rates(ABC):
         return busy_s + self._launching_s(work, busy_s)
 
     def split(self, work: PhaseWork) -> Seconds:
-        """The same, split by what limits it."""
+        """Seconds for all of ``work``, split by what limits them."""
         reading = computing = 0.0
         for item in work.items:
             read, compute, extra = self.cost(item, work)
@@ -172,7 +171,7 @@ class Rates(ABC):
         return Seconds(reading + computing + launching, reading, computing, launching)
 
     def launching_s(self, work: PhaseWork) -> float:
-        """Seconds that launches add to what the device is busy with meanwhile."""
+        """Seconds that launches add to the time that the device is busy."""
         return self._launching_s(work, self._busy_s(work))
 
     def _busy_s(self, work: PhaseWork) -> float:
@@ -183,24 +182,24 @@ class Rates(ABC):
         return work.passes * layers * self.layer_s + self.launches.seconds(work, busy_s)
 
     def rereading_cache(self, times: float) -> Self:
-        """The same where the devices together read K and V so many times."""
+        """Rates for devices that together read K and V ``times`` times."""
         cache = self.roofline.read_s["cache"] * times
         return replace(self, roofline=self.roofline.reads(cache=cache))
 
     def wider(self, spread: float) -> Self:
-        """The same with bounds that are further off by ``spread`` either way."""
+        """Rates with bounds wider by the factor ``spread`` on both sides."""
         return replace(self, decode=wider(self.decode, spread), prefill=wider(self.prefill, spread))
 
     def untimed(self) -> Self:
-        """The same for formats that nobody timed: they are assumed to be read at the full rate, and may not be."""
+        """Rates for a quantization that was never timed: assumed to be read at the full rate, with wider bounds."""
         return replace(self.wider(UNTIMED), basis="prior")
 
 
 def wider(bounds: Bounds, spread: float) -> Bounds:
-    """``bounds`` that are further off by ``spread`` either way."""
+    """``bounds`` wider by the factor ``spread`` on both sides."""
     return bounds[0] / spread, bounds[1] * spread
 
 
 def divided(seconds: Mapping[str, float], by: float) -> dict[str, float]:
-    """Each value of ``seconds``."""
+    """Divide each value of ``seconds`` by ``by``."""
     return {scheme: value / by for scheme, value in seconds.items()}

@@ -1,4 +1,4 @@
-"""A model as a runtime stores it, in few lines: what each part of it weighs, in which format, and where it lies."""
+"""A model as an engine stores it, grouped into few lines: the bytes, quantization and location of each part."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 
 Part = Literal["attention", "delta", "mlp", "experts", "head", "tables", "other"]
-LARGE_BYTES = 32 * 1024**2  # from where glibc maps fresh pages for every tensor
-UNPACKED_BYTES = 4  # of an element: fp32
-# Bytes that follow from what a config says of its quantization: it does not state all of padding, zero points, scales
-# of 16 or 32 bits, and modules that were left alone.
+LARGE_BYTES = 32 * 1024**2  # glibc maps fresh pages for tensors from this size on
+UNPACKED_BYTES = 4  # per element, as fp32
+# Bounds for bytes estimated from a config's quantization. It does not state all padding, zero points, the width of
+# scales (16 or 32 bits), or the modules that are left unquantized.
 DERIVED = (0.94, 1.1)
 PARTS: tuple[Part, ...] = ("attention", "delta", "mlp", "experts", "head", "tables", "other")
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """``count`` equal tensors in the format ``scheme``, ``nbytes`` all together."""
+    """``count`` equal tensors stored as ``scheme``, ``nbytes`` in total."""
 
     weight: Weight
     layer: Layer | None  # None: outside the layers
@@ -32,55 +32,55 @@ class Held:
     scheme: str
     nbytes: int
     on_host: bool = False
-    fused: bool = False  # multiplied as it is packed, without a matrix of its values in between
+    fused: bool = False  # multiplied in packed form, without an unpacked matrix in between
 
 
 @dataclass(frozen=True, slots=True)
 class WeightGroup:
-    """The tensors of one part in one format."""
+    """The tensors of one part in one quantization."""
 
     part: Part
     scheme: str
-    experts: Experts | None  # of which a pass reads a part
-    shared_kv: bool  # in layers that read an earlier layer's cache: a prefill may send one token through them
+    experts: Experts | None  # the layer's experts, of which a pass reads some
+    shared_kv: bool  # in layers that read an earlier layer's cache; a prefill may send only one token through them
     on_host: bool
     elements: int = 0
     nbytes: int = 0
-    outputs: int = 0  # features that its matrices give, all together
-    count: int = 0  # of its tensors
-    large: int = 0  # elements of those that no heap keeps room for, unpacked
+    outputs: int = 0  # output features of its matrices, in total
+    count: int = 0  # number of tensors
+    large: int = 0  # elements of those that, once unpacked, are too large for the heap to reuse
 
     def whole(self, how: Execution) -> bool:
-        """Whether every token is multiplied with all of it: no experts, or a runtime that runs all of them."""
+        """Whether every token is multiplied by all of it: there are no experts, or the engine runs all of them."""
         return self.experts is None or self.experts.all_run(how)
 
     def share(self, tokens: float, how: Execution = IDEAL) -> float:
-        """The part that a pass over ``tokens`` tokens is expected to read."""
+        """The expected part that a pass over ``tokens`` tokens reads: 0..1."""
         return 1.0 if self.experts is None else self.experts.read_share(tokens, how)
 
     @property
     def packed(self) -> bool:
-        """Whether its format is more than a dtype."""
+        """Whether it is stored in a packed quantization and not in a plain dtype."""
         return self.scheme not in DTYPE_BYTES
 
     def used_share(self, how: Execution = IDEAL) -> float:
-        """The part of its elements that one token is multiplied with: 0..1."""
+        """The part of its elements that one token is multiplied by: 0..1."""
         return 1.0 if self.experts is None else self.experts.used_share(how)
 
     def used(self, how: Execution = IDEAL) -> float:
-        """Elements that one token is multiplied with."""
+        """Elements that one token is multiplied by."""
         return self.elements * self.used_share(how)
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """All lines of a model. ``tables`` are looked up, a row a token; the others are read whole in every pass."""
+    """All groups of a model. ``tables`` are read one row per token; the others are read whole in every pass."""
 
     lines: tuple[WeightGroup, ...]
-    widest: int = 0  # most features that a linear layer takes or gives, one token
+    widest: int = 0  # the most input or output features of any linear layer
     expert_rows: tuple[int, int] = (0, 0)  # (top_k, width) of the widest expert layer
-    batched_experts: tuple[int, int] = (0, 0)  # (experts, width), where transformers runs all of them for every token
-    bounds: tuple[float, float] | None = None  # of its bytes, as factors; None: they are known to the byte
+    batched_experts: tuple[int, int] = (0, 0)  # (experts, width) if transformers runs all experts for every token
+    bounds: tuple[float, float] | None = None  # factors on its bytes; None: the bytes are exact
 
     @property
     def weights(self) -> Interval:
@@ -88,7 +88,7 @@ class Storage:
         return self.known(self.device_bytes)
 
     def known(self, nbytes: float) -> Interval:
-        """A part of the bytes, as well as they are known."""
+        """A part of the bytes, with the bounds of the whole."""
         if self.bounds is None:
             return exact(nbytes)
         low, high = self.bounds
@@ -101,7 +101,7 @@ class Storage:
 
     @property
     def host_bytes(self) -> int:
-        """Weights that stay in the host's memory."""
+        """Weights that stay in host memory."""
         return sum(line.nbytes for line in self.lines if line.on_host)
 
     def part_bytes(self, part: Part) -> int:
@@ -110,17 +110,17 @@ class Storage:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing in it is packed."""
+        """Whether nothing is packed."""
         return not any(line.packed for line in self.lines)
 
     @property
     def read(self) -> tuple[WeightGroup, ...]:
-        """The lines on the device that a pass reads."""
+        """The groups on the device that a pass reads."""
         return tuple(line for line in self.lines if line.part != "tables" and not line.on_host)
 
 
 def storage(held: Iterable[Held], bounds: tuple[float, float] | None = None) -> Storage:
-    """Tensors that cost alike, together; the largest first within a part."""
+    """Merge tensors that cost the same; within a part, the largest come first."""
     sums: dict[WeightGroup, list[int]] = {}
     widest, expert_rows, batched_experts = 0, (0, 0), (0, 0)
     for item in held:
@@ -148,14 +148,14 @@ def storage(held: Iterable[Held], bounds: tuple[float, float] | None = None) -> 
 
 
 def as_stored(geometry: Geometry, stored: Stored) -> Iterator[Held]:
-    """Every weight of a checkpoint as its headers have it."""
+    """Every weight of a checkpoint as its headers describe it."""
     for item in stored.weights:
         layer = None if item.layer is None else geometry.layers[item.layer]
         yield Held(item.weight, layer, 1, item.scheme, item.nbytes)
 
 
 def bounds_of(stored: Stored) -> tuple[float, float] | None:
-    """How far the bytes of a checkpoint may be off."""
+    """Bounds on the bytes of a checkpoint."""
     return None if stored.exact else DERIVED
 
 
@@ -187,10 +187,10 @@ def part_of(weight: Weight, layer: Layer | None) -> Part:
 
 
 def with_head(geometry: Geometry, held: Iterable[Held], copied: bool) -> Iterator[Held]:
-    """``held``, and for a tied model a tensor for its head, which every pass reads whole.
+    """``held``, and for a tied model an output head that every pass reads whole.
 
-    ``copied``: the runtime holds the table twice (llama.cpp: once on the host to look rows up, once on the device).
-    Otherwise the one table becomes the head, so that no byte counts twice.
+    ``copied``: the engine holds the table twice (llama.cpp: on the host for lookups, on the device for the head).
+    Otherwise the one table becomes the head, so no byte is counted twice.
     """
     for item in held:
         tied = geometry.tied and item.weight.name == EMBEDDING

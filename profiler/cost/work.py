@@ -1,6 +1,6 @@
-"""What a pass of a model has to do on a device: bytes to read and FLOPs to compute, part by part.
+"""The work of a pass: bytes to read and FLOPs to compute, part by part.
 
-Work depends on model, storage, context and batch, not on the device: it is worked out once and timed for many.
+It depends on model, storage, context and batch but not on the device, so it is computed once and timed for many.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from profiler.models.geometry import Geometry
 from profiler.models.layers import DELTA_CHUNK, IDEAL, RECURRENT_BYTES, Attention, Dense, Execution, GatedDelta, Layer
 
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
-GROWING_TOUCHES = 3  # of a cache that is copied to append to it, and then read
-STATE_TOUCHES = 2.0  # a step that does no more than it must reads a recurrent state and writes it back
-MLP_TENSORS = 4  # as wide as a feed-forward layer: gate, up, activation, product
-CONV_TENSORS = 3  # a convolution takes beside its input: padded, in order, and the result
+GROWING_TOUCHES = 3  # reads and writes of a cache that is copied to append to it and then read
+STATE_TOUCHES = 2.0  # the minimum for a recurrent state: a step reads it and writes it back
+MLP_TENSORS = 4  # tensors as wide as a feed-forward layer: gate, up, activation, product
+CONV_TENSORS = 3  # tensors that a convolution writes in addition to its input: padded, transposed, and the result
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One term of the sum. ``flops`` are those of matrix products; ``scheme`` is the format of what is read."""
+    """One term of the sum. ``flops`` are those of matrix products; ``scheme`` is how the bytes are stored."""
 
     part: str  # a part of the storage, or the kind of layer whose cache it is
     kind: Kind
     scheme: str
     nbytes: float
     flops: float
-    rows: float = 1.0  # tokens that each tensor is multiplied with in a pass
-    outputs: float = 0.0  # features that its matrices give, and their number: all passes together
+    rows: float = 1.0  # tokens that each tensor is multiplied by in one pass
+    outputs: float = 0.0  # output features of its matrices times their number, over all passes
     count: float = 0.0
-    fresh: float = 0.0  # bytes of results too large for a heap to keep room for, unpacked matrices among them
-    spared: float = 0.0  # part of ``nbytes`` that a program without copies would not move: no ceiling counts it
-    spared_flops: float = 0.0  # part of ``flops`` that goes to experts no token chose: no ceiling counts it either
+    fresh: float = 0.0  # bytes of results too large for the heap to reuse, including unpacked matrices
+    spared: float = 0.0  # part of ``nbytes`` that a program without copies would not move; excluded from ceilings
+    spared_flops: float = 0.0  # part of ``flops`` spent on experts that no token chose; excluded from ceilings
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseWork:
-    """``passes`` passes over the model, all items together. ``tokens`` go through it in each, of all sequences."""
+    """``passes`` passes over the model. Each processes ``tokens`` tokens of all sequences together."""
 
     items: tuple[Item, ...]
     passes: int
     tokens: float  # per pass
     layers: int
     expert_layers: int
-    calls: float  # operators started from Python, all passes; 0 for engines that run a graph of their own
-    how: Execution = IDEAL  # how the engine that does it runs a layer
+    calls: float  # operators launched from Python, over all passes; 0 for engines that run their own graph
+    how: Execution = IDEAL  # how the engine executes a layer
 
     @property
     def nbytes(self) -> float:
@@ -56,7 +56,7 @@ class PhaseWork:
 
     @property
     def needed_bytes(self) -> float:
-        """Of those, what a program without copies reads."""
+        """Bytes that a program without copies would read."""
         return self.nbytes - sum(item.spared for item in self.items)
 
     @property
@@ -66,38 +66,38 @@ class PhaseWork:
 
     @property
     def needed_flops(self) -> float:
-        """Of those, what goes to experts that a token chose, and to everything else."""
+        """FLOPs without those of experts that no token chose."""
         return self.flops - sum(item.spared_flops for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Operators that an eager engine starts, and the activations that they pass between them."""
+    """Operators that an eager engine launches, and the activations that they pass to each other."""
 
     layer: float  # a layer with attention, any pass
     delta_step: float  # a gated-delta layer, decode
-    delta_pass: float  # the same in a prefill pass, whatever its length
-    delta_chunk: float  # and for each of its chunks
-    outside: float  # of the layers, a pass
+    delta_pass: float  # the same in a prefill pass of any length
+    delta_chunk: float  # added for each of its chunks
+    outside: float  # outside the layers, per pass
     elementwise: float  # tensors of the hidden width that a layer reads or writes for each token
-    state_touches: float  # how often a step goes over a recurrent state
+    state_touches: float  # how often a step reads or writes a recurrent state
     element_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """What of a runtime changes the amount of work."""
+    """The properties of an engine that change the amount of work."""
 
-    ubatch: int  # tokens of a sequence in one prefill pass
+    ubatch: int  # tokens per sequence in one prefill pass
     cache_bytes: float  # per element of K and V
-    cache_touches: float = 1.0  # how often a decode step goes over the cache
+    cache_touches: float = 1.0  # how often a decode step reads or writes the cache
     how: Execution = IDEAL
-    calls: Calls | None = None  # of an eager engine
-    expert_copies: float | None = None  # how often a step moves the experts of each token; None: reads each once
+    calls: Calls | None = None  # for an eager engine
+    expert_copies: float | None = None  # how often a step moves each token's experts; None: reads each expert once
 
 
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner: Manner) -> PhaseWork:
-    """One decode step of ``batch`` sequences; ``depth`` counts the token of this step."""
+    """One decode step of ``batch`` sequences; ``depth`` includes the token of this step."""
     items = [
         _weights(line, _moved(line, batch, manner), line.share(batch), 2 * batch, batch, manner.how)
         for line in storage.read
@@ -125,7 +125,7 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
 
 
 def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, manner: Manner) -> PhaseWork:
-    """All passes of a prefill of ``context`` tokens a sequence, with one row of logits a sequence and pass."""
+    """All passes of a prefill of ``context`` tokens per sequence, with one row of logits per sequence and pass."""
     chunk = max(1, min(manner.ubatch, context))
     whole, rest = divmod(context, chunk)
     sizes = [(chunk, whole), (rest, 1)] if rest else [(chunk, whole)]
@@ -163,15 +163,15 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, mann
 
 
 def _moved(line: WeightGroup, batch: int, manner: Manner) -> float:
-    """How often a step of ``batch`` tokens goes over a line of weights."""
+    """How often a step of ``batch`` tokens moves a group of weights."""
     if line.experts is None or line.whole(manner.how) or manner.expert_copies is None:
         return line.share(batch, manner.how)
     return manner.expert_copies * batch * line.experts.top_k / line.experts.count
 
 
 def _weights(line: WeightGroup, share: float, needed: float, flops: float, rows: float, how: Execution) -> Item:
-    """``share``: how often all of the line is read, ``needed``: how often without copies and unchosen experts;
-    ``flops``: of each element that is used, all passes."""
+    """``share``: how often the whole group is read; ``needed``: the same without copies and unchosen experts;
+    ``flops``: per used element, over all passes."""
     nbytes, outputs, count = line.nbytes * share, line.outputs * share, line.count * share
     return Item(
         line.part,
@@ -189,7 +189,7 @@ def _weights(line: WeightGroup, share: float, needed: float, flops: float, rows:
 
 
 def _convolutions(geometry: Geometry, calls: Calls, passes: int, tokens: float, batch: int) -> Item:
-    """Depthwise, of gated-delta layers: ``outputs`` are channels of all passes, ``count`` sequences of a pass."""
+    """Depthwise convolutions of gated-delta layers. ``outputs``: channels of all passes; ``count``: sequences."""
     mixers = [(layer.mixer, count) for layer, count in geometry.groups if isinstance(layer.mixer, GatedDelta)]
     channels = passes * sum(count * mixer.channels for mixer, count in mixers)
     results = [(mixer.channels * tokens * calls.element_bytes, count) for mixer, count in mixers]
@@ -209,13 +209,13 @@ def _prefill_calls(geometry: Geometry, calls: Calls, sizes: Sequence[tuple[int, 
 
 
 def _activations(geometry: Geometry, calls: Calls, layer_tokens: float, fresh: float = 0.0) -> Item:
-    """What element-wise operators read and write, ``layer_tokens`` times through a layer."""
+    """What element-wise operators read and write; ``layer_tokens``: tokens processed, summed over the layers."""
     nbytes = layer_tokens * geometry.hidden * calls.elementwise * calls.element_bytes
     return Item("activations", "activations", "copy", nbytes, 0.0, 0.0, fresh=fresh, spared=nbytes)
 
 
 def _wide_bytes(layer: Layer, rows: int, geometry: Geometry, calls: Calls) -> float:
-    """Of the tensors that one pass of ``rows`` tokens through ``layer`` writes, those that are too large."""
+    """Bytes of the tensors that a pass of ``rows`` tokens through ``layer`` writes and the heap cannot reuse."""
     hidden = rows * geometry.hidden * calls.element_bytes
     inner = rows * (layer.mlp.width if isinstance(layer.mlp, Dense) else 0) * calls.element_bytes
     written = ((calls.elementwise / 2, hidden), (MLP_TENSORS, inner))
@@ -223,7 +223,7 @@ def _wide_bytes(layer: Layer, rows: int, geometry: Geometry, calls: Calls) -> fl
 
 
 def _few(passes: int) -> tuple[int, ...]:
-    """First, middle and last pass: enough to average what grows in a straight line."""
+    """First, middle and last pass: enough to average a cost that grows linearly."""
     return (0, (passes - 1) // 2, passes - 1)
 
 

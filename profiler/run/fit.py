@@ -1,4 +1,4 @@
-"""What `profile fit` is asked for (models, quantizations, contexts and batches on machines) and its predictions."""
+"""Resolves the options of `profile fit` (models, quantizations, contexts, batches, machines) into predictions."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from profiler.units import printable
 CONTEXTS, BATCHES = (8192,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
 HEADLINE = ("gemma-4-", "qwen3.5-")
-QUANTS = {  # where none is named: what people run
+QUANTS = {  # the defaults of each engine: what people usually run
     "llama.cpp": ("q4_k_m",),
     "vllm": ("bf16",),
     "transformers": ("bf16", "nf4"),
 }
-MOST = 20_000  # predictions of one call: each is shown
+MOST = 20_000  # predictions of one call, because every one is printed
 
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """The options as typed; empty and None mean that nothing was said."""
+    """The options as typed; empty and None mean that an option was not given."""
 
     models: tuple[str, ...] = ()
     on: tuple[str, ...] = ()
@@ -54,50 +54,50 @@ class FitRequest:
     ram_bytes: int | None = None
     ram_bandwidth: float | None = None  # GB/s
     goal: Goal | None = None
-    path: str | None = None  # of decode steps of transformers; None: as a sweep there
-    mapped: bool = False  # contexts are those of a map: as far as each model reaches
-    scenario: str | None = None  # whose contexts, batches and models are taken where none are named
+    path: str | None = None  # decode path of transformers; None: the default of a sweep on that device
+    mapped: bool = False  # contexts come from a map, which goes up to the limit of each model
+    scenario: str | None = None  # supplies contexts, batches and models that the options do not give
 
     @property
     def names_contexts(self) -> bool:
-        """Whether the contexts are asked for; others are only usual."""
+        """Whether the user named the contexts. Default contexts may be dropped for short models."""
         return bool(self.contexts or (self.goal is not None and self.goal.context))
 
 
 @dataclass(frozen=True, slots=True)
 class FitPrediction:
-    """One case: its model, its prediction, and how far the same machine would go."""
+    """One predicted case: its model, its prediction, and the largest context and batch for the same machine."""
 
     model: str
     named: Named
     cautions: tuple[str, ...]
     prediction: Prediction
-    largest_context: int  # at this batch; 0: not one token
-    largest_batch: int  # at this context
+    largest_context: int  # at this batch; 0: not even one token
+    largest_batch: int  # at this context; 0: not even one
     parameters: int
-    stored: Stored | None = None  # how the model's checkpoint is stored, whatever is predicted
+    stored: Stored | None = None  # how the model's checkpoint is stored, whatever quantization is predicted
 
     @property
     def verify(self) -> Command | None:
-        """The command that measures it; ``None`` if there is none, as for what does not fit on the device."""
+        """The command that measures this case; ``None`` if there is none, for example if the case does not fit."""
         if self.prediction.verdict.word in ("no", "offload"):
             return None
-        return self.prediction.engine.verify(self.named, self.prediction.setting, self.prediction.machine)
+        return self.prediction.engine.verify(self.named, self.prediction.request, self.prediction.machine)
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """The predictions, and what of a list could not be predicted. ``best``: the fastest, if none meets the goal."""
+    """The predictions, and the models that could not be predicted. ``best``: the fastest, if none meets the goal."""
 
-    answers: list[FitPrediction]
+    predictions: list[FitPrediction]
     refused: tuple[Refusal, ...] = ()
     best: FitPrediction | None = None
 
 
 def predictions(request: FitRequest) -> FitResult:
-    """Predictions in the order asked for; with a goal, those that meet it, best model first.
+    """Predictions in the order of the options; with a goal, those that meet it, best model first.
 
-    Raises NotFound for unknown names, ProfileError for what cannot be meant, and where no model at all is left.
+    Raises NotFound for unknown names, and ProfileError for invalid options and if every model is refused.
     """
     request = _with_scenario(request)
     engine = engines.find(request.engine)
@@ -131,13 +131,13 @@ def predictions(request: FitRequest) -> FitResult:
 
 
 def _sequence_tps(found: FitPrediction) -> float:
-    """Decode rate of each sequence, as a goal counts it; 0 if it does not fit."""
+    """Decode rate per sequence, which a goal is compared with; 0 if the case does not fit."""
     p = found.prediction
-    return p.decode.tps.value / p.setting.batch if p.decode else 0.0
+    return p.decode.tps.value / p.request.batch if p.decode else 0.0
 
 
 def _with_scenario(request: FitRequest) -> FitRequest:
-    """A scenario fills in what was not said; its quantizations are those of a sweep, which engines may not have."""
+    """Fill in what the options leave out. Quantizations are not filled in: the engine may not have a sweep's."""
     if request.scenario is None:
         return request
     scenario = grid.load(request.scenario)
@@ -151,7 +151,7 @@ def _with_scenario(request: FitRequest) -> FitRequest:
 
 @dataclass(frozen=True, slots=True)
 class OneCase:
-    """A single case, to be taken apart."""
+    """A single case to explain."""
 
     model: Model
     predictor: Predictor
@@ -161,7 +161,7 @@ class OneCase:
 
 
 def one_case(request: FitRequest) -> OneCase:
-    """The one case that ``request`` asks about; ProfileError if it is a list."""
+    """The one case that ``request`` names. Raises ProfileError if it names several."""
     engine = engines.find(request.engine)
     (machine,) = _machines(request, engine)
     _check_options(request, engine, [machine])
@@ -169,7 +169,7 @@ def one_case(request: FitRequest) -> OneCase:
     contexts, batches, names = _contexts(request), counts("-b", request.batches), model_names(request.models)
     if max(map(len, (asked, contexts, batches, names))) > 1:
         raise ProfileError(
-            "explain takes one case: one model, quantization, context and batch", "profile fit takes lists."
+            "explain takes one case: one model, quantization, context and batch", "profile fit accepts lists."
         )
     if not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
@@ -211,7 +211,7 @@ def _cases(
 
 
 def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[int, ...]:
-    """The contexts that a model has positions for; where nobody named any, at most its longest."""
+    """The contexts that a model supports. Default contexts beyond its limit become the limit."""
     if not (request.names_contexts or request.mapped):
         contexts = [min(context, most) for context in contexts]
     return tuple(context for context in contexts if context <= most)
@@ -227,7 +227,7 @@ def _predictor(
 
 
 def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
-    """What is assumed of a device on which nothing of transformers was ever measured, in words."""
+    """Notes on assumptions about a device on which nothing was ever measured with transformers."""
     target = machine.target
     if engine.name != engines.DEFAULT:
         return ()
@@ -242,7 +242,7 @@ def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, reque
 
 
 def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
-    """The answers that meet the goal at least likely: surest first, then the largest model, then the most bits."""
+    """The predictions that meet the goal at least ``likely``: surest first, then largest model, then most bits."""
     order = {"yes": 0, "likely": 1}
     kept = [(goal.met(answer.prediction), answer) for answer in found]
     met = [(word, answer) for word, answer in kept if word in order]
@@ -251,16 +251,16 @@ def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
 
 
 def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
-    """Of each model and case the first quantization: the surest one with the most bits."""
+    """The first quantization of each model and case, which is the surest one with the most bits."""
     first: dict[tuple[object, ...], FitPrediction] = {}
     for answer in ranked:
         p = answer.prediction
-        first.setdefault((answer.model, p.machine, p.setting.context, p.setting.batch), answer)
+        first.setdefault((answer.model, p.machine, p.request.context, p.request.batch), answer)
     return list(first.values())
 
 
 def compute_dtype(target: Target, quant: str) -> str:
-    """What is not quantized is computed in: what the quantization fixes, else what suits the device."""
+    """The compute dtype: the one that the quantization fixes, or the best one for the device."""
     if quant in DTYPE_BYTES:
         return quant
     if target.local:
@@ -269,33 +269,33 @@ def compute_dtype(target: Target, quant: str) -> str:
 
 
 def _machines(request: FitRequest, engine: Engine) -> list[Machine]:
-    """``--on`` may be repeated; a comma separates figures of one device, so it does not separate devices."""
+    """The machines of ``--on``. A comma separates figures of one device, so repeat ``--on`` for several devices."""
     split: Split = request.split or ("tensor" if engine.name == "vllm" else "layer")
     if request.ram_bandwidth is not None and not math.isfinite(request.ram_bandwidth):
-        raise ProfileError(f"--ram-bandwidth {request.ram_bandwidth} is no bandwidth")
+        raise ProfileError(f"--ram-bandwidth {request.ram_bandwidth} is not a valid bandwidth")
     speed = RAM_BYTES_S if request.ram_bandwidth is None else request.ram_bandwidth * 1e9
     found = [targets.find(text) for text in request.on or (None,)]
     return [Machine(target, split, None if target.unified else request.ram_bytes, speed) for target in found]
 
 
 def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machine]) -> None:
-    """ProfileError for an option that would change nothing."""
+    """Raise ProfileError for an option that would have no effect."""
     if request.path is not None and engine.name != engines.DEFAULT:
         raise ProfileError(
-            f"--path is only for transformers; {engine.name} has one way to decode", "Leave --path out."
+            f"--path applies to transformers only; {engine.name} has a single decode path", "Leave --path out."
         )
     if request.ram_bandwidth is not None and request.ram_bytes is None:
         raise ProfileError("--ram-bandwidth needs --ram", "Add the size of that memory, such as --ram 64GiB.")
     if request.ram_bytes is not None and all(machine.ram_bytes is None for machine in machines):
         title = printable(machines[0].target.title)
-        raise ProfileError(f"--ram: {title} already uses the host's memory, so nothing can be offloaded to it",
+        raise ProfileError(f"--ram: {title} already uses the host's memory, so offloading to it is impossible",
                            "Leave --ram out.")  # fmt: skip
     if request.split is not None and all(machine.target.count == 1 for machine in machines):
-        raise ProfileError("--split is only for several devices", 'For example: --on 2x"rtx 3090"')
+        raise ProfileError("--split needs several devices", 'For example: --on 2x"rtx 3090"')
 
 
 def _quants(request: FitRequest, engine: Engine) -> tuple[str, ...]:
-    """Where neither -q nor the checkpoint decides: with a goal all that the engine has."""
+    """The default quantizations without -q, if the checkpoint does not decide; with a goal, all of the engine."""
     if request.quants and not words(request.quants):
         raise ProfileError("-q: the list is empty")
     return tuple(engine.quants) if request.goal else QUANTS.get(engine.name, (engine.default_quant,))
@@ -312,7 +312,7 @@ def _names(request: FitRequest, engine: Engine, machines: Sequence[Machine], qua
 
 
 def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
-    """The largest model of a family that fits; else the smallest."""
+    """The largest model of a family that fits; otherwise the smallest."""
     shapes = {name: families.geometry(hub.shipped_config(name)) for name in hub.names() if name.startswith(prefix)}
     names = sorted(shapes, key=lambda name: shapes[name].parameters, reverse=True)
     for name in names:
@@ -327,7 +327,7 @@ def _contexts(request: FitRequest) -> tuple[int, ...]:
         asked, wanted = counts("-c", request.contexts), request.goal and request.goal.context
         if wanted and wanted not in asked:
             raise ProfileError(
-                f"the goal is for {wanted:,} tokens, which is none of the contexts", "Leave out -c or --scenario."
+                f"the goal is for {wanted:,} tokens, which is not among the contexts", "Leave out -c or --scenario."
             )
         return asked
     if request.goal and request.goal.context:
@@ -336,18 +336,18 @@ def _contexts(request: FitRequest) -> tuple[int, ...]:
 
 
 def _model(name: str, request: FitRequest, contexts: Sequence[int]) -> tuple[str, Model]:
-    """With its name. A model that is named must reach the contexts that are named; others are left out where they
-    do not.
+    """The model and its name. A model that the user named must support the contexts that the user named; other models
+    are left out if they do not.
     """
     model = resolve(name)
     most = model.geometry.max_position
     beyond = [context for context in contexts if context > most]
     if beyond and request.models and request.names_contexts and not request.mapped:
-        hint = f"Use -c {most}." if request.contexts else "Ask for a smaller context in --goal."
+        hint = f"Use -c {most}." if request.contexts else "Use a smaller context in --goal."
         raise ProfileError(f"{model.name} supports at most {most:,} tokens, not {beyond[0]:,}", hint)
     return name, model
 
 
 def _check_count(many: int) -> None:
     if many > MOST:
-        raise ProfileError(f"{many:,} predictions are too many to show", f"At most {MOST:,}.")
+        raise ProfileError(f"{many:,} predictions are too many to print", f"The limit is {MOST:,}.")

@@ -1,19 +1,19 @@
-"""The grid of cases: lists and ranges as people type them, and named scenarios.
+"""The grid of cases: lists and ranges as users type them, and named scenarios.
 
--c 4096 · -c 1k,4k · -c 1k -c 4k · -c '1k-128k*2' (each twice the last) · -b 1-8+1 (each one more)
+-c 4096 · -c 1k,4k · -c 1k -c 4k · -c '1k-128k*2' (doubling) · -b 1-8+1 (steps of one)
 
-A scenario is ``scenarios/NAME.toml``, or a file of the same form that somebody wrote:
+A scenario is ``scenarios/NAME.toml``, or a user's file in the same form:
 
 description = "..."          # one line, for `profile scenarios`
-contexts = "512,4k"          # as on the command line; a list of numbers will do as well
+contexts = "512,4k"          # as on the command line, or a list of numbers
 batches = [1]
 steps = 32
-quants = ["bf16", "nf4"]     # left out: the device's default dtype
-models = ["gemma-4-e2b"]     # left out: what -m says
-fill = "synthetic"           # left out: prefill
-prompts = ["mine.md"]        # what `profiler.run.prompts` reads, beside this file or shipped; left out: none
-answer_tokens = 400          # how long an answer to them is expected to be
-stands_for = "..."           # whose workload it is, in one sentence
+quants = ["bf16", "nf4"]     # default: the device's default dtype
+models = ["gemma-4-e2b"]     # default: the models of -m
+fill = "synthetic"           # default: prefill
+prompts = ["mine.md"]        # files for `profiler.run.prompts`, next to this file or shipped; default: none
+answer_tokens = 400          # expected length of the answers
+stands_for = "..."           # the workload that it represents, in one sentence
 """
 
 from __future__ import annotations
@@ -39,45 +39,45 @@ from profiler.quants.base import Quant
 from profiler.run.quantization import QuantChoice, choices
 from profiler.units import parse_count, printable
 
-MOST_COMMAS = 16  # of one path
-MAX_CASES = 100_000  # a slip of the keyboard, not a plan: at a second each it would run for a day
+MOST_COMMAS = 16  # in one path
+MAX_CASES = 100_000  # more cases than this are a typing error: at a second each they would take a day
 LISTS = "Lists: 512,4k · ranges: '1k-128k*2', 1-8+1."
 _RANGE = re.compile(r"^(?P<first>\w+)-(?P<last>\w+)(?:(?P<rule>[*+])(?P<by>\w+))?$")
 
-NOT_GRIDS = {"devices", "efficiency", "quality"}  # data that lies in the same folder
+NOT_GRIDS = {"devices", "efficiency", "quality"}  # data files in the same folder
 FILLS = ("prefill", "synthetic")
 REQUIRED = {"description", "contexts", "batches", "steps"}
 KNOWN = REQUIRED | {"quants", "models", "fill", "prompts", "answer_tokens", "stands_for"}
 MAX_BYTES = 64 * 1024
 MAX_ANSWER = 2**20  # tokens
-BUDGET = Budget(nbytes=MAX_BYTES, values=2**14, depth=8)  # a scenario is a few lines
+BUDGET = Budget(nbytes=MAX_BYTES, values=2**14, depth=8)  # a scenario is a few lines long
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model as it will be measured: with the weights that were chosen for it."""
+    """A model as it will be measured, with the weights that were chosen for it."""
 
     name: str
     source: Source
     geometry: Geometry
     weights: str  # real | synthetic
-    model_id: str  # identity of the config, and of real weights
-    remarks: tuple[ModelNote, ...] = ()  # what to know of it, whatever is measured
+    model_id: str  # identifies the config and, for real weights, their files
+    remarks: tuple[ModelNote, ...] = ()  # what the user should know about it, whatever is measured
     stored: Stored | None = None  # how its real weights are stored
-    checkpoint: dict[str, Any] = field(default_factory=dict)  # what the files hold that its weights come from
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # the content of the files that its weights come from
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """The remarks in words."""
+        """The texts of the notes."""
         return tuple(remark.text for remark in self.remarks)
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What the grid spans; each axis in the order it was asked for."""
+    """The axes of the grid; each keeps the order of the options."""
 
     subjects: tuple[Subject, ...]
-    quants: tuple[Quant, ...]  # empty: each model's own, else the device's
+    quants: tuple[Quant, ...]  # empty: each model's own, or the device's default
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
     steps: tuple[int, ...]
@@ -86,7 +86,7 @@ class Axes:
 
 @dataclass(frozen=True, slots=True)
 class SweepSettings:
-    """What is the same for all cases of a sweep."""
+    """Settings that all cases of a sweep share."""
 
     backend: str = backends.DEFAULT
     fill: str = "prefill"
@@ -97,17 +97,17 @@ class SweepSettings:
 
 @dataclass(frozen=True, slots=True)
 class GridTask(Task):
-    """A task of a grid, with what predictions must know of its model."""
+    """A task of a grid, with what a prediction needs to know about its model."""
 
     geometry: Geometry
     quant: Quant
-    stored: Stored | None = None  # the checkpoint, where it is run as it is stored
-    refused: str | None = None  # why it cannot be measured so, in words
-    note: str | None = None  # what becomes of the weights while they are loaded, in words
+    stored: Stored | None = None  # the checkpoint, if it runs as it is stored
+    refused: str | None = None  # why it cannot be measured this way
+    note: str | None = None  # a note on what happens to the weights during loading
 
 
 def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
-    """``tasks`` as a list, for a caller without rows of skipped cases. ProfileError for the first that is refused."""
+    """``tasks`` themselves, for callers without rows for skipped cases. Raises ProfileError if one is refused."""
     found = list(tasks)
     for task in found:
         if task.refused is not None:
@@ -116,14 +116,14 @@ def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
 
 
 def words(values: Iterable[str]) -> tuple[str, ...]:
-    """The words of a repeated, comma-separated option: no empty ones, no duplicates, order kept."""
+    """The words of a repeated, comma-separated option in order, without empty ones and duplicates."""
     return tuple(dict.fromkeys(word for value in values for word in map(str.strip, value.split(",")) if word))
 
 
 def model_names(values: Iterable[str]) -> tuple[str, ...]:
-    """The models of a repeated, comma-separated option. What exists as a file or folder is one model, commas and all.
+    """The models of a repeated, comma-separated option. An existing file or folder is one model even with commas.
 
-    ``a,b/model,gemma-3-1b`` is two models if there is a folder ``a,b/model``: the longest path that exists counts.
+    ``a,b/model,gemma-3-1b`` is two models if there is a folder ``a,b/model``: the longest existing path wins.
     """
     found: dict[str, None] = {}
     for value in values:
@@ -139,20 +139,20 @@ def model_names(values: Iterable[str]) -> tuple[str, ...]:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(os.path.expanduser(path)).exists()  # Path.expanduser would take a folder called ~ for the home
-    except PermissionError:  # resolving it will say so
+        return Path(os.path.expanduser(path)).exists()  # Path.expanduser would replace a folder called ~ by the home
+    except PermissionError:  # resolving it will report the error
         return True
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
         return False
 
 
 def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
-    """The positive integers of a list option, at most ``MAX_CASES``. Raises ProfileError that names ``option``."""
+    """The positive integers of a list option, at most ``MAX_CASES``. Raises ProfileError naming ``option``."""
     found: dict[int, None] = {}
     for word in words(values):
         try:
             numbers = _numbers(word)
-            # Counted before they are made: a list may name many ranges, and the same number again and again.
+            # Counted before they are generated: a list may contain many ranges and repeat the same numbers.
             if len(numbers) > MAX_CASES - len(found):
                 raise ValueError(f"the list has more than {MAX_CASES:,} numbers")
         except ValueError as error:
@@ -164,14 +164,12 @@ def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
 
 
 def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridTask]:
-    """Every case of the grid, models outermost. Raises ProfileError for a grid nobody means to run."""
+    """Every case of the grid, models outermost. Raises ProfileError for a grid that is too large."""
     size = 1
     for axis in (axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps):
         size *= max(1, len(axis))
     if size > MAX_CASES:
-        raise ProfileError(
-            f"the grid has {size:,} cases, more than {MAX_CASES:,}", "Ask for fewer points on an axis."
-        )
+        raise ProfileError(f"the grid has {size:,} cases, more than {MAX_CASES:,}", "Give fewer values on an axis.")
     return [
         _task(subject, choice, _case(subject, choice.quant, path, context, batch, steps, settings, device))
         for subject in axes.subjects
@@ -219,21 +217,21 @@ def _case(
 
 
 def _numbers(word: str) -> Sequence[int]:
-    """One number, or the numbers of a range, the last included where the rule reaches it. Raises ValueError."""
+    """One number, or the numbers of a range, including its end if a step reaches it. Raises ValueError."""
     match = _RANGE.match(word)
     if match is None:
         return [_number(word)]
     first, last = _number(match["first"]), _number(match["last"])
     if first > last:
         rising = f"{match['last']}-{match['first']}{match['rule'] or '*'}{match['by'] or 2}"
-        raise ValueError(f"{printable(word)!r} counts down, and ranges go up: {printable(rising)}")
+        raise ValueError(f"{printable(word)!r} counts down, but ranges must go up: {printable(rising)}")
     if match["rule"] is None:
-        raise ValueError(f"{printable(word)!r} is a range without a step, such as {printable(word)}*2 or +1")
+        raise ValueError(f"{printable(word)!r} is a range without a step; write {printable(word)}*2 or +1")
     by = _number(match["by"])
     if match["rule"] == "+":
         return range(first, last + 1, by)
     if by == 1:
-        raise ValueError(f"{printable(word)!r} is a range that never grows")
+        raise ValueError(f"{printable(word)!r} is a range whose step never increases it")
     found = [first]
     while found[-1] * by <= last:
         found.append(found[-1] * by)
@@ -249,7 +247,7 @@ def _number(word: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A grid by name. Empty ``quants`` and ``models`` leave the choice to the command line."""
+    """A named grid. Empty ``quants`` and ``models`` leave the choice to the command line."""
 
     name: str
     description: str
@@ -259,8 +257,8 @@ class Scenario:
     quants: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     fill: str | None = None
-    prompts: tuple[str, ...] = ()  # names of files, read by ``profiler.run.prompts``
-    answer_tokens: int | None = None  # expected
+    prompts: tuple[str, ...] = ()  # names of files that ``profiler.run.prompts`` reads
+    answer_tokens: int | None = None  # expected length of an answer
     stands_for: str | None = None
 
 
@@ -271,13 +269,13 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Scenario:
-    """The shipped scenario ``name``, or the file of that path. Raises NotFound, ProfileError."""
+    """The shipped scenario ``name``, or the scenario file at that path. Raises NotFound or ProfileError."""
     file = _file(name)
     return _parse(file.stem if isinstance(file, Path) else name, file)
 
 
 def source(name: str) -> str:
-    """The text of its file, to copy and change; for a terminal. Raises as ``load``."""
+    """The text of a scenario's file as a template, safe for a terminal. Raises the same errors as ``load``."""
     lines = _text(f"scenario {printable(name)}", _file(name)).splitlines()
     return "".join(f"{printable(line.expandtabs(4), MAX_BYTES)}\n" for line in lines)
 
@@ -304,10 +302,10 @@ def _parse(name: str, file: Traversable) -> Scenario:
         raise ProfileError(f"{where}: fill is {_quoted(fill)}", f"Known: {', '.join(FILLS)}.")
     for key in ("description", "stands_for"):
         if not isinstance(content.get(key, ""), str):
-            raise ProfileError(f"{where}: {key} is {_quoted(content[key])}, which is not text")
+            raise ProfileError(f"{where}: {key} is {_quoted(content[key])}, but must be text")
     answer = counts(f"{where}: answer_tokens", _texts(content.get("answer_tokens", 1)))
     if len(answer) > 1 or answer[0] > MAX_ANSWER:
-        raise ProfileError(f"{where}: answer_tokens is not one number up to {MAX_ANSWER:,}")
+        raise ProfileError(f"{where}: answer_tokens must be one number up to {MAX_ANSWER:,}")
     return Scenario(
         name=printable(name),
         description=printable(content["description"]),
@@ -324,11 +322,13 @@ def _parse(name: str, file: Traversable) -> Scenario:
 
 
 def _names(where: str, content: dict[str, Any], key: str) -> list[str]:
-    """A text or a list of texts; a number or a table names nothing. Raises ProfileError."""
+    """A text or a list of texts. Raises ProfileError for numbers and tables."""
     value = content.get(key, [])
     for item in value if isinstance(value, list) else [value]:
         if not isinstance(item, str):
-            raise ProfileError(f"{where}: {key} holds {_quoted(item)}, which is not text", f'Write {key} = ["NAME"].')
+            raise ProfileError(
+                f"{where}: {key} contains {_quoted(item)}, but must be text", f'Write {key} = ["NAME"].'
+            )
     return _texts(value)
 
 
@@ -351,9 +351,9 @@ def _text(where: str, file: Traversable) -> str:
     except ProfileError as error:
         raise type(error)(error.message, f"Shipped: {', '.join(names())}.") from None
     except ValueError as error:
-        raise ProfileError(f"{where} is not valid TOML, which is UTF-8: {printable(error)}") from None
+        raise ProfileError(f"{where} is not valid TOML, which must be UTF-8: {printable(error)}") from None
 
 
 def _texts(value: Any) -> list[str]:
-    """A number, a text or a list of them, as the command line would give it."""
+    """A number, a text or a list of them, as the command line would pass it."""
     return [str(item) for item in (value if isinstance(value, list) else [value])]

@@ -1,7 +1,8 @@
-"""What `profile sweep` measures when nobody says what: the headline pair, sized to the machine.
+"""The default grid of `profile sweep`: the headline pair, sized to the machine.
 
-The largest Gemma 4 and the largest Qwen 3.5 of the catalog that the device holds and that fit the time, each in the
-device's default dtype, or else in the first smaller quantization that fits; cheapest first, so that a row comes soon.
+The pair is the largest Gemma 4 and the largest Qwen 3.5 of the catalog that fit on the device and in the time budget,
+each in the device's default dtype or else in the first smaller quantization that fits. The cheapest runs first, so
+that the first row appears soon.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, seconds_text
 
 PAIR = {"Gemma 4": "gemma-4-", "Qwen 3.5": "qwen3.5-"}
-SMALLER = ("bf16", "nf4")  # quantizations to try where no model of a family fits in the default dtype
-EXTRA = "nf4"  # the second quantization, where there is time for it
+SMALLER = ("bf16", "nf4")  # quantizations to try if no model of a family fits in the default dtype
+EXTRA = "nf4"  # the second quantization, if there is time for it
 CONTEXTS = ("128", "512")
 STEPS = ("8",)
 REPS = 2
 BUDGET_S = 300.0
-HEADROOM = 0.05  # of the memory: a first run should not be the one that fills it to the brim
-FIRST_ROW_S = 60.0  # how long a person waits for the first row
+HEADROOM = 0.05  # of the memory: a first run should not fill it completely
+FIRST_ROW_S = 60.0  # how long the first row may take
 Grid = Callable[[str, Quant], list[GridTask]]
 ModelPair = tuple[str, Quant]  # catalog name, quantization
 
 
 @dataclass(frozen=True, slots=True)
 class HeadlineBudget:
-    """What the choice must fit."""
+    """The limits of the choice."""
 
     device: DeviceInfo
     effort: Effort
@@ -44,20 +45,20 @@ class HeadlineBudget:
 
     @property
     def host(self) -> Target:
-        """The device with what is known of its speed."""
+        """The device with what is known about its speed."""
         return host_of(self.device, None)
 
 
 @dataclass(frozen=True, slots=True)
 class HeadlineChoice:
-    """The models with their quantizations, and why, in one line."""
+    """The models with their quantizations, and a one-line reason."""
 
     pairs: tuple[ModelPair, ...]
     words: str
 
 
 def choose(limits: HeadlineBudget, grid: Grid, asked: Sequence[Quant] = ()) -> HeadlineChoice:
-    """The pair for this machine. ``grid`` makes the points of a model in a quantization; ``asked`` fixes these."""
+    """The pair for this machine. ``grid`` gives the tasks of a model in a quantization; ``asked`` fixes it."""
     formats = tuple(asked) or _formats(limits.device)
     share = limits.budget_s / len(PAIR)
     chosen = [_largest(prefix, formats, limits, grid, share) for prefix in PAIR.values()]
@@ -75,9 +76,9 @@ def _formats(device: DeviceInfo) -> tuple[Quant, ...]:
 
 
 def _largest(prefix: str, formats: Sequence[Quant], limits: HeadlineBudget, grid: Grid, seconds: float) -> ModelPair:
-    """The largest model of a family that holds and fits ``seconds``, in the first quantization in which one does.
+    """The largest model of a family that fits in memory and in ``seconds``, in the first possible quantization.
 
-    If none does in any, the smallest in the first quantization that holds it at all: the budget then cuts the grid.
+    If none does, the smallest in the first quantization that fits in memory; the budget then cuts the grid.
     """
     names = _by_size(prefix)
     for quant in formats:
@@ -89,7 +90,7 @@ def _largest(prefix: str, formats: Sequence[Quant], limits: HeadlineBudget, grid
 
 
 def _quick(pair: ModelPair, prefix: str, limits: HeadlineBudget, grid: Grid) -> ModelPair:
-    """The largest model of a family, up to that of ``pair``, that gives its first row soon; else the smallest."""
+    """The largest model of a family, no larger than ``pair``'s, with an early first row; else the smallest."""
     name, quant = pair
     names = _by_size(prefix)
     smaller = names[names.index(name) :]
@@ -98,13 +99,13 @@ def _quick(pair: ModelPair, prefix: str, limits: HeadlineBudget, grid: Grid) -> 
 
 
 def _by_size(prefix: str) -> list[str]:
-    """The catalog's models of a family, largest first."""
+    """The catalog models of a family, largest first."""
     names = [name for name in hub.names() if name.startswith(prefix)]
     return sorted(names, key=lambda name: families.geometry(hub.shipped_config(name)).parameters, reverse=True)
 
 
 def _seconds(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> float:
-    """Estimate for the grids of ``pairs``; infinite if a case of them cannot run or is not likely to fit."""
+    """Estimated seconds for the grids of ``pairs``; infinite if a case cannot run or is unlikely to fit."""
     tasks = [task for name, quant in pairs for task in grid(name, quant)]
     if not _holds(tasks, limits):
         return float("inf")
@@ -122,14 +123,14 @@ def _fits(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> boo
 
 
 def _first_row_s(pair: ModelPair, limits: HeadlineBudget, grid: Grid) -> float:
-    """Loading a model and measuring its cheapest case."""
+    """Seconds to load a model and measure its cheapest case."""
     host = limits.host
     cases = [run_plan.estimate(task, host, limits.effort) for task in grid(*pair)]
     return min(case.load_s + case.run_s for case in cases)
 
 
 def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> str:
-    """What was chosen and why; where it does not fit, what it needs."""
+    """What was chosen and why; if it does not fit, what it would need."""
     models = registry.listed([f"{name} {quant.name}" for name, quant in pairs])
     free, budget = bytes_text(limits.available_bytes), seconds_text(limits.budget_s)
     refused = next((reason for _, quant in pairs if (reason := quant.unavailable(limits.device))), None)
@@ -140,7 +141,7 @@ def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> st
         largest = max(tasks, key=lambda task: _peak(task, limits))
         needed = bytes_text(_peak(largest, limits))
         return (
-            f"no model named (-m), and the {free} free of {limits.device.name} may not hold all of {models}:"
+            f"no model named (-m), and {limits.device.name} with {free} free may not hold all of {models}:"
             f" {largest.case.model} {largest.quant.name} needs about {needed}"
         )
     seconds = _seconds(pairs, limits, grid)
@@ -150,8 +151,8 @@ def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> st
             " cases run cheapest first until it is used up"
         )
     return (
-        f"no model named (-m): {models}, the largest Gemma 4 and Qwen 3.5 that {limits.device.name} with {free} free"
-        f" holds and measures within {budget}; estimated {seconds_text(seconds)}"
+        f"no model named (-m): {models}, the largest Gemma 4 and Qwen 3.5 that fit on {limits.device.name}"
+        f" ({free} free) and finish within {budget}; estimated {seconds_text(seconds)}"
     )
 
 

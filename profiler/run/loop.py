@@ -1,31 +1,31 @@
-"""The measuring loop, with the memory and the energy of each phase.
+"""The measuring loop, including the memory and energy of each phase.
 
     prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
 
-``repetitions.repeat`` runs one phase by its two rules; ``repetitions.Repetition`` times one. Every window is opened
-and closed by the device (``devices.base.Meter.window``), so no caller can forget to synchronise. What watches the
-device from outside (``Session.watcher``) is started before and asked after it: its ``Reading`` gives the repetition's
-energy, and may call it invalid, which has it replaced. Every repetition is kept as a ``Sample``; warm-ups and invalid
-ones are marked and count in no statistic.
+``repetitions.repeat`` runs one phase by its rules for warm-up and stopping; ``repetitions.Repetition`` times one. The
+device opens and closes every window (``devices.base.Meter.window``), so no caller can forget to synchronise. A
+watcher of the device (``Session.watcher``) starts before each repetition and is read after it: its ``Reading`` gives
+the energy and may declare the repetition invalid, which is then replaced. Every repetition is kept as a ``Sample``;
+warm-ups and invalid ones are marked and excluded from statistics.
 
-After each repetition the processed tokens and the cache's length are checked: a figure for a shape nobody asked for
-is worse than none. Time and memory come from separate passes, since the saved cache that makes decode repeatable
-would count as peak.
+After each repetition the number of processed tokens and the length of the cache are checked, so that no figure
+belongs to a different shape. Time and memory come from separate passes, since the saved cache that makes decode
+repeatable would count towards the peak.
 
-**Memory.** The peak of a phase, what is left when the phase has ended, and therefore what it took on top:
+**Memory.** The peak of a phase, what is still held afterwards, and the difference, which are its activations:
 
-    peak → give everything unused back → what is held now = weights + framework + cache
-    activations = peak − what is held
+    peak → free everything unused → held now = weights + framework + cache
+    activations = peak − held
 
-What is held is read after the phase and not before: mapped weights come into memory while the first prefill reads
-them, and libraries as their kernels are first used.
+What is held is read after the phase and not before: mapped weights become resident when the first prefill reads
+them, and libraries when their kernels are first used.
 
-**Energy.** Taken over the timed repetitions where they are long, else over a window of ten seconds of its own.
+**Energy.** Taken over the timed repetitions if they are long, else over a separate window of ten seconds.
 
-A counter of energy moves every 100 ms or so, and repetitions are often shorter. So the phase is repeated back to back
-for ``RESOLVED_S`` seconds, with nobody looking between repetitions, and one window holds them all. What little lies
-between them (going back to the saved cache) counts by its share of the time; where that is not little, the figure is
-unknown (``results/energy.py``).
+An energy counter updates about every 100 ms, and repetitions are often shorter. So the phase is repeated back to back
+for ``RESOLVED_S`` seconds without reading the counter in between, and one window covers all repetitions. The time
+between them (restoring the saved cache) is subtracted in proportion; if it is not small, the figure is unknown
+(``results/energy.py``).
 """
 
 from __future__ import annotations
@@ -44,35 +44,35 @@ from profiler.run.repetitions import Effort, Measured, Repetition, company, dist
 
 NO_PEAK = Peak(None, None, None)
 
-LONG_S = 1.0  # ten moves of a counter: the ends of such a repetition are known well enough by themselves
+LONG_S = 1.0  # ten counter updates: accurate enough without a window of its own
 
 UNWATCHED = Unwatched()
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Of one phase."""
+    """Memory of one phase."""
 
     peak: Peak
-    held: Peak  # right after it
-    cache: CacheState | None  # then, too
+    held: Peak  # right after the phase
+    cache: CacheState | None  # at the same time
 
     @property
     def activation_bytes(self) -> int | None:
-        """What the phase took at its peak and gave back."""
+        """What the phase used at its peak and freed afterwards."""
         peak, held = headline(self.peak), headline(self.held)
         return None if peak is None or held is None else max(0, peak - held)
 
 
 def footprint(meter: Meter, trial: Trial) -> Footprint:
-    """Of the phase since the last ``reset_peak``; starts a new window."""
+    """Memory of the phase since the last ``reset_peak``; starts a new window."""
     peak = meter.peak()
     meter.reset_peak()
     return Footprint(peak, meter.peak(), trial.cache())
 
 
 def step_footprint(meter: Meter, trial: Trial) -> Footprint:
-    """Of one decode step more, without the saved copy of the cache, which would count."""
+    """Memory of one more decode step, without the saved copy of the cache, which would be counted."""
     trial.release()
     meter.reset_peak()
     trial.step()
@@ -80,7 +80,7 @@ def step_footprint(meter: Meter, trial: Trial) -> Footprint:
 
 
 def taken_apart(loaded: Loaded, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
-    """The memory of a case; ``after`` is the cache at the end of its decode steps."""
+    """The memory of a case by parts; ``after`` is the cache at the end of its decode steps."""
     return Memory(
         weights_bytes=loaded.weights_bytes,
         unquantized_bytes=loaded.unquantized_bytes,
@@ -105,22 +105,22 @@ def taken_apart(loaded: Loaded, prefill: Footprint, decode: Footprint, after: Ca
 
 
 def _with_pool(peak: int | None, cache: CacheState) -> int | None:
-    """A replayed graph works in memory that is no living tensor's."""
+    """A replayed graph uses a memory pool that does not count as live tensors."""
     return None if peak is None else peak + (cache.pool_bytes or 0)
 
 
 def headline(peak: Peak) -> int | None:
-    """The figure of a phase: live tensors where the device counts them, else the process."""
+    """The peak of a phase: live tensors if the device counts them, else the process."""
     return peak.process_bytes if peak.allocated_bytes is None else peak.allocated_bytes
 
 
 def largest(*values: int | None) -> int | None:
-    """The largest of the known values; None when none is."""
+    """The largest of the known values; None if none is known."""
     return max((value for value in values if value is not None), default=None)
 
 
 class EnergyBook:
-    """Energy of the phases of one case as they come: where it was asked for, or is free with long repetitions."""
+    """Energy of the phases of one case: if it was requested, or is available because repetitions are long."""
 
     def __init__(self, session: Session, asked: bool, beat: Beat) -> None:
         self._watcher, self._meter, self._asked, self._beat = session.watcher, session.meter, asked, beat
@@ -133,19 +133,19 @@ class EnergyBook:
             self._idle_w, self._reason = self._watcher.idle_w()
 
     def enter(self, phase: Phase, samples: Sequence[Sample], unwatched: Callable[[], Sample]) -> None:
-        """Take the energy of a phase that has just been measured; ``unwatched`` runs it once more."""
+        """Measure the energy of a phase that has just been timed; ``unwatched`` runs it once more."""
         timed = [sample for sample in samples if not sample.warmup and sample.invalid is None]
         spans = [(sample.ended_s - sample.seconds, sample.ended_s) for sample in timed if sample.ended_s is not None]
         if spans and sum(s.seconds for s in timed) >= RESOLVED_S and all(s.seconds >= LONG_S for s in timed):
             self._note(phase, timed, spans)
-        elif self._asked and self._idle_w is None:  # a device that does not tell: nothing is repeated for it
+        elif self._asked and self._idle_w is None:  # the device reports no energy, so nothing is repeated
             self._parts[phase] = PhaseEnergy(0, 0.0, 0.0, 0, counter_reason=self._reason, power_reason=self._reason)
         elif self._asked:
             self._repeat(phase, unwatched)
 
     @property
     def energy(self) -> Energy | None:
-        """What is known; None where nobody asked and nothing was free."""
+        """What is known; None if energy was neither requested nor available."""
         if not self._parts:
             return None
         source, scope = (None, None) if self._how is None else (self._how.source, self._how.scope)
@@ -167,7 +167,7 @@ class EnergyBook:
         self, phase: Phase, samples: Sequence[Sample], spans: Sequence[tuple[float, float]], slowed: str | None = None
     ) -> None:
         consumed = self._watcher.consumed(spans)
-        if consumed is None:  # free where somebody looks, and nobody does
+        if consumed is None:  # only available if a watcher runs
             return
         self._how = consumed
         self._parts[phase] = PhaseEnergy(
@@ -188,7 +188,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat, measured_b
 
     The row has no environment and does not know what loading the model took.
 
-    Raises ShapeMismatch when a phase did not process what the case asks for, and whatever the backend raises.
+    Raises ShapeMismatch if a phase did not process what the case specifies, and whatever the backend raises.
     """
     meter, trial = session.meter, session.begin(case)
     session.watcher.begin(effort.energy)

@@ -1,13 +1,13 @@
-"""The plan of a sweep: which cases run, in which order, within which time, and why the others do not.
+"""The plan of a sweep: which cases run, in what order and within what time, and why the others are skipped.
 
-Models load as rarely as can be: the cases of one load stand together, smallest first, so that an out-of-memory case
-comes after those that fit. A case is left out only for a reason in words.
+Each model loads as few times as possible: the cases of one load are adjacent, smallest first, so that a case that
+runs out of memory comes after those that fit. Every skipped case has a reason.
 
-**Budget.** Cheapest informative first: one case of every load (model × quantization) before a second one of any.
-While the sweep runs, what it measured corrects the estimates of the same load, and a case that no longer fits is
-skipped.
+**Budget.** The cheapest cases come first, and one case of every load (model × quantization) before a second one of
+any. During the sweep, measured times correct the estimates for the same load, and a case that no longer fits the
+budget is skipped.
 
-**Resuming.** Cases that the store already holds, measured alike and as thoroughly, are adopted instead of measured.
+**Resuming.** Stored rows of cases that were measured the same way and as thoroughly are reused.
 """
 
 from __future__ import annotations
@@ -39,51 +39,51 @@ from profiler.run.grid import GridTask
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, printable, seconds_text
 
-CASE_S = 0.5  # inputs, snapshots and bookkeeping of a case
+CASE_S = 0.5  # inputs, cache snapshots and bookkeeping of a case
 
 BudgetClock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A case that will run, and what it is expected to take."""
+    """A case that will run, and its estimated time."""
 
     task: GridTask
     takes: Estimate
-    load_s: float  # of its model; only the first case of a load pays it
+    load_s: float  # of the model; only the first case of a load pays it
     run_s: float  # warm-ups and repetitions of both phases
 
     @property
     def case(self) -> Case:
-        """The case itself."""
+        """The case."""
         return self.task.case
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A case that will not run, and the reason in words."""
+    """A case that will not run, and the reason."""
 
     case: Case
     reason: str
-    takes: Estimate | None = None  # what it would take
+    takes: Estimate | None = None  # its estimate
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """Cases in the order they run; equal ``load_key`` stand together."""
+    """Cases in the order in which they run; equal ``load_key``s are adjacent."""
 
     cases: tuple[Planned, ...]
     skipped: tuple[Skip, ...] = ()
 
     @property
     def seconds(self) -> float:
-        """Estimate for all of it."""
+        """Estimated seconds for the whole plan."""
         loads = {planned.case.load_key: planned.load_s for planned in self.cases}
         return sum(loads.values()) + sum(planned.run_s for planned in self.cases)
 
 
 def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, available_bytes: int) -> SweepPlan:
-    """Order the tasks and leave out what cannot run on ``device`` with ``available_bytes`` of its memory."""
+    """Order ``tasks`` and skip what cannot run on ``device`` with ``available_bytes`` of its memory."""
     planned: list[Planned] = []
     skipped: list[Skip] = []
     host = cache(partial(host_of, device))
@@ -94,7 +94,7 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
                 skipped.append(Skip(task.case, task.refused, takes))
                 continue
             entry = estimate(task, host(task.case.threads), effort)
-        except ProfileError as error:  # of this model in this quantization: the others are as they were
+        except ProfileError as error:  # only this model in this quantization is affected
             skipped.append(Skip(task.case, error.message))
             continue
         reason = _impossible(task, device) or _too_large(entry.takes, available_bytes, device)
@@ -106,7 +106,7 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
 
 
 def estimate(task: GridTask, host: Target, effort: Effort) -> Planned:
-    """What a case is expected to take on ``host``."""
+    """The estimated time of a case on ``host``."""
     takes = estimates.estimate(task.case, task.geometry, host, task.stored)
     synthetic = task.case.fill == "synthetic"
     start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
@@ -125,21 +125,21 @@ def size(case: Case) -> tuple[int, int, int]:
 
 
 def _impossible(task: GridTask, device: DeviceInfo) -> str | None:
-    """Why this backend, device or model cannot serve the case at any size of memory."""
+    """Why this backend, device or model cannot run the case, whatever the memory."""
     refusal = backends.find(task.case.backend).refusal(task.case)
     if refusal is not None:
         return refusal
     reason = task.quant.unavailable(device)
     if reason is not None:
         return f"{task.quant.name} cannot run on {device.name}: {reason}"
-    positions = task.geometry.max_position  # a few decode steps past the last one are measured all the same
+    positions = task.geometry.max_position  # a few decode steps beyond the limit are allowed
     if task.case.context > positions:
         return f"the model supports at most {positions:,} tokens"
     return None
 
 
 def _too_large(predicted: Estimate, available_bytes: int, device: DeviceInfo) -> str | None:
-    """Only what is certain: even the lower bound does not fit."""
+    """The reason if the case certainly does not fit: even the lower bound exceeds the memory."""
     needed = predicted.peak.low
     if needed <= available_bytes:
         return None
@@ -159,13 +159,13 @@ def _by_load(planned: list[Planned]) -> list[Planned]:
 
 
 def _phase_s(once_s: float, effort: Effort) -> float:
-    """Seconds of one phase as the measuring loop runs it."""
+    """Seconds of one phase as ``run.loop`` runs it."""
     again_s = max(RESOLVED_S, once_s) if effort.energy else 0.0
     return once_s * repetitions.likely(once_s, effort) + again_s
 
 
 def choose(plan: SweepPlan, budget_s: float) -> SweepPlan:
-    """The part of ``plan`` that fits ``budget_s`` by estimates, cheapest loads first; the rest becomes skips."""
+    """The part of ``plan`` that fits ``budget_s`` by its estimates, cheapest loads first; the rest is skipped."""
     loads = sorted(_loads(plan.cases).values(), key=_first_s)
     left = budget_s
     kept: set[Case] = set()
@@ -191,10 +191,10 @@ def choose(plan: SweepPlan, budget_s: float) -> SweepPlan:
 
 
 class Pace:
-    """How a running sweep does against its estimates. Without a budget it refuses nothing and only tells the rest.
+    """Tracks a running sweep against its estimates. Without a budget it refuses nothing and only estimates the rest.
 
-    Progress asks for the rest at every row and beat, so sums are kept rather than taken: each question and each row
-    costs the same in a sweep of ten thousand cases as in one of ten.
+    Progress asks for the remaining time at every row and beat. Sums are therefore updated and not recomputed: a query
+    and a row cost the same in a sweep of ten thousand cases as in one of ten.
     """
 
     def __init__(
@@ -205,16 +205,16 @@ class Pace:
         self._waiting = {entry.case: entry for entry in cases}
         self._loads = {key: _Load(load) for key, load in _loads(cases).items()}
         self._remaining_s = math.fsum(load.rest_s for load in self._loads.values())
-        self._reserved_s = 0.0  # for the first case of every load that still waits for it
-        self._dearest: list[tuple[float, str]] = []  # a heap of (−seconds, load key); some entries are out of date
+        self._reserved_s = 0.0  # for the first case of every load that has not started
+        self._dearest: list[tuple[float, str]] = []  # a heap of (−seconds, load key); some entries are outdated
         for key in self._loads:
             self._reserve(key)
         self._started = self._last = clock()
 
     def refuse(self, case: Case) -> str | None:
-        """Why a case no longer fits the budget, in words; None if it does.
+        """Why a case no longer fits the budget; None if it does.
 
-        A further case of a load leaves room for the first one of every load that still waits.
+        Later cases of a load leave room for the first case of every load that has not started.
         """
         if self._budget_s is None:
             return None
@@ -225,9 +225,9 @@ class Pace:
         return None if needed <= room else _reason(needed, self._budget_s, max(0.0, room))
 
     def note(self, case: Case, load_s: float | None, measured: bool, prepare_s: float = 0.0) -> None:
-        """A case has given its row; ``load_s`` is what its worker took to load, ``prepare_s`` to compile its step.
+        """Record that a case has its row. ``load_s``: time to load; ``prepare_s``: time to compile its step.
 
-        Only a case that was ``measured`` corrects estimates; after another the next one loads the model again.
+        Only a case that was ``measured`` corrects estimates; after a failure the next case loads the model again.
         """
         now = self._clock()
         taken = now - self._last
@@ -237,26 +237,26 @@ class Pace:
                 taken -= load_s or 0.0
             load.loaded = measured
             if measured:
-                taken -= prepare_s  # of another batch it is compiled again, of another context not
+                taken -= prepare_s  # a new batch compiles the step again, a new context does not
                 load.ran_s += max(0.0, taken)
                 load.estimated_s += entry.run_s
 
     def drop(self, case: Case) -> None:
-        """A case will not run."""
+        """Record that a case will not run."""
         with self._changing(case):
             pass
 
     def pause(self) -> None:
-        """What has passed since the last row was spent waiting, and says nothing of how long cases take."""
+        """Exclude the time since the last row from the estimates, because it was spent waiting."""
         self._last = self._clock()
 
     def remaining_s(self) -> float:
-        """Corrected estimate of what is still to do."""
+        """Corrected estimate of the remaining seconds."""
         return max(0.0, self._remaining_s) if self._waiting else 0.0
 
     @contextmanager
     def _changing(self, case: Case) -> Iterator[tuple[_Load, Planned]]:
-        """Take a case out of those that wait, and keep the sums right whatever else changes in its load."""
+        """Remove a case from the waiting ones and keep the sums correct while its load changes."""
         key = case.load_key
         load, entry = self._loads[key], self._waiting.pop(case)
         self._remaining_s -= load.rest_s
@@ -266,7 +266,7 @@ class Pace:
         self._reserve(key)
 
     def _reserve(self, key: str) -> None:
-        """Note anew what the first case of a load needs."""
+        """Update what the first case of a load needs."""
         load = self._loads[key]
         self._reserved_s -= load.reserved_s
         load.reserved_s = load.first_s
@@ -275,8 +275,8 @@ class Pace:
             heappush(self._dearest, (-load.reserved_s, key))
 
     def _reserved(self, left: float) -> float:
-        """Seconds that the first cases of the waiting loads need, as far as they can still run at all."""
-        while self._dearest and -self._dearest[0][0] > left:  # nor can it later: what is left only shrinks
+        """Seconds that the first cases of waiting loads need, without those that can no longer run."""
+        while self._dearest and -self._dearest[0][0] > left:  # it cannot run later either: what is left only shrinks
             seconds, key = heappop(self._dearest)
             load = self._loads[key]
             if load.reserved_s == -seconds:
@@ -286,13 +286,13 @@ class Pace:
 
 
 class _Load:
-    """The cases of one load that still wait, and how those that ran did against their estimates."""
+    """The waiting cases of one load, and how the finished ones compare with their estimates."""
 
     def __init__(self, entries: Sequence[Planned]) -> None:
         self.load_s = entries[0].load_s
         self.loaded = False
         self.ran_s = self.estimated_s = 0.0
-        self.reserved_s = 0.0  # what the budget keeps for its first case
+        self.reserved_s = 0.0  # reserved in the budget for its first case
         self._waiting = len(entries)
         self._run_s = math.fsum(entry.run_s for entry in entries)
         self._cheapest = Counter(entry.run_s for entry in entries)
@@ -300,19 +300,19 @@ class _Load:
 
     @property
     def ratio(self) -> float:
-        """Seconds taken for each that was estimated."""
+        """Seconds taken per estimated second."""
         return self.ran_s / self.estimated_s if self.estimated_s else 1.0
 
     @property
     def rest_s(self) -> float:
-        """Estimate of what still waits."""
+        """Estimated seconds of the waiting cases."""
         if not self._waiting:
             return 0.0
         return (0.0 if self.loaded else self.load_s) + self._run_s * self.ratio
 
     @property
     def first_s(self) -> float:
-        """Loading the model and measuring the cheapest case that waits; 0 where it is loaded, or none waits."""
+        """Seconds to load the model and measure the cheapest waiting case; 0 if it is loaded or nothing waits."""
         if self.loaded or not self._waiting:
             return 0.0
         while not self._cheapest[self._by_cost[-1]]:
@@ -320,7 +320,7 @@ class _Load:
         return self.load_s + self._by_cost[-1]
 
     def take(self, entry: Planned) -> None:
-        """One of them no longer waits."""
+        """Remove a waiting case."""
         self._waiting -= 1
         self._run_s -= entry.run_s
         self._cheapest[entry.run_s] -= 1
@@ -338,7 +338,7 @@ def _run_s(entry: Planned) -> float:
 
 
 def _first_s(load: Sequence[Planned]) -> float:
-    """Loading a model and measuring its cheapest case."""
+    """Seconds to load a model and measure its cheapest case."""
     return load[0].load_s + min(entry.run_s for entry in load)
 
 
@@ -354,10 +354,10 @@ def _reason(needed_s: float, budget_s: float, left_s: float) -> str:
 def stored(
     tasks: Iterable[GridTask], store: Store, snapshot: dict[str, Any], effort: Effort, max_memory_bytes: int | None
 ) -> dict[Case, StoredRow]:
-    """The ``ok`` rows of ``tasks`` from an environment as fast as ``snapshot``, with as much effort or more.
+    """The ``ok`` rows of ``tasks`` from an environment as fast as ``snapshot``, with at least the same effort.
 
-    With ``max_memory_bytes`` only those known to keep to it. A row has the case that was asked for: its own may bear
-    another name of the same model, or one that ``redact`` has changed.
+    With ``max_memory_bytes``, only rows known to stay within it. A row gets the requested case, because its own
+    may have another name for the same model, or one that ``redact`` changed.
     """
     key, here = environment_key(snapshot), cache(decode_path.machine_state)
     found = {}
@@ -371,7 +371,7 @@ def stored(
 
 
 def fallbacks(stored_rows: Iterable[StoredRow]) -> str | None:
-    """That some of the rows taken from the store were measured on a fallback, in one line."""
+    """A message if some of the rows reused from the store were measured on a fallback."""
     found = [
         row.measurement for row in stored_rows if row.measurement.decode_path and row.measurement.decode_path.machine
     ]
@@ -385,10 +385,10 @@ def fallbacks(stored_rows: Iterable[StoredRow]) -> str | None:
 
 
 def _runs_alike(row: Measurement, here: Callable[[], str]) -> bool:
-    """Whether the decode step would run here as it did in the row: on the same fallback, or on none. ``here`` gives
-    the state of this machine.
+    """Whether the decode step would run here as it did in the row: on the same fallback, or without one. ``here``
+    gives the state of this machine.
 
-    A cache folder that was full, or a compiler that was missing, changes speed and nothing else that a row records.
+    A full cache folder or a missing compiler changes the speed but nothing else that a row records.
     """
     path = row.decode_path
     if path is None or not kind_of(row.case.device).is_host:
@@ -399,9 +399,10 @@ def _runs_alike(row: Measurement, here: Callable[[], str]) -> bool:
 
 
 def _as_thorough(row: Measurement, effort: Effort) -> bool:
-    """What was asked counts, not what was done: fewer repetitions within the same limit would come out again.
+    """Whether the requested effort was at least as high. Requests count, because fewer repetitions within the same
+    limit would be the outcome again.
 
-    A number of repetitions may also be had by asking for a precision, and the other way round.
+    A requested number of repetitions may satisfy a requested precision, and vice versa.
     """
     if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s or (effort.energy and not row.asked.get("energy")):
         return False
@@ -416,10 +417,10 @@ def _as_thorough(row: Measurement, effort: Effort) -> bool:
 
 
 def _keeps_to(row: Measurement, limit: int | None) -> bool:
-    """Whether the worker of a row took no more host memory than ``limit``: it was held to that, or it is measured."""
+    """Whether the worker of a row stayed within ``limit`` of host memory: by its own limit, or as measured."""
     if limit is None:
         return True
     held_to = row.asked.get("max_memory_bytes")
-    on_host = kind_of(row.case.device).is_host  # a GPU's peak is of its own memory
+    on_host = kind_of(row.case.device).is_host  # a GPU's peak is its own memory
     peak = row.memory.process_peak_bytes if on_host else None
     return any(known is not None and known <= limit for known in (held_to, peak))

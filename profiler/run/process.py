@@ -1,11 +1,11 @@
-"""A worker as its parent sees it: its environment, its process group, two pipes of messages, and why it died.
+"""A worker process as its parent sees it: environment, process group, message pipes, and cause of death.
 
-The environment holds what libraries need to run and nothing that could open somebody's account. A worker parses files
-from strangers; it does no downloads, so it needs no token and no network.
+The environment contains what libraries need to run, and no credentials. A worker parses untrusted files and downloads
+nothing, so it needs neither a token nor the network.
 
-**Why it died**, when we did not kill it, in the order in which reasons are believed. The kernel's OOM kill, then an
-out-of-memory message of its own, then the signal, then the exit code. A SIGKILL is an OOM kill only if a kernel
-counter says so: anyone may send one.
+**Cause of death**, when we did not end it, by priority: the kernel's OOM kill, an out-of-memory message of the
+worker, the signal, the exit code. A SIGKILL counts as an OOM kill only if a kernel counter confirms it, since any
+process may send one.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ from profiler.results.measurement import Outcome
 from profiler.run.protocol import LineBuffer, Load, ProtocolError, WorkerTask, encode
 from profiler.units import printable
 
-PLACES = re.compile(  # what libraries need beside the settings that change speed
+PLACES = re.compile(  # what libraries need in addition to the variables that change speed
     "CXX|HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
     "|VIRTUAL_ENV|(LC|TRANSFORMERS|XDG)_.*"
     "|PYTHON(PATH|HOME|USERBASE|NOUSERSITE|PLATLIBDIR|PYCACHEPREFIX|DONTWRITEBYTECODE|SAFEPATH)"
 )
-TEXT = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # as the parent reads what a worker prints
+TEXT = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # the encoding in which the parent reads a worker's output
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-LAST_WORDS = 5  # lines in which a message is the cause of death; before them it may be a warning survived
+LAST_WORDS = 5  # last lines in which a message is the cause of death; earlier ones may be warnings
 _OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|MemoryError|cannot allocate memory|can't allocate memory", re.I)
-_CRY = re.compile(r"what\(\):|error|assert|fatal|abort", re.I)  # of a library in C++ that ends the process
+_CRY = re.compile(r"what\(\):|error|assert|fatal|abort", re.I)  # last messages of C++ libraries that end the process
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
 
-# -P: a file of the current folder must not stand in for a library's
+# -P: a file in the current folder must not shadow a library
 WORKER = ("-P", "-m", "profiler.run.worker")
 COMMAND = (sys.executable, *WORKER)
-CHUNK = 1 << 16  # bytes read at a time: what a pipe holds
-TAIL = 8 * 1024  # bytes kept of what the worker prints
-DEAD_S = 10.0  # after SIGKILL a process is gone at once, unless it hangs inside the kernel
+CHUNK = 1 << 16  # bytes per read: the capacity of a pipe
+TAIL = 8 * 1024  # bytes of the worker's output that are kept
+DEAD_S = 10.0  # after SIGKILL a process is gone at once, unless it hangs in the kernel
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The part of ``environ`` a worker gets, by an allow-list; the hub's libraries are told to stay offline.
+    """The variables of ``environ`` that a worker gets, by an allow-list; hub libraries are set to stay offline.
 
-    Compiled code is cached in folders of this user alone, which are made here.
+    Compiled code is cached in folders that only this user can access; they are created here.
     """
     allowed = {
         name: value
@@ -68,10 +68,10 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def oom_kills() -> int | None:
-    """How often the kernel has killed for want of memory: in this control group, else on the machine.
+    """How many OOM kills the kernel counts: in this control group, or else on the machine.
 
-    The kernel counts every OOM kill, of whatever cause, in the victim's group too, so the group's counter is enough
-    and tells our worker's death from a stranger's. ``None``: no counter can be read.
+    The kernel counts OOM kills of any cause in the victim's group, so the group's counter is sufficient and does not
+    include processes of other groups. ``None``: no counter can be read.
     """
     for path in (*_group_counters(), Path("/proc/vmstat")):
         try:
@@ -84,19 +84,22 @@ def oom_kills() -> int | None:
 
 
 def _group_counters() -> list[Path]:
-    """Where the counter of this process's memory group may be, version 2 and 1, innermost first."""
+    """Candidate files with the counter of this process's memory group, version 2 and 1, innermost first."""
     return [folder / name for folder in cgroup.folders("memory") for name in ("memory.events", "memory.oom_control")]
 
 
 def cause(returncode: int, oom_killed: bool, output: list[str], phase: str) -> tuple[Outcome, str]:
-    """Outcome and reason of a worker that died by itself.
+    """Outcome and reason of a worker that we did not end.
 
-    ``returncode`` is negative for a signal; ``output`` are the last lines it printed; ``phase`` what it was doing.
+    ``returncode`` is negative for a signal; ``output`` are the last lines it printed; ``phase`` is what it was doing.
     """
     if returncode == -signal.SIGKILL and oom_killed:
-        return "oom", f"the kernel's OOM killer ended the worker in {phase}: the machine's or group's memory was full"
+        return (
+            "oom",
+            f"the kernel's OOM killer ended the worker in {phase}: the memory of the machine or group was full",
+        )
     if returncode == -signal.SIGKILL:
-        return "failed", f"the worker was killed by SIGKILL in {phase}; not by this program, nor by the OOM killer"
+        return "failed", f"the worker was killed by SIGKILL in {phase}, neither by this program nor by the OOM killer"
     said = [line for line in output[-LAST_WORDS:] if _OUT_OF_MEMORY.search(line)]
     if said and returncode != 0:
         return "oom", f"out of memory in {phase}: {printable(said[-1])}"
@@ -105,7 +108,7 @@ def cause(returncode: int, oom_killed: bool, output: list[str], phase: str) -> t
         last = f": {printable(cried[-1])}" if cried else ""
         return "failed", f"the worker was killed by {_signal_name(-returncode)} in {phase}{last}"
     last = f": {printable(output[-1])}" if output else ""
-    return "failed", f"the worker ended in {phase} with exit code {returncode} and no result{last}"
+    return "failed", f"the worker exited in {phase} with code {returncode} and without a result{last}"
 
 
 def _signal_name(number: int) -> str:
@@ -117,25 +120,25 @@ def _signal_name(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A worker of another interpreter, or of other code: what starts Python, and what its environment holds
-    besides.
+    """A worker with another interpreter or other code: the command that starts Python, and extra environment
+    variables.
     """
 
-    python: tuple[str, ...]  # an interpreter, perhaps behind commands that become it (env, taskset)
+    python: tuple[str, ...]  # an interpreter, optionally behind wrappers that exec it (env, taskset)
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class WorkerProcess:
-    """Starts a worker, spawned and in a session of its own, so that no Ctrl-C reaches it. Raises OSError.
+    """Starts a worker in a session of its own, so that Ctrl-C does not reach it. Raises OSError.
 
-    ``wait`` is the only place where the parent waits while a case runs, and it sleeps in the kernel. ``wake_fd``
+    ``wait`` is the only place where the parent blocks while a case runs, and it sleeps in the kernel. ``wake_fd``
     ends that wait early.
     """
 
     def __init__(self, environ: Mapping[str, str], wake_fd: int, launch: Launch | None = None) -> None:
-        self.load: Load | None = None  # known once the model is there
-        self.broken: str | None = None  # why its messages can no longer be read
-        self.closed = False  # it has closed its end
+        self.load: Load | None = None  # known once the model is loaded
+        self.broken: str | None = None  # why its messages cannot be read any more
+        self.closed = False  # it has closed its end of the pipe
         self.exited = False
         self._oom_kills = oom_kills()
         self._lines = LineBuffer()
@@ -168,8 +171,8 @@ class WorkerProcess:
                 pass_fds=(tasks.fileno(), messages.fileno()),
                 start_new_session=True,
             )
-        opened.callback(self._process.kill)  # does nothing to a process that has been waited for
-        assert isinstance(self._process.stdout, FileIO)  # asked for above
+        opened.callback(self._process.kill)  # has no effect on a process that has been waited for
+        assert isinstance(self._process.stdout, FileIO)  # requested above
         self.pid, self._output = self._process.pid, opened.enter_context(self._process.stdout)
         for file in (self._tasks, self._messages, self._output):
             os.set_blocking(file.fileno(), False)
@@ -180,22 +183,22 @@ class WorkerProcess:
     def send(self, task: WorkerTask) -> None:
         """Hand over a task without waiting for the worker to read it. Raises ProtocolError if it is too long."""
         self._unsent += encode(task.to_json(), finite=False)
-        self._listen(self._tasks, self._write_order, selectors.EVENT_WRITE)
+        self._listen(self._tasks, self._write_tasks, selectors.EVENT_WRITE)
 
     def wait(self, seconds: float) -> list[dict[str, Any]]:
-        """Messages, as soon as there are any or something else happens; none after ``seconds``."""
+        """Messages, as soon as there are any or something else happens; an empty list after ``seconds``."""
         for key, _ in self._selector.select(seconds):
             key.data()
         heard, self._heard = self._heard, []
         return heard
 
     def _note_exit(self) -> None:
-        """What it said last, at most a chunk, was ready before its end was, and is read in the same ``wait``."""
+        """Its last output, at most a chunk, was ready before its exit and is read in the same ``wait``."""
         self._selector.unregister(self._pid_fd)
         self.exited = True
 
     def _read_message(self) -> None:
-        chunk = self._messages.read(CHUNK)  # None: nothing yet; empty: the end
+        chunk = self._messages.read(CHUNK)  # None: nothing yet; empty: end of file
         if chunk is None:
             return
         try:
@@ -213,7 +216,7 @@ class WorkerProcess:
         elif chunk is not None:
             self._selector.unregister(self._output)
 
-    def _write_order(self) -> None:
+    def _write_tasks(self) -> None:
         with suppress(BrokenPipeError):  # it died; that is noticed elsewhere
             self._unsent = self._unsent[self._tasks.write(self._unsent) or 0 :]
             if self._unsent:
@@ -221,7 +224,7 @@ class WorkerProcess:
         self._forget(self._tasks)
 
     def _forget(self, file: FileIO) -> None:
-        with suppress(KeyError):  # done before
+        with suppress(KeyError):  # already unregistered
             self._selector.unregister(file)
 
     @property
@@ -234,12 +237,12 @@ class WorkerProcess:
         return [line for line in self._printed.decode("utf-8", "replace").splitlines() if line.strip()]
 
     def oom_killed(self) -> bool:
-        """Whether the kernel has killed anything for want of memory since this worker started."""
+        """Whether the kernel has killed any process for lack of memory since this worker started."""
         now = oom_kills()
         return now is not None and self._oom_kills is not None and now > self._oom_kills
 
     def resident_bytes(self) -> int | None:
-        """Its memory now; None when it is gone."""
+        """Its resident memory now; None when it is gone."""
         try:
             return process_bytes("VmRSS", self.pid)
         except OSError:
@@ -255,9 +258,9 @@ class WorkerProcess:
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def group_cpu_s(self) -> float:
-        """CPU seconds of all that this worker has started and is still there, itself and what has ended included.
+        """CPU seconds of the worker and everything it started, including processes that have ended.
 
-        Reads every process of the machine, so it is for when the worker itself has long been silent.
+        It reads every process of the machine, so call it only after the worker has been silent for long.
         """
         ticks = 0
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -267,7 +270,7 @@ class WorkerProcess:
         return ticks / TICKS
 
     def wait_exit(self, seconds: float) -> bool:
-        """Whether it has ended, after at most ``seconds``; what it prints meanwhile is read."""
+        """Whether it has ended, after at most ``seconds``; its output is read meanwhile."""
         deadline = time.monotonic() + seconds
         while not self.exited and (left := deadline - time.monotonic()) > 0:
             self.wait(left)
@@ -281,11 +284,13 @@ class WorkerProcess:
         return self.stop(grace_s)
 
     def stop(self, grace_s: float) -> bool:
-        """End its whole group: TERM, ``grace_s`` seconds, KILL. Returns whether it is gone. Nothing may follow."""
+        """End its whole process group: TERM, ``grace_s`` seconds, KILL. Returns whether it is gone. Call it last."""
         if not self.exited and grace_s > 0:
             self._signal(signal.SIGTERM)
             self.wait_exit(grace_s)
-        self._signal(signal.SIGKILL)  # also what the worker left behind: its number is ours until it is waited for
+        self._signal(
+            signal.SIGKILL
+        )  # includes processes the worker left behind: its pid stays reserved until waited for
         if self.wait_exit(DEAD_S):
             self._process.wait()
         self._opened.close()
@@ -293,7 +298,7 @@ class WorkerProcess:
 
     @property
     def returncode(self) -> int:
-        """Exit code, or the negative signal. Waits for the end."""
+        """Exit code, or the negative signal number. Waits for the end."""
         return self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -303,6 +308,6 @@ class WorkerProcess:
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[FileIO, FileIO]:
-    """A pipe whose ends are closed by these stacks."""
+    """A pipe whose ends these stacks close."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     return reader.enter_context(FileIO(read_fd, "rb")), writer.enter_context(FileIO(write_fd, "wb"))

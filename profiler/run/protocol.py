@@ -1,6 +1,6 @@
-"""What the parent and its worker say to each other: JSON lines over pipes of their own.
+"""The messages between the parent and its worker: JSON lines over their own pipes.
 
-Not stdout, since libraries print there; never pickle, since a worker that went wrong must not run code in its parent.
+Not stdout, because libraries print there; never pickle, because a faulty worker must not run code in its parent.
 
     parent → worker   one WorkerTask a line, the next only after the row of the last is stored
     worker → parent   {"type": "beat", "text"} · {"type": "loaded", "load"} · {"type": "row", "row"}
@@ -19,7 +19,7 @@ from profiler.results.measurement import Memory
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text
 
-FIRST = frozenset(  # fields of Case and Effort that every worker has always known
+FIRST = frozenset(  # fields of Case and Effort that workers of every version know
     [
         "model",
         "model_id",
@@ -40,22 +40,22 @@ FIRST = frozenset(  # fields of Case and Effort that every worker has always kno
         "max_phase_s",
     ]
 )
-MAX_LINE = 16 * 1024**2  # bytes; a million step times, or a config.json larger than any real one
+MAX_LINE = 16 * 1024**2  # bytes: enough for a million step times, or for any real config.json
 
 
 class ProtocolError(Exception):
-    """A line that is no message. The text says what is wrong with it."""
+    """A line that is not a valid message. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What loading the model took, true of every row of this worker."""
+    """What loading the model took; the same for every row of this worker."""
 
     load_s: float | None = None
     memory: Memory = field(default_factory=Memory)  # weights, baseline, load peak
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON content."""
+        """The load as JSON content."""
         return asdict(self)
 
     @classmethod
@@ -72,7 +72,7 @@ class WorkerTask(Task):
     max_memory_bytes: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON content, such that a worker of an earlier version understands it wherever that can be."""
+        """The order as JSON content that a worker of an earlier version understands where possible."""
         source = {name: getattr(self.source, name) for name in ("kind", "location", "revision")}
         return {
             "case": _said(self.case),
@@ -89,24 +89,24 @@ class WorkerTask(Task):
 
 
 def _said(content: Case | Effort) -> dict[str, Any]:
-    """Without fields that came after the first release and are as by default: an earlier worker does not know
-    them.
+    """The fields without those that came after the first release and have their default value, since an earlier
+    worker does not know them.
     """
     every = {each.name: (getattr(content, each.name), each.default) for each in fields(content)}
     return {name: value for name, (value, usual) in every.items() if name in FIRST or value != usual}
 
 
 def encode(message: Mapping[str, Any], finite: bool = True) -> bytes:
-    """One line. Raises ProtocolError for a number that is none (unless not ``finite``), and for a line over the cap.
+    """Encode one line. Raises ProtocolError for a line over the limit and, if ``finite``, for NaN and infinity.
 
-    A raw config may hold ``Infinity``, a result may not.
+    A raw config may contain ``Infinity``; a result may not.
     """
     try:
         line = json.dumps(message, separators=(",", ":"), allow_nan=not finite).encode() + b"\n"
     except ValueError:
-        raise ProtocolError("it holds a number that is not finite") from None
+        raise ProtocolError("it contains a number that is not finite") from None
     if len(line) > MAX_LINE:
-        raise ProtocolError(f"it takes {bytes_text(len(line))} as a line, more than {bytes_text(MAX_LINE)}")
+        raise ProtocolError(f"its line has {bytes_text(len(line))}, more than {bytes_text(MAX_LINE)}")
     return line
 
 
@@ -123,14 +123,14 @@ STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 class LineBuffer:
-    """Turns what a pipe delivers into messages, and never holds more than a line's cap and one chunk."""
+    """Splits a pipe's data into messages; holds at most one line of the maximum length and one chunk."""
 
     def __init__(self, finite: bool = True) -> None:
         self._rest = bytearray()
         self._decoder = STRICT if finite else json.JSONDecoder()
 
     def feed(self, chunk: bytes) -> Iterator[dict[str, Any]]:
-        """The messages that ``chunk`` completes. Raises ProtocolError at the first that is none."""
+        """The messages that ``chunk`` completes. Raises ProtocolError at the first invalid one."""
         seen = len(self._rest)
         self._rest += chunk
         while (end := self._rest.find(b"\n", seen)) >= 0:

@@ -1,4 +1,4 @@
-"""In which quantization a model is measured or predicted: what was asked for, and how its checkpoint is stored."""
+"""The quantization in which a model is measured or predicted, from the options and how its checkpoint is stored."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class QuantChoice:
     """A quantization that a model is measured in."""
 
     quant: Quant
-    stored: Stored | None = None  # the checkpoint, where it is run as it is stored
-    refused: str | None = None  # why it cannot be measured so, in words
-    note: str | None = None  # what transformers does to the weights, in words
+    stored: Stored | None = None  # the checkpoint, if it runs as it is stored
+    refused: str | None = None  # why it cannot be measured this way
+    note: str | None = None  # what transformers does to the weights
 
 
 def choices(
     source: Source, weights: str, stored: Stored | None, asked: Sequence[Quant], device: DeviceInfo
 ) -> list[QuantChoice]:
-    """The quantizations of one model of a sweep; ``asked`` is empty where no -q was given.
+    """The quantizations of one model of a sweep; ``asked`` is empty without -q.
 
-    A checkpoint that is quantized already is run as it is stored, or unpacked into a plain dtype where transformers
-    does only that; a second quantization on top of the first is refused.
+    A quantized checkpoint runs as it is stored, or unpacked into a plain dtype if transformers supports only
+    that; quantizing it a second time is refused.
     """
     usual: tuple[Quant, ...] = tuple(asked) or (_registered(device.default_dtype),)
     if weights == "synthetic":
@@ -57,11 +57,11 @@ def choices(
 
 def _unknown(quant: Quant) -> str | None:
     known = quant.name in registry.names("quants")
-    return None if known else f"its weights are not stored in {quant.name}, and nothing here quantizes to it"
+    return None if known else f"its weights are not stored in {quant.name}, which can only be read from a checkpoint"
 
 
 def _own(stored: Stored, device: DeviceInfo) -> QuantChoice:
-    """Without -q: as it is stored, else unpacked, else not at all."""
+    """The choice without -q: as stored if possible, else unpacked, else refused."""
     kept = checkpoint.not_as_stored(stored, device) is None
     if stored.trouble is None and not kept and checkpoint.not_unpacked(stored) is None:
         return _of_checkpoint(stored, _registered(stored.dtype or device.default_dtype), device)
@@ -69,17 +69,17 @@ def _own(stored: Stored, device: DeviceInfo) -> QuantChoice:
 
 
 def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> QuantChoice:
-    """``quant`` of a checkpoint that is quantized already."""
+    """The choice ``quant`` for a checkpoint that is already quantized."""
     if stored.trouble is not None:
         as_stored = stored if quant.name == stored.quant else None
-        return QuantChoice(quant, as_stored, f"its weights cannot be taken as values: {stored.trouble}")
+        return QuantChoice(quant, as_stored, f"its weights cannot be read: {stored.trouble}")
     if quant.name == stored.quant:
         reason = checkpoint.not_as_stored(stored, device)
         if reason is None:
             return QuantChoice(replace(quant, dtype=stored.dtype), stored)
         unpacking = checkpoint.not_unpacked(stored)
         instead = MEASURE_ANOTHER if unpacking else f"-q {stored.dtype or 'bf16'} measures it unpacked"
-        if stored.uneven and unpacking:  # what is particular to the file comes first; the device is known
+        if stored.uneven and unpacking:  # put the file's own problem first; the user knows the device
             reason = f"{unpacking}, and {reason}"
         return QuantChoice(quant, stored, f"its weights are stored in {stored.quant}: {reason}; {instead}")
     if quant.name not in DTYPE_BYTES:
@@ -95,7 +95,7 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> QuantCho
 
 
 def never_loaded(model: Model, device: DeviceInfo) -> str | None:
-    """Why a checkpoint whose headers are not here yet could not be loaded, in words; ``None`` where it could."""
+    """Why a checkpoint whose headers are not on this machine could not be loaded; ``None`` if it could."""
     stored = held(model)
     return None if stored is None or stored.scheme is None else _own(stored, device).refused
 
@@ -107,16 +107,16 @@ def _registered(name: str) -> Quant:
 
 @dataclass(frozen=True, slots=True)
 class QuantVariant:
-    """A quantization that a model is predicted in by one engine."""
+    """A quantization in which one engine's predictions for a model are made."""
 
     quant: str
-    stored: Stored | None = None  # the checkpoint, where it is predicted as it is stored
-    dtype: str | None = None  # of what is not quantized; None: as the device computes
+    stored: Stored | None = None  # the checkpoint, if it is predicted as stored
+    dtype: str | None = None  # of unquantized weights; None: the device's compute dtype
     cautions: tuple[str, ...] = ()
 
 
 def held(model: Model) -> Stored | None:
-    """How a model's checkpoint is stored, by its headers or by what its config says; ``None`` where neither does."""
+    """How a model's checkpoint is stored, from its headers or its config; ``None`` if neither says."""
     if model.stored is not None:
         return model.stored if model.stored.weights else None
     scheme = schemes.of(model.source.config)
@@ -126,17 +126,17 @@ def held(model: Model) -> Stored | None:
 def variants(
     model: Model, stored: Stored | None, engine: Engine, target: Target, asked: Sequence[str], usual: Sequence[str]
 ) -> list[QuantVariant]:
-    """The quantizations that ``engine`` is predicted with; ``usual`` are the engine's own where nothing else decides.
+    """The quantizations to predict for ``engine``; ``usual`` are its defaults if nothing else decides.
 
-    Raises NotFound for a name that neither the engine nor the checkpoint has, ProfileError where the checkpoint
-    cannot be had in it.
+    Raises NotFound for a name that neither the engine nor the checkpoint has, and ProfileError if the checkpoint is
+    not available in it.
     """
     if stored is None:
         scheme = schemes.of(model.source.config)
         if scheme is not None and not asked:
             raise ProfileError(
-                f"{model.name}: its config says {scheme.name}, and not enough of it to tell what its weights take",
-                "Give a folder with the weights, or name a quantization with -q.",
+                f"{model.name}: its config says {scheme.name}, but not enough to compute the size of the weights",
+                "Give a folder with the weights, or choose a quantization with -q.",
             )
         return [QuantVariant(quant) for quant in dict.fromkeys(checked(engine, quant) for quant in asked or usual)]
     if not asked:
@@ -156,7 +156,7 @@ def variants(
 
 
 def checked(engine: Engine, quant: str) -> str:
-    """``quant`` as ``engine`` spells it. NotFound, which names the engines that have it."""
+    """``quant`` as ``engine`` spells it. Raises NotFound naming the engines that have it."""
     try:
         return engine.check(quant)
     except NotFound as error:
@@ -178,7 +178,7 @@ def _same(word: str, quant: str) -> bool:
 def _by_itself(
     model: Model, stored: Stored, engine: Engine, target: Target, usual: Sequence[str]
 ) -> list[QuantVariant]:
-    """A checkpoint as ``engine`` runs it when it is told nothing more."""
+    """The checkpoint as ``engine`` runs it by default."""
     if stored.gguf:
         if engine.name in GGUF_ENGINES:
             return [QuantVariant(stored.quant, stored)]
@@ -207,14 +207,14 @@ def _converted(model: Model, stored: Stored, engine: Engine) -> QuantVariant:
     if stored.packed or stored.dtype not in AS_GGUF:
         raise ProfileError(
             f"{model.name}: its weights are stored in {stored.quant}, and {engine.name} reads GGUF files only",
-            "-q q4_k_m predicts a GGUF file of the unquantized model, --engine vllm this checkpoint.",
+            "-q q4_k_m predicts a GGUF file of the unquantized model; --engine vllm predicts this checkpoint.",
         )
     quant = AS_GGUF[stored.dtype]
-    return QuantVariant(quant, cautions=(f"{engine.name} reads GGUF files: predicted as converted to {quant}",))
+    return QuantVariant(quant, cautions=(f"{engine.name} reads GGUF files: predicted as if converted to {quant}",))
 
 
 def _by_transformers(stored: Stored, target: Target) -> QuantVariant:
-    """As stored, unpacked, or priced as it is stored with the reason why a sweep would not run it."""
+    """As stored or unpacked if transformers runs it so; otherwise as stored, with the reason why a sweep cannot."""
     reason = _not_kept(stored, target)
     if reason is None:
         return QuantVariant(stored.quant, stored, stored.dtype)
@@ -226,16 +226,16 @@ def _by_transformers(stored: Stored, target: Target) -> QuantVariant:
 
 
 def _not_kept(stored: Stored, target: Target) -> str | None:
-    """Why transformers does not run it as it is stored. What is installed on another machine is not known here."""
+    """Why transformers does not run it as stored. Which packages another machine has is unknown here."""
     if target.local:
         return checkpoint.not_as_stored(stored, devices.find(target.local))
     return checkpoint.never_as_stored(stored, FP8_FLOPS in target.flops)
 
 
 def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> QuantVariant:
-    """Not the checkpoint as it is, but what would be made of it."""
+    """A quantization that would be made from the checkpoint."""
     if engine.name == "transformers" and stored.scheme is not None:
-        reason = checkpoint.not_unpacked(stored) if quant in DTYPE_BYTES else "it is not quantized a second time"
+        reason = checkpoint.not_unpacked(stored) if quant in DTYPE_BYTES else "it cannot be quantized a second time"
         if reason is not None:
             raise ProfileError(f"{model.name}: its weights are stored in {stored.quant}: {reason}", "Leave -q out.")
         return QuantVariant(quant, None, quant, (f"predicted as unpacked into {quant}",))
@@ -247,5 +247,5 @@ def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> QuantV
 
 
 def _unpacked_gguf(stored: Stored, quant: str) -> QuantVariant:
-    told = f"the file's {bytes_text(stored.nbytes)} of {stored.quant} are unpacked and stored again as -q says"
+    told = f"the file's {bytes_text(stored.nbytes)} of {stored.quant} are unpacked and stored again as {quant}"
     return QuantVariant(quant, cautions=(told,))

@@ -1,21 +1,21 @@
 """The repetitions of a phase: how many there are, when they stop, and what disturbed them.
 
-A phase warms up until it is steady and then repeats until its figure is precise.
+A phase warms up until it is steady, then repeats until its rate is precise.
 
 **Warm-up.** Repetitions at full shape until the last five neither drift (Theil–Sen slope × 5 below 1% of the median)
-nor spread (interquartile range below 2%), at most ``WARMUPS`` of them, and none starts once they have taken
-``WARMUP_S`` seconds: a phase of five seconds or more gets the one that loads code, starts threads and touches memory,
-and no more. On a machine with other work the spread never settles; then the caps end it, and the row says so. A
-case that this process has measured before, as the blocks of a gate do, warms up for ``AGAIN_S`` at most: code and
-memory are there.
+nor spread (interquartile range below 2%), with at most ``WARMUPS`` of them and none started after ``WARMUP_S``
+seconds of warm-up. A phase of five seconds or more therefore gets a single one, which loads code, starts threads and
+touches memory. On a busy machine the spread never settles; then the limits end the warm-up and the row says so. A
+case that this process has measured before, like the blocks of a gate, warms up for at most ``AGAIN_S``: code and
+memory are ready.
 
-**Repetitions.** ``-r N``: so many. Else until the 95% interval of the rate (``results.stats``) is within the
-precision asked for, without process-to-process variation, which no repetition narrows. Looking after every repetition
-makes the interval cover a little less than it says, and that neighbours count as alike where they look so by chance
-makes it cover more: together 95 to 97% for independent noise of 0.5 to 8%, in 1200 simulated phases each. Either
-way ``max_phase_s`` ends them earlier.
+**Repetitions.** ``-r N`` runs exactly N. Otherwise they continue until the 95% interval of the rate
+(``results.stats``) is within the requested precision; the variation between processes is excluded, because
+repetitions cannot reduce it. Checking after every repetition lowers the coverage of the interval a little, and
+treating neighbours as correlated when they only look so by chance raises it: together 95 to 97% for independent
+noise of 0.5 to 8%, in 1200 simulated phases each. In both modes ``max_phase_s`` may end them earlier.
 
-What the repetitions show by themselves (drift, spread, too few of them) is derived when a row is read:
+What the repetitions themselves show (drift, spread, too few of them) is derived when a row is read:
 ``results/cautions.py``.
 """
 
@@ -35,63 +35,65 @@ from profiler.results.measurement import Caution, Phase, Sample
 from profiler.results.stats import summarize
 from profiler.units import bytes_text, seconds_text
 
-PRECISION = 0.02  # of the median: half of what a person would call a difference between two formats
-FEWEST = 5  # repetitions before precision may end a phase: stopping at three would cover 91% instead of 95%
-MOST = 20  # and at which it gives up: at the next step, 40, the interval is narrower by a third only
+PRECISION = 0.02  # of the median: half of what users would call a difference between two quantizations
+FEWEST = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
+MOST = 20  # the limit: 40 repetitions would narrow the interval by only another third
 MAX_PHASE_S = 60.0
 
 WARMUPS = 20
 WARMUP_S = 5.0
 AGAIN_S = 1.0
-USUAL = 10  # repetitions that a precision of 2% takes where they spread by 2%; what a plan reckons with
-INVALID_SHARE = 4  # one repetition in so many may be replaced, and one in any case
+USUAL = 10  # repetitions that 2% precision takes if they spread by 2%; the plan assumes this number
+INVALID_SHARE = 4  # one of this many repetitions may be replaced, and always at least one
 Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 
-MAX_WAIT = 0.1  # share of the wanted CPU time that a process may miss before its figure is another program's as well
-MIN_BLAME = 0.5  # of a wait that others must have worked: threads of one process wait for each other as well
-MAX_STALLED = 0.25  # share of the time in which others may wait for a core: they then run on all that we leave them
-MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake
-SOME_THROTTLED = 0.02  # of the time: now and then a period is used up by a thread that does nothing for the phase
-PERIODS_TO_AVERAGE = 5  # in a repetition, which may begin with all of a period's time or with none
-SOME_SWAP = 16 * 1024**2  # bytes: less is what any program has that started long ago
-ONE_OTHER = "another process computes"  # a gate knows this one: it is the other side's
+MAX_WAIT = 0.1  # share of the CPU time we needed that others may take before the figure is disturbed
+MIN_BLAME = (
+    0.5  # part of a wait that others must have worked, because threads of one process also wait for each other
+)
+MAX_STALLED = 0.25  # share of the time in which others may wait for a core, because they then use all that we leave
+MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake up
+SOME_THROTTLED = 0.02  # of the time; less may come from a thread that does no work for the phase
+PERIODS_TO_AVERAGE = 5  # per repetition, which may start with a period's full quota or with none
+SOME_SWAP = 16 * 1024**2  # bytes: any process that started long ago has less in swap
+ONE_OTHER = "another process computes"  # a gate ignores this caution: the other process is its other worker
 QUIETER = "--fresh on a quieter machine"
 SMALLER = "a smaller -q, -c or -b"
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """``reps`` repetitions of each phase; None: until the 95% interval of its rate, by the repetitions
-    alone, is within ``precision``.
+    """``reps`` repetitions of each phase; None: until the 95% interval of its rate is within ``precision``. The
+    interval covers repetitions in one process.
 
     Precision decides from ``FEWEST`` repetitions on and gives up after ``MOST``. No repetition starts once those of
-    its phase have taken ``max_phase_s`` seconds together.
+    its phase have taken ``max_phase_s`` seconds in total.
     """
 
     reps: int | None = None
     max_phase_s: float = MAX_PHASE_S
     precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
-    energy: bool = False  # measure it as well: ten seconds more of a phase that is short
+    energy: bool = False  # also measure energy: ten more seconds for a short phase
 
     @property
     def fewest(self) -> int:
-        """Repetitions below which a phase has been cut short."""
+        """With fewer repetitions than this, a phase counts as cut short."""
         return FEWEST if self.reps is None else self.reps
 
     @property
     def most(self) -> int:
-        """Repetitions after which a phase ends in any case."""
+        """The phase ends after this many repetitions."""
         return MOST if self.reps is None else self.reps
 
     @property
     def asked(self) -> dict[str, float]:
-        """What a row keeps of it."""
+        """The requested effort, as a row stores it."""
         wanted = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
         return wanted | {"max_phase_s": self.max_phase_s} | ({"energy": True} if self.energy else {})
 
 
-"""Why a phase ended: precision reached · the number asked for · the most that precision may take · ``--max-phase`` ·
-the first repetition alone filled that · too many were invalid."""
+"""Why a phase ended: the precision was reached · the requested number was reached · ``MOST`` was reached ·
+``--max-phase`` was reached · the first repetition alone took that long · too many repetitions were invalid."""
 
 
 def is_warm(warmups: Sequence[Sample], effort: Effort, measured_before: bool = False) -> bool:
@@ -103,7 +105,7 @@ def is_warm(warmups: Sequence[Sample], effort: Effort, measured_before: bool = F
 
 
 def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:
-    """Why no further repetition is needed after ``samples``, invalid ones among them; None: go on."""
+    """Why the phase ends after ``samples``, which include invalid ones; None: it goes on."""
     valid = [sample for sample in samples if sample.invalid is None]
     replaced = len(samples) - len(valid)
     if effort.reps is None and len(valid) >= effort.fewest and _is_precise(valid, effort.precision):
@@ -118,7 +120,7 @@ def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:
 
 
 def likely(once_s: float, effort: Effort) -> int:
-    """How often a phase of ``once_s`` seconds is likely to run, warm-ups included."""
+    """The likely number of runs of a phase of ``once_s`` seconds, including warm-ups."""
     if once_s >= effort.max_phase_s:
         return 1
     warmups = min(stats.WINDOW, ceil(min(WARMUP_S, effort.max_phase_s) / once_s))
@@ -134,7 +136,7 @@ def _is_precise(samples: Sequence[Sample], precision: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A phase as it went: every repetition in order, why it ended, and the counters around those that were timed."""
+    """A measured phase: its repetitions in order, why it ended, and the counters around the timed repetitions."""
 
     samples: tuple[Sample, ...]
     stopped: Stop
@@ -143,15 +145,15 @@ class Measured:
 
 
 class Repetition:
-    """One repetition from its making to ``end``, by the clocks of the device and what watches it."""
+    """One repetition, from its creation to ``end``, by the clocks of the device and of its watcher."""
 
     def __init__(self, meter: Meter, watcher: Watcher) -> None:
         self._watcher = watcher
         self._watcher.start()
-        self._window = meter.window()  # last: nothing of ours is inside
+        self._window = meter.window()  # last, so that none of our own work is inside
 
     def end(self, phase: Phase) -> Sample:
-        """Wait until the device has finished what was launched; tokens and steps are for the caller to fill in."""
+        """Wait until the device has finished. The caller fills in the tokens and step times."""
         lap = self._window.close()
         seen = self._watcher.stop(lap.seconds)
         return Sample(
@@ -178,7 +180,7 @@ def repeat(
     beat: Beat,
     measured_before: bool = False,
 ) -> Measured:
-    """Warm up, then repeat ``once`` as ``effort`` says. A first repetition that alone takes that long is all.
+    """Warm up, then repeat ``once`` as ``effort`` says. If the first one fills ``max_phase_s``, it is the only one.
 
     ``measured_before``: this process has measured the case before.
     """
@@ -199,7 +201,7 @@ def repeat(
 def _warmed(
     phase: Phase, once: Callable[[], Sample], effort: Effort, beat: Beat, measured_before: bool
 ) -> list[Sample]:
-    """The warm-ups: at least one, which may turn out to be all there is time for."""
+    """The warm-ups: at least one, which becomes the only repetition if there is no time for more."""
     beat(f"{phase} warm-up")
     warmups = [once()]
     while not is_warm(warmups, effort, measured_before):
@@ -209,7 +211,7 @@ def _warmed(
 
 
 def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
-    """Cautions about one phase on a machine of so many ``cores``."""
+    """Cautions about one phase on a machine with ``cores`` cores."""
     before, after = measured.before, measured.after
     found = [
         Caution(f"{phase}-cpu-pressure", text, QUIETER)
@@ -223,62 +225,62 @@ def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
         found.append(Caution(f"{phase}-swap", swapped, SMALLER))
     retries = _grown(before.retries, after.retries)
     if retries:
-        text = f"{phase}: the allocator had to free memory {retries:.0f} times to continue, which takes long"
+        text = f"{phase}: GPU memory was full {retries:.0f} times, and freeing cached blocks slowed it down"
         found.append(Caution(f"{phase}-allocator-retries", text, SMALLER))
     return found
 
 
 def company(seen: Overview, device: str) -> list[Caution]:
-    """Cautions about who else was on the device, and about what nobody could see."""
+    """Cautions about other processes on the device, and about what could not be watched."""
     found = []
     if seen.others:
         many = ONE_OTHER if seen.others == 1 else f"{seen.others} other processes compute"
         found.append(Caution("other-processes", f"{many} on {device}", f"--fresh when {device} is free"))
     if seen.blind is not None:
-        text = f"a slowdown of {device} would have gone unseen: {seen.blind}"
+        text = f"throttling of {device} could not be detected: {seen.blind}"
         found.append(Caution("unwatched", text))
     return found
 
 
 def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: Pressure, cores: int) -> list[str]:
-    """Other work on the cores, told once: as what this process missed, else as what others did."""
+    """One message about other work on the cores: the CPU time we missed, or else what other processes did."""
     wall = after.at_s - before.at_s
-    stood = _grown(before.throttled_s, after.throttled_s) or 0.0  # for the quota, which is nobody else's work
+    stood = _grown(before.throttled_s, after.throttled_s) or 0.0  # waiting for the quota is not caused by other work
     waited = max(0.0, sum(sample.wait_s or 0 for sample in samples) - stood)
     wanted = waited + sum(sample.cpu_s or 0 for sample in samples)
     others = _others(before, after)
     if wanted and waited / wanted > MAX_WAIT and others >= waited * MIN_BLAME:
-        return [f"{phase}: the CPU was busy: other processes took {waited / wanted:.0%} of the time this one needed"]
+        return [f"{phase}: the CPU was busy: other processes took {waited / wanted:.0%} of the CPU time we needed"]
     stolen = _grown(before.stolen_s, after.stolen_s)
     if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
-        return [f"{phase}: the hypervisor took {stolen / (wall * cores):.0%} of the cores' time for other guests"]
+        return [f"{phase}: the hypervisor gave {stolen / (wall * cores):.0%} of the CPU time to other guests"]
     stalled = _grown(before.stalled_s, after.stalled_s)
     stalled = None if stalled is None else max(0.0, stalled - stood)
     if wall > 0 and stalled is not None and stalled / wall > MAX_STALLED and others >= stalled * MIN_BLAME:
-        return [f"{phase}: other programs waited for a core {stalled / wall:.0%} of the time, so all cores were busy"]
+        return [f"{phase}: all cores were busy: other processes waited for one {stalled / wall:.0%} of the time"]
     return []
 
 
 def _throttled(phase: Phase, measured: Measured) -> str | None:
-    """That a CPU quota was used up, so that the process stood still for the rest of the period."""
+    """A message if the CPU quota was used up, which stops the process until the next period."""
     before, after = measured.before, measured.after
     periods, used_up = _grown(before.periods, after.periods), _grown(before.throttled, after.throttled)
     stood, wall = _grown(before.throttled_s, after.throttled_s), after.at_s - before.at_s
     if stood is None or wall <= 0 or stood / wall < SOME_THROTTLED:
         return None
     if not periods or not used_up:
-        what = f"cores stood still for {seconds_text(stood)} of {seconds_text(wall)}"
-        return f"{phase}: a CPU quota that cannot be seen from here held this process up: {what}"
+        what = f"cores were stopped for {seconds_text(stood)} of {seconds_text(wall)}"
+        return f"{phase}: a CPU quota that is not visible here slowed the process down: {what}"
     text = f"{phase}: the CPU quota was used up in {used_up:.0f} of {periods:.0f} periods"
     seconds = [sample.seconds for sample in measured.samples if not sample.warmup]
     if seconds and after.period_s is not None and statistics.median(seconds) < PERIODS_TO_AVERAGE * after.period_s:
         many = seconds_text(after.period_s)
-        text += f"; repetitions are not much longer than a period ({many}), so a long run may be slower"
+        text += f"; a repetition is not much longer than a period ({many}), so a longer run may be slower"
     return text
 
 
 def _others(before: Pressure, after: Pressure) -> float:
-    """Seconds that cores worked for other programs; endless where nobody counts."""
+    """Seconds that cores worked for other processes; infinite if there is no counter."""
     busy, own = _grown(before.busy_s, after.busy_s), _grown(before.own_s, after.own_s)
     return math.inf if busy is None or own is None else max(0.0, busy - own)
 
@@ -287,8 +289,8 @@ def _swapped(phase: Phase, before: Pressure, after: Pressure) -> str | None:
     read = _grown(before.swapped_in_bytes, after.swapped_in_bytes) or 0
     out = max(before.swapped_bytes or 0, after.swapped_bytes or 0)
     if out and read >= SOME_SWAP:
-        return f"{phase}: {bytes_text(read)} were read back from swap while it ran"
-    return f"{phase}: {bytes_text(out)} of this process lie in swap" if out >= SOME_SWAP else None
+        return f"{phase}: {bytes_text(read)} were read back from swap"
+    return f"{phase}: {bytes_text(out)} of this process are in swap" if out >= SOME_SWAP else None
 
 
 def _grown(before: float | None, after: float | None) -> float | None:

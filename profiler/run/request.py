@@ -1,6 +1,6 @@
-"""What a sweep is asked for, and the tasks that follow from it; models that cannot be used are refused with a reason.
+"""Resolves the options of a sweep into tasks. Models that cannot be used are refused with a reason.
 
-One refused model does not stop the others of its list.
+One refused model does not stop the others in the list.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
 from profiler.units import bytes_text, printable
 
 Taken = TypeVar("Taken")
-REFUSED = 1  # the exit code where others went on
+REFUSED = 1  # the exit code if some models were refused and others ran
 
-MAX_THREADS = 4096  # the OpenMP runtime crashes on a million
-MAX_SEED = 2**63 - 1  # what a random generator takes
+MAX_THREADS = 4096  # the OpenMP runtime crashes at a million
+MAX_SEED = 2**63 - 1  # limit of the random generators
 WEIGHTS = ("auto", "real", "synthetic")
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
@@ -41,26 +41,26 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One model of a list, and what is wrong with it."""
+    """One model of a list, and why it cannot be used."""
 
-    name: str  # as a person typed it
+    name: str  # as the user typed it
     error: ProfileError
 
     @property
     def text(self) -> str:
-        """In one line: the model by the name that was typed, which tells files of one name apart, and the cause."""
+        """One line with the cause and the model as the user typed it, because several files may share a name."""
         shown, said = printable(self.name), self.error.message
         for prefix in (shown, PurePath(self.name).name, PurePath(self.name).stem):
             said = said.removeprefix(f"{printable(prefix)}: ")
-        named = re.search(rf"(?<![\w.-]){re.escape(shown)}(?![\w-])", said)  # not as a part of another word
+        named = re.search(rf"(?<![\w.-]){re.escape(shown)}(?![\w-])", said)  # not as part of another word
         text = said if named else f"{shown}: {said}"
         return f"{text}. {self.error.hint}" if self.error.hint else text
 
 
 def accepted(names: Sequence[str], take: Callable[[str], Taken]) -> tuple[list[Taken], tuple[Refusal, ...]]:
-    """What ``take`` makes of each name, and the names that it raises ProfileError for.
+    """The results of ``take`` for each name, and the names for which it raises ProfileError.
 
-    Raises that error where nothing is left.
+    Raises that error if nothing is left.
     """
     taken: list[Taken] = []
     refused: list[Refusal] = []
@@ -75,7 +75,7 @@ def accepted(names: Sequence[str], take: Callable[[str], Taken]) -> tuple[list[T
 
 
 def together(refused: Iterable[Refusal]) -> ProfileError:
-    """The one error to raise where every model was refused."""
+    """A single error for the case that every model was refused."""
     every = list(refused)
     first = every[0].error
     if len({refusal.error.message for refusal in every}) == 1:
@@ -85,13 +85,13 @@ def together(refused: Iterable[Refusal]) -> ProfileError:
 
 
 def lines(refused: Sequence[Refusal]) -> list[str]:
-    """For stderr, one for each."""
+    """Lines for stderr, one per refused model."""
     return [f"refused: {refusal.text}" for refusal in refused]
 
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """The options of a sweep as typed; None and empty mean that nothing was said."""
+    """The options of a sweep as typed; None and empty mean that an option was not given."""
 
     models: tuple[str, ...] = ()
     quants: tuple[str, ...] = ()
@@ -115,21 +115,21 @@ class SweepRequest:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRequest:
-    """What a request comes to on one device."""
+    """A request, resolved for one device."""
 
     tasks: tuple[GridTask, ...]
     effort: Effort
     budget_s: float | None
     subjects: tuple[Subject, ...]
-    refused: tuple[Refusal, ...] = ()  # models of the list that the others go on without
+    refused: tuple[Refusal, ...] = ()  # models of the list that are left out
     backend: str = backends.DEFAULT
 
 
 def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: int, say: Say) -> ResolvedRequest:
-    """The grid of a request. ``say`` gets what a person should know before it runs.
+    """The grid of a request. ``say`` gets messages for the user.
 
-    Raises ProfileError for what cannot be meant, NotFound for unknown quantizations and scenarios, and the reason
-    why a model cannot be measured where none of those named can.
+    Raises ProfileError for invalid options, NotFound for unknown quantizations and scenarios, and the reason why a
+    model cannot be measured if none of them can.
     """
     request = _with_scenario(request)
     quants, own = _asked(words(request.quants))
@@ -161,15 +161,15 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
 
 
 def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None) -> Subject:
-    """The model ``name`` with the weights that ``weights`` (auto, real, synthetic) comes to.
+    """The model ``name``, with the weights that ``weights`` (auto, real, synthetic) selects.
 
-    ``auto`` takes real ones where they are on this machine and never downloads; ``real`` downloads from a hub.
+    ``auto`` uses real weights if they are on this machine and never downloads; ``real`` downloads from a hub.
     """
     model = resolve(name)
     if weights == "real" and model.checkpoint is None and model.source.kind == "hub":
         if device is not None and (reason := never_loaded(model, device)) is not None:
             raise ProfileError(
-                f"{model.name} is not downloaded: {reason}", "--weights synthetic measures its shapes."
+                f"{model.name} is not downloaded: {reason}", "--weights synthetic measures it with random weights."
             )
         model = _downloaded(name, model, say)
     asked = weights
@@ -188,10 +188,10 @@ def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None)
 
 
 def _remarks(model: Model, weights: str, asked: str) -> tuple[ModelNote, ...]:
-    """What to know of a model with these weights. A catalog entry never has real ones, so there they are no news."""
+    """Notes on the model with these weights. Catalog entries never have real weights, so that is not noted."""
     if weights == "real":
         return model.remarks
-    files = model.checkpoint.remarks if model.checkpoint else ()  # which are not read at all
+    files = model.checkpoint.remarks if model.checkpoint else ()  # these files are not read
     about = (*(remark for remark in model.remarks if remark not in files), *map(ModelNote, _not_reproduced(model)))
     if asked == "auto" and model.no_weights is not None and model.source.kind != "catalog":
         return (*about, ModelNote(f"weights are synthetic: {model.no_weights}", SYNTHETIC))
@@ -199,22 +199,22 @@ def _remarks(model: Model, weights: str, asked: str) -> tuple[ModelNote, ...]:
 
 
 def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
-    """What a row keeps of where its weights come from; for synthetic ones the reason."""
+    """What a row stores about the origin of its weights; for synthetic ones the reason."""
     if weights == "real" and model.checkpoint is not None:
         return model.checkpoint.to_json()
-    return {"reason": (model.no_weights if asked == "auto" else None) or "--weights synthetic was asked for"}
+    return {"reason": (model.no_weights if asked == "auto" else None) or "--weights synthetic was given"}
 
 
 def _not_reproduced(model: Model) -> tuple[str, ...]:
-    """A caution where random weights stand in for a quantization that nothing here can make."""
+    """A caution if random weights stand in for a quantization that we cannot generate."""
     own = scheme.of(model.source.config)
     if own is None or own.name in registry.names("quants"):
         return ()
-    return (f"the random weights are stored as -q says, not in {own.name}",)
+    return (f"the random weights are not in the checkpoint's {own.name} but in the quantization of -q",)
 
 
 def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
-    """The quantizations that are known, nf4_dq and nf4-dq once, and names that only a checkpoint may have."""
+    """The known quantizations (nf4_dq and nf4-dq once), and the names that only a checkpoint may have."""
     found: dict[Quant, None] = {}
     own: dict[str, NotFound] = {}
     for name in names:
@@ -228,7 +228,7 @@ def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]
 
 
 def _stored_in(name: str, subjects: Sequence[Subject], error: NotFound) -> Quant:
-    """The quantization ``name`` of a checkpoint among ``subjects``; raises ``error`` if none is stored so."""
+    """The quantization ``name`` of a checkpoint among ``subjects``; raises ``error`` if none has it."""
     for entry in subjects:
         if entry.stored is not None and entry.stored.quant.casefold() == name:
             return checkpoint.quant_of(entry.stored)
@@ -236,7 +236,7 @@ def _stored_in(name: str, subjects: Sequence[Subject], error: NotFound) -> Quant
 
 
 def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
-    """The effort as asked for; ``usual_reps`` where neither a number nor a precision was. Raises ProfileError."""
+    """The requested effort; ``usual_reps`` if neither a number nor a precision was given. Raises ProfileError."""
     if request.reps is not None and request.precision is not None:
         raise ProfileError("-r and --precision contradict each other", "Use one of them.")
     reps = request.reps or (usual_reps if request.precision is None else None)
@@ -244,12 +244,12 @@ def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
 
 
 def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
-    """Each model once, by its first name: two names of one content are one case, and a case has one row."""
+    """Each model once, under its first name. Two names for the same content are one case, which has one row."""
     found: dict[str, Subject] = {}
     for entry in subjects:
         first = found.setdefault(entry.model_id, entry)
         if first is not entry:
-            say(f"{entry.name} is the same model as {first.name}: measured once")
+            say(f"{entry.name} and {first.name} are the same model, which is measured once")
     return tuple(found.values())
 
 
@@ -263,7 +263,7 @@ def _downloaded(name: str, model: Model, say: Say) -> Model:
 
 
 def _with_scenario(request: SweepRequest) -> SweepRequest:
-    """A scenario fills in what was not said."""
+    """Fill in from the scenario what the options leave out."""
     if request.scenario is None:
         return request
     grid = run_grid.load(request.scenario)
@@ -286,7 +286,7 @@ def _with_scenario(request: SweepRequest) -> SweepRequest:
 def _headline(
     request: SweepRequest, quants: tuple[Quant, ...], device: DeviceInfo, available_bytes: int, say: Say
 ) -> ResolvedRequest:
-    """Without a model: the largest Gemma 4 and Qwen 3.5 that can be measured here within the budget."""
+    """Without -m: the largest Gemma 4 and Qwen 3.5 that can be measured here within the budget."""
     effort = _effort(request, headline.REPS)
     budget_s = request.budget_s or headline.BUDGET_S
     template = replace(
@@ -321,7 +321,7 @@ def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: Sweep
 
 
 def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:
-    """Raises NotFound with the nearest for an unknown one."""
+    """The decode paths. Raises NotFound with the nearest names for an unknown one."""
     found = tuple(path.casefold() for path in words(request.paths)) or (_usual_path(request, device),)
     for path in found:
         if path not in decode_path.PATHS:
@@ -330,7 +330,7 @@ def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:
 
 
 def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with the reason if nobody named a path and our own step cannot be had."""
+    """The subject, with a note if no path was requested and our own step is unavailable."""
     own_step = backends.find(request.backend).own_step
     reason = kind_of(device.kind).no_step() if own_step and not words(request.paths) else None
     if reason is None:
@@ -340,7 +340,7 @@ def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> S
 
 
 def _with_threads(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with a caution if more threads are asked for than the cores that this process may use."""
+    """The subject, with a caution if --threads exceeds the cores that this process may use."""
     if request.threads is None or device.cores is None or request.threads <= device.cores:
         return subject
     cores = "1 core" if device.cores == 1 else f"{device.cores} cores"
@@ -367,8 +367,8 @@ def _quant(name: str) -> Quant:
     known = registry.names("quants")
     if GGUF_FORMAT.match(name) and name.casefold().replace("_", "-") not in known:
         raise NotFound(
-            f"unknown quantization: {printable(name)}, which is a format of GGUF files",
-            f"Give the file with -m FILE.gguf; it is unpacked and stored as -q says: {', '.join(known)}.",
+            f"unknown quantization: {printable(name)}, which is a type of GGUF files",
+            f"Give the file with -m FILE.gguf; its weights are unpacked and stored in one of {', '.join(known)}.",
         )
     found: Quant = registry.load("quants", name, "quantization").QUANT
     return found

@@ -1,12 +1,12 @@
-"""Every case becomes a row, whatever happens to the process that measures it.
+"""Runs cases in worker processes. Every case gets a row, whatever happens to the process that measures it.
 
-One worker per load key; the next case is sent only after the row of the last has been handed over and stored. What
-is larger than a case that ran out of memory is not tried, nor a model that could not be loaded.
+There is one worker per load key, and it gets the next case only after the previous row was stored. After an
+out-of-memory failure larger cases are skipped; after a load failure all cases of the model are.
 
 A failed case is explained by the first of these that applies: we ended it (memory, time, silence), the kernel's OOM
-killer, the worker's own words, its signal, its exit code.
+killer, the worker's own message, its signal, its exit code.
 
-Ctrl-C finishes the case at hand; a second one stops at once, and so does SIGTERM.
+The first Ctrl-C finishes the current case and stops; a second one, or SIGTERM, stops at once.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from profiler.units import bytes_text, printable, seconds_text
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 TICK_S = 0.15  # the resident size is read more than five times a second
-IDLE_SHARE = 0.01  # of a core: a process that hangs may still have a thread that looks at the clock
+IDLE_SHARE = 0.01  # of a core: a hung process may still have a thread that polls the clock
 MAX_REASON = 400  # characters
-OnBeat = Callable[[Case, str], None]  # also called without words, several times a second, while a case is watched
+OnBeat = Callable[[Case, str], None]  # also called with an empty text, several times a second, while a case runs
 
 OnRow = Callable[[Measurement], None]
-WAIT_S = 0.5  # for what another sweep is measuring
+WAIT_S = 0.5  # between checks while another sweep measures all that is left
 
 
 class Interrupts:
@@ -52,13 +52,13 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.asked = False  # end after the case at hand
+        self.asked = False  # end after the current case
         self.at_once = False  # end now
         self._announced = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        self.wake_fd, self._ring_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # wakes whoever waits with select
+        self.wake_fd, self._ring_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # wakes a waiting select
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
@@ -74,16 +74,16 @@ class Interrupts:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.at_once = self.at_once or self.asked or number == signal.SIGTERM
         self.asked = True
-        with suppress(BlockingIOError):  # thousands of signals nobody has looked at: it rings already
+        with suppress(BlockingIOError):  # thousands of unread signals: the pipe already wakes the reader
             os.write(self._ring_fd, b"!")
 
     def wait(self, seconds: float) -> None:
-        """Sleep for so long, or until a signal comes."""
+        """Sleep for ``seconds``, or until a signal comes."""
         if select.select([self.wake_fd], [], [], seconds)[0]:
             os.read(self.wake_fd, 1 << 16)
 
     def announce(self, label: str) -> None:
-        """Say once, on stderr, what the first Ctrl-C does. Not from the handler: it may have interrupted a print."""
+        """Say once, on stderr, what the first Ctrl-C does. Not in the handler, which may have interrupted a print."""
         if self.asked and not self.at_once and not self._announced:
             self._announced = True
             text = f"interrupted: finishing {printable(label)}, then stopping. Ctrl-C again stops now."
@@ -92,16 +92,16 @@ class Interrupts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """What a worker may take before it is ended."""
+    """The limits at which a worker is ended."""
 
     max_memory_bytes: int | None = None  # host memory of the worker
-    hang_s: float = 60.0  # with neither a message nor CPU time used
-    case_s: float = 3600.0  # for one case; the load of the model is counted apart, and may take as long
+    hang_s: float = 60.0  # without a message or CPU time
+    case_s: float = 3600.0  # per case; loading the model is counted separately and may take as long
     grace_s: float = 5.0  # between TERM and KILL
 
 
 class Stopped(Exception):
-    """The person asked to stop at once; there is no row."""
+    """The user asked to stop at once; there is no row."""
 
 
 class CaseWatch:
@@ -113,13 +113,13 @@ class CaseWatch:
         self._worker, self._case, self._limits = worker, case, limits
         self._interrupts, self._on_beat = interrupts, on_beat
         self._phase = "start"
-        self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of a hundredth is no hang
+        self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of 1 % of a core is not a hang
         self._started = time.monotonic()
         self._life_at, self._life_cpu = self._started, worker.cpu_s() or 0.0
         self._group_cpu: float | None = None  # of the worker and its compilers, once it has been silent for a while
 
     def row(self) -> Measurement:
-        """The row, with an empty environment; unless it is ok the worker has been ended. Raises Stopped."""
+        """The row, without an environment. Unless it is ok, the worker has been ended. Raises Stopped."""
         tick = min(TICK_S, self._limits.hang_s / 4, self._limits.case_s / 4)
         while True:
             for message in self._worker.wait(tick):
@@ -135,7 +135,7 @@ class CaseWatch:
                 return self._failed(*failure)
 
     def _take(self, message: dict[str, Any]) -> Measurement | None:
-        """Note a sign of life; returns the row if this is one. A message that makes no sense ends the case."""
+        """Record a sign of life; returns the row if ``message`` is one. An invalid message ends the case."""
         self._life_at = time.monotonic()
         text = ""
         try:
@@ -160,14 +160,14 @@ class CaseWatch:
         return None
 
     def _given(self, row: Measurement) -> Measurement:
-        """After a failure the state of the model and its device is unknown: the worker has nothing to clean up."""
+        """After a failure the state of the model and device is unknown, so the worker ends without cleaning up."""
         if row.outcome == "ok":
             return row
         self._worker.stop(grace_s=0)
         return self._with_load(row)
 
     def _death(self) -> tuple[Outcome, str] | None:
-        """Why the worker is gone, or might as well be."""
+        """Why the worker has died or is unusable."""
         worker = self._worker
         if worker.broken and not worker.exited:
             return "failed", f"{worker.broken}; stopped in {self._phase}"
@@ -179,7 +179,7 @@ class CaseWatch:
         return process.cause(worker.returncode, worker.oom_killed(), worker.output(), self._phase)
 
     def _excess(self) -> tuple[Outcome, str] | None:
-        """The limit that the worker has gone over."""
+        """The limit that the worker exceeded."""
         limits, now = self._limits, time.monotonic()
         resident = self._worker.resident_bytes() if limits.max_memory_bytes is not None else None
         if resident is not None and limits.max_memory_bytes is not None and resident > limits.max_memory_bytes:
@@ -193,7 +193,7 @@ class CaseWatch:
         return None
 
     def _last_life(self, now: float) -> float:
-        """When it last said something, or it or a compiler that it waits for used the CPU."""
+        """When it last sent a message, or it or its compiler used the CPU."""
         cpu, silence = self._worker.cpu_s() or self._life_cpu, now - self._life_at
         if cpu - self._life_cpu > self._idle_share * silence:
             self._life_at, self._life_cpu, self._group_cpu = now, cpu, None
@@ -207,13 +207,13 @@ class CaseWatch:
         return self._life_at
 
     def _failed(self, outcome: Outcome, reason: str) -> Measurement:
-        """End the worker, and say so if even that fails."""
+        """End the worker; the reason mentions it if even that fails."""
         if not self._worker.exited and not self._worker.stop(self._limits.grace_s):
             reason += f"; but process {self._worker.pid} hangs inside the kernel and cannot be killed"
         return self._with_load(Measurement(self._case, {}, outcome, printable(reason, MAX_REASON)))
 
     def _with_load(self, row: Measurement) -> Measurement:
-        """What is known of the model holds for a failed case as well."""
+        """Add what loading the model took, which is known for failed cases too."""
         load = self._worker.load
         return row if load is None else replace(row, load_s=load.load_s, memory=load.memory)
 
@@ -222,8 +222,8 @@ class CaseWatch:
 class Ending:
     """How a run ended."""
 
-    rows: int  # handed over
-    interrupted: bool  # by Ctrl-C or SIGTERM; what has a row is complete
+    rows: int  # passed to ``on_row``
+    interrupted: bool  # by Ctrl-C or SIGTERM; cases with a row are complete
 
 
 def run(
@@ -278,10 +278,10 @@ class Supervisor:
         self._effort, self._limits, self._environment = effort, limits, environment
         self._on_beat, self._interrupts, self._launch = on_beat, interrupts, launch
         self._worker: WorkerProcess | None = None
-        self._first: Case  # the case the worker was started for: it fixes model and device
-        self._too_large: dict[str, list[Case]] = {}  # by load key, those that ran out of memory after it was loaded
+        self._first: Case  # the case that started the worker: it fixes model and device
+        self._too_large: dict[str, list[Case]] = {}  # by load key: cases that ran out of memory once loaded
         self._unloadable: dict[str, str] = {}  # load key → reason
-        self._wedged: dict[str, int] = {}  # device → process that cannot be killed and may hold it
+        self._wedged: dict[str, int] = {}  # device → process that cannot be killed and may still use it
 
     def row(self, task: Task) -> Measurement:
         """The row of one task. Raises Stopped if the user wants to stop at once."""
@@ -329,7 +329,7 @@ class Supervisor:
     def _worker_for(self, case: Case) -> WorkerProcess:
         """The current worker if it is alive and has the right model, otherwise a new one."""
         if self._worker is not None:
-            self._worker.wait(0)  # it may have died since its last row, which is no fault of the next case
+            self._worker.wait(0)  # it may have died since its last row, through no fault of the next case
             if self._first.load_key != case.load_key or not self._worker.usable:
                 self.finish_worker()
         if self._worker is None:
@@ -338,10 +338,10 @@ class Supervisor:
         return self._worker
 
     def _learn(self, row: Measurement, worker: WorkerProcess) -> None:
-        """What a row says about the cases to come."""
+        """Learn from a row which later cases to skip."""
         if row.outcome == "ok":
             return
-        self._worker = None  # ended, see ``CaseWatch.row``
+        self._worker = None  # CaseWatch.row has ended it
         if not worker.exited:
             self._wedged[row.case.device] = worker.pid
         if worker.load is None:
@@ -357,7 +357,7 @@ class Supervisor:
         return self._worker is not None
 
     def finish_worker(self) -> None:
-        """Let the worker free its model and end; the next one needs the memory."""
+        """Let the worker free its model and exit; the next one needs the memory."""
         if self._worker is not None:
             worker, self._worker = self._worker, None
             if not worker.finish(self._limits.grace_s):

@@ -1,7 +1,7 @@
-"""A sweep from a resolved request to stored rows. ``profile sweep`` and ``profiler.sweep`` both run this.
+"""Runs a resolved request and stores its rows. ``profile sweep`` and ``profiler.sweep`` both use this.
 
-Each row is stored before it is handed on. A case that another sweep of the same store is measuring is left to that
-sweep until the end.
+Each row is stored before it is shown. A case that another sweep of the same store is measuring is left to that sweep
+until the end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Show = Callable[[Measurement], None]  # gets each row of a run: measured, skippe
 
 
 class CaseProgress:
-    """Told about the cases while they run; this one ignores it. ``show.progress.Progress`` draws it."""
+    """Receives the progress of the cases; this class ignores it. ``show.progress.Progress`` draws it."""
 
     def __enter__(self) -> Self:
         return self
@@ -40,41 +40,41 @@ class CaseProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The sweep has ended or broken off."""
+        """The sweep has ended or failed."""
 
     def beat(self, case: Case, phase: str) -> None:
-        """A sign of life of a case; an empty ``phase`` leaves the one before."""
+        """A case is alive; an empty ``phase`` means that the phase has not changed."""
 
     def row(self, measurement: Measurement) -> None:
-        """A case is done."""
+        """A case has its row."""
 
     def skip(self) -> None:
-        """A case is out of the way."""
+        """A case will not run."""
 
     def taken(self, row: StoredRow) -> None:
         """Another sweep has measured a case."""
 
     def waiting(self, case: Case, run: str) -> None:
-        """Nothing is left but what another sweep is measuring."""
+        """Only cases that another sweep is measuring are left."""
 
 
 class SweepWatcher:
-    """Told what a sweep does; this one tells nobody. If it raises, the sweep ends."""
+    """Receives the events of a sweep; this class ignores them. If it raises, the sweep ends."""
 
     def started(self, run: str) -> None:
         """The run has this id in the store."""
 
     def say(self, text: str) -> None:
-        """A sentence for a person."""
+        """A message for the user."""
 
     def reused(self, count: int, total: int) -> None:
-        """So many of the cases have rows in the store already and will not be measured."""
+        """``count`` of the ``total`` cases already have rows in the store and will not be measured."""
 
     def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
-        """What is about to be measured."""
+        """The plan of what will be measured."""
 
     def progress(self, total: int, remaining_s: Callable[[], float]) -> CaseProgress:
-        """Entered around ``total`` cases; ``remaining_s`` estimates the seconds still to go."""
+        """Entered around ``total`` cases; ``remaining_s`` estimates the remaining seconds."""
         return CaseProgress()
 
 
@@ -98,12 +98,12 @@ def sweep(
     argv: Sequence[str],
     resumed: bool = True,
 ) -> SweepResult:
-    """Measure what ``store`` does not hold yet; all of it unless ``resumed``. Every case of the grid gives a row.
+    """Measure what ``store`` does not have yet; everything unless ``resumed``. Every case of the grid gets a row.
 
-    ``show`` gets each row once it is stored. ``argv`` are the words after ``profile`` that ask for this sweep; the
+    ``show`` gets each row once it is stored. ``argv`` are the arguments of ``profile`` that request this sweep; the
     store keeps them. Raises StoreError.
     """
-    since = store.newest_id()  # rows of other sweeps that come after it are as fresh as our own
+    since = store.newest_id()  # rows that other sweeps store after it are as fresh as our own
     max_memory = limits.max_memory_bytes
     prepared = prepare(resolved, device, store if resumed else None, max_memory)
     plan, snapshot = prepared.plan, prepared.environment
@@ -131,7 +131,7 @@ def sweep(
 
 
 def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
-    """Memory a case may take on the device; ``max_memory`` bounds host memory."""
+    """Memory a case may use on the device; ``max_memory`` limits host memory."""
     on_host = kind_of(device.kind).is_host
     return min(device.free_bytes, max_memory) if max_memory and on_host else device.free_bytes
 
@@ -163,7 +163,7 @@ def prepare(
 
 
 class Recorder:
-    """Starts a run, stores its rows, and hands each one on afterwards."""
+    """Starts a run, stores its rows, and then passes each one on."""
 
     def __init__(
         self,
@@ -177,14 +177,14 @@ class Recorder:
     ) -> None:
         self.store, self.environment, self.watcher = store, snapshot, watcher
         self.run = store.start_run(argv, snapshot)
-        self.rows: list[Measurement] = []  # without samples; rows reused from earlier runs included
+        self.rows: list[Measurement] = []  # without samples; includes rows reused from earlier runs
         self._subjects = {subject.model_id: subject for subject in resolved.subjects}
         self._tasks = {task.case.key: task for task in resolved.tasks}
         self._device, self._hand_on = device, show
         watcher.started(self.run)
 
     def adopt(self, kept: KeptRows) -> None:
-        """Rows from earlier runs."""
+        """Take over rows from earlier runs."""
         if kept:
             self.watcher.reused(len(kept), len(self._tasks))
             self.store.adopt(self.run, *(row.id for row in kept.values()))
@@ -195,12 +195,12 @@ class Recorder:
             self._show(self._with_cautions(row.measurement))
 
     def take(self, row: StoredRow) -> None:
-        """A row that another sweep has stored while this one ran."""
+        """Take over a row that another sweep stored during this one."""
         self.store.adopt(self.run, row.id)
         self._show(self._with_cautions(row.measurement))
 
     def skip(self, skipped: Iterable[Skip]) -> None:
-        """Rows of cases that do not run, with the reason."""
+        """Store a row with the reason for each case that does not run."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         rows = [
             self._whole(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
@@ -213,7 +213,7 @@ class Recorder:
                 self._show(row)
 
     def append(self, row: Measurement) -> None:
-        """A row of this run. One that cannot be stored is shown all the same: there is no other copy of it."""
+        """Store a row of this run. One that cannot be stored is still shown, since there is no other copy."""
         row = self._whole(row)
         try:
             self.store.append(self.run, row)
@@ -224,14 +224,14 @@ class Recorder:
         return replace(self._with_cautions(row), expected=self._expected(row.case))
 
     def _expected(self, case: Case) -> dict[str, Any]:
-        """What is predicted of the case, to stand beside what was measured."""
+        """The prediction for the case, stored with the measured figures."""
         task = self._tasks.get(case.key)
         if task is None or task.refused is not None:
             return {}
         return estimate.expected(case, task.geometry, self._device, task.stored)
 
     def _with_cautions(self, row: Measurement) -> Measurement:
-        """``row`` with what is to be said of the model by the name it was asked for."""
+        """``row`` with the notes on the model, under the name that the user gave."""
         subject = self._subjects[row.case.model_id]
         about = (Caution(remark.code, remark.text) for remark in subject.remarks)
         others = (caution for caution in row.cautions if caution.code not in CODES)
@@ -243,7 +243,7 @@ class Recorder:
 
 
 class Queue:
-    """What still waits in a sweep. ``find`` looks for a row that another sweep has stored since this one began."""
+    """The cases that wait in a sweep. ``find`` looks for rows that other sweeps have stored since this one began."""
 
     def __init__(
         self,
@@ -256,11 +256,11 @@ class Queue:
     ) -> None:
         self._cases, self._pace, self._leases, self._find = cases, pace, leases, find
         self._recorder, self._progress = recorder, progress
-        self._taken: dict[str, int] = {}  # rows that other runs measured meanwhile
+        self._taken: dict[str, int] = {}  # rows per run that other sweeps measured meanwhile
         self._waited_for: tuple[str, str] | None = None
 
     def tasks(self) -> Iterator[Task | None]:
-        """Tasks to be done here and now; None while other sweeps measure everything that is left."""
+        """Tasks to run now; None while other sweeps measure everything that is left."""
         waiting: Sequence[Planned] = self._cases
         while waiting:
             held: list[tuple[Planned, Holder]] = []
@@ -276,19 +276,19 @@ class Queue:
         self._tell()
 
     def done(self, row: Measurement) -> None:
-        """Take the row of a task."""
-        self._recorder.append(row)  # before anything that could go wrong
+        """Handle the row of a task."""
+        self._recorder.append(row)  # first, because the rest may fail
         prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
         self._pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
         self._progress.row(row)
 
     def beat(self, case: Case, phase: str) -> None:
-        """A sign of life of the case at hand: other sweeps go on leaving it to this one."""
+        """Keep our claim on the current case, so that other sweeps leave it to this one."""
         self._leases.renew()
         self._progress.beat(case, phase)
 
     def _turn(self, planned: Planned) -> Generator[Task, None, Holder | None]:
-        """Deal with one case, unless another sweep is measuring it: that one is returned."""
+        """Handle one case; if another sweep is measuring it, return that sweep."""
         case = planned.case
         reason = self._pace.refuse(case)
         if reason is not None:
@@ -301,14 +301,14 @@ class Queue:
         holder = self._leases.claim(case.key)
         if holder is not None:
             return holder
-        if self._take(planned):  # it was stored while we looked
+        if self._take(planned):  # it was stored since the first look
             self._leases.release(case.key)
         else:
             yield planned.task
         return None
 
     def _take(self, planned: Planned) -> bool:
-        """Whether another sweep has measured a case; its row is then one of this run."""
+        """Whether another sweep has measured the case; its row then becomes part of this run."""
         row = self._find(planned)
         if row is None:
             return False
@@ -319,7 +319,7 @@ class Queue:
         return True
 
     def _wait(self, planned: Planned, holder: Holder) -> None:
-        """Say what is waited for, once."""
+        """Show once what the sweep is waiting for."""
         if self._waited_for != (waited_for := (planned.case.key, holder.run)):
             self._waited_for = waited_for
             self._progress.waiting(planned.case, holder.run)

@@ -4,19 +4,19 @@ It loads the model of its first task and measures one task after the other. It e
 after the first row that is not ok, since the state of the model and its device is then unknown. If the parent dies,
 the kernel kills this process, and a guard process kills its children.
 
-**Memory limit.** RLIMIT_DATA, not RLIMIT_AS: a CUDA build of PyTorch reserves address ranges many times the machine's
-memory. The kernel counts private writable mappings when they are made, not when they are touched, and does not count
-files or shared memory; for those the supervisor watches the resident size and kills.
+**Memory limit.** RLIMIT_DATA, not RLIMIT_AS: a CUDA build of PyTorch reserves many times the machine's memory as
+address space. The kernel counts private writable mappings when they are created, not when they are touched, and does
+not count files or shared memory. For those the supervisor watches the resident size and kills the worker.
 
-**No orphans.** The kernel ends the worker itself (``PR_SET_PDEATHSIG``), and then nothing in it can act any more; nor
-could a thread of it while C code holds the interpreter. So a small process of the worker's own group waits for the
-profiler's end.
+**No orphans.** The kernel kills the worker itself (``PR_SET_PDEATHSIG``), so the worker cannot clean up; nor could
+one of its threads while C code holds the interpreter lock. Therefore a small process in the worker's group waits for
+the profiler's exit and kills the group.
 
-**Causes.** An exception becomes one line, with what lies beneath it, since libraries wrap what went wrong:
+**Causes.** An exception becomes one line together with its innermost cause, since libraries wrap the original error:
 
     RuntimeError: the weights could not be converted; caused by ValueError: 17 is not a multiple of 32
 
-The innermost cause is what a person can mend, so it is never what a limit on the length cuts off.
+The innermost cause is what the user can fix, so a length limit never cuts it off.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ from profiler.run.loop import headline, largest, measure
 from profiler.run.protocol import LineBuffer, Load, ProtocolError, WorkerTask, encode
 from profiler.units import bytes_text, printable
 
-MOST = 8  # exceptions of one chain that are looked at
-OUTER, INNER = 280, 180  # characters of each of the two that are told
-ALONE = OUTER + INNER  # and of one that has nothing beneath it
-PLACE = 120  # of a line of somebody's source
+MOST = 8  # exceptions of one chain that are considered
+OUTER, INNER = 280, 180  # characters of each of the two that are reported
+ALONE = OUTER + INNER  # and of one without a cause
+PLACE = 120  # of a source line in a message
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-FIRST_TO_GO = "1000"  # oom_score_adj: the kernel takes this process before the one that holds the results
-BEAT_S = 0.1  # beats of one phase are at least this far apart: each costs a system call and wakes the parent
+FIRST_TO_GO = "1000"  # oom_score_adj: the kernel kills this process before the one that holds the results
+BEAT_S = 0.1  # minimum time between beats of one phase: each costs a system call and wakes the parent
 MAX_REASON = 500  # characters
 
 
 def guard_group(parent: int) -> None:
-    """Fork a process that ends this one's whole group with SIGKILL when ``parent`` ends.
+    """Fork a process that kills this one's whole group with SIGKILL when ``parent`` exits.
 
-    To be called by the leader of a group, before it has threads. The guard lives until the group is killed, which is
+    Must be called by the leader of a group before it has threads. The guard lives until the group is killed, which is
     how a parent ends every worker. Raises OSError.
     """
     group, ended = os.getpid(), os.pidfd_open(parent)
@@ -71,13 +71,13 @@ def guard_group(parent: int) -> None:
         os.close(ended)
         return
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a polite end is the worker's affair
+        for number in (signal.SIGINT, signal.SIGTERM):  # the worker handles a polite end
             signal.signal(number, signal.SIG_IGN)
         _close_all_but(ended)  # its copies of the pipes would hide that the worker has closed them
         select.select([ended], [], [])
         os.killpg(group, signal.SIGKILL)
     finally:
-        os._exit(1)  # whatever happened, it is no second worker
+        os._exit(1)  # it must never continue as a second worker
 
 
 def _close_all_but(kept: int) -> None:
@@ -87,10 +87,10 @@ def _close_all_but(kept: int) -> None:
 
 
 def limit_memory(max_bytes: int) -> None:
-    """Let this process's resident memory grow to about ``max_bytes`` and no further.
+    """Limit this process's resident memory to about ``max_bytes``.
 
-    What is mapped but untouched now (thread stacks, arenas) is allowed on top, since it is not memory yet, and the
-    resident pages of files are taken off. To be called again as those change; the hard limit stays, so it may rise.
+    Pages that are mapped but not touched yet (thread stacks, arenas) are added, since they are not memory yet, and
+    resident file pages are subtracted. Call it again as those change; the hard limit stays, so the limit may rise.
     """
     mapped, anonymous, resident = (process_bytes(field) for field in ("VmData", "RssAnon", "VmRSS"))
     untouched, files = max(0, mapped - anonymous), resident - anonymous
@@ -98,7 +98,7 @@ def limit_memory(max_bytes: int) -> None:
 
 
 def lift_limit() -> None:
-    """As high as it may be: the words that say an allocation failed need memory too."""
+    """Raise the limit as far as possible: reporting that an allocation failed needs memory too."""
     _set(resource.getrlimit(resource.RLIMIT_DATA)[1])
 
 
@@ -110,13 +110,13 @@ def _set(soft: int) -> None:
 
 
 def said(error: BaseException, typed: bool = True) -> str:
-    """One line: the exception and the innermost one beneath it. Without ``typed`` the first goes without its class.
+    """One line with the exception and its innermost cause. Without ``typed`` the first one's class is left out.
 
-    A cause that was named (``raise … from cause``) is told as such; one that was only being handled at the time may
-    be a cause or an attempt that failed before, so it is told as what came before.
+    An explicit cause (``raise … from cause``) is reported as "caused by". An exception that was only being handled at
+    the time may be the cause or an earlier failed attempt, so it is reported as "after".
     """
     link, inner = _innermost(error)
-    if inner is None or (isinstance(error, ProfileError) and link == "after"):  # it has been put into words
+    if inner is None or (isinstance(error, ProfileError) and link == "after"):  # its message already says it
         return _text(error, typed, ALONE)
     outer, beneath = _text(error, typed, OUTER), _text(inner, True, INNER)
     words = " ".join(str(inner).split())
@@ -126,7 +126,7 @@ def said(error: BaseException, typed: bool = True) -> str:
 
 
 def chain(error: BaseException) -> Iterator[tuple[str, BaseException]]:
-    """An exception and those beneath it, outermost first, each with how it hangs on the one before."""
+    """An exception and its causes, outermost first, each with its link to the one before."""
     seen: set[int] = set()
     link: str = ""
     current: BaseException | None = error
@@ -144,7 +144,7 @@ def chain(error: BaseException) -> Iterator[tuple[str, BaseException]]:
 
 
 def _innermost(error: BaseException) -> tuple[str, BaseException | None]:
-    """The last of the causes that were named; where none was, the one that was being handled."""
+    """The last explicit cause; without one, the exception that was being handled."""
     link, inner = "", None
     for word, each in list(chain(error))[1:]:
         if word == "after" and inner is not None:
@@ -163,7 +163,7 @@ def _text(error: BaseException, typed: bool, limit: int) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Of an exception without a word: where it was raised, and the line that did it. ``assert`` says so much."""
+    """Where an exception without a message was raised, and the source line: useful for ``assert``."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
@@ -183,16 +183,16 @@ class Wire:
         self._room.register(fd, POLLOUT)
 
     def beat(self, text: str) -> None:
-        """A sign of life. A new phase is told at once; the rest is thinned out, and dropped when nobody reads."""
+        """A sign of life. New phases are sent at once; other beats are rate-limited, and dropped if nobody reads."""
         phase, now = text.partition(" ")[0] or self.phase, time.monotonic()
         if phase == self.phase and now - self._last < BEAT_S:
             return
         self.phase, self._last = phase, now
-        if self._room.poll(0):  # room for one page, so a short line goes through whole and does not wait
+        if self._room.poll(0):  # there is room for a page, so a short line does not block
             os.write(self._fd, encode({"type": "beat", "text": printable(text)}))
 
     def send(self, message: dict[str, Any]) -> None:
-        """A message that must arrive. Raises ProtocolError when it cannot be written as one line."""
+        """A message that must arrive. Raises ProtocolError if it cannot be written as one line."""
         line = memoryview(encode(message))
         while line:
             line = line[os.write(self._fd, line) :]
@@ -200,7 +200,7 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A loaded model, and what loading it took."""
+    """A loaded model, and the resources that loading took."""
 
     session: Session
     load: Load
@@ -213,7 +213,7 @@ def main(tasks_fd: int, messages_fd: int, parent: int) -> None:
     guard_group(parent)
     for fd in (tasks_fd, messages_fd):
         os.set_inheritable(fd, False)
-    with suppress(OSError):  # a hardened machine may refuse; the order of killing is then the kernel's
+    with suppress(OSError):  # a hardened machine may refuse; then the kernel chooses what to kill
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
     allowance.at_start()  # before a backend's libraries pin this thread
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the core of a 60 GB process fills somebody's disk
@@ -221,7 +221,7 @@ def main(tasks_fd: int, messages_fd: int, parent: int) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when ``parent`` ends; it may have ended before we could ask."""
+    """Have the kernel kill this process when ``parent`` exits, which may have happened before the request."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -279,7 +279,7 @@ def load(task: WorkerTask, wire: Wire) -> LoadedModel:
 
 
 def meter_of(case: Case) -> Meter:
-    """The meter of the case's device, unless the backend brings its own."""
+    """The meter of the case's device, unless the backend has its own."""
     own = backends.find(case.backend).meter
     if own is not None:
         return own(case.device)
@@ -300,7 +300,7 @@ def with_load(row: Measurement, model: LoadedModel) -> Measurement:
 
 
 def load_peak(memory: Memory) -> list[Caution]:
-    """A caution when loading took more memory than both phases: the peak is then no figure of the case."""
+    """A caution if loading took more memory than both phases: the peak then says nothing about the case."""
     phases = largest(memory.prefill_peak_bytes, memory.decode_peak_bytes)
     if phases is None or memory.load_peak_bytes is None or memory.load_peak_bytes <= phases:
         return []
@@ -324,7 +324,7 @@ def failure(error: Exception, task: WorkerTask, phase: str) -> Measurement:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation was refused, whoever has wrapped it since. Backends turn their framework's error into
+    """Whether an allocation was refused, even if the error was wrapped. Backends convert their framework's error into
     OutOfMemory.
     """
     named = (each for link, each in chain(error) if link != "after")
@@ -335,7 +335,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def send_row(row: Measurement, wire: Wire) -> Outcome:
-    """Send a row, or the row that says why it could not be sent; returns the outcome that was."""
+    """Send a row, or a row that says why it could not be sent; returns the outcome that was sent."""
     try:
         wire.send({"type": "row", "row": row.to_json()})
     except ProtocolError as error:

@@ -23,14 +23,14 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
 
     ``stored``: the measurements of the case, the newest first. Only the one with the predicted path is compared.
     """
-    predicted = prediction.setting.path
+    predicted = prediction.request.path
     measured = next((row for row in stored if row.case.path == predicted), None)
     if output not in ("table", "md"):
         return show_output.render(rows(found, measured), dict, output)
-    setting = prediction.setting
+    request = prediction.request
     lines = [
-        f"{printable(model)} {setting.quant}, {setting.batch:,} sequence{'s' * (setting.batch != 1)} of"
-        f" {setting.context:,} tokens: {prediction.verdict.word}, {prediction.verdict.reason}",
+        f"{printable(model)} {request.quant}, {request.batch:,} sequence{'s' * (request.batch != 1)} of"
+        f" {request.context:,} tokens: {prediction.verdict.word}, {prediction.verdict.reason}",
         fit.place([prediction]),
         *prediction.machine.target.limits,
         "",

@@ -36,7 +36,7 @@ LETTERS = {
 
 def render(result: FitResult, goal: Goal | None, output: str, mapped: bool = False) -> str:
     """The predictions in a format of ``output.FORMATS``; ``mapped``: as a map, where that is a format for people."""
-    found = result.answers
+    found = result.predictions
     if output not in ("table", "md"):
         return show_output.render([row(each, goal) for each in found], dict, output)
     if not found:
@@ -49,9 +49,9 @@ def _unmet(goal: Goal, best: FitPrediction | None) -> str:
     wish = f"nothing reaches {significant(goal.tps)} tok/s{context}"
     if best is None or best.prediction.decode is None:
         return f"{wish}: nothing fits"
-    setting = best.prediction.setting
-    rate = rate_text(best.prediction.decode.tps.value / setting.batch)
-    return f"{wish}; the best is {rate} tok/s ({printable(best.model, 40)} {setting.quant})"
+    request = best.prediction.request
+    rate = rate_text(best.prediction.decode.tps.value / request.batch)
+    return f"{wish}; the best is {rate} tok/s ({printable(best.model, 40)} {request.quant})"
 
 
 def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
@@ -69,7 +69,7 @@ def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> st
 def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
     """One prediction as plain JSON. Bytes, seconds, tokens per second, joules; unknown is null."""
     prediction = each.prediction
-    setting, terms, machine, check = prediction.setting, prediction.terms, prediction.machine, each.verify
+    request, terms, machine, check = prediction.request, prediction.terms, prediction.machine, each.verify
     content = {
         "model": each.model,
         "parameters": each.parameters,
@@ -78,11 +78,11 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "device": machine.target.title,
         "devices": machine.target.count,
         "split": machine.split if machine.target.count > 1 else None,
-        "quant": setting.quant,
-        "context": setting.context,
-        "batch": setting.batch,
-        "kv": setting.kv or prediction.engine.default_kv,
-        "path": setting.path if prediction.engine.name == DEFAULT else None,
+        "quant": request.quant,
+        "context": request.context,
+        "batch": request.batch,
+        "kv": request.kv or prediction.engine.default_kv,
+        "path": request.path if prediction.engine.name == DEFAULT else None,
         "stored": _stored(each),
         "verdict": prediction.verdict.word,
         "reason": prediction.verdict.reason,
@@ -184,7 +184,7 @@ def place(predictions: Sequence[Prediction]) -> str:
     machine, engine = predictions[0].machine, predictions[0].engine
     paths: dict[str, list[str]] = {}
     for each in predictions:
-        paths.setdefault(each.setting.path, []).append(each.setting.quant)
+        paths.setdefault(each.request.path, []).append(each.request.quant)
     (usual, _), *others = paths.items()
     also = "".join(f", {path} for {', '.join(dict.fromkeys(quants))}" for path, quants in others)
     decode = f", {usual} decode{also}" if engine.name == DEFAULT else ""
@@ -230,7 +230,7 @@ def _checks(found: Sequence[FitPrediction]) -> list[str]:
         commands = [(each, command) for each in here if (command := each.verify) is not None]
         first: dict[tuple[str, str], Command] = {}
         for each, command in commands:
-            first.setdefault((each.model, each.prediction.setting.quant), command)
+            first.setdefault((each.model, each.prediction.request.quant), command)
         if commands:
             target = here[0].prediction.machine.target
             what = " the first context of each" if len(first) < len(commands) else ""
@@ -268,8 +268,8 @@ def _ttft(found: Sequence[FitPrediction]) -> list[str]:
 
 
 def _label(each: FitPrediction) -> str:
-    setting = each.prediction.setting
-    return f"{printable(each.model, 40)} {setting.quant} c={setting.context} b={setting.batch}"
+    request = each.prediction.request
+    return f"{printable(each.model, 40)} {request.quant} c={request.context} b={request.batch}"
 
 
 _BASIS = {
@@ -291,16 +291,16 @@ def _map(found: Sequence[FitPrediction], output: str) -> str:
 
 
 def _lines(found: Sequence[FitPrediction]) -> list[dict[str, str]]:
-    contexts = sorted({each.prediction.setting.context for each in found})
+    contexts = sorted({each.prediction.request.context for each in found})
     lines: dict[tuple[str, str, int], dict[str, str]] = {}
     for each in found:
-        setting = each.prediction.setting
+        request = each.prediction.request
         line = lines.setdefault(
-            (each.model, setting.quant, setting.batch),
-            {"model": each.model, "quant": setting.quant, "batch": str(setting.batch)}
+            (each.model, request.quant, request.batch),
+            {"model": each.model, "quant": request.quant, "batch": str(request.batch)}
             | {_tokens(context): "" for context in contexts},
         )
-        line[_tokens(setting.context)] = _cell(each)
+        line[_tokens(request.context)] = _cell(each)
     return list(lines.values())
 
 

@@ -149,9 +149,9 @@ def test_predicted_flops_of_llama_4_are_those_of_one_real_layer(name: str) -> No
     with torch.no_grad(), counter:
         feed_forward(hidden)
     geometry, engine = families.geometry(raw), engines.find("transformers")
-    setting = EngineRequest("bf16", tokens, 1, "bf16", None)
+    request = EngineRequest("bf16", tokens, 1, "bf16", None)
     storage = engine.storage(geometry, "bf16", "bf16")
-    predicted = work.prefill(geometry, storage, tokens, 1, engine.manner(geometry, setting, None))
+    predicted = work.prefill(geometry, storage, tokens, 1, engine.manner(geometry, request, None))
     parts = ("experts", "mlp", "other")  # expert tensors, the shared expert, and the router among the small ones
     flops = sum(item.flops for item in predicted.items if item.kind == "weights" and item.part in parts)
     assert counter.get_total_flops() == pytest.approx(flops, rel=0.01)

@@ -1,6 +1,6 @@
-"""One file a runtime: how it stores a model, what memory it takes beside it, and how it works through a pass.
+"""One file per engine: how it stores a model, how much memory it needs besides, and how it runs a pass.
 
-A file defines one ``ENGINE``. A prediction is for a runtime: the same model takes 12 GiB in one and 45 in another.
+Each file defines one ``ENGINE``. Predictions depend on it: a model may take 12 GiB in one and 45 GiB in another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(word: str) -> Engine:
-    """The engine that ``word`` names; ``llama.cpp`` and ``llama-cpp`` are the same. NotFound otherwise."""
+    """The engine called ``word``; ``llama.cpp`` and ``llama-cpp`` are the same. Raises NotFound."""
     known = _by_name(tuple(__path__))
     spelled = _spelled(word)
     for name, engine in known.items():
@@ -35,6 +35,6 @@ def _spelled(word: str) -> str:
 
 @lru_cache(maxsize=8)
 def _by_name(folders: tuple[str, ...]) -> dict[str, Engine]:
-    """Sorted by name; once for each set of ``folders``."""
+    """All engines, sorted by name. Cached per set of ``folders``."""
     engines: list[Engine] = [registry.load(FOLDER, name, "engine").ENGINE for name in registry.names(FOLDER)]
     return {engine.name: engine for engine in sorted(engines, key=lambda engine: engine.name)}

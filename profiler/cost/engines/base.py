@@ -1,4 +1,4 @@
-"""What an engine gives. A file ``cost/engines/NAME.py`` defines one ``ENGINE``."""
+"""The interface of an engine. A file ``cost/engines/NAME.py`` defines one ``ENGINE``."""
 
 from __future__ import annotations
 
@@ -24,120 +24,120 @@ MIB = 1024**2
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """What is asked of an engine, beside the model and the device."""
+    """What an engine is asked to run, apart from the model and the device."""
 
     quant: str
     context: int  # tokens of each sequence in the cache
     batch: int
-    dtype: str = "bf16"  # of what is not quantized, and of the activations
-    kv: str | None = None  # format of K and V; None: the engine's default
-    ubatch: int | None = None  # tokens of a sequence per prefill pass; None: the engine's default
-    path: str = EAGER  # how decode steps of transformers run: see ``profiler.decode_path``
+    dtype: str = "bf16"  # of unquantized weights and of activations
+    kv: str | None = None  # type of K and V; None: the engine's default
+    ubatch: int | None = None  # tokens per sequence in one prefill pass; None: the engine's default
+    path: str = EAGER  # decode path of transformers: see ``profiler.decode_path``
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A model as a person named it: what a command that measures it has to say."""
+    """A model as the user named it, for the command that measures it."""
 
     argument: str  # for the options of ``profile`` that take a model
     source: Source
-    as_stored: bool = True  # nobody asked for another quantization than that of its file
+    as_stored: bool = True  # the user asked for no other quantization than that of the file
 
     @property
     def title(self) -> str:
-        """For a sentence."""
+        """The name for use in a sentence."""
         return printable(self.argument)
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Bytes on the device, per term, and what stays on the host."""
+    """Bytes on the device by term, and what stays on the host."""
 
     weights: Interval
-    cache: Interval  # of the case's context, all sequences
-    prefill: Interval  # activations, logits, copies while the prompt is worked on
-    decode: Interval  # and in a step
+    cache: Interval  # for the case's context, all sequences
+    prefill: Interval  # activations, logits and copies during prefill
+    decode: Interval  # the same during a decode step
     framework: Interval  # the runtime itself: context, libraries, allocator
     host: Interval
-    prefill_reason: str  # what most of it is, in words
+    prefill_reason: str  # what takes most of it, as a message
     decode_reason: str
 
     @property
     def buffers(self) -> Interval:
-        """Of the phase that takes more."""
+        """Buffers of the phase that needs more."""
         return self.prefill if self.peak_phase == "prefill" else self.decode
 
     @property
     def peak_phase(self) -> str:
-        """``prefill`` or ``decode``: when the device is fullest."""
+        """``prefill`` or ``decode``, whichever sets the peak."""
         return "prefill" if self.prefill.value >= self.decode.value else "decode"
 
     @property
     def reason(self) -> str:
-        """What sets the peak beside weights and cache, in words."""
+        """A message that says what sets the peak besides weights and cache."""
         return self.prefill_reason if self.peak_phase == "prefill" else self.decode_reason
 
     @property
     def loaded(self) -> Interval:
-        """With the model loaded and nothing asked of it."""
+        """The memory with the model loaded and idle."""
         return self.weights + self.framework
 
     @property
     def peak(self) -> Interval:
-        """All of it at once: what decides whether a case fits."""
+        """All terms together: decides whether a case fits."""
         return self.weights + self.cache + self.buffers + self.framework
 
 
 class Engine(Protocol):
-    """An inference framework. Nothing here imports it."""
+    """An inference engine. Predicting does not import it."""
 
-    name: str  # as people write it
-    version: str  # which version's rules these are
+    name: str  # as users write it
+    version: str  # the version that the rules were read from
     default_quant: str
     default_kv: str
-    makers: frozenset[str]  # whose devices ``memory`` treats apart from all others
-    counts: Counts | None  # of an engine whose kernels `profile calibrate` times
+    makers: frozenset[str]  # vendors whose devices ``memory`` treats differently
+    counts: Counts | None  # for an engine whose kernels `profile calibrate` times
 
     @property
     def quants(self) -> Sequence[str]:
-        """The formats with a rule, as people type them."""
+        """The quantizations that have a rule, as users type them."""
 
     def check(self, quant: str) -> str:
-        """``quant`` as spelled here. NotFound with the nearest names for one without a rule."""
+        """``quant`` in the engine's spelling. Raises NotFound with the nearest names if it has no rule."""
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
-        """The weights as this engine stores them, on a device that ``repacks`` or not. ProfileError if it cannot."""
+        """The weights as this engine stores them; ``repacks`` as in ``Quant``. Raises ProfileError if it cannot."""
 
     def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
-        """The weights of a checkpoint that is run as it is stored; what is not quantized is in ``dtype``."""
+        """The weights of a checkpoint that runs as it is stored; unquantized weights are in ``dtype``."""
 
     def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
-        """Whether the speed of its products in a quantization was ever measured or fitted; or with the formats of
-        ``stored``, a checkpoint that is run as it is stored."""
+        """Whether the matrix-multiplication speed of ``quant``, or of the types in the checkpoint ``stored``, was
+        ever measured or fitted for this engine."""
 
-    def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
-        """The peak and its terms."""
+    def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
+        """The memory terms and their peak."""
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
-        """Bytes held while a checkpoint is loaded, where that may exceed every later moment; ``None``: no rule."""
+        """Bytes held while a checkpoint loads, if that may exceed every later peak; ``None``: no rule."""
 
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        """Bytes of a checkpoint file that were read to quantize weights and still count for the process."""
+        """Bytes of a checkpoint file that were read for quantizing and are still charged to the process."""
 
-    def manner(self, geometry: Geometry, setting: EngineRequest, target: Target | None = None) -> Manner:
-        """How it goes through a pass of a prefill, on a GPU where no ``target`` is given."""
+    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
+        """How the engine runs a prefill pass; on a GPU if there is no ``target``."""
 
-    def step_manner(self, geometry: Geometry, setting: EngineRequest, target: Target) -> Manner:
-        """How it goes through a decode step."""
+    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
+        """How the engine runs a decode step."""
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
-        """The decode path that is run where ``path`` is asked for."""
+        """The decode path that runs if ``path`` is requested."""
 
-    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command | None:
-        """The command that measures this case on that machine; ``None`` if there is none. What we do not know, such
-        as the name of a file that does not exist yet, is a blank of it, never a guess."""
+    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command | None:
+        """The command that measures this case on that machine; ``None`` if there is none. Unknown parts, such as the
+        name of a file that does not exist yet, become placeholders."""
 
 
 def spread(value: float, low: float, high: float) -> Interval:
-    """A prior with bounds of its own."""
+    """An assumed value with its own bounds."""
     return Interval(value, low, high, "prior")

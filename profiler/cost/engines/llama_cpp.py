@@ -1,12 +1,12 @@
-"""llama.cpp: GGUF weights, caches of fixed cells, a compute buffer reserved for the largest pass.
+"""llama.cpp: GGUF weights, caches of a fixed size, a compute buffer reserved for the largest pass.
 
 Rules read at commits 007dbbf3 (2026-08, ``src/llama-quant.cpp``, in ``gguf_mix``) and 02c28f53 (2026-09,
 ``src/llama-kv-cache-iswa.cpp``), and from logs of builds b8240 to b10809.
 
-- The token embedding and Gemma's per-layer embeddings stay on the host, where rows are looked up; a tied embedding is
-  on the device once more, as the output projection.
-- A sliding layer holds ``window + ubatch`` cells, padded to 256, and no more than the context; a full layer the
-  context padded to 256. A layer that shares another's cache holds none.
+- The token embedding and Gemma's per-layer embeddings stay on the host, where rows are looked up. If the output head
+  is tied to the embedding, the device holds a second copy of it.
+- A sliding layer holds ``window + ubatch`` cells, padded to 256 and limited to the context; a full layer holds the
+    context padded to 256. A layer that shares another layer's cache holds none.
 - A gated-delta layer keeps ``kernel - 1`` columns of its convolution and its state, both in fp32.
 """
 
@@ -43,17 +43,17 @@ KV_BYTES = {
     "q4_0": 18 / 32,
 }
 STATE_BYTES = 4
-CONTEXT = {  # CUDA context and the backend's own pools; Metal and Vulkan take less. Logs of one process per card.
+CONTEXT = {  # CUDA context and the backend's pools; Metal and Vulkan take less. From logs of one process per card.
     "NVIDIA": spread(450 * MIB, 200 * MIB, 900 * MIB),
     "CPU": spread(120 * MIB, 40 * MIB, 300 * MIB),
     "other": spread(250 * MIB, 60 * MIB, 700 * MIB),
 }
-GENERATED = 128  # tokens of a decode that llama-bench is told to measure: its own default
+GENERATED = 128  # tokens that llama-bench decodes by default
 SPLIT_MODES = {"layer": "layer", "tensor": "row"}
 CONVERT = ("python3", "convert_hf_to_gguf.py")
-CONVERTED = ("f32", "f16", "bf16", "q8_0")  # its --outtype
-MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the version that made them, and by importance matrices
-MASK_BYTES = 2  # the attention mask, f16, of all cells for each token of a pass
+CONVERTED = ("f32", "f16", "bf16", "q8_0")  # values of its --outtype
+MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the llama.cpp version and the importance matrix that made them
+MASK_BYTES = 2  # the attention mask in f16: one entry per cache cell for each token of a pass
 
 
 class LlamaCpp:
@@ -78,7 +78,7 @@ class LlamaCpp:
         return storage(with_head(geometry, held, copied=True), None if quant in gguf_mix.PLAIN else MIX_BOUNDS)
 
     def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
-        """Every tensor of the file; for another checkpoint, what it would be as it is."""
+        """Every tensor of the file; for a checkpoint of another kind, its size if converted without quantizing."""
         held = (replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, stored))
         return storage(with_head(geometry, held, copied=True), bounds_of(stored))
 
@@ -86,61 +86,61 @@ class LlamaCpp:
         known = {*gguf_mix.MIXES.values(), *gguf_tensors.FALLBACK.values()}
         return stored is None or all(weight.scheme in known for weight in stored.weights)
 
-    def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
-        buffers = self._buffers(geometry, storage, setting)
+    def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
+        buffers = self._buffers(geometry, storage, request)
         device, host = storage.device_bytes, storage.host_bytes
-        if target.vendor == "CPU":  # one memory, in which a tied table is held once
+        if target.vendor == "CPU":  # one memory, which holds a tied table once
             device, host = device + host - (storage.part_bytes("head") if geometry.tied else 0), 0
         return Terms(
             weights=storage.known(device),
-            cache=exact(cache_bytes(geometry, setting)),
+            cache=exact(cache_bytes(geometry, request)),
             prefill=buffers,
             decode=buffers,
             framework=CONTEXT.get(target.vendor, CONTEXT["other"]),
             host=storage.known(host),
-            prefill_reason=f"buffers for a chunk of {self._ubatch(setting)} tokens, reserved at the start",
+            prefill_reason=f"buffers for a chunk of {self._ubatch(request)} tokens, reserved at the start",
             decode_reason="the same buffers",
         )
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
-        """No rule: weights are mapped, or read straight to the device."""
+        """No rule: weights are mapped, or read directly to the device."""
 
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        return exact(0)  # nothing is quantized while it is loaded
+        return exact(0)  # nothing is quantized during loading
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         return EAGER
 
-    def step_manner(self, geometry: Geometry, setting: EngineRequest, target: Target) -> Manner:
-        return self.manner(geometry, setting, target)
+    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
+        return self.manner(geometry, request, target)
 
-    def manner(self, geometry: Geometry, setting: EngineRequest, target: Target | None = None) -> Manner:
-        return Manner(ubatch=self._ubatch(setting), cache_bytes=kv_bytes(setting), how=Execution(trims_shared=False))
+    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
+        return Manner(ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False))
 
-    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command:
-        file, blanks = _file(model, setting.quant)
-        context, batch = str(setting.context), str(setting.batch)
-        kv = ("-ctk", setting.kv, "-ctv", setting.kv) if setting.kv not in (None, "f16") else ()
+    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command:
+        file, blanks = _file(model, request.quant)
+        context, batch = str(request.context), str(request.batch)
+        kv = ("-ctk", request.kv, "-ctv", request.kv) if request.kv not in (None, "f16") else ()
         split = ("-sm", SPLIT_MODES[machine.split]) if machine.target.count > 1 else ()
         sizes: tuple[str, ...] = ("-p", context, "-n", str(GENERATED), "-d", f"0,{context}")
         tool = "llama-bench"
-        if setting.batch > 1:  # llama-bench measures one sequence
-            tool, cells = "llama-batched-bench", str(setting.batch * (setting.context + GENERATED))
+        if request.batch > 1:  # llama-bench measures one sequence
+            tool, cells = "llama-batched-bench", str(request.batch * (request.context + GENERATED))
             sizes = ("-c", cells, "-npp", context, "-ntg", str(GENERATED), "-npl", batch)
         return command(tool, "-m", file, sizes, kv, split, **blanks)
 
-    def _ubatch(self, setting: EngineRequest) -> int:
-        return min(setting.ubatch or UBATCH, setting.context)
+    def _ubatch(self, request: EngineRequest) -> int:
+        return min(request.ubatch or UBATCH, request.context)
 
-    def _buffers(self, geometry: Geometry, storage: Storage, setting: EngineRequest) -> Interval:
-        """The largest tensors that live at once in a pass. Logs of dense 27B show 38 to 154 MiB, of a 9B 808 MiB.
+    def _buffers(self, geometry: Geometry, storage: Storage, request: EngineRequest) -> Interval:
+        """The largest tensors alive at once in a pass. Logs show 38 to 154 MiB for a dense 27B, 808 MiB for a 9B.
 
-        Low: hidden states of a pass. High: logits of a whole pass as well, as servers with several slots reserve.
+        Low: hidden states of a pass. High: also logits of a whole pass, as servers with several slots reserve.
         """
-        tokens = self._ubatch(setting)
+        tokens = self._ubatch(request)
         chosen, width = storage.expert_rows
         rows = tokens * 4
-        mask = tokens * setting.context * MASK_BYTES
+        mask = tokens * request.context * MASK_BYTES
         activations = rows * (4 * geometry.hidden + 2 * storage.widest + 2 * chosen * max(width, geometry.hidden))
         logits = rows * geometry.vocab
         return spread(
@@ -149,7 +149,7 @@ class LlamaCpp:
 
 
 def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
-    """The GGUF file to measure: the one that was named, else a blank that says how to make one."""
+    """The GGUF file to measure: the one that was named, or a placeholder with instructions to make one."""
     source, kind = model.source, quant.upper().replace("-", "_")
     if source.kind == "gguf" and (
         model.as_stored or gguf_tensors.file_type(gguf.header(Path(source.location))) == quant
@@ -174,19 +174,19 @@ def _own_mix(path: Path) -> str:
     return gguf_tensors.file_type(gguf.header(path))
 
 
-def kv_bytes(setting: EngineRequest) -> float:
-    """Bytes of an element of K and V. NotFound for a format without a rule."""
-    kv = (setting.kv or "f16").casefold()
+def kv_bytes(request: EngineRequest) -> float:
+    """Bytes per element of K and V. Raises NotFound for a type without a rule."""
+    kv = (request.kv or "f16").casefold()
     if kv not in KV_BYTES:
         raise unknown("KV cache type of llama.cpp", kv, KV_BYTES)
     return KV_BYTES[kv]
 
 
-def cache_bytes(geometry: Geometry, setting: EngineRequest) -> int:
-    """Bytes of all cells and states; what llama.cpp reserves when it starts."""
-    cells = -(-setting.context // PAD) * PAD
-    ubatch = min(setting.ubatch or UBATCH, setting.context)
-    each = kv_bytes(setting)
+def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
+    """Bytes of the cache and of all states, which llama.cpp reserves at startup."""
+    cells = -(-request.context // PAD) * PAD
+    ubatch = min(request.ubatch or UBATCH, request.context)
+    each = kv_bytes(request)
     total = 0.0
     for layer, count in geometry.groups:
         mixer = layer.mixer
@@ -197,7 +197,7 @@ def cache_bytes(geometry: Geometry, setting: EngineRequest) -> int:
             window = mixer.window
             held = cells if window is None else min(cells, -(-(window + ubatch) // PAD) * PAD)
             total += count * 2 * mixer.kv_heads * mixer.head_dim * held * each
-    return round(total * setting.batch)
+    return round(total * request.batch)
 
 
 ENGINE = LlamaCpp()

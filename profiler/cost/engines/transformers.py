@@ -7,10 +7,10 @@ Rules read at transformers 5.23 (``cache_utils.py``, ``integrations/sdpa_attenti
   parameter) and convolutions stay in the compute dtype.
 - After a prefill a sliding layer's K and V are *views* of all tokens of the last pass and the window before it; the
   whole storage lives until the first decode step (``DynamicSlidingWindowLayer.update``).
-- A growing layer is copied to append, so one layer exists twice for a moment, and a step goes over it thrice.
+- To append, a growing layer's cache is copied: the layer exists twice for a moment, and a step moves it three times.
 - Heads beyond 256 wide take no flash kernel: K and V are repeated for every query head
-  (``use_gqa_in_sdpa``), for one layer at a time. A windowed layer's mask has a cell for each pair.
-- Layers that share K and V send only the last token of a pass through a prefill.
+    (``use_gqa_in_sdpa``), one layer at a time. The mask of a sliding layer has one entry per query and key.
+- In layers that share K and V, only the last token of a prefill pass is computed.
 """
 
 from __future__ import annotations
@@ -40,41 +40,41 @@ from profiler.registry import unknown
 from profiler.shell import Command, command
 
 FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
-# Operators of a layer that are no views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); of a
-# gated-delta layer without flash-linear-attention 94 in a step, 118 + 9 for each chunk of 64 tokens in a prefill.
+# Operators of a layer that are not views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); a
+# gated-delta layer without flash-linear-attention has 94 in a step and 118 + 9 per chunk of 64 tokens in a prefill.
 LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0, "": 60.0}
-# The same of our own step; on a GPU norms, attention (which takes as long as six of the others) and the delta rule
-# are kernels of ours.
+# The same for our own step. On a GPU we have kernels for norms, the delta rule and attention (which takes as long as
+# six of the others).
 STEP_CALLS = {
     "CPU": {"gemma4": 100.0, "gemma3": 84.0, "qwen3_5": 70.0, "qwen3": 56.0, "llama": 50.0, "delta": 62.0, "": 70.0},
     "other": {"gemma4": 43.0, "gemma3": 35.0, "qwen3_5": 40.0, "qwen3": 33.0, "llama": 31.0, "delta": 30.0, "": 39.0},
 }
 STEP_OUTSIDE_CALLS = 45.0
 CHECKPOINT_DTYPES = (*DTYPE_BYTES, "fp64")
-OWN_DTYPES = ("fp32", "bf16")  # that kernels of our own step compute in; others take torch's, over buckets
-PADDED = 1.5  # of a bucket, which is between one and two times what is filled
-# How often a step on a GPU moves the experts of each token, those that two tokens share twice: by a kernel of ours,
-# or by transformers' ``batched_mm``, which copies them first.
+OWN_DTYPES = ("fp32", "bf16")  # dtypes of our own attention kernels; others use PyTorch's, over padded buckets
+PADDED = 1.5  # bucket size ÷ filled size, which is between one and two
+# How often a step on a GPU moves the experts of each token (an expert that two tokens share counts twice): with our
+# kernel, or with transformers' ``batched_mm``, which copies them first.
 EXPERT_COPIES = {True: 1.0, False: 3.0}
-OUTSIDE_CALLS = 30.0  # of the layers
+OUTSIDE_CALLS = 30.0  # outside the layers
 ELEMENTWISE = (
-    75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written a layer, and as many read at least
+    75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written per layer, and at least as many read
 )
 COUNTS = Counts(STEP_LAYERS * LAYER_CALLS["llama"] + OUTSIDE_CALLS, ELEMENTWISE, GROWING_TOUCHES)
-DELTA_TENSORS = 24  # seen: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
-EAGER_STATE_TOUCHES = 20.0  # times that the element-wise operators of a shipped step read or write a recurrent state
+DELTA_TENSORS = 24  # measured: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
+EAGER_STATE_TOUCHES = 20.0  # reads and writes of a recurrent state by the operators of the unpatched step
 SCORE_BYTES = 4
 MASK_BYTES = 2
-PROCESS = {  # interpreter, torch (a build for CPUs or for CUDA), transformers, bitsandbytes; on CUDA its context and
-    # the libraries' workspaces
+PROCESS = {  # interpreter, torch (CPU or CUDA build), transformers, bitsandbytes; on CUDA also the context and the
+    # libraries' workspaces
     "CPU": spread(600 * MIB, 360 * MIB, 850 * MIB),
     "other": spread(700 * MIB, 400 * MIB, 1500 * MIB),
 }
-WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing weights leave in a process's heap
-HEAP_HOLES = 2.0  # seen 1.6 to 3: glibc's heap over what lives in it; fewer above 32 MiB a tensor, which it maps
-STORED_BYTES = 2  # of a parameter in most checkpoints
-STILL_UNPACKED = 0.6  # of the weights, when the last is packed: they are read ahead; seen 0.1 to 1
-FRAGMENTED = 1.03  # the caching allocator's segments, over what lives in them
+WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing leave in the heap of a process
+HEAP_HOLES = 2.0  # glibc's heap ÷ what is allocated in it: measured 1.6 to 3; less above 32 MiB, where it maps
+STORED_BYTES = 2  # per parameter in most checkpoints
+STILL_UNPACKED = 0.6  # share of weights not yet packed at the last one, as they are read ahead; measured 0.1 to 1
+FRAGMENTED = 1.03  # segments of the caching allocator ÷ what is allocated in them
 
 
 class Transformers:
@@ -114,7 +114,7 @@ class Transformers:
         return storage(with_head(geometry, held, copied=False))
 
     def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
-        """Packed weights as the checkpoint has them, unless bitsandbytes packs them anew; others in ``dtype``."""
+        """Packed weights as in the checkpoint, unless bitsandbytes repacks them; others in ``dtype``."""
         known = {scheme: quants.find(scheme) for scheme in {item.scheme for item in stored.weights}}
 
         def loaded(item: Held) -> Held:
@@ -129,7 +129,7 @@ class Transformers:
         return storage(with_head(geometry, held, copied=False), bounds_of(stored))
 
     def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
-        """On a calibrated device what was timed there counts, elsewhere the prior of the quantization."""
+        """On a calibrated device, whether it was timed there; elsewhere, whether the quantization has a prior."""
         if stored is not None and stored.scheme is not None and stored.scheme.method == BITSANDBYTES:
             return True
         ours = quants.find(quant) if stored is None else stored.scheme and checkpoint.of_ours(stored.scheme)
@@ -140,26 +140,26 @@ class Transformers:
         timed = ours.kernels.prior if target.ceilings is None else timed_layer(target.ceilings, ours.name)
         return timed is not None
 
-    def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
-        if setting.kv is not None:
+    def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
+        if request.kv is not None:
             raise ProfileError("transformers keeps K and V in the compute dtype", "Leave --kv out.")
-        width = DTYPE_BYTES[setting.dtype]
-        held = geometry.cache_bytes(setting.context, setting.batch, width).total
-        packed = _packed_products(geometry, storage, setting, target, setting.batch * self._chunk(setting, target))
+        width = DTYPE_BYTES[request.dtype]
+        held = geometry.cache_bytes(request.context, request.batch, width).total
+        packed = _packed_products(geometry, storage, request, target, request.batch * self._chunk(request, target))
         step = (
-            self._decode_bytes(geometry, storage, setting, width)
-            if setting.path == EAGER
-            else _step_bytes(geometry, storage, setting, width, target)
+            self._decode_bytes(geometry, storage, request, width)
+            if request.path == EAGER
+            else _step_bytes(geometry, storage, request, width, target)
         )
-        reason = "copying a layer's cache to append to it" if setting.path == EAGER else "logits"
+        reason = "copying a layer's cache to append to it" if request.path == EAGER else "logits"
         return Terms(
             weights=storage.weights,
             cache=exact(held),
-            prefill=self._prefill_bytes(geometry, storage, setting, target) + packed,
+            prefill=self._prefill_bytes(geometry, storage, request, target) + packed,
             decode=packed + step,
             framework=_process(target),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
-            prefill_reason=f"a chunk of {self._chunk(setting, target):,} tokens"
+            prefill_reason=f"a chunk of {self._chunk(request, target):,} tokens"
             + (" and what it leaves in sliding-window layers" if _slides(geometry) else ""),
             decode_reason="multiplying quantized weights" if packed.value > step.value else reason,
         )
@@ -167,14 +167,14 @@ class Transformers:
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
         """Host memory while a checkpoint of 16-bit weights is loaded on a CPU, in bytes.
 
-        The file's pages are mapped and count until all of it is copied; the system can take them back.
+        The file's pages are mapped and count until all of it is copied, although the system can reclaim them.
         """
         if target.vendor != "CPU":
             return None
         width = DTYPE_BYTES[dtype]
         packed = [line for line in storage.lines if line.packed]
         unpacked = sum(line.elements for line in packed)
-        if width == STORED_BYTES:  # what is not packed is mapped as it is, and read when first used
+        if width == STORED_BYTES:  # unpacked weights are mapped from the file and read when first used
             read = sum(line.nbytes for line in packed) + STORED_BYTES * unpacked
             return exact(read) + _process(target) + Interval(0, 0, storage.device_bytes, "prior")
         stored = geometry.parameters * STORED_BYTES
@@ -182,10 +182,10 @@ class Transformers:
         return exact(storage.device_bytes + stored) + _process(target) + ahead
 
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        """Bytes of a checkpoint on a CPU that were packed and still count for the process.
+        """Bytes of a checkpoint on a CPU that were packed and are still charged to the process.
 
-        Weights that are not packed stay in the mapped file where it has their dtype, and so does the rest of it. The
-        system takes those pages back when it needs them: no part of what decides whether a model fits.
+        Unpacked weights stay in the mapped file if it has their dtype, and the rest of the file stays mapped too. The
+        system reclaims those pages when it needs them, so they do not affect whether a model fits.
         """
         if target.vendor != "CPU" or DTYPE_BYTES[dtype] != STORED_BYTES:
             return exact(0)
@@ -193,17 +193,17 @@ class Transformers:
         return Interval(read, 0, read, "prior")
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
-        """No CUDA graph may hold what waits for the device, as LLM.int8() does."""
+        """A CUDA graph cannot contain operators that wait for the device, as LLM.int8() does."""
         ours = quants.find(quant)
         captured = ours is None or ours.kernels.in_graphs
         return STATIC if path == GRAPH and not captured and target.vendor != "CPU" else path
 
-    def step_manner(self, geometry: Geometry, setting: EngineRequest, target: Target) -> Manner:
-        shipped = self.manner(geometry, setting, target)
-        if setting.path == EAGER:
+    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
+        shipped = self.manner(geometry, request, target)
+        if request.path == EAGER:
             return shipped
         assert shipped.calls is not None
-        on_cpu, ours = target.vendor == "CPU", setting.dtype in OWN_DTYPES
+        on_cpu, ours = target.vendor == "CPU", request.dtype in OWN_DTYPES
         counted = STEP_CALLS["CPU" if on_cpu or not ours else "other"]
         calls = replace(
             shipped.calls,
@@ -217,10 +217,10 @@ class Transformers:
             shipped, cache_touches=read, calls=calls, expert_copies=None if on_cpu and ours else EXPERT_COPIES[ours]
         )
 
-    def manner(self, geometry: Geometry, setting: EngineRequest, target: Target | None = None) -> Manner:
+    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
         return Manner(
-            ubatch=_ubatch(setting, target),
-            cache_bytes=DTYPE_BYTES[setting.dtype],
+            ubatch=_ubatch(request, target),
+            cache_bytes=DTYPE_BYTES[request.dtype],
             cache_touches=GROWING_TOUCHES,
             how=Execution(skips_masked=False, trims_shared=True, every_expert=True),
             calls=Calls(
@@ -231,108 +231,108 @@ class Transformers:
                 outside=OUTSIDE_CALLS,
                 elementwise=ELEMENTWISE,
                 state_touches=EAGER_STATE_TOUCHES,
-                element_bytes=DTYPE_BYTES[setting.dtype],
+                element_bytes=DTYPE_BYTES[request.dtype],
             ),
         )
 
-    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command | None:
+    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command | None:
         target = machine.target
         if target.count > 1 or not swept(target):
             return None
-        own = model.as_stored and "quantization_config" in model.source.config  # which a sweep takes by itself
-        quant = ("-q", setting.quant) if setting.quant in self.quants and not own else ()
-        sizes = ("-c", str(setting.context), "-b", str(setting.batch))
+        own = model.as_stored and "quantization_config" in model.source.config  # a sweep uses it without -q
+        quant = ("-q", request.quant) if request.quant in self.quants and not own else ()
+        sizes = ("-c", str(request.context), "-b", str(request.batch))
         usual = (
             None
             if target.kind == "described"
-            else self.runs(usual_path(target), setting.quant, setting.dtype, target)
+            else self.runs(usual_path(target), request.quant, request.dtype, target)
         )
-        path = ("--path", setting.path) if setting.path != usual else ()
+        path = ("--path", request.path) if request.path != usual else ()
         device = ("--device", target.local) if target.local else ()
         return command("profile", "sweep", "-m", model.argument, quant, sizes, path, device)
 
-    def _chunk(self, setting: EngineRequest, target: Target) -> int:
-        return min(_ubatch(setting, target), setting.context)
+    def _chunk(self, request: EngineRequest, target: Target) -> int:
+        return min(_ubatch(request, target), request.context)
 
     def _prefill_bytes(
-        self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target
+        self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target
     ) -> Interval:
-        """Beside weights and cache: views, mask, repeated K and V, hidden states, expert rows, logits."""
-        chunk = self._chunk(setting, target)
-        width, rows = DTYPE_BYTES[setting.dtype], setting.batch * chunk
-        views = retained_bytes(geometry, setting, chunk, width, min(chunk, setting.context))
-        mask = rows * setting.context * MASK_BYTES
-        layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
+        """Memory besides weights and cache: views, mask, repeated K and V, hidden states, expert rows, logits."""
+        chunk = self._chunk(request, target)
+        width, rows = DTYPE_BYTES[request.dtype], request.batch * chunk
+        views = retained_bytes(geometry, request, chunk, width, min(chunk, request.context))
+        mask = rows * request.context * MASK_BYTES
+        layer = max((_layer_kv(layer.mixer, request, width) for layer, _ in geometry.groups), default=0)
         chosen, expert = storage.expert_rows
         holes = HEAP_HOLES if target.vendor == "CPU" else 1.0
         hidden = holes * rows * width * (6 * geometry.hidden + 3 * storage.widest)
         routed = rows * chosen * (3 * expert * width + geometry.hidden * SCORE_BYTES)
         batched = _batched_experts_bytes(geometry, storage, rows, width)
-        logits = setting.batch * geometry.vocab * (width + 4)
+        logits = request.batch * geometry.vocab * (width + 4)
         delta = rows * max((_delta_bytes(layer.mixer) for layer, _ in geometry.groups), default=0)
         sure = views + rows * width * 2 * geometry.hidden + logits + batched
         value = views + mask + layer + hidden + max(routed, batched) + logits + delta
         return spread(value * FRAGMENTED, sure, 1.6 * (value - views - batched) + views + batched * FRAGMENTED)
 
-    def _decode_bytes(self, geometry: Geometry, storage: Storage, setting: EngineRequest, width: int) -> Interval:
-        layer = max((_layer_kv(layer.mixer, setting, width) for layer, _ in geometry.groups), default=0)
-        logits = setting.batch * geometry.vocab * (width + 4)
-        batched = exact(_batched_experts_bytes(geometry, storage, setting.batch, width))
+    def _decode_bytes(self, geometry: Geometry, storage: Storage, request: EngineRequest, width: int) -> Interval:
+        layer = max((_layer_kv(layer.mixer, request, width) for layer, _ in geometry.groups), default=0)
+        logits = request.batch * geometry.vocab * (width + 4)
+        batched = exact(_batched_experts_bytes(geometry, storage, request.batch, width))
         return batched + spread(layer + logits, logits, 2 * layer + 2 * logits)
 
 
 def _slides(geometry: Geometry) -> bool:
-    """Whether a prefill leaves more in caches than they hold: see ``retained_bytes``."""
+    """Whether a prefill leaves more in the caches than they hold: see ``retained_bytes``."""
     mixers = (layer.mixer for layer in geometry.layers)
     return any(isinstance(each, Attention) and each.window is not None and each.owns_cache for each in mixers)
 
 
 def swept(target: Target) -> bool:
-    """Whether ``profile sweep`` runs on such a device, as far as its maker tells."""
+    """Whether ``profile sweep`` runs on devices of this vendor."""
     return target.local is not None or target.vendor not in ("AMD", "Apple", "Intel")
 
 
 def usual_path(target: Target) -> str:
-    """How a sweep runs decode steps there."""
+    """The default decode path of a sweep on such a device."""
     return target.device_kind.step_path(target.local is not None)
 
 
-def _ubatch(setting: EngineRequest, target: Target | None) -> int:
-    """Tokens of a sequence in one prefill pass, however short the context."""
-    return setting.ubatch or (PREFILL_CHUNK if target is None else target.device_kind.prefill_chunk)
+def _ubatch(request: EngineRequest, target: Target | None) -> int:
+    """Tokens per sequence in one prefill pass, whatever the context."""
+    return request.ubatch or (PREFILL_CHUNK if target is None else target.device_kind.prefill_chunk)
 
 
 def _by_family(counted: Mapping[str, float], geometry: Geometry) -> float:
-    """The count of a layer; that of the empty name for a family without one."""
+    """The count for a layer of the family; the entry with the empty name covers other families."""
     return next(count for start, count in counted.items() if geometry.model_type.startswith(start))
 
 
-def _step_bytes(geometry: Geometry, storage: Storage, setting: EngineRequest, width: int, target: Target) -> Interval:
-    """Beside a cache that is written in place: logits, and copies of chosen experts where no kernel is ours."""
-    logits = setting.batch * geometry.vocab * (width + 4)
+def _step_bytes(geometry: Geometry, storage: Storage, request: EngineRequest, width: int, target: Target) -> Interval:
+    """With a cache written in place: logits, and copies of chosen experts where we have no kernel."""
+    logits = request.batch * geometry.vocab * (width + 4)
     chosen, inner = storage.expert_rows
     copied = (
         0
-        if target.vendor == "CPU" or setting.dtype in OWN_DTYPES
-        else setting.batch * chosen * 3 * inner * geometry.hidden * width
+        if target.vendor == "CPU" or request.dtype in OWN_DTYPES
+        else request.batch * chosen * 3 * inner * geometry.hidden * width
     )
-    batched = exact(_batched_experts_bytes(geometry, storage, setting.batch, width))
+    batched = exact(_batched_experts_bytes(geometry, storage, request.batch, width))
     return batched + spread(1.5 * logits + copied, logits, 3 * logits + 2 * copied)
 
 
 def _batched_experts_bytes(geometry: Geometry, storage: Storage, rows: int, width: int) -> int:
-    """What Llama 4's experts hold at once for ``rows`` tokens, since every token goes to every expert.
+    """Peak bytes of Llama 4's experts for ``rows`` tokens; every token goes to every expert.
 
     ``Llama4TextMoe.forward`` repeats the tokens for each expert, and ``Llama4TextExperts`` multiplies them in one
-    ``bmm``. The peak is either the activation (routed input, gate and up, the activated gate, and the product with
-    it) or the second product (routed input, gate and up, that product, and the output).
+    ``bmm``. The peak is either at the activation (routed input, gate and up, the activated gate, and the product with
+    it) or at the second matrix product (routed input, gate and up, that product, and the output).
     """
     experts, inner = storage.batched_experts
     return experts * rows * width * max(geometry.hidden + 4 * inner, 2 * geometry.hidden + 3 * inner)
 
 
 def _process(target: Target) -> Interval:
-    """What runs beside the model: measured on this machine's CPU, else as seen elsewhere."""
+    """Memory of the process itself: measured for this machine's CPU, otherwise typical values."""
     known = target.ceilings
     if target.vendor != "CPU" or known is None or not known.process_bytes:
         return PROCESS.get(target.vendor, PROCESS["other"])
@@ -341,10 +341,10 @@ def _process(target: Target) -> Interval:
 
 
 def _packed_products(
-    geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target, rows: int
+    geometry: Geometry, storage: Storage, request: EngineRequest, target: Target, rows: int
 ) -> Interval:
-    """What multiplying packed weights takes for a moment on a CPU, whatever the phase: seen, not counted."""
-    ours = quants.find(setting.quant)
+    """Temporary memory for multiplying packed weights on a CPU, in either phase. Measured, not derived."""
+    ours = quants.find(request.quant)
     if target.vendor != "CPU" or ours is None or ours.kernels.cpu_scratch is None:
         return exact(0)
     low, usual, high = ours.kernels.cpu_scratch(rows, 4 * geometry.hidden * storage.widest, target.features)
@@ -352,36 +352,36 @@ def _packed_products(
 
 
 def _delta_bytes(mixer: object) -> int:
-    """For each token of a chunked gated-delta prefill: tensors of all value heads in fp32 that live at once."""
+    """Bytes per token of a chunked gated-delta prefill: fp32 tensors of all value heads that are alive at once."""
     return (
         DELTA_TENSORS * RECURRENT_BYTES * mixer.value_heads * mixer.value_dim if isinstance(mixer, GatedDelta) else 0
     )
 
 
-def _layer_kv(mixer: object, setting: EngineRequest, width: int) -> int:
-    """One layer's K and V once more, and repeated for every head where that is what happens."""
+def _layer_kv(mixer: object, request: EngineRequest, width: int) -> int:
+    """A copy of one layer's K and V, plus K and V repeated for every head if the layer needs that."""
     if not isinstance(mixer, Attention):
         return 0
-    once = setting.batch * width * mixer.read_elements(setting.context)
+    once = request.batch * width * mixer.read_elements(request.context)
     repeated = once * mixer.heads // mixer.kv_heads if mixer.head_dim > FLASH_WIDTH else 0
     return once + repeated
 
 
 def retained_bytes(
-    geometry: Geometry, setting: EngineRequest, chunk: int, width: int, last: int | None = None
+    geometry: Geometry, request: EngineRequest, chunk: int, width: int, last: int | None = None
 ) -> int:
-    """Bytes that views keep alive after a pass of ``last`` tokens, over what the sliding layers' cache itself holds.
+    """Bytes that views keep alive after a pass of ``last`` tokens, in excess of the sliding layers' cache.
 
-    Without ``last``: after the prefill, whose last pass may be a short one. Its peak is that of a full pass.
+    Without ``last``: after the prefill, whose last pass may be a short one. The peak is that of a full pass.
     """
     total = 0
-    last = (setting.context - 1) % chunk + 1 if last is None else last
+    last = (request.context - 1) % chunk + 1 if last is None else last
     for layer, count in geometry.groups:
         mixer = layer.mixer
         if isinstance(mixer, Attention) and mixer.window is not None and mixer.owns_cache:
-            stored = min(setting.context, mixer.window - 1 + last)
-            total += count * 2 * mixer.kv_heads * mixer.head_dim * max(0, stored - mixer.held(setting.context))
-    return total * setting.batch * width
+            stored = min(request.context, mixer.window - 1 + last)
+            total += count * 2 * mixer.kv_heads * mixer.head_dim * max(0, stored - mixer.held(request.context))
+    return total * request.batch * width
 
 
 ENGINE = Transformers()

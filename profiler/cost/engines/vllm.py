@@ -1,15 +1,15 @@
-"""vLLM: weights as the checkpoint has them, a pool of cache pages as large as memory allows.
+"""vLLM: weights as in the checkpoint, and a pool of cache pages that fills the available memory.
 
 Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 (memory of sliding layers):
 
-- bf16: everything. fp8: linear layers and experts, one scale a row; embeddings, router and head stay.
-- nvfp4: as NVIDIA's Model Optimizer publishes Gemma 4 and Qwen 3.5: feed-forward layers and experts only (4 bits and
-  an 8-bit scale for 16 weights), attention stays in bf16. Other checkpoints quantize more, and are smaller.
+- bf16: everything. fp8: linear layers and experts, one scale per row; embeddings, router and head stay in bf16.
+- nvfp4: as in NVIDIA's Model Optimizer checkpoints of Gemma 4 and Qwen 3.5: feed-forward layers and experts (4 bits,
+    an 8-bit scale per 16 weights), attention stays in bf16. Other checkpoints quantize more and are smaller.
 - int4 (AWQ, GPTQ): linear layers and experts, groups of 128 with a 16-bit scale and a 4-bit zero.
 - A sliding layer holds its window and the tokens of a pass; 16 tokens a page. Gated-delta states are fp32, the
   convolution's in the compute dtype. Gemma 4 models that share K and V store V's projection as a copy of K's.
-- CUDA graphs and the profiling run take what ``--gpu-memory-utilization`` leaves; what is asked here is the least
-  that serves the case.
+- CUDA graphs and the profiling run use what ``--gpu-memory-utilization`` leaves; the prediction is the least memory
+    that serves the case.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PACKED: dict[str, tuple[float, set[Part]]] = {
     "nvfp4": (0.5 + 1 / 16, {"mlp", "experts"}),
     "int4": (0.5 + 2.5 / 128, {"attention", "delta", "mlp", "experts"}),
 }
-FORMAT_BOUNDS = (0.75, 1.02)  # checkpoints of one format differ in what they quantize
-DTYPES = ("fp32", "fp64", *BYTES)  # of a checkpoint; computed in 16 bits
+FORMAT_BOUNDS = (0.75, 1.02)  # checkpoints of one quantization differ in which weights they quantize
+DTYPES = ("fp32", "fp64", *BYTES)  # dtypes of a checkpoint; vLLM computes in 16 bits
 NAMES = {"awq": "int4", "gptq": "int4"}
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0}
 # Options of ``vllm bench latency``: vllm/benchmarks/latency.py, vllm/engine/arg_utils.py, vllm/config/cache.py.
@@ -89,59 +89,59 @@ class Vllm:
     def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
         return stored is None or all(weight.scheme in (*DTYPES, *PACKED) for weight in stored.weights)
 
-    def memory(self, geometry: Geometry, storage: Storage, setting: EngineRequest, target: Target) -> Terms:
+    def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         return Terms(
             weights=storage.weights,
-            cache=exact(cache_bytes(geometry, setting)),
-            prefill=(buffers := self._buffers(geometry, storage, setting)),
+            cache=exact(cache_bytes(geometry, request)),
+            prefill=(buffers := self._buffers(geometry, storage, request)),
             decode=buffers,
             framework=FRAMEWORK,
             host=HOST,
-            prefill_reason=f"a chunk of {self._tokens(setting):,} tokens",
-            decode_reason="what the largest chunk took stays reserved",
+            prefill_reason=f"a chunk of {self._tokens(request):,} tokens",
+            decode_reason="the buffers of the largest chunk, which stay reserved",
         )
 
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
-        """No rule: weights are mapped, or read straight to the device."""
+        """No rule: weights are mapped, or read directly to the device."""
 
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        return exact(0)  # nothing is quantized while it is loaded
+        return exact(0)  # nothing is quantized during loading
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         return EAGER
 
-    def step_manner(self, geometry: Geometry, setting: EngineRequest, target: Target) -> Manner:
-        return self.manner(geometry, setting, target)
+    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
+        return self.manner(geometry, request, target)
 
-    def manner(self, geometry: Geometry, setting: EngineRequest, target: Target | None = None) -> Manner:
-        return Manner(setting.ubatch or UBATCH, kv_bytes(setting), how=Execution(trims_shared=False))
+    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
+        return Manner(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
 
-    def verify(self, model: Named, setting: EngineRequest, machine: Machine) -> Command:
-        checkpoint, how, blanks = _checkpoint(model, setting.quant)
-        kv = KV_DTYPES.get((setting.kv or "auto").casefold())
+    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command:
+        checkpoint, how, blanks = _checkpoint(model, request.quant)
+        kv = KV_DTYPES.get((request.kv or "auto").casefold())
         return command(
             ("vllm", "bench", "latency", "--model", checkpoint, *how),
-            ("--input-len", str(setting.context), "--output-len", "128", "--batch-size", str(setting.batch)),
+            ("--input-len", str(request.context), "--output-len", "128", "--batch-size", str(request.batch)),
             ("--kv-cache-dtype", kv) if kv else (),
             (PARALLEL[machine.split], str(machine.target.count)) if machine.target.count > 1 else (),
             **blanks,
         )
 
-    def _tokens(self, setting: EngineRequest) -> int:
-        return min(setting.ubatch or UBATCH, setting.context * setting.batch)
+    def _tokens(self, request: EngineRequest) -> int:
+        return min(request.ubatch or UBATCH, request.context * request.batch)
 
-    def _buffers(self, geometry: Geometry, storage: Storage, setting: EngineRequest) -> Interval:
-        tokens = self._tokens(setting)
+    def _buffers(self, geometry: Geometry, storage: Storage, request: EngineRequest) -> Interval:
+        tokens = self._tokens(request)
         chosen, width = storage.expert_rows
         value = 2 * tokens * (4 * geometry.hidden + 3 * storage.widest + 3 * chosen * max(width, geometry.hidden))
-        logits = setting.batch * geometry.vocab * 4
+        logits = request.batch * geometry.vocab * 4
         return spread(value + 2 * logits, value / 3 + logits, 2.5 * value + 3 * logits)
 
 
 def _checkpoint(model: Named, quant: str) -> tuple[str, tuple[str, ...], dict[str, str]]:
-    """What ``--model`` is given, the options that make it ``quant``, and the blank where there is no such checkpoint.
+    """The value of ``--model``, the options that make it ``quant``, and a placeholder if there is no such checkpoint.
 
-    vLLM quantizes to fp8 while it loads; other quantizations have to be stored.
+    vLLM quantizes to fp8 while it loads; other quantizations must be stored in the checkpoint.
     """
     stored = "quantization_config" in model.source.config
     if model.source.kind in LOADS and (model.as_stored if stored else quant in WHILE_LOADING):
@@ -164,7 +164,7 @@ def _held(weight: Weight, layer: Layer | None, count: int, quant: str) -> Held:
 
 
 def _copied_values(geometry: Geometry) -> list[tuple[Layer, int, Weight]]:
-    """Gemma 4: layers with keys but no value projection get a copy of the former."""
+    """Gemma 4 layers with keys but no value projection: their values get a copy of the keys' projection."""
     found = []
     for layer, count in geometry.groups:
         names = {weight.name.rpartition(".")[0]: weight for weight in layer.weights}
@@ -174,26 +174,26 @@ def _copied_values(geometry: Geometry) -> list[tuple[Layer, int, Weight]]:
     return found
 
 
-def kv_bytes(setting: EngineRequest) -> float:
-    """Bytes of an element of K and V. NotFound for a format without a rule."""
-    kv = (setting.kv or "auto").casefold()
+def kv_bytes(request: EngineRequest) -> float:
+    """Bytes per element of K and V. Raises NotFound for a type without a rule."""
+    kv = (request.kv or "auto").casefold()
     if kv not in KV_BYTES:
         raise unknown("KV cache type of vllm", kv, KV_BYTES)
     return KV_BYTES[kv]
 
 
-def cache_bytes(geometry: Geometry, setting: EngineRequest) -> int:
+def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
     """Bytes of the pages and states that the case needs."""
-    pass_tokens = min(setting.ubatch or UBATCH, setting.context)
-    each, total = kv_bytes(setting), 0.0
+    pass_tokens = min(request.ubatch or UBATCH, request.context)
+    each, total = kv_bytes(request), 0.0
     for layer, count in geometry.groups:
         mixer = layer.mixer
         if not isinstance(mixer, Attention):
             total += count * (4 * mixer.recurrent_elements + 2 * mixer.channels * (mixer.kernel - 1))
         elif mixer.owns_cache:
-            most = setting.context if mixer.window is None else min(setting.context, mixer.window - 1 + pass_tokens)
+            most = request.context if mixer.window is None else min(request.context, mixer.window - 1 + pass_tokens)
             total += count * 2 * mixer.kv_heads * mixer.head_dim * -(-most // PAGE) * PAGE * each
-    return round(total * setting.batch)
+    return round(total * request.batch)
 
 
 ENGINE = Vllm()

@@ -132,7 +132,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     ]
     if above:
         blocks.append(
-            muted(f"Above 100 %: {selection.several(above, 4)}. This is a bug in profile; please report it.")
+            muted(f"Above 100%: {selection.several(above, 4)}. This is a bug in profile; please report it.")
         )
     return blocks
 

@@ -50,7 +50,7 @@ def test_every_named_device_is_in_the_catalog(published: ModuleType) -> None:
 def test_a_row_becomes_the_case_it_says(published: ModuleType) -> None:
     row = published.match(2, raw(quant="UD-Q4_K_XL", device="Apple M4 (16GB)", context="32768"))
     assert (row.model, row.target.name, row.engine.name) == ("qwen3.6-27b", "Apple M4 (10c)", "llama.cpp")
-    assert (row.setting.quant, row.setting.context, row.depth) == ("q4_k_m", 32768, 32768 + 64)
+    assert (row.request.quant, row.request.context, row.depth) == ("q4_k_m", 32768, 32768 + 64)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_does_not_match_exactly_is_left_out(published: ModuleType, changes:
 def test_allocated_context_is_no_depth(published: ModuleType) -> None:
     row = published.match(2, raw(context="131072", notes="context = allocated, default q4_0 KV unless noted"))
     assert row.depth == published.CHAT_DEPTH
-    assert row.setting.kv == "q4_0"
+    assert row.request.kv == "q4_0"
 
 
 def test_faster_than_memory_is_impossible_and_rejected(

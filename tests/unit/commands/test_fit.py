@@ -206,18 +206,18 @@ def test_only_this_machine_is_told_to_calibrate() -> None:
     [
         (["nosuch"], "unknown model: nosuch"),
         (["gemma-4-e2b", "-c", "256k"], "gemma-4-e2b supports at most 131,072 tokens, not 262,144"),
-        (["gemma-4-e2b", "--path", "graph", "--engine", "vllm"], "--path is only for transformers"),
+        (["gemma-4-e2b", "--path", "graph", "--engine", "vllm"], "--path applies to transformers only"),
         (["gemma-4-e2b", "--on", "cpu", "--ram", "8GiB"], "already uses the host's memory"),
         (["gemma-4-e2b", "--on", "rtx 4090", "--ram-bandwidth", "60"], "--ram-bandwidth needs --ram"),
-        (["gemma-4-e2b", "--on", "rtx 4090", "--split", "tensor"], "--split is only for several devices"),
+        (["gemma-4-e2b", "--on", "rtx 4090", "--split", "tensor"], "--split needs several devices"),
         (["--on", "rtx 9999"], "unknown device: rtx 9999"),
         (["--engine", "tensorrt"], "unknown engine: tensorrt"),
         (["-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
         (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV cache type of llama.cpp: q2"),
-        (["--goal", "soon"], "--goal 'soon' is not a rate at a context"),
+        (["--goal", "soon"], "--goal 'soon' is not a decode rate with an optional context"),
         (["-c", "0"], "-c: '0' is less than 1"),
         (["--on", "vram=24"], "--on vram=24: bandwidth is missing"),
-        (["-b", "1-200+1", "-c", "1-200+1", "--on", "4090"], "predictions are too many to show"),
+        (["-b", "1-200+1", "-c", "1-200+1", "--on", "4090"], "predictions are too many to print"),
     ],
 )
 def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:

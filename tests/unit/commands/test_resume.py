@@ -60,7 +60,7 @@ def test_two_names_of_one_model_are_measured_once_and_it_is_said(sweep: Any, mod
     ran = sweep("-m", f"{model('one')},{model('two')}", "-c", "128", "-n", "4")
     assert (ran.code, ran.outcomes) == (0, ["ok"])
     assert ran.rows[0]["case"]["model"] == "one"
-    assert ran.err.splitlines() == ["two is the same model as one: measured once"]
+    assert ran.err.splitlines() == ["two and one are the same model, which is measured once"]
 
 
 def test_two_spellings_of_a_quantization_are_measured_once(sweep: Any) -> None:

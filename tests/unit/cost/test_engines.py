@@ -101,17 +101,17 @@ def test_views_keep_a_whole_prefill_alive_in_sliding_layers(
     model: str, context: int, after_prefill: float, after_a_step: float
 ) -> None:
     # storage bytes of transformers 5.23 traced on FakeTensor, one pass over the whole context
-    shape, setting = geometry(model), EngineRequest("bf16", context, 1)
+    shape, request = geometry(model), EngineRequest("bf16", context, 1)
     held = shape.cache_bytes(context, 1, 2).total
-    kept = transformers.retained_bytes(shape, setting, context, 2)
+    kept = transformers.retained_bytes(shape, request, context, 2)
     assert held / GIB == pytest.approx(after_a_step, rel=0.01)
     assert (held + kept) / GIB == pytest.approx(after_prefill, rel=0.01)
 
 
 def test_passes_of_a_prefill_bound_what_views_keep() -> None:
-    shape, setting = geometry("gemma-4-31b"), EngineRequest("bf16", 32768, 1)
-    whole = transformers.retained_bytes(shape, setting, 32768, 2)
-    assert transformers.retained_bytes(shape, setting, 2048, 2) < whole / 10
+    shape, request = geometry("gemma-4-31b"), EngineRequest("bf16", 32768, 1)
+    whole = transformers.retained_bytes(shape, request, 32768, 2)
+    assert transformers.retained_bytes(shape, request, 2048, 2) < whole / 10
 
 
 @pytest.mark.parametrize("model", ["gemma-3-4b", "gemma-4-e2b", "qwen3.5-0.8b"])
@@ -162,8 +162,8 @@ def test_the_9b_on_a_12_gb_card_takes_what_its_log_says() -> None:
 
 # vllm
 def test_vllm_reserves_33_gib_for_gemma_4_31b_at_its_full_context() -> None:
-    setting = EngineRequest("bf16", 262144, 1, ubatch=16384)
-    assert vllm.cache_bytes(geometry("gemma-4-31b"), setting) / GIB == pytest.approx(33.3, rel=0.01)
+    request = EngineRequest("bf16", 262144, 1, ubatch=16384)
+    assert vllm.cache_bytes(geometry("gemma-4-31b"), request) / GIB == pytest.approx(33.3, rel=0.01)
 
 
 @pytest.mark.parametrize(("model", "gib"), [("qwen3.8-27b", 16.32), ("qwen3.6-35b-a3b", 5.136)])

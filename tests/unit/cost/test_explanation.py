@@ -198,7 +198,7 @@ def test_a_gated_delta_rule_takes_what_was_measured_of_it_and_not_the_rate_of_pr
 
 def test_a_cpu_keeps_holes_in_its_heap_and_room_to_unpack() -> None:
     cases = {quant: on_cpu("gemma-3-270m", quant, "fp32") for quant in ("fp32", "nf4")}
-    terms = {quant: case.terms(case.setting(512, 4)) for quant, case in cases.items()}
+    terms = {quant: case.terms(case.request(512, 4)) for quant, case in cases.items()}
     large = 4 * 640 * 2048
     assert terms["nf4"].decode.value - terms["fp32"].decode.value == pytest.approx(40 * 2**20 + 1.5 * large)
     hidden = 4 * 2048 * (6 * 640 + 3 * 2048)

@@ -120,8 +120,8 @@ def test_transformers_runs_every_expert_of_llama_4(name: str, experts: int) -> N
     """Its ``Llama4TextExperts`` is one ``bmm`` over all of them; llama.cpp and vLLM run the chosen one only."""
     geometry, storage = shape(name)
     engine = engines.find("transformers")
-    setting = EngineRequest("bf16", 2048, 1, "bf16", None)
-    manner = engine.manner(geometry, setting, None)
+    request = EngineRequest("bf16", 2048, 1, "bf16", None)
+    manner = engine.manner(geometry, request, None)
     chosen = Manner(ubatch=2048, cache_bytes=2, how=replace(manner.how, every_expert=False))
     for pass_of, tokens in ((work.prefill, 2048), (work.decode, 2048)):
         (all_of_them,) = (i for i in pass_of(geometry, storage, tokens, 1, manner).items if i.part == "experts")

@@ -101,7 +101,7 @@ def terms(device: DeviceInfo, context: int) -> tuple[Terms, Machine]:
     geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
     host = Machine(of(device))
     predictor = Predictor(geometry, engines.find("transformers"), "bf16", host, "bf16")
-    return predictor.terms(predictor.setting(context, 1)), host
+    return predictor.terms(predictor.request(context, 1)), host
 
 
 @pytest.mark.parametrize(("gib", "word"), [(0.5, "no"), (1.2, "tight"), (20, "fits")])
@@ -117,9 +117,9 @@ def test_fit_says_what_holds_this_process_back(monkeypatch: pytest.MonkeyPatch) 
     from profiler import devices
 
     monkeypatch.setattr(devices, "find", lambda name=None: HALF)
-    (answer,) = predictions(FitRequest(models=("gemma-3-270m",), engine="transformers", quants=("bf16",))).answers
+    (answer,) = predictions(FitRequest(models=("gemma-3-270m",), engine="transformers", quants=("bf16",))).predictions
     assert "a CPU quota allows less" in answer.cautions
     (other,) = predictions(
         FitRequest(models=("gemma-3-270m",), on=("rtx 4090",), engine="transformers", quants=("bf16",))
-    ).answers
+    ).predictions
     assert other.cautions == ()

@@ -27,8 +27,8 @@ def test_an_undisturbed_phase_has_nothing_to_tell() -> None:
 @pytest.mark.parametrize(
     ("after", "words"),
     [
-        (Pressure(10.0, stalled_s=6.0), "other programs waited for a core 60% of the time, so all cores were busy"),
-        (Pressure(10.0, stolen_s=2.0), "the hypervisor took 10% of the cores' time for other guests"),
+        (Pressure(10.0, stalled_s=6.0), "all cores were busy: other processes waited for one 60% of the time"),
+        (Pressure(10.0, stolen_s=2.0), "the hypervisor gave 10% of the CPU time to other guests"),
     ],
 )
 def test_each_kind_of_pressure_has_its_words(after: Pressure, words: str) -> None:
@@ -38,7 +38,7 @@ def test_each_kind_of_pressure_has_its_words(after: Pressure, words: str) -> Non
 def test_what_this_process_missed_is_told_before_what_others_did() -> None:
     waited = Sample("decode", 10.0, 1, cpu_s=6.0, wait_s=4.0)
     ((_, text, _),) = told(Pressure(0.0, 0.0, 0.0), Pressure(10.0, 9.0, 2.0), waited)
-    assert text == "decode: the CPU was busy: other processes took 40% of the time this one needed"
+    assert text == "decode: the CPU was busy: other processes took 40% of the CPU time we needed"
 
 
 def test_threads_of_one_process_that_wait_for_each_other_are_nobody_elses_work() -> None:
@@ -47,7 +47,7 @@ def test_threads_of_one_process_that_wait_for_each_other_are_nobody_elses_work()
     assert told(start, alone, waited) == []
     beside = replace(alone, busy_s=120.0)
     ((_, text, _),) = told(start, beside, waited)
-    assert text == "decode: the CPU was busy: other processes took 20% of the time this one needed"
+    assert text == "decode: the CPU was busy: other processes took 20% of the CPU time we needed"
 
 
 def test_a_quota_that_runs_out_is_told_and_is_nobody_elses_work() -> None:
@@ -67,7 +67,7 @@ def test_a_quota_that_cannot_be_seen_is_told_by_what_it_takes() -> None:
     waited = Sample("decode", 10.0, 1, cpu_s=5.0, wait_s=5.0)
     ((code, text, _),) = told(Pressure(0.0, throttled_s=1.0), Pressure(10.0, throttled_s=6.0), waited)
     assert code == "decode-throttled"
-    assert text.endswith("a CPU quota that cannot be seen from here held this process up: cores stood still for"
+    assert text.endswith("a CPU quota that is not visible here slowed the process down: cores were stopped for"
                          " 5.00 s of 10.0 s")  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_repetitions_as_short_as_a_quotas_period_are_said_to_be_of_a_burst() -> 
     short = [Sample("decode", 0.03, 1, cpu_s=0.03, wait_s=0.0)] * 5
     start = Pressure(0.0, period_s=0.1, periods=0, throttled=0, throttled_s=0.0)
     ((_, text, _),) = told(start, Pressure(1.0, period_s=0.1, periods=10, throttled=9, throttled_s=0.5), *short)
-    assert text.endswith("repetitions are not much longer than a period (100 ms), so a long run may be slower")
+    assert text.endswith("a repetition is not much longer than a period (100 ms), so a longer run may be slower")
 
 
 def test_a_warm_up_beside_other_work_is_no_reason_to_doubt_what_followed() -> None:
@@ -87,9 +87,9 @@ def test_swap_is_told_where_this_process_is_in_it() -> None:
     start, used = Pressure(0.0, swapped_in_bytes=0, swapped_bytes=0), 64 * MIB
     assert told(start, Pressure(10.0, swapped_in_bytes=used, swapped_bytes=0)) == []  # another program's
     ((code, text, helps),) = told(start, Pressure(10.0, swapped_in_bytes=0, swapped_bytes=used))
-    assert (code, text, helps) == ("decode-swap", "decode: 64.0 MiB of this process lie in swap", SMALLER)
+    assert (code, text, helps) == ("decode-swap", "decode: 64.0 MiB of this process are in swap", SMALLER)
     ((_, text, _),) = told(start, Pressure(10.0, swapped_in_bytes=used, swapped_bytes=MIB))
-    assert text == "decode: 64.0 MiB were read back from swap while it ran"
+    assert text == "decode: 64.0 MiB were read back from swap"
 
 
 def test_an_allocator_that_had_to_give_back_is_told() -> None:

@@ -67,7 +67,7 @@ def test_no_memory_at_all_still_names_a_pair_for_the_plan_to_refuse(choose: Any,
     choice = choose(make_cpu(free_gib=0.5))
     assert [name for name, _ in pairs(choice)] == ["gemma-4-e2b", "qwen3.5-0.8b"]
     assert choice.words.startswith(
-        "no model named (-m), and the 512 MiB free of cpu may not hold all of gemma-4-e2b fp32 and qwen3.5-0.8b fp32:"
+        "no model named (-m), and cpu with 512 MiB free may not hold all of gemma-4-e2b fp32 and qwen3.5-0.8b fp32:"
         " gemma-4-e2b fp32 needs about 18."
     )
 

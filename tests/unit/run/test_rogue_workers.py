@@ -95,7 +95,7 @@ def test_a_flood_of_output_is_read_and_forgotten(rogue) -> None:
     before = meter.peak().process_bytes or 0
     script = f"for _ in range(64): os.write(2, b'x' * {MIB})\nos.write(2, b'the last word\\n'); sys.exit(4)"
     outcome, reason = rogue(script)
-    assert outcome == "failed" and reason.startswith("the worker ended in start with exit code 4 and no result: x")
+    assert outcome == "failed" and reason.startswith("the worker exited in start with code 4 and without a result: x")
     assert len(reason) <= 400
     assert (meter.peak().process_bytes or 0) - before < 8 * MIB
 
@@ -111,7 +111,7 @@ def test_a_worker_that_closes_its_pipe_and_lives_is_ended(rogue) -> None:
 
 
 def test_an_end_without_a_result_is_a_failure(rogue) -> None:
-    assert rogue("sys.exit(0)") == ("failed", "the worker ended in start with exit code 0 and no result")
+    assert rogue("sys.exit(0)") == ("failed", "the worker exited in start with code 0 and without a result")
 
 
 def test_an_order_that_nobody_reads_does_not_block_the_parent(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_config_too_large_for_a_line_fails_the_case(lab: Lab) -> None:
     model = source()
     model.config["vocabulary"] = "x" * (17 * MIB)  # type: ignore[index]
     assert lab.cases(model, 64, 128) == ["failed", "skipped"]
-    assert "it takes 17.0 MiB as a line, more than 16.0 MiB" in (lab.rows[0].reason or "")
+    assert "its line has 17.0 MiB, more than 16.0 MiB" in (lab.rows[0].reason or "")
 
 
 def test_a_config_with_infinity_in_it_arrives(lab: Lab) -> None:

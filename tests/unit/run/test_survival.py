@@ -80,7 +80,7 @@ def test_a_signal_is_named_and_the_rest_go_on(lab: Lab, number: signal.Signals) 
 
 def test_a_kill_by_somebody_else_is_not_called_out_of_memory(lab: Lab) -> None:
     assert lab.cases(source(fault("signal", 9, context=128)), 64, 128, 256) == ["ok", "failed", "ok"]
-    assert "SIGKILL in prefill; not by this program" in (lab.rows[1].reason or "")
+    assert "SIGKILL in prefill, neither by this program" in (lab.rows[1].reason or "")
 
 
 def test_a_kill_counted_by_the_kernel_is_out_of_memory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_kill_counted_by_the_kernel_is_out_of_memory(lab: Lab, monkeypatch: py
 
 def test_an_exit_code_comes_with_the_last_line_of_stderr(lab: Lab) -> None:
     assert lab.cases(source(fault("exit", 3, context=64)), 64, 128) == ["failed", "ok"]
-    assert lab.rows[0].reason == "the worker ended in prefill with exit code 3 and no result: giving up with 3"
+    assert lab.rows[0].reason == "the worker exited in prefill with code 3 and without a result: giving up with 3"
 
 
 def test_an_error_in_python_is_one_line_and_the_worker_is_replaced(lab: Lab) -> None:
@@ -109,7 +109,7 @@ def test_a_wrong_shape_fails_the_case(lab: Lab) -> None:
 
 def test_a_result_that_is_not_a_number_fails_in_words(lab: Lab) -> None:
     assert lab.cases(source(fault("nan", when="decode", context=64)), 64, 128) == ["failed", "ok"]
-    assert lab.rows[0].reason == "the result cannot be passed on: it holds a number that is not finite"
+    assert lab.rows[0].reason == "the result cannot be passed on: it contains a number that is not finite"
 
 
 def test_larger_cases_of_the_kind_are_skipped_after_out_of_memory(lab: Lab) -> None:
@@ -136,7 +136,7 @@ def test_a_virtual_capacity_is_out_of_memory_with_the_sizes(lab: Lab) -> None:
     [
         ("oom", "8 GiB", ["oom", "skipped"], "ran out of memory while it was loaded: out of memory in load: 8 GiB"),
         ("error", "bad file", ["failed", "skipped"], "could not be loaded: load failed: RuntimeError: bad file"),
-        ("exit", 3, ["failed", "skipped"], "could not be loaded: the worker ended in load with exit code 3"),
+        ("exit", 3, ["failed", "skipped"], "could not be loaded: the worker exited in load with code 3"),
         ("signal", 11, ["failed", "skipped"], "could not be loaded: the worker was killed by SIGSEGV in load"),
     ],
 )  # fmt: skip
