@@ -10,8 +10,7 @@ from profiler import backends, registry
 from profiler.backends import fake
 from profiler.backends.base import OutOfMemory
 from profiler.backends.fake.meter import FakeMeter
-from profiler.backends.fake.session import FakeSession
-from profiler.backends.fake.session import open as open_session
+from profiler.backends.fake.session import FakeSession, open_session
 from profiler.case import Source
 from profiler.errors import ProfileError
 from profiler.run.loop import Result, measure
