@@ -59,7 +59,9 @@ def _measure(
             continue
         try:
             start = time.perf_counter()
-            result = measure(loaded, case, Effort(options.reps, max_phase_s=8.0), lambda words: None, again=True)
+            result = measure(
+                loaded, case, Effort(options.reps, max_phase_s=8.0), lambda words: None, measured_before=True
+            )
         except Exception as error:
             print(f"{case.label} {path}: {type(error).__name__}: {error}")
             continue

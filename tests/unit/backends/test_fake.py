@@ -13,7 +13,8 @@ from profiler.backends.fake.meter import FakeMeter
 from profiler.backends.fake.session import FakeSession, open_session
 from profiler.case import Source
 from profiler.errors import ProfileError
-from profiler.run.loop import Result, measure
+from profiler.results.measurement import Measurement
+from profiler.run.loop import measure
 from profiler.run.repetitions import Effort
 
 GIB = 2**30
@@ -27,7 +28,7 @@ def opened(*faults: dict[str, Any], **script: Any) -> FakeSession:
     return open_session(make_case(), source(*faults, **script), silent)
 
 
-def result(seed: int = 0, **script: Any) -> Result:
+def result(seed: int = 0, **script: Any) -> Measurement:
     case = make_case(steps=20, seed=seed)
     return measure(opened(**script), case, Effort(reps=5), silent)
 
