@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -556,6 +557,6 @@ def test_a_section_has_a_name_a_title_and_an_answer_or_the_reason_why_not(
     assert section.title and section.title == composed(name, [OK]).title  # links and readers find it again
     shown = Page("Page", (), (section,))
     for text in (html.document(shown), md.markdown(shown, {}), table.terminal(shown, 80)):
-        assert section.title in text
+        assert section.title in unescape(text)
         assert not set(text) & {"\x1b", "\u202e", "\r", "\x00"}
         assert len(text.split()) > len(section.title.split()) + 3
