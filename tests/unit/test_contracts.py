@@ -414,7 +414,7 @@ def test_a_device_kind_that_was_a_file_a_moment_ago_is_found_predicted_and_measu
 
 @pytest.mark.parametrize("device", [found.name for found in devices.local() if found.kind == "cpu"])
 def test_a_meter_measures_time_and_a_peak(device: str) -> None:
-    meter = devices.cpu.meter(device)
+    meter = devices.meter(device)
     meter.reset_peak()
     marks = [meter.mark(), meter.mark()]
     start = meter.now()

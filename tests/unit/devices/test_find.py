@@ -63,6 +63,14 @@ def test_an_unknown_kind_is_one_clear_line(name: str) -> None:
     assert "\x1b" not in caught.value.message
 
 
+@pytest.mark.parametrize("ask", [devices.meter, devices.watcher])
+def test_a_device_is_metered_and_watched_by_the_module_of_its_kind(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, ask.__name__, lambda name: f"{ask.__name__} of {name}")
+    assert ask("cuda:1") == f"{ask.__name__} of cuda:1"
+    with pytest.raises(NotFound, match="unknown device"):
+        ask("tpu:0")
+
+
 def test_cuda_that_is_not_here_says_why(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = nvml(card())
     module.broken = True
