@@ -115,7 +115,7 @@ def by_hand(session: Session, case: Case, reps: int) -> tuple[list[float], list[
 
 def load(options: argparse.Namespace) -> tuple[Case, Session]:
     """The case, and a session of the hf backend with its model loaded."""
-    from profiler.backends.hf.session import open as open_session
+    from profiler.backends.hf.session import open_session
 
     found = resolve(options.model, offline=True)
     case = Case(

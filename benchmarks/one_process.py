@@ -52,14 +52,16 @@ def _measure(
                     context, batch, options.steps, "prefill" if path.endswith("*") else "synthetic")  # fmt: skip
         if loaded is None:
             start = time.perf_counter()
-            loaded = session.open(case, source, lambda words: None)
+            loaded = session.open_session(case, source, lambda words: None)
             print(f"{model} {quant}: loaded in {time.perf_counter() - start:.1f} s")
         if time.perf_counter() > end:
             print(f"no time left for {case.label} {path}")
             continue
         try:
             start = time.perf_counter()
-            result = measure(loaded, case, Effort(options.reps, max_phase_s=8.0), lambda words: None, again=True)
+            result = measure(
+                loaded, case, Effort(options.reps, max_phase_s=8.0), lambda words: None, measured_before=True
+            )
         except Exception as error:
             print(f"{case.label} {path}: {type(error).__name__}: {error}")
             continue

@@ -50,7 +50,7 @@ def main() -> int:
 
 def loop(pairs: int) -> None:
     """Seconds of a decode step in our loop, and of the same calls without it."""
-    session = fake.open(CASE, Source("folder", "/", None, {"fake": {"step_s": 0.001}}), lambda text: None)
+    session = fake.open_session(CASE, Source("folder", "/", None, {"fake": {"step_s": 0.001}}), lambda text: None)
     steps = (WARMUPS + REPS) * CASE.steps
     ours: list[float] = []
     bare: list[float] = []

@@ -2,7 +2,7 @@
 limit.
 
 From Python: ``profiler.fit`` predicts, ``profiler.sweep`` measures, ``profiler.load`` reads stored results. Each
-returns ``Rows``, which become a pandas DataFrame with ``to_pandas()``. See docs/python.md.
+returns ``Rows``, which become a pandas DataFrame with ``Rows.to_pandas()``. See docs/python.md.
 """
 
 from typing import TYPE_CHECKING, Any

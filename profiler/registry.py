@@ -1,6 +1,7 @@
 """Plug-ins by file name: the module ``profiler.quants.nf4`` is the quantization ``nf4``.
 
-A ``_`` in a file name stands for ``-`` or ``.`` in the name that users type, so ``nf4_dq.py`` is ``nf4-dq``.
+A ``_`` in a file name stands for ``-`` or ``.`` in the name that users type, so ``nf4_dq.py`` is ``nf4-dq``. A file
+is a plug-in if it defines the object of its folder (``OBJECTS``); other files are code that plug-ins share.
 """
 
 from __future__ import annotations
@@ -9,14 +10,23 @@ import difflib
 import importlib
 import os
 import pkgutil
+import re
 from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 from profiler.errors import NotFound
 from profiler.units import printable
 
-NOT_PLUGINS = {"base", "bitsandbytes", "checkpoint"}  # shared code of the plug-ins in a folder
-NO_BACKEND = "backends.endpoint"  # a server runs its own models: no case can be opened on it
+OBJECTS = {  # what a plug-in of a folder defines; in other folders every file counts
+    "backends": "BACKEND",
+    "cost.engines": "ENGINE",
+    "devices": "KIND",
+    "models.families": "geometry",
+    "quants": "QUANT",
+    "show.writers": "render",
+}
 
 
 def names(folder: str) -> list[str]:
@@ -27,10 +37,22 @@ def names(folder: str) -> list[str]:
     package = importlib.import_module(f"profiler.{folder}")
     for path in package.__path__:
         os.listdir(path)  # pkgutil treats an unreadable folder as empty
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(
-        name.replace("_", "-") for name in found if name not in NOT_PLUGINS and f"{folder}.{name}" != NO_BACKEND
-    )
+    name_of_object = OBJECTS.get(folder)
+    found = {
+        name
+        for path in package.__path__
+        for _, name, is_folder in pkgutil.iter_modules([path])
+        if name_of_object is None
+        or _defines(f"{path}/{name}/__init__.py" if is_folder else f"{path}/{name}.py", name_of_object)
+    }
+    return sorted(name.replace("_", "-") for name in found)
+
+
+@cache
+def _defines(file: str, name: str) -> bool:
+    """Whether ``file`` defines ``name``, judged by its text, because importing every plug-in takes too long."""
+    text = Path(file).read_text(encoding="utf-8")
+    return re.search(rf"^(def )?{name}\b", text, re.MULTILINE) is not None
 
 
 def load(folder: str, name: str, what: str) -> ModuleType:

@@ -21,11 +21,11 @@ def find(name: str) -> Backend:
 
 
 def opener(name: str) -> Opener:
-    """``open`` of the backend ``name``. This imports its framework."""
+    """``open_session`` of the backend ``name``. This imports its framework."""
     module = registry.load(FOLDER, name, "backend")
-    if not hasattr(module, "open"):
+    if not hasattr(module, "open_session"):
         module = importlib.import_module(f"{module.__name__}.session")
-    found: Opener = module.open
+    found: Opener = module.open_session
     return found
 
 

@@ -1,8 +1,8 @@
 """What a backend defines: its traits, and a session that loads a model and serves its cases in turn.
 
 ``backends/NAME/__init__.py`` has ``BACKEND``, the traits that commands, plans, rows and tables look up. It imports no
-framework. ``backends/NAME/session.py`` has ``open(case, source, beat) -> Session``, which workers call. Without a
-framework, one file ``backends/NAME.py`` may have both.
+framework. ``backends/NAME/session.py`` has ``open_session(case, source, beat) -> Session``, which workers call.
+Without a framework, one file ``backends/NAME.py`` may have both.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Session(Protocol):
 
 
 class Opener(Protocol):
-    """The function ``open`` of a backend. Importing its module imports the framework."""
+    """The function ``open_session`` of a backend. Importing its module imports the framework."""
 
     def __call__(self, case: Case, source: Source, beat: Beat) -> Session:
         """Load the model of ``case``. Raises OutOfMemory, ProfileError."""

@@ -188,7 +188,10 @@ def store() -> Decorator:
 def device() -> Decorator:
     """``--device``: the device that runs the models."""
     return click.option(
-        "--device", metavar="DEVICE", help="cpu, cuda or cuda:N. [default: the first GPU, or the CPU]"
+        "--device",
+        metavar="DEVICE",
+        help=f"A kind of device ({', '.join(registry.names('devices'))}) or one of several, such as cuda:1. "
+        "[default: the first GPU, or the CPU]",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
 from profiler.console import say, tell
 from profiler.devices.base import DeviceInfo
-from profiler.results import environment
 from profiler.results.store import Store, existing
 from profiler.run import grid, request
 from profiler.run import plan as run_plan
@@ -183,14 +183,11 @@ def show_dry_run(
     output: str,
 ) -> None:
     """Print what would run and why; with ``resumed``, less what the store holds, without making one."""
-    kept: run_sweep.KeptRows = {}
-    if resumed and existing(store) is not None:
-        with Store.open(store, create=False) as opened:
-            snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
-            kept = run_plan.stored(resolved.tasks, opened, snapshot, resolved.effort, max_memory)
-    available = run_sweep.available_bytes(device, max_memory)
-    plan = run_sweep.make_plan(resolved, kept, device, available)
-    click.echo(show_plan.render(plan, kept, available, output, resolved.subjects), nl=False)
+    has_rows = resumed and existing(store) is not None
+    with Store.open(store, create=False) if has_rows else nullcontext() as opened:
+        prepared = run_sweep.prepare(resolved, device, opened, max_memory)
+    plan, kept = prepared.plan, prepared.kept
+    click.echo(show_plan.render(plan, kept, prepared.available_bytes, output, resolved.subjects), nl=False)
     for line in (*device.limits, *show_plan.about(resolved.subjects)):
         say(line)
     tell(run_plan.fallbacks(kept.values()))

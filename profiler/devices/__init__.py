@@ -6,21 +6,20 @@ from functools import lru_cache
 from types import ModuleType
 
 from profiler import registry
-from profiler.devices.base import ACCELERATOR, DeviceInfo, DeviceKind
+from profiler.devices.base import ACCELERATOR, DeviceInfo, DeviceKind, Meter, Watcher
 from profiler.errors import NotFound, ProfileError
 from profiler.units import printable
 
 
 def kinds() -> list[ModuleType]:
-    """The modules of this folder that are device kinds (they have a ``KIND``), accelerators first."""
+    """The modules of this folder that are device kinds, accelerators first."""
     return sorted(_kinds(tuple(__path__)), key=lambda module: module.KIND.is_host)
 
 
 @lru_cache(maxsize=8)
 def _kinds(folders: tuple[str, ...]) -> tuple[ModuleType, ...]:
     """Cached for each set of ``folders``, because listing one takes longer than a prediction."""
-    modules = (registry.load("devices", name, "device kind") for name in registry.names("devices"))
-    return tuple(module for module in modules if hasattr(module, "KIND"))
+    return tuple(registry.load("devices", name, "device kind") for name in registry.names("devices"))
 
 
 def names() -> list[str]:
@@ -57,6 +56,22 @@ def find(name: str | None = None) -> DeviceInfo:
     if found:
         raise NotFound(f"there is no device {printable(name)}", f"Known: {', '.join(d.name for d in found)}.")
     raise ProfileError(f"there is no {kind} device here: {known[kind].unavailable()}", "Try --device cpu.")
+
+
+def meter(name: str) -> Meter:
+    """The clock and memory of the device ``name``, such as ``cuda:0``. Raises NotFound for an unknown kind."""
+    found: Meter = _module(name).meter(name)
+    return found
+
+
+def watcher(name: str) -> Watcher:
+    """What observes the device ``name`` during repetitions. Raises NotFound for an unknown kind."""
+    found: Watcher = _module(name).watcher(name)
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    return registry.load("devices", name.partition(":")[0], "device")
 
 
 def listed() -> tuple[list[DeviceInfo], dict[str, str]]:

@@ -212,7 +212,7 @@ def memory(limit: MemoryLimit | None) -> tuple[int, int]:
 
 
 def _allowed_nodes() -> dict[int, tuple[int, int]] | None:
-    """Memory nodes that a cpuset leaves to this process, by ``topology.node_bytes``; None where it leaves all."""
+    """Memory nodes that a cpuset leaves to this process, by ``node_bytes``; None where it leaves all."""
     lines = (line.partition(":") for line in _lines(STATUS))
     allowed = next((cgroup.numbers(value.strip()) for name, _, value in lines if name == "Mems_allowed_list"), None)
     if not allowed or memory_nodes() <= allowed:

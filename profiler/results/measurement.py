@@ -63,7 +63,7 @@ class Memory:
     decode_peak_bytes: int | None = None
     process_peak_bytes: int | None = None  # the figure that decides whether it fits
     reserved_bytes: int | None = None  # CUDA: the allocator's segments
-    # The peak of a phase taken apart (memory_parts.py). Rows of before 2026-11 have none of it.
+    # The peak of a phase taken apart. Rows of before 2026-11 have none of it.
     growing_cache_bytes: int | None = None  # the parts of cache_bytes: layers that keep every token,
     window_cache_bytes: int | None = None  # that keep the last ones,
     recurrent_bytes: int | None = None  # and that keep a state
@@ -136,7 +136,7 @@ class DecodePath:
     prepare_s: float = 0.0  # warm-up, capture or compilation: in no measurement
     cache_needed_bytes: int | None = None  # keys and values that a step at the end needs: once, whoever shares them
     cache_read_bytes: int | None = None  # and those it reads: buckets are padded
-    machine: str | None = None  # it fell back because of the machine in this state (``paths.machine_state``)
+    machine: str | None = None  # it fell back because of the machine in this state (``decode_path.machine_state``)
 
     @property
     def on_plain_torch(self) -> bool:

@@ -20,14 +20,14 @@ from profiler.backends.endpoint import (
     DIFFERS,
     Exchange,
     Failure,
+    LoadSummary,
     Slo,
-    Summary,
     figures,
     percentiles,
     summarize,
 )
 from profiler.backends.endpoint.client import Client, Limits, core_wait_s, undisturbed
-from profiler.backends.endpoint.servers import Model, Server, choose_models, recognise
+from profiler.backends.endpoint.servers import ServedModel, Server, choose_models, recognise
 from profiler.errors import ProfileError
 from profiler.run import grid
 from profiler.run.prompts import DEFAULT_TOKENS, EndpointPrompt, own_prompts
@@ -129,13 +129,13 @@ class EndpointResult:
     """One model with one prompt and one number of streams."""
 
     server: Server
-    model: Model
+    model: ServedModel
     prompt: EndpointPrompt
     streams: int
     cached: bool
     fixed_length: bool  # whether the server was told to give exactly that many tokens
     exchanges: tuple[Exchange, ...]
-    summary: Summary
+    summary: LoadSummary
     warm_up: WarmUp | None
     slo: Slo | None = None
     delay_s: float | None = None  # by which this client may have stamped a token late: p99, and waits for a core
@@ -185,7 +185,7 @@ class _Bench:
         self,
         client: Client,
         server: Server,
-        model: Model,
+        model: ServedModel,
         asked: EndpointRequest,
         cases: Sequence[Sequence[EndpointPrompt]],
         live: Callable[[str], None] | None = None,
@@ -248,7 +248,7 @@ class _Bench:
         rate = min(max(rate, 0.8), 8.0)
         return replace(warm, per_word=rate, overhead=max(0.0, long - rate * WARM_UP_WORDS))
 
-    async def _as_loaded(self) -> Model:
+    async def _as_loaded(self) -> ServedModel:
         """The model as the server describes it now that it is loaded."""
         try:
             return (await recognise(self.client)).model(self.model.name) or self.model

@@ -104,14 +104,11 @@ def sweep(
     store keeps them. Raises StoreError.
     """
     since = store.newest_id()  # rows that other sweeps store after it are as fresh as our own
-    snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
     max_memory = limits.max_memory_bytes
-    kept: KeptRows = {}
-    if resumed:
-        kept = run_plan.stored(resolved.tasks, store, snapshot, resolved.effort, max_memory)
+    prepared = prepare(resolved, device, store if resumed else None, max_memory)
+    plan, snapshot = prepared.plan, prepared.environment
     recorder = Recorder(store, snapshot, resolved, device, show, watcher, argv)
-    recorder.adopt(kept)
-    plan = make_plan(resolved, kept, device, available_bytes(device, max_memory))
+    recorder.adopt(prepared.kept)
     recorder.skip(plan.skipped)
     watcher.planned(plan, resolved.budget_s)
 
@@ -139,11 +136,30 @@ def available_bytes(device: DeviceInfo, max_memory: int | None) -> int:
     return min(device.free_bytes, max_memory) if max_memory and on_host else device.free_bytes
 
 
-def make_plan(resolved: ResolvedRequest, kept: KeptRows, device: DeviceInfo, available: int) -> SweepPlan:
-    """The plan for what is not stored yet, within the budget if there is one."""
+@dataclass(frozen=True, slots=True)
+class PreparedSweep:
+    """What a sweep knows before it measures anything."""
+
+    environment: dict[str, Any]
+    kept: KeptRows  # stored rows that take the place of new ones
+    available_bytes: int
+    plan: SweepPlan  # of the other cases, within the budget if there is one
+
+
+def prepare(
+    resolved: ResolvedRequest, device: DeviceInfo, store: Store | None, max_memory: int | None
+) -> PreparedSweep:
+    """Find the rows of ``store`` that need not be measured again (None: measure every case), and plan the rest."""
+    snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
+    kept: KeptRows = {}
+    if store is not None:
+        kept = run_plan.stored(resolved.tasks, store, snapshot, resolved.effort, max_memory)
+    available = available_bytes(device, max_memory)
     missing = [task for task in resolved.tasks if task.case not in kept]
     plan = run_plan.make(missing, device, resolved.effort, available)
-    return plan if resolved.budget_s is None else run_plan.choose(plan, resolved.budget_s)
+    if resolved.budget_s is not None:
+        plan = run_plan.choose(plan, resolved.budget_s)
+    return PreparedSweep(snapshot, kept, available, plan)
 
 
 class Recorder:

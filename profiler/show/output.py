@@ -84,10 +84,10 @@ def rendered(
 
     ``width`` is that of the terminal in columns; None if the text goes elsewhere.
     """
-    report = registry.load("show.writers", output, "output format")
-    left_out = getattr(report, "left_out", None)
-    fitted = getattr(report, "fitted", None)
-    text = fitted(run, measurements, width) if fitted and width else report.render(run, measurements)
+    writer = registry.load("show.writers", output, "output format")
+    left_out = getattr(writer, "left_out", None)
+    fitted = getattr(writer, "fitted", None)
+    text = fitted(run, measurements, width) if fitted and width else writer.render(run, measurements)
     return text, left_out(measurements) if left_out else None
 
 

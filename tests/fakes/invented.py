@@ -10,6 +10,7 @@ import pytest
 
 # By folder of the package: the file's name, and what people type for it.
 QUANT, QUANT_NAME = "made_up.py", "made-up"
+ABSENT_QUANT = "absent"
 BACKEND, SMALL_BACKEND = "stand-in", "alone"
 DEVICE = "npu"
 FAMILY, ENGINE, WRITER, COMMAND = "herd", "in-house", "shout", "greet"
@@ -34,13 +35,25 @@ QUANT = Quant(
     load_config=lambda dtype: None,
     stored=StoredForm(matches=lambda stated: stated.get("quant_method") == "six"),
 )
-'''
+''',
+        "absent.py": '''"""The same in a library that no machine has, so it is predicted but not measured."""
+
+from dataclasses import replace
+
+from profiler.quants import made_up
+
+QUANT = replace(
+    made_up.QUANT, name="absent", unavailable=lambda device: "the Python package absent is not installed", stored=None
+)
+''',
     },
     "backends": {
         "alone.py": '''"""The same in one file."""
 
-from profiler.backends.stand_in import BACKEND
-from profiler.backends.stand_in.session import open
+from profiler.backends import stand_in
+from profiler.backends.stand_in.session import open_session
+
+BACKEND = stand_in.BACKEND
 ''',
         "stand_in/__init__.py": '''"""Counts tokens on a real device, and takes little of what can be asked for."""
 
@@ -53,14 +66,14 @@ BACKEND = Backend(
     refuses=lambda case: "it counts in one sequence" if case.batch > 1 else None,
 )
 ''',
-        "stand_in/session.py": """from profiler import registry
+        "stand_in/session.py": """from profiler import devices
 from profiler.backends.base import CacheState, Loaded
 from profiler.devices.base import Unwatched
 
 
 class Session:
     def __init__(self, case):
-        self.meter = registry.load("devices", case.device.partition(":")[0], "device").meter(case.device)
+        self.meter = devices.meter(case.device)
         self.watcher = Unwatched()
         self.loaded = Loaded(2**20, 0, threads=1, cautions=())
 
@@ -102,7 +115,7 @@ class Trial:
         return ()
 
 
-def open(case, source, beat):
+def open_session(case, source, beat):
     return Session(case)
 """,
     },

@@ -11,9 +11,8 @@ import torch
 from fakes import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from profiler import registry
-from profiler.backends.hf.session import HfSession, HfTrial
-from profiler.backends.hf.session import open as open_session
+from profiler import devices, registry
+from profiler.backends.hf.session import HfSession, HfTrial, open_session
 from profiler.case import Case, Source
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
@@ -258,7 +257,7 @@ def test_building_takes_at_most_115_percent_of_the_weights(quant: str) -> None:
     asked = case(weights="synthetic", quant=quant, dtype="bf16" if quant == "bf16" else "fp32")
     open_session(asked, source, silent)  # so that libraries and threads are there before
     before = process_bytes("VmRSS")
-    meter = registry.load("devices", "cpu", "device").meter("cpu")
+    meter = devices.meter("cpu")
     meter.reset_peak()
     weights = open_session(asked, source, silent).loaded.weights_bytes
     assert meter.peak().process_bytes - before <= 1.15 * weights + SCRATCH

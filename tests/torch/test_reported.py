@@ -66,7 +66,7 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> 
     (folder / "config.json").write_text(json.dumps(raw))
     case = Case("tiny", "tiny", "real", "fp32", "fp32", "cpu", "hf", "eager", context=8, batch=1, steps=1)
     with pytest.raises(ProfileError) as told:
-        session.open(case, Source("folder", str(folder), None, raw), lambda text: None)
+        session.open_session(case, Source("folder", str(folder), None, raw), lambda text: None)
     assert f"{folder.name}: model.layers." in told.value.message
     assert "mlp" in told.value.message
     assert " in the weights, " in told.value.message and " in config.json" in told.value.message

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from fakes import stored as made
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from profiler.backends.hf.session import open as open_session
+from profiler.backends.hf.session import open_session
 from profiler.case import Case
 from profiler.cli import main
 from profiler.models import families, hub

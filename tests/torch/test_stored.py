@@ -17,8 +17,7 @@ from fakes import stored as made
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from profiler.backends.hf.session import HfSession
-from profiler.backends.hf.session import open as open_session
+from profiler.backends.hf.session import HfSession, open_session
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve

@@ -16,7 +16,7 @@ import torch
 from fakes import tiny
 
 from profiler.backends.hf.linear_layers import Stopwatch
-from profiler.backends.hf.session import open as open_session
+from profiler.backends.hf.session import open_session
 from profiler.case import Case, Source
 from profiler.devices import allowance
 from profiler.devices.cgroup import Quota

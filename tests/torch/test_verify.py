@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from profiler.backends.hf import load, unpack
 from profiler.backends.hf import load as loading
-from profiler.backends.hf.session import HfSession
-from profiler.backends.hf.session import open as open_session
+from profiler.backends.hf.session import HfSession, open_session
 from profiler.case import Case, Source
 from profiler.errors import ProfileError
 from profiler.models import families, gguf

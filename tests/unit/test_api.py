@@ -288,7 +288,7 @@ def test_a_wrong_argument_is_named(given: dict[str, Any], message: str) -> None:
         ({"split": "row"}, "split: 'row' is not one of layer, tensor"),
         ({"ram": "64"}, "ram: '64' has no unit"),
         ({"ram_bandwidth": 0}, "ram_bandwidth=0 is not at least 0.1 GB/s"),
-        ({"goal": "fast"}, "--goal 'fast' is not a rate"),
+        ({"goal": "fast"}, "--goal 'fast' is not a decode rate"),
         ({"on": "rtx 9999x"}, "unknown device"),
         ({"engine": 3}, "engine=3 is not text"),
         ({"goal": 20}, "goal=20 is not text"),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
+import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from click.testing import CliRunner, Result
@@ -34,7 +38,12 @@ from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
 from profiler.run import grid
-from profiler.show.report import charts
+from profiler.show import report
+from profiler.show.report import charts, quality, selection
+from profiler.show.report import page as report_page
+from profiler.show.report.blocks import Page, Section
+from profiler.show.report.predictions import Forecast
+from profiler.show.writers import html, md, table
 
 GIB = 1024**3
 FOLDERS = {
@@ -42,7 +51,7 @@ FOLDERS = {
     "devices": "device",
     "models.families": "family",
     "quants": "quantization",
-    "show.writers": "format",
+    "show.writers": "output format",
 }
 HOSTILE = "evil\x1b[31m|\n=1+1\u202e"
 
@@ -116,7 +125,7 @@ def test_a_quant_leaves_a_weight_plain_or_makes_it_smaller_than_fp32(name: str, 
     stored = scheme.weight_bytes(weight, scheme.dtype or dtype)
     assert isinstance(stored, int)
     if weight.role in scheme.roles:
-        assert weight.parameters / 2 < stored < 4 * weight.parameters  # nothing here has less than four bits
+        assert weight.parameters / 8 < stored < 4 * weight.parameters  # more than a bit, less than fp32
     else:
         assert stored == plain_bytes(weight, scheme.dtype or dtype)
 
@@ -128,7 +137,7 @@ def test_a_quant_says_in_words_why_it_cannot_run(name: str) -> None:
         assert reason is None or len(reason) > len("unavailable")
 
 
-EVERY_QUANT = [*QUANTS, invented.QUANT_NAME]
+EVERY_QUANT = [*QUANTS, invented.QUANT_NAME, invented.ABSENT_QUANT]
 
 
 @pytest.mark.usefixtures("made_up")
@@ -148,10 +157,15 @@ def test_a_quant_is_predicted_on_any_device(name: str) -> None:
 def test_a_quant_is_planned_and_measured_or_left_out_for_a_reason(name: str, model: str) -> None:
     asked = ("sweep", "-m", model, "-q", name, "-c", "64", "-n", "2", "-r", "2")
     (planned,) = rows(*asked, "--dry-run", "--backend", "fake")
-    assert (planned["action"], planned["quant"]) == ("run", name)
-    assert planned["weights_bytes"] > 0
     (row,) = rows(*asked, "--backend", "fake")
-    assert (row["outcome"], row["case"]["quant"]) == ("ok", name)
+    assert planned["quant"] == row["case"]["quant"] == name
+    reason = quant(name).unavailable(devices.find())
+    if reason is not None:
+        assert (planned["action"], row["outcome"]) == ("skip", "skipped")
+        assert reason in planned["reason"] and reason in row["reason"]
+        return
+    assert (planned["action"], row["outcome"]) == ("run", "ok")
+    assert planned["weights_bytes"] > 0
 
 
 @pytest.mark.usefixtures("made_up")
@@ -354,6 +368,7 @@ def test_a_device_kind_is_here_or_says_why_not(kind: ModuleType) -> None:
         assert isinstance(device, DeviceInfo)
         assert 0 < device.free_bytes <= device.memory_bytes
         assert device.default_dtype in DTYPE_BYTES
+        assert re.fullmatch(device.kind if kind.KIND.is_host else rf"{device.kind}:\d+", device.name)
         again = devices.find(device.name)  # what is free changes meanwhile
         assert again == replace(device, free_bytes=again.free_bytes)
 
@@ -399,7 +414,7 @@ def test_a_device_kind_that_was_a_file_a_moment_ago_is_found_predicted_and_measu
 
 @pytest.mark.parametrize("device", [found.name for found in devices.local() if found.kind == "cpu"])
 def test_a_meter_measures_time_and_a_peak(device: str) -> None:
-    meter = devices.cpu.meter(device)
+    meter = devices.meter(device)
     meter.reset_peak()
     marks = [meter.mark(), meter.mark()]
     start = meter.now()
@@ -409,7 +424,7 @@ def test_a_meter_measures_time_and_a_peak(device: str) -> None:
     assert [seconds >= 0 for seconds in meter.elapsed(marks)] == [True]
 
 
-# Reports
+# Writers
 
 CASE = Case("gemma-4-e2b", "id", "synthetic", "nf4", "bf16", "cuda:0", "hf", "eager", context=4096, batch=1, steps=32)
 PREFILL = tuple(Sample("prefill", seconds, 4096, cpu_s=0.1) for seconds in (1.0, 1.1, 0.9))
@@ -432,46 +447,46 @@ MIXED = [
     Measurement(replace(CASE, batch=64), {}, "skipped", reason="dominated by a smaller case"),
     Measurement(replace(CASE, steps=1), {}, "timeout", reason="no sign of life for 60 s"),
 ]
-REPORTS = registry.names("show.writers")
+WRITERS = registry.names("show.writers")
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are drawn in tests/unit/show/page/."""
+    """Pictures are drawn in tests/unit/show/report/."""
     monkeypatch.setattr(charts, "svg", written)
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("run", ["20260101-000000-abcd", None])
 @pytest.mark.parametrize("count", range(len(MIXED) + 1))
-def test_a_report_renders_any_number_of_rows_as_whole_lines(name: str, run: str | None, count: int) -> None:
-    text = registry.load("show.writers", name, "format").render(run, MIXED[:count])
+def test_a_writer_renders_any_number_of_rows_as_whole_lines(name: str, run: str | None, count: int) -> None:
+    text = registry.load("show.writers", name, "output format").render(run, MIXED[:count])
     assert text == "" or text.endswith("\n")
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("name", REPORTS)
-def test_a_report_shows_every_row_or_says_that_it_does_not(name: str) -> None:
-    report = registry.load("show.writers", name, "format")
-    left_out = getattr(report, "left_out", None)
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_writer_shows_every_row_or_says_that_it_does_not(name: str) -> None:
+    writer = registry.load("show.writers", name, "output format")
+    left_out = getattr(writer, "left_out", None)
     if left_out is not None:
         assert left_out(MIXED)
         assert left_out([OK]) is None
         return
-    text = report.render("run", MIXED)
+    text = writer.render("run", MIXED)
     for shown in ("gemma-4-e2b", "evil", "131072|131,072|128k", "8192|8,192|8k", "dominated by", "no sign of life"):
         assert re.search(shown, text), shown
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("name", REPORTS)
-def test_a_report_lets_no_terminal_control_through(name: str) -> None:
-    text = registry.load("show.writers", name, "format").render("run", MIXED)
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_writer_lets_no_terminal_control_through(name: str) -> None:
+    text = registry.load("show.writers", name, "output format").render("run", MIXED)
     assert not set(text) & {"\x1b", "\u202e", "\r", "\x00"}
 
 
-def test_a_format_and_a_command_that_were_files_a_moment_ago_are_there(
+def test_a_writer_and_a_command_that_were_files_a_moment_ago_are_there(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("show.writers", "commands"):
@@ -484,8 +499,64 @@ def test_a_format_and_a_command_that_were_files_a_moment_ago_are_there(
     assert "Say hello" in CliRunner().invoke(main, ["--help"], catch_exceptions=False).stdout
 
 
-@pytest.mark.parametrize("name", [name for name in REPORTS if name in ("json", "jsonl", "llama-bench")])
-def test_a_json_report_is_json_even_with_unknown_figures(name: str) -> None:
-    text = registry.load("show.writers", name, "format").render("run", MIXED)
+@pytest.mark.parametrize("name", [name for name in WRITERS if name in ("json", "jsonl", "llama-bench")])
+def test_a_json_format_is_json_even_with_unknown_figures(name: str) -> None:
+    text = registry.load("show.writers", name, "output format").render("run", MIXED)
     rows = [json.loads(line) for line in text.splitlines()] if name == "jsonl" else json.loads(text)
     assert len(rows) >= 2
+
+
+# Sections of the report
+
+
+def sections() -> dict[str, Callable[..., Section]]:
+    """Every public function in a file of ``profiler/show/report`` that returns a section, by its full name."""
+    files = [
+        importlib.import_module(f"{report.__name__}.{file.name}") for file in pkgutil.iter_modules(report.__path__)
+    ]
+    return {
+        f"{file.__name__.rpartition('.')[2]}.{name}": function
+        for file in files
+        for name, function in inspect.getmembers(file, inspect.isfunction)
+        if function.__module__ == file.__name__ and get_type_hints(function).get("return") is Section
+    }
+
+
+SECTIONS = sections()
+ROWS = {"no row with a result": MIXED[2:], "one row": [OK], "all outcomes": MIXED}
+
+
+def composed(name: str, rows: Sequence[Measurement]) -> Section:
+    """A section of these rows, with what ``page`` gives it."""
+    found = selection.machines(rows)
+    given = {
+        "machines": found,
+        "forecasts": [Forecast.of(machine) for machine in found],
+        "scores": quality.shipped(),
+        "runs": (),
+        "run": None,
+    }
+    return SECTIONS[name](*(given[parameter] for parameter in inspect.signature(SECTIONS[name]).parameters))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_section_is_on_the_page_once() -> None:
+    shown = [section.anchor for section in report_page.page(MIXED).sections]
+    assert sorted(shown) == sorted(composed(name, MIXED).anchor for name in SECTIONS)
+    assert len(set(shown)) == len(shown)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_has_a_name_a_title_and_an_answer_or_the_reason_why_not(
+    name: str, rows: Sequence[Measurement]
+) -> None:
+    section = composed(name, rows)
+    assert re.fullmatch("[a-z]+", section.anchor)
+    assert section.title and section.title == composed(name, [OK]).title  # links and readers find it again
+    shown = Page("Page", (), (section,))
+    for text in (html.document(shown), md.markdown(shown, {}), table.terminal(shown, 80)):
+        assert section.title in unescape(text)
+        assert not set(text) & {"\x1b", "\u202e", "\r", "\x00"}
+        assert len(text.split()) > len(section.title.split()) + 3

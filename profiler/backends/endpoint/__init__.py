@@ -131,7 +131,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ExchangeFigures:
     """The figures of one request that succeeded. ``unknown`` has the reason for each that is ``None``."""
 
     first_byte_s: float | None
@@ -150,7 +150,7 @@ class Figures:
     unknown: Mapping[str, str]
 
 
-def figures(exchange: Exchange, cached: bool = False) -> Figures:
+def figures(exchange: Exchange, cached: bool = False) -> ExchangeFigures:
     """The figures of ``exchange``; ``cached``: its prompt was sent before, so an unknown part of it is cached."""
     unknown: dict[str, str] = {}
     first, last = exchange.first_token_s, exchange.last_token_s
@@ -165,7 +165,7 @@ def figures(exchange: Exchange, cached: bool = False) -> Figures:
     if span and (after if after is not None else len(arrivals)) / span > MOST_TPS:
         span = None
         unknown |= dict.fromkeys(("decode_tps", "characters_per_s", "tpot_s"), BUFFERED)
-    return Figures(
+    return ExchangeFigures(
         first_byte_s=_since(exchange.sent_s, exchange.first_byte_s),
         ttft_s=ttft,
         ttft_reasoning_s=_since(exchange.sent_s, exchange.first_reasoning_s),
@@ -253,7 +253,7 @@ class Slo:
     itl_s: float | None = None
     e2e_s: float | None = None
 
-    def met(self, each: Figures) -> bool:
+    def met(self, each: ExchangeFigures) -> bool:
         """Whether a request met every limit. One whose figure is unknown did not."""
         gap = percentiles(each.gaps_s)
         pairs = (
@@ -277,7 +277,7 @@ def parse_slo(text: str) -> Slo:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class LoadSummary:
     """The requests of one case. Totals come from wall time, never from a rate times the number of streams."""
 
     requests: int  # that succeeded
@@ -301,7 +301,7 @@ class Summary:
     unknown: Mapping[str, str]
 
 
-def summarize(exchanges: Sequence[Exchange], cached: bool = False, slo: Slo | None = None) -> Summary:
+def summarize(exchanges: Sequence[Exchange], cached: bool = False, slo: Slo | None = None) -> LoadSummary:
     """The summary of the requests that succeeded. Failed ones are part of no figure but the wall time."""
     good = [(each, figures(each, cached)) for each in exchanges if each.failure is None]
     own = [each for _, each in good]
@@ -310,7 +310,7 @@ def summarize(exchanges: Sequence[Exchange], cached: bool = False, slo: Slo | No
     tokens = None if not own or None in output else sum(filter(None, output))
     characters = sum(len(each.answer) + len(each.reasoning) for each, _ in good)
     rates = percentiles(each.decode_tps for each in own)
-    return Summary(
+    return LoadSummary(
         requests=len(own),
         wall_s=wall,
         ttft=percentiles(each.ttft_s for each in own),
@@ -333,7 +333,7 @@ def summarize(exchanges: Sequence[Exchange], cached: bool = False, slo: Slo | No
     )
 
 
-def _slo_met(own: Sequence[Figures], requests: int, slo: Slo | None) -> float | None:
+def _slo_met(own: Sequence[ExchangeFigures], requests: int, slo: Slo | None) -> float | None:
     untold = slo is not None and slo.itl_s is not None and own and not any(each.gaps_s for each in own)
     return None if slo is None or untold else _ratio(sum(map(slo.met, own)), requests)
 

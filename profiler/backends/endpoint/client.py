@@ -32,7 +32,7 @@ import aiohttp
 import msgspec
 
 from profiler.backends.endpoint import Exchange, Failure
-from profiler.backends.endpoint.stream import Stopped, StreamReader, failure_text, whole_answer
+from profiler.backends.endpoint.stream import StreamReader, StreamStopped, failure_text, whole_answer
 from profiler.errors import ProfileError
 from profiler.foreign import BadContent, Budget, json_value
 from profiler.results.redact import MARK, redact
@@ -201,8 +201,8 @@ class Client:
             await self._session.close()
 
     async def get(self, path: str, seconds: float = 5.0) -> Any:
-        """The JSON value at ``path``; None for anything else, as a path that is not there. Raises Stopped if there is
-        no server, none that answers in time, one that redirects or one that wants a key.
+        """The JSON value at ``path``; None for anything else, as a path that is not there. Raises StreamStopped if
+        there is no server, none that answers in time, one that redirects or one that wants a key.
         """
         try:
             async with asyncio.timeout(seconds), self._request("GET", path, None, {}) as response:
@@ -239,7 +239,7 @@ class Client:
                     times["answered"] = time.perf_counter()
                     await self._check(response)
                     await self._read(response, reader, timeout, times)
-        except Stopped as error:
+        except StreamStopped as error:
             failure = error.failure
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: TimeoutError is one
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -263,20 +263,20 @@ class Client:
         )
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
-        """Stopped for a response that is not the beginning of a stream."""
+        """StreamStopped for a response that is not the beginning of a stream."""
         if 300 <= response.status < 400:
             target = printable(self.clean(redact(response.headers.get("Location", "nowhere"))), 120)
-            raise Stopped("redirect", f"the server redirects to {target}", "Give that address if you trust it.")
+            raise StreamStopped("redirect", f"the server redirects to {target}", "Give that address if you trust it.")
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise Stopped("no-stream", "the server compresses the stream, so that no token can be timed")
+            raise StreamStopped("no-stream", "the server compresses the stream, so that no token can be timed")
         if response.status == 200 and response.content_type not in WHOLE:
             return
         body = await self._body(response)
         if response.status != 200:
             raise _status(response, failure_text(body))
         if whole_answer(body):
-            raise Stopped("no-stream", "the server sends the whole answer at once: it does not stream")
-        raise Stopped("no-stream", f"the answer is not a stream but {failure_text(body) or 'empty'}")
+            raise StreamStopped("no-stream", "the server sends the whole answer at once: it does not stream")
+        raise StreamStopped("no-stream", f"the answer is not a stream but {failure_text(body) or 'empty'}")
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         parts: list[bytes] = []
@@ -285,7 +285,9 @@ class Client:
             parts.append(data)
             size += len(data)
             if size > MAX_BODY:
-                raise Stopped("too-large", f"the server sent more than {bytes_text(MAX_BODY)} that is no stream")
+                raise StreamStopped(
+                    "too-large", f"the server sent more than {bytes_text(MAX_BODY)} that is no stream"
+                )
         return b"".join(parts)
 
     async def _read(
@@ -327,16 +329,18 @@ class Client:
         what = "the answer was not complete" if reader.started else "no token"
         return Failure("timeout", f"{what} within {seconds_text(self.limits.total_s)}", hint="--timeout allows more.")
 
-    def _stopped(self, error: Exception, within: str, started: bool = False) -> Stopped:
+    def _stopped(self, error: Exception, within: str, started: bool = False) -> StreamStopped:
         """What went wrong with the connection, in words. Nothing of the error's own text that may hold headers."""
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-            return Stopped("certificate", f"TLS failed: {_tls(error)}", SECURE_HINT)
+            return StreamStopped("certificate", f"TLS failed: {_tls(error)}", SECURE_HINT)
         if isinstance(error, ssl.SSLError):
-            return Stopped("certificate", f"TLS failed: {printable(error.reason or 'no reason given')}", SECURE_HINT)
+            return StreamStopped(
+                "certificate", f"TLS failed: {printable(error.reason or 'no reason given')}", SECURE_HINT
+            )
         if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return Stopped("refused", f"no connection within {seconds_text(self.limits.connect_s)}")
+            return StreamStopped("refused", f"no connection within {seconds_text(self.limits.connect_s)}")
         if isinstance(error, TimeoutError):
-            return Stopped("timeout", f"no answer {within}".strip())
+            return StreamStopped("timeout", f"no answer {within}".strip())
         if isinstance(error, aiohttp.ClientConnectorError):
             number = error.os_error.errno  # None where several addresses failed for several reasons
             reason = (
@@ -344,13 +348,13 @@ class Client:
             )
             if isinstance(error, aiohttp.ClientConnectorDNSError):
                 reason = "its name is not known"
-            return Stopped("refused", f"no server there: {reason}")
+            return StreamStopped("refused", f"no server there: {reason}")
         if isinstance(error, aiohttp.InvalidURL | ValueError):
-            return Stopped("refused", "the address cannot be used")
+            return StreamStopped("refused", "the address cannot be used")
         if isinstance(error, aiohttp.ClientResponseError | aiohttp.http_exceptions.HttpProcessingError):
-            return Stopped("broken", "the server does not speak HTTP")
+            return StreamStopped("broken", "the server does not speak HTTP")
         words = "in the middle of the answer" if started else "before the first token"
-        return Stopped("cut", f"the server closed the connection {words}")
+        return StreamStopped("cut", f"the server closed the connection {words}")
 
     def _cleaned(self, exchange: Exchange) -> Exchange:
         """The same without the key, which a server may have repeated anywhere."""
@@ -399,12 +403,12 @@ def _tls(error: aiohttp.ClientError) -> str:
     return printable(str(text).replace("_", " ").lower())
 
 
-def _status(response: aiohttp.ClientResponse, text: str) -> Stopped:
+def _status(response: aiohttp.ClientResponse, text: str) -> StreamStopped:
     after = response.headers.get("Retry-After", "")
     seconds = float(after) if after.isascii() and after.isdigit() and len(after) < 8 else None
     later = f"; it asks to wait {seconds_text(seconds)}" if seconds is not None else ""
     words = f"HTTP {response.status}{f': {text}' if text else ''}{later}"
     hint = f"Set the key in {KEY}." if response.status in (401, 403) else None
-    stopped = Stopped("status", words, hint)
+    stopped = StreamStopped("status", words, hint)
     stopped.failure = Failure("status", words, response.status, seconds, hint)
     return stopped

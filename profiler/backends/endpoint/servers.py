@@ -18,7 +18,7 @@ from typing import Any
 from profiler import registry
 from profiler.backends.endpoint import Failure
 from profiler.backends.endpoint.client import Client, Limits, parse_url
-from profiler.backends.endpoint.stream import Stopped
+from profiler.backends.endpoint.stream import StreamStopped
 from profiler.errors import NotFound, ProfileError
 from profiler.units import printable
 
@@ -43,7 +43,7 @@ PATHS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ServedModel:
     """A model that a server offers. What the server does not say is ``None``."""
 
     name: str
@@ -62,7 +62,7 @@ class Server:
     kind: str
     root: str
     version: str | None = None
-    models: tuple[Model, ...] = ()
+    models: tuple[ServedModel, ...] = ()
     chat: str = "/v1/chat/completions"
     native: bool = False  # Ollama's own form of requests
     fixed_length: Mapping[str, Any] = field(
@@ -74,7 +74,7 @@ class Server:
     def title(self) -> str:
         return f"{self.kind} {self.version}" if self.version else self.kind
 
-    def model(self, name: str) -> Model | None:
+    def model(self, name: str) -> ServedModel | None:
         """The model of that name, in any case; ``:latest`` and the folders before a file's name need not be said."""
         wanted = (name.casefold(), f"{name.casefold()}:latest")
         whole = [model for model in self.models if model.name.casefold() in wanted]
@@ -111,9 +111,9 @@ class Server:
 async def recognise(client: Client, seconds: float = 5.0) -> Server:
     """The server behind ``client``. Raises ProfileError if there is none, or none that speaks a form we know."""
     found = await asyncio.gather(*(client.get(path, seconds) for path in PATHS), return_exceptions=True)
-    failures = [each.failure for each in found if isinstance(each, Stopped)]
+    failures = [each.failure for each in found if isinstance(each, StreamStopped)]
     for each in found:
-        if isinstance(each, BaseException) and not isinstance(each, Stopped):
+        if isinstance(each, BaseException) and not isinstance(each, StreamStopped):
             raise each
     if len(failures) == len(found):
         raise _no_server(client, failures[0])
@@ -169,12 +169,12 @@ def _models(server: Server) -> str:
     return f"{len(server.models)} models, none loaded" if len(server.models) != 1 else server.models[0].name
 
 
-def choose_models(server: Server, names: Iterable[str]) -> list[Model]:
+def choose_models(server: Server, names: Iterable[str]) -> list[ServedModel]:
     """The models that were named, or those that are loaded, or the only one. Raises ProfileError that lists them."""
     known = [model.name for model in server.models]
-    chosen: dict[str, Model] = {}
+    chosen: dict[str, ServedModel] = {}
     for name in names:
-        model = server.model(name) or (None if known else Model(name))
+        model = server.model(name) or (None if known else ServedModel(name))
         if model is None:
             error = registry.unknown("model", name, [printable(each, 80) for each in known[:30]])
             raise NotFound(f"{server.title} has no model {printable(name, 80)}", error.hint)
@@ -205,7 +205,7 @@ def _lm_studio(said: Said, client: Client) -> Server | None:
     sizes = {each["key"]: each for each in new}
     if old:
         models = [
-            Model(
+            ServedModel(
                 name=_name(each["id"], client),
                 loaded=each["state"] == "loaded",
                 quant=_word(each.get("quantization"), client),
@@ -218,7 +218,7 @@ def _lm_studio(said: Said, client: Client) -> Server | None:
         ]
     else:
         models = [
-            Model(
+            ServedModel(
                 name=_name(each["key"], client),
                 loaded=bool(each["loaded_instances"]),
                 quant=_word(_dict(each.get("quantization")).get("name"), client),
@@ -246,7 +246,7 @@ def _ollama(said: Said, client: Client) -> Server | None:
         return None
     running = {each["name"]: each for each in _items(said, "/api/ps", "models", "name")}
     models = [
-        Model(
+        ServedModel(
             name=_name(each["name"], client),
             loaded=each["name"] in running,
             quant=_word(_dict(each.get("details")).get("quantization_level"), client),
@@ -271,7 +271,7 @@ def _llama_server(said: Said, client: Client) -> Server | None:
         meta, name = _dict(each.get("meta")), _name(each["id"], client)
         status = _dict(each.get("status")).get("value")  # of a router of several models
         models.append(
-            Model(
+            ServedModel(
                 name=name,
                 loaded=status == "loaded" if status else True,
                 quant=_quant(PurePath(path if isinstance(path, str) and len(listed) == 1 else name).name),
@@ -284,9 +284,9 @@ def _llama_server(said: Said, client: Client) -> Server | None:
     return Server("llama-server", client.root, version, tuple(models), fixed_length={"ignore_eos": True})
 
 
-def _openai_models(said: Said, client: Client, loaded: bool | None) -> tuple[Model, ...]:
+def _openai_models(said: Said, client: Client, loaded: bool | None) -> tuple[ServedModel, ...]:
     return tuple(
-        Model(
+        ServedModel(
             name=(name := _name(each["id"], client)),
             loaded=loaded,
             quant=_quant(PurePath(name).name),

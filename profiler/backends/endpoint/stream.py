@@ -26,7 +26,7 @@ OLLAMA_TIMINGS = (
 )  # fmt: skip
 
 
-class Stopped(Exception):
+class StreamStopped(Exception):
     """The stream gives no answer; ``failure`` says why."""
 
     def __init__(self, kind: FailureKind, words: str, hint: str | None = None) -> None:
@@ -115,12 +115,12 @@ class StreamReader:
         return bool(self._arrivals)
 
     def feed(self, data: bytes, at: float) -> None:
-        """Bytes that came at ``at``. Raises Stopped."""
+        """Bytes that came at ``at``. Raises StreamStopped."""
         if self._first_byte is None:
             self._first_byte = at
         self._bytes += len(data)
         if self._bytes > MAX_STREAM:
-            raise Stopped("too-large", f"the stream is longer than {bytes_text(MAX_STREAM)}")
+            raise StreamStopped("too-large", f"the stream is longer than {bytes_text(MAX_STREAM)}")
         lines = (self._rest + data if self._rest else data).split(b"\n")
         self._rest = lines.pop()
         for line in lines:
@@ -129,10 +129,10 @@ class StreamReader:
             elif self._event:
                 self._event_is_over()
         if len(self._rest) > MAX_LINE:
-            raise Stopped("too-large", f"a line of the stream is longer than {bytes_text(MAX_LINE)}")
+            raise StreamStopped("too-large", f"a line of the stream is longer than {bytes_text(MAX_LINE)}")
 
     def end(self, at: float) -> None:
-        """The connection ended. Raises Stopped if the answer had not."""
+        """The connection ended. Raises StreamStopped if the answer had not."""
         rest, self._rest = self._rest, b""
         if rest.strip():
             self._line(rest, at)
@@ -140,7 +140,7 @@ class StreamReader:
             self._event_is_over()
         if not self.done and self.finish is None:
             words = "before the answer was complete" if self.started else "before the first token"
-            raise Stopped("cut", f"the server closed the stream {words}")
+            raise StreamStopped("cut", f"the server closed the stream {words}")
 
     def exchange(self, sent_s: float, end_s: float, failure: Failure | None = None) -> Exchange:
         """What has been read, as a record. A complete stream without any text is a failure."""
@@ -170,13 +170,13 @@ class StreamReader:
 
     def _line(self, line: bytes, at: float) -> None:
         if len(line) > MAX_LINE:
-            raise Stopped("too-large", f"a line of the stream is longer than {bytes_text(MAX_LINE)}")
+            raise StreamStopped("too-large", f"a line of the stream is longer than {bytes_text(MAX_LINE)}")
         if line[:5] == b"data:":
             line = line[5:]
         elif line[:1] != b"{":
             if line[:1] == b":" or line.split(b":", 1)[0].strip() in (b"event", b"id", b"retry"):
                 return
-            raise Stopped(
+            raise StreamStopped(
                 "no-stream", f"the answer is not a stream of events: {printable(line[:80].decode('latin-1'))!r}"
             )
         if line.strip() == b"[DONE]":
@@ -199,11 +199,11 @@ class StreamReader:
 
     def _event_is_over(self) -> None:
         text = printable(b"".join(self._event)[:200].decode("utf-8", "replace"), 80)
-        raise Stopped("broken", f"the server sent broken JSON: {text!r}")
+        raise StreamStopped("broken", f"the server sent broken JSON: {text!r}")
 
     def _chunk(self, chunk: _Chunk, at: float) -> None:
         if chunk.error is not None or chunk.object == "error":
-            raise Stopped("error", f"the server reports an error in the stream: {error_text(chunk)}")
+            raise StreamStopped("error", f"the server reports an error in the stream: {error_text(chunk)}")
         if chunk.usage is not None:
             self._usage = _usage(chunk.usage)
         if chunk.timings or chunk.stats:
@@ -232,7 +232,9 @@ class StreamReader:
         try:
             message = msgspec.convert(chunk.message, _Delta)
         except msgspec.ValidationError as error:
-            raise Stopped("broken", f"the server sent a chunk that cannot be read: {printable(error)}") from None
+            raise StreamStopped(
+                "broken", f"the server sent a chunk that cannot be read: {printable(error)}"
+            ) from None
         if message.content or message.thinking:
             self._arrived(message.content, message.thinking, None, at)
         if chunk.done:
@@ -245,7 +247,9 @@ class StreamReader:
         size = len(content or "") + len(reasoning or "")
         self.characters += size
         if self.characters > MAX_TEXT or len(self._arrivals) >= MAX_CHUNKS:
-            raise Stopped("too-large", f"the answer is longer than {MAX_TEXT:,} characters or {MAX_CHUNKS:,} chunks")
+            raise StreamStopped(
+                "too-large", f"the answer is longer than {MAX_TEXT:,} characters or {MAX_CHUNKS:,} chunks"
+            )
         self._arrivals.append(Arrival(at, size, None if usage is None else _count(usage.completion_tokens)))
         if reasoning:
             self._text.add_reasoning(reasoning, at)
@@ -357,7 +361,7 @@ def _lenient(line: bytes, error: msgspec.ValidationError) -> _Chunk:
         value = None
     if isinstance(value, dict) and value.get("error") is not None:
         return _Chunk(error=value["error"])
-    raise Stopped("broken", f"the server sent a chunk that cannot be read: {printable(error)}")
+    raise StreamStopped("broken", f"the server sent a chunk that cannot be read: {printable(error)}")
 
 
 def error_text(chunk: _Chunk) -> str:

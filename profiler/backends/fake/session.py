@@ -33,7 +33,7 @@ PIECE = 16 * MIB  # a real allocation grows by this, so that a limit is met and 
 OTHERWISE = "PROFILER_FAKE"  # fields of the script as JSON, so that one of two processes may do otherwise
 
 
-def open(case: Case, source: Source, beat: Beat) -> FakeSession:
+def open_session(case: Case, source: Source, beat: Beat) -> FakeSession:
     """Load nothing, in ``load_s`` virtual seconds. Raises ProfileError when the script is not one."""
     session = FakeSession(Script.read(source.config), beat)
     beat("load")

@@ -17,7 +17,7 @@ from bitsandbytes import cextension
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from profiler import quants, registry
+from profiler import devices, quants
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load, loading_errors
@@ -51,19 +51,18 @@ SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of
 EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
 
 
-def open(case: Case, source: Source, beat: Beat) -> HfSession:
+def open_session(case: Case, source: Source, beat: Beat) -> HfSession:
     """Load the model of ``case``. Raises OutOfMemory, ProfileError."""
     allowed = allowance.at_start()
     torch.set_num_threads(case.threads or min(torch.get_num_threads(), allowed.threads))
     # The meter comes first: what the device holds before the model is what it subtracts.
-    kind = registry.load("devices", case.device.partition(":")[0], "device")
     kind_of(case.device).select(case.device)
-    meter = kind.meter(case.device)
+    meter = devices.meter(case.device)
     with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)
         if case.weights == "real" and model.dtype == torch.float16:  # the one dtype that other checkpoints overflow
             refuse_overflow(model)
-    return HfSession(model, meter, kind.watcher(case.device), beat, (*notes(source, case), *limited(allowed)))
+    return HfSession(model, meter, devices.watcher(case.device), beat, (*notes(source, case), *limited(allowed)))
 
 
 class HfSession:

@@ -1,4 +1,4 @@
-"""The elements of a page. All text is ready for display (``plain``); a writer escapes it for its format."""
+"""The elements of a page. All text is ready for display (``columns.plain``); a writer escapes it for its format."""
 
 from __future__ import annotations
 

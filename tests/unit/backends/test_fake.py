@@ -10,11 +10,11 @@ from profiler import backends, registry
 from profiler.backends import fake
 from profiler.backends.base import OutOfMemory
 from profiler.backends.fake.meter import FakeMeter
-from profiler.backends.fake.session import FakeSession
-from profiler.backends.fake.session import open as open_session
+from profiler.backends.fake.session import FakeSession, open_session
 from profiler.case import Source
 from profiler.errors import ProfileError
-from profiler.run.loop import Result, measure
+from profiler.results.measurement import Measurement
+from profiler.run.loop import measure
 from profiler.run.repetitions import Effort
 
 GIB = 2**30
@@ -28,7 +28,7 @@ def opened(*faults: dict[str, Any], **script: Any) -> FakeSession:
     return open_session(make_case(), source(*faults, **script), silent)
 
 
-def result(seed: int = 0, **script: Any) -> Result:
+def result(seed: int = 0, **script: Any) -> Measurement:
     case = make_case(steps=20, seed=seed)
     return measure(opened(**script), case, Effort(reps=5), silent)
 

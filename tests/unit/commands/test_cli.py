@@ -47,9 +47,8 @@ def test_every_command_has_a_line_in_the_help(profile: Any) -> None:
     for name in ("devices", "models", "runs", "scenarios", "sweep"):
         assert summary(name)
         assert f"  {name} " in ran.out
-    for part in ("options", "listing", "progress", "recorder", "dry_run", "closing", "habits"):
-        assert summary(part) == ""
-        assert part not in main.list_commands(click.Context(main))
+    assert summary("options") == ""
+    assert "options" not in main.list_commands(click.Context(main))
 
 
 def test_no_command_at_all_shows_the_help(profile: Any) -> None:

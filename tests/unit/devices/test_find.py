@@ -21,8 +21,10 @@ from profiler.errors import NotFound, ProfileError
 from profiler.units import GIB
 
 
-def test_the_kinds_are_the_files_with_a_meter_and_the_cpu_is_last() -> None:
-    assert [module.__name__ for module in devices.kinds()] == ["profiler.devices.cuda", "profiler.devices.cpu"]
+def test_accelerators_come_before_the_host() -> None:
+    hosts = [module.KIND.is_host for module in devices.kinds()]
+    assert hosts == sorted(hosts) and sum(hosts) == 1
+    assert devices.names()[-1] == "cpu" and "cuda" in devices.names()
 
 
 def test_the_first_gpu_is_the_default(nvml: Any, card: Any) -> None:
@@ -61,17 +63,25 @@ def test_an_unknown_kind_is_one_clear_line(name: str) -> None:
     assert "\x1b" not in caught.value.message
 
 
+@pytest.mark.parametrize("ask", [devices.meter, devices.watcher])
+def test_a_device_is_metered_and_watched_by_the_module_of_its_kind(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, ask.__name__, lambda name: f"{ask.__name__} of {name}")
+    assert ask("cuda:1") == f"{ask.__name__} of cuda:1"
+    with pytest.raises(NotFound, match="unknown device"):
+        ask("tpu:0")
+
+
 def test_cuda_that_is_not_here_says_why(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = nvml(card())
     module.broken = True
     with pytest.raises(ProfileError, match=r"no cuda device here: .*version mismatch"):
         devices.find("cuda")
-    assert devices.unavailable() == {"cuda": "no NVIDIA driver answers (Driver/library version mismatch)"}
+    assert devices.unavailable()["cuda"] == "no NVIDIA driver answers (Driver/library version mismatch)"
     assert devices.find().name == "cpu"
     module.broken = False
     monkeypatch.setattr(cuda, "torch_has_cuda", lambda: False)
     assert devices.find().name == "cpu"
-    assert devices.unavailable() == {"cuda": "the installed torch is a build without CUDA"}
+    assert devices.unavailable()["cuda"] == "the installed torch is a build without CUDA"
 
 
 def test_a_missing_library_is_a_reason_and_no_error(nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def row(result: Measurement) -> Measurement:
 
 
 def measured(effort: Effort = ASKED, **script: Any) -> Measurement:
-    session = fake.open(CASE, source(**script), silent)
+    session = fake.open_session(CASE, source(**script), silent)
     return row(measure(session, CASE, effort, silent))
 
 
@@ -68,7 +68,7 @@ def test_long_repetitions_give_it_for_free() -> None:
 
 
 def test_nothing_is_repeated_for_a_device_that_does_not_tell() -> None:
-    session = fake.open(CASE, source(), silent)
+    session = fake.open_session(CASE, source(), silent)
     before = session.meter.now()
     result = row(measure(session, CASE, ASKED, silent))
     assert session.meter.now() - before < 5
@@ -106,7 +106,7 @@ def bench(driver: Callable[..., FakeNvml]) -> Iterator[Callable[..., Bench]]:
 
 def coupled(bench: Bench, effort: Effort = ASKED) -> Measurement:
     """The case on the fake backend, watched through NVML."""
-    session: FakeSession = fake.open(CASE, source(load_s=0.0), silent)
+    session: FakeSession = fake.open_session(CASE, source(load_s=0.0), silent)
     session.machine = session.meter = Coupled(bench)  # type: ignore[assignment]
     session.watcher = bench.telemetry
     return row(measure(session, CASE, effort, silent))
@@ -194,7 +194,7 @@ def test_a_driver_that_hangs_costs_its_patience_once(driver: Callable[..., FakeN
     machine = driver()
     machine.card()
     machine.fault("nvmlDeviceGetFieldValues", -1)
-    session: FakeSession = fake.open(CASE, source(), silent)
+    session: FakeSession = fake.open_session(CASE, source(), silent)
     session.watcher = Sampler(Board("GPU-aaaa"), patience_s=0.02)
     result = row(measure(session, CASE, ASKED, silent))
     session.watcher.close()

@@ -28,7 +28,7 @@ def silent(text: str) -> None:
 
 
 def loaded(case: Case, *faults: dict[str, Any], **script: Any) -> FakeSession:
-    return fake.open(case, source(*faults, **script), silent)
+    return fake.open_session(case, source(*faults, **script), silent)
 
 
 def measured(case: Case, effort: Effort, *faults: dict[str, Any], **script: Any) -> Measurement:

@@ -20,7 +20,7 @@ from fakes.openai_server import FakeServer, Script
 from profiler.backends.endpoint import Exchange, figures
 from profiler.backends.endpoint import client as client_module
 from profiler.backends.endpoint.client import KEY, Client, Limits, core_wait_s, parse_url, run, undisturbed
-from profiler.backends.endpoint.stream import Stopped
+from profiler.backends.endpoint.stream import StreamStopped
 from profiler.errors import ProfileError
 
 CANARY = "sk-canary-4f9d0c7b2a"
@@ -301,7 +301,7 @@ def test_a_key_is_in_no_repr_and_in_no_traceback(monkeypatch: pytest.MonkeyPatch
         assert CANARY not in "".join(traceback.format_exception(error))
     try:
         ask_models("http://127.0.0.1:9")
-    except Stopped as error:
+    except StreamStopped as error:
         assert CANARY not in "".join(traceback.format_exception(error)) + repr(error.failure)
 
 

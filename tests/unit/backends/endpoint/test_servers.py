@@ -11,7 +11,7 @@ from fakes.openai_server import FakeServer
 
 from profiler.backends.endpoint import servers
 from profiler.backends.endpoint.client import KEY, Client, Limits, run
-from profiler.backends.endpoint.servers import Model, Server, find_local, recognise
+from profiler.backends.endpoint.servers import ServedModel, Server, find_local, recognise
 from profiler.errors import ProfileError
 
 KINDS = {
@@ -49,14 +49,14 @@ def test_each_kind_is_recognised_with_its_models(server: FakeServer) -> None:
 @pytest.mark.parametrize(
     ("kind", "model"),
     [
-        ("lmstudio", Model("tiny-Q4_K_M", True, "Q4_K_M", 8192, 32768, 241410208)),
-        ("ollama", Model("tiny-Q4_K_M", True, "Q4_K_M", 8192, None, 241410208, 290_000_000)),
-        ("llama-server", Model("tiny-Q4_K_M", True, "Q4_K_M", 8192, 32768, 241410208)),
-        ("vllm", Model("tiny-Q4_K_M", True, "Q4_K_M", 8192, 8192)),
-        ("transformers", Model("tiny-Q4_K_M", None, "Q4_K_M")),
+        ("lmstudio", ServedModel("tiny-Q4_K_M", True, "Q4_K_M", 8192, 32768, 241410208)),
+        ("ollama", ServedModel("tiny-Q4_K_M", True, "Q4_K_M", 8192, None, 241410208, 290_000_000)),
+        ("llama-server", ServedModel("tiny-Q4_K_M", True, "Q4_K_M", 8192, 32768, 241410208)),
+        ("vllm", ServedModel("tiny-Q4_K_M", True, "Q4_K_M", 8192, 8192)),
+        ("transformers", ServedModel("tiny-Q4_K_M", None, "Q4_K_M")),
     ],
 )
-def test_what_a_server_says_of_a_model_is_kept(kind: str, model: Model) -> None:
+def test_what_a_server_says_of_a_model_is_kept(kind: str, model: ServedModel) -> None:
     with FakeServer(kind) as server:
         assert look(server.url).models == (model,)
 
@@ -114,18 +114,18 @@ def test_local_servers_are_found_and_get_no_key(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", ["tiny", "TINY", "tiny:latest"])
 def test_a_model_is_found_by_any_way_people_write_its_name(name: str) -> None:
-    server = Server("Ollama", "http://x", models=(Model("tiny:latest"),))
-    assert server.model(name) == Model("tiny:latest")
+    server = Server("Ollama", "http://x", models=(ServedModel("tiny:latest"),))
+    assert server.model(name) == ServedModel("tiny:latest")
     assert server.model("tin") is None
 
 
 def test_a_model_is_found_by_its_file_where_only_one_has_that_name() -> None:
     server = Server(
-        "llama-server", "http://x", models=tuple(map(Model, ("/a/tiny.gguf", "/a/big.gguf", "/b/big.gguf")))
+        "llama-server", "http://x", models=tuple(map(ServedModel, ("/a/tiny.gguf", "/a/big.gguf", "/b/big.gguf")))
     )
-    assert server.model("tiny.gguf") == Model("/a/tiny.gguf")
+    assert server.model("tiny.gguf") == ServedModel("/a/tiny.gguf")
     assert server.model("big.gguf") is None
-    assert server.model("/b/big.gguf") == Model("/b/big.gguf")
+    assert server.model("/b/big.gguf") == ServedModel("/b/big.gguf")
 
 
 @pytest.mark.parametrize(

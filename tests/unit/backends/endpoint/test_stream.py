@@ -24,7 +24,7 @@ from profiler.backends.endpoint import (
     users,
 )
 from profiler.backends.endpoint import stream as stream_module
-from profiler.backends.endpoint.stream import Stopped, StreamReader, timings
+from profiler.backends.endpoint.stream import StreamReader, StreamStopped, timings
 
 SENT, FIRST, GAP = 100.0, 0.5, 0.02
 
@@ -52,7 +52,7 @@ def read(parts: Iterable[bytes], bytewise: bool = False) -> Exchange:
                 reader.feed(piece, at)
             at += GAP
         reader.end(at)
-    except Stopped as error:
+    except StreamStopped as error:
         failure = error.failure
     return reader.exchange(SENT, at, failure)
 
@@ -65,7 +65,7 @@ def counted(prompt: int, completion: int, **more: Any) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, **more}
 
 
-# Figures of one request
+# ExchangeFigures of one request
 
 
 @pytest.mark.parametrize("bytewise", [False, True])

@@ -1,4 +1,4 @@
-"""The gauge on this CPU, at sizes where it takes seconds."""
+"""The microbenchmarks of `profile calibrate` on this CPU, at sizes where they take seconds."""
 
 from __future__ import annotations
 
