@@ -148,6 +148,29 @@ def _bounded(path: Path) -> bytes:
 
 def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | None:
     """The cached folder with this model's config and all its weights; ``None`` if anything is missing."""
+    folder = _cached_folder(repository, revision)
+    if folder is None:
+        return None
+    try:
+        whole = safetensors.shards(folder) is not None and (folder / "config.json").is_file()
+    except ProfileError:  # a shard that the index names has not been downloaded
+        return None
+    return folder if whole else None
+
+
+def why_not_downloaded(repository: str, revision: str | None = None) -> str:
+    """Why ``downloaded_snapshot`` is ``None``."""
+    folder = _cached_folder(repository, revision)
+    try:
+        if folder is not None:
+            safetensors.shards(folder)
+    except ProfileError as error:
+        return f"its download is not complete: {error.message}"
+    return "its weights are not in the hub's cache"
+
+
+def _cached_folder(repository: str, revision: str | None) -> Path | None:
+    """The cached folder of a model, whatever is in it; ``None`` if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -163,12 +186,7 @@ def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | 
             )
         except LocalEntryNotFoundError:
             return None
-    folder = Path(found)
-    try:
-        whole = safetensors.shards(folder) is not None and (folder / "config.json").is_file()
-    except ProfileError:  # a shard that the index names has not been downloaded
-        return None
-    return folder if whole else None
+    return Path(found)
 
 
 def _check_reference(repository: str, revision: str | None) -> None:

@@ -182,7 +182,7 @@ def _hub(name: str, offline: bool | None) -> Model:
     if snapshot is None:
         raw, commit = hub.raw_config(repository, revision, offline)
         source = Source("hub", repository, commit, raw)
-        return _model(_shown(name), source, no_weights=lambda: "its weights are not in the hub's cache")
+        return _model(_shown(name), source, no_weights=partial(hub.why_not_downloaded, repository, revision))
     raw = config.read(snapshot / "config.json")
     source = Source("hub", repository, snapshot.name, raw)
     return _model(

@@ -16,7 +16,7 @@ import sqlite3
 import string
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -163,6 +163,8 @@ class Store:
                 "UPDATE runs SET finished_at = ?, how = ? WHERE id = ?",
                 (datetime.now(UTC).strftime(TIME), how, run),
             )
+        with suppress(sqlite3.Error):  # another sweep may be alive: a copy of the file alone then has this run
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def finished(self, key: str, environment_key: str) -> StoredRow | None:
         """The latest ``ok`` row of a case on a machine and software of equal speed, for ``--resume``."""

@@ -207,7 +207,9 @@ def test_a_downloaded_model_is_real_and_the_hub_is_not_asked_again(client: Clien
     assert client.run(resolved("owner/small")) == [["hub", COMMIT, True, PARAMETERS]]
     assert client.seen == []
     (Path(folder) / "b.safetensors").unlink()
-    assert client.run(snapshot) == [None]
+    missing, why = client.run(snapshot, "hub.why_not_downloaded('owner/small')")
+    assert missing is None
+    assert why.startswith("its download is not complete: ") and "b.safetensors" in why
 
 
 def test_what_the_hub_refuses_is_said_in_words(client: Client) -> None:

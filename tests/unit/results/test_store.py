@@ -432,3 +432,15 @@ def test_a_row_that_somebody_broke_is_named_and_not_left_out(store, make, enviro
         for read in (opened.rows, lambda: list(opened.latest())):
             with pytest.raises(StoreError, match=said):
                 read()
+
+
+def test_a_copy_of_the_file_has_a_finished_run_while_another_sweep_is_alive(store, make, environment, tmp_path):
+    with Store.open(store.path) as other:
+        other.start_run(["sweep"], environment)
+        run = store.start_run(["sweep"], environment)
+        store.append(run, make())
+        store.finish_run(run, "finished")
+        copy = tmp_path / "copy.sqlite"
+        copy.write_bytes(store.path.read_bytes())
+        with Store.read_only(copy) as copied:
+            assert len(copied.rows(run)) == 1
