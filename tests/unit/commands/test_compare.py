@@ -160,8 +160,8 @@ def test_a_case_that_is_twice_in_a_file_counts_once_and_is_said(profile: Any, tm
     one.write_text(dumps(row(None, measured())) + "\n")
     two.write_text(one.read_text() + dumps(row(None, measured(slower=2.0))) + "\n")
     ran = profile("compare", str(one), str(two))
-    assert "B has 1 more row of cases that it holds already: the last of each counts" in ran.out
-    assert "holds already" not in profile("compare", str(one), str(one)).out
+    assert "B has 1 more row of cases that it already contains: the last of each counts" in ran.out
+    assert "already contains" not in profile("compare", str(one), str(one)).out
 
 
 def test_a_file_with_the_mark_of_an_editor_is_read_and_utf_16_is_named(profile: Any, tmp_path: Path) -> None:

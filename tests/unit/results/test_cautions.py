@@ -50,8 +50,8 @@ def test_of_spread_noise_and_imprecision_only_the_worst_is_told() -> None:
 @pytest.mark.parametrize(
     ("basis", "words", "help"),
     [
-        ("calibrated", "processes differ, as calibrations showed", "a quieter machine"),
-        ("prior", "on CPUs processes usually differ", "profile calibrate, three times"),
+        ("calibrated", "processes differ here", "a quieter machine"),
+        ("prior", "processes on CPUs usually differ", "profile calibrate, three times"),
     ],
 )
 def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, words: str, help: str) -> None:
@@ -60,7 +60,7 @@ def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, w
     (caution,) = cautions(quiet)
     assert caution == Caution(
         "between",
-        f"{words}, by 1.5% in decode: more repetitions would not narrow that",
+        f"{words} by 1.5% in decode: more repetitions cannot reduce this",
         help,
     )
     assert told(replace(quiet, asked={"precision": 0.05, "max_phase_s": 60.0})) == {}
@@ -90,7 +90,7 @@ def test_the_words_name_the_precision_and_are_the_same_for_every_such_row() -> N
 def test_a_phase_that_gets_slower_is_not_steady() -> None:
     found = row([0.100, 0.102, 0.104, 0.106, 0.108, 0.110], "cap")
     (caution,) = [caution for caution in cautions(found) if caution.code == "decode-unsteady"]
-    assert caution.text == "decode: not steady, it became 11% slower from the first repetition to the last"
+    assert caution.text == "decode: not steady, 11% slower in the last repetition than in the first"
 
 
 def test_few_repetitions_are_judged_together_with_the_warm_ups_before_them() -> None:
