@@ -153,7 +153,7 @@ def test_a_file_of_rows_is_loaded_as_it_stands(model: MakeModel, tmp_path: Path,
     assert loaded[0]["decode"]["step_p99_s"] == rows[0]["decode"]["step_p99_s"] is not None
     assert loaded[0]["run"] == rows.run
     file.write_text('{"no": "row"}')
-    with pytest.raises(profiler.ProfileError, match="is no result row"):
+    with pytest.raises(profiler.ProfileError, match="is not a result row"):
         profiler.load(file)
 
 
@@ -288,7 +288,7 @@ def test_a_wrong_argument_is_named(given: dict[str, Any], message: str) -> None:
         ({"split": "row"}, "split: 'row' is not one of layer, tensor"),
         ({"ram": "64"}, "ram: '64' has no unit"),
         ({"ram_bandwidth": 0}, "ram_bandwidth=0 is not at least 0.1 GB/s"),
-        ({"goal": "fast"}, "--goal 'fast' is not a rate"),
+        ({"goal": "fast"}, "--goal 'fast' is not a decode rate"),
         ({"on": "rtx 9999x"}, "unknown device"),
         ({"engine": 3}, "engine=3 is not text"),
         ({"goal": 20}, "goal=20 is not text"),

@@ -87,7 +87,7 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
             ("UPDATE measurements SET content = replace(content, '\"seconds\"', '\"cpu_s\"')",),
             "samples has no seconds",
         ),
-        (("UPDATE measurements SET steps = x'000000000000f87f'",), "samples.step_s holds nan"),
+        (("UPDATE measurements SET steps = x'000000000000f87f'",), "samples.step_s contains nan"),
         (("UPDATE measurements SET steps = 'text'",), "cannot be read"),
         (("UPDATE environments SET content = '[1]'",), "environment is a list"),
         (("UPDATE environments SET content = 'no JSON'",), "cannot be read"),

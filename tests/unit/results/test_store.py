@@ -131,7 +131,7 @@ def test_a_run_is_found_by_the_start_of_its_id(store, environment):
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_name_is_no_run(store, environment, name):
     store.start_run([], environment)
-    with pytest.raises(NotFound, match="is an empty text"):
+    with pytest.raises(NotFound, match="is empty"):
         store.find_run(name)
 
 
@@ -418,7 +418,7 @@ def test_a_link_to_nothing_and_a_path_below_a_file_are_not_taken_for_no_store(tm
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("DELETE FROM environments", "the store does not hold its environment"),
+        ("DELETE FROM environments", "the store does not contain its environment"),
         ("UPDATE measurements SET content = 'null'", "its content is not an object"),
         ("UPDATE measurements SET content = x'00ff'", "its content is not text"),
     ],
