@@ -72,7 +72,7 @@ def test_what_cannot_be_told_is_null_with_the_reason(make: Make, changes: dict[s
 
 
 def test_one_reason_for_both_phases_is_said_once(make: Make) -> None:
-    why = "this machine shows no energy counters of its CPU (RAPL)"
+    why = "this machine has no energy counters of its CPU (RAPL)"
     nothing = PhaseEnergy(0, 0.0, 0.0, 0, counter_reason=why, power_reason=why)
     row = make(energy=Energy(None, None, nothing, nothing, None, why))
     content = energy.content(row)
