@@ -111,7 +111,7 @@ class Rapl:
             where = self._folder / "intel-rapl:*/energy_uj"
             raise Unknown(f"only root may read the energy counters of this CPU ({where})") from None
         except (OSError, ValueError) as error:
-            raise Unknown(f"the energy counters of this CPU are not readable ({error})") from None
+            raise Unknown(f"the energy counters of this CPU cannot be read ({error})") from None
         if not self._packages:
             raise Unknown("this machine has no energy counters of its CPU (RAPL)")
 
