@@ -128,7 +128,7 @@ def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) 
 
 def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored | None = None) -> dict[str, Any]:
     """The prediction as JSON: rates and peak with bounds and basis, seconds at the ceilings if the device was
-    calibrated, and the variation between processes (``stats.between``).
+    calibrated, and the process-to-process variation (``stats.between``).
 
     ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
     """
@@ -163,7 +163,7 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
 
 
 def _between(on: Target) -> dict[str, Any] | None:
-    """The variation between processes on this device, by phase: standard deviation ÷ median. ``None`` if unknown."""
+    """The process-to-process variation on this device, by phase: standard deviation ÷ median. ``None`` if unknown."""
     if on.ceilings is not None and on.ceilings.between is not None:
         return {**on.ceilings.between, "basis": "calibrated"}
     known = on.device_kind.between

@@ -1,4 +1,4 @@
-"""One file a device kind: what it is, whether it is here, its clock and its peak memory."""
+"""One file per kind of device: its traits, whether it is present, its clock and its peak memory."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _kinds(folders: tuple[str, ...]) -> tuple[ModuleType, ...]:
 
 
 def names() -> list[str]:
-    """The names of the kinds as people type them, accelerators first."""
+    """The names of the kinds as users type them, accelerators first."""
     return [module.__name__.rpartition(".")[2].replace("_", "-") for module in kinds()]
 
 
 def of_maker(vendor: str) -> DeviceKind:
-    """The kind that a maker's data sheets describe; ``ACCELERATOR`` if no file here is for it."""
+    """The kind that a vendor's data sheets describe; ``ACCELERATOR`` if none of the files here covers it."""
     return next((module.KIND for module in kinds() if module.KIND.maker == vendor), ACCELERATOR)
 
 
@@ -40,7 +40,7 @@ def local() -> list[DeviceInfo]:
 def find(name: str | None = None) -> DeviceInfo:
     """The device ``cpu``, ``cuda`` (the first) or ``cuda:1``; None: the first accelerator, else the CPU.
 
-    Raises NotFound for a kind nobody knows, ProfileError with the reason for one that is not here.
+    Raises NotFound for an unknown kind, and ProfileError with the reason for one that is not present.
     """
     if name is None:
         return local()[0]
@@ -75,13 +75,13 @@ def _module(name: str) -> ModuleType:
 
 
 def listed() -> tuple[list[DeviceInfo], dict[str, str]]:
-    """The devices of this machine, and by kind why one has none that could be used, in words."""
+    """The devices of this machine, and for each kind without a usable one the reason."""
     found: list[DeviceInfo] = []
     absent: dict[str, str] = {}
     for kind, module in zip(names(), kinds(), strict=True):
         try:
             here = module.find()
-        except ProfileError as error:  # it is here, and nobody knows which part of it would be used
+        except ProfileError as error:  # it is present, but it is unclear which part of it would be used
             absent[kind] = " ".join(filter(None, (f"{error.message}.", error.hint)))
             continue
         found += here
@@ -91,5 +91,5 @@ def listed() -> tuple[list[DeviceInfo], dict[str, str]]:
 
 
 def unavailable() -> dict[str, str]:
-    """Why a kind has no device here, in words, by kind."""
+    """Why a kind has no device here, by kind."""
     return listed()[1]

@@ -2,16 +2,16 @@
 
 Cores and nodes are read from ``/sys/devices/system``; limits come from affinity, cpusets, quotas and rlimits.
 
-The one place that says so. Workers take their threads from it, predictions their cores and memory, rows and
-calibrations their identity, and tables their words.
+This is the only place that decides it. Workers take their number of threads from it, predictions their cores and
+memory, rows and calibrations their identity, and tables their messages.
 
-How many threads are best under a quota: each thread that runs uses it up, those that spin at a barrier too, so with
-more threads than cores' worth of time all of them stand still for the rest of each period. ``n`` threads give
+The best number of threads under a quota: every running thread uses the quota, even while it spins at a barrier. With
+more threads than the quota has cores, all of them stop for the rest of each period. ``n`` threads reach
 ``min(1, quota ÷ n) × R(n)``, where R is the rate without a quota, so a thread more than the quota has cores pays off
-where R(n + 1) ÷ R(n) is above (n + 1) ÷ quota. On two cores a second thread made decode 1.3 times as fast and a
-prefill 1.4 to 1.7 times: two threads were slower than one at a quota of 1, about equal at 1.25 and faster at 1.5.
-(A prefill of LLM.int8, 1.2 times as fast by the second thread, was slower at 1.5 too.) Hence the nearest whole
-number, and at least one thread. ``benchmarks/quota.py`` measures it.
+if R(n + 1) ÷ R(n) exceeds (n + 1) ÷ quota. On two cores a second thread made decode 1.3 times as fast and a prefill
+1.4 to 1.7 times: two threads were slower than one at a quota of 1, about equal at 1.25 and faster at 1.5. (A prefill
+of LLM.int8, which gained a factor of 1.2, was slower at 1.5 too.) So we round to the nearest integer, at least one
+thread. ``benchmarks/quota.py`` measures it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from profiler.units import bytes_text
 CPUS = Path("/sys/devices/system/cpu")
 NODES = Path("/sys/devices/system/node")
 SIBLINGS = ("topology/core_cpus_list", "topology/thread_siblings_list")  # the second is the older name
-SPEEDS = ("cpu_capacity", "cpufreq/cpuinfo_max_freq")  # what tells a fast core from an efficient one: Arm, x86
+SPEEDS = ("cpu_capacity", "cpufreq/cpuinfo_max_freq")  # distinguishes fast from efficient cores: Arm, x86
 
 MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
@@ -47,18 +47,18 @@ MAPPED_BYTES, MAPPED_BYTES_PER_CPU = 3 * 2**30, 72 * 2**20
 
 
 def physical_cores(cpus: Iterable[int]) -> int:
-    """Cores that ``cpus`` lie on: two hardware threads of a core count once. Where nothing says, each is a core."""
+    """Physical cores of ``cpus``: hardware threads of a core count once. Without data, each CPU counts as a core."""
     return len({_read(CPUS, cpu, SIBLINGS) or str(cpu) for cpu in cpus})
 
 
 def speeds(cpus: Iterable[int]) -> tuple[int, ...]:
-    """How fast ``cpus`` can be, sorted, each value once: kHz, or Arm's capacity. Empty where nothing says."""
+    """Distinct speeds of ``cpus``, sorted: kHz, or Arm's capacity. Empty if unknown."""
     found = (_read(CPUS, cpu, SPEEDS) for cpu in cpus)
     return tuple(sorted({int(text) for text in found if text is not None and text.isdigit()}))
 
 
 def last_cache_bytes(cpus: Iterable[int] | None = None) -> int:
-    """Of the last caches that ``cpus`` have, each once; None: of those this process may use. 0 if nothing says."""
+    """Total size of the last-level caches of ``cpus``; None: of the CPUs this process may use. 0 if unknown."""
     return _last_cache_bytes(CPUS, frozenset(os.sched_getaffinity(0) if cpus is None else cpus))
 
 
@@ -77,7 +77,7 @@ def _last_cache_bytes(root: Path, cpus: frozenset[int]) -> int:
 
 
 def memory_nodes() -> frozenset[int]:
-    """Memory nodes of the machine, also those without memory."""
+    """Memory nodes of the machine, including those without memory."""
     return _nodes(NODES)
 
 
@@ -87,7 +87,7 @@ def _nodes(root: Path) -> frozenset[int]:
 
 
 def node_bytes() -> dict[int, tuple[int, int]]:
-    """Memory of each node in bytes: all of it, and what is free or cached files. Empty where nothing says."""
+    """Total and available memory of each node in bytes; cached files count as available. Empty if unknown."""
     found = {}
     for node in memory_nodes():
         with suppress(OSError, ValueError, KeyError, IndexError):
@@ -101,7 +101,7 @@ def node_bytes() -> dict[int, tuple[int, int]]:
 
 @cache
 def _read(root: Path, cpu: int, names: tuple[str, ...]) -> str | None:
-    """The first of these files of a CPU that there is. They do not change, and a large machine has many."""
+    """The first of these files that a CPU has. Cached, because they do not change and large machines have many."""
     for name in names:
         with suppress(OSError):
             return (root / f"cpu{cpu}" / name).read_text().strip()
@@ -110,25 +110,25 @@ def _read(root: Path, cpu: int, names: tuple[str, ...]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """CPU time and memory of this process. Bytes; ``None`` where there is no limit."""
+    """CPU time and memory of this process. Bytes; ``None`` without a limit."""
 
     cpus: int  # logical CPUs it may run on
-    installed: int  # and those that are online
-    physical: int  # cores behind ``cpus``
-    threads: int  # that a worker computes with unless it is told otherwise
-    threads_from: str | None  # the setting that makes them fewer than the cores: OMP_NUM_THREADS
-    quota: Quota | None  # only where it is less than ``cpus``
-    confined: tuple[int, ...] | None  # physical cores, last caches in bytes and speeds, where not all CPUs are usable
+    installed: int  # logical CPUs that are online
+    physical: int  # physical cores of ``cpus``
+    threads: int  # the default number of threads of a worker
+    threads_from: str | None  # the variable that lowers it below the cores: OMP_NUM_THREADS
+    quota: Quota | None  # only if it is less than ``cpus``
+    confined: tuple[int, ...] | None  # physical cores, cache bytes and speeds, if not all CPUs are usable
     memory_limit: MemoryLimit | None
 
     @property
     def cores(self) -> float:
-        """Cores' worth of CPU time: at most as many as CPUs."""
+        """CPU time in cores, at most the number of CPUs."""
         return self.cpus if self.quota is None else self.quota.cores
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why less than the machine is used, in words: a sentence for each limit."""
+        """Why less than the machine is used: one sentence per limit."""
         return tuple(self._reasons())
 
     def _reasons(self) -> Iterator[str]:
@@ -143,7 +143,7 @@ class Allowance:
             yield f"{self.memory_limit.where} allows {bytes_text(self.memory_limit.nbytes)} of {of} of memory"
 
     def quota_text(self, threads: int) -> str:
-        """What the quota means for so many threads. There must be one."""
+        """What the quota means for ``threads`` threads. There must be a quota."""
         assert self.quota is not None
         text = f"a CPU quota allows {self.cores:g} of {self.cpus} cores ({self.quota.where})"
         if threads <= self.cores:
@@ -152,7 +152,7 @@ class Allowance:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Allowance:
-    """Of this process, now. A worker that it starts inherits all of it."""
+    """The allowance of this process now. Workers that it starts inherit it."""
     usable = usable_cpus()
     quota = cgroup.quota()
     if quota is not None and quota.cores >= len(usable):
@@ -177,34 +177,34 @@ def find(environ: Mapping[str, str] = os.environ) -> Allowance:
 
 @cache
 def at_start() -> Allowance:
-    """What was found when this process first asked.
+    """The allowance when this process first called this.
 
-    To be asked before OpenMP is loaded, which may pin the thread that loads it to one CPU (OMP_PROC_BIND).
+    Call it before OpenMP is loaded, which may pin the loading thread to one CPU (OMP_PROC_BIND).
     """
     return find()
 
 
 def usable_cpus() -> frozenset[int]:
-    """CPUs that affinity and cpusets leave. A cpuset that shares none with the affinity is not this process's."""
+    """CPUs that affinity and cpusets allow. A cpuset that has none of the affinity's CPUs is ignored."""
     affinity = frozenset(os.sched_getaffinity(0))
     group = cgroup.cpus()
     return affinity if group is None else affinity & group or affinity
 
 
 def threads_within(quota: float) -> int:
-    """Threads that get most out of so many cores' worth of time: see the module."""
+    """The best number of threads for a quota in cores: see the module."""
     return max(1, math.floor(quota + 0.5))
 
 
 def memory_limit() -> MemoryLimit | None:
-    """The tightest limit on the memory of a worker that is less than the machine has, and what sets it."""
+    """The tightest limit on a worker's memory below the machine's memory, and what sets it."""
     found = [limit for limit in (cgroup.memory_limit(), _nodes_limit(), *_rlimits()) if limit is not None]
     tightest = min(found, key=lambda limit: limit.nbytes, default=None)
     return tightest if tightest is not None and tightest.nbytes < _meminfo("MemTotal") else None
 
 
 def memory(limit: MemoryLimit | None) -> tuple[int, int]:
-    """Bytes that a worker may take at all under ``limit`` (``memory_limit``), and those that are available now."""
+    """Bytes that a worker may use in total under ``limit`` (``memory_limit``), and bytes available now."""
     total = _meminfo("MemTotal") if limit is None else limit.nbytes
     free, (_, left), nodes = _meminfo("MemAvailable"), cgroup.memory(), _allowed_nodes()
     of_nodes = sum(free for _, free in nodes.values()) if nodes else None
@@ -212,7 +212,7 @@ def memory(limit: MemoryLimit | None) -> tuple[int, int]:
 
 
 def _allowed_nodes() -> dict[int, tuple[int, int]] | None:
-    """Memory nodes that a cpuset leaves to this process, by ``node_bytes``; None where it leaves all."""
+    """Memory nodes that a cpuset allows, as in ``node_bytes``; None if it allows all."""
     lines = (line.partition(":") for line in _lines(STATUS))
     allowed = next((cgroup.numbers(value.strip()) for name, _, value in lines if name == "Mems_allowed_list"), None)
     if not allowed or memory_nodes() <= allowed:
@@ -255,9 +255,9 @@ def _threads(count: int) -> str:
 
 
 def _asked(environ: Mapping[str, str], physical: int) -> tuple[int, str | None]:
-    """Threads that torch takes by itself, and the setting that makes them fewer than the physical cores.
+    """The default number of threads of PyTorch, and the variable that makes it less than the physical cores.
 
-    torch takes the cores of its process's affinity, hardware threads not counted, and never more (MKL_DYNAMIC).
+    PyTorch uses the physical cores of its process's affinity, and never more (MKL_DYNAMIC).
     """
     settings = {name: _count(environ.get(name, "")) for name in (*THREAD_SETTINGS, MOST_AT_ALL)}
     first = next((name for name in THREAD_SETTINGS if settings[name]), None)
@@ -267,7 +267,7 @@ def _asked(environ: Mapping[str, str], physical: int) -> tuple[int, str | None]:
 
 
 def _count(text: str) -> int | None:
-    """A number of threads; of a list, one for each level of nesting, the first. None for what OpenMP ignores."""
+    """A number of threads; for a list, one per nesting level, the first. None for values that OpenMP ignores."""
     first = text.partition(",")[0].strip()
     return int(first) if first.isdecimal() and first.isascii() and len(first) < 10 and int(first) else None
 

@@ -1,9 +1,9 @@
-"""What a device provides, and what the host's kernel counts while a device is timed.
+"""The interface of a device, and the kernel's counters for disturbances while a device is timed.
 
 ``devices/NAME.py`` has ``KIND``, the traits of this kind of device, ``find() -> list[DeviceInfo]`` (without
 torch), ``unavailable()``, ``meter(name)`` and ``watcher(name)``. No other file knows the kind by name.
 
-Every timed window also holds the host's own clocks: time spent waiting for a core, time stolen by a hypervisor, and
+Every timed window also includes the host's clocks: time spent waiting for a core, time stolen by a hypervisor, and
 swapping.
 """
 
@@ -44,11 +44,11 @@ STEAL = 8  # the column of /proc/stat, after the name
 class BenchmarkSizes:
     """Sizes of the microbenchmarks of `profile calibrate` on a kind of device.
 
-    The defaults are for a GPU, which needs larger ones to be busy than a CPU could finish in a minute.
+    The defaults are for a GPU, which needs sizes that a CPU could not finish in a minute.
     """
 
-    peak: tuple[int, int, int] = (8192, 8192, 8192)  # tokens, output and input features of the largest product
-    read_bytes: int = 2 * 1024**3  # bytes to read, at least
+    peak: tuple[int, int, int] = (8192, 8192, 8192)  # tokens, output and input features of the largest matrix product
+    read_bytes: int = 2 * 1024**3  # minimum bytes to read
     step_hidden: int = 2048  # hidden size of the model whose decode step is timed; operators get slower with it
     pass_hidden: int = 4096  # hidden size of the model whose prefill is timed
     pass_tokens: int = 2048  # tokens of that prefill: a sweep's prefill chunk
@@ -57,9 +57,9 @@ class BenchmarkSizes:
     shapes: tuple[tuple[int, int], ...] = ((8192, 8192), (8192, 2048), (1024, 1024))
     """Output and input features of linear layers: a square one, one with few inputs, and one so small that it takes
     longer to launch than to compute."""
-    own_tokens: tuple[int, ...] = (1, 4)  # numbers of tokens that the kernels of our own step are timed with
-    run_bytes: int = 512 * 1024**2  # most bytes that a run of one token reads
-    calm_s: float = 100.0  # after this time, one run decides each figure
+    own_tokens: tuple[int, ...] = (1, 4)  # numbers of tokens for timing our own kernels
+    run_bytes: int = 512 * 1024**2  # the most bytes that one run of a single token reads
+    calm_s: float = 100.0  # after this time, a single run decides each figure
 
 
 def _eager(here: bool) -> str:
@@ -76,7 +76,7 @@ def _no_caches(device: Any) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceKind:
-    """The traits of a kind of device. The defaults describe an accelerator about which nothing is known."""
+    """The traits of a kind of device. The defaults describe an unknown accelerator."""
 
     maker: str | None = None  # the ``vendor`` of its data sheets in the catalog
     is_host: bool = False  # models are in the host's memory, and the process's CPU time and peak are the model's
@@ -84,11 +84,9 @@ class DeviceKind:
     step_path: Callable[[bool], str] = _eager
     """The default decode path where our own step may run: eager if it has none. The argument is whether the device is
     in this machine."""
-    no_step: Callable[[], str | None] = _nothing  # why this machine cannot build the step that the kind has, in words
+    no_step: Callable[[], str | None] = _nothing  # why this machine cannot build our own step
     describe: Callable[[DeviceInfo], Target] | None = None  # a target for predictions; None: from a data sheet
-    between: Mapping[str, float] | None = (
-        None  # by phase, process-to-process variation (σ ÷ median), if not calibrated
-    )
+    between: Mapping[str, float] | None = None  # process-to-process variation by phase (σ ÷ median), uncalibrated
     fill_bytes_s: float = 5e9  # bytes per second of random values written to fresh memory
     pack_elements_s: float = 2e9  # elements per second that are quantized while a model is loaded
     compile_layer_s: float = 0.0  # seconds to compile a layer for --path graph
@@ -102,14 +100,14 @@ ACCELERATOR = DeviceKind()
 
 
 def kind_of(device: str) -> DeviceKind:
-    """The kind of a device, from its name (``cuda:0``) or its kind (``cuda``); ``ACCELERATOR`` if it has no file."""
+    """The kind of a device, by its name (``cuda:0``) or kind (``cuda``); ``ACCELERATOR`` if it has no file."""
     module = _module(device.partition(":")[0], tuple(sys.modules["profiler.devices"].__path__))
     return ACCELERATOR if module is None else module.KIND
 
 
 @lru_cache(maxsize=64)
 def _module(name: str, folders: tuple[str, ...]) -> ModuleType | None:
-    """Cached for each set of ``folders``, because listing one takes longer than a prediction."""
+    """Cached per set of ``folders``, because listing a folder takes longer than a prediction."""
     try:
         module = registry.load("devices", name, "device kind")
     except NotFound:
@@ -119,7 +117,7 @@ def _module(name: str, folders: tuple[str, ...]) -> ModuleType | None:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A MIG slice: which part of a whole card it is. Shares are 0..1; ``None`` where NVML does not tell."""
+    """A MIG slice as a part of a card. Shares are 0..1; ``None`` if NVML does not report it."""
 
     profile: str  # 1g.10gb
     of_title: str  # NVIDIA H100 80GB HBM3
@@ -135,48 +133,48 @@ class DeviceInfo:
     name: str  # cpu | cuda:0
     kind: str  # cpu | cuda
     title: str  # AMD EPYC 7763, NVIDIA GeForce RTX 4090
-    memory_bytes: int  # all of it
+    memory_bytes: int  # in total
     free_bytes: int  # available now
     default_dtype: str  # fp32 on a CPU without bf16 units
     cores: int | None = None  # CPUs that this process may run on
     features: tuple[str, ...] = ()  # avx2, avx512_bf16, amx_bf16; sm_89
     uuid: str | None = None
     driver: str | None = None
-    threads: int | None = None  # that a worker computes with unless it is told otherwise; CPU
+    threads: int | None = None  # CPU: the default number of threads of a worker
     physical: int | None = None  # cores behind ``cores``: hardware threads of one core count once
     installed: int | None = None  # CPUs of the machine, usable or not
-    quota: float | None = None  # cores' worth of CPU time, where a control group allows less than ``cores``
+    quota: float | None = None  # CPU time in cores, if a control group allows less than ``cores``
     confined: tuple[int, ...] | None = None  # as ``allowance.Allowance.confined``
-    limits: tuple[str, ...] = ()  # why less than the machine may be used, in words
-    memory_limit: str | None = None  # what ``memory_bytes`` is bounded by, where it is less than the machine has
-    slice: Slice | None = None  # of a card that is shared out (MIG)
+    limits: tuple[str, ...] = ()  # why less than the machine may be used, as messages
+    memory_limit: str | None = None  # what limits ``memory_bytes``, if it is less than the machine has
+    slice: Slice | None = None  # the part of a card that it is (MIG)
 
     @property
     def usable_cores(self) -> float | None:
-        """Cores' worth of CPU time."""
+        """CPU time in cores."""
         if self.quota is None:
             return self.cores
         return int(self.quota) if self.quota.is_integer() else self.quota
 
     @property
     def at_once(self) -> int:
-        """Threads that compute at the same time: no more than there are cores."""
+        """Threads that compute at the same time: at most the number of cores."""
         cores = self.cores or 1
         return min(self.threads or cores, cores)
 
     @property
     def running(self) -> float:
-        """Share of the time in which those threads may run, 0..1: below 1 where they use a quota up before it ends.
+        """Share of the time in which those threads may run, 0..1: below 1 if they exhaust a quota.
 
-        Threads that wait for each other spin, so each of them takes time of the quota as long as any has work. A GPU
-        is started by one thread.
+        Threads that wait for each other spin, so each of them uses the quota as long as any has work. One thread is
+        enough to launch a GPU's work.
         """
         return 1.0 if self.quota is None else min(1.0, self.quota / self.at_once)
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What tells this device from the same one without limits: figures of one are no figures of the other."""
-        if not kind_of(self.kind).is_host:  # one thread starts its work, which takes less than a core
+        """Distinguishes this device from the same one without limits, whose figures are not comparable."""
+        if not kind_of(self.kind).is_host:  # one thread launches its work, which takes less than a core
             return {"quota": self.quota} if self.quota is not None and self.quota < 1 else {}
         own = {
             "quota": self.quota,
@@ -187,88 +185,88 @@ class DeviceInfo:
 
     @property
     def repacks(self) -> bool:
-        """Whether bitsandbytes packs 4-bit weights anew here in their first pass."""
+        """Whether bitsandbytes repacks 4-bit weights in their first pass on this device."""
         return repacks(self.features)
 
 
 def repacks(features: Sequence[str]) -> bool:
-    """Whether a CPU with these features has the units that bitsandbytes packs 4-bit weights anew for."""
+    """Whether a CPU with these features has the units for which bitsandbytes repacks 4-bit weights."""
     return "avx512_bf16" in features
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Highest memory since the last reset, in bytes; ``None`` where the device has no such counter."""
+    """The highest memory since the last reset, in bytes; ``None`` if the device has no such counter."""
 
     allocated_bytes: int | None  # live tensors (CUDA); None on a CPU
     reserved_bytes: int | None  # the allocator's segments (CUDA); None on a CPU
-    process_bytes: int | None  # all this process takes on the device: what decides whether it fits
-    framework_bytes: int | None = None  # part of it that is no tensor: libraries and interpreter, or the CUDA context
-    device_bytes: int | None = None  # all that is used of the device, by all programs (CUDA)
+    process_bytes: int | None  # all memory of this process on the device: decides whether the case fits
+    framework_bytes: int | None = None  # the part that is not tensors: libraries and interpreter, or the CUDA context
+    device_bytes: int | None = None  # all memory used on the device, by all processes (CUDA)
 
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """What a device's clocks say of one window; ``None`` where it has no such clock."""
+    """A device's clocks over one window; ``None`` if it has no such clock."""
 
     seconds: float  # wall, from before the first launch to after the device has finished
     cpu_s: float | None  # CPU time of this process, all threads
-    wait_s: float | None  # its threads were ready to run and got no core, summed
+    wait_s: float | None  # its threads were ready to run but had no core, summed
     device_s: float | None = None  # between events at both ends of the device's queue
     drain_s: float | None = None  # from the last launch until the device had finished
 
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """Counters that grow when something comes between a program and its machine; ``None`` where they do not exist."""
+    """Counters of disturbances; ``None`` if they do not exist."""
 
-    at_s: float  # of a monotonic clock
+    at_s: float  # on a monotonic clock
     stalled_s: float | None = None  # some task of the machine was waiting for a core
     stolen_s: float | None = None  # the hypervisor ran something else, summed over cores
     swapped_in_bytes: int | None = None  # read back from swap, whole machine
-    swapped_bytes: int | None = None  # of this process, in swap now: no counter, a state
-    retries: int | None = None  # CUDA: the allocator gave its unused segments back to go on
-    busy_s: float | None = None  # cores worked for anybody, summed
-    own_s: float | None = None  # and for this process
-    # Of the control group whose quota of CPU time is the tightest; without one the last is of any there may be:
-    period_s: float | None = None  # after which there is new time; no counter
+    swapped_bytes: int | None = None  # of this process, in swap now: a state, not a counter
+    retries: int | None = None  # CUDA: the allocator freed its unused segments to continue
+    busy_s: float | None = None  # cores worked for any process, summed
+    own_s: float | None = None  # cores worked for this process
+    # Of the control group with the tightest CPU quota; without a quota, the last one is for any hidden quota:
+    period_s: float | None = None  # after which the quota is renewed; not a counter
     periods: int | None = None
-    throttled: int | None = None  # periods in which the time was used up
-    throttled_s: float | None = None  # for which its cores stood still, summed
+    throttled: int | None = None  # periods in which the quota was used up
+    throttled_s: float | None = None  # for which its cores were stopped, summed
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was seen of a device during one repetition."""
+    """What was observed on a device during one repetition."""
 
-    invalid: str | None = None  # why the repetition is no figure of this device, in words: "thermal slowdown"
+    invalid: str | None = None  # why the repetition does not count: "thermal slowdown"
     ended_s: float | None = None  # on the meter's clock
     sm_mhz: float | None = None  # median
     temperature_c: float | None = None  # highest
-    capped: float | None = None  # share of the time in which the power limit held the clocks down
+    capped: float | None = None  # share of the time in which the power limit lowered the clocks
 
 
 CeilingFigure = tuple[float | None, str | None]
 
-"""A figure, or None and why."""
+"""A figure, or None and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """Joules of some windows together, by two ways of telling."""
+    """Total joules of some windows, from two sources."""
 
-    source: str  # nvml-counter, nvml-power, rapl-counter: which of the two is to be taken
-    scope: str  # gpu-board, cpu-package: what they are of
-    counter: CeilingFigure  # the device's own counter of energy
-    power: CeilingFigure  # its power, read all the time and integrated
+    source: str  # nvml-counter, nvml-power, rapl-counter: which of the two to use
+    scope: str  # gpu-board, cpu-package: what the energy covers
+    counter: CeilingFigure  # the device's own energy counter
+    power: CeilingFigure  # its power, sampled and integrated
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What was seen of a device over a whole case; ``None`` where it does not tell."""
+    """What was observed on a device over a whole case; ``None`` if it does not report it."""
 
-    blind: str | None = None  # why a slowdown may have gone unseen
-    others: int | None = None  # most other processes that computed there
+    blind: str | None = None  # why throttling could not be detected
+    others: int | None = None  # the most other processes that computed there
 
 
 class Window(Protocol):
@@ -279,35 +277,35 @@ class Window(Protocol):
 
 
 class Watcher(Protocol):
-    """Looks at a device from outside while repetitions run on it. Its calls lie outside of what is timed."""
+    """Observes a device while repetitions run on it. Its calls are outside of the timed windows."""
 
     def begin(self, energy: bool) -> None:
-        """The repetitions of another case follow, and whether their energy will be asked for."""
+        """The repetitions of another case follow; ``energy``: whether their energy will be requested."""
 
     def start(self) -> None:
         """A repetition is about to begin."""
 
     def stop(self, seconds: float) -> Reading:
-        """It has just ended after so many, and the device is idle. A repetition that failed is not stopped."""
+        """It has just ended after ``seconds``, and the device is idle. Not called for failed repetitions."""
 
     def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
-        """Energy of windows of this case, by start and end on the meter's clock; None if nobody looked."""
+        """Energy of windows of this case, by start and end on the meter's clock; None if it was not observed."""
 
     def idle_w(self) -> CeilingFigure:
-        """Mean power while nothing runs; waits for seconds when it is first asked."""
+        """Mean power while nothing runs; the first call waits for seconds."""
 
     def overview(self) -> Overview:
-        """What was seen since ``begin``."""
+        """What was observed since ``begin``."""
 
     def close(self) -> None:
-        """No repetition follows."""
+        """No more repetitions follow."""
 
 
 class Unwatched:
-    """The watcher of a device at which nobody looks."""
+    """The watcher for devices without telemetry."""
 
     def begin(self, energy: bool) -> None:
-        """Nothing to forget."""
+        """There is nothing to reset."""
 
     def start(self) -> None:
         """Nothing to start."""
@@ -329,10 +327,10 @@ class Unwatched:
 
 
 class Meter(Protocol):
-    """Clock and peak memory of one device. The clock synchronises, so that no caller can forget to."""
+    """Clock and peak memory of one device. The clock synchronises, so no caller can forget to."""
 
     def now(self) -> float:
-        """Seconds of a monotonic clock, read after the device has finished everything queued."""
+        """Seconds on a monotonic clock, read after the device has finished everything queued."""
 
     def window(self) -> Window:
         """Open a window once the device has finished everything queued."""
@@ -344,17 +342,17 @@ class Meter(Protocol):
         """Seconds between each mark and the next. Waits for the device."""
 
     def reset_peak(self) -> None:
-        """Start anew for ``peak``, which then is what is held now."""
+        """Reset ``peak`` to what is held now."""
 
     def peak(self) -> Peak:
         """The highest values since ``reset_peak``."""
 
     def pressure(self) -> Pressure:
-        """Counters of what may disturb; their differences count."""
+        """Counters of disturbances; only their differences matter."""
 
 
 def read() -> Pressure:
-    """The counters now; what the kernel does not count is None."""
+    """The counters now; None for those that the kernel does not have."""
     stalled, swapped = _number(STALLS, r"^some .*total=(\d+)"), _number(STATUS, r"^VmSwap:\s+(\d+) kB")
     stolen, paged = _number(STAT, rf"^cpu +(?:\d+ ){{{STEAL - 1}}}(\d+)"), _number(VMSTAT, r"^pswpin (\d+)")
     quota = cgroup.quota()
@@ -375,7 +373,7 @@ def read() -> Pressure:
 
 
 def _busy_s() -> float | None:
-    """Seconds that all cores together did not idle: user, nice, system, irq and softirq of /proc/stat."""
+    """Seconds that all cores together were busy: user, nice, system, irq and softirq of /proc/stat."""
     try:
         user, nice, system, _, _, irq, softirq = map(int, STAT.read_text().split()[1:8])
     except (OSError, ValueError):
@@ -384,19 +382,19 @@ def _busy_s() -> float | None:
 
 
 def run_delay_s() -> float | None:
-    """Seconds that all living threads of this process have waited for a core; None where the kernel does not count.
+    """Seconds that all living threads of this process waited for a core; None if the kernel does not count.
 
     The second figure of ``/proc/PID/task/TID/schedstat``, in nanoseconds (Documentation/scheduler/sched-stats).
     """
     waited = None
     for stat in TASKS.glob("*/schedstat"):
-        with suppress(OSError, IndexError, ValueError):  # a thread may end meanwhile
+        with suppress(OSError, IndexError, ValueError):  # a thread may end during the loop
             waited = (waited or 0) + int(stat.read_text().split()[1])
     return None if waited is None else waited / 1e9
 
 
 def _number(path: Path, pattern: str) -> int | None:
-    """The number in the first line of a file that matches; None where the file or the line is not there."""
+    """The number in the first matching line of a file; None if the file or the line does not exist."""
     try:
         found = re.search(pattern, path.read_text(), re.MULTILINE)
     except OSError:
@@ -405,7 +403,7 @@ def _number(path: Path, pattern: str) -> int | None:
 
 
 class HostWindow:
-    """Wall time, CPU time and waiting of this process from its making to ``close``."""
+    """Wall time, CPU time and waiting time of this process from creation to ``close``."""
 
     def __init__(self) -> None:
         self._waited, self._cpu_s = run_delay_s(), time.process_time()
@@ -416,5 +414,5 @@ class HostWindow:
         cpu_s, waited = time.process_time() - self._cpu_s, run_delay_s()
         wait_s = None
         if waited is not None and self._waited is not None:
-            wait_s = max(0.0, waited - self._waited)  # a thread that ended takes its count along
+            wait_s = max(0.0, waited - self._waited)  # a thread that ended takes its count with it
         return Lap(seconds, cpu_s, wait_s)

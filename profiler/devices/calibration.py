@@ -1,10 +1,10 @@
-"""What a device of this machine was measured to do, kept in a file under the device's fingerprint.
+"""Measured ceilings and rates of a device of this machine, stored in a file under the device's fingerprint.
 
-Ceilings are the best of several kernels and thread counts, so that no real program beats them: a fraction above 1 of
-one is a bug of ours. Rates are what PyTorch's own kernels reach in a long run, and what predictions are made of.
+A ceiling is the best of several kernels and thread counts, so that no real program exceeds it: a fraction above 1 is
+a bug of ours. Rates are what PyTorch's own kernels reach in a long run; predictions are based on them.
 
-On a shared machine a minute may be a third slower than the next, so the last calibrations are kept and taken
-together: of ceilings the best, of rates the middle one.
+On a shared machine one minute may be a third slower than the next. The last calibrations are therefore kept and
+combined: the best of the ceilings, the median of the rates.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from profiler.foreign import read_json
 from profiler.models.layers import GatedDelta
 
 SCHEMA = 7
-# What is timed. A change here makes old figures mean something else, and needs another SCHEMA with a reader for this.
-STEP_LAYERS = 12  # of the small Llama whose decode step is timed
+# What is timed. A change here changes the meaning of stored figures; it needs a new SCHEMA and a reader for this one.
+STEP_LAYERS = 12  # of the small Llama model whose decode step is timed
 STEP_PRODUCTS = 7 * STEP_LAYERS + 1  # linear layers among its operators
 DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=4)
 DELTA_TOKENS = 512
-KEPT = 5  # calibrations, the last ones
-BETWEEN_NEEDS = 3  # of them, to know the process-to-process variation
-DERIVED = ("runs", "between")  # of several, and in no file
-USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features, number: by what it takes, products are compared
+KEPT = 5  # number of calibrations that are kept
+BETWEEN_NEEDS = 3  # calibrations that the process-to-process variation needs
+DERIVED = ("runs", "between")  # derived from several calibrations, not stored
+USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features and number of typical linear layers
 BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max}
-PACKAGES = ("torch", "bitsandbytes")  # whose kernels were measured
-WORK_S = (  # fields that are seconds
+PACKAGES = ("torch", "bitsandbytes")  # packages whose kernels are measured
+WORK_S = (  # fields in seconds
     *("step_s", "elementwise_s", "fresh_byte_s", "delta_s", "convolutions", "attention"),
 )
 
 
 class LayerKernel(NamedTuple):
-    """What multiplies the weights of a linear layer: PyTorch's or bitsandbytes' kernel for a format, or our own."""
+    """The kernel that multiplies a linear layer: PyTorch's or bitsandbytes' for a quantization, or our own."""
 
     scheme: str
     own: bool = False  # our matvec kernel, which decode steps use
@@ -65,22 +65,22 @@ class LayerCost:
 
     @property
     def usual_s(self) -> float:
-        """Seconds of a usual layer."""
+        """Seconds of a typical layer."""
         nbytes, rows, count = USUAL_LAYER
         return nbytes * self.byte_s + rows * self.row_s + count * self.call_s
 
     def divided(self, by: float) -> LayerCost:
-        """The same of a device that is ``by`` times as fast."""
+        """The same cost on a device that is ``by`` times as fast."""
         return LayerCost(self.byte_s / by, self.row_s / by, self.call_s / by)
 
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """What linear layers take with one kernel."""
+    """The measured costs of linear layers with one kernel."""
 
     costs: Mapping[int, LayerCost]  # by tokens in the pass
-    head: Mapping[int, float] = field(default_factory=dict)  # how much longer an output head takes, likewise
-    start_s: float | None = None  # starting one from Python, on a GPU, which works meanwhile
+    head: Mapping[int, float] = field(default_factory=dict)  # slowdown of an output head, by tokens
+    start_s: float | None = None  # launching one from Python while the GPU works
 
     @cached_property
     def points(self) -> list[tuple[float, LayerCost]]:
@@ -88,10 +88,10 @@ class LinearLayer:
         return [(math.log(tokens), self.costs[tokens]) for tokens in sorted(self.costs)]
 
     def seconds(self, tokens: float, nbytes: float, rows: float, count: float, head: bool = False) -> float:
-        """Seconds for ``count`` layers of ``nbytes`` and ``rows`` output features, all together.
+        """Seconds for ``count`` layers of ``nbytes`` and ``rows`` output features in total.
 
-        Between measured numbers of tokens straight in logarithms; beyond the last in proportion to tokens: by then
-        arithmetic binds.
+        Interpolated linearly in the logarithm of the tokens; beyond the largest measured number proportional to
+        tokens, because arithmetic is then the limit.
         """
 
         def at(cost: LayerCost, factor: float = 1.0) -> float:
@@ -109,13 +109,13 @@ class LinearLayer:
         return longer * at(last)
 
     def _head(self, tokens: float) -> float:
-        """At the nearest number of tokens that was measured."""
+        """The factor at the nearest measured number of tokens."""
         if not self.head:
             return 1.0
         return self.head[min(self.head, key=lambda known: abs(math.log(known / max(tokens, 1.0))))]
 
     def divided(self, by: float) -> LinearLayer:
-        """The same of a device that is ``by`` times as fast."""
+        """The same costs on a device that is ``by`` times as fast."""
         costs = {tokens: cost.divided(by) for tokens, cost in self.costs.items()}
         return replace(self, costs=costs, start_s=None if self.start_s is None else self.start_s / by)
 
@@ -125,24 +125,24 @@ Layers = Mapping[LayerKernel, LinearLayer]
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes per second, FLOP per second, seconds. ``None`` where there is no such thing."""
+    """Bytes per second, FLOP per second, seconds. ``None`` if it does not apply."""
 
     title: str
     fingerprint: str
     measured_at: str
-    seconds: float  # that measuring took
-    process_bytes: int  # of a worker before it loads a model; 0 where the system does not say
+    seconds: float  # duration of the calibration
+    process_bytes: int  # of a worker before it loads a model; 0 if unknown
     # Ceilings.
     read_bytes_s: float  # streaming, best kernel and thread count
     copy_bytes_s: float  # read and written bytes together
     flops: Mapping[str, float]  # matrix products, by dtype
-    # Rates: seconds as measured. What the operators behind them are, and how many, is for the predictor to say.
-    graph_step_s: float | None  # ``step_s`` as a CUDA graph, in the default dtype: what the GPU itself takes
+    # Rates: seconds as measured. The predictor decides which operators, and how many, they consist of.
+    graph_step_s: float | None  # ``step_s`` as a CUDA graph, in the default dtype: the time of the GPU itself
     step_s: Mapping[str, float]
     """A decode step of the small Llama beyond its linear layers; by dtype, fp32 and the device's own."""
     elementwise_s: Mapping[str, float]
     """What element-wise operators of a prefill take per layer and byte of its hidden states, likewise."""
-    fresh_byte_s: float  # per byte of memory that is mapped anew for a result
+    fresh_byte_s: float  # per byte of memory that is freshly mapped for a result
     delta_s: float  # a gated delta rule, ``DELTA``, over one sequence of ``DELTA_TOKENS``
     convolutions: Mapping[str, Mapping[str, float]]
     """Depthwise, by dtype: seconds per channel (``channel_s``), and more for each further sequence (``sequence_s``)
@@ -151,28 +151,28 @@ class Ceilings:
     """By dtype: ``step_byte_s`` per byte of K and V that a step appends to and reads, ``pass_flop_s`` in a pass, and
     where there is one ``own_byte_s`` per byte that a decode step of ours reads."""
     layers: Layers
-    how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads behind a figure
-    runs: int = 1  # calibrations that it is made of
+    how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads of a figure
+    runs: int = 1  # number of combined calibrations
     between: Mapping[str, float] | None = None
-    """By phase, how much processes that do the same differ, standard deviation ÷ median: as these calibrations do.
-    ``None`` of fewer than three."""
+    """Variation between processes by phase, standard deviation ÷ median, from these calibrations. ``None`` for fewer
+    than three."""
 
     def step(self, dtype: str) -> float:
-        """``step_s``; that of fp32 for a dtype that was not measured."""
+        """``step_s``; the value of fp32 for a dtype that was not measured."""
         return self.step_s.get(dtype, self.step_s["fp32"])
 
     def elementwise(self, dtype: str) -> float:
-        """``elementwise_s``, likewise."""
+        """``elementwise_s``; the value of fp32 for a dtype that was not measured."""
         return self.elementwise_s.get(dtype, self.elementwise_s["fp32"])
 
     def linear(self, scheme: str, own: bool = False) -> LinearLayer | None:
-        """Linear layers with weights in a format; ``None`` for one that was not measured."""
+        """Linear layers of a quantization; ``None`` if it was not measured."""
         return self.layers.get(LayerKernel(scheme, own))
 
     def running(self, share: float) -> Ceilings:
-        """Of the same CPU where a quota lets the process run for this ``share`` of the time.
+        """The ceilings of the same CPU if a quota lets the process run for this ``share`` of the time.
 
-        Calibrations under a quota are of the time in which it runs.
+        Calibrations under a quota describe the time in which the process runs.
         """
         if share >= 1:
             return self
@@ -184,14 +184,14 @@ class Ceilings:
 
 
 def _divided(value: Any, by: float) -> Any:
-    """A number, or each of a mapping."""
+    """A number, or each value of a mapping, divided by ``by``."""
     return {name: _divided(each, by) for name, each in value.items()} if isinstance(value, Mapping) else value / by
 
 
 def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> str:
-    """Changes when the device, its driver, what this process may use of it or the measured packages do.
+    """Changes with the device, its driver, what this process may use of it, or the measured packages.
 
-    ``packages``: versions of ``PACKAGES`` as they once were; None: as they are now.
+    ``packages``: earlier versions of ``PACKAGES``; None: the installed ones.
     """
     versions = [_version(name) for name in PACKAGES] if packages is None else list(packages)
     parts = [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
@@ -199,26 +199,26 @@ def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> st
 
 
 def folder() -> Path:
-    """Beside the results: in the folder of ``$PROFILER_STORE``, else in the user data folder."""
+    """Next to the results: in the folder of ``$PROFILER_STORE``, else in the user data folder."""
     named = os.environ.get("PROFILER_STORE")
     return folders.expanded(named).parent / "ceilings" if named else folders.data() / "ceilings"
 
 
 def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings | None:
-    """What was measured of ``device``; ``None`` if nothing was, or if something about it has changed since.
+    """The measured ceilings of ``device``; ``None`` if there are none or its fingerprint has changed.
 
     ``packages`` as for ``fingerprint``.
     """
     mark = fingerprint(device, packages)
     try:
         found = _runs(folder() / f"{mark}.json", mark)
-    except ProfileError:  # no home: nothing can have been kept
+    except ProfileError:  # no home folder, so nothing is stored
         return None
     return together(found) if found else None
 
 
 def _runs(path: Path, mark: str) -> list[Ceilings]:
-    """Calibrations that a file holds, the oldest first; those that cannot be read are as if they had never been."""
+    """Calibrations in a file, oldest first; unreadable ones are ignored."""
     try:
         contents = read_json(path)
     except ProfileError:
@@ -229,9 +229,9 @@ def _runs(path: Path, mark: str) -> list[Ceilings]:
 
 
 def together(found: Sequence[Ceilings]) -> Ceilings:
-    """Several calibrations of one device, the newest last: of ceilings the best, of rates the median.
+    """Combine calibrations of one device, newest last: the best of the ceilings, the median of the rates.
 
-    Costs of linear layers belong together: those of the run in which a usual layer takes the median.
+    Costs of linear layers are taken from a single run: the one in which a typical layer takes the median time.
     """
     newest = found[-1]
 
@@ -252,10 +252,10 @@ def together(found: Sequence[Ceilings]) -> Ceilings:
 
 
 def _between(found: Sequence[Ceilings]) -> dict[str, float] | None:
-    """The usual standard deviation, in logarithms, of a layer's time: each calibration is a process of its own.
+    """The standard deviation, in logarithms, of a layer's time. Each calibration is a process of its own.
 
-    Of one token for decode; for prefill of the most tokens that all formats were measured with. ``None`` where
-    fewer than ``BETWEEN_NEEDS`` calibrations have a format in common.
+    For decode it uses one token; for prefill the most tokens with which all quantizations were measured. ``None`` if
+    fewer than ``BETWEEN_NEEDS`` calibrations share a quantization.
     """
     several = [name for name in set.intersection(*(set(one.layers) for one in found)) if not name.own]
     costs = [[one.layers[name].costs for one in found] for name in several]

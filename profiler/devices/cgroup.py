@@ -1,9 +1,9 @@
-"""The control groups this process lies in, version 1 and 2: what they allow, and what is left of it.
+"""The control groups of this process, version 1 and 2: their limits, and what is left of them.
 
-A limit of any group on the way up to the root holds. Where a hierarchy is mounted, and which of its groups the mount
-shows as its root, is in ``/proc/self/mountinfo``: a container may see its own group there, the host's tree, or,
-behind a cgroup namespace, neither by the name that ``/proc/self/cgroup`` gives. Both versions may be mounted side by
-side; a controller belongs to one of them, and the other has no files for it. (man 7 cgroups, man 7 cgroup_namespaces)
+A limit of any group on the path to the root applies. ``/proc/self/mountinfo`` says where a hierarchy is mounted and
+which of its groups is the mount's root: in a container this may be its own group, the host's tree or, behind a cgroup
+namespace, neither under the name in ``/proc/self/cgroup``. Both versions may be mounted at once; a controller belongs
+to one of them, and the other has no files for it. (man 7 cgroups, man 7 cgroup_namespaces)
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ ROOT = Path("/sys/fs/cgroup")  # where hierarchies are mounted if the kernel doe
 MEMBERSHIP = Path("/proc/self/cgroup")
 MOUNTS = Path("/proc/self/mountinfo")
 UNLIMITED_V1 = 1 << 62  # version 1 writes a number near 2^63 for "no limit"
-RECLAIMABLE = ("inactive_file", "active_file")  # the cache of files, which the kernel drops before it runs short
-DEFAULT_PERIOD_US = 100_000  # of a quota, where none is written
-# Above memory.high the kernel takes pages back and slows the group down, so a model that needs more does not run.
+RECLAIMABLE = ("inactive_file", "active_file")  # the page cache, which the kernel drops under memory pressure
+DEFAULT_PERIOD_US = 100_000  # of a quota without a stated period
+# Above memory.high the kernel reclaims pages and throttles the group, so a larger model does not run.
 MEMORY_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank in a path of mountinfo is \040
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
-MOST_NAME = 48  # characters of a group's name; of a longer path the last part is shown
-MOST_GROUPS = 4096  # looked through on one level; a machine with more has no answer in time
-MOST_NUMBERS = 1 << 16  # a longer list is no list of CPUs or memory nodes
+MOST_NAME = 48  # characters of a group's name in messages; longer paths are cut to their last part
+MOST_GROUPS = 4096  # searched per level; with more, the search would take too long
+MOST_NUMBERS = 1 << 16  # a longer list is not a list of CPUs or memory nodes
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """Bytes that a group may take, and where that is written: ``memory.max of the control group /a``."""
+    """Bytes that a group may use, and the file that says so: ``memory.max of the control group /a``."""
 
     nbytes: int
     where: str
@@ -42,7 +42,7 @@ class MemoryLimit:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """CPU time that a group may take: ``cores`` cores' worth, handed out anew every ``period_s`` seconds."""
+    """CPU time that a group may use: ``cores`` cores, renewed every ``period_s`` seconds."""
 
     cores: float
     period_s: float
@@ -50,8 +50,8 @@ class Quota:
     folder: Path
 
     def throttled(self) -> tuple[int, int, float] | None:
-        """Periods so far, those in which the group used its quota up, and seconds its CPUs stood still for that,
-        summed over CPUs. None where the kernel does not count.
+        """Periods so far, periods in which the group used up its quota, and seconds for which its CPUs were stopped,
+        summed over CPUs. None if the kernel does not count.
         """
         stat = _stat(self.folder / "cpu.stat")
         stood_s = stat.get("throttled_usec", 0) / 1e6 or stat.get("throttled_time", 0) / 1e9
@@ -62,7 +62,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
-    """A mounted hierarchy. ``controllers`` of version 1; version 2 has none here."""
+    """A mounted hierarchy. ``controllers`` applies to version 1 and is empty for version 2."""
 
     place: Path
     shows: PurePosixPath  # the group that is its root
@@ -71,19 +71,19 @@ class _Mount:
 
 
 def folders(controller: str) -> list[Path]:
-    """Where the files of a controller may be: our own group, then each it lies in, up to the root of the mount."""
+    """Folders that may have a controller's files: our own group's, then its ancestors'."""
     return [folder for folder, _ in _groups(controller)]
 
 
 def memory_limit() -> MemoryLimit | None:
-    """The tightest limit on memory, whichever group on the way up has it; None without one. Swap does not count."""
+    """The tightest memory limit of any group on the path to the root; None without one. Swap does not count."""
     return min(_memory_limits(), key=lambda limit: limit.nbytes, default=None)
 
 
 def memory() -> tuple[int | None, int | None]:
-    """Bytes that are allowed, and bytes that are still free of them; None without a limit.
+    """Bytes that are allowed, and bytes that are still free; None without a limit.
 
-    Pages of files count as used by a group, but they make room when it is needed, so they count as free here.
+    File pages count as used by a group, but they are dropped when memory is needed, so they count as free here.
     """
     allowed, free = [limit.nbytes for limit in _memory_limits()], []
     for folder in folders("memory"):
@@ -95,13 +95,13 @@ def memory() -> tuple[int | None, int | None]:
 
 
 def quota() -> Quota | None:
-    """The tightest quota of CPU time on the way up; None without one."""
+    """The tightest CPU quota on the path to the root; None without one."""
     return min(_quotas(), key=lambda quota: quota.cores, default=None)
 
 
 def held_s() -> float | None:
-    """Seconds for which CPUs of our own group stood still for a quota of any group, also of one that cannot be seen
-    from here. None where the kernel does not count (before Linux 6.7).
+    """Seconds for which CPUs of our own group were stopped by a quota of any group, even one that is not visible
+    here. None if the kernel does not count (before Linux 6.7).
     """
     for folder in folders("cpu")[:1]:
         stat = _stat(folder / "cpu.stat.local")
@@ -111,13 +111,13 @@ def held_s() -> float | None:
 
 
 def cores() -> float | None:
-    """Cores' worth of CPU time that is allowed; None without a limit."""
+    """Allowed CPU time in cores; None without a limit."""
     found = quota()
     return None if found is None else found.cores
 
 
 def cpus() -> frozenset[int] | None:
-    """The CPUs that cpusets leave to this process's group, ancestors included; None where nothing says."""
+    """The CPUs that cpusets allow to this process's group, including ancestors; None if unknown."""
     for folder in folders("cpuset"):
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
             found = numbers(_read(folder / name) or "")
@@ -155,7 +155,7 @@ def _quotas() -> Iterator[Quota]:
 
 
 def _groups(controller: str) -> list[tuple[Path, str]]:
-    """Folders of a controller's groups, innermost first, and what each group is called."""
+    """Folders of a controller's groups, innermost first, with their names."""
     return _found(controller, _read(MOUNTS) or "", _read(MEMBERSHIP) or "", ROOT, os.getpid())
 
 
@@ -180,10 +180,10 @@ def _found(controller: str, mountinfo: str, membership: str, root: Path, pid: in
 
 
 def _up(mount: _Mount, group: PurePosixPath, pid: int) -> Iterator[tuple[Path, str]]:
-    """From ``group`` to the mount's root, which is all there is where the mount does not show the group.
+    """From ``group`` to the mount's root; only the root if the mount does not show the group.
 
-    The group may bear the host's name for it, where we see only what is below it: such folders are not there, and
-    reading them gives nothing.
+    The group may have the host's name, while we see only what is below it: such folders do not exist, and reading
+    them gives nothing.
     """
     inside = PurePosixPath()
     if ".." in mount.shows.parts and ".." not in group.parts:
@@ -197,13 +197,13 @@ def _up(mount: _Mount, group: PurePosixPath, pid: int) -> Iterator[tuple[Path, s
 
 
 def _name(group: PurePosixPath) -> str:
-    """As shown to people: orchestrators make long paths, and anybody may name a group anything."""
+    """For messages: orchestrators create long paths, and names may contain anything."""
     whole = printable(group)
     return whole if len(whole) <= MOST_NAME else f"…/{printable(group.name, MOST_NAME)}"
 
 
 def _where(place: Path, depth: int, pid: int) -> PurePosixPath:
-    """The group so deep below ``place`` that the process is in; ``place`` itself where it is not found."""
+    """The group at this depth below ``place`` that contains the process; ``place`` itself if it is not found."""
     level = [place]
     for _ in range(depth):
         level = [child for folder in level for child in _children(folder)][:MOST_GROUPS]
@@ -226,7 +226,7 @@ def _memberships(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _mounts(mountinfo: str) -> list[_Mount]:
-    """Every hierarchy that this process sees, as the kernel lists them."""
+    """Every hierarchy that this process sees, from mountinfo."""
     found: dict[Path, _Mount] = {}  # by place: of several at one, the last covers the others
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
@@ -240,7 +240,7 @@ def _mounts(mountinfo: str) -> list[_Mount]:
 
 
 def _usual_mounts(controller: str, root: Path) -> list[_Mount]:
-    """Where distributions mount them."""
+    """The paths at which distributions mount them."""
     return [
         _Mount(root, PurePosixPath("/"), frozenset(), True),
         _Mount(root / controller, PurePosixPath("/"), frozenset({controller}), False),
@@ -248,7 +248,7 @@ def _usual_mounts(controller: str, root: Path) -> list[_Mount]:
 
 
 def numbers(text: str) -> frozenset[int]:
-    """``0-3,8`` as numbers; empty for what is no such list."""
+    """``0-3,8`` as numbers; empty for anything that is not such a list."""
     found: set[int] = set()
     for part in filter(None, text.split(",")):
         match = _RANGE.fullmatch(part.strip())
@@ -259,7 +259,7 @@ def numbers(text: str) -> frozenset[int]:
 
 
 def _reclaimable(folder: Path) -> int:
-    """Bytes of cached files. Version 1 has the sum over the groups inside under ``total_``."""
+    """Bytes of cached files. Version 1 has the sum over child groups under ``total_``."""
     stat = _stat(folder / "memory.stat")
     return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in RECLAIMABLE)
 

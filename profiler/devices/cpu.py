@@ -1,9 +1,10 @@
-"""The CPU: what ``/proc`` says about it, its clock, its peak memory by ``VmHWM``, and its RAPL energy counters.
+"""The CPU: its description in ``/proc``, its clock, its peak memory from ``VmHWM``, and its RAPL energy counters.
 
 ``VmHWM`` is reset by writing 5 to ``/proc/self/clear_refs``. ``ru_maxrss`` is no substitute: it survives exec, so a
 small child of a large parent reports the parent's peak.
 
-Since CVE-2020-8694 most kernels let only root read them, and virtual machines have none. Either is a reason.
+Since CVE-2020-8694 most kernels let only root read RAPL, and virtual machines have none. Both are reported as
+reasons.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PACKAGES = "intel-rapl:[0-9]*"  # also AMD's; a domain inside a package is intel
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 SMAPS = Path("/proc/self/smaps")
-MAPPING = re.compile("[0-9a-f]+-[0-9a-f]+ ")  # the first line of each mapping; those that follow begin with a name
+MAPPING = re.compile("[0-9a-f]+-[0-9a-f]+ ")  # the first line of each mapping; the following lines begin with a name
 WEIGHT_FILES = (".safetensors", ".gguf")
 BF16_UNITS = {
     "avx512_bf16",
@@ -53,28 +54,28 @@ FEATURES = (
 )
 
 
-# Rates of PyTorch's kernels per core on a CPU that was never calibrated: seen on two cores of server CPUs with AVX2
-# and with AMX under torch 2.13 and 2.14, within a factor of ``SPREAD`` either way.
-READ_BYTES_S = 10e9  # weights of one token; two cores read 14 to 21 GB/s of them
+# Rates of PyTorch's kernels per core on a CPU that was not calibrated: measured on two cores of server CPUs with AVX2
+# and with AMX under torch 2.13 and 2.14, within a factor of ``SPREAD`` in either direction.
+READ_BYTES_S = 10e9  # weights of one token; two cores read them at 14 to 21 GB/s
 READ_MOST = 60e9  # all cores of a socket with two to four memory channels
 FP32_FLOPS = {
     "amx_bf16": 180e9,
     "avx512f": 90e9,
     "avx2": 30e9,
     "asimd": 20e9,
-}  # large products; the first that is there
+}  # large matrix products; the first available feature counts
 FLOPS_OTHERWISE = 8e9
-# Likewise. A CPU without units for bf16 converts it: in blocks where it has AVX-512, otherwise element by element.
+# The same. A CPU without bf16 units converts it: in blocks with AVX-512, otherwise element by element.
 BF16_FLOPS = {"amx_bf16": 1000e9, "avx512_bf16": 150e9, "bf16": 100e9, "avx512f": 30e9}
 FP16_FLOPS = {"avx512f": 14e9}
-HALF_FLOPS = 4.5e9  # of others, in both
+HALF_FLOPS = 4.5e9  # of other CPUs, for both dtypes
 SPREAD = 1.5
-BETWEEN = {"prefill": 0.025, "decode": 0.01}  # of processes on such a machine: benchmarks/drift.py
+BETWEEN = {"prefill": 0.025, "decode": 0.01}  # process-to-process variation on such a machine: benchmarks/drift.py
 
 
 @dataclass(slots=True)
 class Package:
-    """One counter. It starts again from 0 above ``range_uj``, after minutes on a large machine."""
+    """One counter. It wraps around above ``range_uj``, after minutes on a large machine."""
 
     path: Path
     range_uj: int
@@ -82,7 +83,7 @@ class Package:
     total_uj: int = 0
 
     def joules(self) -> float:
-        """Since the package was found. Raises OSError, ValueError."""
+        """Joules since the package was found. Raises OSError, ValueError."""
         now = int(self.path.read_text())
         self.total_uj += now - self.last_uj if now >= self.last_uj else now - self.last_uj + self.range_uj
         self.last_uj = now
@@ -90,11 +91,11 @@ class Package:
 
 
 class Rapl:
-    """Energy of all CPU packages together. Memory is a domain of its own and is not in it."""
+    """Energy of all CPU packages together. Memory is a separate domain and not included."""
 
     name = "rapl"
     scope = "cpu-package"
-    coarse = False  # every millisecond
+    coarse = False  # it updates every millisecond
     guards = False
 
     def __init__(self, folder: Path = POWERCAP) -> None:
@@ -112,7 +113,7 @@ class Rapl:
         except (OSError, ValueError) as error:
             raise Unknown(f"the energy counters of this CPU cannot be read ({error})") from None
         if not self._packages:
-            raise Unknown("this machine shows no energy counters of its CPU (RAPL)")
+            raise Unknown("this machine has no energy counters of its CPU (RAPL)")
 
     def begin(self) -> None:
         """Nothing was given up."""
@@ -176,7 +177,7 @@ def _fields(path: Path) -> dict[str, str]:
 
 
 class CpuMeter:
-    """Clock and peak memory of this process. The peak is unknown where the kernel offers no way to reset it."""
+    """Clock and peak memory of this process. The peak is unknown if the kernel cannot reset it."""
 
     def __init__(self) -> None:
         self._has_peak = True
@@ -195,7 +196,7 @@ class CpuMeter:
         return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
 
     def reset_peak(self) -> None:
-        """Give freed heap pages back first, or the last case's garbage is the next one's peak."""
+        """Free unused heap pages first, or garbage of the last case would count in the next peak."""
         _trim_heap()
         try:
             CLEAR_REFS.write_text("5")
@@ -207,7 +208,7 @@ class CpuMeter:
         return Peak(None, None, process_bytes=highest, framework_bytes=self._framework_bytes())
 
     def _framework_bytes(self) -> int | None:
-        """Private memory from before the model, and the pages of libraries now, which come in as they are used."""
+        """Private memory from before the model, and library pages now, which become resident as they are used."""
         files, weights = _known("RssFile"), mapped_weights_bytes()
         if self._before is None or files is None or weights is None:
             return None
@@ -223,17 +224,17 @@ def meter(device: str) -> CpuMeter:
 
 
 def watcher(device: str) -> Watcher:
-    """What looks at the energy of the CPU while repetitions run."""
+    """Watches the energy of the CPU while repetitions run."""
     return Sampler(Rapl())
 
 
 def assumed_read_bytes_s(device: DeviceInfo) -> float:
-    """Bytes per second of the threads that run at once, as long as they may run."""
+    """Bytes per second of the threads that run at once, while a quota lets them run."""
     return min(READ_BYTES_S * device.at_once, READ_MOST)
 
 
 def assumed_flops(device: DeviceInfo) -> dict[str, float]:
-    """FLOP per second of the threads that run at once, as long as they may run, by dtype."""
+    """FLOP per second of the threads that run at once, while a quota lets them run, by dtype."""
     rates = {
         "fp32": _first(FP32_FLOPS, device.features, FLOPS_OTHERWISE),
         "bf16": _first(BF16_FLOPS, device.features, HALF_FLOPS),
@@ -247,8 +248,8 @@ def _first(rates: Mapping[str, float], features: Sequence[str], otherwise: float
 
 
 def describe(device: DeviceInfo) -> Target:
-    """For predictions, by what is assumed of CPUs with its features."""
-    from profiler.devices.target import Target  # which imports calibrations, and workers need none
+    """A target for predictions, from typical rates of CPUs with these features."""
+    from profiler.devices.target import Target  # target imports calibrations, which workers do not need
 
     return Target(
         device.title,
@@ -269,8 +270,8 @@ def describe(device: DeviceInfo) -> Target:
 
 
 def _step_path(here: bool) -> str:
-    """The static step: the compiled one is faster, by most for the smallest models, but takes a minute to get ready
-    for each. Without a compiler there are no loops of ours; of another machine's compilers nothing is known."""
+    """The static step. The compiled one is faster, most of all for small models, but takes a minute to compile for
+    each. Without a compiler our CPU kernels are unavailable; other machines' compilers are unknown."""
     return STATIC if not here or compiler() else EAGER
 
 
@@ -311,13 +312,13 @@ def process_bytes(field: str, pid: int | str = "self") -> int:
 
 
 def mapped_weights_bytes() -> int | None:
-    """Resident pages of weight files that this process has mapped instead of read; None where that is not told.
+    """Resident pages of weight files that this process has mapped; None if the kernel does not report them.
 
-    safetensors are mapped when they are taken as they are, and their pages come in when they are first used.
+    safetensors files are mapped if they are used unchanged, and their pages become resident on first use.
     """
     resident, is_weights = 0, False
     try:
-        with SMAPS.open(errors="replace") as lines:  # line by line: the text would be megabytes of the next peak
+        with SMAPS.open(errors="replace") as lines:  # the whole text would add megabytes to the peak
             for line in lines:
                 if MAPPING.match(line):
                     is_weights = line.rstrip().endswith(WEIGHT_FILES)
@@ -329,14 +330,14 @@ def mapped_weights_bytes() -> int | None:
 
 
 def _known(field: str) -> int | None:
-    """A memory figure of this process; None where there is no such field, or no ``/proc``."""
+    """A memory figure of this process; None if there is no such field, or no ``/proc``."""
     with suppress(OSError):
         return process_bytes(field)
     return None
 
 
 def _trim_heap() -> None:
-    """glibc keeps freed small blocks; another libc has no such call and needs none."""
+    """glibc keeps freed small blocks; other libcs have no such call and need none."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

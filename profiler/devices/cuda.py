@@ -1,7 +1,8 @@
-"""NVIDIA GPUs: found by NVML, timed by CUDA events; memory by torch's allocator and NVML, telemetry by NVML.
+"""NVIDIA GPUs: found with NVML, timed with CUDA events; memory from PyTorch's allocator and NVML, telemetry from
+NVML.
 
-What a board or its driver does not support is asked once a case and is then unknown, with NVML's words as the reason;
-a board that is lost ends the telemetry.
+What a board or its driver does not support is queried once per case and then unknown, with NVML's message as the
+reason. A lost board ends the telemetry.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from profiler.devices.telemetry import HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW
 from profiler.errors import ProfileError
 from profiler.units import printable
 
-# Numbers of nvml.h since driver 570, written out: earlier bindings had other ones, which newer drivers take for
-# something else. An older driver answers that it does not know them.
+# Numbers of nvml.h since driver 570, written out: earlier bindings had different ones, which newer drivers interpret
+# as something else. An older driver answers that it does not know them.
 POWER_INSTANT = 186
 LIMITED = {74: SW_POWER_CAP, 269: SW_THERMAL, 270: HW_THERMAL, 271: POWER_BRAKE}  # cumulative nanoseconds
 FIELDS = [POWER_INSTANT, *LIMITED]
@@ -38,11 +39,11 @@ TORCH_LIBRARY = "lib/libtorch_cuda.so"  # only a CUDA build of torch has it
 
 
 class Board:
-    """Snapshots of the board ``uuid``, or of a MIG slice, which tells less."""
+    """Snapshots of the board ``uuid``, or of a MIG slice, which reports less."""
 
     name = "nvml"
     scope = "gpu-board"
-    coarse = True  # every 20 to 100 ms, by board
+    coarse = True  # it updates every 20 to 100 ms, depending on the board
     guards = True
 
     def __init__(self, uuid: str) -> None:
@@ -75,7 +76,7 @@ class Board:
         self._nvml.nvmlShutdown()
 
     def read(self, at_s: float) -> Snapshot:
-        energy_mj = self._ask("energy", ["nvmlDeviceGetTotalEnergyConsumption"])  # first: it belongs to ``at_s``
+        energy_mj = self._ask("energy", ["nvmlDeviceGetTotalEnergyConsumption"])  # it belongs to ``at_s``
         fields = self._fields()
         return Snapshot(
             at_s,
@@ -93,15 +94,15 @@ class Board:
         )
 
     def others(self) -> int | None:
-        """All but one: in a container processes have the host's numbers, so this one may bear another name.
+        """All processes but one: in a container processes have the host's PIDs, so ours may have an unknown one.
 
-        Nobody at all means that the driver does not tell, since a measurement runs there.
+        No process at all means that the driver does not report them, since a measurement is running.
         """
         processes = self._ask("processes", ["nvmlDeviceGetComputeRunningProcesses"])
         return len(processes) - 1 if processes else None
 
     def _power_w(self, instant_mw: float | None) -> float | None:
-        """Power at this moment. An average over the last second is none: it belongs to what ran before as well."""
+        """Power at this moment. An average over the last second does not count, since it includes what ran before."""
         if instant_mw is not None:
             return instant_mw / 1000
         if not self._power_usage_is_instant:
@@ -110,7 +111,7 @@ class Board:
         return None if milliwatts is None else milliwatts / 1000
 
     def _fields(self) -> dict[int, float]:
-        """The field values that this driver and board have, by number."""
+        """The field values that this driver and board support, by number."""
         values = self._ask("fields", ["nvmlDeviceGetFieldValues"], FIELDS)
         found = {}
         for value in values or ():
@@ -121,7 +122,7 @@ class Board:
         return found
 
     def _ask(self, what: str, names: list[str], *about: Any) -> Any:
-        """What the first of these functions that exists answers; None, and why in ``unknown``, where none does."""
+        """The result of the first of these functions that exists; None if none does; ``unknown`` has the reason."""
         if what in self.unknown:
             return None
         nvml, reason = self._nvml, "the driver has no such function"
@@ -142,10 +143,10 @@ class Board:
 
 
 def find() -> list[DeviceInfo]:
-    """The GPUs that a worker of ours could use, as ``cuda:0``, ``cuda:1``, …; none when ``unavailable``.
+    """The GPUs that a worker could use, as ``cuda:0``, ``cuda:1``, …; none when ``unavailable``.
 
-    CUDA's own order is fastest first, NVML's is by PCI bus. The environment is set so that this process and its
-    workers number the cards as NVML does, unless the user has chosen an order.
+    CUDA's own order is fastest first, NVML's is by PCI bus. This sets the environment so that this process and its
+    workers number the cards like NVML, unless the user has chosen an order.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", nvml.BY_BUS)
     if not torch_has_cuda():
@@ -157,7 +158,7 @@ def find() -> list[DeviceInfo]:
 
 
 def unavailable() -> str | None:
-    """Why there is no CUDA device, in words; None if there is one."""
+    """Why there is no CUDA device; None if there is one."""
     try:
         if not nvml.gpus():
             return nvml.hidden()
@@ -167,7 +168,7 @@ def unavailable() -> str | None:
 
 
 def torch_has_cuda() -> bool:
-    """Whether the installed torch is a CUDA build, told from its files, since importing it takes seconds."""
+    """Whether the installed torch is a CUDA build. Its files tell, since importing it takes seconds."""
     spec = importlib.util.find_spec("torch")
     return spec is not None and spec.origin is not None and os.path.exists(Path(spec.origin).parent / TORCH_LIBRARY)
 
@@ -178,12 +179,12 @@ def meter(device: str) -> CudaMeter:
 
 
 def watcher(device: str) -> Watcher:
-    """What looks at ``cuda:N`` while repetitions run."""
+    """Watches ``cuda:N`` while repetitions run."""
     return Sampler(Board(_nvml_uuid(device)))
 
 
 def _select(device: str) -> None:
-    """Kernels and graphs of ours go where the current stream is."""
+    """Our kernels and graphs run on the current stream."""
     import torch
 
     torch.cuda.set_device(torch.device(device))
@@ -210,9 +211,9 @@ KIND = DeviceKind(
 class CudaMeter:
     """Clock and peak memory of this process on one GPU.
 
-    ``Peak.process_bytes`` is what NVML says of our process when asked: the allocator's segments, the CUDA context
-    and the libraries' workspaces, none of which shrink inside a window. Where NVML cannot tell processes apart it is
-    what the whole card uses beyond what it used before the meter; another program's change then counts as ours.
+    ``Peak.process_bytes`` is NVML's figure for our process: the allocator's segments, the CUDA context and the
+    libraries' workspaces, none of which shrink during a window. If NVML cannot distinguish processes, it is the
+    growth of the whole card's memory since the meter started; changes by other processes then count as ours.
     """
 
     def __init__(self, device: str) -> None:
@@ -244,7 +245,7 @@ class CudaMeter:
         return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
 
     def reset_peak(self) -> None:
-        """Give the allocator's unused segments back first, or the last case's are part of the next one's peak."""
+        """Free the allocator's unused segments first, or those of the last case would count in the next peak."""
         self._cuda.synchronize(self._device)
         self._cuda.empty_cache()
         self._cuda.reset_peak_memory_stats(self._device)
@@ -271,7 +272,7 @@ class CudaMeter:
         return None if used is None else max(0, used - self._before)
 
     def _asked(self, question: Any, *about: Any) -> int | None:
-        """What NVML answers; unknown where it cannot be asked. One that hangs is asked once."""
+        """NVML's answer; None if it cannot be queried. A query that hangs is not repeated."""
         if self._silent:
             return None
         try:
@@ -285,9 +286,9 @@ class CudaMeter:
 class CudaWindow:
     """The host's window, and an event at each end of the device's queue.
 
-    The events say when the device began and ended, pauses between its kernels included, so they cannot tell a device
-    that waits for launches from one that works. How long it still worked after the last launch can: nothing is left
-    to do for a device that was kept waiting.
+    The events give the time from the device's first to its last work, including pauses between kernels, so they
+    cannot show whether it waited for launches. The work left after the last launch can: a device that was kept
+    waiting has none left.
     """
 
     def __init__(self, meter: CudaMeter) -> None:
@@ -305,7 +306,7 @@ class CudaWindow:
 
 
 def _nvml_uuid(device: str) -> str:
-    """What NVML knows ``cuda:N`` of this process by: the numbers of the two differ."""
+    """NVML's UUID of ``cuda:N`` in this process, since the two number devices differently."""
     import torch
 
     slice_ = nvml.visible_slice(int(device.partition(":")[2] or 0))
@@ -313,9 +314,9 @@ def _nvml_uuid(device: str) -> str:
 
 
 def _check_card(device: str, uuid: str) -> None:
-    """ProfileError where CUDA numbers cards otherwise than NVML: the row would bear another card's name.
+    """Raise ProfileError if CUDA numbers cards differently from NVML: the row would name the wrong card.
 
-    CUDA leaves out a card that it cannot use, and the others move up.
+    CUDA leaves out cards that it cannot use, and the others move up.
     """
     other = next((each.name for each in find() if each.uuid == uuid and each.name != device), None)
     if other is not None:

@@ -1,10 +1,10 @@
-"""Telemetry that looks by itself, 25 times a second, from a process of its own.
+"""Telemetry that takes 25 snapshots a second in a separate process.
 
-A thread of the measuring process would do with less, but each of its calls of a driver gives the interpreter's lock
-back and takes it again, six times a snapshot, and the thread that measures waits for two switches of the scheduler at
-each: 3% of a decode of small operators (``benchmarks/telemetry_cost.py``). The process answers when it is asked,
-which is outside of what is timed, and until then keeps what it saw. A driver that hangs, hangs there: the measuring
-process waits for ``PATIENCE_S`` once; then there is no telemetry any more, and a reason.
+A thread of the measuring process would be simpler, but each of its driver calls releases and reacquires the GIL, six
+times per snapshot, and each time the measuring thread waits for two context switches: 3% of a decode of small
+operators (``benchmarks/telemetry_cost.py``). The separate process reports on request, outside of timed windows, and
+keeps its snapshots until then. If the driver hangs, it hangs there: the measuring process waits ``PATIENCE_S`` once,
+and then continues without telemetry but with a reason.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from profiler.devices.nvml import PATIENCE_S
 from profiler.devices.telemetry import TICK_S, Snapshot, Telemetry, TelemetrySource, Unknown
 from profiler.units import seconds_text
 
-# -P: a file of the current folder must not stand in for a library's
+# -P: a file in the current folder must not shadow a library
 COMMAND = (sys.executable, "-P", "-c", "from profiler.devices.sampler import watch; watch()")
-START_S = 30.0  # an interpreter and its imports take a tenth of a second, on a busy machine seconds
-END_S = 0.5  # a killed process is gone at once, unless it hangs inside the kernel
+START_S = 30.0  # starting an interpreter takes a tenth of a second, or seconds on a busy machine
+END_S = 0.5  # a killed process is gone at once, unless it hangs in the kernel
 BEGIN, REPORT = "begin", "report"
 ENDED = "the process that watches the device has ended"
 
 
 class Report(NamedTuple):
-    """What was seen since the last one."""
+    """What was observed since the last report."""
 
     snapshots: list[Snapshot]
     unknown: dict[str, str]
@@ -39,10 +39,10 @@ class Report(NamedTuple):
 
 
 class SampledTelemetry(Telemetry):
-    """The side that looks."""
+    """The part in the separate process, which takes the snapshots."""
 
     def report(self) -> Report:
-        """Look now, and hand over what was seen; the last snapshot is in the next report as well."""
+        """Take a snapshot now and return what was observed. The last snapshot is repeated in the next report."""
         self.look()
         report = Report(list(self._history), self.source.unknown, self._others, self.gone)
         self._history.clear()
@@ -50,10 +50,10 @@ class SampledTelemetry(Telemetry):
 
 
 def watch() -> None:
-    """Look at a source until nobody listens any more. ``argv[1]`` is the connection, which gives the source first."""
+    """Watch a source until the connection closes. ``argv[1]`` is the connection, which sends the source first."""
     link = Connection(int(sys.argv[1]))
     with suppress(EOFError, OSError), closing(SampledTelemetry(link.recv())) as telemetry:
-        link.send(None)  # we are here: from now on only the driver can be late
+        link.send(None)  # started: from now on only the driver can be late
         telemetry.open()
         while True:
             if not link.poll(TICK_S):
@@ -65,7 +65,7 @@ def watch() -> None:
 
 
 class Sampler(Telemetry):
-    """The side that asks. The source is opened in the other process only."""
+    """The part in the measuring process. The source is opened only in the other process."""
 
     def __init__(self, source: TelemetrySource, patience_s: float = PATIENCE_S) -> None:
         super().__init__(source)

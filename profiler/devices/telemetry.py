@@ -1,11 +1,11 @@
 """Telemetry: snapshots of a device while something runs on it, and the energy and clocks of each timed window.
 
-``Telemetry`` takes a snapshot when told to; ``sampler.Sampler`` has it take 25 a second. Nothing here raises into a
-measurement.
+``Telemetry`` takes a snapshot on request; ``sampler.Sampler`` takes 25 per second. Nothing here raises an error into
+a measurement.
 
-A counter that moves in steps of some 100 ms is known at the moments at which it moves, so its curve goes through
-those: that halves the error at either end of a window. A fine counter is known whenever it is read. Power is
-integrated by the trapezoid rule.
+A coarse counter, which updates every 100 ms or so, is known exactly at its updates, so its curve goes through those:
+that halves the error at both ends of a window. A fine counter is known whenever it is read. Power is integrated by
+the trapezoid rule.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ from profiler.units import printable, seconds_text
 
 # Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReasons).
 SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x04, 0x08, 0x20, 0x40, 0x80
-SLOWED = {  # a repetition under one of these is no figure of the device
+SLOWED = {  # a repetition under one of these does not count
     HW_SLOWDOWN: "hardware slowdown",
     SW_THERMAL: "thermal slowdown by the driver",
     HW_THERMAL: "thermal slowdown by the hardware",
     POWER_BRAKE: "power brake",
 }
 
-STILL_S = 1.0  # counters move every 20 to 100 ms: one that has not for so long does not count
-MOST_W = 20_000.0  # beyond it a counter has jumped: no board or package takes a tenth of this
+STILL_S = 1.0  # counters update every 20 to 100 ms: one without an update for this long is ignored
+MOST_W = 20_000.0  # above this a counter has jumped: no board or package takes a tenth of it
 SHORTEST_S = 0.2  # over which that is judged: a coarse counter moves by the energy of its whole step at once
 TimeSpan = tuple[float, float]
 Points = Sequence[tuple[float, float]]
 
-MARGIN_S = 0.5  # of snapshots on either side of a window, so that steps of a counter enclose it
-TRACE = 0.001  # share of the time, by the driver's counters: a slowdown below it changes no figure
-ENOUGH = 3  # snapshots of a clock for a median
+MARGIN_S = 0.5  # of snapshots before and after a window, so that counter updates enclose it
+TRACE = 0.001  # share of the time, by the driver's counters: less throttling changes no figure
+ENOUGH = 3  # snapshots needed for a median clock
 
 TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1% of its energy
-OTHERS_EVERY = 25  # snapshots: processes come and go slowly, and are dearer to ask for
-IDLE_S = 5.0  # an idle board's counter moves as often as a busy one's, and its power does not change
+OTHERS_EVERY = 25  # snapshots: processes change slowly, and listing them is more expensive
+IDLE_S = 5.0  # an idle board's counter updates as often as a busy one's, and its power is constant
 
 
 class Unknown(Exception):
-    """A figure cannot be had; the message says why."""
+    """A figure is not available; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A device at one moment; ``None`` where it does not tell."""
+    """A device at one moment; ``None`` for what it does not report."""
 
     at_s: float  # on the clock of the measurement
-    energy_j: float | None = None  # a counter: only differences mean something
-    power_w: float | None = None  # at this moment, no average
+    energy_j: float | None = None  # a counter: only differences matter
+    power_w: float | None = None  # at this moment, not an average
     sm_mhz: int | None = None
     memory_mhz: int | None = None
     temperature_c: int | None = None
@@ -64,28 +64,28 @@ class Snapshot:
 
 
 class TelemetrySource(Protocol):
-    """Where snapshots come from. All calls are made by one thread; each may take its time, or never return."""
+    """The source of snapshots. All calls come from one thread; each may be slow, or never return."""
 
-    name: str  # nvml, rapl: what a row says the energy is from
-    scope: str  # gpu-board, cpu-package: what the energy is of
-    coarse: bool  # its energy counter moves less often than it is read
-    guards: bool  # it tells of slowdowns, so it is worth watching when nobody asks for energy
-    unknown: dict[str, str]  # quantity → why it is not told
+    name: str  # nvml, rapl: the source of the energy in a row
+    scope: str  # gpu-board, cpu-package: what the energy covers
+    coarse: bool  # its energy counter updates less often than it is read
+    guards: bool  # it reports throttling, so it is worth watching even without energy
+    unknown: dict[str, str]  # quantity → why it is not reported
 
     def open(self) -> None:
-        """Get ready. Raises Unknown when nothing can be told at all."""
+        """Open the source. Raises Unknown if nothing can be read."""
 
     def begin(self) -> None:
-        """Ask again for what was not told."""
+        """Retry the quantities that were not reported."""
 
     def read(self, at_s: float) -> Snapshot:
-        """The device now. Raises Unknown when it is lost."""
+        """The device now. Raises Unknown if it is lost."""
 
     def others(self) -> int | None:
-        """Other processes that compute there now, None where it does not tell. Dearer than ``read``."""
+        """Other processes that compute there now, None if not reported. More expensive than ``read``."""
 
     def close(self) -> None:
-        """Give back what ``open`` took."""
+        """Release what ``open`` acquired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Curve:
     joules: Sequence[float]
 
     def over(self, spans: Iterable[TimeSpan]) -> float:
-        """Joules of all spans together. Raises Unknown where the curve does not reach."""
+        """Total joules of all spans. Raises Unknown outside the curve."""
         return sum(self._at(end) - self._at(start) for start, end in spans)
 
     def _at(self, at_s: float) -> float:
@@ -110,7 +110,7 @@ class Curve:
 
 
 def of_counter(points: Points, coarse: bool) -> Curve:
-    """The curve of a counter read at ``points`` of (seconds, joules). Raises Unknown for one that does not count."""
+    """The curve of a counter read at ``points`` of (seconds, joules). Raises Unknown if it does not count."""
     if len(points) < 2:
         raise Unknown("the energy counter was not read")
     moves: list[tuple[float, float]] = []
@@ -131,7 +131,7 @@ def of_counter(points: Points, coarse: bool) -> Curve:
 
 
 def of_power(points: Points) -> Curve:
-    """The integral of power read at ``points`` of (seconds, watts). Raises Unknown where too little was read."""
+    """The integral of power read at ``points`` of (seconds, watts). Raises Unknown if there are too few."""
     if len(points) < 2:
         raise Unknown("power was not read")
     total, sums = 0.0, [(points[0][0], 0.0)]
@@ -148,19 +148,19 @@ def _through(points: Points) -> Curve:
 
 
 class History:
-    """Grows at its end; ``clear`` keeps the last snapshot."""
+    """Snapshots in order; ``clear`` keeps the last one."""
 
     def __init__(self) -> None:
         self._snapshots: list[Snapshot] = []
 
     def add(self, snapshot: Snapshot) -> None:
-        """Append a snapshot; in the place of the last if no time has passed since."""
+        """Append a snapshot; it replaces the last one if no time has passed."""
         if snapshot.at_s <= self.last_s:
             del self._snapshots[-1]
         self._snapshots.append(snapshot)
 
     def clear(self) -> None:
-        """Forget all but the last snapshot, which may begin the next window."""
+        """Drop all but the last snapshot, which may begin the next window."""
         del self._snapshots[:-1]
 
     def __iter__(self) -> Iterator[Snapshot]:
@@ -168,11 +168,11 @@ class History:
 
     @property
     def last_s(self) -> float:
-        """When the last snapshot was taken; before all time if there is none."""
+        """Time of the last snapshot; minus infinity if there is none."""
         return self._snapshots[-1].at_s if self._snapshots else float("-inf")
 
     def reading(self, span: TimeSpan) -> Reading:
-        """What the device was like in ``span``. It is invalid where clocks were forced down."""
+        """The state of the device in ``span``. It is invalid if the clocks were throttled."""
         around = self._around([span], 0.0)
         inside = [snapshot for snapshot in around if span[0] <= snapshot.at_s <= span[1]]
         clocks = [snapshot.sm_mhz for snapshot in inside if snapshot.sm_mhz is not None]
@@ -196,7 +196,7 @@ class History:
         return of_power([(s.at_s, s.power_w) for s in around if s.power_w is not None]).over(spans)
 
     def _around(self, spans: Sequence[TimeSpan], margin_s: float) -> list[Snapshot]:
-        """The snapshots from the last before ``spans`` to the first after them, and a margin."""
+        """The snapshots from the last before ``spans`` to the first after them, plus a margin."""
         snapshots = self._snapshots[:]  # the other thread goes on
         times = [snapshot.at_s for snapshot in snapshots]
         first = max(0, bisect_right(times, spans[0][0] - margin_s) - 1)
@@ -204,9 +204,9 @@ class History:
 
 
 def _share(bit: int, inside: Sequence[Snapshot], around: Sequence[Snapshot]) -> float | None:
-    """Share of the time for which a reason held: the larger of what was sampled and what the driver counted.
+    """Share of the time for which a reason applied: the larger of the sampled and the counted share.
 
-    The counter misses nothing but is not everywhere; a sample is.
+    The driver's counter misses nothing but is not always available; samples are.
     """
     seen = [bool(snapshot.reasons & bit) for snapshot in inside if snapshot.reasons is not None]
     sampled = sum(seen) / len(seen) if seen else None
@@ -215,13 +215,13 @@ def _share(bit: int, inside: Sequence[Snapshot], around: Sequence[Snapshot]) -> 
 
 
 def _counted(bit: int, around: Sequence[Snapshot]) -> float | None:
-    """The share by the driver's counter; None where there is none, or it cannot be what it is taken for."""
+    """The share by the driver's counter; None without one, or if its value is impossible."""
     counts = [(snapshot.at_s, held) for snapshot in around for number, held in snapshot.limited_s if number == bit]
     if len(counts) < 2:
         return None
     backwards = any(later < earlier for (_, earlier), (_, later) in pairwise(counts))
     share = (counts[-1][1] - counts[0][1]) / (counts[-1][0] - counts[0][0])
-    if backwards or share > 1.1:  # a number that another driver uses for something else
+    if backwards or share > 1.1:  # another driver uses the number for something else
         return None
     return min(share, 1.0) if share >= TRACE else 0.0
 
@@ -229,7 +229,7 @@ def _counted(bit: int, around: Sequence[Snapshot]) -> float | None:
 class Telemetry:
     """Snapshots of one device from ``open`` to ``close``, one at each ``look``; a ``Watcher`` of its repetitions.
 
-    ``clock`` is the one that repetitions are timed with, and ``pause`` waits by it.
+    ``clock`` is the clock of the repetitions, and ``pause`` waits on it.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class Telemetry:
         self.source = source
         self.gone: str | None = None  # why there are no more snapshots
         self.last: Snapshot | None = None
-        self._others: int | None = None  # since ``begin``, the most
+        self._others: int | None = None  # the most since ``begin``
         self._clock, self._pause = clock, pause
         self._history = History()
         self._looks = 0
@@ -249,14 +249,14 @@ class Telemetry:
         self._idle: CeilingFigure | None = None
 
     def open(self) -> Telemetry:
-        """Have a first snapshot, or a reason why there will be none."""
+        """Take a first snapshot, or record why there will be none."""
         self._watches = True
         self._guarded(self._open)
         self.look()
         return self
 
     def begin(self, energy: bool) -> None:
-        """A new case: forget the snapshots so far, ask again for what was not told; open where there is a need."""
+        """Start a new case: drop the snapshots, retry missing quantities, and open the source if needed."""
         self._history.clear()
         self._others, self._looks = None, 0
         self._guarded(self.source.begin)
@@ -264,10 +264,10 @@ class Telemetry:
             self.open()
 
     def start(self) -> None:
-        """A repetition is about to begin: the device is watched all the time."""
+        """A repetition is about to begin; the device is watched all the time."""
 
     def stop(self, seconds: float) -> Reading:
-        """What the device was like in a window of so many seconds that has just ended."""
+        """The state of the device in the window of ``seconds`` that has just ended."""
         if not self._watches:
             return Reading()
         now = self._clock()
@@ -275,7 +275,7 @@ class Telemetry:
         return self._history.reading((now - seconds, now))
 
     def consumed(self, spans: Sequence[TimeSpan]) -> Consumed | None:
-        """Energy of windows since ``begin``; None if nobody watched."""
+        """Energy of windows since ``begin``; None if the device was not watched."""
         if not self._watches:
             return None
         counter, power, name = self.counted_j(spans), self.integrated_j(spans), self.source.name
@@ -283,12 +283,12 @@ class Telemetry:
         return Consumed(f"{name}-{'power' if by_power else 'counter'}", self.source.scope, counter, power)
 
     def overview(self) -> Overview:
-        """Other processes since ``begin``, and whether a slowdown would have been seen."""
+        """Other processes since ``begin``, and whether throttling would have been detected."""
         return Overview(self.blind, self._others) if self.source.guards else Overview()
 
     @property
     def blind(self) -> str | None:
-        """Why a slowdown may have gone unseen."""
+        """Why throttling could not be detected."""
         reasons = self.source.unknown.get("reasons")
         return self.gone or (None if reasons is None else f"it does not tell why its clocks are low ({reasons})")
 
@@ -298,15 +298,15 @@ class Telemetry:
         self._close()
 
     def counted_j(self, spans: Sequence[TimeSpan]) -> CeilingFigure:
-        """Joules of windows by the energy counter, or why not."""
+        """Joules of windows by the energy counter, or the reason."""
         return self._figure("energy", spans, lambda: self._history.counted_j(spans, self.source.coarse))
 
     def integrated_j(self, spans: Sequence[TimeSpan]) -> CeilingFigure:
-        """Joules of windows by the power that was read, or why not."""
+        """Joules of windows by integrated power, or the reason."""
         return self._figure("power", spans, lambda: self._history.integrated_j(spans))
 
     def idle_w(self) -> CeilingFigure:
-        """Watts while nothing runs, or why not. Waits ``IDLE_S`` the first time it is asked."""
+        """Watts while nothing runs, or the reason. Waits ``IDLE_S`` on the first call."""
         if self._idle is None:
             start = self._clock()
             if self.gone is None:
@@ -320,7 +320,7 @@ class Telemetry:
         return self._idle
 
     def look(self) -> None:
-        """Take a snapshot now, unless they have been given up."""
+        """Take a snapshot now, unless the source has been given up."""
         if self.gone is None:
             self._guarded(self._look)
 
@@ -359,7 +359,7 @@ class Telemetry:
             return None, str(reason)
 
     def _settle(self, after_s: float) -> None:
-        """Have a snapshot from after ``after_s``, or none any more."""
+        """Take a snapshot after ``after_s``, unless the source is given up."""
         if self._history.last_s <= after_s:
             self.look()
 
@@ -367,7 +367,7 @@ class Telemetry:
         self.gone = self.gone or printable(reason)
 
     def _guarded(self, call: Callable[[], None]) -> None:
-        """Whatever goes wrong in a source is a reason, and no error of the measurement."""
+        """Turn any failure of a source into a reason, so that the measurement continues."""
         try:
             call()
         except Unknown as reason:

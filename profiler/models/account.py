@@ -128,7 +128,7 @@ class Account:
         return frozenset(name for group in self.left for name in group.names)
 
     @property
-    def remarks(self) -> tuple[ModelNote, ...]:
+    def notes(self) -> tuple[ModelNote, ...]:
         """A sentence about what is not used; empty if everything is."""
         if not self.left:
             return ()

@@ -35,9 +35,9 @@ class Checkpoint:
     beside: tuple[ModelNote, ...] = ()  # files in the same folder that are not read
 
     @property
-    def remarks(self) -> tuple[ModelNote, ...]:
+    def notes(self) -> tuple[ModelNote, ...]:
         """Notes that a reader of this model's figures needs."""
-        return (*self.account.remarks, *self.beside)
+        return (*self.account.notes, *self.beside)
 
     def content_id(self) -> str:
         """Hash of the weights; ``files.content_id`` says what it covers."""
@@ -46,7 +46,7 @@ class Checkpoint:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for a row."""
         covers = files.covers(sum(span.nbytes for span in self.spans))
-        return self.account.to_json() | {"identity": covers, "beside": [remark.text for remark in self.beside]}
+        return self.account.to_json() | {"identity": covers, "beside": [note.text for note in self.beside]}
 
 
 def of_folder(folder: Path, raw: Mapping[str, Any], geometry: Geometry) -> Checkpoint | None:

@@ -31,6 +31,7 @@ NEAREST = 3  # names in a suggestion
 MAX_REFERENCE = 1024  # bytes: a commit hash has 40
 PATIENCE_S = 5.0  # for the hub's first response
 ONLY = "Only safetensors are loaded. From a GGUF repository, download the file and pass its path."
+NOT_CACHED = "its weights are not in the hub's cache"
 WANTED = ["config.json", "generation_config.json", "*.safetensors", safetensors.INDEX]
 UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats; consolidated files repeat the shards
 
@@ -148,45 +149,39 @@ def _bounded(path: Path) -> bytes:
 
 def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | None:
     """The cached folder with this model's config and all its weights; ``None`` if anything is missing."""
-    folder = _cached_folder(repository, revision)
-    if folder is None:
-        return None
-    try:
-        whole = safetensors.shards(folder) is not None and (folder / "config.json").is_file()
-    except ProfileError:  # a shard that the index names has not been downloaded
-        return None
-    return folder if whole else None
+    found = _cached(repository, revision)
+    return found if isinstance(found, Path) else None
 
 
 def why_not_downloaded(repository: str, revision: str | None = None) -> str:
     """Why ``downloaded_snapshot`` is ``None``."""
-    folder = _cached_folder(repository, revision)
-    try:
-        if folder is not None:
-            safetensors.shards(folder)
-    except ProfileError as error:
-        return f"its download is not complete: {error.message}"
-    return "its weights are not in the hub's cache"
+    return str(_cached(repository, revision))
 
 
-def _cached_folder(repository: str, revision: str | None) -> Path | None:
-    """The cached folder of a model, whatever is in it; ``None`` if there is none."""
+def _cached(repository: str, revision: str | None) -> Path | str:
+    """The cached folder of a whole model, or why there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     with _in_words(repository, revision):
         _check_reference(repository, revision)
         try:
-            found = snapshot_download(
-                repository,
-                revision=revision,
-                local_files_only=True,
-                allow_patterns=WANTED,
-                ignore_patterns=UNWANTED,
+            folder = Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    local_files_only=True,
+                    allow_patterns=WANTED,
+                    ignore_patterns=UNWANTED,
+                )
             )
-        except LocalEntryNotFoundError:
-            return None
-    return Path(found)
+        except LocalEntryNotFoundError as error:
+            return "its download is not complete" if "is incomplete" in str(error) else NOT_CACHED
+    try:
+        whole = safetensors.shards(folder) is not None and (folder / "config.json").is_file()
+    except ProfileError as error:  # a shard that the index names has not been downloaded
+        return f"its download is not complete: {error.message}"
+    return folder if whole else NOT_CACHED
 
 
 def _check_reference(repository: str, revision: str | None) -> None:

@@ -39,12 +39,12 @@ class Model:
     model_id: str  # content hash of the config
     checkpoint: Checkpoint | None
     no_weights: str | None  # why there are no real weights
-    remarks: tuple[ModelNote, ...]
+    notes: tuple[ModelNote, ...]
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """The texts of the remarks."""
-        return tuple(remark.text for remark in self.remarks)
+        """The texts of the notes."""
+        return tuple(note.text for note in self.notes)
 
     @cached_property
     def real_id(self) -> str | None:
@@ -214,9 +214,9 @@ def _model(
         model_id=digest(source.config),
         checkpoint=checkpoint,
         no_weights=None if checkpoint else no_weights(),
-        remarks=(
+        notes=(
             *map(ModelNote, (*geometry.cautions, *_of_storage(checkpoint, source.config), *cautions)),
-            *(checkpoint.remarks if checkpoint else ()),
+            *(checkpoint.notes if checkpoint else ()),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Everything to be careful about in a row: what was noted while it ran, and what its samples and its device show."""
+"""All cautions about a row: those recorded while it ran, and those derived from its samples and its device."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from profiler.results.stats import Z_975, Centres
 from profiler.units import bytes_text, seconds_text
 
 STATED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
-CAPPED = 0.05  # of the time: two figures further apart in it were taken under different conditions
-STATED = ("capped", "sm_mhz")  # fields of samples that are looked at
-DIFFERENT = 0.02  # of the clock: more than the step of 15 MHz in which boards set it, and than most figures spread
+CAPPED = 0.05  # of the time: figures that differ by more were taken under different conditions
+STATED = ("capped", "sm_mhz")  # fields of samples that these cautions use
+DIFFERENT = 0.02  # of the clock: more than its 15 MHz steps, and more than most figures spread
 
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
 NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
 QUARTILES_NEED = 4  # repetitions
-UNFINISHED = ("cap", "time")  # why repetitions stopped, other than that they were as precise as was asked
-SOME_DRIFT = 0.03  # over all repetitions; less hides in the interval that is asked for
-IN_QUEUE = 0.5  # of a step: a device that has less than this left to do after the last launch was waiting for it
-MUCH_SLOWER = 1.3  # a step of the first repetition than of later ones
+UNFINISHED = ("cap", "time")  # reasons to stop before the requested precision is reached
+SOME_DRIFT = 0.03  # over all repetitions; a smaller drift disappears in the requested interval
+IN_QUEUE = 0.5  # of a step: with less work than this left after the last launch, the device was waiting for the host
+MUCH_SLOWER = 1.3  # a step of the first repetition ÷ a step of later ones
 MUCH_RETAINED = 0.1  # of the peak of prefill
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def device_cautions(measurement: Measurement) -> Iterator[Caution]:
-    """Power limit and clocks of each phase, then energy that is unknown or not to be believed."""
+    """Power limit and clocks of each phase, then energy that is unknown or implausible."""
     for phase in STATED_PHASES:
         if measurement.states("capped"):
             yield from _capped(measurement, phase)
@@ -46,14 +46,14 @@ def device_cautions(measurement: Measurement) -> Iterator[Caution]:
 
 
 def _capped(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
-    """Usual on a card that is set to less power than it could take: no fault, but the figure is of that limit."""
+    """Common on a card whose power limit is lowered. It is no fault, but the figure holds for that limit only."""
     known = [(sample.capped, sample.seconds) for sample in measurement.of(phase) if sample.capped is not None]
     total = sum(seconds for _, seconds in known)
     share = sum(capped * seconds for capped, seconds in known) / total if total else 0.0
     if share > CAPPED:
         watts = (measurement.environment.get("device") or {}).get("power_limit_w")
         limit = f" of {watts:g} W" if isinstance(watts, int | float) else ""
-        text = f"{phase}: the power limit{limit} held the clocks down for {share:.0%} of the time"
+        text = f"{phase}: the power limit{limit} lowered the clocks for {share:.0%} of the time"
         yield Caution(f"{phase}-power-capped", text)
 
 
@@ -67,8 +67,8 @@ def _clocks(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[Caution, ...]:
     """Stored cautions first, then those that follow from the samples of each phase.
 
-    ``centres`` by ``stats.centres``, from those who have worked them out already. Most rows deserve no caution, and
-    that has to be seen quickly: what no sample states and nobody asked for is not looked for.
+    Callers that have ``stats.centres`` pass them as ``centres``. Most rows have no caution, and this must be detected
+    quickly: a check is skipped if no sample has its field.
     """
     centres, stated = centres or stats.centres(measurement), measurement.stated
     precise = measurement.asked.get("precision") is not None
@@ -96,23 +96,23 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
 
 @cache
 def _unnoticed(n: int) -> float:
-    """The largest ÷ the smallest of n repetitions up to which there is nothing to say of how they spread."""
+    """The ratio of the largest to the smallest of n repetitions up to which their spread needs no caution."""
     return min(stats.most_spread(n), 1 + NOISY)
 
 
 def _of_phase(measurement: Measurement, phase: Phase, exact: bool) -> Iterator[Caution]:
-    """What follows from the repetitions of one phase; ``exact``: they surely lie near enough to each other."""
+    """Cautions from the repetitions of one phase; ``exact``: their spread needs no caution."""
     if measurement.states("invalid"):
         yield from _invalid(measurement, phase)
     yield from _cut_short(measurement, phase)
     if not exact:
         yield from _inexact(measurement, phase)
-    if measurement.states("warmup"):  # without them the very first counts, which is slow in any case
+    if measurement.states("warmup"):  # without warm-ups the first repetition counts, which is always slow
         yield from _drifting(measurement, phase)
 
 
 def _invalid(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
-    """Repetitions that were thrown out, and whether enough others were had."""
+    """Invalid repetitions, and whether enough valid ones are left."""
     reasons = [sample.invalid for sample in measurement.record(phase) if sample.invalid and not sample.warmup]
     if not reasons:
         return
@@ -120,14 +120,14 @@ def _invalid(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     times, was = ("1 repetition", "was") if len(reasons) == 1 else (f"{len(reasons)} repetitions", "were")
     if measurement.stopped.get(phase) == "invalid":
         kept = len(measurement.of(phase))
-        text = f"{phase}: {times} did not count ({words}), too many to replace; {kept or 'none'} did"
+        text = f"{phase}: {times} {was} invalid ({words}), too many to replace; {kept or 'none'} valid"
     else:
-        text = f"{phase}: {times} did not count and {was} repeated ({words})"
+        text = f"{phase}: {times} {was} invalid and repeated ({words})"
     yield Caution(f"{phase}-invalid", text, "better cooling or a lower power limit, then --fresh")
 
 
 def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
-    """Fewer repetitions than were asked for, or than precision needs to decide."""
+    """Fewer repetitions than requested, or than precision needs to decide."""
     stopped = measurement.stopped.get(phase)
     if stopped not in ("cold", "time"):
         return
@@ -146,7 +146,7 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 
 
 def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
-    """The worst there is to say of how repetitions spread: incomparable, noisy, or less exact than asked."""
+    """The strongest caution about the spread: incomparable, noisy, or less precise than requested."""
     rate = stats.rate(measurement, phase)
     if rate is None or rate.relative_half is None or rate.within is None:
         return
@@ -154,19 +154,19 @@ def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     seconds = measurement.seconds(phase)
     if rate.wide:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
-        cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # more would not be run either
+        cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # a larger -r would be cut short too
         yield Caution("spread", text, "a longer --max-phase" if cut_short else f"-r {max(ENOUGH_REPS, rate.n + 2)}")
     elif rate.n >= QUARTILES_NEED and stats.spread(seconds) > NOISY:
-        text = f"{phase}: the middle half of the repetitions is spread over more than {NOISY:.0%} of their median"
+        text = f"{phase}: the middle half of the repetitions spreads over more than {NOISY:.0%} of their median"
         yield Caution(f"{phase}-noisy", text, "--fresh on a quieter machine")
     elif precision is not None and stopped in UNFINISHED and rate.within > precision:
-        within = "the repetitions that takes at most" if stopped == "cap" else "--max-phase"
+        within = f"{rate.n} repetitions" if stopped == "cap" else "--max-phase"
         text = f"{phase}: --precision {precision:.2%} was not reached within {within}".replace(".00%", "%")
         yield Caution(f"{phase}-imprecise", text, f"-r {4 * rate.n}" if stopped == "cap" else "a longer --max-phase")
 
 
 def _between(measurement: Measurement) -> Iterator[Caution]:
-    """Phases whose repetitions are as precise as was asked and whose figure is not: another process gives another."""
+    """Phases whose repetitions reach the requested precision, while the process-to-process variation exceeds it."""
     asked, known = measurement.asked.get("precision"), measurement.expected.get("between")
     if asked is None or not known:
         return
@@ -188,19 +188,19 @@ def _between(measurement: Measurement) -> Iterator[Caution]:
 
 
 def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
-    """Repetitions that became slower or faster while they were measured."""
+    """Repetitions that became slower or faster during the measurement."""
     counted = measurement.seconds(phase, warmups=True)
-    last = counted[-max(stats.WINDOW, len(measurement.timed(phase))) :]  # with warm-ups, where few repetitions count
-    drift = stats.trend(last) if len(last) < len(counted) else None  # the very first is slow in any case
+    last = counted[-max(stats.WINDOW, len(measurement.timed(phase))) :]  # includes warm-ups if few repetitions count
+    drift = stats.trend(last) if len(last) < len(counted) else None  # the first one is always slow
     if drift is None or abs(drift) < SOME_DRIFT:
         return
     way = "slower" if drift > 0 else "faster"
-    text = f"{phase}: not steady, it became {abs(drift):.0%} {way} from the first repetition to the last"
+    text = f"{phase}: not steady, {abs(drift):.0%} {way} in the last repetition than in the first"
     yield Caution(f"{phase}-unsteady", text, "a longer --max-phase, or --fresh when the machine has cooled down")
 
 
 def _retained(measurement: Measurement) -> Iterator[Caution]:
-    """A view of its last tokens makes a sliding layer keep the whole chunk until the first decode step."""
+    """A view of its last tokens makes a sliding-window layer keep the whole chunk until the first decode step."""
     retained, peak = measurement.memory.retained_bytes, measurement.memory.prefill_peak_bytes
     if retained and peak and retained / peak > MUCH_RETAINED:
         text = f"prefill: sliding-window caches still hold on to {bytes_text(retained)} of prefill memory"
@@ -208,7 +208,7 @@ def _retained(measurement: Measurement) -> Iterator[Caution]:
 
 
 def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
-    """A GPU that was kept waiting: when the host had launched the last step, next to nothing was left to do."""
+    """A GPU that waited: when the host had launched the last step, almost no work was left."""
     left = [
         sample.drain_s / statistics.median(sample.step_s)
         for sample in measurement.of("decode")
@@ -220,8 +220,8 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
 
 
 def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
-    """A growing cache on a GPU whose attention is planned for each length: repetitions meet the same ones again, a
-    generation only new ones. cuDNN does so for bf16 and fp16 on an H100 and newer (60 ms a length on an H200)."""
+    """A growing cache on a GPU that plans attention once per length. Repetitions reuse the plans, while a generation
+    meets only new lengths. cuDNN does so for bf16 and fp16 on H100 and newer (60 ms per length on an H200)."""
     if measurement.case.path != EAGER:
         return
     first, later = next(iter(measurement.record("decode")), None), measurement.of("decode")
@@ -231,12 +231,12 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
     usual, new = statistics.median(steps), statistics.median(first.step_s[1:])
     if new > MUCH_SLOWER * usual:
         took = f"{seconds_text(new)} instead of {seconds_text(usual)}"
-        text = f"decode: a step at a length met for the first time takes {took}, and a generation meets no others"
+        text = f"decode: a step at a new cache length takes {took}, and every step of a generation has a new length"
         yield Caution("new-lengths", text, "TORCH_CUDNN_SDPA_DEPRIORITIZED=1, or --path graph")
 
 
 def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
-    """Above the ceiling is impossible: the ceiling or the figure is wrong."""
+    """A figure above its ceiling is impossible: one of the two is wrong."""
     at, prefill, decode = measurement.expected["ceiling_s"], centres["prefill"], centres["decode"]
     fractions = stats.shares(measurement.case, at, prefill and prefill.median, decode and decode.median)
     for phase, fraction in fractions.items():

@@ -1,13 +1,13 @@
-"""Two sets of measurements side by side: the same cases, the ratio of their medians, and how sure it is.
+"""Compares two sets of measurements: the cases in both, the ratios of their medians, and confidence intervals.
 
 The ratio is that of the medians, B over A. Its 95% interval is Welch's t interval (Welch 1947) of the difference
-between the mean logarithms of the two sides' repetitions, exponentiated: noise of a time is a factor, about normal
-in logarithms, whose median is then exp(mean). Degrees of freedom are rounded down to a tenth. One repetition on
-either side gives no interval.
+between the mean logarithms of both sets of repetitions, exponentiated: timing noise is multiplicative and about
+normal in logarithms, so the median is exp(mean). Degrees of freedom are rounded down to a tenth. There is no interval
+if either side has a single repetition.
 
-Like the interval of a row (``stats``) it is wider where neighbouring repetitions are alike, and by how much processes
-differ, where that was known when the rows were measured. It still knows one process a side and nothing of how two
-hours differ: a difference found here is one between these two runs. ``profiler.gate`` is what tells a regression.
+Like the interval of a row (``stats``) it is widened for correlated neighbouring repetitions and, if it was known when
+the rows were measured, for the process-to-process variation. It still compares one process with one other, at two
+different times: a difference holds for these two runs only. ``profiler.gate`` detects regressions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from profiler.results.measurement import Measurement, Phase
 from profiler.units import printable
 
 CONFIDENCE = 0.95
-MOST_DEGREES = 200.0  # beyond, Student's t is the normal distribution for any purpose here
+MOST_DEGREES = 200.0  # beyond this, Student's t is as good as normal
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -37,7 +37,7 @@ class Ratio:
     n: tuple[int, int] = (1, 1)  # repetitions of A and B
     low: float | None = None  # ends of the 95% interval
     high: float | None = None
-    t: float | None = None  # distance of the mean logarithms, in standard errors; infinite where nothing varies
+    t: float | None = None  # difference of the mean logarithms in standard errors; infinite without any variation
     df: float | None = None
 
     @property
@@ -46,12 +46,12 @@ class Ratio:
 
     @property
     def significant(self) -> bool | None:
-        """Whether the interval excludes 1; None where there is none."""
+        """Whether the interval excludes 1; None without an interval."""
         return None if self.low is None or self.high is None else not self.low <= 1 <= self.high
 
     @property
     def p(self) -> float | None:
-        """Two-sided, of the hypothesis that nothing differs."""
+        """Two-sided p value of the hypothesis that A and B are equal."""
         if self.t is None or self.df is None:
             return None
         return 2 * stats.tail(self.t, self.df) if math.isfinite(self.t) else 0.0
@@ -59,12 +59,12 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class ComparedCase:
-    """One case on both sides, both ``ok``, with the ratios of what both have."""
+    """One case with ``ok`` rows on both sides, and the ratios of the figures that both have."""
 
     a: Measurement
     b: Measurement
     rates: Mapping[Phase, Ratio]  # of tokens per second, so above 1 means that B is faster
-    peak: Ratio | None  # of the peak memory that decides whether it fits
+    peak: Ratio | None  # of the peak memory that decides whether the case fits
 
     @property
     def case(self) -> Case:
@@ -73,17 +73,17 @@ class ComparedCase:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What two sets of measurements have in common, and what not."""
+    """The cases that two sets of measurements share, and their differences."""
 
     pairs: tuple[ComparedCase, ...]  # in the order of A
-    failed: tuple[tuple[Measurement, Measurement], ...]  # on both sides, but not ``ok`` on both
+    failed: tuple[tuple[Measurement, Measurement], ...]  # in both sets, but not ``ok`` in both
     only_a: tuple[Measurement, ...]
     only_b: tuple[Measurement, ...]
-    differences: tuple[str, ...]  # of what the pairs were measured on, in words
+    differences: tuple[str, ...]  # between the environments and decode steps of the pairs
 
 
 def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
-    """Pair ``a`` and ``b`` by the keys of their cases. Of several rows of one case the last counts, which is said."""
+    """Pair ``a`` and ``b`` by case key. If a case has several rows, the last one counts and a message says so."""
     sides = {"A": list(a), "B": list(b)}
     left, right = ({row.case.key: row for row in rows} for rows in sides.values())
     both = [(row, right[key]) for key, row in left.items() if key in right]
@@ -106,12 +106,12 @@ def _repeated(side: str, rows: Sequence[Measurement], cases: Mapping[str, Measur
     if not extra:
         return []
     return [
-        f"{side} has {extra} more row{'s' * (extra != 1)} of cases that it holds already: the last of each counts"
+        f"{side} has {extra} more row{'s' * (extra != 1)} of cases that it already contains: the last of each counts"
     ]
 
 
 def pair(a: Measurement, b: Measurement) -> ComparedCase:
-    """One case measured twice."""
+    """Compare two measurements of one case."""
     rates: dict[Phase, Ratio] = {}
     for phase in PHASES:
         found = ratio(stats.rates(a, phase), stats.rates(b, phase), stats.between(a, phase), stats.between(b, phase))
@@ -123,9 +123,9 @@ def pair(a: Measurement, b: Measurement) -> ComparedCase:
 def ratio(
     a: Sequence[float], b: Sequence[float], between_a: float | None = None, between_b: float | None = None
 ) -> Ratio | None:
-    """The ratio of the medians of positive values, B over A, with its interval; None without values on a side.
+    """The ratio of the medians of positive values, B over A, with its interval; None if a side has no values.
 
-    Values are in the order they were taken. ``between_a``, ``between_b``: process-to-process variation (``stats``).
+    Values are in the order of measurement. ``between_a`` and ``between_b``: process-to-process variation (``stats``).
     """
     if not a or not b:
         return None
@@ -146,7 +146,7 @@ def ratio(
 
 
 def in_words(comparison: Comparison) -> str:
-    """Why two sets have no case in common: the fields of their cases that never agree."""
+    """A message about why two sets share no case: the fields in which their cases always differ."""
     sides = [[row.case for row in rows] for rows in (comparison.only_a, comparison.only_b)]
     if not all(sides):
         return "one of them is empty"
@@ -167,7 +167,7 @@ def in_words(comparison: Comparison) -> str:
         "seed",
     ]
     never = [name for name in fields if not set.intersection(*({getattr(c, name) for c in side} for side in sides))]
-    return f"their cases differ in {', '.join(never)}" if never else "no case of one is in the other"
+    return f"their cases differ in {', '.join(never)}" if never else "they have no case in common"
 
 
 def _exact(a: float | None, b: float | None) -> Ratio | None:
@@ -175,9 +175,9 @@ def _exact(a: float | None, b: float | None) -> Ratio | None:
 
 
 def _degrees(part_a: float, n_a: int, part_b: float, n_b: int, apart: float) -> float:
-    """Welch and Satterthwaite's degrees of freedom, down to a tenth: few values, which ``quantile`` remembers.
+    """Welch–Satterthwaite degrees of freedom, rounded down to a tenth so that ``quantile`` can cache its results.
 
-    ``apart``, the process-to-process variation, is taken as known, not as estimated from these values.
+    ``apart``, the process-to-process variation, is treated as known and not as estimated from these values.
     """
     below = part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1)
     if below <= 0:
@@ -186,7 +186,7 @@ def _degrees(part_a: float, n_a: int, part_b: float, n_b: int, apart: float) -> 
 
 
 def _differences(pairs: Iterable[tuple[Measurement, Measurement]]) -> tuple[str, ...]:
-    """Between each two environments once, since rows of one run share theirs; and what became of a decode step."""
+    """Each difference between environments once, since rows of a run share theirs, and those between decode steps."""
     found: dict[str, None] = {}
     seen: set[tuple[int, int]] = set()
     for a, b in pairs:

@@ -1,11 +1,11 @@
-"""A measurement as the store keeps it: JSON, with the seconds of single steps beside it as 64-bit floats.
+"""A measurement as the store keeps it: JSON, with the step times separate as 64-bit floats.
 
-A row holds hundreds of step times; as JSON text they would be nine tenths of the file and of the time to read it.
-For the same reason samples are kept by column (``{"phase": […], "seconds": […]}``), not as one object each.
+A row has hundreds of step times; as JSON text they would be nine tenths of the file and of the time to read it.
+For the same reason samples are stored by column (``{"phase": […], "seconds": […]}``), not as one object each.
 
-Rows are decoded and checked in one go by msgspec, several times as fast as a look at each field in Python.
-The types are made from the rules of ``validity`` and accept nothing that those refuse. A row that they do not accept
-is left to the slow way, which says what is wrong with it, or accepts it after all.
+msgspec decodes and checks rows in one pass, several times as fast as checking each field in Python. Its types are
+derived from the rules of ``validity`` and accept nothing that those refuse. A row that they reject is checked the
+slow way, which says what is wrong with it or accepts it after all.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ from profiler.results.validity import (
     check_times,
 )
 
-LARGEST_INT = 2**63 - 1  # that msgspec compares
+LARGEST_INT = 2**63 - 1  # the largest integer that msgspec compares
 JSON = frozenset({"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint"})
 FIELDS = tuple(field.name for field in dataclass_fields(Measurement) if field.name != "environment")
-ALWAYS = ("case", "samples", "memory", "cautions")  # are written for each row
+ALWAYS = ("case", "samples", "memory", "cautions")  # written for each row
 NULL, EMPTY = Raw(b"null"), Raw(b"{}")
-NEEDED = {"phase", "seconds", "tokens", "step_s"}  # columns of samples, where there are any
+NEEDED = {"phase", "seconds", "tokens", "step_s"}  # required columns of samples
 
 SAMPLE_FIELDS = USUAL.keys()
-MOST_PARTS = 1000  # of rows, that are remembered
+MOST_PARTS = 1000  # of rows that are cached
 LONGEST_PART = 4096  # bytes
 _parts: dict[tuple[str, bytes], Any] = {}
-EncodedSteps = bytes | Callable[[], bytes]  # packed, or how to get them
+EncodedSteps = bytes | Callable[[], bytes]  # packed, or a function that returns them
 
 
 def typed_rows(text: str) -> Sequence[Any] | None:
-    """The rows of a JSON list as objects with ``FIELDS``; None if one of them is not as we write them.
+    """The rows of a JSON list as objects with ``FIELDS``; None if one of them is not in our own form.
 
     ``case`` and ``memory`` are objects with the fields of their classes, and ``samples`` has a column for each field
-    of ``Sample``. The fields in ``JSON`` are text that was not looked at. What a row leaves out has its default.
+    of ``Sample``. The fields in ``JSON`` are unparsed text. Missing fields have their defaults.
     """
     try:
         found: list[Any] = _decoder().decode(text)
@@ -72,7 +72,7 @@ def typed_rows(text: str) -> Sequence[Any] | None:
 
 
 class Placed(msgspec.Struct):
-    """What rows are put in order by, without the rest of them."""
+    """The fields that rows are sorted by."""
 
     model_id: Any
     quant: Any
@@ -86,7 +86,7 @@ class _Content(msgspec.Struct):
 
 
 def placed(text: str) -> Placed:
-    """Of a row as it is stored; nothing else of it becomes an object. Raises ValueError or TypeError."""
+    """The sort fields of a stored row; the rest is not parsed. Raises ValueError or TypeError."""
     return _placing().decode(text).case
 
 
@@ -96,7 +96,7 @@ def _placing() -> msgspec.json.Decoder[_Content]:
 
 
 def columns(samples: Any) -> dict[str, Any]:
-    """Those that are there. Raises ValueError where one is missing, or of another length."""
+    """The columns that are present. Raises ValueError if one is missing or has another length."""
     found: dict[str, Any] = to_builtins(samples)
     if found and not (found.keys() >= NEEDED and len(set(map(len, found.values()))) == 1):
         check_columns(found)
@@ -104,7 +104,7 @@ def columns(samples: Any) -> dict[str, Any]:
 
 
 def expected(text: bytes) -> Any:
-    """The field ``expected`` if all that is in it is as ``validity.EXPECTED`` has it; None: look at it."""
+    """The field ``expected`` if it follows ``validity.EXPECTED``; None: it needs the slow check."""
     try:
         _expected().decode(text)
         return msgspec.json.decode(text)
@@ -130,7 +130,7 @@ def _expected() -> msgspec.json.Decoder[Any]:
 
 
 def _like(kind: type, made: Mapping[str, Any] | None = None) -> Any:
-    """The type of objects with the fields of a dataclass and no others; ``made``: the types of some of them."""
+    """A type with exactly the fields of a dataclass; ``made`` gives the types of some of them."""
     made, fields = made or {}, []
     for field in dataclass_fields(kind):
         if field.name in made or field.name != "environment":
@@ -140,7 +140,7 @@ def _like(kind: type, made: Mapping[str, Any] | None = None) -> Any:
 
 
 def _default(field: Field[Any], kind: Any) -> tuple[Any, ...]:
-    """Of a field that may be left out."""
+    """The default of an optional field."""
     if field.name in ALWAYS or (field.default is MISSING and field.default_factory is MISSING):
         return ()
     if kind is Raw:
@@ -149,7 +149,7 @@ def _default(field: Field[Any], kind: Any) -> tuple[Any, ...]:
 
 
 def _struct(name: str, form: Form) -> Any:
-    """The type of objects that have no other fields than those of ``form``."""
+    """The type of objects with exactly the fields of ``form``."""
     fields = [
         (field, (_type(rule) if isinstance(rule, Allowed) else _struct(field, rule)) | UnsetType, UNSET)
         for field, rule in form.items()
@@ -162,7 +162,7 @@ def _list(kind: Any) -> Any:
 
 
 def _type(rule: Allowed) -> Any:
-    """The type of what ``rule`` takes, or of a little less."""
+    """The type of what ``rule`` allows, or of slightly less."""
     kinds: list[Any] = []
     if int in rule.kinds:
         low, high = math.ceil(rule.low), min(math.floor(rule.high), LARGEST_INT)
@@ -178,7 +178,7 @@ def _type(rule: Allowed) -> Any:
 def encode(measurement: Measurement) -> tuple[str, bytes]:
     """JSON without environment, nulls and secrets, and all step times in order, little-endian.
 
-    In the JSON, ``step_s`` of a sample is the number of its step times. Raises ValueError for NaN or infinity.
+    In the JSON, ``step_s`` of a sample is the number of its steps. Raises ValueError for NaN or infinity.
     """
     content = replace(measurement, samples=(), environment={}).to_json()
     del content["environment"]
@@ -192,12 +192,12 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
 
 
 def decode(rows: Sequence[tuple[str, EncodedSteps, dict[str, Any]]]) -> list[Measurement]:
-    """The inverse of ``encode``, of (JSON, step times, environment) each.
+    """The inverse of ``encode``, for (JSON, step times, environment) of each row.
 
-    Raises TypeError, KeyError, ValueError or struct.error for what it did not write, and for what cannot be.
+    Raises TypeError, KeyError, ValueError or struct.error for invalid content.
     """
     try:
-        text = f"[{','.join([content for content, _, _ in rows])}]"  # at once: a third faster
+        text = f"[{','.join([content for content, _, _ in rows])}]"  # one parse is a third faster
     except TypeError:
         raise ValueError("its content is not text") from None
     for environment in {id(environment): environment for _, _, environment in rows}.values():
@@ -215,20 +215,20 @@ def _loaded(text: str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not all(isinstance(content, dict) for content in contents):
-        raise ValueError("its content is no object")
+        raise ValueError("its content is not an object")
     return contents
 
 
 def dumps(content: Any) -> str:
-    """Compact JSON; raises ValueError for NaN, which is no JSON.
+    """Compact JSON. Raises ValueError for NaN, which JSON does not have.
 
-    ASCII only: a path whose name is not UTF-8 has characters that SQLite refuses; as escapes they come back whole.
+    ASCII only: a path that is not UTF-8 contains characters that SQLite refuses; as escapes they survive.
     """
     return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def _of_typed(row: Any, steps: EncodedSteps, environment: dict[str, Any]) -> Measurement:
-    """The measurement of a row whose types and ranges have been checked."""
+    """The measurement of a row whose types and ranges are checked."""
     return Measurement(
         convert(row.case, Case, from_attributes=True),
         environment,
@@ -250,7 +250,7 @@ def _of_typed(row: Any, steps: EncodedSteps, environment: dict[str, Any]) -> Mea
 
 
 def _part(name: str, raw: Raw) -> Any:
-    """A part of a row that may hold more than we know. Rows in which it has the same text share one object."""
+    """A part of a row that may contain unknown fields. Rows with the same text share one object."""
     text = bytes(raw)
     known = _parts.get((name, text), _parts)
     return _new_part(name, text) if known is _parts else known
@@ -271,7 +271,7 @@ def _new_part(name: str, text: bytes) -> Any:
 
 
 def _measurement(row: dict[str, Any], steps: EncodedSteps, environment: dict[str, Any]) -> Measurement:
-    """The same of a row that has to be looked at field by field; ValueError says what is wrong with it."""
+    """The measurement of a row that is checked field by field. Raises ValueError with the reason."""
     check_row(row)
     if row["samples"] != {}:
         check_columns(row["samples"])
@@ -281,7 +281,7 @@ def _measurement(row: dict[str, Any], steps: EncodedSteps, environment: dict[str
 
 
 def _made(name: str, content: Any) -> Any:
-    """A field as a ``Measurement`` has it, of JSON that has been checked."""
+    """A field of ``Measurement`` from checked JSON."""
     if name == "case":
         return Case(**{field: _shared(value) for field, value in content.items()})
     if name == "memory":
@@ -300,19 +300,19 @@ def _samples(columns: dict[str, list[Any]], steps: EncodedSteps) -> Sequence[Sam
         return ()
     counts = columns["step_s"]
     if not callable(steps):
-        _checked(counts, steps)  # what cannot be is said now
+        _checked(counts, steps)  # report errors now and not when they are read
     return Repetitions(columns, partial(_step_times, counts, steps))
 
 
 def _shared(value: Any) -> Any:
-    """One text for all rows that have it: JSON makes a new one for each."""
+    """One shared string for all rows that have it; the JSON parser creates a new one each time."""
     return intern(value) if type(value) is str and len(value) <= SHORT else value
 
 
 def _step_times(counts: Sequence[int], steps: EncodedSteps) -> list[tuple[float, ...]]:
-    """Those of each sample, from all of them in a row, which were checked if they are packed already.
+    """The step times of each sample, cut from the list of all; packed ones have been checked.
 
-    Raises ValueError or struct.error for what cannot be.
+    Raises ValueError or struct.error for invalid content.
     """
     seconds = _checked(counts, steps()) if callable(steps) else _unpacked(steps)
     ends = accumulate(counts)
@@ -323,7 +323,7 @@ def _checked(counts: Sequence[int], packed: bytes) -> tuple[float, ...]:
     seconds = _unpacked(packed)
     check_times(seconds, "samples.step_s")
     if sum(counts) != len(seconds):
-        raise ValueError(f"{len(seconds)} step times are stored where {sum(counts)} are counted")
+        raise ValueError(f"{len(seconds)} step times are stored, but the samples have {sum(counts)} steps")
     return seconds
 
 
@@ -332,7 +332,7 @@ def _unpacked(packed: bytes) -> tuple[float, ...]:
 
 
 def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
-    """Every field of a row that may be null is null by default, so it need not be written."""
+    """Fields that may be null are null by default, so nulls need not be written."""
     return {
         name: _without_nulls(value) if isinstance(value, dict) else value
         for name, value in content.items()

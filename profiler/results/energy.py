@@ -1,8 +1,8 @@
-"""Energy of a phase, derived from what its device counted: per repetition, per token, and as mean power.
+"""Energy of a phase, derived from the device's counters: per repetition, per token, and as mean power.
 
-Idle power is part of every figure, as it is part of the bill; what lies above it is an extra. The figure is of what
-``scope`` names and nothing else: a board's is not the machine's. Where the device has no energy counter at all, its
-power is integrated, and ``source`` says so.
+Idle power is included in every figure, since it is on the bill too; the energy above idle is given separately. A
+figure covers what ``scope`` names and nothing else: a board's is not the machine's. If the device has no energy
+counter, its power is integrated, and ``source`` says so.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 from profiler.results.measurement import Energy, Measurement, Phase, PhaseEnergy
 from profiler.units import seconds_text, significant
 
-RESOLVED_S = 10.0  # counters move every 100 ms, and their ends are known to 40: below it more than 1% is in doubt
-SUSPECT = 0.10  # of the larger: a counter and an integral of power that are further apart cannot both be right
-FILLED = 0.95  # of a window by repetitions: then what lies between them moves a figure by 2 or 3% at most
+RESOLVED_S = 10.0  # counters update every 100 ms and ends are known to 40 ms: over 1% error below this
+SUSPECT = 0.10  # of the larger: if counter and integrated power differ by more, one of them is wrong
+FILLED = 0.95  # of a window must be repetitions: then the gaps change the figure by at most 2 or 3%
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
-    """What one phase took on average."""
+    """Mean energy of one phase."""
 
-    joules: float  # of one repetition
-    per_token_j: float  # prompt token (prefill) or output token (decode), of all sequences
+    joules: float  # per repetition
+    per_token_j: float  # per prompt token (prefill) or output token (decode) of all sequences
     watts: float
-    above_idle_j: float | None  # per token, without what the device takes when nothing runs
+    above_idle_j: float | None  # per token, without the idle power
 
 
 def consumption(measurement: Measurement, phase: Phase) -> Consumption | None:
-    """What a phase took, or None where that is not known (``unknown`` says why) or was not asked for."""
+    """The energy of a phase; None if it is not known (``unknown`` says why) or was not requested."""
     part, energy = _part(measurement, phase), measurement.energy
     if part is None or energy is None or (taken := _joules(energy, part)) is None or _why_not(energy, part):
         return None
@@ -41,7 +41,7 @@ def consumption(measurement: Measurement, phase: Phase) -> Consumption | None:
 
 
 def unknown(measurement: Measurement) -> str | None:
-    """Why the energy of a phase is not known, in words; None where all of it is, or nobody asked."""
+    """Why the energy of a phase is not known; None if all of it is, or it was not requested."""
     reasons: dict[str, list[str]] = {}
     for phase in PHASES:
         part = _part(measurement, phase)
@@ -51,7 +51,7 @@ def unknown(measurement: Measurement) -> str | None:
 
 
 def suspect(measurement: Measurement) -> str | None:
-    """In words where counter and integrated power are too far apart to believe either."""
+    """A message if counter and integrated power differ too much to trust either."""
     found = []
     for phase in PHASES:
         part = _part(measurement, phase)
@@ -65,7 +65,7 @@ def suspect(measurement: Measurement) -> str | None:
 
 
 def content(measurement: Measurement) -> dict[str, Any] | None:
-    """The field ``energy`` of a row; null where nobody asked."""
+    """The field ``energy`` of a row; null if energy was not requested."""
     energy = measurement.energy
     if energy is None:
         return None
@@ -94,17 +94,17 @@ def _joules(energy: Energy, part: PhaseEnergy) -> float | None:
 
 
 def _why_not(energy: Energy, part: PhaseEnergy) -> str | None:
-    """Why a figure is not known; no figure of a device is 0."""
+    """Why a figure is not known. A device never uses 0 J."""
     reason = part.counter_reason if energy.counts else part.power_reason
     joules = _joules(energy, part)
     if joules is None:
         return reason or "it was not recorded"
     if part.invalid is not None:
-        return f"the device was not itself ({part.invalid})"
+        return f"the device was disturbed ({part.invalid})"
     if joules <= 0 or part.tokens <= 0:
-        return f"{significant(joules)} J for {part.tokens} tokens cannot be"
+        return f"{significant(joules)} J for {part.tokens} tokens is impossible"
     if part.window_s < RESOLVED_S:
-        return f"it was watched for {seconds_text(part.window_s)}, and below {RESOLVED_S:g} s nothing is resolved"
+        return f"the window of {seconds_text(part.window_s)} is shorter than the {RESOLVED_S:g} s that counters need"
     if part.seconds < FILLED * part.window_s:
-        return f"repetitions filled only {part.seconds / part.window_s:.0%} of the time in which it was counted"
+        return f"repetitions filled only {part.seconds / part.window_s:.0%} of the measured window"
     return None

@@ -1,11 +1,11 @@
-"""What a row was measured on (hardware, software and settings that matter), and how two such environments differ.
+"""The environment of a row (hardware, software and relevant settings), and the differences between two of them.
 
-Everything here is chosen. The environment of the process is never dumped: it holds tokens (see ``settings``).
+Every entry is chosen. The process environment is never dumped, because it contains tokens (see ``settings``).
 No torch is imported: versions come from installed metadata.
 
-**Settings** are the environment variables that change how fast the same code runs. One list for both, so that nothing
-reaches a worker unrecorded. Paths, places and what only says which card is meant (the row has its UUID) are no part
-of it; nor is anything whose name sounds like a secret.
+**Settings** are the environment variables that change how fast the same code runs. One list decides both what is
+recorded and what a worker gets, so nothing reaches a worker unrecorded. Paths, and variables that only select a card
+(the row has its UUID), are excluded, and so is everything whose name looks like a secret.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ NEUTRAL = re.compile(
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(GIB // 32), "MALLOC_TRIM_THRESHOLD_": str(1024 * GIB)}
 HEAP_SETTINGS = re.compile("GLIBC_TUNABLES|LD_PRELOAD|MALLOC_.*")
-LENGTH = 200  # characters kept of a value; a longer one is told from others by a hash
+LENGTH = 200  # characters kept of a value; a hash distinguishes longer ones
 
-LIBRARIES = (  # what runs a model, and what transformers and bitsandbytes take instead of their own where it is there
+LIBRARIES = (  # what runs a model, and packages that transformers and bitsandbytes use if they are installed
     *("llm-hwprofile", "torch", "transformers", "bitsandbytes", "nvidia-ml-py", "triton", "cuda-bindings"),
     *("accelerate", "safetensors", "gguf", "peft"),  # what loads weights
     *("kernels", "flash-attn", "flash-attn-4", "flash-linear-attention", "fla-core", "causal-conv1d", "tilelang"),
@@ -56,12 +56,12 @@ LIBRARIES = (  # what runs a model, and what transformers and bitsandbytes take 
     *("fbgemm-gpu-genai", "liger-kernel", "deepspeed", "intel-extension-for-pytorch", "nvidia-cudnn-cu13"),
 )
 COMMAND_TIMEOUT_S = 2
-CODE = ("profiler", "kernels", "scenarios")  # what of a checkout runs
-LINK, SHA1_DIGITS = "120000", 40  # of git: a mode, and the length of a name in a repository that uses SHA-1
-GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")  # absent where the host sets the clocks
+CODE = ("profiler", "kernels", "scenarios")  # the parts of a checkout that run
+LINK, SHA1_DIGITS = "120000", 40  # git: the mode of a link, and the length of a SHA-1 name
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")  # absent if the host controls the clocks
 
 VALUE_LENGTH = 60  # characters of one value
-NAMES = {  # what a person calls it, where "cpu governor" is not good enough
+NAMES = {  # readable names, where "cpu governor" is not clear enough
     "cpu title": "CPU",
     "cpu cores": "cores",
     "device title": "device",
@@ -72,28 +72,28 @@ NAMES = {  # what a person calls it, where "cpu governor" is not good enough
     "python": "Python",
 }
 PARTS = ("cpu", "device")
-OF_NO_WEIGHT = ("name", "memory_bytes", "free_bytes")  # of a device
+OF_NO_WEIGHT = ("name", "memory_bytes", "free_bytes")  # fields of a device that do not matter
 ALONE = ("system", "virtual", "python")
-NAMED = ("libraries", "settings")  # each name in them stands for itself
+NAMED = ("libraries", "settings")  # each name in them is an entry of its own
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable of this name may open somebody's account."""
+    """Whether a variable of this name may contain a credential."""
     return any(word in name.upper() for word in SECRET)
 
 
 def heap(environ: Mapping[str, str]) -> dict[str, str]:
-    """What glibc's heap is set to in a worker, unless the user has set it up.
+    """The settings of glibc's heap in a worker, unless the user has set them.
 
-    Blocks of 32 MiB are mapped anew each time, as in any process; smaller ones come from memory that stays. Left to
-    itself, glibc raises that threshold, and returns memory, by what was freed before: one step of Gemma 3 270M in nf4
-    took between 0 and 55,000 page faults, and up to 455 ms of system time in a step of 585.
+    Blocks of 32 MiB are mapped anew each time, as in any process; smaller ones come from memory that is kept. By
+    default glibc adapts that threshold, and returns memory, depending on what was freed before: one step of Gemma 3
+    270M in nf4 took between 0 and 55,000 page faults, and up to 455 ms of system time in a step of 585.
     """
     return {} if any(HEAP_SETTINGS.fullmatch(name) for name in environ) else dict(HEAP)
 
 
 def settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Names and values of what changes speed in a worker that is started from here."""
+    """Names and values of the variables that change speed in a worker started from here."""
     given = heap(environ) | dict(environ)
     return {name: _bounded(value) for name, value in sorted(given.items()) if _is_recorded(name)}
 
@@ -107,9 +107,9 @@ def _bounded(value: str) -> str:
 
 
 def snapshot(device: DeviceInfo, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Plain JSON content that describes the machine now. Bytes, watts and cores; unknown is None. No secrets.
+    """A JSON description of the machine now. Bytes, watts and cores; unknown is None. No secrets.
 
-    ``versions`` of what the backend runs beside the libraries (``Backend.versions``).
+    ``versions``: of what the backend runs in addition to the libraries (``Backend.versions``).
     """
     content: dict[str, Any] = redact_json(_content(device))
     content["libraries"] |= redact_json(dict(versions or {}))
@@ -149,24 +149,24 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
 
 
 def environment_key(content: dict[str, Any]) -> str:
-    """Equal for snapshots between which speed is the same: a new driver, library, limit or setting changes it.
+    """Equal for snapshots with equal speed: a new driver, library, limit or setting changes it.
 
-    Amounts of memory and the state of the checkout are no part of it. A GPU counts by its UUID: of two equal cards
-    one may be the slower.
+    Memory sizes and the state of the checkout are not included. A GPU counts by its UUID, because one of two equal
+    cards may be slower.
     """
     ignored = ("name", "memory_bytes", "free_bytes")
     device = {name: value for name, value in content.get("device", {}).items() if name not in ignored}
     parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "settings")]
     installed = {name: version for name, version in content.get("libraries", {}).items() if version is not None}
-    parts.append(installed)  # so that a library which is recorded from now on does not make every row a stranger
+    parts.append(installed)  # so that recording another library does not change the key of every row
     limits = content.get("limits", {})
     confined = [limits["cpus"]] if limits.get("cpus") else []  # rows from before it was recorded keep their key
     return digest([device, limits.get("cores"), *parts, *confined])
 
 
 def limits() -> dict[str, Any]:
-    """What this process may use: bytes of memory and cores' worth of CPU time that control groups allow, threads that
-    a worker takes by itself and physical cores, and which CPUs these are; None where there is no limit.
+    """What this process may use: memory in bytes and CPU time in cores as control groups allow, the default number of
+    threads of a worker, physical cores, and which CPUs they are. None without a limit.
     """
     found = allowance.find()
     return {
@@ -189,13 +189,13 @@ def _meminfo(field: str) -> int | None:
 
 
 def _is_virtual() -> bool | None:
-    """Whether a hypervisor shares this machine's cores out: then time can be stolen. Only x86 says so."""
+    """Whether the machine is virtual, so that a hypervisor can steal CPU time. Only x86 reports it."""
     flags = re.search(r"^flags\s*:(.*)$", _read(Path("/proc/cpuinfo")) or "", re.MULTILINE)
     return "hypervisor" in flags[1].split() if flags else None
 
 
 def _version(name: str) -> str | None:
-    """Version of an installed distribution; of torch with its local part (``+cu130``), which metadata may lack."""
+    """Version of an installed distribution; for torch with the local part (``+cu130``), which metadata may lack."""
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -208,7 +208,7 @@ def _version(name: str) -> str | None:
 
 
 def _power_limit_w(uuid: str) -> float | None:
-    """The enforced power limit of a GPU, or None where NVML or the board does not tell."""
+    """The enforced power limit of a GPU; None if NVML or the board does not report it."""
     try:
         import pynvml
     except ImportError:
@@ -225,10 +225,10 @@ def _power_limit_w(uuid: str) -> float | None:
 
 
 def _source(root: Path) -> dict[str, Any] | None:
-    """Commit of the checkout the profiler runs from, and whether the code that runs is another; None for an installed
-    copy.
+    """Commit of the checkout that the profiler runs from, and whether its code differs from that; None for an
+    installed copy.
 
-    The files are compared here: ``git status`` would run the filters that the repository names.
+    The files are compared here, because ``git status`` would run filters that the repository configures.
     """
     if not (root / ".git").exists():
         return None
@@ -245,7 +245,7 @@ def _source(root: Path) -> dict[str, Any] | None:
 
 
 def _differs(root: Path, entry: bytes) -> bool:
-    """Whether a file is another than its entry in the tree of the commit says."""
+    """Whether a file differs from its entry in the commit's tree."""
     fields, _, name = entry.partition(b"\t")
     mode, kind, stored = fields.decode().split()
     if kind != "blob":  # a submodule, whose code is in another repository
@@ -267,7 +267,7 @@ def _read(path: Path) -> str | None:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """``torch 2.12.0 → 2.13.0`` for everything between ``a`` and ``b`` that may change speed; empty for equals."""
+    """``torch 2.12.0 → 2.13.0`` for each difference between ``a`` and ``b`` that may change speed."""
     left, right = dict(_flat(a)), dict(_flat(b))
     return [
         f"{printable(NAMES.get(name, name), VALUE_LENGTH)} {_text(left.get(name))} → {_text(right.get(name))}"

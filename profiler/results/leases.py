@@ -1,9 +1,8 @@
-"""Which case which running sweep is measuring, so that two sweeps of one store do not both measure it.
+"""Which running sweep is measuring which case, so that two sweeps of one store do not both measure it.
 
-A lease is a row of the store that its holder renews while it measures. Whoever finds one waits for as long as its
-holder lives: on the same machine that is asked of the kernel, elsewhere the lease's counter must go on. Nobody's
-clock is compared with anybody else's, so neither a changed clock nor another time zone ends a lease or keeps a dead
-one.
+A lease is a row of the store that its holder renews while it measures. Other sweeps wait while its holder lives: on
+the same machine the kernel knows, from another machine the lease's counter must advance. Clocks of different machines
+are never compared, so a changed clock or another time zone neither ends a lease nor keeps a dead one.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from profiler.case import digest
 from profiler.results import database
 from profiler.results.database import in_words
 
-BEAT_S = 5.0  # between two renewals; one is a write of a few hundred bytes that is not synced
-DEAD_S = 60.0  # without a renewal: longer than a parent process stops for anything but its own end
+BEAT_S = 5.0  # between renewals; each writes a few hundred bytes without syncing
+DEAD_S = 60.0  # without a renewal: longer than a living parent process ever pauses
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +30,14 @@ class Holder:
     """The sweep that is measuring a case."""
 
     run: str
-    machine: str | None  # of ``this_machine``; None: it has no identity
+    machine: str | None  # as in ``this_machine``; None: unknown
     pid: int
-    started: int | None  # of the process, in clock ticks since its machine booted
+    started: int | None  # start of the process, in clock ticks since its machine booted
     beat: int
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process is known to have ended: only the machine that it ran on can tell."""
+        """Whether its process is known to have ended, which only its own machine can tell."""
         if self.machine is None or self.machine != this_machine():
             return False
         started = started_at(self.pid)
@@ -46,7 +45,7 @@ class Holder:
             return False
         try:
             os.kill(self.pid, 0)
-        except PermissionError:  # a process of another user; /proc may hide it from us
+        except PermissionError:  # a process of another user; /proc may hide it
             return started is not None
         except (OSError, OverflowError):
             pass
@@ -54,15 +53,15 @@ class Holder:
 
 
 class Leases:
-    """The leases of one run, and what it knows of those of others. A context manager: it gives its own back.
+    """The leases of one run, and its knowledge of other runs' leases. A context manager that releases its own.
 
-    It has a connection of its own that does not sync the disk: a lease need not outlive a power failure.
+    It uses its own connection, which does not sync the disk: a lease need not survive a power failure.
     """
 
     def __init__(self, path: Path, run: str, environment: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._run, self._environment, self._clock = path, run, environment, clock
         self._db = database.connect(path, create=False)
-        self._seen: dict[str, tuple[Holder, float]] = {}  # by case: a holder, and when its counter was new to us
+        self._seen: dict[str, tuple[Holder, float]] = {}  # by case: the holder, and when its counter last changed
         self._beat_at = clock()
         with in_words(path):
             self._db.execute("PRAGMA synchronous = NORMAL")
@@ -71,16 +70,16 @@ class Leases:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with suppress(sqlite3.Error):  # whoever meets them finds that this process has ended
+        with suppress(sqlite3.Error):  # other sweeps will see that this process has ended
             self._db.execute("DELETE FROM leases WHERE run = ?", (self._run,))
         self._db.close()
 
     def claim(self, key: str) -> Holder | None:
-        """Take the lease of the case ``key``, unless the living sweep that is returned has it. Raises StoreError."""
+        """Take the lease of the case ``key``, or return the living sweep that has it. Raises StoreError."""
         with in_words(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                database.check_in_place(self._path, self._db)  # before a case is measured whose row would be lost
+                database.check_in_place(self._path, self._db)  # before measuring a case whose row would be lost
                 holder = self._holder(key)
                 if holder is None:
                     mine = (key, self._environment, self._run, this_machine(), os.getpid(), started_at(os.getpid()))
@@ -94,16 +93,16 @@ class Leases:
         return holder
 
     def release(self, key: str) -> None:
-        """Give the lease of a case back that will not be measured; ``Store.append`` does it for one that was."""
+        """Release the lease of a case that will not be measured; ``Store.append`` releases those of measured ones."""
         with in_words(self._path):
             self._db.execute("DELETE FROM leases WHERE key = ? AND run = ?", (key, self._run))
 
     def renew(self) -> None:
-        """Show that this run lives, if it is time to. Never waits: a store that is busy is tried again soon."""
+        """Show that this run lives, if it is time. Never waits: if the store is busy, it retries soon."""
         now = self._clock()
         if now - self._beat_at < BEAT_S:
             return
-        with suppress(sqlite3.Error):  # what ails the store is said when a row is stored
+        with suppress(sqlite3.Error):  # problems with the store are reported when a row is stored
             self._db.execute("PRAGMA busy_timeout = 0")
             self._db.execute("UPDATE leases SET beat = beat + 1 WHERE run = ?", (self._run,))
             self._beat_at = now
@@ -111,7 +110,7 @@ class Leases:
             self._db.execute(f"PRAGMA busy_timeout = {database.BUSY_TIMEOUT_S * 1000:.0f}")
 
     def _holder(self, key: str) -> Holder | None:
-        """The living sweep that has the lease of a case."""
+        """The living sweep that holds the lease of a case."""
         found = self._db.execute(
             "SELECT run, machine, pid, started, beat FROM leases WHERE key = ? AND environment = ? AND run <> ?",
             (key, self._environment, self._run),
@@ -128,9 +127,9 @@ class Leases:
 
 @cache
 def this_machine() -> str | None:
-    """Names the machine, its boot and the space its process numbers are of; None where one of them is not known.
+    """Identifies the machine, its boot and its PID namespace; None if one of them is not known.
 
-    A digest: stores are passed on, and the name of a machine is nobody's business.
+    It is a digest, because stores are shared and a machine's name is private.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -140,7 +139,7 @@ def this_machine() -> str | None:
 
 
 def started_at(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks since boot; None if there is none, or it has ended."""
+    """When a process of this machine started, in clock ticks since boot; None if it does not exist or has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -1,11 +1,11 @@
 """A measurement: the raw numbers of one case. Statistics are derived from it (``stats.py``), never stored.
 
-The peak of a case is also taken apart: what its measured parts add up to, and what is left over.
+The peak of a case is also split into its measured parts and an unaccounted remainder:
 
     process at the peak = framework + weights + cache + activations + graph pool + left mapped + unaccounted
 
-of the phase whose peak is the higher one. On a GPU the remainder holds what the allocator reserved and did not use;
-on a CPU the model's Python objects, what the heap keeps between blocks, and tables that kernels made of weights.
+This is for the phase with the higher peak. On a GPU the remainder contains what the allocator reserved but did not
+use; on a CPU, the model's Python objects, free blocks in the heap, and tables that kernels build from weights.
 """
 
 from __future__ import annotations
@@ -28,128 +28,128 @@ PLAIN = " on plain torch"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed repetition of one phase. The record keeps all of them; only some count, see ``Measurement.of``."""
+    """One timed repetition of one phase. All of them are stored, but only some count: see ``Measurement.of``."""
 
     phase: Phase
     seconds: float  # wall, from before the first launch to after the last sync
     tokens: int  # batch × context (prefill) or batch × steps (decode), as counted from what was processed
     step_s: tuple[float, ...] = ()  # decode: seconds of each step
     cpu_s: float | None = None  # process CPU time over the same window
-    wait_s: float | None = None  # seconds its threads were ready and got no core
+    wait_s: float | None = None  # seconds in which its threads were ready to run but had no core
     device_s: float | None = None  # CUDA: between events at both ends of the window, on the device's own clock
-    drain_s: float | None = None  # CUDA: seconds the device still worked when the host had launched everything
-    warmup: bool = False  # run before the device was warm: kept in the record, in no statistic
-    invalid: str | None = None  # why it is no figure of this device, in words (throttled): likewise
-    ended_s: float | None = None  # on a monotonic clock of no known origin: differences say how repetitions lie
+    drain_s: float | None = None  # CUDA: seconds of device work left when the host had launched everything
+    warmup: bool = False  # run before the device was warm: stored, but in no statistic
+    invalid: str | None = None  # why it says nothing about the device (throttled): stored, but in no statistic
+    ended_s: float | None = None  # on a monotonic clock: differences show the gaps between repetitions
     sm_mhz: float | None = None  # GPU: median clock while it ran
     temperature_c: float | None = None  # GPU: highest
-    capped: float | None = None  # GPU: share of the time in which the power limit held the clocks down
+    capped: float | None = None  # GPU: share of the time in which the power limit lowered the clocks
 
 
-USUAL = {each.name: each.default for each in fields(Sample)}  # of a sample, in the order of the constructor
+USUAL = {each.name: each.default for each in fields(Sample)}  # defaults of the fields, in order
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. ``None`` where the phase did not run or the counter does not exist."""
+    """Bytes. ``None`` if the phase did not run or the counter does not exist."""
 
-    weights_bytes: int | None = None  # true sum of the storages of parameters and buffers
+    weights_bytes: int | None = None  # sum of the storages of parameters and buffers
     unquantized_bytes: int | None = None  # part of it that the quantization left in a plain dtype
     cache_bytes: int | None = None  # storages behind the cache at the end of decode: depth context + steps
-    retained_bytes: int | None = None  # beyond the cache's own tensors, kept alive by them after prefill
-    baseline_bytes: int | None = None  # the process before the model: interpreter, framework, context
+    retained_bytes: int | None = None  # kept alive after prefill by the cache's tensors, but not part of them
+    baseline_bytes: int | None = None  # the process before the model is loaded: interpreter, framework, context
     load_peak_bytes: int | None = None
     prefill_peak_bytes: int | None = None
     decode_peak_bytes: int | None = None
-    process_peak_bytes: int | None = None  # the figure that decides whether it fits
+    process_peak_bytes: int | None = None  # decides whether the case fits
     reserved_bytes: int | None = None  # CUDA: the allocator's segments
-    # The peak of a phase taken apart. Rows of before 2026-11 have none of it.
+    # The parts of a phase's peak (run/loop.py). Rows from before 2026-11 have none of them.
     growing_cache_bytes: int | None = None  # the parts of cache_bytes: layers that keep every token,
     window_cache_bytes: int | None = None  # that keep the last ones,
-    recurrent_bytes: int | None = None  # and that keep a state
-    prefill_cache_bytes: int | None = None  # storages behind the cache after prefill, retained ones included
-    prefill_activation_bytes: int | None = None  # what the phase takes at its peak and gives back when it ends
+    recurrent_bytes: int | None = None  # and those that keep a state
+    prefill_cache_bytes: int | None = None  # storages behind the cache after prefill, including retained ones
+    prefill_activation_bytes: int | None = None  # what the phase uses at its peak and frees at its end
     decode_activation_bytes: int | None = None
-    graph_pool_bytes: int | None = None  # CUDA: kept by captured graphs
-    framework_bytes: int | None = None  # interpreter, libraries, the CUDA context: what is no tensor
-    left_mapped_bytes: int | None = None  # CPU: of checkpoint files that stay mapped though no weight is in them
-    phases_process_bytes: int | None = None  # the process at the peak of both phases, without that of loading
-    device_bytes: int | None = None  # CUDA: used by all programs
+    graph_pool_bytes: int | None = None  # CUDA: memory of captured graphs
+    framework_bytes: int | None = None  # interpreter, libraries, CUDA context: everything that is not a tensor
+    left_mapped_bytes: int | None = None  # CPU: checkpoint files that stay mapped although no weight is in them
+    phases_process_bytes: int | None = None  # peak of the process over both phases, without loading
+    device_bytes: int | None = None  # CUDA: used by all processes
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseEnergy:
-    """What a device took while a phase was repeated, by two ways of telling; ``None`` where the reason says why."""
+    """Energy of a device while a phase was repeated, from two sources; ``None`` where the reason says why."""
 
     repetitions: int
     seconds: float  # of all repetitions
-    window_s: float  # for which the device was watched: what lies between repetitions as well
+    window_s: float  # in which the device was watched, including the gaps between repetitions
     tokens: int  # prompt tokens (prefill) or output tokens (decode) of all repetitions
-    counter_j: float | None = None  # by the device's energy counter
+    counter_j: float | None = None  # from the device's energy counter
     counter_reason: str | None = None
-    power_j: float | None = None  # by its power, read 25 times a second
+    power_j: float | None = None  # from its power, read 25 times a second
     power_reason: str | None = None
-    invalid: str | None = None  # why it is no figure of this device, in words (throttled)
+    invalid: str | None = None  # why it says nothing about the device (throttled)
 
 
 @dataclass(frozen=True, slots=True)
 class Energy:
     """Energy of the phases that ran. Figures are derived in ``energy.py``."""
 
-    source: str | None = None  # nvml-counter | nvml-power | rapl-counter: which of the two is the figure
-    scope: str | None = None  # gpu-board | cpu-package: what it is of
+    source: str | None = None  # nvml-counter | nvml-power | rapl-counter: the source of the figure
+    scope: str | None = None  # gpu-board | cpu-package: what the energy covers
     prefill: PhaseEnergy | None = None
     decode: PhaseEnergy | None = None
-    idle_w: float | None = None  # with the model loaded and nothing running
+    idle_w: float | None = None  # with the model loaded and idle
     idle_reason: str | None = None
 
     @property
     def counts(self) -> bool:
-        """Whether the device's counter is the figure; else its power, integrated."""
+        """Whether the figure comes from the energy counter; otherwise from integrated power."""
         return self.source is None or self.source.endswith("counter")
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Energy:
-        """The inverse of ``asdict``, nulls or none."""
+        """The inverse of ``asdict``, with or without nulls."""
         parts = {phase: PhaseEnergy(**part) for phase in ("prefill", "decode") if (part := content.get(phase))}
         return cls(**(content | parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """A reason not to take a number at face value. ``code`` is stable, ``text`` is for people."""
+    """A reason to distrust a number. ``code`` is stable, ``text`` is for the user."""
 
     code: str
     text: str
-    help: str | None = None  # the option that helps
+    help: str | None = None  # the option or action that helps
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePath:
-    """What became of ``--path static`` or ``graph``. ``None``: does not apply, or cannot be known."""
+    """What ``--path static`` or ``graph`` ran as. ``None``: does not apply, or unknown."""
 
-    ran: str  # the path that really ran
-    reason: str | None = None  # why it is not the one that was asked for
-    kernels: str | None = None  # what computes matrix–vector products, or why plain torch does
+    ran: str  # the path that ran
+    reason: str | None = None  # why it is not the requested one
+    kernels: str | None = None  # what computes matrix–vector products, or why PyTorch does
     graphs: int = 0
-    nodes_per_token: int | None = None  # kernels of one captured step
-    prepare_s: float = 0.0  # warm-up, capture or compilation: in no measurement
-    cache_needed_bytes: int | None = None  # keys and values that a step at the end needs: once, whoever shares them
-    cache_read_bytes: int | None = None  # and those it reads: buckets are padded
-    machine: str | None = None  # it fell back because of the machine in this state (``decode_path.machine_state``)
+    nodes_per_token: int | None = None  # kernels in one captured step
+    prepare_s: float = 0.0  # warm-up, capture or compilation: excluded from all measurements
+    cache_needed_bytes: int | None = None  # K and V that a step at the end needs: shared ones count once
+    cache_read_bytes: int | None = None  # K and V that it reads: buckets are padded
+    machine: str | None = None  # state of the machine that caused a fallback (``decode_path.machine_state``)
 
     @property
     def on_plain_torch(self) -> bool:
-        """Whether our own loops or kernels could not be had."""
+        """Whether our own kernels were unavailable."""
         return self.kernels is not None and self.kernels.startswith("plain torch")
 
 
 class Repetitions(Sequence[Sample]):
-    """The samples of a stored row, by column as the store keeps them. They are made when one is looked at.
+    """The samples of a stored row, by column as the store keeps them. Sample objects are created on access.
 
-    A report reads a hundred thousand rows and shows sixty; making a million samples took it longer than all the rest.
-    ``columns`` has a list for each field that some sample states, all of one length; instead of step times it has how
-    many each sample took, and ``step_s`` gives them when it is called.
+    A report reads a hundred thousand rows and shows sixty; creating a million samples took longer than everything
+    else. ``columns`` has a list for each field that any sample has, all of one length. Instead of step times it has
+    the number of steps of each sample, and ``step_s`` returns the times when it is called.
     """
 
     __slots__ = ("_made", "_step_s", "columns")
@@ -199,7 +199,7 @@ class Repetitions(Sequence[Sample]):
 
 
 class _Derived:
-    """Room for what is worked out of a row and asked for again and again: its rows are frozen, so it stays true."""
+    """A cache for values derived from a row. Rows are frozen, so the values stay correct."""
 
     __slots__ = ("_again", "_known")
     _known: dict[Any, Any]
@@ -208,7 +208,7 @@ class _Derived:
 
 @dataclass(frozen=True, slots=True)
 class Measurement(_Derived):
-    """One row. ``samples`` are empty unless ``outcome`` is ok; ``reason`` is words for every other outcome."""
+    """One row. ``samples`` is empty unless ``outcome`` is ok; ``reason`` explains every other outcome."""
 
     case: Case
     environment: dict[str, Any]
@@ -216,19 +216,19 @@ class Measurement(_Derived):
     reason: str | None = None
     samples: Sequence[Sample] = ()  # a tuple, or ``Repetitions``
     memory: Memory = Memory()
-    energy: Energy | None = None  # where it was asked for
+    energy: Energy | None = None  # if it was requested or is available
     cautions: tuple[Caution, ...] = ()
     load_s: float | None = None
-    threads: int | None = None  # CPU threads the backend computed with
+    threads: int | None = None  # CPU threads that the backend used
     started_at: str | None = None  # UTC, ISO 8601
-    asked: dict[str, Any] = field(default_factory=dict)  # reps or precision, and max_phase_s, that were asked for
+    asked: dict[str, Any] = field(default_factory=dict)  # the requested reps or precision, and max_phase_s
     stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (run/repetitions)
-    expected: dict[str, Any] = field(default_factory=dict)  # as predicted before it ran (cost/estimate.py)
-    decode_path: DecodePath | None = None  # None: transformers as shipped
-    checkpoint: dict[str, Any] = field(default_factory=dict)  # what the weights' files hold and the model takes
+    expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/estimate.py)
+    decode_path: DecodePath | None = None  # None: transformers without patches
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
 
     def known(self, question: Any, answer: Callable[[], Any]) -> Any:
-        """``answer()``, worked out once for each ``question``."""
+        """``answer()``, computed once for each ``question``."""
         try:
             known = self._known
         except AttributeError:
@@ -240,18 +240,18 @@ class Measurement(_Derived):
 
     @property
     def again(self) -> Callable[[], Measurement]:
-        """What gives this row once more: its store where it has one, so that the row itself need not be kept."""
+        """A function that returns this row again, from its store if it has one, so that the row need not be kept."""
         try:
             return self._again
         except AttributeError:
             return lambda: self
 
     def kept_in(self, store: Callable[[], Measurement]) -> None:
-        """``store`` reads this row again, as long as the store is open."""
+        """Read this row again with ``store``, which works as long as the store is open."""
         object.__setattr__(self, "_again", store)
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
-        """The repetitions of one phase that count, in order: no warm-ups, none that is invalid."""
+        """The repetitions of one phase that count, in order: without warm-ups and invalid ones."""
         counted: tuple[Sample, ...] = self.known(
             ("of", phase),
             lambda: tuple(sample for sample in self.record(phase) if not sample.warmup and sample.invalid is None),
@@ -259,7 +259,7 @@ class Measurement(_Derived):
         return counted
 
     def record(self, phase: Phase) -> tuple[Sample, ...]:
-        """All repetitions of one phase in order, with its warm-ups and those that do not count."""
+        """All repetitions of one phase in order, including warm-ups and invalid ones."""
         every: tuple[Sample, ...] = self.known(
             ("record", phase), lambda: tuple(sample for sample in self.samples if sample.phase == phase)
         )
@@ -271,7 +271,7 @@ class Measurement(_Derived):
         return found
 
     def seconds(self, phase: Phase, warmups: bool = False) -> list[float]:
-        """The same without tokens."""
+        """Seconds of the same repetitions."""
         return [seconds for seconds, _ in self.timed(phase, warmups)]
 
     def column(self, name: str, phase: Phase) -> list[Any]:
@@ -280,20 +280,20 @@ class Measurement(_Derived):
 
     @property
     def stated(self) -> Set[str]:
-        """The fields that some sample states; most leave most of theirs out."""
+        """The fields that any sample has; most samples leave most of them out."""
         if isinstance(self.samples, Repetitions):
             return self.samples.columns.keys()
         return {name for name in USUAL if self.states(name)}
 
     def states(self, name: str) -> bool:
-        """Whether any sample states the field ``name``."""
+        """Whether any sample has the field ``name``."""
         if isinstance(self.samples, Repetitions):
             return name in self.samples.columns
         return any(getattr(sample, name) != USUAL[name] for sample in self.samples)
 
     @property
     def counted(self) -> tuple[Sequence[Phase], Sequence[float], Sequence[int]] | None:
-        """Phase, seconds and tokens of all repetitions that count; None where each has to be looked at."""
+        """Phase, seconds and tokens of all repetitions that count; None if some do not count."""
         if not isinstance(self.samples, Repetitions):
             return None
         columns = self.samples.columns
@@ -321,7 +321,7 @@ class Measurement(_Derived):
         return [values[place] for place in places]
 
     def _places(self, phase: Phase, warmups: bool) -> list[int]:
-        """Which samples count."""
+        """Indices of the samples that count."""
         places = [place for place, which in enumerate(self._values("phase")) if which == phase]
         for name in ("invalid",) if warmups else ("invalid", "warmup"):
             if self.states(name):
@@ -336,7 +336,7 @@ class Measurement(_Derived):
         return [getattr(sample, name) for sample in self.samples]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON content: exactly what the store keeps."""
+        """The row as JSON, exactly as the store keeps it."""
         return asdict(replace(self, samples=tuple(self.samples)))
 
     @classmethod
@@ -353,7 +353,7 @@ class Measurement(_Derived):
 
 
 def peak_phase(memory: Memory) -> Phase | None:
-    """The phase that takes more at its peak; None where neither is known."""
+    """The phase with the higher peak; None if neither is known."""
     prefill, decode = memory.prefill_peak_bytes, memory.decode_peak_bytes
     if prefill is None and decode is None:
         return None
@@ -361,7 +361,7 @@ def peak_phase(memory: Memory) -> Phase | None:
 
 
 def parts(memory: Memory) -> dict[str, int | None]:
-    """Bytes of each part at the peak of ``peak_phase``; None where one was not measured. Empty without a peak."""
+    """Bytes of each part at the peak of ``peak_phase``; None for unmeasured parts. Empty without a peak."""
     phase = peak_phase(memory)
     if phase is None:
         return {}
@@ -377,7 +377,7 @@ def parts(memory: Memory) -> dict[str, int | None]:
 
 
 def unaccounted_bytes(memory: Memory) -> int | None:
-    """What the process held at the peak beyond its parts, negative where they are counted too high; None: unknown."""
+    """Bytes at the peak that no part explains, negative if the parts add up to more; None: unknown."""
     known = [size for size in parts(memory).values() if size is not None]
     if memory.phases_process_bytes is None or not known or len(known) < len(parts(memory)):
         return None
@@ -385,20 +385,20 @@ def unaccounted_bytes(memory: Memory) -> int | None:
 
 
 def step(row: Measurement) -> str:
-    """``static``, ``eager``, ``static on plain torch``. A row that says nothing ran what was asked for."""
+    """``static``, ``eager``, ``static on plain torch``. Without a record, the requested path ran."""
     found = row.decode_path
     return row.case.path if found is None else found.ran + PLAIN * found.on_plain_torch
 
 
 def in_words(row: Measurement) -> str:
-    """The step, with the reason why it is not the one that was asked for, where there is one."""
+    """The decode step that ran, with the reason if it is not the requested one."""
     found = row.decode_path
     reason = found and (found.reason or (found.kernels if found.on_plain_torch else None))
     return f"{step(row)} ({printable(reason, 200)})" if reason else step(row)
 
 
 def difference(a: Measurement, b: Measurement, names: tuple[str, str]) -> str | None:
-    """That rows with these names ran different steps, in words; ``None`` if they ran the same one."""
+    """A message if two rows ran different decode steps; ``None`` if they ran the same one."""
     if step(a) == step(b):
         return None
     return f"different decode steps ran: {names[0]} {in_words(a)}, {names[1]} {in_words(b)}"

@@ -1,4 +1,4 @@
-"""Rows by the names that people give them: a run of the store, a file of rows, another store."""
+"""Reads rows by the name that the user gives: a run of the store, a file of rows, or another store."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SUFFIXES = (".jsonl", ".json", ".sqlite")
 
 
 def file_named(name: str) -> Path | None:
-    """The file of rows, or the store, that ``name`` is; None if it is a run. A file of that name goes first.
+    """The file of rows, or the store, called ``name``; None if it names a run. Files take precedence over runs.
 
-    Raises ProfileError for an empty text, and for a name that only a file can have where there is none.
+    Raises ProfileError for an empty text, and for a missing file whose name cannot be a run's.
     """
     if not name.strip():
-        raise ProfileError("the name of a run is an empty text", "Give a run (profile runs) or a file of rows.")
+        raise ProfileError("the name of a run is empty", "Give a run (profile runs) or a file of rows.")
     path = Path(name)
     if exists(path):
         return path
@@ -34,7 +34,7 @@ def file_named(name: str) -> Path | None:
 
 
 def named(name: str, store: Path | None) -> list[Measurement]:
-    """The rows of a run of ``store`` or of a file. Raises ProfileError."""
+    """The rows of a run of ``store``, or of a file. Raises ProfileError."""
     path = file_named(name)
     if path is not None:
         return row.read(path)
@@ -43,9 +43,9 @@ def named(name: str, store: Path | None) -> list[Measurement]:
 
 
 def of_runs(store: Store, names: Sequence[str]) -> tuple[Iterable[Measurement], str | None, list[Run]]:
-    """The rows of some runs, or the newest row of every case; the run's id if it is one only; and their runs.
+    """The rows of some runs, or the newest row of every case; the id if it is a single run; and the runs.
 
-    The rows may be looked at as long as ``store`` is open. Raises NotFound where there are none.
+    The rows are valid while ``store`` is open. Raises NotFound if there are none.
     """
     chosen = list(dict.fromkeys(store.find_run(name) for name in names))
     runs = [run for run in store.runs(counted=False) if not chosen or run.id in chosen]
@@ -57,13 +57,13 @@ def of_runs(store: Store, names: Sequence[str]) -> tuple[Iterable[Measurement], 
 
 
 def in_grid_order(rows: Sequence[Measurement]) -> list[Measurement]:
-    """Rows as a sweep prints them, whatever was stored first: models and formats as first seen, then by size."""
+    """Rows in the order of a sweep, whatever was stored first: models and quantizations as seen, then by size."""
     places = grid_places([row.case for row in rows])
     return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
 
 
 def grid_places(cases: Sequence[Any]) -> list[tuple[int, ...]]:
-    """The same as a key to sort by, for each of ``cases``, which have the fields of one."""
+    """Sort keys for that order, one for each of ``cases``, which have the fields of ``Case``."""
     models = {case.model_id: place for place, case in reversed(list(enumerate(cases)))}
     quants = {case.quant: place for place, case in reversed(list(enumerate(cases)))}
     return [(models[case.model_id], quants[case.quant], case.context, case.batch, case.steps) for case in cases]

@@ -1,4 +1,4 @@
-"""Secrets out of text: command lines and error messages carry tokens, and stored rows get shared."""
+"""Removes secrets from text: command lines and error messages contain tokens, and stored rows get shared."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from functools import lru_cache
 from typing import Any
 
 MARK = "[redacted]"
-SHORT = 200  # characters of a text that is remembered
+SHORT = 200  # characters of a text that is cached
 
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])"
     r"(?:hf_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|api_org_[A-Za-z0-9]{20,}"
-    r"|sk-[A-Za-z0-9_-]{16,}"  # OpenAI and those that took its form
+    r"|sk-[A-Za-z0-9_-]{16,}"  # OpenAI, and others that use its form
     r"|gh[oprsu]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,}"
     r"|AKIA[A-Z0-9]{16})"
 )
 _HEADER = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 
-# No expression below starts with a repeated class, and none looks ahead without a bound: on a long run of letters
-# that would be tried again at every letter, and 100,000 of them took 40 s. What stands before a match stays anyway.
+# No expression below starts with a repeated class or has an unbounded lookahead: on a long run of letters it would be
+# tried again at every letter, and 100,000 of them took 40 s. The text before a match is kept anyway.
 _USERINFO = re.compile(r"((?<=[a-z0-9+.-])://)[^/\s?#]+@", re.IGNORECASE)
 _NAMES = r"(?:token|api[_-]?key|password|passwd|secret)"
 _VALUE = r"[^\s\"'&,;]+"
-_LONG = 256  # characters: more than a word or a number takes, so that no more of a value need be looked at
-_TOKEN_LIKE = (  # no word, and no number
+_LONG = 256  # characters: longer than any word or number, so there is no need to look further
+_TOKEN_LIKE = (  # neither a word nor a number
     rf"(?:(?=[^\s\"'&,;]{{{_LONG}}})"
     rf"|(?=[^\s\"'&,;]{{0,{_LONG}}}[0-9])(?=[^\s\"'&,;]{{0,{_LONG}}}[A-Za-z])(?=[^\s\"'&,;]{{12}}))"
 )
@@ -60,7 +60,7 @@ def _redacted(text: str) -> str:
 
 
 def redact_argv(argv: Sequence[str]) -> list[str]:
-    """A command line without secrets, also where the value is its own argument (``--api-key VALUE``)."""
+    """A command line without secrets, even if the value is a separate argument (``--api-key VALUE``)."""
     clean: list[str] = []
     hide = False
     for argument in argv:
@@ -70,7 +70,7 @@ def redact_argv(argv: Sequence[str]) -> list[str]:
 
 
 def redact_json(content: Any) -> Any:
-    """Plain JSON content with every string redacted."""
+    """JSON content with every string redacted."""
     kind = type(content)
     if kind in _TEXTLESS:
         return content

@@ -2,8 +2,8 @@
 
 Every other format is a view of this row.
 
-Names, units and meaning are in docs/result-row.md. Unknown is null, never 0; NaN cannot be written.
-``schema`` counts changes that a reader must know of; a field that is only added does not change it.
+docs/result-row.md documents names, units and meaning. Unknown is null, never 0; NaN cannot be written.
+``schema`` counts incompatible changes; added fields do not change it.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ _environments: dict[int, tuple[dict[str, Any], tuple[dict[str, Any], str]]] = {}
 MAX_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their samples
 LINE = Budget(nbytes=1 << 24, values=1 << 19, depth=16, twice=True)  # of one row: a hundred thousand repetitions
 ARRAY = Budget(nbytes=1 << 28, values=1 << 23, depth=17, twice=True)  # of all rows, which -o json prints as one value
-MAX_SAMPLES = 1 << 21  # repetitions of all rows of a file
+MAX_SAMPLES = 1 << 21  # repetitions in all rows of a file
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
-COLUMNS = {"cpu_s": "cpu_seconds", "wait_s": "wait_seconds"}  # of samples, as a row calls them
-MEMORY = {each.name for each in dataclass_fields(Memory)}  # a row has what is derived of them too
+COLUMNS = {"cpu_s": "cpu_seconds", "wait_s": "wait_seconds"}  # names of sample fields in a row
+MEMORY = {each.name for each in dataclass_fields(Memory)}  # a row also has figures derived from them
 
 
 def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
-    """One measurement as plain JSON content; ``run`` is the id of the run it is shown for, if it is stored."""
+    """One measurement as JSON; ``run`` is the id of the run it is shown for, if it is stored."""
     content = _without_environment(run, measurement)
     content["environment"] = _clean(measurement.environment)[0]
     return content
 
 
 def own_rows(run: str | None, measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
-    """``row`` of each, for a caller who may change them: rows of one environment share a copy of it."""
+    """``row`` of each, for callers that may modify them: rows of one environment share a copy of it."""
     copies: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # by identity, which they keep
     rows = []
     for measurement in measurements:
@@ -75,7 +75,7 @@ def own_rows(run: str | None, measurements: Iterable[Measurement]) -> list[dict[
 
 
 def line(run: str | None, measurement: Measurement) -> str:
-    """``dumps(row(run, measurement))``, whose environment most rows share: nine tenths of the text."""
+    """``dumps(row(run, measurement))``, faster: most rows share their environment, nine tenths of the text."""
     start = dumps(_without_environment(run, measurement))
     return f'{start[:-1]}, "environment": {_clean(measurement.environment)[1]}}}'
 
@@ -104,12 +104,12 @@ def _without_environment(run: str | None, measurement: Measurement) -> dict[str,
         "asked": measurement.asked,
     }
     clean: dict[str, Any] = redact_json(content)
-    clean["key"] = case.key  # a digest, of which every row has another: it would be searched for secrets each time
+    clean["key"] = case.key  # a digest, different in every row: redacting each would take long
     return clean
 
 
 def _clean(environment: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """An environment without secrets, and as text; that of the last few is remembered."""
+    """An environment without secrets, and its text; the last few are cached."""
     known = _environments.get(id(environment))
     if known is None or known[0] is not environment:
         clean: dict[str, Any] = redact_json(environment)
@@ -121,7 +121,7 @@ def _clean(environment: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def dumps(content: dict[str, Any]) -> str:
-    """One line of JSON. ASCII only, so that no control or direction character of a name reaches a terminal."""
+    """One line of JSON. ASCII only, so that control and bidirectional characters in names cannot reach a terminal."""
     return ENCODER.encode(content)
 
 
@@ -140,20 +140,20 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
             if sample.invalid is not None and not sample.warmup
         ]
     return {
-        "tokens": timed[0][1],  # of one repetition; the case fixes it
+        "tokens": timed[0][1],  # of one repetition; the case determines it
         "seconds": measurement.seconds(phase),
         "cpu_seconds": measurement.column("cpu_s", phase),
         "wait_seconds": measurement.column("wait_s", phase),
         "warmup_seconds": warmups,
         "invalid": invalid,
-        "steady": stats.steady(warmups),  # null: there were too few warm-ups to tell
+        "steady": stats.steady(warmups),  # null: too few warm-ups to tell
         "stopped": measurement.stopped.get(phase),
         "tps": _rounded(summary.median),
         "tps_low": _rounded(summary.low),
         "tps_high": _rounded(summary.high),
         "interval": summary.rule,
         "tps_stdev": summary.stdev,
-        "tps_between": summary.between,  # process-to-process variation, and how it is known; null: it is not
+        "tps_between": summary.between,  # process-to-process variation; null: unknown
         "between_basis": measurement.expected["between"]["basis"] if summary.between is not None else None,
     }
 
@@ -166,13 +166,13 @@ def _energy(measurement: Measurement) -> dict[str, Any] | None:
 
 
 def _flat(content: Case | Memory) -> dict[str, Any]:
-    """``asdict`` of what holds no lists or objects, and many times as fast."""
+    """``asdict`` for objects without lists or objects, and many times as fast."""
     names = content.__dataclass_fields__
     return dict(zip(names, attrgetter(*names)(content), strict=True))
 
 
 def _rounded(value: float | None) -> float | None:
-    """Without the last digits, in which the ``exp`` and ``log`` of two machines differ."""
+    """Without the last digits, in which ``exp`` and ``log`` differ between machines."""
     return None if value is None else float(f"{value:.12g}")
 
 
@@ -185,9 +185,9 @@ def _decode(measurement: Measurement) -> dict[str, Any] | None:
 
 
 def read(path: Path) -> list[Measurement]:
-    """The rows of a file; of a store, those of its latest run.
+    """The rows of a file; for a store, those of its latest run.
 
-    Raises ProfileError for what is neither, with the number of the row that is wrong and its field.
+    Raises ProfileError for other files, with the number and the field of the invalid row.
     """
     if is_store(path):
         with Store.read_only(path) as store:
@@ -197,7 +197,7 @@ def read(path: Path) -> list[Measurement]:
 
 
 def read_plain(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file as they stand there, checked as by ``read``."""
+    """The rows of a file as they are, with the checks of ``read``."""
     kept: list[dict[str, Any]] = []
     with _contents(path) as contents:
         _measurements(contents, path, kept)
@@ -212,13 +212,13 @@ def is_store(path: Path) -> bool:
 
 @contextmanager
 def _contents(path: Path) -> Iterator[Iterator[tuple[int, Any]]]:
-    """The rows of a file as plain content, each with its number."""
+    """The rows of a file as JSON content, each with its number."""
     with open_file(path) as file, _readable(path):
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise ProfileError(f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}: no file of result rows")
+            raise ProfileError(f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}, too large for result rows")
         start = file.peek(len(SQLITE))[: len(SQLITE)]  # type: ignore[attr-defined]
-        if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # what PowerShell writes for >
-            raise ProfileError(f"{printable(path)} is UTF-16 text, and rows are UTF-8", "Save it as UTF-8.")
+        if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # what > writes in PowerShell
+            raise ProfileError(f"{printable(path)} is UTF-16 text, but rows must be UTF-8", "Save it as UTF-8.")
         if start.startswith(BOM_UTF8):
             file.read(len(BOM_UTF8))
             start = start.removeprefix(BOM_UTF8)
@@ -227,7 +227,7 @@ def _contents(path: Path) -> Iterator[Iterator[tuple[int, Any]]]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Say which file it is that cannot be read."""
+    """Name the file in the error if it cannot be read."""
     try:
         yield
     except OSError as error:
@@ -261,9 +261,9 @@ def _loaded(text: bytes, path: Path, line: int, budget: Budget) -> Any:
 def _measurements(
     contents: Iterable[tuple[int, Any]], path: Path, kept: list[dict[str, Any]] | None = None
 ) -> list[Measurement]:
-    """``kept`` gets the content of each."""
+    """``kept`` receives the content of each."""
     found: list[Measurement] = []
-    environments: dict[str, dict[str, Any]] = {}  # rows of one run share theirs, as they do in a store
+    environments: dict[str, dict[str, Any]] = {}  # rows of one run share theirs, as in a store
     samples = 0
     for number, content in contents:
         row = _measurement(content, path, number)
@@ -278,12 +278,12 @@ def _measurements(
 
 
 def from_row(row: Mapping[str, Any]) -> Measurement:
-    """The measurement that a public row was made of, without what the row leaves out (the single steps).
+    """The measurement of a public row, without what the row leaves out (the step times).
 
-    Raises KeyError, TypeError, ValueError or AttributeError for what is no row, or cannot be one (``validity``).
+    Raises KeyError, TypeError, ValueError or AttributeError for invalid content (``validity``).
     """
     if not isinstance(row, Mapping):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     if type(row["schema"]) is not int or row["schema"] > SCHEMA:
         raise ValueError("a newer version of profile wrote it")
     memory = row["memory"]
@@ -310,13 +310,13 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
 
 
 def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
-    """How much processes differ, without which an interval would be narrower than the row's own."""
+    """The process-to-process variation, without which an interval would be narrower than the row's own."""
     phases = {phase: row[phase] for phase in ("prefill", "decode") if row[phase] is not None}
     known = {phase: value for phase, each in phases.items() if (value := each.get("tps_between")) is not None}
     if not known:
         return {}
     if not all(type(value) in (int, float) and 0 <= value < 1 for value in known.values()):
-        raise ValueError("tps_between, the process-to-process variation, is no share")
+        raise ValueError("tps_between, the process-to-process variation, is not a number from 0 to 1")
     return {"between": {**known, "basis": next(phases[phase].get("between_basis") for phase in known)}}
 
 
@@ -350,5 +350,5 @@ def _measurement(content: Any, path: Path, line: int) -> Measurement:
 
 
 def _no_row(path: Path, line: int, why: str) -> ProfileError:
-    hint = "Rows are what -o jsonl or -o json of sweep and of runs show print."
-    return ProfileError(f"row {line} of {printable(path)} is no result row: {printable(why)}", hint)
+    hint = "Rows come from -o jsonl or -o json of sweep and of runs show."
+    return ProfileError(f"row {line} of {printable(path)} is not a result row: {printable(why)}", hint)

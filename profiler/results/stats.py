@@ -1,4 +1,4 @@
-"""Statistics of a measurement, derived from its raw samples each time they are asked for.
+"""Statistics of a measurement, derived from its raw samples on demand.
 
 The figure of a phase is the **median** over its repetitions with a 95% interval of that median. Two rules give the
 interval, by the number of repetitions n:
@@ -9,24 +9,24 @@ interval, by the number of repetitions n:
 - ``log-t``, 2 ≤ n ≤ 5: Student's t on the logarithms, exponentiated. It assumes that a rate's noise is a factor and
   about normal in logarithms, whose median is then exp(mean). It is wide at n = 2 and 3, as so little data deserves.
 
-One repetition has a median and no interval. Both rules take repetitions as independent, and they are not all there is
-to differ, so the ends are moved, in logarithms of the distance to the median:
+One repetition has a median and no interval. Both rules treat repetitions as independent and ignore other variation,
+so the ends are moved, in logarithms of the distance to the median:
 
-- **neighbours**: repetitions of one process are more like their neighbours than like others (0.6 to 0.7 correlated on
-  shared CPUs, ``benchmarks/drift.py``). From five on, the interval is wider by √((1 + r) ÷ (1 − r)) for their lag-1
-  correlation r, as the mean of a chain with that correlation asks for (Zwiers & von Storch 1995); see ``widening``.
-- **processes**: two processes that measure the same thing differ by more than their repetitions show. Where it is
-  known how much (``between``, one standard deviation ÷ median), 1.96 of it is added, as independent errors add. It is
-  itself an estimate, of three to five calibrations or of other CPUs: of such a number 1.96 cover some 80 to 90%.
+- **neighbours**: consecutive repetitions of one process are correlated (0.6 to 0.7 on shared CPUs,
+  ``benchmarks/drift.py``). From five repetitions on, the interval is wider by √((1 + r) ÷ (1 − r)) for their lag-1
+  correlation r, as for the mean of an AR(1) process (Zwiers & von Storch 1995); see ``widening``.
+- **processes**: two processes that measure the same case differ by more than their repetitions show. If that
+  variation is known (``between``, one standard deviation ÷ median), 1.96 times it is added in quadrature. It is
+  itself an estimate, from three to five calibrations or from other CPUs, so 1.96 covers some 80 to 90%.
 
 **Trend.** Drift is the Theil–Sen slope, the median of the slopes between all pairs, times the number of repetitions,
-relative to their median: a single outlier does not move it. Whether there is a trend at all is Mann's test (Mann
-1945, Kendall 1975): among repetitions without one, later is longer as often as shorter.
+relative to their median: a single outlier does not move it. Mann's test (Mann 1945, Kendall 1975) decides whether
+there is a trend: without one, later repetitions are as often longer as shorter.
 
 **Student's t**, without scipy. The tail is a regularized incomplete beta function, P(T > t) = ½ · I(ν / (ν + t²);
-ν/2, ½) for t ≥ 0 (Abramowitz & Stegun 26.7.1), by its continued fraction (NIST DLMF 8.17.22) in Lentz's form.
+ν/2, ½) for t ≥ 0 (Abramowitz & Stegun 26.7.1), by its continued fraction (NIST DLMF 8.17.22) with Lentz's method.
 
-The ``ceiling`` and ``predicted`` fields of a row follow from these figures and from what was stored next to them.
+The ``ceiling`` and ``predicted`` fields of a row follow from these figures and from stored ones.
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ from typing import Any, Literal, NamedTuple
 from profiler.case import Case
 from profiler.results.measurement import Measurement, Phase
 
-TINY = 1e-300  # stands for 0 in Lentz's denominators
+TINY = 1e-300  # replaces 0 in Lentz's denominators
 PRECISION = 1e-15
-TERMS = 10_000  # the fraction needs about the square root of its larger argument; this is a guard, not a limit
+TERMS = 10_000  # guards against endless loops: the fraction needs about the root of its larger argument
 
 COVERAGE = 0.95
-ORDER_NEEDS = 6  # fewest values whose range covers the median with at least 95%
-WIDE = 0.5  # of the median: beyond it an interval says that the repetitions cannot be compared, not how they spread
-CORRELATION_NEEDS = 5  # values: fewer say nothing of how neighbours differ
+ORDER_NEEDS = 6  # the fewest values whose range covers the median with at least 95%
+WIDE = 0.5  # of the median: repetitions with a wider interval cannot be compared
+CORRELATION_NEEDS = 5  # values: fewer do not show how neighbours are correlated
 MOST_CORRELATED = 0.9
 MOST_WIDENING = math.sqrt((1 + MOST_CORRELATED) / (1 - MOST_CORRELATED))
 Z_975 = 1.96
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom; NIST e-Handbook of Statistics, 1.3.6.7.2
 IntervalRule = Literal["order", "log-t"]
 
-WINDOW = 5  # repetitions that are looked at: fewer tell a trend from chance only by luck
+WINDOW = 5  # repetitions: fewer distinguish a trend from chance only by luck
 STEADY_DRIFT = 0.01  # over the window; half of the default precision
 STEADY_SPREAD = 0.02  # interquartile range ÷ median over the window
-CLEAR_Z = 2.2  # of Mann's test: of five repetitions only a strictly rising or falling row passes (odds 1 in 60)
+CLEAR_Z = 2.2  # of Mann's test: of five repetitions only a strictly monotonic series passes (1 in 60 by chance)
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def tail(t: float, df: float) -> float:
-    """P(T > t) with ``df`` > 0 degrees of freedom, which need not be whole."""
+    """P(T > t) with ``df`` > 0 degrees of freedom, which need not be an integer."""
     if t < 0:
         return 1.0 - tail(-t, df)
     return 0.5 * _beta(df / (df + t * t), df / 2, 0.5)
@@ -75,7 +75,7 @@ def tail(t: float, df: float) -> float:
 
 @lru_cache(maxsize=4096)
 def quantile(p: float, df: float) -> float:
-    """The t that a fraction ``p`` of the distribution lies below, 0 < p < 1, to about 12 digits."""
+    """The t below which a fraction ``p`` of the distribution lies, 0 < p < 1, to about 12 digits."""
     if p < 0.5:
         return -quantile(1 - p, df)
     low, high = 0.0, 1.0
@@ -100,7 +100,7 @@ def _beta(x: float, a: float, b: float) -> float:
 
 
 def _fraction(x: float, a: float, b: float) -> float:
-    """The continued fraction, from its front; it converges fast for x < (a + 1) / (a + b + 2)."""
+    """The continued fraction, evaluated forwards; it converges fast for x < (a + 1) / (a + b + 2)."""
     c, d = 1.0, 1 / _not_zero(1 - (a + b) * x / (a + 1))
     value = d
     for m in range(1, TERMS):
@@ -121,17 +121,17 @@ def _not_zero(value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Repetitions of one quantity, in its own unit. ``None`` where ``n`` is too small to say."""
+    """Repetitions of one quantity, in its own unit. ``None`` if ``n`` is too small."""
 
     n: int
     median: float
     low: float | None  # ends of the interval of the median
     high: float | None
-    rule: IntervalRule | None  # which rule gave the interval
-    coverage: float | None  # what the rule attains for independent values: exact for ``order``, nominal for ``log-t``
+    rule: IntervalRule | None  # the rule that gave the interval
+    coverage: float | None  # for independent values: exact for ``order``, nominal for ``log-t``
     stdev: float | None  # of the sample, n − 1
     within: float | None = None  # as ``relative_half``, without process-to-process variation
-    between: float | None = None  # process-to-process variation: standard deviation ÷ median; None: not known
+    between: float | None = None  # process-to-process variation: standard deviation ÷ median; None: unknown
 
     @property
     def relative_half(self) -> float | None:
@@ -142,12 +142,12 @@ class Summary:
 
     @property
     def wide(self) -> bool:
-        """Whether repetitions reach so far that their median is no figure to compare."""
+        """Whether the interval is too wide for the median to be compared."""
         return self.within is not None and self.within > WIDE
 
 
 class Centre(NamedTuple):
-    """Where repetitions lie and how far apart, without an interval."""
+    """Median and range of repetitions, without an interval."""
 
     n: int
     median: float
@@ -155,21 +155,21 @@ class Centre(NamedTuple):
 
     @property
     def near(self) -> bool:
-        """Whether the repetitions are surely not ``wide``, since they lie near enough to each other."""
+        """Whether the repetitions are close enough that they cannot be ``wide``."""
         return self.spread <= most_spread(self.n)
 
     def reach(self, between: float | None) -> float:
-        """The most by which an end of the interval of the median can lie from it, as a difference of logarithms."""
+        """The largest possible distance from the median to an end of its interval, as a difference of logarithms."""
         return _reach(self.n) * math.log(self.spread) + Z_975 * (between or 0.0)
 
 
 @cache
 def _reach(n: int) -> float:
-    """The same of n values whose logarithms differ by 1 at most, without process-to-process variation.
+    """The same for n values whose logarithms differ by at most 1, without the process-to-process variation.
 
     The ends of ``order`` are two of the values, so they lie within that range of the median. The standard deviation
     of n logarithms is at most half their range × √(n ÷ (n − 1)), and t times that ÷ √n is half of ``log-t``, around a
-    mean that lies within the range too. Neighbours that are as correlated as they may be widen both.
+    mean that lies within the range too. The maximum correlation of neighbours widens both.
     """
     apart = 1 + T_975[n - 1] / (2 * math.sqrt(n - 1)) if 1 < n < ORDER_NEEDS else 1.0
     return apart * (MOST_WIDENING if n >= CORRELATION_NEEDS else 1.0)
@@ -177,7 +177,7 @@ def _reach(n: int) -> float:
 
 @cache
 def most_spread(n: int) -> float:
-    """The largest ÷ the smallest of n values up to which their interval cannot be ``wide``."""
+    """The ratio of the largest to the smallest of n values up to which their interval cannot be ``wide``."""
     return math.exp(math.log1p(WIDE) / _reach(n)) if n > 1 else math.inf
 
 
@@ -186,25 +186,25 @@ Centres = Mapping[Phase, Centre | None]
 
 @dataclass(frozen=True, slots=True)
 class StepLatencies:
-    """Seconds of single decode steps over all repetitions: what a sequence waits for each of its tokens."""
+    """Seconds of single decode steps over all repetitions: how long a sequence waits for each token."""
 
     n: int
     p50_s: float
-    p95_s: float | None  # None below 20 steps, and p99_s below 100: the tail has not been seen
+    p95_s: float | None  # None below 20 steps (p99_s: below 100), because the tail was not observed
     p99_s: float | None
 
 
 def rates(measurement: Measurement, phase: Phase) -> list[float]:
-    """Tokens per second of each repetition, all sequences together. Raises ValueError for one that took no time."""
+    """Tokens per second of each repetition, over all sequences. Raises ValueError for a repetition without time."""
     timed = measurement.timed(phase)
     for seconds, _ in timed:
         if not seconds > 0:
-            raise ValueError(f"a {phase} sample of case {measurement.case.key} did not take any time")
+            raise ValueError(f"a {phase} sample of case {measurement.case.key} took no time")
     return [tokens / seconds for seconds, tokens in timed]
 
 
 def rate(measurement: Measurement, phase: Phase) -> Summary | None:
-    """Tokens per second of a phase, or None where it was not measured."""
+    """Tokens per second of a phase, or None if it was not measured."""
     found: Summary | None = measurement.known(
         ("rate", phase), lambda: summarize(rates(measurement, phase), between(measurement, phase))
     )
@@ -212,7 +212,7 @@ def rate(measurement: Measurement, phase: Phase) -> Summary | None:
 
 
 def centre(values: list[float]) -> Centre | None:
-    """Of values in any order, which are put in order; None of none."""
+    """The centre of ``values``, which are sorted in place; None for none."""
     if not values:
         return None
     values.sort()
@@ -220,7 +220,7 @@ def centre(values: list[float]) -> Centre | None:
 
 
 def centres(measurement: Measurement) -> Centres:
-    """Of the rates of both phases, None of one that was not measured: a tenth of the work of ``rate``."""
+    """The centres of both phases' rates, None for one that was not measured: a tenth of the work of ``rate``."""
     columns = measurement.counted
     if columns is None:
         return {phase: centre(rates(measurement, phase)) for phase in PHASES}
@@ -231,7 +231,7 @@ def centres(measurement: Measurement) -> Centres:
 
 
 def between(measurement: Measurement, phase: Phase) -> float | None:
-    """How much processes that measure this differ, as far as it was known: standard deviation ÷ median."""
+    """The process-to-process variation, as far as it was known: standard deviation ÷ median."""
     known = measurement.expected.get("between")
     return known.get(phase) if known else None
 
@@ -242,7 +242,7 @@ def ttft(measurement: Measurement) -> Summary | None:
 
 
 def steps(measurement: Measurement) -> StepLatencies | None:
-    """Latency of decode steps; None where no repetition timed its steps."""
+    """Latency of decode steps; None if no repetition timed its steps."""
     found: StepLatencies | None = measurement.known("steps", lambda: _steps(measurement))
     return found
 
@@ -255,7 +255,7 @@ def _steps(measurement: Measurement) -> StepLatencies | None:
 
 
 def summarize(values: Sequence[float], between: float | None = None) -> Summary | None:
-    """Median, interval and spread of positive values, in the order they were taken; None of none."""
+    """Median, interval and spread of positive values, in the order of measurement; None for none."""
     if not values:
         return None
     ordered = sorted(values)
@@ -271,12 +271,12 @@ def summarize(values: Sequence[float], between: float | None = None) -> Summary 
 
 
 def widening(values: Sequence[float]) -> float:
-    """By which factor an interval has to be wider because each value is like the one before; 1 for fewer than five.
+    """The factor by which an interval must be wider because consecutive values are correlated; 1 for fewer than five.
 
-    √((1 + r) ÷ (1 − r)) for the lag-1 correlation r of ``values``, in the order they were taken. So few values
-    make r come out too low by (1 + 4·r) ÷ n (Marriott & Pope 1954), which is added; what is left below 0 counts as 0,
-    since no machine makes up for a slow repetition with a fast one. It is still too low of few: where neighbours are
-    correlated by 0.6, what is called 95% covers about 80% with five values, 89% with ten, 91% with twenty.
+    √((1 + r) ÷ (1 − r)) for the lag-1 correlation r of ``values`` in the order of measurement. With few values r is
+    biased by −(1 + 4·r) ÷ n (Marriott & Pope 1954), which is corrected; a negative result counts as 0, since no
+    machine compensates a slow repetition with a fast one. For few values r is still too low: if neighbours are
+    correlated by 0.6, the nominal 95% cover about 80% with five values, 89% with ten, 91% with twenty.
     """
     n = len(values)
     if n < CORRELATION_NEEDS:
@@ -292,13 +292,13 @@ def widening(values: Sequence[float]) -> float:
 
 
 def middle(ordered: Sequence[float]) -> float:
-    """Median of sorted values, at least one. ``statistics.median`` sorts them once more."""
+    """Median of sorted values, at least one. ``statistics.median`` would sort them again."""
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:
-    """Percentile of sorted values, linear between them (type 7 of Hyndman & Fan 1996, as numpy's default)."""
+    """Percentile of sorted values, linearly interpolated (type 7 of Hyndman & Fan 1996, numpy's default)."""
     position = fraction * (len(ordered) - 1)
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
@@ -306,19 +306,19 @@ def percentile(ordered: Sequence[float], fraction: float) -> float:
 
 
 def stdev(values: Sequence[float]) -> float:
-    """Of a sample, n − 1. ``statistics.stdev`` counts in fractions, which takes a report over many rows seconds."""
+    """Sample standard deviation, n − 1. ``statistics.stdev`` uses fractions, which takes seconds for many rows."""
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum([(value - mean) ** 2 for value in values]) / (len(values) - 1))
 
 
 def _tail(ordered: Sequence[float], fraction: float) -> float | None:
-    """A tail percentile, or None when fewer than one value is expected beyond it."""
+    """A tail percentile, or None if fewer than one value is expected beyond it."""
     enough = len(ordered) >= round(1 / (1 - fraction))
     return percentile(ordered, fraction) if enough else None
 
 
 def _moved(median: float, low: float, high: float, factor: float, more: float) -> tuple[float, float]:
-    """The ends of an interval, ``factor`` times as far from the median, and ``more`` added; in logarithms."""
+    """The ends of an interval, ``factor`` times as far from the median plus ``more``; in logarithms."""
     if factor == 1 and not more:
         return low, high
     below, above = (math.hypot(factor * math.log(end / median), more) for end in (low, high))
@@ -342,12 +342,12 @@ def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRul
     if logs[0] == logs[-1]:
         return ordered[0], ordered[-1], "log-t", COVERAGE
     half = T_975[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs))
-    median = middle(ordered)  # not quite exp(centre): the interval must still hold it
+    median = middle(ordered)  # not quite exp(centre), but the interval must contain it
     return min(math.exp(centre - half), median), max(math.exp(centre + half), median), "log-t", COVERAGE
 
 
 def drift(seconds: Sequence[float]) -> float:
-    """Relative change over all of ``seconds`` (at least two), negative where they became shorter."""
+    """Relative change over all of ``seconds`` (at least two); negative if they became shorter."""
     slopes = [(seconds[j] - seconds[i]) / (j - i) for i, j in combinations(range(len(seconds)), 2)]
     return statistics.median(slopes) * len(seconds) / statistics.median(seconds)
 
@@ -359,9 +359,9 @@ def spread(seconds: Sequence[float]) -> float:
 
 
 def steady(seconds: Sequence[float]) -> bool | None:
-    """Whether the last ``WINDOW`` repetitions neither drift nor spread; None: there were not so many."""
+    """Whether the last ``WINDOW`` repetitions neither drift nor spread; None: there were fewer."""
     last = seconds[-WINDOW:]
-    if len(last) < WINDOW or not min(last) > 0:  # a clock that stands still says nothing
+    if len(last) < WINDOW or not min(last) > 0:  # the clock did not advance
         return None
     return abs(drift(last)) < STEADY_DRIFT and spread(last) < STEADY_SPREAD
 
@@ -372,21 +372,21 @@ def trend(seconds: Sequence[float]) -> float | None:
     if n < WINDOW or not min(seconds) > 0:
         return None
     score = sum((after > before) - (after < before) for before, after in combinations(seconds, 2))
-    z = (abs(score) - 1) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)  # ties, rare in clocks, make it err to no trend
+    z = (abs(score) - 1) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)  # ties, rare in timings, make it conservative
     return drift(seconds) if z >= CLEAR_Z else None
 
 
 def predicted(measurement: Measurement) -> dict[str, Any] | None:
-    """Rates and peak as predicted before measuring, each with bounds and basis; null if nothing was."""
+    """Predicted rates and peak, each with bounds and basis; null if nothing was predicted."""
     known = {name: measurement.expected.get(name) for name in FIGURES}
     path = measurement.decode_path
     if path is not None and path.ran != measurement.case.path and measurement.expected.get("path") != path.ran:
-        known["decode_tps"] = None  # of a step that did not run
+        known["decode_tps"] = None  # of a decode step that did not run
     return known if any(known.values()) else None
 
 
 def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str, Any] | None:
-    """The ceiling's over the measured time of each phase: 0..1, above it a bug of ours. Null if not calibrated."""
+    """Time at the ceiling ÷ measured time of each phase: 0..1; above 1 is our bug. Null if not calibrated."""
     at = measurement.expected.get("ceiling_s")
     if not at:
         return None
@@ -399,7 +399,7 @@ def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str,
 def shares(
     case: Case, ceiling_s: Mapping[str, float], prefill_tps: float | None, decode_tps: float | None
 ) -> dict[Phase, float | None]:
-    """The same by phase, of rates that are known already; ``ceiling_s``: seconds of a prefill and of a step."""
+    """The same by phase, from known rates; ``ceiling_s``: seconds of a prefill and of a step."""
     return {
         "prefill": prefill_tps and ceiling_s["prefill"] * prefill_tps / (case.batch * case.context),
         "decode": decode_tps and ceiling_s["step"] * decode_tps / case.batch,

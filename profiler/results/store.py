@@ -1,11 +1,11 @@
-"""The result store: one SQLite file that keeps what was measured, whatever happens to the process that measured it.
+"""The result store: one SQLite file with every measurement, safe even if the process that measured it is killed.
 
     runs ──< run_rows >── measurements >── environments
 
-A measurement is kept whole (``encoding``): raw samples, no statistics. Its environment is stored once for all rows
-that share it. A run is a list of measurements: its own, and those it adopted from an earlier run instead of measuring
-them again. WAL with ``synchronous=FULL``: what ``append`` has returned from survives SIGKILL and power loss. Nothing
-that ``redact`` knows as a secret is written.
+A measurement is stored as a whole (``encoding``): raw samples, no statistics. Its environment is stored once for all
+rows that share it. A run is a list of measurements: its own, and those reused from earlier runs. With WAL and
+``synchronous=FULL``, a row survives SIGKILL and power loss once ``append`` has returned. Nothing that ``redact``
+recognizes as a secret is written.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from profiler.results.validity import check_part
 from profiler.shell import Command, command
 from profiler.units import printable
 
-ORDER_SCHEMA = 3  # the first schema that keeps the order of runs
+ORDER_SCHEMA = 3  # the first schema that stores the order of runs
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or a command line
 RUN_ID = "%y%m%d-%H%M%S"
 CHUNK = 500  # rows that are decoded together
-MOST_ROWS = 500  # that are remembered when they are read once more
+MOST_ROWS = 500  # rows that are cached when they are read again
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A stored run as listed: what was asked, when, how it ended, and its rows counted by outcome."""
+    """A stored run: its command, times, how it ended, and its rows counted by outcome."""
 
     id: str
     started_at: str  # UTC, ISO 8601
     finished_at: str | None
-    how: str | None  # the word of ``finish_run``; None: it is running, or it died
+    how: str | None  # the argument of ``finish_run``; None: it is running, or it died
     argv: tuple[str, ...]
     environment: dict[str, Any]
     models: tuple[str, ...]
@@ -63,7 +63,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """A measurement and where it stands in the store."""
+    """A measurement and its place in the store."""
 
     id: int
     run: str  # the run that measured it
@@ -71,30 +71,31 @@ class StoredRow:
 
 
 class Store:
-    """An open store. Use as a context manager; two processes may each hold one on the same file.
+    """An open store. Use it as a context manager; two processes may open the same file.
 
-    Every method raises StoreError when the file cannot be read or written.
+    Every method raises StoreError if the file cannot be read or written.
     """
 
     def __init__(self, path: Path, connection: Guarded) -> None:
         self.path = path
         self._db = connection
         self._environments: dict[str, dict[str, Any]] = {}  # those that were read, by id
-        self._rows: dict[int, Measurement] = {}  # the last that were read once more
+        self._rows: dict[int, Measurement] = {}  # the last ones that were read again
         self._known: tuple[dict[str, Any], str] | None = None  # the environment stored last, and its id
 
     @classmethod
     def open(cls, path: Path | None = None, create: bool = True) -> Store:
         """Open the store at ``path``; None: ``$PROFILER_STORE``, else ``results.sqlite`` in the user data folder.
 
-        Raises StoreError for a symlink, a file that is no store, a newer schema, and with ``create=False`` for none.
+        Raises StoreError for a symlink, a file that is not a store, a newer schema, and with ``create=False`` a
+        missing file.
         """
         path = path or default_path()
         return cls(path, connect(path, create))
 
     @classmethod
     def read_only(cls, path: Path) -> Store:
-        """Open somebody's store to read its rows; the file stays as it is. Raises StoreError as ``open``."""
+        """Open a store only to read its rows; the file is not changed. Raises StoreError like ``open``."""
         return cls(path, connect_to_read(path))
 
     def __enter__(self) -> Store:
@@ -104,11 +105,11 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the file; the last one to close it folds the write-ahead log into it."""
+        """Close the file; the last process to close it merges the write-ahead log into it."""
         self._db.close()
 
     def start_run(self, argv: Sequence[str], environment: dict[str, Any]) -> str:
-        """Register a run and return its id: the time it started, ``261124-093015``."""
+        """Register a run and return its id, which is its start time: ``261124-093015``."""
         now = datetime.now(UTC)
         with self._writing() as db:
             run = self._free_id(now.strftime(RUN_ID))
@@ -116,7 +117,7 @@ class Store:
                 "INSERT INTO runs (id, started_at, argv, environment) VALUES (?, ?, ?, ?)",
                 (run, now.strftime(TIME), dumps(redact_argv(argv)), self._environment(environment)),
             )
-            db.execute(  # this run, and before it those of an earlier version that still has the file open
+            db.execute(  # this run, after those of an earlier version that still has the file open
                 "INSERT INTO run_order (run) SELECT id FROM runs WHERE id NOT IN (SELECT run FROM run_order)"
                 " ORDER BY id = ?, id",
                 (run,),
@@ -124,12 +125,12 @@ class Store:
         return run
 
     def append(self, run: str, measurement: Measurement) -> int:
-        """Store one row of ``run`` and return its id. It is durable when this returns, and its lease is gone."""
+        """Store one row of ``run`` and return its id. The row is then durable, and its lease is released."""
         (row,) = self.append_all(run, [measurement])
         return row
 
     def append_all(self, run: str, measurements: Sequence[Measurement]) -> list[int]:
-        """The same for many rows at once: all of them or none, and the disk is synced once."""
+        """Store many rows at once: all of them or none, with one disk sync."""
         for measurement in measurements:
             for sample in measurement.samples:
                 if not sample.seconds > 0 or sample.tokens < 1:
@@ -145,19 +146,19 @@ class Store:
             (run, case.key, _encodable(redact(case.model)), measurement.outcome,
              self._environment(measurement.environment), *encode(measurement)),
         ).lastrowid  # fmt: skip
-        assert row is not None  # sqlite3 gives one after every INSERT
+        assert row is not None  # sqlite3 sets it after every INSERT
         db.execute("INSERT INTO run_rows (run, measurement) VALUES (?, ?)", (run, row))
         db.execute("DELETE FROM leases WHERE key = ? AND run = ?", (case.key, run))
         return row
 
     def adopt(self, run: str, *measurement_ids: int) -> None:
-        """Make rows kept from earlier runs belong to ``run`` as well; a second time changes nothing."""
+        """Add rows of earlier runs to ``run``; adding one again changes nothing."""
         with self._writing() as db:
             rows = [(run, measurement_id) for measurement_id in measurement_ids]
             db.executemany("INSERT OR IGNORE INTO run_rows (run, measurement) VALUES (?, ?)", rows)
 
     def finish_run(self, run: str, how: str) -> None:
-        """Note that ``run`` came to its end, and how: ``finished``, ``interrupted``."""
+        """Record that ``run`` ended, and how: ``finished``, ``interrupted``."""
         with self._writing() as db:
             db.execute(
                 "UPDATE runs SET finished_at = ?, how = ? WHERE id = ?",
@@ -178,18 +179,18 @@ class Store:
         return None
 
     def newest_id(self) -> int:
-        """Id of the row that was stored last, by whichever run; 0 where there is none."""
+        """Id of the row that was stored last, by any run; 0 if there is none."""
         return int(self._read("SELECT COALESCE(MAX(id), 0) FROM measurements")[0][0])
 
     def has_newer(self, key: str, since: int) -> bool:
-        """Whether an ``ok`` row of a case was stored after the row ``since``, in whatever environment."""
+        """Whether an ``ok`` row of a case was stored after the row ``since``, in any environment."""
         query = "SELECT 1 FROM measurements WHERE key = ? AND outcome = 'ok' AND id > ? LIMIT 1"
         return bool(self._read(query, (key, since)))
 
     def runs(self, counted: bool = True) -> list[Run]:
         """All runs in the order in which they were stored, whatever the clock said.
 
-        ``counted=False``: without models and outcomes, for which every row is looked at.
+        ``counted=False``: without models and outcomes, which need a look at every row.
         """
         found = self._read(
             "SELECT r.id, r.started_at, r.finished_at, r.how, r.argv, e.content FROM runs r"
@@ -214,7 +215,7 @@ class Store:
             ]  # fmt: skip
 
     def _in_order_of_storing(self) -> str:
-        """The end of a query over ``runs r``. Only ids tell the order in a store of an older schema."""
+        """The end of a query over ``runs r``. In a store of an older schema only ids give the order."""
         ((schema,),) = self._read("PRAGMA user_version")
         if schema < ORDER_SCHEMA:
             return "ORDER BY r.id"
@@ -226,14 +227,14 @@ class Store:
         return command("profile", words, named)
 
     def find_run(self, prefix: str | None = None) -> str:
-        """Id of the run that was stored last, or of the one run whose id starts with ``prefix``. Raises NotFound."""
+        """Id of the latest run, or of the only run whose id starts with ``prefix``. Raises NotFound."""
         with self._content_in_words("run"):
             known = [_text(run) for (run,) in self._read(f"SELECT r.id FROM runs r {self._in_order_of_storing()}")]
         if not known:
             first = self.command("sweep")
             raise NotFound(f"no run is stored in {printable(self.path)}", f"Measure something first: {first}")
         if prefix is not None and not prefix.strip():
-            raise NotFound("the name of a run is an empty text", f"All runs: {self.command('runs')}")
+            raise NotFound("the name of a run is empty", f"All runs: {self.command('runs')}")
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
         if prefix is None or prefix in matching:
             return prefix or matching[-1]
@@ -245,13 +246,13 @@ class Store:
         return matching[0]
 
     def rows(self, run: str | None = None) -> list[Measurement]:
-        """Rows of a run in the order it got them; ``run`` as for ``find_run``."""
+        """Rows of a run in their order; ``run`` as for ``find_run``."""
         return list(self._of_run(run, "m.steps"))
 
     def each(self, run: str | None = None) -> Iterator[Measurement]:
-        """The same one after the other, for more rows than memory should hold.
+        """Rows of a run one at a time, if there are too many for memory.
 
-        Their step times are read when they are looked at: keep the store open as long as that may be.
+        Their step times are read on access, so the store must stay open until then.
         """
         return self._of_run(run, "m.id")
 
@@ -262,7 +263,7 @@ class Store:
         return self._each(f"{query} WHERE l.run = ? ORDER BY l.rowid", (self.find_run(run),))
 
     def in_order(self, run: str, places: Callable[[Sequence[Placed]], list[Any]]) -> Iterator[Measurement]:
-        """Rows of a run in another order, one after the other: ``places`` gives a key for each to sort them by."""
+        """Rows of a run in another order, one at a time: ``places`` returns a sort key for each."""
         query = "SELECT m.id, m.content FROM run_rows l JOIN measurements m ON m.id = l.measurement"
         with in_words(self.path), self._content_in_words("row"):
             self._db.limit(self.path)  # it may have grown
@@ -278,12 +279,12 @@ class Store:
             yield from (rows[row] for row in ids)
 
     def latest(self) -> Iterator[Measurement]:
-        """The last row of every case in every environment of equal speed, an ``ok`` one if there is; oldest first.
+        """The last row of every case in every environment of equal speed, an ``ok`` one if possible; oldest first.
 
-        Step times as for ``each``.
+        Step times are read on access, as for ``each``.
         """
         ((different,),) = self._read("SELECT COUNT(*) = COUNT(DISTINCT key) FROM measurements")
-        if different:  # as in most large stores, where looking for the last of each takes as long as reading them
+        if different:  # as in most large stores, where finding the last row of each case takes as long as reading all
             return self._each("SELECT content, id, environment FROM measurements ORDER BY id")
         return self._each(
             "SELECT content, id, environment FROM measurements WHERE id IN"
@@ -292,7 +293,7 @@ class Store:
         )
 
     def _each(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[Measurement]:
-        """Rows of a query that gives content, step times or the id to find them by, and environment."""
+        """Rows of a query that returns content, step times or the id to find them by, and environment."""
         with in_words(self.path):
             self._db.limit(self.path)  # it may have grown
             found = self._db.read(query, values)
@@ -300,7 +301,7 @@ class Store:
                 yield from self._decoded(chunk)
 
     def _decoded(self, found: Sequence[tuple[str, bytes | int, str]]) -> list[Measurement]:
-        """Rows of content, step times or the id to find them by, and environment."""
+        """Rows from content, step times or the id to find them by, and environment."""
         with self._content_in_words("row"), collector_paused():
             environments = {name: self._environment_of(name) for name in {name for _, _, name in found}}
             later, read = self._steps, self._row
@@ -316,7 +317,7 @@ class Store:
         return rows
 
     def _row(self, row: int) -> Measurement:
-        """A row by its number; the last few are remembered."""
+        """A row by its number; the last few are cached."""
         known = self._rows.get(row)
         if known is None:
             found = self._read("SELECT content, id, environment FROM measurements WHERE id = ?", (row,))
@@ -342,7 +343,7 @@ class Store:
 
     @contextmanager
     def _content_in_words(self, what: str) -> Iterator[None]:
-        """Turn what is raised by content that we cannot have written into a StoreError."""
+        """Convert errors from content that we cannot have written into a StoreError."""
         try:
             yield
         except (TypeError, KeyError, ValueError, AttributeError, RecursionError, struct.error) as error:
@@ -352,17 +353,17 @@ class Store:
             ) from error
 
     def _environment_of(self, name: str) -> dict[str, Any]:
-        """A stored environment; rows that share one get the same object."""
+        """A stored environment; rows that share it get the same object."""
         if name not in self._environments:
             found = self._read("SELECT content FROM environments WHERE id = ?", (name,))
             with self._content_in_words("row"):
                 if not found:
-                    raise ValueError("the store does not hold its environment")
+                    raise ValueError("the store does not contain its environment")
                 self._environments[name] = _json(found[0][0])
         return self._environments[name]
 
     def _environment(self, content: dict[str, Any]) -> str:
-        """Id of an environment, stored now if it is new. The rows of a sweep share one, so the last is remembered."""
+        """Id of an environment, which is stored if it is new. The last one is cached: a sweep's rows share it."""
         if self._known is not None and self._known[0] == content:
             return self._known[1]
         clean = redact_json(content)
@@ -375,7 +376,7 @@ class Store:
         return name
 
     def _free_id(self, stamp: str) -> str:
-        """``stamp``, or with the first free letter behind it when another run started in the same second."""
+        """``stamp``, with the first free letter appended if another run started in the same second."""
         taken = {run for (run,) in self._db.execute("SELECT id FROM runs WHERE id LIKE ?", (f"{stamp}%",))}
         free = (stamp + suffix for suffix in ("", *string.ascii_lowercase) if stamp + suffix not in taken)
         return next(free, f"{stamp}z{len(taken)}")
@@ -386,7 +387,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or nothing. It takes the write lock at once, so it cannot fail half-way."""
+        """One transaction, all or nothing. It takes the write lock at once, so it cannot fail half-way."""
         with in_words(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -394,24 +395,24 @@ class Store:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
-                self._known = None  # it may go with what was not committed
-                if self._db.in_transaction:  # a full disk has rolled back already
+                self._known = None  # it may be rolled back too
+                if self._db.in_transaction:  # a full disk has already rolled back
                     self._db.execute("ROLLBACK")
                 raise
 
 
 def _json(text: str) -> Any:
-    """Plain content of a row. Raises ValueError or TypeError."""
+    """Content of a row as objects. Raises ValueError or TypeError."""
     return json_value(_text(text), PART)
 
 
 def _encodable(text: str) -> str:
-    """``text`` for a column, without what UTF-8 cannot hold."""
+    """``text`` for a column, without characters that UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _text(value: Any) -> str:
-    """A value of a column of texts: SQLite itself takes anything there. Raises ValueError."""
+    """The value of a text column, in which SQLite itself allows any type. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError(f"{printable(repr(value), 60)} is not text")
     return value
@@ -425,7 +426,7 @@ def _environment(text: str) -> dict[str, Any]:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Rows hold no cycles, and having the collector walk all of them again and again is a third of reading them."""
+    """Pause the garbage collector: rows have no cycles, and scanning them takes a third of the reading time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -436,13 +437,13 @@ def collector_paused() -> Iterator[None]:
 
 
 def existing(path: Path | None) -> Path | None:
-    """``path``, or the default one, if there is a store to read; ``None`` too if this user has no place for one."""
+    """``path``, or the default one, if there is a store to read; also ``None`` if the user has no data folder."""
     try:
         path = path or default_path()
         path.lstat()
     except (ProfileError, FileNotFoundError):
         return None
-    except OSError:  # opening it will say why
+    except OSError:  # opening it will report the error
         pass
     return path
 

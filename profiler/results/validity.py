@@ -1,9 +1,9 @@
-"""Whether what a row says can be: every field of its type and in a range in which it can lie.
+"""Checks that the fields of a row have possible values: the right types, within possible ranges.
 
-A row may be somebody else's, edited, or of a store that was tampered with. What is read as a batch of −4 or as a NaN
-becomes a figure without a warning, so a row is checked before it is a ``Measurement``. The types are those of the
-dataclasses, so that a field which is added to one of them is checked too. Everything here raises ValueError that
-names the field, what was found and what is allowed.
+A row may come from somebody else, or from a file that was edited. A batch of −4 or a NaN would become a figure
+without a warning, so a row is checked before it becomes a ``Measurement``. The types are those of the dataclasses, so
+that new fields are checked too. Every function here raises a ValueError that names the field, its value and the
+allowed values.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from profiler.results.measurement import Caution, DecodePath, Energy, Measuremen
 from profiler.units import MAX_BYTES, printable
 
 MOST_TEXT = 64 * 1024  # characters
-MOST_COUNT = 2**53  # whole numbers that a float holds exactly
-MOST = 1e18  # of floats: sums and products of some of them stay finite
+MOST_COUNT = 2**53  # integers that a float represents exactly
+MOST = 1e18  # for floats: sums and products of a few stay finite
 MOST_SAMPLES = 100_000  # repetitions of a row
 PROCESSES_APART = 1.0  # standard deviation ÷ median, which a share of a time cannot reach
 
-RANGES: dict[str, tuple[float, float]] = {  # of fields that may not be 0, or may be less
+RANGES: dict[str, tuple[float, float]] = {  # fields that must not be 0, or may be negative
     "context": (1, MOST_COUNT),
     "batch": (1, MOST_COUNT),
     "steps": (1, MOST_COUNT),
@@ -43,12 +43,12 @@ RANGES: dict[str, tuple[float, float]] = {  # of fields that may not be 0, or ma
     "power_j": (-MOST, MOST),
     "temperature_c": (-300, 10_000),
 }
-# What reports read of the semi-structured parts. Names that are not here may hold any JSON.
+# The fields of semi-structured parts that reports read. Other names may have any JSON value.
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What one field may hold."""
+    """The values that one field may have."""
 
     kinds: frozenset[type]
     low: float = 0
@@ -56,7 +56,7 @@ class Allowed:
     words: frozenset[str] = frozenset()  # empty: any text
 
     def takes(self, value: Any) -> bool:
-        """Whether ``value`` can be what the field holds. NaN is in no range."""
+        """Whether ``value`` is allowed. NaN is in no range."""
         kind = type(value)
         if kind not in self.kinds:
             return False
@@ -128,7 +128,7 @@ EXPECTED: Form = {
     "between": {"prefill": NUMBER, "decode": NUMBER, "basis": TEXT},
     "ceiling_s": {"prefill": NUMBER, "step": NUMBER},
 }
-WHOLE: dict[str, tuple[str, ...]] = {  # parts of ``expected`` that are read without asking what is in them
+WHOLE: dict[str, tuple[str, ...]] = {  # parts of ``expected`` whose fields are read without checking for them
     **dict.fromkeys(("peak_bytes", "load_peak_bytes", "prefill_tps", "decode_tps"), tuple(FIGURE)),
     "between": ("basis",),
     "ceiling_s": ("prefill", "step"),
@@ -142,20 +142,20 @@ PARTS: dict[str, Form] = {
     "checkpoint": {},
 }
 OBJECTS: dict[str, type] = {"case": Case, "memory": Memory, "cautions": Caution, "decode_path": DecodePath}
-MOST_DEPTH = 8  # lists and objects inside each other, where names are free
+MOST_DEPTH = 8  # nested lists and objects, where names are free
 
 
 @cache
 def allowed(kind: type) -> Mapping[str, Allowed]:
-    """By name, what each field of a dataclass may hold."""
+    """The allowed values of each field of a dataclass, by name."""
     hints = get_type_hints(kind)
     return {field.name: _allowed(field.name, hints[field.name]) for field in dataclass_fields(kind)}
 
 
 def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
-    """ValueError unless ``row`` can be a stored measurement, apart from its samples and its environment.
+    """Raise ValueError unless ``row`` can be a stored measurement; samples and environment are not checked.
 
-    ``path_name``: what its decode path is called in the file.
+    ``path_name``: the name of its decode path in the file.
     """
     for name in ("case", "memory", "cautions"):
         if name not in row:
@@ -166,7 +166,7 @@ def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
 
 
 def check_field(name: str, value: Any, path_name: str = "decode_path") -> None:
-    """ValueError unless ``value`` can be the field ``name`` of a stored measurement; ``path_name`` as for a row."""
+    """Raise ValueError unless ``value`` is allowed for the field ``name``; ``path_name`` as for a row."""
     if name in PARTS:
         check_part(name, value)
         return
@@ -190,20 +190,20 @@ def _check_energy(energy: Mapping[str, Any]) -> None:
 
 
 def check_tokens(case: Mapping[str, Any], phases: Sequence[str], tokens: Sequence[int]) -> None:
-    """ValueError unless each repetition processed what its case asks for; nothing else is ever measured."""
+    """Raise ValueError unless each repetition processed the tokens of its case; nothing else is ever measured."""
     context, batch, steps = (case.get(name) for name in ("context", "batch", "steps"))
     if not (type(context) is type(batch) is type(steps) is int):
         raise ValueError("case has no context, batch or steps")
     asked = {("prefill", batch * context), ("decode", batch * steps)}
     if other := set(zip(phases, tokens, strict=True)) - asked:
         phase, count = min(other, key=str)
-        raise ValueError(f"{phase} has repetitions of {shown(count)} tokens, which case does not ask for")
+        raise ValueError(f"{phase} has repetitions of {shown(count)} tokens, which do not match case")
 
 
 def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str] | None = None) -> None:
-    """ValueError unless ``columns``, which hold a list for each field of a ``Sample``, can be repetitions of a row.
+    """Raise ValueError unless ``columns``, with a list for each field of ``Sample``, can be repetitions of a row.
 
-    ``step_s`` holds how many steps each has. ``where`` and ``names``: what they are called in the file.
+    ``step_s`` has the number of steps of each. ``where`` and ``names``: their names in the file.
     """
     names = names or {}
     if not isinstance(columns, dict):
@@ -219,14 +219,14 @@ def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str]
             raise ValueError(f"{_at(where, names.get(name, name))} is {shown(values)}, must be a list")
         if not _all(rule, values):
             wrong = next(value for value in values if not rule.takes(value))
-            raise ValueError(f"{_at(where, names.get(name, name))} holds {shown(wrong)}, must be {rule}")
+            raise ValueError(f"{_at(where, names.get(name, name))} contains {shown(wrong)}, must be {rule}")
     sizes = {len(values) for values in columns.values()}
     if len(sizes) > 1 or max(sizes) > MOST_SAMPLES:
         raise ValueError(f"{where} has columns of {max(sizes):,} and {min(sizes):,} entries")
 
 
 def check(kind: type, content: Any, where: str = "") -> None:
-    """ValueError unless ``content`` is a mapping whose fields ``kind``, a dataclass, can hold."""
+    """Raise ValueError unless ``content`` is a mapping with fields that the dataclass ``kind`` allows."""
     if not isinstance(content, dict):
         raise ValueError(f"{where or 'it'} is {shown(content)}, must be an object")
     fields = allowed(kind)
@@ -240,28 +240,28 @@ def check(kind: type, content: Any, where: str = "") -> None:
 
 
 def check_times(seconds: Sequence[float], where: str) -> None:
-    """ValueError unless all of ``seconds``, which are floats, can be the time of a step."""
+    """Raise ValueError unless all floats in ``seconds`` can be the time of a step."""
     if seconds and not (min(seconds) >= 0 and max(seconds) <= MOST and math.isfinite(sum(seconds))):
         wrong = next(value for value in seconds if not 0 <= value <= MOST)
-        raise ValueError(f"{where} holds {shown(wrong)}, must be a number from 0 to {MOST:g}")
+        raise ValueError(f"{where} contains {shown(wrong)}, must be a number from 0 to {MOST:g}")
 
 
 def check_part(name: str, content: Any) -> None:
-    """ValueError unless ``content`` can be the part ``name`` of ``PARTS`` of a row."""
+    """Raise ValueError unless ``content`` can be the part ``name`` of ``PARTS`` of a row."""
     _check_form(content, PARTS[name], name)
     if name == "expected":
         check_expected(content)
 
 
 def check_expected(content: Mapping[str, Any]) -> None:
-    """ValueError unless the parts of ``expected``, each of which can be, are whole."""
+    """Raise ValueError unless each part of ``expected`` that is present is complete."""
     for part, needed in WHOLE.items():
         if (known := content.get(part)) and (missing := [field for field in needed if known.get(field) is None]):
             raise ValueError(f"expected.{part} has no {missing[0]}")
     between = content.get("between") or {}
     for phase in ("prefill", "decode"):
         if (between.get(phase) or 0) >= PROCESSES_APART:
-            raise ValueError(f"expected.between.{phase} is {shown(between[phase])}, must be a share of one")
+            raise ValueError(f"expected.between.{phase} is {shown(between[phase])}, must be a number from 0 to 1")
 
 
 def shown(value: Any) -> str:
@@ -290,7 +290,7 @@ def _check_form(content: Any, form: Form, where: str) -> None:
 
 
 def _check_plain(value: Any, where: str, depth: int) -> None:
-    """ValueError unless ``value`` is JSON of the usual size."""
+    """Raise ValueError unless ``value`` is JSON of a reasonable size."""
     if isinstance(value, dict | list):
         if not depth:
             raise ValueError(f"{where} is nested too deeply")
@@ -322,7 +322,7 @@ def _allowed(name: str, hint: Any) -> Allowed:
 
 
 def _all(rule: Allowed, values: list[Any]) -> bool:
-    """Whether ``rule`` takes every value: a column has one kind of them, so they are looked at all together."""
+    """Whether ``rule`` allows every value. A column has one type, so all values are checked together."""
     kinds = set(map(type, values))
     if not kinds <= rule.kinds:
         return False
@@ -335,7 +335,7 @@ def _all(rule: Allowed, values: list[Any]) -> bool:
 
 
 class _Shape:
-    """Objects of the same names, in the same order, with values of the same types: most of a store's are."""
+    """Objects with the same names in the same order and values of the same types, as most objects of a store."""
 
     def __init__(self, rules: Sequence[Allowed], kinds: Sequence[type]) -> None:
         self.numbers = [kind in (int, float) for kind in kinds]
@@ -344,7 +344,7 @@ class _Shape:
         self.highs = [rule.high for rule, number in zip(rules, self.numbers, strict=True) if number]
 
     def holds(self, values: Collection[Any]) -> bool:
-        """Whether numbers are in range and texts not too long; types are right already."""
+        """Whether numbers are in range and texts not too long; the types are already checked."""
         numbers = tuple(compress(values, self.numbers))
         return (
             all(map(operator.le, self.lows, numbers))
@@ -358,7 +358,7 @@ _MOST_SHAPES = 1000
 
 
 def _is_usual(form: Form, content: Mapping[str, Any]) -> bool:
-    """Whether ``content`` is good as its like have been; a slower look must tell where not."""
+    """Whether ``content`` passes the fast check for its shape; if not, a slower check finds the error."""
     kinds = tuple(map(type, content.values()))
     key = (id(form), *content, *kinds)
     shape = _SHAPES.get(key)

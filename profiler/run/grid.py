@@ -62,14 +62,14 @@ class Subject:
     geometry: Geometry
     weights: str  # real | synthetic
     model_id: str  # identifies the config and, for real weights, their files
-    remarks: tuple[ModelNote, ...] = ()  # what the user should know about it, whatever is measured
+    notes: tuple[ModelNote, ...] = ()  # what the user should know about it, whatever is measured
     stored: Stored | None = None  # how its real weights are stored
     checkpoint: dict[str, Any] = field(default_factory=dict)  # the content of the files that its weights come from
 
     @property
     def cautions(self) -> tuple[str, ...]:
         """The texts of the notes."""
-        return tuple(remark.text for remark in self.remarks)
+        return tuple(note.text for note in self.notes)
 
 
 @dataclass(frozen=True, slots=True)

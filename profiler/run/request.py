@@ -181,18 +181,18 @@ def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None)
         model.geometry,
         weights,
         model.id_for(weights),
-        _remarks(model, weights, asked),
+        _notes(model, weights, asked),
         model.stored if weights == "real" else None,
         _checkpoint(model, weights, asked),
     )
 
 
-def _remarks(model: Model, weights: str, asked: str) -> tuple[ModelNote, ...]:
+def _notes(model: Model, weights: str, asked: str) -> tuple[ModelNote, ...]:
     """Notes on the model with these weights. Catalog entries never have real weights, so that is not noted."""
     if weights == "real":
-        return model.remarks
-    files = model.checkpoint.remarks if model.checkpoint else ()  # these files are not read
-    about = (*(remark for remark in model.remarks if remark not in files), *map(ModelNote, _not_reproduced(model)))
+        return model.notes
+    files = model.checkpoint.notes if model.checkpoint else ()  # these files are not read
+    about = (*(note for note in model.notes if note not in files), *map(ModelNote, _not_reproduced(model)))
     if asked == "auto" and model.no_weights is not None and model.source.kind != "catalog":
         return (*about, ModelNote(f"weights are synthetic: {model.no_weights}", SYNTHETIC))
     return about
@@ -348,8 +348,8 @@ def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> S
     reason = kind_of(device.kind).no_step() if own_step and not words(request.paths) else None
     if reason is None:
         return subject
-    remark = ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
-    return replace(subject, remarks=(*subject.remarks, remark))
+    note = ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
+    return replace(subject, notes=(*subject.notes, note))
 
 
 def _with_threads(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
@@ -358,7 +358,7 @@ def _with_threads(subject: Subject, request: SweepRequest, device: DeviceInfo) -
         return subject
     cores = "1 core" if device.cores == 1 else f"{device.cores} cores"
     text = f"--threads {request.threads} is more than the {cores} that this process may use, and usually slower"
-    return replace(subject, remarks=(*subject.remarks, ModelNote(text, THREADS)))
+    return replace(subject, notes=(*subject.notes, ModelNote(text, THREADS)))
 
 
 def _usual_path(request: SweepRequest, device: DeviceInfo) -> str:

@@ -113,7 +113,7 @@ class CaseWatch:
         self._worker, self._case, self._limits = worker, case, limits
         self._interrupts, self._on_beat = interrupts, on_beat
         self._phase = "start"
-        self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of 1 % of a core is not a hang
+        self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of 1% of a core is not a hang
         self._started = time.monotonic()
         self._life_at, self._life_cpu = self._started, worker.cpu_s() or 0.0
         self._group_cpu: float | None = None  # of the worker and its compilers, once it has been silent for a while

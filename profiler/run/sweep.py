@@ -233,7 +233,7 @@ class Recorder:
     def _with_cautions(self, row: Measurement) -> Measurement:
         """``row`` with the notes on the model, under the name that the user gave."""
         subject = self._subjects[row.case.model_id]
-        about = (Caution(remark.code, remark.text) for remark in subject.remarks)
+        about = (Caution(note.code, note.text) for note in subject.notes)
         others = (caution for caution in row.cautions if caution.code not in CODES)
         return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
 

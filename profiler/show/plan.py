@@ -39,10 +39,10 @@ def render(
     rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
     rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in kept.items()]
     rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.takes) for skip in plan.skipped]
-    remarks = {subject.model_id: subject.remarks for subject in subjects}
+    by_model = {subject.model_id: subject.notes for subject in subjects}
     cases = [*(planned.case for planned in plan.cases), *kept, *(skip.case for skip in plan.skipped)]
     for row, case in zip(rows, cases, strict=True):
-        row["cautions"] = [{"code": each.code, "text": each.text} for each in remarks.get(case.model_id, ())]
+        row["cautions"] = [{"code": each.code, "text": each.text} for each in by_model.get(case.model_id, ())]
     paths = len({row["path"] for row in rows}) > 1
 
     def shown(row: show_output.JsonRow) -> dict[str, str]:
@@ -69,7 +69,7 @@ def _notes(plan: SweepPlan) -> list[str]:
 
 def about(subjects: Sequence[Subject]) -> list[str]:
     """The notes on the models of a plan, one line each."""
-    return [f"{printable(each.name, 60)}: {remark.text}" for each in subjects for remark in each.remarks]
+    return [f"{printable(each.name, 60)}: {note.text}" for each in subjects for note in each.notes]
 
 
 def summary(plan: SweepPlan) -> str:

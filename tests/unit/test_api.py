@@ -153,7 +153,7 @@ def test_a_file_of_rows_is_loaded_as_it_stands(model: MakeModel, tmp_path: Path,
     assert loaded[0]["decode"]["step_p99_s"] == rows[0]["decode"]["step_p99_s"] is not None
     assert loaded[0]["run"] == rows.run
     file.write_text('{"no": "row"}')
-    with pytest.raises(profiler.ProfileError, match="is no result row"):
+    with pytest.raises(profiler.ProfileError, match="is not a result row"):
         profiler.load(file)
 
 

@@ -1,4 +1,4 @@
-"""Backend ``hf``: transformers as shipped, with bitsandbytes for the quantizations, and our own decode step.
+"""Backend ``hf``: transformers with bitsandbytes for the quantizations, and our own decode step.
 
 ``audited`` builds a small model of an architecture and audits its decode step, for ``profile audit``.
 """
@@ -17,7 +17,7 @@ from profiler.quants.base import DTYPE_BYTES, Quant
 if TYPE_CHECKING:
     from profiler.kernels.audit import AuditReport
 
-DTYPE = "fp32"  # of what a quantization leaves plain; a CPU without bf16 units computes it best
+DTYPE = "fp32"  # of unquantized weights; a CPU without bf16 units computes it fastest
 
 
 def _refuses(case: Case) -> str | None:

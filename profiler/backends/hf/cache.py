@@ -1,8 +1,8 @@
-"""The cache of transformers, layer by layer: its bytes, its length, a copy to decode from again, random contents.
+"""The cache of transformers, layer by layer: its bytes, its length, a copy to restore it from, random contents.
 
-A growing layer is copied by every step into a new, longer tensor, so to go back it is enough to look at its first
-``context`` tokens: no second copy of a long cache is ever held. A sliding layer forgets, and a recurrent state is
-overwritten, so both are kept as copies, which are small.
+Every step copies a growing layer into a new, longer tensor, so a view of the first ``context`` tokens is enough to
+restore it: a long cache is never held twice. A sliding layer drops tokens and a recurrent state is overwritten, so
+both are saved as copies, which are small.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SavedCache = dict[str, Any]
 
 
 def state(cache: Cache, length: int | None = None, pool_bytes: int | None = None) -> CacheState:
-    """What the cache holds now, in static layers too, which do not know their ``length``.
+    """The bytes and the length of the cache. Static layers do not know their ``length``, so it is given.
 
-    Raises ShapeMismatch when attention layers disagree about the length.
+    Raises ShapeMismatch if attention layers disagree about the length.
     """
     seen: set[int] = set()
     growing = window = recurrent = own = 0
@@ -61,12 +61,12 @@ def state(cache: Cache, length: int | None = None, pool_bytes: int | None = None
 
 
 def save(cache: Cache) -> list[SavedCache]:
-    """Remember the cache. Sliding layers are compacted first: their views keep the whole prefill chunk alive."""
+    """Save the cache. Sliding layers are compacted first, because their views keep the whole prefill chunk alive."""
     return [_save_layer(layer) for layer in cache.layers]
 
 
 def restore(cache: Cache, saved: list[SavedCache]) -> None:
-    """Make the cache what it was at ``save``."""
+    """Restore the cache to its state at ``save``."""
     for layer, values in zip(cache.layers, saved, strict=True):
         _restore_layer(layer, values)
 
@@ -94,7 +94,7 @@ def _save_layer(layer: Any) -> SavedCache:
             "recurrent_states": _clones(layer.recurrent_states),
             "has_previous_state": dict(layer.has_previous_state),
         }
-    if isinstance(layer, DummyLayer):  # a layer that reads another one's keys and values
+    if isinstance(layer, DummyLayer):  # a layer that shares another one's keys and values
         return {}
     if not isinstance(layer, DynamicLayer):
         raise ProfileError(f"no rule for a cache layer of type {type(layer).__name__}")

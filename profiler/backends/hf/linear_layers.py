@@ -1,11 +1,11 @@
-"""Microbenchmarks of linear layers, by storage format, shape and number of tokens, and their stopwatch.
+"""Microbenchmarks of linear layers, by quantization, shape and number of tokens, and their stopwatch.
 
-    product = bytes × byte_s + output features × row_s + call_s
+        seconds = bytes × byte_s + output features × row_s + call_s
 
-is what the device takes: on a GPU measured in a CUDA graph where that can be, while what starting a layer takes from
-Python is told apart. It is solved for each format and number of tokens from three shapes: square, few inputs a row,
-and small. Weights rotate through a pool larger than the device's caches where memory allows, as a model's do; small
-packed layers, which take long to copy, through 1,024.
+This is the time of the device: on a GPU it is measured in a CUDA graph if possible, and the time to launch a layer
+from Python is measured separately. The three coefficients are solved for each quantization and number of tokens from
+three shapes: square, few inputs per row, and small. As in a model, weights rotate through a pool larger than the
+device's caches if memory allows; small packed layers, which take long to copy, rotate through 1,024.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from profiler.kernels import cuda, native
 from profiler.models.layers import Weight
 from profiler.quants.base import LayerBenchmark, Quant
 
-QUEUED_S = 2e-3  # of runs between two waits for a GPU, each of which takes some ten microseconds
+QUEUED_S = 2e-3  # of runs between two synchronizations of a GPU, each of which takes some ten microseconds
 MOST_QUEUED = 1000
-MOST_WAIT = 20  # times as long as was asked for, where a quota leaves little CPU time
+MOST_WAIT = 20  # times the requested seconds, if a quota leaves little CPU time
 
 TOKENS = (1, 4, 16, 64, 256)
-ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # of what a kernel of ours multiplies on a GPU: no large ones
-TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head; it is given one token a sequence
+ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # shapes for our own kernels on a GPU, without large ones
+TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head, which processes one token per sequence
 POOL_BYTES = 128 * 1024**2  # at least
 POOL_MOST = 1024**3
 PAST_CACHES = 1.5  # times their size
 POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # at most
 PATTERN = 2**20  # random numbers, repeated through a pool
-RUN_LAYERS = 200  # at most in a run of one token
+RUN_LAYERS = 200  # maximum in a run of one token
 OUTLIER = 8.0  # above the threshold of LLM.int8, which keeps such features in 16 bits
 OUTLYING, FEW = 2, 4  # as many as SmolLM2-135M has before attention (Gemma 3 270M 10 to 120); of fewer tokens half
 TimedLayer = Callable[[torch.Tensor], torch.Tensor]
 Shape = tuple[int, int]
 Product = tuple[Callable[[], object], int]
 K = TypeVar("K")
-RATE_S = 0.04  # a rate is the median of runs that take so long
-ROUNDS = 3  # and that of so many turns
+RATE_S = 0.04  # a rate is the median of runs that take this long
+ROUNDS = 3  # and of this many rounds
 
 
 def _replay(graph: torch.cuda.CUDAGraph, run: object) -> None:
@@ -65,7 +65,7 @@ class Times(NamedTuple):
 
 
 class Stopwatch:
-    """Of one device."""
+    """Times runs on one device."""
 
     def __init__(self, device: torch.device, running: float = 1.0) -> None:
         """``running``: the share of the time for which a CPU quota lets this process run.
@@ -79,9 +79,9 @@ class Stopwatch:
         self._throttled = running < 1 and self.kind.is_host
 
     def time(self, run: Callable[[], object], seconds: float) -> Times:
-        """Runs for ``seconds``, after one to warm up. On a busy machine late figures get one run.
+        """Repeat ``run`` for ``seconds`` after one warm-up. On a busy machine late figures get a single run.
 
-        A GPU is given several runs at a time, as a program gives it its operators: it is waited for once.
+        A GPU gets several runs before each synchronization, as a program queues its operators.
         """
         run()
         self.wait()
@@ -100,15 +100,15 @@ class Stopwatch:
         return Times(min(found), statistics.median(found))
 
     def _clocks(self) -> tuple[float, ...]:
-        """Clocks of which the one that went furthest counts."""
+        """Several clocks; the one that advanced most counts."""
         if self._throttled:
             return time.thread_time(), time.process_time() / torch.get_num_threads()
         return (time.perf_counter(),)
 
     def captured(self, run: Callable[[], object]) -> Callable[[], object]:
-        """``run`` as a CUDA graph, which takes what the device takes, whatever starting its kernels does.
+        """``run`` as a CUDA graph, which takes the device's time without that of launching kernels.
 
-        What is returned keeps ``run`` alive, and so the tensors that the graph reads.
+        The returned function keeps ``run``, and so the tensors that the graph reads, alive.
         """
         run()
         self.wait()
@@ -124,25 +124,25 @@ class Stopwatch:
         return max(1, min(round(QUEUED_S / (time.perf_counter() - start)), MOST_QUEUED))
 
     def wait(self) -> None:
-        """Until the device has done all that was queued."""
+        """Wait until the device has finished everything queued."""
         self.kind.wait(self.device)
 
 
 class Format(NamedTuple):
-    """A format of weights: its inputs' dtype, and what makes layers of a shape that fill so many bytes."""
+    """A quantization: the dtype of its inputs, and a function that makes layers of a shape and total size."""
 
     scheme: str
     dtype: torch.dtype
     pool: Callable[[Shape, int], list[TimedLayer]]
     repacks: bool
-    captured: bool = False  # in a CUDA graph: LLM.int8() looks for outlying features on the host
-    own: bool = False  # by the kernels of our own decode step
+    captured: bool = False  # runs in a CUDA graph, which LLM.int8() cannot
+    own: bool = False  # with the kernels of our own decode step
     more_tokens: tuple[int, ...] = ()
     own_tokens: tuple[int, ...] = ()  # where it is ``own``
 
     @property
     def kernel(self) -> LayerKernel:
-        """What its costs are kept under."""
+        """The key of its costs."""
         return LayerKernel(self.scheme, self.own)
 
     @property
@@ -151,7 +151,7 @@ class Format(NamedTuple):
         return self.own_tokens if self.own else (*TOKENS, *self.more_tokens)
 
     def nbytes(self, shape: Shape) -> int:
-        """Of a stored layer, scales included."""
+        """Bytes of a stored layer, scales included."""
         quant: Quant = registry.load("quants", self.scheme, "quantization").QUANT
         return quant.weight_bytes(Weight("linear", shape), quant.dtype or "fp32", self.repacks)
 
@@ -161,7 +161,7 @@ class Format(NamedTuple):
 
 
 class LinearLayers:
-    """Of one device, whose caches hold ``cache_bytes``."""
+    """Times the linear layers of one device, whose caches hold ``cache_bytes``."""
 
     def __init__(self, watch: Stopwatch, cache_bytes: int = 0) -> None:
         self.watch, self.device, self.cuda = watch, watch.device, watch.device.type == "cuda"
@@ -169,8 +169,8 @@ class LinearLayers:
         self.pool_bytes = past_caches(cache_bytes, POOL_BYTES, POOL_MOST)
 
     def all(self) -> Layers:
-        """What linear layers cost by kernel and tokens; how much longer than that an output head takes; and what
-        starting a layer takes, which a GPU does not wait for.
+        """The costs of linear layers by kernel and tokens, the slowdown of an output head, and the time to launch a
+        layer, for which a GPU does not wait.
         """
         formats = list(self._formats())
         runs = {
@@ -198,7 +198,7 @@ class LinearLayers:
         return found
 
     def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
-        """Seconds of one layer each. All take their turn several times: what a slower minute does, it does to all."""
+        """Seconds of one layer each. The rounds alternate, so that a slow minute affects all of them equally."""
         found: dict[K, list[float]] = {key: [] for key in runs}
         for _ in range(ROUNDS):
             for key, (run, many) in runs.items():
@@ -206,7 +206,7 @@ class LinearLayers:
         return {key: statistics.median(values) for key, values in found.items()}
 
     def _product(self, one: Format, layers: Sequence[TimedLayer], shape: Shape, tokens: int) -> Product:
-        """A run, and the layers that it multiplies with: the next ones of the pool."""
+        """A run and the layers that it uses: the next ones of the pool."""
         inputs = torch.randn(1, tokens, shape[1], device=self.device).to(one.dtype)
         inputs[..., : OUTLYING if tokens >= FEW else OUTLYING // 2] = OUTLIER
         turn = cycle(layers)
@@ -231,7 +231,7 @@ class LinearLayers:
         return square, narrow, small
 
     def _rows(self) -> Iterator[Format]:
-        """The same as our own decode step multiplies them."""
+        """Quantizations that our matvec kernels serve."""
 
         def pool_of(dtype: torch.dtype) -> Callable[[Shape, int], list[TimedLayer]]:
             pattern = torch.randint(-127, 127, (PATTERN,), device=self.device).to(dtype)
@@ -257,11 +257,11 @@ class LinearLayers:
                 yield Format(quant.name, inputs, pool_of(stored), False, self.cuda, own=True, own_tokens=tokens)
 
     def _formats(self) -> Iterator[Format]:
-        """Those that can be measured here."""
+        """Quantizations that can be measured here."""
         here = devices.find(str(self.device))
 
         def plain(dtype: torch.dtype) -> Callable[[Shape, int], list[TimedLayer]]:
-            """All shapes lie in one buffer, so that a pool takes no time to make."""
+            """All shapes share one buffer, so that a pool is created at once."""
             size = max(self.pool_bytes // dtype.itemsize, prod(TALL))
             pattern = torch.randn(min(size, PATTERN), device=self.device).to(dtype)
             buffer = pattern.repeat(-(-size // len(pattern)))[:size]
@@ -278,7 +278,7 @@ class LinearLayers:
         yield from self._rows()
 
         def packed(quant: Quant, layer: LayerBenchmark) -> Format:
-            """Packing takes long: one layer is packed, and copied."""
+            """Packing is slow, so one layer is packed and then copied."""
             dtype = DTYPES[(not self.watch.kind.is_host and layer.gpu_dtype) or here.default_dtype]
 
             def pool(shape: Shape, nbytes: int) -> list[TimedLayer]:
@@ -303,7 +303,7 @@ def _multiplied(inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor 
 
 
 def past_caches(cache_bytes: int, least: int, most: int) -> int:
-    """Bytes that are no longer there when a loop over them starts again, between ``least`` and ``most``."""
+    """Bytes that a loop has evicted from the caches before it starts again, between ``least`` and ``most``."""
     return max(least, min(round(PAST_CACHES * cache_bytes), most))
 
 

@@ -2,7 +2,7 @@
 
     python -m profiler.backends.hf.microbenchmark DEVICE THREADS RUNNING
 
-Ceilings are the fastest of many runs: what the device can do at all. Rates are medians: what a long run gets, once
+Ceilings are the fastest of many runs: the most the device can do. Rates are medians: what a long run reaches once
 clocks have settled.
 """
 
@@ -32,11 +32,11 @@ from profiler.devices.cpu import process_bytes
 from profiler.kernels import cuda, native
 
 READ_MOST = 4 * 1024**3
-CACHES_IN_FREE = 24  # caches are taken for no larger than this part of free memory: several pools lie side by side
+CACHES_IN_FREE = 24  # caches count as at most this part of free memory, because several pools exist at once
 FRESH_BYTES = 48 * 1024**2  # of a result that is too large for the heap
-LOOP_S = 0.15  # a ceiling is the best of so many seconds
+LOOP_S = 0.15  # a ceiling is the best run of this many seconds
 STEP_S, STEP_ROUNDS = 0.1, 5
-STEP_MODEL = {  # small, so that its products take no longer than the rest; its weights exceed the caches
+STEP_MODEL = {  # so small that its matrix products take no longer than the rest; its weights exceed the caches
     "num_hidden_layers": STEP_LAYERS,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
@@ -44,7 +44,7 @@ STEP_MODEL = {  # small, so that its products take no longer than the rest; its 
 }
 STEP_INNER = 2  # times as wide
 STEP_MODEL_DEPTH = 64
-PASS_MODEL = {  # wide, so that a prefill of it is products and element-wise operators and nothing else
+PASS_MODEL = {  # so wide that its prefill consists of matrix products and element-wise operators
     "num_hidden_layers": 2,
     "vocab_size": 64,
 }
@@ -66,13 +66,13 @@ class Best(NamedTuple):
 
 
 class Microbenchmark:
-    """Figures of one device."""
+    """Measures the figures of one device."""
 
     def __init__(self, device: str, threads: int | None = None, running: float = 1.0) -> None:
-        """``threads``: as a worker computes with; ``running``: see ``Stopwatch``. Whoever starts this process knows
-        both: OpenMP may have pinned this thread by now.
+        """``threads``: as in a worker; ``running``: see ``Stopwatch``. The parent passes both, because OpenMP may
+        have pinned this thread by now.
         """
-        native.missing()  # builds the loops of our own step, before the clock runs
+        native.missing()  # builds our CPU kernels before anything is timed
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
         kind = kind_of(device)
@@ -87,7 +87,7 @@ class Microbenchmark:
         self.read_bytes = past_caches(self.cache_bytes, self.sizes.read_bytes, READ_MOST)
 
     def all(self) -> dict[str, Any]:
-        """Everything."""
+        """All figures."""
         idle = process_bytes("VmRSS") if sys.platform == "linux" else 0
         with torch.inference_mode():
             before = self.ceilings()
@@ -104,7 +104,7 @@ class Microbenchmark:
                 "fresh_byte_s": self.fresh() if self.on_host else 0.0,
             }
             layers = LinearLayers(self.watch, self.cache_bytes).all()
-            after = self.ceilings()  # clocks rise and fall over minutes
+            after = self.ceilings()  # clocks change over minutes
         return rates | {
             "process_bytes": idle,
             "read_bytes_s": max(before.read_bytes_s, after.read_bytes_s),
@@ -115,12 +115,12 @@ class Microbenchmark:
         }
 
     def ceilings(self) -> Best:
-        """What nothing beats."""
+        """The fastest reading and computing that we can measure."""
         rate, reader = self.read()
         return Best(rate, reader, self.copy(), {name: self.flops(dtype) for name, dtype in DTYPES.items()})
 
     def read(self) -> tuple[float, str]:
-        """Bytes per second that the best reading kernel gets, at the best number of threads; and which that is."""
+        """Bytes per second of the best reading kernel and number of threads, and which they are."""
         size = self.read_bytes
         data = torch.ones(size // 4, dtype=torch.float32, device=self.device)
         matrix, vector = data.view(-1, 8192), torch.ones(8192, device=self.device)
@@ -146,13 +146,13 @@ class Microbenchmark:
         return sorted({1, max(1, self.threads // 2), self.threads}) if self.on_host else [self.threads]
 
     def copy(self) -> float:
-        """Bytes per second, read and written together."""
+        """Bytes per second, read and written bytes together."""
         source = torch.ones(self.read_bytes // 8, dtype=torch.float32, device=self.device)
         target = torch.empty_like(source)
         return 2 * source.numel() * 4 / self.watch.time(lambda: target.copy_(source), LOOP_S).best
 
     def fresh(self) -> float:
-        """Seconds by which a byte of a result takes longer in memory mapped anew than where there was one before."""
+        """Extra seconds per byte written to freshly mapped pages."""
         source = torch.ones(FRESH_BYTES // 4, device=self.device)
         target = torch.empty_like(source)
         anew = self.watch.time(lambda: source + 1, LOOP_S).median
@@ -160,7 +160,7 @@ class Microbenchmark:
         return max(0.0, anew - there) / FRESH_BYTES
 
     def flops(self, dtype: torch.dtype) -> float:
-        """FLOP per second of a large product."""
+        """FLOP per second of a large matrix product."""
         tokens, rows, columns = self.sizes.peak
         left = torch.randn(tokens, columns, device=self.device).to(dtype)
         right = torch.randn(rows, columns, device=self.device).to(dtype)
@@ -168,15 +168,15 @@ class Microbenchmark:
         return 2 * tokens * rows * columns / seconds
 
     def step(self, dtype: torch.dtype) -> float:
-        """Seconds of a small Llama's decode step, as transformers runs it, beyond its linear layers.
+        """Seconds of a small Llama's decode step in transformers, without its linear layers.
 
-        Timed alone in a loop, an operator takes a third of its part of that: the loop leaves out the Python between
-        operators, and no linear layer evicts the caches in between.
+        An operator timed alone in a loop takes a third of its time in a model: the loop leaves out the Python code
+        between operators, and no linear layer evicts the caches in between.
         """
         return self.between_products(self._step_sizes(), dtype, 1, STEP_S, STEP_ROUNDS)
 
     def graph_step(self, dtype: torch.dtype) -> float:
-        """The same as a CUDA graph: what the device itself takes."""
+        """The same as a CUDA graph: the time of the device itself."""
         return self.between_products(self._step_sizes(), dtype, 1, STEP_S, STEP_ROUNDS, self.watch.captured)
 
     def _step_sizes(self) -> dict[str, int]:
@@ -184,8 +184,8 @@ class Microbenchmark:
         return STEP_MODEL | {"hidden_size": hidden, "intermediate_size": STEP_INNER * hidden}
 
     def elementwise(self, dtype: torch.dtype, attention_flop_s: float) -> float:
-        """Seconds that element-wise operators of a prefill take, between products as in a model: per layer and byte
-        of its hidden states."""
+        """Seconds of a prefill's element-wise operators between matrix products, as in a model: per layer and byte of
+        its hidden states."""
         layers, hidden = PASS_MODEL["num_hidden_layers"], self.sizes.pass_hidden
         tokens = self.sizes.pass_tokens
         heads = {
@@ -207,7 +207,7 @@ class Microbenchmark:
         rounds: int,
         how: Callable[[Callable[[], object]], Callable[[], object]] = lambda run: run,
     ) -> float:
-        """Seconds that a small model of transformers takes for ``tokens`` beyond its products with weights."""
+        """Seconds of a small transformers model for ``tokens``, without its matrix products with weights."""
         from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
         with self.device:
@@ -257,7 +257,7 @@ class Microbenchmark:
         return {"channel_s": one, "sequence_s": further, "token_s": token}
 
     def delta(self) -> float:
-        """Seconds of the gated delta rule over one sequence, by chunks as transformers computes it."""
+        """Seconds of the gated delta rule over one sequence, in chunks as in transformers."""
         from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
         tokens, batch = DELTA_TOKENS, self.sizes.delta_batch
@@ -332,7 +332,7 @@ class Microbenchmark:
 
 
 def main() -> None:
-    """Measure the device named on the command line; 0 threads: as torch likes."""
+    """Measure the device named on the command line; 0 threads: PyTorch's default."""
     start = time.perf_counter()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as a worker does: it has a line for every product
     found = Microbenchmark(sys.argv[1], int(sys.argv[2]) or None, float(sys.argv[3])).all()

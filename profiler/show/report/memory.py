@@ -52,7 +52,7 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
     blocks.append(
         muted(
             "Decode in tokens per second. Figures with ~ are predicted, the others measured; for those with ?, the"
-            " repetitions vary too much to compare. fits: at least 5 % and 512 MiB remain at the peak; tight: less"
+            " repetitions vary too much to compare. fits: at least 5% and 512 MiB remain at the peak; tight: less"
             " than that; no: it needs more memory than there is."
         )
     )

@@ -328,7 +328,7 @@ def rate(summary: Summary | None) -> str:
 
 
 def ranged(summary: Summary | None) -> str:
-    """``14.2 (13.8–14.7)``: the median rate with its 95 % interval, if it has one."""
+    """``14.2 (13.8–14.7)``: the median rate with its 95% interval, if it has one."""
     if summary is None:
         return UNKNOWN
     if summary.low is None or summary.high is None:

@@ -43,7 +43,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     )
     blocks.append(
         muted(
-            "Tokens per second for all sequences together, median of the repetitions. Bars: 95 % interval of that"
+            "Tokens per second for all sequences together, median of the repetitions. Bars: 95% interval of that"
             " median, cut off at the edge of the chart; no bar: measured once."
         )
     )

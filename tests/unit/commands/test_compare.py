@@ -161,8 +161,8 @@ def test_a_case_that_is_twice_in_a_file_counts_once_and_is_said(profile: Any, tm
     one.write_text(dumps(row(None, measured())) + "\n")
     two.write_text(one.read_text() + dumps(row(None, measured(slower=2.0))) + "\n")
     ran = profile("compare", str(one), str(two))
-    assert "B has 1 more row of cases that it holds already: the last of each counts" in ran.out
-    assert "holds already" not in profile("compare", str(one), str(one)).out
+    assert "B has 1 more row of cases that it already contains: the last of each counts" in ran.out
+    assert "already contains" not in profile("compare", str(one), str(one)).out
 
 
 def test_a_file_with_the_mark_of_an_editor_is_read_and_utf_16_is_named(profile: Any, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_file_with_the_mark_of_an_editor_is_read_and_utf_16_is_named(profile: 
     wide.write_text(plain.read_text(), encoding="utf-16")
     assert profile("compare", str(plain), str(marked)).code == 0
     ran = profile("compare", str(plain), str(wide))
-    assert ran.code == 2 and "wide.json is UTF-16 text, and rows are UTF-8" in ran.err
+    assert ran.code == 2 and "wide.json is UTF-16 text, but rows must be UTF-8" in ran.err
 
 
 def changed(old: str, new: str) -> str:
@@ -195,10 +195,10 @@ IMPOSSIBLE = [  # what no row of ours holds, and what is said of it
     (('"process_peak_bytes": 1073741824', '"process_peak_bytes": NaN'), "memory.process_peak_bytes is NaN"),
     (('"process_peak_bytes": 1073741824', f'"process_peak_bytes": 1{"0" * 400}'), "is a number of 401 characters"),
     (('"process_peak_bytes": 1073741824', '"process_peak_bytes": "1 GiB"'), "memory.process_peak_bytes is '1 GiB'"),
-    (('"seconds": [1.0', '"seconds": [1e-320'), "prefill.seconds holds"),
+    (('"seconds": [1.0', '"seconds": [1e-320'), "prefill.seconds contains"),
     (('"seconds": [1.0', '"seconds": [Infinity'), "prefill.seconds[0] is Infinity"),
-    (('"seconds": [1.0', '"seconds": ["1.0"'), "prefill.seconds holds '1.0'"),
-    (('"tokens": 128', '"tokens": -128'), "prefill.tokens holds -128"),
+    (('"seconds": [1.0', '"seconds": ["1.0"'), "prefill.seconds contains '1.0'"),
+    (('"tokens": 128', '"tokens": -128'), "prefill.tokens contains -128"),
     (('"tokens": 128', '"tokens": 129'), "prefill has repetitions of 129 tokens"),
     (('"context": 128', '"context": 64'), "prefill has repetitions of 128 tokens"),
     (('"cpu_seconds": [', '"cpu_seconds": [1, '), "prefill has columns"),
@@ -218,10 +218,13 @@ IMPOSSIBLE = [  # what no row of ours holds, and what is said of it
     [
         ("{}", "it has no 'schema'"),
         ("{", "not JSON"),
-        ('"text"', "no result row"),
-        ("[1]", "no result row"),
+        ('"text"', "not a result row"),
+        ("[1]", "not a result row"),
         (dumps(row(None, measured())).replace('"schema": 1', '"schema": 99'), "newer version"),
-        (dumps(row(None, measured())).replace('"seconds": [1.0', '"seconds": [-1.0'), "prefill.seconds holds -1.0"),
+        (
+            dumps(row(None, measured())).replace('"seconds": [1.0', '"seconds": [-1.0'),
+            "prefill.seconds contains -1.0",
+        ),
         (
             dumps(row(None, measured())).replace('"context": 128', '"context": "x"'),
             "case.context is 'x', must be a whole number",
@@ -229,11 +232,11 @@ IMPOSSIBLE = [  # what no row of ours holds, and what is said of it
         *((changed(*edit), said) for edit, said in IMPOSSIBLE),
         (
             dumps(row(None, measured(expected=APART))).replace('"tps_between": 0.02', '"tps_between": 1000'),
-            "no share",
+            "not a number from 0 to 1",
         ),
         (
             dumps(row(None, measured(expected=APART))).replace('"tps_between": 0.02', '"tps_between": true'),
-            "no share",
+            "not a number from 0 to 1",
         ),
         (
             dumps(row(None, measured(expected=APART))).replace('"tps_between": 0.02', '"tps_between": 1e999'),

@@ -413,7 +413,7 @@ def test_a_store_that_fills_up_ends_the_sweep_with_one_line_and_what_was_measure
 
     def full(self: Store, run: str, row: Any) -> int:
         if row.case.context > 128:
-            raise StoreError("the store has no space left on its disk", "What was stored before is safe.")
+            raise StoreError("the store has no space left on its disk", "Rows stored earlier are safe.")
         return append(self, run, row)
 
     monkeypatch.setattr(Store, "append", full)
@@ -421,7 +421,7 @@ def test_a_store_that_fills_up_ends_the_sweep_with_one_line_and_what_was_measure
     assert ran.code == 1
     assert ran.err.splitlines() == [
         "Error: the store has no space left on its disk",
-        "  What was stored before is safe.",
+        "  Rows stored earlier are safe.",
     ]
     assert len(ran.out.splitlines()) == lines  # the row that could not be stored is among them
     with Store.open() as store:

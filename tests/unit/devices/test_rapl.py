@@ -88,7 +88,7 @@ def test_idle_power_is_measured_once(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_counters_says_so(tmp_path: Path) -> None:
-    words = "this machine shows no energy counters of its CPU (RAPL)"
+    words = "this machine has no energy counters of its CPU (RAPL)"
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(Unknown, match=r"no energy counters of its CPU \(RAPL\)"):
             Rapl(folder).open()

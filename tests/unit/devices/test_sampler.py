@@ -130,5 +130,5 @@ def test_a_process_that_cannot_be_had_is_a_reason(
 def test_a_machine_without_counters_says_so(tmp_path: Path) -> None:
     telemetry = Sampler(Rapl(tmp_path))
     telemetry.begin(energy=True)
-    assert telemetry.counted_j([(0.0, 1.0)]) == (None, "this machine shows no energy counters of its CPU (RAPL)")
+    assert telemetry.counted_j([(0.0, 1.0)]) == (None, "this machine has no energy counters of its CPU (RAPL)")
     telemetry.close()

@@ -93,7 +93,7 @@ def test_a_tied_head_that_is_stored_again_is_a_caution_with_its_bytes(tmp_path: 
     (left,) = unused(found)
     assert (left["why"], left["count"], left["bytes"]) == ("a second copy of the tied embedding", 1, 4 * 32 * 64)
     assert left["names"] == [HEAD]
-    assert [remark.code for remark in found.remarks] == [UNUSED]
+    assert [note.code for note in found.notes] == [UNUSED]
 
 
 def test_a_tied_head_of_other_values_is_refused(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_tensor_that_no_weight_takes_is_told(tmp_path: Path, name: str, why: s
     assert [(left["why"], left["names"], left["bytes"]) for left in unused(found)] == [
         (why, [printable(name, 120)], 32)
     ]
-    (caution,) = [remark.text for remark in found.remarks if remark.code == UNUSED]
+    (caution,) = [note.text for note in found.notes if note.code == UNUSED]
     assert printable(name, 60) in caution and "32 B" in caution
 
 
@@ -276,7 +276,7 @@ def test_files_beside_the_weights_are_told_and_not_the_model(tmp_path: Path) -> 
         (path / name).write_bytes(weights.content({"a": [256]}))
     found = resolve(str(path))
     assert found.id_for("real") == plain.id_for("real")  # none of them is loaded
-    assert [remark.code for remark in found.remarks] == [BESIDE, BESIDE]
+    assert [note.code for note in found.notes] == [BESIDE, BESIDE]
     assert found.cautions[0].startswith("the adapter adapter_model.safetensors is not applied")
     assert "consolidated.safetensors (1.0" in found.cautions[1]
 

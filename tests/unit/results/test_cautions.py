@@ -90,7 +90,7 @@ def test_the_words_name_the_precision_and_are_the_same_for_every_such_row() -> N
 def test_a_phase_that_gets_slower_is_not_steady() -> None:
     found = row([0.100, 0.102, 0.104, 0.106, 0.108, 0.110], "cap")
     (caution,) = [caution for caution in cautions(found) if caution.code == "decode-unsteady"]
-    assert caution.text == "decode: not steady, it became 11% slower from the first repetition to the last"
+    assert caution.text == "decode: not steady, 11% slower in the last repetition than in the first"
 
 
 def test_few_repetitions_are_judged_together_with_the_warm_ups_before_them() -> None:

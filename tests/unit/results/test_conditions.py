@@ -28,7 +28,7 @@ def test_a_power_limit_that_held_clocks_down_is_said_with_its_share(
     make: Make, environment: dict[str, Any], shares: tuple[float | None, ...], said: list[str]
 ) -> None:
     row = decoded(make, environment, *({"capped": share} for share in shares))
-    words = [f"decode: the power limit of 320 W held the clocks down for {share} of the time" for share in said]
+    words = [f"decode: the power limit of 320 W lowered the clocks for {share} of the time" for share in said]
     assert texts(row, "decode-power-capped") == words
 
 

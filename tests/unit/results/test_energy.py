@@ -56,10 +56,10 @@ def test_energy_that_nobody_asked_for_is_null_and_no_caution(make: Make) -> None
     ("changes", "words"),
     [
         ({"counter_j": None, "counter_reason": "the energy counter stood still for 8.5 s"}, "stood still"),
-        ({"counter_j": 0.0}, "0 J for 100 tokens cannot be"),
-        ({"window_s": 4.0, "seconds": 4.0}, "it was watched for 4.00 s, and below 10 s nothing is resolved"),
-        ({"seconds": 9.0}, "repetitions filled only 90% of the time in which it was counted"),
-        ({"invalid": "power brake for 3.0% of the time"}, "the device was not itself (power brake for 3.0%"),
+        ({"counter_j": 0.0}, "0 J for 100 tokens is impossible"),
+        ({"window_s": 4.0, "seconds": 4.0}, "the window of 4.00 s is shorter than the 10 s that counters need"),
+        ({"seconds": 9.0}, "repetitions filled only 90% of the measured window"),
+        ({"invalid": "power brake for 3.0% of the time"}, "the device was disturbed (power brake for 3.0%"),
     ],
 )
 def test_what_cannot_be_told_is_null_with_the_reason(make: Make, changes: dict[str, Any], words: str) -> None:
@@ -72,7 +72,7 @@ def test_what_cannot_be_told_is_null_with_the_reason(make: Make, changes: dict[s
 
 
 def test_one_reason_for_both_phases_is_said_once(make: Make) -> None:
-    why = "this machine shows no energy counters of its CPU (RAPL)"
+    why = "this machine has no energy counters of its CPU (RAPL)"
     nothing = PhaseEnergy(0, 0.0, 0.0, 0, counter_reason=why, power_reason=why)
     row = make(energy=Energy(None, None, nothing, nothing, None, why))
     content = energy.content(row)

@@ -67,7 +67,7 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
                 "DROP TABLE run_rows",
                 "CREATE TABLE run_rows (run TEXT, measurement AS (length(zeroblob(900000000))))",
             ),
-            "run_rows is a table that profile did not make",
+            "run_rows is a table that profile did not create",
         ),
         (("CREATE TRIGGER t AFTER INSERT ON runs BEGIN DELETE FROM runs; END",), "it has a trigger, t"),
         (("PRAGMA user_version = -1",), "schema -1"),
@@ -87,7 +87,7 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
             ("UPDATE measurements SET content = replace(content, '\"seconds\"', '\"cpu_s\"')",),
             "samples has no seconds",
         ),
-        (("UPDATE measurements SET steps = x'000000000000f87f'",), "samples.step_s holds nan"),
+        (("UPDATE measurements SET steps = x'000000000000f87f'",), "samples.step_s contains nan"),
         (("UPDATE measurements SET steps = 'text'",), "cannot be read"),
         (("UPDATE environments SET content = '[1]'",), "environment is a list"),
         (("UPDATE environments SET content = 'no JSON'",), "cannot be read"),
@@ -107,7 +107,7 @@ def test_pages_that_refer_to_each_other_end_by_the_size_of_the_file(
     path = tampered()
     monkeypatch.setattr(database, "BYTES", 0)
     monkeypatch.setattr(database, "BYTES_PER_BYTE", 0.001)
-    assert "gives more than a file of its size can hold" in refused(path)
+    assert "returns more than a file of its size can contain" in refused(path)
 
 
 def test_a_query_that_does_not_end_is_interrupted(tampered: Any) -> None:
@@ -139,7 +139,7 @@ def test_what_lies_beside_a_store_must_be_plain_files(tampered: Any, name: str) 
     victim.write_text("precious")
     for plant in (lambda: os.mkfifo(beside), lambda: beside.symlink_to(victim)):
         plant()
-        assert "beside the store, is not a plain file" in refused(path)
+        assert "next to the store, is not a plain file" in refused(path)
         with pytest.raises(StoreError, match="not a plain file"):
             Store.open(path)
         beside.unlink()

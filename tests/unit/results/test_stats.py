@@ -170,7 +170,7 @@ def test_rates_count_the_tokens_of_all_sequences(make):
 
 
 def test_a_sample_without_time_is_an_error_not_an_infinite_rate(make):
-    with pytest.raises(ValueError, match="did not take any time"):
+    with pytest.raises(ValueError, match="took no time"):
         stats.rates(make(samples=(Sample("decode", 0.0, 8),)), "decode")
 
 

@@ -131,7 +131,7 @@ def test_a_run_is_found_by_the_start_of_its_id(store, environment):
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_name_is_no_run(store, environment, name):
     store.start_run([], environment)
-    with pytest.raises(NotFound, match="is an empty text"):
+    with pytest.raises(NotFound, match="is empty"):
         store.find_run(name)
 
 
@@ -292,7 +292,7 @@ def test_a_store_that_another_process_holds_is_an_error_in_words(tmp_path, make,
     with Store.open(tmp_path / "s.sqlite") as mine, Store.open(tmp_path / "s.sqlite") as other:
         run = mine.start_run([], environment)
         other._db.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="held by another process"):
+        with pytest.raises(StoreError, match="locked by another process"):
             mine.append(run, make())
         other._db.execute("ROLLBACK")
         mine.append(run, make())
@@ -418,8 +418,8 @@ def test_a_link_to_nothing_and_a_path_below_a_file_are_not_taken_for_no_store(tm
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("DELETE FROM environments", "the store does not hold its environment"),
-        ("UPDATE measurements SET content = 'null'", "its content is no object"),
+        ("DELETE FROM environments", "the store does not contain its environment"),
+        ("UPDATE measurements SET content = 'null'", "its content is not an object"),
         ("UPDATE measurements SET content = x'00ff'", "its content is not text"),
     ],
 )

@@ -136,14 +136,14 @@ def test_a_full_disk_is_said_in_words_and_committed_rows_stay(tmp_path):
     if mount is None:
         pytest.skip("this machine lets us mount no small file system; the next test fills a file instead")
     error, acknowledged, same, later = filled(tmp_path, "", *mount)
-    assert "no space left" in error and "What was stored before is safe" in error
+    assert "no space left" in error and "Rows stored earlier are safe" in error
     assert len(acknowledged) > 20
     assert acknowledged == same == later
 
 
 def test_a_file_that_may_not_grow_is_said_in_words_and_committed_rows_stay(tmp_path):
     error, acknowledged, same, later = filled(tmp_path, LIMIT)
-    assert "cannot be written" in error and "What was stored before is safe" in error
+    assert "cannot be written" in error and "Rows stored earlier are safe" in error
     assert len(acknowledged) > 20
     assert acknowledged == same == later
 

@@ -163,7 +163,7 @@ def test_throttled_repetitions_are_replaced_and_kept_in_the_record(bench: Callab
     assert [sample.invalid is None for sample in result.record("prefill")] == [True] * 5 + [False] + [True] * 3
     assert len(result.of("prefill")) == 3
     (caution,) = [caution for caution in cautions(result) if caution.code == "prefill-invalid"]
-    assert caution.text == "prefill: 1 repetition did not count and was repeated (thermal slowdown by the hardware)"
+    assert caution.text == "prefill: 1 repetition was invalid and repeated (thermal slowdown by the hardware)"
 
 
 def test_a_card_that_stays_hot_ends_the_phase_and_says_so(bench: Callable[..., Bench]) -> None:
@@ -176,7 +176,7 @@ def test_a_slowdown_in_the_energy_window_makes_the_energy_unknown(bench: Callabl
     board = bench(power_w=300.0, reasons=0)
     board.card.at(12.0, reasons=HW_THERMAL).at(12.5, reasons=0)
     result = coupled(board)
-    assert "prefill: the device was not itself (thermal slowdown by the hardware)" in (energy.unknown(result) or "")
+    assert "prefill: the device was disturbed (thermal slowdown by the hardware)" in (energy.unknown(result) or "")
     assert energy.consumption(result, "decode") is not None
 
 
@@ -185,7 +185,7 @@ def test_the_power_limit_clocks_and_other_processes_are_noted(bench: Callable[..
     board.card.at(1.45, sm_mhz=1800)
     result = coupled(board, Effort(reps=3))
     said = {caution.code: caution.text for caution in cautions(result)}
-    assert said["decode-power-capped"] == "decode: the power limit held the clocks down for 100% of the time"
+    assert said["decode-power-capped"] == "decode: the power limit lowered the clocks for 100% of the time"
     assert said["prefill-clocks-differ"] == "prefill: clocks differ between repetitions, 1,800 to 2,100 MHz"
     assert said["other-processes"] == "another process computes on cpu"  # one of the two is this
 

@@ -155,6 +155,6 @@ def test_eager_for_want_of_a_compiler_carries_its_reason_unless_it_was_asked_for
     compiler.unlink()
     ask = SweepRequest(models=("gemma-3-270m",), paths=asked)
     (subject,) = resolve_request(ask, CPU, 2**34, lambda words: None).subjects
-    reasons = [remark.text for remark in subject.remarks if remark.code == EAGER]
+    reasons = [note.text for note in subject.notes if note.code == EAGER]
     assert len(reasons) == (0 if asked else 1)
     assert all("no C++ compiler found" in text for text in reasons)

@@ -260,7 +260,7 @@ def test_a_throttled_repetition_is_replaced_and_stays_in_the_record() -> None:
     assert invalid.seconds == pytest.approx(0.6) and invalid.invalid == "thermal slowdown"
     assert result.stopped["prefill"] == "reps"
     (caution,) = cautions(whole)
-    assert caution.text == "prefill: 1 repetition did not count and was repeated (thermal slowdown)"
+    assert caution.text == "prefill: 1 repetition was invalid and repeated (thermal slowdown)"
 
 
 @pytest.mark.parametrize(("reps", "most"), [(1, 1), (4, 1), (8, 2), (None, 5)])
@@ -271,7 +271,7 @@ def test_a_device_that_stays_throttled_is_not_repeated_for_ever(reps: int | None
     assert whole.of("prefill") == () and len([s for s in whole.samples if s.invalid and not s.warmup]) == most + 1
     assert result.stopped == {"prefill": "invalid", "decode": "precision" if reps is None else "reps"}
     (caution,) = cautions(whole)
-    assert caution.code == "prefill-invalid" and "too many to replace; none did" in caution.text
+    assert caution.code == "prefill-invalid" and "too many to replace; none valid" in caution.text
 
 
 def test_a_long_throttled_repetition_is_repeated_once() -> None:
