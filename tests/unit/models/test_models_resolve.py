@@ -212,7 +212,7 @@ def test_a_miss_counts_the_catalog_instead_of_listing_it() -> None:
     with pytest.raises(NotFound) as caught:
         resolve("zzz")
     assert caught.value.hint == (
-        f"profile models lists all {len(hub.names())}. A folder, a .gguf file or a Hugging Face id also works."
+        f"profile models lists all {len(hub.names())}. You can also pass a folder, a .gguf file or a Hugging Face id."
     )
 
 
