@@ -85,6 +85,7 @@ except BaseException as error: said = f"{type(error).__name__}: {error}"
 print("\\n" + sys.argv[1], json.dumps({"fault": said}))
 """
 
+GIT_NAMES = ("HEAD", "@")  # always the revision, though libwww-perl installs a program called HEAD
 KINDS = {"rev": "a git revision", "venv": "an environment", "cmd": "a command"}
 FORMS = "Use a git revision, a virtual environment's folder, an interpreter, or a command that starts one."
 OLD_VARIANT = (
@@ -230,6 +231,8 @@ def meaning(text: str) -> Meaning:
     kind, _, rest = text.partition(":")
     if kind in KINDS and rest:
         return _only(kind, rest)
+    if text in GIT_NAMES:
+        return _only("rev", text)
     found: list[Meaning] = []
     faults: list[ProfileError] = []
     for look in (_environment, _revision, _command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -177,6 +178,18 @@ def test_a_word_that_is_a_revision_and_a_program_is_refused_with_both_spellings(
     assert variants.meaning("cmd:python3").kind == "cmd"
     assert variants.meaning(sys.executable).kind == "venv"
     assert variants.meaning("HEAD").commit == variants.meaning("rev:python3").commit
+
+
+def test_head_is_the_revision_whatever_programs_there_are(
+    named_python3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = named_python3 / "programs" / "HEAD"  # libwww-perl has one
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    assert variants.meaning("HEAD").kind == "rev"
+    assert variants.meaning("cmd:HEAD").kind == "cmd"
 
 
 def test_a_folder_that_is_a_revision_too_is_refused(named_python3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
