@@ -351,7 +351,7 @@ def _reason(needed_s: float, budget_s: float, left_s: float) -> str:
     return f"does not fit the budget of {budget}: estimated {needed}, {left} left"
 
 
-def stored(
+def reusable_rows(
     tasks: Iterable[GridTask], store: Store, snapshot: dict[str, Any], effort: Effort, max_memory_bytes: int | None
 ) -> dict[Case, StoredRow]:
     """The ``ok`` rows of ``tasks`` from an environment as fast as ``snapshot``, with at least the same effort.

@@ -115,7 +115,7 @@ def sweep(
     def find(planned: Planned) -> StoredRow | None:
         if not store.has_newer(planned.case.key, since):
             return None
-        found = run_plan.stored([planned.task], store, snapshot, resolved.effort, max_memory)
+        found = run_plan.reusable_rows([planned.task], store, snapshot, resolved.effort, max_memory)
         row = found.get(planned.case)
         return row if row is not None and row.id > since else None
 
@@ -153,7 +153,7 @@ def prepare(
     snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
     kept: KeptRows = {}
     if store is not None:
-        kept = run_plan.stored(resolved.tasks, store, snapshot, resolved.effort, max_memory)
+        kept = run_plan.reusable_rows(resolved.tasks, store, snapshot, resolved.effort, max_memory)
     available = available_bytes(device, max_memory)
     missing = [task for task in resolved.tasks if task.case not in kept]
     plan = run_plan.make(missing, device, resolved.effort, available)
