@@ -228,7 +228,7 @@ class Recorder:
         task = self._tasks.get(case.key)
         if task is None or task.refused is not None:
             return {}
-        return estimate.expected(case, task.geometry, self._device, task.stored)
+        return estimate.expected(case, task.geometry, self._device, task.checkpoint_format)
 
     def _with_cautions(self, row: Measurement) -> Measurement:
         """``row`` with the notes on the model, under the name that the user gave."""
