@@ -201,9 +201,9 @@ class Repetitions(Sequence[Sample]):
 class _Derived:
     """A cache for values derived from a row. Rows are frozen, so the values stay correct."""
 
-    __slots__ = ("_again", "_known")
+    __slots__ = ("_known", "_reload")
     _known: dict[Any, Any]
-    _again: Callable[[], Measurement]
+    _reload: Callable[[], Measurement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,16 +239,16 @@ class Measurement(_Derived):
         return known[question]
 
     @property
-    def again(self) -> Callable[[], Measurement]:
+    def reload(self) -> Callable[[], Measurement]:
         """A function that returns this row again, from its store if it has one, so that the row need not be kept."""
         try:
-            return self._again
+            return self._reload
         except AttributeError:
             return lambda: self
 
-    def kept_in(self, store: Callable[[], Measurement]) -> None:
-        """Read this row again with ``store``, which works as long as the store is open."""
-        object.__setattr__(self, "_again", store)
+    def reloaded_by(self, read: Callable[[], Measurement]) -> None:
+        """Let ``reload`` read this row with ``read``, which works as long as the store is open."""
+        object.__setattr__(self, "_reload", read)
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: without warm-ups and invalid ones."""

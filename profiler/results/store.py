@@ -313,7 +313,7 @@ class Store:
             )
         for (_, row, _), measurement in zip(found, rows, strict=True):
             if isinstance(row, int):
-                measurement.kept_in(partial(read, row))
+                measurement.reloaded_by(partial(read, row))
         return rows
 
     def _row(self, row: int) -> Measurement:
