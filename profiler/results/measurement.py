@@ -46,7 +46,7 @@ class Sample:
     capped: float | None = None  # GPU: share of the time in which the power limit lowered the clocks
 
 
-USUAL = {each.name: each.default for each in fields(Sample)}  # defaults of the fields, in order
+SAMPLE_DEFAULTS = {each.name: each.default for each in fields(Sample)}  # defaults of the fields, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +164,12 @@ class Repetitions(Sequence[Sample]):
         """The field ``name`` of all samples."""
         if name == "step_s":
             return self._step_s()
-        return self.columns.get(name) or [USUAL[name]] * len(self)
+        return self.columns.get(name) or [SAMPLE_DEFAULTS[name]] * len(self)
 
     @property
     def _samples(self) -> tuple[Sample, ...]:
         if self._made is None:
-            self._made = tuple(map(Sample, *map(self.column, USUAL)))
+            self._made = tuple(map(Sample, *map(self.column, SAMPLE_DEFAULTS)))
         return self._made
 
     @overload
@@ -283,13 +283,13 @@ class Measurement(_Derived):
         """The fields that any sample has; most samples leave most of them out."""
         if isinstance(self.samples, Repetitions):
             return self.samples.columns.keys()
-        return {name for name in USUAL if self.states(name)}
+        return {name for name in SAMPLE_DEFAULTS if self.states(name)}
 
     def states(self, name: str) -> bool:
         """Whether any sample has the field ``name``."""
         if isinstance(self.samples, Repetitions):
             return name in self.samples.columns
-        return any(getattr(sample, name) != USUAL[name] for sample in self.samples)
+        return any(getattr(sample, name) != SAMPLE_DEFAULTS[name] for sample in self.samples)
 
     @property
     def counted(self) -> tuple[Sequence[Phase], Sequence[float], Sequence[int]] | None:
@@ -316,7 +316,7 @@ class Measurement(_Derived):
     def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
         places = self.known(("places", phase, warmups), lambda: self._places(phase, warmups))
         if not self.states(name):
-            return [USUAL[name]] * len(places)
+            return [SAMPLE_DEFAULTS[name]] * len(places)
         values = self._values(name)
         return [values[place] for place in places]
 
