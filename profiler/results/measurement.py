@@ -201,8 +201,8 @@ class Repetitions(Sequence[Sample]):
 class _Derived:
     """A cache for values derived from a row. Rows are frozen, so the values stay correct."""
 
-    __slots__ = ("_known", "_reload")
-    _known: dict[Any, Any]
+    __slots__ = ("_cached", "_reload")
+    _cached: dict[Any, Any]
     _reload: Callable[[], Measurement]
 
 
@@ -227,16 +227,16 @@ class Measurement(_Derived):
     decode_path: DecodePath | None = None  # None: transformers without patches
     checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
 
-    def known(self, question: Any, answer: Callable[[], Any]) -> Any:
-        """``answer()``, computed once for each ``question``."""
+    def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """``compute()``, called once for each ``key``."""
         try:
-            known = self._known
+            cached = self._cached
         except AttributeError:
-            known = {}
-            object.__setattr__(self, "_known", known)
-        if question not in known:
-            known[question] = answer()
-        return known[question]
+            cached = {}
+            object.__setattr__(self, "_cached", cached)
+        if key not in cached:
+            cached[key] = compute()
+        return cached[key]
 
     @property
     def reload(self) -> Callable[[], Measurement]:
@@ -252,7 +252,7 @@ class Measurement(_Derived):
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: without warm-ups and invalid ones."""
-        counted: tuple[Sample, ...] = self.known(
+        counted: tuple[Sample, ...] = self.cached(
             ("of", phase),
             lambda: tuple(sample for sample in self.record(phase) if not sample.warmup and sample.invalid is None),
         )
@@ -260,14 +260,14 @@ class Measurement(_Derived):
 
     def record(self, phase: Phase) -> tuple[Sample, ...]:
         """All repetitions of one phase in order, including warm-ups and invalid ones."""
-        every: tuple[Sample, ...] = self.known(
+        every: tuple[Sample, ...] = self.cached(
             ("record", phase), lambda: tuple(sample for sample in self.samples if sample.phase == phase)
         )
         return every
 
     def timed(self, phase: Phase, warmups: bool = False) -> list[tuple[float, int]]:
         """Seconds and tokens of each repetition that counts, in order; with ``warmups``, of each that is valid."""
-        found: list[tuple[float, int]] = self.known(("timed", phase, warmups), lambda: self._timed(phase, warmups))
+        found: list[tuple[float, int]] = self.cached(("timed", phase, warmups), lambda: self._timed(phase, warmups))
         return found
 
     def seconds(self, phase: Phase, warmups: bool = False) -> list[float]:
@@ -314,7 +314,7 @@ class Measurement(_Derived):
         return [*zip(columns["seconds"], columns["tokens"], strict=True)]
 
     def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
-        places = self.known(("places", phase, warmups), lambda: self._places(phase, warmups))
+        places = self.cached(("places", phase, warmups), lambda: self._places(phase, warmups))
         if not self.states(name):
             return [SAMPLE_DEFAULTS[name]] * len(places)
         values = self._values(name)
