@@ -109,7 +109,7 @@ def _set(soft: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def said(error: BaseException, typed: bool = True) -> str:
+def one_line(error: BaseException, typed: bool = True) -> str:
     """One line with the exception and its innermost cause. Without ``typed`` the first one's class is left out.
 
     An explicit cause (``raise … from cause``) is reported as "caused by". An exception that was only being handled at
@@ -316,9 +316,9 @@ def failure(error: Exception, task: WorkerTask, phase: str) -> Measurement:
         limit = _limit_in_words(task) if kind_of(task.case.device).is_host else ""
         outcome, reason = "oom", f"out of memory in {phase}{limit}: {words}"
     elif isinstance(error, ProfileError):
-        reason = said(error)
+        reason = one_line(error)
     else:
-        reason = f"{phase} failed: {said(error)}"
+        reason = f"{phase} failed: {one_line(error)}"
     return Measurement(task.case, {}, outcome, printable(reason, MAX_REASON))
 
 
