@@ -40,7 +40,7 @@ from profiler.case import Case
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import Energy, Measurement, Memory, Phase, PhaseEnergy, Sample
-from profiler.run.repetitions import Effort, Measured, Repetition, company, disturbances, repeat
+from profiler.run.repetitions import Effort, Measured, Repetition, disturbances, overview_cautions, repeat
 
 NO_PEAK = Peak(None, None, None)
 
@@ -225,7 +225,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat, measured_b
             *loaded.cautions,
             *trial.cautions(),
             *(found for phase, measured in phases.items() for found in disturbances(phase, measured, cores)),
-            *company(session.watcher.overview(), case.device),
+            *overview_cautions(session.watcher.overview(), case.device),
         ),
         energy=book.energy,
         threads=loaded.threads,
