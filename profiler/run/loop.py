@@ -79,7 +79,7 @@ def step_footprint(meter: Meter, trial: Trial) -> Footprint:
     return footprint(meter, trial)
 
 
-def taken_apart(loaded: Loaded, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
+def memory_breakdown(loaded: Loaded, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
     """The memory of a case by parts; ``after`` is the cache at the end of its decode steps."""
     return Memory(
         weights_bytes=loaded.weights_bytes,
@@ -220,7 +220,7 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat, measured_b
         environment={},  # the parent adds it
         outcome="ok",
         samples=tuple(sample for measured in phases.values() for sample in measured.samples),
-        memory=taken_apart(session.loaded, prefill, decode, after),
+        memory=memory_breakdown(session.loaded, prefill, decode, after),
         cautions=(
             *loaded.cautions,
             *trial.cautions(),
