@@ -120,7 +120,7 @@ def measurements_of(model: Model, prediction: Prediction, store: Path | None) ->
     with Store.open(store, create=False) as opened:
         rows = [
             row
-            for row in opened.latest()
+            for row in opened.newest_per_environment()
             if row.outcome == "ok"
             and row.case.model_id in ids
             and (backend := backends.of_row(row.case.backend)) is not None
