@@ -37,7 +37,7 @@ from pathlib import Path
 from select import POLLOUT, poll
 from typing import Any
 
-from profiler import backends, folders, registry
+from profiler import backends, devices, folders
 from profiler.backends.base import OutOfMemory, Session
 from profiler.case import Case
 from profiler.devices import allowance
@@ -281,10 +281,7 @@ def load(task: WorkerTask, wire: Wire) -> LoadedModel:
 def meter_of(case: Case) -> Meter:
     """The meter of the case's device, unless the backend has its own."""
     own = backends.find(case.backend).meter
-    if own is not None:
-        return own(case.device)
-    meter: Meter = registry.load("devices", case.device.partition(":")[0], "device").meter(case.device)
-    return meter
+    return devices.meter(case.device) if own is None else own(case.device)
 
 
 def with_load(row: Measurement, model: LoadedModel) -> Measurement:
