@@ -32,7 +32,7 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     and median error and the share of measurements within the predicted range, which should be nine in ten.
     """
     with Store.open(store, create=False) as opened:
-        measured = list(opened.rows(opened.find_run(run)) if run is not None else opened.latest())
+        measured = list(opened.rows(opened.find_run(run)) if run is not None else opened.newest_per_environment())
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
     if not found:
         say("no stored row has a prediction")

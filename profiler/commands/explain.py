@@ -104,14 +104,14 @@ def explain(
     case = one_case(fit_request)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
     prediction = case.predictor.predict(case.context, case.batch, kv)
-    measured = stored(case.model, prediction, store)
+    measured = measurements_of(case.model, prediction, store)
     for caution in case.cautions:
         say(f"{case.model.name}: {caution}")
     click.echo(show_explain.render(case.model.name, prediction, found, measured, output), nl=False)
     return 0
 
 
-def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
+def measurements_of(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
     """The measurements of the case in this engine on this machine with any decode path, the newest first."""
     target, request = prediction.machine.target, prediction.request
     if target.local is None or target.count > 1 or (store is None and existing(store) is None):
@@ -120,7 +120,7 @@ def stored(model: Model, prediction: Prediction, store: Path | None) -> list[Mea
     with Store.open(store, create=False) as opened:
         rows = [
             row
-            for row in opened.latest()
+            for row in opened.newest_per_environment()
             if row.outcome == "ok"
             and row.case.model_id in ids
             and (backend := backends.of_row(row.case.backend)) is not None

@@ -67,16 +67,16 @@ class CalibratedRates(Rates):
 
     def cost(self, item: Item, work: PhaseWork) -> Cost:
         """Time linear layers by their measured curves, and everything else by measured seconds per byte and FLOP."""
-        fresh = item.fresh * self.ceilings.fresh_byte_s
+        page_faults_s = item.page_fault_bytes * self.ceilings.fresh_byte_s
         if item.kind == "weights" and (found := self._layers(item)) is not None:
             quant = quants.find(item.scheme)
-            return found._replace(extra=fresh) if quant is not None and quant.kernels.unpacks else found
+            return found._replace(extra=page_faults_s) if quant is not None and quant.kernels.unpacks else found
         if item.kind == "convolution":
-            return Cost(0.0, self.convolution.seconds(item), fresh) if self.convolution else Cost()
+            return Cost(0.0, self.convolution.seconds(item), page_faults_s) if self.convolution else Cost()
         if item.kind == "activations":
             if work.tokens <= FEW_TOKENS:
                 return Cost()  # its time is already part of a timed operator
-            return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens), fresh)
+            return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens), page_faults_s)
         return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens))
 
     def _layers(self, item: Item) -> Cost | None:

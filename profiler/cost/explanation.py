@@ -133,8 +133,8 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
         cost = rates.cost(item, done)
         entry = parts.setdefault(_name(item), [0.0] * 6)
         total, nbytes = max(0.0, cost.total - spared_s), max(0.0, item.nbytes - elsewhere)
-        needed_flops = item.flops - item.spared_flops
-        ceiling = max((nbytes - item.spared) / bandwidth, needed_flops / peaks[item.scheme])
+        needed_flops = item.flops - item.avoidable_flops
+        ceiling = max((nbytes - item.avoidable_bytes) / bandwidth, needed_flops / peaks[item.scheme])
         if elsewhere:  # reading weights in host memory can overlap with their FLOPs
             ceiling = min(ceiling, total)
         bound = cost.computing if cost.computing >= cost.reading else 0.0

@@ -32,9 +32,9 @@ class Item:
     rows: float = 1.0  # tokens that each tensor is multiplied by in one pass
     outputs: float = 0.0  # output features of its matrices times their number, over all passes
     count: float = 0.0
-    fresh: float = 0.0  # bytes of results too large for the heap to reuse, including unpacked matrices
-    spared: float = 0.0  # part of ``nbytes`` that a program without copies would not move; excluded from ceilings
-    spared_flops: float = 0.0  # part of ``flops`` spent on experts that no token chose; excluded from ceilings
+    page_fault_bytes: float = 0.0  # bytes of results too large for the heap to reuse, including unpacked matrices
+    avoidable_bytes: float = 0.0  # part of ``nbytes`` that no program without copies moves; excluded from ceilings
+    avoidable_flops: float = 0.0  # part of ``flops`` spent on experts that no token chose; excluded from ceilings
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class PhaseWork:
     @property
     def needed_bytes(self) -> float:
         """Bytes that a program without copies would read."""
-        return self.nbytes - sum(item.spared for item in self.items)
+        return self.nbytes - sum(item.avoidable_bytes for item in self.items)
 
     @property
     def flops(self) -> float:
@@ -67,7 +67,7 @@ class PhaseWork:
     @property
     def needed_flops(self) -> float:
         """FLOPs without those of experts that no token chose."""
-        return self.flops - sum(item.spared_flops for item in self.items)
+        return self.flops - sum(item.avoidable_flops for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,12 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
         flops = many * mixer.decode_flops(depth)
         if isinstance(mixer, GatedDelta):
             nbytes = many * touches * RECURRENT_BYTES * mixer.recurrent_elements
-            spared = nbytes * (1 - STATE_TOUCHES / touches)
-            items.append(Item(layer.kind, "state", "state", nbytes, flops, batch, spared=spared))
+            avoidable = nbytes * (1 - STATE_TOUCHES / touches)
+            items.append(Item(layer.kind, "state", "state", nbytes, flops, batch, avoidable_bytes=avoidable))
         else:
             nbytes = many * mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
-            spared = nbytes * (1 - 1 / manner.cache_touches)
-            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, batch, spared=spared))
+            avoidable = nbytes * (1 - 1 / manner.cache_touches)
+            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, batch, avoidable_bytes=avoidable))
     calls = 0.0
     if manner.calls is not None:
         items.append(_activations(geometry, manner.calls, len(geometry.layers) * batch))
@@ -182,9 +182,9 @@ def _weights(line: WeightGroup, share: float, needed: float, flops: float, rows:
         rows,
         outputs,
         count,
-        fresh=line.large * share * UNPACKED_BYTES,
-        spared=line.nbytes * (share - needed),
-        spared_flops=flops * (line.used(how) - line.used()),
+        page_fault_bytes=line.large * share * UNPACKED_BYTES,
+        avoidable_bytes=line.nbytes * (share - needed),
+        avoidable_flops=flops * (line.used(how) - line.used()),
     )
 
 
@@ -193,8 +193,10 @@ def _convolutions(geometry: Geometry, calls: Calls, passes: int, tokens: float, 
     mixers = [(layer.mixer, count) for layer, count in geometry.groups if isinstance(layer.mixer, GatedDelta)]
     channels = passes * sum(count * mixer.channels for mixer, count in mixers)
     results = [(mixer.channels * tokens * calls.element_bytes, count) for mixer, count in mixers]
-    fresh = passes * CONV_TENSORS * sum(count * nbytes for nbytes, count in results if nbytes > LARGE_BYTES)
-    return Item("convolutions", "convolution", "copy", 0.0, 0.0, tokens, channels, batch, fresh)
+    page_fault_bytes = (
+        passes * CONV_TENSORS * sum(count * nbytes for nbytes, count in results if nbytes > LARGE_BYTES)
+    )
+    return Item("convolutions", "convolution", "copy", 0.0, 0.0, tokens, channels, batch, page_fault_bytes)
 
 
 def _prefill_calls(geometry: Geometry, calls: Calls, sizes: Sequence[tuple[int, int]]) -> float:
@@ -208,10 +210,19 @@ def _prefill_calls(geometry: Geometry, calls: Calls, sizes: Sequence[tuple[int, 
     return total
 
 
-def _activations(geometry: Geometry, calls: Calls, layer_tokens: float, fresh: float = 0.0) -> Item:
+def _activations(geometry: Geometry, calls: Calls, layer_tokens: float, page_fault_bytes: float = 0.0) -> Item:
     """What element-wise operators read and write; ``layer_tokens``: tokens processed, summed over the layers."""
     nbytes = layer_tokens * geometry.hidden * calls.elementwise * calls.element_bytes
-    return Item("activations", "activations", "copy", nbytes, 0.0, 0.0, fresh=fresh, spared=nbytes)
+    return Item(
+        "activations",
+        "activations",
+        "copy",
+        nbytes,
+        0.0,
+        0.0,
+        page_fault_bytes=page_fault_bytes,
+        avoidable_bytes=nbytes,
+    )
 
 
 def _wide_bytes(layer: Layer, rows: int, geometry: Geometry, calls: Calls) -> float:

@@ -246,9 +246,8 @@ class Reading:
     capped: float | None = None  # share of the time in which the power limit lowered the clocks
 
 
-CeilingFigure = tuple[float | None, str | None]
-
-"""A figure, or None and the reason."""
+FigureOrReason = tuple[float | None, str | None]
+"""A figure in joules or watts and ``None``, or ``None`` and the reason why it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +256,8 @@ class Consumed:
 
     source: str  # nvml-counter, nvml-power, rapl-counter: which of the two to use
     scope: str  # gpu-board, cpu-package: what the energy covers
-    counter: CeilingFigure  # the device's own energy counter
-    power: CeilingFigure  # its power, sampled and integrated
+    counter: FigureOrReason  # the device's own energy counter
+    power: FigureOrReason  # its power, sampled and integrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +290,7 @@ class Watcher(Protocol):
     def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
         """Energy of windows of this case, by start and end on the meter's clock; None if it was not observed."""
 
-    def idle_w(self) -> CeilingFigure:
+    def idle_w(self) -> FigureOrReason:
         """Mean power while nothing runs; the first call waits for seconds."""
 
     def overview(self) -> Overview:
@@ -316,7 +315,7 @@ class Unwatched:
     def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
         return None
 
-    def idle_w(self) -> CeilingFigure:
+    def idle_w(self) -> FigureOrReason:
         return None, "nobody looked"
 
     def overview(self) -> Overview:

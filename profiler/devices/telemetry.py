@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-from profiler.devices.base import CeilingFigure, Consumed, Overview, Reading
+from profiler.devices.base import Consumed, FigureOrReason, Overview, Reading
 from profiler.units import printable, seconds_text
 
 # Bits of NVML's clocks event reasons (nvml.h, nvmlClocksEventReasons).
@@ -246,7 +246,7 @@ class Telemetry:
         self._history = History()
         self._looks = 0
         self._is_open = self._watches = False
-        self._idle: CeilingFigure | None = None
+        self._idle: FigureOrReason | None = None
 
     def open(self) -> Telemetry:
         """Take a first snapshot, or record why there will be none."""
@@ -297,15 +297,15 @@ class Telemetry:
         self._give_up("the telemetry was closed")
         self._close()
 
-    def counted_j(self, spans: Sequence[TimeSpan]) -> CeilingFigure:
+    def counted_j(self, spans: Sequence[TimeSpan]) -> FigureOrReason:
         """Joules of windows by the energy counter, or the reason."""
         return self._figure("energy", spans, lambda: self._history.counted_j(spans, self.source.coarse))
 
-    def integrated_j(self, spans: Sequence[TimeSpan]) -> CeilingFigure:
+    def integrated_j(self, spans: Sequence[TimeSpan]) -> FigureOrReason:
         """Joules of windows by integrated power, or the reason."""
         return self._figure("power", spans, lambda: self._history.integrated_j(spans))
 
-    def idle_w(self) -> CeilingFigure:
+    def idle_w(self) -> FigureOrReason:
         """Watts while nothing runs, or the reason. Waits ``IDLE_S`` on the first call."""
         if self._idle is None:
             start = self._clock()
@@ -345,7 +345,7 @@ class Telemetry:
         self.last = snapshot
         self._history.add(snapshot)
 
-    def _figure(self, what: str, spans: Sequence[TimeSpan], ask: Callable[[], float]) -> CeilingFigure:
+    def _figure(self, what: str, spans: Sequence[TimeSpan], ask: Callable[[], float]) -> FigureOrReason:
         if not spans:
             return None, "nothing was measured"
         self._settle(spans[-1][1])

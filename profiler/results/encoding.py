@@ -26,7 +26,16 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType, convert, to_builtins
 
 from profiler.case import Case
-from profiler.results.measurement import USUAL, Caution, DecodePath, Energy, Measurement, Memory, Repetitions, Sample
+from profiler.results.measurement import (
+    SAMPLE_DEFAULTS,
+    Caution,
+    DecodePath,
+    Energy,
+    Measurement,
+    Memory,
+    Repetitions,
+    Sample,
+)
 from profiler.results.redact import SHORT, redact_json
 from profiler.results.validity import (
     COUNT,
@@ -51,7 +60,7 @@ ALWAYS = ("case", "samples", "memory", "cautions")  # written for each row
 NULL, EMPTY = Raw(b"null"), Raw(b"{}")
 NEEDED = {"phase", "seconds", "tokens", "step_s"}  # required columns of samples
 
-SAMPLE_FIELDS = USUAL.keys()
+SAMPLE_FIELDS = SAMPLE_DEFAULTS.keys()
 MOST_PARTS = 1000  # of rows that are cached
 LONGEST_PART = 4096  # bytes
 _parts: dict[tuple[str, bytes], Any] = {}
@@ -115,7 +124,7 @@ def expected(text: bytes) -> Any:
 @cache
 def _decoder() -> msgspec.json.Decoder[Any]:
     kinds = {name: COUNT if name == "step_s" else rule for name, rule in allowed(Sample).items()}
-    lists: list[Any] = [(name, _list(_type(kinds[name])) | UnsetType, UNSET) for name in USUAL]
+    lists: list[Any] = [(name, _list(_type(kinds[name])) | UnsetType, UNSET) for name in SAMPLE_DEFAULTS]
     made: dict[str, Any] = {
         "case": _like(Case),
         "memory": _like(Memory),
@@ -186,7 +195,9 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
     columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in SAMPLE_FIELDS}
     steps = [second for taken in columns["step_s"] for second in taken]
     columns["step_s"] = [len(taken) for taken in columns["step_s"]]
-    known = {name: column for name, column in columns.items() if any(value != USUAL[name] for value in column)}
+    known = {
+        name: column for name, column in columns.items() if any(value != SAMPLE_DEFAULTS[name] for value in column)
+    }
     content = _without_nulls(redact_json(content | {"samples": known}))
     return dumps(content), struct.pack(f"<{len(steps)}d", *steps)
 

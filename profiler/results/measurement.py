@@ -46,7 +46,7 @@ class Sample:
     capped: float | None = None  # GPU: share of the time in which the power limit lowered the clocks
 
 
-USUAL = {each.name: each.default for each in fields(Sample)}  # defaults of the fields, in order
+SAMPLE_DEFAULTS = {each.name: each.default for each in fields(Sample)}  # defaults of the fields, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +164,12 @@ class Repetitions(Sequence[Sample]):
         """The field ``name`` of all samples."""
         if name == "step_s":
             return self._step_s()
-        return self.columns.get(name) or [USUAL[name]] * len(self)
+        return self.columns.get(name) or [SAMPLE_DEFAULTS[name]] * len(self)
 
     @property
     def _samples(self) -> tuple[Sample, ...]:
         if self._made is None:
-            self._made = tuple(map(Sample, *map(self.column, USUAL)))
+            self._made = tuple(map(Sample, *map(self.column, SAMPLE_DEFAULTS)))
         return self._made
 
     @overload
@@ -201,9 +201,9 @@ class Repetitions(Sequence[Sample]):
 class _Derived:
     """A cache for values derived from a row. Rows are frozen, so the values stay correct."""
 
-    __slots__ = ("_again", "_known")
-    _known: dict[Any, Any]
-    _again: Callable[[], Measurement]
+    __slots__ = ("_cached", "_reload")
+    _cached: dict[Any, Any]
+    _reload: Callable[[], Measurement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,32 +227,32 @@ class Measurement(_Derived):
     decode_path: DecodePath | None = None  # None: transformers without patches
     checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
 
-    def known(self, question: Any, answer: Callable[[], Any]) -> Any:
-        """``answer()``, computed once for each ``question``."""
+    def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """``compute()``, called once for each ``key``."""
         try:
-            known = self._known
+            cached = self._cached
         except AttributeError:
-            known = {}
-            object.__setattr__(self, "_known", known)
-        if question not in known:
-            known[question] = answer()
-        return known[question]
+            cached = {}
+            object.__setattr__(self, "_cached", cached)
+        if key not in cached:
+            cached[key] = compute()
+        return cached[key]
 
     @property
-    def again(self) -> Callable[[], Measurement]:
+    def reload(self) -> Callable[[], Measurement]:
         """A function that returns this row again, from its store if it has one, so that the row need not be kept."""
         try:
-            return self._again
+            return self._reload
         except AttributeError:
             return lambda: self
 
-    def kept_in(self, store: Callable[[], Measurement]) -> None:
-        """Read this row again with ``store``, which works as long as the store is open."""
-        object.__setattr__(self, "_again", store)
+    def reloaded_by(self, read: Callable[[], Measurement]) -> None:
+        """Let ``reload`` read this row with ``read``, which works as long as the store is open."""
+        object.__setattr__(self, "_reload", read)
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: without warm-ups and invalid ones."""
-        counted: tuple[Sample, ...] = self.known(
+        counted: tuple[Sample, ...] = self.cached(
             ("of", phase),
             lambda: tuple(sample for sample in self.record(phase) if not sample.warmup and sample.invalid is None),
         )
@@ -260,14 +260,14 @@ class Measurement(_Derived):
 
     def record(self, phase: Phase) -> tuple[Sample, ...]:
         """All repetitions of one phase in order, including warm-ups and invalid ones."""
-        every: tuple[Sample, ...] = self.known(
+        every: tuple[Sample, ...] = self.cached(
             ("record", phase), lambda: tuple(sample for sample in self.samples if sample.phase == phase)
         )
         return every
 
     def timed(self, phase: Phase, warmups: bool = False) -> list[tuple[float, int]]:
         """Seconds and tokens of each repetition that counts, in order; with ``warmups``, of each that is valid."""
-        found: list[tuple[float, int]] = self.known(("timed", phase, warmups), lambda: self._timed(phase, warmups))
+        found: list[tuple[float, int]] = self.cached(("timed", phase, warmups), lambda: self._timed(phase, warmups))
         return found
 
     def seconds(self, phase: Phase, warmups: bool = False) -> list[float]:
@@ -283,13 +283,13 @@ class Measurement(_Derived):
         """The fields that any sample has; most samples leave most of them out."""
         if isinstance(self.samples, Repetitions):
             return self.samples.columns.keys()
-        return {name for name in USUAL if self.states(name)}
+        return {name for name in SAMPLE_DEFAULTS if self.states(name)}
 
     def states(self, name: str) -> bool:
         """Whether any sample has the field ``name``."""
         if isinstance(self.samples, Repetitions):
             return name in self.samples.columns
-        return any(getattr(sample, name) != USUAL[name] for sample in self.samples)
+        return any(getattr(sample, name) != SAMPLE_DEFAULTS[name] for sample in self.samples)
 
     @property
     def counted(self) -> tuple[Sequence[Phase], Sequence[float], Sequence[int]] | None:
@@ -314,9 +314,9 @@ class Measurement(_Derived):
         return [*zip(columns["seconds"], columns["tokens"], strict=True)]
 
     def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
-        places = self.known(("places", phase, warmups), lambda: self._places(phase, warmups))
+        places = self.cached(("places", phase, warmups), lambda: self._places(phase, warmups))
         if not self.states(name):
-            return [USUAL[name]] * len(places)
+            return [SAMPLE_DEFAULTS[name]] * len(places)
         values = self._values(name)
         return [values[place] for place in places]
 

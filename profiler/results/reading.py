@@ -49,7 +49,7 @@ def of_runs(store: Store, names: Sequence[str]) -> tuple[Iterable[Measurement], 
     """
     chosen = list(dict.fromkeys(store.find_run(name) for name in names))
     runs = [run for run in store.runs(counted=False) if not chosen or run.id in chosen]
-    rows = (row for run in chosen for row in store.each(run)) if chosen else store.latest()
+    rows = (row for run in chosen for row in store.iter_run(run)) if chosen else store.newest_per_environment()
     first = next(rows, None)
     if first is None:
         raise NotFound("there are no rows to report", f"Measure something first: {store.command('sweep')}")

@@ -205,7 +205,7 @@ def rates(measurement: Measurement, phase: Phase) -> list[float]:
 
 def rate(measurement: Measurement, phase: Phase) -> Summary | None:
     """Tokens per second of a phase, or None if it was not measured."""
-    found: Summary | None = measurement.known(
+    found: Summary | None = measurement.cached(
         ("rate", phase), lambda: summarize(rates(measurement, phase), between(measurement, phase))
     )
     return found
@@ -243,7 +243,7 @@ def ttft(measurement: Measurement) -> Summary | None:
 
 def steps(measurement: Measurement) -> StepLatencies | None:
     """Latency of decode steps; None if no repetition timed its steps."""
-    found: StepLatencies | None = measurement.known("steps", lambda: _steps(measurement))
+    found: StepLatencies | None = measurement.cached("steps", lambda: _steps(measurement))
     return found
 
 

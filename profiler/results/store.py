@@ -249,7 +249,7 @@ class Store:
         """Rows of a run in their order; ``run`` as for ``find_run``."""
         return list(self._of_run(run, "m.steps"))
 
-    def each(self, run: str | None = None) -> Iterator[Measurement]:
+    def iter_run(self, run: str | None = None) -> Iterator[Measurement]:
         """Rows of a run one at a time, if there are too many for memory.
 
         Their step times are read on access, so the store must stay open until then.
@@ -278,10 +278,10 @@ class Store:
             rows = dict(zip(sorted(ids), self._each(query, tuple(ids)), strict=True))
             yield from (rows[row] for row in ids)
 
-    def latest(self) -> Iterator[Measurement]:
+    def newest_per_environment(self) -> Iterator[Measurement]:
         """The last row of every case in every environment of equal speed, an ``ok`` one if possible; oldest first.
 
-        Step times are read on access, as for ``each``.
+        Step times are read on access, as for ``iter_run``.
         """
         ((different,),) = self._read("SELECT COUNT(*) = COUNT(DISTINCT key) FROM measurements")
         if different:  # as in most large stores, where finding the last row of each case takes as long as reading all
@@ -313,7 +313,7 @@ class Store:
             )
         for (_, row, _), measurement in zip(found, rows, strict=True):
             if isinstance(row, int):
-                measurement.kept_in(partial(read, row))
+                measurement.reloaded_by(partial(read, row))
         return rows
 
     def _row(self, row: int) -> Measurement:

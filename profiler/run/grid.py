@@ -63,7 +63,7 @@ class Subject:
     weights: str  # real | synthetic
     model_id: str  # identifies the config and, for real weights, their files
     notes: tuple[ModelNote, ...] = ()  # what the user should know about it, whatever is measured
-    stored: Stored | None = None  # how its real weights are stored
+    checkpoint_format: Stored | None = None  # how its real weights are stored
     checkpoint: dict[str, Any] = field(default_factory=dict)  # the content of the files that its weights come from
 
     @property
@@ -101,7 +101,7 @@ class GridTask(Task):
 
     geometry: Geometry
     quant: Quant
-    stored: Stored | None = None  # the checkpoint, if it runs as it is stored
+    checkpoint_format: Stored | None = None  # the checkpoint, if it runs as it is stored
     refused: str | None = None  # why it cannot be measured this way
     note: str | None = None  # a note on what happens to the weights during loading
 
@@ -174,7 +174,7 @@ def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridT
         _task(subject, choice, _case(subject, choice.quant, path, context, batch, steps, settings, device))
         for subject in axes.subjects
         for choice, path, context, batch, steps in product(
-            choices(subject.source, subject.weights, subject.stored, axes.quants, device),
+            choices(subject.source, subject.weights, subject.checkpoint_format, axes.quants, device),
             axes.paths,
             axes.contexts,
             axes.batches,
@@ -184,7 +184,9 @@ def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridT
 
 
 def _task(subject: Subject, choice: QuantChoice, case: Case) -> GridTask:
-    return GridTask(case, subject.source, subject.geometry, choice.quant, choice.stored, choice.refused, choice.note)
+    return GridTask(
+        case, subject.source, subject.geometry, choice.quant, choice.checkpoint_format, choice.refused, choice.note
+    )
 
 
 def _case(

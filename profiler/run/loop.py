@@ -40,7 +40,7 @@ from profiler.case import Case
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import Energy, Measurement, Memory, Phase, PhaseEnergy, Sample
-from profiler.run.repetitions import Effort, Measured, Repetition, company, disturbances, repeat
+from profiler.run.repetitions import Effort, Measured, Repetition, disturbances, overview_cautions, repeat
 
 NO_PEAK = Peak(None, None, None)
 
@@ -79,7 +79,7 @@ def step_footprint(meter: Meter, trial: Trial) -> Footprint:
     return footprint(meter, trial)
 
 
-def taken_apart(loaded: Loaded, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
+def memory_breakdown(loaded: Loaded, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
     """The memory of a case by parts; ``after`` is the cache at the end of its decode steps."""
     return Memory(
         weights_bytes=loaded.weights_bytes,
@@ -220,12 +220,12 @@ def measure(session: Session, case: Case, effort: Effort, beat: Beat, measured_b
         environment={},  # the parent adds it
         outcome="ok",
         samples=tuple(sample for measured in phases.values() for sample in measured.samples),
-        memory=taken_apart(session.loaded, prefill, decode, after),
+        memory=memory_breakdown(session.loaded, prefill, decode, after),
         cautions=(
             *loaded.cautions,
             *trial.cautions(),
             *(found for phase, measured in phases.items() for found in disturbances(phase, measured, cores)),
-            *company(session.watcher.overview(), case.device),
+            *overview_cautions(session.watcher.overview(), case.device),
         ),
         energy=book.energy,
         threads=loaded.threads,

@@ -90,7 +90,11 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
     for task in tasks:
         try:
             if task.refused is not None:
-                takes = estimate(task, host(task.case.threads), effort).takes if task.stored is not None else None
+                takes = (
+                    estimate(task, host(task.case.threads), effort).takes
+                    if task.checkpoint_format is not None
+                    else None
+                )
                 skipped.append(Skip(task.case, task.refused, takes))
                 continue
             entry = estimate(task, host(task.case.threads), effort)
@@ -107,7 +111,7 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
 
 def estimate(task: GridTask, host: Target, effort: Effort) -> Planned:
     """The estimated time of a case on ``host``."""
-    takes = estimates.estimate(task.case, task.geometry, host, task.stored)
+    takes = estimates.estimate(task.case, task.geometry, host, task.checkpoint_format)
     synthetic = task.case.fill == "synthetic"
     start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
     decode = _phase_s(takes.step_s.value * task.case.steps, effort)
@@ -351,7 +355,7 @@ def _reason(needed_s: float, budget_s: float, left_s: float) -> str:
     return f"does not fit the budget of {budget}: estimated {needed}, {left} left"
 
 
-def stored(
+def reusable_rows(
     tasks: Iterable[GridTask], store: Store, snapshot: dict[str, Any], effort: Effort, max_memory_bytes: int | None
 ) -> dict[Case, StoredRow]:
     """The ``ok`` rows of ``tasks`` from an environment as fast as ``snapshot``, with at least the same effort.

@@ -19,7 +19,7 @@ from profiler.results.measurement import Memory
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text
 
-FIRST = frozenset(  # fields of Case and Effort that workers of every version know
+V1_FIELDS = frozenset(  # fields of Case and Effort that workers of every version know
     [
         "model",
         "model_id",
@@ -93,7 +93,7 @@ def _said(content: Case | Effort) -> dict[str, Any]:
     worker does not know them.
     """
     every = {each.name: (getattr(content, each.name), each.default) for each in fields(content)}
-    return {name: value for name, (value, usual) in every.items() if name in FIRST or value != usual}
+    return {name: value for name, (value, usual) in every.items() if name in V1_FIELDS or value != usual}
 
 
 def encode(message: Mapping[str, Any], finite: bool = True) -> bytes:

@@ -31,7 +31,7 @@ class QuantChoice:
     """A quantization that a model is measured in."""
 
     quant: Quant
-    stored: Stored | None = None  # the checkpoint, if it runs as it is stored
+    checkpoint_format: Stored | None = None  # the checkpoint, if it runs as it is stored
     refused: str | None = None  # why it cannot be measured this way
     note: str | None = None  # what transformers does to the weights
 

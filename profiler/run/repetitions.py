@@ -230,7 +230,7 @@ def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
     return found
 
 
-def company(seen: Overview, device: str) -> list[Caution]:
+def overview_cautions(seen: Overview, device: str) -> list[Caution]:
     """Cautions about other processes on the device, and about what could not be watched."""
     found = []
     if seen.others:

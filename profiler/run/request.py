@@ -230,8 +230,8 @@ def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]
 def _stored_in(name: str, subjects: Sequence[Subject], error: NotFound) -> Quant:
     """The quantization ``name`` of a checkpoint among ``subjects``; raises ``error`` if none has it."""
     for entry in subjects:
-        if entry.stored is not None and entry.stored.quant.casefold() == name:
-            return checkpoint.quant_of(entry.stored)
+        if entry.checkpoint_format is not None and entry.checkpoint_format.quant.casefold() == name:
+            return checkpoint.quant_of(entry.checkpoint_format)
     raise error
 
 

@@ -115,7 +115,7 @@ def sweep(
     def find(planned: Planned) -> StoredRow | None:
         if not store.has_newer(planned.case.key, since):
             return None
-        found = run_plan.stored([planned.task], store, snapshot, resolved.effort, max_memory)
+        found = run_plan.reusable_rows([planned.task], store, snapshot, resolved.effort, max_memory)
         row = found.get(planned.case)
         return row if row is not None and row.id > since else None
 
@@ -153,7 +153,7 @@ def prepare(
     snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
     kept: KeptRows = {}
     if store is not None:
-        kept = run_plan.stored(resolved.tasks, store, snapshot, resolved.effort, max_memory)
+        kept = run_plan.reusable_rows(resolved.tasks, store, snapshot, resolved.effort, max_memory)
     available = available_bytes(device, max_memory)
     missing = [task for task in resolved.tasks if task.case not in kept]
     plan = run_plan.make(missing, device, resolved.effort, available)
@@ -228,7 +228,7 @@ class Recorder:
         task = self._tasks.get(case.key)
         if task is None or task.refused is not None:
             return {}
-        return estimate.expected(case, task.geometry, self._device, task.stored)
+        return estimate.expected(case, task.geometry, self._device, task.checkpoint_format)
 
     def _with_cautions(self, row: Measurement) -> Measurement:
         """``row`` with the notes on the model, under the name that the user gave."""

@@ -37,7 +37,7 @@ from pathlib import Path
 from select import POLLOUT, poll
 from typing import Any
 
-from profiler import backends, folders, registry
+from profiler import backends, devices, folders
 from profiler.backends.base import OutOfMemory, Session
 from profiler.case import Case
 from profiler.devices import allowance
@@ -109,7 +109,7 @@ def _set(soft: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def said(error: BaseException, typed: bool = True) -> str:
+def one_line(error: BaseException, typed: bool = True) -> str:
     """One line with the exception and its innermost cause. Without ``typed`` the first one's class is left out.
 
     An explicit cause (``raise … from cause``) is reported as "caused by". An exception that was only being handled at
@@ -281,10 +281,7 @@ def load(task: WorkerTask, wire: Wire) -> LoadedModel:
 def meter_of(case: Case) -> Meter:
     """The meter of the case's device, unless the backend has its own."""
     own = backends.find(case.backend).meter
-    if own is not None:
-        return own(case.device)
-    meter: Meter = registry.load("devices", case.device.partition(":")[0], "device").meter(case.device)
-    return meter
+    return devices.meter(case.device) if own is None else own(case.device)
 
 
 def with_load(row: Measurement, model: LoadedModel) -> Measurement:
@@ -316,9 +313,9 @@ def failure(error: Exception, task: WorkerTask, phase: str) -> Measurement:
         limit = _limit_in_words(task) if kind_of(task.case.device).is_host else ""
         outcome, reason = "oom", f"out of memory in {phase}{limit}: {words}"
     elif isinstance(error, ProfileError):
-        reason = said(error)
+        reason = one_line(error)
     else:
-        reason = f"{phase} failed: {said(error)}"
+        reason = f"{phase} failed: {one_line(error)}"
     return Measurement(task.case, {}, outcome, printable(reason, MAX_REASON))
 
 

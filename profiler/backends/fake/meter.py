@@ -7,10 +7,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 from profiler.backends.base import OutOfMemory
-from profiler.devices.base import CeilingFigure, Consumed, Lap, Overview, Peak, Pressure, Reading
+from profiler.devices.base import Consumed, FigureOrReason, Lap, Overview, Peak, Pressure, Reading
 from profiler.units import bytes_text
 
-UNSTATED: CeilingFigure = (None, "the script states no power")
+UNSTATED: FigureOrReason = (None, "the script states no power")
 BASELINE_BYTES = 64 * 1024**2  # the virtual process before its model
 
 
@@ -99,10 +99,12 @@ class FakeWatcher:
         return Reading(invalid=self.complaint, ended_s=self._meter.seconds)
 
     def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
-        counter: CeilingFigure = (sum(map(self._meter.joules, spans)), None) if self._idle_w is not None else UNSTATED
+        counter: FigureOrReason = (
+            (sum(map(self._meter.joules, spans)), None) if self._idle_w is not None else UNSTATED
+        )
         return Consumed("fake-counter", "fake", counter, (None, "a virtual device reports no power"))
 
-    def idle_w(self) -> CeilingFigure:
+    def idle_w(self) -> FigureOrReason:
         return UNSTATED if self._idle_w is None else (self._idle_w, None)
 
     def overview(self) -> Overview:

@@ -74,7 +74,7 @@ class CaseResult:
     expected: Mapping[str, Any]  # the prediction made before it ran
     energy: Mapping[str, Any] | None
     cautions: tuple[Caution, ...]  # empty for a row without a result
-    again: Callable[[], Measurement]
+    reload: Callable[[], Measurement]
 
     @property
     def model(self) -> str:
@@ -87,7 +87,7 @@ class CaseResult:
     @property
     def measurement(self) -> Measurement:
         """The whole row, read again from the store: a page needs few of many, so they are not kept."""
-        return self.again()
+        return self.reload()
 
     @property
     def peak_bytes(self) -> int | None:
@@ -287,7 +287,7 @@ def _result(row: Measurement, group: CaseGroup) -> CaseResult:
     joules = None if row.energy is None else energy.content(row)
     return CaseResult(
         row.case, group, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory,
-        prefill and prefill.median, decode and decode.median, decode, row.expected, joules, noted, row.again,
+        prefill and prefill.median, decode and decode.median, decode, row.expected, joules, noted, row.reload,
     )  # fmt: skip
 
 

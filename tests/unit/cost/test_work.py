@@ -127,9 +127,9 @@ def test_transformers_runs_every_expert_of_llama_4(name: str, experts: int) -> N
         (all_of_them,) = (i for i in pass_of(geometry, storage, tokens, 1, manner).items if i.part == "experts")
         (only_chosen,) = (i for i in pass_of(geometry, storage, tokens, 1, chosen).items if i.part == "experts")
         assert all_of_them.flops == pytest.approx(experts * only_chosen.flops)
-        assert all_of_them.flops - all_of_them.spared_flops == pytest.approx(only_chosen.flops)
+        assert all_of_them.flops - all_of_them.avoidable_flops == pytest.approx(only_chosen.flops)
         assert all_of_them.nbytes == storage.part_bytes("experts")
-        assert all_of_them.nbytes - all_of_them.spared == pytest.approx(only_chosen.nbytes)
+        assert all_of_them.nbytes - all_of_them.avoidable_bytes == pytest.approx(only_chosen.nbytes)
 
 
 def test_the_buffers_of_llama_4_hold_every_token_for_every_expert() -> None:

@@ -16,7 +16,7 @@ from profiler.gate import bench as gate_bench
 from profiler.gate.rule import GateVerdict, exit_code, worst
 from profiler.gate.trial import Noise
 from profiler.results.measurement import Caution, DecodePath, Measurement
-from profiler.run.repetitions import company
+from profiler.run.repetitions import overview_cautions
 
 
 def one(bench: FakeBench, tasks: tuple[Task, ...] = (), **options: Any) -> GateVerdict:
@@ -184,7 +184,7 @@ def test_halves_at_other_clocks_or_another_power_limit_are_no_pair(
 
 def test_the_idle_process_of_the_other_side_is_no_foreign_one() -> None:
     def with_others(count: int) -> dict[str, Any]:
-        seen = company(Overview(None, count), "cuda:0")
+        seen = overview_cautions(Overview(None, count), "cuda:0")
         return {"base": lambda same: replace(same, cautions=tuple(seen))}
 
     on_gpu = Task(make_case(512, device="cuda:0"), source())

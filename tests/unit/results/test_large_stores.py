@@ -33,12 +33,12 @@ def filled(store: Any, make: Any, environment: Any) -> Any:
 
 def test_rows_one_after_the_other_are_those_at_once_with_their_step_times(filled: Any) -> None:
     at_once = filled.rows()
-    assert list(filled.each()) == list(filled.latest()) == at_once
-    assert [stats.steps(row) for row in filled.each()] == [stats.steps(row) for row in at_once]
+    assert list(filled.iter_run()) == list(filled.newest_per_environment()) == at_once
+    assert [stats.steps(row) for row in filled.iter_run()] == [stats.steps(row) for row in at_once]
 
 
 def test_samples_of_a_stored_row_are_made_when_they_are_looked_at(filled: Any, make: Any) -> None:
-    row = next(filled.each())
+    row = next(filled.iter_run())
     assert isinstance(row.samples, Repetitions)
     stats.rate(row, "decode")
     assert row.samples._made is None

@@ -50,7 +50,7 @@ def test_the_newest_row_of_each_case_stands_for_it(store, make, environment):
     new, failed = make(128, load_s=2.0), make(256, outcome="failed", reason="no", samples=(), cautions=())
     for run, row in ((first, old), (first, other), (second, new), (second, failed)):
         store.append(run, row)
-    assert list(store.latest()) == [other, new]
+    assert list(store.newest_per_environment()) == [other, new]
 
 
 def test_statistics_are_not_stored(store, make, environment):
@@ -429,7 +429,7 @@ def test_a_row_that_somebody_broke_is_named_and_not_left_out(store, make, enviro
         db.execute(change)
         db.commit()
     with Store.open(store.path) as opened:
-        for read in (opened.rows, lambda: list(opened.latest())):
+        for read in (opened.rows, lambda: list(opened.newest_per_environment())):
             with pytest.raises(StoreError, match=said):
                 read()
 

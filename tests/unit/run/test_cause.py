@@ -9,7 +9,7 @@ from fakes.lab import QUICK, make_case, source
 
 from profiler.errors import ProfileError
 from profiler.run.protocol import WorkerTask
-from profiler.run.worker import failure, said
+from profiler.run.worker import failure, one_line
 
 ORDER = WorkerTask(make_case(64), source(), QUICK, None)
 
@@ -36,7 +36,7 @@ INNER = OSError(errno.EPERM, "failed to map segment from shared object: Operatio
 
 def test_the_innermost_of_the_named_causes_is_told() -> None:
     middle = raised(RuntimeError("the middle"), INNER)
-    text = said(raised(OSError("Could not load this library: decode.so"), middle))
+    text = one_line(raised(OSError("Could not load this library: decode.so"), middle))
     assert text == (
         "OSError: Could not load this library: decode.so; caused by PermissionError: [Errno 1]"
         " failed to map segment from shared object: Operation not permitted"
@@ -44,7 +44,7 @@ def test_the_innermost_of_the_named_causes_is_told() -> None:
 
 
 def test_what_was_being_handled_is_told_as_what_came_before() -> None:
-    text = said(while_handling(ValueError("no such layer"), KeyError("model.layers.3")))
+    text = one_line(while_handling(ValueError("no such layer"), KeyError("model.layers.3")))
     assert text == "ValueError: no such layer; after KeyError: 'model.layers.3'"
 
 
@@ -55,20 +55,22 @@ def test_a_cause_that_was_hidden_on_purpose_stays_hidden() -> None:
         except KeyError:
             raise ValueError("in words") from None
     except ValueError as error:
-        assert said(error) == "ValueError: in words"
+        assert one_line(error) == "ValueError: in words"
 
 
 def test_what_the_outer_one_repeats_is_told_once() -> None:
     assert (
-        said(raised(RuntimeError("it failed: no space"), OSError("no space"))) == "RuntimeError: it failed: no space"
+        one_line(raised(RuntimeError("it failed: no space"), OSError("no space")))
+        == "RuntimeError: it failed: no space"
     )
 
 
 def test_an_error_that_we_put_into_words_has_no_chance_company() -> None:
     assert (
-        said(while_handling(ProfileError("no weights", "give a folder"), KeyError("x"))) == "no weights give a folder"
+        one_line(while_handling(ProfileError("no weights", "give a folder"), KeyError("x")))
+        == "no weights give a folder"
     )
-    assert said(raised(ProfileError("no weights"), OSError("gone"))) == "no weights; caused by OSError: gone"
+    assert one_line(raised(ProfileError("no weights"), OSError("gone"))) == "no weights; caused by OSError: gone"
 
 
 def test_an_assertion_without_words_is_told_by_its_line() -> None:
@@ -77,20 +79,20 @@ def test_an_assertion_without_words_is_told_by_its_line() -> None:
         assert vocabulary > 7
     except AssertionError as error:
         error.args = ()
-        text = said(error)
+        text = one_line(error)
     assert text.startswith("AssertionError: raised in run/test_cause.py, line ")
     assert "assert vocabulary > 7" in text
 
 
 def test_a_group_is_told_by_its_first() -> None:
-    text = said(ExceptionGroup("several things failed", [ValueError("bad shard"), ValueError("other")]))
+    text = one_line(ExceptionGroup("several things failed", [ValueError("bad shard"), ValueError("other")]))
     assert text == "ExceptionGroup: several things failed (2 sub-exceptions); caused by ValueError: bad shard"
 
 
 def test_a_circle_ends() -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
-    assert said(first) == "ValueError: a; caused by ValueError: b"
+    assert one_line(first) == "ValueError: a; caused by ValueError: b"
 
 
 @pytest.mark.parametrize("length", [10, 10_000])

@@ -54,7 +54,7 @@ def taken(store: Store, path: DecodePath | None, then: Callable[[], Any] = lambd
     store.append(run, Measurement(case, {}, "ok", samples=samples, asked=asked, decode_path=path))
     then()
     tasks: list[Any] = [SimpleNamespace(case=case)]
-    return case in plan.stored(tasks, store, {}, Effort(5), None)
+    return case in plan.reusable_rows(tasks, store, {}, Effort(5), None)
 
 
 def fallback(reason: str = "cannot build: No space left on device") -> DecodePath:
@@ -121,7 +121,7 @@ def test_a_graph_that_memory_was_short_for_is_measured_again(store: Store) -> No
 def test_a_row_that_is_taken_on_a_fallback_says_so(compiler: Path, store: Store) -> None:
     assert taken(store, fallback())
     tasks: list[Any] = [SimpleNamespace(case=CASE)]
-    rows = plan.stored(tasks, store, {}, Effort(5), None).values()
+    rows = plan.reusable_rows(tasks, store, {}, Effort(5), None).values()
     said = plan.fallbacks(rows)
     assert said is not None and said.startswith(
         "1 stored row was measured on a fallback that this machine still needs"

@@ -64,7 +64,7 @@ def test_what_became_of_the_path_survives_the_store_and_a_file(tmp_path: Path) -
     measured = row("graph", 27.2, NATIVE)
     with Store.open(tmp_path / "s.sqlite") as store:
         store.append(store.start_run(["sweep"], {}), measured)
-        assert [found.decode_path for found in store.latest()] == [NATIVE]
+        assert [found.decode_path for found in store.newest_per_environment()] == [NATIVE]
     assert results_row.from_row(as_row(None, measured)).decode_path == NATIVE
 
 
