@@ -49,7 +49,11 @@ FAILED, INTERRUPTED = 1, 130
         help="Models: catalog names (see profile models), folders, .gguf files or Hugging Face ids.",
     ),
     options.many(
-        "-q", "--quant", "quants", metavar="QUANT", help="Quantizations, such as bf16,nf4. [default: the model's own]"
+        "-q",
+        "--quant",
+        "quants",
+        metavar="QUANT",
+        help="Quantizations, such as bf16,nf4. [default: as stored, if quantized, otherwise the device's dtype]",
     ),
     options.many(
         "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 512]"

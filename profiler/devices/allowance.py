@@ -145,7 +145,7 @@ class Allowance:
     def quota_text(self, threads: int) -> str:
         """What the quota means for ``threads`` threads. There must be a quota."""
         assert self.quota is not None
-        text = f"a CPU quota allows {self.cores:g} of {self.cpus} cores ({self.quota.where})"
+        text = f"a CPU quota allows {self.cores:g} of {_cores(self.cpus)} ({self.quota.where})"
         if threads <= self.cores:
             return text
         return f"{text} and throttles {_threads(threads)}"
@@ -248,6 +248,10 @@ def _rlimits() -> Iterator[MemoryLimit]:
             yield MemoryLimit(max(soft - mapped, 0), where)
         else:
             yield MemoryLimit(soft, f"{name} ({command})")
+
+
+def _cores(count: int) -> str:
+    return "1 core" if count == 1 else f"{count} cores"
 
 
 def _threads(count: int) -> str:

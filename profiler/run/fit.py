@@ -177,7 +177,8 @@ def one_case(request: FitRequest) -> OneCase:
     variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
     predictor = _predictor(model.geometry, engine, variant, machine, request.path)
     cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
-    return OneCase(model, predictor, contexts[0], batches[0], cautions)
+    (context,) = _reached(contexts, model.geometry.max_position, request)
+    return OneCase(model, predictor, context, batches[0], cautions)
 
 
 def _cases(

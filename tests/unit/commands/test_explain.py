@@ -210,3 +210,10 @@ def test_accuracy_of_an_empty_name_is_usage(store: Path) -> None:
 def test_a_named_store_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
     ended = run("explain", "gemma-3-270m", "--on", "cpu", "--store", str(tmp_path / "none.sqlite"))
     assert ended.exit_code == 2 and "none.sqlite" in ended.stderr
+
+
+def test_a_model_of_fewer_tokens_than_the_default_is_explained_at_its_maximum(tmp_path: Path) -> None:
+    raw = resolve("gemma-3-270m").source.config | {"max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    ended = run("explain", str(tmp_path), "--on", "rtx 4090")
+    assert ended.exit_code == 0 and "4,096" in ended.stdout, ended.output
