@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import selectors
 import signal
 import subprocess
@@ -88,6 +89,12 @@ def _group_counters() -> list[Path]:
     return [folder / name for folder in cgroup.folders("memory") for name in ("memory.events", "memory.oom_control")]
 
 
+def _cpu_limit() -> str:
+    """The limit on CPU time, which the kernel enforces with SIGKILL, as the end of a sentence; empty without one."""
+    seconds = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    return "" if seconds == resource.RLIM_INFINITY else f"; it may use {seconds} s of CPU time (ulimit -t)"
+
+
 def cause(returncode: int, oom_killed: bool, output: list[str], phase: str) -> tuple[Outcome, str]:
     """Outcome and reason of a worker that we did not end.
 
@@ -99,7 +106,8 @@ def cause(returncode: int, oom_killed: bool, output: list[str], phase: str) -> t
             f"the kernel's OOM killer ended the worker in {phase}: the memory of the machine or group was full",
         )
     if returncode == -signal.SIGKILL:
-        return "failed", f"the worker was killed by SIGKILL in {phase}, neither by this program nor by the OOM killer"
+        by = "neither by this program nor by the OOM killer"
+        return "failed", f"the worker was killed by SIGKILL in {phase}, {by}{_cpu_limit()}"
     said = [line for line in output[-LAST_WORDS:] if _OUT_OF_MEMORY.search(line)]
     if said and returncode != 0:
         return "oom", f"out of memory in {phase}: {printable(said[-1])}"

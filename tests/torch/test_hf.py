@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -417,3 +418,23 @@ def test_a_gguf_file_is_measured_like_its_unpacked_folder(gemma3_270m_gguf: Path
     plain.prefill()
     assert decoded(trial) == decoded(plain)
     assert [caution.code for caution in packed.loaded.cautions] == ["gguf"]
+
+
+@pytest.mark.parametrize("path", ["eager", "static"])
+def test_outputs_that_training_left_in_the_config_are_not_made(tiny_model: Any, tmp_path: Path, path: str) -> None:
+    """Hidden states of every layer would be counted as memory; without ``return_dict`` nothing runs."""
+    folder = tmp_path / "trained"
+    shutil.copytree(tiny_model("qwen3"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    left = {"output_hidden_states": True, "output_attentions": True, "return_dict": False}
+    (folder / "config.json").write_text(json.dumps(config | left))
+    asked = case(path=path, batch=1)
+    loaded = session(folder, asked)
+    made = []
+    loaded.model.register_forward_hook(lambda module, args, output: made.append(output))
+    trial = loaded.begin(asked)
+    assert trial.prefill() == CONTEXT
+    trial.save()
+    trial.restore()
+    assert len(decoded(trial)) == STEPS
+    assert made and all(output.hidden_states is None and output.attentions is None for output in made)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from bitsandbytes import cextension
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from profiler import devices, quants
 from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
@@ -60,9 +60,19 @@ def open_session(case: Case, source: Source, beat: Beat) -> HfSession:
     meter = devices.meter(case.device)
     with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)
+        give_logits_only(model.config)
         if case.weights == "real" and model.dtype == torch.float16:  # the one dtype that other checkpoints overflow
             refuse_overflow(model)
     return HfSession(model, meter, devices.watcher(case.device), beat, (*notes(source, case), *limited(allowed)))
+
+
+def give_logits_only(config: PretrainedConfig) -> None:
+    """Switch off outputs that a config may ask for, left over from training. Hidden states of all layers would count
+    as memory of a prefill, and without ``return_dict`` transformers cannot run the model at all.
+    """
+    for part in (config, config.get_text_config()):
+        part.output_hidden_states = part.output_attentions = False
+        part.return_dict = True
 
 
 class HfSession:

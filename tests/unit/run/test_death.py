@@ -80,3 +80,9 @@ def test_the_counter_of_our_own_group_comes_first(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cgroup, "folders", lambda controller: [Path("/a/b", controller), Path("/a")])
     names = ("memory.events", "memory.oom_control")  # version 2, version 1
     assert process._group_counters() == [Path(folder, name) for folder in ("/a/b/memory", "/a") for name in names]
+
+
+def test_a_limit_of_cpu_time_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process.resource, "getrlimit", lambda number: (9, 9))
+    _, reason = cause(-9, False, [], "decode")
+    assert reason.endswith("; it may use 9 s of CPU time (ulimit -t)")
