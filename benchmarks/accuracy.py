@@ -35,7 +35,7 @@ WORST = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ErrorSummary:
     """Relative errors of rates; positive means predicted too fast."""
 
     name: str
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def page(
-    used: Sequence[Row], left: Sequence[published_rows.LeftOut], decode: list[Judged], prefill: list[Judged]
+    used: Sequence[Row], left: Sequence[published_rows.ExcludedRow], decode: list[Judged], prefill: list[Judged]
 ) -> list[str]:
     """The lines of ``accuracy.md``."""
     return [
@@ -151,7 +151,7 @@ def page(
     ]
 
 
-def summaries(judged: list[Judged]) -> list[Summary]:
+def summaries(judged: list[Judged]) -> list[ErrorSummary]:
     """All rows, and the classes that have targets."""
     classes: dict[str, Callable[[Judged], bool]] = {
         "**all**": lambda j: True,
@@ -162,22 +162,22 @@ def summaries(judged: list[Judged]) -> list[Summary]:
     }
     found = [summary(name, [j for j in judged if holds(j)]) for name, holds in classes.items()]
     devices = [np.mean([abs(j.error) for j in group]) for group in by_device(judged).values()]
-    return [*found, Summary("each device once (mean of its rows)", devices)] if judged else []
+    return [*found, ErrorSummary("each device once (mean of its rows)", devices)] if judged else []
 
 
-def summary(name: str, judged: Sequence[Judged]) -> Summary:
+def summary(name: str, judged: Sequence[Judged]) -> ErrorSummary:
     """The summary of some rows."""
     covered = sum(j.covered for j in judged) / len(judged) if judged else None
-    return Summary(name, [j.error for j in judged], covered)
+    return ErrorSummary(name, [j.error for j in judged], covered)
 
 
-def others(used: Sequence[Row]) -> list[Summary]:
+def others(used: Sequence[Row]) -> list[ErrorSummary]:
     """The roofline and llmfit, for all rows and by class."""
     found = []
     for name, formula in (("plain roofline", roofline), ("llmfit 1.1.17", llmfit)):
         for part, keep in (("all", (True, False)), ("dense", (False,)), ("experts", (True,))):
             rows = [row for row in used if row.experts in keep]
-            found.append(Summary(f"{name}, {part}", [formula(row) / row.decode_tps - 1 for row in rows]))
+            found.append(ErrorSummary(f"{name}, {part}", [formula(row) / row.decode_tps - 1 for row in rows]))
     return found
 
 
@@ -189,7 +189,7 @@ def by_device(judged: Iterable[Judged]) -> dict[str, list[Judged]]:
     return groups
 
 
-def grouped(judged: Sequence[Judged], key: Callable[[Judged], str]) -> list[Summary]:
+def grouped(judged: Sequence[Judged], key: Callable[[Judged], str]) -> list[ErrorSummary]:
     """A summary per value of ``key``."""
     groups: dict[str, list[Judged]] = defaultdict(list)
     for entry in judged:
@@ -197,7 +197,7 @@ def grouped(judged: Sequence[Judged], key: Callable[[Judged], str]) -> list[Summ
     return [summary(name, groups[name]) for name in sorted(groups)]
 
 
-def by_cause(judged: Sequence[Judged]) -> list[Summary]:
+def by_cause(judged: Sequence[Judged]) -> list[ErrorSummary]:
     """Summaries by properties that the model knows of a row."""
     keys: tuple[Callable[[Judged], str], ...] = (
         lambda j: f"engine {j.row.engine.name}",

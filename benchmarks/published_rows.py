@@ -104,7 +104,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class ExcludedRow:
     """A row that is not used, and the reason."""
 
     line: int
@@ -112,18 +112,18 @@ class LeftOut:
     reason: str
 
 
-def rows() -> tuple[list[Row], list[LeftOut]]:
+def rows() -> tuple[list[Row], list[ExcludedRow]]:
     """Single-stream decode rows of tiers A and B: the ones used, and the ones left out."""
     used, left = [], []
     for line, raw in _wanted():
         what = f"{raw['model']} {raw['quant']} on {raw['device']}, {raw['engine']}, {raw['decode_tps']} t/s"
         row = match(line, raw)
         if isinstance(row, str):
-            left.append(LeftOut(line, what, row))
+            left.append(ExcludedRow(line, what, row))
             continue
         share = row.decode_work().nbytes * row.decode_tps / row.target.bandwidth_bytes_s
         if share > HIGHEST_SHARE:
-            left.append(LeftOut(line, what, f"impossible: {share:.0%} of the memory's bandwidth"))
+            left.append(ExcludedRow(line, what, f"impossible: {share:.0%} of the memory's bandwidth"))
             continue
         used.append(row)
     return used, left

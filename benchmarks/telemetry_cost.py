@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
 @dataclass
-class Timings:
+class TelemetryTimings:
     """The seconds of its turns."""
 
     wall: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ def main() -> int:
         install(Path(folder), options.latency)
         work = decode_like(options.steps)
         work()  # once untimed
-        a, b, again = Timings(), Timings(), Timings()
+        a, b, again = TelemetryTimings(), TelemetryTimings(), TelemetryTimings()
 
         telemetry = Sampler(Board("GPU-aaaa"))
         telemetry.open()

@@ -244,7 +244,7 @@ def _rlimits() -> Iterator[MemoryLimit]:
             continue
         if name == "RLIMIT_AS":
             mapped = MAPPED_BYTES + MAPPED_BYTES_PER_CPU * len(os.sched_getaffinity(0))
-            where = f"{name} ({command}), less {bytes_text(mapped)} of address space for libraries and threads,"
+            where = f"{name} ({command}, less {bytes_text(mapped)} of address space for libraries and threads)"
             yield MemoryLimit(max(soft - mapped, 0), where)
         else:
             yield MemoryLimit(soft, f"{name} ({command})")

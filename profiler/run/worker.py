@@ -324,7 +324,7 @@ def _limit_in_words(task: WorkerTask) -> str:
     if task.max_memory_bytes is not None:
         return f" under --max-memory {bytes_text(task.max_memory_bytes)}"
     limit = allowance.memory_limit()
-    return "" if limit is None else f" with {bytes_text(limit.nbytes)} allowed by {limit.where.rstrip(',')}"
+    return "" if limit is None else f" with {bytes_text(limit.nbytes)} allowed by {limit.where}"
 
 
 def is_out_of_memory(error: Exception) -> bool:

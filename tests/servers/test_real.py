@@ -83,7 +83,7 @@ def test_llama_server_counts_the_tokens_that_we_report_and_takes_the_time_that_w
         assert usage.prompt == len(tokens)
         assert own.prompt_tokens == usage.prompt - (usage.cached or 0)
         assert usage.completion == own.output_tokens == 48
-        # A chunk is a token, but for those that end in the middle of a character.
+        # One chunk per token, except for tokens that end in the middle of a character.
         assert abs(len(exchange.arrivals) - 48) <= 8
     assert found.summary.server_decode is not None and abs(found.summary.server_decode) < DIFFERS
     assert found.summary.server_prompt is not None and abs(found.summary.server_prompt) < DIFFERS

@@ -79,10 +79,6 @@ class ServerTimings:
     load_s: float | None = None
     cached_tokens: int | None = None
 
-    @property
-    def prompt_tps(self) -> float | None:
-        return _ratio(self.prompt_tokens, self.prompt_s)
-
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -282,8 +278,11 @@ class LoadSummary:
 
     requests: int  # that succeeded
     wall_s: float  # from the first request to the last end
-    ttft: Percentiles | None
+    first_byte: Percentiles | None
+    ttft: Percentiles | None  # to the first token, whether of reasoning or of the answer
+    ttft_reasoning: Percentiles | None
     ttft_answer: Percentiles | None
+    tokens_per_chunk: Percentiles | None
     itl: Percentiles | None
     e2e: Percentiles | None
     tpot: Percentiles | None
@@ -313,8 +312,11 @@ def summarize(exchanges: Sequence[Exchange], cached: bool = False, slo: Slo | No
     return LoadSummary(
         requests=len(own),
         wall_s=wall,
+        first_byte=percentiles(each.first_byte_s for each in own),
         ttft=percentiles(each.ttft_s for each in own),
+        ttft_reasoning=percentiles(each.ttft_reasoning_s for each in own),
         ttft_answer=percentiles(each.ttft_answer_s for each in own),
+        tokens_per_chunk=percentiles(each.tokens_per_chunk for each in own),
         itl=percentiles(gap for each in own for gap in each.gaps_s),
         e2e=percentiles(each.e2e_s for each in own),
         tpot=percentiles(each.tpot_s for each in own),

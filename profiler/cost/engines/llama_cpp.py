@@ -170,10 +170,6 @@ def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     return blank, {blank: f"a GGUF file of {model.title} in {kind}"}
 
 
-def _own_mix(path: Path) -> str:
-    return gguf_tensors.file_type(gguf.header(path))
-
-
 def kv_bytes(request: EngineRequest) -> float:
     """Bytes per element of K and V. Raises NotFound for a type without a rule."""
     kv = (request.kv or "f16").casefold()

@@ -115,7 +115,7 @@ def test_a_prompt_of_ones_own_that_the_server_cut_is_one_too(server: FakeServer,
 
 
 def test_a_prompt_that_cannot_fit_is_not_sent(server: FakeServer) -> None:
-    """lmstudio-bug-tracker#2339: what is longer than the loaded context is answered with nothing."""
+    """lmstudio-bug-tracker#2339: a prompt longer than the loaded context gets an empty answer."""
     (found,) = measure(server, contexts=("10k",))
     assert found.failure == "the model is loaded with a context of 8,192 tokens; prompt and answer take 10,256"
     assert len(server.requests) == WARM_UP

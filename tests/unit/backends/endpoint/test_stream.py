@@ -160,6 +160,8 @@ def test_reasoning_in_a_field_has_its_own_clock(name: str) -> None:
     assert own.first_byte_s == pytest.approx(FIRST)
     assert own.ttft_s == own.ttft_reasoning_s == pytest.approx(FIRST + GAP)
     assert own.ttft_answer_s == pytest.approx(FIRST + 11 * GAP)
+    whole = summarize([found])
+    assert whole.ttft_reasoning is not None and whole.ttft_reasoning.p50 == pytest.approx(FIRST + GAP)
     assert (len(found.reasoning), len(found.answer)) == (30, 15)
 
 
@@ -212,7 +214,8 @@ def test_ollama_has_lines_of_json_with_its_own_counts_and_times() -> None:
     assert (found.reasoning, found.answer[:4], found.finish) == ("hm", "w0w1", "length")
     assert found.usage == Usage(prompt=500, completion=11)
     assert found.timings.load_s == pytest.approx(5)
-    assert found.timings.prompt_tps == pytest.approx(1250)
+    assert found.timings.prompt_tokens is not None and found.timings.prompt_s is not None
+    assert found.timings.prompt_tokens / found.timings.prompt_s == pytest.approx(1250)
     assert found.timings.output_tps == pytest.approx(10 / 0.2)
     assert summarize([found]).server_decode == pytest.approx(0.0, abs=1e-9)
 
