@@ -30,6 +30,11 @@ THREADS = "too-many-threads"  # more threads than cores
 CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS})
 
 
+def options_text(options: Mapping[str, object]) -> str:
+    """The canonical text of a backend's own options: ``kv=q8_0 n-cpu-moe=4``, sorted by name."""
+    return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+
+
 def digest(content: object) -> str:
     """A short stable hash of plain JSON content."""
     return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:KEY_LENGTH]
@@ -62,6 +67,7 @@ class Case(_Digests):
     ubatch: int = PREFILL_CHUNK  # tokens per sequence and prefill pass
     threads: int | None = None  # None: the backend chooses
     seed: int = 0
+    options: str = ""  # settings that only this backend has, as ``options_text`` writes them
 
     @property
     def key(self) -> str:
@@ -69,7 +75,10 @@ class Case(_Digests):
         try:
             return self._key
         except AttributeError:  # first use
-            key = digest(dict(zip(IDENTITY, _IDENTITY(self), strict=True)))
+            content = dict(zip(IDENTITY, _IDENTITY(self), strict=True))
+            if not self.options:  # keys of rows that were stored before the field existed
+                del content["options"]
+            key = digest(content)
             object.__setattr__(self, "_key", key)
             return key
 
@@ -80,7 +89,7 @@ class Case(_Digests):
             return self._load_key
         except AttributeError:
             key = digest([self.model_id, self.weights, self.quant, self.dtype, self.device, self.backend, self.path,
-                          self.threads, self.seed])  # fmt: skip
+                          self.threads, self.seed, *filter(None, [self.options])])  # fmt: skip
             object.__setattr__(self, "_load_key", key)
             return key
 
@@ -96,8 +105,9 @@ class Case(_Digests):
 
     @property
     def label(self) -> str:
-        """``gemma-4-e2b nf4 c=4096 b=1``, for progress and messages."""
-        return f"{self.model} {self.quant} c={self.context} b={self.batch}"
+        """``gemma-4-e2b nf4 c=4096 b=1``, and options if there are any, for progress and messages."""
+        label = f"{self.model} {self.quant} c={self.context} b={self.batch}"
+        return f"{label} {self.options}" if self.options else label
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Case:

@@ -254,8 +254,9 @@ SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("path", lambda m: plain(m.case.path), 8, words="{}", right=False),
     Column("fill", lambda m: plain(m.case.fill), 7, words="{} fill", usual="prefill", right=False),
     Column("steps", lambda m: f"{m.case.steps:,}", 7, words="{} steps"),
+    Column("options", lambda m: plain(m.case.options), 8, words="{}", usual="", right=False),
 )
-SHOWN_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps")
+SHOWN_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps", "options")
 
 
 class HasCase(Protocol):

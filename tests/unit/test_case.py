@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from profiler.case import Case
+from profiler.case import Case, digest, options_text
 
 
 def case(context: int = 256, batch: int = 2, steps: int = 8, **more: Any) -> Case:
@@ -44,3 +45,16 @@ def test_a_case_with_no_axis_smaller_is_dominated(larger: Case) -> None:
 )
 def test_a_case_that_may_need_less_is_not_dominated(other: Case) -> None:
     assert not case().dominates(other)
+
+
+def test_options_are_part_of_the_identity_and_of_what_is_loaded() -> None:
+    plain, other = case(), case(options=options_text({"n-cpu-moe": 4, "kv": "q8_0"}))
+    assert other.options == "kv=q8_0 n-cpu-moe=4"
+    assert plain.key != other.key and plain.load_key != other.load_key and not plain.dominates(other)
+    assert other.label.endswith("b=2 kv=q8_0 n-cpu-moe=4")
+
+
+def test_a_case_without_options_keeps_the_key_that_it_had_before_the_field_existed() -> None:
+    content = asdict(case())
+    del content["model"], content["options"]
+    assert case().key == digest(content)

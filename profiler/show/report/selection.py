@@ -25,7 +25,7 @@ ID_SHOWN = 6  # hex digits of a model's id: two of a handful of models coincide 
 _CASE = attrgetter(*IDENTITY)
 _SIZE = attrgetter("case.context", "case.batch", "case.steps")
 _SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
-    "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps"
+    "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps", "options"
 )
 
 LIMITS: dict[object, tuple[str, str]] = {  # what limits a case: the word in a cell, and in a sentence
@@ -307,7 +307,7 @@ def _name(groups: Collection[CaseGroup]) -> None:
     ]
     for group in groups:
         group.model, quant = (plain(name, 60) or "(no name)" for name in group.names)
-        group.series = " ".join([quant, *(column.cell(group) for column in distinguishing)])
+        group.series = " ".join(filter(None, [quant, *(column.cell(group) for column in distinguishing)]))
 
 
 def _identity(row: Measurement) -> tuple[Any, ...]:
