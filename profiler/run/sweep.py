@@ -13,15 +13,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from profiler import backends
-from profiler.case import CODES, Case, Task
+from profiler.case import Case, Task
 from profiler.cost import estimate
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
-from profiler.results.measurement import Caution, Measurement
+from profiler.results.measurement import Caution, Measurement, RunModel
 from profiler.results.store import Store, StoredRow
 from profiler.run import plan as run_plan
 from profiler.run import supervisor
+from profiler.run.grid import Subject
 from profiler.run.plan import Pace, Planned, Skip, SweepPlan
 from profiler.run.request import ResolvedRequest
 from profiler.run.supervisor import WorkerLimits
@@ -176,9 +177,9 @@ class Recorder:
         argv: Sequence[str],
     ) -> None:
         self.store, self.environment, self.watcher = store, snapshot, watcher
-        self.run = store.start_run(argv, snapshot)
+        self._models = {subject.model_id: _run_model(subject) for subject in resolved.subjects}
+        self.run = store.start_run(argv, snapshot, [*self._models.values()])
         self.rows: list[Measurement] = []  # without samples; includes rows reused from earlier runs
-        self._subjects = {subject.model_id: subject for subject in resolved.subjects}
         self._tasks = {task.case.key: task for task in resolved.tasks}
         self._device, self._hand_on = device, show
         watcher.started(self.run)
@@ -187,17 +188,17 @@ class Recorder:
         """Take over rows from earlier runs."""
         if kept:
             self.watcher.reused(len(kept), len(self._tasks))
-            self.store.adopt(self.run, *(row.id for row in kept.values()))
+            self.store.reuse(self.run, *(row.id for row in kept.values()))
         fallbacks = run_plan.fallbacks(kept.values())
         if fallbacks is not None:
             self.watcher.say(fallbacks)
         for row in kept.values():
-            self._show(self._with_cautions(row.measurement))
+            self._show(self._described(row.measurement))
 
     def take(self, row: StoredRow) -> None:
         """Take over a row that another sweep stored during this one."""
-        self.store.adopt(self.run, row.id)
-        self._show(self._with_cautions(row.measurement))
+        self.store.reuse(self.run, row.id)
+        self._show(self._described(row.measurement))
 
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Store a row with the reason for each case that does not run."""
@@ -221,7 +222,7 @@ class Recorder:
             self._show(row)
 
     def _whole(self, row: Measurement) -> Measurement:
-        return replace(self._with_cautions(row), expected=self._expected(row.case))
+        return replace(self._described(row), expected=self._expected(row.case))
 
     def _expected(self, case: Case) -> dict[str, Any]:
         """The prediction for the case, stored with the measured figures."""
@@ -230,16 +231,18 @@ class Recorder:
             return {}
         return estimate.expected(case, task.geometry, self._device, task.checkpoint_format)
 
-    def _with_cautions(self, row: Measurement) -> Measurement:
-        """``row`` with the notes on the model, under the name that the user gave."""
-        subject = self._subjects[row.case.model_id]
-        about = (Caution(note.code, note.text) for note in subject.notes)
-        others = (caution for caution in row.cautions if caution.code not in CODES)
-        return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
+    def _described(self, row: Measurement) -> Measurement:
+        """``row`` with what this run says about its model, as the store gives it to every reader of the run."""
+        return self._models[row.case.model_id].describe(row)
 
     def _show(self, row: Measurement) -> None:
         self.rows.append(replace(row, samples=()))
         self._hand_on(row)
+
+
+def _run_model(subject: Subject) -> RunModel:
+    notes = tuple(Caution(note.code, note.text) for note in subject.notes)
+    return RunModel(subject.model_id, subject.name, notes, subject.checkpoint)
 
 
 class Queue:
