@@ -47,6 +47,7 @@ from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
 from profiler.run.loop import headline, largest, measure
 from profiler.run.protocol import LineBuffer, Load, ProtocolError, WorkerTask, encode
+from profiler.run.repetitions import Repeater
 from profiler.units import bytes_text, printable
 
 MOST = 8  # exceptions of one chain that are considered
@@ -246,7 +247,7 @@ def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
                 wire.send({"type": "loaded", "load": model.load.to_json()})
             if task.max_memory_bytes is not None:
                 limit_memory(task.max_memory_bytes)
-            row = measure(model.session, task.case, task.effort, wire.beat, task.case.key in measured)
+            row = measure(model.session, task.case, Repeater(task.effort, wire.beat, task.case.key in measured))
             row = with_load(row, model)
             measured.add(task.case.key)
         except Exception as error:

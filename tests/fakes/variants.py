@@ -20,7 +20,7 @@ from profiler.run import worker
 from profiler.run.loop import measure
 from profiler.run.process import Launch
 from profiler.run.protocol import WorkerTask
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 BASE, CANDIDATE = Variant("base", Launch(("base",))), Variant("candidate", Launch(("candidate",)))
 TASK = Task(make_case(512), source())
@@ -123,7 +123,9 @@ class LocalBench:
         try:
             with mock.patch.dict(os.environ, self.variants[slot].launch.environ):
                 model = worker.load(task_sent, wire)  # type: ignore[arg-type]
-                measured = worker.with_load(measure(model.session, task.case, self.effort, wire.beat), model)
+                measured = worker.with_load(
+                    measure(model.session, task.case, Repeater(self.effort, wire.beat)), model
+                )
         except Exception as error:
             measured = worker.failure(error, task_sent, wire.phase)
         return ProcessBlock(self.variants[slot].name, 2 * self.starts + slot, measured)
