@@ -33,8 +33,8 @@ def main() -> int:
     options = parse()
     wire: Any = SimpleNamespace(beat=lambda text: None)
     task = the_task(options)
-    model = worker.load(task, wire)
-    row = worker.with_load(measure(model.session, task.case, Repeater(task.effort, wire.beat)), model)
+    session, cost = worker.load(task, wire)
+    row = worker.with_load_cost(measure(session, task.case, Repeater(task.effort, wire.beat)), cost)
     print(f"{row.case.label} {row.case.weights} {row.case.dtype} {row.case.device}, peak in {peak_phase(row.memory)}")
     return show(row.memory)
 

@@ -207,7 +207,7 @@ class Pace:
         self._clock = clock
         self._budget_s = budget_s
         self._waiting = {entry.case: entry for entry in cases}
-        self._loads = {key: _Load(load) for key, load in _loads(cases).items()}
+        self._loads = {key: _LoadGroup(load) for key, load in _loads(cases).items()}
         self._remaining_s = math.fsum(load.rest_s for load in self._loads.values())
         self._reserved_s = 0.0  # for the first case of every load that has not started
         self._dearest: list[tuple[float, str]] = []  # a heap of (−seconds, load key); some entries are outdated
@@ -259,7 +259,7 @@ class Pace:
         return max(0.0, self._remaining_s) if self._waiting else 0.0
 
     @contextmanager
-    def _changing(self, case: Case) -> Iterator[tuple[_Load, Planned]]:
+    def _changing(self, case: Case) -> Iterator[tuple[_LoadGroup, Planned]]:
         """Remove a case from the waiting ones and keep the sums correct while its load changes."""
         key = case.load_key
         load, entry = self._loads[key], self._waiting.pop(case)
@@ -289,7 +289,7 @@ class Pace:
         return max(0.0, self._reserved_s)
 
 
-class _Load:
+class _LoadGroup:
     """The waiting cases of one load, and how the finished ones compare with their estimates."""
 
     def __init__(self, entries: Sequence[Planned]) -> None:

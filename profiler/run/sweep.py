@@ -204,7 +204,7 @@ class Recorder:
         """Store a row with the reason for each case that does not run."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         rows = [
-            self._whole(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
+            self._with_model(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
             for entry in skipped
         ]
         try:
@@ -215,13 +215,14 @@ class Recorder:
 
     def append(self, row: Measurement) -> None:
         """Store a row of this run. One that cannot be stored is still shown, since there is no other copy."""
-        row = self._whole(row)
+        row = self._with_model(row)
         try:
             self.store.append(self.run, row)
         finally:
             self._show(row)
 
-    def _whole(self, row: Measurement) -> Measurement:
+    def _with_model(self, row: Measurement) -> Measurement:
+        """``row`` with what the sweep knows about its model: the name, notes, checkpoint and prediction."""
         return replace(self._described(row), expected=self._expected(row.case))
 
     def _expected(self, case: Case) -> dict[str, Any]:
