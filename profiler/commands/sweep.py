@@ -164,9 +164,7 @@ def sweep(
         return refused
     with Store.open(store) as opened, RowPrinter(opened, resolved, output) as printer:
         limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
-        result = run_sweep.sweep(
-            resolved, found, opened, limits, printer.show, printer, argv=sys.argv[1:], resumed=resumed
-        )
+        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=sys.argv[1:], resumed=resumed)
         complete = printer.finish()
         if html is not None:
             files.write_rows(html, opened, result.run)

@@ -7,10 +7,11 @@ until the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self
+from functools import partial
+from typing import Any
 
 from profiler import backends
 from profiler.case import Case, Task
@@ -29,38 +30,13 @@ from profiler.run.supervisor import WorkerLimits
 
 KeptRows = Mapping[Case, StoredRow]
 Find = Callable[[Planned], StoredRow | None]
-Show = Callable[[Measurement], None]  # gets each row of a run: measured, skipped, or reused from an earlier run
-
-
-class CaseProgress:
-    """Receives the progress of the cases; this class ignores it. ``show.progress.Progress`` draws it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """The sweep has ended or failed."""
-
-    def beat(self, case: Case, phase: str) -> None:
-        """A case is alive; an empty ``phase`` means that the phase has not changed."""
-
-    def row(self, measurement: Measurement) -> None:
-        """A case has its row."""
-
-    def skip(self) -> None:
-        """A case will not run."""
-
-    def taken(self, row: StoredRow) -> None:
-        """Another sweep has measured a case."""
-
-    def waiting(self, case: Case, run: str) -> None:
-        """Only cases that another sweep is measuring are left."""
 
 
 class SweepWatcher:
-    """Receives the events of a sweep; this class ignores them. If it raises, the sweep ends."""
+    """Receives the events of a sweep, in the order of these methods; this class ignores them.
+
+    If it raises, the sweep ends.
+    """
 
     def started(self, run: str) -> None:
         """The run has this id in the store."""
@@ -71,12 +47,21 @@ class SweepWatcher:
     def reused(self, count: int, total: int) -> None:
         """``count`` of the ``total`` cases already have rows in the store and will not be measured."""
 
+    def row(self, row: Measurement, run: str | None = None) -> None:
+        """A case has its row, which is stored. ``run``: another run has measured it. Also called while measuring."""
+
     def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
         """The plan of what will be measured."""
 
-    def progress(self, total: int, remaining_s: Callable[[], float]) -> CaseProgress:
-        """Entered around ``total`` cases; ``remaining_s`` estimates the remaining seconds."""
-        return CaseProgress()
+    def measuring(self, total: int, remaining_s: Callable[[], float]) -> AbstractContextManager[object]:
+        """Entered while ``total`` cases are measured; ``remaining_s`` estimates the remaining seconds."""
+        return nullcontext()
+
+    def beat(self, case: Case, phase: str) -> None:
+        """A case is alive; an empty ``phase`` means that the phase has not changed."""
+
+    def waiting(self, case: Case, run: str) -> None:
+        """Only cases that other sweeps are measuring are left; ``run`` is measuring ``case``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +78,6 @@ def sweep(
     device: DeviceInfo,
     store: Store,
     limits: WorkerLimits,
-    show: Show,
     watcher: SweepWatcher,
     *,
     argv: Sequence[str],
@@ -101,14 +85,13 @@ def sweep(
 ) -> SweepResult:
     """Measure what ``store`` does not have yet; everything unless ``resumed``. Every case of the grid gets a row.
 
-    ``show`` gets each row once it is stored. ``argv`` are the arguments of ``profile`` that request this sweep; the
-    store keeps them. Raises StoreError.
+    ``argv`` are the arguments of ``profile`` that request this sweep; the store keeps them. Raises StoreError.
     """
     since = store.newest_id()  # rows that other sweeps store after it are as fresh as our own
     max_memory = limits.max_memory_bytes
     prepared = prepare(resolved, device, store if resumed else None, max_memory)
     plan, snapshot = prepared.plan, prepared.environment
-    recorder = Recorder(store, snapshot, resolved, device, show, watcher, argv)
+    recorder = Recorder(store, snapshot, resolved, device, watcher, argv)
     recorder.adopt(prepared.kept)
     recorder.skip(plan.skipped)
     watcher.planned(plan, resolved.budget_s)
@@ -123,9 +106,9 @@ def sweep(
     pace = Pace(plan.cases, resolved.budget_s)
     with (
         Leases(store.path, recorder.run, environment.environment_key(snapshot)) as leases,
-        watcher.progress(len(plan.cases), pace.remaining_s) as progress,
+        watcher.measuring(len(plan.cases), pace.remaining_s),
     ):
-        queue = Queue(plan.cases, pace, leases, find, recorder, progress)
+        queue = Queue(plan.cases, pace, leases, find, recorder)
         ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat)
     store.finish_run(recorder.run, "interrupted" if ending.interrupted else "finished")
     return SweepResult(recorder.run, recorder.rows, ending.interrupted)
@@ -164,7 +147,7 @@ def prepare(
 
 
 class Recorder:
-    """Starts a run, stores its rows, and then passes each one on."""
+    """Starts a run and stores its rows; the watcher gets each row once it is stored."""
 
     def __init__(
         self,
@@ -172,7 +155,6 @@ class Recorder:
         snapshot: dict[str, Any],
         resolved: ResolvedRequest,
         device: DeviceInfo,
-        show: Show,
         watcher: SweepWatcher,
         argv: Sequence[str],
     ) -> None:
@@ -181,7 +163,7 @@ class Recorder:
         self.run = store.start_run(argv, snapshot, [*self._models.values()])
         self.rows: list[Measurement] = []  # without samples; includes rows reused from earlier runs
         self._tasks = {task.case.key: task for task in resolved.tasks}
-        self._device, self._hand_on = device, show
+        self._device = device
         watcher.started(self.run)
 
     def adopt(self, kept: KeptRows) -> None:
@@ -193,12 +175,12 @@ class Recorder:
         if fallbacks is not None:
             self.watcher.say(fallbacks)
         for row in kept.values():
-            self._show(self._described(row.measurement))
+            self._show(self._described(row.measurement), row.run)
 
     def take(self, row: StoredRow) -> None:
         """Take over a row that another sweep stored during this one."""
         self.store.reuse(self.run, row.id)
-        self._show(self._described(row.measurement))
+        self._show(self._described(row.measurement), row.run)
 
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Store a row with the reason for each case that does not run."""
@@ -213,11 +195,12 @@ class Recorder:
             for row in rows:
                 self._show(row)
 
-    def append(self, row: Measurement) -> None:
-        """Store a row of this run. One that cannot be stored is still shown, since there is no other copy."""
+    def append(self, row: Measurement, stored: Callable[[], None]) -> None:
+        """Store a row of this run, call ``stored``, and show the row even if one of them fails."""
         row = self._with_model(row)
         try:
             self.store.append(self.run, row)
+            stored()
         finally:
             self._show(row)
 
@@ -236,9 +219,9 @@ class Recorder:
         """``row`` with what this run says about its model, as the store gives it to every reader of the run."""
         return self._models[row.case.model_id].describe(row)
 
-    def _show(self, row: Measurement) -> None:
+    def _show(self, row: Measurement, run: str | None = None) -> None:
         self.rows.append(replace(row, samples=()))
-        self._hand_on(row)
+        self.watcher.row(row, run)
 
 
 def _run_model(subject: Subject) -> RunModel:
@@ -256,10 +239,9 @@ class Queue:
         leases: Leases,
         find: Find,
         recorder: Recorder,
-        progress: CaseProgress,
     ) -> None:
         self._cases, self._pace, self._leases, self._find = cases, pace, leases, find
-        self._recorder, self._progress = recorder, progress
+        self._recorder, self._watcher = recorder, recorder.watcher
         self._taken: dict[str, int] = {}  # rows per run that other sweeps measured meanwhile
         self._waited_for: tuple[str, str] | None = None
 
@@ -281,15 +263,14 @@ class Queue:
 
     def done(self, row: Measurement) -> None:
         """Handle the row of a task."""
-        self._recorder.append(row)  # first, because the rest may fail
         prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
-        self._pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
-        self._progress.row(row)
+        count = partial(self._pace.note, row.case, row.load_s, row.outcome == "ok", prepare_s)
+        self._recorder.append(row, count)  # counted before it is shown, together with the remaining time
 
     def beat(self, case: Case, phase: str) -> None:
         """Keep our claim on the current case, so that other sweeps leave it to this one."""
         self._leases.renew()
-        self._progress.beat(case, phase)
+        self._watcher.beat(case, phase)
 
     def _turn(self, planned: Planned) -> Generator[Task, None, Holder | None]:
         """Handle one case; if another sweep is measuring it, return that sweep."""
@@ -298,7 +279,6 @@ class Queue:
         if reason is not None:
             self._pace.drop(case)
             self._recorder.skip([Skip(case, reason)])
-            self._progress.skip()
             return None
         if self._take(planned):
             return None
@@ -318,7 +298,6 @@ class Queue:
             return False
         self._pace.drop(planned.case)
         self._recorder.take(row)
-        self._progress.taken(row)
         self._taken[row.run] = self._taken.get(row.run, 0) + 1
         return True
 
@@ -326,11 +305,11 @@ class Queue:
         """Show once what the sweep is waiting for."""
         if self._waited_for != (waited_for := (planned.case.key, holder.run)):
             self._waited_for = waited_for
-            self._progress.waiting(planned.case, holder.run)
+            self._watcher.waiting(planned.case, holder.run)
 
     def _tell(self) -> None:
         for run, count in self._taken.items():
             cases = "1 case was" if count == 1 else f"{count:,} cases were"
-            self._recorder.watcher.say(
+            self._watcher.say(
                 f"{cases} measured by run {run} at the same time; this run has the same row{'s' * (count > 1)}"
             )
