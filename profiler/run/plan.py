@@ -374,16 +374,14 @@ def reusable_rows(
     return found
 
 
-def fallbacks(stored_rows: Iterable[StoredRow]) -> str | None:
-    """A message if some of the rows reused from the store were measured on a fallback."""
-    found = [
-        row.measurement for row in stored_rows if row.measurement.decode_path and row.measurement.decode_path.machine
-    ]
+def fallbacks(reused: Iterable[StoredRow]) -> str | None:
+    """A message if some of the reused rows were measured on a fallback."""
+    found = [row.measurement for row in reused if row.measurement.decode_path and row.measurement.decode_path.machine]
     if not found:
         return None
     path = found[0].decode_path
     why = path.reason or path.kernels if path else None
-    rows_were, them = ("stored row was", "it") if len(found) == 1 else ("stored rows were", "them")
+    rows_were, them = ("reused row was", "it") if len(found) == 1 else ("reused rows were", "them")
     fallback = f"measured on a fallback that this machine still needs ({printable(why, 200)})"
     return f"{len(found)} {rows_were} {fallback}; --fresh measures {them} again"
 

@@ -28,7 +28,7 @@ from profiler.run.plan import Pace, Planned, Skip, SweepPlan
 from profiler.run.request import ResolvedRequest
 from profiler.run.supervisor import WorkerLimits
 
-KeptRows = Mapping[Case, StoredRow]
+ReusedRows = Mapping[Case, StoredRow]
 Find = Callable[[Planned], StoredRow | None]
 
 
@@ -45,7 +45,7 @@ class SweepWatcher:
         """A message for the user."""
 
     def reused(self, count: int, total: int) -> None:
-        """``count`` of the ``total`` cases already have rows in the store and will not be measured."""
+        """``count`` of the ``total`` cases reuse rows of the store and will not be measured."""
 
     def row(self, row: Measurement, run: str | None = None) -> None:
         """A case has its row, which is stored. ``run``: another run has measured it. Also called while measuring."""
@@ -92,7 +92,11 @@ def sweep(
     prepared = prepare(resolved, device, store if resumed else None, max_memory)
     plan, snapshot = prepared.plan, prepared.environment
     recorder = Recorder(store, snapshot, resolved, device, watcher, argv)
-    recorder.adopt(prepared.kept)
+    if prepared.reused:
+        watcher.reused(len(prepared.reused), len(resolved.tasks))
+    if (fallbacks := run_plan.fallbacks(prepared.reused.values())) is not None:
+        watcher.say(fallbacks)
+    recorder.reuse(prepared.reused.values())
     recorder.skip(plan.skipped)
     watcher.planned(plan, resolved.budget_s)
 
@@ -125,7 +129,7 @@ class PreparedSweep:
     """What a sweep knows before it measures anything."""
 
     environment: dict[str, Any]
-    kept: KeptRows  # stored rows that take the place of new ones
+    reused: ReusedRows  # instead of measuring these cases again
     available_bytes: int
     plan: SweepPlan  # of the other cases, within the budget if there is one
 
@@ -133,17 +137,17 @@ class PreparedSweep:
 def prepare(
     resolved: ResolvedRequest, device: DeviceInfo, store: Store | None, max_memory: int | None
 ) -> PreparedSweep:
-    """Find the rows of ``store`` that need not be measured again (None: measure every case), and plan the rest."""
+    """Find the rows of ``store`` that the sweep reuses (None: measure every case), and plan the rest."""
     snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
-    kept: KeptRows = {}
+    reused: ReusedRows = {}
     if store is not None:
-        kept = run_plan.reusable_rows(resolved.tasks, store, snapshot, resolved.effort, max_memory)
+        reused = run_plan.reusable_rows(resolved.tasks, store, snapshot, resolved.effort, max_memory)
     available = available_bytes(device, max_memory)
-    missing = [task for task in resolved.tasks if task.case not in kept]
+    missing = [task for task in resolved.tasks if task.case not in reused]
     plan = run_plan.make(missing, device, resolved.effort, available)
     if resolved.budget_s is not None:
         plan = run_plan.choose(plan, resolved.budget_s)
-    return PreparedSweep(snapshot, kept, available, plan)
+    return PreparedSweep(snapshot, reused, available, plan)
 
 
 class Recorder:
@@ -161,26 +165,17 @@ class Recorder:
         self.store, self.environment, self.watcher = store, snapshot, watcher
         self._models = {subject.model_id: _run_model(subject) for subject in resolved.subjects}
         self.run = store.start_run(argv, snapshot, [*self._models.values()])
-        self.rows: list[Measurement] = []  # without samples; includes rows reused from earlier runs
+        self.rows: list[Measurement] = []  # without samples; includes reused ones
         self._tasks = {task.case.key: task for task in resolved.tasks}
         self._device = device
         watcher.started(self.run)
 
-    def adopt(self, kept: KeptRows) -> None:
-        """Take over rows from earlier runs."""
-        if kept:
-            self.watcher.reused(len(kept), len(self._tasks))
-            self.store.reuse(self.run, *(row.id for row in kept.values()))
-        fallbacks = run_plan.fallbacks(kept.values())
-        if fallbacks is not None:
-            self.watcher.say(fallbacks)
-        for row in kept.values():
+    def reuse(self, rows: Iterable[StoredRow]) -> None:
+        """Add rows that other runs have measured to this run."""
+        found = list(rows)
+        self.store.reuse(self.run, *(row.id for row in found))
+        for row in found:
             self._show(self._described(row.measurement), row.run)
-
-    def take(self, row: StoredRow) -> None:
-        """Take over a row that another sweep stored during this one."""
-        self.store.reuse(self.run, row.id)
-        self._show(self._described(row.measurement), row.run)
 
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Store a row with the reason for each case that does not run."""
@@ -242,7 +237,7 @@ class Queue:
     ) -> None:
         self._cases, self._pace, self._leases, self._find = cases, pace, leases, find
         self._recorder, self._watcher = recorder, recorder.watcher
-        self._taken: dict[str, int] = {}  # rows per run that other sweeps measured meanwhile
+        self._reused: dict[str, int] = {}  # rows per run that other sweeps measured meanwhile
         self._waited_for: tuple[str, str] | None = None
 
     def tasks(self) -> Iterator[Task | None]:
@@ -280,25 +275,25 @@ class Queue:
             self._pace.drop(case)
             self._recorder.skip([Skip(case, reason)])
             return None
-        if self._take(planned):
+        if self._reuse(planned):
             return None
         holder = self._leases.claim(case.key)
         if holder is not None:
             return holder
-        if self._take(planned):  # it was stored since the first look
+        if self._reuse(planned):  # it was stored since the first look
             self._leases.release(case.key)
         else:
             yield planned.task
         return None
 
-    def _take(self, planned: Planned) -> bool:
-        """Whether another sweep has measured the case; its row then becomes part of this run."""
+    def _reuse(self, planned: Planned) -> bool:
+        """Whether another sweep has measured the case since this one began; this run then reuses its row."""
         row = self._find(planned)
         if row is None:
             return False
         self._pace.drop(planned.case)
-        self._recorder.take(row)
-        self._taken[row.run] = self._taken.get(row.run, 0) + 1
+        self._recorder.reuse([row])
+        self._reused[row.run] = self._reused.get(row.run, 0) + 1
         return True
 
     def _wait(self, planned: Planned, holder: Holder) -> None:
@@ -308,8 +303,6 @@ class Queue:
             self._watcher.waiting(planned.case, holder.run)
 
     def _tell(self) -> None:
-        for run, count in self._taken.items():
-            cases = "1 case was" if count == 1 else f"{count:,} cases were"
-            self._watcher.say(
-                f"{cases} measured by run {run} at the same time; this run has the same row{'s' * (count > 1)}"
-            )
+        for run, count in self._reused.items():
+            cases, rows = ("1 case was", "row") if count == 1 else (f"{count:,} cases were", "rows")
+            self._watcher.say(f"{cases} measured by run {run} at the same time; this run reuses the {rows}")

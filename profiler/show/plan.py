@@ -24,12 +24,12 @@ REASON_LENGTH = 300
 
 def render(
     plan: SweepPlan,
-    kept: Mapping[Case, StoredRow],
+    reused: Mapping[Case, StoredRow],
     available_bytes: int,
     output: str,
     subjects: Sequence[Subject] = (),
 ) -> str:
-    """The plan as a table with notes: cases in the order they would run, then stored cases, then those left out.
+    """The plan as a table with notes: the cases that would run, in order, those that reuse a row, and those left out.
 
     JSON rows also contain the notes on each model, for which a table has no room; ``about`` returns them as lines.
     Raises ProfileError for a format that exists for measurements only.
@@ -37,10 +37,10 @@ def render(
     if output not in show_output.FORMATS:
         raise ProfileError(f"--dry-run does not support -o {output}", f"Known: {', '.join(show_output.FORMATS)}.")
     rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
-    rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in kept.items()]
+    rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in reused.items()]
     rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.takes) for skip in plan.skipped]
     by_model = {subject.model_id: subject.notes for subject in subjects}
-    cases = [*(planned.case for planned in plan.cases), *kept, *(skip.case for skip in plan.skipped)]
+    cases = [*(planned.case for planned in plan.cases), *reused, *(skip.case for skip in plan.skipped)]
     for row, case in zip(rows, cases, strict=True):
         row["cautions"] = [{"code": each.code, "text": each.text} for each in by_model.get(case.model_id, ())]
     paths = len({row["path"] for row in rows}) > 1

@@ -34,9 +34,9 @@ class ProgressPrinter(SweepWatcher):
         say(text)
 
     def reused(self, count: int, total: int) -> None:
-        cases = "case is" if total == 1 else "cases are"
-        them = "it" if count == 1 else "them"
-        say(f"{count} of {total} {cases} stored already; {self.fresh} measures {them} again")
+        cases = "case" if total == 1 else "cases"
+        rows, them = ("reuses a stored row", "it") if count == 1 else ("reuse stored rows", "them")
+        say(f"{count} of {total} {cases} {rows}; {self.fresh} measures {them} again")
 
     def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
         tell(show_plan.warning(plan, budget_s))

@@ -182,7 +182,7 @@ def test_a_sweep_prints_nothing_unless_progress_is_asked_for(
     out, err = capfd.readouterr()
     assert out == ""
     said, done = err.splitlines()
-    assert said == "2 of 3 cases are stored already; fresh=True measures them again"
+    assert said == "2 of 3 cases reuse stored rows; fresh=True measures them again"
     assert done.startswith("1/1 tiny")
 
 

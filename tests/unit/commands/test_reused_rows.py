@@ -38,7 +38,7 @@ def runs(profile: Any, folders: tuple[str, str]) -> tuple[str, str]:
         ran = profile("sweep", "-m", folder, *FAST, "-o", "jsonl")
         assert ran.code == 0
         found.append(ran.rows[0]["run"])
-    assert "2 of 2 cases are stored already" in ran.err
+    assert "2 of 2 cases reuse stored rows" in ran.err
     return found[0], found[1]
 
 
@@ -162,7 +162,7 @@ def test_a_store_of_an_older_version_is_read_as_it_is_and_resumed(
     with closing(sqlite3.connect(path)) as older:
         assert older.execute("PRAGMA user_version").fetchone() == (3,), "reading has changed the file"
     again = profile("sweep", "-m", folders[1], *FAST, "-o", "jsonl")
-    assert "2 of 2 cases are stored already" in again.err
+    assert "2 of 2 cases reuse stored rows" in again.err
     assert set(map(said, profiler.load())) == {A}
 
 
