@@ -237,8 +237,8 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
 
 def _smaller(predictor: Predictor) -> Sequence[str]:
     """The engine's next smaller quantization, if there is one and the checkpoint is available in it."""
-    own, stored = predictor.storage.device_bytes, predictor.stored
-    if stored is not None and stored.scheme is not None:
+    own, checkpoint_format = predictor.storage.device_bytes, predictor.checkpoint_format
+    if checkpoint_format is not None and checkpoint_format.scheme is not None:
         return []
     sizes = {quant: predictor.storage_in(quant, predictor.dtype).device_bytes for quant in predictor.engine.quants}
     below = {quant: size for quant, size in sizes.items() if size < 0.97 * own}

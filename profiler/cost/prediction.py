@@ -181,10 +181,10 @@ class Predictor:
         host: Machine,
         dtype: str = "bf16",
         path: str = EAGER,
-        stored: Stored | None = None,
+        checkpoint_format: Stored | None = None,
     ) -> None:
-        """``path``: the decode path of transformers. ``stored``: the checkpoint, if it runs as it is stored."""
-        self.stored = stored
+        """``path``: the decode path of transformers. ``checkpoint_format``: the checkpoint, if it runs as stored."""
+        self.checkpoint_format = checkpoint_format
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target)
         self.storage: Storage = self.storage_in(quant, dtype)
@@ -192,7 +192,7 @@ class Predictor:
         shipped = rates_of(engine, host.target, dtype)
         own = path != EAGER and engine.counts is not None  # our decode step replaces that of transformers
         step = shipped.own_step(host.target, dtype, path) if own else shipped
-        if not engine.timed(quant, stored, host.target):
+        if not engine.timed(quant, checkpoint_format, host.target):
             shipped, step = shipped.untimed(), step.untimed()
         self.rates: Rates = machine.together(shipped, geometry, host)
         self.step_rates: Rates = machine.together(step, geometry, host)
@@ -200,8 +200,8 @@ class Predictor:
     def storage_in(self, quant: str, dtype: str) -> Storage:
         """The weights in another quantization, or in the one of the checkpoint."""
         repacks = self.machine.target.repacks
-        if self.stored is not None and quant == self.stored.quant:
-            return self.engine.stored(self.geometry, self.stored, dtype, repacks)
+        if self.checkpoint_format is not None and quant == self.checkpoint_format.quant:
+            return self.engine.stored(self.geometry, self.checkpoint_format, dtype, repacks)
         return self.engine.storage(self.geometry, quant, dtype, repacks)
 
     def request(self, context: int, batch: int, kv: str | None = None) -> EngineRequest:

@@ -108,12 +108,12 @@ class Engine(Protocol):
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         """The weights as this engine stores them; ``repacks`` as in ``Quant``. Raises ProfileError if it cannot."""
 
-    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+    def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """The weights of a checkpoint that runs as it is stored; unquantized weights are in ``dtype``."""
 
-    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
-        """Whether the matrix-multiplication speed of ``quant``, or of the types in the checkpoint ``stored``, was
-        ever measured or fitted for this engine."""
+    def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
+        """Whether the speed of matrix products in ``quant``, or in the types of a checkpoint that runs as it is
+        stored, was ever measured or fitted for this engine."""
 
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         """The memory terms and their peak."""

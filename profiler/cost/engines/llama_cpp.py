@@ -77,14 +77,16 @@ class LlamaCpp:
         )
         return storage(with_head(geometry, held, copied=True), None if quant in gguf_mix.PLAIN else MIX_BOUNDS)
 
-    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+    def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """Every tensor of the file; for a checkpoint of another kind, its size if converted without quantizing."""
-        held = (replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, stored))
-        return storage(with_head(geometry, held, copied=True), bounds_of(stored))
+        held = (
+            replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, checkpoint_format)
+        )
+        return storage(with_head(geometry, held, copied=True), bounds_of(checkpoint_format))
 
-    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
+    def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
         known = {*gguf_mix.MIXES.values(), *gguf_tensors.FALLBACK.values()}
-        return stored is None or all(weight.scheme in known for weight in stored.weights)
+        return checkpoint_format is None or all(weight.scheme in known for weight in checkpoint_format.weights)
 
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         buffers = self._buffers(geometry, storage, request)

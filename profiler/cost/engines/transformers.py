@@ -113,9 +113,9 @@ class Transformers:
         )
         return storage(with_head(geometry, held, copied=False))
 
-    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+    def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """Packed weights as in the checkpoint, unless bitsandbytes repacks them; others in ``dtype``."""
-        known = {scheme: quants.find(scheme) for scheme in {item.scheme for item in stored.weights}}
+        known = {scheme: quants.find(scheme) for scheme in {item.scheme for item in checkpoint_format.weights}}
 
         def loaded(item: Held) -> Held:
             if item.scheme in CHECKPOINT_DTYPES:
@@ -125,14 +125,22 @@ class Transformers:
                 return replace(item, nbytes=ours.weight_bytes(item.weight, dtype, True), fused=True)
             return item
 
-        held = map(loaded, as_stored(geometry, stored))
-        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
+        held = map(loaded, as_stored(geometry, checkpoint_format))
+        return storage(with_head(geometry, held, copied=False), bounds_of(checkpoint_format))
 
-    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
+    def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
         """On a calibrated device, whether it was timed there; elsewhere, whether the quantization has a prior."""
-        if stored is not None and stored.scheme is not None and stored.scheme.method == BITSANDBYTES:
+        if (
+            checkpoint_format is not None
+            and checkpoint_format.scheme is not None
+            and checkpoint_format.scheme.method == BITSANDBYTES
+        ):
             return True
-        ours = quants.find(quant) if stored is None else stored.scheme and checkpoint.of_ours(stored.scheme)
+        ours = (
+            quants.find(quant)
+            if checkpoint_format is None
+            else checkpoint_format.scheme and checkpoint.of_ours(checkpoint_format.scheme)
+        )
         if not ours:
             return False
         if not ours.roles:

@@ -77,17 +77,19 @@ class Vllm:
         held += [_held(weight, layer, count, quant) for layer, count, weight in _copied_values(geometry)]
         return storage(with_head(geometry, held, copied=False), FORMAT_BOUNDS if quant in PACKED else None)
 
-    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+    def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """As the checkpoint has them; what is not quantized is computed in ``dtype``."""
         held = [
             _held(item.weight, item.layer, item.count, dtype) if item.scheme in DTYPES else item
-            for item in as_stored(geometry, stored)
+            for item in as_stored(geometry, checkpoint_format)
         ]
         held += [_held(weight, layer, count, dtype) for layer, count, weight in _copied_values(geometry)]
-        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
+        return storage(with_head(geometry, held, copied=False), bounds_of(checkpoint_format))
 
-    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
-        return stored is None or all(weight.scheme in (*DTYPES, *PACKED) for weight in stored.weights)
+    def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
+        return checkpoint_format is None or all(
+            weight.scheme in (*DTYPES, *PACKED) for weight in checkpoint_format.weights
+        )
 
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         return Terms(
