@@ -146,8 +146,8 @@ def several() -> Iterator[tuple[dict[str, str], float]]:
         if isinstance(row, Row):
             machine = Machine(replace(row.target, count=count), split)
             predictor = Predictor(row.geometry, row.engine, row.request.quant, machine)
-            _, step = predictor.seconds(row.depth, row.depth, 1, row.request.kv)
-            yield raw, 1 / step.value
+            _, step = predictor.phases(row.depth, row.depth, 1, row.request.kv)
+            yield raw, 1 / step.seconds.value
 
 
 def match(line: int, raw: dict[str, str]) -> Row | str:

@@ -155,7 +155,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
         if predicted > 0
     ]
     shares.sort(key=lambda share: -share.predicted_s)
-    launching = rates.launching_s(done)
+    launching = rates.split(done).launching
     shares.append(Share("launches", 0.0, 0.0, 0.0, launching, "launches"))
     if linking := machine.link_s(done, predictor.geometry, predictor.machine):
         shares.append(Share("links between devices", 0.0, 0.0, 0.0, linking, "link"))

@@ -220,19 +220,22 @@ class Predictor:
         verdict = judge(terms, self.machine)
         prefill = decode = None
         if verdict.word != "no":
-            prompt, step = self.works(context, context, batch, kv)
-            prefill = self._phase(prompt, verdict, context * batch, self.rates, self.rates.prefill)
-            decode = self._phase(step, verdict, batch, self.step_rates, self.step_rates.decode)
+            prefill, decode = self.phases(context, context, batch, kv, verdict.offloaded_bytes)
         return Prediction(
             self.engine, self.machine, request, terms, verdict, prefill, decode, verdict.offloaded_bytes
         )
 
-    def seconds(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Interval, Interval]:
-        """Seconds of a prefill of ``context`` tokens, and of a decode step at ``depth``, even if they do not fit."""
+    def phases(
+        self, context: int, depth: int, batch: int, kv: str | None = None, offloaded_bytes: int = 0
+    ) -> tuple[PredictedPhase, PredictedPhase]:
+        """A prefill of ``context`` tokens and a decode step at ``depth``, even if they do not fit.
+
+        ``offloaded_bytes``: weights in host memory.
+        """
         prompt, step = self.works(context, depth, batch, kv)
         return (
-            self._seconds(prompt, self.rates, self.rates.prefill),
-            self._seconds(step, self.step_rates, self.step_rates.decode),
+            self._phase(prompt, context * batch, self.rates, self.rates.prefill, offloaded_bytes),
+            self._phase(step, batch, self.step_rates, self.step_rates.decode, offloaded_bytes),
         )
 
     def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[PhaseWork, PhaseWork]:
@@ -241,10 +244,6 @@ class Predictor:
         asked = (self.geometry, self.request(context, batch, kv), self.machine.target)
         prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.manner(*asked))
         return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_manner(*asked))
-
-    def _seconds(self, done: PhaseWork, rates: Rates, bounds: Bounds) -> Interval:
-        value = rates.seconds(done) + machine.link_s(done, self.geometry, self.machine)
-        return Interval(value, value * bounds[0], value * bounds[1], rates.basis)
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """The most tokens per sequence for which the case still fits; 0 if none do."""
@@ -258,19 +257,19 @@ class Predictor:
         return judge(self.terms(self.request(context, batch, kv)), self.machine).word in ("fits", "tight")
 
     def _phase(
-        self, done: PhaseWork, verdict: FitVerdict, tokens: int, rates: Rates, bounds: Bounds
+        self, done: PhaseWork, tokens: int, rates: Rates, bounds: Bounds, offloaded_bytes: int
     ) -> PredictedPhase:
         split = rates.split(done)
         seconds = split.total + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis
         low, high = bounds
-        if verdict.offloaded_bytes:
-            offloaded = self.offloaded(done, verdict.offloaded_bytes, rates)
+        if offloaded_bytes:
+            offloaded = self.offloaded(done, offloaded_bytes, rates)
             seconds = seconds - offloaded.spared_s + offloaded.predicted_s
             low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
             binds = "host memory" if offloaded.predicted_s > seconds / 2 else binds
-        least = 0.0 if verdict.offloaded_bytes or self.machine.target.spread > 1 else self._least(done)
+        least = 0.0 if offloaded_bytes or self.machine.target.spread > 1 else self._least(done)
         return PredictedPhase(
             Interval(seconds, max(seconds * low, min(seconds, least)), seconds * high, basis), tokens, binds
         )

@@ -223,7 +223,7 @@ class Measurement(_Derived):
     started_at: str | None = None  # UTC, ISO 8601
     asked: dict[str, Any] = field(default_factory=dict)  # the requested reps or precision, and max_phase_s
     stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (run/repetitions)
-    expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/estimate.py)
+    expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/cases.py)
     decode_path: DecodePath | None = None  # None: transformers without patches
     checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
 

@@ -24,8 +24,7 @@ from typing import Any
 
 from profiler import backends, decode_path
 from profiler.case import Case
-from profiler.cost import estimate as estimates
-from profiler.cost.estimate import Estimate, host_of
+from profiler.cost.cases import CaseEstimate, estimate_case, host_of
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
@@ -49,7 +48,7 @@ class Planned:
     """A case that will run, and its estimated time."""
 
     task: GridTask
-    takes: Estimate
+    estimate: CaseEstimate
     load_s: float  # of the model; only the first case of a load pays it
     run_s: float  # warm-ups and repetitions of both phases
 
@@ -65,7 +64,7 @@ class Skip:
 
     case: Case
     reason: str
-    takes: Estimate | None = None  # its estimate
+    estimate: CaseEstimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,38 +88,28 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
     host = cache(partial(host_of, device))
     for task in tasks:
         try:
-            if task.refused is not None:
-                takes = (
-                    estimate(task, host(task.case.threads), effort).takes
-                    if task.checkpoint_format is not None
-                    else None
-                )
-                skipped.append(Skip(task.case, task.refused, takes))
+            if task.refused is not None and task.checkpoint_format is None:
+                skipped.append(Skip(task.case, task.refused))
                 continue
-            entry = estimate(task, host(task.case.threads), effort)
+            entry = plan_case(task, host(task.case.threads), effort)
         except ProfileError as error:  # only this model in this quantization is affected
             skipped.append(Skip(task.case, error.message))
             continue
-        reason = _impossible(task, device) or _too_large(entry.takes, available_bytes, device)
+        reason = task.refused or _impossible(task, device) or _too_large(entry.estimate, available_bytes, device)
         if reason is None:
             planned.append(entry)
         else:
-            skipped.append(Skip(task.case, reason, entry.takes))
+            skipped.append(Skip(task.case, reason, entry.estimate))
     return SweepPlan(tuple(_by_load(planned)), tuple(skipped))
 
 
-def estimate(task: GridTask, host: Target, effort: Effort) -> Planned:
-    """The estimated time of a case on ``host``."""
-    takes = estimates.estimate(task.case, task.geometry, host, task.checkpoint_format)
+def plan_case(task: GridTask, host: Target, effort: Effort) -> Planned:
+    """A case with its estimated time on ``host``."""
+    estimate = estimate_case(task.case, task.geometry, host, task.checkpoint_format)
     synthetic = task.case.fill == "synthetic"
-    start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
-    decode = _phase_s(takes.step_s.value * task.case.steps, effort)
-    return Planned(
-        task=task,
-        takes=takes,
-        load_s=takes.load_s.value,
-        run_s=CASE_S + start + decode,
-    )
+    start = estimate.fill_s.value if synthetic else _phase_s(estimate.prefill_s.value, effort)
+    decode = _phase_s(estimate.step_s.value * task.case.steps, effort)
+    return Planned(task, estimate, load_s=estimate.load_s.value, run_s=CASE_S + start + decode)
 
 
 def size(case: Case) -> tuple[int, int, int]:
@@ -142,7 +131,7 @@ def _impossible(task: GridTask, device: DeviceInfo) -> str | None:
     return None
 
 
-def _too_large(predicted: Estimate, available_bytes: int, device: DeviceInfo) -> str | None:
+def _too_large(predicted: CaseEstimate, available_bytes: int, device: DeviceInfo) -> str | None:
     """The reason if the case certainly does not fit: even the lower bound exceeds the memory."""
     needed = predicted.peak.low
     if needed <= available_bytes:
@@ -347,7 +336,7 @@ def _first_s(load: Sequence[Planned]) -> float:
 
 
 def _skip(entry: Planned, needed_s: float, budget_s: float, left_s: float) -> Skip:
-    return Skip(entry.case, _reason(needed_s, budget_s, left_s), entry.takes)
+    return Skip(entry.case, _reason(needed_s, budget_s, left_s), entry.estimate)
 
 
 def _reason(needed_s: float, budget_s: float, left_s: float) -> str:

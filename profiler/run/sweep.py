@@ -15,7 +15,7 @@ from typing import Any
 
 from profiler import backends
 from profiler.case import Case, Task
-from profiler.cost import estimate
+from profiler.cost.cases import stored_prediction
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
@@ -208,7 +208,7 @@ class Recorder:
         task = self._tasks.get(case.key)
         if task is None or task.refused is not None:
             return {}
-        return estimate.expected(case, task.geometry, self._device, task.checkpoint_format)
+        return stored_prediction(case, task.geometry, self._device, task.checkpoint_format)
 
     def _described(self, row: Measurement) -> Measurement:
         """``row`` with what this run says about its model, as the store gives it to every reader of the run."""

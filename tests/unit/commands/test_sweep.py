@@ -391,13 +391,13 @@ def test_a_budget_leaves_out_what_is_estimated_not_to_fit(sweep: Any) -> None:
 
 
 def test_a_budget_holds_when_the_estimates_were_too_low(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_estimate = run_plan.estimate
+    true_plan = run_plan.plan_case
 
     def optimistic(*arguments: Any) -> run_plan.Planned:
-        found = true_estimate(*arguments)
-        return run_plan.Planned(found.task, found.takes, load_s=0.2, run_s=0.05)
+        found = true_plan(*arguments)
+        return run_plan.Planned(found.task, found.estimate, load_s=0.2, run_s=0.05)
 
-    monkeypatch.setattr(run_plan, "estimate", optimistic)
+    monkeypatch.setattr(run_plan, "plan_case", optimistic)
     ran = sweep("-c", "128,256,384,512", "-n", "2", "-r", "1", "--budget", "1s", pause_s=0.06)
     assert ran.code == 0
     assert ran.outcomes[0] == "ok"

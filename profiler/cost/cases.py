@@ -1,8 +1,7 @@
-"""Predictions for the cases of a sweep: how long each will take, and the figures stored with its row.
+"""Predictions for the cases of a sweep: their estimated memory and time, and the prediction stored with each row.
 
-Memory and speed are predicted as in `profile fit`. A sweep also spends time on loading or generating weights, filling
-a cache, and restoring the cache before each decode. The recorder predicts once per case and stores the prediction
-with the row, so a row always shows what was predicted at the time.
+Memory and speed are predicted as in `profile fit`. A sweep also spends time on loading or generating weights and on
+filling a cache. A row stores its own prediction, so it always shows what was predicted at the time.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ NAMES: dict[Part, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class CaseEstimate:
     """Bytes and seconds of one case."""
 
     weights: Interval
@@ -55,7 +54,9 @@ class Estimate:
     left_plain: str | None  # such as ``nf4 leaves 117 GiB of fused experts in fp32``, if that is a large part
 
 
-def estimate(case: Case, geometry: Geometry, host: Target, checkpoint_format: Stored | None = None) -> Estimate:
+def estimate_case(
+    case: Case, geometry: Geometry, host: Target, checkpoint_format: Stored | None = None
+) -> CaseEstimate:
     """Estimate ``case`` on ``host`` (``host_of``) even if it does not fit.
 
     ``checkpoint_format``: the checkpoint, if it runs as it is stored.
@@ -64,15 +65,15 @@ def estimate(case: Case, geometry: Geometry, host: Target, checkpoint_format: St
     kind, width = host.device_kind, DTYPE_BYTES[case.dtype]
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
     terms = found.terms(found.request(case.context, case.batch))
-    prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch)
-    return Estimate(
+    prefill, step = found.phases(case.context, mean_depth(case), case.batch)
+    return CaseEstimate(
         weights=terms.weights,
         cache=exact(held),
         peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
         load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
-        prefill_s=prefill_s,
+        prefill_s=prefill.seconds,
         fill_s=prior(held / kind.fill_bytes_s, SPREAD),
-        step_s=step_s,
+        step_s=step.seconds,
         left_plain=left_plain(found.storage, case.quant, case.dtype),
     )
 
@@ -135,7 +136,7 @@ def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) 
     return prior(START_S, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
 
 
-def expected(
+def stored_prediction(
     case: Case, geometry: Geometry, device: DeviceInfo, checkpoint_format: Stored | None = None
 ) -> dict[str, Any]:
     """The prediction as JSON: rates and peak with bounds and basis, seconds at the ceilings if the device was
