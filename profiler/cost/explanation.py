@@ -227,7 +227,7 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
         consider(f"half the batch (-b {request.batch // 2})", replace(request, batch=request.batch // 2))
     if engine.name in SMALLER_KV and request.kv is None:
         consider(f"a smaller cache (--kv {SMALLER_KV[engine.name]})", replace(request, kv=SMALLER_KV[engine.name]))
-    ubatch = engine.manner(geometry, request, host.target).ubatch
+    ubatch = engine.prefill_rules(geometry, request, host.target).ubatch
     if request.context > 256 and ubatch > 256:
         consider("a prefill in chunks of 256 tokens", replace(request, ubatch=256))
     for quant in _smaller(predictor):

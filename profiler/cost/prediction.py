@@ -165,9 +165,9 @@ class Prediction:
 def rates_of(engine: Engine, target: Target, dtype: str) -> Rates:
     """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet."""
     base = cost_rates.rates(target, engine.name, dtype)
-    if target.ceilings is None or engine.counts is None:
+    if target.ceilings is None or engine.operator_counts is None:
         return base
-    return calibrated(base, target.ceilings, dtype, engine.counts)
+    return calibrated(base, target.ceilings, dtype, engine.operator_counts)
 
 
 class Predictor:
@@ -190,7 +190,7 @@ class Predictor:
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
         shipped = rates_of(engine, host.target, dtype)
-        own = path != EAGER and engine.counts is not None  # our decode step replaces that of transformers
+        own = path != EAGER and engine.operator_counts is not None  # our decode step replaces that of transformers
         step = shipped.own_step(host.target, dtype, path) if own else shipped
         if not engine.timed(quant, checkpoint_format, host.target):
             shipped, step = shipped.untimed(), step.untimed()
@@ -242,8 +242,8 @@ class Predictor:
         """The work of a prefill of ``context`` tokens and of a decode step at ``depth``. A CPU prefills in smaller
         chunks."""
         asked = (self.geometry, self.request(context, batch, kv), self.machine.target)
-        prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.manner(*asked))
-        return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_manner(*asked))
+        prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.prefill_rules(*asked))
+        return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_rules(*asked))
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """The most tokens per sequence for which the case still fits; 0 if none do."""

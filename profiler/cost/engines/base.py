@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from profiler.case import Source
-from profiler.cost.calibrated import Counts
+from profiler.cost.calibrated import OperatorCounts
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Storage
-from profiler.cost.work import Manner
+from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
@@ -96,7 +96,7 @@ class Engine(Protocol):
     default_quant: str
     default_kv: str
     makers: frozenset[str]  # vendors whose devices ``memory`` treats differently
-    counts: Counts | None  # for an engine whose kernels `profile calibrate` times
+    operator_counts: OperatorCounts | None  # for an engine whose kernels `profile calibrate` times
 
     @property
     def quants(self) -> Sequence[str]:
@@ -124,10 +124,10 @@ class Engine(Protocol):
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
         """Bytes of a checkpoint file that were read for quantizing and are still charged to the process."""
 
-    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
-        """How the engine runs a prefill pass; on a GPU if there is no ``target``."""
+    def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
+        """How the engine runs a prefill pass on ``target``; None: on a GPU."""
 
-    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
+    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
         """How the engine runs a decode step."""
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from profiler.cost import gguf_mix
-from profiler.cost.calibrated import Counts
+from profiler.cost.calibrated import OperatorCounts
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
-from profiler.cost.work import Manner
+from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.models import gguf, gguf_tensors
@@ -64,7 +64,7 @@ class LlamaCpp:
     default_quant = "q4_k_m"
     default_kv = "f16"
     makers = frozenset(CONTEXT) - {"other"}
-    counts: Counts | None = None
+    operator_counts: OperatorCounts | None = None
     quants = tuple(gguf_mix.MIXES)
 
     def check(self, quant: str) -> str:
@@ -113,11 +113,13 @@ class LlamaCpp:
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         return EAGER
 
-    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
-        return self.manner(geometry, request, target)
+    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
+        return self.prefill_rules(geometry, request, target)
 
-    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
-        return Manner(ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False))
+    def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
+        return PassRules(
+            ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False)
+        )
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command:
         file, blanks = _file(model, request.quant)

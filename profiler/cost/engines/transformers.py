@@ -20,12 +20,12 @@ from dataclasses import replace
 
 from profiler import quants, registry
 from profiler.case import PREFILL_CHUNK
-from profiler.cost.calibrated import Counts, timed_layer
+from profiler.cost.calibrated import OperatorCounts, timed_layer
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
-from profiler.cost.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, Manner
+from profiler.cost.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, PassRules
 from profiler.decode_path import EAGER, GRAPH, STATIC
 from profiler.devices.calibration import STEP_LAYERS
 from profiler.devices.target import Target
@@ -60,7 +60,7 @@ OUTSIDE_CALLS = 30.0  # outside the layers
 ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written per layer, and at least as many read
 )
-COUNTS = Counts(STEP_LAYERS * LAYER_CALLS["llama"] + OUTSIDE_CALLS, ELEMENTWISE, GROWING_TOUCHES)
+COUNTS = OperatorCounts(STEP_LAYERS * LAYER_CALLS["llama"] + OUTSIDE_CALLS, ELEMENTWISE, GROWING_TOUCHES)
 DELTA_TENSORS = 24  # measured: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
 EAGER_STATE_TOUCHES = 20.0  # reads and writes of a recurrent state by the operators of the unpatched step
 SCORE_BYTES = 4
@@ -85,7 +85,7 @@ class Transformers:
     default_quant = "bf16"
     default_kv = "the compute dtype"
     makers = frozenset(PROCESS) - {"other"}
-    counts: Counts | None = COUNTS
+    operator_counts: OperatorCounts | None = COUNTS
 
     @property
     def quants(self) -> tuple[str, ...]:
@@ -206,8 +206,8 @@ class Transformers:
         captured = ours is None or ours.kernels.in_graphs
         return STATIC if path == GRAPH and not captured and target.vendor != "CPU" else path
 
-    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
-        shipped = self.manner(geometry, request, target)
+    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
+        shipped = self.prefill_rules(geometry, request, target)
         if request.path == EAGER:
             return shipped
         assert shipped.calls is not None
@@ -225,8 +225,8 @@ class Transformers:
             shipped, cache_touches=read, calls=calls, expert_copies=None if on_cpu and ours else EXPERT_COPIES[ours]
         )
 
-    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
-        return Manner(
+    def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
+        return PassRules(
             ubatch=_ubatch(request, target),
             cache_bytes=DTYPE_BYTES[request.dtype],
             cache_touches=GROWING_TOUCHES,

@@ -81,10 +81,10 @@ def test_no_engine_gets_more_than_the_data_sheet(engine: str) -> None:
     runtime = engines.find(engine)
     quant = runtime.check(runtime.default_quant)
     storage = runtime.storage(geometry, quant, "bf16")
-    manner = runtime.manner(geometry, EngineRequest(quant, 4096, 1))
+    rules = runtime.prefill_rules(geometry, EngineRequest(quant, 4096, 1))
     for card in CARDS:
         rates = cost_rates.rates(card, engine, "bf16")
-        step = work.decode(geometry, storage, 4096, 1, manner)
+        step = work.decode(geometry, storage, 4096, 1, rules)
         weights = sum(item.nbytes for item in step.items if item.kind == "weights")
         assert weights / rates.split(step).total < card.bandwidth_bytes_s, card.name
         assert min(rates.decode) > 0
@@ -108,7 +108,7 @@ def test_a_described_card_comes_out_like_the_one_it_describes() -> None:
     geometry = families.geometry(hub.shipped_config("qwen3.5-27b"))
     engine = engines.find("llama.cpp")
     storage = engine.storage(geometry, "q4_k_m", "bf16")
-    step = work.decode(geometry, storage, 4096, 1, engine.manner(geometry, EngineRequest("q4_k_m", 4096, 1)))
+    step = work.decode(geometry, storage, 4096, 1, engine.prefill_rules(geometry, EngineRequest("q4_k_m", 4096, 1)))
     named = cost_rates.rates(find("rtx 4090"), "llama.cpp", "bf16").split(step).total
     described = find("vram=24,bandwidth=1008,bf16=165")
     assert cost_rates.rates(described, "llama.cpp", "bf16").split(step).total == pytest.approx(named, rel=0.25)
