@@ -84,7 +84,7 @@ def priors(content: Content) -> Content:
 def predicted(row: Row, content: Content, phase: Phase) -> float:
     """Seconds: a decode step, or the whole prefill."""
     rates = cost_rates.rates(row.target, row.engine.name, "bf16", content)
-    return rates.seconds(row.decode_work() if phase == "decode" else row.prefill_work())
+    return rates.split(row.decode_work() if phase == "decode" else row.prefill_work()).total
 
 
 def measured(row: Row, phase: Phase) -> float | None:
@@ -110,7 +110,7 @@ class Timed:
             if (key := (row.target.name, row.engine.name))
         }
         pairs = zip(self.rows, self.work, strict=True)
-        return np.log([rates[row.target.name, row.engine.name].seconds(w) for row, w in pairs])
+        return np.log([rates[row.target.name, row.engine.name].split(w).total for row, w in pairs])
 
 
 def weights(rows: Sequence[Row]) -> np.ndarray:

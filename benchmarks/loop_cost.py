@@ -31,7 +31,7 @@ from profiler.backends.base import Session
 from profiler.case import Case
 from profiler.models.resolve import resolve
 from profiler.run.loop import measure
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 AIM = 1.01  # A/B of a reported figure
 
@@ -66,7 +66,7 @@ def main() -> int:
     effort = Effort(reps=options.reps)
 
     def ours() -> Turn:
-        samples = measure(session, case, effort, lambda text: None).samples
+        samples = measure(session, case, Repeater(effort)).samples
         prefills, decodes = (
             [s.seconds for s in samples if s.phase == phase and not s.warmup] for phase in ("prefill", "decode")
         )

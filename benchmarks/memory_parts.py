@@ -22,7 +22,7 @@ from profiler.results.measurement import Memory, parts, peak_phase, unaccounted_
 from profiler.run import worker
 from profiler.run.loop import measure
 from profiler.run.protocol import WorkerTask
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 from profiler.units import bytes_text
 
 AIM = 0.03  # of the memory of the process
@@ -33,8 +33,8 @@ def main() -> int:
     options = parse()
     wire: Any = SimpleNamespace(beat=lambda text: None)
     task = the_task(options)
-    model = worker.load(task, wire)
-    row = worker.with_load(measure(model.session, task.case, task.effort, wire.beat), model)
+    session, cost = worker.load(task, wire)
+    row = worker.with_load_cost(measure(session, task.case, Repeater(task.effort, wire.beat)), cost)
     print(f"{row.case.label} {row.case.weights} {row.case.dtype} {row.case.device}, peak in {peak_phase(row.memory)}")
     return show(row.memory)
 

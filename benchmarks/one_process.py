@@ -22,7 +22,7 @@ from profiler.models import hub
 from profiler.results.measurement import Measurement
 from profiler.results.stats import summarize
 from profiler.run.loop import measure
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 
 def main() -> None:
@@ -59,9 +59,7 @@ def _measure(
             continue
         try:
             start = time.perf_counter()
-            result = measure(
-                loaded, case, Effort(options.reps, max_phase_s=8.0), lambda words: None, measured_before=True
-            )
+            result = measure(loaded, case, Repeater(Effort(options.reps, max_phase_s=8.0), measured_before=True))
         except Exception as error:
             print(f"{case.label} {path}: {type(error).__name__}: {error}")
             continue

@@ -30,7 +30,7 @@ from profiler.case import Case, Source
 from profiler.results.measurement import Measurement, Sample
 from profiler.results.store import Store
 from profiler.run.loop import measure
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 from profiler.scenarios import __file__ as scenarios
 
 CASE = Case("fake", "fake", "synthetic", "fp32", "fp32", "cpu", "fake", "eager", context=128, batch=1, steps=500)
@@ -57,7 +57,7 @@ def loop(pairs: int) -> None:
 
     def with_loop() -> None:
         start = time.perf_counter()
-        measure(session, CASE, Effort(reps=REPS), lambda text: None)
+        measure(session, CASE, Repeater(Effort(reps=REPS)))
         ours.append((time.perf_counter() - start) / steps)
 
     def without() -> None:

@@ -94,13 +94,13 @@ class Row:
     def decode_work(self) -> work.PhaseWork:
         """The work of one step."""
         return work.decode(
-            self.geometry, self.storage, self.depth, 1, self.engine.manner(self.geometry, self.request)
+            self.geometry, self.storage, self.depth, 1, self.engine.prefill_rules(self.geometry, self.request)
         )
 
     def prefill_work(self) -> work.PhaseWork:
         """The work of the whole prompt."""
-        manner = self.engine.manner(self.geometry, self.request)
-        return work.prefill(self.geometry, self.storage, self.request.context, 1, manner)
+        rules = self.engine.prefill_rules(self.geometry, self.request)
+        return work.prefill(self.geometry, self.storage, self.request.context, 1, rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,8 @@ def several() -> Iterator[tuple[dict[str, str], float]]:
         if isinstance(row, Row):
             machine = Machine(replace(row.target, count=count), split)
             predictor = Predictor(row.geometry, row.engine, row.request.quant, machine)
-            _, step = predictor.seconds(row.depth, row.depth, 1, row.request.kv)
-            yield raw, 1 / step.value
+            _, step = predictor.phases(row.depth, row.depth, 1, row.request.kv)
+            yield raw, 1 / step.seconds.value
 
 
 def match(line: int, raw: dict[str, str]) -> Row | str:

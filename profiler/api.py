@@ -21,7 +21,6 @@ from profiler.cost import engines, prediction
 from profiler.cost.machine import SPLITS
 from profiler.errors import ProfileError
 from profiler.results import reading, row
-from profiler.results.measurement import Measurement
 from profiler.results.store import Store
 from profiler.run import grid, request
 from profiler.run import sweep as run_sweep
@@ -160,12 +159,10 @@ def _sweep(
     found = devices.find(device)
     resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), tell)
     refused = _refused(resolved.refused, stacklevel=4)
-    measured: list[Measurement] = []
     watcher = ProgressPrinter() if progress else run_sweep.SweepWatcher()
     with Store.open(store) as opened:
-        result = run_sweep.sweep(
-            resolved, found, opened, limits, measured.append, watcher, argv=argv, resumed=resumed
-        )
+        result = run_sweep.sweep(resolved, found, opened, limits, watcher, argv=argv, resumed=resumed)
+        measured = opened.rows(result.run)
     if result.interrupted:
         again = "the same call" if resumed else "the same call without fresh=True"
         raise KeyboardInterrupt(

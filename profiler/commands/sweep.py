@@ -164,9 +164,7 @@ def sweep(
         return refused
     with Store.open(store) as opened, RowPrinter(opened, resolved, output) as printer:
         limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
-        result = run_sweep.sweep(
-            resolved, found, opened, limits, printer.show, printer, argv=sys.argv[1:], resumed=resumed
-        )
+        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=sys.argv[1:], resumed=resumed)
         complete = printer.finish()
         if html is not None:
             files.write_rows(html, opened, result.run)
@@ -186,13 +184,13 @@ def show_dry_run(
     resumed: bool,
     output: str,
 ) -> None:
-    """Print what would run and why; with ``resumed``, less what the store holds, without making one."""
+    """Print what would run and why; with ``resumed``, which stored rows would be reused, without creating a store."""
     has_rows = resumed and existing(store) is not None
     with Store.open(store, create=False) if has_rows else nullcontext() as opened:
         prepared = run_sweep.prepare(resolved, device, opened, max_memory)
-    plan, kept = prepared.plan, prepared.kept
-    click.echo(show_plan.render(plan, kept, prepared.available_bytes, output, resolved.subjects), nl=False)
+    plan, reused = prepared.plan, prepared.reused
+    click.echo(show_plan.render(plan, reused, prepared.available_bytes, output, resolved.subjects), nl=False)
     for line in (*device.limits, *show_plan.about(resolved.subjects)):
         say(line)
-    tell(run_plan.fallbacks(kept.values()))
+    tell(run_plan.fallbacks(reused.values()))
     say(show_plan.summary(plan))

@@ -16,8 +16,8 @@ from profiler.models.layers import IDEAL
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """The operators and bytes that an engine's rules count in the models that `profile calibrate` times.
+class OperatorCounts:
+    """How many operators and bytes an engine has in the small models that `profile calibrate` times.
 
     A calibration stores seconds as measured. Dividing them by these counts gives rates, so a corrected count also
     applies to calibrations that are already stored.
@@ -136,7 +136,7 @@ def _starts(ceilings: Ceilings, own: bool) -> dict[str, float]:
     return {scheme: layer.start_s for scheme, layer in known.items() if layer and layer.start_s is not None}
 
 
-def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Counts) -> CalibratedRates:
+def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: OperatorCounts) -> CalibratedRates:
     """Rates of an engine that uses PyTorch's kernels, on a device with ``ceilings``; ``base`` is its data sheet."""
     bounds = shares()["calibrated"]
     convolution = ceilings.convolutions.get(dtype)
@@ -156,7 +156,7 @@ def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Cou
     )
 
 
-def _roofline(base: Roofline, ceilings: Ceilings, dtype: str, counts: Counts) -> Roofline:
+def _roofline(base: Roofline, ceilings: Ceilings, dtype: str, counts: OperatorCounts) -> Roofline:
     """The measured ceilings, with the timed rates of attention, the gated delta rule and element-wise operators."""
     flops, known = max(ceilings.flops.values(), default=0.0), schemes()
     ceiling = dict.fromkeys(known, 1 / flops) if flops else dict(base.many_flop_s)

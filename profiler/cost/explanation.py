@@ -155,7 +155,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
         if predicted > 0
     ]
     shares.sort(key=lambda share: -share.predicted_s)
-    launching = rates.launching_s(done)
+    launching = rates.split(done).launching
     shares.append(Share("launches", 0.0, 0.0, 0.0, launching, "launches"))
     if linking := machine.link_s(done, predictor.geometry, predictor.machine):
         shares.append(Share("links between devices", 0.0, 0.0, 0.0, linking, "link"))
@@ -227,7 +227,7 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
         consider(f"half the batch (-b {request.batch // 2})", replace(request, batch=request.batch // 2))
     if engine.name in SMALLER_KV and request.kv is None:
         consider(f"a smaller cache (--kv {SMALLER_KV[engine.name]})", replace(request, kv=SMALLER_KV[engine.name]))
-    ubatch = engine.manner(geometry, request, host.target).ubatch
+    ubatch = engine.prefill_rules(geometry, request, host.target).ubatch
     if request.context > 256 and ubatch > 256:
         consider("a prefill in chunks of 256 tokens", replace(request, ubatch=256))
     for quant in _smaller(predictor):
@@ -237,8 +237,8 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
 
 def _smaller(predictor: Predictor) -> Sequence[str]:
     """The engine's next smaller quantization, if there is one and the checkpoint is available in it."""
-    own, stored = predictor.storage.device_bytes, predictor.stored
-    if stored is not None and stored.scheme is not None:
+    own, checkpoint_format = predictor.storage.device_bytes, predictor.checkpoint_format
+    if checkpoint_format is not None and checkpoint_format.scheme is not None:
         return []
     sizes = {quant: predictor.storage_in(quant, predictor.dtype).device_bytes for quant in predictor.engine.quants}
     below = {quant: size for quant, size in sizes.items() if size < 0.97 * own}

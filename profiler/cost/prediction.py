@@ -165,9 +165,9 @@ class Prediction:
 def rates_of(engine: Engine, target: Target, dtype: str) -> Rates:
     """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet."""
     base = cost_rates.rates(target, engine.name, dtype)
-    if target.ceilings is None or engine.counts is None:
+    if target.ceilings is None or engine.operator_counts is None:
         return base
-    return calibrated(base, target.ceilings, dtype, engine.counts)
+    return calibrated(base, target.ceilings, dtype, engine.operator_counts)
 
 
 class Predictor:
@@ -181,18 +181,18 @@ class Predictor:
         host: Machine,
         dtype: str = "bf16",
         path: str = EAGER,
-        stored: Stored | None = None,
+        checkpoint_format: Stored | None = None,
     ) -> None:
-        """``path``: the decode path of transformers. ``stored``: the checkpoint, if it runs as it is stored."""
-        self.stored = stored
+        """``path``: the decode path of transformers. ``checkpoint_format``: the checkpoint, if it runs as stored."""
+        self.checkpoint_format = checkpoint_format
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target)
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
         shipped = rates_of(engine, host.target, dtype)
-        own = path != EAGER and engine.counts is not None  # our decode step replaces that of transformers
+        own = path != EAGER and engine.operator_counts is not None  # our decode step replaces that of transformers
         step = shipped.own_step(host.target, dtype, path) if own else shipped
-        if not engine.timed(quant, stored, host.target):
+        if not engine.timed(quant, checkpoint_format, host.target):
             shipped, step = shipped.untimed(), step.untimed()
         self.rates: Rates = machine.together(shipped, geometry, host)
         self.step_rates: Rates = machine.together(step, geometry, host)
@@ -200,8 +200,8 @@ class Predictor:
     def storage_in(self, quant: str, dtype: str) -> Storage:
         """The weights in another quantization, or in the one of the checkpoint."""
         repacks = self.machine.target.repacks
-        if self.stored is not None and quant == self.stored.quant:
-            return self.engine.stored(self.geometry, self.stored, dtype, repacks)
+        if self.checkpoint_format is not None and quant == self.checkpoint_format.quant:
+            return self.engine.stored(self.geometry, self.checkpoint_format, dtype, repacks)
         return self.engine.storage(self.geometry, quant, dtype, repacks)
 
     def request(self, context: int, batch: int, kv: str | None = None) -> EngineRequest:
@@ -220,31 +220,30 @@ class Predictor:
         verdict = judge(terms, self.machine)
         prefill = decode = None
         if verdict.word != "no":
-            prompt, step = self.works(context, context, batch, kv)
-            prefill = self._phase(prompt, verdict, context * batch, self.rates, self.rates.prefill)
-            decode = self._phase(step, verdict, batch, self.step_rates, self.step_rates.decode)
+            prefill, decode = self.phases(context, context, batch, kv, verdict.offloaded_bytes)
         return Prediction(
             self.engine, self.machine, request, terms, verdict, prefill, decode, verdict.offloaded_bytes
         )
 
-    def seconds(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[Interval, Interval]:
-        """Seconds of a prefill of ``context`` tokens, and of a decode step at ``depth``, even if they do not fit."""
+    def phases(
+        self, context: int, depth: int, batch: int, kv: str | None = None, offloaded_bytes: int = 0
+    ) -> tuple[PredictedPhase, PredictedPhase]:
+        """A prefill of ``context`` tokens and a decode step at ``depth``, even if they do not fit.
+
+        ``offloaded_bytes``: weights in host memory.
+        """
         prompt, step = self.works(context, depth, batch, kv)
         return (
-            self._seconds(prompt, self.rates, self.rates.prefill),
-            self._seconds(step, self.step_rates, self.step_rates.decode),
+            self._phase(prompt, context * batch, self.rates, self.rates.prefill, offloaded_bytes),
+            self._phase(step, batch, self.step_rates, self.step_rates.decode, offloaded_bytes),
         )
 
     def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[PhaseWork, PhaseWork]:
         """The work of a prefill of ``context`` tokens and of a decode step at ``depth``. A CPU prefills in smaller
         chunks."""
         asked = (self.geometry, self.request(context, batch, kv), self.machine.target)
-        prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.manner(*asked))
-        return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_manner(*asked))
-
-    def _seconds(self, done: PhaseWork, rates: Rates, bounds: Bounds) -> Interval:
-        value = rates.seconds(done) + machine.link_s(done, self.geometry, self.machine)
-        return Interval(value, value * bounds[0], value * bounds[1], rates.basis)
+        prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.prefill_rules(*asked))
+        return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_rules(*asked))
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """The most tokens per sequence for which the case still fits; 0 if none do."""
@@ -258,19 +257,19 @@ class Predictor:
         return judge(self.terms(self.request(context, batch, kv)), self.machine).word in ("fits", "tight")
 
     def _phase(
-        self, done: PhaseWork, verdict: FitVerdict, tokens: int, rates: Rates, bounds: Bounds
+        self, done: PhaseWork, tokens: int, rates: Rates, bounds: Bounds, offloaded_bytes: int
     ) -> PredictedPhase:
         split = rates.split(done)
         seconds = split.total + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis
         low, high = bounds
-        if verdict.offloaded_bytes:
-            offloaded = self.offloaded(done, verdict.offloaded_bytes, rates)
+        if offloaded_bytes:
+            offloaded = self.offloaded(done, offloaded_bytes, rates)
             seconds = seconds - offloaded.spared_s + offloaded.predicted_s
             low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
             binds = "host memory" if offloaded.predicted_s > seconds / 2 else binds
-        least = 0.0 if verdict.offloaded_bytes or self.machine.target.spread > 1 else self._least(done)
+        least = 0.0 if offloaded_bytes or self.machine.target.spread > 1 else self._least(done)
         return PredictedPhase(
             Interval(seconds, max(seconds * low, min(seconds, least)), seconds * high, basis), tokens, binds
         )

@@ -155,11 +155,6 @@ class Rates(ABC):
         """Rates of our own decode step on ``target``, derived from the engine's rates. On a CPU our kernels multiply
         and read the cache; on a GPU they only read the cache. The ``path`` GRAPH launches nothing from Python."""
 
-    def seconds(self, work: PhaseWork) -> float:
-        """Seconds for all of ``work``."""
-        busy_s = self._busy_s(work)
-        return busy_s + self._launching_s(work, busy_s)
-
     def split(self, work: PhaseWork) -> Seconds:
         """Seconds for all of ``work``, split by what limits them."""
         reading = computing = 0.0
@@ -167,19 +162,9 @@ class Rates(ABC):
             read, compute, extra = self.cost(item, work)
             reading += read if read > compute else 0.0
             computing += (compute if compute >= read else 0.0) + extra
-        launching = self._launching_s(work, reading + computing)
-        return Seconds(reading + computing + launching, reading, computing, launching)
-
-    def launching_s(self, work: PhaseWork) -> float:
-        """Seconds that launches add to the time that the device is busy."""
-        return self._launching_s(work, self._busy_s(work))
-
-    def _busy_s(self, work: PhaseWork) -> float:
-        return sum(self.cost(item, work).total for item in work.items)
-
-    def _launching_s(self, work: PhaseWork, busy_s: float) -> float:
         layers = work.layers + self.expert_layers * work.expert_layers
-        return work.passes * layers * self.layer_s + self.launches.seconds(work, busy_s)
+        launching = work.passes * layers * self.layer_s + self.launches.seconds(work, reading + computing)
+        return Seconds(reading + computing + launching, reading, computing, launching)
 
     def rereading_cache(self, times: float) -> Self:
         """Rates for devices that together read K and V ``times`` times."""

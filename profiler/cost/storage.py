@@ -147,16 +147,16 @@ def storage(held: Iterable[Held], bounds: tuple[float, float] | None = None) -> 
     return Storage(tuple(lines), widest, expert_rows, batched_experts, bounds)
 
 
-def as_stored(geometry: Geometry, stored: Stored) -> Iterator[Held]:
+def as_stored(geometry: Geometry, checkpoint_format: Stored) -> Iterator[Held]:
     """Every weight of a checkpoint as its headers describe it."""
-    for item in stored.weights:
+    for item in checkpoint_format.weights:
         layer = None if item.layer is None else geometry.layers[item.layer]
         yield Held(item.weight, layer, 1, item.scheme, item.nbytes)
 
 
-def bounds_of(stored: Stored) -> tuple[float, float] | None:
+def bounds_of(checkpoint_format: Stored) -> tuple[float, float] | None:
     """Bounds on the bytes of a checkpoint."""
-    return None if stored.exact else DERIVED
+    return None if checkpoint_format.exact else DERIVED
 
 
 def _line(item: Held) -> WeightGroup:

@@ -85,8 +85,8 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """The properties of an engine that change the amount of work."""
+class PassRules:
+    """How an engine runs a pass, as far as it changes the amount of work."""
 
     ubatch: int  # tokens per sequence in one prefill pass
     cache_bytes: float  # per element of K and V
@@ -96,13 +96,13 @@ class Manner:
     expert_copies: float | None = None  # how often a step moves each token's experts; None: reads each expert once
 
 
-def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner: Manner) -> PhaseWork:
+def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, rules: PassRules) -> PhaseWork:
     """One decode step of ``batch`` sequences; ``depth`` includes the token of this step."""
     items = [
-        _weights(line, _moved(line, batch, manner), line.share(batch), 2 * batch, batch, manner.how)
+        _weights(line, _moved(line, batch, rules), line.share(batch), 2 * batch, batch, rules.how)
         for line in storage.read
     ]
-    touches = manner.calls.state_touches if manner.calls else STATE_TOUCHES
+    touches = rules.calls.state_touches if rules.calls else STATE_TOUCHES
     for layer, count in geometry.groups:
         mixer, many = layer.mixer, count * batch
         flops = many * mixer.decode_flops(depth)
@@ -111,62 +111,62 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, manner:
             avoidable = nbytes * (1 - STATE_TOUCHES / touches)
             items.append(Item(layer.kind, "state", "state", nbytes, flops, batch, avoidable_bytes=avoidable))
         else:
-            nbytes = many * mixer.read_elements(depth) * manner.cache_bytes * manner.cache_touches
-            avoidable = nbytes * (1 - 1 / manner.cache_touches)
+            nbytes = many * mixer.read_elements(depth) * rules.cache_bytes * rules.cache_touches
+            avoidable = nbytes * (1 - 1 / rules.cache_touches)
             items.append(Item(layer.kind, "cache", "cache", nbytes, flops, batch, avoidable_bytes=avoidable))
     calls = 0.0
-    if manner.calls is not None:
-        items.append(_activations(geometry, manner.calls, len(geometry.layers) * batch))
-        items.append(_convolutions(geometry, manner.calls, 1, batch, batch))
+    if rules.calls is not None:
+        items.append(_activations(geometry, rules.calls, len(geometry.layers) * batch))
+        items.append(_convolutions(geometry, rules.calls, 1, batch, batch))
         delta = _delta_layers(geometry)
         attention = len(geometry.layers) - delta
-        calls = manner.calls.outside + attention * manner.calls.layer + delta * manner.calls.delta_step
-    return PhaseWork(tuple(items), 1, batch, len(geometry.layers), _expert_layers(geometry), calls, manner.how)
+        calls = rules.calls.outside + attention * rules.calls.layer + delta * rules.calls.delta_step
+    return PhaseWork(tuple(items), 1, batch, len(geometry.layers), _expert_layers(geometry), calls, rules.how)
 
 
-def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, manner: Manner) -> PhaseWork:
+def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rules: PassRules) -> PhaseWork:
     """All passes of a prefill of ``context`` tokens per sequence, with one row of logits per sequence and pass."""
-    chunk = max(1, min(manner.ubatch, context))
+    chunk = max(1, min(rules.ubatch, context))
     whole, rest = divmod(context, chunk)
     sizes = [(chunk, whole), (rest, 1)] if rest else [(chunk, whole)]
     passes = whole + bool(rest)
     items = []
     for line in storage.read:
-        through = [(manner.how.tokens_through(size, line.shared_kv) * batch, count) for size, count in sizes]
+        through = [(rules.how.tokens_through(size, line.shared_kv) * batch, count) for size, count in sizes]
         rows = passes * batch if line.part == "head" else sum(tokens * count for tokens, count in through)
-        share = sum(count * line.share(tokens, manner.how) for tokens, count in through)
+        share = sum(count * line.share(tokens, rules.how) for tokens, count in through)
         needed = sum(count * line.share(tokens) for tokens, count in through)
-        each = rows / passes * line.used_share(manner.how)
-        items.append(_weights(line, share, needed, 2 * rows, each, manner.how))
+        each = rows / passes * line.used_share(rules.how)
+        items.append(_weights(line, share, needed, 2 * rows, each, rules.how))
     for layer, count in geometry.groups:
-        flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, manner.how), count * batch * passes
+        flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, rules.how), count * batch * passes
         if isinstance(layer.mixer, Attention):
             read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(passes)) / len(_few(passes))
-            items.append(Item(layer.kind, "cache", "cache", many * read * manner.cache_bytes, flops, chunk * batch))
+            items.append(Item(layer.kind, "cache", "cache", many * read * rules.cache_bytes, flops, chunk * batch))
         else:
             state = STATE_TOUCHES * RECURRENT_BYTES * layer.mixer.recurrent_elements
             items.append(Item(layer.kind, "state", "state", many * state, flops, chunk * batch))
     calls = 0.0
-    if manner.calls is not None:
+    if rules.calls is not None:
         written = [
-            (layer, manner.how.tokens_through(size, layer.shares_kv) * batch, count * times)
+            (layer, rules.how.tokens_through(size, layer.shares_kv) * batch, count * times)
             for layer, count in geometry.groups
             for size, times in sizes
         ]
         layer_tokens = sum(tokens * times for _, tokens, times in written)
-        wide = sum(times * _wide_bytes(layer, tokens, geometry, manner.calls) for layer, tokens, times in written)
-        items.append(_activations(geometry, manner.calls, layer_tokens, wide))
-        items.append(_convolutions(geometry, manner.calls, passes, context * batch / passes, batch))
-        calls = _prefill_calls(geometry, manner.calls, sizes)
+        wide = sum(times * _wide_bytes(layer, tokens, geometry, rules.calls) for layer, tokens, times in written)
+        items.append(_activations(geometry, rules.calls, layer_tokens, wide))
+        items.append(_convolutions(geometry, rules.calls, passes, context * batch / passes, batch))
+        calls = _prefill_calls(geometry, rules.calls, sizes)
     tokens = context * batch / passes
-    return PhaseWork(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls, manner.how)
+    return PhaseWork(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls, rules.how)
 
 
-def _moved(line: WeightGroup, batch: int, manner: Manner) -> float:
+def _moved(line: WeightGroup, batch: int, rules: PassRules) -> float:
     """How often a step of ``batch`` tokens moves a group of weights."""
-    if line.experts is None or line.whole(manner.how) or manner.expert_copies is None:
-        return line.share(batch, manner.how)
-    return manner.expert_copies * batch * line.experts.top_k / line.experts.count
+    if line.experts is None or line.whole(rules.how) or rules.expert_copies is None:
+        return line.share(batch, rules.how)
+    return rules.expert_copies * batch * line.experts.top_k / line.experts.count
 
 
 def _weights(line: WeightGroup, share: float, needed: float, flops: float, rows: float, how: Execution) -> Item:

@@ -78,6 +78,13 @@ SCHEMAS = (
     CREATE TABLE run_order (number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL UNIQUE REFERENCES runs);
     INSERT INTO run_order (run) SELECT id FROM runs ORDER BY id;
     """,
+    # What a run says about its models. It differs from what a reused row says, which another run has measured.
+    """
+    CREATE TABLE run_models (
+        run TEXT NOT NULL REFERENCES runs, model_id TEXT NOT NULL, model TEXT NOT NULL, content TEXT NOT NULL,
+        PRIMARY KEY (run, model_id)
+    );
+    """,
 )
 OLDEST_READ = 1  # schema: reading does not upgrade such a store, so the version that wrote it can still open it
 APPLICATION_ID = 0x70726F66  # "prof": distinguishes our file from other SQLite files

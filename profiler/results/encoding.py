@@ -15,7 +15,7 @@ import math
 import operator
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, replace
+from dataclasses import MISSING, Field, asdict, replace
 from dataclasses import fields as dataclass_fields
 from functools import cache, partial, reduce
 from itertools import accumulate
@@ -34,6 +34,7 @@ from profiler.results.measurement import (
     Measurement,
     Memory,
     Repetitions,
+    RunModel,
     Sample,
 )
 from profiler.results.redact import SHORT, redact_json
@@ -51,6 +52,7 @@ from profiler.results.validity import (
     check_part,
     check_row,
     check_times,
+    shown,
 )
 
 LARGEST_INT = 2**63 - 1  # the largest integer that msgspec compares
@@ -218,6 +220,24 @@ def decode(rows: Sequence[tuple[str, EncodedSteps, dict[str, Any]]]) -> list[Mea
     return [
         make(content, steps, environment) for content, (_, steps, environment) in zip(contents, rows, strict=True)
     ]
+
+
+def encode_model(model: RunModel) -> str:
+    """The notes and the checkpoint of a run's model as JSON, without nulls and secrets."""
+    notes = [asdict(note) for note in model.notes]
+    return dumps(_without_nulls(redact_json({"cautions": notes, "checkpoint": model.checkpoint})))
+
+
+def decode_model(model_id: str, name: str, content: Any) -> RunModel:
+    """The inverse of ``encode_model``. Raises ValueError with the reason for invalid content."""
+    rule = allowed(Case)["model"]
+    if not rule.takes(name):
+        raise ValueError(f"model is {shown(name)}, must be {rule}")
+    if not isinstance(content, dict) or content.keys() != {"cautions", "checkpoint"}:
+        raise ValueError("what it says about a model is not an object with cautions and checkpoint")
+    for field, value in content.items():
+        check_field(field, value)
+    return RunModel(model_id, name, _made("cautions", content["cautions"]), content["checkpoint"])
 
 
 def _loaded(text: str) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import compress
 from typing import Any, Literal, overload
 
-from profiler.case import Case
+from profiler.case import CODES, Case
 from profiler.units import printable
 
 SCHEMA = 1
@@ -223,7 +223,7 @@ class Measurement(_Derived):
     started_at: str | None = None  # UTC, ISO 8601
     asked: dict[str, Any] = field(default_factory=dict)  # the requested reps or precision, and max_phase_s
     stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (run/repetitions)
-    expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/estimate.py)
+    expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/cases.py)
     decode_path: DecodePath | None = None  # None: transformers without patches
     checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
 
@@ -350,6 +350,28 @@ class Measurement(_Derived):
         row["decode_path"] = DecodePath(**path) if (path := row.get("decode_path")) else None
         row["energy"] = Energy.from_json(row["energy"]) if row.get("energy") else None
         return cls(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class RunModel:
+    """What a run says about one of its models: the name, the notes, and the files of the weights.
+
+    A run can reuse a row that another run measured under another name, or with other files next to the weights.
+    ``describe`` gives the row what its reader asked about. Everything else belongs to the measurement and stays as it
+    was stored: samples, memory, environment and ``started_at``; ``asked``, by which the repetitions ended; and
+    ``expected``, the prediction that was made before it ran.
+    """
+
+    model_id: str
+    name: str  # for display
+    notes: tuple[Caution, ...] = ()  # with codes of ``case.CODES``
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # as in ``Measurement``
+
+    def describe(self, row: Measurement) -> Measurement:
+        """``row`` of this model with this run's name, notes and checkpoint."""
+        others = tuple(caution for caution in row.cautions if caution.code not in CODES)
+        case = row.case if row.case.model == self.name else replace(row.case, model=self.name)
+        return replace(row, case=case, cautions=(*self.notes, *others), checkpoint=self.checkpoint)
 
 
 def peak_phase(memory: Memory) -> Phase | None:

@@ -1,9 +1,11 @@
 """The result store: one SQLite file with every measurement, safe even if the process that measured it is killed.
 
     runs ──< run_rows >── measurements >── environments
+      └──< run_models
 
 A measurement is stored as a whole (``encoding``): raw samples, no statistics. Its environment is stored once for all
-rows that share it. A run is a list of measurements: its own, and those reused from earlier runs. With WAL and
+rows that share it. A run is a list of measurements: its own, and those reused from other runs. A reader of a run gets
+reused rows with what this run says about their models (``measurement.RunModel``). With WAL and
 ``synchronous=FULL``, a row survives SIGKILL and power loss once ``append`` has returned. Nothing that ``redact``
 recognizes as a secret is written.
 """
@@ -31,15 +33,16 @@ from profiler.case import digest
 from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.foreign import Budget, json_value
 from profiler.results.database import Guarded, check_in_place, connect, connect_to_read, in_words
-from profiler.results.encoding import Placed, decode, dumps, encode, placed
+from profiler.results.encoding import Placed, decode, decode_model, dumps, encode, encode_model, placed
 from profiler.results.environment import environment_key
-from profiler.results.measurement import Measurement
+from profiler.results.measurement import Measurement, RunModel
 from profiler.results.redact import redact, redact_argv, redact_json
 from profiler.results.validity import check_part
 from profiler.shell import Command, command
 from profiler.units import printable
 
 ORDER_SCHEMA = 3  # the first schema that stores the order of runs
+MODELS_SCHEMA = 4  # the first schema that stores what a run says about its models
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or a command line
 RUN_ID = "%y%m%d-%H%M%S"
@@ -80,7 +83,8 @@ class Store:
         self.path = path
         self._db = connection
         self._environments: dict[str, dict[str, Any]] = {}  # those that were read, by id
-        self._rows: dict[int, Measurement] = {}  # the last ones that were read again
+        self._models: dict[str, dict[str, RunModel]] = {}  # of runs that reuse rows, by id
+        self._rows: dict[tuple[int, str | None], Measurement] = {}  # the last ones that were read again
         self._known: tuple[dict[str, Any], str] | None = None  # the environment stored last, and its id
 
     @classmethod
@@ -108,8 +112,11 @@ class Store:
         """Close the file; the last process to close it merges the write-ahead log into it."""
         self._db.close()
 
-    def start_run(self, argv: Sequence[str], environment: dict[str, Any]) -> str:
-        """Register a run and return its id, which is its start time: ``261124-093015``."""
+    def start_run(self, argv: Sequence[str], environment: dict[str, Any], models: Sequence[RunModel] = ()) -> str:
+        """Register a run and return its id, which is its start time: ``261124-093015``.
+
+        ``models``: what the run says about the models whose rows it may reuse.
+        """
         now = datetime.now(UTC)
         with self._writing() as db:
             run = self._free_id(now.strftime(RUN_ID))
@@ -121,6 +128,10 @@ class Store:
                 "INSERT INTO run_order (run) SELECT id FROM runs WHERE id NOT IN (SELECT run FROM run_order)"
                 " ORDER BY id = ?, id",
                 (run,),
+            )
+            db.executemany(
+                "INSERT INTO run_models (run, model_id, model, content) VALUES (?, ?, ?, ?)",
+                [(run, each.model_id, _encodable(redact(each.name)), encode_model(each)) for each in models],
             )
         return run
 
@@ -151,8 +162,8 @@ class Store:
         db.execute("DELETE FROM leases WHERE key = ? AND run = ?", (case.key, run))
         return row
 
-    def adopt(self, run: str, *measurement_ids: int) -> None:
-        """Add rows of earlier runs to ``run``; adding one again changes nothing."""
+    def reuse(self, run: str, *measurement_ids: int) -> None:
+        """Add rows that other runs have measured to ``run``; adding one again changes nothing."""
         with self._writing() as db:
             rows = [(run, measurement_id) for measurement_id in measurement_ids]
             db.executemany("INSERT OR IGNORE INTO run_rows (run, measurement) VALUES (?, ?)", rows)
@@ -175,7 +186,7 @@ class Store:
             (key, environment_key),
         )
         for row, run, content, steps, name in found:
-            return StoredRow(row, run, *self._measurements([(content, steps, self._environment_of(name))]))
+            return StoredRow(row, run, *self._decoded([(content, steps, name, None)]))
         return None
 
     def newest_id(self) -> int:
@@ -197,13 +208,18 @@ class Store:
             f" JOIN environments e ON e.id = r.environment {self._in_order_of_storing()}"
         )
         models: dict[str, list[str]] = {}
+        if counted and self._has(MODELS_SCHEMA):
+            for run, model in self._read("SELECT run, model FROM run_models ORDER BY rowid"):
+                models.setdefault(run, []).append(model)
+        said = set(models)
         outcomes: dict[str, dict[str, int]] = {}
         query = (
             "SELECT l.run, m.model, m.outcome, count(*) FROM run_rows l JOIN measurements m ON m.id = l.measurement"
             " GROUP BY l.run, m.model, m.outcome ORDER BY min(l.rowid)"
         )
         for run, model, outcome, count in self._read(query) if counted else ():
-            models.setdefault(run, []).append(model)
+            if run not in said:
+                models.setdefault(run, []).append(model)
             counts = outcomes.setdefault(run, {})
             counts[outcome] = counts.get(outcome, 0) + count
         with self._content_in_words("run"):
@@ -216,10 +232,13 @@ class Store:
 
     def _in_order_of_storing(self) -> str:
         """The end of a query over ``runs r``. In a store of an older schema only ids give the order."""
-        ((schema,),) = self._read("PRAGMA user_version")
-        if schema < ORDER_SCHEMA:
+        if not self._has(ORDER_SCHEMA):
             return "ORDER BY r.id"
         return "LEFT JOIN run_order o ON o.run = r.id ORDER BY o.number IS NULL, o.number, r.id"
+
+    def _has(self, schema: int) -> bool:
+        """Whether the file has at least this schema; reading does not upgrade an older one."""
+        return bool(self._read("PRAGMA user_version")[0][0] >= schema)
 
     def command(self, *words: str) -> Command:
         """A command that reads or writes this store, wherever it is."""
@@ -257,10 +276,11 @@ class Store:
         return self._of_run(run, "m.id")
 
     def _of_run(self, run: str | None, steps: str) -> Iterator[Measurement]:
-        query = (
-            f"SELECT m.content, {steps}, m.environment FROM run_rows l JOIN measurements m ON m.id = l.measurement"
+        return self._each(
+            f"SELECT m.content, {steps}, m.environment, NULLIF(l.run, m.run) FROM run_rows l JOIN measurements m"
+            " ON m.id = l.measurement WHERE l.run = ? ORDER BY l.rowid",
+            (self.find_run(run),),
         )
-        return self._each(f"{query} WHERE l.run = ? ORDER BY l.rowid", (self.find_run(run),))
 
     def in_order(self, run: str, places: Callable[[Sequence[Placed]], list[Any]]) -> Iterator[Measurement]:
         """Rows of a run in another order, one at a time: ``places`` returns a sort key for each."""
@@ -274,60 +294,78 @@ class Store:
         for start in range(0, len(order), CHUNK):
             ids = order[start : start + CHUNK]
             marks = ", ".join("?" * len(ids))
-            query = f"SELECT content, steps, environment FROM measurements WHERE id IN ({marks}) ORDER BY id"
-            rows = dict(zip(sorted(ids), self._each(query, tuple(ids)), strict=True))
+            query = f"SELECT content, steps, environment, NULLIF(?, run) FROM measurements WHERE id IN ({marks})"
+            rows = dict(zip(sorted(ids), self._each(f"{query} ORDER BY id", (run, *ids)), strict=True))
             yield from (rows[row] for row in ids)
 
     def newest_per_environment(self) -> Iterator[Measurement]:
         """The last row of every case in every environment of equal speed, an ``ok`` one if possible; oldest first.
 
-        Step times are read on access, as for ``iter_run``.
+        A reused row has the name and the notes of the last run that reused it. Step times are read on access, as for
+        ``iter_run``.
         """
         ((different,),) = self._read("SELECT COUNT(*) = COUNT(DISTINCT key) FROM measurements")
+        # A run that measures a row is the first that has it, so the last of several runs has reused it.
+        reused = "SELECT measurement AS id, run, MAX(rowid) FROM run_rows GROUP BY measurement HAVING COUNT(*) > 1"
+        query = (
+            f"SELECT m.content, m.id, m.environment, r.run FROM measurements m LEFT JOIN ({reused}) r ON r.id = m.id"
+        )
         if different:  # as in most large stores, where finding the last row of each case takes as long as reading all
-            return self._each("SELECT content, id, environment FROM measurements ORDER BY id")
+            return self._each(f"{query} ORDER BY m.id")
         return self._each(
-            "SELECT content, id, environment FROM measurements WHERE id IN"
+            f"{query} WHERE m.id IN"
             " (SELECT COALESCE(MAX(CASE WHEN m.outcome = 'ok' THEN m.id END), MAX(m.id)) FROM measurements m"
-            " LEFT JOIN environments e ON e.id = m.environment GROUP BY m.key, e.key) ORDER BY id"
+            " LEFT JOIN environments e ON e.id = m.environment GROUP BY m.key, e.key) ORDER BY m.id"
         )
 
     def _each(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[Measurement]:
-        """Rows of a query that returns content, step times or the id to find them by, and environment."""
+        """Rows of a query that returns what ``_decoded`` takes."""
         with in_words(self.path):
             self._db.limit(self.path)  # it may have grown
             found = self._db.read(query, values)
             while chunk := list(islice(found, CHUNK)):
                 yield from self._decoded(chunk)
 
-    def _decoded(self, found: Sequence[tuple[str, bytes | int, str]]) -> list[Measurement]:
-        """Rows from content, step times or the id to find them by, and environment."""
+    def _decoded(self, found: Sequence[tuple[str, bytes | int, str, str | None]]) -> list[Measurement]:
+        """Rows from content, step times or the id to find them by, environment, and the run that reuses the row."""
         with self._content_in_words("row"), collector_paused():
-            environments = {name: self._environment_of(name) for name in {name for _, _, name in found}}
+            environments = {name: self._environment_of(name) for name in {name for _, _, name, _ in found}}
             later, read = self._steps, self._row
             rows = decode(
                 [
                     (text, partial(later, steps) if isinstance(steps, int) else steps, environments[name])
-                    for text, steps, name in found
+                    for text, steps, name, _ in found
                 ]
             )
-        for (_, row, _), measurement in zip(found, rows, strict=True):
+        for place, (_, row, _, run) in enumerate(found):
+            if run is not None and (model := self._models_of(run).get(rows[place].case.model_id)) is not None:
+                rows[place] = model.describe(rows[place])
             if isinstance(row, int):
-                measurement.reloaded_by(partial(read, row))
+                rows[place].reloaded_by(partial(read, row, run))
         return rows
 
-    def _row(self, row: int) -> Measurement:
-        """A row by its number; the last few are cached."""
-        known = self._rows.get(row)
+    def _row(self, row: int, run: str | None) -> Measurement:
+        """A row by its number, as in a run that reuses it; the last few are cached."""
+        known = self._rows.get((row, run))
         if known is None:
-            found = self._read("SELECT content, id, environment FROM measurements WHERE id = ?", (row,))
+            found = self._read("SELECT content, id, environment, ? FROM measurements WHERE id = ?", (run, row))
             if not found:
                 raise StoreError(f"a row of {printable(self.path)} was deleted while it was read", "Try again.")
             (known,) = self._decoded(found)
             if len(self._rows) >= MOST_ROWS:
                 self._rows.clear()
-            self._rows[row] = known
+            self._rows[row, run] = known
         return known
+
+    def _models_of(self, run: str) -> dict[str, RunModel]:
+        """What a run says about its models, by their ids; empty for a run of an older version."""
+        if run not in self._models:
+            query = "SELECT model_id, model, content FROM run_models WHERE run = ?"
+            found = self._read(query, (run,)) if self._has(MODELS_SCHEMA) else []
+            with self._content_in_words("run"):
+                models = [decode_model(model_id, name, _json(content)) for model_id, name, content in found]
+            self._models[run] = {model.model_id: model for model in models}
+        return self._models[run]
 
     def _steps(self, row: int) -> bytes:
         """The packed step times of a row."""
@@ -336,10 +374,6 @@ class Store:
         if not isinstance(steps, bytes):
             raise ValueError("its step times are not bytes")
         return steps
-
-    def _measurements(self, rows: list[tuple[str, bytes, dict[str, Any]]]) -> list[Measurement]:
-        with self._content_in_words("row"), collector_paused():
-            return decode(rows)
 
     @contextmanager
     def _content_in_words(self, what: str) -> Iterator[None]:

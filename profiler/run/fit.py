@@ -75,7 +75,7 @@ class FitPrediction:
     largest_context: int  # at this batch; 0: not even one token
     largest_batch: int  # at this context; 0: not even one
     parameters: int
-    stored: Stored | None = None  # how the model's checkpoint is stored, whatever quantization is predicted
+    checkpoint_format: Stored | None = None  # of the model's checkpoint, whatever quantization is predicted
 
     @property
     def verify(self) -> Command | None:
@@ -184,7 +184,7 @@ def one_case(request: FitRequest) -> OneCase:
 def _cases(
     name: str,
     model: Model,
-    stored: Stored | None,
+    checkpoint_format: Stored | None,
     engine: Engine,
     variant: QuantVariant,
     machine: Machine,
@@ -194,7 +194,7 @@ def _cases(
 ) -> Iterator[FitPrediction]:
     predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
-    as_stored = variant.stored is not None or not request.quants
+    as_stored = variant.checkpoint_format is not None or not request.quants
     unchecked = _extrapolated(engine, variant, machine, request)
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
@@ -207,7 +207,7 @@ def _cases(
                 largest_context=longest[batch],
                 largest_batch=widest,
                 parameters=model.geometry.parameters,
-                stored=stored,
+                checkpoint_format=checkpoint_format,
             )
 
 
@@ -224,7 +224,7 @@ def _predictor(
     """As a sweep would run it there."""
     target, quant = machine.target, variant.quant
     dtype = variant.dtype or compute_dtype(target, quant)
-    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.stored)
+    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.checkpoint_format)
 
 
 def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, reque
     if swept(target):
         return ()
     told = f"profile sweep does not run on {target.vendor} devices, so it cannot check these figures"
-    if variant.quant in DTYPE_BYTES or variant.stored is not None:
+    if variant.quant in DTYPE_BYTES or variant.checkpoint_format is not None:
         return (told,)
     return (told, f"{variant.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
 

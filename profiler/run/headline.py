@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from profiler import registry
-from profiler.cost.estimate import host_of
+from profiler.cost.cases import host_of
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.models import families, hub
@@ -115,7 +115,7 @@ def _seconds(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> 
 def _holds(tasks: Sequence[GridTask], limits: HeadlineBudget) -> bool:
     plan = run_plan.make(tasks, limits.device, limits.effort, limits.available_bytes)
     bound = limits.available_bytes * (1 - HEADROOM)
-    return not plan.skipped and all(case.takes.peak.value <= bound for case in plan.cases)
+    return not plan.skipped and all(case.estimate.peak.value <= bound for case in plan.cases)
 
 
 def _fits(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> bool:
@@ -125,7 +125,7 @@ def _fits(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> boo
 def _first_row_s(pair: ModelPair, limits: HeadlineBudget, grid: Grid) -> float:
     """Seconds to load a model and measure its cheapest case."""
     host = limits.host
-    cases = [run_plan.estimate(task, host, limits.effort) for task in grid(*pair)]
+    cases = [run_plan.plan_case(task, host, limits.effort) for task in grid(*pair)]
     return min(case.load_s + case.run_s for case in cases)
 
 
@@ -157,7 +157,7 @@ def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> st
 
 
 def _peak(task: GridTask, limits: HeadlineBudget) -> float:
-    return run_plan.estimate(task, limits.host, limits.effort).takes.peak.value
+    return run_plan.plan_case(task, limits.host, limits.effort).estimate.peak.value
 
 
 def _quant(name: str) -> Quant:

@@ -2,7 +2,7 @@
 
     prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
 
-``repetitions.repeat`` runs one phase by its rules for warm-up and stopping; ``repetitions.Repetition`` times one. The
+``repetitions.Repeater`` runs a phase by its rules for warm-up and stopping; ``repetitions.Repetition`` times one. The
 device opens and closes every window (``devices.base.Meter.window``), so no caller can forget to synchronise. A
 watcher of the device (``Session.watcher``) starts before each repetition and is read after it: its ``Reading`` gives
 the energy and may declare the repetition invalid, which is then replaced. Every repetition is kept as a ``Sample``;
@@ -40,7 +40,7 @@ from profiler.case import Case
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import Energy, Measurement, Memory, Phase, PhaseEnergy, Sample
-from profiler.run.repetitions import Effort, Measured, Repetition, disturbances, overview_cautions, repeat
+from profiler.run.repetitions import Measured, Repeater, Repetition, disturbances, overview_cautions
 
 NO_PEAK = Peak(None, None, None)
 
@@ -122,14 +122,15 @@ def largest(*values: int | None) -> int | None:
 class EnergyBook:
     """Energy of the phases of one case: if it was requested, or is available because repetitions are long."""
 
-    def __init__(self, session: Session, asked: bool, beat: Beat) -> None:
-        self._watcher, self._meter, self._asked, self._beat = session.watcher, session.meter, asked, beat
+    def __init__(self, session: Session, repeater: Repeater) -> None:
+        self._watcher, self._meter = session.watcher, session.meter
+        self._asked, self._beat = repeater.effort.energy, repeater.beat
         self._parts: dict[Phase, PhaseEnergy] = {}
         self._how: Consumed | None = None
         self._idle_w: float | None = None
         self._reason: str | None = None
-        if asked:
-            beat("idle")
+        if self._asked:
+            self._beat("idle")
             self._idle_w, self._reason = self._watcher.idle_w()
 
     def enter(self, phase: Phase, samples: Sequence[Sample], unwatched: Callable[[], Sample]) -> None:
@@ -183,34 +184,30 @@ class EnergyBook:
         )
 
 
-def measure(session: Session, case: Case, effort: Effort, beat: Beat, measured_before: bool = False) -> Measurement:
-    """Measure one case on a loaded model. ``measured_before``: this process has measured the case already.
-
-    The row has no environment and does not know what loading the model took.
+def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
+    """Measure one case on a loaded model. The row has no environment and does not know what loading the model took.
 
     Raises ShapeMismatch if a phase did not process what the case specifies, and whatever the backend raises.
     """
     meter, trial = session.meter, session.begin(case)
-    session.watcher.begin(effort.energy)
-    book = EnergyBook(session, effort.energy, beat)
+    session.watcher.begin(repeater.effort.energy)
+    book = EnergyBook(session, repeater)
 
     prefill_once = partial(_prefill, meter, trial, case)
-    decode_once = partial(_decode, meter, trial, case, beat)
+    decode_once = partial(_decode, meter, trial, case, repeater.beat)
     phases: dict[Phase, Measured] = {}
     prefill = Footprint(NO_PEAK, NO_PEAK, None)
     if case.fill == "synthetic":
-        beat("fill")
+        repeater.beat("fill")
         trial.fill()
         _check_length(trial, case.context, "fill")
     else:
         meter.reset_peak()
-        phases["prefill"] = repeat(
-            "prefill", partial(prefill_once, session.watcher), session, effort, beat, measured_before
-        )
+        phases["prefill"] = repeater.repeat("prefill", partial(prefill_once, session.watcher), meter)
         prefill = footprint(meter, trial)
         book.enter("prefill", phases["prefill"].samples, partial(prefill_once, UNWATCHED))
     trial.save()
-    phases["decode"] = repeat("decode", partial(decode_once, session.watcher), session, effort, beat, measured_before)
+    phases["decode"] = repeater.repeat("decode", partial(decode_once, session.watcher), meter)
     book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
     after = trial.cache()
     decode = step_footprint(meter, trial)

@@ -24,8 +24,7 @@ from typing import Any
 
 from profiler import backends, decode_path
 from profiler.case import Case
-from profiler.cost import estimate as estimates
-from profiler.cost.estimate import Estimate, host_of
+from profiler.cost.cases import CaseEstimate, estimate_case, host_of
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
@@ -49,7 +48,7 @@ class Planned:
     """A case that will run, and its estimated time."""
 
     task: GridTask
-    takes: Estimate
+    estimate: CaseEstimate
     load_s: float  # of the model; only the first case of a load pays it
     run_s: float  # warm-ups and repetitions of both phases
 
@@ -65,7 +64,7 @@ class Skip:
 
     case: Case
     reason: str
-    takes: Estimate | None = None  # its estimate
+    estimate: CaseEstimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,38 +88,28 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
     host = cache(partial(host_of, device))
     for task in tasks:
         try:
-            if task.refused is not None:
-                takes = (
-                    estimate(task, host(task.case.threads), effort).takes
-                    if task.checkpoint_format is not None
-                    else None
-                )
-                skipped.append(Skip(task.case, task.refused, takes))
+            if task.refused is not None and task.checkpoint_format is None:
+                skipped.append(Skip(task.case, task.refused))
                 continue
-            entry = estimate(task, host(task.case.threads), effort)
+            entry = plan_case(task, host(task.case.threads), effort)
         except ProfileError as error:  # only this model in this quantization is affected
             skipped.append(Skip(task.case, error.message))
             continue
-        reason = _impossible(task, device) or _too_large(entry.takes, available_bytes, device)
+        reason = task.refused or _impossible(task, device) or _too_large(entry.estimate, available_bytes, device)
         if reason is None:
             planned.append(entry)
         else:
-            skipped.append(Skip(task.case, reason, entry.takes))
+            skipped.append(Skip(task.case, reason, entry.estimate))
     return SweepPlan(tuple(_by_load(planned)), tuple(skipped))
 
 
-def estimate(task: GridTask, host: Target, effort: Effort) -> Planned:
-    """The estimated time of a case on ``host``."""
-    takes = estimates.estimate(task.case, task.geometry, host, task.checkpoint_format)
+def plan_case(task: GridTask, host: Target, effort: Effort) -> Planned:
+    """A case with its estimated time on ``host``."""
+    estimate = estimate_case(task.case, task.geometry, host, task.checkpoint_format)
     synthetic = task.case.fill == "synthetic"
-    start = takes.fill_s.value if synthetic else _phase_s(takes.prefill_s.value, effort)
-    decode = _phase_s(takes.step_s.value * task.case.steps, effort)
-    return Planned(
-        task=task,
-        takes=takes,
-        load_s=takes.load_s.value,
-        run_s=CASE_S + start + decode,
-    )
+    start = estimate.fill_s.value if synthetic else _phase_s(estimate.prefill_s.value, effort)
+    decode = _phase_s(estimate.step_s.value * task.case.steps, effort)
+    return Planned(task, estimate, load_s=estimate.load_s.value, run_s=CASE_S + start + decode)
 
 
 def size(case: Case) -> tuple[int, int, int]:
@@ -142,7 +131,7 @@ def _impossible(task: GridTask, device: DeviceInfo) -> str | None:
     return None
 
 
-def _too_large(predicted: Estimate, available_bytes: int, device: DeviceInfo) -> str | None:
+def _too_large(predicted: CaseEstimate, available_bytes: int, device: DeviceInfo) -> str | None:
     """The reason if the case certainly does not fit: even the lower bound exceeds the memory."""
     needed = predicted.peak.low
     if needed <= available_bytes:
@@ -207,7 +196,7 @@ class Pace:
         self._clock = clock
         self._budget_s = budget_s
         self._waiting = {entry.case: entry for entry in cases}
-        self._loads = {key: _Load(load) for key, load in _loads(cases).items()}
+        self._loads = {key: _LoadGroup(load) for key, load in _loads(cases).items()}
         self._remaining_s = math.fsum(load.rest_s for load in self._loads.values())
         self._reserved_s = 0.0  # for the first case of every load that has not started
         self._dearest: list[tuple[float, str]] = []  # a heap of (−seconds, load key); some entries are outdated
@@ -259,7 +248,7 @@ class Pace:
         return max(0.0, self._remaining_s) if self._waiting else 0.0
 
     @contextmanager
-    def _changing(self, case: Case) -> Iterator[tuple[_Load, Planned]]:
+    def _changing(self, case: Case) -> Iterator[tuple[_LoadGroup, Planned]]:
         """Remove a case from the waiting ones and keep the sums correct while its load changes."""
         key = case.load_key
         load, entry = self._loads[key], self._waiting.pop(case)
@@ -289,7 +278,7 @@ class Pace:
         return max(0.0, self._reserved_s)
 
 
-class _Load:
+class _LoadGroup:
     """The waiting cases of one load, and how the finished ones compare with their estimates."""
 
     def __init__(self, entries: Sequence[Planned]) -> None:
@@ -347,7 +336,7 @@ def _first_s(load: Sequence[Planned]) -> float:
 
 
 def _skip(entry: Planned, needed_s: float, budget_s: float, left_s: float) -> Skip:
-    return Skip(entry.case, _reason(needed_s, budget_s, left_s), entry.takes)
+    return Skip(entry.case, _reason(needed_s, budget_s, left_s), entry.estimate)
 
 
 def _reason(needed_s: float, budget_s: float, left_s: float) -> str:
@@ -374,16 +363,14 @@ def reusable_rows(
     return found
 
 
-def fallbacks(stored_rows: Iterable[StoredRow]) -> str | None:
-    """A message if some of the rows reused from the store were measured on a fallback."""
-    found = [
-        row.measurement for row in stored_rows if row.measurement.decode_path and row.measurement.decode_path.machine
-    ]
+def fallbacks(reused: Iterable[StoredRow]) -> str | None:
+    """A message if some of the reused rows were measured on a fallback."""
+    found = [row.measurement for row in reused if row.measurement.decode_path and row.measurement.decode_path.machine]
     if not found:
         return None
     path = found[0].decode_path
     why = path.reason or path.kernels if path else None
-    rows_were, them = ("stored row was", "it") if len(found) == 1 else ("stored rows were", "them")
+    rows_were, them = ("reused row was", "it") if len(found) == 1 else ("reused rows were", "them")
     fallback = f"measured on a fallback that this machine still needs ({printable(why, 200)})"
     return f"{len(found)} {rows_were} {fallback}; --fresh measures {them} again"
 

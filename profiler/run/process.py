@@ -30,7 +30,7 @@ from profiler.devices import cgroup
 from profiler.devices.cpu import process_bytes
 from profiler.results.environment import SPEED, heap, is_secret
 from profiler.results.measurement import Outcome
-from profiler.run.protocol import LineBuffer, Load, ProtocolError, WorkerTask, encode
+from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
 from profiler.units import printable
 
 PLACES = re.compile(  # what libraries need in addition to the variables that change speed
@@ -144,7 +144,7 @@ class WorkerProcess:
     """
 
     def __init__(self, environ: Mapping[str, str], wake_fd: int, launch: Launch | None = None) -> None:
-        self.load: Load | None = None  # known once the model is loaded
+        self.load: LoadCost | None = None  # known once the model is loaded
         self.broken: str | None = None  # why its messages cannot be read any more
         self.closed = False  # it has closed its end of the pipe
         self.exited = False

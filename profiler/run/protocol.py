@@ -48,20 +48,21 @@ class ProtocolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadCost:
     """What loading the model took; the same for every row of this worker."""
 
     load_s: float | None = None
     memory: Memory = field(default_factory=Memory)  # weights, baseline, load peak
+    process_peak_bytes: int | None = None  # of the whole process while it loaded
 
     def to_json(self) -> dict[str, Any]:
-        """The load as JSON content."""
+        """The cost as JSON content."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, message: Mapping[str, Any]) -> Load:
-        """The inverse of ``to_json``."""
-        return cls(message["load_s"], Memory(**message["memory"]))
+    def from_json(cls, message: Mapping[str, Any]) -> LoadCost:
+        """The inverse of ``to_json``. Workers of earlier versions do not report the process."""
+        return cls(message["load_s"], Memory(**message["memory"]), message.get("process_peak_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class WorkerTask(Task):
     max_memory_bytes: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """The order as JSON content that a worker of an earlier version understands where possible."""
+        """The task as JSON content that a worker of an earlier version understands where possible."""
         source = {name: getattr(self.source, name) for name in ("kind", "location", "revision")}
         return {
             "case": _said(self.case),

@@ -110,7 +110,7 @@ class QuantVariant:
     """A quantization in which one engine's predictions for a model are made."""
 
     quant: str
-    stored: Stored | None = None  # the checkpoint, if it is predicted as stored
+    checkpoint_format: Stored | None = None  # the checkpoint, if it is predicted as it is stored
     dtype: str | None = None  # of unquantized weights; None: the device's compute dtype
     cautions: tuple[str, ...] = ()
 
@@ -145,7 +145,7 @@ def variants(
     for word in dict.fromkeys(word.casefold() for word in asked):
         if _same(word, stored.quant) and not (stored.gguf and engine.name not in GGUF_ENGINES):
             own = _by_itself(model, stored, engine, target, (word,))
-            if stored.scheme is not None and own[0].stored is None:
+            if stored.scheme is not None and own[0].checkpoint_format is None:
                 raise ProfileError(
                     f"{model.name}: -q {stored.quant}: {own[0].cautions[0]}", f"Use -q {own[0].quant}."
                 )

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
-from profiler.backends.base import Beat, Session
+from profiler.backends.base import Beat
 from profiler.devices.base import Meter, Overview, Pressure, Watcher
 from profiler.results import stats
 from profiler.results.measurement import Caution, Phase, Sample
@@ -94,14 +94,6 @@ class Effort:
 
 """Why a phase ended: the precision was reached · the requested number was reached · ``MOST`` was reached ·
 ``--max-phase`` was reached · the first repetition alone took that long · too many repetitions were invalid."""
-
-
-def is_warm(warmups: Sequence[Sample], effort: Effort, measured_before: bool = False) -> bool:
-    """Whether these warm-ups, of which there is at least one, are enough. ``measured_before``: as in ``repeat``."""
-    seconds = [sample.seconds for sample in warmups]
-    if len(seconds) >= WARMUPS or sum(seconds) >= min(AGAIN_S if measured_before else WARMUP_S, effort.max_phase_s):
-        return True
-    return stats.steady(seconds) is True
 
 
 def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:
@@ -172,42 +164,47 @@ class Repetition:
         )
 
 
-def repeat(
-    phase: Phase,
-    once: Callable[[], Sample],
-    session: Session,
-    effort: Effort,
-    beat: Beat,
-    measured_before: bool = False,
-) -> Measured:
-    """Warm up, then repeat ``once`` as ``effort`` says. If the first one fills ``max_phase_s``, it is the only one.
-
-    ``measured_before``: this process has measured the case before.
-    """
-    before = session.meter.pressure()
-    warmups, samples = _warmed(phase, once, effort, beat, measured_before), []
-    if warmups[0].seconds >= effort.max_phase_s:
-        samples, warmups = warmups, []
-    else:
-        before = session.meter.pressure()
-    ended: Stop | None = "cold" if samples and samples[0].invalid is None else None
-    while ended is None and (ended := stop(samples, effort)) is None:
-        beat(f"{phase} {len(samples) + 1}{'/' if effort.reps else ' of at most '}{effort.most}")
-        samples.append(once())
-    marked = (replace(sample, warmup=True) for sample in warmups)
-    return Measured((*marked, *samples), ended, before, session.meter.pressure())
+def unheard(text: str) -> None:
+    """A beat for callers that no supervisor watches."""
 
 
-def _warmed(
-    phase: Phase, once: Callable[[], Sample], effort: Effort, beat: Beat, measured_before: bool
-) -> list[Sample]:
-    """The warm-ups: at least one, which becomes the only repetition if there is no time for more."""
-    beat(f"{phase} warm-up")
-    warmups = [once()]
-    while not is_warm(warmups, effort, measured_before):
-        beat(f"{phase} warm-up {len(warmups) + 1}")
-        warmups.append(once())
-    return warmups
+@dataclass(frozen=True, slots=True)
+class Repeater:
+    """Repeats the phases of one case."""
+
+    effort: Effort
+    beat: Beat = unheard
+    measured_before: bool = False  # by this process: code and memory are ready, so the warm-up is short
+
+    def repeat(self, phase: Phase, once: Callable[[], Sample], meter: Meter) -> Measured:
+        """Warm up, then repeat ``once`` as requested. If the first one fills ``max_phase_s``, it is the only one."""
+        effort, before = self.effort, meter.pressure()
+        warmups, samples = self._warmed(phase, once), []
+        if warmups[0].seconds >= effort.max_phase_s:
+            samples, warmups = warmups, []
+        else:
+            before = meter.pressure()
+        ended: Stop | None = "cold" if samples and samples[0].invalid is None else None
+        while ended is None and (ended := stop(samples, effort)) is None:
+            self.beat(f"{phase} {len(samples) + 1}{'/' if effort.reps else ' of at most '}{effort.most}")
+            samples.append(once())
+        marked = (replace(sample, warmup=True) for sample in warmups)
+        return Measured((*marked, *samples), ended, before, meter.pressure())
+
+    def is_warm(self, warmups: Sequence[Sample]) -> bool:
+        """Whether these warm-ups, of which there is at least one, are enough."""
+        seconds = [sample.seconds for sample in warmups]
+        most_s = min(AGAIN_S if self.measured_before else WARMUP_S, self.effort.max_phase_s)
+        return len(seconds) >= WARMUPS or sum(seconds) >= most_s or stats.steady(seconds) is True
+
+    def _warmed(self, phase: Phase, once: Callable[[], Sample]) -> list[Sample]:
+        """The warm-ups: at least one, which becomes the only repetition if there is no time for more."""
+        self.beat(f"{phase} warm-up")
+        warmups = [once()]
+        while not self.is_warm(warmups):
+            self.beat(f"{phase} warm-up {len(warmups) + 1}")
+            warmups.append(once())
+        return warmups
 
 
 def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:

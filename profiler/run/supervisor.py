@@ -30,7 +30,7 @@ from profiler.folders import describe
 from profiler.results.measurement import Measurement, Outcome
 from profiler.run import process
 from profiler.run.process import Launch, WorkerProcess, worker_environment
-from profiler.run.protocol import Load, ProtocolError, WorkerTask
+from profiler.run.protocol import LoadCost, ProtocolError, WorkerTask
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, printable, seconds_text
 
@@ -119,7 +119,7 @@ class CaseWatch:
         self._group_cpu: float | None = None  # of the worker and its compilers, once it has been silent for a while
 
     def row(self) -> Measurement:
-        """The row, without an environment. Unless it is ok, the worker has been ended. Raises Stopped."""
+        """The row, without what ``Supervisor`` adds. Unless it is ok, the worker has been ended. Raises Stopped."""
         tick = min(TICK_S, self._limits.hang_s / 4, self._limits.case_s / 4)
         while True:
             for message in self._worker.wait(tick):
@@ -146,7 +146,7 @@ class CaseWatch:
                         return row
                     raise ValueError
                 case "loaded":
-                    self._worker.load = Load.from_json(message["load"])
+                    self._worker.load = LoadCost.from_json(message["load"])
                     self._started = self._life_at
                 case "beat":
                     text = printable(message["text"])
@@ -164,7 +164,7 @@ class CaseWatch:
         if row.outcome == "ok":
             return row
         self._worker.stop(grace_s=0)
-        return self._with_load(row)
+        return row
 
     def _death(self) -> tuple[Outcome, str] | None:
         """Why the worker has died or is unusable."""
@@ -210,12 +210,7 @@ class CaseWatch:
         """End the worker; the reason mentions it if even that fails."""
         if not self._worker.exited and not self._worker.stop(self._limits.grace_s):
             reason += f"; but process {self._worker.pid} hangs inside the kernel and cannot be killed"
-        return self._with_load(Measurement(self._case, {}, outcome, printable(reason, MAX_REASON)))
-
-    def _with_load(self, row: Measurement) -> Measurement:
-        """Add what loading the model took, which is known for failed cases too."""
-        load = self._worker.load
-        return row if load is None else replace(row, load_s=load.load_s, memory=load.memory)
+        return Measurement(self._case, {}, outcome, printable(reason, MAX_REASON))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +280,19 @@ class Supervisor:
 
     def row(self, task: Task) -> Measurement:
         """The row of one task. Raises Stopped if the user wants to stop at once."""
-        started_at, limits = datetime.now(UTC).isoformat(timespec="milliseconds"), self._limits
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         sent = self._send(task)
         if isinstance(sent, Measurement):
-            row = sent
-        else:
-            row = CaseWatch(sent, task.case, limits, self._interrupts, self._on_beat).row()
-            self._learn(row, sent)
-        asked = {**self._effort.asked, "max_memory_bytes": limits.max_memory_bytes}
+            return self._with_request(sent, started_at)
+        row = CaseWatch(sent, task.case, self._limits, self._interrupts, self._on_beat).row()
+        self._learn(row, sent)
+        if row.outcome != "ok" and sent.load is not None:  # the worker has added it to a measured row
+            row = replace(row, load_s=sent.load.load_s, memory=sent.load.memory)
+        return self._with_request(row, started_at)
+
+    def _with_request(self, row: Measurement, started_at: str) -> Measurement:
+        """``row`` with what was requested, where and when, which workers leave to this process."""
+        asked = {**self._effort.asked, "max_memory_bytes": self._limits.max_memory_bytes}
         return replace(row, environment=self._environment, started_at=started_at, asked=asked)
 
     def _reason_to_skip(self, case: Case) -> str | None:

@@ -7,59 +7,36 @@ until the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self
+from functools import partial
+from typing import Any
 
 from profiler import backends
-from profiler.case import CODES, Case, Task
-from profiler.cost import estimate
+from profiler.case import Case, Task
+from profiler.cost.cases import stored_prediction
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
-from profiler.results.measurement import Caution, Measurement
+from profiler.results.measurement import Caution, Measurement, RunModel
 from profiler.results.store import Store, StoredRow
 from profiler.run import plan as run_plan
 from profiler.run import supervisor
+from profiler.run.grid import Subject
 from profiler.run.plan import Pace, Planned, Skip, SweepPlan
 from profiler.run.request import ResolvedRequest
 from profiler.run.supervisor import WorkerLimits
 
-KeptRows = Mapping[Case, StoredRow]
+ReusedRows = Mapping[Case, StoredRow]
 Find = Callable[[Planned], StoredRow | None]
-Show = Callable[[Measurement], None]  # gets each row of a run: measured, skipped, or reused from an earlier run
-
-
-class CaseProgress:
-    """Receives the progress of the cases; this class ignores it. ``show.progress.Progress`` draws it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """The sweep has ended or failed."""
-
-    def beat(self, case: Case, phase: str) -> None:
-        """A case is alive; an empty ``phase`` means that the phase has not changed."""
-
-    def row(self, measurement: Measurement) -> None:
-        """A case has its row."""
-
-    def skip(self) -> None:
-        """A case will not run."""
-
-    def taken(self, row: StoredRow) -> None:
-        """Another sweep has measured a case."""
-
-    def waiting(self, case: Case, run: str) -> None:
-        """Only cases that another sweep is measuring are left."""
 
 
 class SweepWatcher:
-    """Receives the events of a sweep; this class ignores them. If it raises, the sweep ends."""
+    """Receives the events of a sweep, in the order of these methods; this class ignores them.
+
+    If it raises, the sweep ends.
+    """
 
     def started(self, run: str) -> None:
         """The run has this id in the store."""
@@ -68,14 +45,23 @@ class SweepWatcher:
         """A message for the user."""
 
     def reused(self, count: int, total: int) -> None:
-        """``count`` of the ``total`` cases already have rows in the store and will not be measured."""
+        """``count`` of the ``total`` cases reuse rows of the store and will not be measured."""
+
+    def row(self, row: Measurement, run: str | None = None) -> None:
+        """A case has its row, which is stored. ``run``: another run has measured it. Also called while measuring."""
 
     def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
         """The plan of what will be measured."""
 
-    def progress(self, total: int, remaining_s: Callable[[], float]) -> CaseProgress:
-        """Entered around ``total`` cases; ``remaining_s`` estimates the remaining seconds."""
-        return CaseProgress()
+    def measuring(self, total: int, remaining_s: Callable[[], float]) -> AbstractContextManager[object]:
+        """Entered while ``total`` cases are measured; ``remaining_s`` estimates the remaining seconds."""
+        return nullcontext()
+
+    def beat(self, case: Case, phase: str) -> None:
+        """A case is alive; an empty ``phase`` means that the phase has not changed."""
+
+    def waiting(self, case: Case, run: str) -> None:
+        """Only cases that other sweeps are measuring are left; ``run`` is measuring ``case``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +78,6 @@ def sweep(
     device: DeviceInfo,
     store: Store,
     limits: WorkerLimits,
-    show: Show,
     watcher: SweepWatcher,
     *,
     argv: Sequence[str],
@@ -100,15 +85,18 @@ def sweep(
 ) -> SweepResult:
     """Measure what ``store`` does not have yet; everything unless ``resumed``. Every case of the grid gets a row.
 
-    ``show`` gets each row once it is stored. ``argv`` are the arguments of ``profile`` that request this sweep; the
-    store keeps them. Raises StoreError.
+    ``argv`` are the arguments of ``profile`` that request this sweep; the store keeps them. Raises StoreError.
     """
     since = store.newest_id()  # rows that other sweeps store after it are as fresh as our own
     max_memory = limits.max_memory_bytes
     prepared = prepare(resolved, device, store if resumed else None, max_memory)
     plan, snapshot = prepared.plan, prepared.environment
-    recorder = Recorder(store, snapshot, resolved, device, show, watcher, argv)
-    recorder.adopt(prepared.kept)
+    recorder = Recorder(store, snapshot, resolved, device, watcher, argv)
+    if prepared.reused:
+        watcher.reused(len(prepared.reused), len(resolved.tasks))
+    if (fallbacks := run_plan.fallbacks(prepared.reused.values())) is not None:
+        watcher.say(fallbacks)
+    recorder.reuse(prepared.reused.values())
     recorder.skip(plan.skipped)
     watcher.planned(plan, resolved.budget_s)
 
@@ -122,9 +110,9 @@ def sweep(
     pace = Pace(plan.cases, resolved.budget_s)
     with (
         Leases(store.path, recorder.run, environment.environment_key(snapshot)) as leases,
-        watcher.progress(len(plan.cases), pace.remaining_s) as progress,
+        watcher.measuring(len(plan.cases), pace.remaining_s),
     ):
-        queue = Queue(plan.cases, pace, leases, find, recorder, progress)
+        queue = Queue(plan.cases, pace, leases, find, recorder)
         ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat)
     store.finish_run(recorder.run, "interrupted" if ending.interrupted else "finished")
     return SweepResult(recorder.run, recorder.rows, ending.interrupted)
@@ -141,7 +129,7 @@ class PreparedSweep:
     """What a sweep knows before it measures anything."""
 
     environment: dict[str, Any]
-    kept: KeptRows  # stored rows that take the place of new ones
+    reused: ReusedRows  # instead of measuring these cases again
     available_bytes: int
     plan: SweepPlan  # of the other cases, within the budget if there is one
 
@@ -149,21 +137,21 @@ class PreparedSweep:
 def prepare(
     resolved: ResolvedRequest, device: DeviceInfo, store: Store | None, max_memory: int | None
 ) -> PreparedSweep:
-    """Find the rows of ``store`` that need not be measured again (None: measure every case), and plan the rest."""
+    """Find the rows of ``store`` that the sweep reuses (None: measure every case), and plan the rest."""
     snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
-    kept: KeptRows = {}
+    reused: ReusedRows = {}
     if store is not None:
-        kept = run_plan.reusable_rows(resolved.tasks, store, snapshot, resolved.effort, max_memory)
+        reused = run_plan.reusable_rows(resolved.tasks, store, snapshot, resolved.effort, max_memory)
     available = available_bytes(device, max_memory)
-    missing = [task for task in resolved.tasks if task.case not in kept]
+    missing = [task for task in resolved.tasks if task.case not in reused]
     plan = run_plan.make(missing, device, resolved.effort, available)
     if resolved.budget_s is not None:
         plan = run_plan.choose(plan, resolved.budget_s)
-    return PreparedSweep(snapshot, kept, available, plan)
+    return PreparedSweep(snapshot, reused, available, plan)
 
 
 class Recorder:
-    """Starts a run, stores its rows, and then passes each one on."""
+    """Starts a run and stores its rows; the watcher gets each row once it is stored."""
 
     def __init__(
         self,
@@ -171,39 +159,29 @@ class Recorder:
         snapshot: dict[str, Any],
         resolved: ResolvedRequest,
         device: DeviceInfo,
-        show: Show,
         watcher: SweepWatcher,
         argv: Sequence[str],
     ) -> None:
         self.store, self.environment, self.watcher = store, snapshot, watcher
-        self.run = store.start_run(argv, snapshot)
-        self.rows: list[Measurement] = []  # without samples; includes rows reused from earlier runs
-        self._subjects = {subject.model_id: subject for subject in resolved.subjects}
+        self._models = {subject.model_id: _run_model(subject) for subject in resolved.subjects}
+        self.run = store.start_run(argv, snapshot, [*self._models.values()])
+        self.rows: list[Measurement] = []  # without samples; includes reused ones
         self._tasks = {task.case.key: task for task in resolved.tasks}
-        self._device, self._hand_on = device, show
+        self._device = device
         watcher.started(self.run)
 
-    def adopt(self, kept: KeptRows) -> None:
-        """Take over rows from earlier runs."""
-        if kept:
-            self.watcher.reused(len(kept), len(self._tasks))
-            self.store.adopt(self.run, *(row.id for row in kept.values()))
-        fallbacks = run_plan.fallbacks(kept.values())
-        if fallbacks is not None:
-            self.watcher.say(fallbacks)
-        for row in kept.values():
-            self._show(self._with_cautions(row.measurement))
-
-    def take(self, row: StoredRow) -> None:
-        """Take over a row that another sweep stored during this one."""
-        self.store.adopt(self.run, row.id)
-        self._show(self._with_cautions(row.measurement))
+    def reuse(self, rows: Iterable[StoredRow]) -> None:
+        """Add rows that other runs have measured to this run."""
+        found = list(rows)
+        self.store.reuse(self.run, *(row.id for row in found))
+        for row in found:
+            self._show(self._described(row.measurement), row.run)
 
     def skip(self, skipped: Iterable[Skip]) -> None:
         """Store a row with the reason for each case that does not run."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         rows = [
-            self._whole(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
+            self._with_model(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
             for entry in skipped
         ]
         try:
@@ -212,34 +190,38 @@ class Recorder:
             for row in rows:
                 self._show(row)
 
-    def append(self, row: Measurement) -> None:
-        """Store a row of this run. One that cannot be stored is still shown, since there is no other copy."""
-        row = self._whole(row)
+    def append(self, row: Measurement, stored: Callable[[], None]) -> None:
+        """Store a row of this run, call ``stored``, and show the row even if one of them fails."""
+        row = self._with_model(row)
         try:
             self.store.append(self.run, row)
+            stored()
         finally:
             self._show(row)
 
-    def _whole(self, row: Measurement) -> Measurement:
-        return replace(self._with_cautions(row), expected=self._expected(row.case))
+    def _with_model(self, row: Measurement) -> Measurement:
+        """``row`` with what the sweep knows about its model: the name, notes, checkpoint and prediction."""
+        return replace(self._described(row), expected=self._expected(row.case))
 
     def _expected(self, case: Case) -> dict[str, Any]:
         """The prediction for the case, stored with the measured figures."""
         task = self._tasks.get(case.key)
         if task is None or task.refused is not None:
             return {}
-        return estimate.expected(case, task.geometry, self._device, task.checkpoint_format)
+        return stored_prediction(case, task.geometry, self._device, task.checkpoint_format)
 
-    def _with_cautions(self, row: Measurement) -> Measurement:
-        """``row`` with the notes on the model, under the name that the user gave."""
-        subject = self._subjects[row.case.model_id]
-        about = (Caution(note.code, note.text) for note in subject.notes)
-        others = (caution for caution in row.cautions if caution.code not in CODES)
-        return replace(row, cautions=(*about, *others), checkpoint=subject.checkpoint)
+    def _described(self, row: Measurement) -> Measurement:
+        """``row`` with what this run says about its model, as the store gives it to every reader of the run."""
+        return self._models[row.case.model_id].describe(row)
 
-    def _show(self, row: Measurement) -> None:
+    def _show(self, row: Measurement, run: str | None = None) -> None:
         self.rows.append(replace(row, samples=()))
-        self._hand_on(row)
+        self.watcher.row(row, run)
+
+
+def _run_model(subject: Subject) -> RunModel:
+    notes = tuple(Caution(note.code, note.text) for note in subject.notes)
+    return RunModel(subject.model_id, subject.name, notes, subject.checkpoint)
 
 
 class Queue:
@@ -252,11 +234,10 @@ class Queue:
         leases: Leases,
         find: Find,
         recorder: Recorder,
-        progress: CaseProgress,
     ) -> None:
         self._cases, self._pace, self._leases, self._find = cases, pace, leases, find
-        self._recorder, self._progress = recorder, progress
-        self._taken: dict[str, int] = {}  # rows per run that other sweeps measured meanwhile
+        self._recorder, self._watcher = recorder, recorder.watcher
+        self._reused: dict[str, int] = {}  # rows per run that other sweeps measured meanwhile
         self._waited_for: tuple[str, str] | None = None
 
     def tasks(self) -> Iterator[Task | None]:
@@ -277,15 +258,14 @@ class Queue:
 
     def done(self, row: Measurement) -> None:
         """Handle the row of a task."""
-        self._recorder.append(row)  # first, because the rest may fail
         prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
-        self._pace.note(row.case, row.load_s, row.outcome == "ok", prepare_s)
-        self._progress.row(row)
+        count = partial(self._pace.note, row.case, row.load_s, row.outcome == "ok", prepare_s)
+        self._recorder.append(row, count)  # counted before it is shown, together with the remaining time
 
     def beat(self, case: Case, phase: str) -> None:
         """Keep our claim on the current case, so that other sweeps leave it to this one."""
         self._leases.renew()
-        self._progress.beat(case, phase)
+        self._watcher.beat(case, phase)
 
     def _turn(self, planned: Planned) -> Generator[Task, None, Holder | None]:
         """Handle one case; if another sweep is measuring it, return that sweep."""
@@ -294,39 +274,35 @@ class Queue:
         if reason is not None:
             self._pace.drop(case)
             self._recorder.skip([Skip(case, reason)])
-            self._progress.skip()
             return None
-        if self._take(planned):
+        if self._reuse(planned):
             return None
         holder = self._leases.claim(case.key)
         if holder is not None:
             return holder
-        if self._take(planned):  # it was stored since the first look
+        if self._reuse(planned):  # it was stored since the first look
             self._leases.release(case.key)
         else:
             yield planned.task
         return None
 
-    def _take(self, planned: Planned) -> bool:
-        """Whether another sweep has measured the case; its row then becomes part of this run."""
+    def _reuse(self, planned: Planned) -> bool:
+        """Whether another sweep has measured the case since this one began; this run then reuses its row."""
         row = self._find(planned)
         if row is None:
             return False
         self._pace.drop(planned.case)
-        self._recorder.take(row)
-        self._progress.taken(row)
-        self._taken[row.run] = self._taken.get(row.run, 0) + 1
+        self._recorder.reuse([row])
+        self._reused[row.run] = self._reused.get(row.run, 0) + 1
         return True
 
     def _wait(self, planned: Planned, holder: Holder) -> None:
         """Show once what the sweep is waiting for."""
         if self._waited_for != (waited_for := (planned.case.key, holder.run)):
             self._waited_for = waited_for
-            self._progress.waiting(planned.case, holder.run)
+            self._watcher.waiting(planned.case, holder.run)
 
     def _tell(self) -> None:
-        for run, count in self._taken.items():
-            cases = "1 case was" if count == 1 else f"{count:,} cases were"
-            self._recorder.watcher.say(
-                f"{cases} measured by run {run} at the same time; this run has the same row{'s' * (count > 1)}"
-            )
+        for run, count in self._reused.items():
+            cases, rows = ("1 case was", "row") if count == 1 else (f"{count:,} cases were", "rows")
+            self._watcher.say(f"{cases} measured by run {run} at the same time; this run reuses the {rows}")

@@ -32,7 +32,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from select import POLLOUT, poll
 from typing import Any
@@ -46,7 +46,8 @@ from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
 from profiler.run.loop import headline, largest, measure
-from profiler.run.protocol import LineBuffer, Load, ProtocolError, WorkerTask, encode
+from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
+from profiler.run.repetitions import Repeater
 from profiler.units import bytes_text, printable
 
 MOST = 8  # exceptions of one chain that are considered
@@ -198,15 +199,6 @@ class Wire:
             line = line[os.write(self._fd, line) :]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A loaded model, and the resources that loading took."""
-
-    session: Session
-    load: Load
-    load_peak_bytes: int | None  # of the whole process
-
-
 def main(tasks_fd: int, messages_fd: int, parent: int) -> None:
     """Serve the parent until it has no more tasks."""
     die_with(parent)
@@ -237,29 +229,30 @@ def read_tasks(fd: int) -> Iterator[WorkerTask]:
 
 def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
     """Load once, then a row for every task."""
-    model: LoadedModel | None = None
+    session: Session | None = None
+    cost = LoadCost()
     measured: set[str] = set()  # keys of cases
     for task in tasks:
         try:
-            if model is None:
-                model = load(task, wire)
-                wire.send({"type": "loaded", "load": model.load.to_json()})
+            if session is None:
+                session, cost = load(task, wire)
+                wire.send({"type": "loaded", "load": cost.to_json()})
             if task.max_memory_bytes is not None:
                 limit_memory(task.max_memory_bytes)
-            row = measure(model.session, task.case, task.effort, wire.beat, task.case.key in measured)
-            row = with_load(row, model)
+            row = measure(session, task.case, Repeater(task.effort, wire.beat, task.case.key in measured))
+            row = with_load_cost(row, cost)
             measured.add(task.case.key)
         except Exception as error:
             lift_limit()
             row = failure(error, task, wire.phase)
         if send_row(row, wire) != "ok":
             return
-    if model is not None:
-        model.session.close()
+    if session is not None:
+        session.close()
 
 
-def load(task: WorkerTask, wire: Wire) -> LoadedModel:
-    """The model of ``task``, timed and weighed. The baseline is taken once the framework is imported."""
+def load(task: WorkerTask, wire: Wire) -> tuple[Session, LoadCost]:
+    """The model of ``task``, and what loading it took. The baseline is taken once the framework is imported."""
     wire.beat("load")
     opened = backends.opener(task.case.backend)
     before = meter_of(task.case)
@@ -275,7 +268,7 @@ def load(task: WorkerTask, wire: Wire) -> LoadedModel:
         baseline_bytes=baseline,
         load_peak_bytes=headline(peak),
     )
-    return LoadedModel(session, Load(seconds, memory), peak.process_bytes)
+    return session, LoadCost(seconds, memory, peak.process_bytes)
 
 
 def meter_of(case: Case) -> Meter:
@@ -284,16 +277,16 @@ def meter_of(case: Case) -> Meter:
     return devices.meter(case.device) if own is None else own(case.device)
 
 
-def with_load(row: Measurement, model: LoadedModel) -> Measurement:
-    """The ok row of one case together with what loading its model took."""
+def with_load_cost(row: Measurement, cost: LoadCost) -> Measurement:
+    """A measured row with what loading its model took; the parent adds that to rows of failed cases."""
     memory = replace(
         row.memory,
-        baseline_bytes=model.load.memory.baseline_bytes,
-        load_peak_bytes=model.load.memory.load_peak_bytes,
-        process_peak_bytes=largest(row.memory.process_peak_bytes, model.load_peak_bytes),
+        baseline_bytes=cost.memory.baseline_bytes,
+        load_peak_bytes=cost.memory.load_peak_bytes,
+        process_peak_bytes=largest(row.memory.process_peak_bytes, cost.process_peak_bytes),
     )
     cautions = (*row.cautions, *load_peak(memory), *(Caution("cache", text) for text in folders.notes()))
-    return replace(row, memory=memory, cautions=cautions, load_s=model.load.load_s)
+    return replace(row, memory=memory, cautions=cautions, load_s=cost.load_s)
 
 
 def load_peak(memory: Memory) -> list[Caution]:

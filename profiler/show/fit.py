@@ -114,7 +114,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
 
 def _stored(each: FitPrediction) -> dict[str, Any] | None:
     """How the checkpoint is stored; null if neither headers nor config say."""
-    found = each.stored
+    found = each.checkpoint_format
     if found is None:
         return None
     return {"quant": found.quant, "bytes": found.nbytes, "from": "headers" if found.from_headers else "config"}

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from profiler.case import Case
-from profiler.cost.estimate import Estimate
+from profiler.cost.cases import CaseEstimate
 from profiler.errors import ProfileError
 from profiler.results.measurement import Measurement
 from profiler.results.store import StoredRow
@@ -24,12 +24,12 @@ REASON_LENGTH = 300
 
 def render(
     plan: SweepPlan,
-    kept: Mapping[Case, StoredRow],
+    reused: Mapping[Case, StoredRow],
     available_bytes: int,
     output: str,
     subjects: Sequence[Subject] = (),
 ) -> str:
-    """The plan as a table with notes: cases in the order they would run, then stored cases, then those left out.
+    """The plan as a table with notes: the cases that would run, in order, those that reuse a row, and those left out.
 
     JSON rows also contain the notes on each model, for which a table has no room; ``about`` returns them as lines.
     Raises ProfileError for a format that exists for measurements only.
@@ -37,10 +37,10 @@ def render(
     if output not in show_output.FORMATS:
         raise ProfileError(f"--dry-run does not support -o {output}", f"Known: {', '.join(show_output.FORMATS)}.")
     rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
-    rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in kept.items()]
-    rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.takes) for skip in plan.skipped]
+    rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in reused.items()]
+    rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.estimate) for skip in plan.skipped]
     by_model = {subject.model_id: subject.notes for subject in subjects}
-    cases = [*(planned.case for planned in plan.cases), *kept, *(skip.case for skip in plan.skipped)]
+    cases = [*(planned.case for planned in plan.cases), *reused, *(skip.case for skip in plan.skipped)]
     for row, case in zip(rows, cases, strict=True):
         row["cautions"] = [{"code": each.code, "text": each.text} for each in by_model.get(case.model_id, ())]
     paths = len({row["path"] for row in rows}) > 1
@@ -98,15 +98,15 @@ def _row(case: Case, action: str, reason: str | None = None) -> dict[str, Any]:
 
 
 def _estimates(planned: Planned, available_bytes: int) -> dict[str, Any]:
-    return _sizes(planned.takes) | {
+    return _sizes(planned.estimate) | {
         "load_s": planned.load_s,
         "run_s": planned.run_s,
-        "may_not_fit": planned.takes.peak.high > available_bytes,
-        "note": "; ".join(filter(None, (planned.task.note, planned.takes.left_plain))) or None,
+        "may_not_fit": planned.estimate.peak.high > available_bytes,
+        "note": "; ".join(filter(None, (planned.task.note, planned.estimate.left_plain))) or None,
     }
 
 
-def _sizes(predicted: Estimate | None) -> dict[str, Any]:
+def _sizes(predicted: CaseEstimate | None) -> dict[str, Any]:
     """The predicted sizes of a case, in bytes."""
     if predicted is None:
         return {}

@@ -15,8 +15,6 @@ from profiler import console
 from profiler.case import Case
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
-from profiler.results.store import StoredRow
-from profiler.run.sweep import CaseProgress
 from profiler.show.columns import figure
 from profiler.units import printable, seconds_text
 
@@ -35,7 +33,7 @@ def show_live(text: str) -> None:
     sys.stderr.flush()
 
 
-class Progress(CaseProgress):
+class Progress:
     """Context manager around a sweep of ``total`` cases; ``remaining_s`` returns the estimated seconds left.
 
     ``shown``: draw a bar. ``lines``: print a line per finished case; None: only with the bar, and in a log of a long
@@ -73,33 +71,23 @@ class Progress(CaseProgress):
             text = printable(f"{case.label} · {phase}")
             self._display.update(self._task, description=text, left=self._left())
 
-    def skip(self) -> None:
-        """Count a case as done."""
-        self._done += 1
-        if self._display is not None:
-            self._display.advance(self._task)
-
     def waiting(self, case: Case, run: str) -> None:
-        """Only cases that another sweep is measuring are left."""
+        """Say that only cases which other sweeps are measuring are left."""
         self._line(printable(f"waiting for run {run}, which is measuring {case.label}", 500))
         if self._display is not None:
             self._display.update(self._task, description=printable(f"{case.label} · waiting for run {run}"), left="")
 
-    def taken(self, row: StoredRow) -> None:
-        """Count a case that another sweep has measured."""
-        self.skip()
-        self._last = time.monotonic()
-        if self._lines:
-            label = row.measurement.case.label
-            self._line(printable(f"{self._done}/{self._total} {label}: measured by run {row.run}", 500))
-
-    def row(self, measurement: Measurement) -> None:
-        """Count a finished case, and print a warning if it failed."""
-        self.skip()
+    def row(self, measurement: Measurement, run: str | None = None) -> None:
+        """Count a case that has its row, and print a warning if it failed. ``run``: another run has measured it."""
+        self._done += 1
+        if self._display is not None:
+            self._display.advance(self._task)
         now = time.monotonic()
         taken, self._last = now - self._last, now
         if measurement.outcome == "ok" and self._lines:
-            self._line(self._finished(measurement, taken))
+            label = measurement.case.label
+            by_other = printable(f"{self._done}/{self._total} {label}: measured by run {run}", 500)
+            self._line(self._finished(measurement, taken) if run is None else by_other)
         if measurement.outcome not in ("ok", "skipped"):
             line = f"warning: {measurement.case.label}: {measurement.outcome}: {measurement.reason}"
             self._line(printable(line, 500))

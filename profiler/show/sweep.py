@@ -8,6 +8,7 @@ from types import TracebackType
 
 import click
 
+from profiler.case import Case
 from profiler.console import OutputLost, say, tell, width
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store
@@ -26,20 +27,35 @@ class ProgressPrinter(SweepWatcher):
 
     fresh = "fresh=True"  # how the caller can turn off the reuse of rows
     lines: bool | None = True  # whether to print a line per finished case; None: decided by ``Progress``
+    streams = False  # whether rows are printed on stdout meanwhile
+    _progress: Progress | None = None  # while cases are measured
 
     def say(self, text: str) -> None:
         say(text)
 
     def reused(self, count: int, total: int) -> None:
-        cases = "case is" if total == 1 else "cases are"
-        them = "it" if count == 1 else "them"
-        say(f"{count} of {total} {cases} stored already; {self.fresh} measures {them} again")
+        cases = "case" if total == 1 else "cases"
+        rows, them = ("reuses a stored row", "it") if count == 1 else ("reuse stored rows", "them")
+        say(f"{count} of {total} {cases} {rows}; {self.fresh} measures {them} again")
 
     def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
         tell(show_plan.warning(plan, budget_s))
 
-    def progress(self, total: int, remaining_s: Callable[[], float]) -> Progress:
-        return Progress(total, remaining_s, Progress.wanted(False), self.lines)
+    def measuring(self, total: int, remaining_s: Callable[[], float]) -> Progress:
+        self._progress = Progress(total, remaining_s, Progress.wanted(self.streams), self.lines)
+        return self._progress
+
+    def row(self, row: Measurement, run: str | None = None) -> None:
+        if self._progress is not None:
+            self._progress.row(row, run)
+
+    def beat(self, case: Case, phase: str) -> None:
+        if self._progress is not None:
+            self._progress.beat(case, phase)
+
+    def waiting(self, case: Case, run: str) -> None:
+        if self._progress is not None:
+            self._progress.waiting(case, run)
 
 
 class RowPrinter(ProgressPrinter):
@@ -53,7 +69,7 @@ class RowPrinter(ProgressPrinter):
 
     def __init__(self, store: Store, resolved: ResolvedRequest, output: str) -> None:
         self._store, self._output = store, output
-        self._streams = output == STREAMED
+        self.streams = output == STREAMED
         self._place = {task.case.key: index for index, task in enumerate(resolved.tasks)}
         self._shown = 0
         self._waiting: list[Measurement] = []  # rows to print at the end
@@ -76,15 +92,13 @@ class RowPrinter(ProgressPrinter):
         elif error is not None and self._waiting:
             self._print_rest()
 
-    def show(self, row: Measurement) -> None:
+    def row(self, row: Measurement, run: str | None = None) -> None:
         self._shown += 1
-        if self._streams:
+        if self.streams:
             self._print([row])
         else:
             self._waiting.append(row)
-
-    def progress(self, total: int, remaining_s: Callable[[], float]) -> Progress:
-        return Progress(total, remaining_s, Progress.wanted(self._streams), self.lines)
+        super().row(row, run)
 
     def finish(self) -> bool:
         """Print the remaining rows in the order of the grid; return whether stdout accepted all rows."""
@@ -95,7 +109,7 @@ class RowPrinter(ProgressPrinter):
 
     def _print_rest(self) -> None:
         rows, self._waiting = self._waiting, []
-        if not self._streams:
+        if not self.streams:
             self._print(sorted(rows, key=lambda row: self._place[row.case.key]))
 
     def _print(self, rows: list[Measurement]) -> None:

@@ -20,7 +20,7 @@ from profiler.run import worker
 from profiler.run.loop import measure
 from profiler.run.process import Launch
 from profiler.run.protocol import WorkerTask
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 BASE, CANDIDATE = Variant("base", Launch(("base",))), Variant("candidate", Launch(("candidate",)))
 TASK = Task(make_case(512), source())
@@ -122,8 +122,8 @@ class LocalBench:
         task_sent, wire = WorkerTask(task.case, task.source, self.effort, None), Wire()
         try:
             with mock.patch.dict(os.environ, self.variants[slot].launch.environ):
-                model = worker.load(task_sent, wire)  # type: ignore[arg-type]
-                measured = worker.with_load(measure(model.session, task.case, self.effort, wire.beat), model)
+                session, cost = worker.load(task_sent, wire)  # type: ignore[arg-type]
+                measured = worker.with_load_cost(measure(session, task.case, Repeater(self.effort, wire.beat)), cost)
         except Exception as error:
             measured = worker.failure(error, task_sent, wire.phase)
         return ProcessBlock(self.variants[slot].name, 2 * self.starts + slot, measured)

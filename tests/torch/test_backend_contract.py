@@ -12,7 +12,7 @@ from profiler import backends, registry
 from profiler.backends.base import Session
 from profiler.case import Case, Source
 from profiler.run.loop import measure
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 CONTEXT, BATCH, STEPS = 40, 2, 4
 
@@ -78,7 +78,7 @@ def test_a_fill_gives_the_length_of_a_prefill_and_as_many_bytes(session: Session
 
 
 def test_the_loop_accepts_it(session: Session, case: Case) -> None:
-    result = measure(session, case, Effort(reps=2), lambda text: None)
+    result = measure(session, case, Repeater(Effort(reps=2)))
     assert [(sample.phase, sample.tokens) for sample in result.samples if not sample.warmup] == [
         ("prefill", BATCH * CONTEXT),
         ("prefill", BATCH * CONTEXT),

@@ -119,16 +119,16 @@ def test_flops_are_those_of_the_flop_counter(name: str) -> None:
         for piece in ids[:, :context].split(chunk, dim=1):
             model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
     engine = engines.find("transformers")
-    manner = engine.manner(geometry, EngineRequest("fp32", context, batch, "fp32", ubatch=chunk), None)
+    rules = engine.prefill_rules(geometry, EngineRequest("fp32", context, batch, "fp32", ubatch=chunk), None)
     storage = engine.storage(geometry, "fp32", "fp32")
     unseen = sum(unseen_flops(geometry, tokens, batch) for tokens in (chunk, chunk, context - 2 * chunk))
-    predicted = work.prefill(geometry, storage, context, batch, manner).flops
+    predicted = work.prefill(geometry, storage, context, batch, rules).flops
     assert counter.get_total_flops() == pytest.approx(predicted - unseen, rel=0.01)
 
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(ids[:, context:], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    predicted = work.decode(geometry, storage, context + 1, batch, manner).flops
+    predicted = work.decode(geometry, storage, context + 1, batch, rules).flops
     assert counter.get_total_flops() == pytest.approx(predicted - unseen_flops(geometry, None, batch), rel=0.01)
 
 
@@ -151,7 +151,7 @@ def test_predicted_flops_of_llama_4_are_those_of_one_real_layer(name: str) -> No
     geometry, engine = families.geometry(raw), engines.find("transformers")
     request = EngineRequest("bf16", tokens, 1, "bf16", None)
     storage = engine.storage(geometry, "bf16", "bf16")
-    predicted = work.prefill(geometry, storage, tokens, 1, engine.manner(geometry, request, None))
+    predicted = work.prefill(geometry, storage, tokens, 1, engine.prefill_rules(geometry, request, None))
     parts = ("experts", "mlp", "other")  # expert tensors, the shared expert, and the router among the small ones
     flops = sum(item.flops for item in predicted.items if item.kind == "weights" and item.part in parts)
     assert counter.get_total_flops() == pytest.approx(flops, rel=0.01)

@@ -19,7 +19,7 @@ from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.models import families
 from profiler.run.loop import measure
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 CONTEXT, STEPS = 50, 5  # longer than the tiny models' window of 32
 # A quantization's rule sees one weight at a time: every model in one format, every format in a model with all roles.
@@ -366,14 +366,14 @@ def test_views_of_a_sliding_layer_keep_its_whole_chunk_until_the_first_step(tiny
     sliding = config["layer_types"].count("sliding_attention")
     token = 2 * 4 * config["num_key_value_heads"] * config["head_dim"]
     asked = case(context=96, batch=1, steps=1, ubatch=96)
-    result = measure(session(folder, asked), asked, Effort(reps=1), silent)
+    result = measure(session(folder, asked), asked, Repeater(Effort(reps=1)))
     assert result.memory.retained_bytes == sliding * (96 - 31) * token
 
 
 def test_a_measured_case_counts_its_tokens_and_its_memory(tiny_model: Any) -> None:
     asked = case(context=64, batch=3, steps=4)
     loaded = session(tiny_model("qwen3.5"), asked)
-    result = measure(loaded, asked, Effort(reps=2), silent)
+    result = measure(loaded, asked, Repeater(Effort(reps=2)))
     counted = [(sample.phase, sample.tokens) for sample in result.samples if not sample.warmup]
     assert counted == [("prefill", 192)] * 2 + [("decode", 12)] * 2
     assert all(len(sample.step_s) == 4 for sample in result.samples if sample.phase == "decode")

@@ -182,7 +182,7 @@ def test_a_sweep_prints_nothing_unless_progress_is_asked_for(
     out, err = capfd.readouterr()
     assert out == ""
     said, done = err.splitlines()
-    assert said == "2 of 3 cases are stored already; fresh=True measures them again"
+    assert said == "2 of 3 cases reuse stored rows; fresh=True measures them again"
     assert done.startswith("1/1 tiny")
 
 
@@ -191,7 +191,7 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_call_continues(
     model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(run_sweep.CaseProgress, "row", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(run_sweep.SweepWatcher, "row", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match="1 of 3 cases are stored"):
             profiler.sweep(model(), contexts=[32, 64, 96], **QUICK)
     kept = profiler.load()

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from profiler.case import Source
-from profiler.cost.calibrated import Counts
+from profiler.cost.calibrated import OperatorCounts
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Storage
-from profiler.cost.work import Manner
+from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
@@ -96,7 +96,7 @@ class Engine(Protocol):
     default_quant: str
     default_kv: str
     makers: frozenset[str]  # vendors whose devices ``memory`` treats differently
-    counts: Counts | None  # for an engine whose kernels `profile calibrate` times
+    operator_counts: OperatorCounts | None  # for an engine whose kernels `profile calibrate` times
 
     @property
     def quants(self) -> Sequence[str]:
@@ -108,12 +108,12 @@ class Engine(Protocol):
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         """The weights as this engine stores them; ``repacks`` as in ``Quant``. Raises ProfileError if it cannot."""
 
-    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+    def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """The weights of a checkpoint that runs as it is stored; unquantized weights are in ``dtype``."""
 
-    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
-        """Whether the matrix-multiplication speed of ``quant``, or of the types in the checkpoint ``stored``, was
-        ever measured or fitted for this engine."""
+    def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
+        """Whether the speed of matrix products in ``quant``, or in the types of a checkpoint that runs as it is
+        stored, was ever measured or fitted for this engine."""
 
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         """The memory terms and their peak."""
@@ -124,10 +124,10 @@ class Engine(Protocol):
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
         """Bytes of a checkpoint file that were read for quantizing and are still charged to the process."""
 
-    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
-        """How the engine runs a prefill pass; on a GPU if there is no ``target``."""
+    def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
+        """How the engine runs a prefill pass on ``target``; None: on a GPU."""
 
-    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
+    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
         """How the engine runs a decode step."""
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:

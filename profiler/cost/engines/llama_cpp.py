@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from profiler.cost import gguf_mix
-from profiler.cost.calibrated import Counts
+from profiler.cost.calibrated import OperatorCounts
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
-from profiler.cost.work import Manner
+from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.models import gguf, gguf_tensors
@@ -64,7 +64,7 @@ class LlamaCpp:
     default_quant = "q4_k_m"
     default_kv = "f16"
     makers = frozenset(CONTEXT) - {"other"}
-    counts: Counts | None = None
+    operator_counts: OperatorCounts | None = None
     quants = tuple(gguf_mix.MIXES)
 
     def check(self, quant: str) -> str:
@@ -77,14 +77,16 @@ class LlamaCpp:
         )
         return storage(with_head(geometry, held, copied=True), None if quant in gguf_mix.PLAIN else MIX_BOUNDS)
 
-    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+    def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """Every tensor of the file; for a checkpoint of another kind, its size if converted without quantizing."""
-        held = (replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, stored))
-        return storage(with_head(geometry, held, copied=True), bounds_of(stored))
+        held = (
+            replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, checkpoint_format)
+        )
+        return storage(with_head(geometry, held, copied=True), bounds_of(checkpoint_format))
 
-    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
+    def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
         known = {*gguf_mix.MIXES.values(), *gguf_tensors.FALLBACK.values()}
-        return stored is None or all(weight.scheme in known for weight in stored.weights)
+        return checkpoint_format is None or all(weight.scheme in known for weight in checkpoint_format.weights)
 
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         buffers = self._buffers(geometry, storage, request)
@@ -111,11 +113,13 @@ class LlamaCpp:
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         return EAGER
 
-    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
-        return self.manner(geometry, request, target)
+    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
+        return self.prefill_rules(geometry, request, target)
 
-    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
-        return Manner(ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False))
+    def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
+        return PassRules(
+            ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False)
+        )
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command:
         file, blanks = _file(model, request.quant)

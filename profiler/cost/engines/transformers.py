@@ -20,12 +20,12 @@ from dataclasses import replace
 
 from profiler import quants, registry
 from profiler.case import PREFILL_CHUNK
-from profiler.cost.calibrated import Counts, timed_layer
+from profiler.cost.calibrated import OperatorCounts, timed_layer
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
-from profiler.cost.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, Manner
+from profiler.cost.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, PassRules
 from profiler.decode_path import EAGER, GRAPH, STATIC
 from profiler.devices.calibration import STEP_LAYERS
 from profiler.devices.target import Target
@@ -60,7 +60,7 @@ OUTSIDE_CALLS = 30.0  # outside the layers
 ELEMENTWISE = (
     75.0  # 38 (Qwen 3) to 52 (Gemma 4) tensors of the hidden width written per layer, and at least as many read
 )
-COUNTS = Counts(STEP_LAYERS * LAYER_CALLS["llama"] + OUTSIDE_CALLS, ELEMENTWISE, GROWING_TOUCHES)
+COUNTS = OperatorCounts(STEP_LAYERS * LAYER_CALLS["llama"] + OUTSIDE_CALLS, ELEMENTWISE, GROWING_TOUCHES)
 DELTA_TENSORS = 24  # measured: 400 MiB for 2,048 tokens of Qwen 3.5 0.8B, torch_chunk_gated_delta_rule
 EAGER_STATE_TOUCHES = 20.0  # reads and writes of a recurrent state by the operators of the unpatched step
 SCORE_BYTES = 4
@@ -85,7 +85,7 @@ class Transformers:
     default_quant = "bf16"
     default_kv = "the compute dtype"
     makers = frozenset(PROCESS) - {"other"}
-    counts: Counts | None = COUNTS
+    operator_counts: OperatorCounts | None = COUNTS
 
     @property
     def quants(self) -> tuple[str, ...]:
@@ -113,9 +113,9 @@ class Transformers:
         )
         return storage(with_head(geometry, held, copied=False))
 
-    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+    def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """Packed weights as in the checkpoint, unless bitsandbytes repacks them; others in ``dtype``."""
-        known = {scheme: quants.find(scheme) for scheme in {item.scheme for item in stored.weights}}
+        known = {scheme: quants.find(scheme) for scheme in {item.scheme for item in checkpoint_format.weights}}
 
         def loaded(item: Held) -> Held:
             if item.scheme in CHECKPOINT_DTYPES:
@@ -125,14 +125,22 @@ class Transformers:
                 return replace(item, nbytes=ours.weight_bytes(item.weight, dtype, True), fused=True)
             return item
 
-        held = map(loaded, as_stored(geometry, stored))
-        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
+        held = map(loaded, as_stored(geometry, checkpoint_format))
+        return storage(with_head(geometry, held, copied=False), bounds_of(checkpoint_format))
 
-    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
+    def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
         """On a calibrated device, whether it was timed there; elsewhere, whether the quantization has a prior."""
-        if stored is not None and stored.scheme is not None and stored.scheme.method == BITSANDBYTES:
+        if (
+            checkpoint_format is not None
+            and checkpoint_format.scheme is not None
+            and checkpoint_format.scheme.method == BITSANDBYTES
+        ):
             return True
-        ours = quants.find(quant) if stored is None else stored.scheme and checkpoint.of_ours(stored.scheme)
+        ours = (
+            quants.find(quant)
+            if checkpoint_format is None
+            else checkpoint_format.scheme and checkpoint.of_ours(checkpoint_format.scheme)
+        )
         if not ours:
             return False
         if not ours.roles:
@@ -198,8 +206,8 @@ class Transformers:
         captured = ours is None or ours.kernels.in_graphs
         return STATIC if path == GRAPH and not captured and target.vendor != "CPU" else path
 
-    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
-        shipped = self.manner(geometry, request, target)
+    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
+        shipped = self.prefill_rules(geometry, request, target)
         if request.path == EAGER:
             return shipped
         assert shipped.calls is not None
@@ -217,8 +225,8 @@ class Transformers:
             shipped, cache_touches=read, calls=calls, expert_copies=None if on_cpu and ours else EXPERT_COPIES[ours]
         )
 
-    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
-        return Manner(
+    def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
+        return PassRules(
             ubatch=_ubatch(request, target),
             cache_bytes=DTYPE_BYTES[request.dtype],
             cache_touches=GROWING_TOUCHES,

@@ -14,12 +14,12 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 
 from __future__ import annotations
 
-from profiler.cost.calibrated import Counts
+from profiler.cost.calibrated import OperatorCounts
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
-from profiler.cost.work import Manner
+from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
@@ -62,7 +62,7 @@ class Vllm:
     default_quant = "bf16"
     default_kv = "auto"
     makers: frozenset[str] = frozenset()
-    counts: Counts | None = None
+    operator_counts: OperatorCounts | None = None
     quants = (*BYTES, *PACKED)
 
     def check(self, quant: str) -> str:
@@ -77,17 +77,19 @@ class Vllm:
         held += [_held(weight, layer, count, quant) for layer, count, weight in _copied_values(geometry)]
         return storage(with_head(geometry, held, copied=False), FORMAT_BOUNDS if quant in PACKED else None)
 
-    def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
+    def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """As the checkpoint has them; what is not quantized is computed in ``dtype``."""
         held = [
             _held(item.weight, item.layer, item.count, dtype) if item.scheme in DTYPES else item
-            for item in as_stored(geometry, stored)
+            for item in as_stored(geometry, checkpoint_format)
         ]
         held += [_held(weight, layer, count, dtype) for layer, count, weight in _copied_values(geometry)]
-        return storage(with_head(geometry, held, copied=False), bounds_of(stored))
+        return storage(with_head(geometry, held, copied=False), bounds_of(checkpoint_format))
 
-    def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
-        return stored is None or all(weight.scheme in (*DTYPES, *PACKED) for weight in stored.weights)
+    def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
+        return checkpoint_format is None or all(
+            weight.scheme in (*DTYPES, *PACKED) for weight in checkpoint_format.weights
+        )
 
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         return Terms(
@@ -110,11 +112,11 @@ class Vllm:
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         return EAGER
 
-    def step_manner(self, geometry: Geometry, request: EngineRequest, target: Target) -> Manner:
-        return self.manner(geometry, request, target)
+    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
+        return self.prefill_rules(geometry, request, target)
 
-    def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
-        return Manner(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
+    def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
+        return PassRules(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command:
         checkpoint, how, blanks = _checkpoint(model, request.quant)

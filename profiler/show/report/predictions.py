@@ -15,7 +15,7 @@ from typing import Any
 from profiler import backends, devices
 from profiler.case import Case, digest
 from profiler.cost import engines
-from profiler.cost.estimate import mean_depth
+from profiler.cost.cases import mean_depth
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Prediction, Predictor
 from profiler.decode_path import EAGER

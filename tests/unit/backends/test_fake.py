@@ -15,7 +15,7 @@ from profiler.case import Source
 from profiler.errors import ProfileError
 from profiler.results.measurement import Measurement
 from profiler.run.loop import measure
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 GIB = 2**30
 
@@ -30,7 +30,7 @@ def opened(*faults: dict[str, Any], **script: Any) -> FakeSession:
 
 def result(seed: int = 0, **script: Any) -> Measurement:
     case = make_case(steps=20, seed=seed)
-    return measure(opened(**script), case, Effort(reps=5), silent)
+    return measure(opened(**script), case, Repeater(Effort(reps=5)))
 
 
 def test_it_is_found_by_its_name() -> None:

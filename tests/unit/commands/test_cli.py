@@ -136,7 +136,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(
     assert errors.splitlines()[-1] == said
     again = sweep("-m", name, *grid)
     assert again.outcomes == ["ok"] * 4
-    assert again.err.startswith(f"{finished} of 4 cases are stored already")
+    assert again.err.startswith(f"{finished} of 4 cases reuse")
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -29,7 +29,7 @@ def test_a_row_without_energy_is_measured_again_for_it_and_the_other_way_round_n
     assert sweep(*named).rows[0]["energy"] is None
     assert sweep(*named, "--energy").rows[0]["energy"] is not None
     again = sweep(*named)
-    assert "stored already" in again.err and again.rows[0]["energy"] is not None
+    assert "reuses a stored row" in again.err and again.rows[0]["energy"] is not None
 
 
 def test_a_plan_reckons_with_the_time_that_energy_takes(sweep: Any) -> None:

@@ -68,7 +68,7 @@ def test_killed_sweeps_lose_nothing_shown_and_repeat_nothing(victim: str, model:
 
 
 def measured(store: Path) -> dict[str, int]:
-    """How often each case was measured with success, over all runs; adopted rows are not measured again."""
+    """How often each case was measured with success, over all runs; reused rows are not measured again."""
     if not store.exists():
         return {}
     with closing(sqlite3.connect(store)) as opened:

@@ -100,14 +100,14 @@ def test_a_plan_says_it_too(bad: dict[str, str], sweep: Any, model: Any) -> None
 def test_a_prediction_that_cannot_be_made_leaves_out_its_cases_alone(
     sweep: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    estimate = plan.estimate
+    plan_case = plan.plan_case
 
     def refuse(task: Any, *others: Any) -> Any:
         if task.case.model == "first":
             raise ProfileError("first: no rule for such a layer")
-        return estimate(task, *others)
+        return plan_case(task, *others)
 
-    monkeypatch.setattr(plan, "estimate", refuse)
+    monkeypatch.setattr(plan, "plan_case", refuse)
     ran = sweep("-m", f"{model('first')},{model('second', step_s=0.02)}", "-c", "64", "-n", "2")
     assert {row["case"]["model"]: row["outcome"] for row in ran.rows} == {"first": "skipped", "second": "ok"}
 

@@ -1,4 +1,4 @@
-"""Which stored rows a sweep takes: by content, not by name, and only where conditions are equal."""
+"""Which stored rows a sweep reuses: by content, not by name, and only where conditions are equal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_row_stored_under_another_name_is_shown_under_the_one_asked_for(
     measured = sweep("-m", model("first"), "-c", "128", "-n", "4")
     ran = sweep("-m", model("second"), "-c", "128,256", "-n", "4", output=output)
     assert ran.code == 0
-    assert "1 of 2 cases" in ran.err and "stored already" in ran.err
+    assert "1 of 2 cases" in ran.err and "reuses a stored row" in ran.err
     assert "second" in ran.out and "first" not in ran.out
     if output == "jsonl":
         assert [row["case"]["model"] for row in ran.rows] == ["second"] * 2
@@ -40,13 +40,11 @@ def test_a_name_that_the_store_redacts_is_resumed(sweep: Any, model: Any, output
     assert sweep("-m", name, "-c", "128", "-n", "4").code == 0
     ran = sweep("-m", name, "-c", "128", "-n", "4", output=output)
     assert ran.code == 0
-    assert "1 of 1 case is stored already" in ran.err
+    assert "1 of 1 case reuses a stored row" in ran.err
     assert TOKEN not in ran.out
 
 
-def test_an_adopted_row_bears_the_cautions_of_the_model_as_asked(
-    profile: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reused_row_bears_the_cautions_of_the_model_as_asked(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--backend", "fake", "-m", "gemma-3-270m", "-c", "128", "-n", "4", "-o", "jsonl")
     (before,) = profile("sweep", *options).rows
     monkeypatch.setitem(hub.NOTES, "gemma-3-270m", "its config is inferred")
@@ -121,7 +119,7 @@ FAST = ("-c", "128", "-n", "4")
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "taken"),
+    ("before", "now", "reused"),
     [
         (("--precision", "2%"), ("--precision", "5%"), True),
         (("-r", "5"), (), True),  # the figures of the fake model do not spread
@@ -131,11 +129,11 @@ FAST = ("-c", "128", "-n", "4")
         ((), ("--max-phase", "90s"), False),
     ],
 )
-def test_a_row_is_taken_when_it_is_as_exact_as_what_is_asked_for(
-    sweep: Any, before: tuple[str, ...], now: tuple[str, ...], taken: bool
+def test_a_row_is_reused_when_it_is_as_exact_as_what_is_asked_for(
+    sweep: Any, before: tuple[str, ...], now: tuple[str, ...], reused: bool
 ) -> None:
     first = sweep(*FAST, *before).rows[0]
-    assert (sweep(*FAST, *now).rows[0]["started_at"] == first["started_at"]) is taken
+    assert (sweep(*FAST, *now).rows[0]["started_at"] == first["started_at"]) is reused
 
 
 def test_a_row_that_missed_its_precision_is_not_measured_for_ever(sweep: Any, model: Any) -> None:

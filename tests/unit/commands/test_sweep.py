@@ -60,7 +60,7 @@ def test_defaults_are_what_the_help_says(sweep: Any) -> None:
 def test_a_second_sweep_measures_exactly_what_is_missing(sweep: Any) -> None:
     first = sweep("-c", "128,512", "-n", "4")
     second = sweep("-c", "128,256,512", "-n", "4")
-    assert second.err.splitlines() == ["2 of 3 cases are stored already; --fresh measures them again"]
+    assert second.err.splitlines() == ["2 of 3 cases reuse stored rows; --fresh measures them again"]
     old = {row["case"]["context"]: row["started_at"] for row in first.rows}
     new = {row["case"]["context"]: row["started_at"] for row in second.rows}
     assert {context: new[context] for context in old} == old
@@ -343,7 +343,7 @@ def test_a_time_may_have_several_units(sweep: Any) -> None:
 
 def test_one_stored_case_is_said_in_the_singular(sweep: Any) -> None:
     sweep("-c", "64", "-n", "1")
-    assert sweep("-c", "64", "-n", "1").err == "1 of 1 case is stored already; --fresh measures it again\n"
+    assert sweep("-c", "64", "-n", "1").err == "1 of 1 case reuses a stored row; --fresh measures it again\n"
 
 
 def test_an_unknown_format_lists_the_known(profile: Any) -> None:
@@ -391,13 +391,13 @@ def test_a_budget_leaves_out_what_is_estimated_not_to_fit(sweep: Any) -> None:
 
 
 def test_a_budget_holds_when_the_estimates_were_too_low(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_estimate = run_plan.estimate
+    true_plan = run_plan.plan_case
 
     def optimistic(*arguments: Any) -> run_plan.Planned:
-        found = true_estimate(*arguments)
-        return run_plan.Planned(found.task, found.takes, load_s=0.2, run_s=0.05)
+        found = true_plan(*arguments)
+        return run_plan.Planned(found.task, found.estimate, load_s=0.2, run_s=0.05)
 
-    monkeypatch.setattr(run_plan, "estimate", optimistic)
+    monkeypatch.setattr(run_plan, "plan_case", optimistic)
     ran = sweep("-c", "128,256,384,512", "-n", "2", "-r", "1", "--budget", "1s", pause_s=0.06)
     assert ran.code == 0
     assert ran.outcomes[0] == "ok"

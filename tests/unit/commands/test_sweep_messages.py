@@ -18,8 +18,8 @@ SKIPPED = Measurement(make_case(512), {}, "skipped", "needs at least 4.00 GiB, h
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Every case is estimated to take so long."""
-    estimate = plan.estimate
-    monkeypatch.setattr(plan, "estimate", lambda *a: replace(estimate(*a), load_s=1.0, run_s=seconds))
+    plan_case = plan.plan_case
+    monkeypatch.setattr(plan, "plan_case", lambda *a: replace(plan_case(*a), load_s=1.0, run_s=seconds))
 
 
 def test_a_long_sweep_is_announced_with_what_to_do_about_it(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_devices_that_split_every_layer_read_a_part_of_its_weights_each() -> Non
     item = Item("mlp", "weights", "fp32", 1e9, 0.0, 1.0, 1e6, count=1)
     work = PhaseWork((item,), 1, 1, 0, 0, 0.0)
     for count in (1, 2, 4):
-        assert rates(MEASURED).over(count).seconds(work) == pytest.approx(1e9 / count * 1e-10 + 5e-6)
+        assert rates(MEASURED).over(count).split(work).total == pytest.approx(1e9 / count * 1e-10 + 5e-6)
 
 
 def test_formats_that_share_a_kernel_take_equally_long_to_start() -> None:

@@ -40,25 +40,25 @@ def one(item: Item, tokens: float = 1, layers: int = 0, experts: int = 0) -> Pha
 
 
 def test_the_longer_of_reading_and_computing_counts() -> None:
-    assert RATES.seconds(one(Item("mlp", "weights", "bf16", 1e9, 1e9))) == pytest.approx(1.0)
-    assert RATES.seconds(one(Item("mlp", "weights", "bf16", 1e6, 1e12), 1000)) == pytest.approx(1.0)
+    assert RATES.split(one(Item("mlp", "weights", "bf16", 1e9, 1e9))).total == pytest.approx(1.0)
+    assert RATES.split(one(Item("mlp", "weights", "bf16", 1e6, 1e12), 1000)).total == pytest.approx(1.0)
 
 
 def test_few_tokens_are_multiplied_by_the_vector_units() -> None:
     item = Item("mlp", "weights", "q4_k", 0, 1e12)
-    assert RATES.seconds(one(item, 8)) == pytest.approx(10.0)
-    assert RATES.seconds(one(item, 9)) == pytest.approx(1.0)
+    assert RATES.split(one(item, 8)).total == pytest.approx(10.0)
+    assert RATES.split(one(item, 9)).total == pytest.approx(1.0)
 
 
 def test_unpacking_and_launches_come_on_top_and_experts_launch_more() -> None:
     item = Item("mlp", "weights", "nf4", 1e9, 0)
-    assert RATES.seconds(one(item)) == pytest.approx(1 + 5)
-    assert RATES.seconds(one(item, layers=10, experts=10)) == pytest.approx(6 + 15e-4)
+    assert RATES.split(one(item)).total == pytest.approx(1 + 5)
+    assert RATES.split(one(item, layers=10, experts=10)).total == pytest.approx(6 + 15e-4)
 
 
 def test_experts_compute_slower_where_tokens_are_many() -> None:
     item = Item("experts", "weights", "bf16", 0, 1e12)
-    assert RATES.seconds(one(item, 1000)) == pytest.approx(2.0)
+    assert RATES.split(one(item, 1000)).total == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_experts_compute_slower_where_tokens_are_many() -> None:
 def test_the_split_names_what_binds_and_adds_up(item: Item, tokens: float, layers: int, binds: str) -> None:
     pieces = RATES.split(one(item, tokens, layers))
     assert pieces.binds == binds
-    assert pieces.total == pytest.approx(RATES.seconds(one(item, tokens, layers)))
+    assert pieces.total == pytest.approx(pieces.reading + pieces.computing + pieces.launching)
 
 
 @pytest.mark.parametrize("engine", engines.names())
@@ -81,12 +81,12 @@ def test_no_engine_gets_more_than_the_data_sheet(engine: str) -> None:
     runtime = engines.find(engine)
     quant = runtime.check(runtime.default_quant)
     storage = runtime.storage(geometry, quant, "bf16")
-    manner = runtime.manner(geometry, EngineRequest(quant, 4096, 1))
+    rules = runtime.prefill_rules(geometry, EngineRequest(quant, 4096, 1))
     for card in CARDS:
         rates = cost_rates.rates(card, engine, "bf16")
-        step = work.decode(geometry, storage, 4096, 1, manner)
+        step = work.decode(geometry, storage, 4096, 1, rules)
         weights = sum(item.nbytes for item in step.items if item.kind == "weights")
-        assert weights / rates.seconds(step) < card.bandwidth_bytes_s, card.name
+        assert weights / rates.split(step).total < card.bandwidth_bytes_s, card.name
         assert min(rates.decode) > 0
         assert rates.decode[0] < 1 < rates.decode[1]
 
@@ -108,10 +108,10 @@ def test_a_described_card_comes_out_like_the_one_it_describes() -> None:
     geometry = families.geometry(hub.shipped_config("qwen3.5-27b"))
     engine = engines.find("llama.cpp")
     storage = engine.storage(geometry, "q4_k_m", "bf16")
-    step = work.decode(geometry, storage, 4096, 1, engine.manner(geometry, EngineRequest("q4_k_m", 4096, 1)))
-    named = cost_rates.rates(find("rtx 4090"), "llama.cpp", "bf16").seconds(step)
+    step = work.decode(geometry, storage, 4096, 1, engine.prefill_rules(geometry, EngineRequest("q4_k_m", 4096, 1)))
+    named = cost_rates.rates(find("rtx 4090"), "llama.cpp", "bf16").split(step).total
     described = find("vram=24,bandwidth=1008,bf16=165")
-    assert cost_rates.rates(described, "llama.cpp", "bf16").seconds(step) == pytest.approx(named, rel=0.25)
+    assert cost_rates.rates(described, "llama.cpp", "bf16").split(step).total == pytest.approx(named, rel=0.25)
 
 
 def test_a_card_without_dp4a_multiplies_packed_weights_slower_than_its_figures_suggest() -> None:

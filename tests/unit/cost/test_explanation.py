@@ -8,7 +8,7 @@ import pytest
 from fakes.ceilings import FP32, MEASURED
 
 from profiler.case import Case
-from profiler.cost import engines, estimate, explanation
+from profiler.cost import cases, engines, explanation
 from profiler.cost.explanation import Share
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
@@ -158,11 +158,11 @@ def on_cpu(model: str, quant: str, dtype: str, measured: Ceilings = MEASURED, re
 
 
 def prefill_s(model: str, measured: Ceilings) -> float:
-    return on_cpu(model, "fp32", "fp32", measured).seconds(128, 128, 1)[0].value
+    return on_cpu(model, "fp32", "fp32", measured).phases(128, 128, 1)[0].seconds.value
 
 
 def step_s(model: str, quant: str, dtype: str, measured: Ceilings) -> float:
-    return on_cpu(model, quant, dtype, measured).seconds(128, 128, 1)[1].value
+    return on_cpu(model, quant, dtype, measured).phases(128, 128, 1)[1].seconds.value
 
 
 def test_a_depthwise_convolution_costs_by_channel_where_it_was_measured() -> None:
@@ -232,8 +232,8 @@ def test_unpacking_large_layers_costs_fresh_memory() -> None:
 def test_results_too_large_for_a_heap_take_fresh_memory_in_a_prefill(model: str, batch: int, nbytes: float) -> None:
     heap, fresh = (
         on_cpu(model, "fp32", "fp32", replace(MEASURED, fresh_byte_s=cost, convolutions=NO_TIME))
-        .seconds(512, 512, batch)[0]
-        .value
+        .phases(512, 512, batch)[0]
+        .seconds.value
         for cost in (0.0, 1e-10)
     )
     assert fresh - heap == pytest.approx(nbytes * 1e-10, abs=1e-9)
@@ -247,7 +247,7 @@ def test_loading_peaks_with_the_file_and_the_copy_and_not_at_all_where_it_is_map
 
     def load_peak(quant: str, dtype: str, weights: str = "real") -> dict[str, float] | None:
         asked = replace(case(), quant=quant, dtype=dtype, weights=weights)
-        found: dict[str, float] | None = estimate.expected(asked, geometry, CPU).get("load_peak_bytes")
+        found: dict[str, float] | None = cases.stored_prediction(asked, geometry, CPU).get("load_peak_bytes")
         return found
 
     copied, mapped = load_peak("fp32", "fp32"), load_peak("bf16", "bf16")
@@ -269,7 +269,7 @@ def test_a_packed_checkpoint_of_16_bits_stays_mapped_and_counts_for_the_process_
 
     def peak(dtype: str, weights: str, quant: str = "nf4") -> dict[str, float]:
         asked = replace(case(), quant=quant, dtype=dtype, weights=weights)
-        found: dict[str, float] = estimate.expected(asked, geometry, CPU)["peak_bytes"]
+        found: dict[str, float] = cases.stored_prediction(asked, geometry, CPU)["peak_bytes"]
         return found
 
     assert peak("bf16", "real")["value"] - peak("bf16", "synthetic")["value"] == pytest.approx(2 * linear)
@@ -301,7 +301,7 @@ def case(backend: str = "hf") -> Case:
 def test_a_prediction_is_kept_beside_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "load", lambda device: MEASURED)
     geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
-    expected = estimate.expected(case(), geometry, CPU)
+    expected = cases.stored_prediction(case(), geometry, CPU)
     samples = (Sample("prefill", 1.0, 128), Sample("decode", 2.0, 8))
     row = Measurement(case(), {}, "ok", samples=samples, expected=expected)
     predicted, ceiling = shown.predicted(row), shown.ceiling(row)
@@ -320,7 +320,8 @@ def test_a_ceiling_counts_no_copy_and_a_step_without_copies_is_predicted_faster(
     monkeypatch.setattr(calibration, "load", lambda device: MEASURED)
     geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
     eager, graph = (
-        estimate.expected(replace(case(), path=path, context=32768), geometry, CPU) for path in ("eager", "graph")
+        cases.stored_prediction(replace(case(), path=path, context=32768), geometry, CPU)
+        for path in ("eager", "graph")
     )
     assert set(eager) == set(graph)
     assert graph["decode_tps"]["value"] > eager["decode_tps"]["value"]
@@ -334,8 +335,8 @@ def test_a_ceiling_counts_no_copy_and_a_step_without_copies_is_predicted_faster(
 def test_without_calibration_there_is_no_ceiling_and_without_rules_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "load", lambda device: None)
     geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
-    row = Measurement(case(), {}, "ok", expected=estimate.expected(case(), geometry, CPU))
+    row = Measurement(case(), {}, "ok", expected=cases.stored_prediction(case(), geometry, CPU))
     assert shown.ceiling(row) is None
     assert shown.predicted(row) is not None
-    assert estimate.expected(case("fake"), geometry, CPU) == {}
+    assert cases.stored_prediction(case("fake"), geometry, CPU) == {}
     assert shown.predicted(Measurement(case("fake"), {}, "ok")) is None

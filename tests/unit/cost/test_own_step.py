@@ -51,16 +51,16 @@ def test_graphs_of_an_h200_are_near_their_prediction(
 def test_the_shipped_step_takes_longer_everywhere() -> None:
     for on in ("h200 sxm", "rtx 4090", "cpu"):
         graph, static, eager = (
-            predictor("qwen3.5-2b", "bf16", on, path).seconds(512, 512, 1) for path in ("graph", "static", "eager")
+            predictor("qwen3.5-2b", "bf16", on, path).phases(512, 512, 1) for path in ("graph", "static", "eager")
         )
-        assert graph[1].value <= static[1].value <= eager[1].value
+        assert graph[1].seconds.value <= static[1].seconds.value <= eager[1].seconds.value
         assert graph[0] == static[0] == eager[0]  # prefill is as shipped
 
 
 def test_a_long_cache_is_read_once_and_not_copied() -> None:
     def growth(path: str) -> float:
-        near, far = (predictor("qwen3-8b", "bf16", "h100 sxm", path).seconds(512, n, 1)[1] for n in (512, 32768))
-        return far.value - near.value
+        near, far = (predictor("qwen3-8b", "bf16", "h100 sxm", path).phases(512, n, 1)[1] for n in (512, 32768))
+        return far.seconds.value - near.seconds.value
 
     assert growth("eager") == pytest.approx(3 * growth("graph"), rel=0.01)
 
@@ -70,7 +70,7 @@ def test_other_engines_have_one_way_to_decode() -> None:
     for engine in ("llama.cpp", "vllm"):
         found = engines.find(engine)
         ways = [Predictor(geometry, found, found.default_quant, machine, "bf16", path) for path in ("eager", "graph")]
-        assert ways[0].seconds(512, 512, 1) == ways[1].seconds(512, 512, 1)
+        assert ways[0].phases(512, 512, 1) == ways[1].phases(512, 512, 1)
 
 
 def one(item: Item, calls: float = 0.0, tokens: float = 1) -> PhaseWork:
@@ -86,11 +86,9 @@ def test_a_gpu_works_while_python_starts_what_comes_next() -> None:
     large, small = (Item("mlp", "weights", "fp32", nbytes, 0.0, 1.0, 0.0, count=1) for nbytes in (1e9, 1e3))
     rates, calls = gpu(), 101.0
     busy = 1e9 * 1e-10 + 5e-6
-    assert rates.seconds(one(large, calls)) == pytest.approx(busy + 100 * 2e-6)  # Python is ahead
-    assert rates.seconds(one(small, calls)) == pytest.approx(101 * 10e-6 + 15e-6)  # the GPU waits
-    pieces = rates.split(one(small, calls))
-    assert pieces.binds == "launches"
-    assert pieces.total == pytest.approx(rates.seconds(one(small, calls)))
+    assert rates.split(one(large, calls)).total == pytest.approx(busy + 100 * 2e-6)  # Python is ahead
+    assert rates.split(one(small, calls)).total == pytest.approx(101 * 10e-6 + 15e-6)  # the GPU waits
+    assert rates.split(one(small, calls)).binds == "launches"
 
 
 def test_few_tokens_are_multiplied_at_the_rates_of_our_own_products() -> None:
@@ -106,10 +104,10 @@ def test_few_tokens_are_multiplied_at_the_rates_of_our_own_products() -> None:
 
     def ratio(rows: float) -> float:
         work = one(replace(item, rows=rows), tokens=rows)
-        return rates.seconds(work) / own.seconds(work)
+        return rates.split(work).total / own.split(work).total
 
     assert ratio(1) == pytest.approx(2.0, rel=1e-3)
     assert ratio(8) > 1.5
     assert ratio(16) == 1.0  # more than one pass over the rows serves
     large = replace(own, own_kernels=OwnKernels(4, 1e8))  # as on a GPU, where a large matrix is torch's
-    assert large.seconds(one(item)) == rates.seconds(one(item))
+    assert large.split(one(item)).total == rates.split(one(item)).total

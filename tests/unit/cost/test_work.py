@@ -10,13 +10,13 @@ import pytest
 from profiler.cost import engines, work
 from profiler.cost.engines.base import EngineRequest
 from profiler.cost.storage import Storage
-from profiler.cost.work import Manner, PhaseWork
+from profiler.cost.work import PassRules, PhaseWork
 from profiler.devices import target
 from profiler.models import families, hub
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Execution
 
-PLAIN = Manner(ubatch=512, cache_bytes=2, how=Execution(trims_shared=False))
+PLAIN = PassRules(ubatch=512, cache_bytes=2, how=Execution(trims_shared=False))
 MODELS = ["gemma-3-270m", "gemma-4-e2b", "gemma-4-26b-a4b", "qwen3.5-2b", "qwen3.6-35b-a3b", "llama-4-scout-17b-16e"]
 
 
@@ -107,7 +107,7 @@ def test_the_work_of_the_whole_catalog_is_counted_in_milliseconds() -> None:
 def test_a_pass_of_many_tokens_reads_every_expert_once() -> None:
     geometry, storage = shape("qwen3.6-35b-a3b")
     experts = storage.part_bytes("experts")
-    prefill = work.prefill(geometry, storage, 4096, 1, Manner(ubatch=4096, cache_bytes=2))
+    prefill = work.prefill(geometry, storage, 4096, 1, PassRules(ubatch=4096, cache_bytes=2))
     (read,) = (item.nbytes for item in prefill.items if item.part == "experts")
     assert read == pytest.approx(experts, rel=1e-6)
     step = work.decode(geometry, storage, 4096, 1, PLAIN)
@@ -121,10 +121,10 @@ def test_transformers_runs_every_expert_of_llama_4(name: str, experts: int) -> N
     geometry, storage = shape(name)
     engine = engines.find("transformers")
     request = EngineRequest("bf16", 2048, 1, "bf16", None)
-    manner = engine.manner(geometry, request, None)
-    chosen = Manner(ubatch=2048, cache_bytes=2, how=replace(manner.how, every_expert=False))
+    rules = engine.prefill_rules(geometry, request, None)
+    chosen = PassRules(ubatch=2048, cache_bytes=2, how=replace(rules.how, every_expert=False))
     for pass_of, tokens in ((work.prefill, 2048), (work.decode, 2048)):
-        (all_of_them,) = (i for i in pass_of(geometry, storage, tokens, 1, manner).items if i.part == "experts")
+        (all_of_them,) = (i for i in pass_of(geometry, storage, tokens, 1, rules).items if i.part == "experts")
         (only_chosen,) = (i for i in pass_of(geometry, storage, tokens, 1, chosen).items if i.part == "experts")
         assert all_of_them.flops == pytest.approx(experts * only_chosen.flops)
         assert all_of_them.flops - all_of_them.avoidable_flops == pytest.approx(only_chosen.flops)

@@ -9,8 +9,8 @@ import pytest
 from fakes.ceilings import MEASURED
 
 from profiler.cost import engines
+from profiler.cost.cases import host_of
 from profiler.cost.engines.base import Terms
-from profiler.cost.estimate import host_of
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor, judge
 from profiler.devices import calibration
@@ -38,8 +38,8 @@ def seconds(device: DeviceInfo, threads: int | None = None, quant: str = "bf16")
     """Of a prefill and a decode step of Gemma 3 270M on the device."""
     geometry = families.geometry(hub.shipped_config("gemma-3-270m"))
     predictor = Predictor(geometry, engines.find("transformers"), quant, Machine(host_of(device, threads)), "bf16")
-    prefill, step = predictor.seconds(512, 512, 1)
-    return prefill.value, step.value
+    prefill, step = predictor.phases(512, 512, 1)
+    return prefill.seconds.value, step.seconds.value
 
 
 @pytest.mark.parametrize("quant", ["bf16", "fp32", "int8", "nf4"])

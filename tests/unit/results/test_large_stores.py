@@ -100,7 +100,7 @@ def test_many_rows_are_stored_all_or_none(store: Any, make: Any, environment: An
     assert store.rows(run) == []
     ids = store.append_all(run, [make(128), make(256)])
     other = store.start_run([], environment)
-    store.adopt(other, *ids)
+    store.reuse(other, *ids)
     assert store.rows(other) == store.rows(run)
 
 

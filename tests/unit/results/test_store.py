@@ -162,12 +162,12 @@ def test_resume_ignores_rows_from_before_a_driver_update(store, make, environmen
     assert store.finished(make().case.key, environment_key(updated)) is None
 
 
-def test_an_adopted_row_belongs_to_both_runs_once(store, make, environment):
+def test_a_reused_row_belongs_to_both_runs_once(store, make, environment):
     first = store.start_run([], environment)
     row = store.append(first, make())
     second = store.start_run([], environment)
-    store.adopt(second, row)
-    store.adopt(second, row)
+    store.reuse(second, row)
+    store.reuse(second, row)
     store.append(second, make(256))
     assert [m.case.context for m in store.rows(first)] == [128]
     assert [m.case.context for m in store.rows(second)] == [128, 256]

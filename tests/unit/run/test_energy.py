@@ -22,7 +22,7 @@ from profiler.results import energy
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement
 from profiler.run.loop import measure
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 CASE = make_case(1024, batch=2, steps=10)  # a prefill of 0.2048 s and a decode of 0.1 s
 ASKED = Effort(reps=3, energy=True)
@@ -39,7 +39,7 @@ def row(result: Measurement) -> Measurement:
 
 def measured(effort: Effort = ASKED, **script: Any) -> Measurement:
     session = fake.open_session(CASE, source(**script), silent)
-    return row(measure(session, CASE, effort, silent))
+    return row(measure(session, CASE, Repeater(effort)))
 
 
 def test_a_short_phase_is_repeated_for_ten_seconds_and_gives_watts_per_rate() -> None:
@@ -70,7 +70,7 @@ def test_long_repetitions_give_it_for_free() -> None:
 def test_nothing_is_repeated_for_a_device_that_does_not_tell() -> None:
     session = fake.open_session(CASE, source(), silent)
     before = session.meter.now()
-    result = row(measure(session, CASE, ASKED, silent))
+    result = row(measure(session, CASE, Repeater(ASKED)))
     assert session.meter.now() - before < 5
     assert energy.unknown(result) == "prefill and decode: the script states no power"
 
@@ -109,7 +109,7 @@ def coupled(bench: Bench, effort: Effort = ASKED) -> Measurement:
     session: FakeSession = fake.open_session(CASE, source(load_s=0.0), silent)
     session.machine = session.meter = Coupled(bench)  # type: ignore[assignment]
     session.watcher = bench.telemetry
-    return row(measure(session, CASE, effort, silent))
+    return row(measure(session, CASE, Repeater(effort)))
 
 
 def test_energy_through_nvml_is_the_scripted_one_within_one_percent(bench: Callable[..., Bench]) -> None:
@@ -196,7 +196,7 @@ def test_a_driver_that_hangs_costs_its_patience_once(driver: Callable[..., FakeN
     machine.fault("nvmlDeviceGetFieldValues", -1)
     session: FakeSession = fake.open_session(CASE, source(), silent)
     session.watcher = Sampler(Board("GPU-aaaa"), patience_s=0.02)
-    result = row(measure(session, CASE, ASKED, silent))
+    result = row(measure(session, CASE, Repeater(ASKED)))
     session.watcher.close()
     assert len(result.of("decode")) == 3
     assert energy.unknown(result) == "prefill and decode: the driver did not answer for 20.0 ms"

@@ -124,7 +124,7 @@ def test_a_row_that_is_taken_on_a_fallback_says_so(compiler: Path, store: Store)
     rows = plan.reusable_rows(tasks, store, {}, Effort(5), None).values()
     said = plan.fallbacks(rows)
     assert said is not None and said.startswith(
-        "1 stored row was measured on a fallback that this machine still needs"
+        "1 reused row was measured on a fallback that this machine still needs"
     )
     assert "No space left on device" in said and "--fresh" in said
     assert plan.fallbacks([]) is None

@@ -17,7 +17,7 @@ from profiler.devices.base import Peak
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement, Phase, Sample, unaccounted_bytes
 from profiler.run.loop import headline, measure
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import Effort, Repeater
 
 MIB = 2**20
 BASELINE = 64 * MIB
@@ -32,7 +32,7 @@ def loaded(case: Case, *faults: dict[str, Any], **script: Any) -> FakeSession:
 
 
 def measured(case: Case, effort: Effort, *faults: dict[str, Any], **script: Any) -> Measurement:
-    return measure(loaded(case, *faults, **script), case, effort, silent)
+    return measure(loaded(case, *faults, **script), case, Repeater(effort))
 
 
 def row(case: Case, effort: Effort, result: Measurement) -> Measurement:
@@ -72,7 +72,7 @@ def calls(case: Case, effort: Effort) -> str:
         loaded=session.loaded,
         begin=lambda case: Logged(session.begin(case), log),
     )
-    measure(logged, case, effort, silent)
+    measure(logged, case, Repeater(effort))
     return " ".join(name for name in log if name not in ("pressure", "cache", "cautions", "path"))
 
 
@@ -135,7 +135,7 @@ def standing_in(session: FakeSession, trial: Any) -> Any:
 def test_warm_ups_are_kept_and_do_not_count() -> None:
     """The clock of a first call that compiles: the repetitions know nothing of it."""
     case = make_case(512, steps=1)
-    result = measure(cold_session(case, 2.0, prefill_s_per_token=0.001, step_s=0.5), case, Effort(reps=2), silent)
+    result = measure(cold_session(case, 2.0, prefill_s_per_token=0.001, step_s=0.5), case, Repeater(Effort(reps=2)))
     assert [s.seconds for s in counted(result, "prefill")] == pytest.approx([0.512, 0.512])
     assert [s.seconds for s in counted(result, "decode")] == pytest.approx([0.5, 0.5])
     warmups = [sample.seconds for sample in result.samples if sample.warmup and sample.phase == "prefill"]
@@ -230,13 +230,13 @@ def test_a_decode_that_gives_too_few_tokens_raises() -> None:
     trial.step = one_sequence_only  # type: ignore[method-assign]
     given = standing_in(session, trial)
     with pytest.raises(ShapeMismatch, match="decode gave 4 tokens instead of 2 × 4"):
-        measure(given, case, Effort(reps=1), silent)
+        measure(given, case, Repeater(Effort(reps=1)))
 
 
 def test_beats_name_the_phase_and_the_repetition() -> None:
     heard: list[str] = []
     case = make_case(512, steps=2)
-    measure(loaded(case, step_s=3.0), case, Effort(reps=2), heard.append)
+    measure(loaded(case, step_s=3.0), case, Repeater(Effort(reps=2), heard.append))
     assert [text for text in heard if text] == [
         "prefill warm-up", *(f"prefill warm-up {n}" for n in (2, 3, 4, 5)), "prefill 1/2", "prefill 2/2",
         "decode warm-up", "decode 1/2", "decode 2/2",

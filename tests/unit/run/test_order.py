@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from profiler.cost.estimate import host_of
+from profiler.cost.cases import host_of
 from profiler.run import plan as run_plan
 from profiler.run.repetitions import Effort
 from profiler.units import GIB
@@ -44,7 +44,7 @@ def test_weights_that_cannot_fit_are_left_out_with_both_sizes(make_points: Any, 
     assert plan.cases == ()
     assert "needs at least 115 GiB (weights 114 GiB, cache" in plan.skipped[0].reason
     assert plan.skipped[0].reason.endswith("has 20.0 GiB")
-    assert plan.skipped[0].takes is not None and plan.skipped[0].takes.weights.value > 114 * GIB
+    assert plan.skipped[0].estimate is not None and plan.skipped[0].estimate.weights.value > 114 * GIB
 
 
 def test_a_quantized_model_that_stays_large_says_what_is_left(make_points: Any, make_cpu: Any) -> None:
@@ -62,7 +62,7 @@ def test_a_cache_that_cannot_fit_is_left_out_and_smaller_ones_stay(make_points: 
 
 def test_a_case_that_may_just_fit_is_tried(make_points: Any, make_cpu: Any) -> None:
     (task,) = make_points("gemma-4-e2b", "fp32")
-    needed = run_plan.estimate(task, host_of(make_cpu(), None), EFFORT).takes.peak
+    needed = run_plan.plan_case(task, host_of(make_cpu(), None), EFFORT).estimate.peak
     assert needed.low < needed.value
     assert run_plan.make([task], make_cpu(), EFFORT, round(needed.low) + 1).skipped == ()
     assert run_plan.make([task], make_cpu(), EFFORT, round(needed.low) - 1).cases == ()
@@ -104,6 +104,6 @@ def test_a_written_cache_costs_no_prefill(make_points: Any, make_cpu: Any) -> No
     (prefilled,) = make_points("gemma-3-1b", contexts=(16384,))
     (written,) = make_points("gemma-3-1b", contexts=(16384,), fill="synthetic")
     longer, shorter = (
-        run_plan.estimate(task, host_of(make_cpu(), None), EFFORT).run_s for task in (prefilled, written)
+        run_plan.plan_case(task, host_of(make_cpu(), None), EFFORT).run_s for task in (prefilled, written)
     )
     assert shorter < longer / 3

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.results.measurement import Memory
-from profiler.run.protocol import MAX_LINE, LineBuffer, Load, ProtocolError, WorkerTask, encode
+from profiler.run.protocol import MAX_LINE, LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
 from profiler.run.repetitions import Effort
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -30,8 +30,8 @@ def test_an_order_survives_the_pipe() -> None:
 
 
 def test_a_load_survives_the_pipe() -> None:
-    load = Load(1.5, Memory(weights_bytes=1, baseline_bytes=2, load_peak_bytes=3))
-    assert Load.from_json(json.loads(encode(load.to_json()))) == load
+    load = LoadCost(1.5, Memory(weights_bytes=1, baseline_bytes=2, load_peak_bytes=3))
+    assert LoadCost.from_json(json.loads(encode(load.to_json()))) == load
 
 
 @BRIEF

@@ -8,7 +8,7 @@ import pytest
 
 from profiler.results.measurement import Sample
 from profiler.results.stats import summarize
-from profiler.run.repetitions import FEWEST, MOST, WARMUPS, Effort, is_warm, likely, stop
+from profiler.run.repetitions import FEWEST, MOST, WARMUPS, Effort, Repeater, likely, stop
 
 
 def samples(*seconds: float, invalid: tuple[int, ...] = ()) -> list[Sample]:
@@ -34,19 +34,19 @@ def samples(*seconds: float, invalid: tuple[int, ...] = ()) -> list[Sample]:
     ],
 )
 def test_a_phase_is_warm_when_it_is_steady_or_has_had_its_share(seconds: tuple[float, ...], warm: bool) -> None:
-    assert is_warm(samples(*seconds), Effort()) is warm
+    assert Repeater(Effort()).is_warm(samples(*seconds)) is warm
 
 
 def test_a_case_that_was_measured_here_before_warms_up_for_a_second() -> None:
     seconds = samples(0.5, 0.6)
-    assert not is_warm(seconds, Effort())
-    assert is_warm(seconds, Effort(), measured_before=True)
-    assert not is_warm(samples(0.5, 0.3), Effort(), measured_before=True)
+    assert not Repeater(Effort()).is_warm(seconds)
+    assert Repeater(Effort(), measured_before=True).is_warm(seconds)
+    assert not Repeater(Effort(), measured_before=True).is_warm(samples(0.5, 0.3))
 
 
 def test_a_short_limit_shortens_the_warm_up_too() -> None:
-    assert not is_warm(samples(0.5, 0.4), Effort(max_phase_s=1.0))
-    assert is_warm(samples(0.5, 0.6), Effort(max_phase_s=1.0))
+    assert not Repeater(Effort(max_phase_s=1.0)).is_warm(samples(0.5, 0.4))
+    assert Repeater(Effort(max_phase_s=1.0)).is_warm(samples(0.5, 0.6))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Predictions for the cases of a sweep: how long each will take, and the figures stored with its row.
+"""Predictions for the cases of a sweep: their estimated memory and time, and the prediction stored with each row.
 
-Memory and speed are predicted as in `profile fit`. A sweep also spends time on loading or generating weights, filling
-a cache, and restoring the cache before each decode. The recorder predicts once per case and stores the prediction
-with the row, so a row always shows what was predicted at the time.
+Memory and speed are predicted as in `profile fit`. A sweep also spends time on loading or generating weights and on
+filling a cache. A row stores its own prediction, so it always shows what was predicted at the time.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ NAMES: dict[Part, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class CaseEstimate:
     """Bytes and seconds of one case."""
 
     weights: Interval
@@ -55,21 +54,26 @@ class Estimate:
     left_plain: str | None  # such as ``nf4 leaves 117 GiB of fused experts in fp32``, if that is a large part
 
 
-def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Estimate:
-    """Estimate ``case`` on ``host`` (``host_of``) even if it does not fit; ``stored``: a checkpoint as stored."""
-    found = predictor_of(case, geometry, host, stored)
+def estimate_case(
+    case: Case, geometry: Geometry, host: Target, checkpoint_format: Stored | None = None
+) -> CaseEstimate:
+    """Estimate ``case`` on ``host`` (``host_of``) even if it does not fit.
+
+    ``checkpoint_format``: the checkpoint, if it runs as it is stored.
+    """
+    found = predictor_of(case, geometry, host, checkpoint_format)
     kind, width = host.device_kind, DTYPE_BYTES[case.dtype]
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
     terms = found.terms(found.request(case.context, case.batch))
-    prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch)
-    return Estimate(
+    prefill, step = found.phases(case.context, mean_depth(case), case.batch)
+    return CaseEstimate(
         weights=terms.weights,
         cache=exact(held),
         peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
         load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
-        prefill_s=prefill_s,
+        prefill_s=prefill.seconds,
         fill_s=prior(held / kind.fill_bytes_s, SPREAD),
-        step_s=step_s,
+        step_s=step.seconds,
         left_plain=left_plain(found.storage, case.quant, case.dtype),
     )
 
@@ -87,17 +91,23 @@ def mean_depth(case: Case) -> int:
     return case.context + (case.steps + 1) // 2
 
 
-def predictor_of(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Predictor:
+def predictor_of(case: Case, geometry: Geometry, host: Target, checkpoint_format: Stored | None = None) -> Predictor:
     """A predictor for all cases of a model in one quantization."""
     engine = backends.find(case.backend).engine
-    return _predictor(geometry, engine, case.quant, case.dtype, host, case.path, stored)
+    return _predictor(geometry, engine, case.quant, case.dtype, host, case.path, checkpoint_format)
 
 
 @lru_cache(maxsize=64)
 def _predictor(
-    geometry: Geometry, engine: str, quant: str, dtype: str, device: Target, path: str, stored: Stored | None
+    geometry: Geometry,
+    engine: str,
+    quant: str,
+    dtype: str,
+    device: Target,
+    path: str,
+    checkpoint_format: Stored | None,
 ) -> Predictor:
-    return Predictor(geometry, engines.find(engine), quant, Machine(device), dtype, path, stored)
+    return Predictor(geometry, engines.find(engine), quant, Machine(device), dtype, path, checkpoint_format)
 
 
 def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
@@ -114,8 +124,8 @@ def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
 def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) -> Interval:
     """Starting a worker, generating the weights or reading and packing them, and compiling a step for CUDA graphs."""
     storage = found.storage
-    if found.stored is not None:
-        making = found.stored.nbytes / DISK_BYTES_S
+    if found.checkpoint_format is not None:
+        making = found.checkpoint_format.nbytes / DISK_BYTES_S
     elif case.weights == "synthetic":
         making = storage.device_bytes / kind.fill_bytes_s
     else:
@@ -126,19 +136,21 @@ def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) 
     return prior(START_S, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
 
 
-def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored | None = None) -> dict[str, Any]:
+def stored_prediction(
+    case: Case, geometry: Geometry, device: DeviceInfo, checkpoint_format: Stored | None = None
+) -> dict[str, Any]:
     """The prediction as JSON: rates and peak with bounds and basis, seconds at the ceilings if the device was
     calibrated, and the process-to-process variation (``stats.between``).
 
-    ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
+    ``checkpoint_format``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
     """
     if not backends.find(case.backend).predicted:
         return {}
-    predictor = predictor_of(case, geometry, host_of(device, case.threads), stored)
+    predictor = predictor_of(case, geometry, host_of(device, case.threads), checkpoint_format)
     engine, on = predictor.engine, predictor.machine.target
     found = predictor.predict(case.context, case.batch)
     deep = predictor.predict(mean_depth(case), case.batch)
-    real = case.weights == "real" and stored is None  # as stored, nothing is packed during loading
+    real = case.weights == "real" and checkpoint_format is None  # as stored, nothing is packed during loading
     peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
     if real:

@@ -10,7 +10,7 @@ import pytest
 from profiler import registry
 from profiler.case import Case
 from profiler.cost import engines
-from profiler.cost.estimate import Estimate, estimate, host_of, left_plain
+from profiler.cost.cases import CaseEstimate, estimate_case, host_of, left_plain
 from profiler.cost.interval import Interval, exact, prior
 from profiler.cost.storage import Storage
 from profiler.devices import cpu, target
@@ -38,11 +38,11 @@ def stored(name: str, scheme: str, dtype: str) -> Storage:
     return engines.find("transformers").storage(geometry(name), scheme, dtype)
 
 
-def taken(name: str, scheme: str = "fp32", device: DeviceInfo = CPU, **change: Any) -> Estimate:
+def taken(name: str, scheme: str = "fp32", device: DeviceInfo = CPU, **change: Any) -> CaseEstimate:
     how: Quant = registry.load("quants", scheme, "quantization").QUANT
     case = replace(CASE, quant=scheme, dtype=how.dtype or device.default_dtype, device=device.name)
     case = replace(case, **change)
-    return estimate(case, geometry(name), host_of(device, case.threads))
+    return estimate_case(case, geometry(name), host_of(device, case.threads))
 
 
 @pytest.mark.parametrize(
