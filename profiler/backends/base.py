@@ -29,7 +29,7 @@ class ShapeMismatch(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class ModelInfo:
     """What is true of a loaded model whatever the case."""
 
     weights_bytes: int  # sum of the storages of parameters and buffers, each once
@@ -52,7 +52,7 @@ class CacheState:
     pool_bytes: int | None = None  # beside the cache: what captured graphs keep for their intermediate results
 
 
-class Trial(Protocol):
+class Generation(Protocol):
     """One case on a loaded model: its inputs and its cache. Starts with an empty cache."""
 
     tokens: list[list[int]]  # decoded since the last prefill, fill or restore; one list a step, one token a sequence
@@ -92,11 +92,11 @@ class Session(Protocol):
     watcher: Watcher  # of the device, while repetitions run
 
     @property
-    def loaded(self) -> Loaded:
+    def info(self) -> ModelInfo:
         """What is loaded, as it is now."""
 
-    def begin(self, case: Case) -> Trial:
-        """Make the inputs of a case. The trial before must not be used any more."""
+    def begin(self, case: Case) -> Generation:
+        """Make the inputs of a case. The generation before must not be used any more."""
 
     def close(self) -> None:
         """Free the model."""

@@ -13,7 +13,7 @@ from fakes import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from profiler import devices, registry
-from profiler.backends.hf.session import HfSession, HfTrial, open_session
+from profiler.backends.hf.session import HfGeneration, HfSession, open_session
 from profiler.case import Case, Source
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
@@ -55,21 +55,25 @@ def session(folder: Path, asked: Case) -> HfSession:
     return open_session(asked, Source("folder", str(folder), None, config), silent)
 
 
-def decoded(trial: HfTrial, steps: int = STEPS) -> list[list[int]]:
+def decoded(generation: HfGeneration, steps: int = STEPS) -> list[list[int]]:
     for _ in range(steps):
-        trial.step()
-    return trial.tokens
+        generation.step()
+    return generation.tokens
 
 
 def test_greedy_tokens_equal_those_of_generate(any_tiny_model: Path) -> None:
     asked = case()
-    trial = session(any_tiny_model, asked).begin(asked)
-    trial.prefill()
-    first = trial.next.flatten().tolist()
-    ours = [first, *decoded(trial)[:-1]]
+    generation = session(any_tiny_model, asked).begin(asked)
+    generation.prefill()
+    first = generation.next.flatten().tolist()
+    ours = [first, *decoded(generation)[:-1]]
     model = AutoModelForCausalLM.from_pretrained(any_tiny_model, dtype=torch.float32)
     generated = model.generate(
-        trial.ids, max_new_tokens=STEPS, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(trial.ids)
+        generation.ids,
+        max_new_tokens=STEPS,
+        do_sample=False,
+        eos_token_id=None,
+        attention_mask=torch.ones_like(generation.ids),
     )
     assert ours == generated[:, CONTEXT:].T.tolist()
 
@@ -79,45 +83,45 @@ def test_prefill_in_chunks_leaves_the_same_cache_as_in_one(any_tiny_model: Path)
     loaded = session(any_tiny_model, whole)
     ends = []
     for asked in (whole, chunked):
-        trial = loaded.begin(asked)
-        assert trial.prefill() == asked.batch * CONTEXT
-        assert trial.cache().length == CONTEXT
-        ends.append((decoded(trial), trial.cache().storage_bytes))
+        generation = loaded.begin(asked)
+        assert generation.prefill() == asked.batch * CONTEXT
+        assert generation.cache().length == CONTEXT
+        ends.append((decoded(generation), generation.cache().storage_bytes))
     assert ends[0] == ends[1]
 
 
 def test_decode_from_the_saved_cache_repeats_itself(any_tiny_model: Path) -> None:
     asked = case()
-    trial = session(any_tiny_model, asked).begin(asked)
-    trial.prefill()
-    straight = decoded(trial)
-    trial.prefill()
-    trial.save()
+    generation = session(any_tiny_model, asked).begin(asked)
+    generation.prefill()
+    straight = decoded(generation)
+    generation.prefill()
+    generation.save()
     for _ in range(3):
-        trial.restore()
-        assert decoded(trial) == straight
-        assert trial.cache().length == CONTEXT + STEPS
+        generation.restore()
+        assert decoded(generation) == straight
+        assert generation.cache().length == CONTEXT + STEPS
 
 
 def test_cache_bytes_equal_the_geometry_to_the_byte(any_tiny_model: Path) -> None:
     config = json.loads((any_tiny_model / "config.json").read_text())
     asked = case()
-    trial = session(any_tiny_model, asked).begin(asked)
-    trial.prefill()
-    trial.save()
-    trial.restore()
-    decoded(trial)
+    generation = session(any_tiny_model, asked).begin(asked)
+    generation.prefill()
+    generation.save()
+    generation.restore()
+    decoded(generation)
     expected = families.geometry(config).cache_bytes(CONTEXT + STEPS, asked.batch, 4)
-    assert trial.cache().storage_bytes == expected.total
+    assert generation.cache().storage_bytes == expected.total
 
 
 def test_saving_lets_go_of_the_prefill_chunk_behind_a_window(tiny_model: Any) -> None:
     asked = case(ubatch=CONTEXT)
-    trial = session(tiny_model("gemma3"), asked).begin(asked)
-    trial.prefill()
-    assert trial.cache().retained_bytes > 0
-    trial.save()
-    assert trial.cache().retained_bytes == 0
+    generation = session(tiny_model("gemma3"), asked).begin(asked)
+    generation.prefill()
+    assert generation.cache().retained_bytes > 0
+    generation.save()
+    assert generation.cache().retained_bytes == 0
 
 
 def test_a_synthetic_fill_has_the_size_and_length_of_a_real_cache(any_tiny_model: Path) -> None:
@@ -126,11 +130,11 @@ def test_a_synthetic_fill_has_the_size_and_length_of_a_real_cache(any_tiny_model
     real, filled = loaded.begin(asked), loaded.begin(asked)
     real.prefill()
     filled.fill()
-    for trial in (real, filled):
-        assert trial.cache().length == 200
-        trial.save()
-        trial.restore()
-        decoded(trial)
+    for generation in (real, filled):
+        assert generation.cache().length == 200
+        generation.save()
+        generation.restore()
+        decoded(generation)
     assert filled.cache() == real.cache()
     for layer in filled.kv.layers:
         for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
@@ -147,7 +151,7 @@ def test_synthetic_weights_take_the_bytes_of_real_ones_and_of_the_formula(
     sizes = {}
     for weights in ("real", "synthetic"):
         asked = case(weights=weights, quant=quant, dtype=dtype)
-        sizes[weights] = session(folder, asked).loaded.weights_bytes
+        sizes[weights] = session(folder, asked).info.weights_bytes
     rule = registry.load("quants", quant, "quantization").QUANT
     formula = sum(rule.weight_bytes(weight, dtype) for weight in families.geometry(config).weights())
     assert sizes["real"] == sizes["synthetic"]
@@ -171,7 +175,7 @@ def test_repacked_weights_take_the_bytes_of_the_formula(
     config = json.loads((folder / "config.json").read_text())
     rule = registry.load("quants", quant, "quantization").QUANT
     formula = sum(rule.weight_bytes(weight, "fp32", True) for weight in families.geometry(config).weights())
-    assert opened.loaded.weights_bytes - formula == buffer_bytes(folder, "fp32")
+    assert opened.info.weights_bytes - formula == buffer_bytes(folder, "fp32")
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8", "bf16"])
@@ -183,7 +187,7 @@ def test_what_was_packed_of_a_mapped_checkpoint_is_told(tiny_model: Any, tmp_pat
     opened.begin(asked).prefill()
     weights = families.geometry(json.loads((tmp_path / "config.json").read_text())).weights()
     packed = 2 * sum(weight.parameters for weight in weights if weight.role == "linear")
-    left = opened.loaded.left_mapped_bytes
+    left = opened.info.left_mapped_bytes
     assert left is not None
     assert abs(left - (0 if quant == "bf16" else packed)) < 64 * 1024  # the file's head, and pages around
 
@@ -260,7 +264,7 @@ def test_building_takes_at_most_115_percent_of_the_weights(quant: str) -> None:
     before = process_bytes("VmRSS")
     meter = devices.meter("cpu")
     meter.reset_peak()
-    weights = open_session(asked, source, silent).loaded.weights_bytes
+    weights = open_session(asked, source, silent).info.weights_bytes
     assert meter.peak().process_bytes - before <= 1.15 * weights + SCRATCH
 
 
@@ -273,9 +277,9 @@ def test_a_cpu_that_repacks_four_bit_weights_still_runs_what_it_cannot_repack(
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
     monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", refuse_broken)
     asked = case(quant="nf4", context=4)
-    trial = session(tiny_model("qwen3.5"), asked).begin(asked)
-    trial.prefill()
-    assert trial.cache().length == 4
+    generation = session(tiny_model("qwen3.5"), asked).begin(asked)
+    generation.prefill()
+    assert generation.cache().length == 4
 
 
 def refuse_broken(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
@@ -341,14 +345,14 @@ def test_only_the_text_tower_of_a_multimodal_checkpoint_is_loaded(name: str, tmp
 def test_the_parts_of_a_cache_are_those_of_the_geometry(tiny_model: Any, name: str, path: str) -> None:
     folder = tiny_model(name)
     asked = case(context=64, batch=1, steps=2, path=path)
-    trial = session(folder, asked).begin(asked)
-    trial.prefill()
-    trial.save()
-    decoded(trial, 2)
-    found = trial.cache()
+    generation = session(folder, asked).begin(asked)
+    generation.prefill()
+    generation.save()
+    decoded(generation, 2)
+    found = generation.cache()
     if path == "static":
-        trial.step()  # its buffers have room for the step that the loop takes for the peak
-        found = trial.cache()
+        generation.step()  # its buffers have room for the step that the loop takes for the peak
+        found = generation.cache()
     expected = families.geometry(json.loads((folder / "config.json").read_text())).cache_bytes(found.length, 1, 4)
 
     assert (found.growing_bytes, found.window_bytes, found.recurrent_bytes) == (
@@ -377,20 +381,24 @@ def test_a_measured_case_counts_its_tokens_and_its_memory(tiny_model: Any) -> No
     counted = [(sample.phase, sample.tokens) for sample in result.samples if not sample.warmup]
     assert counted == [("prefill", 192)] * 2 + [("decode", 12)] * 2
     assert all(len(sample.step_s) == 4 for sample in result.samples if sample.phase == "decode")
-    assert result.memory.weights_bytes == loaded.loaded.weights_bytes
-    assert result.memory.process_peak_bytes >= loaded.loaded.weights_bytes
+    assert result.memory.weights_bytes == loaded.info.weights_bytes
+    assert result.memory.process_peak_bytes >= loaded.info.weights_bytes
 
 
 @pytest.mark.parametrize("name", ["gemma3_270m", "smollm2"])
 def test_greedy_tokens_of_real_models_equal_those_of_generate(name: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(name)
     asked = case(context=24, batch=1, steps=8)
-    trial = session(folder, asked).begin(asked)
-    trial.prefill()
-    ours = [trial.next.flatten().tolist(), *decoded(trial, 7)]
+    generation = session(folder, asked).begin(asked)
+    generation.prefill()
+    ours = [generation.next.flatten().tolist(), *decoded(generation, 7)]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs = model.generate(
-        trial.ids, max_new_tokens=8, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(trial.ids)
+        generation.ids,
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=None,
+        attention_mask=torch.ones_like(generation.ids),
     )
     assert ours == theirs[:, 24:].T.tolist()
 
@@ -399,12 +407,12 @@ def test_greedy_tokens_of_real_models_equal_those_of_generate(name: str, request
 def test_the_cache_of_gemma_3_270m_grows_by_its_three_full_layers_alone(gemma3_270m: Path, context: int) -> None:
     """2 (K, V) × 4 bytes × 1 K/V head × 256 × (3 full layers × depth + 15 sliding layers × min(depth, 512))."""
     asked = case(context=context, batch=1, steps=2, fill="synthetic")
-    trial = session(gemma3_270m, asked).begin(asked)
-    trial.fill()
-    trial.save()
-    decoded(trial, 2)
+    generation = session(gemma3_270m, asked).begin(asked)
+    generation.fill()
+    generation.save()
+    decoded(generation, 2)
     depth = context + 2
-    assert trial.cache().storage_bytes == 2 * 4 * 256 * (3 * depth + 15 * min(depth, 512))
+    assert generation.cache().storage_bytes == 2 * 4 * 256 * (3 * depth + 15 * min(depth, 512))
 
 
 def test_a_gguf_file_is_measured_like_its_unpacked_folder(gemma3_270m_gguf: Path, gemma3_270m: Path) -> None:
@@ -413,11 +421,11 @@ def test_a_gguf_file_is_measured_like_its_unpacked_folder(gemma3_270m_gguf: Path
     asked = case(context=8, batch=1)
     given = resolve(str(gemma3_270m_gguf)).source
     packed = open_session(asked, given, silent)
-    trial, plain = packed.begin(asked), session(gemma3_270m, asked).begin(asked)
-    trial.prefill()
+    generation, plain = packed.begin(asked), session(gemma3_270m, asked).begin(asked)
+    generation.prefill()
     plain.prefill()
-    assert decoded(trial) == decoded(plain)
-    assert [caution.code for caution in packed.loaded.cautions] == ["gguf"]
+    assert decoded(generation) == decoded(plain)
+    assert [caution.code for caution in packed.info.cautions] == ["gguf"]
 
 
 @pytest.mark.parametrize("path", ["eager", "static"])
@@ -432,9 +440,9 @@ def test_outputs_that_training_left_in_the_config_are_not_made(tiny_model: Any, 
     loaded = session(folder, asked)
     made = []
     loaded.model.register_forward_hook(lambda module, args, output: made.append(output))
-    trial = loaded.begin(asked)
-    assert trial.prefill() == CONTEXT
-    trial.save()
-    trial.restore()
-    assert len(decoded(trial)) == STEPS
+    generation = loaded.begin(asked)
+    assert generation.prefill() == CONTEXT
+    generation.save()
+    generation.restore()
+    assert len(decoded(generation)) == STEPS
     assert made and all(output.hidden_states is None and output.attentions is None for output in made)

@@ -98,8 +98,8 @@ def test_fp8_is_unpacked_with_its_scales(plain: Path, tmp_path: Path) -> None:
         scales = stored[f"{name}.weight_scale_inv"].repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
         expected = (stored[f"{name}.weight"].float() * scales).to(torch.bfloat16)
         assert torch.equal(module.weight, expected), name
-    assert [caution.code for caution in opened.loaded.cautions] == ["unpacked"]
-    assert opened.loaded.weights_bytes == session(plain, "bf16").loaded.weights_bytes
+    assert [caution.code for caution in opened.info.cautions] == ["unpacked"]
+    assert opened.info.weights_bytes == session(plain, "bf16").info.weights_bytes
 
 
 FOUR_BIT = [("nf4", False), ("nf4", True), ("fp4", False)]
@@ -136,7 +136,7 @@ def bytes_equal_the_headers(opened: HfSession, path: Path) -> bool:
     found = resolve(str(path)).stored
     assert found is not None and found.exact
     buffers = sum(buffer.nbytes for name, buffer in opened.model.named_buffers() if "rotary" in name)
-    loaded = opened.loaded
+    loaded = opened.info
     assert 0 < loaded.unquantized_bytes < loaded.weights_bytes
     assert loaded.weights_bytes - buffers == sum(weight.nbytes for weight in found.weights)
     return True
@@ -279,7 +279,7 @@ def test_modules_that_a_multimodal_checkpoint_leaves_out_are_left_out_of_its_tex
     opened = session(path, "fp4")
     kinds = [type(opened.model.get_submodule(f"model.layers.{n}.mlp.up_proj")).__name__ for n in range(LAYERS)]
     assert kinds == ["Linear4bit", "Linear", "Linear4bit"]
-    (said,) = [caution.text for caution in opened.loaded.cautions if caution.code == "unquantized"]
+    (said,) = [caution.text for caution in opened.info.cautions if caution.code == "unquantized"]
     assert "linear layers 48.0 KiB" in said and "output head 32.0 KiB" in said
 
 

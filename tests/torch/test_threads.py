@@ -46,7 +46,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         monkeypatch.setattr(allowance, "at_start", lambda: found)
         torch.set_num_threads(2)
         case = Case("q", "q", "synthetic", "fp32", "fp32", "cpu", "hf", "eager", 8, 1, 2, threads=threads)
-        return open_session(case, Source("catalog", "q", None, tiny.CONFIGS["qwen3"]), lambda text: None).loaded
+        return open_session(case, Source("catalog", "q", None, tiny.CONFIGS["qwen3"]), lambda text: None).info
 
     yield load
     torch.set_num_threads(before)

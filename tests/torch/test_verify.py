@@ -205,15 +205,15 @@ def test_bitsandbytes_without_its_native_library_says_so(copy: Path, monkeypatch
     from bitsandbytes import cextension
 
     loaded = session(copy, quant="nf4")
-    assert "bitsandbytes-torch" not in [caution.code for caution in loaded.loaded.cautions]
+    assert "bitsandbytes-torch" not in [caution.code for caution in loaded.info.cautions]
     monkeypatch.setattr(cextension, "lib", cextension.ErrorHandlerMockBNBNativeLibrary("no library"))
 
     def gone() -> None:
         raise OSError("libbitsandbytes_cpu.so: failed to map segment from shared object")
 
     monkeypatch.setattr(cextension, "get_native_library", gone)
-    (said,) = [caution.text for caution in loaded.loaded.cautions if caution.code == "bitsandbytes-torch"]
+    (said,) = [caution.text for caution in loaded.info.cautions if caution.code == "bitsandbytes-torch"]
     assert said.endswith(
         "without its native library: libbitsandbytes_cpu.so: failed to map segment from shared object"
     )
-    assert "bitsandbytes-torch" not in [caution.code for caution in session(copy).loaded.cautions]
+    assert "bitsandbytes-torch" not in [caution.code for caution in session(copy).info.cautions]

@@ -1,6 +1,6 @@
-"""One loaded transformers model, and the trials on it.
+"""One loaded transformers model, and the generations on it.
 
-The eager trial prefills in chunks and decodes greedily, as transformers ships it. The trial of ``--path static`` and
+The eager generation prefills in chunks and decodes greedily, as transformers ships it. The generation of ``--path static`` and
 ``--path graph`` prefills the same way and then runs our static-shape decode step.
 """
 
@@ -18,7 +18,7 @@ from torch import nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from profiler import devices, quants
-from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
+from profiler.backends.base import Beat, CacheState, ModelInfo, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load, loading_errors
 from profiler.case import Case, Source
@@ -85,17 +85,17 @@ class HfSession:
         self._beat, self._notes = beat, notes
 
     @property
-    def loaded(self) -> Loaded:
+    def info(self) -> ModelInfo:
         """As it is now: bitsandbytes repacks some weights in the first forward pass."""
         return describe(self.model, self._notes)
 
-    def begin(self, case: Case) -> HfTrial:
+    def begin(self, case: Case) -> HfGeneration:
         with memory_errors():
             if case.path == "eager":
-                return HfTrial(self.model, case, self._beat)
+                return HfGeneration(self.model, case, self._beat)
             # only these paths pay for its imports
 
-            return StaticTrial(self.model, case, self._beat)
+            return StaticGeneration(self.model, case, self._beat)
 
     def close(self) -> None:
         self.watcher.close()
@@ -105,7 +105,7 @@ class HfSession:
             torch.cuda.empty_cache()
 
 
-class HfTrial:
+class HfGeneration:
     """One case: seeded random token ids, a cache that grows as transformers grows it, greedy tokens."""
 
     def __init__(self, model: PreTrainedModel, case: Case, beat: Beat) -> None:
@@ -231,7 +231,7 @@ def limited(allowed: Allowance) -> tuple[Caution, ...]:
     return (Caution("cpu-quota", allowed.quota_text(threads), better),)
 
 
-def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
+def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> ModelInfo:
     """True bytes of a loaded model, and what its quantization left in a plain dtype."""
     storages: dict[int, int] = {}
     plain: dict[str, int] = {}
@@ -245,11 +245,11 @@ def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
     total, left = sum(storages.values()), sum(plain.values())
     mapped = _left_mapped_bytes(model)
     if left == total:
-        return Loaded(total, 0, torch.get_num_threads(), notes, mapped)
+        return ModelInfo(total, 0, torch.get_num_threads(), notes, mapped)
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
     text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
     said = (Caution("unquantized", text), *_without_library(model), *notes)
-    return Loaded(total, left, torch.get_num_threads(), said, mapped)
+    return ModelInfo(total, left, torch.get_num_threads(), said, mapped)
 
 
 def _without_library(model: PreTrainedModel) -> tuple[Caution, ...]:
@@ -327,7 +327,7 @@ def _state(stats: RunnerStats) -> str:
     return SHORT_OF_MEMORY if short else machine_state()
 
 
-class StaticTrial(HfTrial):
+class StaticGeneration(HfGeneration):
     """Prefills like its parent; ``save`` moves the cache into static buffers and captures or compiles the step."""
 
     def __init__(self, model: PreTrainedModel, case: Case, beat: Beat) -> None:
