@@ -137,7 +137,7 @@ def make_static(cache: Cache, capacity: int, slot_of: dict[int | None, torch.Ten
 
 
 def state_tensors(layer: Any) -> Iterator[torch.Tensor]:
-    """Every tensor of a layer's per-sequence state."""
+    """Every tensor of a layer's per-sequence state: keys and values, or convolution and recurrent states."""
     if isinstance(layer, LinearAttentionLayer):
         for states in (layer.conv_states, layer.recurrent_states):
             yield from (tensor for tensor in states.values() if tensor is not None)

@@ -134,7 +134,7 @@ class Quant:
         return self.kernels.same_as or self.name
 
     @property
-    def unmade(self) -> str | None:
+    def no_synthetic_weights(self) -> str | None:
         """Why a model with synthetic weights cannot be built in it, in words; ``None`` if it can."""
         if not self.roles or (self.modules is not None and self.modules.weight is not None):
             return None

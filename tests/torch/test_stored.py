@@ -225,12 +225,14 @@ def test_a_scale_that_the_headers_do_not_show_to_be_needed_is_refused_after_load
 
     monkeypatch.setattr(stored, "PARTS", {})
     path = fp8(plain, tmp_path / "m", scale="weight_scale")
-    with pytest.raises(ProfileError, match=r"transformers did not take 21 tensors of the file, first .*weight_scale"):
+    with pytest.raises(
+        ProfileError, match=r"ignored part of the file: 21 tensors, the first of which is .*weight_scale"
+    ):
         session(path, "bf16")
 
 
 def test_a_second_quantization_is_refused_in_the_worker_too(plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="stored in fp8: it is not quantized a second time"):
+    with pytest.raises(ProfileError, match="stored in fp8: it cannot be quantized a second time"):
         session(fp8(plain, tmp_path / "m"), "nf4")
 
 

@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaConfig
 
 from profiler import folders
-from profiler.backends.hf import unpack
+from profiler.backends.hf import load
 from profiler.models import gguf as models_gguf
 
 
@@ -25,16 +25,16 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def write(gguf: Path, config: Any, dtype: Any, folder: Path) -> None:
         folder.mkdir()
         (folder / "model.safetensors").write_text("ours")
-        unpack._close(folder)
+        load._make_private(folder)
 
-    monkeypatch.setattr(unpack, "_write", write)
+    monkeypatch.setattr(load, "_write_unpacked", write)
     path = tmp_path / "sha256-0000"
     path.write_bytes(b"GGUF" + bytes(100))
     return path
 
 
 def unpacked(gguf: Path) -> Path:
-    return unpack.unpacked(gguf, LlamaConfig(), lambda text: None)
+    return load.unpack_gguf(gguf, LlamaConfig(), lambda text: None)
 
 
 def test_a_folder_of_ours_is_taken_again(gguf: Path) -> None:
@@ -72,4 +72,4 @@ def test_what_others_may_have_written_is_unpacked_anew(gguf: Path, tmp_path: Pat
     assert again == folder and not again.is_symlink()
     assert weights.read_text() == "ours" and not weights.is_symlink()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert [text.endswith("the file is unpacked anew") for text in folders.notes()] == [True]
+    assert [text.endswith("the file is unpacked again") for text in folders.notes()] == [True]

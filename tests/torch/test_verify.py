@@ -14,8 +14,7 @@ from fakes import tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from profiler.backends.hf import load, unpack
-from profiler.backends.hf import load as loading
+from profiler.backends.hf import load
 from profiler.backends.hf.session import HfSession, open_session
 from profiler.case import Case, Source
 from profiler.errors import ProfileError
@@ -129,8 +128,8 @@ def test_a_tensor_that_transformers_passes_over_unlisted_is_refused(
     """Our rules for names are held to what transformers really did."""
     change(copy, {"model.layers.0.strange.weight": torch.ones(3)})
     session(copy)  # a plan has listed it
-    monkeypatch.setattr(load, "_left", lambda accounted: set())
-    with pytest.raises(ProfileError, match=r"did not take a tensor of the file, first model\.layers\.0\.strange"):
+    monkeypatch.setattr(load, "_unused_names", lambda accounted: set())
+    with pytest.raises(ProfileError, match=r"ignored part of the file: model\.layers\.0\.strange"):
         session(copy)
 
 
@@ -163,10 +162,10 @@ def test_a_gguf_that_lacks_a_weight_is_not_filled_with_random_values(
         def from_pretrained(*_: Any, **__: Any) -> Any:
             return None, {"missing_keys": {"model.norm.weight"}, "mismatched_keys": set(), "unexpected_keys": set()}
 
-    monkeypatch.setattr(unpack, "AutoModelForCausalLM", Nothing)
+    monkeypatch.setattr(load, "AutoModelForCausalLM", Nothing)
     monkeypatch.setenv("PROFILER_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ProfileError, match=r"found no values for 1 weights, first model\.norm\.weight"):
-        unpack.unpacked(gemma3_270m_gguf, None, lambda text: None)  # type: ignore[arg-type]
+    with pytest.raises(ProfileError, match=r"found no values for model\.norm\.weight"):
+        load.unpack_gguf(gemma3_270m_gguf, None, lambda text: None)  # type: ignore[arg-type]
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
 
 
@@ -181,7 +180,7 @@ def test_a_gguf_is_kept_in_the_width_of_its_tensors_whatever_its_metadata_says(
         "norm": GgufTensor("norm", (256,), types[1], 0),
     }
     for said in (0, 1, 7):
-        assert unpack._kept_in(GgufHeader({"general.file_type": said}, tensors), torch.bfloat16) == dtype
+        assert load._unpacked_dtype(GgufHeader({"general.file_type": said}, tensors), torch.bfloat16) == dtype
 
 
 def test_an_unpacked_gguf_is_accounted_for_like_any_checkpoint(gemma3_270m_gguf: Path) -> None:
@@ -192,12 +191,6 @@ def test_an_unpacked_gguf_is_accounted_for_like_any_checkpoint(gemma3_270m_gguf:
     assert found.checkpoint.account.parameters == found.geometry.parameters == 268_098_176
     header = gguf.header(gemma3_270m_gguf)
     assert found.checkpoint.account.nbytes == sum(tensor.nbytes or 0 for tensor in header.tensors.values())
-
-
-def test_the_loader_and_the_account_rename_alike() -> None:
-    from profiler.models import account
-
-    assert loading.TEXT_TOWER is account.TEXT_TOWER
 
 
 def test_bitsandbytes_without_its_native_library_says_so(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
