@@ -132,7 +132,7 @@ class Transformers:
         """On a calibrated device, whether it was timed there; elsewhere, whether the quantization has a prior."""
         if stored is not None and stored.scheme is not None and stored.scheme.method == BITSANDBYTES:
             return True
-        ours = quants.find(quant) if stored is None else stored.scheme and checkpoint.of_ours(stored.scheme)
+        ours = quants.find(quant) if stored is None else stored.scheme and checkpoint.quant_of_scheme(stored.scheme)
         if not ours:
             return False
         if not ours.roles:
