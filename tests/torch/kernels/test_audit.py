@@ -12,7 +12,7 @@ import torch
 from fakes.architectures import WINDOW, build, prompt
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from profiler.kernels.audit import AuditReport, StaticStep, audit, audit_step, away_findings, model_findings
+from profiler.kernels.audit import AuditReport, StaticStep, audit, audit_step, meta_findings, model_findings
 from profiler.kernels.patches import Patches
 
 Tiny = Callable[[str], PreTrainedModel]
@@ -133,7 +133,7 @@ def test_a_host_tensor_in_the_step_is_seen_on_another_device(tiny: Tiny) -> None
             self.state.position.copy_(torch.full((1,), 7))
             return super().__call__()
 
-    found = away_findings(tiny("llama"), lambda model: FromHost(model, 1))
+    found = meta_findings(tiny("llama"), lambda model: FromHost(model, 1))
     assert any("moves data between devices" in finding.text for finding in found)
 
 
