@@ -1,6 +1,6 @@
 """Checks without a GPU whether a decode step can be captured as a CUDA graph.
 
-Each check finds what the others miss. *operators* finds operators that synchronise. *trace* finds host numbers that
+Each check finds what the others miss. *operators* finds operators that synchronize. *trace* finds host numbers that
 change between steps. *twin* finds every difference in results, including data-dependent shapes inside opaque
 operators. *compile* finds Python code that depends on the state. *model* is a list of problems that only C++ knows
 about. What remains for a real GPU: kernels launched on other streams, allocations inside libraries, races, the true
@@ -206,7 +206,7 @@ def capture_reason(model: PreTrainedModel) -> str | None:
 
 
 def model_findings(model: PreTrainedModel) -> Iterator[Finding]:
-    """Known problems of modules and configs: synchronisations that no dispatcher sees."""
+    """Known problems of modules and configs: synchronizations that no dispatcher sees."""
     for name, module in model.named_modules():
         threshold = getattr(getattr(module, "state", None), "threshold", 0)
         if type(module).__name__ == "Linear8bitLt" and threshold > 0:

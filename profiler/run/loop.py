@@ -3,7 +3,7 @@
     prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
 
 ``repetitions.repeat`` runs one phase by its rules for warm-up and stopping; ``repetitions.Repetition`` times one. The
-device opens and closes every window (``devices.base.Meter.window``), so no caller can forget to synchronise. A
+device opens and closes every window (``devices.base.Meter.window``), so no caller can forget to synchronize. A
 watcher of the device (``Session.watcher``) starts before each repetition and is read after it: its ``Reading`` gives
 the energy and may declare the repetition invalid, which is then replaced. Every repetition is kept as a ``Sample``;
 warm-ups and invalid ones are marked and excluded from statistics.

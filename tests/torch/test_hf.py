@@ -213,7 +213,7 @@ def test_synthetic_models_give_finite_logits_and_no_constant_weight(quant: str) 
 
 
 def test_synthetic_states_fade_as_slowly_as_trained_ones_start_to() -> None:
-    """Those of transformers' own initialisation shrink by e^-10 a token and end in denormal numbers."""
+    """Those of transformers' own initialization shrink by e^-10 a token and end in denormal numbers."""
     loaded = open_session(case(weights="synthetic"), Source("catalog", "q", None, tiny.CONFIGS["qwen3.5"]), silent)
     found = [module for module in loaded.model.modules() if hasattr(module, "dt_bias")]
     assert found

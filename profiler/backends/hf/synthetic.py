@@ -2,15 +2,15 @@
 
 The modules are created on the ``meta`` device, and transformers' quantizer replaces some of them, as it does for a
 checkpoint. Then the weights are allocated and filled on the target device one by one, so the unquantized model never
-exists. The model's own initialisation sets norms, positions and other small tensors.
+exists. The model's own initialization sets norms, positions and other small tensors.
 
 **Noise.** ``torch.Tensor.normal_`` generates about 100 million values per second on one core, so a large model would
 take minutes. Timing does not depend on the exact values, as long as they are neither constant nor extreme. So a block
 of noise is drawn once and copied into a tensor piece by piece, each piece from another offset.
 
 **Decay of gated-delta layers.** Here, timing does depend on the values. They are drawn as the authors of these layers
-initialise them: the decay per token is γ = exp(−A · Δ), with A uniform between 0 and 16 and Δ log-uniform between
-0.001 and 0.1 (Mamba-2, Gated DeltaNet; ``gated_deltanet.py`` of flash-linear-attention). transformers initialises
+initialize them: the decay per token is γ = exp(−A · Δ), with A uniform between 0 and 16 and Δ log-uniform between
+0.001 and 0.1 (Mamba-2, Gated DeltaNet; ``gated_deltanet.py`` of flash-linear-attention). transformers initializes
 every Δ near 1.3, because a checkpoint overwrites it. A state then shrinks by e^−10 per token, products over a chunk
 become denormal numbers, and a chunk takes twice as long on an Intel CPU, or six times with Δ near 0.2.
 """
