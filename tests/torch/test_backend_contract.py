@@ -1,4 +1,4 @@
-"""What every backend must do, whoever wrote it: the promises of ``backends/base.py``, kept on a tiny model."""
+"""The protocols of ``backends/base.py``, which every backend must implement, on a tiny model."""
 
 from __future__ import annotations
 
@@ -86,4 +86,6 @@ def test_the_loop_accepts_it(session: Session, case: Case) -> None:
         ("decode", BATCH * STEPS),
     ]
     assert all(sample.seconds > 0 for sample in result.samples)
-    assert (result.memory.weights_bytes or 0) > 0
+    assert all(len(sample.step_s) == STEPS for sample in result.samples if sample.phase == "decode")
+    assert (result.memory.process_peak_bytes or 0) >= (result.memory.weights_bytes or 0) > 0
+    assert result.memory.weights_bytes == session.info.weights_bytes

@@ -77,13 +77,13 @@ def test_a_run_has_its_fastest_and_its_median_time() -> None:
     assert 0 < times.best <= times.median < 1e-3
 
 
-def test_several_tokens_take_no_less_than_one() -> None:
+def test_several_tokens_take_no_less_time_than_one() -> None:
     found = linear_layers.LinearLayers(Stopwatch(torch.device("cpu"))).all()
     one, many = (found[LayerKernel("fp32")].costs[tokens].usual_s for tokens in (1, 16))
     assert many > 0.3 * one
 
 
-def test_costs_are_found_again() -> None:
+def test_solving_recovers_the_costs() -> None:
     shapes = [(16e6, 2048), (4e6, 2048), (2.6e5, 256)]
     points = [(size, rows, size * 4e-11 + rows * 6e-8 + 2e-6) for size, rows in shapes]
     assert astuple(linear_layers.solve(points)) == pytest.approx((4e-11, 6e-8, 2e-6))
@@ -108,7 +108,7 @@ def test_a_pool_exceeds_the_caches() -> None:
     assert len(together) == 12  # 3 MiB of 256 KiB each
 
 
-def test_states_are_measured_with_decays_that_leave_normal_numbers() -> None:
+def test_decays_do_not_lead_to_denormal_numbers() -> None:
     decays = synthetic.log_decays(4000)
     assert decays.min() >= -1.6
     assert decays.max() < 0

@@ -1,4 +1,4 @@
-"""What transformers took of a checkpoint is held against its headers, and nothing beside the weights is loaded."""
+"""What transformers loads from a checkpoint is compared with its headers, and only the weights are loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def session(folder: Path, dtype: str = "fp32", quant: str | None = None) -> HfSession:
-    """The model of a folder, loaded without the check of its headers that comes before."""
+    """The model of a folder, loaded without the earlier check of its headers."""
     config = json.loads((folder / CONFIG).read_text())
     case = Case("tiny", "tiny", "real", quant or dtype, dtype, "cpu", "hf", "eager", 8, 1, 2)
     return open_session(case, Source("folder", str(folder), None, config), lambda text: None)
@@ -68,7 +68,7 @@ def adapter(folder: Path) -> None:
 def test_an_adapter_beside_the_weights_is_not_attached_where_peft_is_installed(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers looks for adapters only there; what it would do next needs peft itself."""
+    """transformers looks for adapters only if peft is installed; applying one would need peft itself."""
     monkeypatch.setattr(transformers.models.auto.auto_factory, "is_peft_available", lambda: True)
     monkeypatch.setattr(transformers.integrations.peft, "is_peft_available", lambda: True)
     plain = session(copy).model
@@ -78,7 +78,7 @@ def test_an_adapter_beside_the_weights_is_not_attached_where_peft_is_installed(
     assert all(torch.equal(plain.get_parameter(name), p) for name, p in with_adapter.named_parameters())
 
 
-def test_files_that_transformers_prefers_to_the_weights_are_not_in_its_sight(copy: Path) -> None:
+def test_transformers_does_not_see_files_that_it_would_prefer_to_the_weights(copy: Path) -> None:
     (copy / "generation_config.json").write_text('{"do_sample": true, "num_beams": 4}')
     (copy / ".metadata").write_bytes(b"a distributed checkpoint")
     with load.weights_alone(copy) as alone:
@@ -114,7 +114,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_one_line(copy: Path, monke
     ],
     ids=["fewer layers", "another head", "another shape"],
 )
-def test_what_a_changed_file_gives_is_refused_after_loading_too(
+def test_a_file_that_changed_is_refused_after_loading_too(
     copy: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], says: str
 ) -> None:
     change(copy, tensors, **config)
@@ -122,10 +122,10 @@ def test_what_a_changed_file_gives_is_refused_after_loading_too(
         session(copy)
 
 
-def test_a_tensor_that_transformers_passes_over_unlisted_is_refused(
+def test_an_unexpected_tensor_that_transformers_ignores_is_refused(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our rules for names are held to what transformers really did."""
+    """Our rules for names are compared with what transformers really did."""
     change(copy, {"model.layers.0.strange.weight": torch.ones(3)})
     session(copy)  # a plan has listed it
     monkeypatch.setattr(load, "_unused_names", lambda accounted: set())
@@ -133,7 +133,9 @@ def test_a_tensor_that_transformers_passes_over_unlisted_is_refused(
         session(copy)
 
 
-def test_codes_in_a_plain_module_are_refused_after_loading(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_weights_in_a_plain_module_are_refused_after_loading(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = session(copy).model
     loaded.model.norm.weight = torch.nn.Parameter(torch.ones(64, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ProfileError, match=r"model\.norm\.weight was loaded as int8"):
@@ -172,7 +174,7 @@ def test_a_gguf_that_lacks_a_weight_is_not_filled_with_random_values(
 @pytest.mark.parametrize(
     ("types", "dtype"), [((0, 0), torch.float32), ((30, 0), torch.bfloat16), ((12, 0), torch.bfloat16)]
 )
-def test_a_gguf_is_kept_in_the_width_of_its_tensors_whatever_its_metadata_says(
+def test_the_dtype_of_an_unpacked_gguf_follows_its_tensors_and_not_its_metadata(
     types: tuple[int, int], dtype: torch.dtype
 ) -> None:
     tensors = {
@@ -194,7 +196,7 @@ def test_an_unpacked_gguf_is_accounted_for_like_any_checkpoint(gemma3_270m_gguf:
 
 
 def test_bitsandbytes_without_its_native_library_says_so(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU it computes all the same, several times as slowly."""
+    """On a CPU it still computes, but several times as slowly."""
     from bitsandbytes import cextension
 
     loaded = session(copy, quant="nf4")

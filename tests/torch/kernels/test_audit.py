@@ -1,4 +1,4 @@
-"""The audit passes the static step of every family, and fails what would go wrong under capture."""
+"""The audit passes the static step of every family, and fails steps that a capture would break."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Frozen(StaticStep):
 
 
 class Swapped(StaticStep):
-    """Puts new buffers in the place of its recurrent state instead of writing into it."""
+    """Replaces its recurrent state with new buffers instead of writing into it."""
 
     def __init__(self, model: PreTrainedModel, steps: int) -> None:
         super().__init__(model, steps)

@@ -61,7 +61,7 @@ def test_window_layers_stay_small_at_a_great_depth() -> None:
     assert needed == token * (3 * WINDOW + 8192 + 3)
 
 
-def test_a_graph_that_cannot_be_had_is_a_caution(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compilation_is_a_caution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompiledRunner, "_compile", lambda self: "not compiled: no luck")
     case = replace(CASE, path="graph")
     generation = StaticGeneration(build("llama"), case, lambda words: None)
@@ -73,7 +73,7 @@ def test_a_graph_that_cannot_be_had_is_a_caution(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("fill", ["prefill", "synthetic"])
-def test_a_model_without_a_rule_runs_as_shipped_and_says_so(monkeypatch: pytest.MonkeyPatch, fill: str) -> None:
+def test_an_unsupported_model_runs_as_shipped_and_says_so(monkeypatch: pytest.MonkeyPatch, fill: str) -> None:
     def refuse(cache: object) -> list[int | None]:
         raise ProfileError("cache layer 0 is a StrangeLayer, for which the static decode step has no rule", "…")
 
@@ -96,8 +96,8 @@ def prepared(case: Case, dtype: torch.dtype = torch.float32) -> StaticGeneration
     return generation
 
 
-def test_a_fallback_of_the_machine_is_kept_with_the_state_it_was_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By which resume tells whether it would fall back again."""
+def test_a_fallback_is_stored_with_the_state_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later sweep needs it, to know whether the case would fall back again."""
     assert prepared(CASE).path().machine is None
     monkeypatch.setattr(native, "missing", lambda: "cannot build: No space left on device")
     generation = prepared(CASE)
@@ -116,7 +116,7 @@ def test_a_fallback_of_the_machine_is_kept_with_the_state_it_was_in(monkeypatch:
         ("not compiled: out of memory", lambda: decode_path.SHORT_OF_MEMORY),
     ],
 )
-def test_a_graph_that_did_not_compile_is_a_fallback_of_the_machine(
+def test_a_failed_compilation_is_a_fallback_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, reason: str, state: Callable[[], str]
 ) -> None:
     monkeypatch.setattr(CompiledRunner, "_compile", lambda self: reason)
@@ -124,7 +124,7 @@ def test_a_graph_that_did_not_compile_is_a_fallback_of_the_machine(
 
 
 @pytest.mark.parametrize("path", ["static", "graph"])
-def test_a_dtype_without_loops_is_no_fault_of_the_machine(path: str) -> None:
+def test_an_unsupported_dtype_is_not_a_fallback_of_the_machine(path: str) -> None:
     generation = prepared(replace(CASE, path=path), torch.float16)
     assert generation.path().machine is None
     assert "plain torch: no loops for torch.float16" in [generation.path().kernels]
@@ -137,7 +137,7 @@ def test_a_dtype_without_loops_is_no_fault_of_the_machine(path: str) -> None:
 def test_a_gpu_without_our_kernels_says_so(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, reason: str, fault: bool
 ) -> None:
-    """It decoded on plain torch without a word."""
+    """It used to decode on plain torch without a caution."""
     monkeypatch.setattr(patches.cuda, "missing", lambda device: "no NVRTC")
     model: Any = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype)
     assert runner.describe_kernels(model) == f"plain torch: {reason}"
