@@ -61,15 +61,15 @@ def loop(pairs: int) -> None:
         ours.append((time.perf_counter() - start) / steps)
 
     def without() -> None:
-        trial = session.begin(CASE)
+        generation = session.begin(CASE)
         start = time.perf_counter()
         for _ in range(WARMUPS + REPS):
-            trial.prefill()
-        trial.save()
+            generation.prefill()
+        generation.save()
         for _ in range(WARMUPS + REPS):
-            trial.restore()
+            generation.restore()
             for _ in range(CASE.steps):
-                trial.step()
+                generation.step()
         bare.append((time.perf_counter() - start) / steps)
 
     in_turn(pairs, with_loop, without)

@@ -1,6 +1,6 @@
 """Checks without a GPU whether a decode step can be captured as a CUDA graph.
 
-Each check finds what the others miss. *operators* finds operators that synchronise. *trace* finds host numbers that
+Each check finds what the others miss. *operators* finds operators that synchronize. *trace* finds host numbers that
 change between steps. *twin* finds every difference in results, including data-dependent shapes inside opaque
 operators. *compile* finds Python code that depends on the state. *model* is a list of problems that only C++ knows
 about. What remains for a real GPU: kernels launched on other streams, allocations inside libraries, races, the true
@@ -37,10 +37,10 @@ from .runner import StaticRunner, decode_step
 Step = Callable[[], torch.Tensor]
 Host = Callable[[Any], int]
 TOLERANCE = 1e-3  # of logits, relative to the largest; a stale position or buffer is off by far more
-FAST_GROUPED_MM = ("sm90", "sm100")  # only here, and only in bf16, it does not read its offsets on the host
+FAST_GROUPED_MM = ("sm90", "sm100")  # where, in bf16, grouped_mm does not read its offsets on the host
 
 WINDOW = 16
-CAPS = {
+CAPS = {  # sizes of the audited model
     "vocab_size": 256,
     "vocab_size_per_layer_input": 256,
     "hidden_size": 128,
@@ -61,10 +61,10 @@ LINEAR_HEADS = ("linear_num_value_heads", "linear_num_key_heads")
 PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-CONTEXT = 5
-SMALLEST_BUCKET = 16  # so that a few dozen steps pass through several
-DEFAULT_WINDOW = 16
-WINDOWS = 3
+CONTEXT = 5  # tokens of the prompt
+SMALLEST_BUCKET = 16  # so that a few dozen steps pass through several buckets
+DEFAULT_WINDOW = 16  # for models without a window
+WINDOWS = 3  # an audit runs this many times the window's steps
 
 
 class ReplayFailed(Exception):
@@ -206,7 +206,7 @@ def capture_reason(model: PreTrainedModel) -> str | None:
 
 
 def model_findings(model: PreTrainedModel) -> Iterator[Finding]:
-    """Known problems of modules and configs: synchronisations that no dispatcher sees."""
+    """Known problems of modules and configs: synchronizations that no dispatcher sees."""
     for name, module in model.named_modules():
         threshold = getattr(getattr(module, "state", None), "threshold", 0)
         if type(module).__name__ == "Linear8bitLt" and threshold > 0:
@@ -330,7 +330,7 @@ def _twin(real: Step, twin: Step, steps: int, host: Host) -> tuple[list[Finding]
             return [Finding("twin", f"step {number}: {printable(error)}")], first or graphs[key]
         first = first or graphs[key]
         off = float((given - expected).abs().max() / expected.abs().max())
-        if not off <= TOLERANCE:  # NaN is not either
+        if not off <= TOLERANCE:  # also true for NaN
             text = f"step {number}: replayed logits are off by {off:.2g} of the largest"
             return [Finding("twin", text)], first
     assert first is not None, "an audit needs steps"
@@ -420,16 +420,17 @@ class StaticStep:
         return bucket
 
 
-def away_findings(model: PreTrainedModel, make: Callable[[PreTrainedModel], Step]) -> tuple[Finding, ...]:
-    """What a step takes from the host, found on the ``meta`` device: host tensors are foreign there, and reading a
-    value raises. Skips quantized models, because bitsandbytes has no kernels for that device.
+def meta_findings(model: PreTrainedModel, make: Callable[[PreTrainedModel], Step]) -> tuple[Finding, ...]:
+    """What a step takes from the host: on the ``meta`` device, using a host tensor or reading a value raises.
+
+    Empty for quantized models, because bitsandbytes has no kernels for that device.
     """
     if getattr(model, "quantization_method", None) or any("bit" in type(m).__name__ for m in model.modules()):
         return ()
-    away = copy.deepcopy(model).to("meta")
-    with Patches(away, loops=False):
+    moved = copy.deepcopy(model).to("meta")
+    with Patches(moved, loops=False):
         try:
-            step = make(away)
+            step = make(moved)
         except Exception as error:
             return (Finding("step", " ".join(str(error).split())),)
         return tuple(replace(finding, check="device") for finding in step_findings(step))
@@ -439,12 +440,12 @@ def audit(model: PreTrainedModel) -> AuditReport:
     """Audit the static decode step of a (small) model over several windows and buckets."""
     window = getattr(model.config.get_text_config(), "sliding_window", None) or DEFAULT_WINDOW
     steps = WINDOWS * min(window, 4 * DEFAULT_WINDOW)
-    listed = (*model_findings(model), *away_findings(model, lambda copied: StaticStep(copied, 1)))
-    if listed:  # already refused; a recording would only repeat the findings
-        return AuditReport(listed, 0, 0)
+    found = (*model_findings(model), *meta_findings(model, lambda moved: StaticStep(moved, 1)))
+    if found:  # a recording would only repeat the findings
+        return AuditReport(found, 0, 0)
     with Patches(model, loops=False):
         try:
             report = audit_step(lambda: StaticStep(model, steps), steps, StaticStep.host)
         except Exception as error:  # the static step does not support the model, or raises
-            return AuditReport((*listed, Finding("step", " ".join(str(error).split()))), 0, 0)
+            return AuditReport((Finding("step", " ".join(str(error).split())),), 0, 0)
     return report

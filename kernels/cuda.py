@@ -26,12 +26,12 @@ LARGEST_KEY = 256  # kLargestKey in delta_step.cu
 COLUMNS, PARTS = 32, 8  # kColumns and kParts there
 WIDTHS = (16, 32, 64, 128, 256, 512)  # of attention heads
 GROUPS = (4, 2, 1)  # query heads per block
-THREADS, JOINERS, MORE = 128, 512, 4  # kThreads and kJoiners in attention.cu, and what a part holds besides its sums
-MOST_CHUNKS, LEAST_CHUNK = JOINERS, 64  # number of chunks; slots of a chunk
-BLOCKS_EACH = 8  # per multiprocessor, so that none idles towards the end
+THREADS, JOINERS, MORE = 128, 512, 4  # kThreads, kJoiners and kPart - WIDTH in attention.cu
+MOST_CHUNKS, LEAST_CHUNK = JOINERS, 64  # the most chunks, and the fewest slots per chunk
+BLOCKS_EACH = 8  # per multiprocessor, so that none is idle towards the end
 NORM_THREADS = 256  # kThreads in rms_norm.cu
 MATVEC_WARPS, VECTOR_BYTES = 4, 16  # of matvec.cu
-MOST_TOKENS, MOST_WEIGHT_BYTES = 4, 32 * 1024**2  # for larger products cuBLAS is as fast
+MOST_TOKENS, MOST_WEIGHT_BYTES = 4, 32 * 1024**2  # beyond either, cuBLAS is as fast
 Defines = tuple[str, ...]
 
 LIBRARY = torch.library.Library("hwprofile_cuda", "DEF")
@@ -148,7 +148,7 @@ def _check(library: Any, status: Any, *_: Any) -> None:
 
 
 def _index(tensor: torch.Tensor) -> int | None:
-    """The device of a tensor; ``None`` without a GPU, where tests use stand-ins."""
+    """The number of the tensor's GPU; ``None`` on machines without one, where tests use stand-ins."""
     return tensor.device.index or 0 if torch.cuda.is_available() else None
 
 

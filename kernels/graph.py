@@ -218,7 +218,7 @@ class CompiledRunner(StaticRunner):
         ``None``.
         """
         _forget_others(self.model)
-        _leave_open(self.state)
+        _mark_dynamic(self.state)
         saved = self.state.save()
         try:
             with self.patches, warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=BATCHES):
@@ -253,7 +253,7 @@ def _forget_others(model: PreTrainedModel) -> None:
         _compiled_for = weakref.ref(model)
 
 
-def _leave_open(state: DecodeState) -> None:
+def _mark_dynamic(state: DecodeState) -> None:
     """Let the compiled step accept any number of cache slots and of new tokens."""
     torch._dynamo.maybe_mark_dynamic(state.out, 1)
     for layer in state.cache.layers:

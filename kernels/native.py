@@ -79,7 +79,7 @@ def _built_in_temporary(first: FolderFailed) -> ctypes.CDLL:
 
 
 def _opened(path: Path) -> ctypes.CDLL:
-    """Load exactly the file that was checked, even if its name changes its meaning. Raises BuildFailed."""
+    """Load exactly the file that was checked, even if another one takes its place. Raises BuildFailed."""
     file = -1
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

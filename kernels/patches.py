@@ -1,8 +1,8 @@
 """Patches: replacements for parts of a transformers module during a decode step only. Prefill runs unpatched.
 
-The modules and their forward methods stay those of transformers. Patched are the functions that transformers lets us
-register (attention, experts), ``nn.Linear`` for a few rows, and in gated-delta layers the one-token rule and the
-convolution.
+The modules stay those of transformers. The patches replace the functions that transformers lets us register
+(attention, experts), the forward of ``nn.Linear`` for a few rows, the one-token rule of gated-delta layers and, on a
+CPU, their convolution. On CUDA they also replace the forward of RMS norms.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from . import cuda, native
 from .state import StaticLayer
 
 MAX_ROWS = 8  # rows that one pass over the weights serves; for more, a matrix product is faster
-NAME = "hwprofile"
+NAME = "hwprofile"  # under which our attention and experts are registered with transformers
 DELTA_RULE = "torch_recurrent_gated_delta_rule"
 CONVOLUTION = "causal_conv1d_update"
 DTYPES = (torch.float32, torch.bfloat16)
 PARALLEL_FROM = 32768  # elements from which torch's operators use OpenMP threads (at::internal::GRAIN_SIZE)
-AGREE = 0.03  # relative difference that bf16 rounding may cause where transformers rounds twice
+AGREE = 0.03  # relative difference that bf16 rounding may cause, where transformers rounds twice
 _NOTHING = object()
 
 
 class Patches:
     """``with Patches(model): …`` runs decode steps and then restores everything.
 
-    The replacements are determined once, so that entering takes microseconds. With ``loops=False`` the C++ loops stay
-    unused, so that a CPU runs the operators that CUDA would.
+    The replacements are determined once, so that entering takes microseconds. With ``loops=False`` the C++ loops are
+    not used, so that a CPU runs the operators that CUDA would.
     """
 
     def __init__(self, model: PreTrainedModel, loops: bool = True) -> None:
@@ -142,7 +142,9 @@ def _linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | Non
 
 
 def _small_linear_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A forward on our CUDA kernel, for matrices that are read faster than a library call starts; else ``None``."""
+    """A forward on our CUDA kernel for matrices so small that a library call takes longer to start than they take to
+    read; ``None`` for other modules.
+    """
     if type(module) is not nn.Linear or not module.weight.is_contiguous():
         return None
     weight, bias = module.weight, module.bias
@@ -165,8 +167,8 @@ def _hooked(module: Any) -> bool:
 class NormForward:
     """Gives an RMS norm a forward on our CUDA kernel: one launch instead of eight.
 
-    Some families add one to the weights and some do not. Comparing results shows which of the two a class does; a
-    class that does neither keeps its own forward.
+    Some families add one to the weights and some do not. A comparison of results shows what a class does; one that
+    does neither keeps its own forward.
     """
 
     def __init__(self) -> None:
@@ -215,7 +217,7 @@ def _norm_offset(module: Any, weight: torch.Tensor, eps: float) -> float | None:
 
 
 def _int8_rows(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and their absolute maxima; bitsandbytes moves them on the first forward."""
+    """The int8 rows of a weight and their absolute maxima, which bitsandbytes moves in the first forward pass."""
     holder = module.weight if module.weight.CB is not None else module.state
     return holder.CB, holder.SCB
 
@@ -230,11 +232,16 @@ def attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one query token over the cache; unsupported cases go to SDPA."""
-    odd = attention_mask is None or attention_mask.dtype != torch.bool or key.dtype not in DTYPES
-    odd = odd or query.shape[2] != 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None
+    """Attention of one query token over the cache; unsupported cases go to SDPA.
+
+    ``query [batch, heads, 1, head_dim]``, ``key`` and ``value [batch, kv_heads, slots, head_dim]``; returns ``[batch,
+    1, heads, head_dim]``, and no attention weights.
+    """
+    other = attention_mask is None or attention_mask.dtype != torch.bool or key.dtype not in DTYPES
+    other = other or query.shape[2] != 1
+    other = other or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None
     on_gpu = key.device.type == "cuda"
-    if odd or (on_gpu and not cuda.serves_attention(query, key, value, attention_mask)):  # type: ignore[arg-type]
+    if other or (on_gpu and not cuda.serves_attention(query, key, value, attention_mask)):  # type: ignore[arg-type]
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -247,8 +254,11 @@ def attention(
 def experts(
     module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """The chosen experts, each read once; ``batched_mm`` would first copy their weights and so move them three
-    times.
+    """Apply the chosen experts, reading the weights of each once; ``batched_mm`` would copy them first and so move
+    them three times.
+
+    ``hidden_states [tokens, hidden]``, ``top_k_index`` and ``top_k_weights [tokens, choices]``; returns ``[tokens,
+    hidden]``.
     """
     plain = module.has_gate and not (module.has_bias or module.is_transposed or module.has_post_expert_norm)
     if not plain or module._is_expert_parallel:

@@ -2,7 +2,9 @@
 
     runner.prefill(ids); runner.prepare(max_new); runner.enqueue(k); tokens = runner.read()
 
-All static and graph runners use the one forward pass in ``decode_step``.
+``ids`` are ``[batch, tokens]``. ``prepare`` makes room for ``max_new`` decode steps, ``enqueue`` runs some of them
+without waiting for the device, and ``read`` waits and returns the tokens of each sequence, the first of which is the
+one that the prefill chose. Static and graph runners share the forward pass in ``decode_step``.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class RunnerStats:
 def prefill(
     model: PreTrainedModel, ids: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> tuple[DynamicCache, torch.Tensor]:
-    """Run a prompt in chunks, unpatched; returns the cache and the last logits ``[batch, vocabulary]``.
+    """Run a prompt ``ids [batch, tokens]`` in chunks, unpatched; returns the cache and the last logits ``[batch,
+    vocabulary]``.
 
     Raises ProfileError for padded prompts: all sequences share one position, so shorter ones would be wrong.
     """

@@ -24,7 +24,7 @@ from transformers.cache_utils import (
 from profiler.errors import ProfileError
 
 SMALLEST_BUCKET = 256  # tokens; buckets double from here, so attention reads at most twice the filled slots
-WINDOWED = ("sliding_attention", "chunked_attention")
+WINDOWED = ("sliding_attention", "chunked_attention")  # transformers' names of layer types
 SavedState = dict[str, Any]
 
 
@@ -137,7 +137,7 @@ def make_static(cache: Cache, capacity: int, slot_of: dict[int | None, torch.Ten
 
 
 def state_tensors(layer: Any) -> Iterator[torch.Tensor]:
-    """Every tensor of a layer's per-sequence state."""
+    """Every tensor of a layer's per-sequence state: keys and values, or convolution and recurrent states."""
     if isinstance(layer, LinearAttentionLayer):
         for states in (layer.conv_states, layer.recurrent_states):
             yield from (tensor for tensor in states.values() if tensor is not None)
@@ -234,9 +234,8 @@ class DecodeState:
         self.length += steps
 
     def masks(self) -> Any:
-        """The slots that attention may read, ``[1, 1, 1, slots]``, in transformers' form: one mask per layer type, or
-        a
-        single mask for models without layer types.
+        """The slots that attention may read, ``[1, 1, 1, slots]``, as transformers expects them: one mask per layer
+        type, or a single mask for models without layer types.
 
         The token at ``position`` is written before attention reads, so the slots up to it are filled, and once a ring
         has wrapped all of them are. A chunk of chunked attention starts at slot 0, so the slots after the current one

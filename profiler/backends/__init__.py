@@ -1,4 +1,4 @@
-"""One folder a backend: what it takes, and a session that prefills and decodes."""
+"""One folder per backend: the cases it supports, and a session that loads a model and runs them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def of_row(name: str) -> Backend | None:
 
 
 def made_up(name: str) -> str | None:
-    """The words for the device of a row's backend if it does not exist; ``None`` for a real one."""
+    """What the device of a row's backend is, in words, if it is simulated; ``None`` for a real device."""
     backend = of_row(name)
     return None if backend is None else backend.made_up
 

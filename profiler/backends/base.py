@@ -1,4 +1,4 @@
-"""What a backend defines: its traits, and a session that loads a model and serves its cases in turn.
+"""What a backend defines: its traits, and a session that loads a model and runs its cases one after the other.
 
 ``backends/NAME/__init__.py`` has ``BACKEND``, the traits that commands, plans, rows and tables look up. It imports no
 framework. ``backends/NAME/session.py`` has ``open_session(case, source, beat) -> Session``, which workers call.
@@ -25,78 +25,86 @@ class OutOfMemory(Exception):
 
 
 class ShapeMismatch(Exception):
-    """A phase did not process what the case asks for."""
+    """A phase processed another number of tokens than the case specifies."""
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What is true of a loaded model whatever the case."""
+class ModelInfo:
+    """What a backend reports about a loaded model, the same for all of its cases."""
 
-    weights_bytes: int  # sum of the storages of parameters and buffers, each once
-    unquantized_bytes: int  # part of it that the quantization left in a plain dtype; 0 for a plain dtype
-    threads: int | None  # CPU threads the backend computes with
+    weights_bytes: int  # storage of all parameters and buffers; shared storage counts once
+    unquantized_bytes: int  # the part that the quantization left in a plain dtype; 0 for a plain dtype
+    threads: int | None  # CPU threads that the backend computes with
     cautions: tuple[Caution, ...]
-    left_mapped_bytes: int | None = None  # CPU: of checkpoint files, read to pack weights and mapped still
+    left_mapped_bytes: int | None = None  # CPU: pages of checkpoint files that were quantized and are still mapped
 
 
 @dataclass(frozen=True, slots=True)
 class CacheState:
-    """The cache as its own objects describe it."""
+    """Length and memory of a cache, read from its own tensors. Growing, window and recurrent layers add up to
+    ``storage_bytes``.
+    """
 
-    length: int  # tokens, as the first attention layer counts them
-    storage_bytes: int  # storages behind the cache, each once
-    retained_bytes: int  # part of them that no tensor of the cache reaches (views into longer storages)
-    growing_bytes: int  # the parts of storage_bytes: of layers that keep every token
-    window_bytes: int  # of layers that keep the last tokens only
-    recurrent_bytes: int  # of layers that keep a state
-    pool_bytes: int | None = None  # beside the cache: what captured graphs keep for their intermediate results
+    length: int  # tokens per sequence, as the attention layers count them
+    storage_bytes: int  # storage behind the cache's tensors; shared storage counts once
+    retained_bytes: int  # the part that no tensor of the cache covers: views keep longer storage alive
+    growing_bytes: int  # of layers that keep every token
+    window_bytes: int  # of layers that keep only the last tokens
+    recurrent_bytes: int  # of layers that keep a recurrent state
+    pool_bytes: int | None = None  # in addition: memory that captured graphs keep for intermediate results
 
 
-class Trial(Protocol):
-    """One case on a loaded model: its inputs and its cache. Starts with an empty cache."""
+class Generation(Protocol):
+    """The sequences of one case on a loaded model, with their inputs and a cache, which is empty at first."""
 
-    tokens: list[list[int]]  # decoded since the last prefill, fill or restore; one list a step, one token a sequence
+    tokens: list[list[int]]
+    """The tokens decoded since the last ``prefill``, ``fill`` or ``restore``: a list per step, with one token per
+    sequence."""
 
     def prefill(self) -> int:
-        """Drop the cache, then process ``context`` tokens of each sequence; returns tokens processed."""
+        """Empty the cache, then process ``context`` tokens of each sequence. Returns the number of tokens of all
+        sequences.
+        """
 
     def fill(self) -> None:
-        """Write a random cache of ``context`` tokens instead (``Case.fill == "synthetic"``)."""
+        """Fill the cache with random values for ``context`` tokens instead (``Case.fill == "synthetic"``)."""
 
     def save(self) -> None:
-        """Remember the cache as it is now."""
+        """Save the state of the cache."""
 
     def restore(self) -> None:
-        """Make the cache what it was at ``save``."""
+        """Restore the cache to its state at ``save``."""
 
     def release(self) -> None:
-        """Forget the saved cache, so that it counts in no peak; the current one stays."""
+        """Free what ``save`` saved, so that it is part of no peak. The cache itself stays."""
 
     def step(self) -> None:
-        """One greedy decode step for the whole batch, feeding back its own tokens. Does not wait for the device."""
+        """One greedy decode step for all sequences, from the tokens of the step before. Does not wait for the
+        device.
+        """
 
     def cache(self) -> CacheState:
-        """Length and bytes of the cache now."""
+        """Length and memory of the cache now."""
 
     def path(self) -> DecodePath | None:
-        """What the decode path came to; ``None`` for the backend's own. Asked once the case has run."""
+        """How decode ran; ``None`` if the backend has only one way. Called after the case has run."""
 
     def cautions(self) -> tuple[Caution, ...]:
-        """What a reader of the row must know about how this case ran. Asked once it has."""
+        """Cautions about how this case ran. Called after it has run."""
 
 
 class Session(Protocol):
-    """One loaded model, which serves its cases in turn."""
+    """A loaded model, which runs its cases one after the other."""
 
     meter: Meter
-    watcher: Watcher  # of the device, while repetitions run
+    watcher: Watcher  # observes the device while repetitions run
 
     @property
-    def loaded(self) -> Loaded:
-        """What is loaded, as it is now."""
+    def info(self) -> ModelInfo:
+        """Facts about the model, read anew each time: the first pass may change how weights are stored."""
 
-    def begin(self, case: Case) -> Trial:
-        """Make the inputs of a case. The trial before must not be used any more."""
+    def begin(self, case: Case) -> Generation:
+        """Create the inputs of a case. Generations of earlier cases can no longer be used."""
 
     def close(self) -> None:
         """Free the model."""
@@ -109,17 +117,17 @@ class Opener(Protocol):
         """Load the model of ``case``. Raises OutOfMemory, ProfileError."""
 
 
-def _takes_all(case: Case) -> str | None:
+def _refuses_none(case: Case) -> str | None:
     return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backend:
-    """The traits of a backend. A collection that is ``None`` means that the backend takes every value."""
+    """The traits of a backend. A collection that is ``None`` means that the backend supports every value."""
 
     engine: str = "transformers"  # the name of the engine in ``cost/engines`` that plans and predicts its cases
     predicted: bool = True  # whether that engine describes it well enough to show predictions next to measurements
-    made_up: str | None = None  # what its device is, in words, if the device does not exist and no figure is real
+    made_up: str | None = None  # what its device is, in words, if it is simulated and no figure is real
     meter: Callable[[str], Meter] | None = None  # its own clock and memory; None: those of ``profiler/devices``
     own_step: bool = False  # whether it runs our own decode step, so that the default path depends on the device
     paths: tuple[str, ...] = (EAGER,)  # decode paths; the first is the default unless ``own_step``
@@ -128,13 +136,13 @@ class Backend:
     fills: Collection[str] | None = None
     weights: Collection[str] | None = None  # real, synthetic
     kinds: Collection[str] | None = None  # kinds of devices
-    refuses: Callable[[Case], str | None] = _takes_all  # why it cannot run a case that all of these allow, in words
+    refuses: Callable[[Case], str | None] = _refuses_none  # why it cannot run a case that the fields above allow
     versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
 
     def refusal(self, case: Case) -> str | None:
         """Why it cannot run ``case``, in words; ``None`` if it can."""
-        asked: tuple[tuple[str, str, Collection[str] | None], ...] = (
+        values: tuple[tuple[str, str, Collection[str] | None], ...] = (
             ("quantization", case.quant, self.quants),
             ("dtype", case.dtype, self.dtypes),
             ("decode path", case.path, self.paths),
@@ -142,7 +150,7 @@ class Backend:
             ("weights", case.weights, self.weights),
             ("device", case.device.partition(":")[0], self.kinds),
         )
-        for what, value, taken in asked:
-            if taken is not None and value not in taken:
-                return f"backend {case.backend} has no {what} {value}, only {', '.join(taken)}"
+        for what, value, supported in values:
+            if supported is not None and value not in supported:
+                return f"backend {case.backend} does not support {what} {value}, only {', '.join(supported)}"
         return self.refuses(case)

@@ -1,12 +1,11 @@
-"""What this process may use of the machine: cores, memory nodes, CPU time and memory, whichever limit is tightest.
+"""What this process may use of the machine: cores, memory nodes, CPU time and memory, under the tightest limits.
 
-Cores and nodes are read from ``/sys/devices/system``; limits come from affinity, cpusets, quotas and rlimits.
+Cores and nodes are read from ``/sys/devices/system``; limits come from affinity, cpusets, quotas and rlimits. Workers
+take their number of threads from here, predictions their cores and memory, rows and calibrations what they were
+measured under, and tables their messages.
 
-This is the only place that decides it. Workers take their number of threads from it, predictions their cores and
-memory, rows and calibrations their identity, and tables their messages.
-
-The best number of threads under a quota: every running thread uses the quota, even while it spins at a barrier. With
-more threads than the quota has cores, all of them stop for the rest of each period. ``n`` threads reach
+**Threads under a quota.** Every running thread uses up the quota, even while it spins at a barrier. With more threads
+than the quota has cores, all of them stop for the rest of each period. ``n`` threads reach
 ``min(1, quota ÷ n) × R(n)``, where R is the rate without a quota, so a thread more than the quota has cores pays off
 if R(n + 1) ÷ R(n) exceeds (n + 1) ÷ quota. On two cores a second thread made decode 1.3 times as fast and a prefill
 1.4 to 1.7 times: two threads were slower than one at a quota of 1, about equal at 1.25 and faster at 1.5. (A prefill
@@ -38,8 +37,8 @@ MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
 # What torch's default number of threads follows, the first that is set: MKL's goes before OpenMP's in its builds.
 THREAD_SETTINGS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
-MOST_AT_ALL = "OMP_THREAD_LIMIT"
-# RLIMIT_RSS is none of them: Linux has ignored it since 2.4.30 (man 2 getrlimit).
+THREAD_LIMIT = "OMP_THREAD_LIMIT"
+# Not RLIMIT_RSS, which Linux has ignored since 2.4.30 (man 2 getrlimit).
 RLIMITS = {"RLIMIT_AS": "ulimit -v", "RLIMIT_DATA": "ulimit -d"}
 # RLIMIT_AS also counts address space that is never touched: libraries, and 64 MiB for the heap of each thread. A
 # worker of Gemma 3 270M on two cores had 2.8 to 3.0 GiB more of it than resident memory (torch 2.14 with CUDA).
@@ -77,7 +76,7 @@ def _last_cache_bytes(root: Path, cpus: frozenset[int]) -> int:
 
 
 def memory_nodes() -> frozenset[int]:
-    """Memory nodes of the machine, including those without memory."""
+    """Numbers of the machine's memory nodes, including nodes without memory."""
     return _nodes(NODES)
 
 
@@ -116,7 +115,7 @@ class Allowance:
     installed: int  # logical CPUs that are online
     physical: int  # physical cores of ``cpus``
     threads: int  # the default number of threads of a worker
-    threads_from: str | None  # the variable that lowers it below the cores: OMP_NUM_THREADS
+    threads_from: str | None  # the variable that sets fewer threads than cores: OMP_NUM_THREADS
     quota: Quota | None  # only if it is less than ``cpus``
     confined: tuple[int, ...] | None  # physical cores, cache bytes and speeds, if not all CPUs are usable
     memory_limit: MemoryLimit | None
@@ -128,7 +127,7 @@ class Allowance:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why less than the machine is used: one sentence per limit."""
+        """Why this process may not use the whole machine: one message per limit."""
         return tuple(self._reasons())
 
     def _reasons(self) -> Iterator[str]:
@@ -143,7 +142,7 @@ class Allowance:
             yield f"{self.memory_limit.where} allows {bytes_text(self.memory_limit.nbytes)} of {of} of memory"
 
     def quota_text(self, threads: int) -> str:
-        """What the quota means for ``threads`` threads. There must be a quota."""
+        """What the quota, which must exist, means for ``threads`` threads."""
         assert self.quota is not None
         text = f"a CPU quota allows {self.cores:g} of {_cores(self.cpus)} ({self.quota.where})"
         if threads <= self.cores:
@@ -158,7 +157,7 @@ def find(environ: Mapping[str, str] = os.environ) -> Allowance:
     if quota is not None and quota.cores >= len(usable):
         quota = None
     physical = physical_cores(usable)
-    asked, setting = _asked(environ, physical)
+    default, setting = _default_threads(environ, physical)
     installed = max(len(usable), os.sysconf("SC_NPROCESSORS_ONLN"))
     confined = None
     if len(usable) < installed:
@@ -167,7 +166,7 @@ def find(environ: Mapping[str, str] = os.environ) -> Allowance:
         cpus=len(usable),
         installed=installed,
         physical=physical,
-        threads=asked if quota is None else min(asked, threads_within(quota.cores)),
+        threads=default if quota is None else min(default, threads_within(quota.cores)),
         threads_from=setting,
         quota=quota,
         confined=confined,
@@ -177,7 +176,7 @@ def find(environ: Mapping[str, str] = os.environ) -> Allowance:
 
 @cache
 def at_start() -> Allowance:
-    """The allowance when this process first called this.
+    """The allowance at the first call in this process.
 
     Call it before OpenMP is loaded, which may pin the loading thread to one CPU (OMP_PROC_BIND).
     """
@@ -192,7 +191,7 @@ def usable_cpus() -> frozenset[int]:
 
 
 def threads_within(quota: float) -> int:
-    """The best number of threads for a quota in cores: see the module."""
+    """The best number of threads for a quota in cores, as derived at the top of this module."""
     return max(1, math.floor(quota + 0.5))
 
 
@@ -258,20 +257,22 @@ def _threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-def _asked(environ: Mapping[str, str], physical: int) -> tuple[int, str | None]:
-    """The default number of threads of PyTorch, and the variable that makes it less than the physical cores.
+def _default_threads(environ: Mapping[str, str], physical: int) -> tuple[int, str | None]:
+    """PyTorch's default number of threads, and the variable that sets it to fewer than the physical cores.
 
     PyTorch uses the physical cores of its process's affinity, and never more (MKL_DYNAMIC).
     """
-    settings = {name: _count(environ.get(name, "")) for name in (*THREAD_SETTINGS, MOST_AT_ALL)}
+    settings = {name: _count(environ.get(name, "")) for name in (*THREAD_SETTINGS, THREAD_LIMIT)}
     first = next((name for name in THREAD_SETTINGS if settings[name]), None)
-    named = [(settings[name], name) for name in (first, MOST_AT_ALL) if name is not None]
+    named = [(settings[name], name) for name in (first, THREAD_LIMIT) if name is not None]
     least, name = min(((count, name) for count, name in named if count), default=(physical, None))
     return (least, name) if least < physical else (physical, None)
 
 
 def _count(text: str) -> int | None:
-    """A number of threads; for a list, one per nesting level, the first. None for values that OpenMP ignores."""
+    """A number of threads; of a list, which has one per nesting level, the first. None for values that OpenMP
+    ignores.
+    """
     first = text.partition(",")[0].strip()
     return int(first) if first.isdecimal() and first.isascii() and len(first) < 10 and int(first) else None
 

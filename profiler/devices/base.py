@@ -79,13 +79,15 @@ class DeviceKind:
     """The traits of a kind of device. The defaults describe an unknown accelerator."""
 
     maker: str | None = None  # the ``vendor`` of its data sheets in the catalog
-    is_host: bool = False  # models are in the host's memory, and the process's CPU time and peak are the model's
+    is_host: bool = (
+        False  # models are in host memory, so CPU time and peak memory of the process are those of the model
+    )
     prefill_chunk: int = PREFILL_CHUNK  # default tokens per sequence and prefill pass
     step_path: Callable[[bool], str] = _eager
-    """The default decode path where our own step may run: eager if it has none. The argument is whether the device is
-    in this machine."""
+    """The default decode path of backends that have our own step; eager if the step does not run on such devices. The
+    argument is whether the device is in this machine."""
     no_step: Callable[[], str | None] = _nothing  # why this machine cannot build our own step
-    describe: Callable[[DeviceInfo], Target] | None = None  # a target for predictions; None: from a data sheet
+    describe: Callable[[DeviceInfo], Target] | None = None  # its figures for predictions; None: from a data sheet
     between: Mapping[str, float] | None = None  # process-to-process variation by phase (σ ÷ median), uncalibrated
     fill_bytes_s: float = 5e9  # bytes per second of random values written to fresh memory
     pack_elements_s: float = 2e9  # elements per second that are quantized while a model is loaded
@@ -145,9 +147,9 @@ class DeviceInfo:
     installed: int | None = None  # CPUs of the machine, usable or not
     quota: float | None = None  # CPU time in cores, if a control group allows less than ``cores``
     confined: tuple[int, ...] | None = None  # as ``allowance.Allowance.confined``
-    limits: tuple[str, ...] = ()  # why less than the machine may be used, as messages
+    limits: tuple[str, ...] = ()  # why this process may not use the whole machine, one message per limit
     memory_limit: str | None = None  # what limits ``memory_bytes``, if it is less than the machine has
-    slice: Slice | None = None  # the part of a card that it is (MIG)
+    slice: Slice | None = None  # of a MIG slice: which part of a card it is
 
     @property
     def usable_cores(self) -> float | None:
@@ -173,8 +175,8 @@ class DeviceInfo:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """Distinguishes this device from the same one without limits, whose figures are not comparable."""
-        if not kind_of(self.kind).is_host:  # one thread launches its work, which takes less than a core
+        """What distinguishes this device from the same one without limits, whose figures are not comparable."""
+        if not kind_of(self.kind).is_host:  # one thread launches its work and needs at most one core
             return {"quota": self.quota} if self.quota is not None and self.quota < 1 else {}
         own = {
             "quota": self.quota,
@@ -228,11 +230,11 @@ class Pressure:
     retries: int | None = None  # CUDA: the allocator freed its unused segments to continue
     busy_s: float | None = None  # cores worked for any process, summed
     own_s: float | None = None  # cores worked for this process
-    # Of the control group with the tightest CPU quota; without a quota, the last one is for any hidden quota:
+    # Of the control group with the tightest CPU quota. Without a visible quota, throttled_s is for any hidden one.
     period_s: float | None = None  # after which the quota is renewed; not a counter
     periods: int | None = None
     throttled: int | None = None  # periods in which the quota was used up
-    throttled_s: float | None = None  # for which its cores were stopped, summed
+    throttled_s: float | None = None  # for which its cores were stopped, summed over cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,28 +278,28 @@ class Window(Protocol):
 
 
 class Watcher(Protocol):
-    """Observes a device while repetitions run on it. Its calls are outside of the timed windows."""
+    """Observes a device while repetitions run on it. It is called outside the timed windows."""
 
     def begin(self, energy: bool) -> None:
-        """The repetitions of another case follow; ``energy``: whether their energy will be requested."""
+        """Called before the repetitions of a case. ``energy``: whether their energy will be requested."""
 
     def start(self) -> None:
-        """A repetition is about to begin."""
+        """Called before a repetition."""
 
     def stop(self, seconds: float) -> Reading:
-        """It has just ended after ``seconds``, and the device is idle. Not called for failed repetitions."""
+        """Called after a repetition that took ``seconds``, with the device idle; not after one that failed."""
 
     def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
         """Energy of windows of this case, by start and end on the meter's clock; None if it was not observed."""
 
     def idle_w(self) -> FigureOrReason:
-        """Mean power while nothing runs; the first call waits for seconds."""
+        """Mean power while nothing runs. The first call takes several seconds."""
 
     def overview(self) -> Overview:
         """What was observed since ``begin``."""
 
     def close(self) -> None:
-        """No more repetitions follow."""
+        """Called after the last repetition."""
 
 
 class Unwatched:
@@ -316,7 +318,7 @@ class Unwatched:
         return None
 
     def idle_w(self) -> FigureOrReason:
-        return None, "nobody looked"
+        return None, "the power of this device is not observed"
 
     def overview(self) -> Overview:
         return Overview()
@@ -326,7 +328,7 @@ class Unwatched:
 
 
 class Meter(Protocol):
-    """Clock and peak memory of one device. The clock synchronises, so no caller can forget to."""
+    """Clock and peak memory of one device. The clock synchronizes the device, so that no caller can forget to."""
 
     def now(self) -> float:
         """Seconds on a monotonic clock, read after the device has finished everything queued."""
@@ -335,19 +337,19 @@ class Meter(Protocol):
         """Open a window once the device has finished everything queued."""
 
     def mark(self) -> object:
-        """A point in the device's own order of work; cheap, does not wait."""
+        """A point in the device's queue of work. Cheap, and does not wait."""
 
     def elapsed(self, marks: Sequence[object]) -> list[float]:
         """Seconds between each mark and the next. Waits for the device."""
 
     def reset_peak(self) -> None:
-        """Reset ``peak`` to what is held now."""
+        """Reset ``peak`` to the memory in use now."""
 
     def peak(self) -> Peak:
         """The highest values since ``reset_peak``."""
 
     def pressure(self) -> Pressure:
-        """Counters of disturbances; only their differences matter."""
+        """The counters of disturbances now. Only differences between two calls mean anything."""
 
 
 def read() -> Pressure:

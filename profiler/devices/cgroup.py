@@ -1,9 +1,9 @@
 """The control groups of this process, version 1 and 2: their limits, and what is left of them.
 
 A limit of any group on the path to the root applies. ``/proc/self/mountinfo`` says where a hierarchy is mounted and
-which of its groups is the mount's root: in a container this may be its own group, the host's tree or, behind a cgroup
-namespace, neither under the name in ``/proc/self/cgroup``. Both versions may be mounted at once; a controller belongs
-to one of them, and the other has no files for it. (man 7 cgroups, man 7 cgroup_namespaces)
+which of its groups is the mount's root. In a container, this may be the container's own group or the host's tree; in
+a cgroup namespace, neither has the name that ``/proc/self/cgroup`` gives. Both versions may be mounted at once; a
+controller belongs to one of them, and the other has no files for it. (man 7 cgroups, man 7 cgroup_namespaces)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_NUMBERS = 1 << 16  # a longer list is not a list of CPUs or memory nodes
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """Bytes that a group may use, and the file that says so: ``memory.max of the control group /a``."""
+    """Bytes that a group may use, and what says so: ``memory.max of the control group /a``."""
 
     nbytes: int
     where: str
@@ -54,10 +54,10 @@ class Quota:
         summed over CPUs. None if the kernel does not count.
         """
         stat = _stat(self.folder / "cpu.stat")
-        stood_s = stat.get("throttled_usec", 0) / 1e6 or stat.get("throttled_time", 0) / 1e9
+        stopped_s = stat.get("throttled_usec", 0) / 1e6 or stat.get("throttled_time", 0) / 1e9
         if "nr_periods" not in stat:
             return None
-        return stat["nr_periods"], stat.get("nr_throttled", 0), stood_s
+        return stat["nr_periods"], stat.get("nr_throttled", 0), stopped_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _memory_limits() -> Iterator[MemoryLimit]:
     groups = _groups("memory")
     for folder, name in groups:
         yield from _limits_in(folder, name)
-    for folder, name in groups[-1:]:  # version 1 also tells the tightest limit of groups that the mount does not show
+    for folder, name in groups[-1:]:  # version 1 also has the tightest limit of groups that the mount does not show
         above = _stat(folder / "memory.stat").get("hierarchical_memory_limit", UNLIMITED_V1)
         if above < UNLIMITED_V1:
             yield MemoryLimit(above, f"memory.limit_in_bytes of a control group above {name}")
@@ -161,10 +161,10 @@ def _groups(controller: str) -> list[tuple[Path, str]]:
 
 @cache
 def _found(controller: str, mountinfo: str, membership: str, root: Path, pid: int) -> list[tuple[Path, str]]:
-    """The same from what the kernel lists; worked out once for each text of it."""
+    """``_groups`` from the contents of the two files. Cached, because it is called for every repetition."""
     found: dict[Path, str] = {}
     seen = _mounts(mountinfo)
-    mounts = [mount for mount in seen if mount.place.is_relative_to(root)]  # elsewhere are the host's, or a copy
+    mounts = [mount for mount in seen if mount.place.is_relative_to(root)]  # others are the host's, or copies
     mounts = mounts or [*_usual_mounts(controller, root), *seen]
     for number, controllers, path in _memberships(membership):
         is_v2 = number == "0" and not controllers
@@ -174,7 +174,7 @@ def _found(controller: str, mountinfo: str, membership: str, root: Path, pid: in
             if mount.is_v2 == is_v2 and (is_v2 or controller in mount.controllers):
                 groups = _up(mount, PurePosixPath(path), pid)
                 found |= {folder: name for folder, name in groups if folder not in found}
-    if not found:  # no list of groups: what is mounted is all there is to ask
+    if not found:  # the kernel lists no groups, so the roots of the mounts must do
         found = {mount.place: "/" for mount in mounts if mount.is_v2 or controller in mount.controllers}
     return list(found.items())
 
@@ -187,7 +187,7 @@ def _up(mount: _Mount, group: PurePosixPath, pid: int) -> Iterator[tuple[Path, s
     """
     inside = PurePosixPath()
     if ".." in mount.shows.parts and ".." not in group.parts:
-        # A namespace without a mount of its own: we see the tree above us, and our place in it by its depth alone.
+        # A namespace without a mount of its own: the mount shows the tree above us, but only how deep in it we are.
         depth = mount.shows.parts.count("..") + len(group.parts) - 1
         inside = _where(mount.place, depth, pid)
     elif ".." not in group.parts and group.is_relative_to(mount.shows):

@@ -278,7 +278,7 @@ class CudaMeter:
         try:
             answer: int | None = nvml.within(nvml.PATIENCE_S, question, *about)
         except nvml.Missing as reason:
-            self._silent = isinstance(reason, nvml.Silent)
+            self._silent = isinstance(reason, nvml.TimedOut)
             return None
         return answer
 

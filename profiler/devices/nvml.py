@@ -1,6 +1,6 @@
-"""NVIDIA GPUs as the driver's management library sees them: no torch, and a few milliseconds.
+"""NVIDIA GPUs as the driver's management library (NVML) sees them: without torch, in a few milliseconds.
 
-A library or a driver that is not there is a reason in words (``Missing``), not an error: most machines have neither.
+``Missing`` says in words why NVML is unavailable, which is normal: most machines have no NVIDIA driver.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from profiler.errors import ProfileError
 from profiler.units import printable
 
 BY_BUS = "PCI_BUS_ID"  # the order in which NVML numbers cards
-PATIENCE_S = 2.0  # an answer takes a millisecond
+PATIENCE_S = 2.0  # a call usually takes a millisecond
 HIDING = ("none", "void")  # values of NVIDIA_VISIBLE_DEVICES with which a container gets no GPU
-# fp32 lanes of a multiprocessor by compute capability (CUDA programming guide); of those that can be sliced A100 and
-# A30 have 64. NVML tells the lanes of a card, and the multiprocessors of a slice.
+# fp32 lanes of a multiprocessor by compute capability (CUDA programming guide). Of the cards that have slices, A100
+# and A30 have 64. NVML reports the lanes of a card, but the multiprocessors of a slice.
 LANES, LANES_OTHERWISE = {(8, 0): 64}, 128
-EIGHTHS = 8  # of a card's memory: slices get whole ones, on smaller cards two at a time (MIG user guide)
-SHOWN_SLICES = 8
+EIGHTHS = 8  # a slice gets a whole number of eighths of a card's memory (MIG user guide)
+SHOWN_SLICES = 8  # in an error
 _PROFILE = re.compile(r"\bMIG (\S+)$")  # NVIDIA H100 80GB HBM3 MIG 1g.10gb
 _NUMBER = re.compile(r"[+-]?\d+")
 T = TypeVar("T")
 
 
 class Missing(Exception):
-    """NVML cannot be asked; the message says why."""
+    """NVML is unavailable, or reports an error. The message says why."""
 
 
-class Silent(Missing):
-    """NVML did not answer in time, and whoever asks again would wait again."""
+class TimedOut(Missing):
+    """NVML did not answer in time. Another call would wait just as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, or one MIG slice of one. Bytes; unknown is ``None``."""
+    """A GPU, or a MIG slice of one. Bytes; unknown is ``None``."""
 
     uuid: str
     title: str
@@ -54,7 +54,7 @@ class Gpu:
 
 @contextmanager
 def library() -> Iterator[Any]:
-    """The initialised ``pynvml``. Raises Missing, also for what NVML itself reports inside the block."""
+    """The initialized module ``pynvml``. Raises Missing, also for errors that NVML reports inside the block."""
     try:
         import pynvml
     except ImportError:
@@ -74,7 +74,8 @@ def library() -> Iterator[Any]:
 def gpus() -> list[Gpu]:
     """The GPUs that CUDA would number 0, 1, … in this process under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
 
-    Raises Missing; ProfileError where a number or a whole card does not say what CUDA would use.
+    Raises Missing, and ProfileError if it is unclear which card a number means, or which slice of a card CUDA would
+    use.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     with library() as nvml:
@@ -82,11 +83,11 @@ def gpus() -> list[Gpu]:
         if len(every) > 1:
             _check_order(visible)
         chosen = list(every.values()) if visible is None else _visible(nvml, every, visible)
-        return _answered(nvml, partial(_gpu, nvml), chosen)
+        return _each(nvml, partial(_gpu, nvml), chosen)
 
 
 def hidden() -> str:
-    """Why no GPU is shown to this process, in words. Raises Missing."""
+    """Why this process sees no GPU, in words. Raises Missing."""
     with library() as nvml:
         count = nvml.nvmlDeviceGetCount()
     visible, passed = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("NVIDIA_VISIBLE_DEVICES")
@@ -103,7 +104,7 @@ def hidden() -> str:
 
 
 def _cards(nvml: Any) -> dict[int, Any]:
-    """Handles by NVML's number; one that is lost leaves a gap, so that the others keep theirs."""
+    """Handles by NVML's number. A card that was lost leaves a gap, so that the others keep their numbers."""
     found, error = {}, None
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
@@ -115,8 +116,8 @@ def _cards(nvml: Any) -> dict[int, Any]:
     return found
 
 
-def _answered(nvml: Any, question: Callable[[Any], T], cards: Iterable[Any]) -> list[T]:
-    """What each card answers. One that is lost hides no other; if none answers, that is the error."""
+def _each(nvml: Any, question: Callable[[Any], T], cards: Iterable[Any]) -> list[T]:
+    """The answers of all cards but lost ones. If no card answers, the error of the last one is raised."""
     answers, error = [], None
     for card in cards:
         try:
@@ -129,20 +130,20 @@ def _answered(nvml: Any, question: Callable[[Any], T], cards: Iterable[Any]) -> 
 
 
 def _check_order(visible: str | None) -> None:
-    """ProfileError where cards go by numbers in an order that only CUDA knows."""
+    """Raise ProfileError if cards are named by numbers, in an order that only CUDA knows."""
     order = os.environ.get("CUDA_DEVICE_ORDER", BY_BUS)
     by_uuid = visible is not None and all(word.startswith(("GPU-", "MIG-")) for word in _words(visible))
     if order != BY_BUS and not by_uuid:
         raise ProfileError(
-            f"CUDA_DEVICE_ORDER is {printable(order)}: which GPU has which number is not known without CUDA",
+            f"CUDA_DEVICE_ORDER is {printable(order)}, so the numbers of the GPUs are unknown without CUDA",
             f"Unset it, set it to {BY_BUS}, or name cards by UUID in CUDA_VISIBLE_DEVICES.",
         )
 
 
 def within(seconds: float, question: Callable[..., T], *about: Any) -> T:
-    """What NVML answers, if it does in time: a driver may hang, and a measurement must not.
+    """The result of ``question(*about)`` within ``seconds``, since a driver may hang, but a measurement must not.
 
-    Raises Silent if it does not, Missing, and whatever the question raises.
+    Raises TimedOut, Missing, and whatever the question raises.
     """
     answers: list[T] = []
     errors: list[Exception] = []
@@ -150,7 +151,7 @@ def within(seconds: float, question: Callable[..., T], *about: Any) -> T:
     def ask() -> None:
         try:
             answers.append(question(*about))
-        except Exception as error:  # for the thread that waits
+        except Exception as error:  # raised in the waiting thread
             errors.append(error)
 
     thread = Thread(target=ask, name="nvml", daemon=True)
@@ -162,20 +163,20 @@ def within(seconds: float, question: Callable[..., T], *about: Any) -> T:
     if errors:
         raise errors[0]
     if not answers:
-        raise Silent(f"the NVIDIA driver did not answer for {seconds:g} s")
+        raise TimedOut(f"the NVIDIA driver did not answer for {seconds:g} s")
     return answers[0]
 
 
 def used_bytes(uuid: str) -> int:
-    """Memory in use on a GPU by everybody. Raises Missing."""
+    """Memory of a GPU that is in use by all programs together. Raises Missing."""
     with library() as nvml:
         return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(uuid)).used)
 
 
 def process_bytes(uuid: str, pid: int) -> int | None:
-    """What one process takes on a GPU, its CUDA context included. Raises Missing.
+    """Memory that one process uses on a GPU, including its CUDA context. Raises Missing.
 
-    None where the driver does not tell: under WSL, and in a container whose process numbers are not the host's.
+    None if the driver does not report it, as in WSL, and in containers whose process ids are not the host's.
     """
     with library() as nvml:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -184,11 +185,12 @@ def process_bytes(uuid: str, pid: int) -> int | None:
 
 
 def _visible(nvml: Any, every: Mapping[int, Any], visible: str) -> list[Any]:
-    """The handles that ``CUDA_VISIBLE_DEVICES`` lists, as CUDA reads it.
+    """The handles of the cards in ``CUDA_VISIBLE_DEVICES``, as CUDA reads it.
 
-    The first word says whether all are numbers, GPUs or slices. A number may have text after it; of a UUID the start
-    is enough. The first that is not there ends the list, and one that is named twice empties it (as does PyTorch:
-    ``torch.cuda._parse_visible_devices``). Of slices a process gets one, the first (MIG user guide).
+    The first word decides whether all of them are numbers, UUIDs of GPUs or UUIDs of slices. A number may be followed
+    by text, and the beginning of a UUID is enough. A device that does not exist ends the list, and one that is named
+    twice empties it (PyTorch does the same: ``torch.cuda._parse_visible_devices``). A process gets only the first
+    slice (MIG user guide).
     """
     words = _words(visible)
     if words and words[0].startswith("MIG-"):
@@ -213,7 +215,7 @@ def _by_number(every: Mapping[int, Any], word: str) -> int | None:
 
 
 def _by_uuid(nvml: Any, every: Mapping[int, Any], word: str) -> int | None:
-    """The card whose UUID begins so; None if none or several do."""
+    """The number of the card whose UUID begins with ``word``; None unless there is exactly one."""
     if not word.startswith("GPU-"):
         return None
     matching = [index for index, handle in every.items() if nvml.nvmlDeviceGetUUID(handle).startswith(word)]
@@ -221,7 +223,7 @@ def _by_uuid(nvml: Any, every: Mapping[int, Any], word: str) -> int | None:
 
 
 def _slice_handle(nvml: Any, every: Mapping[int, Any], word: str) -> Any:
-    """The slice of this UUID, or of the one that begins so; None if there is none."""
+    """The slice whose UUID is or begins with ``word``; None unless there is exactly one."""
     try:
         return nvml.nvmlDeviceGetHandleByUUID(word)
     except nvml.NVMLError:
@@ -239,12 +241,12 @@ def _slices(nvml: Any, card: Any) -> Iterator[Any]:
     for index in range(most):
         try:
             yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index)
-        except nvml.NVMLError:  # no slice has this number
+        except nvml.NVMLError:  # there is no slice with this number
             continue
 
 
 def _words(visible: str) -> list[str]:
-    """Between commas. An empty one names nothing, so it ends the list."""
+    """The words between commas, up to an empty one, which names no device and so ends the list."""
     words = [word.strip() for word in visible.split(",")]
     return words[: words.index("")] if "" in words else words
 
@@ -268,7 +270,7 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
         uuids = [nvml.nvmlDeviceGetUUID(each) for each in _slices(nvml, handle)]
         ways = " or ".join(f"CUDA_VISIBLE_DEVICES={uuid}" for uuid in uuids[:SHOWN_SLICES])
         raise ProfileError(
-            f"{printable(title)} is split into MIG slices, of which CUDA would take any one",
+            f"{printable(title)} is split into MIG slices, and CUDA would use any of them",
             f"Name a slice: {ways or 'CUDA_VISIBLE_DEVICES=MIG-… as nvidia-smi -L lists it'}; or use --device cpu.",
         )
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -286,17 +288,17 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
 
 
 def _whole(nvml: Any, handle: Any) -> Any:
-    """The card that a slice is of; a whole card itself."""
+    """The card that a slice is part of; a whole card is returned unchanged."""
     try:
         if nvml.nvmlDeviceIsMigDeviceHandle(handle):
             return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
-    except nvml.NVMLError:  # an older driver knows no slices
+    except nvml.NVMLError:  # an older driver, which does not know about slices
         pass
     return handle
 
 
 def _slice(nvml: Any, handle: Any, card: Any, capability: tuple[int, int] | None) -> Slice:
-    """Which part of ``card`` a slice is."""
+    """Describes which part of ``card`` a slice is."""
     title, whole = nvml.nvmlDeviceGetName(handle), int(nvml.nvmlDeviceGetMemoryInfo(card).total)
     profile = _PROFILE.search(title)
     eighths = max(1, min(EIGHTHS, round(EIGHTHS * int(nvml.nvmlDeviceGetMemoryInfo(handle).total) / whole)))
@@ -310,7 +312,7 @@ def _slice(nvml: Any, handle: Any, card: Any, capability: tuple[int, int] | None
 
 
 def _compute_share(nvml: Any, handle: Any, card: Any, capability: tuple[int, int] | None) -> float | None:
-    """Multiprocessors of a slice ÷ those of the card; None where NVML does not tell either."""
+    """Multiprocessors of a slice ÷ those of the card; None unless NVML reports both."""
     if capability is None:
         return None
     try:
@@ -331,7 +333,7 @@ def _capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
 
 
 def _is_split(nvml: Any, handle: Any) -> bool:
-    """Whether this is a whole card in MIG mode: its memory is then nobody's to take as a whole."""
+    """Whether this is a whole card in MIG mode, whose memory no process can use as a whole."""
     try:
         return not nvml.nvmlDeviceIsMigDeviceHandle(handle) and nvml.nvmlDeviceGetMigMode(handle)[0] == 1
     except nvml.NVMLError:  # a card that cannot be split

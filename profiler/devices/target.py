@@ -1,9 +1,9 @@
-"""What a prediction is for: a device of the catalog, of this machine, described in figures, or several of one.
+"""The devices that a prediction can be for: in the catalog, in this machine, or described by figures.
 
 --on "rtx 4090"      --on 2x"rtx 3090"      --on cuda:0      --on vram=24,bandwidth=1008,bf16=165
 
-The catalog is ``scenarios/devices.toml``, where each figure carries its source; a figure that is not known is
-``None`` or absent. A kind of device may describe its own, as a CPU does.
+The catalog is ``scenarios/devices.toml``, which has a source for each figure; unknown figures are ``None`` or absent.
+A kind of device without data sheets, such as a CPU, gives its figures itself (``DeviceKind.describe``).
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from profiler.units import GIB, printable
 
 GIGA = 1e9
 TERA = 1e12
-MEMORY_TOLERANCE = 0.15  # a driver keeps some of the memory that is sold; an 8 GB card is no 16 GB card
+MEMORY_TOLERANCE = 0.15  # relative: a driver keeps some of a card's memory, but an 8 GB card is not a 16 GB card
 
 MOST = 64  # devices in one machine
-LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, where the data sheet names no link
+LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, if the data sheet has no figure
 FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
-UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, where the catalog has no figures
+UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, for GPUs that are not in the catalog
 UNKNOWN_SPREAD = 4.0
-SLICE_SPREAD = 1.25  # shares of a data sheet's figures; nobody measured a slice for us
-VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})  # another chip, not another size
+SLICE_SPREAD = 1.25  # a slice has shares of a data sheet's figures, and we have measured none
+# Words in a name that mean another chip. ``RTX 4060`` does not mean the RTX 4060 Ti.
+VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 _WORD = re.compile(r"[a-z]+|\d+")
-MOST_NAMED = 8  # of the devices that a word may mean
+MOST_NAMED = 8  # devices that the message about an ambiguous name lists
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogDevice:
-    """One device. Bytes, bytes per second, FLOP per second (dense), watts."""
+    """A device of the catalog. Bytes, bytes per second, FLOP per second (dense), watts."""
 
     name: str
     vendor: str
@@ -52,13 +53,13 @@ class CatalogDevice:
     flops: Mapping[str, float]  # by dtype: fp32, bf16 (fp32 accumulation), fp16, int8, fp8, fp4
     tdp_w: float | None
     link_bytes_s: float | None  # to the host, one direction
-    titles: tuple[str, ...]  # NVML's names of it
-    sources: Mapping[str, str]  # figure, or ``all``, → where it comes from
+    titles: tuple[str, ...]  # its names in NVML
+    sources: Mapping[str, str]  # where figures come from, by figure or under ``all``
     standing: str  # which figures were checked, and which are derived
     notes: str | None
 
     def matches(self, title: str, memory_bytes: int) -> bool:
-        """Whether a card found here is this one: by NVML's exact name, since a laptop's chip is another one."""
+        """Whether a card that NVML found is this one. The name must be equal, since a laptop's chip differs."""
         if title not in self.titles or self.memory_bytes is None:
             return False
         return abs(memory_bytes / self.memory_bytes - 1) <= MEMORY_TOLERANCE
@@ -66,13 +67,13 @@ class CatalogDevice:
 
 @cache
 def data_sheets() -> tuple[CatalogDevice, ...]:
-    """All of them, in the order of the file."""
+    """All devices of the catalog, in the order of the file."""
     text = (resources.files("profiler.scenarios") / "devices.toml").read_text(encoding="utf-8")
     return tuple(_device(entry) for entry in tomllib.loads(text)["device"])
 
 
 def match(title: str, memory_bytes: int) -> CatalogDevice | None:
-    """The catalog's entry of a card that NVML found, or None."""
+    """The catalog's entry for a card that NVML found; None if it has none."""
     return next((device for device in data_sheets() if device.matches(title, memory_bytes)), None)
 
 
@@ -96,7 +97,7 @@ def _device(entry: Mapping[str, Any]) -> CatalogDevice:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One device, or ``count`` equal ones. Bytes, bytes per second, FLOP per second, watts."""
+    """A device for predictions, or ``count`` equal ones. Bytes, bytes per second, FLOP per second, watts."""
 
     name: str
     vendor: str  # NVIDIA, AMD, Apple, Intel, CPU, or other
@@ -109,14 +110,15 @@ class Target:
     count: int = 1
     local: str | None = None  # its name on this machine, if it is here: cpu, cuda:0
     source: str = ""  # where the figures come from, in words
-    spread: float = 1.0  # factor that the figures themselves may be off by, either way
-    ceilings: Ceilings | None = field(default=None, hash=False)  # what this very device was measured to do
-    features: tuple[str, ...] = ()  # of a CPU of this machine
-    default_dtype: str | None = None  # of a device of this machine
-    running: float = 1.0  # share of the time in which a CPU quota lets a process run; in the figures above already
-    limits: tuple[str, ...] = ()  # of this process, as ``DeviceInfo.limits``
-    memory_limit: str | None = None  # likewise
-    part: str | None = None  # of a card that is shared out: MIG 1g.10gb
+    spread: float = 1.0  # factor by which the figures themselves may be off, either way
+    ceilings: Ceilings | None = field(default=None, hash=False)  # as `profile calibrate` measured this very device
+    # Of a device of this machine, as in ``DeviceInfo``:
+    features: tuple[str, ...] = ()
+    default_dtype: str | None = None
+    running: float = 1.0  # the figures above take it into account already
+    limits: tuple[str, ...] = ()
+    memory_limit: str | None = None
+    part: str | None = None  # of a slice of a card: MIG 1g.10gb
 
     @property
     def title(self) -> str:
@@ -126,12 +128,12 @@ class Target:
 
     @property
     def guessed(self) -> bool:
-        """Whether its figures are neither measured nor a maker's: then no ceiling holds."""
+        """Whether its figures are neither measured nor from a data sheet, so that its ceilings are unknown."""
         return self.ceilings is None and self.spread > 1
 
     @property
     def device_kind(self) -> DeviceKind:
-        """What is particular to such devices: by its name where it is here, else by its maker."""
+        """Its kind, by the name of a device of this machine, otherwise by the maker."""
         return kind_of(self.local) if self.local else devices.of_maker(self.vendor)
 
     @property
@@ -141,14 +143,14 @@ class Target:
 
     @property
     def unified(self) -> bool:
-        """Whether the processor's memory is the device's: nothing can be offloaded to anywhere else."""
+        """Whether it shares memory with the processor, so that there is no other memory to offload to."""
         return self.vendor in ("CPU", "Apple") or self.kind in ("desktop-soc", "igpu", "edge")
 
 
 def find(text: str | None = None) -> Target:
     """The target that ``text`` names; None: the first device of this machine.
 
-    NotFound with the nearest names, ProfileError for figures that are missing or no numbers.
+    Raises NotFound with the nearest names, and ProfileError for figures that are missing or not numbers.
     """
     if text is None:
         return of(devices.find())
@@ -169,18 +171,18 @@ def find(text: str | None = None) -> Target:
     if re.fullmatch(rf"({'|'.join(map(re.escape, devices.names()))})(:\d+)?", wanted):
         try:
             return of(devices.find(wanted))
-        except ProfileError as error:  # here a device is named by another option than where one is measured
+        except ProfileError as error:  # predictions call the option --on
             hint = error.hint.replace("--device", "--on") if error.hint else None
             raise type(error)(error.message.replace("--device", "--on"), hint) from None
     return of_catalog(_named(wanted))
 
 
 def of_catalog(device: CatalogDevice) -> Target:
-    """A device by its maker's figures."""
+    """The target for a device of the catalog. Raises ProfileError for one that has no memory of its own."""
     if device.memory_bytes is None:
         raise ProfileError(
-            f"{device.name} takes its memory from the host: say how much",
-            f"For example: --on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
+            f"{device.name} shares the memory of its host, whose size is not known",
+            f"Say how much it has, for example: --on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
         )
     return Target(
         name=device.name,
@@ -198,7 +200,7 @@ def of_catalog(device: CatalogDevice) -> Target:
 def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     """A device of this machine, with its ceilings if `profile calibrate` measured them.
 
-    ``packages``: with which versions of ``ceilings.PACKAGES``; None: those installed now.
+    ``packages``: the versions of ``calibration.PACKAGES`` with which they were measured; None: those installed now.
     """
     found = _local(device)
     measured = calibration.load(device) if packages is None else calibration.load(device, packages)
@@ -207,11 +209,11 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     kind = kind_of(device.kind)
     if kind.is_host:
         measured = measured.running(device.running)
-    unsold = kind.describe is not None or found.vendor == "other"  # no maker's figures
+    no_data_sheet = kind.describe is not None or found.vendor == "other"
     return replace(
         found,
-        bandwidth_bytes_s=measured.read_bytes_s if unsold else found.bandwidth_bytes_s,
-        flops=measured.flops if unsold else found.flops,
+        bandwidth_bytes_s=measured.read_bytes_s if no_data_sheet else found.bandwidth_bytes_s,
+        flops=measured.flops if no_data_sheet else found.flops,
         spread=1.0,
         ceilings=measured,
         source=f"measured {measured.measured_at[:10]}",
@@ -219,7 +221,7 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
 
 
 def _local(device: DeviceInfo) -> Target:
-    """By the catalog where it is in it. Its memory is what there is, not what is sold."""
+    """The figures of a device of this machine without calibration: its own, or those of the catalog."""
     describe = kind_of(device.kind).describe
     if describe is not None:
         return describe(device)
@@ -248,11 +250,11 @@ def _local_gpu(device: DeviceInfo) -> Target:
             source="a guess",
             spread=UNKNOWN_SPREAD,
         )
-    return replace(of_catalog(known), memory_bytes=device.memory_bytes)
+    return replace(of_catalog(known), memory_bytes=device.memory_bytes)  # less than the data sheet says
 
 
 def _slice(device: DeviceInfo, part: Slice) -> Target:
-    """By the shares of the whole card that a slice has. What of the card's power it takes is not known."""
+    """The figures of a slice, by its shares of the whole card. Its share of the card's power is unknown."""
     whole = _local_gpu(replace(device, title=part.of_title, memory_bytes=part.of_bytes, slice=None))
     compute = part.compute_share or part.memory_share
     return replace(
@@ -268,8 +270,10 @@ def _slice(device: DeviceInfo, part: Slice) -> Target:
 
 
 def _named(text: str) -> CatalogDevice:
-    """The catalog's device whose name holds all words of ``text``, or which NVML calls so. Of several that share a
-    number the one with the shortest name; a word without a number, such as ``rtx``, must mean one device only.
+    """The device of the catalog that NVML calls ``text``, or whose name contains all its words.
+
+    If there are several, it is the one with the shortest name; but words without a number, such as ``rtx``, must
+    match a single device. Raises NotFound.
     """
     words = _WORD.findall(text.casefold())
     known = data_sheets()
@@ -287,10 +291,10 @@ def _named(text: str) -> CatalogDevice:
     if exact or plain:
         return _shortest(text, exact or plain)
     if holding:
-        names_held = ", ".join(device.name for device in holding)
-        raise NotFound(f"{printable(text)} is no device of the catalog by itself", f"There is {names_held}.")
+        variants = ", ".join(device.name for device in holding)
+        raise NotFound(f"the catalog has {printable(text)} only as a variant", f"Name one: {variants}.")
     glued = "".join(words)
-    whole = re.compile(rf"(?<!\d(?=\d)){re.escape(glued)}(?!(?<=\d)\d)")  # rtx40 is no part of rtx4060
+    whole = re.compile(rf"(?<!\d(?=\d)){re.escape(glued)}(?!(?<=\d)\d)")  # rtx40 does not match rtx4060
     inside = [device for device in known if glued and whole.search("".join(spelled[device.name]))]
     if len(inside) >= 1 and len(glued) > 1:
         return _shortest(text, inside)
@@ -309,14 +313,12 @@ def _shortest(text: str, found: Sequence[CatalogDevice]) -> CatalogDevice:
     if len(found) > 1 and not any(map(str.isdigit, text)):
         some = ", ".join(device.name for device in found[:MOST_NAMED])
         rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        raise NotFound(
-            f"{len(found)} devices of the catalog are called {printable(text)}", f"Name one: {some}{rest}."
-        )
+        raise NotFound(f"{printable(text)} matches {len(found)} devices of the catalog", f"Name one: {some}{rest}.")
     return min(found, key=lambda device: len(device.name))
 
 
 def _described(text: str) -> Target:
-    """``vram=24,bandwidth=1008,bf16=165``: GiB, GB/s, TFLOP/s, watts."""
+    """The target that ``vram=24,bandwidth=1008,bf16=165`` describes, in GiB, GB/s, TFLOP/s and watts."""
     figures: dict[str, float] = {}
     for part in text.split(","):
         key, _, value = part.partition("=")

@@ -1,4 +1,4 @@
-"""One file a quantization: its bytes, how it is loaded and detected, how fast it is, and where it cannot run."""
+"""One file per quantization: its bytes, how it is loaded and detected, how fast it is, and where it cannot run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ FOLDER = "quants"
 
 
 def find(name: str) -> Quant | None:
-    """The quantization ``name``; ``None`` if it has no file, as for those that only checkpoints have."""
+    """The quantization ``name``; ``None`` if it has no file here, like the formats that only checkpoints come in."""
     return _by_name(tuple(__path__)).get(name)
 
 
 def every() -> tuple[Quant, ...]:
-    """All of them, sorted by name."""
+    """All quantizations, sorted by name."""
     return tuple(_by_name(tuple(__path__)).values())
 
 
 def packed_modules() -> dict[str, PackedModules]:
-    """The modules that hold packed weights in any quantization, by the name of their class."""
+    """The modules that hold packed weights, of all quantizations, by the name of their class."""
     return _packed(tuple(__path__))
 
 

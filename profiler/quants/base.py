@@ -55,27 +55,30 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredForm:
-    """A checkpoint that is stored in a quantization.
+    """How a checkpoint stores weights in a quantization.
 
-    ``needed`` and ``allowed`` are the tensors of one weight, by the part of the name after the module: required ones
-    and optional ones. If both are empty, they are not checked. Codes are checked if ``types`` or ``bits`` is given.
+    ``needed`` and ``allowed`` are the required and the optional tensors of one weight, by the part of their name
+    after the module's. If both are empty, names are not checked. ``types`` and ``bits`` describe quantized values,
+    which are not checked without either.
     """
 
     matches: Callable[[Mapping[str, Any]], bool]  # whether a ``quantization_config`` means this quantization
     needed: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
-    types: frozenset[str] = frozenset()  # number types of safetensors, for codes that keep the shape of their weight
-    bits: int | None = None  # of each code, for codes that do not
+    types: frozenset[str] = frozenset()  # number types in safetensors, if each weight has an element of its own
+    bits: int | None = None  # per weight, if several weights share an element
 
 
 class RandomValues(Protocol):
-    """Fills the tensors of ``PackedModules.weight``. Implemented in ``backends/hf/synthetic.py``."""
+    """Random values for the tensors that ``PackedModules.weight`` creates. Implemented in
+    ``backends/hf/synthetic.py``.
+    """
 
     device: Any  # a torch.device
     dtype: Any  # a torch.dtype: of the activations
     std: float  # standard deviation of the model's weights
     seed: int
-    patterns: dict[Any, Any]  # room for patterns that are quantized once and repeated over every weight
+    patterns: dict[Any, Any]  # where ``weight`` may keep patterns, which are quantized once and repeated
 
     def normal(self, tensor: Any, std: float, seed: int | None = None) -> None:
         """Fill a contiguous floating tensor with normal values in place. Without a ``seed``, each call takes the next
@@ -101,29 +104,30 @@ def _no_tensors(module: Any) -> Iterable[Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedModules:
-    """The modules that hold packed weights in a loaded model. The functions import torch themselves."""
+    """The modules that hold packed weights in a loaded model. The functions import torch when they are called."""
 
     names: frozenset[str]  # names of their classes
     tensors: Callable[[Any], Iterable[Any]] = _no_tensors  # tensors of a module that are not parameters or buffers
-    weight: Callable[[Any, RandomValues], Any] | None = None  # a synthetic weight for a module on ``meta``
+    weight: Callable[[Any, RandomValues], Any] | None = None  # creates a synthetic weight for a module on ``meta``
     timed: LayerBenchmark | None = None  # None: not timed, or timed as ``Kernels.same_as``
 
 
 @dataclass(frozen=True, slots=True)
 class Quant:
-    """How weights are stored. ``weight_bytes(weight, dtype, repacks)`` counts every stored byte, scales included.
+    """How weights are stored.
 
-    ``dtype`` is the compute dtype: what stays unquantized is stored in it. ``repacks``: whether the device is one for
-    which bitsandbytes packs 4-bit weights anew in their first pass (``DeviceInfo.repacks``). ``load_config(dtype)``
-    gives the transformers quantization config (``None`` for a plain dtype) and may import torch.
+    ``weight_bytes(weight, dtype, repacks)`` counts every stored byte of a weight, scales included. ``dtype`` is the
+    compute dtype, in which unquantized weights are stored; ``repacks`` is ``DeviceInfo.repacks``.
+    ``load_config(dtype)`` returns the transformers quantization config (``None`` for a plain dtype) and may import
+    torch.
     """
 
     name: str
     weight_bytes: Callable[[Weight, str, bool], int]
-    roles: frozenset[Role]  # what the scheme quantizes; empty for a plain dtype
-    unavailable: Callable[[DeviceInfo], str | None]  # the reason, in words
+    roles: frozenset[Role]  # of the weights that it quantizes; empty for a plain dtype
+    unavailable: Callable[[DeviceInfo], str | None]  # why a device cannot run it, in words; None if it can
     load_config: Callable[[str], Any]
-    dtype: str | None = None  # the dtype it fixes; None: the device's default compute dtype
+    dtype: str | None = None  # the compute dtype that it requires; None: the device's default
     kernels: Kernels = Kernels()
     stored: StoredForm | None = None  # None: checkpoints are never stored in it
     modules: PackedModules | None = None
@@ -134,7 +138,7 @@ class Quant:
         return self.kernels.same_as or self.name
 
     @property
-    def unmade(self) -> str | None:
+    def no_synthetic_weights(self) -> str | None:
         """Why a model with synthetic weights cannot be built in it, in words; ``None`` if it can."""
         if not self.roles or (self.modules is not None and self.modules.weight is not None):
             return None

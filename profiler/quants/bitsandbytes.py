@@ -1,4 +1,4 @@
-"""The shared parts of the bitsandbytes quantizations, according to bitsandbytes 0.50 and transformers 5.23.
+"""What the bitsandbytes quantizations share. The rules follow bitsandbytes 0.50 and transformers 5.23.
 
 bitsandbytes replaces modules whose type is exactly ``nn.Linear``, except the output head. Fused experts are one 3-D
 parameter and stay in the compute dtype (bitsandbytes issue 1849), as do embeddings, convolutions and norms.
@@ -23,43 +23,48 @@ from profiler.quants.base import (
     plain_bytes,
 )
 
-METHOD = "bitsandbytes"  # the ``quant_method`` of its checkpoints
+METHOD = "bitsandbytes"  # ``quant_method`` in the config of a checkpoint
 LINEAR_ROLES: frozenset[Role] = frozenset({"linear"})
 
 BLOCK = 64  # weights that share one scale
-REPACKED_ROWS = 32  # of a weight, or a multiple: bitsandbytes 0.50, functional.py, _convert_weight_packed_for_cpu
+REPACKED_ROWS = 32  # rows of a block: bitsandbytes 0.50, functional.py, _convert_weight_packed_for_cpu
 REPACKED_SCALE_BYTES = 2
 NESTED_BLOCK = 256  # scales that share one scale, with double quantization
 FOUR_BIT_CAPABILITY = 60  # compute capability × 10 that the kernels need (installation guide of bitsandbytes 0.50)
-LEVELS_BYTES = 16 * 4  # each weight keeps its own table of 16 fp32 levels
-OFFSET_BYTES = 4  # with double quantization also an offset,
+LEVELS_BYTES = 16 * 4  # each weight has its own table of 16 levels in fp32
+OFFSET_BYTES = 4  # with double quantization, also an offset
 NESTED_LEVELS_BYTES = 256 * 4 + OFFSET_BYTES  # and a table of 256 levels
 
-PATTERN_WEIGHTS = 257 * 256 * 64  # weights that are quantized once and repeated; whole blocks, also of nested scales
-TIMED = "nf4"  # the 4-bit quantization that is calibrated: they all use the same kernels
+PATTERN_WEIGHTS = 257 * 256 * 64  # quantized once and repeated; a whole number of blocks, also of nested scales
+TIMED = "nf4"  # the 4-bit quantization that is calibrated, since all of them use the same kernels
 # Measured on CPUs (low, usual, high): temporary bytes of 4-bit products, and copies of the largest matrix in fp32.
 MIB = 1024**2
 UNPACKING, UNPACKED_COPIES = (0, 40 * MIB, 120 * MIB), (1.0, 1.5, 3.0)
-TENSORS = ("absmax", "code", "offset"), ("CB", "SCB")  # of a 4-bit weight's state, and of an 8-bit weight
+TENSORS = ("absmax", "code", "offset"), ("CB", "SCB")  # attributes of a 4-bit weight's state, and of an 8-bit weight
 
 
 def missing(device: DeviceInfo, capability: int = FOUR_BIT_CAPABILITY) -> str | None:
-    """Why bitsandbytes cannot run here, if it cannot: not installed, or a GPU older than its kernels."""
+    """Why bitsandbytes cannot run on ``device``, in words; ``None`` if it can.
+
+    ``capability`` is the compute capability × 10 that its kernels need.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes is not installed: pip install bitsandbytes"
     for feature in device.features:
         if feature.startswith("sm_") and int(feature[3:]) < capability:
-            return f"bitsandbytes needs a GPU of compute capability {capability / 10:.1f} or newer for it"
+            return f"its bitsandbytes kernels need a GPU of compute capability {capability / 10:.1f} or newer"
     return None
 
 
 def is_stated(stated: Mapping[str, Any]) -> bool:
-    """Whether transformers takes a ``quantization_config`` for bitsandbytes: its flags take precedence."""
+    """Whether transformers reads a ``quantization_config`` as one of bitsandbytes. ``load_in_4bit`` and
+    ``load_in_8bit`` take precedence over ``quant_method``.
+    """
     return bool(stated.get("load_in_4bit") or stated.get("load_in_8bit") or stated.get("quant_method") == METHOD)
 
 
 def repackable(weight: Weight) -> bool:
-    """Whether bitsandbytes can repack a 4-bit weight: it needs whole blocks of rows and of inputs."""
+    """Whether bitsandbytes can repack a 4-bit weight, which must consist of whole blocks of rows and inputs."""
     return weight.role in LINEAR_ROLES and weight.shape[0] % REPACKED_ROWS == 0 and weight.shape[1] % BLOCK == 0
 
 
@@ -74,8 +79,9 @@ def tensors(module: Any) -> Iterator[Any]:
 
 
 def four_bit(name: str, levels: str, double: bool, unpack_bytes: float, read: float) -> Quant:
-    """A 4-bit scheme with blocks of 64. ``double`` quantizes the scales as well; ``unpack_bytes`` (on a GPU) and
-    ``read`` are those of its ``Prior``."""
+    """A 4-bit quantization with blocks of 64 weights. ``double`` quantizes the scales as well. ``unpack_bytes`` (on a
+    GPU) and ``read`` are those of its ``Prior``.
+    """
 
     def weight_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
         if weight.role not in LINEAR_ROLES:
@@ -107,7 +113,7 @@ def four_bit(name: str, levels: str, double: bool, unpack_bytes: float, read: fl
         return own == levels and bool(stated.get("bnb_4bit_use_double_quant")) is double
 
     prior = Prior(
-        source="GPUs: a guess; cpu: 0.3e9 elements a second and core on AVX2; repacking: as a Xeon with AMX",
+        source="a guess for GPUs; 0.3e9 elements per second and core on AVX2; repacking as on a Xeon with AMX",
         read=read,
         unpack_bytes={"cpu": 60.0, "repacking": 0.0, "other": unpack_bytes},
         of_fp32={"repacking": 0.45},
@@ -146,7 +152,7 @@ def _four_bit_layer(inputs: int, outputs: int, dtype: Any) -> Any:
 
 
 def _four_bit_weight(module: Any, values: RandomValues) -> Any:
-    """Packed levels and scales of a quantized pattern, repeated over the shape of the weight."""
+    """A weight whose packed levels and scales repeat those of a quantized pattern."""
     import bitsandbytes as bnb
     import torch
 
@@ -192,7 +198,7 @@ def _four_bit_weight(module: Any, values: RandomValues) -> Any:
 
 
 def _pattern(quant_type: str, nested: bool, values: RandomValues) -> tuple[Any, Any]:
-    """Normally distributed weights, quantized by bitsandbytes itself."""
+    """Normally distributed weights that bitsandbytes itself has quantized: packed levels, and their state."""
     import bitsandbytes as bnb
     import torch
 

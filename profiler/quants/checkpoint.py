@@ -1,7 +1,7 @@
-"""Checkpoints that are quantized already: what transformers makes of them, and what they weigh by their config alone.
+"""Checkpoints that are already quantized: whether transformers can run or unpack them, and their bytes by config.
 
-Rules read at transformers 5.23 (``quantizers/``). A checkpoint is kept as it is stored, or it is unpacked into a
-plain dtype while it is loaded, or it is not loaded at all; the reason is for a person.
+transformers runs a checkpoint as it is stored, or unpacks it into a plain dtype while loading it, or does neither.
+The rules follow transformers 5.23 (``quantizers/``).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "gptq": ("optimum", "gptqmodel"),
     "fp8": ("kernels",),
 }
-NEVER: Mapping[str, str] = {  # and what it never runs so
+NEVER: Mapping[str, str] = {  # what transformers never runs as it is stored, and why
     COMPRESSED: "transformers unpacks compressed-tensors in the first pass",
     "mxfp4": "transformers keeps MXFP4 in the experts of gpt-oss only",
     MLX: "transformers does not read MLX checkpoints; mlx-lm runs them",
 }
-FP8_CAPABILITY = 89
+FP8_CAPABILITY = 89  # compute capability × 10
 CHECKPOINT_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-PLAIN_EXPRESSION = re.compile(r"re:(?:\.\*|[\w.^$-]|\\\.)*")
-MOST_WILDCARDS = 4
-MOST_SKIPPED = 4096  # modules that a config names one by one: each is compared with every weight
+PLAIN_EXPRESSION = re.compile(r"re:(?:\.\*|[\w.^$-]|\\\.)*")  # a regular expression that is quick to match,
+MOST_WILDCARDS = 4  # with at most this many wildcards
+MOST_SKIPPED = 4096  # modules that a config may exclude one by one, since each is compared with every weight
 SCALE_BYTES = 2  # of AWQ, GPTQ, MLX and most of compressed-tensors
 
 
@@ -48,7 +48,7 @@ def not_as_stored(stored: Stored, device: DeviceInfo) -> str | None:
     scheme = stored.scheme
     if scheme is None:
         return None
-    if (ours := of_ours(scheme)) is not None:
+    if (ours := quant_of_scheme(scheme)) is not None:
         return ours.unavailable(device)
     never = never_as_stored(stored, _multiplies_fp8(device))
     if never is not None:
@@ -59,15 +59,18 @@ def not_as_stored(stored: Stored, device: DeviceInfo) -> str | None:
 
 
 def never_as_stored(stored: Stored, multiplies_fp8: bool) -> str | None:
-    """The same, whatever is installed; ``multiplies_fp8``: whether the device has units for it."""
-    if stored.scheme is None or of_ours(stored.scheme) is not None:
+    """Why transformers cannot run the checkpoint as it is stored, whatever is installed; ``None`` if it can.
+
+    ``multiplies_fp8``: whether the device has units for fp8.
+    """
+    if stored.scheme is None or quant_of_scheme(stored.scheme) is not None:
         return None
     method = stored.scheme.method
     if method in NEVER:
         return NEVER[method]
     if method == "fp8" and not multiplies_fp8:
         return "transformers multiplies fp8 on GPUs of compute capability 8.9 or newer only"
-    return None if method in LIBRARIES else "there is no rule here for how transformers loads it"
+    return None if method in LIBRARIES else "it is not known how transformers loads this format"
 
 
 def not_unpacked(stored: Stored) -> str | None:
@@ -97,14 +100,14 @@ def _multiplies_fp8(device: DeviceInfo) -> bool:
     return max(known, default=0) >= FP8_CAPABILITY
 
 
-def of_ours(scheme: Scheme) -> Quant | None:
-    """The quantization in ``profiler/quants`` that a checkpoint is stored in; ``None`` for any other scheme."""
+def quant_of_scheme(scheme: Scheme) -> Quant | None:
+    """The quantization in ``profiler/quants`` that a scheme stands for; ``None`` for any other scheme."""
     found = quants.find(scheme.name)
     return found if found and found.stored and found.stored.matches(scheme.config) else None
 
 
 def quant_of(stored: Stored) -> Quant:
-    """The quantization of a checkpoint that is run as it is stored: nothing is quantized while it is loaded."""
+    """The quantization of a checkpoint that runs as it is stored, so that nothing is quantized while loading."""
     ours = quants.find(stored.quant)
     if ours is not None:
         return replace(ours, dtype=stored.dtype)
@@ -114,13 +117,15 @@ def quant_of(stored: Stored) -> Quant:
 
 
 def from_config(geometry: Geometry, scheme: Scheme, raw: Mapping[str, Any]) -> Stored | None:
-    """What the weights weigh by the scheme that a config states; ``None`` where it does not say enough."""
+    """The bytes of a checkpoint's weights according to the scheme that its config states; ``None`` if the config does
+    not say enough.
+    """
     dtype = _dtype(raw)
     weights = []
     places: list[tuple[int | None, Weight]] = [(None, weight) for weight in geometry.outside]
     places += [(number, weight) for number, layer in enumerate(geometry.layers) for weight in layer.weights]
     try:
-        rule = (_Ours if scheme.method not in RULES and of_ours(scheme) else RULES[scheme.method])(scheme)
+        rule = (_Ours if scheme.method not in RULES and quant_of_scheme(scheme) else RULES[scheme.method])(scheme)
     except (KeyError, ProfileError):
         return None
     for number, weight in places:
@@ -152,7 +157,7 @@ def _dtype(raw: Mapping[str, Any]) -> str:
 
 
 class _Rule:
-    """Bytes of the weights that a method quantizes; ``None`` for one that it leaves in the checkpoint's dtype."""
+    """Counts the bytes of a quantized weight. ``None`` for one that stays in the checkpoint's dtype."""
 
     roles = frozenset({"linear", "experts"})
 
@@ -163,10 +168,10 @@ class _Rule:
             raise ProfileError(f"{len(self.skipped):,} modules that are not quantized")
 
     def __call__(self, weight: Weight, path: str) -> int | None:
-        return None if self.scheme.leaves_out(path) else self.of(weight)
+        return None if self.scheme.leaves_out(path) else self.weight_bytes(weight)
 
-    def of(self, weight: Weight) -> int | None:
-        """Bytes of one weight wherever it stands."""
+    def weight_bytes(self, weight: Weight) -> int | None:
+        """Bytes of a weight by its role and shape, whatever its name."""
         if weight.role not in self.roles:
             return None
         matrices = math.prod(weight.shape[:-2])
@@ -174,17 +179,17 @@ class _Rule:
         return int(matrices * self.matrix_bytes(outputs, inputs))
 
     def matrix_bytes(self, outputs: int, inputs: int) -> int:
-        """Of one matrix with all that belongs to it."""
+        """Bytes of one quantized matrix, including its scales and other tensors."""
         raise NotImplementedError
 
     def groups(self, inputs: int, usual: int) -> int:
-        """Groups of inputs that share a scale; -1 for the size stands for one group."""
+        """Number of groups of inputs that share a scale. A group size of -1 means one group."""
         size = self.scheme.config.get("group_size", usual)
         return 1 if size == -1 else -(-inputs // (self.scheme.number("group_size") or usual))
 
 
 class _Awq(_Rule):
-    """Codes of several outputs in words of 32 bits, with scales and zero points for each group of inputs."""
+    """Values of several outputs in words of 32 bits, with scales and zero points for each group of inputs."""
 
     def matrix_bytes(self, outputs: int, inputs: int) -> int:
         bits, groups = self.scheme.bits or 4, self.groups(inputs, 128)
@@ -193,7 +198,9 @@ class _Awq(_Rule):
 
 
 class _Gptq(_Rule):
-    """Codes of several inputs in words of 32 bits; the group of each input is stored too."""
+    """Values of several inputs in words of 32 bits, with scales and zero points for each group, and the group of each
+    input.
+    """
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__(scheme)
@@ -207,7 +214,7 @@ class _Gptq(_Rule):
 
 
 class _Fp8(_Rule):
-    """A byte a weight; a scale of 32 bits (8 with ue8m0) for each block, or one in all."""
+    """One byte per weight, and a scale of 32 bits (8 with ue8m0) per block, or one for the whole matrix."""
 
     def matrix_bytes(self, outputs: int, inputs: int) -> int:
         block = self.scheme.config.get("weight_block_size", [128, 128])
@@ -222,17 +229,19 @@ class _Ours(_Rule):
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__(scheme)
-        found = quants.find({"fp4-dq": "nf4-dq"}.get(scheme.name, scheme.name))  # of one size
+        found = quants.find({"fp4-dq": "nf4-dq"}.get(scheme.name, scheme.name))  # these have the same size
         if found is None:
             raise ProfileError(f"there is no rule for {scheme.name}")
         self.ours = found
 
-    def of(self, weight: Weight) -> int | None:
+    def weight_bytes(self, weight: Weight) -> int | None:
         return self.ours.weight_bytes(weight, "bf16", False) if weight.role in self.ours.roles else None
 
 
 class _Mlx(_Rule):
-    """Tables and head as well; scales and biases of 16 bits for each group; modules may have bits of their own."""
+    """Quantizes the embedding and the output head too. Each group has a scale and a bias of 16 bits; the config may
+    give a module its own number of bits and group size.
+    """
 
     roles = frozenset({"linear", "experts", "embedding", "head"})
 
@@ -255,7 +264,7 @@ class _Mlx(_Rule):
 
 
 class _Compressed(_Rule):
-    """Groups of modules, each with a scheme of its own; ``Linear`` stands for all of them, the head included."""
+    """A config with a single group of modules, ``Linear``, which means all of them, including the output head."""
 
     roles = frozenset({"linear", "experts", "head"})
 
@@ -277,7 +286,7 @@ class _Compressed(_Rule):
     def __call__(self, weight: Weight, path: str) -> int | None:
         if path in self.names or any(pattern.match(path) for pattern in self.patterns):
             return None
-        return self.of(weight)
+        return self.weight_bytes(weight)
 
     def matrix_bytes(self, outputs: int, inputs: int) -> int:
         bits, floats = self.weights["num_bits"], self.weights.get("type") == "float"
@@ -292,7 +301,7 @@ class _Compressed(_Rule):
 
 
 def _bounded(word: str) -> bool:
-    """Whether a foreign expression is plain enough to be matched without taking forever."""
+    """Whether an expression in a config is a plain name, or simple enough to be matched quickly."""
     return not word.startswith("re:") or (
         PLAIN_EXPRESSION.fullmatch(word) is not None and word.count(".*") <= MOST_WILDCARDS
     )

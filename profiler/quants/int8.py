@@ -23,37 +23,37 @@ from profiler.quants.bitsandbytes import LINEAR_ROLES, MIB, PATTERN_WEIGHTS
 SCALE_BYTES = 4
 CAPABILITY = 75
 SCRATCH = (0, 160 * MIB, 450 * MIB)  # temporary bytes of products on a CPU (low, usual, high)
-# The same per token of a pass with torch._int_mm (AVX-512), as holes in the heap: measured 7e5 to 9e5. Longer passes
-# write tensors that the heap does not hold.
+# With torch._int_mm (AVX-512), the temporary bytes stay as holes in the heap and grow with the tokens of a pass: 7e5
+# to 9e5 per token were measured. The tensors of longer passes are too large for the heap.
 INTEGER_HOLES, HOLES_MOST = (2e5, 8e5, 2e6), 4096
 
 
 def weight_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
-    """One byte a weight and a scale a row."""
+    """One byte per weight, and a scale per row."""
     if weight.role not in LINEAR_ROLES:
         return plain_bytes(weight, dtype)
     return weight.parameters + SCALE_BYTES * weight.shape[0]
 
 
 def load_config(dtype: str) -> Any:
-    """The threshold stays the library's default (6.0): what people get who ask for 8 bits."""
+    """The threshold stays the library's default (6.0), as for anyone who loads a model in 8 bits."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def unavailable(device: DeviceInfo) -> str | None:
-    """Its matrix products need the integer tensor cores of Turing."""
+    """On a GPU, its matrix products need integer tensor cores (Turing or newer)."""
     return bitsandbytes.missing(device, CAPABILITY)
 
 
 def matches(stated: Mapping[str, Any]) -> bool:
-    """Every config of bitsandbytes that does not ask for 4 bits."""
+    """Every bitsandbytes config that does not request 4 bits."""
     return bitsandbytes.is_stated(stated) and not stated.get("load_in_4bit")
 
 
 def scratch(rows: int, matrix_bytes: int, features: tuple[str, ...]) -> tuple[float, float, float]:
-    """Temporary bytes of products on a CPU: measured, not derived."""
+    """Temporary bytes of products on a CPU (low, usual, high), from measurements."""
     if "avx512f" not in features:
         return SCRATCH
     low, usual, high = (min(rows, HOLES_MOST) * each for each in INTEGER_HOLES)
@@ -61,7 +61,7 @@ def scratch(rows: int, matrix_bytes: int, features: tuple[str, ...]) -> tuple[fl
 
 
 def random_weight(module: Any, values: RandomValues) -> Any:
-    """Rows of rounded normal values whose largest is near 127, as row-wise quantization leaves them."""
+    """Rows of rounded normal values, the largest near 127, just as row-wise quantization makes them."""
     import bitsandbytes as bnb
     import torch
 
@@ -74,12 +74,12 @@ def random_weight(module: Any, values: RandomValues) -> Any:
     values.tile(data.view(-1), values.patterns["int8"], shift=31)
     scales = torch.empty(rows, device=values.device)
     values.normal(scales, values.std / 4)
-    scales.add_(4 * values.std)  # absolute maxima: near 4 sigma, none the same
+    scales.add_(4 * values.std)  # absolute maxima: near 4 sigma, and all different
     return bnb.nn.Int8Params(data, requires_grad=False, has_fp16_weights=False, CB=data, SCB=scales)
 
 
 def layer(inputs: int, outputs: int, dtype: Any) -> Any:
-    """As transformers makes it."""
+    """A linear layer as transformers creates it."""
     import bitsandbytes as bnb
 
     return bnb.nn.Linear8bitLt(inputs, outputs, False, has_fp16_weights=False, threshold=6.0)
@@ -93,13 +93,13 @@ QUANT = Quant(
     load_config,
     kernels=Kernels(
         prior=Prior(
-            source="a guess for GPUs; products of many tokens seen on AVX2 and on a Xeon with AMX",
+            source="a guess for GPUs; products of many tokens as measured on AVX2 and on a Xeon with AMX",
             read=0.5,
             unpack_bytes={"cpu": 0.0, "repacking": 0.0, "other": 2.0},
             of_fp32={"cpu": 0.8, "repacking": 0.8},
         ),
         cpu_scratch=scratch,
-        in_graphs=False,  # it looks for outlying features on the host
+        in_graphs=False,  # it searches for outlier features on the host
         own=frozenset({"cpu"}),
         own_caution=("int8-rows", "decode multiplies 8-bit rows by unrounded activations (not LLM.int8)"),
     ),

@@ -3,7 +3,7 @@
     prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
 
 ``repetitions.Repeater`` runs a phase by its rules for warm-up and stopping; ``repetitions.Repetition`` times one. The
-device opens and closes every window (``devices.base.Meter.window``), so no caller can forget to synchronise. A
+device opens and closes every window (``devices.base.Meter.window``), so no caller can forget to synchronize. A
 watcher of the device (``Session.watcher``) starts before each repetition and is read after it: its ``Reading`` gives
 the energy and may declare the repetition invalid, which is then replaced. Every repetition is kept as a ``Sample``;
 warm-ups and invalid ones are marked and excluded from statistics.
@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from profiler.backends.base import Beat, CacheState, Loaded, Session, ShapeMismatch, Trial
+from profiler.backends.base import Beat, CacheState, Generation, ModelInfo, Session, ShapeMismatch
 from profiler.case import Case
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
@@ -64,26 +64,26 @@ class Footprint:
         return None if peak is None or held is None else max(0, peak - held)
 
 
-def footprint(meter: Meter, trial: Trial) -> Footprint:
+def footprint(meter: Meter, generation: Generation) -> Footprint:
     """Memory of the phase since the last ``reset_peak``; starts a new window."""
     peak = meter.peak()
     meter.reset_peak()
-    return Footprint(peak, meter.peak(), trial.cache())
+    return Footprint(peak, meter.peak(), generation.cache())
 
 
-def step_footprint(meter: Meter, trial: Trial) -> Footprint:
+def step_footprint(meter: Meter, generation: Generation) -> Footprint:
     """Memory of one more decode step, without the saved copy of the cache, which would be counted."""
-    trial.release()
+    generation.release()
     meter.reset_peak()
-    trial.step()
-    return footprint(meter, trial)
+    generation.step()
+    return footprint(meter, generation)
 
 
-def memory_breakdown(loaded: Loaded, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
+def memory_breakdown(info: ModelInfo, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
     """The memory of a case by parts; ``after`` is the cache at the end of its decode steps."""
     return Memory(
-        weights_bytes=loaded.weights_bytes,
-        unquantized_bytes=loaded.unquantized_bytes,
+        weights_bytes=info.weights_bytes,
+        unquantized_bytes=info.unquantized_bytes,
         cache_bytes=after.storage_bytes,
         growing_cache_bytes=after.growing_bytes,
         window_cache_bytes=after.window_bytes,
@@ -96,7 +96,7 @@ def memory_breakdown(loaded: Loaded, prefill: Footprint, decode: Footprint, afte
         decode_activation_bytes=decode.activation_bytes,
         graph_pool_bytes=after.pool_bytes,
         framework_bytes=decode.held.framework_bytes,
-        left_mapped_bytes=loaded.left_mapped_bytes,
+        left_mapped_bytes=info.left_mapped_bytes,
         process_peak_bytes=largest(prefill.peak.process_bytes, decode.peak.process_bytes),
         phases_process_bytes=largest(prefill.peak.process_bytes, decode.peak.process_bytes),
         reserved_bytes=largest(prefill.peak.reserved_bytes, decode.peak.reserved_bytes),
@@ -189,77 +189,77 @@ def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
 
     Raises ShapeMismatch if a phase did not process what the case specifies, and whatever the backend raises.
     """
-    meter, trial = session.meter, session.begin(case)
+    meter, generation = session.meter, session.begin(case)
     session.watcher.begin(repeater.effort.energy)
     book = EnergyBook(session, repeater)
 
-    prefill_once = partial(_prefill, meter, trial, case)
-    decode_once = partial(_decode, meter, trial, case, repeater.beat)
+    prefill_once = partial(_prefill, meter, generation, case)
+    decode_once = partial(_decode, meter, generation, case, repeater.beat)
     phases: dict[Phase, Measured] = {}
     prefill = Footprint(NO_PEAK, NO_PEAK, None)
     if case.fill == "synthetic":
         repeater.beat("fill")
-        trial.fill()
-        _check_length(trial, case.context, "fill")
+        generation.fill()
+        _check_length(generation, case.context, "fill")
     else:
         meter.reset_peak()
         phases["prefill"] = repeater.repeat("prefill", partial(prefill_once, session.watcher), meter)
-        prefill = footprint(meter, trial)
+        prefill = footprint(meter, generation)
         book.enter("prefill", phases["prefill"].samples, partial(prefill_once, UNWATCHED))
-    trial.save()
+    generation.save()
     phases["decode"] = repeater.repeat("decode", partial(decode_once, session.watcher), meter)
     book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
-    after = trial.cache()
-    decode = step_footprint(meter, trial)
-    loaded, cores = session.loaded, os.cpu_count() or 1
+    after = generation.cache()
+    decode = step_footprint(meter, generation)
+    info, cores = session.info, os.cpu_count() or 1
     return Measurement(
         case,
         environment={},  # the parent adds it
         outcome="ok",
         samples=tuple(sample for measured in phases.values() for sample in measured.samples),
-        memory=memory_breakdown(session.loaded, prefill, decode, after),
+        memory=memory_breakdown(info, prefill, decode, after),
         cautions=(
-            *loaded.cautions,
-            *trial.cautions(),
+            *info.cautions,
+            *generation.cautions(),
             *(found for phase, measured in phases.items() for found in disturbances(phase, measured, cores)),
             *overview_cautions(session.watcher.overview(), case.device),
         ),
         energy=book.energy,
-        threads=loaded.threads,
+        threads=info.threads,
         stopped={phase: measured.stopped for phase, measured in phases.items()},
-        decode_path=trial.path(),
+        decode_path=generation.path(),
     )
 
 
-def _prefill(meter: Meter, trial: Trial, case: Case, watcher: Watcher) -> Sample:
+def _prefill(meter: Meter, generation: Generation, case: Case, watcher: Watcher) -> Sample:
     """One timed prefill of exactly ``context`` tokens into an empty cache."""
     repetition = Repetition(meter, watcher)
-    tokens = trial.prefill()
+    tokens = generation.prefill()
     sample = repetition.end("prefill")
     if tokens != case.batch * case.context:
         raise ShapeMismatch(f"prefill processed {tokens} tokens instead of {case.batch} × {case.context}")
-    _check_length(trial, case.context, "prefill")
+    _check_length(generation, case.context, "prefill")
     return replace(sample, tokens=tokens)
 
 
-def _decode(meter: Meter, trial: Trial, case: Case, beat: Beat, watcher: Watcher) -> Sample:
+def _decode(meter: Meter, generation: Generation, case: Case, beat: Beat, watcher: Watcher) -> Sample:
     """``steps`` timed decode steps from the saved cache."""
-    trial.restore()
+    generation.restore()
     repetition = Repetition(meter, watcher)
     marks = [meter.mark()]
     for _ in range(case.steps):
-        trial.step()
+        generation.step()
         marks.append(meter.mark())
         beat("")
     sample = repetition.end("decode")
-    tokens = sum(len(step) for step in trial.tokens)
+    tokens = sum(len(step) for step in generation.tokens)
     if tokens != case.batch * case.steps:
         raise ShapeMismatch(f"decode gave {tokens} tokens instead of {case.batch} × {case.steps}")
-    _check_length(trial, case.context + case.steps, "decode")
+    _check_length(generation, case.context + case.steps, "decode")
     return replace(sample, tokens=tokens, step_s=tuple(meter.elapsed(marks)))
 
 
-def _check_length(trial: Trial, expected: int, phase: str) -> None:
-    length = trial.cache().length
+def _check_length(generation: Generation, expected: int, phase: str) -> None:
+    length = generation.cache().length
     if length != expected:
         raise ShapeMismatch(f"after {phase} the cache holds {length} tokens instead of {expected}")

@@ -263,8 +263,8 @@ def load(task: WorkerTask, wire: Wire) -> tuple[Session, LoadCost]:
     session = opened(task.case, task.source, wire.beat)
     seconds, peak = session.meter.now() - start, session.meter.peak()
     memory = Memory(
-        weights_bytes=session.loaded.weights_bytes,
-        unquantized_bytes=session.loaded.unquantized_bytes,
+        weights_bytes=session.info.weights_bytes,
+        unquantized_bytes=session.info.unquantized_bytes,
         baseline_bytes=baseline,
         load_peak_bytes=headline(peak),
     )

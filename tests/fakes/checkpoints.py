@@ -148,10 +148,10 @@ def _converted(gguf: Path, config: dict[str, Any]) -> Path:
     """A folder of safetensors, as the hf backend makes it of a GGUF file."""
     from transformers import AutoConfig
 
-    from profiler.backends.hf.unpack import unpacked
+    from profiler.backends.hf.load import unpack_gguf
 
     fields = {key: value for key, value in config.items() if key != "model_type"}
-    return unpacked(gguf, AutoConfig.for_model(config["model_type"], **fields), lambda text: None)
+    return unpack_gguf(gguf, AutoConfig.for_model(config["model_type"], **fields), lambda text: None)
 
 
 def _sha256(path: Path) -> str:

@@ -67,7 +67,7 @@ BACKEND = Backend(
 )
 ''',
         "stand_in/session.py": """from profiler import devices
-from profiler.backends.base import CacheState, Loaded
+from profiler.backends.base import CacheState, ModelInfo
 from profiler.devices.base import Unwatched
 
 
@@ -75,16 +75,16 @@ class Session:
     def __init__(self, case):
         self.meter = devices.meter(case.device)
         self.watcher = Unwatched()
-        self.loaded = Loaded(2**20, 0, threads=1, cautions=())
+        self.info = ModelInfo(2**20, 0, threads=1, cautions=())
 
     def begin(self, case):
-        return Trial(case)
+        return Generation(case)
 
     def close(self):
         pass
 
 
-class Trial:
+class Generation:
     def __init__(self, case):
         self.case, self.tokens, self.length, self.saved = case, [], 0, 0
 

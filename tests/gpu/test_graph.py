@@ -158,7 +158,7 @@ def test_each_token_is_multiplied_with_its_own_expert(dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
 @pytest.mark.parametrize("width", [64, 1536, 5120])
-def test_the_norm_is_what_its_words_say(dtype: torch.dtype, width: int) -> None:
+def test_the_norm_is_that_of_its_formula(dtype: torch.dtype, width: int) -> None:
     x, gate, weight = torch.randn(5, width), torch.randn(5, width), torch.randn(width)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for inputs in ((x, weight, None), (x, weight, gate), (x, None, None)):

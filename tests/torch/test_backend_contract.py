@@ -1,4 +1,4 @@
-"""What every backend must do, whoever wrote it: the promises of ``backends/base.py``, kept on a tiny model."""
+"""The protocols of ``backends/base.py``, which every backend must implement, on a tiny model."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ def session(case: Case, tiny_model: Callable[[str], Path]) -> Iterator[Session]:
 
 
 def test_a_prefill_processes_the_context_of_every_sequence_however_often(session: Session, case: Case) -> None:
-    trial = session.begin(case)
+    generation = session.begin(case)
     for _ in range(2):
-        assert trial.prefill() == BATCH * CONTEXT
-        assert trial.cache().length == CONTEXT
-        assert trial.tokens == []
+        assert generation.prefill() == BATCH * CONTEXT
+        assert generation.cache().length == CONTEXT
+        assert generation.tokens == []
 
 
 def test_a_step_adds_one_token_to_every_sequence(session: Session, case: Case) -> None:
-    trial = session.begin(case)
-    trial.prefill()
+    generation = session.begin(case)
+    generation.prefill()
     for done in range(1, STEPS + 1):
-        trial.step()
-        assert [len(step) for step in trial.tokens] == [BATCH] * done
-        assert trial.cache().length == CONTEXT + done
+        generation.step()
+        assert [len(step) for step in generation.tokens] == [BATCH] * done
+        assert generation.cache().length == CONTEXT + done
 
 
 def test_a_restored_cache_is_that_of_the_save(session: Session, case: Case) -> None:
-    trial = session.begin(case)
-    trial.prefill()
-    trial.save()
+    generation = session.begin(case)
+    generation.prefill()
+    generation.save()
     for _ in range(3):
-        trial.restore()
-        assert trial.cache().length == CONTEXT
-        assert trial.tokens == []
+        generation.restore()
+        assert generation.cache().length == CONTEXT
+        assert generation.tokens == []
         for _ in range(STEPS):
-            trial.step()
-        assert trial.cache().length == CONTEXT + STEPS
-    trial.release()
-    trial.step()
-    assert trial.cache().length == CONTEXT + STEPS + 1
+            generation.step()
+        assert generation.cache().length == CONTEXT + STEPS
+    generation.release()
+    generation.step()
+    assert generation.cache().length == CONTEXT + STEPS + 1
 
 
 def test_a_fill_gives_the_length_of_a_prefill_and_as_many_bytes(session: Session, case: Case) -> None:
@@ -86,4 +86,6 @@ def test_the_loop_accepts_it(session: Session, case: Case) -> None:
         ("decode", BATCH * STEPS),
     ]
     assert all(sample.seconds > 0 for sample in result.samples)
-    assert (result.memory.weights_bytes or 0) > 0
+    assert all(len(sample.step_s) == STEPS for sample in result.samples if sample.phase == "decode")
+    assert (result.memory.process_peak_bytes or 0) >= (result.memory.weights_bytes or 0) > 0
+    assert result.memory.weights_bytes == session.info.weights_bytes

@@ -84,7 +84,7 @@ def _one_quiet_thread() -> Iterator[None]:
 
 @dataclass
 class Read:
-    """What transformers, or we, make of a config."""
+    """What transformers reads from a config, or what we read."""
 
     weights: dict[str, Any]
     tied: bool
@@ -187,7 +187,7 @@ NOT_ASKED = ("which is not supported", "is not a multiple of", "must be even", "
 
 
 def excused(message: str) -> bool:
-    """Whether we may refuse what transformers takes: a number out of our bounds, or a setting without a rule."""
+    """Whether we may refuse what transformers accepts: a number out of our bounds, or an unsupported setting."""
     found = RANGE.search(message)
     if found:
         _, value, low, high = found.groups()
@@ -196,13 +196,13 @@ def excused(message: str) -> bool:
 
 
 def too_large(raw: dict[str, Any]) -> bool:
-    """Whether transformers would go on building layers until memory ends."""
+    """Whether transformers would build layers until memory runs out."""
     inner = raw.get("text_config")
     return any(part.get("num_hidden_layers") == 10**9 for part in (raw, inner) if isinstance(part, dict))
 
 
 def disagreement(raw: dict[str, Any]) -> str | None:
-    """What transformers and we make differently of a config, in words."""
+    """How transformers and we read a config differently, in words."""
     try:
         mine: Read | ProfileError = ours(raw)
     except ProfileError as error:
@@ -274,7 +274,7 @@ def test_the_context_before_scaling_is_read_where_transformers_reads_it(
 
 
 def test_changed_configs_are_not_all_refused() -> None:
-    """The comparison would prove nothing if it never came to compare."""
+    """Otherwise the comparison would compare nothing."""
     taken = 0
     for seed in range(200):
         with contextlib.suppress(ProfileError):

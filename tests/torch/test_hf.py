@@ -13,7 +13,7 @@ from fakes import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from profiler import devices, registry
-from profiler.backends.hf.session import HfSession, HfTrial, open_session
+from profiler.backends.hf.session import HfGeneration, HfSession, open_session
 from profiler.case import Case, Source
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
@@ -30,7 +30,7 @@ SCRATCH = 100 * 2**20  # the noise that is laid over weights, before and after q
 
 
 def silent(text: str) -> None:
-    """A beat that nobody listens to."""
+    """A beat that does nothing."""
 
 
 def case(**fields: Any) -> Case:
@@ -55,21 +55,25 @@ def session(folder: Path, asked: Case) -> HfSession:
     return open_session(asked, Source("folder", str(folder), None, config), silent)
 
 
-def decoded(trial: HfTrial, steps: int = STEPS) -> list[list[int]]:
+def decoded(generation: HfGeneration, steps: int = STEPS) -> list[list[int]]:
     for _ in range(steps):
-        trial.step()
-    return trial.tokens
+        generation.step()
+    return generation.tokens
 
 
 def test_greedy_tokens_equal_those_of_generate(any_tiny_model: Path) -> None:
     asked = case()
-    trial = session(any_tiny_model, asked).begin(asked)
-    trial.prefill()
-    first = trial.next.flatten().tolist()
-    ours = [first, *decoded(trial)[:-1]]
+    generation = session(any_tiny_model, asked).begin(asked)
+    generation.prefill()
+    first = generation.next.flatten().tolist()
+    ours = [first, *decoded(generation)[:-1]]
     model = AutoModelForCausalLM.from_pretrained(any_tiny_model, dtype=torch.float32)
     generated = model.generate(
-        trial.ids, max_new_tokens=STEPS, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(trial.ids)
+        generation.ids,
+        max_new_tokens=STEPS,
+        do_sample=False,
+        eos_token_id=None,
+        attention_mask=torch.ones_like(generation.ids),
     )
     assert ours == generated[:, CONTEXT:].T.tolist()
 
@@ -79,45 +83,33 @@ def test_prefill_in_chunks_leaves_the_same_cache_as_in_one(any_tiny_model: Path)
     loaded = session(any_tiny_model, whole)
     ends = []
     for asked in (whole, chunked):
-        trial = loaded.begin(asked)
-        assert trial.prefill() == asked.batch * CONTEXT
-        assert trial.cache().length == CONTEXT
-        ends.append((decoded(trial), trial.cache().storage_bytes))
+        generation = loaded.begin(asked)
+        assert generation.prefill() == asked.batch * CONTEXT
+        assert generation.cache().length == CONTEXT
+        ends.append((decoded(generation), generation.cache().storage_bytes))
     assert ends[0] == ends[1]
 
 
-def test_decode_from_the_saved_cache_repeats_itself(any_tiny_model: Path) -> None:
+def test_decode_from_a_restored_cache_gives_the_same_tokens(any_tiny_model: Path) -> None:
     asked = case()
-    trial = session(any_tiny_model, asked).begin(asked)
-    trial.prefill()
-    straight = decoded(trial)
-    trial.prefill()
-    trial.save()
+    generation = session(any_tiny_model, asked).begin(asked)
+    generation.prefill()
+    straight = decoded(generation)
+    generation.prefill()
+    generation.save()
     for _ in range(3):
-        trial.restore()
-        assert decoded(trial) == straight
-        assert trial.cache().length == CONTEXT + STEPS
+        generation.restore()
+        assert decoded(generation) == straight
+        assert generation.cache().length == CONTEXT + STEPS
 
 
-def test_cache_bytes_equal_the_geometry_to_the_byte(any_tiny_model: Path) -> None:
-    config = json.loads((any_tiny_model / "config.json").read_text())
-    asked = case()
-    trial = session(any_tiny_model, asked).begin(asked)
-    trial.prefill()
-    trial.save()
-    trial.restore()
-    decoded(trial)
-    expected = families.geometry(config).cache_bytes(CONTEXT + STEPS, asked.batch, 4)
-    assert trial.cache().storage_bytes == expected.total
-
-
-def test_saving_lets_go_of_the_prefill_chunk_behind_a_window(tiny_model: Any) -> None:
+def test_saving_frees_the_prefill_chunk_behind_a_window(tiny_model: Any) -> None:
     asked = case(ubatch=CONTEXT)
-    trial = session(tiny_model("gemma3"), asked).begin(asked)
-    trial.prefill()
-    assert trial.cache().retained_bytes > 0
-    trial.save()
-    assert trial.cache().retained_bytes == 0
+    generation = session(tiny_model("gemma3"), asked).begin(asked)
+    generation.prefill()
+    assert generation.cache().retained_bytes > 0
+    generation.save()
+    assert generation.cache().retained_bytes == 0
 
 
 def test_a_synthetic_fill_has_the_size_and_length_of_a_real_cache(any_tiny_model: Path) -> None:
@@ -126,11 +118,11 @@ def test_a_synthetic_fill_has_the_size_and_length_of_a_real_cache(any_tiny_model
     real, filled = loaded.begin(asked), loaded.begin(asked)
     real.prefill()
     filled.fill()
-    for trial in (real, filled):
-        assert trial.cache().length == 200
-        trial.save()
-        trial.restore()
-        decoded(trial)
+    for generation in (real, filled):
+        assert generation.cache().length == 200
+        generation.save()
+        generation.restore()
+        decoded(generation)
     assert filled.cache() == real.cache()
     for layer in filled.kv.layers:
         for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
@@ -147,7 +139,7 @@ def test_synthetic_weights_take_the_bytes_of_real_ones_and_of_the_formula(
     sizes = {}
     for weights in ("real", "synthetic"):
         asked = case(weights=weights, quant=quant, dtype=dtype)
-        sizes[weights] = session(folder, asked).loaded.weights_bytes
+        sizes[weights] = session(folder, asked).info.weights_bytes
     rule = registry.load("quants", quant, "quantization").QUANT
     formula = sum(rule.weight_bytes(weight, dtype) for weight in families.geometry(config).weights())
     assert sizes["real"] == sizes["synthetic"]
@@ -158,7 +150,7 @@ def test_synthetic_weights_take_the_bytes_of_real_ones_and_of_the_formula(
 def test_repacked_weights_take_the_bytes_of_the_formula(
     tiny_model: Any, name: str, quant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a first pass does on a CPU with AVX512-BF16, done here on any."""
+    """The first pass on a CPU with AVX512-BF16 repacks them; here, any CPU does."""
     import bitsandbytes.nn.modules as modules
     from bitsandbytes.functional import _convert_weight_packed_for_cpu
 
@@ -171,25 +163,25 @@ def test_repacked_weights_take_the_bytes_of_the_formula(
     config = json.loads((folder / "config.json").read_text())
     rule = registry.load("quants", quant, "quantization").QUANT
     formula = sum(rule.weight_bytes(weight, "fp32", True) for weight in families.geometry(config).weights())
-    assert opened.loaded.weights_bytes - formula == buffer_bytes(folder, "fp32")
+    assert opened.info.weights_bytes - formula == buffer_bytes(folder, "fp32")
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8", "bf16"])
-def test_what_was_packed_of_a_mapped_checkpoint_is_told(tiny_model: Any, tmp_path: Path, quant: str) -> None:
-    """A checkpoint of 16 bits is mapped for what is taken as it is, and so the rest of it stays."""
+def test_mapped_pages_of_quantized_weights_are_counted(tiny_model: Any, tmp_path: Path, quant: str) -> None:
+    """A 16-bit checkpoint stays mapped for the weights that are used as they are, and so do the others' pages."""
     AutoModelForCausalLM.from_pretrained(tiny_model("qwen3"), dtype=torch.bfloat16).save_pretrained(tmp_path)
     asked = case(quant=quant, dtype="bf16", context=8)
     opened = session(tmp_path, asked)
     opened.begin(asked).prefill()
     weights = families.geometry(json.loads((tmp_path / "config.json").read_text())).weights()
     packed = 2 * sum(weight.parameters for weight in weights if weight.role == "linear")
-    left = opened.loaded.left_mapped_bytes
+    left = opened.info.left_mapped_bytes
     assert left is not None
     assert abs(left - (0 if quant == "bf16" else packed)) < 64 * 1024  # the file's head, and pages around
 
 
 def buffer_bytes(folder: Path, dtype: str) -> int:
-    """Rotary frequencies and scalars: stored with the model, in no checkpoint, so no part of the formula."""
+    """Rotary frequencies and scalars: buffers of the model that no checkpoint stores, so the formula omits them."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     stored = model.state_dict()
     return sum(buffer.untyped_storage().nbytes() for name, buffer in model.named_buffers() if name not in stored)
@@ -208,8 +200,8 @@ def test_synthetic_models_give_finite_logits_and_no_constant_weight(quant: str) 
                 assert parameter.float().std() > 0, (name, label)
 
 
-def test_synthetic_states_fade_as_slowly_as_trained_ones_start_to() -> None:
-    """Those of transformers' own initialisation shrink by e^-10 a token and end in denormal numbers."""
+def test_synthetic_states_decay_as_in_a_freshly_initialized_model() -> None:
+    """With transformers' own initialization, they shrink by e^-10 per token and become denormal numbers."""
     loaded = open_session(case(weights="synthetic"), Source("catalog", "q", None, tiny.CONFIGS["qwen3.5"]), silent)
     found = [module for module in loaded.model.modules() if hasattr(module, "dt_bias")]
     assert found
@@ -219,8 +211,8 @@ def test_synthetic_states_fade_as_slowly_as_trained_ones_start_to() -> None:
         assert steps.unique().numel() == steps.numel()
 
 
-def test_synthetic_models_have_features_that_llm_int8_keeps_in_16_bits() -> None:
-    """Without any an 8-bit layer skips their operators, which few layers before attention do in a trained model."""
+def test_synthetic_models_have_outlier_features() -> None:
+    """Without outliers, an 8-bit layer skips some operators; in a trained model, few layers before attention do."""
     import bitsandbytes as bnb
 
     asked = case(weights="synthetic", quant="int8")
@@ -251,7 +243,7 @@ def test_synthetic_weights_follow_the_seed() -> None:
 
 @pytest.mark.parametrize("quant", ["fp32", "bf16", "int8", "nf4"])
 def test_building_takes_at_most_115_percent_of_the_weights(quant: str) -> None:
-    """Counted in live tensors by the profiler of PyTorch, so that the interpreter and the heap do not blur it."""
+    """PyTorch's profiler counts live tensors, so interpreter and heap do not add noise."""
     wide = tiny.CONFIGS["qwen3"] | {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 32768}
     wide |= {"num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}
     source = Source("catalog", "wide", None, wide)
@@ -260,7 +252,7 @@ def test_building_takes_at_most_115_percent_of_the_weights(quant: str) -> None:
     before = process_bytes("VmRSS")
     meter = devices.meter("cpu")
     meter.reset_peak()
-    weights = open_session(asked, source, silent).loaded.weights_bytes
+    weights = open_session(asked, source, silent).info.weights_bytes
     assert meter.peak().process_bytes - before <= 1.15 * weights + SCRATCH
 
 
@@ -273,9 +265,9 @@ def test_a_cpu_that_repacks_four_bit_weights_still_runs_what_it_cannot_repack(
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
     monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", refuse_broken)
     asked = case(quant="nf4", context=4)
-    trial = session(tiny_model("qwen3.5"), asked).begin(asked)
-    trial.prefill()
-    assert trial.cache().length == 4
+    generation = session(tiny_model("qwen3.5"), asked).begin(asked)
+    generation.prefill()
+    assert generation.cache().length == 4
 
 
 def refuse_broken(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
@@ -336,21 +328,22 @@ def test_only_the_text_tower_of_a_multimodal_checkpoint_is_loaded(name: str, tmp
     assert torch.equal(loaded.get_input_embeddings().weight, whole.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize("path", ["eager", "static"])
-@pytest.mark.parametrize("name", ["gemma3", "qwen3.5"])
-def test_the_parts_of_a_cache_are_those_of_the_geometry(tiny_model: Any, name: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "path"), [*((name, "eager") for name in tiny.CONFIGS), ("gemma3", "static"), ("qwen3.5", "static")]
+)
+def test_cache_bytes_by_kind_of_layer_equal_the_geometry(tiny_model: Any, name: str, path: str) -> None:
     folder = tiny_model(name)
-    asked = case(context=64, batch=1, steps=2, path=path)
-    trial = session(folder, asked).begin(asked)
-    trial.prefill()
-    trial.save()
-    decoded(trial, 2)
-    found = trial.cache()
+    asked = case(context=64, steps=2, path=path)
+    generation = session(folder, asked).begin(asked)
+    generation.prefill()
+    generation.save()
+    decoded(generation, 2)
+    found = generation.cache()
     if path == "static":
-        trial.step()  # its buffers have room for the step that the loop takes for the peak
-        found = trial.cache()
-    expected = families.geometry(json.loads((folder / "config.json").read_text())).cache_bytes(found.length, 1, 4)
-
+        generation.step()  # its buffers have room for the step that the loop takes for the peak
+        found = generation.cache()
+    geometry = families.geometry(json.loads((folder / "config.json").read_text()))
+    expected = geometry.cache_bytes(found.length, asked.batch, 4)
     assert (found.growing_bytes, found.window_bytes, found.recurrent_bytes) == (
         expected.growing,
         expected.window,
@@ -359,7 +352,7 @@ def test_the_parts_of_a_cache_are_those_of_the_geometry(tiny_model: Any, name: s
     assert found.growing_bytes + found.window_bytes + found.recurrent_bytes == found.storage_bytes
 
 
-def test_views_of_a_sliding_layer_keep_its_whole_chunk_until_the_first_step(tiny_model: Any) -> None:
+def test_a_sliding_layer_retains_its_whole_prefill_chunk_until_the_first_step(tiny_model: Any) -> None:
     """A window of 32 keeps 31 tokens of the 96 that a chunk of 96 leaves in each of the layers."""
     folder = tiny_model("gemma3")
     config = json.loads((folder / "config.json").read_text())
@@ -370,41 +363,34 @@ def test_views_of_a_sliding_layer_keep_its_whole_chunk_until_the_first_step(tiny
     assert result.memory.retained_bytes == sliding * (96 - 31) * token
 
 
-def test_a_measured_case_counts_its_tokens_and_its_memory(tiny_model: Any) -> None:
-    asked = case(context=64, batch=3, steps=4)
-    loaded = session(tiny_model("qwen3.5"), asked)
-    result = measure(loaded, asked, Repeater(Effort(reps=2)))
-    counted = [(sample.phase, sample.tokens) for sample in result.samples if not sample.warmup]
-    assert counted == [("prefill", 192)] * 2 + [("decode", 12)] * 2
-    assert all(len(sample.step_s) == 4 for sample in result.samples if sample.phase == "decode")
-    assert result.memory.weights_bytes == loaded.loaded.weights_bytes
-    assert result.memory.process_peak_bytes >= loaded.loaded.weights_bytes
-
-
 @pytest.mark.parametrize("name", ["gemma3_270m", "smollm2"])
 def test_greedy_tokens_of_real_models_equal_those_of_generate(name: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(name)
     asked = case(context=24, batch=1, steps=8)
-    trial = session(folder, asked).begin(asked)
-    trial.prefill()
-    ours = [trial.next.flatten().tolist(), *decoded(trial, 7)]
+    generation = session(folder, asked).begin(asked)
+    generation.prefill()
+    ours = [generation.next.flatten().tolist(), *decoded(generation, 7)]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs = model.generate(
-        trial.ids, max_new_tokens=8, do_sample=False, eos_token_id=None, attention_mask=torch.ones_like(trial.ids)
+        generation.ids,
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=None,
+        attention_mask=torch.ones_like(generation.ids),
     )
     assert ours == theirs[:, 24:].T.tolist()
 
 
 @pytest.mark.parametrize("context", [512, 2048, 8192])
-def test_the_cache_of_gemma_3_270m_grows_by_its_three_full_layers_alone(gemma3_270m: Path, context: int) -> None:
+def test_only_the_full_layers_of_gemma_3_270m_grow(gemma3_270m: Path, context: int) -> None:
     """2 (K, V) × 4 bytes × 1 K/V head × 256 × (3 full layers × depth + 15 sliding layers × min(depth, 512))."""
     asked = case(context=context, batch=1, steps=2, fill="synthetic")
-    trial = session(gemma3_270m, asked).begin(asked)
-    trial.fill()
-    trial.save()
-    decoded(trial, 2)
+    generation = session(gemma3_270m, asked).begin(asked)
+    generation.fill()
+    generation.save()
+    decoded(generation, 2)
     depth = context + 2
-    assert trial.cache().storage_bytes == 2 * 4 * 256 * (3 * depth + 15 * min(depth, 512))
+    assert generation.cache().storage_bytes == 2 * 4 * 256 * (3 * depth + 15 * min(depth, 512))
 
 
 def test_a_gguf_file_is_measured_like_its_unpacked_folder(gemma3_270m_gguf: Path, gemma3_270m: Path) -> None:
@@ -413,15 +399,15 @@ def test_a_gguf_file_is_measured_like_its_unpacked_folder(gemma3_270m_gguf: Path
     asked = case(context=8, batch=1)
     given = resolve(str(gemma3_270m_gguf)).source
     packed = open_session(asked, given, silent)
-    trial, plain = packed.begin(asked), session(gemma3_270m, asked).begin(asked)
-    trial.prefill()
+    generation, plain = packed.begin(asked), session(gemma3_270m, asked).begin(asked)
+    generation.prefill()
     plain.prefill()
-    assert decoded(trial) == decoded(plain)
-    assert [caution.code for caution in packed.loaded.cautions] == ["gguf"]
+    assert decoded(generation) == decoded(plain)
+    assert [caution.code for caution in packed.info.cautions] == ["gguf"]
 
 
 @pytest.mark.parametrize("path", ["eager", "static"])
-def test_outputs_that_training_left_in_the_config_are_not_made(tiny_model: Any, tmp_path: Path, path: str) -> None:
+def test_extra_outputs_in_a_config_are_switched_off(tiny_model: Any, tmp_path: Path, path: str) -> None:
     """Hidden states of every layer would be counted as memory; without ``return_dict`` nothing runs."""
     folder = tmp_path / "trained"
     shutil.copytree(tiny_model("qwen3"), folder)
@@ -432,9 +418,9 @@ def test_outputs_that_training_left_in_the_config_are_not_made(tiny_model: Any, 
     loaded = session(folder, asked)
     made = []
     loaded.model.register_forward_hook(lambda module, args, output: made.append(output))
-    trial = loaded.begin(asked)
-    assert trial.prefill() == CONTEXT
-    trial.save()
-    trial.restore()
-    assert len(decoded(trial)) == STEPS
+    generation = loaded.begin(asked)
+    assert generation.prefill() == CONTEXT
+    generation.save()
+    generation.restore()
+    assert len(decoded(generation)) == STEPS
     assert made and all(output.hidden_states is None and output.attentions is None for output in made)

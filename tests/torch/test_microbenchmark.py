@@ -17,9 +17,16 @@ from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import cpu
 from profiler.devices.calibration import Ceilings, LayerKernel
 
-GAUGE = {"LOOP_S": 0.01, "RATE_S": 0.005, "STEP_S": 0.005, "STEP_ROUNDS": 1, "CONV_CHANNELS": 16, "PASS_S": 0.005,
-         "PASS_ROUNDS": 1}  # fmt: skip
-PRODUCTS = {
+MICROBENCHMARK = {
+    "LOOP_S": 0.01,
+    "RATE_S": 0.005,
+    "STEP_S": 0.005,
+    "STEP_ROUNDS": 1,
+    "CONV_CHANNELS": 16,
+    "PASS_S": 0.005,
+    "PASS_ROUNDS": 1,
+}
+LINEAR_LAYERS = {
     "RATE_S": 0.005,
     "POOL_BYTES": 2**20,
     "TALL": (1024, 64),
@@ -30,7 +37,7 @@ SIZES = {
     "pass_tokens": 64,
     "peak": (64, 2048, 2048),
     "read_bytes": 8 * 2**20,
-    # on a CPU with bf16 units bitsandbytes takes only inputs in blocks of 64, outputs of 32
+    # on a CPU with bf16 units bitsandbytes needs inputs in blocks of 64 and outputs in blocks of 32
     "shapes": ((256, 256), (256, 64), (64, 64)),
 }
 
@@ -39,7 +46,7 @@ SIZES = {
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for module, values in ((microbenchmark, GAUGE), (linear_layers, PRODUCTS)):
+    for module, values in ((microbenchmark, MICROBENCHMARK), (linear_layers, LINEAR_LAYERS)):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(cpu, "KIND", replace(cpu.KIND, sizes=replace(cpu.KIND.sizes, **SIZES)))
@@ -47,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_everything_that_is_measured_is_believed_by_its_reader() -> None:
+def test_calibrate_accepts_everything_that_is_measured() -> None:
     found = microbenchmark.Microbenchmark("cpu").all() | {"seconds": 1.0}
     known = calibrate._ceilings(devices.find("cpu"), json.dumps(found))
     assert isinstance(known, Ceilings)
@@ -59,49 +66,49 @@ def test_everything_that_is_measured_is_believed_by_its_reader() -> None:
     own = {"fp32", devices.find("cpu").default_dtype}
     assert set(known.step_s) == set(known.elementwise_s) == own
     assert all(1e-7 < COUNTS.call_s(known, dtype) < 1e-3 for dtype in own)
-    assert all(0.99e-14 < COUNTS.activation_s(known, dtype) < 1e-6 for dtype in own)  # a busy machine is slow at it
+    assert all(0.99e-14 < COUNTS.activation_s(known, dtype) < 1e-6 for dtype in own)  # slower on a busy machine
     assert 1e-4 < known.delta_s < 10
     assert known.process_bytes > 100 * 2**20
     assert torch.get_num_threads() == 1
 
 
-def test_a_run_is_told_by_its_fastest_and_its_usual_time() -> None:
+def test_a_run_has_its_fastest_and_its_median_time() -> None:
     times = Stopwatch(torch.device("cpu")).time(lambda: None, 0.01)
     assert 0 < times.best <= times.median < 1e-3
 
 
-def test_several_tokens_take_no_less_than_one() -> None:
+def test_several_tokens_take_no_less_time_than_one() -> None:
     found = linear_layers.LinearLayers(Stopwatch(torch.device("cpu"))).all()
     one, many = (found[LayerKernel("fp32")].costs[tokens].usual_s for tokens in (1, 16))
     assert many > 0.3 * one
 
 
-def test_costs_are_found_again() -> None:
+def test_solving_recovers_the_costs() -> None:
     shapes = [(16e6, 2048), (4e6, 2048), (2.6e5, 256)]
     points = [(size, rows, size * 4e-11 + rows * 6e-8 + 2e-6) for size, rows in shapes]
     assert astuple(linear_layers.solve(points)) == pytest.approx((4e-11, 6e-8, 2e-6))
 
 
 def test_no_cost_is_negative() -> None:
-    """A small layer that takes less than in proportion would need a negative cost of a call."""
+    """A small layer that is faster than its size suggests would need a negative cost per call."""
     costs = linear_layers.solve([(16e6, 2048, 1e-3), (4e6, 2048, 0.3e-3), (2.6e5, 256, 1e-6)])
     assert min(astuple(costs)) == 0.0
     assert costs.byte_s > 0
 
 
-def test_a_pool_is_no_longer_in_the_caches_when_it_starts_again() -> None:
+def test_a_pool_exceeds_the_caches() -> None:
     assert linear_layers.past_caches(0, 128, 1024) == 128
     assert linear_layers.past_caches(200, 128, 1024) == 300
     assert linear_layers.past_caches(4000, 128, 1024) == 1024
     found = linear_layers.LinearLayers(Stopwatch(torch.device("cpu")), cache_bytes=2 * 2**20)
-    layers = next(one for one in found._formats() if one.kernel == LayerKernel("fp32")).pool(
+    layers = next(one for one in found._kernels() if one.kernel == LayerKernel("fp32")).pool(
         (256, 256), found.pool_bytes
     )
     together = {layer.keywords["weight"].data_ptr() for layer in layers}  # type: ignore[attr-defined]
     assert len(together) == 12  # 3 MiB of 256 KiB each
 
 
-def test_states_are_measured_with_decays_that_leave_normal_numbers() -> None:
+def test_decays_do_not_lead_to_denormal_numbers() -> None:
     decays = synthetic.log_decays(4000)
     assert decays.min() >= -1.6
     assert decays.max() < 0

@@ -37,7 +37,7 @@ def smollm(smollm2_gguf: Path) -> Count:
 
 
 def wrong(name: str, count: Count, languages: tuple[str, ...] = ()) -> list[str]:
-    """What is further from every context that the scenario states than it may be, and contexts without a prompt."""
+    """Prompts that are too far from every context of the scenario, and contexts without a prompt."""
     stated = grid.load(name).contexts
     tokens = {p.name: count(p.text) for p in prompts(name) if not languages or p.language in languages}
     near = {each: min(stated, key=lambda context: abs(context - size)) for each, size in tokens.items()}
@@ -46,13 +46,13 @@ def wrong(name: str, count: Count, languages: tuple[str, ...] = ()) -> list[str]
 
 
 @pytest.mark.parametrize("name", WITH_PROMPTS)
-def test_contexts_are_what_the_prompts_take_in_gemma(gemma: Count, name: str) -> None:
+def test_contexts_are_the_tokens_of_the_prompts_in_gemma(gemma: Count, name: str) -> None:
     assert wrong(name, gemma) == []
 
 
 @pytest.mark.parametrize("name", WITH_PROMPTS)
-def test_contexts_are_what_the_prompts_take_in_smollm2(smollm: Count, name: str) -> None:
-    """In English: its vocabulary has next to nothing of other scripts, which is what the next test is about."""
+def test_contexts_are_the_tokens_of_the_prompts_in_smollm2(smollm: Count, name: str) -> None:
+    """In English only: its vocabulary has almost nothing of other scripts, see the next test."""
     assert wrong(name, smollm, ("en",) if name == "multilingual" else ()) == []
 
 
@@ -64,7 +64,7 @@ def test_a_vocabulary_without_a_script_takes_twice_as_many_tokens(gemma: Count, 
 
 
 @pytest.mark.parametrize("tokens", [2048, 8192, 28 * 1024])
-def test_a_document_has_the_tokens_that_were_asked_for(gemma: Count, smollm: Count, tokens: int) -> None:
+def test_a_document_has_the_requested_number_of_tokens(gemma: Count, smollm: Count, tokens: int) -> None:
     for seed in range(3):
         text = document(seed, tokens).text
         for count in (gemma, smollm):

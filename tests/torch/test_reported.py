@@ -1,4 +1,4 @@
-"""A checkpoint that transformers does not load is told by the weight and the cause, not by a report in a log."""
+"""An error for a checkpoint that transformers cannot load names the weight and the cause, not a report in a log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def info(**found: object) -> LoadStateDictInfo:
 
 
 def report(found: LoadStateDictInfo) -> None:
-    """As ``from_pretrained`` ends."""
+    """What ``from_pretrained`` does at its end."""
     logger = logging.getLogger("nobody listens")
     logger.propagate = False
     logger.addHandler(logging.NullHandler())
@@ -53,7 +53,7 @@ def test_a_weight_that_cannot_be_converted_is_named_with_the_cause() -> None:
     )
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match="as it is"), loading_errors("tiny"):
         raise RuntimeError("as it is")
 

@@ -36,7 +36,7 @@ def test_smollm2_from_gguf_has_its_published_parameters(smollm2_gguf: Path) -> N
     assert model.geometry.cache_bytes(1000, 1, 2).growing == 1000 * 30 * 2 * 3 * 64 * 2
 
 
-def test_the_config_is_that_which_transformers_reads(smollm2_gguf: Path) -> None:
+def test_the_config_equals_the_one_that_transformers_reads(smollm2_gguf: Path) -> None:
     ours = resolve(str(smollm2_gguf)).source.config
     theirs = load_gguf_checkpoint(str(smollm2_gguf), return_tensors=False)["config"]
     shared = ours.keys() & theirs.keys() - {"attention_bias"}
@@ -45,7 +45,7 @@ def test_the_config_is_that_which_transformers_reads(smollm2_gguf: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["smollm2_gguf", "gemma3_270m_gguf"])
-def test_a_real_file_is_read_within_its_two_seconds_and_stored_bytes_add_up(
+def test_a_real_file_is_read_within_two_seconds_and_its_bytes_add_up(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     path: Path = request.getfixturevalue(name)

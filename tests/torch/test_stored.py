@@ -1,4 +1,4 @@
-"""Checkpoints that are quantized already, loaded: their values, their bytes, and what is refused instead."""
+"""Loading checkpoints that are already quantized: their values, their bytes, and what is refused."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_fp8_is_unpacked_with_its_scales(plain: Path, tmp_path: Path) -> None:
         scales = stored[f"{name}.weight_scale_inv"].repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
         expected = (stored[f"{name}.weight"].float() * scales).to(torch.bfloat16)
         assert torch.equal(module.weight, expected), name
-    assert [caution.code for caution in opened.loaded.cautions] == ["unpacked"]
-    assert opened.loaded.weights_bytes == session(plain, "bf16").loaded.weights_bytes
+    assert [caution.code for caution in opened.info.cautions] == ["unpacked"]
+    assert opened.info.weights_bytes == session(plain, "bf16").info.weights_bytes
 
 
 FOUR_BIT = [("nf4", False), ("nf4", True), ("fp4", False)]
@@ -132,11 +132,11 @@ def test_eight_bits_of_bitsandbytes_are_loaded_as_they_are_stored(plain: Path, t
 
 
 def bytes_equal_the_headers(opened: HfSession, path: Path) -> bool:
-    """But for the rotary frequencies, which are stored nowhere."""
+    """Except the rotary frequencies, which no checkpoint stores."""
     found = resolve(str(path)).stored
     assert found is not None and found.exact
     buffers = sum(buffer.nbytes for name, buffer in opened.model.named_buffers() if "rotary" in name)
-    loaded = opened.loaded
+    loaded = opened.info
     assert 0 < loaded.unquantized_bytes < loaded.weights_bytes
     assert loaded.weights_bytes - buffers == sum(weight.nbytes for weight in found.weights)
     return True
@@ -178,7 +178,7 @@ def gguf_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_gguf_file_is_unpacked_to_its_own_values(kind: str, dtype: str, tmp_path: Path, gguf_cache: None) -> None:
-    """To the last bit in the dtype of the case: 16 bits in between would round what is computed in fp32."""
+    """Exactly, in the dtype of the case: 16 bits would round the values of a case in fp32."""
     path = made.gguf(tmp_path / "m.gguf", kind)
     written(path)
     opened = session(path, dtype, dtype)
@@ -208,7 +208,7 @@ def test_scales_that_transformers_does_not_read_are_refused_before_loading(plain
         session(path, "bf16")
 
 
-def test_codes_without_a_scheme_are_refused_before_loading(plain: Path, tmp_path: Path) -> None:
+def test_quantized_weights_without_a_scheme_are_refused_before_loading(plain: Path, tmp_path: Path) -> None:
     path = fp8(plain, tmp_path / "m")
     shutil.copy(plain / "config.json", path / "config.json")
     with pytest.raises(
@@ -217,24 +217,26 @@ def test_codes_without_a_scheme_are_refused_before_loading(plain: Path, tmp_path
         session(path, "bf16")
 
 
-def test_a_scale_that_the_headers_do_not_show_to_be_needed_is_refused_after_loading(
+def test_a_scale_that_transformers_ignores_is_refused_after_loading(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the rules of this version do not know: scales that transformers left out make the values wrong."""
+    """The headers look fine to our rules, but without these scales the values would be wrong."""
     from profiler.models import stored
 
     monkeypatch.setattr(stored, "PARTS", {})
     path = fp8(plain, tmp_path / "m", scale="weight_scale")
-    with pytest.raises(ProfileError, match=r"transformers did not take 21 tensors of the file, first .*weight_scale"):
+    with pytest.raises(
+        ProfileError, match=r"ignored part of the file: 21 tensors, the first of which is .*weight_scale"
+    ):
         session(path, "bf16")
 
 
 def test_a_second_quantization_is_refused_in_the_worker_too(plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="stored in fp8: it is not quantized a second time"):
+    with pytest.raises(ProfileError, match="stored in fp8: it cannot be quantized a second time"):
         session(fp8(plain, tmp_path / "m"), "nf4")
 
 
-def test_a_scheme_that_is_stated_for_the_text_part_alone_is_found(plain: Path, tmp_path: Path) -> None:
+def test_a_scheme_in_the_text_config_alone_is_found(plain: Path, tmp_path: Path) -> None:
     path = fp8(plain, tmp_path / "m")
     raw = json.loads((path / "config.json").read_text())
     scheme = raw.pop("quantization_config")
@@ -279,11 +281,11 @@ def test_modules_that_a_multimodal_checkpoint_leaves_out_are_left_out_of_its_tex
     opened = session(path, "fp4")
     kinds = [type(opened.model.get_submodule(f"model.layers.{n}.mlp.up_proj")).__name__ for n in range(LAYERS)]
     assert kinds == ["Linear4bit", "Linear", "Linear4bit"]
-    (said,) = [caution.text for caution in opened.loaded.cautions if caution.code == "unquantized"]
+    (said,) = [caution.text for caution in opened.info.cautions if caution.code == "unquantized"]
     assert "linear layers 48.0 KiB" in said and "output head 32.0 KiB" in said
 
 
-def test_what_a_quantizer_raises_is_one_line(plain: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_quantizer_is_one_line(plain: Path, tmp_path: Path) -> None:
     path = rewritten(plain, tmp_path / "m", made.CONFIGS["awq"]["quantization_config"], awq)
     with pytest.raises(
         ProfileError, match=r"^m: transformers cannot load awq: Loading an AWQ quantized model requires"

@@ -1,4 +1,4 @@
-"""The threads that a model really computes with are those that predictions are made for."""
+"""A model computes with the number of threads that predictions assume."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(before, allowance.at_start().threads, torch.get_num_threads())
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
-    """Loads a tiny model in a process that takes two threads by itself, under a quota or none."""
+    """Loads a tiny model in a process that uses two threads by default, with or without a quota."""
     before = torch.get_num_threads()
 
     def load(quota: float | None, threads: int | None = None) -> Any:
@@ -46,7 +46,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         monkeypatch.setattr(allowance, "at_start", lambda: found)
         torch.set_num_threads(2)
         case = Case("q", "q", "synthetic", "fp32", "fp32", "cpu", "hf", "eager", 8, 1, 2, threads=threads)
-        return open_session(case, Source("catalog", "q", None, tiny.CONFIGS["qwen3"]), lambda text: None).loaded
+        return open_session(case, Source("catalog", "q", None, tiny.CONFIGS["qwen3"]), lambda text: None).info
 
     yield load
     torch.set_num_threads(before)
@@ -56,13 +56,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     ("quota", "asked", "threads"),
     [(None, None, 2), (None, 1, 1), (0.5, None, 1), (1.0, None, 1), (1.5, None, 2), (1.0, 2, 2)],
 )
-def test_a_model_computes_with_the_threads_that_the_quota_has_time_for(
+def test_a_model_computes_with_as_many_threads_as_the_quota_allows(
     opened: Opened, quota: float | None, asked: int | None, threads: int
 ) -> None:
     assert opened(quota, asked).threads == torch.get_num_threads() == threads
 
 
-def test_a_row_under_a_quota_says_so_and_what_would_be_better(opened: Opened) -> None:
+def test_a_row_under_a_quota_says_so_and_gives_a_better_number_of_threads(opened: Opened) -> None:
     assert [caution.code for caution in opened(None).cautions] == []
     (found,) = opened(1.0).cautions
     text = "a CPU quota allows 1 of 2 cores (cpu.max of the control group /a)"
@@ -85,7 +85,7 @@ def test_a_row_under_a_quota_says_so_and_what_would_be_better(opened: Opened) ->
         ({"OMP_PROC_BIND": "close"}, ""),
     ],
 )
-def test_what_is_predicted_without_torch_is_what_torch_takes(settings: dict[str, str], cpu: str) -> None:
+def test_the_predicted_number_of_threads_is_the_one_that_torch_uses(settings: dict[str, str], cpu: str) -> None:
     if cpu and int(cpu) not in allowance.usable_cpus():
         pytest.skip(f"this process may not run on CPU {cpu}")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
@@ -100,8 +100,8 @@ def test_what_is_predicted_without_torch_is_what_torch_takes(settings: dict[str,
         assert before <= torchs
 
 
-def test_a_stopwatch_under_a_quota_counts_the_time_in_which_its_thread_runs() -> None:
-    """A run that stands still for the rest of a period takes no longer than one that does not."""
+def test_a_stopwatch_under_a_quota_counts_cpu_time() -> None:
+    """A run that the quota stops for the rest of a period takes no longer than another."""
     stopped = Stopwatch(torch.device("cpu"), running=0.5).time(lambda: time.sleep(0.02), 0.001)
     whole = Stopwatch(torch.device("cpu")).time(lambda: time.sleep(0.02), 0.001)
     assert stopped.median < 0.01 <= 0.02 <= whole.median

@@ -1,4 +1,4 @@
-"""A GGUF file's unpacked folder is taken from the cache only if nobody else can have written to it."""
+"""The unpacked folder of a GGUF file is reused only if no other user can have written to it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from transformers import LlamaConfig
 
 from profiler import folders
-from profiler.backends.hf import unpack
+from profiler.backends.hf import load
 from profiler.models import gguf as models_gguf
 
 
 @pytest.fixture
 def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file whose unpacking is a stand-in: what is tested is whether it is done."""
+    """A file with a stand-in for unpacking: the tests are about whether it is unpacked."""
     monkeypatch.setenv("PROFILER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(folders, "_notes", [])
     monkeypatch.setattr(models_gguf, "header", lambda path: models_gguf.GgufHeader({}, {}))
@@ -25,19 +25,19 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def write(gguf: Path, config: Any, dtype: Any, folder: Path) -> None:
         folder.mkdir()
         (folder / "model.safetensors").write_text("ours")
-        unpack._close(folder)
+        load._make_private(folder)
 
-    monkeypatch.setattr(unpack, "_write", write)
+    monkeypatch.setattr(load, "_write_unpacked", write)
     path = tmp_path / "sha256-0000"
     path.write_bytes(b"GGUF" + bytes(100))
     return path
 
 
 def unpacked(gguf: Path) -> Path:
-    return unpack.unpacked(gguf, LlamaConfig(), lambda text: None)
+    return load.unpack_gguf(gguf, LlamaConfig(), lambda text: None)
 
 
-def test_a_folder_of_ours_is_taken_again(gguf: Path) -> None:
+def test_our_own_unpacked_folder_is_reused(gguf: Path) -> None:
     before = os.umask(0)
     try:
         folder = unpacked(gguf)
@@ -53,7 +53,7 @@ def test_a_folder_of_ours_is_taken_again(gguf: Path) -> None:
 @pytest.mark.parametrize(
     "how", ["open file", "link to a file", "link to a folder", "dangling link", "another user's"]
 )
-def test_what_others_may_have_written_is_unpacked_anew(gguf: Path, tmp_path: Path, how: str) -> None:
+def test_a_folder_that_others_may_have_written_is_unpacked_again(gguf: Path, tmp_path: Path, how: str) -> None:
     if how == "another user's" and os.geteuid() != 0:
         pytest.skip("only root can plant a file of another user")
     folder = unpacked(gguf)
@@ -72,4 +72,4 @@ def test_what_others_may_have_written_is_unpacked_anew(gguf: Path, tmp_path: Pat
     assert again == folder and not again.is_symlink()
     assert weights.read_text() == "ours" and not weights.is_symlink()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert [text.endswith("the file is unpacked anew") for text in folders.notes()] == [True]
+    assert [text.endswith("the file is unpacked again") for text in folders.notes()] == [True]

@@ -1,4 +1,4 @@
-"""What transformers took of a checkpoint is held against its headers, and nothing beside the weights is loaded."""
+"""What transformers loads from a checkpoint is compared with its headers, and only the weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from fakes import tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from profiler.backends.hf import load, unpack
-from profiler.backends.hf import load as loading
+from profiler.backends.hf import load
 from profiler.backends.hf.session import HfSession, open_session
 from profiler.case import Case, Source
 from profiler.errors import ProfileError
@@ -26,7 +25,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def session(folder: Path, dtype: str = "fp32", quant: str | None = None) -> HfSession:
-    """The model of a folder, loaded without the check of its headers that comes before."""
+    """The model of a folder, loaded without the earlier check of its headers."""
     config = json.loads((folder / CONFIG).read_text())
     case = Case("tiny", "tiny", "real", quant or dtype, dtype, "cpu", "hf", "eager", 8, 1, 2)
     return open_session(case, Source("folder", str(folder), None, config), lambda text: None)
@@ -69,7 +68,7 @@ def adapter(folder: Path) -> None:
 def test_an_adapter_beside_the_weights_is_not_attached_where_peft_is_installed(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers looks for adapters only there; what it would do next needs peft itself."""
+    """transformers looks for adapters only if peft is installed; applying one would need peft itself."""
     monkeypatch.setattr(transformers.models.auto.auto_factory, "is_peft_available", lambda: True)
     monkeypatch.setattr(transformers.integrations.peft, "is_peft_available", lambda: True)
     plain = session(copy).model
@@ -79,7 +78,7 @@ def test_an_adapter_beside_the_weights_is_not_attached_where_peft_is_installed(
     assert all(torch.equal(plain.get_parameter(name), p) for name, p in with_adapter.named_parameters())
 
 
-def test_files_that_transformers_prefers_to_the_weights_are_not_in_its_sight(copy: Path) -> None:
+def test_transformers_does_not_see_files_that_it_would_prefer_to_the_weights(copy: Path) -> None:
     (copy / "generation_config.json").write_text('{"do_sample": true, "num_beams": 4}')
     (copy / ".metadata").write_bytes(b"a distributed checkpoint")
     with load.weights_alone(copy) as alone:
@@ -115,7 +114,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_one_line(copy: Path, monke
     ],
     ids=["fewer layers", "another head", "another shape"],
 )
-def test_what_a_changed_file_gives_is_refused_after_loading_too(
+def test_a_file_that_changed_is_refused_after_loading_too(
     copy: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], says: str
 ) -> None:
     change(copy, tensors, **config)
@@ -123,18 +122,20 @@ def test_what_a_changed_file_gives_is_refused_after_loading_too(
         session(copy)
 
 
-def test_a_tensor_that_transformers_passes_over_unlisted_is_refused(
+def test_an_unexpected_tensor_that_transformers_ignores_is_refused(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our rules for names are held to what transformers really did."""
+    """Our rules for names are compared with what transformers really did."""
     change(copy, {"model.layers.0.strange.weight": torch.ones(3)})
     session(copy)  # a plan has listed it
-    monkeypatch.setattr(load, "_left", lambda accounted: set())
-    with pytest.raises(ProfileError, match=r"did not take a tensor of the file, first model\.layers\.0\.strange"):
+    monkeypatch.setattr(load, "_unused_names", lambda accounted: set())
+    with pytest.raises(ProfileError, match=r"ignored part of the file: model\.layers\.0\.strange"):
         session(copy)
 
 
-def test_codes_in_a_plain_module_are_refused_after_loading(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_weights_in_a_plain_module_are_refused_after_loading(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = session(copy).model
     loaded.model.norm.weight = torch.nn.Parameter(torch.ones(64, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ProfileError, match=r"model\.norm\.weight was loaded as int8"):
@@ -163,17 +164,17 @@ def test_a_gguf_that_lacks_a_weight_is_not_filled_with_random_values(
         def from_pretrained(*_: Any, **__: Any) -> Any:
             return None, {"missing_keys": {"model.norm.weight"}, "mismatched_keys": set(), "unexpected_keys": set()}
 
-    monkeypatch.setattr(unpack, "AutoModelForCausalLM", Nothing)
+    monkeypatch.setattr(load, "AutoModelForCausalLM", Nothing)
     monkeypatch.setenv("PROFILER_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ProfileError, match=r"found no values for 1 weights, first model\.norm\.weight"):
-        unpack.unpacked(gemma3_270m_gguf, None, lambda text: None)  # type: ignore[arg-type]
+    with pytest.raises(ProfileError, match=r"found no values for model\.norm\.weight"):
+        load.unpack_gguf(gemma3_270m_gguf, None, lambda text: None)  # type: ignore[arg-type]
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("types", "dtype"), [((0, 0), torch.float32), ((30, 0), torch.bfloat16), ((12, 0), torch.bfloat16)]
 )
-def test_a_gguf_is_kept_in_the_width_of_its_tensors_whatever_its_metadata_says(
+def test_the_dtype_of_an_unpacked_gguf_follows_its_tensors_and_not_its_metadata(
     types: tuple[int, int], dtype: torch.dtype
 ) -> None:
     tensors = {
@@ -181,7 +182,7 @@ def test_a_gguf_is_kept_in_the_width_of_its_tensors_whatever_its_metadata_says(
         "norm": GgufTensor("norm", (256,), types[1], 0),
     }
     for said in (0, 1, 7):
-        assert unpack._kept_in(GgufHeader({"general.file_type": said}, tensors), torch.bfloat16) == dtype
+        assert load._unpacked_dtype(GgufHeader({"general.file_type": said}, tensors), torch.bfloat16) == dtype
 
 
 def test_an_unpacked_gguf_is_accounted_for_like_any_checkpoint(gemma3_270m_gguf: Path) -> None:
@@ -194,26 +195,20 @@ def test_an_unpacked_gguf_is_accounted_for_like_any_checkpoint(gemma3_270m_gguf:
     assert found.checkpoint.account.nbytes == sum(tensor.nbytes or 0 for tensor in header.tensors.values())
 
 
-def test_the_loader_and_the_account_rename_alike() -> None:
-    from profiler.models import account
-
-    assert loading.TEXT_TOWER is account.TEXT_TOWER
-
-
 def test_bitsandbytes_without_its_native_library_says_so(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU it computes all the same, several times as slowly."""
+    """On a CPU it still computes, but several times as slowly."""
     from bitsandbytes import cextension
 
     loaded = session(copy, quant="nf4")
-    assert "bitsandbytes-torch" not in [caution.code for caution in loaded.loaded.cautions]
+    assert "bitsandbytes-torch" not in [caution.code for caution in loaded.info.cautions]
     monkeypatch.setattr(cextension, "lib", cextension.ErrorHandlerMockBNBNativeLibrary("no library"))
 
     def gone() -> None:
         raise OSError("libbitsandbytes_cpu.so: failed to map segment from shared object")
 
     monkeypatch.setattr(cextension, "get_native_library", gone)
-    (said,) = [caution.text for caution in loaded.loaded.cautions if caution.code == "bitsandbytes-torch"]
+    (said,) = [caution.text for caution in loaded.info.cautions if caution.code == "bitsandbytes-torch"]
     assert said.endswith(
         "without its native library: libbitsandbytes_cpu.so: failed to map segment from shared object"
     )
-    assert "bitsandbytes-torch" not in [caution.code for caution in session(copy).loaded.cautions]
+    assert "bitsandbytes-torch" not in [caution.code for caution in session(copy).info.cautions]

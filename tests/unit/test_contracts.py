@@ -243,8 +243,8 @@ def test_a_backend_that_was_not_there_a_moment_ago_measures_the_device_that_is_t
     shown = CliRunner().invoke(main, [*asked, "-c", "64"], catch_exceptions=False)
     assert "FAKE" not in shown.stdout
     skipped = {
-        ("--fill", "synthetic"): "no cache fill synthetic, only prefill",
-        ("--path", "static"): "no decode path static, only eager",
+        ("--fill", "synthetic"): "does not support cache fill synthetic, only prefill",
+        ("--path", "static"): "does not support decode path static, only eager",
         ("-b", "2"): "it counts in one sequence",
     }
     for option, reason in skipped.items():

@@ -1,4 +1,4 @@
-"""The fake model and its trials, driven by the ``fake`` section of a config: costs, sizes and faults on demand.
+"""The fake model and its generations, driven by the ``fake`` section of a config: costs, sizes and faults on demand.
 
 Trials count tokens and spend virtual time and virtual memory. Most faults are real: signals, allocations, hangs.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
+from profiler.backends.base import Beat, CacheState, ModelInfo, OutOfMemory
 from profiler.backends.fake.meter import BASELINE_BYTES, FakeMeter, FakeWatcher
 from profiler.case import Case, Source
 from profiler.devices.base import Meter, Watcher
@@ -44,7 +44,7 @@ def open_session(case: Case, source: Source, beat: Beat) -> FakeSession:
     return session
 
 
-class FakeTrial:
+class FakeGeneration:
     """One case: counts tokens, takes virtual time and virtual memory, and fails where the script says so."""
 
     def __init__(self, case: Case, script: Script, meter: FakeMeter, watcher: FakeWatcher, beat: Beat) -> None:
@@ -143,7 +143,7 @@ class FakeTrial:
 
 
 class FakeSession:
-    """The loaded model: virtual weights, and one trial at a time."""
+    """The loaded model: virtual weights, and one generation at a time."""
 
     def __init__(self, script: Script, beat: Beat) -> None:
         self.script, self.beat = script, beat
@@ -151,14 +151,14 @@ class FakeSession:
         self.meter: Meter = self.machine
         self.lookout = FakeWatcher(self.machine, script.idle_w)
         self.watcher: Watcher = self.lookout
-        self.loaded = Loaded(script.weights_bytes, script.unquantized_bytes, threads=None, cautions=())
-        self.trial: FakeTrial | None = None
+        self.info = ModelInfo(script.weights_bytes, script.unquantized_bytes, threads=None, cautions=())
+        self.generation: FakeGeneration | None = None
 
-    def begin(self, case: Case) -> FakeTrial:
-        if self.trial is not None:
-            self.trial.drop()
-        self.trial = FakeTrial(case, self.script, self.machine, self.lookout, self.beat)
-        return self.trial
+    def begin(self, case: Case) -> FakeGeneration:
+        if self.generation is not None:
+            self.generation.drop()
+        self.generation = FakeGeneration(case, self.script, self.machine, self.lookout, self.beat)
+        return self.generation
 
     def close(self) -> None:
         self.machine.held = BASELINE_BYTES
@@ -181,95 +181,95 @@ class Fault:
         mine = self.context in (None, case.context) and self.batch in (None, case.batch)
         return self.when == when and mine and first <= call <= last
 
-    def happen(self, trial: FakeTrial) -> None:
+    def happen(self, generation: FakeGeneration) -> None:
         """Do the damage."""
-        FAULTS[self.kind](self.value, trial)
+        FAULTS[self.kind](self.value, generation)
 
 
-def _refuse(value: Any, trial: FakeTrial) -> None:
+def _refuse(value: Any, generation: FakeGeneration) -> None:
     raise OutOfMemory(str(value or "refused by the script"))
 
 
-def _raise(value: Any, trial: FakeTrial) -> None:
+def _raise(value: Any, generation: FakeGeneration) -> None:
     raise RuntimeError(str(value))
 
 
-def _signal(value: Any, trial: FakeTrial) -> None:
+def _signal(value: Any, generation: FakeGeneration) -> None:
     os.kill(os.getpid(), value)
 
 
-def _exit(value: Any, trial: FakeTrial) -> None:
+def _exit(value: Any, generation: FakeGeneration) -> None:
     print(f"giving up with {value}", file=sys.stderr, flush=True)
     os._exit(value)
 
 
-def _hang(value: Any, trial: FakeTrial) -> None:
+def _hang(value: Any, generation: FakeGeneration) -> None:
     while True:
         signal.pause()
 
 
-def _hang_deaf(value: Any, trial: FakeTrial) -> None:
+def _hang_deaf(value: Any, generation: FakeGeneration) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _hang(value, trial)
+    _hang(value, generation)
 
 
-def _spin(value: Any, trial: FakeTrial) -> None:
+def _spin(value: Any, generation: FakeGeneration) -> None:
     while True:
         pass
 
 
-def _allocate(value: Any, trial: FakeTrial) -> None:
+def _allocate(value: Any, generation: FakeGeneration) -> None:
     """Really take ``value`` MiB of private memory, which RLIMIT_DATA sees."""
     held = [bytearray(b"\1") * PIECE for _ in range(value * MIB // PIECE)]
     del held
 
 
-def _allocate_shared(value: Any, trial: FakeTrial) -> None:
+def _allocate_shared(value: Any, generation: FakeGeneration) -> None:
     """Really take ``value`` MiB that RLIMIT_DATA does not see, and keep them until somebody notices."""
     with mmap.mmap(-1, value * MIB) as area:
         for start in range(0, len(area), mmap.PAGESIZE):
             area[start] = 1
-        _hang(value, trial)
+        _hang(value, generation)
 
 
-def _print(value: Any, trial: FakeTrial) -> None:
+def _print(value: Any, generation: FakeGeneration) -> None:
     """``value`` MiB on stderr, then one line on stdout, where a library's chatter must do no harm."""
     for _ in range(value):
         os.write(2, b"x" * (MIB - 1) + b"\n")
     print('{"type": "row"}', flush=True)
 
 
-def _fork_child(value: Any, trial: FakeTrial) -> None:
+def _fork_child(value: Any, generation: FakeGeneration) -> None:
     subprocess.Popen(["sleep", str(value)])
 
 
-def _compile(value: Any, trial: FakeTrial) -> None:
+def _compile(value: Any, generation: FakeGeneration) -> None:
     """Wait for a program that computes for ``value`` real seconds, as for a compiler."""
     busy = f"import time; end = time.monotonic() + {float(value)}\nwhile time.monotonic() < end: pass"
     subprocess.run([sys.executable, "-c", busy], check=True)
 
 
-def _miscount(value: Any, trial: FakeTrial) -> None:
-    trial.length += value
+def _miscount(value: Any, generation: FakeGeneration) -> None:
+    generation.length += value
 
 
-def _nan(value: Any, trial: FakeTrial) -> None:
-    trial.meter.elapsed = lambda marks: [math.nan] * (len(marks) - 1)  # type: ignore[method-assign]
+def _nan(value: Any, generation: FakeGeneration) -> None:
+    generation.meter.elapsed = lambda marks: [math.nan] * (len(marks) - 1)  # type: ignore[method-assign]
 
 
-def _throttle(value: Any, trial: FakeTrial) -> None:
+def _throttle(value: Any, generation: FakeGeneration) -> None:
     """The device slows down by ``value`` virtual seconds, and says so."""
-    trial.meter.seconds += value or 0.0
-    trial.watcher.complaint = "thermal slowdown"
+    generation.meter.seconds += value or 0.0
+    generation.watcher.complaint = "thermal slowdown"
 
 
-def _wait(value: Any, trial: FakeTrial) -> None:
+def _wait(value: Any, generation: FakeGeneration) -> None:
     """Another program holds the core for ``value`` virtual seconds."""
-    trial.meter.seconds += value
-    trial.meter.waited_s = (trial.meter.waited_s or 0.0) + value
+    generation.meter.seconds += value
+    generation.meter.waited_s = (generation.meter.waited_s or 0.0) + value
 
 
-FAULTS: dict[str, Callable[[Any, FakeTrial], None]] = {
+FAULTS: dict[str, Callable[[Any, FakeGeneration], None]] = {
     "oom": _refuse,
     "error": _raise,
     "signal": _signal,

@@ -1,7 +1,4 @@
-"""Backend ``hf``: transformers with bitsandbytes for the quantizations, and our own decode step.
-
-``audited`` builds a small model of an architecture and audits its decode step, for ``profile audit``.
-"""
+"""Backend ``hf``: transformers, with bitsandbytes for quantization and our own decode step."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ from profiler.quants.base import DTYPE_BYTES, Quant
 if TYPE_CHECKING:
     from profiler.kernels.audit import AuditReport
 
-DTYPE = "fp32"  # of unquantized weights; a CPU without bf16 units computes it fastest
+DTYPE = "fp32"  # of unquantized weights in an audit; the fastest on a CPU without bf16 units
 
 
 def _refuses(case: Case) -> str | None:
     quant = quants.find(case.quant)
-    return quant.unmade if quant is not None and case.weights == "synthetic" else None
+    return quant.no_synthetic_weights if quant is not None and case.weights == "synthetic" else None
 
 
 BACKEND = Backend(
@@ -36,7 +33,10 @@ BACKEND = Backend(
 
 
 def audited(source: Source, quant: Quant) -> AuditReport:
-    """Build the small model of ``source`` in a quantization and audit its step."""
+    """Build a small model with the architecture of ``source``, quantized as ``quant``, and audit its decode step.
+
+    Raises ProfileError for a model or a quantization that cannot be built.
+    """
     import torch
     import transformers
 

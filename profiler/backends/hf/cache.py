@@ -1,13 +1,12 @@
-"""The cache of transformers, layer by layer: its bytes, its length, a copy to restore it from, random contents.
+"""Reads, saves, restores and randomizes a transformers cache, layer by layer.
 
-Every step copies a growing layer into a new, longer tensor, so a view of the first ``context`` tokens is enough to
-restore it: a long cache is never held twice. A sliding layer drops tokens and a recurrent state is overwritten, so
-both are saved as copies, which are small.
+Every step copies a growing layer into a new, longer tensor, so a view of its first ``context`` tokens is enough to
+restore it, and a long cache is never held twice. A sliding layer drops tokens and a recurrent state is overwritten.
+Both are small and are saved as copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,12 +23,13 @@ from profiler.backends.base import CacheState, ShapeMismatch
 from profiler.backends.hf import synthetic
 from profiler.backends.hf.synthetic import fill_normal
 from profiler.errors import ProfileError
+from profiler.kernels.state import state_tensors
 
 SavedCache = dict[str, Any]
 
 
 def state(cache: Cache, length: int | None = None, pool_bytes: int | None = None) -> CacheState:
-    """The bytes and the length of the cache. Static layers do not know their ``length``, so it is given.
+    """Length and memory of ``cache``. Static layers do not know their length, so for them it must be passed.
 
     Raises ShapeMismatch if attention layers disagree about the length.
     """
@@ -37,7 +37,7 @@ def state(cache: Cache, length: int | None = None, pool_bytes: int | None = None
     growing = window = recurrent = own = 0
     for layer in cache.layers:
         held = 0
-        for tensor in _tensors(layer):
+        for tensor in state_tensors(layer):
             storage = tensor.untyped_storage()
             own += tensor.numel() * tensor.element_size()
             held += 0 if storage.data_ptr() in seen else storage.nbytes()
@@ -72,11 +72,13 @@ def restore(cache: Cache, saved: list[SavedCache]) -> None:
 
 
 def randomize(cache: DynamicCache, length: int, seed: int) -> None:
-    """Replace a short real cache by a random one of ``length`` tokens, with the same spread in each layer."""
+    """Replace a short real cache with a random one of ``length`` tokens. In each layer, random values have the root
+    mean square of the real ones.
+    """
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, LinearAttentionLayer):
-            for number, tensor in enumerate(_tensors(layer)):
-                fill_normal(tensor, _spread(tensor), seed + 7 * index + number)
+            for number, tensor in enumerate(state_tensors(layer)):
+                fill_normal(tensor, _rms(tensor), seed + 7 * index + number)
         elif isinstance(layer, DynamicLayer) and layer.is_initialized:
             kept = length
             if isinstance(layer, DynamicSlidingWindowLayer):
@@ -94,10 +96,10 @@ def _save_layer(layer: Any) -> SavedCache:
             "recurrent_states": _clones(layer.recurrent_states),
             "has_previous_state": dict(layer.has_previous_state),
         }
-    if isinstance(layer, DummyLayer):  # a layer that shares another one's keys and values
+    if isinstance(layer, DummyLayer):  # shares the keys and values of another layer
         return {}
     if not isinstance(layer, DynamicLayer):
-        raise ProfileError(f"no rule for a cache layer of type {type(layer).__name__}")
+        raise ProfileError(f"cache layers of type {type(layer).__name__} are not supported")
     if not layer.is_initialized:
         return {}
     if isinstance(layer, DynamicSlidingWindowLayer):
@@ -121,18 +123,6 @@ def _restore_layer(layer: Any, saved: SavedCache) -> None:
             setattr(layer, name, value)
 
 
-def _tensors(layer: Any) -> Iterator[torch.Tensor]:
-    """Every tensor a layer keeps per sequence."""
-    for name in ("keys", "values"):
-        tensor = getattr(layer, name, None)
-        if tensor is not None:
-            yield tensor
-    for name in ("conv_states", "recurrent_states"):
-        for tensor in getattr(layer, name, {}).values():
-            if tensor is not None:
-                yield tensor
-
-
 def _length(cache: Cache) -> int:
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer) and layer.is_initialized]
     lengths = {int(layer.get_seq_length()) for layer in layers}
@@ -145,14 +135,16 @@ def _clones(tensors: dict[int, torch.Tensor | None]) -> dict[int, torch.Tensor |
     return {number: None if tensor is None else tensor.clone() for number, tensor in tensors.items()}
 
 
-def _spread(tensor: torch.Tensor) -> float:
-    """Root mean square of a tensor's values; a state that is still zero gets a small one."""
+def _rms(tensor: torch.Tensor) -> float:
+    """Root mean square of a tensor's values; a small number for a state that is still zero."""
     return float(tensor.float().square().mean().sqrt()) or 1e-3
 
 
 def _longer(tensor: torch.Tensor, length: int, seed: int) -> torch.Tensor:
-    """A random tensor like ``[batch, heads, tokens, head_dim]`` with ``length`` tokens."""
+    """Random values with the root mean square of ``tensor [batch, heads, tokens, head_dim]``, for ``length``
+    tokens.
+    """
     batch, heads, _, width = tensor.shape
     new = torch.empty((batch, heads, length, width), dtype=tensor.dtype, device=tensor.device)
-    fill_normal(new, _spread(tensor), seed)
+    fill_normal(new, _rms(tensor), seed)
     return new

@@ -1,11 +1,11 @@
-"""Microbenchmarks of linear layers, by quantization, shape and number of tokens, and their stopwatch.
+"""The stopwatch of the microbenchmarks, and the microbenchmarks of linear layers.
 
         seconds = bytes × byte_s + output features × row_s + call_s
 
 This is the time of the device: on a GPU it is measured in a CUDA graph if possible, and the time to launch a layer
-from Python is measured separately. The three coefficients are solved for each quantization and number of tokens from
-three shapes: square, few inputs per row, and small. As in a model, weights rotate through a pool larger than the
-device's caches if memory allows; small packed layers, which take long to copy, rotate through 1,024.
+from Python is measured separately. For each quantization and number of tokens, the three coefficients are solved from
+three shapes: square, few inputs per row, and small. As in a model, every run uses other weights, from a pool that is
+larger than the device's caches if memory allows. Pools of packed layers, which take long to copy, have at most 1,024.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ from profiler.kernels import cuda, native
 from profiler.models.layers import Weight
 from profiler.quants.base import LayerBenchmark, Quant
 
-QUEUED_S = 2e-3  # of runs between two synchronizations of a GPU, each of which takes some ten microseconds
-MOST_QUEUED = 1000
-MOST_WAIT = 20  # times the requested seconds, if a quota leaves little CPU time
+QUEUED_S = 2e-3  # seconds of runs between two synchronizations of a GPU, each of which takes about ten microseconds
+MOST_QUEUED = 1000  # runs
+MOST_WAIT = 20  # wall time ÷ requested seconds at which timing ends, in case a quota leaves little CPU time
 
 TOKENS = (1, 4, 16, 64, 256)
 ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # shapes for our own kernels on a GPU, without large ones
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head, which processes one token per sequence
-POOL_BYTES = 128 * 1024**2  # at least
-POOL_MOST = 1024**3
-PAST_CACHES = 1.5  # times their size
-POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # at most
+POOL_BYTES, POOL_MOST = 128 * 1024**2, 1024**3  # minimum and maximum size of a pool
+PAST_CACHES = 1.5  # size of a pool ÷ size of the caches, within these limits
+POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # maximum number in a pool
 PATTERN = 2**20  # random numbers, repeated through a pool
 RUN_LAYERS = 200  # maximum in a run of one token
-OUTLIER = 8.0  # above the threshold of LLM.int8, which keeps such features in 16 bits
-OUTLYING, FEW = 2, 4  # as many as SmolLM2-135M has before attention (Gemma 3 270M 10 to 120); of fewer tokens half
+OUTLIER = 8.0  # exceeds the threshold of LLM.int8, which computes such features in 16 bits
+# Outlier features of an input: as many as SmolLM2-135M has before attention (Gemma 3 270M: 10 to 120), and half as
+# many for inputs of fewer than FEW tokens.
+OUTLIERS, FEW = 2, 4
 TimedLayer = Callable[[torch.Tensor], torch.Tensor]
 Shape = tuple[int, int]
 Product = tuple[Callable[[], object], int]
@@ -68,20 +69,21 @@ class Stopwatch:
     """Times runs on one device."""
 
     def __init__(self, device: torch.device, running: float = 1.0) -> None:
-        """``running``: the share of the time for which a CPU quota lets this process run.
+        """``running`` is the share of the time for which a CPU quota lets this process run.
 
-        Below 1 a CPU is timed while it runs: by the CPU time of this thread, which spins when it waits for its
-        helpers, or by that of all threads on average where it does not (OMP_WAIT_POLICY=passive). A run that the end
-        of a quota falls into would otherwise take as long as the rest of the period besides.
+        Below 1, a CPU is timed by CPU time instead of wall time, which would also count the time for which the quota
+        stops the process. It is that of this thread, which spins while it waits for other threads, or the average of
+        all threads if it does not spin (OMP_WAIT_POLICY=passive).
         """
         self.device, self.kind = device, kind_of(device.type)
         self.end = time.perf_counter() + self.kind.sizes.calm_s / running
         self._throttled = running < 1 and self.kind.is_host
 
     def time(self, run: Callable[[], object], seconds: float) -> Times:
-        """Repeat ``run`` for ``seconds`` after one warm-up. On a busy machine late figures get a single run.
+        """Repeat ``run`` for ``seconds`` after one warm-up. Once ``BenchmarkSizes.calm_s`` have passed, it runs only
+        once more, so that a busy machine finishes too.
 
-        A GPU gets several runs before each synchronization, as a program queues its operators.
+        A GPU gets several runs before each synchronization, just as a program queues its operators.
         """
         run()
         self.wait()
@@ -128,35 +130,35 @@ class Stopwatch:
         self.kind.wait(self.device)
 
 
-class Format(NamedTuple):
-    """A quantization: the dtype of its inputs, and a function that makes layers of a shape and total size."""
+class TimedKernel(NamedTuple):
+    """What multiplies by the weights of one quantization: transformers' layers, or our own decode step."""
 
-    scheme: str
-    dtype: torch.dtype
-    pool: Callable[[Shape, int], list[TimedLayer]]
-    repacks: bool
+    quant: str
+    dtype: torch.dtype  # of the inputs
+    pool: Callable[[Shape, int], list[TimedLayer]]  # creates layers of a shape, of at most so many bytes in total
+    repacks: bool  # as ``DeviceInfo.repacks``
     captured: bool = False  # runs in a CUDA graph, which LLM.int8() cannot
-    own: bool = False  # with the kernels of our own decode step
-    more_tokens: tuple[int, ...] = ()
-    own_tokens: tuple[int, ...] = ()  # where it is ``own``
+    own: bool = False  # one of our own decode step
+    more_tokens: tuple[int, ...] = ()  # in addition to TOKENS, unless it is our own
+    own_tokens: tuple[int, ...] = ()  # all of them if it is our own
 
     @property
     def kernel(self) -> LayerKernel:
         """The key of its costs."""
-        return LayerKernel(self.scheme, self.own)
+        return LayerKernel(self.quant, self.own)
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Numbers of tokens that it is measured with."""
+        """The numbers of tokens that it is timed with."""
         return self.own_tokens if self.own else (*TOKENS, *self.more_tokens)
 
     def nbytes(self, shape: Shape) -> int:
         """Bytes of a stored layer, scales included."""
-        quant: Quant = registry.load("quants", self.scheme, "quantization").QUANT
+        quant: Quant = registry.load("quants", self.quant, "quantization").QUANT
         return quant.weight_bytes(Weight("linear", shape), quant.dtype or "fp32", self.repacks)
 
-    def usual_s(self, cost: LayerCost, shape: Shape) -> float:
-        """Seconds of a layer of ``shape`` by what others cost."""
+    def expected_s(self, cost: LayerCost, shape: Shape) -> float:
+        """Seconds of a layer of ``shape`` according to the costs of other shapes."""
         return self.nbytes(shape) * cost.byte_s + shape[0] * cost.row_s + cost.call_s
 
 
@@ -170,50 +172,49 @@ class LinearLayers:
 
     def all(self) -> Layers:
         """The costs of linear layers by kernel and tokens, the slowdown of an output head, and the time to launch a
-        layer, for which a GPU does not wait.
+        layer, which on a GPU is not part of the costs.
         """
-        formats = list(self._formats())
+        kernels = list(self._kernels())
         runs = {
             (one.kernel, shape, tokens): self._product(one, layers, shape, tokens)
-            for one in formats
+            for one in kernels
             for shape, layers in self._pools(one)
             for tokens in (tuple(n for n in one.tokens if n in TALL_TOKENS) if shape == TALL else one.tokens)
         }
-        within = {one.kernel for one in formats if one.captured}
+        captured = {one.kernel for one in kernels if one.captured}
         seconds = self._rounds(
-            {key: (self.watch.captured(run), many) if key[0] in within else (run, many)
+            {key: (self.watch.captured(run), many) if key[0] in captured else (run, many)
              for key, (run, many) in runs.items()}
         )  # fmt: skip
-        starts = {one.kernel: runs[one.kernel, self._shapes(one)[-1], 1] for one in formats}
-        start_s = {} if self.watch.kind.is_host else self._rounds(starts)
+        launches = {one.kernel: runs[one.kernel, self._shapes(one)[-1], 1] for one in kernels}
+        launch_s = {} if self.watch.kind.is_host else self._rounds(launches)
         found = {}
-        for one in formats:
+        for one in kernels:
             costs, head = {}, {}
             for tokens in one.tokens:
                 timed = [(shape, seconds[one.kernel, shape, tokens]) for shape in self._shapes(one)]
                 costs[tokens] = solve([(one.nbytes(shape), shape[0], taken) for shape, taken in timed])
                 if (taken := seconds.get((one.kernel, TALL, tokens))) is not None:
-                    head[tokens] = taken / one.usual_s(costs[tokens], TALL)
-            found[one.kernel] = LinearLayer(costs, head, start_s.get(one.kernel))
+                    head[tokens] = taken / one.expected_s(costs[tokens], TALL)
+            found[one.kernel] = LinearLayer(costs, head, launch_s.get(one.kernel))
         return found
 
     def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
-        """Seconds of one layer each. The rounds alternate, so that a slow minute affects all of them equally."""
+        """Seconds per layer of each run. Every round times all of them, so that a slow minute affects all equally."""
         found: dict[K, list[float]] = {key: [] for key in runs}
         for _ in range(ROUNDS):
             for key, (run, many) in runs.items():
                 found[key].append(self.watch.time(run, RATE_S).median / many)
         return {key: statistics.median(values) for key, values in found.items()}
 
-    def _product(self, one: Format, layers: Sequence[TimedLayer], shape: Shape, tokens: int) -> Product:
-        """A run and the layers that it uses: the next ones of the pool."""
+    def _product(self, one: TimedKernel, layers: Sequence[TimedLayer], shape: Shape, tokens: int) -> Product:
+        """A run through the next layers of the pool, and how many these are."""
         inputs = torch.randn(1, tokens, shape[1], device=self.device).to(one.dtype)
-        inputs[..., : OUTLYING if tokens >= FEW else OUTLYING // 2] = OUTLIER
+        inputs[..., : OUTLIERS if tokens >= FEW else OUTLIERS // 2] = OUTLIER
         turn = cycle(layers)
         together = min(len(layers), RUN_LAYERS, self.sizes.run_bytes // one.nbytes(shape))
-        many = (
-            max(1, together // max(1, tokens // 4)) if self.watch.kind.is_host else together
-        )  # a GPU's products are no longer than a wait
+        # On a GPU, even a product of many tokens is short compared with a synchronization.
+        many = max(1, together // max(1, tokens // 4)) if self.watch.kind.is_host else together
 
         def run() -> None:
             for _ in range(many):
@@ -221,17 +222,17 @@ class LinearLayers:
 
         return run, many
 
-    def _pools(self, one: Format) -> Iterator[tuple[Shape, list[TimedLayer]]]:
-        tall = (TALL,) if one.scheme in DTYPES and not (one.own and self.cuda) else ()
+    def _pools(self, one: TimedKernel) -> Iterator[tuple[Shape, list[TimedLayer]]]:
+        tall = (TALL,) if one.quant in DTYPES and not (one.own and self.cuda) else ()
         for shape in (*self._shapes(one), *tall):
             yield shape, one.pool(shape, self.pool_bytes)
 
-    def _shapes(self, one: Format) -> tuple[Shape, Shape, Shape]:
+    def _shapes(self, one: TimedKernel) -> tuple[Shape, Shape, Shape]:
         square, narrow, small = ROW_SHAPES if one.own and self.cuda else self.sizes.shapes
         return square, narrow, small
 
-    def _rows(self) -> Iterator[Format]:
-        """Quantizations that our matvec kernels serve."""
+    def _own_kernels(self) -> Iterator[TimedKernel]:
+        """Our matvec kernels, for each quantization that they support on this device."""
 
         def pool_of(dtype: torch.dtype) -> Callable[[Shape, int], list[TimedLayer]]:
             pattern = torch.randint(-127, 127, (PATTERN,), device=self.device).to(dtype)
@@ -254,10 +255,10 @@ class LinearLayers:
                 stored = DTYPES.get(quant.name, torch.int8)
                 inputs = DTYPES.get(quant.name, usual)
                 tokens = self.sizes.own_tokens
-                yield Format(quant.name, inputs, pool_of(stored), False, self.cuda, own=True, own_tokens=tokens)
+                yield TimedKernel(quant.name, inputs, pool_of(stored), False, self.cuda, own=True, own_tokens=tokens)
 
-    def _formats(self) -> Iterator[Format]:
-        """Quantizations that can be measured here."""
+    def _kernels(self) -> Iterator[TimedKernel]:
+        """Everything that can be timed on this device."""
         here = devices.find(str(self.device))
 
         def plain(dtype: torch.dtype) -> Callable[[Shape, int], list[TimedLayer]]:
@@ -274,22 +275,22 @@ class LinearLayers:
             return pool
 
         for name, dtype in DTYPES.items():
-            yield Format(name, dtype, plain(dtype), repacks=False, captured=self.cuda)
-        yield from self._rows()
+            yield TimedKernel(name, dtype, plain(dtype), repacks=False, captured=self.cuda)
+        yield from self._own_kernels()
 
-        def packed(quant: Quant, layer: LayerBenchmark) -> Format:
-            """Packing is slow, so one layer is packed and then copied."""
+        def packed(quant: Quant, layer: LayerBenchmark) -> TimedKernel:
+            """The pool packs one layer and copies it, because packing is slow."""
             dtype = DTYPES[(not self.watch.kind.is_host and layer.gpu_dtype) or here.default_dtype]
 
             def pool(shape: Shape, nbytes: int) -> list[TimedLayer]:
                 rows, columns = shape
-                first = layer.make(columns, rows, dtype).to(self.device).eval()  # training takes other kernels
+                first = layer.make(columns, rows, dtype).to(self.device).eval()  # training uses other kernels
                 first(torch.zeros(1, columns, dtype=dtype, device=self.device))
                 many = max(2, min(nbytes // one.nbytes(shape), PACKED_LAYERS))
                 return [first, *(copy.deepcopy(first) for _ in range(many - 1))]
 
             captured = self.cuda and quant.kernels.in_graphs
-            one = Format(quant.name, dtype, pool, here.repacks, captured, more_tokens=layer.more_tokens)
+            one = TimedKernel(quant.name, dtype, pool, here.repacks, captured, more_tokens=layer.more_tokens)
             return one
 
         for quant in quants.every():
@@ -303,15 +304,17 @@ def _multiplied(inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor 
 
 
 def past_caches(cache_bytes: int, least: int, most: int) -> int:
-    """Bytes that a loop has evicted from the caches before it starts again, between ``least`` and ``most``."""
+    """Size of a pool whose beginning is no longer in the caches when a loop over it starts again, limited to
+    ``least`` and ``most``. Bytes.
+    """
     return max(least, min(round(PAST_CACHES * cache_bytes), most))
 
 
 def solve(points: Sequence[tuple[float, int, float]]) -> LayerCost:
-    """Costs per byte, output feature and call, none below 0, from (bytes, output features, seconds) of three shapes.
+    """Solve for the costs per byte, output feature and call from (bytes, output features, seconds) of three shapes.
 
-    The fullest set of costs that all come out positive, by relative error: a shape may take less than the sum of what
-    others show.
+    No cost may be negative. If solving for all three gives a negative one, some are set to 0: those that leave the
+    smallest relative error.
     """
     seconds = torch.tensor([point[2] for point in points], dtype=torch.float64)
     columns = torch.tensor([[point[0], point[1], 1.0] for point in points], dtype=torch.float64) / seconds[:, None]

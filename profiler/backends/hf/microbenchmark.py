@@ -2,8 +2,9 @@
 
     python -m profiler.backends.hf.microbenchmark DEVICE THREADS RUNNING
 
-Ceilings are the fastest of many runs: the most the device can do. Rates are medians: what a long run reaches once
-clocks have settled.
+THREADS is the number of CPU threads, 0 for PyTorch's default; RUNNING is ``DeviceInfo.running``. Ceilings are the
+fastest of many runs: the most that the device can do. Rates are medians: what a long run reaches once clocks have
+settled.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_LAYERS, layer
 from profiler.devices.cpu import process_bytes
 from profiler.kernels import cuda, native
 
-READ_MOST = 4 * 1024**3
-CACHES_IN_FREE = 24  # caches count as at most this part of free memory, because several pools exist at once
-FRESH_BYTES = 48 * 1024**2  # of a result that is too large for the heap
-LOOP_S = 0.15  # a ceiling is the best run of this many seconds
+READ_MOST = 4 * 1024**3  # the most bytes that the reading kernels read
+CACHES_IN_FREE = 24  # caches count as at most free memory ÷ 24, because several pools exist at once
+FRESH_BYTES = 48 * 1024**2  # size of a result so large that malloc maps new pages for it
+LOOP_S = 0.15  # a ceiling is the fastest run within this many seconds
 STEP_S, STEP_ROUNDS = 0.1, 5
 STEP_MODEL = {  # so small that its matrix products take no longer than the rest; its weights exceed the caches
     "num_hidden_layers": STEP_LAYERS,
@@ -42,22 +43,22 @@ STEP_MODEL = {  # so small that its matrix products take no longer than the rest
     "num_key_value_heads": 2,
     "vocab_size": 64,
 }
-STEP_INNER = 2  # times as wide
+STEP_INNER = 2  # size of the feed-forward layer ÷ hidden size
 STEP_MODEL_DEPTH = 64
 PASS_MODEL = {  # so wide that its prefill consists of matrix products and element-wise operators
     "num_hidden_layers": 2,
     "vocab_size": 64,
 }
-PASS_INNER = 3  # times as wide
+PASS_INNER = 3  # size of the feed-forward layer ÷ hidden size
 PASS_S, PASS_ROUNDS = 0.3, 3
-LEAST_ELEMENTWISE_S = 7.5e-13  # a noisy difference may come out at or below 0
+LEAST_ELEMENTWISE_S = 7.5e-13  # used where the difference of two noisy times is smaller, or negative
 CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 6144, 4, 512
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
-PASS_DEPTH = 2  # times as many
+PASS_DEPTH = 2  # tokens that masked attention reads ÷ tokens of the pass
 
 
-class Best(NamedTuple):
-    """Bytes and FLOP per second."""
+class FastestRates(NamedTuple):
+    """The highest rates that were measured: bytes per second, and FLOP per second by dtype."""
 
     read_bytes_s: float
     reader: str  # kernel and threads
@@ -69,8 +70,8 @@ class Microbenchmark:
     """Measures the figures of one device."""
 
     def __init__(self, device: str, threads: int | None = None, running: float = 1.0) -> None:
-        """``threads``: as in a worker; ``running``: see ``Stopwatch``. The parent passes both, because OpenMP may
-        have pinned this thread by now.
+        """``threads`` as in a worker, ``running`` as in ``Stopwatch``. The parent determines both, because OpenMP may
+        already have pinned this thread.
         """
         native.missing()  # builds our CPU kernels before anything is timed
         self.device = torch.device(device)
@@ -87,7 +88,7 @@ class Microbenchmark:
         self.read_bytes = past_caches(self.cache_bytes, self.sizes.read_bytes, READ_MOST)
 
     def all(self) -> dict[str, Any]:
-        """All figures."""
+        """Measures everything. The keys are those of ``calibration.Ceilings``, with ``how`` for a person."""
         idle = process_bytes("VmRSS") if sys.platform == "linux" else 0
         with torch.inference_mode():
             before = self.ceilings()
@@ -104,23 +105,23 @@ class Microbenchmark:
                 "fresh_byte_s": self.fresh() if self.on_host else 0.0,
             }
             layers = LinearLayers(self.watch, self.cache_bytes).all()
-            after = self.ceilings()  # clocks change over minutes
+            after = self.ceilings()  # again, because clocks change over minutes
         return rates | {
             "process_bytes": idle,
             "read_bytes_s": max(before.read_bytes_s, after.read_bytes_s),
             "copy_bytes_s": max(before.copy_bytes_s, after.copy_bytes_s),
             "flops": {name: max(value, after.flops[name]) for name, value in before.flops.items()},
             "layers": layers_json(layers),
-            "how": {"read": max(before, after, key=lambda best: best.read_bytes_s).reader},
+            "how": {"read": max(before, after, key=lambda rates: rates.read_bytes_s).reader},
         }
 
-    def ceilings(self) -> Best:
-        """The fastest reading and computing that we can measure."""
+    def ceilings(self) -> FastestRates:
+        """The highest rates of reading, copying and computing."""
         rate, reader = self.read()
-        return Best(rate, reader, self.copy(), {name: self.flops(dtype) for name, dtype in DTYPES.items()})
+        return FastestRates(rate, reader, self.copy(), {name: self.flops(dtype) for name, dtype in DTYPES.items()})
 
     def read(self) -> tuple[float, str]:
-        """Bytes per second of the best reading kernel and number of threads, and which they are."""
+        """The highest rate of reading in bytes per second, and the kernel and number of threads that reached it."""
         size = self.read_bytes
         data = torch.ones(size // 4, dtype=torch.float32, device=self.device)
         matrix, vector = data.view(-1, 8192), torch.ones(8192, device=self.device)
@@ -146,7 +147,7 @@ class Microbenchmark:
         return sorted({1, max(1, self.threads // 2), self.threads}) if self.on_host else [self.threads]
 
     def copy(self) -> float:
-        """Bytes per second, read and written bytes together."""
+        """Bytes per second of a copy, which counts both the bytes read and the bytes written."""
         source = torch.ones(self.read_bytes // 8, dtype=torch.float32, device=self.device)
         target = torch.empty_like(source)
         return 2 * source.numel() * 4 / self.watch.time(lambda: target.copy_(source), LOOP_S).best
@@ -155,9 +156,9 @@ class Microbenchmark:
         """Extra seconds per byte written to freshly mapped pages."""
         source = torch.ones(FRESH_BYTES // 4, device=self.device)
         target = torch.empty_like(source)
-        anew = self.watch.time(lambda: source + 1, LOOP_S).median
-        there = self.watch.time(lambda: torch.add(source, 1, out=target), LOOP_S).median
-        return max(0.0, anew - there) / FRESH_BYTES
+        fresh = self.watch.time(lambda: source + 1, LOOP_S).median
+        reused = self.watch.time(lambda: torch.add(source, 1, out=target), LOOP_S).median
+        return max(0.0, fresh - reused) / FRESH_BYTES
 
     def flops(self, dtype: torch.dtype) -> float:
         """FLOP per second of a large matrix product."""
@@ -170,13 +171,13 @@ class Microbenchmark:
     def step(self, dtype: torch.dtype) -> float:
         """Seconds of a small Llama's decode step in transformers, without its linear layers.
 
-        An operator timed alone in a loop takes a third of its time in a model: the loop leaves out the Python code
-        between operators, and no linear layer evicts the caches in between.
+        It cannot be put together from operators: one that is timed alone in a loop takes a third of its time in a
+        model, where there is Python code between operators, and linear layers evict the caches.
         """
         return self.between_products(self._step_sizes(), dtype, 1, STEP_S, STEP_ROUNDS)
 
     def graph_step(self, dtype: torch.dtype) -> float:
-        """The same as a CUDA graph: the time of the device itself."""
+        """The same step as a CUDA graph: the time of the device itself, without launching kernels."""
         return self.between_products(self._step_sizes(), dtype, 1, STEP_S, STEP_ROUNDS, self.watch.captured)
 
     def _step_sizes(self) -> dict[str, int]:
@@ -184,8 +185,9 @@ class Microbenchmark:
         return STEP_MODEL | {"hidden_size": hidden, "intermediate_size": STEP_INNER * hidden}
 
     def elementwise(self, dtype: torch.dtype, attention_flop_s: float) -> float:
-        """Seconds of a prefill's element-wise operators between matrix products, as in a model: per layer and byte of
-        its hidden states."""
+        """Seconds of a prefill's element-wise operators, per layer and byte of its hidden states: those of a small
+        model, without its matrix products and attention.
+        """
         layers, hidden = PASS_MODEL["num_hidden_layers"], self.sizes.pass_hidden
         tokens = self.sizes.pass_tokens
         heads = {
@@ -194,7 +196,7 @@ class Microbenchmark:
         }
         sizes = PASS_MODEL | heads | {"hidden_size": hidden, "intermediate_size": PASS_INNER * hidden}
         attention = 4 * layers * hidden * tokens**2 * attention_flop_s
-        attention /= 2 if self.cuda else 1  # there a first pass needs no mask and skips what is to come
+        attention /= 2 if self.cuda else 1  # on CUDA, the first pass needs no mask and skips later tokens
         seconds = self.between_products(sizes, dtype, tokens, PASS_S, PASS_ROUNDS) - attention
         return max(LEAST_ELEMENTWISE_S, seconds / (layers * hidden * tokens * dtype.itemsize))
 
@@ -207,7 +209,9 @@ class Microbenchmark:
         rounds: int,
         how: Callable[[Callable[[], object]], Callable[[], object]] = lambda run: run,
     ) -> float:
-        """Seconds of a small transformers model for ``tokens``, without its matrix products with weights."""
+        """Seconds of a pass of ``tokens`` through a small transformers model, without the matrix products with its
+        weights. ``how`` turns a run into what is timed, such as a CUDA graph.
+        """
         from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
         with self.device:
@@ -225,7 +229,7 @@ class Microbenchmark:
         filled = [(layer.keys, layer.values) for layer in cache.layers]
 
         def step() -> None:
-            held = cache if tokens == 1 else DynamicCache(config=model.config)  # decode appends, a prefill starts
+            held = cache if tokens == 1 else DynamicCache(config=model.config)  # decode appends; prefill does not
             model(input_ids=ids, past_key_values=held, use_cache=True, logits_to_keep=1)
             if self.cuda:  # cuDNN makes a plan for each new length, which takes longer than the step
                 for layer, kept in zip(cache.layers, filled, strict=True):
@@ -241,9 +245,10 @@ class Microbenchmark:
         return max(1e-9, statistics.median(whole - alone for whole, alone in found))
 
     def convolution(self, dtype: torch.dtype) -> dict[str, float]:
-        """Of a depthwise convolution, as models call it: seconds per channel, sequence and token.
+        """Seconds of a depthwise convolution as models call it: per channel, per channel of a further sequence, and
+        per channel of a further token.
 
-        A prefill's input is a transposed view, which takes longer than one in order (1.6 to 1.9 times in fp32).
+        The input of a prefill is a transposed view, which takes 1.6 to 1.9 times as long in fp32 as a contiguous one.
         """
         kernel = torch.randn(CONV_CHANNELS, 1, CONV_WIDTH, device=self.device).to(dtype)
 
@@ -276,7 +281,9 @@ class Microbenchmark:
         return self.watch.time(run, LOOP_S).median / batch
 
     def attention(self, dtype: torch.dtype) -> dict[str, float]:
-        """Of a growing cache: seconds per byte of K and V in a decode step, and per FLOP in a masked prefill pass."""
+        """Seconds of attention over a growing cache: per byte of K and V in a decode step, and per FLOP in a masked
+        prefill pass.
+        """
 
         def random(heads: int, tokens: int) -> torch.Tensor:
             return torch.randn(1, heads, tokens, HEAD_DIM, device=self.device).to(dtype)
@@ -290,11 +297,11 @@ class Microbenchmark:
         def step() -> None:
             kept = pool.popleft()
             keys, values = (torch.cat((each, new), dim=2) for each in kept)
-            # As in a model, what was appended to is the cache from then on; but cuDNN plans for each new length.
+            # As in a model, the longer cache replaces the old one; but cuDNN makes a plan for each new length.
             pool.append(kept if self.cuda else (keys, values))
             functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
 
-        for _ in range(many):  # so that freed blocks have room for one token more
+        for _ in range(many):  # from now on, freed blocks have room for one more token
             step()
         held = 2 * KV_HEADS * depth * HEAD_DIM * dtype.itemsize
         tokens = self.sizes.pass_tokens
@@ -314,7 +321,9 @@ class Microbenchmark:
         return found if own is None else found | {"own_byte_s": self.watch.time(own, LOOP_S).median / (many * held)}
 
     def own_attention(self, query: torch.Tensor, first: torch.Tensor, many: int) -> Callable[[], object] | None:
-        """That of our own decode step over so many caches, more than caches of the device hold; ``None``: none."""
+        """The attention of our own decode step over ``many`` caches, which together exceed the device's hardware
+        caches; ``None`` if our kernels are unavailable.
+        """
         if not (self.cuda or self.on_host):
             return None
         missing = cuda.missing(self.device.index or 0) if self.cuda else native.missing()
@@ -332,9 +341,9 @@ class Microbenchmark:
 
 
 def main() -> None:
-    """Measure the device named on the command line; 0 threads: PyTorch's default."""
+    """Measures the device named on the command line and prints the figures as JSON."""
     start = time.perf_counter()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as a worker does: it has a line for every product
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # otherwise it logs a line for every matrix product
     found = Microbenchmark(sys.argv[1], int(sys.argv[2]) or None, float(sys.argv[3])).all()
     print(json.dumps(found | {"seconds": time.perf_counter() - start}))
 

@@ -1,7 +1,7 @@
-"""One loaded transformers model, and the trials on it.
+"""Sessions of the backend ``hf``: a loaded transformers model, and the generations that run on it.
 
-The eager trial prefills in chunks and decodes greedily, as transformers ships it. The trial of ``--path static`` and
-``--path graph`` prefills the same way and then runs our static-shape decode step.
+``HfGeneration`` prefills in chunks and decodes greedily with transformers as shipped. ``StaticGeneration``, for
+``--path static`` and ``--path graph``, prefills the same way and then runs our static-shape decode step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from profiler import devices, quants
-from profiler.backends.base import Beat, CacheState, Loaded, OutOfMemory
+from profiler.backends.base import Beat, CacheState, ModelInfo, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load, loading_errors
 from profiler.case import Case, Source
@@ -35,40 +35,42 @@ from profiler.models import scheme
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text, printable
 
-MEMORY_WORDS = (
+MEMORY_WORDS = (  # parts of PyTorch's error messages when memory has run out
     "can't allocate memory",
     "not enough memory",
     "Cannot allocate memory",
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-REFUSED = re.compile(r"tried to allocate (\d+) bytes")  # the CPU allocator's words, after a place in its C++
-NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # what stands in for the native library of bitsandbytes
-CODES = ("weight", "qweight", "weight_packed")  # as bitsandbytes, AWQ and GPTQ, compressed-tensors name them
-VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
+ALLOCATION = re.compile(r"tried to allocate (\d+) bytes")  # in the CPU allocator's message, after a C++ file and line
+NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # bitsandbytes' stand-in for a native library that did not load
+# Quantized weights, as they are named by bitsandbytes, by AWQ and GPTQ, and by compressed-tensors.
+QUANTIZED_NAMES = ("weight", "qweight", "weight_packed")
+PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SEED_TOKENS = 8  # a random cache takes its shapes and its scale from a real one of this many tokens
 
-EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
+EXTRA_STEPS = 1  # the measuring loop takes one more step, to find the peak
 
 
 def open_session(case: Case, source: Source, beat: Beat) -> HfSession:
     """Load the model of ``case``. Raises OutOfMemory, ProfileError."""
     allowed = allowance.at_start()
     torch.set_num_threads(case.threads or min(torch.get_num_threads(), allowed.threads))
-    # The meter comes first: what the device holds before the model is what it subtracts.
+    # The meter is created before the model, because it subtracts the memory that is in use at that time.
     kind_of(case.device).select(case.device)
     meter = devices.meter(case.device)
     with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)
         give_logits_only(model.config)
-        if case.weights == "real" and model.dtype == torch.float16:  # the one dtype that other checkpoints overflow
+        if case.weights == "real" and model.dtype == torch.float16:  # the only dtype with a smaller range than others
             refuse_overflow(model)
-    return HfSession(model, meter, devices.watcher(case.device), beat, (*notes(source, case), *limited(allowed)))
+    cautions = (*source_cautions(source, case), *quota_cautions(allowed))
+    return HfSession(model, meter, devices.watcher(case.device), beat, cautions)
 
 
 def give_logits_only(config: PretrainedConfig) -> None:
-    """Switch off outputs that a config may ask for, left over from training. Hidden states of all layers would count
-    as memory of a prefill, and without ``return_dict`` transformers cannot run the model at all.
+    """Switch off extra outputs that a config may still request from training: hidden states of all layers would count
+    as memory of a prefill. Without ``return_dict``, transformers cannot run the model at all.
     """
     for part in (config, config.get_text_config()):
         part.output_hidden_states = part.output_attentions = False
@@ -76,26 +78,24 @@ def give_logits_only(config: PretrainedConfig) -> None:
 
 
 class HfSession:
-    """A model and the meter of its device."""
+    """A loaded model, with the meter and the watcher of its device."""
 
     def __init__(
-        self, model: PreTrainedModel, meter: Meter, watcher: Watcher, beat: Beat, notes: tuple[Caution, ...]
+        self, model: PreTrainedModel, meter: Meter, watcher: Watcher, beat: Beat, cautions: tuple[Caution, ...]
     ) -> None:
         self.model, self.meter, self.watcher = model, meter, watcher
-        self._beat, self._notes = beat, notes
+        self._beat, self._cautions = beat, cautions
 
     @property
-    def loaded(self) -> Loaded:
-        """As it is now: bitsandbytes repacks some weights in the first forward pass."""
-        return describe(self.model, self._notes)
+    def info(self) -> ModelInfo:
+        """Facts about the model, read anew each time: bitsandbytes repacks some weights in the first forward pass."""
+        return describe(self.model, self._cautions)
 
-    def begin(self, case: Case) -> HfTrial:
+    def begin(self, case: Case) -> HfGeneration:
         with memory_errors():
-            if case.path == "eager":
-                return HfTrial(self.model, case, self._beat)
-            # only these paths pay for its imports
-
-            return StaticTrial(self.model, case, self._beat)
+            if case.path == EAGER:
+                return HfGeneration(self.model, case, self._beat)
+            return StaticGeneration(self.model, case, self._beat)
 
     def close(self) -> None:
         self.watcher.close()
@@ -105,8 +105,8 @@ class HfSession:
             torch.cuda.empty_cache()
 
 
-class HfTrial:
-    """One case: seeded random token ids, a cache that grows as transformers grows it, greedy tokens."""
+class HfGeneration:
+    """Runs a case with transformers as shipped: seeded random token ids, a growing cache, greedy decoding."""
 
     def __init__(self, model: PreTrainedModel, case: Case, beat: Beat) -> None:
         self.model, self.case, self.beat = model, case, beat
@@ -185,7 +185,7 @@ class HfTrial:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Every way in which PyTorch says that memory ran out, as OutOfMemory."""
+    """Raises OutOfMemory for all the errors that PyTorch raises when memory has run out."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -195,35 +195,33 @@ def memory_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in MEMORY_WORDS):
             raise
-        asked = REFUSED.search(str(error))
-        words = f"{bytes_text(int(asked[1]))} more were asked for" if asked else str(error).splitlines()[0]
-        raise OutOfMemory(words) from error
+        found = ALLOCATION.search(str(error))
+        cause = f"{bytes_text(int(found[1]))} more could not be allocated" if found else str(error).splitlines()[0]
+        raise OutOfMemory(cause) from error
 
 
-def notes(source: Source, case: Case) -> tuple[Caution, ...]:
-    """What is true of the weights because of where they come from."""
+def source_cautions(source: Source, case: Case) -> tuple[Caution, ...]:
+    """A caution if the weights are not measured in the form in which the source stores them."""
     stated = scheme.of(source.config) if case.weights == "real" and source.kind != "gguf" else None
     if stated is not None and case.quant != stated.name:
-        text = f"the checkpoint's {stated.name} values, unpacked into {case.quant}: not its own size or speed"
+        text = f"unpacked from {stated.name} to {case.quant}: size and speed are not those of {stated.name}"
         return (Caution("unpacked", text),)
     if source.kind != "gguf":
         return ()
-    text = (
-        "the GGUF file's values, unpacked and stored again as the quantization says: not llama.cpp's kernels or sizes"
-    )
+    text = "the values come from a GGUF file, but run in PyTorch: sizes and speed are not llama.cpp's"
     return (Caution("gguf", text),)
 
 
 def refuse_overflow(model: PreTrainedModel) -> None:
-    """Raise ProfileError for a weight, or the scale of one, that is not finite: 65,504 is the largest of fp16."""
+    """Raise ProfileError if a weight or a scale is not finite, since the largest value of fp16 is 65,504."""
     for name, module in model.named_modules():
         for tensor in _own_tensors(module):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise ProfileError(f"{name}: some weights are larger than fp16 can hold", "-q bf16 or -q fp32 can.")
+                raise ProfileError(f"{name}: some weights are larger than fp16 can hold", "Use -q bf16 or -q fp32.")
 
 
-def limited(allowed: Allowance) -> tuple[Caution, ...]:
-    """What a reader must know of the CPU time that this process gets: figures without the quota are higher."""
+def quota_cautions(allowed: Allowance) -> tuple[Caution, ...]:
+    """A caution if a CPU quota applies, since figures without it would be higher."""
     if allowed.quota is None:
         return ()
     threads = torch.get_num_threads()
@@ -231,8 +229,8 @@ def limited(allowed: Allowance) -> tuple[Caution, ...]:
     return (Caution("cpu-quota", allowed.quota_text(threads), better),)
 
 
-def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
-    """True bytes of a loaded model, and what its quantization left in a plain dtype."""
+def describe(model: PreTrainedModel, cautions: tuple[Caution, ...] = ()) -> ModelInfo:
+    """The bytes of a loaded model as its tensors have them, with ``cautions`` and our own about its weights."""
     storages: dict[int, int] = {}
     plain: dict[str, int] = {}
     for name, module in model.named_modules():
@@ -245,58 +243,59 @@ def describe(model: PreTrainedModel, notes: tuple[Caution, ...] = ()) -> Loaded:
     total, left = sum(storages.values()), sum(plain.values())
     mapped = _left_mapped_bytes(model)
     if left == total:
-        return Loaded(total, 0, torch.get_num_threads(), notes, mapped)
+        return ModelInfo(total, 0, torch.get_num_threads(), cautions, mapped)
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sorted(plain.items(), key=lambda item: -item[1]))
     text = f"{bytes_text(left)} of {bytes_text(total)} of weights are not quantized: {parts}"
-    said = (Caution("unquantized", text), *_without_library(model), *notes)
-    return Loaded(total, left, torch.get_num_threads(), said, mapped)
+    cautions = (Caution("unquantized", text), *_library_cautions(model), *cautions)
+    return ModelInfo(total, left, torch.get_num_threads(), cautions, mapped)
 
 
-def _without_library(model: PreTrainedModel) -> tuple[Caution, ...]:
-    """On a CPU bitsandbytes goes on without its native library, and says so to nobody."""
+def _library_cautions(model: PreTrainedModel) -> tuple[Caution, ...]:
+    """A caution if bitsandbytes runs without its native library, which it does silently on a CPU."""
     if model.device.type != "cpu" or type(cextension.lib).__name__ != NO_LIBRARY:
         return ()
     try:
         cextension.get_native_library()
-        reason = "it did not load at first"
+        reason = "it loads only now"
     except Exception as error:  # whatever the loader raises is the reason
         reason = printable(" ".join(str(error).split()) or type(error).__name__, 200)
-    text = f"bitsandbytes computes on plain torch, without its native library: {reason}"
+    text = f"bitsandbytes runs on plain torch, without its native library: {reason}"
     return (Caution("bitsandbytes-torch", text, "reinstall bitsandbytes"),)
 
 
 def _left_mapped_bytes(model: PreTrainedModel) -> int | None:
-    """Pages of a checkpoint that were read to pack its weights and stay mapped beside the weights taken as they are.
+    """Bytes of checkpoint pages that were read to quantize weights and are still mapped; ``None`` if unknown.
 
-    Those are in the file in the model's own dtype, else it would not be mapped; what is resident bounds them.
+    A file stays mapped only if some weights are used straight from it, so it is in the model's own dtype. That gives
+    the bytes of the quantized weights in the file, of which at most the resident pages count.
     """
     quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None and quantizer.pre_quantized:  # nothing was packed
+    if quantizer is not None and quantizer.pre_quantized:  # nothing was quantized while loading
         return 0 if sys.platform == "linux" else None
     if sys.platform != "linux" or any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return None
     mapped = mapped_weights_bytes()
-    packed = sum(
+    quantized = sum(
         module.in_features * module.out_features * model.dtype.itemsize
         for module in model.modules()
         if isinstance(module, nn.Linear) and _is_quantized(module)
     )
-    return None if mapped is None else min(mapped, packed)
+    return None if mapped is None else min(mapped, quantized)
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    """Whether a module's weight is codes, in the module of whatever quantizer."""
+    """Whether a module's weight is quantized, by whatever library."""
     if type(module).__name__ in quants.packed_modules():
         return True
     return any(
-        tensor.dtype not in VALUES
-        for tensor in (getattr(module, name, None) for name in CODES)
+        tensor.dtype not in PLAIN_DTYPES
+        for tensor in (getattr(module, name, None) for name in QUANTIZED_NAMES)
         if isinstance(tensor, torch.Tensor)
     )
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers of a module itself, and what its quantization keeps beside the weight."""
+    """A module's own parameters and buffers, and the tensors that its quantization keeps in other objects."""
     yield from module.parameters(recurse=False)
     yield from module.buffers(recurse=False)
     packed = quants.packed_modules().get(type(module).__name__)
@@ -311,30 +310,34 @@ def _part(name: str, module: nn.Module, tensor: torch.Tensor) -> str:
         return "output head" if name.endswith("lm_head") else "linear layers"
     if tensor.dim() == 3 and not isinstance(module, nn.Conv1d):
         return "fused experts"
-    return "norms and the like"
+    return "norms and other small weights"
 
 
 def runner_for(model: PreTrainedModel, path: str) -> StaticRunner:
-    """The runner of a path on the model's device."""
+    """The runner for ``--path static`` or ``--path graph`` on the model's device."""
     if path == "static":
         return StaticRunner(model)
     return CudaGraphRunner(model) if model.device.type == "cuda" else CompiledRunner(model)
 
 
-def _state(stats: RunnerStats) -> str:
-    """What a row keeps of a machine that it fell back on: no look at it tells whether memory would be there again."""
+def _fallback_state(stats: RunnerStats) -> str:
+    """The state of the machine that caused a fallback. Once it has changed, the row is measured again. After a lack
+    of memory, it is measured again in any case, because nothing shows whether there is enough now.
+    """
     short = any(words in (stats.reason or "") for words in MEMORY_WORDS)
     return SHORT_OF_MEMORY if short else machine_state()
 
 
-class StaticTrial(HfTrial):
-    """Prefills like its parent; ``save`` moves the cache into static buffers and captures or compiles the step."""
+class StaticGeneration(HfGeneration):
+    """Runs a case with our decode step. ``save`` moves the cache into static buffers and captures or compiles the
+    step; if the step does not support the model, decode runs as in ``HfGeneration``.
+    """
 
     def __init__(self, model: PreTrainedModel, case: Case, beat: Beat) -> None:
         super().__init__(model, case, beat)
         self.runner: StaticRunner | None = None
         self.start: SavedState | None = None
-        self.refused: str | None = None  # why no runner takes this model
+        self.refused: str | None = None  # why the static step does not support this model
 
     @property
     def tokens(self) -> list[list[int]]:
@@ -355,7 +358,7 @@ class StaticTrial(HfTrial):
             self.start = self.runner.state.save()
 
     def _adopt(self) -> None:
-        """Move the cache into a runner, unless it has a layer without a rule: then the model runs as shipped."""
+        """Move the cache into a runner, or note in ``refused`` why none supports it."""
         runner = runner_for(self.model, self.case.path)
         assert self.next is not None
         try:
@@ -391,7 +394,7 @@ class StaticTrial(HfTrial):
         return caches.state(self.runner.state.cache, self.runner.state.length, self.stats().pool_bytes)
 
     def stats(self) -> RunnerStats:
-        """What it took to prepare the path, and what really runs."""
+        """The path that actually runs, and how it was prepared."""
         if self.runner is None:
             return RunnerStats(EAGER, self.refused)
         return self.runner.stats()
@@ -402,10 +405,10 @@ class StaticTrial(HfTrial):
         if self.runner is None:
             return DecodePath(*how)
         needed, read = self.runner.state.read_bytes()
-        return DecodePath(*how, needed, read, _state(stats) if stats.fault else None)
+        return DecodePath(*how, needed, read, _fallback_state(stats) if stats.fault else None)
 
     def cautions(self) -> tuple[Caution, ...]:
-        """What a reader of the row must know about the path."""
+        """Cautions about a fallback, and about arithmetic that differs from the quantization's own."""
         stats = self.stats()
         found = []
         if stats.path != self.case.path:

@@ -1,18 +1,18 @@
-"""A model with random weights, written straight into the storage format of its quantization.
+"""Builds a model with random weights, directly in the storage format of its quantization.
 
-The module tree is built on ``meta``, the quantizer of transformers replaces the modules it would replace, and each
-weight is then allocated and filled on the target device, one after another: no tensor of the unquantized model ever
-exists. Norms, positions and other small things are set by the model's own initialisation.
+The modules are created on the ``meta`` device, and transformers' quantizer replaces some of them, as it does for a
+checkpoint. Then the weights are allocated and filled on the target device one by one, so the unquantized model never
+exists. The model's own initialization sets norms, positions and other small tensors.
 
-**Noise.** ``torch.Tensor.normal_`` makes some 100 million values a second on one core: minutes for a large model.
-Timing does not depend on the values, only on their being neither constant nor extreme, so a block of noise is drawn
-once and laid over a tensor piece by piece, each piece from another offset.
+**Noise.** ``torch.Tensor.normal_`` generates about 100 million values per second on one core, so a large model would
+take minutes. Timing does not depend on the exact values, as long as they are neither constant nor extreme. So a block
+of noise is drawn once and copied into a tensor piece by piece, each piece from another offset.
 
-**Decay of gated-delta layers.** Drawn as their authors initialise them, γ = exp(−A · Δ) per token.
-A is uniform between 0 and 16, Δ log-uniform between 0.001 and 0.1 (Mamba-2, Gated DeltaNet; ``gated_deltanet.py`` of
-flash-linear-attention). transformers' own initialisation sets every Δ near 1.3, for checkpoints to overwrite: states
-then shrink by e^−10 a token, products over a chunk run into denormal numbers, and a chunk takes an Intel CPU twice
-as long as with these, or six times with Δ near 0.2. Timing depends on the values here.
+**Decay of gated-delta layers.** Here, timing does depend on the values. They are drawn as the authors of these layers
+initialize them: the decay per token is γ = exp(−A · Δ), with A uniform between 0 and 16 and Δ log-uniform between
+0.001 and 0.1 (Mamba-2, Gated DeltaNet; ``gated_deltanet.py`` of flash-linear-attention). transformers initializes
+every Δ near 1.3, because a checkpoint overwrites it. A state then shrinks by e^−10 per token, products over a chunk
+become denormal numbers, and a chunk takes twice as long on an Intel CPU, or six times with Δ near 0.2.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from profiler.errors import ProfileError
 from profiler.quants.base import PackedModules, Quant
 from profiler.quants.checkpoint import CHECKPOINT_DTYPES
 
-BLOCK = 4_194_301  # elements; prime, so that rows of no width line up with it
+BLOCK = 4_194_301  # elements; prime, so that it does not line up with the rows of any matrix
 
 A_MOST = 16.0
 DELTA = (0.001, 0.1)
 
 BEFORE_ATTENTION = "input_layernorm"
-OUTLYING, LARGE = 2, 16.0  # features, and their weight: most of their values exceed the threshold of 6
-VECTOR_NOISE = 0.02  # spread laid over norms and biases, so that none is one repeated constant
+OUTLIERS, OUTLIER_WEIGHT = 2, 16.0  # features, and their weight: most of their values exceed the threshold of 6
+VECTOR_NOISE = 0.02  # standard deviation of the noise that is added to norms and biases, so that none is constant
 
 
 @lru_cache(maxsize=4)
 def _block(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Standard normal values, twice in a row so that a piece can start anywhere."""
+    """Standard normal values, repeated once, so that a piece can start anywhere in the first half."""
     noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).to(device=device, dtype=dtype)
     return torch.cat([noise, noise])
 
 
 def forget() -> None:
-    """Give the blocks' memory back: it must not be in the peak of what is measured next."""
+    """Free the blocks of noise, so that they are not part of the next measured peak."""
     _block.cache_clear()
 
 
 def fill_normal(tensor: torch.Tensor, std: float, seed: int) -> None:
-    """Fill a contiguous floating tensor in place with values of mean 0 and standard deviation ``std``."""
+    """Fill a contiguous floating-point tensor in place with values of mean 0 and standard deviation ``std``."""
     flat = tensor.view(-1)
     noise = _block(tensor.dtype, tensor.device)
     offset = seed * 1_000_003 % BLOCK
@@ -73,18 +73,18 @@ def tile(target: torch.Tensor, pattern: torch.Tensor) -> None:
 
 
 def deltas(count: int, random: torch.Generator | None = None) -> torch.Tensor:
-    """Δ of ``count`` heads, in fp32 on the CPU."""
+    """Δ of ``count`` heads: ``[count]``, in fp32 on the CPU."""
     low, high = (math.log(end) for end in DELTA)
     return (low + (high - low) * torch.rand(count, generator=random)).exp()
 
 
 def biases(count: int, random: torch.Generator) -> torch.Tensor:
-    """What softplus makes into Δ: the ``dt_bias`` of ``count`` heads."""
+    """The ``dt_bias [count]`` of ``count`` heads: softplus of it is Δ."""
     return deltas(count, random).expm1().log()
 
 
 def log_decays(count: int) -> torch.Tensor:
-    """log γ of ``count`` heads."""
+    """log γ of ``count`` heads: ``[count]``, in fp32 on the CPU."""
     return -A_MOST * torch.rand(count) * deltas(count)
 
 
@@ -93,10 +93,10 @@ def build(
 ) -> PreTrainedModel:
     """A model of this text config with seeded random weights, in evaluation mode.
 
-    Raises ProfileError for a quantization that makes none.
+    Raises ProfileError for a quantization without synthetic weights.
     """
-    if quant.unmade is not None:
-        raise ProfileError(quant.unmade)
+    if quant.no_synthetic_weights is not None:
+        raise ProfileError(quant.no_synthetic_weights)
     quantization = quant.load_config(CHECKPOINT_DTYPES[str(dtype).removeprefix("torch.")])
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
@@ -104,7 +104,7 @@ def build(
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         quantizer.preprocess_model(model=model, device_map={"": device})
         quantizer.postprocess_model(model)
-    model.tie_weights()  # a tied head is the same parameter, so it is made once
+    model.tie_weights()  # a tied output head is the same parameter, so it is created only once
     std = float(getattr(config, "initializer_range", None) or 0.02)
     maker = _Maker(device, dtype, std, seed, quant.modules)
     modules = list(model.named_modules())
@@ -116,28 +116,30 @@ def build(
     _like_trained(model, seed)
     for number, parameter in enumerate(model.parameters()):
         if parameter.is_floating_point() and parameter.dim() <= 1:
-            spread = torch.empty_like(parameter)
-            fill_normal(spread, VECTOR_NOISE, seed + number)
-            parameter.data.add_(spread)
+            noise = torch.empty_like(parameter)
+            fill_normal(noise, VECTOR_NOISE, seed + number)
+            parameter.data.add_(noise)
     forget()
     return model.eval().requires_grad_(False)
 
 
 def _like_trained(model: PreTrainedModel, seed: int) -> None:
-    """What speed depends on beside shapes: how fast states shrink, and features that LLM.int8 keeps in 16 bits.
+    """Set the values that speed depends on: how fast recurrent states decay, and outlier features, which LLM.int8
+    computes in 16 bits.
 
-    SmolLM2-135M has one or two such features before attention and next to none elsewhere, Gemma 3 270M 10 to 120.
+    SmolLM2-135M has one or two outlier features before attention and almost none elsewhere; Gemma 3 270M has 10 to
+    120.
     """
     random = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
         if isinstance(bias := getattr(module, "dt_bias", None), nn.Parameter):
             bias.data.copy_(biases(bias.numel(), random))
         if name.endswith(BEFORE_ATTENTION) and isinstance(weight := getattr(module, "weight", None), nn.Parameter):
-            weight.data[torch.randint(weight.numel(), (OUTLYING,), generator=random)] = LARGE
+            weight.data[torch.randint(weight.numel(), (OUTLIERS,), generator=random)] = OUTLIER_WEIGHT
 
 
 class _Maker:
-    """Allocates and fills the parameters of one module after another; ``RandomValues`` for those that are packed."""
+    """Allocates and fills parameters, module by module. It is the ``RandomValues`` of packed weights."""
 
     def __init__(
         self, device: torch.device, dtype: torch.dtype, std: float, seed: int, packed: PackedModules | None
@@ -147,7 +149,7 @@ class _Maker:
         self.made: dict[nn.Parameter, nn.Parameter] = {}
 
     def materialize(self, module: nn.Module) -> None:
-        """Give every own parameter and buffer of ``module`` memory; fill the large ones."""
+        """Allocate the module's own parameters and buffers, and fill those with two or more dimensions."""
         if self.packed is not None and self.packed.weight is not None and type(module).__name__ in self.packed.names:
             weight = module.weight = self.packed.weight(module, self)
             weight._is_hf_initialized = True  # read by initialize_weights
@@ -168,11 +170,11 @@ class _Maker:
         return filled
 
     def normal(self, tensor: torch.Tensor, std: float, seed: int | None = None) -> None:
-        """As ``fill_normal``; None: from another seed each time."""
+        """Like the function ``fill_normal``. Without a ``seed``, each call takes the next one."""
         fill_normal(tensor, std, self._next_seed() if seed is None else seed)
 
     def tile(self, target: torch.Tensor, pattern: torch.Tensor, shift: int = 0) -> None:
-        """As ``tile``, from another place of the pattern each time: a multiple of ``shift`` elements."""
+        """Like the function ``tile``. Each call starts at another multiple of ``shift`` elements of the pattern."""
         tile(target, pattern.roll(self._next_seed() * shift) if shift else pattern)
 
     def _next_seed(self) -> int:

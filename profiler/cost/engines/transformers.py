@@ -139,7 +139,7 @@ class Transformers:
         ours = (
             quants.find(quant)
             if checkpoint_format is None
-            else checkpoint_format.scheme and checkpoint.of_ours(checkpoint_format.scheme)
+            else checkpoint_format.scheme and checkpoint.quant_of_scheme(checkpoint_format.scheme)
         )
         if not ours:
             return False

@@ -1,4 +1,4 @@
-"""The audit passes the static step of every family, and fails what would go wrong under capture."""
+"""The audit passes the static step of every family, and fails steps that a capture would break."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from fakes.architectures import WINDOW, build, prompt
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from profiler.kernels.audit import AuditReport, StaticStep, audit, audit_step, away_findings, model_findings
+from profiler.kernels.audit import AuditReport, StaticStep, audit, audit_step, meta_findings, model_findings
 from profiler.kernels.patches import Patches
 
 Tiny = Callable[[str], PreTrainedModel]
@@ -94,7 +94,7 @@ class Frozen(StaticStep):
 
 
 class Swapped(StaticStep):
-    """Puts new buffers in the place of its recurrent state instead of writing into it."""
+    """Replaces its recurrent state with new buffers instead of writing into it."""
 
     def __init__(self, model: PreTrainedModel, steps: int) -> None:
         super().__init__(model, steps)
@@ -133,7 +133,7 @@ def test_a_host_tensor_in_the_step_is_seen_on_another_device(tiny: Tiny) -> None
             self.state.position.copy_(torch.full((1,), 7))
             return super().__call__()
 
-    found = away_findings(tiny("llama"), lambda model: FromHost(model, 1))
+    found = meta_findings(tiny("llama"), lambda model: FromHost(model, 1))
     assert any("moves data between devices" in finding.text for finding in found)
 
 

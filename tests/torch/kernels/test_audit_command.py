@@ -26,6 +26,6 @@ def test_every_architecture_may_be_captured(name: str) -> None:
 
 
 @pytest.mark.parametrize("quant, words", [("nf4", None), ("int8", "threshold 6")])
-def test_quantizations_are_judged(quant: str, words: str | None) -> None:
+def test_each_quantization_passes_or_fails_with_a_reason(quant: str, words: str | None) -> None:
     found = audited(source("qwen3-0.6b"), registry.load("quants", quant, "quantization").QUANT).findings
     assert (words is None and not found) or any(words in finding.text for finding in found)

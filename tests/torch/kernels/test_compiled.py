@@ -21,7 +21,7 @@ Tiny = Callable[[str], PreTrainedModel]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma4_26b_a4b", "gemma4_e2b", "qwen3_5_moe", "llama"])
 def test_compiled_tokens_are_those_of_transformers(tiny: Tiny, name: str) -> None:
-    """Round the ring, and on to the second bucket of 256 slots; gemma3 is in the next test."""
+    """Past the end of the ring and into the second bucket of 256 slots; the next test has gemma3."""
     if reason := native.missing():
         pytest.skip(reason)
     eager, graph = EagerRunner(tiny(name)), CompiledRunner(tiny(name))
@@ -38,7 +38,7 @@ def test_compiled_tokens_are_those_of_transformers(tiny: Tiny, name: str) -> Non
 
 @pytest.mark.slow
 def test_other_contexts_run_the_same_code_and_other_models_do_not(tiny: Tiny) -> None:
-    """Rings that are not full, full ones and growing layers: the number of slots is left open."""
+    """The number of slots is dynamic: of rings that are not full, of full ones and of growing layers."""
     if reason := native.missing():
         pytest.skip(reason)
 

@@ -147,7 +147,7 @@ def test_attention_is_that_of_torch_over_the_filled_slots(
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("width", [24, 256, 640])
-def test_the_norm_is_what_its_words_say(
+def test_the_norm_is_that_of_its_formula(
     on_host: Callable[..., Callable[..., bool]], dtype: torch.dtype, gated: bool, width: int
 ) -> None:
     run = on_host("rms_norm", NORM, (*cuda.DTYPES[dtype], *(("-DGATED",) if gated else ())))
@@ -192,7 +192,7 @@ def test_each_token_is_multiplied_with_its_own_expert(
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_norms_of_every_family_are_known(name: str, dtype: torch.dtype) -> None:
+def test_the_norms_of_every_family_are_replaced(name: str, dtype: torch.dtype) -> None:
     make, found = NormForward(), 0
     for module in build(name, dtype).modules():
         if "RMSNorm" not in type(module).__name__:
@@ -224,7 +224,7 @@ def test_a_norm_that_computes_something_else_is_left_alone() -> None:
     assert NormForward()(OddRMSNorm()) is None
 
 
-def test_a_barrier_that_not_every_thread_reaches_is_found(
+def test_a_barrier_that_some_threads_do_not_reach_is_detected(
     on_host: Callable[..., Callable[..., bool]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "hangs.cu").write_text(
@@ -237,7 +237,7 @@ def test_a_barrier_that_not_every_thread_reaches_is_found(
 
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
-def test_nvcc_takes_the_kernels_without_spills(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_nvcc_compiles_the_kernels_without_spills(dtype: torch.dtype, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not installed")
@@ -261,7 +261,7 @@ def test_nvcc_takes_the_kernels_without_spills(dtype: torch.dtype, tmp_path: Pat
             assert {spills for spills, _ in found} == {"0"}
 
 
-def test_nvrtc_takes_every_architecture() -> None:
+def test_nvrtc_compiles_for_every_architecture() -> None:
     reason = cuda.missing()
     if reason is not None:
         pytest.skip(reason)
@@ -273,7 +273,7 @@ def test_nvrtc_takes_every_architecture() -> None:
             )
 
 
-def test_what_nvrtc_refuses_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_error_of_nvrtc_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if cuda.missing() is not None:
         pytest.skip(str(cuda.missing()))
     (tmp_path / "element.h").write_text("")
@@ -301,7 +301,7 @@ def test_chunks_keep_all_multiprocessors_busy_and_are_never_too_many() -> None:
             assert -(-slots // cuda.chunk_slots(slots, rows, 132)) <= cuda.MOST_CHUNKS
 
 
-def test_predictions_know_what_our_products_serve() -> None:
+def test_predictions_and_kernels_agree_on_which_products_we_support() -> None:
     """Two places, since predictions import no torch."""
     assert rates.OWN_ROWS["other"] == (cuda.MOST_TOKENS, cuda.MOST_WEIGHT_BYTES)
     assert rates.OWN_ROWS["CPU"][0] == patches.MAX_ROWS

@@ -152,7 +152,7 @@ def test_the_model_is_as_before_when_a_step_is_over(tiny: Tiny) -> None:
         assert not [module for module in model.modules() if "forward" in module.__dict__]
 
 
-def test_a_second_build_is_taken_from_the_cache(tmp_path: Path, ops) -> None:
+def test_a_second_build_comes_from_the_cache(tmp_path: Path, ops) -> None:
     first = native.built(tmp_path)
     made = first.stat().st_mtime_ns
     assert native.built(tmp_path) == first
@@ -187,7 +187,7 @@ def load_with(cache: Path, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("how", ["belongs to another user", "is writable by other users", "is a symbolic link"])
-def test_a_library_that_others_may_have_planted_is_not_run_but_built_anew(
+def test_a_library_that_others_may_have_written_is_rebuilt(
     tmp_path: Path, ops: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if how == "belongs to another user" and os.geteuid() != 0:
@@ -213,7 +213,7 @@ def test_a_library_that_others_may_have_planted_is_not_run_but_built_anew(
     assert loaded.stdout.strip() == native.load() and "PLANTED" not in loaded.stderr
 
 
-def test_a_library_that_was_swapped_after_it_was_looked_at_is_not_run(tmp_path: Path) -> None:
+def test_a_library_that_was_replaced_after_the_check_is_not_loaded(tmp_path: Path) -> None:
     plant(tmp_path / "decode.so")
     (tmp_path / "decode.so").chmod(0o777)
     (tmp_path / "link.so").symlink_to("decode.so")
@@ -223,14 +223,14 @@ def test_a_library_that_was_swapped_after_it_was_looked_at_is_not_run(tmp_path: 
 
 
 class Library:
-    """Stands for the library: a second copy of it in one process would register its operators again."""
+    """A stand-in for the library: loading it twice in one process would register its operators twice."""
 
     class hwprofile_instruction_set:
         def __new__(cls) -> Any:
             return b"stand-in"
 
 
-def test_a_library_in_a_cache_mounted_noexec_is_run_from_a_copy(
+def test_a_library_in_a_cache_mounted_noexec_is_loaded_from_a_copy(
     tmp_path: Path, ops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "decode.so").write_bytes(b"library")
@@ -248,7 +248,7 @@ def test_a_library_in_a_cache_mounted_noexec_is_run_from_a_copy(
     assert len(tried) == 2 and not Path(tried[1]).exists()
 
 
-def test_where_nothing_may_be_run_the_reason_names_both_folders_and_what_to_do(
+def test_if_no_folder_allows_loading_the_reason_names_both_and_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "decode.so").touch(0o700)
@@ -264,7 +264,7 @@ def test_where_nothing_may_be_run_the_reason_names_both_folders_and_what_to_do(
     assert words.endswith("set PROFILER_CACHE=FOLDER to use another folder")
 
 
-def test_a_full_cache_is_no_reason_to_go_without_the_loops(
+def test_with_a_full_cache_the_loops_are_built_elsewhere(
     tmp_path: Path, ops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = native.built()
@@ -313,7 +313,7 @@ def test_without_the_loops_tokens_are_the_same(tiny: Tiny, monkeypatch: pytest.M
 
 
 def test_all_kinds_of_work_share_one_pool_of_threads() -> None:
-    """Helpers of a second pool would spin on the cores that those of the first need."""
+    """Threads of a second pool would spin on the cores that those of the first need."""
     script = """
 import os, torch
 from profiler.kernels import native

@@ -41,7 +41,7 @@ def test_it_is_found_by_its_name() -> None:
 
 def test_any_model_has_the_costs_of_a_small_one() -> None:
     session = open_session(make_case(), Source("catalog", "gemma", None, {"model_type": "gemma3"}), silent)
-    assert session.loaded.weights_bytes == GIB
+    assert session.info.weights_bytes == GIB
     assert session.meter.now() == 1.0
     assert session.meter.peak().process_bytes == FakeMeter().peak().process_bytes + GIB
 
@@ -63,10 +63,10 @@ def test_noise_has_the_stated_spread_and_none_is_exact() -> None:
 
 def test_tokens_are_drawn_from_the_case() -> None:
     def tokens() -> list[list[int]]:
-        trial = opened().begin(make_case(batch=2))
-        trial.prefill()
-        trial.step()
-        return trial.tokens
+        generation = opened().begin(make_case(batch=2))
+        generation.prefill()
+        generation.step()
+        return generation.tokens
 
     assert tokens() == tokens() and len(tokens()[0]) == 2
 
@@ -74,9 +74,9 @@ def test_tokens_are_drawn_from_the_case() -> None:
 def test_a_new_case_gives_the_memory_of_the_last_back() -> None:
     session = opened()
     before = session.meter.held
-    trial = session.begin(make_case(1024))
-    trial.prefill()
-    trial.save()
+    generation = session.begin(make_case(1024))
+    generation.prefill()
+    generation.save()
     assert session.meter.held == before + 2 * 1024 * 16384
     session.begin(make_case(16))
     assert session.meter.held == before
@@ -100,10 +100,10 @@ def test_faults_strike_the_cases_they_are_meant_for() -> None:
         session.begin(make_case(context, batch)).prefill()
     with pytest.raises(OutOfMemory, match="no"):
         session.begin(make_case(1024, 2)).prefill()
-    trial = session.begin(make_case(512, 3))
-    trial.prefill()
+    generation = session.begin(make_case(512, 3))
+    generation.prefill()
     with pytest.raises(RuntimeError, match="bad step"):
-        trial.step()
+        generation.step()
 
 
 @pytest.mark.parametrize(

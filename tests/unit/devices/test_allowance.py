@@ -1,4 +1,4 @@
-"""What this process may use: the tightest of affinity, cpusets, quota, settings and limits on memory."""
+"""What this process may use of the machine, under the tightest of its limits."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_hardware_threads_of_one_core_count_once_as_torch_counts_them(machine: M
     assert allowance.find({}).threads == 2
 
 
-def test_two_cores_are_told_from_two_hardware_threads_of_one(machine: Machine) -> None:
+def test_two_cores_differ_from_two_hardware_threads_of_one(machine: Machine) -> None:
     machine(8, usable={0, 1}, smt=2)
     one = allowance.find({}).confined
     machine(8, usable={0, 2}, smt=2)
@@ -94,7 +94,7 @@ def test_two_cores_are_told_from_two_hardware_threads_of_one(machine: Machine) -
     assert allowance.find({}).confined is None
 
 
-def test_a_cpuset_and_an_affinity_bind_together(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpuset_and_an_affinity_both_apply(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(8, usable={0, 1, 2})
     monkeypatch.setattr(cgroup, "cpus", lambda: frozenset({2, 3}))
     assert (allowance.find({}).cpus, allowance.find({}).threads) == (1, 1)
@@ -115,7 +115,7 @@ def test_a_cpuset_and_an_affinity_bind_together(machine: Machine, monkeypatch: p
         *(({"OMP_NUM_THREADS": text}, 4, None) for text in ("", "0", "-1", "abc", "²", "1" * 5000)),
     ],
 )
-def test_settings_bind_as_torch_reads_them(
+def test_settings_apply_as_torch_reads_them(
     machine: Machine, settings: dict[str, str], threads: int, named: str | None
 ) -> None:
     machine(4)
@@ -129,7 +129,7 @@ def test_the_tightest_of_quota_and_setting_decides(machine: Machine) -> None:
     assert allowance.find({"OMP_NUM_THREADS": "1"}).threads == 1
 
 
-def test_every_limit_is_said_in_a_sentence(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_limit_has_a_message(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(8, usable={0, 1}, quota=0.5)
     monkeypatch.setattr(cgroup, "memory_limit", lambda: MemoryLimit(GIB, "memory.max of the control group /a"))
     monkeypatch.setattr(allowance, "_meminfo", lambda field: 8 * GIB)
@@ -159,7 +159,7 @@ def test_a_limit_of_the_process_bounds_memory_and_one_that_linux_ignores_does_no
 
 
 def test_a_limit_of_address_space_leaves_less_memory_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker has some 3 GiB of address space that is never in memory: 3.8 GiB do not hold a model of 1 GiB."""
+    """About 3 GiB of a worker's address space are never in memory, so 3.8 GiB cannot hold a model of 1 GiB."""
     sizes = {allowance.resource.RLIMIT_AS: 4 * GIB, allowance.resource.RLIMIT_DATA: -1}
     monkeypatch.setattr(allowance.resource, "getrlimit", lambda number: (sizes[number], -1))
     monkeypatch.setattr(allowance.os, "sched_getaffinity", lambda pid: {0, 1})
@@ -198,7 +198,7 @@ def test_a_cpuset_of_memory_nodes_bounds_memory(
 
 
 def ask(*before: str, cpus: list[int] | None = None) -> list[object]:
-    """What a process that is started behind a command, or with an affinity, finds of itself."""
+    """The allowance that a process finds if it is started by a command, or with an affinity."""
     command = [*before, sys.executable, "-c", ASK, json.dumps(cpus or [])]
     environ = {name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)

@@ -1,4 +1,4 @@
-"""What was measured of a device is kept under its fingerprint, and nothing that cannot be is believed."""
+"""Calibrations are stored under the device's fingerprint, and impossible figures are refused."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_was_saved_is_loaded() -> None:
+def test_a_saved_calibration_is_loaded() -> None:
     assert calibration.load(CPU) is None
     path = calibration.save(some())
     assert path.parent.name == "ceilings"
     assert calibration.load(CPU) == some()
 
 
-def test_of_several_calibrations_ceilings_are_the_best_and_rates_the_middle() -> None:
+def test_several_calibrations_give_the_best_ceilings_and_the_median_rates() -> None:
     slow, usual, quick = (
         {LayerKernel("fp32"): LinearLayer({1: LayerCost(byte_s, row_s, 0.0)}, head={1: head}, start_s=start_s)}
         for byte_s, row_s, head, start_s in (
@@ -88,7 +88,7 @@ def test_of_several_calibrations_ceilings_are_the_best_and_rates_the_middle() ->
     assert known.graph_step_s is None and known.convolutions == some().convolutions
 
 
-def test_three_calibrations_tell_how_much_processes_differ_and_two_do_not() -> None:
+def test_three_calibrations_give_the_variation_between_processes_and_two_do_not() -> None:
     def slower(factor: float) -> Ceilings:
         """One token takes longer by ``factor``, several by its square."""
         layers = {
@@ -143,7 +143,7 @@ def test_a_device_that_changed_is_measured_again(change: dict[str, object]) -> N
         '[{"schema": 99, "fingerprint": "FP"}]',
     ],
 )
-def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
+def test_a_broken_file_is_ignored(text: str, store: Path) -> None:
     path = calibration.save(some())
     path.write_text(text.replace("FP", calibration.fingerprint(CPU)))
     assert calibration.load(CPU) is None
@@ -179,7 +179,7 @@ def test_a_broken_file_is_as_if_there_were_none(text: str, store: Path) -> None:
         ),
     ],
 )
-def test_figures_that_cannot_be_are_refused(change: dict[str, object]) -> None:
+def test_impossible_figures_are_refused(change: dict[str, object]) -> None:
     assert calibration.parse(json.loads(json.dumps(calibration.to_json(some()) | change))) is None
     assert calibration.parse(json.loads(json.dumps(calibration.to_json(some())))) == some()
     layers = {LayerKernel("fp32"): LinearLayer({1: LayerCost(**COST)})}
@@ -187,21 +187,21 @@ def test_figures_that_cannot_be_are_refused(change: dict[str, object]) -> None:
     assert calibration.parse(one) == some(layers=layers)
 
 
-def test_layers_are_straight_in_logarithms_between_tokens_and_go_on_in_proportion() -> None:
+def test_costs_between_measured_tokens_are_interpolated_in_logarithms() -> None:
     assert FP32.seconds(1, 1e6, 100, 1) == pytest.approx(1e-4)
     assert FP32.seconds(32, 1e6, 100, 1) == pytest.approx(2e-4)
     assert FP32.seconds(128, 1e6, 100, 1) == pytest.approx(8e-4)
     assert FP32.seconds(0.1, 1e6, 100, 1) == pytest.approx(1e-4)
 
 
-def test_a_format_takes_the_kernel_of_another_or_was_not_measured() -> None:
+def test_a_quantization_uses_the_kernel_of_another_or_was_not_measured() -> None:
     known = some(layers={LayerKernel("nf4"): FP32, LayerKernel("bf16", own=True): INT8})
     assert timed_layer(known, "nf4") is timed_layer(known, "nf4-dq") is timed_layer(known, "fp4") is FP32
     assert timed_layer(known, "bf16", own=True) is INT8
     assert timed_layer(known, "bf16") is timed_layer(known, "nf4", own=True) is timed_layer(known, "awq") is None
 
 
-def test_a_layer_costs_bytes_rows_and_calls_and_more_tokens_no_more_calls() -> None:
+def test_a_layer_costs_bytes_rows_and_calls_whose_number_does_not_depend_on_tokens() -> None:
     assert INT8.seconds(1, 1e6, 1000, 3) == pytest.approx(1e-4 + 1e-5 + 3e-4)
     assert INT8.seconds(8, 1e6, 1000, 3) == pytest.approx(2 * 2e-4 + 3e-4)
 
@@ -212,7 +212,7 @@ def test_a_head_takes_longer_by_the_nearest_number_of_tokens() -> None:
     assert INT8.seconds(1, 1e6, 0, 0, head=True) == pytest.approx(1e-4)
 
 
-def test_a_calibrated_device_is_told_by_what_was_measured() -> None:
+def test_a_calibrated_device_says_when_it_was_measured() -> None:
     assert of(CPU).ceilings is None
     calibration.save(some())
     target = of(CPU)
@@ -222,7 +222,7 @@ def test_a_calibrated_device_is_told_by_what_was_measured() -> None:
 
 
 def stored_by_version_6() -> tuple[str, dict[str, Any]]:
-    """What that version wrote of some machine, as if it were this one: the file and its calibration."""
+    """A file that version 6 wrote on some machine, as if it were this one, and the calibration in it."""
     text = (Path(__file__).parent / "calibration_v6.json").read_text(encoding="utf-8")
     text = text.replace("FINGERPRINT", calibration.fingerprint(CPU))
     return text, json.loads(text)[0]
@@ -248,7 +248,7 @@ def test_a_calibration_of_version_6_gives_the_rates_that_it_stored() -> None:
     assert calibration.load(CPU) == known  # and in the form of today it says the same
 
 
-def test_a_gpu_of_version_6_keeps_what_it_takes_to_start_layers_and_operators() -> None:
+def test_a_gpu_of_version_6_keeps_its_launch_times() -> None:
     _, old = stored_by_version_6()
     gpu = old | {"graph_call_s": 1.8e-6, "host_s": {"bf16": 12e-6, "bf16 rows": 9e-6}}
     known = calibration.parse(gpu)
@@ -271,7 +271,7 @@ def test_a_gpu_of_version_6_keeps_what_it_takes_to_start_layers_and_operators() 
         {"more": 1},
     ],
 )
-def test_figures_of_version_6_that_cannot_be_are_refused(change: dict[str, object]) -> None:
+def test_impossible_figures_of_version_6_are_refused(change: dict[str, object]) -> None:
     _, old = stored_by_version_6()
     assert calibration.parse(old) is not None
     assert calibration.parse(old | change) is None

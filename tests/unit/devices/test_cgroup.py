@@ -62,13 +62,13 @@ def test_a_group_lies_in_others_up_to_the_root(lay: Lay, membership: str, folder
     assert cgroup.folders("memory") == [mount / folder for folder in folders]
 
 
-def test_without_a_list_of_groups_the_root_is_looked_at(lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_list_of_groups_the_root_is_read(lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
     mount = lay("", {"memory.max": "1000", "memory.current": "400"})
     monkeypatch.setattr(cgroup, "MEMBERSHIP", mount / "absent")
     assert cgroup.memory() == (1000, 600)
 
 
-def test_without_a_list_of_mounts_the_usual_places_are_looked_at(lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_list_of_mounts_the_usual_places_are_read(lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
     mount = lay("1:cpu:/a\n0::/\n", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"})
     monkeypatch.setattr(cgroup, "MOUNTS", mount / "absent")
     monkeypatch.setattr(cgroup, "ROOT", mount)
@@ -81,7 +81,7 @@ def test_groups_that_are_mounted_elsewhere_only_are_found_there(lay: Lay, monkey
     assert cgroup.cores() == 0.5
 
 
-def test_the_hosts_groups_that_a_container_is_shown_are_not_its_own(lay: Lay) -> None:
+def test_the_hosts_groups_in_a_container_are_ignored(lay: Lay) -> None:
     mount = lay("0::/a\n", {"a/cpu.max": "50000 100000"})
     host = mount.parent.with_name(f"{mount.parent.name} of the host")
     (host / "a").mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_the_hosts_groups_that_a_container_is_shown_are_not_its_own(lay: Lay) ->
 
 
 def test_a_mount_may_show_the_containers_own_group_as_its_root(lay: Lay) -> None:
-    """Docker with cgroup v1 and no namespace: the list has the host's path, the mount begins at it."""
+    """Docker with cgroup v1 and no namespace: the list has the host's path, and the mount begins there."""
     files = {"cpu,cpuacct/cpu.cfs_quota_us": "150000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}
     lay("3:cpu,cpuacct:/docker/abc\n", files, CPU, shows="/docker/abc")
     assert cgroup.cores() == 1.5
@@ -102,7 +102,7 @@ def test_a_mount_may_show_the_containers_own_group_as_its_root(lay: Lay) -> None
     assert cgroup.cores() == 0.5
 
 
-def test_a_group_that_the_mount_does_not_show_is_looked_for_at_its_root(lay: Lay) -> None:
+def test_a_group_that_the_mount_does_not_show_is_read_at_its_root(lay: Lay) -> None:
     lay("0::/elsewhere/b\n", {"cpu.max": "50000 100000"}, V2, shows="/docker/abc")
     assert cgroup.cores() == 0.5
     lay("0::/\n", {"cpu.max": "50000 100000"}, V2, shows="/../..")
@@ -110,7 +110,7 @@ def test_a_group_that_the_mount_does_not_show_is_looked_for_at_its_root(lay: Lay
 
 
 def test_in_a_namespace_without_a_mount_of_its_own_the_process_is_looked_for(lay: Lay) -> None:
-    """As bubblewrap leaves it: the list says ``/``, and the mount shows the tree two levels above us."""
+    """As in bubblewrap: the list says ``/``, and the mount shows the tree from two levels above us."""
     files = {"a/cpu.max": "50000 100000", "a/b/cgroup.procs": f"1\n{os.getpid()}", "c/d/cpu.max": "1000 100000"}
     lay("0::/\n", files | {"c/d/cgroup.procs": f"1{os.getpid()}"}, V2, shows="/../..")
     assert cgroup.cores() == 0.5
@@ -144,7 +144,7 @@ def test_version_1_sums_over_the_groups_inside(lay: Lay) -> None:
     assert cgroup.memory() == (1000, 250)
 
 
-def test_version_1_tells_the_limit_of_groups_that_cannot_be_seen(lay: Lay) -> None:
+def test_version_1_gives_the_limit_of_invisible_groups(lay: Lay) -> None:
     stat = "cache 5\nhierarchical_memory_limit 700\nhierarchical_memsw_limit 9223372036854771712"
     files = {"limit_in_bytes": "9223372036854771712", "usage_in_bytes": "100", "stat": stat}
     lay("4:memory:/a\n", {f"memory/memory.{name}": text for name, text in files.items()}, MEMORY, shows="/a")
@@ -174,8 +174,8 @@ def test_the_name_of_a_group_is_short_and_printable(lay: Lay) -> None:
     assert "of the control group …/abab" in quota.where
 
 
-def test_memory_high_binds_where_it_is_lower_than_the_limit(lay: Lay) -> None:
-    """Above it the kernel takes pages back and slows the group down until it is below."""
+def test_memory_high_applies_if_it_is_lower_than_the_limit(lay: Lay) -> None:
+    """Above it, the kernel reclaims pages and slows the group down."""
     lay("0::/\n", {"memory.max": "1000", "memory.high": "800", "memory.current": "300"})
     assert cgroup.memory() == (800, 500)
     limit = cgroup.memory_limit()
@@ -222,7 +222,7 @@ def test_no_limit_is_none(lay: Lay, memory: str, cpu_max: str) -> None:
         (None, None),
     ],
 )
-def test_how_often_a_quota_ran_out_is_counted_by_the_group_that_has_it(
+def test_throttled_periods_are_counted_by_the_group_with_the_quota(
     lay: Lay, stat: str | None, found: tuple[int, int, float] | None
 ) -> None:
     lay("0::/a/b\n", {"a/cpu.max": "50000 100000"} | ({} if stat is None else {"a/cpu.stat": stat}))
@@ -230,7 +230,7 @@ def test_how_often_a_quota_ran_out_is_counted_by_the_group_that_has_it(
     assert quota is not None and quota.throttled() == found
 
 
-def test_what_unseen_groups_take_is_counted_by_our_own(lay: Lay) -> None:
+def test_time_stopped_by_an_invisible_quota_is_counted_by_our_own_group(lay: Lay) -> None:
     lay("0::/a\n", {"a/cpu.stat.local": "throttled_usec 1500000", "cpu.stat.local": "throttled_usec 9"})
     assert cgroup.held_s() == 1.5
     lay("0::/b\n", {})

@@ -1,4 +1,4 @@
-"""The meter of the CPU, where the kernel helps and where it does not."""
+"""The meter of the CPU, on kernels that support it and on others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def touched(size: int) -> mmap.mmap:
 
 
 def closest(size: int, grown: Callable[[], int]) -> int:
-    """Of three tries how far the nearest is off: a process that ran other tests may give memory back meanwhile."""
+    """The smallest error of three tries, because a process that ran other tests may free memory meanwhile."""
     return min(abs(grown() - size) for _ in range(3))
 
 
@@ -43,7 +43,7 @@ def test_a_peak_is_a_scripted_allocation_within_a_mebibyte() -> None:
 
 
 def test_a_new_window_forgets_a_higher_peak_of_the_last() -> None:
-    """As after loading, which may take more than both phases."""
+    """As after loading, which may need more memory than both phases."""
     meter = cpu.meter("cpu")
 
     def grown() -> int:
@@ -59,7 +59,7 @@ def test_a_new_window_forgets_a_higher_peak_of_the_last() -> None:
     assert closest(50 * MIB, grown) < MIB
 
 
-def test_mapped_weights_are_told_from_libraries(tmp_path: Path) -> None:
+def test_mapped_weights_are_distinguished_from_libraries(tmp_path: Path) -> None:
     gc.collect()  # nothing that earlier tests mapped may go away between the two looks
     held, weights = cpu.meter("cpu").peak().framework_bytes, cpu.mapped_weights_bytes()
     files = [tmp_path / "model.safetensors", tmp_path / "library.so"]

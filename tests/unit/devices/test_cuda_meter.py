@@ -1,4 +1,4 @@
-"""The meter of a GPU, against a torch that keeps a protocol of what it was asked."""
+"""The meter of a GPU, with a fake torch that logs its calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Event:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What torch was asked to do, in order."""
+    """The calls of torch, in order."""
     calls: list[str] = []
 
     def call(name: str, answer: Any = None) -> Any:
@@ -72,7 +72,7 @@ def test_the_clock_waits_for_the_device(nvml: Any, card: Any, asked: list[str]) 
     assert asked == ["synchronize", "synchronize"]
 
 
-def test_a_card_that_cuda_numbers_otherwise_is_not_measured(nvml: Any, card: Any, asked: list[str]) -> None:
+def test_a_card_with_another_number_in_cuda_is_not_measured(nvml: Any, card: Any, asked: list[str]) -> None:
     """CUDA may skip a card that NVML lists: power and memory would be another card's."""
     nvml(card(uuid="GPU-bbbb"), card())
     with pytest.raises(ProfileError, match="cuda:0 of CUDA is cuda:1 by NVML"):
@@ -89,13 +89,13 @@ def test_marks_are_events_and_give_seconds(nvml: Any, card: Any, asked: list[str
     assert meter.elapsed([]) == []
 
 
-def test_a_new_window_gives_unused_segments_back_first(nvml: Any, card: Any, asked: list[str]) -> None:
+def test_a_reset_peak_frees_unused_segments_first(nvml: Any, card: Any, asked: list[str]) -> None:
     nvml(card())
     cuda.meter("cuda:0").reset_peak()
     assert asked == ["synchronize", "empty_cache", "reset"]
 
 
-def test_a_window_gives_the_hosts_time_the_devices_and_what_was_left_in_the_queue(
+def test_a_window_measures_host_time_device_time_and_the_rest_of_the_queue(
     nvml: Any, card: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvml(card())
@@ -110,12 +110,12 @@ def test_a_window_gives_the_hosts_time_the_devices_and_what_was_left_in_the_queu
     assert lap.cpu_s is not None
 
 
-def test_what_the_allocator_gave_up_is_counted(nvml: Any, card: Any, asked: list[str]) -> None:
+def test_allocator_retries_are_counted(nvml: Any, card: Any, asked: list[str]) -> None:
     nvml(card())
     assert cuda.meter("cuda:0").pressure().retries == 2
 
 
-def test_the_process_is_what_nvml_says_of_our_pid(nvml: Any, card: Any, asked: list[str]) -> None:
+def test_process_memory_is_that_of_our_pid_in_nvml(nvml: Any, card: Any, asked: list[str]) -> None:
     nvml(card(used=14 * GIB, processes={1: 9 * GIB, os.getpid(): 4 * GIB}))
     peak = cuda.meter("cuda:0").peak()
     assert (peak.allocated_bytes, peak.reserved_bytes, peak.process_bytes) == (2 * GIB, 3 * GIB, 4 * GIB)
@@ -123,7 +123,7 @@ def test_the_process_is_what_nvml_says_of_our_pid(nvml: Any, card: Any, asked: l
 
 
 @pytest.mark.parametrize("processes", [{}, {os.getpid(): None}])
-def test_where_processes_cannot_be_told_apart_the_cards_growth_counts(
+def test_without_memory_by_process_the_growth_of_the_card_counts(
     nvml: Any, card: Any, asked: list[str], processes: dict[int, int | None]
 ) -> None:
     module = nvml(card(used=1 * GIB, processes=processes))
@@ -150,7 +150,7 @@ def test_on_a_slice_the_rest_of_the_card_does_not_count(
     assert meter.peak().process_bytes == 2 * GIB
 
 
-def test_a_driver_that_hangs_leaves_the_process_unknown_and_is_asked_once(
+def test_a_driver_that_hangs_leaves_the_process_unknown_and_is_called_once(
     nvml: Any, card: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waits for a hundredth of a second."""

@@ -48,7 +48,7 @@ def test_a_name_means_a_kind_or_one_device_of_it(nvml: Any, card: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda:2", "cuda:", "cuda:x", "cuda:00"])
-def test_a_gpu_that_is_not_there_lists_those_that_are(nvml: Any, card: Any, name: str) -> None:
+def test_an_unknown_gpu_lists_the_known_ones(nvml: Any, card: Any, name: str) -> None:
     nvml(card(), card(uuid="GPU-bbbb"))
     with pytest.raises(NotFound) as caught:
         devices.find(name)
@@ -71,7 +71,7 @@ def test_a_device_is_metered_and_watched_by_the_module_of_its_kind(ask: Any, mon
         ask("tpu:0")
 
 
-def test_cuda_that_is_not_here_says_why(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_says_why(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = nvml(card())
     module.broken = True
     with pytest.raises(ProfileError, match=r"no cuda device here: .*version mismatch"):
@@ -166,7 +166,7 @@ def test_cards_are_numbered_as_the_workers_will_number_them(
     assert os.environ["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
 
 
-def test_a_cuda_build_of_torch_is_told_from_its_files(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cuda_build_of_torch_is_recognized_by_its_files(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "torch"
     (package / "lib").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -208,7 +208,7 @@ def test_a_container_that_was_given_no_gpu_says_so(nvml: Any, monkeypatch: pytes
     assert devices.unavailable()["cuda"] == "NVML finds no GPU; NVIDIA_VISIBLE_DEVICES=void gave this container none"
 
 
-def test_numbers_stay_those_of_the_driver_where_a_card_is_lost(
+def test_a_lost_card_does_not_change_the_numbers_of_others(
     nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvml(card(fallen=True), card(uuid="GPU-bbbb"), card(uuid="GPU-cccc"))
@@ -282,7 +282,7 @@ def test_a_slice_is_found_by_the_start_of_its_uuid_and_measured_by_the_whole(
     assert nvml_module.visible_slice(0) is None
 
 
-def test_devices_lists_the_cpu_beside_a_card_that_is_split(nvml: Any, card: Any) -> None:
+def test_devices_lists_the_cpu_next_to_a_split_card(nvml: Any, card: Any) -> None:
     nvml(card(**H100, split=True))
     result = CliRunner().invoke(cli.main, ["devices", "-o", "json"])
     assert [row["device"] for row in json.loads(result.stdout)] == ["cpu"]
@@ -304,7 +304,7 @@ def test_a_quota_below_one_core_slows_what_python_starts_on_a_gpu(
     assert half.launches.call_s == 2 * one.launches.call_s > 0 and half.roofline == one.roofline
 
 
-def test_a_split_card_is_not_taken_for_a_whole_one(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_card_is_not_used_as_a_whole(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = nvml(card(title="NVIDIA A100", gib=80, split=True), card(uuid="GPU-bbbb", split=False))
     with pytest.raises(ProfileError, match="NVIDIA A100 is split into MIG slices") as caught:
         devices.find()
@@ -329,7 +329,9 @@ def test_numbers_in_an_order_that_only_cuda_knows_are_refused(
         devices.find("cuda")
 
 
-def test_cards_by_uuid_and_a_single_card_have_no_order(nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_does_not_matter_for_uuids_or_a_single_card(
+    nvml: Any, card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     nvml(card())
     assert devices.find("cuda").uuid == "GPU-aaaa"

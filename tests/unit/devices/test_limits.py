@@ -1,4 +1,4 @@
-"""A device under limits is another device: its rates, its ceilings and its mark follow them."""
+"""A device under limits is another device, with rates, ceilings and a mark of its own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_quota_of_one_core_is_one_thread_without_a_quota() -> None:
     assert seconds(ONE) == pytest.approx(seconds(replace(FREE, cores=1, threads=1, physical=1)))
 
 
-def test_more_threads_than_a_quota_has_cores_stand_still_for_the_rest() -> None:
+def test_more_threads_than_a_quota_has_cores_are_throttled() -> None:
     assert seconds(ONE, threads=2) == pytest.approx([2 * value for value in seconds(FREE)])
     assert seconds(MORE) == pytest.approx([value / 0.75 for value in seconds(FREE)])
 
@@ -64,7 +64,7 @@ def test_no_more_threads_run_than_there_are_cores() -> None:
     assert seconds(HALF, threads=64) == pytest.approx([4 * value for value in seconds(FREE)])
 
 
-def test_a_device_without_limits_keeps_the_fingerprint_it_had() -> None:
+def test_a_device_without_limits_keeps_its_fingerprint() -> None:
     before = DeviceInfo("cpu", "cpu", "AMD EPYC", 24 * GIB, 20 * GIB, "fp32", cores=2, features=("avx2",))
     assert calibration.fingerprint(FREE) == calibration.fingerprint(before)
     gpu = DeviceInfo("cuda:0", "cuda", "RTX", 24 * GIB, 20 * GIB, "bf16", uuid="GPU-a")
@@ -82,7 +82,7 @@ def test_ceilings_belong_to_a_machine_and_its_limits() -> None:
     assert [calibration.load(device) for device in devices[1:]] == [None] * 6
 
 
-def test_ceilings_that_were_measured_under_a_quota_hold_for_the_share_of_the_time_in_it() -> None:
+def test_ceilings_measured_under_a_quota_apply_to_its_share_of_the_time() -> None:
     for device in (ONE, HALF):
         calibration.save(replace(MEASURED, fingerprint=calibration.fingerprint(device)))
     one, half = of(ONE), of(HALF)
@@ -113,7 +113,7 @@ def test_a_verdict_says_which_limit_it_is_about(gib: float, word: str) -> None:
     assert "allows" not in judge(*terms(FREE, 512)).reason
 
 
-def test_fit_says_what_holds_this_process_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_says_what_limits_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from profiler import devices
 
     monkeypatch.setattr(devices, "find", lambda name=None: HALF)

@@ -65,7 +65,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_a_question_of_pynvml_is_answered_as_scripted(handle: object, name: str) -> None:
+def test_a_call_of_pynvml_gives_the_scripted_result(handle: object, name: str) -> None:
     assert getattr(pynvml, name)(handle) == ANSWERS[name]
 
 
@@ -94,14 +94,12 @@ def test_fields_come_back_as_scripted(handle: object) -> None:
     assert values[999].nvmlReturn == pynvml.NVML_ERROR_NOT_SUPPORTED
 
 
-def test_clocks_are_not_for_everybody_to_lock(handle: object) -> None:
+def test_clocks_need_permission_to_be_locked(handle: object) -> None:
     with pytest.raises(pynvml.NVMLError_NoPermission):
         pynvml.nvmlDeviceSetGpuLockedClocks(handle, 1000, 1000)
 
 
-def test_without_a_driver_nothing_can_be_asked(
-    driver: Callable[..., FakeNvml], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_driver_every_call_fails(driver: Callable[..., FakeNvml], monkeypatch: pytest.MonkeyPatch) -> None:
     driver()
     monkeypatch.setenv("FAKE_NVML", "/nowhere")
     with pytest.raises(pynvml.NVMLError_DriverNotLoaded):

@@ -1,4 +1,4 @@
-"""What the kernel counts of other programs, read from files as kernels write them."""
+"""The kernel's counters of disturbances by other programs, read from files as kernels write them."""
 
 from __future__ import annotations
 

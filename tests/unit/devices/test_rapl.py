@@ -22,7 +22,7 @@ def domain(folder: Path, name: str, called: str, energy_uj: int = 0, range_uj: i
 
 
 class Clock:
-    """Seconds that pass when told to, on packages that take so many watts each."""
+    """A clock that the test advances, and packages that draw so many watts each."""
 
     def __init__(self, *counters: Path, watts: float = 100.0) -> None:
         self.now, self.counters, self.watts = 0.0, counters, watts
@@ -49,7 +49,7 @@ def test_all_packages_count_and_nothing_inside_or_beside_them(tmp_path: Path) ->
     telemetry.close()
 
 
-def test_a_counter_that_starts_again_is_carried_on(tmp_path: Path) -> None:
+def test_a_counter_that_wraps_around_is_continued(tmp_path: Path) -> None:
     counter = domain(tmp_path, "intel-rapl:0", "package-0", RANGE_UJ - 300_000_000)
     clock = Clock(counter)
     telemetry = Telemetry(Rapl(tmp_path), clock, clock.pause).open()
@@ -60,7 +60,7 @@ def test_a_counter_that_starts_again_is_carried_on(tmp_path: Path) -> None:
     assert telemetry.counted_j([(0.0, 10.0)])[0] == pytest.approx(1000)
 
 
-def test_a_counter_that_goes_backwards_is_no_lap_of_it(tmp_path: Path) -> None:
+def test_a_counter_that_goes_backwards_has_not_wrapped_around(tmp_path: Path) -> None:
     counter = domain(tmp_path, "intel-rapl:0", "package-0", 10**9)
     clock = Clock(counter)
     telemetry = Telemetry(Rapl(tmp_path), clock, clock.pause).open()

@@ -1,4 +1,4 @@
-"""The process that watches a device: its answers, its end, and a driver that hangs in it. Real time."""
+"""The process that watches a device: its answers, its end, and a driver that hangs in it. It runs in real time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_driver_that_hangs_is_given_up_and_nothing_waits_for_it_again(
     assert telemetry._process.returncode == -signal.SIGKILL  # nothing hangs on
 
 
-def test_it_looks_by_itself_and_answers_at_once(driver: Driver, sampler: Callable[..., Sampler]) -> None:
+def test_it_samples_by_itself_and_answers_at_once(driver: Driver, sampler: Callable[..., Sampler]) -> None:
     driver().card(reasons=HW_THERMAL)
     telemetry = sampler()
     telemetry.open()
@@ -65,9 +65,7 @@ def test_it_looks_by_itself_and_answers_at_once(driver: Driver, sampler: Callabl
     assert telemetry.gone is None
 
 
-def test_what_the_board_does_not_tell_and_who_else_computes_there_is_handed_over(
-    driver: Driver, sampler: Callable[..., Sampler]
-) -> None:
+def test_unknown_figures_and_other_processes_are_passed_on(driver: Driver, sampler: Callable[..., Sampler]) -> None:
     machine = driver()
     card = machine.card(power_w=300, processes={os.getpid(): GIB, 1: GIB})
     machine.fault("nvmlDeviceGetTotalEnergyConsumption", NOT_SUPPORTED)
@@ -114,7 +112,7 @@ def test_it_ends_with_the_process_it_works_for(driver: Driver, sampler: Callable
     assert telemetry._process.wait(60) == 0
 
 
-def test_a_process_that_cannot_be_had_is_a_reason(
+def test_a_process_that_cannot_be_started_is_a_reason(
     driver: Driver, sampler: Callable[..., Sampler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> None:

@@ -53,7 +53,7 @@ def test_a_device_in_figures() -> None:
      "999x4090", "0x4090", "", "geforce 1", "2x", "radeon 780m", "vram=-1,bandwidth=3", "=", ",", "\x1b[31m",
      "2xcpu", "2x2x3090", "vram=24,vram=8,bandwidth=900"],
 )  # fmt: skip
-def test_what_is_no_device_is_one_clear_line(typed: str) -> None:
+def test_an_invalid_device_is_one_clear_line(typed: str) -> None:
     with pytest.raises(ProfileError) as caught:
         find(typed)
     assert "\n" not in caught.value.message
@@ -61,38 +61,38 @@ def test_what_is_no_device_is_one_clear_line(typed: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["rtx", "a", "Apple", "jetson"])
-def test_a_word_that_many_devices_have_is_not_one_of_them(typed: str) -> None:
-    with pytest.raises(NotFound, match="devices of the catalog are called") as raised:
+def test_a_word_that_matches_many_devices_is_ambiguous(typed: str) -> None:
+    with pytest.raises(NotFound, match="devices of the catalog") as raised:
         find(typed)
     assert (raised.value.hint or "").startswith("Name one: ")
 
 
 @pytest.mark.parametrize("typed", ["rtx 40", "rtx 409", "7900x0", "306"])
-def test_a_part_of_a_number_is_no_device(typed: str) -> None:
+def test_a_part_of_a_number_does_not_match(typed: str) -> None:
     with pytest.raises(NotFound, match="unknown device"):
         find(typed)
 
 
 def test_a_variant_is_another_device() -> None:
     assert find("rtx 3060").name == "RTX 3060 12GB"
-    with pytest.raises(NotFound, match="no device of the catalog by itself") as raised:
+    with pytest.raises(NotFound, match="only as a variant") as raised:
         find("rtx 4070 ti")
     assert "RTX 4070 Ti SUPER" in str(raised.value)
 
 
-def test_a_miss_names_the_nearest() -> None:
+def test_an_unknown_device_lists_the_nearest() -> None:
     with pytest.raises(NotFound) as caught:
         find("rtx 5009")
     assert "RTX 5090" in str(caught.value)
 
 
-def test_a_local_card_has_the_memory_that_is_there() -> None:
+def test_a_local_card_has_its_actual_memory() -> None:
     info = DeviceInfo("cuda:0", "cuda", "NVIDIA GeForce RTX 4090", 23 * GIB, 20 * GIB, "bf16")
     target = of(info)
     assert (target.name, target.local, target.memory_bytes) == ("RTX 4090", "cuda:0", 23 * GIB)
 
 
-def test_a_local_card_nobody_knows_is_a_guess_that_says_so() -> None:
+def test_a_local_card_outside_the_catalog_is_a_guess_that_says_so() -> None:
     info = DeviceInfo("cuda:0", "cuda", "NVIDIA Something", 8 * GIB, 8 * GIB, "bf16")
     assert of(info).source == "a guess"
 

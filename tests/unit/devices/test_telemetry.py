@@ -58,7 +58,7 @@ def test_the_energy_of_ten_seconds_is_read_back_within_one_percent(bench: Any, s
     assert telemetry.integrated_j([span]) == (pytest.approx(truth, rel=0.01), None)
 
 
-def test_what_lies_between_windows_does_not_count(bench: Any) -> None:
+def test_energy_between_windows_does_not_count(bench: Any) -> None:
     board = bench()
     for number in range(10):
         board.card.at(1 + 3 * number, power_w=300).at(3 + 3 * number, power_w=20)
@@ -116,7 +116,7 @@ def test_a_missing_counter_is_unknown(bench: Any) -> None:
     assert telemetry.counted_j([STEADY]) == (None, reason)
 
 
-def test_a_new_case_asks_again_for_what_was_not_told(bench: Any) -> None:
+def test_a_new_case_tries_unknown_figures_again(bench: Any) -> None:
     board = bench(power_w=300)
     board.machine.fault("nvmlDeviceGetTotalEnergyConsumption", UNKNOWN_ERROR)
     telemetry = board.open()
@@ -163,13 +163,13 @@ def test_a_board_is_found_by_its_uuid_whatever_its_number(driver: Driver) -> Non
 
 
 @pytest.mark.parametrize("symbol", ["nvmlDeviceGetTemperatureV", "nvmlDeviceGetCurrentClocksEventReasons"])
-def test_an_older_driver_is_asked_by_the_older_name(bench: Any, symbol: str) -> None:
+def test_an_older_driver_is_called_by_the_older_name(bench: Any, symbol: str) -> None:
     last = bench(symbol, reasons=SW_POWER_CAP).open().last
     assert last is not None and (last.temperature_c, last.reasons) == (35, SW_POWER_CAP)
 
 
 @pytest.mark.parametrize("name", ["clock", "memory clock", "temperature", "reasons", "fields", "processes"])
-def test_whatever_a_board_does_not_tell_leaves_the_rest_known(bench: Any, name: str) -> None:
+def test_a_figure_that_a_board_does_not_report_leaves_the_rest_known(bench: Any, name: str) -> None:
     symbols = {
         "clock": ["nvmlDeviceGetClockInfo"],
         "memory clock": ["nvmlDeviceGetClockInfo"],
@@ -187,8 +187,8 @@ def test_whatever_a_board_does_not_tell_leaves_the_rest_known(bench: Any, name: 
     assert telemetry.counted_j([STEADY])[0] == pytest.approx(3000, rel=0.01)
 
 
-def test_an_average_of_the_last_second_is_not_taken_for_power(bench: Any) -> None:
-    """``nvmlDeviceGetPowerUsage`` is one from Ampere on; before, it is the power at that moment."""
+def test_an_average_over_a_second_is_not_used_as_power(bench: Any) -> None:
+    """``nvmlDeviceGetPowerUsage`` is such an average from Ampere on; before, it is the momentary power."""
     for architecture, joules in ((TURING, 3000), (TURING + 1, None)):
         board = bench(architecture=architecture, power_w=300)
         board.machine.fault("field 186", NOT_SUPPORTED)
@@ -217,7 +217,7 @@ def test_a_forced_slowdown_is_seen(bench: Any, bit: int, words: str) -> None:
     assert (after.invalid, after.capped) == (None, 0.0)
 
 
-def test_a_board_that_does_not_tell_of_slowdowns_is_said_to_be_blind(bench: Any) -> None:
+def test_a_board_that_does_not_report_slowdowns_is_called_blind(bench: Any) -> None:
     assert bench().open().blind is None
     board = bench()
     for symbol in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
@@ -233,8 +233,8 @@ def test_a_slowdown_between_two_snapshots_is_counted_by_the_driver(bench: Any) -
     assert telemetry._history.reading((2.0, 6.0)).invalid == "thermal slowdown by the hardware"
 
 
-def test_a_counter_that_is_something_else_makes_no_slowdown(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An energy counter in the place of field 269, as on a driver that numbers its fields otherwise."""
+def test_another_counter_in_its_place_is_not_a_slowdown(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An energy counter instead of field 269, as in a driver with other numbers for its fields."""
     from profiler.devices import cuda as module
 
     monkeypatch.setattr(module, "LIMITED", {83: SW_THERMAL})
@@ -286,7 +286,7 @@ def test_the_most_others_of_a_case_count_and_none_of_the_case_before(bench: Any)
     assert telemetry.overview().others == 0
 
 
-def test_a_mistake_of_ours_ends_the_telemetry_and_not_the_measurement(
+def test_a_bug_of_ours_ends_the_telemetry_and_not_the_measurement(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board = bench()

@@ -69,7 +69,7 @@ def calls(case: Case, effort: Effort) -> str:
     logged = SimpleNamespace(
         meter=Logged(session.meter, log),
         watcher=Logged(session.watcher, log),
-        loaded=session.loaded,
+        info=session.info,
         begin=lambda case: Logged(session.begin(case), log),
     )
     measure(logged, case, Repeater(effort))
@@ -110,25 +110,25 @@ def test_the_numbers_are_those_of_the_clock() -> None:
 def cold_session(case: Case, extra_s: float, **script: Any) -> Any:
     """A session whose first prefill and first step take ``extra_s`` longer, as where something compiles."""
     session = loaded(case, **script)
-    trial = session.begin(case)
+    generation = session.begin(case)
 
     def cold(name: str) -> Any:
-        call = getattr(trial, name)
+        call = getattr(generation, name)
 
         def first() -> Any:
             session.machine.seconds += extra_s
-            setattr(trial, name, call)
+            setattr(generation, name, call)
             return call()
 
         return first
 
-    trial.prefill, trial.step = cold("prefill"), cold("step")  # type: ignore[method-assign]
-    return standing_in(session, trial)
+    generation.prefill, generation.step = cold("prefill"), cold("step")  # type: ignore[method-assign]
+    return standing_in(session, generation)
 
 
-def standing_in(session: FakeSession, trial: Any) -> Any:
+def standing_in(session: FakeSession, generation: Any) -> Any:
     return SimpleNamespace(
-        meter=session.meter, watcher=session.watcher, loaded=session.loaded, begin=lambda case: trial
+        meter=session.meter, watcher=session.watcher, info=session.info, begin=lambda case: generation
     )
 
 
@@ -220,15 +220,15 @@ def test_a_phase_that_processes_something_else_raises(fault_: dict[str, Any], wo
 def test_a_decode_that_gives_too_few_tokens_raises() -> None:
     case = make_case(512, batch=2, steps=4)
     session = loaded(case)
-    trial = session.begin(case)
-    step = trial.step
+    generation = session.begin(case)
+    step = generation.step
 
     def one_sequence_only() -> None:
         step()
-        trial.tokens[-1].pop()
+        generation.tokens[-1].pop()
 
-    trial.step = one_sequence_only  # type: ignore[method-assign]
-    given = standing_in(session, trial)
+    generation.step = one_sequence_only  # type: ignore[method-assign]
+    given = standing_in(session, generation)
     with pytest.raises(ShapeMismatch, match="decode gave 4 tokens instead of 2 × 4"):
         measure(given, case, Repeater(Effort(reps=1)))
 

@@ -12,7 +12,7 @@ import torch
 from fakes.architectures import WINDOW, build
 
 from profiler import decode_path
-from profiler.backends.hf.session import HfTrial, StaticTrial
+from profiler.backends.hf.session import HfGeneration, StaticGeneration
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.kernels import native, patches, runner, state
@@ -21,28 +21,28 @@ from profiler.kernels.graph import CompiledRunner
 CASE = Case("tiny", "0", "synthetic", "fp32", "fp32", "cpu", "hf", "static", context=WINDOW + 7, batch=2, steps=20)
 
 
-def decode(trial: HfTrial, case: Case) -> list[list[int]]:
+def decode(generation: HfGeneration, case: Case) -> list[list[int]]:
     """The phases of the measuring loop, each checked as it checks them."""
     if case.fill == "prefill":
-        assert trial.prefill() == case.batch * case.context
+        assert generation.prefill() == case.batch * case.context
     else:
-        trial.fill()
-    assert trial.cache().length == case.context
-    trial.save()
+        generation.fill()
+    assert generation.cache().length == case.context
+    generation.save()
     for _ in range(2):
-        trial.restore()
+        generation.restore()
         for _ in range(case.steps):
-            trial.step()
-        assert trial.cache().length == case.context + case.steps
-    return trial.tokens
+            generation.step()
+        assert generation.cache().length == case.context + case.steps
+    return generation.tokens
 
 
 @pytest.mark.parametrize("fill", ["prefill", "synthetic"])
 @pytest.mark.parametrize("name", ["gemma4_e2b", "qwen3_5_moe"])
-def test_a_static_trial_decodes_the_tokens_of_an_eager_one(name: str, fill: str) -> None:
+def test_a_static_generation_decodes_the_tokens_of_an_eager_one(name: str, fill: str) -> None:
     case, model = replace(CASE, fill=fill), build(name)
-    static = StaticTrial(model, case, lambda words: None)
-    assert decode(static, case) == decode(HfTrial(model, case, lambda words: None), case)
+    static = StaticGeneration(model, case, lambda words: None)
+    assert decode(static, case) == decode(HfGeneration(model, case, lambda words: None), case)
     static.release()
     static.step()  # the one more that the loop takes for the peak
     assert static.cache().retained_bytes == 0
@@ -51,56 +51,58 @@ def test_a_static_trial_decodes_the_tokens_of_an_eager_one(name: str, fill: str)
 def test_window_layers_stay_small_at_a_great_depth() -> None:
     model = build("gemma3")
     case = replace(CASE, fill="synthetic", context=8192, batch=1, steps=2)
-    trial = StaticTrial(model, case, lambda words: None)
-    decode(trial, case)
+    generation = StaticGeneration(model, case, lambda words: None)
+    decode(generation, case)
     token = 2 * 2 * 16 * 4  # K and V, two heads of 16, fp32
-    assert trial.cache().storage_bytes == token * (3 * WINDOW + 8192 + 2 + 1)
-    assert trial.runner is not None
-    needed, read = trial.runner.state.read_bytes()
+    assert generation.cache().storage_bytes == token * (3 * WINDOW + 8192 + 2 + 1)
+    assert generation.runner is not None
+    needed, read = generation.runner.state.read_bytes()
     assert needed <= read <= 2 * needed
     assert needed == token * (3 * WINDOW + 8192 + 3)
 
 
-def test_a_graph_that_cannot_be_had_is_a_caution(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compilation_is_a_caution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompiledRunner, "_compile", lambda self: "not compiled: no luck")
     case = replace(CASE, path="graph")
-    trial = StaticTrial(build("llama"), case, lambda words: None)
-    trial.prefill()
-    trial.save()
-    assert [caution.text for caution in trial.cautions()] == ["path static instead of graph: not compiled: no luck"]
+    generation = StaticGeneration(build("llama"), case, lambda words: None)
+    generation.prefill()
+    generation.save()
+    assert [caution.text for caution in generation.cautions()] == [
+        "path static instead of graph: not compiled: no luck"
+    ]
 
 
 @pytest.mark.parametrize("fill", ["prefill", "synthetic"])
-def test_a_model_without_a_rule_runs_as_shipped_and_says_so(monkeypatch: pytest.MonkeyPatch, fill: str) -> None:
+def test_an_unsupported_model_runs_as_shipped_and_says_so(monkeypatch: pytest.MonkeyPatch, fill: str) -> None:
     def refuse(cache: object) -> list[int | None]:
         raise ProfileError("cache layer 0 is a StrangeLayer, for which the static decode step has no rule", "…")
 
     monkeypatch.setattr(state, "layer_kinds", refuse)
     case, model = replace(CASE, fill=fill), build("qwen3")
-    trial = StaticTrial(model, case, lambda words: None)
-    tokens = decode(trial, case)
-    assert tokens == decode(HfTrial(model, case, lambda words: None), case)
-    assert trial.path().ran == "eager"
-    (caution,) = trial.cautions()
+    generation = StaticGeneration(model, case, lambda words: None)
+    tokens = decode(generation, case)
+    assert tokens == decode(HfGeneration(model, case, lambda words: None), case)
+    assert generation.path().ran == "eager"
+    (caution,) = generation.cautions()
     assert caution.text.startswith("path eager instead of static: cache layer 0 is a StrangeLayer")
-    trial.release()
-    trial.step()
+    generation.release()
+    generation.step()
 
 
-def prepared(case: Case, dtype: torch.dtype = torch.float32) -> StaticTrial:
-    trial = StaticTrial(build("llama", dtype), case, lambda words: None)
-    trial.prefill()
-    trial.save()
-    return trial
+def prepared(case: Case, dtype: torch.dtype = torch.float32) -> StaticGeneration:
+    generation = StaticGeneration(build("llama", dtype), case, lambda words: None)
+    generation.prefill()
+    generation.save()
+    return generation
 
 
-def test_a_fallback_of_the_machine_is_kept_with_the_state_it_was_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By which resume tells whether it would fall back again."""
+def test_a_fallback_is_stored_with_the_state_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later sweep needs it, to know whether the case would fall back again."""
     assert prepared(CASE).path().machine is None
     monkeypatch.setattr(native, "missing", lambda: "cannot build: No space left on device")
-    trial = prepared(CASE)
-    assert trial.path().machine == decode_path.machine_state()
-    (caution,) = trial.cautions()
+    generation = prepared(CASE)
+    assert generation.path().machine == decode_path.machine_state()
+    (caution,) = generation.cautions()
     assert (caution.code, caution.text) == (
         "plain-torch",
         "decode on plain torch: cannot build: No space left on device",
@@ -114,7 +116,7 @@ def test_a_fallback_of_the_machine_is_kept_with_the_state_it_was_in(monkeypatch:
         ("not compiled: out of memory", lambda: decode_path.SHORT_OF_MEMORY),
     ],
 )
-def test_a_graph_that_did_not_compile_is_a_fallback_of_the_machine(
+def test_a_failed_compilation_is_a_fallback_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, reason: str, state: Callable[[], str]
 ) -> None:
     monkeypatch.setattr(CompiledRunner, "_compile", lambda self: reason)
@@ -122,10 +124,10 @@ def test_a_graph_that_did_not_compile_is_a_fallback_of_the_machine(
 
 
 @pytest.mark.parametrize("path", ["static", "graph"])
-def test_a_dtype_without_loops_is_no_fault_of_the_machine(path: str) -> None:
-    trial = prepared(replace(CASE, path=path), torch.float16)
-    assert trial.path().machine is None
-    assert "plain torch: no loops for torch.float16" in [trial.path().kernels]
+def test_an_unsupported_dtype_is_not_a_fallback_of_the_machine(path: str) -> None:
+    generation = prepared(replace(CASE, path=path), torch.float16)
+    assert generation.path().machine is None
+    assert "plain torch: no loops for torch.float16" in [generation.path().kernels]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_a_dtype_without_loops_is_no_fault_of_the_machine(path: str) -> None:
 def test_a_gpu_without_our_kernels_says_so(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, reason: str, fault: bool
 ) -> None:
-    """It decoded on plain torch without a word."""
+    """It used to decode on plain torch without a caution."""
     monkeypatch.setattr(patches.cuda, "missing", lambda device: "no NVRTC")
     model: Any = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype)
     assert runner.describe_kernels(model) == f"plain torch: {reason}"
