@@ -48,6 +48,9 @@ CODES = ("weight", "qweight", "weight_packed")  # as bitsandbytes, AWQ and GPTQ,
 VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SEED_TOKENS = 8  # a random cache takes its shapes and spread from a real one of this many tokens
 
+NOT_FINITE = "the model's logits are NaN or infinite: its tokens mean nothing, and its speed may not be typical"
+BETTER = {torch.float16: "-q bf16 or -q fp32, whose range is larger"}  # by the dtype in which it happens
+
 EXTRA_STEPS = 1  # the measuring loop takes one step more, for the peak
 
 
@@ -168,7 +171,16 @@ class HfTrial:
         return None
 
     def cautions(self) -> tuple[Caution, ...]:
-        return ()
+        """A caution if the model computes no numbers. One short pass after the measurement tells."""
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        try:
+            with memory_errors(), torch.inference_mode():
+                ids = self.ids[:1, :SEED_TOKENS]
+                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                finite = bool((logits < torch.inf).all())  # which NaN is not; -inf rules a token out
+        except OutOfMemory:  # the case itself has fitted
+            return ()
+        return () if finite else (Caution("not-finite", NOT_FINITE, BETTER.get(self.model.dtype)),)
 
     def _reset(self) -> None:
         self.kv = DynamicCache(config=self.model.config.get_text_config())
@@ -407,7 +419,7 @@ class StaticTrial(HfTrial):
     def cautions(self) -> tuple[Caution, ...]:
         """What a reader of the row must know about the path."""
         stats = self.stats()
-        found = []
+        found = list(super().cautions())
         if stats.path != self.case.path:
             found.append(Caution("path", f"path {stats.path} instead of {self.case.path}: {stats.reason}"))
         if stats.kernels and DecodePath(stats.path, kernels=stats.kernels).on_plain_torch:
