@@ -1,22 +1,25 @@
 """``profiler.fit``, ``profiler.sweep`` and ``profiler.load``: the commands as functions, for notebooks and scripts.
 
 Arguments have the names of the command line's options and take plain values; text is parsed as on the command line.
-Errors that the user can fix are ``ProfileError``. This module does not import torch: models run in worker processes.
+A value may also come from numpy, pandas or torch. Errors that the user can fix are ``ProfileError`` and name the
+argument. This module does not import torch: models run in worker processes.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
+from itertools import islice
+from numbers import Number
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from profiler import backends, decode_path, devices, folders
-from profiler.console import say
 from profiler.cost import engines, prediction
 from profiler.cost.machine import SPLITS
 from profiler.errors import ProfileError
@@ -41,6 +44,7 @@ Size: TypeAlias = int | str  # bytes, or text such as "8GiB"
 Duration: TypeAlias = float | str  # seconds, or text such as "10m"
 
 LEAST_RAM_BANDWIDTH = 0.1  # GB/s
+LARGEST = 2**63  # of any number
 
 
 def fit(
@@ -68,28 +72,27 @@ def fit(
 
     Raises NotFound for unknown names, and ProfileError.
     """
-    if ram_bandwidth is not None and not _is_bandwidth(ram_bandwidth):
-        raise ProfileError(f"ram_bandwidth={ram_bandwidth!r} is not at least {LEAST_RAM_BANDWIDTH} GB/s")
-    wish = None if goal is None else prediction.parse(_text("goal", goal))
-    found = predictions(
-        FitRequest(
-            models=_words("models", models),
-            on=_words("on", on),
-            engine=engines.DEFAULT if engine is None else _text("engine", engine),
-            quants=_words("quants", quants),
-            contexts=_words("contexts", contexts),
-            batches=_words("batches", batches),
-            kv=None if kv is None else _text("kv", kv),
-            path=None if path is None else _parsed("path", path, _one_of(decode_path.PATHS)),
-            split=None if split is None else _parsed("split", split, _one_of(SPLITS)),
-            ram_bytes=None if ram is None else _parsed("ram", _sized(ram), some_bytes),
-            ram_bandwidth=ram_bandwidth,
-            goal=wish,
-            scenario=None if scenario is None else os.fspath(scenario),
+    with _named_as(FIT_OPTIONS):
+        wish = None if goal is None else prediction.parse(_text("goal", goal))
+        found = predictions(
+            FitRequest(
+                models=_words("models", models),
+                on=_words("on", on),
+                engine=engines.DEFAULT if engine is None else _text("engine", engine),
+                quants=_words("quants", quants),
+                contexts=_words("contexts", contexts),
+                batches=_words("batches", batches),
+                kv=None if kv is None else _text("kv", kv),
+                path=None if path is None else _parsed("path", _text("path", path), _one_of(decode_path.PATHS)),
+                split=None if split is None else _parsed("split", _text("split", split), _one_of(SPLITS)),
+                ram_bytes=None if ram is None else _parsed("ram", _sized("ram", ram), some_bytes),
+                ram_bandwidth=None if ram_bandwidth is None else _bandwidth("ram_bandwidth", ram_bandwidth),
+                goal=wish,
+                scenario=None if scenario is None else _path_text("scenario", scenario),
+            )
         )
-    )
     rows = [show_fit.row(each, wish) for each in found.predictions]
-    return Rows(rows, refused=_refused(found.refused, stacklevel=3))
+    return Rows(rows, refused=_refused(found.refused, FIT_OPTIONS, stacklevel=3))
 
 
 def sweep(
@@ -133,8 +136,9 @@ def sweep(
     be used raises if it is the only one; otherwise it is listed in ``Rows.refused``, with a warning.
     """
     given = locals()
+    energy, fresh, progress = (_flag(name, given[name]) for name in ("energy", "fresh", "progress"))
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
-    texts = {name: text for name, option in OPTIONS.items() if (text := option.text(given[name])) is not None}
+    texts = {name: text for name, option in OPTIONS.items() if (text := option.text(name, given[name])) is not None}
     single = {name: _parsed(name, text, OPTIONS[name].read) for name, text in texts.items()}
     limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
     named_device, single["energy"] = single.pop("device", None), energy
@@ -143,7 +147,8 @@ def sweep(
             single[f"{name}_s"] = single.pop(name)
     argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
     asked = SweepRequest(**lists, **single)
-    return _sweep(asked, named_device, limits, not fresh, _path("store", store), progress, argv)
+    with _named_as(SWEEP_OPTIONS):
+        return _sweep(asked, named_device, limits, not fresh, _path("store", store), progress, argv)
 
 
 def _sweep(
@@ -155,11 +160,10 @@ def _sweep(
     progress: bool,
     argv: Sequence[str],
 ) -> Rows:
-    tell = say if progress else lambda text: None
+    watcher = PythonPrinter() if progress else run_sweep.SweepWatcher()
     found = devices.find(device)
-    resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), tell)
-    refused = _refused(resolved.refused, stacklevel=4)
-    watcher = ProgressPrinter() if progress else run_sweep.SweepWatcher()
+    resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), watcher.say)
+    refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
     with Store.open(store) as opened:
         result = run_sweep.sweep(resolved, found, opened, limits, watcher, argv=argv, resumed=resumed)
         measured = opened.rows(result.run)
@@ -184,25 +188,24 @@ def load(run: Name | None = None, *, store: Name | None = None, newest: bool = F
     Raises NotFound for an unknown run, StoreError if the store is missing or cannot be read, and ProfileError for a
     file without rows.
     """
+    newest = _flag("newest", newest)
     if newest and run is not None:
         raise ProfileError("newest=True reads all runs, so do not pass a run with it")
-    path = None if run is None else _file(run)
-    if path is not None and not row.is_store(path):
-        return Rows(row.read_plain(path))
-    if path is not None:
-        with Store.read_only(path) as opened:
-            return _stored(opened, None)
-    with Store.open(_path("store", store), create=False) as opened:
-        if newest:
-            rows, _, _ = reading.of_runs(opened, ())
-            return Rows(row.own_rows(None, rows))
-        return _stored(opened, None if run is None else os.fspath(run))
-
-
-def _file(run: Name) -> Path | None:
-    if isinstance(run, str):
-        return reading.file_named(run)
-    return _path("run", run)
+    named = None if run is None else _path_text("run", run)
+    path = None if named is None or isinstance(run, str) else _path("run", run)
+    if named is not None and path is None:
+        path = reading.file_named(named)
+    with _named_as(LOAD_OPTIONS):
+        if path is not None and not row.is_store(path):
+            return Rows(row.read_plain(path))
+        if path is not None:
+            with Store.read_only(path) as opened:
+                return _stored(opened, None)
+        with Store.open(_path("store", store), create=False) as opened:
+            if newest:
+                rows, _, _ = reading.of_runs(opened, ())
+                return Rows(row.own_rows(None, rows))
+            return _stored(opened, named)
 
 
 def _stored(store: Store, run: str | None) -> Rows:
@@ -210,60 +213,168 @@ def _stored(store: Store, run: str | None) -> Rows:
     return Rows(row.own_rows(found, store.in_order(found, reading.grid_places)), run=found)
 
 
-def _refused(refused: Sequence[Refusal], stacklevel: int) -> tuple[str, ...]:
+class PythonPrinter(ProgressPrinter):
+    """Prints a sweep's progress on stderr with the names of arguments instead of options."""
+
+    def say(self, text: str) -> None:
+        super().say(_in_python(text, SWEEP_OPTIONS))
+
+
+def _refused(refused: Sequence[Refusal], options: Mapping[str, str], stacklevel: int) -> tuple[str, ...]:
     """The refused models as texts. Each is also a warning, so that no script loses one unnoticed."""
-    texts = tuple(request.lines(refused))
+    texts = tuple(_in_python(text, options) for text in request.lines(refused))
     for text in texts:
         warnings.warn(text, stacklevel=stacklevel)
     return texts
 
 
+@contextmanager
+def _named_as(options: Mapping[str, str]) -> Iterator[None]:
+    """Errors inside name the arguments of Python, which ``options`` maps the command line's options to."""
+    try:
+        yield
+    except ProfileError as error:
+        error.message = _in_python(error.message, options)
+        error.hint = _in_python(error.hint, options) if error.hint else error.hint
+        error.args = (error.message,)
+        raise
+
+
+def _in_python(text: str, options: Mapping[str, str]) -> str:
+    """``text`` with options as arguments: ``Use -c 4096.`` becomes ``Use contexts=4096.``
+
+    Whole commands such as ``profile fit --engine vllm`` stay as they are.
+    """
+
+    def argument(found: re.Match[str]) -> str:
+        name, value = options.get(found["option"] or ""), found["value"]
+        if name is None:
+            return found[0]
+        if value is None:
+            return f"{name}=True" if name in FLAGS else name
+        value = value if "'" in value[:1] + value[-1:] else value.replace('"', "")
+        return f"{name}={value}" if value.isdecimal() or value[:1] == "'" else f'{name}="{value}"'
+
+    return OPTION.sub(argument, text)
+
+
 def _words(name: str, value: Any) -> tuple[str, ...]:
     """One value or several as the words of an option. An empty list is an error; None means the default."""
+    value = _plain(value)
     if value is None:
         return ()
-    one = isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable)
-    several = [value] if one else list(value)
+    if isinstance(value, Mapping | bytearray | memoryview):
+        raise ProfileError(f"{name}: {_shown(value)} is not text, a number or a list")
+    no_list = isinstance(value, str | bytes | os.PathLike) or getattr(value, "ndim", None) == 0
+    one = no_list or not isinstance(value, Iterable)
+    several = [value] if one else list(islice(value, grid.MAX_CASES + 1))
     if not several:
         raise ProfileError(f"{name} is an empty list", "Leave it out for the default.")
+    if len(several) > grid.MAX_CASES:
+        raise ProfileError(f"{name} has more than {grid.MAX_CASES:,} values")
     return tuple(_word(name, each) for each in several)
 
 
 def _word(name: str, value: Any) -> str:
+    """Text, a path or a number as a word of the command line."""
+    value = _plain(value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if value is None or isinstance(value, bytes | bool):  # whose text means something else, or nothing
-        raise ProfileError(f"{name} holds {printable(repr(value), 60)}, which is not text or a number")
-    return str(value)
+    if isinstance(value, str):
+        return value
+    if not _is_number(value):  # the text of others means something else, or nothing
+        raise ProfileError(f"{name}: {_shown(value)} is not text or a number")
+    return str(_number(name, value))
 
 
 def _text(name: str, value: Any) -> str:
+    value = _plain(value)
     if not isinstance(value, str):
-        raise ProfileError(f"{name}={printable(repr(value), 60)} is not text")
+        raise ProfileError(f"{name}: {_shown(value)} is not text")
     return value
 
 
-def _is_bandwidth(value: Any) -> bool:
+def _path_text(name: str, value: Any) -> str:
+    value = _plain(value)
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise ProfileError(f"{name}: {_shown(value)} is not text or a path")
+    return text
+
+
+def _flag(name: str, value: Any) -> bool:
+    value = _plain(value)
+    if value is None or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise ProfileError(f"{name}: {_shown(value)} is not True or False")
+
+
+def _plain(value: Any) -> Any:
+    """Scalars of numpy and torch as Python's own, and text as ``str`` itself, such as the values of an Enum."""
+    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
+        try:
+            value = value.item()
+        except Exception:  # a tensor without data, for example: it is then refused for what it is
+            return value
+    return str.__str__(value) if isinstance(value, str) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool | complex)
+
+
+def _number(name: str, value: Any) -> int | float:
+    """A number of any kind as an integer if it is one. Raises ProfileError."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):  # Decimal("sNaN")
+        number = math.nan
+    if math.isnan(number):
+        raise ProfileError(f"{name}: {_shown(value)} is not a number")
+    if abs(number) > LARGEST:
+        raise ProfileError(f"{name}: {_shown(value)} is too large")
+    return int(value) if int(value) == value else number
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, whatever its type does."""
+    try:
+        return printable(repr(value), 60)
+    except Exception:  # also of an integer of more than 4,300 digits
+        return f"a value of type {printable(type(value).__name__)}"
+
+
+def _bandwidth(name: str, value: Any) -> float:
     """In GB/s."""
-    return isinstance(value, Real) and math.isfinite(value) and float(value) >= LEAST_RAM_BANDWIDTH
+    value = _plain(value)
+    number = float(_number(name, value)) if _is_number(value) else 0.0
+    if number < LEAST_RAM_BANDWIDTH:
+        raise ProfileError(f"{name}: {_shown(value)} is not at least {LEAST_RAM_BANDWIDTH} GB/s")
+    return number
 
 
-def _sized(value: Size) -> str:
-    return value if isinstance(value, str) else f"{value}b"
-
-
-def _with_unit(unit: str, scale: int = 1) -> Callable[[float | str], str]:
+def _with_unit(unit: str, scale: int = 1) -> Callable[[str, Any], str]:
     """A function that formats a number for the command line: with its unit, without an exponent."""
 
-    def write(value: float | str) -> str:
-        return value if isinstance(value, str) else f"{value * scale:.9f}".rstrip("0").rstrip(".") + unit
+    def write(name: str, value: Any) -> str:
+        value = _plain(value)
+        if isinstance(value, str):
+            return value
+        if not _is_number(value):
+            raise ProfileError(f"{name}: {_shown(value)} is not text or a number")
+        return f"{_number(name, value) * scale:.9f}".rstrip("0").rstrip(".") + unit
 
     return write
 
 
+_sized = _with_unit("b")
+
+
 def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
-        return parse(_text(name, text))
+        return parse(text)
     except ValueError as error:
         raise ProfileError(f"{name}: {error}") from None
 
@@ -291,11 +402,10 @@ def _seed(text: str) -> int:
 def _path(name: str, value: Name | None) -> Path | None:
     if value is None:
         return None
-    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
-        raise ProfileError(f"{name}={printable(repr(value), 60)} is not text or a path")
-    if not os.fspath(value).strip():
+    text = _path_text(name, value)
+    if not text.strip():
         raise ProfileError(f"{name} is empty", "Leave it out for the default.")
-    return folders.expanded(os.fspath(value))
+    return folders.expanded(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,32 +413,53 @@ class SweepOption:
     """An argument of ``sweep`` with one value, and the corresponding option of ``profile sweep``."""
 
     option: str
-    write: Callable[[Any], str] = str  # formats the value for the command line
+    write: Callable[[str, Any], str] = _text  # formats the value, of the argument of this name, for the command line
     read: Callable[[str], Any] = str  # parses that text; raises ValueError
     default: str | None = None
 
-    def text(self, value: Any) -> str | None:
+    def text(self, name: str, value: Any) -> str | None:
         """``value`` as text of the command line. None leaves the choice to its default, which may be none."""
-        return self.default if value is None else self.write(value)
+        return self.default if value is None else self.write(name, value)
 
 
 LISTS = {"models": "-m", "quants": "-q", "contexts": "-c", "batches": "-b", "steps": "-n", "paths": "--path"}
 OPTIONS = {
     "device": SweepOption("--device"),
     "backend": SweepOption("--backend", read=_backend, default=backends.DEFAULT),
-    "scenario": SweepOption("--scenario", os.fspath),
+    "scenario": SweepOption("--scenario", _path_text),
     "weights": SweepOption("--weights", read=_one_of(request.WEIGHTS), default="auto"),
     "fill": SweepOption("--fill", read=_one_of(grid.FILLS)),
-    "seed": SweepOption("--seed", read=_seed, default="0"),
-    "ubatch": SweepOption("--ubatch", read=counted()),
-    "threads": SweepOption("--threads", read=counted(MAX_THREADS)),
+    "seed": SweepOption("--seed", _word, _seed, default="0"),
+    "ubatch": SweepOption("--ubatch", _word, counted()),
+    "threads": SweepOption("--threads", _word, counted(MAX_THREADS)),
     "max_memory": SweepOption("--max-memory", _sized, some_bytes),
-    "reps": SweepOption("--reps", read=counted()),
+    "reps": SweepOption("--reps", _word, counted()),
     "precision": SweepOption("--precision", _with_unit("%", 100), some_share),
     "max_phase": SweepOption("--max-phase", _with_unit("s"), some_seconds),
     "budget": SweepOption("--budget", _with_unit("s"), some_seconds),
     "timeout": SweepOption("--timeout", _with_unit("s"), some_seconds, default="1h"),
 }
+
+FLAGS = {"energy", "fresh"}
+SWEEP_OPTIONS = {
+    **{option: name for name, option in LISTS.items()},
+    **{each.option: name for name, each in OPTIONS.items()},
+    **{f"--{name}": name for name in FLAGS},
+    "-r": "reps",
+    "--store": "store",
+}
+FIT_OPTIONS = {
+    **{LISTS[name]: name for name in ("models", "quants", "contexts", "batches")},
+    **{f"--{name}": name for name in ("on", "engine", "scenario", "kv", "path", "split", "ram", "goal")},
+    "--ram-bandwidth": "ram_bandwidth",
+}
+LOAD_OPTIONS = {"--store": "store"}
+OPTION = re.compile(
+    r"profile [a-z]+(?: --?[a-z][a-z-]*(?: [^\s,;:-][^\s,;:]*)?)+"  # a command
+    r"|(?<![\w/-])(?P<option>--?[a-z][a-z-]*)"
+    r"(?: (?P<value>\d*x?\"[^\"]*\"|'[^']*'|[^\s;\"']*\d[^\s;\"']*?(?=[.,;:)]?(?:\s|$))"
+    r"|(?:eager|static|graph|layer|tensor|real|synthetic|cpu|vllm|FILE\.gguf)\b))?(?![\w-])"
+)
 
 
 def _command_line(lists: dict[str, tuple[str, ...]], texts: dict[str, str], flags: Sequence[str]) -> list[str]:

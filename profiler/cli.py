@@ -34,6 +34,7 @@ HINTS = {
     errno.ENOMEM: "Free some memory, or raise the limit (ulimit -v).",
     errno.ENOSPC: "Free some space on that disk, or set TMPDIR to use another folder for temporary files.",
     errno.EDQUOT: "Free some space on that disk, or set TMPDIR to use another folder for temporary files.",
+    errno.EFBIG: "Raise the limit on the size of files: ulimit -f unlimited.",
     errno.EROFS: "Choose a folder on a writable disk.",
     errno.EACCES: "Choose a folder that you own, or ask its owner for access.",
 }

@@ -136,6 +136,7 @@ def _refused(path: Path, error: OSError) -> ProfileError:
     hints = {
         errno.ENOSPC: "Free some space, or write to another disk.",
         errno.EDQUOT: "Free some space, or write to another disk.",
+        errno.EFBIG: "Raise the limit on the size of files: ulimit -f unlimited.",
         errno.ENAMETOOLONG: "Choose a shorter name.",
         errno.EISDIR: "Name a file in it.",
         errno.EMFILE: "Raise the limit on open files: ulimit -n 1024.",

@@ -38,7 +38,8 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
 
     This takes about a minute. It times reading and copying memory, matrix products by data type and size, attention
     and the cost of a call. The results are stored for this device, driver, core count, CPU quota and PyTorch version;
-    calibrate again when one of them changes.
+    calibrate again when one of them changes. They are in the folder ceilings next to the default store, and apply to
+    every store: --store has no influence on them.
 
     Leave the machine idle meanwhile, since other work makes the ceilings too low. On a shared machine, calibrate
     several times: the five latest are combined, taking the best of each ceiling and the median of each rate. Under a

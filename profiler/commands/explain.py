@@ -36,7 +36,7 @@ MOST_CHANGES = 3
 @click.argument("model")
 @options.group(
     "What to explain",
-    click.option("-q", "--quant", metavar="QUANT", help="Quantization. [default: the model's own]"),
+    click.option("-q", "--quant", metavar="QUANT", help="Quantization. [default: as the engine loads the model]"),
     click.option(
         "-c",
         "--context",

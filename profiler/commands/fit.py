@@ -31,7 +31,9 @@ from profiler.show import output as show_output
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @options.group(
     "What to predict",
-    options.many("-q", "--quant", "quants", metavar="QUANT", help="Quantizations. [default: the model's own]"),
+    options.many(
+        "-q", "--quant", "quants", metavar="QUANT", help="Quantizations. [default: as the engine loads the model]"
+    ),
     options.many(
         "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 8k]"
     ),

@@ -76,7 +76,7 @@ FORMATS = page.FORMATS
         help="Models: catalog names (see profile models), folders, .gguf files or Hugging Face ids.",
     ),
     options.many(
-        "-q", "--quant", "quants", metavar="QUANT", help="Quantizations, such as bf16,nf4. [default: the model's own]"
+        "-q", "--quant", "quants", metavar="QUANT", help="Quantizations, such as bf16,nf4. [default: as in a sweep]"
     ),
     options.many(
         "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 512]"

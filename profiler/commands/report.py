@@ -56,6 +56,8 @@ def report(
     known = scores.read(quality) if quality else None
     with Store.open(store, create=False) as opened, collector_paused():
         page = report_page.page(*reading.of_runs(opened, names), known)
+    for warning in page.warnings:
+        say(warning)
     if html is not None:
         files.write_html(html, page)
     if md is not None:

@@ -24,7 +24,7 @@ from profiler.show import plan as show_plan
 from profiler.show.report import files
 from profiler.show.sweep import RowPrinter
 
-FAILURES = ("oom", "failed", "timeout")  # a case that the plan left out is no failure
+FAILURES = ("oom", "failed", "timeout")  # a case that the plan left out is no failure, unless every case was
 FAILED, INTERRUPTED = 1, 130
 
 
@@ -150,7 +150,8 @@ def sweep(
 
     Each row is stored immediately; the same command continues an interrupted sweep. Several sweeps may share a store.
 
-    Exit codes: 0 success, 1 a case failed or a model was refused, 2 usage error, 130 interrupted.
+    Exit codes: 0 success, 1 a case failed, a model was refused or nothing could be measured, 2 usage error, 130
+    interrupted.
     """
     files.check(html, store)
     found = devices.find(device)
@@ -173,6 +174,7 @@ def sweep(
     if result.interrupted:
         return INTERRUPTED
     failed = not complete or any(row.outcome in FAILURES for row in result.rows)
+    failed |= all(row.outcome == "skipped" for row in result.rows)  # otherwise a script would go on without figures
     return FAILED if failed else refused
 
 

@@ -199,7 +199,10 @@ def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> st
 
 
 def folder() -> Path:
-    """Next to the results: in the folder of ``$PROFILER_STORE``, else in the user data folder."""
+    """Next to the default store: in the folder of ``$PROFILER_STORE``, else in the user data folder.
+
+    Calibrations belong to the machine, not to a store, so ``--store`` does not change which are used.
+    """
     named = os.environ.get("PROFILER_STORE")
     return folders.expanded(named).parent / "ceilings" if named else folders.data() / "ceilings"
 

@@ -14,6 +14,7 @@ the repository, so revisions that need it are refused.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ MAX_FILES, MAX_PACKAGE = 20_000, 256 * 1024**2  # of a revision's package, in by
 MAX_PROJECT, MAX_LINK = 256 * 1024, 4096  # bytes of pyproject.toml, and of a link
 INSTEAD = "Make a virtual environment for that revision, and pass its folder: venv:FOLDER"
 DAMAGED = "The clone is damaged or partial. Fetch that revision with git, or pass a virtual environment: venv:FOLDER"
+NAME = re.compile(r"(?P<start>[^\s~^:{}-][^\s~^:{}]*)(?:[~^]\d*)*")  # gitrevisions(7), without its searches
 LINK, SUBMODULE = "120000", "160000"
 
 
@@ -66,6 +68,21 @@ def commit(revision: str, root: Path | None = None) -> str | None:
         return None
     found = git.output(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     return found.decode().strip() if found else None
+
+
+def kind(text: str, root: Path) -> str | None:
+    """What ``text`` names in the repository, such as ``tree`` for ``HEAD^{tree}``; None if it names nothing."""
+    found = None if "\0" in text else git.output(root, "cat-file", "--batch-check", stdin=f"{text}\n".encode())
+    words = found.decode("utf-8", "replace").split() if found else []
+    return words[1] if len(words) == 3 and words[2].isdigit() else None  # name, kind, size
+
+
+def is_name(text: str, root: Path) -> bool:
+    """Whether ``text`` is the name of a commit in form, such as a hash, ``main`` or ``v1.2~3``."""
+    found = NAME.fullmatch(text)
+    if found is None:
+        return False
+    return git.output(root, "check-ref-format", "--allow-onelevel", found["start"]) is not None
 
 
 def is_shallow(root: Path) -> bool:

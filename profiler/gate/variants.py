@@ -334,7 +334,10 @@ def _revision(text: str) -> Meaning:
         if shutil.which("git") is None:
             raise ProfileError("git, which finds revisions, is not installed")
         where = revision.checkout()
-        if where and revision.is_shallow(where):
+        other = revision.kind(text, where) if where and text else None
+        if other is not None:
+            raise ProfileError(f"it names a {other} of {printable(where)}, not a commit")
+        if where and revision.is_name(text, where) and revision.is_shallow(where):
             what = f"no such revision in {printable(where)}, a shallow clone that holds only the latest commits"
             raise ProfileError(what, f"Fetch the others: {command('git', '-C', str(where), 'fetch', '--unshallow')}")
         place = f" in {printable(where)}" if where else ": the profiler does not run from a git checkout"

@@ -39,7 +39,9 @@ ADD_SCHEME = "Put the quantization_config that belongs to the checkpoint into it
 SCALE = re.compile(  # of AWQ, GPTQ, compressed-tensors, fp8, bitsandbytes, MLX
     r"(.+?)[._](?:weight_)?(?:scales?|scale_inv|zero_point|qzeros|zeros|biases|absmax|SCB|g_idx|packed|weight\.absmax)"
 )
-EXPERT = re.compile(r"(.*\bmlp\.experts)\.\d+\.(gate|up|down)_proj\.(.+)")  # transformers stacks them on loading
+EXPERT = re.compile(  # transformers stacks them on loading
+    r"(?P<place>.*\bmlp\.experts)\.(?P<number>0|[1-9]\d{0,6})\.(?P<part>gate|up|down)_proj\.(?P<rest>.+)"
+)
 WRAPPERS = (  # part of a name → the wrapper around the saved model, and how to save without it
     ("_orig_mod.", "torch.compile", "Save model._orig_mod instead."),
     ("base_model.model.", "PEFT", "Save model.merge_and_unload() instead."),
@@ -185,6 +187,9 @@ def account(
         _refuse_codes(taken, rest, expected, by)
     if not (scheme and rest):  # a quantization may use its own names
         _refuse_missing(expected, taken, rest, geometry.model_type, by)
+    for name, tensors in taken.items():
+        if expected[name].role == "experts" and (len(tensors) > 1 or EXPERT.fullmatch(tensors[0].target or "")):
+            _refuse_experts(expected[name], tensors, scheme, by)
     _refuse_shapes(expected, _values(taken) if scheme else taken, by)
     if not scheme:
         _refuse_scales(rest, expected)
@@ -229,8 +234,8 @@ def _target(tensor: FileTensor, expected: Mapping[str, Weight], owners: Mapping[
         if name in expected:
             return name
         if (expert := EXPERT.fullmatch(name)) is not None:
-            fused = f"{expert[1]}.{'down_proj' if expert[2] == 'down' else 'gate_up_proj'}"
-            if fused in expected and (owners or expert[3] == "weight"):
+            fused = _fused(expert)
+            if fused in expected and (owners or expert["rest"] == "weight"):
                 return fused
         module = name
         while owners and module:
@@ -300,6 +305,47 @@ def _refuse_shapes(expected: Mapping[str, Weight], taken: Mapping[str, list[File
             raise ProfileError(f"{given}, {wanted.parameters:,} in {by.place}", by.hint)
 
 
+def _refuse_experts(weight: Weight, tensors: list[FileTensor], scheme: bool, by: Description) -> None:
+    """Refuse experts that are stored one by one if one of them is missing, or shaped unlike the others.
+
+    Otherwise only loading would fail: one expert more and another one less make the right number of parameters.
+    """
+    count, rows, columns = weight.shape
+    kinds: dict[tuple[str, str], tuple[int, ...]] = {}  # shapes by part and kind of tensor, such as gate and scales
+    numbers: dict[str, dict[int, str]] = {}  # names of the experts of each part
+    for tensor in tensors:
+        expert = EXPERT.fullmatch(tensor.target or "")
+        if expert is None:  # gate and up of all experts, as in GGUF files
+            if not scheme:
+                _refuse_shape(tensor, (count, rows // 2, columns), by)
+            continue
+        part, number = expert["part"], int(expert["number"])
+        if number >= count:
+            raise ProfileError(f"{by.place} describes {count} experts, not {printable(tensor.name, 120)}", by.hint)
+        numbers.setdefault(part, {})[number] = tensor.name
+        values = (rows if part == "down" else rows // 2, columns)
+        _refuse_shape(tensor, kinds.setdefault((part, expert["rest"]), tensor.shape) if scheme else values, by)
+    parts = ("down",) if weight.name.endswith("down_proj") else ("gate", "up")
+    for part in parts if numbers else ():
+        found = numbers.get(part, {})
+        gone = next((number for number in range(count) if number not in found), None)
+        if gone is not None:
+            name = f"expert {gone}, {part}_proj" if not found else _numbered(found, gone)
+            raise ProfileError(f"an expert that {by.place} describes is not in the file: {name}", by.hint)
+
+
+def _numbered(names: Mapping[int, str], number: int) -> str:
+    """The name of an expert's tensor, after that of another one."""
+    first, name = next(iter(names.items()))
+    return printable(name.replace(f".experts.{first}.", f".experts.{number}."), 120)
+
+
+def _refuse_shape(tensor: FileTensor, wanted: tuple[int, ...], by: Description) -> None:
+    if tensor.shape != wanted:
+        given = f"{printable(tensor.name, 120)} is {list(tensor.shape)} in the weights"
+        raise ProfileError(f"{given}, and should be {list(wanted)}", by.hint)
+
+
 def _refuse_codes(
     taken: Mapping[str, list[FileTensor]], rest: list[FileTensor], expected: Mapping[str, Weight], by: Description
 ) -> None:
@@ -341,8 +387,12 @@ def _scaled(name: str, expected: Mapping[str, Weight], modules: Mapping[str, str
     if scale is None:
         return False
     expert = EXPERT.fullmatch(name)
-    fused = expert and f"{expert[1]}.{'down_proj' if expert[2] == 'down' else 'gate_up_proj'}"
-    return scale[1] in modules or fused in expected
+    return scale[1] in modules or (expert is not None and _fused(expert) in expected)
+
+
+def _fused(expert: re.Match[str]) -> str:
+    """The weight of the model that holds a tensor of one expert."""
+    return f"{expert['place']}.{'down_proj' if expert['part'] == 'down' else 'gate_up_proj'}"
 
 
 def _refuse_layers(rest: list[FileTensor], count: int, by: Description) -> None:

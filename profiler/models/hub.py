@@ -147,6 +147,15 @@ def _bounded(path: Path) -> bytes:
     return read_bytes(path, config.MAX_BYTES)
 
 
+def main_commit(folder: Path) -> str:
+    """The commit that ``main`` means in a model's folder of the cache; empty if that is not known."""
+    reference = folder / "refs" / "main"
+    try:
+        return read_bytes(reference, MAX_REFERENCE).decode("ascii", "replace").strip() if exists(reference) else ""
+    except ProfileError:
+        return ""
+
+
 def downloaded_snapshot(repository: str, revision: str | None = None) -> Path | None:
     """The cached folder with this model's config and all its weights; ``None`` if anything is missing."""
     found = _cached(repository, revision)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,9 +24,13 @@ from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, 
 from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
 from profiler.registry import did_you_mean
+from profiler.shell import quote
 from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real, the model is measured with random values of the same shapes."
+ONLY = "A model is a folder with config.json and safetensors, or a .gguf file."
+MOST_LISTED = 10_000  # entries of a folder that are looked at for a hint
+PIPELINE = "model_index.json"  # of diffusers: its folders hold parts, not language models
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 
 
@@ -142,13 +147,8 @@ def _catalog(name: str) -> Model:
 
 def _folder(path: Path) -> Model:
     name = _shown(path.name)
-    if not (path / "config.json").is_file() and (path / ADAPTER).is_file():
-        raise NotFound(
-            f"folder {name} holds only an adapter ({ADAPTER}), not a model",
-            "Merge it into its base model with peft's merge_and_unload, save the result, and pass that folder.",
-        )
     if not (path / "config.json").is_file():
-        raise NotFound(f"folder {printable(path)} has no config.json", "For GGUF, pass the .gguf file itself.")
+        raise _no_config(path)
     raw = config.read(path / "config.json")
     return _model(
         name,
@@ -158,19 +158,91 @@ def _folder(path: Path) -> Model:
     )
 
 
+def _no_config(folder: Path) -> NotFound:
+    """The error for a folder without config.json. If the folder holds models, the hint names one to pass."""
+    shown = printable(folder)
+    if (folder / ADAPTER).is_file():
+        return _only_adapter(_shown(folder.name))
+    cached = folder.parent if folder.name == "snapshots" else folder
+    if cached.name.startswith("models--"):
+        snapshot = _newest(cached / "snapshots", "*", hub.main_commit(cached))
+        identity = printable(cached.name.removeprefix("models--").replace("--", "/"))
+        hint = f"Pass its Hugging Face id, {identity}"
+        path = f", or the folder of its newest snapshot: {quote(str(snapshot))}" if snapshot else "."
+        return NotFound(f"{shown} is a folder of the Hugging Face cache, not a model", f"{hint}{path}")
+    checkpoint = _newest(folder, "checkpoint-*")
+    if checkpoint is not None and not (checkpoint / "config.json").is_file():
+        return _only_adapter(f"{_shown(folder.name)}/{_shown(checkpoint.name)}")
+    if checkpoint is not None:
+        return NotFound(
+            f"folder {shown} has no config.json, but checkpoints of a training",
+            f"Pass the folder of the newest one: {quote(str(checkpoint))}",
+        )
+    return NotFound(f"folder {shown} has no config.json", _instead_of(folder))
+
+
+def _only_adapter(name: str) -> NotFound:
+    return NotFound(
+        f"folder {name} holds only an adapter ({ADAPTER}), not a model",
+        "Merge it into its base model with peft's merge_and_unload, save the result, and pass that folder.",
+    )
+
+
+def _newest(folder: Path, pattern: str, preferred: str = "") -> Path | None:
+    """The model among the folders in ``folder``: the preferred name, else the highest number, else the newest."""
+
+    def order(each: Path) -> tuple[bool, int, float]:
+        step = each.name.rpartition("-")[2]
+        return each.name == preferred, int(step) if step.isdecimal() else -1, each.stat().st_mtime
+
+    found = islice(folder.glob(pattern), MOST_LISTED)
+    models = [each for each in found if (each / "config.json").is_file() or (each / ADAPTER).is_file()]
+    return max(models, key=order, default=None)
+
+
+def _instead_of(folder: Path) -> str:
+    """What to pass instead of a folder without config.json and without checkpoints."""
+    names = sorted(each.name for each in islice(folder.iterdir(), MOST_LISTED))
+    if not names:
+        return "The folder is empty. Download the model into it, or pass another folder."
+    ggufs = [name for name in names if name.casefold().endswith(".gguf")]
+    if ggufs:
+        which = "its GGUF file" if len(ggufs) == 1 else f"one of its {len(ggufs)} GGUF files, such as"
+        return f"Pass {which}{':' * (len(ggufs) == 1)} {quote(str(folder / ggufs[0]))}"
+    models = [name for name in names if (folder / name / "config.json").is_file()]
+    if models and PIPELINE not in names:
+        return f"Pass the folder of a model in it, such as {quote(str(folder / models[0]))}"
+    reason = safetensors.why_missing(folder, names)
+    if reason != safetensors.NONE:
+        return f"Pass a folder with config.json and safetensors: {reason}."
+    if any(name.endswith(".safetensors") for name in names):
+        return "Copy the model's config.json into it: the weights alone do not say what model they are."
+    return ONLY
+
+
 def _gguf(path: Path) -> Model:
     name = _shown(path.stem)
     if not os.access(path, os.R_OK):
         raise ProfileError(f"no permission to read {printable(path)}", "Ask its owner for read permission.")
     if not gguf.is_gguf(path) and path.suffix.casefold() != ".gguf":
-        hint = "Pass the folder that contains it." if path.name in CHECKPOINT_FILES else None
+        if path.suffix in safetensors.UNFINISHED:
+            raise _unfinished(path)
+        in_folder = path.name in CHECKPOINT_FILES or path.suffix == ".safetensors"
+        hint = f"Pass the folder that contains it: {quote(str(path.parent))}" if in_folder else ONLY
         raise ProfileError(f"{printable(path)} is neither a folder nor a GGUF file", hint)
-    header = gguf.header(path)
+    try:
+        header = gguf.header(path)
+    except ProfileError as error:
+        raise _unfinished(path) if path.suffix in safetensors.UNFINISHED else error from None
     try:
         raw, names = gguf_config.named_config(header)
     except ProfileError as error:
         raise type(error)(f"{name}: {error.message}", error.hint) from None
     return _model(name, Source("gguf", str(path), None, raw), names=names, find=partial(of_gguf, path, header))
+
+
+def _unfinished(path: Path) -> ProfileError:
+    return ProfileError(f"{printable(path)} is an unfinished download", "Finish it, then pass the whole file.")
 
 
 def _hub(name: str, offline: bool | None) -> Model:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -29,6 +29,13 @@ INDEXED = Budget(nbytes=2 * MAX_HEADER, values=2**20, depth=8)  # an index of 21
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+STATES = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # pickles of a training, not weights
+UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".download")  # by the usual downloaders
+DOWNLOADS = Path(".cache", "huggingface", "download")  # where huggingface_hub keeps them in a folder of the user
+OTHERS = {  # endings of weights that nothing here reads
+    ".onnx": "ONNX", ".gguf": "GGUF", ".npz": "MLX", ".h5": "TensorFlow", ".msgpack": "Flax", ".tflite": "TFLite",
+}  # fmt: skip
+NONE = "the folder has no safetensors"
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 
@@ -148,7 +155,9 @@ def _shard(folder: Path, name: str) -> Path:
         raise ProfileError(f"{INDEX} names {printable(name)}, which is not a safetensors file in this folder")
     path = folder / name
     if not is_file(path):
-        raise ProfileError(f"{printable(name)}, which {INDEX} names, is missing", _AGAIN)
+        part = next((ending for ending in UNFINISHED if is_file(path.with_name(name + ending))), "")
+        what = f"is not downloaded completely (there is {printable(name)}{part})" if part else "is missing"
+        raise ProfileError(f"{printable(name)}, which {INDEX} names, {what}", _AGAIN)
     return path
 
 
@@ -180,15 +189,30 @@ def verify(folder: Path) -> dict[str, SafetensorsTensor]:
     return found
 
 
-def why_missing(folder: Path) -> str:
-    """Why ``shards`` finds no weights in a folder."""
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
-    if others:
+def why_missing(folder: Path, names: Iterable[str] | None = None) -> str:
+    """Why ``shards`` finds no weights in a folder, whose files are ``names`` if they are known."""
+    names = sorted(path.name for path in folder.iterdir()) if names is None else list(names)
+    part = next((name for name in names if name.endswith(UNFINISHED)), None) or _download(folder)
+    if part is not None:
+        return f"{printable(part, 60)} is an unfinished download"
+    others = [name for name in names if name.endswith(".safetensors") and name != SINGLE]
+    if others and (folder / "config.json").is_file():
         return f"{printable(others[0], 60)} is not named {SINGLE}, and no {INDEX} names it"
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    pickles = [name for name in names if name.endswith(PICKLES) and not name.startswith(STATES)]
     if pickles:
         return f"it has only pickled weights ({printable(pickles[0], 60)}), which can run code and are never loaded"
-    return "the folder has no safetensors"
+    other = next((name for name in names if Path(name).suffix.casefold() in OTHERS), None)
+    if other is not None:
+        kind = OTHERS[Path(other).suffix.casefold()]
+        instead = ", which is passed by its own path" if kind == "GGUF" else ", which transformers does not load"
+        return f"it has weights for {kind} only ({printable(other, 60)}){instead}"
+    return NONE
+
+
+def _download(folder: Path) -> str | None:
+    """A weight file of this folder that huggingface_hub has not finished downloading."""
+    found = (folder / DOWNLOADS).glob("*.safetensors.*.incomplete") if (folder / DOWNLOADS).is_dir() else ()
+    return next((path.name.partition(".safetensors")[0] + ".safetensors" for path in found), None)
 
 
 def unread(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import sqlite3
 import stat
@@ -39,8 +40,11 @@ BYTES = 64 * KIB**2  # allowed result of any query: runs share their environment
 BYTES_PER_BYTE = 2  # additional bytes per byte of the file, which contains every row once
 Tables = Mapping[str, tuple[str, str]]  # by name: table or index, and the normalized SQL that creates it
 
+BESIDE = ("wal", "shm", "journal")  # endings of the names of the files that SQLite writes next to a store
 MOST_COPIED = 4 * GIB  # bytes copied to a temporary folder
 SIGNS = ("unable to open database file", "readonly")  # SQLite's messages if it cannot write
+NO_INDEX = "SQLITE_IOERR_SHMSIZE"  # it cannot create the index of the log, which is 32 KiB
+OTHER_LOG = "SQLITE_IOERR_SHORT_READ"  # the log lacks pages that the index says it has
 
 BUSY_TIMEOUT_S = 30  # a commit takes milliseconds, or seconds on a busy disk
 SWITCH_S = 5.0  # switching usually takes milliseconds
@@ -182,8 +186,13 @@ def _normalized(sql: str) -> str:
 
 
 def may_be(error: sqlite3.Error) -> bool:
-    """Whether ``error`` may mean that a file or folder is not writable."""
-    return any(sign in str(error) for sign in SIGNS)
+    """Whether ``error`` may mean that a file or folder is not writable, or that files may not grow."""
+    return any(sign in str(error) for sign in SIGNS) or _code(error) == NO_INDEX
+
+
+def _code(error: Exception) -> str:
+    """SQLite's name of an error, such as SQLITE_IOERR_WRITE; empty for errors of other origin."""
+    return getattr(error, "sqlite_errorname", "")
 
 
 def connect_read_only(path: Path, timeout_s: float) -> Guarded:
@@ -311,6 +320,22 @@ def _words(path: Path, error: Exception) -> tuple[str, str]:
             return f"{store} cannot be read by this user", f"Ask its owner for permission or {elsewhere}."
         if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
             text = "readonly"
+    code = _code(error)
+    if code == OTHER_LOG:
+        return (
+            f"{store} was removed or replaced while another process was using it, whose -wal and -shm files are "
+            "still there",
+            f"Wait for that process or end it, then run the same command again; or {elsewhere}.",
+        )
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    is_write = code.startswith("SQLITE_IOERR") and not code.endswith("READ")
+    if (is_write or getattr(error, "errno", None) == errno.EFBIG) and _reaches(path, limit):
+        return (
+            f"{store} needs larger files than this process may write: ulimit -f allows {bytes_text(limit)}",
+            f"Raise the limit, as with ulimit -f unlimited, or {elsewhere}. {kept}",
+        )
+    if code == "SQLITE_IOERR_READ":
+        return f"{store} cannot be read: the disk reports an error", f"Check the disk, or {elsewhere}."
     for sign, what, do in (
         ("disk is full", "has no space left on its disk", f"Free some space or {elsewhere}. {kept}"),
         ("disk I/O error", "cannot be written: the disk reports an error", f"Check the disk, or {elsewhere}. {kept}"),
@@ -327,6 +352,17 @@ def _words(path: Path, error: Exception) -> tuple[str, str]:
         if sign in text:
             return f"{store} {what}", do
     return f"{store} cannot be used: {printable(text)}", otherwise
+
+
+def _reaches(path: Path, limit: int) -> bool:
+    """Whether the next row may make the store or a file beside it larger than ``limit`` bytes."""
+    if limit == resource.RLIM_INFINITY:
+        return False
+    largest = 0
+    for part in (path, *(path.with_name(f"{path.name}-{name}") for name in BESIDE)):
+        with suppress(OSError):
+            largest = max(largest, part.stat().st_size)
+    return largest + MAX_VALUE > limit
 
 
 def sweep_into(path: Path) -> Command:
@@ -367,7 +403,7 @@ def _claim(path: Path, create: bool) -> None:
             f"the store {printable(path)} is {kind}", "Give the file itself with --store or PROFILER_STORE."
         )
     # SQLite opens these files itself: it would block on a pipe, and write through a link to its target.
-    for beside in (path.with_name(f"{path.name}-{name}") for name in ("wal", "shm", "journal")):
+    for beside in (path.with_name(f"{path.name}-{name}") for name in BESIDE):
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(beside.lstat().st_mode):
                 raise StoreError(f"{printable(beside)}, next to the store, is not a plain file", "Remove it.")

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from profiler import devices
 from profiler.cost import engines
 from profiler.cost.engines.base import Engine, Named
 from profiler.cost.engines.transformers import swept, usual_path
 from profiler.cost.machine import RAM_BYTES_S, Machine, Split
 from profiler.cost.prediction import Goal, Prediction, Predictor
 from profiler.devices import target as targets
-from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models import families, hub
 from profiler.models.geometry import Geometry
@@ -23,7 +21,7 @@ from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run import grid
 from profiler.run.grid import counts, model_names, words
-from profiler.run.quantization import QuantVariant, checked, held, variants
+from profiler.run.quantization import QuantVariant, checked, compute_dtype, held, variants
 from profiler.run.request import Refusal, accepted, together
 from profiler.shell import Command
 from profiler.units import printable
@@ -258,15 +256,6 @@ def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
         p = answer.prediction
         first.setdefault((answer.model, p.machine, p.request.context, p.request.batch), answer)
     return list(first.values())
-
-
-def compute_dtype(target: Target, quant: str) -> str:
-    """The compute dtype: the one that the quantization fixes, or the best one for the device."""
-    if quant in DTYPE_BYTES:
-        return quant
-    if target.local:
-        return target.default_dtype or devices.find(target.local).default_dtype
-    return "fp16" if target.vendor == "NVIDIA" and target.flops and "bf16" not in target.flops else "bf16"
 
 
 def _machines(request: FitRequest, engine: Engine) -> list[Machine]:

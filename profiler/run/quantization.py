@@ -143,7 +143,8 @@ def variants(
         return _by_itself(model, stored, engine, target, usual)
     found: list[QuantVariant] = []
     for word in dict.fromkeys(word.casefold() for word in asked):
-        if _same(word, stored.quant) and not (stored.gguf and engine.name not in GGUF_ENGINES):
+        by_transformers = engine.name not in GGUF_ENGINES  # which loads what is not quantized in any dtype
+        if _same(word, stored.quant) and not (by_transformers and (stored.gguf or not stored.packed)):
             own = _by_itself(model, stored, engine, target, (word,))
             if stored.scheme is not None and own[0].checkpoint_format is None:
                 raise ProfileError(
@@ -186,12 +187,7 @@ def _by_itself(
     if engine.name == "llama.cpp":
         return [_converted(model, stored, engine)]
     if not stored.packed:
-        dtype = stored.dtype if stored.dtype in DTYPE_BYTES else None
-        return (
-            [QuantVariant(_plain(engine, dtype))]
-            if dtype
-            else [QuantVariant(checked(engine, quant)) for quant in usual]
-        )
+        return [_plain(stored, engine, target)]
     if engine.name == "transformers":
         return [_by_transformers(stored, target)]
     mlx = stored.scheme is not None and stored.scheme.method == MLX
@@ -199,8 +195,34 @@ def _by_itself(
     return [QuantVariant(stored.quant, stored, stored.dtype or "bf16", (told,) if told else ())]
 
 
-def _plain(engine: Engine, dtype: str) -> str:
-    return dtype if dtype in engine.quants else engine.default_quant
+def _plain(stored: Stored, engine: Engine, target: Target) -> QuantVariant:
+    """A checkpoint that is not quantized: transformers loads it as a sweep does, others in the dtype that it has."""
+    if engine.name == "transformers":
+        dtype = compute_dtype(target)
+        told = converted(stored, dtype)
+    elif stored.dtype is not None and stored.dtype in engine.quants:
+        return QuantVariant(stored.dtype)
+    else:
+        dtype = engine.default_quant
+        told = f"the checkpoint's weights are stored in {stored.dtype}, and {engine.name} loads them in {dtype}"
+    return QuantVariant(dtype, cautions=(told,) if told else ())
+
+
+def converted(stored: Stored | None, dtype: str) -> str | None:
+    """A caution if a checkpoint that is not quantized is loaded in another dtype than most of its weights have."""
+    if stored is None or stored.packed or stored.gguf or stored.dtype in (None, dtype):
+        return None
+    kept = f"; -q {stored.dtype} keeps it" if stored.dtype in DTYPE_BYTES else ""
+    return f"the checkpoint's weights are stored in {stored.dtype} and loaded in {dtype}, the device's default{kept}"
+
+
+def compute_dtype(target: Target, quant: str = "") -> str:
+    """The compute dtype: the one that the quantization fixes, or the default one of the device."""
+    if quant in DTYPE_BYTES:
+        return quant
+    if target.local:
+        return target.default_dtype or devices.find(target.local).default_dtype
+    return "fp16" if target.vendor == "NVIDIA" and target.flops and "bf16" not in target.flops else "bf16"
 
 
 def _converted(model: Model, stored: Stored, engine: Engine) -> QuantVariant:

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from profiler import backends, decode_path, registry
-from profiler.case import EAGER, FILES, SYNTHETIC, THREADS, ModelNote
+from profiler.case import CONVERTED, EAGER, FILES, SYNTHETIC, THREADS, ModelNote
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
 from profiler.models import scheme
@@ -23,7 +23,7 @@ from profiler.registry import unknown
 from profiler.run import grid as run_grid
 from profiler.run import headline
 from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, counts, model_names, tasks, words
-from profiler.run.quantization import never_loaded
+from profiler.run.quantization import converted, never_loaded
 from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
 from profiler.units import bytes_text, printable
 
@@ -144,9 +144,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
         return _headline(request, quants, device, available_bytes, say)
     found, refused = accepted(
         names,
-        lambda name: _with_threads(
-            _with_path(subject(name, request.weights, say, device), request, device), request, device
-        ),
+        lambda name: _noted(subject(name, request.weights, say, device), request, device),
     )
     subjects = _distinct(found, say)
     quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
@@ -309,7 +307,7 @@ def _headline(
     )
 
     def chosen_subject(name: str) -> Subject:
-        return _with_threads(_with_path(subject(name, request.weights, say), request, device), request, device)
+        return _noted(subject(name, request.weights, say), request, device)
 
     def grid(name: str, quant: Quant) -> list[GridTask]:
         axes = _axes((chosen_subject(name),), (quant,), template, device)
@@ -340,6 +338,17 @@ def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:
         if path not in decode_path.PATHS:
             raise unknown("decode path", path, decode_path.PATHS)
     return found
+
+
+def _noted(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
+    """The subject, with notes on what the options and the device make of it."""
+    return _with_dtype(_with_threads(_with_path(subject, request, device), request, device), request, device)
+
+
+def _with_dtype(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
+    """The subject, with a note if no quantization was requested and the default is not the checkpoint's dtype."""
+    told = None if words(request.quants) else converted(subject.checkpoint_format, device.default_dtype)
+    return subject if told is None else replace(subject, notes=(*subject.notes, ModelNote(told, CONVERTED)))
 
 
 def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:

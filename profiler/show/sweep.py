@@ -25,7 +25,6 @@ STREAMED = "jsonl"  # the format whose rows can be printed one by one
 class ProgressPrinter(SweepWatcher):
     """Prints messages and progress of a sweep on stderr."""
 
-    fresh = "fresh=True"  # how the caller can turn off the reuse of rows
     lines: bool | None = True  # whether to print a line per finished case; None: decided by ``Progress``
     streams = False  # whether rows are printed on stdout meanwhile
     _progress: Progress | None = None  # while cases are measured
@@ -36,7 +35,7 @@ class ProgressPrinter(SweepWatcher):
     def reused(self, count: int, total: int) -> None:
         cases = "case" if total == 1 else "cases"
         rows, them = ("reuses a stored row", "it") if count == 1 else ("reuse stored rows", "them")
-        say(f"{count} of {total} {cases} {rows}; {self.fresh} measures {them} again")
+        self.say(f"{count} of {total} {cases} {rows}; --fresh measures {them} again")
 
     def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
         tell(show_plan.warning(plan, budget_s))
@@ -64,7 +63,6 @@ class RowPrinter(ProgressPrinter):
     A context manager around the sweep: if the sweep fails, it prints the rows so far.
     """
 
-    fresh = "--fresh"
     lines = None
 
     def __init__(self, store: Store, resolved: ResolvedRequest, output: str) -> None:

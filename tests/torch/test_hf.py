@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import tiny
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from profiler import devices, registry
@@ -424,3 +425,22 @@ def test_extra_outputs_in_a_config_are_switched_off(tiny_model: Any, tmp_path: P
     generation.restore()
     assert len(decoded(generation)) == STEPS
     assert made and all(output.hidden_states is None and output.attentions is None for output in made)
+
+
+@pytest.mark.parametrize("path", ["eager", "static"])
+@pytest.mark.parametrize("broken", ["model.layers.0.mlp.gate.weight", "model.norm.weight"])
+def test_a_model_whose_logits_are_no_numbers_is_measured_with_a_caution(
+    tiny_model: Any, tmp_path: Path, path: str, broken: str
+) -> None:
+    """The router of a mixture of experts, and a norm: argmax chooses a token all the same."""
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_model(EVERY_ROLE), folder)
+    asked = case(path=path)
+    effort = Effort(2, 1.0)
+    assert "not-finite" not in [each.code for each in measure(session(folder, asked), asked, effort, silent).cautions]
+    tensors = load_file(folder / "model.safetensors")
+    tensors[broken].fill_(torch.nan)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    row = measure(session(folder, asked), asked, effort, silent)
+    (found,) = (each for each in row.cautions if each.code == "not-finite")
+    assert row.outcome == "ok" and "NaN or infinite" in found.text

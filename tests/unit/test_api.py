@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import decimal
+import enum
+import fractions
 import inspect
+import itertools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -14,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy
 import pandas
 import pytest
 from click.testing import CliRunner
@@ -254,24 +260,24 @@ def test_every_option_of_the_commands_has_an_argument_and_its_default() -> None:
     ("given", "message"),
     [
         ({"models": []}, "models is an empty list"),
-        ({"contexts": [0]}, "-c: "),
-        ({"contexts": 4096.5}, "-c: '4096.5' is not a count"),
+        ({"contexts": [0]}, "contexts: "),
+        ({"contexts": 4096.5}, "contexts: '4096.5' is not a count"),
         ({"reps": 0}, "reps: it must be at least 1"),
         ({"threads": 10**6}, "threads: it must be at most 4,096"),
         ({"precision": 2}, "precision: it must be more than 0% and less than 100%"),
         ({"max_phase": -1}, "max_phase: '-1s' is not a duration"),
         ({"budget": "10"}, "budget: '10' has no unit"),
         ({"max_memory": "8"}, "max_memory: '8' has no unit"),
-        ({"timeout": float("nan")}, "timeout: 'nans' is not a duration"),
+        ({"timeout": float("nan")}, "timeout: nan is not a number"),
         ({"seed": -1}, "seed: -1 is not a whole number from 0"),
         ({"fill": "full"}, "fill: 'full' is not one of prefill, synthetic"),
         ({"weights": "none"}, "weights: 'none' is not one of auto, real, synthetic"),
         ({"backend": "fak"}, "unknown backend: fak"),
         ({"quants": "nf5"}, "unknown quantization: nf5"),
         ({"store": ""}, "store is empty"),
-        ({"store": b"x"}, "store=b'x' is not text or a path"),
-        ({"models": b"gemma-3-270m"}, "models holds b'gemma-3-270m', which is not text"),
-        ({"quants": [None]}, "quants holds None, which is not text"),
+        ({"store": b"x"}, "store: b'x' is not text or a path"),
+        ({"models": b"gemma-3-270m"}, "models: b'gemma-3-270m' is not text or a number"),
+        ({"quants": [None]}, "quants: None is not text or a number"),
     ],
 )
 def test_a_wrong_argument_is_named(given: dict[str, Any], message: str) -> None:
@@ -287,14 +293,14 @@ def test_a_wrong_argument_is_named(given: dict[str, Any], message: str) -> None:
         ({"path": "fast"}, "path: 'fast' is not one of eager, static, graph"),
         ({"split": "row"}, "split: 'row' is not one of layer, tensor"),
         ({"ram": "64"}, "ram: '64' has no unit"),
-        ({"ram_bandwidth": 0}, "ram_bandwidth=0 is not at least 0.1 GB/s"),
-        ({"goal": "fast"}, "--goal 'fast' is not a decode rate"),
+        ({"ram_bandwidth": 0}, "ram_bandwidth: 0 is not at least 0.1 GB/s"),
+        ({"goal": "fast"}, "goal='fast' is not a decode rate"),
         ({"on": "rtx 9999x"}, "unknown device"),
-        ({"engine": 3}, "engine=3 is not text"),
-        ({"goal": 20}, "goal=20 is not text"),
-        ({"path": 5}, "path=5 is not text"),
-        ({"kv": 8}, "kv=8 is not text"),
-        ({"ram_bandwidth": "60"}, "ram_bandwidth='60' is not at least 0.1 GB/s"),
+        ({"engine": 3}, "engine: 3 is not text"),
+        ({"goal": 20}, "goal: 20 is not text"),
+        ({"path": 5}, "path: 5 is not text"),
+        ({"kv": 8}, "kv: 8 is not text"),
+        ({"ram_bandwidth": "60"}, "ram_bandwidth: '60' is not at least 0.1 GB/s"),
         ({"models": "gemma-5"}, "unknown model"),
     ],
 )
@@ -302,6 +308,104 @@ def test_a_wrong_argument_of_a_prediction_is_named(given: dict[str, Any], messag
     with pytest.raises(profiler.ProfileError) as caught:
         profiler.fit(**{"models": "gemma-3-270m", "on": "rtx 4090", **given})
     assert caught.value.message.startswith(message)
+
+
+class Quant(str, enum.Enum):  # noqa: UP042 (the text of a StrEnum is its value anyway)
+    SMALL = "nf4"
+
+
+class Strange:
+    """A value without a text."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"contexts": numpy.array(64)},  # without dimensions
+        {"contexts": numpy.int64(64)},
+        {"contexts": numpy.array([64])},
+        {"contexts": pandas.Series([64.0])},  # as a column with gaps has them
+        {"contexts": {64}},
+        {"contexts": (number for number in [64])},
+        {"contexts": decimal.Decimal(64)},
+        {"contexts": fractions.Fraction(64)},
+        {"contexts": 64, "quants": Quant.SMALL},
+        {"contexts": 64, "quants": numpy.array("nf4")},
+        {"contexts": 64, "batches": numpy.float32(1), "ram": numpy.float64(2**36), "ram_bandwidth": numpy.array(80)},
+    ],
+)
+def test_values_of_other_libraries_mean_what_they_say(given: dict[str, Any]) -> None:
+    usual = {"quants": "nf4"} | ({"ram": 2**36, "ram_bandwidth": 80} if "ram" in given else {})
+    expected = profiler.fit("gemma-3-270m", on="rtx 4090", contexts=64, **usual)
+    assert list(profiler.fit("gemma-3-270m", on="rtx 4090", **{"quants": "nf4", **given})) == list(expected)
+
+
+STRANGE = {
+    "bool": True, "NaN": math.nan, "inf": -math.inf, "Decimal NaN": decimal.Decimal("sNaN"), "huge": 10**5000,
+    "large Decimal": decimal.Decimal("1e999999999"), "complex": 3j, "bytes": b"64", "bytearray": bytearray(b"64"),
+    "dict": {64: 1}, "nested": [[64]], "matrix": numpy.array([[64]]), "truth": numpy.array(True), "NA": pandas.NA,
+    "gaps": pandas.Series([64, None]), "no end": itertools.count(1), "none": [None], "empty": numpy.array([]),
+    "no text": Strange(), "function": len, "object": object(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_any_other_value_is_an_error_that_names_the_argument(kind: str, model: MakeModel) -> None:
+    usual: dict[Any, dict[str, Any]] = {
+        profiler.fit: {"models": "gemma-3-270m", "on": "rtx 4090"},
+        profiler.sweep: {"models": model(), **QUICK},
+        profiler.load: {},
+    }
+    for function, arguments in usual.items():
+        for name, each in inspect.signature(function).parameters.items():
+            if isinstance(each.default, bool) and kind in ("bool", "truth"):
+                continue
+            with pytest.raises(profiler.ProfileError) as caught:
+                function(**{**arguments, name: STRANGE[kind]})
+            assert re.match(rf"{name}( is|: |=)|{name} has more than", caught.value.message), caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "message"),
+    [
+        ("fit", {"contexts": "9m"}, "contexts: '9m' is not a count"),
+        (
+            "fit",
+            {"contexts": 10**6},
+            "gemma-3-270m supports at most 32,768 tokens, not 1,000,000 Use contexts=32768.",
+        ),
+        ("fit", {"quants": ","}, "quants: the list is empty"),
+        ("fit", {"path": "eager", "engine": "vllm"}, "path applies to transformers only"),
+        ("fit", {"ram_bandwidth": 80}, 'ram_bandwidth needs ram Add the size of that memory, such as ram="64GiB".'),
+        ("fit", {"split": "tensor"}, 'split needs several devices For example: on="2xrtx 3090"'),
+        ("fit", {"goal": "5 tok/s at 9m"}, "goal: '9m' is not a count"),
+        ("fit", {"on": "vram=5"}, 'on="vram=5": bandwidth is missing'),
+        ("fit", {"goal": "5 tok/s at 4k", "contexts": 64}, "among the contexts Leave out contexts or scenario."),
+        ("sweep", {"batches": "1-8"}, "batches: '1-8' is a range without a step"),
+        ("sweep", {"reps": 3, "precision": 0.02}, "reps and precision contradict each other"),
+        ("sweep", {"quants": "q4_k_m"}, 'Give the file with models="FILE.gguf"'),
+        ("sweep", {"device": "tpu"}, "device"),
+        ("load", {"store": "/dev/null"}, "Give the file itself with store or PROFILER_STORE."),
+    ],
+)
+def test_errors_name_arguments_and_not_options(function: str, given: dict[str, Any], message: str) -> None:
+    usual = {"fit": {"models": "gemma-3-270m", "on": "rtx 4090"}, "sweep": {"models": "gemma-3-270m"}, "load": {}}
+    with pytest.raises(profiler.ProfileError) as caught:
+        getattr(profiler, function)(**{**usual[function], **given})
+    text = " ".join(str(caught.value).split())
+    assert message in text
+    assert re.search(r"(?<![\w-])--?[a-z]", text) is None
+
+
+def test_commands_in_an_error_stay_commands() -> None:
+    text = "leave -q nf4 out, or predict this one with profile fit --engine vllm -q fp8; --fresh measures it again."
+    assert api._in_python(text, api.SWEEP_OPTIONS) == (
+        'leave quants="nf4" out, or predict this one with profile fit --engine vllm -q fp8; '
+        "fresh=True measures it again."
+    )
 
 
 def test_none_is_the_default_of_every_argument(model: MakeModel) -> None:

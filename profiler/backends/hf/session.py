@@ -49,6 +49,9 @@ QUANTIZED_NAMES = ("weight", "qweight", "weight_packed")
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SEED_TOKENS = 8  # a random cache takes its shapes and its scale from a real one of this many tokens
 
+NOT_FINITE = "the model's logits are NaN or infinite: its tokens mean nothing, and its speed may not be typical"
+BETTER = {torch.float16: "-q bf16 or -q fp32, whose range is larger"}  # by the dtype in which it happens
+
 EXTRA_STEPS = 1  # the measuring loop takes one more step, to find the peak
 
 
@@ -168,7 +171,16 @@ class HfGeneration:
         return None
 
     def cautions(self) -> tuple[Caution, ...]:
-        return ()
+        """A caution if the model computes no numbers. One short pass after the measurement tells."""
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        try:
+            with memory_errors(), torch.inference_mode():
+                ids = self.ids[:1, :SEED_TOKENS]
+                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                finite = bool((logits < torch.inf).all())  # which NaN is not; -inf rules a token out
+        except OutOfMemory:  # the case itself has fitted
+            return ()
+        return () if finite else (Caution("not-finite", NOT_FINITE, BETTER.get(self.model.dtype)),)
 
     def _reset(self) -> None:
         self.kv = DynamicCache(config=self.model.config.get_text_config())
@@ -410,7 +422,7 @@ class StaticGeneration(HfGeneration):
     def cautions(self) -> tuple[Caution, ...]:
         """Cautions about a fallback, and about arithmetic that differs from the quantization's own."""
         stats = self.stats()
-        found = []
+        found = list(super().cautions())
         if stats.path != self.case.path:
             found.append(Caution("path", f"path {stats.path} instead of {self.case.path}: {stats.reason}"))
         if stats.kernels and DecodePath(stats.path, kernels=stats.kernels).on_plain_torch:

@@ -110,11 +110,12 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The whole report. ``summary`` is the line below the title."""
+    """The whole report. ``summary`` is the line below the title; ``warnings`` go to stderr."""
 
     title: str
     summary: tuple[str, ...]
     sections: tuple[Section, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def muted(text: str) -> Text:

@@ -54,7 +54,9 @@ def page(
         appendix.environment(shown),
         appendix.commands(runs, run),
     )
-    return Page(f"Hardware fit: {several([machine.title for machine in shown], MOST_MACHINES)}", summary, sections)
+    title = f"Hardware fit: {several([machine.title for machine in shown], MOST_MACHINES)}"
+    unmatched = None if scores is None else quality.unmatched(scores, found)
+    return Page(title, summary, sections, () if unmatched is None else (unmatched,))
 
 
 class Counted:

@@ -14,17 +14,22 @@ A score does not apply to other quantizations, because their loss of quality has
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from profiler import registry
+from profiler.cost import engines
 from profiler.errors import ProfileError
 from profiler.foreign import BadContent, Budget, read_bytes, toml_value
+from profiler.models import hub
 from profiler.quants.base import DTYPE_BYTES
+from profiler.run.request import OF_CHECKPOINTS
 from profiler.show.columns import plain
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
@@ -39,6 +44,7 @@ NAME_LENGTH = 80
 TITLE, SHORT = "Which quantizations are worth their memory?", "Worth their memory"
 MOST_POINTS = 60  # cases drawn that are not on the frontier
 MOST_ROWS = 60
+MOST_NAMED = 4  # entries in the line about names that match nothing
 ENOUGH = 2  # models with a score that quality needs for a comparison
 
 
@@ -126,6 +132,37 @@ def _score(entry: Any, where: str) -> Score:
 
 def _form() -> str:
     return f"An entry has {', '.join(REQUIRED)}, and optionally quants."
+
+
+def unmatched(scores: Sequence[Score], machines: Sequence[MachineRows]) -> str | None:
+    """A line about entries whose model or quantization exists neither in the report nor elsewhere; None without any.
+
+    Names must be spelled exactly as in the report. Models of the catalog and quantizations that are not part of the
+    report are no mistakes.
+    """
+    models = {*hub.names(), *(model for machine in machines for model in machine.models)}
+    quants = {*registry.names("quants"), *(quant for name in engines.names() for quant in engines.find(name).quants)}
+    quants |= {group.case.quant for machine in machines for group in machine.groups}
+    wrong = []
+    for number, score in enumerate(scores, 1):
+        if score.model not in models:
+            wrong.append(f"entry {number}, model {score.model}{_meant(score.model, models)}")
+        wrong += [
+            f"entry {number}, quantization {plain(quant, 40)}{_meant(quant, quants)}"
+            for quant in score.quants
+            if quant not in quants and not OF_CHECKPOINTS.fullmatch(quant)
+        ]
+    if not wrong:
+        return None
+    more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+    return f"--quality: names that match nothing in the report or the catalog: {'; '.join(wrong[:MOST_NAMED])}{more}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """A known name that ``name`` probably means, for a message."""
+    spelled = {each.casefold().replace("_", "-"): each for each in sorted(known)}
+    near = difflib.get_close_matches(name.casefold().replace("_", "-"), spelled, n=1, cutoff=0.6)
+    return f" (did you mean {spelled[near[0]]}?)" if near else ""
 
 
 @dataclass(frozen=True, slots=True)

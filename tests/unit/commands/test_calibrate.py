@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.ceilings import MEASURED
 
+from profiler import devices
 from profiler.commands import calibrate
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
@@ -53,3 +55,23 @@ def test_a_device_that_was_never_calibrated_has_nothing_to_show(
     ran = profile("calibrate", "--show", "--device", "cpu")
     assert ran.code == 2
     assert "no calibration of cpu in its current state" in ran.err
+
+
+def test_a_calibration_is_of_the_machine_whatever_store_is_named(
+    profile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``calibrate`` has no ``--store``: it must apply to a sweep with one. What lies beside that store does not."""
+    own = replace(MEASURED, fingerprint=calibration.fingerprint(devices.find("cpu")))
+    here, other = tmp_path / "own" / "store.sqlite", tmp_path / "other" / "store.sqlite"
+    for path, ceilings in ((here, own), (other, replace(own, step_s={"fp32": 10.0}))):
+        monkeypatch.setenv("PROFILER_STORE", str(path))
+        calibration.save(ceilings)
+
+    def seconds(*store: str) -> float:
+        asked = ("-m", "gemma-3-270m", "-q", "fp32", "-c", "128", "-r", "2", "--device", "cpu")
+        (row,) = profile("sweep", *asked, "--dry-run", "-o", "jsonl", *store).rows
+        return float(row["run_s"])
+
+    by_the_other = seconds()
+    monkeypatch.setenv("PROFILER_STORE", str(here))
+    assert seconds("--store", str(other)) == seconds() < by_the_other

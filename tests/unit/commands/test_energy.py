@@ -24,6 +24,14 @@ def test_a_device_that_does_not_tell_prints_a_dash_and_the_reason(sweep: Any) ->
     assert "[1] energy: prefill and decode: the script states no power" in ran.out
 
 
+def test_a_row_without_a_counter_is_read_from_its_store(sweep: Any, profile: Any) -> None:
+    (row,) = sweep("-c", "512", "--energy").rows
+    (stored,) = profile("runs", "show", "-o", "jsonl").rows
+    assert stored["energy"] == row["energy"] and "the script states no power" in str(row["energy"])
+    (again,) = sweep("-c", "512", "--energy").rows
+    assert again["started_at"] == row["started_at"]
+
+
 def test_a_row_without_energy_is_measured_again_for_it_and_the_other_way_round_not(sweep: Any, model: Any) -> None:
     named = ("-m", model(idle_w=40.0), "-c", "512")
     assert sweep(*named).rows[0]["energy"] is None

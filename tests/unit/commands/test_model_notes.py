@@ -46,7 +46,7 @@ def test_a_row_tells_what_of_the_checkpoint_it_did_not_measure(profile: Any, fol
 
 
 def test_a_plan_and_a_prediction_tell_it_too(profile: Any, folder: str) -> None:
-    ran = profile("sweep", "-m", folder, *FAST, "--dry-run")
+    ran = profile("sweep", "-m", folder, "-q", "fp32", *FAST, "--dry-run")
     (row,) = ran.rows
     assert codes(row) == ["unused-weights", "files-beside"]
     assert "model.visual.patch.weight" in ran.err and "adapter_model.safetensors" in ran.err

@@ -85,6 +85,18 @@ def test_scores_of_the_readers_own_are_read_and_a_bad_file_is_said(sweep, profil
     assert refused.code == 2 and "entry 1 has no benchmark" in refused.err
 
 
+def test_a_name_in_the_scores_that_matches_nothing_is_said_once_on_stderr(sweep, profile, tmp_path):
+    sweep("-c", "64", "-n", "4")
+    own = tmp_path / "scores.toml"
+    entry = '[[score]]\nmodel = "{}"\nbenchmark = "Mine"\nvalue = 3\nsource = "me"\nquants = ["{}"]\n'
+    own.write_text("".join(entry.format(*each) for each in (("tiny", "fp32"), ("gemma-4-31b", "q4_k_m"))))
+    assert profile("report", "--quality", str(own)).err == ""
+    own.write_text("".join(entry.format(*each) for each in (("tiny", "nf4_dq"), ("Gemma-4-E2B", "awq-4bit"))))
+    (said,) = profile("report", "--quality", str(own)).err.splitlines()
+    assert "entry 1, quantization nf4_dq (did you mean nf4-dq?)" in said
+    assert "entry 2, model Gemma-4-E2B (did you mean gemma-4-e2b?)" in said and "awq" not in said
+
+
 @pytest.mark.parametrize("command", [("report",), ("sweep", "--backend", "fake")])
 def test_a_page_that_cannot_be_written_is_said_before_anything_is_measured(profile, command, tmp_path):
     refused = profile(*command, "--html", str(tmp_path / "missing" / "page.html"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,37 @@ def test_fit_prices_the_tensors_of_a_quantized_checkpoint(quant: str, tmp_path: 
 
 @pytest.mark.parametrize("quant", ["fp32", "bf16", "fp16"])
 def test_fit_prices_a_plain_checkpoint_in_its_own_dtype(quant: str, tmp_path: Path) -> None:
-    (row,) = fit(str(made.folder(tmp_path / "m", quant)))
+    (row,) = fit(str(made.folder(tmp_path / "m", quant)), "-q", quant)
     assert sizes(row) == (quant, made.total(made.tensors(quant)), "exact")
+    assert not any("are stored in" in caution for caution in row["cautions"])
+
+
+@pytest.mark.parametrize("quant", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("default", ["fp32", "bf16", "fp16"])
+def test_fit_plan_and_row_load_a_plain_checkpoint_in_the_same_dtype_and_say_if_it_is_another(
+    quant: str, default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the device's default dtype. The config's own dtype is a third one, which nobody asked for."""
+    find = devices.find
+    monkeypatch.setattr(devices, "find", lambda *name: replace(find(*name), default_dtype=default))
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "store.sqlite"))
+    path = str(made.folder(tmp_path / "m", quant))
+    predicted, planned = fit(path)[0], plan("-m", path)[0]
+    (measured,) = json.loads(
+        run("sweep", "-m", path, "-c", "32", "-n", "2", "-r", "2", "--backend", "fake", "-o", "json").stdout
+    )
+    assert predicted["quant"] == planned["quant"] == measured["case"]["quant"] == default
+    assert predicted["weights_bytes"]["value"] == planned["weights_bytes"]
+    said = f"stored in {quant} and loaded in {default}, the device's default; -q {quant} keeps it"
+    for cautions in (predicted["cautions"], [caution["text"] for caution in measured["cautions"]]):
+        assert any(said in caution for caution in cautions) == (quant != default)
+    assert (said in run("sweep", *ONE, "-m", path).stderr) == (quant != default)
+
+
+def test_an_engine_without_the_dtype_of_a_checkpoint_says_what_it_is_predicted_in(tmp_path: Path) -> None:
+    (row,) = fit(str(made.folder(tmp_path / "m", "fp32")), "--engine", "vllm", "--on", "rtx 4090")
+    assert row["quant"] == "bf16"
+    assert "the checkpoint's weights are stored in fp32, and vllm loads them in bf16" in row["cautions"]
 
 
 @pytest.mark.parametrize("kind", made.GGUF)

@@ -385,7 +385,7 @@ def test_what_a_model_leaves_out_is_a_caution_on_its_rows(profile: Any) -> None:
 
 def test_a_budget_leaves_out_what_is_estimated_not_to_fit(sweep: Any) -> None:
     ran = sweep("-c", "128,512", "-n", "4", "--budget", "1s")
-    assert ran.code == 0
+    assert ran.code == 1
     assert ran.outcomes == ["skipped", "skipped"]
     assert all("does not fit the budget of 1.00 s" in row["reason"] for row in ran.rows)
 

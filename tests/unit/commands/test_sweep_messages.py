@@ -52,9 +52,9 @@ def test_a_sweep_that_measured_something_has_nothing_to_add() -> None:
     assert ending([SKIPPED, OK], 2, False, True) is None
 
 
-def test_a_sweep_that_measures_nothing_says_why_and_is_no_failure(sweep: Any) -> None:
+def test_a_sweep_that_measures_nothing_says_why_and_fails(sweep: Any) -> None:
     ran = sweep("-q", "fp32", "-c", "128,256", "-n", "4", "--max-memory", "100MiB")
-    assert ran.code == 0
+    assert ran.code == 1
     assert ran.outcomes == ["skipped"] * 2
     (line,) = ran.err.splitlines()
     assert line.startswith("nothing measured: tiny fp32 c=128 b=1: needs at least ")
@@ -62,4 +62,10 @@ def test_a_sweep_that_measures_nothing_says_why_and_is_no_failure(sweep: Any) ->
 
 def test_rows_kept_from_before_are_something(sweep: Any) -> None:
     sweep("-c", "128", "-n", "4")
-    assert "nothing measured" not in sweep("-c", "128", "-n", "4").err
+    again = sweep("-c", "128", "-n", "4")
+    assert again.code == 0 and "nothing measured" not in again.err
+
+
+def test_a_sweep_without_some_of_its_cases_succeeds(sweep: Any) -> None:
+    ran = sweep("-c", "128", "-b", "1,1000000", "-n", "4")
+    assert (ran.code, sorted(ran.outcomes)) == (0, ["ok", "skipped"])

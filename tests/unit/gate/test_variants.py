@@ -125,6 +125,30 @@ def test_a_revision_that_a_shallow_clone_lacks_is_told_how_to_fetch_it(
     assert revision.commit("HEAD~1") is not None
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("HEAD^{tree}", "it names a tree of"),
+        ("HEAD:pyproject.toml", "it names a blob of"),
+        ("HEAD~1..HEAD", "no such revision in"),
+        ("HEAD@{1}", "no such revision in"),
+        (":/no such message", "no such revision in"),
+        ("a tree", "no such revision in"),
+        ("x.lock", "no such revision in"),
+    ],
+)
+def test_what_no_history_can_hold_is_not_said_to_be_missing_from_a_shallow_clone(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, said: str
+) -> None:
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), str(clone))
+    monkeypatch.setattr(revision, "checkout", lambda: clone)
+    with pytest.raises(ProfileError) as raised:
+        variants.resolve(f"rev:{typed}", tmp_path)
+    assert said in raised.value.message and "shallow" not in raised.value.message
+    assert "unshallow" not in (raised.value.hint or "")
+
+
 def test_a_revision_that_does_not_import_is_not_told_to_lend_our_code(tmp_path: Path) -> None:
     broken = Variant("HEAD~1", Launch((sys.executable,), {"PYTHONPATH": str(tmp_path)}), of_revision=True)
     (tmp_path / "profiler").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -233,21 +234,48 @@ def test_a_stated_quantization_may_spread_a_weight_over_tensors_but_not_add_laye
     assert "also holds layer 1" in refused(tmp_path, spread, raw | {"num_hidden_layers": 1}).message
 
 
-def test_experts_one_by_one_are_the_stacked_ones(tmp_path: Path) -> None:
-    raw = tiny.CONFIGS["qwen3.5-moe"]
-    shapes = weights.described(raw)
+def one_by_one(kinds: Mapping[str, Callable[[int, int], list[int]]]) -> dict[str, list[int]]:
+    """The tensors of a mixture of experts whose experts are stored one by one, each as tensors of these kinds."""
+    shapes = weights.described(tiny.CONFIGS["qwen3.5-moe"])
     for name in [name for name in shapes if ".mlp.experts." in name]:
         count, rows, columns = shapes.pop(name)
         down = name.endswith("down_proj")
         parts = {"down_proj": rows} if down else {"gate_proj": rows // 2, "up_proj": rows // 2}
         for index in range(count):
             for part, size in parts.items():
-                shapes[f"{name.rpartition('.')[0]}.{index}.{part}.weight"] = [size, columns]
-    found = model(tmp_path, shapes, raw)
+                place = f"{name.rpartition('.')[0]}.{index}.{part}"
+                shapes |= {f"{place}.{kind}": shape(size, columns) for kind, shape in kinds.items()}
+    return shapes
+
+
+PLAIN_EXPERTS = {"weight": lambda rows, columns: [rows, columns]}
+GPTQ_EXPERTS = {"qweight": lambda rows, columns: [columns // 8, rows], "scales": lambda rows, columns: [1, rows]}
+EXPERTS = "model.layers.0.mlp.experts"
+
+
+def test_experts_one_by_one_are_the_stacked_ones(tmp_path: Path) -> None:
+    found = model(tmp_path, one_by_one(PLAIN_EXPERTS), tiny.CONFIGS["qwen3.5-moe"])
     assert unused(found) == []
-    one = next(name for name in shapes if re.search(r"experts\.3\.up_proj", name))
-    del shapes[one]
-    assert "gate_up_proj has" in refused(tmp_path, shapes, raw).message
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_one_bad_expert_is_refused_by_the_headers(tmp_path: Path, quantized: bool) -> None:
+    """Loading would fail too, but only after minutes."""
+    raw = tiny.CONFIGS["qwen3.5-moe"]
+    raw = raw | {"quantization_config": {"quant_method": "gptq", "bits": 4}} if quantized else raw
+    kind = "qweight" if quantized else "weight"
+    whole = one_by_one(GPTQ_EXPERTS if quantized else PLAIN_EXPERTS)
+    assert unused(model(tmp_path, whole, raw)) == []
+    for part in ("gate", "up", "down"):
+        name = f"{EXPERTS}.2.{part}_proj.{kind}"
+        rest = {each: shape for each, shape in whole.items() if not each.startswith(f"{EXPERTS}.2.{part}_proj")}
+        assert f"is not in the file: {EXPERTS}.2.{part}_proj." in refused(tmp_path, rest, raw).message
+        rows, columns = whole[name]
+        other = name.replace(".2.", ".1.")  # as many parameters as before, and another number of rows
+        uneven = whole | {name: [rows - 1, columns], other: [rows + 1, columns]}
+        assert f"{part}_proj.{kind} is [" in refused(tmp_path, uneven, raw).message
+    more = whole | {f"{EXPERTS}.4.up_proj.{kind}": whole[f"{EXPERTS}.3.up_proj.{kind}"]}
+    assert "config.json describes 4 experts, not " in refused(tmp_path, more, raw).message
 
 
 def test_keys_of_layers_that_share_them_are_told(tmp_path: Path) -> None:

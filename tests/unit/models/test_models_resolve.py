@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import struct
 import time
 from pathlib import Path
@@ -251,6 +253,89 @@ def test_a_file_that_is_no_gguf_and_a_folder_without_config_say_what_is_wanted(t
     (tmp_path / "model.bin").write_bytes(b"x")
     assert "neither a folder nor a GGUF file" in one_line(str(tmp_path / "model.bin"))
     assert "has no config.json" in one_line(str(tmp_path))
+
+
+def test_a_folder_of_the_hubs_cache_names_its_snapshot(tmp_path: Path) -> None:
+    cached = tmp_path / "my cache" / "models--google--tiny"
+    (cached / "snapshots").mkdir(parents=True)
+    for hour, commit in enumerate(("aaa", "bbb")):
+        os.utime(folder(cached / "snapshots" / commit), (3600 * hour, 3600 * hour))
+    for name, expected in ((None, "bbb"), ("aaa", "aaa")):  # the newest, unless the cache says what main is
+        if name is not None:
+            (cached / "refs").mkdir()
+            (cached / "refs" / "main").write_text(name)
+        for path in (cached, cached / "snapshots"):
+            with pytest.raises(NotFound, match="is a folder of the Hugging Face cache") as caught:
+                resolve(str(path))
+            said, _, argument = str(caught.value.hint).rpartition(": ")
+            assert "google/tiny" in said
+            assert shlex.split(argument) == [str(cached / "snapshots" / expected)]
+            assert resolve(*shlex.split(argument)).geometry.layers
+
+
+def test_the_output_of_a_training_names_its_newest_checkpoint(tmp_path: Path) -> None:
+    output = tmp_path / "my run"
+    output.mkdir()
+    for step in (1000, 500):
+        folder(output / f"checkpoint-{step}")
+    (output / "training_args.bin").write_bytes(b"x")
+    with pytest.raises(NotFound, match=r"has no config\.json, but checkpoints") as caught:
+        resolve(str(output))
+    assert shlex.split(str(caught.value.hint))[-1] == str(output / "checkpoint-1000")
+    (output / "checkpoint-2000").mkdir()
+    (output / "checkpoint-2000" / "adapter_config.json").write_text("{}")
+    assert "checkpoint-2000 holds only an adapter" in one_line(str(output))
+
+
+@pytest.mark.parametrize(
+    ("files", "hint"),
+    [
+        ((), "The folder is empty."),
+        (("tokenizer.json", "tokenizer_config.json"), "A model is a folder with config.json and safetensors"),
+        (("model.onnx",), "it has weights for ONNX only (model.onnx)"),
+        (("consolidated.00.pth",), "it has only pickled weights (consolidated.00.pth)"),
+        (("training_args.bin",), "A model is a folder with"),
+        (("model.safetensors",), "Copy the model's config.json into it"),
+        (("model.safetensors.part",), "model.safetensors.part is an unfinished download"),
+        (("b.gguf", "a.gguf"), "Pass one of its 2 GGUF files, such as {folder}/a.gguf"),
+        (("one/config.json",), "Pass the folder of a model in it, such as {folder}/one"),
+        (("model_index.json", "unet/config.json"), "A model is a folder with"),
+    ],
+)
+def test_a_folder_that_is_no_model_says_what_to_pass_instead(
+    tmp_path: Path, files: tuple[str, ...], hint: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(NotFound, match=r"has no config\.json") as caught:
+        resolve(str(tmp_path))
+    assert hint.format(folder=tmp_path) in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("model.safetensors.incomplete", "model.safetensors.incomplete is an unfinished download"),
+        (".cache/huggingface/download/model.safetensors.0a1b.incomplete", "model.safetensors is an unfinished"),
+        ("model.onnx", "it has weights for ONNX only (model.onnx), which transformers does not load"),
+        ("model.gguf", "it has weights for GGUF only (model.gguf), which is passed by its own path"),
+        ("tf_model.h5", "it has weights for TensorFlow only (tf_model.h5)"),
+        ("optimizer.pt", "the folder has no safetensors"),
+    ],
+)
+def test_weights_that_are_not_read_are_named(tmp_path: Path, name: str, reason: str) -> None:
+    path = folder(tmp_path / "model") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    assert str(resolve(str(tmp_path / "model")).no_weights).startswith(reason)
+
+
+@pytest.mark.parametrize("content", [b"GGUF", b"GGUF\3\0\0\0", b"", b"\0" * 64])
+def test_an_unfinished_download_of_a_file_is_said_to_be_one(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.gguf.part"
+    path.write_bytes(content)
+    assert "is an unfinished download" in one_line(str(path))
 
 
 def test_an_adapter_is_not_taken_for_the_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -44,13 +45,22 @@ def written(path: Path, make: Any, environment: Any, rows: int = 3) -> Store:
 
 def as_reader(work: Callable[[], Any]) -> str:
     """What ``work`` returns, or the error it raises, as a user who may write nothing here."""
+
+    def run() -> Any:
+        if os.geteuid() == 0:
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        return work()
+
+    return in_fork(run)
+
+
+def in_fork(work: Callable[[], Any]) -> str:
+    """What ``work`` returns, or the error it raises, in another process."""
     read, write = os.pipe()
     pid = fork()
     if pid == 0:
         try:
-            if os.geteuid() == 0:
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
             answer = repr(work())
         except BaseException as error:
             answer = f"{type(error).__name__}: {error}"
@@ -108,6 +118,39 @@ def test_whoever_wants_to_write_is_told_in_one_line(folder: Path, make: Any, env
     message, hint = as_reader(lambda: Store.open(folder / "s.sqlite").start_run([], environment)).split("\n")
     assert message == f"StoreError: the store {folder}/s.sqlite is read-only"
     assert "--store FILE" in hint
+
+
+def test_a_store_is_read_by_a_process_that_may_write_no_file(folder: Path, make: Any, environment: Any) -> None:
+    store = folder / "s.sqlite"
+    written(store, make, environment).close()
+
+    def limited(work: Callable[[], Any]) -> str:
+        def run() -> Any:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+            return work()
+
+        return in_fork(run)
+
+    assert limited(lambda: contexts(store)) == "[1, 2, 3]"
+    message, hint = limited(lambda: Store.open(store).start_run([], environment)).split("\n")
+    assert message.endswith("needs larger files than this process may write: ulimit -f allows 1.00 KiB")
+    assert "ulimit -f unlimited" in hint
+
+
+def test_a_store_made_where_one_in_use_was_removed_is_told_apart_from_a_bad_disk(
+    folder: Path, make: Any, environment: Any
+) -> None:
+    store = folder / "s.sqlite"
+
+    def measure_again() -> None:
+        Store.open(store).start_run([], environment)
+
+    with written(store, make, environment):
+        store.unlink()
+        message, hint = in_fork(measure_again).split("\n")
+        assert "was removed or replaced while another process was using it" in message
+        assert "end it" in hint and "disk" not in message + hint
+    assert in_fork(measure_again) == "None"
 
 
 def test_a_store_that_may_not_be_read_is_said_in_one_line(folder: Path, make: Any, environment: Any) -> None:

@@ -141,9 +141,10 @@ def test_a_full_disk_is_said_in_words_and_committed_rows_stay(tmp_path):
     assert acknowledged == same == later
 
 
-def test_a_file_that_may_not_grow_is_said_in_words_and_committed_rows_stay(tmp_path):
+def test_the_limit_on_the_size_of_files_is_named_and_committed_rows_stay(tmp_path):
     error, acknowledged, same, later = filled(tmp_path, LIMIT)
-    assert "cannot be written" in error and "Rows stored earlier are safe" in error
+    assert "ulimit -f allows 586 KiB" in error and "ulimit -f unlimited" in error
+    assert "Rows stored earlier are safe" in error and "disk" not in error
     assert len(acknowledged) > 20
     assert acknowledged == same == later
 
