@@ -455,7 +455,7 @@ FIT_OPTIONS = {
 }
 LOAD_OPTIONS = {"--store": "store"}
 OPTION = re.compile(
-    r"profile [a-z]+(?: --?[a-z][a-z-]*(?: [^\s,;:-][^\s,;:]*)?)+"  # a command
+    r"profile [a-z]+(?:(?![.;](?:\s|$)).)*"  # a command, to the end of its sentence
     r"|(?<![\w/-])(?P<option>--?[a-z][a-z-]*)"
     r"(?: (?P<value>\d*x?\"[^\"]*\"|'[^']*'|[^\s;\"']*\d[^\s;\"']*?(?=[.,;:)]?(?:\s|$))"
     r"|(?:eager|static|graph|layer|tensor|real|synthetic|cpu|vllm|FILE\.gguf)\b))?(?![\w-])"

@@ -71,14 +71,14 @@ def commit(revision: str, root: Path | None = None) -> str | None:
 
 
 def kind(text: str, root: Path) -> str | None:
-    """What ``text`` names in the repository, such as ``tree`` for ``HEAD^{tree}``; None if it names nothing."""
+    """The kind of object that ``text`` names in the repository: commit, tree, blob or tag. None if it names nothing."""
     found = None if "\0" in text else git.output(root, "cat-file", "--batch-check", stdin=f"{text}\n".encode())
     words = found.decode("utf-8", "replace").split() if found else []
     return words[1] if len(words) == 3 and words[2].isdigit() else None  # name, kind, size
 
 
 def is_name(text: str, root: Path) -> bool:
-    """Whether ``text`` is the name of a commit in form, such as a hash, ``main`` or ``v1.2~3``."""
+    """Whether ``text`` has the form of a commit's name: a hash or a branch or tag, and perhaps ~3 or ^2 after it."""
     found = NAME.fullmatch(text)
     if found is None:
         return False

@@ -406,6 +406,8 @@ def test_commands_in_an_error_stay_commands() -> None:
         'leave quants="nf4" out, or predict this one with profile fit --engine vllm -q fp8; '
         "fresh=True measures it again."
     )
+    text = "Every row is stored: profile runs show 1 --store '/tmp/a b' -m x"
+    assert api._in_python(text, api.SWEEP_OPTIONS) == text
 
 
 def test_none_is_the_default_of_every_argument(model: MakeModel) -> None:
