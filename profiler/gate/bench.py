@@ -56,7 +56,7 @@ class ProcessBlock:
 
     def seconds(self, metric: Phase, clock: GateClock) -> float | None:
         """Median seconds of a repetition. None if the phase has no such times, or if a time is 0."""
-        times = [sample.cpu_s if clock == "cpu" else sample.seconds for sample in self.row.of(metric)]
+        times = [sample.cpu_s if clock == "cpu" else sample.seconds for sample in self.row.samples.of(metric)]
         known = [value for value in times if value is not None]
         if not known or len(known) < len(times) or min(known) <= 0:
             return None
@@ -72,8 +72,8 @@ class ProcessBlock:
 
 def conditions_differ(base: ProcessBlock, candidate: ProcessBlock) -> str | None:
     """How the GPU's conditions differed between the two halves of a pair; None if they did not, as far as we know."""
-    clocks = [_median([s.sm_mhz for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
-    capped = [_median([s.capped for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
+    clocks = [_median([s.sm_mhz for metric in METRICS for s in b.row.samples.of(metric)]) for b in (base, candidate)]
+    capped = [_median([s.capped for metric in METRICS for s in b.row.samples.of(metric)]) for b in (base, candidate)]
     a, b = clocks
     if a and b and max(a, b) > (1 + DIFFERENT) * min(a, b):
         return f"clocks of {a:,.0f} MHz and {b:,.0f} MHz"
@@ -112,8 +112,8 @@ def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], disturbed: str
             "reason": block.row.reason,
             "invalid": disturbed,
             "started_at": block.row.started_at,
-            "seconds": {metric: [s.seconds for s in block.row.of(metric)] for metric in METRICS},
-            "cpu_seconds": {metric: [s.cpu_s for s in block.row.of(metric)] for metric in METRICS},
+            "seconds": {metric: [s.seconds for s in block.row.samples.of(metric)] for metric in METRICS},
+            "cpu_seconds": {metric: [s.cpu_s for s in block.row.samples.of(metric)] for metric in METRICS},
             "cautions": [caution.code for caution in block.row.cautions],
         }
         for place, block in enumerate(blocks)

@@ -397,9 +397,9 @@ def _as_thorough(row: Measurement, effort: Effort) -> bool:
     """
     if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s or (effort.energy and not row.asked.get("energy")):
         return False
-    phases = {sample.phase for sample in row.samples}
+    phases = set(row.samples.columns.get("phase", ()))
     if effort.reps is not None:
-        done = min((len(row.of(phase)) for phase in phases), default=0)
+        done = min((len(row.samples.of(phase)) for phase in phases), default=0)
         return bool(max(row.asked.get("reps", 0), done) >= effort.reps)
     if row.asked.get("precision", 1.0) <= effort.precision:
         return True
