@@ -18,10 +18,10 @@ from profiler.commands.options import MeasuringCommand
 from profiler.console import say
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.gate import baseline, page, preflight, suite
+from profiler.gate import baseline, page, suite
 from profiler.gate import trial as gate_trial
 from profiler.gate import variants as variants
-from profiler.gate.bench import METRICS, Interrupted, WorkerBench, clock_of, threads_of
+from profiler.gate.bench import METRICS, Interrupted, WorkerBench, clock_of, threads_of, wait_until_quiet
 from profiler.gate.rule import DELTA, GateVerdict, RegressionRule, exit_code, worst
 from profiler.gate.trial import MAX_CASES, GatePlan, GateTrial
 from profiler.results import environment
@@ -240,7 +240,7 @@ class GateRun:
         with self._bench() as bench:
             for variant in (left, right):
                 bench.check(variant, self._tasks)
-        obstacles = preflight.wait(self._device, self._clock, say, self._wait_s)
+        obstacles = wait_until_quiet(self._device, self._clock, say, self._wait_s)
         if obstacles:
             reason = "; ".join(obstacles)
             return [

@@ -1,4 +1,4 @@
-"""How a gate measures: blocks from one warm process per variant, taken in turns and collected in pairs.
+"""How a gate measures: on a quiet machine, in blocks from one warm process per variant, in turns and in pairs.
 
 A block is one request to a warm worker process, with the figures that a gate takes from the resulting row.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from profiler import devices
 from profiler.case import Case, Source, Task
-from profiler.devices.base import kind_of
+from profiler.devices import nvml
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import ProfileError
 from profiler.gate import rule
 from profiler.gate import variants as variants
@@ -45,6 +49,70 @@ RESTART = 3  # pairs after which both processes are replaced: an unlucky memory 
 MAX_DISTURBED = 0.25  # share of the pairs: beyond it we would measure the machine
 KeptBlocks = list[dict[str, Any]]
 
+PRESSURE = Path("/proc/pressure/cpu")
+SUPPLIES = Path("/sys/class/power_supply")
+MAX_PRESSURE = 10.0  # percent of the last ten seconds in which some process waited for a core
+QUIET_S = 60.0  # a build or a cron job may end within this time; a longer load is the normal state of the machine
+LOOK_S = 5.0
+
+
+def obstacles(device: DeviceInfo, clock: str) -> list[str]:
+    """Reasons not to measure now. CPU time does not include waiting for a core, so load matters to wall time only."""
+    found = [_pressure() if clock == "wall" else None, _battery(), _foreign(device)]
+    return [text for text in found if text is not None]
+
+
+def wait_until_quiet(
+    device: DeviceInfo,
+    clock: str,
+    say: Callable[[str], None],
+    seconds: float = QUIET_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[str]:
+    """The obstacles that remain after waiting up to ``seconds``; returns as soon as there are none."""
+    left, announced = seconds, False
+    while (found := obstacles(device, clock)) and left > 0:
+        if not announced:
+            say(f"waiting up to {seconds:.0f} s: {'; '.join(found)}")
+            announced = True
+        sleep(LOOK_S)
+        left -= LOOK_S
+    return found
+
+
+def _pressure() -> str | None:
+    try:
+        found = re.search(r"^some avg10=([\d.]+)", PRESSURE.read_text(), re.MULTILINE)
+    except OSError:
+        return None  # the kernel has no pressure stall information
+    share = float(found[1]) if found else 0.0
+    return f"processes waited for a core {share:.0f}% of the time" if share > MAX_PRESSURE else None
+
+
+def _battery() -> str | None:
+    """A notebook on battery runs at other clocks. Machines that report no mains supply pass."""
+    try:
+        mains = [path.parent for path in SUPPLIES.glob("*/type") if path.read_text().strip() == "Mains"]
+        online = [(path / "online").read_text().strip() == "1" for path in mains]
+    except OSError:
+        return None
+    return "the machine runs on battery" if online and not any(online) else None
+
+
+def _foreign(device: DeviceInfo) -> str | None:
+    """Other processes that compute on the GPU. Our own have not started yet."""
+    if device.uuid is None:
+        return None
+    try:
+        with nvml.library() as library:
+            handle = library.nvmlDeviceGetHandleByUUID(device.uuid)
+            count = len(library.nvmlDeviceGetComputeRunningProcesses(handle))
+    except nvml.Missing:
+        return None
+    if not count:
+        return None
+    return f"{count} other process{'es use' if count > 1 else ' uses'} {device.title}"
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessBlock:
@@ -56,7 +124,7 @@ class ProcessBlock:
 
     def seconds(self, metric: Phase, clock: GateClock) -> float | None:
         """Median seconds of a repetition. None if the phase has no such times, or if a time is 0."""
-        times = [sample.cpu_s if clock == "cpu" else sample.seconds for sample in self.row.of(metric)]
+        times = [sample.cpu_s if clock == "cpu" else sample.seconds for sample in self.row.samples.of(metric)]
         known = [value for value in times if value is not None]
         if not known or len(known) < len(times) or min(known) <= 0:
             return None
@@ -72,8 +140,8 @@ class ProcessBlock:
 
 def conditions_differ(base: ProcessBlock, candidate: ProcessBlock) -> str | None:
     """How the GPU's conditions differed between the two halves of a pair; None if they did not, as far as we know."""
-    clocks = [_median([s.sm_mhz for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
-    capped = [_median([s.capped for metric in METRICS for s in b.row.of(metric)]) for b in (base, candidate)]
+    clocks = [_median([s.sm_mhz for metric in METRICS for s in b.row.samples.of(metric)]) for b in (base, candidate)]
+    capped = [_median([s.capped for metric in METRICS for s in b.row.samples.of(metric)]) for b in (base, candidate)]
     a, b = clocks
     if a and b and max(a, b) > (1 + DIFFERENT) * min(a, b):
         return f"clocks of {a:,.0f} MHz and {b:,.0f} MHz"
@@ -112,8 +180,8 @@ def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], disturbed: str
             "reason": block.row.reason,
             "invalid": disturbed,
             "started_at": block.row.started_at,
-            "seconds": {metric: [s.seconds for s in block.row.of(metric)] for metric in METRICS},
-            "cpu_seconds": {metric: [s.cpu_s for s in block.row.of(metric)] for metric in METRICS},
+            "seconds": {metric: [s.seconds for s in block.row.samples.of(metric)] for metric in METRICS},
+            "cpu_seconds": {metric: [s.cpu_s for s in block.row.samples.of(metric)] for metric in METRICS},
             "cautions": [caution.code for caution in block.row.cautions],
         }
         for place, block in enumerate(blocks)

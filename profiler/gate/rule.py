@@ -248,8 +248,8 @@ def exact_figures(row: Measurement) -> dict[str, int]:
     found = {
         "weights_bytes": memory.weights_bytes,
         "cache_bytes": memory.cache_bytes,
-        "prefill_tokens": next((sample.tokens for sample in row.of("prefill")), None),
-        "decode_tokens": next((sample.tokens for sample in row.of("decode")), None),
+        "prefill_tokens": next((sample.tokens for sample in row.samples.of("prefill")), None),
+        "decode_tokens": next((sample.tokens for sample in row.samples.of("decode")), None),
         "process_peak_bytes": memory.process_peak_bytes,
     }
     if not kind_of(row.case.device).is_host:

@@ -431,7 +431,7 @@ def _task(
 def _show(found: GateMeasurement, phase: Phase, replay: Replay, benchmark: Any) -> None:
     """Put rates, bytes and fingerprint into pytest-benchmark's JSON, and a round per repetition into its table."""
     first = found.rows[0]
-    samples = [sample for row in found.rows for sample in row.of(phase)]
+    samples = [sample for row in found.rows for sample in row.samples.of(phase)]
     if not samples:
         pytest.fail(f"profile_case: this case has no {phase}", pytrace=False)
     per = first.case.steps if phase == "decode" else 1

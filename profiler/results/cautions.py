@@ -33,9 +33,9 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 def device_cautions(measurement: Measurement) -> Iterator[Caution]:
     """Power limit and clocks of each phase, then energy that is unknown or implausible."""
     for phase in STATED_PHASES:
-        if measurement.states("capped"):
+        if measurement.samples.states("capped"):
             yield from _capped(measurement, phase)
-        if measurement.states("sm_mhz"):
+        if measurement.samples.states("sm_mhz"):
             yield from _clocks(measurement, phase)
     if measurement.energy is None:
         return
@@ -47,7 +47,8 @@ def device_cautions(measurement: Measurement) -> Iterator[Caution]:
 
 def _capped(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """Common on a card whose power limit is lowered. It is no fault, but the figure holds for that limit only."""
-    known = [(sample.capped, sample.seconds) for sample in measurement.of(phase) if sample.capped is not None]
+    samples = measurement.samples.of(phase)
+    known = [(sample.capped, sample.seconds) for sample in samples if sample.capped is not None]
     total = sum(seconds for _, seconds in known)
     share = sum(capped * seconds for capped, seconds in known) / total if total else 0.0
     if share > CAPPED:
@@ -58,7 +59,7 @@ def _capped(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 
 
 def _clocks(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
-    known = [sample.sm_mhz for sample in measurement.of(phase) if sample.sm_mhz]
+    known = [sample.sm_mhz for sample in measurement.samples.of(phase) if sample.sm_mhz]
     if known and max(known) > (1 + DIFFERENT) * min(known):
         text = f"{phase}: clocks differ between repetitions, {min(known):,.0f} to {max(known):,.0f} MHz"
         yield Caution(f"{phase}-clocks-differ", text, "locked clocks: sudo nvidia-smi --lock-gpu-clocks=MHZ")
@@ -70,7 +71,7 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
     Callers that have ``stats.centres`` pass them as ``centres``. Most rows have no caution, and this must be detected
     quickly: a check is skipped if no sample has its field.
     """
-    centres, stated = centres or stats.centres(measurement), measurement.stated
+    centres, stated = centres or stats.centres(measurement), measurement.samples.columns.keys()
     precise = measurement.asked.get("precision") is not None
     found = [*measurement.cautions]
     noted = measurement.stopped or "invalid" in stated or "warmup" in stated
@@ -102,24 +103,24 @@ def _unnoticed(n: int) -> float:
 
 def _of_phase(measurement: Measurement, phase: Phase, exact: bool) -> Iterator[Caution]:
     """Cautions from the repetitions of one phase; ``exact``: their spread needs no caution."""
-    if measurement.states("invalid"):
+    if measurement.samples.states("invalid"):
         yield from _invalid(measurement, phase)
     yield from _cut_short(measurement, phase)
     if not exact:
         yield from _inexact(measurement, phase)
-    if measurement.states("warmup"):  # without warm-ups the first repetition counts, which is always slow
+    if measurement.samples.states("warmup"):  # without warm-ups the first repetition counts, which is always slow
         yield from _drifting(measurement, phase)
 
 
 def _invalid(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """Invalid repetitions, and whether enough valid ones are left."""
-    reasons = [sample.invalid for sample in measurement.record(phase) if sample.invalid and not sample.warmup]
+    reasons = [sample.invalid for sample in measurement.samples.record(phase) if sample.invalid and not sample.warmup]
     if not reasons:
         return
     words = ", ".join(dict.fromkeys(reasons))
     times, was = ("1 repetition", "was") if len(reasons) == 1 else (f"{len(reasons)} repetitions", "were")
     if measurement.stopped.get(phase) == "invalid":
-        kept = len(measurement.of(phase))
+        kept = len(measurement.samples.of(phase))
         text = f"{phase}: {times} {was} invalid ({words}), too many to replace; {kept or 'none'} valid"
     else:
         text = f"{phase}: {times} {was} invalid and repeated ({words})"
@@ -131,11 +132,11 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     stopped = measurement.stopped.get(phase)
     if stopped not in ("cold", "time"):
         return
-    done = len(measurement.timed(phase))
+    done = len(measurement.samples.timed(phase))
     limit, wanted = measurement.asked.get("max_phase_s"), measurement.asked.get("reps") or ENOUGH_REPS
     if not done or limit is None or (stopped == "time" and done >= wanted):
         return
-    took = statistics.median(measurement.seconds(phase))
+    took = statistics.median(measurement.samples.seconds(phase))
     enough = f"--max-phase {ceil(took * (wanted + 1))}s"
     if stopped == "cold":
         text = f"{phase}: one repetition without warm-up, since its {seconds_text(took)} alone reached --max-phase"
@@ -151,7 +152,7 @@ def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     if rate is None or rate.relative_half is None or rate.within is None:
         return
     asked, precision, stopped = measurement.asked, measurement.asked.get("precision"), measurement.stopped.get(phase)
-    seconds = measurement.seconds(phase)
+    seconds = measurement.samples.seconds(phase)
     if rate.wide:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
         cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # a larger -r would be cut short too
@@ -189,8 +190,8 @@ def _between(measurement: Measurement) -> Iterator[Caution]:
 
 def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """Repetitions that became slower or faster during the measurement."""
-    counted = measurement.seconds(phase, warmups=True)
-    last = counted[-max(stats.WINDOW, len(measurement.timed(phase))) :]  # includes warm-ups if few repetitions count
+    counted, done = measurement.samples.seconds(phase, warmups=True), len(measurement.samples.timed(phase))
+    last = counted[-max(stats.WINDOW, done) :]  # includes warm-ups if few repetitions count
     drift = stats.trend(last) if len(last) < len(counted) else None  # the first one is always slow
     if drift is None or abs(drift) < SOME_DRIFT:
         return
@@ -211,7 +212,7 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
     """A GPU that waited: when the host had launched the last step, almost no work was left."""
     left = [
         sample.drain_s / statistics.median(sample.step_s)
-        for sample in measurement.of("decode")
+        for sample in measurement.samples.of("decode")
         if sample.drain_s is not None and sample.step_s and statistics.median(sample.step_s) > 0
     ]
     if left and statistics.median(left) < IN_QUEUE:
@@ -224,7 +225,7 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
     meets only new lengths. cuDNN does so for bf16 and fp16 on H100 and newer (60 ms per length on an H200)."""
     if measurement.case.path != EAGER:
         return
-    first, later = next(iter(measurement.record("decode")), None), measurement.of("decode")
+    first, later = next(iter(measurement.samples.record("decode")), None), measurement.samples.of("decode")
     steps = [statistics.median(sample.step_s) for sample in later if sample.step_s]
     if first is None or not first.warmup or len(first.step_s) < 2 or not steps:
         return

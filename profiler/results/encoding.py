@@ -27,6 +27,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType, convert, to_builtins
 
 from profiler.case import Case
 from profiler.results.measurement import (
+    NONE,
     SAMPLE_DEFAULTS,
     Caution,
     DecodePath,
@@ -191,16 +192,10 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
 
     In the JSON, ``step_s`` of a sample is the number of its steps. Raises ValueError for NaN or infinity.
     """
-    content = replace(measurement, samples=(), environment={}).to_json()
+    content = replace(measurement, samples=NONE, environment={}).to_json()
     del content["environment"]
-    samples = measurement.samples
-    columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in SAMPLE_FIELDS}
-    steps = [second for taken in columns["step_s"] for second in taken]
-    columns["step_s"] = [len(taken) for taken in columns["step_s"]]
-    known = {
-        name: column for name, column in columns.items() if any(value != SAMPLE_DEFAULTS[name] for value in column)
-    }
-    content = _without_nulls(redact_json(content | {"samples": known}))
+    steps = [second for sample in measurement.samples for second in sample.step_s]
+    content = _without_nulls(redact_json(content | {"samples": measurement.samples.columns}))
     return dumps(content), struct.pack(f"<{len(steps)}d", *steps)
 
 
@@ -326,13 +321,13 @@ def _made(name: str, content: Any) -> Any:
     return content
 
 
-def _samples(columns: dict[str, list[Any]], steps: EncodedSteps) -> Sequence[Sample]:
+def _samples(columns: dict[str, list[Any]], steps: EncodedSteps) -> Repetitions:
     if columns == {}:
-        return ()
+        return NONE
     counts = columns["step_s"]
     if not callable(steps):
         _checked(counts, steps)  # report errors now and not when they are read
-    return Repetitions(columns, partial(_step_times, counts, steps))
+    return Repetitions.by_column(columns, partial(_step_times, counts, steps))
 
 
 def _shared(value: Any) -> Any:

@@ -11,7 +11,7 @@ use; on a CPU, the model's Python objects, free blocks in the heap, and tables t
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import compress
 from typing import Any, Literal, overload
@@ -28,7 +28,7 @@ PLAIN = " on plain torch"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed repetition of one phase. All of them are stored, but only some count: see ``Measurement.of``."""
+    """One timed repetition of one phase. All of them are stored, but only some count: see ``Repetitions.of``."""
 
     phase: Phase
     seconds: float  # wall, from before the first launch to after the last sync
@@ -145,110 +145,49 @@ class DecodePath:
 
 
 class Repetitions(Sequence[Sample]):
-    """The samples of a stored row, by column as the store keeps them. Sample objects are created on access.
+    """All samples of a row in the order of measurement, and views of those of a phase.
 
-    A report reads a hundred thousand rows and shows sixty; creating a million samples took longer than everything
-    else. ``columns`` has a list for each field that any sample has, all of one length. Instead of step times it has
-    the number of steps of each sample, and ``step_s`` returns the times when it is called.
+    Rows of a store have them by column, and Sample objects are created on access: a report reads a hundred thousand
+    rows and shows sixty, and creating a million samples took longer than everything else. Views are cached.
     """
 
-    __slots__ = ("_made", "_step_s", "columns")
+    __slots__ = ("_cached", "_columns", "_made", "_step_s")
 
-    def __init__(
-        self, columns: Mapping[str, Sequence[Any]], step_s: Callable[[], Sequence[tuple[float, ...]]]
-    ) -> None:
-        self.columns, self._step_s = columns, step_s
-        self._made: tuple[Sample, ...] | None = None
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
+        self._made: tuple[Sample, ...] | None = tuple(samples)
+        self._columns: Mapping[str, Sequence[Any]] | None = None
+        self._step_s: Callable[[], Sequence[tuple[float, ...]]] | None = None
+        self._cached: dict[Any, Any] | None = None
 
-    def column(self, name: str) -> Sequence[Any]:
-        """The field ``name`` of all samples."""
-        if name == "step_s":
-            return self._step_s()
-        return self.columns.get(name) or [SAMPLE_DEFAULTS[name]] * len(self)
+    @classmethod
+    def by_column(
+        cls, columns: Mapping[str, Sequence[Any]], step_s: Callable[[], Sequence[tuple[float, ...]]]
+    ) -> Repetitions:
+        """Samples from ``columns``, as the property of that name, and a function that returns the step times."""
+        found = cls.__new__(cls)
+        found._made, found._columns, found._step_s, found._cached = None, columns, step_s, None
+        return found
 
     @property
-    def _samples(self) -> tuple[Sample, ...]:
-        if self._made is None:
-            self._made = tuple(map(Sample, *map(self.column, SAMPLE_DEFAULTS)))
-        return self._made
-
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Sample, ...]: ...
-    def __getitem__(self, place: int | slice) -> Sample | tuple[Sample, ...]:
-        return self._samples[place]
-
-    def __len__(self) -> int:
-        return len(self.columns["seconds"])
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self._samples)
-
-    def __eq__(self, other: object) -> bool:
-        return self._samples == (other._samples if isinstance(other, Repetitions) else other)
-
-    def __hash__(self) -> int:
-        return hash(self._samples)
-
-    def __repr__(self) -> str:
-        return repr(self._samples)
-
-    def __reduce__(self) -> tuple[type[tuple[Sample, ...]], tuple[tuple[Sample, ...]]]:
-        return tuple, (self._samples,)
-
-
-class _Derived:
-    """A cache for values derived from a row. Rows are frozen, so the values stay correct."""
-
-    __slots__ = ("_cached", "_reload")
-    _cached: dict[Any, Any]
-    _reload: Callable[[], Measurement]
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement(_Derived):
-    """One row. ``samples`` is empty unless ``outcome`` is ok; ``reason`` explains every other outcome."""
-
-    case: Case
-    environment: dict[str, Any]
-    outcome: Outcome
-    reason: str | None = None
-    samples: Sequence[Sample] = ()  # a tuple, or ``Repetitions``
-    memory: Memory = Memory()
-    energy: Energy | None = None  # if it was requested or is available
-    cautions: tuple[Caution, ...] = ()
-    load_s: float | None = None
-    threads: int | None = None  # CPU threads that the backend used
-    started_at: str | None = None  # UTC, ISO 8601
-    asked: dict[str, Any] = field(default_factory=dict)  # the requested reps or precision, and max_phase_s
-    stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (run/repetitions)
-    expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/cases.py)
-    decode_path: DecodePath | None = None  # None: transformers without patches
-    checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
+    def columns(self) -> Mapping[str, Sequence[Any]]:
+        """A list for each field that any sample has, all of one length; ``step_s`` has the numbers of steps."""
+        if self._columns is None:
+            every = {name: [getattr(sample, name) for sample in self] for name in SAMPLE_DEFAULTS}
+            every["step_s"] = list(map(len, every["step_s"]))
+            self._columns = {
+                name: values
+                for name, values in every.items()
+                if any(value != SAMPLE_DEFAULTS[name] for value in values)
+            }
+        return self._columns
 
     def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """``compute()``, called once for each ``key``."""
-        try:
-            cached = self._cached
-        except AttributeError:
-            cached = {}
-            object.__setattr__(self, "_cached", cached)
-        if key not in cached:
-            cached[key] = compute()
-        return cached[key]
-
-    @property
-    def reload(self) -> Callable[[], Measurement]:
-        """A function that returns this row again, from its store if it has one, so that the row need not be kept."""
-        try:
-            return self._reload
-        except AttributeError:
-            return lambda: self
-
-    def reloaded_by(self, read: Callable[[], Measurement]) -> None:
-        """Let ``reload`` read this row with ``read``, which works as long as the store is open."""
-        object.__setattr__(self, "_reload", read)
+        """``compute()``, called once for each ``key``, for what follows from the samples."""
+        if self._cached is None:
+            self._cached = {}
+        if key not in self._cached:
+            self._cached[key] = compute()
+        return self._cached[key]
 
     def of(self, phase: Phase) -> tuple[Sample, ...]:
         """The repetitions of one phase that count, in order: without warm-ups and invalid ones."""
@@ -261,7 +200,7 @@ class Measurement(_Derived):
     def record(self, phase: Phase) -> tuple[Sample, ...]:
         """All repetitions of one phase in order, including warm-ups and invalid ones."""
         every: tuple[Sample, ...] = self.cached(
-            ("record", phase), lambda: tuple(sample for sample in self.samples if sample.phase == phase)
+            ("record", phase), lambda: tuple(sample for sample in self if sample.phase == phase)
         )
         return every
 
@@ -278,27 +217,16 @@ class Measurement(_Derived):
         """The field ``name`` of each repetition that counts, in order."""
         return self._column(name, phase, warmups=False)
 
-    @property
-    def stated(self) -> Set[str]:
-        """The fields that any sample has; most samples leave most of them out."""
-        if isinstance(self.samples, Repetitions):
-            return self.samples.columns.keys()
-        return {name for name in SAMPLE_DEFAULTS if self.states(name)}
-
     def states(self, name: str) -> bool:
-        """Whether any sample has the field ``name``."""
-        if isinstance(self.samples, Repetitions):
-            return name in self.samples.columns
-        return any(getattr(sample, name) != SAMPLE_DEFAULTS[name] for sample in self.samples)
+        """Whether any sample has the field ``name``; most samples leave most fields out."""
+        return name in self.columns
 
     @property
     def counted(self) -> tuple[Sequence[Phase], Sequence[float], Sequence[int]] | None:
-        """Phase, seconds and tokens of all repetitions that count; None if some do not count."""
-        if not isinstance(self.samples, Repetitions):
-            return None
-        columns = self.samples.columns
-        if "invalid" in columns:
-            return None
+        """Phase, seconds and tokens of all repetitions that count, the fast way; None if some are invalid."""
+        columns = self.columns
+        if "invalid" in columns or not columns:
+            return None if columns else ((), (), ())
         found = columns["phase"], columns["seconds"], columns["tokens"]
         if "warmup" not in columns:
             return found
@@ -315,8 +243,6 @@ class Measurement(_Derived):
 
     def _column(self, name: str, phase: Phase, warmups: bool) -> list[Any]:
         places = self.cached(("places", phase, warmups), lambda: self._places(phase, warmups))
-        if not self.states(name):
-            return [SAMPLE_DEFAULTS[name]] * len(places)
         values = self._values(name)
         return [values[place] for place in places]
 
@@ -331,20 +257,99 @@ class Measurement(_Derived):
 
     def _values(self, name: str) -> Sequence[Any]:
         """The field ``name`` of all samples."""
-        if isinstance(self.samples, Repetitions):
-            return self.samples.column(name)
-        return [getattr(sample, name) for sample in self.samples]
+        if name == "step_s":
+            return self._step_s() if self._step_s is not None else [sample.step_s for sample in self]
+        return self.columns.get(name) or [SAMPLE_DEFAULTS[name]] * len(self)
+
+    @property
+    def _samples(self) -> tuple[Sample, ...]:
+        if self._made is None:
+            self._made = tuple(map(Sample, *map(self._values, SAMPLE_DEFAULTS)))
+        return self._made
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, place: int | slice) -> Sample | tuple[Sample, ...]:
+        return self._samples[place]
+
+    def __len__(self) -> int:
+        return len(self.columns["seconds"]) if self._made is None else len(self._made)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    def __eq__(self, other: object) -> bool:
+        return self._samples == (other._samples if isinstance(other, Repetitions) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._samples)
+
+    def __repr__(self) -> str:
+        return repr(self._samples)
+
+    def __reduce__(self) -> tuple[type[Repetitions], tuple[tuple[Sample, ...]]]:
+        return Repetitions, (self._samples,)
+
+
+NONE = Repetitions()  # of a row without a result
+
+
+class _Reloadable:
+    """The slot of a function that reads a row again."""
+
+    __slots__ = ("_reload",)
+    _reload: Callable[[], Measurement]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement(_Reloadable):
+    """One row. ``samples`` is empty unless ``outcome`` is ok; ``reason`` explains every other outcome."""
+
+    case: Case
+    environment: dict[str, Any]
+    outcome: Outcome
+    reason: str | None = None
+    samples: Repetitions = NONE  # may be given as any sequence
+    memory: Memory = Memory()
+    energy: Energy | None = None  # if it was requested or is available
+    cautions: tuple[Caution, ...] = ()
+    load_s: float | None = None
+    threads: int | None = None  # CPU threads that the backend used
+    started_at: str | None = None  # UTC, ISO 8601
+    asked: dict[str, Any] = field(default_factory=dict)  # the requested reps or precision, and max_phase_s
+    stopped: dict[str, str] = field(default_factory=dict)  # by phase, why no further repetition ran (run/repetitions)
+    expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/cases.py)
+    decode_path: DecodePath | None = None  # None: transformers without patches
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
+
+    def __post_init__(self) -> None:
+        if type(self.samples) is not Repetitions:
+            object.__setattr__(self, "samples", Repetitions(self.samples))
+
+    @property
+    def reload(self) -> Callable[[], Measurement]:
+        """A function that returns this row again, from its store if it has one, so that the row need not be kept."""
+        try:
+            return self._reload
+        except AttributeError:
+            return lambda: self
+
+    def reloaded_by(self, read: Callable[[], Measurement]) -> None:
+        """Let ``reload`` read this row with ``read``, which works as long as the store is open."""
+        object.__setattr__(self, "_reload", read)
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON, exactly as the store keeps it."""
-        return asdict(replace(self, samples=tuple(self.samples)))
+        return asdict(replace(self, samples=NONE)) | {"samples": tuple(map(asdict, self.samples))}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Measurement:
         """The inverse of ``to_json``."""
         row = dict(row)
         row["case"] = Case.from_row(row["case"])
-        row["samples"] = tuple(Sample(**s | {"step_s": tuple(s["step_s"])}) for s in row["samples"])
+        row["samples"] = Repetitions(Sample(**s | {"step_s": tuple(s["step_s"])}) for s in row["samples"])
         row["memory"] = Memory(**row["memory"])
         row["cautions"] = tuple(Caution(**caution) for caution in row["cautions"])
         row["decode_path"] = DecodePath(**path) if (path := row.get("decode_path")) else None

@@ -33,6 +33,7 @@ from profiler.results.measurement import (
     Measurement,
     Memory,
     Phase,
+    Repetitions,
     Sample,
     unaccounted_bytes,
 )
@@ -129,21 +130,21 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
     summary = stats.rate(measurement, phase)
     if summary is None:
         return None
-    timed, warmups = measurement.timed(phase), []
+    timed, warmups = measurement.samples.timed(phase), []
     invalid: list[dict[str, Any]] = []
-    if measurement.states("warmup"):
-        warmups = [sample.seconds for sample in measurement.record(phase) if sample.warmup]
-    if measurement.states("invalid"):
+    if measurement.samples.states("warmup"):
+        warmups = [sample.seconds for sample in measurement.samples.record(phase) if sample.warmup]
+    if measurement.samples.states("invalid"):
         invalid = [
             {"seconds": sample.seconds, "reason": sample.invalid}
-            for sample in measurement.record(phase)
+            for sample in measurement.samples.record(phase)
             if sample.invalid is not None and not sample.warmup
         ]
     return {
         "tokens": timed[0][1],  # of one repetition; the case determines it
-        "seconds": measurement.seconds(phase),
-        "cpu_seconds": measurement.column("cpu_s", phase),
-        "wait_seconds": measurement.column("wait_s", phase),
+        "seconds": measurement.samples.seconds(phase),
+        "cpu_seconds": measurement.samples.column("cpu_s", phase),
+        "wait_seconds": measurement.samples.column("wait_s", phase),
         "warmup_seconds": warmups,
         "invalid": invalid,
         "steady": stats.steady(warmups),  # null: too few warm-ups to tell
@@ -301,7 +302,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         **content
         | {
             "case": Case.from_row(content["case"]),
-            "samples": tuple(sample for phase in PHASES for sample in _samples(phase, row[phase], row["case"])),
+            "samples": Repetitions(sample for phase in PHASES for sample in _samples(phase, row[phase], row["case"])),
             "memory": Memory(**content["memory"]),
             "cautions": tuple(Caution(**caution) for caution in content["cautions"]),
             "decode_path": DecodePath(**path) if path else None,

@@ -196,7 +196,7 @@ class StepLatencies:
 
 def rates(measurement: Measurement, phase: Phase) -> list[float]:
     """Tokens per second of each repetition, over all sequences. Raises ValueError for a repetition without time."""
-    timed = measurement.timed(phase)
+    timed = measurement.samples.timed(phase)
     for seconds, _ in timed:
         if not seconds > 0:
             raise ValueError(f"a {phase} sample of case {measurement.case.key} took no time")
@@ -205,8 +205,9 @@ def rates(measurement: Measurement, phase: Phase) -> list[float]:
 
 def rate(measurement: Measurement, phase: Phase) -> Summary | None:
     """Tokens per second of a phase, or None if it was not measured."""
-    found: Summary | None = measurement.cached(
-        ("rate", phase), lambda: summarize(rates(measurement, phase), between(measurement, phase))
+    apart = between(measurement, phase)
+    found: Summary | None = measurement.samples.cached(
+        ("rate", phase, apart), lambda: summarize(rates(measurement, phase), apart)
     )
     return found
 
@@ -221,7 +222,7 @@ def centre(values: list[float]) -> Centre | None:
 
 def centres(measurement: Measurement) -> Centres:
     """The centres of both phases' rates, None for one that was not measured: a tenth of the work of ``rate``."""
-    columns = measurement.counted
+    columns = measurement.samples.counted
     if columns is None:
         return {phase: centre(rates(measurement, phase)) for phase in PHASES}
     found: dict[Phase, list[float]] = {"prefill": [], "decode": []}
@@ -238,17 +239,17 @@ def between(measurement: Measurement, phase: Phase) -> float | None:
 
 def ttft(measurement: Measurement) -> Summary | None:
     """Time to the first token: seconds of the prefill, which ends with the first token's logits."""
-    return summarize(measurement.seconds("prefill"), between(measurement, "prefill"))
+    return summarize(measurement.samples.seconds("prefill"), between(measurement, "prefill"))
 
 
 def steps(measurement: Measurement) -> StepLatencies | None:
     """Latency of decode steps; None if no repetition timed its steps."""
-    found: StepLatencies | None = measurement.cached("steps", lambda: _steps(measurement))
+    found: StepLatencies | None = measurement.samples.cached("steps", lambda: _steps(measurement))
     return found
 
 
 def _steps(measurement: Measurement) -> StepLatencies | None:
-    seconds = sorted(chain.from_iterable(measurement.column("step_s", "decode")))
+    seconds = sorted(chain.from_iterable(measurement.samples.column("step_s", "decode")))
     if not seconds:
         return None
     return StepLatencies(len(seconds), percentile(seconds, 0.5), _tail(seconds, 0.95), _tail(seconds, 0.99))

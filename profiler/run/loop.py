@@ -39,7 +39,7 @@ from profiler.backends.base import Beat, CacheState, Generation, ModelInfo, Sess
 from profiler.case import Case
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
-from profiler.results.measurement import Energy, Measurement, Memory, Phase, PhaseEnergy, Sample
+from profiler.results.measurement import Energy, Measurement, Memory, Phase, PhaseEnergy, Repetitions, Sample
 from profiler.run.repetitions import Measured, Repeater, Repetition, disturbances, overview_cautions
 
 NO_PEAK = Peak(None, None, None)
@@ -216,7 +216,7 @@ def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
         case,
         environment={},  # the parent adds it
         outcome="ok",
-        samples=tuple(sample for measured in phases.values() for sample in measured.samples),
+        samples=Repetitions(sample for measured in phases.values() for sample in measured.samples),
         memory=memory_breakdown(info, prefill, decode, after),
         cautions=(
             *info.cautions,

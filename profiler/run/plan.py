@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from heapq import heappop, heappush
 from typing import Any
@@ -349,8 +349,7 @@ def reusable_rows(
 ) -> dict[Case, StoredRow]:
     """The ``ok`` rows of ``tasks`` from an environment as fast as ``snapshot``, with at least the same effort.
 
-    With ``max_memory_bytes``, only rows known to stay within it. A row gets the requested case, because its own
-    may have another name for the same model, or one that ``redact`` changed.
+    With ``max_memory_bytes``, only rows known to stay within it. Their models may have other names.
     """
     key, here = environment_key(snapshot), cache(decode_path.machine_state)
     found = {}
@@ -359,7 +358,7 @@ def reusable_rows(
         if row is None or not _as_thorough(row.measurement, effort):
             continue
         if _keeps_to(row.measurement, max_memory_bytes) and _runs_alike(row.measurement, here):
-            found[case] = replace(row, measurement=replace(row.measurement, case=case))
+            found[case] = row
     return found
 
 
@@ -397,9 +396,9 @@ def _as_thorough(row: Measurement, effort: Effort) -> bool:
     """
     if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s or (effort.energy and not row.asked.get("energy")):
         return False
-    phases = {sample.phase for sample in row.samples}
+    phases = set(row.samples.columns.get("phase", ()))
     if effort.reps is not None:
-        done = min((len(row.of(phase)) for phase in phases), default=0)
+        done = min((len(row.samples.of(phase)) for phase in phases), default=0)
         return bool(max(row.asked.get("reps", 0), done) >= effort.reps)
     if row.asked.get("precision", 1.0) <= effort.precision:
         return True

@@ -19,7 +19,7 @@ from profiler.cost.cases import stored_prediction
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
-from profiler.results.measurement import Caution, Measurement, RunModel
+from profiler.results.measurement import NONE, Caution, Measurement, RunModel
 from profiler.results.store import Store, StoredRow
 from profiler.run import plan as run_plan
 from profiler.run import supervisor
@@ -33,10 +33,7 @@ Find = Callable[[Planned], StoredRow | None]
 
 
 class SweepWatcher:
-    """Receives the events of a sweep, in the order of these methods; this class ignores them.
-
-    If it raises, the sweep ends.
-    """
+    """Receives the events of a sweep; this class ignores them. If it raises, the sweep ends."""
 
     def started(self, run: str) -> None:
         """The run has this id in the store."""
@@ -48,13 +45,13 @@ class SweepWatcher:
         """``count`` of the ``total`` cases reuse rows of the store and will not be measured."""
 
     def row(self, row: Measurement, run: str | None = None) -> None:
-        """A case has its row, which is stored. ``run``: another run has measured it. Also called while measuring."""
+        """A case has its row: measured, skipped, or reused from ``run``. If it could not be stored, the sweep ends."""
 
     def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
         """The plan of what will be measured."""
 
     def measuring(self, total: int, remaining_s: Callable[[], float]) -> AbstractContextManager[object]:
-        """Entered while ``total`` cases are measured; ``remaining_s`` estimates the remaining seconds."""
+        """Entered around the measuring of ``total`` cases; ``remaining_s`` estimates the remaining seconds."""
         return nullcontext()
 
     def beat(self, case: Case, phase: str) -> None:
@@ -173,7 +170,8 @@ class Recorder:
     def reuse(self, rows: Iterable[StoredRow]) -> None:
         """Add rows that other runs have measured to this run."""
         found = list(rows)
-        self.store.reuse(self.run, *(row.id for row in found))
+        if found:
+            self.store.reuse(self.run, *(row.id for row in found))
         for row in found:
             self._show(self._described(row.measurement), row.run)
 
@@ -191,7 +189,9 @@ class Recorder:
                 self._show(row)
 
     def append(self, row: Measurement, stored: Callable[[], None]) -> None:
-        """Store a row of this run, call ``stored``, and show the row even if one of them fails."""
+        """Store a row of this run, call ``stored``, and show the row. It is shown even if one of the two fails, since
+        there may be no other copy.
+        """
         row = self._with_model(row)
         try:
             self.store.append(self.run, row)
@@ -200,26 +200,27 @@ class Recorder:
             self._show(row)
 
     def _with_model(self, row: Measurement) -> Measurement:
-        """``row`` with what the sweep knows about its model: the name, notes, checkpoint and prediction."""
+        """A row of this run with what it says about its model, and the prediction for the case."""
         return replace(self._described(row), expected=self._expected(row.case))
 
     def _expected(self, case: Case) -> dict[str, Any]:
-        """The prediction for the case, stored with the measured figures."""
+        """The prediction for the case; empty for one that cannot be measured."""
         task = self._tasks.get(case.key)
         if task is None or task.refused is not None:
             return {}
         return stored_prediction(case, task.geometry, self._device, task.checkpoint_format)
 
     def _described(self, row: Measurement) -> Measurement:
-        """``row`` with what this run says about its model, as the store gives it to every reader of the run."""
+        """``row`` with what this run says about its model; readers of the store get a reused row in the same form."""
         return self._models[row.case.model_id].describe(row)
 
     def _show(self, row: Measurement, run: str | None = None) -> None:
-        self.rows.append(replace(row, samples=()))
+        self.rows.append(replace(row, samples=NONE))
         self.watcher.row(row, run)
 
 
 def _run_model(subject: Subject) -> RunModel:
+    """What a run says about a model."""
     notes = tuple(Caution(note.code, note.text) for note in subject.notes)
     return RunModel(subject.model_id, subject.name, notes, subject.checkpoint)
 
@@ -254,10 +255,10 @@ class Queue:
                 yield None
                 self._pace.pause()
             waiting = [planned for planned, _ in held]
-        self._tell()
+        self._say_reused()
 
     def done(self, row: Measurement) -> None:
-        """Handle the row of a task."""
+        """Store and show the row of a task."""
         prepare_s = row.decode_path.prepare_s if row.decode_path else 0.0
         count = partial(self._pace.note, row.case, row.load_s, row.outcome == "ok", prepare_s)
         self._recorder.append(row, count)  # counted before it is shown, together with the remaining time
@@ -297,12 +298,13 @@ class Queue:
         return True
 
     def _wait(self, planned: Planned, holder: Holder) -> None:
-        """Show once what the sweep is waiting for."""
+        """Report what the sweep is waiting for, unless that was the last report."""
         if self._waited_for != (waited_for := (planned.case.key, holder.run)):
             self._waited_for = waited_for
             self._watcher.waiting(planned.case, holder.run)
 
-    def _tell(self) -> None:
+    def _say_reused(self) -> None:
+        """Say how many rows each of the other sweeps has contributed."""
         for run, count in self._reused.items():
             cases, rows = ("1 case was", "row") if count == 1 else (f"{count:,} cases were", "rows")
             self._watcher.say(f"{cases} measured by run {run} at the same time; this run reuses the {rows}")

@@ -104,7 +104,7 @@ def reps_cell(measurement: Measurement) -> str:
 
 def repetitions(measurement: Measurement) -> list[int]:
     """The number of repetitions of each phase that ran."""
-    return [count for count in (len(measurement.timed(phase)) for phase in PHASES) if count]
+    return [count for count in (len(measurement.samples.timed(phase)) for phase in PHASES) if count]
 
 
 def _digits(value: float, relative_half: float | None) -> int:

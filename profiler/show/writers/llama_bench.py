@@ -55,7 +55,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
         for measurement in measurements
         if _fits(measurement)
         for phase in ("prefill", "decode")
-        if measurement.of(phase)
+        if measurement.samples.of(phase)
     ]
     lines = ",\n".join(json.dumps(row, ensure_ascii=True, allow_nan=False) for row in rows)
     return f"[\n{lines}\n]\n" if lines else "[]\n"
@@ -82,7 +82,7 @@ def _row(measurement: Measurement, phase: Phase) -> dict[str, Any]:
     cpu: dict[str, Any] = environment.get("cpu") or {}
     on_gpu = case.device.startswith("cuda")
     prompt, generated, depth = (case.context, 0, 0) if phase == "prefill" else (0, case.steps, case.context)
-    ns = [max(1, round(sample.seconds * 1e9)) for sample in measurement.of(phase)]
+    ns = [max(1, round(sample.seconds * 1e9)) for sample in measurement.samples.of(phase)]
     return DEFAULTS | {
         "build_commit": f"llm-hwprofile-{__version__}",
         "cpu_info": plain(cpu.get("title") or ""),

@@ -13,7 +13,7 @@ from fakes.lab import QUICK, make_case, source
 
 from profiler.case import Task
 from profiler.errors import ProfileError
-from profiler.gate import bench, preflight, revision, trial, variants
+from profiler.gate import bench, revision, trial, variants
 from profiler.gate.bench import Interrupted, WorkerBench
 from profiler.gate.trial import Calibrations, Noise
 from profiler.gate.variants import Variant
@@ -267,8 +267,8 @@ def test_noise_belongs_to_a_case_a_machine_a_base_and_an_effort() -> None:
 
 def pressed(monkeypatch: pytest.MonkeyPatch, path: Path, share: float) -> None:
     path.write_text(f"some avg10={share} avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00\n")
-    monkeypatch.setattr(preflight, "PRESSURE", path)
-    monkeypatch.setattr(preflight, "SUPPLIES", path.parent)
+    monkeypatch.setattr(bench, "PRESSURE", path)
+    monkeypatch.setattr(bench, "SUPPLIES", path.parent)
 
 
 def test_a_busy_machine_is_waited_for_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,11 +276,11 @@ def test_a_busy_machine_is_waited_for_and_then_said(tmp_path: Path, monkeypatch:
 
     cpu, slept, said = devices.find("cpu"), [], []
     pressed(monkeypatch, tmp_path / "cpu", 40.0)
-    assert "40%" in preflight.wait(cpu, "wall", said.append, 20.0, slept.append)[0]
+    assert "40%" in bench.wait_until_quiet(cpu, "wall", said.append, 20.0, slept.append)[0]
     assert (sum(slept), len(said)) == (20.0, 1)
-    assert preflight.wait(cpu, "cpu", said.append, 20.0, slept.append) == []  # waiting is no CPU time
+    assert bench.wait_until_quiet(cpu, "cpu", said.append, 20.0, slept.append) == []  # waiting is no CPU time
     pressed(monkeypatch, tmp_path / "cpu", 3.0)
-    assert preflight.wait(cpu, "wall", said.append, 20.0, slept.append) == []
+    assert bench.wait_until_quiet(cpu, "wall", said.append, 20.0, slept.append) == []
 
 
 def test_a_notebook_on_its_battery_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +291,6 @@ def test_a_notebook_on_its_battery_is_not_measured(tmp_path: Path, monkeypatch: 
     supply.mkdir()
     (supply / "type").write_text("Mains\n")
     (supply / "online").write_text("0\n")
-    assert "battery" in preflight.obstacles(devices.find("cpu"), "cpu")[0]
+    assert "battery" in bench.obstacles(devices.find("cpu"), "cpu")[0]
     (supply / "online").write_text("1\n")
-    assert preflight.obstacles(devices.find("cpu"), "cpu") == []
+    assert bench.obstacles(devices.find("cpu"), "cpu") == []

@@ -43,7 +43,7 @@ def test_samples_of_a_stored_row_are_made_when_they_are_looked_at(filled: Any, m
     stats.rate(row, "decode")
     assert row.samples._made is None
     assert row.samples == make(512).samples == tuple(row.samples)
-    assert row.of("decode") == make(512).of("decode")
+    assert row.samples.of("decode") == make(512).samples.of("decode")
     assert row.to_json() == make(512).to_json()
 
 

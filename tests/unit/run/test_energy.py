@@ -52,7 +52,7 @@ def test_a_short_phase_is_repeated_for_ten_seconds_and_gives_watts_per_rate() ->
     assert decode.above_idle_j == pytest.approx(60 * 0.1 / 20)
     assert result.energy is not None and result.energy.prefill is not None
     assert result.energy.prefill.repetitions == 49  # of 0.2048 s
-    assert len(result.of("prefill")) == len(result.of("decode")) == 3  # none of them is a sample
+    assert len(result.samples.of("prefill")) == len(result.samples.of("decode")) == 3  # none of them is a sample
 
 
 def test_energy_that_nobody_asked_for_costs_nothing() -> None:
@@ -149,7 +149,7 @@ def test_a_card_that_is_lost_leaves_the_speed_and_says_what_is_unknown(bench: Ca
     board = bench(power_w=300.0)
     board.machine.fault("*", GPU_IS_LOST, after=2000)
     result = coupled(board)
-    assert len(result.of("decode")) == 3
+    assert len(result.samples.of("decode")) == 3
     said = {caution.code: caution.text for caution in cautions(result)}
     assert said["unwatched"] == "throttling of cpu could not be detected: the GPU is lost"
     assert "the GPU is lost" in said["energy-unknown"]
@@ -160,8 +160,10 @@ def test_throttled_repetitions_are_replaced_and_kept_in_the_record(bench: Callab
     board = bench(reasons=0)
     board.card.at(1.1, reasons=HW_THERMAL).at(1.2, reasons=0)
     result = coupled(board, Effort(reps=3))
-    assert [sample.invalid is None for sample in result.record("prefill")] == [True] * 5 + [False] + [True] * 3
-    assert len(result.of("prefill")) == 3
+    assert [sample.invalid is None for sample in result.samples.record("prefill")] == [True] * 5 + [False] + [
+        True
+    ] * 3
+    assert len(result.samples.of("prefill")) == 3
     (caution,) = [caution for caution in cautions(result) if caution.code == "prefill-invalid"]
     assert caution.text == "prefill: 1 repetition was invalid and repeated (thermal slowdown by the hardware)"
 
@@ -169,7 +171,7 @@ def test_throttled_repetitions_are_replaced_and_kept_in_the_record(bench: Callab
 def test_a_card_that_stays_hot_ends_the_phase_and_says_so(bench: Callable[..., Bench]) -> None:
     result = coupled(bench(reasons=HW_THERMAL), Effort(reps=3))
     assert result.stopped == {"prefill": "invalid", "decode": "invalid"}
-    assert result.of("decode") == ()
+    assert result.samples.of("decode") == ()
 
 
 def test_a_slowdown_in_the_energy_window_makes_the_energy_unknown(bench: Callable[..., Bench]) -> None:
@@ -198,6 +200,6 @@ def test_a_driver_that_hangs_costs_its_patience_once(driver: Callable[..., FakeN
     session.watcher = Sampler(Board("GPU-aaaa"), patience_s=0.02)
     result = row(measure(session, CASE, Repeater(ASKED)))
     session.watcher.close()
-    assert len(result.of("decode")) == 3
+    assert len(result.samples.of("decode")) == 3
     assert energy.unknown(result) == "prefill and decode: the driver did not answer for 20.0 ms"
     assert {caution.code for caution in cautions(result)} >= {"unwatched", "energy-unknown"}

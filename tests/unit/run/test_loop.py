@@ -41,7 +41,7 @@ def row(case: Case, effort: Effort, result: Measurement) -> Measurement:
 
 
 def counted(result: Measurement, phase: Phase) -> tuple[Sample, ...]:
-    return row(make_case(), Effort(), result).of(phase)
+    return row(make_case(), Effort(), result).samples.of(phase)
 
 
 class Logged:
@@ -255,8 +255,8 @@ def test_a_throttled_repetition_is_replaced_and_stays_in_the_record() -> None:
     throttled = fault("throttle", 0.5, calls=[7, 7])  # five warm-ups, then the second that counts
     result = measured(case, effort, throttled, prefill_s_per_token=0.001)
     whole = row(case, effort, result)
-    assert [s.seconds for s in whole.of("prefill")] == pytest.approx([0.1] * 4)
-    (invalid,) = [s for s in whole.record("prefill") if s.invalid]
+    assert [s.seconds for s in whole.samples.of("prefill")] == pytest.approx([0.1] * 4)
+    (invalid,) = [s for s in whole.samples.record("prefill") if s.invalid]
     assert invalid.seconds == pytest.approx(0.6) and invalid.invalid == "thermal slowdown"
     assert result.stopped["prefill"] == "reps"
     (caution,) = cautions(whole)
@@ -268,7 +268,10 @@ def test_a_device_that_stays_throttled_is_not_repeated_for_ever(reps: int | None
     case, effort = make_case(100, steps=1), Effort(reps)
     result = measured(case, effort, fault("throttle", 0.5))
     whole = row(case, effort, result)
-    assert whole.of("prefill") == () and len([s for s in whole.samples if s.invalid and not s.warmup]) == most + 1
+    assert (
+        whole.samples.of("prefill") == ()
+        and len([s for s in whole.samples if s.invalid and not s.warmup]) == most + 1
+    )
     assert result.stopped == {"prefill": "invalid", "decode": "precision" if reps is None else "reps"}
     (caution,) = cautions(whole)
     assert caution.code == "prefill-invalid" and "too many to replace; none valid" in caution.text

@@ -149,7 +149,7 @@ def test_a_case_that_the_process_has_measured_warms_up_for_a_second_when_it_come
     serve(iter([first, first, other]), kept)  # type: ignore[arg-type]
     assert [row.outcome for row in kept.rows] == ["ok"] * 3
     for phase in ("prefill", "decode"):
-        taken = [sum(s.seconds for s in row.record(phase) if s.warmup) for row in kept.rows]
+        taken = [sum(s.seconds for s in row.samples.record(phase) if s.warmup) for row in kept.rows]
         assert taken[0] >= 5 and taken[2] >= 5
         assert 1 <= taken[1] < 2
 
