@@ -71,7 +71,7 @@ def commit(revision: str, root: Path | None = None) -> str | None:
 
 
 def kind(text: str, root: Path) -> str | None:
-    """The kind of object that ``text`` names in the repository (commit, tree, blob, tag); None if it names nothing."""
+    """The kind of object named by ``text`` in the repository (commit, tree, blob, tag); None if it names nothing."""
     found = None if "\0" in text else git.output(root, "cat-file", "--batch-check", stdin=f"{text}\n".encode())
     words = found.decode("utf-8", "replace").split() if found else []
     return words[1] if len(words) == 3 and words[2].isdigit() else None  # name, kind, size
