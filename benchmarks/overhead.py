@@ -25,7 +25,7 @@ from typing import Any
 
 from figures import difference_line, in_turn, ratio_text, seconds_line
 
-from profiler.backends.fake import session as fake
+from profiler.backends import fake
 from profiler.case import Case, Source
 from profiler.results.measurement import Measurement, Sample
 from profiler.results.store import Store

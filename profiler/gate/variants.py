@@ -69,7 +69,7 @@ def fault():
     tasks = [kind.from_json(json.loads(line)) for line in sys.stdin]
     for name in sorted({task.case.backend for task in tasks}):
         module = registry.load("backends", name, "backend")
-        if not hasattr(module, "open"):  # since 0.1 it is in a module of its own
+        if not (hasattr(module, "open_session") or hasattr(module, "open")):  # open: its name in earlier revisions
             importlib.import_module(module.__name__ + ".session")
     for device in sorted({task.case.device for task in tasks}):
         if device.startswith("cuda") and "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():

@@ -135,7 +135,7 @@ class TimedKernel(NamedTuple):
 
     quant: str
     dtype: torch.dtype  # of the inputs
-    pool: Callable[[Shape, int], list[TimedLayer]]  # creates layers of a shape, of at most so many bytes in total
+    pool: Callable[[Shape, int], list[TimedLayer]]  # creates layers of a shape, up to a total size in bytes
     repacks: bool  # as ``DeviceInfo.repacks``
     captured: bool = False  # runs in a CUDA graph, which LLM.int8() cannot
     own: bool = False  # one of our own decode step

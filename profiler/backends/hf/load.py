@@ -106,10 +106,10 @@ def _own_quantization(case: Case, source: Source, folder: Path, stated: Scheme |
     Raises ProfileError if transformers would misread the weights, or if it can neither run the checkpoint as it is
     stored nor unpack it into the case's quantization.
     """
-    held = from_safetensors(families.geometry(source.config), safetensors.verify(folder), stated)
+    stored = from_safetensors(families.geometry(source.config), safetensors.verify(folder), stated)
     name = printable(folder.name)
-    if held.trouble is not None:
-        raise ProfileError(f"{name}: its weights cannot be read: {held.trouble}")
+    if stored.trouble is not None:
+        raise ProfileError(f"{name}: its weights cannot be read: {stored.trouble}")
     if stated is None:
         return None
     own = {**stated.config, "bnb_4bit_compute_dtype": str(DTYPES[case.dtype]).removeprefix("torch.")}
@@ -119,7 +119,7 @@ def _own_quantization(case: Case, source: Source, folder: Path, stated: Scheme |
         own[stated.left_out_by] = list(stated.left_out.words)
     if case.quant == stated.name:
         return own
-    reason = checkpoint.not_unpacked(held) if case.quant in DTYPES else "it cannot be quantized a second time"
+    reason = checkpoint.not_unpacked(stored) if case.quant in DTYPES else "it cannot be quantized a second time"
     if reason is not None:
         raise ProfileError(f"{name}: its weights are stored in {stated.name}: {reason}")
     return own | {"dequantize": True}

@@ -1,4 +1,4 @@
-"""A fake ``libnvidia-ml.so.1`` in C (``nvml.c``), driven by a script with a virtual clock (``control.py``)."""
+"""A fake ``libnvidia-ml.so.1`` in C (``nvml.c``), driven by a script with a simulated clock (``control.py``)."""
 
 from fakes.nvml.control import Card, FakeNvml
 from fakes.nvml.library import NoCompiler, build

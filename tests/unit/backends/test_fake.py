@@ -9,8 +9,7 @@ from fakes.lab import fault, make_case, source
 from profiler import backends, registry
 from profiler.backends import fake
 from profiler.backends.base import OutOfMemory
-from profiler.backends.fake.meter import FakeMeter
-from profiler.backends.fake.session import FakeSession, open_session
+from profiler.backends.fake import FakeMeter, FakeSession, open_session
 from profiler.case import Source
 from profiler.errors import ProfileError
 from profiler.results.measurement import Measurement
@@ -90,7 +89,7 @@ def test_restore_without_a_save_is_an_error() -> None:
 
 
 def test_more_than_the_capacity_is_out_of_memory() -> None:
-    with pytest.raises(OutOfMemory, match=r"2\.00 GiB more than the 64\.0 MiB held"):
+    with pytest.raises(OutOfMemory, match=r"no room for 2\.00 GiB: 64\.0 MiB of 1,073,741,824 B are in use"):
         opened(weights_bytes=2 * GIB, capacity_bytes=GIB)
 
 

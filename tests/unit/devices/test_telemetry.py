@@ -1,6 +1,6 @@
 """What is read of a board while something runs on it, and what becomes of a board that does not play along.
 
-The board is scripted and time is virtual.
+The board is scripted and time is simulated.
 """
 
 from __future__ import annotations

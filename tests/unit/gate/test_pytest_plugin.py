@@ -1,6 +1,6 @@
 """``profile_case`` and ``--profile-gate``: what stock pytest-benchmark lets through, and ours does not.
 
-The suites run in this process, by pytester; what they measure is the fake backend, whose clock is virtual. The
+The suites run in this process, by pytester; what they measure is the fake backend, whose clock is simulated. The
 fixture ``machine`` makes that virtual machine slower or larger: the regression.
 """
 

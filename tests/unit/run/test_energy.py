@@ -1,4 +1,4 @@
-"""Energy of a case on virtual time: exact with scripted watts, within 1 % through NVML; and slowdowns on the way."""
+"""Energy of a case: exact in simulated time with scripted watts, within 1 % through NVML; and slowdowns meanwhile."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from fakes.nvml import FakeNvml
 from fakes.nvml.bench import Bench
 from fakes.nvml.control import BACKWARDS, FROZEN, GPU_IS_LOST, NOT_SUPPORTED
 
-from profiler.backends.fake import session as fake
-from profiler.backends.fake.meter import FakeMeter
-from profiler.backends.fake.session import FakeSession
+from profiler.backends import fake
+from profiler.backends.fake import FakeMeter, FakeSession
 from profiler.devices.cuda import Board
 from profiler.devices.sampler import Sampler
 from profiler.devices.telemetry import HW_THERMAL, SW_POWER_CAP
@@ -76,7 +75,7 @@ def test_nothing_is_repeated_for_a_device_that_does_not_tell() -> None:
 
 
 class Coupled(FakeMeter):
-    """A virtual device whose clock is that of a scripted card, with a power for each phase."""
+    """A simulated device whose clock is that of a scripted card, with a power for each phase."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench

@@ -1,4 +1,4 @@
-"""The measuring loop on the fake backend's virtual clock: exact numbers, and the exact order of calls."""
+"""The measuring loop on the fake backend's simulated clock: exact numbers, and the exact order of calls."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fakes.lab import fault, make_case, source
 
+from profiler.backends import fake
 from profiler.backends.base import ShapeMismatch
-from profiler.backends.fake import session as fake
-from profiler.backends.fake.session import FakeSession
+from profiler.backends.fake import FakeSession
 from profiler.case import Case
 from profiler.devices.base import Peak
 from profiler.results.cautions import cautions

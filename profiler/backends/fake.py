@@ -1,6 +1,12 @@
-"""The fake model and its generations, driven by the ``fake`` section of a config: costs, sizes and faults on demand.
+"""A backend without a model: a simulated clock with stated costs, stated sizes, and faults on demand.
 
-Trials count tokens and spend virtual time and virtual memory. Most faults are real: signals, allocations, hangs.
+It makes every number of a row exact and every failure repeatable, without torch and without sleeping. Its behaviour
+comes from the model's config, so a ``config.json`` in a folder is a complete script:
+
+    {"fake": {"prefill_s_per_token": 1e-4, "step_s": 0.01, "weights_bytes": 1073741824,
+              "faults": [{"kind": "signal", "value": 11, "when": "decode", "context": 2048}]}}
+
+Generations count tokens, and take simulated time and memory. Most faults are real: signals, allocations, hangs.
 """
 
 from __future__ import annotations
@@ -13,28 +19,140 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
-from profiler.backends.base import Beat, CacheState, ModelInfo, OutOfMemory
-from profiler.backends.fake.meter import BASELINE_BYTES, FakeMeter, FakeWatcher
+from profiler.backends.base import Backend, Beat, CacheState, ModelInfo, OutOfMemory
 from profiler.case import Case, Source
-from profiler.devices.base import Meter, Watcher
+from profiler.decode_path import PATHS
+from profiler.devices.base import Consumed, FigureOrReason, Lap, Meter, Overview, Peak, Pressure, Reading, Watcher
 from profiler.errors import ProfileError
 from profiler.foreign import json_value
 from profiler.results.measurement import Caution, DecodePath
-from profiler.units import printable
+from profiler.units import bytes_text, printable
 
 MIB = 1024**2
+BASELINE_BYTES = 64 * MIB  # of the simulated process before its model is loaded
 PHASES = ("load", "prefill", "fill", "decode")
-PIECE = 16 * MIB  # a real allocation grows by this, so that a limit is met and not jumped over
+PIECE = 16 * MIB  # a real allocation grows by this much, so that it meets a limit and does not jump over it
+OVERRIDES = "PROFILER_FAKE"  # variable with fields of the script as JSON, so that two processes may differ
+NO_POWER: FigureOrReason = (None, "the script states no power")
 
-OTHERWISE = "PROFILER_FAKE"  # fields of the script as JSON, so that one of two processes may do otherwise
+
+class FakeMeter:
+    """The simulated device, whose clock and memory change only when told to."""
+
+    def __init__(self, capacity_bytes: int | None = None) -> None:
+        self.seconds = 0.0
+        self.held = self.highest = BASELINE_BYTES
+        self.capacity = capacity_bytes
+        self.waited_s: float | None = None
+        self.disturbances = Pressure(at_s=0.0)
+        self._powered: list[tuple[float, float, float]] = []  # start, end and watts of each phase
+
+    def work(self, seconds: float, watts: float | None) -> None:
+        """Let time pass while the device draws so much power; ``None`` if the script states none."""
+        if watts is not None:
+            self._powered.append((self.seconds, self.seconds + seconds, watts))
+        self.seconds += seconds
+
+    def joules(self, span: tuple[float, float]) -> float:
+        """Energy between two moments."""
+        return sum(
+            max(0.0, min(until, span[1]) - max(start, span[0])) * watts for start, until, watts in self._powered
+        )
+
+    def hold(self, size: int) -> None:
+        """Allocate bytes, or free them if ``size`` is negative. Raises OutOfMemory above the capacity."""
+        if self.capacity is not None and self.held + size > self.capacity:
+            raise OutOfMemory(
+                f"no room for {bytes_text(size)}: {bytes_text(self.held)} of {self.capacity:,} B are in use"
+            )
+        self.held += size
+        self.highest = max(self.highest, self.held)
+
+    def now(self) -> float:
+        return self.seconds
+
+    def window(self) -> FakeWindow:
+        return FakeWindow(self)
+
+    def mark(self) -> object:
+        return self.seconds
+
+    def elapsed(self, marks: Sequence[object]) -> list[float]:
+        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
+
+    def reset_peak(self) -> None:
+        self.highest = self.held
+
+    def peak(self) -> Peak:
+        return Peak(None, None, process_bytes=self.highest, framework_bytes=BASELINE_BYTES)
+
+    def pressure(self) -> Pressure:
+        return replace(self.disturbances, at_s=self.seconds)
+
+
+class FakeWindow:
+    """A window of simulated time, in which the process computes all the time."""
+
+    def __init__(self, meter: FakeMeter) -> None:
+        self._meter = meter
+        self._start, self._waited = meter.seconds, meter.waited_s
+
+    def close(self) -> Lap:
+        seconds, waited = self._meter.seconds - self._start, self._meter.waited_s
+        wait_s = None if waited is None or self._waited is None else waited - self._waited
+        return Lap(seconds, cpu_s=seconds, wait_s=wait_s)
+
+
+class FakeWatcher:
+    """Reports what the script states. A fault sets ``complaint``, the reason why the current repetition is invalid.
+
+    Energy is watts times simulated seconds; it is unknown if the script states no watts.
+    """
+
+    def __init__(self, meter: FakeMeter, idle_w: float | None) -> None:
+        self.complaint: str | None = None
+        self._meter, self._idle_w = meter, idle_w
+
+    def begin(self, energy: bool) -> None:
+        self.complaint = None
+
+    def start(self) -> None:
+        self.complaint = None
+
+    def stop(self, seconds: float) -> Reading:
+        return Reading(invalid=self.complaint, ended_s=self._meter.seconds)
+
+    def consumed(self, spans: Sequence[tuple[float, float]]) -> Consumed | None:
+        counter: FigureOrReason = (
+            (sum(map(self._meter.joules, spans)), None) if self._idle_w is not None else NO_POWER
+        )
+        return Consumed("fake-counter", "fake", counter, (None, "a simulated device reports no power"))
+
+    def idle_w(self) -> FigureOrReason:
+        return NO_POWER if self._idle_w is None else (self._idle_w, None)
+
+    def overview(self) -> Overview:
+        return Overview()
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+
+BACKEND = Backend(
+    predicted=False,
+    made_up="a device that is made up",
+    meter=lambda device: FakeMeter(),
+    paths=PATHS,
+)
 
 
 def open_session(case: Case, source: Source, beat: Beat) -> FakeSession:
-    """Load nothing, in ``load_s`` virtual seconds. Raises ProfileError when the script is not one."""
+    """Load nothing, in ``load_s`` simulated seconds. Raises ProfileError for an invalid script."""
     session = FakeSession(Script.read(source.config), beat)
     beat("load")
     session.begin(case).strike("load")
@@ -45,7 +163,7 @@ def open_session(case: Case, source: Source, beat: Beat) -> FakeSession:
 
 
 class FakeGeneration:
-    """One case: counts tokens, takes virtual time and virtual memory, and fails where the script says so."""
+    """Counts tokens, takes simulated time and memory, and fails where the script says so."""
 
     def __init__(self, case: Case, script: Script, meter: FakeMeter, watcher: FakeWatcher, beat: Beat) -> None:
         self.case, self.script, self.meter, self.watcher, self.beat = case, script, meter, watcher, beat
@@ -109,12 +227,12 @@ class FakeGeneration:
         return ()
 
     def drop(self) -> None:
-        """Give all memory of this case back."""
+        """Free all memory of this case."""
         self.release()
         self._become(0)
 
     def strike(self, when: str) -> None:
-        """Let the faults of this phase happen."""
+        """Let the faults of this call of a phase happen."""
         self.calls[when] += 1
         for fault in self.script.faults:
             if fault.strikes(self.case, when, self.calls[when]):
@@ -143,7 +261,7 @@ class FakeGeneration:
 
 
 class FakeSession:
-    """The loaded model: virtual weights, and one generation at a time."""
+    """The loaded model: simulated weights, and one generation at a time."""
 
     def __init__(self, script: Script, beat: Beat) -> None:
         self.script, self.beat = script, beat
@@ -166,23 +284,23 @@ class FakeSession:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that goes wrong in one phase, of every case or of those with this context and batch."""
+    """Something that goes wrong in one phase, of every case or of cases with this context and batch."""
 
     kind: str  # a key of FAULTS
     when: str = "prefill"  # one of PHASES
     value: Any = None
     context: int | None = None
     batch: int | None = None
-    calls: list[int] | None = None  # the first and the last call it strikes, from 1: a prefill, or a decode step
+    calls: list[int] | None = None  # the first and the last call that fails, from 1: of prefills, or of decode steps
 
     def strikes(self, case: Case, when: str, call: int) -> bool:
-        """Whether this fault is meant for this call of this phase of this case."""
+        """Whether this call of this phase of this case fails."""
         first, last = self.calls or (1, call)
         mine = self.context in (None, case.context) and self.batch in (None, case.batch)
         return self.when == when and mine and first <= call <= last
 
     def happen(self, generation: FakeGeneration) -> None:
-        """Do the damage."""
+        """Fail."""
         FAULTS[self.kind](self.value, generation)
 
 
@@ -219,13 +337,13 @@ def _spin(value: Any, generation: FakeGeneration) -> None:
 
 
 def _allocate(value: Any, generation: FakeGeneration) -> None:
-    """Really take ``value`` MiB of private memory, which RLIMIT_DATA sees."""
+    """Really allocate ``value`` MiB of private memory, which RLIMIT_DATA limits."""
     held = [bytearray(b"\1") * PIECE for _ in range(value * MIB // PIECE)]
     del held
 
 
 def _allocate_shared(value: Any, generation: FakeGeneration) -> None:
-    """Really take ``value`` MiB that RLIMIT_DATA does not see, and keep them until somebody notices."""
+    """Really allocate ``value`` MiB that RLIMIT_DATA does not limit, and keep them until the worker is killed."""
     with mmap.mmap(-1, value * MIB) as area:
         for start in range(0, len(area), mmap.PAGESIZE):
             area[start] = 1
@@ -233,7 +351,7 @@ def _allocate_shared(value: Any, generation: FakeGeneration) -> None:
 
 
 def _print(value: Any, generation: FakeGeneration) -> None:
-    """``value`` MiB on stderr, then one line on stdout, where a library's chatter must do no harm."""
+    """Print ``value`` MiB on stderr and a line on stdout, as a library might; neither may disturb the protocol."""
     for _ in range(value):
         os.write(2, b"x" * (MIB - 1) + b"\n")
     print('{"type": "row"}', flush=True)
@@ -244,7 +362,7 @@ def _fork_child(value: Any, generation: FakeGeneration) -> None:
 
 
 def _compile(value: Any, generation: FakeGeneration) -> None:
-    """Wait for a program that computes for ``value`` real seconds, as for a compiler."""
+    """Wait for a program that computes for ``value`` real seconds, such as a compiler."""
     busy = f"import time; end = time.monotonic() + {float(value)}\nwhile time.monotonic() < end: pass"
     subprocess.run([sys.executable, "-c", busy], check=True)
 
@@ -258,13 +376,13 @@ def _nan(value: Any, generation: FakeGeneration) -> None:
 
 
 def _throttle(value: Any, generation: FakeGeneration) -> None:
-    """The device slows down by ``value`` virtual seconds, and says so."""
+    """The device slows down by ``value`` simulated seconds, and its watcher says so."""
     generation.meter.seconds += value or 0.0
     generation.watcher.complaint = "thermal slowdown"
 
 
 def _wait(value: Any, generation: FakeGeneration) -> None:
-    """Another program holds the core for ``value`` virtual seconds."""
+    """Another program uses the core for ``value`` simulated seconds."""
     generation.meter.seconds += value
     generation.meter.waited_s = (generation.meter.waited_s or 0.0) + value
 
@@ -291,33 +409,33 @@ FAULTS: dict[str, Callable[[Any, FakeGeneration], None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Costs in virtual seconds, sizes in virtual bytes; the figures of a small model on a small machine."""
+    """Costs in simulated seconds and sizes in simulated bytes. The defaults describe a small model and machine."""
 
     load_s: float = 1.0
     prefill_s_per_token: float = 1e-4  # of every sequence
     step_s: float = 0.01  # one decode step of the whole batch
-    step_s_per_cached_token: float = 0.0  # and what it grows by with depth, of every sequence
+    step_s_per_cached_token: float = 0.0  # in addition, for each cached token of every sequence
     noise: float = 0.0  # relative standard deviation of a phase, seeded by the case
-    idle_w: float | None = None  # virtual watts; None: nothing tells the energy
+    idle_w: float | None = None  # simulated watts; None: energy is unknown
     prefill_w: float = 200.0  # while it computes
     decode_w: float = 100.0
-    path: Mapping[str, Any] | None = None  # what became of ``--path``: fields of ``DecodePath``
+    path: Mapping[str, Any] | None = None  # how decode ran: fields of ``DecodePath``
     pause_s: float = 0.0  # real seconds slept in each prefill and step, to have something to interrupt
     weights_bytes: int = 1024 * MIB
-    load_extra_bytes: int = 0  # held beside the weights while they are loaded
+    load_extra_bytes: int = 0  # in addition to the weights, while they are loaded
     unquantized_bytes: int = 0
     cache_bytes_per_token: int = 16 * 1024
     window: int | None = None  # tokens after which the cache stops growing
     activation_bytes_per_token: int = 64 * 1024  # of every sequence, while a prefill chunk runs
-    capacity_bytes: int | None = None  # the process may not hold more
+    capacity_bytes: int | None = None  # the most that the process can allocate
     oom_above_tokens: int | None = None  # batch × context
     faults: tuple[Fault, ...] = ()
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Script:
-        """The script in a config; defaults where there is none. Raises ProfileError for what it does not know."""
+        """The script in a config, with defaults for absent fields. Raises ProfileError for unknown ones."""
         try:
-            fields = dict(config.get("fake") or {}) | json_value(os.environ.get(OTHERWISE) or "{}")
+            fields = dict(config.get("fake") or {}) | json_value(os.environ.get(OVERRIDES) or "{}")
             faults = tuple(Fault(**fault) for fault in fields.pop("faults", ()))
             script = cls(**fields, faults=faults)
         except (TypeError, ValueError) as error:
