@@ -45,7 +45,7 @@ class SweepWatcher:
         """``count`` of the ``total`` cases reuse rows of the store and will not be measured."""
 
     def row(self, row: Measurement, run: str | None = None) -> None:
-        """A case has its row: measured, skipped, or reused from ``run``. It is stored, or the sweep ends after it."""
+        """A case has its row: measured, skipped, or reused from ``run``. If storing it failed, the sweep ends."""
 
     def planned(self, plan: SweepPlan, budget_s: float | None) -> None:
         """The plan of what will be measured."""
