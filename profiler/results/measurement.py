@@ -210,7 +210,7 @@ class Repetitions(Sequence[Sample]):
         return found
 
     def seconds(self, phase: Phase, warmups: bool = False) -> list[float]:
-        """Seconds of the same repetitions."""
+        """Seconds of each repetition that counts, in order; with ``warmups``, of each that is valid."""
         return [seconds for seconds, _ in self.timed(phase, warmups)]
 
     def column(self, name: str, phase: Phase) -> list[Any]:

@@ -165,7 +165,8 @@ class Centre(NamedTuple):
 
 @cache
 def _reach(n: int) -> float:
-    """The same for n values whose logarithms differ by at most 1, without the process-to-process variation.
+    """The largest possible distance from the median to an end of its interval, in logarithms, for n values whose
+    logarithms differ by at most 1, without process-to-process variation.
 
     The ends of ``order`` are two of the values, so they lie within that range of the median. The standard deviation
     of n logarithms is at most half their range × √(n ÷ (n − 1)), and t times that ÷ √n is half of ``log-t``, around a
@@ -387,7 +388,9 @@ def predicted(measurement: Measurement) -> dict[str, Any] | None:
 
 
 def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str, Any] | None:
-    """Time at the ceiling ÷ measured time of each phase: 0..1; above 1 is our bug. Null if not calibrated."""
+    """The field ``ceiling`` of a row: the ``shares`` of the phases, 0..1, and what limits decode; null if not
+    calibrated. A share above 1 is our bug.
+    """
     at = measurement.expected.get("ceiling_s")
     if not at:
         return None
@@ -400,7 +403,7 @@ def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str,
 def shares(
     case: Case, ceiling_s: Mapping[str, float], prefill_tps: float | None, decode_tps: float | None
 ) -> dict[Phase, float | None]:
-    """The same by phase, from known rates; ``ceiling_s``: seconds of a prefill and of a step."""
+    """Time at the ceiling ÷ measured time of each phase; ``ceiling_s``: seconds of a prefill and of a step."""
     return {
         "prefill": prefill_tps and ceiling_s["prefill"] * prefill_tps / (case.batch * case.context),
         "decode": decode_tps and ceiling_s["step"] * decode_tps / case.batch,

@@ -219,7 +219,7 @@ def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[i
 def _predictor(
     geometry: Geometry, engine: Engine, variant: QuantVariant, machine: Machine, path: str | None = None
 ) -> Predictor:
-    """As a sweep would run it there."""
+    """A predictor of a model in ``variant``, run as a sweep would run it on ``machine``."""
     target, quant = machine.target, variant.quant
     dtype = variant.dtype or compute_dtype(target, quant)
     return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.checkpoint_format)
@@ -243,18 +243,17 @@ def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, reque
 def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
     """The predictions that meet the goal at least ``likely``: surest first, then largest model, then most bits."""
     order = {"yes": 0, "likely": 1}
-    kept = [(goal.met(answer.prediction), answer) for answer in found]
-    met = [(word, answer) for word, answer in kept if word in order]
-    met.sort(key=lambda pair: (order[pair[0]], -pair[1].parameters, -pair[1].prediction.terms.weights.value))
-    return [answer for _, answer in met]
+    met = [(order[word], each) for each in found if (word := goal.met(each.prediction)) in order]
+    met.sort(key=lambda pair: (pair[0], -pair[1].parameters, -pair[1].prediction.terms.weights.value))
+    return [each for _, each in met]
 
 
 def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
     """The first quantization of each model and case, which is the surest one with the most bits."""
     first: dict[tuple[object, ...], FitPrediction] = {}
-    for answer in ranked:
-        p = answer.prediction
-        first.setdefault((answer.model, p.machine, p.request.context, p.request.batch), answer)
+    for each in ranked:
+        p = each.prediction
+        first.setdefault((each.model, p.machine, p.request.context, p.request.batch), each)
     return list(first.values())
 
 

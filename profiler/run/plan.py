@@ -152,7 +152,7 @@ def _by_load(planned: list[Planned]) -> list[Planned]:
 
 
 def _phase_s(once_s: float, effort: Effort) -> float:
-    """Seconds of one phase as ``run.loop`` runs it."""
+    """Seconds of all repetitions of a phase, of which one takes ``once_s``."""
     again_s = max(RESOLVED_S, once_s) if effort.energy else 0.0
     return once_s * repetitions.likely(once_s, effort) + again_s
 
@@ -259,7 +259,7 @@ class Pace:
         self._reserve(key)
 
     def _reserve(self, key: str) -> None:
-        """Update what the first case of a load needs."""
+        """Update the seconds that the budget reserves for the first case of a load."""
         load = self._loads[key]
         self._reserved_s -= load.reserved_s
         load.reserved_s = load.first_s

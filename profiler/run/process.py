@@ -194,14 +194,17 @@ class WorkerProcess:
         self._listen(self._tasks, self._write_tasks, selectors.EVENT_WRITE)
 
     def wait(self, seconds: float) -> list[dict[str, Any]]:
-        """Messages, as soon as there are any or something else happens; an empty list after ``seconds``."""
+        """The messages that have arrived, or an empty list after ``seconds``.
+
+        It returns early, even without a message, if the worker prints or exits, or if ``wake_fd`` is readable.
+        """
         for key, _ in self._selector.select(seconds):
             key.data()
         heard, self._heard = self._heard, []
         return heard
 
     def _note_exit(self) -> None:
-        """Its last output, at most a chunk, was ready before its exit and is read in the same ``wait``."""
+        """Record the exit. The last output, at most a chunk, was ready before it and is read in the same ``wait``."""
         self._selector.unregister(self._pid_fd)
         self.exited = True
 

@@ -45,6 +45,8 @@ WARMUP_S = 5.0
 AGAIN_S = 1.0
 USUAL = 10  # repetitions that 2% precision takes if they spread by 2%; the plan assumes this number
 INVALID_SHARE = 4  # one of this many repetitions may be replaced, and always at least one
+# Why a phase ended: the precision was reached · the requested number was reached · ``MOST`` was reached ·
+# ``--max-phase`` was reached · the first repetition alone took that long · too many repetitions were invalid.
 Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 
 MAX_WAIT = 0.1  # share of the CPU time we needed that others may take before the figure is disturbed
@@ -63,14 +65,13 @@ SMALLER = "a smaller -q, -c or -b"
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """``reps`` repetitions of each phase; None: until the 95% interval of its rate is within ``precision``. The
-    interval covers repetitions in one process.
+    """How often a phase is repeated: ``reps`` times, or until the 95% interval of its rate is within ``precision``.
 
-    Precision decides from ``FEWEST`` repetitions on and gives up after ``MOST``. No repetition starts once those of
-    its phase have taken ``max_phase_s`` seconds in total.
+    The interval is that of repetitions in one process. It is checked from ``FEWEST`` repetitions on, and ``MOST`` end
+    the phase. No repetition starts once those of its phase have taken ``max_phase_s`` seconds in total.
     """
 
-    reps: int | None = None
+    reps: int | None = None  # None: as ``precision`` needs
     max_phase_s: float = MAX_PHASE_S
     precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
     energy: bool = False  # also measure energy: ten more seconds for a short phase
@@ -90,10 +91,6 @@ class Effort:
         """The requested effort, as a row stores it."""
         wanted = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
         return wanted | {"max_phase_s": self.max_phase_s} | ({"energy": True} if self.energy else {})
-
-
-"""Why a phase ended: the precision was reached · the requested number was reached · ``MOST`` was reached ·
-``--max-phase`` was reached · the first repetition alone took that long · too many repetitions were invalid."""
 
 
 def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:
