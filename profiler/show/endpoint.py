@@ -32,7 +32,8 @@ def row(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> dict[
         "server": server.kind,
         "server_version": server.version,
         "url": server.root,
-        "model": model.name,
+        "model": model.shown,
+        "model_id": model.name,
         "quant": model.quant,
         "loaded_context": model.context,
         "max_context": model.max_context,
@@ -234,7 +235,7 @@ def title(result: EndpointResult) -> str:
     """``gemma-3-270m · Q4_K_M · context 8,192 · loaded in 3.20 s``: the model in one line."""
     model, load = result.model, _load_s(result)
     parts = [
-        printable(model.name, 60),
+        model.shown,
         model.quant,
         f"context {model.context:,}" if model.context else None,
         f"{bytes_text(model.vram_bytes)} VRAM" if model.vram_bytes else None,
