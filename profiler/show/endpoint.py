@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from profiler.backends.endpoint import SLO_SHARE, Exchange, Percentiles, Users, percentiles, users
+from profiler.backends.endpoint import SLO_SHARE, Exchange, LoadSummary, Percentiles, Users, percentiles, users
 from profiler.backends.endpoint.processes import ServerUse
 from profiler.run.endpoint import EndpointResult
 from profiler.run.prompts import OWN
 from profiler.show import output as show_output
+from profiler.show.answers import verdict_text, verdicts
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
 from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
@@ -48,6 +49,8 @@ def row(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> dict[
         "cached": result.cached,
         "asked_tokens": result.asked_tokens,
         "fixed_length": result.fixed_length,
+        "answers": dict(verdicts(result)) or None,
+        "expected": written.expected if written else None,
         "outcome": result.outcome,
         "reason": result.failure,
         "requests": summary.requests,
@@ -58,32 +61,43 @@ def row(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> dict[
         "reasoning_tokens": [each.usage.reasoning for each in good],
         "cached_tokens": [each.cached_tokens for each in good],
         "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
-        "tokens_per_chunk": _percentiles(summary.tokens_per_chunk),
-        "first_byte_s": _percentiles(summary.first_byte),
-        "ttft_s": _percentiles(summary.ttft),
+        **_percentiles_row(summary, good),
         "cold_ttft_s": result.cold_ttft_s,
-        "ttft_reasoning_s": _percentiles(summary.ttft_reasoning),
-        "ttft_answer_s": _percentiles(summary.ttft_answer),
-        "itl_s": _percentiles(summary.itl),
-        "tpot_s": _percentiles(summary.tpot),
-        "e2e_s": _percentiles(summary.e2e),
-        "prefill_tps": _percentiles(summary.prefill_tps),
-        "decode_tps": _percentiles(summary.decode_tps),
         "slowest_stream_tps": summary.slowest_tps,
         "total_tps": summary.total_tps,
         "requests_per_s": summary.requests_per_s,
         "goodput_per_s": summary.goodput_per_s,
         "slo_met": summary.slo_met,
         "users_at_slo": _users_row(result, results),
-        "characters_per_s": _percentiles(summary.characters_per_s),
         "tokens_per_1000_characters": summary.tokens_per_1k_characters,
-        "server_prefill_tps": _percentiles(percentiles(_server_prefill_tps(each) for each in good)),
-        "server_decode_tps": _percentiles(percentiles(each.timings.output_tps for each in good)),
         "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
         "client_delay_s": result.delay_s,
         **_use_row(result.use),
         "unknown": {**summary.unknown, **result.use.unknown, **_no_energy(result.use)},
         "cautions": list(result.cautions),
+    }
+
+
+def _percentiles_row(summary: LoadSummary, good: Sequence[Exchange]) -> dict[str, Any]:
+    """All figures that each request has: ours, and those by the server's own clock."""
+    found = {
+        "tokens_per_chunk": summary.tokens_per_chunk,
+        "first_byte_s": summary.first_byte,
+        "ttft_s": summary.ttft,
+        "ttft_reasoning_s": summary.ttft_reasoning,
+        "ttft_answer_s": summary.ttft_answer,
+        "itl_s": summary.itl,
+        "tpot_s": summary.tpot,
+        "e2e_s": summary.e2e,
+        "prefill_tps": summary.prefill_tps,
+        "decode_tps": summary.decode_tps,
+        "characters_per_s": summary.characters_per_s,
+        "server_prefill_tps": percentiles(_server_prefill_tps(each) for each in good),
+        "server_decode_tps": percentiles(each.timings.output_tps for each in good),
+    }
+    return {
+        name: None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
+        for name, value in found.items()
     }
 
 
@@ -123,29 +137,6 @@ def _load_s(result: EndpointResult) -> float | None:
     return None if result.warm_up is None else result.warm_up.exchange.timings.load_s
 
 
-def _percentiles(value: Percentiles | None) -> dict[str, Any] | None:
-    return None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
-
-
-def kept(result: EndpointResult) -> list[dict[str, Any]]:
-    """The answers of a result as plain JSON, one object each, with server, model and prompt."""
-    return [
-        {
-            "server": result.server.title,
-            "model": result.model.name,
-            "prompt": result.prompt.name,
-            "streams": result.streams,
-            "tokens": result.asked_tokens,
-            "number": number,
-            "finish": each.finish,
-            "reasoning": each.reasoning,
-            "answer": each.answer,
-            "failure": each.failure and each.failure.words,
-        }
-        for number, each in enumerate(result.exchanges, start=1)
-    ]
-
-
 def render(results: Sequence[EndpointResult], output: str, width: int | None = None) -> str:
     """``results`` in a format of ``output.FORMATS``: a table for each model, or rows. ``width``: of the terminal."""
     if output not in ("table", "md"):
@@ -169,7 +160,7 @@ def page(results: Sequence[EndpointResult]) -> Page:
         here = [result for result in results if result.model.name == name]
         notes = _Notes()
         tables = [_table(group, notes) for group in _grouped(here)]
-        blocks = (*tables, *_languages(here), *notes.blocks(), *_users(here))
+        blocks = (*tables, *_languages(here), *notes.blocks(), *_judged(here), *_users(here))
         sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
     last = sections[-1]
     sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results))))
@@ -210,6 +201,17 @@ def _languages(results: Sequence[EndpointResult]) -> list[PageBlock]:
         )
         rows.append(cells)
     return [Table(tuple(Head(head, right=head != "language") for head in heads), tuple(rows))]
+
+
+def _judged(results: Sequence[EndpointResult]) -> list[PageBlock]:
+    """How many answers are right, for prompts with one right answer."""
+    lines = []
+    for result in results:
+        if (counts := verdicts(result)) and result.prompt.written is not None:
+            streams = f", {result.streams} at a time" if len({each.streams for each in results}) > 1 else ""
+            expected = result.prompt.written.expected
+            lines.append(f"{printable(result.prompt.name, 60)}{streams}: {verdict_text(counts, expected)}")
+    return [Listing(tuple(lines))] if lines else []
 
 
 def _users(results: Sequence[EndpointResult]) -> list[PageBlock]:
