@@ -316,11 +316,9 @@ def page(folder: Path) -> str:
     numbers = range(1, len(found.prompts) + 1)
     names = [prompt for _, prompt, _ in found.prompts]
     links = [(f"prompt-{number}", printable(name, 60)) for number, name in zip(numbers, names, strict=True)]
-    summary = [
-        f"{len(found.prompts)} prompts",
-        f"{len(found.models)} models",
-        "frames load nothing and run no scripts",
-    ]
+    counts = ((len(found.prompts), "prompt"), (len(found.models), "model"))
+    summary = [f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts]
+    summary.append("HTML answers are shown without scripts, and without what they load from other hosts")
     size = 0
     sections = []
     for (anchor, name), (prompt, answers) in zip(links, found.prompts.items(), strict=True):
