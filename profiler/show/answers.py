@@ -164,14 +164,6 @@ def kept(result: EndpointResult) -> list[KeptAnswer]:
     ]
 
 
-def verdicts(result: EndpointResult) -> Counter[Verdict]:
-    """How many answers are right, wrong, or without an answer; empty where no right one is known."""
-    written = result.prompt.written
-    good = [each.answer for each in result.exchanges if each.failure is None]
-    found = [judged(written, answer) for answer in good] if written else []
-    return Counter(each for each in found if each is not None)
-
-
 def verdict_text(counts: Counter[Verdict], expected: str | None) -> str:
     """``2 of 5 right, 1 wrong, 2 without an answer; expected: 350``."""
     parts = [f"{counts['right']} of {counts.total()} right"]

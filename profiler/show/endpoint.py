@@ -10,7 +10,7 @@ from profiler.backends.endpoint.processes import ServerUse
 from profiler.run.endpoint import EndpointResult
 from profiler.run.prompts import OWN
 from profiler.show import output as show_output
-from profiler.show.answers import verdict_text, verdicts
+from profiler.show.answers import verdict_text
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
 from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
@@ -49,7 +49,7 @@ def row(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> dict[
         "cached": result.cached,
         "asked_tokens": result.asked_tokens,
         "fixed_length": result.fixed_length,
-        "answers": dict(verdicts(result)) or None,
+        "answers": dict(result.verdicts) or None,
         "expected": written.expected if written else None,
         "outcome": result.outcome,
         "reason": result.failure,
@@ -207,7 +207,7 @@ def _judged(results: Sequence[EndpointResult]) -> list[PageBlock]:
     """How many answers are right, for prompts with one right answer."""
     lines = []
     for result in results:
-        if (counts := verdicts(result)) and result.prompt.written is not None:
+        if (counts := result.verdicts) and result.prompt.written is not None:
             streams = f", {result.streams} at a time" if len({each.streams for each in results}) > 1 else ""
             expected = result.prompt.written.expected
             lines.append(f"{printable(result.prompt.name, 60)}{streams}: {verdict_text(counts, expected)}")
