@@ -45,7 +45,10 @@ MOST_PAGE = 24_000_000  # characters of all answers on the page: a browser takes
 PROMPT_SHOWN = 20_000  # characters of a prompt that are kept with each of its answers
 
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-_DOCUMENT = re.compile(r"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
+_DOCUMENT = re.compile(  # also a part of one, without a head
+    r"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype\s+html|(?:html|head|body|header|main|nav|section|div|style|h1)[\s>])",
+    re.IGNORECASE | re.DOTALL,
+)
 # A link within the document may stay, where it is certain that it is one: no attribute before it leads elsewhere.
 _WITHIN = r"(?:\s+(?!href)[a-z-]+=\"[^\"<>]*\")*\s+href=\"#[\w-]*\"[\s>]"
 _TAG = re.compile(rf"<(link|meta|iframe|animate|set|area|a(?!{_WITHIN}))(?=[\s/>])", re.IGNORECASE)
@@ -335,7 +338,9 @@ def page(folder: Path) -> str:
 
 def _overview(found: _Collection) -> Iterator[PageBlock]:
     """The models and their figures over all prompts, and what was left out."""
-    heads = ("model", "quantization", "server", "prompts", "right", "TTFT", "decode", "chars/s")
+    judged_any = any(each.verdicts for answers in found.prompts.values() for each in answers.values())
+    right = ("right",) if judged_any else ()
+    heads = ("model", "quantization", "server", "prompts", *right, "TTFT", "decode", "chars/s")
     rows = []
     for model in found.models:
         shown = [answers[model] for answers in found.prompts.values() if model in answers]
@@ -347,7 +352,7 @@ def _overview(found: _Collection) -> Iterator[PageBlock]:
                 printable(model[1] or UNKNOWN, 20),
                 printable(model[2], 40),
                 str(len(shown)),
-                f"{counts['right']} of {counts.total()}" if counts else UNKNOWN,
+                *([f"{counts['right']} of {counts.total()}" if counts else UNKNOWN] if judged_any else []),
                 _median((each.ttft_s for each in of_all), seconds_text),
                 _median((each.decode_tps for each in of_all), rate_text),
                 _median((each.characters_per_s for each in of_all), rate_text),
