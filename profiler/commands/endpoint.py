@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from profiler import files
 from profiler.commands import options
 from profiler.console import say, width
 from profiler.show import output as show_output
@@ -86,7 +84,7 @@ class _Path(click.Path):
         "--keep",
         type=_Path(path_type=Path, file_okay=False),
         metavar="FOLDER",
-        help="Keep the answers in this folder, in a new file answers-DATE-TIME.jsonl.",
+        help="Keep the answers in this folder, and show all that are in it side by side in its answers.html.",
     ),
     show_output.output(),
 )
@@ -104,37 +102,36 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
     """
     from profiler.backends.endpoint import client, servers
     from profiler.run import endpoint as run_endpoint
+    from profiler.show import answers
     from profiler.show import endpoint as show_endpoint
 
     request = run_endpoint.EndpointRequest(url=url, **asked)
     request.cases()  # report an empty file before waiting for a server
     limits = client.Limits(total_s=request.timeout_s)
+    kept = answers.AnswerFolder(keep) if keep is not None else None
     results: list[run_endpoint.EndpointResult] = []
 
     async def measure() -> None:
         root = await servers.choose_server(url, limits, say)
         async for result in run_endpoint.measure(request, root, say, live):
             results.append(result)
+            if kept is not None:
+                kept.add(result)
             if output == "jsonl":
-                click.echo(json.dumps(show_endpoint.row(result)))
+                click.echo(json.dumps(show_endpoint.row(result, results)))
             say(_progress(result))
 
     live = show_live if Progress.wanted(streaming=output == "jsonl") else None
     interrupted = False
     try:
-        if keep is not None:
-            files.make_folder(keep)
         client.run(measure())
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        if kept is not None and (page := kept.finish()) is not None:
+            say(f"answers side by side: {printable(page)}")
     if output != "jsonl":
         click.echo(show_endpoint.render(results, output, width()), nl=False)
-    if keep is not None:
-        answers = [answer for result in results for answer in show_endpoint.kept(result)]
-        files.write(
-            keep / f"answers-{time.strftime('%y%m%d-%H%M%S')}.jsonl",
-            "".join(f"{json.dumps(answer)}\n" for answer in answers),
-        )
     if interrupted:
         return INTERRUPTED
     return FAILED if any(result.failure for result in results) else 0
@@ -142,7 +139,7 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
 
 def _progress(result: Any) -> str:
     """A line for each finished case."""
-    where = f"{printable(result.model.name, 60)}, {printable(result.prompt.name, 60)}, {result.streams} at a time"
+    where = f"{result.model.shown}, {printable(result.prompt.name, 60)}, {result.streams} at a time"
     if result.failure:
         return f"{where}: failed: {result.failure}" + (f". {result.hint}" if result.hint else "")
     return f"{where}: {result.summary.requests} requests in {seconds_text(result.summary.wall_s)}"

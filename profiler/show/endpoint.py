@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles, users
+from profiler.backends.endpoint import SLO_SHARE, Exchange, LoadSummary, Percentiles, Users, percentiles, users
+from profiler.backends.endpoint.processes import ServerUse
 from profiler.run.endpoint import EndpointResult
 from profiler.run.prompts import OWN
 from profiler.show import output as show_output
+from profiler.show.answers import verdict_text
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
 from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
@@ -18,8 +20,11 @@ MAX_NOTES = 5
 WIDTH = 80  # if the output is not a terminal
 
 
-def row(result: EndpointResult) -> dict[str, Any]:
-    """One case as plain JSON, in seconds, tokens/s and bytes; unknown is null, with a reason in ``unknown``."""
+def row(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> dict[str, Any]:
+    """One case as plain JSON, in seconds, tokens/s, bytes and joules; unknown is null, with a reason in ``unknown``.
+
+    ``results``: all so far, which tell how many users a prompt allows.
+    """
     server, model, summary, written = result.server, result.model, result.summary, result.prompt.written
     good = [each for each in result.exchanges if each.failure is None]
     return {
@@ -28,7 +33,8 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "server": server.kind,
         "server_version": server.version,
         "url": server.root,
-        "model": model.name,
+        "model": model.shown,
+        "model_id": model.name,
         "quant": model.quant,
         "loaded_context": model.context,
         "max_context": model.max_context,
@@ -43,6 +49,8 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "cached": result.cached,
         "asked_tokens": result.asked_tokens,
         "fixed_length": result.fixed_length,
+        "answers": dict(result.verdicts) or None,
+        "expected": written.expected if written else None,
         "outcome": result.outcome,
         "reason": result.failure,
         "requests": summary.requests,
@@ -53,62 +61,86 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "reasoning_tokens": [each.usage.reasoning for each in good],
         "cached_tokens": [each.cached_tokens for each in good],
         "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
-        "tokens_per_chunk": _percentiles(summary.tokens_per_chunk),
-        "first_byte_s": _percentiles(summary.first_byte),
-        "ttft_s": _percentiles(summary.ttft),
+        **_percentiles_row(summary, good),
         "cold_ttft_s": result.cold_ttft_s,
-        "ttft_reasoning_s": _percentiles(summary.ttft_reasoning),
-        "ttft_answer_s": _percentiles(summary.ttft_answer),
-        "itl_s": _percentiles(summary.itl),
-        "tpot_s": _percentiles(summary.tpot),
-        "e2e_s": _percentiles(summary.e2e),
-        "prefill_tps": _percentiles(summary.prefill_tps),
-        "decode_tps": _percentiles(summary.decode_tps),
         "slowest_stream_tps": summary.slowest_tps,
         "total_tps": summary.total_tps,
         "requests_per_s": summary.requests_per_s,
         "goodput_per_s": summary.goodput_per_s,
         "slo_met": summary.slo_met,
-        "characters_per_s": _percentiles(summary.characters_per_s),
+        "users_at_slo": _users_row(result, results),
         "tokens_per_1000_characters": summary.tokens_per_1k_characters,
         "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
         "client_delay_s": result.delay_s,
-        "unknown": dict(summary.unknown),
+        **_use_row(result.use),
+        "unknown": {**summary.unknown, **result.use.unknown, **_no_energy(result.use)},
         "cautions": list(result.cautions),
     }
+
+
+def _percentiles_row(summary: LoadSummary, good: Sequence[Exchange]) -> dict[str, Any]:
+    """All figures that each request has: ours, and those by the server's own clock."""
+    found = {
+        "tokens_per_chunk": summary.tokens_per_chunk,
+        "first_byte_s": summary.first_byte,
+        "ttft_s": summary.ttft,
+        "ttft_reasoning_s": summary.ttft_reasoning,
+        "ttft_answer_s": summary.ttft_answer,
+        "itl_s": summary.itl,
+        "tpot_s": summary.tpot,
+        "e2e_s": summary.e2e,
+        "prefill_tps": summary.prefill_tps,
+        "decode_tps": summary.decode_tps,
+        "characters_per_s": summary.characters_per_s,
+        "server_prefill_tps": percentiles(_server_prefill_tps(each) for each in good),
+        "server_decode_tps": percentiles(each.timings.output_tps for each in good),
+    }
+    return {
+        name: None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
+        for name, value in found.items()
+    }
+
+
+def _use_row(use: ServerUse) -> dict[str, Any]:
+    """Memory and energy of the server's processes. Energy is that of whole requests, prefill included."""
+    taken = use.consumption
+    return {
+        "server_program": use.program,
+        "host_peak_bytes": use.host_peak_bytes,
+        "host_highest_bytes": use.host_highest_bytes,
+        "gpu_peak_bytes": use.gpu_peak_bytes,
+        "energy_j_per_token": taken and taken.per_token_j,
+        "energy_j_per_request": taken and taken.joules,
+        "power_w": taken and taken.watts,
+        "energy_source": use.energy_source if taken else None,
+        "energy_scope": use.energy_scope if taken else None,
+    }
+
+
+def _no_energy(use: ServerUse) -> dict[str, str]:
+    return {} if use.energy_unknown is None else {"energy": use.energy_unknown}
+
+
+def _server_prefill_tps(exchange: Exchange) -> float | None:
+    """Tokens per second of the prefill by the server's own clock."""
+    tokens, seconds = exchange.timings.prompt_tokens, exchange.timings.prompt_s
+    return tokens / seconds if tokens and seconds else None
+
+
+def _users_row(result: EndpointResult, results: Iterable[EndpointResult]) -> dict[str, Any] | None:
+    of_model = users_at_slo(each for each in results if each.model.name == result.model.name)
+    found = of_model.get(printable(result.prompt.name, 60))
+    return None if found is None else {"count": found.count, "why": found.why}
 
 
 def _load_s(result: EndpointResult) -> float | None:
     return None if result.warm_up is None else result.warm_up.exchange.timings.load_s
 
 
-def _percentiles(value: Percentiles | None) -> dict[str, Any] | None:
-    return None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
-
-
-def kept(result: EndpointResult) -> list[dict[str, Any]]:
-    """The answers of a result as plain JSON, one object each, with server, model and prompt."""
-    return [
-        {
-            "server": result.server.title,
-            "model": result.model.name,
-            "prompt": result.prompt.name,
-            "streams": result.streams,
-            "tokens": result.asked_tokens,
-            "number": number,
-            "finish": each.finish,
-            "reasoning": each.reasoning,
-            "answer": each.answer,
-            "failure": each.failure and each.failure.words,
-        }
-        for number, each in enumerate(result.exchanges, start=1)
-    ]
-
-
 def render(results: Sequence[EndpointResult], output: str, width: int | None = None) -> str:
     """``results`` in a format of ``output.FORMATS``: a table for each model, or rows. ``width``: of the terminal."""
     if output not in ("table", "md"):
-        return show_output.render([row(result) for result in results], dict, output)
+        return show_output.render([row(result, results) for result in results], dict, output)
     if not results:
         return "nothing was measured\n"
     shown = page(results)
@@ -128,7 +160,7 @@ def page(results: Sequence[EndpointResult]) -> Page:
         here = [result for result in results if result.model.name == name]
         notes = _Notes()
         tables = [_table(group, notes) for group in _grouped(here)]
-        blocks = (*tables, *_languages(here), *notes.blocks(), *_users(here))
+        blocks = (*tables, *_languages(here), *notes.blocks(), *_judged(here), *_users(here))
         sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
     last = sections[-1]
     sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results))))
@@ -171,6 +203,17 @@ def _languages(results: Sequence[EndpointResult]) -> list[PageBlock]:
     return [Table(tuple(Head(head, right=head != "language") for head in heads), tuple(rows))]
 
 
+def _judged(results: Sequence[EndpointResult]) -> list[PageBlock]:
+    """How many answers are right, for prompts with one right answer."""
+    lines = []
+    for result in results:
+        if (counts := result.verdicts) and result.prompt.written is not None:
+            streams = f", {result.streams} at a time" if len({each.streams for each in results}) > 1 else ""
+            expected = result.prompt.written.expected
+            lines.append(f"{printable(result.prompt.name, 60)}{streams}: {verdict_text(counts, expected)}")
+    return [Listing(tuple(lines))] if lines else []
+
+
 def _users(results: Sequence[EndpointResult]) -> list[PageBlock]:
     """How many users each prompt allows within the limits, if several numbers of streams were tried."""
     lines = [f"{prompt}: {_users_text(found)}" for prompt, found in users_at_slo(results).items()]
@@ -194,7 +237,7 @@ def title(result: EndpointResult) -> str:
     """``gemma-3-270m · Q4_K_M · context 8,192 · loaded in 3.20 s``: the model in one line."""
     model, load = result.model, _load_s(result)
     parts = [
-        printable(model.name, 60),
+        model.shown,
         model.quant,
         f"context {model.context:,}" if model.context else None,
         f"{bytes_text(model.vram_bytes)} VRAM" if model.vram_bytes else None,

@@ -23,6 +23,7 @@ from fakes.openai_server import FakeServer, Script
 
 from profiler.backends.endpoint.client import KEY
 from profiler.cli import main
+from profiler.devices.cpu import process_bytes
 
 CANARY = "sk-canary-4f9d0c7b2a"
 SMALL = ("-n", "16", "-r", "2")
@@ -146,7 +147,42 @@ def test_answers_are_kept_where_they_were_asked_for(server: FakeServer, tmp_path
     assert [each["number"] for each in kept] == [1, 2]
     assert kept[0]["answer"].startswith("word0 word1")
     assert {each["prompt"] for each in kept} == {"page.txt"}
+    assert kept[0]["prompt_text"] == "Write a landing page for a bakery." and len(kept[0]["prompt_sha256"]) == 64
+    settings = {"max_tokens": 16, "temperature": 0, "seed": 0, "context": 8192, "streams": 1, "cached": False}
+    assert kept[0]["settings"] == settings
+    assert (kept[0]["model"], kept[0]["quant"], kept[0]["server"]) == ("tiny-Q4_K_M", "Q4_K_M", "vLLM 0.19.2")
+    assert kept[0]["figures"]["output_tokens"] == 16 and kept[0]["figures"]["ttft_s"] > 0
     assert "Write a landing page" in server.requests[-1]["messages"][0]["content"]
+
+
+def test_runs_on_two_servers_give_one_page(server: FakeServer, tmp_path: Path) -> None:
+    """Also within one second, and if the second run ends with an error."""
+    words = ("-c", "64", *SMALL, "--keep", str(tmp_path))
+    assert f"answers side by side: {tmp_path / 'answers.html'}" in run(server.url, *words).stderr
+    with FakeServer("llama-server", Script(tokens=("Bread", " rises")), ("other-Q8_0",)) as other:
+        other.choose = lambda asked, number: Script(fault="error") if number == 4 else other.script
+        assert run(other.url, *words).exit_code == 1
+    page = (tmp_path / "answers.html").read_text()
+    assert page.count("<article") == 2 and "word0 word1" in page and "Bread rises" in page
+    assert len(list(tmp_path.glob("answers-*.jsonl"))) == 2
+
+
+def test_right_answers_are_counted_below_the_table_and_in_rows(server: FakeServer) -> None:
+    right, wrong = Script(tokens=("So:\n", "Answer: ", "350")), Script(tokens=("Answer:", " 12"))
+    server.choose = lambda asked, number: right if number % 2 else wrong
+    said = " ".join(run(server.url, "-r", "2", "--scenario", "reasoning").stdout.split())
+    assert "- reasoning-count: 1 of 2 right, 1 wrong; expected: 350" in said
+    rows = json.loads(run(server.url, "-r", "2", "--scenario", "reasoning", "-o", "json").stdout)
+    assert (rows[-1]["answers"], rows[-1]["expected"]) == ({"right": 1, "wrong": 1}, "350")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_asked(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    ran = run(server.url, *SMALL, "--keep", str(tmp_path / "file" / "folder"))
+    assert ran.exit_code == 2 and "cannot be written" in ran.stderr
+    assert server.paths == []
 
 
 def test_each_language_has_its_tokens_and_characters(server: FakeServer) -> None:
@@ -188,6 +224,34 @@ def test_the_users_that_a_server_bears_are_said(server: FakeServer) -> None:
     assert "64 tokens: 2 (at 4, 0% of the requests meet the limits)" in ran.stdout
     server.choose = None
     assert "users at a time" not in run(server.url, "-c", "64", "--slo", "ttft=2s", *SMALL).stdout  # no sweep
+
+
+def test_rows_in_json_have_the_users_too(server: FakeServer) -> None:
+    late = Script(first_s=0.6)
+    server.choose = lambda asked, number: Script() if number <= 2 + 2 else late
+    asked = ("-c", "64", "--concurrency", "1,2", "--slo", "ttft=500ms", *SMALL)
+    rows = [json.loads(line) for line in run(server.url, *asked, "-o", "jsonl").stdout.splitlines()]
+    assert rows[0]["users_at_slo"] is None  # one number of streams so far
+    assert rows[1]["users_at_slo"] == {"count": 1, "why": "at 2, 0% of the requests meet the limits"}
+
+
+def test_rows_have_the_servers_own_figures_beside_ours() -> None:
+    stated = {"prompt_n": 50, "prompt_ms": 100.0, "predicted_n": 16, "predicted_ms": 1500.0}
+    script = Script(gap_s=0.002, timings=stated)
+    with FakeServer("llama-server", script) as server:
+        (row,) = json.loads(run(server.url, *SMALL, "-o", "json").stdout)
+    assert row["server_prefill_tps"]["p50"] == 500.0
+    assert row["server_decode_tps"] == {"n": 2, "p50": 10.0, "p95": None, "p99": None}
+    assert row["decode_tps"]["p50"] > 20
+
+
+def test_rows_have_the_memory_of_a_server_on_this_machine(server: FakeServer) -> None:
+    """The fake server is a thread of this process."""
+    (row,) = json.loads(run(server.url, *SMALL, "-o", "json").stdout)
+    here = process_bytes("VmRSS")
+    assert here / 2 < row["host_peak_bytes"] <= row["host_highest_bytes"]
+    assert row["server_program"]
+    assert row["energy_j_per_token"] is None and row["unknown"]["energy"]
 
 
 def test_a_terminal_is_told_how_a_long_case_goes() -> None:
