@@ -207,7 +207,7 @@ def processes_bytes(nvml: Any, pids: Collection[int]) -> dict[str, int | None]:
                     raise
         return nvml.nvmlDeviceGetUUID(card), [size for pid, size in taken.items() if pid in pids]
 
-    found = dict(_answered(nvml, ask, _cards(nvml).values()))
+    found = dict(_each(nvml, ask, _cards(nvml).values()))
     return {uuid: None if None in sizes else sum(filter(None, sizes)) for uuid, sizes in found.items() if sizes}
 
 
