@@ -116,7 +116,7 @@ def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> i
         async for result in run_endpoint.measure(request, root, say, live):
             results.append(result)
             if output == "jsonl":
-                click.echo(json.dumps(show_endpoint.row(result)))
+                click.echo(json.dumps(show_endpoint.row(result, results)))
             say(_progress(result))
 
     live = show_live if Progress.wanted(streaming=output == "jsonl") else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ HIDING = ("none", "void")  # values of NVIDIA_VISIBLE_DEVICES with which a conta
 LANES, LANES_OTHERWISE = {(8, 0): 64}, 128
 EIGHTHS = 8  # of a card's memory: slices get whole ones, on smaller cards two at a time (MIG user guide)
 SHOWN_SLICES = 8
+COMPUTE, GRAPHICS = (f"nvmlDeviceGet{kind}RunningProcesses" for kind in ("Compute", "Graphics"))  # Vulkan is graphics
 _PROFILE = re.compile(r"\bMIG (\S+)$")  # NVIDIA H100 80GB HBM3 MIG 1g.10gb
 _NUMBER = re.compile(r"[+-]?\d+")
 T = TypeVar("T")
@@ -59,16 +60,22 @@ def library() -> Iterator[Any]:
         import pynvml
     except ImportError:
         raise Missing("the Python package nvidia-ml-py is not installed") from None
+    errors = _errors(pynvml)
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise Missing(f"no NVIDIA driver answers ({error})") from None
     try:
         yield pynvml
-    except pynvml.NVMLError as error:
+    except errors as error:
         raise Missing(f"the NVIDIA driver reports: {error}") from None
     finally:
         pynvml.nvmlShutdown()
+
+
+def _errors(nvml: Any) -> tuple[type[Exception], ...]:
+    """What ``pynvml`` raises: besides errors of NVML, that a library older than it lacks a function."""
+    return nvml.NVMLError, getattr(nvml, "NVMLLibraryMismatchError", nvml.NVMLError)
 
 
 def gpus() -> list[Gpu]:
@@ -121,7 +128,7 @@ def _answered(nvml: Any, question: Callable[[Any], T], cards: Iterable[Any]) -> 
     for card in cards:
         try:
             answers.append(question(card))
-        except nvml.NVMLError as refused:
+        except _errors(nvml) as refused:
             error = refused
     if error is not None and not answers:
         raise error
@@ -181,6 +188,26 @@ def process_bytes(uuid: str, pid: int) -> int | None:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         taken = [p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == pid]
     return int(taken[0]) if taken and taken[0] is not None else None
+
+
+def processes_bytes(nvml: Any, pids: Collection[int]) -> dict[str, int | None]:
+    """What these processes take together on each card of the machine that lists one of them, by the card's UUID.
+
+    ``nvml`` is an open ``library``. A size is None where the driver does not tell it. Raises what NVML reports.
+    """
+
+    def ask(card: Any) -> tuple[str, list[int | None]]:
+        taken: dict[int, int | None] = {}
+        for name in (COMPUTE, GRAPHICS):
+            try:
+                taken |= {process.pid: process.usedGpuMemory for process in getattr(nvml, name)(card)}
+            except _errors(nvml):
+                if name == COMPUTE:
+                    raise
+        return nvml.nvmlDeviceGetUUID(card), [size for pid, size in taken.items() if pid in pids]
+
+    found = dict(_answered(nvml, ask, _cards(nvml).values()))
+    return {uuid: None if None in sizes else sum(filter(None, sizes)) for uuid, sizes in found.items() if sizes}
 
 
 def _visible(nvml: Any, every: Mapping[int, Any], visible: str) -> list[Any]:

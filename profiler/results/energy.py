@@ -32,7 +32,12 @@ class Consumption:
 def consumption(measurement: Measurement, phase: Phase) -> Consumption | None:
     """The energy of a phase; None if it is not known (``unknown`` says why) or was not requested."""
     part, energy = _part(measurement, phase), measurement.energy
-    if part is None or energy is None or (taken := _joules(energy, part)) is None or _why_not(energy, part):
+    return None if part is None or energy is None else of_part(energy, part)
+
+
+def of_part(energy: Energy, part: PhaseEnergy) -> Consumption | None:
+    """The same of one part, whose source and idle power ``energy`` has."""
+    if (taken := _joules(energy, part)) is None or why_unknown(energy, part):
         return None
     watts = taken / part.window_s
     joules = watts * part.seconds
@@ -45,7 +50,7 @@ def unknown(measurement: Measurement) -> str | None:
     reasons: dict[str, list[str]] = {}
     for phase in PHASES:
         part = _part(measurement, phase)
-        if part is not None and measurement.energy is not None and (reason := _why_not(measurement.energy, part)):
+        if part is not None and measurement.energy is not None and (reason := why_unknown(measurement.energy, part)):
             reasons.setdefault(reason, []).append(phase)
     return "; ".join(f"{' and '.join(phases)}: {reason}" for reason, phases in reasons.items()) or None
 
@@ -93,8 +98,8 @@ def _joules(energy: Energy, part: PhaseEnergy) -> float | None:
     return part.counter_j if energy.counts else part.power_j
 
 
-def _why_not(energy: Energy, part: PhaseEnergy) -> str | None:
-    """Why a figure is not known. A device never uses 0 J."""
+def why_unknown(energy: Energy, part: PhaseEnergy) -> str | None:
+    """Why ``of_part`` gives no figure; None if it does. A device never uses 0 J."""
     reason = part.counter_reason if energy.counts else part.power_reason
     joules = _joules(energy, part)
     if joules is None:

@@ -11,7 +11,9 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from profiler.backends.endpoint import (
     summarize,
 )
 from profiler.backends.endpoint.client import Client, Limits, core_wait_s, undisturbed
+from profiler.backends.endpoint.processes import ServerUse, ServerWatch, is_here
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_models, recognise
 from profiler.errors import ProfileError
 from profiler.run import grid
@@ -142,6 +145,7 @@ class EndpointResult:
     cold_ttft_s: float | None = None  # of the request that filled the cache
     failure: str | None = None
     hint: str | None = None
+    use: ServerUse = field(default_factory=ServerUse)  # memory and energy of the server
     cautions: tuple[str, ...] = field(default=())
 
     @property
@@ -166,16 +170,13 @@ async def measure(
     limits = Limits(total_s=asked.timeout_s, idle_s=min(asked.timeout_s, IDLE_S))
     async with Client(root, limits, asked.insecure) as client:
         server = await recognise(client, min(asked.timeout_s, 5.0))
-        if client.has_key and root.startswith("http://") and not _is_here(root):
+        if client.has_key and root.startswith("http://") and not is_here(root):
             say("the API key is sent unencrypted: this server is not on this machine, and its URL is not https")
-        for model in choose_models(server, grid.words(asked.models)):
-            bench = _Bench(client, server, model, asked, cases, live)
-            async for result in bench.results(cases, streams):
-                yield result
-
-
-def _is_here(root: str) -> bool:
-    return re.match(r"http://(localhost|127\.[\d.]+|\[::1\])(:\d+)?(/|$)", root) is not None
+        with closing(ServerWatch(root)) as watch:
+            for model in choose_models(server, grid.words(asked.models)):
+                bench = _Bench(client, server, model, asked, cases, watch, live)
+                async for result in bench.results(cases, streams):
+                    yield result
 
 
 class _Bench:
@@ -188,9 +189,11 @@ class _Bench:
         model: ServedModel,
         asked: EndpointRequest,
         cases: Sequence[Sequence[EndpointPrompt]],
+        watch: ServerWatch,
         live: Callable[[str], None] | None = None,
     ) -> None:
         self.client, self.server, self.model, self.asked, self.live = client, server, model, asked, live
+        self.watch = watch
         self.warm: WarmUp | None = None
         longest = max(each.most_tokens + each.answer_tokens for turns in cases for each in turns)
         # One size for all cases of a model: Ollama loads the model anew for another.
@@ -287,12 +290,25 @@ class _Bench:
                     if exchange.failure is not None and exchange.failure.kind != "empty":
                         break  # the next turn has its history from the scenario, but no longer from the cache
 
+        await asyncio.to_thread(self.watch.begin)
         waited = core_wait_s()
         with undisturbed():
             await self._watched(stream, turns, streams, exchanges)
         self.core_wait_s = core_wait_s() - waited
-        found = zip(turns, exchanges, strict=True)
-        return [self._result(each, streams, tuple(done), *_first_failure(done)) for each, done in found]
+        use = await asyncio.to_thread(self._used, list(chain.from_iterable(exchanges)))
+        results = [
+            self._result(each, streams, tuple(done), *_first_failure(done))
+            for each, done in zip(turns, exchanges, strict=True)
+        ]
+        return [replace(result, use=use if len(turns) == 1 else use.without_energy(ALTERNATE)) for result in results]
+
+    def _used(self, exchanges: Sequence[Exchange]) -> ServerUse:
+        """What the server took during these requests."""
+        span = (min(each.sent_s for each in exchanges), max(each.end_s for each in exchanges))
+        good = [each for each in exchanges if each.failure is None]
+        counts = [each.usage.completion for each in good]
+        tokens = None if None in counts else sum(filter(None, counts))
+        return self.watch.end(span, len(good), tokens, self.model.file_bytes)
 
     async def _watched(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles, users
+from profiler.backends.endpoint import SLO_SHARE, Exchange, Percentiles, Users, percentiles, users
+from profiler.backends.endpoint.processes import ServerUse
 from profiler.run.endpoint import EndpointResult
 from profiler.run.prompts import OWN
 from profiler.show import output as show_output
@@ -18,8 +19,11 @@ MAX_NOTES = 5
 WIDTH = 80  # if the output is not a terminal
 
 
-def row(result: EndpointResult) -> dict[str, Any]:
-    """One case as plain JSON, in seconds, tokens/s and bytes; unknown is null, with a reason in ``unknown``."""
+def row(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> dict[str, Any]:
+    """One case as plain JSON, in seconds, tokens/s, bytes and joules; unknown is null, with a reason in ``unknown``.
+
+    ``results``: all so far, which tell how many users a prompt allows.
+    """
     server, model, summary, written = result.server, result.model, result.summary, result.prompt.written
     good = [each for each in result.exchanges if each.failure is None]
     return {
@@ -69,13 +73,49 @@ def row(result: EndpointResult) -> dict[str, Any]:
         "requests_per_s": summary.requests_per_s,
         "goodput_per_s": summary.goodput_per_s,
         "slo_met": summary.slo_met,
+        "users_at_slo": _users_row(result, results),
         "characters_per_s": _percentiles(summary.characters_per_s),
         "tokens_per_1000_characters": summary.tokens_per_1k_characters,
+        "server_prefill_tps": _percentiles(percentiles(_server_prefill_tps(each) for each in good)),
+        "server_decode_tps": _percentiles(percentiles(each.timings.output_tps for each in good)),
         "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
         "client_delay_s": result.delay_s,
-        "unknown": dict(summary.unknown),
+        **_use_row(result.use),
+        "unknown": {**summary.unknown, **result.use.unknown, **_no_energy(result.use)},
         "cautions": list(result.cautions),
     }
+
+
+def _use_row(use: ServerUse) -> dict[str, Any]:
+    """Memory and energy of the server's processes. Energy is that of whole requests, prefill included."""
+    taken = use.consumption
+    return {
+        "server_program": use.program,
+        "host_peak_bytes": use.host_peak_bytes,
+        "host_highest_bytes": use.host_highest_bytes,
+        "gpu_peak_bytes": use.gpu_peak_bytes,
+        "energy_j_per_token": taken and taken.per_token_j,
+        "energy_j_per_request": taken and taken.joules,
+        "power_w": taken and taken.watts,
+        "energy_source": use.energy_source if taken else None,
+        "energy_scope": use.energy_scope if taken else None,
+    }
+
+
+def _no_energy(use: ServerUse) -> dict[str, str]:
+    return {} if use.energy_unknown is None else {"energy": use.energy_unknown}
+
+
+def _server_prefill_tps(exchange: Exchange) -> float | None:
+    """Tokens per second of the prefill by the server's own clock."""
+    tokens, seconds = exchange.timings.prompt_tokens, exchange.timings.prompt_s
+    return tokens / seconds if tokens and seconds else None
+
+
+def _users_row(result: EndpointResult, results: Iterable[EndpointResult]) -> dict[str, Any] | None:
+    of_model = users_at_slo(each for each in results if each.model.name == result.model.name)
+    found = of_model.get(printable(result.prompt.name, 60))
+    return None if found is None else {"count": found.count, "why": found.why}
 
 
 def _load_s(result: EndpointResult) -> float | None:
@@ -108,7 +148,7 @@ def kept(result: EndpointResult) -> list[dict[str, Any]]:
 def render(results: Sequence[EndpointResult], output: str, width: int | None = None) -> str:
     """``results`` in a format of ``output.FORMATS``: a table for each model, or rows. ``width``: of the terminal."""
     if output not in ("table", "md"):
-        return show_output.render([row(result) for result in results], dict, output)
+        return show_output.render([row(result, results) for result in results], dict, output)
     if not results:
         return "nothing was measured\n"
     shown = page(results)

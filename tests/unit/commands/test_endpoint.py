@@ -23,6 +23,7 @@ from fakes.openai_server import FakeServer, Script
 
 from profiler.backends.endpoint.client import KEY
 from profiler.cli import main
+from profiler.devices.cpu import process_bytes
 
 CANARY = "sk-canary-4f9d0c7b2a"
 SMALL = ("-n", "16", "-r", "2")
@@ -188,6 +189,34 @@ def test_the_users_that_a_server_bears_are_said(server: FakeServer) -> None:
     assert "64 tokens: 2 (at 4, 0% of the requests meet the limits)" in ran.stdout
     server.choose = None
     assert "users at a time" not in run(server.url, "-c", "64", "--slo", "ttft=2s", *SMALL).stdout  # no sweep
+
+
+def test_rows_in_json_have_the_users_too(server: FakeServer) -> None:
+    late = Script(first_s=0.6)
+    server.choose = lambda asked, number: Script() if number <= 2 + 2 else late
+    asked = ("-c", "64", "--concurrency", "1,2", "--slo", "ttft=500ms", *SMALL)
+    rows = [json.loads(line) for line in run(server.url, *asked, "-o", "jsonl").stdout.splitlines()]
+    assert rows[0]["users_at_slo"] is None  # one number of streams so far
+    assert rows[1]["users_at_slo"] == {"count": 1, "why": "at 2, 0% of the requests meet the limits"}
+
+
+def test_rows_have_the_servers_own_figures_beside_ours() -> None:
+    stated = {"prompt_n": 50, "prompt_ms": 100.0, "predicted_n": 16, "predicted_ms": 1500.0}
+    script = Script(gap_s=0.002, timings=stated)
+    with FakeServer("llama-server", script) as server:
+        (row,) = json.loads(run(server.url, *SMALL, "-o", "json").stdout)
+    assert row["server_prefill_tps"]["p50"] == 500.0
+    assert row["server_decode_tps"] == {"n": 2, "p50": 10.0, "p95": None, "p99": None}
+    assert row["decode_tps"]["p50"] > 20
+
+
+def test_rows_have_the_memory_of_a_server_on_this_machine(server: FakeServer) -> None:
+    """The fake server is a thread of this process."""
+    (row,) = json.loads(run(server.url, *SMALL, "-o", "json").stdout)
+    here = process_bytes("VmRSS")
+    assert here / 2 < row["host_peak_bytes"] <= row["host_highest_bytes"]
+    assert row["server_program"]
+    assert row["energy_j_per_token"] is None and row["unknown"]["energy"]
 
 
 def test_a_terminal_is_told_how_a_long_case_goes() -> None:

@@ -363,7 +363,7 @@ def test_a_key_that_leaves_the_machine_unencrypted_is_said_to(
 
     run(main(server.url))
     assert said == []
-    monkeypatch.setattr(endpoint, "_is_here", lambda root: False)
+    monkeypatch.setattr(endpoint, "is_here", lambda root: False)
     run(main(server.url))
     assert len(said) == 1 and "unencrypted" in said[0] and "canary" not in said[0]
 
