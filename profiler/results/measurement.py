@@ -226,6 +226,7 @@ class Measurement(_Derived):
     expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/estimate.py)
     decode_path: DecodePath | None = None  # None: transformers without patches
     checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
+    serving: dict[str, Any] | None = None  # the requests to a server (run/serving.py); None: no server was measured
 
     def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
         """``compute()``, called once for each ``key``."""
