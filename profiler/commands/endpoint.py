@@ -167,7 +167,7 @@ def _keep(folder: Path, answers: Iterable[Any]) -> None:
 
 def _progress(result: Any) -> str:
     """A line for each finished case."""
-    where = f"{printable(result.model.name, 60)}, {printable(result.prompt.name, 60)}, {result.streams} at a time"
+    where = f"{result.model.shown}, {printable(result.prompt.name, 60)}, {result.streams} at a time"
     if result.failure:
         return f"{where}: failed: {result.failure}" + (f". {result.hint}" if result.hint else "")
     return f"{where}: {result.summary.requests} requests in {seconds_text(result.summary.wall_s)}"

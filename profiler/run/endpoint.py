@@ -318,7 +318,7 @@ class _Bench:
         exchanges: Sequence[Sequence[Exchange]],
     ) -> None:
         """Run ``streams`` of ``stream``, and tell every second how it goes."""
-        case = f"{printable(self.model.name, 40)}, {turns[0].conversation or turns[0].name}, {streams} at a time"
+        case = f"{printable(self.model.shown, 40)}, {turns[0].conversation or turns[0].name}, {streams} at a time"
         total = self.asked.rounds(streams, len(turns)) * len(turns)
 
         async def tell(live: Callable[[str], None]) -> None:

@@ -214,7 +214,7 @@ def case_of(result: EndpointResult, known: KnownModel | None, device: DeviceInfo
     if result.cached:
         options["cached"] = "yes"
     return Case(
-        model=known.model.name if known and known.same_weights else printable(model.name, NAME_LENGTH),
+        model=known.model.name if known and known.same_weights else model.shown,
         model_id=_model_id(server, model, known),
         weights="real",
         quant=printable(stated or UNSTATED, NAME_LENGTH).casefold(),
@@ -294,7 +294,7 @@ def _by_name(model: ServedModel) -> KnownModel | str:
     wanted = _letters(TUNED.sub("", base.removesuffix(":latest")))
     named = [name for name in hub.names() if _letters(name) == wanted]
     if len(named) != 1:
-        return f"{printable(model.name, NAME_LENGTH)} is not in the catalog; --config names its file or config"
+        return f"{model.shown} is not in the catalog; --config names its file or config"
     return KnownModel(resolve(named[0]), named[0], "the catalog's model of that name", False)
 
 

@@ -154,7 +154,7 @@ def title(result: EndpointResult) -> str:
     """``gemma-3-270m · Q4_K_M · context 8,192 · loaded in 3.20 s``: the model in one line."""
     model, load = result.model, load_s(result)
     parts = [
-        printable(model.name, 60),
+        model.shown,
         model.quant,
         f"context {model.context:,}" if model.context else None,
         f"{bytes_text(model.vram_bytes)} VRAM" if model.vram_bytes else None,

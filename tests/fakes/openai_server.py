@@ -78,6 +78,7 @@ class FakeServer:
         self.paths: list[tuple[str, dict[str, str]]] = []  # every path that was asked for, with its headers
         self.context = 8192
         self.get_status = 200
+        self.file_type: str | None = None  # as llama-server states it of its model
         self.url = ""
         self._used: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self._tls, self._port = tls, port
@@ -181,6 +182,7 @@ class FakeServer:
             "total_slots": 4,
             "model_path": f"/models/{self.models[0]}.gguf",
             "build_info": "b7700-abcdef0",
+            "model_ftype": self.file_type,
         }
         return {"/v1/models": self._listed(owned_by="llamacpp", meta=meta), "/props": props}.get(path)
 

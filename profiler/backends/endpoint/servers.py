@@ -12,7 +12,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 from profiler import registry
@@ -35,6 +35,7 @@ LONGEST_NAME = 300
 _QUANT = re.compile(
     r"(?:^|[-_.:@/])((?:iq|q)\d\w*|fp?16|bf16|fp8|f32|nvfp4|mxfp4|awq|gptq|int[48]|\d+bit)(?=$|[-_.])", re.I
 )
+_FTYPE = re.compile(r"(?:all )?([A-Z]+\d\w*)(?: - ([SML])(?:mall|edium|arge)\b)?(?: |$)")  # not (guessed) Q4_0
 
 PATHS = (
     "/api/v1/models", "/api/v0/models", "/api/version", "/api/tags", "/api/ps", "/props", "/v1/models", "/version",
@@ -55,6 +56,13 @@ class ServedModel:
     vram_bytes: int | None = None
     path: str | None = None  # of its file, as the server names it
     digest: str | None = None  # of its content, by the server
+
+    @property
+    def shown(self) -> str:
+        """The name for people: some servers take the path of the model's file or folder for its name."""
+        path = PureWindowsPath(self.name)  # which knows both kinds of slashes
+        is_path = path.root or path.suffix.lower() == ".gguf"
+        return printable(path.name if is_path and path.name else self.name, 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,20 +174,20 @@ async def choose_server(url: str | None, limits: Limits, say: Callable[[str], No
 
 
 def _models(server: Server) -> str:
-    loaded = [model.name for model in server.models if model.loaded]
+    loaded = [model.shown for model in server.models if model.loaded]
     if loaded:
         return "loaded " + printable(", ".join(loaded), 120)
-    return f"{len(server.models)} models, none loaded" if len(server.models) != 1 else server.models[0].name
+    return f"{len(server.models)} models, none loaded" if len(server.models) != 1 else server.models[0].shown
 
 
 def choose_models(server: Server, names: Iterable[str]) -> list[ServedModel]:
     """The models that were named, or those that are loaded, or the only one. Raises ProfileError that lists them."""
-    known = [model.name for model in server.models]
+    known = [model.shown for model in server.models]
     chosen: dict[str, ServedModel] = {}
     for name in names:
         model = server.model(name) or (None if known else ServedModel(name))
         if model is None:
-            error = registry.unknown("model", name, [printable(each, 80) for each in known[:30]])
+            error = registry.unknown("model", name, known[:30])
             raise NotFound(f"{server.title} has no model {printable(name, 80)}", error.hint)
         chosen[model.name] = model
     if chosen:
@@ -280,7 +288,9 @@ def _llama_server(said: Said, client: Client) -> Server | None:
             ServedModel(
                 name=name,
                 loaded=status == "loaded" if status else True,
-                quant=_quant(PurePath(path if isinstance(path, str) and len(listed) == 1 else name).name),
+                quant=_file_type(meta.get("ftype"))
+                or _file_type(props.get("model_ftype") if len(listed) == 1 else None)
+                or _quant(PurePath(path if isinstance(path, str) and len(listed) == 1 else name).name),
                 context=context if len(listed) == 1 else None,
                 max_context=_whole(meta.get("n_ctx_train")),
                 file_bytes=_whole(meta.get("size")),
@@ -290,6 +300,15 @@ def _llama_server(said: Said, client: Client) -> Server | None:
     version = _word(props.get("build_info"), client)
     fixed = {"ignore_eos": True}
     return Server("llama-server", client.root, version, tuple(models), fixed_length=fixed, engine="llama.cpp")
+
+
+def _file_type(value: Any) -> str | None:
+    """``Q4_K_M`` for ``Q4_K - Medium``, as llama.cpp calls the type of a file (src/llama-model-loader.cpp).
+
+    None for what it has guessed from the tensors, since the file did not state it.
+    """
+    found = _FTYPE.match(value) if isinstance(value, str) else None
+    return f"{found[1]}_{found[2]}" if found and found[2] else found[1] if found else None
 
 
 def _openai_models(said: Said, client: Client, loaded: bool | None) -> tuple[ServedModel, ...]:

@@ -64,6 +64,42 @@ def test_what_a_server_says_of_a_model_is_kept(kind: str, model: ServedModel) ->
         assert look(server.url).models == (model,)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/home/ann/models/gemma-3-270m-q4_k_m.gguf", "gemma-3-270m-q4_k_m.gguf"),
+        (r"C:\models\gemma.gguf", "gemma.gguf"),
+        ("models/gemma.gguf", "gemma.gguf"),
+        ("/srv/smollm2-hf/", "smollm2-hf"),
+        ("google/gemma-3-270m-it", "google/gemma-3-270m-it"),
+        ("qwen3.5:4b", "qwen3.5:4b"),
+        ("/", "/"),
+    ],
+)
+def test_a_model_whose_name_is_a_path_is_shown_by_its_last_part(name: str, shown: str) -> None:
+    assert ServedModel(name).shown == shown
+
+
+@pytest.mark.parametrize(
+    ("stated", "quant"),
+    [
+        ("Q4_K - Medium", "Q4_K_M"),
+        ("Q3_K - Large", "Q3_K_L"),
+        ("Q6_K", "Q6_K"),
+        ("IQ4_NL - 4.5 bpw", "IQ4_NL"),
+        ("MXFP4 MoE", "MXFP4"),
+        ("all F32", "F32"),
+        ("(guessed) Q8_0", "Q5_K_M"),  # then the file's name
+        ("unknown, may not work", "Q5_K_M"),
+        (None, "Q5_K_M"),
+    ],
+)
+def test_llama_server_states_the_quantization_of_its_file(stated: str | None, quant: str) -> None:
+    with FakeServer("llama-server", models=("tiny-Q5_K_M",)) as server:
+        server.file_type = stated
+        assert look(server.url).models[0].quant == quant
+
+
 def test_ollama_is_asked_for_a_context_and_not_to_cut_the_prompt() -> None:
     """ollama#14082: its default context depends on VRAM, and what does not fit was dropped silently."""
     with FakeServer("ollama") as server:
