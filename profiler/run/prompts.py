@@ -6,7 +6,8 @@ A scenario names files in ``scenarios/prompts/``, or beside its own file where s
 the user says. A conversation has one prompt, which ends with its last turn.
 
     <!-- language: el -->                            the language, as in HTML (BCP 47)
-    <!-- expected: 12:23 -->                         what a right answer says, word for word
+    <!-- expected: 12:23 -->                         what a right answer says; ``judged`` compares it where the
+                                                     prompt asks for a last line "Answer: "
     <!-- system -->, <!-- user -->, <!-- assistant -->    a turn begins
     <!-- document: seed 1, 28000 tokens -->          a generated document (``profiler.run.documents``)
     <!-- questions -->                               the questions that the documents answer; they are then expected
@@ -27,10 +28,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from profiler import registry
 from profiler.errors import ProfileError
@@ -70,7 +72,13 @@ _MEANT = re.compile(  # what is left of an instruction that none of these read
     r"^[ \t]*<!--\s*(?:(?:system|user|assistant|questions)\s*-->|(?:language|expected|document)\s*:).*$",
     re.MULTILINE | re.IGNORECASE,
 )
+_FINAL_LINE = re.compile(r"\banswer\b[*_` ]*[:：]\W*?(\S.*)", re.IGNORECASE)  # or the line below it
+_ASIDE = re.compile(r"\([^()]*\)")
+_NUMBER = re.compile(r"\d+(?:[:.,]\d+)*")
+_WORD = re.compile(r"[^\W\d_]+")
+_DECIMAL_COMMA = re.compile(r"\d+,\d{1,2}")
 
+Verdict = Literal["right", "wrong", "none"]
 Message = dict[str, Any]  # role, content, and of tools tool_calls or tool_call_id
 
 
@@ -96,6 +104,36 @@ class Prompt:
             parts += [message["content"]] if message.get("content") else []
             parts += [json.dumps(each["function"], ensure_ascii=False) for each in message.get("tool_calls", ())]
         return "\n".join(parts)
+
+
+def judged(prompt: Prompt, answer: str) -> Verdict | None:
+    """Whether the line "Answer: " at the end of ``answer`` says what was expected; "none": there is no such line.
+
+    None for a prompt that does not ask for the line, or of which no right answer is known. What is in parentheses does
+    not count, and of the rest only numbers, or only the expected words: ``**Answer:** 71.2 euros`` is ``71.20``.
+    """
+    if prompt.expected is None or '"Answer: "' not in prompt.messages[-1]["content"]:
+        return None
+    found = list(_FINAL_LINE.finditer(answer))
+    if not found:
+        return "none"
+    said, pattern = _ASIDE.sub("", found[-1][1]), _NUMBER if _NUMBER.search(prompt.expected) else _WORD
+    wanted = [_part(each) for each in pattern.findall(prompt.expected)]
+    parts = [_part(each) for each in pattern.findall(said)]
+    if not parts:
+        return "none"
+    given = dict.fromkeys(parts) if pattern is _NUMBER else [each for each in parts if each in wanted]
+    return "right" if list(given) == wanted else "wrong"
+
+
+def _part(text: str) -> Decimal | str:
+    """A number by its value, anything else as it is but for upper case."""
+    if _DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
+    try:
+        return Decimal(text.replace(",", ""))
+    except InvalidOperation:
+        return text.casefold()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from profiler.run.prompts import (
     MOST_FILES,
     OWN,
     Prompt,
+    judged,
     own_prompts,
     prompts,
 )
@@ -204,6 +205,41 @@ def test_a_scenario_file_has_prompts_beside_it_and_may_name_shipped_ones(tmp_pat
     first, second = prompts(mine(tmp_path, '["hello.md", "code-bug.md"]', hello_md="Hello\n"))
     assert first == Prompt("hello", "mine", ({"role": "user", "content": "Hello"},), ANSWER_TOKENS)
     assert second.messages == by_name("code")["code-bug"].messages
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "verdict"),
+    [
+        ("count", "First 467, then 117.\n\nAnswer: 350", "right"),
+        ("count", "**Answer:** 350 numbers.", "right"),
+        ("count", "Answer:\n\n$\\boxed{350}$", "right"),
+        ("count", "Answer: 350 (467 without the last condition)", "right"),
+        ("count", "The answer: 349.\nNo.\nAnswer: 350", "right"),
+        ("count", "Answer: 351", "wrong"),
+        ("count", "Answer: 350 or 351", "wrong"),
+        ("count", "It is 350.", "none"),
+        ("count", "Answer: ", "none"),
+        ("count", "", "none"),
+        ("tickets", "Answer: €71.2", "right"),
+        ("tickets", "Answer: 71,20 euros", "right"),
+        ("tickets", "Answer: 7120", "wrong"),
+        ("ferry", "Answer: **12:23** PM", "right"),
+        ("ferry", "Answer: 12:32", "wrong"),
+        ("talks", "Answer: Dietz, Cruz, Abel, Frost, Boone and Evans.", "right"),
+        ("talks", "**Answer: the order is dietz → Cruz → Abel → Frost → Boone → Evans**", "right"),
+        ("talks", "Answer: Cruz, Dietz, Abel, Frost, Boone, Evans", "wrong"),
+        ("talks", "Answer: nobody knows", "wrong"),
+    ],
+)
+def test_the_last_line_of_an_answer_is_compared_with_what_is_expected(name: str, answer: str, verdict: str) -> None:
+    (prompt,) = (each for each in prompts("reasoning") if each.name == f"reasoning-{name}")
+    assert judged(prompt, answer) == verdict
+
+
+def test_only_prompts_that_ask_for_a_line_with_the_answer_are_judged() -> None:
+    found = {each.name for name in grid.names() if grid.load(name).prompts for each in prompts(name)
+             if judged(each, "Answer: 350") is not None}  # fmt: skip
+    assert found == {f"reasoning-{name}" for name in ("count", "ferry", "talks", "tickets")}
 
 
 def test_turns_language_and_expected_answer_are_read(tmp_path: Path) -> None:
