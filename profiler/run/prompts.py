@@ -109,8 +109,8 @@ class Prompt:
 def judged(prompt: Prompt, answer: str) -> Verdict | None:
     """Whether the line "Answer: " at the end of ``answer`` says what was expected; "none": there is no such line.
 
-    None for a prompt that does not ask for the line, or of which no right answer is known. What is in parentheses does
-    not count, and of the rest only numbers, or only the expected words: ``**Answer:** 71.2 euros`` is ``71.20``.
+    None for a prompt that does not ask for the line, or of which no right answer is known. What is in parentheses
+    does not count, and of the rest only numbers, or only the expected words: ``**Answer:** 71.2 euros`` is ``71.20``.
     """
     if prompt.expected is None or '"Answer: "' not in prompt.messages[-1]["content"]:
         return None

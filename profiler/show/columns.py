@@ -92,7 +92,7 @@ def token_cell(measurement: Measurement) -> str:
     if rate is None:
         return UNKNOWN
     steps = stats.steps(measurement)
-    seconds = steps.p50_s if steps else stats.sequences(measurement.case) / rate.median
+    seconds = steps.p50_s if steps and steps.p50_s else stats.sequences(measurement.case) / rate.median
     return figure(seconds * 1000, rate.relative_half)
 
 

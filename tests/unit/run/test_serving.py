@@ -81,6 +81,12 @@ def test_the_rate_of_a_row_is_that_of_one_stream_whatever_the_others_do(server: 
     assert four.serving is not None and four.serving["total_tps"] > rates[1].median
 
 
+def test_chunks_that_arrive_at_the_same_moment_are_no_time_of_zero_per_token(server: FakeServer) -> None:
+    (row,) = rows(server)
+    at_once = [replace(s, step_s=(0.0,) * len(s.step_s)) for s in row.samples]
+    assert columns.token_cell(replace(row, samples=tuple(at_once))) != "0"
+
+
 def test_what_was_stored_is_read_again_unchanged(server: FakeServer, tmp_path: Path) -> None:
     row = rows(server)[0]
     with Store.open(tmp_path / "s.sqlite") as store:
