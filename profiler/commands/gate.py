@@ -183,10 +183,7 @@ def gate(
 
     Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
-    if rows is not None:
-        _check_rows(base, stored, [name for name in CASES if asked[name]])
-    else:
-        _check(base, candidate, stored, accept, asked["models"])
+    _check(base, candidate, stored, accept, rows, asked)
     if stored is not None:  # fail before anything is measured
         _known(stored, accept)
     if record is not None:
@@ -400,16 +397,21 @@ def _content(
     return whole
 
 
-def _check_rows(base: str | None, stored: Path | None, others: Sequence[str]) -> None:
-    """Refuse options that do not go together with --rows."""
-    if stored is None or base is not None:
-        raise ProfileError("--rows judges stored rows by a baseline: it needs --baseline FILE and no --base")
-    if others:
-        raise ProfileError("--rows has its cases already", "Leave out -m, -q, -c, -b and -n.")
-
-
-def _check(base: str | None, candidate: str | None, stored: Path | None, accept: bool, models: Sequence[str]) -> None:
+def _check(
+    base: str | None,
+    candidate: str | None,
+    stored: Path | None,
+    accept: bool,
+    rows: str | None,
+    asked: dict[str, Any],
+) -> None:
     """Refuse options that do not go together."""
+    if rows is not None:
+        if stored is None or base is not None:
+            raise ProfileError("--rows judges stored rows by a baseline: it needs --baseline FILE and no --base")
+        if any(asked[name] for name in CASES):
+            raise ProfileError("--rows has its cases already", "Leave out -m, -q, -c, -b and -n.")
+        return
     if base is None and stored is None:
         raise ProfileError(
             "there is nothing to compare with",
@@ -419,7 +421,7 @@ def _check(base: str | None, candidate: str | None, stored: Path | None, accept:
         raise ProfileError("--accept writes a baseline: it needs --baseline FILE and no --base")
     if candidate is not None and base is None:
         raise ProfileError("--candidate needs --base")
-    if not models:
+    if not asked["models"]:
         raise ProfileError("no model was given", "Add -m MODEL; profile models lists the catalog.")
 
 

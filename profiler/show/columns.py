@@ -182,7 +182,7 @@ def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
     parts += [f"run {plain(run)}"] if run else []
     devices = dict.fromkeys(device_title(m) for m in unlike)
     parts += [title for title in devices if title]
-    parts += list(dict.fromkeys(title for m in unlike if (title := server_title(m))))
+    parts += list(dict.fromkeys(title for m in unlike if (title := server_title(m.environment))))
     for column in SETTINGS:
         values = {column.cell(m) for m in unlike}
         if len(values) == 1 and column.words and not values & {UNKNOWN, column.usual}:
@@ -232,9 +232,9 @@ def device_title(measurement: OfDevice) -> str:
     return title if memory is None else f"{title} ({bytes_text(memory)})"
 
 
-def server_title(measurement: OfDevice) -> str | None:
+def server_title(environment: dict[str, Any]) -> str | None:
     """``LM Studio 0.3.31``; None for a row without a server."""
-    server: dict[str, Any] = measurement.environment.get("server") or {}
+    server: dict[str, Any] = environment.get("server") or {}
     return plain(" ".join(str(part) for part in (server.get("kind"), server.get("version")) if part)) or None
 
 

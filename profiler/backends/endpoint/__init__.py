@@ -27,7 +27,7 @@ from profiler.backends.base import Backend
 from profiler.results.stats import percentile
 from profiler.units import printable
 
-BACKEND = Backend(served="profile endpoint URL")
+BACKEND = Backend(predicted=False, served="profile endpoint URL")  # run/serving.py knows the engine of each server
 
 FailureKind = Literal[
     "refused",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from profiler.quants.base import DTYPE_BYTES
-from profiler.results import stats
 from profiler.show.report import selection
 from profiler.show.report.blocks import PageBlock, Section, Text, muted
 from profiler.show.report.predictions import Forecast
@@ -66,9 +65,9 @@ def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[Case
 
 
 def _prefill(best: CaseResult) -> str:
-    if best.prefill is None:
+    if best.prefill is None or best.ttft is None:
         return ""
-    first = seconds_text(stats.sequences(best.case) * best.case.context / best.prefill.median)
+    first = seconds_text(best.ttft.median)
     return f"It processes a prompt at {selection.ranged(best.prefill)} t/s, so the first token takes {first}."
 
 
