@@ -76,6 +76,33 @@ def check(path: Path, others: Iterable[Path | None] = ()) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+class GrowingFile:
+    """A new file, to which data is appended. Its methods raise ProfileError."""
+
+    def __init__(self, folder: Path, stem: str, suffix: str) -> None:
+        """``stem`` gets a number if there is such a file already."""
+        number = 1
+        while True:
+            self.path = folder / f"{stem}{f'-{number}' if number > 1 else ''}{suffix}"
+            try:
+                with _in_words(self.path):
+                    self._file = os.open(self.path, NEW, MODE)
+                return
+            except ProfileError:
+                if not os.path.lexists(self.path):
+                    raise
+                number += 1
+
+    def append(self, data: bytes) -> None:
+        """Write all of ``data``."""
+        with _in_words(self.path):
+            _write_all(self._file, data)
+
+    def close(self) -> None:
+        """Nothing more is appended."""
+        os.close(self._file)
+
+
 def is_database(file: BinaryIO) -> bool:
     """Whether an open file begins as those of SQLite do, such as our stores."""
     return file.read(len(SQLITE)) == SQLITE

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from profiler import files
 from profiler.commands import options
 from profiler.console import say, width
 from profiler.show.progress import Progress, show_live
@@ -92,7 +89,7 @@ class _Path(click.Path):
         "--keep",
         type=_Path(path_type=Path, file_okay=False),
         metavar="FOLDER",
-        help="Keep the answers in this folder, in a new file answers-DATE-TIME.jsonl.",
+        help="Keep the answers in this folder, and show all that are in it side by side in its answers.html.",
     ),
     options.store(),
     options.output(),
@@ -118,13 +115,13 @@ def endpoint(
     from profiler.results.store import Store
     from profiler.run import serving
     from profiler.run.endpoint import EndpointRequest
+    from profiler.show import answers
     from profiler.show import endpoint as show_endpoint
 
     request, rows = EndpointRequest(url=url, **asked), serving.ServedRows(config)
     request.cases()  # report an empty file before waiting for a server
+    kept = answers.AnswerFolder(keep) if keep is not None else None
     measured: list[serving.MeasuredResult] = []
-    if keep is not None:
-        files.make_folder(keep)
     with Store.open(store) as opened:
         run = serving.ServedRun(opened, sys.argv[1:])
         live = show_live if Progress.wanted(streaming=output == "jsonl") else None
@@ -132,16 +129,20 @@ def endpoint(
         async def measure() -> None:
             async for each in serving.measure(request, rows, run, say, live):
                 measured.append(each)
+                if kept is not None:
+                    kept.add(each.result)
                 if output == "jsonl":
                     click.echo(show_endpoint.render([each], output, run.id), nl=False)
                 say(_progress(each.result))
 
-        interrupted = _interrupted(lambda: client.run(measure()))
+        try:
+            interrupted = _interrupted(lambda: client.run(measure()))
+        finally:
+            if kept is not None and (page := kept.finish()) is not None:
+                say(f"answers side by side: {printable(page)}")
         run.finish(interrupted)
     if output != "jsonl":
         click.echo(show_endpoint.render(measured, output, run.id, width()), nl=False)
-    if keep is not None:
-        _keep(keep, [answer for each in measured for answer in show_endpoint.kept(each.result)])
     if run.lost is not None:  # what was measured is shown first, since there is no other copy
         raise run.lost
     if run.id is not None:
@@ -158,11 +159,6 @@ def _interrupted(work: Callable[[], object]) -> bool:
     except KeyboardInterrupt:
         return True
     return False
-
-
-def _keep(folder: Path, answers: Iterable[Any]) -> None:
-    name = f"answers-{time.strftime('%y%m%d-%H%M%S')}.jsonl"
-    files.write(folder / name, "".join(f"{json.dumps(answer)}\n" for answer in answers))
 
 
 def _progress(result: Any) -> str:

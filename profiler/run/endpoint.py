@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from profiler.backends.endpoint.processes import ServerUse, ServerWatch, is_here
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_models, recognise
 from profiler.errors import ProfileError
 from profiler.run import grid
-from profiler.run.prompts import DEFAULT_TOKENS, EndpointPrompt, own_prompts
+from profiler.run.prompts import DEFAULT_TOKENS, EndpointPrompt, Verdict, judged, own_prompts
 from profiler.run.prompts import prompts as scenario_prompts
 from profiler.units import printable, seconds_text
 
@@ -155,6 +156,13 @@ class EndpointResult:
     @property
     def outcome(self) -> str:
         return "failed" if self.failure else "ok"
+
+    @property
+    def verdicts(self) -> Counter[Verdict]:
+        """How many answers are right, wrong, or without an answer; empty where no right one is known."""
+        written, good = self.prompt.written, [each for each in self.exchanges if each.failure is None]
+        found = [judged(written, each.answer) for each in good] if written else []
+        return Counter(verdict for verdict in found if verdict is not None)
 
 
 async def measure(

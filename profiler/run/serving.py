@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from profiler import devices
-from profiler.backends.endpoint import Exchange, ExchangeFigures, Percentiles, Users, figures, percentiles, users
+from profiler.backends.endpoint import Exchange, ExchangeFigures, LoadSummary, Users, figures, percentiles, users
 from profiler.backends.endpoint.client import Limits
 from profiler.backends.endpoint.processes import ServerUse, is_here
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_server
@@ -372,6 +372,8 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
         "language": written.language if written else None,
         "cached": result.cached,
         "fixed_length": result.fixed_length,
+        "answers": dict(result.verdicts) or None,
+        "expected": written.expected if written else None,
         "requests": summary.requests,
         "failed": len(result.exchanges) - len(good),
         "wall_s": summary.wall_s if result.exchanges else None,
@@ -380,31 +382,42 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
         "reasoning_tokens": [each.usage.reasoning for each in good],
         "cached_tokens": [each.cached_tokens for each in good],
         "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
-        "tokens_per_chunk": _percentiles(summary.tokens_per_chunk),
-        "first_byte_s": _percentiles(summary.first_byte),
-        "ttft_s": _percentiles(summary.ttft),
+        **_percentiles_row(summary, good),
         "cold_ttft_s": result.cold_ttft_s,
-        "ttft_reasoning_s": _percentiles(summary.ttft_reasoning),
-        "ttft_answer_s": _percentiles(summary.ttft_answer),
-        "itl_s": _percentiles(summary.itl),
-        "tpot_s": _percentiles(summary.tpot),
-        "e2e_s": _percentiles(summary.e2e),
-        "prefill_tps": _percentiles(summary.prefill_tps),
-        "decode_tps": _percentiles(summary.decode_tps),
         "slowest_stream_tps": summary.slowest_tps,
         "total_tps": summary.total_tps,
         "requests_per_s": summary.requests_per_s,
         "goodput_per_s": summary.goodput_per_s,
         "slo_met": summary.slo_met,
         "users_at_slo": _users_row(result, results),
-        "characters_per_s": _percentiles(summary.characters_per_s),
         "tokens_per_1000_characters": summary.tokens_per_1k_characters,
-        "server_prefill_tps": _percentiles(percentiles(_server_prefill_tps(each) for each in good)),
-        "server_decode_tps": _percentiles(percentiles(each.timings.output_tps for each in good)),
         "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
         "client_delay_s": result.delay_s,
         **_use_row(result.use),
         "unknown": {**summary.unknown, **result.use.unknown, **_no_energy(result.use)},
+    }
+
+
+def _percentiles_row(summary: LoadSummary, good: Sequence[Exchange]) -> dict[str, Any]:
+    """All figures that each request has: ours, and those by the server's own clock."""
+    found = {
+        "tokens_per_chunk": summary.tokens_per_chunk,
+        "first_byte_s": summary.first_byte,
+        "ttft_s": summary.ttft,
+        "ttft_reasoning_s": summary.ttft_reasoning,
+        "ttft_answer_s": summary.ttft_answer,
+        "itl_s": summary.itl,
+        "tpot_s": summary.tpot,
+        "e2e_s": summary.e2e,
+        "prefill_tps": summary.prefill_tps,
+        "decode_tps": summary.decode_tps,
+        "characters_per_s": summary.characters_per_s,
+        "server_prefill_tps": percentiles(_server_prefill_tps(each) for each in good),
+        "server_decode_tps": percentiles(each.timings.output_tps for each in good),
+    }
+    return {
+        name: None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
+        for name, value in found.items()
     }
 
 
@@ -438,10 +451,6 @@ def _users_row(result: EndpointResult, results: Iterable[EndpointResult]) -> dic
     of_model = users_at_slo(each for each in results if each.model.name == result.model.name)
     found = of_model.get(printable(result.prompt.name, 60))
     return None if found is None else {"count": found.count, "why": found.why}
-
-
-def _percentiles(value: Percentiles | None) -> dict[str, Any] | None:
-    return None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
 
 
 def users_at_slo(results: Iterable[EndpointResult]) -> dict[str, Users]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.run.endpoint import EndpointResult
 from profiler.run.serving import MeasuredResult, load_s, users_at_slo
+from profiler.show.answers import verdict_text
 from profiler.show.output import rendered
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
 from profiler.show.writers import md, table
@@ -18,25 +18,6 @@ from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_te
 MAX_NOTES = 5
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 WIDTH = 80  # if the output is not a terminal
-
-
-def kept(result: EndpointResult) -> list[dict[str, Any]]:
-    """The answers of a result as plain JSON, one object each, with server, model and prompt."""
-    return [
-        {
-            "server": result.server.title,
-            "model": result.model.name,
-            "prompt": result.prompt.name,
-            "streams": result.streams,
-            "tokens": result.asked_tokens,
-            "number": number,
-            "finish": each.finish,
-            "reasoning": each.reasoning,
-            "answer": each.answer,
-            "failure": each.failure and each.failure.words,
-        }
-        for number, each in enumerate(result.exchanges, start=1)
-    ]
 
 
 def render(measured: Sequence[MeasuredResult], output: str, run: str | None = None, width: int | None = None) -> str:
@@ -65,7 +46,7 @@ def page(measured: Sequence[MeasuredResult]) -> Page:
         notes = _Notes()
         tables = [_table(group, notes) for group in _grouped(here)]
         reached = _reached([each for each in measured if each.result.model.name == name])
-        blocks = (*tables, *_languages(here), *notes.blocks(), *reached, *_users(here))
+        blocks = (*tables, *_languages(here), *notes.blocks(), *reached, *_judged(here), *_users(here))
         sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
     last = sections[-1]
     sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results))))
@@ -138,6 +119,17 @@ def _of_phase(row: Measurement, phase: Phase) -> tuple[str, str, str]:
         else f"{rate_text(predicted['value'])} ({rate_text(predicted['low'])}–{rate_text(predicted['high'])})",
         UNKNOWN if share is None else f"{share:.0%}",
     )
+
+
+def _judged(results: Sequence[EndpointResult]) -> list[PageBlock]:
+    """How many answers are right, for prompts with one right answer."""
+    lines = []
+    for result in results:
+        if (counts := result.verdicts) and result.prompt.written is not None:
+            streams = f", {result.streams} at a time" if len({each.streams for each in results}) > 1 else ""
+            expected = result.prompt.written.expected
+            lines.append(f"{printable(result.prompt.name, 60)}{streams}: {verdict_text(counts, expected)}")
+    return [Listing(tuple(lines))] if lines else []
 
 
 def _users(results: Sequence[EndpointResult]) -> list[PageBlock]:

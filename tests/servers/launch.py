@@ -113,6 +113,8 @@ def main() -> None:
     servers = {"llama-server": llama_server, "transformers": transformers_serve}
     if len(sys.argv) < 3 or sys.argv[1] not in servers:
         sys.exit(f"usage: launch.py {'|'.join(servers)} MODEL [ARGUMENT…]")
+    for each in (signal.SIGINT, signal.SIGTERM):  # a shell lets its background jobs ignore the first
+        signal.signal(each, signal.default_int_handler)
     try:
         with servers[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:]) as url:
             print(url, flush=True)

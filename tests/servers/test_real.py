@@ -17,6 +17,7 @@ from profiler.backends.endpoint import DIFFERS
 from profiler.backends.endpoint.client import KEY, Client, run
 from profiler.run import endpoint
 from profiler.run.endpoint import EndpointRequest, EndpointResult
+from profiler.units import GIB
 from servers import launch
 
 Body = dict[str, Any]
@@ -108,6 +109,16 @@ def test_llama_server_caches_the_turns_of_a_conversation_and_no_other(llama_serv
         for one, two in zip(before.exchanges, after.exchanges, strict=True):
             assert two.cached_tokens is not None and one.usage.prompt is not None
             assert two.cached_tokens > 0.8 * one.usage.prompt
+
+
+@pytest.mark.slow
+def test_the_memory_of_llama_server_is_that_of_its_process(llama_server: str) -> None:
+    (found,) = measure(llama_server, contexts=("64",), tokens=8, reps=1)
+    assert found.use.program == "llama-server"
+    assert found.model.file_bytes is not None and found.use.host_peak_bytes is not None
+    assert found.model.file_bytes < found.use.host_peak_bytes < found.model.file_bytes + 2 * GIB
+    assert found.model.quant in ("Q4_1", "Q4_K_M")
+    assert "/" not in found.model.shown
 
 
 # transformers serve

@@ -348,7 +348,8 @@ class ServerWatch:
 
     def _with_energy(self, use: ServerUse, span: TimeSpan, requests: int, tokens: int | None) -> ServerUse:
         """``use`` with the joules of all devices in ``span``, or the reason why they are unknown."""
-        reason = self._no_energy or (None if tokens else "the server sent no token counts")
+        uncounted = "the server sent no token counts" if requests else "no request succeeded"
+        reason = self._no_energy or (None if tokens else uncounted)
         found = [] if reason else [taken for each in self._used if (taken := each.consumed([span])) is not None]
         if not found:
             return use.without_energy(reason or "no device was watched")

@@ -32,6 +32,7 @@ PORTS = {  # on which each listens by default
 LOOK_S = 2.0  # for a server on this machine to say what it is
 MOST_MODELS = 1000
 LONGEST_NAME = 300
+TEMPERATURE = SEED = 0  # greedy, so that runs compare
 _QUANT = re.compile(
     r"(?:^|[-_.:@/])((?:iq|q)\d\w*|fp?16|bf16|fp8|f32|nvfp4|mxfp4|awq|gptq|int[48]|\d+bit)(?=$|[-_.])", re.I
 )
@@ -95,9 +96,11 @@ class Server:
     def request(
         self, model: str, messages: Sequence[Mapping[str, Any]], tokens: int, context: int | None, fixed: bool
     ) -> dict[str, Any]:
-        """The body of a streamed chat request for ``tokens`` tokens of answer. Greedy, so that runs compare."""
+        """The body of a streamed chat request for ``tokens`` tokens of answer."""
         if self.native:
-            options = {"num_predict": tokens, "temperature": 0, "seed": 0} | ({"num_ctx": context} if context else {})
+            options = {"num_predict": tokens, "temperature": TEMPERATURE, "seed": SEED} | (
+                {"num_ctx": context} if context else {}
+            )
             # A prompt that is too long is to be an error: by default Ollama cuts it and says nothing.
             return {"model": model, "messages": messages, "stream": True, "options": options, "truncate": False}
         length = {name: tokens if value == "N" else value for name, value in self.fixed_length.items()}
@@ -107,8 +110,8 @@ class Server:
             "stream": True,
             "stream_options": self.stream_options,
             "max_tokens": tokens,
-            "temperature": 0,
-            "seed": 0,
+            "temperature": TEMPERATURE,
+            "seed": SEED,
             **(length if fixed else {}),
         }
 

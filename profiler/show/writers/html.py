@@ -161,9 +161,6 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 def document(content: Page) -> str:
     """A composed page as a complete HTML document."""
-    links = "".join(
-        f'<li><a href="#{section.anchor}">{escaped(section.link)}</a></li>' for section in content.sections
-    )
     with charts.kept():
         sections = "\n".join(
             f'<section id="{section.anchor}">\n<h2>{escaped(section.title)}</h2>\n'
@@ -171,7 +168,14 @@ def document(content: Page) -> str:
             + "\n</section>"
             for section in content.sections
         )
-    summary = " · ".join(map(escaped, content.summary))
+    return wrapped(content.title, content.summary, [(s.anchor, s.link) for s in content.sections], sections)
+
+
+def wrapped(
+    title: str, summary: Sequence[str], links: Sequence[tuple[str, str]], sections: str, look: str = ""
+) -> str:
+    """Sections as a complete document. ``links``: their anchors and titles; ``look``: a class of the style sheet."""
+    navigation = "".join(f'<li><a href="#{anchor}">{escaped(name)}</a></li>' for anchor, name in links)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -180,18 +184,18 @@ def document(content: Page) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
-<title>{escaped(content.title)}</title>
+<title>{escaped(title)}</title>
 <link rel="icon" href="data:,">
 <style>
 {sheet()}
 </style>
 </head>
-<body>
+<body{f' class="{look}"' if look else ""}>
 <header>
-<h1>{escaped(content.title)}</h1>
-<p class="facts">{summary}</p>
+<h1>{escaped(title)}</h1>
+<p class="facts">{" · ".join(map(escaped, summary))}</p>
 </header>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
+<nav aria-label="Sections"><ul>{navigation}</ul></nav>
 <main>
 {sections}
 </main>

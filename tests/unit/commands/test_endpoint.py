@@ -145,7 +145,43 @@ def test_answers_are_kept_where_they_were_asked_for(server: FakeServer, tmp_path
     assert [each["number"] for each in kept] == [1, 2]
     assert kept[0]["answer"].startswith("word0 word1")
     assert {each["prompt"] for each in kept} == {"page.txt"}
+    assert kept[0]["prompt_text"] == "Write a landing page for a bakery." and len(kept[0]["prompt_sha256"]) == 64
+    settings = {"max_tokens": 16, "temperature": 0, "seed": 0, "context": 8192, "streams": 1, "cached": False}
+    assert kept[0]["settings"] == settings
+    assert (kept[0]["model"], kept[0]["quant"], kept[0]["server"]) == ("tiny-Q4_K_M", "Q4_K_M", "vLLM 0.19.2")
+    assert kept[0]["figures"]["output_tokens"] == 16 and kept[0]["figures"]["ttft_s"] > 0
     assert "Write a landing page" in server.requests[-1]["messages"][0]["content"]
+
+
+def test_runs_on_two_servers_give_one_page(server: FakeServer, tmp_path: Path) -> None:
+    """Also within one second, and if the second run ends with an error."""
+    words = ("-c", "64", *SMALL, "--keep", str(tmp_path))
+    assert f"answers side by side: {tmp_path / 'answers.html'}" in run(server.url, *words).stderr
+    with FakeServer("llama-server", Script(tokens=("Bread", " rises")), ("other-Q8_0",)) as other:
+        other.choose = lambda asked, number: Script(fault="error") if number == 4 else other.script
+        assert run(other.url, *words).exit_code == 1
+    page = (tmp_path / "answers.html").read_text()
+    assert page.count("<article") == 2 and "word0 word1" in page and "Bread rises" in page
+    assert len(list(tmp_path.glob("answers-*.jsonl"))) == 2
+
+
+def test_right_answers_are_counted_below_the_table_and_in_rows(server: FakeServer) -> None:
+    right, wrong = Script(tokens=("So:\n", "Answer: ", "350")), Script(tokens=("Answer:", " 12"))
+    server.choose = lambda asked, number: right if number % 2 else wrong
+    said = " ".join(run(server.url, "-r", "2", "--scenario", "reasoning").stdout.split())
+    assert "- reasoning-count: 1 of 2 right, 1 wrong; expected: 350" in said
+    rows = json.loads(run(server.url, "-r", "2", "--scenario", "reasoning", "-o", "json").stdout)
+    last = rows[-1]["serving"]
+    assert (last["answers"], last["expected"]) == ({"right": 1, "wrong": 1}, "350")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_asked(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    ran = run(server.url, *SMALL, "--keep", str(tmp_path / "file" / "folder"))
+    assert ran.exit_code == 2 and "cannot be written" in ran.stderr
+    assert server.paths == []
 
 
 def test_each_language_has_its_tokens_and_characters(server: FakeServer) -> None:

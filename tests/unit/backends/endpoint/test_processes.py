@@ -122,6 +122,18 @@ def test_the_peak_is_that_of_the_case_and_the_highest_since_the_start(server: Ca
     assert 328 * MIB < found.host_highest_bytes < 400 * MIB
 
 
+def test_nothing_of_a_servers_command_line_is_kept() -> None:
+    """It may hold the API key."""
+    program = SERVER.format(child=CHILD.format(size=1), opened=()) + "\n# sk-canary-4f9d0c7b2a"
+    words = [sys.executable, "-c", program, "--api-key", "sk-canary-4f9d0c7b2a"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        result = use(f"http://127.0.0.1:{process.stdout.readline().split()[0]}")
+        process.communicate()
+    assert result.host_peak_bytes is not None
+    assert "canary" not in repr(result)
+
+
 def test_a_server_elsewhere_is_not_looked_for() -> None:
     assert use("http://192.0.2.1:8080").unknown == dict.fromkeys(processes.FIGURES, ELSEWHERE)
     assert not processes.is_here("http://localhost.example.com")
