@@ -157,7 +157,8 @@ def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     if rate.wide:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
         cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # a larger -r would be cut short too
-        yield Caution("spread", text, "a longer --max-phase" if cut_short else f"-r {max(ENOUGH_REPS, rate.n + 2)}")
+        more = -(-max(ENOUGH_REPS, rate.n + 2) // (measurement.case.batch if measurement.case.server else 1))
+        yield Caution("spread", text, "a longer --max-phase" if cut_short else f"-r {more}")
     elif rate.n >= QUARTILES_NEED and stats.spread(seconds) > NOISY:
         text = f"{phase}: the middle half of the repetitions spreads over more than {NOISY:.0%} of their median"
         again = "a quieter machine" if measurement.serving else "--fresh on a quieter machine"

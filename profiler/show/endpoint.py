@@ -103,7 +103,8 @@ def _reached(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
         )
         for each in known
     )
-    blocks: list[PageBlock] = [Table(tuple(Head(head) for head in heads), rows)] if rows else []
+    caption = "What was predicted, and what was reached of the device's measured ceiling (MBU, MFU)"
+    blocks: list[PageBlock] = [Table(tuple(Head(head) for head in heads), rows, caption)] if rows else []
     reasons = dict.fromkeys((each.row.serving or {}).get("unknown", {}).get("decode_mbu") for each in good)
     return blocks + [muted(f"MBU is unknown: {printable(reason, 200)}.") for reason in reasons if reason]
 

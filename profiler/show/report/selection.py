@@ -317,8 +317,9 @@ def _name(groups: Collection[CaseGroup]) -> None:
     ]
     for group in groups:
         group.model, quant = (plain(name, 60) or "(no name)" for name in group.names)
-        cells = (column.cell(group) for column in distinguishing)
-        words = dict.fromkeys([quant, group.case.server, *(cell for cell in cells if cell != UNKNOWN)])
+        cells = {column: column.cell(group) for column in distinguishing}
+        named = (c.words.format(cell) if c.title == "steps" else cell for c, cell in cells.items() if cell != UNKNOWN)
+        words = dict.fromkeys([quant, group.case.server, *named])
         group.series = " ".join(filter(None, words))
 
 
