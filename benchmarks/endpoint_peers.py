@@ -63,7 +63,8 @@ class Asked:
 
 def ours(asked: Asked) -> Seen:
     command = [sys.executable, "-m", "profiler", "endpoint", asked.url, "-c", asked.context, "-n", asked.tokens]
-    (row,) = json.loads(_run([*command, "-r", asked.reps, "-o", "json"]))
+    (stored,) = json.loads(_run([*command, "-r", asked.reps, "-o", "json"]))
+    row = stored["serving"]
     return Seen(
         row["requests"],
         asked.reps,

@@ -30,10 +30,19 @@ THREADS = "too-many-threads"  # more threads than cores
 CONVERTED = "converted-dtype"  # the weights are loaded in another dtype than the checkpoint has
 CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS, CONVERTED})
 
+UNSTATED = "unknown"  # a field of a case whose backend does not state it
+SERVER, PROMPT = "server", "prompt"  # options of a case: the kind of server that is measured, the prompt it is sent
+
 
 def options_text(options: Mapping[str, object]) -> str:
     """The canonical text of a backend's own options: ``kv=q8_0 n-cpu-moe=4``, sorted by name."""
     return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+
+
+def option(options: str, name: str) -> str | None:
+    """The value of one option in a text that ``options_text`` wrote; None if it is not there."""
+    found = (word.partition("=") for word in options.split())
+    return next((value for known, _, value in found if known == name), None)
 
 
 def digest(content: object) -> str:
@@ -103,6 +112,14 @@ class Case(_Digests):
             and other.context + other.steps >= self.context + self.steps
             and min(other.ubatch, other.context) >= min(self.ubatch, self.context)
         )
+
+    @property
+    def server(self) -> str | None:
+        """The kind of server that is measured; None where we run the model ourselves.
+
+        A repetition is then one request, whatever runs beside it, and the row counts the tokens of each itself.
+        """
+        return option(self.options, SERVER) if self.options else None
 
     @property
     def label(self) -> str:

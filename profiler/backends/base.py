@@ -139,6 +139,7 @@ class Backend:
     refuses: Callable[[Case], str | None] = _refuses_none  # why it cannot run a case that the fields above allow
     versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
+    served: str | None = None  # the command that measures it, if it is a running server: no worker opens it
 
     def refusal(self, case: Case) -> str | None:
         """Why it cannot run ``case``, in words; ``None`` if it can."""

@@ -65,6 +65,8 @@ def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
                     "context": case.context,
                     "batch": case.batch,
                     "device": case.device,
+                    "backend": case.backend,
+                    "options": case.options,
                     "machine": (measurement.environment.get("device") or {}).get("title"),
                     "figure": figure,
                     "predicted": predicted["value"],

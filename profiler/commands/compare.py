@@ -22,6 +22,7 @@ INCOMPARABLE = 4
     cls=options.DocumentedCommand,
     examples={
         "profile compare 261124-0539 261125-1012": "two stored runs, by the start of their ids",
+        "profile compare latest~1 latest": "the last two runs, such as of a server before and after its update",
         "profile compare before.jsonl after.jsonl": "two files written with -o jsonl",
         "profile compare before.sqlite 261125-1012": "the latest run of another store against a run of this one",
     },
@@ -40,10 +41,10 @@ INCOMPARABLE = 4
 def compare(a: str, b: str, output: str, store: Path | None) -> int:
     """Compare the cases that two sets of results have in common.
 
-    A and B are stored runs (an id from profile runs, or a unique start of one), files of rows written with -o json or
-    -o jsonl, or other stores, of which the latest run is used. Each ratio is the median of B over the median of A,
-    with a 95% interval from the repetitions of both (Welch's t on logarithms). Two runs of an unchanged program can
-    differ by more than that, so use profile gate to detect a regression.
+    A and B are stored runs (an id from profile runs, a unique start of one, latest, or latest~1 for the one before),
+    files of rows written with -o json or -o jsonl, or other stores, of which the latest run is used. Each ratio is
+    the median of B over the median of A, with a 95% interval from the repetitions of both (Welch's t on logarithms).
+    Two runs of an unchanged program can differ by more than that, so use profile gate to detect a regression.
 
     Exit codes: 0 success, 2 usage error, 4 no case was measured in both.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import click
 
 from profiler.commands import options
 from profiler.console import say, width
-from profiler.show import output as show_output
 from profiler.show.progress import Progress, show_live
 from profiler.units import printable, seconds_text
 
@@ -59,6 +59,11 @@ class _Path(click.Path):
         help="Your own prompt: a text file, or every file of a folder.",
     ),
     options.many("--scenario", "scenarios", metavar="NAME", help="The prompts of scenarios, such as code or agent."),
+    click.option(
+        "--config",
+        metavar="MODEL",
+        help="What is served: a .gguf file, a folder, a catalog name or a Hugging Face id, for MBU and predictions.",
+    ),
     click.option("--cached", is_flag=True, help="Send the same prompt repeatedly, to measure the prefix cache."),
 )
 @options.group(
@@ -86,55 +91,74 @@ class _Path(click.Path):
         metavar="FOLDER",
         help="Keep the answers in this folder, and show all that are in it side by side in its answers.html.",
     ),
-    show_output.output(),
+    options.store(),
+    options.output(),
 )
-def endpoint(url: str | None, output: str, keep: Path | None, **asked: Any) -> int:
+def endpoint(
+    url: str | None, config: str | None, keep: Path | None, store: Path | None, output: str, **asked: Any
+) -> int:
     """Measure a running OpenAI-compatible server: LM Studio, Ollama, llama-server, vLLM, SGLang and others.
 
     Without URL, it tries the usual ports of this machine. Each prompt is unique, so that no prefix cache helps. The
     first request of a model loads it and never counts. Token counts are those in the server's `usage`; without it,
-    figures in tokens are unknown. Rows are not stored yet.
+    figures in tokens are unknown.
+
+    Each row is stored immediately. A server may have changed, so everything is measured again each time; profile
+    compare latest~1 latest compares the last two runs.
 
     An API key is read from the environment variable PROFILE_API_KEY and from nowhere else. It is sent to the server
     that URL names, and never stored or shown.
 
     Exit codes: 0 success, 1 a request failed, 2 usage error or no server, 130 interrupted.
     """
-    from profiler.backends.endpoint import client, servers
-    from profiler.run import endpoint as run_endpoint
+    from profiler.backends.endpoint import client
+    from profiler.results.store import Store
+    from profiler.run import serving
+    from profiler.run.endpoint import EndpointRequest
     from profiler.show import answers
     from profiler.show import endpoint as show_endpoint
 
-    request = run_endpoint.EndpointRequest(url=url, **asked)
+    request, rows = EndpointRequest(url=url, **asked), serving.ServedRows(config)
     request.cases()  # report an empty file before waiting for a server
-    limits = client.Limits(total_s=request.timeout_s)
     kept = answers.AnswerFolder(keep) if keep is not None else None
-    results: list[run_endpoint.EndpointResult] = []
+    measured: list[serving.MeasuredResult] = []
+    with Store.open(store) as opened:
+        run = serving.ServedRun(opened, sys.argv[1:])
+        live = show_live if Progress.wanted(streaming=output == "jsonl") else None
 
-    async def measure() -> None:
-        root = await servers.choose_server(url, limits, say)
-        async for result in run_endpoint.measure(request, root, say, live):
-            results.append(result)
-            if kept is not None:
-                kept.add(result)
-            if output == "jsonl":
-                click.echo(json.dumps(show_endpoint.row(result, results)))
-            say(_progress(result))
+        async def measure() -> None:
+            async for each in serving.measure(request, rows, run, say, live):
+                measured.append(each)
+                if kept is not None:
+                    kept.add(each.result)
+                if output == "jsonl":
+                    click.echo(show_endpoint.render([each], output, run.id), nl=False)
+                say(_progress(each.result))
 
-    live = show_live if Progress.wanted(streaming=output == "jsonl") else None
-    interrupted = False
-    try:
-        client.run(measure())
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        if kept is not None and (page := kept.finish()) is not None:
-            say(f"answers side by side: {printable(page)}")
+        try:
+            interrupted = _interrupted(lambda: client.run(measure()))
+        finally:
+            if kept is not None and (page := kept.finish()) is not None:
+                say(f"answers side by side: {printable(page)}")
+        run.finish(interrupted)
     if output != "jsonl":
-        click.echo(show_endpoint.render(results, output, width()), nl=False)
+        click.echo(show_endpoint.render(measured, output, run.id, width()), nl=False)
+    if run.lost is not None:  # what was measured is shown first, since there is no other copy
+        raise run.lost
+    if run.id is not None:
+        say(f"stored as run {run.id}: {run.store.command('runs', 'show', run.id)}")
     if interrupted:
         return INTERRUPTED
-    return FAILED if any(result.failure for result in results) else 0
+    return FAILED if any(each.result.failure for each in measured) else 0
+
+
+def _interrupted(work: Callable[[], object]) -> bool:
+    """Do ``work``; return whether Ctrl-C ended it."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _progress(result: Any) -> str:

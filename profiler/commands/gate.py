@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from profiler import backends, devices, files
-from profiler.case import Task
+from profiler.case import Case, Task
 from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
 from profiler.console import say
@@ -24,8 +24,9 @@ from profiler.gate import variants as variants
 from profiler.gate.bench import METRICS, Interrupted, WorkerBench, clock_of, threads_of, wait_until_quiet
 from profiler.gate.rule import DELTA, GateVerdict, RegressionRule, exit_code, worst
 from profiler.gate.trial import MAX_CASES, GatePlan, GateTrial
-from profiler.results import environment
+from profiler.results import environment, reading
 from profiler.results.environment import environment_key
+from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
 from profiler.run.grid import runnable
 from profiler.run.request import Refusal, ResolvedRequest, SweepRequest, resolve_request, together
@@ -36,6 +37,8 @@ REPS = 5  # per block, whose value is their median: with fewer, one slow repetit
 INTERRUPTED = 130
 MAX_THREADS = 4096
 FORMATS = page.FORMATS
+CASES = ("models", "quants", "contexts", "batches", "steps")  # options that choose cases
+UNMEASURED: dict[str, Any] = {"seed": None, "effort": None, "clock": "wall", "sides": {}, "blocks": []}
 
 
 @click.command(
@@ -45,6 +48,7 @@ FORMATS = page.FORMATS
         "profile gate --base HEAD~1 -m gemma-3-270m -c 64 -n 16": "this checkout against its previous commit",
         "profile gate --base ../old/.venv -m ./my-model -q nf4": "against an environment with other library versions",
         "profile gate --baseline speed.json --accept -m gemma-3-270m": "store a baseline; without --accept, compare",
+        "profile gate --baseline server.json --rows latest": "judge the latest run of profile endpoint",
     },
 )
 @options.group(
@@ -61,6 +65,11 @@ FORMATS = page.FORMATS
         type=options.FilePath(),
         metavar="FILE",
         help="Compare with this stored baseline: bytes and tokens exactly, times only coarsely.",
+    ),
+    click.option(
+        "--rows",
+        metavar="RUN|FILE",
+        help="Judge the rows of a run of profile endpoint by --baseline, instead of measuring.",
     ),
     click.option(
         "--accept", is_flag=True, help="Write the new measurements to --baseline, which nothing else changes."
@@ -139,6 +148,7 @@ FORMATS = page.FORMATS
         metavar="FILE",
         help="Write all measurements to this JSON file, including those that do not count.",
     ),
+    options.store(),
     click.option(
         "-o",
         "--output",
@@ -152,6 +162,8 @@ def gate(
     base: str | None,
     candidate: str | None,
     stored: Path | None,
+    rows: str | None,
+    store: Path | None,
     accept: bool,
     delta: float,
     metrics: tuple[str, ...],
@@ -171,11 +183,14 @@ def gate(
 
     Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
-    _check(base, candidate, stored, accept, asked["models"])
+    _check(base, candidate, stored, accept, rows, asked)
     if stored is not None:  # fail before anything is measured
         _known(stored, accept)
     if record is not None:
         files.check(record, (stored,))
+    if rows is not None and stored is not None:
+        judged = StoredRun(reading.named(rows, store), RegressionRule(delta), _metrics(metrics))
+        return _print(judged, judged.verdicts(stored, accept), record, output, inconclusive)
     found = devices.find(device)
     asked["paths"] = (asked.pop("path"),)
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
@@ -201,11 +216,48 @@ def gate(
         if record is not None:
             page.keep(record, run.content([]))
         return INTERRUPTED
+    return _print(run, verdicts, record, output, inconclusive)
+
+
+def _print(
+    run: GateRun | StoredRun, verdicts: Sequence[GateVerdict], record: Path | None, output: str, inconclusive: str
+) -> int:
+    """Print the verdicts; return the exit code."""
     content = run.content(verdicts)
     if record is not None:
         page.keep(record, content)
     click.echo(page.render(content, verdicts, output), nl=False)
     return exit_code(worst(verdicts), inconclusive == "fail")
+
+
+class StoredRun:
+    """A gate on stored rows of a server, which measures nothing. Raises ProfileError for other rows."""
+
+    def __init__(self, rows: Sequence[Measurement], rule: RegressionRule, metrics: tuple[Any, ...]) -> None:
+        self._rows = list({row.case.key: row for row in rows}.values())
+        self._rule, self._metrics, self._notes = rule, metrics, list[str]()
+        others = [row.case.label for row in self._rows if row.case.server is None]
+        if others or not self._rows:
+            what = f"{printable(others[0])} was not measured by profile endpoint" if others else "there are no rows"
+            raise ProfileError(f"--rows: {what}", "For any other case, leave --rows out: a gate measures it itself.")
+
+    def verdicts(self, path: Path, accept: bool) -> list[GateVerdict]:
+        """Compare the rows with the baseline, or add them to it."""
+        known = _known(path, accept)
+        measured = [suite.of_row(row, self._metrics) for row in self._rows]
+        entries = ((known.entries.get(each.name), each) for each in measured)
+        changed = (environment.differences(entry.environment, each.environment) for entry, each in entries if entry)
+        self._notes = list(dict.fromkeys(text for texts in changed for text in texts))
+        if accept:
+            return _accept(path, known, measured, self._rule, self._metrics)
+        found = [verdict for each in measured for verdict in suite.against(each, known, self._rule, self._metrics)]
+        return found + suite.missing(known, [each.name for each in measured])
+
+    def content(self, verdicts: Sequence[GateVerdict]) -> dict[str, Any]:
+        """The whole gate as plain JSON."""
+        return _content(
+            verdicts, self._rule, self._notes, [row.case for row in self._rows], self._rows[0].environment
+        )
 
 
 class GateRun:
@@ -265,39 +317,18 @@ class GateRun:
             ]
         self._notes += suite.fallbacks(measured)
         if accept:
-            return self._accept(path, known, measured)
+            return _accept(path, known, measured, self._rule, self._metrics)
         found = [verdict for each in measured for verdict in suite.against(each, known, self._rule, self._metrics)]
         return found + suite.missing(known, [each.name for each in measured])
 
-    def _accept(
-        self, path: Path, known: baseline.Baseline, measured: Sequence[suite.GateMeasurement]
-    ) -> list[GateVerdict]:
-        """Write the cases, unless one failed: a baseline holds no failures."""
-        failed = [each for each in measured if each.failed is not None]
-        if failed:
-            return [verdict for each in failed for verdict in suite.against(each, known, self._rule, self._metrics)]
-        accepted = suite.accept(path, known, measured)
-        return [GateVerdict(name, "case", "PASS", words) for name, words in accepted.items()]
-
     def content(self, verdicts: Sequence[GateVerdict]) -> dict[str, Any]:
         """The whole gate as plain JSON."""
-        whole: dict[str, Any] = redact_json(
-            {
-                "schema": 1,
-                "word": worst(verdicts),
-                "rule": asdict(self._rule),
-                "seed": self._seed,
-                "effort": asdict(self._resolved.effort),
-                "clock": self._clock,
-                "sides": self._variants,
-                "notes": self._notes,
-                "cases": [asdict(task.case) | {"key": task.case.key} for task in self._tasks],
-                "environment": self._environment,
-                "verdicts": [verdict.to_json() for verdict in verdicts],
-                "blocks": self._kept,
-            }
-        )
-        return whole
+        cases = [task.case for task in self._tasks]
+        return _content(
+            verdicts, self._rule, self._notes, cases, self._environment,
+            seed=self._seed, effort=asdict(self._resolved.effort), clock=self._clock, sides=self._variants,
+            blocks=self._kept,
+        )  # fmt: skip
 
     @property
     def _clock(self) -> str:
@@ -326,8 +357,61 @@ class GateRun:
         return (lambda task: kept.find(key(task))), (lambda task, found: kept.keep(key(task), found))
 
 
-def _check(base: str | None, candidate: str | None, stored: Path | None, accept: bool, models: Sequence[str]) -> None:
+def _accept(
+    path: Path,
+    known: baseline.Baseline,
+    measured: Sequence[suite.GateMeasurement],
+    rule: RegressionRule,
+    metrics: tuple[Any, ...],
+) -> list[GateVerdict]:
+    """Write the cases, unless one failed: a baseline holds no failures."""
+    failed = [each for each in measured if each.failed is not None]
+    if failed:
+        return [verdict for each in failed for verdict in suite.against(each, known, rule, metrics)]
+    accepted = suite.accept(path, known, measured)
+    return [GateVerdict(name, "case", "PASS", words) for name, words in accepted.items()]
+
+
+def _content(
+    verdicts: Sequence[GateVerdict],
+    rule: RegressionRule,
+    notes: Sequence[str],
+    cases: Sequence[Case],
+    machine: dict[str, Any],
+    **measured: Any,
+) -> dict[str, Any]:
+    """A gate as plain JSON. ``measured``: what only a gate has that measures; fields in ``UNMEASURED``."""
+    whole: dict[str, Any] = redact_json(
+        {
+            "schema": 1,
+            "word": worst(verdicts),
+            "rule": asdict(rule),
+            **UNMEASURED,
+            **measured,
+            "notes": list(notes),
+            "cases": [asdict(case) | {"key": case.key} for case in cases],
+            "environment": machine,
+            "verdicts": [verdict.to_json() for verdict in verdicts],
+        }
+    )
+    return whole
+
+
+def _check(
+    base: str | None,
+    candidate: str | None,
+    stored: Path | None,
+    accept: bool,
+    rows: str | None,
+    asked: dict[str, Any],
+) -> None:
     """Refuse options that do not go together."""
+    if rows is not None:
+        if stored is None or base is not None:
+            raise ProfileError("--rows judges stored rows by a baseline: it needs --baseline FILE and no --base")
+        if any(asked[name] for name in CASES):
+            raise ProfileError("--rows has its cases already", "Leave out -m, -q, -c, -b and -n.")
+        return
     if base is None and stored is None:
         raise ProfileError(
             "there is nothing to compare with",
@@ -337,7 +421,7 @@ def _check(base: str | None, candidate: str | None, stored: Path | None, accept:
         raise ProfileError("--accept writes a baseline: it needs --baseline FILE and no --base")
     if candidate is not None and base is None:
         raise ProfileError("--candidate needs --base")
-    if not models:
+    if not asked["models"]:
         raise ProfileError("no model was given", "Add -m MODEL; profile models lists the catalog.")
 
 

@@ -58,7 +58,8 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
 def show(group_store: Path | None, run: str | None, output: str, store: Path | None) -> None:
     """Print the rows of a run.
 
-    RUN is an id from profile runs, or a unique start of one. Without it, the latest run is printed.
+    RUN is an id from profile runs, a unique start of one, or latest~1 for the run before the latest. Without it, the
+    latest run is printed.
     """
     with Store.open(store or group_store, create=False) as opened, collector_paused():
         found = opened.find_run(run)

@@ -149,7 +149,6 @@ def stored_prediction(
     predictor = predictor_of(case, geometry, host_of(device, case.threads), checkpoint_format)
     engine, on = predictor.engine, predictor.machine.target
     found = predictor.predict(case.context, case.batch)
-    deep = predictor.predict(mean_depth(case), case.batch)
     real = case.weights == "real" and checkpoint_format is None  # as stored, nothing is packed during loading
     peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
@@ -157,6 +156,19 @@ def stored_prediction(
         packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded; repacking happens in the first pass
         if (load := engine.load_peak(geometry, packed, case.dtype, on)) is not None:
             content["load_peak_bytes"] = load.to_json()
+    content |= speeds(predictor, case)
+    if "decode_tps" in content and predictor.path != case.path:
+        content["path"] = predictor.path
+    return content
+
+
+def speeds(predictor: Predictor, case: Case) -> dict[str, Any]:
+    """The predicted rates of all sequences, the seconds at the ceilings, and the process-to-process variation, each
+    if it is known.
+    """
+    on, content = predictor.machine.target, dict[str, Any]()
+    found = predictor.predict(case.context, case.batch)
+    deep = predictor.predict(mean_depth(case), case.batch)
     if found.prefill and deep.decode:
         content |= {
             "prefill_tps": found.prefill.tps.to_json(),
@@ -164,8 +176,6 @@ def stored_prediction(
             "decode_tps": deep.decode.tps.to_json(),
             "decode_bound": deep.decode.binds,
         }
-        if predictor.path != case.path:
-            content["path"] = predictor.path
     if (apart := _between(on)) is not None:
         content["between"] = apart
     if on.ceilings is not None:

@@ -48,6 +48,7 @@ from profiler.results.validity import check, check_part, shown
 from profiler.shell import Command, command
 from profiler.units import MAX_BYTES, printable
 
+MORE_REQUESTS = "send more requests, such as profile endpoint -r 20, and accept a few runs of the old version"
 SETTLE = "measure both versions in turns, where REV is a revision, an environment or a command to compare with"
 
 FORMAT = "llm-hwprofile baseline"
@@ -84,8 +85,22 @@ COMMAND = FrontEnd("--accept")
 PYTEST = FrontEnd("--profile-gate-accept")
 
 
-def settle(task: Task) -> Command:
-    """The ``profile gate`` command that decides what a stored time cannot. The user fills in REV."""
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """What decides where stored times cannot, as advice and, if there is one, as a command to paste."""
+
+    text: str
+    command: str | None = None
+
+
+def settle(task: Task) -> Settle:
+    """What decides a case that a stored time cannot. The user fills in REV of the command."""
+    if task.case.server is not None:
+        return Settle(MORE_REQUESTS)
+    return Settle(SETTLE, str(_pairs(task)))
+
+
+def _pairs(task: Task) -> Command:
     case, source = task.case, task.source
     model = case.model if source.kind == "catalog" else source.argument()
     sizes = ("-c", str(case.context), "-b", str(case.batch), "-n", str(case.steps))
@@ -297,15 +312,15 @@ class Now:
 
 
 def verdict(
-    case: str, metric: str, entry: BaselineEntry, now: Now, rule: RegressionRule, front: FrontEnd, settle: Command
+    case: str, metric: str, entry: BaselineEntry, now: Now, rule: RegressionRule, front: FrontEnd, settle: Settle
 ) -> GateVerdict:
-    """The verdict on one metric against its stored times; ``settle`` is the command that advice suggests."""
+    """The verdict on one metric against its stored times; ``settle`` is what advice suggests."""
     name, changed = f"{metric}_{now.clock}_s", differences(entry.environment, now.environment)
     if now.threads != entry.threads:
         changed.append(f"threads {entry.threads} → {now.threads}")
     if changed:
         reason = f"this is not the machine of the baseline: {'; '.join(changed[:4])}"
-        return GateVerdict(case, name, "INCOMPARABLE", reason, SETTLE, str(settle))
+        return GateVerdict(case, name, "INCOMPARABLE", reason, settle.text, settle.command)
     history = timed(entry, metric, now.clock)
     if not history:
         return GateVerdict(case, name, "INCOMPARABLE", "the baseline has no times for it", front.if_meant)
@@ -318,7 +333,7 @@ def verdict(
     slower = machine_slower(history[-1].reference_s, now.reference_s)
     coarse = f"stored times resolve only slowdowns above {percent(tau)} here"
     found = GateVerdict(
-        case, name, "INCONCLUSIVE", coarse, SETTLE, str(settle),
+        case, name, "INCONCLUSIVE", coarse, settle.text, settle.command,
         ratio=mean, low=low, high=high, delta=rule.delta, detectable=tau, before=before,
         now=statistics.median(now.blocks),
     )  # fmt: skip
@@ -331,7 +346,7 @@ def verdict(
     if low > 1 + tau:
         sessions = f"{len(history)} stored session{'s' * (len(history) > 1)}"
         reason = f"more than {percent(tau)} slower than {sessions}"
-        return replace(found, word="FAIL", reason=reason, advice=f"to be sure, {SETTLE}")
+        return replace(found, word="FAIL", reason=reason, advice=f"to be sure, {settle.text}")
     return found
 
 

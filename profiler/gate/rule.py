@@ -243,7 +243,12 @@ BOUNDS: dict[str, Bound] = {
 
 
 def exact_figures(row: Measurement) -> dict[str, int]:
-    """A row's figures for ``BOUNDS``. Only devices that count live tensors (CUDA) report allocated bytes."""
+    """A row's figures for ``BOUNDS``. Only devices that count live tensors (CUDA) report allocated bytes.
+
+    A server has none: its prompts differ by a few tokens, and its memory depends on what it was asked before.
+    """
+    if row.case.server is not None:
+        return {}
     memory = row.memory
     found = {
         "weights_bytes": memory.weights_bytes,

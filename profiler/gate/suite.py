@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from profiler import backends, devices, files
-from profiler.case import Task
+from profiler.case import Source, Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.gate import baseline, page
@@ -75,7 +75,7 @@ class GateMeasurement:
 
     @property
     def clock(self) -> GateClock:
-        return clock_of(self.task.case.device)
+        return "wall" if self.task.case.server is not None else clock_of(self.task.case.device)
 
     def entry(self) -> BaselineEntry:
         """The entry for a baseline. All rows must be ok."""
@@ -83,7 +83,8 @@ class GateMeasurement:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         sessions: tuple[BaselineSession, ...] = ()
         steps = {measurement.step(row) for row in self.rows}
-        if len(self.rows) > 1 and len(steps) == 1:  # neither one block nor blocks of different steps give times
+        several = len(self.rows) > 1 or self.task.case.server is not None
+        if several and len(steps) == 1:  # neither one block nor blocks of different steps give times
             sessions = (BaselineSession(at, self.clock, dict(self.times), self.reference_s),)
         return BaselineEntry(
             self.task.case,
@@ -122,6 +123,21 @@ def measure(
     return GateMeasurement(name, task, environment, rows, times, gate_baseline.reference_seconds() if timed else None)
 
 
+def of_row(row: Measurement, metrics: Sequence[Phase]) -> GateMeasurement:
+    """A stored row of a server as a measurement of its case: each request is a block, of the case's own tokens."""
+    case, url = row.case, str((row.serving or {}).get("url"))
+    tokens = {"prefill": case.context, "decode": case.steps}
+    times = {name: tuple(tokens[name] / rate for rate in stats.rates(row, name)) for name in metrics}
+    known: dict[str, tuple[float, ...]] = {name: seconds for name, seconds in times.items() if seconds}
+    task = Task(case, Source("url", url, None, {}))
+    return GateMeasurement(f"{case.label} n={case.steps} {case.key}", task, row.environment, (row,), known)
+
+
+def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment without the version of a server, which a gate judges."""
+    return {name: value for name, value in environment.items() if name != "server"}
+
+
 def against(
     measured: GateMeasurement,
     baseline: Baseline,
@@ -141,7 +157,9 @@ def against(
     if changed:
         reason = f"it is not the case of the baseline: {', '.join(changed)}"
         return [GateVerdict(name, "case", "INCOMPARABLE", reason, front.if_meant)]
-    same = not differences(entry.environment, measured.environment)
+    here = machine(measured.environment)
+    entry = replace(entry, environment=machine(entry.environment))
+    same = not differences(entry.environment, here)
     other_step = gate_rule.unlike_baseline(entry.step, measured.rows)
     figures = gate_rule.exact_figures(measured.rows[0])
     found = gate_rule.verdicts(name, entry.figures, figures, "the baseline", same, front.if_meant, other_step)
@@ -153,7 +171,7 @@ def against(
         now = gate_baseline.Now(
             measured.times.get(metric, ()),
             measured.clock,
-            measured.environment,
+            here,
             measured.rows[0].threads,
             measured.reference_s,
         )

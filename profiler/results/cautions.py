@@ -76,6 +76,8 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
     found = [*measurement.cautions]
     noted = measurement.stopped or "invalid" in stated or "warmup" in stated
     for phase, centre in centres.items():
+        if phase == "prefill" and measurement.serving and measurement.case.batch > 1:
+            continue  # requests that wait for each other differ, and the figures of ``serving`` say by how much
         missed = precise and measurement.stopped.get(phase) in UNFINISHED
         exact = centre is None or (centre.spread <= _unnoticed(centre.n) and not missed)
         if noted or not exact:
@@ -156,10 +158,12 @@ def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     if rate.wide:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
         cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # a larger -r would be cut short too
-        yield Caution("spread", text, "a longer --max-phase" if cut_short else f"-r {max(ENOUGH_REPS, rate.n + 2)}")
+        more = -(-max(ENOUGH_REPS, rate.n + 2) // (measurement.case.batch if measurement.case.server else 1))
+        yield Caution("spread", text, "a longer --max-phase" if cut_short else f"-r {more}")
     elif rate.n >= QUARTILES_NEED and stats.spread(seconds) > NOISY:
         text = f"{phase}: the middle half of the repetitions spreads over more than {NOISY:.0%} of their median"
-        yield Caution(f"{phase}-noisy", text, "--fresh on a quieter machine")
+        again = "a quieter machine" if measurement.serving else "--fresh on a quieter machine"
+        yield Caution(f"{phase}-noisy", text, again)
     elif precision is not None and stopped in UNFINISHED and rate.within > precision:
         within = f"{rate.n} repetitions" if stopped == "cap" else "--max-phase"
         text = f"{phase}: --precision {precision:.2%} was not reached within {within}".replace(".00%", "%")

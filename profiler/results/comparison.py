@@ -165,6 +165,7 @@ def in_words(comparison: Comparison) -> str:
         "threads",
         "ubatch",
         "seed",
+        "options",
     ]
     never = [name for name in fields if not set.intersection(*({getattr(c, name) for c in side} for side in sides))]
     return f"their cases differ in {', '.join(never)}" if never else "they have no case in common"

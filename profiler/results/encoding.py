@@ -57,8 +57,9 @@ from profiler.results.validity import (
 )
 
 LARGEST_INT = 2**63 - 1  # the largest integer that msgspec compares
-JSON = frozenset({"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint"})
+JSON = frozenset({"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint", "serving"})
 FIELDS = tuple(field.name for field in dataclass_fields(Measurement) if field.name != "environment")
+AS_IT_IS = ("serving",)  # plain JSON, whose nulls say what is unknown
 ALWAYS = ("case", "samples", "memory", "cautions")  # written for each row
 NULL, EMPTY = Raw(b"null"), Raw(b"{}")
 NEEDED = {"phase", "seconds", "tokens", "step_s"}  # required columns of samples
@@ -195,8 +196,9 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
     content = replace(measurement, samples=NONE, environment={}).to_json()
     del content["environment"]
     steps = [second for sample in measurement.samples for second in sample.step_s]
-    content = _without_nulls(redact_json(content | {"samples": measurement.samples.columns}))
-    return dumps(content), struct.pack(f"<{len(steps)}d", *steps)
+    clean = redact_json(content | {"samples": measurement.samples.columns})
+    kept = {name: clean[name] for name in AS_IT_IS if clean[name] is not None}
+    return dumps(_without_nulls(clean) | kept), struct.pack(f"<{len(steps)}d", *steps)
 
 
 def decode(rows: Sequence[tuple[str, EncodedSteps, dict[str, Any]]]) -> list[Measurement]:
@@ -272,6 +274,7 @@ def _of_typed(row: Any, steps: EncodedSteps, environment: dict[str, Any]) -> Mea
         _part("expected", row.expected),
         None if row.decode_path is NULL else _part("decode_path", row.decode_path),
         _part("checkpoint", row.checkpoint),
+        None if row.serving is NULL else _part("serving", row.serving),
     )
 
 

@@ -71,7 +71,8 @@ NAMES = {  # readable names, where "cpu governor" is not clear enough
     "limits cpus": "physical cores, caches and speeds of the CPUs allowed",
     "python": "Python",
 }
-PARTS = ("cpu", "device")
+PARTS = ("cpu", "device", "server")
+REMOTE = "remote"  # the device of a server on another machine
 OF_NO_WEIGHT = ("name", "memory_bytes", "free_bytes")  # fields of a device that do not matter
 ALONE = ("system", "virtual", "python")
 NAMED = ("libraries", "settings")  # each name in them is an entry of its own
@@ -148,6 +149,23 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
     }
 
 
+def of_server(device: DeviceInfo | None, host: str, kind: str, version: str | None) -> dict[str, Any]:
+    """A description of a server's machine: of this one if the server runs here on ``device``, else its name alone.
+
+    What runs this program says nothing about how fast a server is, and is left out.
+    """
+    here = {} if device is None else _content(device)
+    content: dict[str, Any] = {
+        name: here[name] for name in ("cpu", "memory_bytes", "swap_bytes", "virtual", "system") if name in here
+    }
+    content["device"] = here.get("device") or {"name": REMOTE, "kind": REMOTE, "title": f"the machine {host}"}
+    content["server"] = {"kind": kind, "version": version}
+    content["libraries"] = {LIBRARIES[0]: _version(LIBRARIES[0])}
+    content["source"] = here["source"] if here else _source(Path(profiler.__file__).parents[1])
+    clean: dict[str, Any] = redact_json(content)
+    return clean
+
+
 def environment_key(content: dict[str, Any]) -> str:
     """Equal for snapshots with equal speed: a new driver, library, limit or setting changes it.
 
@@ -161,7 +179,8 @@ def environment_key(content: dict[str, Any]) -> str:
     parts.append(installed)  # so that recording another library does not change the key of every row
     limits = content.get("limits", {})
     confined = [limits["cpus"]] if limits.get("cpus") else []  # rows from before it was recorded keep their key
-    return digest([device, limits.get("cores"), *parts, *confined])
+    server = [content["server"]] if content.get("server") else []
+    return digest([device, limits.get("cores"), *parts, *confined, *server])
 
 
 def limits() -> dict[str, Any]:

@@ -323,6 +323,7 @@ class Measurement(_Reloadable):
     expected: dict[str, Any] = field(default_factory=dict)  # the prediction, made before it ran (cost/cases.py)
     decode_path: DecodePath | None = None  # None: transformers without patches
     checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
+    serving: dict[str, Any] | None = None  # the requests to a server (run/serving.py); None: no server was measured
 
     def __post_init__(self) -> None:
         if type(self.samples) is not Repetitions:

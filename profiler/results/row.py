@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,6 +95,7 @@ def _without_environment(run: str | None, measurement: Measurement) -> dict[str,
         "decode": _decode(measurement),
         "path": asdict(measurement.decode_path) if measurement.decode_path else None,
         "checkpoint": measurement.checkpoint or None,
+        "serving": measurement.serving,
         "memory": _flat(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
         "energy": _energy(measurement),
         "ceiling": stats.ceiling(measurement, centres),
@@ -130,7 +132,7 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
     summary = stats.rate(measurement, phase)
     if summary is None:
         return None
-    timed, warmups = measurement.samples.timed(phase), []
+    tokens, warmups = [tokens for _, tokens in measurement.samples.timed(phase)], []
     invalid: list[dict[str, Any]] = []
     if measurement.samples.states("warmup"):
         warmups = [sample.seconds for sample in measurement.samples.record(phase) if sample.warmup]
@@ -141,7 +143,8 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
             if sample.invalid is not None and not sample.warmup
         ]
     return {
-        "tokens": timed[0][1],  # of one repetition; the case determines it
+        "tokens": statistics.median_low(tokens),  # of one repetition: the case determines it, unless a server counts
+        "tokens_each": tokens if measurement.case.server else None,
         "seconds": measurement.samples.seconds(phase),
         "cpu_seconds": measurement.samples.column("cpu_s", phase),
         "wait_seconds": measurement.samples.column("wait_s", phase),
@@ -295,6 +298,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         "decode_path": row.get("path"),
         "expected": _expected(row),
         "checkpoint": row.get("checkpoint") or {},
+        "serving": row.get("serving"),
     }
     check_row(content, "path")
     path = content["decode_path"]
@@ -327,19 +331,18 @@ def _samples(phase: Phase, content: Mapping[str, Any] | None, case: Mapping[str,
     seconds = content["seconds"]
     count = len(seconds)
     cpu, waited = (content.get(name) or [None] * count for name in ("cpu_seconds", "wait_seconds"))
+    tokens = content.get("tokens_each") or [content["tokens"]] * count
     columns = {
         "phase": [phase] * count,
         "seconds": seconds,
-        "tokens": [content["tokens"]] * count,
+        "tokens": tokens,
         "cpu_s": cpu,
         "wait_s": waited,
         "step_s": [0] * count,
     }
     check_columns(columns, phase, COLUMNS)
     check_tokens(case, columns["phase"], columns["tokens"])
-    return [
-        Sample(phase, s, content["tokens"], cpu_s=c, wait_s=w) for s, c, w in zip(seconds, cpu, waited, strict=True)
-    ]
+    return [Sample(phase, s, n, cpu_s=c, wait_s=w) for s, n, c, w in zip(seconds, tokens, cpu, waited, strict=True)]
 
 
 def _measurement(content: Any, path: Path, line: int) -> Measurement:

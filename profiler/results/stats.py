@@ -239,7 +239,13 @@ def between(measurement: Measurement, phase: Phase) -> float | None:
 
 
 def ttft(measurement: Measurement) -> Summary | None:
-    """Time to the first token: seconds of the prefill, which ends with the first token's logits."""
+    """Time to the first token: seconds of the prefill, which ends with the first token's logits.
+
+    Of a server whose prompts were cached, or which counts no tokens, only the median is known.
+    """
+    known = (measurement.serving or {}).get("ttft_s")
+    if known and known.get("p50") and not measurement.samples.timed("prefill"):
+        return Summary(known.get("n") or 1, known["p50"], None, None, None, None, None)
     return summarize(measurement.samples.seconds("prefill"), between(measurement, "prefill"))
 
 
@@ -403,8 +409,19 @@ def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str,
 def shares(
     case: Case, ceiling_s: Mapping[str, float], prefill_tps: float | None, decode_tps: float | None
 ) -> dict[Phase, float | None]:
-    """Time at the ceiling ÷ measured time of each phase; ``ceiling_s``: seconds of a prefill and of a step."""
+    """Time at the ceiling ÷ measured time of each phase; ``ceiling_s``: seconds of a prefill and of a step.
+
+    The prefill of a server that is asked for several answers at a time has none: a request's TTFT has the wait for
+    the others in it.
+    """
+    count = sequences(case)
+    whole = prefill_tps if count == case.batch else None
     return {
-        "prefill": prefill_tps and ceiling_s["prefill"] * prefill_tps / (case.batch * case.context),
-        "decode": decode_tps and ceiling_s["step"] * decode_tps / case.batch,
+        "prefill": whole and ceiling_s["prefill"] * whole / (count * case.context),
+        "decode": decode_tps and ceiling_s["step"] * decode_tps / count,
     }
+
+
+def sequences(case: Case) -> int:
+    """The sequences whose tokens a repetition counts: all of the batch, but one for a request to a server."""
+    return 1 if case.server else case.batch

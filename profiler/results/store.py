@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sqlite3
 import string
 import struct
@@ -46,6 +47,7 @@ MODELS_SCHEMA = 4  # the first schema that stores what a run says about its mode
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or a command line
 RUN_ID = "%y%m%d-%H%M%S"
+LATEST = re.compile(r"latest(?:~(\d{1,9}))?")
 CHUNK = 500  # rows that are decoded together
 MOST_ROWS = 500  # rows that are cached when they are read again
 
@@ -246,7 +248,10 @@ class Store:
         return command("profile", words, named)
 
     def find_run(self, prefix: str | None = None) -> str:
-        """Id of the latest run, or of the only run whose id starts with ``prefix``. Raises NotFound."""
+        """Id of the latest run, or of the only run whose id starts with ``prefix``. Raises NotFound.
+
+        ``latest`` is the latest run too, and ``latest~1`` the one before it.
+        """
         with self._content_in_words("run"):
             known = [_text(run) for (run,) in self._read(f"SELECT r.id FROM runs r {self._in_order_of_storing()}")]
         if not known:
@@ -254,6 +259,9 @@ class Store:
             raise NotFound(f"no run is stored in {printable(self.path)}", f"Measure something first: {first}")
         if prefix is not None and not prefix.strip():
             raise NotFound("the name of a run is empty", f"All runs: {self.command('runs')}")
+        back = LATEST.fullmatch(prefix or "")
+        if back is not None and int(back[1] or 0) < len(known):
+            return known[-1 - int(back[1] or 0)]
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
         if prefix is None or prefix in matching:
             return prefix or matching[-1]

@@ -18,7 +18,7 @@ from itertools import compress
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from profiler.case import Case
+from profiler.case import SERVER, Case, option
 from profiler.results.measurement import Caution, DecodePath, Energy, Measurement, Memory, PhaseEnergy, Sample
 from profiler.units import MAX_BYTES, printable
 
@@ -114,6 +114,7 @@ ENVIRONMENT: Form = {
     "libraries": {},
     "settings": {},
     "source": {"commit": TEXT, "changed": FLAG},
+    "server": {"kind": TEXT, "version": TEXT},
 }
 ASKED = {"reps": NUMBER, "precision": NUMBER, "max_phase_s": NUMBER, "max_memory_bytes": NUMBER, "energy": FLAG}
 FIGURE = {"value": SIZE, "low": NUMBER, "high": NUMBER, "basis": TEXT}
@@ -134,12 +135,29 @@ WHOLE: dict[str, tuple[str, ...]] = {  # parts of ``expected`` whose fields are 
     "ceiling_s": ("prefill", "step"),
 }
 STOPPED = {"prefill": TEXT, "decode": TEXT}
+PERCENTILES: Form = {"n": NUMBER, "p50": NUMBER, "p95": NUMBER, "p99": NUMBER}
+LIST = Allowed(frozenset({list, NoneType}))
+SERVING: Form = {
+    **dict.fromkeys(("server", "server_version", "url", "prompt", "scenario", "language", "tokens_by"), TEXT),
+    **dict.fromkeys(("requests", "failed", "wall_s", "cold_ttft_s", "client_delay_s"), NUMBER),
+    **dict.fromkeys(("total_tps", "requests_per_s", "goodput_per_s", "slo_met", "slowest_stream_tps"), NUMBER),
+    **dict.fromkeys(("loaded_context", "max_context", "file_bytes", "vram_bytes", "client_delay_s"), NUMBER),
+    "tokens_per_1000_characters": NUMBER,
+    **dict.fromkeys(("prompt_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"), LIST),
+    **dict.fromkeys(("first_byte_s", "ttft_s", "ttft_reasoning_s", "ttft_answer_s", "itl_s"), PERCENTILES),
+    **dict.fromkeys(("tpot_s", "e2e_s", "prefill_tps", "decode_tps", "characters_per_s"), PERCENTILES),
+    "tokens_per_chunk": PERCENTILES,
+    "cached": FLAG,
+    "fixed_length": FLAG,
+    "unknown": {},
+}
 PARTS: dict[str, Form] = {
     "asked": ASKED,
     "expected": EXPECTED,
     "environment": ENVIRONMENT,
     "stopped": STOPPED,
     "checkpoint": {},
+    "serving": SERVING,
 }
 OBJECTS: dict[str, type] = {"case": Case, "memory": Memory, "cautions": Caution, "decode_path": DecodePath}
 MOST_DEPTH = 8  # nested lists and objects, where names are free
@@ -168,7 +186,8 @@ def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
 def check_field(name: str, value: Any, path_name: str = "decode_path") -> None:
     """Raise ValueError unless ``value`` is allowed for the field ``name``; ``path_name`` as for a row."""
     if name in PARTS:
-        check_part(name, value)
+        if value is not None or name != "serving":
+            check_part(name, value)
         return
     rule = allowed(Measurement).get(name)
     if rule is None:
@@ -192,7 +211,9 @@ def _check_energy(energy: Mapping[str, Any]) -> None:
 
 
 def check_tokens(case: Mapping[str, Any], phases: Sequence[str], tokens: Sequence[int]) -> None:
-    """Raise ValueError unless each repetition processed the tokens of its case; nothing else is ever measured."""
+    """Raise ValueError unless each repetition processed the tokens of its case; only a server counts its own."""
+    if option(str(case.get("options", "")), SERVER) is not None:
+        return
     context, batch, steps = (case.get(name) for name in ("context", "batch", "steps"))
     if not (type(context) is type(batch) is type(steps) is int):
         raise ValueError("case has no context, batch or steps")
@@ -303,20 +324,20 @@ def _check_plain(value: Any, where: str, depth: int) -> None:
 
 
 def _allowed(name: str, hint: Any) -> Allowed:
-    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    kinds_of = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
     kinds: set[type] = set()
     words: set[str] = set()
-    for option in options:
-        origin = get_origin(option)
+    for each in kinds_of:
+        origin = get_origin(each)
         if origin is Literal:
-            words |= set(get_args(option))
+            words |= set(get_args(each))
             kinds.add(str)
-        elif origin is dict or is_dataclass(option):
+        elif origin is dict or is_dataclass(each):
             kinds.add(dict)
         elif origin in (tuple, list):
             kinds |= {list, tuple}
         else:
-            kinds |= {int, float} if option is float else {option}
+            kinds |= {int, float} if each is float else {each}
     low, high = RANGES.get(
         name, (0, MAX_BYTES if name.endswith("_bytes") else MOST if float in kinds else MOST_COUNT)
     )

@@ -131,6 +131,10 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     Raises ProfileError for invalid options, NotFound for unknown quantizations and scenarios, and the reason why a
     model cannot be measured if none of them can.
     """
+    if (command := backends.find(request.backend).served) is not None:
+        raise ProfileError(
+            f"backend {request.backend} is a running server, which no worker of ours can start", f"Use {command}."
+        )
     request = _with_scenario(request)
     quants, own = _asked(words(request.quants))
     names = model_names(request.models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from operator import attrgetter
 from typing import Any, Protocol
 
 from profiler import backends
-from profiler.case import Case
+from profiler.case import PROMPT, SERVER, UNSTATED, Case
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
@@ -68,6 +69,13 @@ def figure(value: float, relative_half: float | None) -> str:
     return significant(value, _digits(value, relative_half))
 
 
+def context_cell(measurement: Measurement) -> str:
+    """The context of the case; of a written prompt, whose case has an estimate, the server's count."""
+    counts = (measurement.serving or {}).get("prompt_tokens") if PROMPT in measurement.case.options else None
+    known = [count for count in counts or () if isinstance(count, int)]
+    return f"{statistics.median_low(known) if known else measurement.case.context:,}"
+
+
 def ttft_cell(measurement: Measurement) -> str:
     """Time to first token, in ms or s."""
     summary = stats.ttft(measurement)
@@ -84,7 +92,7 @@ def token_cell(measurement: Measurement) -> str:
     if rate is None:
         return UNKNOWN
     steps = stats.steps(measurement)
-    seconds = steps.p50_s if steps else measurement.case.batch / rate.median
+    seconds = steps.p50_s if steps and steps.p50_s else stats.sequences(measurement.case) / rate.median
     return figure(seconds * 1000, rate.relative_half)
 
 
@@ -149,14 +157,13 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
     columns = [
         Column("quant", lambda m: plain(m.case.quant), STAYS, right=False),
         *(column for column in SETTINGS if len({column.cell(m) for m in unlike}) > 1),
-        Column("context", lambda m: f"{m.case.context:,}", STAYS),
+        Column("context", context_cell, STAYS),
         Column("batch", lambda m: f"{m.case.batch:,}", STAYS),
         Column("prefill t/s", lambda m: rate_cell(m, "prefill"), STAYS),
         Column("decode t/s", lambda m: rate_cell(m, "decode"), STAYS),
         Column("TTFT", ttft_cell, 5),
         Column("ms/token", token_cell, 3),
-        Column("weights", lambda m: bytes_text(m.memory.weights_bytes), 4),
-        Column("cache", lambda m: bytes_text(m.memory.cache_bytes), 2),
+        *(WEIGHTS if not all(m.case.server is not None for m in unlike) else ()),
         Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), 6),
         *(ENERGY if any(measurement.energy is not None for measurement in measurements) else ()),
         Column("reps", reps_cell, STAYS if any(map(_fell_short, measurements)) else 1),
@@ -175,9 +182,10 @@ def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
     parts += [f"run {plain(run)}"] if run else []
     devices = dict.fromkeys(device_title(m) for m in unlike)
     parts += [title for title in devices if title]
+    parts += list(dict.fromkeys(title for m in unlike if (title := server_title(m.environment))))
     for column in SETTINGS:
         values = {column.cell(m) for m in unlike}
-        if len(values) == 1 and not values & {UNKNOWN, column.usual}:
+        if len(values) == 1 and column.words and not values & {UNKNOWN, column.usual}:
             parts.append(column.words.format(values.pop()))
     return parts
 
@@ -187,7 +195,9 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
     parts = []
     if any(summary.low is not None for summary in summaries):
-        parts.append("t/s: median of the repetitions, all sequences together")
+        served = [m.case.server is not None for m in _unlike(measurements)]
+        parts += [] if all(served) else ["t/s: median of the repetitions, all sequences together"]
+        parts += ["t/s of a server: median of the requests, one stream, prefill by TTFT"] if any(served) else []
         parts.append("±: distance from that median to the farther end of its 95% interval")
     if any(summary.between for summary in summaries):
         parts.append("it includes process-to-process variation")
@@ -222,6 +232,12 @@ def device_title(measurement: OfDevice) -> str:
     return title if memory is None else f"{title} ({bytes_text(memory)})"
 
 
+def server_title(environment: dict[str, Any]) -> str | None:
+    """``LM Studio 0.3.31``; None for a row without a server."""
+    server: dict[str, Any] = environment.get("server") or {}
+    return plain(" ".join(str(part) for part in (server.get("kind"), server.get("version")) if part)) or None
+
+
 def device_memory(measurement: OfDevice) -> int | None:
     """Memory in bytes of the device that a row was measured on."""
     device: dict[str, Any] = measurement.environment.get("device") or {}
@@ -235,12 +251,25 @@ def _fell_short(measurement: Measurement) -> bool:
     return asked is not None and any(count != asked for count in repetitions(measurement))
 
 
+def _options(case: Case) -> str:
+    return plain(" ".join(word for word in case.options.split() if not word.startswith(f"{SERVER}=")))
+
+
+def _stated(value: str) -> str:
+    """A field of a case, which no server states."""
+    return UNKNOWN if value == UNSTATED else plain(value)
+
+
 SCOPES = {  # what the energy figures cover
     "gpu-board": "the GPU's board alone",
     "cpu-package": "the CPU alone, without memory and other parts",
     "fake": "a device that is made up",
 }
 
+WEIGHTS = (  # shown unless all rows are of servers, which state neither
+    Column("weights", lambda m: bytes_text(m.memory.weights_bytes), 4),
+    Column("cache", lambda m: bytes_text(m.memory.cache_bytes), 2),
+)
 ENERGY = (  # shown if a row has energy figures
     Column("J/prompt", lambda m: energy_cell(m, "prefill"), 7),
     Column("J/token", lambda m: energy_cell(m, "decode"), 7),
@@ -248,13 +277,14 @@ ENERGY = (  # shown if a row has energy figures
 
 SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),
-    Column("compute", lambda m: plain(m.case.dtype), 8, words="compute {}", right=False),
+    Column("compute", lambda m: _stated(m.case.dtype), 8, words="compute {}", right=False),
     Column("device", lambda m: plain(m.case.device), 8, words="{}", right=False),
     Column("backend", lambda m: plain(m.case.backend), 8, words="{}", right=False),
-    Column("path", lambda m: plain(m.case.path), 8, words="{}", right=False),
+    Column("path", lambda m: _stated(m.case.path), 8, words="{}", right=False),
     Column("fill", lambda m: plain(m.case.fill), 7, words="{} fill", usual="prefill", right=False),
     Column("steps", lambda m: f"{m.case.steps:,}", 7, words="{} steps"),
-    Column("options", lambda m: plain(m.case.options), 8, words="{}", usual="", right=False),
+    Column("server", lambda m: plain(m.case.server or UNKNOWN), 8, right=False),  # the heading has its version too
+    Column("options", lambda m: _options(m.case), 8, words="{}", usual="", right=False),
 )
 SHOWN_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps", "options")
 

@@ -17,7 +17,7 @@ from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Compar
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact
 from profiler.show import output as show_output
-from profiler.show.columns import figure, plain
+from profiler.show.columns import context_cell, figure, plain
 from profiler.units import UNKNOWN, bytes_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
@@ -94,7 +94,10 @@ def _empty(row: Measurement, outcome_a: str | None, outcome_b: str | None) -> di
 
 def _case(row: Measurement) -> dict[str, Any]:
     case = row.case
-    named = {name: getattr(case, name) for name in ("model", "quant", "context", "batch", "steps", "device", "path")}
+    named = {
+        name: getattr(case, name)
+        for name in ("model", "quant", "context", "batch", "steps", "device", "path", "options")
+    }
     return {"key": case.key, **named}
 
 
@@ -113,7 +116,7 @@ LEFT = {0, 1, 4, 9}  # text columns, left-aligned
 
 def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
     case = pair.case
-    head = (plain(case.model, 40), plain(case.quant), f"{case.context:,}", f"{case.batch:,}")
+    head = (_model(pair.a), plain(case.quant), context_cell(pair.a), f"{case.batch:,}")
     for phase, ratio in pair.rates.items():
         word = {None: UNKNOWN, False: "", True: WORDS["rate"][ratio.value > 1]}[ratio.significant]
         shown = (f"{phase} t/s", _rate(pair.a, phase), _rate(pair.b, phase))
@@ -121,6 +124,11 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
     if (peak := pair.peak) is not None:
         word = "" if peak.a == peak.b else WORDS["bytes"][peak.b > peak.a]
         yield (*head, "peak", bytes_text(peak.a), bytes_text(peak.b), significant(peak.value, 4), "", word)
+
+
+def _model(row: Measurement) -> str:
+    """The model, and the settings that only its backend has."""
+    return " ".join(filter(None, [plain(row.case.model, 40), plain(row.case.options, 60)]))
 
 
 def _rate(row: Measurement, phase: Phase) -> str:
@@ -225,7 +233,10 @@ def _table(pairs: Sequence[ComparedCase], phase: Phase, names: tuple[str, str]) 
 
 def _name(pair: ComparedCase) -> str:
     case = pair.case
-    return plain(f"{case.model}/{case.quant}/c={case.context}/b={case.batch}".replace(" ", "_"), NAME_LENGTH)
+    return plain(
+        f"{case.model}/{case.quant}/c={case.context}/b={case.batch} {case.options}".strip().replace(" ", "_"),
+        NAME_LENGTH,
+    )
 
 
 def _rate_with_spread(row: Measurement, phase: Phase) -> str:

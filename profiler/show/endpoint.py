@@ -3,152 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from profiler.backends.endpoint import SLO_SHARE, Exchange, LoadSummary, Percentiles, Users, percentiles, users
-from profiler.backends.endpoint.processes import ServerUse
+from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles
+from profiler.results import stats
+from profiler.results.measurement import Measurement, Phase
 from profiler.run.endpoint import EndpointResult
-from profiler.run.prompts import OWN
-from profiler.show import output as show_output
+from profiler.run.serving import MeasuredResult, load_s, users_at_slo
 from profiler.show.answers import verdict_text
+from profiler.show.output import rendered
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
 from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
-SCHEMA = 1
 MAX_NOTES = 5
+PHASES: tuple[Phase, ...] = ("decode", "prefill")
 WIDTH = 80  # if the output is not a terminal
 
 
-def row(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> dict[str, Any]:
-    """One case as plain JSON, in seconds, tokens/s, bytes and joules; unknown is null, with a reason in ``unknown``.
-
-    ``results``: all so far, which tell how many users a prompt allows.
-    """
-    server, model, summary, written = result.server, result.model, result.summary, result.prompt.written
-    good = [each for each in result.exchanges if each.failure is None]
-    return {
-        "schema": SCHEMA,
-        "backend": "endpoint",
-        "server": server.kind,
-        "server_version": server.version,
-        "url": server.root,
-        "model": model.shown,
-        "model_id": model.name,
-        "quant": model.quant,
-        "loaded_context": model.context,
-        "max_context": model.max_context,
-        "file_bytes": model.file_bytes,
-        "vram_bytes": model.vram_bytes,
-        "load_s": _load_s(result),
-        "prompt": result.prompt.name,
-        "scenario": written.kind if written and written.kind != OWN else None,
-        "language": written.language if written else None,
-        "context": result.prompt.tokens,
-        "streams": result.streams,
-        "cached": result.cached,
-        "asked_tokens": result.asked_tokens,
-        "fixed_length": result.fixed_length,
-        "answers": dict(result.verdicts) or None,
-        "expected": written.expected if written else None,
-        "outcome": result.outcome,
-        "reason": result.failure,
-        "requests": summary.requests,
-        "failed": len(result.exchanges) - len(good),
-        "wall_s": summary.wall_s if result.exchanges else None,
-        "prompt_tokens": [each.usage.prompt for each in good],
-        "output_tokens": [each.usage.completion for each in good],
-        "reasoning_tokens": [each.usage.reasoning for each in good],
-        "cached_tokens": [each.cached_tokens for each in good],
-        "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
-        **_percentiles_row(summary, good),
-        "cold_ttft_s": result.cold_ttft_s,
-        "slowest_stream_tps": summary.slowest_tps,
-        "total_tps": summary.total_tps,
-        "requests_per_s": summary.requests_per_s,
-        "goodput_per_s": summary.goodput_per_s,
-        "slo_met": summary.slo_met,
-        "users_at_slo": _users_row(result, results),
-        "tokens_per_1000_characters": summary.tokens_per_1k_characters,
-        "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
-        "client_delay_s": result.delay_s,
-        **_use_row(result.use),
-        "unknown": {**summary.unknown, **result.use.unknown, **_no_energy(result.use)},
-        "cautions": list(result.cautions),
-    }
-
-
-def _percentiles_row(summary: LoadSummary, good: Sequence[Exchange]) -> dict[str, Any]:
-    """All figures that each request has: ours, and those by the server's own clock."""
-    found = {
-        "tokens_per_chunk": summary.tokens_per_chunk,
-        "first_byte_s": summary.first_byte,
-        "ttft_s": summary.ttft,
-        "ttft_reasoning_s": summary.ttft_reasoning,
-        "ttft_answer_s": summary.ttft_answer,
-        "itl_s": summary.itl,
-        "tpot_s": summary.tpot,
-        "e2e_s": summary.e2e,
-        "prefill_tps": summary.prefill_tps,
-        "decode_tps": summary.decode_tps,
-        "characters_per_s": summary.characters_per_s,
-        "server_prefill_tps": percentiles(_server_prefill_tps(each) for each in good),
-        "server_decode_tps": percentiles(each.timings.output_tps for each in good),
-    }
-    return {
-        name: None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
-        for name, value in found.items()
-    }
-
-
-def _use_row(use: ServerUse) -> dict[str, Any]:
-    """Memory and energy of the server's processes. Energy is that of whole requests, prefill included."""
-    taken = use.consumption
-    return {
-        "server_program": use.program,
-        "host_peak_bytes": use.host_peak_bytes,
-        "host_highest_bytes": use.host_highest_bytes,
-        "gpu_peak_bytes": use.gpu_peak_bytes,
-        "energy_j_per_token": taken and taken.per_token_j,
-        "energy_j_per_request": taken and taken.joules,
-        "power_w": taken and taken.watts,
-        "energy_source": use.energy_source if taken else None,
-        "energy_scope": use.energy_scope if taken else None,
-    }
-
-
-def _no_energy(use: ServerUse) -> dict[str, str]:
-    return {} if use.energy_unknown is None else {"energy": use.energy_unknown}
-
-
-def _server_prefill_tps(exchange: Exchange) -> float | None:
-    """Tokens per second of the prefill by the server's own clock."""
-    tokens, seconds = exchange.timings.prompt_tokens, exchange.timings.prompt_s
-    return tokens / seconds if tokens and seconds else None
-
-
-def _users_row(result: EndpointResult, results: Iterable[EndpointResult]) -> dict[str, Any] | None:
-    of_model = users_at_slo(each for each in results if each.model.name == result.model.name)
-    found = of_model.get(printable(result.prompt.name, 60))
-    return None if found is None else {"count": found.count, "why": found.why}
-
-
-def _load_s(result: EndpointResult) -> float | None:
-    return None if result.warm_up is None else result.warm_up.exchange.timings.load_s
-
-
-def render(results: Sequence[EndpointResult], output: str, width: int | None = None) -> str:
-    """``results`` in a format of ``output.FORMATS``: a table for each model, or rows. ``width``: of the terminal."""
+def render(measured: Sequence[MeasuredResult], output: str, run: str | None = None, width: int | None = None) -> str:
+    """The results in any output format: a table for each model, or their rows. ``width``: of the terminal."""
+    results = [each.result for each in measured]
     if output not in ("table", "md"):
-        return show_output.render([row(result, results) for result in results], dict, output)
+        return rendered(output, run, [each.row for each in measured])[0]
     if not results:
         return "nothing was measured\n"
-    shown = page(results)
+    shown = page(measured)
     return md.markdown(shown, {}) if output == "md" else table.terminal(shown, width or WIDTH)
 
 
-def page(results: Sequence[EndpointResult]) -> Page:
+def page(measured: Sequence[MeasuredResult]) -> Page:
     """A section for each model, in the order of measurement."""
+    results = [each.result for each in measured]
     server = results[0].server
     lengths = {result.asked_tokens for result in results}
     most = "up to " if any(result.prompt.written for result in results) or len(lengths) > 1 else ""
@@ -160,7 +45,8 @@ def page(results: Sequence[EndpointResult]) -> Page:
         here = [result for result in results if result.model.name == name]
         notes = _Notes()
         tables = [_table(group, notes) for group in _grouped(here)]
-        blocks = (*tables, *_languages(here), *notes.blocks(), *_judged(here), *_users(here))
+        reached = _reached([each for each in measured if each.result.model.name == name])
+        blocks = (*tables, *_languages(here), *notes.blocks(), *reached, *_judged(here), *_users(here))
         sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
     last = sections[-1]
     sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results))))
@@ -203,6 +89,39 @@ def _languages(results: Sequence[EndpointResult]) -> list[PageBlock]:
     return [Table(tuple(Head(head, right=head != "language") for head in heads), tuple(rows))]
 
 
+def _reached(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
+    """What the rates are of the device's ceiling, and what was predicted; the reason where that is unknown."""
+    good = [each for each in measured if each.row.outcome == "ok"]
+    known = [each for each in good if stats.ceiling(each.row) or stats.predicted(each.row)]
+    heads = ("prompt", "n", "decode", "predicted", "MBU", "prefill", "predicted", "MFU")
+    rows = tuple(
+        (
+            _prompt(each.result),
+            str(each.result.streams),
+            *_of_phase(each.row, "decode"),
+            *_of_phase(each.row, "prefill"),
+        )
+        for each in known
+    )
+    caption = "What was predicted, and what was reached of the device's measured ceiling (MBU, MFU)"
+    blocks: list[PageBlock] = [Table(tuple(Head(head) for head in heads), rows, caption)] if rows else []
+    reasons = dict.fromkeys((each.row.serving or {}).get("unknown", {}).get("decode_mbu") for each in good)
+    return blocks + [muted(f"MBU is unknown: {printable(reason, 200)}.") for reason in reasons if reason]
+
+
+def _of_phase(row: Measurement, phase: Phase) -> tuple[str, str, str]:
+    """Measured and predicted rate, and the share of the ceiling."""
+    rate, predicted = stats.rate(row, phase), (stats.predicted(row) or {}).get(f"{phase}_tps")
+    share = (stats.ceiling(row) or {}).get(f"{phase}_fraction")
+    return (
+        rate_text(None if rate is None else rate.median),
+        UNKNOWN
+        if predicted is None
+        else f"{rate_text(predicted['value'])} ({rate_text(predicted['low'])}–{rate_text(predicted['high'])})",
+        UNKNOWN if share is None else f"{share:.0%}",
+    )
+
+
 def _judged(results: Sequence[EndpointResult]) -> list[PageBlock]:
     """How many answers are right, for prompts with one right answer."""
     lines = []
@@ -220,22 +139,13 @@ def _users(results: Sequence[EndpointResult]) -> list[PageBlock]:
     return [Listing((f"users at a time, of whose requests {SLO_SHARE:.0%} meet --slo:", *lines))] if lines else []
 
 
-def users_at_slo(results: Iterable[EndpointResult]) -> dict[str, Users]:
-    """For each prompt of one model that was measured with limits and at several numbers of streams."""
-    met: dict[str, dict[int, float | None]] = {}
-    for result in results:
-        if result.slo is not None:
-            met.setdefault(printable(result.prompt.name, 60), {})[result.streams] = result.summary.slo_met
-    return {prompt: users(shares) for prompt, shares in met.items() if len(shares) > 1}
-
-
 def _users_text(found: Users) -> str:
     return f"{'unknown' if found.count is None else found.count} ({found.why})"
 
 
 def title(result: EndpointResult) -> str:
     """``gemma-3-270m · Q4_K_M · context 8,192 · loaded in 3.20 s``: the model in one line."""
-    model, load = result.model, _load_s(result)
+    model, load = result.model, load_s(result)
     parts = [
         model.shown,
         model.quant,
@@ -277,7 +187,7 @@ def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
     else:
         last = _rate(summary.characters_per_s) if result.slo is None else rate_text(summary.goodput_per_s)
     return (
-        f"{result.prompt.tokens:,}" if result.prompt.tokens else printable(result.prompt.name, 16),
+        _prompt(result),
         str(result.streams),
         _pair(summary.ttft, 1.0, "p95"),
         _rate(summary.prefill_tps),
@@ -287,6 +197,10 @@ def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
         last,
         notes.marks(texts),
     )
+
+
+def _prompt(result: EndpointResult) -> str:
+    return f"{result.prompt.tokens:,}" if result.prompt.tokens else printable(result.prompt.name, 16)
 
 
 def _pair(value: Percentiles | None, scale: float, tail: str) -> str:

@@ -209,7 +209,10 @@ class FakeServer:
 
     def _get_ollama(self, path: str) -> Body | None:
         details = {"format": "gguf", "family": "gemma3", "quantization_level": "Q4_K_M"}
-        tags = [{"name": name, "model": name, "size": 241410208, "details": details} for name in self.models]
+        tags = [
+            {"name": name, "model": name, "size": 241410208, "digest": "b0c1", "details": details}
+            for name in self.models
+        ]
         running = [
             {"name": name, "size": 300_000_000, "size_vram": 290_000_000, "context_length": self.context}
             for name in self.models

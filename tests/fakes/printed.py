@@ -15,6 +15,7 @@ from profiler.cli import main
 
 VALUE = "…"  # in place of what an f-string fills in
 PROSE = re.compile(r"[A-Za-z][a-z]*[.,:;]?")  # an argument in prose is in capitals, or holds a digit or a mark
+LATEST = "latest"  # a word that names a run
 
 # option → whether it takes a value. Positional arguments: the least and the most.
 Table = tuple[dict[str, bool], int, int]
@@ -122,7 +123,7 @@ def _taken(start: tuple[str, ...], rest: list[str]) -> Iterator[str]:
             if options[name] and "=" not in word:
                 assert rest and not last, f"{name} of {' '.join(start)} lacks its value"
                 yield rest.pop(0).rstrip(".,;:'\"")
-        elif most > 0 and not PROSE.fullmatch(word):
+        elif most > 0 and (word == LATEST or not PROSE.fullmatch(word)):
             most -= 1
             yield word
         else:

@@ -201,6 +201,7 @@ def test_a_quant_knows_its_own_checkpoints() -> None:
 # Backends
 
 BACKENDS = registry.names("backends")
+OPENED = [name for name in BACKENDS if backends.find(name).served is None]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -222,7 +223,16 @@ def test_asking_a_backend_imports_no_framework() -> None:
 
 
 @pytest.mark.usefixtures("made_up")
-@pytest.mark.parametrize("name", [*BACKENDS, invented.BACKEND])
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name not in OPENED])
+def test_a_server_is_measured_by_a_command_of_its_own(name: str, model: str) -> None:
+    for command in (("sweep",), ("gate", "--base", "HEAD")):
+        refused = CliRunner().invoke(main, [*command, "-m", model, "--backend", name], catch_exceptions=False)
+        assert refused.exit_code == 2
+        assert f"Use {backends.find(name).served}." in refused.stderr
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", [*OPENED, invented.BACKEND])
 def test_a_backend_is_planned_with(name: str, model: str) -> None:
     asked = ("sweep", "-m", model, "-q", "fp32,nf4", "-c", "64", "-b", "1,2", "--backend", name, "--dry-run")
     planned = {(row["quant"], row["batch"]): row for row in rows(*asked)}

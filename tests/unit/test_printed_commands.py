@@ -290,7 +290,9 @@ def test_the_gate_that_settles_a_stored_time_is_a_command_of_the_same_case(tmp_p
         Task(make_case(64, model="gemma-3-270m", backend="hf"), Source("catalog", "gemma-3-270m", None, {})),
         Task(make_case(64), Source("folder", "/models/$(touch ran)", None, {})),
     ]
-    for task, words in zip(cases, by_a_shell([str(baseline.settle(task)) for task in cases], tmp_path), strict=True):
+    for task, words in zip(
+        cases, by_a_shell([str(baseline.settle(task).command) for task in cases], tmp_path), strict=True
+    ):
         printed.check(words)
         assert words[words.index("-c") + 1] == str(task.case.context)
         assert words[words.index("-m") + 1] == task.source.location

@@ -39,10 +39,6 @@ def test_a_file_that_only_uses_the_object_of_its_folder_is_no_plugin(
         registry.load(folder, "shared", "plug-in")
 
 
-def test_a_server_is_no_backend_that_can_open_a_case() -> None:
-    assert "endpoint" not in registry.names("backends")
-
-
 @pytest.mark.parametrize("name", ["nf4-dq", "nf4_dq", "NF4-dq"])
 def test_a_dash_and_an_underscore_name_the_same_file(name: str) -> None:
     assert registry.load("quants", name, "quantization").__name__ == "profiler.quants.nf4_dq"

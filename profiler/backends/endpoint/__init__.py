@@ -23,8 +23,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+from profiler.backends.base import Backend
 from profiler.results.stats import percentile
 from profiler.units import printable
+
+BACKEND = Backend(predicted=False, served="profile endpoint URL")  # run/serving.py knows the engine of each server
 
 FailureKind = Literal[
     "refused",
@@ -143,6 +146,9 @@ class ExchangeFigures:
     prompt_tokens: int | None
     output_tokens: int | None
     tokens_per_chunk: float | None
+    prefill_tokens: int | None  # that were processed before the first token: not those in the cache
+    decode_s: float | None  # from the first arrival to the last
+    decode_tokens: float | None  # that arrived in it
     unknown: Mapping[str, str]
 
 
@@ -161,13 +167,14 @@ def figures(exchange: Exchange, cached: bool = False) -> ExchangeFigures:
     if span and (after if after is not None else len(arrivals)) / span > MOST_TPS:
         span = None
         unknown |= dict.fromkeys(("decode_tps", "characters_per_s", "tpot_s"), BUFFERED)
+    processed = _processed(exchange, cached, unknown)
     return ExchangeFigures(
         first_byte_s=_since(exchange.sent_s, exchange.first_byte_s),
         ttft_s=ttft,
         ttft_reasoning_s=_since(exchange.sent_s, exchange.first_reasoning_s),
         ttft_answer_s=_since(exchange.sent_s, exchange.first_answer_s),
         e2e_s=exchange.end_s - exchange.sent_s,
-        prefill_tps=_prefill(exchange, ttft, cached, unknown),
+        prefill_tps=_ratio(processed, ttft),
         decode_tps=_ratio(after, span),
         tpot_s=_ratio(span, tokens - 1 if tokens else None),
         gaps_s=tuple(after.at - before.at for before, after in pairwise(arrivals)),
@@ -175,11 +182,15 @@ def figures(exchange: Exchange, cached: bool = False) -> ExchangeFigures:
         prompt_tokens=exchange.usage.prompt,
         output_tokens=tokens,
         tokens_per_chunk=_ratio(tokens, len(arrivals)),
+        prefill_tokens=processed,
+        decode_s=span,
+        decode_tokens=after,
         unknown=unknown,
     )
 
 
-def _prefill(exchange: Exchange, ttft: float | None, cached: bool, unknown: dict[str, str]) -> float | None:
+def _processed(exchange: Exchange, cached: bool, unknown: dict[str, str]) -> int | None:
+    """The tokens of the prompt that were not in the cache."""
     prompt, known = exchange.usage.prompt, exchange.cached_tokens
     if prompt is None:
         unknown["prefill_tps"] = NO_USAGE
@@ -191,7 +202,7 @@ def _prefill(exchange: Exchange, ttft: float | None, cached: bool, unknown: dict
     if processed <= 0:
         unknown["prefill_tps"] = "the whole prompt was cached"
         return None
-    return _ratio(processed, ttft)
+    return processed
 
 
 def _tokens_after_first(arrivals: Sequence[Arrival], tokens: int | None) -> float | None:

@@ -45,9 +45,8 @@ FORWARDERS = {
         "gvproxy",
         "kubectl",
         "ssh",
-        "sshd",
     ),
-    *("autossh", "socat", "nginx", "caddy", "haproxy", "traefik", "envoy", "litellm", "systemd-socket-"),
+    *("sshd", "autossh", "socat", "nginx", "caddy", "haproxy", "traefik", "envoy", "litellm", "systemd-socket-"),
 }
 HOLDS = 0.25  # of the model's file: a process tree with less memory than this does not run the model
 GPU_FILES = ("nvidia[0-9]*", "kfd", "dri/renderD*", "dxg")  # in /dev: NVIDIA, AMD, any by DRM, and WSL
@@ -57,6 +56,10 @@ FIGURES = ("host_peak_bytes", "gpu_peak_bytes", "energy")
 
 class Untold(Exception):
     """The processes of a server cannot be told; the message says why."""
+
+
+class Elsewhere(Untold):
+    """They are not on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class ServerUse:
     gpu_peak_bytes: int | None = None  # the most that its processes took on all GPUs together; 0: it uses none
     energy_source: str | None = None  # nvml-counter | nvml-power | rapl-counter
     energy_scope: str | None = None  # gpu-board | cpu-package: all that ran there, idle power included
+    elsewhere: bool = False  # whether the server is known to be on another machine
     energy: PhaseEnergy | None = None  # of all requests, prefill and decode together; its tokens are output tokens
     unknown: Mapping[str, str] = field(default_factory=dict)
 
@@ -91,9 +95,9 @@ class ServerUse:
         return Energy(self.energy_source, self.energy_scope)
 
 
-def nothing_known(reason: str) -> ServerUse:
+def nothing_known(reason: str, elsewhere: bool = False) -> ServerUse:
     """Without any figure, for the same reason."""
-    return ServerUse(unknown=dict.fromkeys(FIGURES, reason))
+    return ServerUse(elsewhere=elsewhere, unknown=dict.fromkeys(FIGURES, reason))
 
 
 def is_here(root: str) -> bool:
@@ -122,7 +126,7 @@ def server_processes(root: str) -> tuple[str, frozenset[int]]:
     if len({_name(pid) for pid in tops}) > 1:
         raise Untold(f"several programs listen on port {port}")
     if name in FORWARDERS or name == "systemd":
-        raise Untold(f"port {port} is held by {name}, which forwards it to a server elsewhere")
+        raise Elsewhere(f"port {port} is held by {name}, which forwards it to a server elsewhere")
     found = _with_children(holders, parents)
     ours = _with_children({os.getpid()} & found - holders, parents)  # as where the server is a container's first
     return name, found - ours
@@ -283,7 +287,7 @@ class ServerWatch:
         self._root = root
         self._program: str | None = None
         self._memory: _Memory | None = None
-        self._reason = ELSEWHERE
+        self._reason, self._elsewhere = ELSEWHERE, True
         self._no_energy: str | None = None
         self._samplers: dict[str, Sampler] = {}
         self._used: list[Sampler] = []
@@ -296,7 +300,7 @@ class ServerWatch:
         try:
             self._program, pids = server_processes(self._root)
         except Untold as reason:
-            self._reason = str(reason)
+            self._reason, self._elsewhere = str(reason), isinstance(reason, Elsewhere)
             return
         self._memory = _Memory(pids)
         self._watch_energy(self._memory)
@@ -308,13 +312,15 @@ class ServerWatch:
         """
         memory = self._memory
         if memory is None:
-            return nothing_known(self._reason)
+            return nothing_known(self._reason, self._elsewhere)
         memory.stop()
         host, (gpu, no_gpu) = memory.host_bytes, _gpu_bytes(memory)
         if host is None:
             return nothing_known("the server has ended")
         if model_bytes is not None and gpu is not None and host + gpu < HOLDS * model_bytes:
-            return nothing_known(f"{self._program}, which listens, holds less than the model: it forwards the port")
+            return nothing_known(
+                f"{self._program}, which listens, holds less than the model: it forwards the port", True
+            )
         use = ServerUse(
             program=self._program,
             host_peak_bytes=host,

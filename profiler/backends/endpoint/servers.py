@@ -55,6 +55,8 @@ class ServedModel:
     max_context: int | None = None
     file_bytes: int | None = None
     vram_bytes: int | None = None
+    path: str | None = None  # of its file, as the server names it
+    digest: str | None = None  # of its content, by the server
 
     @property
     def shown(self) -> str:
@@ -78,6 +80,7 @@ class Server:
         default_factory=dict
     )  # what makes every answer as long as asked; N: tokens
     stream_options: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
+    engine: str | None = None  # that runs its models, by its name in ``cost/engines``
 
     @property
     def title(self) -> str:
@@ -242,7 +245,7 @@ def _lm_studio(said: Said, client: Client) -> Server | None:
         ]
     # Version 0 of its API is OpenAI's with LM Studio's statistics in the last chunk.
     chat = "/api/v0/chat/completions" if old else "/v1/chat/completions"
-    return Server("LM Studio", client.root, None, tuple(models), chat)
+    return Server("LM Studio", client.root, None, tuple(models), chat, engine="llama.cpp")
 
 
 def _instance_context(model: Any) -> int | None:
@@ -264,10 +267,13 @@ def _ollama(said: Said, client: Client) -> Server | None:
             context=_whole(running.get(each["name"], {}).get("context_length")),
             file_bytes=_whole(each.get("size")),
             vram_bytes=_whole(running.get(each["name"], {}).get("size_vram")),
+            digest=_word(each.get("digest"), client),
         )
         for each in _items(said, "/api/tags", "models", "name")
     ]
-    return Server("Ollama", client.root, _word(version, client), tuple(models), "/api/chat", native=True)
+    return Server(
+        "Ollama", client.root, _word(version, client), tuple(models), "/api/chat", native=True, engine="llama.cpp"
+    )
 
 
 def _llama_server(said: Said, client: Client) -> Server | None:
@@ -291,10 +297,12 @@ def _llama_server(said: Said, client: Client) -> Server | None:
                 context=context if len(listed) == 1 else None,
                 max_context=_whole(meta.get("n_ctx_train")),
                 file_bytes=_whole(meta.get("size")),
+                path=path if isinstance(path, str) and len(listed) == 1 else None,
             )
         )
     version = _word(props.get("build_info"), client)
-    return Server("llama-server", client.root, version, tuple(models), fixed_length={"ignore_eos": True})
+    fixed = {"ignore_eos": True}
+    return Server("llama-server", client.root, version, tuple(models), fixed_length=fixed, engine="llama.cpp")
 
 
 def _file_type(value: Any) -> str | None:
@@ -340,14 +348,17 @@ def _vllm(said: Said, client: Client) -> Server | None:
         return None
     version = _word(_dict(said.get("/version")).get("version"), client)
     models = _openai_models(said, client, True)
-    return Server("vLLM", client.root, version, models, fixed_length=MIN_TOKENS, stream_options=EVERY_CHUNK)
+    return Server(
+        "vLLM", client.root, version, models, fixed_length=MIN_TOKENS, stream_options=EVERY_CHUNK, engine="vllm"
+    )
 
 
 def _transformers(said: Said, client: Client) -> Server | None:
     routes = _dict(_dict(said.get("/openapi.json")).get("paths"))
     if not {"/load_model", "/reset", "/v1/chat/completions"} <= routes.keys():
         return None
-    return Server("transformers serve", client.root, None, _openai_models(said, client, None))
+    models = _openai_models(said, client, None)
+    return Server("transformers serve", client.root, None, models, engine="transformers")
 
 
 def _other(said: Said, client: Client) -> Server | None:

@@ -65,9 +65,9 @@ def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[Case
 
 
 def _prefill(best: CaseResult) -> str:
-    if best.prefill is None:
+    if best.prefill is None or best.ttft is None:
         return ""
-    first = seconds_text(best.case.batch * best.case.context / best.prefill.median)
+    first = seconds_text(best.ttft.median)
     return f"It processes a prompt at {selection.ranged(best.prefill)} t/s, so the first token takes {first}."
 
 

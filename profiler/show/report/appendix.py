@@ -11,7 +11,7 @@ from typing import Any
 from profiler.results.redact import redact_argv
 from profiler.results.store import Run
 from profiler.shell import command
-from profiler.show.columns import NOTE_LENGTH, Note, plain, rows_of_models
+from profiler.show.columns import NOTE_LENGTH, Note, plain, rows_of_models, server_title
 from profiler.show.report import selection
 from profiler.show.report.blocks import Code, Head, Listing, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
@@ -191,6 +191,7 @@ def _pairs(environment: dict[str, Any]) -> Iterable[tuple[str, str]]:
         ("memory allowed", _bytes(limits.get("memory_bytes"))),
         ("cores allowed", limits.get("cores")),
         ("system", environment.get("system")),
+        ("server", server_title(environment)),
         ("Python", environment.get("python")),
         *(environment.get("libraries") or {}).items(),
         *(environment.get("settings") or {}).items(),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from profiler.cost import explanation
+from profiler.results import stats
 from profiler.results.measurement import Phase
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
@@ -80,7 +81,7 @@ def _seconds(result: CaseResult, phase: Phase) -> float | None:
     tps = result.prefill_tps if phase == "prefill" else result.decode_tps
     if tps is None:
         return None
-    return result.case.batch * (result.case.context if phase == "prefill" else 1) / tps
+    return stats.sequences(result.case) * (result.case.context if phase == "prefill" else 1) / tps
 
 
 def _shares(machine: MachineRows, where: str) -> Chart | None:

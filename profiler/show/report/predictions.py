@@ -30,6 +30,7 @@ from profiler.show.report.selection import CaseGroup, CaseResult, MachineRows
 
 # Relative difference in bytes. Buffers and tied tables differ by less, other sizes of a family by far more.
 SAME = 0.02
+PLAIN_DTYPE = "bf16"  # if no row states one
 
 
 def place_found(environment: Mapping[str, Any]) -> Target | None:
@@ -113,14 +114,23 @@ class Forecast:
         device = place_found(machine.environment)
         dtypes, paths = Counter[str](), Counter[str]()
         for group, results in machine.groups.items():
+            if group.case.server is not None:  # which states neither
+                continue
             paths[group.case.path] += len(results)
             if group.case.quant not in DTYPE_BYTES:
                 dtypes[group.case.dtype] += len(results)
-        dtype = dtypes.most_common(1)[0][0] if dtypes else machine.results[0].case.dtype
-        found = cls(None if device is None else Machine(device), dtype, {}, {}, paths.most_common(1)[0][0])
+        own = [result.case.dtype for result in machine.results if result.case.server is None]
+        dtype = dtypes.most_common(1)[0][0] if dtypes else next(iter(own), PLAIN_DTYPE)
+        path = paths.most_common(1)[0][0] if paths else EAGER
+        found = cls(None if device is None else Machine(device), dtype, {}, {}, path)
         for model in machine.models:
             reason = found._add(
-                model, {group: rows for group, rows in machine.groups.items() if group.model == model}
+                model,
+                {
+                    group: rows
+                    for group, rows in machine.groups.items()
+                    if group.model == model and group.case.server is None
+                },
             )
             if reason is not None:
                 found.missing[model] = reason
@@ -163,6 +173,8 @@ class Forecast:
         return quant if quant in DTYPE_BYTES else self.dtype
 
     def _of(self, model: str, case: Case) -> Predictor | None:
+        if case.server is not None:  # run/serving.py predicts its rows when they are measured
+            return None
         return self._predictor(model, case.quant, case.dtype, case.path)
 
     def _predictor(self, model: str, quant: str, dtype: str, path: str) -> Predictor | None:
@@ -183,7 +195,7 @@ class Forecast:
             return "the rows do not say which device they were measured on"
         found = (backends.of_row(group.case.backend) for group in groups)
         if not any(backend is not None and backend.predicted for backend in found):
-            return "its backend has no predictions"
+            return "its backend has no predictions here"
         name = hub.find(model)
         if name is None:
             return "it is not in the catalog, so its shapes are unknown"

@@ -141,6 +141,16 @@ class CaseResult:
         return stats.shares(self.case, at, self.prefill_tps, self.decode_tps) if at else {}
 
     @property
+    def sequence_tps(self) -> float | None:
+        """Median decode rate of one sequence."""
+        return self.decode_tps and self.decode_tps / stats.sequences(self.case)
+
+    @property
+    def ttft(self) -> Summary | None:
+        """Seconds to the first token."""
+        return stats.ttft(self.measurement)
+
+    @property
     def verdict(self) -> Tone:
         """The verdict on the measured peak, with the thresholds of predictions; ``none`` if the peak is unknown."""
         if not self.ok:
@@ -205,8 +215,8 @@ class MachineRows:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The environment of the newest row."""
-        return max(self.results, key=lambda result: result.started_at or "").environment
+        """The environment of the newest row; a server's says less about the machine than any other."""
+        return max(self.results, key=lambda row: (row.case.server is None, row.started_at or "")).environment
 
 
 def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
@@ -307,7 +317,10 @@ def _name(groups: Collection[CaseGroup]) -> None:
     ]
     for group in groups:
         group.model, quant = (plain(name, 60) or "(no name)" for name in group.names)
-        group.series = " ".join(filter(None, [quant, *(column.cell(group) for column in distinguishing)]))
+        cells = {column: column.cell(group) for column in distinguishing}
+        named = (c.words.format(cell) if c.title == "steps" else cell for c, cell in cells.items() if cell != UNKNOWN)
+        words = dict.fromkeys([quant, group.case.server, *named])
+        group.series = " ".join(filter(None, words))
 
 
 def _identity(row: Measurement) -> tuple[Any, ...]:

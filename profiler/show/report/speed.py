@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from profiler import backends
+from profiler.case import PROMPT
 from profiler.results.measurement import Phase
-from profiler.show.columns import rate_cell, reps_cell, token_cell, ttft_cell
+from profiler.show.columns import plain, rate_cell, reps_cell, server_title, token_cell, ttft_cell
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
-from profiler.units import significant
+from profiler.units import UNKNOWN, bytes_text, rate_text, significant
 
+SERVED = " Rows of a server are the median of the requests, for one stream."
 MOST_PANELS = 3  # charts per kind: one row of the page; each takes a quarter of a second to draw
 MOST_SERIES = 8  # lines that remain distinguishable in a chart
 MOST_POINTS = 24  # points per line
@@ -45,6 +48,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
         muted(
             "Tokens per second for all sequences together, median of the repetitions. Bars: 95% interval of that"
             " median, cut off at the edge of the chart; no bar: measured once."
+            + (SERVED if any(result.case.server for machine in machines for result in machine.ok) else "")
         )
     )
     drawn = len({model for _, model in panels})
@@ -56,6 +60,8 @@ def section(machines: Sequence[MachineRows]) -> Section:
                 " least two contexts or batch sizes."
             )
         )
+    for machine in machines:
+        blocks += _engines(machine, several)
     if len(machines) > 1:
         blocks += _side_by_side(machines)
     blocks += _table(machines)
@@ -92,7 +98,8 @@ def _over_context(machine: MachineRows, model: str, phase: Phase, several: bool)
 
 
 def _over_batch(machine: MachineRows, model: str, several: bool) -> Chart | None:
-    results = [result for result in machine.of.get(model, ()) if result.decode_tps]
+    # Not a server's rows: they have the rate of one stream, which falls while that of all streams together grows.
+    results = [result for result in machine.of.get(model, ()) if result.decode_tps and result.case.server is None]
     batches: dict[int, set[int]] = {}
     for result in results:
         batches.setdefault(result.case.context, set()).add(result.case.batch)
@@ -158,6 +165,52 @@ def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
         )
     caption = "Cases measured on more than one machine. profile compare adds intervals to the ratios."
     return [Table(columns, tuple(rows), caption)]
+
+
+def _engines(machine: MachineRows, several: bool) -> list[PageBlock]:
+    """A table for each model file that several engines ran in the same case on this machine."""
+    cases: dict[tuple[object, ...], list[CaseResult]] = {}
+    for result in machine.ok:
+        case = result.case
+        if result.decode_tps is not None and PROMPT not in case.options:
+            cases.setdefault((result.model, case.model_id, case.context, case.batch), []).append(result)
+    models: dict[str, list[CaseResult]] = {}
+    for (model, *_), results in cases.items():
+        if len(set(map(_engine, results))) > 1:
+            models.setdefault(str(model), []).extend(sorted(results, key=_sequence_tps, reverse=True))
+    where = f" on {machine.title}" if several else ""
+    heads = ("context", "batch", "decode t/s", "of ceiling", "TTFT", "peak")
+    return [
+        Table(
+            (Head("engine", right=False), *map(Head, heads)),
+            tuple(map(_of_engine, results[:MOST_ROWS])),
+            f"{model} in several engines{where}: decode of one sequence, and its share of the ceiling",
+        )
+        for model, results in models.items()
+    ]
+
+
+def _sequence_tps(result: CaseResult) -> float:
+    return result.sequence_tps or 0.0
+
+
+def _of_engine(result: CaseResult) -> tuple[str, ...]:
+    return (
+        f"{_engine(result)} {plain(result.case.quant)}",
+        f"{result.case.context:,}",
+        f"{result.case.batch:,}",
+        rate_text(result.sequence_tps),
+        UNKNOWN if (share := result.shares.get("decode")) is None else f"{share:.0%}",
+        ttft_cell(result.measurement),
+        bytes_text(result.peak_bytes),
+    )
+
+
+def _engine(result: CaseResult) -> str:
+    """What ran a case: a server with its version, or the backend's engine."""
+    backend = backends.of_row(result.case.backend)
+    own = result.case.backend if backend is None or backend.made_up else backend.engine
+    return server_title(result.environment) or plain(own)
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:

@@ -16,9 +16,31 @@ from profiler.results.row import row
 from profiler.show.columns import plain
 from profiler.units import spreadsheet_cell
 
-CASE = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
+CASE = (
+    "model",
+    "weights",
+    "quant",
+    "dtype",
+    "device",
+    "backend",
+    "path",
+    "context",
+    "batch",
+    "steps",
+    "fill",
+    "options",
+)
 PHASE = ("tps", "tps_low", "tps_high", "tps_stdev")
 MEMORY = ("weights_bytes", "cache_bytes", "prefill_peak_bytes", "decode_peak_bytes", "process_peak_bytes")
+SERVING = {  # of a server's row: the column, and where the figure is
+    "ttft_p95_s": ("ttft_s", "p95"),
+    "itl_p50_s": ("itl_s", "p50"),
+    "itl_p99_s": ("itl_s", "p99"),
+    "e2e_p50_s": ("e2e_s", "p50"),
+    "total_tps": ("total_tps",),
+    "goodput_per_s": ("goodput_per_s",),
+    "characters_per_s": ("characters_per_s", "p50"),
+}
 ENERGY = ("prefill_j_per_token", "decode_j_per_token", "idle_w")
 REASON_LENGTH = 1000
 
@@ -56,6 +78,7 @@ def header() -> list[str]:
         "token_s",
         *MEMORY,
         *ENERGY,
+        *SERVING,
         "cautions",
         "reason",
         "started_at",
@@ -76,14 +99,23 @@ def _values(content: dict[str, Any]) -> list[Any]:
         *(case[name] for name in CASE),
         content["outcome"],
         *phases,
-        statistics.median(prefill["seconds"]) if prefill else None,
+        statistics.median(prefill["seconds"]) if prefill else _served(content, ("ttft_s", "p50")),
         decode.get("step_p50_s"),
         *(content["memory"][name] for name in MEMORY),
         *((content["energy"] or {}).get(name) for name in ENERGY),
+        *(_served(content, path) for path in SERVING.values()),
         " ".join(caution["code"] for caution in content["cautions"]),
         content["reason"],
         content["started_at"],
     ]
+
+
+def _served(content: dict[str, Any], path: Sequence[str]) -> Any:
+    """A figure of a server's row; None if it is unknown."""
+    found: Any = content["serving"]
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _cell(value: Any) -> Any:

@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from profiler import __version__
+from profiler.results import stats
+from profiler.results.environment import REMOTE
 from profiler.results.measurement import Measurement, Phase
 from profiler.show.columns import plain
 
@@ -82,12 +84,15 @@ def _row(measurement: Measurement, phase: Phase) -> dict[str, Any]:
     cpu: dict[str, Any] = environment.get("cpu") or {}
     on_gpu = case.device.startswith("cuda")
     prompt, generated, depth = (case.context, 0, 0) if phase == "prefill" else (0, case.steps, case.context)
-    ns = [max(1, round(sample.seconds * 1e9)) for sample in measurement.samples.of(phase)]
+    seconds = measurement.samples.seconds(phase)
+    if case.server is not None:  # whose requests differ by a few tokens
+        seconds = [(prompt + generated) / rate for rate in stats.rates(measurement, phase)]
+    ns = [max(1, round(each * 1e9)) for each in seconds]
     return DEFAULTS | {
         "build_commit": f"llm-hwprofile-{__version__}",
         "cpu_info": plain(cpu.get("title") or ""),
         "gpu_info": plain((environment.get("device") or {}).get("title") or "") if on_gpu else "",
-        "backends": "CUDA" if on_gpu else "CPU",
+        "backends": "CUDA" if on_gpu else "CPU" if case.device != REMOTE else "",
         "model_filename": plain(case.model),
         "model_type": f"{plain(case.model)} {plain(case.quant)}",
         "model_size": measurement.memory.weights_bytes,

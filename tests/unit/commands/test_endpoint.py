@@ -66,17 +66,15 @@ def test_rows_come_in_every_format(server: FakeServer, output: str) -> None:
     if output.startswith("json"):
         rows: list[dict[str, Any]] = json.loads(ran.stdout) if output == "json" else [json.loads(ran.stdout)]
         (row,) = rows
-        assert (row["backend"], row["server"], row["model"], row["quant"]) == (
-            "endpoint",
-            "vLLM",
-            "tiny-Q4_K_M",
-            "Q4_K_M",
-        )
-        assert (row["outcome"], row["requests"], row["failed"], row["tokens_by"]) == ("ok", 2, 0, "usage")
-        assert row["output_tokens"] == [16, 16]
-        assert row["cached_tokens"] == [None, None]
-        assert row["ttft_s"]["p95"] is None  # two values have no tail
-        assert row["decode_tps"]["n"] == 2
+        case, serving = row["case"], row["serving"]
+        assert (case["backend"], case["model"], case["quant"]) == ("endpoint", "tiny-Q4_K_M", "q4_k_m")
+        assert (serving["server"], serving["model"]) == ("vLLM", "tiny-Q4_K_M")
+        assert (row["outcome"], serving["requests"], serving["failed"]) == ("ok", 2, 0)
+        assert serving["tokens_by"] == "usage"
+        assert serving["output_tokens"] == [16, 16]
+        assert serving["cached_tokens"] == [None, None]
+        assert serving["ttft_s"]["p95"] is None  # two values have no tail
+        assert serving["decode_tps"]["n"] == len(row["decode"]["seconds"]) == 2
     else:
         assert "tiny-Q4_K_M" in ran.stdout.replace("\\", "")
 
@@ -173,7 +171,8 @@ def test_right_answers_are_counted_below_the_table_and_in_rows(server: FakeServe
     said = " ".join(run(server.url, "-r", "2", "--scenario", "reasoning").stdout.split())
     assert "- reasoning-count: 1 of 2 right, 1 wrong; expected: 350" in said
     rows = json.loads(run(server.url, "-r", "2", "--scenario", "reasoning", "-o", "json").stdout)
-    assert (rows[-1]["answers"], rows[-1]["expected"]) == ({"right": 1, "wrong": 1}, "350")
+    last = rows[-1]["serving"]
+    assert (last["answers"], last["expected"]) == ({"right": 1, "wrong": 1}, "350")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_asked(
@@ -196,7 +195,7 @@ def test_each_language_has_its_tokens_and_characters(server: FakeServer) -> None
     assert {row[3] for row in rows} == {f"{1000 * 16 / sixteen:.0f}"}
     assert max(map(len, lines)) <= 80
     shown = json.loads(run(server.url, *SMALL, "--scenario", "multilingual", "-o", "json").stdout)
-    assert [(row["scenario"], row["language"]) for row in shown][:2] == [
+    assert [(row["serving"]["scenario"], row["serving"]["language"]) for row in shown][:2] == [
         ("multilingual", "en"),
         ("multilingual", "ru"),
     ]
@@ -230,7 +229,8 @@ def test_rows_in_json_have_the_users_too(server: FakeServer) -> None:
     late = Script(first_s=0.6)
     server.choose = lambda asked, number: Script() if number <= 2 + 2 else late
     asked = ("-c", "64", "--concurrency", "1,2", "--slo", "ttft=500ms", *SMALL)
-    rows = [json.loads(line) for line in run(server.url, *asked, "-o", "jsonl").stdout.splitlines()]
+    printed = run(server.url, *asked, "-o", "jsonl").stdout
+    rows = [json.loads(line)["serving"] for line in printed.splitlines()]
     assert rows[0]["users_at_slo"] is None  # one number of streams so far
     assert rows[1]["users_at_slo"] == {"count": 1, "why": "at 2, 0% of the requests meet the limits"}
 
@@ -239,7 +239,7 @@ def test_rows_have_the_servers_own_figures_beside_ours() -> None:
     stated = {"prompt_n": 50, "prompt_ms": 100.0, "predicted_n": 16, "predicted_ms": 1500.0}
     script = Script(gap_s=0.002, timings=stated)
     with FakeServer("llama-server", script) as server:
-        (row,) = json.loads(run(server.url, *SMALL, "-o", "json").stdout)
+        row = json.loads(run(server.url, *SMALL, "-o", "json").stdout)[0]["serving"]
     assert row["server_prefill_tps"]["p50"] == 500.0
     assert row["server_decode_tps"] == {"n": 2, "p50": 10.0, "p95": None, "p99": None}
     assert row["decode_tps"]["p50"] > 20
@@ -247,7 +247,7 @@ def test_rows_have_the_servers_own_figures_beside_ours() -> None:
 
 def test_rows_have_the_memory_of_a_server_on_this_machine(server: FakeServer) -> None:
     """The fake server is a thread of this process."""
-    (row,) = json.loads(run(server.url, *SMALL, "-o", "json").stdout)
+    row = json.loads(run(server.url, *SMALL, "-o", "json").stdout)[0]["serving"]
     here = process_bytes("VmRSS")
     assert here / 2 < row["host_peak_bytes"] <= row["host_highest_bytes"]
     assert row["server_program"]

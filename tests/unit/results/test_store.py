@@ -121,6 +121,10 @@ def test_a_run_is_found_by_the_start_of_its_id(store, environment):
         store._db.execute("INSERT INTO runs VALUES (?, '', NULL, NULL, '[]', '')", (run,))
     assert store.find_run("261125") == "261125-080000"
     assert store.find_run("261124-093015") == "261124-093015"
+    last = ["261125-080000", "261125-080000", "261124-101500"]
+    assert [store.find_run(name) for name in ("latest", "latest~0", "latest~1")] == last
+    with pytest.raises(NotFound, match="no run starts with 'latest~9'"):
+        store.find_run("latest~9")
     with pytest.raises(NotFound, match="2 runs start with '261124'"):
         store.find_run("261124")
     with pytest.raises(NotFound, match="no run starts with '9'") as error:

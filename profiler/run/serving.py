@@ -1,0 +1,462 @@
+"""A result of ``profile endpoint`` as a row of the store.
+
+**The case.** A case is a model on a kind of server, with a prompt and a number of streams. The server's version, its
+host and its port are not part of it: rows from before and after an update of the server are the same case, as are
+rows from two machines, whose environments differ. The context of a written prompt is an estimate from its text, since
+a count by a tokenizer would change with the tokenizer; ``serving["prompt_tokens"]`` has the server's counts.
+
+**The repetitions** are the requests. Their prefill lasts until the first token and processes the tokens that were not
+cached; their decode lasts from the first chunk to the last, with the tokens that arrived after the first.
+
+**The model** is identified by its file or config where that is known: the one that the user names, the file that a
+server on this machine names, or the catalog's model of the same name. Otherwise its identity is the server's own hash
+or its name on this kind of server.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePath
+from typing import Any
+from urllib.parse import urlsplit
+
+from profiler import devices
+from profiler.backends.endpoint import Exchange, ExchangeFigures, LoadSummary, Users, figures, percentiles, users
+from profiler.backends.endpoint.client import Limits
+from profiler.backends.endpoint.processes import ServerUse, is_here
+from profiler.backends.endpoint.servers import ServedModel, Server, choose_server
+from profiler.case import PROMPT, SERVER, UNSTATED, Case, digest, options_text
+from profiler.cost import cases
+from profiler.cost.prediction import Predictor
+from profiler.devices.base import DeviceInfo, kind_of
+from profiler.errors import ProfileError, StoreError
+from profiler.models import gguf, hub
+from profiler.models.resolve import Model, resolve
+from profiler.results import environment
+from profiler.results.cautions import cautions
+from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
+from profiler.results.store import Store
+from profiler.run import endpoint, fit
+from profiler.run.endpoint import EndpointRequest, EndpointResult
+from profiler.run.prompts import OWN, Prompt
+from profiler.units import printable
+
+Say = Callable[[str], None]
+CAUTION = "server"  # the code of what a reader of a server's row must know
+MOST_STEPS = 1 << 18  # gaps between tokens that a row keeps, 2 MiB
+HASH = 8  # hex digits that tell prompts of one name apart
+TUNED = re.compile(r"[-_.](?:it|instruct|chat|qat)(?=$|[-_.])", re.I)  # what models of the same shapes are called
+NAME_LENGTH = 60
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """What is known of a served model apart from its name."""
+
+    model: Model
+    argument: str  # what names it for ``profile fit``
+    how: str  # how it is known, in words
+    same_weights: bool  # whether its file has the very weights that are served
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredResult:
+    """A result and its row."""
+
+    result: EndpointResult
+    row: Measurement
+
+
+class ServedRun:
+    """A run of the store that begins with its first row."""
+
+    def __init__(self, store: Store, argv: Sequence[str]) -> None:
+        self.store, self._argv = store, argv
+        self.id: str | None = None  # None: nothing was measured yet
+        self.lost: StoreError | None = None  # why a row could not be stored
+
+    def append(self, row: Measurement) -> None:
+        """Store a row. If that fails, nothing more is stored."""
+        try:
+            self.id = self.id or self.store.start_run(self._argv, row.environment)
+            self.store.append(self.id, row)
+        except StoreError as error:
+            self.lost = error
+
+    def finish(self, interrupted: bool) -> None:
+        """Record how the run ended. Raises StoreError."""
+        if self.id is not None and self.lost is None:
+            self.store.finish_run(self.id, "interrupted" if interrupted else "finished")
+
+
+async def measure(
+    asked: EndpointRequest, rows: ServedRows, run: ServedRun, say: Say, live: Say | None = None
+) -> AsyncIterator[MeasuredResult]:
+    """Results as they are ready, each stored in ``run``; the one that could not be stored is the last.
+
+    ``say`` and ``live`` as for ``endpoint.measure``. Raises ProfileError if nothing can be asked.
+    """
+    root = await choose_server(asked.url, Limits(total_s=asked.timeout_s), say)
+    async for result in endpoint.measure(asked, root, say, live):
+        measured = rows.measured(result)
+        run.append(measured.row)
+        yield measured
+        if run.lost is not None:
+            return
+
+
+class ServedRows:
+    """The rows of the results of one run. ``config`` describes the model that is served: as for ``resolve``."""
+
+    def __init__(self, config: str | None = None) -> None:
+        self._config = None if config is None else _described(config)
+        self._known: dict[str, KnownModel | str] = {}
+        self._predictors: dict[tuple[str, str | None, str], Predictor | str] = {}
+        self._places: dict[tuple[str, str | None, str | None], tuple[DeviceInfo | None, dict[str, Any]]] = {}
+        self._device: DeviceInfo | None = None
+        self._results: list[EndpointResult] = []
+
+    def measured(self, result: EndpointResult) -> MeasuredResult:
+        """The next result, with the cautions that follow from its repetitions, and its row."""
+        row = self.row(result)
+        more = (each for each in cautions(row) if each not in row.cautions)
+        texts = (f"{each.text}; try {each.help}" if each.help else each.text for each in more)
+        return MeasuredResult(replace(result, cautions=(*result.cautions, *texts)), row)
+
+    def row(self, result: EndpointResult) -> Measurement:
+        """The row of the next result."""
+        self._results.append(result)
+        device, place = self._place(result.server, result.use)
+        known = self._model(result.server, result.model)
+        case = case_of(result, known if isinstance(known, KnownModel) else None, device)
+        expected, unknown = self._expected(result, case, device, known)
+        serving = served(result, self._results)
+        if isinstance(known, KnownModel):
+            serving |= {"known_model": known.model.name, "known_by": known.how}
+        serving["unknown"] |= {"decode_mbu": unknown} if unknown else {}
+        return Measurement(
+            case=case,
+            environment=place,
+            outcome="failed" if result.failure else "ok",
+            reason=result.failure and f"{result.failure}. {result.hint}" if result.hint else result.failure,
+            samples=Repetitions(() if result.failure else _samples(result)),
+            memory=_memory(result.use),
+            cautions=tuple(Caution(CAUTION, text) for text in result.cautions),
+            load_s=load_s(result),
+            started_at=_started(result),
+            asked={"reps": len(result.exchanges)},
+            expected=expected,
+            serving=serving,
+        )
+
+    def _place(self, server: Server, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
+        """The device that the server uses, None for one on another machine, and the environment."""
+        device = None
+        if is_here(server.root) and not use.elsewhere:
+            if use.gpu_peak_bytes is not None or self._device is None:
+                self._device = devices.find("cpu" if use.gpu_peak_bytes == 0 else None)
+            device = self._device
+        key = (device.name if device else "", server.kind, server.version)
+        if key not in self._places:
+            host = printable(urlsplit(server.root).hostname or UNSTATED, NAME_LENGTH)
+            self._places[key] = device, environment.of_server(device, host, server.kind, server.version)
+        return self._places[key]
+
+    def _model(self, server: Server, model: ServedModel) -> KnownModel | str:
+        """What is known of a model, or why nothing is."""
+        if model.name not in self._known:
+            stated = self._config and replace(self._config, same_weights=_same_weights(self._config.model, model))
+            self._known[model.name] = stated or _by_file(server, model) or _by_name(model)
+        return self._known[model.name]
+
+    def _expected(
+        self, result: EndpointResult, case: Case, device: DeviceInfo | None, known: KnownModel | str
+    ) -> tuple[dict[str, Any], str | None]:
+        """The prediction for one stream, and why there is no MBU."""
+        if isinstance(known, str):
+            return {}, known
+        if device is None:
+            return {}, "the server is on another machine, whose bandwidth is not known"
+        if result.use.program is None:
+            return {}, "it is not known which device the server uses"
+        if result.use.gpu_peak_bytes is None or (kind_of(device.kind).is_host and result.use.gpu_peak_bytes):
+            return {}, "it is not known how much of the model is on the GPU"
+        predictor = self._predictor(result.server, known, case.quant, device)
+        if isinstance(predictor, str):
+            return {}, predictor
+        if case.context + case.steps > predictor.geometry.max_position:
+            return {}, f"{known.model.name} supports at most {predictor.geometry.max_position:,} tokens"
+        content = of_one_stream(cases.speeds(predictor, case), case.batch)
+        if "ceiling_s" in content:
+            return content, None
+        return content, "this device was not calibrated; profile calibrate takes a minute"
+
+    def _predictor(self, server: Server, known: KnownModel, quant: str, device: DeviceInfo) -> Predictor | str:
+        """The predictor of the server's engine for a model, or why there is none."""
+        key = (known.argument, server.engine, quant)
+        if key not in self._predictors:
+            self._predictors[key] = _predictor(server, known, quant, device)
+        return self._predictors[key]
+
+
+def case_of(result: EndpointResult, known: KnownModel | None, device: DeviceInfo | None) -> Case:
+    """What was measured. Fields that a server does not state are ``UNSTATED``."""
+    server, model, prompt = result.server, result.model, result.prompt
+    written = prompt.written
+    stated = known.model.stored.quant if known and known.same_weights and known.model.stored else model.quant
+    options = {SERVER: _slug(server.kind)}
+    if written is not None:
+        options[PROMPT] = f"{_slug(prompt.name)}:{digest([*written.messages, *written.tools])[:HASH]}"
+    if result.cached:
+        options["cached"] = "yes"
+    return Case(
+        model=known.model.name if known and known.same_weights else model.shown,
+        model_id=_model_id(server, model, known),
+        weights="real",
+        quant=printable(stated or UNSTATED, NAME_LENGTH).casefold(),
+        dtype=UNSTATED,
+        device=environment.REMOTE if device is None else device.name,
+        backend="endpoint",
+        path=UNSTATED,
+        context=prompt.tokens or about_tokens(written),
+        batch=result.streams,
+        steps=result.asked_tokens,
+        options=options_text(options),
+    )
+
+
+def about_tokens(written: Prompt | None) -> int:
+    """The tokens of a text, roughly: four ASCII characters each, or two others, to two digits."""
+    text = written.text if written else ""
+    plain = len(text.encode("ascii", "ignore"))
+    return max(1, round(float(f"{plain / 4 + (len(text) - plain) / 2:.1e}")))
+
+
+def of_one_stream(content: dict[str, Any], streams: int) -> dict[str, Any]:
+    """Predicted rates of all sequences as those of one; of the prefill only for one, which waits for no other."""
+    if streams == 1:
+        return content
+    found = {name: value for name, value in content.items() if not name.startswith("prefill_")}
+    if rate := found.get("decode_tps"):
+        found["decode_tps"] = rate | {name: rate[name] / streams for name in ("value", "low", "high")}
+    return found
+
+
+def _model_id(server: Server, model: ServedModel, known: KnownModel | None) -> str:
+    if known is not None:
+        return known.model.id_for("real" if known.same_weights else "synthetic")
+    return digest(["served", server.kind, model.digest or model.name.casefold()])
+
+
+def _slug(text: str) -> str:
+    """One word for the options of a case."""
+    return re.sub(r"[\s=]+", "-", printable(text, NAME_LENGTH).strip().casefold()) or UNSTATED
+
+
+def _described(config: str) -> KnownModel:
+    """The model that the user names. Raises ProfileError."""
+    model = resolve(config)
+    return KnownModel(model, model.source.argument(config), "--config", False)
+
+
+def _same_weights(named: Model, served: ServedModel) -> bool:
+    """Whether the file that the user names may be the one that is served: it is stored in the same quantization."""
+    stored = named.stored
+    return stored is not None and (served.quant is None or _letters(stored.quant) == _letters(served.quant))
+
+
+def _by_file(server: Server, model: ServedModel) -> KnownModel | None:
+    """The model in the file that a server on this machine names."""
+    path = Path(model.path or "")
+    if not (model.path and path.is_absolute() and is_here(server.root)):
+        return None
+    try:
+        if not path.is_file() or not gguf.is_gguf(path):
+            return None
+        found = resolve(str(path))
+    except (ProfileError, OSError):
+        return None
+    stored = found.stored
+    if stored is None or (model.file_bytes and not 0.9 < stored.nbytes / model.file_bytes < 1.1):
+        return None  # another file at the same path, as in a container
+    return KnownModel(found, found.source.argument(), "the file that the server names", True)
+
+
+def _by_name(model: ServedModel) -> KnownModel | str:
+    """The catalog's model of the same name, or why there is none."""
+    base = re.sub(r"\.gguf$", "", PurePath(model.name).name, flags=re.IGNORECASE)
+    if model.quant:
+        base = re.sub(rf"[-_.:@]{re.escape(model.quant)}$", "", base, flags=re.IGNORECASE)
+    wanted = _letters(TUNED.sub("", base.removesuffix(":latest")))
+    named = [name for name in hub.names() if _letters(name) == wanted]
+    if len(named) != 1:
+        return f"{model.shown} is not in the catalog; --config names its file or config"
+    return KnownModel(resolve(named[0]), named[0], "the catalog's model of that name", False)
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _predictor(server: Server, known: KnownModel, quant: str, device: DeviceInfo) -> Predictor | str:
+    if server.engine is None:
+        return f"nothing is known of how {server.kind} runs a model"
+    if quant == UNSTATED:
+        return "the server does not state the quantization"
+    quants = () if known.same_weights else (quant,)
+    asked = fit.FitRequest((known.argument,), (device.name,), server.engine, quants, ("1",), ("1",))
+    try:
+        return fit.one_case(asked).predictor
+    except ProfileError as error:
+        return error.message
+
+
+def _samples(result: EndpointResult) -> Iterable[Sample]:
+    """A prefill and a decode for each request, as far as its tokens and times are known."""
+    cached = result.cached or result.prompt.turn > 1
+    found = [(each, figures(each, cached)) for each in result.exchanges]
+    gaps = sum(len(each.gaps_s) for _, each in found) <= MOST_STEPS
+    for exchange, each in found:
+        if each.ttft_s and each.prefill_tps and each.prefill_tokens:
+            yield Sample("prefill", each.ttft_s, each.prefill_tokens, ended_s=exchange.first_token_s)
+    for exchange, each in found:
+        if each.decode_s and each.decode_tps and each.decode_tokens:
+            steps = each.gaps_s if gaps and _one_by_one(each) else ()
+            yield Sample("decode", each.decode_s, max(1, round(each.decode_tokens)), steps, ended_s=exchange.end_s)
+
+
+def _started(result: EndpointResult) -> str:
+    """When the first request was sent, if the result is new."""
+    ago = time.perf_counter() - min((each.sent_s for each in result.exchanges), default=time.perf_counter())
+    return (datetime.now(UTC) - timedelta(seconds=ago)).isoformat(timespec="milliseconds")
+
+
+def _one_by_one(each: ExchangeFigures) -> bool:
+    """Whether every chunk is a token, so that the gaps between chunks are decode steps."""
+    return each.decode_tokens == len(each.gaps_s)
+
+
+def _memory(use: ServerUse) -> Memory:
+    """The peak of the server where its model is: on GPUs if it uses any, otherwise in the host's memory."""
+    return Memory(process_peak_bytes=use.gpu_peak_bytes or (use.host_peak_bytes if use.gpu_peak_bytes == 0 else None))
+
+
+def load_s(result: EndpointResult) -> float | None:
+    """Seconds that the server took to load the model, by its own clock."""
+    return None if result.warm_up is None else result.warm_up.exchange.timings.load_s
+
+
+def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> dict[str, Any]:
+    """The field ``serving`` of a row: plain JSON, in seconds, tokens/s, bytes and joules. Unknown is null, with a
+    reason in ``unknown``.
+
+    ``results``: all so far, which tell how many users a prompt allows.
+    """
+    server, model, summary, written = result.server, result.model, result.summary, result.prompt.written
+    good = [each for each in result.exchanges if each.failure is None]
+    return {
+        "server": server.kind,
+        "server_version": server.version,
+        "url": server.root,
+        "model": model.name,
+        "loaded_context": model.context,
+        "max_context": model.max_context,
+        "file_bytes": model.file_bytes,
+        "vram_bytes": model.vram_bytes,
+        "prompt": result.prompt.name,
+        "scenario": written.kind if written and written.kind != OWN else None,
+        "language": written.language if written else None,
+        "cached": result.cached,
+        "fixed_length": result.fixed_length,
+        "answers": dict(result.verdicts) or None,
+        "expected": written.expected if written else None,
+        "requests": summary.requests,
+        "failed": len(result.exchanges) - len(good),
+        "wall_s": summary.wall_s if result.exchanges else None,
+        "prompt_tokens": [each.usage.prompt for each in good],
+        "output_tokens": [each.usage.completion for each in good],
+        "reasoning_tokens": [each.usage.reasoning for each in good],
+        "cached_tokens": [each.cached_tokens for each in good],
+        "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
+        **_percentiles_row(summary, good),
+        "cold_ttft_s": result.cold_ttft_s,
+        "slowest_stream_tps": summary.slowest_tps,
+        "total_tps": summary.total_tps,
+        "requests_per_s": summary.requests_per_s,
+        "goodput_per_s": summary.goodput_per_s,
+        "slo_met": summary.slo_met,
+        "users_at_slo": _users_row(result, results),
+        "tokens_per_1000_characters": summary.tokens_per_1k_characters,
+        "difference_from_server": {"decode_tps": summary.server_decode, "ttft_s": summary.server_prompt},
+        "client_delay_s": result.delay_s,
+        **_use_row(result.use),
+        "unknown": {**summary.unknown, **result.use.unknown, **_no_energy(result.use)},
+    }
+
+
+def _percentiles_row(summary: LoadSummary, good: Sequence[Exchange]) -> dict[str, Any]:
+    """All figures that each request has: ours, and those by the server's own clock."""
+    found = {
+        "tokens_per_chunk": summary.tokens_per_chunk,
+        "first_byte_s": summary.first_byte,
+        "ttft_s": summary.ttft,
+        "ttft_reasoning_s": summary.ttft_reasoning,
+        "ttft_answer_s": summary.ttft_answer,
+        "itl_s": summary.itl,
+        "tpot_s": summary.tpot,
+        "e2e_s": summary.e2e,
+        "prefill_tps": summary.prefill_tps,
+        "decode_tps": summary.decode_tps,
+        "characters_per_s": summary.characters_per_s,
+        "server_prefill_tps": percentiles(_server_prefill_tps(each) for each in good),
+        "server_decode_tps": percentiles(each.timings.output_tps for each in good),
+    }
+    return {
+        name: None if value is None else {"n": value.n, "p50": value.p50, "p95": value.p95, "p99": value.p99}
+        for name, value in found.items()
+    }
+
+
+def _use_row(use: ServerUse) -> dict[str, Any]:
+    """Memory and energy of the server's processes. Energy is that of whole requests, prefill included."""
+    taken = use.consumption
+    return {
+        "server_program": use.program,
+        "host_peak_bytes": use.host_peak_bytes,
+        "host_highest_bytes": use.host_highest_bytes,
+        "gpu_peak_bytes": use.gpu_peak_bytes,
+        "energy_j_per_token": taken and taken.per_token_j,
+        "energy_j_per_request": taken and taken.joules,
+        "power_w": taken and taken.watts,
+        "energy_source": use.energy_source if taken else None,
+        "energy_scope": use.energy_scope if taken else None,
+    }
+
+
+def _no_energy(use: ServerUse) -> dict[str, str]:
+    return {} if use.energy_unknown is None else {"energy": use.energy_unknown}
+
+
+def _server_prefill_tps(exchange: Exchange) -> float | None:
+    """Tokens per second of the prefill by the server's own clock."""
+    tokens, seconds = exchange.timings.prompt_tokens, exchange.timings.prompt_s
+    return tokens / seconds if tokens and seconds else None
+
+
+def _users_row(result: EndpointResult, results: Iterable[EndpointResult]) -> dict[str, Any] | None:
+    of_model = users_at_slo(each for each in results if each.model.name == result.model.name)
+    found = of_model.get(printable(result.prompt.name, 60))
+    return None if found is None else {"count": found.count, "why": found.why}
+
+
+def users_at_slo(results: Iterable[EndpointResult]) -> dict[str, Users]:
+    """For each prompt of one model that was measured with limits and at several numbers of streams."""
+    met: dict[str, dict[int, float | None]] = {}
+    for result in results:
+        if result.slo is not None:
+            met.setdefault(printable(result.prompt.name, 60), {})[result.streams] = result.summary.slo_met
+    return {prompt: users(shares) for prompt, shares in met.items() if len(shares) > 1}

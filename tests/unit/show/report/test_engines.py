@@ -1,0 +1,69 @@
+"""Rows of a server in the report: beside those of other engines, on the machine where the server is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fakes.reported import ENVIRONMENT, measured
+
+from profiler.results.measurement import Measurement
+from profiler.show.report import speed
+from profiler.show.report.blocks import Table
+from profiler.show.report.page import page
+from profiler.show.report.selection import machines
+from profiler.show.writers import html, md, table
+
+HERE = {name: ENVIRONMENT[name] for name in ("cpu", "memory_bytes", "device", "system")}
+SERVER = HERE | {"server": {"kind": "llama-server", "version": "b9100"}}
+ELSEWHERE = {"device": {"name": "remote", "kind": "remote", "title": "the machine box"}, "server": SERVER["server"]}
+
+
+def served(environment: dict[str, Any] = SERVER, later: str = "2026-11-25", **more: Any) -> Measurement:
+    stated = {"quant": "q4_k_m", "dtype": "unknown", "path": "unknown", "options": "server=llama-server"}
+    row = measured(environment=environment, backend="endpoint", **stated | more)
+    return replace(row, serving={"server": "llama-server"}, started_at=f"{later}T09:30:15+00:00")
+
+
+def engines(*rows: Measurement) -> list[Table]:
+    blocks = speed.section(machines(rows)).blocks
+    return [each for each in blocks if isinstance(each, Table) and each.columns[0].title == "engine"]
+
+
+def test_engines_that_ran_the_same_file_are_side_by_side_with_their_share_of_the_ceiling() -> None:
+    expected = {"ceiling_s": {"prefill": 1.0, "step": 0.05}, "decode_bound": "bandwidth"}
+    (shown,) = engines(
+        measured((5.0, 5.1, 4.9), expected={"ceiling_s": {"prefill": 1.0, "step": 0.1}}),
+        served(decode=(10.0, 10.1, 9.9), expected=expected),
+    )
+    assert [row[:5] for row in shown.rows] == [
+        ("llama-server b9100 q4_k_m", "512", "1", "10.0", "50%"),
+        ("transformers bf16", "512", "1", "5.00", "50%"),
+    ]
+
+
+def test_other_files_other_sizes_and_one_engine_alone_are_not_compared() -> None:
+    assert not engines(measured(), served(model_id="another file"))
+    assert not engines(measured(), served(context=1024))
+    assert not engines(served(), served(options="cached=yes server=llama-server"))
+    assert not engines(measured(), served(options="prompt=page:ab12 server=llama-server"))
+
+
+def test_a_rate_of_one_stream_is_compared_with_that_of_one_sequence() -> None:
+    (shown,) = engines(measured((40.0, 40.4, 39.6), batch=4), served(decode=(8.0, 8.1, 7.9), batch=4))
+    assert [row[3] for row in shown.rows] == ["10.0", "8.00"]
+
+
+def test_a_server_here_is_on_our_machine_and_does_not_describe_it() -> None:
+    (machine,) = machines([measured(), served()])
+    assert machine.environment is ENVIRONMENT
+    assert [group.series for group in machine.groups] == ["bf16", "q4_k_m llama-server"]
+    titles = [machine.title for machine in machines([measured(), served(ELSEWHERE)])]
+    assert titles == ["Some CPU (64.0 GiB)", "the machine box"]
+
+
+def test_a_page_of_servers_alone_is_shown_in_every_format() -> None:
+    shown = page([served(), served(batch=4), served(ELSEWHERE)])
+    for text in (html.document(shown), md.markdown(shown, {}), table.terminal(shown)):
+        assert "llama-server" in text
+        assert "unknown q4" not in text and "compute unknown" not in text
