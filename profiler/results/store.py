@@ -4,10 +4,9 @@
       └──< run_models
 
 A measurement is stored as a whole (``encoding``): raw samples, no statistics. Its environment is stored once for all
-rows that share it. A run is a list of measurements: its own, and those reused from other runs. A reader of a run gets
-reused rows with what this run says about their models (``measurement.RunModel``). With WAL and
-``synchronous=FULL``, a row survives SIGKILL and power loss once ``append`` has returned. Nothing that ``redact``
-recognizes as a secret is written.
+rows that share it. A run is a list of measurements: its own, and those reused from other runs, which a reader gets with
+what this run says about their models (``measurement.RunModel``). With WAL and ``synchronous=FULL``, a row survives
+SIGKILL and power loss once ``append`` has returned. Nothing that ``redact`` recognizes as a secret is written.
 """
 
 from __future__ import annotations
@@ -248,28 +247,26 @@ class Store:
         return command("profile", words, named)
 
     def find_run(self, prefix: str | None = None) -> str:
-        """Id of the latest run, or of the only run whose id starts with ``prefix``. Raises NotFound.
+        """Id of the latest run, of the one before it ("latest~1"), or of the only run whose id starts with ``prefix``.
 
-        ``latest`` is the latest run too, and ``latest~1`` the one before it.
+        Raises NotFound.
         """
         with self._content_in_words("run"):
             known = [_text(run) for (run,) in self._read(f"SELECT r.id FROM runs r {self._in_order_of_storing()}")]
         if not known:
-            first = self.command("sweep")
-            raise NotFound(f"no run is stored in {printable(self.path)}", f"Measure something first: {first}")
+            hint = f"Measure something first: {self.command('sweep')}"
+            raise NotFound(f"no run is stored in {printable(self.path)}", hint)
         if prefix is not None and not prefix.strip():
             raise NotFound("the name of a run is empty", f"All runs: {self.command('runs')}")
-        back = LATEST.fullmatch(prefix or "")
-        if back is not None and int(back[1] or 0) < len(known):
+        if (back := LATEST.fullmatch(prefix or "")) and int(back[1] or 0) < len(known):
             return known[-1 - int(back[1] or 0)]
         matching = [run for run in known if prefix is None or run.startswith(prefix)]
         if prefix is None or prefix in matching:
             return prefix or matching[-1]
         if len(matching) != 1:
             what = f"{len(matching)} runs start with" if matching else "no run starts with"
-            recent = ", ".join((matching or known)[-5:])
-            every = self.command("runs")
-            raise NotFound(f"{what} {printable(prefix)!r}", f"The latest: {recent}. All of them: {every}")
+            hint = f"The latest: {', '.join((matching or known)[-5:])}. All of them: {self.command('runs')}"
+            raise NotFound(f"{what} {printable(prefix)!r}", hint)
         return matching[0]
 
     def rows(self, run: str | None = None) -> list[Measurement]:
@@ -315,9 +312,8 @@ class Store:
         ((different,),) = self._read("SELECT COUNT(*) = COUNT(DISTINCT key) FROM measurements")
         # A run that measures a row is the first that has it, so the last of several runs has reused it.
         reused = "SELECT measurement AS id, run, MAX(rowid) FROM run_rows GROUP BY measurement HAVING COUNT(*) > 1"
-        query = (
-            f"SELECT m.content, m.id, m.environment, r.run FROM measurements m LEFT JOIN ({reused}) r ON r.id = m.id"
-        )
+        columns = "SELECT m.content, m.id, m.environment, r.run"
+        query = f"{columns} FROM measurements m LEFT JOIN ({reused}) r ON r.id = m.id"
         if different:  # as in most large stores, where finding the last row of each case takes as long as reading all
             return self._each(f"{query} ORDER BY m.id")
         return self._each(
