@@ -4,8 +4,8 @@
       └──< run_models
 
 A measurement is stored as a whole (``encoding``): raw samples, no statistics. Its environment is stored once for all
-rows that share it. A run is a list of measurements: its own, and those reused from other runs, which a reader gets with
-what this run says about their models (``measurement.RunModel``). With WAL and ``synchronous=FULL``, a row survives
+rows that share it. A run is a list of measurements: its own, and those reused from other runs, which a reader gets
+with what this run says about their models (``measurement.RunModel``). With WAL and ``synchronous=FULL``, a row survives
 SIGKILL and power loss once ``append`` has returned. Nothing that ``redact`` recognizes as a secret is written.
 """
 
@@ -247,7 +247,7 @@ class Store:
         return command("profile", words, named)
 
     def find_run(self, prefix: str | None = None) -> str:
-        """Id of the latest run, of the one before it ("latest~1"), or of the only run whose id starts with ``prefix``.
+        """Id of the latest run, the one before ("latest~1"), or the only one whose id starts with ``prefix``.
 
         Raises NotFound.
         """

@@ -362,7 +362,7 @@ def test_without_a_gpu_energy_is_that_of_the_cpu_where_the_machine_tells_it(
     assert watch.end((start, time.perf_counter()), 1, None, None).energy_unknown == "the server sent no token counts"
     watch.close()
     assert result.energy is not None and result.energy.counter_j is not None
-    assert 0.2 < result.energy.counter_j < 2.2  # the share of the time between the readings: all of it if we ran at once
+    assert 0.2 < result.energy.counter_j < 2.2  # its share of the time between the readings
     assert (result.energy_source, result.energy_scope) == ("rapl-counter", "cpu-package")
     assert result.energy_unknown is not None and "shorter than the 10 s" in result.energy_unknown
 
