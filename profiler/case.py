@@ -27,7 +27,8 @@ BESIDE = "files-beside"  # files next to the weights that are not loaded
 SYNTHETIC = "synthetic-weights"  # random values, because no real weights were found
 EAGER = "eager-path"  # decode runs transformers as shipped, because our own step cannot be built
 THREADS = "too-many-threads"  # more threads than cores
-CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS})
+SCENARIO = "scenario-contexts"  # who counted the tokens of a scenario's prompts
+CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS, SCENARIO})
 
 UNSTATED = "unknown"  # a field of a case whose backend does not state it
 SERVER, PROMPT = "server", "prompt"  # options of a case: the kind of server that is measured, the prompt it is sent
