@@ -417,7 +417,9 @@ def _content(answer: KeptAnswer, anchor: str, title: str) -> str:
     blocked = (
         f"It would load from {', '.join(hosts[:3])}, which is blocked, so styles may be missing." if hosts else ""
     )
-    note = f'<p class="muted">{escaped(blocked)} <a href="#{anchor}">Enlarge</a></p>'
+    section = anchor.rpartition("-")[0]
+    links = f'<a class="more" href="#{anchor}">Enlarge</a><a class="less" href="#{section}">Side by side</a>'
+    note = f'<p class="muted">{escaped(blocked)} {links}</p>'
     frame = f'<iframe sandbox="" loading="lazy" title="{title}" srcdoc="{escaped(framed(document))}"></iframe>'
     return f"{frame}{note}{_folded('Source', answer.answer)}"
 

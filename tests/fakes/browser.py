@@ -80,6 +80,7 @@ async def _drive(
 
             metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
             await call("Emulation.setDeviceMetricsOverride", **metrics)
+            await call("Emulation.setScrollbarsHidden", hidden=True)
             await call("Page.navigate", url=url)
             await asyncio.sleep(seconds / 2)
             for selector in clicks:
