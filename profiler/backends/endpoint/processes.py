@@ -35,7 +35,18 @@ LISTENING = "0A"  # the state in /proc/net/tcp
 # 0.0.0.0 and ::, 127.0.0.0/8, ::1, and 127.0.0.0/8 as an IPv6 address.
 REACHED = re.compile(r"0+|[0-9A-F]{6}7F|0{24}01000000|0{16}FFFF0000[0-9A-F]{6}7F")
 FORWARDERS = {
-    *("docker-proxy", "rootlessport", "slirp4netns", "pasta", "passt", "gvproxy", "kubectl", "ssh", "sshd"),
+    *(
+        "docker-proxy",
+        "rootlessport",
+        "rootlessport-ch",
+        "slirp4netns",
+        "pasta",
+        "passt",
+        "gvproxy",
+        "kubectl",
+        "ssh",
+        "sshd",
+    ),
     *("autossh", "socat", "nginx", "caddy", "haproxy", "traefik", "envoy", "litellm", "systemd-socket-"),
 }
 HOLDS = 0.25  # of the model's file: a process tree with less memory than this does not run the model
@@ -172,7 +183,7 @@ def _all_of_one_user(users: set[int], parents: Mapping[int, int], port: int) -> 
 
     Raises Untold.
     """
-    hidden = f"another user's process listens on port {port}, and only root may see which"
+    hidden = f"only root may see which process listens on port {port}"
     if len(users) != 1 or users <= {0, os.getuid()}:
         raise Untold(hidden)
     theirs = set()
