@@ -28,7 +28,8 @@ SYNTHETIC = "synthetic-weights"  # random values, because no real weights were f
 EAGER = "eager-path"  # decode runs transformers as shipped, because our own step cannot be built
 THREADS = "too-many-threads"  # more threads than cores
 CONVERTED = "converted-dtype"  # the weights are loaded in another dtype than the checkpoint has
-CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS, CONVERTED})
+SCENARIO = "scenario-contexts"  # who counted the tokens of a scenario's prompts
+CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS, CONVERTED, SCENARIO})
 
 UNSTATED = "unknown"  # a field of a case whose backend does not state it
 SERVER, PROMPT = "server", "prompt"  # options of a case: the kind of server that is measured, the prompt it is sent

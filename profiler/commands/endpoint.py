@@ -23,15 +23,6 @@ def _slo(text: str) -> Any:
     return parse_slo(text)
 
 
-class _Path(click.Path):
-    """A path. An empty one, such as from an unset variable, is a usage error instead of the current folder."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
 @click.command(
     "endpoint",
     cls=options.DocumentedCommand,
@@ -54,7 +45,7 @@ class _Path(click.Path):
     ),
     click.option(
         "--prompt",
-        type=_Path(path_type=Path),
+        type=options.FilePath(dir_okay=True),
         metavar="FILE|FOLDER",
         help="Your own prompt: a text file, or every file of a folder.",
     ),
@@ -87,7 +78,7 @@ class _Path(click.Path):
     "Results",
     click.option(
         "--keep",
-        type=_Path(path_type=Path, file_okay=False),
+        type=options.FilePath(file_okay=False, dir_okay=True),
         metavar="FOLDER",
         help="Keep the answers in this folder, and show all that are in it side by side in its answers.html.",
     ),

@@ -154,14 +154,14 @@ def output(default: str = "table") -> Decorator:
 
 
 class FilePath(click.Path):
-    """The path of a file. An empty one, such as from an unset variable, is a usage error."""
+    """The path of a file, a folder or either. An empty one, such as from an unset variable, is a usage error."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path, dir_okay=False)
+    def __init__(self, file_okay: bool = True, dir_okay: bool = False) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
-            self.fail("it is empty; name a file.", param, ctx)
+            self.fail(f"it is empty; name a {'file' if self.file_okay else 'folder'}.", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -75,7 +75,7 @@ class EndpointRequest:
 
     @property
     def streams(self) -> tuple[int, ...]:
-        found = grid.counts("--concurrency", self.concurrency) if self.concurrency else (1,)
+        found = grid.counts("--concurrency", self.concurrency, (1,))
         if max(found) > MAX_STREAMS:
             raise ProfileError(f"--concurrency: {max(found):,} streams are more than {MAX_STREAMS}")
         return found
@@ -88,7 +88,7 @@ class EndpointRequest:
             )
         tokens = self.tokens or DEFAULT_TOKENS
         if self.prompt is None and not self.scenarios:
-            contexts = grid.counts("-c", self.contexts) if self.contexts else (DEFAULT_CONTEXT,)
+            contexts = grid.counts("-c", self.contexts, (DEFAULT_CONTEXT,))
             return [(EndpointPrompt(f"{each:,} tokens", each, answer_tokens=tokens),) for each in contexts]
         found = own_prompts(self.prompt, tokens) if self.prompt else []
         for name in grid.words(self.scenarios):

@@ -21,6 +21,7 @@ from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run import grid
 from profiler.run.grid import counts, model_names, words
+from profiler.run.prompts import contexts_of
 from profiler.run.quantization import QuantVariant, checked, compute_dtype, held, variants
 from profiler.run.request import Refusal, accepted, together
 from profiler.shell import Command
@@ -97,12 +98,13 @@ def predictions(request: FitRequest) -> FitResult:
 
     Raises NotFound for unknown names, and ProfileError for invalid options and if every model is refused.
     """
+    counted = request.scenario if not request.contexts else None
     request = _with_scenario(request)
     engine = engines.find(request.engine)
     machines = _machines(request, engine)
     _check_options(request, engine, machines)
     quants = _quants(request, engine)
-    batches = counts("-b", request.batches) if request.batches else BATCHES
+    batches = counts("-b", request.batches, BATCHES)
     asked = words(request.quants)
     contexts = _contexts(request)
     first = checked(engine, asked[0]) if asked and not request.models else quants[0]
@@ -113,8 +115,10 @@ def predictions(request: FitRequest) -> FitResult:
     for machine, (name, model) in product(machines, models):
         try:
             as_stored = held(model)
+            own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
             for variant in variants(model, as_stored, engine, machine.target, asked, quants):
-                found += _cases(name, model, as_stored, engine, variant, machine, contexts, batches, request)
+                variant = replace(variant, cautions=(*variant.cautions, *filter(None, [note])))
+                found += _cases(name, model, as_stored, engine, variant, machine, own, batches, request)
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())

@@ -146,8 +146,13 @@ def _exists(path: str) -> bool:
         return False
 
 
-def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
-    """The positive integers of a list option, at most ``MAX_CASES``. Raises ProfileError naming ``option``."""
+def counts(option: str, values: Sequence[str], usual: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The positive integers of a list option, at most ``MAX_CASES``; ``usual`` if the option was not given.
+
+    Raises ProfileError naming ``option``.
+    """
+    if usual and not values:
+        return usual
     found: dict[int, None] = {}
     for word in words(values):
         try:

@@ -25,16 +25,19 @@ import json
 import os
 import random
 import re
+import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from profiler import registry
+from profiler.case import Source
 from profiler.errors import ProfileError
 from profiler.foreign import BadContent, Budget, exists, json_value, read_bytes, why
 from profiler.run import documents, grid
@@ -47,6 +50,8 @@ OWN = "own"
 MOST_BYTES = 4 << 20  # of a file: a million tokens, which is the longest window that is offered
 MOST_FILES = 1000
 MOST_BYTES_TOGETHER = 64 << 20
+TOKENIZER = "tokenizer.json"
+MOST_TOKENIZER_BYTES = 256 << 20
 BUDGET = Budget(nbytes=MOST_BYTES, depth=32)
 ROLES = ("system", "user", "assistant", "tool")
 FORMS = "Write <!-- document: seed 1, 28000 tokens -->, <!-- questions -->, <!-- user --> or <!-- language: el -->."
@@ -193,6 +198,44 @@ def prompts(scenario: str) -> list[Prompt]:
             f"scenario {found.name} has two prompts named {twice}, whose results could not be told apart"
         )
     return read
+
+
+def contexts_of(scenario: str, source: Source) -> tuple[tuple[int, ...], str | None]:
+    """The contexts of a scenario for one model, and a note that says who counted their tokens; None without prompts.
+
+    The model's own tokenizer counts if its folder has one. There are then as many contexts as the scenario states:
+    prompts of about the same length are a group, whose median counts. Raises ProfileError for a damaged tokenizer.
+    """
+    found = grid.load(scenario)
+    file = Path(source.location) / TOKENIZER
+    if not found.prompts:
+        return found.contexts, None
+    if source.kind != "folder" or not exists(file):
+        return found.contexts, f"the contexts of scenario {found.name} are as it states them: no {TOKENIZER} is here"
+    count = _counter(file)
+    counted = sorted(count(prompt.text) for prompt in prompts(scenario))
+    groups = _groups(counted, min(len(counted), len(found.contexts)))
+    medians = dict.fromkeys(statistics.median_low(group) for group in groups)
+    return tuple(medians), f"the contexts of scenario {found.name} are counted by the model's own tokenizer"
+
+
+def _groups(ordered: Sequence[int], count: int) -> list[Sequence[int]]:
+    """Sorted positive numbers in ``count`` groups, between which their ratios are largest."""
+    ratios = sorted(range(1, len(ordered)), key=lambda place: ordered[place] / ordered[place - 1], reverse=True)
+    ends = sorted(ratios[: count - 1])
+    return [ordered[begin:end] for begin, end in pairwise([0, *ends, len(ordered)])]
+
+
+def _counter(file: Path) -> Callable[[str], int]:
+    """A function that counts tokens without those of a chat template."""
+    from tokenizers import Tokenizer
+
+    content = read_bytes(file, MOST_TOKENIZER_BYTES)
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # its only class of errors
+        raise ProfileError(f"{printable(file)} is not a tokenizer: {printable(error, 120)}") from None
+    return lambda text: max(1, len(tokenizer.encode(text, add_special_tokens=False).ids))
 
 
 def own_prompts(path: Path, answer_tokens: int = ANSWER_TOKENS) -> list[Prompt]:

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from profiler import backends, decode_path, registry
-from profiler.case import CONVERTED, EAGER, FILES, SYNTHETIC, THREADS, ModelNote
+from profiler.case import CONVERTED, EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
 from profiler.models import scheme
@@ -23,6 +23,7 @@ from profiler.registry import unknown
 from profiler.run import grid as run_grid
 from profiler.run import headline
 from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, counts, model_names, tasks, words
+from profiler.run.prompts import contexts_of
 from profiler.run.quantization import converted, never_loaded
 from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
 from profiler.units import bytes_text, printable
@@ -135,6 +136,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
         raise ProfileError(
             f"backend {request.backend} is a running server, which no worker of ours can start", f"Use {command}."
         )
+    counted = request.scenario if not request.contexts else None
     request = _with_scenario(request)
     quants, own = _asked(words(request.quants))
     names = model_names(request.models)
@@ -152,8 +154,12 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     )
     subjects = _distinct(found, say)
     quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
+    axes = [_axes((subject,), quants, request, device) for subject in subjects]
+    if counted is not None:
+        axes = [_as_counted(each, counted) for each in axes]
+        subjects = tuple(subject for each in axes for subject in each.subjects)
     return ResolvedRequest(
-        tasks=tuple(tasks(_axes(subjects, quants, request, device), _settings(request, device), device)),
+        tasks=tuple(task for each in axes for task in tasks(each, _settings(request, device), device)),
         effort=_effort(request),
         budget_s=request.budget_s,
         subjects=subjects,
@@ -328,11 +334,19 @@ def _axes(subjects: tuple[Subject, ...], quants: Sequence[Quant], request: Sweep
     return Axes(
         subjects=subjects,
         quants=tuple(quants),
-        contexts=counts("-c", request.contexts) if request.contexts else CONTEXTS,
-        batches=counts("-b", request.batches) if request.batches else BATCHES,
-        steps=counts("-n", request.steps) if request.steps else STEPS,
+        contexts=counts("-c", request.contexts, CONTEXTS),
+        batches=counts("-b", request.batches, BATCHES),
+        steps=counts("-n", request.steps, STEPS),
         paths=_paths(request, device),
     )
+
+
+def _as_counted(axes: Axes, scenario: str) -> Axes:
+    """The axes of one model with the contexts of a scenario as its tokenizer counts them, and a note on that."""
+    (subject,) = axes.subjects
+    contexts, note = contexts_of(scenario, subject.source)
+    notes = (*subject.notes, ModelNote(note, SCENARIO)) if note else subject.notes
+    return replace(axes, subjects=(replace(subject, notes=notes),), contexts=contexts)
 
 
 def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:

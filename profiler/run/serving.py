@@ -40,6 +40,7 @@ from profiler.results import environment
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
 from profiler.results.store import Store
+from profiler.results.validity import MOST
 from profiler.run import endpoint, fit
 from profiler.run.endpoint import EndpointRequest, EndpointResult
 from profiler.run.prompts import OWN, Prompt
@@ -150,7 +151,7 @@ class ServedRows:
             started_at=_started(result),
             asked={"reps": len(result.exchanges)},
             expected=expected,
-            serving=serving,
+            serving=_bounded(serving),
         )
 
     def _place(self, server: Server, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
@@ -396,6 +397,15 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
         **_use_row(result.use),
         "unknown": {**summary.unknown, **result.use.unknown, **_no_energy(result.use)},
     }
+
+
+def _bounded(content: Any) -> Any:
+    """The same without numbers that no row may have, which a server may cause by what it states."""
+    if isinstance(content, dict):
+        return {name: _bounded(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_bounded(value) for value in content]
+    return None if isinstance(content, int | float) and not -MOST <= content <= MOST else content
 
 
 def _percentiles_row(summary: LoadSummary, good: Sequence[Exchange]) -> dict[str, Any]:

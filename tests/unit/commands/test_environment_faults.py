@@ -44,7 +44,8 @@ CALLS: dict[str, tuple[str, ...]] = {  # quick calls that read or print what the
     "scenarios": (),
     "sweep": (*GRID, "-m", "{folder}/a,b/tiny"),
 }
-NO_STORE = ("accuracy", "calibrate", "compare", "report", "runs", "sweep")  # what a fault may hide is their subject
+# What a fault may hide is the subject of these.
+NO_STORE = ("accuracy", "calibrate", "compare", "endpoint", "report", "runs", "sweep")
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,27 @@ def test_a_store_of_an_older_version_is_read_and_its_rows_have_no_server(tmp_pat
         assert {row.serving for row in store.rows()} == {None}
 
 
+def test_a_row_can_be_read_again_whatever_a_server_states(tmp_path: Path) -> None:
+    """Figures that JSON or a row cannot have: infinite rates, sizes beyond every file, text to move a terminal."""
+    absurd = {"prompt_n": 10**9, "prompt_ms": 1e-300, "predicted_n": 10**9, "predicted_ms": 1e-300}
+    hostile = "m\x1b[31m\u202e" + "=" * 400
+    with FakeServer("llama-server", replace(QUICK, timings=absurd), (hostile,)) as server:
+        known = server._get_llama_server
+        meta = {"size": 2**60 - 1, "n_ctx_train": 2**60 - 1}
+        listed = {"data": [{"id": hostile, "owned_by": "llamacpp", "meta": meta}]}
+        server._get_llama_server = lambda path: listed if path == "/v1/models" else known(path)  # type: ignore
+        server.models = (hostile[:300],)  # as it is asked for
+        (row,) = rows(server)
+    assert row.outcome == "ok"
+    with Store.open(tmp_path / "s.sqlite") as store:
+        serving.ServedRun(store, []).append(row)
+        (again,) = store.rows()
+    assert again.serving == row.serving
+    assert "\x1b" not in row.case.model and "\u202e" not in row.case.model
+    (tmp_path / "rows.jsonl").write_text(results_row.line(None, row))
+    assert results_row.read(tmp_path / "rows.jsonl")[0].serving == row.serving
+
+
 def test_only_a_server_counts_tokens_of_its_own(server: FakeServer, tmp_path: Path) -> None:
     content = results_row.row(None, rows(server)[0])
     assert results_row.from_row(content)
