@@ -27,7 +27,7 @@ BESIDE = "files-beside"  # files next to the weights that are not loaded
 SYNTHETIC = "synthetic-weights"  # random values, because no real weights were found
 EAGER = "eager-path"  # decode runs transformers as shipped, because our own step cannot be built
 THREADS = "too-many-threads"  # more threads than cores
-CONVERTED = "converted-dtype"  # the weights are loaded in another dtype than the checkpoint has
+CONVERTED = "converted-dtype"  # weights are loaded in another dtype than the checkpoint stores them in
 SCENARIO = "scenario-contexts"  # who counted the tokens of a scenario's prompts
 CODES = frozenset({MODEL, UNUSED, BESIDE, SYNTHETIC, EAGER, THREADS, CONVERTED, SCENARIO})
 

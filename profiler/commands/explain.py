@@ -36,7 +36,12 @@ MOST_CHANGES = 3
 @click.argument("model")
 @options.group(
     "What to explain",
-    click.option("-q", "--quant", metavar="QUANT", help="Quantization. [default: as the engine loads the model]"),
+    click.option(
+        "-q",
+        "--quant",
+        metavar="QUANT",
+        help="Quantization. [default: as the checkpoint is stored, otherwise the usual one of the engine]",
+    ),
     click.option(
         "-c",
         "--context",

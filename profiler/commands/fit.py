@@ -32,7 +32,11 @@ from profiler.show import output as show_output
 @options.group(
     "What to predict",
     options.many(
-        "-q", "--quant", "quants", metavar="QUANT", help="Quantizations. [default: as the engine loads the model]"
+        "-q",
+        "--quant",
+        "quants",
+        metavar="QUANT",
+        help="Quantizations. [default: as the checkpoint is stored, otherwise the usual ones of the engine]",
     ),
     options.many(
         "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 8k]"

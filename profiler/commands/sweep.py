@@ -53,7 +53,7 @@ FAILED, INTERRUPTED = 1, 130
         "--quant",
         "quants",
         metavar="QUANT",
-        help="Quantizations, such as bf16,nf4. [default: as stored, if quantized, otherwise the device's dtype]",
+        help="Quantizations, such as bf16,nf4. [default: as the checkpoint is stored, otherwise the device's dtype]",
     ),
     options.many(
         "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 512]"

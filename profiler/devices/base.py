@@ -147,6 +147,7 @@ class DeviceInfo:
     installed: int | None = None  # CPUs of the machine, usable or not
     quota: float | None = None  # CPU time in cores, if a control group allows less than ``cores``
     confined: tuple[int, ...] | None = None  # as ``allowance.Allowance.confined``
+    unsupported_dtypes: tuple[str, ...] = ()  # dtypes that it only emulates: bf16 on NVIDIA GPUs before Ampere
     limits: tuple[str, ...] = ()  # why this process may not use the whole machine, one message per limit
     memory_limit: str | None = None  # what limits ``memory_bytes``, if it is less than the machine has
     slice: Slice | None = None  # of a MIG slice: which part of a card it is

@@ -262,7 +262,6 @@ def describe(device: DeviceInfo) -> Target:
         source="not calibrated",
         spread=SPREAD,
         features=device.features,
-        default_dtype=device.default_dtype,
         running=device.running,
         limits=device.limits,
         memory_limit=device.memory_limit,

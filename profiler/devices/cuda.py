@@ -341,6 +341,7 @@ def _info(index: int, gpu: nvml.Gpu) -> DeviceInfo:
         memory_bytes=gpu.memory_bytes,
         free_bytes=gpu.free_bytes,
         default_dtype=_default_dtype(gpu.capability),
+        unsupported_dtypes=() if _has_bf16(gpu.capability) else ("bf16",),
         features=() if gpu.capability is None else (f"sm_{gpu.capability[0]}{gpu.capability[1]}",),
         uuid=gpu.uuid,
         driver=gpu.driver,
@@ -351,6 +352,10 @@ def _info(index: int, gpu: nvml.Gpu) -> DeviceInfo:
 
 
 def _default_dtype(capability: tuple[int, int] | None) -> str:
-    if capability is None or capability >= BF16_CAPABILITY:  # only cards of that age can be sliced (MIG)
+    if capability is None or _has_bf16(capability):
         return "bf16"
     return "fp16" if capability >= FP16_CAPABILITY else "fp32"
+
+
+def _has_bf16(capability: tuple[int, int] | None) -> bool:
+    return capability is None or capability >= BF16_CAPABILITY  # only cards of that age can be sliced (MIG)

@@ -112,9 +112,10 @@ class Target:
     source: str = ""  # where the figures come from, in words
     spread: float = 1.0  # factor by which the figures themselves may be off, either way
     ceilings: Ceilings | None = field(default=None, hash=False)  # as `profile calibrate` measured this very device
+    default_dtype: str = "bf16"
+    unsupported_dtypes: tuple[str, ...] = ()  # as in ``DeviceInfo``
     # Of a device of this machine, as in ``DeviceInfo``:
     features: tuple[str, ...] = ()
-    default_dtype: str | None = None
     running: float = 1.0  # the figures above take it into account already
     limits: tuple[str, ...] = ()
     memory_limit: str | None = None
@@ -184,6 +185,7 @@ def of_catalog(device: CatalogDevice) -> Target:
             f"{device.name} shares the memory of its host, whose size is not known",
             f"Say how much it has, for example: --on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
         )
+    without_bf16 = device.vendor == "NVIDIA" and bool(device.flops) and "bf16" not in device.flops
     return Target(
         name=device.name,
         vendor=device.vendor,
@@ -194,6 +196,8 @@ def of_catalog(device: CatalogDevice) -> Target:
         tdp_w=device.tdp_w,
         link_bytes_s=device.link_bytes_s or LINK_BYTES_S,
         source=device.standing,
+        default_dtype="fp16" if without_bf16 else "bf16",
+        unsupported_dtypes=("bf16",) if without_bf16 else (),
     )
 
 
@@ -224,14 +228,10 @@ def _local(device: DeviceInfo) -> Target:
     """The figures of a device of this machine without calibration: its own, or those of the catalog."""
     describe = kind_of(device.kind).describe
     if describe is not None:
-        return describe(device)
-    return replace(
-        _local_gpu(device),
-        local=device.name,
-        default_dtype=device.default_dtype,
-        running=device.running,
-        limits=device.limits,
-    )
+        found = describe(device)
+    else:
+        found = replace(_local_gpu(device), local=device.name, running=device.running, limits=device.limits)
+    return replace(found, default_dtype=device.default_dtype, unsupported_dtypes=device.unsupported_dtypes)
 
 
 def _local_gpu(device: DeviceInfo) -> Target:

@@ -61,6 +61,11 @@ class StoredWeight:
     scheme: str  # a dtype (bf16), a storage type of the cost model (int4, nf4), or a GGUF type (q4_k)
     nbytes: int
 
+    @property
+    def path(self) -> str:
+        """Its name in the text model."""
+        return _path(self.layer, self.weight)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:

@@ -21,7 +21,7 @@ from profiler.models.layers import Weight
 from profiler.models.scheme import BITSANDBYTES, COMPRESSED, MLX, Scheme
 from profiler.models.stored import Stored, StoredWeight
 from profiler.quants import bitsandbytes
-from profiler.quants.base import Quant, plain_bytes
+from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 
 # The packages that transformers needs to run a checkpoint as it is stored.
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
@@ -36,7 +36,15 @@ NEVER: Mapping[str, str] = {  # what transformers never runs as it is stored, an
     MLX: "transformers does not read MLX checkpoints; mlx-lm runs them",
 }
 FP8_CAPABILITY = 89  # compute capability × 10
-CHECKPOINT_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+CHECKPOINT_DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "float": "fp32",
+    "float64": "fp64",
+    "double": "fp64",
+}
 PLAIN_EXPRESSION = re.compile(r"re:(?:\.\*|[\w.^$-]|\\\.)*")  # a regular expression that is quick to match,
 MOST_WILDCARDS = 4  # with at most this many wildcards
 MOST_SKIPPED = 4096  # modules that a config may exclude one by one, since each is compared with every weight
@@ -120,7 +128,8 @@ def from_config(geometry: Geometry, scheme: Scheme, raw: Mapping[str, Any]) -> S
     """The bytes of a checkpoint's weights according to the scheme that its config states; ``None`` if the config does
     not say enough.
     """
-    dtype = _dtype(raw)
+    stated = stated_dtype(raw)
+    dtype = stated if stated is not None and stated in DTYPE_BYTES else "bf16"
     weights = []
     places: list[tuple[int | None, Weight]] = [(None, weight) for weight in geometry.outside]
     places += [(number, weight) for number, layer in enumerate(geometry.layers) for weight in layer.weights]
@@ -146,14 +155,18 @@ def from_config(geometry: Geometry, scheme: Scheme, raw: Mapping[str, Any]) -> S
     )
 
 
-def _dtype(raw: Mapping[str, Any]) -> str:
+def stated_dtype(raw: Mapping[str, Any]) -> str | None:
+    """The dtype of the weights according to a config; ``None`` if it names no float dtype.
+
+    ``dtype`` counts before ``torch_dtype``, its older name, as in transformers.
+    """
     inner = raw.get("text_config")
     for part in (raw, inner if isinstance(inner, dict) else {}):
-        for key in ("torch_dtype", "dtype"):
+        for key in ("dtype", "torch_dtype"):
             stated = part.get(key)
             if isinstance(stated, str) and stated in CHECKPOINT_DTYPES:
                 return CHECKPOINT_DTYPES[stated]
-    return "bf16"
+    return None
 
 
 class _Rule:

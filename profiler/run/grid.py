@@ -8,7 +8,7 @@ description = "..."          # one line, for `profile scenarios`
 contexts = "512,4k"          # as on the command line, or a list of numbers
 batches = [1]
 steps = 32
-quants = ["bf16", "nf4"]     # default: the device's default dtype
+quants = ["bf16", "nf4"]     # default: as without -q
 models = ["gemma-4-e2b"]     # default: the models of -m
 fill = "synthetic"           # default: prefill
 prompts = ["mine.md"]        # files for `profiler.run.prompts`, next to this file or shipped; default: none
@@ -77,7 +77,7 @@ class Axes:
     """The axes of the grid; each keeps the order of the options."""
 
     subjects: tuple[Subject, ...]
-    quants: tuple[Quant, ...]  # empty: each model's own, or the device's default
+    quants: tuple[Quant, ...]  # empty: as each checkpoint is stored, or the device's default dtype
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
     steps: tuple[int, ...]

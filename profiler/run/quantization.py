@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 from profiler import devices, registry
-from profiler.case import Source
+from profiler.case import CONVERTED, MODEL, ModelNote, Source
 from profiler.cost import engines
 from profiler.cost.engines.base import Engine
 from profiler.devices.base import DeviceInfo
@@ -18,7 +20,7 @@ from profiler.models.scheme import MLX
 from profiler.models.stored import Stored
 from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant
-from profiler.units import bytes_text
+from profiler.units import bytes_text, printable
 
 FP8_FLOPS = "fp8"
 GGUF_ENGINES = ("llama.cpp", "vllm")
@@ -41,10 +43,10 @@ def choices(
 ) -> list[QuantChoice]:
     """The quantizations of one model of a sweep; ``asked`` is empty without -q.
 
-    A quantized checkpoint runs as it is stored, or unpacked into a plain dtype if transformers supports only
+    A checkpoint runs as it is stored. A quantized one is unpacked into a plain dtype if transformers supports only
     that; quantizing it a second time is refused.
     """
-    usual: tuple[Quant, ...] = tuple(asked) or (_registered(device.default_dtype),)
+    usual: tuple[Quant, ...] = tuple(asked) or (_registered(own_dtype(stored, device)),)
     if weights == "synthetic":
         own = schemes.of(source.config)
         if not asked and own is not None and own.name in registry.names("quants"):
@@ -64,7 +66,7 @@ def _own(stored: Stored, device: DeviceInfo) -> QuantChoice:
     """The choice without -q: as stored if possible, else unpacked, else refused."""
     kept = checkpoint.not_as_stored(stored, device) is None
     if stored.trouble is None and not kept and checkpoint.not_unpacked(stored) is None:
-        return _of_checkpoint(stored, _registered(stored.dtype or device.default_dtype), device)
+        return _of_checkpoint(stored, _registered(own_dtype(stored, device)), device)
     return _of_checkpoint(stored, checkpoint.quant_of(stored), device)
 
 
@@ -187,7 +189,7 @@ def _by_itself(
     if engine.name == "llama.cpp":
         return [_converted(model, stored, engine)]
     if not stored.packed:
-        return [_plain(stored, engine, target)]
+        return [_plain(model, stored, engine, target)]
     if engine.name == "transformers":
         return [_by_transformers(stored, target)]
     mlx = stored.scheme is not None and stored.scheme.method == MLX
@@ -195,34 +197,54 @@ def _by_itself(
     return [QuantVariant(stored.quant, stored, stored.dtype or "bf16", (told,) if told else ())]
 
 
-def _plain(stored: Stored, engine: Engine, target: Target) -> QuantVariant:
-    """A checkpoint that is not quantized: transformers loads it as a sweep does, others in the dtype that it has."""
+def _plain(model: Model, stored: Stored, engine: Engine, target: Target) -> QuantVariant:
+    """A checkpoint that is not quantized, in the dtype in which ``engine`` loads it."""
     if engine.name == "transformers":
-        dtype = compute_dtype(target)
-        told = converted(stored, dtype)
-    elif stored.dtype is not None and stored.dtype in engine.quants:
+        notes = dtype_notes(stored, model.source.config, target)
+        return QuantVariant(own_dtype(stored, target), cautions=tuple(note.text for note in notes))
+    if stored.dtype is not None and stored.dtype in engine.quants:
         return QuantVariant(stored.dtype)
-    else:
-        dtype = engine.default_quant
-        told = f"the checkpoint's weights are stored in {stored.dtype}, and {engine.name} loads them in {dtype}"
-    return QuantVariant(dtype, cautions=(told,) if told else ())
+    dtype = engine.default_quant
+    told = f"the checkpoint's weights are stored in {stored.dtype}, and {engine.name} loads them in {dtype}"
+    return QuantVariant(dtype, cautions=(told,))
 
 
-def converted(stored: Stored | None, dtype: str) -> str | None:
-    """A caution if a checkpoint that is not quantized is loaded in another dtype than most of its weights have."""
-    if stored is None or stored.packed or stored.gguf or stored.dtype in (None, dtype):
-        return None
-    kept = f"; -q {stored.dtype} keeps it" if stored.dtype in DTYPE_BYTES else ""
-    return f"the checkpoint's weights are stored in {stored.dtype} and loaded in {dtype}, the device's default{kept}"
+def own_dtype(stored: Stored | None, device: DeviceInfo | Target) -> str:
+    """The dtype in which transformers loads weights that are not quantized, if no -q names one.
+
+    It is that of most bytes of the checkpoint, so that the model runs as it is stored. Weights that do not come from
+    safetensors, or whose dtype ``device`` does not support, are loaded in the device's default dtype.
+    """
+    if stored is None or stored.gguf or stored.dtype not in DTYPE_BYTES:
+        return device.default_dtype
+    return device.default_dtype if stored.dtype in device.unsupported_dtypes else stored.dtype
+
+
+def dtype_notes(stored: Stored | None, config: Mapping[str, Any], device: DeviceInfo | Target) -> list[ModelNote]:
+    """Notes on a checkpoint that is not quantized, if ``own_dtype`` is not that of all its weights and its config."""
+    if stored is None or stored.packed or stored.gguf or stored.dtype is None:
+        return []
+    dtype = own_dtype(stored, device)
+    found: list[ModelNote] = []
+    if stored.dtype != dtype:
+        kept = f"; -q {stored.dtype} keeps it" if stored.dtype in DTYPE_BYTES else ""
+        text = f"the checkpoint's weights are stored in {stored.dtype} and loaded in {dtype}, the device's default"
+        found.append(ModelNote(f"{text}{kept}", CONVERTED))
+    for other in sorted({each.scheme for each in stored.weights} - {stored.dtype, dtype}):
+        held = [each for each in stored.weights if each.scheme == other]
+        size, most = bytes_text(sum(each.nbytes for each in held)), max(held, key=attrgetter("nbytes"))
+        names = printable(most.path, 80) + (f" and {len(held) - 1} more" if len(held) > 1 else "")
+        found.append(ModelNote(f"{size} of weights ({names}) are stored in {other} and loaded in {dtype}", CONVERTED))
+    stated = checkpoint.stated_dtype(config)
+    if stated not in (None, stored.dtype):
+        text = f"config.json says {stated}, but most of the checkpoint's weights are stored in {stored.dtype}"
+        found.append(ModelNote(f"{text}; transformers by itself would load them in {stated}", MODEL))
+    return found
 
 
 def compute_dtype(target: Target, quant: str = "") -> str:
     """The compute dtype: the one that the quantization fixes, or the default one of the device."""
-    if quant in DTYPE_BYTES:
-        return quant
-    if target.local:
-        return target.default_dtype or devices.find(target.local).default_dtype
-    return "fp16" if target.vendor == "NVIDIA" and target.flops and "bf16" not in target.flops else "bf16"
+    return quant if quant in DTYPE_BYTES else target.default_dtype
 
 
 def _converted(model: Model, stored: Stored, engine: Engine) -> QuantVariant:
@@ -242,7 +264,7 @@ def _by_transformers(stored: Stored, target: Target) -> QuantVariant:
         return QuantVariant(stored.quant, stored, stored.dtype)
     size = f"{stored.quant} takes {bytes_text(stored.nbytes)}"
     if checkpoint.not_unpacked(stored) is None and stored.trouble is None:
-        dtype = stored.dtype or "bf16"
+        dtype = own_dtype(stored, target)
         return QuantVariant(dtype, None, dtype, (f"{reason}: it is unpacked into {dtype}; {size}",))
     return QuantVariant(stored.quant, stored, stored.dtype, (f"profile sweep cannot run it: {reason}",))
 

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from profiler import backends, decode_path, registry
-from profiler.case import CONVERTED, EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote
+from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
 from profiler.models import scheme
@@ -24,7 +24,7 @@ from profiler.run import grid as run_grid
 from profiler.run import headline
 from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, counts, model_names, tasks, words
 from profiler.run.prompts import contexts_of
-from profiler.run.quantization import converted, never_loaded
+from profiler.run.quantization import dtype_notes, never_loaded
 from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
 from profiler.units import bytes_text, printable
 
@@ -141,7 +141,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     quants, own = _asked(words(request.quants))
     names = model_names(request.models)
     if request.quants and not (quants or own):
-        raise ProfileError("-q: the list is empty", "Leave it out for the device's default dtype.")
+        raise ProfileError("-q: the list is empty", "Leave it out for the default of each model.")
     if request.models and not names:
         raise ProfileError("-m: the list is empty", "Name a model: profile models lists the catalog.")
     if not names:
@@ -364,9 +364,11 @@ def _noted(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subje
 
 
 def _with_dtype(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with a note if no quantization was requested and the default is not the checkpoint's dtype."""
-    told = None if words(request.quants) else converted(subject.checkpoint_format, device.default_dtype)
-    return subject if told is None else replace(subject, notes=(*subject.notes, ModelNote(told, CONVERTED)))
+    """The subject, with notes on the dtype of its weights if no quantization was requested."""
+    if words(request.quants):
+        return subject
+    notes = dtype_notes(subject.checkpoint_format, subject.source.config, device)
+    return replace(subject, notes=(*subject.notes, *notes))
 
 
 def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:

@@ -50,6 +50,7 @@ VECTORS = [
         for name in ("input_layernorm", "post_attention_layernorm")
     ),
 ]
+PLAIN = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 CONFIGS: dict[str, dict[str, Any]] = {  # what a config.json says beside the shapes
@@ -117,9 +118,13 @@ CONFIGS: dict[str, dict[str, Any]] = {  # what a config.json says beside the sha
 GGUF = ("f32", "f16", "bf16", "q8_0", "q4_0", "q5_1", "q4_k", "q6_k", "iq4_nl", "mxfp4", "tq1_0")
 
 
+def _wide(name: str) -> bool:
+    return "norm" in name or name.startswith("lm_head")
+
+
 def linear(quant: str, outputs: int, inputs: int) -> Tensors:
     """The tensors of one linear layer, by what follows its name."""
-    dtype = {"fp32": "F32", "fp16": "F16"}.get(quant, "BF16")
+    dtype = PLAIN.get(quant, "BF16")
     groups, size = inputs // 128, outputs * inputs
     found: dict[str, Tensors] = {
         "fp8": {"weight": ("F8_E4M3", (outputs, inputs)), "weight_scale_inv": ("F32", (-(-outputs // 128), groups))},
@@ -160,9 +165,11 @@ def mlx(outputs: int, inputs: int) -> Tensors:
 
 
 def tensors(quant: str) -> Tensors:
-    """Every tensor of the model in ``quant``."""
-    plain = quant if quant in ("fp32", "fp16") else "bf16"
-    dtype = {"fp32": "F32", "fp16": "F16"}.get(quant, "BF16")
+    """Every tensor of the model in ``quant``; ``mixed``: in bf16, but for norms and the output head in fp32."""
+    if quant == "mixed":
+        return tensors("bf16") | {name: ("F32", shape) for name, (_, shape) in tensors("fp32").items() if _wide(name)}
+    plain = quant if quant in PLAIN else "bf16"
+    dtype = PLAIN.get(quant, "BF16")
     found: Tensors = dict.fromkeys(VECTORS, (dtype, (HIDDEN,)))
     for name, shape in TABLES.items():
         parts = mlx(*shape) if quant == "mlx-4bit" else linear(plain, *shape)
@@ -172,6 +179,25 @@ def tensors(quant: str) -> Tensors:
             parts = mlx(*shape) if quant == "mlx-4bit" else linear(quant, *shape)
             found |= {f"model.layers.{n}.{name}.{part}": value for part, value in parts.items()}
     return found
+
+
+def most(held: str) -> str:
+    """The dtype of most bytes of a checkpoint that is not quantized."""
+    return "bf16" if held == "mixed" else held
+
+
+def another(dtype: str) -> str:
+    """A dtype that is not ``dtype``."""
+    return "fp16" if dtype == "fp32" else "fp32"
+
+
+def plain(path: Path, held: str, stated: str | None) -> Path:
+    """A checkpoint that is not quantized in ``held`` (as for ``tensors``), whose config says the dtype ``stated``."""
+    folder(path, held, config={})
+    raw = {name: value for name, value in LLAMA.items() if name != "torch_dtype"}
+    names = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    (path / "config.json").write_text(json.dumps(raw | ({} if stated is None else {"dtype": names[stated]})))
+    return path
 
 
 def size_of(dtype: str, shape: tuple[int, ...]) -> int:

@@ -17,12 +17,15 @@ from fakes import stored as made
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from profiler import devices
+from profiler.backends.hf.load import DTYPES
 from profiler.backends.hf.session import HfSession, open_session
 from profiler.case import Case
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
 from profiler.models.scheme import LeftOut
 from profiler.models.scheme import of as resolve_scheme
+from profiler.run.request import SweepRequest, resolve_request
 
 LAYERS = 3
 MODULES = ("self_attn.v_proj", "mlp.down_proj")
@@ -140,6 +143,24 @@ def bytes_equal_the_headers(opened: HfSession, path: Path) -> bool:
     assert 0 < loaded.unquantized_bytes < loaded.weights_bytes
     assert loaded.weights_bytes - buffers == sum(weight.nbytes for weight in found.weights)
     return True
+
+
+@pytest.mark.parametrize("stated", ["same", "other", None])
+@pytest.mark.parametrize("held", ["fp32", "bf16", "fp16", "mixed"])
+def test_a_plain_checkpoint_is_loaded_as_the_plan_says_and_in_the_bytes_of_its_headers(
+    held: str, stated: str | None, tmp_path: Path
+) -> None:
+    """Without -q. A model has one dtype, so a mixed checkpoint is loaded in that of most of its bytes."""
+    most = made.most(held)
+    path = made.plain(tmp_path / "m", held, stated and (most if stated == "same" else made.another(most)))
+    asked = SweepRequest(models=(str(path),), contexts=("8",), steps=("1",), paths=("eager",))
+    (task,) = resolve_request(asked, devices.find("cpu"), 2**34, lambda text: None).tasks
+    opened = open_session(task.case, task.source, lambda text: None)
+    assert {value.dtype for value in opened.model.parameters()} == {DTYPES[most]}
+    buffers = sum(buffer.nbytes for name, buffer in opened.model.named_buffers() if "rotary" in name)
+    assert opened.info.weights_bytes - buffers == made.total(made.tensors(most))
+    stored = sum(tensor.nbytes for tensor in load_file(path / "model.safetensors").values())
+    assert held == "mixed" or opened.info.weights_bytes - buffers == stored
 
 
 def test_compressed_tensors_are_unpacked_with_their_scales(plain: Path, tmp_path: Path) -> None:

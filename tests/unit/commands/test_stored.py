@@ -40,6 +40,19 @@ def plan(*words: str) -> list[dict[str, Any]]:
     return found
 
 
+def measure(path: str) -> dict[str, Any]:
+    words = ("-c", "32", "-n", "2", "-r", "2", "--backend", "fake", "-o", "json")
+    (row,) = json.loads(run("sweep", "-m", path, *words).stdout)
+    assert isinstance(row, dict)
+    return row
+
+
+def prefer(monkeypatch: pytest.MonkeyPatch, default: str, unsupported: tuple[str, ...] = ()) -> None:
+    """Make the device of this machine one that prefers ``default``."""
+    here = replace(devices.find("cpu"), default_dtype=default, unsupported_dtypes=unsupported)
+    monkeypatch.setattr(devices, "find", lambda *name: here)
+
+
 def sizes(row: dict[str, Any]) -> tuple[str, float, str]:
     return row["quant"], row["weights_bytes"]["value"], row["weights_bytes"]["basis"]
 
@@ -64,26 +77,73 @@ def test_fit_prices_a_plain_checkpoint_in_its_own_dtype(quant: str, tmp_path: Pa
     assert not any("are stored in" in caution for caution in row["cautions"])
 
 
-@pytest.mark.parametrize("quant", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("default", ["fp32", "bf16", "fp16"])
-def test_fit_plan_and_row_load_a_plain_checkpoint_in_the_same_dtype_and_say_if_it_is_another(
-    quant: str, default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stated", ["same", "other", None])
+@pytest.mark.parametrize("held", ["fp32", "bf16", "fp16", "mixed"])
+def test_fit_plan_and_row_take_a_plain_checkpoint_as_it_is_stored(
+    held: str, stated: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the device's default dtype. The config's own dtype is a third one, which nobody asked for."""
-    find = devices.find
-    monkeypatch.setattr(devices, "find", lambda *name: replace(find(*name), default_dtype=default))
+    """In the dtype of most bytes of its tensors, whatever the config says and the device prefers."""
     monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "store.sqlite"))
-    path = str(made.folder(tmp_path / "m", quant))
-    predicted, planned = fit(path)[0], plan("-m", path)[0]
-    (measured,) = json.loads(
-        run("sweep", "-m", path, "-c", "32", "-n", "2", "-r", "2", "--backend", "fake", "-o", "json").stdout
-    )
+    most = made.most(held)
+    path = str(made.plain(tmp_path / "m", held, stated and (most if stated == "same" else made.another(most))))
+    for default in {"fp32", "bf16", "fp16"} - {most}:
+        prefer(monkeypatch, default)
+        predicted, planned = fit(path)[0], plan("-m", path)[0]
+        assert sizes(predicted) == (most, made.total(made.tensors(most)), "exact")
+        assert predicted["stored"]["bytes"] == made.total(made.tensors(held))
+        assert (planned["quant"], planned["dtype"], planned["weights_bytes"]) == (
+            most, most, made.total(made.tensors(most))
+        )  # fmt: skip
+    measured = measure(path)
+    assert (measured["case"]["quant"], measured["case"]["dtype"]) == (most, most)
+    notes = {caution["code"]: caution["text"] for caution in measured["cautions"]}
+    assert [notes[code] for code in ("converted-dtype", "model") if code in notes] == predicted["cautions"]
+    assert ("converted-dtype" in notes) == (held == "mixed") and ("model" in notes) == (stated == "other")
+    if held == "mixed":
+        said = "1.01 MiB of weights (lm_head.weight and 9 more) are stored in fp32 and loaded in bf16"
+        assert notes["converted-dtype"] == said
+    if stated == "other":
+        assert f"config.json says {made.another(most)}, but most of the checkpoint" in notes["model"]
+
+
+@pytest.mark.parametrize(("held", "default", "kept"), [("bf16", "fp16", "; -q bf16 keeps it"), ("fp64", "fp32", "")])
+def test_a_dtype_that_the_device_does_not_support_is_converted_to_its_default_and_that_is_said(
+    held: str, default: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefer(monkeypatch, default, ("bf16",))
+    monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "store.sqlite"))
+    path = str(made.plain(tmp_path / "m", held, held))
+    predicted, planned, measured = fit(path)[0], plan("-m", path)[0], measure(path)
     assert predicted["quant"] == planned["quant"] == measured["case"]["quant"] == default
-    assert predicted["weights_bytes"]["value"] == planned["weights_bytes"]
-    said = f"stored in {quant} and loaded in {default}, the device's default; -q {quant} keeps it"
-    for cautions in (predicted["cautions"], [caution["text"] for caution in measured["cautions"]]):
-        assert any(said in caution for caution in cautions) == (quant != default)
-    assert (said in run("sweep", *ONE, "-m", path).stderr) == (quant != default)
+    assert predicted["weights_bytes"]["value"] == planned["weights_bytes"] == made.total(made.tensors(default))
+    said = f"the checkpoint's weights are stored in {held} and loaded in {default}, the device's default{kept}"
+    assert predicted["cautions"] == [said]
+    assert [caution["text"] for caution in measured["cautions"] if caution["code"] == "converted-dtype"] == [said]
+    assert said in run("sweep", *ONE, "-m", path).stderr
+
+
+@pytest.mark.parametrize(("on", "loaded"), [("t4", "fp16"), ("v100 32gb", "fp16"), ("rtx 4090", "bf16")])
+def test_a_card_of_the_catalog_loads_bf16_if_it_has_units_for_it(on: str, loaded: str, tmp_path: Path) -> None:
+    (row,) = fit(str(made.folder(tmp_path / "m", "bf16")), "--on", on)
+    assert row["quant"] == loaded
+    (row,) = fit(str(made.folder(tmp_path / "wide", "fp32")), "--on", on)
+    assert row["quant"] == "fp32"
+
+
+def test_what_is_no_plain_checkpoint_keeps_the_dtype_of_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A catalog entry, random weights in the shapes of a folder, and a GGUF file that is unpacked."""
+    prefer(monkeypatch, "fp16")
+    folder, gguf = str(made.folder(tmp_path / "m", "fp32")), str(made.gguf(tmp_path / "m.gguf", "f32"))
+    for words in (("gemma-3-270m",), (folder, "--weights", "synthetic"), (gguf,)):
+        assert plan("-m", *words)[0]["quant"] == "fp16"
+
+
+def test_an_explicit_quantization_needs_no_note_on_dtypes(tmp_path: Path) -> None:
+    path = str(made.plain(tmp_path / "m", "mixed", "fp16"))
+    assert fit(path, "-q", "fp32")[0]["cautions"] == plan("-m", path, "-q", "fp32")[0]["cautions"] == []
+    assert fit(path, "-q", "fp32")[0]["weights_bytes"]["value"] == made.total(made.tensors("fp32"))
 
 
 def test_an_engine_without_the_dtype_of_a_checkpoint_says_what_it_is_predicted_in(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def test_the_default_dtype_is_one_the_card_has_units_for(
 ) -> None:
     nvml(card(capability=capability))
     assert devices.find().default_dtype == dtype
+    assert devices.find().unsupported_dtypes == (() if dtype == "bf16" else ("bf16",))
 
 
 def test_cards_are_numbered_as_the_workers_will_number_them(
