@@ -100,6 +100,18 @@ def tensors(geometry: Geometry, name: str) -> Iterator[MixTensor]:
             yield MixTensor(weight, layer, count, _inside(weight, spelled, place, shared_kv or grouped))
 
 
+def each(geometry: Geometry, name: str) -> Iterator[tuple[int | None, Weight, str]]:
+    """The same tensors one by one: the number of the layer (``None``: outside the layers), the weight and its type."""
+    spelled = mix(name)
+    for weight in geometry.outside:
+        yield None, weight, _outside(geometry, weight, spelled)
+    grouped = few_experts(geometry) >= 4
+    for number, (layer, place) in enumerate(zip(geometry.layers, _places(geometry), strict=True)):
+        shared_kv = isinstance(layer.mixer, Attention) and layer.mixer.heads >= 4 * layer.mixer.kv_heads
+        for weight in layer.weights:
+            yield number, weight, _inside(weight, spelled, place, shared_kv or grouped)
+
+
 def few_experts(geometry: Geometry) -> int:
     """Experts of a layer; 1 in a dense model."""
     return max((layer.mlp.count for layer, _ in geometry.groups if isinstance(layer.mlp, Experts)), default=1)
