@@ -1,8 +1,8 @@
 """The header of a GGUF file for a model that we know by its config: metadata, vocabulary and tensor list.
 
-It is the reverse of ``gguf_config.py`` and ``gguf_tensors.py``: the keys that ``load_arch_hparams`` of llama.cpp reads
-(build 9993, ``src/models/*.cpp``), with the values that ``convert_hf_to_gguf.py`` gives them. The vocabulary is made
-up: as many short words as the embedding has rows, in the form of SentencePiece, whatever the model's real tokenizer.
+It is the reverse of ``gguf_config.py`` and ``gguf_tensors.py``. The keys are those that llama.cpp reads
+(``load_arch_hparams`` in ``src/models/*.cpp`` of build 9993), with the values that ``convert_hf_to_gguf.py`` gives
+them. The vocabulary is made up: as many short words as the embedding has rows, in the form of SentencePiece.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Metadata = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to write. ``shape`` has the outputs first; ``values`` are all entries of a small fp32 tensor, or None."""
+    """A tensor to write. ``shape`` has the outputs first; ``values`` are given for small fp32 tensors only."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ def metadata(raw: Mapping[str, Any], geometry: Geometry, name: str, file_type: i
     """
     arch, own = architecture(geometry.model_type), ARCHITECTURES[geometry.model_type][1]
     config = families.decoder(raw)
-    keys = {name: value for name, value in (_common(config, geometry) | own(config, geometry)).items()}
+    keys = _common(config, geometry) | own(config, geometry)
     return {
         "general.architecture": arch,
         "general.type": "model",
@@ -116,8 +116,8 @@ def _named(arch: str, place: str, weight: Weight, kind: str) -> list[NewTensor]:
     """One weight of transformers in the file: usually one tensor, without dimensions of size 1."""
     if arch == "qwen35moe" and place.endswith("experts.gate_up_proj"):  # converted as two tensors
         number, (count, both, hidden) = place.split(".")[2], weight.shape
-        shape = (count, both // 2, hidden)
-        return [NewTensor(f"blk.{number}.ffn_{part}_exps.weight", shape, kind) for part in ("gate", "up")]
+        half = (count, both // 2, hidden)
+        return [NewTensor(f"blk.{number}.ffn_{part}_exps.weight", half, kind) for part in ("gate", "up")]
     name = own_name(arch, place)
     if name == place:
         raise ProfileError(f"{arch}: no name is known for {place} in a GGUF file")

@@ -26,9 +26,8 @@ from pathlib import Path
 from profiler import folders
 from profiler.backends.base import Beat
 from profiler.case import Source
-from profiler.cost import gguf_mix
 from profiler.errors import ProfileError
-from profiler.models import gguf, gguf_tensors, gguf_write
+from profiler.models import gguf, gguf_mix, gguf_tensors, gguf_write
 from profiler.models.geometry import Geometry
 from profiler.models.gguf_write import NewTensor
 from profiler.units import GIB, bytes_text, parse_bytes, printable
@@ -48,9 +47,10 @@ SCALES: dict[str, tuple[tuple[int, float], ...]] = {
     "q8_0": ((0, 3e-4),), "q2_k": ((80, 2e-3), (82, 3e-3)), "q3_k": ((108, 5e-4),), "q4_k": ((0, 1e-4), (2, 7.5e-4)),
     "q5_k": ((0, 5e-5), (2, 7.8e-4)), "q6_k": ((208, 1.5e-5),), "iq1_s": ((0, 5e-3),), "iq2_xxs": ((0, 4e-4),),
     "iq2_xs": ((0, 4e-4),), "iq2_s": ((0, 4e-4),), "iq3_xxs": ((0, 2e-4),), "iq3_s": ((0, 1e-4),),
-    "iq4_nl": ((0, 3e-4),), "iq4_xs": ((0, 1.5e-5),),
+    "iq4_nl": ((0, 3e-4),), "iq4_xs": ((0, 1.5e-5),), "tq1_0": ((52, 3e-2),), "tq2_0": ((64, 2e-2),),
 }  # fmt: skip
 PLAIN = ("f32", "f16", "bf16")
+GUESSED = 1024  # general.file_type of a file whose mix has no number (LLAMA_FTYPE_GUESSED)
 IQ1_M_SCALES = 48  # offset of four 16-bit words whose highest four bits together are an fp16 scale
 MXFP4_EXPONENT = 120  # 2^(120 - 128), times codes of at most 12: the first byte of a block
 
@@ -63,9 +63,9 @@ def synthetic_gguf(source: Source, geometry: Geometry, quant: str, seed: int, be
     """
     mix = gguf_mix.mix(quant)
     tensors = gguf_write.tensors(source.config, geometry, gguf_mix.each(geometry, mix))
-    name = printable(re.sub(r"[^\w.-]+", "-", Path(source.location).name), 80) or "model"
+    name = printable(re.sub(r"[^\w.-]+", "-", Path(source.location).name).strip("-."), 80) or "model"
     numbers = {kind: number for number, (kind, _) in gguf_tensors.FILE_TYPES.items()}
-    metadata = gguf_write.metadata(source.config, geometry, f"{name} (random weights)", numbers[mix])
+    metadata = gguf_write.metadata(source.config, geometry, f"{name} (random weights)", numbers.get(mix, GUESSED))
     header = gguf_write.header(metadata, tensors)
     key = hashlib.sha256(b"%d %d " % (RULES, seed) + header).hexdigest()[:16]
     folder = folders.scratch(FOLDER)
@@ -220,6 +220,8 @@ def _pattern(kind: str, numbers: random.Random) -> bytes:
             _mask(data, size - 2, size, 0x7F, 0x80)
     elif kind == "mxfp4":
         data[0::size] = bytes([MXFP4_EXPONENT]) * count
+    elif kind == "tq2_0":  # of four 2-bit codes in a byte, 3 is none
+        data = data.translate(bytes(byte & ~(byte & byte << 1 & 0xAA) for byte in range(256)))
     elif kind == "iq1_m":
         scale = struct.unpack("<H", struct.pack("<e", 5e-3))[0]
         for word in range(4):

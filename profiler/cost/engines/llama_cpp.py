@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from profiler.cost import gguf_mix
 from profiler.cost.calibrated import Counts
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
 from profiler.cost.interval import Interval, exact
@@ -24,7 +23,7 @@ from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, 
 from profiler.cost.work import Manner
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
-from profiler.models import gguf, gguf_tensors
+from profiler.models import gguf, gguf_mix, gguf_tensors
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
 from profiler.models.stored import Stored

@@ -52,9 +52,7 @@ def geometry(
     return result
 
 
-def decoder(
-    raw: Mapping[str, Any], where: str = "config", names: Mapping[str, str] = MappingProxyType({})
-) -> Config:
+def decoder(raw: Mapping[str, Any], where: str = "config", names: Mapping[str, str] = MappingProxyType({})) -> Config:
     """The fields of the text decoder, which a multimodal config holds as a part. Arguments and errors as above."""
     outer = Config(raw, where, names=names)
     family = _family(outer)
