@@ -19,7 +19,7 @@ from profiler.errors import NotFound
 from profiler.models.geometry import Geometry
 from profiler.models.gguf import BLOCKS, TYPES
 from profiler.models.gguf_tensors import FALLBACK
-from profiler.models.layers import Attention, Experts, Layer, Weight
+from profiler.models.layers import Attention, Experts, Layer, Weight, linear, norm
 
 MIXES = {  # the type that a mix starts from
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q6_k": "q6_k", "q5_k_m": "q5_k", "q5_k_s": "q5_k",
@@ -101,7 +101,7 @@ def tensors(geometry: Geometry, name: str) -> Iterator[MixTensor]:
     for weight in geometry.outside:
         yield MixTensor(weight, None, 1, _outside(geometry, weight, spelled))
     for (layer, place), count in Counter(zip(geometry.layers, _places(geometry), strict=True)).items():
-        for weight, kind in _of_layer(layer, place, spelled):
+        for weight, kind in _of_layer(geometry, layer, place, spelled):
             yield MixTensor(weight, layer, count, kind)
 
 
@@ -111,7 +111,7 @@ def each(geometry: Geometry, name: str) -> Iterator[tuple[int | None, Weight, st
     for weight in geometry.outside:
         yield None, weight, _outside(geometry, weight, spelled)
     for number, (layer, place) in enumerate(zip(geometry.layers, _places(geometry), strict=True)):
-        for weight, kind in _of_layer(layer, place, spelled):
+        for weight, kind in _of_layer(geometry, layer, place, spelled):
             yield number, weight, kind
 
 
@@ -122,7 +122,8 @@ def few_experts(geometry: Geometry) -> int:
 
 def _places(geometry: Geometry) -> list[Place]:
     count = len(geometry.layers)
-    parts = [[_category(weight) for weight in layer.weights] for layer in geometry.layers]
+    kinds = {layer: [_category(weight) for weight in _in_file(geometry, layer)] for layer, _ in geometry.groups}
+    parts = [kinds[layer] for layer in geometry.layers]
     with_v = ["v" in part or "qkv" in part for part in parts]
     v_count, v_index, down_index, places = sum(with_v), 0, 0, []
     first = next(layer.mixer for layer in geometry.layers if isinstance(layer.mixer, Attention))
@@ -185,10 +186,20 @@ def _table(name: str, base: str) -> str:
     return "iq3_s" if name in ("iq2_s", "iq2_m", "iq3_xxs") else base
 
 
-def _of_layer(layer: Layer, place: Place, name: str) -> Iterator[tuple[Weight, str]]:
+def _in_file(geometry: Geometry, layer: Layer) -> tuple[Weight, ...]:
+    """A layer's weights. Gemma 4's checkpoints have K and V also for layers that use the cache of an earlier one."""
+    mixer = layer.mixer
+    if not isinstance(mixer, Attention) or mixer.owns_cache:
+        return layer.weights
+    keys = mixer.kv_heads * mixer.head_dim
+    both = [weight for part in ("k", "v") for weight in linear(f"self_attn.{part}_proj", keys, geometry.hidden)]
+    return (*layer.weights, *both, norm("self_attn.k_norm", mixer.head_dim))
+
+
+def _of_layer(geometry: Geometry, layer: Layer, place: Place, name: str) -> Iterator[tuple[Weight, str]]:
     """The weights of a layer and their types."""
     downs = 0
-    for weight in layer.weights:
+    for weight in _in_file(geometry, layer):
         downs += _category(weight) == "down"
         yield weight, _inside(weight, name, place, downs <= place.first_downs)
 

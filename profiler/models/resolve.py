@@ -165,7 +165,7 @@ def _gguf(path: Path) -> Model:
     if not gguf.is_gguf(path) and path.suffix.casefold() != ".gguf":
         hint = "Pass the folder that contains it." if path.name in CHECKPOINT_FILES else None
         raise ProfileError(f"{printable(path)} is neither a folder nor a GGUF file", hint)
-    header = gguf.header(path)
+    header = gguf.model_header(path)
     try:
         raw, names = gguf_config.named_config(header)
     except ProfileError as error:

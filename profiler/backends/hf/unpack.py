@@ -42,6 +42,11 @@ def unpacked(
     """
     cache = folders.cache("gguf")
     header = models_gguf.header(gguf)
+    if header.is_split:
+        raise ProfileError(
+            f"{printable(gguf.name)} is one part of a split file, which transformers cannot read",
+            "Merge its parts: llama-gguf-split --merge FIRST.gguf MERGED.gguf",
+        )
     identity = identity or content_id(gguf_spans(gguf, header))
     dtype = _kept_in(header, computed_in)
     other = "" if dtype == _kept_in(header, USUAL) else f"-{str(dtype).removeprefix('torch.')}"

@@ -70,15 +70,12 @@ class LlamaCpp:
         return gguf_mix.mix(quant)
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
-        held = (
-            Held(t.weight, t.layer, t.count, t.type, t.nbytes, on_host=t.weight.role == "embedding")
-            for t in gguf_mix.tensors(geometry, quant)
-        )
+        held = (_held(Held(t.weight, t.layer, t.count, t.type, t.nbytes)) for t in gguf_mix.tensors(geometry, quant))
         return storage(with_head(geometry, held, copied=True), None if quant in gguf_mix.PLAIN else MIX_BOUNDS)
 
     def stored(self, geometry: Geometry, stored: Stored, dtype: str, repacks: bool = False) -> Storage:
         """Every tensor of the file; for a checkpoint of another kind, its size if converted without quantizing."""
-        held = (replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, stored))
+        held = map(_held, as_stored(geometry, stored))
         return storage(with_head(geometry, held, copied=True), bounds_of(stored))
 
     def timed(self, quant: str, stored: Stored | None, target: Target) -> bool:
@@ -147,11 +144,18 @@ class LlamaCpp:
         )
 
 
+def _held(item: Held) -> Held:
+    """Tables are on the host. Weights that are loaded but never read are on the device, and count as tables there."""
+    if gguf_tensors.is_unread(item.weight, item.layer):
+        return replace(item, weight=replace(item.weight, role="embedding"), layer=None)
+    return replace(item, on_host=item.weight.role == "embedding")
+
+
 def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     """The GGUF file to measure: the one that was named, or a placeholder with instructions to make one."""
     source, kind = model.source, quant.upper().replace("-", "_")
     if source.kind == "gguf" and (
-        model.as_stored or gguf_tensors.file_type(gguf.header(Path(source.location))) == quant
+        model.as_stored or gguf_tensors.file_type(gguf.model_header(Path(source.location))) == quant
     ):
         if "," not in model.argument:
             return model.argument, {}

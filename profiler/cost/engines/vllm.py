@@ -22,6 +22,7 @@ from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, par
 from profiler.cost.work import Manner
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
+from profiler.models import gguf_tensors
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Layer, Weight
 from profiler.models.stored import Stored
@@ -82,6 +83,7 @@ class Vllm:
         held = [
             _held(item.weight, item.layer, item.count, dtype) if item.scheme in DTYPES else item
             for item in as_stored(geometry, stored)
+            if not gguf_tensors.is_unread(item.weight, item.layer)  # vLLM does not load it
         ]
         held += [_held(weight, layer, count, dtype) for layer, count, weight in _copied_values(geometry)]
         return storage(with_head(geometry, held, copied=False), bounds_of(stored))
