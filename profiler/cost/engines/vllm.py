@@ -15,7 +15,7 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 from __future__ import annotations
 
 from profiler.cost.calibrated import Counts
-from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
+from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
@@ -118,7 +118,12 @@ class Vllm:
     def manner(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> Manner:
         return Manner(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
 
-    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command:
+    def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
+        """No rule."""
+
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
+        if placed.on_host or placed.experts_on_host:
+            return None
         checkpoint, how, blanks = _checkpoint(model, request.quant)
         kv = KV_DTYPES.get((request.kv or "auto").casefold())
         return command(
