@@ -1,8 +1,8 @@
 """The header of a GGUF file for a model that we know by its config: metadata, vocabulary and tensor list.
 
-It is the reverse of ``gguf_config.py`` and ``gguf_tensors.py``. The keys are those that llama.cpp reads
-(``load_arch_hparams`` in ``src/models/*.cpp`` of build 9993), with the values that ``convert_hf_to_gguf.py`` gives
-them. The vocabulary is made up: as many short words as the embedding has rows, in the form of SentencePiece.
+It is the reverse of ``gguf_config.py`` and ``gguf_tensors.py``. The keys are those that llama.cpp reads (build 9993, the
+files in src/models), with the values that its converter gives them (the files in conversion). The vocabulary is made
+up: as many short words as the embedding has rows, in the form of SentencePiece.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ALIGNMENT = 32  # bytes; llama.cpp's default
 VERSION = 3
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 ROTATED = {"qwen3_5_text": 0.25, "qwen3_5_moe_text": 0.25}  # share of a head's channels; 1 elsewhere
-SECTIONS = [11, 11, 10, 0]  # of Qwen 3.5's RoPE, where the config has none (``_Qwen35MRopeMixin``)
+SECTIONS = [11, 11, 10, 0]  # of Qwen 3.5's RoPE, where the config has none (conversion/qwen.py)
 PERIOD = 6  # llama.cpp's default period of Gemma 3's sliding layers
-UNROTATED = 1e30  # frequency factor that leaves a pair of channels as it is (``Gemma4Model.generate_extra_tensors``)
+UNROTATED = 1e30  # frequency factor that leaves a pair of channels as it is (conversion/gemma.py)
 THETA = {"gemma3_text": 1e6, "gemma4_text": 1e6, "gemma4_unified_text": 1e6}  # else 10,000, as in transformers
 LOCAL_THETA = 1e4
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # llama_token_type, include/llama.h
@@ -149,7 +149,7 @@ def _rope_factors(config: Config, geometry: Geometry) -> list[NewTensor]:
 
 
 def _llama3(rope: Mapping[str, Any], config: Config, half: int) -> Iterator[float]:
-    """Frequency factors of Llama 3.1 and later (``LlamaModel.generate_extra_tensors``)."""
+    """Frequency factors of Llama 3.1 and later (conversion/llama.py)."""
     factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
     original = rope.get("original_max_position_embeddings", config.number("max_position_embeddings"))
     theta = _theta(config, rope)
