@@ -1,8 +1,8 @@
 """The header of a GGUF file for a model that we know by its config: metadata, vocabulary and tensor list.
 
-It is the reverse of ``gguf_config.py`` and ``gguf_tensors.py``. The keys are those that llama.cpp reads (build 9993, the
-files in src/models), with the values that its converter gives them (the files in conversion). The vocabulary is made
-up: as many short words as the embedding has rows, in the form of SentencePiece.
+It is the reverse of ``gguf_config.py`` and ``gguf_tensors.py``. The keys are those that llama.cpp reads (build 9993,
+the files in src/models), with the values that its converter gives them (the files in conversion). The vocabulary is
+made up: as many short words as the embedding has rows, in the form of SentencePiece.
 """
 
 from __future__ import annotations
