@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from profiler.cost import engines, gguf_mix, work
+from profiler.cost import engines, work
 from profiler.cost.engines.base import Engine, EngineRequest
 from profiler.cost.machine import Machine, Split
 from profiler.cost.prediction import Predictor
 from profiler.cost.storage import Storage
 from profiler.devices import target as device_catalog
 from profiler.devices.target import Target, of_catalog
-from profiler.models import families, hub
+from profiler.models import families, gguf_mix, hub
 from profiler.models.geometry import Geometry
 
 FILE = Path(__file__).parent / "published" / "throughput.csv"

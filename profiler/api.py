@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from profiler import backends, decode_path, devices, folders
-from profiler.cost import engines, prediction
+from profiler.cost import prediction
 from profiler.cost.machine import SPLITS
 from profiler.errors import ProfileError
 from profiler.results import reading, row
@@ -51,7 +51,7 @@ def fit(
     models: Names | None = None,
     *,
     on: str | Iterable[str] | None = None,
-    engine: str = engines.DEFAULT,
+    engine: str | None = None,
     quants: str | Iterable[str] | None = None,
     contexts: Counts | None = None,
     batches: Counts | None = None,
@@ -78,7 +78,7 @@ def fit(
             FitRequest(
                 models=_words("models", models),
                 on=_words("on", on),
-                engine=engines.DEFAULT if engine is None else _text("engine", engine),
+                engine=None if engine is None else _text("engine", engine),
                 quants=_words("quants", quants),
                 contexts=_words("contexts", contexts),
                 batches=_words("batches", batches),

@@ -10,7 +10,7 @@ import click
 from profiler import backends, devices
 from profiler.commands import options
 from profiler.console import say
-from profiler.cost import engines, explanation
+from profiler.cost import explanation
 from profiler.cost.machine import SPLITS, Split
 from profiler.cost.prediction import Prediction
 from profiler.decode_path import PATHS
@@ -56,10 +56,9 @@ MOST_CHANGES = 3
     click.option("--on", metavar="DEVICE", help="A device, as for profile fit. [default: this machine]"),
     click.option(
         "--engine",
-        default=engines.DEFAULT,
-        show_default=True,
         metavar="NAME",
-        help="The engine that would run the model: transformers, llama.cpp or vllm.",
+        help="The engine that would run the model: transformers, llama.cpp or vllm. [default: llama.cpp for GGUF"
+        " files, otherwise transformers]",
     ),
     options.choice(
         "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"
@@ -73,7 +72,7 @@ MOST_CHANGES = 3
 def explain(
     model: str,
     on: str | None,
-    engine: str,
+    engine: str | None,
     quant: str | None,
     context: str | None,
     batch: str,
@@ -110,7 +109,8 @@ def explain(
     measured = measurements_of(case.model, prediction, store)
     for caution in case.cautions:
         say(f"{case.model.name}: {caution}")
-    click.echo(show_explain.render(case.model.name, prediction, found, measured, output), nl=False)
+    serving = case.serving(prediction)
+    click.echo(show_explain.render(case.model.name, prediction, found, measured, output, serving), nl=False)
     return 0
 
 

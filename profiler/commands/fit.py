@@ -8,7 +8,7 @@ import click
 
 from profiler.commands import options
 from profiler.console import say
-from profiler.cost import engines, prediction
+from profiler.cost import prediction
 from profiler.cost.machine import SPLITS
 from profiler.decode_path import PATHS
 from profiler.run import request
@@ -23,7 +23,7 @@ from profiler.show import output as show_output
     examples={
         "profile fit": "the largest Gemma 4 and Qwen 3.5 that fit this machine",
         'profile fit gemma-4-e4b --on "rtx 4090" -q bf16,nf4 -c 4k,32k': "a model on a GPU you do not have",
-        "profile fit model.gguf --engine llama.cpp": "a GGUF file, from the tensors in its header",
+        "profile fit model.gguf": "a GGUF file in llama.cpp, from the tensors in its header",
         'profile fit qwen3.5-27b --on 2x3090 --engine vllm --goal "20 tok/s at 64k"': "only what meets a goal",
         'profile fit gemma-4-e4b --on "rtx 4090" -q bf16,int8,nf4 -c 4k,32k,128k --map': "a map instead of a table",
     },
@@ -60,10 +60,9 @@ from profiler.show import output as show_output
     ),
     click.option(
         "--engine",
-        default=engines.DEFAULT,
-        show_default=True,
         metavar="NAME",
-        help="The engine that would run the model: transformers, llama.cpp or vllm.",
+        help="The engine that would run the model: transformers, llama.cpp or vllm. [default: llama.cpp for GGUF"
+        " files, otherwise transformers]",
     ),
     options.choice(
         "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"

@@ -81,7 +81,17 @@ def _not_named(folder: Path) -> str:
 def of_gguf(path: Path, header: GgufHeader, geometry: Geometry) -> Checkpoint:
     """The checkpoint in a GGUF file. Raises ProfileError if metadata and tensors belong to different models."""
     found = account(gguf_tensors.entries(header, geometry), geometry, by=gguf_tensors.description(header))
-    return Checkpoint(found, from_gguf(geometry, header), tuple(gguf_spans(path, header)))
+    spans = [span for part, each in header.parts or [(path, header)] for span in gguf_spans(part, each)]
+    return Checkpoint(found, from_gguf(geometry, header), tuple(spans), tuple(_projectors(path)))
+
+
+def _projectors(path: Path) -> list[ModelNote]:
+    """A note on the projector of a multimodal model, which llama.cpp loads only if it is named with ``--mmproj``."""
+    found = sorted(each.name for each in path.parent.glob("*.gguf") if "mmproj" in each.name.casefold())
+    if not found or "mmproj" in path.name.casefold():
+        return []
+    names = ", ".join(printable(name, 60) for name in found[:2]) + (" …" if len(found) > 2 else "")
+    return [ModelNote(f"the projector for images or sound beside the file is left out: {names}", BESIDE)]
 
 
 def gguf_spans(path: Path, header: GgufHeader) -> list[FileSpan]:

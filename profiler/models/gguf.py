@@ -9,10 +9,11 @@ because a sparse file of any length is free to make.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ MAX_SECONDS = 1.0  # of CPU time, so that a busy machine does not fail a good fi
 ENTRY_BYTES = 32  # memory of an array entry, without its text
 WINDOW = 2**16  # bytes read at a time
 KEPT = 4096  # longer arrays (the vocabulary) are skipped, and only their length is kept
+PART = re.compile(r"(?P<name>.*-)(?P<number>\d{5})(?P<of>-of-\d{5}\.gguf)", re.DOTALL)  # of a split file
+MAX_PARTS = 1000
 CHECK_EVERY = 4096  # strings between two checks of the time limit
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -85,6 +88,12 @@ class GgufHeader:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
     data: int = 0  # offset of the data section in the file
+    parts: tuple[tuple[Path, GgufHeader], ...] = ()  # of a split file: each part with its own tensors
+
+    @property
+    def is_split(self) -> bool:
+        """Whether this file is one of several parts."""
+        return self.metadata.get("split.count", 1) not in (0, 1)
 
 
 def is_gguf(path: Path) -> bool:
@@ -98,6 +107,44 @@ def is_gguf(path: Path) -> bool:
 
 class _Bad(Exception):
     """The message says what is wrong with the file."""
+
+
+def model_header(path: Path) -> GgufHeader:
+    """The header of a model that may be split into parts, as llama-gguf-split does: all tensors of all parts.
+
+    ``path`` is the only part or the first one. ProfileError for another part, or if one is missing or damaged.
+    """
+    first = header(path)
+    if not first.is_split:
+        return first
+    shown, count, named = printable(path.name), first.metadata["split.count"], PART.fullmatch(path.name)
+    if type(count) is not int or not 1 < count <= MAX_PARTS or named is None or int(named["of"][4:9]) != count:
+        raise ProfileError(
+            f"{shown} is one of {printable(count, 40)} parts of a split file, but its name does not end as llama.cpp "
+            "requires, such as -00001-of-00003.gguf",
+            "Restore the names of all parts.",
+        )
+    if int(named["number"]) != 1:
+        raise ProfileError(
+            f"{shown} is part {int(named['number'])} of {count} of a split file",
+            f"Pass the first part: {printable(named['name'])}00001{named['of']}",
+        )
+    parts = [(path, first)]
+    for number in range(2, count + 1):
+        part = path.with_name(f"{named['name']}{number:05d}{named['of']}")
+        if not part.is_file():
+            raise ProfileError(f"part {number} of {count} is missing: there is no {printable(part.name)}")
+        parts.append((part, header(part)))
+    tensors: dict[str, GgufTensor] = {}
+    for part, each in parts:
+        twice = tensors.keys() & each.tensors.keys()
+        if twice:
+            raise ProfileError(
+                f"{printable(part.name)} has a tensor of an earlier part: {printable(min(twice), 80)}",
+                "The parts belong to different files.",
+            )
+        tensors |= each.tensors
+    return replace(first, tensors=tensors, parts=tuple(parts))
 
 
 def header(path: Path) -> GgufHeader:

@@ -81,10 +81,8 @@ def config(header: GgufHeader) -> Raw:
 def named_config(header: GgufHeader) -> tuple[Raw, Mapping[str, str]]:
     """The same config, with the key that each field came from, for error messages."""
     keys = _Keys(header)
-    parts = header.metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        merge = "llama-gguf-split --merge FIRST.gguf MERGED.gguf"
-        raise keys.error(f"this is one of {printable(parts)} parts of a split file; merge them with: {merge}")
+    if header.is_split and not header.parts:
+        raise keys.error(f"this is one of {printable(header.metadata['split.count'])} parts of a split file")
     kind = header.metadata.get("general.type")
     if isinstance(kind, str) and kind in NO_MODEL:
         raise keys.error(f"the file holds {NO_MODEL[kind]} (general.type {kind})")

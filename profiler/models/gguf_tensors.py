@@ -3,7 +3,8 @@
 Tensor names come from llama.cpp, ``gguf-py/gguf/constants.py``. Their counterparts in transformers come from its
 ``integrations/gguf/gguf_conversion_mapping.py`` and from ``gguf-py/gguf/tensor_mapping.py``.
 
-llama.cpp loads every tensor of a file except the multi-token-prediction layers, so the header gives the bytes.
+llama.cpp loads every tensor of a file, so the header gives the bytes. No decode step reads some of them: those of
+multi-token-prediction layers, and K and V of Gemma 4's layers that use the cache of an earlier layer.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from profiler.errors import ProfileError
 from profiler.models.account import Description, FileTensor
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.gguf import TYPE_NAMES, GgufHeader, GgufTensor
-from profiler.models.layers import Attention, Role, Weight
+from profiler.models.layers import Attention, Layer, Role, Weight
 from profiler.models.stored import Stored, StoredWeight
 from profiler.units import printable
 
 BLOCK = re.compile(r"blk\.(\d{1,9})\.(.+)")
+UNREAD = re.compile(r"self_attn\.(attn_)?[kv](_proj|_norm)?\.")  # by its name in transformers or in a file
 NEXTN = re.compile(r"blk\.(\d{1,9})\.nextn\.")
 TABLES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -152,6 +154,7 @@ FALLBACK = {  # for rows that do not fill the blocks of a type (``tensor_type_fa
 }  # fmt: skip
 MOSTLY = 0.9  # share of the layers' parameters that makes a type the file's quantization
 MIXED = "mixed"
+DRAFTING = "mtp."  # before the names of weights in multi-token-prediction layers
 
 
 def description(header: GgufHeader) -> Description:
@@ -218,7 +221,10 @@ def _as_expected(tensor: GgufTensor, wanted: tuple[int, ...] | None) -> tuple[in
 
 
 def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
-    """Assign a GGUF file's tensors to the weights of ``geometry``. ProfileError for an unknown type."""
+    """Assign a GGUF file's tensors to the weights of ``geometry``. ProfileError for an unknown type.
+
+    All are counted, also those that ``is_unread`` names.
+    """
     weights = []
     for tensor in header.tensors.values():
         nbytes = tensor.nbytes
@@ -226,10 +232,9 @@ def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
             raise ProfileError(
                 f"{printable(tensor.name, 80)} is stored in ggml type {tensor.type_id}, which is not supported"
             )
-        if (placed := _placed(geometry, tensor)) is not None:
-            weight, layer = placed
-            weights.append(StoredWeight(weight, layer, TYPE_NAMES[tensor.type_id], nbytes))
-    types = {weight.scheme for weight in weights if weight.weight.role != "vector"}
+        weight, layer = _placed(geometry, tensor)
+        weights.append(StoredWeight(weight, layer, TYPE_NAMES[tensor.type_id], nbytes))
+    types = {item.scheme for item in weights if item.weight.role != "vector" and not is_unread(item.weight, None)}
     return Stored(
         quant=file_type(header),
         dtype=None,
@@ -240,15 +245,22 @@ def from_gguf(geometry: Geometry, header: GgufHeader) -> Stored:
     )
 
 
-def _placed(geometry: Geometry, tensor: GgufTensor) -> tuple[Weight, int | None] | None:
-    """The weight that a tensor belongs to, and its layer; ``None`` for a layer that the decoder does not have."""
+def is_unread(weight: Weight, layer: Layer | None) -> bool:
+    """Whether a step of llama.cpp reads nothing of a weight that it has loaded."""
+    if weight.name.startswith(DRAFTING):
+        return True
+    return layer is not None and layer.shares_kv and UNREAD.match(weight.name) is not None
+
+
+def _placed(geometry: Geometry, tensor: GgufTensor) -> tuple[Weight, int | None]:
+    """The weight that a tensor belongs to, and its layer; no layer for one that the decoder does not have."""
     match = BLOCK_LINES.fullmatch(tensor.name)
     if match is None:
         role, name = OUTSIDE.get(tensor.name, (_role(tensor.name, tensor.shape), tensor.name))
         return Weight(role, tensor.shape, name), None
     number = int(match[1])
     if number >= len(geometry.layers):
-        return None
+        return Weight(_role(match[2], tensor.shape), tensor.shape, f"{DRAFTING}{tensor.name}"), None
     attention = isinstance(geometry.layers[number].mixer, Attention)
     return Weight(_role(match[2], tensor.shape), tensor.shape, _place(match[2], attention)), number
 

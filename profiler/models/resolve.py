@@ -231,7 +231,7 @@ def _gguf(path: Path) -> Model:
         hint = f"Pass the folder that contains it: {quote(str(path.parent))}" if in_folder else ONLY
         raise ProfileError(f"{printable(path)} is neither a folder nor a GGUF file", hint)
     try:
-        header = gguf.header(path)
+        header = gguf.model_header(path)
     except ProfileError as error:
         raise _unfinished(path) if path.suffix in safetensors.UNFINISHED else error from None
     try:

@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 from profiler.cost import engines
-from profiler.cost.engines.base import Engine, Named
+from profiler.cost.engines.base import Engine, Named, Placement, Serving, placement
 from profiler.cost.engines.transformers import swept, usual_path
 from profiler.cost.machine import RAM_BYTES_S, Machine, Split
 from profiler.cost.prediction import Goal, Prediction, Predictor
 from profiler.devices import target as targets
 from profiler.errors import ProfileError
-from profiler.models import families, hub
+from profiler.models import families, gguf, hub
 from profiler.models.geometry import Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
@@ -22,7 +23,7 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.run import grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
-from profiler.run.quantization import QuantVariant, checked, compute_dtype, held, variants
+from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
 from profiler.run.request import Refusal, accepted, together
 from profiler.shell import Command
 from profiler.units import printable
@@ -44,7 +45,7 @@ class FitRequest:
 
     models: tuple[str, ...] = ()
     on: tuple[str, ...] = ()
-    engine: str = engines.DEFAULT
+    engine: str | None = None  # llama.cpp for GGUF files, otherwise transformers
     quants: tuple[str, ...] = ()
     contexts: tuple[str, ...] = ()
     batches: tuple[str, ...] = ()
@@ -74,14 +75,19 @@ class FitPrediction:
     largest_context: int  # at this batch; 0: not even one token
     largest_batch: int  # at this context; 0: not even one
     parameters: int
+    placed: Placement
     checkpoint_format: Stored | None = None  # of the model's checkpoint, whatever quantization is predicted
 
     @property
     def verify(self) -> Command | None:
         """The command that measures this case; ``None`` if there is none, for example if the case does not fit."""
-        if self.prediction.verdict.word in ("no", "offload"):
-            return None
-        return self.prediction.engine.verify(self.named, self.prediction.request, self.prediction.machine)
+        p = self.prediction
+        return None if p.verdict.word == "no" else p.engine.verify(self.named, p.request, p.machine, self.placed)
+
+    @property
+    def serve(self) -> Serving | None:
+        """How to run this case for use, as predicted; ``None`` if there is no rule, or the case does not fit."""
+        return _serving(self.named, self.prediction, self.placed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ def predictions(request: FitRequest) -> FitResult:
     """
     counted = request.scenario if not request.contexts else None
     request = _with_scenario(request)
-    engine = engines.find(request.engine)
+    engine = _engine(request)
     machines = _machines(request, engine)
     _check_options(request, engine, machines)
     quants = _quants(request, engine)
@@ -132,6 +138,23 @@ def predictions(request: FitRequest) -> FitResult:
     return FitResult(found, refused, None if found else best)
 
 
+def _engine(request: FitRequest) -> Engine:
+    """The engine that was named; for GGUF files llama.cpp, unless what is asked for is only in transformers."""
+    if request.engine is not None:
+        return engines.find(request.engine)
+    names, usual = model_names(request.models), engines.find(engines.DEFAULT)
+    if not names or request.path is not None or not all(_is_gguf(name) for name in names):
+        return usual
+    own = engines.find(engines.OF_GGUF)
+    foreign = [quant for quant in words(request.quants) if has(usual, quant) and not has(own, quant)]
+    return usual if foreign else own
+
+
+def _is_gguf(name: str) -> bool:
+    path = Path(name).expanduser()
+    return path.is_file() and gguf.is_gguf(path)
+
+
 def _sequence_tps(found: FitPrediction) -> float:
     """Decode rate per sequence, which a goal is compared with; 0 if the case does not fit."""
     p = found.prediction
@@ -156,15 +179,21 @@ class OneCase:
     """A single case to explain."""
 
     model: Model
+    named: Named
     predictor: Predictor
     context: int
     batch: int
     cautions: tuple[str, ...] = ()
 
+    def serving(self, prediction: Prediction) -> Serving | None:
+        """How to run the case for use, as predicted."""
+        placed = placement(self.model.geometry, self.predictor.storage, prediction.host_bytes)
+        return _serving(self.named, prediction, placed)
+
 
 def one_case(request: FitRequest) -> OneCase:
     """The one case that ``request`` names. Raises ProfileError if it names several."""
-    engine = engines.find(request.engine)
+    engine = _engine(request)
     (machine,) = _machines(request, engine)
     _check_options(request, engine, [machine])
     asked, usual = words(request.quants), _quants(request, engine)
@@ -180,7 +209,17 @@ def one_case(request: FitRequest) -> OneCase:
     predictor = _predictor(model.geometry, engine, variant, machine, request.path)
     cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
     (context,) = _reached(contexts, model.geometry.max_position, request)
-    return OneCase(model, predictor, context, batches[0], cautions)
+    named = Named(
+        model.source.argument(names[0]), model.source, variant.checkpoint_format is not None or not request.quants
+    )
+    return OneCase(model, named, predictor, context, batches[0], cautions)
+
+
+def _serving(named: Named, prediction: Prediction, placed: Placement) -> Serving | None:
+    """``None`` if the engine has no rule, or the case does not fit."""
+    if prediction.verdict.word == "no":
+        return None
+    return prediction.engine.serve(named, prediction.request, prediction.machine, placed)
 
 
 def _cases(
@@ -201,14 +240,16 @@ def _cases(
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
+            prediction = predictor.predict(context, batch, kv)
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
                 cautions=(*model.cautions, *variant.cautions, *machine.target.limits, *unchecked),
-                prediction=predictor.predict(context, batch, kv),
+                prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
                 parameters=model.geometry.parameters,
+                placed=placement(model.geometry, predictor.storage, prediction.host_bytes),
                 checkpoint_format=checkpoint_format,
             )
 

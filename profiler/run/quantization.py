@@ -163,13 +163,16 @@ def checked(engine: Engine, quant: str) -> str:
     try:
         return engine.check(quant)
     except NotFound as error:
-        others = registry.listed([f"--engine {name}" for name in engines.names() if _has(name, quant)], "or")
+        others = registry.listed(
+            [f"--engine {name}" for name in engines.names() if has(engines.find(name), quant)], "or"
+        )
         raise NotFound(error.message, f"{others} has it. {error.hint}" if others else error.hint) from None
 
 
-def _has(engine: str, quant: str) -> bool:
+def has(engine: Engine, quant: str) -> bool:
+    """Whether an engine has a quantization of this name."""
     try:
-        return bool(engines.find(engine).check(quant))
+        return bool(engine.check(quant))
     except NotFound:
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from profiler.cost.engines.base import Serving
 from profiler.cost.explanation import Explanation, PhaseParts, cause
 from profiler.cost.prediction import Prediction
 from profiler.decode_path import EAGER
@@ -18,10 +19,18 @@ SHOWN_CHANGES = 3
 NOTHING = Memory()
 
 
-def render(model: str, prediction: Prediction, found: Explanation, stored: Sequence[Measurement], output: str) -> str:
+def render(
+    model: str,
+    prediction: Prediction,
+    found: Explanation,
+    stored: Sequence[Measurement],
+    output: str,
+    serving: Serving | None = None,
+) -> str:
     """The explanation in a format of ``output.FORMATS``: a page, or a row for each part of a phase and of memory.
 
     ``stored``: the measurements of the case, the newest first. Only the one with the predicted path is compared.
+    ``serving``: how to run the case for use.
     """
     predicted = prediction.request.path
     measured = next((row for row in stored if row.case.path == predicted), None)
@@ -44,6 +53,8 @@ def render(model: str, prediction: Prediction, found: Explanation, stored: Seque
             "",
         ]
     lines += memory_lines(found, measured, output, prediction)
+    if serving is not None:
+        lines += ["", "to run it as predicted:", *fit.serving_lines(serving)]
     if others := _others(stored, predicted):
         lines += ["", "measurements with other decode paths:", *others]
     return "\n".join(lines) + "\n"

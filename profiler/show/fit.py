@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from profiler.cost.engines import DEFAULT
+from profiler.cost.engines.base import Serving
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Goal, PredictedPhase, Prediction
@@ -14,7 +15,8 @@ from profiler.shell import Command
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
-SHOWN_VERIFY = 4  # commands below the table
+T = TypeVar("T")
+SHOWN_VERIFY, SHOWN_SERVED = 4, 2  # commands below the table
 KINDS = {
     "bandwidth": "reading weights and cache",
     "compute": "arithmetic",
@@ -69,7 +71,8 @@ def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> st
 def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
     """One prediction as plain JSON. Bytes, seconds, tokens per second, joules; unknown is null."""
     prediction = each.prediction
-    request, terms, machine, check = prediction.request, prediction.terms, prediction.machine, each.verify
+    request, terms, machine = prediction.request, prediction.terms, prediction.machine
+    check, serving = each.verify, each.serve
     content = {
         "model": each.model,
         "parameters": each.parameters,
@@ -108,6 +111,8 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "cautions": list(each.cautions),
         "verify": None if check is None else str(check),
         "verify_blanks": {} if check is None else dict(check.blanks),
+        "serve": None if serving is None else str(serving.command),
+        "serve_settings": {} if serving is None else dict(serving.settings),
     }
     return content | ({"goal": goal.met(prediction)} if goal else {})
 
@@ -220,25 +225,49 @@ def notes(found: Sequence[FitPrediction]) -> list[str]:
             cautions.setdefault(caution, {})[printable(each.model, 40)] = None
     lines += [f"{', '.join(models)}: {caution}." for caution, models in cautions.items()]
     lines += _ttft(found)
-    return lines + _checks(found)
-
-
-def _checks(found: Sequence[FitPrediction]) -> list[str]:
-    """The commands that measure the first case of each model and quantization, where one can."""
-    lines = []
     for _, here in _places(found):
-        commands = [(each, command) for each in here if (command := each.verify) is not None]
-        first: dict[tuple[str, str], Command] = {}
-        for each, command in commands:
-            first.setdefault((each.model, each.prediction.request.quant), command)
-        if commands:
-            target = here[0].prediction.machine.target
-            what = " the first context of each" if len(first) < len(commands) else ""
-            lines.append(f"To check{what}{'' if target.local else f' on {printable(target.title)}'}:")
-        for command in [*first.values()][:SHOWN_VERIFY]:
-            lines.append(f"  {command}")
-            lines += [f"  # {blank}: {what}" for blank, what in command.blanks.items()]
+        lines += _runs(here) + _checks(here)
     return lines
+
+
+def _runs(here: Sequence[FitPrediction]) -> list[str]:
+    """How to run the first case of each model and quantization on one machine, as predicted."""
+    first = _first([(each, serving) for each in here if (serving := each.serve) is not None])
+    shown = [serving for _, serving in first[:SHOWN_SERVED]]
+    lines = [f"To run{_which(here, first)}, as predicted:"] if shown else []
+    return lines + [line for serving in shown for line in serving_lines(serving)]
+
+
+def serving_lines(serving: Serving) -> list[str]:
+    """The command of the server, and comments with the settings of other programs."""
+    settings = [f"  # {program}: {words}" for program, words in serving.settings]
+    return [*_command_lines(serving.command), *settings]
+
+
+def _checks(here: Sequence[FitPrediction]) -> list[str]:
+    """The commands that measure the first case of each model and quantization on one machine, where one can."""
+    first = _first([(each, command) for each in here if (command := each.verify) is not None])
+    lines = [f"To check{_which(here, first)}:"] if first else []
+    return lines + [line for _, command in first[:SHOWN_VERIFY] for line in _command_lines(command)]
+
+
+def _first(found: Sequence[tuple[FitPrediction, T]]) -> list[tuple[FitPrediction, T]]:
+    """The first of each model and quantization."""
+    first: dict[tuple[str, str], tuple[FitPrediction, T]] = {}
+    for each, value in found:
+        first.setdefault((each.model, each.prediction.request.quant), (each, value))
+    return [*first.values()]
+
+
+def _which(here: Sequence[FitPrediction], first: Sequence[object]) -> str:
+    """What a list of commands is for, where that is not all that the table shows."""
+    target = here[0].prediction.machine.target
+    some = len(first) < sum(each.prediction.verdict.word != "no" for each in here)
+    return f"{' the first context of each' if some else ''}{'' if target.local else f' on {printable(target.title)}'}"
+
+
+def _command_lines(command: Command) -> list[str]:
+    return [f"  {command}", *(f"  # {blank}: {what}" for blank, what in command.blanks.items())]
 
 
 def _bases(found: Sequence[FitPrediction]) -> list[str]:

@@ -5,8 +5,10 @@ Our own are read by click itself. For other programs there is a table of the opt
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import click
 import pytest
@@ -25,11 +27,19 @@ def _options(values: str, flags: str = "") -> dict[str, bool]:
     return dict.fromkeys(values.split(), True) | dict.fromkeys(flags.split(), False)
 
 
+HELP = Path(__file__).parents[1] / "golden" / "llama_help.json"
+
+
+def _of_llama_cpp(tool: str) -> dict[str, bool]:
+    """The options of a program of llama.cpp, as its ``--help`` of build 9993 lists them."""
+    options: dict[str, bool] = json.loads(HELP.read_text(encoding="utf-8"))[tool]
+    return options
+
+
 OTHERS: dict[tuple[str, ...], Table] = {
-    # llama.cpp, tools/llama-bench/README.md (08d0baac)
-    ("llama-bench",): (_options("-m -p -n -d -b -ub -ctk -ctv -t -ngl -sm -fa -r -o"), 0, 0),
-    # llama.cpp, common/arg.cpp: arguments of LLAMA_EXAMPLE_BENCH
-    ("llama-batched-bench",): (_options("-m -c -npp -ntg -npl -b -ub -ctk -ctv -sm -t -ngl -fa"), 0, 0),
+    ("llama-bench",): (_of_llama_cpp("llama-bench"), 0, 0),
+    ("llama-batched-bench",): (_of_llama_cpp("llama-batched-bench"), 0, 0),
+    ("llama-server",): (_of_llama_cpp("llama-server"), 0, 0),
     # llama.cpp, tools/quantize/README.md: llama-quantize [options] input output type
     ("llama-quantize",): (_options("", "--allow-requantize --pure --leave-output-tensor"), 3, 4),
     # llama.cpp, convert_hf_to_gguf.py --help: model directory, --outfile, --outtype

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def run(*words: str) -> Result:
 def by_a_shell(lines: list[str], folder: Path) -> list[list[str]]:
     """The words that bash makes of each line, pasted in ``folder``; no other program is on the path."""
     stub = 'show() { printf "%s\\0" "$@"; printf "\\n\\0"; }\n'
-    for name in ("profile", "llama-bench", "llama-batched-bench", "llama-quantize", "vllm", "python3", "git"):
+    for name in ("profile", "llama-server", "llama-batched-bench", "llama-quantize", "vllm", "python3", "git"):
         stub += f'function {name} {{ show {name} "$@"; }}\n'
     done = subprocess.run(
         [BASH, "-c", stub + "\n".join(lines)], cwd=folder, env={"PATH": "/nowhere"}, capture_output=True, check=True
@@ -133,8 +134,9 @@ def verified(*words: str) -> list[str]:
     shown = [line.removeprefix("  ") for line in page.splitlines() if not line.startswith("  # ")]
     assert shown and set(shown) <= {row["verify"] for row in rows}
     for row in rows:
-        assert all(re.search(rf"(?<!\S){re.escape(blank)}(?!\S)", row["verify"]) for blank in row["verify_blanks"])
-    return [row["verify"] for row in rows]
+        for line in filter(None, (row["verify"], row["serve"])):
+            assert all(re.search(rf"(?<!\S){re.escape(blank)}(?!\S)", line) for blank in row["verify_blanks"])
+    return [row["verify"] for row in rows] + [row["serve"] for row in rows if row["serve"]]
 
 
 @pytest.mark.parametrize("engine", ["transformers", "llama.cpp", "vllm"])
@@ -142,7 +144,7 @@ def test_fit_prints_a_command_that_measures_the_very_folder(engine: str, models:
     quant = "q4_k_m" if engine == "llama.cpp" else "bf16"
     lines = verified("--engine", engine, "-q", quant, "--", *(os.path.join(".", name, "") for name in models))
     assert all(line.isprintable() for line in lines)
-    for name, words in zip(models, by_a_shell(lines, tmp_path), strict=True):
+    for name, words in zip(cycle(models), by_a_shell(lines, tmp_path), strict=False):
         printed.check(words)
         if engine == "transformers":
             folder = words[words.index("-m") + 1]
@@ -199,6 +201,8 @@ def test_commands_of_every_engine_setting_are_taken(engine: str, on: tuple[str, 
     lines = []
     if engine == "transformers" and on == ("--on", '2x"rtx 3090"'):
         return  # no sweep runs on two devices: no command is printed
+    if engine == "llama.cpp":
+        lines += verified("gemma-4-26b-a4b", "gemma-4-31b", "--on", "rtx 3060", "--ram", "64GiB", "--engine", engine)
     for kv in kvs[engine]:
         named = (str(tmp_path), "qwen3-0.6b") if not on else ("qwen3-0.6b",)
         lines += verified(*named, "--engine", engine, "-q", quants[engine], "-b", "1,4", *on, *kv)
@@ -214,7 +218,8 @@ def test_a_quantization_that_nobody_has_a_file_of_is_a_blank_with_the_way_to_it(
         return row
 
     for own in (said(), said("-q", "f32")):
-        assert own["verify"].startswith(f"llama-bench -m '{gguf}' -p 64 ")
+        assert own["verify"] == f"llama-batched-bench -m '{gguf}' -c 192 -npp 64 -ntg 128 -npl 1 -ngl 0"
+        assert own["serve"] == f"llama-server -m '{gguf}' -c 64 -ngl 0"
         assert own["verify_blanks"] == {}
     other = said("-q", "q5_k_m")
     assert "-m MODEL-Q5_K_M.gguf " in other["verify"]

@@ -227,6 +227,11 @@ def unpack_gguf(
     """
     cache = folders.cache("gguf")
     header = models_gguf.header(gguf)
+    if header.is_split:
+        raise ProfileError(
+            f"{printable(gguf.name)} is one part of a split file, which transformers cannot read",
+            "Merge its parts: llama-gguf-split --merge FIRST.gguf MERGED.gguf",
+        )
     identity = identity or content_id(gguf_spans(gguf, header))
     dtype = _unpacked_dtype(header, computed_in)
     other = "" if dtype == _unpacked_dtype(header, UNPACKED_DTYPE) else f"-{str(dtype).removeprefix('torch.')}"

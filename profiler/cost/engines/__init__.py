@@ -11,6 +11,7 @@ from profiler import registry
 from profiler.cost.engines.base import Engine
 
 FOLDER = "cost.engines"
+OF_GGUF = "llama.cpp"  # runs a GGUF file if no engine is named
 DEFAULT = "transformers"  # what `profile sweep` measures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,7 @@ from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
+from profiler.models.layers import Experts
 from profiler.models.stored import Stored
 from profiler.shell import Command
 from profiler.units import printable
@@ -88,6 +90,37 @@ class Terms:
         return self.weights + self.cache + self.buffers + self.framework
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the layers are if a model does not fit on the device: whole layers of it, and experts, in host memory."""
+
+    layers: int  # of the model
+    on_host: int = 0  # whole layers in host memory
+    experts_on_host: int = 0  # layers whose experts are in host memory
+
+
+def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float) -> Placement:
+    """The fewest layers that free ``offloaded_bytes``: experts first, since each token reads few of them."""
+    count, left = len(geometry.layers), offloaded_bytes
+    sparse = sum(isinstance(layer.mlp, Experts) for layer in geometry.layers)
+    experts = sum(line.nbytes for line in storage.read if line.experts is not None)
+    others = sum(line.nbytes for line in storage.read if line.experts is None and line.part != "head")
+    moved = 0
+    if sparse and left > 0:
+        moved = min(sparse, math.ceil(left * sparse / experts))
+        left -= moved * experts / sparse
+    whole = min(count, math.ceil(left * count / others)) if left > 0 else 0
+    return Placement(count, whole, moved)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How to run a case as it was predicted: the command of a server, and the same for other programs."""
+
+    command: Command
+    settings: tuple[tuple[str, str], ...]  # the name of a program, and its settings in words
+
+
 class Engine(Protocol):
     """An inference engine. Predicting does not import it."""
 
@@ -133,9 +166,12 @@ class Engine(Protocol):
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         """The decode path that runs if ``path`` is requested."""
 
-    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command | None:
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
         """The command that measures this case on that machine; ``None`` if there is none. Unknown parts, such as the
         name of a file that does not exist yet, become placeholders."""
+
+    def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Serving | None:
+        """How to run this case on that machine for use; ``None`` if we do not know. Placeholders as in ``verify``."""
 
 
 def spread(value: float, low: float, high: float) -> Interval:

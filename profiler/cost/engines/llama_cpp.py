@@ -15,16 +15,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from profiler.cost import gguf_mix
 from profiler.cost.calibrated import OperatorCounts
-from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
+from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Serving, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
-from profiler.models import gguf, gguf_tensors
+from profiler.models import gguf, gguf_mix, gguf_tensors
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
 from profiler.models.stored import Stored
@@ -49,6 +48,7 @@ CONTEXT = {  # CUDA context and the backend's pools; Metal and Vulkan take less.
     "other": spread(250 * MIB, 60 * MIB, 700 * MIB),
 }
 GENERATED = 128  # tokens that llama-bench decodes by default
+OLLAMA_KV = ("f16", "q8_0", "q4_0")  # values of OLLAMA_KV_CACHE_TYPE (docs/faq.md)
 SPLIT_MODES = {"layer": "layer", "tensor": "row"}
 CONVERT = ("python3", "convert_hf_to_gguf.py")
 CONVERTED = ("f32", "f16", "bf16", "q8_0")  # values of its --outtype
@@ -71,17 +71,12 @@ class LlamaCpp:
         return gguf_mix.mix(quant)
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
-        held = (
-            Held(t.weight, t.layer, t.count, t.type, t.nbytes, on_host=t.weight.role == "embedding")
-            for t in gguf_mix.tensors(geometry, quant)
-        )
+        held = (_held(Held(t.weight, t.layer, t.count, t.type, t.nbytes)) for t in gguf_mix.tensors(geometry, quant))
         return storage(with_head(geometry, held, copied=True), None if quant in gguf_mix.PLAIN else MIX_BOUNDS)
 
     def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """Every tensor of the file; for a checkpoint of another kind, its size if converted without quantizing."""
-        held = (
-            replace(item, on_host=item.weight.role == "embedding") for item in as_stored(geometry, checkpoint_format)
-        )
+        held = map(_held, as_stored(geometry, checkpoint_format))
         return storage(with_head(geometry, held, copied=True), bounds_of(checkpoint_format))
 
     def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
@@ -121,17 +116,27 @@ class LlamaCpp:
             ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False)
         )
 
-    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command:
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command:
+        """llama-batched-bench prefills ``context`` tokens and decodes after them. llama-bench would need two runs, or
+        room for the context twice.
+        """
         file, blanks = _file(model, request.quant)
-        context, batch = str(request.context), str(request.batch)
-        kv = ("-ctk", request.kv, "-ctv", request.kv) if request.kv not in (None, "f16") else ()
-        split = ("-sm", SPLIT_MODES[machine.split]) if machine.target.count > 1 else ()
-        sizes: tuple[str, ...] = ("-p", context, "-n", str(GENERATED), "-d", f"0,{context}")
-        tool = "llama-bench"
-        if request.batch > 1:  # llama-bench measures one sequence
-            tool, cells = "llama-batched-bench", str(request.batch * (request.context + GENERATED))
-            sizes = ("-c", cells, "-npp", context, "-ntg", str(GENERATED), "-npl", batch)
-        return command(tool, "-m", file, sizes, kv, split, **blanks)
+        cells = request.batch * (request.context + GENERATED)
+        sizes = ("-npp", str(request.context), "-ntg", str(GENERATED), "-npl", str(request.batch))
+        options = _options(request, machine, placed)
+        return command("llama-batched-bench", "-m", file, "-c", str(cells), sizes, options, **blanks)
+
+    def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Serving:
+        file, blanks = _file(model, request.quant)
+        slots = ("-np", str(request.batch)) if request.batch > 1 else ()
+        cells = str(request.batch * request.context)
+        options = _options(request, machine, placed)
+        server = command("llama-server", "-m", file, "-c", cells, slots, options, **blanks)
+        settings = (
+            ("LM Studio", _lm_studio(request, machine, placed)),
+            ("Ollama", _ollama(request, machine, placed)),
+        )
+        return Serving(server, settings)
 
     def _ubatch(self, request: EngineRequest) -> int:
         return min(request.ubatch or UBATCH, request.context)
@@ -152,11 +157,67 @@ class LlamaCpp:
         )
 
 
+def _gpu_layers(machine: Machine, placed: Placement) -> int:
+    """``-ngl``: the output counts as a layer, and is on the GPU with the last ones."""
+    return 0 if machine.target.vendor == "CPU" else placed.layers + 1 - placed.on_host
+
+
+def _options(request: EngineRequest, machine: Machine, placed: Placement) -> tuple[str, ...]:
+    """The options of llama.cpp's programs that the prediction assumes. A quantized V needs flash attention."""
+    kv = request.kv if _quantized(request) else None
+    several = machine.target.count > 1
+    return (
+        *("-ngl", str(_gpu_layers(machine, placed))),
+        *(("-ncmoe", str(placed.experts_on_host)) if placed.experts_on_host else ()),
+        *(("-ub", str(request.ubatch)) if request.ubatch else ()),
+        *(("-ctk", kv, "-ctv", kv, "-fa", "on") if kv else ()),
+        *(("-sm", SPLIT_MODES[machine.split], "-ts", ",".join("1" * machine.target.count)) if several else ()),
+    )
+
+
+def _lm_studio(request: EngineRequest, machine: Machine, placed: Placement) -> str:
+    """The fields of the dialog that loads a model."""
+    layers = min(_gpu_layers(machine, placed), placed.layers)
+    return "; ".join(
+        (
+            f"Context Length {request.context * request.batch}",
+            *((f"Max Concurrent Predictions {request.batch}",) if request.batch > 1 else ()),
+            f"GPU Offload {layers} of {placed.layers} layers",
+            *((f"force MoE weights of {placed.experts_on_host} layers onto CPU",) if placed.experts_on_host else ()),
+            *((f"Flash Attention on, K and V Cache Quantization Type {request.kv}",) if _quantized(request) else ()),
+        )
+    )
+
+
+def _ollama(request: EngineRequest, machine: Machine, placed: Placement) -> str:
+    """Variables of its server, and the parameter of a Modelfile."""
+    if placed.experts_on_host:
+        return "it cannot keep only the experts in host memory"
+    if _quantized(request) and request.kv not in OLLAMA_KV:
+        return f"it has no KV cache of type {request.kv}, only {', '.join(OLLAMA_KV)}"
+    variables = {"OLLAMA_CONTEXT_LENGTH": request.context, "OLLAMA_NUM_PARALLEL": request.batch}
+    kv = f" OLLAMA_FLASH_ATTENTION=1 OLLAMA_KV_CACHE_TYPE={request.kv}" if _quantized(request) else ""
+    set_up = " ".join(f"{name}={value}" for name, value in variables.items())
+    return f"{set_up}{kv} for its server; PARAMETER num_gpu {_gpu_layers(machine, placed)} in the Modelfile"
+
+
+def _quantized(request: EngineRequest) -> bool:
+    """Whether K and V have another type than llama.cpp gives them by default."""
+    return request.kv not in (None, "f16")
+
+
+def _held(item: Held) -> Held:
+    """Tables are on the host. Weights that are loaded but never read are on the device, and count as tables there."""
+    if gguf_tensors.is_unread(item.weight, item.layer):
+        return replace(item, weight=replace(item.weight, role="embedding"), layer=None)
+    return replace(item, on_host=item.weight.role == "embedding")
+
+
 def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     """The GGUF file to measure: the one that was named, or a placeholder with instructions to make one."""
     source, kind = model.source, quant.upper().replace("-", "_")
     if source.kind == "gguf" and (
-        model.as_stored or gguf_tensors.file_type(gguf.header(Path(source.location))) == quant
+        model.as_stored or gguf_tensors.file_type(gguf.model_header(Path(source.location))) == quant
     ):
         if "," not in model.argument:
             return model.argument, {}

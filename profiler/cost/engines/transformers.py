@@ -21,7 +21,7 @@ from dataclasses import replace
 from profiler import quants, registry
 from profiler.case import PREFILL_CHUNK
 from profiler.cost.calibrated import OperatorCounts, timed_layer
-from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
+from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
@@ -243,9 +243,12 @@ class Transformers:
             ),
         )
 
-    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command | None:
+    def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
+        """No rule."""
+
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
         target = machine.target
-        if target.count > 1 or not swept(target):
+        if target.count > 1 or not swept(target) or placed.on_host or placed.experts_on_host:
             return None
         own = model.as_stored and "quantization_config" in model.source.config  # a sweep uses it without -q
         quant = ("-q", request.quant) if request.quant in self.quants and not own else ()

@@ -15,13 +15,14 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 from __future__ import annotations
 
 from profiler.cost.calibrated import OperatorCounts
-from profiler.cost.engines.base import MIB, EngineRequest, Named, Terms, spread
+from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
 from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
+from profiler.models import gguf_tensors
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Layer, Weight
 from profiler.models.stored import Stored
@@ -82,6 +83,7 @@ class Vllm:
         held = [
             _held(item.weight, item.layer, item.count, dtype) if item.scheme in DTYPES else item
             for item in as_stored(geometry, checkpoint_format)
+            if not gguf_tensors.is_unread(item.weight, item.layer)  # vLLM does not load it
         ]
         held += [_held(weight, layer, count, dtype) for layer, count, weight in _copied_values(geometry)]
         return storage(with_head(geometry, held, copied=False), bounds_of(checkpoint_format))
@@ -118,7 +120,12 @@ class Vllm:
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         return PassRules(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
 
-    def verify(self, model: Named, request: EngineRequest, machine: Machine) -> Command:
+    def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
+        """No rule."""
+
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
+        if placed.on_host or placed.experts_on_host:
+            return None
         checkpoint, how, blanks = _checkpoint(model, request.quant)
         kv = KV_DTYPES.get((request.kv or "auto").casefold())
         return command(

@@ -47,6 +47,13 @@ def geometry(
     ``where`` and ``names`` are for errors: the kind of file, and the names of the config's fields in it. ProfileError
     for an unsupported ``model_type``, and for a field that is missing, invalid or contradictory.
     """
+    config = decoder(raw, where, names)
+    result: Geometry = by_model_type()[raw["model_type"]].geometry(config)
+    return result
+
+
+def decoder(raw: Mapping[str, Any], where: str = "config", names: Mapping[str, str] = MappingProxyType({})) -> Config:
+    """The fields of the text decoder, which a multimodal config holds as a part. Arguments and errors as above."""
     outer = Config(raw, where, names=names)
     family = _family(outer)
     model_type = raw["model_type"]
@@ -60,8 +67,7 @@ def geometry(
         config.cautions += (
             f"auto_map names code that comes with the model; it is not run, this is plain {model_type}",
         )
-    result: Geometry = family.geometry(config)
-    return result
+    return config
 
 
 def _plain(outer: Config, family: ModuleType, model_type: str) -> Config:

@@ -47,7 +47,7 @@ def test_every_figure_of_the_headline_models_has_a_basis(on: str, engine: str, q
 
 def test_the_page_fits_a_page() -> None:
     text = fit(*PAIR, "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "8k,128k").stdout
-    assert len(text.splitlines()) < 40
+    assert len(text.splitlines()) < 48
     for word in (
         "RTX 4090",
         "usable",
@@ -167,7 +167,7 @@ def test_the_decode_path_is_named_and_what_is_assumed_of_a_described_device() ->
         (("gemma-4-e4b", "--on", "rtx 4090"), True),
         (("gemma-4-31b", "--on", "rtx 4090", "-q", "bf16"), False),  # does not fit
         (("gemma-4-31b", "--on", "rtx 4090", "-q", "bf16", "--ram", "64g"), False),
-        (("gemma-4-31b", "--on", "rtx 4090", "-q", "q8_0", "--ram", "64g", "--engine", "llama.cpp"), False),
+        (("gemma-4-31b", "--on", "rtx 4090", "-q", "q8_0", "--ram", "64g", "--engine", "llama.cpp"), True),
         (("gemma-4-e4b", "--on", "2x3090"), False),
         (("gemma-4-e4b", "--on", "2x3090", "--engine", "llama.cpp"), True),
         (("gemma-4-e4b", "--on", "mi300x"), False),

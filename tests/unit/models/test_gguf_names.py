@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fakes import tiny, weights
 
+from profiler.cost import engines
 from profiler.errors import ProfileError
 from profiler.models import account, families, gguf_config, gguf_tensors
 from profiler.models.gguf import GgufHeader, GgufTensor
@@ -168,6 +169,24 @@ def test_a_block_that_drafts_is_left_out_with_its_bytes_whether_the_metadata_say
     assert (left.why, left.nbytes) == ("multi-token prediction", 2 * (64 + 64 * 128))
 
 
+def test_llama_cpp_holds_the_block_that_drafts_and_reads_nothing_of_it() -> None:
+    """Its loader creates these tensors with all others (build 9993, src/models/qwen35.cpp); vLLM leaves them out."""
+    raw = tiny.CONFIGS["qwen3.5"]
+    geometry = families.geometry(raw)
+    shapes = {gguf_tensors.own_name("qwen35", name): tuple(shape) for name, shape in weights.described(raw).items()}
+    tensors = {name: GgufTensor(name, shape, 1, 0) for name, shape in shapes.items()}
+    plain = gguf_tensors.from_gguf(geometry, GgufHeader({}, tensors))
+    drafting = {"blk.4.ffn_up.weight": (128, 64), "blk.4.nextn.eh_proj.weight": (64, 128)}
+    tensors |= {name: GgufTensor(name, shape, 1, 0) for name, shape in drafting.items()}
+    both = gguf_tensors.from_gguf(geometry, GgufHeader({}, tensors))
+    assert both.nbytes == plain.nbytes + 2 * 2 * 64 * 128
+    with_it, without = (engines.find("llama.cpp").stored(geometry, each, "bf16") for each in (both, plain))
+    assert with_it.device_bytes == without.device_bytes + 2 * 2 * 64 * 128
+    assert with_it.read == without.read
+    vllm = engines.find("vllm")
+    assert vllm.stored(geometry, both, "bf16").device_bytes == vllm.stored(geometry, plain, "bf16").device_bytes
+
+
 def test_a_copy_or_a_link_under_another_name_is_the_same_model(tmp_path: Path) -> None:
     made = file(tmp_path / "m.gguf")
     (tmp_path / "copy.gguf").write_bytes(made.read_bytes())
@@ -184,3 +203,74 @@ def test_metadata_that_the_geometry_does_not_show_is_a_part_of_the_identity(tmp_
 
 def test_every_architecture_with_a_rule_has_names() -> None:
     assert set(gguf_tensors.MODULES) == set(gguf_config.ARCHITECTURES) - {"llama4"}  # which is refused
+
+
+# Files in several parts, and files beside them
+
+
+def split(path: Path, parts: int = 3) -> list[Path]:
+    """``path`` as llama-gguf-split would divide it: the metadata in the first part, tensors in all of them."""
+    from profiler.models.gguf import TYPE_NAMES, header
+
+    whole, made = header(path), []
+    names = list(whole.tensors)
+    for number in range(parts):
+        part = path.with_name(f"{path.stem}-{number + 1:05d}-of-{parts:05d}.gguf")
+        writer = gguf.GGUFWriter(part, "llama")
+        for key, value in whole.metadata.items() if number == 0 else ():
+            if not isinstance(value, range | list) and not key.startswith("general."):
+                writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", parts)
+        for name in names[number::parts]:
+            tensor = whole.tensors[name]
+            kind = np.float16 if TYPE_NAMES[tensor.type_id] == "f16" else np.float32
+            writer.add_tensor(name, np.zeros(tensor.shape, kind))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        made.append(part)
+    return made
+
+
+def test_a_split_file_is_the_sum_of_its_parts(tmp_path: Path) -> None:
+    path = file(tmp_path / "m.gguf")
+    whole, parts = resolve(str(path)), split(path)
+    joined = resolve(str(parts[0]))
+    assert joined.geometry == whole.geometry
+    assert joined.stored is not None and whole.stored is not None and joined.checkpoint is not None
+    assert (joined.stored.nbytes, len(joined.stored.weights)) == (whole.stored.nbytes, len(whole.stored.weights))
+    assert {span.path for span in joined.checkpoint.spans} == set(parts)
+    before = joined.id_for("real")
+    data = parts[2].read_bytes()
+    parts[2].write_bytes(data[:-1] + b"\x01")
+    assert resolve(str(parts[0])).id_for("real") != before
+
+
+def test_a_part_that_is_not_the_first_or_not_there_is_told(tmp_path: Path) -> None:
+    parts = split(file(tmp_path / "m.gguf"))
+    with pytest.raises(ProfileError, match="is part 2 of 3 of a split file") as found:
+        resolve(str(parts[1]))
+    assert found.value.hint == "Pass the first part: m-00001-of-00003.gguf"
+    parts[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(ProfileError, match=r"its name does not end as llama\.cpp requires"):
+        resolve(str(tmp_path / "renamed.gguf"))
+    (tmp_path / "renamed.gguf").rename(parts[0])
+    parts[2].unlink()
+    with pytest.raises(ProfileError, match=r"part 3 of 3 is missing: there is no m-00003-of-00003\.gguf"):
+        resolve(str(parts[0]))
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(ProfileError, match="has a tensor of an earlier part"):
+        resolve(str(parts[0]))
+
+
+def test_a_projector_beside_the_file_is_said_and_left_out(tmp_path: Path) -> None:
+    path = file(tmp_path / "m.gguf")
+    alone = resolve(str(path))
+    file(tmp_path / "mmproj-m-F16.gguf")
+    beside = resolve(str(path))
+    assert alone.stored is not None and beside.stored is not None
+    assert beside.stored.nbytes == alone.stored.nbytes
+    (note,) = set(beside.cautions) - set(alone.cautions)
+    assert note == "the projector for images or sound beside the file is left out: mmproj-m-F16.gguf"

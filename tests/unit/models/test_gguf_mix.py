@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from profiler.cost import gguf_mix
 from profiler.errors import NotFound
-from profiler.models import families, gguf_tensors, hub
+from profiler.models import families, gguf_mix, gguf_tensors, gguf_write, hub
 from profiler.models.geometry import Geometry
 from profiler.models.gguf import TYPES, GgufHeader, GgufTensor
 
 MIB = 1024**2
+# What `llama-quantize --dry-run` of llama.cpp build 9993 gave each matrix of f16 files that we wrote.
+QUANTIZED = json.loads((Path(__file__).parents[2] / "golden" / "llama_quantize.json").read_text(encoding="utf-8"))
 
 
 def geometry(name: str) -> Geometry:
@@ -96,3 +99,19 @@ def test_a_file_of_a_mix_is_recognized_by_the_types_that_the_rules_give_its_laye
             if tensor.weight.role != "vector" and (name := f"blk.{number}.matrix.weight")
         }
         assert gguf_tensors.file_type(GgufHeader({"general.file_type": numbers[mix]}, held)) == mix
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_each_tensor_gets_the_type_that_llama_quantize_gives_it(name: str) -> None:
+    """Several down projections in a layer, grouped queries in linear attention, 80 layers, rows of half blocks."""
+    recorded = QUANTIZED[name]
+    raw = hub.shipped_config(recorded["model"]) if recorded["model"] else {}
+    raw = {**raw.get("text_config", raw), **recorded["fields"], "vocab_size": 1024}
+    if "vocab_size_per_layer_input" in raw:
+        raw["vocab_size_per_layer_input"] = 1024
+    shape = families.geometry(raw)
+    for mix, wanted in recorded["mixes"].items():
+        written = gguf_write.tensors(raw, shape, gguf_mix.each(shape, mix))
+        plain = (tensor.name.partition("blk.")[2].partition(".")[2] or tensor.name for tensor in written)
+        found = Counter(f"{name} {tensor.type}" for name, tensor in zip(plain, written, strict=True))
+        assert {key: count for key, count in found.items() if not key.endswith(" f32")} == wanted, mix

@@ -3,7 +3,8 @@
 A mix such as Q4_K_M is not uniform: output and value projections, and the down projections of some layers, get
 more bits. The rules are those of llama.cpp at commit 007dbbf3 (2026-08), ``src/llama-quant.cpp``
 (``llama_tensor_get_type_impl``, ``tensor_allows_quantization``, ``tensor_type_fallback``), without an importance
-matrix. The tests check them against real files. "Dynamic" mixes of third parties (UD-…) follow no published rule.
+matrix. The tests check them against real files and the output of llama-quantize. Its rules for models with exactly 8
+experts (Mixtral) are left out. "Dynamic" mixes of third parties (UD-…) follow no published rule.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from profiler.errors import NotFound
 from profiler.models.geometry import Geometry
 from profiler.models.gguf import BLOCKS, TYPES
 from profiler.models.gguf_tensors import FALLBACK
-from profiler.models.layers import Attention, Experts, Layer, Weight
+from profiler.models.layers import Attention, Experts, Layer, Weight, linear, norm
 
 MIXES = {  # the type that a mix starts from
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q6_k": "q6_k", "q5_k_m": "q5_k", "q5_k_s": "q5_k",
@@ -45,7 +46,7 @@ KEPT = "per_layer_model_projection"  # below llama.cpp's size limit, so it keeps
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The properties of a layer's position that a mix depends on."""
+    """What a mix depends on besides the weight: the layer's position, and properties of the whole model."""
 
     first_16th: bool
     first_8th: bool
@@ -53,6 +54,12 @@ class Place:
     more_bits: bool  # down projection
     v_more_bits: bool  # value projections are counted separately, because some layers have none
     v_index: int  # at most 4
+    first_downs: (
+        int  # down projections of the layer among the first eighth, of which a layer with experts has several
+    )
+    grouped: bool  # four or more queries share a K/V head
+    experts: bool  # four or more
+    llama_70b: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +100,19 @@ def tensors(geometry: Geometry, name: str) -> Iterator[MixTensor]:
     spelled = mix(name)
     for weight in geometry.outside:
         yield MixTensor(weight, None, 1, _outside(geometry, weight, spelled))
-    grouped = few_experts(geometry) >= 4
     for (layer, place), count in Counter(zip(geometry.layers, _places(geometry), strict=True)).items():
-        shared_kv = isinstance(layer.mixer, Attention) and layer.mixer.heads >= 4 * layer.mixer.kv_heads
-        for weight in layer.weights:
-            yield MixTensor(weight, layer, count, _inside(weight, spelled, place, shared_kv or grouped))
+        for weight, kind in _of_layer(geometry, layer, place, spelled):
+            yield MixTensor(weight, layer, count, kind)
+
+
+def each(geometry: Geometry, name: str) -> Iterator[tuple[int | None, Weight, str]]:
+    """The same tensors one by one: the number of the layer (``None``: outside the layers), weight and type."""
+    spelled = mix(name)
+    for weight in geometry.outside:
+        yield None, weight, _outside(geometry, weight, spelled)
+    for number, (layer, place) in enumerate(zip(geometry.layers, _places(geometry), strict=True)):
+        for weight, kind in _of_layer(geometry, layer, place, spelled):
+            yield number, weight, kind
 
 
 def few_experts(geometry: Geometry) -> int:
@@ -107,8 +122,13 @@ def few_experts(geometry: Geometry) -> int:
 
 def _places(geometry: Geometry) -> list[Place]:
     count = len(geometry.layers)
-    with_v = [any(_category(weight) in ("v", "qkv") for weight in layer.weights) for layer in geometry.layers]
-    v_count, v_index, places = sum(with_v), 0, []
+    kinds = {layer: [_category(weight) for weight in _in_file(geometry, layer)] for layer, _ in geometry.groups}
+    parts = [kinds[layer] for layer in geometry.layers]
+    with_v = ["v" in part or "qkv" in part for part in parts]
+    v_count, v_index, down_index, places = sum(with_v), 0, 0, []
+    first = next(layer.mixer for layer in geometry.layers if isinstance(layer.mixer, Attention))
+    grouped = first.heads >= 4 * first.kv_heads
+    experts, llama_70b = few_experts(geometry) >= 4, geometry.model_type == "llama" and count == 80
     for index, has_v in enumerate(with_v):
         places.append(
             Place(
@@ -118,9 +138,14 @@ def _places(geometry: Geometry) -> list[Place]:
                 more_bits=_more_bits(index, count),
                 v_more_bits=_more_bits(v_index, v_count),
                 v_index=min(v_index, 4),
+                first_downs=max(0, min(count // 8 - down_index, parts[index].count("down"))),
+                grouped=grouped,
+                experts=experts,
+                llama_70b=llama_70b and first.heads != first.kv_heads,
             )
         )
         v_index += has_v
+        down_index += parts[index].count("down")
     return places
 
 
@@ -161,22 +186,40 @@ def _table(name: str, base: str) -> str:
     return "iq3_s" if name in ("iq2_s", "iq2_m", "iq3_xxs") else base
 
 
-def _inside(weight: Weight, name: str, place: Place, grouped: bool) -> str:
-    """``grouped``: four or more queries share a K/V head, or the model has experts."""
+def _in_file(geometry: Geometry, layer: Layer) -> tuple[Weight, ...]:
+    """A layer's weights. Gemma 4's checkpoints have K and V also for layers that use the cache of an earlier one."""
+    mixer = layer.mixer
+    if not isinstance(mixer, Attention) or mixer.owns_cache:
+        return layer.weights
+    keys = mixer.kv_heads * mixer.head_dim
+    both = [weight for part in ("k", "v") for weight in linear(f"self_attn.{part}_proj", keys, geometry.hidden)]
+    return (*layer.weights, *both, norm("self_attn.k_norm", mixer.head_dim))
+
+
+def _of_layer(geometry: Geometry, layer: Layer, place: Place, name: str) -> Iterator[tuple[Weight, str]]:
+    """The weights of a layer and their types."""
+    downs = 0
+    for weight in _in_file(geometry, layer):
+        downs += _category(weight) == "down"
+        yield weight, _inside(weight, name, place, downs <= place.first_downs)
+
+
+def _inside(weight: Weight, name: str, place: Place, first_down: bool) -> str:
     if weight.role in ("vector", "router", "conv") or weight.shape[0] == 1 or weight.name.startswith("router."):
         return "f32"
     if name in PLAIN:
         return name
-    return _fitting(weight, _wanted(_category(weight), name, place, grouped))
+    return _fitting(weight, _wanted(_category(weight), name, place, first_down))
 
 
 @lru_cache(maxsize=4096)
-def _wanted(category: str, name: str, place: Place, grouped: bool) -> str:
+def _wanted(category: str, name: str, place: Place, first_down: bool) -> str:
     base = MIXES[name]
     if name in LOWEST:
-        return _lowest(category, name, place, grouped, base)
+        return _lowest(category, name, place, first_down, base)
     if category == "v" or category == "qkv":
-        return _value(name, place, grouped, base)
+        wanted = _value(name, place, base)
+        return "q5_k" if place.llama_70b and wanted in ("q3_k", "q4_k") else wanted
     if category == "down":
         return _down(name, place, base)
     if category in ("k", "q"):
@@ -189,18 +232,18 @@ def _wanted(category: str, name: str, place: Place, grouped: bool) -> str:
     return base
 
 
-def _lowest(category: str, name: str, place: Place, grouped: bool, base: str) -> str:
+def _lowest(category: str, name: str, place: Place, first_down: bool, base: str) -> str:
     better = "iq3_s" if name in ("iq2_s", "iq2_m") else "q2_k"
     if category in ("v", "qkv"):
-        return "q4_k" if grouped else better
-    if category == "down" and place.first_8th:
+        return "q4_k" if place.grouped or place.experts else better
+    if category == "down" and first_down:
         return better
     if category == "attention out" and name in ("iq1_s", "iq1_m"):
         return "iq2_xxs"
     return "iq3_s" if category == "attention out" and better == "iq3_s" else base
 
 
-def _value(name: str, place: Place, grouped: bool, base: str) -> str:
+def _value(name: str, place: Place, base: str) -> str:
     """Value projections, and the joined projection of gated-delta layers, which llama.cpp treats as one of them."""
     if name in ("q4_k_m", "q5_k_m"):
         return "q6_k" if place.v_more_bits else base
@@ -209,12 +252,12 @@ def _value(name: str, place: Place, grouped: bool, base: str) -> str:
     if name == "q3_k_m":
         return "q5_k" if place.v_index < 2 else "q4_k"
     if name == "q2_k":
-        return "q4_k" if grouped else "q3_k"
+        return "q4_k" if place.grouped else "q3_k"
     if name == "iq3_xxs":
-        return "q4_k" if grouped else "iq3_s"
-    if name in ("iq3_xs", "iq3_s") and grouped:
+        return "q4_k" if place.grouped else "iq3_s"
+    if name in ("iq3_xs", "iq3_s") and place.grouped:
         return "q4_k"
-    if name in ("iq4_nl", "iq4_xs") and grouped:
+    if name in ("iq4_nl", "iq4_xs") and place.grouped:
         return "q5_k"
     return {"iq3_m": "q4_k", "q3_k_l": "q5_k"}.get(name, base)
 
