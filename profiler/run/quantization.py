@@ -37,13 +37,21 @@ class QuantChoice:
 
 
 def choices(
-    source: Source, weights: str, stored: Stored | None, asked: Sequence[Quant], device: DeviceInfo
+    source: Source,
+    weights: str,
+    stored: Stored | None,
+    asked: Sequence[Quant],
+    device: DeviceInfo,
+    gguf: bool = False,
 ) -> list[QuantChoice]:
-    """The quantizations of one model of a sweep; ``asked`` is empty without -q.
+    """The quantizations of one model of a sweep; ``asked`` is empty without -q. ``gguf``: the backend runs GGUF files
+    as they are (``Backend.gguf``).
 
     A quantized checkpoint runs as it is stored, or unpacked into a plain dtype if transformers supports only
     that; quantizing it a second time is refused.
     """
+    if gguf and stored is not None:
+        return [QuantChoice(checkpoint.quant_of(stored), stored)]
     usual: tuple[Quant, ...] = tuple(asked) or (_registered(device.default_dtype),)
     if weights == "synthetic":
         own = schemes.of(source.config)

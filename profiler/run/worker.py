@@ -35,16 +35,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from select import POLLOUT, poll
-from typing import Any
+from typing import Any, cast
 
 from profiler import backends, devices, folders
-from profiler.backends.base import OutOfMemory, Session
+from profiler.backends.base import OutOfMemory, Session, TimedSession
 from profiler.case import Case
 from profiler.devices import allowance
 from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
+from profiler.run import timed
 from profiler.run.loop import headline, largest, measure
 from profiler.run.protocol import LineBuffer, Load, ProtocolError, WorkerTask, encode
 from profiler.units import bytes_text, printable
@@ -202,7 +203,7 @@ class Wire:
 class LoadedModel:
     """A loaded model, and the resources that loading took."""
 
-    session: Session
+    session: Session | TimedSession
     load: Load
     load_peak_bytes: int | None  # of the whole process
 
@@ -246,7 +247,7 @@ def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
                 wire.send({"type": "loaded", "load": model.load.to_json()})
             if task.max_memory_bytes is not None:
                 limit_memory(task.max_memory_bytes)
-            row = measure(model.session, task.case, task.effort, wire.beat, task.case.key in measured)
+            row = measure_with(model.session, task, wire, task.case.key in measured)
             row = with_load(row, model)
             measured.add(task.case.key)
         except Exception as error:
@@ -256,6 +257,13 @@ def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
             return
     if model is not None:
         model.session.close()
+
+
+def measure_with(session: Session | TimedSession, task: WorkerTask, wire: Wire, again: bool) -> Measurement:
+    """Measure a case with the loop that its backend needs; ``again``: this process has measured it before."""
+    if backends.find(task.case.backend).times_itself:
+        return timed.measure(cast(TimedSession, session), task.case, task.effort, wire.beat)
+    return measure(cast(Session, session), task.case, task.effort, wire.beat, again)
 
 
 def load(task: WorkerTask, wire: Wire) -> LoadedModel:

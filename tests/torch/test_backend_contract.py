@@ -17,7 +17,7 @@ from profiler.run.repetitions import Effort
 CONTEXT, BATCH, STEPS = 40, 2, 4
 
 
-@pytest.fixture(params=registry.names("backends"))
+@pytest.fixture(params=[name for name in registry.names("backends") if not backends.find(name).times_itself])
 def case(request: pytest.FixtureRequest) -> Case:
     fields = {"quant": "fp32", "dtype": "fp32", "device": "cpu", "backend": request.param, "path": "eager"}
     return Case("tiny", "tiny", "real", context=CONTEXT, batch=BATCH, steps=STEPS, ubatch=16, **fields)
