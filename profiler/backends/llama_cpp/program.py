@@ -141,7 +141,7 @@ class Program:
     def stop(self) -> None:
         """Kill it, if it still runs."""
         if self._status is None:
-            self._process.kill()
+            os.kill(self._process.pid, signal.SIGKILL)  # ``Popen.kill`` would wait for it without its peak
         self._wait()
 
     @property

@@ -46,7 +46,7 @@ STARTS = re.compile(
 )
 OF_PHASE: dict[Phase, str] = {"prefill": "prompt", "decode": "generation"}
 ON_HOST = re.compile(r"CPU|.*_Host$|BLAS|AMX")  # buffers in the host's memory
-TABLE = ("pp", "tg", "pl", "n_kv", "t_pp", "speed_pp", "t_tg")  # the first columns of llama-batched-bench's table
+TABLE = ("pp", "tg", "pl", "n_kv", "t_pp", "speed_pp", "t_tg", "speed_tg")  # columns of llama-batched-bench's table
 MOST_LINES = 4  # a run prints at most so many lines: four of five repetitions are the most of a phase
 
 
@@ -257,9 +257,8 @@ class LlamaCase:
                 elif found := STARTS.search(line.text):
                     starts.append(Started.of(phase, line.at_s, found))
                     self._session.beat(f"{phase} {found['number']}/{count}" if starts[-1].timed else phase)
-                    once_s = next((end.at_s - start.at_s for start, end in pairwise(starts) if start.whole), None)
-                    if most_s is not None and once_s is not None and count > 1 and once_s * count > most_s:
-                        return once_s
+                    if most_s is not None and count > 1 and _first_s(starts) * count > most_s:
+                        return _first_s(starts)
             program.end()
         finally:
             program.stop()
@@ -418,6 +417,15 @@ def _confined() -> int | None:
     return allowed.threads if limited else None
 
 
+def _first_s(starts: Sequence[Started]) -> float:
+    """Seconds of the first timed repetition; of the warm-up while there is none; 0 while nothing has ended."""
+    timed = [start.timed for start in starts]
+    if sum(timed) > 2:  # decided
+        return 0.0
+    ended = [end.at_s - start.at_s for start, end in pairwise(starts) if start.whole]
+    return ended[-1] if ended else 0.0
+
+
 def _content(line: Line) -> dict[str, Any]:
     """A line of llama-bench. Raises ProgramFailed if it is not one."""
     with suppress(BadContent, KeyError, TypeError):
@@ -430,13 +438,19 @@ def _content(line: Line) -> dict[str, Any]:
 def _together(text: str) -> dict[str, Any] | None:
     """A line of llama-batched-bench: JSON, or a row of its table in builds that have no JSON. ``None`` for others."""
     with suppress(BadContent, ValueError, KeyError, TypeError):
-        if text.startswith("{"):
-            row = json_value(text)
-        else:
-            row = dict(zip(TABLE, map(float, text.split("|")[1:8]), strict=True))
+        row = json_value(text) if text.startswith("{") else _table_row(text)
         if all(row[name] > 0 for name in ("pp", "tg", "pl", "t_pp", "t_tg")):
             return dict(row)
     return None
+
+
+def _table_row(text: str) -> dict[str, float]:
+    """Seconds have three decimals there and rates two, so of a short phase the rate says more. Raises ValueError."""
+    row = dict(zip(TABLE, map(float, text.split("|")[1 : 1 + len(TABLE)]), strict=True))
+    for phase, tokens in (("pp", row["pp"] * row["pl"]), ("tg", row["tg"] * row["pl"])):
+        if row[f"speed_{phase}"] > 10 * row[f"t_{phase}"]:
+            row[f"t_{phase}"] = tokens / row[f"speed_{phase}"]
+    return row
 
 
 def _on_host(device: str) -> bool:
