@@ -35,6 +35,11 @@ def options_text(options: Mapping[str, object]) -> str:
     return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
 
 
+def options_of(text: str) -> dict[str, str]:
+    """The inverse of ``options_text``."""
+    return dict(word.split("=", 1) for word in text.split())
+
+
 def digest(content: object) -> str:
     """A short stable hash of plain JSON content."""
     return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:KEY_LENGTH]

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from profiler import backends
-from profiler.case import Case
+from profiler.case import Case, options_of
 from profiler.cost import engines, explanation
 from profiler.cost.interval import Interval, exact, prior
 from profiler.cost.machine import Machine
@@ -33,6 +33,7 @@ CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
 COMPILE_SPREAD = 6.0
 SPREAD = 2.0
 WORTH_SAYING = 0.25  # share of the weights from which a note says what the quantization leaves unquantized
+PLACING = frozenset({"gpu-layers", "n-cpu-moe", "tensor-split"})  # options that move weights between devices
 NAMES: dict[Part, str] = {
     "tables": "embeddings",
     "head": "output head",
@@ -58,10 +59,12 @@ class Estimate:
 def estimate(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Estimate:
     """Estimate ``case`` on ``host`` (``host_of``) even if it does not fit; ``stored``: a checkpoint as stored."""
     found = predictor_of(case, geometry, host, stored)
-    kind, width = host.device_kind, DTYPE_BYTES[case.dtype]
+    kind, width, kv = host.device_kind, DTYPE_BYTES[case.dtype], kv_of(case)
+    terms = found.terms(found.request(case.context, case.batch, kv))
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
-    terms = found.terms(found.request(case.context, case.batch))
-    prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch)
+    if backends.find(case.backend).gguf:  # other cache types, and padding
+        held = round(terms.cache.value)
+    prefill_s, step_s = found.seconds(case.context, mean_depth(case), case.batch, kv)
     return Estimate(
         weights=terms.weights,
         cache=exact(held),
@@ -85,6 +88,16 @@ def host_of(device: DeviceInfo, threads: int | None) -> Target:
 def mean_depth(case: Case) -> int:
     """The mean number of tokens in the cache during decode."""
     return case.context + (case.steps + 1) // 2
+
+
+def kv_of(case: Case) -> str | None:
+    """The type of K and V that the case asks for; ``None``: the engine's default."""
+    return options_of(case.options).get("kv")
+
+
+def is_placed(case: Case) -> bool:
+    """Whether the case places weights by hand, so that nothing here predicts what is where."""
+    return not PLACING.isdisjoint(options_of(case.options))
 
 
 def predictor_of(case: Case, geometry: Geometry, host: Target, stored: Stored | None = None) -> Predictor:
@@ -130,14 +143,16 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
     """The prediction as JSON: rates and peak with bounds and basis, seconds at the ceilings if the device was
     calibrated, and the process-to-process variation (``stats.between``).
 
-    ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
+    ``stored``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules, and for a
+    case that ``is_placed``.
     """
-    if not backends.find(case.backend).predicted:
+    if not backends.find(case.backend).predicted or is_placed(case):
         return {}
+    kv = kv_of(case)
     predictor = predictor_of(case, geometry, host_of(device, case.threads), stored)
     engine, on = predictor.engine, predictor.machine.target
-    found = predictor.predict(case.context, case.batch)
-    deep = predictor.predict(mean_depth(case), case.batch)
+    found = predictor.predict(case.context, case.batch, kv)
+    deep = predictor.predict(mean_depth(case), case.batch, kv)
     real = case.weights == "real" and stored is None  # as stored, nothing is packed during loading
     peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
@@ -157,7 +172,7 @@ def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored 
     if (apart := _between(on)) is not None:
         content["between"] = apart
     if on.ceilings is not None:
-        prefill, decode = explanation.explain(predictor, case.context, case.batch).phases
+        prefill, decode = explanation.explain(predictor, case.context, case.batch, kv).phases
         content["ceiling_s"] = {"prefill": prefill.ceiling_s, "step": decode.ceiling_s}
     return content
 

@@ -101,7 +101,9 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
         except ProfileError as error:  # only this model in this quantization is affected
             skipped.append(Skip(task.case, error.message))
             continue
-        reason = _impossible(task, device) or _too_large(entry.takes, available_bytes, device)
+        reason = _impossible(task, device)
+        if reason is None and not estimates.is_placed(task.case):
+            reason = _too_large(entry.takes, available_bytes, device)
         if reason is None:
             planned.append(entry)
         else:

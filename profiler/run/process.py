@@ -228,11 +228,16 @@ class WorkerProcess:
         return now is not None and self._oom_kills is not None and now > self._oom_kills
 
     def resident_bytes(self) -> int | None:
-        """Its resident memory now; None when it is gone."""
-        try:
-            return process_bytes("VmRSS", self.pid)
-        except OSError:
-            return None
+        """The resident memory now of the worker, or of a program that it has started if that is larger; None when it
+        is gone.
+        """
+        sizes = []
+        with suppress(OSError):
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            for pid in (self.pid, *map(int, children)):
+                with suppress(OSError):
+                    sizes.append(process_bytes("VmRSS", pid))
+        return max(sizes, default=None)
 
     def cpu_s(self) -> float | None:
         """CPU seconds of all its threads so far; None when it is gone."""

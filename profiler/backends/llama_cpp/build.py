@@ -20,7 +20,7 @@ from pathlib import Path
 
 from profiler import files
 from profiler.backends.llama_cpp.program import ProgramFailed, answer
-from profiler.case import Case
+from profiler.case import Case, options_of
 from profiler.errors import ProfileError
 from profiler.files import FileSpan
 from profiler.folders import expanded
@@ -151,7 +151,7 @@ class Build:
 
     def _common(self, case: Case, program: str, options: Mapping[str, str]) -> list[str]:
         """The options that both programs have. Raises ProfileError for one that this build does not know."""
-        settings = dict(word.split("=", 1) for word in case.options.split())
+        settings = options_of(case.options)
         words: list[str] = []
 
         def add(name: str, *values: str) -> None:

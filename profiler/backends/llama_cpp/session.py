@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from profiler import devices
 from profiler.backends.base import Beat, Loaded, ShapeMismatch
 from profiler.backends.llama_cpp import build as builds
 from profiler.backends.llama_cpp.build import Build, environment
 from profiler.backends.llama_cpp.program import Line, Program, ProgramFailed
-from profiler.case import Case, Source
+from profiler.case import Case, Source, options_of
 from profiler.devices import allowance, base, cpu, cuda, nvml
 from profiler.devices.base import DeviceInfo, HostWindow, Peak, Pressure, Watcher, kind_of
 from profiler.devices.sampler import Sampler
@@ -42,9 +42,9 @@ BUFFER = re.compile(
 )
 RESERVED = re.compile(r"graph splits *=")  # the last thing that a context logs before it computes
 STARTS = re.compile(
-    r": benchmark \d+/\d+: (?P<what>warmup )?(?P<phase>prompt|generation|depth) run(?: (?P<number>\d+))?"
+    r": benchmark \d+/\d+: (?P<warmup>warmup )?(?P<phase>prompt|generation|depth) run"
+    r"(?: (?P<number>\d+)/\d+)?(?P<cached> \(cached\))?"
 )
-OF_PHASE: dict[Phase, str] = {"prefill": "prompt", "decode": "generation"}
 ON_HOST = re.compile(r"CPU|.*_Host$|BLAS|AMX")  # buffers in the host's memory
 TABLE = ("pp", "tg", "pl", "n_kv", "t_pp", "speed_pp", "t_tg", "speed_tg")  # columns of llama-batched-bench's table
 MOST_LINES = 4  # a run prints at most so many lines: four of five repetitions are the most of a phase
@@ -178,7 +178,7 @@ class LlamaSession:
 
     def _check_device(self, reserved: Reserved, case: Case) -> None:
         """Raise ProfileError if the build computes on the host although a GPU was asked for."""
-        layers = dict(word.split("=", 1) for word in case.options.split()).get("gpu-layers")
+        layers = options_of(case.options).get("gpu-layers")
         if self._device.name == "cpu" or layers == "0" or reserved.nbytes("model", host=False) is not None:
             return
         raise ProfileError(
@@ -199,14 +199,14 @@ class Started(NamedTuple):
     """Something that llama-bench has begun, by its ``--progress``."""
 
     at_s: float
-    timed: bool  # a repetition
-    whole: bool  # it takes as long as one: the warm-up of a prefill is a prefill
+    what: Literal["warmup", "depth", "cached depth", "repetition"]
 
     @classmethod
-    def of(cls, phase: Phase, at_s: float, found: re.Match[str]) -> Started:
+    def of(cls, at_s: float, found: re.Match[str]) -> Started:
         """From a match of ``STARTS``."""
-        mine = found["phase"] == OF_PHASE[phase]
-        return cls(at_s, mine and not found["what"], mine and (not found["what"] or phase == "prefill"))
+        if found["phase"] == "depth":
+            return cls(at_s, "cached depth" if found["cached"] else "depth")
+        return cls(at_s, "warmup" if found["warmup"] else "repetition")
 
 
 class LlamaCase:
@@ -227,9 +227,13 @@ class LlamaCase:
         if phase == "decode" and self._waiting:
             waiting, self._waiting = self._waiting, []
             yield waiting
+        spent = 0.0
         for prefill, decode in self._lines_together(phase, count):
+            spent += prefill.seconds + decode.seconds
             if phase == "decode":
                 yield [decode]
+                if spent >= most_s:  # each decode costs a prefill
+                    return
             else:
                 self._waiting.append(decode)
                 yield [prefill]
@@ -255,10 +259,10 @@ class LlamaCase:
                     yield self._samples(phase, line, starts)
                     starts = []
                 elif found := STARTS.search(line.text):
-                    starts.append(Started.of(phase, line.at_s, found))
-                    self._session.beat(f"{phase} {found['number']}/{count}" if starts[-1].timed else phase)
-                    if most_s is not None and count > 1 and _first_s(starts) * count > most_s:
-                        return _first_s(starts)
+                    starts.append(Started.of(line.at_s, found))
+                    self._session.beat(f"{phase} {found['number']}/{count}" if found["number"] else phase)
+                    if most_s is not None and count > 1 and _once_s(phase, starts) * count > most_s:
+                        return _once_s(phase, starts)
             program.end()
         finally:
             program.stop()
@@ -278,7 +282,7 @@ class LlamaCase:
             )
         seconds = [nanoseconds / 1e9 for nanoseconds in row["samples_ns"]]
         ends = [*(each.at_s for each in starts[1:]), line.at_s] if starts else []
-        timed = [end for start, end in zip(starts, ends, strict=True) if start.timed]
+        timed = [end for start, end in zip(starts, ends, strict=True) if start.what == "repetition"]
         ended: Sequence[float | None] = timed if len(timed) == len(seconds) else [None] * len(seconds)
         tokens = case.context if phase == "prefill" else case.steps
         return [Sample(phase, took, tokens, ended_s=at_s) for took, at_s in zip(seconds, ended, strict=True)]
@@ -417,13 +421,17 @@ def _confined() -> int | None:
     return allowed.threads if limited else None
 
 
-def _first_s(starts: Sequence[Started]) -> float:
-    """Seconds of the first timed repetition; of the warm-up while there is none; 0 while nothing has ended."""
-    timed = [start.timed for start in starts]
-    if sum(timed) > 2:  # decided
-        return 0.0
-    ended = [end.at_s - start.at_s for start, end in pairwise(starts) if start.whole]
-    return ended[-1] if ended else 0.0
+def _once_s(phase: Phase, starts: Sequence[Started]) -> float:
+    """Seconds of the first repetition, with its depth if that is computed each time; 0 if not known, or long known.
+
+    The warm-up of a prefill is a prefill.
+    """
+    took = [(start.what, end.at_s - start.at_s) for start, end in pairwise(starts)]
+    repetitions = [seconds for what, seconds in took if what == "repetition"]
+    if not repetitions:
+        return next((seconds for what, seconds in took if what == "warmup"), 0.0) if phase == "prefill" else 0.0
+    depth = next((seconds for what, seconds in took if what == "depth"), 0.0) if starts[-1].what == "depth" else 0.0
+    return repetitions[0] + depth if len(repetitions) == 1 else 0.0
 
 
 def _content(line: Line) -> dict[str, Any]:
