@@ -26,7 +26,11 @@ def _options(values: str, flags: str = "") -> dict[str, bool]:
 
 OTHERS: dict[tuple[str, ...], Table] = {
     # llama.cpp, tools/llama-bench/README.md (08d0baac)
-    ("llama-bench",): (_options("-m -p -n -d -b -ub -ctk -ctv -t -ngl -sm -fa -r -o"), 0, 0),
+    ("llama-bench",): (
+        _options("-m -p -n -d -b -ub -ctk -ctv -t -ngl -sm -fa -r -o", "--progress --list-devices"),
+        0,
+        0,
+    ),
     # llama.cpp, common/arg.cpp: arguments of LLAMA_EXAMPLE_BENCH
     ("llama-batched-bench",): (_options("-m -c -npp -ntg -npl -b -ub -ctk -ctv -sm -t -ngl -fa"), 0, 0),
     # llama.cpp, tools/quantize/README.md: llama-quantize [options] input output type
@@ -35,6 +39,9 @@ OTHERS: dict[tuple[str, ...], Table] = {
     ("python3", "convert_hf_to_gguf.py"): (_options("--outfile --outtype"), 1, 1),
     # llama.cpp, tools/gguf-split/README.md
     ("llama-gguf-split",): (_options("", "--merge --split"), 2, 2),
+    # cmake(1)
+    ("cmake", "-B"): (_options("", "-DGGML_CUDA"), 1, 1),
+    ("cmake", "--build"): (_options("--target", "-j"), 1, 2),  # of two targets, the second
     # vLLM, vllm/benchmarks/latency.py and vllm/engine/arg_utils.py
     ("vllm", "bench", "latency"): (
         _options(
