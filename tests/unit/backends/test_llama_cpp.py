@@ -6,7 +6,11 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from profiler import backends
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
 from profiler.errors import ProfileError
+from profiler.models.resolve import resolve
 
 MIB = 1024**2
 ASSERTION = "/src/ggml/src/ggml-cpu/ops.cpp:4321: GGML_ASSERT(ne00 == ne10) failed"
@@ -183,6 +188,45 @@ def test_a_folder_is_swept_by_quantization_without_its_projector(sweep: Sweep, t
     ]
 
 
+def test_a_split_model_is_one_model_and_a_projector_beside_it_is_a_note(
+    sweep: Sweep, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "split"
+    folder.mkdir()
+    tensors = stored.gguf_tensors("q8_0")
+    names = list(tensors)
+    for number in (1, 2, 3):
+        part = {name: tensors[name] for name in names[number - 1 :: 3]}
+        keys = {"found": part, "split": {"split.count": 3, "split.no": number - 1}}
+        stored.gguf(folder / f"tiny-{number:05}-of-00003.gguf", "q8_0", **keys)
+    (folder / "mmproj-f16.gguf").write_bytes(b"GGUF")
+    build_folder = install(tmp_path / "bin")
+    (row,) = sweep(build_folder, "-m", str(folder), "-c", "128", "-r", "2")
+    assert (row["outcome"], row["case"]["quant"]) == ("ok", "q8_0")
+    assert row["checkpoint"]["bytes"] == sweep(build_folder, "-c", "128", "-r", "2")[0]["checkpoint"]["bytes"]
+    assert "the projector mmproj-f16.gguf beside it is not read" in str(row["cautions"])
+    assert calls(build_folder)[1][2] == str(folder / "tiny-00001-of-00003.gguf")
+    for named, message in (
+        ("tiny-00002-of-00003.gguf", "and not the first"),
+        ("tiny-00001-of-00003.gguf", "missing"),
+    ):
+        if message == "missing":
+            (folder / "tiny-00003-of-00003.gguf").unlink()
+        with pytest.raises(ProfileError, match=message):
+            resolve(str(folder / named))
+
+
+def test_pytorch_does_not_read_a_split_model(tmp_path: Path) -> None:
+    for number in (1, 2):
+        part = dict(list(stored.gguf_tensors("q8_0").items())[number - 1 :: 2])
+        split = {"split.count": 2}
+        stored.gguf(tmp_path / f"tiny-{number:05}-of-00002.gguf", "q8_0", found=part, split=split)
+    asked = ["sweep", "-m", str(tmp_path / "tiny-00001-of-00002.gguf"), "--device", "cpu", "--dry-run", "-o", "jsonl"]
+    (row,) = map(json.loads, CliRunner().invoke(main, asked, catch_exceptions=False).stdout.splitlines())
+    assert row["action"] == "skip"
+    assert "it is split into 2 parts; merge them" in row["reason"]
+
+
 def test_a_quantization_that_no_file_has_is_named_with_those_that_are_there(model: Path, tmp_path: Path) -> None:
     asked = ["sweep", "--backend", "llama.cpp", "--llama-cpp", str(install(tmp_path / "bin")), "-m", str(model)]
     result = CliRunner().invoke(main, [*asked, "-q", "q4_k_m"])
@@ -321,6 +365,46 @@ def backends_device() -> Any:
     from profiler.devices.base import DeviceInfo
 
     return DeviceInfo("cuda:0", "cuda", "NVIDIA H200", 2**37, 2**37, "bf16", uuid="GPU-1")
+
+
+def test_a_program_that_hangs_is_ended(sweep: Sweep, tmp_path: Path) -> None:
+    folder = install(tmp_path / "bin", "b9993", fault("decode", "hang", verbose=False))
+    (row,) = sweep(folder, "-c", "128", "-r", "2", "--timeout", "1s")
+    assert row["outcome"] == "timeout"
+    assert "still in decode after 1.00 s" in row["reason"]
+    assert not running(folder)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM], [signal.SIGKILL]])
+def test_no_program_is_left_when_the_sweep_is_ended(signals: list[int], model: Path, tmp_path: Path) -> None:
+    folder = install(tmp_path / "bin", "b9993", fault("prefill", "hang", verbose=False))
+    asked = ["sweep", "--backend", "llama.cpp", "--llama-cpp", str(folder), "--device", "cpu", "-m", str(model)]
+    command = [sys.executable, "-m", "profiler", *asked, "-c", "128"]
+    sweeping = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: any("-p" in call for call in calls(folder)[1:]))
+    assert running(folder)
+    for number in signals:
+        sweeping.send_signal(number)
+        time.sleep(0.3)
+    assert sweeping.wait(20) != 0
+    wait_until(lambda: not running(folder))
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def running(folder: Path) -> list[str]:
+    """The programs of a build that run now."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = process.read_bytes().split(b"\0")
+            found += [process.parent.name for word in words[:4] if word.startswith(os.fsencode(folder))]
+    return found
 
 
 def test_the_program_dies_with_its_worker(tmp_path: Path) -> None:
