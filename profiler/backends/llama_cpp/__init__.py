@@ -50,7 +50,7 @@ OPTIONS: Mapping[str, Callable[[str], str]] = {
 
 
 def _meter(device: str) -> Meter:
-    from profiler.backends.llama_cpp.session import ProgramMeter
+    from profiler.backends.llama_cpp.program import ProgramMeter
 
     return ProgramMeter()
 

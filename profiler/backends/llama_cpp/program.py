@@ -17,11 +17,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from io import FileIO
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from profiler.backends.base import OutOfMemory
-from profiler.devices import cgroup
+from profiler.devices import base, cgroup, nvml
+from profiler.devices.base import DeviceInfo, HostWindow, Peak, Pressure
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.folders import describe
@@ -63,7 +66,7 @@ class ProgramFailed(ProfileError):
 class Program:
     """A started program. Read its ``lines``, then call ``end``; ``stop`` ends it at any time.
 
-    ``look(pid)`` is called several times a second while the program lives. Raises ProfileError if it cannot start.
+    ``look(pid)`` is called a few times a second while the program lives. Raises ProfileError if it cannot start.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Program:
     ) -> None:
         self.name = os.path.basename(command[0])
         self.peak_bytes: int | None = None  # VmHWM: the most resident memory so far
-        self.started_s = time.perf_counter()
+        self.started_s = self._looked_s = time.perf_counter()
         self._look = look
         self._log: deque[str] = deque(maxlen=KEPT_LINES)
         self._kills = cgroup.oom_kills()
@@ -128,7 +131,9 @@ class Program:
         """Its peak so far. A process that is about to end has no memory any more, so ``stop`` asks the kernel too."""
         with suppress(OSError):
             self._raise_peak(process_bytes("VmHWM", self._process.pid))
-        self._look(self._process.pid)
+        if time.perf_counter() - self._looked_s >= POLL_S:
+            self._look(self._process.pid)
+            self._looked_s = time.perf_counter()
 
     def _raise_peak(self, nbytes: int) -> None:
         self.peak_bytes = max(self.peak_bytes or 0, nbytes)
@@ -174,6 +179,64 @@ class Program:
         for file in (self._process.stdout, self._process.stderr):
             if file is not None:
                 file.close()
+
+
+class ProgramMeter:
+    """The clock of this process, and the peak memory of the programs that it starts.
+
+    On a GPU the memory is what NVML reports for the program's process; where it does not tell processes apart, the
+    growth of the whole card's memory.
+    """
+
+    def __init__(self, device: DeviceInfo | None = None) -> None:
+        self._uuid = None if device is None else device.uuid
+        self._highest: int | None = None
+        self._before: int | None = None  # in use on the card, by everybody
+
+    def look(self, pid: int) -> None:
+        """Read the device memory of a program that runs."""
+        if self._uuid is None:
+            return
+        held = self._asked(nvml.process_bytes, self._uuid, pid)
+        if held is None and self._before is not None:
+            used = self._asked(nvml.used_bytes, self._uuid)
+            held = None if used is None else max(0, used - self._before)
+        self._highest = max(filter(None, (self._highest, held)), default=None)
+
+    def add(self, peak_bytes: int | None) -> None:
+        """A program has ended with this peak of host memory."""
+        if self._uuid is None:
+            self._highest = max(filter(None, (self._highest, peak_bytes)), default=None)
+
+    def _asked(self, question: Callable[..., int | None], *about: Any) -> int | None:
+        try:
+            return nvml.within(nvml.PATIENCE_S, question, *about)
+        except nvml.Missing:
+            return None
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def window(self) -> HostWindow:
+        return HostWindow()
+
+    def mark(self) -> object:
+        return time.perf_counter()
+
+    def elapsed(self, marks: Sequence[object]) -> list[float]:
+        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
+
+    def reset_peak(self) -> None:
+        self._highest = None
+        self._before = None if self._uuid is None else self._asked(nvml.used_bytes, self._uuid)
+
+    def peak(self) -> Peak:
+        return Peak(None, None, self._highest)
+
+    def pressure(self) -> Pressure:
+        """Programs that have ended count as this process."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return replace(base.read(), own_s=time.process_time() + used.ru_utime + used.ru_stime)
 
 
 def cause_of(log: Sequence[str]) -> str | None:

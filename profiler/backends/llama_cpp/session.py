@@ -11,7 +11,6 @@ phase as well.
 from __future__ import annotations
 
 import re
-import resource
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -25,15 +24,15 @@ from profiler import devices
 from profiler.backends.base import Beat, Loaded, ShapeMismatch
 from profiler.backends.llama_cpp import build as builds
 from profiler.backends.llama_cpp.build import Build, environment
-from profiler.backends.llama_cpp.program import Line, Program, ProgramFailed
+from profiler.backends.llama_cpp.program import Line, Program, ProgramFailed, ProgramMeter
 from profiler.case import Case, Source, options_of
-from profiler.devices import allowance, base, cpu, cuda, nvml
-from profiler.devices.base import DeviceInfo, HostWindow, Peak, Pressure, Watcher, kind_of
+from profiler.devices import allowance, cpu, cuda
+from profiler.devices.base import DeviceInfo, Watcher, kind_of
 from profiler.devices.sampler import Sampler
 from profiler.errors import ProfileError
 from profiler.foreign import BadContent, json_value
 from profiler.results.measurement import Caution, DecodePath, Memory, Phase, Sample
-from profiler.units import printable
+from profiler.units import bytes_text, printable
 
 MIB = 1024**2
 # "CPU_Mapped model buffer size =   235.16 MiB"; before 2024-12 without the word "model".
@@ -47,6 +46,7 @@ STARTS = re.compile(
 )
 ON_HOST = re.compile(r"CPU|.*_Host$|BLAS|AMX")  # buffers in the host's memory
 TABLE = ("pp", "tg", "pl", "n_kv", "t_pp", "speed_pp", "t_tg", "speed_tg")  # columns of llama-batched-bench's table
+MOST_ON_HOST = 0.25  # of the weights: embeddings always stay there
 MOST_LINES = 4  # a run prints at most so many lines: four of five repetitions are the most of a phase
 
 
@@ -133,6 +133,7 @@ class LlamaSession:
         environ = environment(self._device.name)
         if self._device.uuid is not None and "-ts" not in command:
             environ["CUDA_VISIBLE_DEVICES"] = self._device.uuid
+        self.meter.reset_peak()
         return Program(command, environ, self.meter.look)
 
     def command(self, case: Case, phase: Phase, repetitions: int, rounds: int, cold: bool = False) -> list[str]:
@@ -170,8 +171,8 @@ class LlamaSession:
         finally:
             program.stop()
         found.seconds = time.perf_counter() - program.started_s
-        found.peak_bytes = program.peak_bytes
         self.meter.add(program.peak_bytes)
+        found.peak_bytes = self.meter.peak().process_bytes
         if failure is not None:
             raise _NotReserved(failure, found, found.loaded)
         return found
@@ -322,7 +323,7 @@ class LlamaCase:
 
     def _note_peak(self, phase: Phase, program: Program) -> None:
         self._session.meter.add(program.peak_bytes)
-        highest = self._session.meter.take()
+        highest = self._session.meter.peak().process_bytes
         self._peaks[phase] = max(filter(None, (self._peaks.get(phase), highest)), default=None)
 
     def memory(self) -> Memory:
@@ -355,58 +356,13 @@ class LlamaCase:
         return DecodePath("eager", kernels=f"llama.cpp on {self._reserved.computes_on or 'an unknown device'}")
 
     def cautions(self) -> tuple[Caution, ...]:
-        return ()
-
-
-class ProgramMeter:
-    """The clock of this process, and the peak memory of the programs that it starts.
-
-    On a GPU the memory is what NVML reports for the program's process, if it tells processes apart.
-    """
-
-    def __init__(self, device: DeviceInfo | None = None) -> None:
-        self._uuid = None if device is None else device.uuid
-        self._highest: int | None = None
-        self._on_device: int | None = None
-
-    def look(self, pid: int) -> None:
-        """Read the device memory of a program that runs."""
-        if self._uuid is None:
-            return
-        with suppress(nvml.Missing):
-            held = nvml.within(nvml.PATIENCE_S, nvml.process_bytes, self._uuid, pid)
-            self._on_device = max(filter(None, (self._on_device, held)), default=None)
-
-    def add(self, peak_bytes: int | None) -> None:
-        """A program has ended with this peak of host memory."""
-        self._highest = max(filter(None, (self._highest, peak_bytes)), default=None)
-
-    def take(self) -> int | None:
-        """The peak of the device's memory since the last reset."""
-        return self.peak().process_bytes
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def window(self) -> HostWindow:
-        return HostWindow()
-
-    def mark(self) -> object:
-        return time.perf_counter()
-
-    def elapsed(self, marks: Sequence[object]) -> list[float]:
-        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
-
-    def reset_peak(self) -> None:
-        self._highest = self._on_device = None
-
-    def peak(self) -> Peak:
-        return Peak(None, None, self._highest if self._uuid is None else self._on_device)
-
-    def pressure(self) -> Pressure:
-        """Programs that have ended count as this process."""
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return replace(base.read(), own_s=time.process_time() + used.ru_utime + used.ru_stime)
+        if kind_of(self._case.device).is_host:
+            return ()
+        host, device = (self._reserved.nbytes("model", host=host) or 0 for host in (True, False))
+        if host <= MOST_ON_HOST * (host + device):
+            return ()
+        text = f"{bytes_text(host)} of {bytes_text(host + device)} of weights are in the host's memory"
+        return (Caution("weights-on-host", text),)
 
 
 def _watcher(device: DeviceInfo) -> Watcher:
