@@ -26,7 +26,7 @@ from typing import Any
 from profiler.backends.llama_cpp import build
 from profiler.case import Case
 
-POLL_S = 0.01
+POLL_S = 0.1  # on both sides, so that looking costs both the same
 PROGRAMS = (build.BENCH, build.BATCHED)
 MIB = 1024**2
 HEADER = (
@@ -79,14 +79,15 @@ def line(found: build.Build, file: Path, context: int, batch: int, options: argp
     for number in range(options.rounds):
         for side in ("AB", "BA")[number % 2]:
             start = time.perf_counter()
-            if side == "A":
-                with watched(file) as highest:
+            with watched(file) as highest:
+                if side == "B":
+                    alone(found, file, context, batch, options, theirs)
+                else:
                     row = swept(file, context, batch, options)
+                    for phase, rates in ours.items():
+                        rates += [row[phase]["tokens"] / each for each in row[phase]["seconds"]]
+            if side == "A":
                 gaps.append((row["memory"]["process_peak_bytes"] - highest[0]) / MIB)
-                for phase, rates in ours.items():
-                    rates += [row[phase]["tokens"] / each for each in row[phase]["seconds"]]
-            else:
-                alone(found, file, context, batch, options, theirs)
             seconds[side] += time.perf_counter() - start
     cells = [file.stem, str(context), str(batch)]
     for phase in ours:
