@@ -28,6 +28,7 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.units import bytes_text
 
 START_S = 8.0  # starting a worker process that imports torch and transformers, from a warm disk cache
+PROGRAM_START_S = 1.0  # the same for a worker that only starts programs
 DISK_BYTES_S = 0.5e9  # reading a checkpoint
 CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
 COMPILE_SPREAD = 6.0
@@ -136,7 +137,8 @@ def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) 
         making = geometry.parameters * CHECKPOINT_BYTES / DISK_BYTES_S
         making += packed / kind.pack_elements_s
     compiling = kind.compile_layer_s * len(geometry.layers) if case.path == GRAPH else 0.0
-    return prior(START_S, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
+    start = PROGRAM_START_S if backends.find(case.backend).times_itself else START_S
+    return prior(start, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
 
 
 def expected(case: Case, geometry: Geometry, device: DeviceInfo, stored: Stored | None = None) -> dict[str, Any]:
