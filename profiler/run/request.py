@@ -136,13 +136,13 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     Raises ProfileError for invalid options, NotFound for unknown quantizations and scenarios, and the reason why a
     model cannot be measured if none of them can.
     """
-    request = _with_scenario(request)
+    typed, request = request.quants, _with_scenario(request)
     options = backend_options(request)
     if request.llama_cpp is not None:
         llama_cpp.use(request.llama_cpp)
     names = model_names(request.models)
     if backends.find(request.backend).gguf:
-        return _of_files(request, names, options, device, say)
+        return _of_files(replace(request, quants=typed), names, options, device, say)
     quants, own = _asked(words(request.quants))
     if request.quants and not (quants or own):
         raise ProfileError("-q: the list is empty", "Leave it out for the device's default dtype.")

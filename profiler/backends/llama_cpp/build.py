@@ -24,6 +24,7 @@ from profiler.case import Case, options_of
 from profiler.errors import ProfileError
 from profiler.files import FileSpan
 from profiler.folders import expanded
+from profiler.results.environment import HEAP
 from profiler.units import printable
 
 VARIABLE = "LLAMA_CPP_DIR"
@@ -180,8 +181,12 @@ class Build:
 
 
 def environment(device: str) -> dict[str, str]:
-    """The variables for a program that computes on ``device``; a GPU is named by the caller, by its UUID."""
-    return dict(os.environ) | QUIET | (HIDDEN if device == "cpu" else {})
+    """The variables for a program that computes on ``device``; a GPU is named by the caller, by its UUID.
+
+    Without the settings of the heap that a worker gets, since a user's shell does not have them.
+    """
+    own = {name: value for name, value in os.environ.items() if HEAP.get(name) != value}
+    return own | QUIET | (HIDDEN if device == "cpu" else {})
 
 
 def use(folder: str) -> None:

@@ -24,6 +24,7 @@ from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
+from profiler.results.environment import HEAP
 
 MIB = 1024**2
 ASSERTION = "/src/ggml/src/ggml-cpu/ops.cpp:4321: GGML_ASSERT(ne00 == ne10) failed"
@@ -235,11 +236,29 @@ def test_a_quantization_that_no_file_has_is_named_with_those_that_are_there(mode
     assert "q4_k_m" in result.stderr and "Known: q8_0" in result.stderr
 
 
+def test_the_quantizations_of_a_scenario_are_those_of_pytorch_and_choose_no_file(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    scenario = tmp_path / "mine.toml"
+    scenario.write_text('description = "mine"\ncontexts = [128]\nbatches = 1\nsteps = 8\nquants = ["bf16", "nf4"]\n')
+    rows = sweep(install(tmp_path / "bin"), "--scenario", str(scenario), "-r", "2")
+    assert [(row["case"]["quant"], row["case"]["steps"]) for row in rows] == [("q8_0", 8)]
+
+
 def test_a_model_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     asked = ["sweep", "--backend", "llama.cpp", "--llama-cpp", str(install(tmp_path / "bin")), "-m", "gemma-4-e2b"]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 2
     assert "--backend llama.cpp runs GGUF files only" in result.stderr
+
+
+def test_a_program_gets_the_users_heap_and_no_gpu_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in HEAP.items():
+        monkeypatch.setenv(name, value)
+    assert not HEAP.keys() & build.environment("cpu").keys()
+    assert build.environment("cpu")["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    assert build.environment("cuda:0")["MALLOC_TRIM_THRESHOLD_"] == "1"
 
 
 # Finding a build
