@@ -19,7 +19,7 @@ from numbers import Number
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from profiler import backends, decode_path, devices, folders
+from profiler import backends, decode_path, devices, folders, registry
 from profiler.cost import prediction
 from profiler.cost.machine import SPLITS
 from profiler.errors import ProfileError
@@ -109,6 +109,12 @@ def sweep(
     seed: int = 0,
     device: str | None = None,
     backend: str = backends.DEFAULT,
+    llama_cpp: Name | None = None,
+    kv: str | Iterable[str] | None = None,
+    flash_attn: str | Iterable[str] | None = None,
+    gpu_layers: Counts | None = None,
+    n_cpu_moe: Counts | None = None,
+    tensor_split: str | Iterable[str] | None = None,
     paths: str | Iterable[str] | None = None,
     ubatch: int | str | None = None,
     threads: int | None = None,
@@ -146,7 +152,8 @@ def sweep(
         if name in single:
             single[f"{name}_s"] = single.pop(name)
     argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
-    asked = SweepRequest(**lists, **single)
+    own = {name: lists.pop(name) for name in request.OF_BACKENDS}
+    asked = SweepRequest(**lists, **single, options=own)
     with _named_as(SWEEP_OPTIONS):
         return _sweep(asked, named_device, limits, not fresh, _path("store", store), progress, argv)
 
@@ -389,8 +396,8 @@ def _one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 
 def _backend(text: str) -> str:
-    backends.find(text.casefold())
-    return text.casefold()
+    backends.find(text)
+    return registry.canonical(backends.FOLDER, text) or text
 
 
 def _seed(text: str) -> int:
@@ -422,10 +429,23 @@ class SweepOption:
         return self.default if value is None else self.write(name, value)
 
 
-LISTS = {"models": "-m", "quants": "-q", "contexts": "-c", "batches": "-b", "steps": "-n", "paths": "--path"}
+LISTS = {
+    "models": "-m",
+    "quants": "-q",
+    "contexts": "-c",
+    "batches": "-b",
+    "steps": "-n",
+    "paths": "--path",
+    "kv": "--kv",
+    "flash_attn": "--flash-attn",
+    "gpu_layers": "--gpu-layers",
+    "n_cpu_moe": "--n-cpu-moe",
+    "tensor_split": "--tensor-split",
+}
 OPTIONS = {
     "device": SweepOption("--device"),
     "backend": SweepOption("--backend", read=_backend, default=backends.DEFAULT),
+    "llama_cpp": SweepOption("--llama-cpp", _path_text),
     "scenario": SweepOption("--scenario", _path_text),
     "weights": SweepOption("--weights", read=_one_of(request.WEIGHTS), default="auto"),
     "fill": SweepOption("--fill", read=_one_of(grid.FILLS)),

@@ -40,10 +40,9 @@ def options_text(options: Mapping[str, object]) -> str:
     return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
 
 
-def option(options: str, name: str) -> str | None:
-    """The value of one option in a text that ``options_text`` wrote; None if it is not there."""
-    found = (word.partition("=") for word in options.split())
-    return next((value for known, _, value in found if known == name), None)
+def options_of(text: str) -> dict[str, str]:
+    """The inverse of ``options_text``. Words without ``=``, which it never writes, are ignored."""
+    return {name: value for name, equals, value in (word.partition("=") for word in text.split()) if equals}
 
 
 def digest(content: object) -> str:
@@ -120,7 +119,7 @@ class Case(_Digests):
 
         A repetition is then one request, whatever runs beside it, and the row counts the tokens of each itself.
         """
-        return option(self.options, SERVER) if self.options else None
+        return options_of(self.options).get(SERVER) if self.options else None
 
     @property
     def label(self) -> str:

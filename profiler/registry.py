@@ -1,7 +1,8 @@
 """Plug-ins by file name: the module ``profiler.quants.nf4`` is the quantization ``nf4``.
 
-A ``_`` in a file name stands for ``-`` or ``.`` in the name that users type, so ``nf4_dq.py`` is ``nf4-dq``. A file
-is a plug-in if it defines the object of its folder (``OBJECTS``); other files are code that plug-ins share.
+A ``_`` in a file name stands for ``-`` in the name that users type, so ``nf4_dq.py`` is ``nf4-dq``; ``DOTTED`` has
+the exceptions. A file is a plug-in if it defines the object of its folder (``OBJECTS``); other files are code that
+plug-ins share.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ OBJECTS = {  # what a plug-in of a folder defines; in other folders every file c
     "show.writers": "render",
 }
 
+DOTTED = {"llama_cpp": "llama.cpp"}  # names that are written with a dot
+
 
 def names(folder: str) -> list[str]:
     """Names of the plug-ins in ``profiler.<folder>``, sorted, as users type them.
@@ -45,7 +48,7 @@ def names(folder: str) -> list[str]:
         if name_of_object is None
         or _defines(f"{path}/{name}/__init__.py" if is_folder else f"{path}/{name}.py", name_of_object)
     }
-    return sorted(name.replace("_", "-") for name in found)
+    return sorted(DOTTED.get(name, name.replace("_", "-")) for name in found)
 
 
 @cache
@@ -57,11 +60,21 @@ def _defines(file: str, name: str) -> bool:
 
 def load(folder: str, name: str, what: str) -> ModuleType:
     """The plug-in module ``name`` of ``profiler.<folder>``, ignoring case; ``what`` is its kind, for the error."""
-    known = names(folder)
-    typed = name.casefold().replace("_", "-")
-    if typed not in known:
-        raise unknown(what, name, known)
-    return importlib.import_module(f"profiler.{folder}.{typed.replace('-', '_')}")
+    known = canonical(folder, name)
+    if known is None:
+        raise unknown(what, name, names(folder))
+    return importlib.import_module(f"profiler.{folder}.{_spelled(known)}")
+
+
+def canonical(folder: str, name: str) -> str | None:
+    """The plug-in that a user means by ``name``; ``None`` if there is none. Case does not matter; ``-``, ``_`` and
+    ``.`` are the same.
+    """
+    return next((known for known in names(folder) if _spelled(known) == _spelled(name)), None)
+
+
+def _spelled(name: str) -> str:
+    return name.casefold().replace("-", "_").replace(".", "_")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> NotFound:

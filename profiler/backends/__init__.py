@@ -15,9 +15,10 @@ DEFAULT = "hf"
 def find(name: str) -> Backend:
     """The traits of the backend ``name``, without importing its framework. Raises NotFound for an unknown one."""
     known = _by_name(tuple(__path__))
-    if name not in known:
+    found = name if name in known else registry.canonical(FOLDER, name)
+    if found is None:
         raise registry.unknown("backend", name, known)
-    return known[name]
+    return known[found]
 
 
 def opener(name: str) -> Opener:

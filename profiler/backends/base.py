@@ -7,14 +7,14 @@ Without a framework, one file ``backends/NAME.py`` may have both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from profiler.case import Case, Source
 from profiler.decode_path import EAGER
 from profiler.devices.base import Meter, Watcher
-from profiler.results.measurement import Caution, DecodePath
+from profiler.results.measurement import Caution, DecodePath, Memory, Phase, Sample
 
 Beat = Callable[[str], None]
 """Called at every sign of progress with a few words (``prefill 2048/8192``); it must be cheap."""
@@ -110,6 +110,44 @@ class Session(Protocol):
         """Free the model."""
 
 
+class TimedCase(Protocol):
+    """One case that a program of the backend repeats and times itself, such as llama-bench."""
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that the program used, once it has run."""
+
+    def repeat(self, phase: Phase, count: int, most_s: float) -> Generator[Sequence[Sample], None, None]:
+        """Repetitions of a phase, in groups as the program prints them. Closing the generator ends the program.
+
+        At first about ``count`` are wanted, and then more until the caller closes it; none should start after they
+        have taken ``most_s`` seconds in total.
+        """
+
+    def memory(self) -> Memory:
+        """Peaks of the phases that ran, and the parts that the program reports."""
+
+    def path(self) -> DecodePath | None:
+        """What computed. Called once the case has run."""
+
+    def cautions(self) -> tuple[Caution, ...]:
+        """Cautions about how this case ran. Called once it has run."""
+
+
+class TimedSession(Protocol):
+    """A model whose cases are ``TimedCase``s (``Backend.times_itself``)."""
+
+    meter: Meter
+    watcher: Watcher  # observes the device while repetitions run
+    info: ModelInfo
+
+    def begin(self, case: Case) -> TimedCase:
+        """Prepare a case. Raises OutOfMemory, ProfileError."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
 class Opener(Protocol):
     """The function ``open_session`` of a backend. Importing its module imports the framework."""
 
@@ -140,6 +178,12 @@ class Backend:
     versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
     served: str | None = None  # the command that measures it, if it is a running server: no worker opens it
+    times_itself: bool = False  # whether its sessions are ``TimedSession``s, which give samples and not steps
+    gguf: bool = False  # whether it runs GGUF files as they are stored, and nothing else
+    ubatch: int | None = None  # default tokens per prefill pass; None: that of the kind of device
+    options: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
+    """Axes that only this backend has, by the name of the option, each with a parser that raises ValueError
+    (``Case.options``)."""
 
     def refusal(self, case: Case) -> str | None:
         """Why it cannot run ``case``, in words; ``None`` if it can."""

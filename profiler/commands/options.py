@@ -87,10 +87,10 @@ def plugin(folder: str, what: str) -> Callback:
     """A callback that checks the name of a plug-in, ignoring case; the error lists the known names."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-        known = registry.names(folder)
-        if value is not None and value.casefold() not in known:
-            raise registry.unknown(what, value, known)
-        return None if value is None else value.casefold()
+        known = None if value is None else registry.canonical(folder, value)
+        if value is not None and known is None:
+            raise registry.unknown(what, value, registry.names(folder))
+        return known
 
     return callback
 

@@ -18,7 +18,15 @@ from profiler.results.store import Store, existing
 from profiler.run import grid, request
 from profiler.run import plan as run_plan
 from profiler.run import sweep as run_sweep
-from profiler.run.request import MAX_SEED, MAX_THREADS, WEIGHTS, ResolvedRequest, SweepRequest, resolve_request
+from profiler.run.request import (
+    MAX_SEED,
+    MAX_THREADS,
+    OF_BACKENDS,
+    WEIGHTS,
+    ResolvedRequest,
+    SweepRequest,
+    resolve_request,
+)
 from profiler.run.supervisor import WorkerLimits
 from profiler.show import plan as show_plan
 from profiler.show.report import files
@@ -101,6 +109,25 @@ FAILED, INTERRUPTED = 1, 130
     options.size("--max-memory", help="Host memory that one worker process may use, such as 8GiB."),
 )
 @options.group(
+    "Only with --backend llama.cpp",
+    click.option(
+        "--llama-cpp",
+        metavar="DIR",
+        help="The build, its bin folder or the source tree. [default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
+    ),
+    options.many("--kv", "kv", metavar="TYPE", help="Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]"),
+    options.many(
+        "--flash-attn", "flash_attn", metavar="on|off|auto", help="Flash attention. [default: the build's choice]"
+    ),
+    options.many("--gpu-layers", "gpu_layers", metavar="N", help="Layers on the GPU. [default: all that fit]"),
+    options.many(
+        "--n-cpu-moe", "n_cpu_moe", metavar="N", help="Layers whose experts stay in the host's memory. [default: 0]"
+    ),
+    options.many(
+        "--tensor-split", "tensor_split", metavar="SHARES", help="Shares of several GPUs, such as 3/1 (3 to 1)."
+    ),
+)
+@options.group(
     "How long to measure",
     options.count(
         "-r", "--reps", help="Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"
@@ -156,7 +183,8 @@ def sweep(
     files.check(html, store)
     found = devices.find(device)
     available = run_sweep.available_bytes(found, max_memory)
-    resolved = resolve_request(SweepRequest(**asked), found, available, say)
+    own = {name: asked.pop(name) for name in OF_BACKENDS}
+    resolved = resolve_request(SweepRequest(**asked, options=own), found, available, say)
     for line in request.lines(resolved.refused):  # before the rows, so that nobody waits for them
         say(line)
     refused = request.REFUSED if resolved.refused else 0

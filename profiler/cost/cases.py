@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from profiler import backends
-from profiler.case import Case
+from profiler.case import Case, options_of
 from profiler.cost import engines, explanation
 from profiler.cost.interval import Interval, exact, prior
 from profiler.cost.machine import Machine
@@ -27,11 +27,13 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.units import bytes_text
 
 START_S = 8.0  # starting a worker process that imports torch and transformers, from a warm disk cache
+PROGRAM_START_S = 1.0  # the same for a worker that only starts programs
 DISK_BYTES_S = 0.5e9  # reading a checkpoint
 CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
 COMPILE_SPREAD = 6.0
 SPREAD = 2.0
 WORTH_SAYING = 0.25  # share of the weights from which a note says what the quantization leaves unquantized
+PLACING = frozenset({"gpu-layers", "n-cpu-moe", "tensor-split"})  # options that move weights between devices
 NAMES: dict[Part, str] = {
     "tables": "embeddings",
     "head": "output head",
@@ -62,10 +64,12 @@ def estimate_case(
     ``checkpoint_format``: the checkpoint, if it runs as it is stored.
     """
     found = predictor_of(case, geometry, host, checkpoint_format)
-    kind, width = host.device_kind, DTYPE_BYTES[case.dtype]
+    kind, width, kv = host.device_kind, DTYPE_BYTES[case.dtype], kv_of(case)
+    terms = found.terms(found.request(case.context, case.batch, kv))
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
-    terms = found.terms(found.request(case.context, case.batch))
-    prefill, step = found.phases(case.context, mean_depth(case), case.batch)
+    if backends.find(case.backend).gguf:  # other cache types, and padding
+        held = round(terms.cache.value)
+    prefill, step = found.phases(case.context, mean_depth(case), case.batch, kv)
     return CaseEstimate(
         weights=terms.weights,
         cache=exact(held),
@@ -89,6 +93,16 @@ def host_of(device: DeviceInfo, threads: int | None) -> Target:
 def mean_depth(case: Case) -> int:
     """The mean number of tokens in the cache during decode."""
     return case.context + (case.steps + 1) // 2
+
+
+def kv_of(case: Case) -> str | None:
+    """The type of K and V that the case asks for; ``None``: the engine's default."""
+    return options_of(case.options).get("kv")
+
+
+def is_placed(case: Case) -> bool:
+    """Whether the case places weights by hand, so that nothing here predicts what is where."""
+    return not PLACING.isdisjoint(options_of(case.options))
 
 
 def predictor_of(case: Case, geometry: Geometry, host: Target, checkpoint_format: Stored | None = None) -> Predictor:
@@ -133,7 +147,8 @@ def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) 
         making = geometry.parameters * CHECKPOINT_BYTES / DISK_BYTES_S
         making += packed / kind.pack_elements_s
     compiling = kind.compile_layer_s * len(geometry.layers) if case.path == GRAPH else 0.0
-    return prior(START_S, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
+    start = PROGRAM_START_S if backends.find(case.backend).times_itself else START_S
+    return prior(start, 2.0) + prior(making, SPREAD) + prior(compiling, COMPILE_SPREAD)
 
 
 def stored_prediction(
@@ -142,13 +157,14 @@ def stored_prediction(
     """The prediction as JSON: rates and peak with bounds and basis, seconds at the ceilings if the device was
     calibrated, and the process-to-process variation (``stats.between``).
 
-    ``checkpoint_format``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules.
+    ``checkpoint_format``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules,
+    and for a case that ``is_placed``.
     """
-    if not backends.find(case.backend).predicted:
+    if not backends.find(case.backend).predicted or is_placed(case):
         return {}
     predictor = predictor_of(case, geometry, host_of(device, case.threads), checkpoint_format)
     engine, on = predictor.engine, predictor.machine.target
-    found = predictor.predict(case.context, case.batch)
+    found = predictor.predict(case.context, case.batch, kv_of(case))
     real = case.weights == "real" and checkpoint_format is None  # as stored, nothing is packed during loading
     peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
@@ -166,9 +182,9 @@ def speeds(predictor: Predictor, case: Case) -> dict[str, Any]:
     """The predicted rates of all sequences, the seconds at the ceilings, and the process-to-process variation, each
     if it is known.
     """
-    on, content = predictor.machine.target, dict[str, Any]()
-    found = predictor.predict(case.context, case.batch)
-    deep = predictor.predict(mean_depth(case), case.batch)
+    on, content, kv = predictor.machine.target, dict[str, Any](), kv_of(case)
+    found = predictor.predict(case.context, case.batch, kv)
+    deep = predictor.predict(mean_depth(case), case.batch, kv)
     if found.prefill and deep.decode:
         content |= {
             "prefill_tps": found.prefill.tps.to_json(),
@@ -179,7 +195,7 @@ def speeds(predictor: Predictor, case: Case) -> dict[str, Any]:
     if (apart := _between(on)) is not None:
         content["between"] = apart
     if on.ceilings is not None:
-        prefill, decode = explanation.explain(predictor, case.context, case.batch).phases
+        prefill, decode = explanation.explain(predictor, case.context, case.batch, kv).phases
         content["ceiling_s"] = {"prefill": prefill.ceiling_s, "step": decode.ceiling_s}
     return content
 

@@ -27,6 +27,7 @@ DEFAULT_PERIOD_US = 100_000  # of a quota without a stated period
 MEMORY_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank in a path of mountinfo is \040
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
 MOST_NAME = 48  # characters of a group's name in messages; longer paths are cut to their last part
 MOST_GROUPS = 4096  # searched per level; with more, the search would take too long
 MOST_NUMBERS = 1 << 16  # a longer list is not a list of CPUs or memory nodes
@@ -124,6 +125,27 @@ def cpus() -> frozenset[int] | None:
             if found:
                 return found
     return None
+
+
+def oom_kills() -> int | None:
+    """How many OOM kills the kernel counts: in this control group, or else on the machine.
+
+    The kernel counts OOM kills of any cause in the victim's group, so the group's counter is sufficient and does not
+    include processes of other groups. ``None``: no counter can be read.
+    """
+    for path in (*_kill_counters(), Path("/proc/vmstat")):
+        try:
+            found = _OOM_KILLS.search(path.read_text())
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return None
+
+
+def _kill_counters() -> list[Path]:
+    """Candidate files with the counter of this process's memory group, version 2 and 1, innermost first."""
+    return [folder / name for folder in folders("memory") for name in ("memory.events", "memory.oom_control")]
 
 
 def _memory_limits() -> Iterator[MemoryLimit]:

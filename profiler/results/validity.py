@@ -18,7 +18,7 @@ from itertools import compress
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from profiler.case import SERVER, Case, option
+from profiler.case import SERVER, Case, options_of
 from profiler.results.measurement import Caution, DecodePath, Energy, Measurement, Memory, PhaseEnergy, Sample
 from profiler.units import MAX_BYTES, printable
 
@@ -212,7 +212,7 @@ def _check_energy(energy: Mapping[str, Any]) -> None:
 
 def check_tokens(case: Mapping[str, Any], phases: Sequence[str], tokens: Sequence[int]) -> None:
     """Raise ValueError unless each repetition processed the tokens of its case; only a server counts its own."""
-    if option(str(case.get("options", "")), SERVER) is not None:
+    if SERVER in options_of(str(case.get("options", ""))):
         return
     context, batch, steps = (case.get(name) for name in ("context", "batch", "steps"))
     if not (type(context) is type(batch) is type(steps) is int):

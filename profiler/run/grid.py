@@ -82,6 +82,7 @@ class Axes:
     batches: tuple[int, ...]
     steps: tuple[int, ...]
     paths: tuple[str, ...] = ("eager",)
+    options: tuple[str, ...] = ("",)  # settings that only the backend has, as in ``Case.options``
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ class SweepSettings:
     ubatch: int = PREFILL_CHUNK_CPU
     threads: int | None = None
     seed: int = 0
+
+    @property
+    def gguf(self) -> bool:
+        """Whether the backend runs GGUF files as they are."""
+        return backends.find(self.backend).gguf
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +177,25 @@ def counts(option: str, values: Sequence[str], usual: tuple[int, ...] = ()) -> t
 def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridTask]:
     """Every case of the grid, models outermost. Raises ProfileError for a grid that is too large."""
     size = 1
-    for axis in (axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps):
+    for axis in (
+        axes.subjects,
+        axes.quants,
+        axes.paths,
+        axes.options,
+        axes.contexts,
+        axes.batches,
+        axes.steps,
+    ):
         size *= max(1, len(axis))
     if size > MAX_CASES:
         raise ProfileError(f"the grid has {size:,} cases, more than {MAX_CASES:,}", "Give fewer values on an axis.")
     return [
-        _task(subject, choice, _case(subject, choice.quant, path, context, batch, steps, settings, device))
+        _task(subject, choice, _case(subject, choice.quant, path, options, context, batch, steps, settings, device))
         for subject in axes.subjects
-        for choice, path, context, batch, steps in product(
-            choices(subject.source, subject.weights, subject.checkpoint_format, axes.quants, device),
+        for choice, path, options, context, batch, steps in product(
+            choices(subject.source, subject.weights, subject.checkpoint_format, axes.quants, device, settings.gguf),
             axes.paths,
+            axes.options,
             axes.contexts,
             axes.batches,
             axes.steps,
@@ -198,6 +213,7 @@ def _case(
     subject: Subject,
     quant: Quant,
     path: str,
+    options: str,
     context: int,
     batch: int,
     steps: int,
@@ -220,6 +236,7 @@ def _case(
         ubatch=min(settings.ubatch, context),
         threads=settings.threads,
         seed=settings.seed,
+        options=options,
     )
 
 

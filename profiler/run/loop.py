@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from profiler.backends.base import Beat, CacheState, Generation, ModelInfo, Session, ShapeMismatch
+from profiler.backends.base import Beat, CacheState, Generation, ModelInfo, Session, ShapeMismatch, TimedSession
 from profiler.case import Case
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
@@ -122,7 +122,7 @@ def largest(*values: int | None) -> int | None:
 class EnergyBook:
     """Energy of the phases of one case: if it was requested, or is available because repetitions are long."""
 
-    def __init__(self, session: Session, repeater: Repeater) -> None:
+    def __init__(self, session: Session | TimedSession, repeater: Repeater) -> None:
         self._watcher, self._meter = session.watcher, session.meter
         self._asked, self._beat = repeater.effort.energy, repeater.beat
         self._parts: dict[Phase, PhaseEnergy] = {}
@@ -143,6 +143,18 @@ class EnergyBook:
             self._parts[phase] = PhaseEnergy(0, 0.0, 0.0, 0, counter_reason=self._reason, power_reason=self._reason)
         elif self._asked:
             self._repeat(phase, unwatched)
+
+    def enter_window(self, phase: Phase, run: Callable[[], Sequence[Sample]]) -> None:
+        """Measure the energy of repetitions that ``run`` makes back to back, in one window."""
+        if self._idle_w is None:
+            self._parts[phase] = PhaseEnergy(0, 0.0, 0.0, 0, counter_reason=self._reason, power_reason=self._reason)
+            return
+        self._beat(f"{phase} energy")
+        samples = run()
+        ends = [sample.ended_s for sample in samples if sample.ended_s is not None]
+        if ends and len(ends) == len(samples):
+            start, end = ends[0] - samples[0].seconds, ends[-1]
+            self._note(phase, samples, [(start, end)], self._watcher.stop(end - start).invalid)
 
     @property
     def energy(self) -> Energy | None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from profiler import backends, decode_path
 from profiler.case import Case
-from profiler.cost.cases import CaseEstimate, estimate_case, host_of
+from profiler.cost.cases import CaseEstimate, estimate_case, host_of, is_placed
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
@@ -95,7 +95,9 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
         except ProfileError as error:  # only this model in this quantization is affected
             skipped.append(Skip(task.case, error.message))
             continue
-        reason = task.refused or _impossible(task, device) or _too_large(entry.estimate, available_bytes, device)
+        reason = task.refused or _impossible(task, device)
+        if reason is None and not is_placed(task.case):
+            reason = _too_large(entry.estimate, available_bytes, device)
         if reason is None:
             planned.append(entry)
         else:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler import folders
-from profiler.devices import cgroup
+from profiler.devices.cgroup import oom_kills
 from profiler.devices.cpu import process_bytes
 from profiler.results.environment import SPEED, heap, is_secret
 from profiler.results.measurement import Outcome
@@ -34,7 +34,7 @@ from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTas
 from profiler.units import printable
 
 PLACES = re.compile(  # what libraries need in addition to the variables that change speed
-    "CXX|HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
+    "CXX|HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LLAMA_CPP_DIR|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
     "|VIRTUAL_ENV|(LC|TRANSFORMERS|XDG)_.*"
     "|PYTHON(PATH|HOME|USERBASE|NOUSERSITE|PLATLIBDIR|PYCACHEPREFIX|DONTWRITEBYTECODE|SAFEPATH)"
 )
@@ -44,7 +44,6 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 LAST_WORDS = 5  # last lines in which a message is the cause of death; earlier ones may be warnings
 _OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|MemoryError|cannot allocate memory|can't allocate memory", re.I)
 _CRY = re.compile(r"what\(\):|error|assert|fatal|abort", re.I)  # last messages of C++ libraries that end the process
-_OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
 
 # -P: a file in the current folder must not shadow a library
 WORKER = ("-P", "-m", "profiler.run.worker")
@@ -66,27 +65,6 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
         if (SPEED.fullmatch(name) or PLACES.fullmatch(name)) and not is_secret(name)
     }
     return heap(environ) | allowed | folders.compilers(environ) | TEXT | OFFLINE
-
-
-def oom_kills() -> int | None:
-    """How many OOM kills the kernel counts: in this control group, or else on the machine.
-
-    The kernel counts OOM kills of any cause in the victim's group, so the group's counter is sufficient and does not
-    include processes of other groups. ``None``: no counter can be read.
-    """
-    for path in (*_group_counters(), Path("/proc/vmstat")):
-        try:
-            found = _OOM_KILLS.search(path.read_text())
-        except OSError:
-            continue
-        if found:
-            return int(found[1])
-    return None
-
-
-def _group_counters() -> list[Path]:
-    """Candidate files with the counter of this process's memory group, version 2 and 1, innermost first."""
-    return [folder / name for folder in cgroup.folders("memory") for name in ("memory.events", "memory.oom_control")]
 
 
 def _cpu_limit() -> str:
@@ -253,11 +231,16 @@ class WorkerProcess:
         return now is not None and self._oom_kills is not None and now > self._oom_kills
 
     def resident_bytes(self) -> int | None:
-        """Its resident memory now; None when it is gone."""
-        try:
-            return process_bytes("VmRSS", self.pid)
-        except OSError:
-            return None
+        """The resident memory now of the worker, or of a program that it has started if that is larger; None when it
+        is gone.
+        """
+        sizes = []
+        with suppress(OSError):
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            for pid in (self.pid, *map(int, children)):
+                with suppress(OSError):
+                    sizes.append(process_bytes("VmRSS", pid))
+        return max(sizes, default=None)
 
     def cpu_s(self) -> float | None:
         """CPU seconds of all its threads so far; None when it is gone."""

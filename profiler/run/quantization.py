@@ -14,6 +14,7 @@ from profiler.cost.engines.base import Engine
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import NotFound, ProfileError
+from profiler.models import gguf_folder
 from profiler.models import scheme as schemes
 from profiler.models.resolve import Model
 from profiler.models.scheme import MLX
@@ -39,13 +40,22 @@ class QuantChoice:
 
 
 def choices(
-    source: Source, weights: str, stored: Stored | None, asked: Sequence[Quant], device: DeviceInfo
+    source: Source,
+    weights: str,
+    stored: Stored | None,
+    asked: Sequence[Quant],
+    device: DeviceInfo,
+    gguf: bool = False,
 ) -> list[QuantChoice]:
-    """The quantizations of one model of a sweep; ``asked`` is empty without -q.
+    """The quantizations of one model of a sweep; ``asked`` is empty without -q. ``gguf``: the backend runs GGUF files
+    as they are (``Backend.gguf``).
 
     A checkpoint runs as it is stored. A quantized one is unpacked into a plain dtype if transformers supports only
     that; quantizing it a second time is refused.
     """
+    if gguf and stored is not None:
+        return [QuantChoice(checkpoint.quant_of(stored), stored)]
+    split = gguf_folder.not_unpacked(source) if weights == "real" else None
     usual: tuple[Quant, ...] = tuple(asked) or (_registered(own_dtype(stored, device)),)
     if weights == "synthetic":
         own = schemes.of(source.config)
@@ -53,7 +63,7 @@ def choices(
             usual = (_registered(own.name),)
         return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
     if stored is None or stored.scheme is None:
-        return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
+        return [QuantChoice(quant, refused=split or _unknown(quant)) for quant in usual]
     return [_of_checkpoint(stored, quant, device) for quant in asked] or [_own(stored, device)]
 
 

@@ -6,16 +6,18 @@ One refused model does not stop the others in the list.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import PurePath
 from typing import Any, TypeVar
 
 from profiler import backends, decode_path, registry
-from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote
+from profiler.backends.llama_cpp import build as llama_cpp
+from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote, options_text
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
-from profiler.models import scheme
+from profiler.models import gguf_folder, scheme
 from profiler.models.resolve import Model, resolve
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
@@ -34,6 +36,7 @@ REFUSED = 1  # the exit code if some models were refused and others ran
 MAX_THREADS = 4096  # the OpenMP runtime crashes at a million
 MAX_SEED = 2**63 - 1  # limit of the random generators
 WEIGHTS = ("auto", "real", "synthetic")
+OF_BACKENDS = ("kv", "flash_attn", "gpu_layers", "n_cpu_moe", "tensor_split")  # options that only some backends have
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
@@ -112,6 +115,8 @@ class SweepRequest:
     ubatch: int | None = None
     threads: int | None = None
     seed: int = 0
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by the names in ``OF_BACKENDS``
+    llama_cpp: str | None = None  # the folder of a build
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +142,14 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
             f"backend {request.backend} is a running server, which no worker of ours can start", f"Use {command}."
         )
     counted = request.scenario if not request.contexts else None
-    request = _with_scenario(request)
-    quants, own = _asked(words(request.quants))
+    typed, request = request.quants, _with_scenario(request)
+    options = backend_options(request)
+    if request.llama_cpp is not None:
+        llama_cpp.use(request.llama_cpp)
     names = model_names(request.models)
+    if backends.find(request.backend).gguf:
+        return _of_files(replace(request, quants=typed), names, options, device, say)
+    quants, own = _asked(words(request.quants))
     if request.quants and not (quants or own):
         raise ProfileError("-q: the list is empty", "Leave it out for the default of each model.")
     if request.models and not names:
@@ -166,6 +176,74 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
         refused=refused,
         backend=request.backend,
     )
+
+
+def _of_files(
+    request: SweepRequest, names: Sequence[str], options: tuple[str, ...], device: DeviceInfo, say: Say
+) -> ResolvedRequest:
+    """The grid of a backend that runs GGUF files as they are: -q chooses among files. Raises ProfileError."""
+    if not names:
+        raise ProfileError(f"--backend {request.backend} needs -m", "Name a .gguf file, or a folder of them.")
+    found, refused = accepted(
+        [file for name in names for file in gguf_folder.files(name)],
+        lambda name: _with_threads(_gguf_subject(name, request, say, device), request, device),
+    )
+    subjects = _distinct(found, say)
+    if request.quants:
+        subjects = _in_quants(subjects, words(request.quants))
+    axes = replace(_axes(subjects, (), request, device), options=options)
+    return ResolvedRequest(
+        tasks=tuple(tasks(axes, _settings(request, device), device)),
+        effort=_effort(request),
+        budget_s=request.budget_s,
+        subjects=subjects,
+        refused=refused,
+        backend=request.backend,
+    )
+
+
+def _gguf_subject(name: str, request: SweepRequest, say: Say, device: DeviceInfo) -> Subject:
+    found = subject(name, request.weights, say, device)
+    if found.source.kind != "gguf":
+        raise ProfileError(
+            f"{found.name}: --backend {request.backend} runs GGUF files only",
+            "Give the .gguf file itself, or a folder of them.",
+        )
+    return found
+
+
+def _in_quants(subjects: Sequence[Subject], asked: Sequence[str]) -> tuple[Subject, ...]:
+    """The files in one of these quantizations, as read from their tensors. Raises NotFound for one that none has."""
+    has = {each.name: _plain_name(each.checkpoint_format.quant) for each in subjects if each.checkpoint_format}
+    for name in asked:
+        if _plain_name(name) not in has.values():
+            raise unknown("quantization among the files", name, sorted(set(has.values())))
+    wanted = set(map(_plain_name, asked))
+    return tuple(each for each in subjects if has.get(each.name) in wanted)
+
+
+def _plain_name(quant: str) -> str:
+    return quant.casefold().replace("-", "_")
+
+
+def backend_options(request: SweepRequest) -> tuple[str, ...]:
+    """Every combination of the options that only the backend has, as in ``Case.options``. Raises ProfileError."""
+    known = backends.find(request.backend).options
+    axes: list[list[tuple[str, str]]] = []
+    for option, typed in request.options.items():
+        name, values = option.replace("_", "-"), words(typed)
+        if not values:
+            continue
+        if name not in known:
+            having = [each for each in registry.names(backends.FOLDER) if name in backends.find(each).options]
+            raise ProfileError(
+                f"--{name}: backend {request.backend} has no such option", f"--backend {' or '.join(having)} has it."
+            )
+        try:
+            axes.append([(name, known[name](value)) for value in values])
+        except ValueError as error:
+            raise ProfileError(f"--{name}: {printable(error)}") from None
+    return tuple(dict.fromkeys(options_text(dict(chosen)) for chosen in product(*axes)))
 
 
 def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None) -> Subject:
@@ -399,7 +477,7 @@ def _settings(request: SweepRequest, device: DeviceInfo) -> SweepSettings:
     return SweepSettings(
         backend=request.backend,
         fill=request.fill or "prefill",
-        ubatch=request.ubatch or kind_of(device.kind).prefill_chunk,
+        ubatch=request.ubatch or backends.find(request.backend).ubatch or kind_of(device.kind).prefill_chunk,
         threads=request.threads,
         seed=request.seed,
     )

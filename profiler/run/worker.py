@@ -35,16 +35,17 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from select import POLLOUT, poll
-from typing import Any
+from typing import Any, cast
 
 from profiler import backends, devices, folders
-from profiler.backends.base import OutOfMemory, Session
+from profiler.backends.base import OutOfMemory, Session, TimedSession
 from profiler.case import Case
 from profiler.devices import allowance
 from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
+from profiler.run import timed
 from profiler.run.loop import headline, largest, measure
 from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
 from profiler.run.repetitions import Repeater
@@ -229,7 +230,7 @@ def read_tasks(fd: int) -> Iterator[WorkerTask]:
 
 def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
     """Load once, then a row for every task."""
-    session: Session | None = None
+    session: Session | TimedSession | None = None
     cost = LoadCost()
     measured: set[str] = set()  # keys of cases
     for task in tasks:
@@ -239,7 +240,7 @@ def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
                 wire.send({"type": "loaded", "load": cost.to_json()})
             if task.max_memory_bytes is not None:
                 limit_memory(task.max_memory_bytes)
-            row = measure(session, task.case, Repeater(task.effort, wire.beat, task.case.key in measured))
+            row = measure_with(session, task, wire, task.case.key in measured)
             row = with_load_cost(row, cost)
             measured.add(task.case.key)
         except Exception as error:
@@ -251,7 +252,15 @@ def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
         session.close()
 
 
-def load(task: WorkerTask, wire: Wire) -> tuple[Session, LoadCost]:
+def measure_with(session: Session | TimedSession, task: WorkerTask, wire: Wire, again: bool) -> Measurement:
+    """Measure a case with the loop that its backend needs; ``again``: this process has measured it before."""
+    repeater = Repeater(task.effort, wire.beat, again)
+    if backends.find(task.case.backend).times_itself:
+        return timed.measure(cast(TimedSession, session), task.case, repeater)
+    return measure(cast(Session, session), task.case, repeater)
+
+
+def load(task: WorkerTask, wire: Wire) -> tuple[Session | TimedSession, LoadCost]:
     """The model of ``task``, and what loading it took. The baseline is taken once the framework is imported."""
     wire.beat("load")
     opened = backends.opener(task.case.backend)

@@ -383,7 +383,11 @@ def launch_share(eager_tps: float, graph_tps: float) -> float:
 
 def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list[str]:
     """A line per case that another path than ``eager`` decoded; ``brief``: only lines with something noteworthy."""
-    others = [(row, row.decode_path) for row in measurements if row.decode_path is not None]
+    others = [
+        (row, row.decode_path)
+        for row in measurements
+        if row.decode_path is not None and (row.case.path, row.decode_path.ran) != (EAGER, EAGER)
+    ]
     shipped: dict[Case, float] = {}
     for row in measurements if others else ():
         rate = stats.rate(row, "decode")

@@ -43,10 +43,10 @@ def render(
     cases = [*(planned.case for planned in plan.cases), *reused, *(skip.case for skip in plan.skipped)]
     for row, case in zip(rows, cases, strict=True):
         row["cautions"] = [{"code": each.code, "text": each.text} for each in by_model.get(case.model_id, ())]
-    paths = len({row["path"] for row in rows}) > 1
+    more = [name for name in ("path", "options") if len({row[name] for row in rows}) > 1]
 
     def shown(row: show_output.JsonRow) -> dict[str, str]:
-        return _shown(row, paths)
+        return _shown(row, more)
 
     text = show_output.render(rows, shown, output)
     notes = _notes(plan) if output in ("table", "md") else []
@@ -83,7 +83,7 @@ def summary(plan: SweepPlan) -> str:
 
 def _row(case: Case, action: str, reason: str | None = None) -> dict[str, Any]:
     names = ("model", "weights", "quant", "dtype", "device", "backend", "path", "context", "batch", "steps", "fill")
-    return {name: getattr(case, name) for name in names} | {
+    return {name: getattr(case, name) for name in (*names, "options")} | {
         "key": case.key,
         "action": action,
         "reason": reason,
@@ -128,8 +128,8 @@ def _measured(row: StoredRow) -> dict[str, Any]:
     }
 
 
-def _shown(row: show_output.JsonRow, paths: bool) -> dict[str, str]:
-    """The cells of a row; ``paths``: the plan has more than one decode path."""
+def _shown(row: show_output.JsonRow, more: Sequence[str]) -> dict[str, str]:
+    """The cells of a row; ``more``: settings of which the plan has more than one value."""
     peak = row["peak_bytes"]
     return {
         "model": printable(row["model"], 60),
@@ -138,7 +138,7 @@ def _shown(row: show_output.JsonRow, paths: bool) -> dict[str, str]:
         "dtype": row["dtype"],
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
-        **({"path": row["path"]} if paths else {}),
+        **{name: row[name] for name in more},
         "plan": "run (may not fit)" if row["may_not_fit"] else row["action"],
         "weights size": bytes_text(row["weights_bytes"]),
         "cache": bytes_text(row["cache_bytes"]),

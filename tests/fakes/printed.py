@@ -46,6 +46,9 @@ OTHERS: dict[tuple[str, ...], Table] = {
     ("python3", "convert_hf_to_gguf.py"): (_options("--outfile --outtype"), 1, 1),
     # llama.cpp, tools/gguf-split/README.md
     ("llama-gguf-split",): (_options("", "--merge --split"), 2, 2),
+    # cmake(1)
+    ("cmake", "-B"): (_options("", "-DGGML_CUDA"), 1, 1),
+    ("cmake", "--build"): (_options("--target", "-j"), 1, 2),  # of two targets, the second
     # vLLM, vllm/benchmarks/latency.py and vllm/engine/arg_utils.py
     ("vllm", "bench", "latency"): (
         _options(

@@ -17,7 +17,13 @@ from profiler.run.repetitions import Effort, Repeater
 CONTEXT, BATCH, STEPS = 40, 2, 4
 
 
-@pytest.fixture(params=[name for name in registry.names("backends") if backends.find(name).served is None])
+def driven(name: str) -> bool:
+    """Whether a backend's sessions are driven step by step in a worker."""
+    backend = backends.find(name)
+    return backend.served is None and not backend.times_itself
+
+
+@pytest.fixture(params=list(filter(driven, registry.names("backends"))))
 def case(request: pytest.FixtureRequest) -> Case:
     fields = {"quant": "fp32", "dtype": "fp32", "device": "cpu", "backend": request.param, "path": "eager"}
     return Case("tiny", "tiny", "real", context=CONTEXT, batch=BATCH, steps=STEPS, ubatch=16, **fields)

@@ -92,7 +92,7 @@ def test_a_page_names_every_value_people_can_type(folder: str, page: str) -> Non
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_plugin_file_explains_itself(folder: str) -> None:
     for name in registry.names(folder):
-        spec = importlib.util.find_spec(f"profiler.{folder}.{name.replace('-', '_')}")
+        spec = importlib.util.find_spec(f"profiler.{folder}.{re.sub('[-.]', '_', name)}")
         assert spec is not None
         assert spec.origin is not None
         text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))

@@ -33,6 +33,7 @@ from profiler.shell import Command, command, quote
 UBATCH = 512  # --ubatch-size
 PAD = 256  # cells
 KV_BYTES = {
+    "f32": 4.0,
     "f16": 2.0,
     "bf16": 2.0,
     "q8_0": 34 / 32,
@@ -40,6 +41,7 @@ KV_BYTES = {
     "q5_0": 22 / 32,
     "q4_1": 20 / 32,
     "q4_0": 18 / 32,
+    "iq4_nl": 18 / 32,
 }
 STATE_BYTES = 4
 CONTEXT = {  # CUDA context and the backend's pools; Metal and Vulkan take less. From logs of one process per card.

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from profiler import __version__
+from profiler import __version__, backends
+from profiler.case import Case, options_of
 from profiler.results import stats
 from profiler.results.environment import REMOTE
 from profiler.results.measurement import Measurement, Phase
@@ -100,8 +101,8 @@ def _row(measurement: Measurement, phase: Phase) -> dict[str, Any]:
         "n_batch": case.ubatch,
         "n_ubatch": case.ubatch,
         "n_threads": measurement.threads or case.threads or cpu.get("cores") or 0,
-        "type_k": GGML_TYPES.get(case.dtype, plain(case.dtype)),
-        "type_v": GGML_TYPES.get(case.dtype, plain(case.dtype)),
+        "type_k": _cache_type(case),
+        "type_v": _cache_type(case),
         "n_gpu_layers": ALL_LAYERS if on_gpu else 0,
         "main_gpu": _number(case.device) if on_gpu else 0,
         "n_prompt": prompt,
@@ -110,6 +111,14 @@ def _row(measurement: Measurement, phase: Phase) -> dict[str, Any]:
         "test_time": _zulu(measurement.started_at),
         **_figures(ns, prompt + generated),
     }
+
+
+def _cache_type(case: Case) -> str:
+    """The type of K and V: the compute dtype in PyTorch; in llama.cpp, what the case asks for or else f16."""
+    backend = backends.of_row(case.backend)
+    if backend is not None and backend.gguf:
+        return plain(options_of(case.options).get("kv", "f16"))
+    return GGML_TYPES.get(case.dtype, plain(case.dtype))
 
 
 def _figures(ns: Sequence[int], tokens: int) -> dict[str, Any]:

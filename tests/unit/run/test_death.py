@@ -64,12 +64,12 @@ def counter(tmp_path: Path, name: str, count: int) -> Path:
 
 def test_the_group_s_counter_is_read_before_the_machine_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / "absent", counter(tmp_path, "own", 7), counter(tmp_path, "mount", 9)]
-    monkeypatch.setattr(process, "_group_counters", lambda: paths)
+    monkeypatch.setattr(cgroup, "_kill_counters", lambda: paths)
     assert process.oom_kills() == 7
 
 
 def test_without_a_group_s_counter_the_machine_s_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_group_counters", lambda: [tmp_path / "absent"])
+    monkeypatch.setattr(cgroup, "_kill_counters", lambda: [tmp_path / "absent"])
     expected = [
         line.split()[1] for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill ")
     ]
@@ -79,7 +79,7 @@ def test_without_a_group_s_counter_the_machine_s_is_read(tmp_path: Path, monkeyp
 def test_the_counter_of_our_own_group_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup, "folders", lambda controller: [Path("/a/b", controller), Path("/a")])
     names = ("memory.events", "memory.oom_control")  # version 2, version 1
-    assert process._group_counters() == [Path(folder, name) for folder in ("/a/b/memory", "/a") for name in names]
+    assert cgroup._kill_counters() == [Path(folder, name) for folder in ("/a/b/memory", "/a") for name in names]
 
 
 def test_a_limit_of_cpu_time_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 from fakes.lab import Lab, child_pids, fault, group_members, make_case, source, vanishes
 
 from profiler.case import Task
+from profiler.devices import cgroup
 from profiler.errors import StoreError
 from profiler.results.measurement import Measurement
 from profiler.run import process
@@ -382,7 +383,7 @@ def test_the_worker_s_surroundings(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_kernel_s_own_oom_kill_is_told_from_the_counter(tmp_path: Path) -> None:
     """For real, in a memory group of our own, where this machine lets us make one."""
-    counter = next((path for path in process._group_counters() if path.exists()), None)
+    counter = next((path for path in cgroup._kill_counters() if path.exists()), None)
     group = None if counter is None else counter.parent / f"oom-test-{os.getpid()}"
     try:
         assert group is not None

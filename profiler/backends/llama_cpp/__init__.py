@@ -1,0 +1,69 @@
+"""Backend ``llama.cpp``: GGUF files as they are stored, run by the programs of the user's own build of llama.cpp.
+
+Rates are those that llama-bench and llama-batched-bench print. ``build.find`` says which build runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from profiler.backends.base import Backend
+from profiler.backends.llama_cpp import build
+from profiler.devices.base import Meter
+
+KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+MOST_LAYERS = 9999
+
+
+def _kv(text: str) -> str:
+    if text.casefold() not in KV_TYPES:
+        raise ValueError(f"{text!r} is not one of {', '.join(KV_TYPES)}")
+    return text.casefold()
+
+
+def _switch(text: str) -> str:
+    if text.casefold() not in ("on", "off", "auto"):
+        raise ValueError(f"{text!r} is not on, off or auto")
+    return text.casefold()
+
+
+def _layers(text: str) -> str:
+    if not text.isdecimal() or int(text) > MOST_LAYERS:
+        raise ValueError(f"{text!r} is not a number of layers from 0 to {MOST_LAYERS}")
+    return str(int(text))
+
+
+def _split(text: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?(/\d+(\.\d+)?)*", text):
+        raise ValueError(f"{text!r} is not a list of shares such as 3/1")
+    return text
+
+
+OPTIONS: Mapping[str, Callable[[str], str]] = {
+    "kv": _kv,
+    "flash-attn": _switch,
+    "gpu-layers": _layers,
+    "n-cpu-moe": _layers,
+    "tensor-split": _split,
+}
+
+
+def _meter(device: str) -> Meter:
+    from profiler.backends.llama_cpp.program import ProgramMeter
+
+    return ProgramMeter()
+
+
+BACKEND = Backend(
+    engine="llama.cpp",
+    meter=_meter,
+    fills=("prefill",),
+    weights=("real",),
+    kinds=("cpu", "cuda"),
+    versions=lambda: build.find().versions(),
+    times_itself=True,
+    gguf=True,
+    ubatch=build.UBATCH,
+    options=OPTIONS,
+)
