@@ -19,12 +19,14 @@ from click.testing import CliRunner
 from fakes import llama_cpp, stored
 from fakes.llama_cpp import PREFILL_S, STEP_S, VERSIONS, calls, fault, install
 
+import profiler
 from profiler import backends
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
+from profiler.results.store import Store
 
 MIB = 1024**2
 ASSERTION = "/src/ggml/src/ggml-cpu/ops.cpp:4321: GGML_ASSERT(ne00 == ne10) failed"
@@ -172,6 +174,21 @@ def test_an_option_that_the_backend_does_not_have_is_one_line(
     result = CliRunner().invoke(main, ["sweep", "-m", str(model), *arguments])
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_the_options_are_arguments_in_python_too(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(build.VARIABLE, "/nowhere")  # so that what the call sets is undone
+    asked: dict[str, Any] = {"backend": "LLAMA.CPP", "device": "cpu", "contexts": 128, "reps": 2}
+    folder = install(tmp_path / "bin")
+    rows = profiler.sweep(model, llama_cpp=folder, kv=["f16", "q8_0"], gpu_layers=0, **asked)
+    assert [row["case"]["options"] for row in rows] == ["gpu-layers=0 kv=f16", "gpu-layers=0 kv=q8_0"]
+    assert [row["outcome"] for row in rows] == ["ok", "ok"]
+    assert [row["predicted"] for row in rows] == [None, None]  # nobody knows what is where
+    with Store.open() as store:
+        (run,) = store.runs()
+    assert {"--llama-cpp", "--kv", "--gpu-layers"} <= set(run.argv)
 
 
 # Files
