@@ -17,7 +17,7 @@ from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Compar
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact
 from profiler.show import output as show_output
-from profiler.show.columns import context_cell, figure, plain
+from profiler.show.columns import context_cell, figure, options_text, plain
 from profiler.units import UNKNOWN, bytes_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
@@ -128,7 +128,7 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
 
 def _model(row: Measurement) -> str:
     """The model, and the settings that only its backend has."""
-    return " ".join(filter(None, [plain(row.case.model, 40), plain(row.case.options, 60)]))
+    return " ".join(filter(None, [plain(row.case.model, 40), options_text(row.case)]))
 
 
 def _rate(row: Measurement, phase: Phase) -> str:

@@ -18,6 +18,7 @@ from profiler.backends.endpoint import Arrival, summarize
 from profiler.backends.endpoint.client import KEY, run
 from profiler.case import UNSTATED
 from profiler.devices import target
+from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.results import row as results_row
 from profiler.results import stats
@@ -291,6 +292,29 @@ def test_what_a_rate_is_of_the_ceiling_is_stated_where_machine_and_model_are_kno
     assert share is not None and 0 < share["decode_fraction"] < 1
     elsewhere = replace(known, server=replace(known.server, root="http://box"))
     assert stats.ceiling(serving.ServedRows().row(elsewhere)) is None
+
+
+def test_a_share_of_a_ceiling_is_claimed_only_of_the_device_that_has_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FakeServer("llama-server", QUICK, models=("gemma-3-270m-Q4_K_M",)) as server:
+        (result,) = results(server)
+    gpu = DeviceInfo("cuda:0", "cuda", "NVIDIA GeForce RTX 4090", 24 << 30, 20 << 30, "bf16")
+    here = [gpu]
+    monkeypatch.setattr(devices, "find", lambda name=None: gpu)
+    monkeypatch.setattr(devices, "local", lambda: here)
+
+    def unknown(gpu_bytes: int | None) -> str:
+        use = replace(result.use, program="llama-server", gpu_peak_bytes=gpu_bytes, elsewhere=False)
+        row = serving.ServedRows().row(replace(result, use=use))
+        assert row.serving is not None and row.case.device == "cuda:0"
+        return str(row.serving["unknown"]["decode_mbu"])
+
+    assert unknown(2 << 30).startswith("this device was not calibrated")
+    assert unknown(50 << 20) == "part of the model is not on the GPU"
+    assert unknown(None) == "it is not known which device the server uses"
+    here += [replace(gpu, name="cuda:1")]
+    assert unknown(2 << 30) == "it is not known which device the server uses"
 
 
 def test_a_config_that_is_none_is_an_error_before_anything_is_sent(server: FakeServer) -> None:
