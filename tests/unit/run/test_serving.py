@@ -74,9 +74,9 @@ def server() -> Iterator[FakeServer]:
 def test_a_row_has_a_repetition_for_each_request_by_the_figures_of_the_page(server: FakeServer) -> None:
     result = timed(results(server, contexts=("64",))[0], 0.002)
     row = serving.ServedRows().row(result)
-    assert len(row.of("prefill")) == len(row.of("decode")) == 3
-    assert [sample.tokens for sample in row.of("prefill")] == [each.usage.prompt for each in result.exchanges]
-    assert {sample.tokens for sample in row.of("decode")} == {15}
+    assert len(row.samples.of("prefill")) == len(row.samples.of("decode")) == 3
+    assert [sample.tokens for sample in row.samples.of("prefill")] == [each.usage.prompt for each in result.exchanges]
+    assert {sample.tokens for sample in row.samples.of("decode")} == {15}
     for phase, known in (("prefill", result.summary.prefill_tps), ("decode", result.summary.decode_tps)):
         found = stats.rate(row, phase)  # type: ignore[arg-type]
         assert found is not None and known is not None
@@ -233,7 +233,7 @@ def test_a_failed_case_is_a_row_with_its_reason_and_no_samples(server: FakeServe
 def test_a_cached_prompt_has_a_ttft_without_a_prefill_rate(server: FakeServer) -> None:
     server.script = replace(QUICK, cached_tokens=20, prompt_tokens=20)
     (row,) = rows(server, cached=True, contexts=("20",))
-    assert not row.of("prefill")
+    assert not row.samples.of("prefill")
     assert columns.ttft_cell(row).endswith(" ms")
 
 
