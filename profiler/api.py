@@ -152,10 +152,9 @@ def sweep(
         if name in single:
             single[f"{name}_s"] = single.pop(name)
     argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
-    own = {name: lists.pop(name) for name in request.OF_BACKENDS}
-    asked = SweepRequest(**lists, **single, options=own)
+    single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        return _sweep(asked, named_device, limits, not fresh, _path("store", store), progress, argv)
+        return _sweep(SweepRequest(**lists, **single), named_device, limits, not fresh, _path("store", store), progress, argv)
 
 
 def _sweep(

@@ -122,6 +122,12 @@ class Case(_Digests):
         return options_of(self.options).get(SERVER) if self.options else None
 
     @property
+    def prompt(self) -> str | None:
+        """The name of the written prompt that a server was sent; None where only its length matters."""
+        named = options_of(self.options).get(PROMPT) if self.options else None
+        return None if named is None else named.rpartition(":")[0] or named
+
+    @property
     def label(self) -> str:
         """``gemma-4-e2b nf4 c=4096 b=1``, and options if there are any, for progress and messages."""
         label = f"{self.model} {self.quant} c={self.context} b={self.batch}"

@@ -65,6 +65,7 @@ class ComparedCase:
     b: Measurement
     rates: Mapping[Phase, Ratio]  # of tokens per second, so above 1 means that B is faster
     peak: Ratio | None  # of the peak memory that decides whether the case fits
+    total: Ratio | None = None  # of the tokens per second of all streams of a server together, by wall time
 
     @property
     def case(self) -> Case:
@@ -117,7 +118,9 @@ def pair(a: Measurement, b: Measurement) -> ComparedCase:
         found = ratio(stats.rates(a, phase), stats.rates(b, phase), stats.between(a, phase), stats.between(b, phase))
         if found is not None:
             rates[phase] = found
-    return ComparedCase(a, b, rates, _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes))
+    peak = _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes)
+    totals = ((row.serving or {}).get("total_tps") for row in (a, b))
+    return ComparedCase(a, b, rates, peak, _exact(*totals) if a.case.batch > 1 else None)
 
 
 def ratio(

@@ -132,7 +132,7 @@ class ServedRows:
         """The row of the next result."""
         self._results.append(result)
         device, place = self._place(result.server, result.use)
-        known = self._model(result.server, result.model)
+        known = self._model(result.server, result.model, here=device is not None)
         case = case_of(result, known if isinstance(known, KnownModel) else None, device)
         expected, unknown = self._expected(result, case, device, known)
         serving = served(result, self._results)
@@ -167,11 +167,11 @@ class ServedRows:
             self._places[key] = device, environment.of_server(device, host, server.kind, server.version)
         return self._places[key]
 
-    def _model(self, server: Server, model: ServedModel) -> KnownModel | str:
+    def _model(self, server: Server, model: ServedModel, here: bool) -> KnownModel | str:
         """What is known of a model, or why nothing is."""
         if model.name not in self._known:
             stated = self._config and replace(self._config, same_weights=_same_weights(self._config.model, model))
-            self._known[model.name] = stated or _by_file(server, model) or _by_name(model)
+            self._known[model.name] = stated or (_by_file(model) if here else None) or _by_name(model)
         return self._known[model.name]
 
     def _expected(
@@ -184,11 +184,14 @@ class ServedRows:
             return {}, "the server is on another machine, whose bandwidth is not known"
         if result.use.program is None:
             return {}, "it is not known which device the server uses"
-        if result.use.gpu_peak_bytes is None or (kind_of(device.kind).is_host and result.use.gpu_peak_bytes):
-            return {}, "it is not known how much of the model is on the GPU"
+        alike = [each for each in devices.local() if each.kind == device.kind]
+        if result.use.gpu_peak_bytes is None or len(alike) > 1:
+            return {}, "it is not known which device the server uses"
         predictor = self._predictor(result.server, known, case.quant, device)
         if isinstance(predictor, str):
             return {}, predictor
+        if not kind_of(device.kind).is_host and result.use.gpu_peak_bytes < predictor.storage.device_bytes:
+            return {}, "part of the model is not on the GPU"
         if case.context + case.steps > predictor.geometry.max_position:
             return {}, f"{known.model.name} supports at most {predictor.geometry.max_position:,} tokens"
         content = of_one_stream(cases.speeds(predictor, case), case.batch)
@@ -270,10 +273,10 @@ def _same_weights(named: Model, served: ServedModel) -> bool:
     return stored is not None and (served.quant is None or _letters(stored.quant) == _letters(served.quant))
 
 
-def _by_file(server: Server, model: ServedModel) -> KnownModel | None:
+def _by_file(model: ServedModel) -> KnownModel | None:
     """The model in the file that a server on this machine names."""
     path = Path(model.path or "")
-    if not (model.path and path.is_absolute() and is_here(server.root)):
+    if not (model.path and path.is_absolute()):
         return None
     try:
         if not path.is_file() or not gguf.is_gguf(path):

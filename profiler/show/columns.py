@@ -71,7 +71,7 @@ def figure(value: float, relative_half: float | None) -> str:
 
 def context_cell(measurement: Measurement) -> str:
     """The context of the case; of a written prompt, whose case has an estimate, the server's count."""
-    counts = (measurement.serving or {}).get("prompt_tokens") if PROMPT in measurement.case.options else None
+    counts = (measurement.serving or {}).get("prompt_tokens") if measurement.case.prompt else None
     known = [count for count in counts or () if isinstance(count, int)]
     return f"{statistics.median_low(known) if known else measurement.case.context:,}"
 
@@ -252,7 +252,14 @@ def _fell_short(measurement: Measurement) -> bool:
 
 
 def _options(case: Case) -> str:
-    return plain(" ".join(word for word in case.options.split() if not word.startswith(f"{SERVER}=")))
+    """Options without those that have a column of their own."""
+    words = (word for word in case.options.split() if word.partition("=")[0] not in (SERVER, PROMPT))
+    return plain(" ".join(words))
+
+
+def options_text(case: Case) -> str:
+    """``llama-server reasoning-ferry cached=yes``: what only the case's backend has; empty for most."""
+    return " ".join(filter(None, [plain(case.server or ""), plain(case.prompt or "", 40), _options(case)]))
 
 
 def _stated(value: str) -> str:
@@ -284,6 +291,7 @@ SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("fill", lambda m: plain(m.case.fill), 7, words="{} fill", usual="prefill", right=False),
     Column("steps", lambda m: f"{m.case.steps:,}", 7, words="{} steps"),
     Column("server", lambda m: plain(m.case.server or UNKNOWN), 8, right=False),  # the heading has its version too
+    Column("prompt", lambda m: plain(m.case.prompt or UNKNOWN), STAYS, words="prompt {}", right=False),
     Column("options", lambda m: _options(m.case), 8, words="{}", usual="", right=False),
 )
 SHOWN_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps", "options")
@@ -317,7 +325,7 @@ class Note:
         named: list[str] = []
         for case in (measurement.case for measurement in self.cases):
             whole = len(total) > 1 and mine[case.model] == total[case.model] > 1
-            alone = f"{case.quant} c={case.context} b={case.batch}"
+            alone = f"{case.quant} {case.prompt or f'c={case.context}'} b={case.batch}"
             named.append(plain(case.model if whole else case.label if len(total) > 1 else alone))
         named = list(dict.fromkeys(named))
         more = len(named) - CASES_NAMED

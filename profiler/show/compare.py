@@ -17,8 +17,8 @@ from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Compar
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact
 from profiler.show import output as show_output
-from profiler.show.columns import context_cell, figure, plain
-from profiler.units import UNKNOWN, bytes_text, significant
+from profiler.show.columns import context_cell, figure, options_text, plain
+from profiler.units import UNKNOWN, bytes_text, rate_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
 ALL_LISTED = 200  # with more cases, a table lists only those that differ
@@ -71,6 +71,8 @@ def rows(found: Comparison) -> Iterator[dict[str, Any]]:
 def _figures(pair: ComparedCase) -> Iterator[tuple[str, Ratio]]:
     """Name and ratio of each figure that both rows have."""
     yield from ((f"{phase}_tps", ratio) for phase, ratio in pair.rates.items())
+    if pair.total is not None:
+        yield "total_tps", pair.total
     if pair.peak is not None:
         yield "peak_bytes", pair.peak
 
@@ -121,6 +123,8 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
         word = {None: UNKNOWN, False: "", True: WORDS["rate"][ratio.value > 1]}[ratio.significant]
         shown = (f"{phase} t/s", _rate(pair.a, phase), _rate(pair.b, phase))
         yield (*head, *shown, significant(ratio.value, 4), interval_text(ratio), word)
+    if (total := pair.total) is not None:
+        yield (*head, "total t/s", rate_text(total.a), rate_text(total.b), significant(total.value, 4), "", "")
     if (peak := pair.peak) is not None:
         word = "" if peak.a == peak.b else WORDS["bytes"][peak.b > peak.a]
         yield (*head, "peak", bytes_text(peak.a), bytes_text(peak.b), significant(peak.value, 4), "", word)
@@ -128,7 +132,7 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
 
 def _model(row: Measurement) -> str:
     """The model, and the settings that only its backend has."""
-    return " ".join(filter(None, [plain(row.case.model, 40), plain(row.case.options, 60)]))
+    return " ".join(filter(None, [plain(row.case.model, 40), options_text(row.case)]))
 
 
 def _rate(row: Measurement, phase: Phase) -> str:

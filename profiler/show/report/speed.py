@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from profiler import backends
-from profiler.case import PROMPT
 from profiler.results.measurement import Phase
-from profiler.show.columns import plain, rate_cell, reps_cell, server_title, token_cell, ttft_cell
+from profiler.show.columns import context_cell, plain, rate_cell, reps_cell, server_title, token_cell, ttft_cell
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
@@ -172,7 +171,7 @@ def _engines(machine: MachineRows, several: bool) -> list[PageBlock]:
     cases: dict[tuple[object, ...], list[CaseResult]] = {}
     for result in machine.ok:
         case = result.case
-        if result.decode_tps is not None and PROMPT not in case.options:
+        if result.decode_tps is not None and case.prompt is None:
             cases.setdefault((result.model, case.model_id, case.context, case.batch), []).append(result)
     models: dict[str, list[CaseResult]] = {}
     for (model, *_), results in cases.items():
@@ -237,7 +236,7 @@ def _row(result: CaseResult) -> tuple[str, ...]:
     return (
         result.model,
         result.series,
-        f"{result.case.context:,}",
+        context_cell(row),
         f"{result.case.batch:,}",
         rate_cell(row, "prefill"),
         rate_cell(row, "decode"),

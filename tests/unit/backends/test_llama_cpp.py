@@ -223,10 +223,10 @@ def test_a_split_model_is_one_model_and_a_projector_beside_it_is_a_note(
     (row,) = sweep(build_folder, "-m", str(folder), "-c", "128", "-r", "2")
     assert (row["outcome"], row["case"]["quant"]) == ("ok", "q8_0")
     assert row["checkpoint"]["bytes"] == sweep(build_folder, "-c", "128", "-r", "2")[0]["checkpoint"]["bytes"]
-    assert "the projector mmproj-f16.gguf beside it is not read" in str(row["cautions"])
+    assert "beside the file is left out: mmproj-f16.gguf" in str(row["cautions"])
     assert calls(build_folder)[1][2] == str(folder / "tiny-00001-of-00003.gguf")
     for named, message in (
-        ("tiny-00002-of-00003.gguf", "and not the first"),
+        ("tiny-00002-of-00003.gguf", "is part 2 of 3"),
         ("tiny-00001-of-00003.gguf", "missing"),
     ):
         if message == "missing":

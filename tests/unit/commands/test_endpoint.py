@@ -24,6 +24,8 @@ from fakes.openai_server import FakeServer, Script
 from profiler.backends.endpoint.client import KEY
 from profiler.cli import main
 from profiler.devices.cpu import process_bytes
+from profiler.errors import StoreError
+from profiler.results.store import Store
 
 CANARY = "sk-canary-4f9d0c7b2a"
 SMALL = ("-n", "16", "-r", "2")
@@ -307,6 +309,34 @@ def test_the_key_is_in_nothing_that_is_printed_or_written(monkeypatch: pytest.Mo
     assert not store.exists() or CANARY.encode() not in store.read_bytes()
 
 
+def test_rows_are_stored_where_other_commands_find_them(server: FakeServer) -> None:
+    ran = run(server.url, "-c", "64", "--concurrency", "1,2", *SMALL)
+    assert ran.exit_code == 0
+    command = ran.stderr.splitlines()[-1].partition(": ")[2]
+    assert command.startswith("profile runs show ")
+    shown = CliRunner().invoke(main, command.split()[1:], catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "vLLM 0.19.2" in shown.stdout and "prefill by TTFT" in shown.stdout
+    again = run(server.url, "-c", "64", "--concurrency", "1,2", *SMALL)
+    assert len(server.requests) == 2 * (2 + 2 + 4)  # nothing is reused
+    assert again.exit_code == 0
+    compared = CliRunner().invoke(main, ["compare", "latest~1", "latest", "-o", "json"], catch_exceptions=False)
+    figures = [(row["batch"], row["figure"]) for row in json.loads(compared.stdout)]
+    assert (1, "decode_tps") in figures and (2, "total_tps") in figures and (1, "total_tps") not in figures
+
+
+def test_a_row_that_cannot_be_stored_is_still_shown(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise StoreError("the store cannot be used: no space left on device")
+
+    monkeypatch.setattr(Store, "append", full)
+    ran = CliRunner().invoke(main, ["endpoint", server.url, "-c", "64,128", *SMALL])
+    assert ran.exit_code != 0
+    assert "no space left on device" in ran.output
+    assert re.search(r"^ *64 +1 ", ran.stdout, re.MULTILINE)
+    assert len(server.requests) == 2 + 2  # nothing more is measured
+
+
 def test_ctrl_c_prints_what_was_measured(tmp_path: Path) -> None:
     """The first case is done, the second takes a minute."""
     script = Script()
@@ -322,6 +352,9 @@ def test_ctrl_c_prints_what_was_measured(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     assert re.search(r"^ *64 +1 ", out, re.MULTILINE)
     assert "Traceback" not in err
+    with Store.open(create=False) as store:
+        (stored,) = store.runs()
+    assert (stored.how, stored.outcomes) == ("interrupted", {"ok": 1})
 
 
 def test_help_says_where_the_key_comes_from() -> None:

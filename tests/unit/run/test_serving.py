@@ -18,6 +18,7 @@ from profiler.backends.endpoint import Arrival, summarize
 from profiler.backends.endpoint.client import KEY, run
 from profiler.case import UNSTATED
 from profiler.devices import target
+from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.results import row as results_row
 from profiler.results import stats
@@ -73,9 +74,9 @@ def server() -> Iterator[FakeServer]:
 def test_a_row_has_a_repetition_for_each_request_by_the_figures_of_the_page(server: FakeServer) -> None:
     result = timed(results(server, contexts=("64",))[0], 0.002)
     row = serving.ServedRows().row(result)
-    assert len(row.of("prefill")) == len(row.of("decode")) == 3
-    assert [sample.tokens for sample in row.of("prefill")] == [each.usage.prompt for each in result.exchanges]
-    assert {sample.tokens for sample in row.of("decode")} == {15}
+    assert len(row.samples.of("prefill")) == len(row.samples.of("decode")) == 3
+    assert [sample.tokens for sample in row.samples.of("prefill")] == [each.usage.prompt for each in result.exchanges]
+    assert {sample.tokens for sample in row.samples.of("decode")} == {15}
     for phase, known in (("prefill", result.summary.prefill_tps), ("decode", result.summary.decode_tps)):
         found = stats.rate(row, phase)  # type: ignore[arg-type]
         assert found is not None and known is not None
@@ -232,7 +233,7 @@ def test_a_failed_case_is_a_row_with_its_reason_and_no_samples(server: FakeServe
 def test_a_cached_prompt_has_a_ttft_without_a_prefill_rate(server: FakeServer) -> None:
     server.script = replace(QUICK, cached_tokens=20, prompt_tokens=20)
     (row,) = rows(server, cached=True, contexts=("20",))
-    assert not row.of("prefill")
+    assert not row.samples.of("prefill")
     assert columns.ttft_cell(row).endswith(" ms")
 
 
@@ -291,6 +292,29 @@ def test_what_a_rate_is_of_the_ceiling_is_stated_where_machine_and_model_are_kno
     assert share is not None and 0 < share["decode_fraction"] < 1
     elsewhere = replace(known, server=replace(known.server, root="http://box"))
     assert stats.ceiling(serving.ServedRows().row(elsewhere)) is None
+
+
+def test_a_share_of_a_ceiling_is_claimed_only_of_the_device_that_has_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FakeServer("llama-server", QUICK, models=("gemma-3-270m-Q4_K_M",)) as server:
+        (result,) = results(server)
+    gpu = DeviceInfo("cuda:0", "cuda", "NVIDIA GeForce RTX 4090", 24 << 30, 20 << 30, "bf16")
+    here = [gpu]
+    monkeypatch.setattr(devices, "find", lambda name=None: gpu)
+    monkeypatch.setattr(devices, "local", lambda: here)
+
+    def unknown(gpu_bytes: int | None) -> str:
+        use = replace(result.use, program="llama-server", gpu_peak_bytes=gpu_bytes, elsewhere=False)
+        row = serving.ServedRows().row(replace(result, use=use))
+        assert row.serving is not None and row.case.device == "cuda:0"
+        return str(row.serving["unknown"]["decode_mbu"])
+
+    assert unknown(2 << 30).startswith("this device was not calibrated")
+    assert unknown(50 << 20) == "part of the model is not on the GPU"
+    assert unknown(None) == "it is not known which device the server uses"
+    here += [replace(gpu, name="cuda:1")]
+    assert unknown(2 << 30) == "it is not known which device the server uses"
 
 
 def test_a_config_that_is_none_is_an_error_before_anything_is_sent(server: FakeServer) -> None:

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from fakes.lab import make_case
 
-from profiler.backends.fake.meter import FakeMeter, FakeWatcher
+from profiler.backends.fake import FakeMeter, FakeWatcher
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import Memory, Phase, Sample
-from profiler.run.repetitions import FEWEST, MOST, Effort
+from profiler.run.repetitions import FEWEST, MOST, Effort, Repeater
 from profiler.run.timed import measure
 
 
@@ -71,8 +71,8 @@ def test_a_phase_ends_with_the_first_group_that_is_enough(
     seconds: list[float], effort: Effort, repetitions: int, why: str
 ) -> None:
     script = Script(FakeMeter(), seconds)
-    row = measure(session(script), make_case(), effort, lambda text: None)
-    assert (len(row.of("prefill")), len(row.of("decode"))) == (repetitions, repetitions)
+    row = measure(session(script), make_case(), Repeater(effort))
+    assert (len(row.samples.of("prefill")), len(row.samples.of("decode"))) == (repetitions, repetitions)
     assert row.stopped == {"prefill": why, "decode": why}
     assert script.asked == [(phase, effort.reps or FEWEST, effort.max_phase_s) for phase in ("prefill", "decode")]
     assert script.closed == 2
@@ -81,18 +81,18 @@ def test_a_phase_ends_with_the_first_group_that_is_enough(
 
 def test_a_warmup_that_fills_the_phase_is_its_only_repetition() -> None:
     script = Script(FakeMeter(), [1.0], warmup_s=70.0)
-    row = measure(session(script), make_case(), Effort(), lambda text: None)
-    assert row.seconds("decode") == [70.0]
+    row = measure(session(script), make_case(), Repeater(Effort()))
+    assert row.samples.seconds("decode") == [70.0]
     assert row.stopped["decode"] == "cold"
     assert script.printed == 2
-    assert measure(session(script), make_case(), Effort(max_phase_s=100), lambda text: None).seconds("decode") == [
+    assert measure(session(script), make_case(), Repeater(Effort(max_phase_s=100))).samples.seconds("decode") == [
         *[1.0] * FEWEST
     ]
 
 
 def test_energy_is_that_of_further_repetitions_in_one_window() -> None:
     script = Script(FakeMeter(), [0.5])
-    row = measure(session(script, idle_w=10.0), make_case(), Effort(reps=3, energy=True), lambda text: None)
+    row = measure(session(script, idle_w=10.0), make_case(), Repeater(Effort(reps=3, energy=True)))
     assert row.energy is not None and row.energy.prefill is not None
     part = row.energy.prefill
     assert part.repetitions * 0.5 == pytest.approx(part.window_s)
@@ -102,7 +102,7 @@ def test_energy_is_that_of_further_repetitions_in_one_window() -> None:
 
 def test_a_device_without_energy_repeats_nothing_and_says_why() -> None:
     script = Script(FakeMeter(), [0.5])
-    row = measure(session(script), make_case(), Effort(reps=3, energy=True), lambda text: None)
+    row = measure(session(script), make_case(), Repeater(Effort(reps=3, energy=True)))
     assert row.energy is not None and row.energy.decode is not None
     assert row.energy.decode.counter_reason == "the script states no power"
     assert len(script.asked) == 2
