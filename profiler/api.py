@@ -148,13 +148,14 @@ def sweep(
     single = {name: _parsed(name, text, OPTIONS[name].read) for name, text in texts.items()}
     limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
     named_device, single["energy"] = single.pop("device", None), energy
-    for name in ("max_phase", "budget"):
-        if name in single:
-            single[f"{name}_s"] = single.pop(name)
+    for name in {"max_phase", "budget"} & single.keys():
+        single[f"{name}_s"] = single.pop(name)
     argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        return _sweep(SweepRequest(**lists, **single), named_device, limits, not fresh, _path("store", store), progress, argv)
+        return _sweep(
+            SweepRequest(**lists, **single), named_device, limits, not fresh, _path("store", store), progress, argv
+        )
 
 
 def _sweep(
