@@ -112,6 +112,15 @@ def test_a_slow_phase_is_started_again_with_fewer_repetitions(sweep: Sweep, tmp_
     assert reps == ["5", "2", "5", "2"]
 
 
+@pytest.mark.parametrize(("version", "reps"), [("b5900", ["5", "5", "2"]), ("b9993", ["5", "5"])])
+def test_a_depth_that_is_computed_for_each_repetition_counts(
+    version: str, reps: list[str], sweep: Sweep, tmp_path: Path
+) -> None:
+    folder = install(tmp_path / "bin", version, fault("depth", "sleep", 0.3))
+    sweep(folder, "-c", "128", "--max-phase", "0.5s")
+    assert [call[call.index("-r") + 1] for call in calls(folder) if "-v" not in call] == reps
+
+
 @pytest.mark.usefixtures("fresh_interpreters")  # a fork of this process starts with a larger peak than the program
 def test_the_peak_is_that_of_the_program(sweep: Sweep, tmp_path: Path) -> None:
     (row,) = sweep(install(tmp_path / "bin", "b9993", fault("decode", "hold", 150)), "-c", "128", "-r", "2")
@@ -333,6 +342,7 @@ def test_two_builds_of_one_commit_are_two_environments(tmp_path: Path) -> None:
         ),
         (fault("prefill", "exit", 0), "failed", "llama-bench ended without a result"),
         (fault("decode", "garbage", '{"samples_ns": [1.5]}'), "failed", "printed a line that is not its result"),
+        (fault("decode", "exit", 0), "failed", "llama-bench ended without a result"),
         (fault("decode", "exit", 3), "failed", "llama-bench ended with code 3"),
     ],
 )
