@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ from profiler import files
 from profiler.case import BESIDE, ModelNote
 from profiler.errors import ProfileError
 from profiler.files import FileSpan
-from profiler.models import gguf_folder, gguf_tensors, safetensors
+from profiler.models import gguf_tensors, safetensors
 from profiler.models import scheme as schemes
 from profiler.models.account import Account, FileTensor, account, in_text_model
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.gguf import GgufHeader
-from profiler.models.gguf_folder import GgufPart
 from profiler.models.gguf_tensors import from_gguf
 from profiler.models.safetensors import INDEX, SINGLE, SafetensorsTensor
 from profiler.models.stored import Stored, from_safetensors
@@ -79,14 +78,10 @@ def _not_named(folder: Path) -> str:
     return f"; {printable(others[0].name, 60)}{more} in the folder but not read, because of {by}"
 
 
-def of_gguf(parts: Sequence[GgufPart], header: GgufHeader, geometry: Geometry) -> Checkpoint:
-    """The checkpoint in a GGUF file or in the parts of a split one, whose joined header is ``header``.
-
-    Raises ProfileError if metadata and tensors belong to different models.
-    """
+def of_gguf(path: Path, header: GgufHeader, geometry: Geometry) -> Checkpoint:
+    """The checkpoint in a GGUF file. Raises ProfileError if metadata and tensors belong to different models."""
     found = account(gguf_tensors.entries(header, geometry), geometry, by=gguf_tensors.description(header))
-    spans = tuple(span for path, part in parts for span in gguf_spans(path, part))
-    return Checkpoint(found, from_gguf(geometry, header), spans, gguf_folder.beside(parts[0][0]))
+    return Checkpoint(found, from_gguf(geometry, header), tuple(gguf_spans(path, header)))
 
 
 def gguf_spans(path: Path, header: GgufHeader) -> list[FileSpan]:

@@ -17,7 +17,7 @@ from typing import Any
 from profiler.case import ModelNote, Source, digest
 from profiler.errors import NotFound, ProfileError
 from profiler.folders import describe
-from profiler.models import config, families, gguf, gguf_config, gguf_folder, hub, safetensors
+from profiler.models import config, families, gguf, gguf_config, hub, safetensors
 from profiler.models import scheme as schemes
 from profiler.models.checkpoint import ADAPTER, Checkpoint, of_folder, of_gguf, why_missing
 from profiler.models.geometry import Geometry
@@ -165,13 +165,12 @@ def _gguf(path: Path) -> Model:
     if not gguf.is_gguf(path) and path.suffix.casefold() != ".gguf":
         hint = "Pass the folder that contains it." if path.name in CHECKPOINT_FILES else None
         raise ProfileError(f"{printable(path)} is neither a folder nor a GGUF file", hint)
-    parts = gguf_folder.parts(path)
-    header = gguf_folder.joined(parts)
+    header = gguf.header(path)
     try:
         raw, names = gguf_config.named_config(header)
     except ProfileError as error:
         raise type(error)(f"{name}: {error.message}", error.hint) from None
-    return _model(name, Source("gguf", str(path), None, raw), names=names, find=partial(of_gguf, parts, header))
+    return _model(name, Source("gguf", str(path), None, raw), names=names, find=partial(of_gguf, path, header))
 
 
 def _hub(name: str, offline: bool | None) -> Model:

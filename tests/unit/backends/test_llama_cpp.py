@@ -24,9 +24,9 @@ from profiler import backends
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
 from profiler.errors import ProfileError
-from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
 from profiler.results.store import Store
+from profiler.run import request
 
 MIB = 1024**2
 ASSERTION = "/src/ggml/src/ggml-cpu/ops.cpp:4321: GGML_ASSERT(ne00 == ne10) failed"
@@ -216,43 +216,12 @@ def test_a_folder_is_swept_by_quantization_without_its_projector(sweep: Sweep, t
     ]
 
 
-def test_a_split_model_is_one_model_and_a_projector_beside_it_is_a_note(
-    sweep: Sweep, model: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "split"
-    folder.mkdir()
-    tensors = stored.gguf_tensors("q8_0")
-    names = list(tensors)
-    for number in (1, 2, 3):
-        part = {name: tensors[name] for name in names[number - 1 :: 3]}
-        keys = {"found": part, "split": {"split.count": 3, "split.no": number - 1}}
-        stored.gguf(folder / f"tiny-{number:05}-of-00003.gguf", "q8_0", **keys)
-    (folder / "mmproj-f16.gguf").write_bytes(b"GGUF")
-    build_folder = install(tmp_path / "bin")
-    (row,) = sweep(build_folder, "-m", str(folder), "-c", "128", "-r", "2")
-    assert (row["outcome"], row["case"]["quant"]) == ("ok", "q8_0")
-    assert row["checkpoint"]["bytes"] == sweep(build_folder, "-c", "128", "-r", "2")[0]["checkpoint"]["bytes"]
-    assert "the projector mmproj-f16.gguf beside it is not read" in str(row["cautions"])
-    assert calls(build_folder)[1][2] == str(folder / "tiny-00001-of-00003.gguf")
-    for named, message in (
-        ("tiny-00002-of-00003.gguf", "and not the first"),
-        ("tiny-00001-of-00003.gguf", "missing"),
-    ):
-        if message == "missing":
-            (folder / "tiny-00003-of-00003.gguf").unlink()
-        with pytest.raises(ProfileError, match=message):
-            resolve(str(folder / named))
-
-
-def test_pytorch_does_not_read_a_split_model(tmp_path: Path) -> None:
-    for number in (1, 2):
-        part = dict(list(stored.gguf_tensors("q8_0").items())[number - 1 :: 2])
-        split = {"split.count": 2}
-        stored.gguf(tmp_path / f"tiny-{number:05}-of-00002.gguf", "q8_0", found=part, split=split)
-    asked = ["sweep", "-m", str(tmp_path / "tiny-00001-of-00002.gguf"), "--device", "cpu", "--dry-run", "-o", "jsonl"]
-    (row,) = map(json.loads, CliRunner().invoke(main, asked, catch_exceptions=False).stdout.splitlines())
-    assert row["action"] == "skip"
-    assert "it is split into 2 parts; merge them" in row["reason"]
+def test_a_folder_lists_the_first_part_of_a_split_model_and_no_projector(tmp_path: Path) -> None:
+    for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf", "mmproj-b-f16.gguf", "c.safetensors"):
+        (tmp_path / name).touch()
+    found = request._gguf_files(str(tmp_path))
+    assert [Path(name).name for name in found] == ["a-00001-of-00002.gguf", "b.gguf"]
+    assert request._gguf_files("gemma-4-e2b") == ["gemma-4-e2b"]
 
 
 def test_a_quantization_that_no_file_has_is_named_with_those_that_are_there(model: Path, tmp_path: Path) -> None:
