@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 from profiler.backends.llama_cpp import build
@@ -42,12 +42,15 @@ def main() -> None:
     found = build.find()
     print(f"{', '.join(found.versions().values())}; {options.threads} thread(s); -n {options.steps}\n")
     print(HEADER)
+    ratios: Rates = {"prefill": [], "decode": []}
     for file in options.files:
         for context in map(int, options.contexts.split(",")):
             for batch in map(int, options.batches.split(",")):
-                print(line(found, Path(file).absolute(), context, batch, options), flush=True)
+                print(line(found, Path(file).absolute(), context, batch, options, ratios), flush=True)
         if options.hf:
             print(hf_line(Path(file), options), flush=True)
+    means = ", ".join(f"{phase} {geometric_mean(values):.3f}" for phase, values in ratios.items())
+    print(f"\ngeometric mean of the ratios: {means}")
 
 
 def arguments() -> argparse.Namespace:
@@ -70,8 +73,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def line(found: build.Build, file: Path, context: int, batch: int, options: argparse.Namespace) -> str:
-    """Both sides in turns, as a line of the table."""
+def line(found: build.Build, file: Path, context: int, batch: int, options: argparse.Namespace, ratios: Rates) -> str:
+    """Both sides in turns, as a line of the table; the ratios of their rates are added to ``ratios``."""
     ours: Rates = {"prefill": [], "decode": []}
     theirs: Rates = {"prefill": [], "decode": []}
     seconds = {"A": 0.0, "B": 0.0}
@@ -93,6 +96,7 @@ def line(found: build.Build, file: Path, context: int, batch: int, options: argp
     for phase in ours:
         a, b = median(ours[phase]), median(theirs[phase])
         cells += [f"{a:.1f}, {b:.1f}", f"{a / b:.3f}"]
+        ratios[phase].append(a / b)
     cells += [f"{max(gaps, key=abs):+.2f} MiB", f"{seconds['A'] / seconds['B']:.2f}"]
     return f"| {' | '.join(cells)} |"
 

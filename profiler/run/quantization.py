@@ -14,7 +14,6 @@ from profiler.cost.engines.base import Engine
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import NotFound, ProfileError
-from profiler.models import gguf_folder
 from profiler.models import scheme as schemes
 from profiler.models.resolve import Model
 from profiler.models.scheme import MLX
@@ -55,7 +54,6 @@ def choices(
     """
     if gguf and stored is not None:
         return [QuantChoice(checkpoint.quant_of(stored), stored)]
-    split = gguf_folder.not_unpacked(source) if weights == "real" else None
     usual: tuple[Quant, ...] = tuple(asked) or (_registered(own_dtype(stored, device)),)
     if weights == "synthetic":
         own = schemes.of(source.config)
@@ -63,7 +61,7 @@ def choices(
             usual = (_registered(own.name),)
         return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
     if stored is None or stored.scheme is None:
-        return [QuantChoice(quant, refused=split or _unknown(quant)) for quant in usual]
+        return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
     return [_of_checkpoint(stored, quant, device) for quant in asked] or [_own(stored, device)]
 
 

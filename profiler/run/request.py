@@ -5,11 +5,12 @@ One refused model does not stop the others in the list.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from profiler import backends, decode_path, registry
@@ -17,7 +18,7 @@ from profiler.backends.llama_cpp import build as llama_cpp
 from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote, options_text
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
-from profiler.models import gguf_folder, scheme
+from profiler.models import scheme
 from profiler.models.resolve import Model, resolve
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
@@ -39,6 +40,7 @@ WEIGHTS = ("auto", "real", "synthetic")
 OF_BACKENDS = ("kv", "flash_attn", "gpu_layers", "n_cpu_moe", "tensor_split")  # options that only some backends have
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
+NO_MODEL = re.compile(r"mmproj|-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # a projector, a further part
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 Say = Callable[[str], None]
 
@@ -185,7 +187,7 @@ def _of_files(
     if not names:
         raise ProfileError(f"--backend {request.backend} needs -m", "Name a .gguf file, or a folder of them.")
     found, refused = accepted(
-        [file for name in names for file in gguf_folder.files(name)],
+        [file for name in names for file in _gguf_files(name)],
         lambda name: _with_threads(_gguf_subject(name, request, say, device), request, device),
     )
     subjects = _distinct(found, say)
@@ -200,6 +202,20 @@ def _of_files(
         refused=refused,
         backend=request.backend,
     )
+
+
+def _gguf_files(name: str) -> list[str]:
+    """``name`` itself, or the models in the folder of that name: no projectors, and of a split model the first part.
+
+    Raises NotFound if it has none.
+    """
+    folder = Path(os.path.expanduser(name))
+    if not folder.is_dir():
+        return [name]
+    found = [str(path) for path in sorted(folder.glob("*.gguf")) if not NO_MODEL.search(path.name)]
+    if not found:
+        raise NotFound(f"folder {printable(name)} has no .gguf file of a model")
+    return found
 
 
 def _gguf_subject(name: str, request: SweepRequest, say: Say, device: DeviceInfo) -> Subject:

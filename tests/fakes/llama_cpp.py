@@ -151,6 +151,8 @@ for p in numbers("-p"):
                 again = rep and version == "b9993"
                 if d:
                     progress("depth run %d/%d%s" % (rep + 1, reps, " (cached)" if again else ""))
+                    if not again:
+                        fault("depth")
                 progress("%s run %d/%d" % ("prompt" if p else "generation", rep + 1, reps))
                 fault("repetition")
                 samples.append(round((p * {prefill} + n * {step}) * 1e9 * (1 + 0.001 * (rep % 3))))
@@ -296,7 +298,8 @@ def install(
 
 
 def fault(when: str, kind: str, value: Any = None, *say: str, verbose: bool | None = None) -> dict[str, Any]:
-    """A fault that happens ``when``: load, context, prefill, decode, repetition or run (batched).
+    """A fault that happens ``when``: load, context, prefill, decode, depth (where it is computed), repetition, or run
+    (batched).
 
     ``kind``: exit, signal, hang, garbage, hold (MiB) or sleep (seconds). ``verbose``: only in runs with ``-v``, or
     only in others.

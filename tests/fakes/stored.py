@@ -254,12 +254,9 @@ def gguf(
     architecture: str = "llama",
     file_type: int = 1,
     sparse: bool = False,
-    split: Mapping[str, int] | None = None,
     **keys: int,
 ) -> Path:
-    """A GGUF file of the same Llama; ``keys`` replace its metadata, and ``split`` is added to it. ``sparse``: a hole
-    in place of the data.
-    """
+    """A GGUF file of the same Llama; ``keys`` replace its metadata. ``sparse``: a hole in place of the data."""
     metadata: dict[str, Any] = {
         "general.architecture": architecture,
         "general.file_type": file_type,
@@ -273,7 +270,7 @@ def gguf(
         "llama.rope.dimension_count": HEAD_DIM,
     }
     metadata = {name.replace("llama.", f"{architecture}."): value for name, value in metadata.items()}
-    metadata |= {f"{architecture}.{name}": value for name, value in keys.items()} | dict(split or {})
+    metadata |= {f"{architecture}.{name}": value for name, value in keys.items()}
     held = gguf_tensors(kind) if found is None else found
     out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(held), len(metadata)))
     for key, value in metadata.items():

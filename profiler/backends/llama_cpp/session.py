@@ -254,9 +254,11 @@ class LlamaCase:
         cold = most_s is None and count == 1
         program = self._session.start(self._session.command(self._case, phase, count, MOST_LINES, cold))
         starts: list[Started] = []
+        printed = 0
         try:
             for line in program.lines():
                 if line.is_result and line.text.startswith("{"):
+                    printed += 1
                     yield self._samples(phase, line, starts)
                     starts = []
                 elif found := STARTS.search(line.text):
@@ -268,7 +270,7 @@ class LlamaCase:
         finally:
             program.stop()
             self._note_peak(phase, program)
-        if not self._row:
+        if not printed:
             raise program.failure()
         return None
 

@@ -27,6 +27,7 @@ from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
 from profiler.results.store import Store
+from profiler.run import request
 
 MIB = 1024**2
 ASSERTION = "/src/ggml/src/ggml-cpu/ops.cpp:4321: GGML_ASSERT(ne00 == ne10) failed"
@@ -110,6 +111,15 @@ def test_a_slow_phase_is_started_again_with_fewer_repetitions(sweep: Sweep, tmp_
     assert row["outcome"] == "ok"
     reps = [call[call.index("-r") + 1] for call in calls(folder) if "-v" not in call]
     assert reps == ["5", "2", "5", "2"]
+
+
+@pytest.mark.parametrize(("version", "reps"), [("b5900", ["5", "5", "2"]), ("b9993", ["5", "5"])])
+def test_a_depth_that_is_computed_for_each_repetition_counts(
+    version: str, reps: list[str], sweep: Sweep, tmp_path: Path
+) -> None:
+    folder = install(tmp_path / "bin", version, fault("depth", "sleep", 0.3))
+    sweep(folder, "-c", "128", "--max-phase", "0.5s")
+    assert [call[call.index("-r") + 1] for call in calls(folder) if "-v" not in call] == reps
 
 
 @pytest.mark.usefixtures("fresh_interpreters")  # a fork of this process starts with a larger peak than the program
@@ -235,15 +245,12 @@ def test_a_split_model_is_one_model_and_a_projector_beside_it_is_a_note(
             resolve(str(folder / named))
 
 
-def test_pytorch_does_not_read_a_split_model(tmp_path: Path) -> None:
-    for number in (1, 2):
-        part = dict(list(stored.gguf_tensors("q8_0").items())[number - 1 :: 2])
-        split = {"split.count": 2}
-        stored.gguf(tmp_path / f"tiny-{number:05}-of-00002.gguf", "q8_0", found=part, split=split)
-    asked = ["sweep", "-m", str(tmp_path / "tiny-00001-of-00002.gguf"), "--device", "cpu", "--dry-run", "-o", "jsonl"]
-    (row,) = map(json.loads, CliRunner().invoke(main, asked, catch_exceptions=False).stdout.splitlines())
-    assert row["action"] == "skip"
-    assert "it is split into 2 parts; merge them" in row["reason"]
+def test_a_folder_lists_the_first_part_of_a_split_model_and_no_projector(tmp_path: Path) -> None:
+    for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf", "mmproj-b-f16.gguf", "c.safetensors"):
+        (tmp_path / name).touch()
+    found = request._gguf_files(str(tmp_path))
+    assert [Path(name).name for name in found] == ["a-00001-of-00002.gguf", "b.gguf"]
+    assert request._gguf_files("gemma-4-e2b") == ["gemma-4-e2b"]
 
 
 def test_a_quantization_that_no_file_has_is_named_with_those_that_are_there(model: Path, tmp_path: Path) -> None:
@@ -333,6 +340,7 @@ def test_two_builds_of_one_commit_are_two_environments(tmp_path: Path) -> None:
         ),
         (fault("prefill", "exit", 0), "failed", "llama-bench ended without a result"),
         (fault("decode", "garbage", '{"samples_ns": [1.5]}'), "failed", "printed a line that is not its result"),
+        (fault("decode", "exit", 0), "failed", "llama-bench ended without a result"),
         (fault("decode", "exit", 3), "failed", "llama-bench ended with code 3"),
     ],
 )
