@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from profiler.cost import engines
 from profiler.quants.base import DTYPE_BYTES
+from profiler.shell import command
 from profiler.show.report import selection
-from profiler.show.report.blocks import PageBlock, Section, Text, muted
+from profiler.show.report.blocks import Code, PageBlock, Section, Text, muted
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import bytes_text, seconds_text
@@ -19,9 +21,16 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     """A paragraph for each machine, and the rule behind it."""
     several = len(machines) > 1
     blocks: list[PageBlock] = []
+    chosen: list[CaseResult] = []
     for machine, forecast in zip(machines, forecasts, strict=True):
-        text = _paragraph(machine, forecast)
+        best, text = _paragraph(machine, forecast)
+        chosen += [best] if best is not None and forecast.parameters(best.model) is not None else []
         blocks.append(Text(f"{machine.title}: {text}" if several else text, lead=True))
+    if chosen:
+        blocks += [
+            muted("Predictions for llama.cpp, with the command and the settings that run it:"),
+            Code(tuple(dict.fromkeys(map(_in_llama_cpp, chosen)))),
+        ]
     blocks.append(
         muted(
             "The rule: among measured cases that fit with headroom and whose repetitions are comparable, choose the"
@@ -33,10 +42,16 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     return Section("run", "What should I run on this machine?", tuple(blocks))
 
 
-def _paragraph(machine: MachineRows, forecast: Forecast) -> str:
+def _in_llama_cpp(result: CaseResult) -> str:
+    sizes = ("-c", str(result.case.context), "-b", str(result.case.batch))
+    return str(command("profile", "fit", result.model, "--engine", engines.OF_GGUF, sizes))
+
+
+def _paragraph(machine: MachineRows, forecast: Forecast) -> tuple[CaseResult | None, str]:
+    """The case that is recommended, and why."""
     usable = [result for result in machine.fewest if _clear(result)]
     if not usable:
-        return f"Nothing here can be recommended: {_why_nothing(machine)}."
+        return None, f"Nothing here can be recommended: {_why_nothing(machine)}."
     fast = [result for result in usable if result.least_tps >= READING_TPS or _surely(result) >= READING_TPS]
     sizes = {model: _parameters(model, machine, forecast) for model in {result.model for result in fast}}
     ranked = all(sizes.values())
@@ -45,7 +60,7 @@ def _paragraph(machine: MachineRows, forecast: Forecast) -> str:
     sentences = [_opening(best, fast, usable, ranked), _prefill(best), _memory(best, forecast), _bound(best)]
     if best.model != fastest.model:
         sentences.append(f"The fastest is {selection.case(fastest)}: {selection.ranged(fastest.decode)} t/s.")
-    return " ".join(sentence for sentence in sentences if sentence)
+    return best, " ".join(sentence for sentence in sentences if sentence)
 
 
 def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[CaseResult], ranked: bool) -> str:

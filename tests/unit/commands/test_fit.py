@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fakes.tiny import CONFIGS
+from gguf import GGUFReader
 
+from profiler import folders
+from profiler.backends.llama_cpp.synthetic import synthetic_gguf
+from profiler.case import Source
 from profiler.cli import main
-from profiler.models import hub
+from profiler.models import families, hub
 from profiler.units import GIB
 
 PAIR = ["gemma-4-31b", "qwen3.5-27b", "gemma-4-26b-a4b", "qwen3.5-35b-a3b"]
@@ -28,6 +33,72 @@ def rows(*words: str) -> list[dict[str, Any]]:
     assert result.exit_code == 0, result.output
     found: list[dict[str, Any]] = json.loads(result.stdout)
     return found
+
+
+def gguf(path: Path, quant: str, name: str = "llama") -> Path:
+    """A model of this file's own cache, as llama.cpp's quantizer would make it."""
+    raw = CONFIGS[name] | {"hidden_size": 256}
+    made = synthetic_gguf(Source("catalog", name, None, raw), families.geometry(raw), quant, 0, lambda said: None)
+    path.write_bytes(made.read_bytes())
+    return path
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(folders.CACHE, str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("quant", ["f32", "bf16", "q8_0", "q6_k", "q4_k_m", "q4_0", "iq3_xxs"])
+@pytest.mark.parametrize("on", ["cpu", "rtx 4090"])
+def test_a_gguf_file_is_predicted_in_its_own_quantization_to_the_byte(
+    quant: str, on: str, tmp_path: Path, own_cache: None
+) -> None:
+    path = gguf(tmp_path / f"model-{quant}.gguf", quant)
+    (row,) = rows(str(path), "--on", on, "-c", "512")
+    assert (row["engine"], row["quant"]) == ("llama.cpp", quant)
+    nbytes = sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
+    assert row["weights_bytes"] == {"value": nbytes, "low": nbytes, "high": nbytes, "basis": "exact"}
+    assert row["stored"] == {"quant": quant, "bytes": nbytes, "from": "headers"}
+    assert f"-m {path} " in row["verify"] and f"-m {path} " in row["serve"]
+
+
+def test_what_only_transformers_has_is_predicted_in_transformers(tmp_path: Path, own_cache: None) -> None:
+    path = str(gguf(tmp_path / "model.gguf", "q8_0"))
+    for words in (("-q", "nf4"), ("--path", "eager"), ("--engine", "transformers"), ("gemma-3-270m",)):
+        assert {row["engine"] for row in rows(path, *words, "-c", "512", "--on", "cpu")} == {"transformers"}
+    assert {row["engine"] for row in rows(path, "-q", "q4_k_m", "-c", "512", "--on", "cpu")} == {"llama.cpp"}
+    assert rows("gemma-3-270m", "-c", "512", "--on", "cpu")[0]["engine"] == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (("--on", "rtx 4090"), "-c 8192 -ngl 61"),
+        (("--on", "rtx 4090", "-b", "2"), "-c 16384 -np 2 -ngl 61"),
+        (("--on", "rtx 4090", "--kv", "q8_0"), "-c 8192 -ngl 61 -ctk q8_0 -ctv q8_0 -fa on"),
+        (("--on", "2x3090"), "-c 8192 -ngl 61 -sm layer -ts 1,1"),
+        (("--on", "rtx 3060", "--ram", "64g"), "-c 8192 -ngl 31"),  # the 30 last layers, and the output
+        (("--on", "cpu"), "-c 8192 -ngl 0"),
+    ],
+)
+def test_the_server_runs_as_the_prediction_assumes(words: tuple[str, ...], command: str) -> None:
+    (row,) = rows("gemma-4-31b", "--engine", "llama.cpp", "-c", "8k", *words)
+    if row["verdict"] == "no":
+        assert row["serve"] is None
+        return
+    assert row["serve"] == f"llama-server -m MODEL-Q4_K_M.gguf {command}"
+
+
+def test_experts_go_to_host_memory_before_whole_layers() -> None:
+    """As many as the prediction moves, and no layer more; Ollama cannot."""
+    (row,) = rows("gemma-4-26b-a4b", "--engine", "llama.cpp", "-c", "8k", "--on", "rtx 3060", "--ram", "64g")
+    found = re.search(r"-ngl 31 -ncmoe (\d+)$", row["serve"])
+    assert found is not None
+    experts = 30 * 128 * 3 * 704 * 2816  # parameters
+    each = experts / 30 * 5.2 / 8  # bytes of a layer's experts at about 5.2 bits
+    assert (int(found[1]) - 1.5) * each < row["offloaded_bytes"] < (int(found[1]) + 1) * each
+    assert row["serve_settings"]["Ollama"] == "it cannot keep only the experts in host memory"
+    assert f"force MoE weights of {found[1]} layers onto CPU" in row["serve_settings"]["LM Studio"]
 
 
 @pytest.mark.parametrize("on", ["rtx 4090", "strix halo", "m4 pro", "h100", "t4"])

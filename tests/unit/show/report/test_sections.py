@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fakes import printed
 from fakes.reported import ENVIRONMENT, GIB, MEMORY, OTHER, ended, grid, measured
 
 from profiler.case import digest
@@ -15,7 +16,7 @@ from profiler.results.measurement import Caution, Energy, Memory
 from profiler.results.store import Run
 from profiler.show.report import advice, appendix, ceiling, energy, memory, quality, speed
 from profiler.show.report import page as report_page
-from profiler.show.report.blocks import Figures, Listing, Map, Page, Section, Table, Text
+from profiler.show.report.blocks import Code, Figures, Listing, Map, Page, Section, Table, Text
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.quality import Score
 from profiler.show.report.selection import machines
@@ -84,6 +85,17 @@ def test_sizes_that_are_not_known_rank_nothing():
     packed = measured(model="a", quant="nf4", decode=(20.0, 20.1))
     other = measured(model="b", quant="nf4", decode=(30.0, 30.1))
     assert advised(packed, other).startswith("Run b in nf4, the fastest one measured")
+
+
+def test_a_model_of_the_catalog_comes_with_the_command_that_says_how_llama_cpp_runs_it():
+    known = measured(**E2B, decode=(10.0, 10.1, 9.9), memory=replace(MEMORY, weights_bytes=e2b_bytes()))
+    other = measured(model="mine", decode=(10.0, 10.1, 9.9))
+    for row, lines in ((known, ["profile fit gemma-4-e2b --engine llama.cpp -c 512 -b 1"]), (other, [])):
+        (machine,) = machines([row])
+        section = advice.section([machine], [Forecast.of(machine)])
+        assert [line for block in section.blocks if isinstance(block, Code) for line in block.lines] == lines
+        for line in lines:
+            printed.check(line.split())
 
 
 def cells(*rows) -> dict[tuple[str, str], object]:
