@@ -12,7 +12,7 @@ interval, by the number of repetitions n:
 One repetition has a median and no interval. Both rules treat repetitions as independent and ignore other variation,
 so the ends are moved, in logarithms of the distance to the median:
 
-- **neighbours**: consecutive repetitions of one process are correlated (0.6 to 0.7 on shared CPUs,
+- **neighbors**: consecutive repetitions of one process are correlated (0.6 to 0.7 on shared CPUs,
   ``benchmarks/drift.py``). From five repetitions on, the interval is wider by √((1 + r) ÷ (1 − r)) for their lag-1
   correlation r, as for the mean of an AR(1) process (Zwiers & von Storch 1995); see ``widening``.
 - **processes**: two processes that measure the same case differ by more than their repetitions show. If that
@@ -50,7 +50,7 @@ TERMS = 10_000  # guards against endless loops: the fraction needs about the roo
 COVERAGE = 0.95
 ORDER_NEEDS = 6  # the fewest values whose range covers the median with at least 95%
 WIDE = 0.5  # of the median: repetitions with a wider interval cannot be compared
-CORRELATION_NEEDS = 5  # values: fewer do not show how neighbours are correlated
+CORRELATION_NEEDS = 5  # values: fewer do not show how neighbors are correlated
 MOST_CORRELATED = 0.9
 MOST_WIDENING = math.sqrt((1 + MOST_CORRELATED) / (1 - MOST_CORRELATED))
 Z_975 = 1.96
@@ -170,7 +170,7 @@ def _reach(n: int) -> float:
 
     The ends of ``order`` are two of the values, so they lie within that range of the median. The standard deviation
     of n logarithms is at most half their range × √(n ÷ (n − 1)), and t times that ÷ √n is half of ``log-t``, around a
-    mean that lies within the range too. The maximum correlation of neighbours widens both.
+    mean that lies within the range too. The maximum correlation of neighbors widens both.
     """
     apart = 1 + T_975[n - 1] / (2 * math.sqrt(n - 1)) if 1 < n < ORDER_NEEDS else 1.0
     return apart * (MOST_WIDENING if n >= CORRELATION_NEEDS else 1.0)
@@ -283,7 +283,7 @@ def widening(values: Sequence[float]) -> float:
 
     √((1 + r) ÷ (1 − r)) for the lag-1 correlation r of ``values`` in the order of measurement. With few values r is
     biased by −(1 + 4·r) ÷ n (Marriott & Pope 1954), which is corrected; a negative result counts as 0, since no
-    machine compensates a slow repetition with a fast one. For few values r is still too low: if neighbours are
+    machine compensates a slow repetition with a fast one. For few values r is still too low: if neighbors are
     correlated by 0.6, the nominal 95% cover about 80% with five values, 89% with ten, 91% with twenty.
     """
     n = len(values)
@@ -346,12 +346,12 @@ def _order_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRul
 def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRule, float]:
     """Ends, rule and nominal coverage of the t interval on logarithms."""
     logs = [math.log(value) for value in ordered]
-    centre = math.fsum(logs) / len(logs)
+    mean = math.fsum(logs) / len(logs)
     if logs[0] == logs[-1]:
         return ordered[0], ordered[-1], "log-t", COVERAGE
     half = T_975[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs))
-    median = middle(ordered)  # not quite exp(centre), but the interval must contain it
-    return min(math.exp(centre - half), median), max(math.exp(centre + half), median), "log-t", COVERAGE
+    median = middle(ordered)  # not quite exp(mean), but the interval must contain it
+    return min(math.exp(mean - half), median), max(math.exp(mean + half), median), "log-t", COVERAGE
 
 
 def drift(seconds: Sequence[float]) -> float:

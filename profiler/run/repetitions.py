@@ -12,7 +12,7 @@ memory are ready.
 **Repetitions.** ``-r N`` runs exactly N. Otherwise they continue until the 95% interval of the rate
 (``results.stats``) is within the requested precision; the process-to-process variation is excluded, because
 repetitions cannot reduce it. Checking after every repetition lowers the coverage of the interval a little, and
-treating neighbours as correlated when they only look so by chance raises it: together 95 to 97% for independent
+treating neighbors as correlated when they only look so by chance raises it: together 95 to 97% for independent
 noise of 0.5 to 8%, in 1200 simulated phases each. In both modes ``max_phase_s`` may end them earlier.
 
 What the repetitions themselves show (drift, spread, too few of them) is derived when a row is read:

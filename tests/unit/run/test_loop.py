@@ -287,7 +287,7 @@ def test_a_long_throttled_repetition_is_repeated_once() -> None:
 
 @pytest.mark.parametrize(("share", "cautioned"), [(0.0, False), (0.05, False), (0.4, True)])
 def test_a_figure_taken_beside_other_work_says_so(share: float, cautioned: bool) -> None:
-    """What a busy neighbour does to a process: it is ready, and waits."""
+    """What a busy neighbor does to a process: it is ready, and waits."""
     case, factor = make_case(1000, steps=1), share / (1 - share)
     waits = [fault("wait", 0.1 * factor), fault("wait", 0.01 * factor, when="decode")]
     result = measured(case, Effort(reps=1), *waits)

@@ -99,7 +99,7 @@ def phase(noise: float, draw: random.Random) -> list[float]:
 
 @pytest.mark.parametrize("noise", [0.005, 0.02, 0.05])
 def test_an_interval_that_ended_a_phase_still_covers_the_truth(noise: float) -> None:
-    """Looking again and again makes it cover less than 95 %, and neighbours that look alike by chance more."""
+    """Looking again and again makes it cover less than 95 %, and neighbors that look alike by chance more."""
     draw = random.Random(7)
     found = [summarize(phase(noise, draw)) for _ in range(400)]
     covered = sum(s is not None and (s.low or 2) <= 1.0 <= (s.high or 0) for s in found) / len(found)
