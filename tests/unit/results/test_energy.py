@@ -89,7 +89,7 @@ def test_a_counter_and_power_a_tenth_apart_are_suspect(make: Make, power_j: floa
 
 
 def test_a_board_without_a_counter_is_taken_by_its_power(make: Make) -> None:
-    part = changed(DECODE, counter_j=None, counter_reason="the device does not tell its energy (Not Supported)")
+    part = changed(DECODE, counter_j=None, counter_reason="the device does not report its energy (Not Supported)")
     content = energy.content(make(energy=Energy("nvml-power", "gpu-board", None, part, None)))
     assert content is not None and content["decode_w"] == pytest.approx(96.0)
     assert content["source"] == "nvml-power" and content["reason"] is None
