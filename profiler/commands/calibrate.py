@@ -52,7 +52,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     if kind_of(found.kind).is_host and found.running < 1:
         share = f"{found.running:.0%}"
         click.echo(
-            f"figures are for the time in which the process runs; predictions assume that this is {share}", err=True
+            f"figures are for the time in which the process runs; predictions assume {share} of the time", err=True
         )
     if show:
         if known is None:

@@ -307,7 +307,7 @@ class GateRun:
         return verdicts
 
     def standing(self, path: Path, accept: bool) -> list[GateVerdict]:
-        """Measure each case once and compare it with the file, or write it there."""
+        """Measure blocks of each case and compare them with the file, or write them there."""
         known = _known(path, accept)
         with self._bench() as bench:
             here = variants.here()

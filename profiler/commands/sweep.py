@@ -69,7 +69,7 @@ FAILED, INTERRUPTED = 1, 130
         "--weights",
         WEIGHTS,
         default="auto",
-        help="auto: real weights if they are on this machine, otherwise random values. Nothing is downloaded.",
+        help="auto: real weights if they are on this machine, otherwise random values. Only real downloads them.",
     ),
     options.choice(
         "--fill",

@@ -1,5 +1,6 @@
-"""One pytest session: the cases measured with ``profile_case``, their comparison with a baseline, and the
-verdicts.
+"""Cases measured for a baseline and their verdicts: for ``profile gate --baseline``, and for a pytest session.
+
+``measure``, ``against``, ``missing`` and ``accept`` serve both; ``Suite`` is the session behind ``profile_case``.
 """
 
 from __future__ import annotations

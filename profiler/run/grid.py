@@ -8,7 +8,7 @@ description = "..."          # one line, for `profile scenarios`
 contexts = "512,4k"          # as on the command line, or a list of numbers
 batches = [1]
 steps = 32
-quants = ["bf16", "nf4"]     # default: the device's default dtype
+quants = ["bf16", "nf4"]     # default: as without -q
 models = ["gemma-4-e2b"]     # default: the models of -m
 fill = "synthetic"           # default: prefill
 prompts = ["mine.md"]        # files for `profiler.run.prompts`, next to this file or shipped; default: none
@@ -62,7 +62,7 @@ class Subject:
     geometry: Geometry
     weights: str  # real | synthetic
     model_id: str  # identifies the config and, for real weights, their files
-    notes: tuple[ModelNote, ...] = ()  # what the user should know about it, whatever is measured
+    notes: tuple[ModelNote, ...] = ()  # what the user should know about it, in every case
     checkpoint_format: Stored | None = None  # how its real weights are stored
     checkpoint: dict[str, Any] = field(default_factory=dict)  # the content of the files that its weights come from
 
@@ -107,7 +107,7 @@ class GridTask(Task):
 
 
 def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
-    """``tasks`` themselves, for callers without rows for skipped cases. Raises ProfileError if one is refused."""
+    """``tasks`` as a list, for callers that have no rows for skipped cases. Raises ProfileError if one is refused."""
     found = list(tasks)
     for task in found:
         if task.refused is not None:
@@ -164,7 +164,7 @@ def counts(option: str, values: Iterable[str]) -> tuple[int, ...]:
 
 
 def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridTask]:
-    """Every case of the grid, models outermost. Raises ProfileError for a grid that is too large."""
+    """A task for every case of the grid, ordered by model first. Raises ProfileError if the grid is too large."""
     size = 1
     for axis in (axes.subjects, axes.quants, axes.paths, axes.contexts, axes.batches, axes.steps):
         size *= max(1, len(axis))

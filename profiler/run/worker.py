@@ -2,7 +2,7 @@
 
 It loads the model of its first task and measures one task after the other. It exits when there are no more tasks, or
 after the first row that is not ok, since the state of the model and its device is then unknown. If the parent dies,
-the kernel kills this process, and a guard process kills its children.
+the kernel kills this process, and a guard process kills the rest of its process group.
 
 **Memory limit.** RLIMIT_DATA, not RLIMIT_AS: a CUDA build of PyTorch reserves many times the machine's memory as
 address space. The kernel counts private writable mappings when they are created, not when they are touched, and does

@@ -45,11 +45,11 @@ def rogue(lab: Lab, monkeypatch: pytest.MonkeyPatch):
         (r"b'[' * 5000 + b'\n'", "a line that is not JSON"),
         (r"""b'{"type": "beat", "text": NaN}\n'""", "a line that is not JSON"),
         (r"""b'{"type": "beat", "text": 1e999}\n'""", "a line that is not JSON"),
-        (r"""b'{"type": "beat"}\n'""", "a message that makes no sense"),
-        (r"""b'{"text": "prefill"}\n'""", "a message that makes no sense"),
-        (r"""b'{"type": "row", "row": [1]}\n'""", "a message that makes no sense"),
-        (r"""b'{"type": "row", "row": {"case": {"model": 1}}}\n'""", "a message that makes no sense"),
-        (r"""b'{"type": "loaded", "load": null}\n'""", "a message that makes no sense"),
+        (r"""b'{"type": "beat"}\n'""", "an invalid message"),
+        (r"""b'{"text": "prefill"}\n'""", "an invalid message"),
+        (r"""b'{"type": "row", "row": [1]}\n'""", "an invalid message"),
+        (r"""b'{"type": "row", "row": {"case": {"model": 1}}}\n'""", "an invalid message"),
+        (r"""b'{"type": "loaded", "load": null}\n'""", "an invalid message"),
         (r"""b'{"type": "\x1b[2J"}\n'""", "a line that is not JSON"),
     ],
 )
@@ -62,7 +62,7 @@ def test_garbage_on_the_pipe_fails_the_case(rogue, line: str, words: str) -> Non
 def test_a_row_of_another_case_is_refused(rogue) -> None:
     script = 'row["case"]["context"] += 1\nsend()' + LIVE_ON
     outcome, reason = rogue(ROW + script)
-    assert outcome == "failed" and "makes no sense" in reason
+    assert outcome == "failed" and "invalid message" in reason
 
 
 def test_a_stop_does_not_wait_for_an_idle_worker(rogue, lab: Lab) -> None:
@@ -107,7 +107,7 @@ def test_a_flood_of_beats_meets_the_time_limit(rogue) -> None:
 
 def test_a_worker_that_closes_its_pipe_and_lives_is_ended(rogue) -> None:
     outcome, reason = rogue("os.close(out)" + LIVE_ON, grace_s=0.2)
-    assert (outcome, reason) == ("failed", "the worker closed its pipe in start and lived on; stopped")
+    assert (outcome, reason) == ("failed", "the worker closed its pipe in start but did not exit; stopped")
 
 
 def test_an_end_without_a_result_is_a_failure(rogue) -> None:
