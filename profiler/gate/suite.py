@@ -60,7 +60,7 @@ UNDECIDED = (
 
 @dataclass(frozen=True, slots=True)
 class GateMeasurement:
-    """The measurement of one case. If a block failed, its row is the last of ``rows``."""
+    """The blocks of one case. If one failed, its row is the last of ``rows``."""
 
     name: str
     task: Task
@@ -125,7 +125,7 @@ def measure(
 
 
 def of_row(row: Measurement, metrics: Sequence[Phase]) -> GateMeasurement:
-    """A stored row of a server as a measurement of its case: each request is a block, of the case's own tokens."""
+    """A stored row of a server as a measurement of its case. Each request is a block, scaled to the case's tokens."""
     case, url = row.case, str((row.serving or {}).get("url"))
     tokens = {"prefill": case.context, "decode": case.steps}
     times = {name: tuple(tokens[name] / rate for rate in stats.rates(row, name)) for name in metrics}
@@ -135,7 +135,8 @@ def of_row(row: Measurement, metrics: Sequence[Phase]) -> GateMeasurement:
 
 
 def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment without the version of a server, which a gate judges."""
+    """An environment without the server's version, which may differ: a gate judges a server before and after an
+    update."""
     return {name: value for name, value in environment.items() if name != "server"}
 
 
@@ -194,7 +195,8 @@ def missing(baseline: Baseline, measured: Sequence[str], front: FrontEnd = COMMA
 
 
 def adds_up(measured: GateMeasurement, baseline: Baseline) -> bool:
-    """Whether only the times differ from the baseline's entry, so that they are one more session of it."""
+    """Whether nothing but the times differs from the baseline's entry, so that they can be added as one more
+    session."""
     entry = baseline.entries.get(measured.name)
     if entry is None or _changed(entry, measured) or differences(entry.environment, measured.environment):
         return False

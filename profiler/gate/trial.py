@@ -1,11 +1,11 @@
-"""A gate over declared cases that measures two variants in turns: calibrate, decide, confirm (see ``rule``).
+"""A gate that measures two variants in turns on given cases: it measures the noise, decides, and confirms (``rule``).
 
     for the cases that share a loaded model   A/A pairs → noise → is a slowdown of 2 δ detectable at all?
-                                              pairs up to 6, 10, 16, until each metric is decided
-    then, for every FAIL                      new processes with swapped slots, ten pairs that must fail again
+                                              6, 10, 16 pairs, until each metric is decided
+    then, for every FAIL                      ten pairs in new processes with swapped slots, which must fail again
 
-A FAIL that is not confirmed is inconclusive, never a PASS, and the verdict shows both intervals. Nothing is measured
-again until it gives the wanted result.
+A FAIL that is not confirmed is inconclusive, never a PASS, and the verdict shows both intervals. There is no other
+second attempt, so repeating a measurement until it gives the wanted result is impossible.
 
 **Noise** is how much two identical versions differ here: the standard deviation s of A/A pairs, from six pairs of the
 base against itself. It is kept for a week for the same case on the same machine and software.
@@ -65,7 +65,8 @@ class Noise:
 
 
 def noise(logs: Sequence[float], now: float) -> Noise:
-    """The noise of at least two A/A pairs. The mean is estimated although it should be 0: a bias must not hide."""
+    """The noise of at least two A/A pairs. The mean should be 0 but is estimated, so that a bias is not taken for
+    noise."""
     return Noise(statistics.stdev(logs), len(logs), now)
 
 
@@ -164,7 +165,7 @@ class State:
             self.close("INCONCLUSIVE", reason, "quiet the machine, or raise -n, -r or --delta")
 
     def confirmed(self, again: Evidence | None, significant: bool) -> None:
-        """Close a FAIL: either it failed again, or it is inconclusive."""
+        """Settle a FAIL by its confirming pairs: FAIL if they fail too, otherwise inconclusive."""
         self.confirmation = again
         if again is None:
             reason = f"{self.reason}, but the pairs to confirm it could not be measured"
@@ -227,7 +228,7 @@ class GatePlan:
 
 @dataclass(slots=True)
 class GateTrial:
-    """Runs a plan on a bench. ``kept`` holds every block that ran, including those that do not count."""
+    """Runs a plan on a bench. ``kept`` gets every block that ran, including those that do not count."""
 
     plan: GatePlan
     bench: Bench
@@ -353,7 +354,7 @@ class GateTrial:
             self._states[name].confirmed(again.get(name), name in rejected)
 
     def _ended(self, series: Series, error: Exception) -> None:
-        """Close the undecided metrics of a case that stopped giving pairs; never as a PASS."""
+        """Close the undecided metrics of a case that cannot give more pairs; never as a PASS."""
         for _, state in self._open(series.task):
             if not isinstance(error, CaseFailed):
                 state.close("INCONCLUSIVE", str(error), "quiet the machine, or take longer repetitions (-n)")

@@ -46,7 +46,7 @@ def device_cautions(measurement: Measurement) -> Iterator[Caution]:
 
 
 def _capped(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
-    """Common on a card whose power limit is lowered. It is no fault, but the figure holds for that limit only."""
+    """Common on a card with a lowered power limit. That is no fault, but the figure holds only for this limit."""
     samples = measurement.samples.of(phase)
     known = [(sample.capped, sample.seconds) for sample in samples if sample.capped is not None]
     total = sum(seconds for _, seconds in known)
@@ -205,7 +205,7 @@ def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 
 
 def _retained(measurement: Measurement) -> Iterator[Caution]:
-    """A view of its last tokens makes a sliding-window layer keep the whole chunk until the first decode step."""
+    """A sliding-window layer keeps a view of its last tokens, and so the whole chunk, until the first decode step."""
     retained, peak = measurement.memory.retained_bytes, measurement.memory.prefill_peak_bytes
     if retained and peak and retained / peak > MUCH_RETAINED:
         text = f"prefill: sliding-window caches still hold on to {bytes_text(retained)} of prefill memory"
@@ -225,8 +225,9 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
 
 
 def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
-    """A growing cache on a GPU that plans attention once per length. Repetitions reuse the plans, while a generation
-    meets only new lengths. cuDNN does so for bf16 and fp16 on H100 and newer (60 ms per length on an H200)."""
+    """A growing cache on a GPU whose attention library plans anew for each cache length. Repetitions reuse the plans,
+    but in a real generation every length is new. cuDNN plans so for bf16 and fp16 on H100 and newer (60 ms per length
+    on an H200)."""
     if measurement.case.path != EAGER:
         return
     first, later = next(iter(measurement.samples.record("decode")), None), measurement.samples.of("decode")

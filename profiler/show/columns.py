@@ -23,12 +23,12 @@ from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, signifi
 
 LONGEST = 100_000  # characters of outside text that are processed
 
-UNSPREAD_DIGITS = 2  # of a figure measured once, whose spread is unknown
+UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
 FEWEST_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
 MOST_DIGITS = 4
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
-STAYS = 9  # the worth of a column that is never dropped
+STAYS = 9  # the ``worth`` of a column that is never dropped
 
 NOTE_LENGTH = 400  # characters of a note
 CASES_NAMED = 4  # cases that a note names before "and n more"; the rows have its number as well
@@ -70,7 +70,7 @@ def figure(value: float, relative_half: float | None) -> str:
 
 
 def context_cell(measurement: Measurement) -> str:
-    """The context of the case; of a written prompt, whose case has an estimate, the server's count."""
+    """The context of the case. The case of a written prompt has only an estimate, so the server's count is shown."""
     counts = (measurement.serving or {}).get("prompt_tokens") if PROMPT in measurement.case.options else None
     known = [count for count in counts or () if isinstance(count, int)]
     return f"{statistics.median_low(known) if known else measurement.case.context:,}"
@@ -211,7 +211,7 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
 
 
 def _unlike(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """One row for each environment and each combination of settings: most rows of a run share both."""
+    """One row for each combination of environment and settings, of which a run has few."""
     return list({(id(row.environment), *SHOWN_SETTINGS(row.case)): row for row in measurements}.values())
 
 
@@ -256,7 +256,7 @@ def _options(case: Case) -> str:
 
 
 def _stated(value: str) -> str:
-    """A field of a case, which no server states."""
+    """A field of a case; unknown for a server, which does not report it."""
     return UNKNOWN if value == UNSTATED else plain(value)
 
 
@@ -377,12 +377,12 @@ def _remarks(measurement: Measurement) -> list[tuple[str, str | None]]:
 
 
 def launch_share(eager_tps: float, graph_tps: float) -> float:
-    """The share of an eager step that a graph of the same kernels saves: 1 − graph time ÷ eager time."""
+    """The share of an eager step's time that a graph of the same kernels saves: 1 − graph time ÷ eager time."""
     return max(0.0, 1 - eager_tps / graph_tps)
 
 
 def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list[str]:
-    """A line per case that another path than ``eager`` decoded; ``brief``: only lines with something noteworthy."""
+    """A line for each case that did not decode by ``eager``; ``brief``: only lines that say something noteworthy."""
     others = [(row, row.decode_path) for row in measurements if row.decode_path is not None]
     shipped: dict[Case, float] = {}
     for row in measurements if others else ():
