@@ -105,7 +105,7 @@ class Case(_Digests):
             object.__setattr__(self, "_load_key", key)
             return key
 
-    def dominates(self, other: Case) -> bool:
+    def needs_no_more_than(self, other: Case) -> bool:
         """Whether ``other`` needs at least as much memory as this case: the same load, and no axis is smaller."""
         return (
             (self.load_key, self.fill) == (other.load_key, other.fill)

@@ -145,7 +145,7 @@ class FakeWatcher:
 
 BACKEND = Backend(
     predicted=False,
-    made_up="a device that is made up",
+    made_up="a simulated device",
     meter=lambda device: FakeMeter(),
     paths=PATHS,
 )

@@ -159,7 +159,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
     figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
     apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in ("prefill", "decode")}
     figures += [(name, value, "share") for name, value in apart.items()]
-    told = f"{found.runs} calibrations" if found.between else f"takes {BETWEEN_NEEDS} calibrations"
+    told = f"{found.runs} calibrations" if found.between else f"needs {BETWEEN_NEEDS} calibrations"
     how = {**found.how, **dict.fromkeys(apart, told)}
     return [
         {"figure": name, "value": value, "unit": unit, "how": how.get(name), "measured_at": found.measured_at}

@@ -107,7 +107,7 @@ def duration(*names: str, help: str, default: str | None = None) -> Decorator:
     )
 
 
-def share(*names: str, help: str, default: str | None = None) -> Decorator:
+def percentage(*names: str, help: str, default: str | None = None) -> Decorator:
     """A fraction such as ``2%``."""
     return click.option(
         *names, callback=parsed(some_share), metavar="PERCENT", help=help, default=default, show_default=True
@@ -134,7 +134,7 @@ def choice(name: str, words: Sequence[str], help: str, default: str | None = Non
     return click.option(name, type=kind, help=help, default=default, show_default=True)
 
 
-def chosen(name: str, folder: str, default: str, help: str) -> Decorator:
+def plugin_name(name: str, folder: str, default: str, help: str) -> Decorator:
     """The name of a plug-in."""
     callback = plugin(folder, name.lstrip("-"))
     return click.option(name, callback=callback, metavar="NAME", help=help, default=default, show_default=True)

@@ -88,7 +88,7 @@ FAILED, INTERRUPTED = 1, 130
 @options.group(
     "How to run it",
     options.device(),
-    options.chosen("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
+    options.plugin_name("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
     options.many(
         "--path",
         "paths",
@@ -105,7 +105,7 @@ FAILED, INTERRUPTED = 1, 130
     options.count(
         "-r", "--reps", help="Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"
     ),
-    options.share(
+    options.percentage(
         "--precision",
         help="Repeat, 5 to 20 times, until the 95% interval of the rate is within this. [default: 2%]",
     ),

@@ -21,8 +21,7 @@ from profiler.case import Case, Source, Task
 from profiler.devices import nvml
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import ProfileError
-from profiler.gate import rule
-from profiler.gate import variants as variants
+from profiler.gate import rule, variants
 from profiler.gate.variants import Variant
 from profiler.results.cautions import CAPPED, DIFFERENT, cautions
 from profiler.results.measurement import Measurement, Phase

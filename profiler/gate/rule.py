@@ -139,7 +139,7 @@ def holm(p: Mapping[K, float], alpha: float) -> set[K]:
     return rejected
 
 
-class Family(Generic[K]):
+class HypothesisFamily(Generic[K]):
     """The declared hypotheses with their latest p values. One that is not tested yet has p = 1."""
 
     def __init__(self, names: Iterable[K], level: float) -> None:
@@ -222,12 +222,11 @@ def fallback(row: Measurement) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How far a figure may be from the base's. ``of``: whether it depends only on the workload or on the machine
-    too."""
+    """How far a figure may be from the base's. A figure of the machine depends on the workload too."""
 
     above: float  # relative
     below: float | None  # None: a decrease is never a failure
-    of: Literal["workload", "machine"]
+    depends_on: Literal["workload", "machine"]
 
 
 ALLOCATED = 0.005  # the allocator rounds blocks, and the order of frees decides which ones it splits
@@ -302,7 +301,7 @@ def _verdict(
     same_machine: bool,
     if_meant: str | None,
 ) -> GateVerdict:
-    if bound.of == "machine" and not same_machine:
+    if bound.depends_on == "machine" and not same_machine:
         reason = f"it depends on the machine and its software, which differ from those of {against}"
         return GateVerdict(case, name, "INCOMPARABLE", reason, before=before, now=now)
     if before is None or now is None:
@@ -328,5 +327,5 @@ def _change(name: str, before: int, now: int) -> str:
 
 
 def _advice(bound: Bound, if_meant: str | None) -> str | None:
-    parts = ["find what uses the memory" if bound.of == "machine" else None, if_meant]
+    parts = ["find what uses the memory" if bound.depends_on == "machine" else None, if_meant]
     return "; ".join(part for part in parts if part) or None

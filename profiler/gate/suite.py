@@ -18,10 +18,9 @@ from profiler import backends, devices, files
 from profiler.case import Source, Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.gate import baseline, page
 from profiler.gate import baseline as gate_baseline
+from profiler.gate import page, variants
 from profiler.gate import rule as gate_rule
-from profiler.gate import variants as variants
 from profiler.gate.baseline import COMMAND, PYTEST, Baseline, BaselineEntry, BaselineSession, FrontEnd, settle, write
 from profiler.gate.bench import (
     METRICS,
@@ -47,7 +46,15 @@ from profiler.units import parse_percent, printable
 
 BLOCKS = 6  # in two processes: an interval needs several blocks, and a single process may be slow throughout
 
-ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
+ARGUMENTS = {  # options of ``profile sweep`` → arguments of ``profile_case``, for messages
+    "-m": "model",
+    "-q": "quant",
+    "-c": "context",
+    "-b": "batch",
+    "-n": "steps",
+    "-r": "reps",
+    **{f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")},
+}
 OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 KINDS = ("workload", "machine", "time")
 CASE = ("model", "quant", "context", "batch", "steps", "reps", "delta", "device", "phase")
@@ -194,7 +201,7 @@ def missing(baseline: Baseline, measured: Sequence[str], front: FrontEnd = COMMA
     return [GateVerdict(name, "case", "FAIL", reason, advice) for name in baseline.entries if name not in measured]
 
 
-def adds_up(measured: GateMeasurement, baseline: Baseline) -> bool:
+def only_times_differ(measured: GateMeasurement, baseline: Baseline) -> bool:
     """Whether nothing but the times differs from the baseline's entry, so that they can be added as one more
     session."""
     entry = baseline.entries.get(measured.name)
@@ -214,7 +221,7 @@ def accept(path: Path, known: Baseline, measured: Sequence[GateMeasurement]) -> 
 
     Raises ProfileError if the file cannot be written.
     """
-    same = {each.name: adds_up(each, known) for each in measured}
+    same = {each.name: only_times_differ(each, known) for each in measured}
     write(path, known.accepted({each.name: each.entry() for each in measured}, same))
     return {name: "accepted as one more session" if more else "accepted" for name, more in same.items()}
 
@@ -235,9 +242,6 @@ def _changed(entry: BaselineEntry, measured: GateMeasurement) -> list[str]:
 def _simulated(task: Task) -> bool:
     """Whether the backend simulates the machine, so that the reference work would say nothing about it."""
     return backends.made_up(task.case.backend) is not None
-
-
-ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
 
 
 class Replay:
@@ -267,7 +271,7 @@ class PytestGateOptions:
 
     path: Path
     accept: bool
-    known: baseline.Baseline
+    known: Baseline
     kinds: frozenset[str]
     inconclusive_fails: bool
 
@@ -375,7 +379,7 @@ class Suite:
         return [
             verdict
             for verdict in found
-            if verdict.metric not in gate_rule.BOUNDS or gate_rule.BOUNDS[verdict.metric].of in gate.kinds
+            if verdict.metric not in gate_rule.BOUNDS or gate_rule.BOUNDS[verdict.metric].depends_on in gate.kinds
         ]
 
     def _accept(self, gate: PytestGateOptions, status: int) -> int:
@@ -420,7 +424,7 @@ def open_suite(config: pytest.Config) -> Suite:
         path, accept = Path(named), bool(config.getoption("profile_gate_accept"))
         if accept:
             files.check(path)
-        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path, PYTEST)
+        known = Baseline({}) if accept and not path.exists() else gate_baseline.read(path, PYTEST)
     except ProfileError as error:
         raise pytest.UsageError(str(error)) from None
     return Suite(

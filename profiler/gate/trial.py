@@ -33,9 +33,9 @@ from profiler.gate.bench import METRICS, RESTART, Bench, CaseFailed, KeptBlocks,
 from profiler.gate.rule import (
     CONFIRM_PAIRS,
     Evidence,
-    Family,
     GateVerdict,
     GateWord,
+    HypothesisFamily,
     RegressionRule,
     decide,
     detectable,
@@ -70,7 +70,7 @@ def noise(logs: Sequence[float], now: float) -> Noise:
     return Noise(statistics.stdev(logs), len(logs), now)
 
 
-class Calibrations:
+class NoiseCache:
     """Stored noise, one small file per case. A file that cannot be read or written is treated as absent."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -137,7 +137,7 @@ class State:
         """Set the verdict, replacing an earlier one."""
         self.word, self.reason, self.advice = word, printable(reason, 400), advice
 
-    def calibrated(self, noise: Noise) -> None:
+    def set_noise(self, noise: Noise) -> None:
         """Record the noise. If it is too large for δ, that is already the verdict."""
         self.noise = noise
         if not supports(noise.sd, self.rule):
@@ -239,7 +239,7 @@ class GateTrial:
     notes: list[str] = field(default_factory=list)
     _states: dict[Name, State] = field(default_factory=dict)
     _exact: dict[str, list[GateVerdict]] = field(default_factory=dict)
-    _family: Family[Name] = field(init=False)
+    _family: HypothesisFamily[Name] = field(init=False)
 
     def run(self) -> list[GateVerdict]:
         """A verdict for each metric of each case, and for each exact figure."""
@@ -247,9 +247,9 @@ class GateTrial:
         for task in plan.tasks:
             for metric in self._metrics(task):
                 self._states[task.case.key, metric] = State(plan.rule)
-        self._family = Family(self._states, plan.rule.level)
+        self._family = HypothesisFamily(self._states, plan.rule.level)
         for tasks in _by_model(plan.tasks):
-            self._calibrate(tasks)
+            self._measure_noise(tasks)
             self._decide(tasks)
         self._look_back()
         self._confirm()
@@ -271,7 +271,7 @@ class GateTrial:
             if (open_ones := self._open(task))
         ]
 
-    def _calibrate(self, tasks: Sequence[Task]) -> None:
+    def _measure_noise(self, tasks: Sequence[Task]) -> None:
         """Measure the noise of every case, and close the metrics whose noise hides a slowdown of 2 δ."""
         found = {task.case.key: dict(self.plan.find_noise(task) or {}) for task in tasks}
         fresh = [task for task in tasks if not found[task.case.key].keys() >= set(self._metrics(task))]
@@ -289,7 +289,7 @@ class GateTrial:
         for task in tasks:
             for metric, state in self._open(task):
                 if metric in found[task.case.key]:
-                    state.calibrated(found[task.case.key][metric])
+                    state.set_noise(found[task.case.key][metric])
 
     def _decide(self, tasks: Sequence[Task]) -> None:
         """Measure pairs until every metric is decided or the last look is over."""

@@ -33,9 +33,9 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 def device_cautions(measurement: Measurement) -> Iterator[Caution]:
     """Power limit and clocks of each phase, then energy that is unknown or implausible."""
     for phase in STATED_PHASES:
-        if measurement.samples.states("capped"):
+        if measurement.samples.has("capped"):
             yield from _capped(measurement, phase)
-        if measurement.samples.states("sm_mhz"):
+        if measurement.samples.has("sm_mhz"):
             yield from _clocks(measurement, phase)
     if measurement.energy is None:
         return
@@ -105,12 +105,12 @@ def _unnoticed(n: int) -> float:
 
 def _of_phase(measurement: Measurement, phase: Phase, exact: bool) -> Iterator[Caution]:
     """Cautions from the repetitions of one phase; ``exact``: their spread needs no caution."""
-    if measurement.samples.states("invalid"):
+    if measurement.samples.has("invalid"):
         yield from _invalid(measurement, phase)
     yield from _cut_short(measurement, phase)
     if not exact:
         yield from _inexact(measurement, phase)
-    if measurement.samples.states("warmup"):  # without warm-ups the first repetition counts, which is always slow
+    if measurement.samples.has("warmup"):  # without warm-ups the first repetition counts, which is always slow
         yield from _drifting(measurement, phase)
 
 

@@ -104,7 +104,7 @@ class Energy:
     idle_reason: str | None = None
 
     @property
-    def counts(self) -> bool:
+    def from_counter(self) -> bool:
         """Whether the figure comes from the energy counter; otherwise from integrated power."""
         return self.source is None or self.source.endswith("counter")
 
@@ -218,7 +218,7 @@ class Repetitions(Sequence[Sample]):
         """The field ``name`` of each repetition that counts, in order."""
         return self._column(name, phase, warmups=False)
 
-    def states(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether any sample has the field ``name``; most samples leave most fields out."""
         return name in self.columns
 
@@ -237,7 +237,7 @@ class Repetitions(Sequence[Sample]):
         return phases, seconds, tokens
 
     def _timed(self, phase: Phase, warmups: bool) -> list[tuple[float, int]]:
-        every = None if warmups and self.states("warmup") else self.counted
+        every = None if warmups and self.has("warmup") else self.counted
         if every is not None:
             return [(seconds, tokens) for which, seconds, tokens in zip(*every, strict=True) if which == phase]
         columns = {name: self._column(name, phase, warmups) for name in ("seconds", "tokens")}
@@ -252,7 +252,7 @@ class Repetitions(Sequence[Sample]):
         """Indices of the samples that count."""
         places = [place for place, which in enumerate(self._values("phase")) if which == phase]
         for name in ("invalid",) if warmups else ("invalid", "warmup"):
-            if self.states(name):
+            if self.has(name):
                 values = self._values(name)
                 places = [place for place in places if not values[place] and values[place] != ""]
         return places
@@ -295,7 +295,7 @@ class Repetitions(Sequence[Sample]):
         return Repetitions, (self._samples,)
 
 
-NONE = Repetitions()  # of a row without a result
+NO_SAMPLES = Repetitions()  # of a row without a result
 
 
 class _Reloadable:
@@ -313,7 +313,7 @@ class Measurement(_Reloadable):
     environment: dict[str, Any]
     outcome: Outcome
     reason: str | None = None
-    samples: Repetitions = NONE  # may be given as any sequence
+    samples: Repetitions = NO_SAMPLES  # may be given as any sequence
     memory: Memory = Memory()
     energy: Energy | None = None  # if it was requested or is available
     cautions: tuple[Caution, ...] = ()
@@ -345,7 +345,7 @@ class Measurement(_Reloadable):
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON, exactly as the store keeps it."""
-        return asdict(replace(self, samples=NONE)) | {"samples": tuple(map(asdict, self.samples))}
+        return asdict(replace(self, samples=NO_SAMPLES)) | {"samples": tuple(map(asdict, self.samples))}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Measurement:

@@ -136,9 +136,9 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
         return None
     tokens, warmups = [tokens for _, tokens in measurement.samples.timed(phase)], []
     invalid: list[dict[str, Any]] = []
-    if measurement.samples.states("warmup"):
+    if measurement.samples.has("warmup"):
         warmups = [sample.seconds for sample in measurement.samples.record(phase) if sample.warmup]
-    if measurement.samples.states("invalid"):
+    if measurement.samples.has("invalid"):
         invalid = [
             {"seconds": sample.seconds, "reason": sample.invalid}
             for sample in measurement.samples.record(phase)

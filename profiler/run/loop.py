@@ -60,7 +60,7 @@ class Footprint:
     @property
     def activation_bytes(self) -> int | None:
         """What the phase used at its peak and freed afterwards."""
-        peak, held = headline(self.peak), headline(self.held)
+        peak, held = peak_bytes(self.peak), peak_bytes(self.held)
         return None if peak is None or held is None else max(0, peak - held)
 
 
@@ -90,8 +90,8 @@ def memory_breakdown(info: ModelInfo, prefill: Footprint, decode: Footprint, aft
         recurrent_bytes=after.recurrent_bytes,
         prefill_cache_bytes=None if prefill.cache is None else prefill.cache.storage_bytes,
         retained_bytes=None if prefill.cache is None else prefill.cache.retained_bytes,
-        prefill_peak_bytes=headline(prefill.peak),
-        decode_peak_bytes=_with_pool(headline(decode.peak), after),
+        prefill_peak_bytes=peak_bytes(prefill.peak),
+        decode_peak_bytes=_with_pool(peak_bytes(decode.peak), after),
         prefill_activation_bytes=prefill.activation_bytes,
         decode_activation_bytes=decode.activation_bytes,
         graph_pool_bytes=after.pool_bytes,
@@ -109,7 +109,7 @@ def _with_pool(peak: int | None, cache: CacheState) -> int | None:
     return None if peak is None else peak + (cache.pool_bytes or 0)
 
 
-def headline(peak: Peak) -> int | None:
+def peak_bytes(peak: Peak) -> int | None:
     """The peak of a phase: live tensors if the device counts them, else the process."""
     return peak.process_bytes if peak.allocated_bytes is None else peak.allocated_bytes
 

@@ -306,8 +306,8 @@ class Supervisor:
         if case.load_key in self._unloadable:
             return self._unloadable[case.load_key]
         for smaller in self._too_large.get(case.load_key, ()):
-            if smaller.dominates(case):
-                return f"dominated by c={smaller.context} b={smaller.batch}, which ran out of memory"
+            if smaller.needs_no_more_than(case):
+                return f"the smaller case c={smaller.context} b={smaller.batch} ran out of memory"
         return None
 
     def _send(self, task: Task) -> WorkerProcess | Measurement:
@@ -352,7 +352,7 @@ class Supervisor:
             self._unloadable[row.case.load_key] = f"the model {what}: {row.reason}"
         elif row.outcome == "oom":
             known = self._too_large.setdefault(row.case.load_key, [])
-            known[:] = [*(other for other in known if not row.case.dominates(other)), row.case]
+            known[:] = [*(other for other in known if not row.case.needs_no_more_than(other)), row.case]
 
     @property
     def has_worker(self) -> bool:

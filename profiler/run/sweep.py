@@ -19,7 +19,7 @@ from profiler.cost.cases import stored_prediction
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
-from profiler.results.measurement import NONE, Caution, Measurement, RunModel
+from profiler.results.measurement import NO_SAMPLES, Caution, Measurement, RunModel
 from profiler.results.store import Store, StoredRow
 from profiler.run import plan as run_plan
 from profiler.run import supervisor
@@ -216,7 +216,7 @@ class Recorder:
         return self._models[row.case.model_id].describe(row)
 
     def _show(self, row: Measurement, run: str | None = None) -> None:
-        self.rows.append(replace(row, samples=NONE))
+        self.rows.append(replace(row, samples=NO_SAMPLES))
         self.watcher.row(row, run)
 
 

@@ -45,7 +45,7 @@ from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
-from profiler.run.loop import headline, largest, measure
+from profiler.run.loop import largest, measure, peak_bytes
 from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
 from profiler.run.repetitions import Repeater
 from profiler.units import bytes_text, printable
@@ -266,7 +266,7 @@ def load(task: WorkerTask, wire: Wire) -> tuple[Session, LoadCost]:
         weights_bytes=session.info.weights_bytes,
         unquantized_bytes=session.info.unquantized_bytes,
         baseline_bytes=baseline,
-        load_peak_bytes=headline(peak),
+        load_peak_bytes=peak_bytes(peak),
     )
     return session, LoadCost(seconds, memory, peak.process_bytes)
 

@@ -16,7 +16,7 @@ from profiler.show.columns import (
     STAYS,
     Column,
     Note,
-    answer,
+    fastest,
     figures,
     heading,
     legend,
@@ -57,7 +57,7 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
         lines += _wrap(f"[{note.number}] {_note(note, grouped, total)}", width, "    ")
     for words in path_lines(grouped, brief=True):
         lines += _wrap(words, width, "    ")
-    found = answer(grouped)
+    found = fastest(grouped)
     lines += ["", *_wrap(found, width, "")] if found else []
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ from profiler.case import Case
 from profiler.devices.base import Peak
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement, Phase, Sample, unaccounted_bytes
-from profiler.run.loop import headline, measure
+from profiler.run.loop import measure, peak_bytes
 from profiler.run.repetitions import Effort, Repeater
 
 MIB = 2**20
@@ -245,9 +245,9 @@ def test_beats_name_the_phase_and_the_repetition() -> None:
 
 
 def test_the_headline_is_live_tensors_where_they_are_counted() -> None:
-    assert headline(Peak(allocated_bytes=5, reserved_bytes=8, process_bytes=9)) == 5
-    assert headline(Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=9)) == 9
-    assert headline(Peak(None, None, None)) is None
+    assert peak_bytes(Peak(allocated_bytes=5, reserved_bytes=8, process_bytes=9)) == 5
+    assert peak_bytes(Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=9)) == 9
+    assert peak_bytes(Peak(None, None, None)) is None
 
 
 def test_a_throttled_repetition_is_replaced_and_stays_in_the_record() -> None:

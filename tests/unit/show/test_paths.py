@@ -28,7 +28,7 @@ def test_two_paths_of_a_case_are_a_ratio() -> None:
     (line,) = path_lines([row("eager", 8.0), row("graph", 27.2, NATIVE)])
     assert line == (
         "gemma fp32 c=512 b=1 graph: decodes 3.40 × as fast as eager;"
-        " 1 graph prepared in 12.0 s; products by C++ (avx2)"
+        " 1 graph prepared in 12.0 s; matrix products by C++ (avx2)"
     )
 
 
@@ -72,9 +72,9 @@ def test_a_table_says_of_the_usual_step_only_what_is_news() -> None:
     usual = DecodePath("static", kernels="C++ (avx2)", cache_needed_bytes=2**20, cache_read_bytes=2**20)
     assert path_lines([row("static", 27.2, usual)], brief=True) == []
     (line,) = path_lines([row("static", 27.2, usual)])
-    assert "1.00 × what attention needs; products by C++ (avx2)" in line
+    assert "1.00 × what attention needs; matrix products by C++ (avx2)" in line
     padded = replace(usual, cache_read_bytes=3 * 2**19)
     (line,) = path_lines([row("static", 27.2, padded)], brief=True)
-    assert "1.50 × what attention needs; products by C++ (avx2)" in line
+    assert "1.50 × what attention needs; matrix products by C++ (avx2)" in line
     (line,) = path_lines([row("eager", 8.0), row("static", 16.0, usual)], brief=True)
-    assert "decodes 2.00 × as fast as eager; products by C++ (avx2)" in line
+    assert "decodes 2.00 × as fast as eager; matrix products by C++ (avx2)" in line
