@@ -16,13 +16,13 @@ def decoded(measurement: Measurement, *rates: float, **case: object) -> Measurem
     return replace(measurement, case=replace(measurement.case, **case), samples=samples)
 
 
-def test_a_single_row_needs_no_answer(measurements):
+def test_a_single_row_has_no_fastest_case(measurements):
     assert fastest(measurements[:1]) is None
     assert fastest([]) is None
     assert fastest([measurements[0], measurements[4]]) is None  # the other one has no figure
 
 
-def test_the_fastest_case_is_named_with_what_it_leaves(measurements):
+def test_the_fastest_case_is_named_with_the_memory_it_leaves_free(measurements):
     memory = Memory(process_peak_bytes=60 * GIB)
     slow, fast = decoded(measurements[0], 10, 10), replace(decoded(measurements[0], 20, 20, batch=4), memory=memory)
     expected = "fastest decode: gemma-3-270m fp32 c=128 b=4 at 20.00 t/s, 4.00 GiB of 64.0 GiB free"
@@ -52,7 +52,7 @@ def test_repetitions_that_cannot_be_compared_win_nothing(measurements):
     assert fastest([odd, even, decoded(measurements[0], 9, 9, batch=2)]) is not None
 
 
-def test_it_is_the_last_line_of_what_people_read(measurements):
+def test_the_fastest_case_is_the_last_line_of_a_table(measurements):
     for report in (table, md):
         last = report.render("r", measurements).rstrip().split("\n\n")[-1]
         assert last.startswith("fastest decode by model: gemma")

@@ -50,17 +50,17 @@ def test_without_the_shipped_path_there_is_no_ratio() -> None:
 
 
 @pytest.mark.parametrize("report", [table, md])
-def test_a_table_ends_with_it(report: object) -> None:
+def test_a_table_ends_with_the_ratio(report: object) -> None:
     text = report.render("r", [row("eager", 8.0), row("graph", 27.2, NATIVE)])  # type: ignore[attr-defined]
     assert "3.40 × as fast as" in text.replace("\n    ", " ")
 
 
-def test_what_became_of_the_path_is_kept_in_the_row() -> None:
+def test_the_path_that_ran_is_stored_in_the_row() -> None:
     measured = row("graph", 27.2, NATIVE)
     assert Measurement.from_json(measured.to_json()) == measured
 
 
-def test_what_became_of_the_path_survives_the_store_and_a_file(tmp_path: Path) -> None:
+def test_the_path_that_ran_survives_the_store_and_a_file(tmp_path: Path) -> None:
     measured = row("graph", 27.2, NATIVE)
     with Store.open(tmp_path / "s.sqlite") as store:
         store.append(store.start_run(["sweep"], {}), measured)
@@ -68,7 +68,7 @@ def test_what_became_of_the_path_survives_the_store_and_a_file(tmp_path: Path) -
     assert results_row.from_row(as_row(None, measured)).decode_path == NATIVE
 
 
-def test_a_table_says_of_the_usual_step_only_what_is_news() -> None:
+def test_a_table_describes_the_default_step_only_if_something_is_noteworthy() -> None:
     usual = DecodePath("static", kernels="C++ (avx2)", cache_needed_bytes=2**20, cache_read_bytes=2**20)
     assert path_lines([row("static", 27.2, usual)], brief=True) == []
     (line,) = path_lines([row("static", 27.2, usual)])
