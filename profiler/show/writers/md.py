@@ -25,7 +25,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """Heading, table and notes."""
     if not measurements:
         return "no rows\n"
-    remarks, numbers = notes(measurements)
+    found_notes, numbers = notes(measurements)
     columns = [Column("model", lambda m: plain(m.case.model), 9, right=False), *figures(numbers, measurements)]
     lines = [
         " · ".join(escaped(part) for part in heading(run, measurements)),
@@ -38,7 +38,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     meaning = legend(measurements)
     lines += [meaning, ""] if meaning else []
     total = rows_of_models(measurements)
-    for note in remarks:
+    for note in found_notes:
         helps = f"; try {escaped(note.help)}" if note.help else ""
         cases = escaped(note.named_cases(measurements, total))
         lines.append(f"{note.number}. **{cases}**: {escaped(note.text)}{helps}")
