@@ -74,7 +74,7 @@ def library() -> Iterator[Any]:
 
 
 def _errors(nvml: Any) -> tuple[type[Exception], ...]:
-    """What ``pynvml`` raises: besides errors of NVML, that a library older than it lacks a function."""
+    """What ``pynvml`` raises: errors of NVML, and the error for a function that an older NVML library lacks."""
     return nvml.NVMLError, getattr(nvml, "NVMLLibraryMismatchError", nvml.NVMLError)
 
 

@@ -1,4 +1,4 @@
-"""Cases measured for a baseline and their verdicts: for ``profile gate --baseline``, and for a pytest session.
+"""Cases measured for a baseline and their verdicts: for ``profile gate --baseline FILE``, and for a pytest session.
 
 ``measure``, ``against``, ``missing`` and ``accept`` serve both; ``Suite`` is the session behind ``profile_case``.
 """
