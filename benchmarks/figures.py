@@ -10,7 +10,7 @@ from profiler.units import seconds_text
 
 
 def in_turn(pairs: int, *contenders: Callable[[], None]) -> None:
-    """Run the contenders in the order AB, BA, AB, …, so that a drifting or shared machine favours none of them."""
+    """Run the contenders in the order AB, BA, AB, …, so that a drifting or shared machine favors none of them."""
     for number in range(pairs):
         for run in contenders if number % 2 == 0 else reversed(contenders):
             run()

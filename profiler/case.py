@@ -1,7 +1,8 @@
 """A case of the grid, the task of measuring it, and the source of its model.
 
-A case is frozen, and its ``key`` is its only identity. A ``Task`` adds the source of the model and travels from the
-grid to the worker. A ``ModelNote`` is something that a reader of a model's figures has to know.
+A case is frozen, and its ``key`` is its only identity. A ``Task`` adds the source of the model; ``grid.GridTask`` and
+``protocol.WorkerTask`` extend it for the plan and for the worker. A ``ModelNote`` is a sentence about a model that
+every reader of its figures has to know.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
 
-# Tokens of a sequence in one prefill pass by default: more gain little, and activations grow with their number.
+# Default tokens per sequence in one prefill pass. A larger chunk is hardly faster, and its activations take more
+# memory.
 PREFILL_CHUNK, PREFILL_CHUNK_CPU = 2048, 512
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-KEY_LENGTH = 16  # hex digits, so 64 bits: the probability of a collision among a million cases is 1 in 30 million
+KEY_LENGTH = 16  # hex digits, so 64 bits: the probability of a collision among a million cases is 1 in 37 million
 
 FILES = ("folder", "gguf")  # source kinds whose location is a path
 
@@ -51,7 +53,7 @@ def digest(content: object) -> str:
 
 
 class _Digests:
-    """A cache for the digests of a case: a sweep uses them at every row and beat, and one takes ten microseconds."""
+    """Caches the digests of a case. A sweep needs them at every row and beat, and computing one takes ten µs."""
 
     __slots__ = ("_key", "_load_key")
     _key: str
@@ -65,11 +67,11 @@ class Case(_Digests):
     model: str  # for display; may be any text
     model_id: str  # content hash of the config, and of real weights
     weights: str  # real | synthetic
-    quant: str  # a name of profiler.quants
-    dtype: str  # compute dtype: fp32 | bf16 | fp16
-    device: str  # cpu | cuda:0
+    quant: str  # a name of profiler.quants, or the quantization of a checkpoint or a server's model
+    dtype: str  # compute dtype: fp32 | bf16 | fp16 | UNSTATED
+    device: str  # cpu | cuda:0 | remote
     backend: str  # a name of profiler.backends
-    path: str  # eager | static | graph
+    path: str  # eager | static | graph | UNSTATED
     context: int  # tokens
     batch: int  # sequences
     steps: int  # decode steps
@@ -103,8 +105,8 @@ class Case(_Digests):
             object.__setattr__(self, "_load_key", key)
             return key
 
-    def dominates(self, other: Case) -> bool:
-        """Whether ``other`` needs at least as much memory as this case: the same model, and no smaller axis."""
+    def needs_no_more_than(self, other: Case) -> bool:
+        """Whether ``other`` needs at least as much memory as this case: the same load, and no axis is smaller."""
         return (
             (self.load_key, self.fill) == (other.load_key, other.fill)
             and other.batch >= self.batch
@@ -115,9 +117,10 @@ class Case(_Digests):
 
     @property
     def server(self) -> str | None:
-        """The kind of server that is measured; None where we run the model ourselves.
+        """The kind of server that is measured; None if a worker of ours runs the model.
 
-        A repetition is then one request, whatever runs beside it, and the row counts the tokens of each itself.
+        A repetition of a server's case is one request, even if others run at the same time, and requests may have
+        different numbers of tokens.
         """
         return options_of(self.options).get(SERVER) if self.options else None
 
@@ -167,7 +170,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A case and the source of its model, as they travel from the grid to the worker."""
+    """A case and the source of its model: what any worker needs to measure it."""
 
     case: Case
     source: Source

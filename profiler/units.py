@@ -63,7 +63,7 @@ def _visible(text: str) -> str:
 def spreadsheet_cell(value: object) -> object:
     """A value for a CSV file: text that a spreadsheet would run as a formula gets a ``'`` in front.
 
-    Like spreadsheets, this ignores leading blanks, and it recognises the full-width forms that East Asian versions
+    Like spreadsheets, this ignores leading blanks, and it recognizes the full-width forms that East Asian versions
     accept. Numbers stay numbers.
     """
     if not isinstance(value, str):

@@ -52,7 +52,7 @@ def _state(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n``: neighbouring tests share a process with its models, and a process that is done takes more."""
+    """With ``-n``: neighboring tests share a process with its models, and a process that is done takes more."""
     if config.option.dist != "load":  # the default of -n
         return None
     from xdist.scheduler.worksteal import WorkStealingScheduling

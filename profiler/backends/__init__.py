@@ -1,4 +1,4 @@
-"""One folder per backend: the cases it supports, and a session that loads a model and runs them."""
+"""One folder or file per backend: the cases it supports, and a session that loads a model and runs them."""
 
 from __future__ import annotations
 

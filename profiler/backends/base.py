@@ -1,4 +1,4 @@
-"""What a backend defines: its traits, and a session that loads a model and runs its cases one after the other.
+"""What a backend defines: its traits, and a session that loads a model and runs cases on it, one after the other.
 
 ``backends/NAME/__init__.py`` has ``BACKEND``, the traits that commands, plans, rows and tables look up. It imports no
 framework. ``backends/NAME/session.py`` has ``open_session(case, source, beat) -> Session``, which workers call.
@@ -21,7 +21,7 @@ Beat = Callable[[str], None]
 
 
 class OutOfMemory(Exception):
-    """The device or the memory limit refused an allocation. The message says which and how much."""
+    """An allocation failed, on the device or because of a memory limit. The message says which, and how much."""
 
 
 class ShapeMismatch(Exception):
@@ -166,7 +166,7 @@ class Backend:
     engine: str = "transformers"  # the name of the engine in ``cost/engines`` that plans and predicts its cases
     predicted: bool = True  # whether that engine describes it well enough to show predictions next to measurements
     made_up: str | None = None  # what its device is, in words, if it is simulated and no figure is real
-    meter: Callable[[str], Meter] | None = None  # its own clock and memory; None: those of ``profiler/devices``
+    meter: Callable[[str], Meter] | None = None  # its own clock and memory meter; None: those of ``profiler/devices``
     own_step: bool = False  # whether it runs our own decode step, so that the default path depends on the device
     paths: tuple[str, ...] = (EAGER,)  # decode paths; the first is the default unless ``own_step``
     quants: Collection[str] | None = None

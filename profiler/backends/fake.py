@@ -1,6 +1,6 @@
 """A backend without a model: a simulated clock with stated costs, stated sizes, and faults on demand.
 
-It makes every number of a row exact and every failure repeatable, without torch and without sleeping. Its behaviour
+It makes every number of a row exact and every failure repeatable, without torch and without sleeping. Its behavior
 comes from the model's config, so a ``config.json`` in a folder is a complete script:
 
     {"fake": {"prefill_s_per_token": 1e-4, "step_s": 0.01, "weights_bytes": 1073741824,
@@ -145,7 +145,7 @@ class FakeWatcher:
 
 BACKEND = Backend(
     predicted=False,
-    made_up="a device that is made up",
+    made_up="a simulated device",
     meter=lambda device: FakeMeter(),
     paths=PATHS,
 )

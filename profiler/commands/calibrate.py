@@ -23,7 +23,7 @@ from profiler.run.process import worker_environment
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
-LIMIT_S = 180.0  # it takes half a minute; three times as long on a machine that is busy
+LIMIT_S = 180.0  # calibrating takes half a minute to a minute, and about three times as long on a busy machine
 SHOWN_TOKENS = (1, 16, 256)
 SHOWN_LAYER = (2048, 2048)  # output and input features
 
@@ -36,14 +36,14 @@ SHOWN_LAYER = (2048, 2048)  # output and input features
 def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     """Measure what this device can really reach: the ceilings behind predictions and efficiency figures.
 
-    This takes about a minute. It times reading and copying memory, matrix products by data type and size, attention
-    and the cost of a call. The results are stored for this device, driver, core count, CPU quota and PyTorch version;
-    calibrate again when one of them changes. They are in the folder ceilings next to the default store, and apply to
-    every store: --store has no influence on them.
+    This takes about a minute. It times reading and copying memory, matrix products by data type and size, attention,
+    and the overhead of an operator call. The results are stored for this device, driver, core count, CPU quota,
+    PyTorch and bitsandbytes version; calibrate again when one of them changes. They are in the folder ceilings next
+    to the default store, and apply to every store, whatever --store says.
 
     Leave the machine idle meanwhile, since other work makes the ceilings too low. On a shared machine, calibrate
     several times: the five latest are combined, taking the best of each ceiling and the median of each rate. Under a
-    CPU quota, the figures are for the time in which the process runs, and predictions add the rest.
+    CPU quota, the figures are for the time in which the process runs; predictions account for the rest.
     """
     found = devices.find(device)
     known = calibration.load(found)
@@ -51,11 +51,13 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         click.echo(f"{found.name}: {limit}", err=True)
     if kind_of(found.kind).is_host and found.running < 1:
         share = f"{found.running:.0%}"
-        click.echo(f"figures are of the time in which the process runs; predictions take it for {share}", err=True)
+        click.echo(
+            f"figures are for the time in which the process runs; predictions assume {share} of the time", err=True
+        )
     if show:
         if known is None:
             raise ProfileError(
-                f"there is no calibration of {found.name} in its current state (driver, cores, quota, PyTorch)",
+                f"there is no calibration of {found.name} in its current state (driver, cores, quota, libraries)",
                 "profile calibrate takes a minute.",
             )
     else:
@@ -64,15 +66,15 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         known = calibration.load(found)
         assert known is not None  # saved just now
         several = f", with {known.runs - 1} earlier" if known.runs > 1 else ""
-        click.echo(f"kept in {path}{several}", err=True)
+        click.echo(f"stored in {path}{several}", err=True)
     click.echo(show_output.render(rows(known, found.repacks), _cells, output), nl=False)
     return 0
 
 
 def measure(device: DeviceInfo) -> Ceilings:
-    """Run the microbenchmarks of the default backend in a process of their own.
+    """Run the microbenchmarks of the default backend in a separate process.
 
-    ProfileError if it dies, takes too long or says something else.
+    Raises ProfileError if it dies, takes too long or prints something else.
     """
     module = backends.find(backends.DEFAULT).microbenchmark
     assert module is not None
@@ -116,12 +118,12 @@ def _ceilings(device: DeviceInfo, line: str) -> Ceilings:
     except (ValueError, KeyError, TypeError, AttributeError):
         found = None
     if found is None:
-        raise ProfileError(f"measuring {device.name} gave figures that cannot be")
+        raise ProfileError(f"measuring {device.name} gave impossible figures")
     return found
 
 
 def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
-    """One figure a row: bytes per second, FLOP per second, seconds, or a share."""
+    """One row per figure: bytes per second, FLOP per second, seconds, bytes, or a share."""
     figures: list[tuple[str, float | None, str]] = [
         ("read", found.read_bytes_s, "bytes/s"),
         ("copy", found.copy_bytes_s, "bytes/s"),
@@ -149,7 +151,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
         (f"layer {size} {kernel}, {n} {'tokens' if n > 1 else 'token'}", _layer_s(found, kernel, n, repacks), "s")
         for kernel, layer in found.layers.items()
         for n in SHOWN_TOKENS
-        if n in layer.costs and quants.find(kernel.scheme) is not None  # its file may be gone since
+        if n in layer.costs and quants.find(kernel.quant) is not None  # its file may have been removed since
     ]
     figures += [
         (f"starting a layer {kernel}", layer.start_s, "s") for kernel, layer in found.layers.items() if layer.start_s
@@ -157,7 +159,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
     figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
     apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in ("prefill", "decode")}
     figures += [(name, value, "share") for name, value in apart.items()]
-    told = f"{found.runs} calibrations" if found.between else f"takes {BETWEEN_NEEDS} calibrations"
+    told = f"{found.runs} calibrations" if found.between else f"needs {BETWEEN_NEEDS} calibrations"
     how = {**found.how, **dict.fromkeys(apart, told)}
     return [
         {"figure": name, "value": value, "unit": unit, "how": how.get(name), "measured_at": found.measured_at}
@@ -166,8 +168,8 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
 
 
 def _layer_s(found: Ceilings, kernel: LayerKernel, tokens: int, repacks: bool) -> float:
-    """Seconds of one linear layer as predictions take them."""
-    quant = quants.find(kernel.scheme)
+    """Seconds of one linear layer, as predictions use it."""
+    quant = quants.find(kernel.quant)
     assert quant is not None
     nbytes = quant.weight_bytes(Weight("linear", SHOWN_LAYER), quant.dtype or "fp32", repacks)
     return found.layers[kernel].seconds(tokens, nbytes, SHOWN_LAYER[0], 1)

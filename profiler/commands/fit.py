@@ -45,7 +45,7 @@ from profiler.show import output as show_output
     click.option(
         "--scenario",
         metavar="NAME|FILE",
-        help="Take contexts and batches from a scenario (see profile scenarios). -c and -b override it.",
+        help="Take models, contexts and batches from a scenario (see profile scenarios). Options override it.",
     ),
     click.option("--kv", metavar="TYPE", help="Type of the KV cache, such as q8_0 or fp8. [default: the engine's]"),
 )

@@ -18,9 +18,8 @@ from profiler.commands.options import MeasuringCommand
 from profiler.console import say
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.gate import baseline, page, suite
+from profiler.gate import baseline, page, suite, variants
 from profiler.gate import trial as gate_trial
-from profiler.gate import variants as variants
 from profiler.gate.bench import METRICS, Interrupted, WorkerBench, clock_of, threads_of, wait_until_quiet
 from profiler.gate.rule import DELTA, GateVerdict, RegressionRule, exit_code, worst
 from profiler.gate.trial import MAX_CASES, GatePlan, GateTrial
@@ -106,7 +105,9 @@ UNMEASURED: dict[str, Any] = {"seed": None, "effort": None, "clock": "wall", "si
 )
 @options.group(
     "Decision",
-    options.share("--delta", default=f"{100 * DELTA:g}%", help="The smallest slowdown that counts as a regression."),
+    options.percentage(
+        "--delta", default=f"{100 * DELTA:g}%", help="The smallest slowdown that counts as a regression."
+    ),
     options.many("--metric", "metrics", metavar="METRIC", help="Time prefill or decode. [default: both]"),
     options.choice(
         "--inconclusive",
@@ -118,7 +119,7 @@ UNMEASURED: dict[str, Any] = {"seed": None, "effort": None, "clock": "wall", "si
 @options.group(
     "How to run it",
     options.device(),
-    options.chosen("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
+    options.plugin_name("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
     options.choice(
         "--path",
         ("eager", "static", "graph"),
@@ -299,7 +300,7 @@ class GateRun:
                 GateVerdict(task.case.label, "machine", "INCONCLUSIVE", reason, "quiet the machine")
                 for task in self._tasks
             ]
-        plan = GatePlan(self._tasks, self._rule, self._seed, self._metrics, *self._calibrations(left))
+        plan = GatePlan(self._tasks, self._rule, self._seed, self._metrics, *self._noise_cache(left))
         with self._bench() as bench:
             trial = GateTrial(plan, bench, left, right, say, self._kept)
             verdicts = trial.run()
@@ -307,7 +308,7 @@ class GateRun:
         return verdicts
 
     def standing(self, path: Path, accept: bool) -> list[GateVerdict]:
-        """Measure each case once and compare it with the file, or write it there."""
+        """Measure blocks of each case and compare them with the file, or write them there."""
         known = _known(path, accept)
         with self._bench() as bench:
             here = variants.here()
@@ -346,8 +347,8 @@ class GateRun:
         if variants.is_same(base, candidate):
             self._notes.append("base and candidate are the same code in the same environment: this gate tests itself")
 
-    def _calibrations(self, base: variants.Variant) -> tuple[Any, Any]:
-        kept = gate_trial.Calibrations(gate_trial.default_folder())
+    def _noise_cache(self, base: variants.Variant) -> tuple[Any, Any]:
+        kept = gate_trial.NoiseCache(gate_trial.default_folder())
         here, effort = environment_key(self._environment), asdict(self._resolved.effort)
         identity = {"command": list(base.launch.python), "name": base.name, **base.reported}
 

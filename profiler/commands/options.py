@@ -1,6 +1,6 @@
 """Options that several commands share, so that they look and behave the same everywhere.
 
-Options that users know from llama-bench get an error that names ours.
+An option of llama-bench gives an error that names our option.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
 GROUP = "help_group"  # the attribute in which a parameter keeps the title of its group
 
-ELSEWHERE = {  # option of llama-bench → our option, explanation
+LLAMA_BENCH_OPTIONS = {  # option of llama-bench → our option, explanation
     "-p": ("-c", "the tokens of a prefill are -c: a case prefills exactly its context"),
     "-d": ("-c", "the depth of decode is -c"),
     "-t": ("--threads", "the number of threads is --threads"),
@@ -107,7 +107,7 @@ def duration(*names: str, help: str, default: str | None = None) -> Decorator:
     )
 
 
-def share(*names: str, help: str, default: str | None = None) -> Decorator:
+def percentage(*names: str, help: str, default: str | None = None) -> Decorator:
     """A fraction such as ``2%``."""
     return click.option(
         *names, callback=parsed(some_share), metavar="PERCENT", help=help, default=default, show_default=True
@@ -134,7 +134,7 @@ def choice(name: str, words: Sequence[str], help: str, default: str | None = Non
     return click.option(name, type=kind, help=help, default=default, show_default=True)
 
 
-def chosen(name: str, folder: str, default: str, help: str) -> Decorator:
+def plugin_name(name: str, folder: str, default: str, help: str) -> Decorator:
     """The name of a plug-in."""
     callback = plugin(folder, name.lstrip("-"))
     return click.option(name, callback=callback, metavar="NAME", help=help, default=default, show_default=True)
@@ -203,13 +203,13 @@ def many(*names: str, metavar: str, help: str) -> Decorator:
 class MeasuringCommand(DocumentedCommand):
     """A command that takes its models as options, with a helpful error if they are given as arguments."""
 
-    allow_extra_args = True  # checked below
+    allow_extra_args = True  # ``parse_args`` reports them with a hint
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            ours, meant = ELSEWHERE.get(error.option_name, (None, ""))
+            ours, meant = LLAMA_BENCH_OPTIONS.get(error.option_name, (None, ""))
             if not any(ours in option.opts for option in self.params):
                 raise
             raise click.UsageError(f"No such option: {error.option_name}; {meant}", ctx) from None

@@ -34,8 +34,8 @@ AT_ONCE = 200  # rows written together
 def runs(context: click.Context, store: Path | None, output: str) -> None:
     """List the stored runs, oldest first.
 
-    A run without an end is in progress or was killed; profile sweep continues it. The table truncates long commands;
-    -o json has them in full. A store that --store or PROFILER_STORE names must exist.
+    A run that has not ended is in progress or was killed; the same profile sweep command continues it. The table
+    truncates long commands; -o json has them in full. A store that --store or PROFILER_STORE names must exist.
     """
     context.obj = store
     if context.invoked_subcommand is not None:

@@ -77,7 +77,7 @@ FAILED, INTERRUPTED = 1, 130
         "--weights",
         WEIGHTS,
         default="auto",
-        help="auto: real weights if they are on this machine, otherwise random values. Nothing is downloaded.",
+        help="auto: real weights if they are on this machine, otherwise random values. Only real downloads them.",
     ),
     options.choice(
         "--fill",
@@ -96,7 +96,7 @@ FAILED, INTERRUPTED = 1, 130
 @options.group(
     "How to run it",
     options.device(),
-    options.chosen("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
+    options.plugin_name("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
     options.many(
         "--path",
         "paths",
@@ -132,7 +132,7 @@ FAILED, INTERRUPTED = 1, 130
     options.count(
         "-r", "--reps", help="Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"
     ),
-    options.share(
+    options.percentage(
         "--precision",
         help="Repeat, 5 to 20 times, until the 95% interval of the rate is within this. [default: 2%]",
     ),

@@ -1,16 +1,16 @@
 """What this process may use of the machine: cores, memory nodes, CPU time and memory, under the tightest limits.
 
-Cores and nodes are read from ``/sys/devices/system``; limits come from affinity, cpusets, quotas and rlimits. Workers
-take their number of threads from here, predictions their cores and memory, rows and calibrations what they were
-measured under, and tables their messages.
+Cores and nodes are read from ``/sys/devices/system``; limits come from affinity, cpusets, quotas and rlimits. This
+module gives workers their number of threads, predictions the cores and the memory, rows and calibrations the limits
+under which they were measured, and tables the messages about them.
 
 **Threads under a quota.** Every running thread uses up the quota, even while it spins at a barrier. With more threads
 than the quota has cores, all of them stop for the rest of each period. ``n`` threads reach
-``min(1, quota ÷ n) × R(n)``, where R is the rate without a quota, so a thread more than the quota has cores pays off
-if R(n + 1) ÷ R(n) exceeds (n + 1) ÷ quota. On two cores a second thread made decode 1.3 times as fast and a prefill
-1.4 to 1.7 times: two threads were slower than one at a quota of 1, about equal at 1.25 and faster at 1.5. (A prefill
-of LLM.int8, which gained a factor of 1.2, was slower at 1.5 too.) So we round to the nearest integer, at least one
-thread. ``benchmarks/quota.py`` measures it.
+``min(1, quota ÷ n) × R(n)``, where R is the rate without a quota. One thread more than the quota has cores therefore
+pays off if R(n + 1) ÷ R(n) exceeds (n + 1) ÷ quota. On two cores a second thread made decode 1.3 times as fast and
+prefill 1.4 to 1.7 times; two threads were slower than one at a quota of 1, about equal at 1.25 and faster at 1.5. (A
+prefill in LLM.int8, where the second thread gained a factor of 1.2, was slower at 1.5 too.) So the quota is rounded
+to the nearest integer, but at least one thread. ``benchmarks/quota.py`` measures this.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPEEDS = ("cpu_capacity", "cpufreq/cpuinfo_max_freq")  # distinguishes fast from
 
 MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
-# What torch's default number of threads follows, the first that is set: MKL's goes before OpenMP's in its builds.
+# The variables that set torch's default number of threads; the first one that is set counts.
 THREAD_SETTINGS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
 THREAD_LIMIT = "OMP_THREAD_LIMIT"
 # Not RLIMIT_RSS, which Linux has ignored since 2.4.30 (man 2 getrlimit).

@@ -1,7 +1,8 @@
 """The interface of a device, and the kernel's counters for disturbances while a device is timed.
 
 ``devices/NAME.py`` has ``KIND``, the traits of this kind of device, ``find() -> list[DeviceInfo]`` (without
-torch), ``unavailable()``, ``meter(name)`` and ``watcher(name)``. No other file knows the kind by name.
+torch), ``unavailable()``, ``meter(name)`` and ``watcher(name)``. Other files ask for traits and do not compare names;
+the exceptions are CUDA graphs, our own kernels, and the rules of predictions, which were fitted for CPUs and GPUs.
 
 Every timed window also includes the host's clocks: time spent waiting for a core, time stolen by a hypervisor, and
 swapping.
@@ -44,7 +45,7 @@ STEAL = 8  # the column of /proc/stat, after the name
 class BenchmarkSizes:
     """Sizes of the microbenchmarks of `profile calibrate` on a kind of device.
 
-    The defaults are for a GPU, which needs sizes that a CPU could not finish in a minute.
+    The defaults are for a GPU. A CPU could not finish them in a minute.
     """
 
     peak: tuple[int, int, int] = (8192, 8192, 8192)  # tokens, output and input features of the largest matrix product
@@ -79,9 +80,7 @@ class DeviceKind:
     """The traits of a kind of device. The defaults describe an unknown accelerator."""
 
     maker: str | None = None  # the ``vendor`` of its data sheets in the catalog
-    is_host: bool = (
-        False  # models are in host memory, so CPU time and peak memory of the process are those of the model
-    )
+    is_host: bool = False  # models are in host memory: the process's CPU time and peak memory are the model's
     prefill_chunk: int = PREFILL_CHUNK  # default tokens per sequence and prefill pass
     step_path: Callable[[bool], str] = _eager
     """The default decode path of backends that have our own step; eager if the step does not run on such devices. The
@@ -176,7 +175,7 @@ class DeviceInfo:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What distinguishes this device from the same one without limits, whose figures are not comparable."""
+        """The limits that make figures of this device incomparable with those of the same device without them."""
         if not kind_of(self.kind).is_host:  # one thread launches its work and needs at most one core
             return {"quota": self.quota} if self.quota is not None and self.quota < 1 else {}
         own = {
@@ -307,7 +306,7 @@ class Unwatched:
     """The watcher for devices without telemetry."""
 
     def begin(self, energy: bool) -> None:
-        """There is nothing to reset."""
+        """Nothing to reset."""
 
     def start(self) -> None:
         """Nothing to start."""

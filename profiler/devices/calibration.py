@@ -1,10 +1,10 @@
-"""Measured ceilings and rates of a device of this machine, stored in a file under the device's fingerprint.
+"""Measured ceilings and rates of a device of this machine, stored in a file named by the device's fingerprint.
 
-A ceiling is the best of several kernels and thread counts, so that no real program exceeds it: a fraction above 1 is
-a bug of ours. Rates are what PyTorch's own kernels reach in a long run; predictions are based on them.
+A ceiling is the best result of several kernels and thread counts, so that no real program exceeds it: an MBU or MFU
+above 1 is a bug of ours. Rates are what PyTorch's own kernels sustain; predictions are based on them.
 
-On a shared machine one minute may be a third slower than the next. The last calibrations are therefore kept and
-combined: the best of the ceilings, the median of the rates.
+On a shared machine one minute may be a third slower than the next. The last few calibrations are therefore stored and
+combined: the best of each ceiling, the median of each rate.
 """
 
 from __future__ import annotations
@@ -29,35 +29,37 @@ from profiler.foreign import read_json
 from profiler.models.layers import GatedDelta
 
 SCHEMA = 7
-# What is timed. A change here changes the meaning of stored figures; it needs a new SCHEMA and a reader for this one.
+# What is timed. A change here changes the meaning of stored figures, so it needs a new SCHEMA and a reader for the
+# old one.
 STEP_LAYERS = 12  # of the small Llama model whose decode step is timed
-STEP_PRODUCTS = 7 * STEP_LAYERS + 1  # linear layers among its operators
+STEP_PRODUCTS = 7 * STEP_LAYERS + 1  # linear layers in that model, output head included
 DELTA = GatedDelta(key_heads=8, value_heads=8, key_dim=128, value_dim=128, kernel=4)
 DELTA_TOKENS = 512
-KEPT = 5  # number of calibrations that are kept
-BETWEEN_NEEDS = 3  # calibrations that the process-to-process variation needs
-DERIVED = ("runs", "between")  # derived from several calibrations, not stored
-USUAL_LAYER = (4e6, 2048.0, 1.0)  # bytes, output features and number of typical linear layers
+KEPT = 5  # calibrations that are stored for each device
+BETWEEN_NEEDS = 3  # calibrations needed to estimate the process-to-process variation
+DERIVED = ("runs", "between")  # fields derived from several calibrations, not stored
+USUAL_LAYER = (4e6, 2048.0, 1.0)  # of a typical linear layer: bytes, output features, count
 BEST = {"read_bytes_s": max, "copy_bytes_s": max, "flops": max}
 PACKAGES = ("torch", "bitsandbytes")  # packages whose kernels are measured
-WORK_S = (  # fields in seconds
-    *("step_s", "elementwise_s", "fresh_byte_s", "delta_s", "convolutions", "attention"),
-)
+WORK_S = ("step_s", "elementwise_s", "fresh_byte_s", "delta_s", "convolutions", "attention")  # CPU rates in seconds
 
 
 class LayerKernel(NamedTuple):
     """The kernel that multiplies a linear layer: PyTorch's or bitsandbytes' for a quantization, or our own."""
 
-    scheme: str
+    quant: str
     own: bool = False  # our matvec kernel, which decode steps use
 
     def __str__(self) -> str:
-        return f"{self.scheme}, our kernel" if self.own else self.scheme
+        return f"{self.quant}, our kernel" if self.own else self.quant
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """A linear layer at one number of tokens: ``bytes × byte_s + output features × row_s + call_s`` seconds."""
+    """The cost of a linear layer for one number of tokens: ``bytes × byte_s + output features × row_s + call_s``.
+
+    All in seconds.
+    """
 
     byte_s: float
     row_s: float
@@ -70,7 +72,7 @@ class LayerCost:
         return nbytes * self.byte_s + rows * self.row_s + count * self.call_s
 
     def divided(self, by: float) -> LayerCost:
-        """The same cost on a device that is ``by`` times as fast."""
+        """The cost on a device that is ``by`` times as fast."""
         return LayerCost(self.byte_s / by, self.row_s / by, self.call_s / by)
 
 
@@ -79,8 +81,8 @@ class LinearLayer:
     """The measured costs of linear layers with one kernel."""
 
     costs: Mapping[int, LayerCost]  # by tokens in the pass
-    head: Mapping[int, float] = field(default_factory=dict)  # slowdown of an output head, by tokens
-    start_s: float | None = None  # launching one from Python while the GPU works
+    head: Mapping[int, float] = field(default_factory=dict)  # slowdown of an output head ÷ ``costs``, by tokens
+    start_s: float | None = None  # GPU: time to launch one layer from Python, which overlaps with the GPU's work
 
     @cached_property
     def points(self) -> list[tuple[float, LayerCost]]:
@@ -88,10 +90,10 @@ class LinearLayer:
         return [(math.log(tokens), self.costs[tokens]) for tokens in sorted(self.costs)]
 
     def seconds(self, tokens: float, nbytes: float, rows: float, count: float, head: bool = False) -> float:
-        """Seconds for ``count`` layers of ``nbytes`` and ``rows`` output features in total.
+        """Seconds for ``count`` layers with ``nbytes`` and ``rows`` output features in total.
 
-        Interpolated linearly in the logarithm of the tokens; beyond the largest measured number proportional to
-        tokens, because arithmetic is then the limit.
+        Between measured numbers of tokens, the logarithm of the time is interpolated linearly in the logarithm of the
+        tokens. Beyond the largest one, time is proportional to tokens, because arithmetic is then the limit.
         """
 
         def at(cost: LayerCost, factor: float = 1.0) -> float:
@@ -115,7 +117,7 @@ class LinearLayer:
         return self.head[min(self.head, key=lambda known: abs(math.log(known / max(tokens, 1.0))))]
 
     def divided(self, by: float) -> LinearLayer:
-        """The same costs on a device that is ``by`` times as fast."""
+        """The costs on a device that is ``by`` times as fast."""
         costs = {tokens: cost.divided(by) for tokens, cost in self.costs.items()}
         return replace(self, costs=costs, start_s=None if self.start_s is None else self.start_s / by)
 
@@ -125,7 +127,10 @@ Layers = Mapping[LayerKernel, LinearLayer]
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes per second, FLOP per second, seconds. ``None`` if it does not apply."""
+    """One calibration, or several combined: ceilings and rates. Bytes per second, FLOP per second, seconds.
+
+    ``None`` if a figure does not apply to the device.
+    """
 
     title: str
     fingerprint: str
@@ -139,23 +144,24 @@ class Ceilings:
     # Rates: seconds as measured. The predictor decides which operators, and how many, they consist of.
     graph_step_s: float | None  # ``step_s`` as a CUDA graph, in the default dtype: the time of the GPU itself
     step_s: Mapping[str, float]
-    """A decode step of the small Llama beyond its linear layers; by dtype, fp32 and the device's own."""
+    """A decode step of the small Llama without its linear layers, by dtype: fp32 and the device's default."""
     elementwise_s: Mapping[str, float]
-    """What element-wise operators of a prefill take per layer and byte of its hidden states, likewise."""
-    fresh_byte_s: float  # per byte of memory that is freshly mapped for a result
+    """Element-wise operators of a prefill, per layer and byte of hidden states, by the same dtypes."""
+    fresh_byte_s: float  # extra seconds per byte written to freshly mapped pages
     delta_s: float  # a gated delta rule, ``DELTA``, over one sequence of ``DELTA_TOKENS``
     convolutions: Mapping[str, Mapping[str, float]]
-    """Depthwise, by dtype: seconds per channel (``channel_s``), and more for each further sequence (``sequence_s``)
-    and each token of a pass (``token_s``)."""
+    """Depthwise convolutions, by dtype: seconds per channel (``channel_s``), plus those for each further sequence
+    (``sequence_s``) and for each token of a pass (``token_s``)."""
     attention: Mapping[str, Mapping[str, float]]
-    """By dtype: ``step_byte_s`` per byte of K and V that a step appends to and reads, ``pass_flop_s`` in a pass, and
-    where there is one ``own_byte_s`` per byte that a decode step of ours reads."""
+    """By dtype: ``step_byte_s`` per byte of K and V in a decode step that appends to the cache and reads it,
+    ``pass_flop_s`` per FLOP of a prefill pass and, where our decode step runs, ``own_byte_s`` per byte that it
+    reads."""
     layers: Layers
-    how: Mapping[str, str] = field(default_factory=dict)  # kernel and threads of a figure
+    how: Mapping[str, str] = field(default_factory=dict)  # kernel and number of threads that gave a figure
     runs: int = 1  # number of combined calibrations
     between: Mapping[str, float] | None = None
-    """Variation between processes by phase, standard deviation ÷ median, from these calibrations. ``None`` for fewer
-    than three."""
+    """Process-to-process variation by phase (standard deviation ÷ median), from these calibrations. ``None`` for
+    fewer than ``BETWEEN_NEEDS``."""
 
     def step(self, dtype: str) -> float:
         """``step_s``; the value of fp32 for a dtype that was not measured."""
@@ -165,14 +171,14 @@ class Ceilings:
         """``elementwise_s``; the value of fp32 for a dtype that was not measured."""
         return self.elementwise_s.get(dtype, self.elementwise_s["fp32"])
 
-    def linear(self, scheme: str, own: bool = False) -> LinearLayer | None:
+    def linear(self, quant: str, own: bool = False) -> LinearLayer | None:
         """Linear layers of a quantization; ``None`` if it was not measured."""
-        return self.layers.get(LayerKernel(scheme, own))
+        return self.layers.get(LayerKernel(quant, own))
 
     def running(self, share: float) -> Ceilings:
-        """The ceilings of the same CPU if a quota lets the process run for this ``share`` of the time.
+        """The ceilings of the same CPU when a quota lets the process run for this ``share`` of the time.
 
-        Calibrations under a quota describe the time in which the process runs.
+        Under a quota, a calibration measures only the time in which the process runs.
         """
         if share >= 1:
             return self
@@ -189,9 +195,9 @@ def _divided(value: Any, by: float) -> Any:
 
 
 def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> str:
-    """Changes with the device, its driver, what this process may use of it, or the measured packages.
+    """A hash of the device, its driver, the part of it that this process may use, and the measured packages.
 
-    ``packages``: earlier versions of ``PACKAGES``; None: the installed ones.
+    ``packages``: the versions of ``PACKAGES`` to use; None: the installed ones.
     """
     versions = [_version(name) for name in PACKAGES] if packages is None else list(packages)
     parts = [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
@@ -221,7 +227,7 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 
 
 def _runs(path: Path, mark: str) -> list[Ceilings]:
-    """Calibrations in a file, oldest first; unreadable ones are ignored."""
+    """The calibrations in a file, oldest first. Unreadable ones are ignored."""
     try:
         contents = read_json(path)
     except ProfileError:
@@ -232,9 +238,10 @@ def _runs(path: Path, mark: str) -> list[Ceilings]:
 
 
 def together(found: Sequence[Ceilings]) -> Ceilings:
-    """Combine calibrations of one device, newest last: the best of the ceilings, the median of the rates.
+    """Combine calibrations of one device, newest last: the best of each ceiling, the median of each rate.
 
-    Costs of linear layers are taken from a single run: the one in which a typical layer takes the median time.
+    The costs of a kernel's linear layers at one number of tokens come from a single calibration, the one in which a
+    typical layer takes the median time.
     """
     newest = found[-1]
 
@@ -255,26 +262,26 @@ def together(found: Sequence[Ceilings]) -> Ceilings:
 
 
 def _between(found: Sequence[Ceilings]) -> dict[str, float] | None:
-    """The standard deviation, in logarithms, of a layer's time. Each calibration is a process of its own.
+    """The standard deviation of the logarithm of a layer's time, from calibrations that each ran in its own process.
 
-    For decode it uses one token; for prefill the most tokens with which all quantizations were measured. ``None`` if
-    fewer than ``BETWEEN_NEEDS`` calibrations share a quantization.
+    For decode it is taken at the fewest tokens with which all quantizations were measured, for prefill at the most.
+    ``None`` for fewer than ``BETWEEN_NEEDS`` calibrations, or if they share no quantization.
     """
     several = [name for name in set.intersection(*(set(one.layers) for one in found)) if not name.own]
     costs = [[one.layers[name].costs for one in found] for name in several]
-    tokens = [set(each) for of_format in costs for each in of_format]
+    tokens = [set(each) for of_quant in costs for each in of_quant]
     if len(found) < BETWEEN_NEEDS or not tokens or not (common := set.intersection(*tokens)):
         return None
 
     def spread(tokens: int) -> float:
-        taken = ([each[tokens].usual_s for each in of_format] for of_format in costs)
+        taken = ([each[tokens].usual_s for each in of_quant] for of_quant in costs)
         return statistics.median([statistics.stdev(map(math.log, each)) for each in taken if min(each) > 0] or [0.0])
 
     return {"prefill": spread(max(common)), "decode": spread(min(common))}
 
 
 def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -> Any:
-    """Numbers by ``rule``, mappings key by key, as the last one has them."""
+    """Combine numbers by ``rule``, and mappings key by key; the last value decides which keys there are."""
     if isinstance(values[-1], Mapping):
         return {key: _combined([each[key] for each in values if key in each], rule) for key in values[-1]}
     known = [value for value in values if value is not None]
@@ -282,7 +289,7 @@ def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -
 
 
 def _usual(found: Sequence[LinearLayer]) -> LinearLayer:
-    """Several measurements with one kernel, the newest last."""
+    """Combine several measurements of one kernel, the newest last: the median of each cost."""
 
     def middle(costs: list[LayerCost]) -> LayerCost:
         return sorted(costs, key=lambda cost: cost.usual_s)[(len(costs) - 1) // 2]
@@ -297,44 +304,48 @@ def _usual(found: Sequence[LinearLayer]) -> LinearLayer:
 
 
 def save(ceilings: Ceilings, fresh: bool = False) -> Path:
-    """Keep it beside the last ones, with ``fresh`` alone. ProfileError if the folder cannot be written."""
+    """Store a calibration after earlier ones of the device or, with ``fresh``, instead of them. Returns the file.
+
+    Raises ProfileError if the folder cannot be written.
+    """
     path = folder() / f"{ceilings.fingerprint}.json"
     runs = [*([] if fresh else _runs(path, ceilings.fingerprint)), ceilings][-KEPT:]
-    with _keeping(path):
+    with _storing(path):
         files.write(path, json.dumps([to_json(one) for one in runs], indent=1))
     return path
 
 
 def check_folder() -> None:
-    """ProfileError if ``save`` would fail."""
+    """Raise ProfileError if ``save`` would fail."""
     path = folder() / "ceilings.json"
-    with _keeping(path):
+    with _storing(path):
         files.check(path)
 
 
 @contextmanager
-def _keeping(path: Path) -> Iterator[None]:
+def _storing(path: Path) -> Iterator[None]:
+    """Create the folder, and turn errors into a ProfileError that says what to do."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, ProfileError) as error:
         why = error.message if isinstance(error, ProfileError) else folders.describe(error)
-        raise ProfileError(f"cannot keep the ceilings: {why}", "PROFILER_STORE names another folder.") from None
+        raise ProfileError(f"the ceilings cannot be stored: {why}", "PROFILER_STORE names another folder.") from None
 
 
 def to_json(ceilings: Ceilings) -> dict[str, Any]:
-    """One calibration as it is stored, which ``parse`` reads."""
+    """One calibration in the form that is stored; ``parse`` reads it."""
     known = {one.name: getattr(ceilings, one.name) for one in fields(ceilings) if one.name not in DERIVED}
     return {"schema": SCHEMA} | known | {"layers": layers_json(ceilings.layers)}
 
 
 def layers_json(layers: Layers) -> list[dict[str, Any]]:
-    """One record a kernel."""
-    return [kernel._asdict() | asdict(layer) for kernel, layer in layers.items()]
+    """One record per kernel. Files call its quantization ``scheme``."""
+    return [{"scheme": kernel.quant, "own": kernel.own} | asdict(layer) for kernel, layer in layers.items()]
 
 
 def parse(content: Mapping[str, Any]) -> Ceilings | None:
-    """One stored calibration; ``None`` if no profiler that we know of wrote it, or a figure cannot be."""
+    """One stored calibration; ``None`` if its schema is unknown or a figure in it is impossible."""
     try:
         version = content.get("schema")
         if version == 6:
@@ -344,14 +355,14 @@ def parse(content: Mapping[str, Any]) -> Ceilings | None:
         return None
 
 
-# What version 6 divided what it measured by: operators of the step, those without its linear layers, tensors of the
-# hidden width that a layer's operators read and write, FLOPs of the gated delta rule.
+# Schema 6 stored times divided by these counts: operators of a step, those without its linear layers, tensors of the
+# hidden width that the operators of a layer read and write, FLOPs of the gated delta rule.
 COUNTS_6 = {"step": 12 * 48 + 30, "graph_step": 12 * 48 + 30 - 85, "elementwise": 75, "delta": 671_088_640}
-OWN_6 = " rows"  # ended the name of a format that our own kernel multiplied
+OWN_6 = " rows"  # in schema 6, the suffix of a quantization that our own kernel multiplied
 
 
 def _from_6(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures as they were measured, and names of formats taken apart."""
+    """Schema 6 as schema 7: times as they were measured, and kernels as a quantization and ``own``."""
     new = {"schema": SCHEMA, **content}
     costs, head, starts = new.pop("products"), new.pop("tall"), new.pop("host_s")
     graph_call_s = new.pop("graph_call_s")
@@ -394,7 +405,7 @@ def _parse(content: Mapping[str, Any]) -> Ceilings | None:
 
 
 def _layer(record: Mapping[str, Any]) -> LinearLayer:
-    """ValueError, KeyError, TypeError or AttributeError for anything but a record of ``layers_json``."""
+    """A record of ``layers_json``. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
     costs = {int(tokens): LayerCost(**cost) for tokens, cost in record["costs"].items()}
     head = {int(tokens): factor for tokens, factor in record["head"].items()}
     if (
@@ -403,7 +414,7 @@ def _layer(record: Mapping[str, Any]) -> LinearLayer:
         or not costs
         or min(*costs, *head, 1) < 1
     ):
-        raise ValueError("no linear layer")
+        raise ValueError("it is not a linear layer")
     return LinearLayer(costs, head, record["start_s"])
 
 

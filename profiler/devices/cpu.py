@@ -116,7 +116,7 @@ class Rapl:
             raise Unknown("this machine has no energy counters of its CPU (RAPL)")
 
     def begin(self) -> None:
-        """Nothing was given up."""
+        """Nothing to retry."""
 
     def read(self, at_s: float) -> Snapshot:
         try:
@@ -128,7 +128,7 @@ class Rapl:
         return None
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 def _package(folder: Path) -> Package:
@@ -196,7 +196,7 @@ class CpuMeter:
         return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
 
     def reset_peak(self) -> None:
-        """Free unused heap pages first, or garbage of the last case would count in the next peak."""
+        """Free unused heap pages first; otherwise garbage of the previous case would count in the next peak."""
         _trim_heap()
         try:
             CLEAR_REFS.write_text("5")
@@ -208,7 +208,7 @@ class CpuMeter:
         return Peak(None, None, process_bytes=highest, framework_bytes=self._framework_bytes())
 
     def _framework_bytes(self) -> int | None:
-        """Private memory from before the model, and library pages now, which become resident as they are used."""
+        """Private memory before the model was loaded, plus the library pages that are resident now."""
         files, weights = _known("RssFile"), mapped_weights_bytes()
         if self._before is None or files is None or weights is None:
             return None

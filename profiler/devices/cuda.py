@@ -94,7 +94,7 @@ class Board:
         )
 
     def others(self) -> int | None:
-        """All processes but one: in a container processes have the host's PIDs, so ours may have an unknown one.
+        """All processes but one, ours: NVML reports the host's PIDs, so in a container we cannot recognize our own.
 
         No process at all means that the driver does not report them, since a measurement is running.
         """
@@ -168,7 +168,7 @@ def unavailable() -> str | None:
 
 
 def torch_has_cuda() -> bool:
-    """Whether the installed torch is a CUDA build. Its files tell, since importing it takes seconds."""
+    """Whether the installed torch is a CUDA build, judged by its files, since importing it takes seconds."""
     spec = importlib.util.find_spec("torch")
     return spec is not None and spec.origin is not None and os.path.exists(Path(spec.origin).parent / TORCH_LIBRARY)
 

@@ -74,7 +74,7 @@ def library() -> Iterator[Any]:
 
 
 def _errors(nvml: Any) -> tuple[type[Exception], ...]:
-    """What ``pynvml`` raises: besides errors of NVML, that a library older than it lacks a function."""
+    """What ``pynvml`` raises: errors of NVML, and the error for a function that an older NVML library lacks."""
     return nvml.NVMLError, getattr(nvml, "NVMLLibraryMismatchError", nvml.NVMLError)
 
 
@@ -194,7 +194,7 @@ def process_bytes(uuid: str, pid: int) -> int | None:
 def processes_bytes(nvml: Any, pids: Collection[int]) -> dict[str, int | None]:
     """What these processes take together on each card of the machine that lists one of them, by the card's UUID.
 
-    ``nvml`` is an open ``library``. A size is None where the driver does not tell it. Raises what NVML reports.
+    ``nvml`` is an open ``library``. A size is None where the driver does not report it. Raises what NVML reports.
     """
 
     def ask(card: Any) -> tuple[str, list[int | None]]:

@@ -3,8 +3,8 @@
 ``Telemetry`` takes a snapshot on request; ``sampler.Sampler`` takes 25 per second. Nothing here raises an error into
 a measurement.
 
-A coarse counter, which updates every 100 ms or so, is known exactly at its updates, so its curve goes through those:
-that halves the error at both ends of a window. A fine counter is known whenever it is read. Power is integrated by
+A coarse counter updates about every 100 ms and is known exactly only then, so its curve goes through its updates,
+which halves the error at both ends of a window. A fine counter is exact whenever it is read. Power is integrated by
 the trapezoid rule.
 """
 
@@ -31,13 +31,13 @@ SLOWED = {  # a repetition under one of these does not count
 }
 
 STILL_S = 1.0  # counters update every 20 to 100 ms: one without an update for this long is ignored
-MOST_W = 20_000.0  # above this a counter has jumped: no board or package takes a tenth of it
-SHORTEST_S = 0.2  # over which that is judged: a coarse counter moves by the energy of its whole step at once
+MOST_W = 20_000.0  # a counter that implies more has jumped: no board or package draws a tenth of it
+SHORTEST_S = 0.2  # shortest time over which MOST_W is judged: a coarse counter adds the energy of 100 ms at once
 TimeSpan = tuple[float, float]
 Points = Sequence[tuple[float, float]]
 
-MARGIN_S = 0.5  # of snapshots before and after a window, so that counter updates enclose it
-TRACE = 0.001  # share of the time, by the driver's counters: less throttling changes no figure
+MARGIN_S = 0.5  # snapshots this long before and after a window are used, so that counter updates enclose it
+TRACE = 0.001  # share of the time that a clock limit may apply without any effect on a figure
 ENOUGH = 3  # snapshots needed for a median clock
 
 TICK_S = 0.04  # two ticks of doubt in a window of ten seconds are less than 1% of its energy
@@ -290,10 +290,10 @@ class Telemetry:
     def blind(self) -> str | None:
         """Why throttling could not be detected."""
         reasons = self.source.unknown.get("reasons")
-        return self.gone or (None if reasons is None else f"it does not tell why its clocks are low ({reasons})")
+        return self.gone or (None if reasons is None else f"it does not report why its clocks are low ({reasons})")
 
     def close(self) -> None:
-        """No more snapshots."""
+        """Take no more snapshots, and release the source."""
         self._give_up("the telemetry was closed")
         self._close()
 
@@ -352,14 +352,14 @@ class Telemetry:
         if self.gone is not None:
             return None, self.gone
         if what in self.source.unknown:
-            return None, f"the device does not tell its {what} ({self.source.unknown[what]})"
+            return None, f"the device does not report its {what} ({self.source.unknown[what]})"
         try:
             return ask(), None
         except Unknown as reason:
             return None, str(reason)
 
     def _settle(self, after_s: float) -> None:
-        """Take a snapshot after ``after_s``, unless the source is given up."""
+        """Make sure that there is a snapshot after ``after_s``, unless the source has been given up."""
         if self._history.last_s <= after_s:
             self.look()
 

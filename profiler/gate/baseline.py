@@ -4,7 +4,7 @@ Only ``--accept`` changes it. The file is one JSON document, replaced atomically
 holds the case itself, the figures that must not vary, the machine, and the times of each accepted session.
 
 Stored times come from another hour and other processes. Between such sessions an unchanged program varies by more
-than the interval of either, so this rule is much coarser than pairs measured in turns:
+than the interval of either shows, so this rule is much coarser than pairs measured in turns:
 
     FAIL          the lower t bound of now ÷ baseline is above τ
     PASS          the upper t bound is below 1 + δ
@@ -87,14 +87,14 @@ PYTEST = FrontEnd("--profile-gate-accept")
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """What decides where stored times cannot, as advice and, if there is one, as a command to paste."""
+    """What to do when stored times cannot decide: advice and, if there is one, a command to paste."""
 
     text: str
     command: str | None = None
 
 
 def settle(task: Task) -> Settle:
-    """What decides a case that a stored time cannot. The user fills in REV of the command."""
+    """What to do when stored times cannot decide a case. In the command, the user replaces REV."""
     if task.case.server is not None:
         return Settle(MORE_REQUESTS)
     return Settle(SETTLE, str(_pairs(task)))

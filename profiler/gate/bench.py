@@ -1,6 +1,6 @@
-"""How a gate measures: on a quiet machine, in blocks from one warm process per variant, in turns and in pairs.
+"""How a gate measures: on a quiet machine, in pairs of blocks from two warm worker processes, one per variant.
 
-A block is one request to a warm worker process, with the figures that a gate takes from the resulting row.
+A block measures a case once in a worker process: it is a row, with the figures that a gate takes from it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from profiler.case import Case, Source, Task
 from profiler.devices import nvml
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import ProfileError
-from profiler.gate import rule
-from profiler.gate import variants as variants
+from profiler.gate import rule, variants
 from profiler.gate.variants import Variant
 from profiler.results.cautions import CAPPED, DIFFERENT, cautions
 from profiler.results.measurement import Measurement, Phase
@@ -36,7 +35,7 @@ GateClock = Literal["cpu", "wall"]
 METRICS: tuple[Phase, ...] = ("prefill", "decode")
 DISTURBED_WALL = ("-cpu-pressure",)  # endings of caution codes that invalidate wall time but not CPU time
 DISTURBED = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and of those that invalidate both
-CPU_THREADS = 1  # by default: with more, idle threads spin, and on a busy machine that is most of the CPU time
+CPU_THREADS = 1  # by default: with more, idle threads spin, which on a busy machine takes most of the CPU time
 
 PADDING = 4096  # bytes: the environment's size moves the start of the stack, which changes speed (Mytkowicz 2009)
 ROOM = 1.1  # free memory needed for a second process, in units of the first one's peak
@@ -45,8 +44,8 @@ TRIVIAL = Task(  # runs on the backend without costs, which every version has
     Source("folder", os.devnull, None, {}),
 )
 
-RESTART = 3  # pairs after which both processes are replaced: an unlucky memory layout slows a process for good
-MAX_DISTURBED = 0.25  # share of the pairs: beyond it we would measure the machine
+RESTART = 3  # pairs after which both processes are replaced: an unlucky memory layout slows a process all its life
+MAX_DISTURBED = 0.25  # share of the pairs; with more, the gate would judge the machine and not the code
 KeptBlocks = list[dict[str, Any]]
 
 PRESSURE = Path("/proc/pressure/cpu")
@@ -116,7 +115,7 @@ def _foreign(device: DeviceInfo) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ProcessBlock:
-    """The result of one process for one case."""
+    """One measurement of a case by one process."""
 
     variant: str  # base | candidate
     process: int  # its number in this gate, from 1
@@ -167,7 +166,7 @@ def clock_of(device: str) -> GateClock:
 
 
 def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], disturbed: str | None) -> list[dict[str, Any]]:
-    """The blocks of one pair as JSON, in the order they ran: raw seconds, and why they do not count."""
+    """The blocks of one pair as JSON, in the order in which they ran: raw seconds and, if disturbed, the reason."""
     return [
         {
             "stage": stage,

@@ -6,7 +6,7 @@
     pytest --profile-gate baseline.json --profile-gate-accept     # once, and after every intended change
     pytest --profile-gate baseline.json
 
-Cases are measured in our worker process and appear in pytest-benchmark's table and JSON where that is installed.
+Cases are measured in our worker processes and appear in pytest-benchmark's table and JSON where that is installed.
 Every pytest in an environment with llm-hwprofile loads this module, so it imports nothing else until a test needs a
 case.
 

@@ -1,8 +1,9 @@
 """The decision rule of a gate: sequential paired tests, corrected for multiple testing, and exact comparisons.
 
-**Pairs.** A *block* is one request to a warm worker process; its value is the median of its repetitions. The unit of
-inference is the pair, d = ln(candidate ÷ base) of two blocks measured back to back, so a positive d means slower. The
-test looks at the data after 6, 10 and 16 pairs and spends a third of its error at each look (Bonferroni over looks):
+**Pairs.** A *block* measures a case once in a warm worker process; its value is the median of its repetitions. The
+unit of inference is a pair of blocks measured back to back, d = ln(candidate ÷ base), so a positive d means slower.
+The test looks at the data after 6, 10 and 16 pairs and spends a third of its error at each look (Bonferroni over
+looks):
 
     FAIL          the lower t bound of d is above 0, min(mean, median) ≥ ln(1 + δ), and a sign test has p ≤ 0.05
     PASS          the upper t bound of d is below ln(1 + δ)
@@ -10,12 +11,13 @@ test looks at the data after 6, 10 and 16 pairs and spends a third of its error 
 
 Each condition of FAIL guards against a different error: the t bound against noise, the mean *and* the median against
 reporting a slowdown below δ, the sign test against a mean that a few outliers dominate. If the true slowdown is
-exactly δ, about half of the gates fail, and between 0 and δ many are inconclusive: that is what δ means.
+exactly δ, about half of the gates fail; if it is between 0 and δ, many are inconclusive.
 ``benchmarks/gate_calibration.py`` simulates the error rates.
 
-**Multiple testing.** With ten tests at 5% each, four gates of ten report a false alarm. Holm (1979) bounds the
-probability of even one false alarm in the whole gate. Each look has its own share of that level, and a hypothesis
-rejected at an earlier look passes its share on (Ye, Li, Liu & Yao 2013, "A group sequential Holm procedure").
+**Multiple testing.** With ten tests at 5% each, four gates of ten would report a false alarm. Holm's procedure (1979)
+bounds the probability of even one false alarm in the whole gate. Each look has its own share of that level, and a
+hypothesis rejected at an earlier look passes its share on to the others (Ye, Li, Liu & Yao 2013, "A group sequential
+Holm procedure").
 
 **Bytes and tokens** hardly vary, so they are compared without statistics.
 """
@@ -137,7 +139,7 @@ def holm(p: Mapping[K, float], alpha: float) -> set[K]:
     return rejected
 
 
-class Family(Generic[K]):
+class HypothesisFamily(Generic[K]):
     """The declared hypotheses with their latest p values. One that is not tested yet has p = 1."""
 
     def __init__(self, names: Iterable[K], level: float) -> None:
@@ -164,7 +166,7 @@ class GateVerdict:
     case: str  # the case's label, or the id of a test
     metric: str
     word: GateWord
-    reason: str  # given for a PASS too
+    reason: str  # also for a PASS
     advice: str | None = None  # what to do
     command: str | None = None  # a command that does it, ready to paste
     ratio: float | None = None
@@ -172,7 +174,7 @@ class GateVerdict:
     high: float | None = None
     pairs: int | None = None
     delta: float | None = None  # slowdown that counts as a regression
-    noise: float | None = None  # s: standard deviation of one A/A pair, in logarithms
+    noise: float | None = None  # s: standard deviation between A/A pairs, in logarithms
     detectable: float | None = None  # slowdown that nine of ten such gates find
     before: float | None = None  # exact metrics: the figure of the base or the baseline
     now: float | None = None
@@ -200,7 +202,7 @@ def difference(base: Measurement, candidate: Measurement) -> str | None:
 
 
 def unlike_baseline(before: str | None, rows: Iterable[Measurement]) -> str | None:
-    """The same check against a stored baseline. ``before`` is ``None`` in files that do not store the decode step."""
+    """``difference`` for a stored baseline. ``before`` is ``None`` if its file does not have the decode step."""
     ran = {measurement.step(row): row for row in rows if row.outcome == "ok"}
     if len(ran) > 1:
         return f"its processes ran different decode steps: {', '.join(map(measurement.in_words, ran.values()))}"
@@ -220,11 +222,11 @@ def fallback(row: Measurement) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How far a figure may be from the base's. ``of``: what the figure depends on."""
+    """How far a figure may be from the base's. A figure of the machine depends on the workload too."""
 
     above: float  # relative
     below: float | None  # None: a decrease is never a failure
-    of: Literal["workload", "machine"]
+    depends_on: Literal["workload", "machine"]
 
 
 ALLOCATED = 0.005  # the allocator rounds blocks, and the order of frees decides which ones it splits
@@ -299,7 +301,7 @@ def _verdict(
     same_machine: bool,
     if_meant: str | None,
 ) -> GateVerdict:
-    if bound.of == "machine" and not same_machine:
+    if bound.depends_on == "machine" and not same_machine:
         reason = f"it depends on the machine and its software, which differ from those of {against}"
         return GateVerdict(case, name, "INCOMPARABLE", reason, before=before, now=now)
     if before is None or now is None:
@@ -325,5 +327,5 @@ def _change(name: str, before: int, now: int) -> str:
 
 
 def _advice(bound: Bound, if_meant: str | None) -> str | None:
-    parts = ["find what uses the memory" if bound.of == "machine" else None, if_meant]
+    parts = ["find what uses the memory" if bound.depends_on == "machine" else None, if_meant]
     return "; ".join(part for part in parts if part) or None

@@ -1,5 +1,6 @@
-"""One pytest session: the cases measured with ``profile_case``, their comparison with a baseline, and the
-verdicts.
+"""Cases measured for a baseline and their verdicts: for ``profile gate --baseline FILE``, and for a pytest session.
+
+``measure``, ``against``, ``missing`` and ``accept`` serve both; ``Suite`` is the session behind ``profile_case``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from profiler import backends, devices, files
 from profiler.case import Source, Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.gate import baseline, page
 from profiler.gate import baseline as gate_baseline
+from profiler.gate import page, variants
 from profiler.gate import rule as gate_rule
-from profiler.gate import variants as variants
 from profiler.gate.baseline import COMMAND, PYTEST, Baseline, BaselineEntry, BaselineSession, FrontEnd, settle, write
 from profiler.gate.bench import (
     METRICS,
@@ -46,7 +46,15 @@ from profiler.units import parse_percent, printable
 
 BLOCKS = 6  # in two processes: an interval needs several blocks, and a single process may be slow throughout
 
-ARGUMENTS = {"-m": "model", "-q": "quant", "-c": "context", "-b": "batch", "-n": "steps", "-r": "reps"}
+ARGUMENTS = {  # options of ``profile sweep`` → arguments of ``profile_case``, for messages
+    "-m": "model",
+    "-q": "quant",
+    "-c": "context",
+    "-b": "batch",
+    "-n": "steps",
+    "-r": "reps",
+    **{f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")},
+}
 OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 KINDS = ("workload", "machine", "time")
 CASE = ("model", "quant", "context", "batch", "steps", "reps", "delta", "device", "phase")
@@ -59,7 +67,7 @@ UNDECIDED = (
 
 @dataclass(frozen=True, slots=True)
 class GateMeasurement:
-    """The measurement of one case. If a block failed, its row is the last of ``rows``."""
+    """The blocks of one case. If one failed, its row is the last of ``rows``."""
 
     name: str
     task: Task
@@ -124,7 +132,7 @@ def measure(
 
 
 def of_row(row: Measurement, metrics: Sequence[Phase]) -> GateMeasurement:
-    """A stored row of a server as a measurement of its case: each request is a block, of the case's own tokens."""
+    """A stored row of a server as a measurement of its case. Each request is a block, scaled to the case's tokens."""
     case, url = row.case, str((row.serving or {}).get("url"))
     tokens = {"prefill": case.context, "decode": case.steps}
     times = {name: tuple(tokens[name] / rate for rate in stats.rates(row, name)) for name in metrics}
@@ -134,7 +142,8 @@ def of_row(row: Measurement, metrics: Sequence[Phase]) -> GateMeasurement:
 
 
 def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment without the version of a server, which a gate judges."""
+    """An environment without the server's version, which may differ: a gate judges a server before and after an
+    update."""
     return {name: value for name, value in environment.items() if name != "server"}
 
 
@@ -192,8 +201,9 @@ def missing(baseline: Baseline, measured: Sequence[str], front: FrontEnd = COMMA
     return [GateVerdict(name, "case", "FAIL", reason, advice) for name in baseline.entries if name not in measured]
 
 
-def adds_up(measured: GateMeasurement, baseline: Baseline) -> bool:
-    """Whether only the times differ from the baseline's entry, so that they are one more session of it."""
+def only_times_differ(measured: GateMeasurement, baseline: Baseline) -> bool:
+    """Whether nothing but the times differs from the baseline's entry, so that they can be added as one more
+    session."""
     entry = baseline.entries.get(measured.name)
     if entry is None or _changed(entry, measured) or differences(entry.environment, measured.environment):
         return False
@@ -211,7 +221,7 @@ def accept(path: Path, known: Baseline, measured: Sequence[GateMeasurement]) -> 
 
     Raises ProfileError if the file cannot be written.
     """
-    same = {each.name: adds_up(each, known) for each in measured}
+    same = {each.name: only_times_differ(each, known) for each in measured}
     write(path, known.accepted({each.name: each.entry() for each in measured}, same))
     return {name: "accepted as one more session" if more else "accepted" for name, more in same.items()}
 
@@ -232,9 +242,6 @@ def _changed(entry: BaselineEntry, measured: GateMeasurement) -> list[str]:
 def _simulated(task: Task) -> bool:
     """Whether the backend simulates the machine, so that the reference work would say nothing about it."""
     return backends.made_up(task.case.backend) is not None
-
-
-ARGUMENTS |= {f"--{name}": name for name in ("device", "backend", "path", "weights", "fill", "threads", "delta")}
 
 
 class Replay:
@@ -264,7 +271,7 @@ class PytestGateOptions:
 
     path: Path
     accept: bool
-    known: baseline.Baseline
+    known: Baseline
     kinds: frozenset[str]
     inconclusive_fails: bool
 
@@ -372,7 +379,7 @@ class Suite:
         return [
             verdict
             for verdict in found
-            if verdict.metric not in gate_rule.BOUNDS or gate_rule.BOUNDS[verdict.metric].of in gate.kinds
+            if verdict.metric not in gate_rule.BOUNDS or gate_rule.BOUNDS[verdict.metric].depends_on in gate.kinds
         ]
 
     def _accept(self, gate: PytestGateOptions, status: int) -> int:
@@ -417,7 +424,7 @@ def open_suite(config: pytest.Config) -> Suite:
         path, accept = Path(named), bool(config.getoption("profile_gate_accept"))
         if accept:
             files.check(path)
-        known = baseline.Baseline({}) if accept and not path.exists() else baseline.read(path, PYTEST)
+        known = Baseline({}) if accept and not path.exists() else gate_baseline.read(path, PYTEST)
     except ProfileError as error:
         raise pytest.UsageError(str(error)) from None
     return Suite(

@@ -1,11 +1,11 @@
-"""A gate over declared cases that measures two variants in turns: calibrate, decide, confirm (see ``rule``).
+"""A gate that measures two variants in turns on given cases: it measures the noise, decides, and confirms (``rule``).
 
     for the cases that share a loaded model   A/A pairs → noise → is a slowdown of 2 δ detectable at all?
-                                              pairs up to 6, 10, 16, until each metric is decided
-    then, for every FAIL                      new processes with swapped slots, ten pairs that must fail again
+                                              6, 10, 16 pairs, until each metric is decided
+    then, for every FAIL                      ten pairs in new processes with swapped slots, which must fail again
 
-A FAIL that is not confirmed is inconclusive, never a PASS, and the verdict shows both intervals. Nothing is measured
-again until it gives the wanted result.
+A FAIL that is not confirmed is inconclusive, never a PASS, and the verdict shows both intervals. There is no other
+second attempt, so repeating a measurement until it gives the wanted result is impossible.
 
 **Noise** is how much two identical versions differ here: the standard deviation s of A/A pairs, from six pairs of the
 base against itself. It is kept for a week for the same case on the same machine and software.
@@ -33,9 +33,9 @@ from profiler.gate.bench import METRICS, RESTART, Bench, CaseFailed, KeptBlocks,
 from profiler.gate.rule import (
     CONFIRM_PAIRS,
     Evidence,
-    Family,
     GateVerdict,
     GateWord,
+    HypothesisFamily,
     RegressionRule,
     decide,
     detectable,
@@ -65,11 +65,12 @@ class Noise:
 
 
 def noise(logs: Sequence[float], now: float) -> Noise:
-    """The noise of at least two A/A pairs. The mean is estimated although it should be 0: a bias must not hide."""
+    """The noise of at least two A/A pairs. The mean should be 0 but is estimated, so that a bias is not taken for
+    noise."""
     return Noise(statistics.stdev(logs), len(logs), now)
 
 
-class Calibrations:
+class NoiseCache:
     """Stored noise, one small file per case. A file that cannot be read or written is treated as absent."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -136,7 +137,7 @@ class State:
         """Set the verdict, replacing an earlier one."""
         self.word, self.reason, self.advice = word, printable(reason, 400), advice
 
-    def calibrated(self, noise: Noise) -> None:
+    def set_noise(self, noise: Noise) -> None:
         """Record the noise. If it is too large for δ, that is already the verdict."""
         self.noise = noise
         if not supports(noise.sd, self.rule):
@@ -164,7 +165,7 @@ class State:
             self.close("INCONCLUSIVE", reason, "quiet the machine, or raise -n, -r or --delta")
 
     def confirmed(self, again: Evidence | None, significant: bool) -> None:
-        """Close a FAIL: either it failed again, or it is inconclusive."""
+        """Settle a FAIL by its confirming pairs: FAIL if they fail too, otherwise inconclusive."""
         self.confirmation = again
         if again is None:
             reason = f"{self.reason}, but the pairs to confirm it could not be measured"
@@ -227,7 +228,7 @@ class GatePlan:
 
 @dataclass(slots=True)
 class GateTrial:
-    """Runs a plan on a bench. ``kept`` holds every block that ran, including those that do not count."""
+    """Runs a plan on a bench. ``kept`` gets every block that ran, including those that do not count."""
 
     plan: GatePlan
     bench: Bench
@@ -238,7 +239,7 @@ class GateTrial:
     notes: list[str] = field(default_factory=list)
     _states: dict[Name, State] = field(default_factory=dict)
     _exact: dict[str, list[GateVerdict]] = field(default_factory=dict)
-    _family: Family[Name] = field(init=False)
+    _family: HypothesisFamily[Name] = field(init=False)
 
     def run(self) -> list[GateVerdict]:
         """A verdict for each metric of each case, and for each exact figure."""
@@ -246,9 +247,9 @@ class GateTrial:
         for task in plan.tasks:
             for metric in self._metrics(task):
                 self._states[task.case.key, metric] = State(plan.rule)
-        self._family = Family(self._states, plan.rule.level)
+        self._family = HypothesisFamily(self._states, plan.rule.level)
         for tasks in _by_model(plan.tasks):
-            self._calibrate(tasks)
+            self._measure_noise(tasks)
             self._decide(tasks)
         self._look_back()
         self._confirm()
@@ -270,7 +271,7 @@ class GateTrial:
             if (open_ones := self._open(task))
         ]
 
-    def _calibrate(self, tasks: Sequence[Task]) -> None:
+    def _measure_noise(self, tasks: Sequence[Task]) -> None:
         """Measure the noise of every case, and close the metrics whose noise hides a slowdown of 2 δ."""
         found = {task.case.key: dict(self.plan.find_noise(task) or {}) for task in tasks}
         fresh = [task for task in tasks if not found[task.case.key].keys() >= set(self._metrics(task))]
@@ -288,7 +289,7 @@ class GateTrial:
         for task in tasks:
             for metric, state in self._open(task):
                 if metric in found[task.case.key]:
-                    state.calibrated(found[task.case.key][metric])
+                    state.set_noise(found[task.case.key][metric])
 
     def _decide(self, tasks: Sequence[Task]) -> None:
         """Measure pairs until every metric is decided or the last look is over."""
@@ -353,7 +354,7 @@ class GateTrial:
             self._states[name].confirmed(again.get(name), name in rejected)
 
     def _ended(self, series: Series, error: Exception) -> None:
-        """Close the undecided metrics of a case that stopped giving pairs; never as a PASS."""
+        """Close the undecided metrics of a case that cannot give more pairs; never as a PASS."""
         for _, state in self._open(series.task):
             if not isinstance(error, CaseFailed):
                 state.close("INCONCLUSIVE", str(error), "quiet the machine, or take longer repetitions (-n)")

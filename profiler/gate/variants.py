@@ -44,7 +44,7 @@ from profiler.units import UNKNOWN, bytes_text, printable
 
 ANSWER_S = 60.0  # importing torch from a network file system is slow
 MAX_OUTPUT = 1024**2  # bytes: `yes` must not fill the memory
-LAST_WORDS = 12  # of the output, quoted in the error message
+LAST_WORDS = 12  # words of the output that the error message quotes
 PYTHON = "Use Python 3.11 or newer, or a command that starts one, such as: taskset -c 0 python3"
 ABOUT = """
 import json, sys
@@ -214,8 +214,8 @@ def here() -> Variant:
 def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Variant:
     """The variant that ``text`` names.
 
-    ``scratch`` is a folder for code, which must live as long as the variant. ``say`` is told what will run before it
-    runs. Raises ProfileError if ``text`` names nothing, or no interpreter that can measure.
+    ``scratch`` is a folder for code, which must exist as long as the variant is used. ``say`` gets what will run,
+    before it runs. Raises ProfileError if ``text`` names nothing, or no interpreter that can measure.
     """
     found = meaning(text)
     say(found.words)

@@ -44,7 +44,7 @@ def linear(name: str, outputs: int, inputs: int, bias: bool = False) -> tuple[We
 
 
 def norm(name: str, size: int) -> Weight:
-    """The scale of a normalisation layer, ``[size]``."""
+    """The scale of a normalization layer, ``[size]``."""
     return Weight("vector", (size,), f"{name}.weight")
 
 

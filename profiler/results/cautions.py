@@ -33,9 +33,9 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 def device_cautions(measurement: Measurement) -> Iterator[Caution]:
     """Power limit and clocks of each phase, then energy that is unknown or implausible."""
     for phase in STATED_PHASES:
-        if measurement.samples.states("capped"):
+        if measurement.samples.has("capped"):
             yield from _capped(measurement, phase)
-        if measurement.samples.states("sm_mhz"):
+        if measurement.samples.has("sm_mhz"):
             yield from _clocks(measurement, phase)
     if measurement.energy is None:
         return
@@ -46,7 +46,7 @@ def device_cautions(measurement: Measurement) -> Iterator[Caution]:
 
 
 def _capped(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
-    """Common on a card whose power limit is lowered. It is no fault, but the figure holds for that limit only."""
+    """Common on a card with a lowered power limit. That is no fault, but the figure holds only for this limit."""
     samples = measurement.samples.of(phase)
     known = [(sample.capped, sample.seconds) for sample in samples if sample.capped is not None]
     total = sum(seconds for _, seconds in known)
@@ -105,12 +105,12 @@ def _unnoticed(n: int) -> float:
 
 def _of_phase(measurement: Measurement, phase: Phase, exact: bool) -> Iterator[Caution]:
     """Cautions from the repetitions of one phase; ``exact``: their spread needs no caution."""
-    if measurement.samples.states("invalid"):
+    if measurement.samples.has("invalid"):
         yield from _invalid(measurement, phase)
     yield from _cut_short(measurement, phase)
     if not exact:
         yield from _inexact(measurement, phase)
-    if measurement.samples.states("warmup"):  # without warm-ups the first repetition counts, which is always slow
+    if measurement.samples.has("warmup"):  # without warm-ups the first repetition counts, which is always slow
         yield from _drifting(measurement, phase)
 
 
@@ -205,7 +205,7 @@ def _drifting(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 
 
 def _retained(measurement: Measurement) -> Iterator[Caution]:
-    """A view of its last tokens makes a sliding-window layer keep the whole chunk until the first decode step."""
+    """A sliding-window layer keeps a view of its last tokens, and so the whole chunk, until the first decode step."""
     retained, peak = measurement.memory.retained_bytes, measurement.memory.prefill_peak_bytes
     if retained and peak and retained / peak > MUCH_RETAINED:
         text = f"prefill: sliding-window caches still hold on to {bytes_text(retained)} of prefill memory"
@@ -225,8 +225,9 @@ def _launch_bound(measurement: Measurement) -> Iterator[Caution]:
 
 
 def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
-    """A growing cache on a GPU that plans attention once per length. Repetitions reuse the plans, while a generation
-    meets only new lengths. cuDNN does so for bf16 and fp16 on H100 and newer (60 ms per length on an H200)."""
+    """A growing cache on a GPU whose attention library plans anew for each cache length. Repetitions reuse the plans,
+    but in a real generation every length is new. cuDNN plans so for bf16 and fp16 on H100 and newer (60 ms per length
+    on an H200)."""
     if measurement.case.path != EAGER:
         return
     first, later = next(iter(measurement.samples.record("decode")), None), measurement.samples.of("decode")

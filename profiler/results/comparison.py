@@ -5,7 +5,7 @@ between the mean logarithms of both sets of repetitions, exponentiated: timing n
 normal in logarithms, so the median is exp(mean). Degrees of freedom are rounded down to a tenth. There is no interval
 if either side has a single repetition.
 
-Like the interval of a row (``stats``) it is widened for correlated neighbouring repetitions and, if it was known when
+Like the interval of a row (``stats``) it is widened for correlated consecutive repetitions and, if it was known when
 the rows were measured, for the process-to-process variation. It still compares one process with one other, at two
 different times: a difference holds for these two runs only. ``profiler.gate`` detects regressions.
 """
@@ -136,7 +136,7 @@ def ratio(
     if min(n) < 2:
         return Ratio(*medians, n)
     logs_a, logs_b = [math.log(each) for each in a], [math.log(each) for each in b]
-    centre = math.fsum(logs_b) / len(b) - math.fsum(logs_a) / len(a)
+    center = math.fsum(logs_b) / len(b) - math.fsum(logs_a) / len(a)
     part_a, part_b = ((stats.widening(logs) * stats.stdev(logs)) ** 2 / len(logs) for logs in (logs_a, logs_b))
     apart = (between_a or 0.0) ** 2 + (between_b or 0.0) ** 2
     error, value = math.sqrt(part_a + part_b + apart), medians[1] / medians[0]
@@ -144,8 +144,8 @@ def ratio(
         return Ratio(*medians, n, value, value, 0.0 if value == 1 else math.inf, 1.0)
     df = _degrees(part_a, len(a), part_b, len(b), apart)
     half = stats.quantile(1 - (1 - CONFIDENCE) / 2, df) * error
-    low, high = math.exp(centre - half), math.exp(centre + half)
-    return Ratio(*medians, n, min(low, value), max(high, value), abs(centre) / error, df)  # value ≈ exp(centre)
+    low, high = math.exp(center - half), math.exp(center + half)
+    return Ratio(*medians, n, min(low, value), max(high, value), abs(center) / error, df)  # value ≈ exp(center)
 
 
 def in_words(comparison: Comparison) -> str:

@@ -27,7 +27,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType, convert, to_builtins
 
 from profiler.case import Case
 from profiler.results.measurement import (
-    NONE,
+    NO_SAMPLES,
     SAMPLE_DEFAULTS,
     Caution,
     DecodePath,
@@ -193,7 +193,7 @@ def encode(measurement: Measurement) -> tuple[str, bytes]:
 
     In the JSON, ``step_s`` of a sample is the number of its steps. Raises ValueError for NaN or infinity.
     """
-    content = replace(measurement, samples=NONE, environment={}).to_json()
+    content = replace(measurement, samples=NO_SAMPLES, environment={}).to_json()
     del content["environment"]
     steps = [second for sample in measurement.samples for second in sample.step_s]
     clean = redact_json(content | {"samples": measurement.samples.columns})
@@ -326,7 +326,7 @@ def _made(name: str, content: Any) -> Any:
 
 def _samples(columns: dict[str, list[Any]], steps: EncodedSteps) -> Repetitions:
     if columns == {}:
-        return NONE
+        return NO_SAMPLES
     counts = columns["step_s"]
     if not callable(steps):
         _checked(counts, steps)  # report errors now and not when they are read

@@ -95,12 +95,12 @@ def _part(measurement: Measurement, phase: Phase) -> PhaseEnergy | None:
 
 
 def _joules(energy: Energy, part: PhaseEnergy) -> float | None:
-    return part.counter_j if energy.counts else part.power_j
+    return part.counter_j if energy.from_counter else part.power_j
 
 
 def why_unknown(energy: Energy, part: PhaseEnergy) -> str | None:
     """Why ``of_part`` gives no figure; None if it does. A device never uses 0 J."""
-    reason = part.counter_reason if energy.counts else part.power_reason
+    reason = part.counter_reason if energy.from_counter else part.power_reason
     joules = _joules(energy, part)
     if joules is None:
         return reason or "it was not recorded"

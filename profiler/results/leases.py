@@ -1,8 +1,9 @@
 """Which running sweep is measuring which case, so that two sweeps of one store do not both measure it.
 
-A lease is a row of the store that its holder renews while it measures. Other sweeps wait while its holder lives: on
-the same machine the kernel knows, from another machine the lease's counter must advance. Clocks of different machines
-are never compared, so a changed clock or another time zone neither ends a lease nor keeps a dead one.
+A lease is a row of the store that its holder renews while it measures. Other sweeps wait as long as the holder lives.
+On the same machine they ask the kernel; for a holder on another machine, the lease's counter must advance. Clocks of
+different machines are never compared, so a changed clock or another time zone neither ends a lease nor keeps a dead
+one.
 """
 
 from __future__ import annotations

@@ -31,15 +31,15 @@ class Sample:
     """One timed repetition of one phase. All of them are stored, but only some count: see ``Repetitions.of``."""
 
     phase: Phase
-    seconds: float  # wall, from before the first launch to after the last sync
+    seconds: float  # wall time, from before the first launch until the device has finished
     tokens: int  # batch × context (prefill) or batch × steps (decode), as counted from what was processed
     step_s: tuple[float, ...] = ()  # decode: seconds of each step
     cpu_s: float | None = None  # process CPU time over the same window
     wait_s: float | None = None  # seconds in which its threads were ready to run but had no core
     device_s: float | None = None  # CUDA: between events at both ends of the window, on the device's own clock
     drain_s: float | None = None  # CUDA: seconds of device work left when the host had launched everything
-    warmup: bool = False  # run before the device was warm: stored, but in no statistic
-    invalid: str | None = None  # why it says nothing about the device (throttled): stored, but in no statistic
+    warmup: bool = False  # a warm-up run: stored, but in no statistic
+    invalid: str | None = None  # why it does not count, such as throttling: stored, but in no statistic
     ended_s: float | None = None  # on a monotonic clock: differences show the gaps between repetitions
     sm_mhz: float | None = None  # GPU: median clock while it ran
     temperature_c: float | None = None  # GPU: highest
@@ -104,7 +104,7 @@ class Energy:
     idle_reason: str | None = None
 
     @property
-    def counts(self) -> bool:
+    def from_counter(self) -> bool:
         """Whether the figure comes from the energy counter; otherwise from integrated power."""
         return self.source is None or self.source.endswith("counter")
 
@@ -126,7 +126,7 @@ class Caution:
 
 @dataclass(frozen=True, slots=True)
 class DecodePath:
-    """What ``--path static`` or ``graph`` ran as. ``None``: does not apply, or unknown."""
+    """How ``--path static`` or ``graph`` ran. ``None``: does not apply, or unknown."""
 
     ran: str  # the path that ran
     reason: str | None = None  # why it is not the requested one
@@ -145,10 +145,10 @@ class DecodePath:
 
 
 class Repetitions(Sequence[Sample]):
-    """All samples of a row in the order of measurement, and views of those of a phase.
+    """All samples of a row in the order of measurement, and views of the samples of a phase.
 
-    Rows of a store have them by column, and Sample objects are created on access: a report reads a hundred thousand
-    rows and shows sixty, and creating a million samples took longer than everything else. Views are cached.
+    Rows from a store hold them by column and create Sample objects on access, because a report may read a hundred
+    thousand rows and show sixty; creating all their samples took longer than everything else. Views are cached.
     """
 
     __slots__ = ("_cached", "_columns", "_made", "_step_s")
@@ -163,14 +163,15 @@ class Repetitions(Sequence[Sample]):
     def by_column(
         cls, columns: Mapping[str, Sequence[Any]], step_s: Callable[[], Sequence[tuple[float, ...]]]
     ) -> Repetitions:
-        """Samples from ``columns``, as the property of that name, and a function that returns the step times."""
+        """Samples from ``columns`` (as the property ``columns`` returns them), and a function for the step times."""
         found = cls.__new__(cls)
         found._made, found._columns, found._step_s, found._cached = None, columns, step_s, None
         return found
 
     @property
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """A list for each field that any sample has, all of one length; ``step_s`` has the numbers of steps."""
+        """For each field that any sample has, a list with its value in every sample. ``step_s`` has numbers of
+        steps."""
         if self._columns is None:
             every = {name: [getattr(sample, name) for sample in self] for name in SAMPLE_DEFAULTS}
             every["step_s"] = list(map(len, every["step_s"]))
@@ -217,13 +218,14 @@ class Repetitions(Sequence[Sample]):
         """The field ``name`` of each repetition that counts, in order."""
         return self._column(name, phase, warmups=False)
 
-    def states(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether any sample has the field ``name``; most samples leave most fields out."""
         return name in self.columns
 
     @property
     def counted(self) -> tuple[Sequence[Phase], Sequence[float], Sequence[int]] | None:
-        """Phase, seconds and tokens of all repetitions that count, the fast way; None if some are invalid."""
+        """Phase, seconds and tokens of all repetitions that count, without creating Samples; None if any is
+        invalid."""
         columns = self.columns
         if "invalid" in columns or not columns:
             return None if columns else ((), (), ())
@@ -235,7 +237,7 @@ class Repetitions(Sequence[Sample]):
         return phases, seconds, tokens
 
     def _timed(self, phase: Phase, warmups: bool) -> list[tuple[float, int]]:
-        every = None if warmups and self.states("warmup") else self.counted
+        every = None if warmups and self.has("warmup") else self.counted
         if every is not None:
             return [(seconds, tokens) for which, seconds, tokens in zip(*every, strict=True) if which == phase]
         columns = {name: self._column(name, phase, warmups) for name in ("seconds", "tokens")}
@@ -250,7 +252,7 @@ class Repetitions(Sequence[Sample]):
         """Indices of the samples that count."""
         places = [place for place, which in enumerate(self._values("phase")) if which == phase]
         for name in ("invalid",) if warmups else ("invalid", "warmup"):
-            if self.states(name):
+            if self.has(name):
                 values = self._values(name)
                 places = [place for place in places if not values[place] and values[place] != ""]
         return places
@@ -293,11 +295,11 @@ class Repetitions(Sequence[Sample]):
         return Repetitions, (self._samples,)
 
 
-NONE = Repetitions()  # of a row without a result
+NO_SAMPLES = Repetitions()  # of a row without a result
 
 
 class _Reloadable:
-    """The slot of a function that reads a row again."""
+    """A slot for the function that reads a row again."""
 
     __slots__ = ("_reload",)
     _reload: Callable[[], Measurement]
@@ -311,7 +313,7 @@ class Measurement(_Reloadable):
     environment: dict[str, Any]
     outcome: Outcome
     reason: str | None = None
-    samples: Repetitions = NONE  # may be given as any sequence
+    samples: Repetitions = NO_SAMPLES  # may be given as any sequence
     memory: Memory = Memory()
     energy: Energy | None = None  # if it was requested or is available
     cautions: tuple[Caution, ...] = ()
@@ -343,7 +345,7 @@ class Measurement(_Reloadable):
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON, exactly as the store keeps it."""
-        return asdict(replace(self, samples=NONE)) | {"samples": tuple(map(asdict, self.samples))}
+        return asdict(replace(self, samples=NO_SAMPLES)) | {"samples": tuple(map(asdict, self.samples))}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Measurement:
@@ -363,9 +365,9 @@ class RunModel:
     """What a run says about one of its models: the name, the notes, and the files of the weights.
 
     A run can reuse a row that another run measured under another name, or with other files next to the weights.
-    ``describe`` gives the row what its reader asked about. Everything else belongs to the measurement and stays as it
-    was stored: samples, memory, environment and ``started_at``; ``asked``, by which the repetitions ended; and
-    ``expected``, the prediction that was made before it ran.
+    ``describe`` replaces these parts of the row by those of the run that is read. Everything else belongs to the
+    measurement and stays as it was stored, including ``asked`` (the effort that was requested then) and ``expected``
+    (the prediction that was made then).
     """
 
     model_id: str
@@ -413,7 +415,8 @@ def unaccounted_bytes(memory: Memory) -> int | None:
 
 
 def step(row: Measurement) -> str:
-    """``static``, ``eager``, ``static on plain torch``. Without a record, the requested path ran."""
+    """The decode step that ran: ``static``, ``eager``, ``static on plain torch``. Without a record, the requested
+    path."""
     found = row.decode_path
     return row.case.path if found is None else found.ran + PLAIN * found.on_plain_torch
 

@@ -64,7 +64,8 @@ def row(run: str | None, measurement: Measurement) -> dict[str, Any]:
 
 
 def own_rows(run: str | None, measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
-    """``row`` of each, for callers that may modify them: rows of one environment share a copy of it."""
+    """``row`` of each measurement, for callers that may modify the rows. Those of one environment share a copy of
+    it."""
     copies: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # by identity, which they keep
     rows = []
     for measurement in measurements:
@@ -77,7 +78,8 @@ def own_rows(run: str | None, measurements: Iterable[Measurement]) -> list[dict[
 
 
 def line(run: str | None, measurement: Measurement) -> str:
-    """``dumps(row(run, measurement))``, faster: most rows share their environment, nine tenths of the text."""
+    """``dumps(row(run, measurement))``, but faster: most rows share an environment, which is nine tenths of the
+    text."""
     start = dumps(_without_environment(run, measurement))
     return f'{start[:-1]}, "environment": {_clean(measurement.environment)[1]}}}'
 
@@ -134,9 +136,9 @@ def _phase(measurement: Measurement, phase: Phase) -> dict[str, Any] | None:
         return None
     tokens, warmups = [tokens for _, tokens in measurement.samples.timed(phase)], []
     invalid: list[dict[str, Any]] = []
-    if measurement.samples.states("warmup"):
+    if measurement.samples.has("warmup"):
         warmups = [sample.seconds for sample in measurement.samples.record(phase) if sample.warmup]
-    if measurement.samples.states("invalid"):
+    if measurement.samples.has("invalid"):
         invalid = [
             {"seconds": sample.seconds, "reason": sample.invalid}
             for sample in measurement.samples.record(phase)
@@ -265,7 +267,8 @@ def _loaded(text: bytes, path: Path, line: int, budget: Budget) -> Any:
 def _measurements(
     contents: Iterable[tuple[int, Any]], path: Path, kept: list[dict[str, Any]] | None = None
 ) -> list[Measurement]:
-    """``kept`` receives the content of each."""
+    """Measurements from rows as JSON content, with the checks of ``from_row``. ``kept`` receives the content of
+    each."""
     found: list[Measurement] = []
     environments: dict[str, dict[str, Any]] = {}  # rows of one run share theirs, as in a store
     samples = 0

@@ -7,17 +7,17 @@ interval, by the number of repetitions n:
   at least 95%. It assumes no distribution (Thompson 1936; David & Nagaraja, *Order Statistics*, 3rd ed., §7.1).
   No such pair exists below six: the whole range of n values covers 1 − 2^(1−n), 93.75% at n = 5 and 75% at n = 3.
 - ``log-t``, 2 ≤ n ≤ 5: Student's t on the logarithms, exponentiated. It assumes that a rate's noise is a factor and
-  about normal in logarithms, whose median is then exp(mean). It is wide at n = 2 and 3, as so little data deserves.
+  about normal in logarithms, so that its median is exp(mean). It is wide for n = 2 and 3, as so few values require.
 
-One repetition has a median and no interval. Both rules treat repetitions as independent and ignore other variation,
-so the ends are moved, in logarithms of the distance to the median:
+One repetition has a median and no interval. Both rules assume that repetitions are independent and do not know other
+sources of variation. The ends are therefore moved away from the median, on a logarithmic scale, for two reasons:
 
-- **neighbours**: consecutive repetitions of one process are correlated (0.6 to 0.7 on shared CPUs,
+- **neighbors**: consecutive repetitions of one process are correlated (0.6 to 0.7 on shared CPUs,
   ``benchmarks/drift.py``). From five repetitions on, the interval is wider by √((1 + r) ÷ (1 − r)) for their lag-1
   correlation r, as for the mean of an AR(1) process (Zwiers & von Storch 1995); see ``widening``.
 - **processes**: two processes that measure the same case differ by more than their repetitions show. If that
   variation is known (``between``, one standard deviation ÷ median), 1.96 times it is added in quadrature. It is
-  itself an estimate, from three to five calibrations or from other CPUs, so 1.96 covers some 80 to 90%.
+  itself an estimate, from three to five calibrations or from other CPUs, so 1.96 covers only 80 to 90%.
 
 **Trend.** Drift is the Theil–Sen slope, the median of the slopes between all pairs, times the number of repetitions,
 relative to their median: a single outlier does not move it. Mann's test (Mann 1945, Kendall 1975) decides whether
@@ -50,7 +50,7 @@ TERMS = 10_000  # guards against endless loops: the fraction needs about the roo
 COVERAGE = 0.95
 ORDER_NEEDS = 6  # the fewest values whose range covers the median with at least 95%
 WIDE = 0.5  # of the median: repetitions with a wider interval cannot be compared
-CORRELATION_NEEDS = 5  # values: fewer do not show how neighbours are correlated
+CORRELATION_NEEDS = 5  # values: fewer do not show how neighbors are correlated
 MOST_CORRELATED = 0.9
 MOST_WIDENING = math.sqrt((1 + MOST_CORRELATED) / (1 - MOST_CORRELATED))
 Z_975 = 1.96
@@ -170,7 +170,7 @@ def _reach(n: int) -> float:
 
     The ends of ``order`` are two of the values, so they lie within that range of the median. The standard deviation
     of n logarithms is at most half their range × √(n ÷ (n − 1)), and t times that ÷ √n is half of ``log-t``, around a
-    mean that lies within the range too. The maximum correlation of neighbours widens both.
+    mean that lies within the range too. The maximum correlation of neighbors widens both.
     """
     apart = 1 + T_975[n - 1] / (2 * math.sqrt(n - 1)) if 1 < n < ORDER_NEEDS else 1.0
     return apart * (MOST_WIDENING if n >= CORRELATION_NEEDS else 1.0)
@@ -241,7 +241,7 @@ def between(measurement: Measurement, phase: Phase) -> float | None:
 def ttft(measurement: Measurement) -> Summary | None:
     """Time to the first token: seconds of the prefill, which ends with the first token's logits.
 
-    Of a server whose prompts were cached, or which counts no tokens, only the median is known.
+    For a server whose prompts were cached, or that does not count tokens, only the median is known.
     """
     known = (measurement.serving or {}).get("ttft_s")
     if known and known.get("p50") and not measurement.samples.timed("prefill"):
@@ -250,7 +250,7 @@ def ttft(measurement: Measurement) -> Summary | None:
 
 
 def steps(measurement: Measurement) -> StepLatencies | None:
-    """Latency of decode steps; None if no repetition timed its steps."""
+    """Latencies of decode steps; None if no repetition timed its steps."""
     found: StepLatencies | None = measurement.samples.cached("steps", lambda: _steps(measurement))
     return found
 
@@ -283,7 +283,7 @@ def widening(values: Sequence[float]) -> float:
 
     √((1 + r) ÷ (1 − r)) for the lag-1 correlation r of ``values`` in the order of measurement. With few values r is
     biased by −(1 + 4·r) ÷ n (Marriott & Pope 1954), which is corrected; a negative result counts as 0, since no
-    machine compensates a slow repetition with a fast one. For few values r is still too low: if neighbours are
+    machine compensates a slow repetition with a fast one. For few values r is still too low: if neighbors are
     correlated by 0.6, the nominal 95% cover about 80% with five values, 89% with ten, 91% with twenty.
     """
     n = len(values)
@@ -346,12 +346,12 @@ def _order_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRul
 def _log_t_interval(ordered: Sequence[float]) -> tuple[float, float, IntervalRule, float]:
     """Ends, rule and nominal coverage of the t interval on logarithms."""
     logs = [math.log(value) for value in ordered]
-    centre = math.fsum(logs) / len(logs)
+    mean = math.fsum(logs) / len(logs)
     if logs[0] == logs[-1]:
         return ordered[0], ordered[-1], "log-t", COVERAGE
     half = T_975[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs))
-    median = middle(ordered)  # not quite exp(centre), but the interval must contain it
-    return min(math.exp(centre - half), median), max(math.exp(centre + half), median), "log-t", COVERAGE
+    median = middle(ordered)  # not quite exp(mean), but the interval must contain it
+    return min(math.exp(mean - half), median), max(math.exp(mean + half), median), "log-t", COVERAGE
 
 
 def drift(seconds: Sequence[float]) -> float:
@@ -389,13 +389,13 @@ def predicted(measurement: Measurement) -> dict[str, Any] | None:
     known = {name: measurement.expected.get(name) for name in FIGURES}
     path = measurement.decode_path
     if path is not None and path.ran != measurement.case.path and measurement.expected.get("path") != path.ran:
-        known["decode_tps"] = None  # of a decode step that did not run
+        known["decode_tps"] = None  # it is for a decode step that did not run
     return known if any(known.values()) else None
 
 
 def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str, Any] | None:
-    """The field ``ceiling`` of a row: the ``shares`` of the phases, 0..1, and what limits decode; null if not
-    calibrated. A share above 1 is our bug.
+    """The field ``ceiling`` of a row: the ``shares`` of both phases, 0..1, and what limits decode; null if the device
+    was not calibrated. A share above 1 is our bug.
     """
     at = measurement.expected.get("ceiling_s")
     if not at:
@@ -411,8 +411,8 @@ def shares(
 ) -> dict[Phase, float | None]:
     """Time at the ceiling ÷ measured time of each phase; ``ceiling_s``: seconds of a prefill and of a step.
 
-    The prefill of a server that is asked for several answers at a time has none: a request's TTFT has the wait for
-    the others in it.
+    Prefill has none for a server that gets several requests at a time, because a request's TTFT then includes waiting
+    for the others.
     """
     count = sequences(case)
     whole = prefill_tps if count == case.batch else None
@@ -423,5 +423,5 @@ def shares(
 
 
 def sequences(case: Case) -> int:
-    """The sequences whose tokens a repetition counts: all of the batch, but one for a request to a server."""
+    """The number of sequences whose tokens a repetition counts: the batch, or 1 for a request to a server."""
     return 1 if case.server else case.batch

@@ -4,9 +4,9 @@
       └──< run_models
 
 A measurement is stored as a whole (``encoding``): raw samples, no statistics. Its environment is stored once for all
-rows that share it. A run is a list of measurements: its own, and those reused from other runs, which a reader gets
-with what this run says about their models (``measurement.RunModel``). With WAL and ``synchronous=FULL``, a row
-survives SIGKILL and power loss once ``append`` has returned. Nothing that ``redact`` takes for a secret is written.
+rows that share it. A run is a list of measurements: its own, and those reused from other runs. Readers get the reused
+ones with what this run says about their models (``measurement.RunModel``). With WAL and ``synchronous=FULL``, a row
+survives SIGKILL and power loss once ``append`` has returned. No secret that ``redact`` recognizes is written.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Store:
     def __init__(self, path: Path, connection: Guarded) -> None:
         self.path = path
         self._db = connection
-        self._environments: dict[str, dict[str, Any]] = {}  # those that were read, by id
-        self._models: dict[str, dict[str, RunModel]] = {}  # of runs that reuse rows, by id
-        self._rows: dict[tuple[int, str | None], Measurement] = {}  # the last ones that were read again
+        self._environments: dict[str, dict[str, Any]] = {}  # by id: those that were read
+        self._models: dict[str, dict[str, RunModel]] = {}  # by run, then by model_id: of runs that reuse rows
+        self._rows: dict[tuple[int, str | None], Measurement] = {}  # a cache for rows that are read again
         self._known: tuple[dict[str, Any], str] | None = None  # the environment stored last, and its id
 
     @classmethod
@@ -180,7 +180,7 @@ class Store:
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def finished(self, key: str, environment_key: str) -> StoredRow | None:
-        """The latest ``ok`` row of a case on a machine and software of equal speed, for ``--resume``."""
+        """The latest ``ok`` row of a case in an environment of equal speed, for ``--resume``."""
         found = self._read(
             "SELECT m.id, m.run, m.content, m.steps, e.id FROM measurements m JOIN environments e"
             " ON e.id = m.environment WHERE m.key = ? AND m.outcome = 'ok' AND e.key = ? ORDER BY m.id DESC LIMIT 1",
@@ -331,7 +331,7 @@ class Store:
                 yield from self._decoded(chunk)
 
     def _decoded(self, found: Sequence[tuple[str, bytes | int, str, str | None]]) -> list[Measurement]:
-        """Rows from content, step times or the id to find them by, environment, and the run that reuses the row."""
+        """Rows from their content, step times or row id, environment id, and the run that reuses the row, if any."""
         with self._content_in_words("row"), collector_paused():
             environments = {name: self._environment_of(name) for name in {name for _, _, name, _ in found}}
             later, read = self._steps, self._row
@@ -349,7 +349,7 @@ class Store:
         return rows
 
     def _row(self, row: int, run: str | None) -> Measurement:
-        """A row by its number, as in a run that reuses it; the last few are cached."""
+        """A row by its id, as the run that reuses it describes it; the last few are cached."""
         known = self._rows.get((row, run))
         if known is None:
             found = self._read("SELECT content, id, environment, ? FROM measurements WHERE id = ?", (run, row))
@@ -381,7 +381,7 @@ class Store:
 
     @contextmanager
     def _content_in_words(self, what: str) -> Iterator[None]:
-        """Convert errors from content that we cannot have written into a StoreError."""
+        """Convert errors in content that this version cannot have written to a StoreError."""
         try:
             yield
         except (TypeError, KeyError, ValueError, AttributeError, RecursionError, struct.error) as error:

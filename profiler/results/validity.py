@@ -43,7 +43,6 @@ RANGES: dict[str, tuple[float, float]] = {  # fields that must not be 0, or may 
     "power_j": (-MOST, MOST),
     "temperature_c": (-300, 10_000),
 }
-# The fields of semi-structured parts that reports read. Other names may have any JSON value.
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,7 @@ FLAG = Allowed(frozenset({bool, NoneType}))
 ANY = Allowed(frozenset({int, float, str, bool, NoneType}), -MOST)
 COUNT = Allowed(frozenset({int}), high=MOST_COUNT)
 
+# The fields of semi-structured parts that reports read. Other names may have any JSON value.
 ENVIRONMENT: Form = {
     "cpu": {"title": TEXT, "cores": NUMBER, "cores_installed": NUMBER, "governor": TEXT},
     "memory_bytes": NUMBER,

@@ -162,7 +162,7 @@ def _sequence_tps(found: FitPrediction) -> float:
 
 
 def _with_scenario(request: FitRequest) -> FitRequest:
-    """Fill in what the options leave out. Quantizations are not filled in: the engine may not have a sweep's."""
+    """Fill in what the options leave out. A scenario's quantizations are ignored, since not every engine has them."""
     if request.scenario is None:
         return request
     scenario = grid.load(request.scenario)
@@ -271,7 +271,7 @@ def _predictor(
 
 
 def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
-    """Notes on assumptions about a device on which nothing was ever measured with transformers."""
+    """Notes on the assumptions for a device on which `profile sweep` cannot run."""
     target = machine.target
     if engine.name != engines.DEFAULT:
         return ()
@@ -329,7 +329,7 @@ def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machi
 
 
 def _quants(request: FitRequest, engine: Engine) -> tuple[str, ...]:
-    """The default quantizations without -q, if the checkpoint does not decide; with a goal, all of the engine."""
+    """The quantizations without -q, if the checkpoint does not decide: the engine's usual ones; with a goal, all."""
     if request.quants and not words(request.quants):
         raise ProfileError("-q: the list is empty")
     return tuple(engine.quants) if request.goal else QUANTS.get(engine.name, (engine.default_quant,))

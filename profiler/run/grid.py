@@ -62,7 +62,7 @@ class Subject:
     geometry: Geometry
     weights: str  # real | synthetic
     model_id: str  # identifies the config and, for real weights, their files
-    notes: tuple[ModelNote, ...] = ()  # what the user should know about it, whatever is measured
+    notes: tuple[ModelNote, ...] = ()  # what the user should know about it, in every case
     checkpoint_format: Stored | None = None  # how its real weights are stored
     checkpoint: dict[str, Any] = field(default_factory=dict)  # the content of the files that its weights come from
 
@@ -113,7 +113,7 @@ class GridTask(Task):
 
 
 def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
-    """``tasks`` themselves, for callers without rows for skipped cases. Raises ProfileError if one is refused."""
+    """``tasks`` as a list, for callers that have no rows for skipped cases. Raises ProfileError if one is refused."""
     found = list(tasks)
     for task in found:
         if task.refused is not None:
@@ -175,7 +175,7 @@ def counts(option: str, values: Sequence[str], usual: tuple[int, ...] = ()) -> t
 
 
 def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridTask]:
-    """Every case of the grid, models outermost. Raises ProfileError for a grid that is too large."""
+    """A task for every case of the grid, ordered by model first. Raises ProfileError if the grid is too large."""
     size = 1
     for axis in (
         axes.subjects,

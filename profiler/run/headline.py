@@ -36,7 +36,7 @@ ModelPair = tuple[str, Quant]  # catalog name, quantization
 
 @dataclass(frozen=True, slots=True)
 class HeadlineBudget:
-    """The limits of the choice."""
+    """What the choice has to stay within."""
 
     device: DeviceInfo
     effort: Effort

@@ -17,10 +17,10 @@ repeatable would count towards the peak.
     peak → free everything unused → held now = weights + framework + cache
     activations = peak − held
 
-What is held is read after the phase and not before: mapped weights become resident when the first prefill reads
-them, and libraries when their kernels are first used.
+What is held is read after the phase and not before it, because mapped weights become resident when the first prefill
+reads them, and libraries when their kernels are first used.
 
-**Energy.** Taken over the timed repetitions if they are long, else over a separate window of ten seconds.
+**Energy.** It is taken over the timed repetitions if they are long, otherwise over a separate window of ten seconds.
 
 An energy counter updates about every 100 ms, and repetitions are often shorter. So the phase is repeated back to back
 for ``RESOLVED_S`` seconds without reading the counter in between, and one window covers all repetitions. The time
@@ -60,7 +60,7 @@ class Footprint:
     @property
     def activation_bytes(self) -> int | None:
         """What the phase used at its peak and freed afterwards."""
-        peak, held = headline(self.peak), headline(self.held)
+        peak, held = peak_bytes(self.peak), peak_bytes(self.held)
         return None if peak is None or held is None else max(0, peak - held)
 
 
@@ -72,7 +72,7 @@ def footprint(meter: Meter, generation: Generation) -> Footprint:
 
 
 def step_footprint(meter: Meter, generation: Generation) -> Footprint:
-    """Memory of one more decode step, without the saved copy of the cache, which would be counted."""
+    """Memory of one more decode step. The saved copy of the cache is freed first, because it would be counted."""
     generation.release()
     meter.reset_peak()
     generation.step()
@@ -90,8 +90,8 @@ def memory_breakdown(info: ModelInfo, prefill: Footprint, decode: Footprint, aft
         recurrent_bytes=after.recurrent_bytes,
         prefill_cache_bytes=None if prefill.cache is None else prefill.cache.storage_bytes,
         retained_bytes=None if prefill.cache is None else prefill.cache.retained_bytes,
-        prefill_peak_bytes=headline(prefill.peak),
-        decode_peak_bytes=_with_pool(headline(decode.peak), after),
+        prefill_peak_bytes=peak_bytes(prefill.peak),
+        decode_peak_bytes=_with_pool(peak_bytes(decode.peak), after),
         prefill_activation_bytes=prefill.activation_bytes,
         decode_activation_bytes=decode.activation_bytes,
         graph_pool_bytes=after.pool_bytes,
@@ -105,11 +105,11 @@ def memory_breakdown(info: ModelInfo, prefill: Footprint, decode: Footprint, aft
 
 
 def _with_pool(peak: int | None, cache: CacheState) -> int | None:
-    """A replayed graph uses a memory pool that does not count as live tensors."""
+    """The peak plus the memory pool of a replayed graph, which does not count as live tensors."""
     return None if peak is None else peak + (cache.pool_bytes or 0)
 
 
-def headline(peak: Peak) -> int | None:
+def peak_bytes(peak: Peak) -> int | None:
     """The peak of a phase: live tensors if the device counts them, else the process."""
     return peak.process_bytes if peak.allocated_bytes is None else peak.allocated_bytes
 
@@ -120,7 +120,7 @@ def largest(*values: int | None) -> int | None:
 
 
 class EnergyBook:
-    """Energy of the phases of one case: if it was requested, or is available because repetitions are long."""
+    """Energy of the phases of one case, if it was requested or if repetitions are long enough to have it anyway."""
 
     def __init__(self, session: Session | TimedSession, repeater: Repeater) -> None:
         self._watcher, self._meter = session.watcher, session.meter
@@ -134,7 +134,8 @@ class EnergyBook:
             self._idle_w, self._reason = self._watcher.idle_w()
 
     def enter(self, phase: Phase, samples: Sequence[Sample], unwatched: Callable[[], Sample]) -> None:
-        """Measure the energy of a phase that has just been timed; ``unwatched`` runs it once more."""
+        """Add the energy of a phase that has just been timed. ``unwatched`` repeats it without reading the
+        counters."""
         timed = [sample for sample in samples if not sample.warmup and sample.invalid is None]
         spans = [(sample.ended_s - sample.seconds, sample.ended_s) for sample in timed if sample.ended_s is not None]
         if spans and sum(s.seconds for s in timed) >= RESOLVED_S and all(s.seconds >= LONG_S for s in timed):
@@ -197,7 +198,7 @@ class EnergyBook:
 
 
 def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
-    """Measure one case on a loaded model. The row has no environment and does not know what loading the model took.
+    """Measure one case on a loaded model. The caller adds the environment and the cost of loading to the row.
 
     Raises ShapeMismatch if a phase did not process what the case specifies, and whatever the backend raises.
     """

@@ -45,7 +45,7 @@ BudgetClock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A case that will run, and its estimated time."""
+    """A task that will run, with its estimates."""
 
     task: GridTask
     estimate: CaseEstimate
@@ -54,7 +54,7 @@ class Planned:
 
     @property
     def case(self) -> Case:
-        """The case."""
+        """The case of the task."""
         return self.task.case
 
 
@@ -186,7 +186,7 @@ def choose(plan: SweepPlan, budget_s: float) -> SweepPlan:
 
 
 class Pace:
-    """Tracks a running sweep against its estimates. Without a budget it refuses nothing and only estimates the rest.
+    """Compares a running sweep with its estimates. Without a budget it only estimates the remaining time.
 
     Progress asks for the remaining time at every row and beat. Sums are therefore updated and not recomputed: a query
     and a row cost the same in a sweep of ten thousand cases as in one of ten.
@@ -209,7 +209,7 @@ class Pace:
     def refuse(self, case: Case) -> str | None:
         """Why a case no longer fits the budget; None if it does.
 
-        Later cases of a load leave room for the first case of every load that has not started.
+        A case of a model that is loaded must leave room for the first case of every load that has not started.
         """
         if self._budget_s is None:
             return None
@@ -220,9 +220,10 @@ class Pace:
         return None if needed <= room else _reason(needed, self._budget_s, max(0.0, room))
 
     def note(self, case: Case, load_s: float | None, measured: bool, prepare_s: float = 0.0) -> None:
-        """Record that a case has its row. ``load_s``: time to load; ``prepare_s``: time to compile its step.
+        """Record that a case has its row. ``load_s``: time to load the model; ``prepare_s``: to compile its step.
 
-        Only a case that was ``measured`` corrects estimates; after a failure the next case loads the model again.
+        Only a case that was ``measured`` corrects the estimates. After a failure, the next case loads the model
+        again.
         """
         now = self._clock()
         taken = now - self._last
@@ -271,7 +272,7 @@ class Pace:
 
     def _reserved(self, left: float) -> float:
         """Seconds that the first cases of waiting loads need, without those that can no longer run."""
-        while self._dearest and -self._dearest[0][0] > left:  # it cannot run later either: what is left only shrinks
+        while self._dearest and -self._dearest[0][0] > left:  # it can never run, since the time left only shrinks
             seconds, key = heappop(self._dearest)
             load = self._loads[key]
             if load.reserved_s == -seconds:
@@ -349,9 +350,10 @@ def _reason(needed_s: float, budget_s: float, left_s: float) -> str:
 def reusable_rows(
     tasks: Iterable[GridTask], store: Store, snapshot: dict[str, Any], effort: Effort, max_memory_bytes: int | None
 ) -> dict[Case, StoredRow]:
-    """The ``ok`` rows of ``tasks`` from an environment as fast as ``snapshot``, with at least the same effort.
+    """Stored ``ok`` rows of ``tasks`` from an environment as fast as ``snapshot``, with at least the same effort.
 
-    With ``max_memory_bytes``, only rows known to stay within it. Their models may have other names.
+    With ``max_memory_bytes``, only rows that are known to have stayed within it. A row may call the model by another
+    name.
     """
     key, here = environment_key(snapshot), cache(decode_path.machine_state)
     found = {}
@@ -377,10 +379,10 @@ def fallbacks(reused: Iterable[StoredRow]) -> str | None:
 
 
 def _runs_alike(row: Measurement, here: Callable[[], str]) -> bool:
-    """Whether the decode step would run here as it did in the row: on the same fallback, or without one. ``here``
-    gives the state of this machine.
+    """Whether the decode step would run here as it did in the row: on the same fallback, or without one.
 
-    A full cache folder or a missing compiler changes the speed but nothing else that a row records.
+    ``here`` returns the state of this machine. It is compared because a full cache folder or a missing compiler
+    changes the speed, but not the environment that a row records.
     """
     path = row.decode_path
     if path is None or not kind_of(row.case.device).is_host:
@@ -391,10 +393,10 @@ def _runs_alike(row: Measurement, here: Callable[[], str]) -> bool:
 
 
 def _as_thorough(row: Measurement, effort: Effort) -> bool:
-    """Whether the requested effort was at least as high. Requests count, because fewer repetitions within the same
-    limit would be the outcome again.
+    """Whether the row was measured with at least the effort that is requested now.
 
-    A requested number of repetitions may satisfy a requested precision, and vice versa.
+    The requests are compared and not the repetitions, because the same request would again end with as few.
+    Repetitions requested by number may satisfy a requested precision, and vice versa.
     """
     if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s or (effort.energy and not row.asked.get("energy")):
         return False
@@ -409,7 +411,7 @@ def _as_thorough(row: Measurement, effort: Effort) -> bool:
 
 
 def _keeps_to(row: Measurement, limit: int | None) -> bool:
-    """Whether the worker of a row stayed within ``limit`` of host memory: by its own limit, or as measured."""
+    """Whether the worker of a row stayed within ``limit`` bytes of host memory: by its own limit, or as measured."""
     if limit is None:
         return True
     held_to = row.asked.get("max_memory_bytes")

@@ -41,9 +41,9 @@ PLACES = re.compile(  # what libraries need in addition to the variables that ch
 TEXT = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # the encoding in which the parent reads a worker's output
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-LAST_WORDS = 5  # last lines in which a message is the cause of death; earlier ones may be warnings
+LAST_LINES = 5  # of the output, in which a message counts as the cause of death; earlier ones may be warnings
 _OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|MemoryError|cannot allocate memory|can't allocate memory", re.I)
-_CRY = re.compile(r"what\(\):|error|assert|fatal|abort", re.I)  # last messages of C++ libraries that end the process
+_FATAL = re.compile(r"what\(\):|error|assert|fatal|abort", re.I)  # messages of C++ libraries that end the process
 
 # -P: a file in the current folder must not shadow a library
 WORKER = ("-P", "-m", "profiler.run.worker")
@@ -86,12 +86,12 @@ def cause(returncode: int, oom_killed: bool, output: list[str], phase: str) -> t
     if returncode == -signal.SIGKILL:
         by = "neither by this program nor by the OOM killer"
         return "failed", f"the worker was killed by SIGKILL in {phase}, {by}{_cpu_limit()}"
-    said = [line for line in output[-LAST_WORDS:] if _OUT_OF_MEMORY.search(line)]
-    if said and returncode != 0:
-        return "oom", f"out of memory in {phase}: {printable(said[-1])}"
+    no_memory = [line for line in output[-LAST_LINES:] if _OUT_OF_MEMORY.search(line)]
+    if no_memory and returncode != 0:
+        return "oom", f"out of memory in {phase}: {printable(no_memory[-1])}"
     if returncode < 0:
-        cried = [line for line in output[-LAST_WORDS:] if _CRY.search(line)]
-        last = f": {printable(cried[-1])}" if cried else ""
+        fatal = [line for line in output[-LAST_LINES:] if _FATAL.search(line)]
+        last = f": {printable(fatal[-1])}" if fatal else ""
         return "failed", f"the worker was killed by {_signal_name(-returncode)} in {phase}{last}"
     last = f": {printable(output[-1])}" if output else ""
     return "failed", f"the worker exited in {phase} with code {returncode} and without a result{last}"
@@ -106,12 +106,10 @@ def _signal_name(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A worker with another interpreter or other code: the command that starts Python, and extra environment
-    variables.
-    """
+    """How to start a worker with another interpreter or other code."""
 
     python: tuple[str, ...]  # an interpreter, optionally behind wrappers that exec it (env, taskset)
-    environ: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)  # additional environment variables
 
 
 class WorkerProcess:
@@ -271,20 +269,22 @@ class WorkerProcess:
         return self.exited
 
     def finish(self, grace_s: float) -> bool:
-        """Let it end by itself, as it does without further tasks; see ``stop``."""
+        """Close its pipe of tasks and let it end by itself; then ``stop`` it. Returns whether it is gone."""
         self._forget(self._tasks)
         self._tasks.close()
         self.wait_exit(grace_s)
         return self.stop(grace_s)
 
     def stop(self, grace_s: float) -> bool:
-        """End its whole process group: TERM, ``grace_s`` seconds, KILL. Returns whether it is gone. Call it last."""
+        """End its whole process group: SIGTERM, then SIGKILL after ``grace_s`` seconds. Returns whether it is gone.
+
+        No other method works afterwards, except ``returncode``.
+        """
         if not self.exited and grace_s > 0:
             self._signal(signal.SIGTERM)
             self.wait_exit(grace_s)
-        self._signal(
-            signal.SIGKILL
-        )  # includes processes the worker left behind: its pid stays reserved until waited for
+        # Also ends processes that the worker left behind: its pid stays reserved until it has been waited for.
+        self._signal(signal.SIGKILL)
         if self.wait_exit(DEAD_S):
             self._process.wait()
         self._opened.close()

@@ -61,13 +61,13 @@ class LoadCost:
 
     @classmethod
     def from_json(cls, message: Mapping[str, Any]) -> LoadCost:
-        """The inverse of ``to_json``. Workers of earlier versions do not report the process."""
+        """The inverse of ``to_json``. Workers of earlier versions do not report ``process_peak_bytes``."""
         return cls(message["load_s"], Memory(**message["memory"]), message.get("process_peak_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerTask(Task):
-    """Everything a worker needs to measure one case. It loads the model for the first one."""
+    """Everything a worker needs to measure one case. The first one also tells it which model to load."""
 
     effort: Effort
     max_memory_bytes: int | None
@@ -76,9 +76,9 @@ class WorkerTask(Task):
         """The task as JSON content that a worker of an earlier version understands where possible."""
         source = {name: getattr(self.source, name) for name in ("kind", "location", "revision")}
         return {
-            "case": _said(self.case),
+            "case": _compatible(self.case),
             "source": source | {"config": dict(self.source.config)},
-            "effort": _said(self.effort),
+            "effort": _compatible(self.effort),
             "max_memory_bytes": self.max_memory_bytes,
         }
 
@@ -89,9 +89,9 @@ class WorkerTask(Task):
         return cls(case, source, effort, message["max_memory_bytes"])
 
 
-def _said(content: Case | Effort) -> dict[str, Any]:
-    """The fields without those that came after the first release and have their default value, since an earlier
-    worker does not know them.
+def _compatible(content: Case | Effort) -> dict[str, Any]:
+    """The fields as JSON. Those that the first release did not have are left out if they have their default value,
+    because a worker of an earlier version refuses unknown fields.
     """
     every = {each.name: (getattr(content, each.name), each.default) for each in fields(content)}
     return {name: value for name, (value, usual) in every.items() if name in V1_FIELDS or value != usual}

@@ -1,4 +1,5 @@
-"""The quantization in which a model is measured or predicted, from the options and how its checkpoint is stored."""
+"""The quantizations in which a model is measured or predicted: from the options, and from how its checkpoint is
+stored."""
 
 from __future__ import annotations
 
@@ -269,7 +270,8 @@ def _converted(model: Model, stored: Stored, engine: Engine) -> QuantVariant:
 
 
 def _by_transformers(stored: Stored, target: Target) -> QuantVariant:
-    """As stored or unpacked if transformers runs it so; otherwise as stored, with the reason why a sweep cannot."""
+    """As stored if transformers can run that, else unpacked; if neither, as stored with the reason why no sweep
+    can."""
     reason = _not_kept(stored, target)
     if reason is None:
         return QuantVariant(stored.quant, stored, stored.dtype)

@@ -2,18 +2,18 @@
 
 A phase warms up until it is steady, then repeats until its rate is precise.
 
-**Warm-up.** Repetitions at full shape until the last five neither drift (Theil–Sen slope × 5 below 1% of the median)
-nor spread (interquartile range below 2%), with at most ``WARMUPS`` of them and none started after ``WARMUP_S``
-seconds of warm-up. A phase of five seconds or more therefore gets a single one, which loads code, starts threads and
-touches memory. On a busy machine the spread never settles; then the limits end the warm-up and the row says so. A
-case that this process has measured before, like the blocks of a gate, warms up for at most ``AGAIN_S``: code and
-memory are ready.
+**Warm-up.** The phase runs at full shape until the last five runs neither drift (Theil–Sen slope × 5 below 1% of the
+median) nor spread (interquartile range below 2%). There are at most ``WARMUPS`` such runs, and none starts after
+``WARMUP_S`` seconds. A phase that takes five seconds or more therefore gets a single one, which loads code, starts
+threads and touches memory. On a busy machine the spread never settles; then these limits end the warm-up, and the row
+says so. A case that this process has measured before, as in the blocks of a gate, warms up for at most ``AGAIN_S``,
+because code and memory are ready.
 
 **Repetitions.** ``-r N`` runs exactly N. Otherwise they continue until the 95% interval of the rate
-(``results.stats``) is within the requested precision; the process-to-process variation is excluded, because
-repetitions cannot reduce it. Checking after every repetition lowers the coverage of the interval a little, and
-treating neighbours as correlated when they only look so by chance raises it: together 95 to 97% for independent
-noise of 0.5 to 8%, in 1200 simulated phases each. In both modes ``max_phase_s`` may end them earlier.
+(``results.stats``) is within the requested precision. The process-to-process variation is excluded, because
+repetitions cannot reduce it. Checking after every repetition lowers the coverage of the interval a little; treating
+neighbors as correlated when they only look so by chance raises it. Together, coverage was 95 to 97% in simulations of
+1200 phases with independent noise of 0.5 to 8%. In both modes ``max_phase_s`` may end the repetitions earlier.
 
 What the repetitions themselves show (drift, spread, too few of them) is derived when a row is read:
 ``results/cautions.py``.
@@ -49,16 +49,15 @@ INVALID_SHARE = 4  # one of this many repetitions may be replaced, and always at
 # ``--max-phase`` was reached · the first repetition alone took that long · too many repetitions were invalid.
 Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 
-MAX_WAIT = 0.1  # share of the CPU time we needed that others may take before the figure is disturbed
-MIN_BLAME = (
-    0.5  # part of a wait that others must have worked, because threads of one process also wait for each other
-)
-MAX_STALLED = 0.25  # share of the time in which others may wait for a core, because they then use all that we leave
+MAX_WAIT = 0.1  # share of the CPU time we needed; if others took more, the figure is disturbed
+# Others are blamed for a wait only if they worked for at least this part of it: our threads also wait for each other.
+MIN_BLAME = 0.5
+MAX_STALLED = 0.25  # share of the time in which other processes waited for a core, so that none was free for us
 MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake up
 SOME_THROTTLED = 0.02  # of the time; less may come from a thread that does no work for the phase
-PERIODS_TO_AVERAGE = 5  # per repetition, which may start with a period's full quota or with none
+PERIODS_TO_AVERAGE = 5  # quota periods per repetition: in fewer, it matters whether one starts with a full quota
 SOME_SWAP = 16 * 1024**2  # bytes: any process that started long ago has less in swap
-ONE_OTHER = "another process computes"  # a gate ignores this caution: the other process is its other worker
+ONE_OTHER = "another process computes"  # a gate ignores this caution, since that process is its own second worker
 QUIETER = "--fresh on a quieter machine"
 SMALLER = "a smaller -q, -c or -b"
 
@@ -162,7 +161,7 @@ class Repetition:
 
 
 def unheard(text: str) -> None:
-    """A beat for callers that no supervisor watches."""
+    """Ignores beats, for callers without a supervisor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,7 @@ class Repeater:
     measured_before: bool = False  # by this process: code and memory are ready, so the warm-up is short
 
     def repeat(self, phase: Phase, once: Callable[[], Sample], meter: Meter) -> Measured:
-        """Warm up, then repeat ``once`` as requested. If the first one fills ``max_phase_s``, it is the only one."""
+        """Warm up, then repeat ``once`` as requested. If the first run takes ``max_phase_s``, it is the only one."""
         effort, before = self.effort, meter.pressure()
         warmups, samples = self._warmed(phase, once), []
         if warmups[0].seconds >= effort.max_phase_s:
@@ -189,7 +188,7 @@ class Repeater:
         return Measured((*marked, *samples), ended, before, meter.pressure())
 
     def is_warm(self, warmups: Sequence[Sample]) -> bool:
-        """Whether these warm-ups, of which there is at least one, are enough."""
+        """Whether these warm-ups, at least one, are enough."""
         seconds = [sample.seconds for sample in warmups]
         most_s = min(AGAIN_S if self.measured_before else WARMUP_S, self.effort.max_phase_s)
         return len(seconds) >= WARMUPS or sum(seconds) >= most_s or stats.steady(seconds) is True
@@ -237,7 +236,7 @@ def overview_cautions(seen: Overview, device: str) -> list[Caution]:
 
 
 def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: Pressure, cores: int) -> list[str]:
-    """One message about other work on the cores: the CPU time we missed, or else what other processes did."""
+    """At most one message about other work on the cores: the CPU time that we lacked, else what others did."""
     wall = after.at_s - before.at_s
     stood = _grown(before.throttled_s, after.throttled_s) or 0.0  # waiting for the quota is not caused by other work
     waited = max(0.0, sum(sample.wait_s or 0 for sample in samples) - stood)
@@ -288,4 +287,5 @@ def _swapped(phase: Phase, before: Pressure, after: Pressure) -> str | None:
 
 
 def _grown(before: float | None, after: float | None) -> float | None:
+    """How much a counter has grown; None if it does not exist."""
     return None if before is None or after is None else max(0.0, after - before)

@@ -81,7 +81,7 @@ def accepted(names: Sequence[str], take: Callable[[str], Taken]) -> tuple[list[T
 
 
 def together(refused: Iterable[Refusal]) -> ProfileError:
-    """A single error for the case that every model was refused."""
+    """The error to raise if every model was refused."""
     every = list(refused)
     first = every[0].error
     if len({refusal.error.message for refusal in every}) == 1:
@@ -97,7 +97,7 @@ def lines(refused: Sequence[Refusal]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """The options of a sweep as typed; None and empty mean that an option was not given."""
+    """The options of a sweep as typed; None or empty means that an option was not given."""
 
     models: tuple[str, ...] = ()
     quants: tuple[str, ...] = ()
@@ -290,7 +290,8 @@ def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None)
 
 
 def _notes(model: Model, weights: str, asked: str) -> tuple[ModelNote, ...]:
-    """Notes on the model with these weights. Catalog entries never have real weights, so that is not noted."""
+    """Notes on the model with these weights. Catalog models never have real weights, so their absence is not
+    noted."""
     if weights == "real":
         return model.notes
     files = model.checkpoint.notes if model.checkpoint else ()  # these files are not read
@@ -308,7 +309,7 @@ def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
 
 
 def _not_reproduced(model: Model) -> tuple[str, ...]:
-    """A caution if random weights stand in for a quantization that we cannot generate."""
+    """A caution if the checkpoint has a quantization for which we cannot generate random weights."""
     own = scheme.of(model.source.config)
     if own is None or own.name in registry.names("quants"):
         return ()
@@ -346,7 +347,7 @@ def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
 
 
 def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
-    """Each model once, under its first name. Two names for the same content are one case, which has one row."""
+    """Each model once, under its first name. Two names for the same content would give the same cases."""
     found: dict[str, Subject] = {}
     for entry in subjects:
         first = found.setdefault(entry.model_id, entry)
@@ -356,7 +357,7 @@ def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
 
 
 def _with_own_names(subjects: Sequence[Subject]) -> list[Subject]:
-    """Files and folders of the same name are named by as much of their paths as tells them apart."""
+    """Files and folders of the same name get as much of their paths as distinguishes them."""
     parts = [PurePath(each.source.location).parts if each.source.kind in FILES else () for each in subjects]
     named = [each.name for each in subjects]
     for depth in range(2, max(map(len, parts), default=0) + 1):

@@ -1,10 +1,11 @@
 """Runs cases in worker processes. Every case gets a row, whatever happens to the process that measures it.
 
-There is one worker per load key, and it gets the next case only after the previous row was stored. After an
-out-of-memory failure larger cases are skipped; after a load failure all cases of the model are.
+Cases with the same load key share a worker, which gets the next case only after the previous row was stored. A worker
+that fails is replaced. After an out-of-memory failure, larger cases of the load are skipped; if the model could not
+be loaded, all cases of the load are.
 
-A failed case is explained by the first of these that applies: we ended it (memory, time, silence), the kernel's OOM
-killer, the worker's own message, its signal, its exit code.
+The reason of a failed case is the first of these that applies: we ended the worker (memory, time, silence), the
+kernel's OOM killer did, the worker reported an error, its signal, its exit code.
 
 The first Ctrl-C finishes the current case and stops; a second one, or SIGTERM, stops at once.
 """
@@ -40,7 +41,6 @@ TICK_S = 0.15  # the resident size is read more than five times a second
 IDLE_SHARE = 0.01  # of a core: a hung process may still have a thread that polls the clock
 MAX_REASON = 400  # characters
 OnBeat = Callable[[Case, str], None]  # also called with an empty text, several times a second, while a case runs
-
 OnRow = Callable[[Measurement], None]
 WAIT_S = 0.5  # between checks while another sweep measures all that is left
 
@@ -92,7 +92,7 @@ class Interrupts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """The limits at which a worker is ended."""
+    """The limits beyond which a worker is ended."""
 
     max_memory_bytes: int | None = None  # host memory of the worker
     hang_s: float = 60.0  # without a message or CPU time
@@ -119,7 +119,10 @@ class CaseWatch:
         self._group_cpu: float | None = None  # of the worker and its compilers, once it has been silent for a while
 
     def row(self) -> Measurement:
-        """The row, without what ``Supervisor`` adds. Unless it is ok, the worker has been ended. Raises Stopped."""
+        """Wait for the row, without the fields that ``Supervisor`` adds. Unless it is ok, the worker has been ended.
+
+        Raises Stopped.
+        """
         tick = min(TICK_S, self._limits.hang_s / 4, self._limits.case_s / 4)
         while True:
             for message in self._worker.wait(tick):
@@ -153,7 +156,7 @@ class CaseWatch:
                 case _:
                     raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError):
-            self._worker.broken = f"the worker sent a message that makes no sense: {printable(message, 60)}"
+            self._worker.broken = f"the worker sent an invalid message: {printable(message, 60)}"
         if text:
             self._phase = text.partition(" ")[0]
             self._on_beat(self._case, text)
@@ -172,7 +175,7 @@ class CaseWatch:
         if worker.broken and not worker.exited:
             return "failed", f"{worker.broken}; stopped in {self._phase}"
         if worker.closed and not worker.wait_exit(self._limits.grace_s):
-            return "failed", f"the worker closed its pipe in {self._phase} and lived on; stopped"
+            return "failed", f"the worker closed its pipe in {self._phase} but did not exit; stopped"
         if not worker.exited:
             return None
         worker.stop(0)
@@ -303,12 +306,12 @@ class Supervisor:
         if case.load_key in self._unloadable:
             return self._unloadable[case.load_key]
         for smaller in self._too_large.get(case.load_key, ()):
-            if smaller.dominates(case):
-                return f"dominated by c={smaller.context} b={smaller.batch}, which ran out of memory"
+            if smaller.needs_no_more_than(case):
+                return f"the smaller case c={smaller.context} b={smaller.batch} ran out of memory"
         return None
 
     def _send(self, task: Task) -> WorkerProcess | Measurement:
-        """Send a task to a worker that has loaded its model, or will; a row if the task cannot be measured."""
+        """Send a task to the worker of its load key, started if necessary; a row if the task cannot be measured."""
         case = task.case
         reason = self._reason_to_skip(case)
         if reason is not None:
@@ -349,7 +352,7 @@ class Supervisor:
             self._unloadable[row.case.load_key] = f"the model {what}: {row.reason}"
         elif row.outcome == "oom":
             known = self._too_large.setdefault(row.case.load_key, [])
-            known[:] = [*(other for other in known if not row.case.dominates(other)), row.case]
+            known[:] = [*(other for other in known if not row.case.needs_no_more_than(other)), row.case]
 
     @property
     def has_worker(self) -> bool:

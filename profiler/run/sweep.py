@@ -19,7 +19,7 @@ from profiler.cost.cases import stored_prediction
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
-from profiler.results.measurement import NONE, Caution, Measurement, RunModel
+from profiler.results.measurement import NO_SAMPLES, Caution, Measurement, RunModel
 from profiler.results.store import Store, StoredRow
 from profiler.run import plan as run_plan
 from profiler.run import supervisor
@@ -33,16 +33,16 @@ Find = Callable[[Planned], StoredRow | None]
 
 
 class SweepWatcher:
-    """Receives the events of a sweep; this class ignores them. If it raises, the sweep ends."""
+    """Receives the events of a sweep. This class ignores them all. If a method raises, the sweep ends."""
 
     def started(self, run: str) -> None:
-        """The run has this id in the store."""
+        """The run was registered in the store, with this id."""
 
     def say(self, text: str) -> None:
         """A message for the user."""
 
     def reused(self, count: int, total: int) -> None:
-        """``count`` of the ``total`` cases reuse rows of the store and will not be measured."""
+        """``count`` of the ``total`` cases reuse stored rows and will not be measured."""
 
     def row(self, row: Measurement, run: str | None = None) -> None:
         """A case has its row: measured, skipped, or reused from ``run``. If storing it failed, the sweep ends."""
@@ -80,9 +80,10 @@ def sweep(
     argv: Sequence[str],
     resumed: bool = True,
 ) -> SweepResult:
-    """Measure what ``store`` does not have yet; everything unless ``resumed``. Every case of the grid gets a row.
+    """Measure the cases that ``store`` does not have yet; without ``resumed``, all. Every case of the grid gets a
+    row.
 
-    ``argv`` are the arguments of ``profile`` that request this sweep; the store keeps them. Raises StoreError.
+    ``argv``: the arguments of ``profile`` that would request this sweep, stored with the run. Raises StoreError.
     """
     since = store.newest_id()  # rows that other sweeps store after it are as fresh as our own
     max_memory = limits.max_memory_bytes
@@ -134,7 +135,7 @@ class PreparedSweep:
 def prepare(
     resolved: ResolvedRequest, device: DeviceInfo, store: Store | None, max_memory: int | None
 ) -> PreparedSweep:
-    """Find the rows of ``store`` that the sweep reuses (None: measure every case), and plan the rest."""
+    """Find the rows of ``store`` that the sweep reuses, and plan the other cases. None: reuse nothing."""
     snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
     reused: ReusedRows = {}
     if store is not None:
@@ -189,8 +190,8 @@ class Recorder:
                 self._show(row)
 
     def append(self, row: Measurement, stored: Callable[[], None]) -> None:
-        """Store a row of this run, call ``stored``, and show the row. It is shown even if one of the two fails, since
-        there may be no other copy.
+        """Store a row of this run, call ``stored``, and show the row. It is shown even if either fails, because it
+        may be the only copy.
         """
         row = self._with_model(row)
         try:
@@ -200,7 +201,7 @@ class Recorder:
             self._show(row)
 
     def _with_model(self, row: Measurement) -> Measurement:
-        """A row of this run with what it says about its model, and the prediction for the case."""
+        """``row`` with what this run says about its model, and with the prediction for its case."""
         return replace(self._described(row), expected=self._expected(row.case))
 
     def _expected(self, case: Case) -> dict[str, Any]:
@@ -211,11 +212,11 @@ class Recorder:
         return stored_prediction(case, task.geometry, self._device, task.checkpoint_format)
 
     def _described(self, row: Measurement) -> Measurement:
-        """``row`` with what this run says about its model; readers of the store get a reused row in the same form."""
+        """``row`` with what this run says about its model, as ``Store`` returns reused rows too."""
         return self._models[row.case.model_id].describe(row)
 
     def _show(self, row: Measurement, run: str | None = None) -> None:
-        self.rows.append(replace(row, samples=NONE))
+        self.rows.append(replace(row, samples=NO_SAMPLES))
         self.watcher.row(row, run)
 
 
@@ -226,7 +227,7 @@ def _run_model(subject: Subject) -> RunModel:
 
 
 class Queue:
-    """The cases that wait in a sweep. ``find`` looks for rows that other sweeps have stored since this one began."""
+    """The cases still to be measured. ``find`` looks for rows that other sweeps have stored since this one began."""
 
     def __init__(
         self,
@@ -238,11 +239,11 @@ class Queue:
     ) -> None:
         self._cases, self._pace, self._leases, self._find = cases, pace, leases, find
         self._recorder, self._watcher = recorder, recorder.watcher
-        self._reused: dict[str, int] = {}  # rows per run that other sweeps measured meanwhile
+        self._reused: dict[str, int] = {}  # by run: rows that another sweep measured meanwhile
         self._waited_for: tuple[str, str] | None = None
 
     def tasks(self) -> Iterator[Task | None]:
-        """Tasks to run now; None while other sweeps measure everything that is left."""
+        """The next task each time; None while other sweeps are measuring everything that is left."""
         waiting: Sequence[Planned] = self._cases
         while waiting:
             held: list[tuple[Planned, Holder]] = []
@@ -269,7 +270,7 @@ class Queue:
         self._watcher.beat(case, phase)
 
     def _turn(self, planned: Planned) -> Generator[Task, None, Holder | None]:
-        """Handle one case; if another sweep is measuring it, return that sweep."""
+        """Skip, reuse or yield one case. If another sweep is measuring it, return that sweep."""
         case = planned.case
         reason = self._pace.refuse(case)
         if reason is not None:
@@ -298,7 +299,7 @@ class Queue:
         return True
 
     def _wait(self, planned: Planned, holder: Holder) -> None:
-        """Report what the sweep is waiting for, unless that was the last report."""
+        """Report what the sweep is waiting for, unless it already did."""
         if self._waited_for != (waited_for := (planned.case.key, holder.run)):
             self._waited_for = waited_for
             self._watcher.waiting(planned.case, holder.run)

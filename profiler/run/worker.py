@@ -2,7 +2,7 @@
 
 It loads the model of its first task and measures one task after the other. It exits when there are no more tasks, or
 after the first row that is not ok, since the state of the model and its device is then unknown. If the parent dies,
-the kernel kills this process, and a guard process kills its children.
+the kernel kills this process, and a guard process kills the rest of its process group.
 
 **Memory limit.** RLIMIT_DATA, not RLIMIT_AS: a CUDA build of PyTorch reserves many times the machine's memory as
 address space. The kernel counts private writable mappings when they are created, not when they are touched, and does
@@ -46,15 +46,15 @@ from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
 from profiler.run import timed
-from profiler.run.loop import headline, largest, measure
+from profiler.run.loop import largest, measure, peak_bytes
 from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
 from profiler.run.repetitions import Repeater
 from profiler.units import bytes_text, printable
 
-MOST = 8  # exceptions of one chain that are considered
-OUTER, INNER = 280, 180  # characters of each of the two that are reported
-ALONE = OUTER + INNER  # and of one without a cause
-PLACE = 120  # of a source line in a message
+MAX_CHAIN = 8  # exceptions of one chain that are considered
+OUTER, INNER = 280, 180  # characters of the two exceptions that are reported: the first one and its innermost cause
+ALONE = OUTER + INNER  # characters of an exception without a cause
+PLACE = 120  # characters of a source line in a message
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 FIRST_TO_GO = "1000"  # oom_score_adj: the kernel kills this process before the one that holds the results
@@ -112,7 +112,7 @@ def _set(soft: int) -> None:
 
 
 def one_line(error: BaseException, typed: bool = True) -> str:
-    """One line with the exception and its innermost cause. Without ``typed`` the first one's class is left out.
+    """One line with the exception and its innermost cause. ``typed``: the line begins with the exception's class.
 
     An explicit cause (``raise … from cause``) is reported as "caused by". An exception that was only being handled at
     the time may be the cause or an earlier failed attempt, so it is reported as "after".
@@ -132,7 +132,7 @@ def chain(error: BaseException) -> Iterator[tuple[str, BaseException]]:
     seen: set[int] = set()
     link: str = ""
     current: BaseException | None = error
-    while current is not None and id(current) not in seen and len(seen) < MOST:
+    while current is not None and id(current) not in seen and len(seen) < MAX_CHAIN:
         seen.add(id(current))
         yield link, current
         if isinstance(current, BaseExceptionGroup):
@@ -209,7 +209,7 @@ def main(tasks_fd: int, messages_fd: int, parent: int) -> None:
     with suppress(OSError):  # a hardened machine may refuse; then the kernel chooses what to kill
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
     allowance.at_start()  # before a backend's libraries pin this thread
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the core of a 60 GB process fills somebody's disk
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of a 60 GB process could fill the disk
     serve(read_tasks(tasks_fd), Wire(messages_fd))
 
 
@@ -229,7 +229,7 @@ def read_tasks(fd: int) -> Iterator[WorkerTask]:
 
 
 def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
-    """Load once, then a row for every task."""
+    """Load the model of the first task, then measure every task and send its row."""
     session: Session | TimedSession | None = None
     cost = LoadCost()
     measured: set[str] = set()  # keys of cases
@@ -261,7 +261,7 @@ def measure_with(session: Session | TimedSession, task: WorkerTask, wire: Wire, 
 
 
 def load(task: WorkerTask, wire: Wire) -> tuple[Session | TimedSession, LoadCost]:
-    """The model of ``task``, and what loading it took. The baseline is taken once the framework is imported."""
+    """The loaded model of ``task``, and what loading it took. The memory baseline includes the framework."""
     wire.beat("load")
     opened = backends.opener(task.case.backend)
     before = meter_of(task.case)
@@ -275,7 +275,7 @@ def load(task: WorkerTask, wire: Wire) -> tuple[Session | TimedSession, LoadCost
         weights_bytes=session.info.weights_bytes,
         unquantized_bytes=session.info.unquantized_bytes,
         baseline_bytes=baseline,
-        load_peak_bytes=headline(peak),
+        load_peak_bytes=peak_bytes(peak),
     )
     return session, LoadCost(seconds, memory, peak.process_bytes)
 
@@ -287,7 +287,7 @@ def meter_of(case: Case) -> Meter:
 
 
 def with_load_cost(row: Measurement, cost: LoadCost) -> Measurement:
-    """A measured row with what loading its model took; the parent adds that to rows of failed cases."""
+    """A measured row, with the cost of loading its model. To rows of failed cases the parent adds it."""
     memory = replace(
         row.memory,
         baseline_bytes=cost.memory.baseline_bytes,
@@ -299,7 +299,7 @@ def with_load_cost(row: Measurement, cost: LoadCost) -> Measurement:
 
 
 def load_peak(memory: Memory) -> list[Caution]:
-    """A caution if loading took more memory than both phases: the peak then says nothing about the case."""
+    """A caution if loading took more memory than either phase: the peak then says nothing about the case."""
     phases = largest(memory.prefill_peak_bytes, memory.decode_peak_bytes)
     if phases is None or memory.load_peak_bytes is None or memory.load_peak_bytes <= phases:
         return []
@@ -330,9 +330,8 @@ def _limit_in_words(task: WorkerTask) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation was refused, even if the error was wrapped. Backends convert their framework's error into
-    OutOfMemory.
-    """
+    """Whether memory ran out, even if that error was wrapped. Backends convert their framework's error to
+    OutOfMemory."""
     named = (each for link, each in chain(error) if link != "after")
     return any(
         isinstance(each, OutOfMemory | MemoryError) or (isinstance(each, OSError) and each.errno == errno.ENOMEM)

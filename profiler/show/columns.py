@@ -23,12 +23,12 @@ from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, signifi
 
 LONGEST = 100_000  # characters of outside text that are processed
 
-UNSPREAD_DIGITS = 2  # of a figure measured once, whose spread is unknown
+UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
 FEWEST_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
 MOST_DIGITS = 4
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
-STAYS = 9  # the worth of a column that is never dropped
+STAYS = 9  # the ``worth`` of a column that is never dropped
 
 NOTE_LENGTH = 400  # characters of a note
 CASES_NAMED = 4  # cases that a note names before "and n more"; the rows have its number as well
@@ -58,7 +58,7 @@ def rate_cell(measurement: Measurement, phase: Phase) -> str:
     shown = figure(summary.median, summary.relative_half)
     if summary.wide and summary.low and summary.high:
         return f"{shown} ({significant(summary.low, FEWEST_DIGITS)}–{significant(summary.high, FEWEST_DIGITS)})"
-    return f"{shown}{_arm(summary.relative_half)}"
+    return f"{shown}{_half_width(summary.relative_half)}"
 
 
 def figure(value: float, relative_half: float | None) -> str:
@@ -70,7 +70,7 @@ def figure(value: float, relative_half: float | None) -> str:
 
 
 def context_cell(measurement: Measurement) -> str:
-    """The context of the case; of a written prompt, whose case has an estimate, the server's count."""
+    """The context of the case. The case of a written prompt has only an estimate, so the server's count is shown."""
     counts = (measurement.serving or {}).get("prompt_tokens") if measurement.case.prompt else None
     known = [count for count in counts or () if isinstance(count, int)]
     return f"{statistics.median_low(known) if known else measurement.case.context:,}"
@@ -127,7 +127,7 @@ def _digits(value: float, relative_half: float | None) -> int:
     return min(MOST_DIGITS, max(FEWEST_DIGITS, math.floor(math.log10(value)) - place + 1))
 
 
-def _arm(relative_half: float | None) -> str:
+def _half_width(relative_half: float | None) -> str:
     if relative_half is None:
         return ""
     percent = relative_half * 100
@@ -153,17 +153,17 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
     noted = {
         id(measurement): " ".join(map(str, mine)) for measurement, mine in zip(measurements, numbers, strict=True)
     }
-    unlike = _unlike(measurements)
+    distinct = _distinct(measurements)
     columns = [
         Column("quant", lambda m: plain(m.case.quant), STAYS, right=False),
-        *(column for column in SETTINGS if len({column.cell(m) for m in unlike}) > 1),
+        *(column for column in SETTINGS if len({column.cell(m) for m in distinct}) > 1),
         Column("context", context_cell, STAYS),
         Column("batch", lambda m: f"{m.case.batch:,}", STAYS),
         Column("prefill t/s", lambda m: rate_cell(m, "prefill"), STAYS),
         Column("decode t/s", lambda m: rate_cell(m, "decode"), STAYS),
         Column("TTFT", ttft_cell, 5),
         Column("ms/token", token_cell, 3),
-        *(WEIGHTS if not all(m.case.server is not None for m in unlike) else ()),
+        *(WEIGHTS if not all(m.case.server is not None for m in distinct) else ()),
         Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), 6),
         *(ENERGY if any(measurement.energy is not None for measurement in measurements) else ()),
         Column("reps", reps_cell, STAYS if any(map(_fell_short, measurements)) else 1),
@@ -177,14 +177,14 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
 
 def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
     """What all rows have in common: the run, the device and the shared settings."""
-    unlike = _unlike(measurements)
-    parts = ["FAKE FIGURES"] if any(backends.made_up(m.case.backend) for m in unlike) else []
+    distinct = _distinct(measurements)
+    parts = ["FAKE FIGURES"] if any(backends.made_up(m.case.backend) for m in distinct) else []
     parts += [f"run {plain(run)}"] if run else []
-    devices = dict.fromkeys(device_title(m) for m in unlike)
+    devices = dict.fromkeys(device_title(m) for m in distinct)
     parts += [title for title in devices if title]
-    parts += list(dict.fromkeys(title for m in unlike if (title := server_title(m.environment))))
+    parts += list(dict.fromkeys(title for m in distinct if (title := server_title(m.environment))))
     for column in SETTINGS:
-        values = {column.cell(m) for m in unlike}
+        values = {column.cell(m) for m in distinct}
         if len(values) == 1 and column.words and not values & {UNKNOWN, column.usual}:
             parts.append(column.words.format(values.pop()))
     return parts
@@ -195,9 +195,9 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
     parts = []
     if any(summary.low is not None for summary in summaries):
-        served = [m.case.server is not None for m in _unlike(measurements)]
+        served = [m.case.server is not None for m in _distinct(measurements)]
         parts += [] if all(served) else ["t/s: median of the repetitions, all sequences together"]
-        parts += ["t/s of a server: median of the requests, one stream, prefill by TTFT"] if any(served) else []
+        parts += ["t/s of a server: median of the requests, per stream; prefill from TTFT"] if any(served) else []
         parts.append("±: distance from that median to the farther end of its 95% interval")
     if any(summary.between for summary in summaries):
         parts.append("it includes process-to-process variation")
@@ -210,8 +210,8 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     return "; ".join(parts) or None
 
 
-def _unlike(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """One row for each environment and each combination of settings: most rows of a run share both."""
+def _distinct(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """One row for each combination of environment and settings, of which a run has few."""
     return list({(id(row.environment), *SHOWN_SETTINGS(row.case)): row for row in measurements}.values())
 
 
@@ -263,14 +263,14 @@ def options_text(case: Case) -> str:
 
 
 def _stated(value: str) -> str:
-    """A field of a case, which no server states."""
+    """A field of a case; unknown for a server, which does not report it."""
     return UNKNOWN if value == UNSTATED else plain(value)
 
 
 SCOPES = {  # what the energy figures cover
     "gpu-board": "the GPU's board alone",
     "cpu-package": "the CPU alone, without memory and other parts",
-    "fake": "a device that is made up",
+    "fake": "a simulated device",
 }
 
 WEIGHTS = (  # shown unless all rows are of servers, which state neither
@@ -343,8 +343,8 @@ def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[in
     numbers: list[list[int]] = []
     for measurement in measurements:
         mine: list[int] = []
-        for remark in dict.fromkeys(_remarks(measurement)):
-            note = found.setdefault(remark, Note(len(found) + 1, *remark))
+        for text, help in dict.fromkeys(_note_texts(measurement)):
+            note = found.setdefault((text, help), Note(len(found) + 1, text, help))
             note.cases.append(measurement)
             mine.append(note.number)
         numbers.append(sorted(mine))
@@ -371,26 +371,26 @@ def _refer(found: Sequence[Note], measurements: Sequence[Measurement]) -> None:
                 break
 
 
-def _remarks(measurement: Measurement) -> list[tuple[str, str | None]]:
+def _note_texts(measurement: Measurement) -> list[tuple[str, str | None]]:
     """Text and help of all notes on a row."""
-    remarks: list[tuple[str, str | None]] = []
+    texts: list[tuple[str, str | None]] = []
     if measurement.outcome != "ok":
         reason = measurement.reason or "no reason was recorded"
-        remarks.append((plain(f"{measurement.outcome}: {reason}", NOTE_LENGTH), None))
-    remarks += [
+        texts.append((plain(f"{measurement.outcome}: {reason}", NOTE_LENGTH), None))
+    texts += [
         (plain(caution.text, NOTE_LENGTH), plain(caution.help) if caution.help else None)
         for caution in cautions(measurement)
     ]
-    return remarks
+    return texts
 
 
 def launch_share(eager_tps: float, graph_tps: float) -> float:
-    """The share of an eager step that a graph of the same kernels saves: 1 − graph time ÷ eager time."""
+    """The share of an eager step's time that a graph of the same kernels saves: 1 − graph time ÷ eager time."""
     return max(0.0, 1 - eager_tps / graph_tps)
 
 
 def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list[str]:
-    """A line per case that another path than ``eager`` decoded; ``brief``: only lines with something noteworthy."""
+    """A line for each case that did not decode by ``eager``; ``brief``: only lines that say something noteworthy."""
     others = [
         (row, row.decode_path)
         for row in measurements
@@ -428,11 +428,11 @@ def _line(row: Measurement, path: DecodePath, eager_tps: float | None, brief: bo
     if row.memory.graph_pool_bytes:
         parts.append(f"pool of {bytes_text(row.memory.graph_pool_bytes)}")
     if path.kernels and path.ran == row.case.path and (parts or not brief):
-        parts.append(f"products by {plain(path.kernels)}")
+        parts.append(f"matrix products by {plain(path.kernels)}")
     return f"{plain(row.case.label)} {plain(row.case.path)}: {'; '.join(parts)}" if parts else None
 
 
-def answer(measurements: Sequence[Measurement]) -> str | None:
+def fastest(measurements: Sequence[Measurement]) -> str | None:
     """The fastest decode of each model, fastest model first; None with fewer than two comparable rows."""
     rated: list[RatedRow] = []
     for measurement in measurements:

@@ -109,7 +109,7 @@ def _clean(row: dict[str, Any], output: str) -> dict[str, Any]:
     return {name: safe(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
-redacted = lru_cache(redact)  # a run has few names for many rows
+redacted = lru_cache(redact)  # cached, because the many rows of a run share few names
 
 HEADER = ("model", "quant", "context", "batch", "figure", "A", "B", "B ÷ A", "interval", "")
 

@@ -2,10 +2,11 @@
 
 Commands that list things pass plain JSON rows to ``render``. Measurements go through a writer: ``writers/NAME.py`` is
 the output format ``NAME`` and has ``render(run, measurements) -> str``, which returns the whole text, ending in a
-newline unless it is empty. A format that cannot represent every row also has
-``left_out(measurements) -> str | None``, a message about that for stderr; one that adapts to a terminal's width has
-``fitted(run, measurements, width) -> str``; and one whose rows do not depend on each other has
-``stream(run, measurements)``, which yields the text row by row.
+newline unless it is empty. Three functions are optional:
+
+- ``left_out(measurements) -> str | None``: a message for stderr about rows that the format cannot represent
+- ``fitted(run, measurements, width) -> str``: the text for a terminal of this width
+- ``stream(run, measurements) -> Iterator[str]``: the text row by row, if no row depends on another
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ def render(
     output: str,
     subjects: Sequence[Subject] = (),
 ) -> str:
-    """The plan as a table with notes: the cases that would run, in order, those that reuse a row, and those left out.
+    """The plan as a table with notes: the cases that would run, in order, then those that reuse a row or are skipped.
 
-    JSON rows also contain the notes on each model, for which a table has no room; ``about`` returns them as lines.
+    JSON rows also contain the notes on each model. A table has no room for them; ``about`` returns them as lines.
     Raises ProfileError for a format that exists for measurements only.
     """
     if output not in show_output.FORMATS:

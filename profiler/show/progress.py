@@ -24,9 +24,9 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def show_live(text: str) -> None:
-    """Replace the last line on stderr, which is a terminal, by one that will be replaced too; "" removes it.
+    """Show ``text`` as the last line on stderr, a terminal, instead of the text of the previous call; "" removes it.
 
-    It is one write without a thread, so that what is being measured does not wait for it.
+    It is a single write without a thread, so that it does not delay what is being measured.
     """
     width = console.size()[0]
     sys.stderr.write(f"\r\x1b[K{printable(text, 500)[: width - 1]}")
@@ -72,13 +72,14 @@ class Progress:
             self._display.update(self._task, description=text, left=self._left())
 
     def waiting(self, case: Case, run: str) -> None:
-        """Say that only cases which other sweeps are measuring are left."""
+        """Say that the sweep is waiting for ``run``, another sweep, which is measuring ``case``."""
         self._line(printable(f"waiting for run {run}, which is measuring {case.label}", 500))
         if self._display is not None:
             self._display.update(self._task, description=printable(f"{case.label} · waiting for run {run}"), left="")
 
     def row(self, measurement: Measurement, run: str | None = None) -> None:
-        """Count a case that has its row, and print a warning if it failed. ``run``: another run has measured it."""
+        """Count a case that has its row, and print a warning if it failed. ``run``: the other run that measured
+        it."""
         self._done += 1
         if self._display is not None:
             self._display.advance(self._task)

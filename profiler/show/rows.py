@@ -71,7 +71,7 @@ class Rows(Sequence[Row]):
 
 
 def _columns(prefix: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
-    """Flat columns in the order of the fields. A field that is nested in some rows is treated as nested in all."""
+    """Flat columns in the order of the fields. A field that is an object in some rows is treated as one in all."""
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         if any(isinstance(value, Mapping) for value in values):

@@ -26,8 +26,8 @@ def case(context: int = 256, batch: int = 2, steps: int = 8, **more: Any) -> Cas
         case(context=260, steps=4),  # just as deep at the end
     ],
 )
-def test_a_case_with_no_axis_smaller_is_dominated(larger: Case) -> None:
-    assert case().dominates(larger)
+def test_a_case_needs_no_more_than_one_with_no_smaller_axis(larger: Case) -> None:
+    assert case().needs_no_more_than(larger)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,14 @@ def test_a_case_with_no_axis_smaller_is_dominated(larger: Case) -> None:
         case(context=4096, threads=1),
     ],
 )
-def test_a_case_that_may_need_less_is_not_dominated(other: Case) -> None:
-    assert not case().dominates(other)
+def test_nothing_is_known_about_a_case_with_a_smaller_axis(other: Case) -> None:
+    assert not case().needs_no_more_than(other)
 
 
 def test_options_are_part_of_the_identity_and_of_what_is_loaded() -> None:
     plain, other = case(), case(options=options_text({"n-cpu-moe": 4, "kv": "q8_0"}))
     assert other.options == "kv=q8_0 n-cpu-moe=4"
-    assert plain.key != other.key and plain.load_key != other.load_key and not plain.dominates(other)
+    assert plain.key != other.key and plain.load_key != other.load_key and not plain.needs_no_more_than(other)
     assert other.label.endswith("b=2 kv=q8_0 n-cpu-moe=4")
 
 

@@ -14,7 +14,7 @@ from profiler.quants.base import DTYPE_BYTES, Quant
 if TYPE_CHECKING:
     from profiler.kernels.audit import AuditReport
 
-DTYPE = "fp32"  # of unquantized weights in an audit; the fastest on a CPU without bf16 units
+DTYPE = "fp32"  # of unquantized weights in an audit, because it is the fastest on a CPU without bf16 units
 
 
 def _refuses(case: Case) -> str | None:

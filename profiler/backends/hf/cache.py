@@ -1,8 +1,8 @@
 """Reads, saves, restores and randomizes a transformers cache, layer by layer.
 
-Every step copies a growing layer into a new, longer tensor, so a view of its first ``context`` tokens is enough to
-restore it, and a long cache is never held twice. A sliding layer drops tokens and a recurrent state is overwritten.
-Both are small and are saved as copies.
+Every step copies a growing layer into a new, longer tensor. A view of its first ``context`` tokens is therefore
+enough to restore it, and a long cache is never held twice. A sliding layer drops tokens, and a recurrent state is
+overwritten; both are small and are saved as copies.
 """
 
 from __future__ import annotations

@@ -64,16 +64,16 @@ def open_session(case: Case, source: Source, beat: Beat) -> HfSession:
     meter = devices.meter(case.device)
     with memory_errors(), loading_errors(case.model):
         model = load(case, source, meter, beat)
-        give_logits_only(model.config)
+        request_only_logits(model.config)
         if case.weights == "real" and model.dtype == torch.float16:  # the only dtype with a smaller range than others
             refuse_overflow(model)
     cautions = (*source_cautions(source, case), *quota_cautions(allowed))
     return HfSession(model, meter, devices.watcher(case.device), beat, cautions)
 
 
-def give_logits_only(config: PretrainedConfig) -> None:
+def request_only_logits(config: PretrainedConfig) -> None:
     """Switch off extra outputs that a config may still request from training: hidden states of all layers would count
-    as memory of a prefill. Without ``return_dict``, transformers cannot run the model at all.
+    as memory of a prefill. ``return_dict`` must be on, or transformers cannot run the model at all.
     """
     for part in (config, config.get_text_config()):
         part.output_hidden_states = part.output_attentions = False
@@ -171,7 +171,7 @@ class HfGeneration:
         return None
 
     def cautions(self) -> tuple[Caution, ...]:
-        """A caution if the model computes no numbers. One short pass after the measurement tells."""
+        """A caution if the model's logits are NaN or infinite. A short pass after the measurement checks that."""
         cache = DynamicCache(config=self.model.config.get_text_config())
         try:
             with memory_errors(), torch.inference_mode():
@@ -242,7 +242,7 @@ def quota_cautions(allowed: Allowance) -> tuple[Caution, ...]:
 
 
 def describe(model: PreTrainedModel, cautions: tuple[Caution, ...] = ()) -> ModelInfo:
-    """The bytes of a loaded model as its tensors have them, with ``cautions`` and our own about its weights."""
+    """The bytes of a loaded model, counted from its tensors, with ``cautions`` and those about its weights."""
     storages: dict[int, int] = {}
     plain: dict[str, int] = {}
     for name, module in model.named_modules():
@@ -333,8 +333,8 @@ def runner_for(model: PreTrainedModel, path: str) -> StaticRunner:
 
 
 def _fallback_state(stats: RunnerStats) -> str:
-    """The state of the machine that caused a fallback. Once it has changed, the row is measured again. After a lack
-    of memory, it is measured again in any case, because nothing shows whether there is enough now.
+    """The state of the machine that caused a fallback. A row is measured again once it has changed; after a lack of
+    memory in any case, because nothing shows whether there is enough memory now.
     """
     short = any(words in (stats.reason or "") for words in MEMORY_WORDS)
     return SHORT_OF_MEMORY if short else machine_state()

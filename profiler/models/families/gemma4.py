@@ -3,7 +3,7 @@
 Shapes and defaults from transformers 5.23, ``models/gemma4`` and ``models/gemma4_unified``.
 
 - Full layers have heads of size ``global_head_dim``. With ``attention_k_eq_v`` they also have their own number of K/V
-  heads and no value projection. The cache still holds K and V, because they are normalised and rotated separately.
+  heads and no value projection. The cache still holds K and V, because they are normalized and rotated separately.
 - The last ``num_kv_shared_layers`` read the cache of the last earlier layer of their kind: no K/V weights, no cache.
 - ``hidden_size_per_layer_input``: a second embedding with a slice per layer, of which a token reads one row.
 - ``enable_moe_block``: experts in parallel with the dense feed-forward layer, which acts as the shared expert.

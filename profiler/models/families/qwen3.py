@@ -1,4 +1,4 @@
-"""Qwen 3 (dense): grouped-query attention with normalised queries and keys, a gated feed-forward.
+"""Qwen 3 (dense): grouped-query attention with normalized queries and keys, a gated feed-forward.
 
 Shapes from transformers 5.23, ``models/qwen3``. Released checkpoints use full attention on every layer; a config can
 also set a sliding window for the layers from ``max_window_layers`` on.

@@ -51,7 +51,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 
 def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
-    """The same text, line by line."""
+    """The text of ``render``, line by line."""
     writer = csv.writer(_Passed(), lineterminator="\n")  # its ``writerow`` returns what ``write`` does
     yield writer.writerow(header())
     for measurement in measurements:
@@ -59,7 +59,7 @@ def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str
 
 
 class _Passed:
-    """A file that gives back what is written to it."""
+    """A file whose ``write`` returns the text instead of storing it."""
 
     def write(self, text: str) -> str:
         return text

@@ -14,7 +14,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 
 def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
-    """The same text, row by row."""
+    """The text of ``render``, row by row."""
     before = "[\n"
     for measurement in measurements:
         yield before + line(run, measurement)

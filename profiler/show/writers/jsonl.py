@@ -14,5 +14,5 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
 
 
 def stream(run: str | None, measurements: Iterable[Measurement]) -> Iterator[str]:
-    """The same text, row by row."""
+    """The text of ``render``, row by row."""
     return (line(run, measurement) + "\n" for measurement in measurements)

@@ -5,7 +5,7 @@ A measured case gives a ``pp`` row (``n_prompt`` = context) and a ``tg`` row at 
 ``samples_ns`` are integers, ``samples_ts`` = 10⁹ × (n_prompt + n_gen) ÷ ns, ``avg_*`` their means, ``stddev_*`` with
 n − 1, and 0 for a single sample. ``scripts/compare-llama-bench.py`` joins rows on most of the other fields, and there
 null never equals null, so fields without a meaning here have llama-bench's own defaults (``DEFAULTS``).
-``model_type`` holds our quantization, ``build_commit`` our version.
+``model_type`` has the model's name and its quantization, ``build_commit`` our version.
 
 llama-bench measures single sequences and has no field for the batch, so programs that read this format would average
 rows of batch > 1 with those of batch 1. They are left out, as are failed cases, which llama-bench does not write

@@ -11,7 +11,7 @@ from functools import singledispatch
 from urllib.parse import quote
 
 from profiler.results.measurement import Measurement
-from profiler.show.columns import Column, answer, figures, heading, legend, notes, path_lines, plain, rows_of_models
+from profiler.show.columns import Column, fastest, figures, heading, legend, notes, path_lines, plain, rows_of_models
 from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, PageBlock, Table, Text
 
 _ACTIVE = re.compile(r"[\\`*_\[\]#|~$]|^[-+=]")  # Markdown syntax
@@ -25,7 +25,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """Heading, table and notes."""
     if not measurements:
         return "no rows\n"
-    remarks, numbers = notes(measurements)
+    found_notes, numbers = notes(measurements)
     columns = [Column("model", lambda m: plain(m.case.model), 9, right=False), *figures(numbers, measurements)]
     lines = [
         " · ".join(escaped(part) for part in heading(run, measurements)),
@@ -38,12 +38,12 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     meaning = legend(measurements)
     lines += [meaning, ""] if meaning else []
     total = rows_of_models(measurements)
-    for note in remarks:
+    for note in found_notes:
         helps = f"; try {escaped(note.help)}" if note.help else ""
         cases = escaped(note.named_cases(measurements, total))
         lines.append(f"{note.number}. **{cases}**: {escaped(note.text)}{helps}")
     lines += [f"- {escaped(words)}" for words in path_lines(measurements, brief=True)]
-    found = answer(measurements)
+    found = fastest(measurements)
     lines += ["", escaped(found)] if found else []
     return "\n".join(lines).rstrip("\n") + "\n"
 

@@ -16,7 +16,7 @@ from profiler.show.columns import (
     STAYS,
     Column,
     Note,
-    answer,
+    fastest,
     figures,
     heading,
     legend,
@@ -42,7 +42,7 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
     if not measurements:
         return f"run {plain(run)}: no rows\n" if run else "no rows\n"
     grouped = [measurement for group in _by_model(measurements) for measurement in group]
-    remarks, numbers = notes(grouped)
+    found_notes, numbers = notes(grouped)
     lines = _wrap(" · ".join(heading(run, grouped)), width, "")
     titles, *body = _fitted(figures(numbers, grouped), grouped, width)
     lines += ["", titles]
@@ -53,11 +53,11 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
     meaning = legend(grouped)
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
     total = rows_of_models(grouped)
-    for note in remarks:
+    for note in found_notes:
         lines += _wrap(f"[{note.number}] {_note(note, grouped, total)}", width, "    ")
     for words in path_lines(grouped, brief=True):
         lines += _wrap(words, width, "    ")
-    found = answer(grouped)
+    found = fastest(grouped)
     lines += ["", *_wrap(found, width, "")] if found else []
     return "\n".join(lines) + "\n"
 

@@ -39,7 +39,7 @@ def test_figures_are_shown_by_dtype_and_with_their_units() -> None:
 
 def test_how_much_processes_differ_takes_three_calibrations() -> None:
     one = shown(MEASURED)["processes differ, decode"]
-    assert (one["value"], one["how"]) == ("–", "takes 3 calibrations")
+    assert (one["value"], one["how"]) == ("–", "needs 3 calibrations")
     several = shown(replace(MEASURED, runs=4, between={"prefill": 0.0312, "decode": 0.008}))
     assert (several["processes differ, prefill"]["value"], several["processes differ, prefill"]["how"]) == (
         "3.1%",

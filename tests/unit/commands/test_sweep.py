@@ -105,7 +105,7 @@ def test_out_of_memory_is_a_row_and_larger_cases_are_not_tried(sweep: Any) -> No
     ran = sweep("-c", "128,512,1k", "-n", "4", oom_above_tokens=400)
     assert ran.code == 1
     assert ran.outcomes == ["ok", "oom", "skipped"]
-    assert ran.rows[2]["reason"].startswith("dominated by c=512 b=1")
+    assert ran.rows[2]["reason"].startswith("the smaller case c=512 b=1")
     assert "warning: tiny" in ran.err
     assert "oom" in ran.err
 

@@ -239,7 +239,7 @@ def test_a_calibration_of_version_6_gives_the_rates_that_it_stored() -> None:
     rates = calibrated(data_sheet_rates(of(CPU), "transformers", "bf16"), known, "bf16", COUNTS).roofline
     assert rates.many_flop_s["state"] == pytest.approx(old["delta_flop_s"], rel=1e-12)
     assert rates.read_s["cache"] * 3 == pytest.approx(old["attention"]["bf16"]["step_byte_s"], rel=1e-12)
-    names = {f"{kernel.scheme} rows" if kernel.own else kernel.scheme for kernel in known.layers}
+    names = {f"{kernel.quant} rows" if kernel.own else kernel.quant for kernel in known.layers}
     assert names == set(old["products"]) >= {"nf4", "fp32 rows", "int8 rows"}
     ours = known.layers[LayerKernel("int8", own=True)]
     assert asdict(ours.costs[8]) == old["products"]["int8 rows"]["8"]
@@ -289,5 +289,5 @@ def test_a_better_count_of_operators_applies_to_what_was_measured_before() -> No
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "file" / "results.sqlite"))
-    with pytest.raises(ProfileError, match="cannot keep the ceilings"):
+    with pytest.raises(ProfileError, match="the ceilings cannot be stored"):
         calibration.save(some())

@@ -73,7 +73,7 @@ def test_unknown_figures_and_other_processes_are_passed_on(driver: Driver, sampl
     telemetry.begin(energy=True)
     telemetry.stop(0.0)
     assert telemetry.overview().others == 1
-    assert telemetry.counted_j([(0.0, 0.1)])[1] == "the device does not tell its energy (Not Supported)"
+    assert telemetry.counted_j([(0.0, 0.1)])[1] == "the device does not report its energy (Not Supported)"
     card.at(0.0, processes={os.getpid(): GIB})
     machine.control.faults = 0
     telemetry.begin(energy=True)  # a new case asks again

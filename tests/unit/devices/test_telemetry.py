@@ -104,7 +104,7 @@ def test_an_unsupported_counter_is_unknown_with_the_drivers_words(bench: Any, co
     board.run(16)
     joules, reason = telemetry.counted_j([STEADY])
     words = {NOT_SUPPORTED: "Not Supported", UNKNOWN_ERROR: "Unknown Error"}[code]
-    assert (joules, reason) == (None, f"the device does not tell its energy ({words})")
+    assert (joules, reason) == (None, f"the device does not report its energy ({words})")
     assert telemetry.integrated_j([STEADY])[0] == pytest.approx(3000, rel=0.01)
 
 
@@ -112,7 +112,7 @@ def test_a_missing_counter_is_unknown(bench: Any) -> None:
     board = bench("nvmlDeviceGetTotalEnergyConsumption", power_w=300)
     telemetry = board.open()
     board.run(16)
-    reason = "the device does not tell its energy (the driver has no such function)"
+    reason = "the device does not report its energy (the driver has no such function)"
     assert telemetry.counted_j([STEADY]) == (None, reason)
 
 
@@ -222,7 +222,7 @@ def test_a_board_that_does_not_report_slowdowns_is_called_blind(bench: Any) -> N
     board = bench()
     for symbol in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
         board.machine.fault(symbol, NOT_SUPPORTED)
-    assert board.open().overview().blind == "it does not tell why its clocks are low (Not Supported)"
+    assert board.open().overview().blind == "it does not report why its clocks are low (Not Supported)"
 
 
 def test_a_slowdown_between_two_snapshots_is_counted_by_the_driver(bench: Any) -> None:
@@ -259,7 +259,7 @@ def test_clocks_and_temperature_are_those_of_the_window(bench: Any) -> None:
 @pytest.mark.parametrize(
     ("processes", "others"),
     [
-        ({}, None),  # the driver does not tell
+        ({}, None),  # the driver does not report it
         ({os.getpid(): 3 * GIB}, 0),
         ({os.getpid(): 3 * GIB, 1: GIB}, 1),
         ({1: GIB}, 0),  # in a container: this process by its number on the host

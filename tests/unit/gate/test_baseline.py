@@ -160,8 +160,8 @@ def test_a_baseline_from_before_the_step_was_stored_is_compared_as_it_was() -> N
 
 def test_a_session_on_another_step_replaces_what_was_accepted() -> None:
     fallen, usual = measured(task=STATIC, decode_path=EAGER), kept(measured(task=STATIC))
-    assert not suite.adds_up(fallen, usual)
-    assert suite.adds_up(fallen, kept(fallen))
+    assert not suite.only_times_differ(fallen, usual)
+    assert suite.only_times_differ(fallen, kept(fallen))
     assert suite.fallbacks([fallen, fallen]) == [f"{STATIC.case.label}: --path static ran eager (no compiler)"]
 
 
@@ -218,11 +218,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_accepted_sessions_of_one_cell_add_up_and_another_one_replaces() -> None:
     before = kept(measured())
-    assert suite.adds_up(measured(), before)
+    assert suite.only_times_differ(measured(), before)
     after = before.accepted({"cell": measured().entry()}, {"cell": True})
     assert len(after.entries["cell"].sessions) == 2
     heavier = measured(memory=replace(measured().rows[0].memory, cache_bytes=7))
-    assert not suite.adds_up(heavier, before)
+    assert not suite.only_times_differ(heavier, before)
     replaced = after.accepted({"cell": heavier.entry()}, {"cell": False})
     assert len(replaced.entries["cell"].sessions) == 1
 

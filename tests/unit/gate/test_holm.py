@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from profiler.gate.rule import Family, holm
+from profiler.gate.rule import HypothesisFamily, holm
 
 
 def test_holm_is_that_of_the_paper() -> None:
@@ -30,7 +30,7 @@ def test_the_odds_of_a_false_alarm_do_not_grow_with_the_number_of_cases() -> Non
 
 
 def test_what_is_not_measured_yet_holds_its_share() -> None:
-    family = Family(["a", "b", "c"], 0.03)
+    family = HypothesisFamily(["a", "b", "c"], 0.03)
     family.note("a", 0.012)
     assert family.rejected() == set()
     family.note("a", 0.0099)
@@ -38,7 +38,7 @@ def test_what_is_not_measured_yet_holds_its_share() -> None:
 
 
 def test_what_has_failed_passes_its_share_on() -> None:
-    family = Family(["a", "b"], 0.03)
+    family = HypothesisFamily(["a", "b"], 0.03)
     family.note("b", 0.02)
     assert family.rejected() == set()
     family.failed("a")

@@ -15,7 +15,7 @@ from profiler.case import Task
 from profiler.errors import ProfileError
 from profiler.gate import bench, revision, trial, variants
 from profiler.gate.bench import Interrupted, WorkerBench
-from profiler.gate.trial import Calibrations, Noise
+from profiler.gate.trial import Noise, NoiseCache
 from profiler.gate.variants import Variant
 from profiler.run.process import Launch
 from profiler.run.protocol import WorkerTask
@@ -229,7 +229,7 @@ def test_an_order_holds_nothing_that_an_earlier_worker_does_not_know() -> None:
 
 
 def test_noise_is_kept_for_a_week(tmp_path: Path) -> None:
-    kept = Calibrations(tmp_path)
+    kept = NoiseCache(tmp_path)
     kept.keep("k", {"decode": Noise(0.02, 6, 1000.0)})
     assert kept.find("k", now=2000.0) == {"decode": Noise(0.02, 6, 1000.0)}
     assert kept.find("k", now=1000.0 + trial.KEPT_S) is None
@@ -251,7 +251,7 @@ def test_noise_is_kept_for_a_week(tmp_path: Path) -> None:
 )
 def test_a_damaged_noise_file_is_treated_as_absent(text: str, tmp_path: Path) -> None:
     (tmp_path / "k.json").write_text(text)
-    assert Calibrations(tmp_path).find("k", now=2.0) is None
+    assert NoiseCache(tmp_path).find("k", now=2.0) is None
 
 
 def test_noise_belongs_to_a_case_a_machine_a_base_and_an_effort() -> None:

@@ -37,7 +37,7 @@ def test_a_quiet_phase_needs_no_caution() -> None:
     assert told(row([0.1, 0.101, 0.1, 0.0995, 0.1])) == {}
 
 
-def test_of_spread_noise_and_imprecision_only_the_worst_is_told() -> None:
+def test_only_the_worst_of_spread_noise_and_imprecision_is_reported() -> None:
     imprecise = [0.100, 0.106, 0.097, 0.104, 0.100, 0.103, 0.098, 0.105, 0.1, 0.096] * 2
     noisy = [0.10, 0.13, 0.09, 0.12, 0.14] * 4
     incomparable = [0.1, 0.9, 0.1, 0.9]
@@ -71,16 +71,16 @@ def test_an_interval_that_is_wide_because_processes_differ_says_so(basis: str, w
     assert set(told(row(wide[:8], "cap", expected=apart))) == {"decode-imprecise"}
 
 
-def test_a_precision_that_nobody_asked_for_is_not_missed() -> None:
+def test_a_precision_that_was_not_requested_is_not_missed() -> None:
     wide = [0.100, 0.106, 0.097, 0.104, 0.100, 0.103]
     assert told(row(wide, "reps", {"reps": 6, "max_phase_s": 60.0})) == {}
 
 
-def test_a_row_whose_precision_is_null_was_asked_for_none() -> None:
+def test_a_row_whose_precision_is_null_has_no_requested_precision() -> None:
     assert told(row([0.1, 0.104, 0.1, 0.096], "cap", {"precision": None})) == {}
 
 
-def test_the_words_name_the_precision_and_are_the_same_for_every_such_row() -> None:
+def test_the_text_names_the_precision_and_is_the_same_for_every_such_row() -> None:
     (one,) = cautions(row([0.100, 0.106, 0.097, 0.104, 0.100, 0.103, 0.098], "time"))
     (other,) = cautions(row([0.100, 0.107, 0.097, 0.104, 0.101, 0.103], "time", warmups=(5.0,)))
     assert one == other
@@ -110,7 +110,7 @@ def test_a_stored_row_keeps_its_cautions_first() -> None:
     assert found[0] == note and len(found) > 1
 
 
-def test_memory_that_only_views_keep_alive_is_told_where_it_is_much() -> None:
+def test_memory_that_only_views_keep_alive_is_reported_if_it_is_large() -> None:
     much = row([0.1] * 5, memory=Memory(prefill_peak_bytes=1000 * 2**20, retained_bytes=200 * 2**20))
     (caution,) = cautions(much)
     assert (caution.code, caution.help) == ("retained", "--ubatch 512") and "200 MiB" in caution.text
@@ -128,7 +128,7 @@ def test_a_gpu_with_nothing_left_to_do_after_the_last_launch_was_waiting(path: s
     assert told(on_gpu(None)) == {}
 
 
-def test_lengths_that_are_planned_for_are_told_since_repetitions_meet_them_again() -> None:
+def test_attention_plans_per_cache_length_are_reported_because_repetitions_reuse_them() -> None:
     def on(device: str, first_s: float, path: str = "eager") -> Measurement:
         cold = Sample("decode", 1.0, 4, step_s=(1.0, first_s, first_s, first_s), warmup=True)
         warm = Sample("decode", 0.12, 4, step_s=(0.03,) * 4)
@@ -140,7 +140,7 @@ def test_lengths_that_are_planned_for_are_told_since_repetitions_meet_them_again
     assert told(on("cuda:0", 0.033)) == told(on("cpu", 0.09)) == told(on("cuda:0", 0.09, "graph")) == {}
 
 
-def test_faster_than_the_ceiling_is_told_as_an_error_of_one_of_them() -> None:
+def test_a_figure_above_the_ceiling_is_reported_as_an_error_of_one_of_them() -> None:
     quick = row([0.1] * 5, expected={"ceiling_s": {"prefill": 1.0, "step": 0.004}})
     (caution,) = cautions(quick)  # 32 steps in 0.1 s: 3.1 ms each
     assert (caution.code, caution.help) == ("decode-above-ceiling", "profile calibrate")

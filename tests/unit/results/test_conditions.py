@@ -24,7 +24,7 @@ def texts(measurement: Measurement, code: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("shares", "said"), [((0.0, 0.1), []), ((0.0, 0.3, None), ["15%"]), ((None,), [])])
-def test_a_power_limit_that_held_clocks_down_is_said_with_its_share(
+def test_a_power_limit_that_lowered_the_clocks_is_reported_with_its_share(
     make: Make, environment: dict[str, Any], shares: tuple[float | None, ...], said: list[str]
 ) -> None:
     row = decoded(make, environment, *({"capped": share} for share in shares))
@@ -33,7 +33,7 @@ def test_a_power_limit_that_held_clocks_down_is_said_with_its_share(
 
 
 @pytest.mark.parametrize(("clocks", "differ"), [((1980, 1965), False), ((1980, 1900), True), ((None, 1980), False)])
-def test_clocks_that_differ_between_repetitions_are_said(
+def test_clocks_that_differ_between_repetitions_are_reported(
     make: Make, environment: dict[str, Any], clocks: tuple[float | None, ...], differ: bool
 ) -> None:
     row = decoded(make, environment, *({"sm_mhz": clock} for clock in clocks))
@@ -41,7 +41,7 @@ def test_clocks_that_differ_between_repetitions_are_said(
     assert texts(row, "decode-clocks-differ") == expected
 
 
-def test_repetitions_that_do_not_count_have_no_say(make: Make, environment: dict[str, Any]) -> None:
+def test_repetitions_that_do_not_count_cause_no_caution(make: Make, environment: dict[str, Any]) -> None:
     row = decoded(
         make, environment, {"sm_mhz": 1980}, {"sm_mhz": 900, "invalid": "x"}, {"sm_mhz": 900, "warmup": True}
     )

@@ -43,5 +43,5 @@ def test_names_from_outside_are_cleaned() -> None:
     assert words == "OMP_X – → 1"
 
 
-def test_what_is_no_environment_differs_in_nothing() -> None:
+def test_content_that_is_not_an_environment_has_no_differences() -> None:
     assert differences({}, {"cpu": None, "libraries": []}) == []

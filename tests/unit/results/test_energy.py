@@ -48,7 +48,7 @@ def test_a_row_has_joules_per_repetition_and_token_and_mean_watts(make: Make) ->
     assert codes(make(energy=BOTH)) == []
 
 
-def test_energy_that_nobody_asked_for_is_null_and_no_caution(make: Make) -> None:
+def test_energy_that_was_not_requested_is_null_without_a_caution(make: Make) -> None:
     assert energy.content(make()) is None and codes(make()) == []
 
 
@@ -62,7 +62,7 @@ def test_energy_that_nobody_asked_for_is_null_and_no_caution(make: Make) -> None
         ({"invalid": "power brake for 3.0% of the time"}, "the device was disturbed (power brake for 3.0%"),
     ],
 )
-def test_what_cannot_be_told_is_null_with_the_reason(make: Make, changes: dict[str, Any], words: str) -> None:
+def test_unknown_energy_is_null_with_the_reason(make: Make, changes: dict[str, Any], words: str) -> None:
     row = make(energy=Energy("nvml-counter", "gpu-board", PREFILL, changed(DECODE, **changes), 60.0))
     content = energy.content(row)
     assert content is not None and content["reason"].startswith("decode: ") and words in content["reason"]
@@ -71,7 +71,7 @@ def test_what_cannot_be_told_is_null_with_the_reason(make: Make, changes: dict[s
     assert codes(row) == ["energy-unknown"]
 
 
-def test_one_reason_for_both_phases_is_said_once(make: Make) -> None:
+def test_one_reason_for_both_phases_is_given_once(make: Make) -> None:
     why = "this machine has no energy counters of its CPU (RAPL)"
     nothing = PhaseEnergy(0, 0.0, 0.0, 0, counter_reason=why, power_reason=why)
     row = make(energy=Energy(None, None, nothing, nothing, None, why))
@@ -88,22 +88,22 @@ def test_a_counter_and_power_a_tenth_apart_are_suspect(make: Make, power_j: floa
     assert codes(row) == ["energy-suspect"] * doubted
 
 
-def test_a_board_without_a_counter_is_taken_by_its_power(make: Make) -> None:
-    part = changed(DECODE, counter_j=None, counter_reason="the device does not tell its energy (Not Supported)")
+def test_without_an_energy_counter_the_power_is_used(make: Make) -> None:
+    part = changed(DECODE, counter_j=None, counter_reason="the device does not report its energy (Not Supported)")
     content = energy.content(make(energy=Energy("nvml-power", "gpu-board", None, part, None)))
     assert content is not None and content["decode_w"] == pytest.approx(96.0)
     assert content["source"] == "nvml-power" and content["reason"] is None
     assert content["decode_j_per_token_above_idle"] is None
 
 
-def test_a_store_gives_back_energy_of_which_nothing_is_known(make: Make, store: Any, environment: Any) -> None:
+def test_unknown_energy_survives_the_store(make: Make, store: Any, environment: Any) -> None:
     row = make(energy=Energy(None, None, idle_reason="no meter"))
     run = store.start_run([], environment)
     store.append(run, row)
     assert store.rows(run)[0].energy == row.energy
 
 
-def test_a_store_gives_energy_back_as_it_was(make: Make, store: Any, environment: dict[str, Any]) -> None:
+def test_energy_survives_the_store(make: Make, store: Any, environment: dict[str, Any]) -> None:
     row = make(energy=BOTH)
     run = store.start_run(["sweep"], environment)
     store.append(run, row)
@@ -111,7 +111,7 @@ def test_a_store_gives_energy_back_as_it_was(make: Make, store: Any, environment
     assert Measurement.from_json(row.to_json()) == row
 
 
-def test_a_table_shows_joules_only_where_somebody_asked(make: Make) -> None:
+def test_a_table_shows_joules_only_if_they_were_requested(make: Make) -> None:
     plain, _ = rendered("table", None, [make()])
     asked, _ = rendered("table", None, [make(energy=BOTH)])
     assert "J/token" not in plain

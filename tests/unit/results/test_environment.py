@@ -78,7 +78,7 @@ def test_a_machine_without_a_clock_governor_says_unknown(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "virtual"), [("fpu hypervisor avx2", True), ("fpu avx2", False), (None, None)])
-def test_a_virtual_machine_is_told_from_a_real_one(monkeypatch, flags, virtual):
+def test_a_virtual_machine_is_distinguished_from_a_physical_one(monkeypatch, flags, virtual):
     text = "processor : 0\n" + (f"flags\t\t: {flags}\n" if flags else "")
     monkeypatch.setattr(environment, "_read", lambda path: text)
     assert environment._is_virtual() is virtual
@@ -202,7 +202,7 @@ def test_places_and_secrets_are_no_settings(name):
     assert settings({name: "canary"}) == HEAP
 
 
-def test_long_settings_are_cut_and_still_told_apart():
+def test_long_settings_are_truncated_but_still_distinguished():
     one, two = (settings({"LD_PRELOAD": "/lib/x" * 1000 + end})["LD_PRELOAD"] for end in ("a", "b"))
     assert one != two and len(one) < 250
 
@@ -242,7 +242,7 @@ def test_the_state_of_a_checkout_is_that_of_the_code_that_runs(checkout: Path) -
     assert environment._source(checkout) == {**found, "changed": True}
 
 
-def test_asking_for_the_state_of_a_checkout_runs_nothing_and_takes_no_lock(checkout: Path) -> None:
+def test_reading_the_state_of_a_checkout_runs_nothing_and_takes_no_lock(checkout: Path) -> None:
     """``git status`` runs the filters that a repository names, and if it is cut off leaves its index.lock."""
     (checkout / "profiler" / "units.py").write_text("MIB = 3\n")
     before = sorted(path.name for path in (checkout / ".git").iterdir())
@@ -253,6 +253,6 @@ def test_asking_for_the_state_of_a_checkout_runs_nothing_and_takes_no_lock(check
     assert (checkout.parent / "ran").exists()  # the trap works
 
 
-def test_a_checkout_of_which_git_says_nothing_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_that_git_cannot_describe_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(checkout))
     assert environment._source(checkout) == {"commit": None, "changed": None}

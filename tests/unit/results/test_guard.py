@@ -124,7 +124,7 @@ def test_every_query_has_the_whole_budget(tampered: Any, monkeypatch: pytest.Mon
             assert store._read(query) == [(20000,)]
 
 
-def test_reading_a_store_of_another_leaves_it_and_its_folder_as_they_were(tampered: Any) -> None:
+def test_reading_another_users_store_leaves_it_and_its_folder_unchanged(tampered: Any) -> None:
     path = tampered()
     before = path.read_bytes(), sorted(path.parent.iterdir())
     assert len(results_row.read(path)) == 2
@@ -132,7 +132,7 @@ def test_reading_a_store_of_another_leaves_it_and_its_folder_as_they_were(tamper
 
 
 @pytest.mark.parametrize("name", ["wal", "shm", "journal"])
-def test_what_lies_beside_a_store_must_be_plain_files(tampered: Any, name: str) -> None:
+def test_files_next_to_a_store_must_be_plain_files(tampered: Any, name: str) -> None:
     """SQLite waits for a pipe, and writes through a link."""
     path = tampered()
     beside, victim = path.with_name(f"{path.name}-{name}"), path.with_name("victim")
@@ -147,7 +147,7 @@ def test_what_lies_beside_a_store_must_be_plain_files(tampered: Any, name: str) 
 
 
 @pytest.mark.parametrize("attack", ["UPDATE runs SET argv = '{'", "UPDATE runs SET argv = '[1]'"])
-def test_a_list_of_runs_that_cannot_be_is_one_line(tampered: Any, attack: str) -> None:
+def test_an_impossible_list_of_runs_is_an_error_of_one_line(tampered: Any, attack: str) -> None:
     with Store.open(tampered(attack)) as store, pytest.raises(StoreError, match=r"a run of .* cannot be read"):
         store.runs()
 

@@ -31,13 +31,13 @@ def filled(store: Any, make: Any, environment: Any) -> Any:
     return store
 
 
-def test_rows_one_after_the_other_are_those_at_once_with_their_step_times(filled: Any) -> None:
+def test_rows_read_one_by_one_equal_rows_read_together_with_their_step_times(filled: Any) -> None:
     at_once = filled.rows()
     assert list(filled.iter_run()) == list(filled.newest_per_environment()) == at_once
     assert [stats.steps(row) for row in filled.iter_run()] == [stats.steps(row) for row in at_once]
 
 
-def test_samples_of_a_stored_row_are_made_when_they_are_looked_at(filled: Any, make: Any) -> None:
+def test_samples_of_a_stored_row_are_created_on_access(filled: Any, make: Any) -> None:
     row = next(filled.iter_run())
     assert isinstance(row.samples, Repetitions)
     stats.rate(row, "decode")
@@ -47,14 +47,14 @@ def test_samples_of_a_stored_row_are_made_when_they_are_looked_at(filled: Any, m
     assert row.to_json() == make(512).to_json()
 
 
-def test_step_times_that_are_missing_are_said_in_words(filled: Any) -> None:
+def test_missing_step_times_are_an_error_in_words(filled: Any) -> None:
     filled._db.execute("UPDATE measurements SET steps = x'00'")
     with pytest.raises(StoreError, match="cannot be read"):
         filled.rows()
 
 
 @pytest.mark.parametrize("output", STREAMING)
-def test_rows_shown_as_they_are_read_are_those_shown_at_once(filled: Any, output: str) -> None:
+def test_rows_printed_one_by_one_equal_rows_printed_together(filled: Any, output: str) -> None:
     run = filled.find_run()
     at_once, _ = rendered(output, run, in_grid_order(filled.rows()))
     parts = streamed(output, run, filled.in_order(run, grid_places))
@@ -67,13 +67,13 @@ def test_rows_shown_as_they_are_read_are_those_shown_at_once(filled: Any, output
 @pytest.mark.parametrize(
     "content", ["'{'", "x'00'", "'[]'", "json_remove(content, '$.case.context')", "json_set(content, '$.case', 1)"]
 )
-def test_a_row_that_cannot_be_put_in_order_is_said_in_words(filled: Any, content: str) -> None:
+def test_a_row_that_cannot_be_sorted_is_an_error_in_words(filled: Any, content: str) -> None:
     filled._db.execute(f"UPDATE measurements SET content = {content} WHERE id = 2")
     with pytest.raises(StoreError, match=r"a row of .* cannot be read"):
         list(filled.in_order(filled.find_run(), grid_places))
 
 
-def test_runs_are_listed_without_a_look_at_their_rows(filled: Any) -> None:
+def test_runs_are_listed_without_reading_their_rows(filled: Any) -> None:
     (run,) = filled.runs()
     assert run.outcomes == {"ok": 4, "oom": 1} and run.models == ("gemma-3-270m",)
     assert filled.runs(counted=False) == [replace(run, outcomes={}, models=())]
@@ -88,7 +88,7 @@ def test_rows_of_a_report_leave_nothing_to_the_garbage_collector(make: Any) -> N
         assert gc.collect() < len(rows)
 
 
-def test_formats_for_programs_are_shown_row_by_row() -> None:
+def test_machine_readable_output_is_streamed_row_by_row() -> None:
     assert {"csv", "json", "jsonl"} <= set(STREAMING)
 
 

@@ -112,7 +112,7 @@ def test_a_store_is_read_while_another_user_writes_it(folder: Path, make: Any, e
         assert as_reader(lambda: contexts(folder / "s.sqlite")) == "[1, 2, 3, 4]"
 
 
-def test_whoever_wants_to_write_is_told_in_one_line(folder: Path, make: Any, environment: Any) -> None:
+def test_writing_to_a_read_only_store_is_an_error_of_one_line(folder: Path, make: Any, environment: Any) -> None:
     written(folder / "s.sqlite", make, environment).close()
     closed_to_others(folder)
     message, hint = as_reader(lambda: Store.open(folder / "s.sqlite").start_run([], environment)).split("\n")
@@ -137,7 +137,7 @@ def test_a_store_is_read_by_a_process_that_may_write_no_file(folder: Path, make:
     assert "ulimit -f unlimited" in hint
 
 
-def test_a_store_made_where_one_in_use_was_removed_is_told_apart_from_a_bad_disk(
+def test_a_store_that_replaced_one_in_use_is_not_reported_as_a_bad_disk(
     folder: Path, make: Any, environment: Any
 ) -> None:
     store = folder / "s.sqlite"
@@ -153,7 +153,7 @@ def test_a_store_made_where_one_in_use_was_removed_is_told_apart_from_a_bad_disk
     assert in_fork(measure_again) == "None"
 
 
-def test_a_store_that_may_not_be_read_is_said_in_one_line(folder: Path, make: Any, environment: Any) -> None:
+def test_an_unreadable_store_is_an_error_of_one_line(folder: Path, make: Any, environment: Any) -> None:
     written(folder / "s.sqlite", make, environment).close()
     (folder / "s.sqlite").chmod(0o600)
     answer = as_reader(lambda: contexts(folder / "s.sqlite"))

@@ -28,7 +28,7 @@ HF = "hf_" + "aB3dE" * 7
         ("password: hunter2", "hunter2"),
     ],
 )
-def test_a_secret_is_gone_from_text(text, secret):
+def test_a_secret_is_removed_from_text(text, secret):
     assert secret not in redact(text)
     assert "[redacted]" in redact(text)
 
@@ -64,7 +64,7 @@ def test_a_long_value_is_a_secret_whatever_it_holds():
     assert redact("x" * 10_000 + "token=abc" + "y" * 10_000) == "x" * 10_000 + "token=[redacted]"
 
 
-def test_the_value_behind_a_secret_option_is_hidden():
+def test_the_value_after_a_secret_option_is_hidden():
     argv = ["sweep", "-m", "x", "--api-key", "opaque", "--token=opaque", "-c", "128"]
     assert redact_argv(argv) == ["sweep", "-m", "x", "--api-key", "[redacted]", "--token=[redacted]", "-c", "128"]
 

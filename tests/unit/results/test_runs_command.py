@@ -28,7 +28,7 @@ def call(path, *arguments):
     return CliRunner().invoke(runs, ["--store", str(path), *arguments], catch_exceptions=False)
 
 
-def test_runs_lists_every_run_with_what_came_of_it(stored):
+def test_runs_lists_every_run_with_its_outcomes(stored):
     path, first, second = stored
     header, _, *lines = call(path).stdout.splitlines()
     assert header.split() == ["run", "started", "(UTC)", "ended", "cases", "device", "models", "command"]
@@ -38,7 +38,7 @@ def test_runs_lists_every_run_with_what_came_of_it(stored):
     assert " – " in lines[1]
 
 
-def test_runs_as_json_hold_whole_command_lines(stored):
+def test_runs_as_json_have_complete_command_lines(stored):
     path, first, _ = stored
     listed = [json.loads(line) for line in call(path, "-o", "jsonl").stdout.splitlines()]
     assert listed[0]["run"] == first

@@ -75,7 +75,7 @@ def test_interval_covers_the_true_median_of_multiplicative_noise_as_often_as_it_
     assert hits / trials > 0.935  # 0.95 less three standard errors
 
 
-def test_repetitions_that_are_like_their_neighbours_say_less():
+def test_correlated_repetitions_widen_the_interval():
     values = [float(i) for i in range(1, 11)]
     apart, alike = summarize(zigzag(values)), summarize(values)
     assert alike.median == apart.median
@@ -87,7 +87,7 @@ def test_repetitions_that_are_like_their_neighbours_say_less():
     assert factor == pytest.approx(math.sqrt((1 + r) / (1 - r))) == pytest.approx(math.sqrt(1.9 / 0.1))
 
 
-def test_four_repetitions_cannot_show_that_neighbours_are_alike():
+def test_four_repetitions_cannot_show_a_correlation():
     assert stats.widening([1.0, 2.0, 3.0, 4.0]) == 1
     assert stats.widening([2.0] * 9) == 1
 
@@ -106,7 +106,7 @@ def test_an_interval_of_correlated_repetitions_covers_what_one_of_independent_on
     assert wider > plain
 
 
-def test_what_processes_differ_by_adds_to_an_interval_as_independent_errors_do():
+def test_process_to_process_variation_is_added_in_quadrature():
     values = [100.0, 98.0, 102.0, 99.0, 101.0, 100.0, 98.5, 101.5]
     alone, among = summarize(values), summarize(values, between=0.03)
     assert (alone.between, among.between) == (None, 0.03)
@@ -117,14 +117,14 @@ def test_what_processes_differ_by_adds_to_an_interval_as_independent_errors_do()
     assert summarize([5.0] * 6, between=0.03).high == pytest.approx(5 * math.exp(1.96 * 0.03))
 
 
-def test_repetitions_that_agree_are_comparable_however_much_processes_differ():
+def test_repetitions_that_agree_are_comparable_whatever_the_process_to_process_variation():
     agreeing = summarize([100.0, 100.1, 99.9, 100.0, 100.1], between=0.3)
     assert agreeing.relative_half > stats.WIDE
     assert not agreeing.wide
     assert summarize([100.0, 300.0], between=None).wide
 
 
-def test_a_row_knows_what_processes_differ_by_from_what_was_kept_with_it(make):
+def test_a_row_has_the_process_to_process_variation_that_was_stored_with_it(make):
     known = make(expected={"between": {"prefill": 0.05, "decode": 0.01, "basis": "prior"}})
     assert (stats.between(known, "prefill"), stats.between(known, "decode")) == (0.05, 0.01)
     assert stats.rate(known, "prefill").between == 0.05
@@ -195,7 +195,7 @@ SPREADS = st.sampled_from([1.0001, 1.003, 1.02, 1.05, 1.1, 1.3, 2.0])
 
 
 @given(st.data(), st.integers(1, 12), SPREADS)
-def test_a_quick_look_never_says_less_than_the_interval(data, n, spread):
+def test_the_quick_bound_is_never_narrower_than_the_interval(data, n, spread):
     values = data.draw(st.lists(st.floats(1.0, spread), min_size=n, max_size=n))
     between = data.draw(st.sampled_from([None, 0.01, 0.2]))
     summary, centre = summarize(values, between), stats.centre(sorted(values))
@@ -206,14 +206,14 @@ def test_a_quick_look_never_says_less_than_the_interval(data, n, spread):
             assert abs(math.log(end / centre.median)) <= centre.reach(between) + 1e-12
 
 
-def test_a_quick_look_is_worth_having():
+def test_the_quick_bound_is_tight_enough_to_be_useful():
     near, far = stats.centre([10.0, 10.2, 10.4]), stats.centre([10.0, 20.0, 30.0])
     assert near.near and not far.near
     assert near.reach(None) < math.log(1.11)
 
 
 @given(st.lists(st.floats(0.1, 0.2), min_size=4, max_size=12))
-def test_repetitions_that_a_quick_look_passes_have_no_caution_about_their_spread(seconds):
+def test_repetitions_that_pass_the_quick_bound_have_no_caution_about_their_spread(seconds):
     centre = stats.centre([1 / second for second in seconds])
     if centre.near and centre.spread <= 1 + NOISY:
         assert stats.spread(seconds) <= NOISY + 1e-12

@@ -24,7 +24,7 @@ from profiler.results.store import Store, default_path, existing
 V1 = Path(__file__).with_name("store_v1.sql")
 
 
-def test_a_measurement_comes_back_as_it_was(store, make, environment):
+def test_a_measurement_is_read_back_unchanged(store, make, environment):
     run = store.start_run(["sweep"], environment)
     rows = [make(128), make(256, outcome="oom", reason="no memory – 3 GiB", samples=(), cautions=()), make(512)]
     for row in rows:
@@ -32,7 +32,7 @@ def test_a_measurement_comes_back_as_it_was(store, make, environment):
     assert store.rows() == rows
 
 
-def test_samples_of_unequal_shape_come_back_in_order(store, make, environment):
+def test_samples_of_different_shapes_are_read_back_in_order(store, make, environment):
     samples = (
         Sample("prefill", 0.1, 128),
         Sample("decode", 0.2, 4, (0.05, 0.15), cpu_s=0.1),
@@ -44,7 +44,7 @@ def test_samples_of_unequal_shape_come_back_in_order(store, make, environment):
     assert store.rows()[0].samples == samples
 
 
-def test_the_newest_row_of_each_case_stands_for_it(store, make, environment):
+def test_the_newest_row_of_each_case_represents_it(store, make, environment):
     first, second = store.start_run([], environment), store.start_run([], environment)
     old, other = make(128, load_s=1.0), make(256)
     new, failed = make(128, load_s=2.0), make(256, outcome="failed", reason="no", samples=(), cautions=())
@@ -196,7 +196,7 @@ def test_a_row_for_a_run_that_does_not_exist_is_refused(store, make):
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, 0.0, -1.0])
-def test_a_time_that_is_no_time_is_refused_and_nothing_is_written(store, make, environment, seconds):
+def test_an_invalid_time_is_refused_and_nothing_is_written(store, make, environment, seconds):
     run = store.start_run([], environment)
     with pytest.raises(StoreError):
         store.append(run, make(samples=(Sample("decode", seconds, 4),)))
@@ -319,7 +319,7 @@ def test_a_store_of_schema_1_reads_as_it_did(tmp_path, make):
         assert store.rows() == [make(128), make(256, outcome="oom", reason="no memory", samples=(), cautions=())]
 
 
-def test_an_older_store_is_brought_up_to_date_and_keeps_its_rows(tmp_path, make, monkeypatch):
+def test_an_older_store_is_upgraded_and_keeps_its_rows(tmp_path, make, monkeypatch):
     path = old_store(tmp_path)
     monkeypatch.setattr(database, "SCHEMAS", (*database.SCHEMAS, "ALTER TABLE runs ADD COLUMN title TEXT;"))
     with Store.open(path) as store:
@@ -348,7 +348,7 @@ def old_store(folder: Path) -> Path:
     return path
 
 
-def test_what_to_do_is_spelled_as_it_must_be_typed(tmp_path):
+def test_hints_can_be_pasted_as_commands(tmp_path):
     (tmp_path / "text").write_text("no database at all, but long enough to be looked at" * 100)
     with pytest.raises(StoreError) as caught:
         Store.open(tmp_path / "text")
@@ -356,7 +356,7 @@ def test_what_to_do_is_spelled_as_it_must_be_typed(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
-def test_no_row_goes_to_a_file_that_the_store_is_not_any_more(tmp_path, make, environment, how):
+def test_no_row_is_written_to_a_store_that_was_moved_or_replaced(tmp_path, make, environment, how):
     """SQLite would write on and report success: the rows would be in a file that nobody finds."""
     path = tmp_path / "results.sqlite"
     with Store.open(path) as store:
@@ -374,7 +374,7 @@ def test_no_row_goes_to_a_file_that_the_store_is_not_any_more(tmp_path, make, en
                 write()
 
 
-def test_a_name_that_sqlite_takes_for_no_file_is_a_file(tmp_path, make, environment, monkeypatch):
+def test_a_name_that_sqlite_treats_as_special_is_a_file(tmp_path, make, environment, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = Path(":memory:")
     with Store.open(path) as store:
@@ -410,7 +410,7 @@ def test_a_damaged_store_names_a_command_that_can_be_pasted(tmp_path, store, env
     assert f"sqlite3 '{path}' .recover" in caught.value.hint
 
 
-def test_a_link_to_nothing_and_a_path_below_a_file_are_not_taken_for_no_store(tmp_path):
+def test_a_dangling_link_and_a_path_below_a_file_are_not_taken_for_a_missing_store(tmp_path):
     link = tmp_path / "link.sqlite"
     link.symlink_to(tmp_path / "nowhere.sqlite")
     (tmp_path / "file").touch()
@@ -427,7 +427,7 @@ def test_a_link_to_nothing_and_a_path_below_a_file_are_not_taken_for_no_store(tm
         ("UPDATE measurements SET content = x'00ff'", "its content is not text"),
     ],
 )
-def test_a_row_that_somebody_broke_is_named_and_not_left_out(store, make, environment, change, said):
+def test_a_row_that_was_tampered_with_is_an_error_and_not_left_out(store, make, environment, change, said):
     store.append(store.start_run([], environment), make(128))
     with closing(sqlite3.connect(store.path)) as db:
         db.execute(change)

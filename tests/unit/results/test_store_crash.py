@@ -131,7 +131,7 @@ def filled(folder: Path, limit: str, *before: str) -> tuple[str, list[int], list
     return tuple(json.loads(done.stdout))
 
 
-def test_a_full_disk_is_said_in_words_and_committed_rows_stay(tmp_path):
+def test_a_full_disk_is_an_error_in_words_and_committed_rows_stay(tmp_path):
     mount = mounting(tmp_path)
     if mount is None:
         pytest.skip("this machine lets us mount no small file system; the next test fills a file instead")

@@ -23,7 +23,7 @@ def test_spread_is_the_middle_half() -> None:
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
 
 
-def test_too_few_repetitions_or_a_clock_that_stands_are_unknown() -> None:
+def test_too_few_repetitions_or_a_clock_that_does_not_advance_are_unknown() -> None:
     assert steady([1.0] * 4) is None and steady([0.0] * 5) is None
     assert trend([1.0, 2.0, 3.0, 4.0]) is None and trend([0.0] * 5) is None
 
@@ -36,7 +36,7 @@ def test_too_few_repetitions_or_a_clock_that_stands_are_unknown() -> None:
         ([1.0, 1.2, 1.1, 1.3, 1.25, 1.4, 1.35, 1.5, 1.45, 1.6], True),  # ten are not
     ],
 )
-def test_a_trend_is_told_only_where_it_is_more_than_chance(seconds: list[float], found: float | bool | None) -> None:
+def test_a_trend_is_reported_only_if_it_is_more_than_chance(seconds: list[float], found: float | bool | None) -> None:
     told = trend(seconds)
     assert (told is not None) if found is True else (told == (found if found is None else pytest.approx(found)))
 

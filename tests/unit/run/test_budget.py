@@ -63,20 +63,20 @@ def test_a_plan_says_when_a_larger_case_takes_less_time_than_a_smaller_one(plan_
         assert "load: cases that share a worker pay it once, together.\n" in text
 
 
-def test_the_cheapest_of_the_rest_fill_what_is_left(plan_of: Any) -> None:
+def test_the_cheapest_other_cases_fill_the_remaining_budget(plan_of: Any) -> None:
     chosen = run_plan.choose(plan_of(COSTS), 68 + 9 + 10 + 20)
     assert names(chosen) == ["nf4 128", "nf4 256", "nf4 384", "fp32 128", "fp32 256", "bf16 128"]
     assert chosen.seconds == 107
 
 
-def test_a_budget_that_is_large_enough_leaves_nothing_out(plan_of: Any) -> None:
+def test_a_budget_that_is_large_enough_skips_nothing(plan_of: Any) -> None:
     plan = plan_of(COSTS)
     chosen = run_plan.choose(plan, plan.seconds)
     assert sorted(names(chosen)) == sorted(names(plan))
     assert chosen.skipped == ()
 
 
-def test_a_load_that_cannot_fit_is_left_out_whole_with_its_estimate(plan_of: Any) -> None:
+def test_a_load_that_cannot_fit_is_skipped_entirely_with_its_estimate(plan_of: Any) -> None:
     chosen = run_plan.choose(plan_of(COSTS), 30)
     assert names(chosen) == ["nf4 128", "fp32 128"]
     reasons = {f"{skip.case.quant} {skip.case.context}": skip.reason for skip in chosen.skipped}
@@ -85,7 +85,7 @@ def test_a_load_that_cannot_fit_is_left_out_whole_with_its_estimate(plan_of: Any
     assert len(reasons) == 7
 
 
-def test_a_budget_of_next_to_nothing_leaves_everything_out(plan_of: Any) -> None:
+def test_a_tiny_budget_skips_everything(plan_of: Any) -> None:
     chosen = run_plan.choose(plan_of(COSTS), 1)
     assert chosen.cases == ()
     assert len(chosen.skipped) == 9
@@ -116,7 +116,7 @@ def test_cases_run_as_planned_when_the_estimates_hold(plan_of: Any) -> None:
     assert (len(ran), refused, seconds) == (9, [], plan.seconds)
 
 
-def test_a_compilation_does_not_make_the_further_cases_look_slow(plan_of: Any) -> None:
+def test_a_compilation_does_not_make_later_cases_look_slow(plan_of: Any) -> None:
     plan = plan_of({"fp32": (5.0, [10.0, 10.0, 10.0])})
     clock = Clock()
     pace = run_plan.Pace(plan.cases, 100.0, clock)
@@ -126,7 +126,7 @@ def test_a_compilation_does_not_make_the_further_cases_look_slow(plan_of: Any) -
     assert pace.remaining_s() == pytest.approx(20.0)
 
 
-def test_what_was_measured_corrects_the_rest_of_the_same_load(plan_of: Any) -> None:
+def test_measured_times_correct_the_estimates_of_the_same_load(plan_of: Any) -> None:
     plan = plan_of({"fp32": (10, [5, 20, 30])})
     ran, refused, seconds = run(plan, 70, {"fp32": 2.0})
     assert ran == ["fp32 128", "fp32 256"]  # 10 + 10 + 40, and 60 more would not fit
@@ -152,7 +152,7 @@ def test_a_slow_load_leaves_room_for_the_first_case_of_the_others(plan_of: Any) 
     assert seconds <= plan.seconds
 
 
-def test_no_room_is_left_for_a_load_that_cannot_run_any_more(plan_of: Any) -> None:
+def test_nothing_is_reserved_for_a_load_that_can_no_longer_run(plan_of: Any) -> None:
     plan = plan_of({"fp32": (10, [5, 5]), "nf4": (10, [300])})
     ran, refused, _ = run(plan, 40, {})
     assert (ran, refused) == (["fp32 128", "fp32 256"], ["nf4 128"])
@@ -169,7 +169,7 @@ def test_a_failed_case_corrects_nothing_and_its_model_is_loaded_again(plan_of: A
     assert pace.refuse(second) is None
 
 
-def test_without_a_budget_nothing_is_refused_and_the_rest_is_told(plan_of: Any) -> None:
+def test_without_a_budget_nothing_is_skipped_and_the_remaining_time_is_estimated(plan_of: Any) -> None:
     clock = Clock()
     plan = plan_of({"fp32": (10, [5, 20]), "nf4": (10, [30])})
     pace = run_plan.Pace(plan.cases, None, clock)

@@ -16,7 +16,7 @@ from profiler.run.supervisor import CaseWatch, WorkerLimits
     ("quota", "used_s", "hangs"),
     [(None, 0.5, True), (None, 2.0, False), (0.02, 0.5, False), (0.02, 0.001, True), (4.0, 0.5, True)],
 )
-def test_a_worker_that_a_quota_holds_to_a_hundredth_of_a_core_does_not_hang(
+def test_a_worker_that_a_quota_limits_to_a_hundredth_of_a_core_is_not_taken_for_hung(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, used_s: float, hangs: bool
 ) -> None:
     monkeypatch.setattr(cgroup, "cores", lambda: quota)

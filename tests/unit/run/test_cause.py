@@ -34,7 +34,7 @@ def while_handling(error: Exception, first: Exception) -> Exception:
 INNER = OSError(errno.EPERM, "failed to map segment from shared object: Operation not permitted")
 
 
-def test_the_innermost_of_the_named_causes_is_told() -> None:
+def test_the_innermost_explicit_cause_is_reported() -> None:
     middle = raised(RuntimeError("the middle"), INNER)
     text = one_line(raised(OSError("Could not load this library: decode.so"), middle))
     assert text == (
@@ -43,12 +43,12 @@ def test_the_innermost_of_the_named_causes_is_told() -> None:
     )
 
 
-def test_what_was_being_handled_is_told_as_what_came_before() -> None:
+def test_an_exception_that_was_being_handled_is_reported_as_after() -> None:
     text = one_line(while_handling(ValueError("no such layer"), KeyError("model.layers.3")))
     assert text == "ValueError: no such layer; after KeyError: 'model.layers.3'"
 
 
-def test_a_cause_that_was_hidden_on_purpose_stays_hidden() -> None:
+def test_a_suppressed_cause_stays_hidden() -> None:
     try:
         try:
             raise KeyError("x")
@@ -58,14 +58,14 @@ def test_a_cause_that_was_hidden_on_purpose_stays_hidden() -> None:
         assert one_line(error) == "ValueError: in words"
 
 
-def test_what_the_outer_one_repeats_is_told_once() -> None:
+def test_a_cause_that_the_outer_message_repeats_is_reported_once() -> None:
     assert (
         one_line(raised(RuntimeError("it failed: no space"), OSError("no space")))
         == "RuntimeError: it failed: no space"
     )
 
 
-def test_an_error_that_we_put_into_words_has_no_chance_company() -> None:
+def test_a_profile_error_is_reported_without_the_error_that_was_being_handled() -> None:
     assert (
         one_line(while_handling(ProfileError("no weights", "give a folder"), KeyError("x")))
         == "no weights give a folder"
@@ -73,7 +73,7 @@ def test_an_error_that_we_put_into_words_has_no_chance_company() -> None:
     assert one_line(raised(ProfileError("no weights"), OSError("gone"))) == "no weights; caused by OSError: gone"
 
 
-def test_an_assertion_without_words_is_told_by_its_line() -> None:
+def test_an_assertion_without_a_message_is_reported_by_its_source_line() -> None:
     try:
         vocabulary = 5
         assert vocabulary > 7
@@ -84,19 +84,19 @@ def test_an_assertion_without_words_is_told_by_its_line() -> None:
     assert "assert vocabulary > 7" in text
 
 
-def test_a_group_is_told_by_its_first() -> None:
+def test_an_exception_group_is_reported_by_its_first_exception() -> None:
     text = one_line(ExceptionGroup("several things failed", [ValueError("bad shard"), ValueError("other")]))
     assert text == "ExceptionGroup: several things failed (2 sub-exceptions); caused by ValueError: bad shard"
 
 
-def test_a_circle_ends() -> None:
+def test_a_cycle_of_causes_ends() -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
     assert one_line(first) == "ValueError: a; caused by ValueError: b"
 
 
 @pytest.mark.parametrize("length", [10, 10_000])
-def test_no_length_cuts_the_cause_off(length: int) -> None:
+def test_the_cause_is_never_cut_off(length: int) -> None:
     row = failure(raised(RuntimeError("x" * length), ValueError("17 is not a multiple of 32")), ORDER, "load")
     assert row.outcome == "failed"
     assert row.reason is not None
@@ -104,6 +104,6 @@ def test_no_length_cuts_the_cause_off(length: int) -> None:
     assert row.reason.startswith("load failed: RuntimeError: x")
 
 
-def test_memory_that_was_refused_is_told_whoever_wrapped_it() -> None:
+def test_out_of_memory_is_recognized_however_it_was_wrapped() -> None:
     assert failure(raised(RuntimeError("loading failed"), MemoryError()), ORDER, "load").outcome == "oom"
     assert failure(while_handling(ValueError("odd"), MemoryError()), ORDER, "load").outcome == "failed"

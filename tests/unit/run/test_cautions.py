@@ -18,7 +18,7 @@ def told(before: Pressure, after: Pressure, *samples: Sample) -> list[tuple[str,
     return [(caution.code, caution.text, caution.help) for caution in disturbances("decode", measured, cores=2)]
 
 
-def test_an_undisturbed_phase_has_nothing_to_tell() -> None:
+def test_an_undisturbed_phase_has_no_caution() -> None:
     start = Pressure(0.0, 0.0, 0.0, 0, 0, 0)
     assert told(start, Pressure(10.0, 1.0, 0.1, 0, 0, 0)) == []
     assert told(Pressure(0.0), Pressure(10.0)) == []  # nor one on a machine that counts nothing
@@ -31,17 +31,17 @@ def test_an_undisturbed_phase_has_nothing_to_tell() -> None:
         (Pressure(10.0, stolen_s=2.0), "the hypervisor gave 10% of the CPU time to other guests"),
     ],
 )
-def test_each_kind_of_pressure_has_its_words(after: Pressure, words: str) -> None:
+def test_each_kind_of_pressure_has_its_own_message(after: Pressure, words: str) -> None:
     assert told(Pressure(0.0, 0.0, 0.0), after) == [("decode-cpu-pressure", f"decode: {words}", QUIETER)]
 
 
-def test_what_this_process_missed_is_told_before_what_others_did() -> None:
+def test_cpu_time_that_we_lacked_is_reported_rather_than_what_others_did() -> None:
     waited = Sample("decode", 10.0, 1, cpu_s=6.0, wait_s=4.0)
     ((_, text, _),) = told(Pressure(0.0, 0.0, 0.0), Pressure(10.0, 9.0, 2.0), waited)
     assert text == "decode: the CPU was busy: other processes took 40% of the CPU time we needed"
 
 
-def test_threads_of_one_process_that_wait_for_each_other_are_nobody_elses_work() -> None:
+def test_threads_of_our_process_that_wait_for_each_other_are_not_other_work() -> None:
     waited = Sample("decode", 10.0, 1, cpu_s=16.0, wait_s=4.0)
     start, alone = Pressure(0.0, 0.0, busy_s=100.0, own_s=1.0), Pressure(10.0, 5.0, busy_s=117.0, own_s=17.0)
     assert told(start, alone, waited) == []
@@ -50,7 +50,7 @@ def test_threads_of_one_process_that_wait_for_each_other_are_nobody_elses_work()
     assert text == "decode: the CPU was busy: other processes took 20% of the CPU time we needed"
 
 
-def test_a_quota_that_runs_out_is_told_and_is_nobody_elses_work() -> None:
+def test_a_used_up_quota_is_reported_and_is_not_other_work() -> None:
     waited = Sample("decode", 10.0, 1, cpu_s=5.0, wait_s=5.0)
     start = Pressure(0.0, 0.0, busy_s=0.0, own_s=0.0, period_s=0.1, periods=0, throttled=0, throttled_s=0.0)
     after = Pressure(
@@ -62,7 +62,7 @@ def test_a_quota_that_runs_out_is_told_and_is_nobody_elses_work() -> None:
     assert told(start, replace(after, throttled=1, throttled_s=0.01, stalled_s=0.0)) == []
 
 
-def test_a_quota_that_cannot_be_seen_is_told_by_what_it_takes() -> None:
+def test_a_quota_that_is_not_visible_is_reported_by_the_time_it_stops_us() -> None:
     """A container does not see the groups that its own lies in, and the kernel counts what they take from it."""
     waited = Sample("decode", 10.0, 1, cpu_s=5.0, wait_s=5.0)
     ((code, text, _),) = told(Pressure(0.0, throttled_s=1.0), Pressure(10.0, throttled_s=6.0), waited)
@@ -71,19 +71,19 @@ def test_a_quota_that_cannot_be_seen_is_told_by_what_it_takes() -> None:
                          " 5.00 s of 10.0 s")  # fmt: skip
 
 
-def test_repetitions_as_short_as_a_quotas_period_are_said_to_be_of_a_burst() -> None:
+def test_repetitions_as_short_as_a_quota_period_get_a_warning_about_longer_runs() -> None:
     short = [Sample("decode", 0.03, 1, cpu_s=0.03, wait_s=0.0)] * 5
     start = Pressure(0.0, period_s=0.1, periods=0, throttled=0, throttled_s=0.0)
     ((_, text, _),) = told(start, Pressure(1.0, period_s=0.1, periods=10, throttled=9, throttled_s=0.5), *short)
     assert text.endswith("a repetition is not much longer than a period (100 ms), so a longer run may be slower")
 
 
-def test_a_warm_up_beside_other_work_is_no_reason_to_doubt_what_followed() -> None:
+def test_other_work_during_the_warm_up_does_not_disturb_the_repetitions() -> None:
     disturbed = Sample("decode", 10.0, 1, cpu_s=1.0, wait_s=9.0, warmup=True)
     assert told(Pressure(0.0), Pressure(10.0), disturbed, Sample("decode", 10.0, 1, cpu_s=10.0, wait_s=0.0)) == []
 
 
-def test_swap_is_told_where_this_process_is_in_it() -> None:
+def test_swap_is_reported_if_this_process_is_in_it() -> None:
     start, used = Pressure(0.0, swapped_in_bytes=0, swapped_bytes=0), 64 * MIB
     assert told(start, Pressure(10.0, swapped_in_bytes=used, swapped_bytes=0)) == []  # another program's
     ((code, text, helps),) = told(start, Pressure(10.0, swapped_in_bytes=0, swapped_bytes=used))
@@ -92,7 +92,7 @@ def test_swap_is_told_where_this_process_is_in_it() -> None:
     assert text == "decode: 64.0 MiB were read back from swap"
 
 
-def test_an_allocator_that_had_to_give_back_is_told() -> None:
+def test_allocator_retries_are_reported() -> None:
     ((code, text, helps),) = told(Pressure(0.0, retries=1), Pressure(10.0, retries=4))
     assert (code, helps) == ("decode-allocator-retries", SMALLER)
     assert "3 times" in text

@@ -62,13 +62,17 @@ def counter(tmp_path: Path, name: str, count: int) -> Path:
     return path
 
 
-def test_the_group_s_counter_is_read_before_the_machine_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_counter_of_the_control_group_takes_precedence_over_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [tmp_path / "absent", counter(tmp_path, "own", 7), counter(tmp_path, "mount", 9)]
     monkeypatch.setattr(cgroup, "_kill_counters", lambda: paths)
     assert process.oom_kills() == 7
 
 
-def test_without_a_group_s_counter_the_machine_s_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_counter_of_the_control_group_the_machines_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cgroup, "_kill_counters", lambda: [tmp_path / "absent"])
     expected = [
         line.split()[1] for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill ")
@@ -82,7 +86,7 @@ def test_the_counter_of_our_own_group_comes_first(monkeypatch: pytest.MonkeyPatc
     assert cgroup._kill_counters() == [Path(folder, name) for folder in ("/a/b/memory", "/a") for name in names]
 
 
-def test_a_limit_of_cpu_time_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_on_cpu_time_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process.resource, "getrlimit", lambda number: (9, 9))
     _, reason = cause(-9, False, [], "decode")
     assert reason.endswith("; it may use 9 s of CPU time (ulimit -t)")

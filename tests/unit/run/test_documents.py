@@ -32,7 +32,7 @@ def test_another_seed_gives_another_text() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_each_fact_is_told_once_and_in_order(seed: int) -> None:
+def test_each_fact_is_stated_once_and_in_order(seed: int) -> None:
     found = document(seed, documents.TOKENS[0])
     assert len(found.facts) == FACTS
     places = [found.text.index(fact.answer) for fact in found.facts]
@@ -84,6 +84,6 @@ def test_the_length_is_met_to_within_a_sentence(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [-1, 0, 1023, 2**18 + 1, 10**12])
-def test_a_length_that_makes_no_sense_is_refused(tokens: int) -> None:
+def test_an_invalid_length_is_refused(tokens: int) -> None:
     with pytest.raises(ProfileError, match="tokens, not"):
         document(1, tokens)

@@ -54,11 +54,11 @@ def test_a_short_phase_is_repeated_for_ten_seconds_and_gives_watts_per_rate() ->
     assert len(result.samples.of("prefill")) == len(result.samples.of("decode")) == 3  # none of them is a sample
 
 
-def test_energy_that_nobody_asked_for_costs_nothing() -> None:
+def test_energy_that_was_not_requested_costs_nothing() -> None:
     assert measured(Effort(reps=3), idle_w=40.0).energy is None
 
 
-def test_long_repetitions_give_it_for_free() -> None:
+def test_long_repetitions_give_energy_without_being_repeated() -> None:
     result = measured(Effort(reps=3), idle_w=40.0, prefill_s_per_token=0.002)
     assert result.energy is not None and result.energy.decode is None
     assert result.energy.prefill is not None and result.energy.prefill.repetitions == 3
@@ -66,7 +66,7 @@ def test_long_repetitions_give_it_for_free() -> None:
     assert prefill is not None and prefill.watts == pytest.approx(200) and prefill.above_idle_j is None
 
 
-def test_nothing_is_repeated_for_a_device_that_does_not_tell() -> None:
+def test_nothing_is_repeated_for_a_device_that_reports_no_energy() -> None:
     session = fake.open_session(CASE, source(), silent)
     before = session.meter.now()
     result = row(measure(session, CASE, Repeater(ASKED)))
@@ -135,7 +135,7 @@ def test_a_counter_that_breaks_while_it_is_needed_is_a_reason(bench: Callable[..
     assert [caution.code for caution in cautions(result)] == ["energy-unknown"]
 
 
-def test_a_card_without_a_counter_is_taken_by_its_power(bench: Callable[..., Bench]) -> None:
+def test_without_an_energy_counter_power_is_integrated(bench: Callable[..., Bench]) -> None:
     board = bench(power_w=300.0)
     board.machine.fault("nvmlDeviceGetTotalEnergyConsumption", NOT_SUPPORTED)
     result = coupled(board)

@@ -68,7 +68,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fallocate", allocate)
 
 
-def test_a_fallback_whose_cause_is_still_there_is_taken(compiler: Path, store: Store) -> None:
+def test_a_row_on_a_fallback_is_reused_if_its_cause_is_still_there(compiler: Path, store: Store) -> None:
     assert taken(store, fallback())
 
 
@@ -99,26 +99,26 @@ def test_a_compiler_that_was_installed_or_replaced_is_measured_again(compiler: P
     assert not taken(store, path, lambda: compiler.with_name("away").rename(compiler))
 
 
-def test_a_row_of_our_loops_is_not_taken_where_they_cannot_be_built_any_more(compiler: Path, store: Store) -> None:
+def test_a_row_of_our_kernels_is_not_reused_if_they_cannot_be_built_any_more(compiler: Path, store: Store) -> None:
     assert taken(store, LOOPS)
     assert not taken(store, LOOPS, compiler.unlink)
 
 
-def test_what_the_model_is_the_reason_of_is_taken_anywhere(compiler: Path, store: Store) -> None:
+def test_a_fallback_caused_by_the_model_is_reused_anywhere(compiler: Path, store: Store) -> None:
     compiler.unlink()
     assert taken(store, DecodePath("static", kernels="plain torch: no loops for torch.float16"))
     assert taken(store, DecodePath("eager", "cache layer 0 has no rule"))
     assert taken(store, None)
 
 
-def test_a_graph_that_memory_was_short_for_is_measured_again(store: Store) -> None:
+def test_a_graph_that_ran_short_of_memory_is_measured_again(store: Store) -> None:
     case = replace(CASE, device="cuda:0", path="graph")
     short = DecodePath("static", "not captured: out of memory", machine=decode_path.SHORT_OF_MEMORY)
     assert not taken(store, short, case=case)
     assert taken(store, replace(short, machine="0123"), case=case)
 
 
-def test_a_row_that_is_taken_on_a_fallback_says_so(compiler: Path, store: Store) -> None:
+def test_reusing_a_row_on_a_fallback_gives_a_message(compiler: Path, store: Store) -> None:
     assert taken(store, fallback())
     tasks: list[Any] = [SimpleNamespace(case=CASE)]
     rows = plan.reusable_rows(tasks, store, {}, Effort(5), None).values()
@@ -149,7 +149,7 @@ def test_looking_at_the_machine_leaves_nothing_behind(compiler: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("asked", [(), ("eager",)])
-def test_eager_for_want_of_a_compiler_carries_its_reason_unless_it_was_asked_for(
+def test_eager_for_lack_of_a_compiler_has_the_reason_unless_it_was_requested(
     compiler: Path, asked: tuple[str, ...]
 ) -> None:
     compiler.unlink()

@@ -42,7 +42,7 @@ def test_a_list_is_read_in_order_without_duplicates(typed: list[str], meant: tup
         *("1-8", "8-1+1", "1-8*1", "1-8+0", "1-8*0", "0-8+1", "1-", "-", "1-8-9+1", "1-8^2", "1-999999999999+1"),
     ],
 )
-def test_what_is_no_list_is_one_clear_line_that_names_the_option(typed: str) -> None:
+def test_an_invalid_list_is_one_clear_line_that_names_the_option(typed: str) -> None:
     with pytest.raises(ProfileError) as caught:
         counts("-c", [typed])
     assert caught.value.message.startswith("-c: ")
@@ -52,7 +52,7 @@ def test_what_is_no_list_is_one_clear_line_that_names_the_option(typed: str) -> 
 
 
 @given(first=st.integers(1, 10**6), span=st.integers(0, 10**6), by=st.integers(2, 64))
-def test_a_multiplied_range_holds_every_product_up_to_its_end(first: int, span: int, by: int) -> None:
+def test_a_multiplied_range_has_every_product_up_to_its_end(first: int, span: int, by: int) -> None:
     found = counts("-c", [f"{first}-{first + span}*{by}"])
     assert found[0] == first
     assert all(after == before * by for before, after in pairwise(found))
@@ -75,7 +75,7 @@ def test_a_list_is_counted_before_it_is_made(words: list[str]) -> None:
     assert time.process_time() - start < 1
 
 
-def test_words_come_by_comma_and_by_repetition() -> None:
+def test_lists_are_separated_by_commas_or_repeated_options() -> None:
     assert words(["nf4,int8", "nf4", " bf16"]) == ("nf4", "int8", "bf16")
 
 
@@ -86,7 +86,7 @@ def test_the_grid_is_every_combination_with_models_outermost(make_points: Any) -
     assert [case.quant for case in cases[:16]] == ["fp32"] * 8 + ["nf4"] * 8
 
 
-def test_a_grid_that_nobody_means_is_refused(make_points: Any) -> None:
+def test_a_grid_that_is_too_large_is_refused(make_points: Any) -> None:
     with pytest.raises(ProfileError, match=f"more than {MAX_CASES:,}"):
         make_points("gemma-3-1b", "fp32", tuple(range(1, 1001)), tuple(range(1, 200)))
 
@@ -103,7 +103,7 @@ def test_a_prefill_chunk_is_never_longer_than_the_context(make_points: Any) -> N
     assert chunks == {128: 128, 4096: 512}
 
 
-def test_a_model_whose_path_holds_commas_is_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_path_contains_commas_is_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a,b/model", "a", "c,d,e", "c,d"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def test_a_model_whose_path_holds_commas_is_one_model(tmp_path: Path, monkeypatc
     assert model_names([f"{'x' * 300},y\0"]) == ("x" * 300, "y\0")
 
 
-def test_a_long_list_of_models_is_read_at_once() -> None:
+def test_a_long_list_of_models_is_read_quickly() -> None:
     start = time.process_time()
     assert len(model_names([",".join(f"name{n}" for n in range(5000))])) == 5000
     assert time.process_time() - start < 2

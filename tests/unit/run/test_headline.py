@@ -59,7 +59,7 @@ def test_an_80_gb_card_gets_the_31b_and_the_27b(choose: Any, make_gpu: Any) -> N
     assert pairs(choice)[1][0] in ("qwen3.5-27b", "qwen3.5-35b-a3b")
 
 
-def test_little_memory_falls_back_to_a_smaller_format(choose: Any, make_cpu: Any) -> None:
+def test_little_memory_falls_back_to_a_smaller_quantization(choose: Any, make_cpu: Any) -> None:
     assert pairs(choose(make_cpu(free_gib=11)))[0] == ("gemma-4-e2b", "bf16")
 
 
@@ -96,24 +96,26 @@ def test_a_longer_budget_never_chooses_smaller_models(choose: Any, make_cpu: Any
         assert shorter <= longer
 
 
-def test_a_time_that_no_pair_keeps_is_said_with_what_it_needs(choose: Any, make_cpu: Any) -> None:
+def test_a_budget_that_no_pair_fits_is_reported_with_the_time_needed(choose: Any, make_cpu: Any) -> None:
     words = choose(make_cpu(free_gib=30), budget_s=10).words
     assert words.startswith("no model named (-m): gemma-4-e2b fp32 and qwen3.5-0.8b fp32 need about ")
     assert words.endswith(", more than the 10.0 s budget; cases run cheapest first until it is used up")
     assert "within" not in words
 
 
-def test_a_format_that_cannot_run_here_is_said(choose: Any, make_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantization_that_cannot_run_here_is_reported(
+    choose: Any, make_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nf4 = registry.load("quants", "nf4", "quantization")
     broken = replace(nf4.QUANT, unavailable=lambda device: "bitsandbytes is not installed")
     monkeypatch.setattr(nf4, "QUANT", broken)
     assert choose(make_gpu(), asked="nf4").words.endswith(" nf4, but bitsandbytes is not installed")
 
 
-def test_several_formats_read_as_a_list(choose: Any, make_gpu: Any) -> None:
+def test_several_quantizations_read_as_a_list(choose: Any, make_gpu: Any) -> None:
     words = choose(make_gpu()).words
     assert "gemma-4-e4b bf16, qwen3.5-9b bf16, gemma-4-e4b nf4 and qwen3.5-9b nf4, the largest" in words
 
 
-def test_formats_that_were_asked_for_are_all_taken_and_no_other(choose: Any, make_gpu: Any) -> None:
+def test_all_requested_quantizations_are_used_and_no_other(choose: Any, make_gpu: Any) -> None:
     assert [quant for _, quant in pairs(choose(make_gpu(), asked="nf4,int8"))] == ["nf4", "nf4", "int8", "int8"]

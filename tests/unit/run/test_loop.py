@@ -16,7 +16,7 @@ from profiler.case import Case
 from profiler.devices.base import Peak
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Measurement, Phase, Sample, unaccounted_bytes
-from profiler.run.loop import headline, measure
+from profiler.run.loop import measure, peak_bytes
 from profiler.run.repetitions import Effort, Repeater
 
 MIB = 2**20
@@ -142,7 +142,7 @@ def test_warm_ups_are_kept_and_do_not_count() -> None:
     assert warmups == pytest.approx([2.512, *[0.512] * 4])  # four that agree outweigh one that does not
 
 
-def test_memory_is_of_the_phase_and_knows_nothing_of_the_saved_cache() -> None:
+def test_memory_of_a_phase_does_not_include_the_saved_cache() -> None:
     case = make_case(1024, batch=2, steps=8, ubatch=256)
     script = {"weights_bytes": 1000 * MIB, "cache_bytes_per_token": 1000, "activation_bytes_per_token": 5000}
     memory = measured(case, Effort(reps=1), unquantized_bytes=7, **script).memory
@@ -174,7 +174,7 @@ def test_a_synthetic_cache_gives_no_prefill_figure() -> None:
     assert result.memory.process_peak_bytes == result.memory.decode_peak_bytes is not None
 
 
-def test_a_first_repetition_as_long_as_the_limit_is_the_measurement_and_said_so() -> None:
+def test_a_first_repetition_as_long_as_the_limit_is_the_only_one_and_noted() -> None:
     case, effort = make_case(1000), Effort(reps=3, max_phase_s=10.0)
     result = measured(case, effort, prefill_s_per_token=0.0101)
     assert [len(counted(result, "prefill")), len(counted(result, "decode"))] == [1, 3]
@@ -185,7 +185,7 @@ def test_a_first_repetition_as_long_as_the_limit_is_the_measurement_and_said_so(
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_fewer_repetitions_than_asked_for_are_said(phase: Phase) -> None:
+def test_fewer_repetitions_than_requested_are_noted(phase: Phase) -> None:
     costs = {f"{'prefill_s_per_token' if phase == 'prefill' else 'step_s'}": 1}
     case, effort = make_case(4, steps=4), Effort(reps=5, max_phase_s=10.0)
     result = measured(case, effort, **costs)
@@ -244,10 +244,10 @@ def test_beats_name_the_phase_and_the_repetition() -> None:
     assert heard.count("") == 3 * 2  # one a step
 
 
-def test_the_headline_is_live_tensors_where_they_are_counted() -> None:
-    assert headline(Peak(allocated_bytes=5, reserved_bytes=8, process_bytes=9)) == 5
-    assert headline(Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=9)) == 9
-    assert headline(Peak(None, None, None)) is None
+def test_the_peak_is_that_of_live_tensors_if_they_are_counted() -> None:
+    assert peak_bytes(Peak(allocated_bytes=5, reserved_bytes=8, process_bytes=9)) == 5
+    assert peak_bytes(Peak(allocated_bytes=None, reserved_bytes=None, process_bytes=9)) == 9
+    assert peak_bytes(Peak(None, None, None)) is None
 
 
 def test_a_throttled_repetition_is_replaced_and_stays_in_the_record() -> None:
@@ -286,8 +286,8 @@ def test_a_long_throttled_repetition_is_repeated_once() -> None:
 
 
 @pytest.mark.parametrize(("share", "cautioned"), [(0.0, False), (0.05, False), (0.4, True)])
-def test_a_figure_taken_beside_other_work_says_so(share: float, cautioned: bool) -> None:
-    """What a busy neighbour does to a process: it is ready, and waits."""
+def test_a_figure_measured_during_other_work_has_a_caution(share: float, cautioned: bool) -> None:
+    """What a busy neighbor does to a process: it is ready, and waits."""
     case, factor = make_case(1000, steps=1), share / (1 - share)
     waits = [fault("wait", 0.1 * factor), fault("wait", 0.01 * factor, when="decode")]
     result = measured(case, Effort(reps=1), *waits)

@@ -27,19 +27,19 @@ def test_each_model_is_loaded_once_and_small_cases_come_first(make_points: Any, 
     assert plan.skipped == ()
 
 
-def test_a_load_whose_cases_lie_apart_in_the_grid_is_still_one(make_points: Any, make_cpu: Any) -> None:
+def test_cases_of_a_load_that_are_apart_in_the_grid_run_together(make_points: Any, make_cpu: Any) -> None:
     tasks = [p for c in (128, 256) for p in make_points("gemma-3-1b", "fp32,bf16", (c,))]
     plan = run_plan.make(tasks, make_cpu(), EFFORT, 20 * GIB)
     assert [planned.case.quant for planned in plan.cases] == ["fp32", "fp32", "bf16", "bf16"]
 
 
-def test_a_context_beyond_the_models_positions_is_left_out(make_points: Any, make_cpu: Any) -> None:
+def test_a_context_beyond_the_models_maximum_is_skipped(make_points: Any, make_cpu: Any) -> None:
     plan = run_plan.make(make_points("gemma-3-1b", contexts=(32768, 32769)), make_cpu(), EFFORT, 20 * GIB)
     assert [planned.case.context for planned in plan.cases] == [32768]
     assert [skip.reason for skip in plan.skipped] == ["the model supports at most 32,768 tokens"]
 
 
-def test_weights_that_cannot_fit_are_left_out_with_both_sizes(make_points: Any, make_cpu: Any) -> None:
+def test_weights_that_cannot_fit_are_skipped_with_both_sizes(make_points: Any, make_cpu: Any) -> None:
     plan = run_plan.make(make_points("gemma-4-31b", "fp32"), make_cpu(), EFFORT, 20 * GIB)
     assert plan.cases == ()
     assert "needs at least 115 GiB (weights 114 GiB, cache" in plan.skipped[0].reason
@@ -52,7 +52,7 @@ def test_a_quantized_model_that_stays_large_says_what_is_left(make_points: Any, 
     assert plan.skipped[0].reason.endswith("has 20.0 GiB; nf4 leaves 124 GiB of fused experts in fp32")
 
 
-def test_a_cache_that_cannot_fit_is_left_out_and_smaller_ones_stay(make_points: Any, make_cpu: Any) -> None:
+def test_a_cache_that_cannot_fit_is_skipped_and_smaller_ones_run(make_points: Any, make_cpu: Any) -> None:
     plan = run_plan.make(
         make_points("qwen3-0.6b", contexts=(1024, 32768), batches=(1, 64)), make_cpu(), EFFORT, 20 * GIB
     )
@@ -100,7 +100,7 @@ def test_a_plan_counts_each_load_once(make_points: Any, make_cpu: Any) -> None:
     assert plan.seconds == pytest.approx(sum(loads.values()) + sum(planned.run_s for planned in plan.cases))
 
 
-def test_a_written_cache_costs_no_prefill(make_points: Any, make_cpu: Any) -> None:
+def test_a_synthetic_cache_costs_no_prefill(make_points: Any, make_cpu: Any) -> None:
     (prefilled,) = make_points("gemma-3-1b", contexts=(16384,))
     (written,) = make_points("gemma-3-1b", contexts=(16384,), fill="synthetic")
     longer, shorter = (

@@ -61,7 +61,7 @@ class Walking:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_sums_that_are_kept_are_those_that_a_walk_over_all_cases_gives(seed: int) -> None:
+def test_updated_sums_equal_sums_over_all_cases(seed: int) -> None:
     chance, clock = random.Random(seed), Clock()
     entries = planned(120, 7, chance)
     budget = chance.choice([60.0, 200.0, 1000.0])
@@ -108,11 +108,11 @@ def cpu_s_a_case(count: int, loads: int) -> float:
 
 
 @pytest.mark.parametrize("loads", [1, 50, 500])
-def test_a_case_of_a_sweep_of_ten_thousand_costs_what_one_of_five_hundred_does(loads: int) -> None:
+def test_a_case_costs_the_same_in_a_sweep_of_ten_thousand_as_of_five_hundred(loads: int) -> None:
     assert cpu_s_a_case(10_000, loads) < 4 * cpu_s_a_case(500, min(loads, 500))
 
 
-def test_a_case_is_digested_once_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digests_of_a_case_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     digest = cases.digest
     monkeypatch.setattr(cases, "digest", lambda content: asked.append(1) or digest(content))

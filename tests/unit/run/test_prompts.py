@@ -201,7 +201,7 @@ def mine(folder: Path, names: str, **files: str) -> str:
     return str(folder / "mine.toml")
 
 
-def test_a_scenario_file_has_prompts_beside_it_and_may_name_shipped_ones(tmp_path: Path) -> None:
+def test_prompts_of_a_scenario_file_are_next_to_it_or_shipped(tmp_path: Path) -> None:
     first, second = prompts(mine(tmp_path, '["hello.md", "code-bug.md"]', hello_md="Hello\n"))
     assert first == Prompt("hello", "mine", ({"role": "user", "content": "Hello"},), ANSWER_TOKENS)
     assert second.messages == by_name("code")["code-bug"].messages
@@ -365,7 +365,7 @@ def test_any_prompt_is_refused_in_words_or_can_be_sent(tmp_path: Path, lines: li
 # One's own text
 
 
-def test_a_text_file_is_sent_as_it_is(tmp_path: Path) -> None:
+def test_a_text_file_is_sent_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes(b"\xef\xbb\xbf  <!-- user -->\n<!-- document: seed 1, 2000 tokens -->\nGr\xc3\xbc\xc3\x9fe\n")
     (prompt,) = own_prompts(path, 70)
@@ -415,7 +415,7 @@ def test_a_folder_without_files_or_with_too_many_is_refused(tmp_path: Path) -> N
         own_prompts(tmp_path)
 
 
-def test_a_pipe_is_refused_and_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_pipe_and_a_missing_file_are_refused_with_the_reason(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(ProfileError, match="is a pipe"):
         own_prompts(tmp_path)

@@ -22,21 +22,21 @@ MESSAGES = st.lists(
 BRIEF = settings(max_examples=100, deadline=None)
 
 
-def test_an_order_survives_the_pipe() -> None:
+def test_a_task_survives_the_pipe() -> None:
     order = WorkerTask(make_case(512, 4, threads=2), source(step_s=0.5), Effort(7, 1.5), 2**30)
     assert WorkerTask.from_json(json.loads(encode(order.to_json()))) == order
     bare = replace(order, max_memory_bytes=None)
     assert WorkerTask.from_json(json.loads(encode(bare.to_json()))) == bare
 
 
-def test_a_load_survives_the_pipe() -> None:
+def test_a_load_cost_survives_the_pipe() -> None:
     load = LoadCost(1.5, Memory(weights_bytes=1, baseline_bytes=2, load_peak_bytes=3))
     assert LoadCost.from_json(json.loads(encode(load.to_json()))) == load
 
 
 @BRIEF
 @given(MESSAGES, st.lists(st.integers(1, 50), min_size=1, max_size=5))
-def test_messages_arrive_whole_however_the_pipe_cuts_them(messages: list[dict], cuts: list[int]) -> None:
+def test_messages_arrive_complete_however_the_pipe_splits_them(messages: list[dict], cuts: list[int]) -> None:
     stream = b"".join(encode(message) for message in messages)
     buffer, heard, index = LineBuffer(), [], 0
     while stream:
@@ -48,26 +48,26 @@ def test_messages_arrive_whole_however_the_pipe_cuts_them(messages: list[dict], 
 
 @BRIEF
 @given(st.binary(max_size=200))
-def test_any_bytes_give_messages_or_the_one_error(noise: bytes) -> None:
+def test_any_bytes_give_messages_or_a_protocol_error(noise: bytes) -> None:
     with suppress(ProtocolError):
         assert all(isinstance(message, dict) for message in LineBuffer().feed(noise + b"\n"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_none_cannot_be_sent(value: float) -> None:
+def test_nan_and_infinity_cannot_be_sent(value: float) -> None:
     with pytest.raises(ProtocolError, match="not finite"):
         encode({"seconds": [value]})
     assert encode({"limit": value}, finite=False)
 
 
 @pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
-def test_a_number_that_is_none_is_not_believed(word: bytes) -> None:
+def test_nan_and_infinity_are_not_accepted(word: bytes) -> None:
     with pytest.raises(ProtocolError, match="not JSON"):
         list(LineBuffer().feed(b'{"seconds": ' + word + b"}\n"))
     assert len(list(LineBuffer(finite=False).feed(b'{"limit": ' + word + b"}\n"))) == 1
 
 
-def test_a_line_at_the_cap_passes_and_one_byte_more_does_not() -> None:
+def test_a_line_of_the_maximum_length_passes_and_one_byte_more_does_not() -> None:
     frame = len(encode({"text": ""}))
     fits = encode({"text": "x" * (MAX_LINE - frame)})
     assert len(fits) == MAX_LINE
@@ -76,7 +76,7 @@ def test_a_line_at_the_cap_passes_and_one_byte_more_does_not() -> None:
         encode({"text": "x" * (MAX_LINE - frame + 1)})
 
 
-def test_a_line_that_does_not_end_is_given_up_at_the_cap() -> None:
+def test_an_endless_line_is_rejected_at_the_limit() -> None:
     buffer = LineBuffer()
     for _ in range(MAX_LINE // 2**16):
         assert list(buffer.feed(b"x" * 2**16)) == []

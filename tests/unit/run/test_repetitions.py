@@ -33,11 +33,11 @@ def samples(*seconds: float, invalid: tuple[int, ...] = ()) -> list[Sample]:
         ((1.0, 2.0, 2.5), True),  # 5 s are over
     ],
 )
-def test_a_phase_is_warm_when_it_is_steady_or_has_had_its_share(seconds: tuple[float, ...], warm: bool) -> None:
+def test_a_phase_is_warm_when_it_is_steady_or_has_reached_a_limit(seconds: tuple[float, ...], warm: bool) -> None:
     assert Repeater(Effort()).is_warm(samples(*seconds)) is warm
 
 
-def test_a_case_that_was_measured_here_before_warms_up_for_a_second() -> None:
+def test_a_case_measured_before_by_this_process_warms_up_for_a_second() -> None:
     seconds = samples(0.5, 0.6)
     assert not Repeater(Effort()).is_warm(seconds)
     assert Repeater(Effort(), measured_before=True).is_warm(seconds)
@@ -98,8 +98,8 @@ def phase(noise: float, draw: random.Random) -> list[float]:
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.02, 0.05])
-def test_an_interval_that_ended_a_phase_still_covers_the_truth(noise: float) -> None:
-    """Looking again and again makes it cover less than 95 %, and neighbours that look alike by chance more."""
+def test_an_interval_that_ended_a_phase_still_covers_the_true_median(noise: float) -> None:
+    """Looking again and again makes it cover less than 95 %, and neighbors that look alike by chance more."""
     draw = random.Random(7)
     found = [summarize(phase(noise, draw)) for _ in range(400)]
     covered = sum(s is not None and (s.low or 2) <= 1.0 <= (s.high or 0) for s in found) / len(found)

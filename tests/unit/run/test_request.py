@@ -86,7 +86,7 @@ def test_real_that_is_here_is_not_downloaded_again(hub_model: Any) -> None:
     assert calls == []
 
 
-def test_real_weights_that_nobody_has_are_one_clear_line() -> None:
+def test_real_weights_that_do_not_exist_are_one_clear_line() -> None:
     with pytest.raises(ProfileError, match="gemma-3-1b: no real weights: a catalog entry has no weights"):
         subject("gemma-3-1b", "real", silent)
 
@@ -139,7 +139,7 @@ def test_a_number_of_repetitions_or_a_precision_decides_but_not_both(make_cpu: A
         effort(reps=7, precision=0.05)
 
 
-def test_the_headline_pair_is_measured_twice_unless_a_precision_is_asked_for(make_cpu: Any) -> None:
+def test_the_headline_pair_is_measured_twice_unless_a_precision_is_requested(make_cpu: Any) -> None:
     def effort(**asked: Any) -> Effort:
         request = SweepRequest(contexts=("64",), quants=("bf16",), **asked)
         return resolve_request(request, make_cpu(), 20 * GIB, lambda text: None).effort
@@ -148,7 +148,7 @@ def test_the_headline_pair_is_measured_twice_unless_a_precision_is_asked_for(mak
     assert effort(precision=0.1) == Effort(None, 60.0, 0.1)
 
 
-def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+def test_folders_of_the_same_name_are_distinguished_by_their_paths(tmp_path: Path) -> None:
     for run, layers in (("run1", 1), ("run2", 2)):
         folder = tmp_path / run / "merged"
         folder.mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> No
     assert {task.case.model for task in found.tasks} == {"run1/merged", "run2/merged"}
 
 
-def test_a_folder_above_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parent_folder_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine" / "inner").mkdir(parents=True)
     (tmp_path / "mine" / "config.json").write_text(json.dumps(resolve("gemma-3-270m").source.config))
     monkeypatch.chdir(tmp_path / "mine" / "inner")

@@ -45,11 +45,11 @@ def rogue(lab: Lab, monkeypatch: pytest.MonkeyPatch):
         (r"b'[' * 5000 + b'\n'", "a line that is not JSON"),
         (r"""b'{"type": "beat", "text": NaN}\n'""", "a line that is not JSON"),
         (r"""b'{"type": "beat", "text": 1e999}\n'""", "a line that is not JSON"),
-        (r"""b'{"type": "beat"}\n'""", "a message that makes no sense"),
-        (r"""b'{"text": "prefill"}\n'""", "a message that makes no sense"),
-        (r"""b'{"type": "row", "row": [1]}\n'""", "a message that makes no sense"),
-        (r"""b'{"type": "row", "row": {"case": {"model": 1}}}\n'""", "a message that makes no sense"),
-        (r"""b'{"type": "loaded", "load": null}\n'""", "a message that makes no sense"),
+        (r"""b'{"type": "beat"}\n'""", "an invalid message"),
+        (r"""b'{"text": "prefill"}\n'""", "an invalid message"),
+        (r"""b'{"type": "row", "row": [1]}\n'""", "an invalid message"),
+        (r"""b'{"type": "row", "row": {"case": {"model": 1}}}\n'""", "an invalid message"),
+        (r"""b'{"type": "loaded", "load": null}\n'""", "an invalid message"),
         (r"""b'{"type": "\x1b[2J"}\n'""", "a line that is not JSON"),
     ],
 )
@@ -62,7 +62,7 @@ def test_garbage_on_the_pipe_fails_the_case(rogue, line: str, words: str) -> Non
 def test_a_row_of_another_case_is_refused(rogue) -> None:
     script = 'row["case"]["context"] += 1\nsend()' + LIVE_ON
     outcome, reason = rogue(ROW + script)
-    assert outcome == "failed" and "makes no sense" in reason
+    assert outcome == "failed" and "invalid message" in reason
 
 
 def test_a_stop_does_not_wait_for_an_idle_worker(rogue, lab: Lab) -> None:
@@ -71,16 +71,16 @@ def test_a_stop_does_not_wait_for_an_idle_worker(rogue, lab: Lab) -> None:
     assert lab.seconds < 3
 
 
-def test_a_worker_that_does_not_end_with_its_orders_is_ended(rogue, lab: Lab) -> None:
+def test_a_worker_that_does_not_exit_after_its_last_task_is_killed(rogue, lab: Lab) -> None:
     assert rogue(ROW + "send()" + LIVE_ON, grace_s=0.3) == ("ok", "")
 
 
 @pytest.mark.parametrize("size", [0, 65_000, 1_000_000])
-def test_a_row_that_is_whole_is_taken_even_if_the_worker_dies_after_it(rogue, size: int) -> None:
+def test_a_complete_row_is_accepted_even_if_the_worker_dies_after_it(rogue, size: int) -> None:
     assert rogue(ROW + f"send(reason='x' * {size}); os.kill(os.getpid(), 9)") == ("ok", "x" * size)
 
 
-def test_a_line_without_end_fails_the_case_with_bounded_memory(rogue) -> None:
+def test_an_endless_line_fails_the_case_with_bounded_memory(rogue) -> None:
     meter = CpuMeter()
     meter.reset_peak()
     before = meter.peak().process_bytes or 0
@@ -89,7 +89,7 @@ def test_a_line_without_end_fails_the_case_with_bounded_memory(rogue) -> None:
     assert (meter.peak().process_bytes or 0) - before < 128 * MIB  # of gigabytes; a large heap gives little back
 
 
-def test_a_flood_of_output_is_read_and_forgotten(rogue) -> None:
+def test_a_flood_of_output_is_read_and_discarded(rogue) -> None:
     meter = CpuMeter()
     meter.reset_peak()
     before = meter.peak().process_bytes or 0
@@ -100,21 +100,21 @@ def test_a_flood_of_output_is_read_and_forgotten(rogue) -> None:
     assert (meter.peak().process_bytes or 0) - before < 8 * MIB
 
 
-def test_a_flood_of_beats_meets_the_time_limit(rogue) -> None:
+def test_a_flood_of_beats_does_not_extend_the_time_limit(rogue) -> None:
     script = """line = b'{"type": "beat", "text": "prefill"}\\n' * 1000\nwhile True: os.write(out, line)"""
     assert rogue(script, case_s=0.5) == ("timeout", "still in prefill after 500 ms; stopped")
 
 
-def test_a_worker_that_closes_its_pipe_and_lives_is_ended(rogue) -> None:
+def test_a_worker_that_closes_its_pipe_but_does_not_exit_is_killed(rogue) -> None:
     outcome, reason = rogue("os.close(out)" + LIVE_ON, grace_s=0.2)
-    assert (outcome, reason) == ("failed", "the worker closed its pipe in start and lived on; stopped")
+    assert (outcome, reason) == ("failed", "the worker closed its pipe in start but did not exit; stopped")
 
 
-def test_an_end_without_a_result_is_a_failure(rogue) -> None:
+def test_an_exit_without_a_result_is_a_failure(rogue) -> None:
     assert rogue("sys.exit(0)") == ("failed", "the worker exited in start with code 0 and without a result")
 
 
-def test_an_order_that_nobody_reads_does_not_block_the_parent(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_nobody_reads_does_not_block_the_parent(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The config is larger than a pipe."""
     monkeypatch.setattr(process, "COMMAND", (sys.executable, "-I", "-S", "-c", PRELUDE + LIVE_ON))
     model = source(weights_bytes=1)
@@ -122,7 +122,7 @@ def test_an_order_that_nobody_reads_does_not_block_the_parent(lab: Lab, monkeypa
     assert lab.cases(model, 64, hang_s=0.5) == ["timeout"]
 
 
-def test_a_large_order_arrives_whole(lab: Lab) -> None:
+def test_a_large_task_arrives_complete(lab: Lab) -> None:
     model = source(weights_bytes=12345)
     model.config["vocabulary"] = ["word"] * 300_000  # type: ignore[index]
     assert lab.cases(model, 64) == ["ok"]
@@ -136,7 +136,7 @@ def test_a_config_too_large_for_a_line_fails_the_case(lab: Lab) -> None:
     assert "its line has 17.0 MiB, more than 16.0 MiB" in (lab.rows[0].reason or "")
 
 
-def test_a_config_with_infinity_in_it_arrives(lab: Lab) -> None:
+def test_a_config_that_contains_infinity_arrives(lab: Lab) -> None:
     model = source()
     model.config["time_step_limit"] = [0.0, float("inf")]  # type: ignore[index]
     assert lab.cases(model, 64) == ["ok"]

@@ -20,7 +20,7 @@ def test_the_device_catalog_is_no_scenario() -> None:
 
 
 @pytest.mark.parametrize("name", grid.names())
-def test_a_shipped_scenario_names_only_quantizations_that_are_there(name: str) -> None:
+def test_shipped_scenarios_name_only_known_quantizations(name: str) -> None:
     found = grid.load(name)
     assert set(found.quants) <= set(registry.names("quants"))
     assert found.contexts and found.batches and found.steps
@@ -32,7 +32,7 @@ def test_long_context_goes_to_128k_without_a_prefill() -> None:
     assert found.fill == "synthetic"
 
 
-def test_a_file_of_ones_own_is_read_like_the_command_line(tmp_path: Path) -> None:
+def test_a_users_file_is_read_like_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(GOOD + 'quants = "bf16,nf4"\nmodels = ["gemma-3-1b"]\nfill = "synthetic"\n')
     found = grid.load(str(path))
@@ -92,7 +92,7 @@ def test_a_file_that_an_editor_saved_with_a_byte_order_mark_is_read(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["no/such.toml", "./x.toml", "."])
-def test_a_file_that_is_not_there_is_one_clear_line(name: str) -> None:
+def test_a_missing_file_is_one_clear_line(name: str) -> None:
     with pytest.raises(ProfileError):
         grid.load(name)
 

@@ -35,7 +35,7 @@ def test_a_grid_of_two_models_gives_a_row_each_in_planned_order(lab: Lab) -> Non
     assert len(lab.groups) == 2  # one worker per load key
 
 
-def test_every_row_carries_environment_time_what_was_asked_and_the_load(lab: Lab) -> None:
+def test_every_row_has_environment_time_requested_effort_and_load_cost(lab: Lab) -> None:
     before = datetime.now(UTC)
     model = source(fault("exit", 3, context=1024), load_s=7.5)
     tasks = [Task(make_case(c), model) for c in (512, 1024)]
@@ -60,7 +60,7 @@ def test_the_process_peak_includes_the_load(lab: Lab) -> None:
     assert memory.process_peak_bytes == baseline + 1500
 
 
-def test_the_next_case_is_sent_only_after_the_row_of_the_last_is_stored(lab: Lab) -> None:
+def test_the_next_case_is_sent_only_after_the_previous_row_is_stored(lab: Lab) -> None:
     """The worker is killed while the row is stored: a case sent too early would die with it."""
 
     def kill_the_worker(row: Measurement) -> None:
@@ -73,13 +73,13 @@ def test_the_next_case_is_sent_only_after_the_row_of_the_last_is_stored(lab: Lab
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
-def test_a_signal_is_named_and_the_rest_go_on(lab: Lab, number: signal.Signals) -> None:
+def test_a_signal_is_named_and_the_other_cases_run(lab: Lab, number: signal.Signals) -> None:
     model = source(fault("signal", int(number), when="decode", context=128))
     assert lab.cases(model, 64, 128, 256) == ["ok", "failed", "ok"]
     assert lab.rows[1].reason == f"the worker was killed by {number.name} in decode"
 
 
-def test_a_kill_by_somebody_else_is_not_called_out_of_memory(lab: Lab) -> None:
+def test_a_kill_by_another_program_is_not_called_out_of_memory(lab: Lab) -> None:
     assert lab.cases(source(fault("signal", 9, context=128)), 64, 128, 256) == ["ok", "failed", "ok"]
     assert "SIGKILL in prefill, neither by this program" in (lab.rows[1].reason or "")
 
@@ -108,26 +108,26 @@ def test_a_wrong_shape_fails_the_case(lab: Lab) -> None:
     assert lab.reason == "prefill failed: ShapeMismatch: prefill processed 65 tokens instead of 1 × 64"
 
 
-def test_a_result_that_is_not_a_number_fails_in_words(lab: Lab) -> None:
+def test_a_result_that_is_not_a_number_fails_with_a_reason(lab: Lab) -> None:
     assert lab.cases(source(fault("nan", when="decode", context=64)), 64, 128) == ["failed", "ok"]
     assert lab.rows[0].reason == "the result cannot be passed on: it contains a number that is not finite"
 
 
-def test_larger_cases_of_the_kind_are_skipped_after_out_of_memory(lab: Lab) -> None:
+def test_larger_cases_of_the_load_are_skipped_after_out_of_memory(lab: Lab) -> None:
     model = source(oom_above_tokens=4096)
     outcomes = lab.cases(model, (1024, 1), (2048, 4), (4096, 4), (2048, 8), (4096, 1), (1024, 4))
     assert outcomes == ["ok", "oom", "skipped", "skipped", "ok", "ok"]
     assert "out of memory in prefill: 8192 tokens, and there is room for 4096" in (lab.rows[1].reason or "")
-    assert lab.rows[2].reason == "dominated by c=2048 b=4, which ran out of memory"
+    assert lab.rows[2].reason == "the smaller case c=2048 b=4 ran out of memory"
 
 
-def test_another_model_is_not_dominated(lab: Lab) -> None:
+def test_another_model_is_measured_although_a_smaller_case_ran_out_of_memory(lab: Lab) -> None:
     small = source(oom_above_tokens=100)
     lab.run(Task(make_case(512), small), Task(make_case(512, model_id="other"), source()))
     assert [row.outcome for row in lab.rows] == ["oom", "ok"]
 
 
-def test_a_virtual_capacity_is_out_of_memory_with_the_sizes(lab: Lab) -> None:
+def test_exceeding_a_simulated_capacity_is_out_of_memory_with_the_sizes(lab: Lab) -> None:
     model = source(weights_bytes=2**30, cache_bytes_per_token=2**20, capacity_bytes=2**31)
     assert lab.cases(model, 256, 2048) == ["ok", "oom"]
 
@@ -168,7 +168,7 @@ def test_silence_without_cpu_time_is_a_hang(lab: Lab) -> None:
     assert lab.rows[0].reason == "no message and no CPU time used for 600 ms in prefill; stopped"
 
 
-def test_a_worker_deaf_to_term_is_killed(lab: Lab) -> None:
+def test_a_worker_that_ignores_sigterm_is_killed(lab: Lab) -> None:
     assert lab.cases(source(fault("hang-deaf")), 64, hang_s=0.3, grace_s=0.2) == ["timeout"]
     assert lab.seconds < 4
 
@@ -177,21 +177,23 @@ def test_a_stopped_worker_is_a_hang(lab: Lab) -> None:
     assert lab.cases(source(fault("signal", int(signal.SIGSTOP))), 64, hang_s=0.3, grace_s=0.2) == ["timeout"]
 
 
-def test_a_worker_that_computes_in_silence_is_no_hang_but_has_a_time_limit(lab: Lab) -> None:
+def test_a_worker_that_computes_without_messages_does_not_hang_but_has_a_time_limit(lab: Lab) -> None:
     assert lab.cases(source(fault("spin")), 64, hang_s=0.3, case_s=0.9) == ["timeout"]
     assert lab.reason == "still in prefill after 900 ms; stopped"
 
 
-def test_a_worker_that_waits_for_a_compiler_is_no_hang(lab: Lab) -> None:
+def test_a_worker_that_waits_for_a_compiler_does_not_hang(lab: Lab) -> None:
     """The first use compiles our loops, which takes a slow machine minutes; ended half way, it would start anew."""
     assert lab.cases(source(fault("compile", 2.0, calls=[1, 1])), 64, hang_s=0.5) == ["ok"]
 
 
-def test_a_slow_case_that_keeps_beating_is_no_hang(lab: Lab) -> None:
+def test_a_slow_case_that_keeps_sending_beats_does_not_hang(lab: Lab) -> None:
     assert lab.cases(source(pause_s=0.05), 64, hang_s=0.6) == ["ok"]
 
 
-def test_a_worker_that_cannot_be_killed_ends_the_use_of_its_device(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_worker_that_cannot_be_killed_its_device_is_not_used_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stand-in for a process that hangs inside the kernel: its end is not seen."""
     stop = process.WorkerProcess.stop
 
@@ -208,7 +210,7 @@ def test_a_worker_that_cannot_be_killed_ends_the_use_of_its_device(lab: Lab, mon
 
 
 @pytest.mark.usefixtures("fresh_interpreters")
-def test_private_memory_above_the_limit_is_refused_and_said(lab: Lab) -> None:
+def test_private_memory_above_the_limit_is_refused_with_a_reason(lab: Lab) -> None:
     model = source(fault("allocate", 512, context=64))
     assert lab.cases(model, 32, 64, max_memory_bytes=256 * 2**20) == ["ok", "oom"]
     assert lab.reason == "out of memory in prefill under --max-memory 256 MiB: MemoryError"
@@ -220,7 +222,7 @@ def test_private_memory_below_the_limit_is_granted(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("fresh_interpreters")
-def test_shared_memory_above_the_limit_is_ended_by_the_backstop(lab: Lab) -> None:
+def test_a_worker_whose_shared_memory_exceeds_the_limit_is_killed(lab: Lab) -> None:
     model = source(fault("allocate-shared", 300, context=64))
     assert lab.cases(model, 64, 32, max_memory_bytes=200 * 2**20) == ["oom", "ok"]
     reason = lab.rows[0].reason or ""
@@ -228,17 +230,19 @@ def test_shared_memory_above_the_limit_is_ended_by_the_backstop(lab: Lab) -> Non
     assert reason.endswith("in prefill, above --max-memory 200 MiB; stopped")
 
 
-def test_our_kill_is_believed_before_the_kernel_s_counter(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_kill_takes_precedence_over_the_kernels_oom_counter(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts = iter(range(1000))
     monkeypatch.setattr(process, "oom_kills", lambda: next(counts))
     assert lab.cases(source(fault("hang-deaf")), 64, hang_s=0.3, grace_s=0.1) == ["timeout"]
 
 
-def test_chatter_on_stdout_and_a_flood_on_stderr_do_no_harm(lab: Lab) -> None:
+def test_output_on_stdout_and_a_flood_on_stderr_do_no_harm(lab: Lab) -> None:
     assert lab.cases(source(fault("print", 22)), 64) == ["ok"]  # 66 MiB in three prefills
 
 
-def test_what_a_worker_started_ends_with_it(lab: Lab) -> None:
+def test_processes_that_a_worker_started_end_with_it(lab: Lab) -> None:
     assert lab.cases(source(fault("child", 1000), fault("exit", 1, when="decode")), 64) == ["failed"]
     assert lab.seconds < 3
 
@@ -252,7 +256,7 @@ def test_a_store_that_fails_ends_the_run_and_the_worker(lab: Lab) -> None:
         lab.cases(source(), 64, 128)
 
 
-def test_an_error_of_the_caller_s_own_is_not_blamed_on_the_worker(lab: Lab) -> None:
+def test_an_error_in_the_caller_is_not_blamed_on_the_worker(lab: Lab) -> None:
     def broken(text: str) -> None:
         raise TypeError("a bug in the progress bar")
 
@@ -270,7 +274,7 @@ def foreground() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("foreground")
-def test_the_first_interrupt_finishes_the_case_and_says_so(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_interrupt_finishes_the_case_with_a_message(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     fired: list[str] = []
 
@@ -359,7 +363,7 @@ def test_the_parent_sleeps_while_a_case_runs(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("fresh_interpreters")
-def test_the_worker_s_surroundings(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_a_worker(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own session, first to go when memory is short, no core dump, and no secret in its environment."""
     core = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (core[1], core[1]))
@@ -381,7 +385,7 @@ def test_the_worker_s_surroundings(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
     assert next(line for line in seen["limits"].splitlines() if "core file" in line).split()[4] == "0"
 
 
-def test_the_kernel_s_own_oom_kill_is_told_from_the_counter(tmp_path: Path) -> None:
+def test_an_oom_kill_by_the_kernel_is_recognized_by_its_counter(tmp_path: Path) -> None:
     """For real, in a memory group of our own, where this machine lets us make one."""
     counter = next((path for path in cgroup._kill_counters() if path.exists()), None)
     group = None if counter is None else counter.parent / f"oom-test-{os.getpid()}"

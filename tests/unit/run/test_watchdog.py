@@ -23,7 +23,7 @@ lab.cases(source(fault("child", 1000), fault(sys.argv[2], 9, when="decode")), 64
 
 
 @pytest.mark.parametrize("kind", ["hang-deaf", "spin"])
-def test_what_a_worker_started_ends_with_a_profiler_that_was_killed(kind: str) -> None:
+def test_processes_that_a_worker_started_end_when_the_profiler_is_killed(kind: str) -> None:
     command = [sys.executable, "-c", DRIVER, TESTS, kind]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
@@ -48,7 +48,7 @@ time.sleep(1000)
 """
 
 
-def test_a_guard_holds_no_pipe_and_is_deaf_to_a_polite_end() -> None:
+def test_a_guard_holds_no_pipe_and_ignores_sigterm() -> None:
     """It would hide that a worker has closed its pipe, and it must still be there after TERM."""
     driver = subprocess.Popen([sys.executable, "-c", GUARDED], stdout=subprocess.PIPE, text=True)
     with driver:

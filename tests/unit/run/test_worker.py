@@ -27,7 +27,7 @@ HEAVY = {"torch", "transformers", "numpy", "bitsandbytes", "click", "rich", "tab
 ORDER = WorkerTask(make_case(), source(), Effort(), None)
 
 
-def test_a_worker_starts_in_a_moment_and_imports_no_framework() -> None:
+def test_a_worker_starts_quickly_and_imports_no_framework() -> None:
     script = f"import sys, profiler.run.worker; print(sorted({HEAVY} & set(sys.modules)))"
     seconds = []
     for _ in range(3):  # CPU time, so that a busy machine changes little
@@ -39,7 +39,7 @@ def test_a_worker_starts_in_a_moment_and_imports_no_framework() -> None:
     assert min(seconds) < 0.3
 
 
-def test_secrets_and_strangers_are_left_out_of_the_environment() -> None:
+def test_secrets_and_unknown_variables_do_not_reach_the_environment() -> None:
     kept = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "2", "HF_HOME": "/h", "LC_ALL": "C"}
     secret = {
         "HF_TOKEN": "x", "HUGGING_FACE_HUB_TOKEN": "x", "TORCH_API_KEY": "x", "CUDA_SECRET": "x", "XDG_PASSWORD": "x",
@@ -60,7 +60,7 @@ def test_settings_that_break_what_a_worker_imports_do_not_reach_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_"])
-def test_a_heap_that_the_user_has_set_up_stays_as_it_is(name: str) -> None:
+def test_heap_settings_of_the_user_are_kept(name: str) -> None:
     assert worker_environment({name: "x"}).items() >= {name: "x"}.items()
     assert not set(worker_environment({name: "x"})) & (set(HEAP) - {name})
     assert not set(settings({name: "x"})) & (set(HEAP) - {name})
@@ -98,7 +98,7 @@ def heard(fd: int) -> list[str]:
     return [message["text"] for message in LineBuffer().feed(os.read(fd, 1 << 20))]
 
 
-def test_beats_of_one_phase_are_thinned_out_and_a_new_phase_is_told_at_once(pipe: tuple[int, int]) -> None:
+def test_beats_of_one_phase_are_rate_limited_and_a_new_phase_is_sent_at_once(pipe: tuple[int, int]) -> None:
     wire = Wire(pipe[1])
     wire.beat("prefill 1/1000")
     for step in range(1000):
@@ -118,7 +118,7 @@ def test_a_beat_does_not_wait_for_a_parent_that_does_not_read(pipe: tuple[int, i
     assert 100 < len(texts) < 20_000
 
 
-def test_a_beat_costs_next_to_nothing(pipe: tuple[int, int]) -> None:
+def test_a_beat_costs_almost_nothing(pipe: tuple[int, int]) -> None:
     wire = Wire(pipe[1])
     start = time.perf_counter()
     for _ in range(10_000):
@@ -142,7 +142,7 @@ class Kept:
             self.rows.append(Measurement.from_json(message["row"]))
 
 
-def test_a_case_that_the_process_has_measured_warms_up_for_a_second_when_it_comes_again() -> None:
+def test_a_case_that_the_process_measures_again_warms_up_for_a_second() -> None:
     noisy = source(noise=0.3, prefill_s_per_token=0.4 / 64, step_s=0.1)  # half a second each, and never steady
     first, other = (WorkerTask(make_case(context=64, steps=4, batch=b), noisy, Effort(reps=2), None) for b in (1, 2))
     kept = Kept()

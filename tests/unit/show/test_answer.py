@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from profiler.results.measurement import Measurement, Memory, Sample
-from profiler.show.columns import answer
+from profiler.show.columns import fastest
 from profiler.show.writers import md, table
 
 GIB = 1024**3
@@ -16,17 +16,17 @@ def decoded(measurement: Measurement, *rates: float, **case: object) -> Measurem
     return replace(measurement, case=replace(measurement.case, **case), samples=samples)
 
 
-def test_a_single_row_needs_no_answer(measurements):
-    assert answer(measurements[:1]) is None
-    assert answer([]) is None
-    assert answer([measurements[0], measurements[4]]) is None  # the other one has no figure
+def test_a_single_row_has_no_fastest_case(measurements):
+    assert fastest(measurements[:1]) is None
+    assert fastest([]) is None
+    assert fastest([measurements[0], measurements[4]]) is None  # the other one has no figure
 
 
-def test_the_fastest_case_is_named_with_what_it_leaves(measurements):
+def test_the_fastest_case_is_named_with_the_memory_it_leaves_free(measurements):
     memory = Memory(process_peak_bytes=60 * GIB)
     slow, fast = decoded(measurements[0], 10, 10), replace(decoded(measurements[0], 20, 20, batch=4), memory=memory)
     expected = "fastest decode: gemma-3-270m fp32 c=128 b=4 at 20.00 t/s, 4.00 GiB of 64.0 GiB free"
-    assert answer([slow, fast]) == answer([fast, slow]) == expected
+    assert fastest([slow, fast]) == fastest([fast, slow]) == expected
 
 
 def test_each_model_has_its_best_the_fastest_first(measurements):
@@ -35,7 +35,7 @@ def test_each_model_has_its_best_the_fastest_first(measurements):
         decoded(measurements[0], 12, 12),
         decoded(measurements[0], 30, 30, model="other", model_id="o"),
     ]
-    found = answer(rows)
+    found = fastest(rows)
     assert found is not None
     assert found.startswith("fastest decode by model: other fp32 c=128 b=1 at 30.00 t/s")
     assert found.count(" at ") == 2 and "; gemma-3-270m fp32 c=128 b=1 at 12.00 t/s" in found
@@ -43,16 +43,16 @@ def test_each_model_has_its_best_the_fastest_first(measurements):
 
 def test_unknown_memory_is_no_headroom(measurements):
     rows = [replace(decoded(measurements[0], rate), memory=Memory()) for rate in (10.0, 20.0)]
-    assert answer(rows) == "fastest decode: gemma-3-270m fp32 c=128 b=1 at 20 t/s"
+    assert fastest(rows) == "fastest decode: gemma-3-270m fp32 c=128 b=1 at 20 t/s"
 
 
 def test_repetitions_that_cannot_be_compared_win_nothing(measurements):
     odd, even = decoded(measurements[0], 5, 500), decoded(measurements[0], 10, 10)
-    assert answer([odd, even]) is None
-    assert answer([odd, even, decoded(measurements[0], 9, 9, batch=2)]) is not None
+    assert fastest([odd, even]) is None
+    assert fastest([odd, even, decoded(measurements[0], 9, 9, batch=2)]) is not None
 
 
-def test_it_is_the_last_line_of_what_people_read(measurements):
+def test_the_fastest_case_is_the_last_line_of_a_table(measurements):
     for report in (table, md):
         last = report.render("r", measurements).rstrip().split("\n\n")[-1]
         assert last.startswith("fastest decode by model: gemma")

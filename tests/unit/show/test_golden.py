@@ -17,7 +17,7 @@ FORMATS = [
 ]  # a page of drawings: report/test_html.py
 
 
-def test_the_formats_are_those_of_the_contract():
+def test_the_output_formats_are_the_documented_ones():
     """Scripts name these; another one may join them."""
     assert {"csv", "html", "json", "jsonl", "llama-bench", "md", "table"} <= set(registry.names("show.writers"))
 

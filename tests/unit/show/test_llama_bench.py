@@ -61,7 +61,7 @@ def test_a_synthetic_fill_gives_no_prefill_row(measurements):
     assert (row["n_gen"], row["n_depth"]) == (16, 131072)
 
 
-def test_batches_and_failures_are_left_out_and_that_is_said(measurements):
+def test_batches_and_failures_are_left_out_with_a_message(measurements):
     rows = read(llama_bench.render("r", measurements))
     assert len(rows) == 2 + 2 + 1
     said = llama_bench.left_out(measurements)

@@ -28,7 +28,7 @@ def test_two_paths_of_a_case_are_a_ratio() -> None:
     (line,) = path_lines([row("eager", 8.0), row("graph", 27.2, NATIVE)])
     assert line == (
         "gemma fp32 c=512 b=1 graph: decodes 3.40 × as fast as eager;"
-        " 1 graph prepared in 12.0 s; products by C++ (avx2)"
+        " 1 graph prepared in 12.0 s; matrix products by C++ (avx2)"
     )
 
 
@@ -50,17 +50,17 @@ def test_without_the_shipped_path_there_is_no_ratio() -> None:
 
 
 @pytest.mark.parametrize("report", [table, md])
-def test_a_table_ends_with_it(report: object) -> None:
+def test_a_table_ends_with_the_ratio(report: object) -> None:
     text = report.render("r", [row("eager", 8.0), row("graph", 27.2, NATIVE)])  # type: ignore[attr-defined]
     assert "3.40 × as fast as" in text.replace("\n    ", " ")
 
 
-def test_what_became_of_the_path_is_kept_in_the_row() -> None:
+def test_the_path_that_ran_is_stored_in_the_row() -> None:
     measured = row("graph", 27.2, NATIVE)
     assert Measurement.from_json(measured.to_json()) == measured
 
 
-def test_what_became_of_the_path_survives_the_store_and_a_file(tmp_path: Path) -> None:
+def test_the_path_that_ran_survives_the_store_and_a_file(tmp_path: Path) -> None:
     measured = row("graph", 27.2, NATIVE)
     with Store.open(tmp_path / "s.sqlite") as store:
         store.append(store.start_run(["sweep"], {}), measured)
@@ -68,13 +68,13 @@ def test_what_became_of_the_path_survives_the_store_and_a_file(tmp_path: Path) -
     assert results_row.from_row(as_row(None, measured)).decode_path == NATIVE
 
 
-def test_a_table_says_of_the_usual_step_only_what_is_news() -> None:
+def test_a_table_describes_the_default_step_only_if_something_is_noteworthy() -> None:
     usual = DecodePath("static", kernels="C++ (avx2)", cache_needed_bytes=2**20, cache_read_bytes=2**20)
     assert path_lines([row("static", 27.2, usual)], brief=True) == []
     (line,) = path_lines([row("static", 27.2, usual)])
-    assert "1.00 × what attention needs; products by C++ (avx2)" in line
+    assert "1.00 × what attention needs; matrix products by C++ (avx2)" in line
     padded = replace(usual, cache_read_bytes=3 * 2**19)
     (line,) = path_lines([row("static", 27.2, padded)], brief=True)
-    assert "1.50 × what attention needs; products by C++ (avx2)" in line
+    assert "1.50 × what attention needs; matrix products by C++ (avx2)" in line
     (line,) = path_lines([row("eager", 8.0), row("static", 16.0, usual)], brief=True)
-    assert "decodes 2.00 × as fast as eager; products by C++ (avx2)" in line
+    assert "decodes 2.00 × as fast as eager; matrix products by C++ (avx2)" in line

@@ -61,7 +61,7 @@ def test_what_was_not_measured_is_null(measurements):
     assert row("r", measurements[0])["energy"] is None
 
 
-def test_not_a_number_is_an_error_and_never_written():
+def test_nan_is_an_error_and_never_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
         dumps({"tps": math.nan})
 

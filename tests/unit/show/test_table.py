@@ -54,7 +54,7 @@ def test_every_reason_is_shown_in_words_with_its_case(measurements):
             assert f"{m.outcome}: {m.reason} ({m.case.label})" in text
 
 
-def test_a_caution_is_said_once_with_its_cases_and_the_option_that_helps(measurements):
+def test_a_caution_is_shown_once_with_its_cases_and_the_option_that_helps(measurements):
     shared = Caution("x", "the clock was throttled", "--cooldown 10")
     rows = [replace(m, cautions=(shared, shared)) for m in measurements]
     text = " ".join(table.render("r", rows).split())
@@ -78,7 +78,7 @@ def test_lines_of_a_reason_stay_words_apart(measurements):
     assert "oom: first line second line" in table.render("r", [row])
 
 
-def test_a_run_without_rows_is_said():
+def test_a_run_without_rows_has_a_message():
     assert table.render("261124-093015", []) == "run 261124-093015: no rows\n"
 
 
@@ -106,7 +106,7 @@ def test_rate_of_a_phase_that_was_not_measured_is_unknown_not_zero(measurements)
     assert rate_cell(synthetic_fill, "decode") != "–"
 
 
-def test_rate_says_the_longer_arm_of_its_interval(measurements):
+def test_a_rate_shows_the_longer_half_of_its_interval(measurements):
     six = tuple(Sample("decode", 16 / rate, 16) for rate in (98.0, 104.0, 99.0, 101.0, 100.0, 100.0))
     measurement: Measurement = replace(measurements[0], samples=six)
     assert rate_cell(measurement, "decode") == "100 ±4%"
@@ -133,14 +133,14 @@ def test_repetitions_that_a_limit_cut_short_need_a_longer_one(measurements):
     assert note.help == "a longer --max-phase"
 
 
-def test_an_interval_of_up_to_half_the_figure_is_an_arm(measurements):
+def test_an_interval_of_up_to_half_the_figure_is_shown_as_plus_minus(measurements):
     usual = timed(measurements[0], 1.0, 1.04)
     assert rate_cell(usual, "decode") == "16 ±28%"
     assert notes([usual]) == ([], [[]])
     assert "(a–b)" not in table.render("r", [usual])
 
 
-def test_reps_stay_when_they_are_not_what_was_asked(measurements):
+def test_the_reps_column_stays_if_repetitions_differ_from_the_request(measurements):
     full, cut = timed(measurements[0], 1.0, 1.01, 1.0), timed(measurements[0], 1.0, 1.01, reps=3)
     assert "reps" not in table.render("r", [full], 60)
     assert "reps" in table.render("r", [full, cut], 60)
@@ -167,7 +167,7 @@ def test_a_table_for_a_terminal_follows_its_width_and_other_formats_do_not(measu
     assert rendered("md", "r", measurements, 40) == rendered("md", "r", measurements)
 
 
-def test_a_case_skipped_for_the_end_of_another_points_to_its_note(measurements):
+def test_a_case_skipped_because_another_failed_refers_to_its_note(measurements):
     cause = "out of memory: 5.00 MiB more were asked for"
     dead = replace(measurements[4], reason=cause)
     skipped = replace(measurements[5], reason=f"the model ran out of memory while it was loaded: {cause}")
