@@ -45,6 +45,18 @@ class Ratio:
         return self.b / self.a
 
     @property
+    def relative_half(self) -> float | None:
+        """From the ratio to the farther end of its interval, ÷ ratio; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return max(self.high - self.value, self.value - self.low) / self.value
+
+    @property
+    def wide(self) -> bool:
+        """Whether the interval is too wide to say anything, by the same limit as for a rate (``stats.WIDE``)."""
+        return self.relative_half is not None and self.relative_half > stats.WIDE
+
+    @property
     def significant(self) -> bool | None:
         """Whether the interval excludes 1; None without an interval."""
         return None if self.low is None or self.high is None else not self.low <= 1 <= self.high
@@ -118,6 +130,11 @@ def pair(a: Measurement, b: Measurement) -> ComparedCase:
         if found is not None:
             rates[phase] = found
     return ComparedCase(a, b, rates, _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes))
+
+
+def too_noisy(a: Measurement, b: Measurement, phase: Phase) -> bool:
+    """Whether the repetitions of a phase differ too much in A or in B for a ratio of the two."""
+    return any(found is not None and found.wide for found in (stats.rate(a, phase), stats.rate(b, phase)))
 
 
 def ratio(
