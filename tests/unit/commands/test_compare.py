@@ -269,8 +269,8 @@ def test_the_page_for_people(profile: Any, runs: Any) -> None:
         "gemma-3-270m  nf4        128      1  prefill t/s       127      63.4  0.500  0.489–0.511  slower",
         "gemma-3-270m  nf4        128      1  decode t/s        9.8       4.9  0.500  0.473–0.528  slower",
         "gemma-3-270m  nf4        128      1  peak         1.00 GiB  2.00 GiB  2.000               more",
-        "gemma-3-270m  nf4        256      1  prefill t/s       253       253   1.00  0.978–1.023",
-        "gemma-3-270m  nf4        256      1  decode t/s        9.8       9.8    1.0  0.946–1.057",
+        "gemma-3-270m  nf4        256      1  prefill t/s       253       253  1.000  0.978–1.023",
+        "gemma-3-270m  nf4        256      1  decode t/s        9.8       9.8   1.00  0.946–1.057",
         "gemma-3-270m  nf4        256      1  peak         1.00 GiB  1.00 GiB  1.000",
     ]
 
