@@ -21,20 +21,14 @@ from typing import Any, NoReturn
 import click
 
 from profiler import __version__, console, folders, registry
-from profiler.errors import ProfileError
+from profiler.errors import EXHAUSTED, ProfileError
 from profiler.units import printable
 
 INTERRUPTED = 128 + signal.SIGINT
 DEBUG = "PROFILER_DEBUG"  # show tracebacks, for developers of the profiler
 ISSUES = "please report it with that file"
-HINTS = {
-    errno.EMFILE: "Raise the limit on open files: ulimit -n 1024.",
-    errno.ENFILE: "The machine has too many files open: close some programs.",
-    errno.EAGAIN: "The limit on processes and threads is reached: raise it (ulimit -u), or end some.",
+HINTS = EXHAUSTED | {
     errno.ENOMEM: "Free some memory, or raise the limit (ulimit -v).",
-    errno.ENOSPC: "Free some space on that disk, or set TMPDIR to use another folder for temporary files.",
-    errno.EDQUOT: "Free some space on that disk, or set TMPDIR to use another folder for temporary files.",
-    errno.EFBIG: "Raise the limit on the size of files: ulimit -f unlimited.",
     errno.EROFS: "Choose a folder on a writable disk.",
     errno.EACCES: "Choose a folder that you own, or ask its owner for access.",
 }
@@ -147,8 +141,13 @@ def _calm_warnings() -> None:
 
 def fault(error: BaseException) -> tuple[str, str] | None:
     """What is wrong with the environment and what to do, if that caused ``error``; ``None`` for a bug."""
+    limit = None
+    if (isinstance(error, OSError) and error.errno == errno.EAGAIN) or "start new thread" in str(error):
+        from profiler.devices import allowance  # the help does without it
+
+        limit = allowance.exhausted(error)
     if isinstance(error, OSError):
-        hint = HINTS.get(error.errno or 0, f"Set {DEBUG}=1 to see where it happened.")
+        hint = limit[1] if limit else HINTS.get(error.errno or 0, f"Set {DEBUG}=1 to see where it happened.")
         if "temporary directory" in str(error):  # from tempfile, after it has tried several
             return "there is no writable folder for temporary files", "Set TMPDIR to one."
         if isinstance(error, FileNotFoundError) and not _has_current_folder():
@@ -156,8 +155,8 @@ def fault(error: BaseException) -> tuple[str, str] | None:
         return f"system error: {printable(folders.describe(error), 500)}", hint
     if isinstance(error, MemoryError):
         return "out of memory", "Free some memory, raise the limit (ulimit -v), or ask for less."
-    if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        return "the system cannot start another thread", HINTS[errno.EAGAIN]
+    if limit is not None:
+        return limit
     if isinstance(error, ImportError) and not (error.name or "profiler").startswith("profiler"):
         what = printable(" ".join(str(error).split()), 300)
         return f"a library cannot be loaded: {what}", "Reinstall it: pip install --force-reinstall llm-hwprofile"

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+
+EXHAUSTED = {  # a limit of the system that was reached → what to do
+    errno.EMFILE: "Raise the limit on open files: ulimit -n 1024.",
+    errno.ENFILE: "The machine has too many files open: close some programs.",
+    errno.ENOSPC: "Free some space on that disk, or set TMPDIR to use another folder for temporary files.",
+    errno.EDQUOT: "Free some space on that disk, or set TMPDIR to use another folder for temporary files.",
+    errno.EFBIG: "Raise the limit on the size of files: ulimit -f unlimited.",
+}
+
 
 class ProfileError(Exception):
     """A problem that the user can fix. ``message`` says what and where, ``hint`` what to do; no traceback is shown.

@@ -15,6 +15,7 @@ to the nearest integer, but at least one thread. ``benchmarks/quota.py`` measure
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from profiler.devices import cgroup
 from profiler.devices.cgroup import MemoryLimit, Quota
+from profiler.errors import EXHAUSTED
 from profiler.units import bytes_text
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -193,6 +195,30 @@ def usable_cpus() -> frozenset[int]:
 def threads_within(quota: float) -> int:
     """The best number of threads for a quota in cores, as derived at the top of this module."""
     return max(1, math.floor(quota + 0.5))
+
+
+def is_thread_refused(error: BaseException) -> bool:
+    """Whether the system refused to start a thread: Python has no class for it."""
+    return isinstance(error, RuntimeError) and "start new thread" in str(error)
+
+
+def exhausted(error: BaseException) -> tuple[str, str] | None:
+    """Which limit of the system an error is about, and what to do; None for any other error."""
+    if is_thread_refused(error):
+        return "the system cannot start another thread", _task_hint()
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EAGAIN:
+        return f"system error: {os.strerror(number)}", _task_hint()
+    return None if number not in EXHAUSTED else (f"system error: {os.strerror(number)}", EXHAUSTED[number])
+
+
+def _task_hint() -> str:
+    """What allows no further process or thread: a control group if its limit is the lower one, else ulimit."""
+    group, user = cgroup.tasks(), resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if group is not None and (user == resource.RLIM_INFINITY or group[0] <= user):
+        limit, where = group
+        return f"{where} allows {limit:,} processes and threads: raise it (docker run --pids-limit), or end some."
+    return "The limit on processes and threads is reached: raise it (ulimit -u), or end some."
 
 
 def memory_limit() -> MemoryLimit | None:

@@ -81,6 +81,13 @@ def memory_limit() -> MemoryLimit | None:
     return min(_memory_limits(), key=lambda limit: limit.nbytes, default=None)
 
 
+def tasks() -> tuple[int, str] | None:
+    """The tightest limit on processes and threads of any group on the path to the root, and what says so."""
+    limits = ((_number(folder / "pids.max"), name) for folder, name in _groups("pids"))
+    found = [(limit, f"pids.max of the control group {name}") for limit, name in limits if limit is not None]
+    return min(found, default=None)
+
+
 def memory() -> tuple[int | None, int | None]:
     """Bytes that are allowed, and bytes that are still free; None without a limit.
 

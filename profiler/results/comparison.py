@@ -45,6 +45,18 @@ class Ratio:
         return self.b / self.a
 
     @property
+    def relative_half(self) -> float | None:
+        """From the ratio to the farther end of its interval, ÷ ratio; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return max(self.high - self.value, self.value - self.low) / self.value
+
+    @property
+    def wide(self) -> bool:
+        """Whether the interval is too wide to say anything, by the same limit as for a rate (``stats.WIDE``)."""
+        return self.relative_half is not None and self.relative_half > stats.WIDE
+
+    @property
     def significant(self) -> bool | None:
         """Whether the interval excludes 1; None without an interval."""
         return None if self.low is None or self.high is None else not self.low <= 1 <= self.high
@@ -121,6 +133,11 @@ def pair(a: Measurement, b: Measurement) -> ComparedCase:
     peak = _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes)
     totals = ((row.serving or {}).get("total_tps") for row in (a, b))
     return ComparedCase(a, b, rates, peak, _exact(*totals) if a.case.batch > 1 else None)
+
+
+def too_noisy(a: Measurement, b: Measurement, phase: Phase) -> bool:
+    """Whether the repetitions of a phase differ too much in A or in B for a ratio of the two."""
+    return any(found is not None and found.wide for found in (stats.rate(a, phase), stats.rate(b, phase)))
 
 
 def ratio(

@@ -132,6 +132,8 @@ class Summary:
     stdev: float | None  # of the sample, n − 1
     within: float | None = None  # as ``relative_half``, without process-to-process variation
     between: float | None = None  # process-to-process variation: standard deviation ÷ median; None: unknown
+    least: float | None = None  # the range of the repetitions; None if their values are not known
+    most: float | None = None
 
     @property
     def relative_half(self) -> float | None:
@@ -269,13 +271,13 @@ def summarize(values: Sequence[float], between: float | None = None) -> Summary 
     ordered = sorted(values)
     n, median = len(ordered), middle(ordered)
     if n == 1:
-        return Summary(1, median, None, None, None, None, None)
+        return Summary(1, median, None, None, None, None, None, least=median, most=median)
     low, high, rule, coverage = _order_interval(ordered) if n >= ORDER_NEEDS else _log_t_interval(ordered)
     low, high = _moved(median, low, high, widening(values), 0.0)
     within = max(high - median, median - low) / median
     if between:
         low, high = _moved(median, low, high, 1.0, Z_975 * between)
-    return Summary(n, median, low, high, rule, coverage, stdev(ordered), within, between)
+    return Summary(n, median, low, high, rule, coverage, stdev(ordered), within, between, ordered[0], ordered[-1])
 
 
 def widening(values: Sequence[float]) -> float:

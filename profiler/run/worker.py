@@ -316,9 +316,19 @@ def failure(error: Exception, task: WorkerTask, phase: str) -> Measurement:
         outcome, reason = "oom", f"out of memory in {phase}{limit}: {words}"
     elif isinstance(error, ProfileError):
         reason = one_line(error)
+    elif reached := _limit_reached(error):
+        what, hint = reached
+        words = what if allowance.is_thread_refused(error) else printable(one_line(error), OUTER)
+        reason = f"{phase} failed: {words}. {hint}"
     else:
         reason = f"{phase} failed: {one_line(error)}"
     return Measurement(task.case, {}, outcome, printable(reason, MAX_REASON))
+
+
+def _limit_reached(error: Exception) -> tuple[str, str] | None:
+    """The limit of the system that caused ``error``, and what to do."""
+    causes = (allowance.exhausted(each) for link, each in chain(error) if link != "after")
+    return next((found for found in causes if found is not None), None)
 
 
 def _limit_in_words(task: WorkerTask) -> str:

@@ -16,11 +16,13 @@ from profiler.case import PROMPT, SERVER, UNSTATED, Case
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
+from profiler.results.comparison import Ratio, pair, ratio, too_noisy
 from profiler.results.measurement import DecodePath, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.stats import Summary
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
+TOO_NOISY = "too noisy"  # instead of a figure whose repetitions differ too much to compare
 LONGEST = 100_000  # characters of outside text that are processed
 
 UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
@@ -51,14 +53,32 @@ def _plain(text: str, limit: int) -> str:
 
 
 def rate_cell(measurement: Measurement, phase: Phase) -> str:
-    """``1,230 ±4%``: the median and the farther end of its interval; ``23 (0.60–820)`` where that says more."""
+    """``1,230 ±4%``: the median and the farther end of its interval; ``too noisy: 17–30`` if that is too wide."""
     summary = stats.rate(measurement, phase)
     if summary is None:
         return UNKNOWN
-    shown = figure(summary.median, summary.relative_half)
-    if summary.wide and summary.low and summary.high:
-        return f"{shown} ({significant(summary.low, FEWEST_DIGITS)}–{significant(summary.high, FEWEST_DIGITS)})"
-    return f"{shown}{_half_width(summary.relative_half)}"
+    if summary.wide:
+        return noisy_text(summary)
+    return f"{figure(summary.median, summary.relative_half)}{_half_width(summary.relative_half)}"
+
+
+def noisy_text(summary: Summary) -> str:
+    """``too noisy: 17–30``: the range of repetitions whose interval is ``wide`` and would say nothing."""
+    if summary.least is None or summary.most is None:
+        return TOO_NOISY
+    ends = (significant(end, FEWEST_DIGITS) for end in (summary.least, summary.most))
+    return f"{TOO_NOISY}: {'–'.join(ends)}"
+
+
+def ratio_text(ratio: Ratio, words: str = "") -> str:
+    """``3.4 × (3.2–3.6)``: with its 95% interval, and the digits that it supports; ``words`` follow the ×."""
+    if ratio.wide:
+        return TOO_NOISY
+    shown = figure(ratio.value, ratio.relative_half)
+    if ratio.low is None or ratio.high is None:
+        return f"{shown} ×{words} (measured once)"
+    decimals = len(shown.partition(".")[2])
+    return f"{shown} ×{words} ({ratio.low:,.{decimals}f}–{ratio.high:,.{decimals}f})"
 
 
 def figure(value: float, relative_half: float | None) -> str:
@@ -81,19 +101,24 @@ def ttft_cell(measurement: Measurement) -> str:
     summary = stats.ttft(measurement)
     if summary is None:
         return UNKNOWN
+    if summary.wide:
+        return TOO_NOISY
     if summary.median < 1:
         return f"{figure(summary.median * 1000, summary.relative_half)} ms"
     return f"{figure(summary.median, summary.relative_half)} s"
 
 
 def token_cell(measurement: Measurement) -> str:
-    """Milliseconds per token of one sequence: median over steps if they were timed, otherwise over repetitions."""
+    """Milliseconds per token of one sequence: the inverse of the decode rate beside it.
+
+    The median of single steps is another figure, and differs if few of many steps are slow: ``stats.steps`` has it.
+    """
     rate = stats.rate(measurement, "decode")
     if rate is None:
         return UNKNOWN
-    steps = stats.steps(measurement)
-    seconds = steps.p50_s if steps and steps.p50_s else stats.sequences(measurement.case) / rate.median
-    return figure(seconds * 1000, rate.relative_half)
+    if rate.wide:
+        return TOO_NOISY
+    return figure(1000 * stats.sequences(measurement.case) / rate.median, rate.relative_half)
 
 
 def energy_cell(measurement: Measurement, phase: Phase) -> str:
@@ -202,7 +227,7 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     if any(summary.between for summary in summaries):
         parts.append("it includes process-to-process variation")
     if any(summary.wide for summary in summaries):
-        parts.append("(a–b): the interval itself")
+        parts.append(f"{TOO_NOISY}: the interval exceeds ±{stats.WIDE:.0%}; the range is that of the repetitions")
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
     if scopes:
         whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
@@ -384,11 +409,6 @@ def _note_texts(measurement: Measurement) -> list[tuple[str, str | None]]:
     return texts
 
 
-def launch_share(eager_tps: float, graph_tps: float) -> float:
-    """The share of an eager step's time that a graph of the same kernels saves: 1 − graph time ÷ eager time."""
-    return max(0.0, 1 - eager_tps / graph_tps)
-
-
 def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list[str]:
     """A line for each case that did not decode by ``eager``; ``brief``: only lines that say something noteworthy."""
     others = [
@@ -396,24 +416,34 @@ def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list
         for row in measurements
         if row.decode_path is not None and (row.case.path, row.decode_path.ran) != (EAGER, EAGER)
     ]
-    shipped: dict[Case, float] = {}
-    for row in measurements if others else ():
-        rate = stats.rate(row, "decode")
-        if row.case.path == EAGER and rate is not None:
-            shipped[row.case] = rate.median
+    shipped = {row.case: row for row in measurements if row.case.path == EAGER} if others else {}
     lines = (_line(row, path, shipped.get(replace(row.case, path=EAGER)), brief) for row, path in others)
     return [line for line in lines if line]
 
 
-def _line(row: Measurement, path: DecodePath, eager_tps: float | None, brief: bool) -> str | None:
-    rate = stats.rate(row, "decode")
-    if rate is None:
+def _gain(row: Measurement, eager: Measurement, path: DecodePath) -> list[str]:
+    """How much faster a path is than ``eager``, and what share of an eager step a graph of its kernels saves."""
+    found = pair(eager, row).rates.get("decode")
+    if found is None:
+        return []
+    if found.wide or too_noisy(eager, row, "decode"):
+        return [f"no ratio to {EAGER}: the repetitions of the two differ too much to compare"]
+    parts = [f"decodes {ratio_text(found, f' as fast as {EAGER}')}"]
+    if path.nodes_per_token is not None:
+        ends = f" ({_saved(found.low)}–{_saved(found.high)})" if found.low and found.high else " (measured once)"
+        parts.append(f"launch-bound share of {EAGER} {_saved(found.value)}{ends}")
+    return parts
+
+
+def _saved(ratio: float) -> str:
+    """1 − graph time ÷ eager time, for the ratio of their rates."""
+    return f"{max(0.0, 1 - 1 / ratio):.0%}"
+
+
+def _line(row: Measurement, path: DecodePath, eager: Measurement | None, brief: bool) -> str | None:
+    if stats.rate(row, "decode") is None:
         return None
-    parts = []
-    if eager_tps is not None and path.ran == row.case.path:
-        parts.append(f"decodes {rate.median / eager_tps:.2f} × as fast as {EAGER}")
-        if path.nodes_per_token is not None:
-            parts.append(f"launch-bound share of {EAGER} {launch_share(eager_tps, rate.median):.0%}")
+    parts = _gain(row, eager, path) if eager is not None and path.ran == row.case.path else []
     if path.graphs:
         graphs = f"{path.graphs} graph{'s' * (path.graphs != 1)} prepared in {seconds_text(path.prepare_s)}"
         parts.append(
@@ -434,25 +464,36 @@ def _line(row: Measurement, path: DecodePath, eager_tps: float | None, brief: bo
 
 def fastest(measurements: Sequence[Measurement]) -> str | None:
     """The fastest decode of each model, fastest model first; None with fewer than two comparable rows."""
-    rated: list[RatedRow] = []
+    models: dict[tuple[str, str], list[RatedRow]] = {}
     for measurement in measurements:
         rate = stats.rate(measurement, "decode")
         if measurement.outcome == "ok" and rate is not None and not rate.wide:
-            rated.append((rate, measurement))
-    if len(rated) < 2:
+            model = (measurement.case.model, measurement.case.model_id)
+            models.setdefault(model, []).append((rate, measurement))
+    if sum(map(len, models.values())) < 2:
         return None
-    best: dict[tuple[str, str], RatedRow] = {}
-    for rate, measurement in rated:
-        model = (measurement.case.model, measurement.case.model_id)
-        if model not in best or rate.median > best[model][0].median:
-            best[model] = (rate, measurement)
-    ordered = sorted(best.values(), key=lambda pair: pair[0].median, reverse=True)[:MODELS_NAMED]
-    by_model = " by model" if len(best) > 1 else ""
-    return f"fastest decode{by_model}: {'; '.join(_words(rate, m) for rate, m in ordered)}"
+    best = [(max(rated, key=lambda pair: pair[0].median), rated) for rated in models.values()]
+    best = sorted(best, key=lambda each: each[0][0].median, reverse=True)[:MODELS_NAMED]
+    by_model = " by model" if len(models) > 1 else ""
+    return f"fastest decode{by_model}: {'; '.join(_words(*first, _level(first, rated)) for first, rated in best)}"
 
 
-def _words(rate: Summary, measurement: Measurement) -> str:
+def _level(first: RatedRow, rated: Sequence[RatedRow]) -> int:
+    """How many other rows may be as fast as the fastest: those whose ratio to it has an interval that includes 1."""
+    rate, fastest = first
+    if rate.low is None:
+        return 0
+    near = [row for other, row in rated if row is not fastest and other.high is not None and other.high >= rate.low]
+    found = (ratio(stats.rates(row, "decode"), stats.rates(fastest, "decode")) for row in near)
+    return sum(each is not None and not each.significant for each in found)
+
+
+def _words(rate: Summary, measurement: Measurement, level: int) -> str:
     words = f"{plain(measurement.case.label)} at {figure(rate.median, rate.relative_half)} t/s"
+    if rate.low is None:
+        words += " (measured once)"
+    elif level:
+        words += f" ({level} other{'s' * (level != 1)} not distinguishable from it)"
     peak, memory = measurement.memory.process_peak_bytes, device_memory(measurement)
     if peak is None or memory is None:
         return words

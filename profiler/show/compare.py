@@ -13,11 +13,11 @@ from functools import lru_cache
 from typing import Any
 
 from profiler.results import stats
-from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Comparison, Ratio
+from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Comparison, Ratio, too_noisy
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.redact import redact
 from profiler.show import output as show_output
-from profiler.show.columns import context_cell, figure, options_text, plain
+from profiler.show.columns import TOO_NOISY, context_cell, figure, noisy_text, options_text, plain
 from profiler.units import UNKNOWN, bytes_text, rate_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
@@ -28,7 +28,7 @@ WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
     "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, widened by",
     "process-to-process variation. faster, slower: the interval excludes 1. Runs at different times can differ by",
-    "more than this: to detect a regression, use profile gate.",
+    "more than this: to detect a regression, use profile gate. too noisy: repetitions differ too much to compare.",
 )
 NARROW = "Process-to-process variation is unknown for {rows:,} of {all:,} rates, so their intervals are too narrow."
 
@@ -78,7 +78,7 @@ def _figures(pair: ComparedCase) -> Iterator[tuple[str, Ratio]]:
 
 
 def _differs(pair: ComparedCase) -> bool:
-    return any(ratio.significant for ratio in pair.rates.values()) or (
+    return any(ratio.significant and not too_noisy(pair.a, pair.b, phase) for phase, ratio in pair.rates.items()) or (
         pair.peak is not None and pair.peak.a != pair.peak.b
     )
 
@@ -120,9 +120,12 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
     case = pair.case
     head = (_model(pair.a), plain(case.quant), context_cell(pair.a), f"{case.batch:,}")
     for phase, ratio in pair.rates.items():
-        word = {None: UNKNOWN, False: "", True: WORDS["rate"][ratio.value > 1]}[ratio.significant]
         shown = (f"{phase} t/s", _rate(pair.a, phase), _rate(pair.b, phase))
-        yield (*head, *shown, significant(ratio.value, 4), interval_text(ratio), word)
+        if too_noisy(pair.a, pair.b, phase):
+            yield (*head, *shown, TOO_NOISY, "", "")
+            continue
+        word = {None: UNKNOWN, False: "", True: WORDS["rate"][ratio.value > 1]}[ratio.significant]
+        yield (*head, *shown, figure(ratio.value, ratio.relative_half), interval_text(ratio), word)
     if (total := pair.total) is not None:
         yield (*head, "total t/s", rate_text(total.a), rate_text(total.b), significant(total.value, 4), "", "")
     if (peak := pair.peak) is not None:
@@ -137,7 +140,9 @@ def _model(row: Measurement) -> str:
 
 def _rate(row: Measurement, phase: Phase) -> str:
     summary = stats.rate(row, phase)
-    return UNKNOWN if summary is None else figure(summary.median, summary.relative_half)
+    if summary is None:
+        return UNKNOWN
+    return noisy_text(summary) if summary.wide else figure(summary.median, summary.relative_half)
 
 
 def interval_text(ratio: Ratio) -> str:
@@ -183,12 +188,14 @@ def _summary(found: Comparison) -> list[str]:
     """The geometric mean of each rate's ratio, how many cases differ, and how many would differ by chance."""
     lines = [""]
     for phase in PHASES:
-        ratios = [ratio for pair in found.pairs if (ratio := pair.rates.get(phase)) is not None]
+        rated = [(pair, ratio) for pair in found.pairs if (ratio := pair.rates.get(phase)) is not None]
+        ratios = [ratio for pair, ratio in rated if not too_noisy(pair.a, pair.b, phase)]
         if not ratios:
             continue
         mean = math.exp(math.fsum(math.log(ratio.value) for ratio in ratios) / len(ratios))
         tested = [ratio.significant for ratio in ratios if ratio.significant is not None]
         cases = f"{len(ratios):,} case{'s' * (len(ratios) != 1)}"
+        cases += f", without {len(rated) - len(ratios):,} too noisy" if len(ratios) < len(rated) else ""
         words = f"{phase}: geometric mean of B ÷ A {significant(mean, 4)}, {cases}"
         if len(tested) > 1:
             words += f", {sum(tested):,} differ"

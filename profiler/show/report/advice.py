@@ -35,8 +35,9 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
         muted(
             "The rule: among measured cases that fit with headroom and whose repetitions are comparable, choose the"
             " largest model that generates faster than people read, in its fastest quantization; if there is none,"
-            f" the fastest. People read {READING_TPS} tokens per second. Larger is not always better: the section on"
-            " quality below compares models with known scores."
+            f" the fastest. People read {READING_TPS} tokens per second. Cases whose intervals overlap may be"
+            " equally fast. Larger is not always better: the section on quality below compares models with known"
+            " scores."
         )
     )
     return Section("run", "What should I run on this machine?", tuple(blocks))

@@ -16,7 +16,7 @@ from profiler.cost.prediction import Prediction
 from profiler.models.geometry import CacheBytes
 from profiler.results import measurement
 from profiler.results.measurement import Memory
-from profiler.show.columns import plain
+from profiler.show.columns import TOO_NOISY, plain
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, Map, MapCell, PageBlock, Section, Table, muted
 from profiler.show.report.predictions import Forecast
@@ -51,9 +51,9 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
         blocks += _machine(machine, forecast, several=len(machines) > 1)
     blocks.append(
         muted(
-            "Decode in tokens per second. Figures with ~ are predicted, the others measured; for those with ?, the"
-            " repetitions vary too much to compare. fits: at least 5% and 512 MiB remain at the peak; tight: less"
-            " than that; no: it needs more memory than there is."
+            "Decode in tokens per second. Figures with ~ are predicted, the others measured; those with ? are too"
+            " noisy: their repetitions differ too much to compare. fits: at least 5% and 512 MiB remain at the peak;"
+            " tight: less than that; no: it needs more memory than there is."
         )
     )
     return Section("fits", "What fits?", tuple(blocks))
@@ -145,8 +145,8 @@ def _measured(result: CaseResult) -> MapCell:
     peak = f", peak {bytes_text(result.peak_bytes)}" if result.peak_bytes is not None else ""
     title = f"measured: {selection.ranged(result.decode)} t/s{peak}"
     value, span = selection.rate(result.decode), ""
-    if result.decode is not None and result.decode.wide and result.decode.low and result.decode.high:
-        value, span = f"{value}?", f"{significant(result.decode.low, 2)}–{significant(result.decode.high, 2)}"
+    if result.decode is not None and result.decode.wide:
+        value, span = f"{value}?", TOO_NOISY
     return MapCell(value, span, " · ".join(part for part in parts if part), verdict, True, title)
 
 

@@ -303,7 +303,10 @@ def _table(best: Sequence[FrontierCase], benchmark: str | None, at: str) -> Tabl
         for one in best[:MOST_ROWS]
     )
     return Table(
-        columns, rows, f"For each model, the quantizations that no other one beats in both speed and memory, {at}"
+        columns,
+        rows,
+        f"For each model, the quantizations that no other one beats in both speed and memory, {at}, by the medians:"
+        " cases whose intervals overlap may be equally fast",
     )
 
 

@@ -17,7 +17,7 @@ from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
 from profiler.results.stats import Centre, Summary
-from profiler.show.columns import SETTINGS, device_memory, device_title, figure, plain
+from profiler.show.columns import SETTINGS, device_memory, device_title, figure, noisy_text, plain
 from profiler.show.report.blocks import Tone
 from profiler.units import KIB, UNKNOWN
 
@@ -341,9 +341,11 @@ def rate(summary: Summary | None) -> str:
 
 
 def ranged(summary: Summary | None) -> str:
-    """``14.2 (13.8–14.7)``: the median rate with its 95% interval, if it has one."""
+    """``14.2 (13.8–14.7)``: the median rate with its 95% interval, if it has one that says something."""
     if summary is None:
         return UNKNOWN
+    if summary.wide:
+        return noisy_text(summary)
     if summary.low is None or summary.high is None:
         return f"{rate(summary)} (measured once)"
     ends = (figure(end, summary.relative_half) for end in (summary.low, summary.high))

@@ -7,12 +7,23 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from profiler import backends
-from profiler.results.measurement import Phase
-from profiler.show.columns import context_cell, plain, rate_cell, reps_cell, server_title, token_cell, ttft_cell
+from profiler.results import comparison
+from profiler.results.measurement import Measurement, Phase
+from profiler.show.columns import (
+    TOO_NOISY,
+    context_cell,
+    plain,
+    rate_cell,
+    ratio_text,
+    reps_cell,
+    server_title,
+    token_cell,
+    ttft_cell,
+)
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
-from profiler.units import UNKNOWN, bytes_text, rate_text, significant
+from profiler.units import UNKNOWN, bytes_text, rate_text
 
 SERVED = " Rows of a server are the median of the requests, for one stream."
 MOST_PANELS = 3  # charts per kind: one row of the page; each takes a quarter of a second to draw
@@ -157,13 +168,19 @@ def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
     )
     rows = []
     for results in list(shared.values())[:MOST_ROWS]:
-        medians = [result.decode_tps for result in results.values() if result.decode_tps]
+        ordered = sorted(results.values(), key=lambda result: result.decode_tps or 0.0)
         cells = (selection.ranged(results[n].decode) if n in results else "–" for n in range(len(machines)))
-        rows.append(
-            (selection.case(next(iter(results.values()))), *cells, f"{significant(max(medians) / min(medians))} ×")
-        )
-    caption = "Cases measured on more than one machine. profile compare adds intervals to the ratios."
+        rows.append((selection.case(ordered[0]), *cells, _times(ordered[-1].measurement, ordered[0].measurement)))
+    caption = "Cases measured on more than one machine, and the ratio of decode rates with its 95% interval."
     return [Table(columns, tuple(rows), caption)]
+
+
+def _times(high: Measurement, low: Measurement) -> str:
+    """The ratio of two decode rates."""
+    found = comparison.pair(low, high).rates.get("decode")
+    if found is None:
+        return UNKNOWN
+    return TOO_NOISY if comparison.too_noisy(low, high, "decode") else ratio_text(found)
 
 
 def _engines(machine: MachineRows, several: bool) -> list[PageBlock]:
@@ -198,8 +215,8 @@ def _of_engine(result: CaseResult) -> tuple[str, ...]:
         f"{_engine(result)} {plain(result.case.quant)}",
         f"{result.case.context:,}",
         f"{result.case.batch:,}",
-        rate_text(result.sequence_tps),
-        UNKNOWN if (share := result.shares.get("decode")) is None else f"{share:.0%}",
+        rate_text(result.sequence_tps) if result.comparable else TOO_NOISY,
+        UNKNOWN if not result.comparable or (share := result.shares.get("decode")) is None else f"{share:.0%}",
         ttft_cell(result.measurement),
         bytes_text(result.peak_bytes),
     )

@@ -265,14 +265,23 @@ def test_the_page_for_people(profile: Any, runs: Any) -> None:
     more = Memory(process_peak_bytes=2**31)
     stored = runs([measured(), measured(256)], [measured(slower=2.0, memory=more), measured(256)])
     assert [line.rstrip() for line in profile("compare", *stored).out.splitlines()[3:10]] == [
-        "model         quant  context  batch  figure              A         B   B ÷ A     interval",
-        "gemma-3-270m  nf4        128      1  prefill t/s       127      63.4  0.5000  0.489–0.511  slower",
-        "gemma-3-270m  nf4        128      1  decode t/s        9.8       4.9  0.5000  0.473–0.528  slower",
-        "gemma-3-270m  nf4        128      1  peak         1.00 GiB  2.00 GiB   2.000               more",
-        "gemma-3-270m  nf4        256      1  prefill t/s       253       253   1.000  0.978–1.023",
-        "gemma-3-270m  nf4        256      1  decode t/s        9.8       9.8   1.000  0.946–1.057",
-        "gemma-3-270m  nf4        256      1  peak         1.00 GiB  1.00 GiB   1.000",
+        "model         quant  context  batch  figure              A         B  B ÷ A     interval",
+        "gemma-3-270m  nf4        128      1  prefill t/s       127      63.4  0.500  0.489–0.511  slower",
+        "gemma-3-270m  nf4        128      1  decode t/s        9.8       4.9  0.500  0.473–0.528  slower",
+        "gemma-3-270m  nf4        128      1  peak         1.00 GiB  2.00 GiB  2.000               more",
+        "gemma-3-270m  nf4        256      1  prefill t/s       253       253  1.000  0.978–1.023",
+        "gemma-3-270m  nf4        256      1  decode t/s        9.8       9.8   1.00  0.946–1.057",
+        "gemma-3-270m  nf4        256      1  peak         1.00 GiB  1.00 GiB  1.000",
     ]
+
+
+def test_repetitions_that_differ_too_much_have_no_ratio(profile: Any, runs: Any) -> None:
+    noisy = replace(measured(), samples=tuple(Sample("decode", seconds, 16) for seconds in (0.01, 9.0, 1.0)))
+    stored = runs([noisy], [measured(slower=2.0)])
+    out = profile("compare", *stored).out
+    line = next(line for line in out.splitlines() if "decode t/s" in line)
+    assert line.split("decode t/s")[1].split() == ["too", "noisy:", "1.8–1,600", "4.9", "too", "noisy"]
+    assert "decode: geometric mean" not in out
 
 
 def test_a_long_page_shows_what_differs() -> None:

@@ -165,6 +165,13 @@ def test_the_tightest_group_on_the_way_up_decides(lay: Lay) -> None:
     assert quota.where == "cpu.max of the control group /a"
 
 
+def test_the_tightest_limit_on_tasks_is_named(lay: Lay) -> None:
+    lay("0::/a/b\n", {"a/b/pids.max": "max", "a/pids.max": "64", "pids.max": "900"})
+    assert cgroup.tasks() == (64, "pids.max of the control group /a")
+    lay("0::/a/b\n", {"a/pids.max": "max", "pids.max": "max"})
+    assert cgroup.tasks() is None
+
+
 def test_the_name_of_a_group_is_short_and_printable(lay: Lay) -> None:
     path = f"kubepods.slice/kubepods-burstable.slice/pod\x1b[31m/{'ab' * 32}"
     lay(f"0::/{path}\n", {f"{path}/cpu.max": "50000 100000"})

@@ -7,6 +7,8 @@ import errno
 import pytest
 from fakes.lab import QUICK, make_case, source
 
+from profiler.cli import HINTS, fault
+from profiler.devices import allowance, cgroup
 from profiler.errors import ProfileError
 from profiler.run.protocol import WorkerTask
 from profiler.run.worker import failure, one_line
@@ -107,3 +109,31 @@ def test_the_cause_is_never_cut_off(length: int) -> None:
 def test_out_of_memory_is_recognized_however_it_was_wrapped() -> None:
     assert failure(raised(RuntimeError("loading failed"), MemoryError()), ORDER, "load").outcome == "oom"
     assert failure(while_handling(ValueError("odd"), MemoryError()), ORDER, "load").outcome == "failed"
+
+
+THREADS = RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (THREADS, "load failed: the system cannot start another thread. "),
+        (raised(RuntimeError("loading failed"), THREADS), "load failed: RuntimeError: loading failed; caused by"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "load failed: BlockingIOError: "),
+    ],
+)
+def test_a_limit_on_threads_is_named_with_what_to_do(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "tasks", lambda: (64, "pids.max of the control group /box"))
+    reason = failure(error, ORDER, "load").reason or ""
+    assert reason.startswith(words)
+    assert "pids.max of the control group /box allows 64 processes and threads: raise it" in reason
+    assert fault(THREADS) == allowance.exhausted(THREADS)  # a command says the same
+    monkeypatch.setattr(cgroup, "tasks", lambda: None)
+    assert "raise it (ulimit -u)" in (failure(error, ORDER, "load").reason or "")
+
+
+def test_a_full_disk_in_a_worker_says_what_to_do() -> None:
+    reason = failure(raised(ValueError("odd"), OSError(errno.ENOSPC, "No space left")), ORDER, "load").reason or ""
+    assert "No space left" in reason and reason.endswith(HINTS[errno.ENOSPC])

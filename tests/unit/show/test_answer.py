@@ -41,9 +41,17 @@ def test_each_model_has_its_best_the_fastest_first(measurements):
     assert found.count(" at ") == 2 and "; gemma-3-270m fp32 c=128 b=1 at 12.00 t/s" in found
 
 
+def test_what_is_within_the_noise_of_the_fastest_is_counted(measurements):
+    fast = decoded(measurements[0], 20.0, 20.4, 19.6)
+    near = decoded(measurements[0], 19.9, 20.3, 19.5, batch=2)
+    slow = decoded(measurements[0], 10.0, 10.1, 9.9, batch=4)
+    assert "(1 other not distinguishable from it)" in (fastest([fast, near, slow]) or "")
+    assert "distinguishable" not in (fastest([fast, slow]) or "")
+
+
 def test_unknown_memory_is_no_headroom(measurements):
     rows = [replace(decoded(measurements[0], rate), memory=Memory()) for rate in (10.0, 20.0)]
-    assert fastest(rows) == "fastest decode: gemma-3-270m fp32 c=128 b=1 at 20 t/s"
+    assert fastest(rows) == "fastest decode: gemma-3-270m fp32 c=128 b=1 at 20 t/s (measured once)"
 
 
 def test_repetitions_that_cannot_be_compared_win_nothing(measurements):

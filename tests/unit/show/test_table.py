@@ -6,7 +6,7 @@ import pytest
 
 from profiler.case import Case
 from profiler.results.measurement import Caution, Measurement, Sample
-from profiler.show.columns import figure, heading, notes, rate_cell
+from profiler.show.columns import figure, heading, notes, rate_cell, token_cell
 from profiler.show.output import rendered
 from profiler.show.writers import table
 
@@ -118,14 +118,25 @@ def timed(measurement: Measurement, *seconds: float, reps: int | None = None) ->
     return replace(measurement, samples=samples, cautions=(), asked={"reps": reps or len(samples)})
 
 
-def test_an_interval_that_says_nothing_is_shown_as_a_range_and_noted(measurements):
+def test_an_interval_that_says_nothing_is_shown_as_too_noisy_and_noted(measurements):
     odd = timed(measurements[0], 16 / 17, 16 / 30)
-    assert rate_cell(odd, "decode") == "24 (0.61–830)"
+    assert rate_cell(odd, "decode") == "too noisy: 17–30"
+    assert token_cell(odd) == "too noisy"
     (note,), (numbers,) = notes([odd])
     assert note.text == "decode: repetitions differ too much to compare (2 of them): free the machine"
     assert (note.help, numbers) == ("-r 5", [1])
     text = " ".join(table.render("r", [odd]).split())
-    assert "±: distance from that median to the farther end of its 95% interval; (a–b): the interval itself" in text
+    assert (
+        "±: distance from that median to the farther end of its 95% interval; too noisy: the interval exceeds ±50%"
+        in text
+    )
+
+
+def test_time_per_token_is_the_inverse_of_the_rate_beside_it(measurements):
+    samples = tuple(Sample("decode", seconds, 16, step_s=(0.001,) * 16) for seconds in (0.12, 0.123, 0.126))
+    row = replace(measurements[0], samples=samples, cautions=())
+    assert rate_cell(row, "decode").split()[0] == "130"
+    assert token_cell(row) == "7.7"
 
 
 def test_repetitions_that_a_limit_cut_short_need_a_longer_one(measurements):
@@ -137,7 +148,7 @@ def test_an_interval_of_up_to_half_the_figure_is_shown_as_plus_minus(measurement
     usual = timed(measurements[0], 1.0, 1.04)
     assert rate_cell(usual, "decode") == "16 ±28%"
     assert notes([usual]) == ([], [[]])
-    assert "(a–b)" not in table.render("r", [usual])
+    assert "too noisy" not in table.render("r", [usual])
 
 
 def test_the_reps_column_stays_if_repetitions_differ_from_the_request(measurements):

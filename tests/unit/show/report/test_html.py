@@ -130,7 +130,10 @@ def test_machines_stand_side_by_side_with_their_ratio():
     pair = [measured(decode=(10.0, 10.1, 9.9)), measured(decode=(40.0, 40.4, 39.6), environment=OTHER)]
     text = " ".join(Reader(html.render(None, pair)).text)
     assert "Some CPU (64.0 GiB), decode t/s" in text and "Some GPU (24.0 GiB), decode t/s" in text
-    assert "4.00 ×" in text
+    assert re.search(r"\b4\.0\d* × \([34]\.\d+–4\.\d+\)", text)
+    pair[0] = measured(decode=(10.0, 0.1, 99.0))
+    text = " ".join(Reader(html.render(None, pair)).text)
+    assert "too noisy" in text and "×" not in text.partition("highest ÷ lowest")[2][:200]
 
 
 def test_made_up_figures_are_called_so():
