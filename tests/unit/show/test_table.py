@@ -125,7 +125,7 @@ def test_an_interval_that_says_nothing_is_shown_as_a_range_and_noted(measurement
     assert note.text == "decode: repetitions differ too much to compare (2 of them): free the machine"
     assert (note.help, numbers) == ("-r 5", [1])
     text = " ".join(table.render("r", [odd]).split())
-    assert "±: distance from that median to the farther end of its 95% interval; (a–b): the interval itself" in text
+    assert "±: distance from the median to the farther end of its 95% interval; (a–b): the interval itself" in text
 
 
 def test_repetitions_that_a_limit_cut_short_need_a_longer_one(measurements):
