@@ -118,7 +118,12 @@ UNMEASURED: dict[str, Any] = {"seed": None, "effort": None, "clock": "wall", "si
 @options.group(
     "How to run it",
     options.device(),
-    options.chosen("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models; hf is Hugging Face transformers."),
+    options.chosen(
+        "--backend",
+        folder=backends.FOLDER,
+        default=backends.DEFAULT,
+        help="What runs the models; hf is Hugging Face transformers.",
+    ),
     options.choice(
         "--path",
         ("eager", "static", "graph"),

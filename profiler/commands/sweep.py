@@ -88,7 +88,12 @@ FAILED, INTERRUPTED = 1, 130
 @options.group(
     "How to run it",
     options.device(),
-    options.chosen("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models; hf is Hugging Face transformers."),
+    options.chosen(
+        "--backend",
+        folder=backends.FOLDER,
+        default=backends.DEFAULT,
+        help="What runs the models; hf is Hugging Face transformers.",
+    ),
     options.many(
         "--path",
         "paths",
