@@ -114,7 +114,8 @@ def summary(name: str) -> str:
 def main(ctx: click.Context) -> None:
     """Measure and predict how fast language models run on your hardware, and how much memory they take.
 
-    Start with profile sweep, which measures a small grid sized to this machine.
+    Start with profile fit, which predicts what fits this machine without running anything, or with profile sweep,
+    which measures a small grid in about five minutes.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

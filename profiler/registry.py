@@ -80,7 +80,7 @@ def _spelled(name: str) -> str:
 def unknown(what: str, name: str, known: Iterable[str]) -> NotFound:
     """The error for an unknown name: the nearest known names first, then all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.6)
     return NotFound(f"unknown {what}: {printable(name)}", f"{did_you_mean(near)}Known: {', '.join(known)}.")
 
 

@@ -17,7 +17,13 @@ from profiler.results.store import Store
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text
 
-FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
+WORDS = {
+    "prefill_tps": "prefill t/s",
+    "decode_tps": "decode t/s",
+    "peak_bytes": "peak after loading",
+    "load_peak_bytes": "peak while loading",
+}
+FIGURES = tuple(WORDS)
 
 
 @click.command("accuracy")
@@ -27,9 +33,10 @@ FIGURES = ("prefill_tps", "decode_tps", "peak_bytes", "load_peak_bytes")
 def accuracy(run: str | None, store: Path | None, output: str) -> int:
     """Compare each stored measurement with its prediction, the largest errors first.
 
-    The rows are those of RUN, or the newest of every case on every machine in the store. peak_bytes is the higher
-    peak of prefill and decode; the peak while loading is a separate figure. Below the table, each figure has its mean
-    and median error and the share of measurements within the predicted range, which should be nine in ten.
+    The rows are those of RUN, or the newest of every case on every machine in the store. An error of +20% means that
+    the prediction is too high by a fifth of the measurement. The peak after loading is the higher one of prefill and
+    decode. A summary below the table has the mean size of the errors, their median, and the share of measurements
+    within the predicted range, which should be about nine in ten.
     """
     with Store.open(store, create=False) as opened:
         measured = list(opened.rows(opened.find_run(run)) if run is not None else opened.newest_per_environment())
@@ -43,7 +50,8 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     lines = summary(found)
     left_out = sum(disturbed(one, figure) for one in measured for figure in FIGURES)
     if left_out:
-        lines.append(f"{left_out} speeds are left out because other processes disturbed their measurement")
+        speeds = "1 speed is" if left_out == 1 else f"{left_out} speeds are"
+        lines.append(f"{speeds} left out because other processes disturbed the measurement")
     for line in lines:
         click.echo(line, err=output != "table")
     return 0
@@ -97,8 +105,8 @@ def summary(found: Sequence[dict[str, Any]]) -> list[str]:
             mean = statistics.fmean(map(abs, errors))
             covered = statistics.fmean(row["covered"] for row in mine)
             lines.append(
-                f"{figure}: {len(mine)} cases, off by {mean:.1%} on average, median {statistics.median(errors):+.1%},"
-                f" {covered:.0%} within their range"
+                f"{WORDS[figure]}: {len(mine)} {'case' if len(mine) == 1 else 'cases'}, off by {mean:.1%} on average"
+                f" (median {statistics.median(errors):+.1%}), {covered:.0%} within the predicted range"
             )
     return lines
 
@@ -122,7 +130,7 @@ def _cells(row: show_output.JsonRow, several: bool) -> dict[str, str]:
         "quant": printable(row["quant"], 40),
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
-        "figure": row["figure"],
+        "figure": WORDS[row["figure"]],
         "predicted": text(row["predicted"]),
         "range": f"{text(row['low'])} – {text(row['high'])}",
         "measured": text(row["measured"]) or UNKNOWN,

@@ -58,7 +58,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         if known is None:
             raise ProfileError(
                 f"there is no calibration of {found.name} in its current state (driver, cores, quota, libraries)",
-                "profile calibrate takes a minute.",
+                "Run profile calibrate, which takes about a minute.",
             )
     else:
         calibration.check_folder()  # measuring takes a minute

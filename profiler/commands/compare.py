@@ -48,10 +48,11 @@ def compare(a: str, b: str, output: str, store: Path | None) -> int:
 
     Exit codes: 0 success, 2 usage error, 4 no case was measured in both.
     """
-    found = comparison.compare(_frozen(_rows(a, store)), _frozen(_rows(b, store)))
+    (name_a, rows_a), (name_b, rows_b) = _side(a, store), _side(b, store)
+    found = comparison.compare(_frozen(rows_a), _frozen(rows_b))
     if not found.pairs and not found.failed:
         say(f"A and B have no case in common: {comparison.in_words(found)}")
-    click.echo(show_compare.render(found, (a, b), output), nl=False)
+    click.echo(show_compare.render(found, (name_a, name_b), output), nl=False)
     return 0 if found.pairs else INCOMPARABLE
 
 
@@ -61,7 +62,7 @@ def _frozen(rows: list[Measurement]) -> list[Measurement]:
     return rows
 
 
-def _rows(name: str, store: Path | None) -> list[Measurement]:
+def _side(name: str, store: Path | None) -> tuple[str, list[Measurement]]:
     if not name.strip():
         raise ProfileError("one of the two names is empty", "Pass a run (see profile runs) or a file of rows.")
-    return reading.named(name, store)
+    return reading.identified(name, store)

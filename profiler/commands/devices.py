@@ -24,9 +24,10 @@ def devices(from_catalog: bool, output: str) -> None:
 
     The first one is the default of profile sweep.
 
-    In the catalog, the column "source" says where figures come from. verified: checked against the source named after
-    it; third-party DB: TechPowerUp's database, not the maker; derived: computed from units and clock rates;
-    unverified: from one source only. There, bw means memory bandwidth, tensor TFLOP/s and TOP/s, and tdp watts.
+    In the catalog, GB/s is the memory bandwidth, and the column "source" says where each figure comes from. verified:
+    checked against the source named after it; third-party DB: TechPowerUp's database, not the maker; derived:
+    computed from units and clock rates; unverified: from one source only. It calls the figures bw (memory
+    bandwidth), tensor (TFLOP/s and TOP/s), tdp (watts), l2 (cache size) and pcie (bandwidth to the host).
     """
     if from_catalog:
         rows = [_catalog_row(device) for device in target.data_sheets()]

@@ -68,10 +68,10 @@ UNMEASURED: dict[str, Any] = {"seed": None, "effort": None, "clock": "wall", "si
     click.option(
         "--rows",
         metavar="RUN|FILE",
-        help="Judge the rows of a run of profile endpoint by --baseline, instead of measuring.",
+        help="Compare stored rows of profile endpoint with --baseline, instead of measuring.",
     ),
     click.option(
-        "--accept", is_flag=True, help="Write the new measurements to --baseline, which nothing else changes."
+        "--accept", is_flag=True, help="Store the new measurements in --baseline. Nothing else changes that file."
     ),
 )
 @options.group(
@@ -119,12 +119,17 @@ UNMEASURED: dict[str, Any] = {"seed": None, "effort": None, "clock": "wall", "si
 @options.group(
     "How to run it",
     options.device(),
-    options.plugin_name("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
+    options.plugin_name(
+        "--backend",
+        folder=backends.FOLDER,
+        default=backends.DEFAULT,
+        help="What runs the models; hf is Hugging Face transformers.",
+    ),
     options.choice(
         "--path",
         ("eager", "static", "graph"),
         default="eager",
-        help="How decode runs. Unlike a gate, a sweep uses static or graph by default.",
+        help="How decode runs. A sweep uses static or graph unless told otherwise.",
     ),
     options.count(
         "--threads", most=MAX_THREADS, help="CPU threads. [default: 1 on a CPU, where idle threads use CPU time]"

@@ -23,10 +23,13 @@ SHARED = "shared "  # the prefix of a layer kind without its own cache
 def models(output: str) -> None:
     """List the models that you can name without a path.
 
-    Parameters are those of the text decoder; active ones are those that a single token uses. Cache sizes are those of
-    transformers in a 16-bit dtype: KV/token is the bytes per token, fixed cache the bytes per sequence that do
-    not grow (full sliding windows, recurrent state). Shared layers use the K and V of an earlier layer. You can also
-    pass a folder with config.json, a .gguf file or a Hugging Face id.
+    A model can also be a folder with config.json, a .gguf file or a Hugging Face id.
+
+    Parameters are those of the text decoder; active ones are those that a single token uses. Layers are listed by how
+    they attend: full layers to every token, sliding ones to a window, chunked ones within a chunk; gated delta layers
+    have a recurrent state instead, and shared layers use the K and V of an earlier layer. Cache sizes are those of
+    transformers in a 16-bit dtype: KV/token grows with every token, the fixed cache (full windows, recurrent state)
+    is the rest, per sequence.
     """
     rows = [row(name, geometry(hub.shipped_config(name))) for name in hub.names()]
     click.echo(show_output.render(rows, shown, output), nl=False)

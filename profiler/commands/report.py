@@ -20,7 +20,7 @@ from profiler.units import printable
     examples={
         "profile report": "everything in the store, in the terminal",
         "profile report --html fit.html --md fit.md": "a page to share, as HTML and as Markdown",
-        "profile report 261124-1006 261201-18": "two runs; a unique start of each id is enough",
+        "profile report latest~1 latest": "the last two runs; profile runs lists all of them",
     },
 )
 @click.argument("names", nargs=-1, metavar="[RUN]...")

@@ -96,7 +96,12 @@ FAILED, INTERRUPTED = 1, 130
 @options.group(
     "How to run it",
     options.device(),
-    options.plugin_name("--backend", folder=backends.FOLDER, default=backends.DEFAULT, help="What runs the models."),
+    options.plugin_name(
+        "--backend",
+        folder=backends.FOLDER,
+        default=backends.DEFAULT,
+        help="What runs the models; hf is Hugging Face transformers.",
+    ),
     options.many(
         "--path",
         "paths",

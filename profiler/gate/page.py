@@ -28,6 +28,10 @@ LEGEND = (
     " the slowdown that nine of ten such gates find. FAIL: beyond noise, mean and median at least δ, most pairs"
     " slower, and confirmed in new processes."
 )
+STORED_LEGEND = (
+    "Ratios are new ÷ baseline, so above 1 is worse. δ: the slowdown that counts as a regression. MDE: minimum"
+    " detectable effect, the smallest slowdown that stored times can show."
+)
 
 
 def headline(verdicts: Sequence[GateVerdict]) -> str:
@@ -110,7 +114,7 @@ def render(content: Mapping[str, Any], verdicts: Sequence[GateVerdict], output: 
         lines += ["", *table(verdicts)]
     said = reasons(verdicts)
     lines += ["", *said] if said else []
-    return "\n".join([*lines, *_legend(content)]) + "\n"
+    return "\n".join([*lines, *_legend(content, verdicts)]) + "\n"
 
 
 def keep(path: Path, content: Mapping[str, Any]) -> None:
@@ -118,10 +122,11 @@ def keep(path: Path, content: Mapping[str, Any]) -> None:
     files.write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _legend(content: Mapping[str, Any]) -> list[str]:
-    """How much was measured, and what the figures mean; empty if no pairs were measured."""
+def _legend(content: Mapping[str, Any], verdicts: Sequence[GateVerdict]) -> list[str]:
+    """How much was measured, and what the figures mean; empty if nothing was timed."""
     if not content["blocks"]:
-        return []
+        timed = any(verdict.detectable is not None for verdict in verdicts)
+        return ["", *textwrap.wrap(STORED_LEGEND, WIDTH)] if timed else []
     disturbed = sum(1 for block in content["blocks"] if block["invalid"]) // 2
     said = (
         f"{len(content['blocks'])} measurements of {content['effort']['reps']} repetitions, {content['clock']} time,"

@@ -168,8 +168,9 @@ def ratio(
 def in_words(comparison: Comparison) -> str:
     """A message about why two sets share no case: the fields in which their cases always differ."""
     sides = [[row.case for row in rows] for rows in (comparison.only_a, comparison.only_b)]
-    if not all(sides):
-        return "one of them is empty"
+    empty = [name for name, side in zip("AB", sides, strict=True) if not side]
+    if empty:
+        return f"{empty[0]} has no rows" if len(empty) == 1 else "neither has any rows"
     fields = [
         "model_id",
         "quant",

@@ -35,11 +35,17 @@ def file_named(name: str) -> Path | None:
 
 def named(name: str, store: Path | None) -> list[Measurement]:
     """The rows of a run of ``store``, or of a file. Raises ProfileError."""
+    return identified(name, store)[1]
+
+
+def identified(name: str, store: Path | None) -> tuple[str, list[Measurement]]:
+    """What ``name`` stands for, such as ``261124-053912 (latest~1)``, and its rows. Raises ProfileError."""
     path = file_named(name)
     if path is not None:
-        return row.read(path)
+        return name, row.read(path)
     with Store.open(store, create=False) as opened:
-        return opened.rows(opened.find_run(name))
+        run = opened.find_run(name)
+        return (run if run.startswith(name) else f"{run} ({name})"), opened.rows(run)
 
 
 def of_runs(store: Store, names: Sequence[str]) -> tuple[Iterable[Measurement], str | None, list[Run]]:

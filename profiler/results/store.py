@@ -264,7 +264,7 @@ class Store:
         if prefix is None or prefix in matching:
             return prefix or matching[-1]
         if len(matching) != 1:
-            what = f"{len(matching)} runs start with" if matching else "no run starts with"
+            what = f"{len(matching)} runs start with" if matching else "there is no run"
             hint = f"The latest: {', '.join((matching or known)[-5:])}. All of them: {self.command('runs')}"
             raise NotFound(f"{what} {printable(prefix)!r}", hint)
         return matching[0]

@@ -135,24 +135,24 @@ def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> st
     free, budget = bytes_text(limits.available_bytes), seconds_text(limits.budget_s)
     refused = next((reason for _, quant in pairs if (reason := quant.unavailable(limits.device))), None)
     if refused is not None:
-        return f"no model named (-m): {models}, but {refused}"
+        return f"without -m, this sweep would measure {models}, but {refused}"
     tasks = [task for pair in pairs for task in grid(*pair)]
     if not _holds(tasks, limits):
         largest = max(tasks, key=lambda task: _peak(task, limits))
         needed = bytes_text(_peak(largest, limits))
         return (
-            f"no model named (-m), and {limits.device.name} with {free} free may not hold all of {models}:"
+            f"without -m, this sweep measures {models}, which may not all fit on {limits.device.name} ({free} free):"
             f" {largest.case.model} {largest.quant.name} needs about {needed}"
         )
     seconds = _seconds(pairs, limits, grid)
     if seconds > limits.budget_s:
         return (
-            f"no model named (-m): {models} need about {seconds_text(seconds)}, more than the {budget} budget;"
-            " cases run cheapest first until it is used up"
+            f"without -m, this sweep measures {models}; they need about {seconds_text(seconds)}, more than the budget"
+            f" of {budget}, so cases run cheapest first until it is used up"
         )
     return (
-        f"no model named (-m): {models}, the largest Gemma 4 and Qwen 3.5 that fit on {limits.device.name}"
-        f" ({free} free) and finish within {budget}; estimated {seconds_text(seconds)}"
+        f"without -m, this sweep measures {models}: the largest Gemma 4 and Qwen 3.5 that fit on"
+        f" {limits.device.name} ({free} free) and finish within {budget}; estimated {seconds_text(seconds)}"
     )
 
 

@@ -141,7 +141,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     """
     if (command := backends.find(request.backend).served) is not None:
         raise ProfileError(
-            f"backend {request.backend} is a running server, which no worker of ours can start", f"Use {command}."
+            f"profile sweep cannot use backend {request.backend}, which measures a running server", f"Use {command}."
         )
     counted = request.scenario if not request.contexts else None
     typed, request = request.quants, _with_scenario(request)

@@ -192,7 +192,7 @@ class CaseWatch:
             return "timeout", f"still in {self._phase} after {seconds_text(limits.case_s)}; stopped"
         if now - self._last_life(now) > limits.hang_s:
             silence = seconds_text(limits.hang_s)
-            return "timeout", f"no message and no CPU time used for {silence} in {self._phase}; stopped"
+            return "timeout", f"no progress and no CPU time for {silence} in {self._phase}; the worker was stopped"
         return None
 
     def _last_life(self, now: float) -> float:

@@ -223,9 +223,9 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
         served = [m.case.server is not None for m in _distinct(measurements)]
         parts += [] if all(served) else ["t/s: median of the repetitions, all sequences together"]
         parts += ["t/s of a server: median of the requests, per stream; prefill from TTFT"] if any(served) else []
-        parts.append("±: distance from that median to the farther end of its 95% interval")
-    if any(summary.between for summary in summaries):
-        parts.append("it includes process-to-process variation")
+        between = any(summary.between for summary in summaries)
+        included = ", which includes process-to-process variation" if between else ""
+        parts.append(f"±: distance from the median to the farther end of its 95% interval{included}")
     if any(summary.wide for summary in summaries):
         parts.append(f"{TOO_NOISY}: the interval exceeds ±{stats.WIDE:.0%}; the range is that of the repetitions")
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)

@@ -26,18 +26,19 @@ MANY = 20  # cases of which one is expected to differ by chance
 CASES_NAMED = 12  # missing cases that a table lists before "and n more"
 WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
-    "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, widened by",
-    "process-to-process variation. faster, slower: the interval excludes 1. Runs at different times can differ by",
-    "more than this: to detect a regression, use profile gate. too noisy: repetitions differ too much to compare.",
+    "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions,",
+    "including process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions",
+    "differ too much to compare. Two runs at different times can differ by more than this; profile gate detects",
+    "regressions.",
 )
-NARROW = "Process-to-process variation is unknown for {rows:,} of {all:,} rates, so their intervals are too narrow."
+NARROW = "Process-to-process variation is unknown for {rows:,} of {all:,} rates: their intervals are too narrow."
 
 NAME_LENGTH = 60
 ALPHA = 0.05  # benchstat's own default
 
 
 def render(found: Comparison, names: tuple[str, str], output: str) -> str:
-    """The comparison in a format of ``FORMATS``, including the newline. ``names`` are A and B as typed."""
+    """The comparison in a format of ``FORMATS``, including the newline. ``names`` say what A and B are."""
     if output == "benchstat":
         return benchstat(found, names)
     if output not in ("table", "md"):

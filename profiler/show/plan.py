@@ -61,7 +61,7 @@ def _notes(plan: SweepPlan) -> list[str]:
         growing.setdefault(alike, []).append(planned.run_s)
     notes = []
     if any(cases > 1 for cases in loads.values()):
-        notes.append("load: cases that share a worker pay it once, together.")
+        notes.append("load: paid once by cases that share a worker.")
     if any(later < earlier for runs in growing.values() for earlier, later in pairwise(runs)):
         notes.append("run: slower cases repeat fewer times, so a larger one can take less time.")
     return notes
@@ -133,14 +133,14 @@ def _shown(row: show_output.JsonRow, more: Sequence[str]) -> dict[str, str]:
     peak = row["peak_bytes"]
     return {
         "model": printable(row["model"], 60),
-        "weights": row["weights"],
+        "source": row["weights"],
         "quant": row["quant"],
-        "dtype": row["dtype"],
+        "compute": row["dtype"],
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
         **{name: row[name] for name in more},
         "plan": "run (may not fit)" if row["may_not_fit"] else row["action"],
-        "weights size": bytes_text(row["weights_bytes"]),
+        "weights": bytes_text(row["weights_bytes"]),
         "cache": bytes_text(row["cache_bytes"]),
         "peak": UNKNOWN if peak is None else _range(bytes_text(peak["low"]), bytes_text(peak["high"])),
         "load": seconds_text(row["load_s"]),

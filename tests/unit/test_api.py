@@ -426,7 +426,7 @@ def test_what_is_not_there_is_said_with_the_right_error(tmp_path: Path, model: M
     with pytest.raises(profiler.StoreError):
         profiler.load()
     profiler.sweep(model(), contexts=32, **QUICK)
-    with pytest.raises(profiler.NotFound, match="no run starts with"):
+    with pytest.raises(profiler.NotFound, match="there is no run"):
         profiler.load("999999")
     with pytest.raises(profiler.NotFound, match="there is no such file"):
         profiler.load(tmp_path / "rows.jsonl")

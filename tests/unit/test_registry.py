@@ -49,12 +49,13 @@ def test_an_unknown_name_lists_the_nearest_first_and_then_all() -> None:
         registry.load("quants", "nf4dq", "quantization")
     assert caught.value.message == "unknown quantization: nf4dq"
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("Did you mean nf4-dq, nf4 or fp4? Known: ")
+    assert caught.value.hint.startswith("Did you mean nf4-dq or nf4? Known: ")
     assert caught.value.hint.endswith(f"Known: {', '.join(registry.names('quants'))}.")
 
 
 def test_a_name_like_nothing_gets_no_guess() -> None:
     assert registry.unknown("report", "zzzz", ["table", "csv"]).hint == "Known: table, csv."
+    assert registry.unknown("quantization", "4bit", ["int8", "nf4"]).hint == "Known: int8, nf4."
 
 
 @pytest.mark.parametrize("name", ["", "../errors", "nf4.QUANT", "os", "__init__", "\x1b[2J"])

@@ -220,7 +220,7 @@ def source_cautions(source: Source, case: Case) -> tuple[Caution, ...]:
         return (Caution("unpacked", text),)
     if source.kind != "gguf":
         return ()
-    text = "the values come from a GGUF file, but run in PyTorch: sizes and speed are not llama.cpp's"
+    text = f"unpacked from a GGUF file to {case.quant} and run in PyTorch: size and speed are not llama.cpp's"
     return (Caution("gguf", text),)
 
 

@@ -55,6 +55,15 @@ def compared(profile: Any, arguments: tuple[str, ...]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ran.out.splitlines()]
 
 
+def test_a_page_names_the_runs_that_latest_stands_for(profile: Any, runs: Any) -> None:
+    first, last, *options = runs([measured()], [measured()])
+    assert profile("compare", "latest~1", last, *options).out.startswith(f"A {first} (latest~1)\nB {last}\n")
+
+
+def test_a_run_without_rows_is_named(profile: Any, runs: Any) -> None:
+    assert "no case in common: B has no rows" in profile("compare", *runs([measured()], [])).err
+
+
 def test_a_ratio_is_that_of_the_medians_b_over_a(profile: Any, runs: Any) -> None:
     prefill, decode, peak = compared(profile, runs([measured()], [measured(slower=2.0)]))
     assert (prefill["figure"], decode["figure"], peak["figure"]) == ("prefill_tps", "decode_tps", "peak_bytes")
@@ -90,7 +99,7 @@ def test_what_processes_differ_by_widens_a_ratio_also_from_a_file_of_rows(
 def test_a_page_says_where_processes_may_differ_by_more_than_it_knows(profile: Any, runs: Any) -> None:
     assert "too narrow" not in profile("compare", *runs([measured(expected=APART)], [measured(expected=APART)])).out
     page = profile("compare", *runs([measured()], [measured(expected=APART)])).out
-    assert "Process-to-process variation is unknown for 2 of 4 rates, so their intervals are too narrow." in page
+    assert "Process-to-process variation is unknown for 2 of 4 rates: their intervals are too narrow." in page
     assert "decode: geometric mean of B ÷ A 1.000, 1 case\n" in page
 
 

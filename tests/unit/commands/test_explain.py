@@ -164,8 +164,11 @@ def test_another_engine_is_not_told_what_transformers_took(store: Path) -> None:
 def test_accuracy_lists_predicted_beside_measured_and_counts_what_is_covered(store: Path) -> None:
     keep(store, measured(decode_s=0.8))
     result = run("accuracy")
-    assert "decode_tps: 1 cases, off by 20.0% on average, median -20.0%, 0% within their range" in result.output
-    assert "peak_bytes: 1 cases, off by 6.2% on average, median -6.2%, 100% within their range" in result.output
+    lines = result.output.splitlines()
+    assert "decode t/s: 1 case, off by 20.0% on average (median -20.0%), 0% within the predicted range" in lines
+    assert (
+        "peak after loading: 1 case, off by 6.2% on average (median -6.2%), 100% within the predicted range" in lines
+    )
     rows = json.loads(run("accuracy", "-o", "json").stdout)
     assert [row["figure"] for row in rows] == ["decode_tps", "peak_bytes", "prefill_tps"]  # furthest off first
 
@@ -174,7 +177,7 @@ def test_accuracy_counts_a_case_on_each_machine_that_measured_it(store: Path) ->
     keep(store, measured(decode_s=0.8))
     keep(store, measured(decode_s=0.4), device={"name": "cpu", "kind": "cpu", "title": "Other CPU"})
     result = run("accuracy")
-    assert "decode_tps: 2 cases, off by 40.0% on average" in result.output
+    assert "decode t/s: 2 cases, off by 40.0% on average" in result.output
     assert "Other CPU" in result.output
     titles = {row["machine"] for row in json.loads(run("accuracy", "-o", "json").stdout)}
     assert titles == {"Other CPU", devices.find("cpu").title}
@@ -184,9 +187,9 @@ def test_accuracy_leaves_out_a_speed_that_says_it_was_disturbed(store: Path) -> 
     pressed = Caution("decode-cpu-pressure", "decode: other work held the CPU for 40% of the time")
     keep(store, replace(measured(decode_s=0.8), cautions=(pressed,)))
     result = run("accuracy")
-    assert "decode_tps" not in result.output
-    assert "prefill_tps: 1 cases" in result.output
-    assert "1 speeds are left out because other processes disturbed" in result.output
+    assert "decode t/s" not in result.output
+    assert "prefill t/s: 1 case," in result.output
+    assert "1 speed is left out because other processes disturbed" in result.output
 
 
 def test_a_device_that_was_not_calibrated_says_so(store: Path) -> None:

@@ -234,7 +234,7 @@ def test_a_plan_without_cases_is_said(sweep: Any) -> None:
 def test_a_dry_run_as_a_table_has_sizes_and_estimates(sweep: Any) -> None:
     ran = sweep("-c", "128", "--dry-run", output="table")
     head, _, line = ran.out.splitlines()
-    for title in ("plan", "weights size", "cache", "peak", "load", "run"):
+    for title in ("plan", "source", "weights", "cache", "peak", "load", "run"):
         assert title in head
     assert "MiB" in line and " s" in line
 
@@ -245,7 +245,7 @@ def test_a_dry_run_of_two_paths_tells_them_apart_and_says_what_is_paid_once(swee
     assert sorted((row["path"], row["context"]) for row in cells) == [
         (path, context) for path in ("eager", "static") for context in ("128", "256")
     ]
-    assert "load: cases that share a worker pay it once, together." in lines
+    assert "load: paid once by cases that share a worker." in lines
     alone = sweep("-c", "128", "--path", "eager", "--dry-run", output="table").out
     assert "path" not in alone and "load:" not in alone
     assert "load:" not in sweep("-c", "128,256", "--dry-run", output="csv").out
@@ -375,7 +375,7 @@ def test_without_a_model_the_headline_pair_is_measured(profile: Any) -> None:
     assert len(models) == 2
     assert any(name.startswith("gemma-4-") for name in models)
     assert any(name.startswith("qwen3.5-") for name in models)
-    assert len([line for line in ran.err.splitlines() if line.startswith("no model named (-m): ")]) == 1
+    assert len([line for line in ran.err.splitlines() if line.startswith("without -m, this sweep measures ")]) == 1
 
 
 def test_what_a_model_leaves_out_is_a_caution_on_its_rows(profile: Any) -> None:

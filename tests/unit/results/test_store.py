@@ -123,11 +123,11 @@ def test_a_run_is_found_by_the_start_of_its_id(store, environment):
     assert store.find_run("261124-093015") == "261124-093015"
     last = ["261125-080000", "261125-080000", "261124-101500"]
     assert [store.find_run(name) for name in ("latest", "latest~0", "latest~1")] == last
-    with pytest.raises(NotFound, match="no run starts with 'latest~9'"):
+    with pytest.raises(NotFound, match="there is no run 'latest~9'"):
         store.find_run("latest~9")
     with pytest.raises(NotFound, match="2 runs start with '261124'"):
         store.find_run("261124")
-    with pytest.raises(NotFound, match="no run starts with '9'") as error:
+    with pytest.raises(NotFound, match="there is no run '9'") as error:
         store.find_run("9")
     assert "261125-080000" in error.value.hint
 

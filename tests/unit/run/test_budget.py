@@ -60,7 +60,7 @@ def test_a_plan_says_when_a_larger_case_takes_less_time_than_a_smaller_one(plan_
     for runs, falls in (([5.0, 20.0, 15.0], True), ([5.0, 20.0, 20.0], False)):
         text = show_plan.render(plan_of({"fp32": (10, runs)}), {}, 20 * GIB, "table")
         assert text.endswith(said) == falls
-        assert "load: cases that share a worker pay it once, together.\n" in text
+        assert "load: paid once by cases that share a worker.\n" in text
 
 
 def test_the_cheapest_other_cases_fill_the_remaining_budget(plan_of: Any) -> None:

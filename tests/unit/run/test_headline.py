@@ -67,7 +67,8 @@ def test_no_memory_at_all_still_names_a_pair_for_the_plan_to_refuse(choose: Any,
     choice = choose(make_cpu(free_gib=0.5))
     assert [name for name, _ in pairs(choice)] == ["gemma-4-e2b", "qwen3.5-0.8b"]
     assert choice.words.startswith(
-        "no model named (-m), and cpu with 512 MiB free may not hold all of gemma-4-e2b fp32 and qwen3.5-0.8b fp32:"
+        "without -m, this sweep measures gemma-4-e2b fp32 and qwen3.5-0.8b fp32, which may not all fit on cpu"
+        " (512 MiB free):"
         " gemma-4-e2b fp32 needs about 18."
     )
 
@@ -98,8 +99,8 @@ def test_a_longer_budget_never_chooses_smaller_models(choose: Any, make_cpu: Any
 
 def test_a_budget_that_no_pair_fits_is_reported_with_the_time_needed(choose: Any, make_cpu: Any) -> None:
     words = choose(make_cpu(free_gib=30), budget_s=10).words
-    assert words.startswith("no model named (-m): gemma-4-e2b fp32 and qwen3.5-0.8b fp32 need about ")
-    assert words.endswith(", more than the 10.0 s budget; cases run cheapest first until it is used up")
+    assert words.startswith("without -m, this sweep measures gemma-4-e2b fp32 and qwen3.5-0.8b fp32; they need")
+    assert words.endswith(", more than the budget of 10.0 s, so cases run cheapest first until it is used up")
     assert "within" not in words
 
 
@@ -114,7 +115,7 @@ def test_a_quantization_that_cannot_run_here_is_reported(
 
 def test_several_quantizations_read_as_a_list(choose: Any, make_gpu: Any) -> None:
     words = choose(make_gpu()).words
-    assert "gemma-4-e4b bf16, qwen3.5-9b bf16, gemma-4-e4b nf4 and qwen3.5-9b nf4, the largest" in words
+    assert "gemma-4-e4b bf16, qwen3.5-9b bf16, gemma-4-e4b nf4 and qwen3.5-9b nf4: the largest" in words
 
 
 def test_all_requested_quantizations_are_used_and_no_other(choose: Any, make_gpu: Any) -> None:

@@ -165,7 +165,7 @@ def test_a_worker_that_cannot_be_started_is_a_row(lab: Lab, monkeypatch: pytest.
 
 def test_silence_without_cpu_time_is_a_hang(lab: Lab) -> None:
     assert lab.cases(source(fault("hang", context=64)), 64, 128, hang_s=0.6) == ["timeout", "ok"]
-    assert lab.rows[0].reason == "no message and no CPU time used for 600 ms in prefill; stopped"
+    assert lab.rows[0].reason == "no progress and no CPU time for 600 ms in prefill; the worker was stopped"
 
 
 def test_a_worker_that_ignores_sigterm_is_killed(lab: Lab) -> None:

@@ -127,7 +127,7 @@ def test_an_interval_that_says_nothing_is_shown_as_too_noisy_and_noted(measureme
     assert (note.help, numbers) == ("-r 5", [1])
     text = " ".join(table.render("r", [odd]).split())
     assert (
-        "±: distance from that median to the farther end of its 95% interval; too noisy: the interval exceeds ±50%"
+        "±: distance from the median to the farther end of its 95% interval; too noisy: the interval exceeds ±50%"
         in text
     )
 
