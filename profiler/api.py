@@ -167,12 +167,12 @@ def _sweep(
     progress: bool,
     argv: Sequence[str],
 ) -> Rows:
-    watcher = PythonPrinter() if progress else run_sweep.SweepWatcher()
+    listener = PythonPrinter() if progress else run_sweep.SweepListener()
     found = devices.find(device)
-    resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), watcher.say)
+    resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), listener.say)
     refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
     with Store.open(store) as opened:
-        result = run_sweep.sweep(resolved, found, opened, limits, watcher, argv=argv, resumed=resumed)
+        result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, resumed=resumed)
         measured = opened.rows(result.run)
     if result.interrupted:
         again = "the same call" if resumed else "the same call without fresh=True"

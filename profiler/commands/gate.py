@@ -28,13 +28,12 @@ from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
 from profiler.run.grid import runnable
-from profiler.run.request import Refusal, ResolvedRequest, SweepRequest, resolve_request, together
+from profiler.run.request import MAX_THREADS, Refusal, ResolvedRequest, SweepRequest, resolve_request, together
 from profiler.run.supervisor import WorkerLimits
 from profiler.units import printable
 
 REPS = 5  # per block, whose value is their median: with fewer, one slow repetition moves it
 INTERRUPTED = 130
-MAX_THREADS = 4096
 FORMATS = page.FORMATS
 CASES = ("models", "quants", "contexts", "batches", "steps")  # options that choose cases
 UNMEASURED: dict[str, Any] = {"seed": None, "effort": None, "clock": "wall", "sides": {}, "blocks": []}

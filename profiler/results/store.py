@@ -4,9 +4,9 @@
       └──< run_models
 
 A measurement is stored as a whole (``encoding``): raw samples, no statistics. Its environment is stored once for all
-rows that share it. A run is a list of measurements: its own, and those reused from other runs. Readers get the reused
-ones with what this run says about their models (``measurement.RunModel``). With WAL and ``synchronous=FULL``, a row
-survives SIGKILL and power loss once ``append`` has returned. No secret that ``redact`` recognizes is written.
+rows that share it. A run is a list of measurements: its own, and those reused from other runs, which a reader gets
+with what this run says about their models (``measurement.RunModel``). With WAL and ``synchronous=FULL``, a row
+survives SIGKILL and power loss once ``append`` has returned. Nothing that ``redact`` takes for a secret is written.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ ReusedRows = Mapping[Case, StoredRow]
 Find = Callable[[Planned], StoredRow | None]
 
 
-class SweepWatcher:
+class SweepListener:
     """Receives the events of a sweep. This class ignores them all. If a method raises, the sweep ends."""
 
     def started(self, run: str) -> None:
@@ -75,7 +75,7 @@ def sweep(
     device: DeviceInfo,
     store: Store,
     limits: WorkerLimits,
-    watcher: SweepWatcher,
+    listener: SweepListener,
     *,
     argv: Sequence[str],
     resumed: bool = True,
@@ -89,14 +89,14 @@ def sweep(
     max_memory = limits.max_memory_bytes
     prepared = prepare(resolved, device, store if resumed else None, max_memory)
     plan, snapshot = prepared.plan, prepared.environment
-    recorder = Recorder(store, snapshot, resolved, device, watcher, argv)
+    recorder = Recorder(store, snapshot, resolved, device, listener, argv)
     if prepared.reused:
-        watcher.reused(len(prepared.reused), len(resolved.tasks))
+        listener.reused(len(prepared.reused), len(resolved.tasks))
     if (fallbacks := run_plan.fallbacks(prepared.reused.values())) is not None:
-        watcher.say(fallbacks)
+        listener.say(fallbacks)
     recorder.reuse(prepared.reused.values())
     recorder.skip(plan.skipped)
-    watcher.planned(plan, resolved.budget_s)
+    listener.planned(plan, resolved.budget_s)
 
     def find(planned: Planned) -> StoredRow | None:
         if not store.has_newer(planned.case.key, since):
@@ -108,7 +108,7 @@ def sweep(
     pace = Pace(plan.cases, resolved.budget_s)
     with (
         Leases(store.path, recorder.run, environment.environment_key(snapshot)) as leases,
-        watcher.measuring(len(plan.cases), pace.remaining_s),
+        listener.measuring(len(plan.cases), pace.remaining_s),
     ):
         queue = Queue(plan.cases, pace, leases, find, recorder)
         ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat)
@@ -149,7 +149,7 @@ def prepare(
 
 
 class Recorder:
-    """Starts a run and stores its rows; the watcher gets each row once it is stored."""
+    """Starts a run and stores its rows; the listener gets each row once it is stored."""
 
     def __init__(
         self,
@@ -157,16 +157,16 @@ class Recorder:
         snapshot: dict[str, Any],
         resolved: ResolvedRequest,
         device: DeviceInfo,
-        watcher: SweepWatcher,
+        listener: SweepListener,
         argv: Sequence[str],
     ) -> None:
-        self.store, self.environment, self.watcher = store, snapshot, watcher
+        self.store, self.environment, self.listener = store, snapshot, listener
         self._models = {subject.model_id: _run_model(subject) for subject in resolved.subjects}
         self.run = store.start_run(argv, snapshot, [*self._models.values()])
         self.rows: list[Measurement] = []  # without samples; includes reused ones
         self._tasks = {task.case.key: task for task in resolved.tasks}
         self._device = device
-        watcher.started(self.run)
+        listener.started(self.run)
 
     def reuse(self, rows: Iterable[StoredRow]) -> None:
         """Add rows that other runs have measured to this run."""
@@ -217,7 +217,7 @@ class Recorder:
 
     def _show(self, row: Measurement, run: str | None = None) -> None:
         self.rows.append(replace(row, samples=NO_SAMPLES))
-        self.watcher.row(row, run)
+        self.listener.row(row, run)
 
 
 def _run_model(subject: Subject) -> RunModel:
@@ -238,7 +238,7 @@ class Queue:
         recorder: Recorder,
     ) -> None:
         self._cases, self._pace, self._leases, self._find = cases, pace, leases, find
-        self._recorder, self._watcher = recorder, recorder.watcher
+        self._recorder, self._listener = recorder, recorder.listener
         self._reused: dict[str, int] = {}  # by run: rows that another sweep measured meanwhile
         self._waited_for: tuple[str, str] | None = None
 
@@ -267,7 +267,7 @@ class Queue:
     def beat(self, case: Case, phase: str) -> None:
         """Keep our claim on the current case, so that other sweeps leave it to this one."""
         self._leases.renew()
-        self._watcher.beat(case, phase)
+        self._listener.beat(case, phase)
 
     def _turn(self, planned: Planned) -> Generator[Task, None, Holder | None]:
         """Skip, reuse or yield one case. If another sweep is measuring it, return that sweep."""
@@ -302,10 +302,10 @@ class Queue:
         """Report what the sweep is waiting for, unless it already did."""
         if self._waited_for != (waited_for := (planned.case.key, holder.run)):
             self._waited_for = waited_for
-            self._watcher.waiting(planned.case, holder.run)
+            self._listener.waiting(planned.case, holder.run)
 
     def _say_reused(self) -> None:
         """Say how many rows each of the other sweeps has contributed."""
         for run, count in self._reused.items():
             cases, rows = ("1 case was", "row") if count == 1 else (f"{count:,} cases were", "rows")
-            self._watcher.say(f"{cases} measured by run {run} at the same time; this run reuses the {rows}")
+            self._listener.say(f"{cases} measured by run {run} at the same time; this run reuses the {rows}")

@@ -14,7 +14,7 @@ from profiler.results.measurement import Measurement
 from profiler.results.store import Store
 from profiler.run.plan import SweepPlan
 from profiler.run.request import ResolvedRequest
-from profiler.run.sweep import SweepWatcher
+from profiler.run.sweep import SweepListener
 from profiler.show import plan as show_plan
 from profiler.show.output import rendered
 from profiler.show.progress import Progress
@@ -22,7 +22,7 @@ from profiler.show.progress import Progress
 STREAMED = "jsonl"  # the format whose rows can be printed one by one
 
 
-class ProgressPrinter(SweepWatcher):
+class ProgressPrinter(SweepListener):
     """Prints messages and progress of a sweep on stderr."""
 
     lines: bool | None = True  # whether to print a line per finished case; None: decided by ``Progress``

@@ -197,7 +197,7 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_call_continues(
     model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(run_sweep.SweepWatcher, "row", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(run_sweep.SweepListener, "row", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt, match="1 of 3 cases are stored"):
             profiler.sweep(model(), contexts=[32, 64, 96], **QUICK)
     kept = profiler.load()
