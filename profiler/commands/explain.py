@@ -107,7 +107,8 @@ def explain(
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
     prediction = case.predictor.predict(case.context, case.batch, kv)
     measured = measurements_of(case.model, prediction, store)
-    for caution in case.cautions:
+    shown = () if output in ("table", "md") else prediction.machine.target.limits  # those have them in the heading
+    for caution in (*case.cautions, *shown):
         say(f"{case.model.name}: {caution}")
     serving = case.serving(prediction)
     click.echo(show_explain.render(case.model.name, prediction, found, measured, output, serving), nl=False)

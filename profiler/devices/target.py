@@ -17,10 +17,10 @@ from importlib import resources
 from typing import Any
 
 from profiler import devices
-from profiler.devices import calibration
+from profiler.devices import calibration, naming
 from profiler.devices.base import DeviceInfo, DeviceKind, Slice, kind_of, repacks
 from profiler.devices.calibration import Ceilings
-from profiler.errors import NotFound, ProfileError
+from profiler.errors import ProfileError
 from profiler.registry import unknown
 from profiler.units import GIB, printable
 
@@ -34,11 +34,7 @@ FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "w
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, for GPUs that are not in the catalog
 UNKNOWN_SPREAD = 4.0
 SLICE_SPREAD = 1.25  # a slice has shares of a data sheet's figures, and we have measured none
-# Words in a name that mean another chip. ``RTX 4060`` does not mean the RTX 4060 Ti.
-VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
-_WORD = re.compile(r"[a-z]+|\d+")
-MOST_NAMED = 8  # devices that the message about an ambiguous name lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +66,13 @@ def data_sheets() -> tuple[CatalogDevice, ...]:
     """All devices of the catalog, in the order of the file."""
     text = (resources.files("profiler.scenarios") / "devices.toml").read_text(encoding="utf-8")
     return tuple(_device(entry) for entry in tomllib.loads(text)["device"])
+
+
+@cache
+def memory_sizes() -> dict[str, list[int]]:
+    """Sizes of memory in GiB that a chip is sold with, by its name without size and form."""
+    text = (resources.files("profiler.scenarios") / "devices.toml").read_text(encoding="utf-8")
+    return dict(tomllib.loads(text)["sizes_gib"])
 
 
 def match(title: str, memory_bytes: int) -> CatalogDevice | None:
@@ -114,10 +117,10 @@ class Target:
     ceilings: Ceilings | None = field(default=None, hash=False)  # as `profile calibrate` measured this very device
     default_dtype: str = "bf16"
     unsupported_dtypes: tuple[str, ...] = ()  # as in ``DeviceInfo``
+    limits: tuple[str, ...] = ()  # as in ``DeviceInfo``; of the catalog: what its name left open (``naming``)
     # Of a device of this machine, as in ``DeviceInfo``:
     features: tuple[str, ...] = ()
     running: float = 1.0  # the figures above take it into account already
-    limits: tuple[str, ...] = ()
     memory_limit: str | None = None
     part: str | None = None  # of a slice of a card: MIG 1g.10gb
 
@@ -175,7 +178,8 @@ def find(text: str | None = None) -> Target:
         except ProfileError as error:  # predictions call the option --on
             hint = error.hint.replace("--device", "--on") if error.hint else None
             raise type(error)(error.message.replace("--device", "--on"), hint) from None
-    return of_catalog(_named(wanted))
+    device, open_questions = naming.choose(wanted, data_sheets(), memory_sizes())
+    return replace(of_catalog(device), limits=open_questions)
 
 
 def of_catalog(device: CatalogDevice) -> Target:
@@ -267,54 +271,6 @@ def _slice(device: DeviceInfo, part: Slice) -> Target:
         spread=max(whole.spread, SLICE_SPREAD),
         part=f"MIG {part.profile}",
     )
-
-
-def _named(text: str) -> CatalogDevice:
-    """The device of the catalog that NVML calls ``text``, or whose name contains all its words.
-
-    If there are several, it is the one with the shortest name; but words without a number, such as ``rtx``, must
-    match a single device. Raises NotFound.
-    """
-    words = _WORD.findall(text.casefold())
-    known = data_sheets()
-    titled = [device for device in known if words in [_WORD.findall(title.casefold()) for title in device.titles]]
-    if titled:
-        return titled[0]
-    spelled = {device.name: _WORD.findall(device.name.casefold()) for device in known}
-    exact = [device for device in known if spelled[device.name] == words]
-    holding = [device for device in known if words and all(word in spelled[device.name] for word in words)]
-    plain = [
-        device
-        for device in holding
-        if not VARIANTS & (set(_WORD.findall(device.name.partition("(")[0].casefold())) - set(words))
-    ]
-    if exact or plain:
-        return _shortest(text, exact or plain)
-    if holding:
-        variants = ", ".join(device.name for device in holding)
-        raise NotFound(f"the catalog has {printable(text)} only as a variant", f"Name one: {variants}.")
-    glued = "".join(words)
-    whole = re.compile(rf"(?<!\d(?=\d)){re.escape(glued)}(?!(?<=\d)\d)")  # rtx40 does not match rtx4060
-    inside = [device for device in known if glued and whole.search("".join(spelled[device.name]))]
-    if len(inside) >= 1 and len(glued) > 1:
-        return _shortest(text, inside)
-    names = {device.name.casefold(): device.name for device in known}
-    missing = unknown("device", text.casefold(), names)
-    hint = (missing.hint or "").split("Known:")[0].strip()
-    for lower, name in names.items():
-        hint = hint.replace(lower, name)
-    raise NotFound(
-        f"unknown device: {printable(text)}",
-        f"{hint} profile devices --catalog lists all; or describe it: --on vram=24,bandwidth=1008,bf16=165".strip(),
-    )
-
-
-def _shortest(text: str, found: Sequence[CatalogDevice]) -> CatalogDevice:
-    if len(found) > 1 and not any(map(str.isdigit, text)):
-        some = ", ".join(device.name for device in found[:MOST_NAMED])
-        rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        raise NotFound(f"{printable(text)} matches {len(found)} devices of the catalog", f"Name one: {some}{rest}.")
-    return min(found, key=lambda device: len(device.name))
 
 
 def _described(text: str) -> Target:

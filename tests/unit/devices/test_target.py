@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from profiler.devices import naming
 from profiler.devices.base import DeviceInfo
-from profiler.devices.target import find, of
+from profiler.devices.target import data_sheets, find, memory_sizes, of
 from profiler.errors import NotFound, ProfileError
 from profiler.units import GIB
 
@@ -31,6 +34,71 @@ from profiler.units import GIB
 )
 def test_a_name_is_matched_by_its_words(typed: str, name: str) -> None:
     assert find(typed).name == name
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "gib"),
+    [
+        ("macbook m4 pro", "Apple M4 Pro (20c)", 64),
+        ("MacBook Pro M4", "Apple M4 (10c)", 32),  # the Pro is the computer
+        ("nvidia geforce rtx 3090", "RTX 3090", 24),
+        ("rtx 3090 24gb", "RTX 3090", 24),
+        ("m4 pro 24gb", "Apple M4 Pro (20c) 24GB", 24),
+        ("mac studio m2 ultra 64 GB", "Apple M2 Ultra (76c) 64GB", 64),
+        ("m4 max 128gb", "Apple M4 Max (40c)", 128),
+        ("rx 7900 xtx", "RX 7900 XTX", 24),
+        ("amd rx 7900 xtx", "RX 7900 XTX", 24),
+        ("780m 32gb", "Radeon 780M (Ryzen 7 8745H) 32GB", 32),
+    ],
+)
+def test_names_as_people_say_them(typed: str, name: str, gib: int) -> None:
+    target = find(typed)
+    assert (target.name, target.memory_bytes) == (name, gib * GIB)
+    assert "GB, also" not in " ".join(target.limits) or "gb" not in typed.casefold()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("m4 max", 'taken with 128 GB, also sold with 36, 48 and 64 GB; say --on "m4 max 64gb"'),
+        ("a100", 'taken as A100 80GB SXM; the catalog also has A100 40GB PCIe and A100 80GB PCIe: --on "A100 40GB'),
+        ("h100", "taken as H100 SXM; the catalog also has H100 PCIe"),
+        ("v100", "taken with 32 GB; the form with 16 GB is not in the catalog"),
+        ("m4 max 36gb", "the catalog lacks the form with 36 GB; taken with the speed of Apple M4 Max (40c)"),
+        ("2x m4 max", "taken with 128 GB"),
+    ],
+)
+def test_what_a_name_left_open_is_said(typed: str, words: str) -> None:
+    assert words in " ".join(find(typed).limits)
+    assert not find("rtx 4090").limits and not find("a100 40gb").limits and not find("m4 max 64gb").limits
+
+
+def test_a_form_of_a_card_beside_the_one_in_the_catalog_is_said() -> None:
+    (card,) = [each for each in data_sheets() if each.name == "RTX 4060 Ti 16GB"]
+    device, cautions = naming.choose("rtx 4060 ti", [card], memory_sizes())
+    assert device == card and "the form with 8 GB is not in the catalog" in cautions[0]
+    small = replace(card, name="RTX 4060 Ti 8GB", memory_bytes=8 * GIB)
+    _, (caution,) = naming.choose("rtx 4060 ti", [card, small], memory_sizes())
+    assert caution.endswith('the catalog also has RTX 4060 Ti 16GB: --on "RTX 4060 Ti 16GB"')
+
+
+def test_the_form_that_is_sold_with_the_size_is_taken() -> None:
+    (fast,) = [each for each in data_sheets() if each.name == "Apple M4 Max (40c)"]
+    slow = replace(fast, name="Apple M4 Max (32c)", bandwidth_bytes_s=410e9)
+    for size, name in ((36, "Apple M4 Max (32c) 36GB"), (64, "Apple M4 Max (40c) 64GB")):
+        device, cautions = naming.choose(f"m4 max {size}gb", [fast, slow], memory_sizes())
+        assert (device.name, device.memory_bytes, cautions) == (name, size * GIB, ())
+
+
+@pytest.mark.parametrize("typed", ["rtx 3060 8gb", "v100 16gb", "m4 max 65gb", "nvidia m4 max", "jetson orin 32gb"])
+def test_what_the_catalog_does_not_have_is_refused(typed: str) -> None:
+    with pytest.raises(NotFound):
+        find(typed)
+
+
+def test_a_laptops_chip_is_not_the_desktops() -> None:
+    with pytest.raises(NotFound, match=r"The catalog has RTX 4070, RTX 4070 SUPER .* whose figures differ"):
+        find("4070 laptop")
 
 
 @pytest.mark.parametrize("typed", ['2x"rtx 3090"', "2x rtx 3090", "2×3090", "2X3090"])

@@ -1,0 +1,172 @@
+"""Which device of the catalog a name means, as people say it, and what the name left open.
+
+    m4 max · macbook pro m4 max 64gb · nvidia geforce rtx 3090 · rtx 3090 24gb · rtx 4060 ti
+
+Many chips are sold with several sizes of memory, or in several forms such as SXM and PCIe. If a name fits more than
+one, a caution says which was taken and what else there is. A size in the name chooses the memory of a device that
+shares it with the processor. A card must be in the catalog with that size, since its other figures differ too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from profiler.errors import NotFound
+from profiler.registry import listed, unknown
+from profiler.units import GIB, printable
+
+if TYPE_CHECKING:
+    from profiler.devices.target import CatalogDevice
+
+# Words in a name that mean another chip. ``RTX 4060`` does not mean the RTX 4060 Ti.
+VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})
+MAKERS = {"nvidia": "NVIDIA", "geforce": "NVIDIA", "amd": "AMD", "radeon": "AMD", "intel": "Intel", "apple": "Apple"}
+FILLERS = frozenset({"gpu", "graphics"})
+SHARED = ("desktop-soc", "edge", "igpu")  # kinds that share the memory of their host
+MOST_NAMED = 8  # devices that a message lists
+_WORD = re.compile(r"[a-z]+|\d+")
+_SIZE = re.compile(r"(?<![\d.])(\d{1,4})\s*gi?b\b")
+_COMPUTER = re.compile(r"\b(macbook( pro| air)?|mac (mini|studio|pro)|imac)\b")  # "MacBook Pro M4" has no M4 Pro
+
+
+def choose(
+    text: str, known: Sequence[CatalogDevice], sizes: Mapping[str, Sequence[int]]
+) -> tuple[CatalogDevice, tuple[str, ...]]:
+    """The device that ``text`` means, and cautions about what it left open.
+
+    ``sizes``: memory in GiB with which a chip is sold, by name without size and form, and with the form
+    where that decides. Raises NotFound for a name that
+    means none or too many, and for a size that was not sold.
+    """
+    said = text.casefold()
+    asked = _SIZE.search(said)
+    found = _named(said, known)
+    if found:
+        return _taken(text, found, {} if asked else sizes, known)
+    if asked is None:
+        raise _missing(text, known)
+    found = _named(f"{said[: asked.start()]} {said[asked.end() :]}", known)
+    if not found:
+        raise _missing(text, known)
+    return _sized(text, found, int(asked[1]), sizes)
+
+
+def _named(said: str, known: Sequence[CatalogDevice]) -> list[CatalogDevice]:
+    """The devices that a name may mean, with and without the words for the computer and the maker."""
+    for spelled in dict.fromkeys((said, _COMPUTER.sub(" ", said))):
+        words = _WORD.findall(spelled)
+        if found := _matches(words, known):
+            return found
+        makers = {MAKERS[word] for word in words if word in MAKERS}
+        bare = [word for word in words if word not in MAKERS and word not in FILLERS]
+        if bare != words and not re.fullmatch(r"\d{,2}", "".join(bare)):
+            found = _matches(bare, [device for device in known if makers <= {device.vendor}])
+        if found:
+            return found
+    return []
+
+
+def _taken(
+    text: str,
+    found: Sequence[CatalogDevice],
+    sizes: Mapping[str, Sequence[int]],
+    known: Sequence[CatalogDevice],
+) -> tuple[CatalogDevice, tuple[str, ...]]:
+    """One of the devices that a name may mean; the one with the shortest name."""
+    if len(found) > 1 and not any(map(str.isdigit, text)):
+        rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        some = ", ".join(device.name for device in found[:MOST_NAMED])
+        raise NotFound(f"{printable(text)} matches {len(found)} devices of the catalog", f"Name one: {some}{rest}.")
+    device = min(found, key=lambda each: len(each.name))
+    name = printable(text.strip())
+    cautions = []
+    others = [each.name for each in found if each is not device][:MOST_NAMED]
+    if others:
+        also = listed(others)
+        cautions.append(f'{name}: taken as {device.name}; the catalog also has {also}: --on "{others[0]}"')
+    if device.memory_bytes is not None:
+        taken = round(device.memory_bytes / GIB)
+        more = [size for size in _chip_sold(device, sizes) if size != taken and not _has(device, size, known)]
+        also = listed([str(size) for size in more])
+        if more and device.kind in SHARED:
+            other = f'--on "{name} {more[-1]}gb"'
+            cautions.append(f"{name}: taken with {taken} GB, also sold with {also} GB; say {other} for another")
+        elif more:
+            cautions.append(f"{name}: taken with {taken} GB; the form with {also} GB is not in the catalog")
+    return device, tuple(cautions)
+
+
+def _sized(
+    text: str, found: Sequence[CatalogDevice], size: int, sizes: Mapping[str, Sequence[int]]
+) -> tuple[CatalogDevice, tuple[str, ...]]:
+    """A device with the memory that its name has after it; of several forms, the one that is sold with it."""
+    found = sorted(found, key=lambda each: (size not in sizes.get(each.name, ()), len(each.name)))
+    device = found[0]
+    has = None if device.memory_bytes is None else round(device.memory_bytes / GIB)
+    sold = sorted({*_chip_sold(device, sizes), *([has] if has else [])})
+    free = device.kind in SHARED and not _SIZE.search(device.name.casefold())
+    if size != has and not (free and (size in sold or (len(sold) < 2 and size < (has or size + 1)))):
+        listing = listed([str(each) for each in (sold if free else [has])])
+        raise NotFound(
+            f"{printable(text)}: the catalog has {device.name} with {listing} GB, not with {size} GB",
+            f"Leave the size out, or describe it by its data sheet: --on vram={size},bandwidth=GB/S,bf16=TFLOPS",
+        )
+    own = sizes.get(device.name)
+    cautions: tuple[str, ...] = ()
+    if own and size not in own:
+        name = printable(text.strip())
+        cautions = (f"{name}: the catalog lacks the form with {size} GB; taken with the speed of {device.name}",)
+    if size != has:
+        device = replace(device, name=f"{device.name} {size}GB", memory_bytes=size * GIB)
+    return device, cautions
+
+
+def _chip_sold(device: CatalogDevice, sizes: Mapping[str, Sequence[int]]) -> Sequence[int]:
+    """Sizes of memory that the chip is sold with in any form; empty: unknown."""
+    return sizes.get(re.sub(r"\s+(\d+GB|\(.*\))", "", device.name), ())
+
+
+def _has(device: CatalogDevice, size: int, known: Sequence[CatalogDevice]) -> bool:
+    """Whether another entry of the catalog is this chip with that size."""
+    chip = re.sub(r"\s+\d+GB", "", device.name)
+    return any(f"{chip} {size}GB" == each.name for each in known)
+
+
+def _matches(words: Sequence[str], known: Sequence[CatalogDevice]) -> list[CatalogDevice]:
+    """The devices that NVML calls so, that are named so, or whose names hold all the words, in this order."""
+    if not words:
+        return []
+    titled = [device for device in known if words in [_words(title) for title in device.titles]]
+    exact = [device for device in known if _words(device.name) == words]
+    holding = [device for device in known if all(word in _words(device.name) for word in words)]
+    plain = [device for device in holding if not VARIANTS & (set(_words(device.name.partition("(")[0])) - set(words))]
+    if titled or exact or plain:
+        return titled or exact or plain
+    if holding:
+        variants = ", ".join(device.name for device in holding)
+        raise NotFound(f"the catalog has {printable(' '.join(words))} only as a variant", f"Name one: {variants}.")
+    glued = "".join(words)
+    whole = re.compile(rf"(?<!\d(?=\d)){re.escape(glued)}(?!(?<=\d)\d)")  # rtx40 does not match rtx4060
+    return [device for device in known if len(glued) > 1 and whole.search("".join(_words(device.name)))]
+
+
+def _words(name: str) -> list[str]:
+    return _WORD.findall(name.casefold())
+
+
+def _missing(text: str, known: Sequence[CatalogDevice]) -> NotFound:
+    """The error for a name that means none. Names that share its number are near, otherwise those spelled alike."""
+    numbers = {word for word in _WORD.findall(_SIZE.sub(" ", text.casefold())) if word.isdigit() and len(word) > 2}
+    near = [device.name for device in known if numbers & set(_words(device.name))][:MOST_NAMED]
+    if near:
+        hint = f"The catalog has {listed(near)}, whose figures differ. "
+    else:
+        names = {device.name.casefold(): device.name for device in known}
+        hint = f"{(unknown('device', text.casefold(), names).hint or '').split('Known:')[0].strip()} "
+        for lower in sorted(names, key=len, reverse=True):
+            hint = hint.replace(lower, names[lower])
+    every = "profile devices --catalog lists all; or describe it: --on vram=24,bandwidth=1008,bf16=165"
+    return NotFound(f"unknown device: {printable(text)}", f"{hint}{every}".strip())
