@@ -59,7 +59,7 @@ MASK_BYTES = 2  # the attention mask in f16: one entry per cache cell for each t
 class LlamaCpp:
     """See the module."""
 
-    name = "llama.cpp"
+    name = like = "llama.cpp"
     version = "commit 007dbbf3 (2026-08)"
     default_quant = "q4_k_m"
     default_kv = "f16"
@@ -261,4 +261,13 @@ def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
     return round(total * request.batch)
 
 
+class Variant(LlamaCpp):
+    """Another build with the same rules. ``llama.cpp`` is the usual one: for CUDA, ROCm, Metal or the CPU, by the
+    device's maker."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 ENGINE = LlamaCpp()
+VARIANTS = (Variant("llama.cpp-vulkan"), Variant("llamafile"))
