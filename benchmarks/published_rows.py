@@ -28,6 +28,7 @@ from profiler.devices import target as device_catalog
 from profiler.devices.target import Target, of_catalog
 from profiler.models import gguf_mix
 from profiler.models.geometry import Geometry
+from profiler.units import GIB
 
 FOLDER = Path(__file__).parent / "published"
 FILES = ("throughput.csv", "more-2026-11.csv")
@@ -161,6 +162,8 @@ class Row:
     parallel: bool = False  # the batch is tokens of one sequence: a prompt in micro-batches of that size
     mixes: bool = False  # rates are means over ``MIXES``
     aside: str | None = None  # why its figures are neither fitted to nor judged with the others
+    peak_bytes: float | None = None  # as published, of one device
+    answered: int = 0  # tokens that were decoded before the peak was read
     prefill_inside: float = 1.0  # the part of the prefill that ``decode_s`` includes if there is an ``answer``
 
     @property
@@ -374,6 +377,8 @@ def _row(
         parallel,
         raw.get("source_id") == "localscore",
         _aside(raw),
+        float(raw["peak_memory_gib"]) * GIB if raw.get("peak_memory_gib") and host.target.count == 1 else None,
+        int(stated[2]) if (stated := _WALL.search(notes)) else 0,
         1.0 if raw.get("source_id") else (batch - 1) / batch,  # llama-benchy counts from the first token of all
     )
 

@@ -47,12 +47,16 @@ class Machine:
 
     @property
     def usable_bytes(self) -> int:
-        """Usable bytes of one device. Of devices that differ: the mean if layers are shared out by memory, or that of
-        the smallest if all hold equal slices."""
-        if members := self.target.members:
-            usable = [_usable(member) for member in members]
-            return min(usable) if self.split == "tensor" else sum(usable) // len(usable)
-        return _usable(self.target)
+        """Usable bytes of one device; of devices that differ, those of the smallest, which is full first."""
+        return min(_usable(each) for each in self.target.members or (self.target,))
+
+    @property
+    def smallest_share(self) -> float | None:
+        """The share of the layers on the smallest of several devices that differ; ``None`` if all hold as much."""
+        members = self.target.members
+        if not members or self.split == "tensor":
+            return None
+        return min(member.memory_bytes for member in members) / sum(member.memory_bytes for member in members)
 
     @property
     def at_once(self) -> int:

@@ -324,8 +324,13 @@ def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
     if count == 1:
         return terms
 
-    weights = terms.weights.scaled(machine.per_device(1.0, geometry, count, host.split))
-    return replace(terms, weights=weights, cache=terms.cache.scaled(machine.cache_share(geometry, count, host.split)))
+    weights, cache = (
+        machine.per_device(1.0, geometry, count, host.split),
+        machine.cache_share(geometry, count, host.split),
+    )
+    if host.smallest_share is not None:  # layers are shared out by memory, and the smallest device is full first
+        weights = cache = host.smallest_share
+    return replace(terms, weights=terms.weights.scaled(weights), cache=terms.cache.scaled(cache))
 
 
 def experts_or(binds: str, done: PhaseWork, rates: Rates) -> Binds:

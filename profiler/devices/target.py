@@ -1,4 +1,4 @@
-"""The devices that a prediction can be for: in the catalog, in this machine, described by figures, or several of these.
+"""The devices that a prediction can be for: in the catalog, in this machine, described by figures, or several.
 
 --on "rtx 4090"      --on 2x"rtx 3090"      --on "3090, 4060 ti 16gb"      --on "m4 max 64gb"
 --on cuda:0          --on vram=24,bandwidth=1008,bf16=165
@@ -215,7 +215,10 @@ def _catalog(text: str) -> Target:
 
 def _several(text: str) -> Target:
     """Several devices in one machine: ``3090, 4060 ti 16gb``."""
-    found = [find(part) for part in text.split(",")]
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ProfileError(f"--on {printable(text)}: a device is missing", 'For example: --on "3090, 4090"')
+    found = [find(part) for part in parts]
     members = [replace(each, count=1) for each in found for _ in range(each.count)]
     if len(members) > MOST:
         raise ProfileError(f"--on {printable(text)}: at most {MOST} devices")

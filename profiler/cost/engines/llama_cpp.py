@@ -29,6 +29,7 @@ from profiler.models.layers import Attention, Execution
 from profiler.models.stored import Stored
 from profiler.registry import unknown
 from profiler.shell import Command, command, quote
+from profiler.units import GIB
 
 UBATCH = 512  # --ubatch-size
 PAD = 256  # cells
@@ -171,7 +172,7 @@ def _options(request: EngineRequest, machine: Machine, placed: Placement) -> tup
         *(("-ncmoe", str(placed.experts_on_host)) if placed.experts_on_host else ()),
         *(("-ub", str(request.ubatch)) if request.ubatch else ()),
         *(("-ctk", kv, "-ctv", kv, "-fa", "on") if kv else ()),
-        *(("-sm", SPLIT_MODES[machine.split], "-ts", ",".join("1" * machine.target.count)) if several else ()),
+        *(("-sm", SPLIT_MODES[machine.split], "-ts", _shares(machine)) if several else ()),
     )
 
 
@@ -259,6 +260,13 @@ def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
             held = cells if window is None else min(cells, -(-(window + ubatch) // PAD) * PAD)
             total += count * 2 * mixer.kv_heads * mixer.head_dim * held * each
     return round(total * request.batch)
+
+
+def _shares(machine: Machine) -> str:
+    """The value of ``--tensor-split``: layers by the memory of devices that differ, in GiB, or the same on each."""
+    members = machine.target.members if machine.split == "layer" else ()
+    shares = [round(member.memory_bytes / GIB) for member in members] or [1] * machine.target.count
+    return ",".join(map(str, shares))
 
 
 class Variant(LlamaCpp):

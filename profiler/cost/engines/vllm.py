@@ -219,4 +219,4 @@ class Variant(Vllm):
 
 
 ENGINE = Vllm()
-VARIANTS = (Variant("sglang", "vllm 0.26"), Variant("tensorrt-llm", "vllm 0.26"))
+VARIANTS = (Variant("sglang", "by the rules of vllm 0.26"), Variant("tensorrt-llm", "by the rules of vllm 0.26"))

@@ -14,7 +14,9 @@ from itertools import pairwise
 
 import pytest
 
+from profiler.case import Source
 from profiler.cost import engines, machine
+from profiler.cost.engines.base import EngineRequest, Named, Placement
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.devices import target as device_catalog
@@ -81,9 +83,7 @@ def test_more_bandwidth_or_flops_never_cost_time(seed: int) -> None:
         )
         for other in (predictor(model, engine, quant, each) for each in faster):
             for context, batch in ((512, 1), (4096, 8), (64, 64)):
-                pairs = zip(
-                    other.phases(context, context, batch), case.phases(context, context, batch), strict=True
-                )
+                pairs = zip(other.phases(context, context, batch), case.phases(context, context, batch), strict=True)
                 for quick, slow in pairs:
                     assert quick.seconds.value <= slow.seconds.value * SAME, (
                         f"{model} {quant} on {card.name}, {engine}"
@@ -135,10 +135,21 @@ def test_slices_on_two_cards_wait_for_the_slower() -> None:
     assert step("3090, 4060 ti 16gb") == pytest.approx(step("2x4060 ti 16gb"), rel=0.05)
 
 
-def test_cards_that_differ_hold_as_much_as_both_together() -> None:
-    layers = Machine(find("3090, 4060 ti 16gb"))
-    assert layers.usable_bytes * 2 == pytest.approx(
-        sum(Machine(find(name)).usable_bytes for name in ("3090", "4060 ti 16gb"))
-    )
-    slices = Machine(find("3090, 4060 ti 16gb"), "tensor")
-    assert slices.usable_bytes == Machine(find("4060 ti 16gb")).usable_bytes
+def test_cards_that_differ_are_full_when_the_smallest_is() -> None:
+    geometry_ = geometry("qwen3.5-27b")
+    storage = engines.find("llama.cpp").storage(geometry_, "q4_k_m", "bf16")
+    case = Predictor(geometry_, engines.find("llama.cpp"), "q4_k_m", Machine(find("3090, 4060 ti 16gb")))
+    held = case.terms(case.request(512, 1)).weights.value
+    assert held == pytest.approx(storage.device_bytes * 16 / 40)
+    assert case.machine.usable_bytes == Machine(find("4060 ti 16gb")).usable_bytes
+    slices = Predictor(geometry_, engines.find("llama.cpp"), "q4_k_m", Machine(find("3090, 4060 ti 16gb"), "tensor"))
+    assert slices.terms(slices.request(512, 1)).weights.value == pytest.approx(storage.device_bytes / 2)
+
+
+def test_a_server_splits_layers_as_the_prediction_assumed() -> None:
+    runtime, named = engines.find("llama.cpp"), Named("qwen3.5-9b", Source("hub", "x", None, {}))
+    for on, split, shares in (("3090, 4060 ti 16gb", "layer", "24,16"), ("3090, 4060 ti 16gb", "tensor", "1,1")):
+        host = Machine(find(on), split)  # type: ignore[arg-type]
+        found = runtime.serve(named, EngineRequest("q4_k_m", 8192, 1), host, Placement(32))
+        assert found is not None
+        assert f"-ts {shares}" in str(found.command)
