@@ -253,12 +253,14 @@ class Predictor:
         return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_rules(*asked))
 
     def _possible(self, seconds: Interval, done: PhaseWork) -> Interval:
-        """``seconds``, cut at what the device's ceilings allow. Nothing bounds a device whose figures are a guess."""
+        """``seconds`` with a lower bound that the device's ceilings allow; a guess about a device has none.
+
+        The value itself stays: kernels that were timed on this device may be faster than its ceilings, in its caches.
+        """
         if self.machine.target.guessed:
             return seconds
-        least = self._least(done)
-        value, low, high = (max(each, least) for each in (seconds.value, seconds.low, seconds.high))
-        return Interval(value, low, high, seconds.basis)
+        least = min(seconds.value, self._least(done))
+        return Interval(seconds.value, max(seconds.low, least), seconds.high, seconds.basis)
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """The most tokens per sequence for which the case still fits; 0 if none do."""

@@ -269,7 +269,7 @@ def _shares(machine: Machine) -> str:
     return ",".join(map(str, shares))
 
 
-class Variant(LlamaCpp):
+class LlamaCppBuild(LlamaCpp):
     """Another build with the same rules. ``llama.cpp`` is the usual one: for CUDA, ROCm, Metal or the CPU, by the
     device's maker."""
 
@@ -278,4 +278,4 @@ class Variant(LlamaCpp):
 
 
 ENGINE = LlamaCpp()
-VARIANTS = (Variant("llama.cpp-vulkan"), Variant("llamafile"))
+VARIANTS = (LlamaCppBuild("llama.cpp-vulkan"), LlamaCppBuild("llamafile"))

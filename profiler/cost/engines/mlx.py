@@ -1,7 +1,6 @@
 """MLX (mlx-lm, and servers on it such as LM Studio's): weights in groups of 64, one process on Apple's shared memory.
 
-Rules read at mlx 0.31 (``mlx/nn/layers/quantized.py``) and mlx-lm 0.31 (``utils.py``, ``models/cache.py``,
-``generate.py``):
+Rules read in the sources of mlx 0.31 (quantized layers) and mlx-lm 0.31 (loading, caches, generation):
 
 - ``2bit`` to ``8bit``: linear layers, experts, embeddings and the head, with a 16-bit scale and bias per 64 weights.
   ``mxfp4`` and ``nvfp4`` have an 8-bit scale per 32 or 16 weights. Norms, routers and convolutions stay in 16 bits.
@@ -26,8 +25,8 @@ from profiler.models.scheme import MLX
 from profiler.models.stored import Stored
 from profiler.registry import unknown
 
-STEP = 2048  # prefill_step_size
-GROWTH = 256  # KVCache.step
+STEP = 2048  # tokens of a prompt that are processed at once
+GROWTH = 256  # tokens by which a cache grows
 PLAIN = {"bf16": 2.0, "fp16": 2.0}
 BITS = {f"{bits}bit": bits + 32 / 64 for bits in (2, 3, 4, 5, 6, 8)} | {"mxfp4": 4 + 8 / 32, "nvfp4": 4 + 8 / 16}
 PACKED_ROLES = ("linear", "experts", "embedding", "head")

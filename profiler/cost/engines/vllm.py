@@ -208,7 +208,7 @@ def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
     return round(total * request.batch)
 
 
-class Variant(Vllm):
+class LikeVllm(Vllm):
     """A server with the same rules of memory; which command measures a case with it is not known here."""
 
     def __init__(self, name: str, version: str) -> None:
@@ -219,4 +219,4 @@ class Variant(Vllm):
 
 
 ENGINE = Vllm()
-VARIANTS = (Variant("sglang", "by the rules of vllm 0.26"), Variant("tensorrt-llm", "by the rules of vllm 0.26"))
+VARIANTS = (LikeVllm("sglang", "by the rules of vllm 0.26"), LikeVllm("tensorrt-llm", "by the rules of vllm 0.26"))
