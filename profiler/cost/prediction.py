@@ -277,14 +277,14 @@ class Predictor:
         self, done: PhaseWork, tokens: int, rates: Rates, bounds: Bounds, offloaded_bytes: int
     ) -> PredictedPhase:
         split = rates.split(done)
-        seconds = split.total * machine.overlap(done, self.machine, self.engine.like)
-        seconds += machine.link_s(done, self.geometry, self.machine)
+        at_once = machine.overlap(done, self.machine, self.engine.like)
+        seconds = split.total * at_once + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis
         low, high = bounds
         if offloaded_bytes:
             offloaded = self.offloaded(done, offloaded_bytes, rates)
-            seconds = seconds - offloaded.spared_s + offloaded.predicted_s
+            seconds += offloaded.predicted_s - offloaded.spared_s * at_once
             low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
             binds = "host memory" if offloaded.predicted_s > seconds / 2 else binds
         found = Interval(seconds, seconds * low, seconds * high, basis)

@@ -26,7 +26,7 @@ MIXES = {  # the type that a mix starts from
     "q5_0": "q5_0", "q4_k_m": "q4_k", "q4_k_s": "q4_k", "q4_0": "q4_0", "iq4_nl": "iq4_nl", "iq4_xs": "iq4_xs",
     "q3_k_l": "q3_k", "q3_k_m": "q3_k", "q3_k_s": "q3_k", "iq3_m": "iq3_s", "iq3_s": "iq3_s", "iq3_xs": "iq3_s",
     "iq3_xxs": "iq3_xxs", "q2_k": "q2_k", "iq2_m": "iq2_s", "iq2_s": "iq2_xs", "iq2_xs": "iq2_xs",
-    "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s", "q4_k_l": "q4_k", "q4_1": "q4_1", "q5_1": "q5_1",
+    "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s", "q4_k_l": "q4_k", "q5_1": "q5_1",
     "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4",
 }  # fmt: skip
 NAMES = {"fp16": "f16", "fp32": "f32", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m", "mxfp4_moe": "mxfp4"}

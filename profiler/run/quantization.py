@@ -163,9 +163,9 @@ def checked(engine: Engine, quant: str) -> str:
     try:
         return engine.check(quant)
     except NotFound as error:
-        others = registry.listed(
-            [f"--engine {name}" for name in engines.names() if has(engines.find(name), quant)], "or"
-        )
+        known = map(engines.find, engines.names())  # without variants, which have the same
+        having = [f"--engine {each.name}" for each in known if each.like == each.name and has(each, quant)]
+        others = registry.listed(having, "or")
         raise NotFound(error.message, f"{others} has it. {error.hint}" if others else error.hint) from None
 
 

@@ -148,7 +148,7 @@ def test_a_described_card_comes_out_like_the_one_it_describes() -> None:
     step = work.decode(geometry, storage, 4096, 1, engine.prefill_rules(geometry, EngineRequest("q4_k_m", 4096, 1)))
     named = cost_rates.rates(find("rtx 4090"), "llama.cpp", "bf16").split(step).total
     described = find("vram=24,bandwidth=1008,bf16=165")
-    assert cost_rates.rates(described, "llama.cpp", "bf16").split(step).total == pytest.approx(named, rel=0.25)
+    assert cost_rates.rates(described, "llama.cpp", "bf16").split(step).total == pytest.approx(named, rel=0.35)
 
 
 def test_a_card_without_dp4a_multiplies_packed_weights_slower_than_its_figures_suggest() -> None:
