@@ -1,26 +1,31 @@
-"""Compares predictions with published decode and prefill rates, leaving out each device in turn. Writes
-``accuracy.md``.
+"""Compares predictions with all published rows, leaving out each device in turn. Writes ``accuracy.md``.
 
     python benchmarks/accuracy.py
 
-For comparison, it scores two other predictors on the same rows: the plain roofline (bytes over the data sheet's
-bandwidth), and the formula of llmfit 1.1.17 (``llmfit-core/src/fit.rs``) with its bytes per weight.
+For comparison, it scores two other predictors on the rows of one sequence: the plain roofline (bytes over the data
+sheet's bandwidth), and the formula of llmfit 1.1.17 (``llmfit-core/src/fit.rs``) with its bytes per weight.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import fit_efficiency
 import left_out
 import numpy as np
+import published_models
 import published_rows
-from left_out import Judged
-from published_rows import Row
+from left_out import ErrorSummary, Judged, summary
+from published_rows import ExcludedRow, Row
+
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Predictor
+from profiler.models import hub
+from profiler.units import GIB
 
 RESULT = Path(__file__).parent / "accuracy.md"
 LLMFIT_EFFICIENCY = 0.55
@@ -32,35 +37,18 @@ LLMFIT_PACKED |= {"nv": 0.58, "iq2": 0.37, "iq3": 0.48, "iq4": 0.58}
 LLMFIT_FIXED_BYTES = 3.2  # per parameter outside the experts
 LLMFIT_PRESSURE_FROM, LLMFIT_PRESSURE_LEAST = 0.6, 0.3
 WORST = 15
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorSummary:
-    """Relative errors of rates; positive means predicted too fast."""
-
-    name: str
-    errors: Sequence[float]
-    covered: float | None = None
-
-    def line(self) -> str:
-        """A row of the table."""
-        errors = np.array(self.errors)
-        cover = "–" if self.covered is None else f"{self.covered:.0%}"
-        return (
-            f"| {self.name} | {len(errors)} | {np.abs(errors).mean():.1%} | {np.median(np.abs(errors)):.1%}"
-            f" | {np.median(errors):+.1%} | {np.quantile(np.abs(errors), 0.9):.0%} | {cover} |"
-        )
-
-
+HOST_BYTES = 64 * GIB  # an assumption about hosts, for rows whose weights do not fit on the device
+FEW = 8  # figures below which a group has no line of its own
+DEPTHS = (0, 4096, 16384, 65536)
 HEAD = (
-    "| rows | n | MAPE | median | signed median | 9 of 10 within | 90% interval covers |\n"
-    "|---|--:|--:|--:|--:|--:|--:|"
+    "| figures | n | MAPE | median | signed median | 9 of 10 within | 90% interval covers | its width |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|"
 )
 
 
 def roofline(row: Row) -> float:
     """Tokens per second if every byte came at the data sheet's bandwidth and nothing else took time."""
-    return row.target.bandwidth_bytes_s / row.decode_work().nbytes
+    return row.target.bandwidth_bytes_s / row.step().nbytes
 
 
 def llmfit(row: Row) -> float:
@@ -80,44 +68,43 @@ def llmfit(row: Row) -> float:
 def main() -> None:
     """Predict, compare, and write the page."""
     used, left = published_rows.rows()
-    decode = left_out.judge(used, fit_efficiency.start(), "decode")
-    prefill = left_out.judge(used, fit_efficiency.start(), "prefill")
-    RESULT.write_text("\n".join(page(used, left, decode, prefill)) + "\n", encoding="utf-8")
-    print(RESULT.read_text(encoding="utf-8").split("## Residuals")[0], file=sys.stderr)
+    judged, _ = left_out.judge(used, fit_efficiency.start(), note=lambda text: print(text, file=sys.stderr))
+    write(used, left, judged)
 
 
-def page(
-    used: Sequence[Row], left: Sequence[published_rows.ExcludedRow], decode: list[Judged], prefill: list[Judged]
-) -> list[str]:
+def write(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged]) -> None:
+    """Write the page, and print its beginning."""
+    RESULT.write_text("\n".join(page(used, left, judged)) + "\n", encoding="utf-8")
+    print(RESULT.read_text(encoding="utf-8").split("## Other predictors")[0], file=sys.stderr)
+
+
+def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged]) -> list[str]:
     """The lines of ``accuracy.md``."""
+    single = [row for row in used if row.aside is None and plain_decode(row)]
     return [
         "# How far predictions are off",
         "",
-        f"Written by `benchmarks/accuracy.py`. {len(used)} published single-stream rows (tiers A and B) on"
-        f" {len({row.target.name for row in used})} devices; each device is predicted by a fit to all others.",
+        *coverage(used, left),
         "",
-        "## Decode",
-        "",
-        HEAD,
-        *(summary.line() for summary in summaries(decode)),
-        "",
-        "The same rows with other predictors, for decode rates:",
+        "Each device is predicted by a fit to all others, so these are the errors on devices that no row was fitted"
+        " to. A rate is a figure of its own: most rows have one for prefill and one for decode. Rates of a batch are"
+        " those of all sequences. «Signed median» is positive where predictions are too fast; «its width» is the"
+        " median of the interval's upper ÷ lower bound.",
         "",
         HEAD,
-        *(summary.line() for summary in others(used)),
+        *(summary(name, [j for j in judged if holds(j)]).line() for name, holds in left_out.GROUPS.items()),
         "",
-        "## Prefill",
+        "## By engine, batch and depth",
         "",
         HEAD,
-        *(summary.line() for summary in summaries(prefill) if summary.errors),
+        *(entry.line() for key in by_case() for entry in grouped(judged, key)),
         "",
-        "## Several devices",
+        "## Other predictors",
         "",
-        "The fit uses none of these rows.",
+        "Decode rates of one sequence on one device, for engines that read GGUF files and for vLLM:",
         "",
-        "| case | engine | measured t/s | predicted | error |",
-        "|---|---|--:|--:|--:|",
-        *several_lines(),
+        HEAD,
+        *(entry.line() for entry in others(single, judged)),
         "",
         "## The noise floor",
         "",
@@ -125,151 +112,237 @@ def page(
         "",
         "## Residuals by cause",
         "",
-        "Decode, with the device left out. A cause that the model lacks would show as a signed median.",
+        "A cause that the model lacks would show as a signed median.",
         "",
         HEAD,
-        *(summary.line() for summary in by_cause(decode)),
+        *(entry.line() for key in by_cause() for entry in grouped(judged, key)),
         "",
-        "By device:",
+        "## By device",
         "",
         HEAD,
-        *(summary.line() for summary in grouped(decode, lambda j: j.row.target.name)),
+        *(entry.line() for entry in grouped(judged, lambda j: f"{j.row.target.name}, {kind(j)}", 1)),
         "",
-        f"The {WORST} worst rows:",
+        f"## The {WORST} worst figures of each kind",
         "",
-        "| line | case | measured t/s | predicted | error |",
-        "|--:|---|--:|--:|--:|",
-        *(worst_line(j) for j in sorted(decode, key=lambda j: -abs(j.error))[:WORST]),
+        "| file and line | case | measured t/s | predicted | error |",
+        "|---|---|--:|--:|--:|",
+        *(worst_line(j) for name in ("decode", "batch", "prefill") for j in worst(judged, name)),
+        "",
+        "## Peak memory",
+        "",
+        *memory(used),
+        "",
+        "## Rows predicted and not judged with the others",
+        "",
+        *aside(used),
         "",
         *LIMITS,
         "",
-        "## Rows left out",
+        "## Rows that cannot be predicted",
         "",
-        "| line | row | why |",
-        "|--:|---|---|",
-        *(f"| {entry.line} | {entry.what} | {entry.reason} |" for entry in left),
+        "| why | rows | lines |",
+        "|---|--:|---|",
+        *reasons(left),
     ]
 
 
-def summaries(judged: list[Judged]) -> list[ErrorSummary]:
-    """All rows, and the classes that have targets."""
-    classes: dict[str, Callable[[Judged], bool]] = {
-        "**all**": lambda j: True,
-        "dense models": lambda j: not j.row.experts,
-        "mixtures of experts": lambda j: j.row.experts,
-        "llama.cpp": lambda j: j.row.engine.name == "llama.cpp",
-        "vllm": lambda j: j.row.engine.name == "vllm",
-    }
-    found = [summary(name, [j for j in judged if holds(j)]) for name, holds in classes.items()]
-    devices = [np.mean([abs(j.error) for j in group]) for group in by_device(judged).values()]
-    return [*found, ErrorSummary("each device once (mean of its rows)", devices)] if judged else []
+def coverage(used: Sequence[Row], left: Sequence[ExcludedRow]) -> list[str]:
+    """How many rows of each file are predicted."""
+    lines = ["| file | rows | predicted | of these judged | of models by shape alone |", "|---|--:|--:|--:|--:|"]
+    known = set(hub.names())
+    for file in published_rows.FILES:
+        own = [row for row in used if row.file == file]
+        total = len(own) + sum(entry.file == file for entry in left)
+        judged = sum(row.aside is None for row in own)
+        shaped = sum(row.model not in known for row in own)
+        lines.append(f"| {file} | {total} | {len(own)} ({len(own) / total:.1%}) | {judged} | {shaped} |")
+    devices = len({row.target.title for row in used})
+    return [
+        f"Written by `benchmarks/accuracy.py` from the rows in `benchmarks/published/`, of {devices} machines.",
+        "",
+        *lines,
+        "",
+        f"Models that the catalog does not have are predicted by their shape (`published/models.toml`,"
+        f" {len(published_models.shapes())} models); a user predicts them with their `config.json` if their family is"
+        " supported.",
+    ]
 
 
-def summary(name: str, judged: Sequence[Judged]) -> ErrorSummary:
-    """The summary of some rows."""
-    covered = sum(j.covered for j in judged) / len(judged) if judged else None
-    return ErrorSummary(name, [j.error for j in judged], covered)
+def kind(judged: Judged) -> str:
+    """``decode``, ``batch`` or ``prefill``."""
+    return "batch" if judged.batched else judged.phase
 
 
-def others(used: Sequence[Row]) -> list[ErrorSummary]:
-    """The roofline and llmfit, for all rows and by class."""
-    found = []
+def plain_decode(row: Row) -> bool:
+    """Whether its decode rate is one that the other predictors know."""
+    likes = row.engine.like in ("llama.cpp", "vllm") and row.engine.name != "tensorrt-llm"
+    return row.decode_s is not None and row.batch == 1 and row.answer is None and row.target.count == 1 and likes
+
+
+def by_case() -> tuple[Callable[[Judged], str], ...]:
+    """Groups that a user asks for."""
+    return (
+        lambda j: f"{kind(j)}, {j.row.engine.name}",
+        lambda j: f"batch of {_power(j.row.batch)}" if j.batched else "",
+        lambda j: (
+            f"{kind(j)}, {j.row.target.count} devices, {j.row.machine.split} split" if j.row.target.count > 1 else ""
+        ),
+        lambda j: f"{kind(j)}, {_depth(j)}",
+    )
+
+
+def by_cause() -> tuple[Callable[[Judged], str], ...]:
+    """Groups by properties that the model knows."""
+    return (
+        lambda j: f"{kind(j)}, {j.row.target.vendor}, {j.row.target.kind}",
+        lambda j: f"{kind(j)}, {j.row.engine.name}, {j.row.target.generation}",
+        lambda j: f"{kind(j)}, {j.row.request.quant}",
+        lambda j: f"{kind(j)}, tier {j.row.tier}",
+        lambda j: f"{kind(j)}, {j.row.source}",
+    )
+
+
+def others(rows: Sequence[Row], judged: Sequence[Judged]) -> list[ErrorSummary]:
+    """Ours, the roofline and llmfit on the same rows."""
+    same = [row for row in rows if _llmfit_knows(row)]
+    known = {(row.file, row.line) for row in same}
+    ours = [j for j in judged if (j.row.file, j.row.line) in known and j.phase == "decode"]
+    found = [summary("profile", ours)]
     for name, formula in (("plain roofline", roofline), ("llmfit 1.1.17", llmfit)):
-        for part, keep in (("all", (True, False)), ("dense", (False,)), ("experts", (True,))):
-            rows = [row for row in used if row.experts in keep]
-            found.append(ErrorSummary(f"{name}, {part}", [formula(row) / row.decode_tps - 1 for row in rows]))
+        found.append(ErrorSummary(name, [formula(row) / row.decode_tps - 1 for row in same]))
     return found
 
 
-def by_device(judged: Iterable[Judged]) -> dict[str, list[Judged]]:
-    """A line per device."""
-    groups: dict[str, list[Judged]] = defaultdict(list)
-    for entry in judged:
-        groups[entry.row.target.name].append(entry)
-    return groups
+def _llmfit_knows(row: Row) -> bool:
+    key = row.request.quant[:3] if row.request.quant.startswith("iq") else row.request.quant[:2]
+    return key in LLMFIT_PACKED
 
 
-def grouped(judged: Sequence[Judged], key: Callable[[Judged], str]) -> list[ErrorSummary]:
-    """A summary per value of ``key``."""
+def grouped(judged: Sequence[Judged], key: Callable[[Judged], str], few: int = FEW) -> list[ErrorSummary]:
+    """A summary per value of ``key`` that has enough figures."""
     groups: dict[str, list[Judged]] = defaultdict(list)
     for entry in judged:
         groups[key(entry)].append(entry)
-    return [summary(name, groups[name]) for name in sorted(groups)]
+    return [summary(name, groups[name]) for name in sorted(groups) if name and len(groups[name]) >= few]
 
 
-def by_cause(judged: Sequence[Judged]) -> list[ErrorSummary]:
-    """Summaries by properties that the model knows of a row."""
-    keys: tuple[Callable[[Judged], str], ...] = (
-        lambda j: f"engine {j.row.engine.name}",
-        lambda j: f"vendor {j.row.target.vendor}, {j.row.target.kind}",
-        lambda j: "experts" if j.row.experts else "dense",
-        lambda j: f"quantization {j.row.request.quant}",
-        lambda j: f"family {j.row.model.split('-')[0]}",
-        lambda j: f"reads {_size(j.row.decode_work().nbytes)}",
-        lambda j: f"depth {'above' if j.row.depth > 8192 else 'up to'} 8k",
-    )
-    return [entry for key in keys for entry in grouped(judged, key)]
+def _several(row: Row) -> str:
+    return f"{row.target.count} devices, {row.machine.split} split"
 
 
-def noise(used: Sequence[Row]) -> list[str]:
+def _power(batch: int) -> str:
+    """``2``, ``3 to 4``, ``5 to 8`` and so on."""
+    high = 2
+    while high < batch:
+        high *= 2
+    return "2" if high == 2 else f"{high // 2 + 1:03d} to {high:03d}"
+
+
+def _depth(judged: Judged) -> str:
+    row = judged.row
+    tokens = row.prefill_depth + row.prompt if judged.phase == "prefill" else row.depth
+    return f"from {max(depth for depth in DEPTHS if depth <= tokens):05d} tokens"
+
+
+def noise(used: Iterable[Row]) -> list[str]:
     """How far sources differ on the same model, quantization, engine and device at similar depth."""
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in used:
-        depth = "deep" if row.depth > 8192 else "shallow"
-        groups[row.model, row.request.quant, row.engine.name, row.target.name, depth].append(row)
+        if row.aside is None and row.decode_s is not None and row.batch == 1 and row.answer is None:
+            depth = "deep" if row.depth > 8192 else "shallow"
+            groups[row.model, row.request.quant, row.engine.name, row.target.title, depth].append(row)
     pairs = [
         (key, max(r.decode_tps for r in rows) / min(r.decode_tps for r in rows) - 1)
         for key, rows in groups.items()
-        if len({row.source for row in rows}) > 1 and len({_origin(row) for row in rows}) > 1
+        if len({row.source for row in rows}) > 1
     ]
-    if not pairs:
-        return ["No case was published by two sources."]
     lines = [f"{len(pairs)} cases were published by more than one source; fastest ÷ slowest − 1:", ""]
     lines += [f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1])]
-    return [
-        *lines,
-        "",
-        f"Median gap {np.median([gap for _, gap in pairs]):.0%}; no formula can be closer to both than half of that.",
+    middle = np.median([gap for _, gap in pairs])
+    return [*lines, "", f"Median gap {middle:.0%}; no formula can be closer to both than half of that."]
+
+
+def worst(judged: Sequence[Judged], name: str) -> list[Judged]:
+    """The figures of a kind that are furthest off, by their ratio."""
+    return sorted((j for j in judged if kind(j) == name), key=lambda j: -abs(np.log(j.measured / j.predicted)))[
+        :WORST
     ]
-
-
-def several_lines() -> list[str]:
-    """Published rows for several identical devices."""
-    lines = []
-    for raw, predicted in published_rows.several():
-        measured = float(raw["decode_tps"])
-        what = f"{raw['model']} {raw['quant']} on {raw['device']}"
-        error = f"{predicted / measured - 1:+.0%}"
-        lines.append(f"| {what} | {raw['engine']} | {measured:.1f} | {predicted:.1f} | {error} |")
-    return lines
 
 
 def worst_line(judged: Judged) -> str:
-    """One of the worst rows."""
-    row = judged.row
-    what = f"{row.model} {row.request.quant} at {row.depth:,} on {row.target.name}, {row.engine.name}"
-    return f"| {row.line} | {what} | {1 / judged.measured:.1f} | {1 / judged.predicted:.1f} | {judged.error:+.0%} |"
+    """One of the worst figures."""
+    row, tokens = judged.row, judged.row.tokens(judged.phase)
+    batch = f", batch {row.batch}" if row.batch > 1 else ""
+    at = row.prompt if judged.phase == "prefill" else row.depth
+    what = (
+        f"{kind(judged)}: {row.model} {row.request.quant} at {at:,}{batch} on {row.target.title}, {row.engine.name}"
+    )
+    rates = f"{tokens / judged.measured:.1f} | {tokens / judged.predicted:.1f}"
+    return f"| {row.file}:{row.line} | {what} | {rates} | {judged.error:+.0%} |"
+
+
+def memory(used: Sequence[Row]) -> list[str]:
+    """Errors of predicted peaks on one device. vLLM's peak is the pool that it reserves, whatever a case needs."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for row in used:
+        if row.peak_bytes is not None and row.tier != "C" and row.engine.like != "vllm":
+            request = replace(row.request, context=row.prompt + row.answered)
+            terms = row.engine.memory(row.geometry, row.storage, request, row.target)
+            inside = "ALLOCATED" in row.notes or row.engine.name == "mlx"  # without the framework itself
+            whole = terms.peak.value - (terms.framework.value if inside else 0.0)
+            groups[f"{row.engine.name}, {row.source}"].append(whole / row.peak_bytes - 1)
+    return [
+        "Positive where more is predicted than was measured. Versions of transformers of 2023 kept logits of whole"
+        " prompts in fp32, which later ones do not.",
+        "",
+        HEAD,
+        *(ErrorSummary(name, groups[name]).line() for name in sorted(groups)),
+    ]
+
+
+def aside(used: Sequence[Row]) -> list[str]:
+    """Errors of rows that are predicted but not judged with the others, by reason."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for row in used:
+        if row.aside is not None and row.decode_s is not None and row.answer is None:
+            groups[row.aside].append(_shipped(row) / row.decode_tps - 1)
+    lines = [
+        "Decode rates by the shipped file; of offloaded weights as much is in host memory as does not fit.",
+        "",
+        HEAD,
+    ]
+    return [*lines, *(ErrorSummary(reason, groups[reason]).line() for reason in sorted(groups))]
+
+
+def _shipped(row: Row) -> float:
+    host = row.machine if row.target.unified else Machine(row.target, row.machine.split, HOST_BYTES)
+    predictor = Predictor(row.geometry, row.engine, row.request.quant, host, row.request.dtype)
+    found = predictor.predict(row.depth, row.batch, row.request.kv)
+    if found.decode is not None:
+        return found.decode.tps.value
+    _, step = predictor.phases(row.depth, row.depth, row.batch, row.request.kv)
+    return step.tps.value
+
+
+def reasons(left: Sequence[ExcludedRow]) -> list[str]:
+    """The rows that cannot be predicted, by reason."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for entry in left:
+        reason = "impossible: more than the memory's bandwidth" if entry.reason.startswith("imposs") else entry.reason
+        lines[reason].append(f"{entry.file[0]}{entry.line}")
+    counted = Counter({reason: len(found) for reason, found in lines.items()})
+    return [f"| {reason} | {number} | {' '.join(lines[reason])} |" for reason, number in counted.most_common()]
 
 
 LIMITS = [
     "## What this does not show",
     "",
-    "- vllm has rows for one device only. With it left out, its rows are predicted from llama.cpp's fit alone.",
-    "- Eager transformers has no published rows: its parameters are priors, and `profile calibrate` measures them.",
-    "- The priors of the two engines (`benchmarks/fitting.py`) were set with these rows in mind. They are wide.",
-    "- Half of the rows for prefill at 1,024 tokens include a server's first-request costs, so they are slower.",
+    "- The priors (`benchmarks/fitting.py`) were set with these rows in mind. They are wide.",
+    "- A fit without a device solves the equations around the fit to all, without the device's rows.",
+    "- Tier C is self-reported, with unknown clocks, power caps and versions; it has 0.3 of the weight in a fit.",
+    "- Rates over the whole time of requests are compared with a prefill and as many steps as the answer has tokens.",
+    "- `t` in the list below is `throughput.csv`, `m` is `more-2026-11.csv`.",
 ]
-
-
-def _origin(row: Row) -> str:
-    return row.source.split("#")[0].split("@")[0].split(" ")[0]
-
-
-def _size(nbytes: float) -> str:
-    for limit in (2, 6, 20):
-        if nbytes < limit * 1e9:
-            return f"up to {limit:02d} GB"
-    return "more than 20 GB"
 
 
 if __name__ == "__main__":

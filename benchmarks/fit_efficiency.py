@@ -8,23 +8,37 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import fitting
 import left_out
 import published_rows
+from left_out import Judged
+from published_rows import Row
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "efficiency.toml.in"
 RESULT = HERE.parent / "scenarios" / "efficiency.toml"
-_HOLE = re.compile(r"\{([a-z]+(?:\.[\w~]+)+)\}")
-BEFORE_ANY_FIT = {"spread.decode": "[0.5, 2.0]", "spread.prefill": "[0.5, 2.0]"}
+FITTED = ("llama.cpp", "llamafile", "llama.cpp-vulkan", "mlx", "vllm", "tensorrt-llm", "transformers")
+_HOLE = re.compile(r"\{([a-z]+(?:\.[\w~ -]+)*)\}")
+BEFORE_ANY_FIT = {
+    f"spread.{name.replace('.', '~')}.{phase}{kind}": "[0.5, 2.0]"
+    for name in FITTED
+    for phase in fitting.PHASES
+    for kind in ("", "_experts")
+}
+HEADS = {
+    "generation": "# Factors on those shares by generation: of the bandwidth, and of each engine's peak. Fitted",
+    "device": "# The same by device, on top of its generation's. Fitted",
+}
 
 
 def template(values: dict[str, str] | None = None) -> str:
     """The template with ``values`` filled in; without them, every parameter is at its prior."""
-    known = BEFORE_ANY_FIT | {name(p): f"{p.prior:.6g}" for p in (*fitting.DECODE, *fitting.PREFILL)} | (values or {})
+    known = BEFORE_ANY_FIT | {name(p): f"{p.prior:.6g}" for p in fitting.PARAMETERS} | (values or {})
     return _HOLE.sub(lambda match: known[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -35,31 +49,50 @@ def name(parameter: fitting.Parameter) -> str:
 
 def start() -> fitting.Content:
     """Every parameter at its prior, the start of each fit."""
-    return tomllib.loads(template())
+    content = tomllib.loads(template())
+    return content | {"generation": {}, "device": {}}
 
 
 def main() -> None:
     """Fit to all rows, estimate the error by leaving out devices, and write the file."""
     used, _ = published_rows.rows()
-    content = start()
-    values: dict[str, str] = {}
-    for phase, parameters in (("decode", fitting.DECODE), ("prefill", fitting.PREFILL)):
-        content = fitting.fit(used, content, phase)
-        values |= {name(p): f"{p.read(content):.4g}" for p in parameters}
-        judged = left_out.judge(used, start(), phase)
-        low, high = left_out.spread([(j.row, j.measured, j.predicted) for j in judged])
-        values[f"spread.{phase}"] = f"[{low:.3f}, {high:.3f}]"
-    RESULT.write_text(template(values) + evidence(used), encoding="utf-8")
+    judged, content = left_out.judge(used, start(), note=lambda text: print(text, file=sys.stderr))
+    values = {name(p): f"{p.read(content):.4g}" for p in fitting.PARAMETERS}
+    for engine in FITTED:
+        for phase, kind in product(fitting.PHASES, ("", "_experts")):
+            low, high = left_out.spread(left_out.relevant(judged, engine, phase, bool(kind)))
+            values[f"spread.{engine.replace('.', '~')}.{phase}{kind}"] = f"[{low:.3f}, {high:.3f}]"
+    RESULT.write_text(template(values) + levels(content) + evidence(used), encoding="utf-8")
     print(f"{len(used)} rows → {RESULT.name}", file=sys.stderr)
+    report(judged)
 
 
-def evidence(used: list[Any]) -> str:
-    """The rows behind the fit: lines of the published file, by device."""
-    lines = ["\n[evidence]  # lines of benchmarks/published/throughput.csv, by device\n"]
-    for device in sorted({row.target.name for row in used}):
-        rows = sorted(row.line for row in used if row.target.name == device)
-        lines.append(f'"{device}" = {rows}\n')
+def levels(content: fitting.Content) -> str:
+    """The factors of generations and devices as sections of the file."""
+    lines = []
+    for level, head in HEADS.items():
+        lines.append(f"\n{head}\n")
+        for what in sorted(content[level]):
+            lines.append(f'[{level}."{what}"]\n')
+            known = content[level][what]
+            lines += [f'"{key}" = {known[key]:.4g}\n' for key in sorted(known) if abs(known[key] - 1) >= 5e-3]
     return "".join(lines)
+
+
+def evidence(used: Sequence[Row]) -> str:
+    """The rows behind the fit: how many of each file, by device."""
+    lines = ["\n[evidence]  # rows of the files in benchmarks/published/, by device\n"]
+    counted: dict[str, int] = defaultdict(int)
+    for row in used:
+        for device in row.target.members or (row.target,):
+            counted[device.name] += 1
+    return "".join([*lines, *(f'"{device}" = {counted[device]}\n' for device in sorted(counted))])
+
+
+def report(judged: Sequence[Judged]) -> None:
+    """A few groups, to watch a fit by."""
+    for title, holds in left_out.GROUPS.items():
+        print(left_out.summary(title, [each for each in judged if holds(each)]).line(), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,34 @@
 """Fits efficiencies, as shares of a device's ceilings, to measured rows: robust least squares on log seconds with
 priors.
 
-There are few parameters, each for a cause that several devices share. A prior keeps a parameter without rows at its
-known value; its width says how far rows may move it.
+Each parameter has a cause that several devices share. Factors of generations and of devices have priors at 1, so that
+a device with few rows follows its generation, and a generation with few rows its vendor. A prior keeps a parameter
+without rows at its known value; its width says how far rows may move it.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from published_rows import Row
 
-from profiler.cost import rates as cost_rates
+from profiler.cost.roofline import Rates
 
 HUBER = 0.15  # log units: the influence of a row does not grow beyond this error
-STEPS = 12
+STEPS = 8
+SMALL_STEP = 0.03  # log units
+BANDWIDTH = "bandwidth"
+GENERATION_WIDTH, DEVICE_WIDTH = {BANDWIDTH: 1.12}, {BANDWIDTH: 1.08}  # of shares of the bandwidth
+GENERATION_OTHER, DEVICE_OTHER = 1.5, 1.2  # of shares of the peak
 Content = dict[str, Any]
 Phase = str
+PHASES: tuple[Phase, ...] = ("decode", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,127 +48,285 @@ class Parameter:
     def write(self, content: Content, value: float) -> None:
         found: Any = content
         for key in self.path[:-1]:
-            found = found[key]
+            found = found.setdefault(key, {})
         found[self.path[-1]] = value
 
+    def concerns(self, row: Row) -> bool:
+        """Whether the rate of a row can depend on it."""
+        first, *rest = self.path
+        devices = row.target.members or (row.target,)
+        if first == "engine":
+            name, *rest = rest
+            return name in (row.engine.name, row.engine.like) and (
+                len(rest) == 1 or rest[0] == "slower" or rest[1] in {*(device.vendor for device in devices), "other"}
+            )
+        if first == "generation":
+            return rest[0] in (BANDWIDTH, row.engine.name) and any(rest[1] == device.generation for device in devices)
+        if first == "device":
+            return rest[0] in (BANDWIDTH, row.engine.name) and any(rest[1] == device.name for device in devices)
+        if rest == ["of_kind", "datacenter"]:
+            return any(device.kind == "datacenter" for device in devices)
+        if first == "links":
+            return row.target.count > 1
+        if first in (BANDWIDTH, "launch", "multiply"):
+            return rest[-1] in {*(device.vendor for device in devices), "other"}
+        return True
 
-DECODE = (
-    Parameter(("bandwidth", "NVIDIA"), 0.85, 1.1),  # streaming kernels reach it on every generation
-    Parameter(("bandwidth", "AMD"), 0.82, 1.1),  # from the tier C rows of the 780M and 7900 XT
-    Parameter(("bandwidth", "Apple"), 0.75, 1.2),
+
+def _engine(name: str, **known: tuple[float, float] | dict[str, tuple[float, float]]) -> list[Parameter]:
+    found = []
+    for key, value in known.items():
+        each = value.items() if isinstance(value, dict) else [("", value)]
+        for vendor, (prior, width) in each:
+            path = ("engine", name, key, *([vendor] if vendor else []))
+            found.append(Parameter(path, prior, width))
+    return found
+
+
+SHARED = (
+    Parameter((BANDWIDTH, "NVIDIA"), 0.85, 1.1),  # streaming kernels reach it on every generation
+    Parameter((BANDWIDTH, "AMD"), 0.75, 1.2),
+    Parameter((BANDWIDTH, "Apple"), 0.75, 1.2),
+    Parameter((BANDWIDTH, "Intel"), 0.6, 1.3),
     Parameter(("format", "iq"), 0.80, 1.3),
     Parameter(("format", "nvfp4"), 1.0, 1.15),
     Parameter(("launch", "cycles_per_layer", "NVIDIA"), 150e3, 1.8),
+    Parameter(("launch", "of_kind", "datacenter"), 1.3, 1.6),
     Parameter(("launch", "seconds_per_layer", "Apple"), 80e-6, 1.8),
     Parameter(("launch", "seconds_per_layer", "AMD"), 130e-6, 1.8),
     Parameter(("multiply", "per_slot", "other"), 0.115, 1.4),
     Parameter(("multiply", "per_slot", "AMD"), 0.06, 1.8),
-    Parameter(("engine", "llama.cpp", "expert_layers"), 0.5, 1.8),
-    Parameter(("engine", "vllm", "bandwidth"), 1.0, 1.15),
-    Parameter(("engine", "vllm", "launch"), 1.0, 2.0),
-    Parameter(("engine", "vllm", "expert_layers"), 0.5, 2.0),
+    Parameter(("multiply", "per_slot", "Apple"), 0.115, 1.6),
+    Parameter(("slower", "nvfp4"), 1.2, 1.3),
+    Parameter(("slower", "int4"), 1.1, 1.3),
 )
-PREFILL = (
-    Parameter(("engine", "llama.cpp", "prefill", "NVIDIA"), 0.35, 1.8),
-    Parameter(("engine", "llama.cpp", "prefill", "AMD"), 0.45, 1.8),
-    Parameter(("engine", "llama.cpp", "prefill", "Apple"), 0.70, 1.8),
-    Parameter(("engine", "vllm", "prefill", "NVIDIA"), 0.45, 1.8),
-    Parameter(("prefill", "expert_flops"), 2.0, 1.5),
-    Parameter(("prefill", "slower", "cache"), 2.0, 1.5),
-    Parameter(("prefill", "slower", "fp8"), 1.3, 1.5),
-    Parameter(("prefill", "slower", "nvfp4"), 1.2, 1.3),
+LINKS = (
+    Parameter(("links", "sum_s", "NVIDIA"), 15e-6, 1.6),
+    Parameter(("links", "sum_s", "Apple"), 160e-6, 1.6),
+    Parameter(("links", "share", "consumer"), 0.4, 1.6),
+    Parameter(("links", "share", "other"), 0.7, 1.5),
+    Parameter(("links", "pipelined"), 0.6, 1.3),
 )
+SEVERAL = {"NVIDIA": (1.5, 1.6), "AMD": (8.0, 1.8), "Apple": (2.0, 1.6)}
+ENGINES = (
+    *_engine(
+        "llama.cpp",
+        overlap=(1.3, 1.3),
+        cache={"NVIDIA": (1.1, 1.4), "AMD": (1.5, 1.8), "Apple": (1.5, 1.6)},
+        sequence_s=(30e-6, 2.0),
+        expert_layers=(0.5, 1.8),
+        prefill={"NVIDIA": (0.25, 1.6), "AMD": (0.3, 1.8), "Apple": (0.70, 1.4)},
+        plain={"NVIDIA": (2.5, 1.6), "AMD": (1.5, 1.6), "Apple": (1.05, 1.2)},
+        attention=SEVERAL,
+        experts={"NVIDIA": (4.0, 1.8), "AMD": (4.0, 1.8), "Apple": (2.0, 1.8)},
+        idle_rows={"NVIDIA": (48.0, 2.0), "AMD": (48.0, 2.0), "Apple": (32.0, 2.0)},
+    ),
+    *_engine(
+        "llamafile",
+        bandwidth=(0.9, 1.2),
+        launch=(1.3, 1.6),
+        prefill={"NVIDIA": (0.2, 1.6), "AMD": (0.2, 1.8), "Apple": (0.60, 1.4)},
+    ),
+    *_engine(
+        "llama.cpp-vulkan",
+        bandwidth=(0.95, 1.2),
+        cache=(1.5, 1.8),
+        expert_layers=(0.5, 1.8),
+        prefill={"NVIDIA": (0.5, 1.6), "AMD": (0.25, 1.8), "Intel": (0.1, 1.8)},
+        attention=(8.0, 1.8),
+        experts=(3.0, 1.8),
+    ),
+    Parameter(("engine", "llama.cpp-vulkan", "slower", "bf16"), 3.0, 2.0),
+    *_engine(
+        "mlx",
+        bandwidth=(1.05, 1.2),
+        cache=(1.2, 1.6),
+        launch=(0.8, 1.8),
+        expert_layers=(0.5, 1.8),
+        prefill=(0.75, 1.4),
+        attention=(2.0, 1.6),
+        experts=(3.0, 1.8),
+    ),
+    *_engine(
+        "vllm",
+        bandwidth=(1.0, 1.15),
+        overlap=(2.0, 1.4),
+        cache=(1.2, 1.5),
+        launch=(1.0, 2.0),
+        pass_s=(1e-3, 2.0),
+        sequence_s=(30e-6, 2.0),
+        expert_layers=(0.5, 2.0),
+        prefill={"NVIDIA": (0.5, 1.5), "AMD": (0.4, 1.6)},
+        attention=(2.0, 1.6),
+        experts=(3.0, 1.8),
+        idle_rows=(32.0, 2.0),
+    ),
+    Parameter(("engine", "vllm", "slower", "fp8 Blackwell"), 2.0, 1.4),
+    Parameter(("engine", "vllm", "slower", "fp8 Blackwell SoC"), 4.0, 1.4),
+    *_engine(
+        "tensorrt-llm",
+        bandwidth=(1.0, 1.15),
+        launch=(1.0, 2.0),
+        sequence_s=(15e-6, 2.0),
+        prefill={"NVIDIA": (0.55, 1.5)},
+    ),
+    *_engine(
+        "transformers",
+        call_s={"other": (9e-6, 1.5)},
+        prefill={"NVIDIA": (0.5, 1.5)},
+        attention={"other": (3.0, 1.6)},
+    ),
+)
+PARAMETERS = (*SHARED, *LINKS, *ENGINES)
+
+
+def levels(rows: Iterable[Row]) -> list[Parameter]:
+    """Factors of the generations and devices of ``rows``, on shares of the bandwidth and of each engine's peak."""
+    found: dict[tuple[str, ...], Parameter] = {}
+    for row in rows:
+        for device in row.target.members or (row.target,):
+            for what in (BANDWIDTH, row.engine.name):
+                for level, name, widths, other in (
+                    ("generation", device.generation, GENERATION_WIDTH, GENERATION_OTHER),
+                    ("device", device.name, DEVICE_WIDTH, DEVICE_OTHER),
+                ):
+                    path = (level, what, name)
+                    found.setdefault(path, Parameter(path, 1.0, widths.get(what, other)))
+    return list(found.values())
 
 
 def priors(content: Content) -> Content:
     """``content`` with every parameter at its prior."""
     changed = copy.deepcopy(content)
-    for parameter in (*DECODE, *PREFILL):
+    for parameter in PARAMETERS:
         parameter.write(changed, parameter.prior)
     return changed
 
 
 def predicted(row: Row, content: Content, phase: Phase) -> float:
-    """Seconds: a decode step, or the whole prefill."""
-    rates = cost_rates.rates(row.target, row.engine.name, "bf16", content)
-    return rates.split(row.decode_work() if phase == "decode" else row.prefill_work()).total
+    """Seconds of a phase of a row."""
+    return Timed([row], [phase]).predict(content, [0])[0]
 
 
-def measured(row: Row, phase: Phase) -> float | None:
-    """Seconds as published."""
-    if phase == "decode":
-        return 1 / row.decode_tps
-    return row.request.context / row.prefill_tps if row.prefill_tps else None
+def _machine(row: Row) -> tuple[Any, ...]:
+    """What the rates of a row depend on."""
+    shape = row.model if row.target.count > 1 else ""
+    return row.target, row.machine.split, row.engine.name, row.request.dtype, shape
 
 
 class Timed:
-    """Rows with precomputed work, so that a fit can predict them many times."""
+    """Observations with precomputed work, so that a fit can predict them many times."""
 
-    def __init__(self, rows: Sequence[Row], phase: Phase) -> None:
-        self.rows = [row for row in rows if measured(row, phase) is not None]
-        self.work = [row.decode_work() if phase == "decode" else row.prefill_work() for row in self.rows]
-        self.log = np.log([measured(row, phase) for row in self.rows]) if self.rows else np.zeros(0)
+    def __init__(self, rows: Sequence[Row], phases: Sequence[Phase] = PHASES) -> None:
+        known = [
+            (row, phase) for row in rows if row.aside is None for phase in phases if row.seconds(phase) is not None
+        ]
+        self.rows = [row for row, _ in known]
+        self.phases = [phase for _, phase in known]
+        self.parts = [row.parts(phase) for row, phase in known]
+        self.tokens = [row.tokens(phase) for row, phase in known]
+        self.measured = np.array([row.seconds(phase) for row, phase in known], dtype=float)
+        self.log = np.log(self.measured)
+        same: dict[Any, int] = {}  # small keys, because hashing a target takes longer than its rates
+        self.keys = [same.setdefault(_machine(row), len(same)) for row in self.rows]
 
-    def predict(self, content: Content) -> np.ndarray:
-        """Log seconds of all rows."""
-        rates = {
-            key: cost_rates.rates(row.target, row.engine.name, "bf16", content)
-            for row in self.rows
-            if (key := (row.target.name, row.engine.name))
-        }
-        pairs = zip(self.rows, self.work, strict=True)
-        return np.log([rates[row.target.name, row.engine.name].split(w).total for row, w in pairs])
+    def predict(self, content: Content, which: Sequence[int] | None = None) -> list[float]:
+        """Seconds of the observations with the indices ``which``; of all without them."""
+        rates: dict[Any, Rates] = {}
+        found = []
+        for index in range(len(self.rows)) if which is None else which:
+            row, key = self.rows[index], self.keys[index]
+            if key not in rates:
+                rates[key] = row.rates(content)
+            each = rates[key]
+            total = 0.0
+            for part in self.parts[index]:
+                seconds = sum(times * row.timed(each, done, content) for times, done in part.works)
+                total += part.tokens / seconds
+            found.append(self.tokens[index] * len(self.parts[index]) / total)
+        return found
 
 
-def weights(rows: Sequence[Row]) -> np.ndarray:
-    """Weights that grow only with the square root of a device's number of rows."""
-    counts = Counter((row.target.name, row.engine.name) for row in rows)
-    return np.array([1 / np.sqrt(counts[row.target.name, row.engine.name]) for row in rows])
+def weights(timed: Timed) -> np.ndarray:
+    """Weights of observations: by trust, and growing only with the square root of a device's number of rows."""
+    keys = [(row.target.title, row.engine.name, phase) for row, phase in zip(timed.rows, timed.phases, strict=True)]
+    counts = Counter(keys)
+    return np.array([row.weight / math.sqrt(counts[key]) for row, key in zip(timed.rows, keys, strict=True)])
 
 
-def fit(
-    rows: Sequence[Row], start: Content, phase: Phase, note: Callable[[str], None] = lambda text: None
-) -> Content:
-    """``start`` with the parameters of ``phase`` fitted to ``rows``."""
-    parameters = DECODE if phase == "decode" else PREFILL
-    timed = Timed(rows, phase)
-    content = copy.deepcopy(start)
-    prior = np.log([parameter.prior for parameter in parameters])
-    stiffness = 1 / np.log([parameter.width for parameter in parameters])
-    at = prior.copy()
-    if not timed.rows:
+class Fit:
+    """A fit to observations, that can be repeated without some of them."""
+
+    def __init__(self, timed: Timed, start: Content, note: Callable[[str], None] = lambda text: None) -> None:
+        self.timed, self.start, self.note = timed, start, note
+        self.parameters = [*PARAMETERS, *levels(timed.rows)]
+        self.concerned = [
+            np.array([index for index, row in enumerate(timed.rows) if parameter.concerns(row)], dtype=int)
+            for parameter in self.parameters
+        ]
+        self.prior = np.log([parameter.prior for parameter in self.parameters])
+        self.stiffness = 1 / np.log([parameter.width for parameter in self.parameters])
+        self.base = weights(timed)
+        self.least = np.array([math.log(1.02) if p.path[-1] == "overlap" else -math.inf for p in self.parameters])
+
+    def content(self, at: np.ndarray) -> Content:
+        """The file's content with the parameters at ``at``."""
+        content = copy.deepcopy(self.start)
+        for parameter, value in zip(self.parameters, np.exp(at), strict=True):
+            parameter.write(content, float(value))
         return content
-    base = weights(timed.rows)
-    for _ in range(STEPS):
-        residual = _write(content, parameters, at, timed) - timed.log
-        slope = np.stack([(_moved(content, parameters, at, i, timed) - timed.log - residual) / 1e-3
-                          for i in range(len(at))], axis=1)  # fmt: skip
-        robust = base * np.minimum(1, HUBER / np.maximum(np.abs(residual), 1e-9)) / HUBER**2
-        matrix = slope.T @ (robust[:, None] * slope) + np.diag(stiffness**2)
-        pull = slope.T @ (robust * residual) + stiffness**2 * (at - prior)
-        step = np.clip(np.linalg.solve(matrix, pull), -0.3, 0.3)
-        at = at - step
-        note(f"largest step {np.abs(step).max():.4f}")
-        if np.abs(step).max() < 1e-3:
-            break
-    _write(content, parameters, at, timed)
-    return content
 
+    def slopes(self, at: np.ndarray, logs: np.ndarray) -> np.ndarray:
+        """Change of each observation's log seconds with each parameter."""
+        content = self.content(at)
+        slopes = np.zeros((len(logs), len(at)))
+        for column, (parameter, rows) in enumerate(zip(self.parameters, self.concerned, strict=True)):
+            if not len(rows):
+                continue
+            parameter.write(content, math.exp(at[column] + 1e-3))
+            slopes[rows, column] = (np.log(self.timed.predict(content, rows)) - logs[rows]) / 1e-3
+            parameter.write(content, math.exp(at[column]))
+        return slopes
 
-def _write(content: Content, parameters: Sequence[Parameter], at: np.ndarray, timed: Timed) -> np.ndarray:
-    for parameter, value in zip(parameters, np.exp(at), strict=True):
-        parameter.write(content, float(value))
-    return timed.predict(content)
+    def equations(
+        self, at: np.ndarray, residual: np.ndarray, slopes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The matrix and the right side of a step of Gauss and Newton, and the robust weights of the observations."""
+        robust = self.base * np.minimum(1, HUBER / np.maximum(np.abs(residual), 1e-9)) / HUBER**2
+        matrix = slopes.T @ (robust[:, None] * slopes) + np.diag(self.stiffness**2)
+        return matrix, slopes.T @ (robust * residual) + self.stiffness**2 * (at - self.prior), robust
 
+    def step(self, at: np.ndarray, residual: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """The step, with a limit on each parameter."""
+        matrix, pull, _ = self.equations(at, residual, slopes)
+        return np.clip(np.linalg.solve(matrix, pull), -0.4, 0.4)
 
-def _moved(content: Content, parameters: Sequence[Parameter], at: np.ndarray, index: int, timed: Timed) -> np.ndarray:
-    moved = at.copy()
-    moved[index] += 1e-3
-    shifted = _write(content, parameters, moved, timed)
-    _write_back(content, parameters, at)
-    return shifted
+    def run(self, at: np.ndarray | None = None, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Parameters, log seconds and slopes after a fit to all observations, from the priors or ``at``."""
+        at = self.prior.copy() if at is None else at
+        logs = np.log(self.timed.predict(self.content(at)))
+        for _ in range(steps):
+            slopes = self.slopes(at, logs)
+            step = self.step(at, logs - self.timed.log, slopes)
+            at = np.maximum(at - step, self.least)
+            logs = np.log(self.timed.predict(self.content(at)))
+            largest = self.parameters[int(np.abs(step).argmax())]
+            error = np.abs(logs - self.timed.log).mean()
+            self.note(f"largest step {np.abs(step).max():.4f} of {'.'.join(largest.path)}, mean error {error:.4f}")
+            if np.abs(step).max() < SMALL_STEP:
+                break
+        return at, logs, self.slopes(at, logs)
 
+    def without(self, at: np.ndarray, logs: np.ndarray, slopes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Gives the parameters of a fit without some observations, by their indices: the solution of the equations
+        around the fit to all, without those observations. Factors that only they support return to their priors."""
+        residual = logs - self.timed.log
+        matrix, pull, robust = self.equations(at, residual, slopes)
 
-def _write_back(content: Content, parameters: Sequence[Parameter], at: np.ndarray) -> None:
-    for parameter, value in zip(parameters, np.exp(at), strict=True):
-        parameter.write(content, float(value))
+        def solve(left_out: np.ndarray) -> np.ndarray:
+            own, weight = slopes[left_out], robust[left_out]
+            without = matrix - own.T @ (weight[:, None] * own)
+            found = at - np.linalg.solve(without, pull - own.T @ (weight * residual[left_out]))
+            return np.maximum(found, self.least)
+
+        return solve

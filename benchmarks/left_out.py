@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import fitting
 import numpy as np
 from published_rows import Row
 
 COVER = 0.90
+ENOUGH, SOME_DEVICES = 12, 3  # observations and devices of an engine and phase, for a width of their own
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One row, predicted from other devices. Seconds of a step, or of the whole prefill."""
+    """One figure of a row, predicted from other devices. Seconds of the phase."""
 
     row: Row
+    phase: str
     measured: float
     predicted: float
     low: float
@@ -34,28 +36,111 @@ class Judged:
         """Whether the 90% interval contains the measured value."""
         return self.low <= self.measured <= self.high
 
+    @property
+    def batched(self) -> bool:
+        """Whether it is a decode rate of several tokens at once."""
+        return self.phase == "decode" and self.row.batch > 1
 
-def judge(rows: Sequence[Row], start: fitting.Content, phase: str) -> list[Judged]:
-    """All rows that have the phase, each predicted without its device. ``start`` has every parameter at its prior."""
-    rows = [row for row in rows if fitting.measured(row, phase) is not None]
-    bare: list[tuple[Row, float, float]] = []
-    for device in sorted({row.target.name for row in rows}):
-        others = [row for row in rows if row.target.name != device]
-        content = fitting.fit(others, start, phase)
-        own = (row for row in rows if row.target.name == device)
-        bare += [(row, _measured(row, phase), fitting.predicted(row, content, phase)) for row in own]
+
+@dataclass(frozen=True, slots=True)
+class ErrorSummary:
+    """Relative errors of rates; positive means predicted too fast. ``width``: median of high ÷ low."""
+
+    name: str
+    errors: Sequence[float]
+    covered: float | None = None
+    width: float | None = None
+
+    def line(self) -> str:
+        """A row of the table."""
+        if not len(self.errors):
+            return f"| {self.name} | 0 | – | – | – | – | – | – |"
+        errors = np.array(self.errors)
+        cover = "–" if self.covered is None else f"{self.covered:.0%}"
+        width = "–" if self.width is None else f"{self.width:.1f} ×"
+        return (
+            f"| {self.name} | {len(errors)} | {np.abs(errors).mean():.1%} | {np.median(np.abs(errors)):.1%}"
+            f" | {np.median(errors):+.1%} | {np.quantile(np.abs(errors), 0.9):.0%} | {cover} | {width} |"
+        )
+
+
+GROUPS: dict[str, Callable[[Judged], bool]] = {
+    "decode, one sequence": lambda j: j.phase == "decode" and not j.batched,
+    "… dense models": lambda j: j.phase == "decode" and not j.batched and not j.row.experts,
+    "… mixtures of experts": lambda j: j.phase == "decode" and not j.batched and j.row.experts,
+    "… one device, tiers A and B": lambda j: (
+        j.phase == "decode" and not j.batched and j.row.target.count == 1 and j.row.tier != "C"
+    ),
+    "decode, batch > 1": lambda j: j.batched,
+    "… dense models, batch > 1": lambda j: j.batched and not j.row.experts,
+    "… mixtures of experts, batch > 1": lambda j: j.batched and j.row.experts,
+    "prefill": lambda j: j.phase == "prefill",
+    "… dense models, prefill": lambda j: j.phase == "prefill" and not j.row.experts,
+    "… mixtures of experts, prefill": lambda j: j.phase == "prefill" and j.row.experts,
+    "… one device, tiers A and B, prefill": lambda j: (
+        j.phase == "prefill" and j.row.target.count == 1 and j.row.tier != "C"
+    ),
+}
+
+
+def summary(name: str, judged: Sequence[Judged]) -> ErrorSummary:
+    """The summary of some figures."""
+    covered = sum(j.covered for j in judged) / len(judged) if judged else None
+    width = float(np.median([j.high / j.low for j in judged])) if judged else None
+    return ErrorSummary(name, [j.error for j in judged], covered, width)
+
+
+def judge(
+    rows: Sequence[Row], start: fitting.Content, note: Callable[[str], None] = lambda text: None
+) -> tuple[list[Judged], fitting.Content]:
+    """All figures of ``rows``, each predicted without its device; and the fit to all of them.
+
+    ``start`` has every parameter at its prior. A fit without a device starts from the fit to all, and forgets what
+    only that device's rows say: factors of the device itself return to their priors.
+    """
+    timed = fitting.Timed(rows)
+    fit = fitting.Fit(timed, start, note)
+    at, logs, slopes = fit.run()
+    without = fit.without(at, logs, slopes)
+    devices = [_devices(row) for row in timed.rows]
+    predicted = np.zeros(len(timed.rows))
+    for device in sorted({name for names in devices for name in names}):
+        own = np.array([index for index, names in enumerate(devices) if device in names])
+        predicted[own] = timed.predict(fit.content(without(own)), own)
+    bare = [
+        Judged(row, phase, seconds, value, value, value)
+        for row, phase, seconds, value in zip(timed.rows, timed.phases, timed.measured, predicted, strict=True)
+    ]
+    return bounded(bare), fit.content(at)
+
+
+def bounded(bare: Sequence[Judged]) -> list[Judged]:
+    """The figures with intervals that the errors of other devices give."""
+    bounds: dict[tuple[frozenset[str], str, str, bool], tuple[float, float]] = {}
     judged = []
-    for row, seconds, predicted in bare:
-        low, high = spread([entry for entry in bare if entry[0].target.name != row.target.name])
-        judged.append(Judged(row, seconds, predicted, predicted * low, predicted * high))
+    for each in bare:
+        key = _devices(each.row), each.row.engine.name, each.phase, each.row.experts
+        if key not in bounds:
+            others = [other for other in bare if not _devices(other.row) & key[0]]
+            bounds[key] = spread(relevant(others, *key[1:]))
+        low, high = bounds[key]
+        judged.append(replace(each, low=each.predicted * low, high=each.predicted * high))
     return judged
 
 
-def spread(entries: Sequence[tuple[Row, float, float]]) -> tuple[float, float]:
+def relevant(judged: Sequence[Judged], engine: str, phase: str, experts: bool) -> list[Judged]:
+    """The figures that say how far an engine's are off: its own for such models if they are of enough devices, else
+    those of all engines for such models."""
+    alike = [each for each in judged if (each.phase, each.row.experts) == (phase, experts)]
+    own = [each for each in alike if each.row.engine.name == engine]
+    return own if len(own) >= ENOUGH and len({each.row.target.name for each in own}) >= SOME_DEVICES else alike
+
+
+def spread(entries: Sequence[Judged]) -> tuple[float, float]:
     """Factors on predicted seconds that contain 90%. Devices have equal weight, since it is for new devices."""
-    ratios = np.array([math.log(seconds / predicted) for _, seconds, predicted in entries])
-    rows = Counter(row.target.name for row, _, _ in entries)
-    weights = np.array([1 / rows[row.target.name] for row, _, _ in entries])
+    ratios = np.array([math.log(each.measured / each.predicted) for each in entries])
+    rows = Counter(each.row.target.name for each in entries)
+    weights = np.array([1 / math.sqrt(rows[each.row.target.name]) for each in entries])
     order = np.argsort(ratios)
     share = (np.cumsum(weights[order]) - weights[order] / 2) / weights.sum()
     tail = (1 - COVER) / 2
@@ -63,7 +148,5 @@ def spread(entries: Sequence[tuple[Row, float, float]]) -> tuple[float, float]:
     return math.exp(min(low, -0.01)), math.exp(max(high, 0.01))
 
 
-def _measured(row: Row, phase: str) -> float:
-    seconds = fitting.measured(row, phase)
-    assert seconds is not None
-    return seconds
+def _devices(row: Row) -> frozenset[str]:
+    return frozenset(device.name for device in row.target.members or (row.target,))

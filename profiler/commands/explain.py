@@ -57,8 +57,8 @@ MOST_CHANGES = 3
     click.option(
         "--engine",
         metavar="NAME",
-        help="The engine that would run the model: transformers, llama.cpp or vllm. [default: llama.cpp for GGUF"
-        " files, otherwise transformers]",
+        help="The engine that would run the model: transformers, llama.cpp, llama.cpp-vulkan, llamafile, mlx, vllm,"
+        " sglang or tensorrt-llm. [default: llama.cpp for GGUF files, otherwise transformers]",
     ),
     options.choice(
         "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"

@@ -55,14 +55,14 @@ from profiler.show import output as show_output
         "--on",
         multiple=True,
         metavar="DEVICE",
-        help='A device from profile devices --catalog ("rtx 4090", 2x3090) or its data sheet '
-        "(vram=24,bandwidth=1008,bf16=165). [default: this machine]",
+        help='A device from profile devices --catalog ("rtx 4090", "m4 max 64gb"), several ("3090, 4060 ti 16gb", '
+        "2x3090), or a data sheet (vram=24,bandwidth=1008,bf16=165). [default: this machine]",
     ),
     click.option(
         "--engine",
         metavar="NAME",
-        help="The engine that would run the model: transformers, llama.cpp or vllm. [default: llama.cpp for GGUF"
-        " files, otherwise transformers]",
+        help="The engine that would run the model: transformers, llama.cpp, llama.cpp-vulkan, llamafile, mlx, vllm,"
+        " sglang or tensorrt-llm. [default: llama.cpp for GGUF files, otherwise transformers]",
     ),
     options.choice(
         "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"

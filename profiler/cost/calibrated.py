@@ -7,12 +7,14 @@ from typing import Self
 
 from profiler import quants
 from profiler.cost.rates import OWN_ROWS, PLAIN, DataSheetRates, own_quants, schemes, shares
-from profiler.cost.roofline import FEW_TOKENS, Ahead, Convolution, Cost, InTurn, Rates, Roofline
+from profiler.cost.roofline import Ahead, Convolution, Cost, InTurn, Rates, Roofline
 from profiler.cost.work import Item, PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_PRODUCTS, Ceilings, LinearLayer
 from profiler.devices.target import Target
 from profiler.models.layers import IDEAL
+
+TIMED_TOKENS = 8.0  # what an operator on so few tokens reads and writes takes less time than launching it
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,10 @@ class CalibratedRates(Rates):
             return found._replace(extra=page_faults_s) if quant is not None and quant.kernels.unpacks else found
         if item.kind == "convolution":
             return Cost(0.0, self.convolution.seconds(item), page_faults_s) if self.convolution else Cost()
-        if item.kind == "activations":
-            if work.tokens <= FEW_TOKENS:
-                return Cost()  # its time is already part of a timed operator
-            return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens), page_faults_s)
-        return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens))
+        if item.kind == "activations":  # for few tokens, its time is already part of a timed operator
+            more = max(0.0, 1 - TIMED_TOKENS / work.tokens)
+            return Cost(more * self.roofline.reading(item), 0.0, more * page_faults_s)
+        return Cost(self.roofline.reading(item), self.roofline.computing(item))
 
     def _layers(self, item: Item) -> Cost | None:
         """Time linear layers by their measured curve; ``None`` for a quantization that was not measured.
@@ -159,11 +160,10 @@ def calibrated(base: DataSheetRates, ceilings: Ceilings, dtype: str, counts: Ope
 def _roofline(base: Roofline, ceilings: Ceilings, dtype: str, counts: OperatorCounts) -> Roofline:
     """The measured ceilings, with the timed rates of attention, the gated delta rule and element-wise operators."""
     flops, known = max(ceilings.flops.values(), default=0.0), schemes()
-    ceiling = dict.fromkeys(known, 1 / flops) if flops else dict(base.many_flop_s)
+    flop_s = dict.fromkeys(known, 1 / flops) if flops else dict(base.flop_s)
     read_s = dict.fromkeys(known, 1 / ceilings.read_bytes_s) | {"copy": counts.activation_s(ceilings, dtype)}
-    delta_flops = DELTA.prefill_flops(DELTA_TOKENS, DELTA_TOKENS, IDEAL)
-    many, few = ceiling | {"state": ceilings.delta_s / delta_flops}, dict(ceiling)
+    flop_s["state"] = ceilings.delta_s / DELTA.prefill_flops(DELTA_TOKENS, DELTA_TOKENS, IDEAL)
     if attention := ceilings.attention.get(dtype):
         read_s["cache"] = attention["step_byte_s"] / counts.cache_touches
-        many["cache"], few["cache"] = attention["pass_flop_s"], 0.0
-    return Roofline(read_s, many, few, base.expert_flops)
+        flop_s["cache"] = attention["pass_flop_s"]
+    return Roofline(read_s, flop_s)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from profiler.cost import machine, work
 from profiler.cost.engines.base import EngineRequest, Terms
-from profiler.cost.machine import Machine
 from profiler.cost.prediction import Offloaded, Predictor, judge, shared_out
 from profiler.cost.rates import PLAIN
 from profiler.cost.roofline import Rates
@@ -27,8 +26,6 @@ NAMES = {
     "head": "output head",
 }
 SMALLER_KV = {"llama.cpp": "q8_0", "vllm": "fp8"}
-PLAIN_FLOPS = ("fp32", "bf16", "fp16")
-OWN_FLOPS = {"nvfp4": "fp4"}
 CONVOLUTIONS = "convolutions"
 NEAR_BEST = 0.8  # share of the best speed; below it, the breakdown names a cause for the lost time
 LOST = {
@@ -124,7 +121,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
     """Parts with the same name are merged, longest first. Launches, links and offloaded weights come last."""
     bandwidth = predictor.machine.ceiling_bytes_s
     peaks = {
-        scheme: flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.name)
+        scheme: machine.flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.like)
         for scheme in {item.scheme for item in done.items}
     }
     parts: dict[str, list[float]] = {}
@@ -141,13 +138,14 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
         for index, value in enumerate((nbytes, item.flops, ceiling, total, bound + cost.extra, packed)):
             entry[index] += value
+    at_once = machine.overlap(done, predictor.machine, predictor.engine.like)  # passes on several devices
     shares = [
         Share(
             name,
             nbytes,
             flops,
-            ceiling,
-            predicted,
+            ceiling * at_once,
+            predicted * at_once,
             "compute" if computing > predicted / 2 else "bandwidth",
             packed > predicted / 2,
         )
@@ -155,7 +153,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
         if predicted > 0
     ]
     shares.sort(key=lambda share: -share.predicted_s)
-    launching = rates.split(done).launching
+    launching = rates.split(done).launching * at_once
     shares.append(Share("launches", 0.0, 0.0, 0.0, launching, "launches"))
     if linking := machine.link_s(done, predictor.geometry, predictor.machine):
         shares.append(Share("links between devices", 0.0, 0.0, 0.0, linking, "link"))
@@ -173,21 +171,6 @@ def _name(item: work.Item) -> str:
     if item.part == "activations":
         return "element-wise operators"
     return NAMES.get(item.part, item.part)
-
-
-def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
-    """The best FLOP/s of the machine with weights in the quantization ``scheme``.
-
-    Kernels may multiply in ``dtype`` or another plain dtype; packed weights may also be multiplied in their own type,
-    and llama.cpp multiplies in 8 bits. A CPU converts dtypes that it computes slowly, so the fastest dtype counts.
-    """
-    target, measured = host.target, host.target.ceilings
-    flops = measured.flops if measured else target.flops
-    names = {dtype, *PLAIN_FLOPS}
-    if scheme not in (*PLAIN, "state"):
-        names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if engine == "llama.cpp" else set())
-    known = [value for name, value in flops.items() if name in names or target.vendor == "CPU"]
-    return max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * host.at_once
 
 
 def cause(phase: PhaseParts) -> str:
@@ -225,8 +208,8 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
         consider(f"half the context (-c {half})", replace(request, context=half))
     if request.batch > 1:
         consider(f"half the batch (-b {request.batch // 2})", replace(request, batch=request.batch // 2))
-    if engine.name in SMALLER_KV and request.kv is None:
-        consider(f"a smaller cache (--kv {SMALLER_KV[engine.name]})", replace(request, kv=SMALLER_KV[engine.name]))
+    if engine.like in SMALLER_KV and request.kv is None:
+        consider(f"a smaller cache (--kv {SMALLER_KV[engine.like]})", replace(request, kv=SMALLER_KV[engine.like]))
     ubatch = engine.prefill_rules(geometry, request, host.target).ubatch
     if request.context > 256 and ubatch > 256:
         consider("a prefill in chunks of 256 tokens", replace(request, ubatch=256))

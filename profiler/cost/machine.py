@@ -7,9 +7,12 @@ two all-reduce sums per layer over the link. (Megatron-LM, arXiv:1909.08053, sec
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from profiler.cost.rates import PLAIN, shares
 from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
 from profiler.devices.target import Target
@@ -21,7 +24,6 @@ from profiler.units import GIB
 Split = Literal["layer", "tensor"]
 SPLITS: tuple[Split, ...] = ("layer", "tensor")
 HOP_S = 10e-6  # latency of a copy between devices
-SUM_S = 15e-6  # latency of an all-reduce
 LINK_SHARE = 0.8
 SEVERAL_SPREAD = 1.2  # covers nine published rows of two and four cards that the rates were not fitted to
 RAM_BYTES_S = 60e9  # two channels of DDR5, an assumption
@@ -29,6 +31,8 @@ RAM_SHARE = 0.7
 ACTIVATION_BYTES = 2
 APPLE_SMALL, APPLE_SHARE = 36 * GIB, (0.67, 0.75)  # recommendedMaxWorkingSetSize, up to 36 GiB and above
 SHARED_SHARE = 0.92  # desktop chips that share their memory with the operating system
+PLAIN_FLOPS = ("fp32", "bf16", "fp16")
+OWN_FLOPS = {"nvfp4": "fp4", "mxfp4": "fp4"}
 CARD_SHARE = 0.98  # the part of a card's memory that the driver leaves free
 
 
@@ -43,15 +47,16 @@ class Machine:
 
     @property
     def usable_bytes(self) -> int:
-        """Usable bytes of one device."""
-        target = self.target
-        if target.local:
-            return target.memory_bytes
-        if target.vendor == "Apple":
-            share = APPLE_SHARE[target.memory_bytes > APPLE_SMALL]
-        else:
-            share = SHARED_SHARE if target.unified else CARD_SHARE
-        return int(target.memory_bytes * share)
+        """Usable bytes of one device; of devices that differ, those of the smallest, which is full first."""
+        return min(_usable(each) for each in self.target.members or (self.target,))
+
+    @property
+    def smallest_share(self) -> float | None:
+        """The share of the layers on the smallest of several devices that differ; ``None`` if all hold as much."""
+        members = self.target.members
+        if not members or self.split == "tensor":
+            return None
+        return min(member.memory_bytes for member in members) / sum(member.memory_bytes for member in members)
 
     @property
     def at_once(self) -> int:
@@ -63,6 +68,23 @@ class Machine:
         """Bytes per second that those devices can read, measured or from the data sheet."""
         measured = self.target.ceilings
         return (measured.read_bytes_s if measured else self.target.bandwidth_bytes_s) * self.at_once
+
+
+def _usable(target: Target) -> int:
+    if target.local:
+        return target.memory_bytes
+    if target.vendor == "Apple":
+        share = APPLE_SHARE[target.memory_bytes > APPLE_SMALL]
+    else:
+        share = SHARED_SHARE if target.unified else CARD_SHARE
+    return int(target.memory_bytes * share)
+
+
+def work_share(member: Target, machine: Machine) -> float | None:
+    """The share of the layers on one of several devices that differ, by its memory; ``None`` if all work at once."""
+    if machine.split == "tensor":
+        return None
+    return member.memory_bytes / sum(each.memory_bytes for each in machine.target.members)
 
 
 def per_device(nbytes: float, geometry: Geometry, count: int, split: Split) -> float:
@@ -112,17 +134,33 @@ def together(rates: Rates, geometry: Geometry, machine: Machine) -> Rates:
     return rates.rereading_cache(again) if again > 1 else rates
 
 
-def link_s(work: PhaseWork, geometry: Geometry, machine: Machine) -> float:
-    """Seconds on the links between devices, over all passes."""
+def link_s(work: PhaseWork, geometry: Geometry, machine: Machine, content: Mapping[str, Any] | None = None) -> float:
+    """Seconds on the links between devices, over all passes; ``content`` replaces the file of efficiencies."""
     target = machine.target
     if target.count == 1:
         return 0.0
-    rate = target.link_bytes_s * LINK_SHARE
+    rule: Mapping[str, Any] = (shares() if content is None else content)["links"]
+    rate = (target.peer_bytes_s or target.link_bytes_s) * _of(rule["share"], target.kind)
     activations = work.tokens * geometry.hidden * ACTIVATION_BYTES
     if machine.split == "layer":
         return work.passes * (target.count - 1) * (HOP_S + activations / rate)
     around = 2 * (target.count - 1) / target.count  # the factor of a ring all-reduce
-    return work.passes * 2 * work.layers * (SUM_S + activations * around / rate)
+    sum_s = _of(rule["sum_s"], target.vendor) * math.log2(target.count)
+    return float(work.passes * 2 * work.layers * (sum_s + activations * around / rate))
+
+
+def _of(rule: Mapping[str, float], name: str) -> float:
+    return rule.get(name, rule["other"])
+
+
+def overlap(work: PhaseWork, machine: Machine, engine: str, content: Mapping[str, Any] | None = None) -> float:
+    """Factor on the seconds of a pass after pass over layers on several devices: llama.cpp starts a pass on the first
+    device while the others work on earlier ones."""
+    count, passes = machine.target.count, work.full_passes
+    if engine != "llama.cpp" or machine.split != "layer" or count == 1:
+        return 1.0
+    pipelined = float((shares() if content is None else content)["links"]["pipelined"])
+    return 1 - pipelined * (1 - (passes + count - 1) / (passes * count))
 
 
 def offload_s(work: PhaseWork, host_bytes: float, streams: bool, machine: Machine) -> tuple[float, float]:
@@ -135,3 +173,18 @@ def offload_s(work: PhaseWork, host_bytes: float, streams: bool, machine: Machin
     rate, share = (machine.target.link_bytes_s, LINK_SHARE) if streams or many else (machine.ram_bytes_s, RAM_SHARE)
     best = work.passes * host_bytes / rate
     return best / share, best
+
+
+def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
+    """The best FLOP/s of the machine with weights in the quantization ``scheme``.
+
+    Kernels may multiply in ``dtype`` or another plain dtype; packed weights may also be multiplied in their own type,
+    and llama.cpp multiplies in 8 bits. A CPU converts dtypes that it computes slowly, so the fastest dtype counts.
+    """
+    target, measured = host.target, host.target.ceilings
+    flops = measured.flops if measured else target.flops
+    names = {dtype, *PLAIN_FLOPS}
+    if scheme not in (*PLAIN, "state"):
+        names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if engine == "llama.cpp" else set())
+    known = [value for name, value in flops.items() if name in names or target.vendor == "CPU"]
+    return max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * host.at_once

@@ -20,9 +20,9 @@ from profiler.cost.roofline import Bounds, Rates
 from profiler.cost.storage import Storage
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import EAGER
-from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
+from profiler.models.layers import Experts
 from profiler.models.stored import Stored
 from profiler.units import GIB, bytes_text, parse_count, printable
 
@@ -162,9 +162,14 @@ class Prediction:
         return Interval(usual * s.value, low * s.low, high * s.high, "prior")
 
 
-def rates_of(engine: Engine, target: Target, dtype: str) -> Rates:
-    """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet."""
-    base = cost_rates.rates(target, engine.name, dtype)
+def rates_of(engine: Engine, host: Machine, dtype: str, experts: bool) -> Rates:
+    """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet.
+    ``experts``: for a mixture of experts."""
+    target = host.target
+    if target.members:
+        each = [cost_rates.rates(member, engine.name, dtype, experts=experts) for member in target.members]
+        return cost_rates.joined(each, [machine.work_share(member, host) for member in target.members])
+    base = cost_rates.rates(target, engine.name, dtype, experts=experts)
     if target.ceilings is None or engine.operator_counts is None:
         return base
     return calibrated(base, target.ceilings, dtype, engine.operator_counts)
@@ -187,9 +192,11 @@ class Predictor:
         self.checkpoint_format = checkpoint_format
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target)
+        self._ceilings: dict[str, float] = {}  # FLOP/s by storage type
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
-        shipped = rates_of(engine, host.target, dtype)
+        experts = any(isinstance(layer.mlp, Experts) for layer, _ in geometry.groups)
+        shipped = rates_of(engine, host, dtype, experts)
         own = path != EAGER and engine.operator_counts is not None  # our decode step replaces that of transformers
         step = shipped.own_step(host.target, dtype, path) if own else shipped
         if not engine.timed(quant, checkpoint_format, host.target):
@@ -245,6 +252,16 @@ class Predictor:
         prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.prefill_rules(*asked))
         return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_rules(*asked))
 
+    def _possible(self, seconds: Interval, done: PhaseWork) -> Interval:
+        """``seconds`` with a lower bound that the device's ceilings allow; a guess about a device has none.
+
+        The value itself stays: kernels that were timed on this device may be faster than its ceilings, in its caches.
+        """
+        if self.machine.target.guessed:
+            return seconds
+        least = min(seconds.value, self._least(done))
+        return Interval(seconds.value, max(seconds.low, least), seconds.high, seconds.basis)
+
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """The most tokens per sequence for which the case still fits; 0 if none do."""
         return largest(self.geometry.max_position, lambda n: self._fits(n, batch, kv))
@@ -260,34 +277,46 @@ class Predictor:
         self, done: PhaseWork, tokens: int, rates: Rates, bounds: Bounds, offloaded_bytes: int
     ) -> PredictedPhase:
         split = rates.split(done)
-        seconds = split.total + machine.link_s(done, self.geometry, self.machine)
+        at_once = machine.overlap(done, self.machine, self.engine.like)
+        seconds = split.total * at_once + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis
         low, high = bounds
         if offloaded_bytes:
             offloaded = self.offloaded(done, offloaded_bytes, rates)
-            seconds = seconds - offloaded.spared_s + offloaded.predicted_s
+            seconds += offloaded.predicted_s - offloaded.spared_s * at_once
             low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
             binds = "host memory" if offloaded.predicted_s > seconds / 2 else binds
-        least = 0.0 if offloaded_bytes or self.machine.target.spread > 1 else self._least(done)
-        return PredictedPhase(
-            Interval(seconds, max(seconds * low, min(seconds, least)), seconds * high, basis), tokens, binds
-        )
+        found = Interval(seconds, seconds * low, seconds * high, basis)
+        if not offloaded_bytes:
+            found = self._possible(found, done)
+        return PredictedPhase(found, tokens, binds)
 
     def _least(self, done: PhaseWork) -> float:
-        """Seconds that reading the weights takes at the ceiling, the lower bound of every prediction."""
-        return sum(item.nbytes for item in done.items if item.kind == "weights") / self.machine.ceiling_bytes_s
+        """Seconds at the ceilings: each item takes the longer of reading what it needs and multiplying it."""
+        bandwidth, total = self.machine.ceiling_bytes_s, 0.0
+        for item in done.items:
+            reading = (item.nbytes - item.avoidable_bytes) / bandwidth
+            total += max(reading, (item.flops - item.avoidable_flops) / self._flops_ceiling(item.scheme))
+        return total
+
+    def _flops_ceiling(self, scheme: str) -> float:
+        if scheme not in self._ceilings:
+            self._ceilings[scheme] = machine.flops_ceiling(self.machine, self.dtype, scheme, self.engine.like)
+        return self._ceilings[scheme]
 
     def offloaded(self, done: PhaseWork, nbytes: int, rates: Rates) -> Offloaded:
-        """The part of ``nbytes`` in host memory that ``done`` reads. Experts go first, since each token reads few."""
+        """The part of ``nbytes`` in host memory that ``done`` reads. Experts go first, since each token reads few;
+        transformers copies the fused experts of a layer whole."""
         lines, left = self.storage.read, float(nbytes)
         moved = [(0.0, 0.0)] * len(lines)
         for index in sorted(range(len(lines)), key=lambda index: lines[index].experts is None):
             part = min(left, lines[index].nbytes)
             left -= part
             read = part * lines[index].share(done.tokens, done.how) * done.passes
-            moved[index] = read, read * rates.roofline.read_s[lines[index].scheme]
-        streams, each = self.engine.name != "llama.cpp", sum(read for read, _ in moved) / done.passes
+            copied = part * done.passes if self.engine.like == "transformers" else read
+            moved[index] = copied, read * rates.roofline.read_s[lines[index].scheme]
+        streams, each = self.engine.like != "llama.cpp", sum(read for read, _ in moved) / done.passes
         return Offloaded(tuple(moved), *machine.offload_s(done, each, streams, self.machine))
 
 
@@ -297,8 +326,13 @@ def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
     if count == 1:
         return terms
 
-    weights = terms.weights.scaled(machine.per_device(1.0, geometry, count, host.split))
-    return replace(terms, weights=weights, cache=terms.cache.scaled(machine.cache_share(geometry, count, host.split)))
+    weights, cache = (
+        machine.per_device(1.0, geometry, count, host.split),
+        machine.cache_share(geometry, count, host.split),
+    )
+    if host.smallest_share is not None:  # layers are shared out by memory, and the smallest device is full first
+        weights = cache = host.smallest_share
+    return replace(terms, weights=terms.weights.scaled(weights), cache=terms.cache.scaled(cache))
 
 
 def experts_or(binds: str, done: PhaseWork, rates: Rates) -> Binds:

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Self
 
 from profiler import quants
-from profiler.cost.roofline import Ahead, Convolution, Cost, InTurn, Rates, Roofline, divided, wider
+from profiler.cost.interval import ORDER, Basis
+from profiler.cost.roofline import Ahead, Bounds, Convolution, Cost, InTurn, Rates, Roofline, divided, wider
 from profiler.cost.work import Item, PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.devices.target import Target
 from profiler.models.gguf import TYPES
+from profiler.quants.base import Prior
 
 OWN_ROWS = {
     "CPU": (8, math.inf),
@@ -30,6 +32,7 @@ OWN_ROWS = {
 }  # the limits of ``calibrated.OwnKernels``: kernels/patches.py, cuda.py
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
+MOST_BANDWIDTH = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
 AS_THEY_ARE = (*PLAIN, "cache", "state")  # types that are multiplied without unpacking
 OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
 
@@ -49,16 +52,25 @@ class DataSheetRates(Rates):
     """Rates of an engine on a device that was not calibrated: its data sheet and the fitted efficiencies."""
 
     unpack_s: Mapping[str, float]  # per stored byte and pass, by quantization
+    unpack_one_s: Mapping[str, float] = field(default_factory=dict)  # for a single token, where that is less
+    overlap: float = math.inf  # exponent of the norm that adds reading and computing; infinite: the longer one counts
 
     def cost(self, item: Item, work: PhaseWork) -> Cost:
         """Bytes at the reachable bandwidth, FLOPs at the reachable peak, plus unpacking."""
         if item.kind == "convolution":
             return Cost(computing=self.convolution.seconds(item)) if self.convolution else Cost()
-        unpacking = item.nbytes * self.unpack_s.get(item.scheme, 0.0)
-        return Cost(self.roofline.reading(item), self.roofline.computing(item, work.tokens), unpacking)
+        reading, computing = self.roofline.reading(item), self.roofline.computing(item)
+        unpack_s = self.unpack_s.get(item.scheme, 0.0)
+        extra = item.nbytes * (unpack_s if item.rows > 1 else self.unpack_one_s.get(item.scheme, unpack_s))
+        if not reading or not computing or math.isinf(self.overlap):
+            return Cost(reading, computing, extra)
+        shorter, longer = sorted((reading, computing))
+        both = longer * (1 + (shorter / longer) ** self.overlap) ** (1 / self.overlap)
+        return Cost(both, computing, extra) if reading >= computing else Cost(reading, both, extra)
 
     def over(self, count: int) -> Self:
-        return replace(self, roofline=self.roofline.over(count), unpack_s=divided(self.unpack_s, count))
+        unpack_s, unpack_one_s = divided(self.unpack_s, count), divided(self.unpack_one_s, count)
+        return replace(self, roofline=self.roofline.over(count), unpack_s=unpack_s, unpack_one_s=unpack_one_s)
 
     def own_step(self, target: Target, dtype: str, path: str) -> Self:
         rule = shares()["step"]
@@ -70,6 +82,43 @@ class DataSheetRates(Rates):
         return replace(self, roofline=roofline, launches=InTurn(call_s), convolution=None)
 
 
+def joined(found: Sequence[DataSheetRates], shares: Sequence[float | None]) -> DataSheetRates:
+    """Rates of devices that differ: they work in turn on their ``shares`` of the layers, which add up to 1, or all at
+    once on equal slices, where the slowest sets the pace."""
+    slowest = max(found, key=lambda rates: rates.roofline.read_s["bf16"])
+    parts = [share for share in shares if share is not None]
+    if not parts:
+        return slowest
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(value * share for value, share in zip(values, parts, strict=True))
+
+    def by_scheme(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {key: mean([each[key] for each in tables]) for key in tables[0] if all(key in each for each in tables)}
+
+    rooflines = [rates.roofline for rates in found]
+    return replace(
+        slowest,
+        roofline=Roofline(
+            by_scheme([each.read_s for each in rooflines]),
+            by_scheme([each.flop_s for each in rooflines]),
+            by_scheme([each.vector_s for each in rooflines]),
+            mean([each.idle_rows for each in rooflines]),
+            mean([each.expert_flops for each in rooflines]),
+        ),
+        layer_s=mean([rates.layer_s for rates in found]),
+        unpack_s=by_scheme([rates.unpack_s for rates in found]),
+        unpack_one_s=by_scheme([rates.unpack_one_s for rates in found]),
+        decode=_widest([rates.decode for rates in found]),
+        prefill=_widest([rates.prefill for rates in found]),
+        basis=max((rates.basis for rates in found), key=ORDER.index),
+    )
+
+
+def _widest(bounds: Sequence[Bounds]) -> Bounds:
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+
 @cache
 def shares() -> dict[str, Any]:
     """The content of ``scenarios/efficiency.toml``."""
@@ -77,12 +126,15 @@ def shares() -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | None = None) -> DataSheetRates:
-    """The rates of ``engine`` on ``target``; ``found`` replaces the file's content when efficiencies are fitted."""
+def rates(
+    target: Target, engine: str, dtype: str, found: Mapping[str, Any] | None = None, experts: bool = False
+) -> DataSheetRates:
+    """The rates of ``engine`` on ``target``; ``found`` replaces the file's content when efficiencies are fitted.
+    ``experts``: with the bounds of mixtures of experts."""
     content = shares() if found is None else found
     own = content["engine"].get(engine, content["engine"]["other"])
     maker = target.vendor if target.vendor in content["bandwidth"] else "other"
-    bandwidth = target.bandwidth_bytes_s * content["bandwidth"][maker] * own["bandwidth"]
+    rule = Efficiency(content, own, engine, target, maker)
     known = schemes()
     priors = {quant.name: quant.kernels.prior for quant in quants.every() if quant.kernels.prior is not None}
     formats = {**content["format"], **{name: prior.read for name, prior in priors.items()}}
@@ -92,35 +144,102 @@ def rates(target: Target, engine: str, dtype: str, found: Mapping[str, Any] | No
     unpacking = {
         name: prior.unpack_bytes.get(kind, prior.unpack_bytes.get("other", 0.0)) for name, prior in loaded.items()
     }
+    bandwidth = rule.bandwidth()
     read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in known}
-    peak = _peak(target, "fp32" if maker in own["vector_prefill"] else dtype)
-    peak *= own["prefill"].get(maker, own["prefill"]["other"])
-    slower = {**content["prefill"]["slower"], **own.get("slower", {})}  # quantizations that are slower than that rate
-    per_slot = content["multiply"]["per_slot"]
-    slots = multiply_slots(target, content) * per_slot.get(maker, per_slot["other"])
-    one_by_one = dict.fromkeys(known, 0.5 / slots)
+    cache_s = read_s["cache"] * rule.value("cache", 1.0)
+    read_s["cache"] = cache_s if maker == "CPU" else max(cache_s, 1 / (MOST_BANDWIDTH * target.bandwidth_bytes_s))
+    flop_s = {scheme: 1 / rule.flops(scheme, dtype) for scheme in known}
+    flop_s |= {scheme: 1 / (share * _peak(target, "fp32")) for scheme, share in of_fp32.items()}
+    vector_s = dict.fromkeys(vector_schemes(own), 0.5 / (multiply_slots(target, content) * rule.per_slot()))
     halves = content["halves"] if maker == "CPU" and target.flops.get(dtype, 0.0) < target.flops["fp32"] else None
-    call_s = own.get("call_s", {}).get(maker, own.get("call_s", {}).get("other", 0.0))
     own_running = target.running if maker == "CPU" else 1.0  # a GPU keeps working while a CPU quota stops its process
     if halves:
         read_s["cache"] *= halves["cache"]
+    basis: Basis = own["basis"] if maker in own["fitted_on"] else "prior"
     return DataSheetRates(
-        roofline=Roofline(
-            read_s=read_s,
-            many_flop_s={scheme: slower.get(scheme, 1.0) / peak for scheme in known}
-            | {scheme: 1 / (share * _peak(target, "fp32")) for scheme, share in of_fp32.items()},
-            few_flop_s=one_by_one | dict.fromkeys(AS_THEY_ARE, 1 / peak),
-            expert_flops=content["prefill"]["expert_flops"],
-        ),
+        roofline=Roofline(read_s, flop_s, vector_s, rule.value("idle_rows", 0.0), rule.value("experts", 1.0)),
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
+        unpack_one_s={
+            name: prior.unpack_one / target.bandwidth_bytes_s
+            for name, prior in loaded.items()
+            if kind == "other" and prior.unpack_one is not None
+        },
+        overlap=max(1.0, rule.value("overlap", content["overlap"])),
         layer_s=_layer_s(target, maker, content) * own["launch"] / own_running,
         expert_layers=own["expert_layers"],
-        decode=wider(own["spread"]["decode"], target.spread),
-        prefill=wider(own["spread"]["prefill"], target.spread),
+        pass_s=rule.value("pass_s", 0.0),
+        sequence_s=rule.value("sequence_s", 0.0),
+        decode=wider(rule.bounds("decode", experts, basis), target.spread),
+        prefill=wider(rule.bounds("prefill", experts, basis), target.spread),
         convolution=Convolution(**divided(halves["convolution"], own_running)) if halves else None,
-        launches=InTurn(call_s / target.running),
-        basis=own["basis"] if maker in own["fitted_on"] else "prior",
+        launches=_launches(rule.value("call_s", 0.0), target, content, loaded),
+        basis=basis,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What an engine reaches of a device: figures of ``efficiency.toml`` by vendor, generation and device."""
+
+    content: Mapping[str, Any]
+    own: Mapping[str, Any]  # the engine's section
+    engine: str
+    target: Target
+    maker: str  # the vendor, or ``other``
+
+    def value(self, name: str, otherwise: float) -> float:
+        """A figure of the engine: one number, or one for each vendor."""
+        found = self.own.get(name, otherwise)
+        if isinstance(found, Mapping):
+            found = found.get(self.maker, found.get("other", otherwise))
+        return float(found)
+
+    def factor(self, what: str) -> float:
+        """How much more than its vendor's devices this one reaches: by its generation, and by its own rows."""
+        tables = self.content["generation"].get(what, {}), self.content["device"].get(what, {})
+        return float(tables[0].get(self.target.generation, 1.0) * tables[1].get(self.target.name, 1.0))
+
+    def bandwidth(self) -> float:
+        """Bytes per second at which weights are read."""
+        share = self.content["bandwidth"][self.maker] * self.own["bandwidth"] * self.factor("bandwidth")
+        most = 1.0 if self.maker == "CPU" else MOST_BANDWIDTH
+        return float(self.target.bandwidth_bytes_s * min(share, most))
+
+    def flops(self, scheme: str, dtype: str) -> float:
+        """FLOP/s of products of many tokens with weights stored as ``scheme``."""
+        slower: dict[str, float] = {**self.content["slower"], **self.own.get("slower", {})}
+        share = self.value("prefill", 0.3) * self.factor(self.engine)
+        if self.maker in self.own["vector_prefill"]:
+            return _peak(self.target, "fp32") * min(share, 1.0)
+        if scheme in ("cache", "state"):
+            return _peak(self.target, dtype) * min(share / self.value("attention", 2.0), 1.0)
+        if scheme in AS_THEY_ARE:
+            names = {"f16": ("fp16",), "fp16": ("fp16",), "bf16": ("bf16",)}.get(scheme, (dtype,))
+            return _peak(self.target, *names) * min(share * self.value("plain", 1.0) / slower.get(scheme, 1.0), 1.0)
+        if self.own["int8"]:
+            return _peak(self.target, "int8", "fp16") * min(share, 1.0)
+        if scheme in self.own.get("native", ()) and self.target.flops.get(scheme):
+            here = slower.get(f"{scheme} {self.target.generation}", slower.get(scheme, 1.0))
+            return self.target.flops[scheme] * min(share / here, 1.0)
+        unpacked = slower.get(scheme, 1.0) if scheme not in self.own.get("native", ()) else slower["int4"]
+        return _peak(self.target, dtype) * min(share / unpacked, 1.0)
+
+    def per_slot(self) -> float:
+        """Products of packed weights and few tokens per instruction slot of the vector units."""
+        known = self.content["multiply"]["per_slot"]
+        return float(known.get(self.maker, known["other"]))
+
+    def bounds(self, phase: str, experts: bool, basis: Basis) -> Bounds:
+        """Measured ÷ predicted seconds, for 90% of devices that the fit left out; wider where it had no rows."""
+        known = self.own["spread"]
+        low, high = known.get(f"{phase}_experts", known[phase]) if experts else known[phase]
+        prior = self.content["prior_spread"] if basis == "prior" and self.own["basis"] != "prior" else 1.0
+        return low / prior, high * prior
+
+
+def vector_schemes(own: Mapping[str, Any]) -> tuple[str, ...]:
+    """The packed types whose few tokens an engine multiplies on vector units."""
+    return tuple(scheme for scheme in schemes() if scheme not in AS_THEY_ARE) if own["vector"] else ()
 
 
 def group(scheme: str) -> str:
@@ -128,9 +247,9 @@ def group(scheme: str) -> str:
     return "iq" if scheme.startswith("iq") else scheme
 
 
-def _peak(target: Target, dtype: str) -> float:
-    """FLOP/s of matrix multiplication in the compute dtype, or in the nearest dtype that the data sheet lists."""
-    order = (dtype, "bf16", "fp16", "fp32") if dtype != "fp32" else ("fp32", "bf16")
+def _peak(target: Target, *names: str) -> float:
+    """FLOP/s of matrix multiplication in the first of these dtypes that the data sheet lists, or in the nearest."""
+    order = (*names, "bf16", "fp16", "fp32") if names != ("fp32",) else ("fp32", "bf16", "fp16")
     known = [target.flops[name] for name in order if target.flops.get(name)]
     return known[0] if known else target.bandwidth_bytes_s * 50  # FLOPs per byte: fewer than any GPU in the catalog
 
@@ -144,14 +263,25 @@ def multiply_slots(target: Target, content: Mapping[str, Any]) -> float:
     rule = content["multiply"]
     ratio = rule["bf16_per_fp32"].get(target.kind, rule["bf16_per_fp32"]["other"])
     vector: float = target.flops.get("fp32") or _peak(target, "bf16") / ratio
-    if target.name in rule["scalar"]:  # no instruction for four byte products at once (dp4a)
+    named = {target.name, target.generation}
+    if named & set(rule["scalar"]):  # no instruction for four byte products at once (dp4a)
         return vector / float(rule["dp4a_gain"])
-    return vector if target.name in rule["full"] or target.vendor in rule["full_makers"] else vector / 2
+    return vector if named & set(rule["full"]) or target.vendor in rule["full_makers"] else vector / 2
+
+
+def _launches(
+    call_s: float, target: Target, content: Mapping[str, Any], priors: Mapping[str, Prior]
+) -> InTurn | Ahead:
+    """A GPU works while Python launches its next operators; a CPU does both itself."""
+    if target.vendor == "CPU" or not call_s:
+        return InTurn(call_s / target.running)
+    starts = {name: prior.start_s for name, prior in priors.items() if prior.start_s}
+    return Ahead(call_s, content["step"]["device_call_s"], starts, layers_timed=False)
 
 
 def _layer_s(target: Target, maker: str, content: Mapping[str, Any]) -> float:
     rule = content["launch"]
     if maker in rule["cycles_per_layer"]:
-        clock = content["clock_ghz"].get(target.name, rule["otherwise_ghz"])
-        return float(rule["cycles_per_layer"][maker] / (clock * 1e9))
+        cycles = rule["cycles_per_layer"][maker] * rule["of_kind"].get(target.kind, 1.0)
+        return float(cycles / (target.clock_hz or rule["otherwise_ghz"] * 1e9))
     return float(rule["seconds_per_layer"].get(maker, rule["seconds_per_layer"]["other"]))

@@ -1,7 +1,11 @@
 """How seconds follow from bytes, FLOPs and launches.
 
     seconds = Σ over items: max(reading, computing) + extra
-            + passes × layers × layer_s + launches
+            + passes × (layers × layer_s + pass_s + sequences × sequence_s) + launches
+
+Reading costs the bytes of an item once, computing its FLOPs for every token, so the same sum holds for one token, a
+batch and a prompt. Products of few tokens on vector units and of many on matrix units are two straight lines in the
+number of tokens, and the cheaper one counts: no number of tokens takes longer than a larger one.
 
 ``Rates`` implements this sum. A device is described either by its data sheet (``rates.DataSheetRates``) or by what
 `profile calibrate` measured on it (``calibrated.CalibratedRates``); the two differ only in the cost of a single item.
@@ -11,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from profiler.cost.interval import Basis
@@ -20,7 +24,6 @@ from profiler.devices.target import Target
 
 UNTIMED = 2.0  # uncertainty of the speed of a quantization that was never timed with an engine
 Bounds = tuple[float, float]  # measured ÷ predicted seconds; 90% of the ratios lie between them
-FEW_TOKENS = 8  # up to this many, packed weights are multiplied by vector units (mmvq in llama.cpp, gemv in others)
 
 
 class Cost(NamedTuple):
@@ -57,20 +60,26 @@ class Roofline:
     """Seconds per byte and per FLOP, by storage type."""
 
     read_s: Mapping[str, float]
-    many_flop_s: Mapping[str, float]  # more than FEW_TOKENS tokens at once
-    few_flop_s: Mapping[str, float]
-    expert_flops: float  # slowdown per FLOP in experts, because each gets only a few of the tokens
+    flop_s: Mapping[str, float]  # on matrix units, or on whatever multiplies many tokens at once
+    vector_s: Mapping[str, float] = field(default_factory=dict)  # on vector units; only types with kernels for that
+    idle_rows: float = 0.0  # rows of tokens that fill half of the matrix units' tiles; few rows take twice their time
+    expert_flops: float = 1.0  # the same in experts: few rows take this many times more in addition
 
     def reading(self, item: Item) -> float:
         """Seconds to read the bytes of ``item``."""
         return item.nbytes * self.read_s[item.scheme]
 
-    def computing(self, item: Item, tokens: float) -> float:
-        """Seconds for the FLOPs of ``item`` in a pass of ``tokens``."""
-        if tokens <= FEW_TOKENS:
-            return item.flops * self.few_flop_s[item.scheme]
-        seconds = item.flops * self.many_flop_s[item.scheme]
-        return seconds * self.expert_flops if item.part == "experts" else seconds
+    def computing(self, item: Item) -> float:
+        """Seconds for the FLOPs of ``item``. K, V and states of a single token per sequence only have to be read."""
+        rows = max(item.rows, 1.0)
+        seconds = item.flops * self.flop_s[item.scheme]
+        if item.kind != "weights":
+            return seconds if rows > 1 else 0.0
+        more = self.expert_flops if item.part == "experts" else 1.0
+        if self.idle_rows:
+            seconds *= 1 + more * self.idle_rows / (rows + self.idle_rows)
+        vector_s = self.vector_s.get(item.scheme)
+        return seconds if vector_s is None else min(seconds, item.flops * vector_s)
 
     def reads(self, **seconds: float) -> Roofline:
         """The same roofline with other seconds per byte for some types."""
@@ -81,8 +90,8 @@ class Roofline:
         return replace(
             self,
             read_s=divided(self.read_s, count),
-            many_flop_s=divided(self.many_flop_s, count),
-            few_flop_s=divided(self.few_flop_s, count),
+            flop_s=divided(self.flop_s, count),
+            vector_s=divided(self.vector_s, count),
         )
 
 
@@ -141,6 +150,8 @@ class Rates(ABC):
     decode: Bounds
     prefill: Bounds
     basis: Basis
+    pass_s: float = 0.0  # scheduling and sampling of one pass
+    sequence_s: float = 0.0  # the same for each of its sequences
 
     @abstractmethod
     def cost(self, item: Item, work: PhaseWork) -> Cost:
@@ -163,7 +174,8 @@ class Rates(ABC):
             reading += read if read > compute else 0.0
             computing += (compute if compute >= read else 0.0) + extra
         layers = work.layers + self.expert_layers * work.expert_layers
-        launching = work.passes * layers * self.layer_s + self.launches.seconds(work, reading + computing)
+        each_s = layers * self.layer_s + self.pass_s + work.sequences * self.sequence_s
+        launching = work.passes * each_s + self.launches.seconds(work, reading + computing)
         return Seconds(reading + computing + launching, reading, computing, launching)
 
     def rereading_cache(self, times: float) -> Self:

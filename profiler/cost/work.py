@@ -29,7 +29,7 @@ class Item:
     scheme: str
     nbytes: float
     flops: float
-    rows: float = 1.0  # tokens that each tensor is multiplied by in one pass
+    rows: float = 1.0  # tokens that each tensor is multiplied by in one pass; of K, V and states: tokens per sequence
     outputs: float = 0.0  # output features of its matrices times their number, over all passes
     count: float = 0.0
     page_fault_bytes: float = 0.0  # bytes of results too large for the heap to reuse, including unpacked matrices
@@ -48,6 +48,8 @@ class PhaseWork:
     expert_layers: int
     calls: float  # operators launched from Python, over all passes; 0 for engines that run their own graph
     how: Execution = IDEAL  # how the engine executes a layer
+    sequences: int = 1
+    full_passes: float = 1.0  # passes, a short last one by its part of a full one
 
     @property
     def nbytes(self) -> float:
@@ -99,7 +101,14 @@ class PassRules:
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, rules: PassRules) -> PhaseWork:
     """One decode step of ``batch`` sequences; ``depth`` includes the token of this step."""
     items = [
-        _weights(line, _moved(line, batch, rules), line.share(batch), 2 * batch, batch, rules.how)
+        _weights(
+            line,
+            (moved := _moved(line, batch, rules)),
+            line.share(batch),
+            2 * batch,
+            _each(line, batch, moved, rules.how),
+            rules.how,
+        )
         for line in storage.read
     ]
     touches = rules.calls.state_touches if rules.calls else STATE_TOUCHES
@@ -109,11 +118,11 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, rules: 
         if isinstance(mixer, GatedDelta):
             nbytes = many * touches * RECURRENT_BYTES * mixer.recurrent_elements
             avoidable = nbytes * (1 - STATE_TOUCHES / touches)
-            items.append(Item(layer.kind, "state", "state", nbytes, flops, batch, avoidable_bytes=avoidable))
+            items.append(Item(layer.kind, "state", "state", nbytes, flops, avoidable_bytes=avoidable))
         else:
             nbytes = many * mixer.read_elements(depth) * rules.cache_bytes * rules.cache_touches
             avoidable = nbytes * (1 - 1 / rules.cache_touches)
-            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, batch, avoidable_bytes=avoidable))
+            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, avoidable_bytes=avoidable))
     calls = 0.0
     if rules.calls is not None:
         items.append(_activations(geometry, rules.calls, len(geometry.layers) * batch))
@@ -121,7 +130,8 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, rules: 
         delta = _delta_layers(geometry)
         attention = len(geometry.layers) - delta
         calls = rules.calls.outside + attention * rules.calls.layer + delta * rules.calls.delta_step
-    return PhaseWork(tuple(items), 1, batch, len(geometry.layers), _expert_layers(geometry), calls, rules.how)
+    layers, experts = len(geometry.layers), _expert_layers(geometry)
+    return PhaseWork(tuple(items), 1, batch, layers, experts, calls, rules.how, batch)
 
 
 def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rules: PassRules) -> PhaseWork:
@@ -136,16 +146,15 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rule
         rows = passes * batch if line.part == "head" else sum(tokens * count for tokens, count in through)
         share = sum(count * line.share(tokens, rules.how) for tokens, count in through)
         needed = sum(count * line.share(tokens) for tokens, count in through)
-        each = rows / passes * line.used_share(rules.how)
-        items.append(_weights(line, share, needed, 2 * rows, each, rules.how))
+        items.append(_weights(line, share, needed, 2 * rows, _each(line, rows, share, rules.how), rules.how))
     for layer, count in geometry.groups:
         flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, rules.how), count * batch * passes
         if isinstance(layer.mixer, Attention):
             read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(passes)) / len(_few(passes))
-            items.append(Item(layer.kind, "cache", "cache", many * read * rules.cache_bytes, flops, chunk * batch))
+            items.append(Item(layer.kind, "cache", "cache", many * read * rules.cache_bytes, flops, chunk))
         else:
             state = STATE_TOUCHES * RECURRENT_BYTES * layer.mixer.recurrent_elements
-            items.append(Item(layer.kind, "state", "state", many * state, flops, chunk * batch))
+            items.append(Item(layer.kind, "state", "state", many * state, flops, chunk))
     calls = 0.0
     if rules.calls is not None:
         written = [
@@ -158,8 +167,9 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rule
         items.append(_activations(geometry, rules.calls, layer_tokens, wide))
         items.append(_convolutions(geometry, rules.calls, passes, context * batch / passes, batch))
         calls = _prefill_calls(geometry, rules.calls, sizes)
-    tokens = context * batch / passes
-    return PhaseWork(tuple(items), passes, tokens, len(geometry.layers), _expert_layers(geometry), calls, rules.how)
+    tokens, layers, experts = context * batch / passes, len(geometry.layers), _expert_layers(geometry)
+    full = context / chunk
+    return PhaseWork(tuple(items), passes, tokens, layers, experts, calls, rules.how, batch, full)
 
 
 def _moved(line: WeightGroup, batch: int, rules: PassRules) -> float:
@@ -167,6 +177,12 @@ def _moved(line: WeightGroup, batch: int, rules: PassRules) -> float:
     if line.experts is None or line.whole(rules.how) or rules.expert_copies is None:
         return line.share(batch, rules.how)
     return rules.expert_copies * batch * line.experts.top_k / line.experts.count
+
+
+def _each(line: WeightGroup, rows: float, share: float, how: Execution) -> float:
+    """Tokens that one matrix of a group is multiplied by in a pass: ``rows`` in total, in passes that together read
+    the group ``share`` times. An expert that is read gets those of the tokens that chose it."""
+    return max(1.0, rows * line.used_share(how) / share)
 
 
 def _weights(line: WeightGroup, share: float, needed: float, flops: float, rows: float, how: Execution) -> Item:

@@ -1,6 +1,7 @@
-"""The devices that a prediction can be for: in the catalog, in this machine, or described by figures.
+"""The devices that a prediction can be for: in the catalog, in this machine, described by figures, or several.
 
---on "rtx 4090"      --on 2x"rtx 3090"      --on cuda:0      --on vram=24,bandwidth=1008,bf16=165
+--on "rtx 4090"      --on 2x"rtx 3090"      --on "3090, 4060 ti 16gb"      --on "m4 max 64gb"
+--on cuda:0          --on vram=24,bandwidth=1008,bf16=165
 
 The catalog is ``scenarios/devices.toml``, which has a source for each figure; unknown figures are ``None`` or absent.
 A kind of device without data sheets, such as a CPU, gives its figures itself (``DeviceKind.describe``).
@@ -53,6 +54,9 @@ class CatalogDevice:
     sources: Mapping[str, str]  # where figures come from, by figure or under ``all``
     standing: str  # which figures were checked, and which are derived
     notes: str | None
+    generation: str  # the architecture: Ada, RDNA3, M4
+    clock_hz: float | None  # boost clock
+    peer_bytes_s: float | None  # to another card of the kind, one direction; None: over the link to the host
 
     def matches(self, title: str, memory_bytes: int) -> bool:
         """Whether a card that NVML found is this one. The name must be equal, since a laptop's chip differs."""
@@ -95,6 +99,9 @@ def _device(entry: Mapping[str, Any]) -> CatalogDevice:
         sources=entry["sources"],
         standing=entry["standing"],
         notes=entry.get("notes"),
+        generation=entry["generation"],
+        clock_hz=entry["clock_ghz"] * GIGA if "clock_ghz" in entry else None,
+        peer_bytes_s=entry["peer_gb_s"] * GIGA if "peer_gb_s" in entry else None,
     )
 
 
@@ -110,7 +117,11 @@ class Target:
     flops: Mapping[str, float] = field(hash=False)
     tdp_w: float | None = None
     link_bytes_s: float = LINK_BYTES_S
+    generation: str = ""  # its architecture, as in the catalog; empty: unknown
+    clock_hz: float | None = None
+    peer_bytes_s: float | None = None
     count: int = 1
+    members: tuple[Target, ...] = ()  # the devices themselves if they differ; the figures above are then their means
     local: str | None = None  # its name on this machine, if it is here: cpu, cuda:0
     source: str = ""  # where the figures come from, in words
     spread: float = 1.0  # factor by which the figures themselves may be off, either way
@@ -128,7 +139,7 @@ class Target:
     def title(self) -> str:
         """``2x RTX 3090``, ``H100 SXM MIG 1g.10gb``."""
         name = self.name if self.part is None else f"{self.name} {self.part}"
-        return name if self.count == 1 else f"{self.count}x {name}"
+        return name if self.count == 1 or self.members else f"{self.count}x {name}"
 
     @property
     def guessed(self) -> bool:
@@ -159,6 +170,8 @@ def find(text: str | None = None) -> Target:
     if text is None:
         return of(devices.find())
     wanted = text.strip()
+    if "," in wanted and "=" not in wanted:
+        return _several(text)
     match = _COUNT.match(wanted)
     if match and not wanted.casefold().startswith("0"):
         count = int(match[1])
@@ -182,6 +195,49 @@ def find(text: str | None = None) -> Target:
     return replace(of_catalog(device), limits=open_questions)
 
 
+def _several(text: str) -> Target:
+    """Several devices in one machine: ``3090, 4060 ti 16gb``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ProfileError(f"--on {printable(text)}: a device is missing", 'For example: --on "3090, 4090"')
+    found = [find(part) for part in parts]
+    members = [replace(each, count=1) for each in found for _ in range(each.count)]
+    if len(members) > MOST:
+        raise ProfileError(f"--on {printable(text)}: at most {MOST} devices")
+    if any(each.vendor == "CPU" for each in members):
+        raise ProfileError(f"--on {printable(text)}: only GPUs can share a model", 'For example: --on "3090, 4090"')
+    if all(each == members[0] for each in members):
+        return replace(members[0], count=len(members))
+    return replace(several(members), name=" + ".join(each.title for each in found))
+
+
+def several(members: Sequence[Target]) -> Target:
+    """Devices that differ, in one machine. The figures of the result are means."""
+    first, watts = members[0], [each.tdp_w for each in members if each.tdp_w is not None]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    return Target(
+        name=" + ".join(each.title for each in members),
+        vendor=first.vendor if all(each.vendor == first.vendor for each in members) else "other",
+        kind=first.kind,
+        memory_bytes=round(mean([each.memory_bytes for each in members])),
+        bandwidth_bytes_s=mean([each.bandwidth_bytes_s for each in members]),
+        flops={
+            dtype: mean([each.flops[dtype] for each in members])
+            for dtype in first.flops
+            if all(dtype in each.flops for each in members)
+        },
+        tdp_w=mean(watts) if len(watts) == len(members) else None,
+        link_bytes_s=min(each.link_bytes_s for each in members),
+        count=len(members),
+        members=tuple(members),
+        source="; ".join(dict.fromkeys(each.source for each in members)),
+        spread=max(each.spread for each in members),
+    )
+
+
 def of_catalog(device: CatalogDevice) -> Target:
     """The target for a device of the catalog. Raises ProfileError for one that has no memory of its own."""
     if device.memory_bytes is None:
@@ -199,6 +255,9 @@ def of_catalog(device: CatalogDevice) -> Target:
         flops=device.flops,
         tdp_w=device.tdp_w,
         link_bytes_s=device.link_bytes_s or LINK_BYTES_S,
+        generation=device.generation,
+        clock_hz=device.clock_hz,
+        peer_bytes_s=device.peer_bytes_s,
         source=device.standing,
         default_dtype="fp16" if without_bf16 else "bf16",
         unsupported_dtypes=("bf16",) if without_bf16 else (),

@@ -26,8 +26,12 @@ MIXES = {  # the type that a mix starts from
     "q5_0": "q5_0", "q4_k_m": "q4_k", "q4_k_s": "q4_k", "q4_0": "q4_0", "iq4_nl": "iq4_nl", "iq4_xs": "iq4_xs",
     "q3_k_l": "q3_k", "q3_k_m": "q3_k", "q3_k_s": "q3_k", "iq3_m": "iq3_s", "iq3_s": "iq3_s", "iq3_xs": "iq3_s",
     "iq3_xxs": "iq3_xxs", "q2_k": "q2_k", "iq2_m": "iq2_s", "iq2_s": "iq2_xs", "iq2_xs": "iq2_xs",
-    "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s",
+    "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s", "q4_k_l": "q4_k", "q5_1": "q5_1",
+    "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4",
 }  # fmt: skip
+NAMES = {"fp16": "f16", "fp32": "f32", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m", "mxfp4_moe": "mxfp4"}
+TERNARY = {"tq1_0", "tq2_0"}
+LARGER_TABLES = {"q4_k_l": "q4_k_m"}  # a mix by several publishers: another one, with tables and the head in q8_0
 LOWEST = {"iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq1_s", "iq1_m"}
 PLAIN = {"f32", "f16", "bf16"}
 CATEGORIES = {  # the part of a tensor's name in transformers → llama.cpp's category
@@ -81,6 +85,7 @@ class MixTensor:
 def mix(name: str) -> str:
     """``q4_k_m`` in any spelling. Raises NotFound with the nearest names."""
     spelled = name.casefold().replace("-", "_")
+    spelled = NAMES.get(spelled, spelled)
     if spelled not in MIXES:
         raise registry.unknown("GGUF mix", name, MIXES)
     return spelled
@@ -164,6 +169,8 @@ def _outside(geometry: Geometry, weight: Weight, name: str) -> str:
         return "f32" if weight.role == "vector" else base
     if KEPT in weight.name:
         return "f16"
+    if name in LARGER_TABLES or name == "mxfp4":
+        return _fitting(weight, "q8_0")
     if weight.role == "head" or (geometry.tied and weight.role == "embedding"):
         return _output(weight, name, base)
     if weight.role == "embedding":
@@ -183,6 +190,8 @@ def _output(weight: Weight, name: str, base: str) -> str:
 def _table(name: str, base: str) -> str:
     if name in ("iq2_xxs", "iq2_xs", "iq1_s", "iq1_m"):
         return "q2_k"
+    if name in TERNARY:
+        return "q4_k"
     return "iq3_s" if name in ("iq2_s", "iq2_m", "iq3_xxs") else base
 
 
@@ -209,7 +218,9 @@ def _inside(weight: Weight, name: str, place: Place, first_down: bool) -> str:
         return "f32"
     if name in PLAIN:
         return name
-    return _fitting(weight, _wanted(_category(weight), name, place, first_down))
+    if name == "mxfp4":  # MXFP4_MOE: only experts
+        return _fitting(weight, "mxfp4" if weight.role == "experts" else "q8_0")
+    return _fitting(weight, _wanted(_category(weight), LARGER_TABLES.get(name, name), place, first_down))
 
 
 @lru_cache(maxsize=4096)

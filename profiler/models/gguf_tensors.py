@@ -146,6 +146,9 @@ FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     30: ("iq4_xs", frozenset({"iq4_xs", "q5_k"})),
     31: ("iq1_m", frozenset({"iq1_m", "iq2_xxs", "q2_k", "q4_k"})),
     32: ("bf16", frozenset({"bf16"})),
+    36: ("tq1_0", frozenset({"tq1_0"})),
+    37: ("tq2_0", frozenset({"tq2_0"})),
+    38: ("mxfp4", frozenset({"mxfp4", "q8_0"})),
 }
 FALLBACK = {  # for rows that do not fill the blocks of a type (``tensor_type_fallback``, src/llama-quant.cpp)
     "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq1_s": "iq4_nl",

@@ -13,6 +13,7 @@ from typing import Literal
 
 Role = Literal["embedding", "head", "linear", "experts", "router", "conv", "vector"]
 
+SHARED_CHOICES = 0.75  # exponent: see ``Experts.read_share``
 DELTA_CHUNK = 64  # tokens per chunk of the gated delta rule; transformers and flash-linear-attention agree
 RECURRENT_BYTES = 4  # transformers, llama.cpp and vLLM all keep the recurrent state in fp32
 
@@ -234,11 +235,12 @@ class Experts:
     def read_share(self, tokens: float, how: Execution = IDEAL) -> float:
         """The expected share of the experts that a pass over ``tokens`` tokens reads, 0..1.
 
-        Assumes that tokens choose independently: 1 − (1 − k/E)^n.
+        Tokens that choose independently read 1 − (1 − k/E)^n. Real tokens share their choices, as if there were
+        fewer: n^0.75, fitted to the batches of llama-batched-bench in benchmarks/published/more-2026-11.csv.
         """
         if self.all_run(how):
             return 1.0
-        unused: float = (1 - self.top_k / self.count) ** tokens
+        unused: float = (1 - self.top_k / self.count) ** (tokens**SHARED_CHOICES if tokens > 1 else tokens)
         return 1 - unused
 
     def used_share(self, how: Execution = IDEAL) -> float:

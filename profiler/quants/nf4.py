@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from profiler.quants.bitsandbytes import four_bit
 
-QUANT = four_bit("nf4", levels="nf4", double=False, unpack_bytes=5.0, read=0.7)
+QUANT = four_bit("nf4", levels="nf4", double=False, start_s=5e-6)

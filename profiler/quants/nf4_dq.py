@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from profiler.quants.bitsandbytes import four_bit
 
-QUANT = four_bit("nf4-dq", levels="nf4", double=True, unpack_bytes=5.5, read=0.65)
+QUANT = four_bit("nf4-dq", levels="nf4", double=True, start_s=17e-6)

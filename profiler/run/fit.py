@@ -303,8 +303,8 @@ def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
 
 
 def _machines(request: FitRequest, engine: Engine) -> list[Machine]:
-    """The machines of ``--on``. A comma separates figures of one device, so repeat ``--on`` for several devices."""
-    split: Split = request.split or ("tensor" if engine.name == "vllm" else "layer")
+    """The machines of ``--on``. Devices after a comma belong to the same machine; each ``--on`` is another one."""
+    split: Split = request.split or ("tensor" if engine.like == "vllm" else "layer")
     if request.ram_bandwidth is not None and not math.isfinite(request.ram_bandwidth):
         raise ProfileError(f"--ram-bandwidth {request.ram_bandwidth} is not a valid bandwidth")
     speed = RAM_BYTES_S if request.ram_bandwidth is None else request.ram_bandwidth * 1e9
@@ -332,7 +332,7 @@ def _quants(request: FitRequest, engine: Engine) -> tuple[str, ...]:
     """The quantizations without -q, if the checkpoint does not decide: the engine's usual ones; with a goal, all."""
     if request.quants and not words(request.quants):
         raise ProfileError("-q: the list is empty")
-    return tuple(engine.quants) if request.goal else QUANTS.get(engine.name, (engine.default_quant,))
+    return tuple(engine.quants) if request.goal else QUANTS.get(engine.like, (engine.default_quant,))
 
 
 def _names(request: FitRequest, engine: Engine, machines: Sequence[Machine], quant: str) -> tuple[str, ...]:

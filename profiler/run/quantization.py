@@ -154,7 +154,7 @@ def variants(
         return _by_itself(model, stored, engine, target, usual)
     found: list[QuantVariant] = []
     for word in dict.fromkeys(word.casefold() for word in asked):
-        by_transformers = engine.name not in GGUF_ENGINES  # which loads what is not quantized in any dtype
+        by_transformers = engine.like not in GGUF_ENGINES  # which loads what is not quantized in any dtype
         if _same(word, stored.quant) and not (by_transformers and (stored.gguf or not stored.packed)):
             own = _by_itself(model, stored, engine, target, (word,))
             if stored.scheme is not None and own[0].checkpoint_format is None:
@@ -172,9 +172,9 @@ def checked(engine: Engine, quant: str) -> str:
     try:
         return engine.check(quant)
     except NotFound as error:
-        others = registry.listed(
-            [f"--engine {name}" for name in engines.names() if has(engines.find(name), quant)], "or"
-        )
+        known = map(engines.find, engines.names())  # without variants, which have the same
+        having = [f"--engine {each.name}" for each in known if each.like == each.name and has(each, quant)]
+        others = registry.listed(having, "or")
         raise NotFound(error.message, f"{others} has it. {error.hint}" if others else error.hint) from None
 
 
@@ -195,17 +195,17 @@ def _by_itself(
 ) -> list[QuantVariant]:
     """The checkpoint as ``engine`` runs it by default."""
     if stored.gguf:
-        if engine.name in GGUF_ENGINES:
+        if engine.like in GGUF_ENGINES:
             return [QuantVariant(stored.quant, stored)]
         return [_unpacked_gguf(stored, checked(engine, quant)) for quant in usual]
-    if engine.name == "llama.cpp":
+    if engine.like == "llama.cpp":
         return [_converted(model, stored, engine)]
     if not stored.packed:
         return [_plain(model, stored, engine, target)]
     if engine.name == "transformers":
         return [_by_transformers(stored, target)]
     mlx = stored.scheme is not None and stored.scheme.method == MLX
-    told = f"{engine.name} does not read MLX checkpoints" if mlx else None
+    told = f"{engine.name} does not read MLX checkpoints" if mlx and engine.name != MLX else None
     return [QuantVariant(stored.quant, stored, stored.dtype or "bf16", (told,) if told else ())]
 
 
@@ -298,7 +298,7 @@ def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> QuantV
         return QuantVariant(quant, None, quant, (f"predicted as unpacked into {quant}",))
     if not stored.packed and not stored.gguf:
         return QuantVariant(quant)
-    if stored.gguf and engine.name not in GGUF_ENGINES:
+    if stored.gguf and engine.like not in GGUF_ENGINES:
         return _unpacked_gguf(stored, quant)
     return QuantVariant(quant, cautions=(f"predicted as {quant}, not as the {stored.quant} of this checkpoint",))
 

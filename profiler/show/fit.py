@@ -194,6 +194,7 @@ def place(predictions: Sequence[Prediction]) -> str:
     also = "".join(f", {path} for {', '.join(dict.fromkeys(quants))}" for path, quants in others)
     decode = f", {usual} decode{also}" if engine.name == DEFAULT else ""
     split, several = (f", {machine.split} split", " each") if machine.target.count > 1 else ("", "")
+    several = " on the smallest" if machine.target.members else several
     ram = f", {bytes_text(machine.ram_bytes)} of host memory" if machine.ram_bytes else ""
     return (
         f"{printable(machine.target.title)}{split}, {bytes_text(machine.usable_bytes)} usable{several}{ram}"

@@ -1,6 +1,7 @@
 """One file per engine: how it stores a model, how much memory it needs besides, and how it runs a pass.
 
-Each file defines one ``ENGINE``. Predictions depend on it: a model may take 12 GiB in one and 45 GiB in another.
+Each file defines one ``ENGINE``, and may list ``VARIANTS`` of it. Predictions depend on it: a model may take 12 GiB
+in one and 45 GiB in another.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ DEFAULT = "transformers"  # what `profile sweep` measures
 
 
 def names() -> tuple[str, ...]:
-    """The engines as people write them: ``llama.cpp``, ``transformers``, ``vllm``."""
+    """The engines as people write them: ``llama.cpp``, ``mlx``, ``vllm``."""
     return tuple(_by_name(tuple(__path__)))
 
 
@@ -37,5 +38,6 @@ def _spelled(word: str) -> str:
 @lru_cache(maxsize=8)
 def _by_name(folders: tuple[str, ...]) -> dict[str, Engine]:
     """All engines, sorted by name. Cached per set of ``folders``."""
-    engines: list[Engine] = [registry.load(FOLDER, name, "engine").ENGINE for name in registry.names(FOLDER)]
+    files = [registry.load(FOLDER, name, "engine") for name in registry.names(FOLDER)]
+    engines: list[Engine] = [engine for file in files for engine in (file.ENGINE, *getattr(file, "VARIANTS", ()))]
     return {engine.name: engine for engine in sorted(engines, key=lambda engine: engine.name)}

@@ -1,4 +1,5 @@
-"""The interface of an engine. A file ``cost/engines/NAME.py`` defines one ``ENGINE``."""
+"""The interface of an engine. A file ``cost/engines/NAME.py`` defines one ``ENGINE``, and optionally ``VARIANTS``:
+engines that share its rules and differ in their speed."""
 
 from __future__ import annotations
 
@@ -125,6 +126,7 @@ class Engine(Protocol):
     """An inference engine. Predicting does not import it."""
 
     name: str  # as users write it
+    like: str  # the engine whose rules it shares: its own name, unless it is a variant
     version: str  # the version that the rules were read from
     default_quant: str
     default_kv: str

@@ -29,6 +29,7 @@ from profiler.models.layers import Attention, Execution
 from profiler.models.stored import Stored
 from profiler.registry import unknown
 from profiler.shell import Command, command, quote
+from profiler.units import GIB
 
 UBATCH = 512  # --ubatch-size
 PAD = 256  # cells
@@ -61,7 +62,7 @@ MASK_BYTES = 2  # the attention mask in f16: one entry per cache cell for each t
 class LlamaCpp:
     """See the module."""
 
-    name = "llama.cpp"
+    name = like = "llama.cpp"
     version = "commit 007dbbf3 (2026-08)"
     default_quant = "q4_k_m"
     default_kv = "f16"
@@ -173,7 +174,7 @@ def _options(request: EngineRequest, machine: Machine, placed: Placement) -> tup
         *(("-ncmoe", str(placed.experts_on_host)) if placed.experts_on_host else ()),
         *(("-ub", str(request.ubatch)) if request.ubatch else ()),
         *(("-ctk", kv, "-ctv", kv, "-fa", "on") if kv else ()),
-        *(("-sm", SPLIT_MODES[machine.split], "-ts", ",".join("1" * machine.target.count)) if several else ()),
+        *(("-sm", SPLIT_MODES[machine.split], "-ts", _shares(machine)) if several else ()),
     )
 
 
@@ -263,4 +264,20 @@ def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
     return round(total * request.batch)
 
 
+def _shares(machine: Machine) -> str:
+    """The value of ``--tensor-split``: layers by the memory of devices that differ, in GiB, or the same on each."""
+    members = machine.target.members if machine.split == "layer" else ()
+    shares = [round(member.memory_bytes / GIB) for member in members] or [1] * machine.target.count
+    return ",".join(map(str, shares))
+
+
+class LlamaCppBuild(LlamaCpp):
+    """Another build with the same rules. ``llama.cpp`` is the usual one: for CUDA, ROCm, Metal or the CPU, by the
+    device's maker."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 ENGINE = LlamaCpp()
+VARIANTS = (LlamaCppBuild("llama.cpp-vulkan"), LlamaCppBuild("llamafile"))

@@ -24,7 +24,7 @@ from profiler.cost.calibrated import OperatorCounts, timed_layer
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
-from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
+from profiler.cost.storage import DERIVED, Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, PassRules
 from profiler.decode_path import EAGER, GRAPH, STATIC
 from profiler.devices.calibration import STEP_LAYERS
@@ -52,6 +52,8 @@ STEP_CALLS = {
 STEP_OUTSIDE_CALLS = 45.0
 CHECKPOINT_DTYPES = (*DTYPE_BYTES, "fp64")
 OWN_DTYPES = ("fp32", "bf16")  # dtypes of our own attention kernels; others use PyTorch's, over padded buckets
+OF_CHECKPOINTS = ("awq", "gptq")  # predicted by name, although only a checkpoint can be stored in them
+FOUR_BITS, FOUR_BIT_BYTES = "int4", 0.5 + 2.5 / 128
 PADDED = 1.5  # bucket size ÷ filled size, which is between one and two
 # How often a step on a GPU moves the experts of each token (an expert that two tokens share counts twice): with our
 # kernel, or with transformers' ``batched_mm``, which copies them first.
@@ -80,7 +82,7 @@ FRAGMENTED = 1.03  # segments of the caching allocator ÷ what is allocated in t
 class Transformers:
     """See the module."""
 
-    name = "transformers"
+    name = like = "transformers"
     version = "5.23"
     default_quant = "bf16"
     default_kv = "the compute dtype"
@@ -89,7 +91,7 @@ class Transformers:
 
     @property
     def quants(self) -> tuple[str, ...]:
-        return tuple(registry.names("quants"))
+        return (*registry.names("quants"), *OF_CHECKPOINTS)
 
     def check(self, quant: str) -> str:
         if quant.casefold().replace("_", "-") not in self.quants:
@@ -97,6 +99,8 @@ class Transformers:
         return quant.casefold().replace("_", "-")
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
+        if quant in OF_CHECKPOINTS:
+            return _packed_in_four_bits(geometry, dtype)
         scheme: Quant = registry.load("quants", quant, "quantization").QUANT
         plain = scheme.dtype or dtype
         held = (
@@ -136,6 +140,8 @@ class Transformers:
             and checkpoint_format.scheme.method == BITSANDBYTES
         ):
             return True
+        if checkpoint_format is None and quant in OF_CHECKPOINTS:
+            return target.ceilings is None
         ours = (
             quants.find(quant)
             if checkpoint_format is None
@@ -251,6 +257,8 @@ class Transformers:
         if target.count > 1 or not swept(target) or placed.on_host or placed.experts_on_host:
             return None
         own = model.as_stored and "quantization_config" in model.source.config  # a sweep uses it without -q
+        if request.quant in OF_CHECKPOINTS and not own:
+            return None  # a sweep measures such a checkpoint, and cannot make one
         quant = ("-q", request.quant) if request.quant in self.quants and not own else ()
         sizes = ("-c", str(request.context), "-b", str(request.batch))
         usual = (
@@ -296,6 +304,18 @@ def _slides(geometry: Geometry) -> bool:
     """Whether a prefill leaves more in the caches than they hold: see ``retained_bytes``."""
     mixers = (layer.mixer for layer in geometry.layers)
     return any(isinstance(each, Attention) and each.window is not None and each.owns_cache for each in mixers)
+
+
+def _packed_in_four_bits(geometry: Geometry, dtype: str) -> Storage:
+    """AWQ and GPTQ: linear layers in 4 bits, with a 16-bit scale and a 4-bit zero for every 128 weights of a row."""
+    held = (
+        Held(weight, layer, count, FOUR_BITS, round(weight.parameters * FOUR_BIT_BYTES) * count)
+        if weight.role == "linear" and layer is not None
+        else Held(weight, layer, count, dtype, plain_bytes(weight, dtype) * count)
+        for layer, count in ((None, 1), *geometry.groups)
+        for weight in (layer.weights if layer is not None else geometry.outside)
+    )
+    return storage(with_head(geometry, held, copied=False), DERIVED)
 
 
 def swept(target: Target) -> bool:

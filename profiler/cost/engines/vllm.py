@@ -5,7 +5,8 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 - bf16: everything. fp8: linear layers and experts, one scale per row; embeddings, router and head stay in bf16.
 - nvfp4: as in NVIDIA's Model Optimizer checkpoints of Gemma 4 and Qwen 3.5: feed-forward layers and experts (4 bits,
     an 8-bit scale per 16 weights), attention stays in bf16. Other checkpoints quantize more and are smaller.
-- int4 (AWQ, GPTQ): linear layers and experts, groups of 128 with a 16-bit scale and a 4-bit zero.
+- int4 (AWQ, GPTQ, AutoRound): linear layers and experts, groups of 128 with a 16-bit scale and a 4-bit zero.
+- int8 (W8A8): as fp8. mxfp4: the experts of gpt-oss, 4 bits and an 8-bit scale per 32 weights.
 - A sliding layer holds its window and the tokens of a pass; 16 tokens a page. Gated-delta states are fp32, the
   convolution's in the compute dtype. Gemma 4 models that share K and V store V's projection as a copy of K's.
 - CUDA graphs and the profiling run use what ``--gpu-memory-utilization`` leaves; the prediction is the least memory
@@ -33,13 +34,15 @@ UBATCH = 8192  # --max-num-batched-tokens of the server
 PAGE = 16
 BYTES = {"bf16": 2.0, "fp16": 2.0}
 PACKED: dict[str, tuple[float, set[Part]]] = {
+    "int8": (1.0, {"attention", "delta", "mlp", "experts"}),
     "fp8": (1.0, {"attention", "delta", "mlp", "experts"}),
     "nvfp4": (0.5 + 1 / 16, {"mlp", "experts"}),
+    "mxfp4": (0.5 + 1 / 32, {"experts"}),
     "int4": (0.5 + 2.5 / 128, {"attention", "delta", "mlp", "experts"}),
 }
 FORMAT_BOUNDS = (0.75, 1.02)  # checkpoints of one quantization differ in which weights they quantize
 DTYPES = ("fp32", "fp64", *BYTES)  # dtypes of a checkpoint; vLLM computes in 16 bits
-NAMES = {"awq": "int4", "gptq": "int4"}
+NAMES = {"awq": "int4", "gptq": "int4", "autoround": "int4", "w4a16": "int4", "w8a8": "int8"}
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0}
 # Options of ``vllm bench latency``: vllm/benchmarks/latency.py, vllm/engine/arg_utils.py, vllm/config/cache.py.
 WHILE_LOADING = {
@@ -58,7 +61,7 @@ HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
 class Vllm:
     """See the module."""
 
-    name = "vllm"
+    name = like = "vllm"
     version = "0.26"
     default_quant = "bf16"
     default_kv = "auto"
@@ -168,7 +171,7 @@ def _held(weight: Weight, layer: Layer | None, count: int, quant: str) -> Held:
     extra = 0
     if quant in PACKED and part_of(weight, layer) in PACKED[quant][1]:
         size, scheme = PACKED[quant][0], quant
-        extra = 4 * weight.parameters // weight.shape[-1] if quant == "fp8" else 0
+        extra = 4 * weight.parameters // weight.shape[-1] if quant in ("fp8", "int8") else 0
     return Held(weight, layer, count, scheme, round(weight.parameters * size + extra) * count)
 
 
@@ -205,4 +208,15 @@ def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
     return round(total * request.batch)
 
 
+class LikeVllm(Vllm):
+    """A server with the same rules of memory; which command measures a case with it is not known here."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self.name, self.version = name, version
+
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
+        """No rule."""
+
+
 ENGINE = Vllm()
+VARIANTS = (LikeVllm("sglang", "by the rules of vllm 0.26"), LikeVllm("tensorrt-llm", "by the rules of vllm 0.26"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,17 +12,14 @@ import pytest
 from profiler.devices import target as device_catalog
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+FILE = "more-2026-11.csv"
 
 
 @pytest.fixture(scope="module")
-def published() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("published_rows", BENCHMARKS / "published_rows.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["published_rows"] = module
-    spec.loader.exec_module(module)
-    return module
+def published(request: pytest.FixtureRequest) -> ModuleType:
+    sys.path.insert(0, str(BENCHMARKS))
+    request.addfinalizer(lambda: sys.path.remove(str(BENCHMARKS)))
+    return importlib.import_module("published_rows")
 
 
 def raw(**changes: str) -> dict[str, str]:
@@ -34,12 +31,22 @@ def raw(**changes: str) -> dict[str, str]:
     return row | changes
 
 
-def test_every_row_is_used_or_left_out_with_a_reason(published: ModuleType) -> None:
+def more(**changes: str) -> dict[str, str]:
+    return raw(
+        prompt_tokens="512", prefill_depth="0", depth="0", ubatch="512", gpus="1", split="", backend="CUDA",
+        device_base="RTX 5090", source_id="llama.cpp-benches", decode_kind="per_stream", quote="", weight="1",
+    ) | changes  # fmt: skip
+
+
+def test_most_rows_are_predicted_and_the_others_have_a_reason(published: ModuleType) -> None:
     used, left = published.rows()
-    wanted = list(published._wanted())
-    assert sorted([row.line for row in used] + [entry.line for entry in left]) == sorted(line for line, _ in wanted)
-    assert all(entry.reason for entry in left)
-    assert len(used) >= 200
+    wanted = [(file, line) for file, line, _ in published.published()]
+    assert sorted([(row.file, row.line) for row in used] + [(each.file, each.line) for each in left]) == sorted(
+        wanted
+    )
+    assert all(each.reason for each in left)
+    for file in published.FILES:
+        assert sum(row.file == file for row in used) >= 0.85 * sum(name == file for name, _ in wanted)
 
 
 def test_every_named_device_is_in_the_catalog(published: ModuleType) -> None:
@@ -47,34 +54,84 @@ def test_every_named_device_is_in_the_catalog(published: ModuleType) -> None:
     assert set(published.DEVICES.values()) <= known
 
 
+def test_shapes_have_as_many_parameters_as_their_models(published: ModuleType) -> None:
+    models = published.published_models
+    for name, shape in models.shapes().items():
+        assert models.geometry(name).parameters / 1e9 == pytest.approx(shape["billion"], rel=0.01), name
+
+
 def test_a_row_becomes_the_case_it_says(published: ModuleType) -> None:
-    row = published.match(2, raw(quant="UD-Q4_K_XL", device="Apple M4 (16GB)", context="32768"))
+    row = published.match("f", 2, raw(quant="UD-Q4_K_XL", device="Apple M4 (16GB)", context="32768"))
     assert (row.model, row.target.name, row.engine.name) == ("qwen3.6-27b", "Apple M4 (10c)", "llama.cpp")
     assert (row.request.quant, row.request.context, row.depth) == ("q4_k_m", 32768, 32768 + 64)
+    assert row.decode_s == pytest.approx(1 / 61.4)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"device": "2x RTX 3090 (TP2)"}, "several devices"),
         ({"device": "CPU (96 threads)"}, "a CPU"),
         ({"device": "GitHub 4-core runner CPU"}, "a CPU"),
-        ({"device": "RTX A5000 Laptop 16GB"}, "the catalog does not have"),
-        ({"device": "Apple M2 Max (30c GPU, 64GB)"}, "the catalog does not have"),
-        ({"device": "Apple M3 Ultra (60c GPU, 256GB)"}, "the catalog does not have"),
-        ({"model": "qwen3-14b"}, "no config"),
-        ({"engine": "mlx-lm"}, "is not supported"),
-        ({"engine": "Rapid-MLX 0.7.26 (mlx 0.31.2)"}, "is not supported"),
+        ({"device": "Jetson TX2"}, "the catalog does not have"),
+        ({"model": "nemotron-3-nano-4b"}, "no rule for this architecture"),
+        ({"engine": "exllamav3 1.0.0"}, "is not supported"),
         ({"quant": "Q4-XYZ-v2"}, "is not supported"),
         ({"engine": "vLLM 0.26.0", "quant": "Q4_K_M"}, "is not supported"),
     ],
 )
-def test_what_does_not_match_exactly_is_left_out(published: ModuleType, changes: dict[str, str], reason: str) -> None:
-    assert reason in published.match(2, raw(**changes))
+def test_what_does_not_match_is_left_out(published: ModuleType, changes: dict[str, str], reason: str) -> None:
+    assert reason in published.match("f", 2, raw(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "engine", "quant"),
+    [
+        ({"engine": "Rapid-MLX 0.7.26 (mlx 0.31.2)", "quant": "MLX 4bit QAT", "device": "Apple M4"}, "mlx", "4bit"),
+        ({"engine": "ollama", "quant": "MLX 4bit (ollama default)", "device": "Apple M4"}, "mlx", "4bit"),
+        ({"engine": "llama.cpp (Vulkan) b9174"}, "llama.cpp-vulkan", "q4_k_m"),
+        ({"engine": "LocalScore (llamafile)"}, "llamafile", "q4_k_m"),
+        ({"engine": "vLLM 0.23.0", "quant": "INT4 (AutoRound)"}, "vllm", "int4"),
+        ({"engine": "transformers 4.46.3", "quant": "GPTQ 4bit (exllama)"}, "transformers", "gptq"),
+        ({"quant": "FP16"}, "llama.cpp", "f16"),
+        ({"quant": "MXFP4_MOE"}, "llama.cpp", "mxfp4"),
+    ],
+)
+def test_engines_and_quantizations_go_by_the_names_of_their_users(
+    published: ModuleType, changes: dict[str, str], engine: str, quant: str
+) -> None:
+    row = published.match("f", 2, raw(**changes))
+    assert (row.engine.name, row.request.quant) == (engine, quant)
+
+
+def test_a_rate_of_a_batch_is_of_all_its_sequences(published: ModuleType) -> None:
+    row = published.match(FILE, 2, more(batch="8", decode_tps="400", decode_kind="aggregate"))
+    assert row.decode_s == pytest.approx(8 / 400)
+    assert (row.batch, row.answer) == (8, None)
+
+
+def test_a_rate_over_the_whole_time_of_requests_has_the_prefill_inside(published: ModuleType) -> None:
+    changes = {"batch": "8", "decode_tps": "400", "decode_kind": "aggregate_wall", "notes": "128 in + 256 out"}
+    row = published.match(FILE, 2, more(**changes))
+    assert (row.answer, row.decode_s) == (256, pytest.approx(8 * 256 / 400))
+    (part,) = row.parts("decode")
+    assert [times for times, _ in part.works] == [1.0, 256.0]
+
+
+def test_tokens_of_one_sequence_in_micro_batches_read_its_cache_once(published: ModuleType) -> None:
+    notes = "a micro-batch of 1-8 tokens equals the rate of that many parallel tokens on one sequence"
+    row = published.match(FILE, 2, more(batch="4", ubatch="4", prefill_depth="32768", notes=notes))
+    assert (row.batch, row.request.batch, row.request.ubatch) == (4, 1, 4)
+
+
+def test_several_cards_share_a_model_as_the_row_says(published: ModuleType) -> None:
+    row = published.match(FILE, 2, more(device="2x RTX 3090 (TP2)", device_base="RTX 3090", gpus="2", split="tensor"))
+    assert (row.target.count, row.machine.split) == (2, "tensor")
+    pair = published.match(FILE, 2, more(device="RTX 5090 + RTX 3080 (layer split)", gpus="2", split="layer"))
+    assert [member.name for member in pair.target.members] == ["RTX 5090", "RTX 3080"]
 
 
 def test_allocated_context_is_no_depth(published: ModuleType) -> None:
-    row = published.match(2, raw(context="131072", notes="context = allocated, default q4_0 KV unless noted"))
+    row = published.match("f", 2, raw(context="131072", notes="context = allocated, default q4_0 KV unless noted"))
     assert row.depth == published.CHAT_DEPTH
     assert row.request.kv == "q4_0"
 
@@ -82,8 +139,15 @@ def test_allocated_context_is_no_depth(published: ModuleType) -> None:
 def test_faster_than_memory_is_impossible_and_rejected(
     published: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [(2, raw(decode_tps="105")), (3, raw(decode_tps="90"))]  # 15.8 GB a step at 1792 GB/s: at most 113
-    monkeypatch.setattr(published, "_wanted", lambda: iter(rows))
+    rows = [("f", 2, raw(decode_tps="111")), ("f", 3, raw(decode_tps="90"))]  # 15.8 GB a step at 1792 GB/s
+    monkeypatch.setattr(published, "published", lambda: iter(rows))
     used, left = published.rows()
     assert [row.line for row in used] == [3]
-    assert "impossible: 9" in left[0].reason
+    assert "impossible: 102%" in left[0].reason
+
+
+def test_what_does_not_fit_is_set_aside(published: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("f", 2, raw(device="RTX 3060 12GB", decode_tps="5")), ("f", 3, raw(notes="PARTIAL CPU OFFLOAD"))]
+    monkeypatch.setattr(published, "published", lambda: iter(rows))
+    used, _ = published.rows()
+    assert [row.aside for row in used] == [published.OFFLOADED] * 2

@@ -302,7 +302,7 @@ def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
     ("words", "hint"),
     [
         (["-q", "q4_k_m"], "--engine llama.cpp has it. Known: bf16, fp16,"),
-        (["-q", "nvfp4", "--engine", "llama.cpp"], "--engine vllm has it. "),
+        (["-q", "nvfp4", "--engine", "llama.cpp"], "--engine mlx or --engine vllm has it. "),
         (["-q", "nonsense"], "Known: bf16, fp16,"),
         (["gemma-4-e2b", "-c", "256k"], "Use -c 131072."),
         (["--on", "vram=24"], "For example: --on vram=24,bandwidth=1008,bf16=165"),

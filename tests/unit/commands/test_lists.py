@@ -122,5 +122,5 @@ def test_a_file_of_ones_own_is_printed_without_terminal_control(profile: Any, tm
 
 def test_the_catalog_shows_the_figures_of_data_sheets(profile: Any) -> None:
     lines = profile("devices", "--catalog").out.splitlines()
-    (line,) = [re.split(r" {2,}", line) for line in lines if line.startswith("RTX 4090 ")]
+    (line,) = [re.split(r" {2,}", line) for line in lines if line.startswith("RTX 4090  ")]
     assert line[2:7] == ["24.0 GiB", "1,008", "165.2", "660.6", "450"]

@@ -106,7 +106,7 @@ def test_several_devices_come_out_as_published(
 ) -> None:
     decode = predictor(model, on, engine, quant, split=split).predict(context, 1).decode
     assert decode is not None
-    assert decode.tps.value == pytest.approx(measured, rel=0.2)
+    assert decode.tps.value == pytest.approx(measured, rel=0.25)
     assert decode.tps.low < measured < decode.tps.high
 
 

@@ -237,7 +237,7 @@ def test_a_calibration_of_version_6_gives_the_rates_that_it_stored() -> None:
     assert COUNTS.call_s(known, "fp32") == pytest.approx(old["call_s"]["fp32"], rel=1e-12)
     assert COUNTS.activation_s(known, "fp32") == pytest.approx(old["activation_s"]["fp32"], rel=1e-12)
     rates = calibrated(data_sheet_rates(of(CPU), "transformers", "bf16"), known, "bf16", COUNTS).roofline
-    assert rates.many_flop_s["state"] == pytest.approx(old["delta_flop_s"], rel=1e-12)
+    assert rates.flop_s["state"] == pytest.approx(old["delta_flop_s"], rel=1e-12)
     assert rates.read_s["cache"] * 3 == pytest.approx(old["attention"]["bf16"]["step_byte_s"], rel=1e-12)
     names = {f"{kernel.quant} rows" if kernel.own else kernel.quant for kernel in known.layers}
     assert names == set(old["products"]) >= {"nf4", "fp32 rows", "int8 rows"}

@@ -1,0 +1,155 @@
+"""One model of time for any number of tokens: over models × devices × engines × quantizations, by a sample.
+
+More work never takes less time, a faster device never more, one more sequence never jumps, and no interval promises
+more than the device's data sheet.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+import pytest
+
+from profiler.case import Source
+from profiler.cost import engines, machine
+from profiler.cost.engines.base import EngineRequest, Named, Placement
+from profiler.cost.machine import Machine
+from profiler.cost.prediction import Predictor
+from profiler.devices import target as device_catalog
+from profiler.devices.target import Target, find, of_catalog
+from profiler.models import families, hub
+from profiler.models.geometry import Geometry
+
+SAMPLE = 40
+BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 128)
+CONTEXTS = (1, 16, 100, 511, 512, 513, 2048, 2049, 8192, 8193, 32768, 131072)
+UNPACKED = ("nf4", "nf4-dq", "fp4", "awq", "gptq")  # several tokens take another path than one, which unpacks weights
+MOST_STEP = 1.35  # time of a batch ÷ that of one sequence fewer, for batches above one
+SAME = 1 + 1e-9
+
+
+@cache
+def geometry(name: str) -> Geometry:
+    return families.geometry(hub.shipped_config(name))
+
+
+def predictor(model: str, engine: str, quant: str, target: Target) -> Predictor:
+    return Predictor(geometry(model), engines.find(engine), quant, Machine(target))
+
+
+def sample(seed: int) -> Iterator[tuple[str, str, str, Target]]:
+    chosen = random.Random(seed)
+    cards = [of_catalog(device) for device in device_catalog.data_sheets() if device.memory_bytes]
+    models = [name for name in hub.names() if not name.startswith("llama-4")]
+    for _ in range(SAMPLE):
+        engine = engines.find(chosen.choice(engines.names()))
+        yield chosen.choice(models), engine.name, chosen.choice(list(engine.quants)), chosen.choice(cards)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_more_sequences_never_step_faster_and_one_more_never_jumps(seed: int) -> None:
+    for model, engine, quant, card in sample(seed):
+        case = predictor(model, engine, quant, card)
+        steps = {batch: case.phases(512, 2048, batch)[1].seconds.value for batch in BATCHES}
+        for fewer, more in pairwise(BATCHES):
+            what = f"{model} {quant} on {card.name}, {engine}: {fewer} and {more} sequences"
+            assert steps[fewer] <= steps[more] * SAME, what
+            if more == fewer + 1 and (fewer > 1 or quant not in UNPACKED):
+                assert steps[more] <= steps[fewer] * max(MOST_STEP, more / fewer * SAME), what
+
+
+@pytest.mark.parametrize("seed", range(3, 6))
+def test_more_tokens_never_take_less_time(seed: int) -> None:
+    for model, engine, quant, card in sample(seed):
+        case = predictor(model, engine, quant, card)
+        both = [case.phases(context, context, 2) for context in CONTEXTS]
+        for phase in (0, 1):
+            times = [each[phase].seconds.value for each in both]
+            what = f"{model} {quant} on {card.name}, {engine}: {times}"
+            assert all(short <= long * SAME for short, long in pairwise(times)), what
+
+
+@pytest.mark.parametrize("seed", range(6, 9))
+def test_more_bandwidth_or_flops_never_cost_time(seed: int) -> None:
+    for model, engine, quant, card in sample(seed):
+        case = predictor(model, engine, quant, card)
+        faster = (
+            replace(card, bandwidth_bytes_s=1.5 * card.bandwidth_bytes_s),
+            replace(card, flops={dtype: 1.5 * rate for dtype, rate in card.flops.items()}),
+        )
+        for other in (predictor(model, engine, quant, each) for each in faster):
+            for context, batch in ((512, 1), (4096, 8), (64, 64)):
+                pairs = zip(other.phases(context, context, batch), case.phases(context, context, batch), strict=True)
+                for quick, slow in pairs:
+                    assert quick.seconds.value <= slow.seconds.value * SAME, (
+                        f"{model} {quant} on {card.name}, {engine}"
+                    )
+
+
+@pytest.mark.parametrize("seed", range(9, 12))
+def test_no_interval_promises_more_than_the_data_sheet(seed: int) -> None:
+    for model, engine, quant, card in sample(seed):
+        case = predictor(model, engine, quant, card)
+        for context, batch in ((512, 1), (4096, 8), (64, 64)):
+            for done, found in zip(
+                case.works(context, context, batch), case.phases(context, context, batch), strict=True
+            ):
+                what = f"{model} {quant} on {card.name}, {engine}, {context} tokens, batch {batch}"
+                read = done.needed_bytes / card.bandwidth_bytes_s
+                computed = done.needed_flops / max(card.flops.values())
+                took = found.seconds
+                assert took.low <= took.value <= took.high, what
+                assert took.low >= max(read, computed) * (1 - 1e-9), what
+
+
+def test_a_batch_reads_the_weights_once() -> None:
+    case = predictor("qwen3.5-27b", "llama.cpp", "q4_k_m", find("rtx 4090"))
+    one, eight = (case.phases(512, 512, batch)[1].seconds.value for batch in (1, 8))
+    assert eight < 2.5 * one  # published: 8 sequences of a dense model step in 1.2 to 2.4 times the time of one
+
+
+def test_experts_that_no_token_of_a_batch_chose_are_not_read() -> None:
+    case = predictor("qwen3.5-35b-a3b", "llama.cpp", "q4_k_m", find("rtx 4090"))
+    one, four = (sum(i.nbytes for i in case.works(512, 512, b)[1].items if i.part == "experts") for b in (1, 4))
+    assert 1.5 * one < four < 4 * one
+
+
+def test_layers_on_two_cards_take_the_time_of_each_card_for_its_share() -> None:
+    slow, quick = (predictor("qwen3.5-9b", "llama.cpp", "q4_k_m", find(name)) for name in ("4060 ti 16gb", "3090"))
+    both = predictor("qwen3.5-9b", "llama.cpp", "q4_k_m", find("3090, 4060 ti 16gb"))
+    alone = [case.phases(512, 512, 1)[1].seconds.value for case in (quick, slow, both)]
+    assert alone[0] < alone[2] < alone[1]
+    shares = [machine.work_share(member, both.machine) for member in both.machine.target.members]
+    assert shares == [24 / 40, 16 / 40]
+
+
+def test_slices_on_two_cards_wait_for_the_slower() -> None:
+    def step(on: str) -> float:
+        case = Predictor(geometry("qwen3.5-9b"), engines.find("vllm"), "bf16", Machine(find(on), "tensor"))
+        return case.phases(512, 512, 1)[1].seconds.value
+
+    assert step("3090, 4060 ti 16gb") == pytest.approx(step("2x4060 ti 16gb"), rel=0.05)
+
+
+def test_cards_that_differ_are_full_when_the_smallest_is() -> None:
+    geometry_ = geometry("qwen3.5-27b")
+    storage = engines.find("llama.cpp").storage(geometry_, "q4_k_m", "bf16")
+    case = Predictor(geometry_, engines.find("llama.cpp"), "q4_k_m", Machine(find("3090, 4060 ti 16gb")))
+    held = case.terms(case.request(512, 1)).weights.value
+    assert held == pytest.approx(storage.device_bytes * 16 / 40)
+    assert case.machine.usable_bytes == Machine(find("4060 ti 16gb")).usable_bytes
+    slices = Predictor(geometry_, engines.find("llama.cpp"), "q4_k_m", Machine(find("3090, 4060 ti 16gb"), "tensor"))
+    assert slices.terms(slices.request(512, 1)).weights.value == pytest.approx(storage.device_bytes / 2)
+
+
+def test_a_server_splits_layers_as_the_prediction_assumed() -> None:
+    runtime, named = engines.find("llama.cpp"), Named("qwen3.5-9b", Source("hub", "x", None, {}))
+    for on, split, shares in (("3090, 4060 ti 16gb", "layer", "24,16"), ("3090, 4060 ti 16gb", "tensor", "1,1")):
+        host = Machine(find(on), split)  # type: ignore[arg-type]
+        found = runtime.serve(named, EngineRequest("q4_k_m", 8192, 1), host, Placement(32))
+        assert found is not None
+        assert f"-ts {shares}" in str(found.command)
