@@ -344,7 +344,12 @@ class GateRun:
 
     def _note_variants(self, base: variants.Variant, candidate: variants.Variant) -> None:
         self._variants = {
-            name: {"name": variant.name, "command": list(variant.launch.python), "facts": dict(variant.reported)}
+            name: {
+                "name": variant.name,
+                "repository": variant.repository,
+                "command": list(variant.launch.python),
+                "facts": dict(variant.reported),
+            }
             for name, variant in (("base", base), ("candidate", candidate))
         }
         self._notes += variants.differences(base, candidate)

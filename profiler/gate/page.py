@@ -106,7 +106,10 @@ def render(content: Mapping[str, Any], verdicts: Sequence[GateVerdict], output: 
         return show_output.render(rows, dict, output)
     lines = [headline(verdicts)]
     for name, variant in content["sides"].items():
-        lines.append(f"{name}: {plain(variant['name'])}; {plain(variant['facts'].get('executable') or UNKNOWN)}")
+        where = f" of {plain(variant['repository'])}" if variant.get("repository") else ""
+        lines.append(
+            f"{name}: {plain(variant['name'])}{where}; {plain(variant['facts'].get('executable') or UNKNOWN)}"
+        )
     lines += [f"  {plain(note)}" for note in content["notes"]]
     if output == "md":
         lines += ["", *show_output.render([{"verdict": v} for v in verdicts], _cells, "md").splitlines()]

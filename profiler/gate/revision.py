@@ -230,5 +230,23 @@ def checkout() -> Path | None:
     return root if root and (root / PACKAGE / "run" / "worker.py").exists() else None
 
 
+def other_repository() -> Path | None:
+    """The git repository of the current folder, if it is not the one whose revisions a gate compares."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the current folder was removed
+        return None
+    top, ours = git.output(here, "rev-parse", "--show-toplevel"), checkout()
+    if not top or (ours is not None and _common(here) == _common(ours)):  # the same one, or its worktree
+        return None
+    return Path(os.fsdecode(top).rstrip("\n"))
+
+
+def _common(root: Path) -> str | None:
+    """The folder that all worktrees of a repository share."""
+    found = git.output(root, "rev-parse", "--path-format=absolute", "--git-common-dir")
+    return os.path.realpath(os.fsdecode(found).rstrip("\n")) if found else None
+
+
 def _revision(commit: str) -> str:
     return f"revision {printable(commit[:12])}"

@@ -192,6 +192,11 @@ class Variant:
     launch: Launch
     reported: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter reports about itself
     of_revision: bool = False  # a revision of our code, with the installed libraries
+    repository: str | None = None  # the git checkout that the code is from; None: an installed package
+
+
+class OtherRepository(ProfileError):
+    """A revision was named in a repository that is not the profiler's, which a gate cannot compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +213,13 @@ class Meaning:
 def here() -> Variant:
     """The current installation."""
     launch = Launch((sys.executable,), folders.child_environ(os.environ))
-    return Variant("this installation", launch, about(launch))
+    return Variant("this installation", launch, about(launch), repository=_repository())
+
+
+def _repository() -> str | None:
+    """The git checkout that this installation runs from."""
+    root = Path(revision.__file__).parents[2]
+    return printable(root) if (root / ".git").exists() else None
 
 
 def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Variant:
@@ -238,6 +249,8 @@ def meaning(text: str) -> Meaning:
     for look in (_environment, _revision, _command):
         try:
             found.append(look(text))
+        except OtherRepository:
+            raise
         except ProfileError as error:
             faults.append(error)
     if not found:
@@ -290,6 +303,8 @@ def _only(kind: str, text: str) -> Meaning:
     look = {"rev": _revision, "venv": _environment, "cmd": _command}[kind]
     try:
         return look(text)
+    except OtherRepository:
+        raise
     except ProfileError as error:
         raise ProfileError(f"{kind}:{printable(text)} cannot be used: {error.message}", error.hint or FORMS) from None
 
@@ -330,6 +345,7 @@ def _command(text: str) -> Meaning:
 
 def _revision(text: str) -> Meaning:
     found = revision.commit(text) if text else None
+    _refuse_other_repository(text, found)
     if found is None:
         if shutil.which("git") is None:
             raise ProfileError("git, which finds revisions, is not installed")
@@ -346,6 +362,22 @@ def _revision(text: str) -> Meaning:
         f"runs the code of commit {found[:12]} of {printable(revision.checkout())} with {printable(sys.executable)}"
     )
     return Meaning("rev", text, words, (sys.executable,), found)
+
+
+def _refuse_other_repository(text: str, found: str | None) -> None:
+    """A person in a repository of their own means its revisions, whether the profiler has one of that name or not."""
+    other = revision.other_repository() if text else None
+    if other is None or (found is None and revision.commit(text, other) is None):
+        return
+    ours = revision.checkout()
+    where = f"its own repository {printable(ours)}" if ours else "its own repository, which it does not run from here"
+    raise OtherRepository(
+        f"{_quoted(text)} is a revision, and the current folder is in the repository {printable(other)}: a gate"
+        f" compares versions of profile itself and of the libraries, with revisions of {where}",
+        "To compare two environments of your own: --base OLD/.venv --candidate NEW/.venv. To compare a server before"
+        " and after a change: profile endpoint twice, then profile compare. To compare revisions of profile, change"
+        " to its repository.",
+    )
 
 
 def _with_code(text: str, launch: Launch, scratch: Path) -> Variant:
@@ -374,7 +406,8 @@ def _of_revision(found: Meaning, commit: str, scratch: Path) -> Variant:
     reported = about(launch)
     if not reported["worker"] or not str(reported.get("code", "")).startswith(str(folder)):
         raise ProfileError(f"revision {printable(found.text)} has no profiler that can measure", FORMS)
-    return Variant(found.text if found.text == commit else f"{found.text} ({commit[:12]})", launch, reported, True)
+    name = found.text if found.text == commit else f"{found.text} ({commit[:12]})"
+    return Variant(name, launch, reported, True, printable(revision.checkout()))
 
 
 def _quoted(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ def test_what_the_sides_have_of_their_own_is_on_the_page(gate: Any) -> None:
     ran = gate("--base", '{"torch": "2.12.0"}', "--candidate", '{"torch": "2.13.0"}')
     assert "torch 2.12.0 → 2.13.0" in ran.out
     assert "this gate tests itself" in gate("--base", "{}").out
+
+
+def test_a_side_has_its_repository_on_the_page_and_in_the_record(
+    gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = replace(variant("{}"), name="this installation", repository="/src/profile")
+    monkeypatch.setattr(command.variants, "here", lambda: side)
+    ran = gate("--base", "{}", "--record", str(tmp_path / "gate.json"))
+    assert "candidate: this installation of /src/profile; " in ran.out
+    sides = json.loads((tmp_path / "gate.json").read_text())["sides"]
+    assert (sides["base"]["repository"], sides["candidate"]["repository"]) == (None, "/src/profile")
 
 
 def test_the_record_has_every_block_with_its_seconds(gate: Any, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def named_python3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for words in (["init", "-q"], ["add", "-A"], [*AUTHOR, "commit", "-qm", "x"], ["branch", "python3"]):
         subprocess.run(["git", "-C", root, *words], check=True, capture_output=True)
     monkeypatch.setattr(revision, "checkout", lambda: root)
+    monkeypatch.chdir(root)
     return root
 
 

@@ -111,12 +111,49 @@ def test_without_git_a_revision_is_not_said_to_be_missing(tmp_path: Path, monkey
             variants.resolve(typed, tmp_path)
 
 
+@pytest.mark.parametrize("typed", ["HEAD", "HEAD~1", "rev:HEAD~1", "only-theirs"])
+@pytest.mark.parametrize("from_checkout", [True, False])
+def test_revisions_of_another_repository_are_refused(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, from_checkout: bool
+) -> None:
+    ours = tmp_path / "ours"
+    git(tmp_path, "clone", "-q", str(repository), str(ours))
+    (repository / "src").mkdir()
+    git(repository, "tag", "only-theirs")
+    monkeypatch.setattr(revision, "checkout", lambda: ours if from_checkout else None)
+    monkeypatch.chdir(repository / "src")
+    with pytest.raises(ProfileError, match="a gate compares versions of profile itself") as raised:
+        variants.resolve(typed, tmp_path)
+    assert raised.value.exit_code == 2
+    assert str(repository) in raised.value.message and "--candidate NEW/.venv" in (raised.value.hint or "")
+
+
+def test_a_worktree_of_the_same_repository_is_not_another(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(repository, "worktree", "add", "-q", str(tmp_path / "tree"))
+    monkeypatch.setattr(revision, "checkout", lambda: repository)
+    monkeypatch.chdir(tmp_path / "tree")
+    assert revision.other_repository() is None
+    monkeypatch.chdir(tmp_path)
+    assert revision.other_repository() is None
+
+
+def test_a_name_that_is_no_revision_of_the_other_repository_is_read_as_before(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revision, "checkout", lambda: None)
+    monkeypatch.chdir(repository)
+    assert variants.meaning(sys.executable).kind == "venv"
+
+
 def test_a_revision_that_a_shallow_clone_lacks_is_told_how_to_fetch_it(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), str(clone))
     monkeypatch.setattr(revision, "checkout", lambda: clone)
+    monkeypatch.chdir(clone)
     for typed in ("rev:HEAD~1", "HEAD~1"):
         with pytest.raises(ProfileError, match="a shallow clone") as raised:
             variants.resolve(typed, tmp_path)
@@ -143,6 +180,7 @@ def test_what_no_history_can_hold_is_not_said_to_be_missing_from_a_shallow_clone
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), str(clone))
     monkeypatch.setattr(revision, "checkout", lambda: clone)
+    monkeypatch.chdir(clone)
     with pytest.raises(ProfileError) as raised:
         variants.resolve(f"rev:{typed}", tmp_path)
     assert said in raised.value.message and "shallow" not in raised.value.message
