@@ -276,7 +276,7 @@ def _launches(
     if target.vendor == "CPU" or not call_s:
         return InTurn(call_s / target.running)
     starts = {name: prior.start_s for name, prior in priors.items() if prior.start_s}
-    return Ahead(call_s, content["step"]["device_call_s"], starts, layers_timed=False)
+    return Ahead(call_s / target.running, content["step"]["device_call_s"], starts, layers_timed=False)
 
 
 def _layer_s(target: Target, maker: str, content: Mapping[str, Any]) -> float:

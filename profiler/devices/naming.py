@@ -28,6 +28,7 @@ FILLERS = frozenset({"gpu", "graphics"})
 SHARED = ("desktop-soc", "edge", "igpu")  # kinds that share the memory of their host
 MOST_NAMED = 8  # devices that a message lists
 _WORD = re.compile(r"[a-z]+|\d+")
+_FORM = re.compile(r"\s*\(.*\)")  # how many cores, in a name
 _SIZE = re.compile(r"(?<![\d.])(\d{1,4})\s*gi?b\b")
 _COMPUTER = re.compile(r"\b(macbook( pro| air)?|mac (mini|studio|pro)|imac)\b")  # "MacBook Pro M4" has no M4 Pro
 
@@ -80,7 +81,7 @@ def _taken(
         rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         some = ", ".join(device.name for device in found[:MOST_NAMED])
         raise NotFound(f"{printable(text)} matches {len(found)} devices of the catalog", f"Name one: {some}{rest}.")
-    device = min(found, key=lambda each: len(each.name))
+    device = min(found, key=lambda each: len(_FORM.sub("", each.name)))  # the first in the catalog among equals
     name = printable(text.strip())
     cautions = []
     others = [each.name for each in found if each is not device][:MOST_NAMED]
