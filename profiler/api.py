@@ -153,9 +153,7 @@ def sweep(
     argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        return _sweep(
-            SweepRequest(**lists, **single), named_device, limits, not fresh, _path("store", store), progress, argv
-        )
+        return _sweep(SweepRequest(**lists, **single), named_device, limits, not fresh, store, progress, argv)
 
 
 def _sweep(
@@ -163,15 +161,16 @@ def _sweep(
     device: str | None,
     limits: WorkerLimits,
     resumed: bool,
-    store: Path | None,
+    store: Name | None,
     progress: bool,
     argv: Sequence[str],
 ) -> Rows:
+    path = _path("store", store)
     listener = PythonPrinter() if progress else run_sweep.SweepListener()
     found = devices.find(device)
     resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), listener.say)
     refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
-    with Store.open(store) as opened:
+    with Store.open(path) as opened:
         result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, resumed=resumed)
         measured = opened.rows(result.run)
     if result.interrupted:

@@ -234,6 +234,7 @@ def several(members: Sequence[Target]) -> Target:
         count=len(members),
         members=tuple(members),
         source="; ".join(dict.fromkeys(each.source for each in members)),
+        limits=tuple(dict.fromkeys(limit for each in members for limit in each.limits)),
         spread=max(each.spread for each in members),
     )
 
