@@ -28,7 +28,8 @@ from profiler.results.store import Store
 from profiler.run import grid, request
 from profiler.run import sweep as run_sweep
 from profiler.run.fit import FitRequest, predictions
-from profiler.run.request import MAX_SEED, MAX_THREADS, Refusal, SweepRequest, resolve_request
+from profiler.run.refusal import Refusal, refusal_lines
+from profiler.run.request import MAX_SEED, MAX_THREADS, SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
 from profiler.show import fit as show_fit
 from profiler.show.rows import Rows
@@ -228,7 +229,7 @@ class PythonPrinter(ProgressPrinter):
 
 def _refused(refused: Sequence[Refusal], options: Mapping[str, str], stacklevel: int) -> tuple[str, ...]:
     """The refused models as texts. Each is also a warning, so that no script loses one unnoticed."""
-    texts = tuple(_in_python(text, options) for text in request.lines(refused))
+    texts = tuple(_in_python(text, options) for text in refusal_lines(refused))
     for text in texts:
         warnings.warn(text, stacklevel=stacklevel)
     return texts

@@ -11,8 +11,8 @@ from profiler.console import say
 from profiler.cost import prediction
 from profiler.cost.machine import SPLITS
 from profiler.decode_path import PATHS
-from profiler.run import request
 from profiler.run.fit import FitRequest, predictions
+from profiler.run.refusal import REFUSED, refusal_lines
 from profiler.show import fit as show_fit
 from profiler.show import output as show_output
 
@@ -94,6 +94,6 @@ def fit(output: str, wish: str | None, mapped: bool, **asked: Any) -> int:
     fit_request = FitRequest(**asked, goal=prediction.parse(wish) if wish is not None else None, mapped=mapped)
     found = predictions(fit_request)
     click.echo(show_fit.render(found, fit_request.goal, output, mapped), nl=False)
-    for line in request.lines(found.refused):
+    for line in refusal_lines(found.refused):
         say(line)
-    return request.REFUSED if found.refused else 0
+    return REFUSED if found.refused else 0

@@ -28,7 +28,8 @@ from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
 from profiler.run.grid import runnable
-from profiler.run.request import MAX_THREADS, Refusal, ResolvedRequest, SweepRequest, resolve_request, together
+from profiler.run.refusal import Refusal, together
+from profiler.run.request import MAX_THREADS, ResolvedRequest, SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
 from profiler.units import printable
 

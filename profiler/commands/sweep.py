@@ -15,9 +15,10 @@ from profiler.commands.options import MeasuringCommand
 from profiler.console import say, tell
 from profiler.devices.base import DeviceInfo
 from profiler.results.store import Store, existing
-from profiler.run import grid, request
+from profiler.run import grid
 from profiler.run import plan as run_plan
 from profiler.run import sweep as run_sweep
+from profiler.run.refusal import REFUSED, refusal_lines
 from profiler.run.request import (
     MAX_SEED,
     MAX_THREADS,
@@ -190,9 +191,9 @@ def sweep(
     available = run_sweep.available_bytes(found, max_memory)
     own = {name: asked.pop(name) for name in OF_BACKENDS}
     resolved = resolve_request(SweepRequest(**asked, options=own), found, available, say)
-    for line in request.lines(resolved.refused):  # before the rows, so that nobody waits for them
+    for line in refusal_lines(resolved.refused):  # before the rows, so that nobody waits for them
         say(line)
-    refused = request.REFUSED if resolved.refused else 0
+    refused = REFUSED if resolved.refused else 0
     if dry_run:
         show_dry_run(resolved, found, max_memory, store, resumed, output)
         return refused

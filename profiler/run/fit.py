@@ -24,7 +24,7 @@ from profiler.run import grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
-from profiler.run.request import Refusal, accepted, together
+from profiler.run.refusal import Refusal, accepted, together
 from profiler.shell import Command
 from profiler.units import printable
 

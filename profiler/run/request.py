@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any
 
 from profiler import backends, decode_path, registry
 from profiler.backends.llama_cpp import build as llama_cpp
@@ -28,11 +28,9 @@ from profiler.run import headline
 from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, counts, model_names, tasks, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import dtype_notes, never_loaded
+from profiler.run.refusal import Refusal, accepted
 from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
 from profiler.units import bytes_text, printable
-
-Taken = TypeVar("Taken")
-REFUSED = 1  # the exit code if some models were refused and others ran
 
 MAX_THREADS = 4096  # the OpenMP runtime crashes at a million
 MAX_SEED = 2**63 - 1  # limit of the random generators
@@ -43,56 +41,6 @@ OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,
 NO_MODEL = re.compile(r"mmproj|-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # a projector, a further part
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One model of a list, and why it cannot be used."""
-
-    name: str  # as the user typed it
-    error: ProfileError
-
-    @property
-    def text(self) -> str:
-        """One line with the cause and the model as the user typed it, because several files may share a name."""
-        shown, said = printable(self.name), self.error.message
-        for prefix in (shown, PurePath(self.name).name, PurePath(self.name).stem):
-            said = said.removeprefix(f"{printable(prefix)}: ")
-        named = re.search(rf"(?<![\w.-]){re.escape(shown)}(?![\w-])", said)  # not as part of another word
-        text = said if named else f"{shown}: {said}"
-        return f"{text}. {self.error.hint}" if self.error.hint else text
-
-
-def accepted(names: Sequence[str], take: Callable[[str], Taken]) -> tuple[list[Taken], tuple[Refusal, ...]]:
-    """The results of ``take`` for each name, and the names for which it raises ProfileError.
-
-    Raises that error if nothing is left.
-    """
-    taken: list[Taken] = []
-    refused: list[Refusal] = []
-    for name in names:
-        try:
-            taken.append(take(name))
-        except ProfileError as error:
-            refused.append(Refusal(name, error))
-    if refused and not taken:
-        raise together(refused)
-    return taken, tuple(refused)
-
-
-def together(refused: Iterable[Refusal]) -> ProfileError:
-    """The error to raise if every model was refused."""
-    every = list(refused)
-    first = every[0].error
-    if len({refusal.error.message for refusal in every}) == 1:
-        return first
-    texts = "; ".join(refusal.text.rstrip(".") for refusal in every)
-    return ProfileError(f"none of the {len(every)} models can be used: {texts}")
-
-
-def lines(refused: Sequence[Refusal]) -> list[str]:
-    """Lines for stderr, one per refused model."""
-    return [f"refused: {refusal.text}" for refusal in refused]
 
 
 @dataclass(frozen=True, slots=True)

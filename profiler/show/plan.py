@@ -14,7 +14,7 @@ from profiler.results.measurement import Measurement
 from profiler.results.store import StoredRow
 from profiler.run.grid import Subject
 from profiler.run.plan import Planned, SweepPlan
-from profiler.run.request import Refusal
+from profiler.run.refusal import Refusal
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
 

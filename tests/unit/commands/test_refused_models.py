@@ -17,7 +17,7 @@ from profiler.errors import NotFound, ProfileError
 from profiler.gate.variants import Variant
 from profiler.run import plan
 from profiler.run.process import Launch
-from profiler.run.request import Refusal, accepted, together
+from profiler.run.refusal import Refusal, accepted, together
 
 
 @pytest.fixture
