@@ -425,7 +425,7 @@ def test_options_in_messages_are_ones_of_ours() -> None:
     pytest_plugin.pytest_addoption(Parser())  # type: ignore[arg-type]
     known = options(*printed.OURS.values()) | {"--help", "--version"}
     foreign = {name for table, _, _ in printed.OTHERS.values() for name in table} | {"--benchmark-disable"}
-    foreign |= {"--build", "--benchmark-skip", "--api-key", "--resume"}
+    foreign |= {"--pids-limit", "--build", "--benchmark-skip", "--api-key", "--resume"}
     wrong = []
     for path in SOURCES:
         plugin = path.name in ("pytest_plugin.py", "suite.py", "advice.py")

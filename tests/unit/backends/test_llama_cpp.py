@@ -24,7 +24,6 @@ from profiler import backends
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
 from profiler.errors import ProfileError
-from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
 from profiler.results.store import Store
 from profiler.run import request
@@ -218,34 +217,6 @@ def test_a_folder_is_swept_by_quantization_without_its_projector(sweep: Sweep, t
     ]
 
 
-def test_a_split_model_is_one_model_and_a_projector_beside_it_is_a_note(
-    sweep: Sweep, model: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "split"
-    folder.mkdir()
-    tensors = stored.gguf_tensors("q8_0")
-    names = list(tensors)
-    for number in (1, 2, 3):
-        part = {name: tensors[name] for name in names[number - 1 :: 3]}
-        keys = {"found": part, "split": {"split.count": 3, "split.no": number - 1}}
-        stored.gguf(folder / f"tiny-{number:05}-of-00003.gguf", "q8_0", **keys)
-    (folder / "mmproj-f16.gguf").write_bytes(b"GGUF")
-    build_folder = install(tmp_path / "bin")
-    (row,) = sweep(build_folder, "-m", str(folder), "-c", "128", "-r", "2")
-    assert (row["outcome"], row["case"]["quant"]) == ("ok", "q8_0")
-    assert row["checkpoint"]["bytes"] == sweep(build_folder, "-c", "128", "-r", "2")[0]["checkpoint"]["bytes"]
-    assert "beside the file is left out: mmproj-f16.gguf" in str(row["cautions"])
-    assert calls(build_folder)[1][2] == str(folder / "tiny-00001-of-00003.gguf")
-    for named, message in (
-        ("tiny-00002-of-00003.gguf", "is part 2 of 3"),
-        ("tiny-00001-of-00003.gguf", "missing"),
-    ):
-        if message == "missing":
-            (folder / "tiny-00003-of-00003.gguf").unlink()
-        with pytest.raises(ProfileError, match=message):
-            resolve(str(folder / named))
-
-
 def test_a_folder_lists_the_first_part_of_a_split_model_and_no_projector(tmp_path: Path) -> None:
     for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf", "mmproj-b-f16.gguf", "c.safetensors"):
         (tmp_path / name).touch()
@@ -361,7 +332,7 @@ def test_a_case_without_memory_does_not_stop_smaller_ones_and_skips_larger_ones(
     folder = install(tmp_path / "bin", "b9993", fault("run", "exit", 1, words))
     rows = sweep(folder, "-c", "128", "-b", "1,2,4", "-r", "2")
     assert [row["outcome"] for row in rows] == ["ok", "oom", "skipped"]
-    assert "dominated by c=128 b=2" in rows[2]["reason"]
+    assert "the smaller case c=128 b=2 ran out of memory" in rows[2]["reason"]
 
 
 def test_a_build_without_the_batched_program_measures_single_sequences(sweep: Sweep, tmp_path: Path) -> None:
