@@ -375,8 +375,8 @@ def _refuse_other_repository(text: str, found: str | None) -> None:
         f"{_quoted(text)} is a revision, and the current folder is in the repository {printable(other)}: a gate"
         f" compares versions of profile itself and of the libraries, with revisions of {where}",
         "To compare two environments of your own: --base OLD/.venv --candidate NEW/.venv. To compare a server before"
-        " and after a change: profile endpoint twice, then profile compare latest~1 latest. To compare revisions of profile, change"
-        " to its repository.",
+        " and after a change: profile endpoint twice, then profile compare latest~1 latest. To compare revisions of"
+        " profile, change to its repository.",
     )
 
 

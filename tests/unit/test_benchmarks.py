@@ -42,9 +42,6 @@ def test_every_published_row_of_several_devices_gets_a_prediction(monkeypatch: p
     found = [row for row in published.rows()[0] if row.target.count > 1 and row.decode_s and not row.aside]
     assert len(found) >= 10
     for row in found:
-        predicted = sum(
-            row.timed(row.rates(None), done, None) * times
-            for part in row.parts("decode")
-            for times, done in part.work
-        )
+        works = [each for part in row.parts("decode") for each in part.works]
+        predicted = sum(times * row.timed(row.rates(None), done, None) for times, done in works)
         assert 0.25 < predicted / row.decode_s < 4
