@@ -5,17 +5,15 @@ One refused model does not stop the others in the list.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, TypeVar
 
-from profiler import backends, decode_path, folders, registry
+from profiler import backends, decode_path, registry
 from profiler.backends.llama_cpp import build as llama_cpp
-from profiler.backends.llama_cpp import synthetic
 from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote, options_text
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
@@ -24,8 +22,8 @@ from profiler.models.resolve import Model, resolve
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.registry import unknown
+from profiler.run import gguf_files, headline
 from profiler.run import grid as run_grid
-from profiler.run import headline
 from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, counts, model_names, tasks, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import dtype_notes, never_loaded
@@ -42,7 +40,6 @@ OF_BACKENDS = ("kv", "flash_attn", "gpu_layers", "n_cpu_moe", "tensor_split")  #
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
 GGUF_QUANT = "q4_k_m"  # of a GGUF file with synthetic weights, without -q
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
-NO_MODEL = re.compile(r"mmproj|-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # a projector, a further part
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 Say = Callable[[str], None]
 
@@ -194,64 +191,23 @@ def _of_files(
             f"--backend {request.backend} needs -m", "Name a .gguf file, a folder of them, or a model of the catalog."
         )
     found, refused = accepted(
-        [file for name in names for file in _gguf_files(name, request.weights)],
+        [file for name in names for file in gguf_files.of_folder(name, request.weights)],
         lambda name: _with_threads(_gguf_subject(name, request, say, device), request, device),
     )
     subjects, asked = _distinct(found, say), words(request.quants)
     written = any(each.weights == "synthetic" for each in subjects)
     if asked and any(each.weights == "real" for each in subjects):
-        subjects = _in_quants(subjects, asked, written)
+        subjects = gguf_files.in_quants(subjects, asked, written)
     mixes = dict.fromkeys(map(gguf_mix.mix, asked or [GGUF_QUANT])) if written else ()
     axes = replace(_axes(subjects, tuple(map(checkpoint.of_gguf, mixes)), request, device), options=options)
     return ResolvedRequest(
-        tasks=tuple(_announced(tasks(axes, _settings(request, device), device), say)),
+        tasks=tuple(gguf_files.announced(tasks(axes, _settings(request, device), device), say)),
         effort=_effort(request),
         budget_s=request.budget_s,
         subjects=subjects,
         refused=refused,
         backend=request.backend,
     )
-
-
-def _announced(tasks: Sequence[GridTask], say: Say) -> list[GridTask]:
-    """The tasks. Says which GGUF files will be written for them; those of a file that cannot be are refused."""
-    refused: dict[tuple[str, str], str | None] = {}
-    for task in tasks:
-        case = task.case
-        if case.weights != "synthetic" or (case.model_id, case.quant) in refused:
-            continue
-        try:
-            size = synthetic.file_bytes(task.source, task.geometry, case.quant)
-        except ProfileError as error:
-            refused[case.model_id, case.quant] = error.message
-            continue
-        refused[case.model_id, case.quant] = None
-        where = folders.place(synthetic.FOLDER)
-        say(
-            f"{case.model} {case.quant}: runs from a GGUF file of random weights, {bytes_text(size)}"
-            + (f" in {printable(where)}" if where else "")
-        )
-    return [
-        replace(task, refused=task.refused or refused.get((task.case.model_id, task.case.quant))) for task in tasks
-    ]
-
-
-def _gguf_files(name: str, weights: str = "auto") -> list[str]:
-    """``name`` itself, or the models in the folder of that name: no projectors, and of a split model the first part.
-
-    A folder with a config and synthetic weights stands for itself, and so does one without GGUF files. Raises
-    NotFound for a folder with neither.
-    """
-    folder = Path(os.path.expanduser(name))
-    if not folder.is_dir():
-        return [name]
-    described = (folder / "config.json").is_file()
-    if described and weights == "synthetic":
-        return [name]
-    found = [str(path) for path in sorted(folder.glob("*.gguf")) if not NO_MODEL.search(path.name)]
-    if not found and not described:
-        raise NotFound(f"folder {printable(name)} has no .gguf file of a model, and no config.json")
-    return found or [name]
 
 
 def _gguf_subject(name: str, request: SweepRequest, say: Say, device: DeviceInfo) -> Subject:
@@ -269,23 +225,6 @@ def _gguf_subject(name: str, request: SweepRequest, say: Say, device: DeviceInfo
     )
     found = subject(name, "synthetic", say, device)
     return replace(found, notes=(*found.notes, note))
-
-
-def _in_quants(subjects: Sequence[Subject], asked: Sequence[str], others: bool) -> tuple[Subject, ...]:
-    """The files in one of these quantizations, as read from their tensors, and all models with synthetic weights.
-
-    Raises NotFound for a quantization that no file has; ``others``: unless one with synthetic weights can have it.
-    """
-    has = {each.name: _plain_name(each.checkpoint_format.quant) for each in subjects if each.checkpoint_format}
-    for name in asked:
-        if _plain_name(name) not in has.values() and not (others and gguf_mix.known(name)):
-            raise unknown("quantization among the files", name, sorted(set(has.values())))
-    wanted = set(map(_plain_name, asked))
-    return tuple(each for each in subjects if each.weights == "synthetic" or has.get(each.name) in wanted)
-
-
-def _plain_name(quant: str) -> str:
-    return quant.casefold().replace("-", "_")
 
 
 def backend_options(request: SweepRequest) -> tuple[str, ...]:
